@@ -38,16 +38,15 @@ class ListenerSettings(Group, frozen=True, kw_only=True):
     owner: _Account | None = None
     """Name or number of the owner of a Unix socket; only root can change it. Default: the daemon's own user."""
     peer_credentials: bool = False
-    """Identify callers of a Unix socket by the credentials that the kernel reports (SO_PEERCRED), and limit connections
-    per user. Costs a copy of each byte. Without it, one user of the socket can take all of its connections."""
+    """Identify callers of a Unix socket by the credentials that the kernel reports (SO_PEERCRED). Costs a copy of each
+    byte."""
     tls: Tls | None = None
     """TLS 1.3 with client certificates. Required for TCP."""
     tokens: bool = False
     """Accept bearer tokens (`authorization: Bearer`) from callers. The API server of `token_review` reviews them."""
     connections: Annotated[int, Whole(1, 100_000)] = DEFAULT_CONNECTIONS
-    """Maximum number of open connections, less if the limit of open files requires it. With `tls`, `peer_credentials`,
-    or `tokens` on a Unix socket, when all are taken, a user, or a name of client certificates, with fewer connections
-    takes one from that with the most."""
+    """Maximum number of open connections, less if the limit of open files requires it. When all are taken, a user of a
+    Unix socket, or a name of client certificates, with fewer connections takes one from that with the most."""
 
     def __post_init__(self) -> None:
         if isinstance(self.address, values.UnixAddress):

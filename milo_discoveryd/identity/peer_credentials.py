@@ -26,8 +26,18 @@ class PeerCredentials(msgspec.Struct, frozen=True):
 def peer_credentials(connected: socket.socket) -> PeerCredentials:
     """Return the credentials of the process that connected. A process that inherited the socket has the same
     credentials."""
-    pid, uid, gid = _UCRED.unpack(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    pid, uid, gid = _ucred(connected)
     return PeerCredentials(uid, gid, _groups(connected, gid), pid if pid > 0 and _is_alive(connected) else None)
+
+
+def peer_uid(connected: socket.socket) -> int:
+    """Return the user of the process that connected, without reading its groups."""
+    return _ucred(connected)[1]
+
+
+def _ucred(connected: socket.socket) -> tuple[int, int, int]:
+    pid, uid, gid = _UCRED.unpack(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return pid, uid, gid
 
 
 def _groups(connected: socket.socket, own: int) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ from milo_discoveryd.server.connections.acceptor import Acceptor
 from milo_discoveryd.server.connections.authentication import BearerAuthentication, ListenerAuthentication, Reviewer
 from milo_discoveryd.server.connections.listener import Listener, TcpEndpoint, UnixSocket
 from milo_discoveryd.server.connections.socket_file import SocketFile
+from milo_discoveryd.server.connections.unix_connections import UnixConnections
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
@@ -69,6 +70,7 @@ class Server:
         self._servers: list[grpc.aio.Server] = []
         self._files: list[SocketFile] = []
         self._acceptors: list[Acceptor] = []
+        self._unix_connections: list[UnixConnections] = []
         self.addresses: list[str] = []
         """The addresses in use; available once the server has started."""
 
@@ -90,7 +92,13 @@ class Server:
             await self._health.set(service, status)
 
     async def watch(self) -> None:
-        """Check sockets and connections periodically. Raises StartError when clients can't reach a socket any more."""
+        """Check sockets and connections periodically. Raises StartError, in a group, if a socket can't be reached."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._check(), name="check sockets")
+            for each in self._unix_connections:
+                tasks.create_task(each.run(), name="divide connections")
+
+    async def _check(self) -> None:
         while True:
             await asyncio.sleep(CHECK_EVERY_S)
             self._audit.flush()
@@ -119,7 +127,7 @@ class Server:
             authenticator = BearerAuthentication(authenticator, self._reviewer, self._audit)
         server = self._server(listener, authenticator)
         if acceptor is None:
-            self.addresses.append(self._bind(server, listener.address))
+            self.addresses.append(self._bind(server, listener))
             await server.start()
         else:
             self._acceptors.append(acceptor)
@@ -140,7 +148,7 @@ class Server:
             from milo_discoveryd.server.calls.tracing import TracingInterceptor  # noqa: PLC0415 - needs an extra
 
             interceptors.insert(0, TracingInterceptor(self._traces))
-        limit = () if listener.has_acceptor else (("grpc.max_allowed_incoming_connections", listener.connections),)
+        limit = () if listener.has_acceptor else (("grpc.max_allowed_incoming_connections", listener.accepted_by_grpc),)
         server = grpc.aio.server(
             interceptors=interceptors,
             options=(*OPTIONS, *limit),
@@ -156,9 +164,15 @@ class Server:
             reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
         return server
 
-    def _bind(self, server: grpc.aio.Server, address: UnixSocket | TcpEndpoint) -> str:
+    def _bind(self, server: grpc.aio.Server, listener: Listener) -> str:
+        address = listener.address
         if isinstance(address, UnixSocket):
-            self._socket_file(address).claim(lambda path: server.add_insecure_port(f"unix:{path}"))
+
+            def bind(path: Path) -> None:
+                server.add_insecure_port(f"unix:{path}")
+                self._unix_connections.append(UnixConnections(listener, str(path), self._audit))
+
+            self._socket_file(address).claim(bind)
             return str(address)
         try:
             return str(TcpEndpoint(address.host, server.add_insecure_port(str(address))))

@@ -102,10 +102,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 code = context.code().name if context.code() else "UNKNOWN"
                 raise
             except grpc.aio.InternalError:
-                # A pending write fails like this when the client has disconnected. gRPC will cancel the call soon, and
-                # would report an internal error until then.
-                log.debug("client disconnected", method=rpc.method)
-                raise asyncio.CancelledError from None
+                raise _disconnected() from None
             except Exception:
                 code = "INTERNAL"
                 incident, status = internal_error()
@@ -209,3 +206,11 @@ async def abort(context: Any, status: status_pb2.Status) -> None:
             await context.abort_with_status(rpc_status.to_status(status))
     except TimeoutError:
         return
+    except grpc.aio.InternalError:
+        raise _disconnected() from None
+
+
+def _disconnected() -> asyncio.CancelledError:
+    """End a call whose client has disconnected: writes fail with an internal error until gRPC cancels the call."""
+    log.debug("client disconnected")
+    return asyncio.CancelledError()

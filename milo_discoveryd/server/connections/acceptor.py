@@ -19,7 +19,12 @@ from milo_discoveryd.log import log
 from milo_discoveryd.server.calls.grpc_errors import UnauthenticatedError
 from milo_discoveryd.server.calls.rpc_context import RpcContext
 from milo_discoveryd.server.connections.connect_rate import ConnectRateLimiter
-from milo_discoveryd.server.connections.connection_budget import ConnectionLimitError, ConnectionSlots
+from milo_discoveryd.server.connections.connection_budget import (
+    CONNECTION_REFUSED,
+    TAKEN,
+    ConnectionLimitError,
+    ConnectionSlots,
+)
 from milo_discoveryd.server.connections.inner_socket import InnerSocket
 from milo_discoveryd.server.connections.listener import Listener
 from milo_discoveryd.server.connections.peer_address import network, peer_address
@@ -34,8 +39,6 @@ DESCRIPTORS_RETRY_S = 0.5
 ENDED_KEPT_S = 1.0
 """How long a caller is known after its connection ended: gRPC still dispatches calls that it received before."""
 _EXCESS = "TOO_MANY_REFUSED_CALLS"
-_REFUSED = "CONNECTION_REFUSED"
-_EVICTED = "all connections are taken, and another owner has fewer"
 _DESCRIPTORS_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -174,7 +177,7 @@ class Acceptor:
                 peer = await self._by_certificate(connected, address, side, task)
             self._refused_calls.admit(peer.owners, time.monotonic())
             if (evicted := self._slots.authenticate(task, peer.owners)) is not None:
-                evicted.cancel(_EVICTED)
+                evicted.cancel(TAKEN)
             self._tasks[task] = peer
             if self._tls is None:
                 await side.take(connected)
@@ -190,7 +193,7 @@ class Acceptor:
             self._audit.refused(peer.caller, "", _EXCESS, problem=str(error))
         except asyncio.CancelledError as error:
             if peer is not None and error.args:
-                reason = _EXCESS if error.args[0] == EXCESS else _REFUSED
+                reason = _EXCESS if error.args[0] == EXCESS else CONNECTION_REFUSED
                 self._audit.refused(peer.caller, "", reason, problem=str(error))
             elif error.args:
                 self._rate_limiter.failed(network(address), time.monotonic())
@@ -204,7 +207,7 @@ class Acceptor:
 
     def _refused(self, address: str, problem: str) -> None:
         caller = Caller(listener=self._listener.name, peer=address)
-        self._audit.refused(caller, "", _REFUSED, problem=problem)
+        self._audit.refused(caller, "", CONNECTION_REFUSED, problem=problem)
 
     def _by_peer_credentials(self, connected: socket.socket, task: "asyncio.Task[None]") -> _Peer:
         found = peer_credentials(connected)

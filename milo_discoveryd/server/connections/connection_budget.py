@@ -10,6 +10,8 @@ from milo_discoveryd.server.connections.listener import Listener
 
 T = TypeVar("T", bound=Hashable)
 
+CONNECTION_REFUSED = "CONNECTION_REFUSED"
+TAKEN = "all connections are taken, and another owner has fewer"
 RESERVED = 512
 """File descriptors reserved for API servers, probes, commands, files and the HTTP port. Without the reserve, many
 clients could keep the daemon from reconnecting to its API server."""

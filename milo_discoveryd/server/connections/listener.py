@@ -53,7 +53,13 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
         return self.tls is not None or self.peer_credentials or (self.tokens and isinstance(self.address, UnixSocket))
 
     @property
+    def accepted_by_grpc(self) -> int:
+        """The connection limit of gRPC where it accepts connections. At a Unix socket it is twice the limit of the
+        listener, so that a user with fewer connections than another can connect while all are taken."""
+        return self.connections * (2 if isinstance(self.address, UnixSocket) else 1)
+
+    @property
     def descriptors(self) -> int:
         """File descriptors per connection: one of its own, two for the ends of the proxied connection, and one for an
-        unauthenticated connection besides."""
-        return 4 if self.has_acceptor else 1
+        unauthenticated connection besides, or for one that is accepted while all are taken."""
+        return 4 if self.has_acceptor else 2

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, closing
+from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from itertools import islice
 from pathlib import Path
 
@@ -91,13 +91,20 @@ def directory() -> Iterator[Path]:
 
 @asynccontextmanager
 async def guarded(
-    directory: Path, *, connections: int = 100, mode: int = 0o666, rights: Rights = NO_RULES
+    directory: Path,
+    *,
+    connections: int = 100,
+    mode: int = 0o666,
+    rights: Rights = NO_RULES,
+    peer_credentials: bool = True,
 ) -> AsyncIterator[Harness]:
     address = UnixSocket(directory / "d.sock", mode)
-    listener = Listener(name="guarded", address=address, peer_credentials=True, connections=connections)
+    listener = Listener(name="guarded", address=address, peer_credentials=peer_credentials, connections=connections)
     async with a_harness(directory, listeners=[listener], rights=rights) as harness:
         harness.listed(ready("alpha"))
+        watching = asyncio.create_task(harness.server.watch())
         yield harness
+        watching.cancel()
 
 
 def acceptor(harness: Harness) -> Acceptor:
@@ -237,21 +244,24 @@ async def test_closed_connections_leave_nothing_behind(tmp_path: Path) -> None:
         await eventually(lambda: not acceptor(harness)._peers)
 
 
+@pytest.mark.parametrize("peer_credentials", [True, False], ids=["guarded", "plain"])
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
-async def test_user_takes_connections_from_a_user_who_has_all(directory: Path) -> None:
+async def test_user_takes_connections_from_a_user_who_has_all(peer_credentials: bool, directory: Path) -> None:
     """The user with all of the connections is refused another one."""
-    async with guarded(directory, connections=6) as harness:
+    async with guarded(directory, connections=6, peer_credentials=peer_credentials) as harness:
+        before = len(descriptors())
         with ExitStack() as stack:
-            clients = [stack.enter_context(connected(directory)) for _ in range(6)]
-            await eventually(lambda: len(acceptor(harness)._peers) == 6)
-            with connected(directory) as refused:
-                assert await asyncio.to_thread(refused.recv, 1) == b""
+            clients = [stack.enter_context(connected(directory)) for _ in range(20)]
+            await eventually(lambda: sum(has_ended(each) for each in clients) == 14)
             for uid in (1001, 1002):
                 assert (await as_another(harness.address, uid))[1] == "OK"
-            while await asyncio.to_thread(clients[-1].recv, 4096):
-                """It was the newest, and is closed."""
-        assert harness.audited[0]["problem"] == "connection limit (6) of the listener reached"
-        assert {line["caller"]["uid"] for line in harness.audited[1:]} == {os.getuid()}
+            assert sum(has_ended(each) for each in clients) <= 16
+        await eventually(lambda: len(descriptors()) <= before)
+        assert harness.audited[0]["problem"].endswith("connection limit (6) of the listener reached")
+        evicted = [line for line in harness.audited if "another owner has fewer" in line["problem"]]
+        if peer_credentials:
+            assert {line["caller"]["uid"] for line in evicted} == {os.getuid()}
+        assert all(f"uid {os.getuid()}" in line["problem"] or peer_credentials for line in harness.audited)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
@@ -323,6 +333,16 @@ def connected(directory: Path) -> socket.socket:
     made.settimeout(20)
     made.connect(str(directory / "d.sock"))
     return made
+
+
+def has_ended(connected: socket.socket) -> bool:
+    """Return whether the daemon has closed the connection."""
+    connected.setblocking(False)
+    with suppress(BlockingIOError):
+        while connected.recv(4096):
+            """HTTP/2 settings."""
+        return True
+    return False
 
 
 def reason(error: grpc.aio.AioRpcError) -> str:

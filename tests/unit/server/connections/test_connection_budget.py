@@ -25,15 +25,15 @@ def connections(*listeners: Listener, descriptors: int) -> list[int]:
 
 
 def test_connection_budget_unchanged_with_enough_descriptors() -> None:
-    assert connections(listener(1000), listener(500), descriptors=2 * RESERVED + 1500) == [1000, 500]
+    assert connections(listener(1000), listener(500), descriptors=RESERVED + 3000) == [1000, 500]
 
 
 def test_connection_budget_reserves_descriptors() -> None:
-    assert connections(listener(100_000), descriptors=10_000) == [10_000 - RESERVED]
+    assert connections(listener(100_000), descriptors=10_000) == [(10_000 - RESERVED) // 2]
 
 
 def test_connection_budget_reserves_half_of_few_descriptors() -> None:
-    assert connections(listener(1000), descriptors=64) == [32]
+    assert connections(listener(1000), descriptors=64) == [16]
 
 
 def test_connection_budget_counts_four_descriptors_per_proxied_connection() -> None:
@@ -41,7 +41,7 @@ def test_connection_budget_counts_four_descriptors_per_proxied_connection() -> N
 
 
 def test_connection_budget_is_shared_in_proportion() -> None:
-    assert connections(listener(300), listener(100), descriptors=400) == [150, 50]
+    assert connections(listener(300), listener(100), descriptors=400) == [75, 25]
 
 
 @given(

@@ -1,0 +1,106 @@
+"""Divides the connections that gRPC accepts at a Unix socket fairly among users.
+
+gRPC for Python knows neither the user of a connection nor a limit for each, and an acceptor would copy every byte. But
+the accepted sockets are descriptors of this process: the kernel reports their users, and a shutdown is for gRPC as if
+the client had closed. They are read only when the number of descriptors allows too many of them.
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import NamedTuple
+
+from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.identity.peer_credentials import peer_uid
+from milo_discoveryd.server.connections.connection_budget import (
+    CONNECTION_REFUSED,
+    TAKEN,
+    ConnectionLimitError,
+    ConnectionSlots,
+)
+from milo_discoveryd.server.connections.listener import Listener
+from milo_discoveryd.server.paced_audit import PacedAudit
+
+CALM_S = 0.1
+FLOODED_S = 0.02
+"""A client that connects again at once must not fill what gRPC accepts beyond the limit in this time."""
+_DESCRIPTORS = "/proc/self/fd"
+
+
+class _GrpcConnection(NamedTuple):
+    descriptor: int
+    """The lowest that was free: the connections with the highest came while the others were taken."""
+    inode: int
+    """Identifies the socket: gRPC may close the descriptor, and another socket get it, at any time."""
+    owner: str
+
+
+class UnixConnections:
+    def __init__(self, listener: Listener, bound: str, audit: PacedAudit) -> None:
+        """`bound` is the path to which the socket was bound, before it was renamed."""
+        self._listener = listener
+        self._bound = bound
+        self._audit = audit
+        self._count = 0
+        """The number of descriptors."""
+        self._others = 0
+        """At least so many of them are not connections of this listener."""
+
+    async def run(self) -> None:
+        while True:
+            is_flooded = False
+            with suppress(OSError):  # no descriptor is free to read the directory
+                is_flooded = self._look(os.listdir(_DESCRIPTORS))  # noqa: PTH208 - pathlib takes several times as long
+            await asyncio.sleep(FLOODED_S if is_flooded else CALM_S)
+
+    def _look(self, descriptors: Sequence[str]) -> bool:
+        """Return whether there were too many connections."""
+        closed, self._count = max(self._count - len(descriptors), 0), len(descriptors)
+        self._others = max(self._others - closed, 0)
+        if self._count - self._others <= self._listener.connections:
+            return False
+        accepted = sorted(self._accepted(descriptors))
+        self._others = self._count - len(accepted)
+        self._divide(accepted)
+        return len(accepted) > self._listener.connections
+
+    def _divide(self, accepted: Iterable[_GrpcConnection]) -> None:
+        slots: ConnectionSlots[_GrpcConnection] = ConnectionSlots(self._listener.connections)
+        excess = []
+        for each in accepted:
+            try:
+                if (evicted := slots.authenticate(each, (each.owner,))) is not None:
+                    excess.append((evicted, TAKEN))
+            except ConnectionLimitError as error:
+                excess.append((each, str(error)))
+        for each, why in excess:
+            self._end(each, why)
+
+    def _accepted(self, descriptors: Iterable[str]) -> Iterator[_GrpcConnection]:
+        for descriptor in map(int, descriptors):
+            with suppress(OSError), _duplicate(descriptor) as each:
+                listens = each.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+                if each.getsockname() == self._bound and not listens:
+                    yield _GrpcConnection(descriptor, os.fstat(each.fileno()).st_ino, f"uid {peer_uid(each)}")
+
+    def _end(self, ended: _GrpcConnection, why: str) -> None:
+        with suppress(OSError), _duplicate(ended.descriptor) as each:
+            if os.fstat(each.fileno()).st_ino == ended.inode:
+                each.shutdown(socket.SHUT_RDWR)
+                caller = Caller(listener=self._listener.name, peer="unix:")
+                self._audit.refused(caller, "", CONNECTION_REFUSED, problem=f"{ended.owner}: {why}")
+
+
+@contextmanager
+def _duplicate(descriptor: int) -> Iterator[socket.socket]:
+    """Duplicate a descriptor, which gRPC may close at any time. Raises OSError if it is not a socket's."""
+    own = os.dup(descriptor)
+    try:
+        connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=own)
+    except OSError:
+        os.close(own)
+        raise
+    with connected:
+        yield connected
