@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
@@ -22,6 +23,7 @@ from milo_discovery import (
     SyncDiscoveryClient,
     TimedOut,
 )
+from milo_discovery._background_loop import BackgroundLoop
 from milo_discovery.sync import SyncWatch
 from milo_discovery.v1 import discovery_pb2 as pb
 
@@ -232,6 +234,25 @@ class TestLoop:
         await asyncio.to_thread(client.close)
         with pytest.raises(CallFailed, match="closed"):
             await listing
+
+    @pytest.mark.parametrize("is_submitted", [False, True], ids=["before", "after"])
+    def test_interrupt_of_a_submission_ends_the_coroutine(self, is_submitted, monkeypatch):
+        submit, submitted = asyncio.run_coroutine_threadsafe, []
+
+        def interrupted(coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> None:
+            if is_submitted:
+                submitted.append(submit(coroutine, loop))
+            raise KeyboardInterrupt
+
+        background = BackgroundLoop()
+        background.start()
+        monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", interrupted)
+        coroutine = asyncio.sleep(3600)
+        with pytest.raises(KeyboardInterrupt):
+            background.run(coroutine)
+        background.stop()
+        assert inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED
+        assert all(each.cancelled() for each in submitted)
 
     def test_interrupt_of_the_waiting_thread_leaves_the_client_usable(self, wire):
         wire.start(interrupt_reader, wire, signal.SIGINT)

@@ -6,7 +6,6 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from milo_discovery.errors import CallFailed
@@ -32,9 +31,8 @@ class BackgroundLoop:
         """
         try:
             future = self._submit(coroutine)
-        except BaseException:  # also KeyboardInterrupt: a coroutine that is never awaited is a warning
-            with suppress(ValueError):  # it runs already
-                coroutine.close()
+        except BaseException:  # also KeyboardInterrupt, before or after the loop has the coroutine
+            self._end(coroutine)
             raise
         try:
             return future.result()
@@ -80,6 +78,22 @@ class BackgroundLoop:
         # Under the lock, so that the loop gets to the coroutine before it stops.
         with self._lock:
             return asyncio.run_coroutine_threadsafe(coroutine, self.start())
+
+    def _end(self, coroutine: Coroutine[Any, Any, object]) -> None:
+        """Cancel the coroutine if the loop has it, and close it if not: one that is never awaited is a warning."""
+
+        def end() -> None:
+            tasks = [task for task in asyncio.all_tasks() if task.get_coro() is coroutine]
+            for task in tasks:
+                task.cancel()
+            if not tasks:
+                coroutine.close()
+
+        with self._lock:
+            if self._loop is None:
+                coroutine.close()
+            else:
+                self._loop.call_soon_threadsafe(end)
 
     def _start(self) -> asyncio.AbstractEventLoop:
         started: Future[asyncio.AbstractEventLoop] = Future()
