@@ -12,27 +12,24 @@ from tests.tooling.import_contracts.contracts import unit_tests_of_pure_modules
 ON_REAL_SERVERS = "built"
 """The fixture of every test that needs real API servers (tests/end_to_end/real)."""
 TOGETHER = (
+    "conformance/tests/test_kit.py",
     "tests/end_to_end/scenarios/test_scenarios.py",
     "tests/integration/telemetry/test_status_in_browser.py",
     "tests/tooling/deploy/test_image.py",
     "tests/tooling/deploy/test_packages.py",
+    "tests/tooling/deploy/test_prometheus.py",
     "tests/end_to_end/real/",
 )
-"""Files whose tests share slow fixtures: each runs in one worker."""
-
-TIMED = (
-    "conformance/tests/test_kit.py",
-    "tests/end_to_end/kubeconfigs/test_operator.py",
-    "tests/tooling/deploy/test_prometheus.py",
-)
-"""Tests that judge by the clock what processes do: all in one worker, so that they do not starve each other."""
+"""Files whose tests share slow fixtures, or keep several processes busy: each runs in one worker."""
 
 LONGEST = "tests/end_to_end/real/test_faults.py"
 """The slowest file: its modes run in different workers."""
 
 FIRST = (
     "tests/tooling/import_contracts/test_pure_coverage.py",
-    *TIMED,
+    TOGETHER[0],
+    "tests/tooling/deploy/test_prometheus.py",
+    "tests/end_to_end/kubeconfigs/test_operator.py",
     "tests/end_to_end/examples/test_newcomers.py",
     "tests/end_to_end/examples/test_config_map_operators.py",
     "tests/simulation/seeded/test_simulations.py",
@@ -47,12 +44,10 @@ _COVERED = pytest.StashKey[set[Path]]()
 
 
 class Sharing(LoadScopeScheduling):
-    """Distributes single tests over workers, and files of TOGETHER and all of TIMED as a whole, which start first."""
+    """Distributes single tests over workers, and files of TOGETHER as a whole, which start first."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        if file.startswith(TIMED):
-            return "timed"
         if file == LONGEST:
             return f"{file} {'project-control-plane' in nodeid}"
         return file if file.startswith(TOGETHER) else nodeid

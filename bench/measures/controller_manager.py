@@ -4,21 +4,19 @@ The programs are given by variables, as none of them is published: `MILO_APISERV
 `MILO_CONTROLLER_MANAGER_MOVED`, which follows the daemon. Each runs on servers of its own, on which projects are
 created until it works in all of them: once without the two controllers that follow every kind by another way than the
 provider, and once with all. In groups, there are two and four replicas, each beside a daemon of a shard group, of which
-one is killed and another one added. Every replica runs all controllers, since the program elects one leader for all of
-them.
+one is killed and another one added; beside them is a group of one, to compare the sums with. All of them run without
+the program's own election, of one leader for everything: the second program elects one for what must run once.
 
 Without these programs, an operator of that shape is measured, which caches a dozen kinds in each project: with the
 provider for the daemon, and with one that makes the calls of Milo's.
 """
 
 import asyncio
-import itertools
 import os
 import re
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from signal import SIGKILL
 from tempfile import TemporaryDirectory
@@ -32,7 +30,7 @@ from bench.access import PROJECTS, Access, call
 from bench.daemon import Daemon
 from bench.measures import go
 from bench.setting import Samples, Setting
-from milo_discovery import DiscoveryClient
+from milo_discovery import DiscoveryClient, TimedOut, Unavailable
 
 if TYPE_CHECKING:
     from tests.end_to_end.real.controller_manager import ControllerManager
@@ -43,12 +41,14 @@ MOVED = "MILO_CONTROLLER_MANAGER_MOVED"
 """The environment variable with the program that follows the daemon."""
 KINDS = 12
 _PROVIDER_ONLY = ("--controllers=*,-garbage-collector-controller,-namespace-controller",)
-_GROUPS = (2, 4)
+_GROUPS = (1, 2, 4)
 _QUOTA = 'resource="resourceclaims"'
 """One of the kinds that the controller-manager caches in each project by its provider, and once in the core API."""
 _WRITERS = 16
 _LOOK_EVERY_S = 2.0
+_LIST_EVERY_S = 1.0
 _STEADY_S = 20.0
+_METRICS_WITHIN_S = 120.0
 _LONGEST_S = 1800.0
 _REST_S = 20.0
 _SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
@@ -82,8 +82,10 @@ async def measure_groups(setting: Setting) -> Samples:
         async with _installation(found, moved, ()) as milo:
             for _ in range(members):
                 await milo.add(follows_daemon=True, shares=True)
-            group = await milo.filled(count) | await milo.totals() | await milo.shares("start", count)
-            group |= await milo.moved(count)
+            async with milo.step("start", count) as group:
+                group.update(await milo.filled(count) | await milo.totals())
+            if members > 1:
+                group.update(await milo.moved(count))
             figures |= {f"milo_groups.{members}.{key}": value for key, value in group.items()}
     return {key: [value] for key, value in figures.items()}
 
@@ -103,10 +105,13 @@ class _Member:
         self.manager, self.daemon = manager, daemon
 
     async def share(self) -> list[str]:
-        """Return the projects that its daemon engages."""
+        """Return the projects that its daemon engages; none until it has a complete view."""
         assert self.daemon is not None
         async with DiscoveryClient(self.daemon.address) as client:
-            return [cluster.name for cluster in await client.list()]
+            try:
+                return [cluster.name for cluster in await client.list()]
+            except (Unavailable, TimedOut):
+                return []
 
     async def end(self) -> None:
         await self.manager.end()
@@ -183,30 +188,73 @@ class _Installation:
             "total.stacks_mib": sum(_mib(each, "go_memstats_stack_inuse_bytes") for each in members),
         }
 
-    async def shares(self, step: str, count: int) -> Figures:
-        """Return the largest and the smallest share, and how many projects have no member or several."""
-        shares = [await each.share() for each in self.members]
-        owners = Counter(itertools.chain.from_iterable(shares))
-        return {
-            f"{step}.largest_share": max(map(len, shares)),
-            f"{step}.smallest_share": min(map(len, shares)),
+    @asynccontextmanager
+    async def step(self, step: str, count: int) -> AsyncIterator[Figures]:
+        """Yield figures, and add the shares after this step, and how many projects had several members at any time.
+
+        The daemons are asked for their projects every second, so that two members of a project that moves are noticed.
+        """
+        figures: Figures = {}
+        lists, with_several = 0, 0
+        restarts = self._restarts()
+
+        async def watch_owners() -> None:
+            nonlocal lists, with_several
+            while True:
+                owners = await self._owners()
+                lists, with_several = lists + 1, max(with_several, sum(len(each) > 1 for each in owners.values()))
+                await asyncio.sleep(_LIST_EVERY_S)
+
+        async with asyncio.TaskGroup() as tasks:
+            watching = tasks.create_task(watch_owners())
+            yield figures
+            watching.cancel()
+        owners = await self._owners()
+        shares = [sum(each in members for members in owners.values()) for each in self.members]
+        of_members = self._of_member * len(self.members)
+        figures |= {
+            f"{step}.largest_share": max(shares),
+            f"{step}.smallest_share": min(shares),
             f"{step}.without_member": count - len(owners),
-            f"{step}.with_several": sum(members > 1 for members in owners.values()),
+            f"{step}.with_several": max(with_several, sum(len(each) > 1 for each in owners.values())),
+            f"{step}.lists": lists + 1,
+            f"{step}.restarts": self._restarts() - restarts,
+            f"{step}.quota_watches": await self._watches(_QUOTA) - of_members,
         }
 
     async def moved(self, count: int) -> Figures:
         """Kill a replica, and then start another one; return how long the projects took to move, and how many did."""
+        before = await self._owners()
         killed = self.members.pop(0)
-        figures: Figures = {"failover.moved": len(await killed.share())}
-        began = time.perf_counter()
-        await killed.end()
-        figures["failover.seconds"] = await self._complete(count) - began
-        figures |= await self.shares("failover", count)
-        began = time.perf_counter()
-        await self.add(follows_daemon=True, shares=True)
-        figures["scale_out.seconds"] = await self._complete(count) - began
-        figures["scale_out.moved"] = len(await self.members[-1].share())
-        return figures | await self.shares("scale_out", count)
+        async with self.step("failover", count) as failover:
+            began = time.perf_counter()
+            await killed.end()
+            failover["failover.seconds"] = await self._complete(count) - began
+        between = await self._owners()
+        moved = [project for project, owners in between.items() if before.get(project) != owners]
+        failover["failover.moved"] = len(moved)
+        failover["failover.moved_without_need"] = sum(before.get(project) != [killed] for project in moved)
+        async with self.step("scale_out", count) as scale_out:
+            began = time.perf_counter()
+            await self.add(follows_daemon=True, shares=True)
+            scale_out["scale_out.seconds"] = await self._complete(count) - began
+        after = await self._owners()
+        moved = [project for project, owners in after.items() if between.get(project) != owners]
+        scale_out["scale_out.moved"] = len(moved)
+        scale_out["scale_out.moved_without_need"] = sum(after[project] != [self.members[-1]] for project in moved)
+        return failover | scale_out
+
+    async def _owners(self) -> dict[str, list[_Member]]:
+        """Return the members that engage each project."""
+        members = list(self.members)
+        owners: dict[str, list[_Member]] = {}
+        for member, share in zip(members, await asyncio.gather(*(each.share() for each in members)), strict=True):
+            for project in share:
+                owners.setdefault(project, []).append(member)
+        return owners
+
+    def _restarts(self) -> int:
+        return sum(each.manager.starts - 1 for each in self.members)
 
     async def end(self) -> None:
         for each in self.members:
@@ -224,10 +272,7 @@ class _Installation:
         all_open = self._of_member * len(self.members) + self._of_project * count
         async with asyncio.timeout(_LONGEST_S):
             while True:
-                try:
-                    found = await _metrics(self._access, "/metrics")
-                except aiohttp.ClientPayloadError:  # a busy server gives an answer up
-                    continue
+                found = await _metrics(self._access, "/metrics")
                 now = _sum(found, _LONG, 'verb="WATCH"')
                 if now != known:
                     known, changed_at = now, time.perf_counter()
@@ -305,10 +350,14 @@ Metrics = Mapping[tuple[str, str], float]
 
 async def _metrics(access: Access | None, url: str) -> Metrics:
     session = access.session() if access else aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=False))
-    async with session, session.get(url) as response:
-        response.raise_for_status()
-        text = await response.text()
-    return {(name, labels): float(value) for name, labels, value in _SAMPLE.findall(text)}
+    async with session, asyncio.timeout(_METRICS_WITHIN_S):
+        while True:
+            with suppress(aiohttp.ClientPayloadError):  # a busy server gives an answer up
+                async with session.get(url) as response:
+                    response.raise_for_status()
+                    text = await response.text()
+                return {(name, labels): float(value) for name, labels, value in _SAMPLE.findall(text)}
+            await asyncio.sleep(_LOOK_EVERY_S)
 
 
 def _sum(found: Metrics, metric: str, label: str = "") -> float:

@@ -10,4 +10,6 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("repeatable", settings.get_profile("unhurried"), derandomize=True, database=None)
 settings.register_profile("explore", settings.get_profile("unhurried"), max_examples=2000)
+# For the coverage of pure modules, which examples that were found by luck do not prove.
+settings.register_profile("few", settings.get_profile("repeatable"), max_examples=10)
 settings.load_profile("repeatable")

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -55,6 +56,19 @@ def outcomes(directory: Path) -> dict[str, dict[str, int | None]]:
     return found
 
 
+def judge(directory: Path, found: dict[str, dict[str, int | None]], *, show: bool) -> Counter[bool]:
+    """Print the mutants that survived, and return how many did not, and did."""
+    total: Counter[bool] = Counter()
+    for module, codes in found.items():
+        survivors = [mutant for mutant, code in codes.items() if code in SURVIVED]
+        total.update(mutant not in survivors for mutant, code in codes.items() if code is not None)
+        sys.stdout.write(f"{module}: {len(codes) - len(survivors)} of {len(codes)} detected\n")
+        for mutant in survivors:
+            sys.stdout.write(mutmut(directory, "show", mutant) if show else f"  survived: {mutant}\n")
+    sys.stdout.flush()
+    return total
+
+
 def mutmut(directory: Path, *arguments: str) -> str:
     """Return what a command of mutmut prints."""
     done = subprocess.run([MUTMUT, *arguments], cwd=directory, capture_output=True, text=True, check=False)
@@ -68,24 +82,24 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="print the difference of each mutant that survived")
     given = parser.parse_args()
     chosen = [each for each in modules("pure") if not given.package or any(part in each for part in given.package)]
-    with TemporaryDirectory(prefix="mutants-") as name:
-        directory = Path(name)
-        prepare(directory, chosen)
-        report = mutmut(directory, "run", "--max-children", str(os.cpu_count()))
-        total: Counter[bool] = Counter()
-        for module, codes in outcomes(directory).items():
-            if None in codes.values():
-                sys.exit(report)
-            survivors = [mutant for mutant, code in codes.items() if code in SURVIVED]
-            total.update(mutant not in survivors for mutant in codes)
-            sys.stdout.write(f"{module}: {len(codes) - len(survivors)} of {len(codes)} detected\n")
-            for mutant in survivors:
-                sys.stdout.write(f"  survived: {mutant}\n" if not given.show else mutmut(directory, "show", mutant))
-    if not total:
-        sys.exit(report)
-    percent = 100 * total[True] / total.total()
+    if not chosen:
+        parser.error("no pure module, or package of them, has such a name (.importlinter lists them)")
+    total: Counter[bool] = Counter()
+    unfinished = []
+    for package, members in groupby(sorted(chosen), lambda module: ".".join(module.split(".")[:2])):
+        # A run for each package: mutmut's server does not last for all of them.
+        with TemporaryDirectory(prefix="mutants-") as name:
+            directory = Path(name)
+            prepare(directory, list(members))
+            report = mutmut(directory, "run", "--max-children", str(os.cpu_count()))
+            found = outcomes(directory)
+            if not found or any(None in codes.values() for codes in found.values()):
+                unfinished.append(package)
+                sys.stderr.write(f"{package}: mutmut did not finish:\n{report[-3000:]}\n")
+            total += judge(directory, found, show=given.show)
+    percent = 100 * total[True] / max(total.total(), 1)
     sys.stdout.write(f"{percent:.1f} % of {total.total()} mutants detected\n")
-    sys.exit(given.at_least is not None and percent < given.at_least)
+    sys.exit(bool(unfinished) or (given.at_least is not None and percent < given.at_least))
 
 
 if __name__ == "__main__":

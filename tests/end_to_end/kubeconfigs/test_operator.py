@@ -1,4 +1,8 @@
-"""Operators that work for ten token lifetimes without an interruption."""
+"""Operators that work for ten token lifetimes without an interruption.
+
+Operators and the sandbox run in this process: while it gets no CPU time, no token is replaced, and a request that was
+sent in time is checked too late. So the lifetimes are long enough for a busy machine, and ./dev test leaves them out.
+"""
 
 import asyncio
 import time
@@ -9,8 +13,10 @@ from tests.end_to_end.kubeconfigs.conftest import Start
 from tests.end_to_end.kubeconfigs.operators import Operator, operate_in_go
 from tests.end_to_end.kubeconfigs.reading import go_reader
 
-LIFE_S = 8.0
+LIFE_S = 20.0
 LIFETIMES = 10
+
+pytestmark = [pytest.mark.builds, pytest.mark.timeout(LIFE_S * LIFETIMES + 400)]
 
 
 async def test_operator_keeps_its_engagement_and_watch_over_ten_token_lifetimes(start: Start) -> None:
@@ -26,8 +32,6 @@ async def test_operator_keeps_its_engagement_and_watch_over_ten_token_lifetimes(
         assert len(operator.tokens) >= LIFETIMES, "each token is used for a lifetime at most"
 
 
-@pytest.mark.builds
-@pytest.mark.timeout(600)  # its packages may have to be downloaded and compiled
 async def test_go_operator_runs_ten_token_lifetimes_with_an_exec_kubeconfig(start: Start) -> None:
     program = await asyncio.to_thread(go_reader)
     async with start(token_life=LIFE_S) as workspace:

@@ -41,8 +41,9 @@ async def read_nothing(workspace: Workspace) -> None:
 async def reconnect(workspace: Workspace) -> None:
     """Open streams, and cut each in the middle of its snapshot."""
     while True:
-        async with workspace.stream() as stream:
-            await stream.batch()
+        with suppress(grpc.aio.AioRpcError):  # keepalive ends connections between processes that are starved
+            async with workspace.stream() as stream:
+                await stream.batch()
 
 
 async def forge_revisions(workspace: Workspace) -> None:

@@ -65,10 +65,14 @@ class Api:
     async def call(self, method: str, path: str, body: object = None) -> dict[str, Any]:
         headers = _MERGE if method == "PATCH" else None
         async with self._session.request(method, self._url + path, json=body, headers=headers) as answer:
-            if answer.status >= 400:
-                raise RefusedError(f"{method} {path}", answer.status, await answer.text())
-            content: dict[str, Any] = await answer.json()
-            return content
+            if answer.status < 400:
+                content: dict[str, Any] = await answer.json()
+                return content
+            problem = await answer.text()
+        if answer.status == 429 and "storage is (re)initializing" in problem:  # the server has just started
+            await asyncio.sleep(1.0)
+            return await self.call(method, path, body)
+        raise RefusedError(f"{method} {path}", answer.status, problem)
 
     async def refusal(self, method: str, path: str, body: object = None) -> int | None:
         """Return the status of a rejected request, or None if it is accepted."""

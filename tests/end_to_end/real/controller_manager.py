@@ -36,6 +36,8 @@ class ControllerManager:
         self.url = f"https://127.0.0.1:{self._port}"
         self._log = directory / "controller-manager.log"
         self._process: Process | None = None
+        self.starts = 0
+        """How often the process was started."""
         # It reads the certificate of its webhooks from this directory of TMPDIR.
         certificates = directory / "controller-manager" / "k8s-webhook-server" / "serving-certs"
         certificates.mkdir(parents=True)
@@ -71,6 +73,7 @@ class ControllerManager:
         while True:
             if self._process is None or not self._process.running():
                 self._process = process.start("Milo's controllers", self._argv, log=self._log, tied=True)
+                self.starts += 1
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def __aenter__(self) -> Self:

@@ -56,8 +56,8 @@ def test_project_deleted_in_a_demo_without_changes_is_disengaged() -> None:
         name = kubeconfig = ""
         for line in demo.stdout:
             words = line.split()
-            if words[:1] == ["kubectl"]:
-                kubeconfig = words[2]
+            if line.startswith("export KUBECONFIG="):
+                kubeconfig = words[1].partition("=")[2]
             elif "DISENGAGED" in words:
                 break
             elif "ENGAGED" in words and not name:

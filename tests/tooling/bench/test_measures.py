@@ -118,7 +118,7 @@ ON_REAL_SERVERS = {
         "rolling_update.moved",
         "short_outage.moved",
     )
-} | {"milo_groups.2.start.without_member", "milo_groups.2.start.with_several"}
+} | {f"milo_groups.2.failover.{key}" for key in ("without_member", "with_several", "moved_without_need", "restarts")}
 
 
 @pytest.mark.builds

@@ -20,7 +20,8 @@ def test_unit_tests_cover_every_branch_of_pure_modules(tmp_path: Path) -> None:
     data = f"--data-file={tmp_path / 'data'}"
     # Whole packages as the source: for single modules coverage would import their parents first, and then again.
     sources = f"--source={','.join(sorted({module.partition('.')[0] for module in pure}))}"
-    run = coverage("run", data, "--branch", sources, "-m", "pytest", "-qp", "no:cacheprovider", *tests)
+    pytest = ("-m", "pytest", "-qp", "no:cacheprovider", "--hypothesis-profile=few")
+    run = coverage("run", data, "--branch", sources, *pytest, *tests)
     assert run.returncode == 0, run.stdout + run.stderr
     report = coverage(
         "report", data, f"--include={','.join(files)}", "--fail-under=100", "--show-missing", "--skip-covered"

@@ -167,6 +167,13 @@ def test_not_ready_hold_is_paused_while_the_source_is_lost() -> None:
     assert fleet.clusters.held.until == SETTLE_S + 80.0
 
 
+def test_count_of_not_ready_clusters_is_paused_while_the_source_is_lost() -> None:
+    fleet = Engaged(1000)
+    fleet.not_ready(names(200), 5.0)
+    assert fleet.clusters.extend(lost_at=5.5, now=65.5) == names(190, first=10)
+    assert (fleet.clusters.held, fleet.clusters.due_at) == (None, 65.0 + SETTLE_S)
+
+
 def test_not_ready_release_is_paused_while_the_source_is_lost() -> None:
     fleet = Engaged(100)
     fleet.not_ready(names(100), 0.0)

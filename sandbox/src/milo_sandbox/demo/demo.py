@@ -114,15 +114,15 @@ def _stop_after(seconds: float | None) -> Iterator[asyncio.Event]:
 
 def _introduction(directory: Path, socket: str, kubeconfig: Path, http: str) -> str:
     client = shlex.quote(str(Path(sys.executable).with_name("milo-discovery")))
-    kubectl = f"kubectl --kubeconfig {shlex.quote(str(kubeconfig))}"
     return f"""\
 Status page: {http}/
 In a second terminal:
 export MILO_DISCOVERY_ADDRESS={socket}
+export KUBECONFIG={shlex.quote(str(kubeconfig))}
 {client} watch
 {client} explain NAME
-{kubectl} get projects -w
-{kubectl} delete project NAME
+kubectl get projects -w
+kubectl delete project NAME
 tail -f {directory}/daemon.log
 Ctrl-C ends the demo.
 """
