@@ -129,6 +129,15 @@ func (env *environment) manager(provider mc.Provider, change func(*manager.Optio
 	return mgr
 }
 
+// controllerOptions returns options for a controller in tests. A priority queue of controller-runtime before 0.25 that shuts down
+// while it hands out an item can keep its lock and its goroutines for good (kubernetes-sigs/controller-runtime#3538).
+func controllerOptions(reconciliationTimeout time.Duration) mccontroller.Options {
+	skip, usePriorityQueue := true, false
+	return mccontroller.Options{
+		SkipNameValidation: &skip, UsePriorityQueue: &usePriorityQueue, ReconciliationTimeout: reconciliationTimeout,
+	}
+}
+
 // running is a started manager.
 type running struct {
 	stop context.CancelFunc
@@ -192,11 +201,8 @@ func (env *environment) startWith(mgr mcmanager.Manager) *engagements {
 func (env *environment) feeder(mgr mcmanager.Manager) *feeder {
 	env.t.Helper()
 	f := &feeder{mgr: mgr, saw: map[string]int{}}
-	skip := true
 	err := mcbuilder.ControllerManagedBy(mgr).Named("feeder").For(&corev1.ConfigMap{}).
-		WithOptions(mccontroller.Options{
-			SkipNameValidation: &skip, ReconciliationTimeout: 5 * time.Second,
-		}).Complete(f)
+		WithOptions(controllerOptions(5 * time.Second)).Complete(f)
 	if err != nil {
 		env.t.Fatal(err)
 	}

@@ -49,9 +49,10 @@ func ExampleProvider() {
 		return
 	}
 	ctx, stop := context.WithCancel(context.Background())
+	worked := 0
 	work := func(_ context.Context, request mcreconcile.Request) (reconcile.Result, error) {
-		if request.Name == "default" {
-			fmt.Println("working in", request.ClusterName, "on the namespace", request.Name)
+		fmt.Println("working in", request.ClusterName, "on the namespace", request.Name)
+		if worked++; worked == 2 {
 			stop()
 		}
 		return reconcile.Result{}, nil
@@ -65,7 +66,9 @@ func ExampleProvider() {
 	if err := mgr.Start(ctx); err != nil {
 		fmt.Println(err)
 	}
-	// Output: working in alpha on the namespace default
+	// Unordered output:
+	// working in alpha on the namespace default
+	// working in alpha on the namespace kube-system
 }
 
 // An operator whose credentials the daemon issues, with options for each cluster.

@@ -20,7 +20,6 @@ import (
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	mcbuilder "sigs.k8s.io/multicluster-runtime/pkg/builder"
-	mccontroller "sigs.k8s.io/multicluster-runtime/pkg/controller"
 	mcmanager "sigs.k8s.io/multicluster-runtime/pkg/manager"
 	"sigs.k8s.io/multicluster-runtime/pkg/manager/coordinator/sharded"
 	mc "sigs.k8s.io/multicluster-runtime/pkg/multicluster"
@@ -61,10 +60,9 @@ func TestUnresponsiveProjectDelaysNoOther(t *testing.T) {
 func TestKindThatNeverAnswersHoldsNoWorker(t *testing.T) {
 	env := newEnvironment(t)
 	mgr := env.manager(env.provider(nil), nil)
-	skip := true
 	var seen sync.Map
 	err := mcbuilder.ControllerManagedBy(mgr).Named("reader").For(&corev1.ConfigMap{}).
-		WithOptions(mccontroller.Options{SkipNameValidation: &skip}). // one worker, and no ReconciliationTimeout
+		WithOptions(controllerOptions(0)). // one worker, and no ReconciliationTimeout
 		Complete(mcreconcile.Func(func(ctx context.Context, request mcreconcile.Request) (reconcile.Result, error) {
 			cl, err := mgr.GetCluster(ctx, request.ClusterName)
 			if err != nil {

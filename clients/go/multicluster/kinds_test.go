@@ -22,7 +22,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/apiutil"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	mcbuilder "sigs.k8s.io/multicluster-runtime/pkg/builder"
-	mccontroller "sigs.k8s.io/multicluster-runtime/pkg/controller"
 	mcmanager "sigs.k8s.io/multicluster-runtime/pkg/manager"
 	mcreconcile "sigs.k8s.io/multicluster-runtime/pkg/reconcile"
 
@@ -52,9 +51,8 @@ func (env *environment) things(mgr mcmanager.Manager) *things {
 	c := &things{saw: map[string]bool{}}
 	object := &unstructured.Unstructured{}
 	object.SetGroupVersionKind(thing)
-	skip := true
 	err := mcbuilder.ControllerManagedBy(mgr).Named("things").For(object).
-		WithOptions(mccontroller.Options{SkipNameValidation: &skip, ReconciliationTimeout: 5 * time.Second}).Complete(c)
+		WithOptions(controllerOptions(5 * time.Second)).Complete(c)
 	if err != nil {
 		env.t.Fatal(err)
 	}

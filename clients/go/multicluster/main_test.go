@@ -26,6 +26,5 @@ func TestMain(m *testing.M) {
 	if os.Getenv(realVariable) != "" {
 		os.Exit(m.Run()) // client-go keeps idle connections to API servers that outlive the tests
 	}
-	// A queue of controller-runtime that ends while it hands out an item waits for the worker that has gone.
-	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("sigs.k8s.io/controller-runtime/pkg/controller/priorityqueue.(*priorityqueue[...]).handleReadyItems"))
+	goleak.VerifyTestMain(m)
 }

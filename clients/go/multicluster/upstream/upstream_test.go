@@ -84,9 +84,10 @@ func reconciling(t *testing.T, api *apitest.Server, change func(*manager.Options
 	if err != nil {
 		t.Fatal(err)
 	}
-	skip := true
+	// A priority queue before controller-runtime 0.25 can keep its goroutines when it shuts down (controller-runtime#3538).
+	skip, usePriorityQueue := true, false
 	err = mcbuilder.ControllerManagedBy(mgr).Named("upstream").For(&corev1.ConfigMap{}).
-		WithOptions(mccontroller.Options{SkipNameValidation: &skip}).
+		WithOptions(mccontroller.Options{SkipNameValidation: &skip, UsePriorityQueue: &usePriorityQueue}).
 		Complete(mcreconcile.Func(func(context.Context, mcreconcile.Request) (reconcile.Result, error) {
 			reconciled()
 			return reconcile.Result{}, nil
