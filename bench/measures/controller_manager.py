@@ -17,6 +17,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from http import HTTPStatus
 from pathlib import Path
 from signal import SIGKILL
 from tempfile import TemporaryDirectory
@@ -41,6 +42,8 @@ MOVED = "MILO_CONTROLLER_MANAGER_MOVED"
 """The environment variable with the program that follows the daemon."""
 KINDS = 12
 _PROVIDER_ONLY = ("--controllers=*,-garbage-collector-controller,-namespace-controller",)
+_PROVIDER_WATCHES, _ALL_WATCHES = 1, 2
+"""Watches of `_QUOTA` in each project: the provider's, and with all controllers also the garbage collector's."""
 _GROUPS = (1, 2, 4)
 _QUOTA = 'resource="resourceclaims"'
 """One of the kinds that the controller-manager caches in each project by its provider, and once in the core API."""
@@ -63,9 +66,10 @@ async def measure(setting: Setting) -> Samples:
         return await _operator(setting)
     found, count = await _programs(), setting.scale.milo_projects
     figures: Figures = {}
-    for part, arguments in (("provider", _PROVIDER_ONLY), ("whole", ())):
+    parts = (("provider", _PROVIDER_WATCHES, _PROVIDER_ONLY), ("whole", _ALL_WATCHES, ()))
+    for part, of_project, arguments in parts:
         for whose, program in (("own", own), ("ours", moved)):
-            async with _installation(found, program, arguments) as milo:
+            async with _installation(found, program, of_project, arguments) as milo:
                 await milo.add(follows_daemon=whose == "ours")
                 figures |= {f"milo.{part}.{whose}.{key}": value for key, value in (await milo.filled(count)).items()}
     return {key: [value] for key, value in figures.items()}
@@ -79,7 +83,7 @@ async def measure_groups(setting: Setting) -> Samples:
     found, count = await _programs(), setting.scale.milo_projects
     figures: Figures = {}
     for members in _GROUPS:
-        async with _installation(found, moved, ()) as milo:
+        async with _installation(found, moved, _ALL_WATCHES) as milo:
             for _ in range(members):
                 await milo.add(follows_daemon=True, shares=True)
             async with milo.step("start", count) as group:
@@ -124,12 +128,17 @@ class _Installation:
     """A Milo API server without projects, and controller-managers."""
 
     def __init__(
-        self, argv: tuple[str, ...], core: "MiloApi", infrastructure: "InfrastructureApi", directory: Path
+        self,
+        argv: tuple[str, ...],
+        of_project: int,
+        core: "MiloApi",
+        infrastructure: "InfrastructureApi",
+        directory: Path,
     ) -> None:
         self._argv, self._core, self._infrastructure, self._directory = argv, core, infrastructure, directory
         self._access = Access.of(core.kubeconfig)
         self._added = 0
-        self._of_member = self._of_project = 1.0
+        self._of_member, self._of_project = 1.0, of_project
         """How many watches of a kind of quota a member has without projects, and for each project."""
         self.members: list[_Member] = []
 
@@ -158,10 +167,9 @@ class _Installation:
         before, own = await self._watches(), await self._watches(_QUOTA)
         self._of_member = own / len(self.members)
         began = time.perf_counter()
-        creating = asyncio.create_task(_create(self._access, count))
+        creating = asyncio.create_task(_create(self._access, range(count)))
         figures = {"seconds": await self._complete(count) - began}
         await creating
-        self._of_project = (await self._watches(_QUOTA) - own) / count
         spent = await self._of_managers()
         await asyncio.sleep(_REST_S)
         members, api = await self._of_managers(), await _metrics(self._access, "/metrics")
@@ -223,21 +231,26 @@ class _Installation:
         }
 
     async def moved(self, count: int) -> Figures:
-        """Kill a replica, and then start another one; return how long the projects took to move, and how many did."""
+        """Kill the leader, and then start another replica; return how long the projects took to move, and how many did.
+
+        A project is created after the kill. It is ready when another replica has taken over what must run once.
+        """
         before = await self._owners()
         killed = self.members.pop(0)
-        async with self.step("failover", count) as failover:
+        all_of = count + 1
+        async with self.step("failover", all_of) as failover:
             began = time.perf_counter()
             await killed.end()
-            failover["failover.seconds"] = await self._complete(count) - began
+            await _create(self._access, range(count, all_of))
+            failover["failover.seconds"] = await self._complete(all_of) - began
         between = await self._owners()
-        moved = [project for project, owners in between.items() if before.get(project) != owners]
+        moved = [project for project, owners in before.items() if between.get(project) != owners]
         failover["failover.moved"] = len(moved)
-        failover["failover.moved_without_need"] = sum(before.get(project) != [killed] for project in moved)
-        async with self.step("scale_out", count) as scale_out:
+        failover["failover.moved_without_need"] = sum(before[project] != [killed] for project in moved)
+        async with self.step("scale_out", all_of) as scale_out:
             began = time.perf_counter()
             await self.add(follows_daemon=True, shares=True)
-            scale_out["scale_out.seconds"] = await self._complete(count) - began
+            scale_out["scale_out.seconds"] = await self._complete(all_of) - began
         after = await self._owners()
         moved = [project for project, owners in after.items() if between.get(project) != owners]
         scale_out["scale_out.moved"] = len(moved)
@@ -282,7 +295,9 @@ class _Installation:
 
 
 @asynccontextmanager
-async def _installation(found: "Programs", program: str, arguments: Sequence[str]) -> AsyncIterator[_Installation]:
+async def _installation(
+    found: "Programs", program: str, of_project: int, arguments: Sequence[str] = ()
+) -> AsyncIterator[_Installation]:
     from tests.end_to_end.real.servers import InfrastructureApi, MiloApi  # noqa: PLC0415 - see `measure`
 
     async with AsyncExitStack() as stack:
@@ -293,14 +308,15 @@ async def _installation(found: "Programs", program: str, arguments: Sequence[str
         for server in (core, infrastructure):
             stack.push_async_callback(server.close)
             await server.start()
-        milo = _Installation((program, *found.controllers[1:], *arguments), core, infrastructure, directory)
+        argv = (program, *found.controllers[1:], *arguments)
+        milo = _Installation(argv, of_project, core, infrastructure, directory)
         stack.push_async_callback(milo.end)
         yield milo
 
 
-async def _create(access: Access, count: int) -> None:
+async def _create(access: Access, of: range) -> None:
     """Create projects, which the controller-manager makes ready."""
-    indices = iter(range(count))
+    indices = iter(of)
 
     async def work() -> None:
         for index in indices:
@@ -352,11 +368,12 @@ async def _metrics(access: Access | None, url: str) -> Metrics:
     session = access.session() if access else aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=False))
     async with session, asyncio.timeout(_METRICS_WITHIN_S):
         while True:
-            with suppress(aiohttp.ClientPayloadError):  # a busy server gives an answer up
+            with suppress(aiohttp.ClientPayloadError):  # a busy server gives an answer up, here or by its status
                 async with session.get(url) as response:
-                    response.raise_for_status()
-                    text = await response.text()
-                return {(name, labels): float(value) for name, labels, value in _SAMPLE.findall(text)}
+                    if response.status != HTTPStatus.GATEWAY_TIMEOUT:
+                        response.raise_for_status()
+                        text = await response.text()
+                        return {(name, labels): float(value) for name, labels, value in _SAMPLE.findall(text)}
             await asyncio.sleep(_LOOK_EVERY_S)
 
 
