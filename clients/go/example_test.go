@@ -123,6 +123,9 @@ func ExampleClient_Release() {
 				go func() {
 					defer close(next.ended)
 					<-last.ended
+					if clusterContext.Err() != nil {
+						return
+					}
 					add(clusterContext, cluster)
 					<-clusterContext.Done()
 					remove(cluster.Name)
