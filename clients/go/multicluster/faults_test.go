@@ -295,6 +295,8 @@ func TestChurnLeavesNoGoroutines(t *testing.T) {
 	env.feeder(mgr)
 	env.start(mgr)
 	env.untilFed("stays", "dog")
+	env.animal("stays", "cat")
+	env.untilFed("stays", "cat") // by the watch that follows the list
 	before, _ := goroutines()
 	const rounds = 100
 	for round := range rounds {
