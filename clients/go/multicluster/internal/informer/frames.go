@@ -36,11 +36,12 @@ func (delimitedFrames) split(read []byte) (frame, rest []byte, err error) {
 	if len(read) < prefix {
 		return nil, read, nil
 	}
-	end := prefix + int(binary.BigEndian.Uint32(read))
-	switch {
-	case end > maxFrame:
+	length := binary.BigEndian.Uint32(read)
+	if length > maxFrame-prefix {
 		return nil, nil, streaming.ErrObjectTooLarge
-	case len(read) < end:
+	}
+	end := prefix + int(length)
+	if len(read) < end {
 		return nil, read, nil
 	}
 	return read[prefix:end], read[end:], nil
