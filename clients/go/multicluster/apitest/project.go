@@ -31,7 +31,7 @@ type Project struct {
 	watches   map[*watch]struct{}
 	hanging   chan struct{} // closed when requests continue; nil if they are not held
 	forbidden map[string]bool
-	silent    map[string]bool
+	answers   map[string]http.HandlerFunc
 	tokens    map[string]bool // nil: no token is needed
 	counted   map[string]int
 	changes   []change
@@ -65,7 +65,7 @@ func newProject(catalog *catalog) *Project {
 	p := &Project{
 		catalog: catalog,
 		objects: map[schema.GroupVersionResource]map[types.NamespacedName]*unstructured.Unstructured{},
-		watches: map[*watch]struct{}{}, forbidden: map[string]bool{}, silent: map[string]bool{}, counted: map[string]int{},
+		watches: map[*watch]struct{}{}, forbidden: map[string]bool{}, answers: map[string]http.HandlerFunc{}, counted: map[string]int{},
 	}
 	for _, name := range []string{"default", "kube-system"} {
 		namespace := &unstructured.Unstructured{Object: map[string]any{}}
@@ -108,9 +108,14 @@ func (p *Project) Serve(kind schema.GroupVersionKind, resource string) {
 
 // Silence makes the server answer no request for a resource, such as "configmaps".
 func (p *Project) Silence(resource string) {
+	p.Answer(resource, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+}
+
+// Answer has a handler answer the requests for a resource, such as "configmaps". With nil the server answers them again.
+func (p *Project) Answer(resource string, handler http.HandlerFunc) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.silent[resource] = true
+	p.answers[resource] = handler
 }
 
 // SetTokens makes the server refuse requests without one of these bearer tokens. Open watches stay open.
@@ -123,8 +128,8 @@ func (p *Project) SetTokens(tokens ...string) {
 	}
 }
 
-// Count returns the number of requests of a kind: a verb and a resource as in "watch configmaps", or "refused" for
-// requests with a token that is not accepted.
+// Count returns the number of requests of a kind: a verb and a resource as in "watch configmaps", "answer" and a resource for
+// those that a handler answered, or "refused" for requests with a token that is not accepted.
 func (p *Project) Count(what string) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -194,10 +199,11 @@ func (p *Project) serve(w http.ResponseWriter, r *http.Request, path string) {
 		return
 	}
 	p.mu.Lock()
-	forbidden, silent := p.forbidden[resource.Resource], p.silent[resource.Resource]
+	forbidden, answer := p.forbidden[resource.Resource], p.answers[resource.Resource]
 	p.mu.Unlock()
-	if silent {
-		<-r.Context().Done()
+	if answer != nil {
+		p.count("answer", resource.Resource)
+		answer(w, r)
 		return
 	}
 	if forbidden {

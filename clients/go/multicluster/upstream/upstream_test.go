@@ -15,9 +15,13 @@ import (
 
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/rest"
+	toolscache "k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -377,4 +381,43 @@ func TestStoppedFilterWaitsForAReceiver(t *testing.T) {
 	if _, held := <-filtered.ResultChan(); !held {
 		t.Error("the event is not held")
 	}
+}
+
+func TestWatchesWithAnEventAreNotDelayed(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	opened := make(chan struct{})
+	informer := toolscache.NewSharedInformer(&toolscache.ListWatch{
+		ListFunc: func(metav1.ListOptions) (runtime.Object, error) {
+			return &corev1.ConfigMapList{ListMeta: metav1.ListMeta{ResourceVersion: "1"}}, nil
+		},
+		WatchFunc: func(options metav1.ListOptions) (watch.Interface, error) {
+			if options.SendInitialEvents != nil {
+				return nil, apierrors.NewBadRequest("lists in watches are off")
+			}
+			select {
+			case opened <- struct{}{}:
+			case <-ctx.Done():
+			}
+			w := watch.NewFakeWithChanSize(1, false)
+			w.Add(&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "a", ResourceVersion: "2"}})
+			w.Stop()
+			return w, nil
+		},
+	}, &corev1.ConfigMap{}, 0)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		informer.RunWithContext(ctx)
+	}()
+	enough := time.After(10 * time.Second)
+	for n := range 100 {
+		select {
+		case <-opened:
+		case <-enough:
+			t.Fatalf("%d watches were opened", n)
+		}
+	}
+	cancel()
+	<-ended
 }

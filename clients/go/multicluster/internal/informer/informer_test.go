@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -14,9 +15,12 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	apiruntime "k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes/scheme"
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -101,6 +105,44 @@ func TestInformerWithoutResyncPeriodDoesNotResync(t *testing.T) {
 		if r.count() != 1 {
 			t.Errorf("%d calls", r.count())
 		}
+	})
+}
+
+// TestWatchesThatEndAfterAnEventAreDelayed has a server end each watch at once. client-go's informer would never wait.
+func TestWatchesThatEndAfterAnEventAreDelayed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, stop := context.WithCancel(context.Background())
+		var lists, watches int
+		group := NewGroup(ctx)
+		i := group.New(scheme.Scheme)(&toolscache.ListWatch{
+			ListFunc: func(metav1.ListOptions) (apiruntime.Object, error) {
+				lists++
+				return &corev1.ConfigMapList{ListMeta: metav1.ListMeta{ResourceVersion: "1"}}, nil
+			},
+			WatchFunc: func(options metav1.ListOptions) (watch.Interface, error) {
+				if options.SendInitialEvents != nil {
+					return nil, apierrors.NewBadRequest("lists in watches are off")
+				}
+				if watches++; watches > 100 {
+					return nil, errors.New("too many")
+				}
+				w := watch.NewFakeWithChanSize(1, false)
+				w.Add(&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "a", ResourceVersion: strconv.Itoa(1 + watches)}})
+				w.Stop()
+				return w, nil
+			},
+		}, &corev1.ConfigMap{}, 0, toolscache.Indexers{})
+		i.RunWithContext(ctx)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if watches < 3 || watches > 10 || lists != 1 {
+			t.Errorf("%d watches and %d lists in a minute", watches, lists)
+		}
+		if got := i.LastSyncResourceVersion(); got != strconv.Itoa(1+watches) {
+			t.Errorf("at version %s after %d watches", got, watches)
+		}
+		stop()
+		group.Wait()
 	})
 }
 

@@ -27,6 +27,9 @@ const (
 	minWatchTimeout = 5 * time.Minute
 )
 
+// errShortWatch delays the watch that follows one with events. client-go opens it at once: thousands a second where each ends so.
+var errShortWatch = errors.New("the watch was shorter than a second")
+
 // watching is what only the informer's goroutine uses.
 type watching struct {
 	logged    context.Context // that of the informer with the logger
@@ -93,7 +96,7 @@ func (i *informer[D]) watch() error {
 // ended returns why a watch ended, and decides whether another list is needed.
 func (i *informer[D]) ended(err error) error {
 	switch {
-	case err == nil, apierrors.IsTooManyRequests(err):
+	case err == nil, apierrors.IsTooManyRequests(err), errors.Is(err, errShortWatch):
 		return err
 	case !apierrors.IsResourceExpired(err) && !apierrors.IsGone(err) && i.logged.Err() == nil:
 		klog.FromContext(i.logged).Info("Warning: watch ended with error", "type", i.reflector.TypeDescription(), "err", err)
@@ -125,10 +128,13 @@ func (i *informer[D]) receive(s *stream) (done bool, err error) {
 	e, err := s.next()
 	switch {
 	case errors.Is(err, io.ErrUnexpectedEOF), utilnet.IsProbableEOF(err), utilnet.IsTimeout(err):
-		if s.count == 0 && time.Since(s.began) < shortestWatch {
-			return true, &toolscache.VeryShortWatchError{Name: i.reflector.TypeDescription()}
+		switch {
+		case time.Since(s.began) >= shortestWatch:
+			return true, nil
+		case s.count > 0:
+			return true, errShortWatch
 		}
-		return true, nil
+		return true, &toolscache.VeryShortWatchError{Name: i.reflector.TypeDescription()}
 	case err != nil:
 		return true, fmt.Errorf("unable to decode an event: %w", err)
 	case e.Type == watch.Error:
