@@ -388,10 +388,10 @@ func TestWatchesWithAnEventAreNotDelayed(t *testing.T) {
 	defer cancel()
 	opened := make(chan struct{})
 	informer := toolscache.NewSharedInformer(&toolscache.ListWatch{
-		ListFunc: func(metav1.ListOptions) (runtime.Object, error) {
+		ListWithContextFunc: func(context.Context, metav1.ListOptions) (runtime.Object, error) {
 			return &corev1.ConfigMapList{ListMeta: metav1.ListMeta{ResourceVersion: "1"}}, nil
 		},
-		WatchFunc: func(options metav1.ListOptions) (watch.Interface, error) {
+		WatchFuncWithContext: func(_ context.Context, options metav1.ListOptions) (watch.Interface, error) {
 			if options.SendInitialEvents != nil {
 				return nil, apierrors.NewBadRequest("lists in watches are off")
 			}

@@ -115,11 +115,11 @@ func TestWatchesThatEndAfterAnEventAreDelayed(t *testing.T) {
 		var lists, watches int
 		group := NewGroup(ctx)
 		i := group.New(scheme.Scheme)(&toolscache.ListWatch{
-			ListFunc: func(metav1.ListOptions) (apiruntime.Object, error) {
+			ListWithContextFunc: func(context.Context, metav1.ListOptions) (apiruntime.Object, error) {
 				lists++
 				return &corev1.ConfigMapList{ListMeta: metav1.ListMeta{ResourceVersion: "1"}}, nil
 			},
-			WatchFunc: func(options metav1.ListOptions) (watch.Interface, error) {
+			WatchFuncWithContext: func(_ context.Context, options metav1.ListOptions) (watch.Interface, error) {
 				if options.SendInitialEvents != nil {
 					return nil, apierrors.NewBadRequest("lists in watches are off")
 				}
