@@ -134,6 +134,12 @@ func ExampleClient_Release() {
 		}
 	})
 	fmt.Println(err)
+	for _, last := range works {
+		<-last.ended
+	}
+	if err := client.EndSubscription(context.Background(), options.Subscriber); err != nil {
+		log.Println(err)
+	}
 	// Output:
 	// added alpha
 	// removed alpha
