@@ -85,13 +85,14 @@ async def test_attack_stops_no_reconciles_of_other_tenants_and_takes_little_memo
             stopped: dict[str, str] = {}
 
             def all_stopped() -> bool:
-                # One after the other: between two attempts, a kind is not a problem.
+                # One after the other: between two attempts, a kind is not a problem. And a server that is busy with
+                # the others may be late before it is over the budget.
                 stopped.update((each.cluster, each.state) for each in controllers.health().problems)
-                return len(stopped) == HOSTILE
+                over_budget = [state == "over_budget" for state in stopped.values()]
+                return len(stopped) == HOSTILE and (attack not in ("pages", "watch") or all(over_budget))
 
             await eventually(all_stopped)
             assert plane.project not in stopped
-            assert attack not in ("pages", "watch") or {*stopped.values()} == {"over_budget"}
             # Other tests on the machine delay the loop by seconds. An attack that succeeds delays it for much longer.
             delays = "milo_controllers_event_loop_delay_seconds"
             assert registry.get_sample_value(f"{delays}_bucket", {"le": "10.0"}) == registry.get_sample_value(
