@@ -214,9 +214,13 @@ func TestClustersShareConnections(t *testing.T) {
 			for _, each := range names {
 				env.untilFed(each, "dog")
 			}
-			if got := env.api.Connections() - before; got < test.least || got > test.most {
-				t.Errorf("%d connections, want %d to %d", got, test.least, test.most)
-			}
+			// Of several that were dialed at once, all but one are closed.
+			within(t, fmt.Sprintf("%d to %d connections", test.least, test.most), func() error {
+				if got := env.api.Connections() - before; got < test.least || got > test.most {
+					return fmt.Errorf("%d connections", got)
+				}
+				return nil
+			})
 		})
 	}
 }

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.end_to_end.examples.building import alone
+
 ROOT = Path(__file__).resolve().parents[3]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "milo-discoveryd"
 pytestmark = pytest.mark.builds
@@ -60,10 +62,11 @@ def pyright() -> Path:
     """Return the program, from a cache of its npm package; skip the test where that cannot be installed."""
     cache = CACHE / f"pyright-{_PYRIGHT_VERSION}"
     program = cache / "node_modules" / ".bin" / "pyright"
-    if not program.exists():
+    with alone(cache):
+        if program.exists():
+            return program
         if (npm := shutil.which("npm")) is None:
             pytest.skip("no npm on this machine: pyright is an npm package")
-        cache.mkdir(parents=True, exist_ok=True)
         command = [npm, "install", "--silent", "--no-save", "--prefix", str(cache), f"pyright@{_PYRIGHT_VERSION}"]
         installed = subprocess.run(command, capture_output=True, text=True, check=False)
         if installed.returncode:
