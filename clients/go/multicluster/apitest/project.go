@@ -30,7 +30,6 @@ type Project struct {
 	objects   map[schema.GroupVersionResource]map[types.NamespacedName]*unstructured.Unstructured
 	watches   map[*watch]struct{}
 	hanging   chan struct{} // closed when requests continue; nil if they are not held
-	forbidden map[string]bool
 	answers   map[string]http.HandlerFunc
 	tokens    map[string]bool // nil: no token is needed
 	counted   map[string]int
@@ -65,7 +64,7 @@ func newProject(catalog *catalog) *Project {
 	p := &Project{
 		catalog: catalog,
 		objects: map[schema.GroupVersionResource]map[types.NamespacedName]*unstructured.Unstructured{},
-		watches: map[*watch]struct{}{}, forbidden: map[string]bool{}, answers: map[string]http.HandlerFunc{}, counted: map[string]int{},
+		watches: map[*watch]struct{}{}, answers: map[string]http.HandlerFunc{}, counted: map[string]int{},
 	}
 	for _, name := range []string{"default", "kube-system"} {
 		namespace := &unstructured.Unstructured{Object: map[string]any{}}
@@ -91,9 +90,10 @@ func (p *Project) SetHanging(hanging bool) {
 
 // Forbid makes the server refuse requests for a resource, such as "configmaps".
 func (p *Project) Forbid(resource string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.forbidden[resource] = true
+	p.Answer(resource, func(w http.ResponseWriter, _ *http.Request) {
+		p.count("forbidden", resource)
+		refuse(w, http.StatusForbidden, metav1.StatusReasonForbidden, resource+" is forbidden here")
+	})
 }
 
 // Serve makes the project serve a kind as a resource, as the definition of a custom resource does.
@@ -199,16 +199,11 @@ func (p *Project) serve(w http.ResponseWriter, r *http.Request, path string) {
 		return
 	}
 	p.mu.Lock()
-	forbidden, answer := p.forbidden[resource.Resource], p.answers[resource.Resource]
+	answer := p.answers[resource.Resource]
 	p.mu.Unlock()
 	if answer != nil {
 		p.count("answer", resource.Resource)
 		answer(w, r)
-		return
-	}
-	if forbidden {
-		p.count("forbidden", resource.Resource)
-		refuse(w, http.StatusForbidden, metav1.StatusReasonForbidden, resource.Resource+" is forbidden here")
 		return
 	}
 	switch {

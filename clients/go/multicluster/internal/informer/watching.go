@@ -27,7 +27,7 @@ const (
 	minWatchTimeout = 5 * time.Minute
 )
 
-// errShortWatch delays the watch that follows one with events. client-go opens it at once: thousands a second where each ends so.
+// errShortWatch is for a watch with events that the server ended at once. client-go would not wait before the next one.
 var errShortWatch = errors.New("the watch was shorter than a second")
 
 // watching is what only the informer's goroutine uses.
