@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import os
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
@@ -126,6 +127,12 @@ def main(argv: Sequence[str]) -> int:
     for name in {"sharding", "milo_cost"} & set(asked.names):
         if not asked.real:
             parser.error(f"{name} is measured on real API servers: add --real")
+    given = controller_manager.MOVED in os.environ
+    for name in {"go", "go_memory", *(() if given else ("milo",))} & set(asked.names):
+        if asked.quick:
+            parser.error(f"{name} measures programs in Go, which --quick leaves out")
+    if "milo_groups" in asked.names and not given:
+        parser.error(f"milo_groups measures the program that {controller_manager.MOVED} names: set it")
     if asked.against is not None:
         if not asked.names:
             parser.error("--against needs the names of measurements, such as parts")

@@ -76,7 +76,7 @@ async def measure(setting: Setting) -> Samples:
 
 
 async def measure_groups(setting: Setting) -> Samples:
-    """Measure replicas of the program that follows the daemon, if it is given."""
+    """Measure replicas of the program that follows the daemon."""
     moved = os.environ.get(MOVED)
     if moved is None:
         return {}

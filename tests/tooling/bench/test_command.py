@@ -34,6 +34,25 @@ def test_bench_of_sharding_needs_real_servers(capsys: pytest.CaptureFixture[str]
     assert "add --real" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["go", "go_memory", "milo"])
+def test_bench_of_programs_in_go_is_not_quick(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("MILO_CONTROLLER_MANAGER_MOVED", raising=False)
+
+    with pytest.raises(SystemExit):
+        main([name, "--quick"])
+    assert f"{name} measures programs in Go, which --quick leaves out" in capsys.readouterr().err
+
+
+def test_bench_of_groups_needs_a_program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("MILO_CONTROLLER_MANAGER_MOVED", raising=False)
+
+    with pytest.raises(SystemExit):
+        main(["milo_groups", "--real"])
+    assert "MILO_CONTROLLER_MANAGER_MOVED names: set it" in capsys.readouterr().err
+
+
 def test_bench_reports_an_unknown_name_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["snyc_10k"])
