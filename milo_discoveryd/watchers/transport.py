@@ -27,7 +27,7 @@ from milo_kube.list_watch import Answer, Stream
 
 Query: TypeAlias = Sequence[tuple[str, str]]
 
-RESPONSE_LIMIT = 256 << 20
+RESPONSE_LIMIT = 128 << 20
 CONNECT_TIMEOUT_S = 10.0
 
 # Names come from objects that tenants write. A server or proxy that normalizes "..", "%2e%2e", "?" or "#" would apply

@@ -85,7 +85,7 @@ class ConfiguredSource:
             for server in {each.server for each in self.followed.collections}:
                 transports[server] = transport = Transport(
                     at_server(upstream, server),
-                    response_limit=watch.response_limit,
+                    response_limit=watch.objects_limit,
                     connect_timeout_s=watch.connect_timeout.total_seconds(),
                     environ=self._environ,
                 )

@@ -37,6 +37,7 @@ _REASONS = {
     "tls": "TlsFailed",
     "timeout": "Timeout",
     "closed": "ConnectionLost",
+    "too_large": "ResponseTooLarge",
     "credential": "CredentialFailed",
 }
 _STATUS_REASONS = {

@@ -245,9 +245,13 @@ class World:
         await self._until(0, is_compared)
 
     async def _until(self, number: int, holds: Callable[[ServerInfo], bool]) -> None:
-        async with DiscoveryClient(self.address(number)) as client, asyncio.timeout(SETTLED_WITHIN_S):
-            while not holds(await client.server_info()):  # noqa: ASYNC110 - it has no event
-                await asyncio.sleep(0.1)
+        info: ServerInfo | None = None
+        try:
+            async with DiscoveryClient(self.address(number)) as client, asyncio.timeout(SETTLED_WITHIN_S):
+                while not holds(info := await client.server_info()):  # noqa: ASYNC110 - it has no event
+                    await asyncio.sleep(0.1)
+        except TimeoutError:
+            raise AssertionError(f"daemon {number} was last {info}") from None
 
     @property
     def _is_current(self) -> bool:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from aiohttp import web
 
-from milo_discovery import DiscoveryClient, SourceState
+from milo_discovery import DiscoveryClient, SourceState, Watch
 from milo_discoveryd.sources.project import PROJECTS
 from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.daemon import DaemonProcess
@@ -24,6 +24,8 @@ LABELS = {f"label-{number}": "x" * 60 for number in range(10)}
 LIMIT_MIB = 8
 """Of objects. The daemon keeps each in several forms, and reads pages of a limited size besides."""
 GROWTH_MIB = 64
+WHOLE = 60_000
+"""Objects of a page that a server sends whatever its limit: about 50 MiB."""
 
 
 def project(number: int, labels: dict[str, str]) -> dict[str, Any]:
@@ -34,7 +36,7 @@ def project(number: int, labels: dict[str, str]) -> dict[str, Any]:
 
 
 class HostileServer:
-    """Lists by pages without end, or a short list and a watch without end."""
+    """Lists by pages without end, by one page of any size, or a short list and a watch without end."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -57,7 +59,8 @@ class HostileServer:
         return self._page(is_endless=self._what == "pages")
 
     def _page(self, *, is_endless: bool) -> web.Response:
-        items = [project(next(self._numbers), LABELS) for _ in range(PAGE if is_endless else 5)]
+        size = WHOLE if self._what == "whole list" else PAGE if is_endless else 5
+        items = [project(next(self._numbers), LABELS) for _ in range(size)]
         self.sent += len(items)
         more = str(self.sent) if is_endless else ""
         return web.json_response({"metadata": {"resourceVersion": "5", "continue": more}, "items": items})
@@ -81,38 +84,67 @@ class HostileServer:
         return project(next(self._numbers), LABELS)
 
 
-@pytest.mark.parametrize("what", ["pages", "events", "large objects"])
-async def test_memory_is_bounded_and_other_sources_are_unharmed(workspace: Workspace, what: str) -> None:
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("pages", "OverBudget"),
+        ("whole list", "ResponseTooLarge"),
+        ("events", "OverBudget"),
+        ("large objects", "OverBudget"),
+    ],
+)
+async def test_memory_is_bounded_and_other_sources_are_unharmed(workspace: Workspace, what: str, reason: str) -> None:
     server = HostileServer(what)
+    async with _beside(server, workspace) as (daemon, watch):
+
+        def is_over_budget() -> bool:
+            hostile = watch.sources.get("hostile")
+            return hostile is not None and hostile.reason == reason
+
+        await daemon.during(eventually(is_over_budget))
+        assert watch.sources["hostile"].state is SourceState.STALE
+        sent = server.sent
+    if reason == "OverBudget":
+        assert server.sent <= sent + PAGE, "nothing further is read"
+
+
+async def test_endless_changes_of_few_objects_take_no_memory(workspace: Workspace) -> None:
+    server = HostileServer("changes")
+    async with _beside(server, workspace) as (daemon, watch):
+        await daemon.during(eventually(lambda: server.sent > 20 * PAGE))
+        assert watch.sources["hostile"].state is SourceState.STREAMING
+
+
+@asynccontextmanager
+async def _beside(server: HostileServer, workspace: Workspace) -> AsyncIterator[tuple[DaemonProcess, Watch]]:
+    """Run a daemon with the server and another one; at the end, the other one works and memory has not grown."""
     workspace.sandbox.projects.create("alpha", ready=True)
     async with server.listening() as url:
         config = _config(workspace, url)
         async with DaemonProcess(workspace.address, "--config", str(config)) as daemon:
             await daemon.start()
-            before = _mib(daemon)
-            most = before
-            async with DiscoveryClient(workspace.address) as client, client.watch(accept_pending_sources=True) as watch:
-                following = asyncio.create_task(_follow(watch))
-
-                def is_over_budget() -> bool:
-                    nonlocal most
-                    most = max(most, _mib(daemon))
-                    hostile = watch.sources.get("hostile")
-                    return hostile is not None and hostile.reason == "OverBudget"
-
-                await daemon.during(eventually(is_over_budget))
-                hostile = watch.sources["hostile"]
-                assert hostile.state is SourceState.STALE
-                assert "watch.objects_limit" in hostile.message
+            weights = [_mib(daemon)]
+            async with (
+                DiscoveryClient(workspace.address) as client,
+                client.watch(accept_pending_sources=True) as watch,
+                asyncio.TaskGroup() as tasks,
+            ):
+                running = [tasks.create_task(_follow(watch)), tasks.create_task(_weigh(daemon, weights))]
+                yield daemon, watch
                 workspace.sandbox.projects.create("beta", ready=True)
                 await daemon.during(eventually(lambda: {"good#alpha", "good#beta"} <= set(watch.clusters)))
-                following.cancel()
-            sent = server.sent
-            assert most - before < GROWTH_MIB, f"{before:.0f} to {most:.0f} MiB"
-            assert server.sent == sent, "nothing further is read"
+                for task in running:
+                    task.cancel()
+            assert max(weights) - weights[0] < GROWTH_MIB, f"{weights[0]:.0f} to {max(weights):.0f} MiB"
 
 
-async def _follow(watch: Any) -> None:
+async def _weigh(daemon: DaemonProcess, weights: list[float]) -> None:
+    while True:
+        weights.append(_mib(daemon))
+        await asyncio.sleep(0.05)
+
+
+async def _follow(watch: Watch) -> None:
     async for _ in watch:
         pass
 

@@ -71,7 +71,7 @@ async def test_decompressed_response_over_limit_is_aborted() -> None:
         with pytest.raises(TransportError, match="more than 1048576 bytes") as raised:
             await get(transport)
         await transport.aclose()
-    assert raised.value.cause == "closed"
+    assert raised.value.cause == "too_large"
 
 
 async def test_post_sends_json_and_returns_body() -> None:

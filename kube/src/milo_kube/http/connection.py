@@ -228,5 +228,5 @@ class ResponseBody:
             arrived(len(chunk))
             if size > limit:
                 message = f"{self._response.origin} answered with more than {limit} bytes, the limit for a response"
-                raise TransportError("closed", message)
+                raise TransportError("too_large", message)
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)

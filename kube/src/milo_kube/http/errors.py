@@ -4,7 +4,7 @@ import socket
 import ssl
 from typing import Literal, TypeAlias
 
-TransportCause: TypeAlias = Literal["dns", "connect", "tls", "timeout", "closed", "credential"]
+TransportCause: TypeAlias = Literal["dns", "connect", "tls", "timeout", "closed", "too_large", "credential"]
 
 
 class TransportError(Exception):
