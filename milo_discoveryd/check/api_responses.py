@@ -25,7 +25,7 @@ _TRANSPORT_FIXES = {
     "tls": "set the server certificate's CA, and a server name that the certificate contains, in the kubeconfig",
     "timeout": "packets are dropped (firewall, network policy, missing proxy), or the server hangs",
     "closed": "check that this is the address of an API server, not of a load balancer without a backend",
-    "too_large": "raise watch.objects_limit if there are so many objects; else this is not the API server that is meant",
+    "too_large": "raise watch.objects_limit, or find out why the API server sends so much at once",
     "credential": "fix the credential issuer that the kubeconfig names, and repeat the check",
 }
 

@@ -6,7 +6,7 @@ The holder is a caller together with its view. For any other caller or view a re
 import hmac
 import re
 from binascii import b2a_base64
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from hashlib import blake2b
 
@@ -32,6 +32,10 @@ class KnownClusters(msgspec.Struct, frozen=True):
             digest = _digest(source)
             counts[digest] = counts.get(digest, 0) + count
         return KnownClusters(counts)
+
+    def within(self, sources: Iterable[str]) -> "KnownClusters":
+        digests = set(map(_digest, sources))
+        return KnownClusters({digest: count for digest, count in self.counts.items() if digest in digests})
 
     def of(self, source: str) -> int:
         return self.counts.get(_digest(source), 0)

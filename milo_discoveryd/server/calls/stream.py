@@ -4,7 +4,7 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
@@ -27,7 +27,7 @@ from milo_discoveryd.server.calls.access import CallContext
 from milo_discoveryd.server.calls.grpc_errors import StalledError, UnavailableError
 from milo_discoveryd.server.calls.kubeconfig_rotation import KUBECONFIG_BYTES, KubeconfigRotation
 from milo_discoveryd.server.calls.requests import WatchRequest
-from milo_discoveryd.server.calls.revision import NOTHING, Position, TokenSigner, parse
+from milo_discoveryd.server.calls.revision import NOTHING, KnownClusters, Position, TokenSigner, parse
 from milo_discoveryd.server.calls.source_statuses import source_statuses
 from milo_kube.reflect.view_status import ViewState
 from milo_kube.reusable_timeout import Deadline
@@ -90,7 +90,9 @@ class WatchStream:
         self._sent_at = 0.0
         self._known = NOTHING
         self._doubt_at = 0.0
-        self._doubts = False
+        self._judged: frozenset[str] = frozenset()
+        """The sources that were compared with what the subscriber knows."""
+        self._doubted: frozenset[str] = frozenset()
         self._parts = 0
         """The number of parts of the current snapshot that were sent."""
         self._last_revision = ""
@@ -99,7 +101,7 @@ class WatchStream:
         """The states of the sources as last sent to the subscriber."""
         self._resumes = parse(asked.resume_revision)
         """The subscriber's position, in this run or in an earlier one."""
-        self._pending = self._pending_sources()
+        self._pending = frozenset(each.name for each in self._sources)
         """The sources whose clusters are not shown to the subscriber yet."""
         self._send_deadline: Deadline
         self.cursor: Cursor | None = None
@@ -134,7 +136,8 @@ class WatchStream:
             ) from None
 
     async def _follow(self, waiter: Waiter) -> None:
-        while self._must_wait() or self._lacks_known():
+        self._pending = self._pending_sources()
+        while self._must_wait():
             await self._send_batch(Batch(Frames(), 0, synced=False))
             await self._wait(waiter)
             self._pending = self._pending_sources()
@@ -195,13 +198,14 @@ class WatchStream:
         return bool(self._pending) and waits_for_all
 
     def _pending_sources(self) -> frozenset[str]:
-        """Return the sources whose clusters must not be shown yet.
+        """Return the sources, of those not shown so far, whose clusters must not be shown yet.
 
-        The state file may lack clusters that the subscriber knows from another run; they would appear as deleted.
+        The state file, or the first list of this run, may lack clusters that the subscriber knows from another run;
+        they would appear as deleted.
         """
-        return frozenset(
-            each.name for each in self._sources if not each.synced or (each.is_restored and self._may_know_more(each))
-        )
+        hidden = [each for each in self._sources if each.name in self._pending]
+        complete = [each for each in hidden if each.synced and not (each.is_restored and self._may_know_more(each))]
+        return self._pending - {each.name for each in complete} | self._doubtful(complete)
 
     def _may_know_more(self, restored: ClusterSource) -> bool:
         """Return whether the subscriber may know changes that the state file lacks: the daemon may have been killed."""
@@ -212,20 +216,27 @@ class WatchStream:
             return True
         return known.epoch != self._epoch and known.revision > restored.restored_positions.get(known.epoch, -1)
 
-    def _lacks_known(self) -> bool:
-        """Return whether to wait for a second list: the first one of this run lacks much of what the subscriber knows.
+    def _doubtful(self, complete: Sequence[ClusterSource]) -> frozenset[str]:
+        """Return the sources that wait for a second list: the first one lacks much of what the subscriber knows.
 
         In a shard group, these can also be clusters that are about to move. No other member engages them meanwhile.
         """
         resumes = self._resumes
-        if resumes is None or resumes.epoch == self._epoch or not resumes.known.counts or self._pending:
-            return False
-        if (now := self._clock()) >= self._doubt_at:
-            self._doubt_at = now + DOUBT_S
+        if not complete or resumes is None or resumes.epoch == self._epoch or not resumes.known.counts:
+            return frozenset()
+        names, now = frozenset(each.name for each in complete), self._clock()
+        if names != self._judged or now >= self._doubt_at:
+            self._judged, self._doubt_at = names, now + DOUBT_S
             engaged = Counter(each.target.source for each in self._fleet.log.clusters() if self._shown.matches(each))
-            doubts = [each.must_wait(resumes.known.of(each.name), engaged[each.name], now) for each in self._sources]
-            self._doubts = any(doubts)
-        return self._doubts
+            self._doubted = frozenset(
+                each.name for each in complete if each.must_wait(resumes.known.of(each.name), engaged[each.name], now)
+            )
+        return self._doubted
+
+    @property
+    def _kept(self) -> KnownClusters:
+        """What the subscriber keeps of the sources that are not shown to it yet."""
+        return NOTHING if self._resumes is None else self._resumes.known.within(self._pending)
 
     def _subscribed(self, waiter: Waiter) -> AbstractContextManager[None]:
         return self._rotation.subscribed(waiter.wake) if self._rotation else nullcontext()
@@ -266,15 +277,13 @@ class WatchStream:
                 "the daemon is shutting down; keep all clusters engaged and resume",
                 retry_after_s=RETRY_S,
             )
-        if self._doubts:
-            await waiter.wait(DOUBT_S)
-            return
         heartbeat_in_s = self._sent_at + self._asked.heartbeat_s - self._clock()
-        await waiter.wait(max(0.0, min(heartbeat_in_s, self._rotation.due_in_s if self._rotation else math.inf)))
+        doubt_in_s = DOUBT_S if self._doubted else math.inf
+        rotation_in_s = self._rotation.due_in_s if self._rotation else math.inf
+        await waiter.wait(max(0.0, min(heartbeat_in_s, doubt_in_s, rotation_in_s)))
 
     async def _send_changes(self, batch: Batch) -> None:
-        known = NOTHING if batch.reset else self._known
-        self._known = known.grown(batch.frames.counted(frames.growth))
+        self._known = (self._kept if batch.reset else self._known).grown(batch.frames.counted(frames.growth))
         is_live = bool(self._source) and not batch.reset and batch.synced
         if self._rotation:
             await self._send_batch(

@@ -180,6 +180,49 @@ async def test_subscriber_of_an_earlier_run_keeps_clusters_of_a_source_that_does
                 assert await engaged(events) == "us#farm"
 
 
+PAGES = {"streaming_lists": "off"}
+"""A list of the sandbox can only be empty by pages."""
+
+
+async def test_short_first_list_of_a_source_is_held_while_another_one_does_not_answer(workspace: Workspace) -> None:
+    held = workspace.daemon(watch=PAGES, removals={"verify_after": "3s"})
+    async with workspace.client() as client:
+        events = client.watch()
+        async with asyncio.timeout(LIMIT_S):
+            async with serving(workspace.daemon(watch=PAGES)):
+                assert {await engaged(events) for _ in range(2)} == {"eu#shop", "us#shop"}
+            workspace.eu.faults.empty_lists()
+            await workspace.us.stop()
+            async with serving(held):
+                await eventually(lambda: held._fleet.sources[0].status.reason == "RemovalsHeld")
+                await workspace.us.start()
+                workspace.us.projects.create("farm", ready=True)
+                assert await engaged(events) == "us#farm", "the other source does not wait for it"
+                workspace.eu.faults.empty_lists(on=False)
+                workspace.eu.projects.create("bank", ready=True)
+                assert await engaged(events) == "eu#bank"
+
+
+async def test_clusters_of_a_source_that_did_not_answer_are_known_after_another_restart(workspace: Workspace) -> None:
+    held = workspace.daemon(watch=PAGES, removals={"verify_after": "3s"})
+    async with workspace.client() as client:
+        events = client.watch()
+        async with asyncio.timeout(LIMIT_S):
+            async with serving(workspace.daemon(watch=PAGES)):
+                assert {await engaged(events) for _ in range(2)} == {"eu#shop", "us#shop"}
+            await workspace.us.stop()
+            workspace.eu.projects.create("bank", ready=True)
+            async with serving(workspace.daemon(watch=PAGES)):
+                assert await engaged(events) == "eu#bank"
+            workspace.us.faults.empty_lists()
+            await workspace.us.start()
+            async with serving(held):
+                await eventually(lambda: held._fleet.sources[1].status.reason == "RemovalsHeld")
+                workspace.us.faults.empty_lists(on=False)
+                workspace.us.projects.create("farm", ready=True)
+                assert await engaged(events) == "us#farm"
+
+
 async def test_listing_goes_on_when_a_pending_source_becomes_complete(workspace: Workspace) -> None:
     await workspace.us.stop()
     workspace.eu.projects.create("bank", ready=True)
