@@ -199,7 +199,7 @@ class Daemon:
             issuers = Issuers(settings, sources, self._environ, stack, run=run)
             kubeconfigs = self._kubeconfigs(issuers, sources)
             self._fleet.on(EventType.DISENGAGED, kubeconfigs.disengaged)
-            self._group = self._shard = group = self._shard_group(issuers, stack)
+            self._group = self._shard = group = self._shard_group(issuers, sources, stack)
             self._metrics.follow_group(group)
             self._metrics.follow_credentials(kubeconfigs.health)
             access = AccessControl(
@@ -301,7 +301,9 @@ class Daemon:
             return nullcontext()
         return exporting(traces.endpoint, traces.share, version=__version__, mode=self._settings.title)
 
-    def _shard_group(self, issuers: Issuers, closing: AsyncExitStack) -> "ShardGroup | None":
+    def _shard_group(
+        self, issuers: Issuers, sources: Sequence[ConfiguredSource], closing: AsyncExitStack
+    ) -> "ShardGroup | None":
         if self._settings.sharding.group is None:
             return None
         from milo_discoveryd.wiring.sharding import shard_group  # noqa: PLC0415 - few daemons share their fleet
@@ -312,6 +314,7 @@ class Daemon:
             self._fleet,
             self._metrics,
             closing,
+            sources=sources,
             fencing=issuers.fencing,
         )
 

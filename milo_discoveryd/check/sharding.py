@@ -5,7 +5,8 @@ from contextlib import AsyncExitStack
 
 from milo_discoveryd.check.finding import Finding, fail, ok, warn
 from milo_discoveryd.config import Settings
-from milo_discoveryd.daemon_errors import DaemonError
+from milo_discoveryd.daemon_errors import ConfigError, DaemonError
+from milo_discoveryd.wiring.configured_source import ConfiguredSource
 from milo_discoveryd.wiring.member_name import member_name
 from milo_discoveryd.wiring.sharding import fleet_digest, lease_client
 
@@ -26,7 +27,14 @@ async def check_leases(settings: Settings, environ: Mapping[str, str]) -> Findin
     problems = [*leases.problems, *(each.problem for each in leases.members.values() if each.problem)]
     if problems:
         return warn(SUBJECT, "; ".join(problems), "delete these Leases if no daemon of the group runs under their name")
-    fleet = fleet_digest(settings)
+    try:
+        fleet = fleet_digest(ConfiguredSource(each, settings, environ) for each in settings.sources)
+    except ConfigError as error:
+        return warn(
+            SUBJECT,
+            f"the sources of group {group} cannot be compared with those of its members: {error}",
+            "correct the source's kubeconfig",
+        )
     if others := sorted(each.member for each in leases.members.values() if each.is_held and each.fleet != fleet):
         return warn(
             SUBJECT,

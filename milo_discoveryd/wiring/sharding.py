@@ -3,7 +3,7 @@
 import asyncio
 import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from hashlib import blake2b
 from pathlib import Path
@@ -23,6 +23,7 @@ from milo_discoveryd.sharding.lease_client import LeaseClient
 from milo_discoveryd.sharding.lease_objects import LeaseNames
 from milo_discoveryd.sharding.member import Member
 from milo_discoveryd.sharding.revocation import CredentialRevocation
+from milo_discoveryd.wiring.configured_source import ConfiguredSource
 from milo_discoveryd.wiring.member_name import member_name
 from milo_discoveryd.wiring.upstreams import open_upstream
 
@@ -37,11 +38,14 @@ def is_stable(member: str) -> bool:
     return _STABLE.fullmatch(member) is not None
 
 
-def fleet_digest(settings: Settings) -> str:
-    """Return a digest of the settings that define which clusters there are: all members must have the same."""
+def fleet_digest(sources: Iterable[ConfiguredSource]) -> str:
+    """Return a digest of what defines which clusters there are: all members must have the same.
+
+    A source is known by the URL of its API server: members may have different kubeconfigs for it. A source of files is
+    known by their path: when a file changes, members read it at different times.
+    """
     defining = [
-        [each.name, each.kind, each.settings, each.label_selector, each.discovery_kubeconfig]
-        for each in settings.sources
+        [each.of.name, each.of.kind, each.of.settings, each.of.label_selector, each.origin.server] for each in sources
     ]
     encoded = msgspec.json.encode(defining, enc_hook=str, order="sorted")
     return blake2b(encoded, digest_size=8).hexdigest()
@@ -65,6 +69,7 @@ def shard_group(
     observer: GroupObserver,
     closing: AsyncExitStack,
     *,
+    sources: Iterable[ConfiguredSource],
     fencing: Callable[[], Sequence[FencingIssuer]],
 ) -> ShardGroup | None:
     """Return the group, or None without sharding. `closing` closes its connections. Raises StartError.
@@ -84,7 +89,7 @@ def shard_group(
             f"{name}.{secrets.token_hex(8)}",
             weight=wanted.weight,
             instance=environ.get("POD_UID", ""),
-            fleet=fleet_digest(settings),
+            fleet=fleet_digest(sources),
         ),
         leases,
         FleetAssignment(fleet, wanted.release_timeout.total_seconds(), revocation),

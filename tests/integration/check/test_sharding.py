@@ -13,6 +13,7 @@ from milo_discoveryd.config.settings import ShardingSettings
 from milo_discoveryd.sharding import lease_objects
 from milo_discoveryd.sharding.lease_objects import LeaseNames
 from milo_discoveryd.sharding.leases import MemberLease
+from milo_discoveryd.wiring.configured_source import ConfiguredSource
 from milo_discoveryd.wiring.sharding import fleet_digest
 from tests.integration.watchers.api_server import ApiServer, answering
 
@@ -26,7 +27,13 @@ def settings(tmp_path: Path, server: ApiServer) -> Settings:
     named = {"cluster": cluster, "user": {"token": "t"}, "context": {"cluster": "x", "user": "x"}}
     lists = {f"{kind}s": [{"name": "x", kind: content}] for kind, content in named.items()}
     kubeconfig.write_text(json.dumps({"current-context": "x", **lists}))
-    return Settings(sharding=ShardingSettings(group="dns", kubeconfig=kubeconfig))
+    [source] = Settings().sources
+    source = msgspec.structs.replace(source, discovery_kubeconfig=kubeconfig)
+    return Settings(sources=(source,), sharding=ShardingSettings(group="dns", kubeconfig=kubeconfig))
+
+
+def digest(of: Settings) -> str:
+    return fleet_digest(ConfiguredSource(each, of, ENVIRON) for each in of.sources)
 
 
 async def test_check_without_shard_group_skips_leases() -> None:
@@ -47,7 +54,7 @@ async def test_check_warns_of_members_with_other_sources(tmp_path: Path) -> None
         bodies = []
         selected = msgspec.structs.replace(ours.sources[0], label_selector="env=prod")
         for member, of in (("dns-0", ours), ("dns-1", msgspec.structs.replace(ours, sources=(selected,)))):
-            lease = MemberLease(member=member, holder="h", term="t", fleet=fleet_digest(of))
+            lease = MemberLease(member=member, holder="h", term="t", fleet=digest(of))
             written = json.loads(lease_objects.encode_member(lease, names, 0.0))
             written["metadata"] |= {"uid": "u", "resourceVersion": "1"}
             bodies.append(written)
@@ -58,6 +65,17 @@ async def test_check_warns_of_members_with_other_sources(tmp_path: Path) -> None
         "warn",
         "the sources or selectors of dns-1 in group dns differ from the settings of dns-0",
     )
+
+
+async def test_check_warns_that_sources_with_an_unreadable_kubeconfig_cannot_be_compared(tmp_path: Path) -> None:
+    async with ApiServer(answering(b'{"items": []}')) as server:
+        ours = settings(tmp_path, server)
+        lost = msgspec.structs.replace(ours.sources[0], discovery_kubeconfig=tmp_path / "lost")
+        found = await sharding.check_leases(msgspec.structs.replace(ours, sources=(lost,)), ENVIRON)
+    assert found is not None
+    assert found.level == "warn"
+    assert "cannot be compared with those of its members" in found.message
+    assert "lost" in found.message
 
 
 async def test_check_warns_of_leases_that_cannot_be_read(tmp_path: Path) -> None:

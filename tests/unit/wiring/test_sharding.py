@@ -1,17 +1,23 @@
 """The member of a shard group, from settings and the pod's environment."""
 
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from milo_discoveryd.config import Settings, load
+from milo_discoveryd.config import Settings, SourceSettings, load
 from milo_discoveryd.config.issuers import IssuerSettings, TokenFileSettings
 from milo_discoveryd.config.settings import KubeconfigSettings, ShardingSettings
+from milo_discoveryd.credentials.authentication import load_upstream
+from milo_discoveryd.credentials.authentication.in_cluster import load_in_cluster
 from milo_discoveryd.daemon_errors import ConfigError, StartError
 from milo_discoveryd.sharding.group import ShardGroup
+from milo_discoveryd.sources.kubeconfig_files import KubeconfigDirectoryKind
 from milo_discoveryd.telemetry.metrics import Metrics
+from milo_discoveryd.wiring.configured_source import ConfiguredSource
 from milo_discoveryd.wiring.issuers import Issuers
 from milo_discoveryd.wiring.sharding import fleet_digest, is_stable, lease_client, shard_group
 from tests.unit.sharding.fleets import empty_source
@@ -29,7 +35,7 @@ async def built(tmp_path: Path, environ: dict[str, str], **sharding: Any) -> Sha
     kubeconfig.write_text(KUBECONFIG)
     settings = Settings(sharding=ShardingSettings(kubeconfig=kubeconfig, **sharding))
     async with AsyncExitStack() as stack:
-        return shard_group(settings, environ, empty_source().fleet, Metrics(), stack, fencing=list)
+        return shard_group(settings, environ, empty_source().fleet, Metrics(), stack, sources=[], fencing=list)
 
 
 async def test_daemon_without_a_shard_group_has_no_member(tmp_path: Path) -> None:
@@ -78,15 +84,76 @@ def test_member_name_of_a_stateful_set_pod_is_stable(name: str, *, stable: bool)
     assert is_stable(name) is stable
 
 
-def test_fleet_digest_differs_with_what_defines_the_clusters() -> None:
-    def digest(**settings: object) -> str:
-        return fleet_digest(load(settings, {}, None))
+@pytest.fixture
+def kubeconfig(tmp_path: Path) -> Callable[[str, str], str]:
+    """Write a kubeconfig of a name and a server, and return its path."""
 
-    ours = digest(label_selector="env=prod")
-    assert ours == digest(label_selector="env=prod", heartbeat_interval="5s")
-    assert ours not in {digest(), digest(label_selector="env=prod", mode="project-control-plane")}
-    single = digest(mode="single")
-    assert single != digest(mode="single", **{"cluster.labels": "a=b"})
+    def write(name: str, server: str) -> str:
+        path = tmp_path / name
+        path.write_text(KUBECONFIG.replace("https://leases.example.com", server))
+        return str(path)
+
+    return write
+
+
+def digest(environ: Mapping[str, str] | None = None, **given: object) -> str:
+    settings = load(given, {}, None)
+    return fleet_digest([ConfiguredSource(each, settings, environ or {}) for each in settings.sources])
+
+
+def test_fleet_digest_differs_with_what_defines_the_clusters(kubeconfig: Callable[[str, str], str]) -> None:
+    at: dict[str, object] = {"discovery_kubeconfig": kubeconfig("milo", "https://milo.example.com")}
+    ours = digest(**at, label_selector="env=prod")
+    assert ours == digest(**at, label_selector="env=prod", heartbeat_interval="5s")
+    assert ours not in {digest(**at), digest(**at, label_selector="env=prod", mode="project-control-plane")}
+    single = digest(**at, mode="single")
+    assert single != digest(**at, mode="single", **{"cluster.labels": "a=b"})
+
+
+def test_fleet_digest_differs_with_the_server_that_is_watched_and_not_with_its_kubeconfig(
+    kubeconfig: Callable[[str, str], str],
+) -> None:
+    clusters = kubeconfig("clusters", "https://clusters.example.com")
+
+    def watching(discovery_kubeconfig: str) -> str:
+        return digest(discovery_kubeconfig=discovery_kubeconfig, project_kubeconfig=clusters)
+
+    ours = watching(kubeconfig("one", "https://milo.example.com"))
+    assert ours == watching(kubeconfig("two", "https://milo.example.com/"))
+    assert ours != watching(kubeconfig("one", "https://other.example.com")), "the path is the same"
+    organization = "/apis/resourcemanager.miloapis.com/v1alpha1/organizations/nasa/control-plane"
+    assert ours != watching(kubeconfig("one", f"https://milo.example.com{organization}"))
+
+
+def test_fleet_digest_differs_with_the_server_of_a_single_cluster(kubeconfig: Callable[[str, str], str]) -> None:
+    one, two = (digest(mode="single", project_kubeconfig=kubeconfig("c", f"https://{host}")) for host in "ab")
+    assert one != two
+
+
+def test_fleet_digest_of_files_is_that_of_their_path(tmp_path: Path) -> None:
+    def of(path: Path) -> str:
+        kind = KubeconfigDirectoryKind(path=str(path))
+        source = SourceSettings(name="files", kind="kubeconfig-directory", settings=kind)
+        return fleet_digest([ConfiguredSource(source, Settings(), {})])
+
+    ours = of(tmp_path)
+    (tmp_path / "a-file-that-other-members-read-later").write_text(KUBECONFIG)
+    assert ours == of(tmp_path)
+    assert ours != of(tmp_path / "other")
+
+
+def test_fleet_digest_in_a_cluster_is_the_same_in_all_of_its_pods(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of(pod: str, host: str) -> str:
+        account = tmp_path / pod
+        account.mkdir()
+        for file in ("token", "ca.crt"):
+            (account / file).write_text(f"{file} of {pod}")
+        monkeypatch.setattr(load_upstream, "load_in_cluster", partial(load_in_cluster, service_account=account))
+        return digest({"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": "443", "POD_NAME": pod})
+
+    assert of("a", "10.96.0.1") == of("b", "10.96.0.1") != of("c", "10.97.0.1")
 
 
 def credential_issuers(*issuers: IssuerSettings) -> Issuers:
