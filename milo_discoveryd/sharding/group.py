@@ -16,8 +16,8 @@ from milo_discoveryd.sharding.revocation import CredentialRevocation
 from milo_discoveryd.sharding.status import GroupStatus, group_status
 
 PENDING_SIZE = 64 * 1024
-"""Maximum total length of the pending clusters' names in a Lease, whose annotations may have 256 KiB. With more, no
-cluster moves until some of them are released."""
+"""Maximum total length of the pending clusters' names in a Lease, whose annotations may have 256 KiB. With
+more, no cluster of the member moves until some of them are released, and the view does not change."""
 TICK_S = 1.0
 """Longest wait between two checks of the clock: timers stand still while the machine is suspended."""
 

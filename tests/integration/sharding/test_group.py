@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from milo_discoveryd.daemon_errors import BackendError
+from milo_discoveryd.sharding import group, rendezvous
 from milo_discoveryd.sharding.actions import Read, Request
 from milo_discoveryd.sharding.group import ShardGroup
 from milo_discoveryd.sharding.lease_client import ConflictError
@@ -170,6 +171,28 @@ async def test_shard_member_keeps_clusters_that_its_subscribers_may_know(daemons
     first.operator.is_lost_known = True
     await eventually(lambda: third.engaged & before)
     assert first.engaged | second.engaged | third.engaged == set(KEYS)
+
+
+async def test_shard_member_gives_up_no_cluster_while_more_are_unreleased_than_its_lease_can_name(
+    daemons: list[Daemon], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, api = await pair(daemons)
+    before, former = set(first.engaged), set(second.engaged)
+    first.operator.holds = True
+    third = Daemon("g", api)
+    moving = {key for key in before if rendezvous.owner(key, dict.fromkeys("abg", 1.0)) == "g"}
+    assert len(moving) > 1
+    monkeypatch.setattr(group, "PENDING_SIZE", max(map(len, moving)))
+    daemons.append(third)
+    await eventually(lambda: first.operator.draining == moving and third.engaged)
+    assert third.engaged < former, "those of other members move"
+    assert first.group.member.state.pending == frozenset()
+    assert first.group.unsettled_s() > 0
+    last = min(moving)
+    first.operator.draining = {last}
+    first.group.wake()
+    await eventually(lambda: third.engaged & before)
+    assert third.engaged & before == moving - {last}, "the Lease names the last one, and all others move"
 
 
 async def test_stopped_shard_member_is_succeeded_without_disengagements(daemons: list[Daemon]) -> None:
