@@ -1,5 +1,6 @@
 """The import contracts cover every package, and fail on an import that they forbid."""
 
+import ast
 import os
 import re
 import shutil
@@ -8,7 +9,7 @@ import sys
 from pathlib import Path
 
 from milo_discoveryd.sources.kind import KINDS
-from tests.tooling.import_contracts.contracts import CONFIG, PACKAGES, contracts, modules
+from tests.tooling.import_contracts.contracts import CONFIG, PACKAGES, ROOT, contracts, modules
 
 FORBIDDEN = {
     "layers": ("milo_discoveryd/sources/reading.py", "import milo_discoveryd.registry.events"),
@@ -89,3 +90,11 @@ def test_daemon_imports_no_private_module_of_another_distribution() -> None:
     private = re.compile(r"^\s*(?:from|import) (milo_(?:discovery|kube)(?:\.\w+)*\._\w+)", re.MULTILINE)
     found = {path: private.findall(path.read_text()) for path in PACKAGES[0].rglob("*.py")}
     assert {path: names for path, names in found.items() if names} == {}
+
+
+def test_validator_of_the_matrix_shares_no_code_with_what_it_judges() -> None:
+    module = ast.parse((ROOT / "tests" / "end_to_end" / "matrix" / "validator.py").read_text())
+    imported = {each.name for node in ast.walk(module) if isinstance(node, ast.Import) for each in node.names}
+    imported |= {node.module or "" for node in ast.walk(module) if isinstance(node, ast.ImportFrom)}
+    assert imported
+    assert {name.partition(".")[0] for name in imported} <= sys.stdlib_module_names
