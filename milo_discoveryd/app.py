@@ -44,6 +44,7 @@ from milo_discoveryd.wiring.listeners import listeners, token_reviewer
 from milo_discoveryd.wiring.prober import probe
 from milo_discoveryd.wiring.rules import rights
 from milo_discoveryd.wiring.run_identity import run_identity
+from milo_discoveryd.wiring.signals import coalesced
 from milo_kube.reflect.view_status import ViewState
 
 if TYPE_CHECKING:
@@ -108,7 +109,6 @@ class Daemon:
         self._audit = Audit(self._metrics, self._audit_file.write if self._audit_file else None)
         self._journal = Journal(self._metrics, self._audit)
         self._reloading: ConfigReloader | None = None
-        self._reopening: asyncio.Handle | None = None
         retention = Retention(settings.tombstones.count, settings.tombstones.age.total_seconds())
         self._log = ChangeLog(encoder(self._epoch), retention)
         self._fleet: Fleet
@@ -140,9 +140,9 @@ class Daemon:
             loop.add_signal_handler(number, end, number)
         if logging is not None:
             self._metrics.follow_log(lambda: logging.dropped)
-            loop.add_signal_handler(signal.SIGUSR1, logging.toggle)
-        loop.add_signal_handler(signal.SIGHUP, self._hung_up)
-        loop.add_signal_handler(signal.SIGUSR2, self._accept)
+            loop.add_signal_handler(signal.SIGUSR1, coalesced(logging.toggle))
+        loop.add_signal_handler(signal.SIGHUP, coalesced(self._hung_up))
+        loop.add_signal_handler(signal.SIGUSR2, coalesced(self._accept))
         try:
             await asyncio.wait((serving,))
         finally:
@@ -174,16 +174,11 @@ class Daemon:
     def _hung_up(self) -> None:
         if self._reloading is not None:
             self._reloading.reload_now()
-        if self._reopening is None and self._audit_file is not None:
-            # One for all signals that are waiting: a flood of them must not keep the event loop busy with the file.
-            self._reopening = asyncio.get_running_loop().call_soon(self._reopen_audit_file, self._audit_file)
-
-    def _reopen_audit_file(self, file: AuditFile) -> None:
-        self._reopening = None
-        try:
-            file.reopen()
-        except StartError as error:
-            log.warning("audit file not reopened", problem=str(error))
+        if self._audit_file is not None:
+            try:
+                self._audit_file.reopen()
+            except StartError as error:
+                log.warning("audit file not reopened", problem=str(error))
 
     async def serve(self) -> None:
         """Serve until canceled, then drain the streams."""

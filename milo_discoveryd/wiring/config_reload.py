@@ -16,8 +16,6 @@ from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.log import log
 
 POLL_INTERVAL_S = 0.25
-INTERVAL_S = 0.2
-"""Shortest time between two reloads: requests in between count as one, since a reload blocks for some milliseconds."""
 
 Load = Callable[[], Settings]
 State = tuple[int, int, int]
@@ -75,7 +73,6 @@ class ConfigReloader:
                 self._requested.clear()
                 read = seen
                 self._metrics.rights_reloaded(self._reload())
-                await asyncio.sleep(INTERVAL_S)
 
     def _reload(self) -> str:
         before = self._settings.rights

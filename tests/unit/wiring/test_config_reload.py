@@ -150,17 +150,6 @@ async def test_forced_config_reload_reads_unchanged_files(reloaded_file: Reloade
     assert reloaded_file.audited == []
 
 
-async def test_config_reload_requests_in_quick_succession_count_as_one(
-    reloaded_file: ReloadedFile, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(config_reload, "INTERVAL_S", 3600.0)
-    async with reloaded_file.followed() as followed:
-        for _ in range(1000):
-            followed.reload_now()
-            await asyncio.sleep(0)
-    assert reloaded_file.count("unchanged") == 1
-
-
 async def test_config_reload_names_settings_that_need_a_restart(reloaded_file: ReloadedFile) -> None:
     async with reloaded_file.followed():
         with capture_logs() as lines:
