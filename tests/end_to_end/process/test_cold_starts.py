@@ -7,13 +7,13 @@ The first use of a type in two threads crashed the process in some starts: see d
 import asyncio
 import json
 import signal
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import yaml
 
 from milo_discovery import DiscoveryClient
+from milo_discoveryd.sources.kind import KINDS
 from milo_sandbox.kubeconfigs import write
 from milo_sandbox.platforms import SHOOTS
 from tests.end_to_end.process.conftest import Workspace
@@ -78,25 +78,53 @@ def kubeconfig_directory(workspace: Workspace) -> Source:
     return {"kind": "kubeconfig-directory", "settings": {"path": str(directory)}}
 
 
-KINDS = [project, project_control_plane, service_consumer, declarative, kubeconfig_directory]
+def kind_file(workspace: Workspace) -> Source:
+    configs = {f"kind-{name}": workspace.sandbox.kubeconfig(project=name) for name in names()}
+    merged: dict[str, Any] = {"apiVersion": "v1", "kind": "Config"}
+    for part in ("clusters", "users"):
+        merged[part] = [{**each[part][0], "name": name} for name, each in configs.items()]
+    merged["contexts"] = [{"name": name, "context": {"cluster": name, "user": name}} for name in configs]
+    write(file := workspace.directory / "config", merged)
+    return {"kind": "kind", "settings": {"path": str(file)}}
+
+
+def single(workspace: Workspace) -> Source:
+    return {"kind": "single", "project_kubeconfig": str(workspace.kubeconfig)}
+
+
+SOURCES = {
+    "project": project,
+    "project-control-plane": project_control_plane,
+    "service-consumer": service_consumer,
+    "declarative": declarative,
+    "kubeconfig-directory": kubeconfig_directory,
+    "kind": kind_file,
+    "single": single,
+}
 
 
 def names() -> list[str]:
     return [f"p-{number:02}" for number in range(CLUSTERS)]
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_each_kind_of_source_is_started() -> None:
+    assert SOURCES.keys() == KINDS.keys()
+
+
+@pytest.mark.parametrize("kind", SOURCES)
 async def test_daemon_survives_cold_starts_under_load(
-    workspace: Workspace, kind: Callable[[Workspace], Source], request: pytest.FixtureRequest
+    workspace: Workspace, kind: str, request: pytest.FixtureRequest
 ) -> None:
     for name in names():
         workspace.sandbox.projects.create(name, ready=True)
-    source = {"name": "all", **kind(workspace)}
+    source = {"name": "all", **SOURCES[kind](workspace)}
     token = workspace.directory / "operators.token"
     token.write_text(workspace.sandbox.token())
     issuer = {"name": "all", "type": "token-file", "path": str(token)}
-    if kind is kubeconfig_directory:
+    if kind in {"kubeconfig-directory", "kind"}:
         issuer = {"name": "all", "type": "kubeconfig-file", "sources": ["all"]}
+
+    clusters = 1 if kind == "single" else CLUSTERS
 
     async def start(number: int) -> None:
         address = f"unix://{workspace.directory}/{number}.sock"
@@ -113,7 +141,7 @@ async def test_daemon_survives_cold_starts_under_load(
             await daemon.start()
             issued: set[str] = set()
             async with DiscoveryClient(address) as client, client.watch(include_kubeconfigs=True) as watch:
-                while len(issued) < CLUSTERS:
+                while len(issued) < clusters:
                     event = await daemon.during(anext(watch))  # type: ignore[arg-type]
                     if event.kubeconfig is not None:
                         issued.add(event.cluster.name)

@@ -79,6 +79,15 @@ async def test_killed_daemon_leaves_no_core_and_ignores_secret_dumping_variables
     assert [path.name for path in workspace.directory.iterdir() if path.name.startswith("core")] == []
 
 
+async def test_crash_in_native_code_writes_the_stack_of_each_thread(workspace: Workspace) -> None:
+    async with workspace.daemon(environ={}) as daemon:
+        await daemon.start()
+        daemon.signal(signal.SIGSEGV)
+        assert await daemon.ended() == -signal.SIGSEGV
+    assert "Fatal Python error: Segmentation fault" in daemon.output
+    assert "milo_discoveryd/cli.py" in daemon.output
+
+
 def test_process_hardening_does_not_report_variables_set_by_the_image() -> None:
     environ = {
         "PYTHONUNBUFFERED": "1",
