@@ -30,6 +30,7 @@ _COLLECTIONS = {
     "cluster-profiles": "/apis/multicluster.x-k8s.io/v1alpha1/namespaces/{}/clusterprofiles",
     "argocd-clusters": "/api/v1/namespaces/{}/secrets",
     "flux-kubeconfigs": "/api/v1/namespaces/{}/secrets",
+    "flux-configmaps": "/api/v1/namespaces/{}/configmaps",
 }
 _USER = "publisher"
 _WITHIN_S = 60.0

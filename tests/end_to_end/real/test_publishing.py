@@ -32,6 +32,8 @@ from tests.end_to_end.scenarios.servers import RealServers
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(600)]
 
 PROFILES, ARGOCD, FLUX = "cluster-profiles", "argocd-clusters", "flux-kubeconfigs"
+SUFFIXES = {PROFILES: "", ARGOCD: "-argocd-cluster", FLUX: "-kubeconfig", "flux-configmaps": "-kubeconfig"}
+"""The suffix of the names of a form's objects."""
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -235,45 +237,61 @@ async def test_publisher_keeps_the_objects_of_another_fleet(
     assert versions(await profiles.objects()) == before
 
 
+@pytest.mark.parametrize(("form", "suffix"), SUFFIXES.items())
 async def test_replicas_of_a_shard_group_publish_as_one_owner(
-    directory: Path, inventory: RealApi, profiles: Publication
+    directory: Path, inventory: RealApi, form: str, suffix: str
 ) -> None:
     names = {f"p-{number:02}" for number in range(12)}
+    # In each pod the daemon has the same address.
+    arguments = ("--plugin-env", "MILO_DISCOVERY_ADDRESS=unix:///run/discovery.sock") if form == ARGOCD else ()
+
+    def is_published(name: str) -> Holds:
+        if form == PROFILES:
+            return healthy(name)
+        return lambda found: name + suffix in found and is_complete(found[name + suffix])
+
     async with AsyncExitStack() as stack:
+        objects = await stack.enter_async_context(publication_namespace(inventory, form))
         sandbox = await stack.enter_async_context(Sandbox(seed=1))
         sandbox.write_kubeconfig(directory / "upstream")
         for name in names:
             sandbox.projects.create(name, ready=True)
-        one, two = [await stack.enter_async_context(replica(name, directory, sandbox, inventory)) for name in "12"]
-        first, second = [await stack.enter_async_context(Publishing.running(each, profiles)) for each in (one, two)]
+        one, two = [
+            await stack.enter_async_context(replica(name, form, directory, sandbox, inventory)) for name in "12"
+        ]
+        first, second = [
+            await stack.enter_async_context(Publishing.running(each, objects, *arguments)) for each in (one, two)
+        ]
         share = await share_of_settled_group(two, members=2)
         assert set() < share < names
-        published = await profiles.until(
-            lambda found: set(found) == names and all(healthy(name)(found) for name in found)
+        published = await objects.until(
+            lambda found: len(found) == len(names) and all(is_published(name)(found) for name in names)
         )
         sandbox.projects.create("new", ready=True)
-        after = await profiles.until(healthy("new"))
-        before = versions(published)
-        assert {name: version for name, version in versions(after).items() if name != "new"} == before
+        after = versions(await objects.until(is_published("new")))
+        assert {name: after[name] for name in published} == versions(published)
 
         await second.kill()
         await two.daemon.terminate()
         left = min(share)
         sandbox.projects.delete(left)
-        found = await profiles.until(lambda found: left not in found)
-        assert {name: _uid(found[name]) for name in names - {left}} == {
-            name: _uid(published[name]) for name in names - {left}
-        }
+        found = await objects.until(lambda found: left + suffix not in found)
+        others = published.keys() - {left + suffix}
+        assert {name: _uid(found[name]) for name in others} == {name: _uid(published[name]) for name in others}
         assert first.process.returncode is None
 
 
 @asynccontextmanager
-async def replica(name: str, directory: Path, sandbox: Sandbox, leases: RealApi) -> AsyncIterator[Workspace]:
+async def replica(
+    name: str, group: str, directory: Path, sandbox: Sandbox, leases: RealApi
+) -> AsyncIterator[Workspace]:
     """Run a daemon of a shard group."""
     address, config = f"unix://{directory}/{name}.sock", directory / f"{name}.json"
+    issuer = {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True}
     settings = {
+        "kubeconfigs": {"issuers": [issuer]},
         "discovery_kubeconfig": str(directory / "upstream"),
-        "sharding": {"group": "publishers", "kubeconfig": str(leases.kubeconfig)},
+        "sharding": {"group": group, "kubeconfig": str(leases.kubeconfig)},
         "connectivity": {"interval": "1s", "per": "cluster"},
         "listen": [address],
         "http_listen": "off",

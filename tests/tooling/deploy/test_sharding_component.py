@@ -14,6 +14,7 @@ from tests.tooling.deploy.manifests import DEPLOY, Manifest, built, of_kind
 from tests.tooling.deploy.test_manifests import NEWEST, OLDEST, strictly_valid
 
 KINDS = ("Deployment", "StatefulSet")
+PUBLICATIONS = sorted(path.name.removeprefix("publish-") for path in (DEPLOY / "components").glob("publish-*"))
 
 
 @pytest.fixture(params=KINDS)
@@ -68,7 +69,7 @@ def test_workload_has_replicas_with_a_group_and_the_identity_of_their_pods(direc
     assert is_stable(pod_name) is (kind == "StatefulSet")
 
 
-@pytest.mark.parametrize("publication", ["cluster-profiles", "argocd-clusters", "flux-kubeconfigs"])
+@pytest.mark.parametrize("publication", PUBLICATIONS)
 def test_replicas_of_a_group_publish_as_one_owner(directory: Path, kind: str, publication: str) -> None:
     kustomization = yaml.safe_load((directory / "kustomization.yaml").read_text())
     added = os.path.relpath(DEPLOY / "components" / f"publish-{publication}", directory.resolve())
