@@ -59,16 +59,18 @@ class ClusterSource:
         name: str = "",
         kind: str = "",
         context: str = "",
+        ready_when: str = "",
         server: str = "",
     ) -> None:
         """`keys` has an item for each collection; the factories are called for each. Without `reduce`, each object is
         the cluster of its name. Sources with equal `server` follow one API server. `context` is the context
-        of Milo, for readers.
+        of Milo, and `ready_when` that of `SourceKind`, for readers.
         """
         self.fleet = fleet
         self.name = name
         self.kind = kind
         self.context = context
+        self.ready_when = ready_when
         self.observer = observer
         self.registry = Registry(
             fleet.log,

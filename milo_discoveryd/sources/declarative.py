@@ -122,6 +122,12 @@ class ReadyField(Group, frozen=True, kw_only=True):
             raise ValueError("needs either condition or field")
 
     @property
+    def description(self) -> str:
+        if self.field is None:
+            return f"condition {self.condition} is True"
+        return f"field {self.field.source} is {' or '.join(map(repr, self.values))}"
+
+    @property
     def path(self) -> FieldPath:
         return self.field or FieldPath.parse(f"status.conditions[type={self.condition}].status")
 
@@ -226,6 +232,10 @@ class DeclarativeKind(SourceKind, frozen=True, kw_only=True):
             )
         if self.secret is not None and not self.resource.namespaced and self.secret.namespace is None:
             raise ValueError("secret.namespace: is required, because the objects are cluster-scoped")
+
+    @property
+    def ready_when(self) -> str:
+        return "" if self.ready is None else self.ready.description
 
     @property
     def authorities_file(self) -> Path | None:

@@ -188,6 +188,12 @@ class SourceKind(Group, frozen=True, kw_only=True):
         return ""
 
     @property
+    def ready_when(self) -> str:
+        """What a ready cluster's object states, such as `condition Ready is True`, as `explain` reports it; empty if
+        nothing does, or several objects."""
+        return ""
+
+    @property
     def has_fixed_hosts(self) -> bool:
         """Whether a credential that several clusters accept reaches configured hosts only."""
         return self.addresses_are_configured

@@ -33,6 +33,10 @@ class ProjectKind(SourceKind, frozen=True, kw_only=True):
     addresses_are_configured = True
     shares_host = True
 
+    @property
+    def ready_when(self) -> str:
+        return f"condition {CONDITION} is True"
+
     def follow(self, options: SourceOptions) -> OneResource:
         objects = ProjectObjects(options)
         return OneResource(objects.resource, objects.observe, objects.restored_place)

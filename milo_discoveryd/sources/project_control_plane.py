@@ -52,6 +52,10 @@ class ProjectControlPlaneKind(SourceKind, frozen=True, kw_only=True):
         if "{name}" not in address and "{uid}" not in address:
             raise ValueError(f"{address!r} gives all projects the same address: use {{name}} or {{uid}}")
 
+    @property
+    def ready_when(self) -> str:
+        return f"condition {CONDITION} is True"
+
     def follow(self, options: SourceOptions) -> OneResource:
         objects = ControlPlaneObjects(self, options)
         return OneResource(CONTROL_PLANES, objects.observe, objects.restored_place)

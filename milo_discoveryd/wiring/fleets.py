@@ -33,6 +33,7 @@ def new_fleet(
             name=each.of.name,
             kind=each.of.kind,
             context=each.context,
+            ready_when=each.of.settings.ready_when,
             server=each.discovery.server if each.discovery else "",
         )
     return fleet

@@ -83,12 +83,17 @@ def source(status: ViewStatus, now: Moment, name: str = "") -> pb.SourceStatus:
 
 
 def engagement(
-    record: ClusterRecord, confirming: str | None, elsewhere: str | None = None, grace_until: float | None = None
+    record: ClusterRecord,
+    confirming: str | None,
+    elsewhere: str | None = None,
+    grace_until: float | None = None,
+    ready_when: str = "",
 ) -> pb.Engagement:
     """Convert an engagement.
 
     `confirming`: why a reported deletion is not confirmed yet; None if none was reported. `elsewhere`: why this
     daemon must not engage the cluster; None if it may. `grace_until`: the result of `ClusterRecords.grace_until`.
+    `ready_when`: that of the source's kind.
     """
     reason, message, since = _REASONS[record.state], record.message, record.since
     if record.engaged and confirming is not None:
@@ -99,7 +104,7 @@ def engagement(
     elif grace_until is not None:
         message += f"; it stays engaged until {rfc3339(grace_until)} in case it becomes ready again"
     elif record.state is ObjectState.READY and record.latest is not None:
-        message = "its source says that it is ready"
+        message = f"its {ready_when}" if ready_when else "its source says that it is ready"
         since = record.latest.engaged_at
     return pb.Engagement(engaged=record.engaged, reason=reason, message=message, since=timestamp(since))
 

@@ -29,6 +29,8 @@ async def test_gardener_shoots_are_clusters_with_requested_credentials(workspace
     async with following_definition(workspace, "gardener", sandbox.garden_kubeconfig()) as (client, watch):
         assert set(watch.clusters) == {"garden-team.alpha"}
         assert watch.clusters["garden-team.alpha"].endpoint == sandbox.control_plane_url("alpha")
+        report = await client.get("garden-team.alpha")
+        assert report.engagement.message == "its condition APIServerAvailable is True"
         issued = await client.issue_kubeconfig("garden-team.alpha")
         await until(watch, lambda seen: is_reachable(seen, "garden-team.alpha"))
         assert sandbox.garden.requested == 1

@@ -21,6 +21,18 @@ def a_kind(**differing: Any) -> DeclarativeKind:
 
 
 @pytest.mark.parametrize(
+    ("ready", "expected"),
+    [
+        ({}, ""),
+        ({"ready": {"condition": "Available"}}, "condition Available is True"),
+        ({"ready": {"field": "status.phase", "values": ["A", "B"]}}, "field status.phase is 'A' or 'B'"),
+    ],
+)
+def test_declaration_names_what_a_ready_object_states(ready: dict[str, Any], expected: str) -> None:
+    assert a_kind(**ready).ready_when == expected
+
+
+@pytest.mark.parametrize(
     ("differing", "path", "words"),
     [
         ({"resource": {"version": "", "plural": "things"}}, "resource.version", "must be"),

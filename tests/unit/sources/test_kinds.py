@@ -9,6 +9,7 @@ from milo_discoveryd.schema.fields import parse_group
 from milo_discoveryd.sources import kind as kinds
 from milo_discoveryd.sources.kind import FixedClusters, IssuerTraits, ProjectServer, SourceKind, SourceOptions
 from milo_discoveryd.sources.project import ProjectKind
+from milo_discoveryd.sources.project_control_plane import ProjectControlPlaneKind
 from milo_discoveryd.sources.single import SingleKind
 
 
@@ -25,6 +26,12 @@ def test_built_in_kinds_are_found() -> None:
     assert kinds.load("project") is ProjectKind
     assert kinds.names() == sorted(kinds.KINDS)
     assert all(issubclass(kinds.load(name), SourceKind) for name in kinds.names())
+
+
+def test_kinds_name_the_condition_of_ready_clusters() -> None:
+    assert ProjectKind().ready_when == "condition Ready is True"
+    assert ProjectControlPlaneKind().ready_when == "condition ControlPlaneReady is True"
+    assert SingleKind().ready_when == ""
 
 
 def test_unknown_kind_lists_available_kinds() -> None:

@@ -169,6 +169,11 @@ def test_engagement_of_engaged_cluster_has_reason_engaged() -> None:
     )
 
 
+def test_engagement_of_engaged_cluster_names_the_condition_of_its_source() -> None:
+    message = convert.engagement(record(ObjectState.READY, engaged=True), None, ready_when="condition Ready is True")
+    assert message.message == "its condition Ready is True"
+
+
 def test_engagement_of_engaged_malformed_object_has_reason_malformed() -> None:
     assert engagement(record(ObjectState.MALFORMED, engaged=True)) == (True, "REASON_MALFORMED", "its message", 100)
 
