@@ -50,7 +50,7 @@ async def evaluate_source(
     """
     followed = source.followed
     if source.files is not None:
-        return evaluate(followed, [list(map(followed.observe_file, source.files.scan().objects))])
+        return evaluate(followed, [list(map(followed.observe_file, source.files.objects_now()))])
     if upstream is None:
         return evaluate(followed, [[Ready(target.uid, "", target) for target in followed.targets]])
     listed = [await _listed(upstream, settings, environ, each) for each in followed.collections]

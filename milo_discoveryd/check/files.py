@@ -70,7 +70,7 @@ def trace_exporter() -> Finding:
 def kubeconfig_files(subject: str, files: KubeconfigFiles) -> Iterator[Finding]:
     """Check the files of a source, and each cluster in them."""
     try:
-        objects = files.scan().objects
+        objects = files.objects_now()
     except FilesError as error:
         yield fail(
             subject,

@@ -7,7 +7,7 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
@@ -20,11 +20,9 @@ MAX_BYTES = 256 << 10
 MAX_BYTES_OF_ALL = 1 << 20
 """Size limit of a file that describes all clusters."""
 MAX_FILES = 10_000
-SETTLED_S = 0.3
-"""A file that was written less than this ago may still be incomplete."""
-MOVED_SETTLED_S = 5.0
-"""A file that was changed in place and names another server for its cluster is believed after this: a half-written
-address can be valid. One that was replaced by a rename is believed at once."""
+SETTLED_S = 5.0
+"""A file that was written less than this ago may still be incomplete, and a truncated kubeconfig can be valid: with a
+shorter address, a shorter token, or fewer contexts. It is not used until then, unless it was renamed to its name."""
 _UNFINISHED = ("~", ".tmp", ".swp", ".lock", ".part")
 
 
@@ -37,14 +35,24 @@ class FilesError(Exception):
         """Machine-readable, in CamelCase."""
 
 
+class UnsettledFileError(FilesError):
+    """A file was written a moment ago, and may be incomplete."""
+
+    def __init__(self, path: Path, settles_in_s: float) -> None:
+        problem = f"was written less than {SETTLED_S:g} s ago, and may be incomplete: write a new file and rename it"
+        super().__init__("FileUnsettled", f"{path} {problem}")
+        self.problem = problem
+        self.settles_in_s = settles_in_s
+
+
 class Scan(msgspec.Struct, frozen=True):
     """All objects that one scan of the files found."""
 
     objects: tuple[FileObject, ...]
     changed: frozenset[str]
     """Keys of the objects whose files changed since the previous scan."""
-    is_settled: bool
-    """Whether all files were last written more than `SETTLED_S` ago."""
+    settles_in_s: float = 0.0
+    """When to scan again because a file may be incomplete; 0 if none is."""
 
 
 class StoredKubeconfig(msgspec.Struct, frozen=True):
@@ -60,13 +68,6 @@ class _ReadFile(msgspec.Struct, frozen=True):
     signature: tuple[int, ...]
     digest: bytes
     objects: tuple[FileObject, ...]
-    inode: tuple[int, ...] = ()
-    identities: Mapping[str, str] = {}
-    """The UIDs of the objects, also of those that cannot be read any more."""
-
-    def moves(self, objects: Iterable[FileObject]) -> bool:
-        """Return whether an object has another identity than in this state."""
-        return any(self.identities.get(each.key, each.uid) != each.uid for each in objects if each.uid)
 
 
 class _RefusedFileError(Exception):
@@ -100,34 +101,48 @@ class KubeconfigFiles:
             for listener in self._listeners:
                 listener(changed)
 
-    def scan(self) -> Scan:
-        """Read what changed since the previous scan. Raises FilesError."""
+    def scan(self, is_complete: Callable[[str], bool] = lambda _: False) -> Scan:
+        """Read what changed since the previous scan. Raises FilesError.
+
+        `is_complete` returns whether the file of a name is known to be complete, although it was written a moment ago.
+        """
         files = self._files()
         found: dict[str, _ReadFile] = {}
         changed: set[str] = set()
-        is_settled = True
+        settles_in_s: list[float] = []
         for name, path in files:
             known = self._known.get(name)
-            state = self._state(name, path, known)
+            try:
+                state = self._state(name, path, is_complete=is_complete(name))
+            except UnsettledFileError as error:
+                settles_in_s.append(error.settles_in_s)
+                if known is None and not self._of.is_directory:
+                    raise
+                state = known or _unusable(name, error.problem)
             if state is None:
                 continue
             found[name] = state
-            is_settled = is_settled and self._is_settled(state)
             if known is None or known.digest != state.digest:
                 changed |= {each.key for each in state.objects}
         self._known = found
         objects = {each.key: each for state in found.values() for each in state.objects}
-        return Scan(tuple(objects.values()), frozenset(changed), is_settled)
+        return Scan(tuple(objects.values()), frozenset(changed), min(settles_in_s, default=0.0))
+
+    def objects_now(self) -> tuple[FileObject, ...]:
+        """Return what the files say now, complete or not. Raises FilesError."""
+        return self.scan(lambda _: True).objects
 
     def find(self, key: str) -> FileObject | None:
-        """Return an object as it is now, or None if its file, or its context there, does not exist."""
+        """Return an object as it is now, or None if its file, or its context there, does not exist.
+
+        Raises FilesError, also for a file that may be incomplete: what it lacks does not count as deleted.
+        """
         file, _ = self._of.context_of(key)
         path = self.path / file if file else self.path
         if file and not os.path.lexists(path):
             self._files()  # raises if the whole directory is missing: its objects do not count as deleted
             return None
-        name = file or self.path.name
-        state = self._state(name, path, self._known.get(name))
+        state = self._state(file or self.path.name, path)
         if state is None:
             return None
         return next((each for each in state.objects if each.key == key), None)
@@ -137,7 +152,7 @@ class KubeconfigFiles:
         file, context = self._of.context_of(key)
         path = self.path / file if file else self.path
         try:
-            content, _ = self._read(path)
+            content, _, _ = self._read(file or self.path.name, path)
         except (OSError, _RefusedFileError) as error:
             raise FilesError("FileUnreadable", f"{path} {_reason(error)}") from None
         return StoredKubeconfig(content, context, str(path))
@@ -154,37 +169,29 @@ class KubeconfigFiles:
             raise FilesError("TooManyFiles", f"{self.path} has {len(names)} files; at most {MAX_FILES} are read")
         return [(name, self.path / name) for name in names]
 
-    def _state(self, name: str, path: Path, known: _ReadFile | None) -> _ReadFile | None:
-        """Return None for a file that was deleted meanwhile."""
+    def _state(self, name: str, path: Path, *, is_complete: bool = False) -> _ReadFile | None:
+        """Return None for a file that was deleted meanwhile. Raises FilesError."""
+        known = self._known.get(name)
         try:
             if known is not None and known.signature == _signature(path.stat()):
                 return known
-            content, signature = self._read(path)
-            objects = tuple(self._of.read_file(name, content))
+            content, signature, digest = self._read(name, path, is_complete=is_complete)
+            return _ReadFile(signature, digest, tuple(self._of.read_file(name, content)))
         except (OSError, _RefusedFileError, MalformedError) as error:
             if not self._of.is_directory:
                 raise FilesError(_failure(error), f"{path} {_reason(error)}") from None
-            if not os.path.lexists(path):
-                return None
-            inode, identities = ((), {}) if known is None else (known.inode, known.identities)
-            return _ReadFile((), b"", (FileObject(name, problem=f"{name} {_reason(error)}"),), inode, identities)
-        inode = signature[:2]
-        before = known.identities if known is not None and known.inode == inode else {}
-        identities = {**before, **{each.key: each.uid for each in objects if each.uid}}
-        state = _ReadFile(signature, hashlib.sha256(content).digest(), objects, inode, identities)
-        if known is not None and before and known.moves(objects) and 0 <= self._age_s(state) < MOVED_SETTLED_S:
-            # Without its signature, so that the file is read again at the next scan.
-            return msgspec.structs.replace(known, signature=())
-        return state
+            return _unusable(name, _reason(error)) if os.path.lexists(path) else None
 
-    def _read(self, path: Path) -> tuple[bytes, tuple[int, ...]]:
+    def _read(self, name: str, path: Path, *, is_complete: bool = False) -> tuple[bytes, tuple[int, ...], bytes]:
+        """Return a file's content, its signature and its digest."""
         limit = MAX_BYTES if self._of.is_directory else MAX_BYTES_OF_ALL
         # Without O_NONBLOCK, opening a named pipe waits for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as stream:
             # A link could lead to a kubeconfig of the daemon itself, whose credential would then be issued. The opened
             # file is checked, because a link can be replaced after a check of the path.
-            if self._of.is_directory and not _opened(descriptor, path).is_relative_to(self.path.resolve()):
+            opened = _opened(descriptor, path)
+            if self._of.is_directory and not opened.is_relative_to(self.path.resolve()):
                 raise _RefusedFileError("is a link to a file outside of the directory")
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
@@ -192,15 +199,24 @@ class KubeconfigFiles:
             if status.st_mode & stat.S_IWOTH:
                 raise _RefusedFileError("is writable by every user of this machine: run chmod o-w on it")
             content = stream.read(limit + 1)
+            signature = _signature(status)
+            is_changing = _signature(os.fstat(descriptor)) != signature
         if len(content) > limit:
             raise _RefusedFileError(f"is larger than {limit >> 10} KiB")
-        return content, _signature(status)
+        digest = hashlib.sha256(content).digest()
+        known = self._known.get(name)
+        if known is not None and digest == known.digest:
+            return content, signature, digest
+        # The kubelet writes into a new directory, and then replaces the link that leads there.
+        is_complete = is_complete or any(each.startswith("..") for each in opened.parts)
+        age_s = self._wall() - status.st_mtime
+        if is_changing or (abs(age_s) < SETTLED_S and not is_complete):
+            raise UnsettledFileError(path, SETTLED_S if is_changing else SETTLED_S - age_s)
+        return content, signature, digest
 
-    def _is_settled(self, state: _ReadFile) -> bool:
-        return not state.signature or not 0 <= self._age_s(state) < SETTLED_S
 
-    def _age_s(self, state: _ReadFile) -> float:
-        return self._wall() - state.signature[2] / 1e9
+def _unusable(name: str, problem: str) -> _ReadFile:
+    return _ReadFile((), b"", (FileObject(name, problem=f"{name} {problem}"),))
 
 
 def _is_directory(entry: "os.DirEntry[str]") -> bool:

@@ -2,10 +2,16 @@
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from contextlib import suppress
 
-from milo_discoveryd.credentials.kubeconfig_files import FilesError, KubeconfigFiles, Scan
+from milo_discoveryd.credentials.kubeconfig_files import (
+    SETTLED_S,
+    FilesError,
+    KubeconfigFiles,
+    Scan,
+    UnsettledFileError,
+)
 from milo_discoveryd.log import log
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.registry.pending_deletions import (
@@ -24,10 +30,12 @@ from milo_kube.reflect.view_status import ViewState, ViewStatus
 POLL_S = 5.0
 """Interval of scans without a notification: network file systems send none, nor do links to other directories."""
 POLL_WITHOUT_INOTIFY_S = 1.0
-UNSETTLED_S = 0.1
-"""Interval of scans while a file is being written."""
-MAX_UNSETTLED_S = 2.0
-"""Files that are written all the time are read as they are after this."""
+RETRY_S = 0.1
+"""Interval of scans while the files cannot be read."""
+MAX_RETRY_S = 2.0
+"""How long a scan is repeated before the source counts as stale: a directory may be missing for a moment."""
+MAX_FIRST_S = 2 * SETTLED_S
+"""How long the first list waits for files that may be incomplete: their clusters would count as gone."""
 
 
 class FileDriver:
@@ -48,6 +56,7 @@ class FileDriver:
         self._sink = sink
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
         self._status = status or ViewStatus(ViewState.CATCHING_UP, self._clock(), "Starting")
+        self._has_listed = False
         self._confirmations = Confirmations(pending_deletions, sink, self._read, lambda: self._trusted_from)
 
     async def run(self) -> None:
@@ -70,8 +79,12 @@ class FileDriver:
                 # Before the scan, so that no change between them is missed.
                 is_notified = await asyncio.to_thread(inotify.watch, self._files.directories)
                 inotify.changed.clear()
-                await self._apply(await self._settled_scan())
-                await self._wait(inotify.changed, POLL_S if is_notified else POLL_WITHOUT_INOTIFY_S)
+                found = await self._scan(inotify.take_renamed())
+                await self._apply(found)
+                wait_s = POLL_S if is_notified else POLL_WITHOUT_INOTIFY_S
+                if isinstance(found, Scan) and found.settles_in_s:
+                    wait_s = min(wait_s, max(found.settles_in_s, RETRY_S))
+                await self._wait(inotify.changed, wait_s)
         finally:
             inotify.close()
 
@@ -82,23 +95,29 @@ class FileDriver:
             async with asyncio.timeout_at(until if relist_at is None else min(until, relist_at)):
                 await changed.wait()
 
-    async def _settled_scan(self) -> Scan | FilesError:
-        """Return all objects once no file is being written."""
-        deadline = self._clock() + MAX_UNSETTLED_S
+    async def _scan(self, renamed: Set[str]) -> Scan | FilesError:
+        """Return all objects. Repeat a scan that fails, and the first one while a file may be incomplete."""
+        started_at = self._clock()
         changed: frozenset[str] = frozenset()
         while True:
+            found: Scan | FilesError
             try:
-                scan = await asyncio.to_thread(self._files.scan)
+                found = await asyncio.to_thread(self._files.scan, renamed.__contains__)
             except FilesError as error:
-                found: Scan | FilesError = error
-                is_settled = False
+                found = error
             else:
-                changed |= scan.changed
-                found, is_settled = Scan(scan.objects, changed, scan.is_settled), scan.is_settled
-            # A file that is replaced without a rename is empty for a moment, and a directory may be missing for one.
-            if is_settled or self._clock() >= deadline:
+                changed |= found.changed
+                found = Scan(found.objects, changed, found.settles_in_s)
+            wait_s, most_s = RETRY_S, MAX_RETRY_S
+            if isinstance(found, Scan | UnsettledFileError):
+                if self._has_listed or not found.settles_in_s:
+                    return found
+                wait_s, most_s = max(found.settles_in_s, RETRY_S), MAX_FIRST_S
+            if self._clock() + wait_s > started_at + most_s:
                 return found
-            await asyncio.sleep(UNSETTLED_S)
+            # Not used again: a file may be written in place after it was renamed.
+            renamed = frozenset()
+            await asyncio.sleep(wait_s)
 
     async def _apply(self, found: Scan | FilesError) -> None:
         now = self._clock()
@@ -108,6 +127,7 @@ class FileDriver:
         listed: list[SourceEvent[Observation]] = [Listed(self._observe(each)) for each in found.objects]
         for _ in self._sink.take([ListStarted(), *listed, ListEnded()], now):
             await asyncio.sleep(0)
+        self._has_listed = True
         since = self._status.since if self._status.state is ViewState.STREAMING else now
         self._status = ViewStatus(ViewState.STREAMING, since, last_contact=now)
         self._sink.source(self._status)

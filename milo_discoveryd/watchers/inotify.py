@@ -3,6 +3,7 @@
 import asyncio
 import ctypes
 import os
+import struct
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,8 @@ _ATTRIB, _CLOSE_WRITE, _MOVED_FROM, _MOVED_TO, _CREATE, _DELETE = 0x4, 0x8, 0x40
 _DELETE_SELF, _MOVE_SELF, _ONLYDIR = 0x400, 0x800, 0x01000000
 _MASK = _ATTRIB | _CLOSE_WRITE | _MOVED_FROM | _MOVED_TO | _CREATE | _DELETE | _DELETE_SELF | _MOVE_SELF | _ONLYDIR
 _READ_BYTES = 64 << 10
+_EVENT = struct.Struct("iIII")
+"""Watch, mask, cookie, and the length of the name that follows."""
 
 
 class Inotify:
@@ -19,6 +22,7 @@ class Inotify:
 
     def __init__(self) -> None:
         self.changed = asyncio.Event()
+        self._renamed: set[str] = set()
         self._library = ctypes.CDLL(None, use_errno=True)
         self._descriptor = -1
         start = getattr(self._library, "inotify_init1", None)
@@ -39,6 +43,16 @@ class Inotify:
         results = [self._library.inotify_add_watch(self._descriptor, os.fsencode(each), _MASK) for each in directories]
         return all(each >= 0 for each in results)
 
+    def take_renamed(self) -> frozenset[str]:
+        """Return the names to which files were renamed since the last call.
+
+        Only these events tell a rename of a finished file from a file that is being written: the inode may be new in
+        both cases, and the times of a file that was renamed within a clock tick are equal as well.
+        """
+        renamed = frozenset(self._renamed)
+        self._renamed.clear()
+        return renamed
+
     def close(self) -> None:
         if self.is_available:
             asyncio.get_running_loop().remove_reader(self._descriptor)
@@ -46,8 +60,13 @@ class Inotify:
             self._descriptor = -1
 
     def _drain(self) -> None:
-        """Read all notifications. What they say is not used: the files are compared instead."""
+        """Read all notifications. Only names are used: what changed is found by comparing the files."""
         with suppress(BlockingIOError):
-            while os.read(self._descriptor, _READ_BYTES):
-                pass
+            while events := os.read(self._descriptor, _READ_BYTES):
+                at = 0
+                while at < len(events):
+                    _, mask, _, length = _EVENT.unpack_from(events, at)
+                    at += _EVENT.size + length
+                    if mask & _MOVED_TO:
+                        self._renamed.add(os.fsdecode(events[at - length : at].rstrip(b"\0")))
         self.changed.set()

@@ -1,6 +1,7 @@
 """Clusters in kubeconfig files, followed by a daemon process; control planes of the sandbox are the clusters."""
 
 import asyncio
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tests.end_to_end.process.watching import following, until
 from tests.support.eventually import eventually
 
 _WITHIN_S = 60.0
+_HALF_WRITTEN_S = 2.0
 
 
 class Files:
@@ -36,7 +38,11 @@ class Files:
     def put(self, name: str, project: str = "", subject: str = "operator") -> None:
         write(self.directory / name, self.config(project or name.partition(".")[0], subject))
 
-    def daemon(self, kind: str, path: Path, **settings: Any) -> DaemonProcess:
+    def daemon(self, kind: str, path: Path, *, is_settled: bool = True, **settings: Any) -> DaemonProcess:
+        """Return a daemon for these files, which were written long ago if they are settled."""
+        for each in path.iterdir() if path.is_dir() else (path,):
+            if is_settled and each.is_file():
+                os.utime(each, (0, 0))
         source = {"name": "files", "kind": kind, "settings": {"path": str(path)}}
         config = {
             "sources": [source],
@@ -120,9 +126,73 @@ async def test_kubeconfig_file_with_unusable_content_keeps_its_cluster_engaged(f
         (files.directory / "alpha").write_bytes(content)
         files.put("later")
         await until(watch, lambda seen: "files#later" in seen.clusters)
+        async with asyncio.timeout(_WITHIN_S):
+            while "it stays as last known: alpha" not in (report := await client.get("files#alpha")).engagement.message:
+                assert report.engagement.engaged
+                await asyncio.sleep(0.05)
+        assert report.engagement.engaged
+
+
+def cut(whole: str) -> str:
+    """Return the beginning of a kubeconfig whose last line is its server: a valid kubeconfig with a shorter address."""
+    return whole[: whole.rindex("/")]
+
+
+def server_last(config: dict[str, Any]) -> str:
+    clusters = config.pop("clusters")
+    server = clusters[0]["cluster"].pop("server")
+    clusters[0]["cluster"]["server"] = server
+    return yaml.safe_dump({**config, "clusters": clusters}, sort_keys=False, width=10_000)
+
+
+async def test_kubeconfig_file_that_stands_half_written_engages_nothing(files: Files) -> None:
+    alpha, beta = server_last(files.config("alpha")), server_last(files.config("beta"))
+    (files.directory / "alpha").write_text(alpha)
+    async with following(files.daemon("kubeconfig-directory", files.directory)) as (_, watch):
+        before = watch.clusters["files#alpha"]
+        (files.directory / "alpha").write_text(cut(alpha))
+        (files.directory / "beta").write_text(cut(beta))
+        await asyncio.sleep(_HALF_WRITTEN_S)
+        (files.directory / "alpha").write_text(alpha)
+        (files.directory / "beta").write_text(beta)
+        seen: list[tuple[str, str]] = []
+        async with asyncio.timeout(_WITHIN_S):
+            while "files#beta" not in watch.clusters:
+                event = await anext(watch)
+                seen.append((event.cluster.name, event.cluster.endpoint))
+        assert set(seen) == {
+            (f"files#{name}", files.workspace.sandbox.control_plane_url(name)) for name in ("alpha", "beta")
+        }
+        assert watch.clusters["files#alpha"].incarnation == before.incarnation
+
+
+async def test_kind_contexts_stay_engaged_while_their_file_stands_half_written(files: Files) -> None:
+    kubeconfig, config = files.workspace.directory / "config", files.config("alpha")
+    config["contexts"] = [{**config["contexts"][0], "name": "kind-alpha"}]
+    whole = yaml.safe_dump(config)  # in the order of keys, as kind writes them
+    kubeconfig.write_text(whole)
+    async with following(files.daemon("kind", kubeconfig)) as (client, watch):
+        before = watch.clusters["files#alpha"]
+        kubeconfig.write_text(whole[: whole.index("contexts:")])
+        await asyncio.sleep(_HALF_WRITTEN_S)
+        kubeconfig.write_text(whole)
+        await asyncio.sleep(_HALF_WRITTEN_S)
         report = await client.get("files#alpha")
         assert report.engagement.engaged
-        assert "it stays as last known: alpha" in report.engagement.message
+        assert report.cluster.incarnation == before.incarnation
+
+
+async def test_daemon_that_starts_beside_a_half_written_kubeconfig_waits_for_it(files: Files) -> None:
+    alpha = server_last(files.config("alpha"))
+    files.put("beta")
+    (files.directory / "alpha").write_text(cut(alpha))
+    daemon = files.daemon("kubeconfig-directory", files.directory, is_settled=False)
+    complete = asyncio.get_running_loop().call_later(_HALF_WRITTEN_S, (files.directory / "alpha").write_text, alpha)
+    async with following(daemon) as (_, watch):
+        assert complete.when() < asyncio.get_running_loop().time()
+        assert {name: each.endpoint for name, each in watch.clusters.items()} == {
+            f"files#{name}": files.workspace.sandbox.control_plane_url(name) for name in ("alpha", "beta")
+        }
 
 
 async def test_deleted_kubeconfig_directory_makes_the_source_stale(files: Files) -> None:

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from milo_discoveryd.credentials.kubeconfig_files import (
     MAX_BYTES,
-    MOVED_SETTLED_S,
     SETTLED_S,
     FilesError,
     KubeconfigFiles,
+    UnsettledFileError,
 )
 from milo_discoveryd.sources.kind import FileObject
 from tests.unit.sources.test_kubeconfig_files import content, files_of
@@ -146,47 +146,169 @@ def test_scan_reports_files_with_changed_content(directory: Path) -> None:
     assert reported == [{"alpha"}]
 
 
-def test_recently_written_file_is_not_settled(directory: Path) -> None:
-    (directory / "alpha").write_bytes(content("any"))
-    written = (directory / "alpha").stat().st_mtime
-    assert not of_directory(directory, written + SETTLED_S / 2).scan().is_settled
-    assert of_directory(directory, written + 2 * SETTLED_S).scan().is_settled
-    assert of_directory(directory, written - 1).scan().is_settled, "a time in the future counts as settled"
+WHOLE = content("any", server="https://127.0.0.1:12345")
+OTHER_PORT = WHOLE.replace(b"12345", b"123")
+"""A truncated address can be valid."""
 
 
-def uid(files: KubeconfigFiles, name: str = "alpha") -> str:
-    [found] = [each for each in files.scan().objects if each.key == name]
-    return found.uid
+class Live:
+    """Files of a source, read at the present time, which can be moved."""
+
+    def __init__(self, kind: str, path: Path) -> None:
+        self.passed_s = 0.0
+        self.files = KubeconfigFiles(files_of(kind, path=str(path)), wall=lambda: time.time() + self.passed_s)
+
+    def clusters(self, *renamed: str) -> dict[str, str]:
+        """Return the address of each usable cluster, as a scan finds them after these were renamed to their names."""
+        found = self.files.scan(renamed.__contains__).objects
+        targets = [each.claims[0].content.target for each in found if each.claims]  # type: ignore[union-attr]
+        return {each.name: each.endpoint for each in targets}
+
+    def settle(self) -> None:
+        self.passed_s += SETTLED_S
 
 
-def test_file_that_names_another_server_after_it_was_changed_in_place_is_believed_later(directory: Path) -> None:
-    file, passed_s = directory / "alpha", 0.0
-    files = KubeconfigFiles(files_of("kubeconfig-directory", path=str(directory)), wall=lambda: time.time() + passed_s)
-    full = content("any", server="https://127.0.0.1:12345")
-    file.write_bytes(full)
-    before = uid(files)
-    for half in (b"", full[: len(full) // 2], full.replace(b"12345", b"123")):
+def with_port(port: int) -> dict[str, str]:
+    return {"alpha": f"https://127.0.0.1:{port}"}
+
+
+def test_half_written_file_keeps_its_cluster_until_it_is_settled(directory: Path) -> None:
+    file, live = directory / "alpha", Live("kubeconfig-directory", directory)
+    file.write_bytes(WHOLE)
+    live.settle()
+    assert live.clusters() == with_port(12345)
+    live.passed_s = 0
+    for half in (b"", WHOLE[: len(WHOLE) // 2], OTHER_PORT):
         file.write_bytes(half)
-        assert uid(files) in {before, ""}
-        found = files.find("alpha")
-        assert found is not None
-        assert found.uid in {before, ""}
-    file.write_bytes(full)
-    assert uid(files) == before
-    file.write_bytes(full.replace(b"12345", b"123"))
-    assert uid(files) == before
-    passed_s = MOVED_SETTLED_S
-    assert uid(files) not in {before, ""}
+        assert live.clusters() == with_port(12345)
+        with pytest.raises(UnsettledFileError):
+            live.files.find("alpha")
+    file.write_bytes(WHOLE)
+    assert live.clusters() == with_port(12345)
+    assert live.files.find("alpha") is not None
+    file.write_bytes(OTHER_PORT)
+    live.settle()
+    assert live.clusters() == with_port(123)
 
 
-def test_file_that_names_another_server_after_it_was_renamed_is_believed_at_once(directory: Path) -> None:
-    file, new = directory / "alpha", directory / ".new"
-    file.write_bytes(content("any", server="https://127.0.0.1:12345"))
-    files = of_directory(directory)
-    before = uid(files)
-    new.write_bytes(content("any", server="https://127.0.0.1:123"))
-    new.rename(file)
-    assert uid(files) not in {before, ""}
+def test_half_written_new_file_is_unusable_until_it_is_settled(directory: Path) -> None:
+    file, live = directory / "alpha", Live("kubeconfig-directory", directory)
+    file.write_bytes(OTHER_PORT)
+    (found,) = live.files.scan().objects
+    assert "may be incomplete: write a new file and rename it" in found.problem
+    file.write_bytes(WHOLE)
+    assert 0 < live.files.scan().settles_in_s <= SETTLED_S
+    live.settle()
+    assert live.files.scan().settles_in_s == 0
+    assert live.clusters() == with_port(12345)
+
+
+def test_file_that_was_deleted_and_is_half_written_again_keeps_its_cluster(directory: Path) -> None:
+    file, live = directory / "alpha", Live("kubeconfig-directory", directory)
+    file.write_bytes(WHOLE)
+    live.settle()
+    assert live.clusters() == with_port(12345)
+    live.passed_s = 0
+    file.rename(directory / "alpha~")  # kept, so that the new file has another inode
+    file.write_bytes(OTHER_PORT)
+    assert live.clusters() == with_port(12345)
+
+
+def test_contexts_that_a_half_written_kind_file_lacks_are_not_deleted(tmp_path: Path) -> None:
+    file, live = tmp_path / "config", Live("kind", tmp_path / "config")
+    whole = content("kind-alpha", server="https://127.0.0.1:12345")
+    file.write_bytes(whole)
+    with pytest.raises(UnsettledFileError):
+        live.files.scan()
+    live.settle()
+    assert live.clusters() == with_port(12345)
+    live.passed_s = 0
+    file.write_bytes(whole[: whole.index(b"contexts:")])
+    assert live.clusters() == with_port(12345)
+    with pytest.raises(UnsettledFileError):
+        live.files.find("kind-alpha")
+    live.settle()
+    assert live.clusters() == {}
+    assert live.files.find("kind-alpha") is None
+
+
+@pytest.mark.parametrize(("kind", "key"), [("kubeconfig-directory", "alpha"), ("kind", "kind-alpha")])
+def test_credential_of_a_half_written_file_is_not_issued(directory: Path, kind: str, key: str) -> None:
+    file = directory / "alpha"
+    live = Live(kind, directory if kind == "kubeconfig-directory" else file)
+    file.write_bytes(content("kind-alpha", user={"token": "CANARY"}))
+    live.settle()
+    live.files.scan()
+    assert b"CANARY" in live.files.kubeconfig(key).content
+    live.passed_s = 0
+    file.write_bytes(content("kind-alpha", user={"token": "CAN"}))
+    with pytest.raises(FilesError, match="may be incomplete"):
+        live.files.kubeconfig(key)
+    assert live.files.scan().changed == frozenset()
+    live.settle()
+    assert live.files.scan().changed == {key}
+    assert b"CANARY" not in live.files.kubeconfig(key).content
+
+
+def test_renamed_file_is_used_at_once(directory: Path) -> None:
+    live = Live("kubeconfig-directory", directory)
+    for port, body in ((12345, WHOLE), (123, OTHER_PORT)):
+        (directory / ".new").write_bytes(body)
+        (directory / ".new").rename(directory / "alpha")
+        assert live.clusters("alpha") == with_port(port)
+        assert live.clusters() == with_port(port)
+        assert live.files.kubeconfig("alpha").content == body
+
+
+def test_file_in_a_mounted_volume_is_used_at_once(directory: Path) -> None:
+    live = Live("kubeconfig-directory", directory)
+    (directory / "alpha").symlink_to("..data/alpha")
+    for port, body in ((12345, WHOLE), (123, OTHER_PORT)):
+        (directory / f"..{port}").mkdir()
+        (directory / f"..{port}" / "alpha").write_bytes(body)
+        (directory / "..data_tmp").symlink_to(f"..{port}")
+        (directory / "..data_tmp").rename(directory / "..data")
+        assert live.clusters() == with_port(port)
+
+
+def test_file_that_changes_while_it_is_read_is_not_settled(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = directory / "alpha"
+    file.write_bytes(WHOLE)
+    os.utime(file, (0, 0))
+    original = os.fstat
+
+    def fstat(descriptor: int) -> os.stat_result:
+        status = original(descriptor)
+        file.write_bytes(OTHER_PORT)
+        return status
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fstat", fstat)
+        assert Live("kubeconfig-directory", directory).clusters() == {}
+
+
+def test_file_written_again_with_the_same_content_stays_usable(directory: Path) -> None:
+    live = Live("kubeconfig-directory", directory)
+    (directory / "alpha").write_bytes(WHOLE)
+    live.settle()
+    live.files.scan()
+    live.passed_s = 0
+    (directory / "alpha").write_bytes(WHOLE)
+    assert live.files.scan().settles_in_s == 0
+    assert live.files.kubeconfig("alpha").content == WHOLE
+
+
+def test_file_from_the_future_is_settled(directory: Path) -> None:
+    (directory / "alpha").write_bytes(WHOLE)
+    live = Live("kubeconfig-directory", directory)
+    live.passed_s = -3600
+    assert live.clusters() == with_port(12345)
+
+
+def test_check_reads_files_as_they_are_now(directory: Path) -> None:
+    (directory / "alpha").write_bytes(WHOLE)
+    (found,) = Live("kubeconfig-directory", directory).files.objects_now()
+    assert not found.problem
 
 
 def test_symlink_that_leads_to_itself_affects_no_other_file(directory: Path) -> None:
