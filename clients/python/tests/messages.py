@@ -57,9 +57,11 @@ def _event(
     )
 
 
-def snapshot(revision: str, *events: pb.ClusterEvent, synced: bool = True) -> pb.WatchClustersResponse:
+def snapshot(
+    revision: str, *events: pb.ClusterEvent, synced: bool = True, source: pb.SourceStatus | None = None
+) -> pb.WatchClustersResponse:
     """Return a reset batch: a complete snapshot, or its first part with `synced=False`."""
-    return pb.WatchClustersResponse(events=events, revision=revision, synced=synced, reset=True)
+    return pb.WatchClustersResponse(events=events, revision=revision, synced=synced, reset=True, source=source)
 
 
 def following(

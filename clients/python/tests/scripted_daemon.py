@@ -78,6 +78,7 @@ class ScriptedDaemon(DiscoveryServiceServicer):
         self.socket = socket
         self.address = f"unix://{socket}"
         self.answers: dict[str, list[Any]] = {}
+        self.group = ""
         self.requests: list[Message] = []
         self.releases: asyncio.Queue[pb.ReleaseClusterRequest] = asyncio.Queue()
         self.ended_subscriptions: list[str] = []
@@ -117,6 +118,8 @@ class ScriptedDaemon(DiscoveryServiceServicer):
         return await self._answer("IssueKubeconfig", request, context)
 
     async def GetServerInfo(self, request, context):
+        if "GetServerInfo" not in self.answers:
+            return pb.GetServerInfoResponse(sharding=pb.Sharding(group=self.group) if self.group else None)
         return await self._answer("GetServerInfo", request, context)
 
     async def ReleaseCluster(self, request, context):

@@ -43,7 +43,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_kubeconfig_directory_has_a_file_per_cluster_and_an_index(path: Path):
     with KubeconfigDirectory(path) as directory:
-        directory.reconcile(wanted("b") | wanted("a", organization="acme", labels={"env": "prod"}), complete=True)
+        directory.reconcile(wanted("b") | wanted("a", organization="acme", labels={"env": "prod"}), ended=())
     assert files(path) == {"a.kubeconfig": "k", "b.kubeconfig": "k"}
     entry = json.loads((path / "index.json").read_text())["clusters"][0]
     labels = {"env": "prod"}
@@ -54,17 +54,17 @@ def test_kubeconfig_directory_has_a_file_per_cluster_and_an_index(path: Path):
 
 def test_kubeconfig_directory_and_files_are_private(path: Path):
     with KubeconfigDirectory(path) as directory:
-        directory.reconcile(wanted("a"), complete=True)
+        directory.reconcile(wanted("a"), ended=())
     assert stat.S_IMODE(path.stat().st_mode) == 0o700
     assert {stat.S_IMODE(each.stat().st_mode) for each in path.iterdir()} == {0o600}
 
 
 def test_renewed_kubeconfig_file_is_replaced_and_others_are_unchanged(path: Path):
     with KubeconfigDirectory(path) as directory:
-        directory.reconcile(wanted("a") | wanted("b"), complete=True)
+        directory.reconcile(wanted("a") | wanted("b"), ended=())
         before = {each.name: each.stat().st_ino for each in path.iterdir()}
         held = (path / "a.kubeconfig").open("rb")
-        directory.reconcile(wanted("a", "next") | wanted("b"), complete=True)
+        directory.reconcile(wanted("a", "next") | wanted("b"), ended=())
     after = {each.name: each.stat().st_ino for each in path.iterdir()}
     assert {name for name in after if after[name] != before.get(name)} == {"a.kubeconfig"}
     with held:
@@ -74,36 +74,61 @@ def test_renewed_kubeconfig_file_is_replaced_and_others_are_unchanged(path: Path
 
 def test_kubeconfig_file_of_a_disengaged_cluster_is_removed(path: Path):
     with KubeconfigDirectory(path) as directory:
-        directory.reconcile(wanted("a") | wanted("b"), complete=True)
-        directory.reconcile(wanted("b"), complete=True)
+        directory.reconcile(wanted("a") | wanted("b"), ended=())
+        directory.reconcile(wanted("b"), ended={"a"})
     assert list(files(path)) == index(path) == ["b.kubeconfig"]
 
 
-def test_incomplete_view_removes_no_kubeconfig_file(path: Path):
+def test_cluster_that_has_not_ended_keeps_its_kubeconfig_file_and_index_entry(path: Path):
     with KubeconfigDirectory(path) as directory:
-        directory.reconcile(wanted("a"), complete=True)
+        directory.reconcile(wanted("a"), ended=())
     with KubeconfigDirectory(path) as directory:
-        directory.reconcile(wanted("b"), complete=False)
-        assert sorted(files(path)) == ["a.kubeconfig", "b.kubeconfig"]
-        directory.reconcile(wanted("b"), complete=True)
-    assert list(files(path)) == ["b.kubeconfig"]
+        directory.reconcile(wanted("b"), ended=())
+        assert sorted(files(path)) == index(path) == ["a.kubeconfig", "b.kubeconfig"]
+        directory.reconcile(wanted("b"), ended={"a", "b"})
+    assert list(files(path)) == index(path) == ["b.kubeconfig"]
+
+
+def test_kubeconfig_ledger_says_which_fleet_the_files_stand_for(path: Path):
+    with KubeconfigDirectory(path) as directory:
+        directory.claim("dns", "-l a=b")
+        assert directory.difference("", "") == "", "no file is there yet"
+        directory.reconcile(wanted("a"), ended=())
+    with KubeconfigDirectory(path) as directory:
+        assert directory.difference("dns", "-l a=b") == ""
+        assert directory.difference("", "-l a=b") == (
+            "is of the shard group 'dns', and this daemon is of no shard group"
+        )
+        assert directory.difference("dns", "") == "was written with the filter `-l a=b`, and this run has no filter"
+
+
+def test_kubeconfig_ledger_of_an_earlier_version_is_read_and_takes_the_fleet_of_this_run(path: Path):
+    path.mkdir()
+    ledger = path / ".milo-discovery.json"
+    ledger.write_text('{"files": ["a"], "index": true}')
+    with KubeconfigDirectory(path) as directory:
+        assert directory.own == {"a"}
+        assert directory.difference("dns", "-l a=b") == ""
+        directory.claim("dns", "-l a=b")
+        directory.reconcile({}, ended=())
+    assert json.loads(ledger.read_text()) == {"files": ["a"], "index": True, "group": "dns", "filter": "-l a=b"}
 
 
 def test_cluster_without_a_kubeconfig_has_no_kubeconfig_file(path: Path):
     with KubeconfigDirectory(path) as directory:
-        directory.reconcile(wanted("a", None), complete=True)
+        directory.reconcile(wanted("a", None), ended=())
         assert files(path) == {}
         assert index(path) == []
-        directory.reconcile(wanted("a"), complete=True)
+        directory.reconcile(wanted("a"), ended=())
     assert index(path) == ["a.kubeconfig"]
 
 
 def test_replaced_cluster_does_not_inherit_kubeconfig_file(path: Path):
     with KubeconfigDirectory(path) as directory:
-        directory.reconcile(wanted("a"), complete=True)
-        directory.reconcile(wanted("a", None, uid="later"), complete=True)
+        directory.reconcile(wanted("a"), ended=())
+        directory.reconcile(wanted("a", None, uid="later"), ended=())
         assert files(path) == {}
-        directory.reconcile(wanted("a", "later", uid="later"), complete=True)
+        directory.reconcile(wanted("a", "later", uid="later"), ended=())
     assert files(path) == {"a.kubeconfig": "later"}
 
 
@@ -113,9 +138,9 @@ def test_kubeconfig_directory_neither_replaces_nor_removes_foreign_file(path: Pa
     (path / "a.kubeconfig").write_bytes(mine)
     (path / "notes.txt").write_text("mine")
     with KubeconfigDirectory(path) as directory:
-        directory.reconcile(wanted("a"), complete=True)
+        directory.reconcile(wanted("a"), ended=())
         assert "was not written by" in directory.skipped["a"]
-        directory.reconcile({}, complete=True)
+        directory.reconcile({}, ended={"a"})
     assert (path / "a.kubeconfig").read_bytes() == mine
     assert (path / "notes.txt").exists()
 
@@ -124,14 +149,14 @@ def test_kubeconfig_directory_does_not_follow_foreign_symlink(path: Path, tmp_pa
     path.mkdir()
     (path / "a.kubeconfig").symlink_to(tmp_path / "elsewhere")
     with KubeconfigDirectory(path) as directory:
-        directory.reconcile(wanted("a"), complete=True)
+        directory.reconcile(wanted("a"), ended=())
     assert not (tmp_path / "elsewhere").exists()
 
 
 @pytest.mark.parametrize("name", ["..", "../a", "a/b", "", ".a", "a\n", "A", "a" * 300, "a..b", "a\0b"])
 def test_cluster_name_that_is_no_valid_file_name_is_skipped(path: Path, name: str):
     with KubeconfigDirectory(path) as directory:
-        directory.reconcile(wanted(name) | wanted("a"), complete=True)
+        directory.reconcile(wanted(name) | wanted("a"), ended=())
         assert directory.skipped == {name: "the name is not a valid file name"}
     assert sorted(each.name for each in path.iterdir()) == [".milo-discovery.json", "a.kubeconfig", "index.json"]
     assert [each.name for each in path.parent.iterdir()] == [path.name]
@@ -139,11 +164,11 @@ def test_cluster_name_that_is_no_valid_file_name_is_skipped(path: Path, name: st
 
 def test_temporary_files_of_a_killed_process_are_removed(path: Path):
     with KubeconfigDirectory(path) as directory:
-        directory.reconcile(wanted("a") | wanted("b"), complete=True)
+        directory.reconcile(wanted("a") | wanted("b"), ended=())
     (path / ".milo-discovery-x1.new").write_text("half a f")
     (path / "index.json").unlink()
     with KubeconfigDirectory(path) as directory:
-        directory.reconcile(wanted("b"), complete=True)
+        directory.reconcile(wanted("b"), ended={"a"})
     assert sorted(each.name for each in path.iterdir()) == [".milo-discovery.json", "b.kubeconfig", "index.json"]
 
 
@@ -156,7 +181,7 @@ def test_kubeconfig_directory_locked_by_another_process_is_rejected(path: Path):
 
 def test_kubeconfig_ledger_of_another_user_is_rejected(path: Path, monkeypatch):
     with KubeconfigDirectory(path) as directory:
-        directory.reconcile({}, complete=True)
+        directory.reconcile({}, ended=())
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     with pytest.raises(CommandFailure, match=r"\.milo-discovery\.json is owned by user"), KubeconfigDirectory(path):
         pass
@@ -188,7 +213,7 @@ def test_kubeconfig_directory_neither_replaces_nor_removes_foreign_index(path: P
 
 def test_written_kubeconfig_contains_only_known_fields(path: Path):
     with KubeconfigDirectory(path) as directory:
-        directory.reconcile(wanted("a"), complete=True)
+        directory.reconcile(wanted("a"), ended=())
     document = json.loads((path / "a.kubeconfig").read_bytes())
     assert document["users"] == [{"name": "a", "user": {"token": "k"}}]
 
@@ -198,8 +223,8 @@ def test_failed_kubeconfig_ledger_write_is_repeated(path: Path, monkeypatch):
         with monkeypatch.context() as full:
             full.setattr(atomic_files, "replace", _disk_full)
             with pytest.raises(OSError, match="No space"):
-                directory.reconcile(wanted("a"), complete=True)
-        directory.reconcile(wanted("a"), complete=True)
+                directory.reconcile(wanted("a"), ended=())
+        directory.reconcile(wanted("a"), ended=())
     assert json.loads((path / ".milo-discovery.json").read_text())["files"] == ["a"]
     assert list(files(path)) == index(path) == ["a.kubeconfig"]
 

@@ -1,4 +1,4 @@
-"""`milo-discovery sync` as a process: its files follow the stream, and stay without one."""
+"""`milo-discovery sync` as a process: its files follow the stream, and stay without it or with another fleet's."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from pathlib import Path
 import pytest
 
 from milo_discovery._kubeconfig_access import read_access
+from milo_discovery.v1 import discovery_pb2 as pb
 
+from . import messages
 from .cli_process import running
 from .kubeconfigs import message, text
-from .messages import disengaged, engaged, following, renewed, snapshot
+from .messages import disengaged, engaged, following, renewed
+
+STREAMING = pb.SourceStatus(state=pb.SourceStatus.STATE_STREAMING)
 
 
 @pytest.fixture
@@ -28,16 +32,38 @@ async def until(predicate: Callable[[], bool]) -> None:
         await asyncio.sleep(0.005)
 
 
+def snapshot(revision: str, *events: pb.ClusterEvent, synced: bool = True) -> pb.WatchClustersResponse:
+    return messages.snapshot(revision, *events, synced=synced, source=STREAMING)
+
+
 def content(path: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for each in path.glob("*.kubeconfig"):
         with suppress(FileNotFoundError):  # removed meanwhile
             found[each.stem] = read_access(each.read_bytes()).token or ""
-    return found
+    return dict(sorted(found.items()))
+
+
+def index(path: Path) -> list[dict[str, object]]:
+    return json.loads((path / "index.json").read_text())["clusters"]
 
 
 def sync(daemon, path: Path, *arguments: str):
-    return running("sync", "--dir", str(path), *arguments, address=daemon.address)
+    """Run the command, with a second look after a tenth of a second."""
+    site = path.parent / "site"
+    site.mkdir(exist_ok=True)
+    (site / "sitecustomize.py").write_text(
+        "from milo_discovery.publishing import removals\nremovals.SECOND_LOOK_S = 0.1\n"
+    )
+    return running("sync", "--dir", str(path), *arguments, address=daemon.address, PYTHONPATH=str(site))
+
+
+async def sync_once(daemon, path: Path, names: str, *arguments: str) -> tuple[int, str]:
+    """Run `sync --once` with a view of these clusters; return its exit status and its messages."""
+    async with sync(daemon, path, "--once", *arguments) as process:
+        (await daemon.stream()).send(snapshot("1", *(engaged(name, token=f"{name}-1") for name in names)))
+        _, err = await process.communicate()
+    return process.returncode, err.decode()
 
 
 async def test_sync_follows_the_stream(daemon, path):
@@ -59,7 +85,7 @@ async def test_sync_follows_the_stream(daemon, path):
     assert (process.returncode, out.decode()) == (0, "")
     assert err.decode() == "milo-discovery: synced: 2 clusters\n"
     assert content(path) == {"a": "a-2", "c": "c-1"}
-    assert [each["name"] for each in json.loads((path / "index.json").read_text())["clusters"]] == ["a", "c"]
+    assert [each["name"] for each in index(path)] == ["a", "c"]
 
 
 async def test_sync_keeps_files_while_the_daemon_is_down_and_catches_up(daemon, path):
@@ -83,9 +109,85 @@ async def test_sync_restart_removes_files_only_with_a_complete_view(daemon, path
     async with sync(daemon, path):
         stream = await daemon.stream()
         stream.send(snapshot("5", engaged("b", token="b-2"), synced=False))
+        await asyncio.sleep(0.3)
         assert content(path) == {"a": "a-1", "b": "b-1"}
         stream.send(following("5", "5", engaged("c", token="c-1")))
         await until(lambda: content(path) == {"b": "b-2", "c": "c-1"})
+
+
+async def test_sync_with_another_filter_or_group_stops_and_removes_nothing(daemon, path):
+    assert (await sync_once(daemon, path, "a"))[0] == 0
+    before = {each.name: each.read_bytes() for each in path.iterdir()}
+    status, err = await sync_once(daemon, path, "", "-l", "nothing=here")
+    assert status == 1
+    assert f"{path} was written with no filter, and this run has the filter `-l nothing=here`: check" in err
+    assert "--accept-removals" in err
+    daemon.group = "dns"
+    status, err = await sync_once(daemon, path, "a")
+    assert (status, "this daemon is of the shard group 'dns'" in err) == (1, True)
+    assert {each.name: each.read_bytes() for each in path.iterdir()} == before
+    assert (await sync_once(daemon, path, "b", "--accept-removals"))[0] == 0
+    assert content(path) == {"b": "b-1"}
+    assert (await sync_once(daemon, path, "b"))[0] == 0
+
+
+@pytest.mark.parametrize("there", ["a", "ab"])
+async def test_sync_of_another_fleet_removes_and_writes_nothing_until_that_is_accepted(daemon, path, there):
+    assert (await sync_once(daemon, path, there))[0] == 0
+    before = {each.name: each.read_bytes() for each in path.iterdir()}
+    for others in ("", "cd"):
+        status, err = await sync_once(daemon, path, others)
+        assert (status, "the daemon has none of the" in err) == (1, True)
+        assert {each.name: each.read_bytes() for each in path.iterdir()} == before
+    assert (await sync_once(daemon, path, "cd", "--accept-removals"))[0] == 0
+    assert content(path) == {"c": "c-1", "d": "d-1"}
+
+
+async def test_sync_keeps_what_a_much_smaller_view_lacks_and_writes_what_it_has(daemon, path):
+    assert (await sync_once(daemon, path, "abc"))[0] == 0
+    status, err = await sync_once(daemon, path, "ad")
+    assert (status, "2 of 3 clusters that were written are not engaged" in err) == (1, True)
+    assert list(content(path)) == [each["name"] for each in index(path)] == list("abcd")
+
+
+async def test_sync_that_reconnects_to_another_daemon_removes_and_writes_nothing(daemon, path):
+    async with sync(daemon, path) as process:
+        (await daemon.stream()).send(snapshot("1", engaged("a", token="a-1"), engaged("b", token="b-1")))
+        await until(lambda: len(content(path)) == 2)
+        await daemon.stop()
+        await daemon.start()
+        (await daemon.stream()).send(snapshot("9", engaged("c", token="c-1")))
+        while b"nothing is written" not in await process.stderr.readline():
+            pass
+    assert content(path) == {"a": "a-1", "b": "b-1"}
+
+
+async def test_sync_keeps_files_when_its_rights_are_revoked(daemon, path):
+    async with sync(daemon, path) as process:
+        stream = await daemon.stream()
+        stream.send(snapshot("1", engaged("a", token="a-1"), engaged("b", token="b-1")))
+        await until(lambda: len(content(path)) == 2)
+        stream.send(following("1", "2", *(disengaged(name, pb.DISENGAGE_REASON_REVOKED) for name in "ab")))
+        while b"nothing is written" not in await process.stderr.readline():
+            pass
+    assert content(path) == {"a": "a-1", "b": "b-1"}
+
+
+async def test_sync_removes_the_file_of_a_missing_cluster_only_while_its_source_is_followed(daemon, path):
+    assert (await sync_once(daemon, path, "ab"))[0] == 0
+    async with sync(daemon, path, "--once") as process:
+        (await daemon.stream()).send(messages.snapshot("1", engaged("b", token="b-2")))
+        assert await process.wait() == 0
+    assert content(path) == {"a": "a-1", "b": "b-2"}
+
+
+async def test_sync_removes_the_files_of_clusters_that_another_replica_owns(daemon, path):
+    daemon.group = "dns"
+    assert (await sync_once(daemon, path, "abc"))[0] == 0
+    elsewhere = pb.GetClusterResponse(engagement=pb.Engagement(reason=pb.Engagement.REASON_UNASSIGNED))
+    daemon.answers["GetCluster"] = [elsewhere, elsewhere]
+    assert (await sync_once(daemon, path, "c"))[0] == 0
+    assert content(path) == {"c": "c-1"}
 
 
 async def test_sync_once_waits_for_each_file(daemon, path):
@@ -113,7 +215,7 @@ async def test_sync_killed_during_a_write_leaves_no_partial_file(daemon, path):
     """Each file that is there is complete, and the next process continues."""
     whole = {letter: letter * (1 << 19) for letter in "abcdefgh"}
     for attempt in range(3):
-        async with sync(daemon, path) as process:
+        async with sync(daemon, path, "--accept-removals") as process:
             stream = await daemon.stream()
             names = [f"{attempt}-{letter}" for letter in whole]
             stream.send(*_batches(names, list(whole.values())))
@@ -122,7 +224,7 @@ async def test_sync_killed_during_a_write_leaves_no_partial_file(daemon, path):
             await process.wait()
         for name, token in content(path).items():
             assert token == whole[name[-1]]
-    async with sync(daemon, path, "--once") as process:
+    async with sync(daemon, path, "--once", "--accept-removals") as process:
         (await daemon.stream()).send(snapshot("1", engaged("only", token="k")))
         assert await process.wait() == 0
     assert sorted(each.name for each in path.iterdir()) == [".milo-discovery.json", "index.json", "only.kubeconfig"]

@@ -211,7 +211,7 @@ def test_cluster_that_is_engaged_again_has_not_ended(server):
     [
         (identity(), ""),
         (replace(identity(), group="dns"), "is of the shard group 'dns', and this daemon is of no shard group"),
-        (replace(identity(), filter="-l a=b"), "was published with the filter `-l a=b`, and this run has no filter"),
+        (replace(identity(), filter="-l a=b"), "was written with the filter `-l a=b`, and this run has no filter"),
     ],
 )
 def test_published_object_says_which_fleet_it_stands_for(server, other: Identity, difference: str):

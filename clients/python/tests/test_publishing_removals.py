@@ -30,7 +30,7 @@ def test_removal_that_the_second_look_contradicts_begins_again():
 
 @pytest.mark.parametrize(
     ("lacks", "published", "is_held"),
-    [(1, 1, False), (1, 2, False), (2, 2, True), (2, 3, True), (10, 30, False), (11, 30, True), (11, 55, False)],
+    [(1, 1, True), (1, 2, False), (2, 2, True), (2, 3, True), (10, 30, False), (11, 30, True), (11, 55, False)],
 )
 def test_removals_of_much_of_the_fleet_are_held(lacks: int, published: int, is_held: bool):
     removals = Removals()

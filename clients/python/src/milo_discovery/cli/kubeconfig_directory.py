@@ -3,7 +3,7 @@
 Two files track the state. The index, `index.json`, lists the kubeconfigs for readers: it is written after new files are
 created and before old ones are removed. The ledger, `.milo-discovery.json`, lists for this program which files are its
 own: it is written before a file is created and after one is removed. So after a crash at any point, the next process
-knows its own files and leaves all others alone.
+knows its own files and leaves all others alone. The ledger also records the shard group of the daemon, and the filter.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from milo_discovery._kubeconfig_access import read_access, render_kubeconfig
 from milo_discovery.cli import atomic_files
 from milo_discovery.cli.exit_status import CommandFailure
 from milo_discovery.model import Cluster, Kubeconfig
+from milo_discovery.publishing.objects import difference
 
 SUFFIX = ".kubeconfig"
 INDEX = "index.json"
@@ -47,9 +48,13 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
         self.path = path
         self._lock = -1
         self._own: set[str] = set()
+        self._fleet: tuple[str | None, str | None] = None, None
+        """The shard group and the filter that the files stand for; None for those that are not recorded yet."""
+        self._recorded: tuple[str | None, str | None] = None, None
         self._written: dict[str, tuple[str, Kubeconfig]] = {}
         """The UID and kubeconfig of each file that this process wrote."""
-        self._indexed: Any = None
+        self._indexed: dict[str, Any] | None = None
+        """The entries of the index by name; None if the file is to be written."""
         self.skipped: dict[str, str] = {}
         """Clusters without a file, and why."""
 
@@ -58,8 +63,11 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
         self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._own, owns_index = _read_ledger(self.path / _LEDGER)
-            if not owns_index:
+            self._own, owns_index, self._recorded = _read_ledger(self.path / _LEDGER)
+            self._fleet = self._recorded
+            if owns_index:
+                self._indexed = _read_index(self.path / INDEX)
+            else:
                 self._claim_index()
             atomic_files.remove_leftovers(self.path)
         except BaseException as error:
@@ -74,13 +82,26 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
     ) -> None:
         os.close(self._lock)
 
-    def reconcile(self, desired: Mapping[str, DesiredFile], *, complete: bool) -> None:
-        """Write new files. Remove files of other clusters only if `desired` is the complete view."""
+    @property
+    def own(self) -> frozenset[str]:
+        """The names of the clusters that have a file."""
+        return frozenset(self._own)
+
+    def difference(self, group: str, only: str) -> str:
+        """Return which other shard group or filter the files stand for; empty if none."""
+        return difference(self._recorded, (group, only)) if self._own else ""
+
+    def claim(self, group: str, only: str) -> None:
+        """Record with the next files that all stand for this shard group and filter."""
+        self._fleet = group, only
+
+    def reconcile(self, desired: Mapping[str, DesiredFile], *, ended: Collection[str]) -> None:
+        """Write new files. Remove those of ended clusters, unless desired; keep all others."""
         self.skipped = {}
         to_write = {
             name: each for name, each in desired.items() if each.kubeconfig is not None and self._may_write(name)
         }
-        to_remove = self._own - set(desired) if complete else set()
+        to_remove = self._own.intersection(ended) - set(desired)
         # A replaced cluster whose kubeconfig has not arrived yet: the old cluster's file must not stay.
         to_remove |= {
             name for name, (uid, _) in self._written.items()
@@ -93,8 +114,7 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
                 document = render_kubeconfig(name, read_access(each.kubeconfig.kubeconfig))
                 atomic_files.replace(self._file(name), _json(document))
                 self._written[name] = each.cluster.uid, each.kubeconfig
-        if complete:
-            self._write_index(desired, without=to_remove)
+        self._write_index(desired, without=to_remove)
         self._remove(to_remove)
 
     def _claim_index(self) -> None:
@@ -113,7 +133,7 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
         return name not in self.skipped
 
     def _add_to_ledger(self, names: Iterable[str]) -> None:
-        if not self._own.issuperset(names):
+        if not self._own.issuperset(names) or self._fleet != self._recorded:
             self._write_ledger(self._own | set(names))
 
     def _remove(self, names: set[str]) -> None:
@@ -124,16 +144,21 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
             self._write_ledger(self._own - names)
 
     def _write_index(self, desired: Mapping[str, DesiredFile], without: set[str]) -> None:
-        present = sorted(name for name in desired if name in self._written and name not in without)
-        index = {"clusters": [_index_entry(desired[name].cluster, self._file(name).name) for name in present]}
+        before = self._indexed or {}
+        index = {name: before[name] for name in self._own - set(desired) - without if name in before}
+        for name in desired:
+            if name in self._written and name not in without:
+                index[name] = _index_entry(desired[name].cluster, self._file(name).name)
         if index != self._indexed:
-            atomic_files.replace(self.path / INDEX, _json(index))
+            atomic_files.replace(self.path / INDEX, _json({"clusters": [index[name] for name in sorted(index)]}))
             self._indexed = index
 
     def _write_ledger(self, own: set[str]) -> None:
         # The set in memory changes with the file: after a failed write, the next one is attempted again.
-        atomic_files.replace(self.path / _LEDGER, _json({"files": sorted(own), "index": True}))
-        self._own = own
+        group, only = self._fleet
+        ledger = {"files": sorted(own), "index": True, "group": group, "filter": only}
+        atomic_files.replace(self.path / _LEDGER, _json(ledger))
+        self._own, self._recorded = own, self._fleet
 
     def _file(self, name: str) -> Path:
         return self.path / f"{name}{SUFFIX}"
@@ -150,8 +175,19 @@ def _index_entry(cluster: Cluster, file: str) -> dict[str, Any]:
     }
 
 
-def _read_ledger(path: Path) -> tuple[set[str], bool]:
-    """Return the names of the own files, and whether the index is an own file."""
+def _read_index(path: Path) -> dict[str, Any] | None:
+    """Return the entries by name; None if the file is missing or damaged."""
+    try:
+        return {each["name"]: each for each in json.loads(path.read_bytes())["clusters"]}
+    except (OSError, ValueError, TypeError, LookupError):
+        return None
+
+
+def _read_ledger(path: Path) -> tuple[set[str], bool, tuple[str | None, str | None]]:
+    """Return the names of the own files, whether the index is an own file, and the recorded shard group and filter.
+
+    Ledgers of earlier versions record neither.
+    """
     try:
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as stream:
             if (owner := os.fstat(stream.fileno()).st_uid) != os.geteuid():
@@ -162,9 +198,9 @@ def _read_ledger(path: Path) -> tuple[set[str], bool]:
                 )
             ledger = json.loads(stream.read())
         names = {name for name in ledger["files"] if isinstance(name, str) and _NAME.fullmatch(name)}
-        return names, ledger.get("index") is True
+        return names, ledger.get("index") is True, (ledger.get("group"), ledger.get("filter"))
     except FileNotFoundError:
-        return set(), False
+        return set(), False, (None, None)
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise CommandFailure(
             f"{path} is corrupt, so it is unknown which files milo-discovery sync may replace; use an empty directory"

@@ -324,8 +324,8 @@ class _Run:
 
     def _publisher(self, client: DiscoveryClient, server: ApiServer, messages: StreamMessages) -> Publisher:
         from milo_discovery.publishing.decisions import Publication  # noqa: PLC0415
-        from milo_discovery.publishing.objects import Identity  # noqa: PLC0415
-        from milo_discovery.publishing.publisher import Publisher, filter_text  # noqa: PLC0415
+        from milo_discovery.publishing.objects import Identity, filter_text  # noqa: PLC0415
+        from milo_discovery.publishing.publisher import Publisher  # noqa: PLC0415
         from milo_discovery.publishing.removals import Removals  # noqa: PLC0415
 
         identity = Identity(

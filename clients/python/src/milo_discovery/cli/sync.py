@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import signal
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -17,9 +17,12 @@ from milo_discovery.cli.kubeconfig_directory import DesiredFile, KubeconfigDirec
 from milo_discovery.cli.options import ConnectionOptions, Duration, connecting, filtering
 from milo_discovery.cli.text_output import format_duration
 from milo_discovery.cli.watch import StreamMessages
-from milo_discovery.errors import TimedOut
-from milo_discovery.events import Event, Refreshed, Synced
-from milo_discovery.model import EventType
+from milo_discovery.errors import StatusError, TimedOut
+from milo_discovery.events import Connected, Event, Refreshed, Synced
+from milo_discovery.model import DisengageReason, EngagementReason, EventType
+from milo_discovery.publishing import removals
+from milo_discovery.publishing.decisions import Removal
+from milo_discovery.publishing.objects import filter_text
 
 if TYPE_CHECKING:
     import asyncio
@@ -27,9 +30,14 @@ if TYPE_CHECKING:
     from milo_discovery._convert import FilterOptions, WatchOptions
     from milo_discovery.client import DiscoveryClient
     from milo_discovery.model import Kubeconfig
+    from milo_discovery.watch import Watch
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
-_DISK_FULL_RETRY_S = 1.0
+_RETRY_S = 1.0
+_LOOKUPS = 8
+"""Maximum number of concurrent requests to the daemon about missing clusters."""
+_ENDS = removals.ENDS | {DisengageReason.MOVED, DisengageReason.OWNERSHIP_LOST}
+"""Reasons after which a file is removed at once: also where another replica works in the cluster."""
 
 
 @click.command("sync")
@@ -37,24 +45,40 @@ _DISK_FULL_RETRY_S = 1.0
     "--dir", "directory", type=click.Path(path_type=Path, file_okay=False), required=True, help="The directory."
 )
 @click.option("--ttl", type=Duration(), help="Requested lifetime of the credentials. The daemon may shorten it.")
-@click.option("--once", is_flag=True, help="Exit when each engaged cluster has its file.")
+@click.option("--once", is_flag=True, help="Exit when each engaged cluster has its file, and all others are removed.")
+@click.option(
+    "--accept-removals",
+    "accepts_removals",
+    is_flag=True,
+    help="Remove the files that the first complete view lacks, however many these are, and take over those of another "
+    "filter or shard group.",
+)
 @filtering
 @connecting(timeout=None, timeout_help="With --once: time limit for the run. Default: no limit.")
 def sync(
-    connection: ConnectionOptions, *, only: FilterOptions, directory: Path, ttl: timedelta | None, once: bool
+    connection: ConnectionOptions,
+    *,
+    only: FilterOptions,
+    directory: Path,
+    ttl: timedelta | None,
+    once: bool,
+    accepts_removals: bool,
 ) -> None:
     """Keep a directory of kubeconfigs up to date.
 
     It has a file NAME.kubeconfig for each engaged cluster, and an index.json that lists them. Files are replaced
-    atomically before their credentials expire, and removed when their clusters are disengaged. Files that this command
-    did not write are left alone. All files stay when it exits.
+    atomically before their credentials expire, and removed when their clusters are disengaged. If the daemon lacks much
+    of what an earlier run wrote, nothing is removed until --accept-removals. Files that this command did not write are
+    left alone. All files stay when it exits.
     """
     options = cast("WatchOptions", {**only, "include_kubeconfigs": True})
     if ttl is not None:
         options["kubeconfig_ttl"] = ttl
     try:
         with KubeconfigDirectory(directory) as kubeconfigs:
-            connection.run(lambda client: _Synchronizer(kubeconfigs, connection, ttl, once=once).run(client, options))
+            guard = removals.Removals(accepts=accepts_removals)
+            synchronizer = _Synchronizer(kubeconfigs, connection, ttl, guard, filter_text(only), once=once)
+            connection.run(lambda client: synchronizer.run(client, options))
     except OSError as error:
         raise CommandFailure(f"cannot write to {directory}: {error.strerror}") from error
 
@@ -66,14 +90,30 @@ class _Synchronizer:
     """
 
     def __init__(
-        self, directory: KubeconfigDirectory, connection: ConnectionOptions, ttl: timedelta | None, *, once: bool
+        self,
+        directory: KubeconfigDirectory,
+        connection: ConnectionOptions,
+        ttl: timedelta | None,
+        guard: removals.Removals,
+        only: str,
+        *,
+        once: bool,
     ) -> None:
         self._directory = directory
         self._connection = connection
+        self._guard = guard
+        self._filter = only
         self._once = once
         self._desired: dict[str, DesiredFile] = {}
-        self._complete = False
+        self._ended: set[str] = set()
+        """Clusters whose files are to be removed."""
+        self._has_view = False
+        """Whether `_desired` is a complete view, and not a snapshot that is arriving."""
+        self._may_write = False
+        """Whether the view was reviewed, and is not that of another fleet."""
+        self._review_at: float | None = None
         self._unreported_ttl = ttl
+        self._reported = ""
         self._reported_skipped: dict[str, str] = {}
 
     async def run(self, client: DiscoveryClient, options: WatchOptions) -> None:
@@ -85,10 +125,14 @@ class _Synchronizer:
         messages = StreamMessages(self._connection)
         try:
             with unwrap_single_error():
-                async with asyncio.timeout(limit), asyncio.TaskGroup() as group:
+                async with (
+                    asyncio.timeout(limit),
+                    asyncio.TaskGroup() as group,
+                    client.watch(**options) as watch,
+                ):
                     tasks = [
-                        group.create_task(self._watch(client, options, messages, changed), name="watch"),
-                        group.create_task(self._write(changed, done), name="write"),
+                        group.create_task(self._follow(watch, messages, changed), name="follow"),
+                        group.create_task(self._write(client, watch, changed, done), name="write"),
                     ]
                     await done.wait()
                     for task in tasks:
@@ -97,55 +141,121 @@ class _Synchronizer:
             timed_out = TimedOut(f"{self._directory.path} is not complete within --timeout", code="DEADLINE_EXCEEDED")
             raise messages.last_error or timed_out from None
 
-    async def _watch(
-        self, client: DiscoveryClient, options: WatchOptions, messages: StreamMessages, changed: asyncio.Event
-    ) -> None:
-        async with client.watch(**options) as watch, aclosing(watch.feed()) as feed:
+    async def _follow(self, watch: Watch, messages: StreamMessages, changed: asyncio.Event) -> None:
+        import asyncio  # noqa: PLC0415
+
+        async with aclosing(watch.feed()) as feed:
             async for item in feed:
                 match item:
                     case Event(type=EventType.DISENGAGED):
                         self._desired.pop(item.cluster.name, None)
+                        if self._has_view and item.reason in _ENDS:
+                            self._ended.add(item.cluster.name)
+                        elif self._has_view:
+                            self._review_at = asyncio.get_running_loop().time()
                     case Event():
                         self._report_longer_lifetime(item.kubeconfig)
                         before = self._desired.get(item.cluster.name)
                         previous = None if before is None else before.kubeconfig
                         self._desired[item.cluster.name] = DesiredFile(item.cluster, item.kubeconfig or previous)
+                        self._ended.discard(item.cluster.name)
                     case Refreshed():
                         continue
                     case Synced():
                         messages.print(item)
-                        self._complete = True
+                        self._has_view = True
+                        self._review_at = asyncio.get_running_loop().time()
                     case _:
+                        if isinstance(item, Connected) and not item.resumed:
+                            self._has_view = self._may_write = False
                         messages.print(item)
                         continue
                 changed.set()
 
-    async def _write(self, changed: asyncio.Event, done: asyncio.Event) -> None:
+    async def _write(self, client: DiscoveryClient, watch: Watch, changed: asyncio.Event, done: asyncio.Event) -> None:
         import asyncio  # noqa: PLC0415
 
+        loop = asyncio.get_running_loop()
         disk_full = False
         while True:
-            await changed.wait()
-            changed.clear()
-            desired, complete = dict(self._desired), self._complete
+            now = loop.time()
+            if self._has_view and self._review_at is not None and now >= self._review_at:
+                await self._review(client, watch, now)
+            desired = dict(self._desired) if self._may_write else {}
+            is_reviewed = self._may_write
             try:
-                await asyncio.to_thread(self._directory.reconcile, desired, complete=complete)
+                if is_reviewed or self._ended:
+                    await asyncio.to_thread(self._directory.reconcile, desired, ended=frozenset(self._ended))
             except OSError as error:
                 if error.errno not in _DISK_FULL:
                     raise
                 if not disk_full:
                     print_message(f"cannot write to {self._directory.path}: {error.strerror}; retrying")
                 disk_full = True
-                await asyncio.sleep(_DISK_FULL_RETRY_S)
-                changed.set()
+                await asyncio.sleep(_RETRY_S)
                 continue
             if disk_full:
                 print_message(f"writing to {self._directory.path} again")
                 disk_full = False
+            self._ended &= self._directory.own
             self._report_skipped()
-            missing = [name for name, each in desired.items() if each.kubeconfig is None]
-            if self._once and complete and not missing:
-                done.set()
+            if self._once:
+                has_all = is_reviewed and all(each.kubeconfig is not None for each in desired.values())
+                if self._guard.problem and (has_all or self._guard.is_foreign):
+                    raise CommandFailure("removals are held; see the message above")
+                if has_all and self._guard.next_look_at(now) is None:
+                    done.set()
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(self._review_at if self._has_view else None):
+                    await changed.wait()
+            changed.clear()
+
+    async def _review(self, client: DiscoveryClient, watch: Watch, now: float) -> None:
+        """Look for the clusters that the view lacks, and end those that are confirmed to be disengaged."""
+        import asyncio  # noqa: PLC0415
+
+        if not watch.connected:
+            self._review_at = now + _RETRY_S
+            return
+        self._review_at = None
+        try:
+            sharding = (await client.server_info()).sharding
+        except StatusError as error:
+            self._report(f"the daemon does not describe itself: {error}; retrying")
+            self._review_at = now + _RETRY_S
+            return
+        fleet = "" if sharding is None else sharding.group, self._filter
+        if not self._guard.accepts and (difference := self._directory.difference(*fleet)):
+            raise CommandFailure(
+                f"{self._directory.path} {difference}: check the daemon's address and the filter, choose another "
+                "--dir, or take the files over with --accept-removals"
+            )
+        names = self._directory.own - set(self._desired) - self._ended
+        followed = [name for name in names if removals.is_followed(watch, name)]
+        lookups = asyncio.Semaphore(_LOOKUPS)
+        # Only in a group, since a lookup that finds nothing counts against a caller with limited rights.
+        looked_up = followed if fleet[0] else []
+        elsewhere = await asyncio.gather(*(_is_elsewhere(client, name, lookups) for name in looked_up))
+        if not self._has_view or self._review_at is not None:
+            return  # another view arrives, and is reviewed
+        self._ended.update(name for name, moved in zip(looked_up, elsewhere, strict=True) if moved)
+        self._ended -= self._desired.keys()
+        missing = [Removal(name, name, "", "") for name in followed if name not in self._desired.keys() | self._ended]
+        confirmed = self._guard.review(missing, len(self._directory.own), now)
+        self._ended.update(each.name for each in confirmed)
+        self._report(f"removals: {self._guard.problem}" if self._guard.problem else "")
+        if not self._guard.problem:
+            self._directory.claim(*fleet)
+        self._may_write = not self._guard.is_foreign
+        self._review_at = self._guard.next_look_at(now)
+        if self._review_at is None and len(followed) < len(names):
+            self._review_at = now + removals.SECOND_LOOK_S
+
+    def _report(self, problem: str) -> None:
+        """Report a problem once; an empty one resolves it."""
+        if problem != self._reported:
+            print_message(problem or f"resolved: {self._reported}")
+        self._reported = problem
 
     def _report_longer_lifetime(self, kubeconfig: Kubeconfig | None) -> None:
         """Report once if credentials live longer than requested."""
@@ -163,3 +273,12 @@ class _Synchronizer:
             if self._reported_skipped.get(name) != reason:
                 print_message(f"no file for {name!r}: {reason}")
         self._reported_skipped = dict(self._directory.skipped)
+
+
+async def _is_elsewhere(client: DiscoveryClient, name: str, lookups: asyncio.Semaphore) -> bool:
+    """Return whether another member of the daemon's shard group owns the cluster."""
+    try:
+        async with lookups:
+            return (await client.get(name)).engagement.reason is EngagementReason.UNASSIGNED
+    except StatusError:
+        return False

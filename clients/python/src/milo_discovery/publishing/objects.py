@@ -7,9 +7,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from milo_discovery.model import Cluster
+
+if TYPE_CHECKING:
+    from milo_discovery._convert import FilterOptions
 
 Document = dict[str, Any]
 
@@ -147,16 +150,30 @@ class ObservedObject:
 
     def difference(self, identity: Identity) -> str:
         """Return which fleet an own object stands for, if that is another one; empty if it is the publisher's."""
-        group, only = (self._annotations.get(key) for key in (GROUP, FILTER))
-        if group is not None and group != identity.group:
-            return f"is of {_of_group(group)}, and this daemon is of {_of_group(identity.group)}"
-        if only is not None and only != identity.filter:
-            return f"was published with {_with_filter(only)}, and this run has {_with_filter(identity.filter)}"
-        return ""
+        return difference(
+            (self._annotations.get(GROUP), self._annotations.get(FILTER)), (identity.group, identity.filter)
+        )
 
     @property
     def _annotations(self) -> Mapping[str, Any]:
         return self.metadata.get("annotations") or {}
+
+
+def filter_text(options: FilterOptions) -> str:
+    """Return the options of the command line that select the same clusters."""
+    values = [("-l", options.get("label_selector", ""))]
+    values += [("--organization", each) for each in sorted(options.get("organizations", ()))]
+    values += [("--source", each) for each in sorted(options.get("sources", ()))]
+    return " ".join(f"{option} {value}" for option, value in values if value)
+
+
+def difference(recorded: tuple[str | None, str | None], current: tuple[str, str]) -> str:
+    """Return how the recorded shard group and filter differ from those of this run; empty if none was recorded."""
+    if recorded[0] is not None and recorded[0] != current[0]:
+        return f"is of {_of_group(recorded[0])}, and this daemon is of {_of_group(current[0])}"
+    if recorded[1] is not None and recorded[1] != current[1]:
+        return f"was written with {_with_filter(recorded[1])}, and this run has {_with_filter(current[1])}"
+    return ""
 
 
 def _of_group(group: str) -> str:

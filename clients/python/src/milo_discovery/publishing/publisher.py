@@ -15,17 +15,17 @@ from milo_discovery._kubeconfig_access import read_access
 from milo_discovery._task_groups import unwrap_single_error
 from milo_discovery.errors import ClusterNotFound, StatusError, UnusableKubeconfig
 from milo_discovery.events import Connected, Event, StreamNotice, Synced
-from milo_discovery.model import Cluster, ClusterReport, DisengageReason, EngagementReason, EventType, SourceState
+from milo_discovery.model import Cluster, ClusterReport, EngagementReason, EventType
 from milo_discovery.publishing.accesses import Accesses
 from milo_discovery.publishing.api_server import ApiServer
 from milo_discovery.publishing.decisions import Apply, Create, DeleteObject, Hold, Publication, Refuse, Removal
 from milo_discovery.publishing.errors import PublishedByAnother, TargetRefused, TargetUnavailable
 from milo_discovery.publishing.objects import DesiredObject, ObservedObject, Owner, object_name
-from milo_discovery.publishing.removals import Removals
+from milo_discovery.publishing.removals import ENDS, Removals, is_followed
 from milo_discovery.publishing.rendering import Renderer
 
 if TYPE_CHECKING:
-    from milo_discovery._convert import FilterOptions, WatchOptions
+    from milo_discovery._convert import WatchOptions
     from milo_discovery.client import DiscoveryClient
     from milo_discovery.watch import Watch
 
@@ -37,27 +37,7 @@ _LOOKUPS = 8
 _MAX_STEPS = 6
 """Maximum consecutive actions on one object, so that a server that changes each write is not written to forever."""
 
-_ENDS = frozenset(
-    {
-        DisengageReason.DELETED,
-        DisengageReason.NOT_READY,
-        DisengageReason.REPLACED,
-        DisengageReason.LABELS_CHANGED,
-        DisengageReason.UNREACHABLE,
-        DisengageReason.REMOVED,
-    }
-)
-"""Reasons with which the daemon ends a cluster for all subscribers. After others it may exist, also in this group."""
-
 Report = Callable[[str], None]
-
-
-def filter_text(options: FilterOptions) -> str:
-    """Return the options of the command line that select the same clusters."""
-    values = [("-l", options.get("label_selector", ""))]
-    values += [("--organization", each) for each in sorted(options.get("organizations", ()))]
-    values += [("--source", each) for each in sorted(options.get("sources", ()))]
-    return " ".join(f"{option} {value}" for option, value in values if value)
 
 
 class Publisher:
@@ -167,7 +147,7 @@ class Publisher:
         desired = None if of_object is None else self._publication.desired(of_object)
         if of_object is not None and (desired is None or desired.cluster == name):
             self._publication.withdraw(of_object)
-            if self._has_view and event.reason in _ENDS:
+            if self._has_view and event.reason in ENDS:
                 self._publication.end(of_object, event.cluster.uid)
             self._mark([of_object])
             for other in self._without_object.pop(of_object, ()):
@@ -268,7 +248,7 @@ class Publisher:
         candidates = [
             each
             for each in self._publication.removals()
-            if each not in self._elsewhere and _follows(watch, each.cluster)
+            if each not in self._elsewhere and is_followed(watch, each.cluster)
         ]
         lookups = asyncio.Semaphore(_LOOKUPS)
         missing = await asyncio.gather(*(self._is_missing(each, lookups) for each in candidates))
@@ -354,7 +334,7 @@ class Publisher:
                 self._dirty.add(name)
                 return
             observed = self._publication.observed(name)
-            may_delete = observed is not None and _follows(watch, observed.cluster)
+            may_delete = observed is not None and is_followed(watch, observed.cluster)
             match action := self._publication.decide(name, may_delete=may_delete):
                 case None:
                     self._clear_report(name, "published")
@@ -406,16 +386,6 @@ class Publisher:
     def _clear_report(self, subject: str, message: str) -> None:
         if self._reported.pop(subject, None) is not None:
             self._report(f"{subject}: {message}" if subject else message)
-
-
-def _follows(watch: Watch, cluster: str) -> bool:
-    """Return whether a cluster that is not engaged is disengaged for certain, since its source is followed.
-
-    A daemon that starts while Milo is unreachable sends the clusters of its state file, which can be older than the
-    objects. Clusters of a source that the daemon does not have any more are judged by the least current one.
-    """
-    status = watch.sources.get(cluster.partition("#")[0] if "#" in cluster else "", watch.source)
-    return watch.connected and status is not None and status.state is SourceState.STREAMING
 
 
 def _is_engaged(report: ClusterReport, removal: Removal) -> bool:

@@ -1,4 +1,4 @@
-"""The guard against mass removal: which objects without an engaged cluster may be deleted. No I/O.
+"""The guard against mass removal: which objects or files without an engaged cluster may be deleted. No I/O.
 
 The daemon guards the ends that it reports. But a complete view that lacks published clusters may be the view of another
 daemon, of other rights or of another filter. So what it lacks is deleted at a second look, and what lacks much of the
@@ -8,8 +8,13 @@ fleet is held until an administrator accepts it.
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
+from milo_discovery.model import DisengageReason, SourceState
 from milo_discovery.publishing.decisions import Removal
+
+if TYPE_CHECKING:
+    from milo_discovery.watch import Watch
 
 COUNT = 10
 SHARE = 0.2
@@ -19,10 +24,21 @@ SECOND_LOOK_S = 10.0
 CONTESTED_S = 3600.0
 """The time after a deletion in which the object is kept if it is written again: longer than other runs take to see that
 it was deleted."""
+ENDS = frozenset(
+    {
+        DisengageReason.DELETED,
+        DisengageReason.NOT_READY,
+        DisengageReason.REPLACED,
+        DisengageReason.LABELS_CHANGED,
+        DisengageReason.UNREACHABLE,
+        DisengageReason.REMOVED,
+    }
+)
+"""Reasons with which the daemon ends a cluster for all subscribers. After others it may exist, also in this group."""
 
 
 class Removals:
-    """The objects that a complete view lacks."""
+    """The objects or files whose clusters a complete view lacks."""
 
     def __init__(self, *, accepts: bool = False) -> None:
         """`accepts`: an administrator accepts what the first complete view lacks."""
@@ -43,9 +59,9 @@ class Removals:
         self.problem = ""
         if is_held:
             self.problem = (
-                f"the daemon has none of the {len(missing)} clusters that are published: nothing is written"
+                f"the daemon has none of the {len(missing)} clusters that were written: nothing is written"
                 if self.is_foreign
-                else f"{len(missing)} of {published} published clusters are not engaged: their objects are kept"
+                else f"{len(missing)} of {published} clusters that were written are not engaged: they are kept"
             ) + "; check the daemon's address, its rights and its sources, or run once with --accept-removals"
             return []
         contested = {each for each in missing if self._is_contested(each, now)}
@@ -87,7 +103,15 @@ def _subject(removal: Removal) -> tuple[str, str]:
     return removal.name, removal.cluster_uid
 
 
+def is_followed(watch: Watch, cluster: str) -> bool:
+    """Return whether a cluster that is not engaged is disengaged for certain, since its source is followed.
+
+    A daemon that starts while Milo is unreachable sends the clusters of its state file, which can be older than what
+    was written. Clusters of a source that the daemon does not have any more are judged by the least current one.
+    """
+    status = watch.sources.get(cluster.partition("#")[0] if "#" in cluster else "", watch.source)
+    return watch.connected and status is not None and status.state is SourceState.STREAMING
+
+
 def _is_mass(missing: int, published: int) -> bool:
-    if published < 2:
-        return False
     return 2 * missing > published or missing > max(COUNT, SHARE * published)
