@@ -1,4 +1,7 @@
-"""The README of each client, and the tutorial in Go, lead from an empty directory to the first engaged cluster."""
+"""The README of each client, and the tutorial in Go, lead from an empty directory to the first engaged cluster.
+
+That of the Go provider is followed beside the demo, in tests/tooling/docs/test_readme.py.
+"""
 
 import asyncio
 import os
@@ -15,7 +18,7 @@ from tests.end_to_end.conformance.clients import CACHE, ROOT
 from tests.end_to_end.examples.building import BUILT, MAVEN, NEEDS_KUBERNETES, alone
 from tests.end_to_end.kubeconfigs.workspace import open_workspace
 
-pytestmark = [pytest.mark.builds, pytest.mark.timeout(900)]  # more than this a newcomer does not wait
+pytestmark = [pytest.mark.builds, pytest.mark.timeout(900)]  # most of it to wait for other builds
 
 FILE = re.compile(r"^`([\w./]+)`:\n\n```\w+\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 COMMANDS = re.compile(r"^```sh\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -32,7 +35,6 @@ class Readme:
 
 READMES = {
     "go": Readme("clients/go/README.md", ["go"], 2),
-    "provider": Readme("clients/go/multicluster/README.md", ["go"], 2),
     "tutorial": Readme("docs/tutorial-go.md", ["go"], 3),
     "node": Readme("clients/node/README.md", ["node", "npm"], 2),
     "java": Readme("clients/java/README.md", ["java", "mvn"], 2),

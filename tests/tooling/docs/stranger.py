@@ -1,25 +1,32 @@
-"""`./dev readme [--list]`: runs the documented commands in a fresh clone with empty caches, and reports times.
+"""`./dev readme [--list | DOCUMENT]`: runs documented commands in a fresh clone with empty caches, and reports times.
 
-First those of the README, up to a working operator, whose time it prints; then the tests of all other documents, in the
-clone as well. `--list` prints each documented command with the test that runs it.
+By default those of the README, up to a working operator; then the tests of all other documents, in the clone as well.
+With `clients/go/multicluster/README.md`, those of that document up to the first reconcile beside the demo, which fails
+if they take longer than FIRST_RECONCILE_WITHIN_S. `--list` prints each documented command with the test that runs it.
 """
 
 import argparse
+import math
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tests.tooling.docs import ways
 
 ROOT = Path(__file__).parents[3]
+README = "README.md"
+GO_README = "clients/go/multicluster/README.md"
 ENDS_WITHIN_S = 30.0
+FIRST_RECONCILE_WITHIN_S = 600.0
+"""Of which most is the first compilation of Kubernetes' libraries, on two cores."""
 
 
 def blocks(document: Path, *languages: str) -> list[str]:
@@ -28,13 +35,13 @@ def blocks(document: Path, *languages: str) -> list[str]:
 
 
 class Terminal:
-    """A shell in the clone that runs a block of commands."""
+    """A shell in a directory that runs a block of commands."""
 
-    def __init__(self, clone: Path, environ: dict[str, str], typed: str) -> None:
+    def __init__(self, directory: Path, environ: dict[str, str], typed: str) -> None:
         self._typed = typed
         self._said: list[str] = []
         self._shell = subprocess.Popen(
-            ["sh", "-ec", typed], cwd=clone, env=environ, text=True, start_new_session=True,
+            ["sh", "-ec", typed], cwd=directory, env=environ, text=True, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
@@ -47,6 +54,11 @@ class Terminal:
                 return line
         said = "".join(self._said[-30:])
         raise AssertionError(f"{self._typed}\nended with {self._shell.wait()}, and not with {words!r}:\n{said}")
+
+    def finish(self) -> None:
+        """Wait until the commands have succeeded."""
+        said, _ = self._shell.communicate()
+        assert self._shell.returncode == 0, f"{self._typed}\nended with {self._shell.returncode}:\n{said}"
 
     def close(self) -> None:
         """End the commands with Ctrl-C."""
@@ -115,36 +127,82 @@ class Stranger:
             terminal.close()
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="./dev readme", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--list", action="store_true", help="print each documented command with its test, and run none")
-    if parser.parse_args().list:
-        return ways.main()
-    # A shell starts background commands with SIGINT ignored, which its children would inherit.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    began = time.monotonic()
+def first_reconcile(clone: Path, directory: Path, environ: dict[str, str]) -> Iterator[str]:
+    """Follow the README of the Go provider, from an empty directory to the first reconcile beside the demo."""
+    text = (clone / GO_README).read_text()
+    module, program = (each.replace("PATH", str(clone)) for each in blocks(clone / GO_README, "sh"))
+    [(file, source)] = re.findall(r"^`([\w.]+)`:\n\n```go\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    [demo] = re.findall(r"run `(\./dev [^`]+)` in the clone", text)
+    own = directory / "operator"
+    own.mkdir()
+    with closing(Terminal(own, environ, module)) as terminal:
+        terminal.finish()
+    yield f"{module.splitlines()[0]}, and the clone in go.mod"
+    with closing(Terminal(clone, environ, demo)) as running:
+        for name in ("MILO_DISCOVERY_ADDRESS", "KUBECONFIG"):
+            [_, assignment] = shlex.split(running.until(f"^export {name}="))
+            environ = environ | {name: assignment.partition("=")[2]}
+        yield f"{demo} prints an address and a kubeconfig"
+        (own / file).write_text(source)
+        *earlier, last = program.splitlines()
+        for typed in earlier:
+            with closing(Terminal(own, environ, typed)) as terminal:
+                terminal.finish()
+            yield typed
+        with closing(Terminal(own, environ, last)) as operator:
+            yield f"{last} prints: {operator.until('^working in ').rstrip()}"
 
-    def report_step(what: str) -> None:
-        sys.stdout.write(f"{time.monotonic() - began:6.1f} s  {what}\n")
-        sys.stdout.flush()
 
+def working_operator(clone: Path, directory: Path, environ: dict[str, str]) -> Iterator[str]:
+    """Follow the README to a working operator, and run the tests of the other documents."""
+    stranger = Stranger(clone, directory, environ)
+    yield from stranger.sees()
+    yield from stranger.uses()
+    tests = ["./dev", "test", "tests/tooling/docs/test_commands.py", "tests/tooling/docs/test_links.py"]
+    subprocess.run(tests, cwd=clone, env=environ, check=True)
+    yield f"the commands of the other documents: {ways.summary()}"
+
+
+FOLLOWED = {README: (working_operator, math.inf), GO_README: (first_reconcile, FIRST_RECONCILE_WITHIN_S)}
+"""How each document is followed, and the time in seconds that it may take."""
+
+
+def in_fresh_clone(follow: Callable[[Path, Path, dict[str, str]], Iterator[str]]) -> Iterator[str]:
+    """Follow a document in a clone of the last commit, with empty caches."""
     # Short, since socket paths are limited to 107 characters.
     with TemporaryDirectory(prefix="readme-") as name:
         directory = Path(name)
         clone, home = directory / "clone", directory / "home"
         home.mkdir()
         subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
-        report_step("a fresh clone, as of the last commit")
+        yield "a fresh clone, as of the last commit"
         environ = os.environ | {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
-        stranger = Stranger(clone, directory, environ)
-        steps: tuple[Callable[[], Iterator[str]], ...] = (stranger.sees, stranger.uses)
-        for step in steps:
-            for what in step():
-                report_step(what)
-        report_step("in all, from the clone to an operator of one's own")
-        tests = ["./dev", "test", "tests/tooling/docs/test_commands.py", "tests/tooling/docs/test_links.py"]
-        subprocess.run(tests, cwd=clone, env=environ, check=True)
-        report_step(f"the commands of the other documents: {ways.summary()}")
+        # Go derives these from HOME, unless they are set.
+        environ |= {"GOPATH": "", "GOCACHE": "", "GOMODCACHE": ""}
+        yield from follow(clone, directory, environ)
+
+
+def report(steps: Iterable[str], within_s: float = math.inf) -> None:
+    """Print when each step ended and how long it took; raise AssertionError if all of them took longer than allowed."""
+    began = ended = time.monotonic()
+    for what in steps:
+        before, ended = ended, time.monotonic()
+        sys.stdout.write(f"{ended - began:6.1f} s {ended - before:+7.1f} s  {what}\n")
+        sys.stdout.flush()
+    assert ended - began < within_s, f"took {ended - began:.0f} s, and not less than {within_s:.0f} s"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="./dev readme", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--list", action="store_true", help="print each documented command with its test, and run none")
+    parser.add_argument("document", nargs="?", choices=FOLLOWED, default=README, help="default: %(default)s")
+    asked = parser.parse_args()
+    if asked.list:
+        return ways.main()
+    # A shell starts background commands with SIGINT ignored, which its children would inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    follow, within_s = FOLLOWED[asked.document]
+    report(in_fresh_clone(follow), within_s)
     return 0
 
 

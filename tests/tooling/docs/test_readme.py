@@ -1,18 +1,43 @@
-"""The commands of the README lead to an engaged cluster; `./dev readme` runs them in a fresh clone."""
+"""The commands of the README and of the Go provider's lead to a working operator.
+
+`./dev readme` runs them in a fresh clone, with empty caches.
+"""
 
 import os
 from pathlib import Path
 
+import pytest
+
+from tests.end_to_end.examples.building import CACHE, alone, tool
 from tests.end_to_end.process.conftest import directory
-from tests.tooling.docs.stranger import ROOT, Stranger
+from tests.tooling.docs.stranger import FIRST_RECONCILE_WITHIN_S, ROOT, Stranger, first_reconcile, report
 
 __all__ = ["directory"]
 
 
-def test_readme_commands_lead_to_a_working_operator(directory: Path) -> None:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("MILO_DISCOVERY")}
-    *_, last = Stranger(ROOT, directory, clean).uses()
+@pytest.fixture
+def environ() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("MILO_DISCOVERY")}
+
+
+def test_readme_commands_lead_to_a_working_operator(directory: Path, environ: dict[str, str]) -> None:
+    *_, last = Stranger(ROOT, directory, environ).uses()
     assert last == "the operator of the page works in one"
+
+
+@pytest.mark.builds
+@pytest.mark.timeout(3 * FIRST_RECONCILE_WITHIN_S)
+def test_go_readme_leads_to_a_first_reconcile_within_ten_minutes(
+    directory: Path, environ: dict[str, str], request: pytest.FixtureRequest, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if not request.config.getoption("--real"):
+        pytest.skip("compiling Kubernetes libraries takes minutes: run with --real")
+    tool("go")
+    with alone(CACHE / "clone"), capfd.disabled():
+        # The first time compiles what is not in the user's build cache, maybe beside other tests that compile.
+        for name, within_s in (("first", 2 * FIRST_RECONCILE_WITHIN_S), ("second", FIRST_RECONCILE_WITHIN_S)):
+            (directory / name).mkdir()
+            report(first_reconcile(ROOT, directory / name, environ), within_s)
 
 
 def test_readme_test_command_is_the_one_that_ci_runs() -> None:

@@ -21,6 +21,7 @@ class Way(Enum):
     TYPED = f"{_COMMANDS}::test_documented_commands_print_what_is_shown"
     """Run beside a daemon; the output must be as shown."""
     README = "tests/tooling/docs/test_readme.py::test_readme_commands_lead_to_a_working_operator"
+    GO_README = "tests/tooling/docs/test_readme.py::test_go_readme_leads_to_a_first_reconcile_within_ten_minutes"
     BUILT = f"{_COMMANDS}::test_documented_kustomizations_are_built_by_tests"
     IN_A_CLUSTER = f"{_COMMANDS}::test_documented_kubectl_commands_and_flags_exist"
     """Needs a cluster, and is listed below; kubectl must accept the command and its flags."""
@@ -70,6 +71,8 @@ def way(block: Block, words: Sequence[str]) -> Way:
     match words:
         case _ if block.document == ROOT / "README.md":
             return Way.README
+        case _ if block.document == ROOT / "clients" / "go" / "multicluster" / "README.md":
+            return Way.GO_README
         case _ if block.document == ROOT / "docs" / "tutorial.md":
             return Way.TUTORIAL
         case ["milo-discovery", "publish", *_]:
