@@ -42,7 +42,7 @@ type Cache struct {
 	ended  func(runtime.Object)
 	report func(Unsynced)
 
-	firstReads sync.Map // by type
+	unanswered sync.Map // the time of the first read that was not answered, by type
 
 	mu      sync.Mutex
 	pending map[*informer]Unsynced

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -180,5 +181,61 @@ func TestGetInformerBlocksOutsideOfEngagement(t *testing.T) {
 	defer cancel()
 	if _, err := c.GetInformer(ctx, &corev1.ConfigMap{}); err == nil || c.WaitForCacheSync(ctx) {
 		t.Errorf("GetInformer: %v", err)
+	}
+}
+
+// TestReadsAreBoundedAfterARemovedInformer reads a kind of a cluster that is silent after its informer was removed.
+func TestReadsAreBoundedAfterARemovedInformer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &removable{}
+		c := New(s, scheme.Scheme, func(runtime.Object) {}, func(Unsynced) {})
+		read := map[string]func() error{
+			"Get":  func() error { return c.Get(t.Context(), client.ObjectKey{Name: "a"}, &corev1.ConfigMap{}) },
+			"List": func() error { return c.List(t.Context(), &corev1.ConfigMapList{}) },
+		}
+		for name, each := range read {
+			if err := each(); err != nil {
+				t.Errorf("%s with an informer: %v", name, err)
+			}
+		}
+		if err := c.RemoveInformer(t.Context(), &corev1.ConfigMap{}); err != nil {
+			t.Fatal(err)
+		}
+		for name, each := range read {
+			if err := each(); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("%s without an informer: %v", name, err)
+			}
+		}
+	})
+}
+
+// removable is a cache of a cluster that does not answer any more once the informer was removed.
+type removable struct {
+	cache.Cache
+	removed bool
+}
+
+func (r *removable) RemoveInformer(context.Context, client.Object) error {
+	r.removed = true
+	return nil
+}
+
+func (r *removable) Get(ctx context.Context, _ client.ObjectKey, _ client.Object, _ ...client.GetOption) error {
+	return r.read(ctx)
+}
+
+func (r *removable) List(ctx context.Context, _ client.ObjectList, _ ...client.ListOption) error {
+	return r.read(ctx)
+}
+
+func (r *removable) read(ctx context.Context) error {
+	if !r.removed {
+		return nil
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(time.Hour):
+		return errors.New("it waited for an hour")
 	}
 }

@@ -12,31 +12,25 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// readWithin is how long reads of a type wait for its informer, from the first one on. Without a limit a cluster that
-// does not answer holds the worker that reconciles it, and with it all other clusters.
+// readWithin is how long reads of a type wait for its informer, from the first one that was not answered. Without a limit a
+// cluster that does not answer holds the worker that reconciles it, and with it all other clusters.
 const readWithin = 5 * time.Second
-
-// synced is the time of the first read of a type whose informer has synced: reads of it do not wait.
-var synced any = time.Time{}
 
 type typeKey struct {
 	object reflect.Type
 	kind   schema.GroupVersionKind // of an unstructured object
 }
 
-// bounded reads objects of a type.
+// bounded reads objects of a type. Reads that were answered are bounded again, since an informer can be removed.
 func (c *Cache) bounded(ctx context.Context, of runtime.Object, read func(context.Context) error) error {
 	kind := typeKey{reflect.TypeOf(of), of.GetObjectKind().GroupVersionKind()}
-	first, known := c.firstReads.LoadOrStore(kind, time.Now())
-	if known && first == synced {
-		return read(ctx)
-	}
+	first, _ := c.unanswered.LoadOrStore(kind, time.Now())
 	within, cancel := context.WithDeadline(ctx, first.(time.Time).Add(readWithin))
 	defer cancel()
 	err := read(within)
 	switch {
 	case err == nil || apierrors.IsNotFound(err):
-		c.firstReads.Store(kind, synced)
+		c.unanswered.Delete(kind)
 	case within.Err() != nil && ctx.Err() == nil:
 		return fmt.Errorf("the informer of %T has not synced within %v of the first read: %w", of, readWithin, err)
 	}
