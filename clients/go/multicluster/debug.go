@@ -14,7 +14,7 @@ type debugCluster struct {
 	Endpoint string `json:"endpoint"`
 	State    state  `json:"state"`
 	Failure  string `json:"failure,omitempty"`
-	// Unsynced are the kinds whose informers have not synced.
+	// Unsynced are the kinds whose informers have not synced, or have failed since.
 	Unsynced []prompt.Unsynced `json:"unsynced,omitempty"`
 }
 

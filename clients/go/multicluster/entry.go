@@ -78,7 +78,7 @@ func (e *entry) cluster() cluster.Cluster {
 	return nil
 }
 
-// unsynced returns the informers of the cluster that have not synced.
+// unsynced returns the informers of the cluster that have not synced, or have failed since.
 func (e *entry) unsynced() []prompt.Unsynced {
 	if found := e.current(); found != nil && found.cache != nil {
 		return found.cache.Unsynced()

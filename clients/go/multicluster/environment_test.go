@@ -101,7 +101,7 @@ func (env *environment) config() *rest.Config {
 // provider returns a provider with the identity of the site, unless the options have another.
 func (env *environment) provider(change func(*multicluster.Options)) *multicluster.Provider {
 	env.t.Helper()
-	options := multicluster.Options{Client: env.client(), Registerer: prometheus.NewRegistry(), Logger: logger()}
+	options := multicluster.Options{Client: env.client(), Registerer: prometheus.NewRegistry()}
 	env.identify(&options)
 	if change != nil {
 		change(&options)

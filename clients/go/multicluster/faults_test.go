@@ -16,6 +16,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/cluster"
+	"sigs.k8s.io/controller-runtime/pkg/log"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
@@ -453,7 +454,7 @@ func TestShardedCoordinatorIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	options := manager.Options{Metrics: metricsserver.Options{BindAddress: "0"}, HealthProbeBindAddress: "0"}
-	coordinator := mcmanager.WithCoordinator(sharded.New(kube, logger()))
+	coordinator := mcmanager.WithCoordinator(sharded.New(kube, log.Log))
 	mgr, err := mcmanager.New(env.local(), env.provider(nil), options, coordinator)
 	if err != nil {
 		t.Fatal(err)

@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/go-logr/logr/funcr"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -23,6 +22,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	mcbuilder "sigs.k8s.io/multicluster-runtime/pkg/builder"
 	mcmanager "sigs.k8s.io/multicluster-runtime/pkg/manager"
+	mc "sigs.k8s.io/multicluster-runtime/pkg/multicluster"
 	mcreconcile "sigs.k8s.io/multicluster-runtime/pkg/reconcile"
 
 	"go.miloapis.com/discovery/multicluster"
@@ -49,9 +49,7 @@ func (c *things) Reconcile(_ context.Context, request mcreconcile.Request) (reco
 func (env *environment) things(mgr mcmanager.Manager) *things {
 	env.t.Helper()
 	c := &things{saw: map[string]bool{}}
-	object := &unstructured.Unstructured{}
-	object.SetGroupVersionKind(thing)
-	err := mcbuilder.ControllerManagedBy(mgr).Named("things").For(object).
+	err := mcbuilder.ControllerManagedBy(mgr).Named("things").For(newThing()).
 		WithOptions(controllerOptions(5 * time.Second)).Complete(c)
 	if err != nil {
 		env.t.Fatal(err)
@@ -59,11 +57,16 @@ func (env *environment) things(mgr mcmanager.Manager) *things {
 	return c
 }
 
+func newThing() *unstructured.Unstructured {
+	object := &unstructured.Unstructured{Object: map[string]any{}}
+	object.SetGroupVersionKind(thing)
+	return object
+}
+
 // serveThing has a project serve the kind as a resource, with one object.
 func (env *environment) serveThing(project, resource string) {
 	env.api.Project(project).Serve(thing, resource)
-	object := &unstructured.Unstructured{Object: map[string]any{}}
-	object.SetGroupVersionKind(thing)
+	object := newThing()
 	object.SetNamespace(metav1.NamespaceDefault)
 	object.SetName("one")
 	env.api.Project(project).Apply(thing.GroupVersion().WithResource(resource), object)
@@ -148,54 +151,86 @@ func TestKindsWithoutSyncedInformersAreCountedAndListed(t *testing.T) {
 	}
 }
 
-// untilUnsynced waits until the metric of unsynced informers has one series.
+// untilUnsynced waits until the metric of unsynced informers has one series, or none.
 func (env *environment) untilUnsynced(registry *prometheus.Registry, series string) {
 	env.t.Helper()
 	const metric = "milo_discovery_client_unsynced_informers"
+	if series != "" {
+		series = "# HELP " + metric + " Informers of engaged clusters that have not synced, or have failed since, by their kind and why.\n" +
+			"# TYPE " + metric + " gauge\n" + metric + series + "\n"
+	}
 	within(env.t, "the metric of informers", func() error {
-		return testutil.GatherAndCompare(registry, strings.NewReader(
-			"# HELP "+metric+" Informers of engaged clusters that have not synced, by their kind and why.\n"+
-				"# TYPE "+metric+" gauge\n"+metric+series+"\n",
-		), metric)
+		return testutil.GatherAndCompare(registry, strings.NewReader(series), metric)
 	})
 }
 
 func TestAbsentKindIsLoggedOnce(t *testing.T) {
+	before := len(loggedFrom(0))
 	env := newEnvironment(t)
 	names := numbered(3)
 	env.engage(names...)
-	var mu sync.Mutex
-	var lines []string
-	mgr := env.manager(env.provider(func(o *multicluster.Options) {
-		o.Logger = funcr.New(func(_, line string) {
-			mu.Lock()
-			defer mu.Unlock()
-			if strings.Contains(line, "Thing.v1.example.com") {
-				lines = append(lines, line)
-			}
-		}, funcr.Options{})
-	}), nil)
+	mgr := env.manager(env.provider(nil), nil)
 	env.things(mgr)
 	env.start(mgr)
+	env.untilCounted(names, "discover /apis", 2)
+	untilLoggedOnce(t, before)
+}
+
+func TestKindThatIsNoLongerServedIsListedAndLoggedOnce(t *testing.T) {
+	before := len(loggedFrom(0))
+	env := newEnvironment(t)
+	names := numbered(3)
 	for _, each := range names {
-		within(t, "the second attempt in "+each, func() error {
-			if env.api.Project(each).Count("discover /apis") < 2 {
-				return errors.New("it was not made")
+		env.serveThing(each, "things")
+	}
+	env.engage(names...)
+	registry := prometheus.NewRegistry()
+	provider := env.provider(func(o *multicluster.Options) { o.Registerer = registry })
+	mgr := env.manager(provider, nil)
+	reconciled := env.things(mgr)
+	env.start(mgr)
+	env.untilReconciled(reconciled, names...)
+	for _, each := range names {
+		env.untilWatching(each, 1)
+		env.api.Project(each).Answer("things", http.NotFound)
+		env.api.Project(each).EndWatches()
+	}
+	env.untilCounted(names, "answer things", 3) // a watch, and two lists
+	env.untilUnsynced(registry, `{kind="Thing.v1.example.com",reason="absent"} 3`)
+	untilLoggedOnce(t, before)
+	env.api.Project(names[0]).Answer("things", nil)
+	env.untilUnsynced(registry, `{kind="Thing.v1.example.com",reason="absent"} 2`)
+	for _, each := range names[1:] {
+		if err := env.untilGot(provider, mc.ClusterName(each)).GetCache().RemoveInformer(t.Context(), newThing()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	env.untilUnsynced(registry, "")
+}
+
+// untilCounted waits until each project had a number of requests.
+func (env *environment) untilCounted(projects []string, what string, count int) {
+	env.t.Helper()
+	for _, each := range projects {
+		within(env.t, fmt.Sprintf("%q in %s", what, each), func() error {
+			if got := env.api.Project(each).Count(what); got < count {
+				return fmt.Errorf("%d of %d", got, count)
 			}
 			return nil
 		})
 	}
+}
+
+// untilLoggedOnce waits until an absent kind was logged, by the provider and nothing else.
+func untilLoggedOnce(t *testing.T, before int) {
+	t.Helper()
 	within(t, "a line", func() error {
-		mu.Lock()
-		defer mu.Unlock()
-		if len(lines) == 0 {
+		if len(loggedFrom(before)) == 0 {
 			return errors.New("there is none")
 		}
 		return nil
 	})
-	mu.Lock()
-	defer mu.Unlock()
-	if len(lines) != 1 || !strings.Contains(lines[0], `"reason"="absent"`) {
+	if lines := loggedFrom(before); len(lines) != 1 || !strings.Contains(lines[0], `"reason"="absent"`) {
 		t.Errorf("%q", lines)
 	}
 }

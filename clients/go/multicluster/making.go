@@ -38,15 +38,15 @@ func (p *Provider) make(ctx context.Context, e *entry) (*instance, error) {
 		if create == nil {
 			create = cache.New
 		}
-		withInformers := func(config *rest.Config, options cache.Options) (cache.Cache, error) {
+		create = prompt.NewFunc(
+			create, i.informers.End, func(made *prompt.Cache) { i.cache = made }, func(u prompt.Unsynced) { p.reportUnsynced(e.name, u) },
+		)
+		o.NewCache = func(config *rest.Config, options cache.Options) (cache.Cache, error) {
 			if options.NewInformer == nil {
 				options.NewInformer, options.HTTPClient = i.informers.New(options.Scheme), informer.Client(options.HTTPClient)
 			}
 			return create(config, options)
 		}
-		o.NewCache = prompt.NewFunc(
-			withInformers, i.informers.End, func(made *prompt.Cache) { i.cache = made }, func(u prompt.Unsynced) { p.reportUnsynced(e.name, u) },
-		)
 	}
 	options := append([]cluster.Option{first}, p.options.ClusterOptions...)
 	i.cluster, err = cluster.New(config, append(options, last)...)
@@ -62,7 +62,7 @@ func (p *Provider) reportUnsynced(name multicluster.ClusterName, u prompt.Unsync
 		return
 	}
 	p.options.Logger.Info(
-		"informer does not sync, and is retried; later failures of the kind are counted in the metric "+
+		"informer failed, and is retried; later failures of the kind are counted in the metric "+
 			"milo_discovery_client_unsynced_informers and listed by the debug handler",
 		"kind", u.Kind, "reason", u.Reason, "cluster", name, "message", u.Message,
 	)

@@ -106,11 +106,11 @@ type unsyncedKey struct {
 	reason prompt.Reason
 }
 
-// unsyncedInformers counts the informers that have not synced, by kind and reason, when it is scraped.
+// unsyncedInformers counts the informers that have not synced, or have failed since, by kind and reason, when it is scraped.
 type unsyncedInformers func() map[unsyncedKey]int
 
 var unsyncedDesc = prometheus.NewDesc(
-	namespace+"_unsynced_informers", "Informers of engaged clusters that have not synced, by their kind and why.",
+	namespace+"_unsynced_informers", "Informers of engaged clusters that have not synced, or have failed since, by their kind and why.",
 	[]string{"kind", "reason"}, nil,
 )
 

@@ -418,7 +418,7 @@ func (p *Provider) states() map[state]int {
 	return counts
 }
 
-// unsynced counts the informers that have not synced.
+// unsynced counts the informers that have not synced, or have failed since.
 func (p *Provider) unsynced() map[unsyncedKey]int {
 	counts := map[unsyncedKey]int{}
 	for _, e := range p.snapshot() {

@@ -30,7 +30,7 @@ func TestAgainstDaemon(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = daemon.Close() })
 	provider, err := multicluster.New(multicluster.Options{
-		Client: daemon, Kubeconfigs: true, Registerer: prometheus.NewRegistry(), Logger: logger(),
+		Client: daemon, Kubeconfigs: true, Registerer: prometheus.NewRegistry(),
 	})
 	if err != nil {
 		t.Fatal(err)

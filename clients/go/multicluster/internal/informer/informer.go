@@ -127,6 +127,7 @@ type informer[D any] struct {
 	started, stopped bool
 	version          string // the last one
 	failed           toolscache.WatchErrorHandlerWithContext
+	failing          time.Time // since when; zero if the last list was stored
 	transform        toolscache.TransformFunc
 	resyncCheck      time.Duration
 	resyncs          *time.Timer // nil without resyncs
@@ -155,7 +156,7 @@ func (i *informer[D]) RunWithContext(ctx context.Context) {
 func (i *informer[D]) stop() {
 	defer i.group.running.Done()
 	i.mu.Lock()
-	i.stopped = true
+	i.stopped, i.failing = true, time.Time{}
 	if i.resyncs != nil {
 		i.resyncs.Stop()
 	}
@@ -186,6 +187,13 @@ func (i *informer[D]) IsStopped() bool {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	return i.stopped
+}
+
+// FailingSince returns the time of the first failure since the last list; zero if there is none, or if the informer has ended.
+func (i *informer[D]) FailingSince() time.Time {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.failing
 }
 
 func (i *informer[D]) LastSyncResourceVersion() string {

@@ -1,6 +1,8 @@
 package informer
 
 import (
+	"time"
+
 	"k8s.io/apimachinery/pkg/api/meta"
 	toolscache "k8s.io/client-go/tools/cache"
 )
@@ -97,7 +99,7 @@ func (s sink[D]) Replace(list []any, version string) error {
 	if err := s.of.indexer.Replace(list, version); err != nil {
 		return err
 	}
-	s.of.version = version
+	s.of.version, s.of.failing = version, time.Time{}
 	s.of.distribute(events...)
 	s.of.synced.set()
 	for _, r := range s.of.registrations {

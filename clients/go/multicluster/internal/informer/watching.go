@@ -107,6 +107,11 @@ func (i *informer[D]) ended(err error) error {
 
 func (i *informer[D]) report(err error) error {
 	if err != nil && i.logged.Err() == nil {
+		i.mu.Lock()
+		if i.failing.IsZero() {
+			i.failing = time.Now()
+		}
+		i.mu.Unlock()
 		i.failed(i.logged, i.reflector, err)
 	}
 	return err

@@ -44,26 +44,20 @@ type Cache struct {
 
 	unanswered sync.Map // the time of the first read that was not answered, by type
 
-	mu      sync.Mutex
-	pending map[*informer]Unsynced
-	changed chan struct{} // closed and replaced when an informer leaves pending
+	mu       sync.Mutex
+	pending  map[*informer]Unsynced
+	failures map[toolscache.SharedIndexInformer]Unsynced // some of them are of informers that have recovered
+	changed  chan struct{}                               // closed and replaced when an informer leaves pending
 }
 
 // NewFunc returns a function that creates caches with create, and calls created with each of them, ended with each type
-// whose informer was removed, and report with each failure of an informer that has not synced.
+// whose informer was removed, and report with each failure of an informer.
 func NewFunc(
 	create cache.NewCacheFunc, ended func(runtime.Object), created func(*Cache), report func(Unsynced),
 ) cache.NewCacheFunc {
 	return func(config *rest.Config, options cache.Options) (cache.Cache, error) {
 		c := New(nil, options.Scheme, ended, report)
-		if options.DefaultWatchErrorHandler == nil {
-			// client-go's own logs each attempt, of each cluster.
-			options.DefaultWatchErrorHandler = func(ctx context.Context, r *toolscache.Reflector, err error) {
-				if !c.failed(func(_ *informer, u Unsynced) bool { return u.description == r.TypeDescription() }, err) {
-					toolscache.DefaultWatchErrorHandler(ctx, r, err)
-				}
-			}
-		}
+		options.NewInformer = c.observed(options.NewInformer)
 		inner, err := create(config, options)
 		if err != nil {
 			return nil, err
@@ -77,7 +71,8 @@ func NewFunc(
 // New returns a Cache on top of inner.
 func New(inner cache.Cache, scheme *runtime.Scheme, ended func(runtime.Object), report func(Unsynced)) *Cache {
 	return &Cache{
-		Cache: inner, scheme: scheme, ended: ended, report: report, pending: map[*informer]Unsynced{}, changed: make(chan struct{}),
+		Cache: inner, scheme: scheme, ended: ended, report: report,
+		pending: map[*informer]Unsynced{}, failures: map[toolscache.SharedIndexInformer]Unsynced{}, changed: make(chan struct{}),
 	}
 }
 
@@ -117,7 +112,10 @@ func (c *Cache) follow(ctx context.Context, i *informer, obj client.Object, opts
 		if ctx.Err() != nil {
 			return
 		}
-		c.failed(func(each *informer, _ Unsynced) bool { return each == i }, err)
+		c.mu.Lock()
+		c.pending[i] = c.pending[i].because(err)
+		c.report(c.pending[i])
+		c.mu.Unlock()
 		select {
 		case <-ctx.Done():
 			return
@@ -134,30 +132,18 @@ func (c *Cache) forget(i *informer) {
 	c.changed = make(chan struct{})
 }
 
-// failed records why informers have not synced, and returns whether there are any.
-func (c *Cache) failed(is func(*informer, Unsynced) bool, err error) (found bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for i, u := range c.pending {
-		if is(i, u) {
-			u = u.because(err)
-			c.pending[i] = u
-			c.report(u)
-			found = true
-		}
-	}
-	return found
-}
-
-// Unsynced returns the informers that have not synced, ordered by kind. Several sources may wait for one informer.
+// Unsynced returns the informers that have not synced, or have failed since, ordered by kind. Several sources may wait for
+// one informer.
 func (c *Cache) Unsynced() []Unsynced {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	waiting := slices.SortedFunc(maps.Values(c.pending), func(a, b Unsynced) int {
+	c.forgetRecovered()
+	all := slices.AppendSeq(slices.Collect(maps.Values(c.pending)), maps.Values(c.failures))
+	slices.SortFunc(all, func(a, b Unsynced) int {
 		// What failed says more than what is syncing.
 		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.description, b.description), cmp.Compare(b.Message, a.Message))
 	})
-	return slices.CompactFunc(waiting, func(a, b Unsynced) bool { return a.Kind == b.Kind && a.description == b.description })
+	return slices.CompactFunc(all, func(a, b Unsynced) bool { return a.Kind == b.Kind && a.description == b.description })
 }
 
 // Settled waits until every informer that was requested under a context from Engaging has synced.

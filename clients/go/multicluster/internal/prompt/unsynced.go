@@ -7,10 +7,8 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/apiutil"
 )
 
@@ -24,17 +22,17 @@ const (
 	Failing   Reason = "failing"   // anything else
 )
 
-// Unsynced is an informer that has not synced.
+// Unsynced is an informer that has not synced, or has failed since.
 type Unsynced struct {
 	Kind    string    `json:"kind"` // as kubectl takes it: KIND.VERSION.GROUP
 	Reason  Reason    `json:"reason"`
 	Message string    `json:"message,omitempty"`
 	Since   time.Time `json:"since"`
 
-	description string // of the type, as a reflector has it
+	description string // of the type
 }
 
-func newUnsynced(obj client.Object, scheme *runtime.Scheme) Unsynced {
+func newUnsynced(obj runtime.Object, scheme *runtime.Scheme) Unsynced {
 	u := Unsynced{Reason: Syncing, Since: time.Now(), description: reflect.TypeOf(obj).String()}
 	kind, err := apiutil.GVKForObject(obj, scheme)
 	if err != nil {
@@ -42,9 +40,6 @@ func newUnsynced(obj client.Object, scheme *runtime.Scheme) Unsynced {
 		return u
 	}
 	u.Kind = kindName(kind)
-	if _, ok := obj.(*unstructured.Unstructured); ok {
-		u.description = kind.String()
-	}
 	return u
 }
 
