@@ -209,11 +209,13 @@ type heldLock struct {
 	resourcelock.Interface
 	mu     sync.Mutex
 	holder string
+	reads  int
 }
 
 func (l *heldLock) Get(context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.reads++
 	return &resourcelock.LeaderElectionRecord{HolderIdentity: l.holder, LeaseDurationSeconds: 3600}, []byte(l.holder), nil
 }
 
@@ -253,6 +255,52 @@ func TestElectionAfterADisengagementEndsTheManager(t *testing.T) {
 		}
 	case <-time.After(30 * time.Second):
 		t.Error("the manager runs: the defect is gone")
+	}
+}
+
+// everywhere is a provider that needs no leader election, and sends the holder of the lock when it is started.
+type everywhere struct {
+	*nop.Provider
+	held    *heldLock
+	started chan string
+}
+
+func (everywhere) NeedLeaderElection() bool { return false }
+
+func (e everywhere) Start(ctx context.Context, _ mc.Aware) error {
+	e.held.mu.Lock()
+	holder := e.held.holder
+	e.held.mu.Unlock()
+	e.started <- holder
+	<-ctx.Done()
+	return nil
+}
+
+func TestProviderIsNotStartedBeforeTheElection(t *testing.T) {
+	log.SetLogger(logr.Discard())
+	api := apitest.Start(0)
+	t.Cleanup(api.Close)
+	held := &heldLock{holder: "somebody else"}
+	provider := everywhere{Provider: nop.New(), held: held, started: make(chan string, 1)}
+	lease, renew, retry := 3*time.Second, 2*time.Second, 20*time.Millisecond
+	mgr, err := mcmanager.New(config(api, "local"), provider, manager.Options{
+		Metrics: metricsserver.Options{BindAddress: "0"}, LeaderElection: true, LeaderElectionResourceLockInterface: held,
+		LeaseDuration: &lease, RenewDeadline: &renew, RetryPeriod: &retry,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { _ = mgr.Start(t.Context()) }()
+	// Runnables that need no election are started before the manager reads the lock.
+	for follows := false; !follows; time.Sleep(time.Millisecond) {
+		held.mu.Lock()
+		if follows = held.reads > 10; follows {
+			held.holder = ""
+		}
+		held.mu.Unlock()
+	}
+	if holder := <-provider.started; holder != held.Identity() {
+		t.Errorf("it was started while the lock had the holder %q: the defect is gone", holder)
 	}
 }
 
