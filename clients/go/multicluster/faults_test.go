@@ -47,7 +47,10 @@ func TestUnresponsiveProjectDelaysNoOther(t *testing.T) {
 		env.animal(names[i+2], "dog")
 	}
 	env.engage(names...)
-	mgr := env.manager(env.provider(nil), nil)
+	// No time limit of a request to a black hole ends before the test has failed.
+	provider := env.provider(func(o *multicluster.Options) { o.SyncTimeout, o.EngageTimeout = time.Hour, time.Hour })
+	provider.SetDiscoveryTimeout(time.Hour)
+	mgr := env.manager(provider, nil)
 	env.feeder(mgr)
 	env.start(mgr)
 	for _, each := range names[2:] {

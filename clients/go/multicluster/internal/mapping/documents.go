@@ -51,7 +51,7 @@ type document struct {
 // Documents holds the discovery documents that clusters serve at present, each once. It forgets a document with the last
 // mapper that uses it.
 type Documents struct {
-	timeout time.Duration // set by tests; 0 means answerWithin
+	Timeout time.Duration // of a request, set by tests; 0 means answerWithin
 
 	mu    sync.Mutex
 	known map[[sha256.Size]byte]weak.Pointer[document]
@@ -75,7 +75,7 @@ func (d *Documents) read(from server, path string, before *document) (*document,
 		asked = d.last[place].Value()
 		d.mu.Unlock()
 	}
-	ctx, cancel := context.WithTimeout(from.lifetime, cmp.Or(d.timeout, answerWithin))
+	ctx, cancel := context.WithTimeout(from.lifetime, cmp.Or(d.Timeout, answerWithin))
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, from.base.JoinPath(path).String(), nil)
 	if err != nil {

@@ -110,7 +110,7 @@ func TestKindThatIsAddedLaterIsFound(t *testing.T) {
 
 func TestClusterThatDoesNotAnswerDelaysNoOther(t *testing.T) {
 	c := start(t)
-	c.documents.timeout = time.Hour
+	c.documents.Timeout = time.Hour
 	c.Project("silent").SetHanging(true)
 	silent := make(chan string)
 	waiting := c.mapper("silent")
@@ -127,11 +127,11 @@ func TestClusterThatDoesNotAnswerDelaysNoOther(t *testing.T) {
 func TestRequestEndsAfterATimeAndWithItsCluster(t *testing.T) {
 	c := start(t)
 	c.Project("silent").SetHanging(true)
-	c.documents.timeout = time.Millisecond
+	c.documents.Timeout = time.Millisecond
 	if _, err := c.mapper("silent").RESTMapping(thing.GroupKind()); !errors.Is(err, context.DeadlineExceeded) {
 		t.Error(err)
 	}
-	c.documents.timeout = time.Hour
+	c.documents.Timeout = time.Hour
 	config := c.Config("silent")
 	client, err := rest.HTTPClientFor(config)
 	if err != nil {
