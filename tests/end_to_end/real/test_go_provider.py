@@ -25,6 +25,7 @@ CASES = (
     "TestProviderReturnsSameClusterUntilRemoval",
     "TestProviderReconcilesExistingNewAndUpdatedObjects",
     "TestProviderQueriesOneClusterByAnIndex",
+    "TestProviderQueriesAllClustersThroughOneIndex",
     "TestProviderAddsIndexToRunningClusters",
     "TestProviderFollowsAMovedEndpoint",
     "TestProviderKeepsTheInstanceWhenAClusterIsUpdated",
