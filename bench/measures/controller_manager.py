@@ -30,6 +30,7 @@ from bench import peers, projects
 from bench.access import PROJECTS, Access, call
 from bench.daemon import Daemon
 from bench.measures import go
+from bench.measures.quota import CLAIMS, LIMIT, Quota, consumers
 from bench.setting import Samples, Setting
 from milo_discovery import DiscoveryClient, TimedOut, Unavailable
 
@@ -88,6 +89,7 @@ async def measure_groups(setting: Setting) -> Samples:
                 await milo.add(follows_daemon=True, shares=True)
             async with milo.step("start", count) as group:
                 group.update(await milo.filled(count) | await milo.totals())
+            group.update(await milo.claimed(count))
             if members > 1:
                 group.update(await milo.moved(count))
             figures |= {f"milo_groups.{members}.{key}": value for key, value in group.items()}
@@ -196,6 +198,13 @@ class _Installation:
             "total.stacks_mib": sum(_mib(each, "go_memstats_stack_inuse_bytes") for each in members),
         }
 
+    async def claimed(self, count: int) -> Figures:
+        """Claim more quota than is granted, in the core API and in projects."""
+        quota = Quota(self._access, "running", consumers(count))
+        await quota.grant()
+        await quota.claim(range(CLAIMS))
+        return await quota.decided()
+
     @asynccontextmanager
     async def step(self, step: str, count: int) -> AsyncIterator[Figures]:
         """Yield figures, and add the shares after this step, and how many projects had several members at any time.
@@ -234,15 +243,22 @@ class _Installation:
         """Kill the leader, and then start another replica; return how long the projects took to move, and how many did.
 
         A project is created after the kill. It is ready when another replica has taken over what must run once.
+        Quota is claimed before and after the kill: each owner grants a half of it.
         """
         before = await self._owners()
+        quota = Quota(self._access, "failover", consumers(count))
+        await quota.grant()
         killed = self.members.pop(0)
         all_of = count + 1
         async with self.step("failover", all_of) as failover:
+            await quota.claim(range(LIMIT // 2))
             began = time.perf_counter()
             await killed.end()
             await _create(self._access, range(count, all_of))
+            await quota.claim(range(LIMIT // 2, CLAIMS))
+            deciding = asyncio.create_task(quota.decided())
             failover["failover.seconds"] = await self._complete(all_of) - began
+            failover.update({f"failover.{key}": value for key, value in (await deciding).items()})
         between = await self._owners()
         moved = [project for project, owners in before.items() if between.get(project) != owners]
         failover["failover.moved"] = len(moved)
