@@ -83,8 +83,15 @@ class Quota:
                 spec = {"consumerRef": each.reference, "allowances": [allowance]}
                 await _create(session, each.path("resourcegrants"), "ResourceGrant", self._step, spec)
             for each in self._consumers:
-                while self._limit(each, await _list(session, each.path("allowancebuckets"))) != LIMIT:
-                    await asyncio.sleep(_LOOK_EVERY_S)
+                await self._applied(session, each)
+
+    async def _applied(self, session: aiohttp.ClientSession, consumer: Consumer) -> None:
+        while True:
+            buckets = await _list(session, consumer.path("allowancebuckets"))
+            of_type = [each for each in buckets if each["spec"]["resourceType"] == self._type(consumer.kind)]
+            if any(each.get("status", {}).get("limit") for each in of_type):
+                return
+            await asyncio.sleep(_LOOK_EVERY_S)
 
     async def claim(self, indices: range) -> None:
         """Create these of the claims of each consumer."""
@@ -139,10 +146,6 @@ class Quota:
 
     def _type(self, kind: str) -> str:
         return f"bench.example.com/{self._step}-of-{kind.lower()}s"
-
-    def _limit(self, consumer: Consumer, buckets: Sequence[Any]) -> int:
-        of_type = (each for each in buckets if each["spec"]["resourceType"] == self._type(consumer.kind))
-        return sum(each.get("status", {}).get("limit", 0) for each in of_type)
 
 
 async def _create(

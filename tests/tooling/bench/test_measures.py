@@ -118,7 +118,13 @@ ON_REAL_SERVERS = {
         "rolling_update.moved",
         "short_outage.moved",
     )
-} | {f"milo_groups.2.failover.{key}" for key in ("without_member", "with_several", "moved_without_need", "restarts")}
+} | {
+    f"milo_groups.2.failover.{key}"
+    for key in (
+        *("without_member", "with_several", "moved_without_need", "restarts"),
+        *("quota.undecided", "quota.granted_of_limit", "quota.core.granted_over_limit"),
+    )
+}
 
 
 @pytest.mark.builds
