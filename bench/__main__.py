@@ -12,6 +12,7 @@ import msgspec
 from rich.console import Console
 
 from bench import against, bars, report
+from bench.commits import commits
 from bench.measures import (
     api_clients,
     capacity,
@@ -157,6 +158,7 @@ def main(argv: Sequence[str]) -> int:
                 # After each measurement, so that a failure loses none of the earlier figures.
                 results = report.results(samples, held_to, scale.name, "real" if asked.real else "sandbox")
                 asked.json.write_bytes(report.written(results))
+    console.print("built from", ", ".join(f"{commit} ({what})" for what, commit in commits().items()))
     missed = report.missed(report.medians(samples), held_to)
     if missed:
         console.print(f"missed: {', '.join(missed)}")

@@ -94,8 +94,14 @@ def _run(of: Results, name: str) -> str:
         f"`bench/results/{name}.json`: {of.at}, on {what}. {machine['cpus']} cores ({machine['cpu']}), "
         f"{machine['memory_gib']} GiB, {machine['system']}; Python {machine['python']}, grpcio {machine['grpcio']}, "
         f"kubernetes {machine['kubernetes']}, msgspec {machine['msgspec']}. Load at the end: {load}."
-        f"{_BUSY if machine['load'][0] > _MUCH * machine['cpus'] else ''}\n"
+        f"{_BUSY if machine['load'][0] > _MUCH * machine['cpus'] else ''}{_built(of)}\n"
     )
+
+
+def _built(of: Results) -> str:
+    if not of.commits:
+        return ""
+    return f" Built from {', '.join(f'`{commit}` ({what})' for what, commit in of.commits.items())}."
 
 
 def _table(of: Results, keys: list[str]) -> str:

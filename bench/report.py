@@ -12,6 +12,7 @@ import msgspec
 from rich.table import Table
 
 from bench.bars import Bars, Verdict, bar_of, verdict
+from bench.commits import commits
 from bench.setting import Samples
 
 Figures = dict[str, float | None]
@@ -30,6 +31,8 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     upstream: str
     at: str
     machine: dict[str, Any]
+    commits: dict[str, str] = {}
+    """What was built from which commit; none in results of earlier versions."""
 
 
 def results(samples: Samples, bars: Bars, scale: str, upstream: str) -> Results:
@@ -41,6 +44,7 @@ def results(samples: Samples, bars: Bars, scale: str, upstream: str) -> Results:
         scale=scale,
         upstream=upstream,
         at=datetime.now(UTC).isoformat(timespec="seconds"),
+        commits=commits(),
         machine={
             "cpus": os.cpu_count(),
             "cpu": _cpu(),

@@ -10,6 +10,7 @@ import pytest
 from bench import against, bars, report
 from bench.__main__ import main
 from bench.bars import Bar, Verdict
+from bench.commits import built_from
 from bench.report import Figures
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -26,6 +27,23 @@ def test_bench_prints_a_table_and_writes_json(tmp_path: Path) -> None:
     # Its speed means nothing here, beside other tests.
     assert (done.returncode == 1) is bool(written["missed"]), done.stderr
     assert (written["scale"], written["upstream"]) == ("quick", "sandbox")
+    assert f"built from {written['commits']['milo-discoveryd']} (milo-discoveryd)" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("build_info", "commit"),
+    [
+        ("\tbuild\tvcs.revision=862dc4d2f1a2327e139536f7a07f3755b9562c3a\n", "862dc4d2f1a2"),
+        (
+            "\tbuild\tvcs.revision=862dc4d2f1a2327e139536f7a07f3755b9562c3a\n\tbuild\tvcs.modified=true\n",
+            "862dc4d2f1a2-dirty",
+        ),
+        ("\tmod\texample.com/milo\t(devel)\n", "unknown commit"),
+        ("", "unknown commit"),
+    ],
+)
+def test_bench_names_the_commit_of_a_program_in_go(build_info: str, commit: str) -> None:
+    assert built_from(build_info) == commit
 
 
 def test_bench_of_sharding_needs_real_servers(capsys: pytest.CaptureFixture[str]) -> None:
