@@ -576,9 +576,9 @@ type WatchClustersResponse struct {
 	Source *SourceStatus `protobuf:"bytes,6,opt,name=source,proto3" json:"source,omitempty"`
 	// With several sources, and whenever `source` is set: each source that the filter covers.
 	Sources []*SourceStatus `protobuf:"bytes,7,rep,name=sources,proto3" json:"sources,omitempty"`
-	// Sources of which the daemon has not seen a complete list yet, or one that lacks much of what this subscriber knew
-	// before the daemon's restart. Their clusters are not in the view: of these sources, clusters known from before stay
-	// engaged. Once such a source is complete, the stream starts over (`reset`).
+	// Sources of which the daemon has not seen a complete list yet, or, since its restart, only one that lacks much of
+	// what this subscriber knew before. Their clusters are not in the view: of these sources,
+	// clusters known from before stay engaged. Once such a source is complete, the stream starts over (`reset`).
 	PendingSources []string `protobuf:"bytes,8,rep,name=pending_sources,json=pendingSources,proto3" json:"pending_sources,omitempty"`
 	// The clusters are shared by a group of daemons. Work in them only while RenewOwnership says that they are this daemon's:
 	// otherwise, when the daemon is killed or stopped, another one engages them for its subscribers while you go on. Set

@@ -56,6 +56,11 @@ def test_invalid_revision_is_not_parsed_as_position(text: str) -> None:
     assert parse(text) is None
 
 
+def test_known_clusters_within_sources_leave_out_those_of_others() -> None:
+    known = NOTHING.grown({"eu": 3, "us": 2}).within(["us", "asia"])
+    assert [known.of(source) for source in ("eu", "us", "asia")] == [0, 2, 0]
+
+
 def test_known_clusters_are_counted_for_each_source() -> None:
     known = NOTHING.grown({"eu": 3, "us": 2}).grown({"us": -1})
     assert [known.of(source) for source in ("eu", "us", "asia")] == [3, 1, 0]

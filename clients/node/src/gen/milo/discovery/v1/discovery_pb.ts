@@ -176,9 +176,9 @@ export type WatchClustersResponse = Message<"milo.discovery.v1.WatchClustersResp
   sources: SourceStatus[];
 
   /**
-   * Sources of which the daemon has not seen a complete list yet, or one that lacks much of what this subscriber knew
-   * before the daemon's restart. Their clusters are not in the view: of these sources, clusters known from before stay
-   * engaged. Once such a source is complete, the stream starts over (`reset`).
+   * Sources of which the daemon has not seen a complete list yet, or, since its restart, only one that lacks much of
+   * what this subscriber knew before. Their clusters are not in the view: of these sources,
+   * clusters known from before stay engaged. Once such a source is complete, the stream starts over (`reset`).
    *
    * @generated from field: repeated string pending_sources = 8;
    */
