@@ -49,7 +49,7 @@ async def flood(name: str, reader: asyncio.StreamReader, writer: asyncio.StreamW
     frames = FLOODS[name].serialize() * 1_000
     while True:
         writer.write(frames)
-        await writer.drain()
+        await drained(writer)
 
 
 async def serve(attack: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -74,8 +74,14 @@ async def serve(attack: str, reader: asyncio.StreamReader, writer: asyncio.Strea
             writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
             for piece in events() if attack == "watch" else itertools.repeat(b'{"type":"ADDED"' + b" " * 60_000):
                 writer.write(b"%x\r\n%b\r\n" % (len(piece), piece))
-                await writer.drain()
+                await drained(writer)
         await writer.drain()
+
+
+async def drained(writer: asyncio.StreamWriter) -> None:
+    await writer.drain()
+    # It returns at once while a lost TLS connection is being closed, which takes a step of the event loop.
+    await asyncio.sleep(0)
 
 
 def send(writer: asyncio.StreamWriter, body: bytes, headers: str = "", status: str = "200 OK") -> None:
