@@ -10,6 +10,7 @@ import (
 
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -32,7 +33,7 @@ import (
 
 func TestMain(m *testing.M) {
 	ctrl.SetLogger(logr.Discard())
-	m.Run()
+	goleak.VerifyTestMain(m)
 }
 
 // operator is the controller, running against a daemon and an API server in this process.
@@ -66,12 +67,14 @@ func start(t *testing.T) *operator {
 	if err != nil {
 		t.Fatal(err)
 	}
-	skip := true
+	// A priority queue before controller-runtime 0.25 can keep its goroutines when it shuts down (controller-runtime#3538).
+	skip, usePriorityQueue := true, false
 	greetings := &GreetingReconciler{Manager: mgr, Projects: provider, CleanUp: o.cleanUp}
-	if err := greetings.SetupWithManager(provider, mccontroller.Options{SkipNameValidation: &skip}); err != nil {
+	options := mccontroller.Options{SkipNameValidation: &skip, UsePriorityQueue: &usePriorityQueue}
+	if err := greetings.SetupWithManager(provider, options); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)
 	go func() { ended <- mgr.Start(ctx) }()
 	t.Cleanup(func() {
