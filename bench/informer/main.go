@@ -51,7 +51,7 @@ func run(ctx context.Context, kubeconfig, mark string) error {
 	informer := dynamicinformer.NewDynamicSharedInformerFactory(client, 0).ForResource(projects).Informer()
 	registration, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		UpdateFunc: func(_, now any) {
-			out.tell("%s %d\n", now.(*unstructured.Unstructured).GetLabels()[mark], time.Now().UnixNano())
+			out.tellf("%s %d\n", now.(*unstructured.Unstructured).GetLabels()[mark], time.Now().UnixNano())
 		},
 	})
 	if err != nil {
@@ -61,7 +61,7 @@ func run(ctx context.Context, kubeconfig, mark string) error {
 	if !cache.WaitForCacheSync(ctx.Done(), registration.HasSynced) {
 		return nil // it was ended before
 	}
-	out.tell("synced %d\n", len(informer.GetStore().ListKeys()))
+	out.tellf("synced %d\n", len(informer.GetStore().ListKeys()))
 	<-ctx.Done()
 	return nil
 }
@@ -72,7 +72,7 @@ type teller struct {
 	out   *bufio.Writer
 }
 
-func (t *teller) tell(format string, what ...any) {
+func (t *teller) tellf(format string, what ...any) {
 	t.mutex.Lock()
 	defer t.mutex.Unlock()
 	fmt.Fprintf(t.out, format, what...)

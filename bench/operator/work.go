@@ -194,7 +194,7 @@ func leftGoroutines() int {
 	var text strings.Builder
 	_ = pprof.Lookup("goroutine").WriteTo(&text, 2)
 	left := 0
-	for _, stack := range strings.Split(text.String(), "\n\n") {
+	for stack := range strings.SplitSeq(text.String(), "\n\n") {
 		if strings.Contains(stack, "created by sigs.k8s.io/multicluster-runtime/pkg/controller.(*mcController[...].func") ||
 			strings.Contains(stack, "startWithinContext") {
 			left++

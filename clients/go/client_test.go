@@ -64,7 +64,7 @@ func TestList(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			names := []string{}
+			names := make([]string, 0, len(listing.Clusters))
 			for _, cluster := range listing.Clusters {
 				names = append(names, cluster.Name)
 			}

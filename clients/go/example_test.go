@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log"
 	"os/signal"
+	"slices"
 	"syscall"
 	"testing"
 
@@ -61,6 +62,7 @@ func ExampleClient_Watch() {
 				fmt.Println("disengaged:", event.Reason)
 				cancels[name]()
 				delete(cancels, name)
+			case discovery.EventUpdated, discovery.EventKubeconfig, discovery.EventRefreshed: // the work goes on
 			}
 		}
 	})
@@ -197,7 +199,7 @@ type exampleTest struct {
 func (e *exampleTest) Helper()          {}
 func (e *exampleTest) Cleanup(f func()) { e.cleanups = append(e.cleanups, f) }
 func (e *exampleTest) done() {
-	for i := len(e.cleanups) - 1; i >= 0; i-- {
-		e.cleanups[i]()
+	for _, each := range slices.Backward(e.cleanups) {
+		each()
 	}
 }

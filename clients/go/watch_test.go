@@ -389,7 +389,7 @@ func TestWatchReconnects(t *testing.T) {
 	inBubble(t, "a daemon that stays silent is retried with backoff", func(t *testing.T) {
 		daemon := newScriptedDaemon(t)
 		seen := watch(t, daemon.client(t), discovery.WatchOptions{})
-		var waits []time.Duration
+		waits := make([]time.Duration, 0, 12)
 		for range 12 {
 			stream := daemon.begin()
 			stream.end <- status.Error(codes.Unavailable, "not now")

@@ -38,11 +38,14 @@ func toTime(at *timestamppb.Timestamp) time.Time {
 	return at.AsTime()
 }
 
-// convert converts each message; nil stays nil.
+// convert converts each message. It returns nil if there are none.
 func convert[Message, Value any](messages []Message, value func(Message) Value) []Value {
-	var values []Value
-	for _, each := range messages {
-		values = append(values, value(each))
+	if len(messages) == 0 {
+		return nil
+	}
+	values := make([]Value, len(messages))
+	for i, each := range messages {
+		values[i] = value(each)
 	}
 	return values
 }

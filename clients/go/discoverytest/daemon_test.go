@@ -27,7 +27,7 @@ func events(t *testing.T, daemon *discoverytest.Daemon, options discovery.WatchO
 	client := daemon.Client()
 	watching.Go(func() {
 		_ = client.Watch(ctx, options, func(events []discovery.Event) {
-			words := []string{}
+			words := make([]string, 0, len(events))
 			for _, event := range events {
 				word := fmt.Sprintf("%s %s", event.Type, event.Cluster.Name)
 				if event.Reason != "" {
@@ -115,7 +115,7 @@ func TestDaemon(t *testing.T) {
 			}
 		},
 		"a project keeps its UID until it is deleted": func(t *testing.T, daemon *discoverytest.Daemon) {
-			uids := []string{}
+			uids := make([]string, 0, 4)
 			for _, reason := range []discovery.DisengageReason{
 				discovery.ReasonNotReady, discovery.ReasonDeleted, discovery.ReasonReplaced,
 			} {

@@ -21,12 +21,11 @@ func Example() {
 	_ = client.Watch(ctx, discovery.WatchOptions{}, func(events []discovery.Event) {
 		for _, event := range events {
 			fmt.Println(event.Type, event.Cluster.Name)
-			switch event.Type {
-			case discovery.EventEngaged:
-				go daemon.Disengage("alpha", discovery.ReasonDeleted)
-			case discovery.EventDisengaged:
+			if event.Type == discovery.EventDisengaged {
 				stop()
+				continue
 			}
+			go daemon.Disengage("alpha", discovery.ReasonDeleted)
 		}
 	})
 	// Output:

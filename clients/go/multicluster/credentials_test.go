@@ -44,7 +44,7 @@ func TestPushedKubeconfigIsUsedWithoutReopeningWatches(t *testing.T) {
 	env.daemon.Rotate("alpha")
 	within(t, "the new token to be used", func() error {
 		live := client.NewNamespacedClient(env.untilGot(provider, "alpha").GetClient(), "default")
-		if err := live.Create(context.Background(), &corev1.ConfigMap{}); err == nil {
+		if err := live.Create(t.Context(), &corev1.ConfigMap{}); err == nil {
 			return errors.New("a ConfigMap without a name was created")
 		}
 		if got := project.LastToken(); got != token("alpha", 2) {
@@ -74,7 +74,7 @@ func TestRevokedTokenIsRenewedAndRequestRetriedOnce(t *testing.T) {
 	cl := env.untilGot(provider, "alpha")
 	issued := env.daemon.Issued("alpha")
 	project.SetTokens(token("alpha", issued+1))
-	ctx := context.Background()
+	ctx := t.Context()
 	made := &corev1.ConfigMap{}
 	made.Namespace, made.Name = "default", "made"
 	if err := cl.GetClient().Create(ctx, made); err != nil {

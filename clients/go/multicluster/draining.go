@@ -147,11 +147,9 @@ func (p *Provider) drain(ctx context.Context, e *entry, event discovery.Event) {
 			})
 			before = e.done
 		}
-		p.workers.Add(1)
-		go func() {
-			defer p.workers.Done()
+		p.workers.Go(func() {
 			p.release(ctx, d, before)
-		}()
+		})
 	}
 	if event.Kubeconfig != nil && d.entry != nil && d.entry.credential != nil {
 		if err := d.entry.credential.Offer(received(event.Kubeconfig)); err != nil {

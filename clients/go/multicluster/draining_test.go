@@ -33,7 +33,7 @@ func draining(t *testing.T) (*environment, *multicluster.Provider, *engagements,
 	env := newEnvironment(t)
 	env.engage("alpha")
 	provider, engaged := env.provider(named), &engagements{}
-	ctx, stop := context.WithCancel(context.Background())
+	ctx, stop := context.WithCancel(t.Context())
 	var following sync.WaitGroup
 	following.Go(func() {
 		if err := provider.Start(ctx, engaged); err != nil {
@@ -47,7 +47,7 @@ func draining(t *testing.T) (*environment, *multicluster.Provider, *engagements,
 }
 
 // reconciling calls the guarded reconciler, and returns when the call has begun; release ends the call.
-func reconciling(provider *multicluster.Provider, name mc.ClusterName) (ctx context.Context, end func(), ended <-chan struct{}) {
+func reconciling(within context.Context, provider *multicluster.Provider, name mc.ClusterName) (ctx context.Context, end func(), ended <-chan struct{}) {
 	began, may, done := make(chan context.Context), make(chan struct{}), make(chan struct{})
 	guarded := multicluster.Reconciler(provider, &corev1.ConfigMap{}, mcreconcile.Func(
 		func(ctx context.Context, _ mcreconcile.Request) (reconcile.Result, error) {
@@ -57,7 +57,7 @@ func reconciling(provider *multicluster.Provider, name mc.ClusterName) (ctx cont
 		}))
 	go func() {
 		defer close(done)
-		_, _ = guarded.Reconcile(context.Background(), mcreconcile.Request{ClusterName: name})
+		_, _ = guarded.Reconcile(within, mcreconcile.Request{ClusterName: name})
 	}()
 	return <-began, sync.OnceFunc(func() { close(may) }), done
 }
@@ -80,7 +80,7 @@ func TestDrainingClusterIsReleasedAfterItsContextEnded(t *testing.T) {
 
 func TestDrainingClusterIsReleasedAfterItsReconcilesReturned(t *testing.T) {
 	env, provider, engaged, _ := draining(t)
-	ctx, end, _ := reconciling(provider, "alpha")
+	ctx, end, _ := reconciling(t.Context(), provider, "alpha")
 	defer end()
 	env.daemon.Drain("alpha", discovery.ReasonMoved)
 	env.untilEngaged(engaged)
@@ -98,7 +98,7 @@ func TestDrainingClusterIsReleasedAfterItsReconcilesReturned(t *testing.T) {
 
 func TestDeadlineEndsTheContextOfReconciles(t *testing.T) {
 	env, provider, _, _ := draining(t)
-	ctx, end, ended := reconciling(provider, "alpha")
+	ctx, end, ended := reconciling(t.Context(), provider, "alpha")
 	defer end()
 	env.daemon.Drain("alpha", discovery.ReasonMoved)
 	env.untilGone(provider, "alpha")
@@ -125,7 +125,7 @@ func TestReconcilerDropsRequestsOfClustersThatAreNotOwned(t *testing.T) {
 		}))
 	all := func() {
 		for _, name := range []mc.ClusterName{"", "alpha", "unknown"} {
-			if _, err := guarded.Reconcile(context.Background(), mcreconcile.Request{ClusterName: name}); err != nil {
+			if _, err := guarded.Reconcile(t.Context(), mcreconcile.Request{ClusterName: name}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -194,7 +194,7 @@ func TestClusterEngagedAsDrainingIsReleasedAndNotEngaged(t *testing.T) {
 	env.engage("alpha", "beta")
 	env.daemon.Drain("alpha", discovery.ReasonNotReady)
 	provider, engaged := env.provider(named), &engagements{}
-	ctx, stop := context.WithCancel(context.Background())
+	ctx, stop := context.WithCancel(t.Context())
 	var following sync.WaitGroup
 	following.Go(func() { _ = provider.Start(ctx, engaged) })
 	defer following.Wait()
@@ -222,7 +222,7 @@ func TestFailedReleaseIsRepeated(t *testing.T) {
 
 func TestDrainRepeatedByRestartedWatchWaitsForReconciles(t *testing.T) {
 	env, provider, _, _ := draining(t)
-	ctx, end, _ := reconciling(provider, "alpha")
+	ctx, end, _ := reconciling(t.Context(), provider, "alpha")
 	defer end()
 	env.daemon.Drain("alpha", discovery.ReasonMoved)
 	env.untilGone(provider, "alpha")
@@ -276,7 +276,7 @@ func TestEndedProviderEndsItsSubscription(t *testing.T) {
 
 func TestProviderThatEndsDuringReconcileKeepsItsSubscription(t *testing.T) {
 	env, provider, _, end := draining(t)
-	_, endReconcile, _ := reconciling(provider, "alpha")
+	_, endReconcile, _ := reconciling(t.Context(), provider, "alpha")
 	defer endReconcile()
 	end()
 	if ended := env.daemon.EndedSubscriptions(); len(ended) > 0 {
@@ -289,7 +289,7 @@ func TestProvidersHaveDifferentSubscribersByDefault(t *testing.T) {
 	names := map[string]bool{}
 	for i := range 2 {
 		provider := env.provider(nil)
-		ctx, stop := context.WithCancel(context.Background())
+		ctx, stop := context.WithCancel(t.Context())
 		var following sync.WaitGroup
 		following.Go(func() { _ = provider.Start(ctx, &engagements{}) })
 		within(t, "the stream", func() error {

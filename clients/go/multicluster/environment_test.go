@@ -147,7 +147,7 @@ type running struct {
 
 // start starts a manager, which is stopped with the test at the latest.
 func (env *environment) start(mgr mcmanager.Manager) *running {
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(env.t.Context())
 	r := &running{stop: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(r.done)
@@ -252,7 +252,7 @@ func (env *environment) untilReleased(name string) {
 	env.t.Helper()
 	client := env.client()
 	within(env.t, name+" to be released", func() error {
-		report, err := client.Get(context.Background(), name)
+		report, err := client.Get(env.t.Context(), name)
 		if err == nil && report.Engagement.Engaged {
 			return errors.New("it is engaged")
 		}
@@ -264,7 +264,7 @@ func (env *environment) untilReleased(name string) {
 func (env *environment) untilGot(provider mc.Provider, name mc.ClusterName) (found cluster.Cluster) {
 	env.t.Helper()
 	within(env.t, "cluster "+name.String(), func() (err error) {
-		found, err = provider.Get(context.Background(), name)
+		found, err = provider.Get(env.t.Context(), name)
 		return err
 	})
 	return found
@@ -273,7 +273,7 @@ func (env *environment) untilGot(provider mc.Provider, name mc.ClusterName) (fou
 func (env *environment) untilGone(provider mc.Provider, name mc.ClusterName) {
 	env.t.Helper()
 	within(env.t, "cluster "+name.String()+" to be gone", func() error {
-		_, err := provider.Get(context.Background(), name)
+		_, err := provider.Get(env.t.Context(), name)
 		if err == nil {
 			return errors.New("Get returns it")
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/pprof"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -38,22 +39,21 @@ import (
 func TestUnresponsiveProjectDelaysNoOther(t *testing.T) {
 	env := newEnvironment(t)
 	// The first ones, so that nothing is known of the API server when the others are engaged.
-	names := []string{"black-hole-1", "black-hole-2"}
-	for _, each := range names {
+	silent, names := []string{"black-hole-1", "black-hole-2"}, numbered(40)
+	for _, each := range silent {
 		env.api.Project(each).SetHanging(true)
 	}
-	for i := range 40 {
-		names = append(names, fmt.Sprintf("project-%d", i))
-		env.animal(names[i+2], "dog")
+	for _, each := range names {
+		env.animal(each, "dog")
 	}
-	env.engage(names...)
+	env.engage(slices.Concat(silent, names)...)
 	// No time limit of a request to a black hole ends before the test has failed.
 	provider := env.provider(func(o *multicluster.Options) { o.SyncTimeout, o.EngageTimeout = time.Hour, time.Hour })
 	provider.SetDiscoveryTimeout(time.Hour)
 	mgr := env.manager(provider, nil)
 	env.feeder(mgr)
 	env.start(mgr)
-	for _, each := range names[2:] {
+	for _, each := range names {
 		env.untilFed(each, "dog")
 	}
 	env.animal("black-hole-1", "cat")
@@ -149,7 +149,7 @@ func TestRefusedSubscriptionEndsManagerOnlyBeforeFirstView(t *testing.T) {
 	refusal := discoverytest.Error(codes.PermissionDenied, "FORBIDDEN", "no rule for you")
 	env.daemon.Fail("WatchClusters", refusal)
 	provider := env.provider(nil)
-	if err := provider.Start(context.Background(), &engagements{}); !errors.Is(err, discovery.ErrPermissionDenied) {
+	if err := provider.Start(t.Context(), &engagements{}); !errors.Is(err, discovery.ErrPermissionDenied) {
 		t.Fatalf("Start: %v", err)
 	}
 	env.daemon.Fail("WatchClusters", nil)
@@ -254,7 +254,7 @@ func TestFailedEngagementIsCleanedUpAndRetried(t *testing.T) {
 			env := newEnvironment(t)
 			env.engage("alpha")
 			provider := env.provider(func(o *multicluster.Options) { o.EngageTimeout = 100 * time.Millisecond })
-			ctx, cancel := context.WithCancel(context.Background())
+			ctx, cancel := context.WithCancel(t.Context())
 			ended := make(chan error)
 			go func() { ended <- provider.Start(ctx, aware) }()
 			env.untilEngaged(&aware.engagements, "alpha")
@@ -275,7 +275,7 @@ func goroutines() (ours map[string]int, left int) {
 	var text strings.Builder
 	_ = pprof.Lookup("goroutine").WriteTo(&text, 2)
 	ours = map[string]int{}
-	for _, stack := range strings.Split(text.String(), "\n\n") {
+	for stack := range strings.SplitSeq(text.String(), "\n\n") {
 		_, creator, _ := strings.Cut(stack, "created by ")
 		creator, _, _ = strings.Cut(creator, " in goroutine")
 		switch {

@@ -49,11 +49,9 @@ func (p *Provider) IndexField(ctx context.Context, obj client.Object, field stri
 		if i == nil {
 			continue
 		}
-		indexing.Add(1)
-		go func() {
-			defer indexing.Done()
+		indexing.Go(func() {
 			p.indexLive(ctx, i, limit)
-		}()
+		})
 	}
 	indexing.Wait()
 	return nil

@@ -1,7 +1,6 @@
 package multicluster_test
 
 import (
-	"context"
 	"fmt"
 	"sync/atomic"
 	"testing"
@@ -36,7 +35,7 @@ func TestRemovedInformerStopsWatching(t *testing.T) {
 	caches := env.untilGot(provider, "alpha").GetCache()
 	within(t, "no watch in alpha", func() error {
 		// Again if the reconcile of the last change, which reads, made another one.
-		if err := caches.RemoveInformer(context.Background(), &corev1.ConfigMap{}); err != nil {
+		if err := caches.RemoveInformer(t.Context(), &corev1.ConfigMap{}); err != nil {
 			return err
 		}
 		if open := env.api.Project("alpha").Watches(); open != 0 {

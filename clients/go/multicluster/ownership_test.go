@@ -24,7 +24,7 @@ func TestClustersAreDisengagedWhenTheOwnershipIsNotRenewed(t *testing.T) {
 	noted := env.startFeeding(provider)
 	env.untilEngaged(noted, "alpha", "beta")
 	lost := noted.context("alpha")
-	ctx, end, ended := reconciling(provider, "alpha")
+	ctx, end, ended := reconciling(t.Context(), provider, "alpha")
 	defer end()
 	env.daemon.Stop() // as one that is killed, it says nothing
 	<-lost.Done()

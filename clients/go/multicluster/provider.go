@@ -328,6 +328,7 @@ func (p *Provider) apply(ctx context.Context, events []discovery.Event) {
 				p.disengage(e, &Disengaged{Reason: discovery.ReasonReplaced})
 				e = nil
 			}
+		case discovery.EventUpdated, discovery.EventKubeconfig, discovery.EventRefreshed:
 		}
 		if event.Cluster.Draining != nil {
 			p.drain(ctx, e, event)
@@ -357,15 +358,13 @@ func (p *Provider) apply(ctx context.Context, events []discovery.Event) {
 // begin starts the worker of an entry. It is called with the lock held.
 func (p *Provider) begin(e *entry) {
 	before := p.leaving[e.name]
-	p.workers.Add(1)
-	go func() {
-		defer p.workers.Done()
+	p.workers.Go(func() {
 		defer p.end(e)
 		if before != nil {
 			<-before
 		}
 		p.work(e)
-	}()
+	})
 }
 
 // disengage is called with the lock held; e may be nil.

@@ -28,7 +28,7 @@ func TestProviderHasNoClustersInitially(t *testing.T) {
 	provider := env.provider(nil)
 	env.start(env.manager(provider, nil))
 	within(t, "the ready check", func() error { return provider.ReadyCheck()(nil) })
-	if _, err := provider.Get(context.Background(), "alpha"); !errors.Is(err, mc.ErrClusterNotFound) {
+	if _, err := provider.Get(t.Context(), "alpha"); !errors.Is(err, mc.ErrClusterNotFound) {
 		t.Fatalf("Get: %v", err)
 	}
 }
@@ -40,7 +40,7 @@ func TestProviderReturnsSameClusterUntilRemoval(t *testing.T) {
 	env.start(mgr)
 	env.engage("alpha")
 	found := env.untilGot(provider, "alpha")
-	again, err := mgr.GetCluster(context.Background(), "alpha")
+	again, err := mgr.GetCluster(t.Context(), "alpha")
 	if err != nil || again != found {
 		t.Fatalf("GetCluster: %v, %v; want the same instance", again, err)
 	}
@@ -98,7 +98,7 @@ func TestProviderQueriesOneClusterByAnIndex(t *testing.T) {
 	env.engage("alpha", "beta")
 	provider := env.provider(nil)
 	mgr := env.manager(provider, nil)
-	ctx := context.Background()
+	ctx := t.Context()
 	if err := mgr.GetFieldIndexer().IndexField(ctx, &corev1.ConfigMap{}, "type", typeOf); err != nil {
 		t.Fatal(err)
 	}
@@ -116,7 +116,7 @@ func TestProviderQueriesAllClustersThroughOneIndex(t *testing.T) {
 	env.engage("alpha", "beta")
 	provider := env.provider(nil)
 	mgr := env.manager(provider, nil)
-	ctx := context.Background()
+	ctx := t.Context()
 	if err := mgr.GetFieldIndexer().IndexField(ctx, &corev1.ConfigMap{}, "type", typeOf); err != nil {
 		t.Fatal(err)
 	}
@@ -158,7 +158,7 @@ func TestProviderAddsIndexToRunningClusters(t *testing.T) {
 	env.animal("alpha", "dog")
 	env.untilFed("alpha", "dog")
 	before := env.untilGot(provider, "alpha")
-	ctx := context.Background()
+	ctx := t.Context()
 	if err := mgr.GetFieldIndexer().IndexField(ctx, &corev1.ConfigMap{}, "type", typeOf); err != nil {
 		t.Fatal(err)
 	}
@@ -182,7 +182,7 @@ func TestProviderIndexesClusterThatIsUnresponsiveAtFirst(t *testing.T) {
 	env.untilGot(provider, "alpha")
 	env.untilGot(provider, "beta")
 	env.api.Project("alpha").SetHanging(true)
-	ctx := context.Background()
+	ctx := t.Context()
 	began := time.Now()
 	if err := provider.IndexField(ctx, &corev1.ConfigMap{}, "type", typeOf); err != nil {
 		t.Fatalf("one cluster that does not answer failed the index: %v", err)
@@ -273,10 +273,8 @@ func TestProviderHandlesConcurrentCalls(t *testing.T) {
 	}
 	var callers sync.WaitGroup
 	for i := range 40 {
-		callers.Add(1)
-		go func() {
-			defer callers.Done()
-			ctx, name := context.Background(), names[i/2]
+		callers.Go(func() {
+			ctx, name := t.Context(), names[i/2]
 			switch i % 4 {
 			case 0:
 				field := fmt.Sprintf("field-%d", i)
@@ -292,7 +290,7 @@ func TestProviderHandlesConcurrentCalls(t *testing.T) {
 			case 3:
 				env.remove(name)
 			}
-		}()
+		})
 	}
 	callers.Wait()
 	for i, name := range names {
@@ -321,7 +319,7 @@ func TestProviderRunsInsideMulti(t *testing.T) {
 	if err := mgr.Add(noted); err != nil {
 		t.Fatal(err)
 	}
-	ctx := context.Background()
+	ctx := t.Context()
 	if err := mgr.GetFieldIndexer().IndexField(ctx, &corev1.ConfigMap{}, "type", typeOf); err != nil {
 		t.Fatal(err)
 	}

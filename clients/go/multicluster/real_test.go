@@ -92,7 +92,7 @@ func (s *realSite) open(kubeconfig string) client.Client {
 // clear removes all clusters and objects.
 func (s *realSite) clear() {
 	s.t.Helper()
-	ctx := context.Background()
+	ctx := context.WithoutCancel(s.t.Context()) // also called when the test has ended
 	s.must(s.secrets.DeleteAllOf(ctx, &corev1.Secret{}, client.InNamespace(s.Namespace), client.MatchingLabels(s.Labels)))
 	within(s.t, "all clusters to be disengaged", func() error {
 		listing, err := s.daemon.List(ctx, discovery.Filter{})
@@ -170,13 +170,13 @@ func (s *realSite) engage(names ...string) {
 	s.t.Helper()
 	for _, name := range names {
 		meta := metav1.ObjectMeta{Namespace: s.Namespace, Name: name, Labels: s.Labels}
-		s.must(s.secrets.Create(context.Background(), &corev1.Secret{ObjectMeta: meta, Data: s.secret(name)}))
+		s.must(s.secrets.Create(s.t.Context(), &corev1.Secret{ObjectMeta: meta, Data: s.secret(name)}))
 	}
 }
 
 func (s *realSite) change(name string, change func(*corev1.Secret)) {
 	s.t.Helper()
-	ctx, found := context.Background(), &corev1.Secret{}
+	ctx, found := s.t.Context(), &corev1.Secret{}
 	s.must(s.secrets.Get(ctx, client.ObjectKey{Namespace: s.Namespace, Name: name}, found))
 	change(found)
 	s.must(s.secrets.Update(ctx, found))
@@ -200,7 +200,7 @@ func (s *realSite) drain(name string) {
 func (s *realSite) remove(name string) {
 	// Called by several goroutines, which must not end the test.
 	meta := metav1.ObjectMeta{Namespace: s.Namespace, Name: name}
-	if err := s.secrets.Delete(context.Background(), &corev1.Secret{ObjectMeta: meta}); err != nil {
+	if err := s.secrets.Delete(s.t.Context(), &corev1.Secret{ObjectMeta: meta}); err != nil {
 		s.t.Error(err)
 	}
 }
@@ -219,7 +219,7 @@ func (s *realSite) endpoint(project string) string {
 
 func (s *realSite) put(project, name string, data map[string]string) {
 	s.t.Helper()
-	ctx, in := context.Background(), s.projects[s.server(project)]
+	ctx, in := s.t.Context(), s.projects[s.server(project)]
 	object := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, Name: name}, Data: data}
 	err := in.Create(ctx, object)
 	if apierrors.IsAlreadyExists(err) {
@@ -232,7 +232,7 @@ func (s *realSite) data(project, name string) map[string]string {
 	s.t.Helper()
 	found := &corev1.ConfigMap{}
 	key := client.ObjectKey{Namespace: metav1.NamespaceDefault, Name: name}
-	err := s.projects[s.server(project)].Get(context.Background(), key, found)
+	err := s.projects[s.server(project)].Get(s.t.Context(), key, found)
 	if apierrors.IsNotFound(err) {
 		return nil
 	}

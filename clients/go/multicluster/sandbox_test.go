@@ -1,7 +1,6 @@
 package multicluster_test
 
 import (
-	"context"
 	"errors"
 	"os"
 	"testing"
@@ -37,7 +36,7 @@ func TestAgainstDaemon(t *testing.T) {
 	}
 	mgr := env.manager(provider, nil)
 	env.feeder(mgr)
-	ctx := context.Background()
+	ctx := t.Context()
 	if err := mgr.GetFieldIndexer().IndexField(ctx, &corev1.ConfigMap{}, "type", typeOf); err != nil {
 		t.Fatal(err)
 	}

@@ -32,7 +32,7 @@ func TestSlowEngagementLeavesItsSlotWhileSecondSlotIsFree(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		began := time.Now()
 		s := newSlots(1, time.Second, 10*time.Second)
-		var slow []*slot
+		slow := make([]*slot, 0, 3)
 		for range 3 { // the first moves after 1 s, the second stays until the first ends
 			taken, err := s.take(t.Context())
 			if err != nil {

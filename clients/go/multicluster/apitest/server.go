@@ -56,6 +56,7 @@ func Start(latency time.Duration) *Server {
 			s.conns.Add(1)
 		case http.StateClosed, http.StateHijacked:
 			s.conns.Add(-1)
+		case http.StateActive, http.StateIdle: // it is open
 		}
 	}
 	s.http.StartTLS()

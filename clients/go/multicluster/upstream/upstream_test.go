@@ -99,7 +99,7 @@ func reconciling(t *testing.T, api *apitest.Server, change func(*manager.Options
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- mgr.Start(ctx) }()
 	t.Cleanup(cancel)
@@ -133,13 +133,11 @@ func TestEngageWaitsForEachInformer(t *testing.T) {
 	}
 	began := time.Now()
 	for i, cl := range of {
-		engaging.Add(1)
-		go func() {
-			defer engaging.Done()
+		engaging.Go(func() {
 			if err := mgr.Engage(ctx, mc.ClusterName(fmt.Sprint(i)), cl); err != nil {
 				t.Error(err)
 			}
-		}()
+		})
 	}
 	engaging.Wait()
 	took := time.Since(began)
@@ -195,7 +193,7 @@ func TestEachEngagementLeavesAGoroutine(t *testing.T) {
 func left() (count int) {
 	var text strings.Builder
 	_ = pprof.Lookup("goroutine").WriteTo(&text, 2)
-	for _, stack := range strings.Split(text.String(), "\n\n") {
+	for stack := range strings.SplitSeq(text.String(), "\n\n") {
 		if strings.Contains(stack, "created by sigs.k8s.io/multicluster-runtime/pkg/controller.(*mcController[...].func") ||
 			strings.Contains(stack, "startWithinContext") {
 			count++

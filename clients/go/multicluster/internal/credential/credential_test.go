@@ -142,15 +142,13 @@ func TestRenewalsAreSingleFlightAndShared(t *testing.T) {
 	var callers sync.WaitGroup
 	var served atomic.Int64
 	for range 20 {
-		callers.Add(1)
-		go func() {
-			defer callers.Done()
+		callers.Go(func() {
 			request, _ := http.NewRequest(http.MethodGet, server.URL, nil)
 			if response, err := c.RoundTrip(request); err == nil && response.StatusCode == http.StatusOK {
 				_ = response.Body.Close()
 				served.Add(1)
 			}
-		}()
+		})
 	}
 	for of.calls.Load() == 0 {
 		time.Sleep(time.Millisecond)

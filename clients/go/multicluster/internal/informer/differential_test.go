@@ -47,7 +47,7 @@ type comparison struct {
 }
 
 func newComparison(t *testing.T, random *rand.Rand) *comparison {
-	ctx, stop := context.WithCancel(context.Background())
+	ctx, stop := context.WithCancel(t.Context())
 	c := &comparison{T: t, random: random, source: newSource(random.IntN(2) == 0), stop: stop, stopped: make(chan struct{})}
 	if c.chance(2) {
 		c.source.mediaType = runtime.ContentTypeProtobuf

@@ -29,12 +29,12 @@ import (
 // started returns a running informer of a source with one object, on virtual time.
 func started(t *testing.T, resync time.Duration) (*Group, toolscache.SharedIndexInformer, *source, context.CancelFunc) {
 	t.Helper()
-	ctx, stop := context.WithCancel(context.Background())
+	ctx, stop := context.WithCancel(t.Context())
 	s := newSource(true)
 	s.put("first")
 	group := NewGroup(ctx)
 	i := group.New(scheme.Scheme)(s.listerWatcher(), &corev1.ConfigMap{}, resync, toolscache.Indexers{})
-	i.RunWithContext(context.Background())
+	i.RunWithContext(t.Context())
 	synctest.Wait()
 	return group, i, s, stop
 }
@@ -111,7 +111,7 @@ func TestInformerWithoutResyncPeriodDoesNotResync(t *testing.T) {
 // TestWatchesThatEndAfterAnEventAreDelayed has a server end each watch at once. client-go's informer would never wait.
 func TestWatchesThatEndAfterAnEventAreDelayed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ctx, stop := context.WithCancel(context.Background())
+		ctx, stop := context.WithCancel(t.Context())
 		var lists, watches int
 		group := NewGroup(ctx)
 		i := group.New(scheme.Scheme)(&toolscache.ListWatch{
@@ -148,7 +148,7 @@ func TestWatchesThatEndAfterAnEventAreDelayed(t *testing.T) {
 
 func TestFailedTransformIsRetried(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ctx, stop := context.WithCancel(context.Background())
+		ctx, stop := context.WithCancel(t.Context())
 		defer stop()
 		s := newSource(false)
 		s.put("first")
@@ -182,7 +182,7 @@ func TestFailedTransformIsRetried(t *testing.T) {
 
 func TestEndEndsInformersForOneKind(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ctx, stop := context.WithCancel(context.Background())
+		ctx, stop := context.WithCancel(t.Context())
 		group, s := NewGroup(ctx), newSource(false)
 		s.fail(errors.New("it is away"))
 		examples := []client.Object{&corev1.ConfigMap{}, &corev1.Secret{}, thing("Thing"), thing("Other")}
@@ -267,19 +267,19 @@ func done(of any) bool {
 
 func TestCheckersAreDoneWithInformerAndHandler(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ctx, stop := context.WithCancel(context.Background())
+		ctx, stop := context.WithCancel(t.Context())
 		s := newSource(true)
 		s.put("first")
 		i := NewGroup(ctx).New(scheme.Scheme)(s.listerWatcher(), &corev1.ConfigMap{}, 0, toolscache.Indexers{})
 		r := added(t, i, 0)
 		r.block()
-		seen := []bool{done(i), done(r.registration)}
+		before := []bool{done(i), done(r.registration)}
 		i.RunWithContext(ctx)
 		synctest.Wait()
-		seen = append(seen, done(i), done(r.registration), done(i.GetController()))
+		listed := []bool{done(i), done(r.registration), done(i.GetController())}
 		r.unblock()
 		synctest.Wait()
-		seen = append(seen, done(r.registration))
+		seen := slices.Concat(before, listed, []bool{done(r.registration)})
 		if want := []bool{false, false, true, false, true, true}; !slices.Equal(seen, want) {
 			t.Errorf("%v instead of %v", seen, want)
 		}

@@ -43,7 +43,7 @@ func mapper(t *testing.T, documents *Documents, config *rest.Config) *Mapper {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(t.Context())
 	t.Cleanup(cancel)
 	made, err := documents.Mapper(ctx, config, client)
 	if err != nil {
@@ -137,7 +137,7 @@ func TestRequestEndsAfterATimeAndWithItsCluster(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ended, end := context.WithCancel(context.Background())
+	ended, end := context.WithCancel(t.Context())
 	end()
 	mapper, err := c.documents.Mapper(ended, config, client)
 	if err != nil {

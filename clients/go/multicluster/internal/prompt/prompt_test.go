@@ -60,7 +60,7 @@ func (s *slow) WaitForCacheSync(ctx context.Context) bool {
 func engaged(t *testing.T, s *slow) (*Cache, cache.Informer, context.CancelFunc) {
 	t.Helper()
 	c := New(s, scheme.Scheme, func(runtime.Object) {}, func(Unsynced) {})
-	ctx, cancel := context.WithCancel(Engaging(context.Background()))
+	ctx, cancel := context.WithCancel(Engaging(t.Context()))
 	t.Cleanup(cancel)
 	informer, err := c.GetInformer(ctx, &corev1.ConfigMap{})
 	if err != nil || !c.WaitForCacheSync(ctx) {
@@ -129,7 +129,7 @@ func TestInformerOfTwoSourcesIsUnsyncedOnce(t *testing.T) {
 	for c.Unsynced()[0].Reason != Failing {
 		time.Sleep(time.Millisecond)
 	}
-	ctx, cancel := context.WithCancel(Engaging(context.Background()))
+	ctx, cancel := context.WithCancel(Engaging(t.Context()))
 	t.Cleanup(cancel)
 	for _, each := range []client.Object{
 		&corev1.ConfigMap{}, &corev1.Secret{}, &metav1.PartialObjectMetadata{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "ConfigMap"}},
@@ -138,8 +138,9 @@ func TestInformerOfTwoSourcesIsUnsyncedOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	var got []string
-	for _, each := range c.Unsynced() {
+	unsynced := c.Unsynced()
+	got := make([]string, 0, len(unsynced))
+	for _, each := range unsynced {
 		got = append(got, each.Kind+" "+string(each.Reason))
 	}
 	if want := []string{"ConfigMap.v1 failing", "ConfigMap.v1 syncing", "Secret.v1 syncing"}; !slices.Equal(got, want) {
@@ -150,13 +151,13 @@ func TestInformerOfTwoSourcesIsUnsyncedOnce(t *testing.T) {
 func TestSettledWaitsForInformersUntilClusterIsDisengaged(t *testing.T) {
 	s := newSlow()
 	c, _, disengage := engaged(t, s)
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
 	if err := c.Settled(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatalf("Settled: %v", err)
 	}
 	disengage()
-	if err := c.Settled(context.Background()); err != nil {
+	if err := c.Settled(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -164,7 +165,7 @@ func TestSettledWaitsForInformersUntilClusterIsDisengaged(t *testing.T) {
 func TestSourceStartedAfterDisengagementDoesNotFail(t *testing.T) {
 	s := newSlow()
 	c := New(s, scheme.Scheme, func(runtime.Object) {}, func(Unsynced) {})
-	ctx, cancel := context.WithCancel(Engaging(context.Background()))
+	ctx, cancel := context.WithCancel(Engaging(t.Context()))
 	cancel()
 	informer, err := c.GetInformer(ctx, &corev1.ConfigMap{})
 	if err != nil || !c.WaitForCacheSync(ctx) || s.asked != 0 {
@@ -177,7 +178,7 @@ func TestSourceStartedAfterDisengagementDoesNotFail(t *testing.T) {
 
 func TestGetInformerBlocksOutsideOfEngagement(t *testing.T) {
 	c := New(newSlow(), scheme.Scheme, func(runtime.Object) {}, func(Unsynced) {})
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
 	if _, err := c.GetInformer(ctx, &corev1.ConfigMap{}); err == nil || c.WaitForCacheSync(ctx) {
 		t.Errorf("GetInformer: %v", err)
