@@ -184,13 +184,18 @@ PAGES = {"streaming_lists": "off"}
 """A list of the sandbox can only be empty by pages."""
 
 
+async def run_before(workspace: Workspace, events: AsyncIterator[Event]) -> None:
+    """Run a daemon until the subscriber knows a cluster of each source."""
+    async with serving(workspace.daemon(watch=PAGES)):
+        assert {await engaged(events) for _ in range(2)} == {"eu#shop", "us#shop"}
+
+
 async def test_short_first_list_of_a_source_is_held_while_another_one_does_not_answer(workspace: Workspace) -> None:
     held = workspace.daemon(watch=PAGES, removals={"verify_after": "3s"})
     async with workspace.client() as client:
         events = client.watch()
         async with asyncio.timeout(LIMIT_S):
-            async with serving(workspace.daemon(watch=PAGES)):
-                assert {await engaged(events) for _ in range(2)} == {"eu#shop", "us#shop"}
+            await run_before(workspace, events)
             workspace.eu.faults.empty_lists()
             await workspace.us.stop()
             async with serving(held):
@@ -208,8 +213,7 @@ async def test_clusters_of_a_source_that_did_not_answer_are_known_after_another_
     async with workspace.client() as client:
         events = client.watch()
         async with asyncio.timeout(LIMIT_S):
-            async with serving(workspace.daemon(watch=PAGES)):
-                assert {await engaged(events) for _ in range(2)} == {"eu#shop", "us#shop"}
+            await run_before(workspace, events)
             await workspace.us.stop()
             workspace.eu.projects.create("bank", ready=True)
             async with serving(workspace.daemon(watch=PAGES)):

@@ -172,12 +172,17 @@ def with_port(port: int) -> dict[str, str]:
     return {"alpha": f"https://127.0.0.1:{port}"}
 
 
-def test_half_written_file_keeps_its_cluster_until_it_is_settled(directory: Path) -> None:
+def with_a_known_file(directory: Path) -> tuple[Path, Live]:
     file, live = directory / "alpha", Live("kubeconfig-directory", directory)
     file.write_bytes(WHOLE)
     live.settle()
     assert live.clusters() == with_port(12345)
     live.passed_s = 0
+    return file, live
+
+
+def test_half_written_file_keeps_its_cluster_until_it_is_settled(directory: Path) -> None:
+    file, live = with_a_known_file(directory)
     for half in (b"", WHOLE[: len(WHOLE) // 2], OTHER_PORT):
         file.write_bytes(half)
         assert live.clusters() == with_port(12345)
@@ -204,11 +209,7 @@ def test_half_written_new_file_is_unusable_until_it_is_settled(directory: Path) 
 
 
 def test_file_that_was_deleted_and_is_half_written_again_keeps_its_cluster(directory: Path) -> None:
-    file, live = directory / "alpha", Live("kubeconfig-directory", directory)
-    file.write_bytes(WHOLE)
-    live.settle()
-    assert live.clusters() == with_port(12345)
-    live.passed_s = 0
+    file, live = with_a_known_file(directory)
     file.rename(directory / "alpha~")  # kept, so that the new file has another inode
     file.write_bytes(OTHER_PORT)
     assert live.clusters() == with_port(12345)
