@@ -363,8 +363,9 @@ async def test_publisher_requires_every_right_of_its_shipped_role(workspace: Wor
     async with publication_namespace(inventory, PROFILES) as profiles:
         await publish_once(workspace, profiles)
         used = {("clusterprofiles", verb) for verb in ("create", "patch", "list")}
-        workspace.sandbox.projects.delete("alpha")
-        async with Publishing.running(workspace, profiles):
+        async with Publishing.running(workspace, profiles) as publishing:
+            await publishing.says("synced: 1 cluster")  # without it, the removal of the only object is held
+            workspace.sandbox.projects.delete("alpha")
             await profiles.until_named()
         used |= {("clusterprofiles", "delete"), ("clusterprofiles/status", "patch"), ("clusterprofiles", "get")}
         async with inventory.api() as api:
