@@ -8,16 +8,18 @@ from milo_discoveryd.daemon_errors import CredentialError
 
 MAX_BYTES = 1 << 20
 REREAD_EVERY_S = 60.0  # even if stat is unchanged: some file systems store times in whole seconds
+SETTLED_S = 5.0
+"""How long a file that is written in place keeps its last good content: half a token or bundle can be valid."""
 
 
 class FileContent:
     """The last good content of a file. Reads are synchronous, because the files are small and usually on a tmpfs."""
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self.path = path
         self._clock = clock
         self._good = b""
-        self._seen: tuple[int, int, int] | None = None
+        self._seen = (0, 0, 0)
         self._read_at = float("-inf")
 
     def read(self, *, reread: bool = False) -> bytes:
@@ -26,11 +28,19 @@ class FileContent:
             status = self.path.stat()
             seen = (status.st_ino, status.st_mtime_ns, status.st_size)
             now = self._clock()
-            if reread or seen != self._seen or now - self._read_at >= REREAD_EVERY_S:
+            if reread or not self._good:
+                is_due = True
+            elif seen == self._seen:
+                is_due = abs(now - self._read_at) >= REREAD_EVERY_S
+            else:
+                is_written_in_place = seen[0] == self._seen[0]
+                is_due = not is_written_in_place or abs(now - status.st_mtime) >= SETTLED_S
+            if is_due:
                 with self.path.open("rb") as stream:
                     content = stream.read(MAX_BYTES + 1)
+                self._seen, self._read_at = seen, now
                 if content.strip() and len(content) <= MAX_BYTES:
-                    self._good, self._seen, self._read_at = content, seen, now
+                    self._good = content
         except OSError as error:
             if not self._good:
                 raise CredentialError(f"{self.path} cannot be read: {error.strerror or error}") from None

@@ -16,6 +16,7 @@ from milo_discoveryd.watchers.transport import Transport
 from milo_kube.http.errors import TransportError
 from milo_kube.list_watch import Answer
 from tests.integration.watchers.api_server import ApiServer, answering, upstream
+from tests.support.renamed_file import replace
 
 PATH = "/apis/resourcemanager.miloapis.com/v1alpha1/projects"
 
@@ -206,8 +207,7 @@ async def test_renewed_client_certificate_is_used_while_open_streams_continue(tm
 
     def issue() -> None:
         for path, content in zip((chain, key), files_of(clients.issue_cert(common_name="me")), strict=True):
-            path.unlink(missing_ok=True)
-            path.write_bytes(content)
+            replace(path, content)
 
     issue()
     source = FileCredential(chain=FileContent(chain), key=FileContent(key))
@@ -232,8 +232,7 @@ async def test_renewed_ca_is_trusted_from_next_request(tmp_path: Path) -> None:
         transport = Transport(upstream(server, authorities=FileContent(pem)))
         with pytest.raises(TransportError):
             await get(transport)
-        pem.unlink()
-        pem.write_bytes(server.pem)
+        replace(pem, server.pem)
         assert (await get(transport)).status == 200
         await transport.aclose()
 

@@ -17,14 +17,15 @@ from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
 from milo_discoveryd.model.cluster import Target
 from tests.integration.watchers.api_server import ApiServer, answering
+from tests.support.renamed_file import replace
 from tests.unit.credentials.backend import engaged
 
 WANTED = MintRequest(ttl_s=300, cluster=engaged())
 
 
 def mounted(directory: Path, ca: trustme.CA, **differing: object) -> ClientCertificateIssuer:
-    (directory / "ca.pem").write_bytes(ca.cert_pem.bytes())
-    (directory / "ca.key").write_bytes(ca.private_key_pem.bytes())
+    replace(directory / "ca.pem", ca.cert_pem.bytes())
+    replace(directory / "ca.key", ca.private_key_pem.bytes())
     given = {"common_name": "operator:{name}", "organizations": ["milo", "{uid}"]} | differing
     return ClientCertificateIssuer(
         "signed",
@@ -101,9 +102,9 @@ async def test_name_too_long_for_certificate_is_rejected(tmp_path: Path) -> None
 
 async def test_invalid_ca_or_key_is_reported(tmp_path: Path) -> None:
     source = mounted(tmp_path, trustme.CA())
-    (tmp_path / "ca.key").write_bytes(trustme.CA().private_key_pem.bytes())
+    replace(tmp_path / "ca.key", trustme.CA().private_key_pem.bytes())
     with pytest.raises(CredentialError, match="does not match the certificate"):
         await source.mint(WANTED)
-    (tmp_path / "ca.key").write_bytes(b"no key")
+    replace(tmp_path / "ca.key", b"no key")
     with pytest.raises(CredentialError, match="are not a CA certificate and its unencrypted key"):
         await source.mint(WANTED)

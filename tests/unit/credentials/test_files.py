@@ -8,8 +8,9 @@ import pytest
 from milo_discoveryd.credentials import Credential, Secret
 from milo_discoveryd.credentials.authentication.credential_provider import FileCredential, StaticCredential
 from milo_discoveryd.credentials.credential import token_of
-from milo_discoveryd.credentials.files import MAX_BYTES, FileContent
+from milo_discoveryd.credentials.files import MAX_BYTES, SETTLED_S, FileContent
 from milo_discoveryd.daemon_errors import CredentialError
+from tests.support.renamed_file import replace
 
 
 class Clock:
@@ -22,13 +23,6 @@ class Clock:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "token"
-
-
-def replace(path: Path, content: str) -> None:
-    """Replace the file atomically, as a kubelet does."""
-    new = path.with_suffix(".new")
-    new.write_text(content)
-    new.replace(path)
 
 
 async def test_token_file_trailing_newline_is_stripped(path: Path) -> None:
@@ -75,6 +69,29 @@ def test_file_change_that_keeps_mtime_and_size_is_read_within_a_minute(path: Pat
     assert content.read() == b"two"
 
 
+def test_file_written_in_place_takes_effect_when_it_is_no_longer_written(path: Path) -> None:
+    clock = Clock()
+    path.write_text("one token")
+    content = FileContent(path, clock)
+    content.read()
+    for half in ("another", "another tok", "another token"):
+        path.write_text(half)
+        clock.now = path.stat().st_mtime + SETTLED_S - 0.1
+        assert content.read() == b"one token"
+    clock.now += 0.2
+    assert content.read() == b"another token"
+
+
+def test_file_renamed_to_its_name_takes_effect_at_once(path: Path) -> None:
+    clock = Clock()
+    path.write_text("one")
+    content = FileContent(path, clock)
+    content.read()
+    replace(path, "two")
+    clock.now = path.stat().st_mtime
+    assert content.read() == b"two"
+
+
 async def test_rejected_token_file_is_read_again_at_once(path: Path) -> None:
     path.write_text("one")
     source = FileCredential(token=FileContent(path))
@@ -92,7 +109,8 @@ def test_last_valid_credential_is_kept_while_file_is_invalid(path: Path) -> None
         assert content.read() == b"good"
     path.unlink()
     assert content.read() == b"good"
-    path.write_text("better")
+    replace(path, "better")
+    os.utime(path, (0, 0))  # the file system may give it the inode of the one before, as if that was written in place
     assert content.read() == b"better"
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from milo_discoveryd.credentials import Credential, Secret, load_kubeconfig
 from milo_discoveryd.daemon_errors import ConfigError, CredentialError
+from tests.support.renamed_file import replace
 
 Write = Callable[..., Path]
 SERVER = "https://milo.example.com:6443"
@@ -42,7 +43,7 @@ def write(tmp_path: Path) -> Write:
             "users": [{"name": "u", "user": {"token": "s3cret"} if user is None else user}],
         } | top
         path = tmp_path / "kubeconfig"
-        path.write_text(yaml.safe_dump(content))
+        replace(path, yaml.safe_dump(content))
         return path
 
     return write
@@ -82,8 +83,8 @@ async def test_files_referenced_by_kubeconfig_are_relative_to_it_and_reloaded(wr
     assert credential.token == Secret("token")
     assert credential.certificate is not None
     assert credential.certificate.chain == b"tls.crt"
-    (tmp_path / "token").write_text("another token"[:7])
-    (tmp_path / "ca.crt").write_text("another")
+    replace(tmp_path / "token", "another")
+    replace(tmp_path / "ca.crt", "another")
     assert (await upstream.credentials.credential()).token == Secret("another")
     assert upstream.trusted() == b"another"
 
@@ -179,9 +180,9 @@ async def test_replaced_kubeconfig_with_new_server_is_not_followed(write: Write)
 async def test_invalid_replacement_kubeconfig_is_reported_and_old_one_kept(write: Write) -> None:
     path = write()
     source = load_kubeconfig(path).credentials
-    path.write_text("")
+    replace(path, "")
     assert await source.credential() == Credential(token=Secret("s3cret"))
-    path.write_text("nonsense: yes")
+    replace(path, "nonsense: yes")
     with pytest.raises(CredentialError, match=r"replaced by an invalid one: kubeconfig .* current-context"):
         await source.credential()
 

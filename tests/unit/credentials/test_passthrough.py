@@ -21,6 +21,7 @@ from milo_discoveryd.credentials.issuers.renewing_credential import RETRY_AFTER_
 from milo_discoveryd.credentials.secret import Secret
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
 from milo_kube.exec_plugin import ExecCommand
+from tests.support.renamed_file import replace
 from tests.unit.credentials.backend import ALPHA, engaged
 from tests.unit.credentials.tokens import CANARY, certificate, jwt
 
@@ -63,7 +64,7 @@ async def test_token_file_is_passed_through_and_followed(tmp_path: Path) -> None
     first = await source.mint(WANTED)
     assert (await source.mint(MintRequest(ttl_s=600, held=first.credential))).credential == first.credential
     renewed = jwt(exp=time.time() + 1200)
-    file.write_text(renewed)
+    replace(file, renewed)
     second = await source.mint(MintRequest(ttl_s=600, held=first.credential))
     assert second.credential.token is not None
     assert second.credential.token.reveal() == renewed

@@ -33,6 +33,7 @@ from milo_discoveryd.credentials.issuers.token_exchange import (
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
 from milo_sandbox import Sandbox
 from tests.integration.watchers.api_server import ApiServer, Handler, answering
+from tests.support.renamed_file import replace
 from tests.unit.credentials.tokens import CANARY, jwt
 
 WANTED = MintRequest(ttl_s=600)
@@ -90,7 +91,7 @@ async def test_renewed_subject_token_is_used(tmp_path: Path) -> None:
     async with Sandbox() as sandbox:
         issuer = sandbox_issuer(tmp_path, sandbox, sandbox.tokens.issue("first", audiences=[sandbox.url]))
         await issuer.mint(WANTED)
-        (tmp_path / "subject").write_text(sandbox.tokens.issue("second, and longer", audiences=[sandbox.url]))
+        replace(tmp_path / "subject", sandbox.tokens.issue("second, and longer", audiences=[sandbox.url]))
         minted = await issuer.mint(WANTED)
         assert minted.credential.token is not None
         assert sandbox.tokens.subject(minted.credential.token.reveal()) == "second, and longer"
