@@ -3,6 +3,7 @@ package informer
 import (
 	"bytes"
 	"encoding/binary"
+	"strings"
 
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer/streaming"
@@ -12,6 +13,8 @@ const maxFrame = 16 << 20 // as in client-go
 
 // split finds the first frame in what was read since the last one.
 type split interface {
+	// begins returns whether the first byte that was read after a frame begins the next one.
+	begins(next byte) bool
 	// split returns the frame and what follows it. Without a complete frame it returns what is to be read on.
 	split(read []byte) (frame, rest []byte, err error)
 }
@@ -31,6 +34,8 @@ func framesOf(mediaType string) split {
 // delimitedFrames are those of protobuf, with their length in four bytes before them.
 type delimitedFrames struct{}
 
+func (delimitedFrames) begins(byte) bool { return true }
+
 func (delimitedFrames) split(read []byte) (frame, rest []byte, err error) {
 	const prefix = 4
 	if len(read) < prefix {
@@ -47,6 +52,8 @@ func (delimitedFrames) split(read []byte) (frame, rest []byte, err error) {
 	return read[prefix:end], read[end:], nil
 }
 
+const whiteSpace = " \t\r\n"
+
 // jsonFrames are JSON objects, possibly with white space between them.
 type jsonFrames struct {
 	scanned         int // bytes of the frame
@@ -54,15 +61,17 @@ type jsonFrames struct {
 	quoted, escaped bool
 }
 
+func (*jsonFrames) begins(next byte) bool { return strings.IndexByte(whiteSpace, next) < 0 }
+
 func (f *jsonFrames) split(read []byte) (frame, rest []byte, err error) {
 	if f.scanned == 0 {
-		read = bytes.TrimLeft(read, " \t\r\n")
+		read = bytes.TrimLeft(read, whiteSpace)
 	}
 	for ; f.scanned < len(read); f.scanned++ {
 		if f.ends(read[f.scanned]) {
 			end := f.scanned + 1
 			*f = jsonFrames{}
-			return read[:end], bytes.TrimLeft(read[end:], " \t\r\n"), nil
+			return read[:end], bytes.TrimLeft(read[end:], whiteSpace), nil
 		}
 	}
 	if len(read) > maxFrame {

@@ -217,10 +217,14 @@ func thing(kind string) *unstructured.Unstructured {
 }
 
 func TestIdleInformersHaveOneGoroutine(t *testing.T) {
-	for _, watchLists := range []bool{false, true} {
+	for _, of := range []struct {
+		watchLists bool
+		most       int
+	}{{false, 1000}, {true, 1000}, {true, 1}} { // with one byte at once, the line end after an event comes alone
 		synctest.Test(t, func(t *testing.T) {
 			ctx, stop := context.WithCancel(t.Context())
-			s := newSource(watchLists)
+			s := newSource(of.watchLists)
+			s.most = of.most
 			s.put("first")
 			group := NewGroup(ctx)
 			i := group.New(scheme.Scheme)(s.listerWatcher(), &corev1.ConfigMap{}, time.Hour, toolscache.Indexers{})

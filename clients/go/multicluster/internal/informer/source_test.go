@@ -32,6 +32,7 @@ type source struct {
 	taken      bool   // whether its clients are from Client
 	partial    bool   // whether it serves metadata
 	timeout    time.Duration
+	most       int    // bytes that a client gets at once from a watch
 	sent       func() // called under the lock after the list that a watch begins with
 
 	mu      sync.Mutex
@@ -57,7 +58,7 @@ type change struct {
 
 func newSource(watchLists bool) *source {
 	return &source{
-		watchLists: watchLists, mediaType: runtime.ContentTypeJSON, taken: true, version: 1,
+		watchLists: watchLists, mediaType: runtime.ContentTypeJSON, taken: true, most: 1000, version: 1,
 		objects: map[string]*corev1.ConfigMap{}, streams: map[*connection]struct{}{},
 	}
 }
@@ -108,7 +109,7 @@ func (s *source) list() runtime.Object {
 }
 
 func (s *source) watch(ctx context.Context, query url.Values) (io.ReadCloser, *apierrors.StatusError) {
-	stream := newConnection()
+	stream := newConnection(s.most)
 	if query.Has("sendInitialEvents") {
 		if !s.watchLists {
 			return nil, apierrors.NewInvalid(corev1.SchemeGroupVersion.WithKind("ListOptions").GroupKind(), "", nil)
@@ -271,14 +272,15 @@ func (s *source) fail(err error) {
 
 // connection is the body of the response to a watch, which a client gets in parts.
 type connection struct {
+	most  int // bytes in a part
 	mu    sync.Mutex
 	more  *sync.Cond
 	sent  []byte
 	ended bool
 }
 
-func newConnection() *connection {
-	c := &connection{}
+func newConnection(most int) *connection {
+	c := &connection{most: most}
 	c.more = sync.NewCond(&c.mu)
 	return c
 }
@@ -308,7 +310,7 @@ func (c *connection) Read(to []byte) (int, error) {
 		}
 		c.more.Wait()
 	}
-	n := copy(to[:min(len(to), 1+rand.IntN(1000))], c.sent)
+	n := copy(to[:min(len(to), 1+rand.IntN(c.most))], c.sent)
 	c.sent = c.sent[n:]
 	return n, nil
 }

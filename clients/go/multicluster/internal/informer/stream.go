@@ -42,14 +42,14 @@ func newStream(theirs watch.Interface, from taken, negotiator runtime.ClientNego
 	return &stream{taken: from, events: events, objects: objects, began: time.Now()}, nil
 }
 
-// wait returns when there is something to decode, or an error.
+// wait returns when there is something to decode, or an error. White space is not: it may come long before the next frame,
+// since a read can end before the line end of the last one.
 func (s *stream) wait() {
-	if s.theirs != nil || len(s.read) > 0 || s.failed != nil {
-		return
-	}
-	var n int
-	if n, s.failed = s.body.Read(s.first[:]); n > 0 {
-		s.read = append(make([]byte, 0, bytes.MinRead), s.first[0])
+	for s.theirs == nil && len(s.read) == 0 && s.failed == nil {
+		var n int
+		if n, s.failed = s.body.Read(s.first[:]); n > 0 && s.frames.begins(s.first[0]) {
+			s.read = append(make([]byte, 0, bytes.MinRead), s.first[0])
+		}
 	}
 }
 
