@@ -61,6 +61,22 @@ def key(source: str, cluster: str) -> str:
     return f"{source}#{cluster}"
 
 
+def create_hub(hub: Sandbox, kubeconfig: Path) -> None:
+    """Create the control plane that has the Leases of a group, and write its kubeconfig."""
+    hub.projects.create(HUB, ready=True)
+    write(kubeconfig, hub.kubeconfig(project=HUB, token=hub.token()))
+
+
+def sharding(kubeconfig: Path) -> dict[str, str]:
+    """Return the settings of a group whose Leases are in the hub."""
+    return {"group": "matrix", "namespace": "default", "kubeconfig": str(kubeconfig)}
+
+
+def pod(number: int) -> dict[str, str]:
+    """Return the environment of a daemon, by which it has the same name in the group after a restart."""
+    return {"POD_NAME": f"member-{number}", "POD_UID": f"pod-{number}"}
+
+
 class Cell(NamedTuple):
     sources: str
     """One, two of a kind, reduced or files."""
@@ -114,8 +130,7 @@ class World:
         """The same for consumers that may have the clusters of one tenant."""
         self.gate = Gate(cell.sources, cell.daemons, directory, hub)
         self._kubeconfig = directory / "hub"
-        hub.projects.create(HUB, ready=True)
-        write(self._kubeconfig, hub.kubeconfig(project=HUB, token=hub.token()))
+        create_hub(hub, self._kubeconfig)
         self._kubeconfigs: dict[str, set[str]] = {}
         self.watches: dict[int, Watch] = {}
         """Of each daemon's subscriber."""
@@ -278,11 +293,10 @@ class World:
             (self._directory / f"state-{number}").mkdir(mode=0o700)
             config["state_directory"] = str(self._directory / f"state-{number}")
         if self.cell.daemons > 1:
-            config["sharding"] = {"group": "matrix", "namespace": "default", "kubeconfig": str(self._kubeconfig)}
+            config["sharding"] = sharding(self._kubeconfig)
         file = self._directory / f"{number}.yaml"
         file.write_text(yaml.safe_dump(config))
-        environ = {"POD_NAME": f"member-{number}", "POD_UID": f"pod-{number}"}
-        return DaemonProcess(self.address(number), "--config", str(file), environ=environ, is_forked=True)
+        return DaemonProcess(self.address(number), "--config", str(file), environ=pod(number), is_forked=True)
 
     def _issuer(self, name: str) -> dict[str, Any]:
         several = {"sources": [name]} if len(self.upstreams) > 1 else {}

@@ -1,53 +1,72 @@
-"""The public scenarios on daemons with a state file and on members of a shard group, which change nothing of them."""
+"""The public scenarios with two sources, with state files and on shard groups, which change nothing of them."""
 
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from milo_sandbox import Sandbox
-from milo_sandbox.kubeconfigs import write
-from tests.end_to_end.matrix.cell import HUB
+from tests.end_to_end.matrix.cell import create_hub, pod, sharding
+from tests.end_to_end.matrix.idle_source import beside_idle_source, with_keys
 from tests.end_to_end.scenarios import reading
 from tests.end_to_end.scenarios.__main__ import OWN
 from tests.end_to_end.scenarios.running import chosen
-from tests.end_to_end.scenarios.scenario_run import run_scenario
+from tests.end_to_end.scenarios.scenario_run import Setup, run_scenario
 from tests.end_to_end.scenarios.servers import Sandboxes
 from tests.end_to_end.scenarios.steps import Mode, OnDaemon, Scenario
 
-PARTS = [
-    (scenario, mode)
-    for scenario, mode in chosen(scenario for file in OWN for scenario in reading.load(file))
-    if isinstance(scenario, Scenario)
-]
-ENDS = [part for part in PARTS if any(isinstance(step, OnDaemon) for _, step in part[0].steps)]
-"""Those in which the daemon ends. A member of a group that returns loses its clusters for a while on a busy machine:
-the cells of the matrix have that."""
-OF_STATE = PARTS
-OF_GROUP = [part for part in PARTS if part not in ENDS]
-SOME = {"recreated-is-another-cluster-project", "label-selector-limits-project-control-plane"}
-"""The scenarios of each CI run; all of them run nightly (`--cells all`)."""
+ONE = ("one", "no-state", 1)
+"""The cell in which tests/end_to_end/scenarios runs them."""
+CELLS = [each for each in product(("one", "two"), ("no-state", "state"), (1, 3)) if each != ONE]
+"""Sources, state and number of daemons."""
+SOME = {
+    "recreated-is-another-cluster-project-one-state-1",
+    "label-selector-limits-project-control-plane-two-state-1",
+    "many-changes-across-a-compaction-project-two-no-state-3",
+}
+"""The runs of each CI run; all of them run nightly (`--cells all`)."""
+
+
+def makes_sense(scenario: Scenario, sources: str, daemons: int) -> bool:
+    """Return whether a scenario can hold in a cell.
+
+    The former name of the mode is a setting of the only source. Where the daemon ends, a group may disengage its
+    clusters: a member that returns engages nothing for 10 s, and its ownership ends 20 s after it was last renewed. The
+    cells of the matrix have that.
+    """
+    is_of_one = "internalServiceDiscovery" in scenario.settings
+    ends_daemon = any(isinstance(step, OnDaemon) for _, step in scenario.steps)
+    return not (is_of_one and sources == "two") and not (ends_daemon and daemons > 1)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    parts = OF_GROUP if "group" in metafunc.function.__name__ else OF_STATE
-    ids = [f"{scenario.name}-{mode}" for scenario, mode in parts]
     is_all = metafunc.config.getoption("--cells") == "all"
-    wanted = [(part, each) for part, each in zip(parts, ids, strict=True) if is_all or each in SOME]
-    metafunc.parametrize(("scenario", "mode"), [part for part, _ in wanted], ids=[each for _, each in wanted])
+    parts = chosen(scenario for file in OWN for scenario in reading.load(file))
+    runs = {
+        f"{scenario.name}-{mode}-{sources}-{state}-{daemons}": (scenario, mode, sources, state, daemons)
+        for (scenario, mode), (sources, state, daemons) in product(parts, CELLS)
+        if isinstance(scenario, Scenario) and makes_sense(scenario, sources, daemons)
+    }
+    wanted = runs if is_all else {name: runs[name] for name in sorted(SOME)}
+    metafunc.parametrize(("scenario", "mode", "sources", "state", "daemons"), wanted.values(), ids=wanted.keys())
 
 
-async def test_scenario_passes_on_a_daemon_with_a_state_file(scenario: Scenario, mode: Mode, directory: Path) -> None:
-    state = directory / "state"
-    state.mkdir(mode=0o700)
-    await run_scenario(scenario, mode, Sandboxes(), more_settings={"state_directory": str(state)})
+async def test_scenario_passes_in_a_cell(
+    scenario: Scenario, mode: Mode, sources: str, state: str, daemons: int, directory: Path
+) -> None:
+    def adapt(number: int, settings: dict[str, Any]) -> dict[str, Any]:
+        if sources == "two":
+            settings = beside_idle_source(settings)
+        if state == "state":
+            (directory / f"state-{number}").mkdir(mode=0o700)
+            settings["state_directory"] = str(directory / f"state-{number}")
+        if daemons > 1:
+            settings["sharding"] = sharding(directory / "hub")
+        return settings
 
-
-async def test_scenario_passes_on_a_member_of_a_shard_group(scenario: Scenario, mode: Mode, directory: Path) -> None:
     async with Sandbox() as hub:
-        hub.projects.create(HUB, ready=True)
-        kubeconfig = directory / "hub"
-        write(kubeconfig, hub.kubeconfig(project=HUB, token=hub.token()))
-        sharding: dict[str, Any] = {"group": "matrix", "namespace": "default", "kubeconfig": str(kubeconfig)}
-        environ = {"POD_NAME": "member-0", "POD_UID": "pod-0"}
-        await run_scenario(scenario, mode, Sandboxes(), more_settings={"sharding": sharding}, environ=environ)
+        create_hub(hub, directory / "hub")
+        setups = [Setup(partial(adapt, number), pod(number)) for number in range(daemons)]
+        await run_scenario(with_keys(scenario) if sources == "two" else scenario, mode, Sandboxes(), daemons=setups)

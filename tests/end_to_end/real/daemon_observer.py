@@ -50,7 +50,7 @@ class DaemonObserver:
         await self._stack.enter_async_context(self.daemon)
         await self.daemon.start()
         self._client = await self._stack.enter_async_context(DiscoveryClient(self.daemon.address))
-        self._subscriber = Subscriber(self.daemon.address, Subscribe(), patience_s=_LONGEST_S)
+        self._subscriber = Subscriber([self.daemon.address], Subscribe(), patience_s=_LONGEST_S)
         self._stack.push_async_callback(self._subscriber.close)
         return self
 

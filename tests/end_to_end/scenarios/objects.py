@@ -87,8 +87,8 @@ class Objects:
         await self._session.close()
 
     def uids(self, name: str) -> list[str]:
-        """Return the UIDs that subscribers know, oldest first."""
-        return self._uids.get(name, [])
+        """Return the UIDs that subscribers know by a name, or by a key with the name of a source, oldest first."""
+        return self._uids.get(name.rpartition("#")[2], [])
 
     async def create(
         self,

@@ -1,15 +1,15 @@
 """One run of a scenario in one mode: a server, a daemon process, subscribers, and the steps in order."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, assert_never
+from typing import Any, NamedTuple, assert_never
 
 import yaml
 
-from milo_discovery import DiscoveryClient, TimedOut, Unavailable
+from milo_discovery import DiscoveryClient, Sharding, Unavailable
 from tests.end_to_end.process.daemon import DaemonEndedError, DaemonProcess
 from tests.end_to_end.real.process import ProcessError
 from tests.end_to_end.scenarios import kubeconfig, steps
@@ -19,6 +19,7 @@ from tests.end_to_end.scenarios.steps import Act, Mode, Scenario, Subscribe, Wri
 from tests.end_to_end.scenarios.subscriber import PATIENCE_S, Subscriber, UnexpectedError
 
 _LOOK_EVERY_S = 0.02
+_GROUP_SETTLED_WITHIN_S = 120.0
 
 
 class ScenarioFailedError(Exception):
@@ -26,8 +27,17 @@ class ScenarioFailedError(Exception):
 
     def __init__(self, where: str, why: str, daemon: str) -> None:
         super().__init__(f"{where}: {why}")
+        self.add_note(f"The daemon said last:\n{daemon}")
         self.daemon = daemon
         """The last lines of the daemon's log."""
+
+
+class Setup(NamedTuple):
+    """How a daemon runs a scenario."""
+
+    adapt: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    """Returns the daemon's settings, given those of the scenario."""
+    environ: Mapping[str, str] = {}
 
 
 async def run_scenario(
@@ -36,10 +46,9 @@ async def run_scenario(
     servers: Servers,
     *,
     patience_s: float = PATIENCE_S,
-    more_settings: Mapping[str, Any] | None = None,
-    environ: Mapping[str, str] | None = None,
+    daemons: Sequence[Setup] = (Setup(),),
 ) -> None:
-    """Run a scenario in a mode, on a daemon with `more_settings` that change nothing of what it says.
+    """Run a scenario in a mode, on one daemon or on all members of a shard group.
 
     Raises ScenarioFailedError.
     """
@@ -47,22 +56,24 @@ async def run_scenario(
     with TemporaryDirectory(prefix="milo-") as name:
         async with AsyncExitStack() as stack:
             server = await stack.enter_async_context(servers.acquire(mode, Path(name)))
-            settings = {**_settings(scenario.settings, mode, server, Path(name)), **(more_settings or {})}
-            config = Path(name) / "config.yaml"
-            config.write_text(yaml.safe_dump(settings))
-            process = DaemonProcess(settings["listen"][0], "--config", str(config), environ=environ, is_forked=True)
-            daemon = await stack.enter_async_context(process)
+            settings = _settings(scenario.settings, mode, server)
+            processes = []
+            for number, setup in enumerate(daemons):
+                address = f"unix://{name}/{number}.sock"
+                config = Path(name) / f"{number}.yaml"
+                config.write_text(yaml.safe_dump(setup.adapt({**settings, "listen": [address]})))
+                process = DaemonProcess(address, "--config", str(config), environ=setup.environ, is_forked=True)
+                processes.append(await stack.enter_async_context(process))
             written = Objects(mode, kubeconfig.read(server.kubeconfig), has_controllers=server.has_controllers)
             objects = await stack.enter_async_context(written)
-            run = ScenarioRun(server, daemon, objects, patience_s)
+            run = ScenarioRun(server, processes, objects, patience_s)
             stack.push_async_callback(run.close)
             await run.execute(scenario)
 
 
-def _settings(given: Mapping[str, Any], mode: Mode, server: ApiServer, directory: Path) -> dict[str, Any]:
+def _settings(given: Mapping[str, Any], mode: Mode, server: ApiServer) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "discovery_kubeconfig": str(server.kubeconfig),
-        "listen": [f"unix://{directory / 'discovery.sock'}"],
         "http_listen": "off",
         # The endpoints of a scenario's clusters do not exist, so probes are off.
         "connectivity": {"interval": "off"},
@@ -75,43 +86,70 @@ def _settings(given: Mapping[str, Any], mode: Mode, server: ApiServer, directory
 class ScenarioRun:
     """Executes the steps of one scenario, with its subscribers."""
 
-    def __init__(self, server: ApiServer, daemon: DaemonProcess, objects: Objects, patience_s: float) -> None:
+    def __init__(
+        self, server: ApiServer, daemons: Sequence[DaemonProcess], objects: Objects, patience_s: float
+    ) -> None:
         self._server = server
         self._server_runs = True
-        self._daemon = daemon
+        self._daemons = daemons
         self._objects = objects
         self._patience_s = patience_s
-        self._client = DiscoveryClient(daemon.address)
+        # A call has the limit of the expectation that makes it, since a busy machine may take long to answer.
+        self._clients = [DiscoveryClient(daemon.address, timeout=None) for daemon in daemons]
         self._present: dict[str, Subscriber] = {}
         self._gone: dict[str, Subscriber] = {}
 
     async def execute(self, scenario: Scenario) -> None:
         where = "at the start"
         try:
-            await self._daemon.start()
+            for daemon in self._daemons:
+                await daemon.start()
+            await self._during(self._joined())
             if not isinstance(scenario.steps[0][1], Subscribe):
-                await self._daemon.during(self._subscribe(Subscribe()))
+                await self._during(self._subscribe(Subscribe()))
             for number, (word, step) in enumerate(scenario.steps, start=1):
                 where = f"step {number} ({word})"
                 if isinstance(step, steps.OnDaemon):
                     await self._on_daemon(step)
                 else:
-                    await self._daemon.during(self._do(step))
+                    await self._during(self._do(step))
             where = "at the end"
             await self._end()
         except (UnexpectedError, ServerRefusedError, DaemonEndedError, ProcessError) as error:
-            raise ScenarioFailedError(where, str(error), self._daemon.tail()) from error
+            tails = "\n".join(daemon.tail() for daemon in self._daemons)
+            raise ScenarioFailedError(where, str(error), tails) from error
 
     async def close(self) -> None:
         for subscriber in self._present.values():
             await subscriber.close()
         self._present.clear()
-        await self._client.close()
+        for client in self._clients:
+            await client.close()
+
+    async def _during(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do `work`, unless one of the daemons ends."""
+        for daemon in self._daemons:
+            work = daemon.during(work)
+        await work
+
+    async def _joined(self) -> None:
+        """Wait until the daemons, if they are a group, have divided the clusters, none of which moves from then on."""
+        group: Sharding | None = None
+        try:
+            async with asyncio.timeout(_GROUP_SETTLED_WITHIN_S):
+                for client in self._clients:
+                    while (group := (await client.server_info()).sharding) and not self._has_all(group):  # noqa: ASYNC110
+                        await asyncio.sleep(_LOOK_EVERY_S)
+        except TimeoutError:
+            raise UnexpectedError(f"the group did not settle: {group}") from None
+
+    def _has_all(self, group: Sharding) -> bool:
+        return group.settled and len(group.members) == len(self._daemons)
 
     async def _end(self) -> None:
         await self.close()
         await self._terminate()
-        if "Traceback" in self._daemon.output:
+        if any("Traceback" in daemon.output for daemon in self._daemons):
             raise UnexpectedError("the daemon's log has a traceback")
 
     async def _do(self, step: Act) -> None:
@@ -180,22 +218,32 @@ class ScenarioRun:
 
     async def _on_daemon(self, step: steps.OnDaemon) -> None:
         """Act on the daemon, and return once it and its subscribers are back."""
-        await (self._terminate() if step.action == "restart" else self._daemon.kill())
+        if step.action == "restart":
+            await self._terminate()
+        else:
+            for daemon in self._daemons:
+                await daemon.kill()
         for subscriber in self._present.values():
             await subscriber.disconnected()
-        await self._daemon.start()
+        for daemon in self._daemons:
+            await daemon.start()
         await self._settled()
 
     async def _terminate(self) -> None:
-        status = await self._daemon.terminate()
-        if status != 0:
-            raise UnexpectedError(f"the daemon ended with status {status} on SIGTERM")
+        for daemon in self._daemons:
+            try:
+                status = await daemon.terminate()
+            except TimeoutError:
+                raise UnexpectedError("the daemon did not end on SIGTERM") from None
+            if status != 0:
+                raise UnexpectedError(f"the daemon ended with status {status} on SIGTERM")
 
     async def _subscribe(self, asked: Subscribe) -> None:
         if asked.who in self._present:
             raise UnexpectedError(f"there is a subscriber {asked.who!r} already")
         self._gone.pop(asked.who, None)
-        self._present[asked.who] = Subscriber(self._daemon.address, asked, patience_s=self._patience_s)
+        addresses = [daemon.address for daemon in self._daemons]
+        self._present[asked.who] = Subscriber(addresses, asked, patience_s=self._patience_s)
         await self._settled()
 
     async def _settled(self) -> None:
@@ -204,7 +252,7 @@ class ScenarioRun:
             await (subscriber.current() if self._server_runs else subscriber.connected())
 
     async def _expect_engaged(self, step: steps.ExpectEngaged) -> None:
-        seen: set[str] | str = ""
+        seen: list[str] | str = ""
         try:
             async with asyncio.timeout(self._patience_s):
                 while not _matches(step, seen := await self._listed()):  # noqa: ASYNC110 - only asking tells
@@ -212,11 +260,11 @@ class ScenarioRun:
         except TimeoutError:
             raise UnexpectedError(_mismatch(step, seen)) from None
 
-    async def _listed(self) -> set[str] | str:
-        """Return the names, or the reason why there are none."""
+    async def _listed(self) -> list[str] | str:
+        """Return the names, or the reason why there are none; a name is there twice if two members have the cluster."""
         try:
-            return {cluster.name for cluster in await self._client.list()}
-        except (Unavailable, TimedOut) as error:
+            return [cluster.name for client in self._clients for cluster in await client.list()]
+        except Unavailable as error:
             return str(error)
 
     def _presently(self, who: str) -> Subscriber:
@@ -228,23 +276,23 @@ class ScenarioRun:
         return self._gone[who] if who in self._gone else self._presently(who)
 
 
-def _matches(step: steps.ExpectEngaged, seen: set[str] | str) -> bool:
+def _matches(step: steps.ExpectEngaged, seen: list[str] | str) -> bool:
     if isinstance(seen, str):
         return False
-    return len(seen) == step.count if step.names is None else seen == step.names
+    return len(seen) == step.count if step.names is None else sorted(seen) == sorted(step.names)
 
 
-def _mismatch(step: steps.ExpectEngaged, seen: set[str] | str) -> str:
+def _mismatch(step: steps.ExpectEngaged, seen: list[str] | str) -> str:
     if isinstance(seen, str):
         return f"ListClusters gave no answer: {seen or 'none came in time'}"
     if step.names is None:
         return f"ListClusters gave {len(seen)} clusters and not {step.count}: {_names(seen)}"
     return (
         f"ListClusters gave {_names(seen)} and not {_names(step.names)}: "
-        f"missing {_names(step.names - seen)}, unexpected {_names(seen - step.names)}"
+        f"missing {_names(step.names.difference(seen))}, unexpected {_names(set(seen) - step.names)}"
     )
 
 
-def _names(names: set[str] | frozenset[str]) -> str:
+def _names(names: Collection[str]) -> str:
     some = sorted(names)[:20]
     return (", ".join(some) or "none") + (", ..." if len(names) > len(some) else "")

@@ -1,7 +1,7 @@
 """A subscriber that uses the client library as an operator does, and records events."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -31,69 +31,96 @@ class UnexpectedError(Exception):
     """The events differ from the scenario."""
 
 
-class Subscriber:
-    def __init__(self, address: str, asked: Subscribe, *, patience_s: float = PATIENCE_S) -> None:
-        self.name = asked.who
-        self._patience_s = patience_s
+class _Stream:
+    """What one daemon sends to a subscriber."""
+
+    def __init__(self, address: str, asked: Subscribe, events: list[Event], arrived: asyncio.Event) -> None:
+        """Append what comes to `events`, and set `arrived` each time."""
         self._client = DiscoveryClient(address)
-        self._watch = self._client.watch(
+        self.watch = self._client.watch(
             label_selector=asked.label_selector, names=asked.names, organizations=asked.organizations
         )
-        self._events: list[Event] = []
-        self._is_connected = False
-        self._is_current = False
+        self.is_connected = False
+        self.is_current = False
         """Whether it received everything that the daemon knew when it connected."""
+        self._events, self._arrived = events, arrived
+        self.recording = asyncio.create_task(self._record(), name=f"subscriber {asked.who}")
+        self.recording.add_done_callback(lambda _: arrived.set())
+
+    async def _record(self) -> None:
+        async for item in self.watch.feed():
+            match item:
+                case Event():
+                    self._events.append(item)
+                case Connected():
+                    self.is_connected, self.is_current = True, item.resumed
+                case Synced():
+                    self.is_current = True
+                case Disconnected():
+                    self.is_connected = self.is_current = False
+            self._arrived.set()
+
+    async def reconnect(self) -> None:
+        self.is_connected = self.is_current = False
+        await self.watch.reconnect()
+
+    async def close(self) -> None:
+        await self._client.close()
+        await asyncio.wait((self.recording,))
+
+
+class Subscriber:
+    def __init__(self, addresses: Iterable[str], asked: Subscribe, *, patience_s: float = PATIENCE_S) -> None:
+        """Subscribe to a daemon, or to each member of a group, whose events are recorded in the order of arrival."""
+        self.name = asked.who
+        self._patience_s = patience_s
+        self._events: list[Event] = []
         self._arrived = asyncio.Event()
         self._expected = 0
         """The number of events that `expect` steps have consumed so far."""
         self._examined = 0
         """The number of events that any expectation has seen."""
-        self._recording = asyncio.create_task(self._record(), name=f"subscriber {self.name}")
-        self._recording.add_done_callback(lambda _: self._arrived.set())
-
-    async def _record(self) -> None:
-        async for item in self._watch.feed():
-            match item:
-                case Event():
-                    self._events.append(item)
-                case Connected():
-                    self._is_connected, self._is_current = True, item.resumed
-                case Synced():
-                    self._is_current = True
-                case Disconnected():
-                    self._is_connected = self._is_current = False
-            self._arrived.set()
+        self._streams = [_Stream(address, asked, self._events, self._arrived) for address in addresses]
 
     async def close(self) -> None:
-        """Close the stream; recorded events are kept."""
-        await self._client.close()
-        await asyncio.wait((self._recording,))
+        """Close the streams; recorded events are kept."""
+        for stream in self._streams:
+            await stream.close()
 
     # --- connection ---
 
     async def connected(self) -> None:
-        await self._comes(lambda: self._is_connected, lambda: f"{self.name} was not connected to the daemon")
+        await self._comes(
+            lambda: all(each.is_connected for each in self._streams),
+            lambda: f"{self.name} was not connected to the daemon",
+        )
 
     async def current(self) -> None:
-        await self._comes(lambda: self._is_current, lambda: f"{self.name} was given no complete view")
+        await self._comes(
+            lambda: all(each.is_current for each in self._streams), lambda: f"{self.name} was given no complete view"
+        )
 
     async def disconnected(self) -> None:
-        await self._comes(lambda: not self._is_connected, lambda: f"{self.name} did not notice the daemon's end")
+        await self._comes(
+            lambda: not any(each.is_connected for each in self._streams),
+            lambda: f"{self.name} did not notice the daemon's end",
+        )
 
     async def reconnect(self) -> None:
-        self._is_connected = self._is_current = False
-        await self._watch.reconnect()
+        for stream in self._streams:
+            await stream.reconnect()
 
     async def expect_source(self, state: str) -> None:
-        def source_state() -> str:
-            return self._watch.source.state.name if self._watch.source else "nothing"
+        def last() -> set[str]:
+            return {source.state.name if (source := each.watch.source) else "nothing" for each in self._streams}
 
         try:
             # A new connection causes no event.
-            await eventually(lambda: source_state() == state, within_s=self._patience_s)
+            await eventually(lambda: last() == {state}, within_s=self._patience_s)
         except TimeoutError:
+            states = ", ".join(sorted(last()))
             raise UnexpectedError(
-                f"within {self._patience_s:g} s {self.name} did not receive {state}; its last state is {source_state()}"
+                f"within {self._patience_s:g} s {self.name} did not receive {state}; its last state is {states}"
             ) from None
 
     # --- events ---
@@ -189,10 +216,11 @@ class Subscriber:
             await self._arrived.wait()
 
     def _check(self) -> None:
-        if self._recording.done() and (error := self._recording.exception()) is not None:
-            if isinstance(error, DiscoveryError):
-                raise UnexpectedError(f"the stream of {self.name} was ended: {error}") from error
-            raise error
+        for stream in self._streams:
+            if stream.recording.done() and (error := stream.recording.exception()) is not None:
+                if isinstance(error, DiscoveryError):
+                    raise UnexpectedError(f"the stream of {self.name} was ended: {error}") from error
+                raise error
 
 
 def _missing(verdict: Verdict) -> str:
