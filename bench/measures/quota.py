@@ -29,6 +29,8 @@ _QUOTA = "quota.miloapis.com/v1alpha1"
 _GRANTED, _DENIED = "QuotaAvailable", "QuotaExceeded"
 _NOT_YET = (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY)
 """The server's answers while it does not know a new project's namespace or a new registration."""
+_BUSY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT)
+"""The server's answers while it has more work than it can do, as after a failover."""
 
 
 class Consumer(msgspec.Struct, frozen=True):
@@ -155,7 +157,7 @@ async def _create(
     body = {"apiVersion": _QUOTA if spec else "v1", "kind": kind, "metadata": {"name": name}, "spec": spec or {}}
     while True:
         async with session.post(collection, json=body) as answer:
-            if answer.status not in _NOT_YET:
+            if answer.status not in (*_NOT_YET, *_BUSY):
                 if answer.status >= 400 and answer.status != HTTPStatus.CONFLICT:
                     raise ConnectionError(f"POST {collection}: {answer.status} {await answer.text()}")
                 return
@@ -163,6 +165,9 @@ async def _create(
 
 
 async def _list(session: aiohttp.ClientSession, collection: str) -> list[dict[str, Any]]:
-    async with session.get(collection) as answer:
-        answer.raise_for_status()
-        return (await answer.json())["items"]
+    while True:
+        async with session.get(collection) as answer:
+            if answer.status not in _BUSY:
+                answer.raise_for_status()
+                return (await answer.json())["items"]
+        await asyncio.sleep(_LOOK_EVERY_S)
