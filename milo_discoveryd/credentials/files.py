@@ -9,7 +9,8 @@ from milo_discoveryd.daemon_errors import CredentialError
 MAX_BYTES = 1 << 20
 REREAD_EVERY_S = 60.0  # even if stat is unchanged: some file systems store times in whole seconds
 SETTLED_S = 5.0
-"""How long a file that is written in place keeps its last good content: half a token or bundle can be valid."""
+"""A file that was written less than this ago may still be incomplete, and half of it can be valid: a shorter token,
+address or bundle. It is not used until then, unless it was renamed to its name."""
 
 
 class FileContent:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from milo_discoveryd.credentials.files import SETTLED_S
 from milo_discoveryd.sources.kind import FileObject, Files
 from milo_discoveryd.sources.reading import MalformedError
 
@@ -20,9 +21,6 @@ MAX_BYTES = 256 << 10
 MAX_BYTES_OF_ALL = 1 << 20
 """Size limit of a file that describes all clusters."""
 MAX_FILES = 10_000
-SETTLED_S = 5.0
-"""A file that was written less than this ago may still be incomplete, and a truncated kubeconfig can be valid: with a
-shorter address, a shorter token, or fewer contexts. It is not used until then, unless it was renamed to its name."""
 _UNFINISHED = ("~", ".tmp", ".swp", ".lock", ".part")
 
 

@@ -5,8 +5,8 @@ import math
 from collections.abc import Callable, Set
 from contextlib import suppress
 
+from milo_discoveryd.credentials.files import SETTLED_S
 from milo_discoveryd.credentials.kubeconfig_files import (
-    SETTLED_S,
     FilesError,
     KubeconfigFiles,
     Scan,

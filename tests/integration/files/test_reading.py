@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from milo_discoveryd.credentials.files import SETTLED_S
 from milo_discoveryd.credentials.kubeconfig_files import (
     MAX_BYTES,
-    SETTLED_S,
     FilesError,
     KubeconfigFiles,
     UnsettledFileError,
