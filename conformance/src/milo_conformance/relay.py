@@ -21,6 +21,8 @@ class Relay:
         self._flows: set[asyncio.Event] = set()
         self.connected = 0
         """The connections so far."""
+        self.closed: asyncio.Queue[None] = asyncio.Queue()
+        """Has an item for each connection that was closed."""
 
     @property
     def address(self) -> str:
@@ -81,6 +83,7 @@ class Relay:
             for each in self._writers & {writer, locals().get("back", writer)}:
                 self._writers.discard(each)
                 each.transport.abort()
+            self.closed.put_nowait(None)
 
     async def _forward(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flowing: asyncio.Event

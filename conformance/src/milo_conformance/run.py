@@ -160,6 +160,33 @@ class Run:
             return
         raise CaseFailed(f"stream {stream.number} was opened, {why}")
 
+    async def refuses_server(self, why: str) -> None:
+        """Wait until the subscriber has closed two connections, and fail if it opens a stream first."""
+
+        async def closed() -> None:
+            for _ in range(2):
+                await self.daemon.relay.closed.get()
+
+        opens, closes = asyncio.create_task(self.daemon.streams.get()), asyncio.create_task(closed())
+        done, pending = await asyncio.wait({opens, closes}, timeout=LIMIT_S, return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:
+            task.cancel()
+        if opens in done:
+            raise CaseFailed(f"stream {opens.result().number} was opened, {why}")
+        if not done:
+            raise CaseFailed(f"no two connections were tried within {LIMIT_S:g} s")
+
+    async def refuses_settings(self, environment: Mapping[str, str], why: str, *, is_tcp: bool = False) -> None:
+        """Fail if the subscriber opens a stream with these settings, within the time that it needs without them."""
+        started_at = time.monotonic()
+        await self.stream()
+        took_s = time.monotonic() - started_at
+        await self.close()
+        await self.daemon.relay.stop_listening()
+        self.daemon.relay.is_tcp = is_tcp
+        await self.start(environment)
+        await self.no_stream(2.5 + 2 * took_s, why)
+
     async def told(self, *expected: str, limit_s: float | None = None, ignoring: tuple[str, ...] = ()) -> list[Told]:
         """Wait until the subscriber was told as much, and compare, cluster by cluster, without the fields to ignore."""
         deadline = time.monotonic() + (LIMIT_S if limit_s is None else limit_s)

@@ -41,7 +41,7 @@ async def trusts_only(run: Run, authority: Authority, false: TlsFiles, why: str)
     """Serve a certificate that must not be trusted, and then one that must."""
     run.daemon.use_tls(false)
     await run.start({"MILO_DISCOVERY_CA_FILE": write(run, "ca.pem", authority.certificate)})
-    await run.no_stream(2.5, why)
+    await run.refuses_server(why)
     run.daemon.use_tls(authority.server("localhost"))
     await run.daemon.serve()
     await run.nothing_else(await run.synced("a"))
@@ -108,9 +108,8 @@ async def renewed_token(run: Run) -> None:
     demands="never over TCP without TLS",
 )
 async def token_without_tls(run: Run) -> None:
-    run.daemon.relay.is_tcp = True
-    await run.start({"MILO_DISCOVERY_TOKEN_FILE": write(run, "token", b"one")})
-    await run.no_stream(2.5, "and the token was sent unencrypted")
+    settings = {"MILO_DISCOVERY_TOKEN_FILE": write(run, "token", b"one")}
+    await run.refuses_settings(settings, "and the token was sent unencrypted", is_tcp=True)
 
 
 @identity(
@@ -162,8 +161,9 @@ async def renewed_ca(run: Run) -> None:
     needs=Feature.SERVER_UID,
 )
 async def server_uid(run: Run) -> None:
-    await run.start({"MILO_DISCOVERY_SERVER_UID": str(os.getuid() + 1)})
-    await run.no_stream(2.5, "and the socket's server runs as another user")
+    await run.refuses_settings(
+        {"MILO_DISCOVERY_SERVER_UID": str(os.getuid() + 1)}, "and the socket's server runs as another user"
+    )
 
 
 @identity(
