@@ -44,7 +44,7 @@ from milo_discoveryd.wiring.listeners import listeners, token_reviewer
 from milo_discoveryd.wiring.prober import probe
 from milo_discoveryd.wiring.rules import rights
 from milo_discoveryd.wiring.run_identity import run_identity
-from milo_discoveryd.wiring.signals import coalesced
+from milo_discoveryd.wiring.signals import handled
 from milo_kube.reflect.view_status import ViewState
 
 if TYPE_CHECKING:
@@ -138,15 +138,15 @@ class Daemon:
 
         for number in signals:
             loop.add_signal_handler(number, end, number)
+        handlers = {signal.SIGHUP: self._hung_up, signal.SIGUSR2: self._accept}
         if logging is not None:
             self._metrics.follow_log(lambda: logging.dropped)
-            loop.add_signal_handler(signal.SIGUSR1, coalesced(logging.toggle))
-        loop.add_signal_handler(signal.SIGHUP, coalesced(self._hung_up))
-        loop.add_signal_handler(signal.SIGUSR2, coalesced(self._accept))
+            handlers[signal.SIGUSR1] = logging.toggle
         try:
-            await asyncio.wait((serving,))
+            with handled(handlers):
+                await asyncio.wait((serving,))
         finally:
-            for number in (*signals, signal.SIGHUP, signal.SIGUSR2):
+            for number in signals:
                 loop.remove_signal_handler(number)
         if self.started.is_set():  # an error before that is printed
             log.info("stopped", **stop.fields(serving, loop.time()))

@@ -1,26 +1,56 @@
 """Handlers of signals that users send, such as SIGHUP."""
 
 import asyncio
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 
 INTERVAL_S = 0.2
 """Shortest time between two calls of a handler, which may block for some milliseconds and write to the log."""
 
 
-def coalesced(handle: Callable[[], None]) -> Callable[[], None]:
-    """Return a signal handler that calls `handle`, for all signals within `INTERVAL_S` once."""
-    loop = asyncio.get_running_loop()
-    due_at, waiting = 0.0, False
+@contextmanager
+def handled(handlers: Mapping[signal.Signals, Callable[[], None]]) -> Iterator[None]:
+    """Call a handler in the event loop after its signal, for all signals within `INTERVAL_S` once.
 
-    def signaled() -> None:
-        nonlocal waiting
-        if not waiting:
-            waiting = True
-            loop.call_at(due_at, call)
+    Afterwards the signals are ignored: the process is about to end.
+    """
+    with ExitStack() as stack:
+        for number, handle in handlers.items():
+            stack.callback(_Handler(number, handle).close)
+        yield
 
-    def call() -> None:
-        nonlocal due_at, waiting
-        due_at, waiting = loop.time() + INTERVAL_S, False
-        handle()
 
-    return signaled
+class _Handler:
+    """Ignores its signal from when one arrives until it is handled: a flood interrupts the event loop once for each
+    signal that is not ignored, which leaves the loop no time."""
+
+    def __init__(self, number: signal.Signals, handle: Callable[[], None]) -> None:
+        self._number, self._handle = number, handle
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._due_at = 0.0
+        self._listen()
+
+    def close(self) -> None:
+        signal.signal(self._number, signal.SIG_IGN)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _listen(self) -> None:
+        # Not by the event loop, which is busy for a while at a time.
+        signal.signal(self._number, self._signaled)
+        signal.siginterrupt(self._number, False)
+
+    def _signaled(self, *_: object) -> None:
+        signal.signal(self._number, signal.SIG_IGN)
+        self._loop.call_soon_threadsafe(self._schedule)
+
+    def _schedule(self) -> None:
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._due_at, self._call)
+
+    def _call(self) -> None:
+        self._timer, self._due_at = None, self._loop.time() + INTERVAL_S
+        self._listen()
+        self._handle()
