@@ -43,6 +43,8 @@ async def drain(run: Run) -> None:
     await released(run, "a", "a-1")
     await stream.send(disengaged("a", "MOVED", draining=draining("MOVED")))
     await run.told_only(stream, "DISENGAGED a draining=MOVED reason=MOVED")
+    if len(run.daemon.calls) > 1:
+        raise CaseFailed("the cluster was released more than once")
 
 
 @release(
