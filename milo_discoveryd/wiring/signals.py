@@ -22,8 +22,10 @@ def handled(handlers: Mapping[signal.Signals, Callable[[], None]]) -> Iterator[N
 
 
 class _Handler:
-    """Ignores its signal from when one arrives until it is handled: a flood interrupts the event loop once for each
-    signal that is not ignored, which leaves the loop no time."""
+    """The handler of one signal, which is ignored from its arrival until it is handled.
+
+    Python runs code for each signal that is not ignored, so a flood would block the event loop.
+    """
 
     def __init__(self, number: signal.Signals, handle: Callable[[], None]) -> None:
         self._number, self._handle = number, handle
@@ -38,7 +40,7 @@ class _Handler:
             self._timer.cancel()
 
     def _listen(self) -> None:
-        # Not by the event loop, which is busy for a while at a time.
+        # A handler of the event loop would run after the current callback, which a flood keeps from returning.
         signal.signal(self._number, self._signaled)
         signal.siginterrupt(self._number, False)
 

@@ -22,7 +22,7 @@ class Relay:
         self.connected = 0
         """The connections so far."""
         self.closed: asyncio.Queue[None] = asyncio.Queue()
-        """Has an item for each connection that was closed."""
+        """An item for each connection that was closed."""
 
     @property
     def address(self) -> str:

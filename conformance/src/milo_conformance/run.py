@@ -177,7 +177,10 @@ class Run:
             raise CaseFailed(f"no two connections were tried within {LIMIT_S:g} s")
 
     async def refuses_settings(self, environment: Mapping[str, str], why: str, *, is_tcp: bool = False) -> None:
-        """Fail if the subscriber opens a stream with these settings, within the time that it needs without them."""
+        """Start the subscriber without these settings, then with them; fail if it opens a stream then.
+
+        The time until its first stream bounds how long to wait.
+        """
         started_at = time.monotonic()
         await self.stream()
         took_s = time.monotonic() - started_at
