@@ -14,6 +14,7 @@ from milo_conformance import daemon, run
 from milo_conformance.__main__ import judge_all
 from milo_conformance.cases import every_case
 from milo_conformance.run import Case
+from milo_conformance.subscriber import Program
 
 ROOT = Path(__file__).parents[2]
 PROTO = (ROOT / "proto/milo/discovery/v1/discovery.proto").read_text()
@@ -39,16 +40,32 @@ async def test_subscriber_that_breaks_no_rule_passes_every_case() -> None:
 async def test_each_case_catches_the_subscriber_that_breaks_its_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(daemon, "LIMIT_S", SOON_S)
     monkeypatch.setattr(run, "LIMIT_S", SOON_S)
+    assert await not_caught(every_case()) == []
+
+
+async def test_subscriber_that_breaks_a_rule_is_caught_however_slowly_it_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(daemon, "LIMIT_S", 3 * SOON_S)
+    monkeypatch.setattr(run, "LIMIT_S", 3 * SOON_S)
+    names = {"address-not-there-yet", "server-uid", "token-without-tls"}  # they judge a start
+    cases = [one for one in every_case() if one.name in names]
+    assert len(cases) == len(names)
+    assert await not_caught(cases, "sh", "-c", 'sleep 4; exec "$@"', "sh") == []
+
+
+async def not_caught(cases: list[Case], *prefix: str) -> list[str]:
+    """Return the cases that pass the subscriber that breaks their rule, started with this command before its own."""
     slots = asyncio.Semaphore(16)  # most wait for what does not come
 
     async def is_caught(one: Case) -> bool:
         async with slots:
-            [outcome] = await judge_all([one], matrix.subscriber(one.name), frozenset(), jobs=1)
+            subscriber = Program([*prefix, *matrix.command(one.name)])
+            [outcome] = await judge_all([one], subscriber, frozenset(), jobs=1)
         return outcome.failure is not None
 
-    cases = every_case()
     caught = await asyncio.gather(*map(is_caught, cases))
-    assert [one.name for one, was_caught in zip(cases, caught, strict=True) if not was_caught] == []
+    return [one.name for one, was_caught in zip(cases, caught, strict=True) if not was_caught]
 
 
 @pytest.mark.parametrize("case", every_case(), ids=lambda one: f"{one.profile.value}-{one.name}")

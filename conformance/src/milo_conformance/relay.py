@@ -41,6 +41,7 @@ class Relay:
         if self._listener is not None:
             self._listener.close()
             self._listener = None
+            self._path.unlink(missing_ok=True)  # as a daemon that ends does
 
     def cut(self) -> None:
         """Close all connections."""

@@ -177,9 +177,15 @@ class Run:
             raise CaseFailed(f"no two connections were tried within {LIMIT_S:g} s")
 
     async def refuses_settings(self, environment: Mapping[str, str], why: str, *, is_tcp: bool = False) -> None:
-        """Start the subscriber without these settings, then with them; fail if it opens a stream then.
+        """Start the subscriber without these settings, then with them; fail if it opens a stream then."""
+        await self.no_stream(await self.start_again(environment, is_tcp=is_tcp), why)
 
-        The time until its first stream bounds how long to wait.
+    async def start_again(
+        self, environment: Mapping[str, str] = NO_SETTINGS, *, listening: bool = True, is_tcp: bool = False
+    ) -> float:
+        """Start the subscriber, and once it has opened a stream, start it anew with these settings.
+
+        The time until its first stream tells within how many seconds it would open one again, which are returned.
         """
         started_at = time.monotonic()
         await self.stream()
@@ -187,8 +193,8 @@ class Run:
         await self.close()
         await self.daemon.relay.stop_listening()
         self.daemon.relay.is_tcp = is_tcp
-        await self.start(environment)
-        await self.no_stream(2.5 + 2 * took_s, why)
+        await self.start(environment, listening=listening)
+        return 2.5 + 2 * took_s
 
     async def told(self, *expected: str, limit_s: float | None = None, ignoring: tuple[str, ...] = ()) -> list[Told]:
         """Wait until the subscriber was told as much, and compare, cluster by cluster, without the fields to ignore."""

@@ -669,8 +669,7 @@ async def pending_source(run: Run) -> None:
     demands="and where nothing listens yet, open it again",
 )
 async def address_not_there_yet(run: Run) -> None:
-    await run.start(listening=False)
-    await run.no_stream(1.5, "and nobody listened")
+    await run.no_stream(await run.start_again(listening=False), "and nobody listened")
     await run.daemon.relay.listen()
     stream = await run.synced("a")
     await run.nothing_else(stream)
