@@ -125,8 +125,10 @@ def run(config: Path | None, **flags: Any) -> None:
 
     Settings come from flags, then MILO_DISCOVERYD_... variables, then the file, then defaults.
     """
-    # The kernel ignores signals without a handler for PID 1. This handler applies until the event loop sets its own.
+    # The kernel ignores signals without a handler for PID 1. These apply until the event loop sets its own.
     signal.signal(signal.SIGTERM, _exit_during_startup)
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # there is nothing to reload or accept yet
     gc.disable()  # imports create many objects and no garbage
 
     from milo_discoveryd import process_hardening

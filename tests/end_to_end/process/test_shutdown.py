@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from pathlib import Path
 
 import grpc
 import pytest
@@ -97,3 +98,29 @@ async def test_daemon_exits_if_its_socket_is_removed(workspace: Workspace, harm:
         assert message in daemon.tail(2).splitlines()
         assert workspace.socket.exists() == (harm == "replace")
         assert "Traceback" not in daemon.output
+
+
+async def test_no_other_signal_ends_a_daemon_that_starts(workspace: Workspace) -> None:
+    async with workspace.daemon() as daemon:
+        await daemon.spawn()
+        await daemon.during(eventually(lambda: signal.SIGTERM in caught(daemon.pid)))
+
+        async def flood() -> None:
+            while True:
+                for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+                    daemon.signal(number)
+                await asyncio.sleep(0.001)
+
+        flooding = asyncio.create_task(flood(), name="signals")
+        try:
+            await daemon.wait_for_output('"synced"')
+        finally:
+            flooding.cancel()
+        assert await daemon.terminate() == 0
+
+
+def caught(pid: int) -> set[int]:
+    """Return the signals that a process has handlers for."""
+    [mask] = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt")]
+    bits = int(mask.split()[1], 16)
+    return {number for number in signal.Signals if bits >> (number - 1) & 1}
