@@ -9,6 +9,7 @@ import re
 import shutil
 from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from tests.end_to_end.conformance.clients import CACHE, ROOT
 from tests.end_to_end.examples.building import BUILT, MAVEN, NEEDS_KUBERNETES, alone
 from tests.end_to_end.kubeconfigs.workspace import open_workspace
 
-pytestmark = [pytest.mark.builds, pytest.mark.timeout(900)]  # most of it to wait for other builds
+ENGAGED_WITHIN_S = 900.0
+pytestmark = [pytest.mark.builds, pytest.mark.timeout(2700)]  # most of it to wait for other builds
 
 FILE = re.compile(r"^`([\w./]+)`:\n\n```\w+\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 COMMANDS = re.compile(r"^```sh\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -51,17 +53,19 @@ def clone() -> Path:
 
 
 async def until_engaged(script: str, directory: Path, environ: Mapping[str, str]) -> str:
-    """Run the commands until one prints the engaged cluster; return what they printed."""
+    """Run the commands until one prints the engaged cluster, for `ENGAGED_WITHIN_S`; return what they printed."""
     shell = await asyncio.create_subprocess_exec(
         "sh", "-euc", script, cwd=directory, env={**os.environ, **environ}, stdout=PIPE, stderr=STDOUT, process_group=0
     )
     assert shell.stdout is not None
     printed: list[str] = []
     try:
-        while line := (await shell.stdout.readline()).decode():
-            printed.append(line)
-            if ENGAGED.search(line):
-                break
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ENGAGED_WITHIN_S):
+                while line := (await shell.stdout.readline()).decode():
+                    printed.append(line)
+                    if ENGAGED.search(line):
+                        break
     finally:
         if shell.returncode is None:
             os.killpg(shell.pid, 9)
