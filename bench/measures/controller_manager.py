@@ -19,8 +19,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
+from shutil import rmtree
 from signal import SIGKILL
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -213,7 +214,7 @@ class _Installation:
         """
         figures: Figures = {}
         lists, with_several = 0, 0
-        restarts = self._restarts()
+        restarts = self.restarts()
 
         async def watch_owners() -> None:
             nonlocal lists, with_several
@@ -235,7 +236,7 @@ class _Installation:
             f"{step}.without_member": count - len(owners),
             f"{step}.with_several": max(with_several, sum(len(each) > 1 for each in owners.values())),
             f"{step}.lists": lists + 1,
-            f"{step}.restarts": self._restarts() - restarts,
+            f"{step}.restarts": self.restarts() - restarts,
             f"{step}.quota_watches": await self._watches(_QUOTA) - of_members,
         }
 
@@ -282,7 +283,7 @@ class _Installation:
                 owners.setdefault(project, []).append(member)
         return owners
 
-    def _restarts(self) -> int:
+    def restarts(self) -> int:
         return sum(each.manager.starts - 1 for each in self.members)
 
     async def end(self) -> None:
@@ -314,20 +315,28 @@ class _Installation:
 async def _installation(
     found: "Programs", program: str, of_project: int, arguments: Sequence[str] = ()
 ) -> AsyncIterator[_Installation]:
+    from tests.end_to_end.real.builds import say_to_stderr  # noqa: PLC0415 - see `measure`
     from tests.end_to_end.real.servers import InfrastructureApi, MiloApi  # noqa: PLC0415 - see `measure`
 
-    async with AsyncExitStack() as stack:
-        # The path of a socket has 107 characters at most.
-        directory = Path(stack.enter_context(TemporaryDirectory(prefix="milo-")))
-        core = MiloApi(found, directory / "core", proxied=False)
-        infrastructure = InfrastructureApi(found, directory / "infrastructure", proxied=False)
-        for server in (core, infrastructure):
-            stack.push_async_callback(server.close)
-            await server.start()
-        argv = (program, *found.controllers[1:], *arguments)
-        milo = _Installation(argv, of_project, core, infrastructure, directory)
-        stack.push_async_callback(milo.end)
-        yield milo
+    directory = Path(mkdtemp(prefix="milo-"))  # the path of a socket has 107 characters at most
+    is_sound = False
+    try:
+        async with AsyncExitStack() as stack:
+            core = MiloApi(found, directory / "core", proxied=False)
+            infrastructure = InfrastructureApi(found, directory / "infrastructure", proxied=False)
+            for server in (core, infrastructure):
+                stack.push_async_callback(server.close)
+                await server.start()
+            argv = (program, *found.controllers[1:], *arguments)
+            milo = _Installation(argv, of_project, core, infrastructure, directory)
+            stack.push_async_callback(milo.end)
+            yield milo
+            is_sound = milo.restarts() == 0
+    finally:
+        if is_sound:
+            rmtree(directory)
+        else:
+            say_to_stderr(f"not all went well: the logs of the programs are in {directory}")
 
 
 async def _create(access: Access, of: range) -> None:
