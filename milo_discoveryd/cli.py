@@ -125,10 +125,11 @@ def run(config: Path | None, **flags: Any) -> None:
 
     Settings come from flags, then MILO_DISCOVERYD_... variables, then the file, then defaults.
     """
-    # The kernel ignores signals without a handler for PID 1. These apply until the event loop sets its own.
-    signal.signal(signal.SIGTERM, _exit_during_startup)
+    # These apply until the event loop sets its own. SIGHUP, SIGUSR1 and SIGUSR2, which have nothing to reload or accept
+    # yet, would end the process. The kernel ignores signals without a handler for PID 1, SIGTERM too.
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)  # there is nothing to reload or accept yet
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _exit_during_startup)
     gc.disable()  # imports create many objects and no garbage
 
     from milo_discoveryd import process_hardening
