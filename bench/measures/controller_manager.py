@@ -298,17 +298,20 @@ class _Installation:
 
     async def _complete(self, count: int) -> float:
         """Return when the last watch was opened: those of all projects are open, and there are no more for a while."""
-        known, changed_at = -1.0, time.perf_counter()
+        known, of_quota, changed_at = -1.0, 0.0, time.perf_counter()
         all_open = self._of_member * len(self.members) + self._of_project * count
-        async with asyncio.timeout(_LONGEST_S):
-            while True:
-                found = await _metrics(self._access, "/metrics")
-                now = _sum(found, _LONG, 'verb="WATCH"')
-                if now != known:
-                    known, changed_at = now, time.perf_counter()
-                elif _sum(found, _LONG, _QUOTA) >= all_open and time.perf_counter() - changed_at > _STEADY_S:
-                    return changed_at
-                await asyncio.sleep(_LOOK_EVERY_S)
+        try:
+            async with asyncio.timeout(_LONGEST_S):
+                while True:
+                    found = await _metrics(self._access, "/metrics")
+                    now, of_quota = _sum(found, _LONG, 'verb="WATCH"'), _sum(found, _LONG, _QUOTA)
+                    if now != known:
+                        known, changed_at = now, time.perf_counter()
+                    elif of_quota >= all_open and time.perf_counter() - changed_at > _STEADY_S:
+                        return changed_at
+                    await asyncio.sleep(_LOOK_EVERY_S)
+        except TimeoutError:
+            raise TimeoutError(f"after {_LONGEST_S:g} s, {of_quota:g} of {all_open:g} watches of {_QUOTA}") from None
 
 
 @asynccontextmanager
