@@ -310,8 +310,9 @@ class _Installation:
                     elif of_quota >= all_open and time.perf_counter() - changed_at > _STEADY_S:
                         return changed_at
                     await asyncio.sleep(_LOOK_EVERY_S)
-        except TimeoutError:
-            raise TimeoutError(f"after {_LONGEST_S:g} s, {of_quota:g} of {all_open:g} watches of {_QUOTA}") from None
+        except TimeoutError as error:
+            error.add_note(f"{of_quota:g} of {all_open:g} watches of {_QUOTA} were open when they were last counted")
+            raise
 
 
 @asynccontextmanager
