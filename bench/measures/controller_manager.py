@@ -340,7 +340,7 @@ async def _installation(
         if is_sound:
             rmtree(directory)
         else:
-            say_to_stderr(f"not all went well: the logs of the programs are in {directory}")
+            say_to_stderr(f"a program was restarted or the measurement failed: logs are in {directory}")
 
 
 async def _create(access: Access, of: range) -> None:

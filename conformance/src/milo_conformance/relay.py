@@ -29,12 +29,11 @@ class Relay:
         return f"localhost:{self._port}" if self.is_tcp else f"unix://{self._path}"
 
     async def listen(self) -> None:
-        """Listen, at a socket that replaces the one before."""
+        """Listen, at a new socket."""
         if self.is_tcp:
             self._listener = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
             self._port = self._listener.sockets[0].getsockname()[1]
         else:
-            self._path.unlink(missing_ok=True)
             self._listener = await asyncio.start_unix_server(self._accept, self._path)
 
     async def stop_listening(self) -> None:

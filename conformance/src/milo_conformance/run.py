@@ -183,9 +183,9 @@ class Run:
     async def start_again(
         self, environment: Mapping[str, str] = NO_SETTINGS, *, listening: bool = True, is_tcp: bool = False
     ) -> float:
-        """Start the subscriber, and once it has opened a stream, start it anew with these settings.
+        """Start the subscriber and, once it has opened a stream, start it again with these settings.
 
-        The time until its first stream tells within how many seconds it would open one again, which are returned.
+        Return within how many seconds it would open a stream now, estimated from the time until its first one.
         """
         started_at = time.monotonic()
         await self.stream()
