@@ -109,7 +109,7 @@ func (k *keeper) settle() bool {
 func (k *keeper) nextRenewal() time.Duration {
 	k.mutex.Lock()
 	defer k.mutex.Unlock()
-	return k.ownership.NextRenewal(k.client.clock.now())
+	return k.ownership.NextRenewal(k.client.clock.now(), k.term.Err() == nil)
 }
 
 // renew requests how long the daemon owns its clusters. A failure leaves the last response to expire.

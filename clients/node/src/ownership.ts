@@ -60,7 +60,7 @@ export class Ownership {
       this.#changed = new Signal();
     };
     while (this.#until !== Infinity && !this.#closed) {
-      await new Promise((resolve) => setTimeout(resolve, this.#pause()));
+      await new Promise((resolve) => setTimeout(resolve, this.#pause(wasHeld)));
       const asked = now(); // before the check: a suspension after it must not be covered by the response
       notify(); // what has ended meanwhile is lost, even if it can be renewed
       await this.#renew(asked);
@@ -83,9 +83,10 @@ export class Ownership {
     }
   }
 
-  // Shorter towards the deadline, since the daemon may renew its own Lease late.
-  #pause(): number {
+  // Shorter towards the deadline, since the daemon may renew its own Lease late. None if an ownership that was held has ended.
+  #pause(wasHeld: boolean): number {
     const left = this.#until - now();
-    return left > 0 ? Math.min(INTERVAL_MS, Math.max(left / 2, Math.min(left, SHORTEST_MS))) : INTERVAL_MS / 3;
+    if (left > 0) return Math.min(INTERVAL_MS, Math.max(left / 2, Math.min(left, SHORTEST_MS)));
+    return wasHeld ? 0 : INTERVAL_MS / 3;
   }
 }

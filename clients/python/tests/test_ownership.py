@@ -94,12 +94,18 @@ class TestDeadline:
     def test_ownership_renewal_times_out_before_ownership_ends(self):
         ownership = OwnershipDeadline()
         ownership.renewed(LONG, 100.0)
-        assert ownership.next_renewal_s(100.0) == ownership.timeout_s(100.0) == 3.0
-        assert (ownership.next_renewal_s(698.0), ownership.timeout_s(698.0)) == (1.0, 2.0)
-        assert (ownership.next_renewal_s(699.75), ownership.timeout_s(699.75)) == (0.2, 0.25)
-        assert ownership.next_renewal_s(699.875) == ownership.timeout_s(699.875) == 0.125
-        assert ownership.next_renewal_s(701.0) == 1.0
-        assert ownership.timeout_s(701.0) == 3.0
+        next_renewal_s = partial(ownership.next_renewal_s, was_owner=True)
+        assert next_renewal_s(100.0) == ownership.timeout_s(100.0) == 3.0
+        assert (next_renewal_s(698.0), ownership.timeout_s(698.0)) == (1.0, 2.0)
+        assert (next_renewal_s(699.75), ownership.timeout_s(699.75)) == (0.2, 0.25)
+        assert next_renewal_s(699.875) == ownership.timeout_s(699.875) == 0.125
+
+    @pytest.mark.parametrize("now", [700.0, 5000.0])
+    def test_end_of_ownership_is_handled_at_once_and_then_renewals_go_on(self, now):
+        ownership = OwnershipDeadline()
+        ownership.renewed(LONG, 100.0)
+        assert ownership.next_renewal_s(now, was_owner=True) == 0.0
+        assert (ownership.next_renewal_s(now, was_owner=False), ownership.timeout_s(now)) == (1.0, 3.0)
 
     def test_boottime_advances_while_the_machine_is_suspended(self, monkeypatch):
         monkeypatch.setattr(time, "CLOCK_BOOTTIME", 7, raising=False)  # Linux has it

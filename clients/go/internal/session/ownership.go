@@ -50,14 +50,17 @@ func Expiry(validFor *durationpb.Duration, asked time.Duration) time.Duration {
 	return asked + min(validFor.AsDuration(), math.MaxInt64-asked)
 }
 
-// NextRenewal returns how long to wait before the next request. The interval gets shorter towards the deadline, because
-// the daemon may renew its own Lease late.
-func (o *Ownership) NextRenewal(now time.Duration) time.Duration {
-	left := o.until - now
-	if left <= 0 {
+// NextRenewal returns how long to wait before the next request, or before the end of ownership that was held is handled.
+// The interval gets shorter towards the deadline, because the daemon may renew its own Lease late.
+func (o *Ownership) NextRenewal(now time.Duration, wasHeld bool) time.Duration {
+	switch left := o.until - now; {
+	case left > 0:
+		return min(renewalInterval, max(left/2, min(left, shortestRenewal)))
+	case wasHeld:
+		return 0
+	default:
 		return renewalInterval / 3
 	}
-	return min(renewalInterval, max(left/2, min(left, shortestRenewal)))
 }
 
 // Timeout returns how long to wait for a response: no longer than the ownership lasts.

@@ -90,12 +90,23 @@ func TestRenewalsTimeOutBeforeOwnershipEnds(t *testing.T) {
 		{2 * time.Second, time.Second, 2 * time.Second},
 		{300 * time.Millisecond, shortestRenewal, 300 * time.Millisecond},
 		{100 * time.Millisecond, 100 * time.Millisecond, 100 * time.Millisecond},
-		{0, renewalInterval / 3, renewalTimeout},
-		{-time.Hour, renewalInterval / 3, renewalTimeout},
 	} {
 		now := 110*time.Second - each.left
-		if next, timeout := ownership.NextRenewal(now), ownership.Timeout(now); next != each.next || timeout != each.timeout {
+		if next, timeout := ownership.NextRenewal(now, true), ownership.Timeout(now); next != each.next || timeout != each.timeout {
 			t.Errorf("with %v left: the next renewal is after %v with a timeout of %v", each.left, next, timeout)
+		}
+	}
+}
+
+func TestEndOfOwnershipIsHandledAtOnceAndThenRenewalsGoOn(t *testing.T) {
+	var ownership Ownership
+	ownership.Renewed(owned(10*time.Second), 100*time.Second)
+	for _, now := range []time.Duration{110 * time.Second, time.Hour} {
+		if next := ownership.NextRenewal(now, true); next != 0 {
+			t.Errorf("at %v the end of the ownership is handled after %v", now, next)
+		}
+		if next, timeout := ownership.NextRenewal(now, false), ownership.Timeout(now); next != time.Second || timeout != renewalTimeout {
+			t.Errorf("at %v the next renewal is after %v with a timeout of %v", now, next, timeout)
 		}
 	}
 }

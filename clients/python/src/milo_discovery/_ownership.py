@@ -46,14 +46,14 @@ class OwnershipDeadline:
         if valid_for is not None:
             self._until = max(self._until, asked_at + valid_for.total_seconds())
 
-    def next_renewal_s(self, now: float) -> float:
-        """Return how long to wait before the next request.
+    def next_renewal_s(self, now: float, *, was_owner: bool) -> float:
+        """Return how long to wait before the next request, or before the end of ownership that was held is handled.
 
         The interval gets shorter towards the deadline, because the daemon may renew its own Lease late.
         """
         left = self._until - now
         if left <= 0:
-            return RENEWAL_INTERVAL_S / 3
+            return 0.0 if was_owner else RENEWAL_INTERVAL_S / 3
         return min(RENEWAL_INTERVAL_S, max(left / 2, min(left, SHORTEST_RENEWAL_S)))
 
     def timeout_s(self, now: float) -> float:

@@ -235,7 +235,7 @@ class Watch(WatchState):
         """Renew the ownership while the daemon is sharded; have `loop`, that of the watch, follow its changes."""
         ownership = self._subscription.ownership
         while ownership.sharded:
-            await asyncio.sleep(max(0.0, ownership.next_renewal_s(boottime())))
+            await asyncio.sleep(ownership.next_renewal_s(boottime(), was_owner=was_owner))
             # Before the check: a suspension after it must not be covered by the response.
             asked_at = boottime()
             # Ownership that has ended is not renewed before the watch has disengaged all clusters.

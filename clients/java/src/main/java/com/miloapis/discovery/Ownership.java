@@ -101,10 +101,13 @@ final class Ownership implements Runnable, AutoCloseable {
     return hasSeconds && duration.getNanos() >= 0 && duration.getNanos() < 1_000_000_000;
   }
 
-  /** Shorter towards the deadline, since the daemon may renew its own Lease late. */
+  /** Shorter towards the deadline, since the daemon may renew its own Lease late. None if an ownership that was held has ended. */
   private long pause() {
     long left = until - now();
-    return left > 0 ? Math.min(INTERVAL_MS, Math.max(left / 2, Math.min(left, SHORTEST_MS))) : INTERVAL_MS / 3;
+    if (left > 0) {
+      return Math.min(INTERVAL_MS, Math.max(left / 2, Math.min(left, SHORTEST_MS)));
+    }
+    return wasHeld ? 0 : INTERVAL_MS / 3;
   }
 
   /** Milliseconds of a clock that, unlike System.nanoTime, also advances while the machine is suspended, where there is one. */
