@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
@@ -166,6 +167,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 async def run(name: str, setting: Setting) -> Samples:
+    measuring = asyncio.current_task()
+    assert measuring is not None
+    # As SIGINT: a measurement that is cancelled ends its programs.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, measuring.cancel)
     return await MEASURES[name](setting)
 
 
