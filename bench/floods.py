@@ -106,17 +106,22 @@ async def silent_connections(address: str, wanted: int, figures: Figures) -> Non
     family = socket.AF_INET6 if ":" in place[0] else socket.AF_INET
     opened: deque[socket.socket] = deque()
     began = time.perf_counter()
-    while True:
-        while figures["attempted"] < SILENT_PER_S * (time.perf_counter() - began):
-            each = socket.socket(family)
-            each.setblocking(False)
-            with suppress(BlockingIOError):
-                each.connect(place)
-            opened.append(each)
-            figures["attempted"] += 1
-            if len(opened) > wanted:
-                opened.popleft().close()
-        await asyncio.sleep(_TICK_S)
+    try:
+        while True:
+            while figures["attempted"] < SILENT_PER_S * (time.perf_counter() - began):
+                each = socket.socket(family)
+                each.setblocking(False)
+                with suppress(BlockingIOError):
+                    each.connect(place)
+                opened.append(each)
+                figures["attempted"] += 1
+                if len(opened) > wanted:
+                    opened.popleft().close()
+                await asyncio.sleep(0)  # a busy machine may never reach the rate
+            await asyncio.sleep(_TICK_S)
+    finally:
+        for each in opened:
+            each.close()
 
 
 FLOODS: dict[str, Flood] = {
