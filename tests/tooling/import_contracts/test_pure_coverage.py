@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.tooling.import_contracts.contracts import ROOT, modules, unit_tests_of_pure_modules
 
 
@@ -13,6 +15,7 @@ def coverage(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.timeout(900)  # it traces thousands of tests
 def test_unit_tests_cover_every_branch_of_pure_modules(tmp_path: Path) -> None:
     pure = modules("pure")
     tests = sorted(map(str, unit_tests_of_pure_modules()))
