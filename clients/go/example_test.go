@@ -75,7 +75,8 @@ func ExampleClient_Watch() {
 }
 
 // A follower for a part of an operator that is told to add and to remove clusters, and takes long for that. A cluster is
-// removed after it was added, added again after it was removed, and released to the next replica after that.
+// removed after it was added, added again after it was removed, also where its endpoint changes, and released to the next
+// replica after that.
 func ExampleClient_Release() {
 	daemon, done := startDaemon()
 	defer done()
@@ -91,8 +92,9 @@ func ExampleClient_Release() {
 	remove := func(name string) { fmt.Println("removed", name) }
 
 	type work struct {
-		cancel context.CancelFunc
-		ended  chan struct{}
+		endpoint string
+		cancel   context.CancelFunc
+		ended    chan struct{}
 	}
 	none := work{cancel: func() {}, ended: make(chan struct{})}
 	close(none.ended)
@@ -118,9 +120,10 @@ func ExampleClient_Release() {
 						log.Println(err)
 					}
 				}()
-			case event.Type == discovery.EventEngaged:
+			case event.Type == discovery.EventEngaged || cluster.Endpoint != last.endpoint:
+				last.cancel()
 				clusterContext, cancel := context.WithCancel(ctx)
-				next := work{cancel, make(chan struct{})}
+				next := work{cluster.Endpoint, cancel, make(chan struct{})}
 				works[cluster.Name] = next
 				go func() {
 					defer close(next.ended)
