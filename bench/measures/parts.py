@@ -42,7 +42,7 @@ def _round(count: int) -> dict[str, float]:
     def read(after: int) -> None:
         reader = Cursor(log, EVERYTHING, after)
         while batch := reader.take():
-            assert batch.frames.joined
+            assert batch.slice.data
 
     control_planes = in_process.lines("MODIFIED", count, count + 1, "changed", projects.control_plane)
     control_plane_decoder = in_process.decoder(
@@ -59,7 +59,7 @@ def _round(count: int) -> dict[str, float]:
     took["slice"] = _timed(lambda: read(read_up_to + 1))
     snapshot = log.snapshot()
     # The events that subscribers receive.
-    frame_bytes = sum(map(len, map(log.frame, snapshot.entries, snapshot.clusters))) / count
+    frame_bytes = sum(len(frame.data) for frame in map(log.frame, snapshot.entries, snapshot.clusters)) / count
     return {**{f"{name}_us": seconds / count * 1e6 for name, seconds in took.items()}, "frame_bytes": frame_bytes}
 
 

@@ -6,7 +6,7 @@ import msgspec
 
 from milo_discoveryd.model.cluster import Cluster, DisengageReason, Target
 from milo_discoveryd.model.observation import ObjectFields
-from milo_discoveryd.registry.events import Event, EventType
+from milo_discoveryd.registry.events import Event, EventType, Frame
 
 TRANSITIONS_KEPT = 8
 
@@ -32,10 +32,9 @@ class LogEntry(msgspec.Struct, gc=False):
     same_view_since: int = 0
     """The last revision that could change the result of a filter for the cluster."""
     history: tuple[PastState, ...] = ()
-    frame_type: EventType | None = None
-    frame: bytes = b""
-    """The encoded event for the current cluster, of the type that was last requested. All live readers need UPDATED
-    and all snapshots need ENGAGED, so caching one type is enough."""
+    frame: Frame | None = None
+    """The frame of the current cluster, of the type that was last requested. All live readers need UPDATED and all
+    snapshots need ENGAGED, so caching one type is enough."""
 
     def known_at(self, revision: int) -> Cluster | None:
         """Return the cluster as a reader at `revision` knows it, as far as filters and incarnations are concerned."""

@@ -2,14 +2,14 @@
 
 import msgspec
 
-from milo_discoveryd.registry.events import Frames, LogSlice, ReadAhead
+from milo_discoveryd.registry.events import ReadAhead, Slice
 from milo_discoveryd.registry.filter import ClusterView
 from milo_discoveryd.registry.filter_transition import FilterTransition, start_transition
-from milo_discoveryd.registry.log import ChangeLog, Snapshot, SnapshotPart
+from milo_discoveryd.registry.log import ChangeLog, Snapshot
 
 
 class Batch(msgspec.Struct, frozen=True):
-    frames: Frames
+    slice: Slice
     revision: int
     reset: bool = False
     synced: bool = True
@@ -19,7 +19,7 @@ class Batch(msgspec.Struct, frozen=True):
     @property
     def is_sendable(self) -> bool:
         """False for a step of a longer read in which nothing matched."""
-        return bool(self.frames) or self.reset or self.is_whole
+        return bool(self.slice.frames) or self.reset or self.is_whole
 
 
 class _InSnapshot(msgspec.Struct, frozen=True):
@@ -92,35 +92,30 @@ class Cursor:
 
     def prefetch(self) -> None:
         """Compute the next batch, so that `take` has it ready if nothing changes until then."""
-        found: SnapshotPart | LogSlice
         if isinstance(self._state, _InSnapshot):
-            found = self._log.snapshot_part(self._state.snapshot, self._state.position, self._view, self._overhead)
+            self._log.snapshot_part(self._state.snapshot, self._state.position, self._view, self._overhead)
         elif isinstance(self._state, _Following) and self._log.reads_from(self._state.revision):
-            found = self._log.since(self._state.revision, self._view, self._state.ahead)
-        else:
-            return
-        _ = found.frames.joined  # a cached property
+            self._log.since(self._state.revision, self._view, self._state.ahead)
 
     def _from_snapshot(self, snapshot: Snapshot, start: int) -> Batch:
         part = self._log.snapshot_part(snapshot, start, self._view, self._overhead)
         synced = part.end == len(snapshot.clusters)
         self._state = _Following(snapshot.revision) if synced else _InSnapshot(snapshot, part.end)
-        return Batch(part.frames, snapshot.revision, reset=start == 0, synced=synced, is_whole=synced)
+        return Batch(part.slice, snapshot.revision, reset=start == 0, synced=synced, is_whole=synced)
 
     def _from_transition(self, before: FilterTransition) -> Batch | None:
-        frames, now = before.step(self._log)
+        changes, now = before.step(self._log)
         if not now.is_done:
             self._state = now
-            return Batch(frames, now.revision, is_whole=False)
+            return Batch(changes, now.revision, is_whole=False)
         self._state = _Following(now.revision, now.ahead)
-        return Batch(frames, now.revision) if frames else self._from_log(now.revision, now.ahead)
+        return Batch(changes, now.revision) if changes.frames else self._from_log(now.revision, now.ahead)
 
     def _from_log(self, revision: int, ahead: ReadAhead) -> Batch | None:
         while revision < self._log.head:
-            found = self._log.since(revision, self._view, ahead)
-            revision = found.revision
-            ahead = found.ahead if revision < self._log.head else frozenset()
+            changes = self._log.since(revision, self._view, ahead)
+            revision, ahead = changes.revision, changes.ahead
             self._state = _Following(revision, ahead)
-            if found.frames:
-                return Batch(found.frames, revision)
+            if changes.slice.frames:
+                return Batch(changes.slice, revision)
         return None

@@ -1,15 +1,11 @@
 """The events that a subscriber is sent, before they are encoded."""
 
 import enum
-from collections.abc import Callable
-from functools import cached_property
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
 from milo_discoveryd.model.cluster import Cluster, DisengageReason
-
-T = TypeVar("T")
 
 
 class EventType(enum.Enum):
@@ -29,49 +25,47 @@ class Event(msgspec.Struct, frozen=True):
     """On the first engagement of an object: when it was created and when it became ready, as the object states."""
 
 
-SHARED_BYTES = 16 * 1024
-"""The smallest joined batch that is shared: copying a smaller one is faster than the lookup."""
-
 Encode = Callable[[Event], bytes]
-"""Encodes an event as a frame. Concatenated frames form a batch."""
+"""Encodes an event as the bytes of a frame. Concatenated frames form a batch."""
 
 
-class Frames(tuple[bytes, ...]):
-    """Frames in order. Subscribers that are sent the same frames share one concatenation of them."""
+class Frame(msgspec.Struct, frozen=True, gc=False):
+    """An event, encoded once for all subscribers that receive it."""
 
-    @cached_property
-    def joined(self) -> bytes:
-        return b"".join(self)
+    type: EventType
+    cluster: Cluster
+    data: bytes
 
-    _counted: Any = None
 
-    def counted(self, count: Callable[["Frames"], T]) -> T:
-        """Return `count` of the frames, computed once for all subscribers that are sent the same."""
-        if self._counted is None:
-            self._counted = count(self)
-        found: T = self._counted
-        return found
+class Slice(msgspec.Struct, frozen=True):
+    """Frames in order. Subscribers at the same revision with the same view share one."""
 
-    _message = (b"", b"")
-    """The last long message, and the bytes that follow the joined frames in it."""
+    frames: tuple[Frame, ...]
+    data: bytes
+    """The frames, joined."""
+    growth: Mapping[str, int]
+    """By how many clusters of each source a view grows with the frames."""
 
-    def followed_by(self, rest: bytes) -> bytes:
-        """Return the joined frames followed by `rest`. Subscribers with the same `rest` share the result."""
-        joined = self.joined
-        if not rest or len(joined) < SHARED_BYTES:
-            return joined + rest
-        if self._message[1] != rest:
-            self._message = (joined + rest, rest)
-        return self._message[0]
+
+NO_CHANGES = Slice((), b"", {})
+
+
+def slice_of(frames: Sequence[Frame]) -> Slice:
+    growth: dict[str, int] = {}
+    for frame in frames:
+        if frame.type is not EventType.UPDATED:
+            source = frame.cluster.target.source
+            growth[source] = growth.get(source, 0) + (1 if frame.type is EventType.ENGAGED else -1)
+    return Slice(tuple(frames), b"".join([frame.data for frame in frames]), growth)
 
 
 ReadAhead = frozenset[tuple[str, int]]
 """Clusters that a reader was sent in a state newer than the end of its slice, with the revision of that state."""
 
 
-class LogSlice(msgspec.Struct, frozen=True):
+class Changes(msgspec.Struct, frozen=True):
     """The changes after one revision, up to and including another."""
 
-    frames: Frames
+    slice: Slice
     revision: int
     ahead: ReadAhead = frozenset()

@@ -5,7 +5,7 @@ It examines all clusters that the reader may know, in steps. Changes made meanwh
 
 import msgspec
 
-from milo_discoveryd.registry.events import Frames, ReadAhead
+from milo_discoveryd.registry.events import Frame, ReadAhead, Slice, slice_of
 from milo_discoveryd.registry.filter import ClusterView
 from milo_discoveryd.registry.log import RECORDS_PER_STEP, ChangeLog, LogIndex
 
@@ -35,9 +35,9 @@ class FilterTransition(msgspec.Struct, frozen=True):
         earlier = ((self.position, self.view), *(each for each in self.earlier if each[0] > self.position))
         return msgspec.structs.replace(self, view=view, earlier=earlier, position=0)
 
-    def step(self, log: ChangeLog) -> tuple[Frames, "FilterTransition"]:
-        """Return the next frames to send, and the transition after them."""
-        frames: list[bytes] = []
+    def step(self, log: ChangeLog) -> tuple[Slice, "FilterTransition"]:
+        """Return the next slice to send, and the transition after them."""
+        frames: list[Frame] = []
         ahead: set[tuple[str, int]] = set()
         size = 0
         position, end = self.position, min(len(self.index.entries), self.position + RECORDS_PER_STEP)
@@ -56,8 +56,8 @@ class FilterTransition(msgspec.Struct, frozen=True):
                     ahead.add((cluster.target.name, entry.revision))
             else:
                 continue
-            size += len(frames[-1])
-        return Frames(frames), msgspec.structs.replace(self, position=position, ahead=self.ahead | ahead)
+            size += len(frames[-1].data)
+        return slice_of(frames), msgspec.structs.replace(self, position=position, ahead=self.ahead | ahead)
 
     def _view_before(self, position: int) -> ClusterView:
         return next(view for upto, view in self.earlier if position < upto)

@@ -20,7 +20,7 @@ import msgspec
 
 from milo_discoveryd.model.cluster import Cluster, DisengageReason, without_draining
 from milo_discoveryd.registry.cluster_records import LogEntry, PastState
-from milo_discoveryd.registry.events import Encode, Event, EventType, Frames, LogSlice, ReadAhead
+from milo_discoveryd.registry.events import Changes, Encode, Event, EventType, Frame, ReadAhead, Slice, slice_of
 from milo_discoveryd.registry.filter import ClusterView
 
 BATCH_BYTES = 256 * 1024
@@ -66,7 +66,7 @@ class Recent(dict[Key, Value]):
 
 
 class SnapshotPart(msgspec.Struct, frozen=True):
-    frames: Frames
+    slice: Slice
     end: int
     """The position at which the next part starts."""
 
@@ -109,7 +109,7 @@ class ChangeLog:
         self._oldest_readable = 0
         self._snapshot: weakref.ref[Snapshot] | None = None
         self._index: weakref.ref[LogIndex] | None = None
-        self._slices: Recent[tuple[int, str, ReadAhead], LogSlice] = Recent(_SLICES_KEPT)
+        self._slices: Recent[tuple[int, str, ReadAhead], Changes] = Recent(_SLICES_KEPT)
         self._has_frames = False
         self._snapshot_was_read = False
         self.head = 0
@@ -171,7 +171,7 @@ class ChangeLog:
             entries = self._entries.copy()
             while entries:
                 for entry in entries[-_FRAMES_EVICTED_PER_STEP:]:
-                    entry.frame_type, entry.frame = None, b""
+                    entry.frame = None
                 del entries[-_FRAMES_EVICTED_PER_STEP:]
                 yield
 
@@ -218,60 +218,68 @@ class ChangeLog:
         key = (start, view.fingerprint, overhead)
         return snapshot.parts.get(key) or snapshot.parts.put(key, self.read_snapshot(snapshot, start, view, overhead))
 
-    def since(self, revision: int, view: ClusterView, ahead: ReadAhead = frozenset()) -> LogSlice:
+    def since(self, revision: int, view: ClusterView, ahead: ReadAhead = frozenset()) -> Changes:
         """Return `read`, computed once for all readers at that revision with the same view."""
         key = (revision, view.fingerprint, ahead)
-        found = self._slices.get(key)
-        if found is None:
-            found = self._slices.put(key, self.read(revision, view, ahead))
-        return found
+        return self._slices.get(key) or self._slices.put(key, self.read(revision, view, ahead))
 
     def read_snapshot(self, snapshot: Snapshot, start: int, view: ClusterView, overhead: int) -> SnapshotPart:
         """Return the clusters in view from position `start` on. Each frame counts as `overhead` bytes more."""
-        frames: list[bytes] = []
+        frames: list[Frame] = []
         size = 0
         position, end = start, min(len(snapshot.clusters), start + RECORDS_PER_STEP)
         while position < end and size < self.batch_bytes:
             cluster = snapshot.clusters[position]
             if view.matches(cluster):
                 frames.append(self.frame(snapshot.entries[position], cluster))
-                size += len(frames[-1]) + overhead
+                size += len(frames[-1].data) + overhead
             position += 1
-        return SnapshotPart(Frames(frames), position)
+        return SnapshotPart(slice_of(frames), position)
 
-    def read(self, revision: int, view: ClusterView, ahead: ReadAhead = frozenset()) -> LogSlice:
+    def read(self, revision: int, view: ClusterView, ahead: ReadAhead = frozenset()) -> Changes:
         """Return the changes after `revision`, merged per cluster, up to the size of a batch.
 
         A reader that continues passes the `ahead` of its last slice, and does not receive those states again.
         """
-        sent: dict[int, tuple[LogEntry, list[bytes]]] = {}
+        frames: list[Frame] = []
+        overtaken: dict[int, LogEntry] = {}  # entries at a stale slot, by identity: they changed again later
+        matches = view.matches
         reached = self.head
         size = 0
         for slot in range(bisect_right(self._revisions, revision), len(self._entries)):
             entry = self._entries[slot]
-            is_ahead = ahead and entry.cluster and (entry.cluster.target.name, entry.revision) in ahead
-            if id(entry) in sent or is_ahead:
+            cluster = entry.cluster
+            if ahead and cluster is not None and (cluster.target.name, entry.revision) in ahead:
                 continue
-            frames = [*self._changes(entry, revision, self.head, view)]
-            sent[id(entry)] = (entry, frames)
-            size += sum(map(len, frames))
+            if entry.revision != self._revisions[slot]:
+                if id(entry) in overtaken:
+                    continue
+                overtaken[id(entry)] = entry
+                size += sum(len(frame.data) for frame in self._changes(entry, revision, self.head, view))
+            elif cluster is not None and entry.same_view_since <= revision:
+                # The reader knows this incarnation, and sees it as before.
+                if matches(cluster):
+                    frames.append(frame := self.frame(entry, cluster, EventType.UPDATED))
+                    size += len(frame.data)
+            else:
+                changes = [*self._changes(entry, revision, self.head, view)]
+                frames += changes
+                size += sum(len(frame.data) for frame in changes)
             if size >= self.batch_bytes:
                 reached = self._revisions[slot]
                 break
-        if reached < self.head:
-            # The slice ends before the head, and some of these entries changed again beyond its end. A reader that
-            # continues from `reached` is assumed to know the state of each as of `reached`, so send that state.
-            for entry in [entry for entry, _ in sent.values() if entry.revision > reached]:
-                sent[id(entry)] = (entry, [*self._changes(entry, revision, reached, view)])
-            ahead |= {
-                (entry.cluster.target.name, entry.revision)
-                for entry, frames in sent.values()
-                if frames and entry.cluster and entry.revision > reached and entry.same_view_since <= reached
-            }
-        in_order = sorted(sent.values(), key=lambda pair: pair[0].revision)
-        return LogSlice(Frames(frame for _, frames in in_order for frame in frames), reached, ahead)
+        # An entry that changed again within the slice is in it, at its last slot. A reader that continues from
+        # `reached` is assumed to know the state of the others as of `reached`, so send that state.
+        sent_ahead: set[tuple[str, int]] = set()
+        for entry in sorted(overtaken.values(), key=lambda entry: entry.revision):
+            if entry.revision > reached:
+                changes = [*self._changes(entry, revision, reached, view)]
+                frames += changes
+                if changes and entry.cluster is not None and entry.same_view_since <= reached:
+                    sent_ahead.add((entry.cluster.target.name, entry.revision))
+        return Changes(slice_of(frames), reached, ahead | sent_ahead if reached < self.head else frozenset())
 
-    def _changes(self, entry: LogEntry, after: int, upto: int, view: ClusterView) -> Iterator[bytes]:
+    def _changes(self, entry: LogEntry, after: int, upto: int, view: ClusterView) -> Iterator[Frame]:
         """Return the frames that take a reader from the entry's state at one revision to its state at another."""
         state = entry.known_at(upto)
         before, now = (
@@ -279,7 +287,7 @@ class ChangeLog:
             for cluster in (entry.known_at(after), state)
         )
         if before is not None and (now is None or now.incarnation != before.incarnation):
-            yield self._encode(_end_event(entry.end_of(before, upto), before, state, view))
+            yield self._encoded(_end_event(entry.end_of(before, upto), before, state, view))
             before = None
         if now is None:
             return
@@ -288,16 +296,16 @@ class ChangeLog:
         elif entry.revision <= upto:
             yield self.frame(entry, now, EventType.UPDATED)
 
-    def frame(self, entry: LogEntry, cluster: Cluster, kind: EventType = EventType.ENGAGED) -> bytes:
-        """Return the encoded event for a cluster that the entry has or had. That of the current cluster is cached."""
+    def frame(self, entry: LogEntry, cluster: Cluster, kind: EventType = EventType.ENGAGED) -> Frame:
+        """Return the frame of a cluster that the entry has or had. That of the current cluster is cached."""
         if entry.cluster is not cluster:
-            return self._encode(Event(kind, cluster))
-        if entry.frame_type is not kind:
-            entry.frame_type, entry.frame = kind, self._encode(Event(kind, cluster))
+            return self._encoded(Event(kind, cluster))
+        if entry.frame is None or entry.frame.type is not kind:
+            entry.frame = self._encoded(Event(kind, cluster))
             self._has_frames = True
         return entry.frame
 
-    def draining_frames(self, entries: Iterable[LogEntry], revision: int, view: ClusterView) -> Iterator[bytes]:
+    def draining_frames(self, entries: Iterable[LogEntry], revision: int, view: ClusterView) -> Iterator[Frame]:
         """Return the frames of the draining clusters that a reader at `revision` already knows as draining."""
         for entry in entries:
             cluster, known = entry.cluster, entry.known_at(revision)
@@ -311,10 +319,13 @@ class ChangeLog:
             ):
                 yield self.frame(entry, cluster, EventType.UPDATED)
 
-    def revoked_frame(self, cluster: Cluster) -> bytes:
+    def revoked_frame(self, cluster: Cluster) -> Frame:
         """Return the event for a subscriber that may no longer see the cluster."""
         message = "the subscriber's authorization rule no longer covers this cluster"
-        return self._encode(Event(EventType.DISENGAGED, cluster, DisengageReason.REVOKED, message))
+        return self._encoded(Event(EventType.DISENGAGED, cluster, DisengageReason.REVOKED, message))
+
+    def _encoded(self, event: Event) -> Frame:
+        return Frame(event.type, event.cluster, self._encode(event))
 
     # --- storage ---
 
@@ -337,7 +348,7 @@ class ChangeLog:
         # The entry's old slot is stale now. The new slot of a disengaged cluster becomes stale with its past states.
         self._stale_slots += (entry.revision > 0) + (cluster is None)
         entry.cluster, entry.revision = cluster, self.head
-        entry.frame_type, entry.frame = None, b""
+        entry.frame = None
         self._revisions.append(self.head)
         self._entries.append(entry)
         self._slices.clear()

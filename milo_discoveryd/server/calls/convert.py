@@ -1,6 +1,7 @@
 """Conversion of model values to protobuf messages. Pure."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -8,7 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
 from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
-from milo_discoveryd.model.cluster import Cluster, ConnectivityStatus, DisengageReason, Drain, SuspensionReason
+from milo_discoveryd.model.cluster import UNPROBED, Cluster, DisengageReason, Drain, Reachability, SuspensionReason
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState, RecordedTransition
 from milo_discoveryd.registry.events import EventType
@@ -17,8 +18,10 @@ from milo_discoveryd.server.calls.revision import wire_incarnation
 from milo_discoveryd.sharding.status import GroupStatus
 from milo_kube.reflect.view_status import ViewStatus
 
-_TYPES = {kind: pb.ClusterEvent.Type.Value(f"TYPE_{kind.value}") for kind in EventType}
-_REASONS = {
+EVENT_TYPES = {kind: pb.ClusterEvent.Type.Value(f"TYPE_{kind.value}") for kind in EventType}
+REASONS = {reason: pb.DisengageReason.Value(f"DISENGAGE_REASON_{reason.value}") for reason in DisengageReason}
+_REACHABILITIES = {state: pb.Connectivity.State.Value(f"STATE_{state.value}") for state in Reachability}
+_ENGAGEMENT_REASONS = {
     ObjectState.NOT_READY: pb.Engagement.REASON_NOT_READY,
     ObjectState.OUTSIDE: pb.Engagement.REASON_OUTSIDE_SELECTOR,
     ObjectState.REFUSED: pb.Engagement.REASON_REFUSED,
@@ -32,25 +35,38 @@ _REASONS = {
 
 
 def cluster(of: Cluster, epoch: str) -> pb.Cluster:
+    message = pb.Cluster()
+    fill_cluster(message, of, epoch)
+    return message
+
+
+def fill_cluster(message: pb.Cluster, of: Cluster, epoch: str) -> None:
+    """Write the cluster into an empty message."""
     target = of.target
-    return pb.Cluster(
-        name=target.name,
-        uid=target.uid,
-        endpoint=target.endpoint,
-        organization=target.organization,
-        labels=dict(target.labels),
-        annotations=dict(target.annotations),
-        engaged_at=timestamp(of.engaged_at),
-        deletion_requested_at=None if target.deletion_requested_at is None else timestamp(target.deletion_requested_at),
-        deletion_message=target.deletion_message,
-        suspended=target.suspended,
-        connectivity=_connectivity(of.connectivity),
-        source_resource_version=of.source_version,
-        incarnation=wire_incarnation(epoch, of.incarnation),
-        draining=None if of.draining is None else _draining(of.draining),
-        source=target.source,
-        suspensions=map(suspension, target.suspensions or ()),
-    )
+    message.name = target.name
+    message.uid = target.uid
+    message.endpoint = target.endpoint
+    message.organization = target.organization
+    message.labels.update(target.labels)
+    if target.annotations:
+        message.annotations.update(target.annotations)
+    _fill_timestamp(message.engaged_at, of.engaged_at)
+    if target.deletion_requested_at is not None:
+        _fill_timestamp(message.deletion_requested_at, target.deletion_requested_at)
+    message.deletion_message = target.deletion_message
+    message.connectivity.state = _REACHABILITIES[of.connectivity.state]
+    if of.connectivity is not UNPROBED:
+        if of.connectivity.since is not None:
+            _fill_timestamp(message.connectivity.since, of.connectivity.since)
+        message.connectivity.message = of.connectivity.message
+    message.source_resource_version = of.source_version
+    message.incarnation = wire_incarnation(epoch, of.incarnation)
+    message.source = target.source
+    if of.draining is not None:
+        message.draining.CopyFrom(_draining(of.draining))
+    if target.suspensions is not None:
+        message.suspended = True
+        message.suspensions.extend(map(suspension, target.suspensions))
 
 
 def suspension(of: SuspensionReason) -> pb.Suspension:
@@ -95,7 +111,7 @@ def engagement(
     daemon must not engage the cluster; None if it may. `grace_until`: the result of `ClusterRecords.grace_until`.
     `ready_when`: that of the source's kind.
     """
-    reason, message, since = _REASONS[record.state], record.message, record.since
+    reason, message, since = _ENGAGEMENT_REASONS[record.state], record.message, record.since
     if record.engaged and confirming is not None:
         reason = pb.Engagement.REASON_CONFIRMING_DELETION
         message = f"reported as deleted; being confirmed{': ' + confirming if confirming else ''}"
@@ -155,7 +171,7 @@ def sharding(of: GroupStatus) -> pb.Sharding:
 
 def transition(of: RecordedTransition, epoch: str) -> pb.Transition:
     return pb.Transition(
-        type=_TYPES[of.type],
+        type=EVENT_TYPES[of.type],
         reason=_reason(of.reason),
         message=of.message,
         at=timestamp(of.at),
@@ -170,16 +186,28 @@ def duration(seconds: float) -> Duration:
 
 
 def timestamp(seconds: float) -> Timestamp:
+    message = Timestamp()
+    _fill_timestamp(message, seconds)
+    return message
+
+
+def _fill_timestamp(message: Timestamp, seconds: float) -> None:
+    message.seconds, message.nanos = _seconds_and_nanos(seconds)
+
+
+@lru_cache(maxsize=256)
+def _seconds_and_nanos(seconds: float) -> tuple[int, int]:
+    """Cached, because all clusters of a list were engaged at the same time."""
     whole, rest = divmod(round(seconds * 1e6), 1_000_000)
-    return Timestamp(seconds=whole, nanos=rest * 1000)
+    return whole, rest * 1000
 
 
 def _reason(of: DisengageReason | None) -> pb.DisengageReason.ValueType:
-    return pb.DISENGAGE_REASON_UNSPECIFIED if of is None else pb.DisengageReason.Value(f"DISENGAGE_REASON_{of.value}")
+    return pb.DISENGAGE_REASON_UNSPECIFIED if of is None else REASONS[of]
 
 
 def _draining(of: Drain) -> pb.Draining:
-    return pb.Draining(reason=_reason(of.reason), deadline=timestamp(of.deadline), message=of.message)
+    return pb.Draining(reason=REASONS[of.reason], deadline=timestamp(of.deadline), message=of.message)
 
 
 def _drain_message(of: Drain, state: ObjectState, elsewhere: str | None) -> str:
@@ -190,11 +218,3 @@ def _drain_message(of: Drain, state: ObjectState, elsewhere: str | None) -> str:
     if elsewhere is not None:
         return f"{message}; it is ready again, and this daemon does not engage it afterwards: {elsewhere}"
     return f"{message}; it is engaged again afterwards"
-
-
-def _connectivity(of: ConnectivityStatus) -> pb.Connectivity:
-    return pb.Connectivity(
-        state=pb.Connectivity.State.Value(f"STATE_{of.state.value}"),
-        since=None if of.since is None else timestamp(of.since),
-        message=of.message,
-    )

@@ -7,7 +7,7 @@ credential: without one the event is sent as it is, and a KUBECONFIG event follo
 import heapq
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import msgspec
@@ -19,12 +19,12 @@ from milo_discoveryd.kubeconfigs.kubeconfigs import Kubeconfigs, LeaseHandle
 from milo_discoveryd.kubeconfigs.lease import Draw
 from milo_discoveryd.kubeconfigs.minter import JUMP_S, LeaseKey
 from milo_discoveryd.model.cluster import Cluster
-from milo_discoveryd.registry.events import Frames
+from milo_discoveryd.registry.events import EventType, Slice
 from milo_discoveryd.registry.filter import ClusterView
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.server.calls import convert
 from milo_discoveryd.server.calls.access import CallContext
-from milo_discoveryd.server.calls.frames import decode_frame, encode_frame
+from milo_discoveryd.server.calls.frames import encode_with_kubeconfig
 from milo_discoveryd.server.calls.revision import wire_incarnation
 
 BATCH_BYTES = 1 << 20
@@ -118,19 +118,19 @@ class KubeconfigRotation:
             if (cluster := self._engaged(name)) is not None:
                 self._schedule_now(cluster)
 
-    def attach_kubeconfigs(self, frames: Iterable[bytes]) -> Frames:
-        """Return the frames, with a kubeconfig in each ENGAGED event if a credential is held and there is space."""
-        attached = list(frames)
-        size = sum(map(len, attached))
-        for place, frame in enumerate(attached):
-            event = decode_frame(frame)
-            if event.type == pb.ClusterEvent.TYPE_DISENGAGED:
-                self._forget(event.cluster.name)
-            elif event.type == pb.ClusterEvent.TYPE_UPDATED:
-                self._follow_update(event.cluster.name)
-            elif event.type == pb.ClusterEvent.TYPE_ENGAGED:
-                cluster = self._engaged(event.cluster.name)
-                if cluster is None or wire_incarnation(self._epoch, cluster.incarnation) != event.cluster.incarnation:
+    def attach_kubeconfigs(self, changes: Slice) -> bytes:
+        """Return the events, with a kubeconfig in each ENGAGED one if a credential is held and there is space."""
+        events = [frame.data for frame in changes.frames]
+        size = len(changes.data)
+        for place, frame in enumerate(changes.frames):
+            name = frame.cluster.target.name
+            if frame.type is EventType.DISENGAGED:
+                self._forget(name)
+            elif frame.type is EventType.UPDATED:
+                self._follow_update(name)
+            else:
+                cluster = self._engaged(name)
+                if cluster is None or cluster.incarnation != frame.cluster.incarnation:
                     continue  # a later frame disengages it
                 self._schedule_now(cluster)
                 if size >= BATCH_BYTES - KUBECONFIG_BYTES or not self._call.freshness.is_fresh():
@@ -138,10 +138,11 @@ class KubeconfigRotation:
                 lease = self._lease(cluster)
                 kubeconfig = None if lease is None else self._issue(cluster, lease)
                 if kubeconfig is not None:
-                    event.kubeconfig.CopyFrom(kubeconfig)
-                    attached[place] = encode_frame(event)
-                    size += len(attached[place]) - len(frame)
-        return Frames(attached)
+                    events[place] = encode_with_kubeconfig(
+                        pb.ClusterEvent.TYPE_ENGAGED, frame.cluster, self._epoch, kubeconfig
+                    )
+                    size += len(events[place]) - len(frame.data)
+        return b"".join(events)
 
     def catch_up(self) -> None:
         """Schedule kubeconfigs for a subscriber that resumed and has old credentials for its clusters."""
@@ -149,18 +150,18 @@ class KubeconfigRotation:
             if cluster.target.name not in self._deliveries and self._shown.matches(cluster):
                 self._schedule_now(cluster)
 
-    def take_due(self) -> Frames:
+    def take_due(self) -> bytes:
         """Return the KUBECONFIG events that are due. Call it after everything else was sent."""
         self._follow_wall_clock()
-        frames: list[bytes] = []
+        events: list[bytes] = []
         size = 0
         while self._due and self.due_in_s <= 0 and size < BATCH_BYTES - KUBECONFIG_BYTES:
             at, name = heapq.heappop(self._due)
-            frame = self._renewed(name, at)
-            if frame is not None:
-                frames.append(frame)
-                size += len(frame)
-        return Frames(frames)
+            event = self._renewed(name, at)
+            if event is not None:
+                events.append(event)
+                size += len(event)
+        return b"".join(events)
 
     @property
     def due_in_s(self) -> float:
@@ -188,13 +189,7 @@ class KubeconfigRotation:
         kubeconfig = self._issue(cluster, lease, retry_s=RETRY_S)
         if kubeconfig is None:
             return None
-        return encode_frame(
-            pb.ClusterEvent(
-                type=pb.ClusterEvent.TYPE_KUBECONFIG,
-                cluster=convert.cluster(cluster, self._epoch),
-                kubeconfig=kubeconfig,
-            )
-        )
+        return encode_with_kubeconfig(pb.ClusterEvent.TYPE_KUBECONFIG, cluster, self._epoch, kubeconfig)
 
     def _engaged(self, name: str) -> Cluster | None:
         record = self._fleet[name]

@@ -27,6 +27,8 @@ class KnownClusters(msgspec.Struct, frozen=True):
 
     def grown(self, by: Mapping[str, int]) -> "KnownClusters":
         """Return what a subscriber knows after its view has grown."""
+        if not by:
+            return self
         counts = dict(self.counts)
         for source, count in by.items():
             digest = _digest(source)

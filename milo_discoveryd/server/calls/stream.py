@@ -16,7 +16,7 @@ from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.registry.change_notifier import Waiter
 from milo_discoveryd.registry.cursor import Batch, Cursor
-from milo_discoveryd.registry.events import Frames
+from milo_discoveryd.registry.events import NO_CHANGES, Frame, slice_of
 from milo_discoveryd.registry.filter import Filter, without_sources
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.pending_releases import Subscription
@@ -138,7 +138,7 @@ class WatchStream:
     async def _follow(self, waiter: Waiter) -> None:
         self._pending = self._pending_sources()
         while self._must_wait():
-            await self._send_batch(Batch(Frames(), 0, synced=False))
+            await self._send_batch(Batch(NO_CHANGES, 0, synced=False))
             await self._wait(waiter)
             self._pending = self._pending_sources()
         self._follow_rights()
@@ -148,10 +148,10 @@ class WatchStream:
             assert self._resumes is not None
             self._known = self._resumes.known
             self._last_revision = self._asked.resume_revision
-            changes = cursor.take() or Batch(Frames(), cursor.revision)
-            await self._send_changes(
-                msgspec.structs.replace(changes, frames=Frames((*self._still_draining(resume), *changes.frames)))
-            )
+            changes = cursor.take() or Batch(NO_CHANGES, cursor.revision)
+            if draining := [*self._still_draining(resume)]:
+                changes = msgspec.structs.replace(changes, slice=slice_of((*draining, *changes.slice.frames)))
+            await self._send_changes(changes)
             if self._rotation:
                 self._rotation.catch_up()
         while True:
@@ -165,9 +165,9 @@ class WatchStream:
             elif batch is not None:
                 await asyncio.sleep(0)
             elif self._rotation and (renewed := self._rotation.take_due()):
-                await self._send_batch(Batch(renewed, cursor.revision))
+                await self._send_batch(Batch(NO_CHANGES, cursor.revision), renewed)
             elif self._source_changed() or self._clock() >= self._sent_at + self._asked.heartbeat_s:
-                await self._send_batch(Batch(Frames(), cursor.revision))
+                await self._send_batch(Batch(NO_CHANGES, cursor.revision))
             else:
                 await self._wait(waiter)
 
@@ -253,7 +253,7 @@ class WatchStream:
         finally:
             self._fleet.unsubscribe(self._subscription)
 
-    def _still_draining(self, resumed: int) -> Iterator[bytes]:
+    def _still_draining(self, resumed: int) -> Iterator[Frame]:
         """Return the draining clusters that wait for this subscriber, to send them again: it may have restarted."""
         if self._subscription is None:
             return iter(())
@@ -283,24 +283,20 @@ class WatchStream:
         await waiter.wait(max(0.0, min(heartbeat_in_s, doubt_in_s, rotation_in_s)))
 
     async def _send_changes(self, batch: Batch) -> None:
-        self._known = (self._kept if batch.reset else self._known).grown(batch.frames.counted(frames.growth))
+        self._known = (self._kept if batch.reset else self._known).grown(batch.slice.growth)
         is_live = bool(self._source) and not batch.reset and batch.synced
-        if self._rotation:
-            await self._send_batch(
-                msgspec.structs.replace(batch, frames=self._rotation.attach_kubeconfigs(batch.frames))
-            )
-        else:
-            await self._send_batch(batch)
-        if batch.frames:
+        events = self._rotation.attach_kubeconfigs(batch.slice) if self._rotation else batch.slice.data
+        await self._send_batch(batch, events)
+        if events:
             read_at = self._fleet.notifier.read_at(batch.revision) if is_live else None
             self._metrics.batch_sent(None if read_at is None else self._sent_at - read_at)
 
-    async def _send_batch(self, batch: Batch) -> None:
+    async def _send_batch(self, batch: Batch, events: bytes = b"") -> None:
         now = self._clock()
         before, revision = self._last_revision, self._revision(batch)
-        sources = self._source_news(batch, now)
+        sources = [] if events and not self._source_changed() else self._source_news(now)
         data = frames.batch(
-            batch.frames,
+            events,
             revision=revision,
             previous_revision=before,
             synced=batch.synced,
@@ -353,9 +349,7 @@ class WatchStream:
     def _source_states(self) -> tuple[tuple[ViewState, str], ...]:
         return tuple([(each.status.state, each.status.reason) for each in self._sources])
 
-    def _source_news(self, batch: Batch, now: float) -> list[pb.SourceStatus]:
+    def _source_news(self, now: float) -> list[pb.SourceStatus]:
         """Return the status that summarizes all sources, followed by the status of each if there are several."""
-        if batch.frames and not self._source_changed():
-            return []
         self._source = self._source_states()
         return source_statuses(self._sources, self._call.scope, Moment(time.time(), now))

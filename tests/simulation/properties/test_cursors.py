@@ -75,7 +75,7 @@ class Reader:
 
     def _apply(self, batch: Batch) -> None:
         then = self.fleet.snapshots[batch.revision]
-        for event in read(batch.frames):
+        for event in read(batch.slice.frames):
             name, known = event.cluster.target.name, self.view.get(event.cluster.target.name)
             if event.type is EventType.ENGAGED:
                 assert known is None, "a cluster is engaged once"

@@ -78,7 +78,7 @@ class Reader:
             self.view = {}
         else:
             assert batch.revision >= self.revision, "revisions do not decrease"
-        for event in read(batch.frames):
+        for event in read(batch.slice.frames):
             if event.type is EventType.DISENGAGED:
                 self._check_end(event.cluster, event.reason)
             else:

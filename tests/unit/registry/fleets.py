@@ -11,7 +11,7 @@ from milo_discoveryd.model.cluster import Cluster, DisengageReason, Target
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Malformed, NotReady, Outside, Ready
 from milo_discoveryd.registry.cluster_records import LogEntry
-from milo_discoveryd.registry.events import Event, EventType
+from milo_discoveryd.registry.events import Event, EventType, Frame
 from milo_discoveryd.registry.log import STALE_SLOTS, ChangeLog, Retention
 from milo_discoveryd.registry.not_ready import NotReadyClusters
 from milo_discoveryd.registry.registry import Registry
@@ -88,8 +88,8 @@ def registry(grace_s: float = 0.0, *, drain_s: float = 0.0) -> Registry:
     return Registry(readable_log(), NotReadyClusters(grace_s), drain_timeout_s=drain_s)
 
 
-def read(frames: Iterable[bytes]) -> list[Event]:
-    return [_EVENTS.decode(frame) for frame in frames]
+def read(frames: Iterable[Frame]) -> list[Event]:
+    return [_EVENTS.decode(frame.data) for frame in frames]
 
 
 def engaged(of: Cluster) -> Event:

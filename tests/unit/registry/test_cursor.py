@@ -3,7 +3,7 @@
 from milo_discoveryd.model.cluster import Cluster, DisengageReason
 from milo_discoveryd.model.selector import parse
 from milo_discoveryd.registry.cursor import Batch, Cursor
-from milo_discoveryd.registry.events import Event, EventType
+from milo_discoveryd.registry.events import NO_CHANGES, Event, EventType
 from milo_discoveryd.registry.filter import EVERYTHING, Filter
 from milo_discoveryd.registry.log import RECORDS_PER_STEP, Retention
 from tests.unit.registry.fleets import NamedLog, cluster, disengaged, engaged, read, readable_log, updated
@@ -51,7 +51,7 @@ def received(cursor: Cursor) -> list[Event]:
 
 
 def parts(cursor: Cursor) -> list[tuple[int, list[Event]]]:
-    return [(batch.revision, read(batch.frames)) for batch in iter(cursor.take, None)]
+    return [(batch.revision, read(batch.slice.frames)) for batch in iter(cursor.take, None)]
 
 
 # --- snapshots ---
@@ -65,14 +65,14 @@ def test_cursor_starts_with_all_engaged_clusters() -> None:
     assert cursor.lag == 2
     batch = cursor.take()
     assert batch is not None
-    assert read(batch.frames) == [engaged(a), engaged(b)]
+    assert read(batch.slice.frames) == [engaged(a), engaged(b)]
     assert (batch.revision, batch.reset, batch.synced) == (2, True, True)
     assert cursor.take() is None
     assert (cursor.revision, cursor.lag) == (2, 0)
 
 
 def test_cursor_of_empty_fleet_returns_empty_snapshot() -> None:
-    assert reader(readable_log()).take() == Batch((), 0, reset=True, synced=True)
+    assert reader(readable_log()).take() == Batch(NO_CHANGES, 0, reset=True, synced=True)
 
 
 def test_snapshot_is_split_into_batches() -> None:
@@ -80,7 +80,7 @@ def test_snapshot_is_split_into_batches() -> None:
     clusters = [engage(log, name) for name in "abc"]
     cursor = reader(log)
     batches = [cursor.take() for _ in clusters]
-    assert [read(batch.frames) for batch in batches if batch] == [[engaged(each)] for each in clusters]
+    assert [read(batch.slice.frames) for batch in batches if batch] == [[engaged(each)] for each in clusters]
     assert [(batch.reset, batch.synced) for batch in batches if batch] == [(True, False), (False, False), (False, True)]
     assert cursor.take() is None
 
@@ -92,7 +92,7 @@ def test_snapshot_contains_only_clusters_in_filter() -> None:
     cursor = reader(log, PROD)
     batch = cursor.take()
     assert batch is not None
-    assert read(batch.frames) == [engaged(b)]
+    assert read(batch.slice.frames) == [engaged(b)]
     assert batch.synced
 
 
@@ -103,10 +103,10 @@ def test_sparse_filter_search_yields_and_reports_only_matches() -> None:
         engage(log, f"a{index}")
     cursor = reader(log, Filter(names=frozenset({f"a{count - 1}"})))
     first_frame, second, third = cursor.take(), cursor.take(), cursor.take()
-    assert first_frame == Batch((), count, reset=True, synced=False, is_whole=False)
-    assert second == Batch((), count, synced=False, is_whole=False)
+    assert first_frame == Batch(NO_CHANGES, count, reset=True, synced=False, is_whole=False)
+    assert second == Batch(NO_CHANGES, count, synced=False, is_whole=False)
     assert third is not None
-    assert (len(third.frames), third.reset, third.synced) == (1, False, True)
+    assert (len(third.slice.frames), third.reset, third.synced) == (1, False, True)
     assert (first_frame.is_sendable, second.is_sendable, third.is_sendable) == (True, False, True)
 
 
@@ -120,7 +120,7 @@ def test_snapshot_is_followed_by_changes_made_while_it_is_read() -> None:
     assert cursor.lag == 3
     batch = cursor.take()
     assert batch is not None
-    assert read(batch.frames) == [engaged(b)]
+    assert read(batch.slice.frames) == [engaged(b)]
     assert (batch.revision, batch.synced) == (2, True)
     assert received(cursor) == [engaged(c), disengaged(a, DELETED, "gone")]
 
@@ -224,7 +224,7 @@ def test_replacement_of_cluster_is_sent_in_one_batch() -> None:
     second = log.replace(log.entry("a"), "another UID", lambda revision: cluster("a", revision, "u2"), 0.0)
     batch = cursor.take()
     assert batch is not None
-    assert read(batch.frames) == [disengaged(first_frame, REPLACED, "another UID"), engaged(second)]
+    assert read(batch.slice.frames) == [disengaged(first_frame, REPLACED, "another UID"), engaged(second)]
     assert batch.revision == 2
 
 
@@ -371,7 +371,7 @@ def test_idle_reader_beyond_retention_receives_snapshot() -> None:
     log.disengage(log.entry("a"), DELETED, "", 0.0)
     batch = cursor.take()
     assert batch is not None
-    assert read(batch.frames) == [engaged(b)]
+    assert read(batch.slice.frames) == [engaged(b)]
     assert (batch.reset, batch.synced, batch.revision) == (True, True, 3)
 
 
@@ -391,7 +391,7 @@ def test_large_batch_is_split_into_parts_with_their_own_revisions() -> None:
     cursor = following(log)
     clusters = [engage(log, name) for name in "abc"]
     batches = [cursor.take() for _ in clusters]
-    assert [(read(batch.frames), batch.revision) for batch in batches if batch] == [
+    assert [(read(batch.slice.frames), batch.revision) for batch in batches if batch] == [
         ([engaged(each)], revision) for revision, each in enumerate(clusters, 1)
     ]
     assert cursor.take() is None
@@ -443,7 +443,7 @@ def test_narrow_filter_receives_only_its_cluster_after_many_changes() -> None:
     z = engage(log, "z")
     batch = cursor.take()
     assert batch is not None
-    assert read(batch.frames) == [engaged(z)]
+    assert read(batch.slice.frames) == [engaged(z)]
     assert batch.revision == 101
 
 
@@ -464,7 +464,7 @@ def test_snapshot_frames_are_cached_briefly_and_rebuilt_later() -> None:
         """Return the first frame of a new reader; each ends before the next begins, so they share no snapshot."""
         batch = reader(log).take()
         assert batch is not None
-        return batch.frames.joined
+        return batch.slice.data
 
     assert [first_frame(), first_frame()] == [b"1", b"1"]
     evict_frames(log)

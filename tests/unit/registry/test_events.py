@@ -1,33 +1,31 @@
-"""Assembly of messages from shared frames."""
+"""Slices of frames."""
 
+import msgspec
 import pytest
 
-from milo_discoveryd.registry.events import SHARED_BYTES, Frames
-
-LONG = b"x" * SHARED_BYTES
-
-
-@pytest.mark.parametrize("frames", [(), (b"a",), (b"a", b"b"), (LONG, b"a")], ids=["none", "one", "two", "long"])
-def test_frames_message_is_joined_frames_and_trailing_bytes(frames: tuple[bytes, ...]) -> None:
-    made = Frames(frames)
-    for rest in (b"one", b"other", b"one", b""):
-        assert made.followed_by(rest) == b"".join(frames) + rest
+from milo_discoveryd.registry.events import EventType, Frame, slice_of
+from tests.unit.registry.fleets import cluster
 
 
-def test_large_frames_message_is_shared_between_subscribers() -> None:
-    frames = Frames([LONG])
-    message = frames.followed_by(b"one")
-    assert frames.followed_by(b"one") is message
-    assert frames.followed_by(b"other") == LONG + b"other"
+def frame(kind: EventType, source: str = "") -> Frame:
+    of = cluster()
+    target = msgspec.structs.replace(of.target, name=f"{source}#a" if source else "a", source=source)
+    return Frame(kind, msgspec.structs.replace(of, target=target), kind.value.encode())
 
 
-def test_frames_are_counted_once_for_all_subscribers() -> None:
-    counted: list[Frames] = []
+def test_slice_joins_its_frames() -> None:
+    frames = [frame(EventType.ENGAGED), frame(EventType.UPDATED)]
+    assert slice_of(frames).frames == tuple(frames)
+    assert slice_of(frames).data == b"ENGAGEDUPDATED"
 
-    def count(frames: Frames) -> int:
-        counted.append(frames)
-        return len(frames)
 
-    frames = Frames([b"a", b"bc"])
-    assert [frames.counted(count) for _ in range(2)] == [2, 2]
-    assert counted == [frames]
+@pytest.mark.parametrize(
+    ("kind", "growth"), [(EventType.ENGAGED, {"": 2}), (EventType.UPDATED, {}), (EventType.DISENGAGED, {"": -2})]
+)
+def test_slice_grows_with_engagements_and_shrinks_with_disengagements(kind: EventType, growth: dict[str, int]) -> None:
+    assert slice_of([frame(kind)] * 2).growth == growth
+
+
+def test_slice_growth_is_counted_for_each_source() -> None:
+    frames = [frame(EventType.ENGAGED, source) for source in ("eu", "us", "eu")]
+    assert slice_of(frames).growth == {"eu": 2, "us": 1}

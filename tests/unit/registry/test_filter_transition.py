@@ -32,11 +32,11 @@ def following(log: NamedLog, wanted: ClusterView) -> Cursor:
 def parts(cursor: Cursor) -> list[tuple[list[Event], bool]]:
     batches = list(iter(cursor.take, None))
     assert all(batch.synced and not batch.reset for batch in batches)
-    return [(read(batch.frames), batch.is_whole) for batch in batches]
+    return [(read(batch.slice.frames), batch.is_whole) for batch in batches]
 
 
 def received(cursor: Cursor) -> list[Event]:
-    return [event for batch in iter(cursor.take, None) for event in read(batch.frames)]
+    return [event for batch in iter(cursor.take, None) for event in read(batch.slice.frames)]
 
 
 def test_filter_transition_revokes_lost_and_engages_gained_clusters() -> None:
@@ -122,7 +122,7 @@ def test_second_filter_transition_reverts_only_what_was_sent() -> None:
     cursor.change_view(DEV)
     batch = cursor.take()
     assert batch is not None
-    assert read(batch.frames) == [disengaged(a, REVOKED, NO_LONGER)]
+    assert read(batch.slice.frames) == [disengaged(a, REVOKED, NO_LONGER)]
     cursor.change_view(PROD)
     assert received(cursor) == [engaged(a)]
     cursor.change_view(DEV)
@@ -154,7 +154,7 @@ def test_filter_transition_during_snapshot_restarts_it() -> None:
     batch = cursor.take()
     assert batch is not None
     assert batch.reset
-    assert [*read(batch.frames), *received(cursor)] == [engaged(b)]
+    assert [*read(batch.slice.frames), *received(cursor)] == [engaged(b)]
 
 
 def test_log_index_is_shared_at_one_revision() -> None:
@@ -176,4 +176,4 @@ def test_filter_transition_beyond_retention_restarts_with_snapshot() -> None:
     log.disengage(log.entry("a"), DELETED, "", 0.0)
     batch = cursor.take()
     assert batch is not None
-    assert (read(batch.frames), batch.reset) == ([engaged(b)], True)
+    assert (read(batch.slice.frames), batch.reset) == ([engaged(b)], True)

@@ -63,7 +63,7 @@ def test_readers_of_one_snapshot_share_its_parts_and_each_part_is_joined_once() 
         one, other = (reader.take() for reader in readers)
         assert one is not None
         assert other is not None
-        assert one.frames.joined is other.frames.joined
+        assert one.slice.data is other.slice.data
 
 
 def test_snapshot_part_cache_is_bounded() -> None:
@@ -71,8 +71,8 @@ def test_snapshot_part_cache_is_bounded() -> None:
     for number in range(100):
         engage(log, f"a{number}")
     ahead, behind = (Cursor(log, EVERYTHING, None) for _ in range(2))
-    seen = [batch.frames for batch in iter(ahead.take, None)]
-    again = [batch.frames for batch in iter(behind.take, None)]
+    seen = [batch.slice.frames for batch in iter(ahead.take, None)]
+    again = [batch.slice.frames for batch in iter(behind.take, None)]
     assert again == seen
     assert again[0] is not seen[0]
 
@@ -83,7 +83,7 @@ def test_readers_with_different_filters_get_different_snapshots() -> None:
         engage(log, name)
     all_of_it, only_a = Cursor(log, EVERYTHING, None), Cursor(log, Filter(names=frozenset("a")), None)
     batches = [reader.take() for reader in (all_of_it, only_a)]
-    assert [len(batch.frames) for batch in batches if batch] == [2, 1]
+    assert [len(batch.slice.frames) for batch in batches if batch] == [2, 1]
 
 
 def test_update_batches_respect_the_size_limit() -> None:
@@ -92,7 +92,7 @@ def test_update_batches_respect_the_size_limit() -> None:
         engage(log, name)
     update_all(log)
     reader = Cursor(log, EVERYTHING, 3)
-    assert [(batch.revision, len(batch.frames)) for batch in iter(reader.take, None)] == [(4, 1), (5, 1), (6, 1)]
+    assert [(batch.revision, len(batch.slice.frames)) for batch in iter(reader.take, None)] == [(4, 1), (5, 1), (6, 1)]
 
 
 @pytest.mark.parametrize("wanted", [EVERYTHING, Filter(organizations=frozenset([""]))], ids=["all", "some"])
@@ -103,7 +103,7 @@ def test_readers_at_any_revision_get_the_next_batch(wanted: Filter) -> None:
     update_all(log)
     for _ in range(2):
         batches = [Cursor(log, wanted, 100 + place).take() for place in range(100)]
-        assert [len(batch.frames) for batch in batches if batch] == [*range(100, 0, -1)]
+        assert [len(batch.slice.frames) for batch in batches if batch] == [*range(100, 0, -1)]
 
 
 def test_update_frame_is_encoded_once_for_all_readers() -> None:
@@ -138,7 +138,7 @@ def test_change_invalidates_slice_cache() -> None:
     engage(log, "b")
     batch = Cursor(log, EVERYTHING, 0).take()
     assert batch is not None
-    assert len(batch.frames) == 2
+    assert len(batch.slice.frames) == 2
 
 
 def test_frequent_changes_of_one_cluster_use_few_log_entries() -> None:
@@ -147,7 +147,7 @@ def test_frequent_changes_of_one_cluster_use_few_log_entries() -> None:
     for version in range(5000):
         log.update(log.entry(a.target.name), msgspec.structs.replace(a, source_version=str(version)), 0.0)
     assert _places(log) < 1100
-    assert len(log.since(0, EVERYTHING).frames) == 1
+    assert len(log.since(0, EVERYTHING).slice.frames) == 1
 
 
 def test_disengaged_clusters_are_forgotten_after_retention() -> None:
@@ -167,9 +167,9 @@ def test_log_keeps_former_disengagement_of_reengaged_name_within_retention() -> 
     log.disengage(log.entry("a"), DELETED, "", 0.0)
     engage(log, "a")
     log.disengage(log.entry("a"), DELETED, "", 0.0)
-    assert len(log.since(1, EVERYTHING).frames) == 1
-    assert len(log.since(3, EVERYTHING).frames) == 1
-    assert log.since(2, EVERYTHING).frames == ()
+    assert len(log.since(1, EVERYTHING).slice.frames) == 1
+    assert len(log.since(3, EVERYTHING).slice.frames) == 1
+    assert log.since(2, EVERYTHING).slice.frames == ()
 
 
 def test_snapshot_is_released_with_its_last_reader() -> None:
@@ -203,5 +203,5 @@ def test_prefetched_slice_is_returned_by_next_read() -> None:
         so_far = encode.encoded
         batch = cursor.take()
         assert batch is not None
-        assert batch.frames
+        assert batch.slice.frames
         assert encode.encoded == so_far

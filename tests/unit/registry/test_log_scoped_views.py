@@ -36,7 +36,7 @@ def following(log: NamedLog) -> Cursor:
 
 
 def received(cursor: Cursor) -> list[Event]:
-    return [event for batch in iter(cursor.take, None) for event in read(batch.frames)]
+    return [event for batch in iter(cursor.take, None) for event in read(batch.slice.frames)]
 
 
 def test_cluster_leaving_scope_is_sent_as_last_visible() -> None:

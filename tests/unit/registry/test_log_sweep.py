@@ -31,7 +31,7 @@ def read_on(log: NamedLog, revision: int) -> list[str]:
     received: list[str] = []
     while revision < log.head:
         part = log.since(revision, EVERYTHING)
-        received += b"".join(part.frames).decode().split(";")[:-1]
+        received += part.slice.data.decode().split(";")[:-1]
         revision = part.revision
     return received
 
@@ -71,7 +71,7 @@ def test_replaced_cluster_engaged_while_reader_was_behind_is_engaged_first(log: 
     reader = Cursor(log, EVERYTHING, seen)
     first = reader.take()
     assert first is not None
-    assert (b"".join(first.frames), first.revision) == (b"ENGAGED beta;", 2)
+    assert (first.slice.data, first.revision) == (b"ENGAGED beta;", 2)
 
 
 def test_log_sweep_bounds_log_size_independently_of_history(log: NamedLog) -> None:
@@ -108,7 +108,7 @@ def test_log_sweep_does_not_repeat_clusters_sent_ahead(log: NamedLog) -> None:
     log.engage(log.entry("gamma"), lambda revision: cluster("gamma", revision))
     log.update(log.entry("alpha"), cluster("alpha", 1, 1), 0.0)
     reader = Cursor(log, EVERYTHING, 0)
-    received = [b"".join(batch.frames).decode() for batch in iter(reader.take, None)]
+    received = [batch.slice.data.decode() for batch in iter(reader.take, None)]
     assert "".join(received) == "ENGAGED alpha;ENGAGED beta;ENGAGED gamma;"
 
 
@@ -119,5 +119,5 @@ def test_change_during_partial_read_is_sent_after_log_sweep(log: NamedLog) -> No
     reader = Cursor(log, EVERYTHING, 0)
     first = reader.take()
     log.update(log.entry("alpha"), cluster("alpha", 1, 2), 0.0)
-    received = [b"".join(batch.frames).decode() for batch in (first, *iter(reader.take, None))]
+    received = [batch.slice.data.decode() for batch in (first, *iter(reader.take, None))]
     assert "".join(received) == "ENGAGED alpha;ENGAGED beta;ENGAGED gamma;UPDATED alpha;"

@@ -359,7 +359,7 @@ def test_resume_reports_disengagement_of_evicted_record(monkeypatch: pytest.Monk
     fleet.commit([ready("a", "5", "u2")], at(2))
     batch = reader.take()
     assert batch is not None
-    assert [(event.type, event.cluster.target.uid) for event in read(batch.frames)] == [
+    assert [(event.type, event.cluster.target.uid) for event in read(batch.slice.frames)] == [
         (EventType.DISENGAGED, "u1"),
         (EventType.ENGAGED, "u2"),
     ]

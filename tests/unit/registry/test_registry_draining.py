@@ -216,7 +216,7 @@ def test_draining_record_is_not_evicted_with_absent_records(monkeypatch: pytest.
 
 def received(cursor: Cursor) -> list[Event]:
     batch = cursor.take()
-    return [] if batch is None else read(batch.frames)
+    return [] if batch is None else read(batch.slice.frames)
 
 
 def test_only_readers_that_confirm_are_sent_the_drain() -> None:

@@ -18,12 +18,13 @@ from milo_discoveryd.kubeconfigs.minter import LeaseKey
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.registry.cursor import Cursor
+from milo_discoveryd.registry.events import EventType, Frame, Slice, slice_of
 from milo_discoveryd.registry.filter import EVERYTHING
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.rights import Recipient, Terms
 from milo_discoveryd.rights.scope import ClusterScope, scoped
-from milo_discoveryd.server.calls.frames import decode_frame, encode_frame, encoder
+from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.server.calls.kubeconfig_rotation import RETRY_S, KubeconfigRotation
 from milo_discoveryd.server.calls.verification import AlwaysFresh
 from tests.support.sources import new_source
@@ -101,10 +102,10 @@ class World:
         assert isinstance(made, KubeconfigRotation)
         return made
 
-    def snapshot(self) -> list[bytes]:
+    def snapshot(self) -> Slice:
         batch = Cursor(self.fleet.log, EVERYTHING, None).take()
         assert batch is not None
-        return [*batch.frames]
+        return batch.slice
 
 
 @pytest.fixture
@@ -112,16 +113,16 @@ def world() -> World:
     return World()
 
 
-def given(frames: tuple[bytes, ...]) -> list[str]:
+def given(data: bytes) -> list[str]:
     """Return the clusters whose events carry a kubeconfig."""
-    events = [decode_frame(frame) for frame in frames]
+    events = pb.WatchClustersResponse.FromString(data).events
     return [event.cluster.name for event in events if event.HasField("kubeconfig")]
 
 
 def test_rotation_renews_each_kubeconfig_in_time(world: World) -> None:
     rotation = world.rotation()
     assert given(rotation.attach_kubeconfigs(world.snapshot())) == ["alpha", "beta"]
-    assert rotation.take_due() == ()
+    assert rotation.take_due() == b""
     world.now += LIFE_S / 2
     assert sorted(given(rotation.take_due())) == ["alpha", "beta"]
 
@@ -146,7 +147,7 @@ def test_rotation_sends_kubeconfig_of_cluster_whose_labels_select_another_source
     rotation = world.rotation()
     change_labels(world, "2", source="")
     assert given(rotation.attach_kubeconfigs(world.snapshot())) == ["beta"]
-    assert rotation.take_due() == ()
+    assert rotation.take_due() == b""
     cursor = Cursor(world.fleet.log, EVERYTHING, None)
     assert cursor.take() is not None
     for version, labels, expected in (
@@ -164,11 +165,11 @@ def change_labels(world: World, version: str, **labels: str) -> None:
     world.source.registry.commit([ready("alpha", version, labels=labels)], Moment(0.0, 0.0))
 
 
-def updates(cursor: Cursor) -> list[bytes]:
+def updates(cursor: Cursor) -> Slice:
     batch = cursor.take()
     assert batch is not None
-    assert [decode_frame(frame).type for frame in batch.frames] == [pb.ClusterEvent.TYPE_UPDATED]
-    return [*batch.frames]
+    assert [frame.type for frame in batch.slice.frames] == [EventType.UPDATED]
+    return batch.slice
 
 
 def test_rotation_renews_everything_after_wall_clock_jump(world: World) -> None:
@@ -176,7 +177,7 @@ def test_rotation_renews_everything_after_wall_clock_jump(world: World) -> None:
     rotation.attach_kubeconfigs(world.snapshot())
     world.ahead = 2 * LIFE_S
     assert sorted(given(rotation.take_due())) == ["alpha", "beta"]
-    assert rotation.take_due() == ()
+    assert rotation.take_due() == b""
 
 
 def test_rotation_stops_for_clusters_outside_the_scope(world: World) -> None:
@@ -204,7 +205,7 @@ def test_rotation_reissues_when_terms_change(world: World) -> None:
     rotation.attach_kubeconfigs(world.snapshot())
     world.recipient = Recipient(Caller(listener="api"), "another name of the rule")
     rotation.change_view(EVERYTHING)
-    assert rotation.take_due() == ()
+    assert rotation.take_due() == b""
     world.recipient = Recipient(Caller(listener="api"), "shop", Terms(issuers=frozenset({"source"})))
     rotation.change_view(EVERYTHING)
     assert sorted(given(rotation.take_due())) == ["alpha", "beta"]
@@ -235,7 +236,7 @@ def test_rotation_pauses_while_quota_is_exhausted(world: World) -> None:
 
     world.take_kubeconfig = counted  # type: ignore[method-assign]
     world.now += 7.0
-    assert rotation.take_due() == ()
+    assert rotation.take_due() == b""
     assert looked == 1, "the first batch has all kubeconfigs"
     assert rotation.due_in_s == 7.0
 
@@ -244,7 +245,7 @@ def test_rotation_renewals_are_kubeconfig_events(world: World) -> None:
     rotation = world.rotation()
     rotation.attach_kubeconfigs(world.snapshot())
     world.now += LIFE_S / 2
-    kinds = {decode_frame(frame).type for frame in rotation.take_due()}
+    kinds = {event.type for event in pb.WatchClustersResponse.FromString(rotation.take_due()).events}
     assert kinds == {pb.ClusterEvent.TYPE_KUBECONFIG}
 
 
@@ -255,10 +256,10 @@ def test_rotation_forgets_clusters_disengaged_while_the_source_failed(
     monkeypatch.setattr(Lease, "issue", refuse)
     rotation = world.rotation()
     rotation.attach_kubeconfigs(world.snapshot())
-    assert rotation.take_due() == ()
+    assert rotation.take_due() == b""
     assert {name for names in rotation._waiting.values() for name in names} == {"alpha", "beta"}
-    for name in ("alpha", "beta"):
-        rotation.attach_kubeconfigs([ended(name)])
+    ends = [Frame(EventType.DISENGAGED, cluster, b"") for cluster in world.fleet.clusters()]
+    rotation.attach_kubeconfigs(slice_of(ends))
     assert not rotation._waiting
     assert not rotation._deliveries
 
@@ -268,7 +269,7 @@ def test_rotation_repeats_a_kubeconfig_that_could_not_be_issued(world: World, mo
     with monkeypatch.context() as while_it_fails:
         while_it_fails.setattr(Lease, "issue", refuse)
         assert given(rotation.attach_kubeconfigs(world.snapshot())) == []
-        assert rotation.take_due() == ()
+        assert rotation.take_due() == b""
         assert rotation.due_in_s == RETRY_S
     world.now += RETRY_S
     assert sorted(given(rotation.take_due())) == ["alpha", "beta"]
@@ -280,7 +281,7 @@ def test_rotation_issues_nothing_until_the_token_was_reviewed(world: World) -> N
     stale = Stale()
     world.freshness = stale
     assert given(rotation.attach_kubeconfigs(world.snapshot())) == []
-    assert rotation.take_due() == ()
+    assert rotation.take_due() == b""
     assert (rotation.due_in_s, world.taken) == (math.inf, 0)
     stale.is_reviewed = True
     assert sorted(given(rotation.take_due())) == ["alpha", "beta"]
@@ -295,7 +296,3 @@ class Stale(AlwaysFresh):
 
 def refuse(*_: object) -> IssuedKubeconfig:
     raise BackendError("down")
-
-
-def ended(name: str) -> bytes:
-    return encode_frame(pb.ClusterEvent(type=pb.ClusterEvent.TYPE_DISENGAGED, cluster=pb.Cluster(name=name)))
