@@ -148,7 +148,7 @@ class Claimants(Protocol):
     def claim_all(self, claims: ValueClaims) -> None:
         """Add the claims of all clusters."""
 
-    def judge(self, key: str, now: Moment) -> Iterable[Event]:
+    def judge(self, key: str, now: Moment) -> list[Event]:
         """Engage or disengage a cluster whose claims may be judged otherwise than before."""
 
 
@@ -170,10 +170,8 @@ class FleetClaims:
         for each in self.members:
             each.claim_all(claims)
 
-    def judge(self, keys: Iterable[str], now: Moment) -> Iterable[Event]:
-        for key in sorted(keys):
-            for each in self.members:
-                yield from each.judge(key, now)
+    def judge(self, keys: Iterable[str], now: Moment) -> list[Event]:
+        return [event for key in sorted(keys) for each in self.members for event in each.judge(key, now)]
 
     def problem(self, key: str) -> str:
         """Return why a cluster's object must not stand for it; empty if it may."""

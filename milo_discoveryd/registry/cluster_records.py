@@ -6,66 +6,10 @@ import msgspec
 
 from milo_discoveryd.model.cluster import Cluster, DisengageReason, Target
 from milo_discoveryd.model.observation import ObjectFields
-from milo_discoveryd.registry.events import Event, EventType, Frame
+from milo_discoveryd.registry.events import Event, EventType
+from milo_discoveryd.registry.log_entry import LogEntry
 
 TRANSITIONS_KEPT = 8
-
-
-class PastState(msgspec.Struct, frozen=True, gc=False):
-    """The state of a cluster, as filters see it, from revision `since` up to, but not including, `until`."""
-
-    cluster: Cluster
-    since: int
-    until: int
-    reason: DisengageReason | None
-    """Why the cluster was disengaged at `until`; None if only its labels or its organization changed."""
-    message: str
-
-
-class LogEntry(msgspec.Struct, gc=False):
-    """One name in the change log. Records inherit it because a separate object per cluster would cost more memory."""
-
-    cluster: Cluster | None = None
-    """None unless the cluster is engaged."""
-    revision: int = 0
-    """The revision of the last change."""
-    same_view_since: int = 0
-    """The last revision that could change the result of a filter for the cluster."""
-    history: tuple[PastState, ...] = ()
-    frame: Frame | None = None
-    """The frame of the current cluster, of the type that was last requested. All live readers need UPDATED and all
-    snapshots need ENGAGED, so caching one type is enough."""
-
-    def known_at(self, revision: int) -> Cluster | None:
-        """Return the cluster as a reader at `revision` knows it, as far as filters and incarnations are concerned."""
-        if self.cluster is not None and self.same_view_since <= revision:
-            return self.cluster
-        for past in reversed(self.history):  # the latest is the most likely match
-            if past.since <= revision < past.until:
-                return past.cluster
-        return None
-
-    def needs_slot(self, revision: int) -> bool:
-        """Return whether a reader whose batch ends soon after `revision` needs the entry's slot at that revision.
-
-        A change that a filter can see must be sent even if the entry changed again beyond the end of that batch.
-        """
-        if not self.history:  # the common case; this runs for thousands of slots in a row
-            return self.cluster is not None and revision in (self.revision, self.same_view_since)
-        return revision in (self.revision, self.same_view_since) or any(
-            revision in (past.since, past.until) for past in self.history
-        )
-
-    def end_of(self, cluster: Cluster, revision: int) -> PastState | None:
-        """Return how the cluster's incarnation had ended by `revision`, or None if it was still engaged."""
-        return next(
-            (
-                past
-                for past in self.history
-                if past.reason and past.until <= revision and past.cluster.incarnation == cluster.incarnation
-            ),
-            None,
-        )
 
 
 class ObjectState(enum.Enum):
@@ -94,9 +38,10 @@ class RecordedTransition(msgspec.Struct, frozen=True):
     message: str = ""
 
 
-class ClusterRecord(LogEntry, kw_only=True, gc=False):
+class ClusterRecord(msgspec.Struct, kw_only=True, gc=False):
     """Everything that is known about the cluster of one name."""
 
+    entry: LogEntry = msgspec.field(default_factory=LogEntry)
     uid: str
     version: str
     state: ObjectState
@@ -111,8 +56,13 @@ class ClusterRecord(LogEntry, kw_only=True, gc=False):
     """Earlier transitions, oldest first. The transition to the current engagement is derived from `cluster`."""
 
     @property
+    def cluster(self) -> Cluster | None:
+        """None unless the cluster is engaged."""
+        return self.entry.cluster
+
+    @property
     def engaged(self) -> bool:
-        return self.cluster is not None
+        return self.entry.cluster is not None
 
     @property
     def latest(self) -> Cluster | None:
@@ -140,7 +90,7 @@ class ClusterRecord(LogEntry, kw_only=True, gc=False):
         return (*self.past, RecordedTransition(EventType.ENGAGED, self.cluster.engaged_at, self.cluster.incarnation))
 
     def end(self, cluster: Cluster, reason: DisengageReason, message: str, at: float) -> Event:
-        """Record the end of `cluster` as a transition, and return its event. Call it before `cluster` is unset."""
+        """Record the end of `cluster` as a transition, and return its event. Call it before the log has it."""
         ended = RecordedTransition(EventType.DISENGAGED, at, cluster.incarnation, reason, message)
         self.past = (*self.transitions, ended)[-TRANSITIONS_KEPT:]
         return Event(EventType.DISENGAGED, cluster, reason, message)

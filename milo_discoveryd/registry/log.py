@@ -12,16 +12,16 @@ between readers.
 import weakref
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import compress
 from typing import TypeVar
 
 import msgspec
 
 from milo_discoveryd.model.cluster import Cluster, DisengageReason, without_draining
-from milo_discoveryd.registry.cluster_records import LogEntry, PastState
 from milo_discoveryd.registry.events import Changes, Encode, Event, EventType, Frame, ReadAhead, Slice, slice_of
 from milo_discoveryd.registry.filter import ClusterView
+from milo_discoveryd.registry.log_entry import LogEntry, PastState
 
 BATCH_BYTES = 256 * 1024
 """The approximate size of a batch, far below the 4 MiB that gRPC clients accept by default."""
@@ -116,31 +116,36 @@ class ChangeLog:
 
     # --- writing ---
 
-    def engage(self, entry: LogEntry, make: Callable[[int], Cluster]) -> Cluster:
-        """Engage a cluster; `make` builds it for the revision of the change."""
-        assert entry.cluster is None
-        self.head += 1
-        return self._start(entry, make)
+    @property
+    def next_revision(self) -> int:
+        """The revision of the next change, which is the incarnation of the cluster that it engages."""
+        return self.head + 1
 
-    def update(self, entry: LogEntry, cluster: Cluster, now: float) -> None:
-        before = entry.cluster
-        assert before is not None
+    def append(self, entry: LogEntry, event: Event, now: float, then: Event | None = None) -> None:
+        """Append a change of the entry's cluster.
+
+        `then` engages the next incarnation at the same revision, so that no reader sees a state between the two.
+        """
+        before, cluster = entry.cluster, None if event.type is EventType.DISENGAGED else event.cluster
+        if then is not None:
+            cluster = then.cluster
         self.head += 1
-        if _changes_view(before, cluster):
-            self._keep_past_state(entry, now, None, "")
+        if before is None or event.reason is not None or (cluster is not None and _changes_view(before, cluster)):
+            if before is not None:
+                past = PastState(before, entry.same_view_since, self.head, event.reason, event.message)
+                entry.history = (*entry.history, past)
+                self._past_states.append((self.head, now, entry))
             entry.same_view_since = self.head
-        self._append(entry, cluster)
-
-    def disengage(self, entry: LogEntry, reason: DisengageReason, message: str, now: float) -> None:
-        self.head += 1
-        self._keep_past_state(entry, now, reason, message)
-        self._append(entry, None)
-
-    def replace(self, entry: LogEntry, message: str, make: Callable[[int], Cluster], now: float) -> Cluster:
-        """End one incarnation and start the next at one revision, so that no reader sees a state between the two."""
-        self.head += 1
-        self._keep_past_state(entry, now, DisengageReason.REPLACED, message)
-        return self._start(entry, make)
+        # The entry's old slot is stale now. The new slot of a disengaged cluster becomes stale with its past states.
+        self._stale_slots += (entry.revision > 0) + (cluster is None)
+        entry.cluster, entry.revision, entry.frame = cluster, self.head, None
+        self._revisions.append(self.head)
+        self._entries.append(entry)
+        self._slices.clear()
+        while len(self._past_states) > self._retention.count:
+            self._forget_oldest()
+        if self._stale_slots >= self._stale_slots_allowed:
+            self._compact()
 
     def clear(self) -> None:
         """Drop all entries and past states; earlier revisions can no longer be read."""
@@ -338,25 +343,6 @@ class ChangeLog:
             if entry.cluster is not None and entry.revision == at
         ]
 
-    def _start(self, entry: LogEntry, make: Callable[[int], Cluster]) -> Cluster:
-        cluster = make(self.head)
-        entry.same_view_since = self.head
-        self._append(entry, cluster)
-        return cluster
-
-    def _append(self, entry: LogEntry, cluster: Cluster | None) -> None:
-        # The entry's old slot is stale now. The new slot of a disengaged cluster becomes stale with its past states.
-        self._stale_slots += (entry.revision > 0) + (cluster is None)
-        entry.cluster, entry.revision = cluster, self.head
-        entry.frame = None
-        self._revisions.append(self.head)
-        self._entries.append(entry)
-        self._slices.clear()
-        while len(self._past_states) > self._retention.count:
-            self._forget_oldest()
-        if self._stale_slots >= self._stale_slots_allowed:
-            self._compact()
-
     def _compact(self) -> None:
         """Remove the stale slots of a part of the log. The next call continues where this one ended."""
         start = self._compacted_to
@@ -369,12 +355,6 @@ class ChangeLog:
         if self._compacted_to == len(self._entries):
             self._compacted_to = 0
         self._stale_slots = 0
-
-    def _keep_past_state(self, entry: LogEntry, now: float, reason: DisengageReason | None, message: str) -> None:
-        assert entry.cluster is not None
-        past = PastState(entry.cluster, entry.same_view_since, self.head, reason, message)
-        entry.history = (*entry.history, past)
-        self._past_states.append((self.head, now, entry))
 
     def _forget_oldest(self) -> None:
         until, _, entry = self._past_states.popleft()

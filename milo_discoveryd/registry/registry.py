@@ -154,18 +154,13 @@ class Registry(KnownObjects[ClusterRecord, Event]):
         cluster = record.cluster
         assert cluster is not None, "a draining cluster is engaged"
         assert cluster.draining is not None, "the cluster does not drain"
-        events = [*self._end(record, cluster.draining.reason, cluster.draining.message, now)]
+        events = self._end(record, cluster.draining.reason, cluster.draining.message, now)
         elsewhere = self.assigned_elsewhere(name)
         if record.state is ObjectState.READY and elsewhere is not None:
             self._unassign(record, cluster.target, elsewhere, now)
         elif record.state is ObjectState.READY:
-
-            def make(revision: int) -> Cluster:
-                return msgspec.structs.replace(
-                    cluster, draining=None, engaged_at=now.wall, incarnation=revision, connectivity=UNPROBED
-                )
-
-            events.append(self._engage(record, make))
+            again = msgspec.structs.replace(cluster, draining=None, connectivity=UNPROBED)
+            events.append(self._engage_again(record, again, now))
         return events
 
     def reassign(self, name: str, timeout_s: float, now: Moment) -> list[Event]:
@@ -177,14 +172,14 @@ class Registry(KnownObjects[ClusterRecord, Event]):
                 return []
             assert record.target is not None, "it is ready"
             return self._observed(Ready(record.uid, record.version, record.target), now)
-        events = [*self._plan_end(record, DisengageReason.MOVED, elsewhere, now, timeout_s)]
+        events = self._plan_end(record, DisengageReason.MOVED, elsewhere, now, timeout_s)
         self._unassign_ready(record, elsewhere, now)
         return events
 
     def lose(self, name: str, message: str, now: Moment) -> list[Event]:
         """Disengage a cluster at once, because this daemon can't renew its ownership."""
         record = self._records[name]
-        events = [*self._end(record, DisengageReason.OWNERSHIP_LOST, message, now)]
+        events = self._end(record, DisengageReason.OWNERSHIP_LOST, message, now)
         self._unassign_ready(record, message, now)
         return events
 
@@ -233,19 +228,15 @@ class Registry(KnownObjects[ClusterRecord, Event]):
         if (elsewhere := self.assigned_elsewhere(name)) is not None:
             self._unassign(record, found.target, elsewhere, now)
             return []
-
-        def make(revision: int) -> Cluster:
-            return msgspec.structs.replace(found, engaged_at=now.wall, incarnation=revision)
-
         self._move(name, record, ObjectState.READY, now)
         record.message = ""
-        return [self._engage(record, make)]
+        return [self._engage_again(record, found, now)]
 
-    def disengage_unreachable(self, name: str, incarnation: int, message: str, now: Moment) -> Iterable[Event]:
+    def disengage_unreachable(self, name: str, incarnation: int, message: str, now: Moment) -> list[Event]:
         """Disengage a cluster until it is reachable again or its endpoint changes."""
         record = self._records.get(name)
         if record is None or record.state is not ObjectState.READY or not self.needs_probe(name, incarnation):
-            return ()
+            return []
         self._move(name, record, ObjectState.UNREACHABLE, now)
         record.message = message
         return self._end(record, DisengageReason.UNREACHABLE, message, now)
@@ -314,32 +305,32 @@ class Registry(KnownObjects[ClusterRecord, Event]):
                     name, value, ValueClaim(self._server, record.uid, is_stated, RESTORED, not self._is_restored)
                 )
 
-    def judge(self, name: str, now: Moment) -> Iterable[Event]:
+    def judge(self, name: str, now: Moment) -> list[Event]:
         record = self._records.get(name)
         if record is None:
-            return
+            return []
         problem = self._claims.problem(name)
         if not problem:
-            if (seen := self._contested.pop(name, None)) is not None:
-                yield from self._ready(seen, now)
-            return
+            seen = self._contested.pop(name, None)
+            return [] if seen is None else self._ready(seen, now)
+        events: list[Event] = []
         if record.state in OBJECT_READY:
             assert record.target is not None, "it is ready"
             seen = self._contested[name] = Ready(record.uid, record.version, record.target)
-            yield from self._refuse(Malformed(name, seen.uid, seen.version, problem), now)
-        yield from self._end(record, DisengageReason.NOT_READY, problem, now)
+            events += self._refuse(Malformed(name, seen.uid, seen.version, problem), now)
+        return events + self._end(record, DisengageReason.NOT_READY, problem, now)
 
-    def _release_claims(self, name: str, now: Moment) -> Iterable[Event]:
+    def _release_claims(self, name: str, now: Moment) -> list[Event]:
         self._contested.pop(name, None)
         return self._claims.judge(self._claims.release(name), now)
 
-    def _refuse(self, seen: Malformed, now: Moment) -> Iterable[Event]:
+    def _refuse(self, seen: Malformed, now: Moment) -> list[Event]:
         record = self._records.get(seen.name)
         if record is None or record.state is not ObjectState.MALFORMED:
             self._refused(seen)
         return self._not_wanted(seen, now)
 
-    def _ready(self, seen: Ready, now: Moment) -> Iterable[Event]:
+    def _ready(self, seen: Ready, now: Moment) -> list[Event]:
         known = self._records.get(seen.name)
         if (
             known is not None
@@ -349,18 +340,8 @@ class Registry(KnownObjects[ClusterRecord, Event]):
         ):
             known.version = seen.version
             return self._still_engaged(known, known.cluster, seen, now)  # nearly every change
-
-        def make(revision: int) -> Cluster:
-            return Cluster(
-                target=seen.target,
-                source_version=seen.version,
-                engaged_at=now.wall,
-                incarnation=revision,
-                object_uid=seen.uid,
-            )
-
         if self._stays_unreachable(seen):
-            return ()
+            return []
         replaced = self._replaced_by(seen)
         readiness = None if self._was_engaged(seen) else seen.readiness
         elsewhere = self.assigned_elsewhere(seen.name)
@@ -370,19 +351,27 @@ class Registry(KnownObjects[ClusterRecord, Event]):
             return self._end(record, DisengageReason.REPLACED, replaced, now)
         record = self._record(seen, ObjectState.READY, now)
         before = record.cluster
+        if before is not None and not replaced:
+            return self._still_engaged(record, before, seen, now)
+        cluster = Cluster(
+            target=seen.target,
+            source_version=seen.version,
+            engaged_at=now.wall,
+            incarnation=self.log.next_revision,
+            object_uid=seen.uid,
+        )
+        engaged = Event(EventType.ENGAGED, cluster, readiness=readiness)
         if before is None:
-            return (self._engage(record, make, readiness),)
-        if replaced:
-            self.releases.end(seen.name)
-            ended = record.end(before, DisengageReason.REPLACED, replaced, now.wall)
-            self._unreachable -= _is_unreachable(before)
-            cluster = self.log.replace(record, replaced, make, now.steady)
-            return (ended, Event(EventType.ENGAGED, cluster, readiness=readiness))
-        return self._still_engaged(record, before, seen, now)
+            return [self._engage(record, engaged, now)]
+        self.releases.end(seen.name)
+        ended = record.end(before, DisengageReason.REPLACED, replaced, now.wall)
+        self._unreachable -= _is_unreachable(before)
+        self.log.append(record.entry, ended, now.steady, then=engaged)
+        return [ended, engaged]
 
-    def _still_engaged(self, record: ClusterRecord, before: Cluster, seen: Ready, now: Moment) -> Iterable[Event]:
+    def _still_engaged(self, record: ClusterRecord, before: Cluster, seen: Ready, now: Moment) -> list[Event]:
         if seen.target == before.target:
-            return ()
+            return []
         cluster = msgspec.structs.replace(before, target=seen.target, source_version=seen.version)
         return self._update(record, cluster, now)
 
@@ -398,14 +387,14 @@ class Registry(KnownObjects[ClusterRecord, Event]):
         record.former = msgspec.structs.replace(record.former, target=seen.target, source_version=seen.version)
         return True
 
-    def _not_wanted(self, seen: NotReady | Withdrawn | Outside | Malformed, now: Moment) -> Iterable[Event]:
+    def _not_wanted(self, seen: NotReady | Withdrawn | Outside | Malformed, now: Moment) -> list[Event]:
         replaced = self._replaced_by(seen)
         record = self._record(seen, STATES[type(seen)], now)
         if replaced or isinstance(seen, Refused):
             reason = DisengageReason.REPLACED if replaced else DisengageReason.LABELS_CHANGED
             return self._end(record, reason, replaced or seen.message, now)
         if isinstance(seen, Malformed):
-            return ()  # the cluster stays as it last was
+            return []  # the cluster stays as it last was
         if isinstance(seen, Outside):
             return self._plan_end(record, DisengageReason.LABELS_CHANGED, seen.message, now)
         if isinstance(seen, Withdrawn):
@@ -413,7 +402,7 @@ class Registry(KnownObjects[ClusterRecord, Event]):
         is_draining = seen.name in self.releases
         if record.engaged and not is_draining and not self._not_ready.began(seen.name, self._engaged, now.steady):
             self._postponed((seen.name,), now)
-            return ()
+            return []
         return self._plan_end(record, DisengageReason.NOT_READY, seen.message, now)
 
     def _new(self, seen: Observation, state: ObjectState, now: Moment) -> ClusterRecord:
@@ -435,21 +424,23 @@ class Registry(KnownObjects[ClusterRecord, Event]):
             return []
         self._move(deleted.name, record, ObjectState.DELETED, now)
         record.message = "the object was deleted"
-        return [
-            *self._end(record, DisengageReason.DELETED, record.message, now),
-            *self._release_claims(deleted.name, now),
-        ]
+        events = self._end(record, DisengageReason.DELETED, record.message, now)
+        return events + self._release_claims(deleted.name, now)
 
-    def _engage(
-        self, record: ClusterRecord, make: Callable[[int], Cluster], readiness: tuple[str, str] | None = None
-    ) -> Event:
+    def _engage(self, record: ClusterRecord, engaged: Event, now: Moment) -> Event:
         record.former = None
         self._engaged += 1
-        return Event(EventType.ENGAGED, self.log.engage(record, make), readiness=readiness)
+        self.log.append(record.entry, engaged, now.steady)
+        return engaged
+
+    def _engage_again(self, record: ClusterRecord, former: Cluster, now: Moment) -> Event:
+        """Engage a cluster as another incarnation."""
+        cluster = msgspec.structs.replace(former, engaged_at=now.wall, incarnation=self.log.next_revision)
+        return self._engage(record, Event(EventType.ENGAGED, cluster), now)
 
     def _update(self, record: ClusterRecord, cluster: Cluster, now: Moment) -> list[Event]:
-        self.log.update(record, cluster, now.steady)
         updated = Event(EventType.UPDATED, cluster)
+        self.log.append(record.entry, updated, now.steady)
         if cluster.draining is not None and self.releases.update(cluster):
             return [updated, *self.end_drain(cluster.target.name, now)]
         return [updated]
@@ -461,13 +452,13 @@ class Registry(KnownObjects[ClusterRecord, Event]):
         message: str,
         now: Moment,
         timeout_s: float | None = None,
-    ) -> Iterable[Event]:
+    ) -> list[Event]:
         if record.cluster is None:
-            return ()
+            return []
         # Scopes and filters match the present fields of the object.
         cluster = _with_fields(record.cluster, record.present)
         if cluster.draining is not None:
-            return () if cluster is record.cluster else self._update(record, cluster, now)
+            return [] if cluster is record.cluster else self._update(record, cluster, now)
         timeout_s = self._drain_timeout_s if timeout_s is None else timeout_s
         awaits_return = reason is not DisengageReason.MOVED  # the shard group has its own time limits for hand-overs
         until = now.steady + timeout_s
@@ -480,10 +471,10 @@ class Registry(KnownObjects[ClusterRecord, Event]):
         draining = Drain(reason, message, now.wall + timeout_s)
         return self._update(record, msgspec.structs.replace(cluster, draining=draining), now)
 
-    def _end(self, record: ClusterRecord, reason: DisengageReason, message: str, now: Moment) -> Iterable[Event]:
+    def _end(self, record: ClusterRecord, reason: DisengageReason, message: str, now: Moment) -> list[Event]:
         cluster = record.cluster
         if cluster is None:
-            return ()
+            return []
         name = cluster.target.name
         self._not_ready.ended(name)
         self._grace_until.pop(name, None)
@@ -492,10 +483,10 @@ class Registry(KnownObjects[ClusterRecord, Event]):
             self._note_absent(name, record.state)
         ended = record.end(cluster, reason, message, now.wall)
         record.former = without_draining(cluster)
-        self.log.disengage(record, reason, message, now.steady)
+        self.log.append(record.entry, ended, now.steady)
         self._engaged -= 1
         self._unreachable -= _is_unreachable(cluster)
-        return (ended,)
+        return [ended]
 
     def _move(self, name: str, record: ClusterRecord, state: ObjectState, now: Moment) -> None:
         super()._move(name, record, state, now)

@@ -259,7 +259,7 @@ class WatchStream:
             return iter(())
         releases, key = self._fleet.releases, self._subscription.key
         found = (self._fleet[name] for name in releases if releases.awaits(name, key))
-        waiting = (record for record in found if record is not None)
+        waiting = (record.entry for record in found if record is not None)
         return self._fleet.log.draining_frames(waiting, resumed, self._shown)
 
     async def _wait(self, waiter: Waiter) -> None:

@@ -1,7 +1,7 @@
 """Builders of observations, timestamps and clusters, and a log with readable frames."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any
 
@@ -10,9 +10,9 @@ import msgspec
 from milo_discoveryd.model.cluster import Cluster, DisengageReason, Target
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Malformed, NotReady, Outside, Ready
-from milo_discoveryd.registry.cluster_records import LogEntry
 from milo_discoveryd.registry.events import Event, EventType, Frame
 from milo_discoveryd.registry.log import STALE_SLOTS, ChangeLog, Retention
+from milo_discoveryd.registry.log_entry import LogEntry
 from milo_discoveryd.registry.not_ready import NotReadyClusters
 from milo_discoveryd.registry.registry import Registry
 
@@ -76,6 +76,25 @@ class NamedLog(ChangeLog):
 
     def entry(self, name: str) -> LogEntry:
         return self._by_name[name]
+
+    def engage(self, entry: LogEntry, make: Callable[[int], Cluster]) -> Cluster:
+        made = make(self.next_revision)
+        self.append(entry, engaged(made), 0.0)
+        return made
+
+    def update(self, entry: LogEntry, cluster: Cluster, now: float) -> None:
+        self.append(entry, updated(cluster), now)
+
+    def disengage(self, entry: LogEntry, reason: DisengageReason, message: str, now: float) -> None:
+        assert entry.cluster is not None
+        self.append(entry, disengaged(entry.cluster, reason, message), now)
+
+    def replace(self, entry: LogEntry, message: str, make: Callable[[int], Cluster], now: float) -> Cluster:
+        assert entry.cluster is not None
+        made = make(self.next_revision)
+        ended = disengaged(entry.cluster, DisengageReason.REPLACED, message)
+        self.append(entry, ended, now, then=engaged(made))
+        return made
 
 
 def readable_log(

@@ -257,12 +257,12 @@ def test_draining_cluster_is_sent_again_to_a_reader_that_knows_it_drains() -> No
     draining_at = fleet.log.head
     record = fleet["a"]
     assert record is not None
-    records = [record]
-    assert read(fleet.log.draining_frames(records, draining_at, CONFIRMING)) == [updated(draining())]
-    assert read(fleet.log.draining_frames(records, engaged_at, CONFIRMING)) == [], (
+    entries = [record.entry]
+    assert read(fleet.log.draining_frames(entries, draining_at, CONFIRMING)) == [updated(draining())]
+    assert read(fleet.log.draining_frames(entries, engaged_at, CONFIRMING)) == [], (
         "the drain is an update for a reader that knows the cluster"
     )
-    assert read(fleet.log.draining_frames(records, draining_at, EVERYTHING)) == []
+    assert read(fleet.log.draining_frames(entries, draining_at, EVERYTHING)) == []
 
 
 def test_drain_of_moved_cluster_does_not_wait_for_subscribers_of_an_earlier_run() -> None:

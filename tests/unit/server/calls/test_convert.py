@@ -19,6 +19,7 @@ from milo_discoveryd.model.cluster import (
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState, RecordedTransition
 from milo_discoveryd.registry.events import EventType
+from milo_discoveryd.registry.log_entry import LogEntry
 from milo_discoveryd.server.calls import convert
 from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.sharding.status import GroupStatus, MemberStatus
@@ -135,7 +136,7 @@ def record(state: ObjectState, *, engaged: bool = False) -> ClusterRecord:
         state=state,
         since=100.0,
         message="its message",
-        cluster=SMALL if engaged else None,
+        entry=LogEntry(cluster=SMALL if engaged else None),
     )
 
 
@@ -211,14 +212,14 @@ def test_engagement_of_draining_cluster_has_reason_draining(
     state: ObjectState, again: str, why: str, expected: str
 ) -> None:
     of = record(state)
-    of.cluster = msgspec.structs.replace(SMALL, draining=Drain(DisengageReason.NOT_READY, why, 1_700_000_000.0))
+    of.entry.cluster = msgspec.structs.replace(SMALL, draining=Drain(DisengageReason.NOT_READY, why, 1_700_000_000.0))
     message = f"about to be disengaged ({expected}), when it is released or at 2023-11-14T22:13:20Z{again}"
     assert engagement(of) == (True, "REASON_DRAINING", message, 100)
 
 
 def test_engagement_of_draining_cluster_that_another_member_owns_meanwhile() -> None:
     of = record(ObjectState.READY)
-    of.cluster = msgspec.structs.replace(SMALL, draining=Drain(DisengageReason.NOT_READY, "", 1_700_000_000.0))
+    of.entry.cluster = msgspec.structs.replace(SMALL, draining=Drain(DisengageReason.NOT_READY, "", 1_700_000_000.0))
     found = convert.engagement(of, None, "member b of the shard group owns it (view 3)")
     assert found.message == (
         "about to be disengaged (NOT_READY), when it is released or at 2023-11-14T22:13:20Z; it is ready again, and "
@@ -229,7 +230,7 @@ def test_engagement_of_draining_cluster_that_another_member_owns_meanwhile() -> 
 def test_engagement_of_draining_moved_cluster_announces_no_reengagement() -> None:
     of = record(ObjectState.READY)
     moves = Drain(DisengageReason.MOVED, "member b owns it", 1_700_000_000.0)
-    of.cluster = msgspec.structs.replace(SMALL, draining=moves)
+    of.entry.cluster = msgspec.structs.replace(SMALL, draining=moves)
     message = "about to be disengaged (MOVED: member b owns it), when it is released or at 2023-11-14T22:13:20Z"
     assert engagement(of) == (True, "REASON_DRAINING", message, 100)
 
