@@ -80,7 +80,7 @@ class Feed:
 
     @property
     def is_restored(self) -> bool:
-        """True while the state is from the state file. It may lack objects that were created since then."""
+        """True while the state is from the state file. It may differ from that of the objects since then."""
         return self.intake.is_restored
 
     @property

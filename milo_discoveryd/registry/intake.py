@@ -74,8 +74,10 @@ class Intake(Generic[Change]):
         self._listed_version = ""
         """The version of the last complete list that was applied."""
         self.synced = False
-        self.is_restored = False
+        self.awaits_list = False
         """The state is that of an earlier run: this run has not yet accepted a complete list."""
+        self._unconfirmed: set[str] = set()
+        """Objects of an earlier run that the first accepted list lacks, and that were not read since."""
 
     def take(self, source_events: Iterable[SourceEvent[Observation]], now: Moment) -> Iterator[list[Change]]:
         """Apply source events in batches, so that thousands of them do not block the event loop."""
@@ -88,8 +90,13 @@ class Intake(Generic[Change]):
 
         The first list is then compared with them, like any later one.
         """
-        self.synced = self.is_restored = True
+        self.synced = self.awaits_list = True
         return [event for seen, engaged_at in stored for event in self._objects.restore(seen, engaged_at, now)]
+
+    @property
+    def is_restored(self) -> bool:
+        """True while the state is that of an earlier run, or contains objects of it that may have been deleted."""
+        return self.awaits_list or any(map(self._pending_deletions.awaits_read, self._unconfirmed))
 
     @property
     def _applies_early(self) -> bool:
@@ -103,7 +110,7 @@ class Intake(Generic[Change]):
             return None
         if self._guard.held is None:
             return self._guard.doubted
-        is_current = self._guard.held.is_stale or self._pending_deletions.held or self.is_restored
+        is_current = self._guard.held.is_stale or self._pending_deletions.held or self.awaits_list
         return self._guard.held if is_current else self._guard.doubted
 
     @property
@@ -145,6 +152,7 @@ class Intake(Generic[Change]):
         return not self._pending_deletions.is_doubted(name) and self._objects.is_present(name, uid)
 
     def resolve(self, request: ConfirmationRequest, result: ConfirmationResult, now: Moment) -> list[Change]:
+        self._unconfirmed.discard(request.name)
         if (guard := self._guard) is not None and isinstance(result, Found):
             since = self._pending_deletions.older_since(request.name)
             since = now.steady if since is None else since
@@ -253,11 +261,11 @@ class Intake(Generic[Change]):
             (name, uid) for name, uid in missing if self._objects.is_used(name) and not self._is_held_by_restore(name)
         ]
         # Stored clusters may be outdated: a subscriber that knows the replacement must not see the old object again.
-        replaced = [] if self.is_restored else list(self._replaced())
+        replaced = [] if self.awaits_list else list(self._replaced())
         decision: GuardDecision = ConfirmEach()
         if self._guard is not None:
             is_foreign = (
-                bool(self._listed) and not self.is_restored and not any(map(self._proves, self._listed.items()))
+                bool(self._listed) and not self.awaits_list and not any(map(self._proves, self._listed.items()))
             )
             decision = self._guard.judge(
                 engaged + replaced,
@@ -293,7 +301,9 @@ class Intake(Generic[Change]):
             self._objects.list_ended((name for name, _ in missing if name not in older) if versions_went_back else ())
         self._apply_decision(engaged, decision, now.steady)
         self._listed, self._staged = {}, {}
-        self.synced, self.is_restored = True, self.is_restored and self.held is not None
+        if self.awaits_list and self.held is None:
+            self.awaits_list, self._unconfirmed = False, {name for name, _ in engaged}
+        self.synced = True
 
     def _is_older_than_objects(self, version: str) -> bool:
         """Return whether a list is older than an object of the one before, if that had no version of its own."""

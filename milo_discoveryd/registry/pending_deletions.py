@@ -163,6 +163,11 @@ class PendingDeletions:
         pending = self._pending.get(name)
         return pending is not None and pending.is_held
 
+    def awaits_read(self, name: str) -> bool:
+        """Return whether a deletion is pending, and no read was answered or failed yet."""
+        pending = self._pending.get(name)
+        return pending is not None and not pending.failures
+
     def is_doubted(self, name: str) -> bool:
         """Return whether a deletion of the object is pending, or was refuted only by reads."""
         return name in self._pending or name in self._refuted

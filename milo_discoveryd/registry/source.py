@@ -42,6 +42,7 @@ CLUSTERS_PER_STEP = 250
 class _Progress(msgspec.Struct, frozen=True):
     synced: bool
     is_complete: bool
+    is_restored: bool
 
 
 class ClusterSource:
@@ -123,7 +124,7 @@ class ClusterSource:
 
     @property
     def is_restored(self) -> bool:
-        """True while part of the state is from the state file. It may lack clusters that were engaged since then."""
+        """True while part of the state is from the state file. It may differ from what was engaged since then."""
         return any(feed.is_restored for feed in self.feeds)
 
     def began(self) -> _Progress:
@@ -132,7 +133,8 @@ class ClusterSource:
 
     @property
     def _progress(self) -> _Progress:
-        return _Progress(self.synced, self._is_listed and not self.is_restored)
+        is_complete = self._is_listed and not any(feed.intake.awaits_list for feed in self.feeds)
+        return _Progress(self.synced, is_complete, self.is_restored)
 
     def apply(self, feed: Feed, changes: list[Any], read_at: float) -> Iterator[None]:
         """Apply changes of objects. Thousands of clusters may need one object, so they are committed in batches."""

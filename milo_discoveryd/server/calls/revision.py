@@ -59,6 +59,17 @@ class Position(msgspec.Struct, frozen=True):
     known: KnownClusters = NOTHING
     """What the subscriber knows. Another run of the daemon cannot verify it."""
 
+    def is_complete_in(self, run: str) -> bool:
+        """Return whether everything that the subscriber knows is from that run of the daemon.
+
+        Until a snapshot is complete, the subscriber keeps what it knew before.
+        """
+        return self.part is None and self.epoch == run
+
+    def is_contained_in(self, positions: Mapping[str, int]) -> bool:
+        """Return whether a state file with these positions contains everything that the subscriber knows."""
+        return self.part is None and self.revision <= positions.get(self.epoch, -1)
+
     def __str__(self) -> str:
         known = str(self.known)
         known = known and f".known{known}"

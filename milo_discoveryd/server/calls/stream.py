@@ -214,7 +214,7 @@ class WatchStream:
         known = self._resumes
         if known is None:
             return True
-        return known.epoch != self._epoch and known.revision > restored.restored_positions.get(known.epoch, -1)
+        return not (known.is_complete_in(self._epoch) or known.is_contained_in(restored.restored_positions))
 
     def _doubtful(self, complete: Sequence[ClusterSource]) -> frozenset[str]:
         """Return the sources that wait for a second list: the first one lacks much of what the subscriber knows.
@@ -222,7 +222,7 @@ class WatchStream:
         In a shard group, these can also be clusters that are about to move. No other member engages them meanwhile.
         """
         resumes = self._resumes
-        if not complete or resumes is None or resumes.epoch == self._epoch or not resumes.known.counts:
+        if not complete or resumes is None or resumes.is_complete_in(self._epoch) or not resumes.known.counts:
             return frozenset()
         names, now = frozenset(each.name for each in complete), self._clock()
         if names != self._judged or now >= self._doubt_at:

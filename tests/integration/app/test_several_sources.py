@@ -180,6 +180,39 @@ async def test_subscriber_of_an_earlier_run_keeps_clusters_of_a_source_that_does
                 assert await engaged(events) == "us#farm"
 
 
+async def test_second_restart_without_a_source_reports_no_cluster_of_its_outdated_state_file(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+
+    def daemon() -> Daemon:
+        return workspace.daemon(state_directory=str(state))
+
+    async with workspace.client() as client:
+        events = client.watch()
+        async with asyncio.timeout(LIMIT_S):
+            async with serving(daemon()):
+                assert {await engaged(events) for _ in range(2)} == {"eu#shop", "us#shop"}
+            outdated = (state / "fleet-us.state").read_bytes()
+            async with serving(daemon()):
+                workspace.us.projects.delete("shop")
+                while (event := await anext(events)).type is not EventType.DISENGAGED:
+                    pass
+                assert event.cluster.name == "us#shop"
+            (state / "fleet-us.state").write_bytes(outdated)  # as if the daemon had been killed
+            await workspace.us.stop()
+            workspace.eu.projects.create("bank", ready=True)
+            async with serving(daemon()):
+                assert await engaged(events) == "eu#bank"
+            workspace.eu.projects.create("mill", ready=True)
+            async with serving(daemon()):
+                assert await engaged(events) == "eu#mill"
+                workspace.us.projects.create("farm", ready=True)
+                await workspace.us.start()
+                assert await engaged(events) == "us#farm"
+
+
 PAGES = {"streaming_lists": "off"}
 """A list of the sandbox can only be empty by pages."""
 

@@ -159,7 +159,7 @@ def test_accept_without_held_removals_changes_nothing() -> None:
 def test_hold_after_a_server_restore_survives_a_daemon_restart() -> None:
     source = Source.__new__(Source)
     Source.__init__(source)
-    source.intake.is_restored = True
+    source.intake.awaits_list = True
     for ready_one in FLEET:
         source.registry.set_version(ready_one.name, "")
     restored(source, *OLD[:3])

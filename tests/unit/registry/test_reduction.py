@@ -283,7 +283,7 @@ def restored() -> RecordedFleet:
 
 
 def test_restored_clusters_stay_engaged_until_all_their_objects_were_seen_again(restored: RecordedFleet) -> None:
-    assert restored.listed(thing("x", 9, shop=False), thing("y", 9, shop=True)) == []
+    assert restored.listed(thing("x", 9, shop=False), thing("y", 9, shop=True), thing("w", 9)) == []
     assert restored.listed(thing("z", 9, bank=False), watch=1)[0] == ("DISENGAGED", "bank", "NOT_READY")
     assert not restored.source.is_restored
     assert restored.engaged == {"shop"}

@@ -3,7 +3,8 @@
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.events import Event, EventType
-from milo_discoveryd.registry.pending_deletions import Absent
+from milo_discoveryd.registry.pending_deletions import Absent, Inconclusive
+from milo_kube.reflect.messages import ObjectChanged
 from tests.unit.registry.fleets import at, ready
 from tests.unit.registry.test_intake import Source
 
@@ -38,5 +39,23 @@ def test_restored_cluster_missing_from_first_list_is_confirmed() -> None:
     listed = source.lists(ready("beta", labels={"env": "prod"}), ready("gamma"))
     assert summarized(listed) == [(EventType.UPDATED, "beta", None), (EventType.ENGAGED, "gamma", None)]
     (request,) = source.pending_deletions.take_due(source.now)
+    assert source.intake.is_restored, "a subscriber that knows of the deletion must not see the cluster again"
     answered = source.intake.resolve(request, Absent(), at(source.now))
     assert summarized(answered) == [(EventType.DISENGAGED, "alpha", DisengageReason.DELETED)]
+    assert not source.intake.is_restored
+
+
+def test_state_is_not_restored_once_a_confirmation_failed() -> None:
+    """A server that refuses such reads does not keep subscribers waiting."""
+    source = restored("alpha", "beta")
+    source.lists(ready("beta"))
+    (request,) = source.pending_deletions.take_due(source.now)
+    assert source.intake.resolve(request, Inconclusive("refused"), at(source.now)) == []
+    assert not source.intake.is_restored
+
+
+def test_state_is_not_restored_once_a_missing_cluster_is_seen_again() -> None:
+    source = restored("alpha", "beta")
+    source.lists(ready("beta"))
+    source.take(ObjectChanged(ready("alpha", version="9")))
+    assert not source.intake.is_restored

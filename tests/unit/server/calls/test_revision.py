@@ -56,6 +56,27 @@ def test_invalid_revision_is_not_parsed_as_position(text: str) -> None:
     assert parse(text) is None
 
 
+@pytest.mark.parametrize(
+    ("position", "is_contained"),
+    [
+        (Position("before", 7), True),
+        (Position("before", 8), False),
+        (Position("before", 7, part=3), False),
+        (Position("unknown", 0), False),
+    ],
+)
+def test_state_file_never_contains_what_a_subscriber_of_a_partial_snapshot_knows(
+    position: Position, is_contained: bool
+) -> None:
+    assert position.is_contained_in({"before": 7}) is is_contained
+
+
+def test_partial_snapshot_leaves_clusters_of_an_earlier_run() -> None:
+    assert Position("this", 7).is_complete_in("this")
+    assert not Position("this", 7, part=1).is_complete_in("this")
+    assert not Position("before", 7).is_complete_in("this")
+
+
 def test_known_clusters_within_sources_leave_out_those_of_others() -> None:
     known = NOTHING.grown({"eu": 3, "us": 2}).within(["us", "asia"])
     assert [known.of(source) for source in ("eu", "us", "asia")] == [0, 2, 0]
