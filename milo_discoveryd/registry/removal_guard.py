@@ -128,12 +128,12 @@ class RemovalGuard:
         self._most_lacking = max(self._most_lacking, known - listed)
         return True
 
-    def _listed(self, count: int, now: float) -> None:
-        """Record a complete list."""
+    def _listed(self, count: int, now: float, *, is_accepted: bool) -> None:
+        """Record a complete list that is applied."""
         self._listed_count = max(self._listed_count, count)
         if self._first_verify_at is None:
             self._first_verify_at = now + self._limits.verify_after_s
-        elif now >= self._first_verify_at or self._accepts:
+        elif now >= self._first_verify_at or is_accepted:
             self._is_verified, self._doubted = True, None
 
     def accept(self, now: float) -> bool:
@@ -217,32 +217,59 @@ class RemovalGuard:
         restore: the list lacks them as well, or shows them in their old state. `listed` is the number of objects in the
         list, by default that of the clusters which it does not lack.
         """
-        if not self._is_verified:
-            self._listed(engaged - len(missing) if listed is None else listed, now)
+        is_accepted = self._accepts
+        decision = self._decide(
+            len(missing),
+            engaged,
+            versions_went_back=versions_went_back,
+            now=now,
+            is_foreign=is_foreign,
+            still_held=still_held,
+        )
+        # A list that is ignored or held is no evidence about the first one.
+        if not (self._is_verified or isinstance(decision, HeldRemovals)):
+            self._listed(engaged - len(missing) if listed is None else listed, now, is_accepted=is_accepted)
+        return decision
+
+    def _decide(
+        self, missing: int, engaged: int, *, versions_went_back: bool, now: float, is_foreign: bool, still_held: int
+    ) -> GuardDecision:
         held, self.held = self.held, None
         if self._accepts:
             self._accepts, self._held_by_restore = False, None
             return ConfirmAtRate(self._limits.per_second) if missing else ConfirmEach()
         if held is not None and held.is_stale:
             held = None
-        since = now if held is None else held.since
         if not still_held and not versions_went_back:
             self._held_by_restore = None
         if not missing:
             self.held = self._held_by_restore
             return ConfirmEach()
         if is_foreign and engaged > 1:
-            self.held = HeldRemovals(
-                since,
-                now + self._limits.verify_after_s,
-                f"the API server's list names none of the {engaged} engaged clusters, so it may be another server: "
-                "its lists are ignored until one names a known object",
-                is_foreign=True,
-            )
-            return self.held
+            return self._judge_foreign(engaged, held, now)
         if held is not None and held.is_foreign:
             held = None  # another server's list is no evidence about this server
-        return self._judge_own(len(missing), engaged, held, versions_went_back=versions_went_back, now=now)
+        return self._judge_own(missing, engaged, held, versions_went_back=versions_went_back, now=now)
+
+    def _judge_foreign(self, engaged: int, held: HeldRemovals | None, now: float) -> GuardDecision:
+        """Decide about a list that names no known object. `held`: the previous result.
+
+        It is ignored, unless a subscriber knows that the first list of this run is the one that may be of another
+        server. A second such list then takes the place of the first list.
+        """
+        due_at = held.verify_at if held is not None and held.is_foreign else None
+        is_second = due_at is not None and now >= due_at
+        if is_second and self._doubted is not None:
+            self._first_verify_at, self._listed_count = None, 0
+            return ConfirmAtRate(self._limits.per_second)
+        self.held = HeldRemovals(
+            now if held is None else held.since,
+            now + self._limits.verify_after_s if due_at is None or is_second else due_at,
+            f"the API server's list names none of the {engaged} engaged clusters, so it may be another server: "
+            "its lists are ignored until one names a known object",
+            is_foreign=True,
+        )
+        return self.held
 
     def _judge_own(
         self, missing: int, engaged: int, held: HeldRemovals | None, *, versions_went_back: bool, now: float

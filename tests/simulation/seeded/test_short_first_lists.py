@@ -6,6 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from milo_discoveryd.registry.removal_guard import RemovalLimits
+from tests.simulation.properties.api_server import ApiObject, Server
 from tests.simulation.seeded.harness import TRAITS, Harness, run_steps
 from tests.simulation.seeded.request_faults import EMPTY_LIST, THIRD_OF_LIST, RequestFault
 
@@ -41,6 +42,29 @@ def test_f93_short_first_list_disengages_nothing(fault: RequestFault, streaming:
         assert ends(harness) == []
 
     run_steps(steps, replace(TRAITS, has_memory=has_memory, streaming=streaming))
+
+
+@pytest.mark.parametrize("count", [3, 20])
+@pytest.mark.parametrize("version", [1, 1000], ids=["older", "newer"])
+def test_first_list_of_another_server_disengages_nothing(version: int, count: int) -> None:
+    async def steps(harness: Harness) -> None:
+        await grown(harness)
+        other = Server()
+        other.version = version
+        for number in range(count):
+            other.put(f"other{number}", ApiObject(f"other-{number}", 0, True, True, True, 1))
+        other.compact()
+        own, harness.api.server = harness.api.server, other
+        await harness.restart_daemon()
+        await harness.until(lambda: harness.daemon.fleet.synced)
+        await asyncio.sleep(2.0)
+        own.compact()
+        harness.api.server = own
+        harness.api.cut()
+        await harness.settled(5 * VERIFY_AFTER_S)
+        assert ends(harness) == []
+
+    run_steps(steps)
 
 
 @pytest.mark.parametrize("has_memory", [False, True], ids=["no state file", "state file"])

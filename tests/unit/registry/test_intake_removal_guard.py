@@ -31,6 +31,14 @@ class Source:
         self.lists(*FLEET, *more)
 
     @classmethod
+    def unlisted(cls) -> "Source":
+        """Return a fleet without a list."""
+        source = cls()
+        source.registry = registry()
+        source.intake = Intake(source.registry, source.pending_deletions, RemovalGuard(LIMITS))
+        return source
+
+    @classmethod
     def restored(cls) -> "Source":
         """Return a fleet that a state file had, which stores no versions."""
         source = cls()
@@ -251,6 +259,21 @@ def test_f21_list_of_own_server_ends_the_hold() -> None:
     assert source.requested_names() == ["a"]
     assert source.intake.held is None
     assert [done.cluster.target.name for done in source.take(ObjectChanged(ready("h")))] == ["h"]
+
+
+def test_first_list_of_another_server_ends_once_a_subscriber_knows_more_and_two_lists_agree() -> None:
+    source = Source.unlisted()
+    source.lists(*OTHERS)
+    assert source.intake.doubt(6, 3, source.now)
+    source.now = 2.0
+    assert source.lists(*FLEET) == []
+    source.now = 32.0
+    assert {event.cluster.target.name for event in source.lists(*FLEET)} == set("abcdef")
+    ended = []
+    for source.now in (32.0, 33.0, 34.0):
+        ended += source.answers(Absent())
+    assert {event.cluster.target.name for event in ended} == set("xyz")
+    assert not source.intake.doubt(6, 6, source.now)
 
 
 def test_f21_empty_list_after_another_server_requires_a_second() -> None:

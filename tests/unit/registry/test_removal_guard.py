@@ -169,6 +169,36 @@ def test_f21_another_server_is_verified_again_and_never_accepted() -> None:
         assert (ruling.since, ruling.verify_at, ruling.is_foreign) == (0.0, now + 30.0, True)
 
 
+def foreign(guard: RemovalGuard, engaged: int, now: float) -> GuardDecision:
+    return guard.judge(range(engaged), engaged, versions_went_back=False, now=now, is_foreign=True)
+
+
+def test_list_of_another_server_does_not_verify_the_first_list() -> None:
+    guard = RemovalGuard(LIMITS)
+    judge(guard, 0, 3)
+    assert isinstance(foreign(guard, 3, 31.0), HeldRemovals)
+    assert guard.doubt(53, 3, 32.0)
+
+
+def test_held_list_does_not_verify_the_first_list() -> None:
+    guard = RemovalGuard(LIMITS)
+    judge(guard, 0, 3)
+    assert isinstance(judge(guard, 3, 3, now=31.0), HeldRemovals)
+    assert guard.doubt(53, 3, 32.0)
+
+
+def test_doubted_first_list_gives_way_to_two_lists_of_another_server() -> None:
+    guard = RemovalGuard(LIMITS)
+    judge(guard, 0, 3)
+    assert isinstance(foreign(guard, 3, 2.0), HeldRemovals)
+    assert guard.doubt(53, 3, 5.0)
+    assert isinstance(foreign(guard, 3, 20.0), HeldRemovals), "the second list is not due yet"
+    assert foreign(guard, 3, 32.0) == ConfirmAtRate(50.0)
+    assert guard.held is None
+    assert guard.doubt(53, 3, 33.0), "this is the first list of that server"
+    assert guard.verify_first_at == 62.0
+
+
 def test_f21_server_identity_is_undecidable_with_one_cluster() -> None:
     assert RemovalGuard(LIMITS).judge(range(1), 1, versions_went_back=False, now=0.0, is_foreign=True) == ConfirmEach()
 
