@@ -288,11 +288,14 @@ class RemovalGuard:
         if self._held_by_restore is not None:
             self.held = self._held_by_restore
             return self.held if self._is_mass(missing, engaged) else ConfirmEach()
-        if not self._is_mass(missing, engaged):
+        verify_at = None if held is None else held.verify_at
+        is_held = verify_at is not None and now < verify_at
+        if not (is_held or self._is_mass(missing, engaged)):
             return ConfirmEach()
-        verify_at = now + self._limits.verify_after_s if held is None or held.verify_at is None else held.verify_at
-        if held is not None and now >= verify_at:
+        if verify_at is not None and not is_held:
             return ConfirmAtRate(self._limits.per_second)
+        # Later lists may lack fewer: a server that loads its store, or a directory that is filled again.
+        verify_at = now + self._limits.verify_after_s if verify_at is None else verify_at
         self.held = HeldRemovals(since, verify_at, f"{lacks}: these stay engaged until a second list lacks them too")
         return self.held
 

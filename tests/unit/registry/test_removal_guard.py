@@ -55,11 +55,22 @@ def test_second_list_releases_removals_at_limited_rate() -> None:
     assert guard.held is None
 
 
-def test_second_list_with_few_removals_is_applied() -> None:
+def test_list_that_lacks_fewer_clusters_does_not_end_the_hold() -> None:
+    """A directory that is filled again, or a server that loads its store, has a few more objects in each list."""
     guard = RemovalGuard(LIMITS)
     judge(guard, 100, 100)
-    assert judge(guard, 3, 100, now=1.0) == ConfirmEach()
+    ruling = judge(guard, 3, 100, now=1.0)
+    assert isinstance(ruling, HeldRemovals)
+    assert (ruling.since, ruling.verify_at) == (0.0, 30.0)
+    assert judge(guard, 3, 100, now=30.0) == ConfirmEach()
     assert guard.held is None
+
+
+def test_list_that_lacks_nothing_ends_the_hold() -> None:
+    guard = RemovalGuard(LIMITS)
+    judge(guard, 100, 100)
+    assert judge(guard, 0, 100, now=1.0) == ConfirmEach()
+    assert judge(guard, 3, 100, now=2.0) == ConfirmEach()
 
 
 @pytest.mark.parametrize("missing", [1, 100])
