@@ -260,8 +260,7 @@ class Intake(Generic[Change]):
         engaged = [
             (name, uid) for name, uid in missing if self._objects.is_used(name) and not self._is_held_by_restore(name)
         ]
-        # Stored clusters may be outdated: a subscriber that knows the replacement must not see the old object again.
-        replaced = [] if self.awaits_list else list(self._replaced())
+        replaced = list(self._replaced())
         decision: GuardDecision = ConfirmEach()
         if self._guard is not None:
             is_foreign = (

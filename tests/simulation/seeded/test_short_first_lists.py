@@ -44,27 +44,48 @@ def test_f93_short_first_list_disengages_nothing(fault: RequestFault, streaming:
     run_steps(steps, replace(TRAITS, has_memory=has_memory, streaming=streaming))
 
 
+def server_of(names: list[str], version: int) -> Server:
+    """Return a server whose objects are others than those of the fleet."""
+    other = Server()
+    other.version = version
+    for name in names:
+        other.put(name, ApiObject(f"other-{name}", 0, True, True, True, 1))
+    other.compact()
+    return other
+
+
+async def restart_beside(harness: Harness, other: Server) -> None:
+    """Restart the daemon while another server answers, for two seconds."""
+    own, harness.api.server = harness.api.server, other
+    lists = harness.api.lists
+    await harness.restart_daemon()
+    await harness.until(lambda: harness.api.lists > lists)
+    await asyncio.sleep(2.0)
+    own.compact()
+    harness.api.server = own
+    harness.api.cut()
+    await harness.settled(5 * VERIFY_AFTER_S)
+
+
 @pytest.mark.parametrize("count", [3, 20])
 @pytest.mark.parametrize("version", [1, 1000], ids=["older", "newer"])
 def test_first_list_of_another_server_disengages_nothing(version: int, count: int) -> None:
     async def steps(harness: Harness) -> None:
         await grown(harness)
-        other = Server()
-        other.version = version
-        for number in range(count):
-            other.put(f"other{number}", ApiObject(f"other-{number}", 0, True, True, True, 1))
-        other.compact()
-        own, harness.api.server = harness.api.server, other
-        await harness.restart_daemon()
-        await harness.until(lambda: harness.daemon.fleet.synced)
-        await asyncio.sleep(2.0)
-        own.compact()
-        harness.api.server = own
-        harness.api.cut()
-        await harness.settled(5 * VERIFY_AFTER_S)
+        await restart_beside(harness, server_of([f"other{number}" for number in range(count)], version))
         assert ends(harness) == []
 
     run_steps(steps)
+
+
+@pytest.mark.parametrize("version", [1, 1000], ids=["older", "newer"])
+def test_first_list_with_other_objects_of_all_names_replaces_no_restored_cluster(version: int) -> None:
+    async def steps(harness: Harness) -> None:
+        await grown(harness)
+        await restart_beside(harness, server_of([*"abc", *NAMES], version))
+        assert ends(harness) == []
+
+    run_steps(steps, replace(TRAITS, has_memory=True))
 
 
 @pytest.mark.parametrize("has_memory", [False, True], ids=["no state file", "state file"])

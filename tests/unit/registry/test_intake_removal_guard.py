@@ -309,11 +309,35 @@ def test_f19_replacement_of_few_objects_is_applied_at_once() -> None:
 
 
 def test_f35_restored_cluster_with_another_uid_is_replaced_at_once() -> None:
-    source = Source()
-    source.intake.restore([], at(0.0))
-    done = source.lists(*recreated("abcdef"))
-    assert [each.reason for each in done] == [DisengageReason.REPLACED, None] * 6
+    source = Source.restored()
+    done = source.lists(*FLEET[1:], *recreated("a"))
+    assert [each.reason for each in done] == [DisengageReason.REPLACED, None]
     assert not source.intake.is_restored
+
+
+def test_replacement_of_most_restored_clusters_is_held_as_in_a_running_daemon() -> None:
+    source = Source.restored()
+    assert source.lists(*recreated("abcdef")) == []
+    assert (source.engaged, source.pending_deletions.held, source.intake.is_restored) == (6, 6, True)
+    source.now = 30.0
+    source.lists(*recreated("abcdef"))
+    events = []
+    for place, name in enumerate("abcdef"):
+        source.now = 30.0 + place
+        events += source.answers(Found(recreated(name)[0]))
+    assert [each.reason for each in events] == [DisengageReason.REPLACED, None] * 6
+    assert not source.intake.is_restored
+
+
+def test_clusters_that_the_first_held_list_lacks_stay_although_later_ones_lack_few() -> None:
+    source = Source()
+    source.lists()
+    source.now = 2.0
+    source.lists(*FLEET[1:])
+    assert (source.requested_names(), source.pending_deletions.held) == ([], 1)
+    source.now = 30.0
+    source.lists(*FLEET[1:])
+    assert source.requested_names() == ["a"]
 
 
 def test_deletions_that_the_watch_reports_at_once_are_held_until_a_list_lacks_the_clusters_too() -> None:
