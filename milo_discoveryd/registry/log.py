@@ -113,13 +113,10 @@ class ChangeLog:
         self._has_frames = False
         self._snapshot_was_read = False
         self.head = 0
+        self.next_revision = 1
+        """The revision of the next change, which is the incarnation of the cluster that it engages."""
 
     # --- writing ---
-
-    @property
-    def next_revision(self) -> int:
-        """The revision of the next change, which is the incarnation of the cluster that it engages."""
-        return self.head + 1
 
     def append(self, entry: LogEntry, event: Event, now: float, then: Event | None = None) -> None:
         """Append a change of the entry's cluster.
@@ -129,7 +126,7 @@ class ChangeLog:
         before, cluster = entry.cluster, None if event.type is EventType.DISENGAGED else event.cluster
         if then is not None:
             cluster = then.cluster
-        self.head += 1
+        self._advance()
         if before is None or event.reason is not None or (cluster is not None and _changes_view(before, cluster)):
             if before is not None:
                 past = PastState(before, entry.same_view_since, self.head, event.reason, event.message)
@@ -147,6 +144,10 @@ class ChangeLog:
         if self._stale_slots >= self._stale_slots_allowed:
             self._compact()
 
+    def _advance(self) -> None:
+        # The head and the incarnation are one integer object, so a cluster's two numbers take the memory of one.
+        self.head, self.next_revision = self.next_revision, self.next_revision + 1
+
     def clear(self) -> None:
         """Drop all entries and past states; earlier revisions can no longer be read."""
         self._revisions.clear()
@@ -156,7 +157,7 @@ class ChangeLog:
         self._slices.clear()
         self._snapshot = None
         self._index = None
-        self.head += 1
+        self._advance()
         self._oldest_readable = self.head
 
     def forget(self, now: float) -> None:
@@ -261,11 +262,16 @@ class ChangeLog:
                     continue
                 overtaken[id(entry)] = entry
                 size += sum(len(frame.data) for frame in self._changes(entry, revision, self.head, view))
-            elif cluster is not None and entry.same_view_since <= revision:
-                # The reader knows this incarnation, and sees it as before.
-                if matches(cluster):
-                    frames.append(frame := self.frame(entry, cluster, EventType.UPDATED))
-                    size += len(frame.data)
+            elif (
+                cluster is not None
+                and matches(cluster)
+                and (known := entry.known_at(revision)) is not None
+                and known.incarnation == cluster.incarnation
+                and (known is cluster or matches(known))
+            ):
+                # Nearly always: the reader knows this incarnation, and goes on seeing it.
+                frames.append(frame := self.frame(entry, cluster, EventType.UPDATED))
+                size += len(frame.data)
             else:
                 changes = [*self._changes(entry, revision, self.head, view)]
                 frames += changes
