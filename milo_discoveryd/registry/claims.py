@@ -96,11 +96,6 @@ class ValueClaims(ABC):
             found |= self._remove(key, value)
         return found
 
-    def clear(self) -> None:
-        self.is_active = False
-        self._by_value.clear()
-        self._by_key.clear()
-
     def _remove(self, key: str, value: str) -> set[str]:
         claims = self._by_value[value]
         del claims[key]
@@ -183,10 +178,6 @@ class FleetClaims:
     def release(self, key: str) -> set[str]:
         """Drop a cluster's claims. Return the keys of clusters whose claims may be judged otherwise."""
         return set().union(*(each.release(key) for each in self.kinds))
-
-    def clear(self) -> None:
-        for each in self.kinds:
-            each.clear()
 
 
 def address(target: Target) -> str:

@@ -61,13 +61,12 @@ class Feed:
         status: ViewStatus,
         guard: RemovalGuard | None,
         keys: ObjectKeys,
-        shares_log: bool,
     ) -> None:
         """`watch` is the position of the collection among those of the source."""
         self.watch = watch
         self.objects = objects
         self.pending_deletions = pending_deletions
-        self.intake = Intake(objects, pending_deletions, guard, keys=keys, shares_log=shares_log)
+        self.intake = Intake(objects, pending_deletions, guard, keys=keys)
         self.followed = status
         """The status of the collection itself; `status` also says whether its lists are accepted."""
         self._source = source

@@ -25,10 +25,8 @@ if TYPE_CHECKING:
 
 
 class Fleet:
-    def __init__(self, log: ChangeLog, *, has_several: bool = False) -> None:
-        """`has_several`: whether more than one source is going to be added."""
+    def __init__(self, log: ChangeLog) -> None:
         self.log = log
-        self.has_several = has_several
         self.notifier = ChangeNotifier()
         self.releases = PendingReleases()
         self.claims = FleetClaims()

@@ -44,9 +44,8 @@ OLDER_READ = Inconclusive("the read returned an older version than the watch or 
 class Intake(Generic[Change]):
     """The step between a driver and the known objects of its collection: it applies lists and watch events.
 
-    The first list is applied while it is read, because nothing is published before it is complete. A later list is
-    staged until it is complete, and then only its changes are applied; so is the first one if other objects have
-    entries in the change log too. Without a guard, the deletion of everything that a list lacks is confirmed at once.
+    A list is staged until it is complete, and then only its changes are applied. Without a guard, the deletion of
+    everything that a list lacks is confirmed at once.
     """
 
     def __init__(
@@ -56,11 +55,9 @@ class Intake(Generic[Change]):
         guard: RemovalGuard | None = None,
         *,
         keys: ObjectKeys = NAMES,
-        shares_log: bool = False,
     ) -> None:
         self._objects = objects
         self._keys = keys
-        self._shares_log = shares_log
         self._pending_deletions = pending_deletions
         self._guard = guard
         self._released: set[str] = set()
@@ -97,11 +94,6 @@ class Intake(Generic[Change]):
     def is_restored(self) -> bool:
         """True while the state is that of an earlier run, or contains objects of it that may have been deleted."""
         return self.awaits_list or any(map(self._pending_deletions.awaits_read, self._unconfirmed))
-
-    @property
-    def _applies_early(self) -> bool:
-        """True if a list is applied while it is read."""
-        return not (self.synced or self._shares_log)
 
     @property
     def held(self) -> HeldRemovals | None:
@@ -208,11 +200,8 @@ class Intake(Generic[Change]):
                     yield from self._apply_list(now, ended)
                 case _:
                     pass  # Relisting and EventIgnored are for the log and the metrics
-        is_early = self._applies_early
-        if is_early:
-            changed, self._staged = list(self._staged.values()), {}
         if changed:
-            yield self._objects.commit(changed, now, consistent=is_early, listed=is_early)
+            yield self._objects.commit(changed, now)
 
     def _accepts(self, seen: Observation) -> bool:
         """Return whether to commit a watch event. If it is news, drop the pending deletion of the object."""
@@ -231,11 +220,9 @@ class Intake(Generic[Change]):
         match event:
             case ListStarted():
                 self._listed, self._staged = {}, {}
-                if self._applies_early:
-                    self._objects.clear()
             case Listed(observation):
                 self._listed[observation.name] = observation.uid
-                if not self.synced or self._objects.would_change(observation):
+                if self._objects.would_change(observation):
                     self._staged[observation.name] = observation
             case unlisted:
                 key = self._keys.key(unlisted.namespace, unlisted.name)

@@ -119,13 +119,6 @@ class KnownObjects(ABC, Generic[R, Change]):
         for name in (*self._absent, *missing):
             self._records[name].version = ""
 
-    def clear(self) -> None:
-        """Drop all records. Only allowed before anything was published."""
-        self._records.clear()
-        self._absent.clear()
-        self._counts = dict.fromkeys(ObjectState, 0)
-        self._engaged = 0
-
     def __getitem__(self, name: str) -> R | None:
         return self._records.get(name)
 

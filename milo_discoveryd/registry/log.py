@@ -126,7 +126,8 @@ class ChangeLog:
         before, cluster = entry.cluster, None if event.type is EventType.DISENGAGED else event.cluster
         if then is not None:
             cluster = then.cluster
-        self._advance()
+        # The head and the incarnation are one integer object, so a cluster's two numbers take the memory of one.
+        self.head, self.next_revision = self.next_revision, self.next_revision + 1
         if before is None or event.reason is not None or (cluster is not None and _changes_view(before, cluster)):
             if before is not None:
                 past = PastState(before, entry.same_view_since, self.head, event.reason, event.message)
@@ -143,22 +144,6 @@ class ChangeLog:
             self._forget_oldest()
         if self._stale_slots >= self._stale_slots_allowed:
             self._compact()
-
-    def _advance(self) -> None:
-        # The head and the incarnation are one integer object, so a cluster's two numbers take the memory of one.
-        self.head, self.next_revision = self.next_revision, self.next_revision + 1
-
-    def clear(self) -> None:
-        """Drop all entries and past states; earlier revisions can no longer be read."""
-        self._revisions.clear()
-        self._entries.clear()
-        self._stale_slots = self._compacted_to = 0
-        self._past_states.clear()
-        self._slices.clear()
-        self._snapshot = None
-        self._index = None
-        self._advance()
-        self._oldest_readable = self.head
 
     def forget(self, now: float) -> None:
         """Drop past states that are older than the retention."""

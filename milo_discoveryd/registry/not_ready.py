@@ -161,10 +161,6 @@ class NotReadyClusters:
         self._releases = {name: at + lost_s for name, at in self._releases.items()}
         return [*postponed, *self._releases]
 
-    def clear(self) -> None:
-        self._graces, self._waiting, self._releases, self._disengaged = {}, {}, {}, {}
-        self.held, self._decide_at = None, math.inf
-
 
 def _due(times: dict[str, float], now: float) -> Iterator[str]:
     """Remove and yield the names that are due, from a dict that is sorted by time."""

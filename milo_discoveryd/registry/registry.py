@@ -241,17 +241,6 @@ class Registry(KnownObjects[ClusterRecord, Event]):
         record.message = message
         return self._end(record, DisengageReason.UNREACHABLE, message, now)
 
-    def clear(self) -> None:
-        super().clear()
-        self._not_ready.clear()
-        self._grace_until.clear()
-        self._claims.clear()
-        self._contested.clear()
-        self._list_position = None
-        self._unreachable = 0
-        self.releases.clear()
-        self.log.clear()
-
     def _observed(
         self, seen: Observation, now: Moment, *, listed: bool = False, position: int | None = None
     ) -> list[Event]:

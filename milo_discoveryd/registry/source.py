@@ -105,7 +105,6 @@ class ClusterSource:
                 status=starting,
                 guard=guard(),
                 keys=each,
-                shares_log=bool(objects) or fleet.has_several,
             )
             for watch, each in enumerate(keys)
         )

@@ -19,7 +19,7 @@ def new_fleet(
 ) -> Fleet:
     """Return the fleet of the configured sources. `observer` makes that of a source."""
     limits, grace_s = _limits(settings), settings.not_ready_grace.total_seconds()
-    fleet = Fleet(log, has_several=len(sources) > 1)
+    fleet = Fleet(log)
     for each in sources:
         ClusterSource(
             fleet,

@@ -130,7 +130,7 @@ class Simulation:
         self._random = random = Random(seed)
         self._loop = asyncio.get_running_loop()
         self.calm, self.failing = Upstream(random), Upstream(random)
-        self.fleet = Fleet(ChangeLog(encoder(EPOCH), Retention()), has_several=True)
+        self.fleet = Fleet(ChangeLog(encoder(EPOCH), Retention()))
         ledger = Ledger(lambda *_: None, EPOCH)
         calm = ClusterSource(
             self.fleet,

@@ -177,12 +177,6 @@ def test_uid_claim_ends_with_evicted_record_of_object_outside_selector(monkeypat
     assert fleet.observe(claims("shop-x", version="2")) == [(EventType.ENGAGED, "shop-x")]
 
 
-def test_cleared_registry_has_no_uid_claims() -> None:
-    fleet = registry_with(claims("bank"))
-    fleet.clear()
-    assert fleet.observe(claims("shop-x")) == [(EventType.ENGAGED, "shop-x")]
-
-
 def test_malformed_object_keeps_its_uid_claim() -> None:
     broken = Malformed("bank", "object-bank", "2", "nonsense")
     assert registry_with(claims("bank"), broken, claims("shop-x")).engaged_names() == {"bank"}

@@ -375,14 +375,6 @@ def test_idle_reader_beyond_retention_receives_snapshot() -> None:
     assert (batch.reset, batch.synced, batch.revision) == (True, True, 3)
 
 
-def test_resume_from_before_log_was_cleared_returns_snapshot() -> None:
-    log = readable_log()
-    engage(log)
-    log.clear()
-    assert not reader(log, resume=1).resumed
-    assert log.snapshot().clusters == []
-
-
 # --- readers that are far behind ---
 
 

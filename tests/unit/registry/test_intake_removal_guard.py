@@ -41,8 +41,7 @@ class Source:
     @classmethod
     def restored(cls) -> "Source":
         """Return a fleet that a state file had, which stores no versions."""
-        source = cls()
-        source.registry.clear()
+        source = cls.unlisted()
         source.intake.restore(((ready(each.name, version=""), 0.0) for each in FLEET), at(0.0))
         return source
 

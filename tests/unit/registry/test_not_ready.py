@@ -202,14 +202,6 @@ def test_not_ready_grace_ends_in_order_after_an_extension() -> None:
     assert [*fleet.disengaged_at] == ["c1"]
 
 
-def test_clear_of_not_ready_clusters_ends_the_hold() -> None:
-    fleet = Engaged(100)
-    fleet.not_ready(names(100), 0.0)
-    fleet.tick(SETTLE_S)
-    fleet.clusters.clear()
-    assert (fleet.clusters.due_at, fleet.clusters.held, fleet.clusters.held_count) == (None, None, 0)
-
-
 def test_not_ready_cluster_is_not_overdue_before_its_deadline() -> None:
     fleet = Engaged(100)
     assert fleet.clusters.overdue(100, 0.0) == NOTHING

@@ -378,15 +378,6 @@ def test_registry_has_no_record_of_name_never_seen() -> None:
     assert registry()["a"] is None
 
 
-def test_restarted_first_list_clears_registry() -> None:
-    fleet = after(ready("a"), outside("b"))
-    fleet.clear()
-    assert fleet["a"] is None
-    assert (fleet.engaged, fleet.count(ObjectState.READY), fleet.count(ObjectState.OUTSIDE)) == (0, 0, 0)
-    assert list(fleet.clusters()) == []
-    assert list(fleet.log.clusters()) == []
-
-
 def test_every_change_has_its_own_revision() -> None:
     fleet = registry()
     fleet.commit([ready("a"), ready("b"), ready("b", "2", suspended=True), ConfirmedDeletion("a", "u1")], at(0))

@@ -147,9 +147,3 @@ def test_zero_not_ready_grace_disengages_at_once() -> None:
     fleet.commit([ready()], at(0))
     assert fleet.commit([not_ready(message="degraded")], at(1)) == [done(disengaged(cluster(), NOT_READY, "degraded"))]
     assert fleet.due_at is None
-
-
-def test_restarted_first_list_clears_grace() -> None:
-    fleet = held()
-    fleet.clear()
-    assert fleet.due_at is None
