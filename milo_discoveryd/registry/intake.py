@@ -71,6 +71,8 @@ class Intake(Generic[Change]):
         self._listed_version = ""
         """The version of the last complete list that was applied."""
         self.synced = False
+        self.lists = 0
+        """The number of complete lists that were applied, at least in part."""
         self.awaits_list = False
         """The state is that of an earlier run: this run has not yet accepted a complete list."""
         self._unconfirmed: set[str] = set()
@@ -112,9 +114,9 @@ class Intake(Generic[Change]):
             return held.verify_at
         return None if self._guard is None else self._guard.verify_first_at
 
-    def doubt(self, known: int, engaged: int, now: float) -> bool:
+    def doubt(self, known: int, present: int, now: float) -> bool:
         """Return whether a subscriber of an earlier run, which knows so many clusters, must wait for a second list."""
-        return self._guard is not None and self._guard.doubt(known, engaged, now)
+        return self._guard is not None and self._guard.doubt(known, present, now)
 
     @property
     def lacking(self) -> int:
@@ -260,7 +262,6 @@ class Intake(Generic[Change]):
                 now=now.steady,
                 is_foreign=is_foreign,
                 still_held=self._pending_deletions.held if self._guard.holds_restored else 0,
-                listed=len(self._listed),
             )
         self._is_foreign = isinstance(decision, HeldRemovals) and decision.is_foreign
         if self._is_foreign:
@@ -290,6 +291,7 @@ class Intake(Generic[Change]):
         if self.awaits_list and self.held is None:
             self.awaits_list, self._unconfirmed = False, {name for name, _ in engaged}
         self.synced = True
+        self.lists += not self._is_foreign
 
     def _is_older_than_objects(self, version: str) -> bool:
         """Return whether a list is older than an object of the one before, if that had no version of its own."""

@@ -70,6 +70,11 @@ class KnownObjects(ABC, Generic[R, Change]):
         return self._engaged
 
     @property
+    def present_count(self) -> int:
+        """The number of objects that a complete list within the selector should contain."""
+        return len(self._records) - sum(map(self._counts.__getitem__, _ABSENT))
+
+    @property
     def used(self) -> int:
         """The number of objects that this daemon, or another member of its shard group, engages."""
         return self._engaged + self._counts[ObjectState.UNASSIGNED]

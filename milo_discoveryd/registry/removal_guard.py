@@ -75,8 +75,6 @@ class RemovalGuard:
         determines it."""
         self._is_verified = False
         """A list of this run was accepted, and so was another one, later."""
-        self._listed_count = 0
-        """The number of objects in the first list of this run, or in a later one that has more."""
         self._doubted: HeldRemovals | None = None
         self._most_lacking = 0
         self.held: HeldRemovals | None = None
@@ -106,31 +104,27 @@ class RemovalGuard:
         """The largest number of clusters that the first list lacks and one of these subscribers knows."""
         return 0 if self._doubted is None else self._most_lacking
 
-    def doubt(self, known: int, engaged: int, now: float) -> bool:
-        """Return whether the first list of this run may be incomplete: there are `engaged` of `known` clusters.
+    def doubt(self, known: int, present: int, now: float) -> bool:
+        """Return whether the first list of this run may be incomplete: it has `present` of `known` clusters.
 
-        Some of these may be from the watch that followed the list, which proves nothing about those that it lacks. A
-        list that lacks everything is doubted even if that is one cluster, since a doubt only costs time.
+        A list that lacks everything is doubted even if that is one cluster, since a doubt only costs time.
         """
-        listed = min(engaged, self._listed_count)
-        present = engaged if self._doubted is None else listed
         if self._is_verified or present >= known:
             return False
+        if present and not self._is_mass(known - present, known):
+            return False
         if self._doubted is None:
-            if listed and not self._is_mass(known - listed, known):
-                return False
             self._doubted = HeldRemovals(
                 now,
                 None,
-                f"the first list since the daemon's start has {engaged} of the {known} clusters that a subscriber "
+                f"the first list since the daemon's start has {present} of the {known} clusters that a subscriber "
                 "knows: such subscribers keep their clusters until a second list lacks them too",
             )
-        self._most_lacking = max(self._most_lacking, known - listed)
+        self._most_lacking = max(self._most_lacking, known - present)
         return True
 
-    def _listed(self, count: int, now: float, *, is_accepted: bool) -> None:
+    def _listed(self, now: float, *, is_accepted: bool) -> None:
         """Record a complete list that is applied."""
-        self._listed_count = max(self._listed_count, count)
         if self._first_verify_at is None:
             self._first_verify_at = now + self._limits.verify_after_s
         elif now >= self._first_verify_at or is_accepted:
@@ -209,13 +203,11 @@ class RemovalGuard:
         now: float,
         is_foreign: bool = False,
         still_held: int = 0,
-        listed: int | None = None,
     ) -> GuardDecision:
         """Decide about the clusters that a complete list lacks, out of `engaged` ones.
 
         The list `is_foreign` if it contains objects, but none that is known. `still_held` clusters are held since a
-        restore: the list lacks them as well, or shows them in their old state. `listed` is the number of objects in the
-        list, by default that of the clusters which it does not lack.
+        restore: the list lacks them as well, or shows them in their old state.
         """
         is_accepted = self._accepts
         decision = self._decide(
@@ -228,7 +220,7 @@ class RemovalGuard:
         )
         # A list that is ignored or held is no evidence about the first one.
         if not (self._is_verified or isinstance(decision, HeldRemovals)):
-            self._listed(engaged - len(missing) if listed is None else listed, now, is_accepted=is_accepted)
+            self._listed(now, is_accepted=is_accepted)
         return decision
 
     def _decide(
@@ -260,7 +252,7 @@ class RemovalGuard:
         due_at = held.verify_at if held is not None and held.is_foreign else None
         is_second = due_at is not None and now >= due_at
         if is_second and self._doubted is not None:
-            self._first_verify_at, self._listed_count = None, 0
+            self._first_verify_at = None
             return ConfirmAtRate(self._limits.per_second)
         self.held = HeldRemovals(
             now if held is None else held.since,

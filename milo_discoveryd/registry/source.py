@@ -43,6 +43,7 @@ class _Progress(msgspec.Struct, frozen=True):
     synced: bool
     is_complete: bool
     is_restored: bool
+    lists: int
 
 
 class ClusterSource:
@@ -85,6 +86,8 @@ class ClusterSource:
         starting = ViewStatus(ViewState.CATCHING_UP, time.monotonic(), "Starting", "nothing was read yet")
         self.status = starting
         self._shown_held: HeldNotReady | None = None
+        self._listed: int | None = None
+        """The number of clusters that the first list of this run described, or a later one that had more."""
         self._lost_at: float | None = None
         """The time of the last contact with the source, while the connection is lost."""
         self.restored_positions: Mapping[str, int] = {}
@@ -133,7 +136,12 @@ class ClusterSource:
     @property
     def _progress(self) -> _Progress:
         is_complete = self._is_listed and not any(feed.intake.awaits_list for feed in self.feeds)
-        return _Progress(self.synced, is_complete, self.is_restored)
+        return _Progress(self.synced, is_complete, self.is_restored, self.lists)
+
+    @property
+    def lists(self) -> int:
+        """The number of lists of this run that were applied, at least in part."""
+        return sum(feed.intake.lists for feed in self.feeds)
 
     def apply(self, feed: Feed, changes: list[Any], read_at: float) -> Iterator[None]:
         """Apply changes of objects. Thousands of clusters may need one object, so they are committed in batches."""
@@ -154,14 +162,20 @@ class ClusterSource:
             if not progress.is_complete:
                 self.fleet.publish(self, self._reduction.listed(at(read_at)), read_at)
             self.registry.list_ended()
+        if now.lists != progress.lists and now.is_complete:
+            self._listed = max(self._listed or 0, self.registry.present_count)
         if now.synced and not progress.synced:
             self.observer.synced(self.registry.engaged)
         if now != progress:
             self.fleet.notifier.notify()
 
     def must_wait(self, known: int, engaged: int, now: float) -> bool:
-        """Return whether a subscriber of an earlier run, which knows so many clusters, must wait for a second list."""
-        doubting = [feed for feed in self.feeds if feed.intake.doubt(known, engaged, now)]
+        """Return whether a subscriber of an earlier run, which knows so many clusters, must wait for a second list.
+
+        Clusters that the watch added to the first list prove nothing about those that it lacks.
+        """
+        present = engaged if self._listed is None else min(engaged, self._listed)
+        doubting = [feed for feed in self.feeds if feed.intake.doubt(known, present, now)]
         if doubting:
             self.status_changed()
         return bool(doubting)

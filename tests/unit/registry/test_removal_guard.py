@@ -260,16 +260,6 @@ def test_first_list_far_smaller_than_what_a_subscriber_knew_is_verified(
     assert not guard.doubt(known, engaged, 33.0)
 
 
-def test_changes_after_a_short_first_list_do_not_complete_it() -> None:
-    guard = RemovalGuard(LIMITS)
-    guard.judge((), 0, versions_went_back=False, now=2.0, listed=0)
-    assert guard.doubt(4, 2, 5.0), "the list had none, and the watch two"
-    assert guard.doubt(4, 3, 6.0)
-    assert guard.doubt(4, 4, 7.0), "these may be as many others"
-    judge(guard, 0, 4, now=32.0)
-    assert not guard.doubt(4, 4, 33.0)
-
-
 def test_doubted_first_list_says_what_is_missing_and_until_when() -> None:
     guard = RemovalGuard(LIMITS)
     judge(guard, 0, 3, now=2.0)

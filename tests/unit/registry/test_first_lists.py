@@ -1,0 +1,73 @@
+"""What the first list of a run proves to subscribers that know clusters of an earlier one."""
+
+import msgspec
+
+from milo_discoveryd.model.observation import Observation
+from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
+from milo_discoveryd.registry.source import ClusterSource
+from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
+from milo_kube.reflect.view_status import ViewState, ViewStatus
+from tests.support.sources import new_source
+from tests.unit.registry.fleets import not_ready, ready
+from tests.unit.registry.test_fleet_malformed import Ledger
+from tests.unit.registry.test_reduction import RecordedFleet, thing
+
+
+def source() -> ClusterSource:
+    log = ChangeLog(msgspec.json.encode, Retention())
+    return new_source(Ledger(), log, guard=RemovalGuard(RemovalLimits()))
+
+
+def take(of: ClusterSource, now: float, *events: SourceEvent[Observation]) -> None:
+    for _ in of.feeds[0].take(events, now):
+        pass
+
+
+def lists(of: ClusterSource, *seen: Observation, now: float = 0.0) -> None:
+    take(of, now, ListStarted(), *(Listed(each) for each in seen), ListEnded())
+
+
+def test_clusters_that_the_watch_adds_do_not_complete_a_short_first_list() -> None:
+    of = source()
+    lists(of)
+    take(of, 1.0, *(ObjectChanged(ready(f"other{number}")) for number in range(20)))
+    assert of.registry.engaged == 20
+    assert of.must_wait(20, 20, 2.0)
+    lists(of, *(ready(f"other{number}") for number in range(20)), now=30.0)
+    assert not of.must_wait(20, 20, 31.0)
+
+
+def test_watch_that_engages_listed_clusters_completes_the_first_list() -> None:
+    of = source()
+    lists(of, *(not_ready(f"c{number}") for number in range(20)))
+    assert of.must_wait(20, 0, 1.0)
+    take(of, 2.0, *(ObjectChanged(ready(f"c{number}", "9")) for number in range(20)))
+    assert not of.must_wait(20, 20, 3.0)
+
+
+def test_larger_list_completes_a_short_first_list() -> None:
+    of = source()
+    lists(of, ready("a"))
+    assert of.must_wait(4, 1, 1.0)
+    lists(of, *map(ready, "abcd"), now=2.0)
+    assert not of.must_wait(4, 4, 3.0)
+
+
+def test_subscriber_with_an_absurd_claim_makes_no_other_one_wait() -> None:
+    of = source()
+    lists(of, *map(ready, "abc"))
+    assert of.must_wait(999_999_999, 3, 1.0)
+    assert not of.must_wait(4, 3, 2.0)
+
+
+def test_restored_clusters_are_complete_before_the_first_list() -> None:
+    of = source()
+    of.restore([(ready("a", ""), 1.0)], (), ViewStatus(ViewState.STALE, 0.0, "Restored", ""))
+    assert not of.must_wait(1, 1, 1.0)
+
+
+def test_first_list_of_few_objects_may_describe_many_clusters() -> None:
+    fleet = RecordedFleet()
+    fleet.listed(thing("x", **{f"c{number}": True for number in range(20)}))
+    assert not fleet.source.must_wait(20, 20, 1.0)
