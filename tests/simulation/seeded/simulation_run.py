@@ -157,7 +157,7 @@ class SimulationRun:
         reason = next(each.reason for each in reversed(record.past) if each.incarnation == ended.incarnation)
         if reason is DisengageReason.NOT_READY and draining is None:
             self._check_not_ready(ended)
-        if self._is_restored:
+        if self._is_restored and not self._ended_before_backup(ended):
             self._wrong_ends.append(f"restore: {ended.target.name} was disengaged by a restored server")
         is_over = reason not in (DisengageReason.NOT_READY, DisengageReason.LABELS_CHANGED)
         if is_over or (draining is not None and self._wall() >= draining.deadline - 1e-6):
@@ -171,6 +171,14 @@ class SimulationRun:
             is_known = self._daemon.fleet.releases.knows(SubscriberKey(caller_key(CALLER), worker.who))
             if is_known and subscriber.selects(ended):
                 self._wrong_ends.append(f"draining: {ended.target.name} ended while {worker.who} worked on it")
+
+    def _ended_before_backup(self, ended: Cluster) -> bool:
+        """Return whether a cluster ended before the backup, which has all that the daemon knew of the cluster."""
+        obj = self._server.objects.get(ended.target.name)
+        is_engaged = obj is not None and obj.uid == ended.object_uid and obj.engages
+        # A state file has no versions.
+        is_known = ended.source_version != "" and int(ended.source_version) <= self._server.version
+        return is_known and not is_engaged
 
     def _check_not_ready(self, ended: Cluster) -> None:
         """Check that the source was followed, and that the version that was not ready is later than the known one."""

@@ -36,6 +36,11 @@ def test_simulation_loses_nothing_and_disengages_nothing_by_mistake(first: int) 
     assert report.recovery_s(1.0) <= 45.0
 
 
+@pytest.mark.parametrize("seed", [907_829, 908_190, 910_544])
+def test_seed_that_found_a_defect_passes(seed: int) -> None:
+    assert simulate(seed).breaches == []
+
+
 def test_simulation_is_reproducible_by_seed() -> None:
     assert simulate(7).history == simulate(7).history
     assert simulate(7).history != simulate(8).history
