@@ -4,6 +4,7 @@ Its sources share a change log, the pending releases of subscribers, and the cla
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -23,6 +24,8 @@ from milo_kube.reflect.view_status import ViewStatus
 if TYPE_CHECKING:
     from milo_discoveryd.registry.source import ClusterSource
 
+COUNT_AGE_S = 1.0
+
 
 class Fleet:
     def __init__(self, log: ChangeLog) -> None:
@@ -33,6 +36,8 @@ class Fleet:
         self._sources: dict[str, ClusterSource] = {}
         self._listeners: list[tuple[EventType, Callable[[Cluster], None]]] = []
         self._drain_timer: asyncio.TimerHandle | None = None
+        self._counts: dict[tuple[str, int], tuple[float, Counter[str]]] = {}
+        """Results of `count_by_source`, which many subscribers of one view request at once, after a restart."""
 
     def add(self, source: "ClusterSource") -> None:
         self._sources[source.name] = source
@@ -69,6 +74,16 @@ class Fleet:
 
     def clusters(self) -> Iterator[Cluster]:
         return chain.from_iterable(source.registry.clusters() for source in self._sources.values())
+
+    def count_by_source(self, view: ClusterView, now: float) -> Counter[str]:
+        """Return how many engaged clusters of each source match a view. The count may be a second old."""
+        if view.is_everything:
+            return Counter({name: source.registry.engaged for name, source in self._sources.items()})
+        key = (view.fingerprint, sum(source.lists for source in self._sources.values()))
+        self._counts = {each: found for each, found in self._counts.items() if now < found[0] + COUNT_AGE_S}
+        if key not in self._counts:
+            self._counts[key] = now, Counter(map(_source_of, filter(view.matches, self.clusters())))
+        return self._counts[key][1]
 
     # --- changes ---
 
@@ -153,6 +168,10 @@ class Fleet:
         self._drain_timer = None
         self._end_drains(self.releases.due(_steady()))
         self._set_drain_timer()
+
+
+def _source_of(cluster: Cluster) -> str:
+    return cluster.target.source
 
 
 def _steady() -> float:

@@ -76,7 +76,8 @@ class Intake(Generic[Change]):
         self.awaits_list = False
         """The state is that of an earlier run: this run has not yet accepted a complete list."""
         self._unconfirmed: set[str] = set()
-        """Objects of an earlier run that the first accepted list lacks, and that were not read since."""
+        """Objects of an earlier run, or of another server, that the first accepted list lacks and that were not read
+        since."""
 
     def take(self, source_events: Iterable[SourceEvent[Observation]], now: Moment) -> Iterator[list[Change]]:
         """Apply source events in batches, so that thousands of them do not block the event loop."""
@@ -94,7 +95,7 @@ class Intake(Generic[Change]):
 
     @property
     def is_restored(self) -> bool:
-        """True while the state is that of an earlier run, or contains objects of it that may have been deleted."""
+        """True while the state is not that of a list of this run, or contains objects that the first one lacks."""
         return self.awaits_list or any(map(self._pending_deletions.awaits_read, self._unconfirmed))
 
     @property
@@ -117,6 +118,11 @@ class Intake(Generic[Change]):
     def doubt(self, known: int, present: int, now: float) -> bool:
         """Return whether a subscriber of an earlier run, which knows so many clusters, must wait for a second list."""
         return self._guard is not None and self._guard.doubt(known, present, now)
+
+    @property
+    def is_verified(self) -> bool:
+        """True if the first list of this run was verified by a second one, or if none is needed."""
+        return self._guard is None or self._guard.is_verified
 
     @property
     def lacking(self) -> int:
@@ -288,7 +294,8 @@ class Intake(Generic[Change]):
             self._objects.list_ended((name for name, _ in missing if name not in older) if versions_went_back else ())
         self._apply_decision(engaged, decision, now.steady)
         self._listed, self._staged = {}, {}
-        if self.awaits_list and self.held is None:
+        takes_first_place = isinstance(decision, ConfirmAtRate) and not self.is_verified
+        if (self.awaits_list and self.held is None) or takes_first_place:
             self.awaits_list, self._unconfirmed = False, {name for name, _ in engaged}
         self.synced = True
         self.lists += not self._is_foreign

@@ -73,7 +73,7 @@ class RemovalGuard:
         self._first_verify_at: float | None = None
         """When the second list of this run is due, which tells whether the first one was complete. The first one
         determines it."""
-        self._is_verified = False
+        self.is_verified = False
         """A list of this run was accepted, and so was another one, later."""
         self._doubted: HeldRemovals | None = None
         self._most_lacking = 0
@@ -92,7 +92,7 @@ class RemovalGuard:
     @property
     def verify_first_at(self) -> float | None:
         """When to list again, to verify the first list of this run; None if it is verified, or did not arrive yet."""
-        return None if self._is_verified else self._first_verify_at
+        return None if self.is_verified else self._first_verify_at
 
     @property
     def doubted(self) -> HeldRemovals | None:
@@ -109,7 +109,7 @@ class RemovalGuard:
 
         A list that lacks everything is doubted even if that is one cluster, since a doubt only costs time.
         """
-        if self._is_verified or present >= known:
+        if self.is_verified or present >= known:
             return False
         if present and not self._is_mass(known - present, known):
             return False
@@ -128,7 +128,7 @@ class RemovalGuard:
         if self._first_verify_at is None:
             self._first_verify_at = now + self._limits.verify_after_s
         elif now >= self._first_verify_at or is_accepted:
-            self._is_verified, self._doubted = True, None
+            self.is_verified, self._doubted = True, None
 
     def accept(self, now: float) -> bool:
         """Request another list and accept it. Return whether any removals are held."""
@@ -219,7 +219,7 @@ class RemovalGuard:
             still_held=still_held,
         )
         # A list that is ignored or held is no evidence about the first one.
-        if not (self._is_verified or isinstance(decision, HeldRemovals)):
+        if not (self.is_verified or isinstance(decision, HeldRemovals)):
             self._listed(now, is_accepted=is_accepted)
         return decision
 

@@ -169,15 +169,23 @@ class ClusterSource:
         if now != progress:
             self.fleet.notifier.notify()
 
-    def must_wait(self, known: int, engaged: int, now: float) -> bool:
+    def must_wait(self, known: int, count: Callable[[], int], now: float) -> bool:
         """Return whether a subscriber of an earlier run, which knows so many clusters, must wait for a second list.
 
+        `count` returns the number of engaged clusters in the subscriber's view. It is called only if it can matter.
         Clusters that the watch added to the first list prove nothing about those that it lacks.
         """
+        if all(feed.intake.is_verified for feed in self.feeds):
+            return False
+        engaged = self.registry.engaged
         present = engaged if self._listed is None else min(engaged, self._listed)
+        if not (self._doubt(known, present, now) or self._doubt(known, min(present, count()), now)):
+            return False
+        self.status_changed()
+        return True
+
+    def _doubt(self, known: int, present: int, now: float) -> bool:
         doubting = [feed for feed in self.feeds if feed.intake.doubt(known, present, now)]
-        if doubting:
-            self.status_changed()
         return bool(doubting)
 
     @property

@@ -3,7 +3,6 @@
 import asyncio
 import math
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
@@ -35,7 +34,9 @@ from milo_kube.reusable_timeout import Deadline
 Send = Callable[[bytes], Awaitable[None]]
 RETRY_S = 1.0
 DOUBT_S = 1.0
-"""How often a subscriber that waits for a second list is compared with the fleet, which takes some milliseconds."""
+"""The first interval at which a subscriber that waits for a second list is compared with the fleet.
+
+It doubles each time, because counting the clusters of a view takes some milliseconds."""
 LARGE_BATCH = 1 / 4
 """A batch of at least this fraction of the maximum size is probably followed by another, which is prefetched."""
 
@@ -90,8 +91,9 @@ class WatchStream:
         self._sent_at = 0.0
         self._known = NOTHING
         self._doubt_at = 0.0
-        self._judged: frozenset[str] = frozenset()
-        """The sources that were compared with what the subscriber knows."""
+        self._doubt_s = DOUBT_S
+        self._judged: frozenset[tuple[str, int]] = frozenset()
+        """The sources that were compared with what the subscriber knows, and the number of their lists."""
         self._doubted: frozenset[str] = frozenset()
         self._parts = 0
         """The number of parts of the current snapshot that were sent."""
@@ -224,14 +226,19 @@ class WatchStream:
         resumes = self._resumes
         if not complete or resumes is None or resumes.is_complete_in(self._epoch) or not resumes.known.counts:
             return frozenset()
-        names, now = frozenset(each.name for each in complete), self._clock()
-        if names != self._judged or now >= self._doubt_at:
-            self._judged, self._doubt_at = names, now + DOUBT_S
-            engaged = Counter(each.target.source for each in self._fleet.log.clusters() if self._shown.matches(each))
-            self._doubted = frozenset(
-                each.name for each in complete if each.must_wait(resumes.known.of(each.name), engaged[each.name], now)
-            )
+        judged, now = frozenset((each.name, each.lists) for each in complete), self._clock()
+        if judged != self._judged:
+            self._judged, self._doubt_at, self._doubt_s = judged, now, DOUBT_S
+        if now >= self._doubt_at:
+            self._doubt_at, self._doubt_s = now + self._doubt_s, 2 * self._doubt_s
+            self._doubted = frozenset(each.name for each in complete if self._must_wait_for(each, now))
         return self._doubted
+
+    def _must_wait_for(self, source: ClusterSource, now: float) -> bool:
+        def count() -> int:
+            return self._fleet.count_by_source(self._shown, now)[source.name]
+
+        return self._resumes is not None and source.must_wait(self._resumes.known.of(source.name), count, now)
 
     @property
     def _kept(self) -> KnownClusters:
@@ -278,7 +285,7 @@ class WatchStream:
                 retry_after_s=RETRY_S,
             )
         heartbeat_in_s = self._sent_at + self._asked.heartbeat_s - self._clock()
-        doubt_in_s = DOUBT_S if self._doubted else math.inf
+        doubt_in_s = self._doubt_at - self._clock() if self._doubted else math.inf
         rotation_in_s = self._rotation.due_in_s if self._rotation else math.inf
         await waiter.wait(max(0.0, min(heartbeat_in_s, doubt_in_s, rotation_in_s)))
 

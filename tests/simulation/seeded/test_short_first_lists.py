@@ -1,10 +1,13 @@
 """A restart of the daemon while the API server lists nothing, or a part of the fleet, with and without a state file."""
 
 import asyncio
+from collections.abc import Callable, Iterable
 
 import pytest
 from msgspec.structs import replace
 
+from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.registry.removal_guard import RemovalLimits
 from tests.simulation.properties.api_server import ApiObject, Server
 from tests.simulation.seeded.harness import TRAITS, Harness, run_steps
@@ -100,3 +103,38 @@ def test_f93_true_short_list_is_applied_after_second_list(has_memory: bool) -> N
         assert sorted(harness.subscriber.view) == ["a", "b", "c"]
 
     run_steps(steps, replace(TRAITS, has_memory=has_memory))
+
+
+@pytest.mark.parametrize("known", [999_999_999, 5], ids=["an absurd claim", "a claim that fits"])
+def test_claims_of_subscribers_are_compared_with_the_fleet_a_few_times(known: int) -> None:
+    async def steps(harness: Harness) -> None:
+        await grown(harness)
+        await harness.restart_daemon()
+        log, scans = harness.daemon.fleet.log, 0
+        clusters, fleet_clusters = log.clusters, harness.daemon.fleet.clusters
+
+        def counted(of: Callable[[], Iterable[Cluster]]) -> Callable[[], Iterable[Cluster]]:
+            def counting() -> Iterable[Cluster]:
+                nonlocal scans
+                scans += 1
+                return of()
+
+            return counting
+
+        log.clusters = counted(clusters)  # type: ignore[method-assign,assignment]
+        harness.daemon.fleet.clusters = counted(fleet_clusters)  # type: ignore[method-assign,assignment]
+        for number in range(14):
+            request = pb.WatchClustersRequest(
+                resume_revision=f"{'f' * 16}.1.knownb1fe-{known}.{'A' * 22}",
+                filter=pb.ClusterFilter(label_selector=f"team!=t{number},in=no"),
+            )
+            harness.daemon.call(request, f"claims {number}", _read)
+        await harness.until(lambda: harness.daemon.holds_removals)
+        await asyncio.sleep(VERIFY_AFTER_S - 5.0)
+        assert harness.daemon.holds_removals
+        assert scans <= 14 * 6
+
+    async def _read(_: bytes) -> None:
+        pass
+
+    run_steps(steps)

@@ -1,8 +1,11 @@
 """What the first list of a run proves to subscribers that know clusters of an earlier one."""
 
 import msgspec
+import pytest
 
 from milo_discoveryd.model.observation import Observation
+from milo_discoveryd.model.selector import parse
+from milo_discoveryd.registry.filter import Filter
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
 from milo_discoveryd.registry.source import ClusterSource
@@ -33,41 +36,69 @@ def test_clusters_that_the_watch_adds_do_not_complete_a_short_first_list() -> No
     lists(of)
     take(of, 1.0, *(ObjectChanged(ready(f"other{number}")) for number in range(20)))
     assert of.registry.engaged == 20
-    assert of.must_wait(20, 20, 2.0)
+    assert of.must_wait(20, lambda: 20, 2.0)
     lists(of, *(ready(f"other{number}") for number in range(20)), now=30.0)
-    assert not of.must_wait(20, 20, 31.0)
+    assert not of.must_wait(20, lambda: pytest.fail("the fleet was counted after the second list"), 31.0)
+
+
+def test_first_list_is_judged_by_the_subscribers_view() -> None:
+    of = source()
+    lists(of, *map(ready, "abcdef"))
+    assert of.must_wait(4, lambda: 1, 1.0)
+    assert not of.must_wait(4, lambda: 4, 1.0)
+
+
+def test_clusters_of_a_view_are_counted_once_for_all_subscribers_and_each_list() -> None:
+    of = source()
+    lists(of, ready("a", labels={"team": "red"}), ready("b"))
+    view, counted = Filter(parse("team=red")), []
+    of.fleet.clusters = lambda: counted.append(1) or of.registry.clusters()  # type: ignore[method-assign,func-returns-value]
+    for now in (0.0, 0.5, 0.9):
+        assert of.fleet.count_by_source(view, now) == {"": 1}
+    assert len(counted) == 1
+    lists(of, ready("a", labels={"team": "red"}), ready("c", labels={"team": "red"}), now=0.9)
+    assert of.fleet.count_by_source(view, 0.9) == {"": 2}
+    assert of.fleet.count_by_source(view, 2.0) == {"": 2}
+    assert len(counted) == 3
+
+
+def test_clusters_of_a_view_of_everything_are_not_counted() -> None:
+    of = source()
+    lists(of, ready("a"), ready("b"))
+    of.fleet.clusters = lambda: pytest.fail("the fleet was counted")  # type: ignore[method-assign]
+    assert of.fleet.count_by_source(Filter(), 0.0) == {"": 2}
 
 
 def test_watch_that_engages_listed_clusters_completes_the_first_list() -> None:
     of = source()
     lists(of, *(not_ready(f"c{number}") for number in range(20)))
-    assert of.must_wait(20, 0, 1.0)
+    assert of.must_wait(20, lambda: 0, 1.0)
     take(of, 2.0, *(ObjectChanged(ready(f"c{number}", "9")) for number in range(20)))
-    assert not of.must_wait(20, 20, 3.0)
+    assert not of.must_wait(20, lambda: 20, 3.0)
 
 
 def test_larger_list_completes_a_short_first_list() -> None:
     of = source()
     lists(of, ready("a"))
-    assert of.must_wait(4, 1, 1.0)
+    assert of.must_wait(4, lambda: 1, 1.0)
     lists(of, *map(ready, "abcd"), now=2.0)
-    assert not of.must_wait(4, 4, 3.0)
+    assert not of.must_wait(4, lambda: 4, 3.0)
 
 
-def test_subscriber_with_an_absurd_claim_makes_no_other_one_wait() -> None:
+def test_subscriber_with_an_absurd_claim_makes_no_other_one_wait_and_counts_nothing() -> None:
     of = source()
     lists(of, *map(ready, "abc"))
-    assert of.must_wait(999_999_999, 3, 1.0)
-    assert not of.must_wait(4, 3, 2.0)
+    assert of.must_wait(999_999_999, lambda: pytest.fail("the fleet was counted"), 1.0)
+    assert not of.must_wait(4, lambda: 3, 2.0)
 
 
 def test_restored_clusters_are_complete_before_the_first_list() -> None:
     of = source()
     of.restore([(ready("a", ""), 1.0)], (), ViewStatus(ViewState.STALE, 0.0, "Restored", ""))
-    assert not of.must_wait(1, 1, 1.0)
+    assert not of.must_wait(1, lambda: 1, 1.0)
 
 
 def test_first_list_of_few_objects_may_describe_many_clusters() -> None:
     fleet = RecordedFleet()
     fleet.listed(thing("x", **{f"c{number}": True for number in range(20)}))
-    assert not fleet.source.must_wait(20, 20, 1.0)
+    assert not fleet.source.must_wait(20, lambda: 20, 1.0)

@@ -268,10 +268,12 @@ def test_first_list_of_another_server_ends_once_a_subscriber_knows_more_and_two_
     assert source.lists(*FLEET) == []
     source.now = 32.0
     assert {event.cluster.target.name for event in source.lists(*FLEET)} == set("abcdef")
+    assert source.intake.is_restored, "a subscriber of an earlier run must not see the clusters of the other server"
     ended = []
     for source.now in (32.0, 33.0, 34.0):
         ended += source.answers(Absent())
     assert {event.cluster.target.name for event in ended} == set("xyz")
+    assert not source.intake.is_restored
     assert not source.intake.doubt(6, 6, source.now)
 
 

@@ -103,7 +103,7 @@ async def test_released_clusters_are_unknown_while_subscribers_doubt_the_first_l
     source, assignment = listed("x")
     assign(assignment, ALONE)
     assert lost(assignment) == set()
-    assert source.must_wait(known=6, engaged=1, now=1.0)
+    assert source.must_wait(6, lambda: 1, 1.0)
     assert assignment.lost() is None
     for _ in source.feeds[0].take([ListStarted(), Listed(ready("x", uid="x")), ListEnded()], 100.0):
         pass
