@@ -15,6 +15,7 @@ TOGETHER = (
     "conformance/tests/test_kit.py",
     "tests/end_to_end/scenarios/test_scenarios.py",
     "tests/integration/telemetry/test_status_in_browser.py",
+    "tests/simulation/cost/test_long_life.py",
     "tests/tooling/deploy/test_image.py",
     "tests/tooling/deploy/test_packages.py",
     "tests/tooling/deploy/test_prometheus.py",

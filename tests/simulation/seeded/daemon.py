@@ -76,6 +76,8 @@ class Traits(msgspec.Struct, frozen=True):
     has_memory: bool
     token_life_s: float
     """The longest lifetime of an issued token."""
+    objects_limit: int = 1 << 30
+    """The maximum size of what is kept of all objects."""
 
     @property
     def forgets(self) -> bool:
@@ -272,7 +274,7 @@ class Daemon:
             disk,
             epoch=epoch,
             policy=policy,
-            objects_limit=1 << 30,
+            objects_limit=traits.objects_limit,
             jitter=random.random,
             connect_timeout_s=10.0,
             request_timeout_s=30.0,

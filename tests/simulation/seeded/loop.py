@@ -72,7 +72,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
             self._shuffle(turns)
         for handle in turns:
             if not handle._cancelled:
-                handle._run()
+                self.run_callback(handle)
+
+    def run_callback(self, handle: asyncio.Handle) -> None:
+        """Run one callback; a subclass may measure it."""
+        handle._run()
 
     def _process_events(self, event_list: object) -> None:
         """Do nothing: there is no external I/O."""

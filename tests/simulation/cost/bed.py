@@ -1,0 +1,115 @@
+"""A daemon with the production settings, an API server without faults, and subscribers, on virtual time."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import TypeVar
+
+from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discoveryd.config import Settings
+from milo_discoveryd.registry.log import BATCH_BYTES, STALE_SLOTS
+from tests.simulation.cost.api import Api
+from tests.simulation.cost.meter import InOrder, Meter, MeteredLoop
+from tests.simulation.seeded.daemon import Daemon, Traits
+from tests.simulation.seeded.loop import clocks_of
+from tests.simulation.seeded.tokens import TokenApi
+from tests.support.logs import capture_logs
+
+T = TypeVar("T")
+SETTLE_S = 0.06
+"""More than the longest delay of a notification."""
+TOKEN_LIFE_S = 60.0
+_SETTINGS = Settings()
+_TRAITS = Traits(
+    streaming=False,
+    page_size=_SETTINGS.watch.page_size,
+    grace_s=_SETTINGS.not_ready_grace / timedelta(seconds=1),
+    batch_bytes=BATCH_BYTES,
+    stale_slots=STALE_SLOTS,
+    tombstones=_SETTINGS.tombstones.count,
+    has_memory=False,
+    token_life_s=TOKEN_LIFE_S,
+    objects_limit=_SETTINGS.watch.objects_limit,
+)
+
+
+class Subscriber:
+    """A subscriber that reads at once."""
+
+    def __init__(self, daemon: Daemon, *, resume_revision: str = "", with_kubeconfigs: bool = False) -> None:
+        self.messages = 0
+        self._last = b""
+        request = pb.WatchClustersRequest(resume_revision=resume_revision, include_kubeconfigs=with_kubeconfigs)
+        self._call = daemon.call(request, "subscriber", self._receive)
+
+    @property
+    def revision(self) -> str:
+        return pb.WatchClustersResponse.FromString(self._last).revision
+
+    async def end(self) -> None:
+        self._call.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._call
+
+    async def _receive(self, message: bytes) -> None:
+        self.messages += 1
+        self._last = message
+        await asyncio.sleep(0)
+
+
+class Bed:
+    def __init__(self, loop: MeteredLoop, clusters: int, *, suffix: str = "") -> None:
+        self.api = Api(clusters, _SETTINGS.watch.page_size, suffix=suffix)
+        self.clusters = clusters
+        random = InOrder()
+        tokens = TokenApi(random, lambda *_: None, TOKEN_LIFE_S, lambda: loop.wall)
+        self._loop = loop
+        self.daemon = Daemon(
+            self.api,  # type: ignore[arg-type]
+            tokens,
+            "0" * 16,
+            _TRAITS,
+            None,
+            random,
+            lambda *_: None,
+            lambda _: None,
+        )
+        self.subscribers: list[Subscriber] = []
+
+    def subscribe(self, count: int, *, resume_revision: str = "", with_kubeconfigs: bool = False) -> None:
+        for _ in range(count):
+            subscriber = Subscriber(self.daemon, resume_revision=resume_revision, with_kubeconfigs=with_kubeconfigs)
+            self.subscribers.append(subscriber)
+
+    async def settle(self, seconds: float = SETTLE_S) -> None:
+        """Wait until all that was caused has happened."""
+        await asyncio.sleep(seconds)
+        self.daemon.check()
+
+    async def sync(self) -> None:
+        await self.settle()
+        assert self.daemon.source.registry.engaged == self.clusters
+
+    @contextmanager
+    def measured(self, meter: Meter) -> Iterator[None]:
+        """Measure the callbacks that run in the block."""
+        self._loop.meter = meter
+        try:
+            yield
+        finally:
+            self._loop.meter = None
+
+    async def end(self) -> None:
+        await self.daemon.kill()
+
+
+def run(steps: Callable[[MeteredLoop], Awaitable[T]]) -> T:
+    """Run steps on a loop with virtual time."""
+    loop = MeteredLoop()
+    with clocks_of(loop), capture_logs(), asyncio.Runner(loop_factory=lambda: loop) as runner:
+
+        async def main() -> T:
+            return await steps(loop)
+
+        return runner.run(main())

@@ -1,0 +1,186 @@
+"""The paths whose cost is counted. Each prepares a daemon and some subscribers, and measures one block."""
+
+import asyncio
+import gc
+import time
+from collections.abc import Awaitable, Callable
+
+from milo_discoveryd.connectivity.prober import Prober
+from milo_discoveryd.connectivity.reachability import ProbeOutcome, ProbePolicy, ProbeReached, ProbeSchedule
+from milo_discoveryd.model.cluster import Cluster
+from milo_discoveryd.registry.events import EventType
+from milo_discoveryd.registry.log import FRAME_EVICTION_INTERVAL_S
+from tests.simulation.cost.bed import TOKEN_LIFE_S, Bed, run
+from tests.simulation.cost.elements import count_reads
+from tests.simulation.cost.meter import Meter, MeteredLoop
+
+BURST = 500
+_WARM_UP = 10
+Path = Callable[[Bed, int], Awaitable[Meter]]
+
+
+async def _change(bed: Bed, subscribers: int) -> Meter:
+    await _follow(bed, subscribers)
+    return await _measured(bed, lambda: bed.api.change(100, 1))
+
+
+async def _burst(bed: Bed, subscribers: int) -> Meter:
+    await _follow(bed, subscribers)
+    return await _measured(bed, lambda: bed.api.change(100, BURST))
+
+
+async def _resume(bed: Bed, subscribers: int) -> Meter:
+    """Two bursts were missed, which another subscriber was sent in two batches. One slice would be cached."""
+    await _follow(bed, 1)
+    revision = bed.subscribers[0].revision
+    bed.api.change(0, BURST)
+    await bed.settle()
+    bed.api.change(BURST, BURST)
+    await bed.settle()
+    return await _measured(bed, lambda: bed.subscribe(subscribers, resume_revision=revision))
+
+
+async def _first_list(bed: Bed, subscribers: int) -> Meter:
+    bed.api.answers_lists.clear()
+    bed.subscribe(subscribers)
+    await bed.settle()
+    return await _measured(bed, bed.api.answers_lists.set)
+
+
+async def _relist(bed: Bed, subscribers: int) -> Meter:
+    """Nothing differs from the list before."""
+    await _follow(bed, subscribers)
+    bed.api.prepare_pages()
+    return await _measured(bed, bed.api.expire_watch, 5.0)
+
+
+async def _snapshot(bed: Bed, subscribers: int) -> Meter:
+    """The fleet was not sent to any subscriber before."""
+    await bed.sync()
+    return await _measured(bed, lambda: bed.subscribe(subscribers))
+
+
+async def _renewal(bed: Bed, subscribers: int) -> Meter:
+    """All credentials are renewed once."""
+    await bed.sync()
+    bed.subscribe(subscribers, with_kubeconfigs=True)
+    await bed.settle(5.0)
+    return await _measured(bed, lambda: None, TOKEN_LIFE_S)
+
+
+async def _probe(bed: Bed, subscribers: int) -> Meter:
+    """Clusters are found reachable for the first time."""
+    answers = asyncio.Event()
+
+    async def ask(cluster: Cluster) -> ProbeOutcome:
+        await answers.wait()
+        return ProbeReached()
+
+    fleet = bed.daemon.fleet
+    schedule = ProbeSchedule(ProbePolicy(at_once=20), lambda: 0.5)
+    prober = Prober(schedule, ask, fleet.connectivity_changed, bed.daemon.ledger, fleet.needs_probe)
+    fleet.on(EventType.ENGAGED, prober.engaged)
+    fleet.on(EventType.UPDATED, prober.updated)
+    fleet.on(EventType.DISENGAGED, prober.disengaged)
+    probing = asyncio.create_task(prober.run())
+    await _follow(bed, subscribers)
+    meter = await _measured(bed, answers.set)
+    probing.cancel()
+    return meter
+
+
+PATHS: dict[str, tuple[Path, int]] = {
+    "burst": (_burst, 1000),
+    "change": (_change, 1000),
+    "first_list": (_first_list, 1000),
+    "probe": (_probe, 1000),
+    "relist": (_relist, 1000),
+    "renewal": (_renewal, 10),
+    "resume": (_resume, 1000),
+    "snapshot": (_snapshot, 1000),
+}
+"""The paths, with the number of clusters."""
+
+
+def measure(path: Path, clusters: int, subscribers: int) -> Meter:
+    """Measure a path after a small run of it, which fills caches with labels that all objects have."""
+
+    async def steps(loop: MeteredLoop) -> Meter:
+        for size in (_WARM_UP, clusters):
+            bed = Bed(loop, size)
+            meter = await path(bed, subscribers)
+            await bed.end()
+        return meter
+
+    return run(steps)
+
+
+_LARGE_NAMES = f".{'x' * 63}" * 3
+"""Objects with these names need fewer changes to exceed `watch.objects_limit` if each change counts."""
+
+
+def long_life(clusters: int, changes: int, stack_above: int = 0) -> Meter:
+    """Change each cluster several times, in bursts. The meter has the longest of all callbacks.
+
+    No list is read meanwhile, and no frames are evicted: these read the whole fleet.
+    """
+
+    async def steps(loop: MeteredLoop) -> Meter:
+        bed = Bed(loop, clusters, suffix=_LARGE_NAMES)
+        await bed.sync()
+        bed.subscribe(1)
+        await bed.settle(FRAME_EVICTION_INTERVAL_S + 1.0)  # the first list is verified
+        meter = Meter(count_reads(clusters // 2, stack_above), counts_functions=False)
+        for _ in range(changes):
+            for first in range(0, clusters, BURST // 2):
+                with bed.measured(meter):
+                    bed.api.change(first, BURST // 2)
+                    await bed.settle()
+        await bed.end()
+        return meter
+
+    return run(steps)
+
+
+def time_ratio(small: int, large: int, changes: int) -> float:
+    """Return how much longer a change takes in a large fleet: the minimum of all changes in each."""
+
+    async def steps(loop: MeteredLoop) -> float:
+        beds = [Bed(loop, clusters) for clusters in (small, large)]
+        for bed in beds:
+            await _follow(bed, 1)
+        seconds: list[list[float]] = [[], []]
+        gc.collect()
+        gc.disable()
+        try:
+            for number in range(changes):
+                for bed, measured in zip(beds, seconds, strict=True):
+                    began = time.thread_time()
+                    bed.api.change(number, 1)
+                    await bed.settle()
+                    measured.append(time.thread_time() - began)
+        finally:
+            gc.enable()
+        for bed in beds:
+            await bed.end()
+        return min(seconds[1]) / min(seconds[0])
+
+    return run(steps)
+
+
+async def _follow(bed: Bed, subscribers: int) -> None:
+    """Wait until the subscribers have the whole fleet and some changes."""
+    await bed.sync()
+    bed.subscribe(subscribers)
+    for number in range(_WARM_UP):
+        await bed.settle()
+        bed.api.change(number, 1)
+    await bed.settle()
+
+
+async def _measured(bed: Bed, act: Callable[[], None], seconds: float = 1.0) -> Meter:
+    meter = Meter(count_reads(bed.clusters // 2, stack_above=64))
+    with bed.measured(meter):
+        act()
+        await bed.settle(seconds)
+    return meter

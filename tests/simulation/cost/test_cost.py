@@ -1,0 +1,43 @@
+"""The cost of what the daemon does most, counted: see docs/testing.md, "Cost"."""
+
+import pytest
+
+from tests.simulation.cost import baseline
+from tests.simulation.cost.meter import Meter
+from tests.simulation.cost.paths import PATHS, measure, time_ratio
+
+LARGE = 20_000
+MOST_ELEMENTS_OF_CHANGE = 64
+"""A change may search the fleet, but not iterate over it."""
+MOST_TIME_RATIO = 1.4
+"""Between 0.95 and 1.05 if nothing depends on the size of the fleet, on a busy machine too."""
+
+
+@pytest.mark.skipif(not baseline.IS_COMPARABLE, reason="the baseline is of Python 3.11")
+@pytest.mark.parametrize("name", PATHS)
+def test_cost_of_path_equals_baseline(name: str) -> None:
+    before = {key: figure for key, figure in baseline.read().items() if key.startswith(f"{name}.")}
+    changed = [*baseline.differences(before, baseline.path_figures(name))]
+    assert changed == [], f"if that is meant, run {baseline.REWRITE} and say why in the commit"
+
+
+@pytest.mark.parametrize("name", ["burst", "change", "resume"])
+def test_cost_of_path_is_equal_in_large_fleet(name: str) -> None:
+    path, clusters = PATHS[name]
+    small, large = (measure(path, size, 1) for size in (clusters, LARGE))
+    assert (large.calls, large.functions) == (small.calls, small.functions)
+
+
+@pytest.mark.parametrize(("clusters", "subscribers"), [(1000, baseline.MANY), (LARGE, 1)])
+def test_change_reads_few_elements(clusters: int, subscribers: int) -> None:
+    path, _ = PATHS["change"]
+    meter = measure(path, clusters, subscribers)
+    assert meter.elements <= MOST_ELEMENTS_OF_CHANGE, _reader(meter)
+
+
+def test_change_takes_no_longer_in_large_fleet() -> None:
+    assert time_ratio(1000, LARGE, changes=120) <= MOST_TIME_RATIO
+
+
+def _reader(meter: Meter) -> str:
+    return f"the callback that read most was in\n{meter.stack}"
