@@ -8,7 +8,6 @@ from milo_discoveryd.schema import values
 from milo_discoveryd.schema.fields import Group, Text, Whole
 from milo_kube import addresses
 
-DEFAULT_CONNECTIONS = 1000
 _RequiredFile = Annotated[Path, values.required_file]
 
 
@@ -44,9 +43,10 @@ class ListenerSettings(Group, frozen=True, kw_only=True):
     """TLS 1.3 with client certificates. Required for TCP."""
     tokens: bool = False
     """Accept bearer tokens (`authorization: Bearer`) from callers. The API server of `token_review` reviews them."""
-    connections: Annotated[int, Whole(1, 100_000)] = DEFAULT_CONNECTIONS
+    connections: Annotated[int, Whole(1, 100_000)] | None = None
     """Maximum number of open connections, less if the limit of open files requires it. When all are taken, a user of a
-    Unix socket, or a name of client certificates, with fewer connections takes one from that with the most."""
+    Unix socket, or a name of client certificates, with fewer connections takes one from that with the most. Default: an
+    equal part of 1000, which the listeners without this setting share."""
 
     def __post_init__(self) -> None:
         if isinstance(self.address, values.UnixAddress):

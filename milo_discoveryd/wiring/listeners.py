@@ -7,7 +7,6 @@ from contextlib import AsyncExitStack
 
 from milo_discoveryd import process_hardening
 from milo_discoveryd.config import ListenerSettings, Settings, UnixAddress
-from milo_discoveryd.config.listeners import DEFAULT_CONNECTIONS
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.identity.token_review import TokenReviewer
 from milo_discoveryd.log import log
@@ -21,10 +20,10 @@ def listeners(settings: Settings) -> list[listener.Listener]:
     """Build the listeners. Raises StartError for users and groups that do not exist."""
     wanted = list(_wanted(settings))
     found = fit_connections(wanted, process_hardening.descriptors())
-    for each, asked in zip(found, wanted, strict=True):
+    for each, asked, configured in zip(found, wanted, settings.listen, strict=True):
         if each.connections < asked.connections:
             # The default exceeds the usual limit of a shell, so only a configured number is worth a warning.
-            note = log.info if asked.connections == DEFAULT_CONNECTIONS else log.warning
+            note = log.info if configured.connections is None else log.warning
             note(
                 "connection limit lowered: raise the limit of open files (RLIMIT_NOFILE)",
                 listener=each.name,
@@ -36,6 +35,7 @@ def listeners(settings: Settings) -> list[listener.Listener]:
 
 
 def _wanted(settings: Settings) -> Iterator[listener.Listener]:
+    shared = listener.CONNECTIONS // max(1, sum(each.connections is None for each in settings.listen))
     for each in settings.listen:
         tls = each.tls
         yield listener.Listener(
@@ -44,7 +44,7 @@ def _wanted(settings: Settings) -> Iterator[listener.Listener]:
             tls=ServerTls(certificate=tls.certificate, key=tls.key, client_ca=tls.client_ca) if tls else None,
             peer_credentials=each.peer_credentials,
             tokens=each.tokens,
-            connections=each.connections,
+            connections=max(1, shared) if each.connections is None else each.connections,
         )
 
 

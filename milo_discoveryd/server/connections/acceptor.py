@@ -158,7 +158,7 @@ class Acceptor:
         task = tasks.create_task(self._serve(connected, address), name=f"connection at {self._listener.name}")
         self._tasks[task] = None
         task.add_done_callback(self._ended)
-        if (evicted := self._slots.admit(task)) is not None:
+        if (evicted := self._slots.admit(task, network(address))) is not None:
             evicted.cancel("evicted for a newer connection before it was authenticated")
 
     def _ended(self, task: asyncio.Task[None]) -> None:

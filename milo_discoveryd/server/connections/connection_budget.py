@@ -12,6 +12,9 @@ T = TypeVar("T", bound=Hashable)
 
 CONNECTION_REFUSED = "CONNECTION_REFUSED"
 TAKEN = "all connections are taken, and another owner has fewer"
+UNAUTHENTICATED = 128
+"""Maximum number of unauthenticated connections of a listener. A handshake takes few round trips."""
+_FEW = 8
 RESERVED = 512
 """File descriptors reserved for API servers, probes, commands, files and the HTTP port. Without the reserve, many
 clients could keep the daemon from reconnecting to its API server."""
@@ -31,23 +34,33 @@ class ConnectionSlots(Generic[T]):
     """The connections of one listener.
 
     When all slots are taken, an owner with fewer connections takes one from the owner with the most. So nobody is
-    locked out by others, and one owner alone may have all. Half as many unauthenticated connections are kept besides.
+    locked out by others, and one owner alone may have all. An eighth as many unauthenticated connections
+    are kept besides, half of them of one network.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._unauthenticated: dict[T, None] = {}
+        self._unauthenticated: dict[T, str] = {}
+        """The networks of the unauthenticated connections, the oldest first."""
         self._authenticated: dict[T, frozenset[str]] = {}
         self._owners: Counter[str] = Counter()
 
-    def admit(self, connection: T) -> T | None:
-        """Add an unauthenticated connection. If there are too many, remove and return the oldest."""
-        evicted = None
-        if len(self._unauthenticated) >= max(1, self._limit // 2):
-            evicted = next(iter(self._unauthenticated))
+    def admit(self, connection: T, network: str) -> T | None:
+        """Add an unauthenticated connection. If there are too many of its network, or of all, remove and return the
+        oldest of its network, or of the network with the most."""
+        evicted, networks = None, Counter(self._unauthenticated.values())
+        limit = min(self._limit, max(_FEW, self._limit // 8), UNAUTHENTICATED)
+        if len(self._unauthenticated) >= limit:
+            evicted = self._oldest_of(networks.most_common(1)[0][0])
+        elif networks[network] >= max(1, limit // 2):
+            evicted = self._oldest_of(network)
+        if evicted is not None:
             del self._unauthenticated[evicted]
-        self._unauthenticated[connection] = None
+        self._unauthenticated[connection] = network
         return evicted
+
+    def _oldest_of(self, network: str) -> T:
+        return next(connection for connection, of in self._unauthenticated.items() if of == network)
 
     def authenticate(self, connection: T, owners: Iterable[str]) -> T | None:
         """Count the connection for each of its owners: a certificate with more names gets no larger share.

@@ -5,8 +5,12 @@ import socket
 import ssl
 from typing import cast
 
+from milo_kube.http.tls import TlsTransport
+
 FLUSH_S = 5.0
 """How long buffered data may take to reach one side after the other side has closed."""
+HANDSHAKE_BYTES = 32 << 10
+"""What a client may send before it is authenticated, most of which are its certificates. OpenSSL keeps a multiple."""
 
 
 class ProxySide(asyncio.Protocol):
@@ -41,18 +45,21 @@ class ProxySide(asyncio.Protocol):
     ) -> None:
         """Take over an accepted connection. Completes the TLS handshake if there is a context. Raises OSError."""
         self._took = True
-        await asyncio.get_running_loop().connect_accepted_socket(
-            lambda: self,
-            connected,
-            ssl=context,
-            ssl_handshake_timeout=handshake_s,
-            ssl_shutdown_timeout=None if context is None else FLUSH_S,
-        )
+        loop = asyncio.get_running_loop()
+        if context is None:
+            await loop.connect_accepted_socket(lambda: self, connected)
+            return
+        secured = TlsTransport(lambda _: self, context, None, handshake_bytes=HANDSHAKE_BYTES)
+        await loop.connect_accepted_socket(lambda: secured, connected)
+        try:
+            async with asyncio.timeout(handshake_s):
+                await secured.handshake()
+        except TimeoutError:
+            raise ConnectionAbortedError(f"the TLS handshake takes longer than {handshake_s:g} s") from None
 
     def close(self) -> None:
-        """Close after buffered data was sent. Only once: Python 3.11 cannot abort a TLS transport closed twice."""
-        if not self.transport.is_closing():
-            self.transport.close()
+        """Close after buffered data was sent."""
+        self.transport.close()
 
     def abort(self) -> None:
         if self._transport is not None and not self.lost.done():

@@ -30,6 +30,7 @@ class Workspace:
         *flags: str,
         environ: Mapping[str, str] | None = None,
         descriptors: int | None = None,
+        cgroup: Path | None = None,
         **settings: Any,
     ) -> DaemonProcess:
         """Return a daemon that is not started yet."""
@@ -44,9 +45,14 @@ class Workspace:
         config.write_text(yaml.safe_dump(given))
         arguments = ("--config", str(config), *flags)
         # Variables and limits are those of a process from its start.
-        is_forked = environ is None and descriptors is None
+        is_forked = environ is None and descriptors is None and cgroup is None
         return DaemonProcess(
-            given["listen"][0], *arguments, environ=environ, descriptors=descriptors, is_forked=is_forked
+            given["listen"][0],
+            *arguments,
+            environ=environ,
+            descriptors=descriptors,
+            cgroup=cgroup,
+            is_forked=is_forked,
         )
 
     def client(self) -> DiscoveryClient:

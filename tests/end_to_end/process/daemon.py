@@ -8,6 +8,7 @@ import sys
 from asyncio.subprocess import PIPE, STDOUT, Process
 from collections import deque
 from collections.abc import Coroutine, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -39,14 +40,18 @@ class DaemonProcess:
         *arguments: str,
         environ: Mapping[str, str] | None = None,
         descriptors: int | None = None,
+        cgroup: Path | None = None,
         is_forked: bool = False,
     ) -> None:
-        """Set up; `address` is that of its listener in `arguments`, `descriptors` its limit of open files.
+        """Set up; `address` is that of its listener in `arguments`, `descriptors` its limit of open files, `cgroup` the
+        file that takes the processes of its cgroup.
 
         `is_forked`: each process is forked from one that has loaded the daemon, which saves most of its start.
         """
         self.address = address
-        limited = () if descriptors is None else ("sh", "-c", f'ulimit -n {descriptors} && exec "$@"', "sh")
+        steps = [] if descriptors is None else [f"ulimit -n {descriptors}"]
+        steps += [] if cgroup is None else [f"echo $$ > {cgroup}"]
+        limited = ("sh", "-c", " && ".join((*steps, 'exec "$@"')), "sh") if steps else ()
         self._command = (*limited, sys.executable, "-m", "milo_discoveryd", "run", *arguments)
         clean = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
         self._environ = clean | dict(environ or {})

@@ -18,9 +18,10 @@ from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.server.connections.acceptor import HANDSHAKE_S
 from milo_discoveryd.server.connections.connect_rate import ConnectRateLimiter
 from milo_discoveryd.server.connections.listener import Listener, TcpEndpoint
-from milo_discoveryd.server.connections.proxy import ProxySide
+from milo_discoveryd.server.connections.proxy import HANDSHAKE_BYTES, ProxySide
 from milo_discoveryd.server.connections.tls_certificates import ServerTls
 from milo_kube.rate_limit import Rate
 from tests.integration.grpc_server.conftest import Harness, a_harness, ready
@@ -257,6 +258,21 @@ async def test_connections_without_tls_handshake_lose_the_oldest_to_newer_ones(
                 await stub.ListClusters(pb.ListClustersRequest())
             assert len(acceptor(harness)) <= 3
         assert "evicted" in str(harness.audited[0]["problem"])
+
+
+async def test_endless_tls_handshake_is_refused(tls_files: TlsFiles) -> None:
+    length = 100_000  # OpenSSL waits for the whole message
+    message = b"\x01" + length.to_bytes(3, "big") + bytes(HANDSHAKE_BYTES)
+    size = 8_192
+    records = [message[start : start + size] for start in range(0, len(message), size)]
+    async with tcp(tls_files) as harness:
+        with socket.create_connection(("127.0.0.1", port(harness))) as endless:
+            endless.settimeout(HANDSHAKE_S / 2)
+            endless.sendall(b"".join(b"\x16\x03\x01" + len(each).to_bytes(2, "big") + each for each in records))
+            with suppress(ConnectionError):
+                while await asyncio.to_thread(endless.recv, 100):
+                    pass
+        await eventually(lambda: "too long" in str(harness.audited[-1:]))
 
 
 async def test_connect_rate_limit_spares_established_connections(tls_files: TlsFiles) -> None:

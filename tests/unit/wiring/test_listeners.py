@@ -25,15 +25,24 @@ def test_listener_inherits_socket_settings(file: Path) -> None:
     text = """
 socket: {mode: "0600", group: "65499"}
 listen:
-  - unix:///run/a.sock
-  - {name: b, address: unix:///run/b.sock, mode: "0660", group: "5", owner: root, peer_credentials: true}
-  - insecure://127.0.0.1:7070
+  - {address: unix:///run/a.sock, connections: 100}
+  - {name: b, address: unix:///run/b.sock, mode: "0660", group: "5", owner: root, peer_credentials: true,
+     connections: 100}
+  - {address: insecure://127.0.0.1:7070, connections: 100}
 """
     assert list(listeners(settings(file, text))) == [
-        Listener(name="unix:///run/a.sock", address=UnixSocket(Path("/run/a.sock"), 0o600, 65499)),
-        Listener(name="b", address=UnixSocket(Path("/run/b.sock"), 0o660, 5, 0), peer_credentials=True),
-        Listener(name="insecure://127.0.0.1:7070", address=TcpEndpoint("127.0.0.1", 7070)),
+        Listener(name="unix:///run/a.sock", address=UnixSocket(Path("/run/a.sock"), 0o600, 65499), connections=100),
+        Listener(
+            name="b", address=UnixSocket(Path("/run/b.sock"), 0o660, 5, 0), peer_credentials=True, connections=100
+        ),
+        Listener(name="insecure://127.0.0.1:7070", address=TcpEndpoint("127.0.0.1", 7070), connections=100),
     ]
+
+
+def test_listeners_without_a_connection_limit_share_the_default(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("milo_discoveryd.process_hardening.descriptors", lambda: 1 << 20)
+    text = "listen: [unix:///a, unix:///b, {address: unix:///c, connections: 5000}, unix:///d]"
+    assert [each.connections for each in listeners(settings(file, text))] == [333, 333, 5000, 333]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """TLS over an asyncio transport, with little memory per connection.
 
 asyncio's own TLS keeps a read buffer of 256 KiB for each connection. Thousands of quiet watches would hold most of the
-memory of a process that way.
+memory of a process that way, and silent clients all memory of a server.
 """
 
 import asyncio
@@ -16,22 +16,25 @@ _RECORD = 16 << 10
 
 
 class TlsTransport(asyncio.Transport, asyncio.Protocol):
-    """The client side of a TLS connection: a transport for a protocol, and the protocol of the transport below."""
+    """One side of a TLS connection: a transport for a protocol, and the protocol of the transport below."""
 
     __slots__ = (
-        *("_below", "_failure", "_handshake", "_incoming", "_is_closing", "_made", "_outgoing", "_protocol", "_tls"),
-        "_unsent",
+        *("_below", "_failure", "_handshake", "_handshake_bytes", "_incoming", "_is_closing", "_made", "_outgoing"),
+        *("_protocol", "_tls", "_unsent"),
     )
 
     def __init__(
         self,
         protocol: Callable[[str | None], asyncio.Protocol],
         context: ssl.SSLContext,
-        server_name: str,
+        server_name: str | None,
         *,
         alpn: Sequence[str] = (),
+        handshake_bytes: int | None = None,
     ) -> None:
-        """`alpn`: the protocols to offer. `protocol` is called with the one that the server selected."""
+        """`server_name`: the name to verify; None for the server's side. `alpn`: the protocols to offer. `protocol` is
+        called with the one that the server selected. `handshake_bytes`: what the peer may send before the handshake is
+        complete."""
         super().__init__()
         self._made = protocol
         self._protocol: asyncio.Protocol | None = None
@@ -40,10 +43,13 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             context.set_alpn_protocols(list(alpn))  # wrap_bio copies them
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_name)
+        self._tls = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=server_name is None, server_hostname=server_name
+        )
         self._below: asyncio.Transport | None = None
         self._handshake: asyncio.Future[None] | None = asyncio.get_running_loop().create_future()
         """None once the handshake is complete."""
+        self._handshake_bytes = handshake_bytes
         self._unsent: list[bytes] = []
         """Data that OpenSSL accepts only after it has read more from the peer."""
         self._failure: Exception | None = None
@@ -71,11 +77,24 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         for start in range(0, len(data), _PIECE):
             if self._failure is not None:
                 return
-            self._incoming.write(data[start : start + _PIECE])
+            piece = data[start : start + _PIECE]
+            self._incoming.write(piece)
             if self._is_shaking_hands:
-                self._shake_hands()
+                self._shake_hands(len(piece))
             if not self._is_shaking_hands:
                 self._decrypt()
+
+    def eof_received(self) -> None:
+        if self._protocol is not None:
+            self._protocol.eof_received()
+
+    def pause_writing(self) -> None:
+        if self._protocol is not None:
+            self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        if self._protocol is not None:
+            self._protocol.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_closing = True
@@ -83,6 +102,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             self._end_handshake(self._failure or exc or ConnectionResetError("closed during the TLS handshake"))
         else:
             self._protocol.connection_lost(self._failure or exc)
+        # At once, since a traceback can keep this object until the garbage collector runs.
+        del self._tls, self._incoming, self._outgoing
 
     # --- asyncio.Transport, for the protocol above ---
 
@@ -123,6 +144,9 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         assert self._protocol is not None, "the handshake is not complete"
         return self._protocol
 
+    def can_write_eof(self) -> bool:
+        return False
+
     def get_write_buffer_size(self) -> int:
         return self._transport.get_write_buffer_size()
 
@@ -140,17 +164,26 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
     def _is_shaking_hands(self) -> bool:
         return self._handshake is not None and not self._handshake.done()
 
-    def _shake_hands(self) -> None:
+    def _shake_hands(self, received: int = 0) -> None:
         try:
             self._tls.do_handshake()
         except ssl.SSLWantReadError:
             self._flush()
+            if self._handshake_bytes is not None:
+                self._handshake_bytes -= received
+                if self._handshake_bytes < 0:
+                    self._refuse_handshake()
         except OSError as error:  # ssl.SSLError is one
             self._fail(error)
             self._end_handshake(error)
         else:
             self._flush()
             self._end_handshake(None)
+
+    def _refuse_handshake(self) -> None:
+        error = ConnectionAbortedError("the peer's part of the TLS handshake is too long")
+        self._fail(error)
+        self._end_handshake(error)
 
     def _end_handshake(self, error: Exception | None) -> None:
         assert self._handshake is not None
@@ -174,11 +207,15 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         except ssl.SSLWantReadError:
             self._encrypt()
         except ssl.SSLZeroReturnError:
-            self.close()
+            self._end_of_data()
         except ssl.SSLError as error:
             self._fail(error)
         else:
-            self.close()  # the peer has sent close_notify
+            self._end_of_data()  # the peer has sent close_notify
+
+    def _end_of_data(self) -> None:
+        self.eof_received()
+        self.close()  # TLS has no half-close
 
     def _encrypt(self) -> None:
         try:

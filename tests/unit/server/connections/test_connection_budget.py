@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from milo_discoveryd.server.connections.connection_budget import (
     RESERVED,
+    UNAUTHENTICATED,
     ConnectionLimitError,
     ConnectionSlots,
     fit_connections,
@@ -57,17 +58,44 @@ def test_connection_budget_is_at_least_one_and_at_most_the_setting(listeners: li
     assert [each.address for each in found] == [each.address for each in listeners]
 
 
-def test_unauthenticated_connections_get_half_as_many_slots_and_the_oldest_is_evicted() -> None:
-    slots: ConnectionSlots[int] = ConnectionSlots(6)
-    assert [slots.admit(number) for number in range(5)] == [None, None, None, 0, 1]
-    for number in (2, 3, 4):
+def admitted(slots: ConnectionSlots[int], network: str, *numbers: int) -> list[int | None]:
+    return [slots.admit(number, network) for number in numbers]
+
+
+def test_unauthenticated_connections_get_an_eighth_as_many_slots_and_one_network_half_of_these() -> None:
+    slots: ConnectionSlots[int] = ConnectionSlots(80)
+    assert admitted(slots, "a", *range(7)) == [*[None] * 5, 0, 1]
+    assert admitted(slots, "b", *range(7, 12)) == [None] * 5
+    assert admitted(slots, "a", 12) == [2]
+
+
+def test_few_slots_leave_room_for_as_many_unauthenticated_connections() -> None:
+    slots: ConnectionSlots[int] = ConnectionSlots(4)
+    assert admitted(slots, "a", 0, 1, 2, 3) == [None, None, 0, 1]
+    assert admitted(slots, "b", 4, 5) == [None, None]
+    for number in (2, 3):
         slots.authenticate(number, [str(number)])
-    assert [slots.admit(number) for number in range(5, 9)] == [None, None, None, 5]
+    assert admitted(slots, "a", 6, 7) == [None, None]
+
+
+def test_network_with_the_most_unauthenticated_connections_loses_its_oldest_to_others() -> None:
+    slots: ConnectionSlots[int] = ConnectionSlots(4)
+    assert admitted(slots, "a", 0, 1) == [None, None]
+    assert admitted(slots, "b", 2) == [None]
+    assert admitted(slots, "c", 3) == [None]
+    assert admitted(slots, "d", 4) == [0]
+    assert admitted(slots, "e", 5) == [1]
+
+
+def test_unauthenticated_connections_are_limited_however_many_may_be_authenticated() -> None:
+    slots: ConnectionSlots[int] = ConnectionSlots(100_000)
+    evicted = [slots.admit(number, str(number)) for number in range(2 * UNAUTHENTICATED)]
+    assert evicted == [*[None] * UNAUTHENTICATED, *range(UNAUTHENTICATED)]
 
 
 def taken(slots: ConnectionSlots[int], number: int, *owners: str) -> int | None:
     """Authenticate a connection; return the one whose slot it takes, or -1 if it is refused."""
-    slots.admit(number)
+    slots.admit(number, str(number))
     try:
         return slots.authenticate(number, owners)
     except ConnectionLimitError:

@@ -1,0 +1,38 @@
+"""A cgroup with a memory limit, for processes that must stay within it."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_V1, _V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+
+
+@contextmanager
+def memory_limit(limit: int) -> Iterator[Path | None]:
+    """Create a cgroup with a memory limit in bytes, and yield the file that takes its processes; None where this user
+    or machine cannot."""
+    name = f"milo-test-{os.getpid()}-{secrets.token_hex(4)}"
+    parent, file = (_V1, "memory.limit_in_bytes") if _V1.is_dir() else (_V2, "memory.max")
+    directory = parent / name
+    try:
+        directory.mkdir()
+    except OSError:
+        yield None
+        return
+    try:
+        try:
+            (directory / file).write_text(str(limit))
+        except OSError:  # in version 2, the memory controller is not enabled here
+            yield None
+        else:
+            yield directory / "cgroup.procs"
+    finally:
+        directory.rmdir()
+
+
+def peak_bytes(pid: int) -> int:
+    """Return the largest resident size that the process has had."""
+    [line] = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) << 10
