@@ -112,6 +112,8 @@ class Server:
         """Shut down gracefully: streams are sent their pending changes, and no cluster is disengaged."""
         await self._health.enter_graceful_shutdown()
         self._service.end_streams()
+        for acceptor in self._acceptors:
+            acceptor.is_stopping = True
         await asyncio.gather(*(server.stop(GRACE_S) for server in self._servers))
         for acceptor in self._acceptors:
             await acceptor.stop()

@@ -73,6 +73,8 @@ class Acceptor:
         self._tasks: dict[asyncio.Task[None], _Peer | None] = {}
         self._audit = audit
         self._running: asyncio.Task[None] | None = None
+        self.is_stopping = False
+        """Whether gRPC is being stopped, and closes connections for that reason."""
 
     def bind(self, server: grpc.aio.Server) -> None:
         """Bind the socket. Raises StartError."""
@@ -245,7 +247,8 @@ class Acceptor:
             with suppress(TimeoutError):
                 async with asyncio.timeout(None if expires_at is None else expires_at - time.time()):
                     closed_by_grpc = await proxy(side, inner)
-                    if closed_by_grpc and time.monotonic() - began < HTTP2_FAILURE_S:
+                    at_once = time.monotonic() - began < HTTP2_FAILURE_S
+                    if closed_by_grpc and at_once and not self.is_stopping:
                         raise _NotHttp2Error("gRPC closed the connection at once: the client does not speak HTTP/2")
         finally:
             asyncio.get_running_loop().call_later(ENDED_KEPT_S, self._peers.pop, name)
