@@ -47,6 +47,15 @@ OPTIONS = (
 GRACE_S = 5.0
 CHECK_EVERY_S = 5.0
 _BACKLOG = 1024
+_HEALTH_REQUEST_BYTES = 1024
+
+
+class _Health(health.aio.HealthServicer):  # type: ignore[misc]
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext) -> None:  # noqa: N802
+        # The servicer keeps the request, and its name as a key, for as long as the call.
+        if request.ByteSize() > _HEALTH_REQUEST_BYTES:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "service: longer than any name of a service")
+        await super().Watch(request, context)
 
 
 class Server:
@@ -66,7 +75,7 @@ class Server:
         self._metrics = metrics
         self._reviewer = reviewer
         self._audit = service.access.audit
-        self._health = health.aio.HealthServicer()
+        self._health = _Health()
         self._servers: list[grpc.aio.Server] = []
         self._files: list[SocketFile] = []
         self._acceptors: list[Acceptor] = []

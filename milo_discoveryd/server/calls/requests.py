@@ -10,6 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.model.selector import SelectorError, parse
 from milo_discoveryd.registry.filter import EVERYTHING, Filter
+from milo_discoveryd.server.calls import revision
 from milo_discoveryd.server.calls.grpc_errors import InvalidRequestError
 
 MAX_FILTER_BYTES = 64 * 1024
@@ -23,6 +24,9 @@ MAX_PAGE_SIZE = 5000
 DEFAULT_PAGE_SIZE = 500
 HEARTBEAT_BOUNDS_S = (1.0, 3600.0)
 MAX_TOKEN_LENGTH = 256
+MAX_INCARNATION_LENGTH = 64
+MAX_REQUEST_BYTES = MAX_FILTER_BYTES + 8 * 1024
+"""Fields that this version does not know count too."""
 _LONGEST_NAME = 253 + 64
 """The longest name of a cluster, including the name of its source."""
 _SUBSCRIBER = re.compile(r"[A-Za-z0-9._:/@-]+")
@@ -60,14 +64,23 @@ class ListRequest(msgspec.Struct, frozen=True):
     page_token: str
 
 
-def watch(request: pb.WatchClustersRequest, default_heartbeat_s: float) -> WatchRequest:
+def watch(request: pb.WatchClustersRequest, default_heartbeat_s: float, *, sources: int = 1) -> WatchRequest:
+    """`sources`: how many the daemon has."""
+    longest = revision.longest(sources)
+    if len(request.resume_revision) > longest:
+        raise InvalidRequestError("resume_revision", f"longer than any revision of this daemon ({longest} characters)")
+    if len(request.subscriber) > _LONGEST_SUBSCRIBER:
+        subscriber(request.subscriber)
     heartbeat_s = default_heartbeat_s
     if request.HasField("heartbeat_interval"):
         shortest, longest = HEARTBEAT_BOUNDS_S
         heartbeat_s = min(longest, max(shortest, _positive(request.heartbeat_interval, "heartbeat_interval")))
     ttl_s = _positive(request.kubeconfig_ttl, "kubeconfig_ttl") if request.HasField("kubeconfig_ttl") else None
+    wanted = _filter(request, confirms_releases=request.confirm_releases)
+    if (size := request.ByteSize()) > MAX_REQUEST_BYTES:
+        raise InvalidRequestError("request", f"{size} bytes; the limit is {MAX_REQUEST_BYTES}")
     return WatchRequest(
-        _filter(request, confirms_releases=request.confirm_releases),
+        wanted,
         request.resume_revision,
         heartbeat_s,
         request.include_kubeconfigs,
@@ -80,7 +93,9 @@ def watch(request: pb.WatchClustersRequest, default_heartbeat_s: float) -> Watch
 def release(request: pb.ReleaseClusterRequest) -> ReleaseRequest:
     if not request.incarnation:
         raise InvalidRequestError("incarnation", "empty; give the incarnation on which your work has ended")
-    return ReleaseRequest(name(request.cluster, "cluster"), request.incarnation, subscriber(request.subscriber))
+    return ReleaseRequest(
+        name(request.cluster, "cluster"), _incarnation(request.incarnation), subscriber(request.subscriber)
+    )
 
 
 def subscriber(text: str) -> str:
@@ -97,7 +112,7 @@ def issue(request: pb.IssueKubeconfigRequest) -> IssueRequest:
     return IssueRequest(
         cluster=name(request.cluster, "cluster"),
         ttl_s=_positive(request.ttl, "ttl") if request.HasField("ttl") else None,
-        incarnation=request.incarnation,
+        incarnation=_incarnation(request.incarnation),
         as_command=request.format == pb.KUBECONFIG_FORMAT_EXEC,
     )
 
@@ -170,6 +185,12 @@ def _compiled(data: bytes, confirms_releases: bool) -> Filter:
 
 
 _cached = lru_cache(maxsize=256)(_compiled)  # one shared object for equal filters
+
+
+def _incarnation(text: str) -> str:
+    if len(text) > MAX_INCARNATION_LENGTH:
+        raise InvalidRequestError("incarnation", f"longer than any incarnation ({MAX_INCARNATION_LENGTH} characters)")
+    return text
 
 
 def _positive(duration: Duration, field: str) -> float:

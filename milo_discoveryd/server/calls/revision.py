@@ -17,6 +17,10 @@ _FORM = re.compile(
     rf"([0-9a-f]{{16}})\.([0-9]{{1,18}})(?:\.known({_COUNT}(?:_{_COUNT})*))?(?:\.part([0-9]{{1,9}}))?\.([A-Za-z0-9_-]{{22}})"
 )
 _SIGNATURE_BYTES = 16
+_WITHOUT_COUNTS = len("0123456789abcdef.") + 18 + len(".known.part") + 9 + len(".") + 22
+_COUNT_LENGTH = len("0123-_") + 9
+_FORMER_SOURCES = 64
+"""A revision may have counts of as many sources, although fewer are configured since a restart."""
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 
@@ -105,14 +109,22 @@ class TokenSigner:
         return b2a_base64(digest, newline=False).translate(_URL_SAFE, b"=").decode()
 
 
-def parse(text: str) -> Position | None:
-    """Parse a revision. Return None for any text that the daemon did not write: such a caller receives a snapshot."""
+def longest(sources: int) -> int:
+    """Return the length of the longest revision that a daemon with this number of sources can have written."""
+    return _WITHOUT_COUNTS + _COUNT_LENGTH * max(sources, _FORMER_SOURCES)
+
+
+def parse(text: str, sources: Iterable[str] | None = None) -> Position | None:
+    """Parse a revision, with the counts of these sources, or of all. Return None for any text that the daemon did not
+    write: such a caller receives a snapshot."""
     form = _FORM.fullmatch(text)
     if form is None:
         return None
     epoch, revision, known, part, _ = form.groups()
     counts = [each.split("-") for each in known.split("_")] if known else []
     known_clusters = KnownClusters({digest: int(count) for digest, count in counts})
+    if sources is not None:
+        known_clusters = known_clusters.within(sources)
     return Position(epoch, int(revision), part=None if part is None else int(part), known=known_clusters)
 
 

@@ -92,12 +92,12 @@ class Service:
     ) -> None:
         """Stream the clusters. `slot` is released once the stream quota has admitted the stream."""
         async with self.access.authorize(caller, "WatchClusters", freshness) as call:
-            with call.stream_slot(request.filter.ByteSize()):
+            with call.stream_slot(request.ByteSize()):
                 if slot is not None:
                     slot.release()
-                parsed = requests.watch(request, self._info.heartbeat_s)
+                parsed = requests.watch(request, self._info.heartbeat_s, sources=len(self._source_names))
                 requests.known_sources(parsed.wanted, self._source_names)
-                await self._stream(parsed, call, send, filter_bytes=request.filter.ByteSize())
+                await self._stream(parsed, call, send, request_bytes=request.ByteSize())
 
     async def list_clusters(self, request: pb.ListClustersRequest, caller: Caller) -> pb.ListClustersResponse:
         async with self.access.authorize(caller, "ListClusters") as call:
@@ -249,7 +249,9 @@ class Service:
         at = Moment(time.time(), self._clock())
         return await self._server_info.describe(scope, to, streams=streams, shard=self.shard, at=at)
 
-    async def _stream(self, parsed: requests.WatchRequest, call: CallContext, send: Send, *, filter_bytes: int) -> None:
+    async def _stream(
+        self, parsed: requests.WatchRequest, call: CallContext, send: Send, *, request_bytes: int
+    ) -> None:
         stream = WatchStream(
             self._fleet,
             self._info.epoch,
@@ -263,7 +265,7 @@ class Service:
             sharded=self.shard is not None,
             rotation=await self._rotation(parsed, call) if parsed.with_kubeconfigs else None,
             subscription=(
-                releases.subscription(call.caller, parsed.subscriber, scoped(parsed.wanted, call.scope), filter_bytes)
+                releases.subscription(call.caller, parsed.subscriber, scoped(parsed.wanted, call.scope), request_bytes)
                 if parsed.subscriber
                 else None
             ),

@@ -101,7 +101,7 @@ class WatchStream:
         """The revision of the last batch, or the one from which the subscriber resumed."""
         self._source: tuple[tuple[ViewState, str], ...] = ()
         """The states of the sources as last sent to the subscriber."""
-        self._resumes = parse(asked.resume_revision)
+        self._resumes = parse(asked.resume_revision, [each.name for each in self._sources])
         """The subscriber's position, in this run or in an earlier one."""
         self._pending = frozenset(each.name for each in self._sources)
         """The sources whose clusters are not shown to the subscriber yet."""

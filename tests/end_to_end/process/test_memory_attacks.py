@@ -1,6 +1,7 @@
 """Attacks on the memory of a daemon, in a cgroup with the limit of the shipped manifest."""
 
 import asyncio
+import contextlib
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
@@ -8,10 +9,13 @@ from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import yaml
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from milo_discovery import ClientCredentials, DiscoveryClient
+from milo_discovery.v1 import discovery_pb2 as pb
 from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.daemon import DaemonProcess
 from tests.integration.grpc_server.test_tls import SPIFFE
@@ -100,3 +104,57 @@ async def flood(closing: ExitStack, port: int, hello: bytes, each: int) -> None:
             await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", port))
             with suppress(OSError):  # refused
                 connection.send(hello)
+
+
+LONG = 250 * 1024
+"""Nearly the longest message that gRPC accepts."""
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        pb.WatchClustersRequest(
+            resume_revision="0123456789abcdef.1.known"
+            + "_".join(f"{n:04x}-999999999" for n in range(LONG // 15))
+            + "."
+            + 22 * "x"
+        ),
+        pb.WatchClustersRequest(subscriber="x" * LONG),
+        pb.WatchClustersRequest.FromString(
+            b"\xfa\x3f" + bytes([LONG & 127 | 128, LONG >> 7 & 127 | 128, LONG >> 14]) + bytes(LONG)
+        ),
+    ],
+    ids=["resume_revision", "subscriber", "unknown field"],
+)
+async def test_streams_with_long_requests_keep_nothing(limited: Limited, request_: pb.WatchClustersRequest) -> None:
+    limited.workspace.sandbox.projects.create("alpha", ready=True)
+    async with limited.daemon() as daemon:
+        await daemon.wait_for_output('"synced"')
+        async with contextlib.AsyncExitStack() as streams:
+            before = peak_bytes(daemon.pid)
+            for _ in range(150):
+                stream = await streams.enter_async_context(limited.workspace.stream(request_))
+                with suppress(grpc.aio.AioRpcError):
+                    await stream.batch()
+        assert peak_bytes(daemon.pid) - before < 32 * _MIB
+
+
+async def test_health_watches_keep_no_long_names(limited: Limited) -> None:
+    async with (
+        limited.daemon() as daemon,
+        grpc.aio.insecure_channel(limited.workspace.address.replace("//", "")) as channel,
+    ):
+        await daemon.wait_for_output('"synced"')
+        before = peak_bytes(daemon.pid)
+        calls = []
+        for number in range(90):
+            calls.append(
+                health_pb2_grpc.HealthStub(channel).Watch(
+                    health_pb2.HealthCheckRequest(service=f"{number}" + "x" * LONG)
+                )
+            )
+            with suppress(grpc.aio.AioRpcError):
+                await calls[-1].read()
+        assert peak_bytes(daemon.pid) - before < 16 * _MIB
+        for call in calls:
+            call.cancel()

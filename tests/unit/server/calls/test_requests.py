@@ -74,6 +74,41 @@ def test_nonpositive_duration_is_rejected(field: str, duration: Duration, expect
     assert str(refused.value) == f"{field}: {expected} is not a positive duration; leave it out for the default"
 
 
+def unknown_field(size: int) -> pb.WatchClustersRequest:
+    """A field that the message does not have."""
+    length = bytes([size & 0x7F | 0x80, size >> 7 & 0x7F | 0x80, size >> 14])
+    return pb.WatchClustersRequest.FromString(b"\xfa\x3f" + length + bytes(size))
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (pb.WatchClustersRequest(resume_revision="x" * 200_000), "resume_revision: longer than any revision"),
+        (pb.WatchClustersRequest(subscriber="x" * 200_000), "subscriber: must be at most 253"),
+        (unknown_field(200_000), r"request: 20000\d bytes; the limit is 73728"),
+    ],
+    ids=["revision", "subscriber", "unknown field"],
+)
+def test_watch_request_with_a_field_that_is_too_long_is_rejected(
+    request_: pb.WatchClustersRequest, message: str
+) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        requests.watch(request_, DEFAULT_HEARTBEAT_S)
+
+
+def test_revision_may_be_longer_for_more_sources() -> None:
+    request = pb.WatchClustersRequest(resume_revision="x" * 10_000)
+    assert requests.watch(request, DEFAULT_HEARTBEAT_S, sources=1000).resume_revision == "x" * 10_000
+
+
+def test_incarnation_that_is_too_long_is_rejected() -> None:
+    long = "1" * 65
+    with pytest.raises(InvalidRequestError, match=r"^incarnation: longer"):
+        requests.issue(pb.IssueKubeconfigRequest(cluster="a", incarnation=long))
+    with pytest.raises(InvalidRequestError, match=r"^incarnation: longer"):
+        requests.release(pb.ReleaseClusterRequest(cluster="a", incarnation=long, subscriber="s"))
+
+
 def test_empty_filter_is_everything() -> None:
     assert filtered() == EVERYTHING
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milo_discoveryd.server.calls.revision import NOTHING, Position, TokenSigner, parse
+from milo_discoveryd.server.calls.revision import NOTHING, KnownClusters, Position, TokenSigner, longest, parse
 
 EPOCH = "0123456789abcdef"
 MARK = "AbCdEfGhIjKlMnOpQrSt-_"
@@ -75,6 +75,20 @@ def test_partial_snapshot_leaves_clusters_of_an_earlier_run() -> None:
     assert Position("this", 7).is_complete_in("this")
     assert not Position("this", 7, part=1).is_complete_in("this")
     assert not Position("before", 7).is_complete_in("this")
+
+
+def test_revision_is_parsed_with_counts_of_configured_sources_only() -> None:
+    text = f"{Position(EPOCH, 42, known=NOTHING.grown({'eu': 2, 'us': 30}))}.{MARK}"
+    assert parse(text, ["us"]) == Position(EPOCH, 42, known=NOTHING.grown({"us": 30}))
+    assert parse(text, []) == Position(EPOCH, 42)
+
+
+@pytest.mark.parametrize("sources", [1, 64, 1000])
+def test_longest_revision_has_a_count_for_each_source(sources: int) -> None:
+    digests = {f"{number:04x}": 10**9 - 1 for number in range(sources)}
+    position = Position(EPOCH, 10**18 - 1, part=10**9 - 1, known=KnownClusters(digests))
+    assert len(SIGNER.sign(str(position), "anybody")) <= longest(sources)
+    assert longest(sources) == longest(64) or sources > 64
 
 
 def test_known_clusters_within_sources_leave_out_those_of_others() -> None:
