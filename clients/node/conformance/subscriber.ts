@@ -1,6 +1,6 @@
 // The subscriber that the conformance kit judges this client by.
 import { createInterface } from "node:readline";
-import { Credential, DiscoveryClient, StatusError, type Event, type Kubeconfig } from "../src/index.js";
+import { DiscoveryClient, StatusError, type Credential, type Event, type Kubeconfig } from "../src/index.js";
 
 const environment = process.env;
 const subscriber = environment.CONFORMANCE_SUBSCRIBER ?? "";
@@ -32,7 +32,10 @@ const watch = client.watch({
 
 async function follow(): Promise<void> {
   try {
-    for await (const event of watch) tellEvent(event);
+    for await (const event of watch) {
+      if (event.type === "ENGAGED") credentials.set(event.cluster.name, watch.credential(event));
+      tellEvent(event);
+    }
   } catch (error) {
     tell({ event: "FATAL", code: code(error) });
   }
@@ -42,10 +45,7 @@ async function obey(verb: string, name: string): Promise<void> {
   if (verb === "release") await watch.release(name);
   if (verb === "kubeconfig") tell({ event: "ISSUED", cluster: name, kubeconfig: text(await client.issueKubeconfig(name)) });
   if (verb === "credential") {
-    const incarnation = () => watch.cluster(name)?.incarnation ?? "";
-    const credential = credentials.get(name) ?? new Credential(client, name, () => watch.kubeconfig(name), incarnation);
-    credentials.set(name, credential);
-    tell({ event: "CREDENTIAL", cluster: name, token: (await credential.access()).token });
+    tell({ event: "CREDENTIAL", cluster: name, token: (await credentials.get(name)?.access())?.token });
   }
 }
 

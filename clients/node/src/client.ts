@@ -1,8 +1,9 @@
 import { create, type DescMethod, type MessageInitShape, type MessageShape } from "@bufbuild/protobuf";
-import type { ClientReadableStream, ServiceError } from "@grpc/grpc-js";
+import { status, type ClientReadableStream, type ServiceError } from "@grpc/grpc-js";
 import {
   callMetadata,
   channelCredentials,
+  channelFiles,
   checkCredentials,
   credentialsFromEnvironment,
   type Credentials,
@@ -18,6 +19,7 @@ import {
   type WatchClustersResponse,
 } from "./gen/milo/discovery/v1/discovery_pb.js";
 import { readAccess } from "./kubeconfig.js";
+import { IssueLimit } from "./issuing.js";
 import { connect } from "./service.js";
 import { duration, Watch } from "./watch.js";
 
@@ -54,11 +56,16 @@ type Unary = Exclude<keyof Methods, "watchClusters">;
 type Input<Name extends Unary> = Methods[Name] extends DescMethod ? MessageInitShape<Methods[Name]["input"]> : never;
 type Output<Name extends Unary> = Methods[Name] extends DescMethod ? MessageShape<Methods[Name]["output"]> : never;
 type Call = (...arguments_: unknown[]) => unknown;
+type Connection = ReturnType<typeof connect>;
+
+const BROKEN = new Set<unknown>([status.UNAVAILABLE, status.DEADLINE_EXCEEDED]);
 
 /** A client of the daemon at `unix:///path` or `HOST:PORT`; by default at MILO_DISCOVERY_ADDRESS. */
 export class DiscoveryClient {
   readonly address: string;
   readonly #credentials: Credentials;
+  readonly #issuing = new IssueLimit();
+  #shared: { connection: Connection; files: string } | undefined;
 
   constructor(options: { address?: string; credentials?: Credentials } = {}) {
     this.address = options.address ?? (process.env.MILO_DISCOVERY_ADDRESS || DEFAULT_ADDRESS);
@@ -112,9 +119,14 @@ export class DiscoveryClient {
     await this.call("endSubscription", { subscriber });
   }
 
-  /** @internal Make a unary call, on a connection of its own. */
+  /** @internal Issue a kubeconfig for a credential; `isRetry` if the last request for it failed. */
+  async issueCredential(name: string, incarnation: string, isRetry: boolean): Promise<Kubeconfig> {
+    return await this.#issuing.run(() => this.issueKubeconfig(name, { incarnation }), isRetry);
+  }
+
+  /** @internal Make a unary call, on the connection that all of them share. */
   async call<Name extends Unary>(name: Name, init: Input<Name>, timeoutMs = TIMEOUT_MS): Promise<Output<Name>> {
-    const connection = this.connect();
+    const connection = this.#sharedConnection();
     const metadata = callMetadata(this.#credentials);
     const request = create(DiscoveryService.method[name].input, init as never);
     try {
@@ -123,20 +135,33 @@ export class DiscoveryClient {
         (connection[name] as Call).call(connection, request, metadata, { deadline: Date.now() + timeoutMs }, done);
       });
     } catch (error) {
+      // The connection may be half-open, or to a daemon that is no longer there: the next call opens another.
+      if (BROKEN.has((error as Partial<ServiceError>).code)) this.#replace(connection);
       throw converted(error);
-    } finally {
-      connection.close();
     }
   }
 
+  #sharedConnection(): Connection {
+    const files = channelFiles(this.#credentials); // certificates are renewed in place
+    if (this.#shared && this.#shared.files !== files) this.#replace(this.#shared.connection);
+    this.#shared ??= { connection: this.connect(), files };
+    return this.#shared.connection;
+  }
+
+  #replace(connection: Connection): void {
+    if (this.#shared?.connection !== connection) return;
+    this.#shared = undefined;
+    connection.close(); // its other calls go on
+  }
+
   /** @internal */
-  connect(): ReturnType<typeof connect> {
+  connect(): Connection {
     return connect(this.address, channelCredentials(this.#credentials));
   }
 
   /** @internal */
   openStream(
-    connection: ReturnType<typeof connect>,
+    connection: Connection,
     request: WatchClustersRequest,
   ): ClientReadableStream<WatchClustersResponse> {
     const metadata = callMetadata(this.#credentials);

@@ -1,10 +1,11 @@
-import type { DiscoveryClient } from "./client.js";
+import { StatusError } from "./errors.js";
 import type { Kubeconfig } from "./gen/milo/discovery/v1/discovery_pb.js";
 import { readAccess, type Access } from "./kubeconfig.js";
+import type { Known } from "./session.js";
 import { time } from "./watch.js";
 
 const MARGIN_MS = 5000; // a credential is not used shortly before it expires, since the request takes time to arrive
-const RETRY_MS = 1000;
+const BACKOFF_MS = { first: 1000, longest: 30_000 };
 
 interface Current {
   access: Access;
@@ -13,44 +14,63 @@ interface Current {
 }
 
 /**
- * The credential of one cluster. A valid one is used at once, and the next one is requested in the background when it is due;
- * callers wait only when there is none.
+ * The credential of one engagement, which is refused after its end. A valid one is used at once, and the next one is requested in
+ * the background when it is due; callers wait only when there is none. After a failed request, the next one waits for a backoff:
+ * until then, callers without a valid credential get its error.
  */
 export class Credential {
   #current: Current | undefined;
   #pushed: Kubeconfig | undefined;
   #renewing: Promise<void> | undefined;
-  #retryAt = 0;
+  #backoffMs = BACKOFF_MS.first;
+  #failure: { error: unknown; retryAt: number } | undefined;
 
+  /** @internal */
   constructor(
-    private readonly client: DiscoveryClient,
     private readonly name: string,
-    /** The newest kubeconfig that a stream delivered. */
-    private readonly pushed: () => Kubeconfig | undefined = () => undefined,
-    /** The incarnation to which the credential is limited, as of now. */
-    private readonly incarnation: () => string = () => "",
+    /** The engaged cluster as of now; undefined after the end of the engagement. */
+    private readonly engaged: () => Known | undefined,
+    private readonly issue: (incarnation: string, isRetry: boolean) => Promise<Kubeconfig>,
   ) {}
 
   /** Return the credential to use now. Throws why there is none. */
   async access(): Promise<Access> {
-    const pushed = this.pushed();
-    if (pushed && pushed !== this.#pushed) this.#offer((this.#pushed = pushed), 0.25); // the stream brings the next one too
+    const { kubeconfig } = this.#require();
+    if (kubeconfig && kubeconfig !== this.#pushed) this.#offer((this.#pushed = kubeconfig), 0.25); // the stream brings the next one too
     const now = Date.now();
-    if (!this.#current || now >= this.#current.usableUntil) await this.#renew();
-    else if (now >= this.#current.refreshAt && now >= this.#retryAt) this.#renew().catch(() => {});
+    const isValid = this.#current !== undefined && now < this.#current.usableUntil;
+    const mayAsk = now >= (this.#failure?.retryAt ?? 0);
+    if (!isValid) {
+      if (!mayAsk && !this.#renewing) throw this.#failure?.error;
+      await this.#renew();
+      this.#require(); // the cluster may have been disengaged meanwhile
+    } else if (mayAsk && now >= this.#current!.refreshAt) {
+      this.#renew().catch(() => {});
+    }
     return this.#current!.access;
   }
 
+  #require(): Known {
+    const known = this.engaged();
+    if (!known) throw new StatusError("NOT_FOUND", `cluster ${this.name} is no longer engaged: its credential is not used any more`);
+    return known;
+  }
+
   #renew(): Promise<void> {
-    this.#renewing ??= this.client
-      .issueKubeconfig(this.name, { incarnation: this.incarnation() })
-      .then((kubeconfig) => this.#offer(kubeconfig, 0))
-      .catch((error: unknown) => {
-        this.#retryAt = Date.now() + RETRY_MS;
-        throw error;
-      })
-      .finally(() => (this.#renewing = undefined));
+    this.#renewing ??= this.#issue().finally(() => (this.#renewing = undefined));
     return this.#renewing;
+  }
+
+  async #issue(): Promise<void> {
+    try {
+      const { incarnation } = this.#require().cluster;
+      this.#offer(await this.issue(incarnation, this.#failure !== undefined), 0);
+    } catch (error) {
+      const asked = (error instanceof StatusError && error.retryAfterMs) || 0;
+      this.#failure = { error, retryAt: Date.now() + Math.max(asked, this.#backoffMs * (0.5 + Math.random() / 2)) };
+      this.#backoffMs = Math.min(2 * this.#backoffMs, BACKOFF_MS.longest);
+      throw error;
+    }
   }
 
   #offer(kubeconfig: Kubeconfig, wait: number): void {
@@ -62,5 +82,7 @@ export class Credential {
       refreshAt: Number.isFinite(expiresAt) ? refreshAt + wait * (expiresAt - refreshAt) : refreshAt,
       usableUntil: expiresAt - Math.min(MARGIN_MS, 0.1 * (expiresAt - issuedAt)),
     };
+    this.#failure = undefined;
+    this.#backoffMs = BACKOFF_MS.first;
   }
 }

@@ -46,6 +46,11 @@ export function channelCredentials({ caFile, certificateFile, keyFile }: Credent
   return credentials.createSsl(read(caFile), keyFile ? read(keyFile) : null, certificateFile ? read(certificateFile) : null);
 }
 
+/** Return what the files of the channel contain, as one string. */
+export function channelFiles({ caFile, certificateFile, keyFile }: Credentials): string {
+  return JSON.stringify([caFile, certificateFile, keyFile].map((path) => path && read(path).toString("latin1")));
+}
+
 /** Return the metadata of a new call. */
 export function callMetadata({ tokenFile }: Credentials): Metadata {
   const metadata = new Metadata();

@@ -49,6 +49,16 @@ const FINAL = new Set<string>([
   "FAILED_PRECONDITION",
 ]);
 
+/** Call a callback of the user. What it throws, or rejects with, is logged: nothing else depends on it. */
+export function report(name: string, callback: () => unknown): void {
+  const failed = (error: unknown) => console.error(`${name} failed:`, error);
+  try {
+    Promise.resolve(callback()).catch(failed);
+  } catch (error) {
+    failed(error);
+  }
+}
+
 /** Convert an error of grpc-js; others are returned as they are. */
 export function converted(error: unknown): Error {
   if (!(error instanceof Error)) return new DiscoveryError(String(error));

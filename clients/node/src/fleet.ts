@@ -1,29 +1,25 @@
 import { hostname } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { DiscoveryClient, WatchOptions } from "./client.js";
-import { Credential } from "./credential.js";
+import type { Credential } from "./credential.js";
+import { report } from "./errors.js";
 import type { Cluster } from "./gen/milo/discovery/v1/discovery_pb.js";
 import type { RenewingKubeConfig } from "./kubernetes.js";
+import type { Event } from "./session.js";
 import type { Watch } from "./watch.js";
 
 const BACKOFF_MS = { first: 1000, longest: 60_000 };
 
 /** One engagement of a cluster: the same object from ENGAGED to DISENGAGED. */
 export class EngagedCluster {
-  /** The credential of the cluster, renewed as long as it is engaged. */
-  readonly credential: Credential;
-
   constructor(
-    client: DiscoveryClient,
-    watch: Watch,
+    /** The credential of the cluster, renewed as long as it is engaged, and refused afterwards. */
+    readonly credential: Credential,
     /** The cluster as of now, or as of its disengagement. */
     public current: Cluster,
     /** Aborted when the cluster is disengaged, or about to be. */
     readonly signal: AbortSignal,
-  ) {
-    const { name } = current;
-    this.credential = new Credential(client, name, () => watch.kubeconfig(name), () => this.current.incarnation);
-  }
+  ) {}
 
   get name(): string {
     return this.current.name;
@@ -42,7 +38,7 @@ export type Handler = (cluster: EngagedCluster) => Promise<void>;
 export interface FleetOptions extends Omit<WatchOptions, "subscriber"> {
   /** Identifies this part of the program to the daemon; by default the host's name and a random number. */
   subscriber?: string;
-  /** Called with each error of a handler, which is then called again after a backoff. */
+  /** Called with each error of a handler, which is then called again after a backoff unless the cluster is disengaged. */
   onError?: (cluster: EngagedCluster, error: unknown) => void;
 }
 
@@ -75,7 +71,7 @@ export class Fleet {
       for await (const event of watch) {
         const member = this.#members.get(event.cluster.name);
         if (member) member.cluster.current = event.cluster;
-        if (event.type === "ENGAGED") this.#engage(watch, event.cluster, handler);
+        if (event.type === "ENGAGED") this.#engage(watch, event, handler);
         if (event.type === "DISENGAGED") this.#disengage(event.cluster.name, event.reason);
         else if (event.cluster.draining) void this.#drain(watch, event.cluster.name);
       }
@@ -86,9 +82,10 @@ export class Fleet {
     }
   }
 
-  #engage(watch: Watch, current: Cluster, handler: Handler): void {
+  #engage(watch: Watch, event: Event, handler: Handler): void {
     const end = new AbortController();
-    const cluster = new EngagedCluster(this.client, watch, current, end.signal);
+    const current = event.cluster;
+    const cluster = new EngagedCluster(watch.credential(event), current, end.signal);
     const done = current.draining ? Promise.resolve() : this.#work(cluster, handler);
     this.#members.set(current.name, { cluster, end, done });
   }
@@ -119,11 +116,16 @@ export class Fleet {
         await handler(cluster);
         return;
       } catch (error) {
-        if (cluster.signal.aborted) return;
-        if (this.options.onError) this.options.onError(cluster, error);
+        if (cluster.signal.aborted && isAbort(cluster.signal, error)) return; // how a handler ends that passed its signal on
+        const { onError } = this.options;
+        if (onError) report("onError", () => onError(cluster, error));
         else console.error(`the handler of ${cluster.name} failed:`, error);
       }
       await sleep(backoffMs, undefined, { signal: cluster.signal }).catch(() => {});
     }
   }
+}
+
+function isAbort(signal: AbortSignal, error: unknown): boolean {
+  return error === signal.reason || (error instanceof Error && error.name === "AbortError");
 }

@@ -1,12 +1,22 @@
 import { KubeConfig, type RequestContext } from "@kubernetes/client-node";
-import type { OutgoingHttpHeaders } from "node:http";
+import type { Agent, OutgoingHttpHeaders } from "node:http";
 import type { RequestOptions } from "node:https";
 import type { Credential } from "./credential.js";
-import { UnusableKubeconfig } from "./errors.js";
+import { DiscoveryError, UnusableKubeconfig } from "./errors.js";
 import type { Access, ActAs } from "./kubeconfig.js";
 
-/** A KubeConfig whose credential is renewed while it is used: create API clients and informers from it once. */
+type FetchOptions = Awaited<ReturnType<KubeConfig["applyToFetchOptions"]>>;
+
+/**
+ * A KubeConfig whose credential is renewed while it is used: create API clients and informers from it once.
+ *
+ * The server, the credential and the user to act as are read together for each request, so that none of them is combined with an
+ * earlier one of another. A redirect is an error, since the credential is for this server alone.
+ */
 export class RenewingKubeConfig extends KubeConfig {
+  /** All servers that the cluster has had, as URLs: an API client sends its requests to the one that it was created with. */
+  readonly #servers = new Set<string>();
+
   constructor(
     readonly name: string,
     private readonly credential: Credential,
@@ -17,33 +27,69 @@ export class RenewingKubeConfig extends KubeConfig {
   /** Return the KubeConfig of a cluster, with its first credential. */
   static async open(name: string, credential: Credential): Promise<RenewingKubeConfig> {
     const config = new RenewingKubeConfig(name, credential);
-    await config.#renew();
+    config.#load(await credential.access());
     return config;
   }
 
+  override async applyToFetchOptions(options: RequestOptions): Promise<FetchOptions> {
+    return { ...(await super.applyToFetchOptions(options)), redirect: "error" };
+  }
+
+  /** Apply the credential to a request whose URL begins with the server of this KubeConfig as of the call. */
   override async applyToHTTPSOptions(options: RequestOptions): Promise<void> {
-    const { actAs } = await this.#renew();
-    await super.applyToHTTPSOptions(options);
-    options.headers = { ...(options.headers as OutgoingHttpHeaders | undefined), ...impersonation(actAs) };
+    const server = this.getCurrentCluster()?.server;
+    const access = await this.credential.access();
+    this.#load(access);
+    if (access.server !== server) {
+      throw new DiscoveryError(`the endpoint of cluster ${this.name} has changed to ${access.server}: send the request again`);
+    }
+    await fixed(this.name, access).applyToHTTPSOptions(options);
+    options.headers = { ...(options.headers as OutgoingHttpHeaders | undefined), ...impersonation(access.actAs) };
   }
 
   override async applySecurityAuthentication(context: RequestContext): Promise<void> {
-    const { actAs } = await this.#renew();
-    await super.applySecurityAuthentication(context);
-    for (const [name, value] of Object.entries(impersonation(actAs))) context.setHeaderParam(name, value);
+    const access = await this.credential.access();
+    this.#load(access);
+    context.setUrl(this.#moved(context.getUrl(), access.server));
+    await fixed(this.name, access).applySecurityAuthentication(context);
+    for (const [name, value] of Object.entries(impersonation(access.actAs))) context.setHeaderParam(name, value);
+    const agent = context.getAgent();
+    let isRedirected = false;
+    // node-fetch calls it for the request, and again for each redirect. It has no other means to refuse one.
+    context.setAgent((() => {
+      if (isRedirected) throw new DiscoveryError(`the API server of cluster ${this.name} answered with a redirect, which is not followed`);
+      isRedirected = true;
+      return agent;
+    }) as unknown as Agent);
   }
 
-  async #renew(): Promise<Access> {
-    const access = await this.credential.access();
-    const name = this.name;
-    this.loadFromOptions({
-      clusters: [{ name, server: access.server, caData: access.caData, tlsServerName: access.tlsServerName, skipTLSVerify: false }],
-      users: [{ name, token: access.token, certData: access.certificateData, keyData: access.keyData }],
-      contexts: [{ name, cluster: name, user: name }],
-      currentContext: name,
-    });
-    return access;
+  /** Return the URL of a request at the present server. */
+  #moved(url: string, server: string): string {
+    const before = [...this.#servers].filter((each) => url === each || url.startsWith(`${each}/`) || url.startsWith(`${each}?`));
+    const [longest] = before.sort((a, b) => b.length - a.length);
+    if (longest === undefined) throw new DiscoveryError(`a request for cluster ${this.name} is for another server`);
+    return server + url.slice(longest.length);
   }
+
+  #load(access: Access): void {
+    this.#servers.add(new URL(access.server).href.replace(/\/$/, ""));
+    this.loadFromOptions(optionsOf(this.name, access));
+  }
+}
+
+function fixed(name: string, access: Access): KubeConfig {
+  const config = new KubeConfig();
+  config.loadFromOptions(optionsOf(name, access));
+  return config;
+}
+
+function optionsOf(name: string, access: Access): Parameters<KubeConfig["loadFromOptions"]>[0] {
+  return {
+    clusters: [{ name, server: access.server, caData: access.caData, tlsServerName: access.tlsServerName, skipTLSVerify: false }],
+    users: [{ name, token: access.token, certData: access.certificateData, keyData: access.keyData }],
+    contexts: [{ name, cluster: name, user: name }],
+    currentContext: name,
+  };
 }
 
 /**

@@ -12,11 +12,6 @@ function isValid({ seconds, nanos }: { seconds: bigint; nanos: number }): boolea
   return seconds >= 0n && seconds <= LONGEST_DURATION_S && nanos >= 0 && nanos < 1e9;
 }
 
-class Signal {
-  notify!: () => void;
-  readonly promise = new Promise<void>((resolve) => (this.notify = resolve));
-}
-
 /**
  * Until when a sharded daemon's clusters are its own. A daemon that is killed cannot say that it lost them, and another one
  * engages them: so ask every few seconds, and stop when the time of the last response has passed.
@@ -24,18 +19,16 @@ class Signal {
 export class Ownership {
   #until = Infinity;
   #renewing: Promise<void> | undefined;
-  #changed = new Signal();
   #closed = false;
 
-  constructor(private readonly renew: (timeoutMs: number) => Promise<RenewOwnershipResponse>) {}
+  constructor(
+    private readonly renew: (timeoutMs: number) => Promise<RenewOwnershipResponse>,
+    /** Called when the ownership is lost, or held again. */
+    private readonly onChange: () => void = () => {},
+  ) {}
 
   get isHeld(): boolean {
     return now() < this.#until;
-  }
-
-  /** Settles when the ownership is lost, or held again. */
-  get changed(): Promise<void> {
-    return this.#changed.promise;
   }
 
   /** Begin to renew, with the first batch that is `sharded`. Settles after the first response. */
@@ -56,8 +49,7 @@ export class Ownership {
     const notify = () => {
       if (wasHeld === this.isHeld) return;
       wasHeld = !wasHeld;
-      this.#changed.notify();
-      this.#changed = new Signal();
+      this.onChange();
     };
     while (this.#until !== Infinity && !this.#closed) {
       await new Promise((resolve) => setTimeout(resolve, this.#pause(wasHeld)));

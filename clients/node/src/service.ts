@@ -25,7 +25,7 @@ function codec(direction: "request" | "response", schema: DescMessage): Record<s
 
 const Service = makeClientConstructor(definition, DiscoveryService.typeName);
 
-/** Open a connection of its own: grpc-js would otherwise share one, with its backoff, among all clients of an address. */
+/** Open a connection: grpc-js would otherwise share one, with its backoff, among all clients of an address. */
 export function connect(...[address, credentials]: ConstructorParameters<typeof Client>): InstanceType<typeof Service> {
   return new Service(address, credentials, {
     "grpc.use_local_subchannel_pool": 1,
@@ -34,6 +34,7 @@ export function connect(...[address, credentials]: ConstructorParameters<typeof 
     "grpc.enable_http_proxy": 0,
     "grpc.keepalive_time_ms": 30_000,
     "grpc.keepalive_timeout_ms": 10_000,
+    "grpc.client_idle_timeout_ms": 60_000,
     "grpc.max_receive_message_length": 64 << 20,
   });
 }

@@ -13,14 +13,20 @@ import {
 
 export type DisengageReason = keyof typeof Reason;
 
-/** A change to one cluster. `cluster` is complete in every type; for DISENGAGED it is as last known. */
-export type Event =
-  | { type: "ENGAGED" | "KUBECONFIG"; cluster: Cluster; kubeconfig?: Kubeconfig | undefined }
-  | { type: "UPDATED"; cluster: Cluster }
-  | { type: "DISENGAGED"; cluster: Cluster; reason: DisengageReason; message: string };
+/**
+ * A change to one cluster. `cluster` is complete in every type; for DISENGAGED it is as last known. `engagement` is the same from
+ * ENGAGED to DISENGAGED, and differs from that of every other engagement, also of the same cluster.
+ */
+export type Event = { cluster: Cluster; engagement: symbol } & (
+  | { type: "ENGAGED" | "KUBECONFIG"; kubeconfig?: Kubeconfig | undefined }
+  | { type: "UPDATED" }
+  | { type: "DISENGAGED"; reason: DisengageReason; message: string }
+);
 
-interface Known {
+/** An engaged cluster, as last known. */
+export interface Known {
   cluster: Cluster;
+  engagement: symbol;
   kubeconfig?: Kubeconfig | undefined;
 }
 
@@ -78,8 +84,8 @@ export class Session {
 
   /** Empty the view: the daemon may have lost its clusters to another one. The next stream begins with a snapshot. */
   loseOwnership(): Event[] {
-    const lost = [...this.view.values()].map(({ cluster }) =>
-      disengaged(cluster, Reason.OWNERSHIP_LOST, "the daemon did not confirm in time that the cluster is still its own"),
+    const lost = [...this.view.values()].map((known) =>
+      disengaged(known, Reason.OWNERSHIP_LOST, "the daemon did not confirm in time that the cluster is still its own"),
     );
     this.view.clear();
     this.#phase = { name: "closed" };
@@ -106,7 +112,9 @@ export class Session {
     }
     const pending = new Set(batch.pendingSources);
     for (const [name, before] of this.view) {
-      if (pending.has(before.cluster.source) && !snapshot.has(name)) snapshot.set(name, before);
+      const now = snapshot.get(name);
+      if (now && endOf(before.cluster, now.cluster) === undefined) now.engagement = before.engagement;
+      else if (!now && pending.has(before.cluster.source)) snapshot.set(name, before);
     }
     const events = [...this.#differences(snapshot)];
     this.view.clear();
@@ -117,9 +125,9 @@ export class Session {
   }
 
   *#differences(snapshot: Map<string, Known>): Generator<Event> {
-    for (const [name, { cluster }] of this.view) {
+    for (const [name, known] of this.view) {
       if (!snapshot.has(name)) {
-        yield disengaged(cluster, Reason.UNSPECIFIED, "it was missing when the connection to the daemon was restored");
+        yield disengaged(known, Reason.UNSPECIFIED, "it was missing when the connection to the daemon was restored");
       }
     }
     for (const [name, now] of snapshot) {
@@ -128,10 +136,10 @@ export class Session {
       if (!before) {
         yield { type: "ENGAGED", ...now };
       } else if (end !== undefined) {
-        yield disengaged(before.cluster, end);
+        yield disengaged(before, end);
         yield { type: "ENGAGED", ...now };
       } else {
-        if (!sameContent(before.cluster, now.cluster)) yield { type: "UPDATED", cluster: now.cluster };
+        if (!sameContent(before.cluster, now.cluster)) yield updated(now);
         if (now.kubeconfig && !(before.kubeconfig && equals(KubeconfigSchema, before.kubeconfig, now.kubeconfig))) {
           yield { type: "KUBECONFIG", ...now };
         }
@@ -153,8 +161,8 @@ export class Session {
       }
       const after = this.#known(event, before);
       changed.set(name, event.type === Type.DISENGAGED ? undefined : after);
-      if (event.type === Type.DISENGAGED) events.push(disengaged(after.cluster, event.reason, event.message));
-      else if (event.type === Type.UPDATED) events.push({ type: "UPDATED", cluster: after.cluster });
+      if (event.type === Type.DISENGAGED) events.push(disengaged(after, event.reason, event.message));
+      else if (event.type === Type.UPDATED) events.push(updated(after));
       else if (event.type === Type.ENGAGED) events.push({ type: "ENGAGED", ...after });
       else if (after.kubeconfig !== before?.kubeconfig) events.push({ type: "KUBECONFIG", ...after });
     }
@@ -169,7 +177,8 @@ export class Session {
 
   #known(event: ClusterEvent, before: Known | undefined): Known {
     if (!event.cluster) throw new StreamBroken("an event has no cluster");
-    return { cluster: event.cluster, kubeconfig: this.#usable(event.kubeconfig) ?? before?.kubeconfig };
+    const { engagement = Symbol(event.cluster.name), kubeconfig } = before ?? {};
+    return { cluster: event.cluster, engagement, kubeconfig: this.#usable(event.kubeconfig) ?? kubeconfig };
   }
 
   /** Drop the resume revision: only a snapshot can tell what is true. */
@@ -189,8 +198,12 @@ function isKnown(type: Type): boolean {
   return type !== Type.UNSPECIFIED && type in Type;
 }
 
-function disengaged(cluster: Cluster, reason: Reason, message = ""): Event {
-  return { type: "DISENGAGED", cluster, reason: (Reason[reason] ?? "UNSPECIFIED") as DisengageReason, message };
+function updated({ cluster, engagement }: Known): Event {
+  return { type: "UPDATED", cluster, engagement };
+}
+
+function disengaged({ cluster, engagement }: Known, reason: Reason, message = ""): Event {
+  return { type: "DISENGAGED", cluster, engagement, reason: (Reason[reason] ?? "UNSPECIFIED") as DisengageReason, message };
 }
 
 /** Why the engagement before has ended, if the cluster of a snapshot is another engagement. */

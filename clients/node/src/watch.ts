@@ -2,7 +2,8 @@ import { create } from "@bufbuild/protobuf";
 import { timestampMs } from "@bufbuild/protobuf/wkt";
 import type { ClientReadableStream } from "@grpc/grpc-js";
 import type { DiscoveryClient, WatchOptions } from "./client.js";
-import { converted, StatusError, StreamBroken } from "./errors.js";
+import { Credential } from "./credential.js";
+import { converted, report, StatusError, StreamBroken } from "./errors.js";
 import {
   WatchClustersRequestSchema,
   type Cluster,
@@ -26,13 +27,15 @@ export class Watch implements AsyncIterable<Event> {
   readonly #ownership: Ownership;
   readonly #heartbeatMs: number;
   #backoffMs = BACKOFF_MS.first;
+  /** Ends the present wait, where the ownership has changed or the watch was aborted. */
+  #wake: () => void = () => {};
 
   constructor(
     private readonly client: DiscoveryClient,
     private readonly options: WatchOptions,
   ) {
     this.#heartbeatMs = Math.min(Math.max(options.heartbeatIntervalMs ?? 30_000, 1000), 3_600_000);
-    this.#ownership = new Ownership((timeoutMs) => client.call("renewOwnership", {}, timeoutMs));
+    this.#ownership = new Ownership((timeoutMs) => client.call("renewOwnership", {}, timeoutMs), () => this.#wake());
   }
 
   /** The name under which clusters are released. Empty without it in the options. */
@@ -50,6 +53,15 @@ export class Watch implements AsyncIterable<Event> {
     return this.#session.view.get(name)?.kubeconfig;
   }
 
+  /** The credential of the engagement that an event belongs to: it is renewed, and refused once the engagement has ended. */
+  credential({ cluster: { name }, engagement }: Event): Credential {
+    const engaged = () => {
+      const known = this.#session.view.get(name);
+      return known?.engagement === engagement ? known : undefined;
+    };
+    return new Credential(name, engaged, (incarnation, isRetry) => this.client.issueCredential(name, incarnation, isRetry));
+  }
+
   /** Confirm that the work on a draining cluster has ended. A repeated call is a no-op. */
   async release(name: string): Promise<void> {
     const incarnation = this.cluster(name)?.incarnation ?? "";
@@ -58,32 +70,34 @@ export class Watch implements AsyncIterable<Event> {
 
   async *[Symbol.asyncIterator](): AsyncGenerator<Event> {
     const { signal } = this.options;
-    const aborted = new Promise<void>((resolve) => signal?.addEventListener("abort", () => resolve(), { once: true }));
+    const wake = () => this.#wake();
+    signal?.addEventListener("abort", wake);
     try {
       while (!signal?.aborted) {
-        while (!this.#ownership.isHeld && !signal?.aborted) await Promise.race([this.#ownership.changed, aborted]);
+        while (!this.#ownership.isHeld && !signal?.aborted) await this.#changes();
         let delayMs: number;
         try {
-          for await (const batch of this.#stream(aborted)) yield* this.#session.receive(batch);
+          for await (const batch of this.#stream()) yield* this.#session.receive(batch);
           if (signal?.aborted) return;
           delayMs = this.#nextDelay();
         } catch (error) {
           const failure = converted(error);
           if (failure instanceof StatusError && failure.isFinal) throw failure;
           delayMs = Math.max(this.#nextDelay(), (failure instanceof StatusError && failure.retryAfterMs) || 0);
-          this.options.onDisconnect?.(failure);
+          report("onDisconnect", () => this.options.onDisconnect?.(failure));
         }
         if (!this.#ownership.isHeld) yield* this.#session.loseOwnership();
-        else await this.#sleep(delayMs, aborted);
+        else if (!signal?.aborted) await this.#changes(delayMs);
         if (!this.#ownership.isHeld) yield* this.#session.loseOwnership();
       }
     } finally {
+      signal?.removeEventListener("abort", wake);
       this.#ownership.close();
     }
   }
 
   /** Read one stream, on a connection of its own, until it ends. */
-  async *#stream(aborted: Promise<void>): AsyncGenerator<WatchClustersResponse> {
+  async *#stream(): AsyncGenerator<WatchClustersResponse> {
     const connection = this.client.connect();
     let stream: ClientReadableStream<WatchClustersResponse> | undefined;
     try {
@@ -92,7 +106,7 @@ export class Watch implements AsyncIterable<Event> {
       stream.on("error", () => {}); // the iterator reports it
       const batches = stream[Symbol.asyncIterator]() as AsyncIterator<WatchClustersResponse>;
       for (;;) {
-        const next = await this.#within(batches.next(), aborted);
+        const next = await this.#within(batches.next());
         if (next === undefined || next.done) return;
         const batch = next.value;
         if (batch.sharded) await this.#ownership.begin();
@@ -106,24 +120,23 @@ export class Watch implements AsyncIterable<Event> {
     }
   }
 
-  /** Wait for a batch: at most for three heartbeats, until the ownership is lost, or undefined once the watch is aborted. */
-  async #within<T>(next: Promise<T>, aborted: Promise<void>): Promise<T | undefined> {
-    let timer: NodeJS.Timeout | undefined;
+  /**
+   * Wait for a batch: at most for three heartbeats, until the ownership is lost, or undefined once the watch is aborted. What settles
+   * it is held by this one wait: a race with promises that outlive it would keep its memory for as long as they do.
+   */
+  #within<T>(next: Promise<T>): Promise<T | undefined> {
     const limitMs = HEARTBEATS_MISSED * this.#heartbeatMs;
-    const silence = new Promise<never>((_, reject) => {
-      timer = setTimeout(() => reject(new StreamBroken(`no heartbeat for ${limitMs / 1000} s`)), limitMs);
+    return new Promise<T | undefined>((resolve, reject) => {
+      const timer = setTimeout(() => reject(new StreamBroken(`no heartbeat for ${limitMs / 1000} s`)), limitMs);
+      next.then(resolve, reject).finally(() => clearTimeout(timer));
+      this.#wake = () => {
+        if (this.options.signal?.aborted) resolve(undefined);
+        else if (!this.#ownership.isHeld) reject(new StreamBroken("the daemon does not own its clusters at present"));
+        else return;
+        clearTimeout(timer);
+      };
+      this.#wake(); // what happened before
     });
-    next.catch(() => {});
-    try {
-      for (;;) {
-        const changed = this.#ownership.changed.then(() => "changed" as const);
-        const first = await Promise.race([next, silence, changed, aborted.then(() => undefined)]);
-        if (first !== "changed") return first as T | undefined;
-        if (!this.#ownership.isHeld) throw new StreamBroken("the daemon does not own its clusters at present");
-      }
-    } finally {
-      clearTimeout(timer);
-    }
   }
 
   #request(resumeRevision: string) {
@@ -146,11 +159,13 @@ export class Watch implements AsyncIterable<Event> {
     return delayMs;
   }
 
-  /** Sleep, or until the ownership changes or the watch is aborted. */
-  async #sleep(ms: number, aborted: Promise<void>): Promise<void> {
+  /** Sleep, or without a time wait, until the ownership changes or the watch is aborted. */
+  async #changes(ms?: number): Promise<void> {
     let timer: NodeJS.Timeout | undefined;
-    const slept = new Promise<void>((resolve) => (timer = setTimeout(resolve, ms)));
-    await Promise.race([slept, this.#ownership.changed, aborted]);
+    await new Promise<void>((resolve) => {
+      if (ms !== undefined) timer = setTimeout(resolve, ms);
+      this.#wake = resolve;
+    });
     clearTimeout(timer);
   }
 }

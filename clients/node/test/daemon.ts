@@ -1,0 +1,145 @@
+// A daemon whose streams and answers a test scripts, on a port of loopback.
+import { once } from "node:events";
+import { create, type MessageInitShape } from "@bufbuild/protobuf";
+import { timestampFromMs } from "@bufbuild/protobuf/wkt";
+import { Metadata, Server, ServerCredentials, status, type ServerUnaryCall, type ServerWritableStream } from "@grpc/grpc-js";
+import {
+  ClusterEvent_Type as Type,
+  ClusterEventSchema,
+  DiscoveryService,
+  KubeconfigSchema,
+  WatchClustersResponseSchema,
+  type Cluster,
+  type ClusterEvent,
+  type Kubeconfig,
+  type WatchClustersRequest,
+  type WatchClustersResponse,
+} from "../src/gen/milo/discovery/v1/discovery_pb.js";
+import { definition } from "../src/service.js";
+
+type Method = keyof (typeof DiscoveryService)["method"];
+type Fields = Omit<MessageInitShape<typeof ClusterEventSchema>, "$typeName" | "type" | "cluster">;
+
+const WITHIN_MS = 60_000;
+
+/** Wait for a state. */
+export async function until(condition: () => boolean, what: string): Promise<void> {
+  for (const limit = Date.now() + WITHIN_MS; !condition(); ) {
+    if (Date.now() > limit) throw new Error(`not within ${WITHIN_MS} ms: ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+}
+
+export class Refusal {
+  constructor(readonly code: status) {}
+}
+
+export function event(type: Type, name: string, cluster: Partial<Cluster> = {}, fields: Fields = {}): ClusterEvent {
+  const given = { name, uid: `uid-${name}`, incarnation: `${name}-1`, endpoint: "https://milo.test", ...cluster };
+  return create(ClusterEventSchema, { type, cluster: given as never, ...fields });
+}
+
+export const engaged = (name: string, cluster: Partial<Cluster> = {}, fields: Fields = {}) => event(Type.ENGAGED, name, cluster, fields);
+
+export function kubeconfig(name: string, token: string, { lifeMs = 3_600_000, server = "https://milo.test", user = {} } = {}): Kubeconfig {
+  const file = {
+    apiVersion: "v1",
+    kind: "Config",
+    "current-context": name,
+    contexts: [{ name, context: { cluster: name, user: name } }],
+    clusters: [{ name, cluster: { server } }],
+    users: [{ name, user: { token, ...user } }],
+  };
+  const now = Date.now();
+  return create(KubeconfigSchema, {
+    cluster: name,
+    kubeconfig: new TextEncoder().encode(JSON.stringify(file)),
+    issuedAt: timestampFromMs(now),
+    refreshAfter: timestampFromMs(now + lifeMs / 2),
+    expiresAt: timestampFromMs(now + lifeMs),
+  });
+}
+
+export class Stream {
+  #revision: string;
+
+  constructor(
+    private readonly daemon: FakeDaemon,
+    readonly call: ServerWritableStream<WatchClustersRequest, WatchClustersResponse>,
+  ) {
+    this.#revision = call.request.resumeRevision;
+  }
+
+  send(events: ClusterEvent[], fields: { reset?: boolean; synced?: boolean; sharded?: boolean } = {}): void {
+    const previousRevision = fields.reset ? "" : this.#revision;
+    this.#revision = `r${++this.daemon.revisions}`;
+    const batch = { events, revision: this.#revision, previousRevision, synced: true, ...fields };
+    this.call.write(create(WatchClustersResponseSchema, batch));
+  }
+
+  heartbeat(): void {
+    const batch = { revision: this.#revision, previousRevision: this.#revision, synced: true };
+    this.call.write(create(WatchClustersResponseSchema, batch));
+  }
+
+  end(code: status): void {
+    this.call.emit("error", { code, details: "scripted", metadata: new Metadata() });
+  }
+}
+
+export class FakeDaemon {
+  readonly streams: Stream[] = [];
+  readonly calls: { method: string; request: Record<string, unknown> }[] = [];
+  /** The answers to unary calls, by method. */
+  readonly answers: Partial<Record<Method, (request: never) => object | Refusal>> = {};
+  /** The addresses that unary calls came from. */
+  readonly callers = new Set<string>();
+  revisions = 0;
+  port = 0;
+  #server: Server | undefined;
+
+  get address(): string {
+    return `127.0.0.1:${this.port}`;
+  }
+
+  async start(): Promise<this> {
+    const server = (this.#server = new Server());
+    const unary = Object.keys(DiscoveryService.method).filter((name) => name !== "watchClusters") as Method[];
+    const handlers = Object.fromEntries(unary.map((name) => [name, (...given: [never, never]) => this.#answer(name, ...given)]));
+    const watchClusters = (call: Stream["call"]) => void this.streams.push(new Stream(this, call));
+    server.addService(definition, { ...handlers, watchClusters });
+    this.port = await new Promise((resolve, reject) => {
+      const bound = (error: Error | null, port: number) => (error ? reject(error) : resolve(port));
+      server.bindAsync(`127.0.0.1:${this.port}`, ServerCredentials.createInsecure(), bound);
+    });
+    return this;
+  }
+
+  /** End without a word, as when it is killed. */
+  kill(): void {
+    this.#server?.forceShutdown();
+  }
+
+  /** Return the stream of this number, once it was opened. */
+  async stream(number = 1): Promise<Stream> {
+    await until(() => this.streams.length >= number, `stream ${number}`);
+    return this.streams[number - 1]!;
+  }
+
+  called(method: Method): Record<string, unknown>[] {
+    return this.calls.filter((call) => call.method === method).map(({ request }) => request);
+  }
+
+  #answer(method: Method, call: ServerUnaryCall<never, object>, done: (error: object | null, response?: object) => void): void {
+    this.calls.push({ method, request: call.request });
+    this.callers.add(call.getPeer());
+    const answer = this.answers[method]?.(call.request) ?? create(DiscoveryService.method[method].output);
+    if (answer instanceof Refusal) done({ code: answer.code, details: "scripted", metadata: new Metadata() });
+    else done(null, answer);
+  }
+}
+
+/** Wait until the signal of a cluster is aborted. */
+export async function ended(signal: AbortSignal): Promise<void> {
+  if (!signal.aborted) await once(signal, "abort");
+}

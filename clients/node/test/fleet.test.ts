@@ -1,0 +1,271 @@
+import assert from "node:assert/strict";
+import { test, type TestContext } from "node:test";
+import { create } from "@bufbuild/protobuf";
+import { status } from "@grpc/grpc-js";
+import {
+  ClusterEvent_Type as Type,
+  DisengageReason,
+  DrainingSchema,
+  IssueKubeconfigResponseSchema,
+  type IssueKubeconfigRequest,
+} from "../src/gen/milo/discovery/v1/discovery_pb.js";
+import { DiscoveryClient, Fleet, StatusError, type EngagedCluster, type FleetOptions, type Handler } from "../src/index.js";
+import { ended, engaged, event, FakeDaemon, kubeconfig, Refusal, until } from "./daemon.js";
+
+interface Started {
+  daemon: FakeDaemon;
+  fleet: Fleet;
+  stop: () => Promise<void>;
+}
+
+const draining = { draining: create(DrainingSchema, { reason: DisengageReason.NOT_READY }) };
+const disengaged = (name: string, reason: DisengageReason) => event(Type.DISENGAGED, name, {}, { reason });
+const code = (error: unknown) => (error instanceof StatusError ? error.code : String(error));
+const token = async (cluster: EngagedCluster) => await cluster.credential.access().then((access) => access.token, code);
+
+async function started(t: TestContext, handler: Handler, options: FleetOptions = {}): Promise<Started> {
+  const daemon = await new FakeDaemon().start();
+  const end = new AbortController();
+  const fleet = new Fleet(new DiscoveryClient({ address: daemon.address }), { signal: end.signal, subscriber: "test", ...options });
+  const running = fleet.run(handler);
+  const stop = async () => {
+    end.abort();
+    await running;
+  };
+  t.after(async () => {
+    await stop();
+    daemon.kill();
+  });
+  return { daemon, fleet, stop };
+}
+
+function issues(daemon: FakeDaemon, lifeMs = 3_600_000): void {
+  let number = 0;
+  daemon.answers.issueKubeconfig = ({ cluster }: IssueKubeconfigRequest) =>
+    create(IssueKubeconfigResponseSchema, { kubeconfig: kubeconfig(cluster, `token-${++number}`, { lifeMs }) });
+}
+
+test("a replaced cluster's handler ends before the next begins, and its credential ends with the engagement", async (t) => {
+  const steps: string[] = [];
+  const clusters: EngagedCluster[] = [];
+  let linger!: () => void;
+  const lingering = new Promise<void>((resolve) => (linger = resolve));
+  const { daemon } = await started(t, async (cluster) => {
+    clusters.push(cluster);
+    const { uid } = cluster.current;
+    steps.push(`begin ${uid} ${await token(cluster)}`);
+    await ended(cluster.signal);
+    steps.push(`signal ${uid} ${await token(cluster)}`);
+    if (uid === "uid-a") await lingering;
+    steps.push(`end ${uid}`);
+  });
+  issues(daemon);
+  const stream = await daemon.stream();
+  stream.send([engaged("a")], { reset: true });
+  await until(() => steps.length === 1, "the handler begins");
+  stream.send([disengaged("a", DisengageReason.REPLACED), engaged("a", { uid: "other", incarnation: "a-2" })]);
+  await until(() => steps.length === 2, "the handler is told of the end");
+  linger();
+  await until(() => steps.length === 4, "the next handler begins");
+  assert.deepEqual(steps, ["begin uid-a token-1", "signal uid-a NOT_FOUND", "end uid-a", "begin other token-2"]);
+  assert.equal(await token(clusters[0]!), "NOT_FOUND");
+  assert.deepEqual(daemon.called("issueKubeconfig").map(({ incarnation }) => incarnation), ["a-1", "a-2"]);
+});
+
+test("a cluster that is engaged again gives the earlier handler no credential", async (t) => {
+  const tokens: Promise<string | undefined>[] = [];
+  const { daemon, fleet } = await started(
+    t,
+    async (cluster) => {
+      await ended(cluster.signal);
+      tokens.push(token(cluster));
+    },
+    { includeKubeconfigs: true },
+  );
+  const stream = await daemon.stream();
+  stream.send([engaged("a", {}, { kubeconfig: kubeconfig("a", "one") })], { reset: true });
+  await until(() => fleet.clusters.size === 1, "the cluster is engaged");
+  const again = engaged("a", { incarnation: "a-2" }, { kubeconfig: kubeconfig("a", "two") });
+  stream.send([disengaged("a", DisengageReason.NOT_READY), again]);
+  await until(() => tokens.length === 1, "the first handler ends");
+  assert.equal(await tokens[0], "NOT_FOUND");
+  await until(() => fleet.clusters.get("a")?.current.incarnation === "a-2", "the cluster is engaged again");
+  assert.equal(await token(fleet.clusters.get("a")!), "two");
+});
+
+test("a credential of a cluster is for its incarnation after a restart of the daemon", async (t) => {
+  const { daemon, fleet } = await started(t, (cluster) => ended(cluster.signal));
+  issues(daemon);
+  (await daemon.stream()).send([engaged("a")], { reset: true });
+  await until(() => fleet.clusters.size === 1, "the cluster is engaged");
+  (await daemon.stream()).end(status.UNAVAILABLE);
+  (await daemon.stream(2)).send([engaged("a", { incarnation: "a-2" }), engaged("b")], { reset: true });
+  await until(() => fleet.clusters.size === 2, "the daemon is back");
+  assert.equal(await token(fleet.clusters.get("a")!), "token-1");
+  assert.deepEqual(daemon.called("issueKubeconfig").map(({ incarnation }) => incarnation), ["a-2"]);
+});
+
+test("whatever a handler or onError throws is reported, and the fleet goes on", async (t) => {
+  const reported: unknown[] = [];
+  const begun: Record<string, number> = {};
+  const logged = t.mock.method(console, "error", () => {});
+  const thrown: Record<string, unknown> = { error: new Error("broken"), undefined: undefined, text: "text" };
+  const { daemon, fleet, stop } = await started(
+    t,
+    (cluster) => {
+      begun[cluster.name] = (begun[cluster.name] ?? 0) + 1;
+      if (cluster.name === "synchronous") throw new TypeError("synchronous");
+      return cluster.name in thrown ? Promise.reject(thrown[cluster.name]) : ended(cluster.signal);
+    },
+    {
+      onError: (cluster, error) => {
+        reported.push(error);
+        if (cluster.name === "text") throw new Error("of onError");
+        return Promise.reject(new Error("of an asynchronous onError"));
+      },
+    },
+  );
+  const stream = await daemon.stream();
+  stream.send([...Object.keys(thrown), "synchronous"].map((name) => engaged(name)), { reset: true });
+  await until(() => Object.values(begun).filter((times) => times > 1).length === 4, "each handler is called again");
+  assert.deepEqual(new Set(reported.slice(0, 4).map(String)), new Set(["Error: broken", "undefined", "text", "TypeError: synchronous"]));
+  await until(() => logged.mock.callCount() >= 4, "the errors of onError are logged");
+  stream.send([disengaged("text", DisengageReason.DELETED), engaged("well")]);
+  await until(() => begun.well === 1, "the next cluster begins");
+  stream.send([engaged("text")]);
+  await until(() => fleet.clusters.has("text"), "the cluster is engaged again");
+  await stop();
+  assert.equal(daemon.called("endSubscription").length, 1);
+});
+
+test("an error after the end of an engagement is reported, and that of its own signal is not", async (t) => {
+  const reported: string[] = [];
+  const { daemon } = await started(
+    t,
+    async (cluster) => {
+      await ended(cluster.signal);
+      if (cluster.name === "a") throw new Error("while cleaning up");
+      cluster.signal.throwIfAborted();
+    },
+    { onError: (_, error) => void reported.push(String(error)) },
+  );
+  const stream = await daemon.stream();
+  stream.send([engaged("a"), engaged("b")], { reset: true });
+  stream.send([disengaged("b", DisengageReason.DELETED), disengaged("a", DisengageReason.DELETED)]);
+  await until(() => reported.length > 0, "the error is reported");
+  assert.deepEqual(reported, ["Error: while cleaning up"]);
+});
+
+test("a watch goes on when onDisconnect throws", async (t) => {
+  const logged = t.mock.method(console, "error", () => {});
+  const onDisconnect = () => {
+    throw new Error("of onDisconnect");
+  };
+  const { daemon, fleet } = await started(t, (cluster) => ended(cluster.signal), { onDisconnect });
+  (await daemon.stream()).end(status.UNAVAILABLE);
+  (await daemon.stream(2)).send([engaged("a")], { reset: true });
+  await until(() => fleet.clusters.size === 1, "the cluster is engaged");
+  assert.match(String(logged.mock.calls[0]?.arguments[0]), /onDisconnect failed/);
+});
+
+test("a draining cluster is released once its slow handler has ended, also if that throws", async (t) => {
+  let finish!: () => void;
+  const slow = new Promise<void>((resolve) => (finish = resolve));
+  const tokens: (string | undefined)[] = [];
+  const { daemon } = await started(
+    t,
+    async (cluster) => {
+      await ended(cluster.signal);
+      tokens.push(await token(cluster));
+      await slow;
+      throw new Error("while finishing");
+    },
+    { onError: () => {} },
+  );
+  issues(daemon);
+  const stream = await daemon.stream();
+  stream.send([engaged("a")], { reset: true });
+  stream.send([event(Type.UPDATED, "a", draining)]);
+  await until(() => tokens.length === 1, "the handler is told of the drain");
+  assert.deepEqual(tokens, ["token-1"], "the credential works until the cluster is disengaged");
+  assert.equal(daemon.called("releaseCluster").length, 0);
+  finish();
+  await until(() => daemon.called("releaseCluster").length === 1, "the cluster is released");
+  assert.equal(daemon.called("releaseCluster")[0]?.incarnation, "a-1");
+});
+
+test("a fleet that is stopped waits for its handlers, whose credentials work, before it ends its subscription", async (t) => {
+  const steps: string[] = [];
+  const { daemon, stop } = await started(t, async (cluster) => {
+    steps.push("begin");
+    await ended(cluster.signal);
+    steps.push(`cleaning up with ${await token(cluster)}`);
+    await new Promise((resolve) => setImmediate(resolve));
+    steps.push(`subscriptions ended: ${daemon.called("endSubscription").length}`);
+  });
+  issues(daemon);
+  (await daemon.stream()).send([engaged("a")], { reset: true });
+  await until(() => steps.length === 1, "the handler begins");
+  await stop();
+  assert.deepEqual(steps, ["begin", "cleaning up with token-1", "subscriptions ended: 0"]);
+  assert.equal(daemon.called("endSubscription").length, 1);
+});
+
+test("5,000 handlers share one connection for their credentials", async (t) => {
+  const names = Array.from({ length: 5000 }, (_, number) => `c${number}`);
+  let done = 0;
+  const { daemon } = await started(t, async (cluster) => {
+    if ((await token(cluster))?.startsWith("token-")) done += 1;
+    await ended(cluster.signal);
+  });
+  issues(daemon);
+  (await daemon.stream()).send(names.map((name) => engaged(name)), { reset: true });
+  await until(() => done === names.length, "each handler has its credential");
+  assert.equal(daemon.callers.size, 1);
+});
+
+test("an issuer that is down is asked a few times a second, whatever the number of handlers, and not for each request", async (t) => {
+  const names = Array.from({ length: 500 }, (_, number) => `c${number}`);
+  let asked = 0;
+  const { daemon } = await started(t, async (cluster) => {
+    for (; !cluster.signal.aborted; asked += 1) {
+      await token(cluster);
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+  });
+  daemon.answers.issueKubeconfig = () => new Refusal(status.UNAVAILABLE);
+  const since = Date.now();
+  (await daemon.stream()).send(names.map((name) => engaged(name)), { reset: true });
+  await until(() => asked > 1000 && Date.now() - since > 3000, "handlers ask for some seconds");
+  const seconds = (Date.now() - since) / 1000;
+  const calls = daemon.called("issueKubeconfig").length;
+  assert.ok(calls <= 16 * (seconds + 1), `${calls} calls in ${seconds} s`);
+  issues(daemon);
+  const clusters = daemon.called("issueKubeconfig").length;
+  await until(() => daemon.called("issueKubeconfig").length > clusters + 100, "handlers get credentials when the issuer is back");
+});
+
+test("short credentials are renewed before they expire, also while the daemon is killed and silent", async (t) => {
+  const found: (string | undefined)[] = [];
+  const { daemon, fleet } = await started(
+    t,
+    async (cluster) => {
+      for (; !cluster.signal.aborted; found.push(await token(cluster))) await new Promise((resolve) => setTimeout(resolve, 20));
+    },
+    { heartbeatIntervalMs: 1000 },
+  );
+  issues(daemon, 20_000);
+  (await daemon.stream()).send([engaged("a")], { reset: true });
+  await until(() => found.length > 3, "the handler works");
+  const cluster = fleet.clusters.get("a");
+  daemon.kill();
+  await daemon.start();
+  const again = await daemon.stream(2); // which falls silent
+  again.send([engaged("a", { incarnation: "a-2" })], { reset: true });
+  const third = await daemon.stream(3); // after three heartbeats
+  third.send([]);
+  await until(() => found.includes("token-2"), "the credential is renewed");
+  assert.equal(fleet.clusters.get("a"), cluster, "the handler works on");
+  assert.deepEqual(new Set(found), new Set(["token-1", "token-2"]));
+});
+
