@@ -2,57 +2,72 @@ package com.miloapis.discovery;
 
 import com.google.protobuf.Timestamp;
 import com.miloapis.discovery.v1.Kubeconfig;
+import io.grpc.Status;
 import java.time.Duration;
 import java.time.Instant;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.CompletionException;
+import java.util.concurrent.ThreadLocalRandom;
 import java.util.function.Supplier;
 
 /**
- * The credential of one cluster. A valid one is used at once, and the next one is requested in the background when it is due; callers
- * wait only when there is none. It may be used from any thread.
+ * The credential of one engagement, which is refused after its end. A valid one is used at once, and the next one is requested in the
+ * background when it is due; callers wait only when there is none. After a failed request, the next one waits for a backoff: until
+ * then, callers without a valid credential get its error. It may be used from any thread.
  */
 public final class Credential {
   private static final Duration MARGIN = Duration.ofSeconds(5); // the request that uses it takes time to arrive
-  private static final Duration RETRY = Duration.ofSeconds(1);
+  private static final Duration FIRST_BACKOFF = Duration.ofSeconds(1);
+  private static final Duration LONGEST_BACKOFF = Duration.ofSeconds(30);
+
+  /** Requests a kubeconfig. */
+  interface Issuer {
+    CompletableFuture<Kubeconfig> issue(String incarnation, boolean isRetry);
+  }
 
   private record Current(Access access, Instant refreshAt, Instant usableUntil) {}
 
-  private final Supplier<Kubeconfig> issue;
-  private final Supplier<Kubeconfig> pushed;
+  private final String name;
+  private final Supplier<Session.Known> engaged;
+  private final Issuer issuer;
   private Current current;
   private Kubeconfig lastPushed;
-  private CompletableFuture<Void> renewal = CompletableFuture.completedFuture(null);
+  private CompletableFuture<Void> renewal;
+  private Throwable failure;
   private Instant retryAt = Instant.MIN;
+  private Duration backoff = FIRST_BACKOFF;
 
   /**
-   * @param issue requests a kubeconfig
-   * @param pushed returns the newest one that a stream delivered, or null
+   * @param engaged returns the engaged cluster as of now; null after the end of the engagement
    */
-  Credential(Supplier<Kubeconfig> issue, Supplier<Kubeconfig> pushed) {
-    this.issue = issue;
-    this.pushed = pushed;
+  Credential(String name, Supplier<Session.Known> engaged, Issuer issuer) {
+    this.name = name;
+    this.engaged = engaged;
+    this.issuer = issuer;
   }
 
   /** Return the credential to use now. Throws a DiscoveryException that says why there is none. */
   public Access access() {
     CompletableFuture<Void> awaited;
     synchronized (this) {
-      var newest = pushed.get();
-      if (newest != null && newest != lastPushed) {
-        lastPushed = newest;
-        offer(newest, 0.25); // the stream brings the next one too: wait for it a while
+      var known = require();
+      if (known.kubeconfig() != null && known.kubeconfig() != lastPushed) {
+        lastPushed = known.kubeconfig();
+        offer(lastPushed, 0.25); // the stream brings the next one too: wait for it a while
       }
       var now = Instant.now();
       boolean isValid = current != null && now.isBefore(current.usableUntil);
-      if (isValid && (now.isBefore(current.refreshAt) || now.isBefore(retryAt))) {
+      if (isValid && now.isBefore(current.refreshAt)) {
         return current.access;
       }
-      if (renewal.isDone()) {
-        renewal = CompletableFuture.runAsync(this::renew);
+      if (renewal == null && !now.isBefore(retryAt)) {
+        renew(known.cluster().getIncarnation());
       }
       if (isValid) {
         return current.access;
+      }
+      if (renewal == null) {
+        throw failure instanceof DiscoveryException error ? error : new CompletionException(failure);
       }
       awaited = renewal;
     }
@@ -61,27 +76,64 @@ public final class Credential {
     } catch (CompletionException failed) {
       throw failed.getCause() instanceof DiscoveryException error ? error : failed;
     }
+    require(); // the cluster may have been disengaged meanwhile
     synchronized (this) {
       return current.access;
     }
   }
 
-  private void renew() {
-    try {
-      var issued = issue.get();
-      synchronized (this) {
-        offer(issued, 0);
-      }
-    } catch (DiscoveryException error) {
-      synchronized (this) {
-        retryAt = Instant.now().plus(RETRY);
-      }
-      throw error;
+  private Session.Known require() {
+    var known = engaged.get();
+    if (known == null) {
+      throw new DiscoveryException(
+          Status.Code.NOT_FOUND, "cluster " + name + " is no longer engaged: its credential is not used any more");
     }
+    return known;
+  }
+
+  private void renew(String incarnation) {
+    var ended = new CompletableFuture<Void>();
+    renewal = ended;
+    issuer
+        .issue(incarnation, failure != null)
+        .whenComplete(
+            (issued, error) -> {
+              Throwable problem = error;
+              synchronized (this) {
+                renewal = null;
+                try {
+                  if (problem == null) {
+                    offer(issued, 0);
+                  }
+                } catch (DiscoveryException refused) {
+                  problem = refused;
+                }
+                if (problem != null) {
+                  failed(problem);
+                }
+              }
+              if (problem == null) {
+                ended.complete(null);
+              } else {
+                ended.completeExceptionally(problem);
+              }
+            });
+  }
+
+  private void failed(Throwable error) {
+    failure = error;
+    var delay = Duration.ofMillis(Math.round(backoff.toMillis() * ThreadLocalRandom.current().nextDouble(0.5, 1)));
+    var asked = error instanceof DiscoveryException refusal ? refusal.retryAfter() : Duration.ZERO;
+    retryAt = Instant.now().plus(delay.compareTo(asked) < 0 ? asked : delay);
+    var doubled = backoff.multipliedBy(2);
+    backoff = doubled.compareTo(LONGEST_BACKOFF) > 0 ? LONGEST_BACKOFF : doubled;
   }
 
   private void offer(Kubeconfig kubeconfig, double wait) {
     var access = Access.of(kubeconfig);
+    failure = null;
+    retryAt = Instant.MIN;
+    backoff = FIRST_BACKOFF;
     if (!kubeconfig.hasExpiresAt()) {
       current = new Current(access, Instant.MAX, Instant.MAX);
       return;

@@ -8,7 +8,9 @@ import java.io.IOException;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.List;
 import java.util.Map;
+import java.util.stream.Stream;
 import javax.net.ssl.SSLException;
 
 /**
@@ -53,6 +55,13 @@ public record Credentials(Path caFile, Path certificateFile, Path keyFile, Path 
             throw new DiscoveryException(problem);
           }
         });
+  }
+
+  /** What the files of a channel contain. */
+  List<String> channelFiles() {
+    return Stream.of(caFile, certificateFile, keyFile)
+        .map(path -> path == null ? "" : new String(read(path), StandardCharsets.ISO_8859_1))
+        .toList();
   }
 
   SslContext tls() {

@@ -16,9 +16,12 @@ import com.miloapis.discovery.v1.ReleaseClusterRequest;
 import com.miloapis.discovery.v1.RenewOwnershipRequest;
 import com.miloapis.discovery.v1.RenewOwnershipResponse;
 import io.grpc.ManagedChannel;
+import io.grpc.Status;
 import io.grpc.StatusRuntimeException;
 import io.grpc.netty.shaded.io.grpc.netty.NettyChannelBuilder;
+import io.grpc.netty.shaded.io.netty.channel.ChannelOption;
 import io.grpc.netty.shaded.io.netty.channel.EventLoopGroup;
+import io.grpc.netty.shaded.io.netty.channel.epoll.EpollChannelOption;
 import io.grpc.netty.shaded.io.netty.channel.epoll.EpollDomainSocketChannel;
 import io.grpc.netty.shaded.io.netty.channel.epoll.EpollEventLoopGroup;
 import io.grpc.netty.shaded.io.netty.channel.unix.DomainSocketAddress;
@@ -27,6 +30,8 @@ import io.grpc.stub.MetadataUtils;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.Set;
+import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.TimeUnit;
 import java.util.function.Function;
 
@@ -34,11 +39,15 @@ import java.util.function.Function;
 public final class DiscoveryClient implements AutoCloseable {
   private static final String DEFAULT_ADDRESS = "unix:///run/milo-discovery/discovery.sock";
   private static final Duration TIMEOUT = Duration.ofSeconds(30);
+  private static final Set<Status.Code> BROKEN = Set.of(Status.Code.UNAVAILABLE, Status.Code.DEADLINE_EXCEEDED);
   private static final int MAX_MESSAGE_BYTES = 64 << 20;
 
   private final String address;
   private final Credentials credentials;
   private final EventLoopGroup sockets;
+  private final Issuing issuing = new Issuing();
+  private ManagedChannel shared; // of all unary calls
+  private List<String> sharedFiles;
 
   /** A client of the daemon at MILO_DISCOVERY_ADDRESS, with the credentials of the environment. */
   public DiscoveryClient() {
@@ -91,6 +100,11 @@ public final class DiscoveryClient implements AutoCloseable {
     return issued;
   }
 
+  /** Issue a kubeconfig for a credential; {@code isRetry} if the last request for it failed. */
+  CompletableFuture<Kubeconfig> issueCredential(String cluster, String incarnation, boolean isRetry) {
+    return issuing.issue(() -> issueKubeconfig(cluster, incarnation), isRetry);
+  }
+
   /** Confirm that a subscriber's work on a draining cluster has ended. A repeated call is a no-op. */
   public void release(Cluster cluster, String subscriber) {
     var request =
@@ -112,12 +126,14 @@ public final class DiscoveryClient implements AutoCloseable {
     return call(timeout, stub -> stub.renewOwnership(RenewOwnershipRequest.getDefaultInstance()));
   }
 
-  /** Open a connection of its own, with the present certificates. */
+  /** Open a connection, with the present certificates. */
   ManagedChannel connect() {
     NettyChannelBuilder builder;
     if (sockets != null) {
       var socket = new DomainSocketAddress(address.substring("unix://".length()));
       builder = NettyChannelBuilder.forAddress(socket).eventLoopGroup(sockets).channelType(EpollDomainSocketChannel.class);
+      // A null removes an option. Netty warns of these, for each socket, since they are for TCP.
+      builder.withOption(ChannelOption.SO_KEEPALIVE, null).withOption(EpollChannelOption.TCP_USER_TIMEOUT, null);
     } else {
       builder = NettyChannelBuilder.forTarget("dns:///" + address);
     }
@@ -131,6 +147,7 @@ public final class DiscoveryClient implements AutoCloseable {
         .proxyDetector(target -> null) // the daemon is local
         .keepAliveTime(30, TimeUnit.SECONDS)
         .keepAliveTimeout(10, TimeUnit.SECONDS)
+        .idleTimeout(60, TimeUnit.SECONDS)
         .build();
   }
 
@@ -139,19 +156,46 @@ public final class DiscoveryClient implements AutoCloseable {
   }
 
   private <T> T call(Duration timeout, Function<DiscoveryServiceBlockingStub, T> method) {
-    ManagedChannel channel = connect();
+    ManagedChannel channel = sharedChannel();
     try {
       var stub = DiscoveryServiceGrpc.newBlockingStub(channel).withInterceptors(authorization());
       return method.apply(stub.withDeadlineAfter(timeout.toMillis(), TimeUnit.MILLISECONDS));
     } catch (StatusRuntimeException error) {
+      if (BROKEN.contains(error.getStatus().getCode())) {
+        replace(channel); // it may be half-open, or to a daemon that is no longer there
+      }
       throw DiscoveryException.of(error);
-    } finally {
-      channel.shutdownNow();
+    }
+  }
+
+  private synchronized ManagedChannel sharedChannel() {
+    var files = credentials.channelFiles(); // certificates are renewed in place
+    if (shared != null && !files.equals(sharedFiles)) {
+      replace(shared);
+    }
+    if (shared == null) {
+      shared = connect();
+      sharedFiles = files;
+    }
+    return shared;
+  }
+
+  /** Have the next call open another channel; the calls in flight go on. */
+  private synchronized void replace(ManagedChannel channel) {
+    channel.shutdown();
+    if (shared == channel) {
+      shared = null;
     }
   }
 
   @Override
   public void close() {
+    issuing.close();
+    synchronized (this) {
+      if (shared != null) {
+        shared.shutdownNow();
+      }
+    }
     if (sockets != null) {
       sockets.shutdownGracefully(0, 1, TimeUnit.SECONDS);
     }

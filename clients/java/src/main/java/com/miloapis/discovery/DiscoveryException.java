@@ -25,6 +25,10 @@ public class DiscoveryException extends RuntimeException {
     this(Status.Code.UNKNOWN, message, Duration.ZERO, null);
   }
 
+  DiscoveryException(Status.Code code, String message) {
+    this(code, message, Duration.ZERO, null);
+  }
+
   private DiscoveryException(Status.Code code, String message, Duration retryAfter, Throwable cause) {
     super(message, cause);
     this.code = code;

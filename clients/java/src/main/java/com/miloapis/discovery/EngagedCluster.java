@@ -5,6 +5,7 @@ import io.fabric8.kubernetes.client.Config;
 import io.fabric8.kubernetes.client.ConfigBuilder;
 import io.fabric8.kubernetes.client.KubernetesClient;
 import io.fabric8.kubernetes.client.KubernetesClientBuilder;
+import io.fabric8.kubernetes.client.utils.TokenRefreshInterceptor;
 import java.time.Duration;
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.TimeUnit;
@@ -15,11 +16,9 @@ public final class EngagedCluster {
   private final CountDownLatch end = new CountDownLatch(1);
   private volatile Cluster current;
 
-  EngagedCluster(DiscoveryClient client, Watch watch, Cluster current) {
+  EngagedCluster(Credential credential, Cluster current) {
+    this.credential = credential;
     this.current = current;
-    String name = current.getName();
-    this.credential =
-        new Credential(() -> client.issueKubeconfig(name, this.current.getIncarnation()), () -> watch.kubeconfig(name));
   }
 
   public String name() {
@@ -31,7 +30,7 @@ public final class EngagedCluster {
     return current;
   }
 
-  /** The credential of the cluster, renewed as long as it is engaged. */
+  /** The credential of the cluster, renewed as long as it is engaged, and refused afterwards. */
   public Credential credential() {
     return credential;
   }
@@ -46,7 +45,10 @@ public final class EngagedCluster {
     return end.getCount() == 0;
   }
 
-  /** A client of the fabric8 library, whose token is renewed while it is used: create it once, and close it at the end. */
+  /**
+   * A client of the fabric8 library: create it once, and close it at the end. The server, the token and the user to act as are read
+   * together for each request. A redirect is an error.
+   */
   public KubernetesClient kubernetesClient() {
     Access access = credential.access();
     Config config =
@@ -56,22 +58,23 @@ public final class EngagedCluster {
             .withClientCertData(access.certificateData())
             .withClientKeyData(access.keyData())
             .withOnlyHttpWatches(true) // WebSockets need more of proxies and servers
-            .withOauthTokenProvider(access.token() == null ? null : () -> credential.access().token())
             .build();
-    if (access.actAs() != null) {
-      config.setImpersonateUsername(access.actAs().user());
-      config.setImpersonateGroups(access.actAs().groups().toArray(String[]::new));
-      config.setImpersonateExtras(access.actAs().extra());
-    }
-    return new KubernetesClientBuilder().withConfig(config).build();
+    var requests = new RenewedRequests(credential, config.getMasterUrl());
+    return new KubernetesClientBuilder()
+        .withConfig(config)
+        // In its place: it would look for a token in the files of the environment after a 401.
+        .withHttpClientBuilderConsumer(builder -> builder.addOrReplaceInterceptor(TokenRefreshInterceptor.NAME, requests))
+        .build();
   }
 
-  /** Wait until the end, at most for a while. */
-  void awaitEnd(Duration limit) {
+  /** Wait until the end, at most for a while. Returns false if the thread was interrupted. */
+  boolean awaitEnd(Duration limit) {
     try {
       end.await(limit.toMillis(), TimeUnit.MILLISECONDS);
+      return true;
     } catch (InterruptedException interrupted) {
       Thread.currentThread().interrupt();
+      return false;
     }
   }
 

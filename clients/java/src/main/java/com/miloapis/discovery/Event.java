@@ -12,8 +12,10 @@ import com.miloapis.discovery.v1.Kubeconfig;
  *     DELETED
  * @param message human-readable
  * @param kubeconfig with KUBECONFIG, and with ENGAGED if one is available; otherwise null
+ * @param engagement the same from ENGAGED to DISENGAGED, and not equal to that of any other engagement, also of the same cluster
  */
-public record Event(Type type, Cluster cluster, DisengageReason reason, String message, Kubeconfig kubeconfig) {
+public record Event(
+    Type type, Cluster cluster, DisengageReason reason, String message, Kubeconfig kubeconfig, Object engagement) {
   /** What happened. */
   public enum Type {
     ENGAGED,
@@ -25,14 +27,14 @@ public record Event(Type type, Cluster cluster, DisengageReason reason, String m
   static Event of(Type type, Session.Known known) {
     boolean hasKubeconfig = type == Type.ENGAGED || type == Type.KUBECONFIG;
     var none = DisengageReason.DISENGAGE_REASON_UNSPECIFIED;
-    return new Event(type, known.cluster(), none, "", hasKubeconfig ? known.kubeconfig() : null);
+    return new Event(type, known.cluster(), none, "", hasKubeconfig ? known.kubeconfig() : null, known.engagement());
   }
 
-  static Event disengaged(Cluster cluster, DisengageReason reason, String message) {
+  static Event disengaged(Session.Known ended, DisengageReason reason, String message) {
     // A reason that a newer daemon adds is an unknown one.
     boolean isKnown = reason != DisengageReason.UNRECOGNIZED;
-    var known = isKnown ? reason : DisengageReason.DISENGAGE_REASON_UNSPECIFIED;
-    return new Event(Type.DISENGAGED, cluster, known, message, null);
+    var understood = isKnown ? reason : DisengageReason.DISENGAGE_REASON_UNSPECIFIED;
+    return new Event(Type.DISENGAGED, ended.cluster(), understood, message, null, ended.engagement());
   }
 
   @Override

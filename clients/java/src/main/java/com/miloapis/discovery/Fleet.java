@@ -19,6 +19,9 @@ public final class Fleet implements AutoCloseable {
   private static final Duration FIRST_BACKOFF = Duration.ofSeconds(1);
   private static final Duration LONGEST_BACKOFF = Duration.ofMinutes(1);
 
+  /** Not the handlers' threads, which an executor may limit. */
+  private static final Executor RELEASING = work -> thread(work).start();
+
   /** The work on one cluster. */
   public interface Handler {
     void work(EngagedCluster cluster) throws Exception;
@@ -30,7 +33,7 @@ public final class Fleet implements AutoCloseable {
   private final Watch watch;
   private final String subscriber;
   private final Executor threads;
-  private final BiConsumer<EngagedCluster, Exception> onError;
+  private final BiConsumer<EngagedCluster, Throwable> onError;
   private final Map<String, Member> members = new HashMap<>(); // of the thread of run()
   private final Map<String, CompletableFuture<Void>> ending = new HashMap<>();
 
@@ -41,10 +44,10 @@ public final class Fleet implements AutoCloseable {
 
   /**
    * @param threads runs the handlers; each keeps a thread while its cluster is engaged
-   * @param onError called with each error of a handler
+   * @param onError called with whatever a handler throws, also after the end of its cluster
    */
   public Fleet(
-      DiscoveryClient client, WatchOptions options, Executor threads, BiConsumer<EngagedCluster, Exception> onError) {
+      DiscoveryClient client, WatchOptions options, Executor threads, BiConsumer<EngagedCluster, Throwable> onError) {
     this.client = client;
     this.subscriber = options.subscriber().isEmpty() ? "java/" + UUID.randomUUID() : options.subscriber();
     this.watch = client.watch(options.withSubscriber(subscriber));
@@ -81,7 +84,7 @@ public final class Fleet implements AutoCloseable {
       member.cluster.update(event.cluster());
     }
     switch (event.type()) {
-      case ENGAGED -> engage(event.cluster(), handler);
+      case ENGAGED -> engage(event, handler);
       case DISENGAGED -> disengage(name);
       default -> {}
     }
@@ -90,11 +93,13 @@ public final class Fleet implements AutoCloseable {
     }
   }
 
-  private void engage(Cluster cluster, Handler handler) {
-    var engaged = new EngagedCluster(client, watch, cluster);
+  private void engage(Event event, Handler handler) {
+    Cluster cluster = event.cluster();
+    var engaged = new EngagedCluster(watch.credential(event), cluster);
     var before = ending.getOrDefault(cluster.getName(), CompletableFuture.completedFuture(null));
     var done = cluster.hasDraining() ? before : before.thenRunAsync(() -> work(engaged, handler), threads);
-    members.put(cluster.getName(), new Member(engaged, done));
+    // An executor may refuse the work. It never ends with an error, which would end what waits for it.
+    members.put(cluster.getName(), new Member(engaged, done.exceptionally(error -> report(engaged, error))));
   }
 
   private void disengage(String name) {
@@ -116,7 +121,7 @@ public final class Fleet implements AutoCloseable {
             // It is sent again on the next stream if the release did not reach the daemon.
           }
         },
-        threads);
+        RELEASING);
   }
 
   private void work(EngagedCluster cluster, Handler handler) {
@@ -124,13 +129,23 @@ public final class Fleet implements AutoCloseable {
       try {
         handler.work(cluster);
         return;
-      } catch (Exception error) {
-        if (!cluster.hasEnded()) {
-          onError.accept(cluster, error);
-          cluster.awaitEnd(backoff);
+      } catch (Throwable error) {
+        report(cluster, error);
+        if (error instanceof InterruptedException || !cluster.awaitEnd(backoff)) {
+          return; // somebody else wants the thread to end
         }
       }
     }
+  }
+
+  private Void report(EngagedCluster cluster, Throwable error) {
+    try {
+      onError.accept(cluster, error);
+    } catch (Throwable thrown) {
+      error.addSuppressed(thrown);
+      log(cluster, error);
+    }
+    return null;
   }
 
   private static Duration longer(Duration backoff) {
@@ -144,7 +159,7 @@ public final class Fleet implements AutoCloseable {
     return thread;
   }
 
-  private static void log(EngagedCluster cluster, Exception error) {
+  private static void log(EngagedCluster cluster, Throwable error) {
     System.getLogger("com.miloapis.discovery")
         .log(System.Logger.Level.ERROR, "the handler of cluster " + cluster.name() + " failed", error);
   }

@@ -24,8 +24,8 @@ final class Session {
   static final String MISSING = "it was missing when the connection to the daemon was restored";
   static final String NOT_RENEWED = "the daemon did not confirm in time that the cluster is still its own";
 
-  /** A cluster, with its kubeconfig if there is one. */
-  record Known(Cluster cluster, Kubeconfig kubeconfig) {}
+  /** An engaged cluster, with its kubeconfig if there is one. */
+  record Known(Cluster cluster, Kubeconfig kubeconfig, Object engagement) {}
 
   private enum Phase {
     CLOSED,
@@ -100,7 +100,7 @@ final class Session {
   synchronized List<Event> loseOwnership() {
     var lost = new ArrayList<Event>();
     for (Known known : view.values()) {
-      lost.add(Event.disengaged(known.cluster(), DisengageReason.DISENGAGE_REASON_OWNERSHIP_LOST, NOT_RENEWED));
+      lost.add(Event.disengaged(known, DisengageReason.DISENGAGE_REASON_OWNERSHIP_LOST, NOT_RENEWED));
     }
     view = new LinkedHashMap<>();
     phase = Phase.CLOSED;
@@ -128,11 +128,15 @@ final class Session {
     if (!batch.getSynced()) {
       return proceed(Phase.RECEIVING_SNAPSHOT, batch, List.of());
     }
-    for (Known known : view.values()) {
-      if (batch.getPendingSourcesList().contains(known.cluster().getSource())) {
-        snapshot.putIfAbsent(known.cluster().getName(), known);
-      }
-    }
+    view.forEach(
+        (name, before) -> {
+          Known now = snapshot.get(name);
+          if (now != null && endOf(before.cluster(), now.cluster()) == null) {
+            snapshot.put(name, new Known(now.cluster(), now.kubeconfig(), before.engagement()));
+          } else if (now == null && batch.getPendingSourcesList().contains(before.cluster().getSource())) {
+            snapshot.put(name, before);
+          }
+        });
     List<Event> events = differences();
     view = snapshot;
     snapshot = new LinkedHashMap<>();
@@ -145,7 +149,7 @@ final class Session {
     view.forEach(
         (name, known) -> {
           if (!snapshot.containsKey(name)) {
-            events.add(Event.disengaged(known.cluster(), DisengageReason.DISENGAGE_REASON_UNSPECIFIED, MISSING));
+            events.add(Event.disengaged(known, DisengageReason.DISENGAGE_REASON_UNSPECIFIED, MISSING));
           }
         });
     snapshot.forEach(
@@ -155,7 +159,7 @@ final class Session {
           if (before == null) {
             events.add(Event.of(Event.Type.ENGAGED, now));
           } else if (end != null) {
-            events.add(Event.disengaged(before.cluster(), end, ""));
+            events.add(Event.disengaged(before, end, ""));
             events.add(Event.of(Event.Type.ENGAGED, now));
           } else {
             if (!content(before.cluster()).equals(content(now.cluster()))) {
@@ -191,7 +195,7 @@ final class Session {
       switch (type) {
         case TYPE_ENGAGED -> events.add(Event.of(Event.Type.ENGAGED, after));
         case TYPE_UPDATED -> events.add(Event.of(Event.Type.UPDATED, after));
-        case TYPE_DISENGAGED -> events.add(Event.disengaged(after.cluster(), event.getReason(), event.getMessage()));
+        case TYPE_DISENGAGED -> events.add(Event.disengaged(after, event.getReason(), event.getMessage()));
         default -> {
           if (after.kubeconfig() != before.kubeconfig()) { // it was not refused
             events.add(Event.of(Event.Type.KUBECONFIG, after));
@@ -218,10 +222,11 @@ final class Session {
   }
 
   private Known known(ClusterEvent event, Known before) {
+    Object engagement = before == null ? new Object() : before.engagement();
     if (event.hasKubeconfig() && isUsable.test(event.getKubeconfig())) {
-      return new Known(event.getCluster(), event.getKubeconfig());
+      return new Known(event.getCluster(), event.getKubeconfig(), engagement);
     }
-    return new Known(event.getCluster(), before == null ? null : before.kubeconfig());
+    return new Known(event.getCluster(), before == null ? null : before.kubeconfig(), engagement);
   }
 
   private void requireNext(WatchClustersResponse batch) {

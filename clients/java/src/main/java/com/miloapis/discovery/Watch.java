@@ -67,6 +67,18 @@ public final class Watch implements AutoCloseable {
     return known == null ? null : known.kubeconfig();
   }
 
+  /** The credential of the engagement that an event belongs to: it is renewed, and refused once the engagement has ended. */
+  public Credential credential(Event event) {
+    String name = event.cluster().getName();
+    return new Credential(
+        name,
+        () -> {
+          Session.Known known = session.get(name);
+          return known != null && known.engagement() == event.engagement() ? known : null;
+        },
+        (incarnation, isRetry) -> client.issueCredential(name, incarnation, isRetry));
+  }
+
   /** Confirm that the work on a draining cluster has ended. */
   public void release(String name) {
     Cluster cluster = cluster(name);
@@ -76,8 +88,9 @@ public final class Watch implements AutoCloseable {
   }
 
   /**
-   * Call the handler with each event until the watch is closed. Throws only errors that a retry cannot fix. Nothing more is read
-   * while the handler runs, and the loss of an ownership is not reported: leave long work to other threads, as {@link Fleet} does.
+   * Call the handler with each event until the watch is closed. Throws errors that a retry cannot fix, and what the handler throws.
+   * Nothing more is read while the handler runs, and the loss of an ownership is not reported: leave long work to other threads, as
+   * {@link Fleet} does.
    */
   public void run(Consumer<Event> handler) throws InterruptedException {
     try (ownership) {
@@ -88,19 +101,26 @@ public final class Watch implements AutoCloseable {
           continue;
         }
         Duration delay = nextDelay();
-        try {
-          readStream(handler);
-        } catch (DiscoveryException error) {
+        DiscoveryException error = readStream(handler);
+        if (error != null) {
           if (error.isFinal()) {
             throw error;
           }
           delay = delay.compareTo(error.retryAfter()) < 0 ? error.retryAfter() : delay;
-          options.onDisconnect().accept(error);
+          report(error);
         }
         if (ownership.isHeld() && !isClosed) {
           sleep(delay);
         }
       }
+    }
+  }
+
+  private void report(DiscoveryException error) {
+    try {
+      options.onDisconnect().accept(error);
+    } catch (RuntimeException thrown) {
+      System.getLogger("com.miloapis.discovery").log(System.Logger.Level.ERROR, "onDisconnect failed", thrown);
     }
   }
 
@@ -110,34 +130,55 @@ public final class Watch implements AutoCloseable {
     signals.add(Notice.CLOSED);
   }
 
-  /** Read one stream, on a connection of its own, until it ends. */
-  private void readStream(Consumer<Event> handler) throws InterruptedException {
-    ManagedChannel channel = client.connect();
+  /** Read one stream, on a connection of its own, until it ends. Returns why; null if the watch was closed. */
+  private DiscoveryException readStream(Consumer<Event> handler) throws InterruptedException {
     var received = new LinkedBlockingQueue<Signal>();
     signals = received;
+    ManagedChannel channel;
+    try {
+      channel = client.connect();
+    } catch (DiscoveryException error) {
+      return error;
+    }
     try {
       var call = openStream(channel, received);
       while (!isClosed) {
-        requireOwnership(); // a change from before the queue was replaced
-        Duration silence = options.heartbeat().multipliedBy(HEARTBEATS_MISSED);
-        Signal signal = received.poll(silence.toMillis(), TimeUnit.MILLISECONDS);
-        if (signal == null) {
-          throw new StreamBrokenException("no heartbeat for " + silence.toSeconds() + " s");
-        } else if (signal instanceof Ended ended) {
-          throw DiscoveryException.of(ended.status().asRuntimeException(ended.trailers()));
-        } else if (signal instanceof Batch batch && batch.message().getSharded()) {
-          ownership.begin();
+        List<Event> events;
+        try {
+          events = nextEvents(received);
+        } catch (DiscoveryException error) {
+          return error;
         }
-        requireOwnership();
-        if (signal instanceof Batch batch) {
-          session.receive(batch.message()).forEach(handler);
-          backoff = FIRST_BACKOFF;
-          call.request(1);
-        }
+        events.forEach(handler); // not in the try: what it throws is no end of the stream
+        call.request(1);
       }
+      return null;
     } finally {
       channel.shutdownNow();
     }
+  }
+
+  /** Wait for a batch, and apply it. Returns nothing if the watch was closed. */
+  private List<Event> nextEvents(LinkedBlockingQueue<Signal> received) throws InterruptedException {
+    while (!isClosed) {
+      requireOwnership(); // a change from before the queue was replaced
+      Duration silence = options.heartbeat().multipliedBy(HEARTBEATS_MISSED);
+      Signal signal = received.poll(silence.toMillis(), TimeUnit.MILLISECONDS);
+      if (signal == null) {
+        throw new StreamBrokenException("no heartbeat for " + silence.toSeconds() + " s");
+      } else if (signal instanceof Ended ended) {
+        throw DiscoveryException.of(ended.status().asRuntimeException(ended.trailers()));
+      } else if (signal instanceof Batch batch && batch.message().getSharded()) {
+        ownership.begin();
+      }
+      requireOwnership();
+      if (signal instanceof Batch batch) {
+        List<Event> events = session.receive(batch.message());
+        backoff = FIRST_BACKOFF;
+        return events;
+      }
+    }
+    return List.of();
   }
 
   private void requireOwnership() {

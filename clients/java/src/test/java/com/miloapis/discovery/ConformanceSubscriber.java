@@ -5,12 +5,12 @@ import com.miloapis.discovery.v1.Kubeconfig;
 import java.io.BufferedReader;
 import java.io.InputStreamReader;
 import java.time.Duration;
-import java.util.HashMap;
 import java.util.Map;
+import java.util.concurrent.ConcurrentHashMap;
 
 /** The subscriber that the conformance kit judges this client by. */
 public final class ConformanceSubscriber {
-  private static final Map<String, Credential> CREDENTIALS = new HashMap<>();
+  private static final Map<String, Credential> CREDENTIALS = new ConcurrentHashMap<>();
 
   public static void main(String[] arguments) throws Exception {
     var environment = System.getenv();
@@ -47,7 +47,13 @@ public final class ConformanceSubscriber {
 
   private static void follow(Watch watch) {
     try {
-      watch.run(ConformanceSubscriber::tell);
+      watch.run(
+          event -> {
+            if (event.type() == Event.Type.ENGAGED) {
+              CREDENTIALS.put(event.cluster().getName(), watch.credential(event));
+            }
+            tell(event);
+          });
     } catch (DiscoveryException error) {
       tell("FATAL", "code", error.code().name());
     } catch (InterruptedException closed) {
@@ -60,14 +66,7 @@ public final class ConformanceSubscriber {
       case "release" -> watch.release(name);
       case "kubeconfig" -> tell("ISSUED", "cluster", name, "kubeconfig", text(client.issueKubeconfig(name, "")));
       default -> {
-        var credential =
-            CREDENTIALS.computeIfAbsent(
-                name,
-                cluster ->
-                    new Credential(
-                        () -> client.issueKubeconfig(cluster, watch.cluster(cluster).getIncarnation()),
-                        () -> watch.kubeconfig(cluster)));
-        tell("CREDENTIAL", "cluster", name, "token", credential.access().token());
+        tell("CREDENTIAL", "cluster", name, "token", CREDENTIALS.get(name).access().token());
       }
     }
   }

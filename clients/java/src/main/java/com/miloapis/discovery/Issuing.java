@@ -1,0 +1,75 @@
+package com.miloapis.discovery;
+
+import com.miloapis.discovery.v1.Kubeconfig;
+import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.PriorityBlockingQueue;
+import java.util.concurrent.ThreadPoolExecutor;
+import java.util.concurrent.TimeUnit;
+import java.util.concurrent.atomic.AtomicLong;
+import java.util.function.Supplier;
+
+/**
+ * Limits the requests for credentials of all clusters: a few in flight, each of which counts for another second if it fails. Clusters
+ * whose last request failed wait for all others, so that an issuer that is down delays nothing else.
+ */
+final class Issuing implements AutoCloseable {
+  private static final int AT_ONCE = 16;
+  private static final long REST_MS = 1000;
+
+  private final ThreadPoolExecutor threads =
+      new ThreadPoolExecutor(AT_ONCE, AT_ONCE, 10, TimeUnit.SECONDS, new PriorityBlockingQueue<>(), Issuing::thread);
+  private final AtomicLong requests = new AtomicLong();
+
+  Issuing() {
+    threads.allowCoreThreadTimeOut(true);
+  }
+
+  /** A request, with its place in the queue. */
+  private record Request(boolean isRetry, long number, Runnable call) implements Runnable, Comparable<Request> {
+    @Override
+    public void run() {
+      call.run();
+    }
+
+    @Override
+    public int compareTo(Request other) {
+      return isRetry == other.isRetry ? Long.compare(number, other.number) : Boolean.compare(isRetry, other.isRetry);
+    }
+  }
+
+  CompletableFuture<Kubeconfig> issue(Supplier<Kubeconfig> call, boolean isRetry) {
+    var issued = new CompletableFuture<Kubeconfig>();
+    threads.execute(
+        new Request(
+            isRetry,
+            requests.getAndIncrement(),
+            () -> {
+              try {
+                issued.complete(call.get());
+              } catch (Throwable failure) {
+                issued.completeExceptionally(failure);
+                rest();
+              }
+            }));
+    return issued;
+  }
+
+  private static void rest() {
+    try {
+      Thread.sleep(REST_MS);
+    } catch (InterruptedException closed) {
+      Thread.currentThread().interrupt();
+    }
+  }
+
+  private static Thread thread(Runnable work) {
+    var thread = new Thread(work, "milo-discovery credentials");
+    thread.setDaemon(true);
+    return thread;
+  }
+
+  @Override
+  public void close() {
+    threads.shutdownNow();
+  }
+}

@@ -1,0 +1,57 @@
+package com.miloapis.discovery;
+
+import io.fabric8.kubernetes.client.http.BasicBuilder;
+import io.fabric8.kubernetes.client.http.HttpRequest;
+import io.fabric8.kubernetes.client.http.Interceptor;
+import java.net.URI;
+import java.net.URLEncoder;
+import java.nio.charset.StandardCharsets;
+import java.util.List;
+
+/**
+ * Gives each request of an API client the server, the token and the user to act as of one credential, so that none of them is combined
+ * with an earlier one of another.
+ */
+final class RenewedRequests implements Interceptor {
+  private final Credential credential;
+  private final String madeFor;
+
+  /**
+   * @param madeFor the URL with which all URLs of the client begin
+   */
+  RenewedRequests(Credential credential, String madeFor) {
+    this.credential = credential;
+    this.madeFor = withoutSlash(madeFor);
+  }
+
+  @Override
+  public void before(BasicBuilder builder, HttpRequest request, RequestTags tags) {
+    Access access = credential.access();
+    String url = request.uri().toString();
+    if (!url.startsWith(madeFor)) {
+      throw new DiscoveryException("a request is for another server than that of the cluster: " + request.uri().getHost());
+    }
+    builder.uri(URI.create(withoutSlash(access.server()) + url.substring(madeFor.length())));
+    if (access.token() != null) {
+      builder.setHeader("Authorization", "Bearer " + access.token());
+    }
+    if (access.actAs() != null) {
+      builder.setHeader("Impersonate-User", access.actAs().user());
+      set(builder, "Impersonate-Group", access.actAs().groups());
+      access.actAs().extra().forEach((key, values) -> set(builder, "Impersonate-Extra-" + encoded(key), values));
+    }
+  }
+
+  private static void set(BasicBuilder builder, String name, List<String> values) {
+    values.stream().limit(1).forEach(value -> builder.setHeader(name, value));
+    values.stream().skip(1).forEach(value -> builder.header(name, value));
+  }
+
+  private static String encoded(String key) {
+    return URLEncoder.encode(key, StandardCharsets.UTF_8);
+  }
+
+  private static String withoutSlash(String url) {
+    return url.endsWith("/") ? url.substring(0, url.length() - 1) : url;
+  }
+}

@@ -1,0 +1,229 @@
+package com.miloapis.discovery;
+
+import com.google.protobuf.ByteString;
+import com.google.protobuf.Message;
+import com.google.protobuf.Timestamp;
+import com.miloapis.discovery.v1.Cluster;
+import com.miloapis.discovery.v1.ClusterEvent;
+import com.miloapis.discovery.v1.DisengageReason;
+import com.miloapis.discovery.v1.DiscoveryServiceGrpc;
+import com.miloapis.discovery.v1.EndSubscriptionRequest;
+import com.miloapis.discovery.v1.EndSubscriptionResponse;
+import com.miloapis.discovery.v1.IssueKubeconfigRequest;
+import com.miloapis.discovery.v1.IssueKubeconfigResponse;
+import com.miloapis.discovery.v1.Kubeconfig;
+import com.miloapis.discovery.v1.ReleaseClusterRequest;
+import com.miloapis.discovery.v1.ReleaseClusterResponse;
+import com.miloapis.discovery.v1.WatchClustersRequest;
+import com.miloapis.discovery.v1.WatchClustersResponse;
+import io.grpc.Grpc;
+import io.grpc.Metadata;
+import io.grpc.Server;
+import io.grpc.ServerCall;
+import io.grpc.ServerCallHandler;
+import io.grpc.ServerInterceptor;
+import io.grpc.ServerInterceptors;
+import io.grpc.Status;
+import io.grpc.netty.shaded.io.grpc.netty.NettyServerBuilder;
+import io.grpc.stub.StreamObserver;
+import java.io.IOException;
+import java.net.InetSocketAddress;
+import java.time.Duration;
+import java.time.Instant;
+import java.util.List;
+import java.util.Set;
+import java.util.concurrent.ConcurrentHashMap;
+import java.util.concurrent.CopyOnWriteArrayList;
+import java.util.concurrent.Executors;
+import java.util.concurrent.atomic.AtomicInteger;
+import java.util.function.BooleanSupplier;
+import java.util.function.Function;
+
+/** A daemon whose streams and answers a test scripts, on a port of loopback. */
+final class FakeDaemon implements AutoCloseable {
+  private static final long WITHIN_MS = 60_000;
+
+  final List<Stream> streams = new CopyOnWriteArrayList<>();
+  final List<Message> calls = new CopyOnWriteArrayList<>();
+
+  /** The addresses that unary calls came from. */
+  final Set<String> callers = ConcurrentHashMap.newKeySet();
+
+  /** Answers a request for a kubeconfig. A StatusRuntimeException refuses it. */
+  volatile Function<IssueKubeconfigRequest, Kubeconfig> issue = issuing(Duration.ofHours(1));
+
+  private final AtomicInteger revisions = new AtomicInteger();
+  private int port;
+  private Server server;
+
+  FakeDaemon() throws IOException {
+    start();
+  }
+
+  void start() throws IOException {
+    var address = new InetSocketAddress("127.0.0.1", port);
+    var service = ServerInterceptors.intercept(new Service(), new Callers());
+    server = NettyServerBuilder.forAddress(address).executor(Executors.newCachedThreadPool()).addService(service).build().start();
+    port = server.getPort();
+  }
+
+  /** End without a word, as when it is killed. */
+  void kill() throws InterruptedException {
+    server.shutdownNow().awaitTermination();
+  }
+
+  @Override
+  public void close() {
+    server.shutdownNow();
+  }
+
+  DiscoveryClient client() {
+    return new DiscoveryClient("127.0.0.1:" + port, new Credentials(null, null, null, null));
+  }
+
+  /** Return the stream of this number, once it was opened. */
+  Stream stream(int number) {
+    until(() -> streams.size() >= number, "stream " + number);
+    return streams.get(number - 1);
+  }
+
+  <T extends Message> List<T> called(Class<T> request) {
+    return calls.stream().filter(request::isInstance).map(request::cast).toList();
+  }
+
+  static Function<IssueKubeconfigRequest, Kubeconfig> issuing(Duration life) {
+    var number = new AtomicInteger();
+    return request -> kubeconfig(request.getCluster(), "token-" + number.incrementAndGet(), life);
+  }
+
+  /** Wait for a state. */
+  static void until(BooleanSupplier condition, String what) {
+    long limit = System.currentTimeMillis() + WITHIN_MS;
+    while (!condition.getAsBoolean()) {
+      if (System.currentTimeMillis() > limit) {
+        throw new AssertionError("not within " + WITHIN_MS + " ms: " + what);
+      }
+      try {
+        Thread.sleep(5);
+      } catch (InterruptedException interrupted) {
+        throw new AssertionError(interrupted);
+      }
+    }
+  }
+
+  static Cluster.Builder cluster(String name) {
+    return Cluster.newBuilder().setName(name).setUid("uid-" + name).setIncarnation(name + "-1").setEndpoint("https://milo.test");
+  }
+
+  static ClusterEvent engaged(String name) {
+    return event(ClusterEvent.Type.TYPE_ENGAGED, cluster(name)).build();
+  }
+
+  static ClusterEvent disengaged(String name, DisengageReason reason) {
+    return event(ClusterEvent.Type.TYPE_DISENGAGED, cluster(name)).setReason(reason).build();
+  }
+
+  static ClusterEvent.Builder event(ClusterEvent.Type type, Cluster.Builder cluster) {
+    return ClusterEvent.newBuilder().setType(type).setCluster(cluster);
+  }
+
+  static Kubeconfig kubeconfig(String name, String token, Duration life) {
+    var file =
+        """
+        {"apiVersion": "v1", "kind": "Config", "current-context": "a",
+         "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}],
+         "clusters": [{"name": "a", "cluster": {"server": "https://milo.test"}}],
+         "users": [{"name": "a", "user": {"token": "%s"}}]}"""
+            .formatted(token);
+    var now = Instant.now();
+    return Kubeconfig.newBuilder()
+        .setCluster(name)
+        .setKubeconfig(ByteString.copyFromUtf8(file))
+        .setIssuedAt(timestamp(now))
+        .setRefreshAfter(timestamp(now.plus(life.dividedBy(2))))
+        .setExpiresAt(timestamp(now.plus(life)))
+        .build();
+  }
+
+  private static Timestamp timestamp(Instant at) {
+    return Timestamp.newBuilder().setSeconds(at.getEpochSecond()).setNanos(at.getNano()).build();
+  }
+
+  /** The daemon's side of a stream. */
+  final class Stream {
+    private final StreamObserver<WatchClustersResponse> responses;
+    private String revision;
+
+    private Stream(WatchClustersRequest request, StreamObserver<WatchClustersResponse> responses) {
+      this.revision = request.getResumeRevision();
+      this.responses = responses;
+    }
+
+    void snapshot(ClusterEvent... events) {
+      send(true, List.of(events));
+    }
+
+    void send(ClusterEvent... events) {
+      send(false, List.of(events));
+    }
+
+    void send(boolean reset, List<ClusterEvent> events) {
+      String previous = reset ? "" : revision;
+      revision = "r" + revisions.incrementAndGet();
+      responses.onNext(
+          WatchClustersResponse.newBuilder()
+              .addAllEvents(events)
+              .setRevision(revision)
+              .setPreviousRevision(previous)
+              .setReset(reset)
+              .setSynced(true)
+              .build());
+    }
+
+    void end(Status status) {
+      responses.onError(status.asRuntimeException());
+    }
+  }
+
+  private final class Service extends DiscoveryServiceGrpc.DiscoveryServiceImplBase {
+    @Override
+    public void watchClusters(WatchClustersRequest request, StreamObserver<WatchClustersResponse> responses) {
+      streams.add(new Stream(request, responses));
+    }
+
+    @Override
+    public void issueKubeconfig(IssueKubeconfigRequest request, StreamObserver<IssueKubeconfigResponse> response) {
+      calls.add(request);
+      try {
+        response.onNext(IssueKubeconfigResponse.newBuilder().setKubeconfig(issue.apply(request)).build());
+        response.onCompleted();
+      } catch (RuntimeException refused) {
+        response.onError(refused);
+      }
+    }
+
+    @Override
+    public void releaseCluster(ReleaseClusterRequest request, StreamObserver<ReleaseClusterResponse> response) {
+      calls.add(request);
+      response.onNext(ReleaseClusterResponse.getDefaultInstance());
+      response.onCompleted();
+    }
+
+    @Override
+    public void endSubscription(EndSubscriptionRequest request, StreamObserver<EndSubscriptionResponse> response) {
+      calls.add(request);
+      response.onNext(EndSubscriptionResponse.getDefaultInstance());
+      response.onCompleted();
+    }
+  }
+
+  private final class Callers implements ServerInterceptor {
+    @Override
+    public <Q, R> ServerCall.Listener<Q> interceptCall(ServerCall<Q, R> call, Metadata headers, ServerCallHandler<Q, R> next) {
+      if (!call.getMethodDescriptor().equals(DiscoveryServiceGrpc.getWatchClustersMethod())) {
+        callers.add(String.valueOf(call.getAttributes().get(Grpc.TRANSPORT_ATTR_REMOTE_ADDR)));
+      }
+      return next.startCall(call, headers);
+    }
+  }
+}

@@ -1,0 +1,336 @@
+package com.miloapis.discovery;
+
+import static com.miloapis.discovery.FakeDaemon.cluster;
+import static com.miloapis.discovery.FakeDaemon.disengaged;
+import static com.miloapis.discovery.FakeDaemon.engaged;
+import static com.miloapis.discovery.FakeDaemon.event;
+import static com.miloapis.discovery.FakeDaemon.until;
+import static com.miloapis.discovery.v1.DisengageReason.DISENGAGE_REASON_DELETED;
+import static com.miloapis.discovery.v1.DisengageReason.DISENGAGE_REASON_NOT_READY;
+import static com.miloapis.discovery.v1.DisengageReason.DISENGAGE_REASON_REPLACED;
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertSame;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import com.miloapis.discovery.v1.ClusterEvent;
+import com.miloapis.discovery.v1.EndSubscriptionRequest;
+import com.miloapis.discovery.v1.IssueKubeconfigRequest;
+import com.miloapis.discovery.v1.ReleaseClusterRequest;
+import io.grpc.Status;
+import java.io.IOException;
+import java.time.Duration;
+import java.util.List;
+import java.util.Map;
+import java.util.Set;
+import java.util.concurrent.ConcurrentHashMap;
+import java.util.concurrent.CopyOnWriteArrayList;
+import java.util.concurrent.CountDownLatch;
+import java.util.concurrent.atomic.AtomicInteger;
+import java.util.function.BiConsumer;
+import java.util.stream.IntStream;
+import org.junit.jupiter.api.AfterEach;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Test;
+
+class FleetTest {
+  private final List<String> steps = new CopyOnWriteArrayList<>();
+  private final Map<String, EngagedCluster> clusters = new ConcurrentHashMap<>();
+  private final List<Throwable> reported = new CopyOnWriteArrayList<>();
+  private FakeDaemon daemon;
+  private DiscoveryClient client;
+  private Fleet fleet;
+  private Thread running;
+
+  @BeforeEach
+  void startDaemon() throws IOException {
+    daemon = new FakeDaemon();
+    client = daemon.client();
+  }
+
+  @AfterEach
+  void stop() throws InterruptedException {
+    stopFleet();
+    client.close();
+    daemon.close();
+  }
+
+  private void stopFleet() throws InterruptedException {
+    fleet.close();
+    running.join();
+  }
+
+  private void start(WatchOptions options, BiConsumer<EngagedCluster, Throwable> onError, Fleet.Handler handler) {
+    fleet =
+        new Fleet(
+            client,
+            options.withSubscriber("test"),
+            work -> {
+              var thread = new Thread(null, work, "handler", 256 << 10);
+              thread.setDaemon(true);
+              thread.start();
+            },
+            onError);
+    running =
+        new Thread(
+            () -> {
+              try {
+                fleet.run(handler);
+              } catch (InterruptedException interrupted) {
+                throw new AssertionError(interrupted);
+              }
+            });
+    running.start();
+  }
+
+  private void start(Fleet.Handler handler) {
+    start(WatchOptions.defaults(), (cluster, error) -> reported.add(error), handler);
+  }
+
+  private void untilEnd(EngagedCluster cluster) throws InterruptedException {
+    clusters.put(cluster.current().getUid(), cluster);
+    cluster.awaitEnd();
+  }
+
+  private static String token(EngagedCluster cluster) {
+    try {
+      return cluster.credential().access().token();
+    } catch (DiscoveryException error) {
+      return error.code().name();
+    }
+  }
+
+  private List<String> issuedFor() {
+    return daemon.called(IssueKubeconfigRequest.class).stream().map(IssueKubeconfigRequest::getIncarnation).toList();
+  }
+
+  @Test
+  void handlerOfReplacedClusterEndsBeforeTheNextBeginsAndItsCredentialEndsWithTheEngagement() {
+    var linger = new CountDownLatch(1);
+    start(
+        cluster -> {
+          String uid = cluster.current().getUid();
+          clusters.put(uid, cluster);
+          steps.add("begin " + uid + " " + token(cluster));
+          cluster.awaitEnd();
+          steps.add("signal " + uid + " " + token(cluster));
+          if (uid.equals("uid-a")) {
+            linger.await();
+          }
+          steps.add("end " + uid);
+        });
+    daemon.stream(1).snapshot(engaged("a"));
+    until(() -> steps.size() == 1, "the handler begins");
+    var other = event(ClusterEvent.Type.TYPE_ENGAGED, cluster("a").setUid("other").setIncarnation("a-2")).build();
+    daemon.stream(1).send(disengaged("a", DISENGAGE_REASON_REPLACED), other);
+    until(() -> steps.size() == 2, "the handler is told of the end");
+    linger.countDown();
+    until(() -> steps.size() == 4, "the next handler begins");
+    assertEquals(List.of("begin uid-a token-1", "signal uid-a NOT_FOUND", "end uid-a", "begin other token-2"), steps);
+    assertEquals("NOT_FOUND", token(clusters.get("uid-a")));
+    assertEquals(List.of("a-1", "a-2"), issuedFor());
+  }
+
+  @Test
+  void clusterThatIsEngagedAgainGivesTheEarlierHandlerNoCredential() {
+    start(
+        WatchOptions.defaults().withKubeconfigs(),
+        (cluster, error) -> reported.add(error),
+        cluster -> {
+          String incarnation = cluster.current().getIncarnation();
+          steps.add(incarnation + " " + token(cluster));
+          cluster.awaitEnd();
+          steps.add(incarnation + " " + token(cluster));
+        });
+    var hour = Duration.ofHours(1);
+    var first = event(ClusterEvent.Type.TYPE_ENGAGED, cluster("a")).setKubeconfig(FakeDaemon.kubeconfig("a", "one", hour));
+    daemon.stream(1).snapshot(first.build());
+    until(() -> steps.size() == 1, "the handler begins");
+    var again = event(ClusterEvent.Type.TYPE_ENGAGED, cluster("a").setIncarnation("a-2"));
+    again.setKubeconfig(FakeDaemon.kubeconfig("a", "two", hour));
+    daemon.stream(1).send(disengaged("a", DISENGAGE_REASON_NOT_READY), again.build());
+    until(() -> steps.size() == 3, "the next handler begins");
+    assertEquals(List.of("a-1 one", "a-1 NOT_FOUND", "a-2 two"), steps);
+  }
+
+  @Test
+  void credentialIsForTheIncarnationAfterRestartOfTheDaemon() {
+    start(this::untilEnd);
+    daemon.stream(1).snapshot(engaged("a"));
+    until(() -> clusters.size() == 1, "the cluster is engaged");
+    daemon.stream(1).end(Status.UNAVAILABLE);
+    daemon.stream(2).snapshot(event(ClusterEvent.Type.TYPE_ENGAGED, cluster("a").setIncarnation("a-2")).build(), engaged("b"));
+    until(() -> clusters.size() == 2, "the daemon is back");
+    assertEquals("token-1", token(clusters.get("uid-a")));
+    assertEquals(List.of("a-2"), issuedFor());
+  }
+
+  @Test
+  void whateverHandlerOrOnErrorThrowsIsReportedAndTheFleetGoesOn() throws InterruptedException {
+    var begun = new ConcurrentHashMap<String, Integer>();
+    var thrown = Map.of("exception", new IOException("broken"), "error", new StackOverflowError(), "unchecked", new IllegalStateException());
+    start(
+        WatchOptions.defaults(),
+        (cluster, error) -> {
+          reported.add(error);
+          throw new AssertionError("of onError");
+        },
+        cluster -> {
+          begun.merge(cluster.name(), 1, Integer::sum);
+          Throwable error = thrown.get(cluster.name());
+          if (error instanceof Exception exception) {
+            throw exception;
+          } else if (error instanceof Error fatal) {
+            throw fatal;
+          }
+          cluster.awaitEnd();
+        });
+    daemon.stream(1).snapshot(thrown.keySet().stream().map(FakeDaemon::engaged).toArray(ClusterEvent[]::new));
+    until(() -> begun.values().stream().filter(times -> times > 1).count() == 3, "each handler is called again");
+    assertEquals(Set.copyOf(thrown.values()), Set.copyOf(reported));
+    daemon.stream(1).send(disengaged("error", DISENGAGE_REASON_DELETED), engaged("well"));
+    until(() -> begun.containsKey("well"), "the next cluster begins");
+    int before = begun.get("error");
+    daemon.stream(1).send(engaged("error"));
+    until(() -> begun.get("error") > before, "the cluster has a handler again");
+    stopFleet();
+    assertEquals(1, daemon.called(EndSubscriptionRequest.class).size());
+  }
+
+  @Test
+  void drainingClusterIsReleasedOnceItsSlowHandlerHasEndedAlsoWithAnError() {
+    var finish = new CountDownLatch(1);
+    start(
+        cluster -> {
+          cluster.awaitEnd();
+          steps.add(token(cluster));
+          finish.await();
+          throw new NoClassDefFoundError("while finishing");
+        });
+    daemon.stream(1).snapshot(engaged("a"));
+    var draining = cluster("a");
+    draining.getDrainingBuilder().setReason(DISENGAGE_REASON_NOT_READY);
+    daemon.stream(1).send(event(ClusterEvent.Type.TYPE_UPDATED, draining).build());
+    until(() -> steps.size() == 1, "the handler is told of the drain");
+    assertEquals(List.of("token-1"), steps, "the credential works until the cluster is disengaged");
+    assertEquals(0, daemon.called(ReleaseClusterRequest.class).size());
+    finish.countDown();
+    until(() -> daemon.called(ReleaseClusterRequest.class).size() == 1, "the cluster is released");
+    assertEquals("a-1", daemon.called(ReleaseClusterRequest.class).get(0).getIncarnation());
+    until(() -> reported.size() == 1, "the error is reported");
+  }
+
+  @Test
+  void clusterWhoseWorkTheExecutorRefusesIsReleasedAndReported() {
+    fleet =
+        new Fleet(
+            client,
+            WatchOptions.defaults().withSubscriber("test"),
+            work -> {
+              throw new OutOfMemoryError("unable to create native thread");
+            },
+            (cluster, error) -> reported.add(error));
+    running = new Thread(() -> assertThrowsNothing(() -> fleet.run(this::untilEnd)));
+    running.start();
+    daemon.stream(1).snapshot(engaged("a"));
+    until(() -> reported.size() == 1, "the error is reported");
+    var draining = cluster("a");
+    draining.getDrainingBuilder().setReason(DISENGAGE_REASON_NOT_READY);
+    daemon.stream(1).send(event(ClusterEvent.Type.TYPE_UPDATED, draining).build());
+    until(() -> daemon.called(ReleaseClusterRequest.class).size() == 1, "the cluster is released");
+  }
+
+  private interface Running {
+    void run() throws InterruptedException;
+  }
+
+  private static void assertThrowsNothing(Running running) {
+    try {
+      running.run();
+    } catch (InterruptedException interrupted) {
+      throw new AssertionError(interrupted);
+    }
+  }
+
+  @Test
+  void closedFleetWaitsForItsHandlersWhoseCredentialsWorkBeforeItEndsItsSubscription() throws InterruptedException {
+    start(
+        cluster -> {
+          steps.add("begin");
+          cluster.awaitEnd();
+          steps.add("cleaning up with " + token(cluster));
+          Thread.sleep(50);
+          steps.add("subscriptions ended: " + daemon.called(EndSubscriptionRequest.class).size());
+        });
+    daemon.stream(1).snapshot(engaged("a"));
+    until(() -> steps.size() == 1, "the handler begins");
+    stopFleet();
+    assertEquals(List.of("begin", "cleaning up with token-1", "subscriptions ended: 0"), steps);
+    assertEquals(1, daemon.called(EndSubscriptionRequest.class).size());
+  }
+
+  @Test
+  void fiveThousandHandlersShareOneConnectionForTheirCredentials() {
+    var done = new AtomicInteger();
+    start(
+        cluster -> {
+          if (token(cluster).startsWith("token-")) {
+            done.incrementAndGet();
+          }
+          cluster.awaitEnd();
+        });
+    daemon.stream(1).send(true, IntStream.range(0, 5000).mapToObj(number -> engaged("c" + number)).toList());
+    until(() -> done.get() == 5000, "each handler has its credential");
+    assertEquals(1, daemon.callers.size());
+  }
+
+  @Test
+  void issuerThatIsDownIsAskedFewTimesASecondWhateverTheNumberOfHandlers() {
+    var asked = new AtomicInteger();
+    daemon.issue =
+        request -> {
+          throw Status.UNAVAILABLE.asRuntimeException();
+        };
+    start(
+        cluster -> {
+          while (!cluster.hasEnded()) {
+            token(cluster);
+            asked.incrementAndGet();
+            cluster.awaitEnd(Duration.ofMillis(20));
+          }
+        });
+    long since = System.nanoTime();
+    daemon.stream(1).send(true, IntStream.range(0, 300).mapToObj(number -> engaged("c" + number)).toList());
+    until(() -> asked.get() > 500 && System.nanoTime() - since > 3_000_000_000L, "handlers ask for some seconds");
+    int calls = daemon.called(IssueKubeconfigRequest.class).size();
+    double seconds = (System.nanoTime() - since) / 1e9;
+    assertTrue(calls <= 16 * (seconds + 1), calls + " calls in " + seconds + " s");
+    daemon.issue = FakeDaemon.issuing(Duration.ofHours(1));
+    until(() -> daemon.called(IssueKubeconfigRequest.class).size() > calls + 100, "handlers get credentials when the issuer is back");
+  }
+
+  @Test
+  void shortCredentialsAreRenewedBeforeTheyExpireAlsoWhileTheDaemonIsKilledAndSilent() throws Exception {
+    Set<String> found = ConcurrentHashMap.newKeySet();
+    daemon.issue = FakeDaemon.issuing(Duration.ofSeconds(20));
+    start(
+        WatchOptions.defaults().withHeartbeatInterval(Duration.ofSeconds(1)),
+        (cluster, error) -> reported.add(error),
+        cluster -> {
+          clusters.put(cluster.name(), cluster);
+          while (!cluster.hasEnded()) {
+            found.add(token(cluster));
+            cluster.awaitEnd(Duration.ofMillis(20));
+          }
+        });
+    daemon.stream(1).snapshot(engaged("a"));
+    until(() -> found.size() == 1, "the handler works");
+    EngagedCluster before = clusters.get("a");
+    daemon.kill();
+    daemon.start();
+    daemon.stream(2).snapshot(event(ClusterEvent.Type.TYPE_ENGAGED, cluster("a").setIncarnation("a-2")).build()); // and is silent
+    daemon.stream(3).send(); // after three heartbeats
+    until(() -> found.contains("token-2"), "the credential is renewed");
+    assertSame(before, clusters.get("a"), "the handler works on");
+    assertEquals(Set.of("token-1", "token-2"), found);
+  }
+}
