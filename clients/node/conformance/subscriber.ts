@@ -1,6 +1,6 @@
 // The subscriber that the conformance kit judges this client by.
 import { createInterface } from "node:readline";
-import { DiscoveryClient, StatusError, type Credential, type Event, type Kubeconfig } from "../src/index.js";
+import { DisengageReason, DiscoveryClient, StatusError, type Credential, type Event, type Kubeconfig } from "../src/index.js";
 
 const environment = process.env;
 const subscriber = environment.CONFORMANCE_SUBSCRIBER ?? "";
@@ -10,14 +10,12 @@ const credentials = new Map<string, Credential>();
 const tell = (line: Record<string, unknown>) => console.log(JSON.stringify(line));
 const text = (kubeconfig: Kubeconfig) => new TextDecoder().decode(kubeconfig.kubeconfig);
 const code = (error: unknown) => (error instanceof StatusError ? error.code : String(error));
-// The reasons of drains have the order of the proto file.
-const REASONS = ["", "DELETED", "NOT_READY", "REPLACED", "LABELS_CHANGED", "UNREACHABLE", "REVOKED", "MOVED", "REMOVED"];
 
 function tellEvent(event: Event): void {
   const { name, uid, endpoint, suspended, draining } = event.cluster;
   const reason = event.type === "DISENGAGED" ? event.reason : "";
   const kubeconfig = "kubeconfig" in event && event.kubeconfig ? text(event.kubeconfig) : "";
-  const drains = draining ? REASONS[draining.reason] : "";
+  const drains = draining ? DisengageReason[draining.reason] : "";
   tell({ event: event.type, cluster: name, uid, endpoint, suspended, draining: drains, reason, kubeconfig });
 }
 

@@ -11,7 +11,8 @@ import {
   type WatchClustersResponse,
 } from "./gen/milo/discovery/v1/discovery_pb.js";
 
-export type DisengageReason = keyof typeof Reason;
+/** The name of a DisengageReason. */
+export type DisengageReasonName = keyof typeof Reason;
 
 /**
  * A change to one cluster. `cluster` is complete in every type; for DISENGAGED it is as last known. `engagement` is the same from
@@ -20,7 +21,7 @@ export type DisengageReason = keyof typeof Reason;
 export type Event = { cluster: Cluster; engagement: symbol } & (
   | { type: "ENGAGED" | "KUBECONFIG"; kubeconfig?: Kubeconfig | undefined }
   | { type: "UPDATED" }
-  | { type: "DISENGAGED"; reason: DisengageReason; message: string }
+  | { type: "DISENGAGED"; reason: DisengageReasonName; message: string }
 );
 
 /** An engaged cluster, as last known. */
@@ -203,7 +204,7 @@ function updated({ cluster, engagement }: Known): Event {
 }
 
 function disengaged({ cluster, engagement }: Known, reason: Reason, message = ""): Event {
-  return { type: "DISENGAGED", cluster, engagement, reason: (Reason[reason] ?? "UNSPECIFIED") as DisengageReason, message };
+  return { type: "DISENGAGED", cluster, engagement, reason: (Reason[reason] ?? "UNSPECIFIED") as DisengageReasonName, message };
 }
 
 /** Why the engagement before has ended, if the cluster of a snapshot is another engagement. */

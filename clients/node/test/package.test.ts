@@ -1,0 +1,49 @@
+// The package as its users see it.
+import assert from "node:assert/strict";
+import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { fileURLToPath } from "node:url";
+import { test } from "node:test";
+import ts from "typescript";
+
+const PACKAGE = new URL("../../", import.meta.url);
+
+test("the samples of the README compile as they stand", () => {
+  const readme = readFileSync(new URL("README.md", PACKAGE), "utf8");
+  const samples = [...readme.matchAll(/```js\n(.*?)```/gs)].map(([, sample]) => sample!);
+  assert.ok(samples.length >= 2);
+  const directory = new URL("dist/readme/", PACKAGE); // within the package, which resolves its own name
+  mkdirSync(directory, { recursive: true });
+  const files = samples.map((sample, number) => {
+    const file = fileURLToPath(new URL(`sample-${number}.mjs`, directory));
+    writeFileSync(file, sample);
+    return file;
+  });
+  const program = ts.createProgram(files, {
+    allowJs: true,
+    checkJs: true,
+    strict: true,
+    noEmit: true,
+    skipLibCheck: true,
+    target: ts.ScriptTarget.ES2023,
+    module: ts.ModuleKind.NodeNext,
+    moduleResolution: ts.ModuleResolutionKind.NodeNext,
+    types: ["node"],
+  });
+  const problems = ts.getPreEmitDiagnostics(program).map(({ messageText }) => ts.flattenDiagnosticMessageText(messageText, "\n"));
+  assert.deepEqual(problems, []);
+});
+
+test("enums have values at run time", async () => {
+  const exported = (await import("../src/index.js")) as unknown as Record<string, Record<string, unknown>>;
+  for (const name of ["ClusterEvent_Type", "Connectivity_State", "DisengageReason", "Engagement_Reason", "KubeconfigFormat", "SourceStatus_State"]) {
+    assert.ok(Object.keys(exported[name] ?? {}).length > 1, name);
+  }
+  assert.equal(exported.DisengageReason?.NOT_READY, 2);
+});
+
+test("the package says where its source is, and exports types with its code", () => {
+  const described = JSON.parse(readFileSync(new URL("package.json", PACKAGE), "utf8"));
+  assert.equal(described.repository.directory, "clients/node");
+  assert.deepEqual(Object.keys(described.exports["."]), ["types", "default"]);
+  for (const file of Object.values<string>(described.exports["."])) readFileSync(new URL(file, PACKAGE));
+});
