@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from milo_discoveryd import __version__
 from milo_discoveryd.config import Settings
+from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.kubeconfigs.cluster_ca import cluster_trust
 from milo_discoveryd.kubeconfigs.kubeconfigs import NO_ISSUER, Kubeconfigs
@@ -318,8 +319,8 @@ class Daemon:
 
         trusts = {each.of.name: cluster_trust(each.of.settings, each.project) for each in sources}
 
-        def trust(target: Target, stated: bytes | None) -> ClusterTrust:
-            return trusts[target.source](target, stated)
+        def trust(target: Target, issued: IssuedCredential | None) -> ClusterTrust:
+            return trusts[target.source](target, issued)
 
         return Kubeconfigs(
             issuers.assignments(),

@@ -1,7 +1,7 @@
 """Checks each credential issuer by minting one credential and using it, if that creates no objects in a cluster."""
 
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 
 from msgspec.structs import replace
@@ -16,8 +16,8 @@ from milo_discoveryd.credentials.issuers.client_certificate import ClientCertifi
 from milo_discoveryd.credentials.issuers.issuer import Issuer, MintRequest, RevokingIssuer, Scope
 from milo_discoveryd.credentials.issuers.token_request import TokenRequestIssuer
 from milo_discoveryd.daemon_errors import CredentialError, UnfitError
+from milo_discoveryd.kubeconfigs.cluster_ca import TrustOf
 from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment
-from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.watchers.transport import Transport
 from milo_discoveryd.wiring.rules import rights
@@ -29,8 +29,6 @@ _PROBE = Cluster(
     incarnation=1,
 )
 
-Trust = Callable[[Target, bytes | None], ClusterTrust]
-
 
 class IssuersCheck:
     def __init__(
@@ -38,7 +36,7 @@ class IssuersCheck:
         settings: Settings,
         issuers: Sequence[IssuerAssignment],
         clusters: Sequence[Cluster],
-        sources: Mapping[str, tuple[Upstream, Trust]],
+        sources: Mapping[str, tuple[Upstream, TrustOf]],
     ) -> None:
         """`clusters` are those that the daemon engages; `sources` has each source's project server and trust."""
         self._settings = settings
@@ -91,13 +89,13 @@ class IssuersCheck:
         target = cluster.target
         project, trust_of = self._sources[target.source]
         try:
-            trust = trust_of(target, minted.authorities)
+            trust = trust_of(target, minted)
         except CredentialError as error:
             yield fail(subject, str(error), "correct the file with the CA of the clusters")
             return
         upstream = replace(
             project,
-            server=target.endpoint,
+            server=trust.server or target.endpoint,
             origin=f"the credential for {target.name}",
             credentials=StaticCredential(minted.credential),
             authorities=trust.authorities,

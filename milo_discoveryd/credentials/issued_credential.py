@@ -34,6 +34,10 @@ class IssuedCredential(msgspec.Struct, frozen=True, kw_only=True):
     """Wall time, like `issued_at`; never later than the backend stated."""
     authorities: bytes | None = None
     """CA certificates of the cluster's API server as PEM, if the backend returned them with the credential."""
+    server: str = ""
+    """URL of the cluster's API server, if the backend decides how it is reached; `authorities` and `tls_server_name`
+    then verify it. Empty if it is at the cluster's endpoint."""
+    tls_server_name: str = ""
     is_endless: bool = False
     """Whether nothing states when the credential ends; `expires_at` is then when it is to be read again."""
 

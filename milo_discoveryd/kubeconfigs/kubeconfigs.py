@@ -14,7 +14,7 @@ import msgspec
 
 from milo_discoveryd.credentials.credential import Credential
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
-from milo_discoveryd.credentials.issuers.issuer import Issuer, Scope
+from milo_discoveryd.credentials.issuers.issuer import Issuer, Scope, ServerStatingIssuer
 from milo_discoveryd.daemon_errors import CredentialError, UnfitError
 from milo_discoveryd.kubeconfigs import rendering
 from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
@@ -89,7 +89,7 @@ class Kubeconfigs:
         self,
         issuers: Sequence[IssuerAssignment],
         *,
-        trust: Callable[[Target, bytes | None], ClusterTrust],
+        trust: Callable[[Target, IssuedCredential | None], ClusterTrust],
         metrics: IssuerMetrics,
         audit: IssuerAudit,
         max_ttl_s: float,
@@ -168,16 +168,15 @@ class Kubeconfigs:
         issued = self._held(cluster)
         return None if issued is None else issued.credential
 
-    async def authorities_of(self, cluster: Cluster) -> bytes | None:
-        """Return the CA certificates with which operators verify the cluster.
+    async def trust_of(self, cluster: Cluster) -> ClusterTrust:
+        """Return how operators reach and verify the cluster.
 
-        Requests a credential if they come with it and there is none yet.
+        Requests a credential if that comes with it and there is none yet.
         """
         handle = self.find(cluster, None, UNLIMITED)
         if handle is not None and handle.needs_credential_for_trust and self._held(cluster) is None:
             await handle.wait()
-        issued = self._held(cluster)
-        return self.trust(cluster.target, None if issued is None else issued.authorities).authorities
+        return self.trust(cluster.target, self._held(cluster))
 
     def describe(self, cluster: Cluster) -> CredentialDescription | None:
         """Describe the credential that the cluster's operators have at present, without requesting one; None if no
@@ -259,7 +258,9 @@ class LeaseHandle:
     @property
     def needs_credential_for_trust(self) -> bool:
         """Whether the CA of the cluster comes with its credential."""
-        target = self._cluster.target
+        target, issuer = self._cluster.target, self._minter.issuer
+        if isinstance(issuer, ServerStatingIssuer) and issuer.states_server:
+            return True
         return isinstance(target, DeclaredTarget) and target.authorities is None
 
     async def wait(self) -> None:
@@ -286,8 +287,8 @@ class LeaseHandle:
         if issued is None:
             raise _unavailable(self._minter, entry)
         target = self._cluster.target
-        trust, act_as = self._trust(issued.authorities), to.terms.act_as
-        text = rendering.embedded(target.name, target.endpoint, trust, issued.credential, act_as)
+        trust, act_as = self._trust(issued), to.terms.act_as
+        text = rendering.embedded(target.name, trust.server or target.endpoint, trust, issued.credential, act_as)
         entry.is_wanted = True
         self._kubeconfigs.metrics.kubeconfig_issued("ok")
         self._kubeconfigs.audit.issued(
@@ -317,15 +318,14 @@ class LeaseHandle:
         """
         if (unfit := _unfit_for_all(self._minter)) is not None:
             raise unfit
-        target, stated = self._cluster.target, None
+        target, held = self._cluster.target, None
         if self.needs_credential_for_trust:
             entry = self._minter.request(self.key, self._cluster)
             held = entry.lease.valid(self._minter.now())
             if held is None:
                 raise _unavailable(self._minter, entry)
-            stated = held.authorities
-        trust, address = self._trust(stated), self._kubeconfigs.address()
-        text = rendering.exec_form(target.name, target.endpoint, trust, address, to.terms.act_as)
+        trust, address = self._trust(held), self._kubeconfigs.address()
+        text = rendering.exec_form(target.name, trust.server or target.endpoint, trust, address, to.terms.act_as)
         self._kubeconfigs.metrics.kubeconfig_issued("ok")
         self._kubeconfigs.audit.issued(
             to,
@@ -337,10 +337,10 @@ class LeaseHandle:
         )
         return IssuedKubeconfig(cluster=target.name, text=text, issued_at=self._kubeconfigs.wall())
 
-    def _trust(self, stated: bytes | None) -> ClusterTrust:
+    def _trust(self, issued: IssuedCredential | None) -> ClusterTrust:
         """Return the trust settings of the cluster. Raises CredentialUnavailableError if its CA file cannot be read."""
         try:
-            return self._kubeconfigs.trust(self._cluster.target, stated)
+            return self._kubeconfigs.trust(self._cluster.target, issued)
         except CredentialError as error:
             raise CredentialUnavailableError(str(error), CA_RETRY_AFTER_S) from error
 

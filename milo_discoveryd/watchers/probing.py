@@ -14,6 +14,7 @@ from milo_discoveryd.credentials import Credential, Upstream
 from milo_discoveryd.credentials.authentication.tls import TlsIdentity
 from milo_discoveryd.credentials.credential import for_url
 from milo_discoveryd.daemon_errors import CredentialError
+from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.watchers.transport import no_credential
 from milo_kube.http.client import Client
@@ -44,13 +45,14 @@ class Asker:
         held: Callable[[Cluster], Credential | None],
         path: str,
         timeout_s: float,
+        trust_of: Callable[[Cluster], Awaitable[ClusterTrust]],
+        sends_own_credential: bool = False,
         of_hosts: bool = False,
-        authorities_of: Callable[[Cluster], Awaitable[bytes | None]] | None = None,
     ) -> None:
         """With `of_hosts`, probe the host of each endpoint at `path`, without the endpoint's own path.
 
-        `authorities_of` returns the CA certificates of a cluster, where clusters do not share those of the upstream.
-        The daemon's own credential is then sent to none of them.
+        `sends_own_credential`: whether the daemon's own credential is sent to clusters that have none, at their
+        endpoints.
         """
         self._upstream = upstream
         self._environ = environ
@@ -58,16 +60,19 @@ class Asker:
         self._path = path
         self._timeout_s = timeout_s
         self._of_hosts = of_hosts
-        self._authorities_of = authorities_of
-        self._pools: OrderedDict[TlsIdentity, _Pool] = OrderedDict()
+        self._trust_of = trust_of
+        self._sends_own_credential = sends_own_credential
+        self._pools: OrderedDict[tuple[TlsIdentity, str | None], _Pool] = OrderedDict()
 
     async def ask(self, cluster: Cluster) -> ProbeOutcome:
         endpoint = cluster.target.endpoint
-        if self._of_hosts:
-            parts = urlsplit(endpoint)
-            endpoint = f"{parts.scheme}://{parts.netloc}"
         try:
-            return await self._ask(endpoint, cluster)
+            trust = await self._trust_of(cluster)
+            endpoint = trust.server or endpoint
+            if self._of_hosts:
+                parts = urlsplit(endpoint)
+                endpoint = f"{parts.scheme}://{parts.netloc}"
+            return await self._ask(endpoint, cluster, trust)
         except TimeoutError:
             return ProbeFailed("timeout", f"{endpoint} did not answer in time", is_of_host=True)
         except CredentialError as error:
@@ -80,18 +85,18 @@ class Asker:
             _, pool = self._pools.popitem()
             await pool.client.aclose()
 
-    async def _ask(self, endpoint: str, cluster: Cluster) -> ProbeOutcome:
-        authorities = await self._authorities_of(cluster) if self._authorities_of else self._upstream.trusted()
+    async def _ask(self, endpoint: str, cluster: Cluster, trust: ClusterTrust) -> ProbeOutcome:
         credential = None if self._of_hosts else self._held(cluster)
         if credential is None:
-            credential = Credential() if self._authorities_of else await self._upstream.credentials.credential()
+            sends_own = self._sends_own_credential and not trust.server
+            credential = await self._upstream.credentials.credential() if sends_own else Credential()
         credential = for_url(credential, endpoint, plain_loopback=self._upstream.plain_loopback)
         headers = {"Authorization": f"Bearer {credential.token.reveal()}"} if credential.token else {}
         named = self._upstream.proxy.reveal() if self._upstream.proxy else None
-        identity = TlsIdentity(authorities=authorities, certificate=credential.certificate)
+        identity = TlsIdentity(authorities=trust.authorities, certificate=credential.certificate)
         async with (
             asyncio.timeout(self._timeout_s),
-            self._client(identity) as client,
+            self._client(identity, trust.tls_server_name) as client,
             client.request(
                 "GET",
                 endpoint + self._path,
@@ -107,18 +112,18 @@ class Asker:
             return judged(response.status)
 
     @asynccontextmanager
-    async def _client(self, identity: TlsIdentity) -> AsyncIterator[Client]:
-        """Yield the client for this TLS identity: those with another CA or certificate cannot be reused."""
-        pool = self._pools.get(identity)
+    async def _client(self, identity: TlsIdentity, server_name: str | None) -> AsyncIterator[Client]:
+        """Yield the client for this TLS identity: another CA, certificate or name needs another."""
+        pool = self._pools.get((identity, server_name))
         if pool is None:
             made = Client(
                 identity.context(),
                 user_agent=USER_AGENT,
-                tls_server_name=self._upstream.tls_server_name if self._authorities_of is None else None,
+                tls_server_name=server_name,
                 idle_s=IDLE_S,
             )
-            self._pools[identity] = pool = _Pool(made)
-        self._pools.move_to_end(identity)
+            self._pools[identity, server_name] = pool = _Pool(made)
+        self._pools.move_to_end((identity, server_name))
         pool.users += 1
         try:
             yield pool.client
@@ -127,9 +132,9 @@ class Asker:
             await self._close_oldest()
 
     async def _close_oldest(self) -> None:
-        idle = [identity for identity, pool in self._pools.items() if not pool.users]
-        for identity in idle[: max(0, len(self._pools) - POOLS)]:
-            await self._pools.pop(identity).client.aclose()
+        idle = [key for key, pool in self._pools.items() if not pool.users]
+        for key in idle[: max(0, len(self._pools) - POOLS)]:
+            await self._pools.pop(key).client.aclose()
 
 
 class _Pool(msgspec.Struct):

@@ -26,6 +26,7 @@ from milo_discoveryd.credentials.kubernetes_api import KubernetesApi
 from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment
 from milo_discoveryd.model.selector import parse as parse_selector
+from milo_discoveryd.sources.kind import ProjectServer
 from milo_discoveryd.wiring.configured_source import ConfiguredSource
 from milo_discoveryd.wiring.member_name import member_name
 from milo_discoveryd.wiring.upstreams import open_upstream
@@ -177,6 +178,8 @@ class Issuers:
 
     def _kubeconfig_secret(self, of: issuers.KubeconfigSecret, served: ConfiguredSource) -> Issuer:
         api, origin = self._infrastructure(of, served)
+        # The namespace is that of one cluster, so its Secret speaks for no other cluster.
+        is_own_namespace = "{uid}" in of.namespace_template or "{name}" in of.namespace_template
         return KubeconfigSecretIssuer(
             of.name,
             api,
@@ -184,6 +187,7 @@ class Issuers:
             namespace_template=of.namespace_template,
             secret=of.secret,
             reading=CredentialPaths(of.token, of.certificate, of.private_key, of.ca) if of.has_fields else of.key,
+            states_server=is_own_namespace and served.of.settings.project_server is ProjectServer.IDENTITY,
             allow_long_lived=of.allow_long_lived,
         )
 

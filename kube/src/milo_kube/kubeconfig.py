@@ -69,6 +69,10 @@ class Policy:
 _DATA: Final = frozenset({"token", "client-certificate-data", "client-key-data"})
 _FILES: Final = frozenset({"tokenFile", "client-certificate", "client-key"})
 _PATHS: Final = _FILES | {"certificate-authority"}
+_INLINE_ONLY: Final = (
+    "only a server with certificate-authority-data and tls-server-name, and a token, or client-certificate-data with "
+    "client-key-data, are accepted"
+)
 _INLINE: Final = "only a token, or client-certificate-data with client-key-data, is accepted"
 
 LOCAL: Final = Policy(
@@ -93,6 +97,10 @@ RECEIVED: Final = Policy(
     cluster=LOCAL.cluster | {"insecure-skip-tls-verify"}, user=STATED.user, instead=_INLINE, needs_server=False
 )
 """A kubeconfig of which only the credential and, if there are any, the server and the CA are used."""
+SELF_CONTAINED: Final = Policy(
+    cluster=STATED.cluster | {"tls-server-name"}, user=STATED.user, instead=_INLINE_ONLY, needs_server=False
+)
+"""A kubeconfig of another author that decides how its server is reached and verified."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,6 +66,14 @@ class RevokingIssuer(Protocol):
 
 
 @runtime_checkable
+class ServerStatingIssuer(Protocol):
+    """An issuer whose credentials may come with the server of the cluster."""
+
+    @property
+    def states_server(self) -> bool: ...
+
+
+@runtime_checkable
 class TimedIssuer(Protocol):
     """An issuer that has a timeout of its own."""
 

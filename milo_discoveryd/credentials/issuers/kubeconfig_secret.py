@@ -20,9 +20,10 @@ from milo_discoveryd.credentials.secret import Secret
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.declared_target import DeclaredTarget
-from milo_discoveryd.sources.endpoints import checked_authorities
+from milo_discoveryd.sources.endpoints import checked_authorities, checked_url
 from milo_discoveryd.sources.field_path import DecodedData, FieldPath
 from milo_discoveryd.sources.reading import MalformedError
+from milo_kube import kubeconfig
 from milo_kube.http.errors import TransportError
 
 _LABEL = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
@@ -94,16 +95,19 @@ class KubeconfigSecretIssuer:
         namespace_template: str,
         secret: str,
         reading: str | CredentialPaths,
+        states_server: bool = False,
         allow_long_lived: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`reading` is the key of a kubeconfig, or says where the credential is."""
+        """`reading` is the key of a kubeconfig, or says where the credential is. With `states_server`, the kubeconfig
+        also decides how the cluster is reached."""
         self.name = name
         self._api = api
         self._origin = f"the infrastructure cluster ({origin})"
         self._namespace_template = namespace_template
         self._secret = secret
         self._reading = reading
+        self.states_server = states_server
         self._longest_s = inf if allow_long_lived else LONGEST_S
         self._clock = clock
 
@@ -125,7 +129,7 @@ class KubeconfigSecretIssuer:
         try:
             received = self._received(data, request.cluster.target, what)
             issued = validate(received.credential, self._clock(), origin=what, longest_s=self._longest_s)
-            return replace(issued, authorities=received.authorities)
+            return replace(issued, authorities=received.authorities, **self._stated_server(received, what))
         except LongLivedError as error:
             raise LongLivedError(f"{error}; set allow_long_lived: true to issue it anyway") from None
         except UnfitError:
@@ -140,7 +144,19 @@ class KubeconfigSecretIssuer:
         key = self._reading.replace("{secret_key}", target.secret_key if isinstance(target, DeclaredTarget) else "")
         if key not in data:
             raise BackendError(f"{what} has no key {key!r}, which kubeconfigs.issuers sets as `key`", reason="missing")
-        return received_kubeconfig.read(data[key], what)
+        policy = kubeconfig.SELF_CONTAINED if self.states_server else kubeconfig.RECEIVED
+        return received_kubeconfig.read(data[key], what, policy)
+
+    def _stated_server(self, received: received_kubeconfig.ReceivedCredential, what: str) -> dict[str, str]:
+        if not self.states_server or not isinstance(received, received_kubeconfig.ReceivedKubeconfig):
+            return {}
+        try:
+            server = received.server and checked_url(received.server, ())
+            if received.authorities is not None:
+                checked_authorities(received.authorities.decode(errors="replace"), "certificate-authority-data")
+        except MalformedError as error:
+            raise BackendError(f"{what} contains a kubeconfig that is refused: {error}") from None
+        return {"server": server, "tls_server_name": received.tls_server_name}
 
     def _object(self, target: Target) -> tuple[str, str]:
         """Return the namespace and the name of a cluster's Secret."""

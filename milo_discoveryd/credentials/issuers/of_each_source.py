@@ -6,7 +6,7 @@ The API server of another source may have an object of the same name, which belo
 from collections.abc import Mapping
 
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
-from milo_discoveryd.credentials.issuers.issuer import Issuer, MintRequest, Scope
+from milo_discoveryd.credentials.issuers.issuer import Issuer, MintRequest, Scope, ServerStatingIssuer
 
 
 class EachSourceIssuer:
@@ -16,6 +16,9 @@ class EachSourceIssuer:
         """`issuers` has one for each source, all with the same settings."""
         first = next(iter(issuers.values()))
         self.name, self.type, self.takes_ttl = first.name, first.type, first.takes_ttl
+        self.states_server = any(
+            isinstance(issuer, ServerStatingIssuer) and issuer.states_server for issuer in issuers.values()
+        )
         self._issuers = issuers
 
     async def mint(self, request: MintRequest) -> IssuedCredential:

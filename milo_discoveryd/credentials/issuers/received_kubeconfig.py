@@ -9,7 +9,7 @@ from milo_discoveryd.credentials.credential import ClientCertificate, Credential
 from milo_discoveryd.credentials.secret import Secret
 from milo_discoveryd.daemon_errors import BackendError
 from milo_kube import kubeconfig
-from milo_kube.kubeconfig import KubeconfigError
+from milo_kube.kubeconfig import KubeconfigError, Policy
 
 
 class ReceivedCredential(msgspec.Struct, frozen=True):
@@ -20,18 +20,20 @@ class ReceivedCredential(msgspec.Struct, frozen=True):
 
 class ReceivedKubeconfig(ReceivedCredential, frozen=True):
     server: str
+    """Empty if the kubeconfig names none."""
+    tls_server_name: str
 
 
-def read(encoded: str, what: str) -> ReceivedKubeconfig:
+def read(encoded: str, what: str, policy: Policy = kubeconfig.RECEIVED) -> ReceivedKubeconfig:
     """Return the server, CA and credential of a base64 kubeconfig's current context. Raises BackendError."""
     try:
         content = base64.b64decode(encoded, validate=True)
     except binascii.Error:
         raise BackendError(f"{what} does not contain a kubeconfig") from None
-    return parse(content, what)
+    return parse(content, what, policy=policy)
 
 
-def parse(content: bytes, what: str, name: str = "") -> ReceivedKubeconfig:
+def parse(content: bytes, what: str, name: str = "", *, policy: Policy = kubeconfig.RECEIVED) -> ReceivedKubeconfig:
     """Return the server, CA and credential of a kubeconfig's context, by default the current one.
 
     Raises BackendError.
@@ -41,7 +43,7 @@ def parse(content: bytes, what: str, name: str = "") -> ReceivedKubeconfig:
     except KubeconfigError as error:
         raise BackendError(f"{what} does not contain a kubeconfig: {error}") from None
     try:
-        found = read_content.select(kubeconfig.RECEIVED, name or None)
+        found = read_content.select(policy, name or None)
     except KubeconfigError as error:
         raise BackendError(f"{what} contains a kubeconfig that is refused: {error}") from None
     token = token_of(found.token, f"the token of {what}") if found.token else None
@@ -49,4 +51,5 @@ def parse(content: bytes, what: str, name: str = "") -> ReceivedKubeconfig:
     # With both, API servers use the token.
     if token is None and found.certificate is not None and found.key is not None:
         certificate = ClientCertificate(chain=found.certificate, key=Secret(found.key.decode(errors="replace")))
-    return ReceivedKubeconfig(Credential(token=token, certificate=certificate), found.authorities, found.server)
+    credential = Credential(token=token, certificate=certificate)
+    return ReceivedKubeconfig(credential, found.authorities, found.server, found.tls_server_name)

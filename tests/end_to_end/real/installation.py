@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 from tests.end_to_end.real.api import Api
+from tests.end_to_end.real.certificates import INSIDE
 from tests.end_to_end.real.kubeconfig import with_certificate
 from tests.end_to_end.real.servers import RealApi
 from tests.end_to_end.real.watching import condition, thing
@@ -34,6 +35,11 @@ class Project:
     def namespace(self) -> str:
         return f"project-{self.uid}"
 
+    @property
+    def deployed_at(self) -> str:
+        """The address in the Secret, which is not the one that daemons are configured with."""
+        return f"deployed-{self.uid}.{INSIDE}:6443"
+
     # --- creation, in order ---
 
     async def ask_for_it(self) -> None:
@@ -57,8 +63,9 @@ class Project:
         """Create the Secret with an administrator's kubeconfig of the control plane, valid for the given time."""
         user = f"administrator-of-{self.name}"
         certificate = self._infrastructure.authority.client(user, (), lifetime=lifetime)
-        kubeconfig = self._infrastructure.kubeconfig_with(with_certificate(*certificate), user)
-        secret = {"metadata": {"name": "kubeconfig"}, "stringData": {SECRET_KEY: kubeconfig.read_text()}}
+        kubeconfig = self._infrastructure.kubeconfig_with(with_certificate(*certificate), user).read_text()
+        kubeconfig = kubeconfig.replace(self._infrastructure.url, f"https://{self.deployed_at}")
+        secret = {"metadata": {"name": "kubeconfig"}, "stringData": {SECRET_KEY: kubeconfig}}
         async with self._infrastructure.api() as api:
             await api.call("POST", f"/api/v1/namespaces/{self.namespace}/secrets", secret)
 

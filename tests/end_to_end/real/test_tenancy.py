@@ -84,7 +84,7 @@ async def test_kubeconfig_secret_of_project_opens_its_control_plane(milo: Instal
 
     async with Inside(milo.infrastructure) as network:
         assert await user_of(kubeconfig, proxy=network.proxy) == "administrator-of-delta"
-        assert set(network.asked) == {ADDRESSES.format(uid=project.uid)}
+        assert set(network.asked) == {project.deployed_at}
 
 
 async def test_kubeconfig_secret_valid_for_a_week_is_not_issued(milo: Installation) -> None:

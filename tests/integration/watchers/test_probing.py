@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -12,6 +12,7 @@ from aiohttp import web
 from milo_discoveryd.connectivity.reachability import ProbeFailed, ProbeOutcome, ProbeReached
 from milo_discoveryd.credentials import ClientCertificate, Credential, Secret
 from milo_discoveryd.daemon_errors import BackendError
+from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.watchers.probing import POOLS, Asker
 from tests.integration.watchers.api_server import ApiServer, answering, upstream
@@ -37,17 +38,24 @@ async def prober(
     held: Held | None = None,
     *,
     of_hosts: bool = False,
-    authorities_of: Callable[[Cluster], Awaitable[bytes | None]] | None = None,
+    trust: ClusterTrust | None = None,
     **differing: object,
 ) -> AsyncIterator[Asker]:
+    """Without `trust`, clusters share that of the server, and may get the daemon's own credential."""
+    of_server = upstream(server, **differing)
+
+    async def trust_of(_: Cluster) -> ClusterTrust:
+        return trust or ClusterTrust(of_server.trusted(), of_server.tls_server_name)
+
     made = Asker(
-        upstream(server, **differing),
+        of_server,
         {},
         held=(Held() if held is None else held).of,
         path="/readyz",
         timeout_s=timeout_s,
         of_hosts=of_hosts,
-        authorities_of=authorities_of,
+        trust_of=trust_of,
+        sends_own_credential=trust is None or bool(trust.server),
     )
     try:
         yield made
@@ -199,12 +207,9 @@ async def test_probe_connections_are_per_certificate_and_bounded() -> None:
 
 
 async def test_probe_of_a_cluster_with_its_own_ca_never_carries_the_daemons_credential() -> None:
-    async def authorities_of(_: Cluster) -> bytes:
-        return foreign.pem
-
     async with ApiServer(answering()) as own, ApiServer(answering()) as foreign:
         held = Held()
-        async with prober(own, held=held, authorities_of=authorities_of) as made:
+        async with prober(own, held=held, trust=ClusterTrust(foreign.pem)) as made:
             assert await made.ask(at(foreign.url)) == ProbeReached()
             held[foreign.url] = Credential(token=Secret("its-own"))
             assert await made.ask(at(foreign.url)) == ProbeReached()
@@ -212,3 +217,12 @@ async def test_probe_of_a_cluster_with_its_own_ca_never_carries_the_daemons_cred
         assert [each.headers.get("Authorization") for each in foreign.requests] == [None, "Bearer its-own"]
     assert isinstance(outcome, ProbeFailed)
     assert outcome.cause == "tls", "the upstream's CA is not trusted for clusters"
+
+
+async def test_probe_reaches_the_server_that_came_with_the_credential_and_sends_it_no_other() -> None:
+    async with ApiServer(answering()) as own, ApiServer(answering()) as tenant:
+        trust = ClusterTrust(tenant.pem, "localhost", server=tenant.url)
+        async with prober(own, trust=trust) as made:
+            assert await made.ask(at(own.url)) == ProbeReached()
+        assert tenant.headers("Authorization") == [None]
+        assert not own.requests

@@ -234,3 +234,45 @@ async def test_token_without_an_expiry_requires_setting_and_is_read_again_after_
         await a_source(ScriptedApi(answer)).mint(WANTED)
     minted = await a_source(ScriptedApi(answer), allow_long_lived=True).mint(WANTED)
     assert minted.expires_at == NOW + 3600
+
+
+def kubeconfig_of(**cluster: Any) -> Answer:
+    content = yaml.safe_load(kubeconfig(pair(NOW + 600)))
+    return secret(yaml.safe_dump(content | {"clusters": [{"name": "k", "cluster": cluster}]}))
+
+
+CA = "-----BEGIN CERTIFICATE-----\nQ0E=\n-----END CERTIFICATE-----\n"
+
+
+async def test_kubeconfig_secret_of_a_namespace_of_its_own_states_the_server() -> None:
+    authorities = base64.b64encode(CA.encode()).decode()
+    stated = {"server": "https://10.0.0.7:6443/", "certificate-authority-data": authorities, "tls-server-name": "own"}
+    minted = await a_source(ScriptedApi(kubeconfig_of(**stated)), states_server=True).mint(WANTED)
+    assert (minted.server, minted.authorities, minted.tls_server_name) == ("https://10.0.0.7:6443", CA.encode(), "own")
+    for other in (
+        a_source(ScriptedApi(kubeconfig_of(**stated))),
+        a_source(ScriptedApi(kubeconfig_of()), states_server=True),
+    ):
+        assert (await other.mint(WANTED)).server == ""
+
+
+@pytest.mark.parametrize(
+    ("cluster", "expected"),
+    [
+        ({"server": "http://10.0.0.7"}, "is not https://HOST:PORT"),
+        ({"server": "https://a b"}, "is not https://HOST:PORT"),
+        ({"server": "https://a", "insecure-skip-tls-verify": True}, "set certificate-authority-data"),
+        ({"server": "https://a", "proxy-url": "http://p:1"}, "only a server with certificate-authority-data"),
+        ({"server": "https://a", "certificate-authority": "/etc/ca"}, "only a server with certificate-authority-data"),
+        (
+            {"server": "https://a", "certificate-authority-data": base64.b64encode(b"CA").decode()},
+            "does not contain CA certificates",
+        ),
+    ],
+)
+async def test_kubeconfig_secret_that_leads_elsewhere_or_without_verification_is_refused(
+    cluster: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(CredentialError, match="refused") as raised:
+        await a_source(ScriptedApi(kubeconfig_of(**cluster)), states_server=True).mint(WANTED)
+    assert expected in str(raised.value)

@@ -12,11 +12,16 @@ from random import Random
 import pytest
 from msgspec.structs import replace
 
+from milo_discoveryd.credentials import Upstream
+from milo_discoveryd.credentials.authentication.credential_provider import StaticCredential
+from milo_discoveryd.credentials.credential import Credential
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.credentials.issuers.issuer import Issuer, MintRequest, Scope
+from milo_discoveryd.credentials.issuers.of_each_source import EachSourceIssuer
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs import minter
+from milo_discoveryd.kubeconfigs.cluster_ca import cluster_trust
 from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
 from milo_discoveryd.kubeconfigs.kubeconfigs import (
     CredentialUnavailableError,
@@ -29,6 +34,7 @@ from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.declared_target import DeclaredTarget
 from milo_discoveryd.model.selector import parse
 from milo_discoveryd.rights.rights import UNLIMITED, Recipient, Terms
+from milo_discoveryd.sources.project_control_plane import ProjectControlPlaneKind
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.metrics import Metrics
 from tests.support.eventually import LIMIT_S, eventually
@@ -539,18 +545,40 @@ async def test_ca_of_a_declared_cluster_comes_with_its_credential() -> None:
     target = DeclaredTarget(name="alpha", uid="u", place=("https://a",), object_namespace="n", object_name="a")
     cluster = replace(ALPHA, target=target)
     async with issuing(WithAuthorities(Scope.CLUSTER)) as kubeconfigs:
-        kubeconfigs.trust = lambda _, stated: ClusterTrust(stated)
+        kubeconfigs.trust = lambda _, issued: ClusterTrust(None if issued is None else issued.authorities)
         lease = kubeconfigs.lease(cluster, None, UNLIMITED)
         assert lease.needs_credential_for_trust
         with pytest.raises(CredentialUnavailableError):
             lease.issue_exec("epoch.1", ME)
-        assert await kubeconfigs.authorities_of(cluster) == b"ITS CA", "a credential is requested for the CA"
+        assert (await kubeconfigs.trust_of(cluster)).authorities == b"ITS CA", "a credential is requested for the CA"
         for made in (lease.issue("epoch.1", ME), lease.issue_exec("epoch.1", ME)):
             [entry] = json.loads(made.text)["clusters"]
             assert base64.b64decode(entry["cluster"]["certificate-authority-data"]) == b"ITS CA"
-        assert await kubeconfigs.authorities_of(a_cluster("beta", 2)) is None
+        assert (await kubeconfigs.trust_of(a_cluster("beta", 2))).authorities is None
         known = replace(cluster, target=replace(target, authorities=b"KNOWN"))
         assert not kubeconfigs.lease(known, None, UNLIMITED).needs_credential_for_trust
+
+
+async def test_kubeconfig_names_the_server_that_came_with_the_credential() -> None:
+    class WithServer(Backend):
+        states_server = True
+
+        async def mint(self, request: MintRequest) -> IssuedCredential:
+            issued = await super().mint(request)
+            return replace(issued, server="https://its.own:6443", authorities=b"ITS CA", tls_server_name="its.name")
+
+    async with issuing(EachSourceIssuer({"": WithServer(Scope.CLUSTER)})) as kubeconfigs:
+        infrastructure = Upstream(server="https://i", origin="test", credentials=StaticCredential(Credential()))
+        kubeconfigs.trust = cluster_trust(ProjectControlPlaneKind(), infrastructure)
+        lease = kubeconfigs.lease(ALPHA, None, UNLIMITED)
+        await lease.wait()
+        for made in (lease.issue("epoch.1", ME), lease.issue_exec("epoch.1", ME)):
+            [entry] = json.loads(made.text)["clusters"]
+            assert entry["cluster"] == {
+                "server": "https://its.own:6443",
+                "certificate-authority-data": base64.b64encode(b"ITS CA").decode(),
+                "tls-server-name": "its.name",
+            }
 
 
 async def test_fenced_member_does_not_issue_held_credentials() -> None:

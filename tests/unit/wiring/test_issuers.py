@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from milo_discoveryd.config import Settings, load
+from milo_discoveryd.credentials.issuers.kubeconfig_secret import KubeconfigSecretIssuer
 from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.wiring.configured_source import ConfiguredSource
 from milo_discoveryd.wiring.issuers import Issuers
@@ -163,3 +164,30 @@ def test_credential_requests_go_to_server_of_the_cluster_source_that_is_served(
     make(settings(tmp_path, issuing, sources=sources))
     make(settings(tmp_path, issuing | {"kubeconfig": third}, sources=sources))
     assert opened == [other, third]
+
+
+@pytest.mark.parametrize(
+    ("mode", "namespace", "expected"),
+    [
+        ("project-control-plane", "project-{uid}", True),
+        ("project-control-plane", "project-{name}", True),
+        ("project-control-plane", "shared", False),
+        ("project", "project-{uid}", False),
+    ],
+)
+def test_secret_states_the_server_in_a_namespace_of_the_control_plane_alone(
+    tmp_path: Path,
+    files: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
+    namespace: str,
+    *,
+    expected: bool,
+) -> None:
+    monkeypatch.setattr("milo_discoveryd.wiring.issuers.open_upstream", lambda *_: (None, ""))
+    issuing = {"name": "i", "type": "kubeconfig-secret", "namespace_template": namespace, "secret": "of-{name}"}
+    configured = settings(tmp_path, issuing, mode=mode, discovery_kubeconfig=files("discovery", token="t"))
+    sources = [ConfiguredSource(source, configured, {}) for source in configured.sources]
+    [assigned] = Issuers(configured, sources, {}, AsyncExitStack(), run="r").assignments()
+    assert isinstance(assigned.issuer, KubeconfigSecretIssuer)
+    assert assigned.issuer.states_server == expected
