@@ -1,0 +1,39 @@
+"""Each component on each kind of workload that can carry the sidecar."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.tooling.deploy.manifests import DEPLOY, of_kind
+
+KINDS = ("Deployment", "StatefulSet")
+NEEDED = {"sidecar": (), "milo-alert-labels": ("prometheus-monitoring",)}
+"""Components that another one needs before it, besides `sidecar`."""
+WITHOUT_PATCHES = {"network-policy", "prometheus-monitoring", "milo-alert-labels"}
+"""Components that only add objects, or patch others than the workload."""
+
+
+def pod_template(directory: Path, kind: str, *components: str) -> dict[str, Any]:
+    directory.mkdir()
+    account, operator = yaml.safe_load_all((DEPLOY / "examples" / "operator" / "operator.yaml").read_text())
+    operator["kind"] = kind
+    operator["spec"] |= {"serviceName": "operator"} if kind == "StatefulSet" else {}
+    (directory / "operator.yaml").write_text(yaml.safe_dump_all([account, operator]))
+    relative = [os.path.relpath(DEPLOY / "components" / name, directory.resolve()) for name in components]
+    kustomization = {"namespace": "operators", "resources": ["operator.yaml"], "components": relative}
+    (directory / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    [workload] = of_kind(directory, kind)
+    template: dict[str, Any] = workload["spec"]["template"]
+    return template
+
+
+@pytest.mark.parametrize("component", sorted(path.name for path in (DEPLOY / "components").iterdir()))
+def test_component_changes_the_pods_of_every_kind_of_workload_alike(component: str, tmp_path: Path) -> None:
+    before = [name for name in ("sidecar", *NEEDED.get(component, ())) if component != "sidecar"]
+    changed = [pod_template(tmp_path / kind, kind, *before, component) for kind in KINDS]
+    assert changed[0] == changed[1]
+    unchanged = pod_template(tmp_path / "without", KINDS[0], *before)
+    assert (changed[0] == unchanged) == (component in WITHOUT_PATCHES)
