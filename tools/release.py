@@ -212,6 +212,7 @@ def chart(out: Path, bundle: Path, commit: Commit) -> None:
         text = text.replace(image, "{{ .Values.image }}").replace(
             f"namespace: {NAMESPACE}", "namespace: {{ .Release.Namespace }}"
         )
+        text = text.replace(f"-{NAMESPACE}\n", "-{{ .Release.Namespace }}\n")  # names of objects without a namespace
         text = text.replace(hashed, "milo-discoveryd-{{ .Values.settings | toJson | sha256sum | trunc 10 }}")
         text = text.replace("managed-by: kustomize", "managed-by: {{ .Release.Service }}")
         text = text.replace("data: '@settings@'", "data: {{- toYaml .Values.settings | nindent 2 }}")

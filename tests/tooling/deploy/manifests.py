@@ -1,5 +1,6 @@
 """The manifests as kustomize builds them."""
 
+import os
 import re
 import subprocess
 from collections.abc import Mapping
@@ -25,6 +26,19 @@ def built(directory: Path) -> str:
     done = subprocess.run([kubectl(), "kustomize", directory], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def with_components(directory: Path, *components: str, kind: str = "Deployment") -> Path:
+    """Write a kustomization of an operator with these components into a new directory."""
+    directory.mkdir()
+    account, operator = yaml.safe_load_all((DEPLOY / "examples" / "operator" / "operator.yaml").read_text())
+    operator["kind"] = kind
+    operator["spec"] |= {"serviceName": "operator"} if kind == "StatefulSet" else {}
+    (directory / "operator.yaml").write_text(yaml.safe_dump_all([account, operator]))
+    relative = [os.path.relpath(DEPLOY / "components" / name, directory.resolve()) for name in components]
+    kustomization = {"namespace": "operators", "resources": ["operator.yaml"], "components": relative}
+    (directory / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    return directory
 
 
 def manifests(directory: Path) -> list[Manifest]:

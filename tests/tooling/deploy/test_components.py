@@ -1,13 +1,11 @@
 """Each component on each kind of workload that can carry the sidecar."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from tests.tooling.deploy.manifests import DEPLOY, of_kind
+from tests.tooling.deploy.manifests import DEPLOY, of_kind, with_components
 
 KINDS = ("Deployment", "StatefulSet")
 NEEDED = {"sidecar": (), "milo-alert-labels": ("prometheus-monitoring",)}
@@ -17,15 +15,7 @@ WITHOUT_PATCHES = {"network-policy", "prometheus-monitoring", "milo-alert-labels
 
 
 def pod_template(directory: Path, kind: str, *components: str) -> dict[str, Any]:
-    directory.mkdir()
-    account, operator = yaml.safe_load_all((DEPLOY / "examples" / "operator" / "operator.yaml").read_text())
-    operator["kind"] = kind
-    operator["spec"] |= {"serviceName": "operator"} if kind == "StatefulSet" else {}
-    (directory / "operator.yaml").write_text(yaml.safe_dump_all([account, operator]))
-    relative = [os.path.relpath(DEPLOY / "components" / name, directory.resolve()) for name in components]
-    kustomization = {"namespace": "operators", "resources": ["operator.yaml"], "components": relative}
-    (directory / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-    [workload] = of_kind(directory, kind)
+    [workload] = of_kind(with_components(directory, *components, kind=kind), kind)
     template: dict[str, Any] = workload["spec"]["template"]
     return template
 

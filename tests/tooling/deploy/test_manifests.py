@@ -1,10 +1,10 @@
 """The manifests: valid for the supported Kubernetes versions, and consistent with the daemon."""
 
 import json
-import os
 import re
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from tests.tooling.deploy.manifests import (
     environment,
     of_kind,
     pod,
+    with_components,
 )
 from tests.tooling.deploy.manifests import built as build
 from tests.tooling.deploy.manifests import manifests as read
@@ -120,8 +121,17 @@ def test_bindings_refer_to_existing_roles_and_accounts(directory: Path) -> None:
 
 
 @every_pod
+def test_objects_of_no_namespace_are_named_after_the_namespace_of_the_pods(directory: Path) -> None:
+    """Those of two operators are then different ones, and deleting one operator leaves the rights of the other."""
+    found = [each for kind in ("ClusterRole", "ClusterRoleBinding") for each in of_kind(directory, kind)]
+    [deployment] = of_kind(directory, "Deployment")
+    for each in found:
+        assert f"-{deployment['metadata']['namespace']}" in each["metadata"]["name"]
+
+
+@every_pod
 def test_daemon_accepts_the_arguments_and_environment_of_the_manifests(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
+    directory: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     taken: dict[str, Any] = {}
     container = daemon(directory)
@@ -136,6 +146,10 @@ def test_daemon_accepts_the_arguments_and_environment_of_the_manifests(
 
     given = {name: value for name, value in taken.items() if value not in (None, ())}
     variables = environment(directory, container)
+    if "MILO_DISCOVERYD_CONFIG" in variables:
+        [content] = [each["data"]["config.yaml"] for each in of_kind(directory, "ConfigMap")]
+        variables["MILO_DISCOVERYD_CONFIG"] = str(tmp_path / "config.yaml")
+        (tmp_path / "config.yaml").write_text(content)
     settings = load(given, variables, None)
     assert settings.title == variables["MILO_DISCOVERYD_MODE"]
     assert load({}, variables, None) == settings, "the checks in the container use these settings"
@@ -264,18 +278,7 @@ def test_selectors_match_the_daemon_pods(directory: Path) -> None:
 @pytest.fixture
 def overlay(tmp_path: Path) -> Callable[..., Path]:
     """A factory of kustomizations of an operator with given components."""
-
-    def made(*components: str) -> Path:
-        directory = tmp_path / "overlay"
-        directory.mkdir()
-        (directory / "operator.yaml").write_text((DEPLOY / "examples" / "operator" / "operator.yaml").read_text())
-        relative = [os.path.relpath(DEPLOY / "components" / name, directory.resolve()) for name in components]
-        (directory / "kustomization.yaml").write_text(
-            yaml.safe_dump({"resources": ["operator.yaml"], "components": relative})
-        )
-        return directory
-
-    return made
+    return partial(with_components, tmp_path / "overlay")
 
 
 def test_core_kubeconfig_component_selects_mode_project(overlay: Callable[..., Path]) -> None:

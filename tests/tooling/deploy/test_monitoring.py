@@ -1,11 +1,13 @@
 """The rules and the dashboard: every expression parses, and names only existing metrics and labels."""
 
+from pathlib import Path
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.end_to_end.process.conftest import Workspace
 from tests.tooling.deploy import monitoring
-from tests.tooling.deploy.manifests import DEPLOY, of_kind
+from tests.tooling.deploy.manifests import of_kind, with_components
 from tests.tooling.deploy.web import get
 from tools import metrics_reference
 
@@ -51,10 +53,11 @@ def test_alert_has_severity_summary_and_a_runbook(alert: dict[str, dict[str, str
     assert f"`{alert['alert']}`" in runbook
 
 
-def test_milo_labels_are_on_every_alert() -> None:
+def test_milo_labels_are_on_every_alert(tmp_path: Path) -> None:
+    directory = with_components(tmp_path / "overlay", "sidecar", "prometheus-monitoring", "milo-alert-labels")
     rules = [
         (manifest["metadata"]["name"], rule["labels"])
-        for manifest in of_kind(DEPLOY / "examples" / "operator", "PrometheusRule")
+        for manifest in of_kind(directory, "PrometheusRule")
         for group in manifest["spec"]["groups"]
         for rule in group["rules"]
         if "alert" in rule

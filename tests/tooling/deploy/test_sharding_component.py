@@ -10,7 +10,7 @@ from milo_discoveryd.config import load
 from milo_discoveryd.sharding.lease_client import REQUIRED_RULE
 from milo_discoveryd.wiring.member_name import member_name
 from milo_discoveryd.wiring.sharding import is_stable
-from tests.tooling.deploy.manifests import DEPLOY, Manifest, built, of_kind
+from tests.tooling.deploy.manifests import DEPLOY, Manifest, built, of_kind, with_components
 from tests.tooling.deploy.test_manifests import NEWEST, OLDEST, strictly_valid
 
 KINDS = ("Deployment", "StatefulSet")
@@ -26,19 +26,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def directory(kind: str, tmp_path: Path) -> Path:
     """A kustomization of an operator of that kind, with a daemon beside it and the component."""
-    directory = tmp_path / "overlay"
-    directory.mkdir()
-    account, operator = yaml.safe_load_all((DEPLOY / "examples" / "operator" / "operator.yaml").read_text())
-    operator["kind"] = kind
-    operator["spec"] |= {"serviceName": "operator"} if kind == "StatefulSet" else {}
-    (directory / "operator.yaml").write_text(yaml.safe_dump_all([account, operator]))
-    components = [
-        os.path.relpath(DEPLOY / "components" / name, directory.resolve()) for name in ("sidecar", "sharding")
-    ]
-    (directory / "kustomization.yaml").write_text(
-        yaml.safe_dump({"namespace": "operators", "resources": ["operator.yaml"], "components": components})
-    )
-    return directory
+    return with_components(tmp_path / "overlay", "sidecar", "sharding", kind=kind)
 
 
 def workload(directory: Path, kind: str) -> Manifest:
