@@ -1,0 +1,1 @@
+"""Tests of `./dev`, of the stages of CI, and of the plugins of pytest."""
