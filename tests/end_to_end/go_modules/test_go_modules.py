@@ -34,6 +34,7 @@ def test_go_client_tests_pass() -> None:
     run_tests(CLIENT)
 
 
+@pytest.mark.nightly  # ./dev go runs them too, without the race detector
 @pytest.mark.parametrize("module", [module for module in NEEDS_KUBERNETES if (ROOT / module / "go.mod").exists()])
 def test_go_module_with_kubernetes_dependencies_passes_its_tests(module: str, pytestconfig: pytest.Config) -> None:
     if not pytestconfig.getoption("--real"):
@@ -41,6 +42,7 @@ def test_go_module_with_kubernetes_dependencies_passes_its_tests(module: str, py
     run_tests(module)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("versions", MATRIX, ids=lambda path: path.stem)
 def test_go_provider_tests_pass_with_other_dependency_versions(versions: Path, pytestconfig: pytest.Config) -> None:
     if not pytestconfig.getoption("--real"):
@@ -70,6 +72,7 @@ def modules_with_code() -> list[str]:
     return sorted(str(module) for module in owners)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("module", [module for module in modules_with_code() if module not in BUILT_IN_COPIES])
 def test_go_module_passes_go_vet_in_a_clean_clone(module: str, clone: Path, pytestconfig: pytest.Config) -> None:
     if module not in WITHOUT_KUBERNETES and not pytestconfig.getoption("--real"):

@@ -16,7 +16,7 @@ from tests.end_to_end.kubeconfigs.reading import go_reader
 LIFE_S = 20.0
 LIFETIMES = 10
 
-pytestmark = [pytest.mark.builds, pytest.mark.timeout(LIFE_S * LIFETIMES + 400)]
+pytestmark = [pytest.mark.builds, pytest.mark.nightly, pytest.mark.timeout(LIFE_S * LIFETIMES + 400)]
 
 
 async def test_operator_keeps_its_engagement_and_watch_over_ten_token_lifetimes(start: Start) -> None:

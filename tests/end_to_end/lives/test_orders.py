@@ -51,7 +51,7 @@ class _Orders(RuleBasedStateMachine):
         self.loop.run_until_complete(step)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("operator", ["python", pytest.param("go", marks=pytest.mark.builds)])
+@pytest.mark.parametrize("operator", ["python", pytest.param("go", marks=[pytest.mark.builds, pytest.mark.nightly])])
 def test_project_ends_deleted_in_every_order_of_steps(operator: str) -> None:
     if operator == "go" and shutil.which("go") is None:
         pytest.skip("no go command on this machine, which builds the operator")

@@ -21,6 +21,14 @@ from tests.end_to_end.scenarios.steps import MODES, Mode
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
+
+@pytest.fixture(params=["project-control-plane", pytest.param("project", marks=pytest.mark.nightly)])
+def mode(request: pytest.FixtureRequest) -> Mode:
+    """A mode, whose servers share the code that is tested here."""
+    asked: Mode = request.param
+    return asked
+
+
 NAMES = ("alpha", "beta", "gamma")
 ADVANCE = 500
 """More revisions than a starting server writes by itself."""

@@ -18,7 +18,11 @@ from tests.end_to_end.process.daemon import DaemonProcess
 from tests.end_to_end.real.conftest import NAMESPACE
 from tests.end_to_end.real.servers import RealApi
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(1800)]  # the first build takes minutes
+pytestmark = [
+    pytest.mark.nightly,
+    pytest.mark.asyncio(loop_scope="session"),
+    pytest.mark.timeout(1800),
+]  # the first build takes minutes
 
 CASES = (
     "TestProviderHasNoClustersInitially",

@@ -18,7 +18,11 @@ from tests.end_to_end.real.builds import GoProgram, UnobtainableError, obtain, s
 from tests.end_to_end.real.publishing import Publication, Publishing, assembled, publication_namespace
 from tests.end_to_end.scenarios.servers import RealServers
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(1800)]  # it compiles Kubernetes libraries
+pytestmark = [
+    pytest.mark.nightly,
+    pytest.mark.asyncio(loop_scope="session"),
+    pytest.mark.timeout(1800),
+]  # it compiles Kubernetes libraries
 
 PROVIDERS = {"library": "v0.23.3", "upstream": "v0.24.1"}
 """The providers, each with its version of multicluster-runtime."""

@@ -19,7 +19,7 @@ from tests.end_to_end.real.platforms import CLUSTER, PLATFORMS, Platform, Worklo
 from tests.end_to_end.real.servers import RealApi
 from tests.end_to_end.real.test_definitions import following, until
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.nightly, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(600)]
 
 
 async def put(api: Api, platform: Platform, workload: Workload) -> str:

@@ -5,13 +5,24 @@ import pytest
 from tests.end_to_end.real.whole_milo import WholeMilo, WholeMiloServers
 from tests.end_to_end.scenarios.concurrent_runs import PARAMETER, Part, ScenarioRuns
 from tests.end_to_end.scenarios.scenario_run import ScenarioFailedError, run_scenario
-from tests.end_to_end.scenarios.steps import Scenario
+from tests.end_to_end.scenarios.steps import MODES, Scenario
 from tests.end_to_end.scenarios.test_scenarios import PARTS
 from tests.integration.sandbox_conformance.lives import DELETED_WITHIN_S
 
+_NAMES = list(dict.fromkeys(scenario.name for scenario, _ in PARTS))
+ALTERNATING = [
+    pytest.param(
+        (scenario, mode),
+        marks=[pytest.mark.nightly] if (_NAMES.index(scenario.name) + MODES.index(mode)) % 2 else [],
+        id=f"{scenario.name}-{mode}",
+    )
+    for scenario, mode in PARTS
+]
+"""Before each merge a scenario runs in one mode, each night in both."""
+
 
 @pytest.mark.asyncio(loop_scope="session")
-@pytest.mark.parametrize(PARAMETER, PARTS, ids=lambda part: f"{part[0].name}-{part[1]}")
+@pytest.mark.parametrize(PARAMETER, ALTERNATING)
 async def test_scenario_passes_on_real_servers(runs_on_real_servers: ScenarioRuns, scenario_and_mode: Part) -> None:
     try:
         await runs_on_real_servers.outcome(scenario_and_mode)
@@ -19,6 +30,7 @@ async def test_scenario_passes_on_real_servers(runs_on_real_servers: ScenarioRun
         pytest.fail(f"{failed}\n\nThe daemon said last:\n{failed.daemon}", pytrace=False)
 
 
+@pytest.mark.nightly
 @pytest.mark.asyncio(loop_scope="session")
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(

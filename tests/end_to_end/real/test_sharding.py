@@ -13,7 +13,7 @@ from milo_discoveryd.sharding.credential_fence import TOKEN_CACHE_S
 from tests.end_to_end.real.programs import Programs
 from tests.end_to_end.real.sharding.run import sharding_run
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = [pytest.mark.nightly, pytest.mark.asyncio(loop_scope="session")]
 
 QUIET_S = 30.0
 

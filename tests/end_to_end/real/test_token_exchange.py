@@ -28,7 +28,7 @@ from tests.end_to_end.real.certificates import Authority
 from tests.end_to_end.real.keycloak import Keycloak, keycloak
 from tests.end_to_end.real.programs import Programs
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.nightly, pytest.mark.asyncio(loop_scope="module")]
 
 ACCESS_TOKEN = "urn:ietf:params:oauth:token-type:access_token"
 TARGET, SECRET = "milo-api", "a secret: with & in it"

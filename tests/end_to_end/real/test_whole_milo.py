@@ -22,7 +22,7 @@ from tests.integration.sandbox_conformance import lives
 from tests.integration.sandbox_conformance.lives import CONFIG_MAPS, FINALIZER, PROJECTS, Witness
 from tests.support.eventually import eventually
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.nightly, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(1200)]
 
 WITHIN_S = 180.0
 ORDERS = (

@@ -128,6 +128,7 @@ ON_REAL_SERVERS = {
 
 
 @pytest.mark.builds
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", sorted(MEASURES))
 async def test_measurement_returns_its_figures(name: str, setting: Setting) -> None:
     figures = medians(await MEASURES[name](setting))
