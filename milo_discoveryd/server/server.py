@@ -4,7 +4,7 @@ import asyncio
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -51,7 +51,7 @@ _HEALTH_REQUEST_BYTES = 1024
 
 
 class _Health(health.aio.HealthServicer):  # type: ignore[misc]
-    async def Watch(self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext) -> None:  # noqa: N802
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]) -> None:  # noqa: N802
         # The servicer keeps the request, and its name as a key, for as long as the call.
         if request.ByteSize() > _HEALTH_REQUEST_BYTES:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "service: longer than any name of a service")

@@ -66,9 +66,8 @@ class ListRequest(msgspec.Struct, frozen=True):
 
 def watch(request: pb.WatchClustersRequest, default_heartbeat_s: float, *, sources: int = 1) -> WatchRequest:
     """`sources`: how many the daemon has."""
-    longest = revision.longest(sources)
-    if len(request.resume_revision) > longest:
-        raise InvalidRequestError("resume_revision", f"longer than any revision of this daemon ({longest} characters)")
+    if len(request.resume_revision) > (limit := revision.longest(sources)):
+        raise InvalidRequestError("resume_revision", f"longer than any revision of this daemon ({limit} characters)")
     if len(request.subscriber) > _LONGEST_SUBSCRIBER:
         subscriber(request.subscriber)
     heartbeat_s = default_heartbeat_s

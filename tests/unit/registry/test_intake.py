@@ -320,7 +320,7 @@ def test_replayed_event_does_not_resolve_pending_deletion(version: str) -> None:
 
 def test_event_before_deletion_in_one_batch_is_applied() -> None:
     source = Source(ready("b"))
-    assert source.take(ObjectChanged(ready("a")), DeletionReported("a", "u1")) == [done(engaged(cluster("a", 1)))]
+    assert source.take(ObjectChanged(ready("a")), DeletionReported("a", "u1")) == [done(engaged(cluster("a", 2)))]
     assert source.requested_names() == ["a"]
 
 
