@@ -64,9 +64,10 @@ class WatchSettings(Group, frozen=True, kw_only=True):
     request_timeout: Annotated[timedelta, span("1s", "1h")] = timedelta(seconds=60)
     """Timeout for a complete response, such as a page of a list or a single object."""
     objects_limit: Annotated[int, size(1 << 20, 64 << 30)] = 128 << 20
-    """Maximum size of what is kept of all objects of a source, of which each counts 512 bytes besides its content. A
-    source with more is stale with the reason `OverBudget`, and is listed again after five minutes. The default is
-    enough for about 150,000 projects. One response may have as many bytes."""
+    """Maximum size of what is kept of all objects of a source, of which each counts 512 bytes besides its content, and
+    each label and annotation from the ninth on 160. A source with more is stale with the reason `OverBudget`, and is
+    listed again after five minutes. The default is enough for about 150,000 projects. One response may have as many
+    bytes."""
     credentials: Annotated[str | None, Text(most=63)] = None
     """Name of the credential issuer in `kubeconfigs.issuers` that authenticates discovery. Default: the user of the
     discovery kubeconfig."""

@@ -15,6 +15,11 @@ OVER_BUDGET = "OverBudget"
 """The status reason of a source with more objects than the daemon keeps."""
 OBJECT_OVERHEAD = 512
 """Bytes that each object counts besides its content."""
+_FREE_PAIRS = 8
+PAIR_OVERHEAD = 160
+"""Bytes that each further label and annotation counts besides its content: a tuple and two strings."""
+_PAIR = b"\x92"
+"""An array of two items in MessagePack. The byte can be within a text as well, which then counts for more."""
 _ROOM = 0.9
 """Objects that still take more than this share when they are counted again are too many: counting them takes time."""
 
@@ -23,7 +28,8 @@ _encode = msgspec.msgpack.Encoder(enc_hook=repr).encode
 
 def kept_bytes(content: Any) -> int:
     """Return what an object counts; `content` is what is kept of it."""
-    return OBJECT_OVERHEAD + len(_encode(content))
+    encoded = _encode(content)
+    return OBJECT_OVERHEAD + len(encoded) + PAIR_OVERHEAD * max(0, encoded.count(_PAIR) - _FREE_PAIRS)
 
 
 class ObjectBudget:

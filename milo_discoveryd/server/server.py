@@ -51,7 +51,9 @@ _HEALTH_REQUEST_BYTES = 1024
 
 
 class _Health(health.aio.HealthServicer):  # type: ignore[misc]
-    async def Watch(self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]) -> None:  # noqa: N802
+    async def Watch(  # noqa: N802 - the name of the RPC
+        self, request: health_pb2.HealthCheckRequest, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> None:
         # The servicer keeps the request, and its name as a key, for as long as the call.
         if request.ByteSize() > _HEALTH_REQUEST_BYTES:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "service: longer than any name of a service")

@@ -4,8 +4,7 @@ Fields have the names of the JSON; msgspec skips all others when it decodes.
 """
 
 import re
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from itertools import starmap
@@ -33,9 +32,17 @@ _MOST_SUSPENSIONS = 100
 METADATA_BYTES = 512 * 1024
 """Limit for the labels of an object, and for its annotations that are sent. Kubernetes allows 256 KiB of annotations,
 and labels are far smaller; several times this would not fit into a gRPC message."""
+METADATA_PAIRS = 1000
+"""Limit for the number of labels of an object, and of its annotations that are sent. A pair of two short texts takes
+some 160 bytes."""
 _FEW_LABELS = 64
 LABEL_CHARACTERS = METADATA_BYTES // _FEW_LABELS
 """Length limit of a label's key and value together. Kubernetes allows 380 characters."""
+
+_SHARED_CHARACTERS = 380
+_SHARED_LABELS = 16
+_SHARED_SET_CHARACTERS = 1024
+"""Larger texts and sets of labels are not cached: tenants write them, and the caches keep thousands."""
 
 MESSAGE_CHARACTERS = 2048
 """Length limit of a condition's message. API servers allow 32 KiB, but a proxy may send more."""
@@ -122,45 +129,62 @@ def readiness(metadata: Metadata, condition: Condition) -> tuple[str, str] | Non
 
 
 def labels(metadata: Metadata) -> Pairs:
-    """Return the labels, sorted. Equal pairs and equal sets of labels share one instance, which saves memory."""
+    """Return the labels, sorted. Small pairs and small sets of labels that are equal share one instance, which saves
+    memory."""
     found = metadata.labels or {}
     if len(found) > _FEW_LABELS:  # a few labels are short enough by the limit of each
-        _check_size(found.items(), "labels")
-    return _pairs(tuple(starmap(_pair, sorted(found.items()))))
+        _check_size(found, "labels")
+    pairs = tuple(starmap(_pair, sorted(found.items())))
+    is_small = len(pairs) <= _SHARED_LABELS and _characters(pairs) <= _SHARED_SET_CHARACTERS
+    return _shared_pairs(pairs) if is_small else pairs
 
 
 def passed_on(annotations: dict[str, str] | None, prefixes: tuple[str, ...]) -> Pairs:
     """Return the annotations that are sent to subscribers, sorted."""
     if not prefixes or not annotations:
         return ()
-    found = tuple(sorted((key, value) for key, value in annotations.items() if key.startswith(prefixes)))
+    found = {key: value for key, value in annotations.items() if key.startswith(prefixes)}
     _check_size(found, f"annotations with the prefixes {', '.join(prefixes)}")
-    return found
+    return tuple(sorted(found.items()))
 
 
-def _check_size(pairs: Iterable[tuple[str, str]], what: str) -> None:
-    size = sum(len(key) + len(value) for key, value in pairs)
+def _check_size(pairs: Mapping[str, str], what: str) -> None:
+    if len(pairs) > METADATA_PAIRS:
+        raise MalformedError(f"it has {len(pairs)} {what}; at most {METADATA_PAIRS} are accepted")
+    size = _characters(pairs.items())
     if size > METADATA_BYTES:
         raise MalformedError(f"its {what} have {size} characters; at most {METADATA_BYTES} are accepted")
 
 
-@lru_cache(maxsize=8192)
-def _pairs(found: Pairs) -> Pairs:
-    return found
-
-
-@lru_cache(maxsize=16_384)
-def _pair(key: str, value: str) -> tuple[str, str]:
-    if len(key) + len(value) > LABEL_CHARACTERS:
-        raise MalformedError(
-            f"its label {key[:80]!r} has {len(key) + len(value)} characters; at most {LABEL_CHARACTERS} are accepted"
-        )
-    return sys.intern(key), value
+def _characters(pairs: Iterable[tuple[str, str]]) -> int:
+    return sum(len(key) + len(value) for key, value in pairs)
 
 
 @lru_cache(maxsize=4096)
+def _shared_pairs(found: Pairs) -> Pairs:
+    return found
+
+
+def _pair(key: str, value: str) -> tuple[str, str]:
+    size = len(key) + len(value)
+    if size > LABEL_CHARACTERS:
+        raise MalformedError(f"its label {key[:80]!r} has {size} characters; at most {LABEL_CHARACTERS} are accepted")
+    return _shared_pair(key, value) if size <= _SHARED_CHARACTERS else (key, value)
+
+
+@lru_cache(maxsize=16_384)
+def _shared_pair(key: str, value: str) -> tuple[str, str]:
+    return shared(key), value
+
+
 def shared(text: str) -> str:
-    """Return one instance for equal strings, which saves memory."""
+    """Return one instance for equal short strings, which saves memory. Unlike interned ones they can be freed, in each
+    version of Python."""
+    return _shared(text) if len(text) <= _SHARED_CHARACTERS else text
+
+
+@lru_cache(maxsize=4096)
+def _shared(text: str) -> str:
     return text
 
 

@@ -66,8 +66,10 @@ class ListRequest(msgspec.Struct, frozen=True):
 
 def watch(request: pb.WatchClustersRequest, default_heartbeat_s: float, *, sources: int = 1) -> WatchRequest:
     """`sources`: how many the daemon has."""
-    if len(request.resume_revision) > (limit := revision.longest(sources)):
-        raise InvalidRequestError("resume_revision", f"longer than any revision of this daemon ({limit} characters)")
+    longest_revision = revision.longest(sources)
+    if len(request.resume_revision) > longest_revision:
+        problem = f"longer than any revision of this daemon ({longest_revision} characters)"
+        raise InvalidRequestError("resume_revision", problem)
     if len(request.subscriber) > _LONGEST_SUBSCRIBER:
         subscriber(request.subscriber)
     heartbeat_s = default_heartbeat_s

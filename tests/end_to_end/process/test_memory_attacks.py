@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import itertools
 import socket
 import ssl
+import string
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -158,3 +160,25 @@ async def test_health_watches_keep_no_long_names(limited: Limited) -> None:
         assert peak_bytes(daemon.pid) - before < 16 * _MIB
         for call in calls:
             call.cancel()
+
+
+async def test_object_with_many_labels_that_changes_again_and_again_keeps_little(limited: Limited) -> None:
+    words = [
+        "".join(letters) for letters in itertools.islice(itertools.product(string.ascii_lowercase, repeat=4), 60_000)
+    ]
+    labels = dict.fromkeys(words, "")
+    projects = limited.workspace.sandbox.projects
+    projects.create("alpha", ready=True)
+    async with limited.daemon() as daemon, limited.workspace.stream() as stream:
+        await stream.until_synced()
+        projects.label("alpha", labels | {"aaaa": "first"})
+        projects.create("beta", ready=True)
+        while not (await stream.batch()).events:
+            pass
+        once = peak_bytes(daemon.pid)
+        for number in range(8):
+            projects.label("alpha", labels | {"aaaa": str(number)})
+            projects.create(f"gamma-{number}", ready=True)
+            while not (await stream.batch()).events:
+                pass
+        assert peak_bytes(daemon.pid) - once < 16 * _MIB

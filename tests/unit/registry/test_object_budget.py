@@ -1,10 +1,12 @@
 """The budget of the objects of a source."""
 
+import sys
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 
-from milo_discoveryd.model.observation import NotReady, Observation
+from milo_discoveryd.model.observation import NotReady, ObjectFields, Observation
 from milo_discoveryd.registry.object_budget import CollectionBudget, ObjectBudget, kept_bytes
 from milo_discoveryd.registry.object_records import ObjectRecords
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, Relisting, SourceEvent
@@ -58,6 +60,15 @@ def listing(count: int) -> Iterator[SourceEvent[Observation]]:
 @pytest.fixture
 def collection() -> Collection:
     return Collection(ObjectBudget(LIMIT * SIZE))
+
+
+def test_object_with_many_short_labels_counts_what_they_take_in_memory() -> None:
+    labels = tuple((f"{number:03}", "") for number in range(1000))
+    content = NotReady(name="p", uid="u", version="1", message="", fields=ObjectFields("p", "", labels))
+    size = sys.getsizeof(labels) + sum(sys.getsizeof(each) + sys.getsizeof(each[0]) for each in labels)
+    assert kept_bytes(content) > size
+    few = msgspec.structs.replace(content, fields=ObjectFields("p", "", labels[:8]))
+    assert kept_bytes(few) < 1024
 
 
 def test_list_within_the_budget_is_taken(collection: Collection) -> None:

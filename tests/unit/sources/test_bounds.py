@@ -1,5 +1,7 @@
 """Values too large for a message make the object malformed; long messages are truncated."""
 
+import gc
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +10,13 @@ import pytest
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Ready
 from milo_discoveryd.sources.kind import SourceOptions
 from milo_discoveryd.sources.project_control_plane import ControlPlaneObjects, ProjectControlPlaneKind
-from milo_discoveryd.sources.reading import LABEL_CHARACTERS, MESSAGE_CHARACTERS, METADATA_BYTES, ORGANIZATION_LABEL
+from milo_discoveryd.sources.reading import (
+    LABEL_CHARACTERS,
+    MESSAGE_CHARACTERS,
+    METADATA_BYTES,
+    METADATA_PAIRS,
+    ORGANIZATION_LABEL,
+)
 from tests.unit.sources.objects import condition, control_plane, project
 from tests.unit.sources.test_project import MODE
 from tests.unit.sources.test_project_control_plane import API, mode
@@ -40,6 +48,45 @@ def test_labels_larger_than_a_message_are_malformed(observe: Observe) -> None:
     many = METADATA_BYTES // 4096
     assert isinstance(observe(labels={f"{number:0>96}": "b" * 4000 for number in range(many + 1)}), Malformed)
     assert isinstance(observe(labels={f"{number:0>96}": "b" * 4000 for number in range(many - 4)}), Ready)
+
+
+@every_mode
+def test_too_many_labels_are_malformed(observe: Observe) -> None:
+    observed = observe(labels={f"a{number:03}": "" for number in range(METADATA_PAIRS + 1)})
+    assert isinstance(observed, Malformed)
+    assert observed.message == "it has 1001 labels; at most 1000 are accepted"
+    assert isinstance(observe(labels={f"a{number:03}": "" for number in range(METADATA_PAIRS)}), Ready)
+
+
+def test_too_many_annotations_that_are_sent_are_malformed() -> None:
+    sending = ControlPlaneObjects(
+        ProjectControlPlaneKind(), SourceOptions(project_server=API, annotation_prefixes=("a/",))
+    )
+    annotations = {f"{prefix}/{number}": "" for prefix in "ab" for number in range(METADATA_PAIRS)}
+    assert isinstance(sending.observe(control_plane("apollo", annotations=annotations)), Ready)
+    assert isinstance(sending.observe(control_plane("apollo", annotations=annotations | {"a/more": ""})), Malformed)
+
+
+@every_mode
+def test_labels_of_tenants_are_kept_by_no_cache_if_they_are_large(observe: Observe) -> None:
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for number in range(100):
+            observe(labels={f"a{label:03}": f"{number} {'b' * 500}" for label in range(500)})
+        gc.collect()
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 2 << 20
+
+
+@every_mode
+def test_equal_small_sets_of_labels_share_one_instance(observe: Observe) -> None:
+    one, other = (observe(labels={"a" * 60: "b" * number, "c": "d"}) for number in (60, 60))
+    assert isinstance(one, Ready)
+    assert isinstance(other, Ready)
+    assert one.target.labels is other.target.labels
 
 
 def test_annotations_that_are_sent_and_larger_than_a_message_are_malformed() -> None:
