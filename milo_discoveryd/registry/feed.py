@@ -91,6 +91,11 @@ class Feed:
         return self.intake.ignores_lists
 
     @property
+    def over_budget(self) -> str:
+        """Why source events were dropped; empty if none was."""
+        return self.objects.weight.problem
+
+    @property
     def relist_at(self) -> float | None:
         """When to list again, to verify a list."""
         return self.intake.relist_at

@@ -36,7 +36,7 @@ from milo_kube.reflect.messages import (
 from milo_kube.reflect.versions import is_older
 
 EVENTS_PER_STEP = 250
-"""Source events that are applied in one step of the event loop, which takes a few milliseconds."""
+"""Maximum number of source events applied per event-loop iteration (a few milliseconds)."""
 REFERENCE_OBJECTS = 3
 OLDER_READ = Inconclusive("the read returned an older version than the watch or a list", is_older=True)
 
@@ -84,6 +84,8 @@ class Intake(Generic[Change]):
         rest = iter(source_events)
         while batch := list(islice(rest, EVENTS_PER_STEP)):
             yield from self._batch(batch, now)
+            if self._objects.weight.problem:
+                return
 
     def restore(self, stored: Iterable[tuple[Ready, float]], now: Moment) -> list[Change]:
         """Start with the clusters of an earlier run and their engagement times.
@@ -204,8 +206,11 @@ class Intake(Generic[Change]):
                     self._deletion_reported(self._keys.key(namespace, name), uid, now)
                 case ListStarted() | Listed() | Unlisted():
                     self._stage(event)
+                    if self._objects.weight.problem:
+                        break
                 case ListEnded() as ended:
                     yield from self._apply_list(now, ended)
+                    self._objects.weight.list_ended()
                 case _:
                     pass  # Relisting and EventIgnored are for the log and the metrics
         if changed:
@@ -228,9 +233,13 @@ class Intake(Generic[Change]):
         match event:
             case ListStarted():
                 self._listed, self._staged = {}, {}
+                self._objects.weight.list_started()
             case Listed(observation):
                 self._listed[observation.name] = observation.uid
-                if self._objects.would_change(observation):
+                record = self._objects[observation.name]
+                if record is not None and not self._objects.would_change(observation):
+                    self._objects.weight.add_listed(record.weight)
+                elif self._objects.weight.add_listed(self._objects.weight_of(observation)):
                     self._staged[observation.name] = observation
             case unlisted:
                 key = self._keys.key(unlisted.namespace, unlisted.name)
@@ -291,6 +300,7 @@ class Intake(Generic[Change]):
                 if not self._objects.is_used(name):
                     self._confirm(name, uid, now)
             older = {seen.name for seen in regressed}
+            self._objects.forget_weight(name for name, _ in missing)
             self._objects.list_ended((name for name, _ in missing if name not in older) if versions_went_back else ())
         self._apply_decision(engaged, decision, now.steady)
         self._listed, self._staged = {}, {}

@@ -7,7 +7,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready, Refused, Withdrawn
 from milo_discoveryd.registry.cluster_records import ObjectState
-from milo_discoveryd.registry.object_budget import kept_bytes
+from milo_discoveryd.registry.object_budget import CollectionWeight, ObjectBudget, weigh
 from milo_discoveryd.registry.pending_deletions import ConfirmedDeletion
 from milo_kube.reflect.versions import is_older
 
@@ -35,6 +35,8 @@ class Record(Protocol):
     state: ObjectState
     since: float
     message: str
+    weight: int
+    """What the record counts in the budget of its source."""
 
     @property
     def engaged(self) -> bool:
@@ -55,7 +57,8 @@ Change = TypeVar("Change")
 class KnownObjects(ABC, Generic[R, Change]):
     """The known state of each object, by key, and comparisons of observations with it."""
 
-    def __init__(self) -> None:
+    def __init__(self, weight: CollectionWeight | None = None) -> None:
+        self.weight = weight or CollectionWeight(ObjectBudget())
         self._records: dict[str, R] = {}
         self._absent: dict[str, None] = {}
         """Keys of absent objects, oldest first. The latest are kept to explain why a cluster is not engaged."""
@@ -104,6 +107,7 @@ class KnownObjects(ABC, Generic[R, Change]):
 
         The result of a `consistent` read (a list, or a read of one object) is applied whatever version was seen
         before: after a restore from a backup, versions go back. `listed` objects are of the list that is being read.
+        Nothing more is applied after an object that exceeds the budget of the source: see `CollectionWeight.problem`.
         """
         changes: list[Change] = []
         for item in observed:
@@ -112,7 +116,11 @@ class KnownObjects(ABC, Generic[R, Change]):
             elif not consistent and self._is_outdated(item):
                 self.outdated += 1
             else:
+                weight = self.weight_of(item)
+                if not consistent and not self.weight.fits(weight - self._known_weight(item.name)):
+                    break
                 changes += self._observed(item, now, listed=listed)
+                self._set_weight(item.name, weight)
         return changes
 
     def list_ended(self, missing: Iterable[str] = ()) -> None:
@@ -136,9 +144,30 @@ class KnownObjects(ABC, Generic[R, Change]):
     def records(self) -> Iterator[R]:
         return iter(self._records.values())
 
-    def kept_bytes(self) -> int:
-        """Return what the objects count in the budget of their source."""
-        return sum(kept_bytes(record.kept) for record in self._records.values())
+    def weight_of(self, seen: Observation) -> int:
+        """Return what the object counts once it is applied."""
+        if isinstance(seen, Ready):
+            return weigh(seen.target)
+        record = self._records.get(seen.name)
+        return weigh((seen, None if record is None else self._kept_beside(seen, record)))
+
+    def _kept_beside(self, seen: Observation, record: R) -> Any:
+        """Return what is kept of the object's former state once an observation that is not Ready is applied."""
+        return record.kept
+
+    def _known_weight(self, name: str) -> int:
+        record = self._records.get(name)
+        return 0 if record is None else record.weight
+
+    def _set_weight(self, name: str, weight: int) -> None:
+        record = self._records[name]
+        self.weight.add(weight - record.weight)
+        record.weight = weight
+
+    def forget_weight(self, names: Iterable[str]) -> None:
+        """Stop counting objects that a list lacks. One that exists counts again when it is seen."""
+        for name in names:
+            self._set_weight(name, 0)
 
     def present(self) -> Iterator[tuple[str, str]]:
         """Yield the names and UIDs that a complete list within the selector should contain."""
@@ -236,4 +265,6 @@ class KnownObjects(ABC, Generic[R, Change]):
 
     def _drop(self, name: str) -> None:
         del self._absent[name]
-        self._counts[self._records.pop(name).state] -= 1
+        record = self._records.pop(name)
+        self.weight.add(-record.weight)
+        self._counts[record.state] -= 1

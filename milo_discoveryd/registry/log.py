@@ -25,7 +25,7 @@ from milo_discoveryd.registry.log_entry import LogEntry, PastState
 
 BATCH_BYTES = 256 * 1024
 """The approximate size of a batch, far below the 4 MiB that gRPC clients accept by default."""
-STALE_SLOTS = 1024
+STALE_SLOTS = 512
 """How many slots may become stale before a part of the log is compacted."""
 _COMPACTED_PER_STALE_SLOT = 4
 """How many slots a compaction examines for each stale one. This keeps the log below about twice the minimum size."""

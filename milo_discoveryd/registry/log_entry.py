@@ -45,11 +45,12 @@ class LogEntry(msgspec.Struct, gc=False):
 
         A change that a filter can see must be sent even if the entry changed again beyond the end of that batch.
         """
-        if not self.history:  # the common case; this runs for thousands of slots in a row
-            return self.cluster is not None and revision in (self.revision, self.same_view_since)
-        return revision in (self.revision, self.same_view_since) or any(
-            revision in (past.since, past.until) for past in self.history
-        )
+        if revision in (self.revision, self.same_view_since):
+            return self.cluster is not None or bool(self.history)
+        for past in self.history:  # a loop, since this runs for thousands of slots in a row
+            if revision in (past.since, past.until):
+                return True
+        return False
 
     def end_of(self, cluster: Cluster, revision: int) -> PastState | None:
         """Return how the cluster's incarnation had ended by `revision`, or None if it was still engaged."""

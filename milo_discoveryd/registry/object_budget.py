@@ -3,16 +3,13 @@
 An API server that is broken, or an attacker's, can list pages and send watch events without end. Pure.
 """
 
-from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import msgspec
 
-from milo_discoveryd.model.observation import Observation
-from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
-
 OVER_BUDGET = "OverBudget"
 """The status reason of a source with more objects than the daemon keeps."""
+UNLIMITED = 1 << 62
 OBJECT_OVERHEAD = 512
 """Bytes that each object counts besides its content."""
 _FREE_PAIRS = 8
@@ -20,76 +17,73 @@ PAIR_OVERHEAD = 160
 """Bytes that each further label and annotation counts besides its content: a tuple and two strings."""
 _PAIR = b"\x92"
 """An array of two items in MessagePack. The byte can be within a text as well, which then counts for more."""
-_ROOM = 0.9
-"""Objects that still take more than this share when they are counted again are too many: counting them takes time."""
-
 _encode = msgspec.msgpack.Encoder(enc_hook=repr).encode
 
 
-def kept_bytes(content: Any) -> int:
-    """Return what an object counts; `content` is what is kept of it."""
+def weigh(content: Any) -> int:
+    """Return what an object counts, in bytes; `content` is what is kept of it.
+
+    A multiple of 16: most objects weigh one of a few small integers, which take no memory of their own.
+    """
     encoded = _encode(content)
-    return OBJECT_OVERHEAD + len(encoded) + PAIR_OVERHEAD * max(0, encoded.count(_PAIR) - _FREE_PAIRS)
+    return (OBJECT_OVERHEAD + len(encoded) + PAIR_OVERHEAD * max(0, encoded.count(_PAIR) - _FREE_PAIRS)) & ~15
 
 
 class ObjectBudget:
     """The budget of one source, over all of its collections."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int = UNLIMITED) -> None:
         self.limit = limit
-        self._collections: list[CollectionBudget] = []
-
-    def collection(self, count: Callable[[], int]) -> "CollectionBudget":
-        """Return the budget of one collection; `count` returns the bytes of its objects."""
-        self._collections.append(CollectionBudget(self, count))
-        return self._collections[-1]
-
-    @property
-    def used(self) -> int:
-        return sum(each.used for each in self._collections)
+        self.used = 0
 
 
-class CollectionBudget:
-    """What the objects of one collection take."""
+class CollectionWeight:
+    """What the objects of one collection count in the budget: a sum that each change adjusts.
 
-    def __init__(self, source: ObjectBudget, count: Callable[[], int]) -> None:
-        self._source = source
-        self._count = count
-        self._kept = 0
-        """What the known objects take at most: a changed object counts again until all are counted."""
-        self._listed = 0
-        """What the objects of the list take that is being read."""
+    A list in progress counts instead of the known objects: a source at its limit is repaired by a shorter list.
+    """
+
+    def __init__(self, budget: ObjectBudget) -> None:
+        self._budget = budget
+        self._known = 0
+        self._listed: int | None = None
         self.problem = ""
-        """Why source events were dropped; empty if none was."""
+        """Why an object did not fit; empty if all did since the last list started."""
 
     @property
     def used(self) -> int:
-        return max(self._kept, self._listed)
+        return self._known if self._listed is None else self._listed
 
-    def within(self, source_events: Iterable[SourceEvent[Observation]]) -> Iterator[SourceEvent[Observation]]:
-        """Yield the source events up to the first one that exceeds the budget."""
-        applying = 0
-        """What the changes take that were yielded, but may not be applied yet."""
-        for event in source_events:
-            match event:
-                case ListStarted():
-                    self._listed = 0
-                case Listed(seen):
-                    self._listed += kept_bytes(seen)
-                case ObjectChanged(seen):
-                    size = kept_bytes(seen)
-                    self._kept, applying = self._kept + size, applying + size
-                case ListEnded():
-                    self._kept, self._listed = self._listed, 0
-            if self._source.used > self._source.limit and self._exceeds(applying):
-                self.problem = (
-                    f"the API server has sent more objects than the daemon keeps of one source ({self._source.limit} "
-                    "bytes, watch.objects_limit): the clusters stay as they are, and the objects are listed again later"
-                )
-                return
-            yield event
+    def fits(self, more: int) -> bool:
+        """Return whether the objects may weigh so much more. If not, `problem` says so."""
+        if more <= 0 or self._budget.used + more <= self._budget.limit:
+            return True
+        self.problem = (
+            f"the API server has sent more objects than the daemon keeps of one source ({self._budget.limit} bytes, "
+            "watch.objects_limit): the clusters stay as they are, and the objects are listed again later"
+        )
+        return False
 
-    def _exceeds(self, applying: int) -> bool:
-        if self._listed <= self._kept:
-            self._kept = self._count() + applying
-        return self._source.used > _ROOM * self._source.limit
+    def add(self, more: int) -> None:
+        """Count a change of the known objects."""
+        self._known += more
+        if self._listed is None:
+            self._budget.used += more
+
+    def list_started(self) -> None:
+        self._budget.used -= self.used
+        self._listed, self.problem = 0, ""
+
+    def add_listed(self, weight: int) -> bool:
+        """Count an object of the list in progress, unless it does not fit."""
+        assert self._listed is not None, "a list started"
+        if not self.fits(weight):
+            return False
+        self._listed += weight
+        self._budget.used += weight
+        return True
+
+    def list_ended(self) -> None:
+        assert self._listed is not None, "a list started"
+        self._budget.used += self._known - self._listed
+        self._listed = None

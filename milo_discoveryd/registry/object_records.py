@@ -18,6 +18,7 @@ class ObjectRecord(msgspec.Struct, kw_only=True, gc=False):
     state: ObjectState
     since: float
     message: str = ""
+    weight: int = 0
     claims: tuple[Claim, ...] | None = None
     """None if the object is not in use, because it does not exist or has nothing to say."""
     content: Any = None
@@ -47,7 +48,9 @@ class ObjectRecords(KnownObjects[ObjectRecord, ObjectChange]):
 
     def restore(self, seen: Ready, engaged_at: float, now: Moment) -> list[ObjectChange]:
         del engaged_at
-        return self._observed(seen, now, listed=False)
+        changes = self._observed(seen, now, listed=False)
+        self._set_weight(seen.name, self.weight_of(seen))
+        return changes
 
     def _new(self, seen: Observation, state: ObjectState, now: Moment) -> ObjectRecord:
         return ObjectRecord(uid=seen.uid, version=seen.version, state=state, since=now.wall)
@@ -63,6 +66,9 @@ class ObjectRecords(KnownObjects[ObjectRecord, ObjectChange]):
         assert isinstance(seen.target, ClaimingObject)
         is_same = not is_replaced and record.describes(seen.target)
         return [] if is_same else self._use(seen.name, record, seen.target)
+
+    def _kept_beside(self, seen: Observation, record: ObjectRecord) -> Any:
+        return record.kept if isinstance(seen, Malformed) else None
 
     def _delete(self, deleted: ConfirmedDeletion, now: Moment) -> list[ObjectChange]:
         record = self._records.get(deleted.name)

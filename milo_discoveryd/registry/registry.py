@@ -40,6 +40,7 @@ from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.known_objects import OBJECT_READY, STATES, KnownObjects
 from milo_discoveryd.registry.log import ChangeLog
 from milo_discoveryd.registry.not_ready import HeldNotReady, NotReadyClusters
+from milo_discoveryd.registry.object_budget import CollectionWeight
 from milo_discoveryd.registry.pending_deletions import ConfirmedDeletion
 from milo_discoveryd.registry.pending_releases import PendingReleases
 
@@ -55,13 +56,14 @@ class Registry(KnownObjects[ClusterRecord, Event]):
         releases: PendingReleases | None = None,
         claims: FleetClaims | None = None,
         server: str = "",
+        weight: CollectionWeight | None = None,
     ) -> None:
         """`refused` is called with each object whose claim on a project's UID or an address begins to be refused.
 
         `log`, `releases` and `claims` are shared by all registries of the daemon. `server` identifies the API server of
         the objects.
         """
-        super().__init__()
+        super().__init__(weight)
         self.log = log
         self.releases = PendingReleases() if releases is None else releases
         self.assigned_elsewhere: Callable[[str], str | None] = lambda _: None
@@ -197,7 +199,9 @@ class Registry(KnownObjects[ClusterRecord, Event]):
     def restore(self, seen: Ready, engaged_at: float, now: Moment) -> list[Event]:
         """Engage a cluster of an earlier run. Only allowed before anything was published."""
         self._is_restored = True
-        return self._observed(seen, Moment(engaged_at, now.steady), position=RESTORED)
+        events = self._observed(seen, Moment(engaged_at, now.steady), position=RESTORED)
+        self._set_weight(seen.name, self.weight_of(seen))
+        return events
 
     def needs_probe(self, name: str, incarnation: int) -> bool:
         """Return whether a probe of that cluster is still needed."""

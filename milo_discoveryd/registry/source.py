@@ -22,6 +22,7 @@ from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.feed import Feed, at, worst
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.not_ready import HeldNotReady, NotReadyClusters
+from milo_discoveryd.registry.object_budget import UNLIMITED, CollectionWeight, ObjectBudget
 from milo_discoveryd.registry.object_records import ObjectRecords
 from milo_discoveryd.registry.observer import Observer
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
@@ -57,6 +58,7 @@ class ClusterSource:
         reduce: Reduce | None = None,
         guard: Callable[[], RemovalGuard | None] = lambda: None,
         not_ready: NotReadyClusters | None = None,
+        objects_limit: int = UNLIMITED,
         drain_timeout_s: float = 0.0,
         name: str = "",
         kind: str = "",
@@ -74,6 +76,8 @@ class ClusterSource:
         self.context = context
         self.ready_when = ready_when
         self.observer = observer
+        budget = ObjectBudget(objects_limit)
+        objects = [ObjectRecords(CollectionWeight(budget)) for _ in keys] if reduce is not None else []
         self.registry = Registry(
             fleet.log,
             not_ready,
@@ -82,6 +86,7 @@ class ClusterSource:
             releases=fleet.releases,
             claims=fleet.claims,
             server=server or name,
+            weight=None if objects else CollectionWeight(budget),
         )
         starting = ViewStatus(ViewState.CATCHING_UP, time.monotonic(), "Starting", "nothing was read yet")
         self.status = starting
@@ -95,7 +100,6 @@ class ClusterSource:
         subscriber at or below this revision knows."""
         self._is_assigned = True
         """Whether it is known which clusters this daemon must engage."""
-        objects = [ObjectRecords() for _ in keys] if reduce is not None else []
         self._reduction = None if reduce is None else Reduction(reduce, self.registry, objects)
         self._order = 0
         self.feeds = tuple(

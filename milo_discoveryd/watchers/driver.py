@@ -10,7 +10,7 @@ import msgspec
 
 from milo_discoveryd.model.observation import Observation, Outside, fields
 from milo_discoveryd.model.resource import WatchedCollection
-from milo_discoveryd.registry.object_budget import OVER_BUDGET, CollectionBudget
+from milo_discoveryd.registry.object_budget import OVER_BUDGET
 from milo_discoveryd.registry.pending_deletions import (
     Absent,
     ConfirmationRequest,
@@ -47,6 +47,10 @@ class Sink(Protocol):
 
     def take(self, source_events: Iterable[SourceEvent[Observation]], read_at: float) -> Iterator[None]:
         """Apply source events in batches, so that the caller can yield to the event loop between them."""
+
+    @property
+    def over_budget(self) -> str:
+        """Why source events were dropped; empty if none was."""
 
     @property
     def reference_objects(self) -> tuple[tuple[str, str], ...]:
@@ -173,7 +177,6 @@ class Driver:
         *,
         decoder: Decoder[Any, Observation],
         new_reflector: NewReflector,
-        budget: CollectionBudget,
         pending_deletions: PendingDeletions,
         sink: Sink,
         connect_timeout_s: float,
@@ -188,7 +191,6 @@ class Driver:
         self._decoder = decoder
         self._new_reflector = new_reflector
         self._reflector = new_reflector(status, highest_version)
-        self._budget = budget
         self._sink = sink
         self._connect_timeout_s = connect_timeout_s
         self._request_timeout_s = request_timeout_s
@@ -240,14 +242,13 @@ class Driver:
 
     async def _apply(self, source_events: Iterable[SourceEvent[Observation]]) -> None:
         read_at = self._clock()
-        batches = self._sink.take(self._budget.within(source_events), read_at)
+        batches = self._sink.take(source_events, read_at)
         next(batches, None)  # usually the only batch, and the next await yields to the event loop
         for _ in batches:
             await asyncio.sleep(0)
         self._reflector.relist_by(self._sink.relist_at)
         self._confirmations.applied()
-        if problem := self._budget.problem:
-            self._budget.problem = ""
+        if problem := self._sink.over_budget:
             raise _SourceOverBudgetError(problem)
 
     async def _read_object(self, key: str) -> ConfirmationResult:

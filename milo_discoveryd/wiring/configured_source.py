@@ -75,7 +75,6 @@ class ConfiguredSource:
             self._state_file(),
             epoch=epoch,
             policy=policy,
-            objects_limit=watch.objects_limit,
             jitter=random.random,
             connect_timeout_s=watch.connect_timeout.total_seconds(),
             request_timeout_s=watch.request_timeout.total_seconds(),

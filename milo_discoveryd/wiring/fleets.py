@@ -29,6 +29,7 @@ def new_fleet(
             pending_deletions=lambda: PendingDeletions(random.random),
             guard=lambda: RemovalGuard(limits),
             not_ready=NotReadyClusters(grace_s, limits if settings.removals.hold_not_ready else None),
+            objects_limit=settings.watch.objects_limit,
             drain_timeout_s=settings.drain_timeout.total_seconds(),
             name=each.of.name,
             kind=each.of.kind,

@@ -10,7 +10,6 @@ import msgspec
 from milo_discoveryd.credentials.kubeconfig_files import KubeconfigFiles
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.observation import Observation, Ready
-from milo_discoveryd.registry.object_budget import ObjectBudget
 from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.sources.keyed import FollowedCollection
 from milo_discoveryd.sources.kind import FileObject, RestoredPlace
@@ -52,7 +51,6 @@ class Discovery:
         *,
         epoch: str,
         policy: ReflectorPolicy,
-        objects_limit: int,
         jitter: Callable[[], float],
         connect_timeout_s: float,
         request_timeout_s: float,
@@ -60,7 +58,6 @@ class Discovery:
         self._source = source
         self._storage = _SourceStorage(source, store, epoch)
         self._policy = policy
-        self._objects_limit = objects_limit
         self._jitter = jitter
         self._connect_timeout_s = connect_timeout_s
         self._request_timeout_s = request_timeout_s
@@ -75,14 +72,12 @@ class Discovery:
         returns the API server of one by `FollowedCollection.server`.
         """
         status, highest_version = self._storage.restore(restored_place)
-        budget = ObjectBudget(self._objects_limit)
         drivers = [
             Driver(
                 api_at(each.server),
                 each.watched,
                 decoder=each.decoder,
                 new_reflector=self._reflector,
-                budget=budget.collection(feed.objects.kept_bytes),
                 pending_deletions=feed.pending_deletions,
                 sink=feed,
                 connect_timeout_s=self._connect_timeout_s,

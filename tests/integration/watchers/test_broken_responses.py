@@ -14,7 +14,6 @@ import pytest
 
 from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.model.resource import WatchedCollection
-from milo_discoveryd.registry.object_budget import ObjectBudget
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.sources.kind import SourceOptions
@@ -169,7 +168,6 @@ async def followed(api: ApiServer) -> AsyncIterator[tuple[ClusterSource, Ledger]
             status,
             highest_version=version,
         ),
-        budget=ObjectBudget(1 << 30).collection(source.feeds[0].objects.kept_bytes),
         pending_deletions=pending,
         sink=source.feeds[0],
         connect_timeout_s=10.0,

@@ -12,7 +12,7 @@ from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.model.resource import WatchedCollection
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.log import ChangeLog, Retention
-from milo_discoveryd.registry.object_budget import OBJECT_OVERHEAD, OVER_BUDGET, ObjectBudget
+from milo_discoveryd.registry.object_budget import OBJECT_OVERHEAD, OVER_BUDGET
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.sources.kind import SourceOptions
@@ -196,7 +196,9 @@ async def running(
 
     ledger = Ledger()
     pending_deletions = PendingDeletions(lambda: 0.0, backoff=QUICK)
-    source = new_source(ledger, ChangeLog(encode, Retention()), pending_deletions=pending_deletions)
+    source = new_source(
+        ledger, ChangeLog(encode, Retention()), pending_deletions=pending_deletions, objects_limit=objects_limit
+    )
     mode = ProjectObjects(SourceOptions(project_server="https://milo.test"))
     async with ApiServer(server_script) as server:
         transport = Transport(upstream(server))
@@ -211,7 +213,6 @@ async def running(
                 status,
                 highest_version=version,
             ),
-            budget=ObjectBudget(objects_limit).collection(source.feeds[0].objects.kept_bytes),
             pending_deletions=pending_deletions,
             sink=source.feeds[0],
             connect_timeout_s=10.0,

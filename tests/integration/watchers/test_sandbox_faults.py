@@ -54,7 +54,6 @@ class Follower:
             None,
             epoch="run",
             policy=POLICY,
-            objects_limit=1 << 30,
             jitter=lambda: 0.0,
             connect_timeout_s=5.0,
             request_timeout_s=5.0,

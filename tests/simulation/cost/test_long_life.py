@@ -25,11 +25,9 @@ def test_cost_of_long_life_equals_baseline(life: Meter) -> None:
     assert changed == [], f"if that is meant, run {baseline.REWRITE} and say why in the commit"
 
 
-@pytest.mark.xfail(reason="the budget of objects recounts the whole fleet in one callback")
 def test_longest_callback_of_long_life_makes_few_calls(life: Meter) -> None:
     assert life.longest <= MOST_CALLS
 
 
-@pytest.mark.xfail(reason="the budget of objects recounts the whole fleet in one callback")
 def test_callback_of_long_life_reads_few_elements(life: Meter) -> None:
     assert life.most_elements <= MOST_ELEMENTS, f"the whole fleet was read in\n{life.stack}"

@@ -134,7 +134,6 @@ class Simulation:
             self.source,
             self._disk,
             policy=ReflectorPolicy(streaming_lists=self._random.random() < 0.5),
-            objects_limit=1 << 30,
             jitter=self._random.random,
             connect_timeout_s=10.0,
             epoch="run",

@@ -176,7 +176,6 @@ class Simulation:
             jitter=self._random.random,
             connect_timeout_s=10.0,
             request_timeout_s=30.0,
-            objects_limit=1 << 30,
         )
         await discovery.run(lambda _: upstream.api, followed.collections, followed.restored_place)
 

@@ -232,7 +232,6 @@ async def _run(script: Script, kind: SourceKind, *, streaming: bool) -> Outcome:
         source,
         _Store(),
         policy=ReflectorPolicy(streaming_lists=streaming),
-        objects_limit=1 << 30,
         jitter=lambda: 0.5,
         connect_timeout_s=10.0,
         epoch="run",

@@ -14,6 +14,7 @@ from milo_discoveryd.registry.events import Event, EventType, Frame
 from milo_discoveryd.registry.log import STALE_SLOTS, ChangeLog, Retention
 from milo_discoveryd.registry.log_entry import LogEntry
 from milo_discoveryd.registry.not_ready import NotReadyClusters
+from milo_discoveryd.registry.object_budget import CollectionWeight
 from milo_discoveryd.registry.registry import Registry
 
 WALL_AT_ZERO = 1_000_000.0
@@ -103,8 +104,8 @@ def readable_log(
     return NamedLog(msgspec.json.encode, retention or Retention(), batch_bytes, stale_slots)
 
 
-def registry(grace_s: float = 0.0, *, drain_s: float = 0.0) -> Registry:
-    return Registry(readable_log(), NotReadyClusters(grace_s), drain_timeout_s=drain_s)
+def registry(grace_s: float = 0.0, *, drain_s: float = 0.0, weight: CollectionWeight | None = None) -> Registry:
+    return Registry(readable_log(), NotReadyClusters(grace_s), drain_timeout_s=drain_s, weight=weight)
 
 
 def read(frames: Iterable[Frame]) -> list[Event]:

@@ -1,112 +1,152 @@
 """The budget of the objects of a source."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 import msgspec
-import pytest
 
 from milo_discoveryd.model.observation import NotReady, ObjectFields, Observation
-from milo_discoveryd.registry.object_budget import CollectionBudget, ObjectBudget, kept_bytes
+from milo_discoveryd.registry.intake import Intake
+from milo_discoveryd.registry.object_budget import CollectionWeight, ObjectBudget, weigh
 from milo_discoveryd.registry.object_records import ObjectRecords
-from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, Relisting, SourceEvent
-from tests.unit.registry.fleets import at, ready, registry
+from milo_discoveryd.registry.pending_deletions import Absent, PendingDeletions
+from milo_kube.reflect.messages import (
+    DeletionReported,
+    Listed,
+    ListEnded,
+    ListStarted,
+    ObjectChanged,
+    SourceEvent,
+    Unlisted,
+)
+from tests.unit.registry.fleets import at, not_ready, ready, registry
 
-
-def seen(number: int) -> Observation:
-    return NotReady(name=f"p-{number:03}", uid="u", version="1", message="")
-
-
-SIZE = kept_bytes(seen(0))
 LIMIT = 10
+SIZE = weigh(ready("p-000").target)
 
 
 class Collection:
-    """A collection whose objects are those that the budget let through."""
+    """The clusters of a collection that shares a budget for ten of them."""
 
-    def __init__(self, budget: ObjectBudget) -> None:
-        self.known: dict[str, Observation] = {}
-        self._listed: dict[str, Observation] = {}
-        self.counts = 0
-        self.budget: CollectionBudget = budget.collection(self._count)
+    def __init__(self, budget: ObjectBudget | None = None) -> None:
+        self.weight = CollectionWeight(budget or ObjectBudget(LIMIT * SIZE))
+        self.clusters = registry(weight=self.weight)
+        self.pending_deletions = PendingDeletions(lambda: 0.0)
+        self.intake = Intake(self.clusters, self.pending_deletions)
 
-    def _count(self) -> int:
-        self.counts += 1
-        return sum(map(kept_bytes, self.known.values()))
+    def apply(self, *events: SourceEvent[Observation]) -> None:
+        for _ in self.intake.take(events, at(0.0)):
+            pass
 
-    def take(self, *events: SourceEvent[Observation]) -> int:
-        """Apply events, and return how many the budget let through."""
-        taken = 0
-        for event in self.budget.within(events):
-            taken += 1
-            match event:
-                case ListStarted():
-                    self._listed = {}
-                case Listed(observation):
-                    self._listed[observation.name] = observation
-                case ObjectChanged(observation):
-                    self.known[observation.name] = observation
-                case ListEnded():
-                    self.known = self._listed
-        return taken
+    def lists(self, count: int) -> None:
+        self.apply(ListStarted(), *map(Listed, objects(count)), ListEnded())
+
+    def confirm(self, name: str) -> None:
+        self.apply(DeletionReported(name, "u1"))
+        (request,) = self.pending_deletions.take_due(0.0)
+        self.intake.resolve(request, Absent(), at(0.0))
 
 
-def listing(count: int) -> Iterator[SourceEvent[Observation]]:
-    yield ListStarted()
-    yield from (Listed(seen(number)) for number in range(count))
-    yield ListEnded()
-
-
-@pytest.fixture
-def collection() -> Collection:
-    return Collection(ObjectBudget(LIMIT * SIZE))
+def objects(count: int, first: int = 0) -> Iterable[Observation]:
+    return (ready(f"p-{number:03}") for number in range(first, first + count))
 
 
 def test_object_with_many_short_labels_counts_what_they_take_in_memory() -> None:
     labels = tuple((f"{number:03}", "") for number in range(1000))
     content = NotReady(name="p", uid="u", version="1", message="", fields=ObjectFields("p", "", labels))
     size = sys.getsizeof(labels) + sum(sys.getsizeof(each) + sys.getsizeof(each[0]) for each in labels)
-    assert kept_bytes(content) > size
+    assert weigh(content) > size
     few = msgspec.structs.replace(content, fields=ObjectFields("p", "", labels[:8]))
-    assert kept_bytes(few) < 1024
+    assert weigh(few) < 1024
 
 
-def test_list_within_the_budget_is_taken(collection: Collection) -> None:
-    assert collection.take(*listing(LIMIT), Relisting("Expired"), *listing(LIMIT)) == 2 * LIMIT + 5
-    assert collection.budget.problem == ""
+def test_list_within_the_budget_is_applied() -> None:
+    collection = Collection()
+    for _ in range(2):
+        collection.lists(LIMIT)
+    assert (collection.clusters.engaged, collection.weight.used) == (LIMIT, LIMIT * SIZE)
+    assert collection.weight.problem == ""
 
 
-def test_list_is_taken_up_to_the_budget(collection: Collection) -> None:
-    assert collection.take(*listing(LIMIT + 5)) == LIMIT + 1
-    assert "watch.objects_limit" in collection.budget.problem
+def test_list_that_exceeds_the_budget_is_not_applied() -> None:
+    collection = Collection()
+    collection.lists(LIMIT + 1)
+    assert not collection.intake.synced
+    assert collection.clusters.engaged == 0
+    assert "watch.objects_limit" in collection.weight.problem
 
 
-def test_new_objects_of_a_watch_are_taken_up_to_the_budget(collection: Collection) -> None:
-    collection.take(*listing(5))
-    assert collection.take(*(ObjectChanged(seen(number)) for number in range(100, 200))) < LIMIT
-    assert collection.budget.problem
+def test_new_objects_of_a_watch_are_applied_up_to_the_budget() -> None:
+    collection = Collection()
+    collection.lists(5)
+    collection.apply(*map(ObjectChanged, objects(100, first=100)))
+    assert collection.clusters.engaged == LIMIT
+    assert collection.weight.problem
+    collection.apply(*map(ObjectChanged, objects(5, first=300)))
+    assert collection.clusters.engaged == LIMIT
 
 
-def test_changes_of_the_same_object_do_not_exhaust_the_budget(collection: Collection) -> None:
-    collection.take(*listing(5))
-    assert sum(collection.take(ObjectChanged(seen(0))) for _ in range(1000)) == 1000
-    assert collection.counts < 300
+def test_source_over_its_budget_is_repaired_by_a_shorter_list() -> None:
+    collection = Collection()
+    collection.apply(*map(ObjectChanged, objects(LIMIT + 5)))
+    assert collection.weight.problem
+    collection.lists(3)
+    assert collection.weight.problem == ""
+    assert collection.weight.used == 3 * SIZE
+
+
+def test_changes_of_the_same_object_do_not_exhaust_the_budget() -> None:
+    collection = Collection()
+    collection.lists(5)
+    for version in range(2, 1000):
+        collection.apply(ObjectChanged(ready("p-000", str(version), labels={"mark": f"{version:04}"})))
+    assert collection.weight.problem == ""
+    assert collection.clusters.outdated == 0
+
+
+def test_object_that_grows_counts_what_it_takes_now() -> None:
+    collection = Collection()
+    collection.lists(1)
+    collection.apply(ObjectChanged(ready("p-000", "2", labels={"mark": "x" * 1000})))
+    assert collection.weight.used > SIZE + 1000
+    collection.apply(ObjectChanged(ready("p-000", "3")))
+    assert collection.weight.used == SIZE
+
+
+def test_former_state_of_an_object_counts_while_it_is_kept() -> None:
+    collection = Collection()
+    collection.apply(ObjectChanged(ready("p-000", labels={"mark": "x" * 1000})))
+    collection.apply(ObjectChanged(not_ready("p-000")))
+    assert collection.weight.used > SIZE + 1000
+
+
+def test_object_that_leaves_a_list_before_its_end_counts_until_then() -> None:
+    collection = Collection()
+    collection.apply(ListStarted(), Listed(ready("a")), Unlisted("a"))
+    assert collection.weight.used > 0
+    collection.apply(ListEnded())
+    assert collection.weight.used == 0
+
+
+def test_deletion_is_applied_although_the_budget_is_exceeded() -> None:
+    collection = Collection()
+    collection.lists(LIMIT)
+    collection.apply(ObjectChanged(ready("big", labels={"mark": "x" * 1000})))
+    assert collection.weight.problem
+    collection.confirm("p-000")
+    assert collection.clusters.engaged == LIMIT - 1
 
 
 def test_collections_of_a_source_share_its_budget() -> None:
     budget = ObjectBudget(LIMIT * SIZE)
     first, second = Collection(budget), Collection(budget)
-    first.take(*listing(6))
-    assert second.take(*listing(6)) < 6
-    assert second.budget.problem
+    first.lists(6)
+    second.lists(6)
+    assert (first.clusters.engaged, second.clusters.engaged) == (6, 0)
+    assert second.weight.problem
 
 
-def test_known_objects_count_what_is_kept_of_them() -> None:
-    clusters, objects = registry(), ObjectRecords()
-    clusters.commit([ready("a")], at(0))
-    before = clusters.kept_bytes()
-    clusters.commit([ready("b", labels={"tier": "gold"})], at(1))
-    assert clusters.kept_bytes() > 2 * before
-    objects.commit([seen(0)], at(0))
-    assert objects.kept_bytes() == kept_bytes((None, None))
-    assert (clusters.is_used("a"), clusters.is_used("none"), objects.is_used(seen(0).name)) == (True, False, False)
+def test_object_without_clusters_counts_its_overhead() -> None:
+    objects = ObjectRecords()
+    objects.commit([NotReady(name="p", uid="u", version="1", message="")], at(0))
+    assert 512 <= objects.weight.used < 1024
