@@ -47,6 +47,8 @@ class ClaimingObject(Target, frozen=True, kw_only=True, gc=False):
     claims: tuple[Claim, ...] = ()
     content: Any = None
     """The content of claims that need the object; None if no claim does."""
+    is_terminating: bool = False
+    """Whether its deletion was requested."""
 
 
 class Unread:

@@ -79,6 +79,10 @@ class ClusterRecord(msgspec.Struct, kw_only=True, gc=False):
         return None if self.latest is None else self.latest.target
 
     @property
+    def is_terminating(self) -> bool:
+        return self.target is not None and self.target.deletion_requested_at is not None
+
+    @property
     def kept(self) -> Target | None:
         return self.target
 

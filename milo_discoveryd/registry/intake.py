@@ -265,14 +265,20 @@ class Intake(Generic[Change]):
             (name, uid) for name, uid in missing if self._objects.is_used(name) and not self._is_held_by_restore(name)
         ]
         replaced = list(self._replaced())
+        announced: set[str] = set()
         decision: GuardDecision = ConfirmEach()
         if self._guard is not None:
             is_foreign = (
                 bool(self._listed) and not self.awaits_list and not any(map(self._proves, self._listed.items()))
             )
+            if not (is_foreign or versions_went_back):
+                announced = {name for name, _ in (*engaged, *replaced) if self._objects.is_terminating(name)}
+                engaged, replaced = (
+                    [(name, uid) for name, uid in each if name not in announced] for each in (engaged, replaced)
+                )
             decision = self._guard.judge(
                 engaged + replaced,
-                self._objects.used,
+                self._objects.used - len(announced),
                 versions_went_back=versions_went_back,
                 now=now.steady,
                 is_foreign=is_foreign,
@@ -295,10 +301,7 @@ class Intake(Generic[Change]):
         self._pending_deletions.discard_all(self._listed.keys())
         if not self._is_foreign:
             self._listed_version = ended.version
-            # Objects that no member engages are confirmed at once: no subscriber knows them.
-            for name, uid in missing:
-                if not self._objects.is_used(name):
-                    self._confirm(name, uid, now)
+            self._confirm_at_once(missing, announced, now)
             older = {seen.name for seen in regressed}
             self._objects.forget_weight(name for name, _ in missing)
             self._objects.list_ended((name for name, _ in missing if name not in older) if versions_went_back else ())
@@ -306,9 +309,15 @@ class Intake(Generic[Change]):
         self._listed, self._staged = {}, {}
         takes_first_place = isinstance(decision, ConfirmAtRate) and not self.is_verified
         if (self.awaits_list and self.held is None) or takes_first_place:
-            self.awaits_list, self._unconfirmed = False, {name for name, _ in engaged}
+            self.awaits_list, self._unconfirmed = False, announced.union(name for name, _ in engaged)
         self.synced = True
         self.lists += not self._is_foreign
+
+    def _confirm_at_once(self, missing: list[tuple[str, str]], announced: set[str], now: Moment) -> None:
+        """Confirm deletions that are no mass removal: nobody knows the object, or its deletion was announced."""
+        for name, uid in missing:
+            if name in announced or not self._objects.is_used(name):
+                self._confirm(name, uid, now)
 
     def _is_older_than_objects(self, version: str) -> bool:
         """Return whether a list is older than an object of the one before, if that had no version of its own."""
@@ -393,8 +402,8 @@ class Intake(Generic[Change]):
         record = self._objects[name]
         if record is None or record.state is ObjectState.DELETED or uid not in ("", record.uid):
             return
-        held = None
-        if self._guard is not None and self._objects.is_used(name) and not self._pending_deletions.is_doubted(name):
+        held, is_known = None, self._pending_deletions.is_doubted(name) or self._objects.is_terminating(name)
+        if self._guard is not None and self._objects.is_used(name) and not is_known:
             held = self._guard.reported(self._objects.used, now.steady)
         if held is None:
             self._confirm(name, record.uid, now)

@@ -43,6 +43,10 @@ class Record(Protocol):
         """Whether the object is in use: its cluster is engaged, or its claims are valid."""
 
     @property
+    def is_terminating(self) -> bool:
+        """Whether the deletion of the object was requested when it was last seen in use."""
+
+    @property
     def kept(self) -> Any:
         """What is kept of the object, besides its state."""
 
@@ -217,6 +221,11 @@ class KnownObjects(ABC, Generic[R, Change]):
         """Return whether this daemon, or another member of its shard group, engages the object."""
         record = self._records.get(name)
         return record is not None and (record.engaged or record.state is ObjectState.UNASSIGNED)
+
+    def is_terminating(self, name: str) -> bool:
+        """Return whether an object in use was last seen with a requested deletion."""
+        record = self._records.get(name)
+        return record is not None and record.is_terminating
 
     def _replaced_by(self, seen: Observation) -> str:
         """Return the message for another object of the same name, or "" if it is, or may be, the known object."""

@@ -22,6 +22,7 @@ class ObjectRecord(msgspec.Struct, kw_only=True, gc=False):
     claims: tuple[Claim, ...] | None = None
     """None if the object is not in use, because it does not exist or has nothing to say."""
     content: Any = None
+    is_terminating: bool = False
 
     @property
     def engaged(self) -> bool:
@@ -64,6 +65,7 @@ class ObjectRecords(KnownObjects[ObjectRecord, ObjectChange]):
             return self._use(seen.name, record, None) if is_replaced or not isinstance(seen, Malformed) else []
         record = self._record(seen, ObjectState.READY, now)
         assert isinstance(seen.target, ClaimingObject)
+        record.is_terminating = seen.target.is_terminating
         is_same = not is_replaced and record.describes(seen.target)
         return [] if is_same else self._use(seen.name, record, seen.target)
 

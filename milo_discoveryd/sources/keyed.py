@@ -117,7 +117,10 @@ class KeyedSource:
                 claims = tuple(replace(each, cluster=key_of(each.cluster, self.name)) for each in watch.claims(obj))
             except MalformedError as error:
                 return Malformed(name, metadata.uid, metadata.resourceVersion, str(error))
-            claiming = ClaimingObject(name=name, uid=metadata.uid, place=(), claims=claims)
+            is_terminating = metadata.deletionTimestamp is not None
+            claiming = ClaimingObject(
+                name=name, uid=metadata.uid, place=(), claims=claims, is_terminating=is_terminating
+            )
             return Ready(metadata.uid, metadata.resourceVersion, claiming)
 
         decoder = Decoder(self._checked(watch.object_type), _within(resource, observe, key), Malformed, keys.key)
@@ -165,7 +168,8 @@ def _content(key: str, metadata: Metadata, content: object) -> Observation:
     if content is None:
         # The removal guard counts objects with content, so that others do not hide a mass removal.
         return NotReady(key, metadata.uid, metadata.resourceVersion, "it has no content that a claim needs")
-    referenced = ClaimingObject(name=key, uid=metadata.uid, place=(), content=content)
+    is_terminating = metadata.deletionTimestamp is not None
+    referenced = ClaimingObject(name=key, uid=metadata.uid, place=(), content=content, is_terminating=is_terminating)
     return Ready(metadata.uid, metadata.resourceVersion, referenced)
 
 

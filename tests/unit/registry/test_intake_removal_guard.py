@@ -375,3 +375,54 @@ def test_second_list_is_due_while_removals_are_held_or_the_first_list_is_doubted
     source.now = 20.0
     source.lists()
     assert source.intake.relist_at == 50.0
+
+
+def terminating(name: str, version: str = "2") -> Observation:
+    return ready(name, version, deletion_requested_at=7.0)
+
+
+def test_announced_deletions_that_the_watch_reports_are_not_counted_as_a_mass_removal() -> None:
+    source = Source()
+    source.take(*(ObjectChanged(terminating(name)) for name in "abcde"))
+    source.take(*(DeletionReported(name, "u1") for name in "abcde"))
+    assert len(source.answers(Absent())) == 5
+    assert (source.engaged, source.intake.held) == (1, None)
+
+
+def test_list_without_objects_whose_deletion_was_announced_is_not_a_mass_removal() -> None:
+    source = Source()
+    source.take(*(ObjectChanged(terminating(name)) for name in "abcde"))
+    source.lists(FLEET[5])
+    assert len(source.answers(Absent())) == 5
+    assert (source.engaged, source.intake.held) == (1, None)
+
+
+def test_list_that_lacks_much_of_the_rest_is_held_beside_announced_deletions() -> None:
+    source = Source()
+    source.take(*(ObjectChanged(terminating(name)) for name in "ab"))
+    source.lists(FLEET[5])
+    assert sorted(source.requested_names()) == ["a", "b"]
+    assert source.pending_deletions.held == 3
+
+
+def test_announced_deletion_whose_name_has_another_object_is_a_replacement_at_once() -> None:
+    source = Source()
+    source.take(*(ObjectChanged(terminating(name)) for name in "abcde"))
+    done = source.lists(FLEET[5], *recreated("abcde"))
+    assert [each.reason for each in done] == [DisengageReason.REPLACED, None] * 5
+
+
+def test_f21_list_of_another_server_confirms_no_announced_deletion() -> None:
+    source = Source()
+    source.take(*(ObjectChanged(terminating(name)) for name in "abcdef"))
+    assert source.lists(*OTHERS) == []
+    assert (source.requested_names(), source.pending_deletions.held) == ([], 6)
+
+
+def test_list_of_restored_server_confirms_no_announced_deletion() -> None:
+    source = Source()
+    source.take(*(ObjectChanged(terminating(name)) for name in "ab"))
+    source.lists(*FLEET[2:], versions_went_back=True)
+    source.now = 30.0
+    source.lists(*FLEET[2:], versions_went_back=True)
+    assert (source.requested_names(), source.engaged) == ([], 6)

@@ -110,10 +110,11 @@ class RecordedFleet:
         return self.journal.events[before:]
 
 
-def thing(name: str, version: int = 1, uid: str = "", **claims: object) -> Ready:
+def thing(name: str, version: int = 1, uid: str = "", *, is_terminating: bool = False, **claims: object) -> Ready:
     uid = uid or f"uid-{name}"
     said = tuple(Claim(cluster, content) for cluster, content in claims.items())
-    return Ready(uid, str(version), ClaimingObject(name=name, uid=uid, place=(), claims=said))
+    claiming = ClaimingObject(name=name, uid=uid, place=(), claims=said, is_terminating=is_terminating)
+    return Ready(uid, str(version), claiming)
 
 
 def test_cluster_is_engaged_while_one_of_its_objects_claims_it() -> None:
@@ -245,6 +246,14 @@ def test_relist_of_reduced_fleet_without_most_objects_is_held() -> None:
     fleet.feed().source(STREAMING)
     assert fleet.source.status.reason == REMOVALS_HELD
     assert fleet.feed().relist_at is not None
+
+
+def test_relist_of_reduced_fleet_without_objects_whose_deletion_was_announced_is_not_held() -> None:
+    fleet = RecordedFleet()
+    fleet.listed(*(thing(f"x{n}", **{f"c{n}": True}) for n in range(30)), thing("y", shop=True))
+    fleet.take(*(ObjectChanged(thing(f"x{n}", 2, is_terminating=True, **{f"c{n}": True})) for n in range(30)))
+    assert fleet.listed(thing("y", shop=True)) == []
+    assert fleet.source.deletions_held == 0
 
 
 def test_not_ready_grace_in_reduced_fleet_ends_by_timer_of_its_feed() -> None:
