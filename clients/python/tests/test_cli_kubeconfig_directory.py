@@ -153,7 +153,20 @@ def test_kubeconfig_directory_does_not_follow_foreign_symlink(path: Path, tmp_pa
     assert not (tmp_path / "elsewhere").exists()
 
 
-@pytest.mark.parametrize("name", ["..", "../a", "a/b", "", ".a", "a\n", "A", "a" * 300, "a..b", "a\0b"])
+def test_cluster_of_a_named_source_has_a_file(path: Path):
+    with KubeconfigDirectory(path) as directory:
+        directory.reconcile(wanted("eu#a") | wanted("us#a"), ended=())
+        assert directory.skipped == {}
+    assert {"eu#a.kubeconfig", "us#a.kubeconfig"} < {each.name for each in path.iterdir()}
+    with KubeconfigDirectory(path) as directory:
+        directory.reconcile(wanted("eu#a"), ended={"us#a"})
+        assert directory.own == {"eu#a"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["..", "../a", "a/b", "", ".a", "a\n", "A", "a" * 300, "a..b", "a\0b", "#a", "a#", "a#b#c", "../a#b", "a#../b"],
+)
 def test_cluster_name_that_is_no_valid_file_name_is_skipped(path: Path, name: str):
     with KubeconfigDirectory(path) as directory:
         directory.reconcile(wanted(name) | wanted("a"), ended=())

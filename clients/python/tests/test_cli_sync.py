@@ -191,6 +191,16 @@ async def test_sync_removes_the_files_of_clusters_that_another_replica_owns(daem
     assert content(path) == {"c": "c-1"}
 
 
+async def test_sync_once_fails_if_a_cluster_has_no_file(daemon, path):
+    path.mkdir()
+    (path / "b.kubeconfig").write_text("of another program")
+    status, err = await sync_once(daemon, path, "ab")
+    assert status == 1
+    assert "no file for 'b'" in err
+    assert "some clusters have no file" in err
+    assert (path / "a.kubeconfig").exists()
+
+
 async def test_sync_once_waits_for_each_file(daemon, path):
     async with sync(daemon, path, "--once") as process:
         stream = await daemon.stream()

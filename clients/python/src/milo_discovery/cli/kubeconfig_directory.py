@@ -28,8 +28,9 @@ from milo_discovery.publishing.objects import difference
 SUFFIX = ".kubeconfig"
 INDEX = "index.json"
 _LEDGER = ".milo-discovery.json"
-# Kubernetes' rules for names, which exclude ".." and slashes.
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+# Kubernetes' rules for names, which exclude ".." and slashes. A cluster of a named source is SOURCE#NAME.
+_LABELS = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
+_NAME = re.compile(rf"({_LABELS}#)?{_LABELS}")
 _MAX_NAME_LENGTH = 255 - len(SUFFIX)
 
 

@@ -203,6 +203,8 @@ class _Synchronizer:
                 has_all = is_reviewed and all(each.kubeconfig is not None for each in desired.values())
                 if self._guard.problem and (has_all or self._guard.is_foreign):
                     raise CommandFailure("removals are held; see the message above")
+                if has_all and self._directory.skipped:
+                    raise CommandFailure("some clusters have no file; see the messages above")
                 if has_all and self._guard.next_look_at(now) is None:
                     done.set()
             with suppress(TimeoutError):
