@@ -38,7 +38,7 @@ from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.telemetry.status import DaemonIdentity, when
 from milo_discoveryd.telemetry.traces import exporting
 from milo_discoveryd.wiring.config_reload import ConfigReloader, Load
-from milo_discoveryd.wiring.configured_source import ConfiguredSource
+from milo_discoveryd.wiring.configured_source import ConfiguredSource, configured_sources
 from milo_discoveryd.wiring.fleets import new_fleet
 from milo_discoveryd.wiring.issuers import Issuers
 from milo_discoveryd.wiring.listeners import listeners, token_reviewer
@@ -184,7 +184,7 @@ class Daemon:
     async def serve(self) -> None:
         """Serve until canceled, then drain the streams."""
         settings = self._settings
-        sources = [ConfiguredSource(each, settings, self._environ) for each in settings.sources]
+        sources = configured_sources(settings, self._environ)
         self._fleet = new_fleet(sources, settings, self._log, self._journal.of_source)
         self._metrics.follow(self._fleet, settings.metrics.cluster_info_cap)
         async with AsyncExitStack() as stack:

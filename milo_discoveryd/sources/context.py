@@ -2,6 +2,7 @@
 
 import enum
 import re
+from collections.abc import Collection
 from urllib.parse import unquote, urlsplit
 
 import msgspec
@@ -34,6 +35,19 @@ class MiloContext(msgspec.Struct, frozen=True):
         return f"{self.kind.value} {self.name}".rstrip()
 
 
+SHOWS = {
+    ContextKind.ROOT: "all projects, of all organizations",
+    ContextKind.ORGANIZATION: "the projects of the organization",
+    ContextKind.PROJECT: "the project's own objects, and no projects",
+    ContextKind.USER: "what the user may see, and no organization's projects only",
+}
+_SERVERS = {
+    ContextKind.ROOT: "https://MILO",
+    ContextKind.ORGANIZATION: "https://MILO/apis/resourcemanager.miloapis.com/v1alpha1/organizations/NAME/control-plane",
+    ContextKind.PROJECT: "https://MILO/apis/resourcemanager.miloapis.com/v1alpha1/projects/NAME/control-plane",
+}
+
+
 def root_of(server: str) -> str:
     """Return the URL of the whole API that has the context of a server's URL."""
     found = server.rstrip("/")
@@ -50,3 +64,16 @@ def context_of(server: str) -> MiloContext:
         if found := re.search(rf"{pattern}\Z", path):
             return MiloContext(ContextKind(kind), found["name"])
     return MiloContext()
+
+
+def wrong_context(mode: str, server: str, accepted: Collection[ContextKind]) -> tuple[str, str] | None:
+    """Return why a mode cannot work in the context of a server's URL, and what to do; None if it can."""
+    context = context_of(server)
+    if not accepted or context.kind in accepted:
+        return None
+    servers = " or ".join(f"{_SERVERS[kind]} ({kind.value})" for kind in accepted)
+    return (
+        f"the server of the discovery kubeconfig is the context of {context}, which shows {SHOWS[context.kind]}; "
+        f"mode {mode} cannot work there",
+        f"set the kubeconfig's server to {servers}",
+    )

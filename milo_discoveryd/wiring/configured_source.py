@@ -10,8 +10,9 @@ from msgspec.structs import replace
 from milo_discoveryd.config import Settings, SourceSettings
 from milo_discoveryd.credentials import Upstream
 from milo_discoveryd.credentials.kubeconfig_files import KubeconfigFiles
+from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.registry.source import ClusterSource
-from milo_discoveryd.sources.context import context_of
+from milo_discoveryd.sources.context import context_of, wrong_context
 from milo_discoveryd.sources.keyed import KeyedSource
 from milo_discoveryd.sources.kind import SourceOptions
 from milo_discoveryd.state_file.encoding import StateOrigin
@@ -51,6 +52,13 @@ class ConfiguredSource:
         if self.discovery is None or not self.of.settings.contexts:
             return ""
         return str(context_of(self.discovery.server))
+
+    @property
+    def context_problem(self) -> str:
+        """Why the kind cannot work in the context of Milo that is watched, and what to do; empty if it can."""
+        if self.discovery is None:
+            return ""
+        return "; ".join(wrong_context(self.of.kind, self.discovery.server, self.of.settings.contexts) or ())
 
     async def follow(self, source: ClusterSource, authenticated: Authenticate, epoch: str) -> None:
         """Follow the source until canceled. `epoch` identifies the run of the daemon."""
@@ -101,6 +109,17 @@ class ConfiguredSource:
     def _state_file(self) -> StateFile | None:
         directory = self._settings.state_directory
         return None if directory is None else StateFile(directory, self.origin, self.of.name)
+
+
+def configured_sources(settings: Settings, environ: Mapping[str, str]) -> list[ConfiguredSource]:
+    """Return the configured sources. Raises ConfigError, also for a context of Milo in which a kind cannot work."""
+    sources = [ConfiguredSource(each, settings, environ) for each in settings.sources]
+    problems = [
+        ": ".join(filter(None, (each.of.name, each.context_problem))) for each in sources if each.context_problem
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return sources
 
 
 def at_server(upstream: Upstream, server: str) -> Upstream:

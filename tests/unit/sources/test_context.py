@@ -2,7 +2,7 @@
 
 import pytest
 
-from milo_discoveryd.sources.context import ContextKind, MiloContext, context_of, root_of
+from milo_discoveryd.sources.context import ContextKind, MiloContext, context_of, root_of, wrong_context
 
 RESOURCES = "/apis/resourcemanager.miloapis.com/v1alpha1"
 ORGANIZATION = f"{RESOURCES}/organizations/acme/control-plane"
@@ -46,3 +46,16 @@ def test_root_is_what_is_before_the_contexts(path: str, root: str) -> None:
 
 def test_context_is_named_by_kind_and_name() -> None:
     assert [str(MiloContext()), str(MiloContext(ContextKind.ORGANIZATION, "acme"))] == ["root", "organization acme"]
+
+
+@pytest.mark.parametrize("accepted", [(), (ContextKind.ROOT, ContextKind.PROJECT)])
+def test_context_that_a_mode_accepts_is_not_wrong(accepted: tuple[ContextKind, ...]) -> None:
+    assert wrong_context("any", f"https://milo.example.com{PROJECT}", accepted) is None
+
+
+def test_wrong_context_is_named_with_those_that_the_mode_accepts() -> None:
+    wrong = wrong_context("project", f"https://milo.example.com{PROJECT}", (ContextKind.ROOT,))
+    assert wrong is not None
+    assert "is the context of project apollo" in wrong[0]
+    assert "mode project cannot work there" in wrong[0]
+    assert wrong[1] == "set the kubeconfig's server to https://MILO (root)"
