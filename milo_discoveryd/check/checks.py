@@ -27,6 +27,7 @@ from milo_discoveryd.log import log
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.model.selector import parse as parse_selector
+from milo_discoveryd.registry.claims import FleetClaims
 from milo_discoveryd.sources.context import ContextKind, context_of
 from milo_discoveryd.sources.keyed import KeyedSource
 from milo_discoveryd.sources.kind import ProjectServer
@@ -158,8 +159,9 @@ async def _sources(
             yield issuers
             return
         clusters: list[Cluster] = []
+        claims = FleetClaims()
         for source in sources:
-            async for finding in _source(source, settings, environ, issuers, clusters):
+            async for finding in _source(source, settings, environ, issuers, clusters, claims=claims):
                 yield finding
         if issuers is None:
             return
@@ -182,6 +184,8 @@ async def _source(
     environ: Mapping[str, str],
     issuers: Issuers | None,
     clusters: list[Cluster],
+    *,
+    claims: FleetClaims,
 ) -> AsyncIterator[Finding]:
     """Check the API servers, or the files, of one source, and add the clusters that it engages to `clusters`."""
     of, followed = source.of, source.followed
@@ -199,7 +203,7 @@ async def _source(
             can_list = can_list and finding.level != "fail"
             yield finding
     if can_list:
-        async for finding in _objects(source, watched, settings, environ, clusters):
+        async for finding in _objects(source, watched, settings, environ, clusters, claims=claims):
             yield finding
     if issuers is None:
         return
@@ -234,11 +238,13 @@ async def _objects(
     settings: Settings,
     environ: Mapping[str, str],
     clusters: list[Cluster],
+    *,
+    claims: FleetClaims,
 ) -> AsyncIterator[Finding]:
     """List a source completely, and add the clusters that it engages to `clusters`."""
     subject = _subject("clusters", source.of)
     try:
-        found = await evaluate_source(source, watched, settings, environ)
+        found = await evaluate_source(source, watched, settings, environ, claims)
     except (FilesError, TransportError, ListPageError) as error:
         yield fail(subject, str(error), "see the findings about the API server or the files")
         return

@@ -11,6 +11,7 @@ from milo_discoveryd.credentials import Upstream
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Observation, Ready
+from milo_discoveryd.registry.claims import FleetClaims
 from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.object_records import ObjectRecords
@@ -42,24 +43,32 @@ class Evaluation(msgspec.Struct, frozen=True):
 
 
 async def evaluate_source(
-    source: ConfiguredSource, upstream: Upstream | None, settings: Settings, environ: Mapping[str, str]
+    source: ConfiguredSource,
+    upstream: Upstream | None,
+    settings: Settings,
+    environ: Mapping[str, str],
+    claims: FleetClaims | None = None,
 ) -> Evaluation:
-    """Read a source's objects or files. `upstream` is the watched API server, with the credential to use.
+    """Read a source's objects or files. `upstream` is the watched API server, with the credential to use. `claims` has
+    those of the sources before.
 
     Raises FilesError, TransportError and ListPageError.
     """
     followed = source.followed
     if source.files is not None:
-        return evaluate(followed, [list(map(followed.observe_file, source.files.objects_now()))])
+        return evaluate(followed, [list(map(followed.observe_file, source.files.objects_now()))], claims)
     if upstream is None:
-        return evaluate(followed, [[Ready(target.uid, "", target) for target in followed.targets]])
+        return evaluate(followed, [[Ready(target.uid, "", target) for target in followed.targets]], claims)
     listed = [await _listed(upstream, settings, environ, each) for each in followed.collections]
-    return evaluate(followed, listed)
+    return evaluate(followed, listed, claims, upstream.server)
 
 
-def evaluate(followed: KeyedSource, listed: Sequence[Sequence[Observation]]) -> Evaluation:
-    """Evaluate complete lists of a source's collections."""
-    registry, now = _registry(), Moment(0.0, 0.0)
+def evaluate(
+    followed: KeyedSource, listed: Sequence[Sequence[Observation]], claims: FleetClaims | None = None, server: str = ""
+) -> Evaluation:
+    """Evaluate complete lists of a source's collections, which are at that server."""
+    registry = Registry(ChangeLog(lambda _: b"", Retention()), claims=claims, server=server or followed.name)
+    now = Moment(0.0, 0.0)
     if followed.reduce is None:
         registry.commit(listed[0], now, consistent=True, listed=True)
         return _evaluation(registry, ())
@@ -104,10 +113,6 @@ def findings(subject: str, found: Evaluation, *, refuses: bool = False) -> Itera
         case _:
             fix = "none is ready: wait, or correct the condition or field that the source takes for it"
     yield (fail if worst is ObjectState.MALFORMED and not engaged else warn)(subject, message, fix)
-
-
-def _registry() -> Registry:
-    return Registry(ChangeLog(lambda _: b"", Retention()))
 
 
 def _evaluation(registry: Registry, objects: Sequence[ObjectRecords]) -> Evaluation:

@@ -3,6 +3,8 @@
 A user who can write an object can write another project's UID in a label, or another cluster's address in a field. So
 claims are judged over all sources of the daemon, in the order in which it learned of them: the earliest is valid. If
 none is known to be earlier, because one list contained several, or the first lists of several sources did, none is.
+But a project that two sources show, as a Project and by a label of a ProjectControlPlane, is that of the source which
+is configured first.
 """
 
 from abc import ABC, abstractmethod
@@ -33,6 +35,8 @@ class ValueClaim(msgspec.Struct, frozen=True, gc=False):
     position: int
     is_first: bool
     """It was found in the first list of a source, so that it may be older than its position."""
+    rank: int = 0
+    """The position of the source in the configuration."""
 
 
 class ValueClaims(ABC):
@@ -108,7 +112,9 @@ class ValueClaims(ABC):
             return True  # one object that two sources show, or values that no object states
         if own.is_stated != other.is_stated and (self.trusts_servers or own.server == other.server):
             return other.is_stated
-        return own.position < other.position and not (own.is_first and other.is_first)
+        if not (own.is_first and other.is_first):
+            return own.position < other.position
+        return own.is_stated != other.is_stated and own.rank < other.rank
 
 
 class UidClaims(ValueClaims):

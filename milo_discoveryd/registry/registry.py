@@ -71,6 +71,7 @@ class Registry(KnownObjects[ClusterRecord, Event]):
         self._drain_timeout_s = drain_timeout_s
         self._refused = refused
         self._claims = FleetClaims() if claims is None else claims
+        self._rank = len(self._claims.members)
         self._claims.members.append(self)
         self._server = server
         self._contested: dict[str, Ready] = {}
@@ -276,7 +277,8 @@ class Registry(KnownObjects[ClusterRecord, Event]):
                 continue
             if position is None:
                 position = self._position(listed=listed)
-            claim = ValueClaim(self._server, seen.uid, claims.states(seen), position, listed and not self._was_listed)
+            is_first = listed and not self._was_listed
+            claim = ValueClaim(self._server, seen.uid, claims.states(seen), position, is_first, self._rank)
             events += self._claims.judge(claims.add(seen.name, value, claim), now)
 
     def _position(self, *, listed: bool) -> int:
@@ -295,7 +297,9 @@ class Registry(KnownObjects[ClusterRecord, Event]):
             if value := claims.value_of(known):
                 is_stated = claims.states(known)
                 claims.add(
-                    name, value, ValueClaim(self._server, record.uid, is_stated, RESTORED, not self._is_restored)
+                    name,
+                    value,
+                    ValueClaim(self._server, record.uid, is_stated, RESTORED, not self._is_restored, self._rank),
                 )
 
     def judge(self, name: str, now: Moment) -> list[Event]:

@@ -302,3 +302,31 @@ async def test_output_never_contains_a_token(sandbox: Sandbox, tmp_path: Path) -
 
 def _encoded(content: bytes) -> str:
     return base64.b64encode(content).decode()
+
+
+async def test_project_that_two_sources_of_one_milo_show_is_counted_once(tmp_path: Path) -> None:
+    async with Sandbox() as sandbox:
+        sandbox.milo.found("bank", "acme", {})
+        sandbox.milo.provision("bank")
+        control_planes = sandbox.kubeconfig()
+        cluster = control_planes["clusters"][0]["cluster"]
+        # ProjectControlPlanes are at another API server than Projects.
+        cluster["server"] = cluster["server"].replace("127.0.0.1", "localhost")
+        cluster["tls-server-name"] = "127.0.0.1"
+        sources = {
+            "projects": {"kind": "project", "kubeconfig": sandbox.kubeconfig()},
+            "planes": {"kind": "project-control-plane", "kubeconfig": control_planes},
+        }
+        for order in (("projects", "planes"), ("planes", "projects")):
+            settings = [
+                {
+                    "name": name,
+                    "kind": sources[name]["kind"],
+                    "discovery_kubeconfig": str(saved(tmp_path / name, sources[name]["kubeconfig"])),
+                }
+                for name in order
+            ]
+            output = await run_check(tmp_path, sources=settings)
+            assert f"ok    {order[0]}: clusters: 1 of 1 engaged" in output.lines
+            assert f"{order[1]}: clusters: 0 of 1 engaged, 1 malformed; first problem: " in output.text
+            assert "is claimed by another object too" in output.text

@@ -231,6 +231,19 @@ def test_uid_claims_in_the_first_lists_of_two_sources_are_all_rejected() -> None
     assert sources.observe(0, deleted("bank")) == {"thief"}
 
 
+@pytest.mark.parametrize("lists_first", [0, 1])
+@pytest.mark.parametrize(("of_projects", "engaged"), [(0, "bank"), (1, "pcp-bank")])
+def test_project_that_two_sources_of_one_milo_show_is_that_of_the_source_configured_first(
+    of_projects: int, engaged: str, lists_first: int
+) -> None:
+    """A Project has its own UID, and the ProjectControlPlane of another API server states it in a label."""
+    sources = Sources()
+    for source in (lists_first, 1 - lists_first):
+        seen = own("bank", "uid-1") if source == of_projects else claims("pcp-bank", "uid-1")
+        sources.observe(source, seen, listed=True)
+    assert sources.engaged == {engaged}
+
+
 def test_restored_uid_claim_precedes_the_first_list_of_another_source() -> None:
     sources = Sources()
     sources.registries[0].restore(claims("bank"), 0.0, at(0))
