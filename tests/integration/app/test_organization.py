@@ -17,7 +17,7 @@ from tests.support.eventually import eventually
 
 BEHAVIORS = [
     pytest.param(Features(organization_watches=watches, streaming_lists=lists), id=f"{version}, {how}")
-    for watches, version in ((False, "v0.32.5"), (True, "main"))
+    for watches, version in ((False, "Milo"), (True, "limited watches"))
     for lists, how in ((True, "streaming lists"), (False, "pages"))
 ]
 
