@@ -78,9 +78,11 @@ class ApiServerCheck:
         certificate = (await self._upstream.credentials.credential()).certificate
         if certificate is None:
             return None
-        expires = x509.load_pem_x509_certificate(certificate.chain).not_valid_after_utc
-        left = expires - datetime.now(UTC)
-        if left.total_seconds() > _EXPIRES_SOON_S:
+        leaf = x509.load_pem_x509_certificate(certificate.chain)
+        expires = leaf.not_valid_after_utc
+        left, life = expires - datetime.now(UTC), expires - leaf.not_valid_before_utc
+        # A certificate that is issued for minutes expires soon from its first second on.
+        if left.total_seconds() > min(_EXPIRES_SOON_S, life.total_seconds() / 5):
             return None
         return warn(
             self._subject("identity"),

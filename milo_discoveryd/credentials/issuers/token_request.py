@@ -48,6 +48,11 @@ class _TokenStatus(msgspec.Struct, frozen=True, rename="camel"):
     expiration_timestamp: Annotated[datetime, msgspec.Meta(tz=True)]
 
 
+_NOT_SERVED = (
+    "; Milo's own API server serves no TokenRequest: name the infrastructure cluster in the issuer's kubeconfig"
+)
+
+
 class _TokenRequest(msgspec.Struct, frozen=True):
     status: _TokenStatus
 
@@ -197,10 +202,13 @@ class TokenRequestIssuer:
             {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec},
         )
         what = f"issue a token for the service account {self._namespace}/{self._account}"
+        hint = _NOT_SERVED if answer.status == 404 else ""
         if bound is not None and answer.status in (404, 409):
             raise _GoneError(
-                f"{self._origin} no longer has the Secret or the service account to {what}", of_cluster=True
+                f"{self._origin} no longer has the Secret or the service account to {what}{hint}", of_cluster=True
             )
+        if hint:
+            raise BackendError(f"{self._origin} has no service account to {what} (404){hint}")
         if answer.status not in (200, 201):
             rule = f"create serviceaccounts/token, resourceNames [{self._account}], in namespace {self._namespace}"
             kubernetes_api.refuse(self._origin, answer, what, rule)

@@ -189,8 +189,9 @@ async def test_rejected_token_fails_and_skips_the_steps_after_it(sandbox: Sandbo
 
 
 async def test_client_certificate_that_expires_within_a_day_is_a_warning(tmp_path: Path) -> None:
-    async def warned(life: timedelta) -> bool:
-        leaf = clients.issue_cert(common_name="me", not_after=datetime.now(UTC) + life)
+    async def warned(left: timedelta, age: timedelta = timedelta(days=300)) -> bool:
+        now = datetime.now(UTC)
+        leaf = clients.issue_cert(common_name="me", not_before=now - age, not_after=now + left)
         user = {
             "client-certificate-data": _encoded(leaf.cert_chain_pems[0].bytes()),
             "client-key-data": _encoded(leaf.private_key_pem.bytes()),
@@ -211,6 +212,9 @@ async def test_client_certificate_that_expires_within_a_day_is_a_warning(tmp_pat
     async with ApiServer(answering(b"{}", 201), wants_client_certificate_of=clients) as server:
         assert await warned(timedelta(hours=23))
         assert not await warned(timedelta(hours=25))
+        # The credential of an issuer of short-lived certificates
+        assert not await warned(timedelta(minutes=9), age=timedelta(minutes=1))
+        assert await warned(timedelta(minutes=1), age=timedelta(minutes=9))
 
 
 async def test_invalid_kubeconfig_is_reported_once_and_other_checks_continue(tmp_path: Path) -> None:

@@ -285,6 +285,14 @@ async def test_invalid_token_response_is_rejected_and_not_quoted(
     assert CANARY not in str(raised.value)
 
 
+@pytest.mark.parametrize("bound", [True, False])
+async def test_server_without_token_request_is_told_from_the_infrastructure_cluster(bound: bool) -> None:
+    answers = [LISTED, SECRET] if bound else []
+    source = a_source(ScriptedApi(*answers, answering(404, {})), bound=bound)
+    with pytest.raises(BackendError, match="Milo's own API server serves no TokenRequest"):
+        await source.mint(WANTED if bound else MintRequest(ttl_s=900))
+
+
 async def test_failed_revocation_is_reported_and_retried() -> None:
     api = ScriptedApi(answering(500, {}), LISTED)
     source = a_source(api)
