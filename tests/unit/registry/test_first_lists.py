@@ -102,3 +102,22 @@ def test_first_list_of_few_objects_may_describe_many_clusters() -> None:
     fleet = RecordedFleet()
     fleet.listed(thing("x", **{f"c{number}": True for number in range(20)}))
     assert not fleet.source.must_wait(20, lambda: 20, 1.0)
+
+
+@pytest.mark.parametrize("foreign", [0, 1])
+def test_foreign_first_list_of_one_of_two_collections_gives_way_to_two_right_ones(foreign: int) -> None:
+    """As of service consumers and their projects: each collection has its own lists."""
+    fleet = RecordedFleet(resources=2)
+    names = [f"c{number}" for number in range(20)]
+    right = (
+        [thing(f"x{name}", **{name: True}) for name in names],
+        [thing(f"y{name}", **{name: True}) for name in names],
+    )
+    others = [thing(f"other{number}", **{f"o{number}": True}) for number in range(3)]
+    fleet.listed(watch=1 - foreign)
+    fleet.listed(*others, watch=foreign)
+    assert fleet.source.must_wait(20, lambda: 3, 1.0)
+    assert fleet.listed(*right[foreign], watch=foreign, at=2.0) == []
+    fleet.listed(*right[foreign], watch=foreign, at=32.0)
+    assert set(names) < fleet.engaged
+    assert not fleet.source.must_wait(20, lambda: 20, 33.0)
