@@ -299,10 +299,11 @@ class Request(Generic[ObjectT]):
     # --- internals ---
 
     async def _record(self, write: CreateEvent | PatchEvent) -> None:
+        kind = self._api.event_kind  # another reconcile may change it before the answer
         try:
-            await self._send_event(self._api.event_kind, write)
+            await self._send_event(kind, write)
         except NotFound:
-            if self._api.event_kind is CORE_EVENTS:
+            if kind is CORE_EVENTS:
                 raise
             # That may mean the kind, as in Milo, or the namespace: only a success tells.
             await self._send_event(CORE_EVENTS, write)
