@@ -208,6 +208,25 @@ async def test_deleted_kubeconfig_directory_makes_the_source_stale(files: Files)
         await until(watch, lambda seen: set(seen.clusters) == {"files#alpha", "files#beta", "files#gamma"})
 
 
+async def test_kubeconfig_directory_that_is_filled_again_slowly_loses_no_cluster(files: Files) -> None:
+    names = [f"c{number}" for number in range(10)]
+    for name in names:
+        files.put(name)
+    async with following(files.daemon("kubeconfig-directory", files.directory)) as (client, watch):
+        assert len(watch.clusters) == 10
+        for name in names[3:]:
+            (files.directory / name).unlink()
+        await source_is(client, SourceState.CATCHING_UP, "RemovalsHeld")
+        ended = asyncio.create_task(until(watch, lambda seen: len(seen.clusters) < 10))
+        for name in names[3:]:
+            files.put(name)
+            await asyncio.sleep(0.3)  # a slow copy
+        await source_is(client, SourceState.STREAMING, "")
+        assert not ended.done()
+        ended.cancel()
+        assert len(watch.clusters) == 10
+
+
 async def test_mounted_secret_volume_update_engages_new_clusters(files: Files) -> None:
     """A Secret volume: files are links into `..data`, which is a link that is replaced by a rename."""
 
