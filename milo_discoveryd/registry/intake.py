@@ -98,7 +98,9 @@ class Intake(Generic[Change]):
     @property
     def is_restored(self) -> bool:
         """True while the state is not that of a list of this run, or contains objects that the first one lacks."""
-        return self.awaits_list or any(map(self._pending_deletions.awaits_read, self._unconfirmed))
+        if self.awaits_list or not self._unconfirmed:
+            return self.awaits_list
+        return any(map(self._pending_deletions.awaits_read, self._unconfirmed))
 
     @property
     def held(self) -> HeldRemovals | None:

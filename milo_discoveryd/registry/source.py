@@ -139,8 +139,14 @@ class ClusterSource:
 
     @property
     def _progress(self) -> _Progress:
-        is_complete = self._is_listed and not any(feed.intake.awaits_list for feed in self.feeds)
-        return _Progress(self.synced, is_complete, self.is_restored, self.lists)
+        is_listed, is_complete, is_restored, lists = True, True, False, 0
+        for feed in self.feeds:  # in one pass: this runs twice for each batch of events
+            intake = feed.intake
+            is_listed = is_listed and intake.synced
+            is_complete = is_complete and not intake.awaits_list
+            is_restored = is_restored or intake.is_restored
+            lists += intake.lists
+        return _Progress(is_listed and self._is_assigned, is_listed and is_complete, is_restored, lists)
 
     @property
     def lists(self) -> int:
