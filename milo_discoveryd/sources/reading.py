@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
-from itertools import starmap
+from itertools import chain, starmap
 
 import msgspec
 
@@ -157,7 +157,7 @@ def _check_size(pairs: Mapping[str, str], what: str) -> None:
 
 
 def _characters(pairs: Iterable[tuple[str, str]]) -> int:
-    return sum(len(key) + len(value) for key, value in pairs)
+    return sum(map(len, chain.from_iterable(pairs)))  # for each object of a list, so without a call for each pair
 
 
 @lru_cache(maxsize=4096)
