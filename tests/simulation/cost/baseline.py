@@ -11,7 +11,7 @@ from tests.simulation.cost.meter import Meter
 from tests.simulation.cost.paths import PATHS, long_life, measure
 
 FILE = Path(__file__).with_name("baseline.json")
-REWRITE = "./dev python -m tests.simulation.cost --rewrite"
+HINT = "if this is meant, run `./dev python -m tests.simulation.cost --rewrite`, and say why in the commit"
 IS_COMPARABLE = sys.version_info[:2] == (3, 11)
 """Other versions of Python inline some calls."""
 MANY = 20
@@ -59,12 +59,17 @@ def all_figures() -> dict[str, Figure]:
 def differences(before: Figures, now: Figures) -> Iterator[str]:
     """Yield the figures that changed by more than the tolerance, as `key before → now`."""
     for key in sorted(before.keys() | now.keys()):
-        was, is_ = before.get(key), now.get(key)
-        if isinstance(was, float | int) and isinstance(is_, float | int):
-            if abs(is_ - was) > max(1.0, TOLERANCE * was):
-                yield f"{key} {was:g} → {is_:g}"
-        elif was != is_:
-            yield f"{key} {_shown(was)} → {_shown(is_)}"
+        was, is_ = before.get(key, 0), now.get(key, 0)
+        if isinstance(was, dict) or isinstance(is_, dict):
+            yield from _of_functions(key, was or {}, is_ or {})
+        elif abs(is_ - was) > max(1, TOLERANCE * was):
+            yield f"{key} {was:g} → {is_:g}"
+
+
+def _of_functions(key: str, was: Any, is_: Any) -> Iterator[str]:
+    for function in sorted(was.keys() | is_.keys()):
+        if was.get(function, 0) != is_.get(function, 0):
+            yield f"{key}.{function} {was.get(function, 0):g} → {is_.get(function, 0):g}"
 
 
 def read() -> dict[str, Figure]:

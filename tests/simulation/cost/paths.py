@@ -15,6 +15,8 @@ from tests.simulation.cost.elements import count_reads
 from tests.simulation.cost.meter import Meter, MeteredLoop
 
 BURST = 500
+SHORT_BURST = 100
+"""So short that other work in the same callback shows."""
 _WARM_UP = 10
 Path = Callable[[Bed, int], Awaitable[Meter]]
 
@@ -103,13 +105,16 @@ PATHS: dict[str, tuple[Path, int]] = {
 
 
 def measure(path: Path, clusters: int, subscribers: int) -> Meter:
-    """Measure a path after a small run of it, which fills caches with labels that all objects have."""
+    """Measure a path after a small run of it, which fills caches with the labels and times that all objects have."""
+    _run_path(path, _WARM_UP, subscribers)
+    return _run_path(path, clusters, subscribers)
 
+
+def _run_path(path: Path, clusters: int, subscribers: int) -> Meter:
     async def steps(loop: MeteredLoop) -> Meter:
-        for size in (_WARM_UP, clusters):
-            bed = Bed(loop, size)
-            meter = await path(bed, subscribers)
-            await bed.end()
+        bed = Bed(loop, clusters)
+        meter = await path(bed, subscribers)
+        await bed.end()
         return meter
 
     return run(steps)
@@ -120,7 +125,7 @@ _LARGE_NAMES = f".{'x' * 63}" * 3
 
 
 def long_life(clusters: int, changes: int, stack_above: int = 0) -> Meter:
-    """Change each cluster several times, in bursts. The meter has the longest of all callbacks.
+    """Change each cluster several times, in short bursts. The meter has the longest of all callbacks.
 
     No list is read meanwhile, and no frames are evicted: these read the whole fleet.
     """
@@ -132,10 +137,10 @@ def long_life(clusters: int, changes: int, stack_above: int = 0) -> Meter:
         await bed.settle(FRAME_EVICTION_INTERVAL_S + 1.0)  # the first list is verified
         meter = Meter(count_reads(clusters // 2, stack_above), counts_functions=False)
         for _ in range(changes):
-            for first in range(0, clusters, BURST // 2):
+            for first in range(0, clusters, SHORT_BURST):
                 with bed.measured(meter):
-                    bed.api.change(first, BURST // 2)
-                    await bed.settle()
+                    bed.api.change(first, SHORT_BURST)
+                    await bed.settle(0.05)
         await bed.end()
         return meter
 

@@ -22,7 +22,7 @@ def life() -> Meter:
 def test_cost_of_long_life_equals_baseline(life: Meter) -> None:
     before = {key: figure for key, figure in baseline.read().items() if key.startswith("long_life.")}
     changed = [*baseline.differences(before, baseline.long_life_figures(life))]
-    assert changed == [], f"if that is meant, run {baseline.REWRITE} and say why in the commit"
+    assert not changed, "\n".join([*changed, baseline.HINT])
 
 
 def test_longest_callback_of_long_life_makes_few_calls(life: Meter) -> None:
