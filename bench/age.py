@@ -1,0 +1,99 @@
+"""`python -m bench.age`: status 1 if a file of bench/results is stale, so that its figures must be taken again.
+
+It is stale if it does not name the commit that was measured, if that had uncommitted changes, or if many later commits
+changed the packages that it measures.
+"""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+
+import msgspec
+
+from bench.commits import ROOT
+from bench.page import RESULTS
+from bench.report import Results
+
+MOST_COMMITS = 30
+"""How many commits may have changed the measured packages since."""
+_DAEMON = ("milo_discoveryd", "kube/src")
+_MORE = {
+    "controllers": ("clients/python/src",),
+    "go": ("clients/go",),
+    "go_memory": ("clients/go",),
+    "milo": ("clients/go",),
+    "milo_groups": ("clients/go",),
+}
+"""The packages that a file measures besides the daemon."""
+
+CommitsSince = Callable[[str, tuple[str, ...]], int | None]
+"""Returns how many commits changed the packages since that commit; None if the history lacks it."""
+
+KNOWN_STALE = {
+    "again": "2026-11-21T06:18:21+00:00",
+    "capacity": "2026-11-21T20:56:07+00:00",
+    "churn": "2026-11-21T08:54:01+00:00",
+    "cluster_memory": "2026-11-21T05:27:09+00:00",
+    "controllers": "2026-11-22T00:16:44+00:00",
+    "fleet": "2026-11-21T06:28:45+00:00",
+    "floods": "2026-11-22T00:19:12+00:00",
+    "go": "2026-11-21T18:49:28+00:00",
+    "go_memory": "2026-11-24T16:42:39+00:00",
+    "hostile_clients": "2026-11-21T06:53:41+00:00",
+    "log_caches": "2026-11-22T03:42:40+00:00",
+    "loop_blocking": "2026-11-21T08:51:05+00:00",
+    "milo_cost": "2026-11-23T02:24:32+00:00",
+    "real": "2026-11-21T06:48:13+00:00",
+    "sandbox": "2026-11-21T06:13:25+00:00",
+    "sharding": "2026-11-22T01:26:28+00:00",
+    "status_page": "2026-11-21T20:43:52+00:00",
+}
+"""Files that were stale when this check was written, by the time of their run. Only remove from it."""
+
+
+def main() -> int:
+    results = {path.stem: msgspec.json.decode(path.read_bytes(), type=Results) for path in RESULTS.glob("*.json")}
+    found = [*problems(results, KNOWN_STALE, _commits_since)]
+    sys.stdout.writelines(f"{problem}\n" for problem in found)
+    return 1 if found else 0
+
+
+def problems(
+    results: Mapping[str, Results],
+    known_stale: Mapping[str, str],
+    commits_since: CommitsSince,
+) -> Iterator[str]:
+    """Yield what is wrong with the files."""
+    for name, result in sorted(results.items()):
+        packages = (*_DAEMON, *_MORE.get(name, ()))
+        reason = _staleness(result, packages, commits_since)
+        if reason and known_stale.get(name) != result.at:
+            yield f"bench/results/{name}.json {reason}: measure it again (docs/reviewers/performance.md)"
+        if not reason and name in known_stale:
+            yield f"bench/results/{name}.json is not stale: remove it from KNOWN_STALE in bench/age.py"
+    for name in sorted(known_stale.keys() - results.keys()):
+        yield f"bench/results/{name}.json does not exist: remove it from KNOWN_STALE in bench/age.py"
+
+
+def _staleness(result: Results, packages: tuple[str, ...], commits_since: CommitsSince) -> str:
+    commit = result.commits.get("milo-discoveryd")
+    if commit is None:
+        return "does not name the commit that it measured"
+    if commit.endswith("-dirty"):
+        return f"measured {commit}: a working tree with uncommitted changes"
+    later = commits_since(commit, packages)
+    if later is None:
+        return f"measured {commit}, which is not in the history of this checkout (it may be shallow)"
+    if later > MOST_COMMITS:
+        return f"measured {commit}, and {later} later commits changed what it measures (at most {MOST_COMMITS} may)"
+    return ""
+
+
+def _commits_since(commit: str, packages: tuple[str, ...]) -> int | None:
+    command = ["git", "-C", str(ROOT), "rev-list", "--count", f"{commit}..HEAD", "--", *packages]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return int(done.stdout) if done.returncode == 0 else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

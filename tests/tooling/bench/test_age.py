@@ -1,0 +1,46 @@
+"""Results name the commit that they measured, and it is not old."""
+
+import pytest
+
+from bench import age
+from bench.report import Results
+
+
+def _results(commit: str | None, at: str = "today") -> Results:
+    commits = {} if commit is None else {"milo-discoveryd": commit}
+    return Results(
+        figures={}, spread={}, missed=[], scale="full", upstream="sandbox", at=at, machine={}, commits=commits
+    )
+
+
+def _since(commit: str, packages: tuple[str, ...]) -> int | None:
+    return {"fresh": 30, "old": 31, "client": 31 if "clients/go" in packages else 0}.get(commit)
+
+
+@pytest.mark.parametrize(
+    ("name", "commit", "problem"),
+    [
+        ("sandbox", "fresh", None),
+        ("sandbox", "client", None),
+        ("go", "client", "31 later commits changed what it measures"),
+        ("sandbox", "old", "31 later commits changed what it measures"),
+        ("sandbox", "fresh-dirty", "a working tree with uncommitted changes"),
+        ("sandbox", None, "does not name the commit"),
+        ("sandbox", "elsewhere", "not in the history of this checkout"),
+    ],
+)
+def test_stale_results_are_a_problem(name: str, commit: str | None, problem: str | None) -> None:
+    found = [*age.problems({name: _results(commit)}, {}, _since)]
+    assert len(found) == (problem is not None)
+    assert all(problem is not None and problem in each for each in found)
+
+
+def test_results_known_as_stale_are_accepted_until_they_are_taken_again() -> None:
+    known = {"sandbox": "yesterday"}
+    assert [*age.problems({"sandbox": _results(None, "yesterday")}, known, _since)] == []
+    (again,) = age.problems({"sandbox": _results("old", "today")}, known, _since)
+    assert "measure it again" in again
+    (fresh,) = age.problems({"sandbox": _results("fresh", "today")}, known, _since)
+    (removed,) = age.problems({}, known, _since)
+    assert "remove it from KNOWN_STALE" in fresh
+    assert "remove it from KNOWN_STALE" in removed
