@@ -118,7 +118,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--against",
         metavar="REF",
-        help="run the named measurements in turns here and in a checkout of that commit, and print the ratios",
+        help="run the named measurements in turns here and in a checkout of that commit, and print the ratios; "
+        f"status {_MISSED} if a figure is worse by more than {against.TOLERANCE:.0%}% and no rounds overlap",
     )
     parser.add_argument(
         "--pairs", type=int, default=5, metavar="N", help="how many pairs of runs --against makes  [default: 5]"
@@ -139,8 +140,12 @@ def main(argv: Sequence[str]) -> int:
         if not asked.names:
             parser.error("--against needs the names of measurements, such as parts")
         options = [*(["--real"] if asked.real else ()), *(["--quick"] if asked.quick else ())]
-        Console().print(against.compare(asked.against, asked.names, options, asked.pairs))
-        return 0
+        runs = against.compare(asked.against, asked.names, options, asked.pairs)
+        Console().print(against.table(asked.against, runs))
+        worse = against.worse(runs)
+        if worse:
+            Console().print(f"worse by more than {against.TOLERANCE:.0%}: {', '.join(worse)}")
+        return _MISSED if worse else 0
     full = bars.REAL if asked.real else bars.FULL
     scale, held_to = (QUICK, bars.QUICK) if asked.quick else (FULL, full)
     if asked.minutes is not None:

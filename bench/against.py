@@ -1,7 +1,8 @@
 """Measurements of the working tree and of an earlier commit, in turns: `./dev bench --against REF`.
 
 Each run is `./dev bench NAME… --json FILE` in one of the trees, with the environment of that tree. A change of speed of
-the machine affects both sides of a pair of runs, so the ratio is taken pair by pair.
+the machine affects both sides of a pair of runs, so the ratio is taken pair by pair. A figure is worse if the median of
+its ratios is by more than `TOLERANCE`, and no round of one tree is within the range of the other's rounds.
 """
 
 import os
@@ -15,13 +16,22 @@ from statistics import median
 import msgspec
 from rich.table import Table
 
-from bench.report import Figures, Results, rounded, spread
+from bench.bars import FULL, bar_of
+from bench.report import Results, rounded, spread
 
 ROOT = Path(__file__).parents[1]
+TOLERANCE = 0.15
+_HIGHER_IS_BETTER = ("_per_s", "caught_up_ratio")
+"""Endings of the keys of figures without a bar."""
+_OF_PEERS = ("bare_", "client_go_", "curl_", "go_kib", "kopf_", "kubernetes_aio_", "python_", "raw_watch_", "write_")
+"""Beginnings of the last part of a key whose figure is not the daemon's."""
+
+Pair = tuple[Results, Results]
+"""The results of the earlier commit, and of the working tree."""
 
 
-def figures(tree: Path, names: Sequence[str], options: Sequence[str]) -> Figures:
-    """Return what one run in a tree measures."""
+def measured(tree: Path, names: Sequence[str], options: Sequence[str]) -> Results:
+    """Return the results of one run in a tree."""
     with tempfile.TemporaryDirectory(prefix="milo-bench-") as directory:
         file = Path(directory, "figures.json")
         command = [str(tree / "dev"), "bench", *names, *options, "--json", str(file)]
@@ -29,7 +39,7 @@ def figures(tree: Path, names: Sequence[str], options: Sequence[str]) -> Figures
         done = subprocess.run(command, cwd=tree, stdout=subprocess.PIPE, text=True, check=False)
         if not file.exists():
             raise SystemExit(f"{' '.join(command)} printed no figures:\n{done.stdout}")
-        return msgspec.json.decode(file.read_bytes(), type=Results).figures
+        return msgspec.json.decode(file.read_bytes(), type=Results)
 
 
 def checkout(ref: str) -> Path:
@@ -46,28 +56,58 @@ def checkout(ref: str) -> Path:
     return tree
 
 
-def compare(ref: str, names: Sequence[str], options: Sequence[str], pairs: int) -> Table:
-    """Return the figures of both trees, and their ratio."""
+def compare(ref: str, names: Sequence[str], options: Sequence[str], pairs: int) -> list[Pair]:
+    """Return the results of both trees."""
     earlier = checkout(ref)
-    runs: list[tuple[Figures, Figures]] = []
+    runs: list[Pair] = []
     for number in range(pairs):
         # Each of them goes first in half of the pairs.
         if number % 2:
-            now = figures(ROOT, names, options)
-            runs.append((figures(earlier, names, options), now))
+            now = measured(ROOT, names, options)
+            runs.append((measured(earlier, names, options), now))
         else:
-            runs.append((figures(earlier, names, options), figures(ROOT, names, options)))
-    return table(ref, runs)
+            runs.append((measured(earlier, names, options), measured(ROOT, names, options)))
+    return runs
 
 
-def table(ref: str, runs: Sequence[tuple[Figures, Figures]]) -> Table:
+def table(ref: str, runs: Sequence[Pair]) -> Table:
+    """Return the figures of both trees, and their ratio."""
     shown = Table("key", ref, "working tree", "ratio", "ratios of pairs", header_style="bold")
     for column in shown.columns[1:4]:
         column.justify = "right"
-    for key in runs[0][0]:
-        pairs = [(before, now) for one, other in runs if (before := one[key]) and (now := other.get(key))]
-        if pairs:
+    for key in runs[0][0].figures:
+        if pairs := _figures(key, runs):
             ratios = [now / before for before, now in pairs]
             before, now = (median(side) for side in zip(*pairs, strict=True))
             shown.add_row(key, rounded(before), rounded(now), f"{median(ratios):.2f}", spread(min(ratios), max(ratios)))
     return shown
+
+
+def worse(runs: Sequence[Pair]) -> list[str]:
+    """Return the keys of figures that are worse in the working tree, beyond the noise."""
+    return [key for key in runs[0][0].figures if _is_worse(key, runs)]
+
+
+def _is_worse(key: str, runs: Sequence[Pair]) -> bool:
+    pairs = _figures(key, runs)
+    if not pairs or key.rpartition(".")[2].startswith(_OF_PEERS):
+        return False
+    ratio = median([now / before for before, now in pairs])
+    before, now = ([_rounds(key, pair[side]) for pair in runs if pair[side].figures.get(key)] for side in (0, 1))
+    bar = bar_of(key, FULL)
+    if bar.is_floor if bar is not None else key.endswith(_HIGHER_IS_BETTER):
+        return ratio < 1 - TOLERANCE and max(most for _, most in now) < min(least for least, _ in before)
+    return ratio > 1 + TOLERANCE and min(least for least, _ in now) > max(most for _, most in before)
+
+
+def _figures(key: str, runs: Sequence[Pair]) -> list[tuple[float, float]]:
+    """Return the figure of each pair of runs in which both trees have it."""
+    pairs = ((earlier.figures.get(key), here.figures.get(key)) for earlier, here in runs)
+    return [(before, now) for before, now in pairs if before and now]
+
+
+def _rounds(key: str, results: Results) -> tuple[float, float]:
+    """Return the least and the greatest round."""
+    figure = results.figures[key]
+    assert figure is not None
+    return results.spread.get(key, (figure, figure))

@@ -11,7 +11,7 @@ from bench import against, bars, report
 from bench.__main__ import main
 from bench.bars import Bar, Verdict
 from bench.commits import built_from
-from bench.report import Figures
+from bench.report import Figures, Results
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -105,6 +105,10 @@ def test_bench_against_an_earlier_commit_needs_names(capsys: pytest.CaptureFixtu
     assert "--against needs the names of measurements" in capsys.readouterr().err
 
 
+def _results(figures: Figures, spread: dict[str, tuple[float, float]] | None = None) -> Results:
+    return Results(figures=figures, spread=spread or {}, missed=[], scale="full", upstream="sandbox", at="", machine={})
+
+
 def test_bench_against_an_earlier_commit_prints_the_ratio_of_each_pair() -> None:
     runs: list[tuple[Figures, Figures]] = [
         ({"a.us": 10.0, "gone.us": 1.0, "failed.us": None}, {"a.us": 20.0, "failed.us": 1.0}),
@@ -112,7 +116,7 @@ def test_bench_against_an_earlier_commit_prints_the_ratio_of_each_pair() -> None
         ({"a.us": 30.0, "gone.us": 1.0, "failed.us": 1.0}, {"a.us": 45.0, "failed.us": 3.0}),
     ]
 
-    shown = against.table("v1", runs)
+    shown = against.table("v1", [(_results(before), _results(now)) for before, now in runs])
 
     assert [list(column.cells) for column in shown.columns] == [
         ["a.us", "failed.us"],
@@ -121,3 +125,32 @@ def test_bench_against_an_earlier_commit_prints_the_ratio_of_each_pair() -> None
         ["1.50", "2.00"],
         ["1 to 2", "1 to 3"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("key", "before", "now", "is_worse"),
+    [
+        ("sync_10k.seconds", (1.0, 1.1), (1.3, 1.4), True),
+        ("sync_10k.seconds", (1.0, 1.1), (1.11, 1.12), False),  # less than 15 %
+        ("sync_10k.seconds", (1.0, 1.5), (1.4, 1.8), False),  # rounds overlap
+        ("sync_10k.seconds", (1.3, 1.4), (1.0, 1.1), False),  # better
+        ("sync_10k.client_go_seconds", (1.0, 1.1), (1.3, 1.4), False),  # not the daemon's
+        ("fanout.1.ratio_to_bare", (0.8, 0.9), (0.2, 0.3), True),  # its bar is a minimum
+        ("fanout.1.live_events_per_s", (8.0, 9.0), (2.0, 3.0), True),
+        ("fanout.1.live_events_per_s", (2.0, 3.0), (8.0, 9.0), False),
+    ],
+)
+def test_bench_against_an_earlier_commit_fails_on_worse_figures(
+    key: str, before: tuple[float, float], now: tuple[float, float], is_worse: bool
+) -> None:
+    pair = [_results({key: sum(rounds) / 2}, {key: rounds}) for rounds in (before, now)]
+    assert against.worse([(pair[0], pair[1])]) == ([key] if is_worse else [])
+
+
+def test_bench_against_an_earlier_commit_compares_rounds_of_all_runs() -> None:
+    before, now = _results({"a.us": 1.0}, {"a.us": (0.9, 1.1)}), _results({"a.us": 1.5}, {"a.us": (1.4, 1.6)})
+    noisy = _results({"a.us": 1.0}, {"a.us": (0.9, 1.5)})
+    assert against.worse([(before, now)] * 3) == ["a.us"]
+    assert against.worse([(before, now), (noisy, now), (before, now)]) == []
+    assert against.worse([(before, _results({"a.us": None})), (before, now)]) == ["a.us"]
+    assert against.worse([(before, _results({"a.us": None}))]) == []
