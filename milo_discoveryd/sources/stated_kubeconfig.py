@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+from collections.abc import Callable
 
 from milo_discoveryd.sources.endpoints import checked_authorities
 from milo_discoveryd.sources.reading import MalformedError
@@ -11,10 +12,7 @@ from milo_kube.kubeconfig import KubeconfigError, ParsedKubeconfig, Policy
 
 def parsed(content: bytes, origin: str) -> ParsedKubeconfig:
     """Raises MalformedError, which quotes no value of the content, since that holds a secret."""
-    try:
-        return kubeconfig.parse(content)
-    except KubeconfigError as error:
-        raise MalformedError(f"{origin}: {error}") from None
+    return _parsed(kubeconfig.parse, content, origin)
 
 
 def decoded(encoded: str, origin: str) -> ParsedKubeconfig:
@@ -23,7 +21,14 @@ def decoded(encoded: str, origin: str) -> ParsedKubeconfig:
         content = base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError):
         raise MalformedError(f"{origin} does not contain a kubeconfig in base64") from None
-    return parsed(content, origin)
+    return _parsed(kubeconfig.parse_received, content, origin)
+
+
+def _parsed(parse: Callable[[bytes], ParsedKubeconfig], content: bytes, origin: str) -> ParsedKubeconfig:
+    try:
+        return parse(content)
+    except KubeconfigError as error:
+        raise MalformedError(f"{origin}: {error}") from None
 
 
 def server_of(

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milo_kube import act_as
+from milo_kube import act_as, kubeconfig
 from milo_kube.act_as import ActAs
 from milo_kube.kubeconfig import LOCAL, MAX_BYTES, RECEIVED, SERVER, STATED, KubeconfigError, Policy, merged, parse
 
@@ -208,3 +209,43 @@ def test_impersonated_user_is_read_or_refused_where_a_policy_accepts_one() -> No
     found = parse(content(user={"token": "t", "as": "ann"})).select(acting)
     assert found.act_as == ActAs(user="ann")
     assert "user has as-groups or as-user-extra without as" in refused(acting, content(user={"as-groups": ["a"]}))
+
+
+COSTLY = {
+    "a list": b"a: [" + b"a," * 30_000 + b"]",
+    "nested": b"- " * 32_000,
+    "keys": b"".join(b"k%d: v\n" % number for number in range(6_000)),
+    "aliases": b"a: &a [x, x]\nb: [" + b"*a," * 20_000 + b"]",
+    "lines": b"a: |\n" + b"  x\n" * 16_000,
+    "tags": b"- !x y\n" * 8_000,
+}
+
+
+@pytest.mark.parametrize("content", COSTLY.values(), ids=COSTLY)
+def test_received_kubeconfig_takes_little_time_whatever_it_is(content: bytes) -> None:
+    assert len(content) <= kubeconfig.RECEIVED_BYTES
+    began = time.process_time()
+    with suppress(KubeconfigError):
+        kubeconfig.parse_received(content)
+    assert time.process_time() - began < 0.25
+
+
+def test_received_kubeconfig_that_is_too_long_is_not_parsed() -> None:
+    with pytest.raises(KubeconfigError, match="is 65537 bytes long; at most 65536 are read"):
+        kubeconfig.parse_received(b" " * 65_537)
+
+
+def test_what_is_wrong_with_received_content_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kubeconfig, "_REFUSED", {})
+    monkeypatch.setattr(kubeconfig, "_MOST_REFUSED", 2)
+    for content, problem in ((b"1", "not a mapping"), (b"[", "is not YAML"), (b"2", "not a mapping")) * 2:
+        with pytest.raises(KubeconfigError, match=problem):
+            kubeconfig.parse_received(content)
+    monkeypatch.setattr(kubeconfig, "parse", None)
+    with pytest.raises(KubeconfigError, match="not a mapping"):
+        kubeconfig.parse_received(b"2")
+
+
+def test_received_kubeconfig_is_read_like_others() -> None:
+    content = b"{contexts: [{name: a, context: {cluster: b}}]}"
+    assert kubeconfig.parse_received(content).entries("contexts") == [("a", {"cluster": "b"})]

@@ -13,6 +13,7 @@ import json
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -20,6 +21,9 @@ from milo_kube import act_as
 from milo_kube.act_as import ActAs
 
 MAX_BYTES: Final = 1 << 20
+RECEIVED_BYTES: Final = 64 << 10
+"""The longest kubeconfig of another author that is read: the time that it takes is taken from others."""
+_RECEIVED_NODES: Final = 2_000
 EXEC_VERSIONS: Final = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
 
 _TYPES: Final[Mapping[str, tuple[type, str]]] = {
@@ -227,7 +231,28 @@ def _resolved(entry: Mapping[str, Any], directory: str) -> dict[str, Any]:
     return found
 
 
-def parse(content: bytes, *, yaml: bool = True) -> ParsedKubeconfig:
+def parse_received(content: bytes) -> ParsedKubeconfig:
+    """Parse a kubeconfig of another author, within a few milliseconds. Raises KubeconfigError."""
+    if len(content) > RECEIVED_BYTES:
+        raise KubeconfigError(f"is {len(content)} bytes long; at most {RECEIVED_BYTES} are read")
+    digest = blake2b(content).digest()
+    if (problems := _REFUSED.get(digest)) is not None:
+        raise KubeconfigError(*problems)
+    try:
+        return parse(content, nodes=_RECEIVED_NODES)
+    except KubeconfigError as error:
+        while len(_REFUSED) >= _MOST_REFUSED:
+            del _REFUSED[next(iter(_REFUSED))]
+        _REFUSED[digest] = error.problems
+        raise
+
+
+_REFUSED: Final[dict[bytes, tuple[str, ...]]] = {}
+"""What is wrong with received content, by its digest. Each list has the same objects again."""
+_MOST_REFUSED: Final = 1_000
+
+
+def parse(content: bytes, *, yaml: bool = True, nodes: int | None = None) -> ParsedKubeconfig:
     """Parse JSON or, unless that is excluded, YAML. Raises KubeconfigError."""
     if len(content) > MAX_BYTES:
         raise KubeconfigError(f"is {len(content)} bytes long; at most {MAX_BYTES} are read")
@@ -238,17 +263,17 @@ def parse(content: bytes, *, yaml: bool = True) -> ParsedKubeconfig:
             raise
         if not yaml:
             raise KubeconfigError("is not JSON") from None
-        document = _yaml(content)
+        document = _yaml(content, nodes)
     if not isinstance(document, dict):
         raise KubeconfigError("is not a kubeconfig: it is empty or not a mapping")
     return ParsedKubeconfig(document)
 
 
-def _yaml(content: bytes) -> Any:
+def _yaml(content: bytes, nodes: int | None) -> Any:
     from milo_kube import yaml_document  # noqa: PLC0415  (programs that read only JSON start without it)
 
     try:
-        return yaml_document.read(content, scalars="typed").value
+        return yaml_document.read(content, scalars="typed", nodes=nodes or yaml_document.MAX_NODES, fast=True).value
     except yaml_document.DocumentError as error:
         raise KubeconfigError(str(error)) from None
 

@@ -5,7 +5,7 @@ silently, a few aliases expand to gigabytes, and `no` is a boolean. This reader 
 unknown tags from constructing objects, limits the expansion of aliases, and can keep scalars as they were written.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -18,6 +18,8 @@ MAX_BYTES = 1 << 20
 MAX_NODES = 50_000  # after the expansion of aliases; a kubeconfig with 1,000 contexts has about 20,000
 MAX_DEPTH = 40
 MAX_NESTING_MARKS = 2_000  # flow brackets: the parser recurses on them before nodes are counted
+
+_Fast: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 # Tags a plain or quoted scalar may resolve to; anything else (!!python/..., !!binary, timestamps) is kept as text.
 _TYPED = frozenset({"tag:yaml.org,2002:bool", "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"})
@@ -46,8 +48,11 @@ class Document:
         return self.lines.get(path, 0)
 
 
-def read(content: bytes, *, scalars: Scalars) -> Document:
-    """Parse a document. Raises DocumentError."""
+def read(content: bytes, *, scalars: Scalars, nodes: int = MAX_NODES, fast: bool = False) -> Document:
+    """Parse a document of at most so many nodes. Raises DocumentError.
+
+    `fast`: by the parser in C, if PyYAML was built with it. It rejects surrogates that are escaped.
+    """
     if len(content) > MAX_BYTES:
         raise DocumentError(f"is {len(content)} bytes long; at most {MAX_BYTES} are read")
     try:
@@ -59,10 +64,13 @@ def read(content: bytes, *, scalars: Scalars) -> Document:
     if text.count("[") + text.count("{") > MAX_NESTING_MARKS:
         raise DocumentError(f"has more than {MAX_NESTING_MARKS} brackets")
     try:
-        # The pure Python parser is slow, but fast enough for MAX_BYTES.
-        loader = yaml.SafeLoader(text)
+        made = _Fast if fast else yaml.SafeLoader
+        if fast:
+            # Before nodes are composed: in C that recurses without a limit, and each takes as long as a hundred events.
+            _count(yaml.parse(text, Loader=made), nodes)
+        loader = made(text)
         node = loader.get_single_node()
-        builder = _Builder(loader, scalars)
+        builder = _Builder(loader, scalars, nodes)
         value = None if node is None else builder.build(node, (), 0)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -75,18 +83,31 @@ def read(content: bytes, *, scalars: Scalars) -> Document:
     return Document(value=value, lines=builder.lines)
 
 
+def _count(events: Iterable[yaml.Event], most: int) -> None:
+    nodes = depth = 0
+    for event in events:
+        nodes += isinstance(event, yaml.NodeEvent)
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if nodes > 2 * most or depth > MAX_DEPTH:
+            raise DocumentError("is too large or too deeply nested", event.start_mark.line + 1)
+
+
 class _Builder:
     """Converts nodes to values, and counts them, which bounds the expansion of aliases."""
 
-    def __init__(self, loader: yaml.SafeLoader, scalars: Scalars) -> None:
+    def __init__(self, loader: yaml.SafeLoader, scalars: Scalars, nodes: int) -> None:
         self._loader = loader
+        self._most = nodes
         self._scalars = scalars
         self._built = 0
         self.lines: dict[Path, int] = {}
 
     def build(self, node: yaml.Node, path: Path, depth: int) -> Any:
         self._built += 1
-        if self._built > MAX_NODES or depth > MAX_DEPTH:
+        if self._built > self._most or depth > MAX_DEPTH:
             raise DocumentError("is too large or too deeply nested once its aliases are expanded", _line(node))
         self.lines.setdefault(path, _line(node))
         match node:

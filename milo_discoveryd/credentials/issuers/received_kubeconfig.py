@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+from collections.abc import Callable
 
 import msgspec
 
@@ -9,7 +10,7 @@ from milo_discoveryd.credentials.credential import ClientCertificate, Credential
 from milo_discoveryd.credentials.secret import Secret
 from milo_discoveryd.daemon_errors import BackendError
 from milo_kube import kubeconfig
-from milo_kube.kubeconfig import KubeconfigError, Policy
+from milo_kube.kubeconfig import KubeconfigError, ParsedKubeconfig, Policy
 
 
 class ReceivedCredential(msgspec.Struct, frozen=True):
@@ -30,16 +31,22 @@ def read(encoded: str, what: str, policy: Policy = kubeconfig.RECEIVED) -> Recei
         content = base64.b64decode(encoded, validate=True)
     except binascii.Error:
         raise BackendError(f"{what} does not contain a kubeconfig") from None
-    return parse(content, what, policy=policy)
+    return _selected(kubeconfig.parse_received, content, what, "", policy)
 
 
 def parse(content: bytes, what: str, name: str = "", *, policy: Policy = kubeconfig.RECEIVED) -> ReceivedKubeconfig:
-    """Return the server, CA and credential of a kubeconfig's context, by default the current one.
+    """Return the server, CA and credential of a context of a kubeconfig file, by default the current one.
 
     Raises BackendError.
     """
+    return _selected(kubeconfig.parse, content, what, name, policy)
+
+
+def _selected(
+    parse: Callable[[bytes], ParsedKubeconfig], content: bytes, what: str, name: str, policy: Policy
+) -> ReceivedKubeconfig:
     try:
-        read_content = kubeconfig.parse(content)
+        read_content = parse(content)
     except KubeconfigError as error:
         raise BackendError(f"{what} does not contain a kubeconfig: {error}") from None
     try:

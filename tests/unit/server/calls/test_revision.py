@@ -99,6 +99,7 @@ def test_known_clusters_within_sources_leave_out_those_of_others() -> None:
 def test_known_clusters_are_counted_for_each_source() -> None:
     known = NOTHING.grown({"eu": 3, "us": 2}).grown({"us": -1})
     assert [known.of(source) for source in ("eu", "us", "asia")] == [3, 1, 0]
+    assert known.grown({}) is known
     assert known == parse(f"{Position(EPOCH, 42, known=known)}.{MARK}").known  # type: ignore[union-attr]
 
 
