@@ -4,20 +4,19 @@ Live means that the process answers. Ready means that one complete list was seen
 a daemon with stale data serves better than none.
 """
 
-import asyncio
 import ipaddress
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import msgspec
 from prometheus_client import exposition
 from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
 
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.telemetry.board import StatusBoard
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.telemetry.printable import printable_metrics
+from milo_discoveryd.telemetry.shared_scrape import ScrapeForm, SharedScrape
 from milo_discoveryd.telemetry.status import ClusterQuery
 from milo_kube import addresses
 from milo_kube.http.server import HttpReply, HttpServer, ServerRequest
@@ -55,6 +54,7 @@ class HttpEndpoint:
         self._names_for = names_for
         self._hosts = frozenset(each.lower() for each in hosts)
         self._server = HttpServer(self._answer, connections=CONNECTIONS)
+        self._scrape = SharedScrape(self._collected)
 
     async def start(self, host: str, port: int) -> str:
         """Return the URL. Raises StartError."""
@@ -68,6 +68,7 @@ class HttpEndpoint:
 
     async def stop(self) -> None:
         await self._server.stop()
+        await self._scrape.stop()
 
     async def _answer(self, request: ServerRequest) -> HttpReply:
         match request.path:
@@ -115,11 +116,11 @@ class HttpEndpoint:
 
     async def _scraped(self, request: ServerRequest) -> HttpReply:
         encode, content_type = exposition.choose_encoder(request.headers.get("Accept", ""))
-        # Collected here, where nothing changes meanwhile, and encoded in a thread: that takes most of the time.
-        shows_names = self._shows_names(request)
-        families = [each for each in self._metrics.registry.collect() if shows_names or each.name not in _NAMED]
-        encoded = await asyncio.to_thread(lambda: printable_metrics(encode(_Collected(families))))
-        return HttpReply(encoded, content_type)
+        form = ScrapeForm(content_type, self._shows_names(request))
+        return HttpReply(await self._scrape.read(form, lambda found: printable_metrics(encode(found))), content_type)
+
+    def _collected(self, with_names: bool) -> Iterator[Metric]:
+        return (each for each in self._metrics.registry.collect() if with_names or each.name not in _NAMED)
 
     async def _status(self, request: ServerRequest) -> HttpReply:
         from milo_discoveryd.telemetry import status_page  # noqa: PLC0415 - few daemons show it
@@ -148,11 +149,3 @@ def _checked(found: Mapping[str, str | None], *, is_verbose: bool) -> HttpReply:
     lines = [f"[{'+' if problem is None else '-'}]{name} {problem or 'ok'}" for name, problem in found.items()]
     lines.append("ok" if is_ready else "failed")
     return HttpReply(("\n".join(lines) + "\n").encode(), status=200 if is_ready else 503)
-
-
-class _Collected(Collector):
-    def __init__(self, families: Sequence[Metric]) -> None:
-        self._families = families
-
-    def collect(self) -> Sequence[Metric]:
-        return self._families

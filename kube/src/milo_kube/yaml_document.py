@@ -92,7 +92,7 @@ def _count(events: Iterable[yaml.Event], most: int) -> None:
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if nodes > 2 * most or depth > MAX_DEPTH:
-            raise DocumentError("is too large or too deeply nested", event.start_mark.line + 1)
+            raise DocumentError("is too large or too deeply nested")
 
 
 class _Builder:

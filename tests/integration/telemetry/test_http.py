@@ -13,6 +13,7 @@ import pytest
 
 from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
 from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.telemetry import shared_scrape
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.board import StatusBoard
 from milo_discoveryd.telemetry.http import CONNECTIONS, HttpEndpoint
@@ -49,6 +50,43 @@ async def test_idle_connections_do_not_block_new_ones(address: str) -> None:
                 async with session.get(address + path) as answer:
                     assert answer.status == 200
         assert not crowd[-1].at_eof()
+
+
+async def test_readers_of_metrics_share_each_build() -> None:
+    """A flood of readers costs the event loop no more than one."""
+    endpoint = a_port()
+    replies = await asyncio.gather(*(endpoint._answer(request("/metrics")) for _ in range(50)))
+    assert len({reply.body for reply in replies}) == 1
+    assert b"milo_discoveryd_engaged_clusters 1.0" in replies[0].body
+    assert endpoint._scrape.builds == 1
+    others = [request("/metrics", peer="127.0.0.1"), request("/metrics")] * 10
+    named, unnamed, *_ = await asyncio.gather(*(endpoint._answer(each) for each in others))
+    assert (b"shop" in named.body, b"shop" in unnamed.body) == (True, False)
+    assert endpoint._scrape.builds == 3
+    await endpoint.stop()
+
+
+def test_pause_between_builds_of_metrics_is_nine_times_as_long_and_bounded() -> None:
+    assert shared_scrape.pause_s(0.02) == pytest.approx(0.18)
+    assert shared_scrape.pause_s(1.0) == 2.0
+
+
+async def test_failed_build_of_metrics_fails_its_readers_alone() -> None:
+    scrape = shared_scrape.SharedScrape(lambda _: ())
+    form = shared_scrape.ScrapeForm("text", with_names=False)
+    with pytest.raises(ZeroDivisionError):
+        await scrape.read(form, lambda _: bytes(1 // 0))
+    assert await scrape.read(form, lambda _: b"good") == b"good"
+    await scrape.stop()
+
+
+async def test_readers_of_metrics_end_with_the_port() -> None:
+    scrape = shared_scrape.SharedScrape(lambda _: ())
+    reading = asyncio.create_task(scrape.read(shared_scrape.ScrapeForm("text", with_names=False), lambda _: b"never"))
+    await asyncio.sleep(0)
+    await scrape.stop()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
 
 
 def request(path: str, *, host: str = "127.0.0.1:9464", peer: str = "10.0.0.9") -> ServerRequest:

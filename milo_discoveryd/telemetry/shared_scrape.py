@@ -1,0 +1,87 @@
+"""Builds the metrics for all readers that wait for them, at a limited share of the time."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+
+import msgspec
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+Encode = Callable[[Collector], bytes]
+
+_PAUSE = 9.0
+"""The pause after a build, as a multiple of its duration: builds take at most a tenth of the time."""
+_LONGEST_PAUSE_S = 2.0
+
+
+class ScrapeForm(msgspec.Struct, frozen=True):
+    """A form of the metrics; readers of one form share its text."""
+
+    content_type: str
+    with_names: bool
+
+
+class SharedScrape:
+    """The metrics as text. Each reader gets a build that began after its request, together with all that wait."""
+
+    def __init__(self, collect: Callable[[bool], Iterable[Metric]]) -> None:
+        """`collect` is called with whether the metrics contain names."""
+        self._collect = collect
+        self._waiting: dict[ScrapeForm, tuple[Encode, asyncio.Future[bytes]]] = {}
+        self._building: asyncio.Task[None] | None = None
+        self.builds = 0
+
+    async def read(self, form: ScrapeForm, encode: Encode) -> bytes:
+        if form not in self._waiting:
+            self._waiting[form] = (encode, asyncio.get_running_loop().create_future())
+        _, text = self._waiting[form]
+        if self._building is None:
+            self._building = asyncio.create_task(self._build_all(), name="build metrics")
+        return await asyncio.shield(text)
+
+    async def stop(self) -> None:
+        if self._building is not None:
+            self._building.cancel()
+            await asyncio.wait((self._building,))
+        for _, text in self._waiting.values():
+            text.cancel()
+        self._waiting.clear()
+
+    async def _build_all(self) -> None:
+        try:
+            while self._waiting:
+                began = time.monotonic()
+                for form in list(self._waiting):
+                    await self._build(form, *self._waiting.pop(form))
+                await asyncio.sleep(pause_s(time.monotonic() - began))
+        finally:
+            self._building = None
+
+    async def _build(self, form: ScrapeForm, encode: Encode, text: "asyncio.Future[bytes]") -> None:
+        self.builds += 1
+        try:
+            # Collected here, where nothing changes meanwhile, and encoded in a thread: that takes most of the time.
+            families = _Collected(list(self._collect(form.with_names)))
+            encoded = await asyncio.to_thread(encode, families)
+        except Exception as error:  # noqa: BLE001 - raised by the readers
+            text.set_exception(error)
+            text.exception()  # retrieved: all readers may have left
+        except asyncio.CancelledError:
+            text.cancel()
+            raise
+        else:
+            text.set_result(encoded)
+
+
+def pause_s(took_s: float) -> float:
+    """Return how long to wait after a build."""
+    return min(_PAUSE * took_s, _LONGEST_PAUSE_S)
+
+
+class _Collected(Collector):
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Metric]:
+        return self._families
