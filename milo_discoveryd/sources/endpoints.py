@@ -12,6 +12,8 @@ from milo_kube import addresses
 
 _PEM = re.compile(rb"\s*-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s-]+-----END CERTIFICATE-----\s*")
 _HOST = re.compile(r"(?:\*\.)?[A-Za-z0-9](?:[-A-Za-z0-9.:]*[A-Za-z0-9])?")
+_NUMBER = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)")
+"""Names that resolvers take for an IPv4 address, such as 10.0.5, which is 10.0.0.5."""
 _HTTPS = 443
 _MAX_AUTHORITIES = 64 << 10
 _PATH = re.compile(r"(?:/[A-Za-z0-9][-A-Za-z0-9._:~]*)*/?")
@@ -47,6 +49,8 @@ def checked_url(endpoint: str, hosts: tuple[HostPattern, ...], port: int = 443) 
     except ValueError:
         raise MalformedError(f"the endpoint {endpoint[:80]!r} is not a URL") from None
     is_plain = not (parts.query or parts.fragment or "@" in parts.netloc) and _PATH.fullmatch(parts.path)
+    # urlsplit judges a URL without its tabs, line ends and leading controls, and others would use it with them.
+    is_plain = is_plain and endpoint.isprintable() and " " not in endpoint
     if parts.scheme != "https" or not is_plain or not _is_host(host):
         raise MalformedError(
             f"the endpoint {endpoint[:80]!r} is not https://HOST:PORT with an optional path, or HOST:PORT"
@@ -73,7 +77,8 @@ def checked_authorities(value: str, origin: str) -> bytes:
 
 def _is_host(host: str) -> bool:
     if addresses.ip_address(host) is None:
-        return len(host) <= 253 and DNS_SUBDOMAIN.fullmatch(host) is not None
+        is_name = len(host) <= 253 and DNS_SUBDOMAIN.fullmatch(host) is not None
+        return is_name and _NUMBER.fullmatch(host) is None
     return "%" not in host
 
 

@@ -249,3 +249,8 @@ def test_what_is_wrong_with_received_content_is_remembered(monkeypatch: pytest.M
 def test_received_kubeconfig_is_read_like_others() -> None:
     content = b"{contexts: [{name: a, context: {cluster: b}}]}"
     assert kubeconfig.parse_received(content).entries("contexts") == [("a", {"cluster": "b"})]
+
+
+@pytest.mark.parametrize("server", ["https://a.test\n", "https://a.t\rest", "\x01https://a.test", " https://a.test"])
+def test_server_with_spaces_or_controls_is_refused(server: str) -> None:
+    assert kubeconfig.server_problem(server) == "has a space or a control character"

@@ -280,6 +280,8 @@ def _yaml(content: bytes, nodes: int | None) -> Any:
 
 def server_problem(server: str) -> str | None:
     """Return what is wrong with an API server's URL, as the end of a sentence, or None."""
+    if not server.isprintable() or " " in server:
+        return "has a space or a control character"  # which urlsplit strips
     try:
         parts = urlsplit(server)
         port = parts.port

@@ -1,0 +1,44 @@
+"""Addresses of clusters that come from objects."""
+
+import pytest
+
+from milo_discoveryd.sources.endpoints import checked_url
+from milo_discoveryd.sources.reading import MalformedError
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "https://a.test\n",
+        "https://a.test\r\n/x",
+        "https://a.t\test",
+        "\x00https://a.test",
+        " https://a.test",
+        "a.test\n",
+    ],
+)
+def test_endpoint_with_spaces_or_controls_is_malformed(endpoint: str) -> None:
+    """`urlsplit` judges it without them, and whoever uses it would have them."""
+    with pytest.raises(MalformedError, match="is not https://HOST:PORT"):
+        checked_url(endpoint, ())
+
+
+@pytest.mark.parametrize("host", ["10.0.5", "167772165", "0xa000005", "10.0x5", "127.1", "a.1", "010.0.0.05"])
+def test_endpoint_whose_host_resolvers_take_for_another_address_is_malformed(host: str) -> None:
+    for endpoint in (host, f"https://{host}", f"https://{host}:6443/x"):
+        with pytest.raises(MalformedError, match="is not https://HOST:PORT"):
+            checked_url(endpoint, ())
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "url"),
+    [
+        ("10.0.0.5", "https://10.0.0.5"),
+        ("a1.0x.test:6443", "https://a1.0x.test:6443"),
+        ("1.a", "https://1.a"),
+        ("fd00::1", "https://[fd00::1]"),
+        ("https://a.test/prefix/", "https://a.test/prefix"),
+    ],
+)
+def test_valid_endpoint_is_returned_as_url(endpoint: str, url: str) -> None:
+    assert checked_url(endpoint, ()) == url
