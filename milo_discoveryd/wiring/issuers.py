@@ -126,6 +126,7 @@ class Issuers:
             case issuers.ClientCertificateSettings():
                 from milo_discoveryd.credentials.issuers.client_certificate import ClientCertificateIssuer
 
+                self._require_distinct_names(of)
                 return ClientCertificateIssuer(
                     of.name,
                     authority=FileContent(of.ca_certificate),
@@ -175,6 +176,16 @@ class Issuers:
             )
         made = {each.of.name: make(each) for each in served}
         return EachSourceIssuer(made) if len(made) > 1 else next(iter(made.values()))
+
+    def _require_distinct_names(self, of: issuers.ClientCertificateSettings) -> None:
+        """Refuse certificates in which clusters of equal names in several sources are one user. Raises ConfigError."""
+        if len(self._served(of)) > 1 and any("{name}" in each for each in (of.common_name, *of.organizations)):
+            raise ConfigError(
+                [
+                    f"kubeconfigs.issuers: {of.name} would give clusters of equal names in several sources one"
+                    " identity: use {uid} instead of {name}, or configure an issuer for each source"
+                ]
+            )
 
     def _kubeconfig_secret(self, of: issuers.KubeconfigSecret, served: ConfiguredSource) -> Issuer:
         api, origin = self._infrastructure(of, served)

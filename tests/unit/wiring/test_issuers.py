@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,33 @@ def test_discovery_identity_of_another_cluster_source_is_not_issued(tmp_path: Pa
     ]
     with pytest.raises(ConfigError, match=r"own would issue the credential that discovery uses \(.*/other\)"):
         make(settings(tmp_path, OWN | {"sources": ["a"]}, sources=sources))
+
+
+@pytest.mark.parametrize(
+    ("subject", "is_refused"),
+    [
+        ({"common_name": "project:{name}"}, True),
+        ({"common_name": "project:{uid}", "organizations": ["projects", "p:{name}"]}, True),
+        ({"common_name": "project:{uid}"}, False),
+        ({"common_name": "operator"}, False),
+        ({"common_name": "project:{name}", "sources": ["a"]}, False),
+    ],
+)
+def test_certificates_of_equal_names_in_several_sources_are_not_issued(
+    tmp_path: Path, files: Callable[..., str], subject: dict[str, Any], is_refused: bool
+) -> None:
+    file = files("one", tokenFile="token")
+    sources = [{"name": name, "kind": "project", "discovery_kubeconfig": file} for name in ("a", "b")]
+    issuing = {
+        "name": "own",
+        "type": "client-certificate",
+        "sources": ["a", "b"],
+        "ca_certificate": file,
+        "ca_key": file,
+    }
+    expected = pytest.raises(ConfigError, match=r"one identity: use \{uid\}") if is_refused else nullcontext()
+    with expected:
+        make(settings(tmp_path, issuing | subject, sources=sources))
 
 
 def test_discovery_with_a_credential_issuer_does_not_use_the_user_of_its_kubeconfig(
