@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from milo_discoveryd.model.claims import UNREAD, Claim, ObjectClaim, ObjectReference
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.model.observation import Observation, Ready
+from milo_discoveryd.model.observation import Malformed, Observation, Ready
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.object_records import ObjectChange, ObjectRecord, ObjectRecords
 from milo_discoveryd.registry.pending_deletions import ConfirmedDeletion
@@ -61,6 +61,9 @@ class Reduction:
     def commit(self, names: Sequence[str], now: Moment) -> list[Event]:
         """Commit the present result of all claims on these clusters; return the resulting changes of clusters."""
         found = [each for each in map(self._observation, names) if each is not None]
+        for each in found:
+            if isinstance(each, Malformed):
+                self._clusters.report_refused(each)
         # Of the claims that one call of `apply` made, none is known to be earlier, as in a list.
         events = self._clusters.commit(found, now, consistent=True, listed=True)
         for name in names:

@@ -321,10 +321,14 @@ class Registry(KnownObjects[ClusterRecord, Event]):
         self._contested.pop(name, None)
         return self._claims.judge(self._claims.release(name), now)
 
-    def _refuse(self, seen: Malformed, now: Moment) -> list[Event]:
+    def report_refused(self, seen: Malformed) -> None:
+        """Report that a cluster cannot be used, unless its last observation said the same."""
         record = self._records.get(seen.name)
         if record is None or record.state is not ObjectState.MALFORMED:
             self._refused(seen)
+
+    def _refuse(self, seen: Malformed, now: Moment) -> list[Event]:
+        self.report_refused(seen)
         return self._not_wanted(seen, now)
 
     def _ready(self, seen: Ready, now: Moment) -> list[Event]:

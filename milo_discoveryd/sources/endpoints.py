@@ -50,8 +50,8 @@ def checked_url(endpoint: str, hosts: tuple[HostPattern, ...], port: int = 443) 
         raise MalformedError(f"the endpoint {endpoint[:80]!r} is not a URL") from None
     is_plain = not (parts.query or parts.fragment or "@" in parts.netloc) and _PATH.fullmatch(parts.path)
     # urlsplit judges a URL without its tabs, line ends and leading controls, and others would use it with them.
-    is_plain = is_plain and endpoint.isprintable() and " " not in endpoint
-    if parts.scheme != "https" or not is_plain or not _is_host(host):
+    is_visible = endpoint.isprintable() and " " not in endpoint
+    if parts.scheme != "https" or not is_plain or not is_visible or not _is_host(host):
         raise MalformedError(
             f"the endpoint {endpoint[:80]!r} is not https://HOST:PORT with an optional path, or HOST:PORT"
         )

@@ -17,8 +17,13 @@ from milo_discoveryd.log import log
 from milo_discoveryd.rfc3339 import rfc3339
 from milo_discoveryd.rights.caller_selector import verified_fields
 from milo_discoveryd.rights.rights import Recipient
+from milo_kube.rate_limit import KeyedBuckets, Rate, TokenBucket
 
 _LONGEST_NAME = 253
+_OBJECT_RATE = Rate(per_second=1.0, burst=20.0)
+"""Limit for the lines about one object, which its writer can break and repair again and again."""
+_OBJECTS_RATE = Rate(per_second=10.0, burst=200.0)
+_MAX_OBJECTS = 10_000
 
 
 class AuditMetrics(Protocol):
@@ -79,10 +84,20 @@ def _ends_within_a_line(descriptor: int) -> bool:
 
 
 class Audit:
-    def __init__(self, metrics: AuditMetrics, write: Callable[[bytes], None] | None = None) -> None:
+    def __init__(
+        self,
+        metrics: AuditMetrics,
+        write: Callable[[bytes], None] | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """`write` appends a line to the audit file. It may raise OSError."""
         self._metrics = metrics
         self._write = write
+        self._clock = clock
+        self._of_objects: KeyedBuckets[str] = KeyedBuckets(_MAX_OBJECTS)
+        self._objects = TokenBucket(_OBJECTS_RATE, clock())
+        self._suppressed = 0
 
     def issued(self, to: Recipient, what: str, **about: object) -> None:
         self._note(what, rule=to.rule, **about, caller=dict(verified_fields(to.caller)))
@@ -100,8 +115,16 @@ class Audit:
         self._metrics.refused(reason.lower())
 
     def object_refused(self, name: str, uid: str, problem: str) -> None:
-        """Record a refused object. Its writer is not a caller; it may be a tenant that tries hostile names."""
-        self._note("object refused", cluster=name[:_LONGEST_NAME], uid=uid, problem=problem)
+        """Record a refused object. Its writer is not a caller; it may be a tenant that tries hostile names.
+
+        Lines beyond a rate are counted, and the next one has their number.
+        """
+        now, cluster = self._clock(), name[:_LONGEST_NAME]
+        if self._of_objects.bucket(cluster, _OBJECT_RATE, now).take(now) or self._objects.take(now):
+            self._suppressed += 1
+            return
+        suppressed, self._suppressed = self._suppressed or "", 0
+        self._note("object refused", cluster=cluster, uid=uid, problem=problem, suppressed=suppressed)
 
     def rights_changed(self, **about: object) -> None:
         self._note("rights changed", **about)

@@ -45,6 +45,26 @@ def test_audit_event_is_logged_and_written_to_file(tmp_path: Path) -> None:
     assert {line["logger"] for line in logged} == {"audit"}
 
 
+def test_refused_objects_are_recorded_up_to_a_rate(tmp_path: Path) -> None:
+    file, now = AuditFile(tmp_path / "audit"), [0.0]
+    audit = Audit(Metrics(), file.write, clock=lambda: now[0])
+    for _ in range(100):
+        audit.object_refused("evil", "u", "its endpoint is not a URL")
+    audit.object_refused("other", "v", "its endpoint is not a URL")
+    now[0] = 1.0
+    for _ in range(2):
+        audit.object_refused("evil", "u", "its endpoint is not a URL")
+    now[0] = 10.0
+    for number in range(1_000):
+        audit.object_refused(f"evil-{number}", "u", "its endpoint is not a URL")
+    file.close()
+    found = lines(tmp_path / "audit")
+    assert [line["cluster"] for line in found[:22]] == [*["evil"] * 20, "other", "evil"]
+    assert found[20]["suppressed"] == 80
+    assert "suppressed" not in found[21]
+    assert len(found) == 22 + 200
+
+
 def test_audit_file_is_append_only_and_private(tmp_path: Path) -> None:
     path = tmp_path / "audit"
     for text in (b"one\n", b"two\n"):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from milo_discoveryd.model.claims import Claim, ClaimingObject, ObjectClaim, earliest
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.model.observation import NotReady, Observation, Ready, Withdrawn
+from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Ready, Refused, Withdrawn
 from milo_discoveryd.model.resource import NAMES, ObjectKeys
 from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.events import Event
@@ -59,6 +59,10 @@ class RecordingJournal(Journal):
         super().__init__(Metrics(), Audit(Metrics()))
         self.events: list[tuple[str, ...]] = []
         self.statuses: list[str] = []
+        self.refused: list[tuple[str, str]] = []
+
+    def object_refused(self, seen: Malformed | Refused) -> None:
+        self.refused.append((seen.name, seen.message))
 
     def changed(self, done: Event, *, is_live: bool) -> None:
         reason = () if done.reason is None else (done.reason.value,)
@@ -115,6 +119,19 @@ def thing(name: str, version: int = 1, uid: str = "", *, is_terminating: bool = 
     said = tuple(Claim(cluster, content) for cluster, content in claims.items())
     claiming = ClaimingObject(name=name, uid=uid, place=(), claims=said, is_terminating=is_terminating)
     return Ready(uid, str(version), claiming)
+
+
+def test_cluster_that_its_objects_make_unusable_is_reported_once() -> None:
+    """Its objects are valid, so that their collection reports nothing."""
+
+    def reduce(cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation | None:
+        del uid
+        return Malformed(cluster, claims[0].uid, claims[0].version, str(claims[0].content)) if claims else None
+
+    fleet = RecordedFleet(reduce)
+    fleet.listed(thing("x", 1, red="169.254.169.254"))
+    fleet.take(ObjectChanged(thing("x", 2, red="169.254.169.253")))
+    assert fleet.journal.refused == [("red", "169.254.169.254")]
 
 
 def test_cluster_is_engaged_while_one_of_its_objects_claims_it() -> None:
