@@ -7,9 +7,9 @@ a program, so everything that the daemon does not write is refused.
 from __future__ import annotations
 
 import base64
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from milo_discovery.errors import UnusableKubeconfig
@@ -65,13 +65,18 @@ def read_exec_access(kubeconfig: bytes, cluster: str) -> KubeconfigAccess:
     return inline_access(found, "the kubeconfig")
 
 
+@lru_cache(maxsize=16)
+def _shared(authorities: str) -> str:
+    """Return one instance for equal CAs: the clusters of a fleet have the same, which is then held in memory once."""
+    return authorities
+
+
 def inline_access(found: ContextAccess, origin: str) -> KubeconfigAccess:
     """Return what a context has as inline data. Raises UnusableKubeconfig."""
     authorities = _pem(found.authorities, origin)
     return KubeconfigAccess(
         server=found.server,
-        # Interned: the clusters of a fleet have the same CA, which is then held in memory once.
-        authorities=None if authorities is None else sys.intern(authorities),
+        authorities=None if authorities is None else _shared(authorities),
         tls_server_name=found.tls_server_name or None,
         token=found.token or None,
         certificate=_pem(found.certificate, origin),

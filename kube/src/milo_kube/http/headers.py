@@ -1,7 +1,7 @@
 """Header fields of a message that is sent, and of one that was received."""
 
-import sys
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 
 SentHeaders = Mapping[str, str | tuple[str, ...]]
 """Header fields of a request; a field with several values is sent once for each."""
@@ -15,15 +15,16 @@ def each_header(headers: SentHeaders) -> Iterator[tuple[str, str]]:
 class Headers(Mapping[str, str]):
     """Header fields by case-insensitive name. Repeated fields are joined with commas.
 
-    The strings are interned: thousands of open watches have much the same fields.
+    Short strings are shared, since thousands of open watches have much the same fields. They are not interned: what a
+    server or a client sends would be kept for the life of the process by some versions of Python.
     """
 
     def __init__(self) -> None:
         self._fields: dict[str, str] = {}
 
     def add(self, name: bytes, value: bytes) -> None:
-        key, text = sys.intern(name.decode("latin-1").lower()), value.decode("latin-1").strip()
-        self._fields[key] = f"{self._fields[key]}, {text}" if key in self._fields else sys.intern(text)
+        key, text = _shared(name.decode("latin-1").lower()), value.decode("latin-1").strip()
+        self._fields[key] = f"{self._fields[key]}, {text}" if key in self._fields else _shared(text)
 
     def clear(self) -> None:
         self._fields.clear()
@@ -36,3 +37,15 @@ class Headers(Mapping[str, str]):
 
     def __len__(self) -> int:
         return len(self._fields)
+
+
+_SHARED_LENGTH = 128
+
+
+def _shared(text: str) -> str:
+    return _cached(text) if len(text) <= _SHARED_LENGTH else text
+
+
+@lru_cache(maxsize=512)
+def _cached(text: str) -> str:
+    return text

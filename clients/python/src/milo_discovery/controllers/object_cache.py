@@ -5,8 +5,8 @@ Pure: source events in, changes out. Objects are kept as bytes and decoded when 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -162,7 +162,7 @@ def object_decoder(
                 stripped = msgspec.json.encode(transform(msgspec.json.decode(stripped)))
             except Exception as error:  # noqa: BLE001  (the author's code: an error there concerns this object only)
                 return malformed(metadata.name, metadata.uid, metadata.resourceVersion, f"transform= raised {error!r}")
-        namespace = sys.intern(metadata.namespace)
+        namespace = _shared(metadata.namespace)
         return CachedObject(metadata.name, namespace, metadata.uid, metadata.resourceVersion, stripped, owners)
 
     def malformed(name: str, uid: str, version: str, problem: str) -> CachedObject:
@@ -303,6 +303,12 @@ class ObjectCache:
 
 def _size(found: CachedObject) -> int:
     return len(found.raw) + _OBJECT_BYTES + _OWNER_BYTES * len(found.owners)
+
+
+@lru_cache(maxsize=4096)
+def _shared(namespace: str) -> str:
+    """Return one instance for equal names, which saves memory. Interned ones are never freed by some Pythons."""
+    return namespace
 
 
 def _owner_uids(found: CachedObject) -> list[str]:
