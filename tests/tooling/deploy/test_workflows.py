@@ -121,11 +121,27 @@ def test_release_attests_the_provenance_of_everything_that_it_built() -> None:
 
 
 def test_release_is_checked_and_signed_before_anything_is_published() -> None:
-    script = scripts("release")
+    built, script = scripts("build"), scripts("release")
     published = ("skopeo copy", "helm push", "gh release upload", "gh api", "./dev publish", "npm publish")
     first = min(script.index(each) for each in published)
-    assert script.index("./dev release dist") < script.index("./dev verify dist") < first
-    assert script.index("cosign sign-blob") < first
+    assert built.index("./dev release dist") < built.index("./dev verify dist") < built.index("tar -cf dist.tar")
+    assert script.index("sha256sum --check") < script.index("cosign sign-blob") < first
+
+
+def test_release_builds_third_party_code_without_rights_and_publishes_in_another_job() -> None:
+    """Built code could otherwise sign, push and publish what it likes."""
+    assert "permissions" not in jobs(RELEASE)["build"], "those of the workflow: contents may be read"
+    assert "build" in ancestors("release")
+    assert not re.search(r"\./dev (release|verify)|\btar -\w*c|npm (ci|install|run)|\bmake\b", scripts("release"))
+    assert "--ignore-scripts" in scripts("release")
+
+
+def test_release_signs_each_file_that_it_uploads() -> None:
+    script = scripts("release")
+    [signed] = re.findall(r"for file in (.+); do", script)
+    [uploaded] = re.findall(r'gh release upload "\$VERSION" (.+)', script)
+    assert {each.removesuffix("*") for each in uploaded.split()} == {each.removesuffix("*") for each in signed.split()}
+    assert "tar.gz" in scripts("build").split(">> SHA256SUMS")[0].splitlines()[-1], "the archives have checksums"
 
 
 def test_release_builds_every_target_that_is_an_image() -> None:
