@@ -54,7 +54,7 @@ class Refusals:
     """The answers to failed calls. A caller with too many refused calls loses its connection."""
 
     def __init__(self, authenticator: Authenticator, audit: PacedAudit) -> None:
-        self._authenticator = authenticator
+        self.authenticator = authenticator
         self._audit = audit
 
     async def answer(self, method: str, context: Any, error: CallError) -> None:
@@ -62,9 +62,9 @@ class Refusals:
             await abort(context, error_status(error))
         finally:
             if isinstance(error, TooManyCallsError):
-                self._audit.refused(self._authenticator.connected(context), "", error.reason, call=method)
+                self._audit.refused(self.authenticator.connected(context), "", error.reason, call=method)
             if isinstance(error, _PACED):
-                self._authenticator.refused(context)
+                self.authenticator.refused(context)
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -93,6 +93,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             started = time.perf_counter()
             code = "CANCELLED"
             self._metrics.call_started(rpc)
+            self._refusals.authenticator.count_call(context, 1)
             try:
                 answer = await call(request, context)
             except CallError as error:
@@ -112,6 +113,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 code = "OK"
                 return answer
             finally:
+                self._refusals.authenticator.count_call(context, -1)
                 self._metrics.call_handled(rpc, code, time.perf_counter() - started)
 
         return guarded

@@ -32,5 +32,8 @@ class Authenticator(Protocol):
     def connected(self, context: RpcContext) -> Caller:
         """Return the caller as authenticated by the connection of a call."""
 
+    def count_call(self, context: RpcContext, change: int) -> None:
+        """Count a call that begins (1) or ends (-1) on its connection."""
+
     def refused(self, context: RpcContext) -> None:
         """Count a refused call. End its connection if the connection's owner had too many."""

@@ -130,6 +130,11 @@ class Acceptor:
         if peer is not None and self._refused_calls.charge(peer.owners, time.monotonic()):
             peer.connection.cancel(EXCESS)
 
+    def count_call(self, context: RpcContext, change: int) -> None:
+        peer = self._peers.get(context.peer())
+        if peer is not None:
+            self._slots.count_call(peer.connection, change)
+
     def _unauthenticated(self, caller: Caller, reason: str, problem: str) -> UnauthenticatedError:
         self._audit.refused(caller, "", reason, problem=problem)
         return UnauthenticatedError(reason, problem)
@@ -180,6 +185,7 @@ class Acceptor:
             self._refused_calls.admit(peer.owners, time.monotonic())
             if (evicted := self._slots.authenticate(task, peer.owners)) is not None:
                 evicted.cancel(TAKEN)
+            self._slots.count_call(task, 0)
             self._tasks[task] = peer
             if self._tls is None:
                 await side.take(connected)

@@ -38,6 +38,9 @@ class ListenerAuthentication:
         peer = context.peer()
         return Caller(listener=self._listener, peer=peer, over_tcp=not peer.startswith("unix:"))
 
+    def count_call(self, context: RpcContext, change: int) -> None:
+        """Do nothing: gRPC divides the connections."""
+
     def refused(self, context: RpcContext) -> None:
         """Do nothing: gRPC for Python cannot close a single connection."""
 
@@ -74,6 +77,9 @@ class BearerAuthentication:
 
     def connected(self, context: RpcContext) -> Caller:
         return self._connection.connected(context)
+
+    def count_call(self, context: RpcContext, change: int) -> None:
+        self._connection.count_call(context, change)
 
     def refused(self, context: RpcContext) -> None:
         self._connection.refused(context)

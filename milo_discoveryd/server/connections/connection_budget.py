@@ -33,9 +33,9 @@ def fit_connections(listeners: Sequence[Listener], descriptors: int) -> list[Lis
 class ConnectionSlots(Generic[T]):
     """The connections of one listener.
 
-    When all slots are taken, an owner with fewer connections takes one from the owner with the most. So nobody is
-    locked out by others, and one owner alone may have all. An eighth as many unauthenticated connections
-    are kept besides, half of them of one network.
+    When all slots are taken, an owner with fewer connections takes one from the owner with the most, and one without
+    any takes the one that has been idle for longest. So nobody is locked out by others, and one owner alone may have
+    all. An eighth as many unauthenticated connections are kept besides, half of them of one network.
     """
 
     def __init__(self, limit: int) -> None:
@@ -44,6 +44,9 @@ class ConnectionSlots(Generic[T]):
         """The networks of the unauthenticated connections, the oldest first."""
         self._authenticated: dict[T, frozenset[str]] = {}
         self._owners: Counter[str] = Counter()
+        self._calls: Counter[T] = Counter()
+        self._idle: dict[T, None] = {}
+        """The authenticated connections that have no calls, that which has been idle for longest first."""
 
     def admit(self, connection: T, network: str) -> T | None:
         """Add an unauthenticated connection. If there are too many of its network, or of all, remove and return the
@@ -65,23 +68,39 @@ class ConnectionSlots(Generic[T]):
     def authenticate(self, connection: T, owners: Iterable[str]) -> T | None:
         """Count the connection for each of its owners: a certificate with more names gets no larger share.
 
-        If it takes the slot of another owner's newest connection, remove and return that. Raises ConnectionLimitError
-        if no owner has more connections than these would have.
+        If it takes the slot of another connection, remove and return that. Raises ConnectionLimitError if no owner has
+        more connections than these would have, and these have some or none is idle.
         """
         owners, evicted = frozenset(owners), None
         if len(self._authenticated) >= self._limit:
             (largest, count), *_ = self._owners.most_common(1)
-            if count <= 1 + max(self._owners[owner] for owner in owners):
+            own = max(self._owners[owner] for owner in owners)
+            if count > 1 + own:
+                evicted = next(each for each, of in reversed(self._authenticated.items()) if largest in of)
+            elif self._idle and not own:
+                evicted = next(iter(self._idle))
+            else:
                 raise ConnectionLimitError(f"connection limit ({self._limit}) of the listener reached")
-            evicted = next(each for each, of in reversed(self._authenticated.items()) if largest in of)
             self.remove(evicted)
         self._unauthenticated.pop(connection, None)
         self._authenticated[connection] = owners
         self._owners.update(owners)
         return evicted
 
+    def count_call(self, connection: T, change: int) -> None:
+        """Count a call that begins or ends on an authenticated connection; 0 for one that has had no call yet."""
+        if connection not in self._authenticated:
+            return
+        self._calls[connection] += change
+        if self._calls[connection]:
+            self._idle.pop(connection, None)
+        else:
+            self._idle[connection] = None
+
     def remove(self, connection: T) -> None:
         self._unauthenticated.pop(connection, None)
+        self._idle.pop(connection, None)
+        self._calls.pop(connection, None)
         for owner in self._authenticated.pop(connection, ()):
             self._owners[owner] -= 1
             if not self._owners[owner]:

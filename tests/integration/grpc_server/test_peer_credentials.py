@@ -1,6 +1,7 @@
 """Unix sockets with peer credentials: identification, connection limits and hostile clients."""
 
 import asyncio
+import itertools
 import json
 import os
 import resource
@@ -14,12 +15,14 @@ from itertools import islice
 from pathlib import Path
 
 import grpc
+import msgspec
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.identity.peer_credentials import PeerCredentials
 from milo_discoveryd.rights import quota
 from milo_discoveryd.rights.caller_selector import CallerSelector
 from milo_discoveryd.rights.rights import Grant, Rights, RightsRule
@@ -262,6 +265,29 @@ async def test_user_takes_connections_from_a_user_who_has_all(peer_credentials: 
         if peer_credentials:
             assert {line["caller"]["uid"] for line in evicted} == {os.getuid()}
         assert all(f"uid {os.getuid()}" in line["problem"] or peer_credentials for line in harness.audited)
+
+
+async def test_idle_connections_of_many_users_do_not_lock_out_a_new_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uids = itertools.count(2_000)
+    of_new_user = PeerCredentials(0, 0, (), None)
+    monkeypatch.setattr(
+        "milo_discoveryd.server.connections.acceptor.peer_credentials",
+        lambda _: msgspec.structs.replace(of_new_user, uid=next(uids)),
+    )
+    async with guarded(tmp_path, connections=4) as harness, harness.subscriber() as subscriber:
+        await subscriber.until_synced()
+        with ExitStack() as stack:
+            for _ in range(3):
+                idle = await Raw.unix(tmp_path / "d.sock")
+                stack.callback(idle.close)
+                await idle.greet()
+            await eventually(lambda: len(acceptor(harness)) == 4)
+            async with harness.client() as stub:
+                await stub.ListClusters(pb.ListClustersRequest())
+        harness.seen(ready("beta"))
+        assert await subscriber.events() == ["ENGAGED beta"], "a stream keeps its connection"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")

@@ -113,6 +113,26 @@ def test_one_owner_may_take_all_slots_and_loses_its_newest_to_owners_with_fewer(
     assert taken(slots, 10, "c") is None
 
 
+def test_owner_without_connections_takes_the_one_that_has_been_idle_for_longest() -> None:
+    slots: ConnectionSlots[int] = ConnectionSlots(3)
+    for number in range(3):
+        taken(slots, number, str(number))
+        slots.count_call(number, 0)
+    slots.count_call(0, 1)
+    slots.count_call(0, 1)
+    slots.count_call(0, -1)
+    slots.count_call(1, 1)
+    slots.count_call(1, -1)
+    assert taken(slots, 3, "new") == 2
+    assert taken(slots, 4, "new") == -1, "this owner has one"
+    assert taken(slots, 5, "newer") == 1
+    assert taken(slots, 6, "newest") == -1, "the others have calls, or were not used yet"
+    slots.count_call(0, -1)
+    assert taken(slots, 7, "newest") == 0
+    slots.count_call(0, 1)
+    assert len(slots) == 3, "a connection that ended is not counted again"
+
+
 def test_owner_with_additional_certificate_names_gets_no_more_slots() -> None:
     slots: ConnectionSlots[int] = ConnectionSlots(2)
     assert [taken(slots, number, "a", f"extra {number}") for number in range(3)] == [None, None, -1]
