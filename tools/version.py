@@ -29,6 +29,8 @@ COPIES = {
     ),
     "clients/node/package.json": (r'(?m)(^  "version": ")([^"]+)',),
     "clients/java/pom.xml": (r"(<artifactId>discovery</artifactId>\s*<version>)([^<]+)",),
+    "clients/java/README.md": (r"(<artifactId>discovery</artifactId>\s*<version>)([^<]+)",),
+    "examples/java/pom.xml": (r"(<artifactId>discovery</artifactId>\s*<version>)([^<]+)",),
     "clients/go/multicluster/**/*.mod": (GO_MODULES,),
     "examples/*/go.mod": (GO_MODULES,),
     "bench/*/go.mod": (GO_MODULES,),
