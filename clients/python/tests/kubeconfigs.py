@@ -88,6 +88,11 @@ class ControlPlane:
         self.certificates: list[str] = []
         self.refused: set[str] = set()
         """Authorization headers that are answered by 401."""
+        self.redirect_to: str | None = None
+        """Where requests are redirected to."""
+        self.acting: list[str | None] = []
+        """The users that requests impersonated."""
+        self.paths: list[str] = []
         self.connections = 0
         self.barrier: threading.Barrier | None = None
         """Requests are answered when this many have arrived."""
@@ -101,6 +106,8 @@ class ControlPlane:
         self.certificates += [
             value for ((key, value),) in (certificate or {}).get("subject", ()) if key == "commonName"
         ]
+        if self.redirect_to is not None:
+            return 307, b""
         if header in self.refused:
             return 401, b'{"kind": "Status", "code": 401}'
         return 200, b'{"kind": "NamespaceList", "apiVersion": "v1", "metadata": {}, "items": []}'
@@ -120,16 +127,23 @@ def control_plane() -> Iterator[ControlPlane]:
 
         def do_GET(self) -> None:
             assert isinstance(self.connection, ssl.SSLSocket)
+            self.rfile.read(int(self.headers["Content-Length"] or 0))
             if plane.barrier is not None:
                 plane.barrier.wait()
+            plane.paths.append(self.path)
+            plane.acting.append(self.headers["Impersonate-User"])
             status, body = plane.answer(self.headers["Authorization"], self.connection.getpeercert())
             self.send_response(status)
+            if plane.redirect_to is not None:
+                self.send_header("Location", f"{plane.redirect_to}{self.path}")
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             if status == 401:
                 time.sleep(0.05)  # as over a network, where a body arrives after its headers
             self.wfile.write(body)
+
+        do_POST = do_DELETE = do_GET  # noqa: N815
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (so the base class has it)
             pass

@@ -16,7 +16,9 @@ from datetime import UTC, datetime, timedelta
 import aiohttp
 import grpc
 import kubernetes.aio.client
+import kubernetes.aio.watch
 import kubernetes.client
+import kubernetes.watch
 import pytest
 from google.rpc.error_details_pb2 import ErrorInfo
 
@@ -25,12 +27,13 @@ from milo_discovery import (
     Cluster,
     ClusterNotFound,
     DiscoveryClient,
+    DiscoveryError,
     Fleet,
     SyncDiscoveryClient,
     Unavailable,
     _convert,
 )
-from milo_discovery._connection_credential import ConnectionCredential
+from milo_discovery._connection_credential import ConnectionCredential, RequestUrls
 from milo_discovery._credential_cache import CachedCredential
 from milo_discovery._kubeconfig_access import KubeconfigAccess
 from milo_discovery._kubernetes_aio import request_timeout
@@ -38,7 +41,7 @@ from milo_discovery._shared_transports import SharedTransports, transport_key
 from milo_discovery.v1 import discovery_pb2 as pb
 
 from .kubeconfigs import ControlPlane, control_plane, issued, message
-from .messages import cluster, engaged, following, renewed, snapshot
+from .messages import cluster, disengaged, engaged, following, renewed, snapshot
 from .scripted_daemon import Refusal, ScriptedDaemon
 
 LIFE = timedelta(minutes=10)
@@ -200,6 +203,100 @@ class TestClusterIdentity:
                 pass
 
 
+async def all_kinds_of_requests(api: object) -> list[str]:
+    """Send requests through an API client of either kind; return what they raise, as text."""
+    is_aio = isinstance(api, kubernetes.aio.client.ApiClient)
+    core = kubernetes.aio.client.CoreV1Api(api) if is_aio else kubernetes.client.CoreV1Api(api)
+    watch = kubernetes.aio.watch.Watch() if is_aio else kubernetes.watch.Watch()
+    body = {"metadata": {"name": "new"}}
+
+    async def follow() -> None:
+        async for _ in watch.stream(core.list_namespace):
+            pass
+
+    def follow_blocking() -> None:
+        for _ in watch.stream(core.list_namespace):
+            pass
+
+    raised = []
+    for call in (
+        core.list_namespace,
+        lambda: core.create_namespace(body),
+        lambda: core.delete_namespace("old"),
+        follow if is_aio else follow_blocking,
+    ):
+        try:
+            await (call() if is_aio else asyncio.to_thread(call))
+        except (kubernetes.client.ApiException, kubernetes.aio.client.ApiException) as error:
+            raised.append(str(error.status))
+        else:
+            raised.append("nothing")
+    await api.close() if is_aio else api.close()
+    return raised
+
+
+class TestOtherServers:
+    """A credential is sent to the server of its kubeconfig, and to no other."""
+
+    @pytest.mark.parametrize("opening", ["api_client", "sync_api_client"])
+    async def test_redirect_is_an_error_and_is_not_followed(self, client, daemon, plane, opening):
+        with control_plane() as elsewhere:
+            daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(token="t", **{"as": "shop"}))]
+            for target in (elsewhere.url, plane.url.replace("/projects", "/elsewhere")):
+                plane.redirect_to = target
+                plane.asked_with.clear()
+                async with getattr(client, opening)("alpha") as api:
+                    assert await all_kinds_of_requests(api) == ["307"] * 4
+                assert plane.asked_with == ["Bearer t"] * 4
+                daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(token="t", **{"as": "shop"}))]
+            assert (elsewhere.asked_with, elsewhere.acting) == ([], [])
+
+    async def test_redirect_of_a_websocket_is_not_followed(self, client, daemon, plane):
+        with control_plane() as elsewhere:
+            plane.redirect_to = elsewhere.url
+            daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(token="t"))]
+            async with client.api_client("alpha") as api:
+                # The package's client of WebSockets makes its session so, and does not verify by the server name.
+                session = aiohttp.ClientSession(**api.configuration.client_session_kwargs, connector_owner=False)
+                async with session:
+                    with pytest.raises(kubernetes.aio.client.ApiException, match="redirect"):
+                        await session.ws_connect(plane.url, server_hostname="alpha.test")
+            assert plane.paths
+            assert elsewhere.asked_with == []
+
+    async def test_client_sends_the_token_of_another_endpoint_there_and_never_to_the_one_before(
+        self, opened, daemon, plane
+    ):
+        daemon.answers["IssueKubeconfig"] = [
+            issued(plane.kubeconfig(token="t-1"), age=DUE),
+            issued(plane.kubeconfig(token="t-2").replace(b"/projects/alpha", b"/moved/alpha"), age=DUE),
+            issued(plane.kubeconfig(token="t-3").replace(b"/projects/alpha", b"/again/alpha")),
+        ]
+        async with opened(daemon) as listing:
+            while "Bearer t-3" not in plane.asked_with:
+                await listing()
+        paths = {"Bearer t-1": "/projects/", "Bearer t-2": "/moved/", "Bearer t-3": "/again/"}
+        assert all(path.startswith(paths[token]) for token, path in zip(plane.asked_with, plane.paths, strict=True))
+
+    async def test_token_after_a_401_is_sent_to_its_own_endpoint(self, opened, daemon, plane):
+        plane.refused = {"Bearer t-1"}
+        second = plane.kubeconfig(token="t-2", **{"as": "shop"}).replace(b"/projects/alpha", b"/moved/alpha")
+        daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(token="t-1")), issued(second)]
+        async with opened(daemon) as listing:
+            await listing()
+        assert plane.asked_with == ["Bearer t-1", "Bearer t-2"]
+        assert [path.split("/")[1] for path in plane.paths] == ["projects", "moved"]
+        assert plane.acting == [None, "shop"]
+
+    def test_request_for_a_server_that_the_cluster_never_had_is_refused(self):
+        urls = RequestUrls("https://a/p")
+        assert urls.moved("https://a/p/api", "https://b") == "https://b/api"
+        assert urls.moved("https://b/api?x", "https://a/p/") == "https://a/p/api?x"
+        for url in ("https://c/api", "https://a/prefix/api", "https://bb/api"):
+            with pytest.raises(DiscoveryError, match="not for a server of the cluster"):
+                urls.moved(url, "https://b")
+
+
 class TestEngagedCluster:
     async def test_pushed_kubeconfigs_are_used_without_calls(self, client, daemon, plane):
         async with Fleet(client, include_kubeconfigs=True) as fleet:
@@ -219,6 +316,32 @@ class TestEngagedCluster:
                 await asyncio.to_thread(kubernetes.client.CoreV1Api(blocking).list_namespace)
         assert plane.asked_with == ["Bearer t-1", "Bearer t-2", "Bearer t-2"]
         assert daemon.requests == []
+
+    @pytest.mark.parametrize("include_kubeconfigs", [True, False])
+    async def test_credential_is_refused_after_the_end_of_the_engagement(
+        self, client, daemon, plane, include_kubeconfigs
+    ):
+        daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(token="t-1"))] * 2
+        async with Fleet(client, include_kubeconfigs=include_kubeconfigs) as fleet:
+            stream = await daemon.stream()
+            first = engaged("alpha")
+            if include_kubeconfigs:
+                first.kubeconfig.CopyFrom(message(plane.kubeconfig(token="t-1")))
+            stream.send(snapshot("1", first))
+            await fleet.synced()
+            alpha = fleet.get("alpha")
+            async with alpha.api_client() as api, alpha.sync_api_client() as blocking:
+                await kubernetes.aio.client.CoreV1Api(api).list_namespace()
+                again = engaged(cluster("alpha", uid="later", incarnation="i-2"))
+                again.kubeconfig.CopyFrom(message(plane.kubeconfig(token="t-2")))
+                stream.send(following("1", "2", disengaged("alpha"), again))
+                with pytest.raises(ClusterNotFound):
+                    await alpha.updated()
+                with pytest.raises(ClusterNotFound, match="no longer engaged"):
+                    await kubernetes.aio.client.CoreV1Api(api).list_namespace()
+                with pytest.raises(ClusterNotFound, match="no longer engaged"):
+                    await asyncio.to_thread(kubernetes.client.CoreV1Api(blocking).list_namespace)
+        assert plane.asked_with == ["Bearer t-1"]
 
     async def test_kubeconfigs_are_requested_if_none_are_pushed(self, client, daemon, plane):
         daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(token="t-1"))]

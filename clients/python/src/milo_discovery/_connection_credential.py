@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from milo_discovery._credential_cache import CachedCredential
 from milo_discovery._kubeconfig_access import KubeconfigAccess
-from milo_discovery.errors import CertificateRenewed
+from milo_discovery.errors import CertificateRenewed, DiscoveryError
 
 BEARER = "BearerToken"
 """The key under which the kubernetes package stores the token in a Configuration."""
@@ -36,6 +36,25 @@ class ConnectionCredential:
                 "renewed certificate"
             )
         return None
+
+
+class RequestUrls:
+    """The URLs of an API client's requests, which begin with the cluster's server as of when each was made."""
+
+    def __init__(self, server: str) -> None:
+        self._servers = {server.rstrip("/")}
+
+    def add(self, server: str) -> None:
+        """Record that requests may be made for this server of the cluster."""
+        self._servers.add(server.rstrip("/"))
+
+    def moved(self, url: str, server: str) -> str:
+        """Return the URL at the server of the credential with which the request is sent: no other one gets it."""
+        self.add(server)
+        made_for = [each for each in tuple(self._servers) if url.startswith((f"{each}/", f"{each}?"))]
+        if not made_for:
+            raise DiscoveryError(f"a request for {url.partition('?')[0]!r} is not for a server of the cluster")
+        return server.rstrip("/") + url[len(max(made_for, key=len)) :]
 
 
 @contextmanager

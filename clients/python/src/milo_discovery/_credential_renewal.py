@@ -24,7 +24,7 @@ log = logging.getLogger("milo_discovery.credentials")
 _LOOP_WAIT_LIMIT_S = 30.0
 
 PushedKubeconfig = Callable[[], Kubeconfig | None]
-"""Returns the newest kubeconfig that a stream delivered."""
+"""Returns the newest kubeconfig that a stream delivered, or raises: after the end of the engagement none is used."""
 
 
 class AsyncRenewer:
@@ -56,6 +56,7 @@ class AsyncRenewer:
                 self.start_renewal()
             case CredentialState.EXPIRED:
                 await self._renewed()
+                self.state()  # raises if the engagement has ended meanwhile
         return self.cache.current.access
 
     async def access_after_401(self, refused: str | None) -> KubeconfigAccess:

@@ -7,15 +7,25 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import aiohttp
-from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.client import ApiClient, ApiException, Configuration
 from multidict import CIMultiDict
 
-from milo_discovery._connection_credential import BEARER, ConnectionCredential
+from milo_discovery._connection_credential import BEARER, ConnectionCredential, RequestUrls
 from milo_discovery._credential_renewal import AsyncRenewer
 from milo_discovery._kubeconfig_access import KubeconfigAccess
 
 _UNAUTHORIZED = 401
 _WATCH_GRACE_S = 30.0
+
+
+class ClusterResponse(aiohttp.ClientResponse):
+    """The response of an API server, which must not be a redirect: the request is for this server alone."""
+
+    async def start(self, connection: Any) -> aiohttp.ClientResponse:
+        await super().start(connection)
+        if 300 <= self.status < 400:
+            raise ApiException(status=self.status, reason=f"{self.reason}: a redirect, which is not followed")
+        return self
 
 
 class AioTransport:
@@ -44,8 +54,13 @@ class RenewingApiClient(ApiClient):
             tls_server_name=access.tls_server_name,
             proxy=proxy,
             # Otherwise ~/.netrc would replace the token, and the environment's proxies would be used.
-            client_session_kwargs={"trust_env": False, "connector": transport.connector},
+            client_session_kwargs={
+                "trust_env": False,
+                "connector": transport.connector,
+                "response_class": ClusterResponse,
+            },
         )
+        urls = RequestUrls(access.server)
 
         # A function rather than a method: a deep copy of the configuration would copy the object that a method is bound
         # to. The package calls it only if there is an API key.
@@ -54,6 +69,7 @@ class RenewingApiClient(ApiClient):
             header = credential.authorization(newest)
             if header is not None:
                 target.api_key[BEARER] = header
+            urls.add(newest.server)
             target.host = newest.server
 
         header = credential.authorization(access)
@@ -69,6 +85,7 @@ class RenewingApiClient(ApiClient):
         self.user_agent = "milo-discovery-client"
         self._renewer = renewer
         self._credential = credential
+        self._urls = urls
 
     async def call_api(
         self,
@@ -81,28 +98,33 @@ class RenewingApiClient(ApiClient):
         _preload_content: Any = True,
     ) -> Any:
         access = await self._renewer.access()
-        if not self.configuration.api_key:
-            self._credential.authorization(access)  # the hook is not called for certificates
-        headers = CIMultiDict(header_params or {})
-        if access.act_as is not None:
-            headers.extend(access.act_as.headers())
+        headers = self._headers(access, header_params or {})
         arguments = {
             "body": body,
             "post_params": post_params,
             "_request_timeout": request_timeout(url, _request_timeout),
         }
-        response = await super().call_api(method, url, headers.copy(), **arguments)
+        response = await super().call_api(method, self._urls.moved(url, access.server), headers.copy(), **arguments)
         used = headers.get("authorization")
         if response.status != _UNAUTHORIZED or used is None:
             return response
         # The token may have been revoked. The package would return the 401 to the caller.
         newest = await self._renewer.access_after_401(used.removeprefix("Bearer "))
-        header = self._credential.authorization(newest)
-        if header is None or header == used:
+        headers = self._headers(newest, header_params or {})
+        if headers.get("authorization") in {None, used}:
             return response
         response.response.close()
-        headers["authorization"] = header
-        return await super().call_api(method, url, headers, **arguments)
+        return await super().call_api(method, self._urls.moved(url, newest.server), headers, **arguments)
+
+    def _headers(self, access: KubeconfigAccess, given: dict[str, str]) -> CIMultiDict[str]:
+        """Return the headers of a request with the token and the user to act as of one credential."""
+        headers = CIMultiDict(given)
+        authorization = self._credential.authorization(access)
+        if authorization is not None and "authorization" in headers:
+            headers["authorization"] = authorization
+        if access.act_as is not None:
+            headers.extend(access.act_as.headers())
+        return headers
 
 
 def request_timeout(url: str, requested: Any) -> Any:

@@ -6,10 +6,10 @@ import ssl
 from typing import Any
 
 import urllib3
-from kubernetes.client import ApiClient, Configuration
+from kubernetes.client import ApiClient, ApiException, Configuration
 from kubernetes.client.rest import RESTClientObject
 
-from milo_discovery._connection_credential import BEARER, ConnectionCredential
+from milo_discovery._connection_credential import BEARER, ConnectionCredential, RequestUrls
 from milo_discovery._credential_renewal import LoopBridge
 from milo_discovery._kubeconfig_access import KubeconfigAccess
 
@@ -32,6 +32,12 @@ def create_pool(access: KubeconfigAccess, certificate: str | None, proxy: str | 
         pool.connection_pool_kw.pop(name, None)
     # Idle connections kept per host. urllib3 warns of each one that it discards.
     pool.connection_pool_kw |= {"ssl_context": context, "maxsize": _MAX_IDLE_CONNECTIONS}
+    send = pool.urlopen
+
+    def send_to_this_server(method: str, url: str, redirect: bool = True, **options: Any) -> Any:
+        return send(method, url, redirect=False, **options)
+
+    pool.urlopen = send_to_this_server  # type: ignore[method-assign]
     return pool
 
 
@@ -65,6 +71,7 @@ class RenewingSyncApiClient(ApiClient):
             cert_file=certificate,
         )
         configuration.proxy = proxy  # also None: the constructor would take the environment's
+        urls = RequestUrls(access.server)
 
         # A function rather than a method: a deep copy of the configuration would copy the object that a method is bound
         # to. The package calls it only if there is an API key.
@@ -73,6 +80,7 @@ class RenewingSyncApiClient(ApiClient):
             header = credential.authorization(newest)
             if header is not None:
                 target.api_key[BEARER] = header
+            urls.add(newest.server)
             target.host = newest.server
 
         header = credential.authorization(access)
@@ -83,6 +91,7 @@ class RenewingSyncApiClient(ApiClient):
         self.user_agent = "milo-discovery-client"
         self._renewer = renewer
         self._credential = credential
+        self._urls = urls
 
     def call_api(
         self,
@@ -94,24 +103,44 @@ class RenewingSyncApiClient(ApiClient):
         _request_timeout: Any = None,
     ) -> Any:
         access = self._renewer.access()
-        if not self.configuration.api_key:
-            self._credential.authorization(access)  # the hook is not called for certificates
-        headers = urllib3.HTTPHeaderDict(header_params or {})
-        if access.act_as is not None:
-            for name, value in access.act_as.headers():
-                headers.add(name, value)
+        headers = self._headers(access, header_params or {})
         arguments = {"body": body, "post_params": post_params, "_request_timeout": _request_timeout}
-        response = super().call_api(method, url, headers.copy(), **arguments)
+        response = self._sent(method, self._urls.moved(url, access.server), headers.copy(), arguments)
         used = headers.get("authorization")
         if response.status != _UNAUTHORIZED or used is None:
             return response
         # The token may have been revoked. The package would return the 401 to the caller.
         newest = self._renewer.access_after_401(used.removeprefix("Bearer "))
-        header = self._credential.authorization(newest)
-        if header is None or header == used:
+        headers = self._headers(newest, header_params or {})
+        if headers.get("authorization") in {None, used}:
             return response
-        # Read to its end, or the next request on the connection fails after it was sent. urllib3 repeats only reads.
-        response.response.drain_conn()
-        response.response.release_conn()
-        headers["authorization"] = header
-        return super().call_api(method, url, headers, **arguments)
+        _finish(response)
+        return self._sent(method, self._urls.moved(url, newest.server), headers, arguments)
+
+    def _sent(self, method: str, url: str, headers: urllib3.HTTPHeaderDict, arguments: dict[str, Any]) -> Any:
+        """Send a request. Raises ApiException for a redirect: the request is for this server alone."""
+        response = super().call_api(method, url, headers, **arguments)
+        if 300 <= response.status < 400:
+            _finish(response)
+            raise ApiException(status=response.status, reason=f"{response.reason}: a redirect, which is not followed")
+        return response
+
+    def _headers(self, access: KubeconfigAccess, given: dict[str, str]) -> urllib3.HTTPHeaderDict:
+        """Return the headers of a request with the token and the user to act as of one credential."""
+        headers = urllib3.HTTPHeaderDict(given)
+        authorization = self._credential.authorization(access)
+        if authorization is not None and "authorization" in headers:
+            headers["authorization"] = authorization
+        if access.act_as is not None:
+            for name, value in access.act_as.headers():
+                headers.add(name, value)
+        return headers
+
+
+def _finish(response: Any) -> None:
+    """Read a response to its end, or the next request on the connection fails after it was sent.
+
+    urllib3 repeats only reads.
+    """
+    response.response.drain_conn()
+    response.response.release_conn()

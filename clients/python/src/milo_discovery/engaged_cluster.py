@@ -103,9 +103,10 @@ class EngagedCluster:
         """Return an async context manager: a `kubernetes.aio` client for the cluster, with renewed credentials.
 
         With `include_kubeconfigs` the stream delivers the credentials; otherwise they are requested when they are due.
+        Once the cluster is disengaged, requests raise ClusterNotFound. A redirect is an error.
         """
         return self._api_clients.open_aio(
-            lambda: self._current, pushed=lambda: self._kubeconfig, ttl=ttl, proxy=proxy or self.proxy
+            lambda: self._current, pushed=self._pushed_kubeconfig, ttl=ttl, proxy=proxy or self.proxy
         )
 
     def sync_api_client(
@@ -113,12 +114,12 @@ class EngagedCluster:
     ) -> AbstractAsyncContextManager[ApiClient]:
         """Return an async context manager like `api_client`, for a blocking `kubernetes` client used in threads."""
         return self._api_clients.open_blocking(
-            lambda: self._current, pushed=lambda: self._kubeconfig, ttl=ttl, proxy=proxy or self.proxy
+            lambda: self._current, pushed=self._pushed_kubeconfig, ttl=ttl, proxy=proxy or self.proxy
         )
 
     def credentials(self) -> AbstractAsyncContextManager[AsyncRenewer]:
         """Return an async context manager: the renewed credential itself, for controllers."""
-        return self._api_clients.renewer(lambda: self._current, pushed=lambda: self._kubeconfig, ttl=None)
+        return self._api_clients.renewer(lambda: self._current, pushed=self._pushed_kubeconfig, ttl=None)
 
     def refresh(self, cluster: Cluster, kubeconfig: Kubeconfig | None = None) -> None:
         """Replace the cluster and, if one is given, the kubeconfig. Called by the Fleet."""
@@ -130,6 +131,10 @@ class EngagedCluster:
         """End the engagement. Called by the Fleet."""
         self._engaged = False
         self._signal.notify()
+
+    def _pushed_kubeconfig(self) -> Kubeconfig | None:
+        self._require_engaged()  # a credential belongs to the engagement, also while it is still valid
+        return self._kubeconfig
 
     def _require_engaged(self) -> None:
         if not self._engaged:
