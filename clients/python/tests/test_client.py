@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from datetime import UTC, datetime, timedelta
 
 import grpc
@@ -278,3 +279,12 @@ async def test_call_in_flight_fails_when_the_client_is_closed(client, daemon):
     with pytest.raises(CallFailed) as failed:
         await listing
     assert failed.value.code == "CANCELLED"
+
+
+async def test_client_leaves_a_handler_of_sigterm_as_it_is():
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        async with DiscoveryClient("unix:///nowhere"):
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)

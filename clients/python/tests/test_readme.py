@@ -40,7 +40,10 @@ TESTS += [sample for sample in samples(CONTROLLERS) if "import pytest" in sample
     ],
     ids=["follow", "fleet", "operator", "blocking", "leader"],
 )
-def test_readme_example_prints_what_happens(milo_sandbox: MiloSandbox, tmp_path: Path, program: str, first_line: str):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_readme_example_prints_what_happens(
+    milo_sandbox: MiloSandbox, tmp_path: Path, program: str, first_line: str, number: signal.Signals
+):
     milo_sandbox.create_project("alpha", labels={"env": "prod"})
     own_cluster = milo_sandbox.control_plane("alpha").write_kubeconfig(tmp_path / "kubeconfig")
     environment = {**os.environ, "MILO_DISCOVERY_ADDRESS": milo_sandbox.address, "KUBECONFIG": str(own_cluster)}
@@ -49,7 +52,7 @@ def test_readme_example_prints_what_happens(milo_sandbox: MiloSandbox, tmp_path:
         try:
             assert process.stdout is not None
             assert process.stdout.readline().decode().startswith(first_line)
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             _, err = process.communicate(timeout=60)
             assert (process.returncode, err.decode()) == (0, "")
         finally:

@@ -2,9 +2,12 @@
 
 import sys
 
+from milo_discovery._termination import interrupt_on_sigterm
+
 
 def main() -> None:
     """Run the command line and exit."""
+    interrupt_on_sigterm()
     try:
         from milo_discovery.cli import main as run  # noqa: PLC0415 - an interrupt during the import is no error
 

@@ -26,6 +26,7 @@ from milo_discovery._kubeconfig_access import read_access, read_exec_access
 from milo_discovery._shared_channel import SharedChannel
 from milo_discovery._subscription import StreamSubscription
 from milo_discovery._task_groups import cancelled_from_outside
+from milo_discovery._termination import interrupt_on_sigterm
 from milo_discovery.errors import CallFailed
 from milo_discovery.model import (
     Cluster,
@@ -54,7 +55,8 @@ class DiscoveryClient:
     The default address is MILO_DISCOVERY_ADDRESS, or unix:///run/milo-discovery/discovery.sock. `timeout` applies to
     unary calls, which fail with Unavailable if the daemon is not reached. Watches reconnect, with the delays of
     `backoff`. `credentials` are read from the environment by default. `connect` opens a channel to a gRPC target, for
-    example to add interceptors. A client belongs to the event loop that first uses it.
+    example to add interceptors. A client belongs to the event loop that first uses it. As a context manager in the main
+    thread it makes SIGTERM what Ctrl-C is, unless the program handles SIGTERM.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class DiscoveryClient:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __aenter__(self) -> Self:
+        interrupt_on_sigterm()
         self._require_own_loop()
         return self
 

@@ -18,6 +18,7 @@ from milo_discovery._backoff import BackoffPolicy
 from milo_discovery._client_credentials import ClientCredentials
 from milo_discovery._convert import WatchOptions
 from milo_discovery._subscription import WatchState
+from milo_discovery._termination import interrupt_on_sigterm
 from milo_discovery.client import DEFAULT_TIMEOUT, DiscoveryClient
 from milo_discovery.errors import CallFailed
 from milo_discovery.events import Event, StreamNotice
@@ -63,6 +64,7 @@ class SyncDiscoveryClient:
         weakref.finalize(self, self._loop.stop)
 
     def __enter__(self) -> Self:
+        interrupt_on_sigterm()
         return self
 
     def __exit__(

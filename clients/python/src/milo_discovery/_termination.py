@@ -1,0 +1,14 @@
+"""SIGTERM as an interrupt."""
+
+import signal
+import threading
+
+
+def interrupt_on_sigterm() -> None:
+    """Make SIGTERM what Ctrl-C is, unless the program has a handler of its own.
+
+    The kernel ignores a signal without a handler for the first process of a container, which the kubelet then kills
+    after the grace period, before its clusters could be handed over.
+    """
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
