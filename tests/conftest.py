@@ -11,6 +11,8 @@ from tests.tooling.import_contracts.contracts import unit_tests_of_pure_modules
 
 ON_REAL_SERVERS = "built"
 """The fixture of every test that needs real API servers (tests/end_to_end/real)."""
+IN_A_CLUSTER = "node"
+"""The fixture of every test that needs a kubelet (tests/end_to_end/cluster)."""
 TOGETHER = (
     "conformance/tests/test_kit.py",
     "tests/end_to_end/scenarios/test_scenarios.py",
@@ -60,6 +62,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--real", action="store_true", help="run tests on real API servers as well (needs Go)")
+    parser.addoption("--cluster", action="store_true", help="run tests in a cluster of this machine (needs root, Go)")
     parser.addoption(
         "--simulations", type=int, default=500, help="number of seeded simulations; ./dev simulate runs more"
     )
@@ -87,9 +90,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if (row := config.getoption("--row")) is not None:
         _keep(config, items, of_row(row, items))
     items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
-    if config.getoption("--real"):
-        return
-    _keep(config, items, [item for item in items if ON_REAL_SERVERS not in getattr(item, "fixturenames", ())])
+    for option, fixture in (("--real", ON_REAL_SERVERS), ("--cluster", IN_A_CLUSTER)):
+        if not config.getoption(option):
+            _keep(config, items, [item for item in items if fixture not in getattr(item, "fixturenames", ())])
 
 
 def _keep(config: pytest.Config, items: list[pytest.Item], kept: list[pytest.Item]) -> None:

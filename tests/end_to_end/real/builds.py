@@ -125,7 +125,7 @@ def obtain(program: GoProgram, say: Say) -> Path:
     if binary.exists():
         return binary
     go = go_command()
-    with _alone(program.directory()):
+    with exclusively(program.directory()):
         if not binary.exists():  # another process may have built it meanwhile
             _build(go, program, say)
     return binary
@@ -210,7 +210,7 @@ def _spell(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def _alone(directory: Path) -> Iterator[None]:
+def exclusively(directory: Path) -> Iterator[None]:
     """Hold a lock across processes, so that one builds at a time."""
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "lock").open("w") as lock:

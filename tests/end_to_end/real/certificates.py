@@ -28,13 +28,9 @@ class Authority:
         self.pem = builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
         self.file = _write(directory / "ca.crt", self.pem)
 
-    def server(self, name: str) -> tuple[Path, Path]:
-        """Issue a server certificate for loopback and for every name of the internal domain."""
-        names = [
-            x509.DNSName("localhost"),
-            x509.DNSName(f"*.{INSIDE}"),
-            x509.IPAddress(ipaddress.IPv4Address("127.0.0.1")),
-        ]
+    def server(self, name: str, *more: str) -> tuple[Path, Path]:
+        """Issue a server certificate for loopback, for every name of the internal domain, and for more of them."""
+        names = [_alternative(each) for each in ("localhost", f"*.{INSIDE}", "127.0.0.1", *more)]
         return self._issue(name, _name(name), ExtendedKeyUsageOID.SERVER_AUTH, names)
 
     def client(self, user: str, groups: Sequence[str], *, lifetime: datetime.timedelta = LIFETIME) -> tuple[Path, Path]:
@@ -88,6 +84,13 @@ def _builder(
 def _name(common: str, organizations: Sequence[str] = ()) -> x509.Name:
     groups = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, group) for group in organizations]
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common), *groups])
+
+
+def _alternative(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
 
 
 def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:

@@ -28,7 +28,7 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
     log: str
 
     def running(self) -> bool:
-        return _birth(self.pid) == self.born
+        return birth_of(self.pid) == self.born
 
     async def end(self, how: signal.Signals, *, within_s: float = LONGEST_END_S) -> None:
         """Send a signal and wait for the end, also if the process has ended already."""
@@ -74,13 +74,13 @@ def start(name: str, argv: list[str], *, log: Path, tied: bool) -> Process:
         ],
         setsid=True,
     )
-    born = _birth(pid)
+    born = birth_of(pid)
     if born is None:
         raise ProcessError(f"{name} ended at once: {log.read_text(errors='replace').strip()}")
     return Process(name=name, pid=pid, born=born, log=str(log))
 
 
-def _birth(pid: int) -> int | None:
+def birth_of(pid: int) -> int | None:
     """Return the start time of a process, or None without one (a zombie counts as ended)."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()

@@ -1,0 +1,27 @@
+"""A node with the images of this tree, for all tests of the session; skipped where it cannot run."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.end_to_end.cluster import parts
+from tests.end_to_end.cluster.__main__ import say
+from tests.end_to_end.cluster.node import Node, missing
+
+
+@pytest.fixture(scope="session")
+def node(pytestconfig: pytest.Config) -> Iterator[Node]:
+    if lacking := missing():
+        pytest.skip(f"a cluster {lacking}")
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+    assert capture is not None
+    node = Node(f"test-{os.getpid()}")
+    with capture.global_and_fixture_disabled():
+        archive = parts.images({}, say)
+        node.up(say)
+    try:
+        node.load(archive)
+        yield node
+    finally:
+        node.down()

@@ -1,0 +1,294 @@
+"""One node of Kubernetes in namespaces and cgroups of its own, which end with its first process."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from tests.end_to_end.cluster import parts
+from tests.end_to_end.real import kubeconfig
+from tests.end_to_end.real.builds import Say, go_command
+from tests.end_to_end.real.certificates import Authority
+from tests.end_to_end.real.process import Process, ProcessError, birth_of, start
+
+_HERE = Path(__file__).parent
+ADDRESS = "10.199.0.1"
+_SERVICES = "10.96.0.1"
+_STARTED_WITHIN_S = 180
+_COMPONENTS = {
+    "admin": ("admin", ["system:masters"]),
+    "kubelet": ("system:node:node", ["system:nodes"]),
+    "kube-controller-manager": ("system:kube-controller-manager", []),
+    "kube-scheduler": ("system:kube-scheduler", []),
+    "kube-proxy": ("system:kube-proxy", []),
+    "coredns": ("system:kube-dns", ["system:masters"]),
+}
+_KUBELET = {
+    "apiVersion": "kubelet.config.k8s.io/v1beta1",
+    "kind": "KubeletConfiguration",
+    "authentication": {"anonymous": {"enabled": False}, "x509": {"clientCAFile": "/etc/kubernetes/ca.crt"}},
+    "authorization": {"mode": "Webhook"},
+    "cgroupDriver": "cgroupfs",
+    "failCgroupV1": False,
+    "failSwapOn": False,
+    "clusterDNS": [ADDRESS],
+    "clusterDomain": "cluster.local",
+    "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
+    # Lower ones need CAP_SYS_RESOURCE.
+    "oomScoreAdj": 0,
+    # How full the host's disk is must not matter.
+    "evictionHard": dict.fromkeys(
+        ("memory.available", "nodefs.available", "nodefs.inodesFree", "imagefs.available"), "0%"
+    ),
+    "imageGCHighThresholdPercent": 100,
+}
+_CONTAINERD = """\
+version = 2
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "docker.io/library/pause:1"
+  restrict_oom_score_adj = true
+  disable_apparmor = true
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "/usr/lib/cni"
+    conf_dir = "/etc/cni/net.d"
+"""
+_NETWORK = {
+    "cniVersion": "1.0.0",
+    "name": "pods",
+    "plugins": [
+        {
+            "type": "bridge",
+            "bridge": "pods0",
+            "isGateway": True,
+            "ipMasq": True,
+            "hairpinMode": True,
+            "ipam": {
+                "type": "host-local",
+                "ranges": [[{"subnet": "10.244.0.0/16"}]],
+                "routes": [{"dst": "0.0.0.0/0"}],
+            },
+        },
+        {"type": "portmap", "capabilities": {"portMappings": True}},
+    ],
+}
+_COREDNS = """\
+.:53 {
+    errors
+    kubernetes cluster.local {
+        kubeconfig /etc/kubernetes/coredns.conf
+    }
+}
+"""
+
+
+class MissingError(Exception):
+    """This machine lacks what a node needs."""
+
+
+def missing() -> str:
+    """Return what this machine lacks, as the end of a sentence; empty if it lacks nothing."""
+    if sys.platform != "linux":
+        return "needs Linux"
+    if os.geteuid() != 0:
+        return "needs root: its containers have namespaces, mounts and cgroups of their own"
+    if shutil.which("go") is None:
+        return "needs Go, which builds the programs of Kubernetes"
+    if shutil.which("mmdebstrap") is None and shutil.which("apt-get") is None:
+        return "needs mmdebstrap, or apt-get to fetch it"
+    return ""
+
+
+class Node:
+    def __init__(self, name: str = "default") -> None:
+        self.name = name
+        self._state = parts.directory() / "nodes" / name
+        self._record = self._state / "process.json"
+
+    @property
+    def process(self) -> Process | None:
+        """The first process, if it runs."""
+        try:
+            found = msgspec.json.decode(self._record.read_bytes(), type=Process)
+        except FileNotFoundError:
+            return None
+        return found if found.running() else None
+
+    def up(self, say: Say) -> None:
+        """Start the node, and wait until it is ready."""
+        if (lacking := missing()) or self.process is not None:
+            raise MissingError(lacking or f"{self.name} runs already")
+        go_command()
+        programs, tree = parts.programs(say), parts.node_tree(say)
+        self._clean()
+        self._write_files()
+        binds = {programs: "/programs", self._state: "/state"}
+        private = parts.Private(tree, self._state, binds)
+        namespaces = ("--net", "--uts", "--ipc", "--cgroup")
+        argv = private.argv([_HERE / "node.sh", ADDRESS], *namespaces)
+        join = 'for each in $1; do echo $$ >"$each/cgroup.procs"; done; shift; exec "$@"'
+        joined = ["/bin/sh", "-c", join, "sh", " ".join(map(str, self._make_cgroups())), *argv]
+        parent = start("node", joined, log=self._state / "log", tied=False)
+        self._wait(lambda: _child(parent.pid) is not None or not parent.running(), "its first process to start")
+        if (pid := _child(parent.pid)) is None:
+            raise ProcessError(f"{self.name} ended while it started: {parent.last_words()}")
+        self._record.write_bytes(msgspec.json.encode(Process(name="node", pid=pid, born=birth_of(pid) or 0, log="")))
+        try:
+            self._wait(
+                lambda: "True" in self._kubectl("get", "node", "node", "-o", _READY).stdout, "the node to be ready"
+            )
+        except ProcessError as error:
+            raise ProcessError(f"{error}\n{(self._state / 'log').read_text()[-2000:]}") from None
+
+    def down(self) -> None:
+        """End every process of the node, and remove what is left of it."""
+        found = self.process
+        if found is not None:
+            os.kill(found.pid, signal.SIGKILL)
+        self._wait(
+            lambda: self.process is None and not any(map(_has_processes, self.cgroups())), "its processes to end"
+        )
+        self._clean()
+
+    def kubectl(self, *arguments: str, given: str | None = None) -> str:
+        """Run kubectl in the node's namespaces, and return what it prints. Raises ProcessError."""
+        done = self._kubectl(*arguments, given=given)
+        if done.returncode:
+            raise ProcessError(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")
+        return done.stdout
+
+    def get(self, *arguments: str) -> Any:
+        return json.loads(self.kubectl("get", *arguments, "-o", "json"))
+
+    def load(self, archive: Path) -> None:
+        """Import the images of an archive."""
+        with archive.open("rb") as images:
+            done = subprocess.run(
+                self.enter("ctr", "--namespace", "k8s.io", "images", "import", "--digests", "-"),
+                stdin=images,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        if done.returncode:
+            raise ProcessError(f"ctr images import: {done.stderr.strip()}")
+
+    def enter(self, *command: str) -> list[str]:
+        """Return the command that runs another one in the node."""
+        found = self.process
+        if found is None:
+            raise ProcessError(f"{self.name} does not run: ./dev cluster up")
+        inside = ["env", "PATH=/programs:/usr/sbin:/usr/bin:/sbin:/bin", "KUBECONFIG=/etc/kubernetes/admin.conf"]
+        return ["nsenter", "--target", str(found.pid), "--all", "--", *inside, *command]
+
+    def memory_mib(self) -> int | None:
+        """Return the memory in use by all processes of the node, without caches."""
+        for each in self.cgroups():
+            for name, key in (("memory.stat", "total_rss "), ("memory.stat", "anon ")):
+                stat = (each / name).read_text() if (each / name).exists() else ""
+                for line in stat.splitlines():
+                    if line.startswith(key):
+                        return int(line.split()[1]) >> 20
+        return None
+
+    def _kubectl(self, *arguments: str, given: str | None = None) -> "subprocess.CompletedProcess[str]":
+        command = self.enter("kubectl", *arguments)
+        return subprocess.run(command, input=given, capture_output=True, text=True, check=False)
+
+    def _write_files(self) -> None:
+        etc = self._state / "upper" / "etc"
+        pki = etc / "kubernetes"
+        (self._state / "containerd").mkdir(parents=True)
+        pki.mkdir(parents=True, mode=0o700)
+        authority = Authority(pki)
+        authority.server("server", ADDRESS, _SERVICES, "node", "kubernetes.default.svc", "kubernetes.default")
+        authority.signing_key("tokens")
+        for name, (user, groups) in _COMPONENTS.items():
+            certificate, key = authority.client(user, groups)
+            credential = kubeconfig.with_certificate(certificate, key)
+            certificate.rename(pki / f"{name}.crt")
+            key.rename(pki / f"{name}.key")
+            kubeconfig.write(
+                pki / f"{name}.conf", server=f"https://{ADDRESS}:6443", authority=authority.pem, user=credential
+            )
+        files = {
+            "kubernetes/kubelet.yaml": yaml.safe_dump(_KUBELET),
+            "containerd/node.toml": _CONTAINERD,
+            "cni/net.d/pods.conflist": json.dumps(_NETWORK),
+            "coredns/Corefile": _COREDNS,
+            "hosts": f"127.0.0.1 localhost\n{ADDRESS} node\n",
+            "resolv.conf": "",
+        }
+        for name, content in files.items():
+            (etc / name).parent.mkdir(parents=True, exist_ok=True)
+            (etc / name).write_text(content)
+
+    def _make_cgroups(self) -> list[Path]:
+        made = self.cgroups()
+        for each in made:
+            each.mkdir(exist_ok=True)
+            for name in ("cpuset.cpus", "cpuset.mems"):  # empty in a new cgroup of v1, which nothing can join then
+                if (each / name).exists() and (each / "cgroup.clone_children").exists():
+                    (each / name).write_text((each.parent / name).read_text())
+        return made
+
+    def cgroups(self) -> list[Path]:
+        """Return the node's root cgroup in each hierarchy, below this process' own."""
+        return [each / f"milo-discoveryd-{self.name}" for each in _own_cgroups()]
+
+    def _clean(self) -> None:
+        for each in self.cgroups():
+            for below in sorted(each.rglob("*/"), reverse=True):
+                below.rmdir()
+            if each.exists():
+                each.rmdir()
+        shutil.rmtree(self._state, ignore_errors=True)
+
+    def _wait(self, holds: Callable[[], bool], what: str) -> None:
+        ends = time.monotonic() + _STARTED_WITHIN_S
+        while not holds():
+            if time.monotonic() > ends:
+                raise ProcessError(f"{self.name}: waited {_STARTED_WITHIN_S} s for {what}; logs are in {self._state}")
+            time.sleep(0.1)
+
+
+_READY = "jsonpath={.status.conditions[?(@.type=='Ready')].status}"
+
+
+def _child(pid: int) -> int | None:
+    """Return the first process in the namespaces that `unshare` made."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except FileNotFoundError:
+        return None
+    return int(children[0]) if children else None
+
+
+def _own_cgroups() -> Iterator[Path]:
+    mounts: Mapping[str, tuple[str, str]] = {}
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        kind, _, options = after.split(" ", 2)
+        if kind in {"cgroup", "cgroup2"}:
+            _, _, _, root, place, *_ = before.split(" ")
+            for name in ("",) if kind == "cgroup2" else options.split(","):
+                mounts = {**mounts, name: (root, place)}
+    lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    is_v2 = len(lines) == 1
+    for _, controllers, path in lines:
+        if controllers or is_v2:
+            root, place = mounts[controllers.split(",")[0]]
+            # A cgroup of v2 that has processes cannot have controllers for others below it.
+            yield Path(place) if is_v2 else Path(place) / os.path.relpath(path, root)
+
+
+def _has_processes(cgroup: Path) -> bool:
+    return any(each.read_text().strip() for each in cgroup.rglob("cgroup.procs"))

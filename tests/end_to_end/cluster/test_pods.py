@@ -1,0 +1,131 @@
+"""The manifests in pods of a real kubelet."""
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.end_to_end.cluster.__main__ import say
+from tests.end_to_end.cluster.node import Node
+from tests.end_to_end.cluster.parts import ROOT
+from tests.end_to_end.real.process import ProcessError
+from tests.tooling.deploy.manifests import DEPLOY, OPERATOR, manifests
+
+DEFINITION = ROOT / "tests/end_to_end/real/crds/projectcontrolplanes.yaml"
+OF_PROMETHEUS = {"PodMonitor", "PrometheusRule"}
+TERMINATE = "import os, signal; os.kill(1, signal.SIGTERM)"
+
+
+def applied(node: Node, directory: Path) -> str:
+    """Apply a kustomization without what the Prometheus operator defines. Return its namespace."""
+    objects = [each for each in manifests(directory) if each["kind"] not in OF_PROMETHEUS]
+    [namespace] = {each["metadata"]["namespace"] for each in objects if each["kind"] == "Deployment"}
+    if not any(each["kind"] == "Namespace" for each in objects):
+        objects.insert(0, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+    node.kubectl("apply", "-f", "-", given=yaml.safe_dump_all(objects))
+    return str(namespace)
+
+
+@contextmanager
+def running(node: Node, directory: Path) -> Iterator[str]:
+    namespace = applied(node, directory)
+    try:
+        node.kubectl("-n", namespace, "wait", "--for=condition=Available", "deployment", "--all", "--timeout=180s")
+        yield namespace
+    finally:
+        node.kubectl("delete", "namespace", namespace)
+
+
+def eventually(holds: Callable[[], Any], within_s: float = 120.0) -> Any:
+    ends = time.monotonic() + within_s
+    while not (found := holds()):
+        assert time.monotonic() < ends
+        time.sleep(0.2)
+    return found
+
+
+def terminated(node: Node, namespace: str, container: str) -> dict[str, Any] | None:
+    """Return how the container of the only pod last ended, once it runs again."""
+    [pod] = node.get("-n", namespace, "pods")["items"]
+    [found] = [each for each in pod["status"]["containerStatuses"] if each["name"] == container]
+    state: dict[str, Any] | None = found["lastState"].get("terminated")
+    return state if found["ready"] else None
+
+
+def test_demo_pod_prints_changes_and_ends_on_sigterm_as_the_first_process_of_its_container(node: Node) -> None:
+    with running(node, DEPLOY / "overlays" / "demo") as namespace:
+        logs = ["-n", namespace, "logs", "deployment/demo", "-c", "subscriber"]
+        eventually(lambda: "ENGAGED" in node.kubectl(*logs))
+        node.kubectl("-n", namespace, "exec", "deployment/demo", "-c", "subscriber", "--", "python3", "-c", TERMINATE)
+        ended = eventually(lambda: terminated(node, namespace, "subscriber"))
+        assert ended["exitCode"] == 130
+
+
+def test_daemon_in_a_pod_reads_its_cluster_and_resolves_its_names(node: Node) -> None:
+    node.kubectl("apply", "-f", "-", given=DEFINITION.read_text())
+    node.kubectl("wait", "--for=condition=Established", "-f", "-", given=DEFINITION.read_text())
+    with running(node, DEPLOY / "overlays" / "standalone") as namespace:
+        node.kubectl("apply", "-f", "-", given=yaml.safe_dump(control_plane("alpha")))
+        ready = '{"status":{"conditions":[{"type":"ControlPlaneReady","status":"True","reason":"Ready","message":"",'
+        ready += '"lastTransitionTime":"2026-01-01T00:00:00Z"}]}}'
+        node.kubectl("patch", "projectcontrolplane", "alpha", "--subresource=status", "--type=merge", "-p", ready)
+        logs = ["-n", namespace, "logs", "deployment/milo-discoveryd", "-c", "changes"]
+        eventually(lambda: "ENGAGED" in node.kubectl(*logs))
+        resolve = "import socket; print(socket.gethostbyname('kubernetes.default.svc.cluster.local'))"
+        pod = ["-n", namespace, "exec", "deployment/milo-discoveryd", "-c", "milo-discoveryd", "--", "python3"]
+        assert node.kubectl(*pod, "-c", resolve).strip() == "10.96.0.1"
+
+
+def control_plane(name: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "infrastructure.miloapis.com/v1alpha1",
+        "kind": "ProjectControlPlane",
+        "metadata": {"name": name},
+        "spec": {},
+    }
+
+
+def test_deleting_one_operator_leaves_the_rights_of_another(node: Node) -> None:
+    def may_read(account: str) -> bool:
+        verb = ["list", "projectcontrolplanes.infrastructure.miloapis.com"]
+        try:
+            return node.kubectl("auth", "can-i", *verb, "--as", f"system:serviceaccount:{account}").strip() == "yes"
+        except ProcessError:  # the exit status of a no
+            return False
+
+    first, second = DEPLOY / "examples" / "operator", OPERATOR
+    for directory in (first, second):
+        applied(node, directory)
+    try:
+        eventually(
+            lambda: may_read("example-operator:example-operator") and may_read("greeting-system:greeting-operator")
+        )
+        node.kubectl("delete", "-f", "-", given=yaml.safe_dump_all(manifests(first)))
+        eventually(lambda: not may_read("example-operator:example-operator"))
+        assert may_read("greeting-system:greeting-operator")
+    finally:
+        node.kubectl("delete", "-f", "-", given=yaml.safe_dump_all(manifests(second)))
+
+
+def test_second_cluster_runs_beside_the_first_and_leaves_nothing_of_itself(node: Node) -> None:
+    def host() -> tuple[str, str, list[str]]:
+        settings = ("vm/overcommit_memory", "kernel/panic", "net/ipv4/ip_forward")
+        links = subprocess.run(["ip", "-brief", "link"], capture_output=True, text=True, check=False).stdout
+        return Path("/proc/self/mounts").read_text(), links, [Path("/proc/sys", each).read_text() for each in settings]
+
+    before = host()
+    second = Node(f"beside-{os.getpid()}")
+    second.up(say)
+    try:
+        assert node.get("nodes")["items"][0]["metadata"]["uid"] != second.get("nodes")["items"][0]["metadata"]["uid"]
+        assert host() == before
+    finally:
+        second.down()
+    assert second.process is None
+    assert not any(each.exists() for each in second.cgroups())
+    assert host() == before
