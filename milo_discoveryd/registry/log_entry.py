@@ -47,7 +47,7 @@ class LogEntry(msgspec.Struct, gc=False):
         """
         if revision in (self.revision, self.same_view_since):
             return self.cluster is not None or bool(self.history)
-        for past in self.history:  # a loop, since this runs for thousands of slots in a row
+        for past in self.history:  # noqa: SIM110 - this runs for thousands of slots in a row
             if revision in (past.since, past.until):
                 return True
         return False
