@@ -6,8 +6,7 @@ import msgspec
 
 from milo_discoveryd.model.cluster import Cluster, DisengageReason, Target
 from milo_discoveryd.model.observation import ObjectFields
-from milo_discoveryd.registry.events import Event, EventType
-from milo_discoveryd.registry.log_entry import LogEntry
+from milo_discoveryd.registry.events import Event, EventType, LogEntry
 
 TRANSITIONS_KEPT = 8
 

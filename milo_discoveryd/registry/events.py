@@ -1,4 +1,4 @@
-"""The events that a subscriber is sent, before they are encoded."""
+"""The values of the change log: events, their frames, slices of frames, and the entry of a cluster."""
 
 import enum
 from collections.abc import Callable, Mapping, Sequence
@@ -69,3 +69,61 @@ class Changes(msgspec.Struct, frozen=True):
     slice: Slice
     revision: int
     ahead: ReadAhead = frozenset()
+
+
+class PastState(msgspec.Struct, frozen=True, gc=False):
+    """The state of a cluster, as filters see it, from revision `since` up to, but not including, `until`."""
+
+    cluster: Cluster
+    since: int
+    until: int
+    reason: DisengageReason | None
+    """Why the cluster was disengaged at `until`; None if only its labels or its organization changed."""
+    message: str
+
+
+class LogEntry(msgspec.Struct, gc=False):
+    """What the change log keeps of one cluster. Only the log writes to it."""
+
+    cluster: Cluster | None = None
+    """None unless the cluster is engaged."""
+    revision: int = 0
+    """The revision of the last change."""
+    same_view_since: int = 0
+    """The last revision that could change the result of a filter for the cluster."""
+    history: tuple[PastState, ...] = ()
+    frame: Frame | None = None
+    """The frame of the current cluster, of the type that was last requested. All live readers need UPDATED and all
+    snapshots need ENGAGED, so caching one type is enough."""
+
+    def known_at(self, revision: int) -> Cluster | None:
+        """Return the cluster as a reader at `revision` knows it, as far as filters and incarnations are concerned."""
+        if self.cluster is not None and self.same_view_since <= revision:
+            return self.cluster
+        for past in reversed(self.history):  # the latest is the most likely match
+            if past.since <= revision < past.until:
+                return past.cluster
+        return None
+
+    def needs_slot(self, revision: int) -> bool:
+        """Return whether a reader whose batch ends soon after `revision` needs the entry's slot at that revision.
+
+        A change that a filter can see must be sent even if the entry changed again beyond the end of that batch.
+        """
+        if revision in (self.revision, self.same_view_since):
+            return self.cluster is not None or bool(self.history)
+        for past in self.history:  # noqa: SIM110 - this runs for thousands of slots in a row
+            if revision in (past.since, past.until):
+                return True
+        return False
+
+    def end_of(self, cluster: Cluster, revision: int) -> PastState | None:
+        """Return how the cluster's incarnation had ended by `revision`, or None if it was still engaged."""
+        return next(
+            (
+                past
+                for past in self.history
+                if past.reason and past.until <= revision and past.cluster.incarnation == cluster.incarnation
+            ),
+            None,
+        )

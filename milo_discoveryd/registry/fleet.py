@@ -97,9 +97,10 @@ class Fleet:
         Some may be of clusters of other sources, because claims are judged over all of them.
         """
         is_live = has_live = source.synced
-        is_empty = True
+        is_empty, has_drain = True, self._drain_timer is not None
         for event in events:
             is_empty = False
+            has_drain = has_drain or event.cluster.draining is not None
             if event.cluster.target.source != source.name:
                 source = self._sources[event.cluster.target.source]
                 is_live = source.synced
@@ -108,7 +109,7 @@ class Fleet:
             for kind, call in self._listeners:
                 if event.type is kind:
                     call(event.cluster)
-        if self._drain_timer is not None or self.releases:
+        if has_drain:
             self._set_drain_timer()
         if not is_empty and has_live and read_at is not None:
             self.notifier.published(self.log.head, read_at)

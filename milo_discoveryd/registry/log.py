@@ -19,9 +19,19 @@ from typing import TypeVar
 import msgspec
 
 from milo_discoveryd.model.cluster import Cluster, DisengageReason, without_draining
-from milo_discoveryd.registry.events import Changes, Encode, Event, EventType, Frame, ReadAhead, Slice, slice_of
+from milo_discoveryd.registry.events import (
+    Changes,
+    Encode,
+    Event,
+    EventType,
+    Frame,
+    LogEntry,
+    PastState,
+    ReadAhead,
+    Slice,
+    slice_of,
+)
 from milo_discoveryd.registry.filter import ClusterView
-from milo_discoveryd.registry.log_entry import LogEntry, PastState
 
 BATCH_BYTES = 256 * 1024
 """The approximate size of a batch, far below the 4 MiB that gRPC clients accept by default."""

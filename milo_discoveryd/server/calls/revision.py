@@ -109,6 +109,34 @@ class TokenSigner:
         return b2a_base64(digest, newline=False).translate(_URL_SAFE, b"=").decode()
 
 
+class StreamRevisions:
+    """The revisions of one stream's batches."""
+
+    def __init__(self, epoch: str, signer: TokenSigner) -> None:
+        self.epoch = epoch
+        self.last = ""
+        """The revision of the last batch, or the one from which the subscriber resumed."""
+        self.known = NOTHING
+        """What the subscriber knows with the next batch."""
+        self._signer = signer
+        self._parts = 0
+        """The number of parts of the current snapshot that were sent."""
+
+    def resume(self, revision: str, known: KnownClusters) -> None:
+        self.last, self.known = revision, known
+
+    def is_own(self, revision: str, holder: str) -> bool:
+        """Return whether the daemon wrote a revision for this holder."""
+        return self._signer.verify(revision, holder) is not None
+
+    def sign_next(self, revision: int, holder: str, *, is_whole: bool) -> str:
+        """Return the revision of the next batch. Those that are not whole are numbered, so that a client detects a
+        missing part."""
+        self._parts = 0 if is_whole else self._parts + 1
+        position = Position(self.epoch, revision, known=self.known, part=self._parts or None)
+        return self._signer.sign(str(position), holder)
+
+
 def longest(sources: int) -> int:
     """Return the length of the longest revision that a daemon with this number of sources can have written."""
     return _WITHOUT_COUNTS + _COUNT_LENGTH * max(sources, _FORMER_SOURCES)

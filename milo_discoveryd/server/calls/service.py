@@ -36,7 +36,7 @@ from milo_discoveryd.server.calls.server_info import (
     ShardMembership,
 )
 from milo_discoveryd.server.calls.source_statuses import source_status, source_statuses
-from milo_discoveryd.server.calls.stream import RETRY_S, Send, StreamMetrics, WatchStream
+from milo_discoveryd.server.calls.stream import RETRY_S, Send, StreamMetrics, StreamOptions, WatchStream
 from milo_discoveryd.server.calls.verification import Freshness
 
 PAGE_BYTES = 2 << 20
@@ -254,15 +254,10 @@ class Service:
     ) -> None:
         stream = WatchStream(
             self._fleet,
-            self._info.epoch,
             parsed,
-            call=call,
-            signer=self._signer,
-            send=send,
-            metrics=self._metrics,
-            stalled_s=self._info.stalled_s,
-            stopping=self._stopping,
-            sharded=self.shard is not None,
+            call,
+            send,
+            self._stream_options(),
             rotation=await self._rotation(parsed, call) if parsed.with_kubeconfigs else None,
             subscription=(
                 releases.subscription(call.caller, parsed.subscriber, scoped(parsed.wanted, call.scope), request_bytes)
@@ -275,6 +270,16 @@ class Service:
             await stream.run()
         finally:
             self.streams.discard(stream)
+
+    def _stream_options(self) -> StreamOptions:
+        return StreamOptions(
+            epoch=self._info.epoch,
+            signer=self._signer,
+            metrics=self._metrics,
+            stalled_s=self._info.stalled_s,
+            stopping=self._stopping,
+            is_sharded=self.shard is not None,
+        )
 
     async def _issued(self, parsed: requests.IssueRequest, call: CallContext) -> IssuedKubeconfig:
         terms = call.require_kubeconfigs().terms

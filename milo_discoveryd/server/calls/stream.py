@@ -3,8 +3,8 @@
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from typing import Protocol
 
 import msgspec
@@ -16,27 +16,24 @@ from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.registry.change_notifier import Waiter
 from milo_discoveryd.registry.cursor import Batch, Cursor
 from milo_discoveryd.registry.events import NO_CHANGES, Frame, slice_of
-from milo_discoveryd.registry.filter import Filter, without_sources
+from milo_discoveryd.registry.filter import ClusterView, Filter, without_sources
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.pending_releases import Subscription
 from milo_discoveryd.registry.source import ClusterSource
-from milo_discoveryd.rights.scope import scoped
+from milo_discoveryd.rights.scope import ClusterScope, scoped
 from milo_discoveryd.server.calls import frames
 from milo_discoveryd.server.calls.access import CallContext
 from milo_discoveryd.server.calls.grpc_errors import StalledError, UnavailableError
 from milo_discoveryd.server.calls.kubeconfig_rotation import KUBECONFIG_BYTES, KubeconfigRotation
 from milo_discoveryd.server.calls.requests import WatchRequest
-from milo_discoveryd.server.calls.revision import NOTHING, KnownClusters, Position, TokenSigner, parse
+from milo_discoveryd.server.calls.resumption import Resumption
+from milo_discoveryd.server.calls.revision import StreamRevisions, TokenSigner, parse
 from milo_discoveryd.server.calls.source_statuses import source_statuses
 from milo_kube.reflect.view_status import ViewState
 from milo_kube.reusable_timeout import Deadline
 
 Send = Callable[[bytes], Awaitable[None]]
 RETRY_S = 1.0
-DOUBT_S = 1.0
-"""The first interval at which a subscriber that waits for a second list is compared with the fleet.
-
-It doubles each time, because counting the clusters of a view takes some milliseconds."""
 LARGE_BATCH = 1 / 4
 """A batch of at least this fraction of the maximum size is probably followed by another, which is prefetched."""
 
@@ -50,62 +47,136 @@ class StreamMetrics(Protocol):
     def reset_sent(self) -> None: ...
 
 
+class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What all streams of the daemon have in common."""
+
+    epoch: str
+    signer: TokenSigner
+    metrics: StreamMetrics
+    stalled_s: float
+    stopping: asyncio.Event
+    is_sharded: bool = False
+    """The clusters are distributed among several daemons."""
+
+
+class StreamView:
+    """What one subscriber is shown: its filter, within its rights."""
+
+    def __init__(self, wanted: Filter, call: CallContext) -> None:
+        self.call = call
+        self.shown = scoped(wanted, call.scope)
+        self._wanted = wanted
+        self._grant = call.grant
+
+    @property
+    def holder(self) -> str:
+        return self.call.holder(self.shown)
+
+    def follow_rights(self) -> bool:
+        """Apply a change of the caller's rights. Return whether there was one."""
+        before, self._grant = self._grant, self.call.grant
+        if self._grant is before:
+            return False
+        shown = scoped(self._wanted, self.call.scope)
+        if shown.fingerprint != self.shown.fingerprint:
+            self.shown = shown
+        return True
+
+
+class BatchSender:
+    """Sends one stream's batches, with a deadline for a client that reads nothing."""
+
+    def __init__(self, send: Send, stalled_s: float, prefetched_bytes: float) -> None:
+        """While a batch of `prefetched_bytes` is sent, the next one is computed."""
+        self._send = send
+        self._stalled_s = stalled_s
+        self._prefetched_bytes = prefetched_bytes
+        self._loop = asyncio.get_running_loop()
+        self._deadline: Deadline
+        self.sent_at = 0.0
+
+    @asynccontextmanager
+    async def limited(self) -> AsyncIterator[None]:
+        """Raise StalledError within the block if the client reads nothing for too long."""
+        try:
+            async with Deadline() as self._deadline:
+                yield
+        except TimeoutError:
+            raise StalledError(
+                "STALLED", f"the client read nothing for {self._stalled_s:g} s; resume when it can read again"
+            ) from None
+
+    async def send(self, data: bytes, cursor: Cursor | None) -> None:
+        self._deadline.set(self._loop.time() + self._stalled_s)
+        if cursor is None or len(data) < self._prefetched_bytes:
+            await self._send(data)
+        else:
+            # The send begins in this step of the event loop, and the look-ahead runs in the next one.
+            prefetching = self._loop.call_soon(cursor.prefetch)
+            try:
+                await self._send(data)
+            finally:
+                prefetching.cancel()
+        self._deadline.lift()
+        self.sent_at = self._loop.time()
+
+
+class SourceReports:
+    """The statuses that one stream reports: when the state of a source changed, and with each heartbeat."""
+
+    def __init__(self, sources: Sequence[ClusterSource]) -> None:
+        self._sources = sources
+        self._reported: tuple[tuple[ViewState, str], ...] = ()
+
+    @property
+    def are_due(self) -> bool:
+        """Whether the state of a source, or the reason for it, changed since the last report."""
+        return self._reported != self._states()
+
+    @property
+    def has_begun(self) -> bool:
+        return bool(self._reported)
+
+    def report(self, scope: ClusterScope, now: Moment) -> list[pb.SourceStatus]:
+        self._reported = self._states()
+        return source_statuses(self._sources, scope, now)
+
+    def _states(self) -> tuple[tuple[ViewState, str], ...]:
+        return tuple([(each.status.state, each.status.reason) for each in self._sources])
+
+
 class WatchStream:
     def __init__(
         self,
         fleet: Fleet,
-        epoch: str,
         asked: WatchRequest,
-        *,
         call: CallContext,
-        signer: TokenSigner,
         send: Send,
-        metrics: StreamMetrics,
-        stalled_s: float,
-        stopping: asyncio.Event,
+        options: StreamOptions,
+        *,
         rotation: KubeconfigRotation | None = None,
         subscription: Subscription | None = None,
-        sharded: bool = False,
     ) -> None:
-        """`rotation` is set if the subscriber requested kubeconfigs, `subscription` if it confirms releases.
-
-        `sharded`: whether the clusters are distributed among several daemons.
-        """
-        self._sharded = sharded
+        """`rotation` is set if the subscriber requested kubeconfigs, `subscription` if it confirms releases."""
         self._fleet = fleet
-        self._sources = fleet.select(asked.wanted.sources)
-        self._epoch = epoch
         self._asked = asked
-        self._call = call
-        self._grant = call.grant
-        self._shown = scoped(asked.wanted, call.scope)
-        """The requested filter, limited to the caller's scope."""
-        self._signer = signer
-        self._send = send
-        self._metrics = metrics
-        self._stalled_s = stalled_s
-        self._stopping = stopping
+        self._options = options
         self._rotation = rotation
         self._subscription = subscription
+        self._view = StreamView(asked.wanted, call)
+        self._sender = BatchSender(send, options.stalled_s, LARGE_BATCH * fleet.log.batch_bytes)
+        self._revisions = StreamRevisions(options.epoch, options.signer)
+        sources = fleet.select(asked.wanted.sources)
+        self._reports = SourceReports(sources)
+        self._resumption = Resumption(
+            parse(asked.resume_revision, [each.name for each in sources]),
+            sources,
+            options.epoch,
+            lambda source, now: fleet.count_by_source(self._view.shown, now)[source],
+            is_resumed=bool(asked.resume_revision),
+            accepts_pending=asked.accepts_pending_sources,
+        )
         self._clock = asyncio.get_running_loop().time
-        self._sent_at = 0.0
-        self._known = NOTHING
-        self._doubt_at = 0.0
-        self._doubt_s = DOUBT_S
-        self._judged: frozenset[tuple[str, int]] = frozenset()
-        """The sources that were compared with what the subscriber knows, and the number of their lists."""
-        self._doubted: frozenset[str] = frozenset()
-        self._parts = 0
-        """The number of parts of the current snapshot that were sent."""
-        self._last_revision = ""
-        """The revision of the last batch, or the one from which the subscriber resumed."""
-        self._source: tuple[tuple[ViewState, str], ...] = ()
-        """The states of the sources as last sent to the subscriber."""
-        self._resumes = parse(asked.resume_revision, [each.name for each in self._sources])
-        """The subscriber's position, in this run or in an earlier one."""
-        self._pending = frozenset(each.name for each in self._sources)
-        """The sources whose clusters are not shown to the subscriber yet."""
-        self._send_deadline: Deadline
         self.cursor: Cursor | None = None
         self.opened_at = time.time()
 
@@ -115,11 +186,11 @@ class WatchStream:
 
     @property
     def caller(self) -> Caller:
-        return self._call.caller
+        return self._view.call.caller
 
     def covers(self, cluster: Cluster) -> bool:
         """Return whether the filter and the rights of the subscriber cover the cluster."""
-        return self._shown.matches(cluster)
+        return self._view.shown.matches(cluster)
 
     @property
     def lag(self) -> int:
@@ -128,38 +199,24 @@ class WatchStream:
 
     async def run(self) -> None:
         """Run until the client disconnects or stalls, its rights end, or the daemon shuts down. Always raises."""
-        try:
-            async with Deadline() as self._send_deadline:
-                with self._fleet.notifier.waiter() as waiter, self._subscribed(waiter), self._awaited():
-                    await self._follow(waiter)
-        except TimeoutError:
-            raise StalledError(
-                "STALLED", f"the client read nothing for {self._stalled_s:g} s; resume when it can read again"
-            ) from None
+        async with self._sender.limited():
+            with self._fleet.notifier.waiter() as waiter, self._subscribed(waiter), self._awaited():
+                await self._follow(waiter)
 
     async def _follow(self, waiter: Waiter) -> None:
-        self._pending = self._pending_sources()
-        while self._must_wait():
+        self._resumption.update(self._clock())
+        while self._resumption.must_wait:
             await self._send_batch(Batch(NO_CHANGES, 0, synced=False))
             await self._wait(waiter)
-            self._pending = self._pending_sources()
+            self._resumption.update(self._clock())
         self._follow_rights()
         resume = await self._resume_from()
         self.cursor = cursor = self._new_cursor(resume)
         if resume is not None and cursor.resumed:
-            assert self._resumes is not None
-            self._known = self._resumes.known
-            self._last_revision = self._asked.resume_revision
-            changes = cursor.take() or Batch(NO_CHANGES, cursor.revision)
-            if draining := [*self._still_draining(resume)]:
-                changes = msgspec.structs.replace(changes, slice=slice_of((*draining, *changes.slice.frames)))
-            await self._send_changes(changes)
-            if self._rotation:
-                self._rotation.catch_up()
+            await self._resume(cursor, resume)
         while True:
             self._follow_rights()
-            if self._pending and (pending := self._pending_sources()) != self._pending:
-                self._pending = pending
+            if self._resumption.pending and self._resumption.update(self._clock()):
                 self.cursor = cursor = self._new_cursor(None)
             batch = cursor.take()
             if batch is not None and batch.is_sendable:
@@ -168,82 +225,44 @@ class WatchStream:
                 await asyncio.sleep(0)
             elif self._rotation and (renewed := self._rotation.take_due()):
                 await self._send_batch(Batch(NO_CHANGES, cursor.revision), renewed)
-            elif self._source_changed() or self._clock() >= self._sent_at + self._asked.heartbeat_s:
+            elif self._reports.are_due or self._clock() >= self._sender.sent_at + self._asked.heartbeat_s:
                 await self._send_batch(Batch(NO_CHANGES, cursor.revision))
             else:
                 await self._wait(waiter)
 
+    async def _resume(self, cursor: Cursor, revision: int) -> None:
+        """Send the first batch of a subscriber that resumes."""
+        assert self._resumption.position is not None, "it resumes from there"
+        self._revisions.resume(self._asked.resume_revision, self._resumption.position.known)
+        changes = cursor.take() or Batch(NO_CHANGES, cursor.revision)
+        if draining := [*self._still_draining(revision)]:
+            changes = msgspec.structs.replace(changes, slice=slice_of((*draining, *changes.slice.frames)))
+        await self._send_changes(changes)
+        if self._rotation:
+            self._rotation.catch_up()
+
     def _new_cursor(self, resume: int | None) -> Cursor:
-        view = without_sources(self._shown, self._pending)
-        if self._rotation is not None and len(self._sources) > 1:
+        view = self._visible
+        if self._rotation is not None:
             self._rotation.change_view(view)
         return Cursor(self._fleet.log, view, resume, overhead=KUBECONFIG_BYTES if self._rotation else 0)
 
+    @property
+    def _visible(self) -> ClusterView:
+        return without_sources(self._view.shown, self._resumption.pending)
+
     def _follow_rights(self) -> None:
         """Apply a change of rights before the next batch, so that no batch is sent under rights that have ended."""
-        before, self._grant = self._grant, self._call.grant
-        if self._grant is before:
+        shown = self._view.shown
+        if not self._view.follow_rights():
             return
-        shown = scoped(self._asked.wanted, self._call.scope)
-        if shown.fingerprint != self._shown.fingerprint:
-            self._shown = shown
+        if self._view.shown is not shown:
             if self.cursor is not None:
-                self.cursor.change_view(without_sources(shown, self._pending))
+                self.cursor.change_view(self._visible)
             if self._subscription is not None:
-                self._fleet.change_view(self._subscription, shown)
+                self._fleet.change_view(self._subscription, self._view.shown)
         if self._rotation is not None:
-            self._rotation.change_view(without_sources(shown, self._pending))
-
-    def _must_wait(self) -> bool:
-        """Return whether to wait for the lists of all sources, or of one if the subscriber accepts pending sources."""
-        waits_for_all = len(self._pending) == len(self._sources) or not self._asked.accepts_pending_sources
-        return bool(self._pending) and waits_for_all
-
-    def _pending_sources(self) -> frozenset[str]:
-        """Return the sources, of those not shown so far, whose clusters must not be shown yet.
-
-        The state file, or the first list of this run, may lack clusters that the subscriber knows from another run;
-        they would appear as deleted.
-        """
-        hidden = [each for each in self._sources if each.name in self._pending]
-        complete = [each for each in hidden if each.synced and not (each.is_restored and self._may_know_more(each))]
-        return self._pending - {each.name for each in complete} | self._doubtful(complete)
-
-    def _may_know_more(self, restored: ClusterSource) -> bool:
-        """Return whether the subscriber may know changes that the state file lacks: the daemon may have been killed."""
-        if not self._asked.resume_revision:
-            return False
-        known = self._resumes
-        if known is None:
-            return True
-        return not (known.is_complete_in(self._epoch) or known.is_contained_in(restored.restored_positions))
-
-    def _doubtful(self, complete: Sequence[ClusterSource]) -> frozenset[str]:
-        """Return the sources that wait for a second list: the first one lacks much of what the subscriber knows.
-
-        In a shard group, these can also be clusters that are about to move. No other member engages them meanwhile.
-        """
-        resumes = self._resumes
-        if not complete or resumes is None or resumes.is_complete_in(self._epoch) or not resumes.known.counts:
-            return frozenset()
-        judged, now = frozenset((each.name, each.lists) for each in complete), self._clock()
-        if judged != self._judged:
-            self._judged, self._doubt_at, self._doubt_s = judged, now, DOUBT_S
-        if now >= self._doubt_at:
-            self._doubt_at, self._doubt_s = now + self._doubt_s, 2 * self._doubt_s
-            self._doubted = frozenset(each.name for each in complete if self._must_wait_for(each, now))
-        return self._doubted
-
-    def _must_wait_for(self, source: ClusterSource, now: float) -> bool:
-        def count() -> int:
-            return self._fleet.count_by_source(self._shown, now)[source.name]
-
-        return self._resumes is not None and source.must_wait(self._resumes.known.of(source.name), count, now)
-
-    @property
-    def _kept(self) -> KnownClusters:
-        """What the subscriber keeps of the sources that are not shown to it yet."""
-        return NOTHING if self._resumes is None else self._resumes.known.within(self._pending)
+            self._rotation.change_view(self._visible)
 
     def _subscribed(self, waiter: Waiter) -> AbstractContextManager[None]:
         return self._rotation.subscribed(waiter.wake) if self._rotation else nullcontext()
@@ -267,7 +286,7 @@ class WatchStream:
         releases, key = self._fleet.releases, self._subscription.key
         found = (self._fleet[name] for name in releases if releases.awaits(name, key))
         waiting = (record.entry for record in found if record is not None)
-        return self._fleet.log.draining_frames(waiting, resumed, self._shown)
+        return self._fleet.log.draining_frames(waiting, resumed, self._view.shown)
 
     async def _wait(self, waiter: Waiter) -> None:
         """Wait for a change, or until a heartbeat or a kubeconfig is due.
@@ -276,87 +295,61 @@ class WatchStream:
         resulting disengagements first.
         """
         if self._asked.with_kubeconfigs:
-            self._call.require_kubeconfigs()
-        self._call.require_rule()
-        if self._stopping.is_set():
+            self._view.call.require_kubeconfigs()
+        self._view.call.require_rule()
+        if self._options.stopping.is_set():
             raise UnavailableError(
                 "SHUTTING_DOWN",
                 "the daemon is shutting down; keep all clusters engaged and resume",
                 retry_after_s=RETRY_S,
             )
-        heartbeat_in_s = self._sent_at + self._asked.heartbeat_s - self._clock()
-        doubt_in_s = self._doubt_at - self._clock() if self._doubted else math.inf
+        due_at = self._sender.sent_at + self._asked.heartbeat_s
+        if self._resumption.pending:
+            due_at = min(due_at, self._resumption.due_at)
         rotation_in_s = self._rotation.due_in_s if self._rotation else math.inf
-        await waiter.wait(max(0.0, min(heartbeat_in_s, doubt_in_s, rotation_in_s)))
+        await waiter.wait(max(0.0, min(due_at - self._clock(), rotation_in_s)))
 
     async def _send_changes(self, batch: Batch) -> None:
-        self._known = (self._kept if batch.reset else self._known).grown(batch.slice.growth)
-        is_live = bool(self._source) and not batch.reset and batch.synced
+        known = self._resumption.kept if batch.reset else self._revisions.known
+        self._revisions.known = known.grown(batch.slice.growth)
+        is_live = self._reports.has_begun and not batch.reset and batch.synced
         events = self._rotation.attach_kubeconfigs(batch.slice) if self._rotation else batch.slice.data
         await self._send_batch(batch, events)
         if events:
             read_at = self._fleet.notifier.read_at(batch.revision) if is_live else None
-            self._metrics.batch_sent(None if read_at is None else self._sent_at - read_at)
+            self._options.metrics.batch_sent(None if read_at is None else self._sender.sent_at - read_at)
 
     async def _send_batch(self, batch: Batch, events: bytes = b"") -> None:
-        now = self._clock()
-        before, revision = self._last_revision, self._revision(batch)
-        sources = [] if events and not self._source_changed() else self._source_news(now)
+        sources: list[pb.SourceStatus] = []
+        if not events or self._reports.are_due:
+            sources = self._reports.report(self._view.call.scope, Moment(time.time(), self._clock()))
+        pending = self._resumption.pending
+        revision = ""  # the subscriber cannot resume yet
+        if self.cursor is not None:
+            is_whole = batch.is_whole and not pending
+            revision = self._revisions.sign_next(batch.revision, self._view.holder, is_whole=is_whole)
         data = frames.batch(
             events,
             revision=revision,
-            previous_revision=before,
+            previous_revision=self._revisions.last,
             synced=batch.synced,
             reset=batch.reset,
             source=sources[0] if sources else None,
             sources=sources[1:],
-            pending_sources=sorted(self._pending) if batch.synced else (),
-            sharded=self._sharded and bool(sources),
+            pending_sources=sorted(pending) if batch.synced and pending else (),
+            sharded=self._options.is_sharded and bool(sources),
         )
-        self._send_deadline.set(now + self._stalled_s)
-        if self.cursor is None or len(data) < LARGE_BATCH * self._fleet.log.batch_bytes:
-            await self._send(data)
-        else:
-            await self._send_looking_ahead(data, self.cursor)
-        self._send_deadline.lift()
-        self._last_revision = revision
-        self._sent_at = self._clock()
+        await self._sender.send(data, self.cursor)
+        self._revisions.last = revision
         if batch.reset:
-            self._metrics.reset_sent()
-
-    async def _send_looking_ahead(self, data: bytes, cursor: Cursor) -> None:
-        # The send begins in this step of the event loop, and the look-ahead runs in the next one.
-        looking = asyncio.get_running_loop().call_soon(cursor.prefetch)
-        try:
-            await self._send(data)
-        finally:
-            looking.cancel()
-
-    def _revision(self, batch: Batch) -> str:
-        if self.cursor is None:
-            return ""  # the subscriber cannot resume yet
-        # Parts are numbered, so that the client detects a missing part.
-        self._parts = 0 if batch.is_whole and not self._pending else self._parts + 1
-        position = Position(self._epoch, batch.revision, known=self._known, part=self._parts or None)
-        return self._signer.sign(str(position), self._call.holder(self._shown))
+            self._options.metrics.reset_sent()
 
     async def _resume_from(self) -> int | None:
-        position = parse(self._asked.resume_revision)
-        if position is None or position.epoch != self._epoch:
+        position = self._resumption.position
+        if position is None or position.epoch != self._options.epoch:
             return None  # a revision of another run, or a forged one
-        if self._signer.verify(self._asked.resume_revision, self._call.holder(self._shown)) is None:
-            self._call.refused("REVISION_OF_ANOTHER", call="WatchClusters")
-            await self._call.penalize_miss()  # a snapshot is expensive
+        if not self._revisions.is_own(self._asked.resume_revision, self._view.holder):
+            self._view.call.refused("REVISION_OF_ANOTHER", call="WatchClusters")
+            await self._view.call.penalize_miss()  # a snapshot is expensive
             return None
         return None if position.part is not None else position.revision
-
-    def _source_changed(self) -> bool:
-        return self._source != self._source_states()
-
-    def _source_states(self) -> tuple[tuple[ViewState, str], ...]:
-        return tuple([(each.status.state, each.status.reason) for each in self._sources])
-
-    def _source_news(self, now: float) -> list[pb.SourceStatus]:
-        """Return the status that summarizes all sources, followed by the status of each if there are several."""
-        self._source = self._source_states()
-        return source_statuses(self._sources, self._call.scope, Moment(time.time(), now))

@@ -96,7 +96,7 @@ class Harness:
             per_second=per_second,
         )
         journal = Journal(self.metrics, self.audit)
-        self.fleet = Fleet(ChangeLog(encoder(EPOCH), retention), has_several=self.has_rival)
+        self.fleet = Fleet(ChangeLog(encoder(EPOCH), retention))
         self.followed = new_source(journal, fleet=self.fleet, drain_timeout_s=drain_timeout_s)
         self.rival = new_source(journal, fleet=self.fleet, name="rival") if self.has_rival else None
         self.metrics.follow(self.fleet, 1000)

@@ -10,9 +10,8 @@ import msgspec
 from milo_discoveryd.model.cluster import Cluster, DisengageReason, Target
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Malformed, NotReady, Outside, Ready
-from milo_discoveryd.registry.events import Event, EventType, Frame
+from milo_discoveryd.registry.events import Event, EventType, Frame, LogEntry
 from milo_discoveryd.registry.log import STALE_SLOTS, ChangeLog, Retention
-from milo_discoveryd.registry.log_entry import LogEntry
 from milo_discoveryd.registry.not_ready import NotReadyClusters
 from milo_discoveryd.registry.object_budget import CollectionWeight
 from milo_discoveryd.registry.registry import Registry

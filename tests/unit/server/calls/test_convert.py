@@ -18,8 +18,7 @@ from milo_discoveryd.model.cluster import (
 )
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState, RecordedTransition
-from milo_discoveryd.registry.events import EventType
-from milo_discoveryd.registry.log_entry import LogEntry
+from milo_discoveryd.registry.events import EventType, LogEntry
 from milo_discoveryd.server.calls import convert
 from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.sharding.status import GroupStatus, MemberStatus

@@ -1,0 +1,111 @@
+"""The sources that a subscriber of an earlier run is not shown yet."""
+
+import math
+from collections.abc import Callable, Mapping
+
+from milo_discoveryd.server.calls.resumption import DOUBT_S, Resumption
+from milo_discoveryd.server.calls.revision import KnownClusters, Position
+
+NOW, BEFORE = "1" * 16, "0" * 16
+
+
+class Source:
+    def __init__(self, name: str, *, synced: bool = True, is_restored: bool = False) -> None:
+        self.name = name
+        self.synced = synced
+        self.is_restored = is_restored
+        self.restored_positions: Mapping[str, int] = {BEFORE: 7}
+        self.lists = 1
+        self.most = math.inf
+        """The most clusters that a subscriber may know without waiting for a second list."""
+        self.asked: list[int] = []
+
+    def must_wait(self, known: int, count: Callable[[], int], now: float) -> bool:
+        self.asked.append(known)
+        return known > self.most
+
+
+def resumption(
+    *sources: Source,
+    known: Mapping[str, int] | None = None,
+    epoch: str = BEFORE,
+    revision: int = 7,
+    part: int | None = None,
+    accepts_pending: bool = True,
+) -> Resumption:
+    position = Position(epoch, revision, part=part, known=KnownClusters().grown(known or {}))
+    return Resumption(position, sources, NOW, lambda _name, _now: 0, is_resumed=True, accepts_pending=accepts_pending)
+
+
+def new_subscriber(*sources: Source, is_resumed: bool = False) -> Resumption:
+    return Resumption(None, sources, NOW, lambda _name, _now: 0, is_resumed=is_resumed, accepts_pending=True)
+
+
+def test_everything_is_pending_before_the_first_update() -> None:
+    waiting = new_subscriber(Source("eu"), Source("us"))
+    assert (waiting.pending, waiting.must_wait) == ({"eu", "us"}, True)
+
+
+def test_complete_sources_are_shown_to_a_new_subscriber() -> None:
+    waiting = new_subscriber(Source("eu"), Source("us", is_restored=True))
+    assert waiting.update(0.0)
+    assert (waiting.pending, waiting.must_wait, waiting.due_at) == (frozenset(), False, math.inf)
+    assert not waiting.update(1.0)
+
+
+def test_subscriber_that_accepts_pending_sources_waits_for_one() -> None:
+    sources = Source("eu"), Source("us", synced=False)
+    patient = resumption(*sources, accepts_pending=False)
+    flexible = resumption(*sources)
+    for waiting in (patient, flexible):
+        waiting.update(0.0)
+        assert waiting.pending == {"us"}
+    assert (patient.must_wait, flexible.must_wait) == (True, False)
+
+
+def test_restored_source_is_shown_if_its_file_has_what_the_subscriber_knows() -> None:
+    for waiting, pending in (
+        (resumption(Source("eu", is_restored=True), revision=7), frozenset()),
+        (resumption(Source("eu", is_restored=True), revision=8), {"eu"}),
+        (resumption(Source("eu", is_restored=True), revision=7, part=3), {"eu"}),
+        (resumption(Source("eu", is_restored=True), epoch=NOW, revision=8), frozenset()),
+        (new_subscriber(Source("eu", is_restored=True), is_resumed=True), {"eu"}),
+    ):
+        waiting.update(0.0)
+        assert waiting.pending == pending
+
+
+def test_subscriber_keeps_what_it_knows_of_pending_sources() -> None:
+    waiting = resumption(Source("eu"), Source("us", synced=False), known={"eu": 3, "us": 5})
+    waiting.update(0.0)
+    assert (waiting.kept.of("eu"), waiting.kept.of("us")) == (0, 5)
+    assert new_subscriber(Source("eu")).kept.counts == {}
+
+
+def test_doubted_source_stays_pending_until_a_list_settles_it() -> None:
+    source = Source("eu")
+    source.most = 10
+    waiting = resumption(source, known={"eu": 50})
+    assert not waiting.update(0.0)
+    assert (waiting.pending, waiting.due_at, source.asked) == ({"eu"}, DOUBT_S, [50])
+    source.lists, source.most = 2, 100
+    assert waiting.update(0.5)
+    assert (waiting.pending, waiting.due_at) == (frozenset(), math.inf)
+
+
+def test_doubted_source_is_compared_less_and_less_often_while_no_list_ends() -> None:
+    source = Source("eu")
+    source.most = 10
+    waiting = resumption(source, known={"eu": 50})
+    for tenths in range(100):
+        waiting.update(tenths / 10)
+    assert len(source.asked) == 4
+
+
+def test_subscriber_of_this_run_or_without_clusters_doubts_nothing() -> None:
+    source = Source("eu")
+    source.most = 0
+    for waiting in (resumption(source, known={"eu": 50}, epoch=NOW), resumption(source), new_subscriber(source)):
+        waiting.update(0.0)
+        assert waiting.pending == frozenset()
+    assert source.asked == []
