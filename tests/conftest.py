@@ -19,8 +19,10 @@ TOGETHER = (
     "tests/integration/telemetry/test_status_in_browser.py",
     "tests/simulation/cost/test_long_life.py",
     "tests/tooling/deploy/test_image.py",
+    "tests/tooling/deploy/test_manifests.py",
     "tests/tooling/deploy/test_packages.py",
     "tests/tooling/deploy/test_prometheus.py",
+    "tests/tooling/deploy/test_sharding_component.py",
     "tests/end_to_end/real/",
 )
 """Files whose tests share slow fixtures, or keep several processes busy: each runs in one worker."""

@@ -24,6 +24,8 @@ HOSTILE = 3
 OBJECTS = 28
 MEMORY_MIB = 240
 """The caches' 96 MiB, with the pieces of pages in them; a page of 60 MiB that is put together; what Python takes."""
+FOR_EACH_MERGE = ("PING", "pages", "line")
+"""One of each kind: tests/integration/http, tests/integration/watchers and the budget of caches have all of them."""
 STATUS = Path("/proc/self/status")
 
 pytestmark = [pytest.mark.timeout(300)]
@@ -59,7 +61,13 @@ def peak_mib() -> float:
     return int(line.split()[1]) / 1024
 
 
-@pytest.mark.parametrize("attack", [*FLOODS, *BODIES])
+@pytest.mark.parametrize(
+    "attack",
+    [
+        attack if attack in FOR_EACH_MERGE else pytest.param(attack, marks=pytest.mark.nightly)
+        for attack in (*FLOODS, *BODIES)
+    ],
+)
 async def test_attack_stops_no_reconciles_of_other_tenants_and_takes_little_memory(
     plane: ControlPlane, attack: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,6 +21,8 @@ SOURCES = {
     "milo-kube": (ROOT / "kube", ROOT / "kube" / "src"),
     "milo-sandbox": (ROOT / "sandbox", ROOT / "sandbox" / "src"),
 }
+pytestmark = [pytest.mark.builds, pytest.mark.timeout(600)]
+
 PACKAGES = {
     "milo-discoveryd": "milo_discoveryd",
     "milo-discovery-client": "milo_discovery",
@@ -89,7 +91,6 @@ def imported(python: Path, distribution: str, sources: list[Path]) -> tuple[int,
     return count, errors
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("distribution", SOURCES)
 def test_modules_need_declared_dependencies_or_name_the_extra(distribution: str) -> None:
     needed = declared(distribution, {})

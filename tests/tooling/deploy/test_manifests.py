@@ -67,6 +67,7 @@ def test_pods_pass_the_pod_security_profile_restricted(directory: Path) -> None:
     assert list(violations(pod(directory))) == []
 
 
+@pytest.mark.builds
 def test_prometheus_operator_resources_have_only_known_fields() -> None:
     judge = go_program(Path(__file__).parent / "operator_kinds", "operator-kinds")
     manifests = "\n---\n".join(build(directory) for directory in BUILT)
