@@ -37,6 +37,7 @@ from milo_discoveryd.telemetry.logging import Logging
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.telemetry.status import DaemonIdentity, when
 from milo_discoveryd.telemetry.traces import exporting
+from milo_discoveryd.telemetry.watched_loop import watched_loop
 from milo_discoveryd.wiring.config_reload import ConfigReloader, Load
 from milo_discoveryd.wiring.configured_source import ConfiguredSource, configured_sources
 from milo_discoveryd.wiring.fleets import new_fleet
@@ -46,6 +47,7 @@ from milo_discoveryd.wiring.prober import probe
 from milo_discoveryd.wiring.rules import rights
 from milo_discoveryd.wiring.run_identity import run_identity
 from milo_discoveryd.wiring.signals import handled
+from milo_kube.loop_watchdog import LoopWatchdog
 from milo_kube.reflect.view_status import ViewState
 
 if TYPE_CHECKING:
@@ -219,9 +221,7 @@ class Daemon:
                 audit=self._audit,
                 metrics=self._metrics,
             )
-            self._metrics.set_build_info(__version__, settings.title)
-            self._metrics.follow_streams(lambda: (stream.lag for stream in service.streams))
-            self._metrics.follow_tasks(lambda: len(asyncio.all_tasks()))
+            stack.enter_context(self._measured(service))
             reviewer = token_reviewer(settings, self._environ, stack)
             server = Server(service, listeners(settings), self._metrics, traces=traces, reviewer=reviewer)
             await server.start()
@@ -278,6 +278,13 @@ class Daemon:
                 for each, fleet in zip(sources, self._fleet.sources, strict=True):
                     following = each.follow(fleet, issuers.authenticated, self._epoch)
                     tasks.create_task(following, name=f"discover {each.of.name}".rstrip())
+
+    def _measured(self, service: Service) -> LoopWatchdog:
+        """Measure the streams, the tasks and, within the context, the event loop."""
+        self._metrics.set_build_info(__version__, self._settings.title)
+        self._metrics.follow_streams(lambda: (stream.lag for stream in service.streams))
+        self._metrics.follow_tasks(lambda: len(asyncio.all_tasks()))
+        return watched_loop(self._metrics.loop_was_late)
 
     async def _evict_frames(self) -> None:
         while True:

@@ -64,6 +64,7 @@ _CONFIRMATIONS = ("not_found", "found", "inconclusive", "refused")
 _RELOADS = ("applied", "refused", "unchanged")
 _MINT_S = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _READINESS_S = (1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0)
+_LOOP_DELAYS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _LATENCIES_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
 
@@ -86,6 +87,12 @@ class Metrics:
             "milo_discoveryd_event_latency_seconds",
             "Time from reading a change from the API server to handing it to gRPC, observed per batch and subscriber.",
             buckets=_LATENCIES_S,
+            registry=self.registry,
+        )
+        self._loop_delay = Histogram(
+            "milo_discoveryd_event_loop_delay_seconds",
+            "How late the event loop runs what is due, because of a step that takes long.",
+            buckets=_LOOP_DELAYS_S,
             registry=self.registry,
         )
         self._time_to_ready = Histogram(
@@ -315,6 +322,9 @@ class Metrics:
     def batch_sent(self, latency_s: float | None) -> None:
         if latency_s is not None:
             self._latency.observe(latency_s)
+
+    def loop_was_late(self, seconds: float) -> None:
+        self._loop_delay.observe(seconds)
 
     def reset_sent(self) -> None:
         self._resets.inc()

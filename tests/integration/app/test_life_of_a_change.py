@@ -68,6 +68,7 @@ async def test_change_passes_few_files_on_its_way_to_a_subscriber(tmp_path: Path
                 milo.projects.set_condition("beta")
                 event = await anext(watch)
             assert (event.type, event.cluster.name) == (EventType.ENGAGED, "beta")
+    called.pop("milo_kube/loop_watchdog.py", None)  # watches the event loop at its own times
     assert len(called) <= MAX_FILES, sorted(called)
     described = set(
         re.findall(r"(milo_\w+/\S+\.py)`", ARCHITECTURE.read_text().split("## Life of a change")[1].split("##")[0])

@@ -30,7 +30,6 @@ from milo_discovery.controllers.functions import check_plain, check_reconciler
 from milo_discovery.controllers.health import CacheProblem, ClusterProblem, FailingObject, Health
 from milo_discovery.controllers.informer import Informer, InformerSpec
 from milo_discovery.controllers.kinds import AnyKind, CacheKey, Document, Kind, kind_of
-from milo_discovery.controllers.loop_watchdog import LoopWatchdog
 from milo_discovery.controllers.metrics import ControllerMetrics, InformerMetrics, QueueState
 from milo_discovery.controllers.object_cache import Change, IndexFunction, object_decoder
 from milo_discovery.controllers.own_writes import OwnWrites
@@ -41,9 +40,13 @@ from milo_discovery.controllers.work_queue import Priority, QueuePolicy
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.fleet import DiscoveryState, Fleet
 from milo_discovery.model import Cluster
+from milo_kube.loop_watchdog import LoopWatchdog
 from milo_kube.reflect.reflector import ReflectorPolicy
 
 log = logging.getLogger("milo_discovery.controllers")
+
+BLOCKED_S = 1.0
+"""An event loop that is blocked for this long is logged."""
 
 T = TypeVar("T")
 DocumentReconciler = TypeVar("DocumentReconciler", bound=Reconciler[Document])
@@ -300,6 +303,22 @@ class Controllers(RunsInBackground):
 
     # --- life cycle ---
 
+    def _watchdog(self) -> LoopWatchdog:
+        return LoopWatchdog(
+            self._metrics.loop_delay.observe,
+            blocked=lambda found: log.warning(
+                "the event loop is blocked for %.1f s by a call that does not await (%s): every cluster waits. "
+                "Make it async, or the reconciler a plain function, which runs in a thread\n%s",
+                found.seconds,
+                found.task,
+                found.stack,
+            ),
+            was_blocked=lambda seconds: log.warning(
+                "the event loop was blocked for %.1f s, in which nothing was reconciled", seconds
+            ),
+            blocked_s=BLOCKED_S,
+        )
+
     async def run(self, *, election: Election | None = None) -> None:
         """Run until canceled. It returns or raises after all reconciles have ended.
 
@@ -321,7 +340,7 @@ class Controllers(RunsInBackground):
         self._controllers.extend(Controller(spec, reconciler, shared) for spec, reconciler in self._specs)
         self._metrics.state.sources.append(self)
         try:
-            with unwrap_single_error(), LoopWatchdog(self._metrics.loop_delay.observe):
+            with unwrap_single_error(), self._watchdog():
                 async with self._client or nullcontext(), asyncio.TaskGroup() as tasks:
                     leading = self._lead() if election is None else election.run(self._lead)
                     self._leading = tasks.create_task(leading, name="leader election")
