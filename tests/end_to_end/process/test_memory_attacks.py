@@ -14,19 +14,20 @@ from typing import Any
 import grpc
 import pytest
 import yaml
+from cryptography import x509
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from milo_discovery import ClientCredentials, DiscoveryClient
 from milo_discovery.v1 import discovery_pb2 as pb
 from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.daemon import DaemonProcess
-from tests.integration.grpc_server.test_tls import SPIFFE
 from tests.support.certificates import Authority
 from tests.support.memory_limit import memory_limit, peak_bytes
 
 SIDECAR = Path(__file__).parents[3] / "deploy/components/sidecar/sidecar.yaml"
 ATTACKERS = tuple(f"127.0.0.{number}" for number in range(2, 18))
 """Addresses that a rate limit tells apart."""
+SPIFFE = x509.UniformResourceIdentifier("spiffe://example.com/ns/milo/sa/operator")
 _MIB = 1 << 20
 
 

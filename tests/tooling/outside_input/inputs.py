@@ -1,0 +1,280 @@
+"""What comes from outside: for each field, its limit, what it may cost, who sends it, and the attack that was tried."""
+
+from dataclasses import dataclass
+
+_KIB, _MIB = 1 << 10, 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A field, a file, a response or a kind of connection that comes from outside."""
+
+    limit: str
+    kept: int
+    """Bytes that one sender can make the daemon keep, by one of these."""
+    loop_ms: float
+    """Milliseconds of the event loop that one may take."""
+    sender: str
+    attack: str
+    """The test of an attack: `FILE::TEST`, below tests."""
+
+
+SUBSCRIBER = "a caller with a rule"
+TENANT = "a tenant that writes objects"
+SERVER = "the API server of a source"
+ADMIN = "the administrator, and who can write the file"
+STRANGER = "anybody who can connect"
+
+_MEMORY = "end_to_end/process/test_memory_attacks.py"
+_REQUESTS = "unit/server/calls/test_requests.py"
+_BOUNDS = "unit/sources/test_bounds.py"
+_LONG_FIELD = f"{_MEMORY}::test_streams_with_long_requests_keep_nothing"
+_FLAG = Input("one value", 8, 0.1, SUBSCRIBER, f"{_REQUESTS}::test_watch_request_fields_are_parsed")
+_NAME = Input(
+    "317 characters", 0, 0.1, SUBSCRIBER, "tooling/outside_input/test_outside_input.py::test_long_field_is_refused"
+)
+_FILTER = Input(
+    "64 KiB", 20 * 64 * _KIB, 60, SUBSCRIBER, f"{_REQUESTS}::test_oversized_filter_is_rejected_before_parsing"
+)
+_DURATION = Input("1 s to 1 h", 8, 0.1, SUBSCRIBER, f"{_REQUESTS}::test_nonpositive_duration_is_rejected")
+
+REQUEST_FIELDS = {
+    "WatchClustersRequest.filter": _FILTER,
+    "WatchClustersRequest.resume_revision": Input(
+        "15 bytes for each source, of at least 64", 2 * _KIB, 1, SUBSCRIBER, _LONG_FIELD
+    ),
+    "WatchClustersRequest.include_kubeconfigs": _FLAG,
+    "WatchClustersRequest.kubeconfig_ttl": _DURATION,
+    "WatchClustersRequest.heartbeat_interval": _DURATION,
+    "WatchClustersRequest.confirm_releases": _FLAG,
+    "WatchClustersRequest.subscriber": Input("253 characters", _KIB, 0.1, SUBSCRIBER, _LONG_FIELD),
+    "WatchClustersRequest.accepts_pending_sources": _FLAG,
+    "ClusterFilter.label_selector": Input(
+        "8192 characters, 64 requirements",
+        200 * _KIB,
+        60,
+        SUBSCRIBER,
+        f"{_REQUESTS}::test_long_selector_is_rejected_before_parsing",
+    ),
+    "ClusterFilter.names": _FILTER,
+    "ClusterFilter.organizations": _FILTER,
+    "ClusterFilter.sources": _FILTER,
+    "ListClustersRequest.filter": _FILTER,
+    "ListClustersRequest.page_size": Input("5000", 0, 5, SUBSCRIBER, f"{_REQUESTS}::test_page_size_is_clamped"),
+    "ListClustersRequest.page_token": Input("256 characters", 0, 0.1, SUBSCRIBER, _NAME.attack),
+    "GetClusterRequest.name": _NAME,
+    "IssueKubeconfigRequest.cluster": _NAME,
+    "IssueKubeconfigRequest.ttl": _DURATION,
+    "IssueKubeconfigRequest.format": _FLAG,
+    "IssueKubeconfigRequest.incarnation": Input("64 characters", 0, 0.1, SUBSCRIBER, _NAME.attack),
+    "ReleaseClusterRequest.cluster": _NAME,
+    "ReleaseClusterRequest.incarnation": Input("64 characters", 0, 0.1, SUBSCRIBER, _NAME.attack),
+    "ReleaseClusterRequest.subscriber": Input("253 characters", _KIB, 0.1, SUBSCRIBER, _NAME.attack),
+    "EndSubscriptionRequest.subscriber": Input("253 characters", 0, 0.1, SUBSCRIBER, _NAME.attack),
+}
+
+_ID = Input(
+    "128 characters",
+    _KIB,
+    0.1,
+    SERVER,
+    "unit/reflect/test_wire.py::test_object_with_an_oversized_identity_is_malformed",
+)
+_OBJECT_NAME = Input("253 characters of a DNS name", _KIB, 0.1, TENANT, "unit/sources/test_names.py")
+_TRUNCATED = Input("2048 characters", 8 * _KIB, 1, TENANT, f"{_BOUNDS}::test_long_message_of_a_condition_is_truncated")
+_TIME = Input("a time", 100, 0.1, TENANT, f"{_BOUNDS}::test_deletion_time_outside_the_range_of_protobuf_is_malformed")
+_READ_ONCE = Input(
+    "compared, and not kept",
+    0,
+    1,
+    TENANT,
+    "end_to_end/process/test_hostile_api_server.py::test_memory_is_bounded_and_other_sources_are_unharmed",
+)
+_DECLARED = Input(
+    "2048 characters of a text; the object within watch.objects_limit",
+    8 * _KIB,
+    5,
+    TENANT,
+    "unit/sources/test_field_path.py",
+)
+_SECRET = Input(
+    "64 KiB and 2000 values of a kubeconfig",
+    64 * _KIB,
+    30,
+    TENANT,
+    "unit/test_kubeconfig.py::test_received_kubeconfig_takes_little_time_whatever_it_is",
+)
+
+OBJECT_FIELDS = {
+    "Metadata.name": _OBJECT_NAME,
+    "Metadata.namespace": _OBJECT_NAME,
+    "Metadata.uid": _ID,
+    "Metadata.resourceVersion": _ID,
+    "Metadata.labels": Input(
+        "1000, 512 KiB",
+        700 * _KIB,
+        30,
+        TENANT,
+        f"{_MEMORY}::test_object_with_many_labels_that_changes_again_and_again_keeps_little",
+    ),
+    "Metadata.annotations": Input(
+        "1000 that are sent, 512 KiB",
+        700 * _KIB,
+        30,
+        TENANT,
+        f"{_BOUNDS}::test_too_many_annotations_that_are_sent_are_malformed",
+    ),
+    "Metadata.creationTimestamp": _READ_ONCE,
+    "Metadata.deletionTimestamp": _TIME,
+    "Metadata.finalizers": Input(
+        "2048 characters of a message", 8 * _KIB, 1, TENANT, f"{_BOUNDS}::test_long_message_of_a_deletion_is_truncated"
+    ),
+    "Condition.type": _READ_ONCE,
+    "Condition.status": _READ_ONCE,
+    "Condition.reason": _TRUNCATED,
+    "Condition.message": _TRUNCATED,
+    "Condition.lastTransitionTime": _READ_ONCE,
+    "ObjectOwner.kind": _READ_ONCE,
+    "ObjectOwner.name": Input(
+        "253 characters", _KIB, 0.1, TENANT, f"{_BOUNDS}::test_owner_that_is_longer_than_a_name_is_malformed"
+    ),
+    "SuspensionInfo.reason": Input(
+        "128 characters, of 100 suspensions", 64 * _KIB, 1, TENANT, "unit/sources/test_reading.py"
+    ),
+    "SuspensionInfo.suspendedAt": _TIME,
+    "SuspensionInfo.reinstateAuthority": Input(
+        "128 characters, of 100 suspensions", 64 * _KIB, 1, TENANT, "unit/sources/test_reading.py"
+    ),
+    "ConsumerCondition.type": _READ_ONCE,
+    "ConsumerCondition.status": _READ_ONCE,
+    "ConsumerCondition.reason": _TRUNCATED,
+    "ConsumerCondition.message": _TRUNCATED,
+    "ConsumerCondition.lastTransitionTime": _READ_ONCE,
+    "ConsumerSpec.suspended": _READ_ONCE,
+    "ConsumerStatus.phase": _TRUNCATED,
+    "ConsumerStatus.serviceName": _READ_ONCE,
+    "ProjectReference.name": _OBJECT_NAME,
+    "DeclaredObject.spec": _DECLARED,
+    "DeclaredObject.status": _DECLARED,
+    "DeclaredObject.data": _DECLARED,
+    "SecretObject.data": _SECRET,
+}
+
+_OBJECT_ANSWER = Input(
+    "1 MiB",
+    64 * _KIB,
+    30,
+    SERVER,
+    "integration/watchers/test_transport.py::test_decompressed_response_over_limit_is_aborted",
+)
+_LINE = Input(
+    "watch.objects_limit of a response",
+    128 * _MIB,
+    100,
+    SERVER,
+    "end_to_end/process/test_hostile_api_server.py::test_memory_is_bounded_and_other_sources_are_unharmed",
+)
+_CHECK_ANSWER = Input("watch.objects_limit of a response", 0, 0, SERVER, "integration/check/test_api_responses.py")
+_OWN_FILE = Input(
+    "a file that only the daemon can write",
+    128 * _MIB,
+    500,
+    ADMIN,
+    "integration/state_file/test_state_file.py::test_untrusted_state_file_is_ignored",
+)
+_LEASES = Input(
+    "1 MiB", _MIB, 30, SERVER, "unit/sharding/test_lease_objects.py::test_lease_that_cannot_be_read_has_a_problem"
+)
+_JWT = Input(
+    "8 KiB of metadata",
+    _KIB,
+    1,
+    STRANGER,
+    "unit/identity/test_token_review.py::test_token_with_invalid_claims_is_rejected_without_review",
+)
+_TOKEN_ANSWER = Input("1 MiB", 8 * _KIB, 10, "the token endpoint", "unit/credentials/test_token_exchange.py")
+
+RESPONSES = {
+    "milo_discoveryd.check.api_responses._EVENT": _CHECK_ANSWER,
+    "milo_discoveryd.check.api_responses._PAGE": _CHECK_ANSWER,
+    "milo_discoveryd.check.api_responses._REVIEW": _CHECK_ANSWER,
+    "milo_discoveryd.check.api_responses._STATUS_OBJECT": _CHECK_ANSWER,
+    "milo_discoveryd.credentials.issuers.kubeconfig_request._RESPONSE": _OBJECT_ANSWER,
+    "milo_discoveryd.credentials.issuers.kubeconfig_secret._SECRET_DATA": _OBJECT_ANSWER,
+    "milo_discoveryd.credentials.issuers.service_account_key._FILE": Input(
+        "1 MiB", _MIB, 10, ADMIN, "unit/credentials/test_datum_service_account.py"
+    ),
+    "milo_discoveryd.credentials.issuers.token_endpoint._ANSWER": _TOKEN_ANSWER,
+    "milo_discoveryd.credentials.issuers.token_endpoint._REFUSAL": _TOKEN_ANSWER,
+    "milo_discoveryd.credentials.issuers.token_request._SECRET_LIST": _OBJECT_ANSWER,
+    "milo_discoveryd.credentials.issuers.token_request._SECRET_OBJECT": _OBJECT_ANSWER,
+    "milo_discoveryd.credentials.issuers.token_request._TOKEN_REQUEST": _OBJECT_ANSWER,
+    "milo_discoveryd.credentials.jwt._CLAIMS": _JWT,
+    "milo_discoveryd.credentials.jwt._HEADER": _JWT,
+    "milo_discoveryd.identity.token_review._TOKEN_REVIEW": _OBJECT_ANSWER,
+    "milo_discoveryd.sharding.lease_objects._LEASE": _LEASES,
+    "milo_discoveryd.sharding.lease_objects._LEASE_LIST": _LEASES,
+    "milo_discoveryd.sharding.lease_objects._NAMES": _LEASES,
+    "milo_discoveryd.sharding.lease_objects._STORED_VIEW": _LEASES,
+    "milo_discoveryd.state_file.encoding._DECODER": _OWN_FILE,
+    "milo_kube.exec_plugin._DECODER": Input(
+        "1 MiB of output",
+        _MIB,
+        10,
+        "the plugin that the administrator names",
+        "unit/credentials/test_exec_plugin.py::test_exec_plugin_with_excessive_output_is_killed",
+    ),
+    "milo_kube.reflect.wire._LINE": _LINE,
+    "milo_kube.reflect.wire._LIST": _LINE,
+    "milo_kube.reflect.wire._MARKED": _LINE,
+    "milo_kube.reflect.wire._NAMED": _LINE,
+    "milo_kube.reflect.wire._STATUS": _LINE,
+}
+
+_CREDENTIAL_FILE = Input(
+    "1 MiB",
+    _MIB,
+    10,
+    ADMIN,
+    "unit/credentials/test_files.py::test_credential_file_without_valid_content_is_reported_by_name",
+)
+
+FILES = {
+    "milo_discoveryd.config.layers": Input(
+        "1 MiB", _MIB, 0, ADMIN, "end_to_end/process/test_bad_inputs.py::test_invalid_input_prints_a_one_line_error"
+    ),
+    "milo_discoveryd.credentials.authentication.kubeconfig": _CREDENTIAL_FILE,
+    "milo_discoveryd.credentials.files": _CREDENTIAL_FILE,
+    "milo_discoveryd.credentials.kubeconfig_files": Input(
+        "256 KiB of a file, 1 MiB of one with contexts",
+        100 * _KIB,
+        0,
+        ADMIN,
+        "integration/files/test_reading.py::test_file_over_the_size_limit_is_rejected",
+    ),
+    "milo_discoveryd.state_file.state_file": _OWN_FILE,
+    "milo_discoveryd.wiring.run_identity": _OWN_FILE,
+    "milo_discoveryd.wiring.sharding": Input("of the pod", _KIB, 0, "the kubelet", "unit/wiring/test_sharding.py"),
+    "milo_discoveryd.identity.peer_credentials": Input(
+        "of the kernel", 0, 0.1, "the kernel", "integration/grpc_server/test_peer_credentials.py"
+    ),
+}
+"""By the module that reads them."""
+
+CONNECTIONS = {
+    "milo_discoveryd.server.server": Input(
+        "connections, 1000 by default; 100 streams, 256 KiB of a message, 16 KiB of metadata",
+        96 * _KIB,
+        1,
+        STRANGER,
+        f"{_MEMORY}::test_client_hello_flood_is_bounded_and_leaves_room_for_others",
+    ),
+    "milo_kube.http.server": Input(
+        "64 connections, 64 KiB of a request",
+        64 * _KIB,
+        1,
+        STRANGER,
+        "integration/telemetry/test_http.py::test_readers_of_metrics_share_each_build",
+    ),
+}
+"""By the module that listens."""

@@ -1,0 +1,184 @@
+"""Everything that comes from outside has a limit, a cost, a sender and an attack that was tried."""
+
+import ast
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import msgspec.inspect
+import pytest
+
+import milo_discoveryd
+import milo_kube
+from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discoveryd.server.calls import requests
+from milo_discoveryd.server.calls.grpc_errors import InvalidRequestError
+from milo_discoveryd.sources.reading import Metadata
+from tests.tooling.outside_input.inputs import CONNECTIONS, FILES, OBJECT_FIELDS, REQUEST_FIELDS, RESPONSES, Input
+
+TESTS = Path(__file__).parents[2]
+ALL = {**REQUEST_FIELDS, **OBJECT_FIELDS, **RESPONSES, **FILES, **CONNECTIONS}
+MAX_LOOP_MS = 500
+"""A tenth of what the kubelet's probe waits."""
+_READS = frozenset({"open", "read_bytes", "read_text"})
+_LISTENS = frozenset({"create_server", "create_unix_server", "start_server", "add_insecure_port"})
+_WRITTEN = frozenset(
+    {
+        "milo_discoveryd.check.listen_addresses",
+        "milo_discoveryd.process_hardening",
+        "milo_discoveryd.registry.fleet",
+        "milo_discoveryd.server.connections.inner_socket",
+        "milo_discoveryd.server.connections.socket_file",
+        "milo_discoveryd.telemetry.audit",
+        "milo_discoveryd.telemetry.status_page",
+    }
+)
+"""Modules that open something, and read nothing from outside."""
+_OF_ONE_PROCESS = frozenset({"milo_discoveryd.server.connections.inner_socket"})
+"""Modules that listen where nobody else can connect."""
+
+
+def modules() -> Iterator[Any]:
+    for package in (milo_discoveryd, milo_kube):
+        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not found.name.endswith("__main__"):
+                yield importlib.import_module(found.name)
+
+
+# --- requests ---
+
+
+def messages() -> list[Any]:
+    found = [method.input_type for method in pb.DESCRIPTOR.services_by_name["DiscoveryService"].methods]
+    for message in found:
+        found += [
+            field.message_type for field in message.fields if is_nested(field) and field.message_type not in found
+        ]
+    return found
+
+
+def is_nested(field: Any) -> bool:
+    return field.message_type is not None and field.message_type.file is pb.DESCRIPTOR
+
+
+def test_each_request_field_has_an_entry() -> None:
+    assert {f"{message.name}.{field.name}" for message in messages() for field in message.fields} == set(REQUEST_FIELDS)
+
+
+VALIDATION: dict[str, Callable[[Any], object]] = {
+    "WatchClustersRequest": lambda request: requests.watch(request, 30.0),
+    "ListClustersRequest": requests.listing,
+    "GetClusterRequest": lambda request: requests.name(request.name, "name"),
+    "IssueKubeconfigRequest": requests.issue,
+    "ReleaseClusterRequest": requests.release,
+    "EndSubscriptionRequest": lambda request: requests.subscriber(request.subscriber),
+}
+VALID = {"cluster": "a", "name": "a", "incarnation": "1", "subscriber": "s"}
+
+
+def text_fields() -> Iterator[tuple[str, str]]:
+    for message in messages():
+        for field in message.fields:
+            if field.type == field.TYPE_STRING:
+                yield message.name, field.name
+
+
+@pytest.mark.parametrize(("message", "field"), list(text_fields()))
+def test_long_field_is_refused(message: str, field: str) -> None:
+    in_filter = message == "ClusterFilter"
+    kind = getattr(pb, "ListClustersRequest" if in_filter else message)
+    names = {each.name for each in kind.DESCRIPTOR.fields}
+    request = kind(**{name: value for name, value in VALID.items() if name in names})
+    holder = request.filter if in_filter else request
+    long = "x" * 100_000
+    if holder.DESCRIPTOR.fields_by_name[field].is_repeated:
+        getattr(holder, field).append(long)
+    else:
+        setattr(holder, field, long)
+    with pytest.raises(InvalidRequestError) as refused:
+        VALIDATION[kind.DESCRIPTOR.name](request)
+    assert len(str(refused.value)) < 1_000
+
+
+# --- objects ---
+
+
+def object_types() -> set[type]:
+    """Return the structs that objects of API servers are decoded to."""
+    found: set[type] = set()
+    for module in modules():
+        for value in vars(module).values():
+            if isinstance(value, type) and issubclass(value, msgspec.Struct) and value.__module__ == module.__name__:
+                types = {each.name: each.type for each in msgspec.structs.fields(value)}
+                if types.get("metadata") is Metadata:
+                    found |= set(structs(msgspec.inspect.type_info(value)))
+    return found
+
+
+def structs(found: Any) -> Iterator[type]:
+    match found:
+        case msgspec.inspect.StructType():
+            yield found.cls
+            for field in found.fields:
+                yield from structs(field.type)
+        case msgspec.inspect.UnionType():
+            for each in found.types:
+                yield from structs(each)
+        case msgspec.inspect.ListType():
+            yield from structs(found.item_type)
+
+
+def test_each_field_of_an_object_has_an_entry() -> None:
+    fields = {
+        f"{kind.__name__}.{field.name}"
+        for kind in object_types()
+        for field in msgspec.inspect.type_info(kind).fields  # type: ignore[attr-defined]
+        if not any(structs(field.type))
+    }
+    assert fields == set(OBJECT_FIELDS)
+
+
+# --- responses, files and connections ---
+
+
+def test_each_decoder_has_an_entry() -> None:
+    kinds = (msgspec.json.Decoder, msgspec.msgpack.Decoder)
+    decoders = {
+        f"{at.__name__}.{name}" for at in modules() for name, value in vars(at).items() if isinstance(value, kinds)
+    }
+    assert decoders == set(RESPONSES)
+
+
+def calling(names: frozenset[str]) -> set[str]:
+    """Return the modules that call a function or a method of these names."""
+    found = set()
+    for module in modules():
+        for node in ast.walk(ast.parse(Path(str(module.__file__)).read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in names:
+                found.add(module.__name__)
+    return found
+
+
+def test_each_module_that_reads_files_has_an_entry() -> None:
+    assert calling(_READS) - _WRITTEN == set(FILES)
+
+
+def test_each_module_that_listens_has_an_entry() -> None:
+    assert calling(_LISTENS) - _OF_ONE_PROCESS == set(CONNECTIONS)
+
+
+# --- the entries ---
+
+
+@pytest.mark.parametrize("found", ALL.values(), ids=ALL)
+def test_entry_states_a_limit_a_cost_a_sender_and_an_attack_that_exists(found: Input) -> None:
+    assert found.limit
+    assert found.sender
+    assert 0 <= found.kept <= 128 << 20
+    assert 0 <= found.loop_ms <= MAX_LOOP_MS
+    path, _, name = found.attack.partition("::")
+    assert (TESTS / path).is_file()
+    assert not name or f"def {name}(" in (TESTS / path).read_text()
