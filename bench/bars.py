@@ -61,6 +61,7 @@ FULL: Bars = {
     "floods.*.audit_mib_per_day": Bar(100),
     "floods.idle_connections.served_after_s": Bar(65),
     "floods.silent_connections.others_percent": Bar(100, is_floor=True),
+    "floods.client_hellos.others_percent": Bar(100, is_floor=True),
     "rotation.mints": Bar(1),
     "issue.p99_ms": Bar(5),
     "status_page.answer_p99_ms": Bar(50),

@@ -6,10 +6,11 @@ It prints `begun` once each of COUNT was answered or opened, and at each line on
 import asyncio
 import os
 import socket
+import ssl
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -29,6 +30,7 @@ NAMES = 4_990
 """The size of each filter, just below the limit."""
 OPEN = "open"
 _TICK_S = 0.01
+_SOURCES = tuple(f"127.0.0.{number}" for number in range(2, 18))
 _PER_CONNECTION = 100
 """Streams that a server accepts on one connection."""
 _OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
@@ -101,6 +103,20 @@ async def idle_connections(address: str, wanted: int, figures: Figures) -> None:
 
 async def silent_connections(address: str, wanted: int, figures: Figures) -> None:
     """Open TCP connections at a fixed rate, which begin no TLS handshake; drop the oldest beyond the count."""
+    await _connections(address, wanted, figures)
+
+
+async def client_hellos(address: str, wanted: int, figures: Figures) -> None:
+    """Open TCP connections at a fixed rate, from several addresses, which begin a TLS handshake and then are silent."""
+    outgoing = ssl.MemoryBIO()
+    with suppress(ssl.SSLWantReadError):
+        ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost").do_handshake()
+    await _connections(address, wanted, figures, hello=outgoing.read(), sources=_SOURCES)
+
+
+async def _connections(
+    address: str, wanted: int, figures: Figures, *, hello: bytes = b"", sources: Sequence[str] = ()
+) -> None:
     host, _, port = address.rpartition(":")
     place = (host.strip("[]"), int(port))
     family = socket.AF_INET6 if ":" in place[0] else socket.AF_INET
@@ -111,8 +127,12 @@ async def silent_connections(address: str, wanted: int, figures: Figures) -> Non
             while figures["attempted"] < SILENT_PER_S * (time.perf_counter() - began):
                 each = socket.socket(family)
                 each.setblocking(False)
+                if sources:
+                    each.bind((sources[figures["attempted"] % len(sources)], 0))
                 with suppress(BlockingIOError):
                     each.connect(place)
+                with suppress(OSError):  # not connected yet, or refused
+                    each.send(hello)
                 opened.append(each)
                 figures["attempted"] += 1
                 if len(opened) > wanted:
@@ -130,6 +150,7 @@ FLOODS: dict[str, Flood] = {
     "filters": filters,
     "idle_connections": idle_connections,
     "silent_connections": silent_connections,
+    "client_hellos": client_hellos,
 }
 
 

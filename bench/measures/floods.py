@@ -42,6 +42,7 @@ async def measure(setting: Setting) -> Samples:
             await _filters(setting, scale.flood_filters),
             await _idle_connections(setting, scale.flood_connections),
             await _silent_connections(setting, scale.flood_connections, scale.flood_handshakes),
+            await _client_hellos(setting, scale.flood_connections, scale.flood_handshakes),
         )
         for key, value in each.items()
     }
@@ -109,22 +110,46 @@ async def _idle_connections(setting: Setting, wanted: int) -> dict[str, float]:
 async def _silent_connections(setting: Setting, wanted: int, handshakes: int) -> dict[str, float]:
     """Measure silent connections to a TLS listener from one IPv6 network, beside a caller from elsewhere."""
     async with _place(setting, "silent_connections") as (_, directory):
-        port = int((directory / "port").read_text())
-        context = ssl.create_default_context(cafile=directory / "ca.pem")
-        context.set_alpn_protocols(["h2"])
-        context.load_cert_chain(directory / "friend.crt", directory / "friend.key")
+        port, context = _as_friend(directory)
         source = f"[::1]:{port}" if socket.has_dualstack_ipv6() else f"127.0.0.2:{port}"
         async with flood("silent_connections", source, directory, wanted) as running:
             before, began = await running.figures(), time.perf_counter()
-            succeeded = 0
-            for _ in range(handshakes):
-                succeeded += await _connects(port, context)
-                await asyncio.sleep(_EVERY_S)
+            succeeded = await _succeeded(port, context, handshakes)
             attempts = (await running.figures() - before).total()
             return {
                 "silent_connections.per_s": attempts / (time.perf_counter() - began),
                 "silent_connections.others_percent": 100 * succeeded / handshakes,
             }
+
+
+async def _client_hellos(setting: Setting, wanted: int, handshakes: int) -> dict[str, float]:
+    """Measure connections that begin a TLS handshake and are silent then, from 16 addresses, beside another caller."""
+    async with _place(setting, "client_hellos") as (daemon, directory):
+        port, context = _as_friend(directory)
+        before = daemon.rss_mib
+        async with flood("client_hellos", f"127.0.0.1:{port}", directory, wanted):
+            succeeded = await _succeeded(port, context, handshakes)
+        return {
+            "client_hellos.memory_before_mib": before,
+            "client_hellos.memory_growth_mib": daemon.peak_mib - before,
+            "client_hellos.others_percent": 100 * succeeded / handshakes,
+        }
+
+
+def _as_friend(directory: Path) -> tuple[int, ssl.SSLContext]:
+    """Return the port of the TLS listener, and the context of a caller that it knows."""
+    context = ssl.create_default_context(cafile=directory / "ca.pem")
+    context.set_alpn_protocols(["h2"])
+    context.load_cert_chain(directory / "friend.crt", directory / "friend.key")
+    return int((directory / "port").read_text()), context
+
+
+async def _succeeded(port: int, context: ssl.SSLContext, handshakes: int) -> int:
+    succeeded = 0
+    for _ in range(handshakes):
+        succeeded += await _connects(port, context)
+        await asyncio.sleep(_EVERY_S)
+    return succeeded
 
 
 @asynccontextmanager
