@@ -10,6 +10,7 @@ import grpc
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.server.calls import requests
 from milo_discoveryd.server.calls.grpc_errors import CallError, UnavailableError
 from milo_discoveryd.server.calls.in_flight import InFlightCalls
 from milo_discoveryd.server.calls.rpc_context import Authenticator, RpcContext
@@ -26,17 +27,19 @@ def handlers(service: Service, authenticator: Authenticator, in_flight: InFlight
 
     def unary(call: Unary, request_type: Any, *, max_age_s: float | None = None) -> "grpc.RpcMethodHandler[Any, Any]":
         async def answer(request: Any, context: RpcContext) -> Any:
-            with in_flight.slot(authenticator.origin(context).owners):
-                return await call(request, await authenticator.identify(context, max_age_s=max_age_s))
+            with in_flight.slot(authenticator.origin(context).owners, requests.size(request)):
+                caller = await authenticator.identify(context, max_age_s=max_age_s)
+                return await call(requests.whole(request), caller)
 
         return grpc.unary_unary_rpc_method_handler(
             answer,
-            request_deserializer=request_type.FromString,
+            request_deserializer=requests.limited(request_type.FromString),
             response_serializer=lambda response: response.SerializeToString(),
         )
 
-    async def watch(request: pb.WatchClustersRequest, context: RpcContext) -> None:
-        with in_flight.slot(authenticator.origin(context).owners) as slot:
+    async def watch(received: pb.WatchClustersRequest | None, context: RpcContext) -> None:
+        with in_flight.slot(authenticator.origin(context).owners, requests.size(received)) as slot:
+            request = requests.whole(received)
             # The verification counts the age of the review from here on.
             max_age_s = HANDOUT_MAX_AGE_S if request.include_kubeconfigs else None
             caller = await authenticator.identify(context, max_age_s=max_age_s)
@@ -82,7 +85,7 @@ def handlers(service: Service, authenticator: Authenticator, in_flight: InFlight
         NAME,
         {
             "WatchClusters": grpc.unary_stream_rpc_method_handler(
-                watch, request_deserializer=pb.WatchClustersRequest.FromString
+                watch, request_deserializer=requests.limited(pb.WatchClustersRequest.FromString)
             ),
             "ListClusters": unary(service.list_clusters, pb.ListClustersRequest),
             "GetCluster": unary(service.get_cluster, pb.GetClusterRequest),

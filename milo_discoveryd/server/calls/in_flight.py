@@ -9,8 +9,12 @@ MAX_PER_OWNER = 100
 """Maximum number of calls per owner of authenticated connections that are neither answered nor admitted as a stream."""
 MAX_PER_LISTENER = 1000
 """The same limit for a listener that does not distinguish owners."""
+MAX_LARGE = 100
+"""The limit of such a listener for calls with a large request, which is kept for as long as the call."""
+LARGE_BYTES = 4096
 RETRY_S = 1.0
 _ANYONE = ""
+_LARGE = "large"
 
 
 class InFlightCalls:
@@ -19,13 +23,16 @@ class InFlightCalls:
     def __init__(self) -> None:
         self._calls: Counter[str] = Counter()
 
-    def slot(self, owners: Sequence[str]) -> "CallSlot":
+    def slot(self, owners: Sequence[str], request_bytes: int = 0) -> "CallSlot":
         """Count a call for each of its owners, so that a certificate with more names gets no more calls.
 
         Raises TooManyCallsError.
         """
-        keys, limit = (owners, MAX_PER_OWNER) if owners else ((_ANYONE,), MAX_PER_LISTENER)
-        if any(self._calls[key] >= limit for key in keys):
+        limits = dict.fromkeys(owners, MAX_PER_OWNER) or {_ANYONE: MAX_PER_LISTENER}
+        if not owners and request_bytes > LARGE_BYTES:
+            limits[_LARGE] = MAX_LARGE
+        keys = tuple(limits)
+        if any(self._calls[key] >= limit for key, limit in limits.items()):
             message = "too many calls in flight; wait for their responses before sending more"
             raise TooManyCallsError("TOO_MANY_CALLS", "calls in flight", message, retry_after_s=RETRY_S)
         self._calls.update(keys)

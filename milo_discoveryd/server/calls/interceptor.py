@@ -154,7 +154,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
 
     def _guarded(self, method: str, call: Any, *, is_stream: bool) -> Any:
         async def guarded(request: Any, context: Any) -> Any:
-            async with self._admitted(method, context, is_stream=is_stream):
+            async with self._admitted(method, context, is_stream=is_stream, request_bytes=request.ByteSize()):
                 return await call(request, context)
 
         return guarded
@@ -171,8 +171,10 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         return guarded
 
     @asynccontextmanager
-    async def _admitted(self, method: str, context: Any, *, is_stream: bool) -> AsyncIterator[None]:
-        with self._in_flight.slot(self._authenticator.origin(context).owners) as slot:
+    async def _admitted(
+        self, method: str, context: Any, *, is_stream: bool, request_bytes: int = 0
+    ) -> AsyncIterator[None]:
+        with self._in_flight.slot(self._authenticator.origin(context).owners, request_bytes) as slot:
             caller = await self._authenticator.identify(context)
             async with self._access.authorize(caller, method) as call:
                 if not is_stream:

@@ -1,17 +1,21 @@
 """Validation of requests: each becomes a value, or an error that names the field. Pure."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
+from typing import TypeVar
 
 import msgspec
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.model.selector import SelectorError, parse
 from milo_discoveryd.registry.filter import EVERYTHING, Filter
 from milo_discoveryd.server.calls import revision
 from milo_discoveryd.server.calls.grpc_errors import InvalidRequestError
+
+M = TypeVar("M", bound=Message)
 
 MAX_FILTER_BYTES = 64 * 1024
 MAX_SELECTOR_LENGTH = 8 * 1024
@@ -64,6 +68,23 @@ class ListRequest(msgspec.Struct, frozen=True):
     page_token: str
 
 
+def limited(parse: Callable[[bytes], M]) -> Callable[[bytes], M | None]:
+    """Return a parser of requests that keeps nothing of one that is too long."""
+    return lambda data: parse(data) if len(data) <= MAX_REQUEST_BYTES else None
+
+
+def size(request: Message | None) -> int:
+    """Return the bytes of a request that are kept."""
+    return 0 if request is None else request.ByteSize()
+
+
+def whole(request: M | None) -> M:
+    """Return the request, unless it was too long."""
+    if request is None:
+        raise InvalidRequestError("request", f"more than {MAX_REQUEST_BYTES} bytes")
+    return request
+
+
 def watch(request: pb.WatchClustersRequest, default_heartbeat_s: float, *, sources: int = 1) -> WatchRequest:
     """`sources`: how many the daemon has."""
     longest_revision = revision.longest(sources)
@@ -77,11 +98,8 @@ def watch(request: pb.WatchClustersRequest, default_heartbeat_s: float, *, sourc
         shortest, longest = HEARTBEAT_BOUNDS_S
         heartbeat_s = min(longest, max(shortest, _positive(request.heartbeat_interval, "heartbeat_interval")))
     ttl_s = _positive(request.kubeconfig_ttl, "kubeconfig_ttl") if request.HasField("kubeconfig_ttl") else None
-    wanted = _filter(request, confirms_releases=request.confirm_releases)
-    if (size := request.ByteSize()) > MAX_REQUEST_BYTES:
-        raise InvalidRequestError("request", f"{size} bytes; the limit is {MAX_REQUEST_BYTES}")
     return WatchRequest(
-        wanted,
+        _filter(request, confirms_releases=request.confirm_releases),
         request.resume_revision,
         heartbeat_s,
         request.include_kubeconfigs,
@@ -149,12 +167,12 @@ def truncated_name(text: str) -> str:
 def _filter(request: pb.WatchClustersRequest | pb.ListClustersRequest, *, confirms_releases: bool = False) -> Filter:
     if not request.HasField("filter"):
         return _EVERYTHING_DRAINING if confirms_releases else EVERYTHING
-    size = request.filter.ByteSize()
-    if size > MAX_FILTER_BYTES:
-        raise InvalidRequestError("filter", f"{size} bytes; the limit is {MAX_FILTER_BYTES}")
+    filter_bytes = request.filter.ByteSize()
+    if filter_bytes > MAX_FILTER_BYTES:
+        raise InvalidRequestError("filter", f"{filter_bytes} bytes; the limit is {MAX_FILTER_BYTES}")
     data = request.filter.SerializeToString(deterministic=True)
     # Large filters are not cached, because a few callers could exhaust the memory with filters that are used once.
-    return (_cached if size <= _CACHED_BYTES else _compiled)(data, confirms_releases)
+    return (_cached if filter_bytes <= _CACHED_BYTES else _compiled)(data, confirms_releases)
 
 
 _EVERYTHING_DRAINING = Filter(confirms_releases=True)

@@ -19,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from milo_discovery import ClientCredentials, DiscoveryClient
 from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.daemon import DaemonProcess
 from tests.support.certificates import Authority
@@ -183,3 +184,25 @@ async def test_object_with_many_labels_that_changes_again_and_again_keeps_little
             while not (await stream.batch()).events:
                 pass
         assert peak_bytes(daemon.pid) - once < 16 * _MIB
+
+
+@pytest.mark.parametrize("size", [LONG, 70 * 1024], ids=["too long", "as long as allowed"])
+async def test_long_requests_that_are_denied_keep_little(limited: Limited, size: int) -> None:
+    """Denials are delayed, and a request is kept for as long as its call."""
+    field = b"\xfa\x3f" + bytes([size & 127 | 128, size >> 7 & 127 | 128, size >> 14]) + bytes(size)
+    request = pb.ListClustersRequest.FromString(field)
+    rights = [{"name": "another", "who": {"uid": 4242}, "clusters": "all"}]
+    peers = {"name": "peers", "address": f"unix://{limited.workspace.directory}/peers.sock", "peer_credentials": True}
+    async with limited.daemon(listen=[limited.workspace.address, peers], rights=rights) as daemon:
+        await daemon.wait_for_output('"synced"')
+        before = peak_bytes(daemon.pid)
+        async with contextlib.AsyncExitStack() as channels:
+            address = limited.workspace.address.replace("//", "")
+            options = (("grpc.use_local_subchannel_pool", 1),)
+            calls: list[Any] = []
+            for _ in range(10):
+                channel = await channels.enter_async_context(grpc.aio.insecure_channel(address, options=options))
+                calls += [DiscoveryServiceStub(channel).ListClusters(request) for _ in range(100)]
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert {outcome.code() for outcome in outcomes if isinstance(outcome, grpc.aio.AioRpcError)}
+        assert peak_bytes(daemon.pid) - before < 128 * _MIB

@@ -263,7 +263,7 @@ FILES = {
 
 CONNECTIONS = {
     "milo_discoveryd.server.server": Input(
-        "connections, 1000 by default; 100 streams, 256 KiB of a message, 16 KiB of metadata",
+        "connections, 1000 by default; 100 streams, 72 KiB of a request, 16 KiB of metadata",
         96 * _KIB,
         1,
         STRANGER,

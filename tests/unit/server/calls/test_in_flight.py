@@ -3,7 +3,13 @@
 import pytest
 
 from milo_discoveryd.server.calls.grpc_errors import TooManyCallsError
-from milo_discoveryd.server.calls.in_flight import MAX_PER_LISTENER, MAX_PER_OWNER, InFlightCalls
+from milo_discoveryd.server.calls.in_flight import (
+    LARGE_BYTES,
+    MAX_LARGE,
+    MAX_PER_LISTENER,
+    MAX_PER_OWNER,
+    InFlightCalls,
+)
 
 
 @pytest.mark.parametrize(("owners", "limit"), [(("uid 1",), MAX_PER_OWNER), ((), MAX_PER_LISTENER)])
@@ -37,3 +43,14 @@ def test_call_slot_is_released_once() -> None:
     assert len(calls) == 1
     second.release()
     assert len(calls) == 0
+
+
+def test_large_requests_of_a_listener_without_owners_have_a_lower_limit() -> None:
+    calls = InFlightCalls()
+    large = [calls.slot((), LARGE_BYTES + 1) for _ in range(MAX_LARGE)]
+    with pytest.raises(TooManyCallsError):
+        calls.slot((), LARGE_BYTES + 1)
+    calls.slot((), LARGE_BYTES).release()
+    calls.slot(("uid 1",), LARGE_BYTES + 1).release()
+    large[0].release()
+    calls.slot((), LARGE_BYTES + 1)
