@@ -100,8 +100,8 @@ public final class Watch implements AutoCloseable {
           signals.poll(1, TimeUnit.SECONDS);
           continue;
         }
-        Duration delay = nextDelay();
         DiscoveryException error = readStream(handler);
+        Duration delay = nextDelay(); // short again after a stream that worked
         if (error != null) {
           if (error.isFinal()) {
             throw error;
