@@ -21,6 +21,9 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const KEEPALIVE: Duration = Duration::from_secs(30);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 const FINAL: [Code; 5] =
@@ -35,7 +38,10 @@ pub async fn connect(address: &str) -> Result<Client, Status> {
         let path = path.clone();
         async move { UnixStream::connect(path).await.map(TokioIo::new) }
     });
-    let endpoint = Endpoint::from_static("http://localhost");
+    let endpoint = Endpoint::from_static("http://localhost")
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT);
     let channel = endpoint.connect_with_connector(connector).await.map_err(|error| Status::unavailable(error.to_string()))?;
     Ok(DiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES))
 }
@@ -73,7 +79,8 @@ async fn read_stream(
 ) -> Status {
     let silent = |_| Status::unavailable(format!("no heartbeat for {silence:?}"));
     let opening = async { Ok::<_, Status>(connect(address).await?.watch_clusters(request).await?.into_inner()) };
-    let mut stream = match opening.await {
+    // A daemon that hangs accepts the connection, and may answer nothing on it.
+    let mut stream = match tokio::time::timeout(silence, opening).await.map_err(silent).flatten() {
         Ok(stream) => stream,
         Err(error) => return error,
     };
