@@ -32,6 +32,8 @@ HEARTBEAT_S = float(ENVIRONMENT["CONFORMANCE_HEARTBEAT_S"])
 SUBSCRIBER = ENVIRONMENT.get("CONFORMANCE_SUBSCRIBER", "")
 FINAL = {"INVALID_ARGUMENT", "PERMISSION_DENIED", "UNAUTHENTICATED", "UNIMPLEMENTED", "FAILED_PRECONDITION"}
 TYPES = pb.ClusterEvent
+RUNS_FLEET = "CONFORMANCE_FLEET" in ENVIRONMENT
+LINGERS = "CONFORMANCE_LINGER" in ENVIRONMENT
 CONTENT = ("uid", "endpoint", "labels", "annotations", "suspended", "draining", "source")
 
 
@@ -205,13 +207,15 @@ class View:
             if (before is None) != (kind == "engaged"):
                 state = "engaged" if before else "unknown"
                 if not broken(f"contradiction-{kind}-{state}"):
-                    self.revision = ""
+                    if not broken("starts-over-after-contradiction"):
+                        self.revision = ""
                     raise Broken
-            after = Known(event, before)
+            inherits = broken("replaced-without-kubeconfig") and kind == "engaged"
+            after = Known(event, self.clusters.get(name) if inherits else before)
             changed[name] = None if kind == "disengaged" else after
             is_useless = kind == "kubeconfig" and before is not None and after.kubeconfig is before.kubeconfig
             if not is_useless and not (broken("with-the-stream") and kind == "kubeconfig" and not before.kubeconfig):
-                has_kubeconfig = event.HasField("kubeconfig") and after.kubeconfig is not None
+                has_kubeconfig = (inherits or event.HasField("kubeconfig")) and after.kubeconfig is not None
                 told.append((event.type, after, short(event.reason, pb.DisengageReason), has_kubeconfig))
         if broken("replaced-in-one-batch"):
             told = list({one[1].cluster.name: one for one in told}.values())
@@ -238,6 +242,9 @@ class View:
 
     def tell(self, kind: int, known: Known, reason: str = "", *, has_kubeconfig: bool = True) -> None:
         cluster, event = known.cluster, TYPES.Type.Name(kind)[5:]
+        if RUNS_FLEET:
+            apply_to_handlers(self, event, known)
+            return
         draining = short(cluster.draining.reason, pb.DisengageReason) if cluster.HasField("draining") else ""
         if broken("engaged-as-draining") and event == "ENGAGED":
             draining = ""
@@ -264,6 +271,108 @@ class View:
         RELEASED.add(name)
         request = pb.ReleaseClusterRequest(cluster=name, incarnation=incarnation, subscriber=SUBSCRIBER)
         await call("ReleaseCluster", request)
+
+
+class Handler:
+    """The work on one engagement of a cluster."""
+
+    def __init__(self, view: View, known: Known) -> None:
+        self.view = view
+        self.name, self.uid = known.cluster.name, known.cluster.uid
+        self.is_engaged = True
+        self.is_draining = self.was_asked = False
+        self.signaled = asyncio.Event()
+        self.commanded = asyncio.Event()
+        self.verb = ""
+        self.issued: pb.Kubeconfig | None = None
+        self.first: dict[str, Any] = {}
+        # Where a credential was asked for, other cases wait for the order too.
+        overlaps = broken("next-begins-after-end") and not any(each.was_asked for each in HANDLERS.get(self.name, []))
+        before = [] if overlaps else [each.task for each in HANDLERS.get(self.name, [])]
+        self.task = asyncio.create_task(self.run(before))
+        HANDLERS.setdefault(self.name, []).append(self)
+
+    async def run(self, before: list[asyncio.Task[None]]) -> None:
+        if before:
+            await asyncio.wait(before)
+        while not self.signaled.is_set():
+            tell("BEGIN", cluster=self.name, uid=self.uid)
+            await self.work()
+            if self.verb != "fail" or broken("handler-error"):
+                break
+            await asyncio.sleep(0.2)
+        HANDLERS[self.name].remove(self)
+        if self.is_draining and not (broken("release-after-error") and self.verb == "fail"):
+            await self.view.release(self.name)
+
+    async def work(self) -> None:
+        self.verb = ""
+        self.commanded.clear()
+        waits = [asyncio.create_task(event.wait()) for event in (self.signaled, self.commanded)]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        if not self.commanded.is_set():
+            tell("SIGNALED", cluster=self.name, uid=self.uid)
+            if self.is_draining and broken("release-after-end"):
+                await self.view.release(self.name)
+            if LINGERS:
+                await self.commanded.wait()
+        tell("END", cluster=self.name, uid=self.uid)
+
+    async def credential(self) -> dict[str, Any]:
+        """Return what a request would be sent with; nothing if it is refused."""
+        self.was_asked = True
+        known = self.view.clusters.get(self.name)
+        if not self.is_engaged and not self.is_given_away(known):
+            return {}
+        kubeconfig = self.issued if known is None else known.kubeconfig
+        if kubeconfig is None and known is not None:
+            request = pb.IssueKubeconfigRequest(cluster=self.name, incarnation=known.cluster.incarnation)
+            kubeconfig = self.issued = (await call("IssueKubeconfig", request)).kubeconfig
+        assert kubeconfig is not None
+        file = json.loads(kubeconfig.kubeconfig)
+        user = file["users"][0]["user"]
+        found = {"server": file["clusters"][0]["cluster"]["server"], "as": user.get("as", "")}
+        self.first = self.first or found
+        return {"token": user["token"], **(self.first if broken("endpoint-and-user-of-the-token") else found)}
+
+    def is_given_away(self, known: Known | None) -> bool:
+        """Return whether the credential is given after the end of the engagement, which it must not be."""
+        if known is None:
+            return broken("credential-after-the-end")
+        is_same = known.cluster.uid == self.uid
+        return broken("credential-of-a-later-engagement" if is_same else "credential-of-a-replaced-cluster")
+
+
+HANDLERS: dict[str, list[Handler]] = {}
+
+
+def apply_to_handlers(view: View, event: str, known: Known) -> None:
+    name = known.cluster.name
+    newest = HANDLERS.get(name, [])[-1:]
+    begins_again = broken("one-handler") and event == "UPDATED" and known.cluster.suspended
+    if event == "ENGAGED" or begins_again:
+        Handler(view, known)
+    for handler in newest:
+        if event == "DISENGAGED" or begins_again:
+            handler.is_engaged = handler.is_draining = False
+            handler.signaled.set()
+        elif known.cluster.HasField("draining"):
+            handler.is_draining = True
+            handler.signaled.set()
+
+
+async def end_handlers(running: asyncio.Task[None]) -> None:
+    """End as when the process is terminated."""
+    handlers = [handler for of_cluster in HANDLERS.values() for handler in of_cluster]
+    for handler in handlers:
+        handler.signaled.set()
+    if handlers and not broken("stop-waits-for-handlers"):
+        await asyncio.wait([handler.task for handler in handlers])
+    running.cancel()
+    await call("EndSubscription", pb.EndSubscriptionRequest(subscriber=SUBSCRIBER))
+    os._exit(0)
 
 
 RELEASED: set[str] = set()
@@ -299,7 +408,7 @@ def connect() -> grpc.aio.Channel:
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_http_proxy", 0),
         ("grpc.max_reconnect_backoff_ms", 500),
-        ("grpc.max_receive_message_length", (1 if broken("large-batch") else 64) << 20),
+        ("grpc.max_receive_message_length", {"large-batch": 1, "larger-batch": 5}.get(BROKEN, 64) << 20),
     ]
     ca = read("MILO_DISCOVERY_CA_FILE", once="renewed-ca")
     if ca is None:
@@ -410,7 +519,7 @@ class Subscription:
             wait = 0.0
             try:
                 async for _ in self.stream():
-                    delay = 0.2
+                    delay = delay if broken("backoff-resets") else 0.2
             except grpc.aio.AioRpcError as error:
                 wait = self.after(error)
             except (Broken, OSError):
@@ -420,7 +529,9 @@ class Subscription:
                     return
             if broken("subscription-across-reconnect"):
                 await call("EndSubscription", pb.EndSubscriptionRequest(subscriber=SUBSCRIBER))
-            await asyncio.sleep(wait or (0 if broken("backoff") else delay * random.uniform(0.5, 1)))
+            jitter = 1.0 if broken("backoff-jitter") else random.uniform(0.5, 1)
+            delay = random.uniform(0.1, 0.8) / jitter if broken("backoff-doubles") else delay
+            await asyncio.sleep(wait or (0 if broken("backoff") else delay * jitter))
             delay = min(2 * delay, 5)
 
     def after(self, error: grpc.aio.AioRpcError) -> float:
@@ -468,11 +579,13 @@ class Subscription:
             ends.append(asyncio.create_task(leaves_ready(channel)))
         for end in ends:
             end.add_done_callback(lambda _: stream.cancel())
-        silence = (2.1 if broken("late-heartbeat") else 3) * HEARTBEAT_S
+        silence: float | None = (2.1 if broken("late-heartbeat") else 3) * HEARTBEAT_S
+        limit = None if broken("silent-from-the-start") else silence
         try:
             while True:
                 try:
-                    batch = await asyncio.wait_for(stream.read(), silence)
+                    batch = await asyncio.wait_for(stream.read(), limit)
+                    limit = silence
                 except TimeoutError:
                     if broken("heartbeat-silence"):
                         self.view.revision = ""
@@ -543,6 +656,14 @@ ISSUED: dict[str, str] = {}
 async def obey(words: list[str], view: View, credentials: Credentials) -> None:
     """Carry out a command."""
     verb, name = words[0], words[1] if len(words) > 1 else ""
+    if RUNS_FLEET:
+        handler = HANDLERS[name][0]
+        if verb == "credential":
+            tell("CREDENTIAL", cluster=name, **await handler.credential())
+        else:
+            handler.verb = verb
+            handler.commanded.set()
+        return
     try:
         if verb == "release":
             await view.release(name)
@@ -571,6 +692,10 @@ async def main() -> None:
     running = asyncio.create_task(subscription.run())
     running.add_done_callback(told_final)
     while words := (await stdin.readline()).decode().split():
+        if words == ["stop"] and RUNS_FLEET:
+            ending = asyncio.create_task(end_handlers(running))
+            ending.add_done_callback(lambda ended: ended.result())
+            continue
         if words == ["stop"]:
             break
         await obey(words, subscription.view, credentials)

@@ -564,12 +564,14 @@ type WatchClustersResponse struct {
 	// it.
 	Revision string `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
 	// The `revision` of the batch before this one on this stream; in the first batch of a resumed stream, what it
-	// was resumed from; empty in the first batch of any other. If it isn't what you last received, a batch is missing.
+	// was resumed from; empty in the first batch of any other. Heartbeats before a snapshot count as batches: the second
+	// one names the first. If it isn't what you last received, a batch is missing. Do not compare it where `reset` is set.
 	PreviousRevision string `protobuf:"bytes,3,opt,name=previous_revision,json=previousRevision,proto3" json:"previous_revision,omitempty"`
 	// The stream has delivered a complete view, and all that follows are changes to it.
 	Synced bool `protobuf:"varint,4,opt,name=synced,proto3" json:"synced,omitempty"`
 	// This batch starts over: clusters known from before that are not named between here and `synced` are disengaged,
-	// except those of `pending_sources`.
+	// except those of `pending_sources`. One that is named with the same UID is UPDATED if any field differs other than
+	// `engaged_at`, `incarnation`, `source_resource_version` and `connectivity.since`.
 	Reset_ bool `protobuf:"varint,5,opt,name=reset,proto3" json:"reset,omitempty"`
 	// How fresh the daemon's own view is. Set in the first batch, in every heartbeat, and whenever it changed. With several
 	// sources, that of the least current one that the filter covers.

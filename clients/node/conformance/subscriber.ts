@@ -1,8 +1,13 @@
 // The subscriber that the conformance kit judges this client by.
 import { createInterface } from "node:readline";
 import { DisengageReason, DiscoveryClient, StatusError, type Credential, type Event, type Kubeconfig } from "../src/index.js";
+import { runFleet } from "./fleet.js";
 
 const environment = process.env;
+if ("CONFORMANCE_FLEET" in environment) {
+  await runFleet();
+  process.exit();
+}
 const subscriber = environment.CONFORMANCE_SUBSCRIBER ?? "";
 const stop = new AbortController();
 const credentials = new Map<string, Credential>();

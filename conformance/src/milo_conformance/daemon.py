@@ -328,7 +328,13 @@ def draining(reason: str = "NOT_READY", seconds: float = 60) -> pb.Draining:
 
 
 def kubeconfig(
-    name: str, token: str, *, expires_in_s: float = 3600, refresh_in_s: float | None = None, user: Any = None
+    name: str,
+    token: str,
+    *,
+    expires_in_s: float = 3600,
+    refresh_in_s: float | None = None,
+    user: Any = None,
+    server: str = "",
 ) -> pb.Kubeconfig:
     """Return a kubeconfig of the form that a daemon writes."""
     now = datetime.now(UTC)
@@ -337,7 +343,7 @@ def kubeconfig(
         "kind": "Config",
         "current-context": name,
         "contexts": [{"name": name, "context": {"cluster": name, "user": name}}],
-        "clusters": [{"name": name, "cluster": {"server": f"https://milo.test/{name}"}}],
+        "clusters": [{"name": name, "cluster": {"server": server or f"https://milo.test/{name}"}}],
         "users": [{"name": name, "user": {"token": token} if user is None else user}],
     }
     message = pb.Kubeconfig(cluster=name, kubeconfig=json.dumps(file).encode())

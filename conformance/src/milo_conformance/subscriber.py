@@ -22,7 +22,10 @@ class Told:
     """A line of the subscriber."""
 
     event: str
-    """ENGAGED, UPDATED, DISENGAGED, KUBECONFIG, or the answer to a command: ISSUED, CREDENTIAL, FAILED, FATAL."""
+    """ENGAGED, UPDATED, DISENGAGED, KUBECONFIG, or the answer to a command: ISSUED, CREDENTIAL, FAILED, FATAL.
+
+    In the profile `fleet`: BEGIN, SIGNALED and END of a handler.
+    """
     fields: dict[str, Any] = field(default_factory=dict)
     at: float = field(default_factory=time.monotonic)
 

@@ -111,14 +111,14 @@ def rust_operator() -> Command:
 CLIENTS = {
     "python": Client(python),
     # The provider for multicluster-runtime renews the credentials of API clients, and not the client below it.
-    "go": Client(go, lacks_features=frozenset({Feature.CREDENTIALS})),
+    "go": Client(go, lacks_profiles=frozenset({Profile.FLEET}), lacks_features=frozenset({Feature.CREDENTIALS})),
     # Node.js cannot tell who serves a Unix socket.
     "node": Client(node, lacks_features=frozenset({Feature.SERVER_UID})),
     "java": Client(java, lacks_features=frozenset({Feature.SERVER_UID})),
     # An example to copy, without releases, ownership and credentials of its own.
     "rust": Client(
         rust,
-        lacks_profiles=frozenset({Profile.RELEASE, Profile.SHARDED, Profile.IDENTITY}),
+        lacks_profiles=frozenset({Profile.RELEASE, Profile.SHARDED, Profile.IDENTITY, Profile.FLEET}),
         lacks_features=frozenset({Feature.CREDENTIALS}),
     ),
 }

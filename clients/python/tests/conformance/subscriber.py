@@ -7,6 +7,8 @@ import sys
 from datetime import timedelta
 from typing import Any
 
+from fleet_subscriber import run_fleet
+
 from milo_discovery import DiscoveryClient, DiscoveryError, Event, Kubeconfig, StatusError
 from milo_discovery._credential_renewal import AsyncRenewer
 
@@ -47,6 +49,9 @@ def options() -> dict[str, Any]:
 async def main() -> None:
     stdin = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stdin), sys.stdin)
+    if "CONFORMANCE_FLEET" in os.environ:
+        await run_fleet(stdin, tell)
+        return
     async with DiscoveryClient() as client:
         watch = client.watch(**options())
         following = asyncio.create_task(follow(watch))

@@ -9,12 +9,16 @@ from functools import partial
 
 import grpc
 
-from milo_conformance.daemon import cluster, disengaged, engaged, updated
+from milo_conformance.daemon import ScriptedStream, cluster, disengaged, engaged, updated
 from milo_conformance.failure import CaseFailed
 from milo_conformance.run import HEARTBEAT_S, Feature, Profile, Run, case
 from milo_discovery.v1 import discovery_pb2 as pb
 
 SILENCE_S = 3 * HEARTBEAT_S
+LARGE_LIMIT_S = 150.0
+"""How long a busy machine may take to read megabytes."""
+REFUSALS_TO_THE_LONGEST_DELAY = 7
+"""Delays that double from a tenth of a second have reached some seconds by then."""
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 
 core = partial(case, Profile.CORE)
@@ -349,6 +353,19 @@ for what, event in (
 
 
 @core(
+    "After a contradiction the stream starts over",
+    why="A client that resumes from its last revision keeps a view of which it knows that it is wrong.",
+    demands="open the\n  // next stream with an empty `resume_revision`",
+)
+async def starts_over_after_contradiction(run: Run) -> None:
+    stream = await run.synced("a")
+    await stream.send(updated("unknown"))
+    stream = await run.stream(resuming="")
+    await stream.snapshot(engaged("a"), engaged("b"))
+    await run.told_only(stream, "ENGAGED b")
+
+
+@core(
     "A stream that begins with changes, and was not resumed, ends",
     why="A client without a view cannot have changes to it: it would never hear of the other clusters.",
     demands="A stream that starts over begins with `reset = true`",
@@ -450,6 +467,18 @@ async def heartbeat_silence(run: Run) -> None:
 
 
 @core(
+    "A stream on which nothing arrives from the start is dead as well",
+    why="A daemon that hangs accepts connections all the same. The client would wait for its first answer forever.",
+    demands="also\n  // where it has not received the first batch yet",
+)
+async def silent_from_the_start(run: Run) -> None:
+    stream = await run.resumed(await run.synced("a"))
+    again = await run.stream(resuming=stream.revision, limit_s=SILENCE_S + 6)
+    await again.send(engaged("b"))
+    await run.told_only(again, "ENGAGED b")
+
+
+@core(
     "A heartbeat that is late ends nothing",
     why="One that is missing is a busy machine. Clients that give up then reconnect all at once.",
     demands="After each `heartbeat_interval` without an event the daemon sends a batch without events.",
@@ -535,6 +564,66 @@ async def backoff(run: Run) -> None:
     await run.nothing_else(stream)
 
 
+async def refusals(run: Run, stream: ScriptedStream, count: int) -> tuple[ScriptedStream, list[float]]:
+    """End each stream at once. Return the last one, which is open, and how long the subscriber waited before each."""
+    waits = []
+    for _ in range(count):
+        ended = time.monotonic()
+        stream.end(UNAVAILABLE)
+        stream = await run.stream(resuming=stream.revision)
+        waits.append(stream.opened_at - ended)
+    return stream, waits
+
+
+@core(
+    "The delay before a reconnect grows",
+    why="A delay that stays short is thousands of attempts while a daemon is away for an hour.",
+    demands="at first soon, then with backoff",
+)
+async def backoff_doubles(run: Run) -> None:
+    stream, waits = await refusals(run, await run.synced("a"), REFUSALS_TO_THE_LONGEST_DELAY)
+    if waits[-1] < 1.2:
+        raise CaseFailed(f"the delay before the reconnect after {len(waits)} refusals was {waits[-1]:.2f} s")
+    await stream.send()
+    await run.nothing_else(stream)
+
+
+@core(
+    "The delay before a reconnect varies",
+    why="All subscribers of a daemon that was restarted would return at the same moments.",
+    demands="at first soon, then with backoff",
+)
+async def backoff_jitter(run: Run) -> None:
+    stream, _ = await refusals(run, await run.synced("a"), REFUSALS_TO_THE_LONGEST_DELAY)
+    stream, waits = await refusals(run, stream, 6)
+    if max(waits) - min(waits) < 0.25:
+        raise CaseFailed(f"the delays are all alike: {', '.join(f'{wait:.2f} s' for wait in waits)}")
+    await stream.send()
+    await run.nothing_else(stream)
+
+
+@core(
+    "A stream that works ends the backoff",
+    why="A daemon that is restarted twice a day would be waited for as if it had been away all day.",
+    demands="at first soon, then with backoff",
+)
+async def backoff_resets(run: Run) -> None:
+    stream = await run.synced("a")
+    delays: list[float] = []
+    while len(delays) < 3:  # one that is long may be due to a busy machine
+        stream, _ = await refusals(run, stream, REFUSALS_TO_THE_LONGEST_DELAY)
+        await stream.send()
+        await asyncio.sleep(10.5)  # while heartbeats arrive
+        stream, [delay] = await refusals(run, stream, 1)
+        if delay < 2:
+            break
+        delays.append(delay)
+    else:
+        raise CaseFailed(f"after streams that had worked for ten seconds, the delays were {delays}")
+    await stream.send()
+    await run.nothing_else(stream)
+
+
 def fatal(code: grpc.StatusCode) -> Callable[[Run], Awaitable[None]]:
     async def script(run: Run) -> None:
         stream = await run.stream(resuming="")
@@ -579,6 +668,9 @@ for status, reason in (
     (grpc.StatusCode.RESOURCE_EXHAUSTED, "A quota is reached, for now."),
     (grpc.StatusCode.INTERNAL, "A proxy between the two had a problem of its own."),
     (grpc.StatusCode.UNKNOWN, "A bug of the daemon is no reason to end an operator."),
+    (grpc.StatusCode.NOT_FOUND, "A proxy does not know the daemon's address for a moment."),
+    (grpc.StatusCode.DEADLINE_EXCEEDED, "A proxy, or a library, limits how long a stream may last."),
+    (grpc.StatusCode.DATA_LOSS, "The next stream resumes from what was received."),
     (grpc.StatusCode.CANCELLED, "A proxy that shuts down cancels the streams through it."),
     (grpc.StatusCode.OK, "A stream that ends without an error has ended all the same."),
 ):
@@ -615,7 +707,19 @@ async def large_batch(run: Run) -> None:
     label = "x" * 4000
     clusters = [engaged(f"c{number}", annotations={"note": label}) for number in range(1000)]
     await stream.send(*clusters)
-    await run.told(*[f"ENGAGED c{number}" for number in range(1000)], limit_s=30)
+    await run.told(*[f"ENGAGED c{number}" for number in range(1000)], limit_s=LARGE_LIMIT_S)
+    await run.nothing_else(stream)
+
+
+@core(
+    "A batch of more than 4 MiB is read",
+    why="gRPC refuses it by default, and a client that resumes receives it again and again.",
+    demands="Messages can be larger than the 4 MiB that gRPC receives by default: allow 64 MiB.",
+)
+async def larger_batch(run: Run) -> None:
+    stream = await run.synced("a")
+    await stream.send(*[engaged(f"c{number}", annotations={"note": "x" * 4000}) for number in range(2000)])
+    await run.told(*[f"ENGAGED c{number}" for number in range(2000)], limit_s=LARGE_LIMIT_S)
     await run.nothing_else(stream)
 
 
@@ -637,11 +741,11 @@ async def large_fleet(run: Run) -> None:
             await stream.send(*events, reset=start == 0, synced=start + 1000 >= len(names))
 
     await send()
-    await run.told(*[f"ENGAGED {name}" for name in names], limit_s=180)
+    await run.told(*[f"ENGAGED {name}" for name in names], limit_s=LARGE_LIMIT_S)
     await stream.heartbeat()
     stream = await run.resumed(stream)
     await send()
-    await run.nothing_else(stream, limit_s=180)
+    await run.nothing_else(stream, limit_s=LARGE_LIMIT_S)
 
 
 @core(

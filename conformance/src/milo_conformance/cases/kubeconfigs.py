@@ -8,7 +8,7 @@ from functools import partial
 
 import grpc
 
-from milo_conformance.daemon import Abort, engaged, kubeconfig, renewed, updated
+from milo_conformance.daemon import Abort, disengaged, engaged, kubeconfig, renewed, updated
 from milo_conformance.failure import CaseFailed
 from milo_conformance.run import Feature, Profile, Run, case
 from milo_discovery.v1 import discovery_pb2 as pb
@@ -64,6 +64,38 @@ async def other_kubeconfig_after_restart(run: Run) -> None:
     stream = await run.resumed(stream)
     await stream.snapshot(engaged("a", kubeconfig("a", "two")), engaged("b", same), engaged("c"))
     await run.told_only(stream, "KUBECONFIG a token=two")
+
+
+@kubeconfigs(
+    "A replacing cluster does not inherit a kubeconfig",
+    why="The old one leads to the project before: the work on the new one would be done there.",
+    demands="with ENGAGED if one is available (events do not wait for",
+)
+async def replaced_without_kubeconfig(run: Run) -> None:
+    await run.start(WITH_STREAM)
+    stream = await run.stream(resuming="")
+    await stream.snapshot(engaged("a", kubeconfig("a", "one")), engaged("b", kubeconfig("b", "one")))
+    await run.told("ENGAGED a token=one", "ENGAGED b token=one")
+    await stream.send(disengaged("a", "REPLACED"), engaged("a", uid="other"))
+    await run.told("DISENGAGED a reason=REPLACED", "ENGAGED a uid=other")
+    stream = await run.resumed(stream)
+    await stream.snapshot(engaged("a", uid="other"), engaged("b", uid="other"))
+    await run.told_only(stream, "DISENGAGED b reason=REPLACED", "ENGAGED b uid=other")
+
+
+@kubeconfigs(
+    "KUBECONFIG of an unknown cluster ends the stream",
+    why="The view is wrong then, and only a snapshot can tell by how much.",
+    demands="ENGAGED first, then any number of UPDATED and KUBECONFIG, then DISENGAGED.",
+    name="contradiction-kubeconfig-unknown",
+)
+async def contradiction_kubeconfig_unknown(run: Run) -> None:
+    await run.start(WITH_STREAM)
+    stream = await run.synced("a")
+    await stream.send(engaged("with-it"), renewed("unknown", kubeconfig("unknown", "one")))
+    stream = await run.stream(resuming="")
+    await stream.snapshot(engaged("a"), engaged("b"))
+    await run.told_only(stream, "ENGAGED b")
 
 
 @kubeconfigs(

@@ -212,13 +212,15 @@ class WatchClustersResponse(_message.Message):
     """
     previous_revision: _builtins.str
     """The `revision` of the batch before this one on this stream; in the first batch of a resumed stream, what it
-    was resumed from; empty in the first batch of any other. If it isn't what you last received, a batch is missing.
+    was resumed from; empty in the first batch of any other. Heartbeats before a snapshot count as batches: the second
+    one names the first. If it isn't what you last received, a batch is missing. Do not compare it where `reset` is set.
     """
     synced: _builtins.bool
     """The stream has delivered a complete view, and all that follows are changes to it."""
     reset: _builtins.bool
     """This batch starts over: clusters known from before that are not named between here and `synced` are disengaged,
-    except those of `pending_sources`.
+    except those of `pending_sources`. One that is named with the same UID is UPDATED if any field differs other than
+    `engaged_at`, `incarnation`, `source_resource_version` and `connectivity.since`.
     """
     sharded: _builtins.bool
     """The clusters are shared by a group of daemons. Work in them only while RenewOwnership says that they are this daemon's:

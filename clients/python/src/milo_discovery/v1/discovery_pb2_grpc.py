@@ -29,10 +29,13 @@ class DiscoveryServiceStub(object):
     """Errors carry google.rpc details, so that no client has to parse messages: BadRequest with the field at
     fault for INVALID_ARGUMENT, QuotaFailure for RESOURCE_EXHAUSTED (a quota or rate limit is reached, of the
     caller or of all callers), ErrorInfo (domain "discovery.miloapis.com") with a stable reason, and RetryInfo
-    wherever trying again later is the right answer.
+    wherever trying again later is the right answer. They are the `details` of a google.rpc.Status in the trailer
+    `grpc-status-details-bin`.
 
     INVALID_ARGUMENT, PERMISSION_DENIED, UNAUTHENTICATED, UNIMPLEMENTED and FAILED_PRECONDITION end a stream permanently:
     report them. After any other end, and where nothing listens yet, open it again: at first soon, then with backoff.
+
+    Messages can be larger than the 4 MiB that gRPC receives by default: allow 64 MiB.
     """
 
     def __init__(self, channel):
@@ -87,10 +90,13 @@ class DiscoveryServiceServicer(object):
     """Errors carry google.rpc details, so that no client has to parse messages: BadRequest with the field at
     fault for INVALID_ARGUMENT, QuotaFailure for RESOURCE_EXHAUSTED (a quota or rate limit is reached, of the
     caller or of all callers), ErrorInfo (domain "discovery.miloapis.com") with a stable reason, and RetryInfo
-    wherever trying again later is the right answer.
+    wherever trying again later is the right answer. They are the `details` of a google.rpc.Status in the trailer
+    `grpc-status-details-bin`.
 
     INVALID_ARGUMENT, PERMISSION_DENIED, UNAUTHENTICATED, UNIMPLEMENTED and FAILED_PRECONDITION end a stream permanently:
     report them. After any other end, and where nothing listens yet, open it again: at first soon, then with backoff.
+
+    Messages can be larger than the 4 MiB that gRPC receives by default: allow 64 MiB.
     """
 
     def WatchClusters(self, request, context):
@@ -99,7 +105,8 @@ class DiscoveryServiceServicer(object):
         First message. A stream that starts over begins with `reset = true` and the clusters of the fleet as
         ENGAGED events, in as many batches as it takes; `synced` is true from the batch that completes
         them. An empty fleet is one batch without events, `reset = true`, `synced = true`. A stream that
-        resumes has no `reset`, and its first batch is already synced. Until the daemon has seen the first
+        resumes has no `reset`, and its first batch is already synced. Between `reset` and `synced`, any other event
+        changes the snapshot itself: a cluster of it may be UPDATED, be given a KUBECONFIG, or be DISENGAGED again. Until the daemon has seen the first
         complete list of its source, it holds the stream open and sends only heartbeats with `synced = false`:
         an incomplete view is never sent as a complete one.
 
@@ -107,14 +114,16 @@ class DiscoveryServiceServicer(object):
         Never ENGAGED twice without a DISENGAGED between. A project that was deleted and created again under
         its old name is another cluster: DISENGAGED (REPLACED), then ENGAGED, in one batch. Between clusters
         there is no promise other than that of time. Nothing is delivered twice on a stream, nor across a
-        resume.
+        resume. An event that contradicts this shows that your view is wrong: apply nothing of its batch, and open the
+        next stream with an empty `resume_revision`.
 
         Slow readers. Unread changes are coalesced per cluster, and the latest state wins; the rules above still
         hold. A cluster that was engaged and disengaged unread is not sent. A stream from which nothing is read
         for the daemon's stalled timeout (5 minutes by default) is ended with ABORTED, and can be resumed.
 
         Heartbeats. After each `heartbeat_interval` without an event the daemon sends a batch without events. A
-        client that receives nothing for three intervals should treat the connection as dead, and open another.
+        client that receives nothing for three intervals should treat the connection as dead, and open another: also
+        where it has not received the first batch yet.
 
         Shutdown. A daemon that shuts down ends the stream with UNAVAILABLE and a RetryInfo. Keep every
         cluster and resume; the daemon that answers sends what changed.
@@ -241,10 +250,13 @@ class DiscoveryService(object):
     """Errors carry google.rpc details, so that no client has to parse messages: BadRequest with the field at
     fault for INVALID_ARGUMENT, QuotaFailure for RESOURCE_EXHAUSTED (a quota or rate limit is reached, of the
     caller or of all callers), ErrorInfo (domain "discovery.miloapis.com") with a stable reason, and RetryInfo
-    wherever trying again later is the right answer.
+    wherever trying again later is the right answer. They are the `details` of a google.rpc.Status in the trailer
+    `grpc-status-details-bin`.
 
     INVALID_ARGUMENT, PERMISSION_DENIED, UNAUTHENTICATED, UNIMPLEMENTED and FAILED_PRECONDITION end a stream permanently:
     report them. After any other end, and where nothing listens yet, open it again: at first soon, then with backoff.
+
+    Messages can be larger than the 4 MiB that gRPC receives by default: allow 64 MiB.
     """
 
     @staticmethod

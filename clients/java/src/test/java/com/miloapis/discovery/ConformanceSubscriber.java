@@ -25,10 +25,14 @@ public final class ConformanceSubscriber {
       options = options.withKubeconfigs();
     }
     var client = new DiscoveryClient();
+    var commands = new BufferedReader(new InputStreamReader(System.in));
+    if (environment.containsKey("CONFORMANCE_FLEET")) {
+      ConformanceFleet.run(client, options, commands);
+      System.exit(0);
+    }
     var watch = client.watch(options);
     var following = new Thread(() -> follow(watch));
     following.start();
-    var commands = new BufferedReader(new InputStreamReader(System.in));
     for (String line = commands.readLine(); line != null && !line.equals("stop"); line = commands.readLine()) {
       String[] words = line.split(" ");
       try {
@@ -92,7 +96,7 @@ public final class ConformanceSubscriber {
     return kubeconfig.getKubeconfig().toStringUtf8();
   }
 
-  private static synchronized void tell(String event, String... fields) {
+  static synchronized void tell(String event, String... fields) {
     var line = new JsonObject();
     line.addProperty("event", event);
     for (int field = 0; field < fields.length; field += 2) {

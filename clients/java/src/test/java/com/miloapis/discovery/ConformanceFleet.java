@@ -1,0 +1,73 @@
+package com.miloapis.discovery;
+
+import java.io.BufferedReader;
+import java.util.Map;
+import java.util.Queue;
+import java.util.concurrent.ConcurrentHashMap;
+import java.util.concurrent.ConcurrentLinkedQueue;
+import java.util.concurrent.LinkedBlockingQueue;
+import java.util.concurrent.TimeUnit;
+
+/** The fleet that the conformance kit judges this client by. */
+final class ConformanceFleet {
+  private static final boolean LINGERS = System.getenv().containsKey("CONFORMANCE_LINGER");
+
+  /** A handler at work, with the commands for it. */
+  private record Running(EngagedCluster cluster, LinkedBlockingQueue<String> commands) {}
+
+  private static final Map<String, Queue<Running>> RUNNING = new ConcurrentHashMap<>();
+
+  private ConformanceFleet() {}
+
+  static void run(DiscoveryClient client, WatchOptions options, BufferedReader input) throws InterruptedException {
+    try (var fleet = new Fleet(client, options)) {
+      var obeying = new Thread(() -> input.lines().forEach(line -> obey(fleet, line.split(" "))));
+      obeying.setDaemon(true);
+      obeying.start();
+      fleet.run(ConformanceFleet::work);
+    }
+  }
+
+  private static void work(EngagedCluster cluster) throws InterruptedException {
+    String uid = cluster.current().getUid();
+    var handler = new Running(cluster, new LinkedBlockingQueue<>());
+    RUNNING.computeIfAbsent(cluster.name(), name -> new ConcurrentLinkedQueue<>()).add(handler);
+    tell("BEGIN", cluster, uid);
+    String command = null;
+    while (command == null && !cluster.hasEnded()) {
+      command = handler.commands.poll(20, TimeUnit.MILLISECONDS);
+    }
+    if (command == null) {
+      tell("SIGNALED", cluster, uid);
+      command = LINGERS ? handler.commands.take() : "finish";
+    }
+    RUNNING.get(cluster.name()).remove(handler);
+    tell("END", cluster, uid);
+    if (command.equals("fail")) {
+      throw new AssertionError("scripted");
+    }
+  }
+
+  private static void obey(Fleet fleet, String[] words) {
+    if (words[0].equals("stop")) {
+      fleet.close();
+      return;
+    }
+    Running handler = RUNNING.get(words[1]).peek();
+    if (!words[0].equals("credential")) {
+      handler.commands.add(words[0]);
+      return;
+    }
+    try {
+      Access access = handler.cluster.credential().access();
+      String user = access.actAs() == null ? "" : access.actAs().user();
+      ConformanceSubscriber.tell("CREDENTIAL", "cluster", words[1], "token", access.token(), "server", access.server(), "as", user);
+    } catch (DiscoveryException error) {
+      ConformanceSubscriber.tell("CREDENTIAL", "cluster", words[1], "code", error.code().name());
+    }
+  }
+
+  private static void tell(String event, EngagedCluster cluster, String uid) {
+    ConformanceSubscriber.tell(event, "cluster", cluster.name(), "uid", uid);
+  }
+}

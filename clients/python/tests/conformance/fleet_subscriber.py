@@ -1,0 +1,106 @@
+"""The subscriber that the conformance kit judges this client's Fleet by."""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+from milo_discovery import DiscoveryClient, DiscoveryError, EngagedCluster, Fleet
+
+LINGERS = "CONFORMANCE_LINGER" in os.environ
+Tell = Callable[..., None]
+
+
+class Handler:
+    """The work on one cluster, which ends when its cluster does or when it is told to."""
+
+    def __init__(self, cluster: EngagedCluster) -> None:
+        self.cluster = cluster
+        self.verb = ""
+        self._credential: Any = cluster.credentials()
+        self._commanded = asyncio.Event()
+
+    def command(self, verb: str) -> None:
+        self.verb = verb
+        self._commanded.set()
+
+    async def until_signaled(self) -> None:
+        waits = [asyncio.ensure_future(each) for each in (self.cluster.drained(), self._commanded.wait())]
+        try:
+            with suppress(asyncio.CancelledError):  # how a handler is told that its cluster was disengaged
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    async def linger(self) -> None:
+        while not self.verb:
+            with suppress(asyncio.CancelledError):  # disengaged while it drained
+                await self._commanded.wait()
+
+    async def credential(self) -> dict[str, Any]:
+        access = await self._credential.access()
+        return {"token": access.token, "server": access.server, "as": access.act_as.user if access.act_as else ""}
+
+
+class Handlers:
+    """The running handlers by cluster, oldest first."""
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+        self._running: dict[str, list[Handler]] = {}
+
+    async def work(self, cluster: EngagedCluster) -> None:
+        handler = Handler(cluster)
+        self._running.setdefault(cluster.name, []).append(handler)
+        self._tell("BEGIN", cluster=cluster.name, uid=cluster.uid)
+        await handler.until_signaled()
+        if not handler.verb:
+            self._tell("SIGNALED", cluster=cluster.name, uid=cluster.uid)
+            if LINGERS:
+                await handler.linger()
+        self._running[cluster.name].remove(handler)
+        self._tell("END", cluster=cluster.name, uid=cluster.uid)
+        if handler.verb == "fail":
+            raise RuntimeError("scripted")
+
+    async def obey(self, verb: str, name: str) -> None:
+        handler = self._running[name][0]
+        if verb != "credential":
+            handler.command(verb)
+            return
+        try:
+            self._tell("CREDENTIAL", cluster=name, **await handler.credential())
+        except DiscoveryError as error:
+            self._tell("CREDENTIAL", cluster=name, code=getattr(error, "code", ""))
+
+
+async def run_fleet(stdin: asyncio.StreamReader, tell: Tell) -> None:
+    environment = os.environ
+    handlers = Handlers(tell)
+    async with DiscoveryClient() as client:
+        fleet = Fleet(
+            client,
+            on_drain="wait",
+            confirm_releases=True,
+            subscriber=environment["CONFORMANCE_SUBSCRIBER"],
+            include_kubeconfigs="CONFORMANCE_KUBECONFIGS" in environment,
+            heartbeat_interval=timedelta(seconds=float(environment["CONFORMANCE_HEARTBEAT_S"])),
+        )
+        fleet.on_engage(handlers.work)
+        running = asyncio.create_task(fleet.run())
+        commands = asyncio.create_task(obey_all(stdin, handlers.obey, running.cancel))
+        await asyncio.wait([running])
+        commands.cancel()
+
+
+async def obey_all(
+    stdin: asyncio.StreamReader, obey: Callable[[str, str], Awaitable[None]], stop: Callable[[], object]
+) -> None:
+    while words := (await stdin.readline()).decode().split():
+        if words == ["stop"]:
+            stop()
+        else:
+            await obey(*words)

@@ -1,0 +1,221 @@
+"""What a user's handler sees: one runs for each engaged cluster, with a credential of this engagement alone."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+from milo_conformance.daemon import ScriptedStream, disengaged, draining, engaged, kubeconfig, renewed, updated
+from milo_conformance.failure import CaseFailed
+from milo_conformance.run import SUBSCRIBER, Profile, Run, case
+from milo_discovery.v1 import discovery_pb2 as pb
+
+fleet = partial(case, Profile.FLEET)
+RUNS = {"CONFORMANCE_FLEET": "1", "CONFORMANCE_SUBSCRIBER": SUBSCRIBER}
+LINGERS = RUNS | {"CONFORMANCE_LINGER": "1"}
+WITH_STREAM = {"CONFORMANCE_KUBECONFIGS": "1"}
+ANSWER = ("uid", "token", "server", "as", "code", "kubeconfig")
+
+
+async def credential(run: Run, name: str) -> tuple[str, str, str]:
+    """Return with which token, to which server and as whom the cluster's oldest handler would send a request."""
+    await run.command(f"credential {name}")
+    fields = (await run.told(f"CREDENTIAL {name}", ignoring=ANSWER))[0].fields
+    return str(fields.get("token") or "refused"), str(fields.get("server") or ""), str(fields.get("as") or "")
+
+
+async def expect_token(run: Run, name: str, expected: str, when: str) -> None:
+    if (found := (await credential(run, name))[0]) != expected:
+        raise CaseFailed(f"the handler's credential {when} is {found!r}, not {expected!r}")
+
+
+def issue_by_incarnation(run: Run) -> None:
+    async def issue(request: pb.IssueKubeconfigRequest) -> pb.IssueKubeconfigResponse:
+        return pb.IssueKubeconfigResponse(kubeconfig=kubeconfig(request.cluster, f"for-{request.incarnation}"))
+
+    run.daemon.answers["IssueKubeconfig"] = issue
+
+
+def calls(run: Run, method: str) -> int:
+    return sum(call.method == method for call in run.daemon.calls)
+
+
+async def working(run: Run, environment: dict[str, str]) -> ScriptedStream:
+    """Return a stream with one cluster, whose handler has a credential."""
+    await run.start(environment)
+    issue_by_incarnation(run)
+    stream = await run.synced("a")
+    await expect_token(run, "a", "for-a-1", "while the cluster is engaged")
+    return stream
+
+
+@fleet(
+    "One handler runs from the engagement to its end",
+    why="An update, or a restart of the daemon, is no reason to begin the work again.",
+    demands="The same name and UID are the same cluster whatever its",
+)
+async def one_handler(run: Run) -> None:
+    await run.start(RUNS)
+    stream = await run.synced("a", "b")
+    await stream.send(updated("a", suspended=True))
+    stream = await run.resumed(stream)
+    await stream.snapshot(engaged("a", incarnation="a-2"), engaged("b", incarnation="b-2"))
+    await run.nothing_else(stream)
+    await stream.send(disengaged("b"))
+    await run.told("SIGNALED b", "END b")
+    await stream.send(engaged("b"))
+    await run.told_only(stream, "BEGIN b")
+
+
+@fleet(
+    "The handler of a replacing cluster begins after the one before has ended",
+    why="Both use the same local state: caches, queues and metrics under the cluster's name.",
+    demands="DISENGAGED (REPLACED), then ENGAGED, in one batch",
+)
+async def next_begins_after_end(run: Run) -> None:
+    await run.start(LINGERS)
+    stream = await run.synced("a")
+    await stream.send(disengaged("a", "REPLACED"), engaged("a", uid="other", incarnation="a-2"))
+    await run.told_only(stream, "SIGNALED a")
+    await run.command("finish a")
+    await run.told_only(stream, "END a", "BEGIN a uid=other")
+
+
+@fleet(
+    "A handler of a replaced cluster gets no credential of the next one",
+    why="It cleans up what it created, and would do so in another project.",
+    demands="A project that was deleted and created again under\n  // its old name is another cluster",
+)
+async def credential_of_a_replaced_cluster(run: Run) -> None:
+    stream = await working(run, LINGERS)
+    await stream.send(disengaged("a", "REPLACED"), engaged("a", uid="other", incarnation="a-2"))
+    await run.told("SIGNALED a")
+    await expect_token(run, "a", "refused", "after the cluster was replaced")
+    await run.command("finish a")
+    await run.told("END a", "BEGIN a uid=other")
+    await expect_token(run, "a", "for-a-2", "of the replacing cluster")
+    await run.nothing_else(stream)
+
+
+@fleet(
+    "A handler gets no credential after the end of its cluster",
+    why="Another daemon's operator may work there, or the caller has lost the right to. The old token still works.",
+    demands="Stop working on it.",
+)
+async def credential_after_the_end(run: Run) -> None:
+    stream = await working(run, LINGERS)
+    await stream.send(disengaged("a", "REVOKED"))
+    await run.told("SIGNALED a")
+    await expect_token(run, "a", "refused", "after the cluster was disengaged")
+    await run.command("finish a")
+    await run.told_only(stream, "END a")
+
+
+@fleet(
+    "A handler gets no credential of a later engagement of its cluster",
+    why="Its work has ended, and that of the next handler has not begun. It would go on as if nothing had happened.",
+    demands="Identifies one engagement by one daemon process: new each time the daemon engages the cluster",
+)
+async def credential_of_a_later_engagement(run: Run) -> None:
+    await run.start(LINGERS | WITH_STREAM)
+    stream = await run.stream(resuming="")
+    await stream.snapshot(engaged("a", kubeconfig("a", "one")))
+    await run.told("BEGIN a")
+    await expect_token(run, "a", "one", "while the cluster is engaged")
+    await stream.send(disengaged("a", "NOT_READY"), engaged("a", kubeconfig("a", "two"), incarnation="a-2"))
+    await run.told("SIGNALED a")
+    await expect_token(run, "a", "refused", "after the cluster was engaged again")
+    await run.command("finish a")
+    await run.told("END a", "BEGIN a")
+    await expect_token(run, "a", "two", "of the later engagement")
+    await run.nothing_else(stream)
+
+
+@fleet(
+    "A handler's request has the server, the token and the user of one kubeconfig",
+    why="A token that is sent to the old server is in the hands of whoever runs it. As another user, it may do more.",
+    demands="Kubeconfig is a credential with the server that it is for.",
+)
+async def endpoint_and_user_of_the_token(run: Run) -> None:
+    await run.start(RUNS | WITH_STREAM)
+    stream = await run.stream(resuming="")
+    await stream.snapshot(engaged("a", kubeconfig("a", "one")))
+    await run.told("BEGIN a")
+    if (found := await credential(run, "a")) != ("one", "https://milo.test/a", ""):
+        raise CaseFailed(f"the handler's credential is {found}")
+    second = kubeconfig("a", "two", server="https://moved.test/a", user={"token": "two", "as": "shop"})
+    await stream.send(updated("a", endpoint="https://moved.test/a"), renewed("a", second))
+    await run.nothing_else(stream)
+    if (found := await credential(run, "a")) != ("two", "https://moved.test/a", "shop"):
+        raise CaseFailed(f"after the endpoint and the user changed, the handler's credential is {found}")
+
+
+@fleet(
+    "A handler that fails is called again, and disturbs no other",
+    why="A fleet has clusters whose API servers answer errors. The others need their handlers.",
+    demands="The cluster is there and ready. Start working on it.",
+)
+async def handler_error(run: Run) -> None:
+    await run.start(RUNS)
+    stream = await run.synced("a", "b")
+    await run.command("fail a")
+    await run.told_only(stream, "END a", "BEGIN a")
+    await stream.send(disengaged("a"))
+    await run.told("SIGNALED a", "END a")
+    await stream.send(engaged("a"))
+    await run.told_only(stream, "BEGIN a")
+
+
+@fleet(
+    "A draining cluster is released when its handler has ended",
+    why="The work ends in order until then, with credentials that work. Released too early, another begins beside it.",
+    demands="Its credentials work, and are renewed, until it is disengaged.",
+)
+async def release_after_end(run: Run) -> None:
+    stream = await working(run, LINGERS)
+    await stream.send(updated("a", draining=draining("MOVED")))
+    await run.told_only(stream, "SIGNALED a")
+    await expect_token(run, "a", "for-a-1", "while the cluster drains")
+    await asyncio.sleep(0.5)  # a release that is too early is on its way
+    if calls(run, "ReleaseCluster"):
+        raise CaseFailed("the cluster was released before its handler had ended")
+    await run.command("finish a")
+    await run.told("END a")
+    await run.daemon.wait_for_call("ReleaseCluster")
+    await run.nothing_else(stream)
+
+
+@fleet(
+    "A draining cluster is released also when its handler fails",
+    why="Otherwise whoever is to have the cluster waits for the deadline.",
+    demands="end the work on it, or do not begin any, and call ReleaseCluster",
+)
+async def release_after_error(run: Run) -> None:
+    await run.start(LINGERS)
+    stream = await run.synced("a")
+    await stream.send(updated("a", draining=draining("MOVED")))
+    await run.told("SIGNALED a")
+    await run.command("fail a")
+    await run.told("END a")
+    await run.daemon.wait_for_call("ReleaseCluster")
+    await run.nothing_else(stream)
+
+
+@fleet(
+    "A program that stops ends its handlers first, with credentials that work",
+    why="A handler needs them to leave its cluster in order, and the daemon is told that nobody works there any more.",
+    demands="EndSubscription says that a subscriber has ended all of its work and will not return",
+)
+async def stop_waits_for_handlers(run: Run) -> None:
+    stream = await working(run, LINGERS)
+    await run.command("stop")
+    await run.told("SIGNALED a")
+    await expect_token(run, "a", "for-a-1", "while the program stops")
+    await asyncio.sleep(0.5)  # a call that is too early is on its way
+    if calls(run, "EndSubscription"):
+        raise CaseFailed("the subscription was ended while a handler worked")
+    await run.command("finish a")
+    await run.told("END a")
+    await run.daemon.wait_for_call("EndSubscription")
+    await run.ended()
+    stream.finish()
