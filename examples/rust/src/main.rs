@@ -101,9 +101,11 @@ async fn keep(greetings: &Api<ConfigMap>, name: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// A client that sends the newest token with each request.
+/// A client that sends the newest token with each request, and none once that is for another server: the request then fails, and
+/// `operate` makes another client.
 fn client(access: Access, kubeconfig: Receiver<Option<Kubeconfig>>) -> Result<kube::Client, Error> {
-    let mut config = kube::Config::new(access.server.parse()?);
+    let server = access.server;
+    let mut config = kube::Config::new(server.parse()?);
     if let Some(data) = access.ca_data {
         let ByteString(pem) = serde_json::from_value(data.into())?;
         config.root_cert = Some(pem::parse_many(pem)?.into_iter().map(|each| each.into_contents()).collect());
@@ -112,7 +114,8 @@ fn client(access: Access, kubeconfig: Receiver<Option<Kubeconfig>>) -> Result<ku
     let service = tower::ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .map_request(move |mut request: http::Request<Body>| {
-            let token = kubeconfig.borrow().as_ref().and_then(|newest| read(newest).ok()).map(|access| access.token);
+            let newest = kubeconfig.borrow().as_ref().and_then(|newest| read(newest).ok());
+            let token = newest.filter(|access| access.server == server).map(|access| access.token);
             let header = token.and_then(|token| http::HeaderValue::try_from(format!("Bearer {token}")).ok());
             if let Some(mut header) = header {
                 header.set_sensitive(true);
