@@ -82,7 +82,6 @@ FULL: Bars = {
     "controllers.tenants_p99_ratio": Bar(2),
     "handover.seconds": Bar(2),
     "handover.unreconciled": Bar(0),
-    "go_memory.*.3_informers.ratio": Bar(0.5),
     "go.1_informers.ratio": Bar(0.05),
     "go.5_informers.ratio": Bar(0.02),
     "go.latency_50ms.seconds": Bar(15),

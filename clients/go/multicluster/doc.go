@@ -18,6 +18,8 @@
 //     the daemon when its cache has stopped and its reconciles have returned. Wrap reconcilers in Reconciler for the latter.
 //     Credentials work until the daemon disengages it.
 //   - Disengaged, for whatever reason: Get stops returning it, and its context is canceled with a *Disengaged as cause.
+//     The manager is given the next engagement of a name when the context of the last one has ended and its caches have stopped. What a
+//     component does because its context ended may still run then, as in a context.AfterFunc; wait for it where that matters.
 //   - Daemon unreachable, or its view stale: nothing. Work on the clusters continues. Only a daemon of a shard group has
 //     to confirm every few seconds that it owns the clusters: otherwise they are disengaged as OWNERSHIP_LOST when its
 //     ownership expires, since another daemon may engage them.
@@ -26,15 +28,13 @@
 // # Under multicluster-runtime's lock
 //
 // multicluster-runtime engages one cluster after another, and waits for each informer. The clusters of this provider do
-// not make it wait: their informers sync in the background. A reconciler that reads a kind for which the cluster has no
+// not make it wait: under the context of Engage, GetInformer of a cluster's cache returns a placeholder, whose HasSynced is
+// false until the informer behind it has synced, and WaitForCacheSync is true at once. Other components that
+// are engaged get that as well: they wait under a context of their own.
+//
+// A reconciler that reads a kind for which the cluster has no
 // synced informer yet does wait, for at most 5 s from the first read of the kind in that cluster: later reads fail at once,
 // until it has synced. Options.BlockingCaches restores the usual behavior, without these limits.
-//
-// # Memory
-//
-// The informers of a cluster are not client-go's, unless its cache options have a NewInformer or Options.BlockingCaches is
-// set. They do the same with fewer goroutines and buffers: the memory of an operator with many clusters is mostly that of
-// informers without events.
 //
 // # Sharding
 //

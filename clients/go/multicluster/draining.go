@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
@@ -50,6 +51,7 @@ func Reconciler(
 	for _, each := range options {
 		each(&g)
 	}
+	kind := object.DeepCopyObject() // the caller may reuse its object
 	return mcreconcile.Func(func(ctx context.Context, r mcreconcile.Request) (reconcile.Result, error) {
 		if r.Cluster() == "" { // the operator's own cluster
 			return inner.Reconcile(ctx, r)
@@ -63,7 +65,7 @@ func Reconciler(
 		defer cancel(nil)
 		defer context.AfterFunc(e.owned, func() { cancel(context.Cause(e.owned)) })()
 		if !g.whileDeleting && !e.info().DeletionRequestedAt.IsZero() {
-			if terminating, err := e.isTerminating(ctx, object, r.NamespacedName); err != nil || !terminating {
+			if terminating, err := e.isTerminating(ctx, kind, r.NamespacedName); err != nil || !terminating {
 				return reconcile.Result{}, err
 			}
 		}
@@ -72,7 +74,7 @@ func Reconciler(
 }
 
 // isTerminating reports whether the object exists in the cluster, and was deleted.
-func (e *entry) isTerminating(ctx context.Context, kind client.Object, name types.NamespacedName) (bool, error) {
+func (e *entry) isTerminating(ctx context.Context, kind runtime.Object, name types.NamespacedName) (bool, error) {
 	of := e.cluster()
 	if of == nil { // it began to drain
 		return false, nil

@@ -12,7 +12,6 @@ import (
 
 	"go.miloapis.com/discovery"
 	"go.miloapis.com/discovery/multicluster/internal/credential"
-	"go.miloapis.com/discovery/multicluster/internal/informer"
 	"go.miloapis.com/discovery/multicluster/internal/prompt"
 )
 
@@ -112,11 +111,10 @@ func (e *entry) enter(now state, failure error) {
 
 // instance is one cluster.Cluster of an entry.
 type instance struct {
-	cluster   cluster.Cluster
-	cache     *prompt.Cache // nil with Options.BlockingCaches
-	informers *informer.Group
-	ctx       context.Context
-	cancel    context.CancelCauseFunc
+	cluster cluster.Cluster
+	cache   *prompt.Cache // nil with Options.BlockingCaches
+	ctx     context.Context
+	cancel  context.CancelCauseFunc
 
 	indexing sync.Mutex
 	indexed  int // how many of the provider's indexes it has
@@ -190,7 +188,6 @@ func (p *Provider) run(e *entry) error {
 	e.register(nil)
 	cancel(errStopped)
 	<-offered
-	i.informers.Wait()
 	return context.Cause(ctx)
 }
 

@@ -286,10 +286,11 @@ func (env *environment) untilGone(provider mc.Provider, name mc.ClusterName) {
 
 // engagements is an Aware that records engagements.
 type engagements struct {
-	mu    sync.Mutex
-	calls int
-	live  map[mc.ClusterName]context.Context
-	of    map[mc.ClusterName]cluster.Cluster
+	mu          sync.Mutex
+	calls       int
+	overlapping int // calls for a name whose last context had not ended
+	live        map[mc.ClusterName]context.Context
+	of          map[mc.ClusterName]cluster.Cluster
 }
 
 func (e *engagements) Start(ctx context.Context) error {
@@ -304,6 +305,9 @@ func (e *engagements) Engage(ctx context.Context, name mc.ClusterName, cl cluste
 		e.live, e.of = map[mc.ClusterName]context.Context{}, map[mc.ClusterName]cluster.Cluster{}
 	}
 	e.calls++
+	if former := e.live[name]; former != nil && former.Err() == nil {
+		e.overlapping++
+	}
 	e.live[name], e.of[name] = ctx, cl
 	return nil
 }
@@ -320,6 +324,12 @@ func (e *engagements) count() int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.calls
+}
+
+func (e *engagements) overlaps() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.overlapping
 }
 
 // context is that of the last engagement of a cluster.

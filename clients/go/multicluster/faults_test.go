@@ -223,6 +223,47 @@ func TestReusedNameIsAnotherCluster(t *testing.T) {
 	}
 }
 
+// TestEngagementsOfANameDoNotOverlap has names that end and begin again in each way, at the same time. The context of an
+// engagement has ended when Engage is called with the next one of its name. What a runnable does because that context ended
+// may be later: one that counts its engagements down in a context.AfterFunc finds two at once.
+func TestEngagementsOfANameDoNotOverlap(t *testing.T) {
+	env := newEnvironment(t)
+	names := numbered(8)
+	env.engage(names...)
+	noted := env.startFeeding(env.provider(nil))
+	var storm sync.WaitGroup
+	for i, name := range names {
+		storm.Go(func() {
+			for round := range 25 {
+				switch (i + round) % 5 {
+				case 0:
+					env.daemon.Replace(discovery.Cluster{Name: name, Endpoint: env.api.Endpoint(name)})
+				case 1:
+					env.move(name, fmt.Sprintf("%s-%d", name, round))
+				case 2:
+					env.remove(name)
+					env.engage(name)
+				case 3:
+					env.daemon.BreakStreams(nil)
+				case 4:
+					env.drain(name)
+					env.untilReleased(name)
+					env.engage(name)
+				}
+			}
+		})
+	}
+	storm.Wait()
+	for _, name := range names {
+		env.animal(name, "dog")
+		env.move(name, name)
+		env.untilFed(name, "dog")
+	}
+	if overlaps := noted.overlaps(); overlaps > 0 {
+		t.Errorf("%d of %d engagements began before the last one of their name had ended", overlaps, noted.count())
+	}
+}
+
 // refusing is an Aware that refuses some engagements, or takes its time.
 type refusing struct {
 	engagements

@@ -29,7 +29,11 @@ func (i index) key() string {
 // A cluster that does not get the index in time is created again with it, and Get does not return it until then. That
 // is not an error, since one cluster that does not answer must not end the operator.
 func (p *Provider) IndexField(ctx context.Context, obj client.Object, field string, extract client.IndexerFunc) error {
-	added := index{object: obj, field: field, extract: extract}
+	object, ok := obj.DeepCopyObject().(client.Object) // kept for clusters to come, while the caller may reuse its own
+	if !ok {
+		return fmt.Errorf("%T is not an object", obj)
+	}
+	added := index{object: object, field: field, extract: extract}
 	p.mu.Lock()
 	for _, each := range p.indexes {
 		if each.key() == added.key() {

@@ -11,7 +11,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/cluster"
 	"sigs.k8s.io/multicluster-runtime/pkg/multicluster"
 
-	"go.miloapis.com/discovery/multicluster/internal/informer"
 	"go.miloapis.com/discovery/multicluster/internal/prompt"
 )
 
@@ -22,14 +21,14 @@ func (p *Provider) make(ctx context.Context, e *entry) (*instance, error) {
 	if err != nil {
 		return nil, err
 	}
-	i := &instance{ctx: ctx, informers: informer.NewGroup(ctx)}
+	i := &instance{ctx: ctx}
 	first := func(o *cluster.Options) {
 		o.Logger = p.options.Logger
 		o.MapperProvider = func(config *rest.Config, httpClient *http.Client) (meta.RESTMapper, error) {
 			return p.documents.Mapper(ctx, config, httpClient)
 		}
 	}
-	// Last, since it wraps the operator's own cache, and does not replace the operator's own informers.
+	// Last, since it wraps the operator's own cache and informers.
 	last := func(o *cluster.Options) {
 		if p.options.BlockingCaches {
 			return
@@ -38,15 +37,9 @@ func (p *Provider) make(ctx context.Context, e *entry) (*instance, error) {
 		if create == nil {
 			create = cache.New
 		}
-		create = prompt.NewFunc(
-			create, i.informers.End, func(made *prompt.Cache) { i.cache = made }, func(u prompt.Unsynced) { p.reportUnsynced(e.name, u) },
+		o.NewCache = prompt.NewFunc(
+			create, func(made *prompt.Cache) { i.cache = made }, func(u prompt.Unsynced) { p.reportUnsynced(e.name, u) },
 		)
-		o.NewCache = func(config *rest.Config, options cache.Options) (cache.Cache, error) {
-			if options.NewInformer == nil {
-				options.NewInformer, options.HTTPClient = i.informers.New(options.Scheme), informer.Client(options.HTTPClient)
-			}
-			return create(config, options)
-		}
 	}
 	options := append([]cluster.Option{first}, p.options.ClusterOptions...)
 	i.cluster, err = cluster.New(config, append(options, last)...)

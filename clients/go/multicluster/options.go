@@ -57,7 +57,7 @@ type Options struct {
 	// OwnTransports gives each cluster connections of its own. Otherwise clusters with the same TLS settings share them.
 	OwnTransports bool
 	// BlockingCaches makes the manager wait for a cluster's informers while it engages the cluster, even if the cluster
-	// does not answer. The informers are client-go's.
+	// does not answer.
 	BlockingCaches bool
 
 	// Logger of the provider. The zero value is controller-runtime's, named "milo-discovery".

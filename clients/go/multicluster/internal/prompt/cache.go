@@ -8,6 +8,7 @@ package prompt
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"sync"
@@ -39,24 +40,21 @@ var Retry = wait.Backoff{Duration: time.Second, Factor: 2, Jitter: 0.2, Steps: 7
 type Cache struct {
 	cache.Cache
 	scheme *runtime.Scheme
-	ended  func(runtime.Object)
 	report func(Unsynced)
 
 	unanswered sync.Map // the time of the first read that was not answered, by type
 
 	mu       sync.Mutex
 	pending  map[*informer]Unsynced
-	failures map[toolscache.SharedIndexInformer]Unsynced // some of them are of informers that have recovered
+	failures map[toolscache.SharedIndexInformer]Unsynced // some of them are of informers that have stopped
 	changed  chan struct{}                               // closed and replaced when an informer leaves pending
 }
 
-// NewFunc returns a function that creates caches with create, and calls created with each of them, ended with each type
-// whose informer was removed, and report with each failure of an informer.
-func NewFunc(
-	create cache.NewCacheFunc, ended func(runtime.Object), created func(*Cache), report func(Unsynced),
-) cache.NewCacheFunc {
+// NewFunc returns a function that creates caches with create, and calls created with each of them, and report with each
+// failure of an informer.
+func NewFunc(create cache.NewCacheFunc, created func(*Cache), report func(Unsynced)) cache.NewCacheFunc {
 	return func(config *rest.Config, options cache.Options) (cache.Cache, error) {
-		c := New(nil, options.Scheme, ended, report)
+		c := New(nil, options.Scheme, report)
 		options.NewInformer = c.observed(options.NewInformer)
 		inner, err := create(config, options)
 		if err != nil {
@@ -69,9 +67,9 @@ func NewFunc(
 }
 
 // New returns a Cache on top of inner.
-func New(inner cache.Cache, scheme *runtime.Scheme, ended func(runtime.Object), report func(Unsynced)) *Cache {
+func New(inner cache.Cache, scheme *runtime.Scheme, report func(Unsynced)) *Cache {
 	return &Cache{
-		Cache: inner, scheme: scheme, ended: ended, report: report,
+		Cache: inner, scheme: scheme, report: report,
 		pending: map[*informer]Unsynced{}, failures: map[toolscache.SharedIndexInformer]Unsynced{}, changed: make(chan struct{}),
 	}
 }
@@ -82,6 +80,10 @@ func (c *Cache) GetInformer(ctx context.Context, obj client.Object, opts ...cach
 		return c.Cache.GetInformer(ctx, obj, opts...)
 	}
 	i := newInformer()
+	obj, ok := obj.DeepCopyObject().(client.Object) // the caller may reuse it
+	if !ok {
+		return nil, fmt.Errorf("%T is not an object", obj)
+	}
 	if ctx.Err() != nil {
 		// The cluster was disengaged before a controller that waited for its election started this source. An error
 		// would end the manager.
@@ -137,7 +139,7 @@ func (c *Cache) forget(i *informer) {
 func (c *Cache) Unsynced() []Unsynced {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.forgetRecovered()
+	maps.DeleteFunc(c.failures, func(made toolscache.SharedIndexInformer, _ Unsynced) bool { return made.IsStopped() })
 	all := slices.AppendSeq(slices.Collect(maps.Values(c.pending)), maps.Values(c.failures))
 	slices.SortFunc(all, func(a, b Unsynced) int {
 		// What failed says more than what is syncing.
@@ -161,12 +163,6 @@ func (c *Cache) Settled(ctx context.Context) error {
 		case <-changed:
 		}
 	}
-}
-
-// RemoveInformer ends the informer for obj, if there is one.
-func (c *Cache) RemoveInformer(ctx context.Context, obj client.Object) error {
-	defer c.ended(obj)
-	return c.Cache.RemoveInformer(ctx, obj)
 }
 
 // WaitForCacheSync waits until all informers have synced, unless ctx is from Engaging.

@@ -2,12 +2,14 @@ package prompt
 
 import (
 	"context"
-	"maps"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
 	toolscache "k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/util/watchlist"
 )
 
 type newInformerFunc = func(toolscache.ListerWatcher, runtime.Object, time.Duration, toolscache.Indexers) toolscache.SharedIndexInformer
@@ -19,49 +21,77 @@ func (c *Cache) observed(create newInformerFunc) newInformerFunc {
 		create = toolscache.NewSharedIndexInformer
 	}
 	return func(lw toolscache.ListerWatcher, example runtime.Object, resync time.Duration, indexers toolscache.Indexers) toolscache.SharedIndexInformer {
-		made := create(lw, example, resync, indexers)
+		// The example is an object of the cache's caller, who may write to it, or reuse it for another kind, while the
+		// informer runs.
+		example = example.DeepCopyObject()
+		var made toolscache.SharedIndexInformer
+		made = create(accepted{lw, func() { c.recovered(made) }}, example, resync, indexers)
 		// An error is that the informer was started, which is left to those who did. The cache replaces the handler if its
 		// options have one.
 		_ = made.SetWatchErrorHandlerWithContext(func(ctx context.Context, r *toolscache.Reflector, err error) {
-			if !c.failed(made, example, err) {
+			if apierrors.IsResourceExpired(err) || apierrors.IsGone(err) { // the next list is not a retry
 				toolscache.DefaultWatchErrorHandler(ctx, r, err)
+				return
 			}
+			c.failed(made, newUnsynced(example, c.scheme).because(err))
 		})
 		return made
 	}
 }
 
-// failed records and reports why an informer failed. It returns false if the next list is not a retry, or if the informer
-// can't say when it has recovered.
-func (c *Cache) failed(made toolscache.SharedIndexInformer, example runtime.Object, err error) bool {
+// failed records and reports why an informer failed.
+func (c *Cache) failed(made toolscache.SharedIndexInformer, u Unsynced) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if apierrors.IsResourceExpired(err) || apierrors.IsGone(err) || !isFailing(made) {
-		return false
-	}
-	u := newUnsynced(example, c.scheme).because(err)
-	if own, ok := made.(failing); ok {
-		u.Since = own.FailingSince()
+	if earlier, ok := c.failures[made]; ok {
+		u.Since = earlier.Since
 	}
 	c.failures[made] = u
 	c.report(u)
-	return true
 }
 
-// failing is an informer that can say that it failed after it had synced, as those of package informer.
-type failing interface {
-	// FailingSince returns the time of the first failure since the last list; zero if there is none.
-	FailingSince() time.Time
+func (c *Cache) recovered(made toolscache.SharedIndexInformer) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.failures, made)
 }
 
-func isFailing(made toolscache.SharedIndexInformer) bool {
-	if own, ok := made.(failing); ok {
-		return !own.FailingSince().IsZero()
+// accepted calls a function for each list that was received, and each watch that was opened.
+type accepted struct {
+	toolscache.ListerWatcher
+	call func()
+}
+
+func (a accepted) ListWithContext(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
+	list, err := toolscache.ToListerWatcherWithContext(a.ListerWatcher).ListWithContext(ctx, options)
+	if err == nil {
+		a.call()
 	}
-	return !made.HasSynced() && !made.IsStopped()
+	return list, err
 }
 
-// forgetRecovered is called with the lock held.
-func (c *Cache) forgetRecovered() {
-	maps.DeleteFunc(c.failures, func(made toolscache.SharedIndexInformer, _ Unsynced) bool { return !isFailing(made) })
+func (a accepted) WatchWithContext(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
+	opened, err := toolscache.ToListerWatcherWithContext(a.ListerWatcher).WatchWithContext(ctx, options)
+	if err != nil {
+		return nil, err
+	}
+	a.call()
+	return drained{opened}, nil
+}
+
+// drained is a watch that discards its pending events when it is stopped. Otherwise the goroutine of watch.Filter, which
+// controller-runtime uses for metadata, stays blocked.
+type drained struct{ watch.Interface }
+
+func (d drained) Stop() {
+	d.Interface.Stop()
+	go func() {
+		for range d.ResultChan() {
+		}
+	}()
+}
+
+// IsWatchListSemanticsUnSupported is asked by client-go, which does not look at what is embedded.
+func (a accepted) IsWatchListSemanticsUnSupported() bool {
+	return watchlist.DoesClientNotSupportWatchListSemantics(a.ListerWatcher)
 }

@@ -70,14 +70,22 @@ func (r *registration) attach(real cache.Informer) (err error) {
 	return err
 }
 
+// Bounds of the interval at which awaitSync polls. toolscache.WaitForCacheSync polls every 100 ms, for which each cluster
+// would keep its slot.
+const (
+	minPoll = 5 * time.Millisecond
+	maxPoll = time.Second
+)
+
 // awaitSync waits until the real informer has synced or was stopped.
 func awaitSync(ctx context.Context, real cache.Informer) {
-	if own, ok := real.(interface{ AwaitSync(context.Context) }); ok {
-		own.AwaitSync(ctx)
-		return
+	for delay := minPoll; !real.HasSynced() && !real.IsStopped(); delay = min(2*delay, maxPoll) {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(delay):
+		}
 	}
-	// Informers of an operator's own, or those of several namespaces.
-	toolscache.WaitForCacheSync(ctx.Done(), func() bool { return real.HasSynced() || real.IsStopped() })
 }
 
 func (i *informer) AddEventHandler(handler toolscache.ResourceEventHandler) (toolscache.ResourceEventHandlerRegistration, error) {

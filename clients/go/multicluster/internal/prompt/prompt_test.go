@@ -11,7 +11,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/scheme"
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -59,7 +58,7 @@ func (s *slow) WaitForCacheSync(ctx context.Context) bool {
 
 func engaged(t *testing.T, s *slow) (*Cache, cache.Informer, context.CancelFunc) {
 	t.Helper()
-	c := New(s, scheme.Scheme, func(runtime.Object) {}, func(Unsynced) {})
+	c := New(s, scheme.Scheme, func(Unsynced) {})
 	ctx, cancel := context.WithCancel(Engaging(t.Context()))
 	t.Cleanup(cancel)
 	informer, err := c.GetInformer(ctx, &corev1.ConfigMap{})
@@ -164,7 +163,7 @@ func TestSettledWaitsForInformersUntilClusterIsDisengaged(t *testing.T) {
 
 func TestSourceStartedAfterDisengagementDoesNotFail(t *testing.T) {
 	s := newSlow()
-	c := New(s, scheme.Scheme, func(runtime.Object) {}, func(Unsynced) {})
+	c := New(s, scheme.Scheme, func(Unsynced) {})
 	ctx, cancel := context.WithCancel(Engaging(t.Context()))
 	cancel()
 	informer, err := c.GetInformer(ctx, &corev1.ConfigMap{})
@@ -177,7 +176,7 @@ func TestSourceStartedAfterDisengagementDoesNotFail(t *testing.T) {
 }
 
 func TestGetInformerBlocksOutsideOfEngagement(t *testing.T) {
-	c := New(newSlow(), scheme.Scheme, func(runtime.Object) {}, func(Unsynced) {})
+	c := New(newSlow(), scheme.Scheme, func(Unsynced) {})
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
 	if _, err := c.GetInformer(ctx, &corev1.ConfigMap{}); err == nil || c.WaitForCacheSync(ctx) {
@@ -189,7 +188,7 @@ func TestGetInformerBlocksOutsideOfEngagement(t *testing.T) {
 func TestReadsAreBoundedAfterARemovedInformer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &removable{}
-		c := New(s, scheme.Scheme, func(runtime.Object) {}, func(Unsynced) {})
+		c := New(s, scheme.Scheme, func(Unsynced) {})
 		read := map[string]func() error{
 			"Get":  func() error { return c.Get(t.Context(), client.ObjectKey{Name: "a"}, &corev1.ConfigMap{}) },
 			"List": func() error { return c.List(t.Context(), &corev1.ConfigMapList{}) },
