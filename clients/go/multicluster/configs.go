@@ -33,8 +33,9 @@ func newConfigs(options Options, renewed func(credential.Outcome)) (*configs, er
 	return c, nil
 }
 
-// credential returns the credential of a cluster, or nil where the daemon issues none.
-func (c *configs) credential(cluster discovery.Cluster) *credential.Credential {
+// credential returns the credential of an engagement, or nil where the daemon issues none. The cluster is asked for, since
+// its incarnation is another one after a restart of the daemon.
+func (c *configs) credential(info func() discovery.Cluster) *credential.Credential {
 	if !c.options.Kubeconfigs {
 		return nil
 	}
@@ -42,10 +43,13 @@ func (c *configs) credential(cluster discovery.Cluster) *credential.Credential {
 	if c.options.OwnTransports {
 		pool = &credential.Pool{}
 	}
-	name, log := cluster.Name, c.options.Logger
+	begun, log := info(), c.options.Logger
 	return credential.New(credential.Options{
+		Server: begun.Endpoint,
 		Issue: func(ctx context.Context) (credential.Kubeconfig, error) {
-			issued, err := c.options.Client.Issue(ctx, name, discovery.IssueOptions{TTL: c.options.KubeconfigTTL})
+			issued, err := c.options.Client.Issue(ctx, begun.Name, discovery.IssueOptions{
+				TTL: c.options.KubeconfigTTL, Incarnation: info().Incarnation,
+			})
 			if err != nil {
 				return credential.Kubeconfig{}, err
 			}
@@ -55,7 +59,7 @@ func (c *configs) credential(cluster discovery.Cluster) *credential.Credential {
 		Attempted: func(outcome credential.Outcome, err error) {
 			c.renewed(outcome)
 			if err != nil {
-				log.Error(err, "kubeconfig not renewed", "cluster", name)
+				log.Error(err, "kubeconfig not renewed", "cluster", begun.Name)
 			}
 		},
 		Now: time.Now,

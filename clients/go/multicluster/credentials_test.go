@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"google.golang.org/grpc/codes"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -113,7 +115,7 @@ func TestClusterWaitsForItsFirstKubeconfig(t *testing.T) {
 	within(t, "the failure to be shown", func() error { return failure(provider, "alpha", "get a kubeconfig") })
 	env.untilGone(provider, "alpha")
 	env.daemon.SetKubeconfigs(func(cluster discovery.Cluster, number int) discovery.Kubeconfig {
-		return discovery.Kubeconfig{Content: env.kubeconfig(cluster.Name, token(cluster.Name, number))}
+		return discovery.Kubeconfig{Content: env.kubeconfig(cluster.Endpoint, token(cluster.Name, number))}
 	})
 	env.daemon.Fail("IssueKubeconfig", nil)
 	env.untilGot(provider, "alpha")
@@ -136,7 +138,7 @@ func TestHostileKubeconfigsAreRefused(t *testing.T) {
 			place := t.TempDir() + "/touched"
 			user := strings.ReplaceAll(user, "PLACE", place)
 			env.daemon.SetKubeconfigs(func(cluster discovery.Cluster, _ int) discovery.Kubeconfig {
-				good := string(env.kubeconfig(cluster.Name, "x"))
+				good := string(env.kubeconfig(cluster.Endpoint, "x"))
 				if cluster.Name == "good" {
 					return discovery.Kubeconfig{Content: []byte(good)}
 				}
@@ -222,6 +224,154 @@ func TestClustersShareConnections(t *testing.T) {
 				return nil
 			})
 		})
+	}
+}
+
+// identities are the ways in which a provider authenticates in clusters.
+var identities = map[string]func(*environment) func(*multicluster.Options){
+	"rest config": func(*environment) func(*multicluster.Options) {
+		return func(o *multicluster.Options) { o.ProjectRestConfig.BearerToken = "secret" }
+	},
+	"rest config with connections of its own": func(*environment) func(*multicluster.Options) {
+		return func(o *multicluster.Options) { o.ProjectRestConfig.BearerToken, o.OwnTransports = "secret", true }
+	},
+	"kubeconfigs": func(*environment) func(*multicluster.Options) { return withKubeconfigs },
+	"function": func(env *environment) func(*multicluster.Options) {
+		return func(o *multicluster.Options) {
+			o.ProjectRestConfig = nil
+			o.ConfigFor = func(_ context.Context, cluster discovery.Cluster) (*rest.Config, error) {
+				config := env.config()
+				config.Host, config.BearerToken = cluster.Endpoint, "secret"
+				return config, nil
+			}
+		}
+	},
+}
+
+func TestRedirectsOfAClusterAreNotFollowed(t *testing.T) {
+	for name, identity := range identities {
+		t.Run(name, func(t *testing.T) {
+			env := newEnvironment(t)
+			var elsewhere atomic.Int64
+			plain := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { elsewhere.Add(1) }))
+			t.Cleanup(plain.Close)
+			env.api.Project("beta").Answer("secrets", func(http.ResponseWriter, *http.Request) { elsewhere.Add(1) })
+			env.engage("alpha")
+			provider := env.provider(identity(env))
+			env.untilEngaged(env.startNoting(provider), "alpha")
+			cl := env.untilGot(provider, "alpha")
+			ctx := t.Context()
+			object := &corev1.Secret{}
+			object.Namespace, object.Name = "default", "one"
+			if err := cl.GetClient().Create(ctx, object.DeepCopy()); err != nil {
+				t.Fatal(err)
+			}
+			for _, target := range []string{env.api.Endpoint("beta"), plain.URL} {
+				for _, status := range []int{http.StatusMovedPermanently, http.StatusFound, http.StatusTemporaryRedirect, http.StatusPermanentRedirect} {
+					env.api.Project("alpha").Answer("secrets", func(w http.ResponseWriter, r *http.Request) {
+						http.Redirect(w, r, target+"/api/v1/namespaces/default/secrets/one", status)
+					})
+					for method, err := range map[string]error{
+						"GET":    cl.GetAPIReader().Get(ctx, client.ObjectKeyFromObject(object), object.DeepCopy()),
+						"POST":   cl.GetClient().Create(ctx, object.DeepCopy()),
+						"PUT":    cl.GetClient().Update(ctx, object.DeepCopy()),
+						"DELETE": cl.GetClient().Delete(ctx, object.DeepCopy()),
+					} {
+						if err == nil || !strings.Contains(err.Error(), "redirect refused") {
+							t.Errorf("%s answered with a %d: %v", method, status, err)
+						}
+					}
+				}
+			}
+			if got := elsewhere.Load(); got > 0 {
+				t.Errorf("%d requests arrived at another project or server", got)
+			}
+		})
+	}
+}
+
+// TestClientsOfAnEndedEngagementSendNothing has a handler that keeps the cluster of an engagement after its end.
+func TestClientsOfAnEndedEngagementSendNothing(t *testing.T) {
+	for name, identity := range identities {
+		for end, change := range map[string]func(*environment){
+			"disengaged": func(env *environment) { env.daemon.Disengage("alpha", discovery.ReasonRevoked) },
+			"replaced": func(env *environment) {
+				env.daemon.Replace(discovery.Cluster{Name: "alpha", UID: "another", Endpoint: env.api.Endpoint("alpha")})
+			},
+			"moved": func(env *environment) { env.move("alpha", "elsewhere") },
+		} {
+			t.Run(name+" "+end, func(t *testing.T) {
+				env := newEnvironment(t)
+				env.engage("alpha")
+				provider := env.provider(identity(env))
+				env.untilEngaged(env.startNoting(provider), "alpha")
+				kept := env.untilGot(provider, "alpha")
+				object := &corev1.ConfigMap{}
+				object.Namespace, object.Name = "default", "early"
+				if err := kept.GetClient().Create(t.Context(), object); err != nil {
+					t.Fatal(err)
+				}
+				change(env)
+				within(t, "the end of the engagement", func() error {
+					if found, err := provider.Get(t.Context(), "alpha"); err == nil && found == kept {
+						return errors.New("Get returns it")
+					}
+					return nil
+				})
+				object = &corev1.ConfigMap{}
+				object.Namespace, object.Name = "default", "late"
+				var ended *multicluster.Disengaged
+				if err := kept.GetClient().Create(t.Context(), object); !errors.As(err, &ended) {
+					t.Errorf("Create: %v", err)
+				}
+				for _, project := range []string{"alpha", "elsewhere"} {
+					if env.data(project, "late") != nil {
+						t.Errorf("the object arrived in %s", project)
+					}
+				}
+			})
+		}
+	}
+}
+
+// TestCredentialIsIssuedForItsEngagementOnly has a request that is refused while the daemon knows the next project of the
+// name, and the provider does not yet.
+func TestCredentialIsIssuedForItsEngagementOnly(t *testing.T) {
+	env := newEnvironment(t)
+	env.engage("alpha")
+	provider := env.provider(withKubeconfigs)
+	env.untilEngaged(env.startNoting(provider), "alpha")
+	cl := env.untilGot(provider, "alpha")
+	object := &corev1.ConfigMap{}
+	object.Namespace, object.Name = "default", "early"
+	if err := cl.GetClient().Create(t.Context(), object); err != nil {
+		t.Fatal(err)
+	}
+	env.daemon.SetSilent(true)
+	env.daemon.Replace(discovery.Cluster{Name: "alpha", UID: "another", Endpoint: env.api.Endpoint("alpha")})
+	issued := env.daemon.Issued("alpha")
+	env.api.Project("alpha").SetTokens(token("alpha", issued+1))
+	object = &corev1.ConfigMap{}
+	object.Namespace, object.Name = "default", "late"
+	if err := cl.GetClient().Create(t.Context(), object); !apierrors.IsUnauthorized(err) {
+		t.Errorf("Create: %v", err)
+	}
+	if got := env.daemon.Issued("alpha"); got != issued {
+		t.Errorf("%d kubeconfigs of the next project were issued", got-issued)
+	}
+}
+
+func TestCredentialIsSentToTheServerOfItsKubeconfig(t *testing.T) {
+	env := newEnvironment(t)
+	env.daemon.SetKubeconfigs(func(cluster discovery.Cluster, number int) discovery.Kubeconfig {
+		return discovery.Kubeconfig{Content: env.kubeconfig(env.api.Endpoint("behind-"+cluster.Name), token(cluster.Name, number))}
+	})
+	env.engage("alpha")
+	env.startFeeding(env.provider(withKubeconfigs))
+	env.animal("behind-alpha", "dog")
+	env.untilFed("behind-alpha", "dog")
+	if got := env.api.Project("alpha").LastToken(); got != "" {
+		t.Errorf("the endpoint of the cluster was sent %q", got)
 	}
 }
 

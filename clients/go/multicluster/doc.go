@@ -18,7 +18,8 @@
 //     the daemon when its cache has stopped and its reconciles have returned. Wrap reconcilers in Reconciler for the latter.
 //     Credentials work until the daemon disengages it.
 //   - Disengaged, for whatever reason: Get stops returning it, and its context is canceled with a *Disengaged as cause.
-//     The manager is given the next engagement of a name when the context of the last one has ended and its caches have stopped. What a
+//     Its clients send nothing from then on, and return that error: the name may be that of another project. The manager
+//     is given the next engagement of a name when the context of the last one has ended and its caches have stopped. What a
 //     component does because its context ended may still run then, as in a context.AfterFunc; wait for it where that matters.
 //   - Daemon unreachable, or its view stale: nothing. Work on the clusters continues. Only a daemon of a shard group has
 //     to confirm every few seconds that it owns the clusters: otherwise they are disengaged as OWNERSHIP_LOST when its
@@ -40,4 +41,10 @@
 //
 // multicluster-runtime's sharded coordinator is refused by Start: in it the disengagement of one cluster ends others, which
 // nothing starts again. The daemon's own sharding gives each replica its own clusters.
+//
+// # Requests
+//
+// A cluster that answers with a redirect gets an error: a client that followed it would send the credential to a server
+// that the cluster names. Kubeconfigs are requested for the incarnation of the engagement, and their credential is sent to
+// no server but their own.
 package multicluster

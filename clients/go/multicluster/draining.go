@@ -153,6 +153,9 @@ func (p *Provider) drain(ctx context.Context, e *entry, event discovery.Event) {
 			p.release(ctx, d, before)
 		})
 	}
+	if d.entry != nil {
+		d.entry.update(event.Cluster) // its credential is renewed until the cluster is disengaged
+	}
 	if event.Kubeconfig != nil && d.entry != nil && d.entry.credential != nil {
 		if err := d.entry.credential.Offer(received(event.Kubeconfig)); err != nil {
 			p.options.Logger.Error(err, "kubeconfig refused", "cluster", name)

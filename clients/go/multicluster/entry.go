@@ -49,11 +49,11 @@ type entry struct {
 	idle      chan struct{} // closed when the last of them returns; nil if nothing waits for that
 }
 
-func newEntry(ctx context.Context, info discovery.Cluster, held *credential.Credential) *entry {
+func newEntry(ctx context.Context, info discovery.Cluster) *entry {
 	owned, disown := context.WithCancelCause(ctx)
 	ctx, cancel := context.WithCancelCause(owned)
 	return &entry{
-		name: multicluster.ClusterName(info.Name), ctx: ctx, cancel: cancel, credential: held, done: make(chan struct{}),
+		name: multicluster.ClusterName(info.Name), ctx: ctx, cancel: cancel, done: make(chan struct{}),
 		owned: owned, disown: disown, last: info, now: stateWaiting,
 	}
 }

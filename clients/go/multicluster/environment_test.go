@@ -79,19 +79,19 @@ func newEnvironment(t *testing.T) *environment {
 	env := &environment{t: t, daemon: discoverytest.New(t), api: api}
 	env.site = memorySite{env}
 	env.daemon.SetKubeconfigs(func(cluster discovery.Cluster, number int) discovery.Kubeconfig {
-		return discovery.Kubeconfig{Content: env.kubeconfig(cluster.Name, token(cluster.Name, number))}
+		return discovery.Kubeconfig{Content: env.kubeconfig(cluster.Endpoint, token(cluster.Name, number))}
 	})
 	return env
 }
 
 func token(project string, number int) string { return fmt.Sprintf("%s-%d", project, number) }
 
-func (env *environment) kubeconfig(project, token string) []byte {
+func (env *environment) kubeconfig(endpoint, token string) []byte {
 	return fmt.Appendf(nil, `{"apiVersion": "v1", "kind": "Config", "current-context": "c",
 		"contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
 		"clusters": [{"name": "c", "cluster": {"server": %q, "certificate-authority-data": %q}}],
 		"users": [{"name": "u", "user": {"token": %q}}]}`,
-		env.api.Endpoint(project), base64.StdEncoding.EncodeToString(env.api.CA()), token)
+		endpoint, base64.StdEncoding.EncodeToString(env.api.CA()), token)
 }
 
 func (env *environment) config() *rest.Config {

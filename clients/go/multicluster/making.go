@@ -21,6 +21,8 @@ func (p *Provider) make(ctx context.Context, e *entry) (*instance, error) {
 	if err != nil {
 		return nil, err
 	}
+	config = rest.CopyConfig(config)
+	config.Wrap(func(base http.RoundTripper) http.RoundTripper { return &engagedTransport{base: base, owned: e.owned} })
 	i := &instance{ctx: ctx}
 	first := func(o *cluster.Options) {
 		o.Logger = p.options.Logger

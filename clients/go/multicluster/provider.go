@@ -340,7 +340,8 @@ func (p *Provider) apply(ctx context.Context, events []discovery.Event) {
 		}
 		known := e != nil
 		if !known {
-			e = newEntry(ctx, event.Cluster, p.configs.credential(event.Cluster))
+			e = newEntry(ctx, event.Cluster)
+			e.credential = p.configs.credential(e.info)
 			p.entries[name] = e
 		}
 		e.update(event.Cluster)

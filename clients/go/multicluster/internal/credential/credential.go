@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"net/url"
+	"strings"
 	"sync"
 	"time"
 
@@ -29,6 +31,9 @@ const (
 
 // Options configure a Credential.
 type Options struct {
+	// Server is the URL in front of the paths of requests. It is replaced by the server of the kubeconfig in use, so that a
+	// credential is sent to no other.
+	Server string
 	// Issue requests a kubeconfig from the daemon.
 	Issue func(context.Context) (Kubeconfig, error)
 	// Pool shares transports with other credentials.
@@ -56,8 +61,31 @@ type Credential struct {
 // held is one kubeconfig in use.
 type held struct {
 	from      Kubeconfig
+	server    *url.URL
 	transport http.RoundTripper
 	release   func()
+}
+
+// send sends a request to the server of the kubeconfig. The path of the request begins with that of the URL given.
+func (h *held) send(request *http.Request, instead string) (*http.Response, error) {
+	if h.server.String() == instead {
+		return h.transport.RoundTrip(request)
+	}
+	before, err := url.Parse(instead)
+	if err != nil {
+		return nil, err
+	}
+	moved := request.Clone(request.Context())
+	moved.URL.Scheme, moved.URL.Host, moved.Host = h.server.Scheme, h.server.Host, h.server.Host
+	moved.URL.Path = moveBelow(h.server.Path, before.Path, request.URL.Path)
+	if request.URL.RawPath != "" {
+		moved.URL.RawPath = moveBelow(h.server.EscapedPath(), before.EscapedPath(), request.URL.RawPath)
+	}
+	return h.transport.RoundTrip(moved)
+}
+
+func moveBelow(directory, former, path string) string {
+	return strings.TrimSuffix(directory, "/") + strings.TrimPrefix(path, strings.TrimSuffix(former, "/"))
 }
 
 // renewal is an attempt in flight.
@@ -96,6 +124,10 @@ func (c *Credential) offer(k Kubeconfig) (Outcome, error) {
 	if err != nil {
 		return Failed, err
 	}
+	server, err := url.Parse(config.Host)
+	if err != nil || server.Host == "" {
+		return Failed, errors.New("kubeconfig refused: its server is not a URL")
+	}
 	base, release, err := c.options.Pool.take(config)
 	if err != nil {
 		return Failed, err
@@ -118,7 +150,7 @@ func (c *Credential) offer(k Kubeconfig) (Outcome, error) {
 	if c.held != nil {
 		c.held.release()
 	}
-	c.held = &held{from: k, transport: transport, release: release}
+	c.held = &held{from: k, server: server, transport: transport, release: release}
 	return Renewed, nil
 }
 
@@ -183,7 +215,7 @@ func (c *Credential) RoundTrip(request *http.Request) (*http.Response, error) {
 	if due := used.from.RefreshAfter; !due.IsZero() && c.options.Now().After(due) {
 		c.renewBeside(renewEvery)
 	}
-	response, err := used.transport.RoundTrip(request)
+	response, err := used.send(request, c.options.Server)
 	if err != nil || response.StatusCode != http.StatusUnauthorized {
 		return response, err
 	}
@@ -195,7 +227,7 @@ func (c *Credential) RoundTrip(request *http.Request) (*http.Response, error) {
 	// The connection is reused only if the body was read.
 	_, _ = io.Copy(io.Discard, io.LimitReader(response.Body, 64<<10))
 	_ = response.Body.Close()
-	return newer.transport.RoundTrip(again)
+	return newer.send(again, c.options.Server)
 }
 
 // rewound returns the request for a second attempt, and false if its body can't be sent again.

@@ -1,11 +1,14 @@
 package credential
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -33,17 +36,20 @@ func (i *issuer) issue(ctx context.Context) (Kubeconfig, error) {
 	return kubeconfig(i.token, i.number), i.err
 }
 
+// testServer is in all kubeconfigs. Requests go where the test sends them.
+const testServer = "http://127.0.0.1"
+
 func kubeconfig(token string, number int) Kubeconfig {
 	return Kubeconfig{IssuedAt: time.Unix(int64(number), 0), Content: []byte(`{"apiVersion": "v1", "kind": "Config", "current-context": "c",
 		"contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-		"clusters": [{"name": "c", "cluster": {"server": "http://127.0.0.1"}}],
+		"clusters": [{"name": "c", "cluster": {"server": "` + testServer + `"}}],
 		"users": [{"name": "u", "user": {"token": "` + token + `"}}]}`)}
 }
 
 func newCredential(of *issuer, now func() time.Time) (*Credential, *[]Outcome) {
 	outcomes := &[]Outcome{}
 	return New(Options{
-		Issue: of.issue, Pool: &Pool{}, Now: now,
+		Server: testServer, Issue: of.issue, Pool: &Pool{}, Now: now,
 		Attempted: func(outcome Outcome, _ error) { *outcomes = append(*outcomes, outcome) },
 	}), outcomes
 }
@@ -194,6 +200,46 @@ func TestCredentialKeepsKubeconfigWithNewestIssueTime(t *testing.T) {
 	}
 }
 
+func TestRequestGoesToServerOfItsCredential(t *testing.T) {
+	var paths []string
+	record := func(token string) *httptest.Server {
+		server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			paths = append(paths, token+" "+r.Host+r.URL.EscapedPath()+"?"+r.URL.RawQuery+" "+r.Header.Get("Authorization"))
+		}))
+		t.Cleanup(server.Close)
+		return server
+	}
+	first, second := record("first"), record("second")
+	at := func(server string, token string, number int) Kubeconfig {
+		moved := kubeconfig(token, number)
+		moved.Content = bytes.ReplaceAll(moved.Content, []byte(testServer), []byte(server))
+		return moved
+	}
+	c := New(Options{Server: first.URL + "/projects/a", Pool: &Pool{}, Now: time.Now, Attempted: func(Outcome, error) {}})
+	moves := []struct{ server, path string }{
+		{first.URL + "/projects/a", "/projects/a"}, {second.URL + "/b", "/b"}, {second.URL, ""}, {first.URL + "/c/", "/c"},
+	}
+	want := make([]string, 0, len(moves))
+	for i, each := range moves {
+		token := fmt.Sprintf("token-%d", i)
+		if err := c.Offer(at(each.server, token, i+1)); err != nil {
+			t.Fatal(err)
+		}
+		post(t, c, first.URL+"/projects/a/api/with%2Fslash?x=y", nil)
+		name, host := "first", strings.TrimPrefix(first.URL, "http://")
+		if strings.HasPrefix(each.server, second.URL) {
+			name, host = "second", strings.TrimPrefix(second.URL, "http://")
+		}
+		want = append(want, name+" "+host+each.path+"/api/with%2Fslash?x=y Bearer "+token)
+	}
+	if !slices.Equal(paths, want) {
+		t.Errorf("%q", paths)
+	}
+	if err := c.Offer(at("nowhere", "token", 9)); err == nil || !strings.HasPrefix(err.Error(), "kubeconfig refused") {
+		t.Errorf("a server that is not a URL: %v", err)
+	}
+}
+
 func TestClockThatIsSetBackDoesNotKeepAnOldKubeconfig(t *testing.T) {
 	c, _ := newCredential(&issuer{}, func() time.Time { return time.Unix(1000, 0) })
 	if err := errors.Join(c.Offer(kubeconfig("before", 5000)), c.Offer(kubeconfig("after", 1000))); err != nil {
@@ -206,7 +252,7 @@ func TestClockThatIsSetBackDoesNotKeepAnOldKubeconfig(t *testing.T) {
 
 func TestClosedCredentialReleasesItsTransport(t *testing.T) {
 	pool := &Pool{}
-	c := New(Options{Pool: pool, Now: time.Now, Attempted: func(Outcome, error) {}})
+	c := New(Options{Server: testServer, Pool: pool, Now: time.Now, Attempted: func(Outcome, error) {}})
 	if err := c.Offer(kubeconfig("token", 1)); err != nil {
 		t.Fatal(err)
 	}
