@@ -19,9 +19,11 @@ package discoverytest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -65,6 +67,7 @@ type Daemon struct {
 	log        []entry
 	resets     int
 	pending    []string
+	member     string // the daemon's name in its shard group
 	sharded    bool
 	ownedFor   time.Duration
 	renewals   int
@@ -84,10 +87,14 @@ type entry struct {
 	source  *pb.SourceStatus
 }
 
+// daemons counts the daemons of the process, for the names of the members of a shard group.
+var daemons atomic.Int64
+
 // New starts a daemon with an empty fleet and a complete view. It stops at the end of the test.
 func New(t testing.TB) *Daemon {
 	daemon := &Daemon{
 		t:          t,
+		member:     fmt.Sprintf("member-%d", daemons.Add(1)),
 		changed:    make(chan struct{}),
 		synced:     true,
 		source:     &pb.SourceStatus{State: pb.SourceStatus_STATE_STREAMING, Since: now(), LastContact: now()},

@@ -140,6 +140,7 @@ var absences = map[discovery.DisengageReason]pb.Engagement_Reason{
 	discovery.ReasonNotReady:      pb.Engagement_REASON_NOT_READY,
 	discovery.ReasonUnreachable:   pb.Engagement_REASON_UNREACHABLE,
 	discovery.ReasonLabelsChanged: pb.Engagement_REASON_OUTSIDE_SELECTOR,
+	discovery.ReasonMoved:         pb.Engagement_REASON_UNASSIGNED,
 }
 
 // engageAgain engages a cluster that the daemon finds when it starts.

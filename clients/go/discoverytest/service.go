@@ -193,7 +193,12 @@ func (s service) GetServerInfo(context.Context, *pb.GetServerInfoRequest) (*pb.G
 		return nil, err
 	}
 	engaged := len(d.fleet())
+	var sharding *pb.Sharding
+	if d.sharded {
+		sharding = &pb.Sharding{Group: "discoverytest", Member: d.member, ValidFor: durationpb.New(d.ownedFor)}
+	}
 	return &pb.GetServerInfoResponse{
+		Sharding:    sharding,
 		Version:     "discoverytest",
 		Mode:        "project",
 		Incarnation: strconv.Itoa(d.starts),

@@ -30,8 +30,12 @@
 //
 // multicluster-runtime engages one cluster after another, and waits for each informer. The clusters of this provider do
 // not make it wait: under the context of Engage, GetInformer of a cluster's cache returns a placeholder, whose HasSynced is
-// false until the informer behind it has synced, and WaitForCacheSync is true at once. Other components that
-// are engaged get that as well: they wait under a context of their own.
+// false until the informer behind it has synced, and WaitForCacheSync is true at once. This is for controllers. For other
+// components it is wrong, and they get it as well, unless the manager has the provider's coordinator:
+//
+//	mcmanager.New(config, provider, options, mcmanager.WithCoordinator(provider.Coordinator()))
+//
+// With it, their Engage has an ordinary context, and may wait for the informers of its cluster. No other cluster waits for it.
 //
 // A reconciler that reads a kind for which the cluster has no
 // synced informer yet does wait, for at most 5 s from the first read of the kind in that cluster: later reads fail at once,
@@ -40,7 +44,8 @@
 // # Sharding
 //
 // multicluster-runtime's sharded coordinator is refused by Start: in it the disengagement of one cluster ends others, which
-// nothing starts again. The daemon's own sharding gives each replica its own clusters.
+// nothing starts again. The daemon's own sharding gives each replica its own clusters; Get of one that another member owns
+// returns an ErrClusterNotOwned. An operator that keeps another provider takes a Coordinator instead of the sharded one.
 //
 // # Requests
 //

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/go-logr/logr"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -150,7 +151,7 @@ func (p *Provider) drain(ctx context.Context, e *entry, event discovery.Event) {
 			before = e.done
 		}
 		p.workers.Go(func() {
-			p.release(ctx, d, before)
+			p.releaseWhenIdle(ctx, d, before)
 		})
 	}
 	if d.entry != nil {
@@ -193,9 +194,9 @@ func (p *Provider) endDrain(name multicluster.ClusterName, cause *Disengaged) {
 	}
 }
 
-// release confirms the release of a draining cluster when nothing works on it any more, until ctx ends. before is closed
-// when the last engagement of the name has ended; it may be nil.
-func (p *Provider) release(ctx context.Context, d *drain, before <-chan struct{}) {
+// releaseWhenIdle confirms the release of a draining cluster when nothing works on it any more, until ctx ends. before is
+// closed when the last engagement of the name has ended; it may be nil.
+func (p *Provider) releaseWhenIdle(ctx context.Context, d *drain, before <-chan struct{}) {
 	waits := []<-chan struct{}{before}
 	if d.entry != nil {
 		waits = append(waits, d.entry.untilIdle())
@@ -213,24 +214,27 @@ func (p *Provider) release(ctx context.Context, d *drain, before <-chan struct{}
 	for {
 		select {
 		case cluster := <-d.pending:
-			p.releaseOne(ctx, cluster, d.pending)
+			release(ctx, p.options.Client, p.options.Subscriber, p.options.Logger, cluster, d.pending)
 		case <-ctx.Done():
 			return
 		}
 	}
 }
 
-// releaseOne releases a cluster, and retries while the daemon does not answer.
-func (p *Provider) releaseOne(ctx context.Context, cluster discovery.Cluster, pending <-chan discovery.Cluster) {
+// release confirms the release of a cluster, and retries while the daemon does not answer. A newer state of the cluster
+// from pending replaces it.
+func release(
+	ctx context.Context, client *discovery.Client, subscriber string, log logr.Logger, cluster discovery.Cluster, pending <-chan discovery.Cluster,
+) {
 	retry := retries
 	for {
-		err := p.options.Client.Release(ctx, cluster, p.options.Subscriber)
+		err := client.Release(ctx, cluster, subscriber)
 		if err == nil || ctx.Err() != nil {
 			return
 		}
 		if discovery.IsTerminal(err) || errors.Is(err, discovery.ErrNotFound) {
 			// If another daemon has taken over, it sends the cluster again, with its own incarnation.
-			p.options.Logger.Info("cluster not released", "cluster", cluster.Name, "reason", err.Error())
+			log.Info("cluster not released", "cluster", cluster.Name, "reason", err.Error())
 			return
 		}
 		select {
@@ -256,10 +260,14 @@ func (p *Provider) endSubscription() {
 	if busy {
 		return
 	}
+	endSubscription(p.options.Client, p.options.Subscriber, p.options.Logger)
+}
+
+func endSubscription(client *discovery.Client, subscriber string, log logr.Logger) {
 	ctx, cancel := context.WithTimeout(context.Background(), endTimeout)
 	defer cancel()
-	if err := p.options.Client.EndSubscription(ctx, p.options.Subscriber); err != nil {
-		p.options.Logger.V(1).Info("subscription not ended", "reason", err.Error())
+	if err := client.EndSubscription(ctx, subscriber); err != nil {
+		log.V(1).Info("subscription not ended", "reason", err.Error())
 	}
 }
 

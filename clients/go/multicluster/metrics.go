@@ -22,7 +22,7 @@ type clientMetrics struct {
 	renewals                    *prometheus.CounterVec
 }
 
-func newMetrics(registerer prometheus.Registerer, states func() map[state]int, unsynced func() map[unsyncedKey]int) (*clientMetrics, error) {
+func newMetrics(registerer prometheus.Registerer, p *Provider) (*clientMetrics, error) {
 	gauge := func(name, help string) prometheus.Gauge {
 		return prometheus.NewGauge(prometheus.GaugeOpts{Namespace: namespace, Name: name, Help: help})
 	}
@@ -50,8 +50,8 @@ func newMetrics(registerer prometheus.Registerer, states func() map[state]int, u
 		m.renewals.WithLabelValues(string(result))
 	}
 	all := []prometheus.Collector{
-		m.connected, m.synced, m.received, m.disconnects, m.snapshots, m.engaged, m.failures, m.renewals, clusterStates(states),
-		unsyncedInformers(unsynced),
+		m.connected, m.synced, m.received, m.disconnects, m.snapshots, m.engaged, m.failures, m.renewals, clusterStates(p.states),
+		unsyncedInformers(p.unsynced), ownedClusters{p},
 	}
 	for i, each := range all {
 		if err := registerer.Register(each); err != nil {
@@ -99,6 +99,21 @@ func (c clusterStates) Collect(into chan<- prometheus.Metric) {
 	for _, each := range allStates {
 		into <- prometheus.MustNewConstMetric(clustersDesc, prometheus.GaugeValue, float64(counts[each]), string(each))
 	}
+}
+
+// ownedClusters counts the clusters that this replica owns when it is scraped.
+type ownedClusters struct{ provider *Provider }
+
+var ownedDesc = prometheus.NewDesc(
+	namespace+"_owned_clusters",
+	"Clusters that this process works in, by the member of the shard group that owns them; the shard is empty without a group.",
+	[]string{"shard"}, nil,
+)
+
+func (ownedClusters) Describe(into chan<- *prometheus.Desc) { into <- ownedDesc }
+
+func (o ownedClusters) Collect(into chan<- prometheus.Metric) {
+	into <- prometheus.MustNewConstMetric(ownedDesc, prometheus.GaugeValue, float64(o.provider.owned()), o.provider.member())
 }
 
 type unsyncedKey struct {

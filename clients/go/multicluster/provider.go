@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"k8s.io/apimachinery/pkg/util/wait"
@@ -55,6 +56,9 @@ type Provider struct {
 	slots     *slots
 	metrics   *clientMetrics
 
+	shard       atomic.Pointer[discovery.Sharding] // nil without a shard group
+	reconnected chan struct{}                      // has an element when a stream has begun
+
 	// aware is closed once Start has supplied engage.
 	aware  chan struct{}
 	engage multicluster.Aware
@@ -81,8 +85,10 @@ func New(options Options) (*Provider, error) {
 		return nil, err
 	}
 	p := &Provider{
-		options: options,
-		slots:   newSlots(options.MaxConcurrent, moveAfter, endAfter),
+		options:     options,
+		slots:       newSlots(options.MaxConcurrent, moveAfter, endAfter),
+		reconnected: make(chan struct{}, 1),
+
 		aware:   make(chan struct{}),
 		synced:  make(chan struct{}),
 		entries: map[multicluster.ClusterName]*entry{},
@@ -99,7 +105,7 @@ func New(options Options) (*Provider, error) {
 		return nil, err
 	}
 	// Last, since the metrics stay registered: after an error, New can be called again.
-	if p.metrics, err = newMetrics(options.Registerer, p.states, p.unsynced); err != nil {
+	if p.metrics, err = newMetrics(options.Registerer, p); err != nil {
 		return nil, err
 	}
 	return p, nil
@@ -108,16 +114,18 @@ func New(options Options) (*Provider, error) {
 // retries are the delays after a failure.
 var retries = wait.Backoff{Duration: time.Second, Factor: 2, Jitter: 0.2, Steps: 7, Cap: time.Minute}
 
-// Get returns the cluster with the name, the same instance until it is disengaged. It does not wait, and works on every
-// replica after OnAllReplicas. The error of an unknown cluster is a multicluster.ErrClusterNotFound.
-func (p *Provider) Get(_ context.Context, name multicluster.ClusterName) (cluster.Cluster, error) {
+// Get returns the cluster with the name, the same instance until it is disengaged. It works on every replica after
+// OnAllReplicas. The error of an unknown cluster is a multicluster.ErrClusterNotFound. It is an ErrClusterNotOwned as well if
+// another member of the shard group owns the cluster: with a shard group, Get asks the daemon about a cluster that is not
+// engaged here.
+func (p *Provider) Get(ctx context.Context, name multicluster.ClusterName) (cluster.Cluster, error) {
 	if e := p.entry(name); e != nil {
 		if found := e.cluster(); found != nil {
 			return found, nil
 		}
 		return nil, fmt.Errorf("cluster %s is not started yet: %w", name, multicluster.ErrClusterNotFound)
 	}
-	return nil, fmt.Errorf("cluster %s is not engaged: %w", name, multicluster.ErrClusterNotFound)
+	return nil, p.absence(ctx, name)
 }
 
 // Info returns what the daemon last reported of an engaged cluster.
@@ -209,6 +217,7 @@ func (p *Provider) follow(ctx context.Context) error {
 	defer p.workers.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	p.workers.Go(func() { p.followShard(ctx) })
 	options := discovery.WatchOptions{
 		Filter:             p.options.Filter,
 		IncludeKubeconfigs: p.options.Kubeconfigs,
@@ -255,7 +264,14 @@ func (p *Provider) follow(ctx context.Context) error {
 
 func (p *Provider) hooks() discovery.Hooks {
 	hooks := p.metrics.hooks()
-	counted, synced := hooks.Disconnected, hooks.Synced
+	connected, counted, synced := hooks.Connected, hooks.Disconnected, hooks.Synced
+	hooks.Connected = func(resumed bool) {
+		connected(resumed)
+		select {
+		case p.reconnected <- struct{}{}:
+		default:
+		}
+	}
 	hooks.Disconnected = func(err error) {
 		counted(err)
 		if !errors.Is(err, discovery.ErrOwnershipLost) {

@@ -29,8 +29,14 @@ func Engaging(ctx context.Context) context.Context {
 	return context.WithValue(ctx, engaging{}, true)
 }
 
+// Ordinary returns a context under which a Cache blocks as any other, also within one from Engaging.
+func Ordinary(ctx context.Context) context.Context {
+	return context.WithValue(ctx, engaging{}, false)
+}
+
 func isEngaging(ctx context.Context) bool {
-	return ctx.Value(engaging{}) != nil
+	marked, _ := ctx.Value(engaging{}).(bool)
+	return marked
 }
 
 // Retry is the backoff for informers that cannot be created, for example because their kind is not served yet.

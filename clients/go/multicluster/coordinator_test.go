@@ -1,0 +1,440 @@
+package multicluster_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/cluster"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	mcbuilder "sigs.k8s.io/multicluster-runtime/pkg/builder"
+	mcmanager "sigs.k8s.io/multicluster-runtime/pkg/manager"
+	mc "sigs.k8s.io/multicluster-runtime/pkg/multicluster"
+	mcreconcile "sigs.k8s.io/multicluster-runtime/pkg/reconcile"
+	"sigs.k8s.io/multicluster-runtime/providers/namespace"
+
+	"go.miloapis.com/discovery"
+	"go.miloapis.com/discovery/discoverytest"
+	"go.miloapis.com/discovery/multicluster"
+)
+
+// coordinated is a coordinator with the daemon of its replica, and what it engages. The clusters of its provider are nil.
+type coordinated struct {
+	*engagements
+
+	env         *environment
+	coordinator *multicluster.Coordinator
+	daemon      *discoverytest.Daemon
+}
+
+func newCoordinated(t *testing.T) *coordinated {
+	t.Helper()
+	c := &coordinated{engagements: &engagements{}, env: &environment{t: t}, daemon: discoverytest.New(t)}
+	c.coordinator = multicluster.NewCoordinator(multicluster.CoordinatorOptions{Client: c.daemon.Client()})
+	c.coordinator.AddAware(c.engagements)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- c.coordinator.Runnable().Start(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		if left := c.names(); len(left) > 0 {
+			t.Errorf("%v are engaged after the end", left)
+		}
+	})
+	return c
+}
+
+// offer has the provider engage clusters, until the function that it returns is called.
+func (c *coordinated) offer(names ...mc.ClusterName) context.CancelFunc {
+	c.env.t.Helper()
+	ctx, cancel := context.WithCancel(c.env.t.Context())
+	for _, name := range names {
+		if err := c.coordinator.Engage(ctx, name, nil); err != nil {
+			c.env.t.Fatal(err)
+		}
+	}
+	return cancel
+}
+
+func (c *coordinated) own(names ...string) {
+	c.env.t.Helper()
+	for _, name := range names {
+		c.daemon.Engage(discovery.Cluster{Name: name})
+	}
+}
+
+func (c *coordinated) until(want ...mc.ClusterName) {
+	c.env.t.Helper()
+	c.env.untilEngaged(c.engagements, want...)
+}
+
+func TestCoordinatorEngagesWhatItsReplicaOwns(t *testing.T) {
+	c := newCoordinated(t)
+	c.offer("alpha", "beta", "gamma")
+	c.own("alpha", "gamma", "unknown to the provider")
+	c.until("alpha", "gamma")
+	if !c.coordinator.Owns("alpha") || c.coordinator.Owns("beta") {
+		t.Error("Owns is true of what is not engaged, or false of what is")
+	}
+	c.own("delta")
+	c.offer("delta")
+	c.until("alpha", "delta", "gamma")
+}
+
+func TestCoordinatorEndsWhatMovesAndNothingElse(t *testing.T) {
+	c := newCoordinated(t)
+	c.offer("alpha", "beta")
+	c.own("alpha", "beta")
+	c.until("alpha", "beta")
+	lost := c.context("alpha")
+	c.daemon.Disengage("alpha", discovery.ReasonMoved)
+	c.until("beta")
+	var cause *multicluster.Disengaged
+	if !errors.As(context.Cause(lost), &cause) || cause.Reason != discovery.ReasonMoved || c.coordinator.Owns("alpha") {
+		t.Errorf("the cause is %v", context.Cause(lost))
+	}
+	c.own("alpha")
+	c.until("alpha", "beta")
+	if c.count() != 3 || c.overlaps() != 0 {
+		t.Errorf("%d Engage calls, %d before the last engagement had ended", c.count(), c.overlaps())
+	}
+}
+
+// multicluster-runtime's sharded coordinator ends other clusters with one that the provider removes.
+func TestClusterThatTheProviderRemovesEndsNoOther(t *testing.T) {
+	c := newCoordinated(t)
+	c.offer("alpha")
+	remove := c.offer("beta")
+	c.own("alpha", "beta")
+	c.until("alpha", "beta")
+	remove()
+	c.until("alpha")
+	c.offer("beta")
+	c.until("alpha", "beta")
+}
+
+func TestCoordinatorReleasesWhatMoves(t *testing.T) {
+	c := newCoordinated(t)
+	c.offer("alpha")
+	c.own("alpha")
+	c.until("alpha")
+	draining := c.context("alpha")
+	c.daemon.Drain("alpha", discovery.ReasonMoved)
+	within(t, "the release", func() error {
+		if c.daemon.Cluster("alpha"); draining.Err() == nil {
+			return errors.New("it is engaged")
+		}
+		report, err := c.daemon.Client().Get(t.Context(), "alpha")
+		if err == nil && report.Engagement.Engaged {
+			return errors.New("the daemon waits")
+		}
+		return err
+	})
+	c.until()
+}
+
+func TestCoordinatorEndsEverythingWithTheOwnership(t *testing.T) {
+	c := newCoordinated(t)
+	c.daemon.Shard(4 * time.Second)
+	c.offer("alpha", "beta")
+	c.own("alpha", "beta")
+	c.until("alpha", "beta")
+	c.daemon.Stop()
+	c.until()
+	c.daemon.Start()
+	c.until("alpha", "beta")
+}
+
+func TestCoordinatorRetriesFailedEngagement(t *testing.T) {
+	c := newCoordinated(t)
+	failing := &refusing{refusals: 1}
+	c.coordinator.AddAware(failing)
+	c.offer("alpha")
+	c.own("alpha")
+	c.env.untilEngaged(&failing.engagements, "alpha")
+	c.until("alpha")
+	if c.count() != 2 || c.overlaps() != 0 {
+		t.Errorf("%d Engage calls, %d before the last engagement had ended", c.count(), c.overlaps())
+	}
+}
+
+func TestReplacedClusterIsEngagedAgain(t *testing.T) {
+	c := newCoordinated(t)
+	c.offer("alpha")
+	c.own("alpha")
+	c.until("alpha")
+	c.daemon.Replace(discovery.Cluster{Name: "alpha"})
+	within(t, "the next engagement", func() error {
+		if c.count() != 2 {
+			return errors.New("there is none")
+		}
+		return nil
+	})
+	c.until("alpha")
+	if c.overlaps() != 0 {
+		t.Error("it began before the last one had ended")
+	}
+}
+
+func TestRefusedSubscriptionEndsTheCoordinator(t *testing.T) {
+	daemon := discoverytest.New(t)
+	daemon.Fail("WatchClusters", discoverytest.Error(7, "FORBIDDEN", "no rule for you"))
+	coordinator := multicluster.NewCoordinator(multicluster.CoordinatorOptions{Client: daemon.Client()})
+	if err := coordinator.Runnable().Start(t.Context()); !errors.Is(err, discovery.ErrPermissionDenied) {
+		t.Errorf("Start: %v", err)
+	}
+}
+
+// handled is what a replica of the example reconciled.
+type handled struct {
+	daemon *discoverytest.Daemon
+	mu     sync.Mutex
+	seen   map[string]bool
+}
+
+func (h *handled) all() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Sorted(maps.Keys(h.seen))
+}
+
+// shardedNamespaces starts multicluster-runtime's example sharded-namespace, in which the coordinator is another one.
+func (env *environment) shardedNamespaces() *handled {
+	env.t.Helper()
+	h := &handled{daemon: discoverytest.New(env.t), seen: map[string]bool{}}
+	h.daemon.Shard(time.Minute)
+	host, err := cluster.New(env.local())
+	if err != nil {
+		env.t.Fatal(err)
+	}
+	provider := namespace.New(host)
+	options := manager.Options{Metrics: metricsserver.Options{BindAddress: "0"}, HealthProbeBindAddress: "0"}
+	mgr, err := mcmanager.New(env.local(), provider, options,
+		mcmanager.WithCoordinator(
+			multicluster.NewCoordinator(multicluster.CoordinatorOptions{Client: h.daemon.Client()}),
+		),
+	)
+	if err != nil {
+		env.t.Fatal(err)
+	}
+	err = mcbuilder.ControllerManagedBy(mgr).Named("multicluster-configmaps").For(&corev1.ConfigMap{}).
+		WithOptions(controllerOptions(0)).
+		Complete(mcreconcile.Func(func(ctx context.Context, request mcreconcile.Request) (reconcile.Result, error) {
+			cl, err := mgr.GetCluster(ctx, request.ClusterName)
+			if err != nil {
+				return reconcile.Result{}, err
+			}
+			found := &corev1.ConfigMap{}
+			if err := cl.GetClient().Get(ctx, request.NamespacedName, found); err != nil {
+				return reconcile.Result{}, client.IgnoreNotFound(err)
+			}
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			h.seen[request.ClusterName.String()+" "+found.Name] = true
+			return reconcile.Result{}, nil
+		}))
+	if err != nil {
+		env.t.Fatal(err)
+	}
+	env.start(mgr)
+	ctx, cancel := context.WithCancel(env.t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- host.Start(ctx) }()
+	env.t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			env.t.Error(err)
+		}
+	})
+	return h
+}
+
+// inNamespace stores a ConfigMap in a namespace of the operator's own cluster.
+func (env *environment) inNamespace(namespace, name string) {
+	object := &unstructured.Unstructured{Object: map[string]any{}}
+	object.SetGroupVersionKind(configMap)
+	object.SetNamespace(namespace)
+	object.SetName(name)
+	env.api.Project(operators).Apply(configMaps, object)
+}
+
+func (env *environment) untilHandled(h *handled, want ...string) {
+	env.t.Helper()
+	within(env.t, fmt.Sprintf("%q to be reconciled", want), func() error {
+		if got := h.all(); !slices.Equal(got, want) {
+			return fmt.Errorf("reconciled are %q", got)
+		}
+		return nil
+	})
+}
+
+func TestShardedNamespaceExampleRunsWithTheCoordinator(t *testing.T) {
+	env := newEnvironment(t)
+	zoo := []string{"island", "jungle", "zoo"}
+	for _, name := range zoo {
+		object := &unstructured.Unstructured{Object: map[string]any{}}
+		object.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Namespace"))
+		object.SetName(name)
+		env.api.Project(operators).Apply(corev1.SchemeGroupVersion.WithResource("namespaces"), object)
+		env.inNamespace(name, "first")
+	}
+	replicas := []*handled{env.shardedNamespaces(), env.shardedNamespaces(), env.shardedNamespaces()}
+	for i, name := range zoo {
+		replicas[i].daemon.Engage(discovery.Cluster{Name: name})
+	}
+	for i, name := range zoo {
+		env.untilHandled(replicas[i], name+" first")
+	}
+	// The first replica gives its namespace to the second.
+	replicas[0].daemon.Drain("island", discovery.ReasonMoved)
+	within(t, "the release of island", func() error {
+		report, err := replicas[0].daemon.Client().Get(t.Context(), "island")
+		if err == nil && report.Engagement.Engaged {
+			return errors.New("it is engaged")
+		}
+		return err
+	})
+	env.inNamespace("island", "second")
+	replicas[1].daemon.Engage(discovery.Cluster{Name: "island"})
+	env.untilHandled(replicas[1], "island first", "island second", "jungle first")
+	env.untilHandled(replicas[0], "island first")
+	env.untilHandled(replicas[2], "zoo first")
+}
+
+func TestClusterOfAnotherMemberIsNotOwned(t *testing.T) {
+	env := newEnvironment(t)
+	env.daemon.Shard(time.Minute)
+	env.engage("alpha", "beta", "gamma")
+	provider := env.provider(nil)
+	noted := env.startNoting(provider)
+	env.untilEngaged(noted, "alpha", "beta", "gamma")
+	env.daemon.Disengage("alpha", discovery.ReasonMoved)
+	env.daemon.Disengage("beta", discovery.ReasonDeleted)
+	env.untilEngaged(noted, "gamma")
+	for name, owned := range map[mc.ClusterName]bool{"beta": true, "never known": true, "alpha": false} {
+		within(t, "Get of "+name.String(), func() error {
+			_, err := provider.Get(t.Context(), name)
+			if !errors.Is(err, mc.ErrClusterNotFound) || errors.Is(err, multicluster.ErrClusterNotOwned) == owned {
+				return fmt.Errorf("Get: %w", err)
+			}
+			return nil
+		})
+	}
+	if _, err := provider.Get(t.Context(), "gamma"); err != nil {
+		t.Error(err)
+	}
+	env.daemon.Stop() // then nobody can say
+	if _, err := provider.Get(t.Context(), "alpha"); !errors.Is(err, mc.ErrClusterNotFound) {
+		t.Errorf("Get: %v", err)
+	}
+}
+
+// TestOwnedClustersOfAShardGroupAreAllAndDisjoint is step 4 of the validation in milo-os/milo#640.
+func TestOwnedClustersOfAShardGroupAreAllAndDisjoint(t *testing.T) {
+	env := newEnvironment(t)
+	want := numbered(9)
+	union := make([]string, 0, len(want))
+	series := map[string]string{}
+	for member := range 3 {
+		daemon, registry := discoverytest.New(t), prometheus.NewRegistry()
+		daemon.Shard(time.Minute)
+		for _, name := range want[member*3 : member*3+3] {
+			daemon.Engage(discovery.Cluster{Name: name, Endpoint: env.api.Endpoint(name)})
+		}
+		info, err := daemon.Client().Info(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		provider := env.provider(func(o *multicluster.Options) { o.Client, o.Registerer = daemon.Client(), registry })
+		noted := env.startNoting(provider)
+		within(t, "its share", func() error {
+			if got := len(noted.names()); got != 3 {
+				return fmt.Errorf("%d are engaged", got)
+			}
+			return nil
+		})
+		for _, name := range noted.names() {
+			union = append(union, name.String())
+		}
+		series[info.Sharding.Member] = `milo_discovery_client_owned_clusters{shard="` + info.Sharding.Member + `"} 3`
+		within(t, "the metric", func() error {
+			const help = "# HELP milo_discovery_client_owned_clusters Clusters that this process works in, by the member of the shard group " +
+				"that owns them; the shard is empty without a group.\n# TYPE milo_discovery_client_owned_clusters gauge\n"
+			text := strings.NewReader(help + series[info.Sharding.Member] + "\n")
+			return testutil.GatherAndCompare(registry, text, "milo_discovery_client_owned_clusters")
+		})
+	}
+	slices.Sort(union)
+	if !slices.Equal(union, want) || len(series) != 3 {
+		t.Errorf("the members %v own %v", slices.Collect(maps.Keys(series)), union)
+	}
+}
+
+// patient is a runnable that works with the informers of the clusters it is engaged with.
+type patient struct {
+	engagements
+
+	mu      sync.Mutex
+	results map[mc.ClusterName]string
+}
+
+func (p *patient) Engage(ctx context.Context, name mc.ClusterName, cl cluster.Cluster) error {
+	informer, err := cl.GetCache().GetInformer(ctx, &corev1.ConfigMap{})
+	if err != nil {
+		return err
+	}
+	shared, ok := informer.(toolscache.SharedIndexInformer)
+	if !ok {
+		return fmt.Errorf("it is no SharedIndexInformer, but a %T", informer)
+	}
+	if !cl.GetCache().WaitForCacheSync(ctx) {
+		return errors.New("the cache has not synced")
+	}
+	p.mu.Lock()
+	p.results[name] = fmt.Sprintf("synced %t, %d objects", shared.HasSynced(), len(shared.GetStore().ListKeys()))
+	p.mu.Unlock()
+	return p.engagements.Engage(ctx, name, cl)
+}
+
+func TestRunnablesMayRelyOnCachesWithTheProvidersCoordinator(t *testing.T) {
+	env := newEnvironment(t)
+	env.animal("alpha", "dog")
+	env.engage("alpha", "silent")
+	env.api.Project("silent").Silence("configmaps")
+	provider := env.provider(nil)
+	options := manager.Options{Metrics: metricsserver.Options{BindAddress: "0"}, HealthProbeBindAddress: "0"}
+	mgr, err := mcmanager.New(env.local(), provider, options, mcmanager.WithCoordinator(provider.Coordinator()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	env.feeder(mgr)
+	runnable := &patient{results: map[mc.ClusterName]string{}}
+	if err := mgr.Add(runnable); err != nil {
+		t.Fatal(err)
+	}
+	env.start(mgr)
+	env.untilEngaged(&runnable.engagements, "alpha")
+	env.untilFed("alpha", "dog")
+	runnable.mu.Lock()
+	defer runnable.mu.Unlock()
+	if want := map[mc.ClusterName]string{"alpha": "synced true, 1 objects"}; !maps.Equal(runnable.results, want) {
+		t.Errorf("%v", runnable.results)
+	}
+}

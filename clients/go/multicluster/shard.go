@@ -1,0 +1,80 @@
+package multicluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"sigs.k8s.io/multicluster-runtime/pkg/multicluster"
+
+	"go.miloapis.com/discovery"
+)
+
+// ErrClusterNotOwned is the error of Get for a cluster that another member of the shard group owns, or none at present. It
+// is expected: that member works in the cluster, and this process may own it later. The error is a
+// multicluster.ErrClusterNotFound as well, for which multicluster-runtime drops a request instead of retrying it.
+var ErrClusterNotOwned = errors.New("cluster is not owned by this member of the shard group")
+
+// askWithin limits the question to the daemon about a cluster that is not engaged here.
+const askWithin = 2 * time.Second
+
+// absence returns why Get does not return a cluster that is not engaged here.
+func (p *Provider) absence(ctx context.Context, name multicluster.ClusterName) error {
+	unknown := fmt.Errorf("cluster %s is not engaged: %w", name, multicluster.ErrClusterNotFound)
+	if p.shard.Load() == nil {
+		return unknown
+	}
+	ctx, cancel := context.WithTimeout(ctx, askWithin)
+	defer cancel()
+	report, err := p.options.Client.Get(ctx, string(name))
+	if err != nil || report.Engagement.Reason != discovery.EngagementUnassigned {
+		return unknown
+	}
+	return fmt.Errorf("%w: %s: %s (%w)", ErrClusterNotOwned, name, report.Engagement.Message, multicluster.ErrClusterNotFound)
+}
+
+// followShard asks the daemon for its place in a shard group each time that a stream begins, until ctx ends.
+func (p *Provider) followShard(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-p.reconnected:
+		}
+		retry := retries
+		for {
+			info, err := p.options.Client.Info(ctx)
+			if err == nil {
+				p.shard.Store(info.Sharding)
+				break
+			}
+			if ctx.Err() != nil || discovery.IsTerminal(err) {
+				break
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(retry.Step()):
+			}
+		}
+	}
+}
+
+// member returns the name of the daemon in its shard group; empty if it has none.
+func (p *Provider) member() string {
+	if shard := p.shard.Load(); shard != nil {
+		return shard.Member
+	}
+	return ""
+}
+
+// owned counts the clusters that Get returns.
+func (p *Provider) owned() (count int) {
+	for _, e := range p.snapshot() {
+		if e.cluster() != nil {
+			count++
+		}
+	}
+	return count
+}
