@@ -73,6 +73,8 @@ class Member:
         state, view = self.state, self._view
         if view is None or state.lease is None or state.resumed_at is None:
             return None
+        if self._awaits_successors(view, now):
+            view = msgspec.structs.replace(view, number=view.number - 1, members=view.previous)
         return Ownership(
             view=view,
             member=self.name,
@@ -81,6 +83,15 @@ class Member:
             pending=dict(self._pending_elsewhere(now)),
             may_engage=self.is_confirmed and now >= state.engage_at,
         )
+
+    def _awaits_successors(self, view: View, now: float) -> bool:
+        """Return whether the member leaves, and members to which its clusters move do not know the view yet.
+
+        They engage nothing before this member has acknowledged the view, so it goes on owning what it had.
+        """
+        assert self.state.lease is not None
+        leaves = self.state.lease.is_leaving and self.name in view.previous and self.name not in view.members
+        return leaves and any(self._unsettled(view, view.members, now))
 
     @property
     def is_confirmed(self) -> bool:
@@ -461,7 +472,9 @@ class Member:
 
     def _next_view(self, group: GroupState, now: float) -> WriteView | None:
         candidates, view = self.state.candidates, group.view
-        if not candidates.members or now < candidates.since + self._timing.debounce_s:
+        if not candidates.members:
+            return None
+        if now < candidates.since + self._timing.debounce_s and not self._only_loses_leaving_members(group):
             return None
         if not self._is_authoritative(group) or (view is None and self.state.known is not None):
             return None
@@ -473,6 +486,14 @@ class Member:
         number = _number(view) + 1
         view = View(number=number, id=f"{self.holder}.{number}", members=candidates.members, previous=former)
         return WriteView(view, group.view_version)
+
+    def _only_loses_leaving_members(self, group: GroupState) -> bool:
+        """Return whether the next view lacks members that hand over their clusters, and differs in nothing else."""
+        if group.view is None:
+            return False
+        leaving = {name for name, lease in group.members.items() if lease.is_held and lease.is_leaving}
+        staying = {name: member for name, member in group.view.members.items() if name not in leaving}
+        return staying == dict(self.state.candidates.members)
 
     @property
     def _view(self) -> View | None:

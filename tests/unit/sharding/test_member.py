@@ -320,6 +320,29 @@ def test_leaving_member_hands_over_and_releases_its_lease() -> None:
     driver.run_until(lambda: driver.owned("b") == ALL, "b")
 
 
+@pytest.mark.parametrize("seconds_since_settled", range(0, 12, 2))
+def test_leaving_member_owns_its_clusters_until_the_others_know_the_view(seconds_since_settled: int) -> None:
+    """They read every 12 seconds while nothing changes: they could not engage the clusters before."""
+    driver = settled("a", "b", "c")
+    driver.run(30 + seconds_since_settled)
+    driver.members["a"].leave()
+    left_at, without_owner = driver.now, 0.0
+    while not driver.members["a"].has_ended or driver.owned("b") | driver.owned("c") != ALL:
+        driver.run(0.25)
+        without_owner += 0.0 if driver.owned("a") | driver.owned("b") | driver.owned("c") == ALL else 0.25
+        assert not driver.owned("b") & driver.owned("a"), "no cluster has two owners"
+    assert without_owner <= 1.5
+    assert driver.now - left_at <= TIMING.read_interval_s + 3, "it does not wait until the members have been stable"
+
+
+def test_leaving_member_waits_for_no_member_that_has_left_before() -> None:
+    driver = settled("a", "b", "c")
+    for name in "ab":
+        driver.members[name].leave()
+    driver.run_until(lambda: driver.members["a"].has_ended and driver.members["b"].has_ended)
+    driver.run_until(lambda: driver.owned("c") == ALL, "c")
+
+
 def test_last_member_that_leaves_keeps_its_lease_until_it_expires() -> None:
     driver = settled("a")
     driver.members["a"].leave()
