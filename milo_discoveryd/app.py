@@ -4,9 +4,11 @@ import asyncio
 import os
 import secrets
 import signal
+import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -126,7 +128,8 @@ class Daemon:
         """Run until SIGTERM or SIGINT, then drain the streams; a second signal skips that.
 
         SIGUSR1 toggles debug logging. SIGUSR2 accepts the source's current state and releases held clusters. SIGHUP
-        reloads the authorization rules and reopens the audit file.
+        reloads the authorization rules and reopens the audit file. SIGRTMIN, from `milo-discoveryd leave`, hands the
+        clusters over to the other members of the shard group.
 
         Raises expected errors as DaemonError, alone or in an exception group.
         """
@@ -142,6 +145,8 @@ class Daemon:
         for number in signals:
             loop.add_signal_handler(number, end, number)
         handlers = {signal.SIGHUP: self._hung_up, signal.SIGUSR2: self._accept}
+        if sys.platform == "linux":
+            handlers[signal.SIGRTMIN] = self._hand_over
         if logging is not None:
             self._metrics.follow_log(lambda: logging.dropped)
             handlers[signal.SIGUSR1] = logging.toggle
@@ -161,6 +166,21 @@ class Daemon:
             now = asyncio.get_running_loop().time()
             holds = [feed.accept(now) for source in self._fleet.sources for feed in source.feeds]
             self._journal.accepted(any(holds))
+
+    def _hand_over(self) -> None:
+        """Hand the clusters over to the other members of the shard group, and serve until SIGTERM."""
+        if self._group is None:
+            return
+        from milo_discoveryd.wiring.sharding import keeps_term  # noqa: PLC0415 - as in `_shard_group`
+
+        if not keeps_term(self._group, hand_over=self._settings.sharding.hand_over):
+            log.info("clusters are handed over", member=self._group.member.name)
+            self._group.hand_over()
+
+    async def _handed_over(self, group: "ShardGroup") -> None:
+        from milo_discoveryd.wiring.sharding import handed_over  # noqa: PLC0415 - as in `_shard_group`
+
+        await handed_over(group, hand_over=self._settings.sharding.hand_over)
 
     def _stop(self, serving: "asyncio.Task[None]") -> None:
         """Leave the shard group, then stop serving; at once when called again."""
@@ -245,6 +265,8 @@ class Daemon:
                     self._metrics,
                     board,
                     ready=self._ready,
+                    sharding=lambda: {} if group is None else {"sharding": group.share_problem()},
+                    handed_over=None if group is None else partial(self._handed_over, group),
                     names_for=settings.http_names,
                     hosts=settings.http_hosts,
                 )

@@ -127,7 +127,8 @@ def run(config: Path | None, **flags: Any) -> None:
     """
     # These apply until the event loop sets its own. SIGHUP, SIGUSR1 and SIGUSR2, which have nothing to reload or accept
     # yet, would end the process. The kernel ignores signals without a handler for PID 1, SIGTERM too.
-    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+    leaving = (signal.SIGRTMIN,) if sys.platform == "linux" else ()
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, *leaving):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _exit_during_startup)
     gc.disable()  # imports create many objects and no garbage
@@ -192,6 +193,20 @@ def check(config: Path | None, identity: str | None, **flags: Any) -> None:
         sys.exit(await print_effective_rights(settings, parse_caller(identity), sys.stdout, os.environ))
 
     run_reporting_errors(start)
+
+
+@command.command()
+def leave() -> None:
+    """Hand the clusters over to the other members of the shard group.
+
+    For the preStop hook of the daemon's container: tells the daemon, its first process, and returns at once.
+    """
+    if sys.platform != "linux" or os.getpid() == 1:
+        raise click.ClickException("run it in the container of a daemon, whose first process is the daemon")
+    try:
+        os.kill(1, signal.SIGRTMIN)
+    except PermissionError:
+        raise click.ClickException("the first process is another user's: run it in the daemon's container") from None
 
 
 @command.command()

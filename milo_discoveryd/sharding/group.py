@@ -81,9 +81,11 @@ class ShardGroup:
         """Whether the ownership was fully applied."""
         self._is_outdated = False
         """Whether more clusters may be engaged than when the ownership was applied."""
+        self._has_share = False
         self._request_error = ""
         self._problems: tuple[str, ...] = ()
         self._view_since: tuple[int, float] = (0, clock())
+        self.leaving = asyncio.Event()
         self.ended = asyncio.Event()
 
     @property
@@ -100,6 +102,12 @@ class ShardGroup:
 
     def status(self) -> GroupStatus:
         return group_status(self._name, self.member, "; ".join(self._problems))
+
+    def share_problem(self) -> str | None:
+        """Return why this member has not taken over its share of the clusters since it joined; None if it has."""
+        return (
+            None if self._has_share else "this member of the shard group has not taken over its share of the clusters"
+        )
 
     def valid_s(self) -> float | None:
         """Return the seconds for which the present ownership is valid; None while the member owns nothing."""
@@ -141,6 +149,13 @@ class ShardGroup:
             for task in working:
                 task.cancel()
 
+    def hand_over(self) -> None:
+        """Begin to leave, and hand over all clusters."""
+        self.member.leave()
+        self.leaving.set()
+        self.wake()
+        self._drained.set()
+
     async def leave(self, *, keeps_term: bool) -> None:
         """End the membership: hand over all clusters, or keep the term for a successor of the same name."""
         if keeps_term:
@@ -148,7 +163,7 @@ class ShardGroup:
             self._is_silent = True
             self.member.stop()
         else:
-            self.member.leave()
+            self.hand_over()
         self.wake()
         await self.ended.wait()
 
@@ -179,6 +194,7 @@ class ShardGroup:
                     self._woken.set()
                     return
             self._is_applied = True
+        self._note_share(ownership)
         if (lost := self._assignee.lost()) is None:
             return
         pending = frozenset(lost)
@@ -187,7 +203,14 @@ class ShardGroup:
             self.member.drained(*drained)
             self._drained.set()
 
+    def _note_share(self, ownership: Ownership) -> None:
+        """Note once that the share was taken over: later views move clusters, and a group that works is ready."""
+        if not self._has_share:
+            is_given = ownership.may_engage and (ownership.is_in_view or self.member.weight == 0)
+            self._has_share = is_given and not self._assignee.unowned()
+
     def _lose(self) -> None:
+        self._has_share = False
         if self._applied is not None and not self._is_silent:
             self._applied = None
             log.warning("shard ownership lost", member=self.member.name, problem="; ".join(self._problems))

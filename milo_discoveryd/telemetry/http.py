@@ -1,12 +1,13 @@
-"""The HTTP port: `/metrics`, `/livez`, `/readyz` and the status page at `/`.
+"""The HTTP port: `/metrics`, `/livez`, `/readyz`, `/readyz/sharding`, `/handed-over` and the status page at `/`.
 
 Live means that the process answers. Ready means that one complete list was seen, and stays so while the source is lost:
-a daemon with stale data serves better than none.
+a daemon with stale data serves better than none. A member of a shard group also answers whether it has its share of
+the clusters, which paces rollouts, and when it has handed them over, for which the end of its operator waits.
 """
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
 import msgspec
 from prometheus_client import exposition
@@ -44,6 +45,8 @@ class HttpEndpoint:
         board: StatusBoard,
         *,
         ready: Checks,
+        sharding: Checks = dict,
+        handed_over: Callable[[], Awaitable[None]] | None = None,
         names_for: str = "loopback",
         hosts: Sequence[str] = (),
     ) -> None:
@@ -51,6 +54,8 @@ class HttpEndpoint:
         self._metrics = metrics
         self._board = board
         self._ready = ready
+        self._sharding = sharding
+        self._handed_over = handed_over
         self._names_for = names_for
         self._hosts = frozenset(each.lower() for each in hosts)
         self._server = HttpServer(self._answer, connections=CONNECTIONS)
@@ -74,8 +79,12 @@ class HttpEndpoint:
         match request.path:
             case "/livez":
                 return HttpReply(b"ok\n")
-            case "/readyz":
-                return _checked(self._ready(), is_verbose="verbose" in request.query)
+            case "/readyz" | "/readyz/sharding" as path:
+                checks = self._ready() if path == "/readyz" else self._sharding()
+                return _checked(checks, is_verbose="verbose" in request.query)
+            case "/handed-over" if self._handed_over is not None:
+                await self._handed_over()
+                return HttpReply(b"ok\n")
             case "/metrics" | "/" if self._is_ours(request.headers.get("Host", "")):
                 return await self._shown(request)
             case "/metrics" | "/":

@@ -4,7 +4,7 @@ import asyncio
 import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from hashlib import blake2b
 from pathlib import Path
 
@@ -29,6 +29,8 @@ from milo_discoveryd.wiring.upstreams import open_upstream
 
 LEAVE_S = 20.0
 """The time to leave the group, within the grace period of a pod, which is 30 s by default."""
+BEGIN_S = 3.0
+"""The time for `milo-discoveryd leave` to begin the hand-over: the kubelet runs it beside the hook that waits."""
 _STABLE = re.compile(r".*-[0-9]{1,4}")
 """Names of a StatefulSet's pods, which return after a restart."""
 
@@ -51,11 +53,27 @@ def fleet_digest(sources: Iterable[ConfiguredSource]) -> str:
     return blake2b(encoded, digest_size=8).hexdigest()
 
 
+def keeps_term(group: ShardGroup, *, hand_over: bool) -> bool:
+    """Return whether a member that stops keeps its clusters for a successor of its name."""
+    return is_stable(group.member.name) and not hand_over
+
+
+async def handed_over(group: ShardGroup, *, hand_over: bool) -> None:
+    """Return when the member has handed its clusters over; soon, if it does not begin to."""
+    if keeps_term(group, hand_over=hand_over):
+        return
+    with suppress(TimeoutError):
+        async with asyncio.timeout(BEGIN_S):
+            await group.leaving.wait()
+    if group.leaving.is_set():
+        await group.ended.wait()
+
+
 async def leave(group: ShardGroup, *, hand_over: bool) -> None:
     """Leave the group, or keep the membership for a successor, in no longer than `LEAVE_S`."""
     try:
         async with asyncio.timeout(LEAVE_S):
-            await group.leave(keeps_term=is_stable(group.member.name) and not hand_over)
+            await group.leave(keeps_term=keeps_term(group, hand_over=hand_over))
     except TimeoutError:
         log.warning(
             "shard group not left in time; other members take over the clusters when this member's Lease expires"

@@ -25,3 +25,17 @@ def node(pytestconfig: pytest.Config) -> Iterator[Node]:
         yield node
     finally:
         node.down()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    rows = [
+        str(value)
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        for name, value in getattr(report, "user_properties", ())
+        if name == "without an owner" and report.when == "call"
+    ]
+    if rows:
+        terminalreporter.section("clusters without an owner")
+        for row in rows:
+            terminalreporter.line(row)

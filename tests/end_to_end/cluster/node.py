@@ -122,6 +122,11 @@ class Node:
             return None
         return found if found.running() else None
 
+    @property
+    def files(self) -> Path:
+        """The node's root file system, as far as it differs from the tree."""
+        return self._state / "upper"
+
     def up(self, say: Say) -> None:
         """Start the node, and wait until it is ready."""
         if (lacking := missing()) or self.process is not None:

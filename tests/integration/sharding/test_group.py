@@ -14,10 +14,11 @@ from milo_discoveryd.sharding.leases import GroupState
 from milo_discoveryd.sharding.member import Member
 from milo_discoveryd.sharding.ownership import KeyOwnership, Ownership
 from milo_discoveryd.sharding.state import Timing
+from milo_discoveryd.wiring import sharding
 from milo_discoveryd.wiring.sharding import leave
 from tests.simulation.sharding.lease_api import ConflictError as ApiConflictError
 from tests.simulation.sharding.lease_api import LeaseApi
-from tests.support.eventually import eventually
+from tests.support.eventually import LIMIT_S, eventually
 
 TIMING = Timing(
     renew_interval_s=0.2,
@@ -63,6 +64,7 @@ class Operator:
         self.holds = False
         self.is_lost_known = True
         self.calls: list[str] = []
+        self.not_taken_over = 0
 
     def assign(self, ownership: Ownership) -> Iterator[None]:
         for key in KEYS:
@@ -84,7 +86,7 @@ class Operator:
         return set(self.draining) if self.is_lost_known else None
 
     def unowned(self) -> int:
-        return 0
+        return self.not_taken_over
 
 
 class Requests:
@@ -122,6 +124,43 @@ async def pair(daemons: list[Daemon], *names: str) -> tuple[Daemon, Daemon, Leas
     daemons += [first, second]
     await eventually(lambda: first.engaged and second.engaged and first.engaged | second.engaged == set(KEYS))
     return first, second, api
+
+
+async def test_member_is_ready_when_it_has_taken_over_its_share_and_until_it_loses_its_term(
+    daemons: list[Daemon],
+) -> None:
+    first, second, api = await pair(daemons)
+    await eventually(lambda: first.group.share_problem() is None and second.group.share_problem() is None)
+    joining = Daemon("c", api)
+    joining.operator.not_taken_over = 1
+    daemons.append(joining)
+    await eventually(lambda: joining.engaged)
+    assert "has not taken over" in str(joining.group.share_problem())
+    joining.operator.not_taken_over = 0
+    await eventually(lambda: joining.group.share_problem() is None)
+    joining.operator.not_taken_over = 1
+    await joining.group.leave(keeps_term=False)
+    assert joining.group.share_problem() is not None
+
+
+async def test_handed_over_is_answered_when_the_member_has_left(
+    daemons: list[Daemon], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, _ = await pair(daemons, "operator-7d9c5b8f6d-x2x7q", "operator-7d9c5b8f6d-abcde")
+    monkeypatch.setattr(sharding, "BEGIN_S", 0.0)
+    await sharding.handed_over(first.group, hand_over=False)  # nothing begins, so it waits for nothing
+    monkeypatch.setattr(sharding, "BEGIN_S", LIMIT_S)
+    waiting = asyncio.create_task(sharding.handed_over(first.group, hand_over=False))
+    first.group.hand_over()
+    await waiting
+    assert not first.engaged
+    await eventually(lambda: second.engaged == set(KEYS))
+
+
+async def test_member_that_keeps_its_clusters_for_a_successor_hands_nothing_over(daemons: list[Daemon]) -> None:
+    first, _, _ = await pair(daemons, "operator-0", "operator-1")
+    await sharding.handed_over(first.group, hand_over=False)
+    assert first.engaged
 
 
 async def test_shard_members_divide_the_clusters(daemons: list[Daemon]) -> None:

@@ -35,6 +35,40 @@ async def address() -> AsyncIterator[str]:
         await endpoint.stop()
 
 
+async def test_share_and_hand_over_of_a_member_are_answered_apart_from_the_readiness_of_the_daemon() -> None:
+    problem: str | None = "has not taken over"
+    handed_over = asyncio.Event()
+
+    async def wait() -> None:
+        await handed_over.wait()
+
+    endpoint = HttpEndpoint(
+        Metrics(),
+        cast(StatusBoard, None),
+        ready=lambda: {"synced": None},
+        sharding=lambda: {"sharding": problem},
+        handed_over=wait,
+    )
+    async with AsyncExitStack() as closing, asyncio.timeout(LIMIT_S), aiohttp.ClientSession() as session:
+        closing.push_async_callback(endpoint.stop)
+        url = await endpoint.start("127.0.0.1", 0)
+        statuses = [(await session.get(url + path)).status for path in ("/readyz", "/readyz/sharding")]
+        assert statuses == [200, 503]
+        problem = None
+        assert (await session.get(url + "/readyz/sharding")).status == 200
+        waiting = asyncio.create_task(session.get(url + "/handed-over"))
+        assert (await session.get(url + "/livez")).status == 200
+        assert not waiting.done()
+        handed_over.set()
+        assert (await waiting).status == 200
+
+
+async def test_member_of_no_group_is_ready_and_hands_nothing_over(address: str) -> None:
+    async with aiohttp.ClientSession() as session:
+        assert (await session.get(address + "/readyz/sharding")).status == 200
+        assert (await session.get(address + "/handed-over")).status == 404
+
+
 async def test_idle_connections_do_not_block_new_ones(address: str) -> None:
     host, _, port = address.removeprefix("http://").rpartition(":")
     async with AsyncExitStack() as closing, asyncio.timeout(LIMIT_S):

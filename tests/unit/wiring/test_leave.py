@@ -1,0 +1,26 @@
+"""`milo-discoveryd leave`, which tells the first process of the container to hand its clusters over."""
+
+import os
+import signal
+
+import pytest
+from click.testing import CliRunner
+
+from milo_discoveryd import cli
+
+
+def test_leave_signals_the_first_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda *signaled: sent.append(signaled))
+    assert CliRunner().invoke(cli.command, ["leave"]).exit_code == 0
+    assert sent == [(1, signal.SIGRTMIN)]
+
+
+def test_leave_says_where_it_works_if_the_first_process_is_another_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", refuse)
+    done = CliRunner().invoke(cli.command, ["leave"])
+    assert done.exit_code == 1
+    assert "run it in the daemon's container" in done.output
