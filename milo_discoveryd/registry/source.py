@@ -33,6 +33,8 @@ from milo_discoveryd.state_file.encoding import StoredObject
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEvent
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 
+RESTORED = "Restored"
+"""Reason of the status until the source answers, of a fleet from the state file."""
 NOT_READY_HELD = "NotReadyHeld"
 """The status reason of a source in which a large part of the fleet is not ready."""
 

@@ -13,7 +13,7 @@ from milo_discoveryd.model.observation import Malformed, Refused
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.feed import REMOVALS_HELD
 from milo_discoveryd.registry.pending_releases import AwaitedRelease
-from milo_discoveryd.registry.source import NOT_READY_HELD
+from milo_discoveryd.registry.source import NOT_READY_HELD, RESTORED
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.telemetry.status import History, RecentChange, when
@@ -139,7 +139,9 @@ class Journal:
         self._metrics.liveness_checked(result, self._source)
 
     def source(self, status: ViewStatus) -> None:
-        if status.state is ViewState.STALE:
+        if status.reason == RESTORED:
+            log.info("clusters restored", detail=status.message, **self._about)
+        elif status.state is ViewState.STALE:
             if self._was_reached:
                 log.warning("source lost", reason=status.reason, detail=status.message, **self._about)
             else:

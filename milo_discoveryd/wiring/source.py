@@ -10,7 +10,7 @@ import msgspec
 from milo_discoveryd.credentials.kubeconfig_files import KubeconfigFiles
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.observation import Observation, Ready
-from milo_discoveryd.registry.source import ClusterSource
+from milo_discoveryd.registry.source import RESTORED, ClusterSource
 from milo_discoveryd.sources.keyed import FollowedCollection
 from milo_discoveryd.sources.kind import FileObject, RestoredPlace
 from milo_discoveryd.state_file.encoding import StateOrigin, StoredCluster, StoredFleet
@@ -135,7 +135,7 @@ class _SourceStorage:
         status = ViewStatus(
             ViewState.STALE,
             asyncio.get_running_loop().time() - age_s,
-            "Restored",
+            RESTORED,
             "the clusters are those of the daemon's last run; the source has not answered since",
         )
         restored = list(restorable(stored.clusters, restored_place))

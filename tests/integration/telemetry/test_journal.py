@@ -4,9 +4,12 @@ import pytest
 
 from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.registry.events import Event, EventType
+from milo_discoveryd.registry.source import RESTORED
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
+from milo_kube.reflect.view_status import ViewState, ViewStatus
+from tests.support.logs import capture_logs
 
 CLUSTER = Cluster(target=Target(name="a", uid="u", place=()), source_version="1", engaged_at=0.0, incarnation=1)
 CREATED, READY = "2026-01-01T00:00:00Z", "2026-01-01T00:00:07Z"
@@ -33,3 +36,14 @@ def test_time_to_ready_is_observed_for_live_first_engagements(
     value = metrics.registry.get_sample_value
     name = "milo_discoveryd_project_ready_duration_seconds"
     assert (value(f"{name}_count"), value(f"{name}_sum")) == (count, total)
+
+
+def test_restored_clusters_are_no_warning() -> None:
+    journal = Journal(Metrics(), Audit(Metrics()))
+    with capture_logs() as logs:
+        journal.source(ViewStatus(ViewState.STALE, 0.0, RESTORED, "as last known"))
+        journal.source(ViewStatus(ViewState.STALE, 0.0, "Unreachable", "refused"))
+    assert [(entry["log_level"], entry["event"]) for entry in logs] == [
+        ("info", "clusters restored"),
+        ("warning", "source not reached"),
+    ]

@@ -184,6 +184,20 @@ def test_subscribers_use_the_address_that_the_daemon_listens_on(directory: Path)
             assert listen.path.parent.parent == Path(mounts["milo-discovery"])
 
 
+@pytest.mark.parametrize("page", ["tutorial.md", "tutorial-go.md"])
+def test_tutorial_mounts_the_socket_of_the_component(page: str, overlay: Callable[..., Path]) -> None:
+    found = re.search(
+        r"^```yaml\n(name: operator\n.*?)^```", (ROOT / "docs" / page).read_text(), re.MULTILINE | re.DOTALL
+    )
+    assert found is not None
+    container = yaml.safe_load(found[1])
+    directory = overlay("sidecar")
+    address = environment(directory, daemon(directory))["MILO_DISCOVERY_ADDRESS"]
+    assert {each["name"]: each["value"] for each in container["env"]}["MILO_DISCOVERY_ADDRESS"] == address
+    [mounted] = daemon(directory)["volumeMounts"]
+    assert container["volumeMounts"] == [{**mounted, "readOnly": True}]
+
+
 @every_pod
 def test_socket_volume_is_writable_for_the_daemon_only(directory: Path) -> None:
     for container in containers(directory):
