@@ -472,9 +472,8 @@ class Member:
 
     def _next_view(self, group: GroupState, now: float) -> WriteView | None:
         candidates, view = self.state.candidates, group.view
-        if not candidates.members:
-            return None
-        if now < candidates.since + self._timing.debounce_s and not self._only_loses_leaving_members(group):
+        is_early = now < candidates.since + self._timing.debounce_s
+        if not candidates.members or (is_early and not self._only_loses_leaving_members(group)):
             return None
         if not self._is_authoritative(group) or (view is None and self.state.known is not None):
             return None

@@ -41,7 +41,8 @@ import (
 )
 
 const (
-	address     = "unix:///discoverytest"
+	name        = "discoverytest"
+	address     = "unix:///" + name
 	errorDomain = "discovery.miloapis.com"
 	waitLimit   = 30 * time.Second
 	bufferBytes = 1 << 20

@@ -195,11 +195,11 @@ func (s service) GetServerInfo(context.Context, *pb.GetServerInfoRequest) (*pb.G
 	engaged := len(d.fleet())
 	var sharding *pb.Sharding
 	if d.sharded {
-		sharding = &pb.Sharding{Group: "discoverytest", Member: d.member, ValidFor: durationpb.New(d.ownedFor)}
+		sharding = &pb.Sharding{Group: name, Member: d.member, ValidFor: durationpb.New(d.ownedFor)}
 	}
 	return &pb.GetServerInfoResponse{
 		Sharding:    sharding,
-		Version:     "discoverytest",
+		Version:     name,
 		Mode:        "project",
 		Incarnation: strconv.Itoa(d.starts),
 		StartedAt:   timestamppb.New(d.startedAt),
@@ -210,7 +210,7 @@ func (s service) GetServerInfo(context.Context, *pb.GetServerInfoRequest) (*pb.G
 			NotReady:    int32(len(d.records) - engaged),
 			Subscribers: int32(len(d.streams)),
 		},
-		CredentialIssuers: []*pb.CredentialIssuer{{Name: "discoverytest", Type: "token-request", Healthy: true}},
+		CredentialIssuers: []*pb.CredentialIssuer{{Name: name, Type: "token-request", Healthy: true}},
 		Limits: &pb.Limits{
 			DefaultHeartbeatInterval: durationpb.New(defaultHeartbeat),
 			MaxKubeconfigTtl:         durationpb.New(kubeconfigTTL),

@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milo_discoveryd.server.calls.revision import NOTHING, KnownClusters, Position, TokenSigner, longest, parse
+from milo_discoveryd.server.calls.revision import (
+    NOTHING,
+    KnownClusters,
+    Position,
+    StreamRevisions,
+    TokenSigner,
+    longest,
+    parse,
+)
 
 EPOCH = "0123456789abcdef"
 MARK = "AbCdEfGhIjKlMnOpQrSt-_"
@@ -131,3 +139,27 @@ def test_tampered_signed_token_fails(data: st.DataObject) -> None:
     place = data.draw(st.integers(0, len(sealed) - 1))
     other = data.draw(st.characters(codec="utf-8").filter(lambda each: each != sealed[place]))
     assert SIGNER.verify(sealed[:place] + other + sealed[place + 1 :], "one") is None
+
+
+# --- of one stream ---
+
+
+def test_batches_that_are_not_whole_are_numbered() -> None:
+    revisions = StreamRevisions(EPOCH, SIGNER)
+    made = [revisions.sign_next(42, "holder", is_whole=is_whole) for is_whole in (False, False, True, False)]
+    assert [position.part for text in made if (position := parse(text))] == [1, 2, None, 1]
+
+
+def test_stream_revision_says_what_the_subscriber_knows() -> None:
+    revisions = StreamRevisions(EPOCH, SIGNER)
+    assert (revisions.last, revisions.known) == ("", NOTHING)
+    revisions.resume("last", NOTHING.grown({"eu": 2}))
+    position = parse(revisions.sign_next(42, "holder", is_whole=True))
+    assert position == Position(EPOCH, 42, known=NOTHING.grown({"eu": 2}))
+    assert revisions.last == "last"
+
+
+def test_stream_revision_is_that_of_one_holder() -> None:
+    revisions = StreamRevisions(EPOCH, SIGNER)
+    text = revisions.sign_next(42, "holder", is_whole=True)
+    assert (revisions.is_own(text, "holder"), revisions.is_own(text, "another")) == (True, False)
