@@ -19,8 +19,8 @@ def node(pytestconfig: pytest.Config) -> Iterator[Node]:
     node = Node(f"test-{os.getpid()}")
     with capture.global_and_fixture_disabled():
         archive = parts.images({}, say)
-        node.up(say)
     try:
+        node.up(say)
         node.load(archive)
         yield node
     finally:

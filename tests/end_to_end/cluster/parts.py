@@ -6,6 +6,7 @@ All of it is cached in the user's cache directory, by version and definition.
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import tarfile
@@ -34,6 +35,9 @@ _NODE = (
 )
 _BASE = "python3,python3-venv,python3-pip,ca-certificates,libstdc++6"
 """The packages of the base image, as docs/releasing.md has them."""
+
+_NOT_IN_IMAGES = {"bench", "changelog.d", "conformance", "docs", "examples", "tests", "tools"}
+"""Directories of this repository that the Dockerfile copies nothing of."""
 
 
 def _of_kubernetes(name: str) -> GoProgram:
@@ -124,7 +128,10 @@ def images(contexts: Mapping[str, Path], say: Say) -> Path:
     (work / "containers").mkdir(parents=True, exist_ok=True)
     wanted = {"milo-discoveryd": ("daemon", ROOT), "milo-discoveryd-sandbox": ("sandbox", ROOT)}
     wanted |= {name: ("", context) for name, context in contexts.items()}
+    archive, inputs, digest = work / "images.tar", work / "inputs", _digest(contexts)
     with exclusively(work):
+        if archive.exists() and inputs.exists() and inputs.read_text() == digest:
+            return archive
         shutil.rmtree(work / "layout", ignore_errors=True)
         say(f"images {', '.join(wanted)}: building")
         lines = [f"{name} {target or '-'} {context.resolve()}" for name, (target, context) in wanted.items()]
@@ -140,10 +147,20 @@ def images(contexts: Mapping[str, Path], say: Say) -> Path:
             name = manifest["annotations"]["org.opencontainers.image.ref.name"]
             manifest["annotations"]["io.containerd.image.name"] = f"docker.io/library/{name}"
         index.write_text(json.dumps(found))
-        archive = work / "images.tar"
         with tarfile.open(archive, "w") as tar:
             tar.add(work / "layout", ".")
+        inputs.write_text(digest)
     return archive
+
+
+def _digest(contexts: Mapping[str, Path]) -> str:
+    """Return a digest of all files that our images can contain; of other images there is none, so nothing is cached."""
+    tracked = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    named = subprocess.run(tracked, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    digest = hashlib.sha256((secrets.token_hex() if contexts else _BASE).encode())
+    for name in sorted(each for each in named if each.partition("/")[0] not in _NOT_IN_IMAGES):
+        digest.update(name.encode() + ((ROOT / name).read_bytes() if (ROOT / name).is_file() else b""))
+    return digest.hexdigest()
 
 
 class Private:

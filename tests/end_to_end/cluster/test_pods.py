@@ -13,6 +13,7 @@ import yaml
 from tests.end_to_end.cluster.__main__ import say
 from tests.end_to_end.cluster.node import Node
 from tests.end_to_end.cluster.parts import ROOT
+from tests.end_to_end.real import kubeconfig
 from tests.end_to_end.real.process import ProcessError
 from tests.tooling.deploy.manifests import DEPLOY, OPERATOR, manifests
 
@@ -70,15 +71,22 @@ def test_daemon_in_a_pod_reads_its_cluster_and_resolves_its_names(node: Node) ->
     node.kubectl("apply", "-f", "-", given=DEFINITION.read_text())
     node.kubectl("wait", "--for=condition=Established", "-f", "-", given=DEFINITION.read_text())
     with running(node, DEPLOY / "overlays" / "standalone") as namespace:
-        node.kubectl("apply", "-f", "-", given=yaml.safe_dump(control_plane("alpha")))
-        ready = '{"status":{"conditions":[{"type":"ControlPlaneReady","status":"True","reason":"Ready","message":"",'
-        ready += '"lastTransitionTime":"2026-01-01T00:00:00Z"}]}}'
-        node.kubectl("patch", "projectcontrolplane", "alpha", "--subresource=status", "--type=merge", "-p", ready)
+        engage(node, "alpha")
         logs = ["-n", namespace, "logs", "deployment/milo-discoveryd", "-c", "changes"]
         eventually(lambda: "ENGAGED" in node.kubectl(*logs))
         resolve = "import socket; print(socket.gethostbyname('kubernetes.default.svc.cluster.local'))"
         pod = ["-n", namespace, "exec", "deployment/milo-discoveryd", "-c", "milo-discoveryd", "--", "python3"]
         assert node.kubectl(*pod, "-c", resolve).strip() == "10.96.0.1"
+
+
+def engage(node: Node, *names: str) -> None:
+    """Create control planes that are ready."""
+    node.kubectl("apply", "-f", "-", given=yaml.safe_dump_all(map(control_plane, names)))
+    condition = {"type": "ControlPlaneReady", "status": "True", "reason": "Ready", "message": ""}
+    status = {"conditions": [{**condition, "lastTransitionTime": "2026-01-01T00:00:00Z"}]}
+    ready = [{key: value for key, value in control_plane(name).items() if key != "spec"} for name in names]
+    given = yaml.safe_dump_all({**each, "status": status} for each in ready)
+    node.kubectl("apply", "--server-side", "--subresource=status", "-f", "-", given=given)
 
 
 def control_plane(name: str) -> dict[str, Any]:
@@ -88,6 +96,50 @@ def control_plane(name: str) -> dict[str, Any]:
         "metadata": {"name": name},
         "spec": {},
     }
+
+
+def test_kubeconfig_of_a_tenant_has_the_server_and_the_ca_of_its_secret(node: Node) -> None:
+    """With the Go operator's manifests. The tenant's API server is the cluster's, under an address of no setting."""
+    node.kubectl("apply", "-f", "-", given=DEFINITION.read_text())
+    objects = manifests(OPERATOR)
+    [pod] = [each["spec"]["template"]["spec"] for each in objects if each["kind"] == "Deployment"]
+    [manager] = pod["containers"]
+    manager |= {"image": "milo-discoveryd:0.1.0", "command": ["sleep", "infinity"]}
+    [daemon] = pod["initContainers"]
+    daemon["image"] = "milo-discoveryd:0.1.0"
+    for unused in ("args", "livenessProbe", "readinessProbe"):
+        del manager[unused]
+    namespace = "greeting-system"
+    node.kubectl("apply", "-f", "-", given=yaml.safe_dump_all(objects))
+    try:
+        node.kubectl("wait", "--for=condition=Established", "-f", "-", given=DEFINITION.read_text())
+        engage(node, "tenant")
+        [uid] = [each["metadata"]["uid"] for each in [node.get("projectcontrolplane", "tenant")]]
+        node.kubectl("create", "namespace", f"project-{uid}")
+        kubeconfig.write(
+            node.files / "tmp-kubeconfig",
+            server="https://10.96.0.1",
+            authority=(node.files / "etc/kubernetes/ca.crt").read_bytes(),
+            user={"token": node.kubectl("-n", f"project-{uid}", "create", "token", "default").strip()},
+        )
+        secret = ["create", "secret", "generic", "kubeconfig", "--from-file=kubeconfig=/tmp-kubeconfig"]
+        node.kubectl("-n", f"project-{uid}", *secret)
+        node.kubectl("-n", namespace, "rollout", "status", "deployment", "--timeout=180s")
+        pod = ["-n", namespace, "exec", "deployment/greeting-operator", "-c", "milo-discoveryd", "--"]
+        checked = eventually(lambda: ended(node, *pod, "milo-discoveryd", "check"))
+        assert f"authenticated as system:serviceaccount:project-{uid}:default" in checked
+        issued = node.kubectl(*pod, "milo-discovery", "kubeconfig", "tenant")
+        assert yaml.safe_load(issued)["clusters"][0]["cluster"]["server"] == "https://10.96.0.1"
+    finally:
+        node.kubectl("delete", "-f", "-", given=yaml.safe_dump_all(objects))
+
+
+def ended(node: Node, *command: str) -> str:
+    """Return the output of a command that ends with status 0; empty until it does."""
+    try:
+        return node.kubectl(*command)
+    except ProcessError:
+        return ""
 
 
 def test_deleting_one_operator_leaves_the_rights_of_another(node: Node) -> None:

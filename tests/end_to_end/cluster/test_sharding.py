@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tests.end_to_end.cluster.node import Node
-from tests.end_to_end.cluster.test_pods import DEFINITION, control_plane, eventually
+from tests.end_to_end.cluster.test_pods import DEFINITION, engage, eventually
 from tests.end_to_end.real.process import ProcessError
 from tests.tooling.deploy.manifests import DEPLOY, manifests, with_components
 
@@ -58,9 +58,7 @@ class Group:
     def start(self) -> None:
         self._node.kubectl("apply", "-f", "-", given=DEFINITION.read_text())
         self._node.kubectl("wait", "--for=condition=Established", "-f", "-", given=DEFINITION.read_text())
-        self._node.kubectl("apply", "-f", "-", given=yaml.safe_dump_all(map(control_plane, sorted(CLUSTERS))))
-        status = ["--server-side", "--subresource=status", "-f", "-"]
-        self._node.kubectl("apply", *status, given=yaml.safe_dump_all(map(ready, sorted(CLUSTERS))))
+        engage(self._node, *sorted(CLUSTERS))
         self._node.kubectl("apply", "-f", "-", given=yaml.safe_dump_all(self._objects))
         self.settle()
 
@@ -155,12 +153,6 @@ class Group:
             {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}},
             *map(dict, manifests(directory)),
         ]
-
-
-def ready(name: str) -> dict[str, Any]:
-    condition = {"type": "ControlPlaneReady", "status": "True", "reason": "Ready", "message": ""}
-    status = {"conditions": [{**condition, "lastTransitionTime": "2026-01-01T00:00:00Z"}]}
-    return {key: value for key, value in control_plane(name).items() if key != "spec"} | {"status": status}
 
 
 @pytest.fixture(scope="module")
