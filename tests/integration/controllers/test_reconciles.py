@@ -157,6 +157,7 @@ async def test_request_reads_and_writes_other_objects(plane: ControlPlane) -> No
         typed = Kind("v1/configmaps", V1ConfigMap)
         cached = await eventually(lambda: next(request.list(typed, index=("color", "green")), None))
         assert cached.metadata.name == "made"
+        assert list(request.list(typed, index=("typed color", "green"))) == [cached]
         assert await request.get("v1/configmaps", "unknown") is None
         with pytest.raises(NotCached):
             await request.get("v1/secrets", "unknown")
@@ -169,6 +170,9 @@ async def test_request_reads_and_writes_other_objects(plane: ControlPlane) -> No
     plane.create(widget("one"))
     running = Running(plane)
     running.controllers.cache("v1/configmaps", indexes={"color": lambda found: [found.get("data", {}).get("color")]})
+    running.controllers.cache(
+        Kind("v1/configmaps", V1ConfigMap), indexes={"typed color": lambda found: [(found.data or {}).get("color")]}
+    )
     running.controllers.reconcile(WIDGETS)(reconcile)
     async with running.controllers:
         await eventually(lambda: done == ["one"])

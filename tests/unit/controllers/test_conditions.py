@@ -32,6 +32,12 @@ def test_condition_that_is_already_set_is_unchanged() -> None:
     assert with_condition([READY], "Ready", "True", "Done", "m", generation=1, now=NOW) is None
 
 
+@pytest.mark.parametrize("status", ["true", "Ready", True, None])
+def test_condition_status_that_is_none_is_refused(status: Any) -> None:
+    with pytest.raises(ValueError, match=r'condition Ready: status .*: write "True", "False" or "Unknown"'):
+        with_condition([READY], "Ready", status, "Done", "m", generation=1, now=NOW)
+
+
 def test_condition_transition_time_changes_only_with_its_status() -> None:
     same = with_condition([READY], "Ready", "True", "Again", "n", generation=2, now=NOW)
     assert same == [{**READY, "reason": "Again", "message": "n", "observedGeneration": 2}]

@@ -161,6 +161,29 @@ def test_index_function_whose_result_changes_does_not_stop_the_cache() -> None:
 
 
 @pytest.mark.parametrize("is_used_before", [False, True])
+def test_index_function_that_returns_a_string_is_an_error_of_each_read(is_used_before: bool) -> None:
+    cache = synced() if is_used_before else synced(cached("a", color="red"))
+    cache.add_index("color", lambda found: found["data"]["color"])
+    cache.add_index("name", lambda found: [found["metadata"]["name"]])
+    if is_used_before:
+        assert names(cache.indexed("color", "red")) == []
+        applied(cache, ObjectChanged(cached("a", color="red")))
+    for _ in range(2):
+        with pytest.raises(TypeError, match=r"index 'color' returned the string 'red'.* a list: \['red'\]"):
+            cache.indexed("color", "red")
+    assert names(cache.indexed("name", "a")) == ["a"]
+
+
+def test_index_function_receives_the_object_as_its_type() -> None:
+    class ConfigMap(msgspec.Struct):
+        data: dict[str, str]
+
+    cache = synced(cached("a", color="red"))
+    cache.add_index("color", lambda found: [found.data["color"]], msgspec.json.Decoder(ConfigMap).decode)
+    assert names(cache.indexed("color", "red")) == ["a"]
+
+
+@pytest.mark.parametrize("is_used_before", [False, True])
 def test_object_whose_index_function_fails_is_missing_from_that_index_alone(is_used_before: bool) -> None:
     failed: set[tuple[str, str, type[Exception]]] = set()
     cache = ObjectCache(lambda index, found, error: failed.add((index, found.name, type(error))))

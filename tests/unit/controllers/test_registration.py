@@ -7,7 +7,16 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from milo_discovery import Fleet
-from milo_discovery.controllers import Controllers, Kind, QueuePolicy, ReconcileTarget, Request, Watched, watches
+from milo_discovery.controllers import (
+    Controllers,
+    Kind,
+    QueuePolicy,
+    ReconcileTarget,
+    Request,
+    Result,
+    Watched,
+    watches,
+)
 from milo_discovery.testing import FakeDiscovery, eventually
 
 WIDGETS = "example.com/v1/widgets"
@@ -46,6 +55,7 @@ async def async_mapper(_change: Watched[Any]) -> list[ReconcileTarget]:
         ({"per_cluster": 0}, ValueError, "widgets: per_cluster=0"),
         ({"on": "spec"}, ValueError, "on='s'|on='spec'"),
         ({"on": async_mapper}, TypeError, "async_mapper is a predicate"),
+        ({"timeout": 30}, TypeError, r"timeout=30: write timedelta\(seconds=30\)"),
     ],
 )
 async def test_wrong_option_is_refused(options: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -65,6 +75,22 @@ async def test_wrong_option_is_refused(options: dict[str, Any], error: type[Exce
 async def test_function_that_cannot_be_a_reconciler_is_refused(reconciler: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         controllers().reconcile(WIDGETS)(reconciler)
+
+
+async def test_reconcile_without_parentheses_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"write @controllers.reconcile\(KIND\)"):
+        controllers().reconcile(works)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("given", [5, 0.5, "5s", True])
+def test_number_is_refused_as_requeue_after(given: Any) -> None:
+    with pytest.raises(TypeError, match=r"requeue_after=.*: write timedelta\(seconds="):
+        Result(given)
+
+
+async def test_number_is_refused_as_resync() -> None:
+    with pytest.raises(TypeError, match=r"resync=60: write timedelta\(seconds=60\)"):
+        Controllers(Fleet(FakeDiscovery()), registry=CollectorRegistry(), resync=60)  # type: ignore[arg-type]
 
 
 async def test_async_mapper_and_index_function_are_refused() -> None:

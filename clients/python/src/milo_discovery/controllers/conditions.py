@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from milo_discovery._rfc3339 import rfc3339
 from milo_discovery.controllers.kinds import Document
@@ -22,7 +22,12 @@ def with_condition(
     generation: int | None,
     now: datetime,
 ) -> list[Document] | None:
-    """Return the conditions with this one set; None if nothing changes. Only a new status moves lastTransitionTime."""
+    """Return the conditions with this one set; None if nothing changes. Only a new status moves lastTransitionTime.
+
+    Raises ValueError for a status that is none.
+    """
+    if status not in get_args(ConditionStatus):
+        raise ValueError(f'condition {type_}: status {status!r}: write "True", "False" or "Unknown"')
     found = [dict(condition) for condition in conditions]
     before = next((condition for condition in found if condition.get("type") == type_), None)
     wanted: Document = {"type": type_, "status": status, "reason": reason, "message": message}

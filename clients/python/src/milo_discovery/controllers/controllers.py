@@ -26,12 +26,12 @@ from milo_discovery.controllers.connections import Connections
 from milo_discovery.controllers.controller import Controller, ControllerSpec, Shared
 from milo_discovery.controllers.event_log import EventLog
 from milo_discovery.controllers.fleet_view import ClusterCaches, FleetView
-from milo_discovery.controllers.functions import check_plain, check_reconciler
+from milo_discovery.controllers.functions import check_plain, check_reconciler, check_timedelta
 from milo_discovery.controllers.health import CacheProblem, ClusterProblem, FailingObject, Health
 from milo_discovery.controllers.informer import Informer, InformerSpec
 from milo_discovery.controllers.kinds import AnyKind, CacheKey, Document, Kind, kind_of
 from milo_discovery.controllers.metrics import ControllerMetrics, InformerMetrics, QueueState
-from milo_discovery.controllers.object_cache import Change, IndexFunction, object_decoder
+from milo_discovery.controllers.object_cache import Change, Index, IndexFunction, object_decoder
 from milo_discovery.controllers.own_writes import OwnWrites
 from milo_discovery.controllers.reconcile_call import Reconciler, stays_suspended
 from milo_discovery.controllers.tracing import SpanTracer
@@ -155,6 +155,7 @@ class Controllers(RunsInBackground):
         `reporting_controller` is the name in events. `tracer`: an OpenTelemetry tracer; each reconcile is a span, whose
         children are its requests.
         """
+        check_timedelta("resync", resync)
         self._client = DiscoveryClient() if clusters is None else None
         self._clusters: Clusters = clusters or Fleet(self._client, include_kubeconfigs=True)  # type: ignore[arg-type]
         self._resync = resync
@@ -245,8 +246,11 @@ class Controllers(RunsInBackground):
         terminating ones.
         """
         self._require_new()
+        if callable(kind):
+            raise TypeError("@controllers.reconcile without a kind: write @controllers.reconcile(KIND)")
         primary = kind_of(kind)
         name = name or primary.plural
+        check_timedelta(f"{name}: timeout", timeout)
         for option, given in (("owns", owns), ("watches", watches)):
             if isinstance(given, str | Kind | WatchedKind):
                 raise TypeError(f"{name}: {option}= takes a list: write {option}=[{given!r}]")
@@ -284,14 +288,16 @@ class Controllers(RunsInBackground):
     def cache(self, kind: AnyKind, *, indexes: Mapping[str, IndexFunction] | None = None) -> None:
         """Cache a kind for `Request.get` and `Request.list`, with indexes; or add them to one that is cached already.
 
-        An index function takes an object as a dict, and returns the values under which it is found.
+        An index function takes an object as `Request.get` returns it, and returns a list of the values under which it
+        is found.
         """
         self._require_new()
         for function in (indexes or {}).values():
             check_plain(function, "an index function", "object")
-        self._require_informer(kind_of(kind), dict(indexes or {}))
+        kind = kind_of(kind)
+        self._require_informer(kind, {name: Index(each, kind.decode) for name, each in (indexes or {}).items()})
 
-    def _require_informer(self, kind: Kind[Any], indexes: dict[str, IndexFunction]) -> None:
+    def _require_informer(self, kind: Kind[Any], indexes: dict[str, Index]) -> None:
         held = self._informers.get(kind.key)
         cached, indexes = (kind, indexes) if held is None else (_shared(held.kind, kind), {**held.indexes, **indexes})
         decoder = object_decoder(metadata_only=cached.metadata_only, transform=cached.transform)

@@ -19,7 +19,7 @@ from milo_discovery.controllers.cluster_api import (
     ClusterApi,
 )
 from milo_discovery.controllers.kinds import CacheKey, Kind
-from milo_discovery.controllers.object_cache import CachedObject, Change, IndexFunction, ObjectCache, ObjectDecoder
+from milo_discovery.controllers.object_cache import CachedObject, Change, Index, ObjectCache, ObjectDecoder
 from milo_kube.list_watch import Answer, DeadlineWaits, ListWatch, Stream
 from milo_kube.reflect.messages import EventIgnored, Listed, ObjectChanged, SourceEvent
 from milo_kube.reflect.reflector import Reflector, ReflectorPolicy
@@ -46,7 +46,7 @@ class InformerSpec(NamedTuple):
     """An informer to run in each cluster."""
 
     kind: Kind[Any]
-    indexes: dict[str, IndexFunction]
+    indexes: dict[str, Index]
     decoder: ObjectDecoder
 
     @property
@@ -94,8 +94,8 @@ class Informer:
         self.spec = spec
         self.key = spec.key
         self.cache = ObjectCache(self._index_failed)
-        for name, function in spec.indexes.items():
-            self.cache.add_index(name, function)
+        for name, index in spec.indexes.items():
+            self.cache.add_index(name, *index)
         self.status: ViewStatus | None = None
         self.since = time.time()
         """When the informer entered its state."""

@@ -22,8 +22,16 @@ from milo_kube.reflect.messages import (
 )
 from milo_kube.reflect.wire import Decoder, ListPage
 
-IndexFunction = Callable[[dict[str, Any]], Iterable[Hashable]]
-"""Returns the values under which an object is found."""
+IndexFunction = Callable[[Any], Iterable[Hashable]]
+"""Returns the values under which an object is found. It takes a dict, or an object of the kind's type."""
+
+
+class Index(NamedTuple):
+    """An index function, and the decoder of the objects that it takes."""
+
+    function: IndexFunction
+    decode: Callable[[bytes], Any]
+
 
 Place = tuple[str, str]
 """Namespace and name of an object."""
@@ -174,7 +182,17 @@ def object_decoder(
 class ObjectCache:
     """The objects by namespace and name, with indexes that are built when they are first used."""
 
-    __slots__ = ("_by_owner", "_functions", "_index_failed", "_indexes", "_listed", "_objects", "size", "synced")
+    __slots__ = (
+        "_by_owner",
+        "_functions",
+        "_index_failed",
+        "_indexes",
+        "_listed",
+        "_misuse",
+        "_objects",
+        "size",
+        "synced",
+    )
 
     def __init__(self, index_failed: Callable[[str, CachedObject, Exception], None] = lambda *_: None) -> None:
         """`index_failed` is called when an index function raises; the object is then missing from that index."""
@@ -184,7 +202,9 @@ class ObjectCache:
         """Bytes that all objects take, about."""
         self._listed: set[Place] | None = None
         """The objects that the list in progress has named so far."""
-        self._functions: dict[str, IndexFunction] = {}
+        self._functions: dict[str, Index] = {}
+        self._misuse: dict[str, str] = {}
+        """What is wrong with an index function that returned a string, by index."""
         self._indexes: dict[str, dict[Hashable, dict[Place, None]]] = {}
         self._by_owner: dict[str, dict[Place, None]] | None = None
         self.synced = False
@@ -212,17 +232,25 @@ class ObjectCache:
 
     # --- indexes ---
 
-    def add_index(self, name: str, function: IndexFunction) -> None:
-        self._functions[name] = function
+    def add_index(
+        self, name: str, function: IndexFunction, decode: Callable[[bytes], Any] = msgspec.json.decode
+    ) -> None:
+        self._functions[name] = Index(function, decode)
 
     def indexed(self, name: str, value: Hashable) -> Iterator[CachedObject]:
-        """Return the objects for which the index function returned this value. Raises KeyError for an unknown index."""
+        """Return the objects for which the index function returned this value.
+
+        Raises KeyError for an unknown index, and TypeError if the function has returned a string.
+        """
         index = self._indexes.get(name)
         if index is None:
-            function = self._functions[name]
+            if name not in self._functions:
+                raise KeyError(name)
             index = self._indexes[name] = {}
             for found in self._objects.values():
-                _insert(index, self._values(name, function, found), found.place)
+                _insert(index, self._values(name, found), found.place)
+        if name in self._misuse:
+            raise TypeError(self._misuse[name])
         return iter([self._objects[place] for place in index.get(value, ())])
 
     def owned_by(self, uid: str) -> Iterator[CachedObject]:
@@ -282,20 +310,25 @@ class ObjectCache:
 
     def _reindex(self, old: CachedObject | None, new: CachedObject | None) -> None:
         for name, index in self._indexes.items():
-            function = self._functions[name]
             if old is not None:
-                _discard(index, self._values(name, function, old), old.place)
+                _discard(index, self._values(name, old), old.place)
             if new is not None:
-                _insert(index, self._values(name, function, new), new.place)
+                _insert(index, self._values(name, new), new.place)
         if self._by_owner is not None:
             if old is not None:
                 _discard(self._by_owner, _owner_uids(old), old.place)
             if new is not None:
                 _insert(self._by_owner, _owner_uids(new), new.place)
 
-    def _values(self, name: str, function: IndexFunction, found: CachedObject) -> Iterable[Hashable]:
+    def _values(self, name: str, found: CachedObject) -> Iterable[Hashable]:
+        index = self._functions[name]
         try:
-            return dict.fromkeys(function(msgspec.json.decode(found.raw)))
+            values = index.function(index.decode(found.raw))
+            if isinstance(values, str):
+                # Its characters would be taken for the values.
+                self._misuse[name] = f"index {name!r} returned the string {values!r}; return a list: [{values!r}]"
+                return ()
+            return dict.fromkeys(values)
         except Exception as error:  # noqa: BLE001  (the author's code: an error there must not stop the informer)
             self._index_failed(name, found, error)
             return ()

@@ -38,6 +38,7 @@ from milo_discovery.controllers.event_log import (
     in_core,
 )
 from milo_discovery.controllers.fleet_view import ClusterCaches, FleetView
+from milo_discovery.controllers.functions import check_timedelta
 from milo_discovery.controllers.kinds import CORE_EVENTS, AnyKind, Document, Kind, ObjectT, document, kind_of
 from milo_discovery.controllers.own_writes import Write
 from milo_discovery.engaged_cluster import EngagedCluster
@@ -58,6 +59,9 @@ class Result:
 
     requeue_after: timedelta | None = None
     """Reconcile the object again after this time, unless it changes earlier."""
+
+    def __post_init__(self) -> None:
+        check_timedelta("requeue_after", self.requeue_after)
 
 
 class Request(Generic[ObjectT]):
