@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 
 import grpc
 import pytest
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
+
+from milo_discovery import Unavailable
+from milo_discovery.cli.exit_status import describe
 
 from .cli_process import FLEET
 from .scripted_daemon import SILENCE, Refusal
@@ -44,6 +48,13 @@ class TestErrors:
             f"milo-discovery: cannot connect to the daemon at {daemon.address}: No such file or directory "
             "(is milo-discoveryd running? set its address with --address or MILO_DISCOVERY_ADDRESS)\n"
         )
+
+    def test_socket_without_permission_names_its_group(self):
+        problem = "failed to connect to all addresses; last error: UNKNOWN: unix:/d.sock: Permission denied"
+        refused = Unavailable(problem, code="UNAVAILABLE")
+        message = describe(refused, "unix:///d.sock")
+        assert f"uid {os.getuid()} may not use the socket: join its group" in message
+        assert "is milo-discoveryd running?" not in message
 
     async def test_cli_call_without_a_response_exits_with_timeout(self, command, daemon):
         daemon.answers["ListClusters"] = [SILENCE]

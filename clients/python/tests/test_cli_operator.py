@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
+import tempfile
+from collections.abc import AsyncIterator
 from pathlib import Path
 
-from .cli_process import running
+import pytest
+
+from .cli_process import FLEET, running
+from .scripted_daemon import ScriptedDaemon
 
 PROGRAM = """\
 import os, signal, sys
@@ -57,3 +64,75 @@ async def test_objects_without_an_operator_says_which_address_was_tried():
         _, err = await process.communicate()
         assert process.returncode == 1
         assert b"no operator answers on http://127.0.0.1:1/debug/objects" in err
+
+
+@pytest.fixture
+async def demo() -> AsyncIterator[ScriptedDaemon]:
+    """A demo in a temporary directory of its own."""
+    with tempfile.TemporaryDirectory(prefix="t-") as name:
+        directory = Path(name) / "milo-demo-a"
+        directory.mkdir(mode=0o700)
+        scripted = ScriptedDaemon(directory / "discovery.sock")
+        await scripted.start()
+        yield scripted
+        await scripted.stop()
+
+
+def temporary_directory(demo: ScriptedDaemon) -> Path:
+    return Path(demo.address.removeprefix("unix://")).parents[1]
+
+
+async def test_commands_without_an_address_use_the_demo_that_runs(command, demo: ScriptedDaemon, tmp_path: Path):
+    demo.answers["ListClusters"] = [FLEET]
+    there = temporary_directory(demo)
+    ended = there / "milo-demo-b" / "discovery.sock"
+    ended.parent.mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(ended))
+    os.utime(ended, (2**31, 2**31))
+    outcome = await command("list", "-o", "name", MILO_DISCOVERY_ADDRESS="", TMPDIR=str(there))
+    assert (outcome.status, outcome.out) == (0, "alpha\nbeta\n")
+    assert f"using the demo at {demo.address}" in outcome.err
+    program = tmp_path / "my_operator.py"
+    program.write_text("import os\nprint(os.environ['MILO_DISCOVERY_ADDRESS'])")
+    async with running("run", "--no-restart", str(program), address="", TMPDIR=str(there)) as process:
+        out, _ = await process.communicate()
+        assert out.decode() == f"{demo.address}\n"
+
+
+@pytest.mark.parametrize("plant", ["writable directory", "linked directory", "linked socket", "other user"])
+async def test_demo_that_another_user_can_replace_is_not_used(command, demo: ScriptedDaemon, plant: str):
+    there = temporary_directory(demo)
+    planted = there / "milo-demo-a"
+    match plant:
+        case "writable directory":
+            planted.chmod(0o777)
+        case "linked directory":
+            planted = planted.rename(there / "elsewhere")
+            (there / "milo-demo-b").symlink_to(planted)
+        case "linked socket":
+            planted = planted.rename(there / "elsewhere")
+            (there / "milo-demo-b").mkdir(mode=0o700)
+            (there / "milo-demo-b" / "discovery.sock").symlink_to(planted / "discovery.sock")
+        case _:
+            if os.getuid() != 0:
+                pytest.skip("needs root")
+            os.chown(planted, 65534, -1)
+    outcome = await command("list", MILO_DISCOVERY_ADDRESS="", TMPDIR=str(there))
+    assert outcome.status == 5
+    assert "or start ./dev demo" in outcome.err
+
+
+async def test_publishing_commands_do_not_use_a_demo(command, demo: ScriptedDaemon, tmp_path: Path):
+    there = temporary_directory(demo)
+    outcome = await command(
+        "sync",
+        "--dir",
+        str(tmp_path / "kubeconfigs"),
+        "--once",
+        "--timeout",
+        "1s",
+        MILO_DISCOVERY_ADDRESS="",
+        TMPDIR=str(there),
+    )
+    assert "/run/milo-discovery/discovery.sock" in outcome.err

@@ -20,7 +20,7 @@ from milo_discovery._kubeconfig_access import KubeconfigAccess, read_access
 from milo_discovery._rfc3339 import rfc3339
 from milo_discovery.cli.exit_status import CallFailure, CommandFailure
 from milo_discovery.cli.names import NAME
-from milo_discovery.cli.options import ConnectionOptions, unary
+from milo_discovery.cli.options import ConnectionOptions, connecting
 from milo_discovery.errors import DiscoveryError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _VERSIONS = (_VERSION, "client.authentication.k8s.io/v1beta1")
 @click.command("credential")
 @click.argument("name", type=NAME, required=False, metavar="NAME")
 @click.option("--cluster", metavar="NAME", hidden=True)  # how kubeconfigs call this command
-@unary
+@connecting(timeout="10s", timeout_help="How long to wait for the answer.")
 def credential(connection: ConnectionOptions, *, name: str | None, cluster: str | None) -> None:
     """Print a credential as an exec credential plugin does.
 

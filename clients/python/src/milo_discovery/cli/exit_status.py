@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from milo_discovery._address import ADDRESS_VARIABLE, DEFAULT_ADDRESS
 from milo_discovery.errors import (
     ClusterNotFound,
     DiscoveryError,
@@ -78,14 +79,23 @@ def describe(error: DiscoveryError, address: str, credentials: ClientCredentials
             return "; ".join(refused)
         case Unavailable(reason=""):
             found = None if credentials is None else _connection_problem(address, credentials)
-            hint = " (is milo-discoveryd running? set its address with --address or MILO_DISCOVERY_ADDRESS)"
-            return f"cannot connect to the daemon at {address}: {found or root_cause(error)}{'' if found else hint}"
+            reason = found or root_cause(error)
+            return f"cannot connect to the daemon at {address}: {reason}{'' if found else _hint(address, reason)}"
         case InvalidCredentials():
             return _FILE_FIELD.sub(lambda match: f"--{match[0].replace('_', '-')}", str(error))
         case TimedOut(code="DEADLINE_EXCEEDED", message="Deadline Exceeded"):
             return f"no answer from {address} within --timeout"
         case _:
             return str(error)
+
+
+def _hint(address: str, reason: str) -> str:
+    if reason == "Permission denied":
+        return (
+            f" (uid {os.getuid()} may not use the socket: join its group, or set the daemon's socket.group and .mode)"
+        )
+    demo = ", or start ./dev demo" if address == DEFAULT_ADDRESS else ""
+    return f" (is milo-discoveryd running? set its address with --address or {ADDRESS_VARIABLE}{demo})"
 
 
 def _connection_problem(address: str, credentials: ClientCredentials) -> str | None:

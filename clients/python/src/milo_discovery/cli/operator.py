@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import urllib.error
@@ -22,6 +21,7 @@ import click
 
 from milo_discovery._address import ADDRESS_VARIABLE
 from milo_discovery.cli.exit_status import CommandFailure, print_message
+from milo_discovery.cli.local_daemon import local_address
 from milo_discovery.cli.options import formatted
 
 _POLL_S = 0.3
@@ -38,9 +38,13 @@ _DEFAULT_PAGES = "127.0.0.1:8080"
 def run(program: Path, arguments: tuple[str, ...], *, address: str | None, no_restart: bool) -> None:
     """Run the operator in FILE, and restart it when a Python file beside or below it changes.
 
-    Without an address, it runs against the demo (`./dev demo`) on this machine.
+    Without an address, it runs against the daemon of this machine, or else the newest demo (`./dev demo`) of this user.
     """
-    address = address or _address_of_demo()
+    address = address or local_address()
+    if address is None:
+        raise CommandFailure(
+            "no daemon and no demo runs on this machine: start ./dev demo in another terminal, or pass --address"
+        )
     environment = {**os.environ, ADDRESS_VARIABLE: address}
     print_message(f"running {program} against {address}")
     with _signaled() as ending:
@@ -60,18 +64,6 @@ def run(program: Path, arguments: tuple[str, ...], *, address: str | None, no_re
                     if ending.wait(_POLL_S):
                         sys.exit(status)
             print_message(f"{program} changed: restarting")
-
-
-def _address_of_demo() -> str:
-    """Return the address of the newest demo that this user runs."""
-    sockets = [
-        each
-        for each in Path(tempfile.gettempdir()).glob("milo-demo-*/discovery.sock")
-        if each.is_socket() and each.stat().st_uid == os.getuid()
-    ]
-    if not sockets:
-        raise CommandFailure("no demo runs on this machine: start ./dev demo in another terminal, or pass --address")
-    return f"unix://{max(sockets, key=lambda each: each.stat().st_mtime)}"
 
 
 def _versions(program: Path) -> Mapping[Path, int]:

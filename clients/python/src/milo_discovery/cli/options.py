@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -23,7 +23,7 @@ from milo_discovery._client_credentials import (
     TOKEN_VARIABLE,
     ClientCredentials,
 )
-from milo_discovery.cli.exit_status import CallFailure
+from milo_discovery.cli.exit_status import CallFailure, print_message
 from milo_discovery.errors import DiscoveryError
 
 if TYPE_CHECKING:
@@ -106,7 +106,8 @@ def address_option(command: Callable[..., R]) -> Callable[..., R]:
         envvar=ADDRESS_VARIABLE,
         show_default=True,
         show_envvar=True,
-        help="The daemon's address: unix:///PATH or HOST:PORT.",
+        help="The daemon's address: unix:///PATH or HOST:PORT. If nothing listens at the default, commands for people "
+        "use the newest demo that you run.",
     )(command)
 
 
@@ -138,8 +139,14 @@ def timeout_option(default: str | None, description: str) -> Callable[[Callable[
     )
 
 
-def connecting(*, timeout: str | None, timeout_help: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
-    """Decorate a command that connects: it gets a `Connection` as its first argument."""
+def connecting(
+    *, timeout: str | None, timeout_help: str, finds_demo: bool = False
+) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """Decorate a command that connects: it gets a `Connection` as its first argument.
+
+    With `finds_demo`, it uses a demo if no address is given and no daemon listens at the default one. Commands that
+    run unattended do not, since they would replace what they have written by the demo's clusters.
+    """
 
     def decorate(command: Callable[..., R]) -> Callable[..., R]:
         @address_option
@@ -148,12 +155,35 @@ def connecting(*, timeout: str | None, timeout_help: str) -> Callable[[Callable[
         @functools.wraps(command)
         def with_connection(*, address: str, timeout: timedelta | None, **rest: Any) -> R:
             address, timeout = _or_group_option("address", address), _or_group_option("timeout", timeout)
+            if finds_demo and not any(map(_is_given, _contexts())):
+                address = _local_address(address)
             given = {name: _or_group_option(name, rest.pop(name)) for name in _CREDENTIAL_NAMES}
             return command(_connection(address, timeout, given), **rest)
 
         return with_connection
 
     return decorate
+
+
+def _contexts() -> Iterator[click.Context]:
+    context: click.Context | None = click.get_current_context()
+    while context is not None:
+        yield context
+        context = context.parent
+
+
+def _is_given(context: click.Context) -> bool:
+    return context.get_parameter_source("address") not in (None, ParameterSource.DEFAULT)
+
+
+def _local_address(default: str) -> str:
+    from milo_discovery.cli.local_daemon import local_address  # noqa: PLC0415  (`credential` has to start fast)
+
+    found = local_address()
+    if found is None or found == default:
+        return default
+    print_message(f"using the demo at {found}")
+    return found
 
 
 def _connection(address: str, timeout: timedelta | None, credentials: dict[str, Any]) -> ConnectionOptions:
@@ -186,7 +216,7 @@ def _or_group_option(name: str, value: T) -> T:
     return group_value
 
 
-unary = connecting(timeout="10s", timeout_help="How long to wait for the answer.")
+unary = connecting(timeout="10s", timeout_help="How long to wait for the answer.", finds_demo=True)
 """Decorates a command that makes unary calls."""
 
 

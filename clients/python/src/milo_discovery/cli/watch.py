@@ -39,7 +39,9 @@ _COLORS = {EventType.ENGAGED: "green", EventType.UPDATED: "yellow", EventType.DI
 @formatted("table", "wide", "json", "yaml", "name")
 @click.option("--once", is_flag=True, help="Exit after the first complete view.")
 @click.option("--timestamps", is_flag=True, help="Print the time at which each event arrived.")
-@connecting(timeout=None, timeout_help="How long to wait for the first complete view. Default: no limit.")
+@connecting(
+    timeout=None, timeout_help="How long to wait for the first complete view. Default: no limit.", finds_demo=True
+)
 def watch(
     connection: ConnectionOptions, *, only: FilterOptions, form: str, headers: bool, once: bool, timestamps: bool
 ) -> None:
