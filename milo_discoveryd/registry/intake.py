@@ -68,6 +68,9 @@ class Intake(Generic[Change]):
         self._listed: dict[str, str] = {}
         """The UIDs of the listed objects, by name."""
         self._staged: dict[str, Observation] = {}
+        self._suspects: dict[str, None] = {}
+        """Staged objects that may be older than the known ones, or other objects of the same name. They are found
+        while the list is read, since looking for them at its end would block the event loop."""
         self._listed_version = ""
         """The version of the last complete list that was applied."""
         self.synced = False
@@ -156,6 +159,8 @@ class Intake(Generic[Change]):
         return not self._pending_deletions.is_doubted(name) and self._objects.is_present(name, uid)
 
     def resolve(self, request: ConfirmationRequest, result: ConfirmationResult, now: Moment) -> list[Change]:
+        if request.name in self._listed:
+            self._suspects[request.name] = None  # the result may be newer than the list that is being read
         self._unconfirmed.discard(request.name)
         if (guard := self._guard) is not None and isinstance(result, Found):
             since = self._pending_deletions.older_since(request.name)
@@ -234,7 +239,7 @@ class Intake(Generic[Change]):
     def _stage(self, event: ListStarted | Listed[Observation] | Unlisted) -> None:
         match event:
             case ListStarted():
-                self._listed, self._staged = {}, {}
+                self._drop_list()
                 self._objects.weight.list_started()
             case Listed(observation):
                 self._listed[observation.name] = observation.uid
@@ -243,6 +248,8 @@ class Intake(Generic[Change]):
                     self._objects.weight.add_listed(record.weight)
                 elif self._objects.weight.add_listed(self._objects.weight_of(observation)):
                     self._staged[observation.name] = observation
+                    if record is not None and self._is_suspect(observation, record.uid):
+                        self._suspects[observation.name] = None
             case unlisted:
                 key = self._keys.key(unlisted.namespace, unlisted.name)
                 self._listed.pop(key, None)
@@ -254,7 +261,7 @@ class Intake(Generic[Change]):
             versions_went_back = versions_went_back or self._is_older_than_objects(ended.version)
             versions_went_back = guard.is_behind(ended.version, versions_went_back=versions_went_back)
             if guard.ignores(ended.version, is_behind=versions_went_back, now=now.steady):
-                self._listed, self._staged = {}, {}
+                self._drop_list()
                 return
         regressed = list(self._regressed(versions_went_back=versions_went_back))
         # Objects that are already held in their older state are no evidence of another restore.
@@ -288,7 +295,7 @@ class Intake(Generic[Change]):
             )
         self._is_foreign = isinstance(decision, HeldRemovals) and decision.is_foreign
         if self._is_foreign:
-            self._listed, self._staged = {}, {}
+            self._drop_list()
         if not isinstance(decision, ConfirmEach):
             engaged += replaced
             for name, _ in replaced:
@@ -308,7 +315,7 @@ class Intake(Generic[Change]):
             self._objects.forget_weight(name for name, _ in missing)
             self._objects.list_ended((name for name, _ in missing if name not in older) if versions_went_back else ())
         self._apply_decision(engaged, decision, now.steady)
-        self._listed, self._staged = {}, {}
+        self._drop_list()
         takes_first_place = isinstance(decision, ConfirmAtRate) and not self.is_verified
         if (self.awaits_list and self.held is None) or takes_first_place:
             self.awaits_list, self._unconfirmed = False, announced.union(name for name, _ in engaged)
@@ -347,7 +354,7 @@ class Intake(Generic[Change]):
         """
         if self._guard is None or not self.synced or self._guard.is_accepting:
             return
-        for seen in self._staged.values():
+        for seen in self._staged_suspects(everything=versions_went_back):
             record = self._objects[seen.name]
             if record is None or not record.engaged or isinstance(seen, Malformed):
                 continue
@@ -355,6 +362,20 @@ class Intake(Generic[Change]):
             differs = not isinstance(seen, Ready) or seen.uid != record.uid or not record.describes(seen.target)
             if differs and (is_older or self._is_held_back(seen)):
                 yield seen
+
+    def _is_suspect(self, staged: Observation, known_uid: str) -> bool:
+        return (
+            staged.uid not in ("", known_uid)
+            or self._objects.is_older_than_known(staged)
+            or self._pending_deletions.explain(staged.name) is not None
+        )
+
+    def _staged_suspects(self, *, everything: bool = False) -> Iterator[Observation]:
+        names = list(self._staged if everything else self._suspects)
+        return (self._staged[name] for name in names if name in self._staged)
+
+    def _drop_list(self) -> None:
+        self._listed, self._staged, self._suspects = {}, {}, {}
 
     def _is_held_back(self, seen: Observation) -> bool:
         """Return whether this is the older state that a restored server has of a cluster: see `_regressed`."""
@@ -379,10 +400,10 @@ class Intake(Generic[Change]):
 
     def _replaced(self) -> Iterator[tuple[str, str]]:
         """Yield the engaged clusters under whose names the list has other objects."""
-        for name, seen in self._staged.items():
-            record = self._objects[name]
+        for seen in self._staged_suspects():
+            record = self._objects[seen.name]
             if record is not None and record.engaged and seen.uid not in ("", record.uid):
-                yield name, record.uid
+                yield seen.name, record.uid
 
     def _still_exists(self, settled: ConfirmedDeletion | Observation | None) -> bool:
         if settled is None or isinstance(settled, ConfirmedDeletion | Outside):
