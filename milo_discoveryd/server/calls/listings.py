@@ -2,7 +2,7 @@
 
 import secrets
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from operator import attrgetter
 
 import msgspec
@@ -21,6 +21,8 @@ MAX_ENTRIES_EACH = 1_000_000
 OVERHEAD = 64
 """The number that each listing counts in addition to its clusters."""
 LIFE_S = 300.0
+CLUSTERS_PER_STEP = 4096
+_by_name = attrgetter("target.name")
 
 
 class ListingOwner(msgspec.Struct, frozen=True):
@@ -72,11 +74,18 @@ class Listings:
         owner: ListingOwner,
         *,
         pending: frozenset[str] = frozenset(),
-    ) -> Page:
-        """Return the first page. `pending` are the sources that the view leaves out."""
-        clusters = tuple(sorted(filter(view.matches, self._log.clusters()), key=attrgetter("target.name")))
-        listing = OpenListing(clusters, self._log.head, owner, now + LIFE_S, pending)
-        return Page(listing, "", 0, clusters[:size])
+    ) -> Generator[None, None, Page]:
+        """Return the first page; yield between steps of some milliseconds. `pending` are the sources that the view
+        leaves out.
+        """
+        clusters, revision = self._log.clusters(), self._log.head
+        found: list[Cluster] = []
+        for start in range(0, len(clusters), CLUSTERS_PER_STEP):
+            found += sorted(filter(view.matches, clusters[start : start + CLUSTERS_PER_STEP]), key=_by_name)
+            yield
+        found.sort(key=_by_name)  # merges the sorted parts
+        listing = OpenListing(tuple(found), revision, owner, now + LIFE_S, pending)
+        return Page(listing, "", 0, found[:size])
 
     def next(
         self, token: str, size: int, now: float, owner: ListingOwner, is_visible: Callable[[Cluster], bool]

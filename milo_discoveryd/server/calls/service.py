@@ -4,7 +4,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 
 from milo_discovery.v1 import discovery_pb2 as pb
@@ -118,8 +118,8 @@ class Service:
             page = (
                 self._listings.next(parsed.page_token, parsed.page_size, now, owner, is_visible)
                 if parsed.page_token
-                else self._listings.first(
-                    without_sources(shown, pending), parsed.page_size, now, owner, pending=pending
+                else await _completed(
+                    self._listings.first(without_sources(shown, pending), parsed.page_size, now, owner, pending=pending)
                 )
             )
         clusters, taken = await self._converted(page)
@@ -362,3 +362,14 @@ def _credential_errors(call: CallContext) -> Iterator[None]:
 
 _FIELD_OVERHEAD = 5
 """The size of the tag and length of one cluster within a page."""
+
+
+async def _completed(steps: Generator[None, None, Page]) -> Page:
+    """Return the result of work that is done in steps, with other tasks between them."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            page: Page = end.value
+            return page
+        await asyncio.sleep(0)

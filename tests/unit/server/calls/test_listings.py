@@ -1,5 +1,7 @@
 """Listings: all pages show one revision, to one caller."""
 
+from collections.abc import Generator
+
 import pytest
 
 from milo_discoveryd.model.cluster import DisengageReason
@@ -33,7 +35,7 @@ class Listing:
         self.token = ""
 
     def first(self, size: int, view: ClusterView = EVERYTHING) -> Page:
-        return self._turned(self.listings.first(view, size, 0.0, self.owner), size)
+        return self._turned(completed(self.listings.first(view, size, 0.0, self.owner)), size)
 
     def next(self, size: int, now: float = 0.0, token: str | None = None) -> Page:
         page = self.listings.next(self.token if token is None else token, size, now, self.owner, lambda cluster: True)
@@ -42,6 +44,14 @@ class Listing:
     def _turned(self, page: Page, size: int) -> Page:
         self.token = self.listings.next_token(page, min(size, len(page.clusters)), 0.0)
         return page
+
+
+def completed(steps: Generator[None, None, Page]) -> Page:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
 
 
 def names(page: Page) -> list[str]:
@@ -53,6 +63,16 @@ def test_listing_of_one_page_is_sorted_by_name() -> None:
     page = listing.first(2)
     assert (names(page), page.listing.revision, listing.token) == (["a", "b"], 2, "")
     assert not listing.listings._listings, "a listing of one page is not kept"
+
+
+def test_listing_is_made_in_steps_of_one_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listings_module, "CLUSTERS_PER_STEP", 2)
+    log = fleet(*"edcba")
+    steps = a_listing(log).first(EVERYTHING, 10, 0.0, ME)
+    next(steps)
+    log.disengage(log.entry("a"), DisengageReason.DELETED, "", 0.0)
+    page = completed(steps)
+    assert (names(page), page.listing.revision) == ([*"abcde"], 5)
 
 
 def test_listing_of_empty_fleet_is_empty_page() -> None:
@@ -83,7 +103,7 @@ def test_listing_pages_may_differ_in_size_and_be_repeated() -> None:
 
 def test_listing_continues_after_a_page_that_was_cut_short() -> None:
     listings = a_listing(fleet(*"abcde"))
-    page = listings.first(EVERYTHING, 5, 0.0, ME)
+    page = completed(listings.first(EVERYTHING, 5, 0.0, ME))
     token = listings.next_token(page, 2, 0.0)
     assert names(listings.next(token, 5, 0.0, ME, lambda cluster: True)) == ["c", "d", "e"]
 
@@ -165,7 +185,7 @@ def test_listing_over_the_limit_evicts_other_listings_and_is_kept(monkeypatch: p
 def test_expired_listings_are_removed() -> None:
     listings = a_listing(fleet(*"abc"))
     for now in (0.0, LIFE_S + 1):
-        listings.next_token(listings.first(EVERYTHING, 1, now, ME), 1, now)
+        listings.next_token(completed(listings.first(EVERYTHING, 1, now, ME)), 1, now)
     assert len(listings._listings) == 1
 
 
