@@ -31,6 +31,16 @@ class _Commands(click.Group):
 
         return sorted({*super().list_commands(context), *entry_points(group=COMMANDS_GROUP).names})
 
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[:1] == ["help"]:
+            if len(args) == 1:
+                click.echo(context.get_help())
+                context.exit()
+            args = [args[1], "--help"]
+        return super().resolve_command(context, args)
+
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         own = super().get_command(context, name)
         if own is not None:

@@ -71,6 +71,11 @@ class TestErrors:
             (["list", "--timeout", f"{'9' * 400}s"], "9s' is too long"),
             (["get", "\udcff"], "'\\udcff' is not valid UTF-8"),
             (["list", "--timeout", "99999999999h"], "'99999999999h' is too long"),
+            (["list", "--timeout", "5s10m"], "'5s10m' is not a duration above zero"),
+            (["list", "--address", "insecure://127.0.0.1:7070"], "did you mean 127.0.0.1:7070?"),
+            (["objects", "--operator", "foo"], "'foo' is not HOST:PORT"),
+            (["objects", "--operator", "127.0.0.1:99999"], "'127.0.0.1:99999' is not HOST:PORT"),
+            (["help", "wacht"], "No such command 'wacht'; did you mean watch?"),
             (["list", "--selector", "\udcff"], "'\\udcff' is not valid UTF-8"),
             (["list", "-o", "xml"], "'xml' is not one of 'table', 'wide', 'json', 'yaml', 'name'"),
             (["get"], "Missing argument 'NAME'"),
@@ -85,6 +90,31 @@ class TestErrors:
         assert outcome.status == 2
         assert complaint in outcome.err
         assert "Traceback" not in outcome.err
+
+    @pytest.mark.parametrize("printed", ["99d", "3d4h", "5m10s", "42s", "500ms", "1.5h"])
+    async def test_duration_is_accepted_as_it_is_printed(self, command, daemon, printed):
+        daemon.answers["ListClusters"] = [FLEET]
+        assert (await command("list", "--timeout", printed)).status == 0
+
+    @pytest.mark.parametrize("words", [(), ("list",)])
+    async def test_help_command_prints_the_help(self, command, words):
+        asked, option = await command("help", *words), await command(*words, "--help")
+        assert (asked.status, asked.out) == (0, option.out)
+
+    async def test_misspelled_variable_is_reported(self, command, daemon):
+        daemon.answers["ListClusters"] = [FLEET]
+        # Kubernetes sets variables like the last two for a Service of this name.
+        variables = {"ADRESS": "x", "SOCKET": "x", "SERVICE_HOST": "x", "PORT_7070_TCP_ADDR": "x"}
+        outcome = await command("list", **{f"MILO_DISCOVERY_{name}": value for name, value in variables.items()})
+        assert outcome.status == 0
+        [first, second] = outcome.err.splitlines()
+        assert "MILO_DISCOVERY_ADRESS is not a variable" in first
+        assert "did you mean MILO_DISCOVERY_ADDRESS?" in first
+        assert "MILO_DISCOVERY_SOCKET is not a variable" in second
+
+    async def test_unknown_host_is_named(self, command):
+        outcome = await command("list", "--address", "nowhere.invalid:7070")
+        assert "no address is known for the host nowhere.invalid" in outcome.err
 
     async def test_cli_help_needs_no_daemon(self, command):
         outcome = await command("--help")

@@ -18,7 +18,7 @@ from google.rpc.error_details_pb2 import ErrorInfo
 
 from milo_discovery.v1 import discovery_pb2 as pb
 
-from .cli_process import COMMAND
+from .cli_process import COMMAND, FLEET
 from .kubeconfigs import issued, text
 from .scripted_daemon import Refusal
 
@@ -151,6 +151,19 @@ class TestCredential:
 
 
 class TestKubeconfig:
+    async def test_unknown_name_suggests_similar_names(self, command, daemon):
+        daemon.answers["IssueKubeconfig"] = [Refusal(grpc.StatusCode.NOT_FOUND, "alpa was never seen")]
+        daemon.answers["ListClusters"] = [FLEET]
+        outcome = await command("kubeconfig", "alpa")
+        assert outcome.status == 3
+        assert "; did you mean alpha?" in outcome.err
+
+    async def test_name_that_is_not_engaged_suggests_no_other(self, command, daemon):
+        daemon.answers["IssueKubeconfig"] = [NOT_ENGAGED]
+        daemon.answers["ListClusters"] = [FLEET]
+        outcome = await command("kubeconfig", "alpha")
+        assert (outcome.status, outcome.err) == (3, "milo-discovery: alpha is not engaged\n")
+
     async def test_exec_kubeconfig_has_no_secret_and_calls_the_same_address(self, command, daemon):
         daemon.answers["IssueKubeconfig"] = [exec_form()]
         outcome = await command("kubeconfig", "alpha", PATH=os.environ["PATH"] + f":{Path(sys.executable).parent}")

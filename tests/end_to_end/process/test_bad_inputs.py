@@ -123,8 +123,10 @@ async def refusal(directory: Path, command: str, settings: str) -> list[str]:
 @pytest.mark.parametrize("command", [DAEMON, CLIENT])
 def test_command_without_arguments_prints_its_help(command: str) -> None:
     program = Path(sys.executable).with_name(command)
-    asked, bare = (
-        run([program, *arguments], capture_output=True, text=True, check=False) for arguments in (["--help"], [])
+    asked, helped, bare = (
+        run([program, *arguments], capture_output=True, text=True, check=False)
+        for arguments in (["--help"], ["help"], [])
     )
+    assert (helped.returncode, helped.stdout) == (0, asked.stdout)
     assert (asked.returncode, asked.stdout.splitlines()[0]) == (0, f"Usage: {command} [OPTIONS] COMMAND [ARGS]...")
     assert (bare.returncode, bare.stdout, bare.stderr) == (2, "", asked.stdout)

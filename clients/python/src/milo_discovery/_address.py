@@ -12,7 +12,7 @@ ADDRESS_VARIABLE = "MILO_DISCOVERY_ADDRESS"
 
 # sun_path has 108 bytes on Linux, including the terminating NUL.
 _MAX_SOCKET_PATH = 107
-_HOST_AND_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
+HOST_AND_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
 
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     # A new channel would otherwise share the old one's subchannel, including its reconnect backoff.
@@ -36,9 +36,12 @@ def grpc_target(address: str | None) -> str:
         address = os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS
     if address.startswith("unix://"):
         return _socket(address)
-    match = _HOST_AND_PORT.fullmatch(address)
+    match = HOST_AND_PORT.fullmatch(address)
     if match is None:
-        hint = f"; did you mean unix://{address}?" if address.startswith("/") else ""
+        # The daemon's --listen takes this prefix.
+        plain = address.removeprefix("insecure://")
+        meant = f"unix://{address}" if address.startswith("/") else plain if plain != address else ""
+        hint = f"; did you mean {meant}?" if meant else ""
         raise InvalidAddress(f"address {address!r} is neither unix:///path/to/socket nor HOST:PORT{hint}")
     if not 0 < int(match["port"]) <= 65535:
         raise InvalidAddress(f"address {address!r}: the port must be between 1 and 65535")

@@ -35,6 +35,8 @@ def connection_problem(target: str, credentials: ClientCredentials) -> str | Non
         if credentials.ca_file is None:
             return _plain_problem(target)
         return _handshake_problem(target, credentials)
+    except socket.gaierror as error:
+        return f"no address is known for the host {target.rpartition(':')[0]}: {error.strerror}"
     except OSError:
         return None  # gRPC's message says it
     except InvalidCredentials as error:

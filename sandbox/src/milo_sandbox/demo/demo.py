@@ -90,8 +90,8 @@ async def _show(
 
 async def _follow(watch: Watch, scene: Scene, screen: Screen) -> None:
     async for event in watch:
-        scene.add(event, time.monotonic())
-        screen.show(event)
+        if scene.add(event, time.monotonic()):
+            screen.show(event)
 
 
 async def _draw(watch: Watch, screen: Screen) -> None:

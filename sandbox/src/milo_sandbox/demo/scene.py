@@ -1,7 +1,7 @@
 """The state that the demo shows: clusters, recent events, and counts."""
 
 from collections import Counter, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from milo_discovery import Cluster, ConnectivityState, Event, EventType, SourceState, SourceStatus
 
@@ -36,11 +36,16 @@ class Scene:
     def engaged(self) -> int:
         return sum(row.last is not EventType.DISENGAGED for row in self._rows.values())
 
-    def add(self, event: Event, now: float) -> None:
+    def add(self, event: Event, now: float) -> bool:
+        """Add an event. Return whether it is shown beside its row: the first result of a cluster's probes is not."""
         self.counts[event.type] += 1
+        before = self._rows.pop(event.cluster.name, None)
+        if before is not None and _is_first_probe(before.cluster, event):
+            self._rows[event.cluster.name] = replace(before, cluster=event.cluster)
+            return False
         self.recent.appendleft(RecentEvent(event, now))
-        self._rows.pop(event.cluster.name, None)
         self._rows[event.cluster.name] = Row(event.cluster, event.type, now)
+        return True
 
     def rows(self, now: float) -> list[Row]:
         """Return the clusters by name; a disengaged one remains for a few seconds."""
@@ -52,6 +57,14 @@ class Scene:
         for name in expired:
             del self._rows[name]
         return sorted(self._rows.values(), key=lambda row: row.cluster.name)
+
+
+def _is_first_probe(before: Cluster, event: Event) -> bool:
+    """Return whether an event says only that a new cluster is reachable, as most are."""
+    is_new = before.connectivity.state in (ConnectivityState.UNSPECIFIED, ConnectivityState.UNKNOWN)
+    is_reachable = event.cluster.connectivity.state is ConnectivityState.REACHABLE
+    others = replace(event.cluster, connectivity=before.connectivity)
+    return event.type is EventType.UPDATED and is_new and is_reachable and others == before
 
 
 def state(cluster: Cluster) -> str:

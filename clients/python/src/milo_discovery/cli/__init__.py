@@ -6,6 +6,7 @@ Data goes to stdout, messages to stderr. Help and usage errors load neither gRPC
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from importlib import import_module
 
@@ -13,7 +14,7 @@ import click
 
 from milo_discovery._extras import MissingPackageError
 from milo_discovery.cli.exit_status import ExitStatus, exit_by_full_output, exit_by_sigpipe, print_message
-from milo_discovery.cli.options import address_option, credential_options, timeout_option
+from milo_discovery.cli.options import VARIABLES, address_option, credential_options, timeout_option, unknown_variables
 from milo_discovery.cli.usage import did_you_mean, print_usage_error
 
 _MODULE_OF = {
@@ -35,6 +36,10 @@ _MODULE_OF = {
 """The module of each command, imported when the command runs: `credential` has to start fast."""
 
 
+_SIMILAR = 0.85
+"""Variables have half of their letters in common."""
+
+
 class LazyGroup(click.Group):
     """A command group that imports each command on use, and exits by SIGPIPE when the reader of its output closes."""
 
@@ -50,6 +55,11 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] == "help":
+            if len(args) == 1:
+                click.echo(ctx.get_help())
+                ctx.exit()
+            args = [args[1], "--help"]
         if args and args[0] not in _MODULE_OF and not args[0].startswith("-"):
             ctx.fail(f"No such command {args[0]!r}{did_you_mean(args[0], _MODULE_OF)}")
         return super().resolve_command(ctx, args)
@@ -72,6 +82,9 @@ def command(**_: object) -> None:  # the commands read these options: see option
     Exit statuses: 0 success, 1 failure, 2 usage error, 3 not found, 4 not allowed, 5 no connection, 6 timeout,
     7 the daemon is not synced, a source is stale or the shard group is not settled, 130 interrupted.
     """
+    for name in unknown_variables(os.environ):
+        known = did_you_mean(name, VARIABLES, cutoff=_SIMILAR) or f"; the variables are {', '.join(VARIABLES)}"
+        print_message(f"{name} is not a variable of this command, and is ignored{known}")
 
 
 def main() -> None:

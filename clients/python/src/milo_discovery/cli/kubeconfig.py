@@ -17,14 +17,18 @@ from milo_discovery._kubeconfig_access import EXEC_COMMAND, exec_arguments, read
 from milo_discovery._kubeconfig_access import read_access as read_token_access
 from milo_discovery.cli import atomic_files, kubeconfig_merge
 from milo_discovery.cli.exit_status import CommandFailure, print_message
-from milo_discovery.cli.names import NAME
+from milo_discovery.cli.names import NAME, suggestion
 from milo_discovery.cli.options import ConnectionOptions, Duration, unary
 from milo_discovery.cli.text_output import format_duration
-from milo_discovery.errors import UnusableKubeconfig
+from milo_discovery.errors import ClusterNotFound, UnusableKubeconfig
 from milo_discovery.model import KubeconfigFormat
 
 if TYPE_CHECKING:
+    from milo_discovery.client import DiscoveryClient
     from milo_discovery.model import Kubeconfig
+
+_NOT_ENGAGED = "NOT_ENGAGED"
+"""The daemon's reason where it knows the cluster."""
 
 
 @click.command("kubeconfig")
@@ -61,7 +65,7 @@ def kubeconfig(
     if path is not None and not merge and not force:
         _require_replaceable(path)
     kubeconfig_format = KubeconfigFormat.EXEC if use_exec else KubeconfigFormat.EMBEDDED
-    issued = connection.run(lambda client: client.issue_kubeconfig(name, ttl=ttl, kubeconfig_format=kubeconfig_format))
+    issued = connection.run(lambda client: _issued(client, name, ttl, kubeconfig_format))
     document = _exec_document(name, issued, connection) if use_exec else _token_document(name, issued, ttl)
     try:
         if merge:
@@ -74,6 +78,18 @@ def kubeconfig(
             click.echo(_text(document), nl=False)
     except OSError as error:
         raise CommandFailure(f"cannot write {file}: {error.strerror}") from error
+
+
+async def _issued(
+    client: DiscoveryClient, name: str, ttl: timedelta | None, kubeconfig_format: KubeconfigFormat
+) -> Kubeconfig:
+    """Issue a kubeconfig; for an unknown name, suggest names of engaged clusters."""
+    try:
+        return await client.issue_kubeconfig(name, ttl=ttl, kubeconfig_format=kubeconfig_format)
+    except ClusterNotFound as error:
+        if error.reason != _NOT_ENGAGED:
+            error.args = (f"{error}{await suggestion(client, name)}",)
+        raise
 
 
 def _exec_document(name: str, issued: Kubeconfig, connection: ConnectionOptions) -> dict[str, Any]:

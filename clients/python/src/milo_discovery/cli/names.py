@@ -7,8 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from milo_discovery.cli.usage import did_you_mean
+from milo_discovery.errors import DiscoveryError
+
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
+
+    from milo_discovery.client import DiscoveryClient
 
 _COMPLETION_TIMEOUT = timedelta(seconds=2)
 
@@ -31,6 +36,14 @@ class ClusterName(click.ParamType[str]):
         except click.ClickException:
             return []  # a completion prints no errors
         return [CompletionItem(each.name) for each in listing if each.name.startswith(incomplete)]
+
+
+async def suggestion(client: DiscoveryClient, name: str) -> str:
+    """Return the engaged clusters of similar names, to append to an error message; empty if there are none."""
+    try:
+        return did_you_mean(name, [each.name for each in await client.list()])
+    except DiscoveryError:
+        return ""
 
 
 NAME = ClusterName()

@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from milo_discovery._address import ADDRESS_VARIABLE
+from milo_discovery._address import ADDRESS_VARIABLE, HOST_AND_PORT
 from milo_discovery.cli.exit_status import CommandFailure, print_message
 from milo_discovery.cli.local_daemon import local_address
 from milo_discovery.cli.options import formatted
@@ -122,7 +122,10 @@ def objects(*, pages: str, cluster: str | None, form: str, headers: bool) -> Non
 
     The operator is one that `milo_discovery.controllers.main` runs.
     """
-    found = [each for each in _page(pages, "/debug/objects") if cluster in (None, each["cluster"])]
+    match = HOST_AND_PORT.fullmatch(pages if pages.rpartition(":")[0] else f"127.0.0.1{pages}")
+    if match is None or not 0 < int(match["port"]) <= 65535:
+        raise click.UsageError(f"--operator {pages!r} is not HOST:PORT, such as {_DEFAULT_PAGES}")
+    found = [each for each in _page(match[0], "/debug/objects") if cluster in (None, each["cluster"])]
     if form == "json":
         click.echo(json.dumps(found, indent=2))
         return
@@ -141,8 +144,7 @@ def objects(*, pages: str, cluster: str | None, form: str, headers: bool) -> Non
 
 
 def _page(pages: str, path: str) -> list[dict[str, Any]]:
-    host, _, port = pages.rpartition(":")
-    url = f"http://{host or '127.0.0.1'}:{port}{path}"
+    url = f"http://{pages}{path}"
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=_TIMEOUT_S) as response:

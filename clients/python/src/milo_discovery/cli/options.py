@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -34,28 +34,31 @@ P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
-_DURATION = re.compile(r"(?P<count>[0-9]+(\.[0-9]+)?)(?P<unit>ms|s|m|h)")
+_COUNT = r"[0-9]+(?:\.[0-9]+)?"
+_DURATION = re.compile("".join(rf"(?:(?P<{unit}>{_COUNT}){unit})?" for unit in ("d", "h", "m", "s", "ms")))
 _UNITS = {
-    "ms": timedelta(milliseconds=1),
-    "s": timedelta(seconds=1),
-    "m": timedelta(minutes=1),
+    "d": timedelta(days=1),
     "h": timedelta(hours=1),
+    "m": timedelta(minutes=1),
+    "s": timedelta(seconds=1),
+    "ms": timedelta(milliseconds=1),
 }
 
 
 class Duration(click.ParamType[timedelta]):
-    """A duration above zero: 500ms, 10s, 2m, 1h."""
+    """A duration above zero: 500ms, 10s, 2m, 1h30m, 7d."""
 
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
         match = _DURATION.fullmatch(str(value))
         try:
-            duration = float(match["count"]) * _UNITS[match["unit"]] if match else timedelta()
+            counts = match.groupdict(default="0") if match else {}
+            duration = sum((float(count) * _UNITS[unit] for unit, count in counts.items()), timedelta())
         except OverflowError:
             self.fail(f"{value!r} is too long", param, ctx)
         if not duration:
-            hint = f"; did you mean {value}s?" if _DURATION.fullmatch(f"{value}s") and float(value) else ""
+            hint = f"; did you mean {value}s?" if re.fullmatch(_COUNT, str(value)) and float(value) else ""
             self.fail(f"{value!r} is not a duration above zero, such as 500ms, 10s or 2m{hint}", param, ctx)
         return duration
 
@@ -118,6 +121,21 @@ _CREDENTIAL_FILES = (
     ("token-file", TOKEN_VARIABLE, "Bearer token."),
 )
 _CREDENTIAL_NAMES = (*(name.replace("-", "_") for name, *_ in _CREDENTIAL_FILES), "server_uid")
+
+
+VARIABLES = (ADDRESS_VARIABLE, *(variable for _, variable, _ in _CREDENTIAL_FILES), SERVER_UID_VARIABLE)
+_PREFIX = "MILO_DISCOVERY_"
+# What Kubernetes sets in the pods beside a Service of the name milo-discovery, and what tests set.
+_FOREIGN_VARIABLE = re.compile(rf"{_PREFIX}(SERVICE_HOST|SERVICE_PORT|PORT|TEST)(_.*)?")
+
+
+def unknown_variables(environ: Iterable[str]) -> list[str]:
+    """Return the environment's variables that look like those of this command, and are none."""
+    return [
+        name
+        for name in environ
+        if name.startswith(_PREFIX) and name not in VARIABLES and not _FOREIGN_VARIABLE.fullmatch(name)
+    ]
 
 
 def credential_options(command: Callable[..., R]) -> Callable[..., R]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -12,10 +11,9 @@ import click
 
 from milo_discovery.cli import jsonpath, templates, text_output
 from milo_discovery.cli.exit_status import ExitStatus, print_message, printable
-from milo_discovery.cli.names import NAME
+from milo_discovery.cli.names import NAME, suggestion
 from milo_discovery.cli.options import ConnectionOptions, filtering, formatted, unary
-from milo_discovery.cli.usage import did_you_mean
-from milo_discovery.errors import ClusterNotFound, DiscoveryError
+from milo_discovery.errors import ClusterNotFound
 from milo_discovery.model import SourceState
 
 if TYPE_CHECKING:
@@ -114,10 +112,7 @@ def _report(connection: ConnectionOptions, name: str) -> ClusterReport:
         try:
             return await client.get(name)
         except ClusterNotFound as error:
-            engaged: list[str] = []
-            with suppress(DiscoveryError):
-                engaged = [each.name for each in await client.list()]
-            error.args = (f"{error}: {_CAUSES}{did_you_mean(name, engaged)}",)
+            error.args = (f"{error}: {_CAUSES}{await suggestion(client, name)}",)
             raise
 
     return connection.run(get)

@@ -10,9 +10,9 @@ import click
 _MAX_SUGGESTIONS = 3
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
     """Return a suggestion to append to an error message; empty if no known name is similar."""
-    similar = difflib.get_close_matches(name, list(known), n=_MAX_SUGGESTIONS)
+    similar = difflib.get_close_matches(name, list(known), n=_MAX_SUGGESTIONS, cutoff=cutoff)
     return f"; did you mean {' or '.join(similar)}?" if similar else ""
 
 
