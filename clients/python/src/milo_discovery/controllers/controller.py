@@ -16,6 +16,7 @@ import msgspec
 from milo_discovery._failure_log import FailureLog
 from milo_discovery.controllers.cluster_api import ClusterApi
 from milo_discovery.controllers.conditions import is_terminating
+from milo_discovery.controllers.errors import NotSynced
 from milo_discovery.controllers.event_log import EventLog
 from milo_discovery.controllers.fleet_view import ClusterCaches, FleetView
 from milo_discovery.controllers.informer import Informer
@@ -215,6 +216,9 @@ class Controller:
     def _add_mapped(self, member: ReconciledCluster, watched: WatchedKind, change: Change, priority: Priority) -> None:
         try:
             targets = watched.targets(self._watched(member, watched.kind, change))
+        except NotSynced as error:  # the objects of that cache are reconciled when they are listed
+            log.debug("%s: %s: the mapper of %s: %s", self.spec.name, member.cluster.name, watched.kind.resource, error)
+            return
         except Exception as error:  # noqa: BLE001  (the author's code: an error there must not stop the informer)
             what = f"the mapper of {watched.kind.resource}"
             self.failures.log(member.cluster.name, what, error, "nothing is reconciled")
@@ -300,7 +304,14 @@ class Controller:
             return
         if self._members.get(key.cluster) is member:  # it was not dropped meanwhile
             self.failures.record(key, error, is_stopped=isinstance(outcome, Stopped))
-        then = "no retry until it changes" if delay_s is None else f"retry in {delay_s:.1f} s"
+            if isinstance(outcome, Stopped):
+                then = "no retry until it changes"
+            elif delay_s is None:
+                then = "retry at once, since it changed"
+            else:
+                then = f"retry in {delay_s:.1f} s"
+        else:
+            then = "its cluster is disengaged"
         self.failures.log(key.cluster, f"reconciling {current_object.get()}", error, then)
 
     def _hold(self, member: ReconciledCluster, key: ObjectKey, request: Request[Any], now: float) -> bool:
