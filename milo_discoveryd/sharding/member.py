@@ -472,12 +472,12 @@ class Member:
 
     def _next_view(self, group: GroupState, now: float) -> WriteView | None:
         candidates, view = self.state.candidates, group.view
-        is_early = now < candidates.since + self._timing.debounce_s
-        if not candidates.members or (is_early and not self._only_loses_leaving_members(group)):
+        former: Mapping[str, ViewMember] = {} if view is None else view.members
+        is_stable = now >= candidates.since + self._timing.debounce_s
+        if not candidates.members or not (is_stable or self._only_loses_leaving_members(group, former)):
             return None
         if not self._is_authoritative(group) or (view is None and self.state.known is not None):
             return None
-        former: Mapping[str, ViewMember] = {} if view is None else view.members
         if view is not None and (
             dict(former) == dict(candidates.members) or any(self._unsettled(view, {**view.previous, **former}, now))
         ):
@@ -486,12 +486,10 @@ class Member:
         view = View(number=number, id=f"{self.holder}.{number}", members=candidates.members, previous=former)
         return WriteView(view, group.view_version)
 
-    def _only_loses_leaving_members(self, group: GroupState) -> bool:
+    def _only_loses_leaving_members(self, group: GroupState, former: Mapping[str, ViewMember]) -> bool:
         """Return whether the next view lacks members that hand over their clusters, and differs in nothing else."""
-        if group.view is None:
-            return False
         leaving = {name for name, lease in group.members.items() if lease.is_held and lease.is_leaving}
-        staying = {name: member for name, member in group.view.members.items() if name not in leaving}
+        staying = {name: member for name, member in former.items() if name not in leaving}
         return staying == dict(self.state.candidates.members)
 
     @property

@@ -66,7 +66,9 @@ async def handed_over(group: ShardGroup, *, hand_over: bool) -> None:
         async with asyncio.timeout(BEGIN_S):
             await group.leaving.wait()
     if group.leaving.is_set():
-        await group.ended.wait()
+        with suppress(TimeoutError):  # the operator is to end before it is killed, even if the Leases cannot be written
+            async with asyncio.timeout(LEAVE_S):
+                await group.ended.wait()
 
 
 async def leave(group: ShardGroup, *, hand_over: bool) -> None:

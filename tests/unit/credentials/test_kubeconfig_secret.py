@@ -261,6 +261,7 @@ async def test_kubeconfig_secret_of_a_namespace_of_its_own_states_the_server() -
     [
         ({"server": "http://10.0.0.7"}, "is not https://HOST:PORT"),
         ({"server": "https://a b"}, "has a space or a control character"),
+        ({"server": "https://a_b"}, "is not https://HOST:PORT"),
         ({"server": "https://a", "insecure-skip-tls-verify": True}, "set certificate-authority-data"),
         ({"server": "https://a", "proxy-url": "http://p:1"}, "only a server with certificate-authority-data"),
         ({"server": "https://a", "certificate-authority": "/etc/ca"}, "only a server with certificate-authority-data"),
