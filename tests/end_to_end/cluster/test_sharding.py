@@ -50,6 +50,7 @@ class Group:
 
     def __init__(self, node: Node, directory: Path) -> None:
         self._node = node
+        self.replicas = 3
         self._notes = node.files / OWNERS.lstrip("/")
         self._notes.mkdir(parents=True, exist_ok=True)
         self._notes.chmod(0o777)
@@ -64,9 +65,12 @@ class Group:
 
     def settle(self) -> None:
         """Wait until all pods are ready, and each cluster has one owner."""
-        self.kubectl("rollout", "status", "deployment/example-operator", "--timeout=280s")
+        self.kubectl("rollout", "status", "deployment/example-operator", "--timeout=580s")
         eventually(
-            lambda: len(self.pods()) == 3 and {name for name, _, ends in self.work() if ends is None} >= CLUSTERS
+            lambda: (
+                len(self.pods()) == self.replicas
+                and {name for name, _, ends in self.work() if ends is None} >= CLUSTERS
+            )
         )
 
     def kubectl(self, *arguments: str, given: str | None = None) -> str:
@@ -166,6 +170,13 @@ def roll_out(group: Group) -> None:
     group.kubectl("rollout", "restart", "deployment/example-operator")
 
 
+def roll_out_of_eight(group: Group) -> None:
+    group.replicas = 8
+    group.kubectl("scale", "deployment/example-operator", "--replicas=8")
+    group.settle()
+    roll_out(group)
+
+
 def evict_one_after_the_other(group: Group) -> None:
     for pod in group.pods():
         group.evict(pod)
@@ -176,13 +187,13 @@ def delete_one(group: Group) -> None:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("replace", [delete_one, roll_out, evict_one_after_the_other])
+@pytest.mark.parametrize("replace", [delete_one, roll_out, evict_one_after_the_other, roll_out_of_eight])
 def test_clusters_of_replaced_pods_move_without_a_pause(
     group: Group, replace: Callable[[Group], None], record_property: Callable[[str, object], None]
 ) -> None:
     before, begun = set(group.pods()), time.time()
     replace(group)
-    eventually(lambda: set(group.pods()) != before and len(group.pods()) == 3)
+    eventually(lambda: set(group.pods()) != before and len(group.pods()) == group.replicas)
     group.settle()
     found = group.without_owner_s(begun)
     most, median = found[-1], found[len(found) // 2]
