@@ -11,7 +11,7 @@ from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.observation import Malformed, Observation
 
 ObjectReference = tuple[int, str]
-"""Position of a watched resource among those of the mode, and the key of an object: NAME or NAMESPACE/NAME."""
+"""Position of a watched resource among those of the kind, and the key of an object: NAME or NAMESPACE/NAME."""
 
 
 class Claim(msgspec.Struct, frozen=True, gc=False):
@@ -20,7 +20,7 @@ class Claim(msgspec.Struct, frozen=True, gc=False):
     cluster: str
     """The cluster's name."""
     content: Any
-    """An `Observation`, or a value for the mode's `reduce`. Equal contents mean that nothing changed."""
+    """An `Observation`, or a value for the kind's `reduce`. Equal contents mean that nothing changed."""
     needs: tuple[ObjectReference, ...] = ()
     """Other objects that decide what the claim means."""
 
@@ -29,7 +29,7 @@ class ObjectClaim(msgspec.Struct, frozen=True, gc=False):
     """A claim, with the object that makes it; or the content of an object that a claim needs."""
 
     watch: int
-    """Position of the watched resource among those of the mode."""
+    """Position of the watched resource among those of the kind."""
     object: str
     """The object's name, or NAMESPACE/NAME."""
     uid: str

@@ -1,4 +1,4 @@
-"""The states of an upstream object that a mode distinguishes."""
+"""The states of an upstream object that a kind of source distinguishes."""
 
 import msgspec
 

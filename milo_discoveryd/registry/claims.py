@@ -63,7 +63,7 @@ class ValueClaims(ABC):
         """Return the value that an object claims; empty if it claims none."""
 
     def add(self, key: str, value: str, claim: ValueClaim) -> set[str]:
-        """ValueClaim a value for a cluster. Return the keys of other clusters whose claims may be judged otherwise now.
+        """Claim a value for a cluster. Return the keys of other clusters whose claims may be judged otherwise now.
 
         An object that changes its claim keeps the former one as well while the new one is not valid, because its
         cluster stays engaged as it was.

@@ -11,7 +11,7 @@ from milo_discoveryd.registry.pending_deletions import ConfirmedDeletion
 from milo_discoveryd.registry.registry import Registry
 
 Reduce = Callable[[str, Sequence[ObjectClaim], str], Observation | None]
-"""The type of `ReducedMode.reduce`."""
+"""What several claims on a cluster mean together: the cluster, its claims, and the UID that it has."""
 _Members = tuple[ObjectClaim, ...]
 """The claims on one cluster, the earliest first; a tuple, because nearly all clusters have one."""
 

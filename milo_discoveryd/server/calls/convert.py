@@ -108,7 +108,7 @@ def engagement(
     """Convert an engagement.
 
     `confirming`: why a reported deletion is not confirmed yet; None if none was reported. `elsewhere`: why this
-    daemon must not engage the cluster; None if it may. `grace_until`: the result of `ClusterRecords.grace_until`.
+    daemon must not engage the cluster; None if it may. `grace_until`: the result of `Registry.grace_until`.
     `ready_when`: that of the source's kind.
     """
     reason, message, since = _ENGAGEMENT_REASONS[record.state], record.message, record.since

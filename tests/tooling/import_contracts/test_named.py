@@ -1,0 +1,28 @@
+"""Comments and docstrings that name what does not exist are found."""
+
+from tools.named import code, missing, prose
+
+MODULE = '''"""The parts of `Registry`."""
+
+LIMIT = 3  # see `Registry.clear`
+
+
+class Registry:
+    """Replaced `OldRegistry`."""
+
+    name = "`quoted`"
+'''
+
+
+def test_comments_and_docstrings_are_searched_and_strings_are_not() -> None:
+    assert sorted(prose(MODULE)) == [
+        (1, "The parts of `Registry`."),
+        (3, "# see `Registry.clear`"),
+        (7, "Replaced `OldRegistry`."),
+    ]
+
+
+def test_name_that_occurs_only_in_prose_does_not_exist() -> None:
+    assert "OldRegistry" not in code(MODULE)
+    assert [*missing(MODULE, {"Registry", "name", "LIMIT"})] == [(3, "Registry.clear"), (7, "OldRegistry")]
+    assert [*missing(MODULE, {"Registry", "clear", "OldRegistry"})] == []
