@@ -12,7 +12,7 @@ from milo_discoveryd.registry.events import Encode
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
-from milo_discoveryd.registry.source import ClusterSource
+from milo_discoveryd.registry.source import ClusterSource, SourcePolicy
 from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.sources.keyed import KeyedSource
 from milo_discoveryd.sources.kind import SourceKind, SourceOptions
@@ -59,7 +59,7 @@ def source(listed: list[Observation]) -> ClusterSource:
     made = ClusterSource(
         Fleet(ChangeLog(encode(), Retention())),
         Journal(Metrics(), Audit(Metrics())),
-        pending_deletions=lambda: PendingDeletions(random.random),
+        SourcePolicy(pending_deletions=lambda: PendingDeletions(random.random)),
     )
     for _ in made.feeds[0].take([ListStarted(), *map(Listed, listed), ListEnded()], time.monotonic()):
         pass
@@ -83,8 +83,8 @@ def consumers() -> tuple[ClusterSource, Decoder[Any, Observation]]:
     made = ClusterSource(
         Fleet(ChangeLog(encode(), Retention())),
         Journal(Metrics(), Audit(Metrics())),
+        SourcePolicy(pending_deletions=lambda: PendingDeletions(random.random)),
         keys=followed.keys,
         reduce=followed.reduce,
-        pending_deletions=lambda: PendingDeletions(random.random),
     )
     return made, followed.collections[0].decoder

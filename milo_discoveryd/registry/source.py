@@ -49,45 +49,59 @@ class _Progress(msgspec.Struct, frozen=True):
     lists: int
 
 
+class SourceDescription(msgspec.Struct, frozen=True, kw_only=True):
+    """What a source is, for readers."""
+
+    name: str = ""
+    kind: str = ""
+    context: str = ""
+    """The context of Milo that it follows."""
+    ready_when: str = ""
+    """That of `SourceKind`."""
+    server: str = ""
+    """Sources with equal ones follow one API server."""
+
+
+def _no_guard() -> None:
+    return None
+
+
+class SourcePolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """When clusters of a source end, and what its objects may take. The factories are called for each collection."""
+
+    pending_deletions: Callable[[], PendingDeletions]
+    guard: Callable[[], RemovalGuard | None] = _no_guard
+    not_ready: NotReadyClusters | None = None
+    drain_timeout_s: float = 0.0
+    objects_limit: int = UNLIMITED
+
+
 class ClusterSource:
     def __init__(
         self,
         fleet: Fleet,
         observer: Observer,
+        policy: SourcePolicy,
+        description: SourceDescription | None = None,
         *,
-        pending_deletions: Callable[[], PendingDeletions],
         keys: Sequence[ObjectKeys] = (NAMES,),
         reduce: Reduce | None = None,
-        guard: Callable[[], RemovalGuard | None] = lambda: None,
-        not_ready: NotReadyClusters | None = None,
-        objects_limit: int = UNLIMITED,
-        drain_timeout_s: float = 0.0,
-        name: str = "",
-        kind: str = "",
-        context: str = "",
-        ready_when: str = "",
-        server: str = "",
     ) -> None:
-        """`keys` has an item for each collection; the factories are called for each. Without `reduce`, each object is
-        the cluster of its name. Sources with equal `server` follow one API server. `context` is the context
-        of Milo, and `ready_when` that of `SourceKind`, for readers.
-        """
+        """`keys` has an item for each collection. Without `reduce`, each object is the cluster of its name."""
         self.fleet = fleet
-        self.name = name
-        self.kind = kind
-        self.context = context
-        self.ready_when = ready_when
+        self.description = description or SourceDescription()
+        self.name = self.description.name
         self.observer = observer
-        budget = ObjectBudget(objects_limit)
+        budget = ObjectBudget(policy.objects_limit)
         objects = [ObjectRecords(CollectionWeight(budget)) for _ in keys] if reduce is not None else []
         self.registry = Registry(
             fleet.log,
-            not_ready,
+            policy.not_ready,
             observer.object_refused,
-            drain_timeout_s=drain_timeout_s,
+            drain_timeout_s=policy.drain_timeout_s,
             releases=fleet.releases,
             claims=fleet.claims,
-            server=server or name,
+            server=self.description.server or self.name,
             weight=None if objects else CollectionWeight(budget),
         )
         starting = ViewStatus(ViewState.CATCHING_UP, time.monotonic(), "Starting", "nothing was read yet")
@@ -109,10 +123,10 @@ class ClusterSource:
                 self,
                 watch,
                 objects[watch] if objects else self.registry,
-                pending_deletions=pending_deletions(),
+                pending_deletions=policy.pending_deletions(),
                 observer=observer,
                 status=starting,
-                guard=guard(),
+                guard=policy.guard(),
                 keys=each,
             )
             for watch, each in enumerate(keys)

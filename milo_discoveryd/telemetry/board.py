@@ -109,12 +109,12 @@ class StatusBoard:
             at=when(now.wall),
             identity=self._identity,
             source=_source(self._fleet.status, now, synced=self._fleet.synced, with_message=with_names),
-            context=self._fleet.sources[0].context if with_names and len(self._fleet.sources) == 1 else "",
+            context=self._fleet.sources[0].description.context if with_names and len(self._fleet.sources) == 1 else "",
             sources=tuple(
                 SourceRow(
                     name=each.name,
-                    kind=each.kind,
-                    context=each.context if with_names else "",
+                    kind=each.description.kind,
+                    context=each.description.context if with_names else "",
                     engaged=each.registry.engaged,
                     summary=_source(each.status, now, synced=each.synced, with_message=with_names),
                 )

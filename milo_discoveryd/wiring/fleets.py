@@ -10,7 +10,7 @@ from milo_discoveryd.registry.not_ready import NotReadyClusters
 from milo_discoveryd.registry.observer import Observer
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
-from milo_discoveryd.registry.source import ClusterSource
+from milo_discoveryd.registry.source import ClusterSource, SourceDescription, SourcePolicy
 from milo_discoveryd.wiring.configured_source import ConfiguredSource
 
 
@@ -24,18 +24,22 @@ def new_fleet(
         ClusterSource(
             fleet,
             observer(each.of.name),
+            SourcePolicy(
+                pending_deletions=lambda: PendingDeletions(random.random),
+                guard=lambda: RemovalGuard(limits),
+                not_ready=NotReadyClusters(grace_s, limits if settings.removals.hold_not_ready else None),
+                objects_limit=settings.watch.objects_limit,
+                drain_timeout_s=settings.drain_timeout.total_seconds(),
+            ),
+            SourceDescription(
+                name=each.of.name,
+                kind=each.of.kind,
+                context=each.context,
+                ready_when=each.of.settings.ready_when,
+                server=each.discovery.server if each.discovery else "",
+            ),
             keys=each.followed.keys,
             reduce=each.followed.reduce,
-            pending_deletions=lambda: PendingDeletions(random.random),
-            guard=lambda: RemovalGuard(limits),
-            not_ready=NotReadyClusters(grace_s, limits if settings.removals.hold_not_ready else None),
-            objects_limit=settings.watch.objects_limit,
-            drain_timeout_s=settings.drain_timeout.total_seconds(),
-            name=each.of.name,
-            kind=each.of.kind,
-            context=each.context,
-            ready_when=each.of.settings.ready_when,
-            server=each.discovery.server if each.discovery else "",
         )
     return fleet
 

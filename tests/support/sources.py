@@ -9,7 +9,7 @@ from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.observer import Observer
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.removal_guard import RemovalGuard
-from milo_discoveryd.registry.source import ClusterSource
+from milo_discoveryd.registry.source import ClusterSource, SourceDescription, SourcePolicy
 
 
 def new_source(
@@ -23,10 +23,12 @@ def new_source(
 ) -> ClusterSource:
     """Return a source of a fleet, by default of one of its own, with one collection unless `settings` give `keys`."""
     pending = PendingDeletions(lambda: 0.0) if pending_deletions is None else pending_deletions
+    policy = {name: settings.pop(name) for name in SourcePolicy.__struct_fields__ if name in settings}
+    description = {name: settings.pop(name) for name in SourceDescription.__struct_fields__ if name in settings}
     return ClusterSource(
         fleet or Fleet(log or ChangeLog(msgspec.json.encode, Retention())),
         observer,
-        pending_deletions=lambda: pending,
-        guard=lambda: guard,
+        SourcePolicy(pending_deletions=lambda: pending, guard=lambda: guard, **policy),
+        SourceDescription(**description),
         **settings,
     )

@@ -72,15 +72,15 @@ class DaemonDescription:
             sources=[
                 pb.Source(
                     name=each.name,
-                    kind=each.kind,
+                    kind=each.description.kind,
                     status=status,
                     synced=each.synced,
                     counts=_counted(found),
-                    context=each.context if scope.is_everything else "",
+                    context=each.description.context if scope.is_everything else "",
                 )
                 for each, status, found in zip(self._fleet.sources, statuses, counts, strict=False)
             ],
-            context=self._fleet.sources[0].context if scope.is_everything and not statuses else "",
+            context=self._fleet.sources[0].description.context if scope.is_everything and not statuses else "",
             synced=self._fleet.synced,
             counts=_counted(sum(counts, visibility.VisibleCounts()), streams),
             sharding=await self._sharding(scope, shard),

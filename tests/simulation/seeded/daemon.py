@@ -26,7 +26,7 @@ from milo_discoveryd.registry.not_ready import NotReadyClusters
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.pending_releases import AwaitedRelease
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
-from milo_discoveryd.registry.source import ClusterSource
+from milo_discoveryd.registry.source import ClusterSource, SourcePolicy
 from milo_discoveryd.rights.quota import QuotaLimits
 from milo_discoveryd.rights.rights import Recipient, Rights
 from milo_discoveryd.server.calls.access import AccessControl
@@ -239,11 +239,13 @@ class Daemon:
         self.source = ClusterSource(
             Fleet(ChangeLog(encoder(epoch), retention, traits.batch_bytes, traits.stale_slots)),
             self.ledger,
-            pending_deletions=lambda: PendingDeletions(random.random),
-            objects_limit=traits.objects_limit,
-            not_ready=NotReadyClusters(traits.grace_s, RemovalLimits()),
-            drain_timeout_s=drain_s,
-            guard=lambda: RemovalGuard(RemovalLimits()),
+            SourcePolicy(
+                pending_deletions=lambda: PendingDeletions(random.random),
+                objects_limit=traits.objects_limit,
+                not_ready=NotReadyClusters(traits.grace_s, RemovalLimits()),
+                drain_timeout_s=drain_s,
+                guard=lambda: RemovalGuard(RemovalLimits()),
+            ),
         )
         self.fleet = self.source.fleet
         (self.feed,) = self.source.feeds

@@ -16,7 +16,7 @@ from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
-from milo_discoveryd.registry.source import ClusterSource
+from milo_discoveryd.registry.source import ClusterSource, SourcePolicy
 from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.sources.keyed import KeyedSource
 from milo_discoveryd.sources.kind import ClaimWatch, ReferencedWatch, SeveralResources
@@ -125,10 +125,12 @@ class Simulation:
         self.source = ClusterSource(
             Fleet(ChangeLog(encoder(EPOCH), Retention())),
             self.ledger,
+            SourcePolicy(
+                pending_deletions=lambda: PendingDeletions(self._random.random),
+                guard=lambda: RemovalGuard(RemovalLimits()),
+            ),
             reduce=joined.reduce,
             keys=joined.keys,
-            pending_deletions=lambda: PendingDeletions(self._random.random),
-            guard=lambda: RemovalGuard(RemovalLimits()),
         )
         discovery = Discovery(
             self.source,

@@ -22,7 +22,7 @@ from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
-from milo_discoveryd.registry.source import ClusterSource
+from milo_discoveryd.registry.source import ClusterSource, SourceDescription, SourcePolicy
 from milo_discoveryd.rights.rights import Rights
 from milo_discoveryd.server.calls.access import AccessControl
 from milo_discoveryd.server.calls.frames import encoder
@@ -135,9 +135,10 @@ class Simulation:
         calm = ClusterSource(
             self.fleet,
             ledger,
-            pending_deletions=lambda: PendingDeletions(random.random),
-            guard=lambda: RemovalGuard(RemovalLimits()),
-            name="calm",
+            SourcePolicy(
+                pending_deletions=lambda: PendingDeletions(random.random), guard=lambda: RemovalGuard(RemovalLimits())
+            ),
+            SourceDescription(name="calm"),
             keys=[ObjectKeys(prefix="calm#")],
         )
         pairs = KeyedSource(Pairs().follows(), "failing", SELECTOR)
@@ -145,11 +146,12 @@ class Simulation:
         failing = ClusterSource(
             self.fleet,
             ledger,
+            SourcePolicy(
+                pending_deletions=lambda: PendingDeletions(random.random), guard=lambda: RemovalGuard(RemovalLimits())
+            ),
+            SourceDescription(name="failing"),
             reduce=pairs.reduce,
             keys=pairs.keys,
-            pending_deletions=lambda: PendingDeletions(random.random),
-            guard=lambda: RemovalGuard(RemovalLimits()),
-            name="failing",
         )
         self.session = Session()
         self.events: list[Event] = []

@@ -26,7 +26,7 @@ from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.not_ready import NotReadyClusters
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
-from milo_discoveryd.registry.source import ClusterSource
+from milo_discoveryd.registry.source import ClusterSource, SourcePolicy
 from milo_discoveryd.rights.quota import QuotaLimits
 from milo_discoveryd.rights.rights import Rights
 from milo_discoveryd.schema.fields import parse_group
@@ -209,11 +209,13 @@ def _source(followed: KeyedSource, observer: Any) -> ClusterSource:
     return ClusterSource(
         Fleet(ChangeLog(encoder(EPOCH), Retention())),
         observer,
+        SourcePolicy(
+            pending_deletions=lambda: PendingDeletions(lambda: 0.5),
+            guard=lambda: RemovalGuard(LIMITS),
+            not_ready=NotReadyClusters(0.0, LIMITS),
+        ),
         reduce=followed.reduce,
         keys=followed.keys,
-        pending_deletions=lambda: PendingDeletions(lambda: 0.5),
-        guard=lambda: RemovalGuard(LIMITS),
-        not_ready=NotReadyClusters(0.0, LIMITS),
     )
 
 

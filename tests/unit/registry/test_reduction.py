@@ -21,7 +21,7 @@ from milo_discoveryd.registry.object_records import ObjectRecords
 from milo_discoveryd.registry.pending_deletions import Absent, ConfirmedDeletion, Inconclusive, PendingDeletions
 from milo_discoveryd.registry.reduction import Reduce
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
-from milo_discoveryd.registry.source import ClusterSource
+from milo_discoveryd.registry.source import ClusterSource, SourcePolicy
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
@@ -80,11 +80,13 @@ class RecordedFleet:
         self.source = ClusterSource(
             Fleet(ChangeLog(lambda _: b"", Retention())),
             self.journal,
+            SourcePolicy(
+                pending_deletions=lambda: PendingDeletions(lambda: 0.0),
+                guard=lambda: RemovalGuard(RemovalLimits()),
+                not_ready=NotReadyClusters(grace_s),
+            ),
             reduce=reduce,
             keys=[NAMES] * resources,
-            pending_deletions=lambda: PendingDeletions(lambda: 0.0),
-            guard=lambda: RemovalGuard(RemovalLimits()),
-            not_ready=NotReadyClusters(grace_s),
         )
 
     @property
@@ -338,9 +340,9 @@ def test_deletion_of_namespaced_object_is_confirmed_by_namespace_and_name() -> N
     fleet.source = ClusterSource(
         Fleet(ChangeLog(lambda _: b"", Retention())),
         fleet.journal,
+        SourcePolicy(pending_deletions=lambda: PendingDeletions(lambda: 0.0)),
         reduce=any_of,
         keys=[ObjectKeys(namespaced=True)],
-        pending_deletions=lambda: PendingDeletions(lambda: 0.0),
     )
     fleet.listed(thing("a/x", shop=True), thing("b/x", shop=False))
     fleet.take(DeletionReported("x", "uid-a/x", "a"))
