@@ -1,6 +1,6 @@
 """The daemon with timers on the path of a change. `python -m bench.clocked run …` is `milo-discoveryd run …`.
 
-The first SIGRTMIN starts the count; the next prints, as a line of JSON after "legs", the processor time of each part
+The first SIGRTMIN+1 starts the count; the next prints, as a line of JSON after "legs", the processor time of each part
 since then, without the parts nested in it.
 """
 
@@ -105,5 +105,5 @@ def _leg(callback: Any) -> str:
 if __name__ == "__main__":
     clocks = Clocks()
     set_up(clocks)
-    signal.signal(signal.SIGRTMIN, clocks.toggle)
+    signal.signal(signal.SIGRTMIN + 1, clocks.toggle)
     runpy.run_module("milo_discoveryd", run_name="__main__")

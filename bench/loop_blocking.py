@@ -1,6 +1,6 @@
 """The daemon with a timer on its event loop. `python -m bench.loop_blocking run …` is `milo-discoveryd run …`.
 
-SIGRTMIN prints the longest time that a single callback took since the last one, in processor time of the loop's
+SIGRTMIN+1 prints the longest time that a single callback took since the last one, in processor time of the loop's
 thread, which other processes do not affect.
 """
 
@@ -37,5 +37,5 @@ class Longest:
 if __name__ == "__main__":
     longest = Longest()
     longest.watch()
-    signal.signal(signal.SIGRTMIN, longest.say)
+    signal.signal(signal.SIGRTMIN + 1, longest.say)
     runpy.run_module("milo_discoveryd", run_name="__main__")

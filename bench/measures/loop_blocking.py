@@ -56,6 +56,6 @@ class _Loop:
     async def _longest_s(self) -> float:
         """Return the longest blocking since the last call."""
         self._asked += 1
-        self._daemon.signal(signal.SIGRTMIN)
+        self._daemon.signal(signal.SIGRTMIN + 1)
         *_, line = await self._daemon.wait_for_lines(self._asked, beginning=SAYS)
         return float(line.removeprefix(SAYS))

@@ -21,9 +21,9 @@ async def measure(setting: Setting) -> Samples:
             async with DiscoveryClient(daemon.address) as client, client.watch() as watch:
                 await watch.synced()
                 writes = Writes(milo, scale.latency_writes, scale.writes_per_s, scale.clusters, next(marks))
-                daemon.signal(signal.SIGRTMIN)
+                daemon.signal(signal.SIGRTMIN + 1)
                 await read_by(partial(subscriber, watch), writes)
-                daemon.signal(signal.SIGRTMIN)
+                daemon.signal(signal.SIGRTMIN + 1)
                 # The log may have lines, too.
                 *_, line = await daemon.wait_for_lines(round_number, beginning=_LEGS)
             legs = {

@@ -52,10 +52,12 @@ NO_CHANGES = Slice((), b"", {})
 
 def slice_of(frames: Sequence[Frame]) -> Slice:
     growth: dict[str, int] = {}
+    engaged, updated = EventType.ENGAGED, EventType.UPDATED
     for frame in frames:
-        if frame.type is not EventType.UPDATED:
+        kind = frame.type
+        if kind is not updated:
             source = frame.cluster.target.source
-            growth[source] = growth.get(source, 0) + (1 if frame.type is EventType.ENGAGED else -1)
+            growth[source] = growth.get(source, 0) + (1 if kind is engaged else -1)
     return Slice(tuple(frames), b"".join([frame.data for frame in frames]), growth)
 
 

@@ -134,9 +134,9 @@ def labels(metadata: Metadata) -> Pairs:
     found = metadata.labels or {}
     if len(found) > _FEW_LABELS:  # a few labels are short enough by the limit of each
         _check_size(found, "labels")
-    pairs = tuple(starmap(_pair, sorted(found.items())))
+    pairs = tuple(sorted(found.items()))
     is_small = len(pairs) <= _SHARED_LABELS and _characters(pairs) <= _SHARED_SET_CHARACTERS
-    return _shared_pairs(pairs) if is_small else pairs
+    return _shared_pairs(pairs) if is_small else tuple(starmap(_pair, pairs))
 
 
 def passed_on(annotations: dict[str, str] | None, prefixes: tuple[str, ...]) -> Pairs:
@@ -161,8 +161,8 @@ def _characters(pairs: Iterable[tuple[str, str]]) -> int:
 
 
 @lru_cache(maxsize=4096)
-def _shared_pairs(found: Pairs) -> Pairs:
-    return found
+def _shared_pairs(pairs: Pairs) -> Pairs:
+    return tuple(starmap(_pair, pairs))
 
 
 def _pair(key: str, value: str) -> tuple[str, str]:

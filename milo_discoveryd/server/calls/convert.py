@@ -46,14 +46,16 @@ def fill_cluster(message: pb.Cluster, of: Cluster, epoch: str) -> None:
     message.name = target.name
     message.uid = target.uid
     message.endpoint = target.endpoint
-    message.organization = target.organization
+    if target.organization:
+        message.organization = target.organization
     message.labels.update(target.labels)
     if target.annotations:
         message.annotations.update(target.annotations)
     _fill_timestamp(message.engaged_at, of.engaged_at)
     if target.deletion_requested_at is not None:
         _fill_timestamp(message.deletion_requested_at, target.deletion_requested_at)
-    message.deletion_message = target.deletion_message
+    if target.deletion_message:
+        message.deletion_message = target.deletion_message
     message.connectivity.state = _REACHABILITIES[of.connectivity.state]
     if of.connectivity is not UNPROBED:
         if of.connectivity.since is not None:
@@ -61,7 +63,8 @@ def fill_cluster(message: pb.Cluster, of: Cluster, epoch: str) -> None:
         message.connectivity.message = of.connectivity.message
     message.source_resource_version = of.source_version
     message.incarnation = wire_incarnation(epoch, of.incarnation)
-    message.source = target.source
+    if target.source:
+        message.source = target.source
     if of.draining is not None:
         message.draining.CopyFrom(_draining(of.draining))
     if target.suspensions is not None:
