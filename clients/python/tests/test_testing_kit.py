@@ -14,6 +14,7 @@ from milo_discovery import DisengageReason, EngagedCluster, Fleet
 from milo_discovery.testing import (
     ControlPlane,
     FakeDiscovery,
+    KindNotServedError,
     MiloSandbox,
     ObjectNotFoundError,
     RefusedError,
@@ -56,7 +57,11 @@ def alpha(milo_sandbox: MiloSandbox) -> ControlPlane:
 def test_control_plane_stores_objects_of_an_installed_kind(alpha: ControlPlane, tmp_path: Path):
     with pytest.raises(ObjectNotFoundError, match=r"example\.com"):
         alpha.create(widget())
-    assert alpha.find("example.com/v1/widgets", "one") is None
+    for read in (alpha.find, alpha.get):
+        with pytest.raises(KindNotServedError, match=r"alpha does not serve example\.com/v1/widgets: install"):
+            read("example.com/v1/widgets", "one")
+    with pytest.raises(KindNotServedError):
+        eventually_blocking(lambda: alpha.find("v1/configmap", "one"))
     (tmp_path / "crd.yaml").write_text(DEFINITION)
     installed = alpha.install(tmp_path / "crd.yaml")
     assert [each["kind"] for each in installed] == ["CustomResourceDefinition", "Namespace"]
@@ -181,3 +186,68 @@ async def test_fleet_in_memory_drains_until_the_cluster_is_released(alpha: Contr
         discovery.drain("alpha", DisengageReason.MOVED)
         await eventually(lambda: not fleet.clusters)
         assert (ended, discovery.released) == (["alpha"], ["alpha"])
+
+
+@pytest.mark.parametrize(
+    ("version", "kind", "plural"),
+    [
+        ("apps/v1", "Deployment", "deployments"),
+        ("apps/v1", "StatefulSet", "statefulsets"),
+        ("batch/v1", "Job", "jobs"),
+        ("v1", "Service", "services"),
+        ("networking.k8s.io/v1", "Ingress", "ingresses"),
+        ("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings"),
+    ],
+)
+def test_control_plane_serves_common_built_in_kinds(alpha: ControlPlane, version: str, kind: str, plural: str):
+    manifest = {"apiVersion": version, "kind": kind, "metadata": {"name": "web"}, "spec": {"any": {"field": [1]}}}
+    alpha.create(manifest)
+    assert alpha.get(f"{version}/{plural}", "web")["spec"] == {"any": {"field": [1]}}
+
+
+def test_injected_faults_apply_to_one_kind_and_verb_of_one_project(milo_sandbox: MiloSandbox):
+    alpha, beta = milo_sandbox.create_control_planes("alpha", "beta")
+    made = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "made"}}
+    milo_sandbox.fail("alpha", "create", "v1/configmaps", status=409, times=2)
+    for _ in range(2):
+        with pytest.raises(RefusedError, match="409") as refused:
+            alpha.create(made)
+        assert refused.value.reason == "Conflict"
+    beta.create(made)
+    alpha.create(made)
+    milo_sandbox.fail("alpha", "*", "v1/secrets", status=403)
+    with pytest.raises(RefusedError, match=r"403 .*secrets"):
+        alpha.list("v1/secrets")
+    milo_sandbox.fail("alpha", "get", "v1/configmaps", status=429)
+    with pytest.raises(RefusedError, match="429"):
+        alpha.get("v1/configmaps", "made")
+    milo_sandbox.stop_failing()
+    assert alpha.list("v1/secrets") == []
+    alpha.get("v1/configmaps", "made")
+
+
+async def test_request_that_hangs_is_answered_after_the_fault(milo_sandbox: MiloSandbox):
+    [alpha] = milo_sandbox.create_control_planes("alpha")
+    milo_sandbox.fail("alpha", "list", "v1/secrets", status="hang", times=1)
+    hanging = asyncio.create_task(asyncio.to_thread(alpha.list, "v1/secrets"))
+    await eventually(lambda: milo_sandbox.hanging == 1)
+    assert await asyncio.to_thread(alpha.list, "v1/secrets") == []
+    assert not hanging.done()
+    milo_sandbox.stop_failing()
+    assert await hanging == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("alpha", "read", "v1/secrets", 403), "verb 'read' is none of get, list, watch, create"),
+        (("alpha", "get", "secrets", 403), "'secrets' is not a kind"),
+        (("alpha", "get", "v1/secrets", 200), "status 200 is none of"),
+        (("alpha", "get", "v1/secret", 403), "alpha does not serve v1/secret"),
+    ],
+)
+def test_fault_that_would_never_apply_is_refused(milo_sandbox: MiloSandbox, arguments: Any, message: str):
+    milo_sandbox.create_control_planes("alpha")
+    project, verb, kind, status = arguments
+    with pytest.raises((ValueError, KindNotServedError), match=message):
+        milo_sandbox.fail(project, verb, kind, status=status)

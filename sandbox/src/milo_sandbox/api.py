@@ -78,6 +78,8 @@ class Api:
             "deletecollection": self._delete_collection,
         }
         store.listen(self.streams.wake)
+        self.project = ""
+        """The project whose control plane this is; empty for the Milo API."""
         self.admit: Callable[[Call, Document | None], None] = lambda *_: None
         """Raises a refusal for a client's write to an object, which is None if the client creates it."""
 
@@ -99,7 +101,8 @@ class Api:
                 return answers.document(reviews.answer(review, question, subject, self._rights, self._tokens), 201)
         call = calls.read(request.method, segments, request.query, self.store.resources)
         self._rights.demand(subject, call.action)
-        self._faults.check(Approach(segments=tuple(segments), query=request.query, call=call))
+        self._faults.check(Approach(segments=tuple(segments), query=request.query, project=self.project, call=call))
+        await self._faults.held(self.project, call)
         if call.verb != "watch":  # opened from a cache
             await self._faults.thawed(call)
         return await self._handlers[call.verb](request, call)

@@ -15,7 +15,7 @@ from milo_sandbox.definitions import Definitions
 from milo_sandbox.garbage_collection import GarbageCollector
 from milo_sandbox.records import RecordedChange
 from milo_sandbox.refusals import Cause
-from milo_sandbox.resources import CONTROL_PLANE, NAMESPACES, PROJECTS, Document, ResourceDefinition
+from milo_sandbox.resources import BUILT_IN, CONTROL_PLANE, NAMESPACES, PROJECTS, Document, ResourceDefinition
 from milo_sandbox.store import Store
 
 DEFAULT_NAMESPACE = "default"
@@ -47,6 +47,7 @@ class ControlPlanes:
         api = self._apis.get(project)
         if api is None:
             api = self._apis[project] = self._new_api(self._furnished(project))
+            api.project = project
             api.admit = partial(self._refuse_if_suspended, project)
         if project not in self._had_project and self._milo[PROJECTS].get(project) is not None:
             self._had_project.add(project)
@@ -57,7 +58,7 @@ class ControlPlanes:
 
     def _furnished(self, project: str) -> Store:
         # The root serves definitions; here they are named in the discovery documents.
-        store = Store((*CONTROL_PLANE, CUSTOM_RESOURCE_DEFINITIONS), history_limit=1_000)
+        store = Store((*CONTROL_PLANE, *BUILT_IN, CUSTOM_RESOURCE_DEFINITIONS), history_limit=1_000)
         store.add_controller(GarbageCollector(store))
         store.add_controller(_DefinedAtRoot(self._milo, store, self._definitions))
         store.add_controller(_Changed(partial(self._changed, project)))

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping
 from math import inf
+from typing import Literal
 
 import msgspec
 
@@ -32,6 +33,36 @@ class Fault(msgspec.Struct, kw_only=True):
     times: float
 
 
+class Injected(msgspec.Struct, kw_only=True):
+    """A fault of one kind in one project's control plane, as the test kit injects it."""
+
+    project: str
+    verb: str
+    kind: str
+    status: int | Literal["hang"]
+    times: float
+
+    def concerns(self, project: str, call: Call) -> bool:
+        kind = f"{call.resource.api_version}/{call.resource.plural}"
+        return (project, kind) == (self.project, self.kind) and self.verb in ("*", call.verb)
+
+
+def _refusal(status: int, call: Call) -> RefusalError | PlainError:
+    what = f"{call.resource.qualified} {call.name!r}" if call.name else call.resource.qualified
+    why = "a test injected this fault"
+    match status:
+        case 403:
+            return refusals.forbidden(what, why)
+        case 404:
+            return refusals.not_found(call.resource, call.name)
+        case 409:
+            return refusals.conflict(call.resource, call.name, why)
+        case 429:
+            return refusals.too_many_requests(why, 1)
+        case _:
+            return PlainError(status, f"{what}: {why}")
+
+
 _HEALTH = frozenset({"livez", "readyz", "healthz"})
 
 
@@ -46,6 +77,34 @@ class Faults:
         self._thawed.set()
         self._hanging: frozenset[str] = frozenset()
         self._answering = asyncio.Event()
+        self._injected: list[Injected] = []
+        self._stopped = asyncio.Event()
+        self.held_requests = 0
+        """Requests that wait for the end of an injected fault."""
+
+    def inject(self, fault: Injected) -> None:
+        self._injected.append(fault)
+
+    def stop_injected(self) -> None:
+        self._injected.clear()
+        self._stopped.set()
+        self._stopped = asyncio.Event()
+
+    async def held(self, project: str, call: Call) -> None:
+        """Raise the response of the first injected fault that applies, or wait for its end if it has none."""
+        fault = next((each for each in self._injected if each.concerns(project, call)), None)
+        if fault is None:
+            return
+        fault.times -= 1
+        if fault.times < 1:
+            self._injected.remove(fault)
+        if fault.status != "hang":
+            raise _refusal(int(fault.status), call)
+        self.held_requests += 1
+        try:
+            await self._stopped.wait()
+        finally:
+            self.held_requests -= 1
 
     def clear(self) -> None:
         self._faults.clear()

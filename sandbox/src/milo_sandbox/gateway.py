@@ -2,14 +2,16 @@
 
 from collections import Counter
 from collections.abc import Callable
+from math import inf
 
+import msgspec
 from aiohttp import web
 
 from milo_sandbox import answers, contexts, refusals, token_endpoint
 from milo_sandbox.api import Api
 from milo_sandbox.control_planes import ControlPlanes
 from milo_sandbox.custom_resources import CUSTOM_RESOURCE_DEFINITIONS
-from milo_sandbox.faults import Approach, Faults
+from milo_sandbox.faults import Approach, Faults, Injected
 from milo_sandbox.infrastructure import Infrastructure
 from milo_sandbox.platforms import CLUSTERS, GARDEN, Garden, Kcp
 from milo_sandbox.refusals import PlainError, RefusalError
@@ -72,6 +74,8 @@ class Gateway:
         self._faults.check(Approach(segments=tuple(below), query=request.query, project=project))
         subject = self._authenticate(request, below)
         match segments:
+            case ("sandbox", "faults"):
+                return await self._answer_faults(request)
             case (str(prefix), *rest) if prefix == INFRASTRUCTURE:
                 return await self._infrastructure.answer(request, rest, subject)
             case (str(prefix), *rest) if prefix == GARDEN:
@@ -82,6 +86,16 @@ class Gateway:
         is_definition = below[:2] == ["apis", CUSTOM_RESOURCE_DEFINITIONS.group]
         api = self._control_planes.of(project) if project and not is_definition else self._milo
         return await api.answer(request, below, subject)
+
+    async def _answer_faults(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Inject a fault, end all, or return how many requests they hold."""
+        if request.method == "POST":
+            wanted = await request.json()
+            times = inf if wanted["times"] is None else wanted["times"]
+            self._faults.inject(msgspec.convert({**wanted, "times": times}, Injected))
+        elif request.method == "DELETE":
+            self._faults.stop_injected()
+        return answers.document({"hanging": self._faults.held_requests})
 
     def _authenticate(self, request: web.BaseRequest, segments: list[str]) -> str:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")

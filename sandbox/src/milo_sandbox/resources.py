@@ -454,6 +454,44 @@ SERVICE_CONSUMERS = ResourceDefinition(
     columns=(_NAME, Column(name="Phase", path=("status", "phase")), _AGE),
 )
 
+
+def _built_in(version: str, kind: str, plural: str, *short_names: str, has_status: bool = True) -> ResourceDefinition:
+    """Return a namespaced kind of Kubernetes, whose fields are not validated."""
+    group, _, bare = version.rpartition("/")
+    return ResourceDefinition(
+        group=group,
+        version=bare,
+        kind=kind,
+        plural=plural,
+        singular=kind.lower(),
+        short_names=short_names,
+        namespaced=True,
+        has_status=has_status,
+        counts_generations=group in {"apps", "batch", "networking.k8s.io", "policy"},
+        allows_blind_update=True,
+        takes_strategic_patches=True,
+        schema=OPEN | {"description": f"The kind {kind} of Kubernetes, of which no controller runs."},
+        columns=(_NAME, _AGE),
+    )
+
+
+BUILT_IN = (
+    _built_in("v1", "Pod", "pods", "po"),
+    _built_in("v1", "Service", "services", "svc"),
+    _built_in("v1", "PersistentVolumeClaim", "persistentvolumeclaims", "pvc"),
+    _built_in("apps/v1", "Deployment", "deployments", "deploy"),
+    _built_in("apps/v1", "StatefulSet", "statefulsets", "sts"),
+    _built_in("apps/v1", "DaemonSet", "daemonsets", "ds"),
+    _built_in("batch/v1", "Job", "jobs"),
+    _built_in("batch/v1", "CronJob", "cronjobs", "cj"),
+    _built_in("networking.k8s.io/v1", "Ingress", "ingresses", "ing"),
+    _built_in("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies", "netpol", has_status=False),
+    _built_in("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets", "pdb"),
+    _built_in("rbac.authorization.k8s.io/v1", "Role", "roles", has_status=False),
+    _built_in("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings", has_status=False),
+)
+"""Common kinds that Milo's project control planes lack, and API servers of projects have."""
+
 MILO = (PROJECTS, PROJECT_SUSPENSIONS, PROJECT_CONTROL_PLANES)
 CONTROL_PLANE = (NAMESPACES, CONFIG_MAPS, SECRETS, EVENTS, LEASES, SERVICE_CONSUMERS)
 INFRASTRUCTURE = (NAMESPACES, SECRETS, SERVICE_ACCOUNTS)

@@ -10,7 +10,12 @@ It needs the packages milo-discoveryd and milo-sandbox in the same environment.
 """
 
 from milo_discovery.testing.clock import FakeClock, fake_clock
-from milo_discovery.testing.control_plane import ControlPlane, ObjectNotFoundError, RefusedError
+from milo_discovery.testing.control_plane import (
+    ControlPlane,
+    KindNotServedError,
+    ObjectNotFoundError,
+    RefusedError,
+)
 from milo_discovery.testing.fake_discovery import FakeDiscovery
 from milo_discovery.testing.milo_sandbox import MiloSandbox, Mode, SandboxError
 from milo_discovery.testing.waiting import eventually, eventually_blocking
@@ -19,6 +24,7 @@ __all__ = [
     "ControlPlane",
     "FakeClock",
     "FakeDiscovery",
+    "KindNotServedError",
     "MiloSandbox",
     "Mode",
     "ObjectNotFoundError",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,9 +10,9 @@ from typing import Any, overload
 from urllib.parse import urlencode
 
 from milo_discovery._kubeconfig_access import KubeconfigAccess, render_kubeconfig
-from milo_discovery.testing.http import ObjectNotFoundError, RefusedError, SandboxHttp
+from milo_discovery.testing.http import KindNotServedError, ObjectNotFoundError, RefusedError, SandboxHttp
 
-__all__ = ["ControlPlane", "ObjectNotFoundError", "RefusedError"]
+__all__ = ["ControlPlane", "KindNotServedError", "ObjectNotFoundError", "RefusedError"]
 
 _APPLY = "application/apply-patch+yaml"
 _FIELD_MANAGER = "test"
@@ -63,6 +64,8 @@ class ControlPlane:
         """Return an object, or None if it does not exist."""
         try:
             return self.get(resource, name, namespace=namespace)
+        except KindNotServedError:
+            raise
         except ObjectNotFoundError:
             return None
 
@@ -104,12 +107,10 @@ class ControlPlane:
 
     def _resource_of(self, manifest: Mapping[str, Any]) -> str:
         version, kind = manifest["apiVersion"], manifest["kind"]
-        served = self._document("GET", self._path + _version_path(version))["resources"]
+        served = self._served(version)
         plural = next((each["name"] for each in served if each["kind"] == kind and "/" not in each["name"]), None)
         if plural is None:
-            raise ObjectNotFoundError(
-                f"discovery of {kind} in {version}", 404, {"message": "the control plane does not serve it"}
-            )
+            raise self._not_served(f"{kind} of {version}", served)
         return f"{version}/{plural}"
 
     def _collection(self, resource: str, namespace: str) -> str:
@@ -121,8 +122,30 @@ class ControlPlane:
         return f"{self._collection(resource, namespace)}/{name}"
 
     def _is_namespaced(self, version: str, plural: str) -> bool:
-        served = self._document("GET", self._path + _version_path(version))["resources"]
-        return any(each["name"] == plural and each["namespaced"] for each in served)
+        served = self._served(version)
+        found = next((each for each in served if each["name"] == plural), None)
+        if found is None:
+            raise self._not_served(f"{version}/{plural}", served)
+        return bool(found["namespaced"])
+
+    def require_served(self, resource: str) -> None:
+        """Raise KindNotServedError unless the control plane serves the kind."""
+        self._collection(resource, "default")
+
+    def _served(self, version: str) -> builtins.list[dict[str, Any]]:
+        try:
+            served: list[dict[str, Any]] = self._document("GET", self._path + _version_path(version))["resources"]
+        except ObjectNotFoundError:
+            return []
+        return served
+
+    def _not_served(self, kind: str, others: builtins.list[dict[str, Any]]) -> KindNotServedError:
+        names = ", ".join(each["name"] for each in others if "/" not in each["name"]) or "nothing"
+        message = (
+            f"{self.project} does not serve {kind}: install its CustomResourceDefinition, or correct its group, "
+            f"version or plural (this version has {names})"
+        )
+        return KindNotServedError("discovery", 404, {"message": message})
 
 
 def _version_path(version: str) -> str:

@@ -29,6 +29,10 @@ class ObjectNotFoundError(RefusedError):
     """The object or its kind does not exist."""
 
 
+class KindNotServedError(ObjectNotFoundError):
+    """The control plane does not serve the kind, so that no object of it can appear. `eventually` raises it at once."""
+
+
 class SandboxHttp:
     """Requests with the administrator's identity. The sandbox renews its token in a file."""
 

@@ -56,6 +56,9 @@ _RESOURCES: dict[Mode, _Resource] = {
     ),
 }
 
+_FAULTS = "/sandbox/faults"
+_VERBS = ("get", "list", "watch", "create", "update", "patch", "delete", "deletecollection", "*")
+_STATUSES = (403, 404, 409, 429, 500, 503, "hang")
 _SUSPENSIONS = "/apis/resourcemanager.miloapis.com/v1alpha1/projectsuspensions"
 
 # The sandbox has one user: the daemon issues kubeconfigs with the identity that it uses itself.
@@ -197,6 +200,33 @@ class MiloSandbox:
 
     def lift_suspension(self, name: str) -> None:
         self._http.request("PATCH", f"{_SUSPENSIONS}/{name}/status", {"status": {"phase": "Lifted"}})
+
+    def fail(
+        self, project: str, verb: str, kind: str, *, status: int | Literal["hang"], times: int | None = None
+    ) -> None:
+        """Refuse requests to a project's control plane, the first `times` or all until `stop_failing`.
+
+        `verb` is that of Kubernetes (get, list, watch, create, update, patch, delete, deletecollection), or `*`.
+        `status` is 403, 404, 409, 429, 500 or 503; `hang` answers after `stop_failing`. Open watches go on.
+        """
+        if verb not in _VERBS:
+            raise ValueError(f"verb {verb!r} is none of {', '.join(_VERBS)}")
+        if status not in _STATUSES:
+            raise ValueError(f"status {status!r} is none of {', '.join(map(str, _STATUSES))}")
+        if kind.count("/") not in (1, 2):
+            raise ValueError(f"{kind!r} is not a kind: write GROUP/VERSION/PLURAL, or VERSION/PLURAL")
+        self.control_plane(project).require_served(kind)
+        fault = {"project": project, "verb": verb, "kind": kind, "status": status, "times": times}
+        self._http.request("POST", _FAULTS, fault)
+
+    def stop_failing(self) -> None:
+        """End all faults of `fail`."""
+        self._http.request("DELETE", _FAULTS)
+
+    @property
+    def hanging(self) -> int:
+        """The number of requests that `fail(status="hang")` keeps waiting."""
+        return int(self._http.request("GET", _FAULTS)["hanging"])
 
     def delete_project(self, name: str) -> None:
         """Delete the object. It stays until its finalizers are removed by a patch."""

@@ -8,6 +8,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from milo_discovery.testing.http import KindNotServedError
+
 ResultT = TypeVar("ResultT")
 
 _INTERVAL_S = 0.02
@@ -16,7 +18,8 @@ _INTERVAL_S = 0.02
 async def eventually(check: Callable[[], ResultT | Awaitable[ResultT]], *, within_s: float = 60.0) -> ResultT:
     """Call a check until its result is true, and return that. The event loop runs between the calls.
 
-    A check that raises is repeated. At the end of the time its last error is raised, or else TimeoutError.
+    A check that raises is repeated, unless no time can help: KindNotServedError. At the end of the time its last error
+    is raised, or else TimeoutError.
     """
     deadline = time.monotonic() + within_s
     while True:
@@ -49,7 +52,7 @@ def _is_final(outcome: object, deadline: float, within_s: float) -> bool:
     """Return whether to stop, or raise the last error at the deadline."""
     if outcome and not isinstance(outcome, Exception):
         return True
-    if time.monotonic() < deadline:
+    if time.monotonic() < deadline and not isinstance(outcome, KindNotServedError):
         return False
     if isinstance(outcome, Exception):
         raise outcome
