@@ -5,11 +5,11 @@ from contextlib import aclosing
 from datetime import UTC, datetime
 
 import msgspec
-from cryptography import x509
 
 from milo_discoveryd.check import api_responses
 from milo_discoveryd.check.finding import Finding, fail, ok, warn
 from milo_discoveryd.credentials import Upstream
+from milo_discoveryd.credentials.authentication.certificate_expiry import expiry_of
 from milo_discoveryd.daemon_errors import DaemonError
 from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.watchers.transport import Transport
@@ -22,7 +22,6 @@ WATCH_S = 1  # duration of the test watch
 _IDENTITY = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
 _ACCESS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 _BODY_LIMIT = 1 << 20  # bytes of a watch's response that are kept and examined
-_EXPIRES_SOON_S = 24 * 3600
 
 
 class ApiServerCheck:
@@ -78,15 +77,12 @@ class ApiServerCheck:
         certificate = (await self._upstream.credentials.credential()).certificate
         if certificate is None:
             return None
-        leaf = x509.load_pem_x509_certificate(certificate.chain)
-        expires = leaf.not_valid_after_utc
-        left, life = expires - datetime.now(UTC), expires - leaf.not_valid_before_utc
-        # A certificate that is issued for minutes expires soon from its first second on.
-        if left.total_seconds() > min(_EXPIRES_SOON_S, life.total_seconds() / 5):
+        expiry = expiry_of(certificate.chain, datetime.now(UTC))
+        if not expiry.is_soon:
             return None
         return warn(
             self._subject("identity"),
-            f"the client certificate expires at {expires:%Y-%m-%d %H:%M} UTC",
+            f"the client certificate expires at {expiry}",
             f"renew it in {self._upstream.origin}; files are reloaded when they change",
         )
 

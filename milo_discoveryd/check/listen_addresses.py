@@ -8,14 +8,18 @@ import pwd
 import socket
 import stat
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 
 from milo_discoveryd.check.finding import Finding, fail, ok, warn
 from milo_discoveryd.config import TcpAddress, UnixAddress
 from milo_discoveryd.config.listeners import Tls
+from milo_discoveryd.credentials.authentication.certificate_expiry import expiry_of
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.server.connections.socket_file import directory_problem
 from milo_discoveryd.server.connections.tls_certificates import ServerTls
+
+_RENEW = "renew it; the daemon reads the files again when they change"
 
 
 def unix_socket(address: UnixAddress) -> Finding:
@@ -66,6 +70,11 @@ def certificate(subject: str, tls: Tls) -> Finding:
         ServerTls(certificate=tls.certificate, key=tls.key, client_ca=tls.client_ca).context()
     except StartError as error:
         return fail(subject, str(error), "use a matching pair of PEM files, the key without a passphrase")
+    expiry = expiry_of(tls.certificate.read_bytes(), datetime.now(UTC))
+    if expiry.is_expired:
+        return fail(subject, f"the certificate expired at {expiry}: no client connects", _RENEW)
+    if expiry.is_soon:
+        return warn(subject, f"the certificate expires at {expiry}", _RENEW)
     return ok(subject, "certificate and key match")
 
 

@@ -1,8 +1,10 @@
 """Server TLS: version 1.3, with client certificates. Its files may be renewed at any time."""
 
 import ssl
+from datetime import UTC, datetime
 from pathlib import Path
 
+from milo_discoveryd.credentials.authentication.certificate_expiry import expiry_of
 from milo_discoveryd.credentials.authentication.tls import as_file
 from milo_discoveryd.credentials.files import FileContent
 from milo_discoveryd.daemon_errors import CredentialError, StartError
@@ -35,12 +37,20 @@ class ServerTls:
             if self._context is not None and content in (self._content, self._rejected):
                 return self._context
             self._context, self._content = self._built(*content), content
+            self._log_expiry()
         except (CredentialError, UnfitFileError) as error:
             if self._context is None:
                 raise StartError(f"tls: {error}") from error
             self._rejected = content
             log.warning("renewed certificate rejected", problem=str(error))
         return self._context
+
+    def _log_expiry(self) -> None:
+        expiry = expiry_of(self._content[0], datetime.now(UTC))
+        if expiry.is_expired:
+            log.warning("server certificate has expired", file=str(self._files[0].path), expired_at=str(expiry))
+        elif expiry.is_soon:
+            log.warning("server certificate expires soon", file=str(self._files[0].path), expires_at=str(expiry))
 
     def _built(self, certificate: bytes, key: bytes, client_ca: bytes) -> ssl.SSLContext:
         """Build a context from the files. Raises UnfitFileError."""

@@ -7,6 +7,7 @@ import socket
 import sys
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ CASES = [
     ("--address {tls}", "cannot connect to the daemon at {tls}: this listener uses TLS: set --ca-file"),
     ("--address {tls} --ca-file {ca}", "cannot connect to the daemon at {tls}: the listener asks for a client certificate: set --certificate-file and --key-file"),
     ("--address {tls} --ca-file {ca} --certificate-file {strangers} --key-file {strangers_key}", "cannot connect to the daemon at {tls}: the listener does not accept the client certificate {strangers}: its client_ca must have signed it"),
+    ("--address {tls} --ca-file {ca} --certificate-file {expired} --key-file {expired_key}", "cannot connect to the daemon at {tls}: the client certificate {expired} has expired: renew it"),
     ("--address {tls} --ca-file {other_ca}", "cannot connect to the daemon at {tls}: the daemon's certificate is not signed by CA {other_ca}"),
     ("--address {misnamed} --ca-file {ca}", "cannot connect to the daemon at {misnamed}: the daemon's certificate is not for 127.0.0.1: connect to an address that it has, or issue one for 127.0.0.1"),
     ("--address {http}", f"cannot connect to the daemon at {{http}}: {HTTP_INSTEAD}"),
@@ -48,6 +50,7 @@ async def places(workspace: Workspace) -> AsyncIterator[dict[str, str]]:
     in_here = workspace.directory
     certificate, key = authority.server().write(in_here, "server")
     misnamed, misnamed_key = authority.issue(LOOPBACK[0]).write(in_here, "misnamed")
+    expired, expired_key = authority.issue(*LOOPBACK, life=timedelta(minutes=-5)).write(in_here, "expired")
     strangers, strangers_key = other.issue(*LOOPBACK).write(in_here, "stranger")
     (in_here / "ca.crt").write_bytes(authority.pem)
     (in_here / "other-ca.crt").write_bytes(other.pem)
@@ -65,6 +68,7 @@ async def places(workspace: Workspace) -> AsyncIterator[dict[str, str]]:
         yield {
             "plain": plain, "tls": tls, "misnamed": other_name, "http": http, "nothing": nothing,
             "unix": workspace.address, "certificate": str(certificate), "key": str(key),
+            "expired": str(expired), "expired_key": str(expired_key),
             "strangers": str(strangers), "strangers_key": str(strangers_key),
             "ca": ca, "other_ca": str(in_here / "other-ca.crt"),
         }  # fmt: skip

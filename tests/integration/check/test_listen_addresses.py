@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import socket
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from milo_discoveryd.check import listen_addresses
 from milo_discoveryd.check.finding import Finding
 from milo_discoveryd.config import TcpAddress, UnixAddress
 from milo_discoveryd.config.listeners import Tls
-from tests.support.certificates import Authority
+from milo_discoveryd.server.connections.tls_certificates import ServerTls
+from tests.support.certificates import LOOPBACK, Authority
+from tests.support.logs import capture_logs
 
 
 @pytest.fixture
@@ -153,6 +156,29 @@ def test_socket_owner_must_exist_and_only_root_can_set_another(monkeypatch: pyte
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert listen_addresses.owner("listen owner", "65499").level == "fail"
     assert listen_addresses.owner("listen owner", "1000").level == "ok"
+
+
+@pytest.mark.parametrize(
+    ("life", "level", "message", "logged"),
+    [
+        (timedelta(minutes=-5), "fail", "the certificate expired at ", ["server certificate has expired"]),
+        (timedelta(minutes=10), "warn", "the certificate expires at ", ["server certificate expires soon"]),
+        (timedelta(days=30), "ok", "certificate and key match", []),
+    ],
+)
+def test_server_certificate_that_has_expired_or_expires_soon_is_found(
+    tmp_path: Path, life: timedelta, level: str, message: str, logged: list[str]
+) -> None:
+    authority = Authority()
+    certificate, key = authority.issue(*LOOPBACK, life=life).write(tmp_path, "server")
+    ca = tmp_path / "ca.crt"
+    ca.write_bytes(authority.pem)
+    tls = Tls(certificate=certificate, key=key, client_ca=ca)
+    finding = listen_addresses.certificate("listen", tls)
+    assert (finding.level, finding.message.startswith(message)) == (level, True)
+    with capture_logs() as lines:
+        ServerTls(certificate=certificate, key=key, client_ca=ca).context()
+    assert [each["event"] for each in lines] == logged
 
 
 def test_server_certificate_and_key_must_match(tmp_path: Path) -> None:

@@ -76,6 +76,8 @@ def _handshake_problem(target: str, credentials: ClientCredentials) -> str | Non
         reason = _CERTIFICATE_PROBLEMS.get(error.verify_code, f"is not signed by CA {credentials.ca_file}")
         return f"the daemon's certificate {reason.format(host=host)}"
     except (ConnectionResetError, ssl.SSLError) as error:
+        if "CERTIFICATE_EXPIRED" in (getattr(error, "reason", None) or ""):
+            return f"the client certificate {credentials.certificate_file} has expired: renew it"
         is_alert = not isinstance(error, ssl.SSLError) or "ALERT" in (error.reason or "")
         return _refused_certificate(credentials) if is_alert else _protocol_problem(target)
 
