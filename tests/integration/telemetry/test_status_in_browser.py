@@ -71,6 +71,34 @@ async def test_status_page_updates_live_at_each_width(
         assert await browser.evaluate("document.title.startsWith('NO CONNECTION')")
 
 
+async def test_status_page_of_a_killed_daemon_shows_its_age_wherever_it_is_scrolled(
+    workspace: Workspace, browser: Browser
+) -> None:
+    for number in range(60):
+        workspace.sandbox.projects.create(f"p-{number}", ready=True)
+    async with workspace.daemon(http_listen="127.0.0.1:0") as daemon:
+        url = await page_of(daemon)
+        await browser.resize(360, 640)
+        await browser.open(f"{url}/")
+        await browser.until(shows("STREAMING"))
+        assert await browser.evaluate(
+            "[...document.querySelectorAll('input')].every(each => each.getBoundingClientRect().right <= innerWidth)"
+        )
+        captions = "[...document.querySelectorAll('figcaption')].map(each => each.textContent)"
+        assert "engaged clusters: 60 now, at most 60" in await browser.evaluate(captions)
+        await browser.evaluate("scrollTo(0, document.body.scrollHeight)")
+        await daemon.kill()
+        await browser.until(shows("NO CONNECTION"))
+        assert await browser.evaluate("document.querySelector('.banner').getBoundingClientRect().top >= 0")
+        grey = "getComputedStyle(document.querySelector('#clusters').parentElement).filter"
+        assert "grayscale" in await browser.evaluate(grey)
+        ages = "[...document.querySelectorAll('#clusters ~ table time')].map(each => each.textContent).join()"
+        before, banner = await browser.evaluate(ages), "document.querySelector('.banner').textContent"
+        old = await browser.evaluate(banner)
+        await browser.until(f"{banner} !== {old!r}")
+        assert await browser.evaluate(ages) == before
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 async def test_status_page_has_readable_contrast_in_each_theme(
     workspace: Workspace, browser: Browser, theme: str
