@@ -5,8 +5,6 @@ a daemon with stale data serves better than none. A member of a shard group also
 the clusters, which paces rollouts, and when it has handed them over, for which the end of its operator waits.
 """
 
-import ipaddress
-import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
 import msgspec
@@ -19,8 +17,8 @@ from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.telemetry.printable import printable_metrics
 from milo_discoveryd.telemetry.shared_scrape import ScrapeForm, SharedScrape
 from milo_discoveryd.telemetry.status import ClusterQuery
-from milo_kube import addresses
 from milo_kube.http.server import HttpReply, HttpServer, ServerRequest
+from milo_kube.http.visitors import is_on_loopback, is_own_host
 
 CONNECTIONS = 64
 
@@ -28,11 +26,6 @@ _NAMED = frozenset(
     {"milo_discoveryd_cluster_info", "milo_discoveryd_cluster_reachable", "milo_discoveryd_organization_clusters"}
 )
 """Metrics whose labels are names."""
-_HOST = re.compile(r"(?:\[(?P<v6>[0-9a-f:.]+)\]|(?P<name>[^:\[\]]*))(?::\d+)?")
-_LOCAL = (ipaddress.IPv4Address("127.0.0.1"), ipaddress.IPv6Address("::1"))
-"""Addresses of clients on loopback. Others of 127.0.0.0/8 can be proxies: Istio forwards traffic from 127.0.0.6."""
-_PRIVATE_DOMAINS = (".localhost", ".svc", ".cluster.local")
-"""Host names that an attacker cannot register for DNS rebinding."""
 
 Checks = Callable[[], Mapping[str, str | None]]
 """By name: the problem, or None."""
@@ -85,7 +78,7 @@ class HttpEndpoint:
             case "/handed-over" if self._handed_over is not None:
                 await self._handed_over()
                 return HttpReply(b"ok\n")
-            case "/metrics" | "/" if self._is_ours(request.headers.get("Host", "")):
+            case "/metrics" | "/" if is_own_host(request.headers.get("Host", ""), self._hosts):
                 return await self._shown(request)
             case "/metrics" | "/":
                 return HttpReply(b"the Host header is not this daemon's; http_hosts can name more\n", status=421)
@@ -99,27 +92,12 @@ class HttpEndpoint:
             case _:
                 return await self._status(request)
 
-    def _is_ours(self, host_header: str) -> bool:
-        """Return whether the Host header is one of this port. After DNS rebinding it is the name of the attacking
-        page.
-        """
-        match = _HOST.fullmatch(host_header.lower())
-        if match is None:
-            return False
-        host = match["v6"] or match["name"]
-        return (
-            "." not in host  # a Service in the same namespace; HTTP/1.0 without a name
-            or host in self._hosts
-            or host.endswith(_PRIVATE_DOMAINS)
-            or addresses.ip_address(host) is not None
-        )
-
     def _shows_names(self, request: ServerRequest) -> bool:
         match self._names_for:
             case "everyone":
                 return True
             case "loopback":
-                return addresses.ip_address(request.peer) in _LOCAL
+                return is_on_loopback(request.peer)
             case _:
                 return False
 

@@ -29,6 +29,7 @@ from milo_discovery.controllers.single_cluster import SingleCluster
 from milo_discovery.errors import DiscoveryError
 from milo_discovery.leader_election import LeaderElection, LeadershipLost
 from milo_kube.http.server import HttpReply, HttpServer, ServerRequest
+from milo_kube.http.visitors import is_on_loopback, is_own_host
 
 log = logging.getLogger("milo_discovery.controllers")
 
@@ -191,16 +192,24 @@ class Pages:
                     b"ok\n" if health.ready else b"the clusters of the first view, or their objects, are being read\n"
                 )
                 return HttpReply(body, status=200 if health.ready else 503)
+            case "/metrics" | "/debug/health" | "/debug/objects":
+                return await self._shown(request)
+        return HttpReply(b"pages: /livez /readyz /metrics /debug/health /debug/objects\n", status=404)
+
+    async def _shown(self, request: ServerRequest) -> HttpReply:
+        """Answer a page that is not for everybody, by the rules of the daemon's port."""
+        if not is_own_host(request.headers.get("Host", "")):
+            return HttpReply(b"the Host header is not this operator's\n", status=421)
+        if request.path != "/metrics" and not is_on_loopback(request.peer):
+            return HttpReply(b"names and errors are shown on loopback only: use kubectl port-forward\n", status=403)
+        match request.path:
             case "/metrics":
                 body = await asyncio.to_thread(generate_latest, self._controllers.registry)
                 return HttpReply(body, content_type=CONTENT_TYPE_LATEST)
             case "/debug/health":
                 return _json(asdict(self._controllers.health()))
-            case "/debug/objects":
-                cluster = request.query.get("cluster")
-                found = [asdict(each) for each in self._controllers.failing() if cluster in (None, each.cluster)]
-                return _json(found)
-        return HttpReply(b"pages: /livez /readyz /metrics /debug/health /debug/objects\n", status=404)
+        cluster = request.query.get("cluster")
+        return _json([asdict(each) for each in self._controllers.failing() if cluster in (None, each.cluster)])
 
 
 def _json(found: object) -> HttpReply:

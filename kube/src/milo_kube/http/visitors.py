@@ -1,0 +1,37 @@
+"""What an HTTP port shows to whom: the rules for Host headers and for clients on loopback."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Collection
+
+from milo_kube import addresses
+
+_HOST = re.compile(r"(?:\[(?P<v6>[0-9a-f:.]+)\]|(?P<name>[^:\[\]]*))(?::\d+)?")
+_LOCAL = (ipaddress.IPv4Address("127.0.0.1"), ipaddress.IPv6Address("::1"))
+"""Addresses of clients on loopback. Others of 127.0.0.0/8 can be proxies: Istio forwards traffic from 127.0.0.6."""
+_PRIVATE_DOMAINS = (".localhost", ".svc", ".cluster.local")
+"""Host names that an attacker cannot register for DNS rebinding."""
+
+
+def is_own_host(host_header: str, names: Collection[str] = ()) -> bool:
+    """Return whether the Host header is one of this port. After DNS rebinding it is the name of the attacking page.
+
+    `names` are accepted too, in lower case.
+    """
+    match = _HOST.fullmatch(host_header.lower())
+    if match is None:
+        return False
+    host = match["v6"] or match["name"]
+    return (
+        "." not in host  # a Service in the same namespace; HTTP/1.0 without a name
+        or host in names
+        or host.endswith(_PRIVATE_DOMAINS)
+        or addresses.ip_address(host) is not None
+    )
+
+
+def is_on_loopback(peer: str) -> bool:
+    """Return whether a client's address is that of this machine or pod."""
+    return addresses.ip_address(peer) in _LOCAL
