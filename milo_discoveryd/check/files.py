@@ -78,6 +78,8 @@ def kubeconfig_files(subject: str, files: KubeconfigFiles) -> Iterator[Finding]:
             "correct the path or its permissions, or set another path in the settings of the source",
         )
         return
+    if (exposure := files.exposure()) is not None:
+        yield warn(subject, exposure)
     refused = [each for each in objects if each.problem]
     yield ok(subject, f"clusters in {files.path}: {len(objects) - len(refused)}")
     for each in refused:

@@ -90,6 +90,17 @@ class KubeconfigFiles:
         # Not `Path.resolve`, which raises RuntimeError for links that lead to each other.
         return tuple(dict.fromkeys((self.path.parent, Path(os.path.realpath(self.path)).parent)))
 
+    def exposure(self) -> str | None:
+        """Return a warning if every user of this machine can add files to the directory, and so clusters."""
+        try:
+            mode = self.path.stat().st_mode
+            is_writable = mode & stat.S_IWOTH and not os.statvfs(self.path).f_flag & os.ST_RDONLY
+        except OSError:
+            return None  # a scan says why
+        if not self._of.is_directory or not is_writable:
+            return None
+        return f"{self.path} is writable by every user of this machine, who can add clusters: run chmod o-w on it"
+
     def subscribe(self, listener: Callable[[frozenset[str]], None]) -> None:
         """Call `listener` with the keys of objects whose files changed."""
         self._listeners.append(listener)

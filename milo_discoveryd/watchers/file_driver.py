@@ -71,6 +71,8 @@ class FileDriver:
 
     async def _follow(self) -> None:
         self._sink.source(self._status)
+        if (exposure := await asyncio.to_thread(self._files.exposure)) is not None:
+            log.warning("kubeconfig directory is writable by every user", problem=exposure)
         inotify = Inotify()
         if not inotify.is_available:
             log.info("no notifications of changed files", checked_every_seconds=POLL_WITHOUT_INOTIFY_S)

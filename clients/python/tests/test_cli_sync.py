@@ -270,3 +270,15 @@ async def test_sync_waits_for_space_on_a_full_disk_and_catches_up(daemon, path, 
         await until(lambda: content(path) == {"a": "a-1"})
         process.send_signal(signal.SIGTERM)
         assert await process.wait() == 0
+
+
+@pytest.fixture(params=[0o700, 0o777], ids=oct)
+def mode(request: pytest.FixtureRequest, path: Path) -> int:
+    path.mkdir()
+    path.chmod(request.param)
+    return request.param
+
+
+async def test_sync_into_a_directory_that_every_user_can_write_to_is_reported(daemon, path: Path, mode: int):
+    status, err = await sync_once(daemon, path, "a")
+    assert (status, "is writable by every user" in err) == (0, mode == 0o777)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from milo_discoveryd.check.files import kubeconfig_files
 from milo_discoveryd.credentials.files import SETTLED_S
 from milo_discoveryd.credentials.kubeconfig_files import (
     MAX_BYTES,
@@ -78,6 +79,15 @@ def test_named_pipe_and_socket_do_not_block(directory: Path) -> None:
         found = problems(of_directory(directory))
     assert found["pipe"] == "pipe is not a regular file"
     assert found["socket"].startswith("socket cannot be read")
+
+
+@pytest.mark.parametrize(("mode", "is_exposed"), [(0o700, False), (0o775, False), (0o777, True), (0o1777, True)])
+def test_directory_that_every_user_can_write_to_is_reported(directory: Path, mode: int, is_exposed: bool) -> None:
+    directory.chmod(mode)
+    files = of_directory(directory)
+    assert (files.exposure() is not None) == is_exposed
+    levels = [each.level for each in kubeconfig_files("files", files)]
+    assert ("warn" in levels) == is_exposed
 
 
 def test_world_writable_file_is_rejected(directory: Path) -> None:

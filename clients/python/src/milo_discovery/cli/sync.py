@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import signal
+import stat
 from contextlib import aclosing, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -76,6 +77,11 @@ def sync(
         options["kubeconfig_ttl"] = ttl
     try:
         with KubeconfigDirectory(directory) as kubeconfigs:
+            if directory.stat().st_mode & stat.S_IWOTH:
+                print_message(
+                    f"{directory} is writable by every user of this machine, who can replace what is written there: "
+                    "run chmod o-w on it"
+                )
             guard = removals.Removals(accepts=accepts_removals)
             synchronizer = _Synchronizer(kubeconfigs, connection, ttl, guard, filter_text(only), once=once)
             connection.run(lambda client: synchronizer.run(client, options))
