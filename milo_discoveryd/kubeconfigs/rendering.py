@@ -11,7 +11,7 @@ import msgspec
 
 from milo_discoveryd.credentials.credential import Credential, is_confidential
 from milo_discoveryd.daemon_errors import UnfitError
-from milo_kube.act_as import ActAs
+from milo_kube.act_as import STATEMENT_VARIABLE, ActAs
 
 COMMAND = "milo-discovery"
 ADDRESS_VARIABLE = "MILO_DISCOVERY_ADDRESS"
@@ -47,12 +47,15 @@ def embedded(name: str, server: str, trust: ClusterTrust, credential: Credential
 def exec_form(name: str, server: str, trust: ClusterTrust, address: str | None, act_as: ActAs | None = None) -> bytes:
     """Render a kubeconfig without a secret: its exec plugin asks the daemon at `address` for each credential."""
     user: dict[str, object] = {} if act_as is None else act_as.fields()
+    variables = {ADDRESS_VARIABLE: address} if address else {}
+    if act_as is not None:
+        variables[STATEMENT_VARIABLE] = act_as.statement()
     user |= {
         "exec": {
             "apiVersion": _EXEC_VERSION,
             "command": COMMAND,
             "args": ["credential", "--cluster", name],
-            "env": [{"name": ADDRESS_VARIABLE, "value": address}] if address else [],
+            "env": [{"name": variable, "value": value} for variable, value in variables.items()],
             "installHint": _HINT,
             "interactiveMode": "Never",
             "provideClusterInfo": False,

@@ -61,6 +61,25 @@ class TestCredential:
         assert (outcome.status, outcome.err) == (0, "")
         assert daemon.requests == [pb.IssueKubeconfigRequest(cluster="alpha")]
 
+    async def test_credential_of_a_user_to_act_as_is_for_kubeconfigs_that_state_it(self, command, daemon):
+        acting = {"as": "system:serviceaccount:milo:operator", "as-groups": ["tenants"]}
+        statement = json.dumps(acting, separators=(",", ":"), sort_keys=True)
+        for stated, status in (("", 1), ('{"as":"another"}', 1), (statement, 0)):
+            daemon.answers["IssueKubeconfig"] = [issued(text(token=CANARY, **acting))]
+            outcome = await command("credential", "--cluster", "alpha", MILO_DISCOVERY_ACT_AS=stated)
+            assert outcome.status == status
+            assert (CANARY in outcome.out) == (status == 0)
+            assert CANARY not in outcome.err
+        assert outcome.err == ""
+
+    async def test_exec_kubeconfig_states_the_user_to_act_as(self, command, daemon):
+        content = json.loads(exec_form().kubeconfig.kubeconfig)
+        content["users"][0]["user"]["as"] = "operator"
+        daemon.answers["IssueKubeconfig"] = [issued(json.dumps(content).encode())]
+        user = json.loads((await command("kubeconfig", "alpha")).out)["users"][0]["user"]
+        assert user["as"] == "operator"
+        assert {"name": "MILO_DISCOVERY_ACT_AS", "value": '{"as":"operator"}'} in user["exec"]["env"]
+
     async def test_credential_prints_a_certificate_as_pem(self, command, daemon):
         pem = {"client_certificate_data": "CERTIFICATE", "client_key_data": "KEY"}
         content = text(**{key: base64.b64encode(each.encode()).decode() for key, each in pem.items()})

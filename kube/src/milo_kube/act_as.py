@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -9,6 +10,9 @@ from urllib.parse import quote
 
 FIELDS: Final = frozenset({"as", "as-groups", "as-user-extra"})
 """The fields of a kubeconfig's user, besides `as-uid`, which the daemon does not issue."""
+
+STATEMENT_VARIABLE: Final = "MILO_DISCOVERY_ACT_AS"
+"""The variable in which a kubeconfig's exec entry repeats the user to act as, for the plugin."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +32,10 @@ class ActAs:
         if self.extra:
             found["as-user-extra"] = {key: [*values] for key, values in self.extra}
         return found
+
+    def statement(self) -> str:
+        """Return the fields as text, by which a kubeconfig states them to its exec plugin."""
+        return json.dumps(self.fields(), separators=(",", ":"), sort_keys=True)
 
     def headers(self) -> list[tuple[str, str]]:
         """Return the headers of a request, some of which are repeated."""

@@ -16,6 +16,7 @@ from milo_discoveryd.credentials.credential import ClientCertificate, Credential
 from milo_discoveryd.credentials.secret import Secret
 from milo_discoveryd.daemon_errors import UnfitError
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust, embedded, exec_form
+from milo_kube.act_as import ActAs
 
 TOKEN = Credential(token=Secret("t1"))
 PLACE = ClusterTrust(b"-----BEGIN CERTIFICATE-----\n", "milo.internal")
@@ -71,6 +72,13 @@ def test_exec_kubeconfig_has_no_secret_and_calls_client_command() -> None:
             "provideClusterInfo": False,
         }
     }
+
+
+def test_exec_kubeconfig_states_the_user_to_act_as_to_its_plugin() -> None:
+    acting = ActAs(user="operator", groups=("tenants",))
+    user = parts(exec_form("alpha", "https://milo", PLACE, None, acting))[1]
+    statement = '{"as":"operator","as-groups":["tenants"]}'
+    assert user["exec"]["env"] == [{"name": "MILO_DISCOVERY_ACT_AS", "value": statement}]
 
 
 def test_exec_kubeconfig_without_address_uses_default() -> None:

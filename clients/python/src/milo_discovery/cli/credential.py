@@ -22,6 +22,7 @@ from milo_discovery.cli.exit_status import CallFailure, CommandFailure
 from milo_discovery.cli.names import NAME
 from milo_discovery.cli.options import ConnectionOptions, connecting
 from milo_discovery.errors import DiscoveryError
+from milo_kube.act_as import STATEMENT_VARIABLE
 
 if TYPE_CHECKING:
     from milo_discovery.v1 import discovery_pb2 as pb
@@ -58,6 +59,7 @@ def _print_credential(connection: ConnectionOptions, cluster: str, exec_info: di
     except DiscoveryError as error:
         raise CallFailure(error, connection.address, connection.credentials) from error
     _require_same_server(exec_info, access, cluster)
+    _require_same_user(access, cluster)
     click.echo(json.dumps(_exec_credential(exec_info, access, kubeconfig)))
 
 
@@ -122,6 +124,19 @@ def _require_same_server(exec_info: dict[str, Any], access: KubeconfigAccess, cl
         refused = "is not sent through the proxy of a kubeconfig (proxy-url): set HTTPS_PROXY instead"
     if refused:
         raise CommandFailure(f"the credential of {cluster} {refused}")
+
+
+def _require_same_user(access: KubeconfigAccess, cluster: str) -> None:
+    """Raise CommandFailure unless the caller states that it acts as the user for which the credential is meant.
+
+    Without it, the requests would have all rights of the credential's own identity.
+    """
+    acting = access.act_as
+    if acting is not None and os.environ.get(STATEMENT_VARIABLE) != acting.statement():
+        raise CommandFailure(
+            f"the credential of {cluster} is for requests that act as {acting.user}, which the kubeconfig does not "
+            f"state, or not as it is configured now: create it again by `milo-discovery kubeconfig {cluster}`"
+        )
 
 
 def _certificates(data: Any) -> list[str] | None:

@@ -22,6 +22,7 @@ from milo_discovery.cli.options import ConnectionOptions, Duration, unary
 from milo_discovery.cli.text_output import format_duration
 from milo_discovery.errors import ClusterNotFound, UnusableKubeconfig
 from milo_discovery.model import KubeconfigFormat
+from milo_kube.act_as import STATEMENT_VARIABLE
 
 if TYPE_CHECKING:
     from milo_discovery.client import DiscoveryClient
@@ -101,17 +102,21 @@ def _exec_document(name: str, issued: Kubeconfig, connection: ConnectionOptions)
     program = Path(sys.argv[0]).absolute()
     if program.name == "__main__.py":
         program = Path(sys.executable).with_name(EXEC_COMMAND)
+    access = read_exec_access(issued.kubeconfig, name)
+    variables = connection.environment()
+    if access.act_as is not None:
+        variables[STATEMENT_VARIABLE] = access.act_as.statement()
     command = EXEC_COMMAND if shutil.which(EXEC_COMMAND) else str(program)
     plugin = {
         "apiVersion": "client.authentication.k8s.io/v1",
         "command": command,
         "args": exec_arguments(name),
-        "env": [{"name": variable, "value": value} for variable, value in connection.environment().items()],
+        "env": [{"name": variable, "value": value} for variable, value in variables.items()],
         "installHint": f"{EXEC_COMMAND} is not on PATH. It is part of the Python package milo-discovery-client.",
         "interactiveMode": "Never",
         "provideClusterInfo": False,
     }
-    return render_kubeconfig(name, read_exec_access(issued.kubeconfig, name), {"exec": plugin})
+    return render_kubeconfig(name, access, {"exec": plugin})
 
 
 def _token_document(name: str, issued: Kubeconfig, requested: timedelta | None) -> dict[str, Any]:
