@@ -16,6 +16,8 @@ const (
 	DefaultAddress = "unix:///run/milo-discovery/discovery.sock"
 	// AddressVariable is the environment variable that names the daemon's address.
 	AddressVariable = "MILO_DISCOVERY_ADDRESS"
+	// actAsVariable states to the exec plugin which user a kubeconfig acts as.
+	actAsVariable = "MILO_DISCOVERY_ACT_AS"
 
 	// sun_path of Linux has 108 bytes, the last of which is a NUL.
 	longestSocketPath = 107

@@ -96,8 +96,9 @@ func checkKubeconfig(content []byte, format KubeconfigFormat, cluster string) er
 			return fmt.Errorf("%w: it runs another program than %s credential", ErrUnusableKubeconfig, execCommand)
 		}
 		for _, variable := range user.Exec.Env {
-			if variable.Name != AddressVariable { // another could make the loader run a library
-				return fmt.Errorf("%w: it sets an environment variable other than %s", ErrUnusableKubeconfig, AddressVariable)
+			if variable.Name != AddressVariable && variable.Name != actAsVariable { // another could make the loader run a library
+				return fmt.Errorf("%w: it sets an environment variable other than %s and %s",
+					ErrUnusableKubeconfig, AddressVariable, actAsVariable)
 			}
 		}
 		return nil
