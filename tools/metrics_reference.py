@@ -12,7 +12,7 @@ from prometheus_client.registry import CollectorRegistry
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
-from milo_discoveryd.registry.source import ClusterSource
+from milo_discoveryd.registry.source import ClusterSource, SourceDescription, SourcePolicy
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
@@ -63,7 +63,8 @@ def families(*sources: str) -> list[Family]:
     log, journal = ChangeLog(lambda event: b"", Retention()), Journal(metrics, Audit(metrics))
     fleet = Fleet(log)
     for name in sources or ("",):
-        ClusterSource(fleet, journal, pending_deletions=lambda: PendingDeletions(lambda: 0.0), name=name)
+        policy = SourcePolicy(pending_deletions=lambda: PendingDeletions(lambda: 0.0))
+        ClusterSource(fleet, journal, policy, SourceDescription(name=name))
     metrics.set_build_info("", "")
     metrics.follow(fleet, 0)
     metrics.follow_streams(lambda: ())
