@@ -3,7 +3,6 @@
 from datetime import datetime, timedelta
 
 import msgspec
-from cryptography import x509
 
 _SOON = timedelta(days=1)
 
@@ -22,6 +21,8 @@ class CertificateExpiry(msgspec.Struct, frozen=True):
 
 def expiry_of(chain: bytes, now: datetime) -> CertificateExpiry:
     """Return the expiry of the first certificate in the PEM text."""
+    from cryptography import x509  # noqa: PLC0415 - 8 MB, which only daemons with certificates need
+
     leaf = x509.load_pem_x509_certificate(chain)
     left, life = leaf.not_valid_after_utc - now, leaf.not_valid_after_utc - leaf.not_valid_before_utc
     return CertificateExpiry(leaf.not_valid_after_utc, left <= timedelta(), left <= min(_SOON, life / 5))

@@ -1,6 +1,8 @@
 """A process that uses gRPC must not fork: the daemon never forks, and only one module starts commands."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 
 from tests.tooling.import_contracts.contracts import ROOT
@@ -29,3 +31,9 @@ def test_daemon_never_forks_and_starts_commands_in_one_module() -> None:
         found[module] = set(calls(ast.parse(path.read_text())))
     assert {module for module, names in found.items() if names & (FORKS | COPIES)} == set()
     assert {module for module, names in found.items() if names & STARTS} == STARTERS
+
+
+def test_daemon_without_certificates_does_not_import_cryptography() -> None:
+    """It takes 8 MB."""
+    script = "import sys, milo_discoveryd.app, milo_discoveryd.cli; sys.exit('cryptography' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)
