@@ -6,8 +6,8 @@ from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.observation import Observation, Ready
 from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.pending_deletions import Absent, Found
-from milo_kube.reflect.messages import ObjectChanged
-from tests.unit.registry.fleets import malformed, not_ready, outside, ready
+from milo_kube.reflect.messages import DeletionReported, Listed, ListEnded, ListStarted, ObjectChanged
+from tests.unit.registry.fleets import at, malformed, not_ready, outside, ready
 from tests.unit.registry.test_intake_removal_guard import FLEET, Source
 
 NEW = tuple(ready(name, "120") for name in "abcdef")
@@ -301,3 +301,16 @@ class TestReadThatContradictsTheList:
     def test_read_of_known_state_refutes_deletion(self, source: Source) -> None:
         assert source.answers(Found(FLEET[0])) == []
         assert source.pending_deletions.explain("a") is None
+
+
+def test_list_takes_no_cluster_back_behind_a_read_that_overtook_it() -> None:
+    source = at_version_120()
+    source.take(DeletionReported("a", "u1"))
+    (request,) = source.pending_deletions.take_due(source.now)
+    listed = [ready(name, "121", labels={"from": "list"}) for name in "abcdef"]
+    source.take(ListStarted(), *map(Listed, listed))
+    read = Found(ready("a", "130", labels={"from": "read"}))
+    assert [event.type.name for event in source.intake.resolve(request, read, at(source.now))] == ["UPDATED"]
+    source.take(ListEnded(version="121"))
+    labels = {each.target.name: each.target.labels for each in source.registry.clusters()}
+    assert labels["a"] == (("from", "read"),)
