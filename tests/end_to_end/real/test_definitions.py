@@ -6,11 +6,13 @@ A second real API server is the cluster: its kubeconfig is issued by the daemon 
 import asyncio
 import base64
 import json
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -333,6 +335,40 @@ async def test_kind_source_follows_added_and_deleted_clusters(
         await until(watch, lambda seen: set(seen.clusters) == {"kind#two"})
 
 
+@asynccontextmanager
+async def context_of_a_project(platform: RealApi, directory: Path) -> AsyncIterator[Path]:
+    """Yield a kubeconfig whose server is a project's context, a path before all others that only Milo's server has."""
+    prefix = PROJECTS.format("dns")
+    config = yaml.safe_load(platform.kubeconfig.read_text())
+    cluster = config["clusters"][0]["cluster"]
+    address = urlsplit(cluster["server"])
+    trusted = ssl.create_default_context(cadata=platform.authority.pem.decode())
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(*platform.authority.server("context"))
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answers, requests = await asyncio.open_connection(address.hostname, address.port, ssl=trusted)
+
+        async def send_requests() -> None:
+            while line := await reader.readline():  # the source's requests have no bodies
+                requests.write(line.replace(prefix.encode(), b"", 1) if line.startswith(b"GET ") else line)
+            requests.close()
+
+        async def send_answers() -> None:
+            while data := await answers.read(1 << 16):
+                writer.write(data)
+            writer.close()
+
+        await asyncio.gather(send_requests(), send_answers(), return_exceptions=True)
+
+    async with await asyncio.start_server(forward, "127.0.0.1", 0, ssl=serving) as server:
+        cluster["server"] = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}{prefix}"
+        kubeconfig = directory / "context"
+        kubeconfig.write_text(yaml.safe_dump(config))
+        kubeconfig.chmod(0o600)
+        yield kubeconfig
+
+
 async def test_service_consumer_source_engages_suspends_and_drains_projects(
     platform: RealApi, workload: RealApi, directory: Path
 ) -> None:
@@ -340,7 +376,7 @@ async def test_service_consumer_source_engages_suspends_and_drains_projects(
     source = {
         "name": "dns",
         "kind": "service-consumer",
-        "discovery_kubeconfig": str(platform.kubeconfig),
+        "discovery_kubeconfig": str(directory / "context"),
         "project_kubeconfig": str(workload.kubeconfig),
         "settings": {"services": ["dns.example.com"], "drain": "5m"},
     }
@@ -351,7 +387,7 @@ async def test_service_consumer_source_engages_suspends_and_drains_projects(
     async def is_now(api: Api, name: str, **status: Any) -> None:
         await api.call("PATCH", f"{consumers}/{name}/status", {"status": {"serviceName": "dns.example.com", **status}})
 
-    async with platform.api() as api:
+    async with platform.api() as api, context_of_a_project(platform, directory):
         await api.define(yaml.safe_load((Path(__file__).parent / "crds/serviceconsumers.yaml").read_text()))
         for name in ("first", "second"):
             spec = {"serviceRef": {"name": "svc-1"}, "consumerProjectRef": {"name": "shop"}}
