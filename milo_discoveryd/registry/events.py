@@ -51,6 +51,7 @@ NO_CHANGES = Slice((), b"", {})
 
 
 def slice_of(frames: Sequence[Frame]) -> Slice:
+    """Join frames, and count by how many clusters of each source a view grows with them."""
     growth: dict[str, int] = {}
     engaged, updated = EventType.ENGAGED, EventType.UPDATED
     for frame in frames:

@@ -18,7 +18,7 @@ ANSWER = ("uid", "token", "server", "as", "code", "kubeconfig")
 
 
 async def credential(run: Run, name: str) -> tuple[str, str, str]:
-    """Return with which token, to which server and as whom the cluster's oldest handler would send a request."""
+    """Return the token, the server and the impersonated user of the next request of the oldest handler."""
     await run.command(f"credential {name}")
     fields = (await run.told(f"CREDENTIAL {name}", ignoring=ANSWER))[0].fields
     return str(fields.get("token") or "refused"), str(fields.get("server") or ""), str(fields.get("as") or "")
@@ -133,7 +133,7 @@ async def credential_of_a_later_engagement(run: Run) -> None:
 
 @fleet(
     "A handler's request has the server, the token and the user of one kubeconfig",
-    why="A token that is sent to the old server is in the hands of whoever runs it. As another user, it may do more.",
+    why="The operator of the old server can use a token that is sent there. As another user, it may do more.",
     demands="Kubeconfig is a credential with the server that it is for.",
 )
 async def endpoint_and_user_of_the_token(run: Run) -> None:
@@ -187,7 +187,7 @@ async def release_after_end(run: Run) -> None:
 
 @fleet(
     "A draining cluster is released also when its handler fails",
-    why="Otherwise whoever is to have the cluster waits for the deadline.",
+    why="Otherwise the next owner of the cluster waits for the deadline.",
     demands="end the work on it, or do not begin any, and call ReleaseCluster",
 )
 async def release_after_error(run: Run) -> None:
