@@ -201,12 +201,14 @@ class FleetTest {
     var finish = new CountDownLatch(1);
     start(
         cluster -> {
+          clusters.put(cluster.name(), cluster);
           cluster.awaitEnd();
           steps.add(token(cluster));
           finish.await();
           throw new NoClassDefFoundError("while finishing");
         });
     daemon.stream(1).snapshot(engaged("a"));
+    until(() -> clusters.containsKey("a"), "the handler begins");
     var draining = cluster("a");
     draining.getDrainingBuilder().setReason(DISENGAGE_REASON_NOT_READY);
     daemon.stream(1).send(event(ClusterEvent.Type.TYPE_UPDATED, draining).build());
