@@ -49,6 +49,8 @@ class ClusterRecord(msgspec.Struct, kw_only=True, gc=False):
     message: str = ""
     weight: int = 0
     """What the record counts in the budget of its source."""
+    is_established: bool = False
+    """See `Record`."""
     present: ObjectFields | Target | None = None
     """The fields that authorization scopes match, if the object was last seen in a state that is not engaged."""
     former: Cluster | None = None

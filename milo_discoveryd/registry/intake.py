@@ -271,7 +271,9 @@ class Intake(Generic[Change]):
             self._objects.set_version(seen.name, seen.version)
         missing = self._objects.missing_from(self._listed)
         engaged = [
-            (name, uid) for name, uid in missing if self._objects.is_used(name) and not self._is_held_by_restore(name)
+            (name, uid)
+            for name, uid in missing
+            if self._objects.is_established(name) and not self._is_held_by_restore(name)
         ]
         replaced = list(self._replaced())
         announced: set[str] = set()
@@ -287,7 +289,7 @@ class Intake(Generic[Change]):
                 )
             decision = self._guard.judge(
                 engaged + replaced,
-                self._objects.used - len(announced),
+                self._objects.established_count - len(announced),
                 versions_went_back=versions_went_back,
                 now=now.steady,
                 is_foreign=is_foreign,
@@ -325,7 +327,7 @@ class Intake(Generic[Change]):
     def _confirm_at_once(self, missing: list[tuple[str, str]], announced: set[str], now: Moment) -> None:
         """Confirm deletions that are no mass removal: nobody knows the object, or its deletion was announced."""
         for name, uid in missing:
-            if name in announced or not self._objects.is_used(name):
+            if name in announced or not self._objects.is_established(name):
                 self._confirm(name, uid, now)
 
     def _is_older_than_objects(self, version: str) -> bool:
@@ -348,7 +350,7 @@ class Intake(Generic[Change]):
                     self._pending_deletions.add(name, uid, now, confirm_at=now + position / at_rate.per_second)
 
     def _regressed(self, *, versions_went_back: bool) -> Iterator[Observation]:
-        """Yield the listed objects of engaged clusters that are older than the known ones, and differ from them.
+        """Yield the listed objects that are older than the known, established ones, and differ from them.
 
         A server that was restored from a backup lists the state at the time of the backup.
         """
@@ -356,7 +358,7 @@ class Intake(Generic[Change]):
             return
         for seen in self._staged_suspects(everything=versions_went_back):
             record = self._objects[seen.name]
-            if record is None or not record.engaged or isinstance(seen, Malformed):
+            if record is None or not record.is_established or isinstance(seen, Malformed):
                 continue
             is_older = self._objects.is_older_than_known(seen) or (versions_went_back and not record.version)
             differs = not isinstance(seen, Ready) or seen.uid != record.uid or not record.describes(seen.target)
@@ -396,13 +398,13 @@ class Intake(Generic[Change]):
 
     def _proves(self, listed: tuple[str, str]) -> bool:
         """Return whether a listed object is known, which proves that the list is not from another server."""
-        return self._objects.is_engaged(listed[0]) or self._objects.is_present(*listed)
+        return self._objects.is_established(listed[0]) or self._objects.is_present(*listed)
 
     def _replaced(self) -> Iterator[tuple[str, str]]:
-        """Yield the engaged clusters under whose names the list has other objects."""
+        """Yield the established objects under whose names the list has other objects."""
         for seen in self._staged_suspects():
             record = self._objects[seen.name]
-            if record is not None and record.engaged and seen.uid not in ("", record.uid):
+            if record is not None and record.is_established and seen.uid not in ("", record.uid):
                 yield seen.name, record.uid
 
     def _still_exists(self, settled: ConfirmedDeletion | Observation | None) -> bool:
@@ -426,8 +428,8 @@ class Intake(Generic[Change]):
         if record is None or record.state is ObjectState.DELETED or uid not in ("", record.uid):
             return
         held, is_known = None, self._pending_deletions.is_doubted(name) or self._objects.is_terminating(name)
-        if self._guard is not None and self._objects.is_used(name) and not is_known:
-            held = self._guard.reported(self._objects.used, now.steady)
+        if self._guard is not None and self._objects.is_established(name) and not is_known:
+            held = self._guard.reported(self._objects.established_count, now.steady)
         if held is None:
             self._confirm(name, record.uid, now)
         else:

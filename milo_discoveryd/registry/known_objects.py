@@ -37,6 +37,9 @@ class Record(Protocol):
     message: str
     weight: int
     """What the record counts in the budget of its source."""
+    is_established: bool
+    """Whether the object was ready at least once since it appeared under its UID. The guard against mass removal counts
+    such objects."""
 
     @property
     def engaged(self) -> bool:
@@ -68,6 +71,8 @@ class KnownObjects(ABC, Generic[R, Change]):
         """Keys of absent objects, oldest first. The latest are kept to explain why a cluster is not engaged."""
         self._counts = dict.fromkeys(ObjectState, 0)
         self._engaged = 0
+        self.established_count = 0
+        """The number of objects that were ready at least once since they appeared under their UID."""
         self.outdated = 0
         """The number of observations that were dropped because a later one of the same object came first."""
 
@@ -80,11 +85,6 @@ class KnownObjects(ABC, Generic[R, Change]):
     def present_count(self) -> int:
         """The number of objects that a complete list within the selector should contain."""
         return len(self._records) - sum(map(self._counts.__getitem__, _ABSENT))
-
-    @property
-    def used(self) -> int:
-        """The number of objects that this daemon, or another member of its shard group, engages."""
-        return self._engaged + self._counts[ObjectState.UNASSIGNED]
 
     @abstractmethod
     def restore(self, seen: Ready, engaged_at: float, now: Moment) -> list[Change]:
@@ -219,10 +219,10 @@ class KnownObjects(ABC, Generic[R, Change]):
         record = self._records.get(name)
         return record is not None and record.engaged
 
-    def is_used(self, name: str) -> bool:
-        """Return whether this daemon, or another member of its shard group, engages the object."""
+    def is_established(self, name: str) -> bool:
+        """Return whether the object was ready at least once since it appeared under its UID."""
         record = self._records.get(name)
-        return record is not None and (record.engaged or record.state is ObjectState.UNASSIGNED)
+        return record is not None and record.is_established
 
     def is_terminating(self, name: str) -> bool:
         """Return whether an object in use was last seen with a requested deletion."""
@@ -247,13 +247,15 @@ class KnownObjects(ABC, Generic[R, Change]):
     def _record(self, seen: Observation, state: ObjectState, now: Moment) -> R:
         """Return the record of the observed object, in that state."""
         name, message = seen.name, "" if isinstance(seen, Ready) else seen.message
-        record = self._records.get(name)
+        record, is_replaced = self._records.get(name), bool(self._replaced_by(seen))
         if record is None:
             record = self._records[name] = self._new(seen, state, now)
             self._counts[state] += 1
             self._note_absent(name, state)
-        elif record.state is not state or self._replaced_by(seen):
+        elif record.state is not state or is_replaced:
             self._move(name, record, state, now)
+        is_established = isinstance(seen, Ready) or (record.is_established and not is_replaced)
+        self._establish(record, is_established=is_established and state not in _ABSENT)
         record.uid, record.version, record.message = seen.uid or record.uid, seen.version, message
         return record
 
@@ -262,6 +264,12 @@ class KnownObjects(ABC, Generic[R, Change]):
         self._counts[state] += 1
         record.state, record.since = state, now.wall
         self._note_absent(name, state)
+        if state is ObjectState.DELETED:
+            self._establish(record, is_established=False)
+
+    def _establish(self, record: R, *, is_established: bool) -> None:
+        self.established_count += is_established - record.is_established
+        record.is_established = is_established
 
     def _note_absent(self, name: str, state: ObjectState) -> None:
         self._absent.pop(name, None)
@@ -278,4 +286,5 @@ class KnownObjects(ABC, Generic[R, Change]):
         del self._absent[name]
         record = self._records.pop(name)
         self.weight.add(-record.weight)
+        self._establish(record, is_established=False)
         self._counts[record.state] -= 1

@@ -23,6 +23,7 @@ class ObjectRecord(msgspec.Struct, kw_only=True, gc=False):
     """None if the object is not in use, because it does not exist or has nothing to say."""
     content: Any = None
     is_terminating: bool = False
+    is_established: bool = False
 
     @property
     def engaged(self) -> bool:

@@ -80,10 +80,27 @@ def test_empty_list_is_held_for_clusters_that_other_members_own() -> None:
     source.registry.assigned_elsewhere = lambda _: "another member owns it"
     for each in FLEET:
         source.registry.lose(each.name, "another member owns it", at(1.0))
-    assert (source.engaged, source.registry.used) == (0, 6)
+    assert (source.engaged, source.registry.established_count) == (0, 6)
     source.lists()
     assert source.requested_names() == []
     assert source.pending_deletions.held == 6
+
+
+def test_empty_list_is_held_for_clusters_that_were_ready_before() -> None:
+    source = Source()
+    source.take(*(ObjectChanged(not_ready(each.name, "2")) for each in FLEET))
+    assert source.engaged == 0
+    source.lists()
+    assert source.requested_names() == []
+    assert source.pending_deletions.held == 6
+
+
+def test_empty_list_is_not_held_for_objects_that_were_never_ready_under_their_uid() -> None:
+    source = Source()
+    source.take(*(ObjectChanged(not_ready(each.name, "2", uid="another")) for each in FLEET))
+    assert source.registry.established_count == 0
+    source.lists()
+    assert len(source.requested_names()) == 6
 
 
 def test_removals_confirmed_by_second_list_are_released_at_limited_rate() -> None:
