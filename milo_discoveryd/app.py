@@ -131,7 +131,7 @@ class Daemon:
         reloads the authorization rules and reopens the audit file. SIGRTMIN, from `milo-discoveryd leave`, hands the
         clusters over to the other members of the shard group.
 
-        Raises expected errors as DaemonError, alone or in an exception group.
+        Raises expected errors (`daemon_errors.EXPECTED`), alone or in an exception group.
         """
         loop = asyncio.get_running_loop()
         serving = asyncio.create_task(self.serve(), name="daemon")

@@ -244,16 +244,16 @@ def _given(flags: dict[str, Any]) -> dict[str, object]:
 
 def run_reporting_errors(start: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run `start`; print expected errors as a line each and exit with 1. Other errors are bugs: print a traceback."""
-    from milo_discoveryd.daemon_errors import DaemonError
+    from milo_discoveryd.daemon_errors import EXPECTED
 
     try:
         asyncio.run(start())
     except KeyboardInterrupt:
         sys.exit(130)
-    except DaemonError as error:
+    except EXPECTED as error:
         _exit_with([error])
     except BaseExceptionGroup as group:
-        expected, rest = group.split(DaemonError)
+        expected, rest = group.split(EXPECTED)
         if rest is not None or expected is None:
             raise
         _exit_with(_leaves(expected))

@@ -1,18 +1,25 @@
 """Errors that the daemon expects, with messages for its administrator.
 
 DaemonError
-├── ConfigError        the settings, or a file that they name, are invalid; carries all problems
-├── StartError         the daemon cannot listen at its addresses, or set up its process
-└── CredentialError    no credential is available
-    ├── BackendError   the backend failed or returned an invalid credential; a retry may succeed
-    └── UnfitError     the credential must not be issued; the configuration has to change
+├── ConfigError    the settings, or a file that they name, are invalid; carries all problems
+└── StartError     the daemon cannot listen at its addresses, or set up its process
+
+CredentialError    of milo_kube: no credential is available
+├── BackendError   the backend failed or returned an invalid credential; a retry may succeed
+└── UnfitError     the credential must not be issued; the configuration has to change
 """
 
 from collections.abc import Sequence
 
+from milo_kube.credential import CredentialError
+
 
 class DaemonError(Exception):
-    """The base class of all expected errors."""
+    """The base class of all expected errors but CredentialErrors."""
+
+
+EXPECTED = (DaemonError, CredentialError)
+"""All expected errors."""
 
 
 class ConfigError(DaemonError):
@@ -25,13 +32,6 @@ class ConfigError(DaemonError):
 
 class StartError(DaemonError):
     """The daemon cannot start or continue to serve, because of its addresses or process; the message states a fix."""
-
-
-class CredentialError(DaemonError):
-    """No credential is available; the message names the source that failed, and a fix."""
-
-    reason: str = "failed"
-    """One of a few words, for metrics."""
 
 
 class BackendError(CredentialError):

@@ -8,13 +8,13 @@ import msgspec
 
 from milo_discoveryd.check import api_responses
 from milo_discoveryd.check.finding import Finding, fail, ok, warn
-from milo_discoveryd.credentials import Upstream
-from milo_discoveryd.credentials.authentication.certificate_expiry import expiry_of
-from milo_discoveryd.daemon_errors import DaemonError
+from milo_discoveryd.credentials.certificate_expiry import expiry_of
 from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.watchers.transport import Transport
 from milo_kube.act_as import ActAs
+from milo_kube.credential import CredentialError
 from milo_kube.http.errors import TransportError
+from milo_kube.upstream import Upstream
 
 REQUEST_TIMEOUT_S = 15.0
 WATCH_S = 1  # duration of the test watch
@@ -134,6 +134,6 @@ async def usable(name: str, upstream: Upstream) -> Finding:
     """Check the credential of a kubeconfig whose server the daemon does not contact."""
     try:
         await upstream.credentials.credential()
-    except DaemonError as error:
+    except CredentialError as error:
         return fail(f"{name} credential", str(error), f"fix the credential that {upstream.origin} names")
     return ok(f"{name} credential", f"available ({upstream.origin})")

@@ -19,7 +19,6 @@ from milo_discoveryd.check.sharding import SUBJECT, check_leases
 from milo_discoveryd.check.stored_keys import check_stored_keys
 from milo_discoveryd.check.token_review import check_token_reviews
 from milo_discoveryd.config import Settings, SourceSettings, TcpAddress, UnixAddress
-from milo_discoveryd.credentials import Upstream
 from milo_discoveryd.credentials.kubeconfig_files import FilesError
 from milo_discoveryd.daemon_errors import ConfigError, StartError
 from milo_discoveryd.kubeconfigs.cluster_ca import cluster_trust
@@ -39,6 +38,7 @@ from milo_discoveryd.wiring.listeners import token_reviewer
 from milo_discoveryd.wiring.upstreams import discovery_upstream, project_upstream
 from milo_kube.http.errors import TransportError
 from milo_kube.reflect.wire import ListPageError
+from milo_kube.upstream import Upstream
 
 _BOOKMARKS_EVERY_S = 60.2  # measured on kube-apiserver; Milo's is built from the same libraries
 

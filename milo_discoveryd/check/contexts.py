@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 from milo_discoveryd.check.finding import Finding, fail, ok
-from milo_discoveryd.credentials import Upstream
 from milo_discoveryd.sources.context import SHOWS, context_of, wrong_context
 from milo_discoveryd.sources.kind import SourceKind
+from milo_kube.upstream import Upstream
 
 
 def check_context(subject: str, mode: str, upstream: Upstream, kind: SourceKind) -> Iterator[Finding]:

@@ -7,7 +7,6 @@ import msgspec
 
 from milo_discoveryd.check.finding import Finding, fail, ok, warn
 from milo_discoveryd.config import Settings
-from milo_discoveryd.credentials import Upstream
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Observation, Ready
@@ -21,6 +20,7 @@ from milo_discoveryd.sources.keyed import FollowedCollection, KeyedSource
 from milo_discoveryd.watchers.transport import Transport
 from milo_discoveryd.wiring.configured_source import ConfiguredSource, at_server
 from milo_kube.reflect.wire import ListPageError
+from milo_kube.upstream import Upstream
 
 _SAID = {
     ObjectState.NOT_READY: "not ready",

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from milo_discoveryd.check.finding import Finding, fail, ok, warn
-from milo_discoveryd.credentials.authentication.tls import TlsIdentity
-from milo_discoveryd.credentials.files import FileContent
 from milo_discoveryd.credentials.kubeconfig_files import FilesError, KubeconfigFiles
-from milo_discoveryd.daemon_errors import CredentialError
 from milo_discoveryd.state_file.state_file import directory_problem
 from milo_discoveryd.telemetry.traces import EXPORTER_PACKAGE, INSTALL_HINT
+from milo_kube.credential import CredentialError
+from milo_kube.file_content import FileContent
+from milo_kube.tls_identity import TlsIdentity
 
 
 def state_directory(directory: Path) -> Finding:

@@ -9,18 +9,19 @@ from msgspec.structs import replace
 from milo_discoveryd.check.api_server import ApiServerCheck
 from milo_discoveryd.check.finding import Finding, fail, ok, warn
 from milo_discoveryd.config import Settings
-from milo_discoveryd.credentials import Upstream
-from milo_discoveryd.credentials.authentication.credential_provider import StaticCredential
 from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCredential
 from milo_discoveryd.credentials.issuers.client_certificate import ClientCertificateIssuer
 from milo_discoveryd.credentials.issuers.issuer import Issuer, MintRequest, RevokingIssuer, Scope
 from milo_discoveryd.credentials.issuers.token_request import TokenRequestIssuer
-from milo_discoveryd.daemon_errors import CredentialError, UnfitError
+from milo_discoveryd.daemon_errors import UnfitError
 from milo_discoveryd.kubeconfigs.cluster_ca import TrustOf
 from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment
 from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.watchers.transport import Transport
 from milo_discoveryd.wiring.rules import rights
+from milo_kube.credential import CredentialError
+from milo_kube.credential_providers import StaticCredential
+from milo_kube.upstream import Upstream
 
 _PROBE = Cluster(
     target=Target(name="check", uid="00000000-0000-0000-0000-000000000000", place=("https://check.invalid",)),

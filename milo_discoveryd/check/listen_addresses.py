@@ -14,7 +14,7 @@ from pathlib import Path
 from milo_discoveryd.check.finding import Finding, fail, ok, warn
 from milo_discoveryd.config import TcpAddress, UnixAddress
 from milo_discoveryd.config.listeners import Tls
-from milo_discoveryd.credentials.authentication.certificate_expiry import expiry_of
+from milo_discoveryd.credentials.certificate_expiry import expiry_of
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.server.connections.socket_file import directory_problem
 from milo_discoveryd.server.connections.tls_certificates import ServerTls

@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack
 
 from milo_discoveryd.check.finding import Finding, fail, ok, warn
 from milo_discoveryd.config import Settings
-from milo_discoveryd.daemon_errors import ConfigError, DaemonError
+from milo_discoveryd.daemon_errors import EXPECTED, ConfigError
 from milo_discoveryd.wiring.configured_source import ConfiguredSource
 from milo_discoveryd.wiring.member_name import member_name
 from milo_discoveryd.wiring.sharding import fleet_digest, lease_client
@@ -22,7 +22,7 @@ async def check_leases(settings: Settings, environ: Mapping[str, str]) -> Findin
         async with AsyncExitStack() as closing:
             name = member_name(settings, environ)
             leases = await lease_client(settings, group, environ, closing).read()
-    except DaemonError as error:
+    except EXPECTED as error:
         return fail(SUBJECT, str(error), "correct the settings in sharding, or bind the Role of the component sharding")
     problems = [*leases.problems, *(each.problem for each in leases.members.values() if each.problem)]
     if problems:

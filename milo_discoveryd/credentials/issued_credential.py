@@ -10,8 +10,8 @@ from math import inf
 import msgspec
 
 from milo_discoveryd.credentials import jwt
-from milo_discoveryd.credentials.credential import Credential
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
+from milo_kube.credential import Credential
 
 SKEW_S = 30.0
 """The clock skew that is tolerated."""

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import msgspec
 
-from milo_discoveryd.credentials.files import SETTLED_S
 from milo_discoveryd.sources.kind import FileObject, Files
 from milo_discoveryd.sources.reading import MalformedError
+from milo_kube.file_content import SETTLED_S
 
 MAX_BYTES = 256 << 10
 """Size limit of a file in a directory. Kubeconfigs have a few kilobytes, and parsing larger ones takes seconds."""

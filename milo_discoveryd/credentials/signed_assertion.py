@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from milo_discoveryd.daemon_errors import CredentialError
+from milo_kube.credential import CredentialError
 
 LIFE_S = 60
 _KEY_BITS = 2048

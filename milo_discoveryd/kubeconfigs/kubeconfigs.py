@@ -12,10 +12,9 @@ from typing import Protocol
 
 import msgspec
 
-from milo_discoveryd.credentials.credential import Credential
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.credentials.issuers.issuer import Issuer, Scope, ServerStatingIssuer
-from milo_discoveryd.daemon_errors import CredentialError, UnfitError
+from milo_discoveryd.daemon_errors import UnfitError
 from milo_discoveryd.kubeconfigs import rendering
 from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
 from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
@@ -27,6 +26,7 @@ from milo_discoveryd.model.declared_target import DeclaredTarget
 from milo_discoveryd.model.selector import Selector
 from milo_discoveryd.rfc3339 import rfc3339
 from milo_discoveryd.rights.rights import UNLIMITED, Recipient, Terms
+from milo_kube.credential import Credential, CredentialError
 
 FIRST_CREDENTIAL_TIMEOUT_S = 10.0
 """How long a caller waits if no credential is held."""

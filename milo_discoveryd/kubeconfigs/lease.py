@@ -12,9 +12,9 @@ from typing import TypeAlias
 import msgspec
 
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
-from milo_discoveryd.daemon_errors import CredentialError
 from milo_discoveryd.model.moment import Moment
 from milo_kube import retry_after
+from milo_kube.credential import CredentialError
 
 RENEWAL = (0.36, 0.42)
 """Renewal starts at a random point in this part of a credential's life. It is early enough that an outage of half a

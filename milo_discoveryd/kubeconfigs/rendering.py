@@ -9,9 +9,9 @@ from collections.abc import Mapping
 
 import msgspec
 
-from milo_discoveryd.credentials.credential import Credential, is_confidential
 from milo_discoveryd.daemon_errors import UnfitError
 from milo_kube.act_as import STATEMENT_VARIABLE, ActAs
+from milo_kube.credential import Credential, is_confidential
 
 COMMAND = "milo-discovery"
 ADDRESS_VARIABLE = "MILO_DISCOVERY_ADDRESS"

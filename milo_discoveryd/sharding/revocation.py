@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from milo_discoveryd.credentials.issuers.issuer import FencingIssuer
-from milo_discoveryd.daemon_errors import CredentialError
 from milo_discoveryd.log import log
 from milo_discoveryd.sharding.credential_fence import TOKEN_CACHE_S, CredentialFence
+from milo_kube.credential import CredentialError
 
 RETRY_S = 2.0
 

@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Set
 from contextlib import suppress
 
-from milo_discoveryd.credentials.files import SETTLED_S
 from milo_discoveryd.credentials.kubeconfig_files import (
     FilesError,
     KubeconfigFiles,
@@ -24,6 +23,7 @@ from milo_discoveryd.registry.pending_deletions import (
 from milo_discoveryd.sources.kind import FileObject
 from milo_discoveryd.watchers.driver import Confirmations, Sink
 from milo_discoveryd.watchers.inotify import Inotify
+from milo_kube.file_content import SETTLED_S
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEvent
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 

@@ -10,16 +10,15 @@ import msgspec
 
 from milo_discoveryd import USER_AGENT
 from milo_discoveryd.connectivity.reachability import ProbeFailed, ProbeOutcome, ProbeReached
-from milo_discoveryd.credentials import Credential, Upstream
-from milo_discoveryd.credentials.authentication.tls import TlsIdentity
-from milo_discoveryd.credentials.credential import for_url
-from milo_discoveryd.daemon_errors import CredentialError
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.watchers.transport import no_credential
+from milo_kube.credential import Credential, CredentialError, for_url
 from milo_kube.http.client import Client
 from milo_kube.http.errors import TransportError
 from milo_kube.http.proxy import environment_proxy
+from milo_kube.tls_identity import TlsIdentity
+from milo_kube.upstream import Upstream
 
 POOLS = 8
 """Maximum connection pools that are kept, one per client certificate. Clusters with tokens share one."""

@@ -15,15 +15,14 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from milo_discoveryd import USER_AGENT
-from milo_discoveryd.credentials import Credential, Upstream
-from milo_discoveryd.credentials.authentication.tls import TlsIdentity
-from milo_discoveryd.credentials.credential import for_url
-from milo_discoveryd.daemon_errors import CredentialError
+from milo_kube.credential import Credential, CredentialError, for_url
 from milo_kube.http.client import Client
 from milo_kube.http.connection import ResponseBody
 from milo_kube.http.errors import TransportError
 from milo_kube.http.proxy import environment_proxy
 from milo_kube.list_watch import Answer, Stream
+from milo_kube.tls_identity import TlsIdentity
+from milo_kube.upstream import Upstream
 
 Query: TypeAlias = Sequence[tuple[str, str]]
 

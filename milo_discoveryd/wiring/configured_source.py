@@ -8,7 +8,6 @@ from contextlib import AsyncExitStack, aclosing
 from msgspec.structs import replace
 
 from milo_discoveryd.config import Settings, SourceSettings
-from milo_discoveryd.credentials import Upstream
 from milo_discoveryd.credentials.kubeconfig_files import KubeconfigFiles
 from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.registry.source import ClusterSource
@@ -22,6 +21,7 @@ from milo_discoveryd.wiring.source import Discovery, FileDiscovery
 from milo_discoveryd.wiring.upstreams import discovery_upstream, project_upstream
 from milo_kube.reflect.liveness_policy import LivenessPolicy
 from milo_kube.reflect.reflector import ReflectorPolicy
+from milo_kube.upstream import Upstream
 
 Authenticate = Callable[[Upstream, str | None], Upstream]
 """Returns an API server with the credential of the named issuer."""

@@ -8,10 +8,6 @@ from typing import assert_never
 import msgspec
 
 from milo_discoveryd.config import Settings, issuers
-from milo_discoveryd.credentials import Upstream
-from milo_discoveryd.credentials.authentication.credential_provider import FileCredential
-from milo_discoveryd.credentials.authentication.shared_identity import share_identity
-from milo_discoveryd.credentials.files import FileContent
 from milo_discoveryd.credentials.issuers.exec_command import ExecIssuer
 from milo_discoveryd.credentials.issuers.issuer import FencingIssuer, Issuer, Scope
 from milo_discoveryd.credentials.issuers.kubeconfig_file import KubeconfigFileIssuer
@@ -30,8 +26,11 @@ from milo_discoveryd.sources.kind import ProjectServer
 from milo_discoveryd.wiring.configured_source import ConfiguredSource
 from milo_discoveryd.wiring.member_name import member_name
 from milo_discoveryd.wiring.upstreams import open_upstream
+from milo_kube.credential_providers import FileCredential
 from milo_kube.exec_plugin import ExecCommand
+from milo_kube.file_content import FileContent
 from milo_kube.http.proxy import environment_proxy
+from milo_kube.upstream import Upstream, share_identity
 
 # The issuers that sign import the cryptography package: 8 MB, which only daemons with such an issuer need.
 # ruff: noqa: PLC0415

@@ -11,7 +11,6 @@ from pathlib import Path
 import msgspec
 
 from milo_discoveryd.config import Settings
-from milo_discoveryd.credentials.authentication.in_cluster import SERVICE_ACCOUNT
 from milo_discoveryd.credentials.issuers.issuer import FencingIssuer
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.log import log
@@ -26,6 +25,7 @@ from milo_discoveryd.sharding.revocation import CredentialRevocation
 from milo_discoveryd.wiring.configured_source import ConfiguredSource
 from milo_discoveryd.wiring.member_name import member_name
 from milo_discoveryd.wiring.upstreams import open_upstream
+from milo_kube.upstream import SERVICE_ACCOUNT
 
 LEAVE_S = 20.0
 """The time to leave the group, within the grace period of a pod, which is 30 s by default."""
@@ -119,7 +119,7 @@ def shard_group(
 
 
 def lease_client(settings: Settings, group: str, environ: Mapping[str, str], closing: AsyncExitStack) -> LeaseClient:
-    """Return a client for the Leases of a group. `closing` closes its connections. Raises DaemonError."""
+    """Return a client for the Leases of a group. `closing` closes its connections. Raises ConfigError."""
     wanted = settings.sharding
     transport, origin = open_upstream(wanted.kubeconfig, settings, environ, closing)
     return LeaseClient(transport, LeaseNames(wanted.namespace or _own_namespace(environ), group), origin=origin)

@@ -1,16 +1,51 @@
 """Loads the API servers of sources, and opens those that are asked for small responses."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 
 from milo_discoveryd.config import Settings, SourceSettings
-from milo_discoveryd.credentials import Credential, Upstream, load_discovery_upstream, load_project_upstream
-from milo_discoveryd.credentials.authentication.credential_provider import StaticCredential
+from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.sources.kind import ProjectServer
 from milo_discoveryd.watchers.transport import Transport
+from milo_kube.credential import Credential
+from milo_kube.credential_providers import StaticCredential
+from milo_kube.upstream import Upstream, UpstreamError, load_in_cluster, load_kubeconfig
 
 _RESPONSE_LIMIT = 1 << 20
+
+
+def load_discovery_upstream(
+    kubeconfig: Path | None,
+    environ: Mapping[str, str],
+    plugins: Collection[str] = (),
+    *,
+    plain_loopback: bool = False,
+) -> Upstream:
+    """Load the kubeconfig or, without one, the API server of the cluster that the daemon runs in.
+
+    Raises ConfigError.
+    """
+    try:
+        if kubeconfig is None:
+            return load_in_cluster(environ)
+        return load_kubeconfig(kubeconfig, plugins, plain_loopback=plain_loopback)
+    except UpstreamError as error:
+        raise ConfigError(error.problems) from None
+
+
+def load_project_upstream(
+    project: Path | None,
+    discovery: Path | None,
+    environ: Mapping[str, str],
+    plugins: Collection[str] = (),
+    *,
+    plain_loopback: bool = False,
+) -> Upstream:
+    """Load the project kubeconfig. Without one, outside a cluster, the discovery kubeconfig is used."""
+    if project is None and "KUBERNETES_SERVICE_HOST" not in environ:
+        project = discovery
+    return load_discovery_upstream(project, environ, plugins, plain_loopback=plain_loopback)
 
 
 def discovery_upstream(of: SourceSettings, settings: Settings, environ: Mapping[str, str]) -> Upstream | None:
@@ -41,7 +76,7 @@ def project_upstream(of: SourceSettings, settings: Settings, environ: Mapping[st
 def open_upstream(
     kubeconfig: Path | None, settings: Settings, environ: Mapping[str, str], closing: AsyncExitStack
 ) -> tuple[Transport, str]:
-    """Return a transport, which `closing` closes, and its origin for messages. Raises DaemonError.
+    """Return a transport, which `closing` closes, and its origin for messages. Raises ConfigError.
 
     Without a kubeconfig, the server is that of the cluster that the daemon runs in.
     """

@@ -18,12 +18,11 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from milo_discoveryd.credentials.credential import ClientCertificate, Credential
-from milo_discoveryd.credentials.files import FileContent
 from milo_discoveryd.credentials.issued_credential import SKEW_S, IssuedCredential, validate
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
-from milo_discoveryd.credentials.secret import Secret
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
+from milo_kube.credential import ClientCertificate, Credential, Secret
+from milo_kube.file_content import FileContent
 
 MAX_NAME = 64
 """The longest common name or organization (X.520)."""

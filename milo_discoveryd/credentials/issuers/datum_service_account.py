@@ -6,11 +6,11 @@ One token is valid for every project of the account, so one mint serves the whol
 import time
 from collections.abc import Callable, Collection
 
-from milo_discoveryd.credentials.files import FileContent
 from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCredential, validate
 from milo_discoveryd.credentials.issuers import service_account_key
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
 from milo_discoveryd.credentials.issuers.token_endpoint import TokenEndpoint
+from milo_kube.file_content import FileContent
 
 GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 

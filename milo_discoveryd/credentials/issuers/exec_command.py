@@ -6,13 +6,13 @@ from collections.abc import Mapping
 
 import msgspec
 
-from milo_discoveryd.credentials.authentication.exec_plugin import ExecPlugin
-from milo_discoveryd.credentials.authentication.upstream import Upstream
-from milo_discoveryd.credentials.credential import Credential
 from milo_discoveryd.credentials.issued_credential import IssuedCredential, validate
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
-from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
+from milo_discoveryd.daemon_errors import BackendError, UnfitError
+from milo_kube.credential import Credential, CredentialError
+from milo_kube.credential_providers import ExecPlugin
 from milo_kube.exec_plugin import TIMEOUT_S, ExecCommand
+from milo_kube.upstream import Upstream
 
 
 class ExecIssuer:

@@ -6,9 +6,9 @@ from typing import Protocol, runtime_checkable
 
 import msgspec
 
-from milo_discoveryd.credentials.credential import Credential
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.model.cluster import Cluster, Target
+from milo_kube.credential import Credential
 
 
 class Scope(enum.Enum):

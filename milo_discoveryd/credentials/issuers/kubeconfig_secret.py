@@ -11,19 +11,18 @@ import msgspec
 from msgspec.structs import replace
 
 from milo_discoveryd.credentials import kubernetes_api
-from milo_discoveryd.credentials.credential import ClientCertificate, Credential, token_of
 from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCredential, LongLivedError, validate
 from milo_discoveryd.credentials.issuers import received_kubeconfig
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
 from milo_discoveryd.credentials.kubernetes_api import TIMEOUT_S, KubernetesApi
-from milo_discoveryd.credentials.secret import Secret
-from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
+from milo_discoveryd.daemon_errors import BackendError, UnfitError
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.declared_target import DeclaredTarget
 from milo_discoveryd.sources.endpoints import checked_authorities, checked_url
 from milo_discoveryd.sources.field_path import DecodedData, FieldPath
 from milo_discoveryd.sources.reading import MalformedError
 from milo_kube import kubeconfig
+from milo_kube.credential import ClientCertificate, Credential, CredentialError, Secret, token_of
 from milo_kube.http.errors import TransportError
 
 _LABEL = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")

@@ -7,13 +7,12 @@ and are not issued.
 import time
 from collections.abc import Collection
 
-from milo_discoveryd.credentials.authentication.credential_provider import CredentialProvider, FileCredential
-from milo_discoveryd.credentials.authentication.exec_plugin import ExecPlugin
-from milo_discoveryd.credentials.authentication.kubeconfig import ReloadedCredential
-from milo_discoveryd.credentials.credential import Credential
 from milo_discoveryd.credentials.issued_credential import IssuedCredential, validate
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
 from milo_discoveryd.daemon_errors import UnfitError
+from milo_kube.credential import Credential
+from milo_kube.credential_providers import CredentialProvider, ExecPlugin, FileCredential
+from milo_kube.upstream import ReloadedCredential
 
 
 class PassthroughIssuer:

@@ -6,10 +6,9 @@ from collections.abc import Callable
 
 import msgspec
 
-from milo_discoveryd.credentials.credential import ClientCertificate, Credential, token_of
-from milo_discoveryd.credentials.secret import Secret
 from milo_discoveryd.daemon_errors import BackendError
 from milo_kube import kubeconfig
+from milo_kube.credential import ClientCertificate, Credential, Secret, token_of
 from milo_kube.kubeconfig import KubeconfigError, ParsedKubeconfig, Policy
 
 

@@ -4,10 +4,9 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from milo_discoveryd.credentials.credential import Credential
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.credentials.issuers.issuer import Issuer, MintRequest
-from milo_discoveryd.daemon_errors import CredentialError
+from milo_kube.credential import Credential, CredentialError
 
 RETRY_AFTER_S = 5.0
 """The shortest time between two requests after a rejected credential or a failed renewal."""

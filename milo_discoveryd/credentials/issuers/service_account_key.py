@@ -6,7 +6,7 @@ import msgspec
 
 from milo_discoveryd.credentials import signed_assertion
 from milo_discoveryd.credentials.signed_assertion import SigningKey
-from milo_discoveryd.daemon_errors import CredentialError
+from milo_kube.credential import CredentialError
 
 TYPE = "datum_service_account"
 

@@ -14,14 +14,14 @@ from urllib.parse import urlencode, urlsplit
 import msgspec
 
 from milo_discoveryd import USER_AGENT
-from milo_discoveryd.credentials.authentication.tls import TlsIdentity
-from milo_discoveryd.credentials.credential import Credential, token_of
-from milo_discoveryd.credentials.files import FileContent
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
 from milo_kube import addresses, retry_after
+from milo_kube.credential import Credential, token_of
+from milo_kube.file_content import FileContent
 from milo_kube.http.client import Client
 from milo_kube.http.connection import Response
 from milo_kube.http.errors import TransportError
+from milo_kube.tls_identity import TlsIdentity
 
 _BEARER = "Bearer"
 _NOT_AN_ACCESS_TOKEN = "N_A"  # noqa: S105 - the name of a type

@@ -13,12 +13,11 @@ from urllib.parse import quote
 import msgspec
 
 from milo_discoveryd.credentials import jwt, signed_assertion
-from milo_discoveryd.credentials.credential import token_of
-from milo_discoveryd.credentials.files import FileContent
 from milo_discoveryd.credentials.issued_credential import SKEW_S, IssuedCredential, validate
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
 from milo_discoveryd.credentials.issuers.token_endpoint import Form, TokenEndpoint
-from milo_discoveryd.daemon_errors import CredentialError
+from milo_kube.credential import CredentialError, token_of
+from milo_kube.file_content import FileContent
 
 EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
 ASSERTION = "urn:ietf:params:oauth:grant-type:jwt-bearer"

@@ -18,12 +18,12 @@ from typing import Annotated, NoReturn
 import msgspec
 
 from milo_discoveryd.credentials import kubernetes_api
-from milo_discoveryd.credentials.credential import Credential, token_of
 from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCredential, validate
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
 from milo_discoveryd.credentials.kubernetes_api import TIMEOUT_S, ApiAnswer, KubernetesApi
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.model.cluster import Cluster, ClusterIdentity
+from milo_kube.credential import Credential, token_of
 from milo_kube.http.errors import TransportError
 
 MIN_TTL_S = 600

@@ -14,7 +14,7 @@ import msgspec
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
-from milo_discoveryd.daemon_errors import CredentialError, UnfitError
+from milo_discoveryd.daemon_errors import UnfitError
 from milo_discoveryd.kubeconfigs.kubeconfigs import Kubeconfigs, LeaseHandle
 from milo_discoveryd.kubeconfigs.lease import Draw
 from milo_discoveryd.kubeconfigs.minter import JUMP_S, LeaseKey
@@ -26,6 +26,7 @@ from milo_discoveryd.server.calls import convert
 from milo_discoveryd.server.calls.access import CallContext
 from milo_discoveryd.server.calls.frames import encode_with_kubeconfig
 from milo_discoveryd.server.calls.revision import wire_incarnation
+from milo_kube.credential import CredentialError
 
 BATCH_BYTES = 1 << 20
 KUBECONFIG_BYTES = 6 * 1024

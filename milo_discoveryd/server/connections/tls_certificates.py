@@ -4,11 +4,12 @@ import ssl
 from datetime import UTC, datetime
 from pathlib import Path
 
-from milo_discoveryd.credentials.authentication.certificate_expiry import expiry_of
-from milo_discoveryd.credentials.authentication.tls import as_file
-from milo_discoveryd.credentials.files import FileContent
-from milo_discoveryd.daemon_errors import CredentialError, StartError
+from milo_discoveryd.credentials.certificate_expiry import expiry_of
+from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.log import log
+from milo_kube.credential import CredentialError
+from milo_kube.file_content import FileContent
+from milo_kube.tls_identity import as_file
 
 
 class UnfitFileError(Exception):

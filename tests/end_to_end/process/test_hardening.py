@@ -17,7 +17,7 @@ AS_ANOTHER = """
 import asyncio, os, ssl, sys
 import grpc
 from milo_discoveryd import process_hardening
-from milo_discoveryd.credentials.authentication.tls import as_file
+from milo_kube.tls_identity import as_file
 from milo_discoveryd.server.connections.inner_socket import InnerSocket
 
 os.setgroups([])

@@ -13,12 +13,12 @@ import pytest_asyncio
 from kubernetes.aio.client import AuthenticationV1Api, V1SelfSubjectReview
 
 from milo_discovery import CertificateRenewed, DiscoveryClient
-from milo_discoveryd.credentials import load_discovery_upstream
 from milo_discoveryd.credentials.issuers.issuer import MintRequest
 from milo_discoveryd.credentials.issuers.token_request import TokenRequestIssuer
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.watchers.transport import Transport
+from milo_discoveryd.wiring.upstreams import load_discovery_upstream
 from tests.end_to_end.real.api import RefusedError
 from tests.end_to_end.real.bearers import await_bearer, bearer_of
 from tests.end_to_end.real.daemon_observer import DaemonObserver, disengaged, engaged

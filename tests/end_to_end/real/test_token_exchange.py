@@ -12,7 +12,6 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from milo_discoveryd.credentials import jwt
-from milo_discoveryd.credentials.files import FileContent
 from milo_discoveryd.credentials.issuers.issuer import MintRequest
 from milo_discoveryd.credentials.issuers.token_endpoint import TokenEndpoint
 from milo_discoveryd.credentials.issuers.token_exchange import (
@@ -23,7 +22,8 @@ from milo_discoveryd.credentials.issuers.token_exchange import (
     RenewedToken,
     TokenExchangeIssuer,
 )
-from milo_discoveryd.daemon_errors import CredentialError
+from milo_kube.credential import CredentialError
+from milo_kube.file_content import FileContent
 from tests.end_to_end.real.certificates import Authority
 from tests.end_to_end.real.keycloak import Keycloak, keycloak
 from tests.end_to_end.real.programs import Programs

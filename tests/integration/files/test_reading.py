@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from milo_discoveryd.check.files import kubeconfig_files
-from milo_discoveryd.credentials.files import SETTLED_S
 from milo_discoveryd.credentials.kubeconfig_files import (
     MAX_BYTES,
     FilesError,
@@ -18,6 +17,7 @@ from milo_discoveryd.credentials.kubeconfig_files import (
     UnsettledFileError,
 )
 from milo_discoveryd.sources.kind import FileObject
+from milo_kube.file_content import SETTLED_S
 from tests.unit.sources.test_kubeconfig_files import content, files_of
 
 

@@ -11,9 +11,10 @@ from grpc_status import rpc_status
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.credentials.issuers.issuer import Scope
-from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
+from milo_discoveryd.daemon_errors import BackendError, UnfitError
 from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
+from milo_kube.credential import CredentialError
 from milo_kube.reflect.messages import Listed, ListStarted
 from tests.integration.grpc_server.conftest import EPOCH, Harness, a_harness, not_ready, ready
 from tests.integration.grpc_server.race import race

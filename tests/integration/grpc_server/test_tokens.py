@@ -12,7 +12,6 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from milo_discovery.v1 import discovery_pb2 as pb
-from milo_discoveryd.credentials import load_kubeconfig
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.identity.review_budget import PER_CONNECTION
 from milo_discoveryd.identity.token_review import TokenReviewer
@@ -20,6 +19,7 @@ from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment
 from milo_discoveryd.server.calls import handlers, verification
 from milo_discoveryd.server.connections.listener import Listener, UnixSocket
 from milo_discoveryd.watchers.transport import Transport
+from milo_kube.upstream import load_kubeconfig
 from milo_sandbox import Sandbox
 from tests.integration.grpc_server.conftest import Harness, a_harness, ready
 from tests.integration.grpc_server.test_peer_credentials import callers, reason

@@ -8,8 +8,9 @@ from typing import Self
 import trustme
 from aiohttp import web
 
-from milo_discoveryd.credentials import Credential, Secret, Upstream
-from milo_discoveryd.credentials.authentication.credential_provider import StaticCredential
+from milo_kube.credential import Credential, Secret
+from milo_kube.credential_providers import StaticCredential
+from milo_kube.upstream import Upstream
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 import pytest
 import trustme
 
-from milo_discoveryd.credentials import Secret
 from milo_discoveryd.watchers.transport import Transport
+from milo_kube.credential import Secret
 from milo_kube.http.dialing import keep_alive
 from milo_kube.http.errors import TransportError
 from tests.integration.watchers.api_server import ApiServer, answering, upstream

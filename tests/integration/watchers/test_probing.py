@@ -10,11 +10,11 @@ import trustme
 from aiohttp import web
 
 from milo_discoveryd.connectivity.reachability import ProbeFailed, ProbeOutcome, ProbeReached
-from milo_discoveryd.credentials import ClientCertificate, Credential, Secret
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.watchers.probing import POOLS, Asker
+from milo_kube.credential import ClientCertificate, Credential, Secret
 from tests.integration.watchers.api_server import ApiServer, answering, upstream
 from tests.support.eventually import LIMIT_S
 

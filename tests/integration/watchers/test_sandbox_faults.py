@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from milo_discoveryd.credentials import load_kubeconfig
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
 from milo_discoveryd.sources.keyed import KeyedSource
@@ -19,6 +18,7 @@ from milo_kube.reflect.backoff import Backoff
 from milo_kube.reflect.liveness_policy import LivenessPolicy
 from milo_kube.reflect.reflector import ReflectorPolicy
 from milo_kube.reflect.view_status import ViewState
+from milo_kube.upstream import load_kubeconfig
 from milo_sandbox import Sandbox
 from milo_sandbox.api import Features
 from milo_sandbox.resources import PROJECTS

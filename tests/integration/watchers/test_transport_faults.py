@@ -12,11 +12,11 @@ import pytest
 import trustme
 from aiohttp import web
 
-from milo_discoveryd.credentials import Credential, Secret, Upstream
-from milo_discoveryd.credentials.authentication.credential_provider import StaticCredential
-from milo_discoveryd.daemon_errors import CredentialError
 from milo_discoveryd.watchers.transport import Transport
+from milo_kube.credential import Credential, CredentialError, Secret
+from milo_kube.credential_providers import StaticCredential
 from milo_kube.http.errors import TransportError
+from milo_kube.upstream import Upstream
 from tests.integration.watchers.api_server import ApiServer, answering, upstream
 
 Peer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

@@ -12,12 +12,9 @@ from google.protobuf.message import DecodeError
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.credentials import jwt
-from milo_discoveryd.credentials.credential import Credential, token_of
 from milo_discoveryd.credentials.issued_credential import IssuedCredential, validate
 from milo_discoveryd.credentials.issuers.issuer import MintRequest
 from milo_discoveryd.credentials.issuers.token_request import TokenRequestIssuer
-from milo_discoveryd.credentials.secret import Secret
-from milo_discoveryd.daemon_errors import CredentialError
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready
 from milo_discoveryd.model.selector import SelectorError
@@ -29,6 +26,7 @@ from milo_discoveryd.sources.project import ProjectKind
 from milo_discoveryd.sources.project_control_plane import ProjectControlPlaneKind
 from milo_discoveryd.state_file import encoding
 from milo_kube import kubeconfig, retry_after, yaml_document
+from milo_kube.credential import Credential, CredentialError, Secret, token_of
 from milo_kube.exec_plugin import ExecCommand, ExecPluginError, read_answer
 from milo_kube.reflect.wire import (
     Bookmark,

@@ -12,7 +12,6 @@ from google.protobuf.any_pb2 import Any
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from milo_discovery.v1 import discovery_pb2 as pb
-from milo_discoveryd.credentials import ClientCertificate, Credential, Secret
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
 from milo_discoveryd.model.cluster import Cluster
@@ -20,6 +19,7 @@ from milo_discoveryd.registry.cluster_records import ClusterRecord
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.state_file.encoding import StoredFleet
 from milo_discoveryd.telemetry.status import DaemonStatus
+from milo_kube.credential import ClientCertificate, Credential, Secret
 from tools.metrics_reference import families
 
 SERVICE = pb.DESCRIPTOR.services_by_name["DiscoveryService"]
@@ -99,7 +99,7 @@ def parts(root: object) -> set[object]:
         found.add(kind)
         for each in typing.get_args(kind):
             walk(each)
-        if isinstance(kind, type) and kind.__module__.startswith("milo_discoveryd."):
+        if isinstance(kind, type) and kind.__module__.startswith(("milo_discoveryd.", "milo_kube.")):
             for each in typing.get_type_hints(kind).values():
                 walk(each)
 
@@ -130,7 +130,7 @@ def test_fleet_state_file_and_status_types_contain_no_secret(kind: type) -> None
 
 
 def hints(kind: type) -> Iterator[str]:
-    if kind.__module__.startswith("milo_discoveryd."):
+    if kind.__module__.startswith(("milo_discoveryd.", "milo_kube.")):
         yield from typing.get_type_hints(kind)
 
 

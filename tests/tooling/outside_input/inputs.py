@@ -222,7 +222,7 @@ RESPONSES = {
         _MIB,
         10,
         "the plugin that the administrator names",
-        "unit/credentials/test_exec_plugin.py::test_exec_plugin_with_excessive_output_is_killed",
+        "unit/test_exec_plugin.py::test_exec_plugin_with_excessive_output_is_killed",
     ),
     "milo_kube.reflect.wire._LINE": _LINE,
     "milo_kube.reflect.wire._LIST": _LINE,
@@ -236,15 +236,15 @@ _CREDENTIAL_FILE = Input(
     _MIB,
     10,
     ADMIN,
-    "unit/credentials/test_files.py::test_credential_file_without_valid_content_is_reported_by_name",
+    "unit/test_file_content.py::test_credential_file_without_valid_content_is_reported_by_name",
 )
 
 FILES = {
     "milo_discoveryd.config.layers": Input(
         "1 MiB", _MIB, 0, ADMIN, "end_to_end/process/test_bad_inputs.py::test_invalid_input_prints_a_one_line_error"
     ),
-    "milo_discoveryd.credentials.authentication.kubeconfig": _CREDENTIAL_FILE,
-    "milo_discoveryd.credentials.files": _CREDENTIAL_FILE,
+    "milo_kube.upstream": _CREDENTIAL_FILE,
+    "milo_kube.file_content": _CREDENTIAL_FILE,
     "milo_discoveryd.credentials.kubeconfig_files": Input(
         "256 KiB of a file, 1 MiB of one with contexts",
         100 * _KIB,

@@ -9,13 +9,14 @@ import trustme
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from milo_discoveryd.credentials.authentication.tls import TlsIdentity
-from milo_discoveryd.credentials.files import FileContent
 from milo_discoveryd.credentials.issued_credential import SKEW_S
 from milo_discoveryd.credentials.issuers.client_certificate import ClientCertificateIssuer
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
-from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
+from milo_discoveryd.daemon_errors import BackendError, UnfitError
 from milo_discoveryd.model.cluster import Target
+from milo_kube.credential import CredentialError
+from milo_kube.file_content import FileContent
+from milo_kube.tls_identity import TlsIdentity
 from tests.integration.watchers.api_server import ApiServer, answering
 from tests.support.renamed_file import replace
 from tests.unit.credentials.backend import engaged

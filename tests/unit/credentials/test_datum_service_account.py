@@ -10,13 +10,14 @@ import pytest
 import trustme
 from aiohttp import web
 
-from milo_discoveryd.credentials.files import FileContent
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.credentials.issuers import service_account_key
 from milo_discoveryd.credentials.issuers.datum_service_account import DatumServiceAccountIssuer
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
 from milo_discoveryd.credentials.issuers.token_endpoint import MAX_ANSWER, TokenEndpoint
-from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
+from milo_discoveryd.daemon_errors import BackendError, UnfitError
+from milo_kube.credential import CredentialError
+from milo_kube.file_content import FileContent
 from milo_sandbox import Sandbox
 from tests.integration.watchers.api_server import ApiServer, Handler, answering
 from tests.unit.credentials.tokens import CANARY, jwt

@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milo_discoveryd.credentials.credential import ClientCertificate, Credential
 from milo_discoveryd.credentials.issued_credential import LONGEST_S, SKEW_S, IssuedCredential, validate
-from milo_discoveryd.credentials.secret import Secret
-from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
+from milo_discoveryd.daemon_errors import BackendError, UnfitError
+from milo_kube.credential import ClientCertificate, Credential, CredentialError, Secret
 from tests.unit.credentials.tokens import CANARY, certificate, jwt
 
 NOW = 1_800_000_000.0

@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
-from milo_discoveryd.credentials.credential import Credential
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
 from milo_discoveryd.credentials.issuers.kubeconfig_secret import CredentialPaths, KubeconfigSecretIssuer
-from milo_discoveryd.credentials.secret import Secret
-from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
+from milo_discoveryd.daemon_errors import BackendError, UnfitError
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.declared_target import DeclaredTarget
 from milo_discoveryd.sources.field_path import FieldPath
+from milo_kube.credential import Credential, CredentialError, Secret
 from milo_kube.http.errors import TransportError
 from tests.unit.credentials.backend import Answer, ScriptedApi, answering, engaged
 from tests.unit.credentials.tokens import CANARY, certificate, jwt

@@ -8,19 +8,17 @@ from typing import Any
 
 import pytest
 
-from milo_discoveryd.credentials import load_kubeconfig
-from milo_discoveryd.credentials.authentication.credential_provider import FileCredential, StaticCredential
-from milo_discoveryd.credentials.authentication.upstream import Upstream
-from milo_discoveryd.credentials.credential import Credential
-from milo_discoveryd.credentials.files import FileContent
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.credentials.issuers.exec_command import ExecIssuer
 from milo_discoveryd.credentials.issuers.issuer import Issuer, MintRequest, Scope, TimedIssuer
 from milo_discoveryd.credentials.issuers.passthrough import PassthroughIssuer
 from milo_discoveryd.credentials.issuers.renewing_credential import RETRY_AFTER_S, RenewingCredential
-from milo_discoveryd.credentials.secret import Secret
-from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
+from milo_discoveryd.daemon_errors import BackendError, UnfitError
+from milo_kube.credential import Credential, CredentialError, Secret
+from milo_kube.credential_providers import FileCredential, StaticCredential
 from milo_kube.exec_plugin import ExecCommand
+from milo_kube.file_content import FileContent
+from milo_kube.upstream import Upstream, load_kubeconfig
 from tests.support.renamed_file import replace
 from tests.unit.credentials.backend import ALPHA, engaged
 from tests.unit.credentials.tokens import CANARY, certificate, jwt

@@ -16,7 +16,6 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from milo_discoveryd.credentials import jwt as claims_of
-from milo_discoveryd.credentials.files import FileContent
 from milo_discoveryd.credentials.issuers.issuer import MintRequest
 from milo_discoveryd.credentials.issuers.token_endpoint import TokenEndpoint
 from milo_discoveryd.credentials.issuers.token_exchange import (
@@ -30,7 +29,9 @@ from milo_discoveryd.credentials.issuers.token_exchange import (
     RenewedToken,
     TokenExchangeIssuer,
 )
-from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
+from milo_discoveryd.daemon_errors import BackendError, UnfitError
+from milo_kube.credential import CredentialError
+from milo_kube.file_content import FileContent
 from milo_sandbox import Sandbox
 from tests.integration.watchers.api_server import ApiServer, Handler, answering
 from tests.support.renamed_file import replace

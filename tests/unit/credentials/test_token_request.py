@@ -11,14 +11,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from milo_discoveryd.credentials import load_kubeconfig
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, RevokingIssuer, Scope
 from milo_discoveryd.credentials.issuers.token_request import EXPIRED_AFTER_S, ROTATE_AFTER_S, TokenRequestIssuer
-from milo_discoveryd.credentials.secret import Secret
-from milo_discoveryd.daemon_errors import BackendError, CredentialError
+from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.watchers.transport import Transport
+from milo_kube.credential import CredentialError, Secret
 from milo_kube.http.errors import TransportError
+from milo_kube.upstream import load_kubeconfig
 from milo_sandbox import Rule, Sandbox
 from milo_sandbox.refusals import RefusalError
 from tests.unit.credentials.backend import ALPHA, Answer, ScriptedApi, answering, engaged

@@ -3,12 +3,10 @@
 import asyncio
 import time
 
-from milo_discoveryd.credentials.credential import Credential
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
-from milo_discoveryd.credentials.secret import Secret
-from milo_discoveryd.daemon_errors import CredentialError
 from milo_discoveryd.model.cluster import Cluster, Target
+from milo_kube.credential import Credential, CredentialError, Secret
 
 CANARY = "CANARY-8c2e"
 

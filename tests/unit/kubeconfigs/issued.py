@@ -1,8 +1,7 @@
 """Credentials for tests."""
 
-from milo_discoveryd.credentials.credential import Credential
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
-from milo_discoveryd.credentials.secret import Secret
+from milo_kube.credential import Credential, Secret
 
 
 def minted(token: str, issued_at: float, life_s: float = 100.0) -> IssuedCredential:

@@ -12,9 +12,6 @@ from random import Random
 import pytest
 from msgspec.structs import replace
 
-from milo_discoveryd.credentials import Upstream
-from milo_discoveryd.credentials.authentication.credential_provider import StaticCredential
-from milo_discoveryd.credentials.credential import Credential
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.credentials.issuers.issuer import Issuer, MintRequest, Scope
 from milo_discoveryd.credentials.issuers.of_each_source import EachSourceIssuer
@@ -37,6 +34,9 @@ from milo_discoveryd.rights.rights import UNLIMITED, Recipient, Terms
 from milo_discoveryd.sources.project_control_plane import ProjectControlPlaneKind
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.metrics import Metrics
+from milo_kube.credential import Credential
+from milo_kube.credential_providers import StaticCredential
+from milo_kube.upstream import Upstream
 from tests.support.eventually import LIMIT_S, eventually
 from tests.support.logs import capture_logs
 from tests.unit.kubeconfigs.backend import CANARY, Backend, RevokingBackend, a_cluster

@@ -12,11 +12,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milo_discoveryd.credentials.credential import ClientCertificate, Credential
-from milo_discoveryd.credentials.secret import Secret
 from milo_discoveryd.daemon_errors import UnfitError
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust, embedded, exec_form
 from milo_kube.act_as import ActAs
+from milo_kube.credential import ClientCertificate, Credential, Secret
 
 TOKEN = Credential(token=Secret("t1"))
 PLACE = ClusterTrust(b"-----BEGIN CERTIFICATE-----\n", "milo.internal")

@@ -11,15 +11,15 @@ import pytest
 from milo_discoveryd.config import Settings, SourceSettings, load
 from milo_discoveryd.config.issuers import IssuerSettings, TokenFileSettings
 from milo_discoveryd.config.settings import KubeconfigSettings, ShardingSettings
-from milo_discoveryd.credentials.authentication import load_upstream
-from milo_discoveryd.credentials.authentication.in_cluster import load_in_cluster
 from milo_discoveryd.daemon_errors import ConfigError, StartError
 from milo_discoveryd.sharding.group import ShardGroup
 from milo_discoveryd.sources.kubeconfig_files import KubeconfigDirectoryKind
 from milo_discoveryd.telemetry.metrics import Metrics
+from milo_discoveryd.wiring import upstreams
 from milo_discoveryd.wiring.configured_source import ConfiguredSource
 from milo_discoveryd.wiring.issuers import Issuers
 from milo_discoveryd.wiring.sharding import fleet_digest, is_stable, lease_client, shard_group
+from milo_kube.upstream import load_in_cluster
 from tests.unit.sharding.fleets import empty_source
 
 KUBECONFIG = """
@@ -150,7 +150,7 @@ def test_fleet_digest_in_a_cluster_is_the_same_in_all_of_its_pods(
         account.mkdir()
         for file in ("token", "ca.crt"):
             (account / file).write_text(f"{file} of {pod}")
-        monkeypatch.setattr(load_upstream, "load_in_cluster", partial(load_in_cluster, service_account=account))
+        monkeypatch.setattr(upstreams, "load_in_cluster", partial(load_in_cluster, service_account=account))
         return digest({"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": "443", "POD_NAME": pod})
 
     assert of("a", "10.96.0.1") == of("b", "10.96.0.1") != of("c", "10.97.0.1")

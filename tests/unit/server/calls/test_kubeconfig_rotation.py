@@ -8,9 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from milo_discovery.v1 import discovery_pb2 as pb
-from milo_discoveryd.credentials.credential import Credential
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
-from milo_discoveryd.credentials.secret import Secret
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
@@ -27,6 +25,7 @@ from milo_discoveryd.rights.scope import ClusterScope, scoped
 from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.server.calls.kubeconfig_rotation import RETRY_S, KubeconfigRotation
 from milo_discoveryd.server.calls.verification import AlwaysFresh
+from milo_kube.credential import Credential, Secret
 from tests.support.sources import new_source
 from tests.unit.registry.fleets import ready
 from tests.unit.registry.test_fleet_malformed import Ledger

@@ -9,9 +9,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from milo_discoveryd.credentials import ClientCertificate, Secret
-from milo_discoveryd.credentials.authentication.tls import TlsIdentity
-from milo_discoveryd.daemon_errors import CredentialError
+from milo_kube.credential import ClientCertificate, CredentialError, Secret
+from milo_kube.tls_identity import TlsIdentity
 
 
 def pair(chain: bytes, key: bytes) -> TlsIdentity:

@@ -4,14 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from milo_discoveryd.credentials import (
-    Credential,
-    Secret,
-    load_discovery_upstream,
-    load_in_cluster,
-    load_project_upstream,
-)
 from milo_discoveryd.daemon_errors import ConfigError
+from milo_discoveryd.wiring.upstreams import load_discovery_upstream, load_project_upstream
+from milo_kube.credential import Credential, Secret
+from milo_kube.upstream import UpstreamError, load_in_cluster
 
 POD = {"KUBERNETES_SERVICE_HOST": "10.96.0.1", "KUBERNETES_SERVICE_PORT": "443"}
 
@@ -42,12 +38,12 @@ def test_in_cluster_service_host_may_be_a_dns_name(service_account: Path) -> Non
 
 
 def test_in_cluster_upstream_outside_a_pod_requires_kubeconfig() -> None:
-    with pytest.raises(ConfigError, match=r"not running in a pod .* --discovery-kubeconfig"):
+    with pytest.raises(UpstreamError, match=r"not running in a pod .* --discovery-kubeconfig"):
         load_in_cluster({})
 
 
 def test_pod_without_service_account_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as raised:
+    with pytest.raises(UpstreamError) as raised:
         load_in_cluster(POD, tmp_path)
     assert len(raised.value.problems) == 2
     assert "automountServiceAccountToken" in raised.value.problems[0]

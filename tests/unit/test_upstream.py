@@ -14,8 +14,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from milo_discoveryd.credentials import Credential, Secret, load_kubeconfig
-from milo_discoveryd.daemon_errors import ConfigError, CredentialError
+from milo_kube.credential import Credential, CredentialError, Secret
+from milo_kube.upstream import UpstreamError, load_kubeconfig
 from tests.support.renamed_file import replace
 
 Write = Callable[..., Path]
@@ -50,7 +50,7 @@ def write(tmp_path: Path) -> Write:
 
 
 def problems(path: Path) -> tuple[str, ...]:
-    with pytest.raises(ConfigError) as raised:
+    with pytest.raises(UpstreamError) as raised:
         load_kubeconfig(path)
     found = raised.value.problems
     assert all(problem.startswith(f"kubeconfig {path}: ") for problem in found)
@@ -129,7 +129,7 @@ def test_kubeconfig_exec_plugin_is_a_source(write: Write, tmp_path: Path) -> Non
 @pytest.mark.parametrize("allowed", [(), ("login",), ("/bin/login",), ("./login -x",)])
 def test_kubeconfig_exec_plugin_not_allowed_is_not_run(write: Write, allowed: tuple[str, ...]) -> None:
     spec = {"apiVersion": "client.authentication.k8s.io/v1", "command": "./login", "args": ["-x"]}
-    with pytest.raises(ConfigError, match=r"exec_plugins does not allow: \./login"):
+    with pytest.raises(UpstreamError, match=r"exec_plugins does not allow: \./login"):
         load_kubeconfig(write(user={"exec": spec}), plugins=allowed)
 
 
@@ -239,7 +239,7 @@ def test_unsupported_kubeconfig_is_rejected_with_a_correction(
 def test_relative_path_out_of_the_kubeconfigs_directory_is_rejected(
     write: Write, user: dict[str, Any], file: str
 ) -> None:
-    with pytest.raises(ConfigError, match="must not leave the kubeconfig's directory") as raised:
+    with pytest.raises(UpstreamError, match="must not leave the kubeconfig's directory") as raised:
         load_kubeconfig(write(user=user), plugins=["*"])
     assert file in str(raised.value)
 
@@ -277,7 +277,7 @@ documents = st.recursive(
 def test_kubeconfig_parser_accepts_or_rejects_any_document(tmp_path: Path, document: object) -> None:
     path = tmp_path / "kubeconfig"
     path.write_text(json.dumps(document))
-    with suppress(ConfigError):
+    with suppress(UpstreamError):
         load_kubeconfig(path)
 
 

@@ -1,10 +1,10 @@
-"""A small file that another process replaces while the daemon runs."""
+"""A small file that another process replaces while this process runs."""
 
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from milo_discoveryd.daemon_errors import CredentialError
+from milo_kube.credential import CredentialError
 
 MAX_BYTES = 1 << 20
 REREAD_EVERY_S = 60.0  # even if stat is unchanged: some file systems store times in whole seconds

@@ -1,20 +1,60 @@
-"""Credentials from exec credential plugins, cached until shortly before they expire."""
+"""Providers of this process's credentials at an API server: fixed values, files, and exec credential plugins."""
 
 import asyncio
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 import msgspec
 
-from milo_discoveryd.credentials.credential import ClientCertificate, Credential, token_of
-from milo_discoveryd.credentials.secret import Secret
-from milo_discoveryd.daemon_errors import CredentialError
 from milo_kube import exec_plugin
+from milo_kube.credential import ClientCertificate, Credential, CredentialError, Secret, token_of
 from milo_kube.exec_plugin import TIMEOUT_S, ExecAnswer, ExecCommand, ExecPluginError
+from milo_kube.file_content import FileContent
 
 # A rejected or failing credential is requested again at each attempt, and each run is a process and often a call to an
 # identity provider.
 REPEAT_AFTER_S = 5.0
+
+
+class CredentialProvider(Protocol):
+    async def credential(self, *, refused: Credential | None = None) -> Credential:
+        """Return the credential to use now. Raises CredentialError if there is none.
+
+        `refused` was rejected with 401: a provider that can obtain another credential does so, others return it again.
+        """
+
+
+class StaticCredential(msgspec.Struct, frozen=True):
+    """A credential written in the kubeconfig itself."""
+
+    value: Credential
+
+    async def credential(self, *, refused: Credential | None = None) -> Credential:
+        return self.value
+
+
+class FileCredential(msgspec.Struct, frozen=True, kw_only=True):
+    """A credential in files that another process renews: a kubelet's projected token, cert-manager's key pair.
+
+    Each file is read again when it changes. While a file is missing or empty, for example during its replacement, the
+    last good content is used. Parts that are not in files come from `fixed`.
+    """
+
+    fixed: Credential = msgspec.field(default_factory=Credential)
+    token: FileContent | None = None
+    chain: FileContent | None = None
+    key: FileContent | None = None
+
+    async def credential(self, *, refused: Credential | None = None) -> Credential:
+        reread = refused is not None
+        token, certificate = self.fixed.token, self.fixed.certificate
+        if self.token is not None:
+            token = token_of(self.token.read(reread=reread).decode(errors="replace"), f"token file {self.token.path}")
+        if self.chain is not None and self.key is not None:
+            chain, key = self.chain.read(reread=reread), self.key.read(reread=reread)
+            certificate = ClientCertificate(chain=chain, key=Secret(key.decode(errors="replace")))
+        return Credential(token=token, certificate=certificate)
 
 
 class _CachedCredential(msgspec.Struct, frozen=True):

@@ -1,12 +1,48 @@
-"""Credentials for API servers: a bearer token, a client certificate, or both."""
+"""Credentials for API servers: a bearer token, a client certificate, or both. Secrets mask themselves."""
 
+import hmac
+from typing import NoReturn
 from urllib.parse import urlsplit
 
 import msgspec
 
-from milo_discoveryd.credentials.secret import Secret
-from milo_discoveryd.daemon_errors import CredentialError
 from milo_kube import addresses
+
+
+class CredentialError(Exception):
+    """No credential is available; the message names the source that failed, and a fix."""
+
+    reason: str = "failed"
+    """One of a few words, for metrics."""
+
+
+class Secret:
+    """Text that only `reveal` returns. Not picklable, because a copy elsewhere would not be masked."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+    __str__ = __repr__
+
+    def __format__(self, spec: str) -> str:
+        return format(repr(self), spec)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and hmac.compare_digest(self._value.encode(), other._value.encode())
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Secret cannot be pickled")
 
 
 class ClientCertificate(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,11 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from milo_discoveryd.credentials import Credential, Secret
-from milo_discoveryd.credentials.authentication.credential_provider import FileCredential, StaticCredential
-from milo_discoveryd.credentials.credential import token_of
-from milo_discoveryd.credentials.files import MAX_BYTES, SETTLED_S, FileContent
-from milo_discoveryd.daemon_errors import CredentialError
+from milo_kube.credential import Credential, CredentialError, Secret, token_of
+from milo_kube.credential_providers import FileCredential, StaticCredential
+from milo_kube.file_content import MAX_BYTES, SETTLED_S, FileContent
 from tests.support.renamed_file import replace
 
 

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 
-from milo_discoveryd.credentials import ClientCertificate, Credential, Secret
+from milo_kube.credential import ClientCertificate, Credential, Secret
 
 
 def test_secret_value_is_revealed_only_explicitly() -> None:

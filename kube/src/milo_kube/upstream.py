@@ -1,4 +1,4 @@
-"""Loads the API server of a kubeconfig's current context, with the files and the plugin that it names."""
+"""API servers and the identity of this process there, from a kubeconfig or the service account of a pod."""
 
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -6,24 +6,68 @@ from typing import NoReturn
 
 import msgspec
 
-from milo_discoveryd.credentials.authentication.credential_provider import (
-    CredentialProvider,
-    FileCredential,
-    StaticCredential,
-)
-from milo_discoveryd.credentials.authentication.exec_plugin import ExecPlugin
-from milo_discoveryd.credentials.authentication.upstream import Upstream
-from milo_discoveryd.credentials.credential import ClientCertificate, Credential, is_confidential, token_of
-from milo_discoveryd.credentials.files import FileContent
-from milo_discoveryd.credentials.secret import Secret
-from milo_discoveryd.daemon_errors import ConfigError, CredentialError
-from milo_kube import kubeconfig
+from milo_kube import addresses, kubeconfig
+from milo_kube.credential import ClientCertificate, Credential, CredentialError, Secret, is_confidential, token_of
+from milo_kube.credential_providers import CredentialProvider, ExecPlugin, FileCredential, StaticCredential
 from milo_kube.exec_plugin import ExecCommand, cluster_info
+from milo_kube.file_content import FileContent
 from milo_kube.kubeconfig import ContextAccess, ExecEntry, KubeconfigError
+
+SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+
+
+class UpstreamError(Exception):
+    """All problems of a kubeconfig or a service account, a line each."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class Upstream(msgspec.Struct, frozen=True, kw_only=True):
+    server: str
+    """scheme://host[:port][/prefix], without a trailing slash."""
+    origin: str
+    """The kubeconfig's path or "in-cluster", for messages."""
+    credentials: CredentialProvider
+    authorities: FileContent | bytes | None = None
+    """PEM, or a file with PEM that another process renews; None stands for the system's CAs."""
+    tls_server_name: str | None = None
+    proxy: Secret | None = None
+    """The kubeconfig's proxy URL, which may contain a password; None leaves the choice to the environment."""
+    plain_loopback: bool = False
+    """Whether credentials may be sent over plain HTTP to addresses on loopback."""
+
+    def trusted(self) -> bytes | None:
+        return self.authorities.read() if isinstance(self.authorities, FileContent) else self.authorities
+
+
+def load_in_cluster(environ: Mapping[str, str], service_account: Path = SERVICE_ACCOUNT) -> Upstream:
+    host, port = environ.get("KUBERNETES_SERVICE_HOST"), environ.get("KUBERNETES_SERVICE_PORT")
+    if not host or not port:
+        raise UpstreamError(
+            "in-cluster: not running in a pod (KUBERNETES_SERVICE_HOST and _PORT are not set): "
+            "set --discovery-kubeconfig and --project-kubeconfig"
+        )
+    token, authorities = FileContent(service_account / "token"), FileContent(service_account / "ca.crt")
+    problems: list[str] = []
+    for file in (token, authorities):
+        try:
+            file.read()
+        except CredentialError as error:
+            problems.append(f"in-cluster: {error} (does the pod have automountServiceAccountToken: false?)")
+    if problems:
+        raise UpstreamError(*problems)
+    return Upstream(
+        server=f"https://{addresses.bracketed(host)}:{port}",
+        origin="in-cluster",
+        credentials=FileCredential(token=token),
+        authorities=authorities,
+    )
 
 
 def load_kubeconfig(path: Path, plugins: Collection[str] = (), *, plain_loopback: bool = False) -> Upstream:
-    """Load the kubeconfig, and reload its credential whenever the file changes. Raises ConfigError with all problems.
+    """Load the kubeconfig, and reload its credential whenever the file changes. Raises UpstreamError with all problems.
 
     `plugins` are the commands that the kubeconfig may run as exec credential plugins, as written there; "*" allows any.
     With `plain_loopback`, credentials may be sent to a server on loopback without TLS.
@@ -65,7 +109,7 @@ class ReloadedCredential:
     def _reload(self) -> None:
         try:
             found = self._read()
-        except ConfigError as error:
+        except UpstreamError as error:
             raise CredentialError(f"the kubeconfig was replaced by an invalid one: {error}") from None
         if found.server != self._loaded.server:
             raise CredentialError(
@@ -176,4 +220,41 @@ class _Loader(msgspec.Struct):
         return self.path.absolute().parent / file
 
     def _give_up(self, *problems: str) -> NoReturn:
-        raise ConfigError([f"kubeconfig {self.path}: {each}" for each in (*self.problems, *problems)])
+        raise UpstreamError(*(f"kubeconfig {self.path}: {each}" for each in (*self.problems, *problems)))
+
+
+def share_identity(one: CredentialProvider, other: CredentialProvider) -> bool:
+    """Return whether both have the same token or certificate, read the same file, or run the same plugin."""
+    first, second = _current(one), _current(other)
+    if isinstance(first, ExecPlugin) and isinstance(second, ExecPlugin):
+        return first.runs_like(second)
+    if (file := _file(first)) is not None and (its_file := _file(second)) is not None:
+        return file.path.resolve() == its_file.path.resolve() or _is_same(_secret(first), _secret(second))
+    return _is_same(_secret(first), _secret(second))
+
+
+def _current(provider: CredentialProvider) -> CredentialProvider:
+    return provider.current if isinstance(provider, ReloadedCredential) else provider
+
+
+def _file(provider: CredentialProvider) -> FileContent | None:
+    return (provider.token or provider.chain) if isinstance(provider, FileCredential) else None
+
+
+def _secret(provider: CredentialProvider) -> object:
+    """Return what identifies the user, as far as it is known without running a plugin."""
+    match provider:
+        case StaticCredential(value=Credential(token=token, certificate=certificate)):
+            return token or (certificate and certificate.chain)
+        case FileCredential():
+            try:
+                if provider.token is not None:
+                    return token_of(provider.token.read().decode(errors="replace"), "a token")
+                return provider.fixed.token or (provider.chain and provider.chain.read())
+            except CredentialError:
+                return None
+    return None
+
+
+def _is_same(one: object, other: object) -> bool:
+    return one is not None and one == other

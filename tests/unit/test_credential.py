@@ -2,9 +2,7 @@
 
 import pytest
 
-from milo_discoveryd.credentials.credential import Credential, for_url, token_of
-from milo_discoveryd.credentials.secret import Secret
-from milo_discoveryd.daemon_errors import CredentialError
+from milo_kube.credential import Credential, CredentialError, Secret, for_url, token_of
 
 
 def test_token_is_stripped() -> None:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from milo_discoveryd.credentials.credential import ClientCertificate
-from milo_discoveryd.daemon_errors import CredentialError
+from milo_kube.credential import ClientCertificate, CredentialError
 
 
 class TlsIdentity(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from milo_discoveryd.credentials import Credential, Secret, load_kubeconfig
-from milo_discoveryd.credentials.authentication.exec_plugin import REPEAT_AFTER_S, ExecPlugin
-from milo_discoveryd.daemon_errors import CredentialError
+from milo_kube.credential import Credential, CredentialError, Secret
+from milo_kube.credential_providers import REPEAT_AFTER_S, ExecPlugin
 from milo_kube.exec_plugin import ExecCommand, redacted
+from milo_kube.upstream import load_kubeconfig
 
 V1 = "client.authentication.k8s.io/v1"
 NOW = 1_800_000_000.0  # 2027-01-15T08:00:00Z
