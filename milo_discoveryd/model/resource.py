@@ -1,14 +1,11 @@
 """Resources of Kubernetes APIs, and the keys of their objects."""
 
-import re
-
 import msgspec
 
-_SEGMENT = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._~:@-]{1,253}")
-"""A name that is safe as a segment of a URL path.
+from milo_kube.api_request import is_segment
 
-At most 253 characters, the longest name in Kubernetes, so that a name cannot make a request arbitrarily large.
-"""
+_LONGEST_NAME = 253
+"""The longest name in Kubernetes, so that a name cannot make a request arbitrarily large."""
 
 
 class Resource(msgspec.Struct, frozen=True):
@@ -94,4 +91,4 @@ class WatchedCollection(msgspec.Struct, frozen=True):
 
 
 def _is_segment(name: str) -> bool:
-    return _SEGMENT.fullmatch(name) is not None
+    return len(name) <= _LONGEST_NAME and is_segment(name)

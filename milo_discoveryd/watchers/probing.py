@@ -1,23 +1,17 @@
 """Sends connectivity probes to clusters' API servers."""
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import urlsplit
-
-import msgspec
 
 from milo_discoveryd import USER_AGENT
 from milo_discoveryd.connectivity.reachability import ProbeFailed, ProbeOutcome, ProbeReached
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.model.cluster import Cluster
-from milo_discoveryd.watchers.transport import no_credential
+from milo_kube.api_request import Access, ApiRequest
+from milo_kube.api_server import Pools, no_credential
 from milo_kube.credential import Credential, CredentialError, for_url
-from milo_kube.http.client import Client
 from milo_kube.http.errors import TransportError
-from milo_kube.http.proxy import environment_proxy
-from milo_kube.tls_identity import TlsIdentity
 from milo_kube.upstream import Upstream
 
 POOLS = 8
@@ -54,14 +48,13 @@ class Asker:
         endpoints.
         """
         self._upstream = upstream
-        self._environ = environ
         self._held = held
-        self._path = path
+        self._request = ApiRequest("GET", path)
         self._timeout_s = timeout_s
         self._of_hosts = of_hosts
         self._trust_of = trust_of
         self._sends_own_credential = sends_own_credential
-        self._pools: OrderedDict[tuple[TlsIdentity, str | None], _Pool] = OrderedDict()
+        self._pools = Pools(user_agent=USER_AGENT, idle_s=IDLE_S, kept=POOLS, environ=environ)
 
     async def ask(self, cluster: Cluster) -> ProbeOutcome:
         endpoint = cluster.target.endpoint
@@ -77,68 +70,34 @@ class Asker:
         except CredentialError as error:
             return ProbeFailed("credential", str(no_credential(error, endpoint)), is_of_host=False)
         except TransportError as error:
-            return ProbeFailed(error.cause, str(error), is_of_host=True)
+            return ProbeFailed(error.cause, str(error), is_of_host=error.cause != "credential")
 
     async def aclose(self) -> None:
-        while self._pools:
-            _, pool = self._pools.popitem()
-            await pool.client.aclose()
+        await self._pools.aclose()
 
     async def _ask(self, endpoint: str, cluster: Cluster, trust: ClusterTrust) -> ProbeOutcome:
         credential = None if self._of_hosts else self._held(cluster)
         if credential is None:
             sends_own = self._sends_own_credential and not trust.server
             credential = await self._upstream.credentials.credential() if sends_own else Credential()
-        credential = for_url(credential, endpoint, plain_loopback=self._upstream.plain_loopback)
-        headers = {"Authorization": f"Bearer {credential.token.reveal()}"} if credential.token else {}
-        named = self._upstream.proxy.reveal() if self._upstream.proxy else None
-        identity = TlsIdentity(authorities=trust.authorities, certificate=credential.certificate)
-        async with (
-            asyncio.timeout(self._timeout_s),
-            self._client(identity, trust.tls_server_name) as client,
-            client.request(
-                "GET",
-                endpoint + self._path,
-                headers=headers,
-                proxy=named or environment_proxy(endpoint, self._environ),
+        access = Access(
+            server=endpoint,
+            authorities=trust.authorities,
+            tls_server_name=trust.tls_server_name,
+            credential=for_url(credential, endpoint, plain_loopback=self._upstream.plain_loopback),
+        )
+        async with asyncio.timeout(self._timeout_s):
+            response = await self._pools.open_response(
+                self._request,
+                access,
+                proxy=self._upstream.proxy.reveal() if self._upstream.proxy else None,
                 connect_timeout_s=self._timeout_s,
-            ) as response,
-        ):
-            # The connection can be reused only if the body was read.
-            read = 0
-            while read < BODY_LIMIT and (chunk := await response.read()):
-                read += len(chunk)
-            return judged(response.status)
-
-    @asynccontextmanager
-    async def _client(self, identity: TlsIdentity, server_name: str | None) -> AsyncIterator[Client]:
-        """Yield the client for this TLS identity: another CA, certificate or name needs another."""
-        pool = self._pools.get((identity, server_name))
-        if pool is None:
-            made = Client(
-                identity.context(),
-                user_agent=USER_AGENT,
-                tls_server_name=server_name,
-                idle_s=IDLE_S,
             )
-            self._pools[identity, server_name] = pool = _Pool(made)
-        self._pools.move_to_end((identity, server_name))
-        pool.users += 1
-        try:
-            yield pool.client
-        finally:
-            pool.users -= 1
-            await self._close_oldest()
-
-    async def _close_oldest(self) -> None:
-        idle = [key for key, pool in self._pools.items() if not pool.users]
-        for key in idle[: max(0, len(self._pools) - POOLS)]:
-            await self._pools.pop(key).client.aclose()
-
-
-class _Pool(msgspec.Struct):
-    client: Client
-    users: int = 0
+            try:
+                await response.read_error(BODY_LIMIT)  # the connection can be reused only if the body was read
+                return judged(response.status)
+            finally:
+                await response.aclose()
 
 
 def judged(status: int) -> ProbeOutcome:

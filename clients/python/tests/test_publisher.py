@@ -88,7 +88,7 @@ class Daemon:
 
 
 class Server(ModelServer):
-    """The API server, with the methods of `ApiServer`."""
+    """The API server, with the methods of `PublishedObjects`."""
 
     async def list(self, identity):
         return [ObservedObject.of(each) for each in self.objects.values()]

@@ -17,6 +17,8 @@ class TlsIdentity(msgspec.Struct, frozen=True, kw_only=True):
 
     authorities: bytes | None  # PEM; None stands for the system's CAs
     certificate: ClientCertificate | None
+    server_name: str | None = None
+    """The name that the server's certificate must have, if it is not the host's."""
 
     @property
     def pem(self) -> str | None:

@@ -7,7 +7,17 @@ from typing import NoReturn
 import msgspec
 
 from milo_kube import addresses, kubeconfig
-from milo_kube.credential import ClientCertificate, Credential, CredentialError, Secret, is_confidential, token_of
+from milo_kube.api_request import Access
+from milo_kube.api_server import no_credential
+from milo_kube.credential import (
+    ClientCertificate,
+    Credential,
+    CredentialError,
+    Secret,
+    for_url,
+    is_confidential,
+    token_of,
+)
 from milo_kube.credential_providers import CredentialProvider, ExecPlugin, FileCredential, StaticCredential
 from milo_kube.exec_plugin import ExecCommand, cluster_info
 from milo_kube.file_content import FileContent
@@ -37,6 +47,19 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True):
     """The kubeconfig's proxy URL, which may contain a password; None leaves the choice to the environment."""
     plain_loopback: bool = False
     """Whether credentials may be sent over plain HTTP to addresses on loopback."""
+
+    async def access(self, *, refused: Credential | None = None) -> Access:
+        """Return the access to use now. Raises TransportError if there is no credential."""
+        try:
+            credential = await self.credentials.credential(refused=refused)
+            return Access(
+                server=self.server,
+                authorities=self.trusted(),
+                tls_server_name=self.tls_server_name,
+                credential=for_url(credential, self.server, plain_loopback=self.plain_loopback),
+            )
+        except CredentialError as error:
+            raise no_credential(error, self.server) from error
 
     def trusted(self) -> bytes | None:
         return self.authorities.read() if isinstance(self.authorities, FileContent) else self.authorities

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from milo_discovery.cli.watch import StreamMessages
     from milo_discovery.client import DiscoveryClient
     from milo_discovery.controllers.local_kubeconfig import LocalSource
-    from milo_discovery.publishing.api_server import ApiServer
+    from milo_discovery.publishing.api_server import PublishedObjects
     from milo_discovery.publishing.publisher import Publisher
     from milo_discovery.publishing.rendering import Renderer
 
@@ -322,7 +322,7 @@ class _Run:
         if once and publisher.problems:
             raise CommandFailure(f"{len(publisher.problems)} problems remain; see the messages above")
 
-    def _publisher(self, client: DiscoveryClient, server: ApiServer, messages: StreamMessages) -> Publisher:
+    def _publisher(self, client: DiscoveryClient, server: PublishedObjects, messages: StreamMessages) -> Publisher:
         from milo_discovery.publishing.decisions import Publication  # noqa: PLC0415
         from milo_discovery.publishing.objects import Identity, filter_text  # noqa: PLC0415
         from milo_discovery.publishing.publisher import Publisher  # noqa: PLC0415

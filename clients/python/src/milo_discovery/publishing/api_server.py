@@ -20,7 +20,7 @@ _TIMEOUT_S = 20.0
 _PAGE_SIZE = 500
 
 
-class ApiServer:
+class PublishedObjects:
     """The objects of one resource in a namespace."""
 
     def __init__(self, api: ClusterApi, resource: PublishedResource, namespace: str, *, concurrency: int) -> None:
@@ -105,7 +105,7 @@ class ApiServer:
 @asynccontextmanager
 async def open_api_server(
     source: LocalSource, resource: PublishedResource, namespace: str, *, concurrency: int
-) -> AsyncIterator[ApiServer]:
+) -> AsyncIterator[PublishedObjects]:
     """Provide the objects of a namespace. Credentials are renewed while the block runs. Raises UnusableKubeconfig."""
     proxy = (await asyncio.to_thread(source.read)).proxy
     credentials = AsyncRenewer(lambda: issue("target", source))
@@ -113,7 +113,7 @@ async def open_api_server(
     connections = Connections(user_agent="milo-discovery-publish", idle_s=5.0)
     api = ClusterApi("the target", credentials, connections, proxy=proxy)
     try:
-        yield ApiServer(api, resource, namespace, concurrency=concurrency)
+        yield PublishedObjects(api, resource, namespace, concurrency=concurrency)
     finally:
         await api.aclose()
         await credentials.close()

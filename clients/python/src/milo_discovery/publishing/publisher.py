@@ -17,7 +17,7 @@ from milo_discovery.errors import ClusterNotFound, StatusError, UnusableKubeconf
 from milo_discovery.events import Connected, Event, StreamNotice, Synced
 from milo_discovery.model import Cluster, ClusterReport, EngagementReason, EventType
 from milo_discovery.publishing.accesses import Accesses
-from milo_discovery.publishing.api_server import ApiServer
+from milo_discovery.publishing.api_server import PublishedObjects
 from milo_discovery.publishing.decisions import Apply, Create, DeleteObject, Hold, Publication, Refuse, Removal
 from milo_discovery.publishing.errors import PublishedByAnother, TargetRefused, TargetUnavailable
 from milo_discovery.publishing.objects import DesiredObject, ObservedObject, Owner, object_name
@@ -46,7 +46,7 @@ class Publisher:
     def __init__(
         self,
         client: DiscoveryClient,
-        server: ApiServer,
+        server: PublishedObjects,
         publication: Publication,
         renderer: Renderer,
         *,

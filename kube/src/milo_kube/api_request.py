@@ -1,0 +1,64 @@
+"""A request to an API server: where it leads, and its headers. Pure."""
+
+import re
+from urllib.parse import quote, urlencode
+
+import msgspec
+
+from milo_kube.act_as import ActAs
+from milo_kube.credential import Credential
+
+JSON = "application/json"
+
+# Names come from objects that tenants write. A server or proxy that normalizes "..", "%2e%2e", "?" or "#" would apply
+# the request, and its credential, to another path.
+_SEGMENT = re.compile(r"(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~:@-]+")
+_PATH = re.compile(rf"(?:/{_SEGMENT.pattern})+/?|/")
+
+
+def is_segment(name: str) -> bool:
+    """Return whether a name is safe as one segment of a path."""
+    return _SEGMENT.fullmatch(name) is not None
+
+
+class Access(msgspec.Struct, frozen=True, kw_only=True):
+    """How to reach and verify an API server at one moment, and the credential to use there."""
+
+    server: str
+    """scheme://host[:port][/prefix], without a trailing slash."""
+    authorities: bytes | None = None
+    """PEM; None stands for the system's CAs."""
+    tls_server_name: str | None = None
+    credential: Credential = Credential()
+    act_as: ActAs | None = None
+    """The user that requests impersonate."""
+
+
+class ApiRequest(msgspec.Struct, frozen=True):
+    """A request, which can be sent again with another credential. Raises ValueError for an unsafe path."""
+
+    method: str
+    path: str
+    query: tuple[tuple[str, str], ...] = ()
+    body: bytes | None = None
+    content_type: str = JSON
+    accept: str = JSON
+    encoding: str = "gzip"
+
+    def __post_init__(self) -> None:
+        if not _PATH.fullmatch(self.path):
+            raise ValueError(f"refused to send a request to the unsafe path {self.path!r}")
+
+    def url(self, server: str) -> str:
+        return f"{server}{self.path}{f'?{urlencode(self.query, quote_via=quote)}' if self.query else ''}"
+
+    def headers(self, access: Access) -> dict[str, str | tuple[str, ...]]:
+        headers: dict[str, str | tuple[str, ...]] = {"Accept": self.accept, "Accept-Encoding": self.encoding}
+        if self.body is not None:
+            headers["Content-Type"] = self.content_type
+        if access.credential.token is not None:
+            headers["Authorization"] = f"Bearer {access.credential.token.reveal()}"
+        if access.act_as is not None:
+            for name, value in access.act_as.headers():
+                headers[name] = (*headers.get(name, ()), value)
+        return headers

@@ -1,0 +1,325 @@
+"""Authenticated requests to one API server; every failure is a `TransportError`.
+
+Renews the credential once when the server responds 401, opens new connections when a CA or certificate was renewed
+(exchanges on the old ones may finish), and bounds every wait and every body.
+"""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from typing import Protocol, TypeAlias
+
+import msgspec
+
+from milo_kube.api_request import JSON, Access, ApiRequest
+from milo_kube.credential import Credential, CredentialError
+from milo_kube.http.client import Client
+from milo_kube.http.connection import Response, ResponseBody
+from milo_kube.http.dialing import Http2
+from milo_kube.http.errors import TransportError
+from milo_kube.http.proxy import environment_proxy
+from milo_kube.list_watch import Answer, Stream
+from milo_kube.tls_identity import TlsIdentity
+
+Query: TypeAlias = Sequence[tuple[str, str]]
+
+CONNECT_TIMEOUT_S = 10.0
+
+
+class AccessProvider(Protocol):
+    async def access(self, *, refused: Credential | None = None) -> Access:
+        """Return the access to use now. Raises TransportError if there is no credential.
+
+        `refused` was rejected with 401: a provider that can obtain another credential does so, others return it again.
+        """
+
+
+def no_credential(error: CredentialError, server: str) -> TransportError:
+    return TransportError("credential", f"no credential for {server}: {error}")
+
+
+class Pool(msgspec.Struct, eq=False):
+    """The connections under one TLS identity, and how many exchanges and API servers use them."""
+
+    identity: TlsIdentity
+    client: Client
+    users: int = 0
+
+
+class Pools:
+    """Connection pools by TLS identity. API servers with one trust root and certificate share one.
+
+    A pool is closed when its last user has released it: so exchanges that run when a CA is renewed may finish.
+    """
+
+    def __init__(
+        self,
+        *,
+        user_agent: str,
+        idle_s: float = 15.0,
+        kept: int = 0,
+        environ: Mapping[str, str] = os.environ,
+        http2: Http2 | None = None,
+    ) -> None:
+        """`idle_s`: how long an idle connection is kept open. `kept`: how many pools stay open without users.
+
+        Proxies are those of `environ`. `http2` (`Http2Connection`) offers HTTP/2 to servers, unless `DISABLE_HTTP2` is
+        set, as in client-go.
+        """
+        self._user_agent = user_agent
+        self._idle_s = idle_s
+        self._kept = kept
+        self._environ = environ
+        self._http2 = None if environ.get("DISABLE_HTTP2") else http2
+        self._pools: dict[TlsIdentity, Pool] = {}
+        """The most recently used pool is the last."""
+
+    def pool(self, access: Access) -> Pool:
+        """Return the pool for an access. Raises TransportError if the CA or the certificate cannot be used.
+
+        Not a coroutine, so that the pool cannot be closed before the caller is counted as a user.
+        """
+        identity = TlsIdentity(
+            authorities=access.authorities,
+            certificate=access.credential.certificate,
+            server_name=access.tls_server_name,
+        )
+        pool = self._pools.pop(identity, None)
+        if pool is None:
+            try:
+                context = identity.context()
+            except CredentialError as error:
+                raise no_credential(error, access.server) from error
+            client = Client(
+                context,
+                user_agent=self._user_agent,
+                tls_server_name=access.tls_server_name,
+                idle_s=self._idle_s,
+                http2=self._http2,
+            )
+            pool = Pool(identity, client)
+        self._pools[identity] = pool
+        return pool
+
+    async def open_response(
+        self,
+        request: ApiRequest,
+        access: Access,
+        *,
+        proxy: str | None = None,
+        connect_timeout_s: float,
+        silence_s: float | None = None,
+    ) -> "OpenResponse":
+        """Send a request, and return its response when status and headers have arrived. Raises TransportError."""
+        pool = self.pool(access)
+        pool.users += 1
+        try:
+            exchange = pool.client.request(
+                request.method,
+                request.url(access.server),
+                headers=request.headers(access),
+                body=request.body,
+                proxy=proxy or environment_proxy(access.server, self._environ),
+                connect_timeout_s=connect_timeout_s,
+                silence_s=silence_s,
+            )
+            response = await exchange.__aenter__()
+        except BaseException:  # also CancelledError: the pool would stay open for ever
+            await self.release(pool)
+            raise
+        return OpenResponse(self, pool, exchange, response, silence_s)
+
+    async def release(self, pool: Pool) -> None:
+        pool.users -= 1
+        if pool.users:
+            return
+        unused = [pool] if not self._kept else [each for each in self._pools.values() if not each.users]
+        for each in unused[: max(0, len(self._pools) - self._kept)]:
+            if self._pools.get(each.identity) is each:
+                del self._pools[each.identity]
+                await each.client.aclose()
+
+    async def aclose(self) -> None:
+        """Close every connection. Requests in flight fail; the next request opens a connection."""
+        pools, self._pools = self._pools, {}
+        for pool in pools.values():
+            await pool.client.aclose()
+
+
+class OpenResponse(ResponseBody):
+    """A response that is being read. It holds its connection pool until it is closed."""
+
+    __slots__ = ("_exchange", "_pool", "_pools")
+
+    def __init__(
+        self,
+        pools: Pools,
+        pool: Pool,
+        exchange: AbstractAsyncContextManager[Response],
+        response: Response,
+        silence_s: float | None,
+    ) -> None:
+        super().__init__(response, silence_s)
+        self._pools = pools
+        self._pool = pool
+        self._exchange = exchange
+
+    async def aclose(self) -> None:
+        try:
+            await self._exchange.__aexit__(None, None, None)
+        finally:
+            await self._pools.release(self._pool)
+
+
+class _OpeningStream:
+    """An open response as a context manager; a class rather than a generator, since each watch holds one."""
+
+    __slots__ = ("_open", "_response")
+
+    def __init__(self, open_: Callable[[], Awaitable[OpenResponse]]) -> None:
+        self._open = open_
+
+    async def __aenter__(self) -> Stream:
+        self._response = await self._open()
+        del self._open  # with the headers of the request
+        return self._response
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._response.aclose()
+
+
+class ApiServer:
+    """One API server, with the access of its provider. Close it to release its connections."""
+
+    __slots__ = ("_connect_timeout_s", "_kept", "_pools", "_provider", "_proxy", "_response_limit")
+
+    def __init__(
+        self,
+        provider: AccessProvider,
+        pools: Pools,
+        *,
+        proxy: str | None = None,
+        response_limit: int,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+    ) -> None:
+        """`proxy`: the URL of a proxy; by default that of the environment. The first request opens a connection."""
+        self._provider = provider
+        self._pools = pools
+        self._proxy = proxy
+        self._response_limit = response_limit
+        self._connect_timeout_s = connect_timeout_s
+        self._kept: Pool | None = None
+        """The pool that is kept open between requests."""
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        query: Query = (),
+        body: bytes | None = None,
+        *,
+        timeout_s: float,
+        content_type: str = JSON,
+        accept: str = JSON,
+        limit: int | None = None,
+        arrived: Callable[[int], None] = lambda _: None,
+    ) -> Answer:
+        """Send a request and return the whole response, of at most `limit` bytes. Raises TransportError.
+
+        `arrived` is called with the size of each piece of the response.
+        """
+        request = ApiRequest(method, path, tuple(query), body, content_type, accept)
+        bounds = timeout_s, self._response_limit if limit is None else limit, arrived
+        access = await self._provider.access()
+        answer = await self._answered(request, access, *bounds)
+        if answer.status == 401:
+            renewed = await self._provider.access(refused=access.credential)
+            if renewed.credential != access.credential:
+                answer = await self._answered(request, renewed, *bounds)
+        return answer
+
+    async def get(
+        self,
+        path: str,
+        query: Query = (),
+        *,
+        timeout_s: float,
+        accept: str = JSON,
+        limit: int | None = None,
+        arrived: Callable[[int], None] = lambda _: None,
+    ) -> Answer:
+        return await self.request("GET", path, query, timeout_s=timeout_s, accept=accept, limit=limit, arrived=arrived)
+
+    async def post(self, path: str, body: bytes, *, timeout_s: float) -> Answer:
+        """Send `body`, which is JSON."""
+        return await self.request("POST", path, (), body, timeout_s=timeout_s)
+
+    async def put(self, path: str, body: bytes, *, timeout_s: float) -> Answer:
+        """Send `body`, which is JSON."""
+        return await self.request("PUT", path, (), body, timeout_s=timeout_s)
+
+    async def delete(self, path: str, body: bytes, *, timeout_s: float) -> Answer:
+        return await self.request("DELETE", path, (), body, timeout_s=timeout_s)
+
+    def stream(
+        self, path: str, query: Query = (), *, connect_timeout_s: float, silence_s: float | None, accept: str = JSON
+    ) -> AbstractAsyncContextManager[Stream]:
+        """Open a response that is read while it arrives.
+
+        `silence_s` bounds the wait for its head and for each chunk. None is for readers with deadlines of their own,
+        and saves the cost of a timer per chunk.
+        """
+        request = ApiRequest("GET", path, tuple(query), accept=accept, encoding="identity")
+        return _OpeningStream(partial(self._streamed, request, connect_timeout_s, silence_s))
+
+    async def aclose(self) -> None:
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            await self._pools.release(kept)
+
+    async def _answered(
+        self, request: ApiRequest, access: Access, timeout_s: float, limit: int, arrived: Callable[[int], None]
+    ) -> Answer:
+        try:
+            async with asyncio.timeout(timeout_s):
+                response = await self._opened(request, access, min(timeout_s, self._connect_timeout_s), None)
+                try:
+                    return Answer(response.status, response.headers, await response.read(limit, arrived))
+                finally:
+                    await response.aclose()
+        except TimeoutError:
+            raise TransportError("timeout", f"{access.server} did not answer within {timeout_s:g} s") from None
+
+    async def _streamed(self, request: ApiRequest, connect_timeout_s: float, silence_s: float | None) -> OpenResponse:
+        access = await self._provider.access()
+        response = await self._opened(request, access, connect_timeout_s, silence_s)
+        if response.status != 401:
+            return response
+        try:
+            renewed = await self._provider.access(refused=access.credential)
+        except BaseException:  # also CancelledError: the response holds a connection
+            await response.aclose()
+            raise
+        if renewed.credential == access.credential:
+            return response
+        await response.aclose()
+        return await self._opened(request, renewed, connect_timeout_s, silence_s)
+
+    async def _opened(
+        self, request: ApiRequest, access: Access, connect_timeout_s: float, silence_s: float | None
+    ) -> OpenResponse:
+        await self._keep(self._pools.pool(access))
+        return await self._pools.open_response(
+            request, access, proxy=self._proxy, connect_timeout_s=connect_timeout_s, silence_s=silence_s
+        )
+
+    async def _keep(self, pool: Pool) -> None:
+        """Hold this pool between requests, so that its connections stay open, and release the previous pool."""
+        if self._kept is pool:
+            return
+        before, self._kept = self._kept, pool
+        pool.users += 1
+        if before is not None:
+            await self._pools.release(before)
