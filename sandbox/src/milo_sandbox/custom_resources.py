@@ -1,13 +1,9 @@
-"""CustomResourceDefinition, and the resource that one defines: its storage version, and no other."""
+"""CustomResourceDefinition, with what an API server refuses."""
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from milo_sandbox.refusals import Cause
 from milo_sandbox.resources import OPEN, Column, Document, ResourceDefinition
-
-_CONDITION_CELL = re.compile(r"""\.status\.conditions\[\?\(@\.type\s*==\s*["'](\w+)["']\)\]\.status""")
-_PLAIN_PATH = re.compile(r"(\.[A-Za-z0-9_-]+)+")
 
 
 def _violations(definition: Document) -> Iterator[Cause]:
@@ -81,38 +77,3 @@ CUSTOM_RESOURCE_DEFINITIONS = ResourceDefinition(
     ),
     violations=_violations,
 )
-
-
-def resource_of(definition: Document) -> ResourceDefinition:
-    """Return the resource of a valid definition."""
-    spec = definition["spec"]
-    names = spec["names"]
-    version = next(each for each in spec["versions"] if each["storage"])
-    return ResourceDefinition(
-        group=spec["group"],
-        version=version["name"],
-        kind=names["kind"],
-        plural=names["plural"],
-        singular=names.get("singular") or names["kind"].lower(),
-        short_names=tuple(names.get("shortNames") or ()),
-        namespaced=spec["scope"] == "Namespaced",
-        schema=version["schema"]["openAPIV3Schema"],
-        has_status="status" in (version.get("subresources") or {}),
-        counts_generations=True,
-        columns=tuple(_columns(version.get("additionalPrinterColumns") or ())),
-        selectable_fields=tuple(each["jsonPath"].removeprefix(".") for each in version.get("selectableFields") or ()),
-    )
-
-
-def _columns(given: Sequence[Document]) -> Iterator[Column]:
-    yield Column(name="Name", path=("metadata", "name"))
-    for each in given:
-        path, wide = each["jsonPath"], bool(each.get("priority"))
-        description = each.get("description", "")
-        if found := _CONDITION_CELL.fullmatch(path):
-            yield Column(name=each["name"], condition=found[1], wide=wide, description=description)
-        elif _PLAIN_PATH.fullmatch(path):
-            steps = tuple(path.split(".")[1:])
-            yield Column(name=each["name"], path=steps, type=each["type"], wide=wide, description=description)
-    if not given:
-        yield Column(name="Age", path=("metadata", "creationTimestamp"), type="date")

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterator
 
-from milo_sandbox.custom_resources import CUSTOM_RESOURCE_DEFINITIONS, resource_of
+from milo_sandbox.custom_resources import CUSTOM_RESOURCE_DEFINITIONS
 from milo_sandbox.records import RecordedChange
-from milo_sandbox.resources import Document, ResourceDefinition
+from milo_sandbox.resources import Document, ResourceDefinition, resource_of
 from milo_sandbox.store import Store
 
 CLEANUP_FINALIZER = "customresourcecleanup.apiextensions.k8s.io"

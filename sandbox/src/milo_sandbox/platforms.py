@@ -13,7 +13,7 @@ from aiohttp import web
 from milo_sandbox import answers, kubeconfigs, refusals
 from milo_sandbox.admission import Part
 from milo_sandbox.api import Api
-from milo_sandbox.resources import CONTROL_PLANE, NAMESPACES, OPEN, SECRETS, Column, Document, ResourceDefinition
+from milo_sandbox.resources import CONTROL_PLANE, NAMESPACES, SECRETS, Document, ResourceDefinition, shipped
 from milo_sandbox.rights import EVERYTHING, Action, SubjectRights
 from milo_sandbox.store import Store
 from milo_sandbox.tokens import Tokens
@@ -27,30 +27,8 @@ PARENT = "root:sandbox"
 SHOOT_ADMIN = "gardener.cloud:admin"
 _LEAST_S, _MOST_S = 600, 24 * 3600
 
-SHOOTS = ResourceDefinition(
-    group="core.gardener.cloud",
-    version="v1beta1",
-    kind="Shoot",
-    plural="shoots",
-    singular="shoot",
-    namespaced=True,
-    has_status=True,
-    counts_generations=True,
-    schema={"type": "object", "properties": {"spec": OPEN, "status": OPEN}},
-    columns=(Column(name="Name", path=("metadata", "name")),),
-)
-WORKSPACES = ResourceDefinition(
-    group="tenancy.kcp.io",
-    version="v1alpha1",
-    kind="Workspace",
-    plural="workspaces",
-    singular="workspace",
-    short_names=("ws",),
-    has_status=True,
-    counts_generations=True,
-    schema={"type": "object", "properties": {"spec": OPEN, "status": OPEN}},
-    columns=(Column(name="Name", path=("metadata", "name")), Column(name="Phase", path=("status", "phase"))),
-)
+SHOOTS = shipped("shoots")
+WORKSPACES = shipped("workspaces")
 
 
 class Garden:

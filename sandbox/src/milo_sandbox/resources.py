@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from base64 import b64encode
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import yaml
 
 if TYPE_CHECKING:
     from milo_sandbox.refusals import Cause
@@ -82,187 +85,59 @@ class ResourceDefinition(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         return f"{self.plural}.{self.group}" if self.group else self.plural
 
 
-_CONDITIONS: Document = {
-    "type": "array",
-    "description": "The conditions of this object.",
-    "items": {
-        "type": "object",
-        "required": ["lastTransitionTime", "message", "reason", "status", "type"],
-        "properties": {
-            "type": {
-                "type": "string",
-                "maxLength": 316,
-                "pattern": r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$",
-            },
-            "status": {"type": "string", "enum": ["True", "False", "Unknown"]},
-            "reason": {
-                "type": "string",
-                "minLength": 1,
-                "maxLength": 1024,
-                "pattern": r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$",
-            },
-            "message": {"type": "string", "maxLength": 32768},
-            "lastTransitionTime": {"type": "string", "format": "date-time"},
-            "observedGeneration": {"type": "integer", "format": "int64", "minimum": 0},
-        },
-    },
-}
-
-
-def _conditions(*default: Document) -> Document:
-    return _CONDITIONS | {"default": list(default)} if default else _CONDITIONS
-
-
-def _never(condition: str, status: str, reason: str, message: str) -> Document:
-    return {
-        "type": condition,
-        "status": status,
-        "reason": reason,
-        "message": message,
-        "lastTransitionTime": "1970-01-01T00:00:00Z",
-    }
-
-
-_SUSPENSION_REASON: Document = {
-    "type": "string",
-    "enum": ["Fraud", "Abuse", "Billing", "Compliance", "Administrative"],
-}
-_REINSTATE_AUTHORITY: Document = {"type": "string", "enum": ["Operator", "Consumer"]}
-
 _AGE = Column(name="Age", path=("metadata", "creationTimestamp"), type="date")
 _NAME = Column(name="Name", path=("metadata", "name"))
 
-PROJECTS = ResourceDefinition(
-    group="resourcemanager.miloapis.com",
-    version="v1alpha1",
-    kind="Project",
-    plural="projects",
-    singular="project",
-    has_status=True,
-    ready_condition="Ready",
-    counts_generations=True,
-    schema={
-        "type": "object",
-        "description": "A project: a control plane of its own for one organization's work.",
-        "required": ["spec"],
-        "properties": {
-            "spec": {
-                "type": "object",
-                "required": ["ownerRef"],
-                "properties": {
-                    "ownerRef": {
-                        "type": "object",
-                        "description": "Who owns the project.",
-                        "required": ["kind", "name"],
-                        "properties": {
-                            "kind": {"type": "string", "enum": ["Organization"]},
-                            "name": {"type": "string"},
-                        },
-                    }
-                },
-            },
-            "status": {
-                "type": "object",
-                "properties": {
-                    # The default is inside status: a project without a status has no conditions.
-                    "conditions": _conditions(
-                        _never("Ready", "Unknown", "Unknown", "The project was not reconciled yet")
-                    ),
-                    "suspensions": {
-                        "type": "array",
-                        "items": {
-                            "type": "object",
-                            "required": ["reason", "suspendedAt", "reinstateAuthority"],
-                            "properties": {
-                                "reason": _SUSPENSION_REASON,
-                                "suspendedAt": {"type": "string", "format": "date-time"},
-                                "reinstateAuthority": _REINSTATE_AUTHORITY,
-                            },
-                        },
-                    },
-                },
-            },
-        },
-    },
-    columns=(
-        _NAME,
-        Column(name="Organization", path=("spec", "ownerRef", "name"), description="The owner."),
-        Column(name="Ready", condition="Ready"),
-        Column(name="Suspended", condition="Suspended", wide=True),
-        _AGE,
-    ),
-)
+_CONDITION_CELL = re.compile(r"""\.status\.conditions\[\?\(@\.type\s*==\s*["'](\w+)["']\)\]\.status""")
+_PLAIN_PATH = re.compile(r"(\.[A-Za-z0-9_-]+)+")
+_DEFINITIONS = Path(__file__).parent / "crds"
 
-PROJECT_CONTROL_PLANES = ResourceDefinition(
-    group="infrastructure.miloapis.com",
-    version="v1alpha1",
-    kind="ProjectControlPlane",
-    plural="projectcontrolplanes",
-    singular="projectcontrolplane",
-    has_status=True,
-    ready_condition="ControlPlaneReady",
-    counts_generations=True,
-    schema={
-        "type": "object",
-        "description": "The control plane of a project, with its name.",
-        "required": ["spec"],
-        "properties": {
-            "spec": {"type": "object"},
-            "status": {
-                "type": "object",
-                "properties": {"conditions": _conditions()},
-                "default": {
-                    "conditions": [
-                        _never("ControlPlaneReady", "False", "Creating", "The control plane is being created")
-                    ]
-                },
-            },
-        },
-    },
-    columns=(_NAME, Column(name="Ready", condition="ControlPlaneReady"), _AGE),
-)
 
-PROJECT_SUSPENSIONS = ResourceDefinition(
-    group="resourcemanager.miloapis.com",
-    version="v1alpha1",
-    kind="ProjectSuspension",
-    plural="projectsuspensions",
-    singular="projectsuspension",
-    has_status=True,
-    counts_generations=True,
-    schema={
-        "type": "object",
-        "description": "A suspension of the project with a name, whether there is such a project or not.",
-        "properties": {
-            "spec": {
-                "type": "object",
-                "required": ["projectRef", "reason", "reinstateAuthority", "requestedBy"],
-                "properties": {
-                    "projectRef": {
-                        "type": "object",
-                        "required": ["name"],
-                        "properties": {"name": {"type": "string"}},
-                    },
-                    "reason": _SUSPENSION_REASON,
-                    "reinstateAuthority": _REINSTATE_AUTHORITY,
-                    "requestedBy": {"type": "string"},
-                    "description": {"type": "string"},
-                },
-            },
-            "status": {
-                "type": "object",
-                "properties": {"phase": {"type": "string", "enum": ["Active", "Lifted"]}},
-            },
-        },
-    },
-    columns=(
-        _NAME,
-        Column(name="Project", path=("spec", "projectRef", "name")),
-        Column(name="Reason", path=("spec", "reason")),
-        Column(name="Phase", path=("status", "phase")),
-        _AGE,
-    ),
-)
+def resource_of(definition: Document) -> ResourceDefinition:
+    """Return the resource of a valid definition: its storage version, and no other."""
+    spec = definition["spec"]
+    names = spec["names"]
+    version = next(each for each in spec["versions"] if each["storage"])
+    return ResourceDefinition(
+        group=spec["group"],
+        version=version["name"],
+        kind=names["kind"],
+        plural=names["plural"],
+        singular=names.get("singular") or names["kind"].lower(),
+        short_names=tuple(names.get("shortNames") or ()),
+        namespaced=spec["scope"] == "Namespaced",
+        schema=version["schema"]["openAPIV3Schema"],
+        has_status="status" in (version.get("subresources") or {}),
+        counts_generations=True,
+        columns=tuple(_columns(version.get("additionalPrinterColumns") or ())),
+        selectable_fields=tuple(each["jsonPath"].removeprefix(".") for each in version.get("selectableFields") or ()),
+    )
+
+
+def _columns(given: Sequence[Document]) -> Iterator[Column]:
+    yield _NAME
+    for each in given:
+        path, wide = each["jsonPath"], bool(each.get("priority"))
+        description = each.get("description", "")
+        if found := _CONDITION_CELL.fullmatch(path):
+            yield Column(name=each["name"], condition=found[1], wide=wide, description=description)
+        elif _PLAIN_PATH.fullmatch(path):
+            steps = tuple(path.split(".")[1:])
+            yield Column(name=each["name"], path=steps, type=each["type"], wide=wide, description=description)
+    if not given:
+        yield _AGE
+
+
+def shipped(plural: str, ready_condition: str = "") -> ResourceDefinition:
+    """Return the resource of one of the definitions in `crds`, which real API servers are given as well."""
+    definition = yaml.safe_load(_DEFINITIONS.joinpath(f"{plural}.yaml").read_text())
+    return msgspec.structs.replace(resource_of(definition), ready_condition=ready_condition)
+
+
+PROJECTS = shipped("projects", "Ready")
+PROJECT_CONTROL_PLANES = shipped("projectcontrolplanes", "ControlPlaneReady")
+PROJECT_SUSPENSIONS = shipped("projectsuspensions")
+SERVICE_CONSUMERS = shipped("serviceconsumers")
 
 
 def _label_with_name(namespace: Document) -> None:
@@ -419,39 +294,6 @@ LEASES = ResourceDefinition(
         },
     },
     columns=(_NAME, Column(name="Holder", path=("spec", "holderIdentity")), _AGE),
-)
-
-SERVICE_CONSUMERS = ResourceDefinition(
-    group="services.miloapis.com",
-    version="v1alpha1",
-    kind="ServiceConsumer",
-    plural="serviceconsumers",
-    singular="serviceconsumer",
-    has_status=True,
-    counts_generations=True,
-    schema={
-        "type": "object",
-        "description": "A project that uses a service, in the project of the service's provider.",
-        "properties": {
-            "spec": {
-                "type": "object",
-                "properties": {
-                    "serviceRef": {"type": "object", "properties": {"name": {"type": "string"}}},
-                    "consumerProjectRef": {"type": "object", "properties": {"name": {"type": "string"}}},
-                    "suspended": {"type": "boolean"},
-                },
-            },
-            "status": {
-                "type": "object",
-                "properties": {
-                    "phase": {"type": "string", "enum": ["PendingApproval", "Active", "Denied"]},
-                    "serviceName": {"type": "string"},
-                    "conditions": _conditions(),
-                },
-            },
-        },
-    },
-    columns=(_NAME, Column(name="Phase", path=("status", "phase")), _AGE),
 )
 
 

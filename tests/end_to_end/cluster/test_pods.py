@@ -17,7 +17,7 @@ from tests.end_to_end.real import kubeconfig
 from tests.end_to_end.real.process import ProcessError
 from tests.tooling.deploy.manifests import DEPLOY, OPERATOR, manifests
 
-DEFINITION = ROOT / "tests/end_to_end/real/crds/projectcontrolplanes.yaml"
+DEFINITION = ROOT / "sandbox/src/milo_sandbox/crds/projectcontrolplanes.yaml"
 OF_PROMETHEUS = {"PodMonitor", "PrometheusRule"}
 TERMINATE = "import os, signal; os.kill(1, signal.SIGTERM)"
 

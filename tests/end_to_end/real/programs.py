@@ -27,7 +27,7 @@ MILO_FEATURE_GATES = "MILO_FEATURE_GATES"
 PEER_BINARY = "MILO_PEER"
 KUBERNETES_MINOR = "KUBERNETES"
 
-_OWN_DEFINITIONS = Path(__file__).parent / "crds"
+OWN_DEFINITIONS = Path(__file__).parents[3] / "sandbox/src/milo_sandbox/crds"
 _CONTROL_PLANES = Path("config/crd/bases/infrastructure/infrastructure.miloapis.com_projectcontrolplanes.yaml")
 
 
@@ -63,7 +63,7 @@ def programs(say: Say) -> Programs:
     try:
         control_planes = source_directory(MILO) / _CONTROL_PLANES
     except UnobtainableError as error:
-        control_planes = _OWN_DEFINITIONS / "projectcontrolplanes.yaml"
+        control_planes = OWN_DEFINITIONS / "projectcontrolplanes.yaml"
         missing.append(f"Milo's definition of projectcontrolplanes, so one of our own stands for it ({error})")
     try:
         milo = _milo(say)
@@ -72,7 +72,7 @@ def programs(say: Say) -> Programs:
         milo = ApiProgram(
             title=f"{title} with projects of our own definition, in Milo's place",
             argv=_kubernetes_argv(kubernetes),
-            definitions=((_OWN_DEFINITIONS / "projects.yaml").read_text(),),
+            definitions=((OWN_DEFINITIONS / "projects.yaml").read_text(),),
         )
         missing.append(
             f"Milo's API server, so a kube-apiserver stands for it; {MILO_BINARY} may name a binary of it ({error})"

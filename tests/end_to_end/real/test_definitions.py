@@ -26,6 +26,7 @@ from tests.end_to_end.real.conftest import NAMESPACE
 from tests.end_to_end.real.handing_out import kubeconfig_of
 from tests.end_to_end.real.kubectl import user_of
 from tests.end_to_end.real.platforms import cluster_api
+from tests.end_to_end.real.programs import OWN_DEFINITIONS
 from tests.end_to_end.real.servers import RealApi
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(600)]
@@ -388,7 +389,7 @@ async def test_service_consumer_source_engages_suspends_and_drains_projects(
         await api.call("PATCH", f"{consumers}/{name}/status", {"status": {"serviceName": "dns.example.com", **status}})
 
     async with platform.api() as api, context_of_a_project(platform, directory):
-        await api.define(yaml.safe_load((Path(__file__).parent / "crds/serviceconsumers.yaml").read_text()))
+        await api.define(yaml.safe_load((OWN_DEFINITIONS / "serviceconsumers.yaml").read_text()))
         for name in ("first", "second"):
             spec = {"serviceRef": {"name": "svc-1"}, "consumerProjectRef": {"name": "shop"}}
             kind = {"apiVersion": "services.miloapis.com/v1alpha1", "kind": "ServiceConsumer"}

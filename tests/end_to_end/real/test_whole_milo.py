@@ -15,6 +15,7 @@ from tests.end_to_end.lives.world import OPERATORS, World
 from tests.end_to_end.process.daemon import DaemonProcess
 from tests.end_to_end.real.daemon_observer import DaemonObserver, disengaged, engaged
 from tests.end_to_end.real.inside import ADDRESSES
+from tests.end_to_end.real.programs import OWN_DEFINITIONS
 from tests.end_to_end.real.servers import MiloApi
 from tests.end_to_end.real.watching import set_ready
 from tests.end_to_end.real.whole_milo import WholeMilo
@@ -128,7 +129,7 @@ async def test_service_consumers_of_a_project_end_with_it(whole_milo: WholeMilo,
     config = directory / "daemon.yaml"
     config.write_text(yaml.safe_dump({"sources": [source], "listen": [address], "http_listen": "off"}))
     async with Witness(whole_milo.places) as witness, core.api() as api:
-        await api.define(yaml.safe_load((Path(__file__).parent / "crds/serviceconsumers.yaml").read_text()))
+        await api.define(yaml.safe_load((OWN_DEFINITIONS / "serviceconsumers.yaml").read_text()))
         for name in ("provider", "consumer"):
             await lives.begin(witness, name)
         consumer = {
