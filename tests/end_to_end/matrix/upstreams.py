@@ -92,7 +92,7 @@ class Consumers(Projects):
 
     def create(self, cluster: str) -> None:
         super().create(cluster)
-        spec = {"consumerProjectRef": {"name": cluster}}
+        spec = {"serviceRef": {"name": SERVICE}, "consumerProjectRef": {"name": cluster}}
         self._store.create(SERVICE_CONSUMERS, {"metadata": {"name": f"sc-{cluster}"}, "spec": spec})
         status = {"serviceName": SERVICE, "phase": "Active"}
         self._store.modify(

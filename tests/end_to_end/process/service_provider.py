@@ -49,7 +49,7 @@ class ServiceProvider:
 
     def activate(self, project: str) -> None:
         """Let a project use the service."""
-        spec = {"consumerProjectRef": {"name": project}}
+        spec = {"serviceRef": {"name": SERVICE}, "consumerProjectRef": {"name": project}}
         self.store.create(SERVICE_CONSUMERS, {"metadata": {"name": f"sc-{project}"}, "spec": spec})
         self.set_status(project, serviceName=SERVICE, phase="Active")
 

@@ -54,7 +54,7 @@ def relabel_control_plane(sandbox: Sandbox, name: str, env: str) -> None:
 def create_consumer(sandbox: Sandbox, name: str, organization: str, env: str) -> None:
     create_project(sandbox, name, organization, env)
     metadata = {"name": f"consumer-{name}", "labels": {"env": env}}
-    document = {"metadata": metadata, "spec": {"consumerProjectRef": {"name": name}}}
+    document = {"metadata": metadata, "spec": {"serviceRef": {"name": "dns"}, "consumerProjectRef": {"name": name}}}
     store = sandbox.control_plane(PROVIDER)
     store.create(SERVICE_CONSUMERS, document)
     status = {"serviceName": "dns", "phase": "Active"}
