@@ -13,6 +13,8 @@ COPY deploy/image deploy/image
 COPY requirements requirements
 COPY pyproject.toml README.md LICENSE ./
 COPY clients/python clients/python
+COPY controllers controllers
+COPY publishing publishing
 COPY kube kube
 COPY proto proto
 COPY milo_discoveryd milo_discoveryd

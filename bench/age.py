@@ -18,7 +18,7 @@ MOST_COMMITS = 30
 """How many commits may have changed the measured packages since."""
 _DAEMON = ("milo_discoveryd", "kube/src")
 _MORE = {
-    "controllers": ("clients/python/src",),
+    "controllers": ("controllers/src", "clients/python/src"),
     "go": ("clients/go",),
     "go_memory": ("clients/go",),
     "milo": ("clients/go",),

@@ -19,8 +19,8 @@ from prometheus_client import CollectorRegistry
 
 from bench.process import standard_input
 from bench.projects import MARK
+from milo_controllers import Controllers, QueuePolicy, ReconcileTarget, Request, Result
 from milo_discovery import DiscoveryClient, Fleet
-from milo_discovery.controllers import Controllers, QueuePolicy, ReconcileTarget, Request, Result
 
 CONFIG_MAPS = "v1/configmaps"
 _AT_ONCE = Result(requeue_after=timedelta(0))

@@ -15,18 +15,19 @@ DIRECTORY = ROOT / "requirements"
 
 DAEMON = ("pyproject.toml", "clients/python/pyproject.toml", "kube/pyproject.toml", "--extra", "traces")
 SANDBOX = ("sandbox/pyproject.toml", *DAEMON)
-DEV = ("conformance/pyproject.toml", *SANDBOX)
+OPERATORS = ("controllers/pyproject.toml", "publishing/pyproject.toml")
+DEV = ("conformance/pyproject.toml", *OPERATORS, *SANDBOX)
 LOCKS: dict[str, tuple[str, ...]] = {
     "daemon": DAEMON,
     "sandbox": SANDBOX,
-    "dev": (*DEV, "--extra", "kubernetes", "--extra", "kopf", "--extra", "controllers", "--group", "dev"),
-    "mutants": (*SANDBOX, "--extra", "kubernetes", "--extra", "controllers", "--group", "mutants"),
+    "dev": (*DEV, "--extra", "kubernetes", "--extra", "kopf", "--group", "dev"),
+    "mutants": (*OPERATORS, *SANDBOX, "--extra", "kubernetes", "--group", "mutants"),
     "fuzz": (*SANDBOX, "--group", "fuzz"),
     **{group: ("--group", group) for group in ("audit", "build", "codegen", "lock", "manifests", "release", "site")},
 }
 """What each file is resolved from: the published dependencies of packages, and groups of pyproject.toml."""
 
-OURS = ("milo-discoveryd", "milo-discovery-client", "milo-kube", "milo-sandbox")
+OURS = ("milo-discoveryd", "milo-discovery-client", "milo-controllers", "milo-publishing", "milo-kube", "milo-sandbox")
 OPTIONS = (
     *("--universal", "--python-version", "3.11", "--generate-hashes", "--quiet"),
     *("--no-header", "--no-annotate", "--no-emit-index-url"),

@@ -14,7 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PRODUCT = ("milo_discoveryd/", "kube/src/", "clients/python/src/", "sandbox/src/", "conformance/src/")
+PRODUCT = (
+    "milo_discoveryd/", "clients/python/src/", "controllers/src/", "publishing/src/", "kube/src/", "sandbox/src/",
+    "conformance/src/",
+)  # fmt: skip
 NAMED = re.compile(r"`([A-Za-z_][\w.]*)(?:\(\))?`")
 WORD = re.compile(r"[A-Za-z_]\w*")
 

@@ -21,8 +21,8 @@ REFERENCES = {
         "[the client's page](../clients/python/README.md) explains.",
     ),
     "controllers-reference.md": (
-        ("milo_discovery.controllers", "milo_discovery.testing"),
-        "# Reference of controllers\n\nThe public names of `milo_discovery.controllers` and `milo_discovery.testing`, "
+        ("milo_controllers", "milo_discovery.testing"),
+        "# Reference of controllers\n\nThe public names of `milo_controllers` and `milo_discovery.testing`, "
         "which\n[Controllers](controllers.md) and [Testing operators](testing-operators.md) explain.",
     ),
 }

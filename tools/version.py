@@ -17,7 +17,12 @@ GO_MODULES = r"(go\.miloapis\.com/discovery(?:/multicluster)? v)(\S+)"
 FORM = r"\d+\.\d+\.\d+(?:(?:a|b|rc)\d+)?"
 COPIES = {
     "pyproject.toml": (r'(?m)(^version = ")([^"]+)', r'("milo-(?:discovery-client|kube)==)([^"]+)'),
-    "clients/python/pyproject.toml": (r'(?m)(^version = ")([^"]+)', r'("milo-kube(?:\[http2\])?==)([^"]+)'),
+    "clients/python/pyproject.toml": (r'(?m)(^version = ")([^"]+)', r'("milo-kube==)([^"]+)'),
+    "controllers/pyproject.toml": (
+        r'(?m)(^version = ")([^"]+)',
+        r'("milo-(?:discovery-client|kube\[http2\])==)([^"]+)',
+    ),
+    "publishing/pyproject.toml": (r'(?m)(^version = ")([^"]+)', r'("milo-(?:controllers|discovery-client)==)([^"]+)'),
     "kube/pyproject.toml": (r'(?m)(^version = ")([^"]+)',),
     "sandbox/pyproject.toml": (r'(?m)(^version = ")([^"]+)', r'("milo-discover(?:yd|y-client)==)([^"]+)'),
     "conformance/pyproject.toml": (r'(?m)(^version = ")([^"]+)', r'("milo-discovery-client==)([^"]+)'),

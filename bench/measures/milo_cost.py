@@ -14,8 +14,8 @@ from bench.access import Access
 from bench.daemon import daemon as running_daemon
 from bench.milo import RealMilo
 from bench.setting import Samples, Setting
+from milo_controllers import Controllers, Request
 from milo_discovery import Cluster, DiscoveryClient, Fleet
-from milo_discovery.controllers import Controllers, Request
 
 _KINDS = ("v1/configmaps", "v1/secrets")
 _LOOK_EVERY_S = 5.0

@@ -5,7 +5,8 @@
 set -eu
 source=$1 target=$2 what=${3:-daemon} wheels=${4:-$(mktemp -d)}
 python=${PYTHON:-python3}
-packages="$source/kube $source/clients/python $source"
+# Publishing, and what it uses of controllers, need nothing that the daemon does not: `pip check` tells when they do.
+packages="$source/kube $source/clients/python $source/controllers $source/publishing $source"
 [ "$what" = daemon ] || packages="$packages $source/$what"
 
 pip() {

@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 
-from milo_discovery.controllers import Controllers, Request, SingleCluster, main
+from milo_controllers import Controllers, Request, SingleCluster, main
 
 log = logging.getLogger("greeter")
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
 
-from milo_discovery.controllers import (
+from milo_controllers import (
     Controllers,
     Kind,
     NotSynced,

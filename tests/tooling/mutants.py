@@ -36,7 +36,8 @@ def prepare(directory: Path, chosen: list[str]) -> None:
     ignored = shutil.ignore_patterns("__pycache__")
     for package in PACKAGES:
         shutil.copytree(package, directory / package.name, ignore=ignored)
-    shutil.copytree(ROOT / "tests", directory / "tests", ignore=ignored)
+    for tests in ("tests", "controllers/tests"):
+        shutil.copytree(ROOT / tests, directory / tests, ignore=ignored)
     paths = [module.replace(".", "/") for module in chosen]
     settings = SETTINGS.format(
         sources=json.dumps(sorted({path.partition("/")[0] for path in paths})),

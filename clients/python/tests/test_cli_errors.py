@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from importlib.metadata import EntryPoints
 
+import click
 import grpc
 import pytest
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
 
 from milo_discovery import Unavailable
+from milo_discovery.cli import command as command_line
 from milo_discovery.cli.exit_status import describe
 
 from .cli_process import FLEET
@@ -158,3 +161,9 @@ class TestErrors:
         process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE)
         out, _ = await process.communicate()
         assert out.decode().splitlines()[-1] == "[]"
+
+
+def test_cli_names_the_package_of_a_command_that_is_not_installed(monkeypatch):
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: EntryPoints())
+    with pytest.raises(click.UsageError, match="pip install milo-publishing"):
+        command_line.main(["publish"], standalone_mode=False)

@@ -53,7 +53,7 @@ def sync(daemon, path: Path, *arguments: str):
     site = path.parent / "site"
     site.mkdir(exist_ok=True)
     (site / "sitecustomize.py").write_text(
-        "from milo_discovery.publishing import removals\nremovals.SECOND_LOOK_S = 0.1\n"
+        "from milo_discovery import _removal_guard as removals\nremovals.SECOND_LOOK_S = 0.1\n"
     )
     return running("sync", "--dir", str(path), *arguments, address=daemon.address, PYTHONPATH=str(site))
 

@@ -1,4 +1,4 @@
-"""Operators that `milo_discovery.controllers.main` runs, as processes."""
+"""Operators that `milo_controllers.main` runs, as processes."""
 
 import json
 import os
@@ -24,7 +24,7 @@ CONFIG_MAPS = "v1/configmaps"
 PROGRAM = """\
 import asyncio, logging, time
 from datetime import timedelta
-from milo_discovery.controllers import Controllers, Kind, Permanent, Request, main
+from milo_controllers import Controllers, Kind, Permanent, Request, main
 
 controllers = Controllers()
 log = logging.getLogger("operator")

@@ -1,4 +1,4 @@
-"""The contract of suspension that the service catalog demands of operators, met by one on milo_discovery.controllers.
+"""The contract of suspension that the service catalog demands of operators, met by one on milo_controllers.
 
 Its harness, ConformanceSuspendResume, drives the condition Suspended of a ServiceConsumer to True and back to False. It
 demands that the operator pauses, resumes, and reports that in the condition Paused, without changing the platform's
@@ -14,8 +14,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
+from milo_controllers import Controllers, Kind, ProjectSuspended, Request
 from milo_discovery import DiscoveryClient, EventType, Fleet
-from milo_discovery.controllers import Controllers, Kind, ProjectSuspended, Request
 from milo_sandbox.resources import CONFIG_MAPS
 from milo_sandbox.store import Store
 from tests.end_to_end.process.api_calls import call

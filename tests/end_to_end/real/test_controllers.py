@@ -17,9 +17,9 @@ import pytest_asyncio
 import yaml
 from prometheus_client import CollectorRegistry
 
+from milo_controllers import Controllers, Kind, QueuePolicy, Request, SingleCluster
+from milo_controllers.informer import Informer
 from milo_discovery import DiscoveryClient, Fleet
-from milo_discovery.controllers import Controllers, Kind, QueuePolicy, Request, SingleCluster
-from milo_discovery.controllers.informer import Informer
 from tests.end_to_end.process.daemon import DaemonProcess
 from tests.end_to_end.real import kubeconfig
 from tests.end_to_end.real.api import Api

@@ -15,8 +15,8 @@ import yaml
 from kubernetes.aio.client import AuthenticationV1Api, V1SelfSubjectReview
 from prometheus_client import CollectorRegistry
 
+from milo_controllers import Controllers, Request
 from milo_discovery import CallFailed, ClusterNotFound, DiscoveryClient, Fleet, Unavailable
-from milo_discovery.controllers import Controllers, Request
 from milo_discovery.sync import SyncDiscoveryClient as BlockingClient
 from tests.end_to_end.process.daemon import DaemonProcess
 from tests.end_to_end.real.api import Api

@@ -1,6 +1,6 @@
 """A Python operator: it answers the ConfigMap `question` of each cluster by a ConfigMap `answer` with the same text."""
 
-from milo_discovery.controllers import Controllers, Request, main
+from milo_controllers import Controllers, Request, main
 
 CONFIG_MAPS = "v1/configmaps"
 QUESTION, ANSWER = "question", "answer"

@@ -18,6 +18,8 @@ from tests.tooling.deploy.manifests import ROOT
 SOURCES = {
     "milo-discoveryd": (ROOT, ROOT),
     "milo-discovery-client": (ROOT / "clients" / "python", ROOT / "clients" / "python" / "src"),
+    "milo-controllers": (ROOT / "controllers", ROOT / "controllers" / "src"),
+    "milo-publishing": (ROOT / "publishing", ROOT / "publishing" / "src"),
     "milo-kube": (ROOT / "kube", ROOT / "kube" / "src"),
     "milo-sandbox": (ROOT / "sandbox", ROOT / "sandbox" / "src"),
 }
@@ -26,6 +28,8 @@ pytestmark = [pytest.mark.builds, pytest.mark.timeout(600)]
 PACKAGES = {
     "milo-discoveryd": "milo_discoveryd",
     "milo-discovery-client": "milo_discovery",
+    "milo-controllers": "milo_controllers",
+    "milo-publishing": "milo_publishing",
     "milo-kube": "milo_kube",
     "milo-sandbox": "milo_sandbox",
 }

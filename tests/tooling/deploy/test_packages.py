@@ -16,6 +16,8 @@ from tests.tooling.deploy.manifests import ROOT
 PACKAGES = {
     "milo_discoveryd": ROOT,
     "milo_discovery_client": ROOT / "clients" / "python",
+    "milo_controllers": ROOT / "controllers",
+    "milo_publishing": ROOT / "publishing",
     "milo_kube": ROOT / "kube",
     "milo_sandbox": ROOT / "sandbox",
     "milo_discovery_conformance": ROOT / "conformance",

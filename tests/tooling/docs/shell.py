@@ -15,6 +15,8 @@ DOCUMENTS = sorted(
         "deploy/**/*.md",
         "clients/python/*.md",
         "clients/go/**/*.md",
+        "controllers/*.md",
+        "publishing/*.md",
         "kube/*.md",
         "examples/**/*.md",
         "sandbox/*.md",

@@ -8,8 +8,8 @@ from typing import Any
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from prometheus_client import CollectorRegistry
 
-from milo_discovery.controllers import current_cluster, current_object
-from milo_discovery.controllers.metrics import ControllerMetrics
+from milo_controllers import current_cluster, current_object
+from milo_controllers.metrics import ControllerMetrics
 
 _PAGE = Path(__file__).resolve().parents[3] / "docs" / "controllers.md"
 _SAMPLE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)

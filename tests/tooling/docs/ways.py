@@ -95,7 +95,7 @@ def way(block: Block, words: Sequence[str]) -> Way:
             return Way.FOUND
         case ["grpcurl", *_]:
             return Way.CALLED
-        case ["pip", "install", "./kube", "./clients/python" | "./clients/python[controllers]"]:
+        case ["pip", "install", "./kube", "./clients/python", *rest] if set(rest) <= {"./controllers", "./publishing"}:
             return Way.INSTALLED
         case ["go", "get", *_]:
             return Way.GO_MODULES

@@ -8,6 +8,8 @@ CONFIG = ROOT / ".importlinter"
 PACKAGES = (
     ROOT / "milo_discoveryd",
     ROOT / "clients/python/src/milo_discovery",
+    ROOT / "controllers/src/milo_controllers",
+    ROOT / "publishing/src/milo_publishing",
     ROOT / "kube/src/milo_kube",
     ROOT / "sandbox/src/milo_sandbox",
     ROOT / "conformance/src/milo_conformance",
@@ -26,8 +28,10 @@ def modules(contract: str, option: str = "source_modules") -> list[str]:
 
 
 def unit_tests(module: str) -> list[Path]:
-    """Return the tests of a pure module: the directory of its package in tests/unit, or the files with its name."""
-    place = ROOT.joinpath("tests", "unit", *module.split(".")[1:])
+    """Return the tests of a pure module: the directory of its package in unit/, or the files with its name."""
+    package, *path = module.split(".")
+    root = ROOT / "controllers" if package == "milo_controllers" else ROOT
+    place = root.joinpath("tests", "unit", *path)
     return [place] if place.is_dir() else sorted(place.parent.glob(f"test_{place.name}*.py"))
 
 

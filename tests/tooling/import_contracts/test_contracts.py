@@ -25,9 +25,8 @@ FORBIDDEN = {
     "conformance": ("milo_conformance/failure.py", "import milo_discovery.model"),
     "sandbox-store": ("milo_sandbox/history.py", "import time"),
     "production": ("milo_discoveryd/check/finding.py", "import milo_sandbox.names"),
-    "client": ("milo_discovery/model.py", "import milo_discoveryd.model"),
-    "controllers-layers": ("milo_discovery/controllers/kinds.py", "import milo_discovery.controllers.request"),
-    "shared": ("milo_kube/addresses.py", "import milo_discovery.model"),
+    "distributions": ("milo_discovery/model.py", "import milo_controllers.kinds"),
+    "controllers-layers": ("milo_controllers/kinds.py", "import milo_controllers.request"),
     "shared-layers": ("milo_kube/retry_after.py", "import milo_kube.reflect.backoff"),
     "client-layers": ("milo_discovery/watch.py", "import milo_discovery.cli.options"),
 }

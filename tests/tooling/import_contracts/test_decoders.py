@@ -12,7 +12,7 @@ from tests.tooling.import_contracts.contracts import PACKAGES, ROOT
 
 LATER = {
     "kube/src/milo_kube/reflect/wire.py": "the kind of object is an argument; built on the event loop, for each watch",
-    "clients/python/src/milo_discovery/controllers/kinds.py": "the model is an operator's; built with its Kind",
+    "controllers/src/milo_controllers/kinds.py": "the model is an operator's; built with its Kind",
 }
 """Modules that build decoders in functions, and why these do not run in several threads."""
 IN_A_FUNCTION = "builds a Decoder in a function: build it at import"

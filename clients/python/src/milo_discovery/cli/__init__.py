@@ -9,6 +9,7 @@ import errno
 import os
 import sys
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,6 +17,9 @@ from milo_discovery._extras import MissingPackageError
 from milo_discovery.cli.exit_status import ExitStatus, exit_by_full_output, exit_by_sigpipe, print_message
 from milo_discovery.cli.options import VARIABLES, address_option, credential_options, timeout_option, unknown_variables
 from milo_discovery.cli.usage import did_you_mean, print_usage_error
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoints
 
 _MODULE_OF = {
     "completion": "completion",
@@ -25,7 +29,6 @@ _MODULE_OF = {
     "kubeconfig": "kubeconfig",
     "list": "queries",
     "objects": "operator",
-    "publish": "publish",
     "run": "operator",
     "shards": "queries",
     "status": "queries",
@@ -34,7 +37,9 @@ _MODULE_OF = {
     "watch": "watch",
 }
 """The module of each command, imported when the command runs: `credential` has to start fast."""
-
+COMMANDS_GROUP = "milo_discovery.commands"
+"""Entry points by which other packages add commands."""
+_PACKAGE_OF = {"publish": "milo-publishing"}
 
 _SIMILAR = 0.85
 """Variables have half of their letters in common."""
@@ -44,13 +49,24 @@ class LazyGroup(click.Group):
     """A command group that imports each command on use, and exits by SIGPIPE when the reader of its output closes."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_MODULE_OF)
+        return sorted({*_MODULE_OF, *_added_commands().names})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _MODULE_OF:
+        if cmd_name in _MODULE_OF:
+            module = import_module(f"milo_discovery.cli.{_MODULE_OF[cmd_name]}")
+            members = vars(module).values()
+            return next(each for each in members if isinstance(each, click.Command) and each.name == cmd_name)
+        for entry_point in _added_commands().select(name=cmd_name):
+            command: click.Command = entry_point.load()
+            return command
+        if cmd_name.startswith("-"):
             return None
-        module = import_module(f"milo_discovery.cli.{_MODULE_OF[cmd_name]}")
-        return next(each for each in vars(module).values() if isinstance(each, click.Command) and each.name == cmd_name)
+        if package := _PACKAGE_OF.get(cmd_name):
+            raise click.UsageError(
+                f"{cmd_name!r} is part of the package {package}, which is not installed: pip install {package}", ctx
+            )
+        known = self.list_commands(ctx)
+        raise click.UsageError(f"No such command {cmd_name!r}{did_you_mean(cmd_name, known)}", ctx)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -60,8 +76,6 @@ class LazyGroup(click.Group):
                 click.echo(ctx.get_help())
                 ctx.exit()
             args = [args[1], "--help"]
-        if args and args[0] not in _MODULE_OF and not args[0].startswith("-"):
-            ctx.fail(f"No such command {args[0]!r}{did_you_mean(args[0], _MODULE_OF)}")
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> object:
@@ -69,6 +83,12 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except BrokenPipeError:
             exit_by_sigpipe()
+
+
+def _added_commands() -> EntryPoints:
+    from importlib.metadata import entry_points  # noqa: PLC0415  (`credential` has to start fast)
+
+    return entry_points(group=COMMANDS_GROUP)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

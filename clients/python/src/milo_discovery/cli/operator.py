@@ -120,7 +120,7 @@ def _ended(process: subprocess.Popen[bytes]) -> int:
 def objects(*, pages: str, cluster: str | None, form: str, headers: bool) -> None:
     """List the objects whose last reconcile failed, with the error, the attempts and the next try.
 
-    The operator is one that `milo_discovery.controllers.main` runs.
+    The operator is one that `milo_controllers.main` runs.
     """
     match = HOST_AND_PORT.fullmatch(pages if pages.rpartition(":")[0] else f"127.0.0.1{pages}")
     if match is None or not 0 < int(match["port"]) <= 65535:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from milo_discovery import _removal_guard as removals
+from milo_discovery._removal_guard import Removal, filter_text
 from milo_discovery._task_groups import unwrap_single_error
 from milo_discovery.cli.exit_status import CommandFailure, print_message
 from milo_discovery.cli.kubeconfig_directory import DesiredFile, KubeconfigDirectory
@@ -21,9 +23,6 @@ from milo_discovery.cli.watch import StreamMessages
 from milo_discovery.errors import StatusError, TimedOut
 from milo_discovery.events import Connected, Event, Refreshed, Synced
 from milo_discovery.model import DisengageReason, EngagementReason, EventType
-from milo_discovery.publishing import removals
-from milo_discovery.publishing.decisions import Removal
-from milo_discovery.publishing.objects import filter_text
 
 if TYPE_CHECKING:
     import asyncio

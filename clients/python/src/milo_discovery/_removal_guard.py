@@ -1,0 +1,154 @@
+"""The guard against mass removal: which objects or files without an engaged cluster may be deleted. No I/O.
+
+The daemon guards the ends that it reports. But a complete view that lacks published clusters may be the view of another
+daemon, of other rights or of another filter. So what it lacks is deleted at a second look, and what lacks much of the
+fleet is held until an administrator accepts it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from milo_discovery.model import DisengageReason, SourceState
+
+if TYPE_CHECKING:
+    from milo_discovery._convert import FilterOptions
+    from milo_discovery.watch import Watch
+
+COUNT = 10
+SHARE = 0.2
+"""Removals are held if they are more than `COUNT` and than this share of the objects, or more than half of these."""
+SECOND_LOOK_S = 10.0
+"""The time after which a missing cluster is confirmed: a daemon of the group may see a cluster later than its owner."""
+CONTESTED_S = 3600.0
+"""The time after a deletion in which the object is kept if it is written again: longer than other runs take to see that
+it was deleted."""
+ENDS = frozenset(
+    {
+        DisengageReason.DELETED,
+        DisengageReason.NOT_READY,
+        DisengageReason.REPLACED,
+        DisengageReason.LABELS_CHANGED,
+        DisengageReason.UNREACHABLE,
+        DisengageReason.REMOVED,
+    }
+)
+"""Reasons with which the daemon ends a cluster for all subscribers. After others it may exist, also in this group."""
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """An object that stands for a cluster which is not engaged."""
+
+    name: str
+    cluster: str
+    cluster_uid: str
+    uid: str
+    """The UID of the object."""
+
+
+class Removals:
+    """The objects or files whose clusters a complete view lacks."""
+
+    def __init__(self, *, accepts: bool = False) -> None:
+        """`accepts`: an administrator accepts what the first complete view lacks."""
+        self.accepts = accepts
+        self.problem = ""
+        """Why the removals are held; empty if they are not."""
+        self.is_foreign = False
+        """The view lacks all objects, so it may be another fleet: nothing is to be written."""
+        self._missing_since: dict[Removal, float] = {}
+        self._deleted: dict[tuple[str, str], tuple[str, float]] = {}
+        """The UIDs of objects whose removal was confirmed, and when, by their names and the UIDs of their clusters."""
+
+    def review(self, missing: Collection[Removal], published: int, now: float) -> list[Removal]:
+        """Return those that may be deleted, of the objects that a view lacks out of all `published` ones."""
+        self._missing_since = {each: self._missing_since.get(each, now) for each in missing}
+        is_held = _is_mass(len(missing), published) and not self.accepts
+        self.is_foreign = is_held and len(missing) == published
+        self.problem = ""
+        if is_held:
+            self.problem = (
+                f"the daemon has none of the {len(missing)} clusters that were written: nothing is written"
+                if self.is_foreign
+                else f"{len(missing)} of {published} clusters that were written are not engaged: they are kept"
+            ) + "; check the daemon's address, its rights and its sources, or run once with --accept-removals"
+            return []
+        contested = {each for each in missing if self._is_contested(each, now)}
+        if contested:
+            name, others = min(contested, key=lambda each: each.name).name, len(contested) - 1
+            self.problem = (
+                f"{name} was written again after its deletion{f', and {others} more were' if others else ''}: another "
+                "run publishes other clusters under the name of this one: they are kept; give each run its own "
+                "--publisher"
+            )
+        if not missing:
+            self.accepts = False
+        due = [each for each, since in self._missing_since.items() if now >= since + SECOND_LOOK_S]
+        confirmed = [each for each in due if each not in contested]
+        self._deleted.update({_subject(each): (each.uid, now) for each in confirmed})
+        return confirmed
+
+    def _is_contested(self, removal: Removal, now: float) -> bool:
+        """Return whether an object was written again after its deletion, by a run that has its cluster."""
+        uid, at = self._deleted.get(_subject(removal), (removal.uid, now))
+        if self.accepts or uid == removal.uid:
+            return False
+        if now > at + CONTESTED_S:
+            del self._deleted[_subject(removal)]
+            return False
+        self._deleted[_subject(removal)] = (uid, now)
+        return True
+
+    def next_look_at(self, now: float) -> float | None:
+        """Return the time of the next look at what is missing; None if nothing is."""
+        if self.problem:
+            return now + SECOND_LOOK_S
+        return min(
+            (each + SECOND_LOOK_S for each in self._missing_since.values() if each + SECOND_LOOK_S > now), default=None
+        )
+
+
+def _subject(removal: Removal) -> tuple[str, str]:
+    return removal.name, removal.cluster_uid
+
+
+def is_followed(watch: Watch, cluster: str) -> bool:
+    """Return whether a cluster that is not engaged is disengaged for certain, since its source is followed.
+
+    A daemon that starts while Milo is unreachable sends the clusters of its state file, which can be older than what
+    was written. Clusters of a source that the daemon does not have any more are judged by the least current one.
+    """
+    status = watch.sources.get(cluster.partition("#")[0] if "#" in cluster else "", watch.source)
+    return watch.connected and status is not None and status.state is SourceState.STREAMING
+
+
+def _is_mass(missing: int, published: int) -> bool:
+    return 2 * missing > published or missing > max(COUNT, SHARE * published)
+
+
+def filter_text(options: FilterOptions) -> str:
+    """Return the options of the command line that select the same clusters."""
+    values = [("-l", options.get("label_selector", ""))]
+    values += [("--organization", each) for each in sorted(options.get("organizations", ()))]
+    values += [("--source", each) for each in sorted(options.get("sources", ()))]
+    return " ".join(f"{option} {value}" for option, value in values if value)
+
+
+def difference(recorded: tuple[str | None, str | None], current: tuple[str, str]) -> str:
+    """Return how the recorded shard group and filter differ from those of this run; empty if none was recorded."""
+    if recorded[0] is not None and recorded[0] != current[0]:
+        return f"is of {_of_group(recorded[0])}, and this daemon is of {_of_group(current[0])}"
+    if recorded[1] is not None and recorded[1] != current[1]:
+        return f"was written with {_with_filter(recorded[1])}, and this run has {_with_filter(current[1])}"
+    return ""
+
+
+def _of_group(group: str) -> str:
+    return f"the shard group {group!r}" if group else "no shard group"
+
+
+def _with_filter(options: str) -> str:
+    return f"the filter `{options}`" if options else "no filter"

@@ -1,0 +1,97 @@
+"""The guard against mass removal of published objects."""
+
+from __future__ import annotations
+
+import pytest
+
+from milo_discovery._removal_guard import CONTESTED_S, SECOND_LOOK_S, Removal, Removals
+
+
+def missing(count: int, writing: int = 1) -> list[Removal]:
+    return [Removal(f"p-{number}", f"p-{number}", str(number), f"{writing}-{number}") for number in range(count)]
+
+
+def test_removal_is_confirmed_by_a_second_look():
+    removals = Removals()
+    assert removals.review(missing(1), 10, 0.0) == []
+    assert removals.next_look_at(0.0) == SECOND_LOOK_S
+    assert removals.review(missing(1), 10, SECOND_LOOK_S) == missing(1)
+    assert removals.problem == ""
+    assert removals.next_look_at(SECOND_LOOK_S) is None
+
+
+def test_removal_that_the_second_look_contradicts_begins_again():
+    removals = Removals()
+    removals.review(missing(1), 10, 0.0)
+    removals.review([], 10, SECOND_LOOK_S)
+    assert removals.review(missing(1), 10, SECOND_LOOK_S + 1) == []
+
+
+@pytest.mark.parametrize(
+    ("lacks", "published", "is_held"),
+    [(1, 1, True), (1, 2, False), (2, 2, True), (2, 3, True), (10, 30, False), (11, 30, True), (11, 55, False)],
+)
+def test_removals_of_much_of_the_fleet_are_held(lacks: int, published: int, is_held: bool):
+    removals = Removals()
+    removals.review(missing(lacks), published, 0.0)
+    confirmed = removals.review(missing(lacks), published, SECOND_LOOK_S)
+    assert (confirmed == [], bool(removals.problem)) == (is_held, is_held)
+    assert removals.is_foreign is (is_held and lacks == published)
+
+
+def test_held_removals_are_released_when_the_clusters_are_engaged_again():
+    removals = Removals()
+    removals.review(missing(8), 10, 0.0)
+    assert removals.next_look_at(0.0) == SECOND_LOOK_S
+    removals.review([], 10, 1.0)
+    assert (removals.problem, removals.next_look_at(1.0)) == ("", None)
+
+
+def test_accepted_removals_need_a_second_look_and_are_accepted_once():
+    removals = Removals(accepts=True)
+    assert removals.review(missing(3), 3, 0.0) == []
+    assert not removals.is_foreign
+    assert removals.review(missing(3), 3, SECOND_LOOK_S) == missing(3)
+    removals.review([], 0, SECOND_LOOK_S + 1)
+    removals.review(missing(3), 3, SECOND_LOOK_S + 2)
+    assert removals.is_foreign
+
+
+def deleted_once() -> Removals:
+    removals = Removals()
+    removals.review(missing(1), 10, 0.0)
+    assert removals.review(missing(1), 10, SECOND_LOOK_S) == missing(1)
+    return removals
+
+
+def test_object_that_is_not_deleted_yet_remains_confirmed():
+    assert deleted_once().review(missing(1), 10, SECOND_LOOK_S + 1) == missing(1)
+
+
+def test_object_that_another_run_writes_again_after_its_deletion_is_kept():
+    removals = deleted_once()
+    for now in (SECOND_LOOK_S + 1, 2 * SECOND_LOOK_S + 1, 2 * SECOND_LOOK_S + CONTESTED_S):
+        assert removals.review(missing(1, writing=2), 10, now) == []
+        assert removals.problem.startswith("p-0 was written again after its deletion: another run publishes")
+    assert removals.review([], 10, 3 * CONTESTED_S) == []
+    assert removals.problem == ""
+
+
+def test_object_that_is_written_again_much_later_is_deleted():
+    removals, later = deleted_once(), SECOND_LOOK_S + CONTESTED_S + 1
+    assert removals.review(missing(1, writing=2), 10, later) == []
+    assert removals.review(missing(1, writing=2), 10, later + SECOND_LOOK_S) == missing(1, writing=2)
+
+
+def test_contested_object_delays_no_other_removal():
+    removals, others = deleted_once(), missing(2)[1:]
+    now = SECOND_LOOK_S + 1
+    removals.review([*missing(1, writing=2), *others], 10, now)
+    assert removals.review([*missing(1, writing=2), *others], 10, now + SECOND_LOOK_S) == others
+
+
+def test_contested_object_is_deleted_if_that_is_accepted():
+    removals = deleted_once()
+    removals.accepts = True
+    removals.review(missing(1, writing=2), 10, SECOND_LOOK_S + 1)
+    assert removals.review(missing(1, writing=2), 10, 2 * SECOND_LOOK_S + 1) == missing(1, writing=2)

@@ -1,0 +1,68 @@
+"""Controllers: reconcilers that run in every engaged cluster."""
+
+from milo_controllers.app import main, set_up_logging
+from milo_controllers.cache_budget import CacheLimits
+from milo_controllers.conditions import owner_reference, with_condition, with_owner
+from milo_controllers.controllers import Controllers, watches
+from milo_controllers.errors import (
+    AlreadyExists,
+    ApiError,
+    Conflict,
+    ControllerError,
+    NotCached,
+    NotFound,
+    NotSynced,
+    Permanent,
+    ProjectSuspended,
+    ReconcileTimeout,
+    Unreachable,
+)
+from milo_controllers.fleet_view import ClusterCaches, ClusterObject, FleetView
+from milo_controllers.health import CacheProblem, ClusterProblem, FailingObject, Health
+from milo_controllers.kinds import Kind
+from milo_controllers.logs import ClusterFilter, current_cluster, current_object, current_reconcile
+from milo_controllers.request import Request, Result
+from milo_controllers.single_cluster import SingleCluster
+from milo_controllers.watched import ReconcileTarget, Watched, WatchedKind
+from milo_controllers.work_queue import QueuePolicy
+
+__all__ = [
+    "AlreadyExists",
+    "ApiError",
+    "CacheLimits",
+    "CacheProblem",
+    "ClusterCaches",
+    "ClusterFilter",
+    "ClusterObject",
+    "ClusterProblem",
+    "Conflict",
+    "ControllerError",
+    "Controllers",
+    "FailingObject",
+    "FleetView",
+    "Health",
+    "Kind",
+    "NotCached",
+    "NotFound",
+    "NotSynced",
+    "Permanent",
+    "ProjectSuspended",
+    "QueuePolicy",
+    "ReconcileTarget",
+    "ReconcileTimeout",
+    "Request",
+    "Result",
+    "SingleCluster",
+    "Unreachable",
+    "Watched",
+    "WatchedKind",
+    "current_cluster",
+    "current_object",
+    "current_reconcile",
+    "main",
+    "owner_reference",
+    "set_up_logging",
+    "watches",
+    "with_condition",
+    "with_owner",
+]

@@ -1,0 +1,263 @@
+"""The process of an operator: signals, logs, probes, metrics and leader election around its controllers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any, NoReturn
+
+import msgspec
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from milo_controllers.controllers import Controllers, Election
+from milo_controllers.functions import check_timedelta
+from milo_controllers.logs import ClusterFilter
+from milo_controllers.single_cluster import SingleCluster
+from milo_discovery._background_loop import run_in_thread, run_on
+from milo_discovery._rfc3339 import rfc3339
+from milo_discovery.errors import DiscoveryError
+from milo_discovery.leader_election import LeaderElection, LeadershipLost
+from milo_kube.http.server import HttpReply, HttpServer, ServerRequest
+from milo_kube.http.visitors import is_on_loopback, is_own_host
+
+log = logging.getLogger("milo_controllers")
+
+GRACE = timedelta(seconds=20)
+LISTEN_VARIABLE = "MILO_OPERATOR_LISTEN"
+_CLEANUP_S = 5.0
+_CONNECTIONS = 64
+_STANDARD_FIELDS = frozenset(vars(logging.LogRecord("", 0, "", 0, "", None, None))) | {"message", "asctime", "taskName"}
+
+
+class _StartError(Exception):
+    """The process cannot start as configured."""
+
+
+def main(
+    controllers: Controllers,
+    *,
+    lease: str | None = None,
+    lease_namespace: str | None = None,
+    listen: str | None = None,
+    grace: timedelta = GRACE,
+    log_level: str | int = logging.INFO,
+) -> NoReturn:
+    """Run controllers as the process of an operator, and exit. Signals end it; see `docs/controllers.md`.
+
+    `lease`: reconcile only while this replica holds the Lease of this name in the operator's own cluster, in
+    `lease_namespace`, by default that of the pod. `listen`: HOST:PORT of probes and metrics, by default
+    MILO_OPERATOR_LISTEN, or port 8080 of the pod, or of loopback outside of pods; `off` for none. `grace`: how long
+    running reconciles may take after SIGTERM or SIGINT.
+    """
+    check_timedelta("grace", grace)
+    set_up_logging(log_level)
+    try:
+        with asyncio.Runner() as runner:
+            status = runner.run(_run(controllers, lease, lease_namespace, listen, grace))
+    except KeyboardInterrupt:
+        status = 130
+    logging.shutdown()
+    sys.exit(status)
+
+
+async def _run(
+    controllers: Controllers,
+    lease: str | None,
+    lease_namespace: str | None,
+    listen: str | None,
+    grace: timedelta,
+) -> int:
+    """Run until a signal or a failure, and return the exit status."""
+    signaled = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(each, signaled.set)
+    election = None if lease is None else _LeaseElection(lease, lease_namespace)
+    try:
+        async with AsyncExitStack() as stack:
+            given = listen or os.environ.get(LISTEN_VARIABLE)
+            if given != "off":
+                server = HttpServer(Pages(controllers).answer, connections=_CONNECTIONS)
+                log.info("serving probes and metrics on %s", await _start(server, given))
+                stack.push_async_callback(server.stop)
+            await _until_signaled(controllers, election, signaled, grace)
+    except (_StartError, LeadershipLost, DiscoveryError) as error:
+        log.error("stopped: %s", error)  # noqa: TRY400  (the message says what to do; a traceback does not)
+        return 1
+    except Exception:  # the last handler of the process, so that every fatal error is logged in its format
+        log.exception("stopped by an error")
+        return 1
+    log.info("stopped")
+    return 0
+
+
+async def _until_signaled(
+    controllers: Controllers, election: Election | None, signaled: asyncio.Event, grace: timedelta
+) -> None:
+    running = asyncio.create_task(controllers.run(election=election), name="controllers")
+    waiting = asyncio.create_task(signaled.wait(), name="signals")
+    await asyncio.wait([running, waiting], return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if not running.done():
+        log.info("stopping: reconciles may run for another %g s", grace.total_seconds())
+        signaled.clear()
+        draining = asyncio.create_task(controllers.drain(grace), name="drain")
+        again = asyncio.create_task(signaled.wait(), name="second signal")
+        limit_s = grace.total_seconds() + _CLEANUP_S
+        await asyncio.wait([running, draining, again], return_when=asyncio.FIRST_COMPLETED, timeout=limit_s)
+        draining.cancel()
+        again.cancel()
+        running.cancel()
+        done, _ = await asyncio.wait([running], timeout=_CLEANUP_S)
+        if not done:
+            log.error("reconciles did not end after they were canceled:\n%s", _stacks())
+            # The interpreter would wait for their threads. The Lease is not released, since they may still write.
+            logging.shutdown()
+            os._exit(1)
+    if not running.cancelled():
+        running.result()
+
+
+def _stacks() -> str:
+    tasks = {task.get_name(): stack[-1] for task in asyncio.all_tasks() if (stack := task.get_stack())}
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    threads = {names[ident]: frame for ident, frame in sys._current_frames().items() if ident in names}
+    return "".join(
+        f"{name}: {traceback.format_stack(frame)[-1]}"
+        for name, frame in (tasks | threads).items()
+        if name.startswith("reconcile")
+    )
+
+
+class _LeaseElection:
+    """An election on an event loop of its own: calls that block that of the controllers do not lose the Lease."""
+
+    def __init__(self, lease: str, namespace: str | None) -> None:
+        self._lease = lease
+        self._namespace = namespace
+
+    async def run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        loop = asyncio.get_running_loop()
+
+        async def elect() -> None:
+            async with SingleCluster().requests() as api:
+                election = LeaderElection(api.request, self._lease, namespace=self._namespace or api.namespace)
+                await election.run(partial(run_on, loop, work))
+
+        await run_in_thread(elect)
+
+
+async def _start(server: HttpServer, given: str | None) -> str:
+    """Listen and return the URL. Raises _StartError."""
+    default = ":8080" if "KUBERNETES_SERVICE_HOST" in os.environ else "127.0.0.1:8080"
+    host, separator, port = (given or default).rpartition(":")
+    if not separator or not port.isdecimal():
+        raise _StartError(f"listen={given!r}: write HOST:PORT, :PORT or off")
+    interface = host.strip("[]") or None
+    try:
+        return await server.start(interface, int(port))
+    except OSError as error:
+        if given is None and interface is not None:  # another operator runs on this machine
+            return await server.start(interface, 0)
+        raise _StartError(
+            f"cannot listen on {given or default} for probes and metrics: {error.strerror}; "
+            f"pass listen=, or set {LISTEN_VARIABLE}"
+        ) from error
+
+
+class Pages:
+    """The HTTP pages of an operator."""
+
+    def __init__(self, controllers: Controllers) -> None:
+        self._controllers = controllers
+
+    async def answer(self, request: ServerRequest) -> HttpReply:
+        match request.path:
+            case "/livez":
+                return HttpReply(b"ok\n")
+            case "/readyz":
+                health = self._controllers.health()
+                body = (
+                    b"ok\n" if health.ready else b"the clusters of the first view, or their objects, are being read\n"
+                )
+                return HttpReply(body, status=200 if health.ready else 503)
+            case "/metrics" | "/debug/health" | "/debug/objects":
+                return await self._shown(request)
+        return HttpReply(b"pages: /livez /readyz /metrics /debug/health /debug/objects\n", status=404)
+
+    async def _shown(self, request: ServerRequest) -> HttpReply:
+        """Answer a page that is not for everybody, by the rules of the daemon's port."""
+        if not is_own_host(request.headers.get("Host", "")):
+            return HttpReply(b"the Host header is not this operator's\n", status=421)
+        if request.path != "/metrics" and not is_on_loopback(request.peer):
+            return HttpReply(b"names and errors are shown on loopback only: use kubectl port-forward\n", status=403)
+        match request.path:
+            case "/metrics":
+                body = await asyncio.to_thread(generate_latest, self._controllers.registry)
+                return HttpReply(body, content_type=CONTENT_TYPE_LATEST)
+            case "/debug/health":
+                return _json(asdict(self._controllers.health()))
+        cluster = request.query.get("cluster")
+        return _json([asdict(each) for each in self._controllers.failing() if cluster in (None, each.cluster)])
+
+
+def _json(found: object) -> HttpReply:
+    return HttpReply(msgspec.json.encode(found) + b"\n", content_type="application/json")
+
+
+def set_up_logging(level: str | int = logging.INFO) -> None:
+    """Log to stderr, with cluster, object and reconcile ID on each line: as JSON in pods, otherwise as text.
+
+    A root logger that has handlers already is left as it is.
+    """
+    root = logging.getLogger()
+    if root.handlers:
+        return
+    handler = logging.StreamHandler()
+    handler.addFilter(ClusterFilter())
+    handler.setFormatter(JsonFormatter() if "KUBERNETES_SERVICE_HOST" in os.environ else TextFormatter())
+    root.addHandler(handler)
+    root.setLevel(level)
+
+
+class TextFormatter(logging.Formatter):
+    """One line: time, level, logger, cluster, object, reconcile ID and message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        place = " ".join(
+            each for each in (record.__dict__.get(key, "") for key in ("cluster", "object", "reconcile")) if each
+        )
+        record.place = f"[{place}] " if place else ""
+        return super().format(record)
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(place)s%(message)s")
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object, with the fields of `extra=`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": rfc3339(datetime.fromtimestamp(record.created, UTC), "milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= {key: value for key, value in vars(record).items() if key not in _STANDARD_FIELDS and value != ""}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            line["stack"] = record.stack_info
+        return json.dumps(line, default=str)

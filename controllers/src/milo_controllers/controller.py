@@ -1,0 +1,387 @@
+"""One reconciler over all clusters: turns changes into entries of its work queue, and runs its reconciles."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager
+from random import getrandbits
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+from milo_controllers.cluster_api import ClusterApi
+from milo_controllers.conditions import is_terminating
+from milo_controllers.errors import NotSynced
+from milo_controllers.event_log import EventLog
+from milo_controllers.fleet_view import ClusterCaches, FleetView
+from milo_controllers.informer import Informer
+from milo_controllers.kinds import CacheKey, Kind
+from milo_controllers.logs import current_cluster, current_object, current_reconcile
+from milo_controllers.metrics import ControllerMetrics, ReconcileMetrics
+from milo_controllers.object_cache import CachedObject, Change
+from milo_controllers.own_writes import WITHIN_S, OwnWrites
+from milo_controllers.reconcile_call import ReconcileCall, Reconciler, failed_outcome
+from milo_controllers.reconcile_failures import ReconcileFailure, ReconcileFailures
+from milo_controllers.request import Request
+from milo_controllers.tracing import SpanTracer, span
+from milo_controllers.watched import Predicate, ReconcileTarget, Watched, WatchedKind
+from milo_controllers.work_queue import (
+    Done,
+    Failed,
+    ObjectKey,
+    Outcome,
+    Parked,
+    Priority,
+    QueuePolicy,
+    Stopped,
+    Work,
+    WorkQueue,
+)
+from milo_discovery._failure_log import FailureLog
+from milo_discovery.engaged_cluster import EngagedCluster
+from milo_kube.rate_limit import KeyedBuckets, Rate
+
+log = logging.getLogger("milo_controllers")
+
+_WRITING = Rate(per_second=5.0, burst=20.0)
+"""How often an object is reconciled whose reconciles write: if its own writes cause the next one, they never end."""
+_LOG_AGAIN_S = 10.0
+
+
+class ControllerSpec(NamedTuple):
+    """The arguments of `Controllers.reconcile`."""
+
+    name: str
+    kind: Kind[Any]
+    owns: tuple[CacheKey, ...] = ()
+    watches: tuple[WatchedKind, ...] = ()
+    on: tuple[Predicate[Any], ...] = ()
+    on_cluster_change: bool = False
+    while_deleting: bool = False
+    workers: int = 256
+    per_cluster: int = 4
+    policy: QueuePolicy = QueuePolicy()
+    timeout_s: float | None = None
+
+
+class Shared(NamedTuple):
+    """What all controllers of a set share."""
+
+    members: Mapping[str, ReconciledCluster]
+    clusters: FleetView
+    metrics: ControllerMetrics
+    events: EventLog
+    failures: FailureLog
+    threads: Callable[[], Executor]
+    tracer: SpanTracer | None = None
+
+
+class ReconciledCluster(Protocol):
+    """An engaged cluster, as a controller needs it."""
+
+    @property
+    def cluster(self) -> EngagedCluster: ...
+    @property
+    def incarnation(self) -> int: ...
+    @property
+    def api(self) -> ClusterApi: ...
+    @property
+    def view(self) -> ClusterCaches: ...
+    @property
+    def tasks(self) -> asyncio.TaskGroup: ...
+    @property
+    def informers(self) -> Mapping[CacheKey, Informer]: ...
+    @property
+    def own_writes(self) -> OwnWrites: ...
+
+
+class Controller:
+    """One reconciler. The runtime engages and drops members, and passes the changes of their informers."""
+
+    def __init__(self, spec: ControllerSpec, reconciler: Reconciler[Any], shared: Shared) -> None:
+        self.spec = spec
+        self._call = ReconcileCall(reconciler, timeout_s=spec.timeout_s, threads=shared.threads)
+        self._shared = shared
+        self._members = shared.members
+        self._clock: Callable[[], float] = asyncio.get_running_loop().time
+        self.queue = WorkQueue(spec.policy, random.random, self._clock(), per_cluster=spec.per_cluster)
+        self.failures = ReconcileFailures(spec.name, shared.failures, self._clock)
+        self._running: dict[ObjectKey, float] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._writing: KeyedBuckets[ObjectKey] = KeyedBuckets(10_000)
+        self._throttled: dict[ObjectKey, float] = {}
+        """When it was logged that an object is throttled."""
+        self._is_paused = True
+        self._timer: asyncio.TimerHandle | None = None
+        self._pump_is_due = False
+        self._owned = frozenset(spec.owns)
+        self._mapped: dict[CacheKey, list[WatchedKind]] = {}
+        for watched in spec.watches:
+            self._mapped.setdefault(watched.kind.key, []).append(watched)
+        self._needed = {spec.kind.key, *self._owned, *self._mapped}
+        self._metrics = ReconcileMetrics(shared.metrics, spec.name, workers=spec.workers)
+
+    # --- called by the runtime ---
+
+    def engage(self, member: ReconciledCluster) -> None:
+        self.queue.engage(member.cluster.name, member.incarnation)
+
+    def drop(self, member: ReconciledCluster) -> None:
+        """Forget the queued objects of the member. The runtime cancels its tasks."""
+        self.queue.drop(member.cluster.name, member.incarnation)
+        self.failures.drop(member.cluster.name, member.incarnation)
+
+    def resume(self) -> None:
+        """Start reconciling. A new controller is paused."""
+        self._is_paused = False
+        self.pump_soon()
+
+    def pause(self) -> None:
+        """Begin no further reconciles."""
+        self._is_paused = True
+
+    @property
+    def tasks(self) -> frozenset[asyncio.Task[None]]:
+        """The running reconciles."""
+        return frozenset(self._tasks)
+
+    def listed(self, member: ReconciledCluster) -> None:
+        """Start reconciling in this cluster, if all informers that are needed for it have synced.
+
+        Others, which reconcilers may read, are awaited too, unless they fail.
+        """
+        are_needed_synced = all(member.informers[key].cache.synced for key in self._needed)
+        if are_needed_synced and all(each.state != "starting" for each in member.informers.values()):
+            self.queue.open(member.cluster.name, member.incarnation)
+            self.pump_soon()
+
+    def unpark(self, member: ReconciledCluster) -> None:
+        self.queue.unpark(member.cluster.name, member.incarnation, self._clock())
+        self.pump_soon()
+
+    def changed(self, member: ReconciledCluster, informer: Informer, change: Change) -> None:
+        """Enqueue the objects that have to be reconciled because of a change."""
+        priority = Priority.LIVE if change.is_live else Priority.BACKGROUND
+        if informer.key == self.spec.kind.key and self._matters(member, self.spec.kind, self.spec.on, change):
+            self._add(member, change.current.namespace, change.current.name, priority)
+        if informer.key in self._owned:
+            for seen in (change.old, change.new):
+                if seen is not None:
+                    self._add_owners(member, seen, priority)
+        for watched in self._mapped.get(informer.key, ()):
+            if self._matters(member, watched.kind, watched.on, change):
+                self._add_mapped(member, watched, change, priority)
+
+    def resync(self, member: ReconciledCluster, priority: Priority = Priority.BACKGROUND) -> None:
+        """Enqueue every object of the cluster."""
+        for found in member.informers[self.spec.kind.key].cache.values():
+            self._add(member, found.namespace, found.name, priority)
+
+    def enqueue(self, target: ReconcileTarget) -> None:
+        """Enqueue an object, if its cluster is engaged."""
+        member = self._members.get(target.cluster or "")
+        if member is not None:
+            self._add(member, target.namespace, target.name, Priority.LIVE)
+
+    def running(self) -> Iterable[float]:
+        """Return when each running reconcile began."""
+        return tuple(self._running.values())
+
+    def failing(self) -> Iterator[tuple[ObjectKey, ReconcileFailure, float | None]]:
+        """Return the objects whose last reconcile failed, and the time of the next one. Safe in any thread."""
+        for key, failure in self.failures:
+            yield key, failure, None if failure.is_stopped else self.queue.retry_at(key)
+
+    # --- changes ---
+
+    def _add(self, member: ReconciledCluster, namespace: str, name: str, priority: Priority) -> None:
+        key = ObjectKey(member.cluster.name, member.incarnation, namespace, name)
+        self.queue.add(key, self._clock(), priority)
+        self._metrics.added()
+        self.pump_soon()
+
+    def _add_owners(self, member: ReconciledCluster, owned: CachedObject, priority: Priority) -> None:
+        primaries = member.informers[self.spec.kind.key].cache
+        for owner in owned.owners:
+            for namespace in {owned.namespace, ""}:
+                found = primaries.get(namespace, owner.name)
+                # An owner that is not in the cache is reconciled when it appears there.
+                if found is not None and found.uid == owner.uid:
+                    self._add(member, namespace, owner.name, priority)
+
+    def _add_mapped(self, member: ReconciledCluster, watched: WatchedKind, change: Change, priority: Priority) -> None:
+        try:
+            targets = watched.targets(self._watched(member, watched.kind, change))
+        except NotSynced as error:  # the objects of that cache are reconciled when they are listed
+            log.debug("%s: %s: the mapper of %s: %s", self.spec.name, member.cluster.name, watched.kind.resource, error)
+            return
+        except Exception as error:  # noqa: BLE001  (the author's code: an error there must not stop the informer)
+            what = f"the mapper of {watched.kind.resource}"
+            self.failures.log(member.cluster.name, what, error, "nothing is reconciled")
+            return
+        for target in targets:
+            of = member if target.cluster is None else self._members.get(target.cluster)
+            if of is not None:
+                self._add(of, target.namespace, target.name, priority)
+
+    def _matters(
+        self, member: ReconciledCluster, kind: Kind[Any], on: tuple[Predicate[Any], ...], change: Change
+    ) -> bool:
+        try:
+            return not on or self._watched(member, kind, change).matters(on)
+        except Exception as error:  # noqa: BLE001  (as above)
+            self.failures.log(member.cluster.name, f"on= of {kind.resource}", error, "the change counts")
+            return True
+
+    def _watched(self, member: ReconciledCluster, kind: Kind[Any], change: Change) -> Watched[Any]:
+        return Watched(kind, change, member.cluster, self._shared.clusters)
+
+    # --- reconciles ---
+
+    def pump_soon(self) -> None:
+        if not self._pump_is_due:
+            self._pump_is_due = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        """Start the reconciles that may run now, and set a timer for the next one that is delayed."""
+        self._pump_is_due = False
+        now = self._clock()
+        while not self._is_paused and len(self._tasks) < self.spec.workers:
+            work = self.queue.take(now)
+            if work is None:
+                break
+            member = self._members[work.key.cluster]
+            process = self._process(member, work)
+            try:
+                task = member.tasks.create_task(process, name=f"reconcile {_named(work.key)}")
+            except RuntimeError:  # another task of the cluster has failed: it is about to be dropped
+                process.close()
+                continue
+            self._tasks.add(task)
+            # A callback rather than the task's own code, of which nothing runs if it is canceled before it begins.
+            task.add_done_callback(self._ended)
+        self._metrics.running(len(self._tasks))
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        due = self.queue.next_at
+        if due is not None and not self._is_paused and len(self._tasks) < self.spec.workers:
+            self._timer = asyncio.get_running_loop().call_at(due, self._pump)
+
+    async def _process(self, member: ReconciledCluster, work: Work) -> None:
+        key = work.key
+        # It was disengaged after the task was created, and is about to be dropped; or its project is being deleted.
+        if not member.cluster.engaged or self._is_left_to_deletion(member, key):
+            self.queue.done(key, Done(), self._clock())
+            return
+        self._metrics.began(work.queued_s)
+        began = self._running[key] = self._clock()
+        current_cluster.set(key.cluster)
+        current_object.set(f"{key.namespace}/{key.name}" if key.namespace else key.name)
+        current_reconcile.set(f"{getrandbits(64):016x}")
+        request = self._request(member, work)
+        outcome: Outcome = Failed()
+        error: Exception | None = None
+        try:
+            with self._span():
+                outcome = await self._call.outcome(request)
+        except Exception as caught:  # noqa: BLE001  (the top of a reconcile: recorded, logged and retried)
+            error = caught
+            outcome = failed_outcome(caught, member.cluster)
+        finally:
+            now = self._clock()
+            del self._running[key]
+            is_held = bool(request.writes) and self._hold(member, key, request, now)
+            delay_s = self.queue.done(key, outcome, now, is_held=is_held)
+            self._metrics.ended(key.cluster, outcome, now - began)
+        if error is None or isinstance(outcome, Parked):
+            self.failures.recovered(key)
+            return
+        if self._members.get(key.cluster) is member:  # it was not dropped meanwhile
+            self.failures.record(key, error, is_stopped=isinstance(outcome, Stopped))
+            if isinstance(outcome, Stopped):
+                then = "no retry until it changes"
+            elif delay_s is None:
+                then = "retry at once, since it changed"
+            else:
+                then = f"retry in {delay_s:.1f} s"
+        else:
+            then = "its cluster is disengaged"
+        self.failures.log(key.cluster, f"reconciling {current_object.get()}", error, then)
+
+    def _hold(self, member: ReconciledCluster, key: ObjectKey, request: Request[Any], now: float) -> bool:
+        """Hold the object until the caches have its writes, and within its rate; return whether it is held."""
+        loop = asyncio.get_running_loop()
+        # With jitter, since the objects of a kind were often created, and first changed, at the same time.
+        pause_s = self._writing.bucket(key, _WRITING, now).charge(now) * (1 + random.random() / 2)  # noqa: S311
+        if pause_s:
+            self._log_throttled(key, now)
+
+        def settle() -> None:
+            timer.cancel()
+            if (rest_s := now + pause_s - self._clock()) > 0:
+                loop.call_later(rest_s, release)
+            else:
+                release()
+
+        def release() -> None:
+            self.queue.settle(key, self._clock())
+            self.pump_soon()
+
+        timer = loop.call_later(WITHIN_S, settle)
+        if member.own_writes.hold(request.writes.values(), member.informers.values(), settle):
+            return True
+        timer.cancel()
+        if pause_s:
+            loop.call_later(pause_s, release)
+        return bool(pause_s)
+
+    def _log_throttled(self, key: ObjectKey, now: float) -> None:
+        if now - self._throttled.get(key, -_LOG_AGAIN_S) >= _LOG_AGAIN_S:
+            self._throttled = {each: at for each, at in self._throttled.items() if now - at < _LOG_AGAIN_S} | {key: now}
+            log.warning(
+                "%s: %s is reconciled %g times a second at most, since its reconciles write each time: compare before "
+                'writing, or use on="generation"',
+                *(self.spec.name, _named(key), _WRITING.per_second),
+            )
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self.pump_soon()
+
+    def _request(self, member: ReconciledCluster, work: Work) -> Request[Any]:
+        return Request(
+            kind=self.spec.kind,
+            namespace=work.key.namespace,
+            name=work.key.name,
+            api=member.api,
+            view=member.view,
+            clusters=self._shared.clusters,
+            events=self._shared.events,
+            field_manager=self.spec.name,
+            failures=work.failures,
+        )
+
+    def _is_left_to_deletion(self, member: ReconciledCluster, key: ObjectKey) -> bool:
+        """Return whether the object's project is being deleted and the object is not terminating.
+
+        Milo empties such a project again and again: what a reconciler restores keeps it from ending.
+        """
+        if self.spec.while_deleting or member.cluster.current.deletion_requested_at is None:
+            return False
+        found = member.informers[self.spec.kind.key].cache.get(key.namespace, key.name)
+        return found is None or not is_terminating(msgspec.json.decode(found.raw))
+
+    def _span(self) -> AbstractContextManager[Any]:
+        cluster, found, reconcile = current_cluster.get(), current_object.get(), current_reconcile.get()
+        attributes = {"milo.cluster": cluster, "milo.object": found, "milo.reconcile": reconcile}
+        return span(self._shared.tracer, f"reconcile {self.spec.name}", attributes)
+
+
+def _named(key: ObjectKey) -> str:
+    return f"{key.cluster}: {key.namespace}/{key.name}" if key.namespace else f"{key.cluster}: {key.name}"

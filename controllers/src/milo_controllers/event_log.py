@@ -1,0 +1,126 @@
+"""Events of objects, whose repetitions become a series of one event.
+
+Pure: callers pass the time and send what is returned.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from datetime import datetime
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from milo_controllers.kinds import Document
+from milo_discovery._rfc3339 import rfc3339
+
+EventType = Literal["Normal", "Warning"]
+
+_CORE_FIELDS = {"reportingController": "reportingComponent", "note": "message", "regarding": "involvedObject"}
+"""The names that fields have in the core group, where they differ."""
+
+SERIES_S = 360.0
+"""An event that is not repeated for this long ends its series."""
+_REPORT_EVERY_S = 30.0
+"""Time between two writes of a series."""
+_CAPACITY = 4096
+_LONGEST_NOTE = 1024
+
+
+class EventContent(NamedTuple):
+    """The content of an event about its object."""
+
+    type: EventType
+    reason: str
+    action: str
+    note: str
+
+
+_Key = tuple[str, str, EventContent]
+"""Cluster, UID of the object, and content: what makes two events the same."""
+
+
+class CreateEvent(msgspec.Struct, frozen=True):
+    namespace: str
+    body: Document
+
+
+class PatchEvent(msgspec.Struct, frozen=True):
+    namespace: str
+    name: str
+    body: Document
+
+
+class _Series(msgspec.Struct):
+    namespace: str
+    name: str
+    count: int
+    seen_at: float
+    written_at: float
+
+
+def in_core(event: Document) -> Document:
+    """Return the event as an object of the core group."""
+    return {**{_CORE_FIELDS.get(field, field): value for field, value in event.items()}, "apiVersion": "v1"}
+
+
+class EventLog:
+    """The recent events of every cluster."""
+
+    def __init__(self, controller: str, instance: str) -> None:
+        self._controller = controller
+        self._instance = instance
+        self._series: OrderedDict[_Key, _Series] = OrderedDict()
+
+    def record(
+        self, cluster: str, regarding: Document, content: EventContent, now: datetime
+    ) -> CreateEvent | PatchEvent | None:
+        """Return the request to send; None if the repetition is only counted for now."""
+        metadata = regarding["metadata"]
+        key = cluster, metadata["uid"], content
+        at = now.timestamp()
+        series = self._series.get(key)
+        if series is not None and at - series.seen_at < SERIES_S:
+            self._series.move_to_end(key)
+            series.count += 1
+            series.seen_at = at
+            if series.count > 2 and at - series.written_at < _REPORT_EVERY_S:
+                return None
+            series.written_at = at
+            body = {"series": {"count": series.count, "lastObservedTime": rfc3339(now, "microseconds")}}
+            return PatchEvent(series.namespace, series.name, body)
+        namespace = metadata.get("namespace") or "default"
+        name = f"{metadata['name'][:200]}.{int(at * 1_000_000):x}"
+        self._series[key] = _Series(namespace, name, 1, at, at)
+        self._series.move_to_end(key)
+        if len(self._series) > _CAPACITY:
+            self._series.popitem(last=False)
+        reference = {
+            "apiVersion": regarding["apiVersion"],
+            "kind": regarding["kind"],
+            "name": metadata["name"],
+            "uid": metadata["uid"],
+            "resourceVersion": metadata.get("resourceVersion", ""),
+        }
+        if metadata.get("namespace"):
+            reference["namespace"] = metadata["namespace"]
+        return CreateEvent(
+            namespace,
+            {
+                "apiVersion": "events.k8s.io/v1",
+                "kind": "Event",
+                "metadata": {"name": name, "namespace": namespace},
+                "eventTime": rfc3339(now, "microseconds"),
+                "reportingController": self._controller,
+                "reportingInstance": self._instance,
+                "action": content.action,
+                "reason": content.reason,
+                "type": content.type,
+                "note": content.note[:_LONGEST_NOTE],
+                "regarding": reference,
+            },
+        )
+
+    def forget(self, cluster: str, regarding: Document, content: EventContent) -> None:
+        """Drop the series, because a write of it failed: the next such event starts another."""
+        self._series.pop((cluster, regarding["metadata"]["uid"], content), None)

@@ -1,0 +1,180 @@
+"""Read-only access to the caches of all engaged clusters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, overload
+
+from milo_controllers.errors import NotCached, NotSynced
+from milo_controllers.informer import Informer
+from milo_controllers.kinds import AnyKind, CacheKey, Document, Kind, kind_of
+from milo_controllers.object_cache import ObjectCache
+from milo_discovery.engaged_cluster import EngagedCluster
+
+T = TypeVar("T")
+
+
+class ClusterObject(NamedTuple, Generic[T]):
+    """An object, and the cluster that it is in."""
+
+    cluster: EngagedCluster
+    object: T
+
+
+class CachedCluster(Protocol):
+    """An engaged cluster with its informers."""
+
+    @property
+    def cluster(self) -> EngagedCluster: ...
+    @property
+    def informers(self) -> Mapping[CacheKey, Informer]: ...
+
+
+class ClusterCaches:
+    """The caches of one cluster."""
+
+    __slots__ = ("_member",)
+
+    def __init__(self, member: CachedCluster) -> None:
+        self._member = member
+
+    @property
+    def cluster(self) -> EngagedCluster:
+        return self._member.cluster
+
+    def is_partial(self, kind: AnyKind) -> bool:
+        """Return whether these objects are cached without some of their fields. Raises NotCached."""
+        cached = informer(self._member, kind).spec.kind
+        return cached.metadata_only or cached.transform is not None
+
+    @overload
+    def get(self, kind: str, name: str, namespace: str = "") -> Document | None: ...
+    @overload
+    def get(self, kind: Kind[T], name: str, namespace: str = "") -> T | None: ...
+    def get(self, kind: Any, name: str, namespace: str = "") -> Any:
+        """Return the object; None if it does not exist. Raises NotCached or NotSynced."""
+        found = synced_cache(self._member, kind).get(namespace, name)
+        return None if found is None else self._decoder(kind)(found.raw)
+
+    def document(self, kind: AnyKind, name: str, namespace: str = "") -> Document | None:
+        """Return the object as a dict, whatever the type of the kind. Raises NotCached or NotSynced."""
+        found = synced_cache(self._member, kind).get(namespace, name)
+        return None if found is None else informer(self._member, kind).spec.kind.document(found.raw)
+
+    @overload
+    def list(
+        self,
+        kind: str,
+        namespace: str | None = None,
+        *,
+        owner: str | None = None,
+        index: tuple[str, Hashable] | None = None,
+    ) -> Iterator[Document]: ...
+    @overload
+    def list(
+        self,
+        kind: Kind[T],
+        namespace: str | None = None,
+        *,
+        owner: str | None = None,
+        index: tuple[str, Hashable] | None = None,
+    ) -> Iterator[T]: ...
+    def list(
+        self,
+        kind: Any,
+        namespace: str | None = None,
+        *,
+        owner: str | None = None,
+        index: tuple[str, Hashable] | None = None,
+    ) -> Iterator[Any]:
+        """Return the objects, decoded as they are read: of a namespace, of an owner by its UID, or of an index.
+
+        Raises NotCached or NotSynced.
+        """
+        cache = synced_cache(self._member, kind)
+        if owner is not None:
+            objects = cache.owned_by(owner)
+        elif index is not None:
+            objects = cache.indexed(*index)
+        else:
+            objects = cache.values()
+        decode = self._decoder(kind)
+        return (decode(found.raw) for found in objects if namespace is None or found.namespace == namespace)
+
+    def _decoder(self, kind: AnyKind) -> Callable[[bytes], Any]:
+        wanted, cached = kind_of(kind), informer(self._member, kind).spec.kind
+        if not cached.metadata_only:
+            return wanted.decode
+        if wanted.has_type:
+            raise NotCached(f"{cached.key} is cached with metadata_only=True, and cannot be read as another type")
+        return cached.document
+
+
+class FleetView:
+    """The caches of all engaged clusters."""
+
+    def __init__(self, members: Mapping[str, CachedCluster]) -> None:
+        self._members = members
+
+    def __contains__(self, cluster: str) -> bool:
+        return cluster in self._members
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the engaged clusters."""
+        return tuple(self._members)
+
+    def cluster(self, name: str) -> ClusterCaches | None:
+        """Return the caches of an engaged cluster; None if it is not engaged."""
+        member = self._members.get(name)
+        return None if member is None else ClusterCaches(member)
+
+    @overload
+    def list(
+        self,
+        kind: str,
+        namespace: str | None = None,
+        *,
+        index: tuple[str, Hashable] | None = None,
+    ) -> Iterator[ClusterObject[Document]]: ...
+    @overload
+    def list(
+        self,
+        kind: Kind[T],
+        namespace: str | None = None,
+        *,
+        index: tuple[str, Hashable] | None = None,
+    ) -> Iterator[ClusterObject[T]]: ...
+    def list(
+        self,
+        kind: Any,
+        namespace: str | None = None,
+        *,
+        index: tuple[str, Hashable] | None = None,
+    ) -> Iterator[ClusterObject[Any]]:
+        """Return the objects of every cluster whose cache of the kind is complete, with the cluster in each."""
+        for member in tuple(self._members.values()):
+            if informer(member, kind).cache.synced:
+                for found in ClusterCaches(member).list(kind, namespace, index=index):
+                    yield ClusterObject(member.cluster, found)
+
+
+def synced_cache(member: CachedCluster, kind: AnyKind) -> ObjectCache:
+    """Return the cache of a kind. Raises NotCached or NotSynced."""
+    found = informer(member, kind)
+    if not found.cache.synced:
+        why = f" ({found.problem})" if found.problem else ""
+        raise NotSynced(f"{found.key} of {member.cluster.name} have not been listed yet{why}; retry later")
+    return found.cache
+
+
+def informer(member: CachedCluster, kind: AnyKind) -> Informer:
+    """Return the informer of a kind. Raises NotCached."""
+    key = kind_of(kind).key
+    try:
+        return member.informers[key]
+    except KeyError:
+        others = [str(each) for each in member.informers if each.resource == key.resource]
+        what = f"only {', '.join(others)} is; pass the same Kind" if others else "declare it"
+        raise NotCached(
+            f"{key} is not cached; {what} with owns=, with watches=, or with Controllers.cache({key.resource!r})"
+        ) from None

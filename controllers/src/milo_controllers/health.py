@@ -1,0 +1,67 @@
+"""The state of controllers, as probes and people read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from milo_controllers.informer import InformerState
+from milo_discovery.fleet import DiscoveryState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheProblem:
+    """A cache of one kind in one cluster that is not current."""
+
+    cluster: str
+    kind: str
+    state: InformerState
+    """`forbidden`: the rights are missing; `not_served`: the cluster does not have the kind; `over_budget`: it is too
+    large to be cached; `stale`: it cannot be followed for another reason; `starting`: its first list is being read."""
+    is_synced: bool
+    """Whether it has been current before."""
+    problem: str
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterProblem:
+    """A cluster whose informers and reconcilers failed as a whole, and are restarted."""
+
+    cluster: str
+    problem: str
+    failures: int
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailingObject:
+    """An object whose last reconcile failed."""
+
+    controller: str
+    cluster: str
+    namespace: str
+    name: str
+    error: str
+    attempts: int
+    since: datetime
+    next_try: datetime | None
+    """None if the object is not retried before it changes, because its reconciler raised Permanent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """The state of the controllers."""
+
+    ready: bool
+    """Whether the clusters of the first view are known, and the caches of each one that answers have been read."""
+    discovery: DiscoveryState
+    clusters: int
+    synced: bool
+    """Whether discovery is synced, and every cache of every cluster."""
+    problems: tuple[CacheProblem, ...]
+    crashing: tuple[ClusterProblem, ...]
+    failing: int
+    """Objects whose last reconcile failed: `Controllers.failing` lists them."""
+    oldest_queued: timedelta
+    """Time that the longest-waiting object has been ready to be reconciled."""

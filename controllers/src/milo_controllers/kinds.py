@@ -1,0 +1,226 @@
+"""Kinds of objects, by the group, version and plural under which an API server serves them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, TypeVar, cast, overload
+
+import msgspec
+
+from milo_controllers.errors import NotCached
+
+T = TypeVar("T")
+Document = dict[str, Any]
+"""An object as JSON."""
+Transform = Callable[[Document], Document]
+
+# With a default, `Request` alone means `Request[dict[str, Any]]` to type checkers. They bundle
+# typing_extensions, so it is not needed at run time.
+if TYPE_CHECKING:
+    import typing_extensions
+
+    ObjectT = typing_extensions.TypeVar("ObjectT", default=Document)
+else:
+    ObjectT = TypeVar("ObjectT")
+
+_RESOURCE = re.compile(r"(?:(?P<group>[a-z0-9.-]+)/)?(?P<version>v[a-z0-9]+)/(?P<plural>[a-z0-9.-]+)")
+_METADATA_FIELDS = frozenset({"apiVersion", "kind", "metadata"})
+# A server or proxy that normalizes "..", "%2e%2e", "?" or "#" would apply the request to another path.
+_SEGMENT = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._~:@-]+")
+
+
+class CacheKey(NamedTuple):
+    """The key by which caches are shared, within a cluster."""
+
+    resource: str
+    selector: str = ""
+    field_selector: str = ""
+    namespace: str = ""
+
+    def __str__(self) -> str:
+        limits = ", ".join(each for each in (self.namespace, self.selector, self.field_selector) if each)
+        return f"{self.resource} ({limits})" if limits else self.resource
+
+
+class MetadataDocument(Document):
+    """The metadata of an object. Reading another field raises NotCached."""
+
+    def __missing__(self, name: str) -> NoReturn:
+        raise NotCached(f"the field {name!r} is not cached: leave out metadata_only=True, or use request.read")
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return default if name in _METADATA_FIELDS and name not in self else self[name]
+
+
+class Kind(Generic[T]):
+    """A kind of object, for example `Kind("example.com/v1/widgets")`, or `Kind("v1/configmaps", V1ConfigMap)`.
+
+    `model` is the type of its objects: a class of the kubernetes package, a pydantic model, a dataclass, or a
+    `msgspec.Struct`. Without one, objects are dicts.
+
+    The other arguments say what is cached. `selector`, `field_selector`, `namespace`: only these objects.
+    `metadata_only`: only the metadata of each; other fields raise NotCached. `transform`: a function that returns the
+    object, a dict, as it is to be cached, for example without large fields.
+    """
+
+    @overload
+    def __init__(
+        self: Kind[Document],
+        resource: str,
+        *,
+        selector: str = "",
+        field_selector: str = "",
+        namespace: str = "",
+        metadata_only: bool = False,
+        transform: Transform | None = None,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        resource: str,
+        model: type[T],
+        *,
+        selector: str = "",
+        field_selector: str = "",
+        namespace: str = "",
+        transform: Transform | None = None,
+    ) -> None: ...
+    def __init__(
+        self,
+        resource: str,
+        model: Any = None,
+        *,
+        selector: str = "",
+        field_selector: str = "",
+        namespace: str = "",
+        metadata_only: bool = False,
+        transform: Transform | None = None,
+    ) -> None:
+        match = _RESOURCE.fullmatch(resource)
+        if match is None:
+            raise ValueError(
+                f"{resource!r} is not a kind: write GROUP/VERSION/PLURAL, or VERSION/PLURAL in the core group"
+            )
+        self.resource = resource
+        self.group = match["group"] or ""
+        self.version: str = match["version"]
+        self.plural: str = match["plural"]
+        self.key = CacheKey(resource, selector, field_selector, namespace)
+        self.metadata_only = metadata_only
+        self.transform = transform
+        if metadata_only and (model is not None or transform is not None):
+            raise ValueError(
+                f"{resource}: with metadata_only=True objects are dicts; leave out the type and transform="
+            )
+        self.has_type = model is not None
+        self._decode: Callable[[bytes], Any] = _decode_metadata if metadata_only else _decoder(resource, model)
+
+    def __repr__(self) -> str:
+        return f"Kind({self.resource!r})"
+
+    @property
+    def api_version(self) -> str:
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    def collection(self, namespace: str = "") -> str:
+        """Return the path of the collection, in one namespace or in all."""
+        root = f"/apis/{self.group}" if self.group else "/api"
+        within = f"/namespaces/{_segment(namespace)}" if namespace else ""
+        return f"{root}/{self.version}{within}/{self.plural}"
+
+    def path(self, name: str, namespace: str = "", subresource: str = "") -> str:
+        """Return the path of an object, or of a subresource of it."""
+        return f"{self.collection(namespace)}/{_segment(name)}{f'/{subresource}' if subresource else ''}"
+
+    def decode(self, raw: bytes) -> T:
+        return cast(T, self._decode(raw))
+
+    def document(self, raw: bytes) -> Document:
+        """Return the object as a dict."""
+        return _decode_metadata(raw) if self.metadata_only else _decode_document(raw)
+
+
+AnyKind = Kind[Any] | str
+
+
+def kind_of(kind: Kind[T] | str) -> Kind[T]:
+    return kind if isinstance(kind, Kind) else cast("Kind[T]", _kind_named(kind))
+
+
+@lru_cache(maxsize=1024)
+def _kind_named(resource: str) -> Kind[Document]:
+    return Kind(resource)
+
+
+def document(body: object) -> Document:
+    """Return a dict for a dict, or for an object of a type that a Kind can have."""
+    if isinstance(body, dict):
+        return body
+    if hasattr(body, "to_dict"):
+        return cast(Document, _without_none(body.to_dict(serialize=True)))
+    if hasattr(body, "model_dump"):
+        return cast(Document, body.model_dump(mode="json", by_alias=True, exclude_none=True))
+    return cast(Document, msgspec.to_builtins(body))
+
+
+def _without_none(value: Any) -> Any:
+    """Return the value without absent fields, which the API server would take for null."""
+    if isinstance(value, dict):
+        return {name: _without_none(each) for name, each in value.items() if each is not None}
+    if isinstance(value, list):
+        return [_without_none(each) for each in value]
+    return value
+
+
+def _segment(name: str) -> str:
+    if not _SEGMENT.fullmatch(name):
+        raise ValueError(f"{name!r} is not the name of a Kubernetes object")
+    return name
+
+
+_decode_document = msgspec.json.Decoder(Document).decode
+
+
+def _decode_metadata(raw: bytes) -> MetadataDocument:
+    return MetadataDocument(_decode_document(raw))
+
+
+def _decoder(resource: str, model: Any) -> Callable[[bytes], Any]:
+    """Return the function that decodes an object. Raises TypeError for a type that no object can be decoded to."""
+    if model is None:
+        return _decode_document
+    if hasattr(model, "from_dict"):
+        return lambda raw: model.from_dict(_decode_document(raw))
+    if hasattr(model, "model_validate_json"):
+        return cast(Callable[[bytes], Any], model.model_validate_json)
+    try:
+        decoder = msgspec.json.Decoder(model)
+        problem = _undecodable(msgspec.inspect.type_info(model))
+    except TypeError as error:
+        problem = str(error)
+    if problem:
+        raise TypeError(
+            f"{resource}: an object cannot be decoded to {getattr(model, '__name__', model)}: {problem}; "
+            "use a class of the kubernetes package, a pydantic model, a dataclass or a msgspec.Struct"
+        )
+    return decoder.decode
+
+
+def _undecodable(found: msgspec.inspect.Type) -> str:
+    """Return why no object can be decoded to the type; empty if one can."""
+    structures = (msgspec.inspect.StructType, msgspec.inspect.DataclassType, msgspec.inspect.TypedDictType)
+    if isinstance(found, msgspec.inspect.DictType):
+        return ""
+    if not isinstance(found, structures):
+        return "it has no fields"
+    for field in found.fields:
+        if isinstance(field.type, msgspec.inspect.CustomType):
+            return f"its field {field.name} has the type {field.type.cls.__name__}"
+    return ""
+
+
+EVENTS = Kind("events.k8s.io/v1/events")
+CORE_EVENTS = Kind("v1/events")
+"""The events that Milo serves, which has no events.k8s.io."""

@@ -1,0 +1,87 @@
+"""One call of an author's reconciler: its time limit, its thread if it is a plain function, and its result."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from contextvars import copy_context
+from typing import Any, TypeVar
+
+from milo_controllers.errors import ApiError, Permanent, ProjectSuspended, ReconcileTimeout
+from milo_controllers.functions import is_async
+from milo_controllers.request import Request, Result
+from milo_controllers.work_queue import Done, Failed, Outcome, Parked, Stopped
+from milo_discovery._task_groups import cancelled_from_outside, wait_uninterrupted
+from milo_discovery.engaged_cluster import EngagedCluster
+from milo_discovery.model import Cluster
+
+T = TypeVar("T")
+Reconciler = Callable[[Request[T]], Awaitable[Result | None] | Result | None]
+"""An async function, or a plain one, which is called in a thread."""
+
+
+class ReconcileCall:
+    """Calls a reconciler."""
+
+    def __init__(
+        self, reconciler: Reconciler[Any], *, timeout_s: float | None, threads: Callable[[], Executor]
+    ) -> None:
+        self._reconciler = reconciler
+        self._is_async = is_async(reconciler)
+        self._timeout_s = timeout_s
+        self._threads = threads
+
+    async def outcome(self, request: Request[Any]) -> Done:
+        """Return the outcome of a reconcile that succeeded. Raises what the reconciler raises, and ReconcileTimeout."""
+        try:
+            async with asyncio.timeout(self._timeout_s) as limit:
+                result = await self._called(request)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise ReconcileTimeout(
+                f"the reconcile was ended after {self._timeout_s:g} s; pass timeout= if it needs longer"
+            ) from error
+        except asyncio.CancelledError as cancelled:
+            if cancelled_from_outside():
+                raise
+            raise RuntimeError("the reconcile was canceled, but not by its controller") from cancelled
+        if result is None:
+            return Done()
+        if not isinstance(result, Result):
+            raise TypeError(f"the reconciler returned {result!r}: return None or a Result")
+        after = result.requeue_after
+        return Done(None if after is None else after.total_seconds())
+
+    async def _called(self, request: Request[Any]) -> Any:
+        if self._is_async:
+            return await self._reconciler(request)  # type: ignore[misc]  # checked at registration
+        calling = asyncio.get_running_loop().run_in_executor(
+            self._threads(), copy_context().run, self._reconciler, request
+        )
+        try:
+            return await asyncio.shield(calling)
+        except asyncio.CancelledError:
+            # A thread cannot be ended from outside: its next call of request.wait raises.
+            request.end()
+            await wait_uninterrupted(calling)
+            raise
+
+
+def failed_outcome(error: Exception, cluster: EngagedCluster) -> Outcome:
+    """Return what follows from an error of a reconcile."""
+    match error:
+        case Permanent():
+            return Stopped(str(error))
+        case ProjectSuspended() if stays_suspended(cluster.current):
+            return Parked()
+        case ApiError():
+            return Failed(error.retry_after_s)
+        case _:
+            return Failed()
+
+
+def stays_suspended(cluster: Cluster) -> bool:
+    """Return whether the suspension of a project ends before the project: Milo lifts none during a deletion."""
+    return cluster.suspended and cluster.deletion_requested_at is None

@@ -1,0 +1,79 @@
+"""The objects of one controller whose last reconcile failed, and the log of failures."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+
+import msgspec
+
+from milo_controllers.errors import ApiError, ControllerError, Permanent
+from milo_controllers.work_queue import ObjectKey
+from milo_discovery._failure_log import FailureLog, raised_at
+from milo_discovery.errors import DiscoveryError
+
+log = logging.getLogger("milo_controllers")
+
+_LONGEST_ERROR = 500
+
+
+class ReconcileFailure(msgspec.Struct):
+    """The last failure of an object."""
+
+    error: str
+    attempts: int
+    since: float
+    is_stopped: bool
+
+
+class ReconcileFailures:
+    """The failures of one controller."""
+
+    def __init__(self, controller: str, logged: FailureLog, clock: Callable[[], float]) -> None:
+        self._controller = controller
+        self._logged = logged
+        self._clock = clock
+        self._objects: dict[ObjectKey, ReconcileFailure] = {}
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+    def __iter__(self) -> Iterator[tuple[ObjectKey, ReconcileFailure]]:
+        """Iterate over a copy, also in another thread."""
+        return iter(tuple(self._objects.items()))
+
+    def record(self, key: ObjectKey, error: Exception, *, is_stopped: bool) -> None:
+        before = self._objects.get(key)
+        since, attempts = (time.time(), 0) if before is None else (before.since, before.attempts)
+        self._objects[key] = ReconcileFailure(_text(error)[:_LONGEST_ERROR], attempts + 1, since, is_stopped)
+
+    def recovered(self, key: ObjectKey) -> None:
+        self._objects.pop(key, None)
+
+    def drop(self, cluster: str, incarnation: int) -> None:
+        """Forget the objects of a cluster."""
+        for key in [key for key in self._objects if key[:2] == (cluster, incarnation)]:
+            del self._objects[key]
+
+    def log(self, cluster: str, what: str, error: Exception, then: str) -> None:
+        """Log a failure, unless one of the same cluster and cause was logged recently."""
+        text = _text(error)
+        key: tuple[object, ...] = (self._controller, cluster, type(error), raised_at(error))
+        match error:
+            case Permanent():
+                key = (self._controller, cluster, what, Permanent)
+            case ApiError():
+                key = (self._controller, cluster, error.status, error.reason)
+            case _:
+                pass
+        summary = f"{self._controller}: {cluster}: {what} failed: {text}"
+        if not self._logged.is_new(cluster, error, self._clock(), key=key, what=summary):
+            return
+        # Expected errors are logged without a traceback; others are bugs.
+        trace = None if isinstance(error, ControllerError | DiscoveryError) else error
+        log.error("%s: %s: %s failed (%s): %s", self._controller, cluster, what, then, text, exc_info=trace)
+
+
+def _text(error: Exception) -> str:
+    return str(error) or repr(error)

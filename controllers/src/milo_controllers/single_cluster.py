@@ -1,0 +1,102 @@
+"""One cluster instead of a fleet: the same controllers, without a daemon.
+
+The kubeconfig is read again periodically, and after a 401, so files and tokens in it may be renewed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from milo_controllers.cluster_api import ClusterApi
+from milo_controllers.connections import Connections
+from milo_controllers.errors import ApiError, Unreachable
+from milo_controllers.local_kubeconfig import LocalAccess, default_source, issue
+from milo_discovery._api_clients import ApiClients
+from milo_discovery.engaged_cluster import EngagedCluster
+from milo_discovery.errors import ClusterNotFound
+from milo_discovery.fleet import DiscoveryState
+from milo_discovery.model import Cluster, ClusterReport, Kubeconfig
+
+
+class SingleCluster:
+    """A cluster that is engaged for as long as it runs.
+
+    `kubeconfig` is the path of a file; by default that of `KUBECONFIG`, the service account of the pod, or
+    `~/.kube/config`, whichever exists first.
+    """
+
+    def __init__(
+        self, kubeconfig: str | os.PathLike[str] | None = None, *, context: str | None = None, name: str = "cluster"
+    ) -> None:
+        self._source = default_source(None if kubeconfig is None else Path(kubeconfig), context)
+        self._name = name
+        self.discovery = DiscoveryState(connected=True, synced=True, since=datetime.now(UTC))
+        self._handlers: list[Callable[[EngagedCluster], Awaitable[None]]] = []
+
+    def on_engage(self, handler: Callable[[EngagedCluster], Awaitable[None]], /) -> object:
+        """Register the handler, which is called once. Controllers do this."""
+        self._handlers.append(handler)
+        return handler
+
+    async def run(self) -> None:
+        """Run until canceled. Raises UnusableKubeconfig."""
+        engaged = self._engaged(await asyncio.to_thread(self._source.read))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for handler in self._handlers:
+                    tasks.create_task(_awaited(handler(engaged)), name=f"cluster {self._name}")
+        finally:
+            engaged.disengage()
+
+    async def issue_kubeconfig(self, name: str, *, ttl: timedelta | None = None, incarnation: str = "") -> Kubeconfig:
+        """Return the kubeconfig as it is now. What a daemon would be asked for has no meaning here."""
+        return await issue(name, self._source)
+
+    async def get(self, name: str) -> ClusterReport:
+        """Raise ClusterNotFound: no other cluster has the name."""
+        raise ClusterNotFound(f"cluster {name!r} is the only one", code="NOT_FOUND")
+
+    @asynccontextmanager
+    async def requests(self) -> AsyncIterator[OwnCluster]:
+        """Send requests to the cluster, for leader election. Raises UnusableKubeconfig."""
+        found = await asyncio.to_thread(self._source.read)
+        engaged = self._engaged(found)
+        async with engaged.credentials() as credentials:
+            api = ClusterApi(self._name, credentials, Connections(), proxy=found.proxy)
+            try:
+                yield OwnCluster(api, found.namespace or "default")
+            finally:
+                await api.aclose()
+                engaged.disengage()
+
+    def _engaged(self, found: LocalAccess) -> EngagedCluster:
+        cluster = Cluster(name=self._name, endpoint=found.access.server)
+        return EngagedCluster(cluster, None, ApiClients(self), proxy=found.proxy)
+
+
+class OwnCluster:
+    """Requests to the API server of the operator's own cluster."""
+
+    def __init__(self, api: ClusterApi, namespace: str) -> None:
+        self._api = api
+        self.namespace = namespace
+        """The namespace of the pod, or of the kubeconfig's context."""
+
+    async def request(self, method: str, path: str, body: object = None) -> tuple[int, dict[str, Any]]:
+        """Return the status and the JSON of the response. Raises OSError."""
+        try:
+            return 200, await self._api.send(method, path, (), body)
+        except ApiError as error:
+            return error.status, {"message": str(error)}
+        except Unreachable as error:
+            raise ConnectionError(str(error)) from error
+
+
+async def _awaited(handling: Awaitable[None]) -> None:
+    await handling

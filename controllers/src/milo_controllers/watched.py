@@ -1,0 +1,79 @@
+"""Changes of objects, as mappers and predicates see them, and the objects that are reconciled because of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
+
+from milo_controllers.fleet_view import FleetView
+from milo_controllers.kinds import Kind, ObjectT
+from milo_controllers.object_cache import Change, changed
+from milo_discovery.engaged_cluster import EngagedCluster
+
+T = TypeVar("T")
+
+
+class ReconcileTarget(NamedTuple):
+    """An object to reconcile, as a mapper returns it."""
+
+    name: str
+    namespace: str = ""
+    cluster: str | None = None
+    """Name of the cluster; by default the one in which the watched object changed."""
+
+
+class Watched(Generic[ObjectT]):
+    """A change of a watched object, for a mapper."""
+
+    def __init__(self, kind: Kind[ObjectT], change: Change, cluster: EngagedCluster, clusters: FleetView) -> None:
+        self.cluster = cluster
+        self.clusters = clusters
+        """The caches of all clusters."""
+        self.name = change.current.name
+        self.namespace = change.current.namespace
+        self.is_deleted = change.new is None
+        self._kind = kind
+        self._change = change
+
+    @property
+    def object(self) -> ObjectT:
+        """The object as it is, or as it last was if it was deleted."""
+        return self._kind.decode(self._change.current.raw)
+
+    @property
+    def before(self) -> ObjectT | None:
+        """The object before the change; None if it is new."""
+        return None if self._change.old is None else self._kind.decode(self._change.old.raw)
+
+    def matters(self, on: tuple[Predicate[ObjectT], ...]) -> bool:
+        """Return whether one of the predicates selects the change. Raises what a predicate raises."""
+        return not on or any(changed(each, self._change) if isinstance(each, str) else each(self) for each in on)
+
+
+Mapper = Callable[[Watched[T]], Iterable[ReconcileTarget]]
+Predicate = Literal["generation", "labels", "annotations"] | Callable[[Watched[T]], bool]
+"""Which updates of an object matter: those of its generation (its spec), labels or annotations, or those for which the
+function returns true. Without a function, creations and deletions always matter."""
+
+
+class WatchedKind(NamedTuple):
+    """A kind whose changes lead to reconciles of other objects. Made by `watches`."""
+
+    kind: Kind[Any]
+    map: Mapper[Any]
+    on: tuple[Predicate[Any], ...]
+
+    def targets(self, watched: Watched[Any]) -> list[ReconcileTarget]:
+        """Return what the mapper returns. Raises what it raises, and TypeError if it returns anything else."""
+        found: object = self.map(watched)
+        if isinstance(found, ReconcileTarget) or not isinstance(found, Iterable):
+            raise TypeError(
+                f"the mapper returned {found!r}: return an iterable of targets, such as [ReconcileTarget(...)]"
+            )
+        targets = list(found)
+        for each in targets:
+            if not isinstance(each, ReconcileTarget):
+                raise TypeError(
+                    f"the mapper returned {each!r} among its targets: return ReconcileTarget(name, namespace)"
+                )
+        return targets

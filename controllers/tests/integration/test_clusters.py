@@ -1,0 +1,322 @@
+"""Controllers as clusters come, end, do not answer, or lack a kind."""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from milo_controllers import (
+    Kind,
+    NotSynced,
+    ProjectSuspended,
+    QueuePolicy,
+    ReconcileTarget,
+    Request,
+    Watched,
+    watches,
+)
+from milo_controllers.informer import Informer
+from milo_discovery.testing import ControlPlane, MiloSandbox, eventually
+
+from .widgets import (
+    DEFINITION,
+    FINALIZER,
+    WIDGETS,
+    Log,
+    Running,
+    reconciling,
+    widget,
+    with_widgets,
+)
+
+
+async def test_disengagement_cancels_and_awaits_reconciles_before_the_next_engagement(plane: ControlPlane) -> None:
+    history: list[str] = []
+
+    async def reconcile(_request: Request) -> None:
+        history.append("begins")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.05)
+            history.append("ends")
+
+    plane.create(widget("one"))
+    async with reconciling(reconcile, plane) as running:
+        await eventually(lambda: history == ["begins"])
+        running.discovery.disengage(plane.project)
+        running.discovery.engage(plane)
+        await eventually(lambda: history == ["begins", "ends", "begins"])
+
+
+async def test_draining_cluster_is_released_after_its_reconciles_have_ended(plane: ControlPlane) -> None:
+    history: list[str] = []
+    running = Running(plane, confirm_releases=True)
+
+    @running.controllers.reconcile(WIDGETS)
+    async def reconcile(_request: Request) -> None:
+        history.append("begins")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.05)
+            assert running.discovery.released == []
+            history.append("ends")
+
+    plane.create(widget("one"))
+    async with running.controllers:
+        await eventually(lambda: history == ["begins"])
+        running.discovery.drain(plane.project)
+        await eventually(lambda: running.discovery.released == [plane.project])
+        assert history == ["begins", "ends"]
+
+
+async def test_controllers_of_a_kind_share_its_informer(plane: ControlPlane) -> None:
+    plane.create(widget("one"))
+    log, other = Log(), Log()
+    running = Running(plane)
+    running.controllers.reconcile(WIDGETS)(log)
+    running.controllers.reconcile(WIDGETS, name="other", owns=[WIDGETS])(other)
+    async with running.controllers:
+        await eventually(lambda: log.seen == other.seen == [(plane.project, "one", {})])
+        assert running.metric("milo_controllers_informers", resource=WIDGETS, state="synced") == 1
+
+
+async def test_unresponsive_cluster_does_not_delay_reconciles_of_others(
+    sandbox: MiloSandbox, plane: ControlPlane
+) -> None:
+    silent = with_widgets(sandbox)
+    opened: list[asyncio.StreamWriter] = []
+    plane.create(widget("one"))
+    async with await asyncio.start_server(lambda _, writer: opened.append(writer), "127.0.0.1", 0) as server:
+        address = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        access = silent.access()
+        silent.access = lambda: replace(access, server=address)  # type: ignore[method-assign]
+        log = Log()
+        async with reconciling(log, plane, silent) as running:
+            await eventually(lambda: opened)
+            await eventually(lambda: log.seen == [(plane.project, "one", {})])
+            plane.patch(WIDGETS, "one", {"spec": {"size": 2}})
+            await eventually(lambda: log.seen[1:] == [(plane.project, "one", {"size": 2})])
+            assert not running.controllers.health().synced
+        for writer in opened:
+            writer.close()
+
+
+async def test_reconciles_start_after_read_only_caches_have_synced(
+    plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_list, follow = asyncio.Event(), Informer.run
+    found: list[Any] = []
+
+    async def follow_late(informer: Informer, *arguments: Any) -> None:
+        if informer.key.resource == "v1/configmaps":
+            await may_list.wait()
+        await follow(informer, *arguments)
+
+    async def reconcile(request: Request) -> None:
+        found.append(await request.get("v1/configmaps", "there"))
+
+    monkeypatch.setattr(Informer, "run", follow_late)
+    plane.create(widget("one"))
+    plane.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "there"}})
+    running = Running(plane)
+    running.controllers.cache("v1/configmaps")
+    running.controllers.reconcile(WIDGETS)(reconcile)
+    async with running.controllers:
+        await eventually(lambda: running.metric("milo_controllers_informers", resource=WIDGETS, state="synced") == 1)
+        assert found == []
+        may_list.set()
+        await eventually(lambda: found)
+    assert found[0] is not None
+
+
+async def test_cache_read_before_its_first_complete_list_raises_not_synced(
+    plane: ControlPlane, bare: ControlPlane
+) -> None:
+    plane.create(widget("here"))
+    outcomes: list[str] = []
+
+    async def reconcile(request: Request) -> None:
+        others = request.clusters.cluster(bare.project)
+        assert others is not None
+        try:
+            found = others.get(WIDGETS, "late", "default")
+        except NotSynced:
+            outcomes.append("not synced")
+            raise
+        outcomes.append("not found" if found is None else "found")
+
+    running = Running(bare, plane)
+    running.controllers.reconcile(WIDGETS, queue=QueuePolicy(max_delay_s=0.2))(reconcile)
+    async with running.controllers:
+        await eventually(lambda: outcomes)
+        bare.install(DEFINITION)
+        bare.create(widget("late"))
+        await eventually(lambda: "found" in outcomes, within_s=60)
+    assert "not found" not in outcomes
+    assert outcomes[0] == "not synced"
+
+
+async def test_read_only_cache_of_a_kind_that_is_not_served_delays_no_reconcile(plane: ControlPlane) -> None:
+    plane.create(widget("one"))
+    outcomes: list[str] = []
+
+    async def reconcile(request: Request) -> None:
+        with pytest.raises(NotSynced, match="gadgets"):
+            await request.get("example.com/v1/gadgets", "any")
+        outcomes.append("not synced")
+
+    running = Running(plane)
+    running.controllers.cache("example.com/v1/gadgets")
+    running.controllers.reconcile(WIDGETS)(reconcile)
+    async with running.controllers:
+        await eventually(lambda: outcomes == ["not synced"])
+
+
+async def test_informer_waits_until_its_kind_is_served(plane: ControlPlane, bare: ControlPlane) -> None:
+    plane.create(widget("here"))
+    log = Log()
+    async with reconciling(log, plane, bare) as running:
+        await eventually(lambda: log.seen == [(plane.project, "here", {})])
+        [problem] = await eventually(lambda: running.controllers.health().problems)
+        assert (problem.cluster, problem.kind, problem.is_synced) == (bare.project, WIDGETS, False)
+        assert not running.controllers.health().synced
+        assert running.metric("milo_controllers_informers", resource=WIDGETS, state="not_served") == 1
+        bare.install(DEFINITION)
+        bare.create(widget("late"))
+        await eventually(lambda: (bare.project, "late", {}) in log.seen, within_s=60)
+
+
+async def test_writes_that_a_suspended_project_refuses_wait_for_the_end_of_the_suspension(
+    sandbox: MiloSandbox, plane: ControlPlane
+) -> None:
+    refused: list[str] = []
+
+    async def reconcile(request: Request) -> None:
+        found = await request.get()
+        if found is not None and not found.get("status"):
+            try:
+                await request.patch_status({"seen": True})
+            except ProjectSuspended:
+                refused.append(request.name)
+                raise
+
+    plane.create(widget("one"))
+    sandbox.suspend_project(plane.project)
+    running = Running()
+    running.controllers.reconcile(WIDGETS)(reconcile)
+    async with running.controllers:
+        running.discovery.engage(plane, suspended=True)
+        await eventually(lambda: refused == ["one"])
+        sandbox.lift_suspension(plane.project)
+        running.discovery.update(plane.project, suspended=False)
+        await eventually(lambda: plane.get(WIDGETS, "one").get("status"))
+        assert refused == ["one"]
+
+
+async def test_suspended_project_allows_deletions_and_changes_of_terminating_objects(
+    sandbox: MiloSandbox, plane: ControlPlane
+) -> None:
+    async def reconcile(request: Request) -> None:
+        found = await request.get()
+        if found is None:
+            return
+        if found["metadata"].get("deletionTimestamp"):
+            await request.patch_status({"cleaned": True})
+            await request.remove_finalizer(FINALIZER)
+            return
+        await request.delete(WIDGETS, request.name)
+
+    plane.create({**widget("one"), "metadata": {"name": "one", "finalizers": [FINALIZER]}})
+    sandbox.suspend_project(plane.project)
+    running = Running()
+    running.controllers.reconcile(WIDGETS)(reconcile)
+    async with running.controllers:
+        running.discovery.engage(plane, suspended=True)
+        await eventually(lambda: plane.find(WIDGETS, "one") is None)
+
+
+async def test_object_that_waits_for_the_end_of_a_suspension_is_reconciled_when_the_project_is_deleted(
+    sandbox: MiloSandbox, plane: ControlPlane
+) -> None:
+    attempts: list[bool] = []
+
+    async def reconcile(request: Request) -> None:
+        found = await request.get()
+        if found is None:
+            return
+        is_terminating = "deletionTimestamp" in found["metadata"]
+        attempts.append(is_terminating)
+        # Another object, which is not terminating, so the server refuses to change it as long as it is suspended.
+        await request.patch(WIDGETS, "other", {"spec": {"used": False}})
+        await request.remove_finalizer(FINALIZER)
+
+    plane.create(widget("other"))
+    plane.create({**widget("one"), "metadata": {"name": "one", "finalizers": [FINALIZER], "labels": {"on": "yes"}}})
+    plane.delete(WIDGETS, "one")
+    sandbox.suspend_project(plane.project)
+    running = Running()
+    running.controllers.reconcile(Kind(WIDGETS, selector="on=yes"))(reconcile)
+    async with running.controllers:
+        running.discovery.engage(plane, suspended=True)
+        await eventually(lambda: len(attempts) == 1)
+        running.discovery.update(plane.project, deletion_requested_at=datetime.now(UTC))
+        await eventually(lambda: len(attempts) > 2)  # refused, with backoff, and never parked again
+        sandbox.lift_suspension(plane.project)
+        await eventually(lambda: plane.find(WIDGETS, "one") is None)
+
+
+@pytest.mark.parametrize("while_deleting", [False, True])
+async def test_only_terminating_objects_are_reconciled_in_a_project_that_is_being_deleted(
+    plane: ControlPlane, *, while_deleting: bool
+) -> None:
+    seen: list[str] = []
+
+    async def reconcile(request: Request) -> None:
+        found = await request.get()
+        seen.append(request.name)
+        if found is not None and "deletionTimestamp" in found["metadata"]:
+            await request.remove_finalizer(FINALIZER)
+            return
+        await request.apply("v1/configmaps", {"kind": "ConfigMap", "metadata": {"name": "made"}}, owned=True)
+
+    plane.create({**widget("ending"), "metadata": {"name": "ending", "finalizers": [FINALIZER]}})
+    async with reconciling(reconcile, plane, owns=["v1/configmaps"], while_deleting=while_deleting) as running:
+        await eventually(lambda: plane.find("v1/configmaps", "made"))
+        running.discovery.update(plane.project, deletion_requested_at=datetime.now(UTC))
+        seen.clear()
+        plane.delete("v1/configmaps", "made")  # as Milo's project controller does
+        plane.create(widget("late"))
+        if while_deleting:
+            await eventually(lambda: "late" in seen and plane.find("v1/configmaps", "made"))
+        plane.delete(WIDGETS, "ending")
+        await eventually(lambda: plane.find(WIDGETS, "ending") is None)
+        if not while_deleting:
+            assert set(seen) == {"ending"}
+            assert plane.find("v1/configmaps", "made") is None
+
+
+async def test_mapper_enqueues_objects_of_other_clusters(sandbox: MiloSandbox) -> None:
+    first, second = with_widgets(sandbox), with_widgets(sandbox)
+    for each in (first, second):
+        each.create(widget("copy"))
+    log = Log()
+
+    def everywhere(change: Watched[dict[str, Any]]) -> Iterator[ReconcileTarget]:
+        if change.name == "shared":
+            for cluster, found in change.clusters.list(WIDGETS):
+                yield ReconcileTarget(found["metadata"]["name"], "default", cluster.name)
+
+    async with reconciling(log, first, second, watches=[watches("v1/configmaps", map=everywhere)]) as running:
+        await eventually(lambda: sorted(log.seen) == sorted([(p.project, "copy", {}) for p in (first, second)]))
+        first.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "shared"}})
+        await eventually(lambda: sorted(log.seen[2:]) == sorted([(p.project, "copy", {}) for p in (first, second)]))
+        view = running.controllers.view
+        assert sorted(view.names()) == sorted([first.project, second.project])
+        assert len(list(view.list(WIDGETS))) == 2
+        assert first.project in view
+        assert view.cluster("unknown") is None

@@ -1,0 +1,94 @@
+"""The connections of controllers, to a server that offers HTTP/2 and HTTP/1.1."""
+
+import asyncio
+import subprocess
+import sys
+
+import pytest
+
+from milo_controllers.cluster_api import ClusterApi
+from milo_controllers.connections import Connections
+from milo_controllers.errors import ApiError
+from milo_discovery._kubeconfig_access import KubeconfigAccess
+from milo_kube.http.errors import TransportError
+from milo_kube.http.http2 import Http2Connection
+from tests.integration.http.http2_peer import Accepted, Authority, serving
+from tests.support.eventually import LIMIT_S
+
+
+class Fixed:
+    """A credential that does not change."""
+
+    def __init__(self, access: KubeconfigAccess) -> None:
+        self._access = access
+
+    async def access(self) -> KubeconfigAccess:
+        return self._access
+
+    async def access_after_401(self, refused: str | None) -> KubeconfigAccess:
+        return self._access
+
+
+@pytest.mark.parametrize(("environ", "connections_used"), [({}, 1), ({"DISABLE_HTTP2": "1"}, 3)])
+async def test_clusters_of_one_host_share_a_connection_over_http2(
+    environ: dict[str, str], connections_used: int
+) -> None:
+    authority = Authority()
+
+    def script(accepted: Accepted, stream: int) -> None:
+        accepted.answer(stream, b"{}", end=False)
+
+    connections = Connections(environ=environ, http2=Http2Connection)
+    async with serving(authority, script) as peer:
+        access = KubeconfigAccess(server=peer.url, authorities=authority.pem, token="secret")
+        apis = [ClusterApi(name, Fixed(access), connections) for name in ("alpha", "beta", "gamma")]
+        watches = [api.stream("/watch", connect_timeout_s=10, silence_s=10) for api in apis]
+        for watch in watches:
+            async with asyncio.timeout(LIMIT_S):
+                assert (await watch.__aenter__()).status == 200
+        assert len(peer.accepted) == connections_used
+        for watch in watches:
+            await watch.__aexit__(None, None, None)
+        for api in apis:
+            await api.aclose()
+
+
+@pytest.mark.parametrize(("header", "asked"), [("7", 7.0), ("soon", None), (None, None)])
+async def test_api_error_of_a_throttled_write_has_its_retry_after(header: str | None, asked: float | None) -> None:
+    authority = Authority()
+
+    def refuse(accepted: Accepted, stream: int) -> None:
+        headers = {} if header is None else {"retry-after": header}
+        accepted.answer(stream, b"too many requests", status=429, headers=headers)
+
+    connections = Connections(environ={}, http2=Http2Connection)
+    async with serving(authority, refuse) as peer:
+        api = ClusterApi("alpha", Fixed(KubeconfigAccess(server=peer.url, authorities=authority.pem)), connections)
+        with pytest.raises(ApiError) as refused:
+            await api.send("POST", "/api/v1/configmaps", body={})
+        await api.aclose()
+    assert (refused.value.status, refused.value.retry_after_s) == (429, asked)
+    assert len(peer.requests) == 1
+
+
+async def test_watch_fails_as_without_credential_if_the_renewed_one_after_401_is_not_usable() -> None:
+    authority = Authority()
+
+    class Renewed(Fixed):
+        async def access_after_401(self, refused: str | None) -> KubeconfigAccess:
+            return KubeconfigAccess(server=peer.url, authorities="no PEM", token="second")
+
+    connections = Connections(environ={}, http2=Http2Connection)
+    async with serving(authority, lambda accepted, stream: accepted.answer(stream, b"", status=401)) as peer:
+        first = KubeconfigAccess(server=peer.url, authorities=authority.pem, token="first")
+        api = ClusterApi("alpha", Renewed(first), connections)
+        with pytest.raises(TransportError) as failed:
+            async with api.stream("/watch", connect_timeout_s=10, silence_s=10):
+                pass
+        await api.aclose()
+    assert failed.value.cause == "credential"
+
+
+@pytest.mark.parametrize("module", ["milo_publishing.publisher", "milo_discovery.cli", "milo_discoveryd.app"])
+def test_modules_of_the_daemon_image_are_imported_without_h2(module: str) -> None:
+    subprocess.run([sys.executable, "-c", f"import sys; sys.modules['h2'] = None; import {module}"], check=True)

@@ -1,0 +1,472 @@
+"""What an operator meets in production: tenants that misbehave, caches that trail, and reconcilers with mistakes."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from prometheus_client import CollectorRegistry, generate_latest
+
+from milo_controllers import (
+    CacheLimits,
+    CacheProblem,
+    Controllers,
+    Kind,
+    NotCached,
+    QueuePolicy,
+    ReconcileTarget,
+    Request,
+    Result,
+    Watched,
+    watches,
+)
+from milo_controllers.informer import Informer
+from milo_discovery import Fleet
+from milo_discovery.testing import ControlPlane, FakeDiscovery, MiloSandbox, eventually
+
+from .widgets import WIDGETS, Log, Running, reconciling, widget, with_widgets
+
+CONFIG_MAPS = "v1/configmaps"
+
+
+def config_map(name: str, **data: str) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data}
+
+
+# --- tenants ---
+
+
+async def test_reconciles_that_hang_in_many_clusters_delay_no_other_cluster(sandbox: MiloSandbox) -> None:
+    *hanging, healthy = [with_widgets(sandbox) for _ in range(5)]
+    for plane in hanging:
+        for number in range(8):
+            plane.create(widget(f"w{number}"))
+    hung: list[str] = []
+    reconciled: list[str] = []
+
+    async def reconcile(request: Request) -> None:
+        if request.cluster.name != healthy.project:
+            hung.append(request.name)
+            await asyncio.Event().wait()
+        reconciled.append(request.name)
+
+    async with reconciling(reconcile, *hanging, healthy):
+        await eventually(lambda: len(hung) == 16)
+        healthy.create(widget("one"))
+        await eventually(lambda: reconciled == ["one"])
+
+
+async def test_cache_that_exceeds_its_limit_is_dropped_and_delays_no_other_cluster(
+    sandbox: MiloSandbox, plane: ControlPlane
+) -> None:
+    large = with_widgets(sandbox)
+    for number in range(3):
+        large.create(widget(f"w{number}"))
+    plane.create(widget("one"))
+    discovery = FakeDiscovery(plane, large)
+    registry = CollectorRegistry()
+    log = Log()
+    controllers = Controllers(Fleet(discovery), registry=registry, cache_limits=CacheLimits(objects=2, retry_s=0.2))
+    controllers.reconcile(WIDGETS)(log)
+    async with controllers:
+
+        def exceeding() -> list[CacheProblem]:
+            return [each for each in controllers.health().problems if each.state == "over_budget"]
+
+        [problem] = await eventually(exceeding)
+        assert problem.cluster == large.project
+        assert "more than 2 of these objects" in problem.problem
+        await eventually(lambda: (plane.project, "one", {}) in log.seen)
+        labels = {"resource": WIDGETS, "state": "over_budget"}
+        assert registry.get_sample_value("milo_controllers_informers", labels) is not None
+        large.delete(WIDGETS, "w0")
+        await eventually(lambda: (large.project, "w1", {}) in log.seen)
+        await eventually(lambda: controllers.health().synced)
+        assert registry.get_sample_value("milo_controllers_cached_bytes", {"resource": WIDGETS})
+
+
+@pytest.mark.parametrize(
+    "found",
+    [["a"], ReconcileTarget("a"), ReconcileTarget("a", "b", "c"), 5, None, [("a", "b", None)]],
+    ids=str,
+)
+async def test_mapper_that_returns_no_targets_is_logged_and_harmless(
+    plane: ControlPlane, caplog: pytest.LogCaptureFixture, found: Any
+) -> None:
+    def mapper(_change: Watched[Any]) -> Iterable[ReconcileTarget]:
+        return found  # type: ignore[no-any-return]
+
+    log = Log()
+    async with reconciling(log, plane, watches=[watches(CONFIG_MAPS, map=mapper)]) as running:
+        plane.create(config_map("any"))
+        await eventually(lambda: "the mapper returned" in caplog.text)
+        plane.create(widget("one"))
+        await eventually(lambda: log.seen == [(plane.project, "one", {})])
+        assert running.controllers.health().crashing == ()
+
+
+async def test_crashing_cluster_is_in_the_health(plane: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_arguments: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Informer, "run", fail)
+    async with reconciling(Log(), plane) as running:
+        [problem] = await eventually(lambda: running.controllers.health().crashing)
+        assert (problem.cluster, problem.problem) == (plane.project, "a bug")
+        await eventually(lambda: running.controllers.health().crashing[0].failures > 1)
+
+
+async def test_health_failing_objects_and_metrics_are_read_by_threads_while_clusters_come_and_go(
+    sandbox: MiloSandbox, plane: ControlPlane
+) -> None:
+    other = with_widgets(sandbox)
+    for each in (plane, other):
+        for number in range(20):
+            each.create(widget(f"w{number}"))
+    ending = threading.Event()
+
+    async def fail(_request: Request) -> None:
+        raise OSError("no reconcile succeeds")
+
+    def read(controllers: Controllers) -> int:
+        readings = 0
+        while not ending.is_set():
+            readings += controllers.health().failing + len(list(controllers.failing()))
+            generate_latest(controllers.registry)
+        return readings
+
+    async with reconciling(fail, plane, other, queue=QueuePolicy(first_delay_s=0.01)) as running:
+        health = running.controllers.health
+        await eventually(lambda: asyncio.to_thread(lambda: health().ready))
+        reading = [asyncio.create_task(asyncio.to_thread(read, running.controllers)) for _ in range(3)]
+        for _ in range(20):
+            await eventually(lambda: health().clusters == 2 and health().failing)
+            running.discovery.disengage(other.project)
+            running.discovery.engage(other)
+            await eventually(lambda: not {each.cluster for each in running.controllers.failing()} - {plane.project})
+        ending.set()
+        assert all([await each for each in reading])
+
+
+async def test_cluster_without_the_kind_does_not_make_controllers_unready(
+    plane: ControlPlane, bare: ControlPlane
+) -> None:
+    async with reconciling(Log(), plane, bare) as running:
+        await eventually(lambda: running.controllers.health().ready)
+        [problem] = await eventually(lambda: running.controllers.health().problems)
+        assert (problem.state, problem.is_synced) == ("not_served", False)
+        assert not running.controllers.health().synced
+
+
+# --- caches ---
+
+
+async def test_owned_objects_are_cached_whole(plane: ControlPlane) -> None:
+    seen: list[Any] = []
+
+    async def reconcile(request: Request) -> None:
+        await request.apply(CONFIG_MAPS, {"kind": "ConfigMap", **config_map(request.name)}, owned=True)
+        seen.extend(found.get("data") for found in request.list(CONFIG_MAPS, owned=True))
+
+    plane.create(widget("one"))
+    async with reconciling(reconcile, plane, owns=[CONFIG_MAPS]):
+        await eventually(lambda: plane.find(CONFIG_MAPS, "one"))
+        plane.patch(CONFIG_MAPS, "one", {"data": {"ready": "yes"}})
+        await eventually(lambda: {"ready": "yes"} in seen)
+
+
+async def test_reading_a_field_that_is_not_cached_raises(plane: ControlPlane) -> None:
+    errors: list[str] = []
+
+    async def reconcile(request: Request) -> None:
+        found = await request.get(CONFIG_MAPS, "any")
+        assert found is not None
+        for read in (lambda: found["data"], lambda: found.get("data")):
+            with pytest.raises(NotCached, match="metadata_only"):
+                read()
+        errors.append(found["metadata"]["name"])
+
+    plane.create(config_map("any", color="red"))
+    plane.create(widget("one"))
+    async with reconciling(reconcile, plane, owns=[Kind(CONFIG_MAPS, metadata_only=True)]):
+        await eventually(lambda: errors == ["any"])
+
+
+async def test_caches_are_limited_by_namespace_field_and_transform(plane: ControlPlane) -> None:
+    plane.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "team"}})
+    plane.create(config_map("here", a="b"))
+    plane.create({**config_map("there"), "metadata": {"name": "there", "namespace": "team"}})
+    plane.create(widget("one"))
+    team = Kind(CONFIG_MAPS, namespace="team")
+    named = Kind(CONFIG_MAPS, field_selector="metadata.name=here")
+    small = Kind("v1/namespaces", transform=lambda found: {**found, "spec": None})
+    seen: list[Any] = []
+
+    async def reconcile(request: Request) -> None:
+        seen.append([found["metadata"]["name"] for kind in (team, named) for found in request.list(kind)])
+        seen.append({found["spec"] for found in request.list(small)})
+        with pytest.raises(NotCached, match="pass the same Kind"):
+            request.list(CONFIG_MAPS)
+
+    running = Running(plane)
+    for kind in (team, named, small):
+        running.controllers.cache(kind)
+    running.controllers.reconcile(WIDGETS)(reconcile)
+    async with running.controllers:
+        await eventually(lambda: seen == [["there", "here"], {None}])
+
+
+async def test_object_is_reconciled_again_only_when_caches_have_its_writes(
+    plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply = Informer._apply
+
+    async def late(informer: Informer, events: Any) -> None:
+        if informer.key.resource == CONFIG_MAPS and informer.cache.synced:
+            await asyncio.sleep(0.3)
+        await apply(informer, events)
+
+    monkeypatch.setattr(Informer, "_apply", late)
+    reconciles: dict[str, int] = {}
+
+    async def reconcile(request: Request) -> None:
+        if await request.get() is None:
+            return
+        reconciles[request.name] = reconciles.get(request.name, 0) + 1
+        if not list(request.list(CONFIG_MAPS, owned=True)):
+            body = {"kind": "ConfigMap", "metadata": {"generateName": f"{request.name}-"}}
+            await request.create(CONFIG_MAPS, body, owned=True)
+        await request.patch_status({"seen": reconciles[request.name] > 1})
+
+    names = [f"w{number}" for number in range(10)]
+    for name in names:
+        plane.create(widget(name))
+    async with reconciling(reconcile, plane, owns=[CONFIG_MAPS], per_cluster=16):
+        await eventually(lambda: [reconciles.get(name, 0) > 2 for name in names] == [True] * len(names))
+    owners = [found["metadata"]["ownerReferences"][0]["name"] for found in plane.list(CONFIG_MAPS)]
+    assert sorted(owners) == names
+
+
+# --- reconcilers ---
+
+
+async def test_object_that_its_own_reconciler_changes_for_ever_is_throttled(
+    plane: ControlPlane, caplog: pytest.LogCaptureFixture
+) -> None:
+    reconciles = 0
+
+    async def reconcile(request: Request) -> None:
+        nonlocal reconciles
+        reconciles += 1
+        await request.patch_status({"at": time.time_ns()})
+
+    plane.create(widget("one"))
+    began = time.monotonic()
+    async with reconciling(reconcile, plane):
+        await eventually(lambda: reconciles > 25)
+    assert reconciles <= 20 + 5 * (time.monotonic() - began) + 1
+    assert f"{plane.project}: default/one is reconciled 5 times a second at most" in caplog.text
+
+
+async def test_predicates_say_which_changes_matter(plane: ControlPlane) -> None:
+    seen: list[str] = []
+
+    def by(name: str) -> Callable[[Request], Any]:
+        async def reconcile(request: Request) -> None:
+            if await request.get() is not None:
+                seen.append(name)
+
+        return reconcile
+
+    def is_large(change: Watched[dict[str, Any]]) -> bool:
+        return bool(change.object["spec"].get("size", 0) > 5)
+
+    running = Running(plane)
+    predicates: dict[str, Any] = {
+        "generation": "generation",
+        "labels": "labels",
+        "large": is_large,
+        "both": ["labels", is_large],
+    }
+    for name, on in predicates.items():
+        running.controllers.reconcile(WIDGETS, name=name, on=on)(by(name))
+    async with running.controllers:
+        await eventually(lambda: running.controllers.health().ready)
+        for change, expected in (
+            (lambda: plane.create(widget("one")), ["both", "generation", "labels"]),
+            (lambda: plane.patch(WIDGETS, "one", {"status": {"a": 1}}, subresource="status"), []),
+            (lambda: plane.patch(WIDGETS, "one", {"metadata": {"labels": {"a": "b"}}}), ["both", "labels"]),
+            (lambda: plane.patch(WIDGETS, "one", {"spec": {"size": 9}}), ["both", "generation", "large"]),
+        ):
+            seen.clear()
+            change()
+            await eventually(lambda expected=expected: sorted(seen) == expected)  # type: ignore[misc]
+
+
+async def test_labels_of_the_project_reconcile_its_objects_if_asked_for(plane: ControlPlane) -> None:
+    plane.create(widget("one"))
+    seen: list[Any] = []
+
+    async def reconcile(request: Request) -> None:
+        seen.append((dict(request.cluster.current.labels), request.cluster.current.suspended))
+
+    async with reconciling(reconcile, plane, on_cluster_change=True) as running:
+        await eventually(lambda: seen == [({}, False)])
+        running.discovery.update(plane.project, labels={"env": "prod"})
+        await eventually(lambda: seen[1:] == [({"env": "prod"}, False)])
+        running.discovery.update(plane.project, suspended=True)
+        await eventually(lambda: seen[2:] == [({"env": "prod"}, True)])
+
+
+async def test_object_is_enqueued_from_another_thread(plane: ControlPlane) -> None:
+    log = Log()
+    async with reconciling(log, plane) as running:
+        await eventually(lambda: running.controllers.health().ready)
+        await asyncio.to_thread(running.controllers.enqueue, ReconcileTarget("any", "default", plane.project))
+        running.controllers.enqueue(ReconcileTarget("any", "default", "unknown"))
+        await eventually(lambda: log.seen == [(plane.project, "any", None)])
+
+
+async def test_plain_reconciler_runs_in_a_thread(plane: ControlPlane) -> None:
+    loop_thread = threading.get_ident()
+    seen: list[Any] = []
+
+    def reconcile(request: Request) -> Result | None:
+        found = request.wait(request.get())
+        request.wait(request.patch_status({"seen": True}))
+        seen.append((found and found["spec"], request.cluster.name, threading.get_ident() != loop_thread))
+        return None
+
+    plane.create(widget("one", size=1))
+    running = Running(plane)
+    running.controllers.reconcile(WIDGETS, on="generation")(reconcile)
+    async with running.controllers:
+        await eventually(lambda: seen == [({"size": 1}, plane.project, True)])
+    assert plane.get(WIDGETS, "one")["status"] == {"seen": True}
+
+
+async def test_plain_reconciler_ends_with_its_next_wait_after_the_disengagement(plane: ControlPlane) -> None:
+    history: list[str] = []
+    may_end = threading.Event()
+
+    def reconcile(request: Request) -> None:
+        history.append("begins")
+        try:
+            may_end.wait(60)
+            request.wait(request.get())
+        finally:
+            history.append("ends")
+
+    plane.create(widget("one"))
+    running = Running(plane)
+    running.controllers.reconcile(WIDGETS)(reconcile)
+    async with running.controllers:
+        await eventually(lambda: history == ["begins"])
+        running.discovery.disengage(plane.project)
+        running.discovery.engage(plane)
+        await asyncio.sleep(0)
+        assert history == ["begins"]
+        may_end.set()
+        await eventually(lambda: history[:3] == ["begins", "ends", "begins"])
+
+
+async def test_call_that_blocks_the_event_loop_is_logged_with_its_stack_and_measured(
+    plane: ControlPlane, caplog: pytest.LogCaptureFixture
+) -> None:
+    def a_blocking_call() -> None:
+        time.sleep(2.0)  # the event loop cannot observe a state meanwhile
+
+    async def reconcile(_request: Request) -> None:
+        a_blocking_call()
+
+    plane.create(widget("one"))
+    async with reconciling(reconcile, plane) as running:
+        await eventually(lambda: "the event loop was blocked" in caplog.text)
+        assert "a_blocking_call" in caplog.text
+        assert f"reconcile {plane.project}: default/one" in caplog.text
+        total = "milo_controllers_event_loop_delay_seconds_sum"
+        assert (running.metric(total) or 0.0) > 1.0
+
+
+@pytest.mark.parametrize(
+    ("outcome", "message"),
+    [
+        ("a string", "the reconciler returned 'a string': return None or a Result"),
+        (TimeoutError(), "TimeoutError()"),
+        (None, "the reconcile was ended after 0.05 s; pass timeout="),
+    ],
+)
+async def test_failure_says_what_went_wrong(
+    plane: ControlPlane, caplog: pytest.LogCaptureFixture, outcome: Any, message: str
+) -> None:
+    async def reconcile(_request: Request) -> Any:
+        if isinstance(outcome, Exception):
+            raise outcome
+        if outcome is None:
+            await asyncio.Event().wait()
+        return outcome
+
+    plane.create(widget("one"))
+    async with reconciling(reconcile, plane, timeout=timedelta(seconds=0.05)) as running:
+        [failing] = await eventually(lambda: list(running.controllers.failing()))
+        assert failing.error.startswith(message)
+        assert (failing.cluster, failing.namespace, failing.name) == (plane.project, "default", "one")
+        assert failing.next_try is not None
+    assert f"widgets: {plane.project}: reconciling default/one failed" in caplog.text
+    assert message in caplog.text
+
+
+async def test_same_failure_of_two_clusters_is_logged_for_each(
+    sandbox: MiloSandbox, plane: ControlPlane, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = with_widgets(sandbox)
+    for each in (plane, other):
+        each.create(widget("one"))
+
+    async def reconcile(request: Request) -> None:
+        await request.read(CONFIG_MAPS, "missing")
+
+    with caplog.at_level(logging.ERROR):
+        async with reconciling(reconcile, plane, other, queue=QueuePolicy(first_delay_s=0.01)) as running:
+            await eventually(lambda: [each.attempts > 2 for each in running.controllers.failing()] == [True, True])
+    for each in (plane, other):
+        assert caplog.text.count(f"{each.project}: reconciling default/one failed") == 1
+    assert "GET /api/v1/namespaces/default/configmaps/missing: 404 " in caplog.text
+
+
+async def test_each_reconcile_is_a_span_with_its_requests_as_children(plane: ControlPlane) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+
+    async def reconcile(request: Request) -> None:
+        await request.patch_status({"seen": True})
+        await request.read(CONFIG_MAPS, "missing")
+
+    def reconcile_in_a_thread(request: Request) -> None:
+        request.wait(reconcile(request))
+
+    tracer = provider.get_tracer("tests")
+    controllers = Controllers(Fleet(FakeDiscovery(plane)), registry=CollectorRegistry(), tracer=tracer)
+    controllers.reconcile(WIDGETS, on="generation")(reconcile)
+    controllers.reconcile(WIDGETS, on="generation", name="plain")(reconcile_in_a_thread)
+    plane.create(widget("one"))
+    async with controllers:
+        await eventually(lambda: len({found.name for found in exporter.get_finished_spans()} & ROOT_SPANS) == 2)
+    spans = {found.context and found.context.span_id: found for found in exporter.get_finished_spans()}
+    for root in [found for found in spans.values() if found.name in ROOT_SPANS]:
+        attributes = root.attributes or {}
+        assert (attributes["milo.cluster"], attributes["milo.object"]) == (plane.project, "default/one")
+        assert not root.status.is_ok
+        of_reconcile = [found for found in spans.values() if found.parent and spans.get(found.parent.span_id) is root]
+        assert [(found.name, found.status.is_ok) for found in of_reconcile] == [("PATCH", True), ("GET", False)]
+        assert (of_reconcile[1].attributes or {})["url.path"] == "/api/v1/namespaces/default/configmaps/missing"
+
+
+ROOT_SPANS = {"reconcile widgets", "reconcile plain"}

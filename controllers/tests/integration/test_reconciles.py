@@ -1,0 +1,319 @@
+"""What a reconciler can rely on: which objects, when again, and reads and writes."""
+
+import asyncio
+import logging
+from datetime import timedelta
+from typing import Any, cast
+
+import pytest
+from kubernetes.client import V1ConfigMap
+from prometheus_client import CollectorRegistry
+
+from milo_controllers import (
+    AlreadyExists,
+    ApiError,
+    ClusterFilter,
+    Conflict,
+    Controllers,
+    Kind,
+    NotCached,
+    NotFound,
+    Permanent,
+    QueuePolicy,
+    Request,
+    Result,
+)
+from milo_discovery import DiscoveryClient, Fleet
+from milo_discovery.testing import ControlPlane, FakeDiscovery, eventually, fake_clock
+
+from .widgets import (
+    FINALIZER,
+    WIDGETS,
+    Log,
+    Running,
+    reconciling,
+    widget,
+)
+
+
+async def test_objects_are_reconciled_when_listed_changed_and_deleted(plane: ControlPlane) -> None:
+    plane.create(widget("one", size=1))
+    log = Log()
+    async with reconciling(log, plane):
+        await eventually(lambda: log.seen == [(plane.project, "one", {"size": 1})])
+        plane.patch(WIDGETS, "one", {"spec": {"size": 2}})
+        await eventually(lambda: log.seen[1:] == [(plane.project, "one", {"size": 2})])
+        plane.delete(WIDGETS, "one")
+        await eventually(lambda: log.seen[2:] == [(plane.project, "one", None)])
+
+
+async def test_owned_object_is_restored_after_deletion_or_change(plane: ControlPlane) -> None:
+    async def reconcile(request: Request) -> None:
+        if await request.get() is not None:
+            body = {"kind": "ConfigMap", "metadata": {"name": request.name}, "data": {"a": "b"}}
+            await request.apply("v1/configmaps", body, owned=True)
+
+    plane.create(widget("one"))
+    async with reconciling(reconcile, plane, owns=["v1/configmaps"]):
+        made = await eventually(lambda: plane.find("v1/configmaps", "one"))
+        assert made["metadata"]["ownerReferences"][0]["kind"] == "Widget"
+        plane.delete("v1/configmaps", "one")
+        await eventually(lambda: plane.find("v1/configmaps", "one"))
+        plane.patch("v1/configmaps", "one", {"data": {"a": "changed"}})
+        await eventually(lambda: plane.get("v1/configmaps", "one")["data"] == {"a": "b"})
+
+
+async def test_request_sets_finalizer_condition_and_status_and_records_event(plane: ControlPlane) -> None:
+    cleaned: list[bool] = []
+
+    async def reconcile(request: Request) -> None:
+        found = await request.get()
+        if found is None:
+            return
+        if found["metadata"].get("deletionTimestamp"):
+            # The object is reconciled again if the cache has not seen the deletion yet.
+            cleaned.append(await request.remove_finalizer(FINALIZER))
+            assert not await request.remove_finalizer(FINALIZER)
+            return
+        await request.ensure_finalizer(FINALIZER)
+        assert not await request.ensure_finalizer(FINALIZER)
+        await request.patch_status({"size": 3})
+        if await request.set_condition("Ready", "True", "Done", "all is made"):
+            await request.event("Done", "made it")
+        assert not await request.set_condition("Ready", "True", "Done", "all is made")
+
+    plane.create(widget("one"))
+    async with reconciling(reconcile, plane):
+        await eventually(lambda: plane.get(WIDGETS, "one").get("status", {}).get("conditions"))
+        made = plane.get(WIDGETS, "one")
+        assert made["metadata"]["finalizers"] == [FINALIZER]
+        [condition] = made["status"]["conditions"]
+        assert (condition["type"], condition["observedGeneration"]) == ("Ready", 1)
+        assert made["status"]["size"] == 3
+        [event] = await eventually(lambda: plane.list("v1/events"))
+        assert (event["reason"], event["involvedObject"]["name"]) == ("Done", "one")
+        plane.delete(WIDGETS, "one")
+        await eventually(lambda: plane.find(WIDGETS, "one") is None)
+        await eventually(lambda: cleaned)  # its response arrives after the object is gone
+        assert cleaned[0]
+        assert not any(cleaned[1:])
+
+
+async def test_event_of_an_object_that_cannot_be_read_is_logged(
+    plane: ControlPlane, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorded: list[str] = []
+
+    async def reconcile(request: Request) -> None:
+        await request.delete(WIDGETS, request.name)
+        await request.event("Deleted", "deleted it")
+        recorded.append(request.name)
+
+    plane.create(widget("one"))
+    async with reconciling(reconcile, plane, kind=Kind(WIDGETS, metadata_only=True)):
+        await eventually(lambda: recorded)
+    assert "event Deleted of one was not recorded" in caplog.text
+
+
+async def test_metadata_only_cache_supports_finalizers_conditions_and_apply(plane: ControlPlane) -> None:
+    cached: list[dict[str, Any]] = []
+
+    async def reconcile(request: Request) -> None:
+        found = await request.get()
+        if found is None:
+            return
+        cached.append(found)
+        await request.ensure_finalizer(FINALIZER)
+        await request.set_condition("Ready", "True", "Done")
+        await request.apply("v1/configmaps", {"kind": "ConfigMap", "metadata": {"name": "owned"}}, owned=True)
+
+    plane.create({**widget("one", size=1), "status": {"conditions": []}})
+    plane.patch(WIDGETS, "one", {"status": {"conditions": [{"type": "Other", "status": "True"}]}}, subresource="status")
+    async with reconciling(reconcile, plane, kind=Kind(WIDGETS, metadata_only=True)):
+        made = await eventually(lambda: plane.find("v1/configmaps", "owned"))
+        assert "spec" not in cached[0]
+        assert made["metadata"]["ownerReferences"][0]["kind"] == "Widget"
+        found = plane.get(WIDGETS, "one")
+        assert found["metadata"]["finalizers"] == [FINALIZER]
+        assert [each["type"] for each in found["status"]["conditions"]] == ["Other", "Ready"]
+
+
+async def test_request_reads_and_writes_other_objects(plane: ControlPlane) -> None:
+    done: list[str] = []
+
+    async def reconcile(request: Request) -> None:
+        if request.name in done:
+            return
+        body = {"kind": "ConfigMap", "metadata": {"name": "made"}, "data": {"color": "red"}}
+        made = await request.create("v1/configmaps", body)
+        with pytest.raises(AlreadyExists):
+            await request.create("v1/configmaps", body)
+        with pytest.raises(ValueError, match=r"metadata\.name"):
+            await request.create("v1/configmaps", {"kind": "ConfigMap"})
+        await request.patch("v1/configmaps", "made", {"data": {"color": "blue"}})
+        with pytest.raises(Conflict):
+            await request.update("v1/configmaps", made)
+        current = await request.read("v1/configmaps", "made")
+        await request.update("v1/configmaps", {**current, "data": {"color": "green"}})
+        typed = Kind("v1/configmaps", V1ConfigMap)
+        cached = await eventually(lambda: next(request.list(typed, index=("color", "green")), None))
+        assert cached.metadata.name == "made"
+        assert list(request.list(typed, index=("typed color", "green"))) == [cached]
+        assert await request.get("v1/configmaps", "unknown") is None
+        with pytest.raises(NotCached):
+            await request.get("v1/secrets", "unknown")
+        await request.delete("v1/configmaps", "made")
+        await request.delete("v1/configmaps", "made")
+        with pytest.raises(NotFound):
+            await request.read("v1/configmaps", "made")
+        done.append(request.name)
+
+    plane.create(widget("one"))
+    running = Running(plane)
+    running.controllers.cache("v1/configmaps", indexes={"color": lambda found: [found.get("data", {}).get("color")]})
+    running.controllers.cache(
+        Kind("v1/configmaps", V1ConfigMap), indexes={"typed color": lambda found: [(found.data or {}).get("color")]}
+    )
+    running.controllers.reconcile(WIDGETS)(reconcile)
+    async with running.controllers:
+        await eventually(lambda: done == ["one"])
+
+
+async def test_failed_reconcile_is_retried_and_permanent_failure_waits_for_a_change(plane: ControlPlane) -> None:
+    attempts: list[int] = []
+
+    async def reconcile(request: Request) -> None:
+        attempts.append(request.failures)
+        found = await request.get()
+        if found is None or found["spec"].get("valid"):
+            return
+        if len(attempts) < 3:
+            raise OSError("not yet")
+        raise Permanent("the widget is not valid")
+
+    plane.create(widget("one"))
+    async with reconciling(reconcile, plane, queue=QueuePolicy(first_delay_s=0.01)) as running:
+        [failing] = await eventually(lambda: [each for each in running.controllers.failing() if not each.next_try])
+        assert attempts == [0, 1, 2]
+        assert (failing.name, failing.error, failing.attempts) == ("one", "the widget is not valid", 3)
+        plane.patch(WIDGETS, "one", {"spec": {"valid": True}})
+        await eventually(lambda: attempts == [0, 1, 2, 0])
+        await eventually(
+            lambda: running.metric("controller_runtime_reconcile_total", controller="widgets", result="success")
+        )
+        assert running.metric("controller_runtime_reconcile_errors_total", controller="widgets") == 3
+        assert running.metric("controller_runtime_terminal_reconcile_errors_total", controller="widgets") == 1
+        assert running.metric("workqueue_retries_total", controller="widgets", name="widgets") == 2
+        assert running.metric("workqueue_depth", controller="widgets", name="widgets", priority="0") == 0
+        assert running.metric("milo_controllers_informers", resource=WIDGETS, state="synced") == 1
+        assert running.metric("milo_controllers_clusters") == 1
+
+
+async def test_reconcile_retry_honors_retry_after_of_the_server(plane: ControlPlane) -> None:
+    attempts: list[int] = []
+
+    async def reconcile(request: Request) -> None:
+        attempts.append(request.failures)
+        if not request.failures:
+            raise ApiError(429, "TooManyRequests", "too many requests", retry_after_s=60.0)
+
+    plane.create(widget("one"))
+    with fake_clock() as clock:
+        async with reconciling(reconcile, plane, queue=QueuePolicy(jitter=0.0)) as running:
+            retries = "workqueue_retries_total"
+            await eventually(lambda: running.metric(retries, controller="widgets", name="widgets") == 1)
+            clock.advance(timedelta(seconds=30))
+            plane.create(widget("other"))
+            await eventually(lambda: len(attempts) == 2)
+            assert attempts == [0, 0]
+            clock.advance(timedelta(seconds=31))
+            await eventually(lambda: 1 in attempts)
+
+
+async def test_requeue_after_reconciles_again(plane: ControlPlane) -> None:
+    times: list[str] = []
+
+    async def reconcile(request: Request) -> Result | None:
+        times.append(request.name)
+        return Result(requeue_after=timedelta(milliseconds=20)) if len(times) < 3 else None
+
+    plane.create(widget("one"))
+    async with reconciling(reconcile, plane, queue=QueuePolicy(min_requeue_s=0.0)):
+        await eventually(lambda: len(times) == 3)
+
+
+async def test_resync_reconciles_every_object_again(plane: ControlPlane) -> None:
+    plane.create(widget("one"))
+    log = Log()
+    fleet = Fleet(cast(DiscoveryClient, FakeDiscovery(plane)))
+    controllers = Controllers(fleet, registry=CollectorRegistry(), resync=timedelta(hours=1))
+    controllers.reconcile(WIDGETS)(log)
+    with fake_clock() as clock:
+        async with controllers:
+            await eventually(lambda: len(log.seen) == 1)
+            clock.advance(timedelta(hours=1))
+            await eventually(lambda: log.seen == [(plane.project, "one", {})] * 2)
+
+
+async def test_reconcile_over_its_time_limit_is_retried(plane: ControlPlane) -> None:
+    attempts: list[int] = []
+
+    async def reconcile(request: Request) -> None:
+        attempts.append(request.failures)
+        if not request.failures:
+            await asyncio.Event().wait()
+
+    plane.create(widget("one"))
+    limits = {"timeout": timedelta(milliseconds=50), "queue": QueuePolicy(first_delay_s=0.01)}
+    async with reconciling(reconcile, plane, **limits):
+        await eventually(lambda: attempts == [0, 1])
+
+
+async def test_health_reports_how_long_the_oldest_object_has_been_queued(plane: ControlPlane) -> None:
+    free = asyncio.Event()
+
+    async def reconcile(_request: Request) -> None:
+        await free.wait()
+
+    for name in ("one", "two"):
+        plane.create(widget(name))
+    async with reconciling(reconcile, plane, workers=1) as running:
+        health = running.controllers.health
+        await eventually(lambda: health().oldest_queued > timedelta())
+        assert running.metric("milo_controllers_oldest_queued_seconds", controller="widgets")
+        free.set()
+        await eventually(lambda: health().oldest_queued == timedelta())
+
+
+async def test_label_selector_restricts_reconciled_objects(plane: ControlPlane) -> None:
+    for name, labels in (("inside", {"env": "prod"}), ("outside", {})):
+        plane.create({**widget(name), "metadata": {"name": name, "labels": labels}})
+    log = Log()
+    async with reconciling(log, plane, kind=Kind(WIDGETS, selector="env=prod")):
+        await eventually(lambda: log.seen)
+        plane.patch(WIDGETS, "inside", {"metadata": {"labels": {"env": "test"}}})
+        await eventually(lambda: log.seen == [(plane.project, "inside", {}), (plane.project, "inside", None)])
+
+
+async def test_log_records_name_the_cluster_and_the_object(plane: ControlPlane) -> None:
+    records: list[tuple[str, str]] = []
+
+    async def reconcile(_request: Request) -> None:
+        record = logging.LogRecord("test", logging.INFO, "", 0, "hello", None, None)
+        assert ClusterFilter().filter(record)
+        records.append((record.cluster, record.object))  # type: ignore[attr-defined]
+
+    plane.create(widget("one"))
+    async with reconciling(reconcile, plane):
+        await eventually(lambda: records == [(plane.project, "default/one")])
+
+
+async def test_controllers_reject_registration_after_their_start(plane: ControlPlane) -> None:
+    running = Running(plane)
+    running.controllers.reconcile(WIDGETS)(Log())
+    with pytest.raises(ValueError, match="name="):
+        running.controllers.reconcile(WIDGETS)
+    async with running.controllers:
+        await running.fleet.synced()
+        with pytest.raises(RuntimeError):
+            running.controllers.cache("v1/secrets")

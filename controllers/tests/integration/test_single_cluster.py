@@ -1,0 +1,91 @@
+"""Controllers of a single cluster, by a kubeconfig and without a daemon."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from milo_controllers import (
+    Controllers,
+    Request,
+    SingleCluster,
+)
+from milo_controllers.connections import Connections
+from milo_discovery.testing import ControlPlane, eventually
+
+from .widgets import (
+    WIDGETS,
+    Log,
+    widget,
+)
+
+
+async def test_single_cluster_needs_no_daemon(plane: ControlPlane, tmp_path: Path) -> None:
+    plane.create(widget("one"))
+    kubeconfig = plane.write_kubeconfig(tmp_path / "kubeconfig")
+    controllers = Controllers(SingleCluster(kubeconfig, name="here"), registry=CollectorRegistry())
+    log = Log()
+    controllers.reconcile(WIDGETS)(log)
+    async with controllers:
+        await eventually(lambda: log.seen == [("here", "one", {})])
+
+
+async def test_single_cluster_uses_the_proxy_url_of_its_kubeconfig(plane: ControlPlane, tmp_path: Path) -> None:
+    plane.create(widget("one"))
+    async with tunnel() as (proxy, asked):
+        kubeconfig = plane.write_kubeconfig(tmp_path / "kubeconfig")
+        document = json.loads(kubeconfig.read_text())
+        document["clusters"][0]["cluster"]["proxy-url"] = proxy
+        kubeconfig.write_text(json.dumps(document))
+        controllers = Controllers(SingleCluster(kubeconfig), registry=CollectorRegistry())
+
+        @controllers.reconcile(WIDGETS)
+        async def reconcile(request: Request) -> None:
+            await request.patch(WIDGETS, request.name, {"metadata": {"labels": {"seen": "yes"}}})
+
+        async with controllers:
+            await eventually(lambda: plane.get(WIDGETS, "one")["metadata"].get("labels") == {"seen": "yes"})
+        server = document["clusters"][0]["cluster"]["server"].split("/")[2]
+        assert set(asked) == {f"CONNECT {server} HTTP/1.1"}
+
+
+@pytest.mark.parametrize(("excepted", "is_used"), [("", True), ("api.example.com", False)])
+def test_connections_use_the_environment_proxy_unless_no_proxy_matches(excepted: str, is_used: bool) -> None:
+    connections = Connections(environ={"HTTPS_PROXY": "http://proxy:3128", "NO_PROXY": excepted})
+    assert connections.proxy("https://api.example.com:6443/apis") == ("http://proxy:3128" if is_used else None)
+
+
+@asynccontextmanager
+async def tunnel() -> AsyncIterator[tuple[str, list[str]]]:
+    """A proxy, and the request lines that it was sent. Its clients have left before the end of the block."""
+    asked: list[str] = []
+    tasks: list[asyncio.Task[None]] = []
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request, _, _ = (await reader.readuntil(b"\r\n\r\n")).decode().partition("\r\n")
+        asked.append(request)
+        host, _, port = request.split()[1].rpartition(":")
+        far_reader, far_writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer))
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.append(asyncio.create_task(pass_on(reader, writer)))
+
+    async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", asked
+        await asyncio.gather(*tasks)
+
+
+async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with suppress(ConnectionError):
+        while chunk := await reader.read(1 << 16):
+            writer.write(chunk)
+            await writer.drain()
+    writer.close()
+    with suppress(ConnectionError):
+        await writer.wait_closed()

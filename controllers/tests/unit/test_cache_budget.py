@@ -1,0 +1,45 @@
+"""The limits of caches."""
+
+from milo_controllers.cache_budget import CacheBudget, CacheLimits
+
+LIMITS = CacheLimits(objects=2, bytes=10, total_bytes=15)
+
+
+class Cache:
+    def __init__(self, budget: CacheBudget) -> None:
+        self._budget = budget
+        self.counted_bytes = 0
+        self.problem = ""
+
+    def grow(self, size: int) -> None:
+        self.counted_bytes += size
+        self._budget.grown(self, size)
+
+    def exceed(self, problem: str) -> None:
+        self._budget.forget(self)
+        self.counted_bytes = 0
+        self.problem = problem
+
+
+def test_budget_names_the_limit_that_a_cache_exceeds() -> None:
+    budget = CacheBudget(LIMITS)
+    assert [budget.problem(*each) for each in ((2, 10), (3, 1), (1, 11))] == [
+        "",
+        "the cluster has more than 2 of these objects",
+        "these objects of the cluster have more than 10 bytes",
+    ]
+
+
+def test_budget_drops_the_largest_of_all_caches() -> None:
+    budget = CacheBudget(LIMITS)
+    large, small = Cache(budget), Cache(budget)
+    large.grow(9)
+    small.grow(6)
+    assert (budget.total, large.problem) == (15, "")
+    small.grow(1)
+    assert "largest of all caches" in large.problem
+    assert (small.problem, budget.total) == ("", 7)
+    small.grow(-7)
+    budget.forget(small)
+    budget.forget(small)
+    assert budget.total == 0

@@ -1,0 +1,135 @@
+"""The workers of one reconciler."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from milo_controllers import Conflict, NotSynced, ReconcileTarget, Watched, watches
+from milo_controllers.controller import Controller, ControllerSpec, Shared
+from milo_controllers.event_log import EventLog
+from milo_controllers.fleet_view import FleetView
+from milo_controllers.kinds import Kind
+from milo_controllers.metrics import ControllerMetrics
+from milo_controllers.object_cache import CachedObject, Change
+from milo_controllers.request import Request
+from milo_controllers.work_queue import ObjectKey, Priority
+from milo_discovery._failure_log import FailureLog
+from milo_discovery.testing import eventually
+
+
+def engaged(controller: Controller, members: dict[str, Any], name: str, tasks: asyncio.TaskGroup) -> None:
+    """Engage a cluster in which one object is ready."""
+    members[name] = SimpleNamespace(
+        cluster=SimpleNamespace(
+            name=name, engaged=True, current=SimpleNamespace(deletion_requested_at=None, suspended=False)
+        ),
+        incarnation=1,
+        tasks=tasks,
+        api=None,
+        view=None,
+        informers={},
+    )
+    controller.engage(members[name])
+    controller.queue.open(name, 1)
+    controller.queue.add(ObjectKey(name, 1, "default", "one"), 0.0)
+    controller.pump_soon()
+
+
+def controller_of(reconcile: Callable[[Request], Awaitable[None]], members: dict[str, Any]) -> Controller:
+    shared = Shared(
+        members=members,
+        clusters=FleetView({}),
+        metrics=ControllerMetrics.of(CollectorRegistry(), max_clusters=1),
+        events=EventLog("controller", "instance"),
+        failures=FailureLog(),
+        threads=ThreadPoolExecutor,
+    )
+    controller = Controller(ControllerSpec("widgets", Kind("example.com/v1/widgets"), workers=1), reconcile, shared)
+    controller.resume()
+    return controller
+
+
+async def test_worker_is_free_for_other_clusters_after_the_tasks_of_a_cluster_have_failed() -> None:
+    reconciled = asyncio.Event()
+
+    async def reconcile(_request: Request) -> None:
+        reconciled.set()
+
+    members: dict[str, Any] = {}
+    controller = controller_of(reconcile, members)
+
+    async def fail() -> None:
+        raise RuntimeError("an informer has failed")
+
+    async def run_until_failure() -> None:
+        async with asyncio.TaskGroup() as failed:
+            failed.create_task(fail())
+            try:
+                await asyncio.Event().wait()
+            finally:
+                engaged(controller, members, "alpha", failed)
+                engaged(controller, members, "beta", healthy)
+                await reconciled.wait()
+                assert controller.queue.take(0.0) is None
+
+    async with asyncio.TaskGroup() as healthy:
+        with pytest.raises(ExceptionGroup):
+            await run_until_failure()
+
+
+async def test_log_of_a_conflict_of_an_object_that_changed_meanwhile_says_that_it_is_retried(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    attempts: list[int] = []
+
+    async def reconcile(request: Request) -> None:
+        attempts.append(request.failures)
+        if len(attempts) == 1:
+            controller.queue.add(ObjectKey("alpha", 1, "default", "one"), 0.0)
+            raise Conflict(409, "Conflict", "the object has been modified")
+
+    members: dict[str, Any] = {}
+    controller = controller_of(reconcile, members)
+    async with asyncio.TaskGroup() as tasks:
+        engaged(controller, members, "alpha", tasks)
+        await eventually(lambda: len(attempts) == 2)
+    [line] = [each for each in caplog.messages if "failed" in each]
+    assert "default/one failed (retry at once, since it changed): the object has been modified" in line
+
+
+async def test_mapper_that_reads_a_cache_before_its_first_list_logs_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    async def reconcile(_request: Request) -> None: ...
+
+    def mapper(_change: Watched[Any]) -> list[ReconcileTarget]:
+        raise NotSynced("widgets of alpha have not been listed yet; retry later")
+
+    members: dict[str, Any] = {}
+    controller = controller_of(reconcile, members)
+    seen = CachedObject("a", "default", "uid", "1", b"{}")
+    async with asyncio.TaskGroup() as tasks:
+        engaged(controller, members, "alpha", tasks)
+        watched = watches("v1/secrets", map=mapper)
+        controller._add_mapped(members["alpha"], watched, Change(None, seen, is_live=True), Priority.LIVE)
+    assert [each for each in caplog.records if each.levelno > logging.DEBUG] == []
+
+
+async def test_no_reconcile_begins_in_a_cluster_that_was_disengaged_after_its_task_was_created() -> None:
+    reconciled: list[str] = []
+
+    async def reconcile(request: Request) -> None:
+        reconciled.append(request.name)
+
+    members: dict[str, Any] = {}
+    controller = controller_of(reconcile, members)
+    async with asyncio.TaskGroup() as tasks:
+        engaged(controller, members, "alpha", tasks)
+        controller._pump()
+        members["alpha"].cluster.engaged = False
+    assert reconciled == []
+    assert controller.tasks == frozenset()

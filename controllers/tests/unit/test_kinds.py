@@ -1,0 +1,126 @@
+"""Kinds: names, paths and decoding."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import pydantic
+import pytest
+from kubernetes.client import V1ConfigMap, V1ObjectMeta, V1OwnerReference
+
+from milo_controllers.errors import NotCached
+from milo_controllers.kinds import Kind, document, kind_of
+
+
+class Widget(msgspec.Struct):
+    kind: str
+    size: int = 0
+
+
+def test_kind_of_named_group_has_apis_paths() -> None:
+    kind = Kind("example.com/v1/widgets")
+    assert kind.api_version == "example.com/v1"
+    assert kind.collection() == "/apis/example.com/v1/widgets"
+    assert kind.path("w", "ns", "status") == "/apis/example.com/v1/namespaces/ns/widgets/w/status"
+    assert repr(kind) == "Kind('example.com/v1/widgets')"
+
+
+def test_kind_of_core_group_has_api_paths() -> None:
+    kind = kind_of("v1/configmaps")
+    assert (kind.api_version, kind.path("x", "ns")) == ("v1", "/api/v1/namespaces/ns/configmaps/x")
+    assert kind_of(kind) is kind
+
+
+@pytest.mark.parametrize("resource", ["widgets", "example.com/widgets", "a/v1/b/c", "example.com/v1/", "v1/Widgets"])
+def test_invalid_kind_is_refused(resource: str) -> None:
+    with pytest.raises(ValueError, match="GROUP/VERSION/PLURAL"):
+        Kind(resource)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a?b", "a%2e"])
+def test_object_name_that_would_change_the_request_path_is_rejected(name: str) -> None:
+    with pytest.raises(ValueError, match="not the name"):
+        Kind("v1/configmaps").path(name, "ns")
+
+
+def test_kind_decodes_objects_to_its_model() -> None:
+    raw = b'{"kind": "ConfigMap", "size": 3, "metadata": {"name": "x"}}'
+    assert Kind("v1/configmaps").decode(raw)["size"] == 3
+    assert Kind("v1/widgets", Widget).decode(raw) == Widget("ConfigMap", 3)
+    typed = Kind("v1/configmaps", V1ConfigMap).decode(raw)
+    assert typed.metadata.name == "x"
+
+
+def test_bodies_of_all_models_are_converted_to_dictionaries() -> None:
+    plain: dict[str, Any] = {"kind": "ConfigMap"}
+    assert document(plain) is plain
+    assert document(Widget("Widget", 1)) == {"kind": "Widget", "size": 1}
+    reference = V1OwnerReference(api_version="v1", kind="Widget", name="w", uid="u")
+    typed = V1ConfigMap(kind="ConfigMap", metadata=V1ObjectMeta(name="x", owner_references=[reference]))
+    assert document(typed) == {
+        "kind": "ConfigMap",
+        "metadata": {
+            "name": "x",
+            "ownerReferences": [{"apiVersion": "v1", "kind": "Widget", "name": "w", "uid": "u"}],
+        },
+    }
+
+
+@dataclass
+class Sized:
+    kind: str
+
+
+class Validated(pydantic.BaseModel):
+    kind: str
+    api_version: str | None = pydantic.Field(None, alias="apiVersion")
+
+
+class Opaque:
+    pass
+
+
+@dataclass
+class OfOpaque:
+    field: Opaque
+
+
+def test_kind_decodes_to_dataclasses_pydantic_models_and_mappings() -> None:
+    raw = b'{"kind": "Widget"}'
+    assert Kind("v1/widgets", Sized).decode(raw) == Sized("Widget")
+    assert Kind("v1/widgets", dict[str, str]).decode(raw) == {"kind": "Widget"}
+    decoded = Kind("v1/widgets", Validated).decode(raw)
+    assert document(decoded) == {"kind": "Widget"}
+    assert Kind("v1/widgets", Validated).document(raw) == {"kind": "Widget"}
+    assert document(Validated(kind="Widget", apiVersion="v1")) == {"kind": "Widget", "apiVersion": "v1"}
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [(str, "it has no fields"), (Opaque, "it has no fields"), (OfOpaque, "field has the type Opaque"), (5, "")],
+)
+def test_type_to_which_no_object_can_be_decoded_is_refused(model: Any, why: str) -> None:
+    with pytest.raises(TypeError, match=f"v1/widgets: .*{why}"):
+        Kind("v1/widgets", model)
+
+
+def test_metadata_only_object_raises_for_fields_that_are_not_cached() -> None:
+    kind = Kind("v1/widgets", metadata_only=True)
+    found = kind.decode(b'{"metadata": {"name": "a"}, "extra": 1}')
+    assert (found["metadata"], found.get("metadata"), found.get("kind"), found.get("extra")) == (
+        *({"name": "a"}, {"name": "a"}),
+        *(None, 1),
+    )
+    for read in (lambda: found["status"], lambda: found.get("spec")):
+        with pytest.raises(NotCached, match="metadata_only"):
+            read()
+    assert kind.document(b"{}") == {}
+    with pytest.raises(ValueError, match="metadata_only=True"):
+        Kind("v1/widgets", Sized, metadata_only=True)  # type: ignore[call-overload]
+
+
+def test_kinds_with_other_cache_options_have_other_keys() -> None:
+    kind = Kind("v1/pods", selector="app=web", field_selector="spec.nodeName=n", namespace="ns")
+    assert str(kind.key) == "v1/pods (ns, app=web, spec.nodeName=n)"
+    assert str(Kind("v1/pods").key) == "v1/pods"
+    assert kind.key != Kind("v1/pods").key

@@ -1,0 +1,193 @@
+"""Access to an API server by local files: the service account of a pod, and kubeconfigs."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from milo_controllers import local_kubeconfig
+from milo_controllers.local_kubeconfig import KubeconfigFile, ServiceAccount, default_source, issue
+from milo_discovery._kubeconfig_access import read_access
+from milo_discovery.errors import UnusableKubeconfig
+
+V1 = "client.authentication.k8s.io/v1"
+POD = {"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "443"}
+
+
+def encoded(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+def kubeconfig(tmp_path: Path, *, cluster: dict[str, Any] | None = None, user: dict[str, Any] | None = None) -> Path:
+    path = tmp_path / "kubeconfig"
+    document = {
+        "clusters": [{"name": "c", "cluster": {"server": "https://api.test:6443/", **(cluster or {})}}],
+        "users": [{"name": "u", "user": {"token": "t"} if user is None else user}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u", "namespace": "n"}}],
+        "current-context": "x",
+    }
+    path.write_text(json.dumps(document))
+    return path
+
+
+def test_pod_uses_its_service_account_and_reads_renewed_tokens(tmp_path: Path):
+    for name, content in {"token": "first\n", "ca.crt": "PEM", "namespace": "ns\n"}.items():
+        (tmp_path / name).write_text(content)
+    source = ServiceAccount(POD, tmp_path)
+    found = source.read()
+    assert (found.access.server, found.namespace, found.access.authorities) == ("https://[fd00::1]:443", "ns", "PEM")
+    assert found.access.token == "first"
+    (tmp_path / "token").write_text("second")
+    assert source.read().access.token == "second"
+
+
+def test_service_account_outside_a_pod_is_rejected(tmp_path: Path):
+    with pytest.raises(UnusableKubeconfig, match="pod"):
+        ServiceAccount({}, tmp_path).read()
+    with pytest.raises(UnusableKubeconfig, match="cannot read"):
+        ServiceAccount(POD, tmp_path).read()
+
+
+def test_kubeconfig_with_inline_data_is_read(tmp_path: Path):
+    user = {"client-certificate-data": encoded("CERT"), "client-key-data": encoded("KEY")}
+    cluster = {
+        "certificate-authority-data": encoded("CA"),
+        "tls-server-name": "api.internal",
+        "proxy-url": "http://me:secret@proxy:3128",
+        "insecure-skip-tls-verify": False,
+    }
+    found = KubeconfigFile(kubeconfig(tmp_path, cluster=cluster, user=user)).read()
+    access = found.access
+    assert (access.server, found.namespace) == ("https://api.test:6443", "n")
+    assert (access.authorities, access.certificate, access.key, access.token) == ("CA", "CERT", "KEY", None)
+    assert access.tls_server_name == "api.internal"
+    assert found.proxy == "http://me:secret@proxy:3128"
+    assert "secret" not in repr(found)
+
+
+def test_kubeconfig_with_relative_file_references_is_read(tmp_path: Path):
+    (tmp_path / "token").write_text("from a file\n")
+    (tmp_path / "ca").write_text("CA")
+    path = kubeconfig(tmp_path, cluster={"certificate-authority": "ca"}, user={"tokenFile": "token", "token": "old"})
+    access = KubeconfigFile(path, "x").read().access
+    assert (access.token, access.authorities) == ("from a file", "CA")
+
+
+def test_yaml_kubeconfig_is_read(tmp_path: Path):
+    path = kubeconfig(tmp_path)
+    yaml = pytest.importorskip("yaml")
+    path.write_text(yaml.safe_dump(json.loads(path.read_text())))
+    assert KubeconfigFile(path).read().access.token == "t"
+
+
+def test_credential_plugin_gives_the_credential_and_its_expiry(tmp_path: Path):
+    plugin = tmp_path / "plugin"
+    status = {"token": "from-the-plugin", "expirationTimestamp": "2999-01-01T00:00:00Z"}
+    printed = {"apiVersion": V1, "kind": "ExecCredential", "status": status}
+    script = f"import os\nassert os.environ['KUBERNETES_EXEC_INFO']\nprint('''{json.dumps(printed)}''')\n"
+    plugin.write_text(f"#!{sys.executable}\n{script}")
+    plugin.chmod(0o755)
+    path = kubeconfig(tmp_path, user={"exec": {"command": "./plugin", "apiVersion": V1}})
+    issued = asyncio.run(issue("here", KubeconfigFile(path)))
+    assert read_access(issued.kubeconfig).token == "from-the-plugin"
+    assert issued.expires_at is not None
+    assert issued.expires_at.year == 2999
+
+
+def test_credential_plugin_that_fails_is_named_without_its_output(tmp_path: Path):
+    path = kubeconfig(tmp_path, user={"exec": {"apiVersion": V1, "command": "echo", "args": ["secret"]}})
+    with pytest.raises(UnusableKubeconfig, match="exec plugin echo") as caught:
+        asyncio.run(issue("here", KubeconfigFile(path)))
+    assert "secret" not in str(caught.value)
+
+
+def test_credential_plugin_that_waits_for_a_child_process_ends_at_its_timeout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(local_kubeconfig, "_PLUGIN_TIMEOUT_S", 0.1)
+    os.mkfifo(tmp_path / "pipe")
+    # The child inherits the output, and ends when the test closes the pipe, which it holds open for writing.
+    call = {"apiVersion": V1, "command": "sh", "args": ["-c", f"cat <'{tmp_path / 'pipe'}' & wait"]}
+    source = KubeconfigFile(kubeconfig(tmp_path, user={"exec": call}))
+    with (
+        (tmp_path / "pipe").open("r+b", buffering=0),
+        pytest.raises(UnusableKubeconfig, match="exec plugin sh did not finish"),
+    ):
+        asyncio.run(issue("here", source))
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        {"token": "secret", "expirationTimestamp": "2999-01-01T00:00:00"},
+        {"token": "secret", "expirationTimestamp": 5},
+        {"clientCertificateData": 5, "clientKeyData": "secret"},
+    ],
+    ids=["expiry without time zone", "expiry of another type", "certificate of another type"],
+)
+def test_credential_plugin_with_invalid_output_is_named_without_it(tmp_path: Path, status: Any):
+    call = {
+        "apiVersion": V1,
+        "command": "echo",
+        "args": [json.dumps({"apiVersion": V1, "kind": "ExecCredential", "status": status})],
+    }
+    with pytest.raises(UnusableKubeconfig, match="exec plugin echo") as caught:
+        asyncio.run(issue("here", KubeconfigFile(kubeconfig(tmp_path, user={"exec": call}))))
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "user", "words"),
+    [
+        ({"insecure-skip-tls-verify": True}, None, "insecure-skip-tls-verify"),
+        ({"proxy-url": "socks5://proxy:1080"}, None, "proxy-url"),
+        ({}, {"token": "t", "as": "someone"}, "as"),
+        ({}, {"auth-provider": {"name": "gcp"}}, "auth-provider"),
+    ],
+)
+def test_kubeconfig_with_unsupported_fields_is_rejected(tmp_path: Path, cluster: Any, user: Any, words: str):
+    with pytest.raises(UnusableKubeconfig, match=words):
+        KubeconfigFile(kubeconfig(tmp_path, cluster=cluster, user=user)).read()
+
+
+def test_unknown_kubeconfig_context_is_rejected(tmp_path: Path):
+    with pytest.raises(UnusableKubeconfig, match="no context 'other'"):
+        KubeconfigFile(kubeconfig(tmp_path), "other").read()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "clusters: [", '"text"', '{"current-context": ""}'])
+def test_file_that_is_not_a_kubeconfig_is_refused_without_quoting_it(tmp_path: Path, content: str):
+    path = tmp_path / "kubeconfig"
+    path.write_text(content)
+    with pytest.raises(UnusableKubeconfig, match=str(path)):
+        KubeconfigFile(path).read()
+
+
+def test_missing_kubeconfig_file_and_invalid_data_are_rejected(tmp_path: Path):
+    with pytest.raises(UnusableKubeconfig, match="cannot read"):
+        KubeconfigFile(tmp_path / "missing").read()
+    with pytest.raises(UnusableKubeconfig, match="not valid base64"):
+        KubeconfigFile(kubeconfig(tmp_path, cluster={"certificate-authority-data": "!"})).read()
+
+
+def test_kubeconfigs_of_a_list_are_merged_as_by_kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name, server, token in (("one", "https://one.test", "1"), ("two", "https://two.test", "2")):
+        (tmp_path / name).mkdir()
+        path = kubeconfig(tmp_path / name, cluster={"server": server}, user={"tokenFile": "token"})
+        (tmp_path / name / "token").write_text(token)
+        document = json.loads(path.read_text())
+        document["contexts"].append({"name": f"only-{name}", "context": {"cluster": "c", "user": "u"}})
+        path.write_text(json.dumps(document))
+    paths = [tmp_path / "missing", tmp_path / "one" / "kubeconfig", tmp_path / "two" / "kubeconfig"]
+    monkeypatch.setenv("KUBECONFIG", ":".join(map(str, paths)))
+    # The first file with a name determines it, with paths relative to that file.
+    for context in (None, "only-one", "only-two"):
+        access = default_source(context=context).read().access
+        assert (access.server, access.token) == ("https://one.test", "1")

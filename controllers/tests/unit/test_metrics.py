@@ -1,0 +1,60 @@
+"""The metrics of controllers."""
+
+import itertools
+import sys
+from types import FrameType, SimpleNamespace
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from milo_controllers.metrics import ControllerMetrics, QueueState, StateCollector
+from milo_controllers.work_queue import ObjectKey, QueuePolicy, WorkQueue
+
+
+def test_controller_metrics_share_one_label_for_clusters_beyond_the_limit() -> None:
+    metrics = ControllerMetrics(CollectorRegistry(), max_clusters=2)
+    labels = [metrics.cluster_label(name) for name in ("alpha", "beta", "gamma", "delta", "alpha")]
+    assert labels == ["alpha", "beta", "_other", "_other", "alpha"]
+
+
+def test_state_metrics_are_collected_in_a_thread_while_the_queue_changes() -> None:
+    queue = WorkQueue(QueuePolicy(), lambda: 0.0, 0.0, per_cluster=4)
+    running: dict[int, float] = {}
+    numbers = itertools.count()
+
+    def change() -> None:
+        """Change what the event loop's thread can change between any two instructions of the thread that collects."""
+        number = next(numbers)
+        if number % 7 == 0:
+            running.clear()
+            for other in range(7):
+                queue.drop(f"cluster-{other}", 1)
+        running[number] = 0.0
+        for cluster in ("cluster-0", f"cluster-{number % 7}"):
+            queue.engage(cluster, 1)
+            queue.add(ObjectKey(cluster, 1, "default", f"object-{number}"), 0.0)
+
+    def trace(frame: FrameType, event: str, _argument: object) -> Any:
+        frame.f_trace_opcodes = True
+        if event == "opcode" and frame.f_code.co_filename in files:
+            sys.settrace(None)
+            change()
+            sys.settrace(trace)
+        return trace
+
+    files = {sys.modules[each.__module__].__file__ for each in (WorkQueue, StateCollector)}
+    change()
+    states = [QueueState("widgets", queue, lambda: tuple(running.values()))]
+    collector = StateCollector()
+    collector.sources.append(
+        SimpleNamespace(queues=lambda: states, informers=tuple, clusters=lambda: 1, now=lambda: 5.0)  # type: ignore[arg-type]
+    )
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        found = list(collector.collect())
+    finally:
+        sys.settrace(before)
+    assert next(numbers) > 10
+    [oldest] = [family for family in found if family.name == "milo_controllers_oldest_queued_seconds"]
+    assert [sample.value for sample in oldest.samples] == [5.0]

@@ -1,0 +1,320 @@
+"""The informer's cache: changes, stored fields, and indexes."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from milo_controllers.object_cache import (
+    LARGEST_OBJECT,
+    CachedObject,
+    Change,
+    ObjectCache,
+    OwnerReference,
+    changed,
+    object_decoder,
+)
+from milo_kube.reflect.messages import (
+    DeletionReported,
+    EventIgnored,
+    Listed,
+    ListEnded,
+    ListStarted,
+    ObjectChanged,
+    SourceEvent,
+    Unlisted,
+)
+from milo_kube.reflect.wire import ObjectSeen
+
+
+def document(name: str, version: str = "1", *, color: str = "", **metadata: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {
+            "name": name, "namespace": "default", "uid": f"uid-{name}", "resourceVersion": version, **metadata
+        },
+        "data": {"color": color},
+    }  # fmt: skip
+
+
+def cached(name: str, version: str = "1", *, color: str = "", owner: str = "", uid: str = "") -> CachedObject:
+    raw = msgspec.json.encode(document(name, version, color=color))
+    owners = (OwnerReference(owner, "owner"),) if owner else ()
+    return CachedObject(name, "default", uid or f"uid-{name}", version, raw, owners)
+
+
+def invalid(name: str) -> CachedObject:
+    return CachedObject(name, "", "", "", problem="no metadata")
+
+
+def applied(cache: ObjectCache, *events: SourceEvent[CachedObject]) -> list[Change]:
+    return [change for event in events for change in cache.apply(event)]
+
+
+def synced(*objects: CachedObject) -> ObjectCache:
+    cache = ObjectCache()
+    applied(cache, ListStarted(), *map(Listed, objects), ListEnded())
+    return cache
+
+
+def names(objects: Any) -> list[str]:
+    return sorted(found.name for found in objects)
+
+
+def test_object_cache_is_synced_at_the_end_of_the_first_list() -> None:
+    cache = ObjectCache()
+    assert applied(cache, ListStarted(), Listed(cached("a"))) == [Change(None, cached("a"), False)]
+    assert not cache.synced
+    assert applied(cache, ListEnded()) == []
+    assert cache.synced
+    assert cache.get("default", "a") == cached("a")
+    assert cache.get("other", "a") is None
+    assert len(cache) == 1
+
+
+def test_object_cache_marks_watched_changes_and_deletions_as_live() -> None:
+    cache = synced(cached("a"))
+    assert applied(cache, ObjectChanged(cached("a", "2"))) == [Change(cached("a"), cached("a", "2"), True)]
+    [deleted] = applied(cache, DeletionReported("a", "uid-a", "default"))
+    assert deleted == Change(cached("a", "2"), None, True)
+    assert deleted.current == cached("a", "2")
+    assert applied(cache, DeletionReported("a", "uid-a", "default")) == []
+
+
+def test_deletion_of_object_with_another_uid_is_ignored() -> None:
+    cache = synced(cached("a", uid="new"))
+    assert applied(cache, DeletionReported("a", "old", "default")) == []
+    assert len(applied(cache, DeletionReported("a", "", "default"))) == 1
+
+
+def test_object_cache_relist_reports_only_differences() -> None:
+    cache = synced(cached("same"), cached("changed"), cached("deleted"))
+    changes = applied(cache, ListStarted(), Listed(cached("same")), Listed(cached("changed", "2")), ListEnded())
+    assert changes == [
+        Change(cached("changed"), cached("changed", "2"), False),
+        Change(cached("deleted"), None, True),
+    ]
+
+
+def test_interrupted_relist_removes_no_object() -> None:
+    cache = synced(cached("a"), cached("b"))
+    assert applied(cache, ListStarted(), Listed(cached("a")), ListStarted(), Listed(cached("b"))) == []
+    assert names(cache.values()) == ["a", "b"]
+
+
+def test_object_deleted_during_relist_is_removed() -> None:
+    cache = synced(cached("a"))
+    assert applied(cache, ListStarted(), Listed(cached("a")), Unlisted("a", "default")) == [
+        Change(cached("a"), None, False)
+    ]
+    assert applied(cache, Unlisted("a", "default"), ListEnded(), Unlisted("a", "default")) == []
+
+
+def test_list_end_without_list_start_removes_no_object() -> None:
+    cache = synced(cached("a"))
+    assert applied(cache, ListEnded(), EventIgnored("unknown type")) == []
+    assert len(cache) == 1
+
+
+def test_invalid_object_keeps_its_last_good_state() -> None:
+    cache = synced(cached("a"))
+    assert applied(cache, ObjectChanged(invalid("a"))) == []
+    assert applied(cache, ListStarted(), Listed(invalid("a")), ListEnded()) == []
+    assert cache.get("default", "a") == cached("a")
+    assert applied(cache, Listed(invalid("a"))) == []
+
+
+def test_object_cache_lists_values_of_one_namespace() -> None:
+    cache = synced(cached("a"))
+    assert names(cache.values("default")) == ["a"]
+    assert names(cache.values("other")) == []
+
+
+def test_owner_index_follows_changes() -> None:
+    cache = synced(cached("a", owner="o1"), cached("b", owner="o1"), cached("c"))
+    assert names(cache.owned_by("o1")) == ["a", "b"]
+    applied(cache, ObjectChanged(cached("a", "2", owner="o2")), ObjectChanged(cached("d", owner="o2")))
+    assert (names(cache.owned_by("o1")), names(cache.owned_by("o2"))) == (["b"], ["a", "d"])
+    applied(cache, DeletionReported("b", "", "default"))
+    assert names(cache.owned_by("o1")) == []
+
+
+def test_index_function_follows_changes() -> None:
+    cache = synced(cached("a", color="red"), cached("b", color="blue"))
+    cache.add_index("color", lambda found: [found["data"]["color"], found["data"]["color"]])
+    assert names(cache.indexed("color", "red")) == ["a"]
+    applied(cache, ObjectChanged(cached("b", "2", color="red")), ObjectChanged(cached("c", color="blue")))
+    assert (names(cache.indexed("color", "red")), names(cache.indexed("color", "blue"))) == (["a", "b"], ["c"])
+    applied(cache, DeletionReported("c", "", "default"))
+    assert names(cache.indexed("color", "blue")) == []
+    with pytest.raises(KeyError):
+        cache.indexed("unknown", "red")
+
+
+def test_index_function_whose_result_changes_does_not_stop_the_cache() -> None:
+    cache, results = synced(cached("a")), iter(("red", "blue", "green"))
+    cache.add_index("color", lambda _: [next(results)])
+    assert names(cache.indexed("color", "red")) == ["a"]
+    applied(cache, ObjectChanged(cached("a", "2")))
+    assert names(cache.indexed("color", "green")) == ["a"]
+
+
+@pytest.mark.parametrize("is_used_before", [False, True])
+def test_index_function_that_returns_a_string_is_an_error_of_each_read(is_used_before: bool) -> None:
+    cache = synced() if is_used_before else synced(cached("a", color="red"))
+    cache.add_index("color", lambda found: found["data"]["color"])
+    cache.add_index("name", lambda found: [found["metadata"]["name"]])
+    if is_used_before:
+        assert names(cache.indexed("color", "red")) == []
+        applied(cache, ObjectChanged(cached("a", color="red")))
+    for _ in range(2):
+        with pytest.raises(TypeError, match=r"index 'color' returned the string 'red'.* a list: \['red'\]"):
+            cache.indexed("color", "red")
+    assert names(cache.indexed("name", "a")) == ["a"]
+
+
+def test_index_function_receives_the_object_as_its_type() -> None:
+    class ConfigMap(msgspec.Struct):
+        data: dict[str, str]
+
+    cache = synced(cached("a", color="red"))
+    cache.add_index("color", lambda found: [found.data["color"]], msgspec.json.Decoder(ConfigMap).decode)
+    assert names(cache.indexed("color", "red")) == ["a"]
+
+
+@pytest.mark.parametrize("is_used_before", [False, True])
+def test_object_whose_index_function_fails_is_missing_from_that_index_alone(is_used_before: bool) -> None:
+    failed: set[tuple[str, str, type[Exception]]] = set()
+    cache = ObjectCache(lambda index, found, error: failed.add((index, found.name, type(error))))
+    cache.add_index("color", lambda found: [found["data"]["colors"][found["metadata"]["name"]]])
+    if is_used_before:
+        assert names(cache.indexed("color", "red")) == []
+    for name in ("a", "b", "c"):
+        content = document(name)
+        content["data"] = {"colors": {"a": "red", "c": "red"}}
+        seen = msgspec.structs.replace(cached(name), raw=msgspec.json.encode(content))
+        assert len(applied(cache, ObjectChanged(seen))) == 1
+    for _ in range(2):
+        assert names(cache.indexed("color", "red")) == ["a", "c"]
+    assert failed == {("color", "b", KeyError)}
+    assert len(applied(cache, DeletionReported("b", "", "default"))) == 1
+
+
+def line(found: dict[str, Any]) -> bytes:
+    return msgspec.json.encode({"type": "ADDED", "object": found})
+
+
+def decoded(found: dict[str, Any], *, metadata_only: bool = False) -> CachedObject:
+    event = object_decoder(metadata_only=metadata_only).line(line(found))
+    assert isinstance(event, ObjectSeen)
+    return event.observation
+
+
+def test_decoder_keeps_the_object_and_its_owners() -> None:
+    found = document("a", ownerReferences=[{"uid": "o1", "name": "one", "kind": "Widget"}])
+    seen = decoded(found)
+    assert (seen.place, seen.uid, seen.version, seen.owners) == (
+        ("default", "a"),
+        "uid-a",
+        "1",
+        (OwnerReference("o1", "one"),),
+    )
+    assert msgspec.json.decode(seen.raw) == found
+
+
+def test_decoder_drops_managed_fields() -> None:
+    assert msgspec.json.decode(decoded(document("a", managedFields=[{"manager": "m"}])).raw) == document("a")
+
+
+def test_decoder_keeps_metadata_only() -> None:
+    seen = decoded(document("a", labels={"x": "y"}), metadata_only=True)
+    expected = document("a", labels={"x": "y"})
+    del expected["data"]
+    assert msgspec.json.decode(seen.raw) == expected
+
+
+def test_decoder_reports_an_invalid_object() -> None:
+    seen = decoded({"metadata": {"name": "a", "uid": "u", "ownerReferences": 1}})
+    assert (seen.raw, bool(seen.problem)) == (b"", True)
+
+
+@pytest.mark.parametrize("has_types", [True, False])
+def test_list_items_without_kind_get_that_of_their_list(has_types: bool) -> None:
+    found = document("a")
+    item = found if has_types else {name: found[name] for name in ("metadata", "data")}
+    body = {"kind": "ConfigMapList", "apiVersion": "v1", "metadata": {}, "items": [item, {"metadata": {"name": "b"}}]}
+    _, objects = object_decoder(metadata_only=False).page(msgspec.json.encode(body))
+    first, second = objects
+    assert msgspec.json.decode(first.raw) == found
+    assert second.problem
+
+
+@pytest.mark.parametrize("kind", [5, None])
+def test_list_item_whose_kind_is_no_text_does_not_affect_others(kind: Any) -> None:
+    body = {"kind": kind, "metadata": {}, "items": [{**document("a"), "kind": kind}, document("b")]}
+    page = msgspec.json.encode(body)
+    first, second = object_decoder(metadata_only=False).page(page)[1]
+    assert (first.name, bool(first.problem)) == ("a", True)
+    assert msgspec.json.decode(second.raw) == document("b")
+
+
+def test_decoder_caches_what_transform_returns() -> None:
+    decoder = object_decoder(transform=lambda found: {key: found[key] for key in ("metadata", "kind")})
+    event = decoder.line(line(document("a")))
+    assert isinstance(event, ObjectSeen)
+    assert msgspec.json.decode(event.observation.raw).keys() == {"metadata", "kind"}
+
+
+def test_decoder_reports_an_object_for_which_transform_raises() -> None:
+    event = object_decoder(transform=lambda found: found["spec"]).line(line(document("a")))
+    assert isinstance(event, ObjectSeen)
+    assert event.observation.problem == "transform= raised KeyError('spec')"
+
+
+def test_decoder_reports_an_object_that_is_larger_than_any_api_server_stores() -> None:
+    event = object_decoder().line(line(document("a", color="x" * LARGEST_OBJECT)))
+    assert isinstance(event, ObjectSeen)
+    assert (event.observation.raw, event.observation.problem) == (b"", f"it has more than {LARGEST_OBJECT} bytes")
+
+
+def test_cache_counts_the_bytes_of_its_objects() -> None:
+    cache = ObjectCache()
+    cache.add_index("name", lambda found: [found["metadata"]["name"]])
+    one, other = cached("a"), cached("a", "2", color="a longer color")
+    sizes = []
+    for event in (ObjectChanged(one), ObjectChanged(other), DeletionReported("a", "", "default"), ObjectChanged(one)):
+        cache.apply(event)
+        sizes.append(cache.size)
+    assert sizes == [sizes[0], sizes[0] + len(other.raw) - len(one.raw), 0, sizes[0]]
+    assert sizes[0] > len(one.raw)
+    cache.apply(ListEnded())
+    assert list(cache.indexed("name", "a"))
+    cache.clear()
+    assert (cache.size, cache.synced, len(cache), list(cache.indexed("name", "a"))) == (0, False, 0, [])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "parts"),
+    [
+        ({}, {}, {"generation"}),  # a kind without a generation
+        ({"generation": 1}, {"generation": 1}, set()),
+        ({"generation": 1}, {"generation": 2}, {"generation"}),
+        ({"generation": 1}, {"generation": 1, "labels": {"a": "b"}}, {"labels"}),
+        ({"generation": 1, "annotations": {"a": "b"}}, {"generation": 1}, {"annotations"}),
+        (
+            {"generation": 1},
+            {"generation": 1, "deletionTimestamp": "2026-01-01T00:00:00Z"},
+            {"generation", "labels", "annotations"},
+        ),
+    ],
+)
+def test_change_concerns_parts_of_an_object(old: dict[str, Any], new: dict[str, Any], parts: set[str]) -> None:
+    change = Change(decoded(document("a", **old)), decoded(document("a", "2", **new)), True)
+    assert {part for part in ("generation", "labels", "annotations") if changed(part, change)} == parts  # type: ignore[arg-type]
+
+
+def test_creation_deletion_and_replacement_concern_every_part() -> None:
+    one, other = cached("a"), cached("a", uid="other")
+    for change in (Change(None, one, True), Change(one, None, True), Change(one, other, True)):
+        assert changed("generation", change)

@@ -1,0 +1,136 @@
+"""Writes that caches do not have yet."""
+
+from typing import Any, NamedTuple
+
+import msgspec
+import pytest
+
+from milo_controllers.kinds import CacheKey
+from milo_controllers.object_cache import CachedObject, ObjectCache
+from milo_controllers.own_writes import OwnWrites, Write, is_seen, matches
+from milo_kube.reflect.messages import DeletionReported, ListEnded, ObjectChanged
+
+RESOURCE = "v1/widgets"
+
+
+class Informer(NamedTuple):
+    key: CacheKey
+    cache: ObjectCache
+
+
+def informer(**options: str) -> Informer:
+    found = Informer(CacheKey(RESOURCE, **options), ObjectCache())
+    found.cache.apply(ListEnded())
+    return found
+
+
+def written(name: str = "a", version: str = "5", *, uid: str = "u", **labels: str) -> Write:
+    metadata: dict[str, Any] = {"name": name, "namespace": "ns", "uid": uid, "resourceVersion": version}
+    if labels:
+        metadata["labels"] = labels
+    found = Write.of(RESOURCE, {"metadata": metadata})
+    assert found is not None
+    return found
+
+
+def put(
+    informer: Informer, version: str, *, name: str = "a", uid: str = "u", settling: OwnWrites | None = None
+) -> None:
+    raw = msgspec.json.encode({})
+    for change in informer.cache.apply(ObjectChanged(CachedObject(name, "ns", uid, version, raw))):
+        if settling is not None:
+            settling.changed(informer, change)
+
+
+@pytest.mark.parametrize("answer", [{}, {"metadata": {"name": "a"}}, {"kind": "Status", "metadata": {}}])
+def test_response_without_a_version_is_no_write(answer: dict[str, Any]) -> None:
+    assert Write.of(RESOURCE, answer) is None
+
+
+def test_write_is_seen_when_the_cache_has_its_version_or_a_newer_one() -> None:
+    cache = informer()
+    assert not is_seen(written(), cache)
+    for version, seen in (("4", False), ("5", True), ("10", True)):
+        put(cache, version)
+        assert is_seen(written(), cache) is seen
+
+
+def test_opaque_version_is_seen_when_the_cache_has_it() -> None:
+    cache = informer()
+    for version, seen in (("x", False), ("y", True)):
+        put(cache, version)
+        assert is_seen(written(version="y"), cache) is seen
+
+
+def test_write_of_a_replaced_object_is_seen() -> None:
+    cache = informer()
+    put(cache, "4", uid="former")
+    assert not is_seen(written(), cache)
+    put(cache, "9", uid="next")
+    assert is_seen(written(), cache)
+
+
+def test_deletion_is_seen_when_the_object_is_gone_or_another() -> None:
+    cache, deletion = informer(), Write(RESOURCE, ("ns", "a"), "u", "")
+    assert is_seen(deletion, cache)
+    put(cache, "5")
+    assert not is_seen(deletion, cache)
+    put(cache, "6", uid="next")
+    assert is_seen(deletion, cache)
+
+
+def test_write_does_not_concern_caches_of_other_objects() -> None:
+    assert is_seen(written(), informer(namespace="other"))
+    assert is_seen(written(), informer(field_selector="spec.x=y"))
+    assert is_seen(written(), informer(selector="app=web"))
+    assert not is_seen(written(app="web"), informer(selector="app=web", namespace="ns"))
+    assert is_seen(written(), Informer(CacheKey("v1/other"), ObjectCache()))
+    assert is_seen(written(), Informer(CacheKey(RESOURCE), ObjectCache()))  # not listed yet
+
+
+@pytest.mark.parametrize(
+    ("selector", "expected"),
+    [
+        ("", True), ("a", True), ("c", False), ("!a", False), ("! c", True), ("a=b", True), ("a == b", True),
+        ("a!=b", False), ("c!=b", True), ("a in (x, b)", True), ("a notin (x,b)", False), ("c notin (x)", True),
+        ("a=b,example.com/d=e", True), ("a=b, c", False), ("a>5", False), ("a in b", False),
+    ],
+)  # fmt: skip
+def test_selector_matches_labels(selector: str, expected: bool) -> None:
+    assert matches(selector, {"a": "b", "example.com/d": "e"}) is expected
+
+
+def test_object_is_settled_when_every_cache_has_every_write() -> None:
+    own, first, second = OwnWrites(), informer(), informer(namespace="ns")
+    settled: list[bool] = []
+    assert own.hold([written(), written("b")], [first, second], lambda: settled.append(True))
+    assert own
+    put(first, "4", settling=own)
+    put(first, "5", settling=own)
+    put(second, "5", settling=own)
+    put(first, "5", name="b", settling=own)
+    assert settled == []
+    put(second, "6", name="b", settling=own)
+    assert settled == [True]
+    assert not own
+    put(second, "7", name="b", settling=own)
+    assert settled == [True]
+
+
+def test_object_is_settled_when_what_it_wrote_was_deleted() -> None:
+    own, cache = OwnWrites(), informer()
+    settled: list[bool] = []
+    put(cache, "4")
+    assert own.hold([written()], [cache], lambda: settled.append(True))
+    [change] = cache.cache.apply(DeletionReported("a", "u", "ns"))
+    own.changed(cache, change)
+    assert settled == [True]
+
+
+def test_nothing_is_held_for_writes_that_are_seen() -> None:
+    own, cache = OwnWrites(), informer()
+    put(cache, "5")
+    assert not own.hold([written()], [cache], list)
+    own.hold([written("b")], [cache], list)
+    own.clear()
+    assert not own

@@ -1,0 +1,33 @@
+"""The HTTP pages of an operator: what they show to whom."""
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from milo_controllers import Controllers
+from milo_controllers.app import Pages
+from milo_discovery import Fleet
+from milo_discovery.testing import FakeDiscovery
+from milo_kube.http.headers import Headers
+from milo_kube.http.server import ServerRequest
+
+
+@pytest.mark.parametrize(
+    ("path", "peer", "host", "status"),
+    [
+        ("/debug/objects", "127.0.0.1", "localhost:8080", 200),
+        ("/debug/health", "::1", "[::1]:8080", 200),
+        ("/debug/objects", "10.0.0.9", "10.0.0.1:8080", 403),
+        ("/debug/health", "127.0.0.6", "10.0.0.1:8080", 403),
+        ("/debug/objects", "127.0.0.1", "attacker.example", 421),
+        ("/metrics", "10.0.0.9", "10.0.0.1:8080", 200),
+        ("/metrics", "127.0.0.1", "attacker.example:8080", 421),
+        ("/livez", "10.0.0.9", "attacker.example", 200),
+        ("/readyz", "10.0.0.9", "attacker.example", 503),
+    ],
+)
+async def test_pages_with_names_are_for_loopback_and_known_hosts(path: str, peer: str, host: str, status: int) -> None:
+    pages = Pages(Controllers(Fleet(FakeDiscovery()), registry=CollectorRegistry()))
+    headers = Headers()
+    headers.add(b"Host", host.encode())
+    reply = await pages.answer(ServerRequest(path, {}, headers, peer))
+    assert reply.status == status

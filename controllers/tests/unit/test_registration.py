@@ -1,0 +1,140 @@
+"""What is refused when a reconciler is registered, rather than when it runs."""
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from milo_controllers import (
+    Controllers,
+    Kind,
+    QueuePolicy,
+    ReconcileTarget,
+    Request,
+    Result,
+    Watched,
+    watches,
+)
+from milo_discovery import Fleet
+from milo_discovery.testing import FakeDiscovery, eventually
+
+WIDGETS = "example.com/v1/widgets"
+
+
+def controllers(registry: CollectorRegistry | None = None) -> Controllers:
+    return Controllers(Fleet(FakeDiscovery()), registry=registry or CollectorRegistry())
+
+
+async def works(_request: Request) -> None: ...
+
+
+async def without_request() -> None: ...
+
+
+def generator(_request: Request) -> Iterator[None]:
+    yield
+
+
+async def async_generator(_request: Request) -> AsyncIterator[None]:
+    yield
+
+
+async def async_mapper(_change: Watched[Any]) -> list[ReconcileTarget]:
+    return []
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"owns": "v1/secrets"}, TypeError, r"widgets: owns= takes a list: write owns=\['v1/secrets'\]"),
+        ({"owns": Kind("v1/secrets")}, TypeError, "owns= takes a list"),
+        ({"owns": ["secrets"]}, ValueError, "GROUP/VERSION/PLURAL"),
+        ({"watches": ["v1/secrets"]}, TypeError, r"watches= takes what watches\(kind, map=...\) returns"),
+        ({"workers": 0}, ValueError, "widgets: workers=0"),
+        ({"per_cluster": 0}, ValueError, "widgets: per_cluster=0"),
+        ({"on": "spec"}, ValueError, "on='s'|on='spec'"),
+        ({"on": async_mapper}, TypeError, "async_mapper is a predicate"),
+        ({"timeout": 30}, TypeError, r"timeout=30: write timedelta\(seconds=30\)"),
+    ],
+)
+async def test_wrong_option_is_refused(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        controllers().reconcile(WIDGETS, **options)
+
+
+@pytest.mark.parametrize(
+    ("reconciler", "message"),
+    [
+        (5, "5 is not a reconciler"),
+        (without_request, "without_request cannot be a reconciler, which is called with one argument"),
+        (generator, "generator is a generator"),
+        (async_generator, "async_generator is a generator"),
+    ],
+)
+async def test_function_that_cannot_be_a_reconciler_is_refused(reconciler: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        controllers().reconcile(WIDGETS)(reconciler)
+
+
+async def test_reconcile_without_parentheses_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"write @controllers.reconcile\(KIND\)"):
+        controllers().reconcile(works)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("given", [5, 0.5, "5s", True])
+def test_number_is_refused_as_requeue_after(given: Any) -> None:
+    with pytest.raises(TypeError, match=r"requeue_after=.*: write timedelta\(seconds="):
+        Result(given)
+
+
+async def test_number_is_refused_as_resync() -> None:
+    with pytest.raises(TypeError, match=r"resync=60: write timedelta\(seconds=60\)"):
+        Controllers(Fleet(FakeDiscovery()), registry=CollectorRegistry(), resync=60)  # type: ignore[arg-type]
+
+
+async def test_async_mapper_and_index_function_are_refused() -> None:
+    with pytest.raises(TypeError, match="async_mapper is a mapper"):
+        watches(WIDGETS, map=async_mapper)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="is an index function"):
+        controllers().cache(WIDGETS, indexes={"color": async_mapper})  # type: ignore[dict-item]
+
+
+async def test_kinds_with_different_transforms_of_one_cache_are_refused() -> None:
+    made = controllers()
+    made.cache(Kind(WIDGETS, transform=dict))
+    with pytest.raises(ValueError, match="another transform="):
+        made.cache(WIDGETS)
+
+
+async def test_two_sets_of_controllers_share_a_registry_also_with_controllers_of_one_name() -> None:
+    registry = CollectorRegistry()
+    first, second = controllers(registry), controllers(registry)
+    for each in (first, second):
+        each.reconcile(WIDGETS)(works)
+    async with first, second:
+        await eventually(lambda: b"workqueue_depth{" in generate_latest(registry))
+        lines = generate_latest(registry).decode().splitlines()
+    samples = [line.rpartition(" ")[0] for line in lines if not line.startswith("#")]
+    assert len(samples) == len(set(samples))
+
+
+async def test_enqueue_refuses_a_target_without_a_cluster_and_an_unknown_controller() -> None:
+    made = controllers()
+    made.reconcile(WIDGETS)(works)
+    made.reconcile("v1/configmaps")(works)
+    with pytest.raises(ValueError, match="names no cluster"):
+        made.enqueue(ReconcileTarget("a"))
+    for controller in (None, "unknown"):
+        with pytest.raises(ValueError, match="pass one of 'widgets', 'configmaps'"):
+            made.enqueue(ReconcileTarget("a", "default", "alpha"), controller=controller)
+    made.enqueue(
+        ReconcileTarget("a", "default", "alpha"), controller="widgets"
+    )  # not running: each object is reconciled at first
+
+
+async def test_queue_policy_leaves_the_limit_per_cluster_as_it_is() -> None:
+    made = controllers()
+    made.reconcile(WIDGETS, per_cluster=2, queue=QueuePolicy(max_delay_s=1.0))(works)
+    [(spec, _)] = made._specs
+    assert (spec.per_cluster, spec.policy.max_delay_s) == (2, 1.0)

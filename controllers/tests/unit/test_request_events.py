@@ -1,0 +1,65 @@
+"""Events of reconciles at an API server that serves only those of the core group, as Milo does."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+from milo_controllers.errors import NotFound
+from milo_controllers.event_log import EventLog
+from milo_controllers.kinds import EVENTS, Document, Kind
+from milo_controllers.request import Request
+from tests.support.eventually import eventually
+
+OBJECT = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a", "namespace": "default", "uid": "u"}}
+
+
+class CoreEventsApi:
+    """Answers 404 to events of events.k8s.io, in the order that the test chooses."""
+
+    def __init__(self) -> None:
+        self.event_kind: Kind[Document] = EVENTS
+        self.refused: list[asyncio.Event] = []
+        self.created: list[str] = []
+
+    async def send(self, method: str, path: str, query: object, body: Document, **_: object) -> Document:
+        del method, query
+        if "events.k8s.io" in path:
+            answers = asyncio.Event()
+            self.refused.append(answers)
+            await answers.wait()
+            raise NotFound(404, "NotFound", "the server could not find the requested resource")
+        self.created.append(body["reason"])
+        return body
+
+
+class FixedRequest(Request[Document]):
+    async def _whole_document(self) -> Document:
+        return OBJECT
+
+
+async def test_event_is_sent_again_although_another_reconcile_learned_of_the_kind_meanwhile() -> None:
+    api: Any = CoreEventsApi()
+    view: Any = SimpleNamespace(cluster=SimpleNamespace(name="shop"))
+    events = EventLog("operator", "pod")
+    requests = [
+        FixedRequest(
+            kind=Kind("v1/configmaps"),
+            namespace="default",
+            name="a",
+            api=api,
+            view=view,
+            clusters=view,
+            events=events,
+            field_manager="m",
+            failures=0,
+        )
+        for _ in range(2)
+    ]
+    async with asyncio.TaskGroup() as tasks:
+        for request, reason in zip(requests, ("First", "Second"), strict=True):
+            tasks.create_task(request.event(reason, "note"))
+        await eventually(lambda: len(api.refused) == 2)
+        api.refused[0].set()
+        await eventually(lambda: api.created == ["First"])
+        api.refused[1].set()
+    assert api.created == ["First", "Second"]

@@ -1,0 +1,316 @@
+"""The work queue: order, delays and limits."""
+
+import pytest
+
+from milo_controllers.work_queue import (
+    Done,
+    Failed,
+    ObjectKey,
+    Outcome,
+    Parked,
+    Priority,
+    QueuePolicy,
+    Stopped,
+    Work,
+    WorkQueue,
+)
+from milo_kube.rate_limit import Rate
+
+POLICY = QueuePolicy(first_delay_s=1.0, max_delay_s=8.0, jitter=0.5)
+
+
+def key(name: str, cluster: str = "a", incarnation: int = 1) -> ObjectKey:
+    return ObjectKey(cluster, incarnation, "default", name)
+
+
+def queue_of(*clusters: str, policy: QueuePolicy = POLICY, jitter: float = 0.0, per_cluster: int = 2) -> WorkQueue:
+    queue = WorkQueue(policy, lambda: jitter, 0.0, per_cluster=per_cluster)
+    for cluster in clusters or ("a",):
+        queue.engage(cluster, 1)
+        queue.open(cluster, 1)
+    return queue
+
+
+def taken(queue: WorkQueue, now: float = 0.0) -> str | None:
+    work = queue.take(now)
+    return None if work is None else work.key.name
+
+
+def failed_at(queue: WorkQueue, now: float, outcome: Outcome | None = None) -> float | None:
+    """Take an object, fail it, and return the delay before its retry."""
+    work = queue.take(now)
+    assert work is not None
+    return queue.done(work.key, outcome or Failed(), now)
+
+
+def test_work_queue_deduplicates_added_objects() -> None:
+    queue = queue_of()
+    for now in (0.0, 1.0):
+        queue.add(key("x"), now)
+    assert queue.take(3.0) == Work(key("x"), queued_s=3.0, failures=0)
+    assert queue.take(3.0) is None
+
+
+def test_work_queue_requeues_object_changed_in_flight_once_after_it_is_done() -> None:
+    queue = queue_of()
+    queue.add(key("x"), 0.0)
+    assert taken(queue) == "x"
+    queue.add(key("x"), 0.0)
+    queue.add(key("x"), 0.0, Priority.BACKGROUND)
+    assert taken(queue) is None
+    queue.done(key("x"), Done(), 1.0)
+    assert taken(queue, 1.0) == "x"
+    queue.done(key("x"), Done(), 1.0)
+    assert taken(queue, 1.0) is None
+
+
+def test_work_queue_skips_backoff_for_object_changed_during_failed_reconcile() -> None:
+    queue = queue_of()
+    queue.add(key("x"), 0.0)
+    taken(queue)
+    queue.add(key("x"), 0.0)
+    assert queue.done(key("x"), Failed(), 0.0) is None
+    assert queue.take(0.0) == Work(key("x"), queued_s=0.0, failures=1)
+
+
+def test_work_queue_alternates_between_clusters() -> None:
+    queue = queue_of("a", "b")
+    for number in range(5):
+        queue.add(key(f"a{number}"), 0.0)
+    queue.add(key("b0", "b"), 0.0)
+    assert [taken(queue), taken(queue)] == ["a0", "b0"]
+
+
+def test_work_queue_limits_objects_in_flight_per_cluster() -> None:
+    queue = queue_of()
+    for name in "xyz":
+        queue.add(key(name), 0.0)
+    assert [taken(queue), taken(queue), taken(queue)] == ["x", "y", None]
+    queue.done(key("x"), Done(), 0.0)
+    assert taken(queue) == "z"
+
+
+def test_work_queue_takes_live_changes_before_objects_of_initial_lists() -> None:
+    queue = queue_of("a", "b")
+    queue.add(key("listed"), 0.0, Priority.BACKGROUND)
+    queue.add(key("changed", "b"), 0.0)
+    assert (queue.depth(Priority.LIVE), queue.depth(Priority.BACKGROUND), len(queue)) == (1, 1, 2)
+    assert [taken(queue), taken(queue)] == ["changed", "listed"]
+
+
+def test_work_queue_raises_priority_of_listed_object_that_changes() -> None:
+    queue = queue_of()
+    queue.add(key("first"), 0.0, Priority.BACKGROUND)
+    queue.add(key("second"), 1.0, Priority.BACKGROUND)
+    queue.add(key("second"), 2.0)
+    queue.add(key("second"), 3.0, Priority.BACKGROUND)
+    work = queue.take(5.0)
+    assert work == Work(key("second"), queued_s=4.0, failures=0)
+    assert [taken(queue), taken(queue)] == ["first", None]
+
+
+def test_work_queue_takes_listed_object_that_changes_once() -> None:
+    queue = queue_of()
+    queue.add(key("x"), 0.0, Priority.BACKGROUND)
+    queue.add(key("x"), 0.0)
+    assert [taken(queue), taken(queue)] == ["x", None]
+
+
+def test_work_queue_backoff_doubles_up_to_its_cap_and_resets_after_success() -> None:
+    queue = queue_of()
+    queue.add(key("x"), 0.0)
+    now, delays = 0.0, []
+    for _ in range(5):
+        delay = failed_at(queue, now)
+        assert delay is not None
+        delays.append(delay)
+        assert queue.next_at == now + delay
+        assert queue.take(now + delay - 0.1) is None
+        now += delay
+    assert delays == [1.0, 2.0, 4.0, 8.0, 8.0]
+    assert failed_at(queue, now, Done()) is None
+    queue.add(key("x"), now)
+    assert failed_at(queue, now) == 1.0
+
+
+def test_work_queue_backoff_has_jitter() -> None:
+    queue = queue_of(jitter=0.5)
+    queue.add(key("x"), 0.0)
+    assert failed_at(queue, 0.0) == 1.25
+
+
+def test_work_queue_honors_retry_after_that_exceeds_the_backoff() -> None:
+    queue = queue_of(jitter=0.5)
+    queue.add(key("x"), 0.0)
+    now, delays = 0.0, []
+    for asked in (4.0, 0.5, -1.0, 1e9):
+        delay = failed_at(queue, now, Failed(retry_after_s=asked))
+        assert delay is not None
+        delays.append(delay)
+        now += delay
+    assert delays == [5.0, 2.5, 5.0, 10.0]
+
+
+def test_work_queue_retries_of_a_cluster_share_a_token_bucket() -> None:
+    policy = QueuePolicy(
+        first_delay_s=0.1, max_delay_s=2.5, cluster_retries=Rate(per_second=1.0, burst=1.0), jitter=0.0
+    )
+    queue = queue_of("a", "b", policy=policy)
+    for name in "vwxyz":
+        queue.add(key(name), 0.0)
+    # No object waits longer than the longest backoff.
+    assert [failed_at(queue, 0.0) for _ in "vwxyz"] == [0.1, 1.0, 2.0, 2.5, 2.5]
+    queue.add(key("of b", "b"), 0.0)
+    assert failed_at(queue, 0.0) == 0.1
+
+
+def test_work_queue_clusters_take_turns_in_the_token_bucket_of_all_retries() -> None:
+    policy = QueuePolicy(first_delay_s=0.1, retries=Rate(per_second=1.0, burst=1.0), jitter=0.0)
+    queue = queue_of("a", "b", policy=policy, per_cluster=10)
+    for name in "xyz":
+        queue.add(key(name), 0.0)
+        failed_at(queue, 0.0)
+    queue.add(key("of b", "b"), 0.1)
+    failed_at(queue, 0.1)
+    assert [taken(queue, 1.0), taken(queue, 1.0)] == ["x", None]
+    assert queue.next_at == 2.0
+    queue.add(key("live", "b"), 1.0)
+    assert [taken(queue, 1.0), taken(queue, 2.0), taken(queue, 2.0), taken(queue, 3.0)] == ["live", "of b", None, "y"]
+
+
+def test_work_queue_holds_object_until_it_is_settled() -> None:
+    queue = queue_of()
+    queue.add(key("x"), 0.0)
+    taken(queue)
+    queue.add(key("x"), 0.0)
+    queue.done(key("x"), Done(), 0.0, is_held=True)
+    queue.add(key("y"), 0.0)
+    queue.add(key("z"), 0.0)
+    assert [taken(queue), taken(queue), taken(queue)] == ["y", "z", None]
+    queue.settle(key("x"), 1.0)
+    queue.done(key("y"), Done(), 1.0)
+    assert [taken(queue, 1.0), taken(queue, 1.0)] == ["x", None]
+    queue.settle(key("unknown"), 1.0)
+    queue.settle(key("x", "unknown"), 1.0)
+
+
+def test_work_queue_holds_object_whose_delay_ends() -> None:
+    queue = queue_of()
+    queue.add(key("x"), 0.0)
+    taken(queue)
+    queue.done(key("x"), Failed(), 0.0, is_held=True)
+    assert queue.retry_at(key("x")) == 1.0
+    assert taken(queue, 2.0) is None
+    queue.settle(key("x"), 3.0)
+    assert taken(queue, 3.0) == "x"
+    queue.done(key("x"), Done(), 3.0, is_held=True)
+    queue.settle(key("x"), 4.0)
+    assert (queue.next_at, taken(queue, 100.0)) == (None, None)
+
+
+def test_work_queue_requeues_no_earlier_than_the_floor() -> None:
+    queue = queue_of()
+    queue.add(key("x"), 0.0)
+    assert failed_at(queue, 0.0, Done(requeue_after_s=0.0)) == 1.0
+
+
+def test_work_queue_delays_as_the_function_of_its_policy_says() -> None:
+    queue = queue_of(policy=QueuePolicy(delay_s=lambda failures: 3.0 * failures, jitter=0.0))
+    queue.add(key("x"), 0.0)
+    assert [failed_at(queue, 0.0), failed_at(queue, 3.0)] == [3.0, 6.0]
+
+
+def test_work_queue_retries_go_after_live_changes() -> None:
+    queue = queue_of()
+    queue.add(key("listed"), 0.0, Priority.BACKGROUND)
+    failed_at(queue, 0.0)
+    queue.add(key("changed"), 1.0)
+    assert [taken(queue, 1.0), taken(queue, 1.0)] == ["changed", "listed"]
+
+
+def test_work_queue_takes_delayed_object_at_once_when_it_changes() -> None:
+    queue = queue_of()
+    queue.add(key("x"), 0.0)
+    failed_at(queue, 0.0)
+    queue.add(key("x"), 0.5)
+    assert queue.take(0.5) == Work(key("x"), queued_s=0.0, failures=1)
+    queue.done(key("x"), Done(), 0.5)
+    assert queue.next_at is None
+    assert taken(queue, 100.0) is None
+
+
+def test_work_queue_requeue_after_is_dropped_if_the_object_changed_meanwhile() -> None:
+    queue = queue_of()
+    queue.add(key("x"), 0.0)
+    assert failed_at(queue, 0.0, Done(requeue_after_s=60.0)) == 60.0
+    assert taken(queue, 59.0) is None
+    assert taken(queue, 60.0) == "x"
+    queue.add(key("x"), 61.0)
+    assert queue.done(key("x"), Done(requeue_after_s=60.0), 61.0) is None
+    assert taken(queue, 61.0) == "x"
+
+
+def test_work_queue_takes_stopped_object_only_after_it_changed() -> None:
+    queue = queue_of()
+    queue.add(key("x"), 0.0)
+    assert failed_at(queue, 0.0, Stopped("invalid spec")) is None
+    assert list(queue.stopped()) == [(key("x"), "invalid spec")]
+    assert taken(queue, 1e9) is None
+    queue.add(key("x"), 1e9)
+    assert list(queue.stopped()) == []
+    assert taken(queue, 1e9) == "x"
+
+
+def test_work_queue_takes_parked_object_only_after_its_cluster_is_unparked() -> None:
+    queue = queue_of("a", "b")
+    queue.add(key("x"), 0.0)
+    assert failed_at(queue, 0.0, Parked()) is None
+    queue.unpark("b", 1, 1.0)
+    queue.unpark("unknown", 1, 1.0)
+    assert taken(queue, 1e9) is None
+    queue.unpark("a", 1, 1e9)
+    assert taken(queue, 1e9) == "x"
+
+
+def test_work_queue_takes_no_object_before_its_cluster_is_open() -> None:
+    queue = WorkQueue(POLICY, lambda: 0.0, 0.0, per_cluster=2)
+    queue.engage("a", 1)
+    queue.add(key("x"), 0.0, Priority.BACKGROUND)
+    assert queue.take(1.0) is None
+    queue.open("a", 1)
+    assert taken(queue, 1.0) == "x"
+
+
+def test_work_queue_discards_objects_of_dropped_cluster() -> None:
+    queue = queue_of()
+    for name in "xyz":
+        queue.add(key(name), 0.0)
+    failed_at(queue, 0.0)
+    assert taken(queue) == "y"
+    queue.drop("a", 1)
+    queue.drop("never engaged", 1)
+    queue.add(key("w"), 0.0)
+    assert queue.done(key("y"), Failed(), 0.0) is None
+    assert (queue.take(1e9), queue.next_at, len(queue), queue.oldest) == (None, None, 0, None)
+    queue.engage("a", 2)
+    queue.open("a", 2)
+    queue.add(key("y", incarnation=2), 0.0)
+    assert queue.take(0.0) == Work(key("y", incarnation=2), queued_s=0.0, failures=0)
+
+
+def test_work_queue_oldest_is_the_earliest_time_that_an_object_was_ready() -> None:
+    queue = queue_of("a", "b")
+    assert queue.oldest is None
+    queue.add(key("x"), 3.0)
+    queue.add(key("y", "b"), 2.0, Priority.BACKGROUND)
+    assert queue.oldest == 2.0
+
+
+@pytest.mark.parametrize("objects", [1, 100])
+def test_work_queue_forgets_timers_of_delays_that_a_change_cut_short(objects: int) -> None:
+    queue = queue_of()
+    for _ in range(100):
+        for number in range(objects):
+            queue.add(key(str(number)), 0.0)
+            failed_at(queue, 0.0, Done(requeue_after_s=3600.0))
+    assert len(queue._timers) <= 64 + 2 * objects

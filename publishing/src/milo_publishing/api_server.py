@@ -1,0 +1,119 @@
+"""The objects of one resource in the API server that is written to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from http import HTTPStatus
+
+from milo_controllers.cluster_api import APPLY_PATCH, JSON, ClusterApi
+from milo_controllers.connections import Connections
+from milo_controllers.errors import ApiError, Unreachable
+from milo_controllers.local_kubeconfig import LocalSource, issue
+from milo_discovery._credential_renewal import AsyncRenewer
+from milo_publishing.errors import TargetRefused, TargetUnavailable
+from milo_publishing.objects import MANAGER, Document, Identity, ObservedObject, PublishedResource
+
+_TIMEOUT_S = 20.0
+_PAGE_SIZE = 500
+
+
+class PublishedObjects:
+    """The objects of one resource in a namespace."""
+
+    def __init__(self, api: ClusterApi, resource: PublishedResource, namespace: str, *, concurrency: int) -> None:
+        self._api = api
+        self._collection = resource.path(namespace)
+        self._resource = resource
+        self._in_flight = asyncio.Semaphore(concurrency)
+
+    async def list(self, identity: Identity) -> list[ObservedObject]:
+        """Return all objects with the labels of a publisher."""
+        items: list[ObservedObject] = []
+        token = ""
+        while True:
+            query = {"labelSelector": identity.selector(), "limit": str(_PAGE_SIZE)}
+            try:
+                page = await self._call("GET", self._collection, query | ({"continue": token} if token else {}))
+            except TargetRefused as error:
+                if error.status != HTTPStatus.GONE or not token:
+                    raise
+                items, token = [], ""  # the list expired: begin again
+                continue
+            # List items lack apiVersion and kind, which decisions compare.
+            kind = {"apiVersion": self._resource.api_version, "kind": self._resource.kind}
+            items.extend(ObservedObject.of({**kind, **each}) for each in page.get("items") or ())
+            token = (page.get("metadata") or {}).get("continue") or ""
+            if not token:
+                return items
+
+    async def get(self, name: str) -> ObservedObject | None:
+        try:
+            return ObservedObject.of(await self._call("GET", self._path(name)))
+        except TargetRefused as error:
+            if error.status == HTTPStatus.NOT_FOUND:
+                return None
+            raise
+
+    async def create(self, body: Document) -> ObservedObject:
+        return ObservedObject.of(await self._call("POST", self._collection, {"fieldManager": MANAGER}, body))
+
+    async def apply(self, body: Document, uid: str, *, subresource: str = "") -> ObservedObject:
+        """Apply the object by server-side apply, with force, if it still has this UID."""
+        path = self._path(body["metadata"]["name"]) + subresource
+        identified = {**body, "metadata": {**body["metadata"], "uid": uid}}
+        query = {"fieldManager": MANAGER, "force": "true"}
+        return ObservedObject.of(await self._call("PATCH", path, query, identified, APPLY_PATCH))
+
+    async def delete(self, name: str, uid: str, resource_version: str) -> None:
+        """Delete the object, if it is still this version. It is not an error if it does not exist."""
+        preconditions = {"uid": uid, "resourceVersion": resource_version}
+        try:
+            await self._call("DELETE", self._path(name), {}, {"preconditions": preconditions})
+        except TargetRefused as error:
+            if error.status != HTTPStatus.NOT_FOUND:
+                raise
+
+    def _path(self, name: str) -> str:
+        return f"{self._collection}/{name}"
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: Document | None = None,
+        content_type: str = JSON,
+    ) -> Document:
+        try:
+            async with self._in_flight:
+                return await self._api.send(
+                    method, path, tuple((query or {}).items()), body, content_type=content_type, timeout_s=_TIMEOUT_S
+                )
+        except Unreachable as error:
+            raise TargetUnavailable(str(error)) from error
+        except ApiError as error:
+            message = f"{method} {path}: {error}"
+            if error.status == HTTPStatus.TOO_MANY_REQUESTS or error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                seconds = error.retry_after_s
+                raise TargetUnavailable(message, None if seconds is None else timedelta(seconds=seconds)) from error
+            raise TargetRefused(message, error.status) from error
+
+
+@asynccontextmanager
+async def open_api_server(
+    source: LocalSource, resource: PublishedResource, namespace: str, *, concurrency: int
+) -> AsyncIterator[PublishedObjects]:
+    """Provide the objects of a namespace. Credentials are renewed while the block runs. Raises UnusableKubeconfig."""
+    proxy = (await asyncio.to_thread(source.read)).proxy
+    credentials = AsyncRenewer(lambda: issue("target", source))
+    # A write on a connection that the server closed meanwhile is not repeated, so idle ones are kept briefly.
+    connections = Connections(user_agent="milo-discovery-publish", idle_s=5.0)
+    api = ClusterApi("the target", credentials, connections, proxy=proxy)
+    try:
+        yield PublishedObjects(api, resource, namespace, concurrency=concurrency)
+    finally:
+        await api.aclose()
+        await credentials.close()

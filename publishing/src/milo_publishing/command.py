@@ -1,0 +1,345 @@
+"""The commands `publish cluster-profiles`, `argocd-clusters`, `flux-kubeconfigs` and `flux-configmaps`."""
+
+from __future__ import annotations
+
+import functools
+import re
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import click
+
+from milo_discovery.cli.exit_status import CommandFailure, print_message
+from milo_discovery.cli.options import ConnectionOptions, Duration, connecting, filtering
+from milo_discovery.errors import TimedOut, UnusableKubeconfig
+
+if TYPE_CHECKING:
+    from milo_controllers.local_kubeconfig import LocalSource
+    from milo_discovery._convert import FilterOptions, WatchOptions
+    from milo_discovery.cli.watch import StreamMessages
+    from milo_discovery.client import DiscoveryClient
+    from milo_publishing.api_server import PublishedObjects
+    from milo_publishing.publisher import Publisher
+    from milo_publishing.rendering import Renderer
+
+R = TypeVar("R")
+
+_CONCURRENCY = 16
+_LABEL_VALUE = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+
+
+class LabelValue(click.ParamType[str]):
+    """A valid value of a Kubernetes label."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not _LABEL_VALUE.fullmatch(str(value)):
+            self.fail(f"{value!r} is not a valid label value", param, ctx)
+        return str(value)
+
+
+class Assignment(click.ParamType[tuple[str, str]]):
+    """A variable with its value."""
+
+    name = "NAME=VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        name, separator, content = str(value).partition("=")
+        if not name or not separator:
+            self.fail(f"{value!r} is not NAME=VALUE", param, ctx)
+        return name, content
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Destination:
+    """The place where objects are published, and the publisher."""
+
+    kubeconfig: Path | None
+    context: str | None
+    namespace: str | None
+    publisher: str
+    resync: timedelta
+    once: bool
+    accepts_removals: bool
+
+    def target(self) -> tuple[LocalSource, str]:
+        """Return how to reach the API server, and the namespace to write to. Raises CommandFailure."""
+        from milo_controllers.local_kubeconfig import default_source  # noqa: PLC0415
+
+        source = default_source(self.kubeconfig, self.context)
+        try:
+            namespace = self.namespace or source.read().namespace
+        except UnusableKubeconfig as error:
+            raise CommandFailure(f"{error}; set the API server to write to by --kubeconfig") from error
+        if not namespace:
+            raise click.UsageError("the kubeconfig's context has no namespace: set one by --namespace")
+        return source, namespace
+
+
+def publishing(command: Callable[..., R]) -> Callable[..., R]:
+    """Decorate a command that publishes: it gets `connection`, `only`, `destination` and `copy_labels`."""
+
+    @filtering
+    @click.option("-n", "--namespace", help="Namespace of the objects. Default: the pod's, or the context's.")
+    @click.option(
+        "--kubeconfig",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Kubeconfig of the API server to write to. Default: KUBECONFIG, this pod's service account, or kubectl's "
+        "file.",
+    )
+    @click.option("--context", help="Context of the kubeconfig. Default: its current one.")
+    @click.option(
+        "--publisher",
+        type=LabelValue(),
+        default="milo",
+        show_default=True,
+        help="Name of this publisher among several that write to one namespace. Each deletes only its own objects.",
+    )
+    @click.option(
+        "--copy-label",
+        "copy_labels",
+        multiple=True,
+        metavar="KEY",
+        help="Copy this label of the clusters, or all of a prefix: PREFIX/*. May be repeated.",
+    )
+    @click.option(
+        "--resync-interval",
+        "resync",
+        type=Duration(),
+        default="5m",
+        show_default=True,
+        help="How often objects that others changed or deleted are written again.",
+    )
+    @click.option(
+        "--once", is_flag=True, help="Exit when each engaged cluster has its object, and all others are deleted."
+    )
+    @click.option(
+        "--accept-removals",
+        "accepts_removals",
+        is_flag=True,
+        help="Delete the objects that the first complete view lacks, however many these are, and take over those of "
+        "another filter or shard group.",
+    )
+    @connecting(timeout=None, timeout_help="With --once: time limit for the run. Default: no limit.")
+    @functools.wraps(command)
+    def with_destination(
+        connection: ConnectionOptions,
+        *,
+        kubeconfig: Path | None,
+        context: str | None,
+        namespace: str | None,
+        publisher: str,
+        resync: timedelta,
+        once: bool,
+        accepts_removals: bool,
+        **rest: Any,
+    ) -> R:
+        destination = Destination(
+            kubeconfig=kubeconfig,
+            context=context,
+            namespace=namespace,
+            publisher=publisher,
+            resync=resync,
+            once=once,
+            accepts_removals=accepts_removals,
+        )
+        return command(connection, destination=destination, **rest)
+
+    return with_destination
+
+
+@click.group("publish")
+def publish() -> None:
+    """Publish the engaged clusters as objects in a Kubernetes API.
+
+    There is one object per engaged cluster. It is written by server-side apply, only when something changed, and
+    deleted only when the cluster is disengaged: not while the daemon is down, or its source is stale. If the daemon
+    lacks much of what is published, nothing is deleted until --accept-removals. Objects of the same name that this
+    command did not create are left alone, and reported.
+    """
+
+
+@publish.command("cluster-profiles")
+@click.option(
+    "--cluster-manager", type=LabelValue(), default="milo", show_default=True, help="Name of the cluster manager."
+)
+@click.option("--access-provider", default="milo", show_default=True, help="Name of the access provider.")
+@publishing
+def cluster_profiles(
+    connection: ConnectionOptions,
+    *,
+    only: FilterOptions,
+    destination: Destination,
+    copy_labels: tuple[str, ...],
+    cluster_manager: str,
+    access_provider: str,
+) -> None:
+    """Publish ClusterProfiles of the Cluster Inventory API.
+
+    Consumers connect with the plugin `milo-discovery credential`, to which the profile gives the cluster's name.
+    """
+    from milo_publishing.rendering import ClusterProfiles  # noqa: PLC0415
+
+    renderer = ClusterProfiles(
+        cluster_manager=cluster_manager, access_provider=access_provider, copy_labels=copy_labels
+    )
+    _run(connection, destination, renderer, cast("WatchOptions", {**only}))
+
+
+@publish.command("argocd-clusters")
+@click.option(
+    "--plugin-command",
+    default="milo-discovery",
+    show_default=True,
+    help="The milo-discovery command in Argo CD's container, with its path if it is not on PATH.",
+)
+@click.option(
+    "--plugin-env",
+    type=Assignment(),
+    multiple=True,
+    help="Environment variable of the plugin. Default: those that select this command's daemon. May be repeated.",
+)
+@click.option("--argocd-project", default="", help="The only Argo CD project that may use the clusters.")
+@publishing
+def argocd_clusters(
+    connection: ConnectionOptions,
+    *,
+    only: FilterOptions,
+    destination: Destination,
+    copy_labels: tuple[str, ...],
+    plugin_command: str,
+    plugin_env: tuple[tuple[str, str], ...],
+    argocd_project: str,
+) -> None:
+    """Publish Secrets that register the clusters in Argo CD.
+
+    They hold no credential: Argo CD calls the plugin `milo-discovery credential`.
+    """
+    from milo_publishing.rendering import ArgoCdClusters  # noqa: PLC0415
+
+    renderer = ArgoCdClusters(
+        plugin_command=plugin_command,
+        plugin_environment=dict(plugin_env) or connection.environment(),
+        argocd_project=argocd_project,
+        copy_labels=copy_labels,
+    )
+    _run(connection, destination, renderer, cast("WatchOptions", {**only}))
+
+
+@publish.command("flux-kubeconfigs")
+@click.option("--ttl", type=Duration(), help="Requested lifetime of the credentials. The daemon may shorten it.")
+@publishing
+def flux_kubeconfigs(
+    connection: ConnectionOptions,
+    *,
+    only: FilterOptions,
+    destination: Destination,
+    copy_labels: tuple[str, ...],
+    ttl: timedelta | None,
+) -> None:
+    """Publish Secrets NAME-kubeconfig for Flux.
+
+    Each holds a short-lived credential under the key `value`, and is written again before that expires.
+    """
+    from milo_publishing.rendering import FluxKubeconfigs  # noqa: PLC0415
+
+    options = cast("WatchOptions", {**only, "include_kubeconfigs": True})
+    if ttl is not None:
+        options["kubeconfig_ttl"] = ttl
+    _run(connection, destination, FluxKubeconfigs(copy_labels=copy_labels), options)
+
+
+@publish.command("flux-configmaps")
+@publishing
+@click.option(
+    "--audience", "audiences", multiple=True, help="Audience of Flux's tokens. Default: the address. May be repeated."
+)
+@click.option(
+    "--service-account", default="", help="Service account of the Flux object's namespace. Default: Flux's own."
+)
+def flux_configmaps(
+    connection: ConnectionOptions,
+    *,
+    only: FilterOptions,
+    destination: Destination,
+    copy_labels: tuple[str, ...],
+    audiences: tuple[str, ...],
+    service_account: str,
+) -> None:
+    """Publish ConfigMaps NAME-kubeconfig for Flux.
+
+    They hold no credential: Flux authenticates with a token of a service account, which the control planes must accept.
+    """
+    from milo_publishing.rendering import FluxConfigMaps  # noqa: PLC0415
+
+    renderer = FluxConfigMaps(audiences=audiences, service_account=service_account, copy_labels=copy_labels)
+    _run(connection, destination, renderer, cast("WatchOptions", {**only}))
+
+
+def _run(connection: ConnectionOptions, destination: Destination, renderer: Renderer, options: WatchOptions) -> None:
+    source, namespace = destination.target()
+    connection.run(_Run(connection, destination, source, namespace, renderer, options).publish)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One run of the command."""
+
+    connection: ConnectionOptions
+    destination: Destination
+    source: LocalSource
+    namespace: str
+    renderer: Renderer
+    options: WatchOptions
+
+    async def publish(self, client: DiscoveryClient) -> None:
+        import asyncio  # noqa: PLC0415  (not needed for help and usage errors)
+
+        from milo_discovery.cli.watch import StreamMessages  # noqa: PLC0415
+        from milo_publishing.api_server import open_api_server  # noqa: PLC0415
+
+        once, timeout = self.destination.once, self.connection.timeout
+        messages = StreamMessages(self.connection)
+        done = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, done.set)
+        try:
+            async with (
+                asyncio.timeout(timeout.total_seconds() if once and timeout is not None else None),
+                open_api_server(
+                    self.source, self.renderer.resource, self.namespace, concurrency=_CONCURRENCY
+                ) as server,
+            ):
+                publisher = self._publisher(client, server, messages)
+                await publisher.run(self.options, done, once=once)
+        except TimeoutError:
+            timed_out = TimedOut("not every cluster had its object within --timeout", code="DEADLINE_EXCEEDED")
+            raise messages.last_error or timed_out from None
+        if once and publisher.problems:
+            raise CommandFailure(f"{len(publisher.problems)} problems remain; see the messages above")
+
+    def _publisher(self, client: DiscoveryClient, server: PublishedObjects, messages: StreamMessages) -> Publisher:
+        from milo_discovery._removal_guard import Removals, filter_text  # noqa: PLC0415
+        from milo_publishing.decisions import Publication  # noqa: PLC0415
+        from milo_publishing.objects import Identity  # noqa: PLC0415
+        from milo_publishing.publisher import Publisher  # noqa: PLC0415
+
+        identity = Identity(
+            publication=self.renderer.publication,
+            publisher=self.destination.publisher,
+            filter=filter_text(self.options),
+        )
+        return Publisher(
+            client,
+            server,
+            Publication(self.renderer.resource, identity),
+            self.renderer,
+            resync=self.destination.resync,
+            report=print_message,
+            notice=messages.print,
+            removals=Removals(accepts=self.destination.accepts_removals),
+        )

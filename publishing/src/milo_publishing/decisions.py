@@ -1,0 +1,177 @@
+"""The actions that bring the published objects in line with the engaged clusters. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from milo_discovery._removal_guard import Removal
+from milo_publishing.objects import (
+    DesiredObject,
+    Document,
+    Identity,
+    ObservedObject,
+    Owner,
+    PublishedResource,
+    Rendered,
+    applied,
+    applied_status,
+    claim,
+    contains,
+    with_observed_transition_times,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """Create the object, which fails if one of that name exists."""
+
+    body: Document
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Apply the object, its status, or both."""
+
+    uid: str
+    """The UID that the object must have."""
+    body: Document | None
+    status: Document | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteObject:
+    """Delete the object, if it is still the observed version."""
+
+    uid: str
+    resource_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Delete the object later: the daemon cannot confirm at present that its cluster is disengaged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Leave the object alone: it is not this publisher's."""
+
+    reason: str
+
+
+Action = Create | Apply | DeleteObject | Hold | Refuse
+
+
+class Publication:
+    """The objects of one publisher, as desired and as observed. Only objects of ended clusters are deleted."""
+
+    def __init__(self, resource: PublishedResource, identity: Identity) -> None:
+        self.resource = resource
+        self.identity = identity
+        self._desired: dict[str, DesiredObject] = {}
+        self._observed: dict[str, ObservedObject] = {}
+        self._ended: dict[str, set[str]] = {}
+        """The UIDs of ended clusters, by the name of their object."""
+
+    def desire(self, desired: DesiredObject) -> None:
+        """Set the object of an engaged cluster."""
+        self._ended.get(desired.name, set()).discard(desired.cluster_uid)
+        self._desired[desired.name] = desired
+
+    def withdraw(self, name: str) -> None:
+        """Desire the object no longer."""
+        self._desired.pop(name, None)
+
+    def end(self, name: str, cluster_uid: str) -> None:
+        """Record that a cluster has ended, so that its object may be deleted."""
+        self._ended.setdefault(name, set()).add(cluster_uid)
+
+    def removals(self) -> list[Removal]:
+        """Return the own objects whose clusters are not engaged, and not known to have ended."""
+        return [
+            Removal(name, each.cluster, each.cluster_uid, each.uid)
+            for name, each in self._observed.items()
+            if not self._is_desired(each) and not self._has_ended(each) and each.owner(self.identity) is Owner.SELF
+        ]
+
+    @property
+    def published(self) -> int:
+        """The number of own objects."""
+        return sum(each.owner(self.identity) is Owner.SELF for each in self._observed.values())
+
+    def observe_all(self, objects: Iterable[ObservedObject]) -> None:
+        """Replace what was observed by a complete list of the publisher's objects."""
+        self._observed = {each.name: each for each in objects}
+        self._ended = {name: uids for name, uids in self._ended.items() if name in self._observed}
+
+    def observe(self, name: str, observed: ObservedObject | None) -> None:
+        """Record one object as returned by the API server; None if it does not exist."""
+        if observed is None:
+            self._observed.pop(name, None)
+            self._ended.pop(name, None)
+        else:
+            self._observed[name] = observed
+
+    def names(self) -> set[str]:
+        """Return the names of all objects that are desired or observed."""
+        return set(self._desired) | set(self._observed)
+
+    def desired(self, name: str) -> DesiredObject | None:
+        return self._desired.get(name)
+
+    def observed(self, name: str) -> ObservedObject | None:
+        return self._observed.get(name)
+
+    def is_complete(self) -> bool:
+        """Return whether each desired object has its content."""
+        return all(each.content is not None for each in self._desired.values())
+
+    def decide(self, name: str, *, may_delete: bool) -> Action | None:
+        """Return the next action for an object; None if there is nothing to do.
+
+        After each action the object is observed, and the next decision is made from what was observed.
+        """
+        match self._desired.get(name), self._observed.get(name):
+            case DesiredObject(content=Rendered() as content) as desired, None:
+                return Create(claim(self.resource, self.identity, desired, content))
+            case None, ObservedObject() as observed:
+                is_own = observed.owner(self.identity) is Owner.SELF
+                return _delete(observed, may_delete=may_delete) if is_own and self._has_ended(observed) else None
+            case DesiredObject() as desired, ObservedObject() as observed:
+                return self._decide_existing(desired, observed, may_delete=may_delete)
+        return None
+
+    def _decide_existing(self, desired: DesiredObject, observed: ObservedObject, *, may_delete: bool) -> Action | None:
+        owner = observed.owner(self.identity)
+        if owner is Owner.FOREIGN:
+            return Refuse("an object of this name exists that milo-discovery publish did not create")
+        if owner is Owner.OTHER_PUBLISHER:
+            # Also if it has the UID of this cluster: tenants of another fleet may choose that.
+            return Refuse(f"the object of this name belongs to publisher {observed.publisher!r}")
+        if observed.cluster_uid != desired.cluster_uid:
+            # The cluster was replaced: readers must not use what they stored about the former one for this one.
+            return _delete(observed, may_delete=may_delete and self._has_ended(observed))
+        return None if desired.content is None else self._update(desired, desired.content, observed)
+
+    def _is_desired(self, observed: ObservedObject) -> bool:
+        desired = self._desired.get(observed.name)
+        return desired is not None and desired.cluster_uid == observed.cluster_uid
+
+    def _has_ended(self, observed: ObservedObject) -> bool:
+        return observed.cluster_uid in self._ended.get(observed.name, ())
+
+    def _update(self, desired: DesiredObject, content: Rendered, observed: ObservedObject) -> Apply | None:
+        body = applied(self.resource, self.identity, desired, content)
+        status: Document | None = None
+        fields_changed = not contains(observed.metadata.get("annotations"), body["metadata"]["annotations"])
+        if content.status is not None:
+            current = with_observed_transition_times(content.status, observed)
+            if fields_changed or not contains(observed.document.get("status"), current):
+                status = applied_status(self.resource, desired, current)
+        if contains(observed.document, body):
+            return None if status is None else Apply(observed.uid, None, status)
+        return Apply(observed.uid, body, status)
+
+
+def _delete(observed: ObservedObject, *, may_delete: bool) -> DeleteObject | Hold:
+    return DeleteObject(observed.uid, observed.resource_version) if may_delete else Hold()

@@ -1,0 +1,250 @@
+"""Objects that stand for engaged clusters, and how they are compared with what the API server has. No I/O."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+from milo_discovery._removal_guard import difference
+from milo_discovery.model import Cluster
+
+Document = dict[str, Any]
+
+MANAGER = "milo-discovery"
+"""The field manager, and the value of the label that marks the objects of this command."""
+MANAGED_BY = "app.kubernetes.io/managed-by"
+_DOMAIN = "discovery.miloapis.com"
+PUBLICATION = f"{_DOMAIN}/publication"
+PUBLISHER = f"{_DOMAIN}/publisher"
+CLUSTER = f"{_DOMAIN}/cluster"
+CLUSTER_UID = f"{_DOMAIN}/cluster-uid"
+GROUP = f"{_DOMAIN}/group"
+FILTER = f"{_DOMAIN}/filter"
+FIELDS = f"{_DOMAIN}/fields"
+"""An annotation with a digest of the names of all written fields. A field that is no longer written changes it."""
+
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+_MAX_NAME_LENGTH = 253
+_LIST_KEYS = ("name", "type")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedResource:
+    """A namespaced resource of the API."""
+
+    api_version: str
+    plural: str
+    kind: str
+    has_status: bool
+
+    def path(self, namespace: str) -> str:
+        """Return the path of the collection."""
+        root = "/apis" if "/" in self.api_version else "/api"
+        return f"{root}/{self.api_version}/namespaces/{namespace}/{self.plural}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """The objects that a publisher owns: those with its labels. The replicas of a shard group own them together."""
+
+    publication: str
+    """What is published, such as "cluster-profiles"."""
+    publisher: str
+    """The name of the publisher, which deletes only its own objects."""
+    group: str = ""
+    """The shard group of the daemon; empty without one."""
+    filter: str = ""
+    """The options that select the published clusters; empty for all."""
+
+    def labels(self) -> dict[str, str]:
+        return {MANAGED_BY: MANAGER, PUBLICATION: self.publication, PUBLISHER: self.publisher}
+
+    def selector(self) -> str:
+        """Return the label selector of the publisher's objects."""
+        return ",".join(f"{key}={value}" for key, value in self.labels().items())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rendered:
+    """The content of an object."""
+
+    body: Document
+    """The top-level fields besides metadata and status, such as `spec` or `data`."""
+    required: Document
+    """The part of `body` without which the API server does not create the object."""
+    labels: Mapping[str, str]
+    status: Document | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DesiredObject:
+    """The object of an engaged cluster. `content` is None as long as something it needs has not arrived."""
+
+    name: str
+    cluster: str
+    cluster_uid: str
+    content: Rendered | None
+
+
+class Owner(Enum):
+    """The owner of an object, as seen by a publisher."""
+
+    SELF = auto()
+    OTHER_PUBLISHER = auto()
+    """Another publisher of the same publication."""
+    FOREIGN = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedObject:
+    """An object as the API server returned it."""
+
+    document: Document
+
+    @classmethod
+    def of(cls, document: Document) -> ObservedObject:
+        """Keep what is compared. The record of field managers is larger than all the rest."""
+        document["metadata"].pop("managedFields", None)
+        return cls(document)
+
+    @property
+    def metadata(self) -> Document:
+        metadata: Document = self.document["metadata"]
+        return metadata
+
+    @property
+    def name(self) -> str:
+        return str(self.metadata["name"])
+
+    @property
+    def uid(self) -> str:
+        return str(self.metadata["uid"])
+
+    @property
+    def resource_version(self) -> str:
+        return str(self.metadata["resourceVersion"])
+
+    @property
+    def cluster(self) -> str:
+        return str(self._annotations.get(CLUSTER, ""))
+
+    @property
+    def cluster_uid(self) -> str:
+        return str(self._annotations.get(CLUSTER_UID, ""))
+
+    @property
+    def publisher(self) -> str:
+        return str((self.metadata.get("labels") or {}).get(PUBLISHER, ""))
+
+    def owner(self, identity: Identity) -> Owner:
+        labels = self.metadata.get("labels") or {}
+        if labels.get(MANAGED_BY) != MANAGER or labels.get(PUBLICATION) != identity.publication:
+            return Owner.FOREIGN
+        return Owner.SELF if labels.get(PUBLISHER) == identity.publisher else Owner.OTHER_PUBLISHER
+
+    def difference(self, identity: Identity) -> str:
+        """Return which fleet an own object stands for, if that is another one; empty if it is the publisher's."""
+        return difference(
+            (self._annotations.get(GROUP), self._annotations.get(FILTER)), (identity.group, identity.filter)
+        )
+
+    @property
+    def _annotations(self) -> Mapping[str, Any]:
+        return self.metadata.get("annotations") or {}
+
+
+def object_name(cluster: str, suffix: str = "") -> str | None:
+    """Return the name of a cluster's object; None if the cluster's key cannot be made into one.
+
+    The key of a cluster of several sources is SOURCE#NAME, and "#" is not allowed in names.
+    """
+    name = cluster.replace("#", ".") + suffix
+    return name if len(name) <= _MAX_NAME_LENGTH and _NAME.fullmatch(name) else None
+
+
+def copied_labels(cluster: Cluster, patterns: Iterable[str]) -> dict[str, str]:
+    """Return the cluster's labels that the patterns name: a key, or all keys of a prefix as PREFIX/*."""
+    exact = {each for each in patterns if not each.endswith("/*")}
+    prefixes = tuple(each.removesuffix("*") for each in patterns if each.endswith("/*"))
+    return {key: value for key, value in cluster.labels.items() if key in exact or key.startswith(prefixes)}
+
+
+def claim(resource: PublishedResource, identity: Identity, desired: DesiredObject, content: Rendered) -> Document:
+    """Return the object to create: what marks it as the publisher's, and what the API server requires."""
+    metadata = {"name": desired.name, "labels": identity.labels(), "annotations": _annotations(identity, desired)}
+    return {**_type(resource), "metadata": metadata, **content.required}
+
+
+def applied(resource: PublishedResource, identity: Identity, desired: DesiredObject, content: Rendered) -> Document:
+    """Return the object to apply, without its status."""
+    fields = "\n".join(sorted(_field_paths([content.body, dict(content.labels), content.status])))
+    digest = hashlib.sha256(fields.encode()).hexdigest()[:16]
+    metadata = {
+        "name": desired.name,
+        "labels": {**content.labels, **identity.labels()},
+        "annotations": {**_annotations(identity, desired), FIELDS: digest},
+    }
+    return {**_type(resource), "metadata": metadata, **content.body}
+
+
+def applied_status(resource: PublishedResource, desired: DesiredObject, status: Document) -> Document:
+    return {**_type(resource), "metadata": {"name": desired.name}, "status": status}
+
+
+def with_observed_transition_times(status: Document, observed: ObservedObject) -> Document:
+    """Return the status in which a condition that has not changed keeps the time of its last transition."""
+    observed_status = observed.document.get("status") or {}
+    before = {each.get("type"): each for each in observed_status.get("conditions") or []}
+    conditions = [
+        {**each, "lastTransitionTime": before[each["type"]].get("lastTransitionTime", each["lastTransitionTime"])}
+        if before.get(each["type"], {}).get("status") == each["status"]
+        else each
+        for each in status.get("conditions", [])
+    ]
+    return {**status, "conditions": conditions}
+
+
+def contains(observed: Any, desired: Any) -> bool:
+    """Return whether the observed value has each field of the desired one, with the same value."""
+    if isinstance(desired, dict):
+        return isinstance(observed, dict) and all(contains(observed.get(key), desired[key]) for key in desired)
+    if isinstance(desired, list):
+        if not isinstance(observed, list):
+            return False
+        keys = [_list_key(each) for each in desired]
+        if None in keys:
+            return len(observed) == len(desired) and all(map(contains, observed, desired))
+        by_key = {_list_key(each): each for each in observed}
+        return all(contains(by_key.get(key), each) for key, each in zip(keys, desired, strict=True))
+    return bool(observed == desired)
+
+
+def _type(resource: PublishedResource) -> Document:
+    return {"apiVersion": resource.api_version, "kind": resource.kind}
+
+
+def _annotations(identity: Identity, desired: DesiredObject) -> dict[str, str]:
+    fleet = {GROUP: identity.group, FILTER: identity.filter}
+    return {CLUSTER: desired.cluster, CLUSTER_UID: desired.cluster_uid, **fleet}
+
+
+def _field_paths(value: Any, path: str = "") -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, each in value.items():
+            yield from _field_paths(each, f"{path}\0{key}")
+    elif isinstance(value, list):
+        for number, each in enumerate(value):
+            yield from _field_paths(each, f"{path}\0{_list_key(each) or number}")
+    else:
+        yield path
+
+
+def _list_key(value: Any) -> str | None:
+    """Return what identifies an element of a list across changes."""
+    if isinstance(value, dict):
+        return next((str(value[key]) for key in _LIST_KEYS if key in value), None)
+    return None

@@ -1,0 +1,116 @@
+"""The contents of published objects."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import pytest
+
+from milo_discovery import Cluster
+from milo_discovery._kubeconfig_access import KubeconfigAccess, read_access
+from milo_publishing.objects import contains, copied_labels, object_name
+from milo_publishing.rendering import ArgoCdClusters, ClusterProfiles, FluxConfigMaps, FluxKubeconfigs
+
+ALPHA = Cluster(name="alpha", uid="1", organization="acme", labels={"env": "prod", "team.example/a": "x"})
+SERVER = KubeconfigAccess(server="https://milo.test", authorities="PEM", tls_server_name="milo.internal")
+
+
+@pytest.mark.parametrize(
+    ("cluster", "suffix", "name"),
+    [
+        ("alpha", "", "alpha"),
+        ("alpha", "-kubeconfig", "alpha-kubeconfig"),
+        ("source#alpha", "", "source.alpha"),
+        ("Alpha", "", None),
+        ("../alpha", "", None),
+        ("a" * 253, "", "a" * 253),
+        ("a" * 253, "-kubeconfig", None),
+    ],
+)
+def test_published_object_name_is_cluster_name_with_suffix_or_none(cluster: str, suffix: str, name: str | None):
+    assert object_name(cluster, suffix) == name
+
+
+@pytest.mark.parametrize(
+    ("patterns", "copied"),
+    [((), set()), (("env",), {"env"}), (("team.example/*",), {"team.example/a"}), (("other",), set())],
+)
+def test_only_configured_labels_are_copied_to_published_object(patterns: tuple[str, ...], copied: set[str]):
+    assert set(copied_labels(ALPHA, patterns)) == copied
+
+
+def test_cluster_profile_without_access_has_no_provider():
+    rendered = ClusterProfiles(cluster_manager="m", access_provider="p").render(ALPHA, None)
+    assert rendered.status is not None
+    assert rendered.status["accessProviders"] == []
+    assert rendered.status["conditions"][0]["status"] == "Unknown", "the health of a cluster without probes is unknown"
+    properties = {each["name"].partition("/")[2]: each["value"] for each in rendered.status["properties"]}
+    assert properties == {"organization": "acme", "suspended": "false", "uid": "1"}
+
+
+def test_cluster_profile_names_the_server_and_its_certificate():
+    rendered = ClusterProfiles(cluster_manager="m", access_provider="p").render(ALPHA, SERVER)
+    assert rendered.status is not None
+    [provider] = rendered.status["accessProviders"]
+    assert provider["cluster"]["tls-server-name"] == "milo.internal"
+    assert base64.b64decode(provider["cluster"]["certificate-authority-data"]) == b"PEM"
+
+
+def test_argocd_secret_runs_the_credential_plugin():
+    renderer = ArgoCdClusters(plugin_command="/opt/m", plugin_environment={"A": "b"}, copy_labels=("env",))
+    rendered = renderer.render(ALPHA, SERVER)
+    assert rendered is not None
+    assert rendered.labels == {"env": "prod", "argocd.argoproj.io/secret-type": "cluster"}
+    assert "argocd.argoproj.io/secret-type" not in rendered.required, (
+        "the label is written last, so Argo CD finds complete Secrets only"
+    )
+    data = {key: base64.b64decode(value).decode() for key, value in rendered.body["data"].items()}
+    assert (data["name"], data["server"]) == ("alpha", "https://milo.test")
+    config = json.loads(data["config"])
+    assert config["execProviderConfig"]["args"] == ["credential", "--cluster", "alpha"]
+    assert config["execProviderConfig"]["env"] == {"A": "b"}
+    assert config["tlsClientConfig"]["serverName"] == "milo.internal"
+    assert renderer.render(ALPHA, None) is None
+
+
+def test_flux_secret_contains_a_kubeconfig_with_the_credential():
+    access = KubeconfigAccess(server="https://milo.test", token="t")
+    rendered = FluxKubeconfigs().render(ALPHA, access)
+    assert rendered is not None
+    assert read_access(base64.b64decode(rendered.body["data"]["value"])) == access
+    assert FluxKubeconfigs().render(ALPHA, None) is None
+
+
+def test_flux_config_map_has_the_server_and_no_credential():
+    access = KubeconfigAccess(server="https://milo.test", authorities="PEM", token="t")
+    rendered = FluxConfigMaps(audiences=("a", "b"), service_account="tenant").render(ALPHA, access)
+    assert rendered is not None
+    assert rendered.body["data"] == {
+        "provider": "generic",
+        "address": "https://milo.test",
+        "ca.crt": "PEM",
+        "audiences": "a\nb",
+        "serviceAccountName": "tenant",
+    }
+    rendered = FluxConfigMaps().render(ALPHA, KubeconfigAccess(server="https://milo.test"))
+    assert rendered is not None
+    assert rendered.body["data"] == {"provider": "generic", "address": "https://milo.test"}
+    assert FluxConfigMaps().render(ALPHA, None) is None
+
+
+@pytest.mark.parametrize(
+    ("observed", "desired", "result"),
+    [
+        ({"a": 1, "b": 2}, {"a": 1}, True),
+        ({"a": 1}, {"a": 1, "b": 2}, False),
+        ([{"name": "x", "v": 1}, {"name": "y"}], [{"name": "y"}], True),
+        ([{"name": "x", "v": 1}], [{"name": "x", "v": 2}], False),
+        ([1, 2], [1, 2], True),
+        ([1, 2], [1], False),
+        (None, [], False),
+        (None, {"a": 1}, False),
+    ],
+)
+def test_contains_compares_only_desired_fields(observed: object, desired: object, result: bool):
+    assert contains(observed, desired) is result
