@@ -17,6 +17,7 @@ from milo_discoveryd.registry.cluster_records import ClusterRecord
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.feed import at, worst
 from milo_discoveryd.registry.filter import ClusterView
+from milo_discoveryd.registry.first_list import WaitingStreams
 from milo_discoveryd.registry.log import ChangeLog
 from milo_discoveryd.registry.pending_releases import PendingReleases, SubscriberKey, Subscription
 from milo_kube.reflect.view_status import ViewStatus
@@ -33,6 +34,7 @@ class Fleet:
         self.notifier = ChangeNotifier()
         self.releases = PendingReleases()
         self.claims = FleetClaims()
+        self.waiting = WaitingStreams()
         self._sources: dict[str, ClusterSource] = {}
         self._listeners: list[tuple[EventType, Callable[[Cluster], None]]] = []
         self._drain_timer: asyncio.TimerHandle | None = None

@@ -23,6 +23,7 @@ from milo_discoveryd.registry.removal_guard import (
     GuardDecision,
     HeldRemovals,
     RemovalGuard,
+    RemovalLimits,
 )
 from milo_kube.reflect.messages import (
     DeletionReported,
@@ -108,12 +109,10 @@ class Intake(Generic[Change]):
     @property
     def held(self) -> HeldRemovals | None:
         """The reason why clusters that are missing from a list stay engaged, or why the list is not applied."""
-        if self._guard is None:
+        if self._guard is None or self._guard.held is None:
             return None
-        if self._guard.held is None:
-            return self._guard.doubted
         is_current = self._guard.held.is_stale or self._pending_deletions.held or self.awaits_list
-        return self._guard.held if is_current else self._guard.doubted
+        return self._guard.held if is_current else None
 
     @property
     def relist_at(self) -> float | None:
@@ -122,19 +121,10 @@ class Intake(Generic[Change]):
             return held.verify_at
         return None if self._guard is None else self._guard.verify_first_at
 
-    def doubt(self, known: int, present: int, now: float) -> bool:
-        """Return whether a subscriber of an earlier run, which knows so many clusters, must wait for a second list."""
-        return self._guard is not None and self._guard.doubt(known, present, now)
-
     @property
-    def is_verified(self) -> bool:
-        """True if the first list of this run was verified by a second one, or if none is needed."""
-        return self._guard is None or self._guard.is_verified
-
-    @property
-    def lacking(self) -> int:
-        """The number of clusters that the first list lacks and a waiting subscriber knows; 0 if none waits."""
-        return 0 if self._guard is None else self._guard.lacking
+    def unverified(self) -> RemovalLimits | None:
+        """The limits that judge the first list of this run; None if a second one verified it, or if none is needed."""
+        return None if self._guard is None or self._guard.is_verified else self._guard.limits
 
     @property
     def ignores_lists(self) -> bool:
@@ -293,6 +283,7 @@ class Intake(Generic[Change]):
                 versions_went_back=versions_went_back,
                 now=now.steady,
                 is_foreign=is_foreign,
+                is_larger=len(self._listed) > self._objects.present_count,
                 still_held=self._pending_deletions.held if self._guard.holds_restored else 0,
             )
         self._is_foreign = isinstance(decision, HeldRemovals) and decision.is_foreign
@@ -318,7 +309,7 @@ class Intake(Generic[Change]):
             self._objects.list_ended((name for name, _ in missing if name not in older) if versions_went_back else ())
         self._apply_decision(engaged, decision, now.steady)
         self._drop_list()
-        takes_first_place = isinstance(decision, ConfirmAtRate) and not self.is_verified
+        takes_first_place = isinstance(decision, ConfirmAtRate) and self.unverified is not None
         if (self.awaits_list and self.held is None) or takes_first_place:
             self.awaits_list, self._unconfirmed = False, announced.union(name for name, _ in engaged)
         self.synced = True
@@ -394,7 +385,10 @@ class Intake(Generic[Change]):
 
     def accept(self, now: float) -> bool:
         """Accept the next list, which ends the hold of clusters. Return whether any are held."""
-        return self._guard is not None and self.held is not None and self._guard.accept(now)
+        if self._guard is None:
+            return False
+        self._guard.verify_first(now)
+        return self.held is not None and self._guard.accept(now)
 
     def _proves(self, listed: tuple[str, str]) -> bool:
         """Return whether a listed object is known, which proves that the list is not from another server."""

@@ -28,6 +28,12 @@ class RemovalLimits(msgspec.Struct, frozen=True, kw_only=True):
     per_second: float = 50.0
     """The rate at which verified removals are confirmed one by one."""
 
+    def is_mass(self, missing: int, engaged: int) -> bool:
+        """Return whether so many of the engaged clusters are too many to miss at once."""
+        if engaged < 2:
+            return False
+        return 2 * missing > engaged or missing > max(self.count, self.share * engaged)
+
 
 ACCEPT = "an administrator accepts what the server shows (SIGUSR2)"
 _LISTS_WHILE_BEHIND = 6
@@ -62,7 +68,7 @@ GuardDecision = ConfirmEach | HeldRemovals | ConfirmAtRate
 
 class RemovalGuard:
     def __init__(self, limits: RemovalLimits) -> None:
-        self._limits = limits
+        self.limits = limits
         self._behind_since: float | None = None
         self._restored_at: str | None = None
         """The latest version of a server that counts as restored, while its lists are older than before the restore."""
@@ -75,8 +81,6 @@ class RemovalGuard:
         determines it."""
         self.is_verified = False
         """A list of this run was accepted, and so was another one, later."""
-        self._doubted: HeldRemovals | None = None
-        self._most_lacking = 0
         self.held: HeldRemovals | None = None
 
     @property
@@ -94,47 +98,20 @@ class RemovalGuard:
         """When to list again, to verify the first list of this run; None if it is verified, or did not arrive yet."""
         return None if self.is_verified else self._first_verify_at
 
-    @property
-    def doubted(self) -> HeldRemovals | None:
-        """Why subscribers of an earlier run wait for the second list of this one; None if none does."""
-        return self._doubted and msgspec.structs.replace(self._doubted, verify_at=self._first_verify_at)
-
-    @property
-    def lacking(self) -> int:
-        """The largest number of clusters that the first list lacks and one of these subscribers knows."""
-        return 0 if self._doubted is None else self._most_lacking
-
-    def doubt(self, known: int, present: int, now: float) -> bool:
-        """Return whether the first list of this run may be incomplete: it has `present` of `known` clusters.
-
-        A list that lacks everything is doubted even if that is one cluster, since a doubt only costs time.
-        """
-        if self.is_verified or present >= known:
-            return False
-        if present and not self._is_mass(known - present, known):
-            return False
-        if self._doubted is None:
-            self._doubted = HeldRemovals(
-                now,
-                None,
-                f"the first list since the daemon's start has {present} of the {known} clusters that a subscriber "
-                "knows: such subscribers keep their clusters until a second list lacks them too",
-            )
-        self._most_lacking = max(self._most_lacking, known - present)
-        return True
-
     def _listed(self, now: float, *, is_accepted: bool) -> None:
         """Record a complete list that is applied."""
         if self._first_verify_at is None:
-            self._first_verify_at = now + self._limits.verify_after_s
+            self._first_verify_at = now + self.limits.verify_after_s
         elif now >= self._first_verify_at or is_accepted:
-            self.is_verified, self._doubted = True, None
+            self.is_verified = True
+
+    def verify_first(self, now: float) -> None:
+        """Make the second list of this run due, which verifies the first one."""
+        if self._first_verify_at is not None:
+            self._first_verify_at = min(self._first_verify_at, now)
 
     def accept(self, now: float) -> bool:
         """Request another list and accept it. Return whether any removals are held."""
-        if self._doubted is not None:
-            self._accepts = True
-            self._first_verify_at = now
         if self.held is not None:
             self._accepts = True
             self.held = msgspec.structs.replace(self.held, verify_at=now)
@@ -142,18 +119,18 @@ class RemovalGuard:
 
     def reported(self, engaged: int, now: float) -> HeldRemovals | None:
         """Count a deletion of one of `engaged` clusters that the watch reported; return why it is held, if it is."""
-        while self._reported and self._reported[0] <= now - self._limits.verify_after_s:
+        while self._reported and self._reported[0] <= now - self.limits.verify_after_s:
             self._reported.popleft()
         self._reported.append(now)
         count = len(self._reported)
-        if count <= max(self._limits.count, self._limits.share * (engaged + count)):
+        if count <= max(self.limits.count, self.limits.share * (engaged + count)):
             return None
         if self.held is None:
             self.held = HeldRemovals(
                 now,
-                now + self._limits.verify_after_s,
+                now + self.limits.verify_after_s,
                 f"the API server's watch reported the deletion of {count} of its clusters within "
-                f"{self._limits.verify_after_s:g} s: further ones stay engaged until a list lacks them too",
+                f"{self.limits.verify_after_s:g} s: further ones stay engaged until a list lacks them too",
             )
         return self.held
 
@@ -182,14 +159,14 @@ class RemovalGuard:
             return False
         if self._behind_since is None:
             self._behind_since = now
-        if now >= self._behind_since + self._limits.verify_after_s:
+        if now >= self._behind_since + self.limits.verify_after_s:
             self._restored_at, self._behind_since = version, None
             return False
         self.held = HeldRemovals(
             self._behind_since,
-            now + self._limits.verify_after_s / _LISTS_WHILE_BEHIND,
+            now + self.limits.verify_after_s / _LISTS_WHILE_BEHIND,
             "the API server's list is older than what it showed before: it is ignored until the server has caught up, "
-            f"or for {self._limits.verify_after_s:g} s",
+            f"or for {self.limits.verify_after_s:g} s",
             is_stale=True,
         )
         return True
@@ -202,11 +179,13 @@ class RemovalGuard:
         versions_went_back: bool,
         now: float,
         is_foreign: bool = False,
+        is_larger: bool = False,
         still_held: int = 0,
     ) -> GuardDecision:
         """Decide about the clusters that a complete list lacks, out of `engaged` ones.
 
-        The list `is_foreign` if it contains objects, but none that is known. `still_held` clusters are held since a
+        The list `is_foreign` if it contains objects, but none that is known, and `is_larger` if these are more than
+        the known ones. `still_held` clusters are held since a
         restore: the list lacks them as well, or shows them in their old state.
         """
         is_accepted = self._accepts
@@ -216,6 +195,7 @@ class RemovalGuard:
             versions_went_back=versions_went_back,
             now=now,
             is_foreign=is_foreign,
+            is_larger=is_larger,
             still_held=still_held,
         )
         # A list that is ignored or held is no evidence about the first one.
@@ -224,12 +204,20 @@ class RemovalGuard:
         return decision
 
     def _decide(
-        self, missing: int, engaged: int, *, versions_went_back: bool, now: float, is_foreign: bool, still_held: int
+        self,
+        missing: int,
+        engaged: int,
+        *,
+        versions_went_back: bool,
+        now: float,
+        is_foreign: bool,
+        is_larger: bool,
+        still_held: int,
     ) -> GuardDecision:
         held, self.held = self.held, None
         if self._accepts:
             self._accepts, self._held_by_restore = False, None
-            return ConfirmAtRate(self._limits.per_second) if missing else ConfirmEach()
+            return ConfirmAtRate(self.limits.per_second) if missing else ConfirmEach()
         if held is not None and held.is_stale:
             held = None
         if not still_held and not versions_went_back:
@@ -238,25 +226,26 @@ class RemovalGuard:
             self.held = self._held_by_restore
             return ConfirmEach()
         if is_foreign and engaged > 1:
-            return self._judge_foreign(engaged, held, now)
+            return self._judge_foreign(engaged, held, now, is_larger=is_larger)
         if held is not None and held.is_foreign:
             held = None  # another server's list is no evidence about this server
         return self._judge_own(missing, engaged, held, versions_went_back=versions_went_back, now=now)
 
-    def _judge_foreign(self, engaged: int, held: HeldRemovals | None, now: float) -> GuardDecision:
+    def _judge_foreign(self, engaged: int, held: HeldRemovals | None, now: float, *, is_larger: bool) -> GuardDecision:
         """Decide about a list that names no known object. `held`: the previous result.
 
-        It is ignored, unless a subscriber knows that the first list of this run is the one that may be of another
-        server. A second such list then takes the place of the first list.
+        It is ignored, unless it may be the first list of this run that was of another server, as of one that started
+        on an empty store: that list is not verified, and this one has more objects. A second such list then takes the
+        place of the first list.
         """
         due_at = held.verify_at if held is not None and held.is_foreign else None
         is_second = due_at is not None and now >= due_at
-        if is_second and self._doubted is not None:
+        if is_second and is_larger and self.verify_first_at is not None:
             self._first_verify_at = None
-            return ConfirmAtRate(self._limits.per_second)
+            return ConfirmAtRate(self.limits.per_second)
         self.held = HeldRemovals(
             now if held is None else held.since,
-            now + self._limits.verify_after_s if due_at is None or is_second else due_at,
+            now + self.limits.verify_after_s if due_at is None or is_second else due_at,
             f"the API server's list names none of the {engaged} engaged clusters, so it may be another server: "
             "its lists are ignored until one names a known object",
             is_foreign=True,
@@ -279,21 +268,21 @@ class RemovalGuard:
             return self.held
         if self._held_by_restore is not None:
             self.held = self._held_by_restore
-            return self.held if self._is_mass(missing, engaged) else ConfirmEach()
+            return self.held if self.limits.is_mass(missing, engaged) else ConfirmEach()
         verify_at = None if held is None else held.verify_at
         is_held = verify_at is not None and now < verify_at
-        if not (is_held or self._is_mass(missing, engaged)):
+        if not (is_held or self.limits.is_mass(missing, engaged)):
             return ConfirmEach()
         if verify_at is not None and not is_held:
-            return ConfirmAtRate(self._limits.per_second)
+            return ConfirmAtRate(self.limits.per_second)
         # Later lists may lack fewer: a server that loads its store, or a directory that is filled again.
-        verify_at = now + self._limits.verify_after_s if verify_at is None else verify_at
+        verify_at = now + self.limits.verify_after_s if verify_at is None else verify_at
         self.held = HeldRemovals(since, verify_at, f"{lacks}: these stay engaged until a second list lacks them too")
         return self.held
 
     def is_catching_up(self, since: float, now: float) -> bool:
         """Return whether reads that have returned older states since `since` may come from a lagging replica."""
-        return now < since + self._limits.verify_after_s
+        return now < since + self.limits.verify_after_s
 
     def older_read(self, since: float, now: float) -> HeldRemovals | None:
         """Hold a cluster whose reads have returned an older version than the known one since `since`.
@@ -314,13 +303,8 @@ class RemovalGuard:
         """Hold again: a cluster that both lists lacked was found, so neither list is evidence."""
         self.held = HeldRemovals(
             now,
-            now + self._limits.verify_after_s,
+            now + self.limits.verify_after_s,
             "the API server has clusters that its lists lack: all missing clusters stay engaged until its lists are "
             "complete",
         )
         return self.held
-
-    def _is_mass(self, missing: int, engaged: int) -> bool:
-        if engaged < 2:
-            return False
-        return 2 * missing > engaged or missing > max(self._limits.count, self._limits.share * engaged)

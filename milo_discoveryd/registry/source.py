@@ -20,6 +20,7 @@ from milo_discoveryd.model.resource import NAMES, ObjectKeys
 from milo_discoveryd.registry.change_notifier import LOW_PRIORITY_DELAY_S
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.feed import Feed, at, worst
+from milo_discoveryd.registry.first_list import FirstList
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.not_ready import HeldNotReady, NotReadyClusters
 from milo_discoveryd.registry.object_budget import UNLIMITED, CollectionWeight, ObjectBudget
@@ -195,29 +196,14 @@ class ClusterSource:
         if now != progress:
             self.fleet.notifier.notify()
 
-    def must_wait(self, known: int, count: Callable[[], int], now: float) -> bool:
-        """Return whether a subscriber of an earlier run, which knows so many clusters, must wait for a second list.
-
-        `count` returns the number of engaged clusters in the subscriber's view. It is called only if it can matter.
-        Clusters that the watch added to the first list prove nothing about those that it lacks.
-        """
-        if all(feed.intake.is_verified for feed in self.feeds):
-            return False
-        engaged = self.registry.engaged
-        present = engaged if self._listed is None else min(engaged, self._listed)
-        if not (self._doubt(known, present, now) or self._doubt(known, min(present, count()), now)):
-            return False
-        self.status_changed()
-        return True
-
-    def _doubt(self, known: int, present: int, now: float) -> bool:
-        doubting = [feed for feed in self.feeds if feed.intake.doubt(known, present, now)]
-        return bool(doubting)
-
     @property
-    def is_doubted(self) -> bool:
-        """Whether subscribers wait for a second list: they may know clusters that this one does not."""
-        return any(feed.intake.lacking for feed in self.feeds)
+    def first_list(self) -> FirstList:
+        """What the first list of this run described. What the watch added proves nothing about what the list lacks."""
+        engaged = self.registry.engaged
+        limits = (feed.intake.unverified for feed in self.feeds)
+        return FirstList(
+            engaged if self._listed is None else min(engaged, self._listed), next(filter(None, limits), None)
+        )
 
     def status_changed(self) -> None:
         self._pause_graces(worst([feed.followed for feed in self.feeds]))
@@ -342,7 +328,7 @@ class ClusterSource:
 
     @property
     def deletions_held(self) -> int:
-        return sum(feed.pending_deletions.held + feed.intake.lacking for feed in self.feeds)
+        return sum(feed.pending_deletions.held for feed in self.feeds)
 
     def pending_deletion(self, cluster: str) -> tuple[float, str] | None:
         """Return when an object of the cluster was reported as deleted, and what keeps that from being confirmed."""

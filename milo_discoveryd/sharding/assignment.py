@@ -87,9 +87,10 @@ class FleetAssignment:
     def lost(self) -> Iterator[str] | None:
         """Return the clusters that this daemon no longer owns and that are still draining; None if that is unknown.
 
-        Subscribers of an earlier run may keep clusters that the first list of this one lacks.
+        Subscribers of an earlier run may keep clusters that the first list of this one lacks, until it is verified.
         """
-        if any(each.is_doubted for each in self._fleet.sources):
+        waiting = self._fleet.waiting
+        if any(waiting.had_any_for(each.name) and not each.first_list.is_verified for each in self._fleet.sources):
             return None
         return filter(self._is_lost, self._fleet.releases)
 

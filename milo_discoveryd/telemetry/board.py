@@ -132,6 +132,7 @@ class StatusBoard:
             first=first,
             recent_changes=tuple(self._history) if with_names else (),
             subscribers=_rows(self._subscribers(), with_names=with_names),
+            subscribers_waiting=len(self._fleet.waiting),
             credentials=tuple(_issuer(each, with_message=with_names) for each in self._credentials()),
             history=self._history.samples(),
             explanation=self._explanation(question.cluster) if with_names and question.cluster else None,

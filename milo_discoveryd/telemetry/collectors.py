@@ -50,8 +50,7 @@ class FleetCollector(Collector):
         yield self._by_source(
             "milo_discoveryd_removals_held",
             "Clusters that stay engaged although a list lacks them, because they exceed the mass-removal limit or "
-            "because the resource versions of the API server went back; and those that a subscriber knew before a "
-            "restart and the first list since then lacks.",
+            "because the resource versions of the API server went back.",
             lambda of: of.deletions_held,
         )
         yield self._by_source(

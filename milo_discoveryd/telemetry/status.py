@@ -270,6 +270,8 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """Engagements and disengagements, newest first."""
     subscribers: tuple[SubscriberRow, ...]
     """Those that are furthest behind first."""
+    subscribers_waiting: int
+    """Subscribers that keep what they know until a second list verifies the first one since the daemon's start."""
     credentials: tuple[IssuerRow, ...]
     history: History
     explanation: ClusterExplanation | None = None

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from milo_discoveryd.registry.first_list import FirstList
 from milo_discoveryd.server.calls.revision import NOTHING, KnownClusters, Position
 
 DOUBT_S = 1.0
@@ -33,8 +34,8 @@ class ResumableSource(Protocol):
     def lists(self) -> int:
         """The number of complete lists so far."""
 
-    def must_wait(self, known: int, count: Callable[[], int], now: float) -> bool:
-        """Return whether a subscriber that knows so many clusters must wait for a second list."""
+    @property
+    def first_list(self) -> FirstList: ...
 
 
 class Resumption:
@@ -64,7 +65,9 @@ class Resumption:
         self._accepts_pending = accepts_pending
         self._judged: frozenset[tuple[str, int]] = frozenset()
         """The sources that were compared with what the subscriber knows, and the number of their lists."""
-        self._doubted: frozenset[str] = frozenset()
+        self.doubted: Mapping[str, str] = {}
+        """The sources that wait for a second list, and why."""
+        self.doubted_since = 0.0
         self._doubt_at = 0.0
         self._doubt_s = DOUBT_S
 
@@ -81,14 +84,15 @@ class Resumption:
     @property
     def due_at(self) -> float:
         """When to call `update` again, if nothing else happens."""
-        return self._doubt_at if self._doubted else math.inf
+        return self._doubt_at if self.doubted else math.inf
 
     def update(self, now: float) -> bool:
         """Compute the pending sources again. Return whether they changed."""
         hidden = [each for each in self._sources if each.name in self.pending]
         complete = [each for each in hidden if each.synced and not (each.is_restored and self._may_know_more(each))]
         before = self.pending
-        self.pending = self.pending - {each.name for each in complete} | self._doubtful(complete, now)
+        self._compare(complete, now)
+        self.pending = self.pending - {each.name for each in complete} | self.doubted.keys()
         return self.pending != before
 
     def _may_know_more(self, restored: ResumableSource) -> bool:
@@ -98,21 +102,36 @@ class Resumption:
         position = self.position
         return not (position.is_complete_in(self._epoch) or position.is_contained_in(restored.restored_positions))
 
-    def _doubtful(self, complete: Sequence[ResumableSource], now: float) -> frozenset[str]:
-        """Return the sources that wait for a second list: the first one lacks much of what the subscriber knows.
+    def _compare(self, complete: Sequence[ResumableSource], now: float) -> None:
+        """Find the sources that wait for a second list: the first one lacks much of what the subscriber knows.
 
         In a shard group, these can also be clusters that are about to move. No other member engages them meanwhile.
         """
         position = self.position
         if not complete or position is None or position.is_complete_in(self._epoch) or not position.known.counts:
-            return frozenset()
+            self.doubted = {}
+            return
         judged = frozenset((each.name, each.lists) for each in complete)
         if judged != self._judged:
             self._judged, self._doubt_at, self._doubt_s = judged, now, DOUBT_S
         if now >= self._doubt_at:
             self._doubt_at, self._doubt_s = now + self._doubt_s, 2 * self._doubt_s
-            self._doubted = frozenset(each.name for each in complete if self._doubts(each, position.known, now))
-        return self._doubted
+            found = {each.name: self._doubt(each, position.known.of(each.name), now) for each in complete}
+            if not self.doubted:
+                self.doubted_since = now
+            self.doubted = {name: problem for name, problem in found.items() if problem}
 
-    def _doubts(self, source: ResumableSource, known: KnownClusters, now: float) -> bool:
-        return source.must_wait(known.of(source.name), lambda: self._count(source.name, now), now)
+    def _doubt(self, source: ResumableSource, known: int, now: float) -> str:
+        """Return why the subscriber waits for a second list of a source; empty if it does not."""
+        first = source.first_list
+        if first.is_verified:
+            return ""
+        present = first.clusters
+        if not first.may_lack(known, present):
+            present = min(present, self._count(source.name, now))
+            if not first.may_lack(known, present):
+                return ""
+        return (
+            f"the first list since the daemon's start has {present} of the {known} clusters that the subscriber knows: "
+            "it keeps its clusters until a second list lacks them too"
+        )

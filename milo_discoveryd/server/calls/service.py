@@ -165,7 +165,7 @@ class Service:
             source = self._fleet.source_of(name)
             if record is None or source is None:
                 hint = "" if self._fleet.synced else "; no complete list of each source was read yet"
-                if source is not None and source.is_doubted:
+                if source is not None and self._fleet.waiting.is_any_for(source.name):
                     hint = (
                         "; the first list since the start lacks clusters that subscribers know, and these keep "
                         "them until a second list lacks them too (RemovalsHeld)"

@@ -16,6 +16,7 @@ from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.registry.change_notifier import Waiter
 from milo_discoveryd.registry.cursor import Batch, Cursor
 from milo_discoveryd.registry.events import NO_CHANGES, Frame, slice_of
+from milo_discoveryd.registry.feed import REMOVALS_HELD
 from milo_discoveryd.registry.filter import ClusterView, Filter, without_sources
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.pending_releases import Subscription
@@ -29,7 +30,7 @@ from milo_discoveryd.server.calls.requests import WatchRequest
 from milo_discoveryd.server.calls.resumption import Resumption
 from milo_discoveryd.server.calls.revision import StreamRevisions, TokenSigner, parse
 from milo_discoveryd.server.calls.source_statuses import source_statuses
-from milo_kube.reflect.view_status import ViewState
+from milo_kube.reflect.view_status import ViewState, ViewStatus
 from milo_kube.reusable_timeout import Deadline
 
 Send = Callable[[bytes], Awaitable[None]]
@@ -124,8 +125,9 @@ class BatchSender:
 class SourceReports:
     """The statuses that one stream reports: when the state of a source changed, and with each heartbeat."""
 
-    def __init__(self, sources: Sequence[ClusterSource]) -> None:
+    def __init__(self, sources: Sequence[ClusterSource], resumption: Resumption) -> None:
         self._sources = sources
+        self._resumption = resumption
         self._reported: tuple[tuple[ViewState, str], ...] = ()
 
     @property
@@ -139,10 +141,20 @@ class SourceReports:
 
     def report(self, scope: ClusterScope, now: Moment) -> list[pb.SourceStatus]:
         self._reported = self._states()
-        return source_statuses(self._sources, scope, now)
+        return source_statuses(self._sources, scope, now, status_of=self._status)
 
     def _states(self) -> tuple[tuple[ViewState, str], ...]:
-        return tuple([(each.status.state, each.status.reason) for each in self._sources])
+        if not self._resumption.doubted:
+            return tuple([(each.status.state, each.status.reason) for each in self._sources])
+        return tuple([(status.state, status.reason) for status in map(self._status, self._sources)])
+
+    def _status(self, source: ClusterSource) -> ViewStatus:
+        """Return the status of a source for this subscriber, which may wait for a second list of it."""
+        status, waits = source.status, self._resumption.doubted.get(source.name)
+        if waits is None or status.state is not ViewState.STREAMING:
+            return status
+        since = self._resumption.doubted_since
+        return ViewStatus(ViewState.CATCHING_UP, since, REMOVALS_HELD, waits, status.last_contact)
 
 
 class WatchStream:
@@ -167,7 +179,6 @@ class WatchStream:
         self._sender = BatchSender(send, options.stalled_s, LARGE_BATCH * fleet.log.batch_bytes)
         self._revisions = StreamRevisions(options.epoch, options.signer)
         sources = fleet.select(asked.wanted.sources)
-        self._reports = SourceReports(sources)
         self._resumption = Resumption(
             parse(asked.resume_revision, [each.name for each in sources]),
             sources,
@@ -176,6 +187,7 @@ class WatchStream:
             is_resumed=bool(asked.resume_revision),
             accepts_pending=asked.accepts_pending_sources,
         )
+        self._reports = SourceReports(sources, self._resumption)
         self._clock = asyncio.get_running_loop().time
         self.cursor: Cursor | None = None
         self.opened_at = time.time()
@@ -201,14 +213,17 @@ class WatchStream:
         """Run until the client disconnects or stalls, its rights end, or the daemon shuts down. Always raises."""
         async with self._sender.limited():
             with self._fleet.notifier.waiter() as waiter, self._subscribed(waiter), self._awaited():
-                await self._follow(waiter)
+                try:
+                    await self._follow(waiter)
+                finally:
+                    self._fleet.waiting.update(self, frozenset())
 
     async def _follow(self, waiter: Waiter) -> None:
-        self._resumption.update(self._clock())
+        self._update_pending()
         while self._resumption.must_wait:
             await self._send_batch(Batch(NO_CHANGES, 0, synced=False))
             await self._wait(waiter)
-            self._resumption.update(self._clock())
+            self._update_pending()
         self._follow_rights()
         resume = await self._resume_from()
         self.cursor = cursor = self._new_cursor(resume)
@@ -216,7 +231,7 @@ class WatchStream:
             await self._resume(cursor, resume)
         while True:
             self._follow_rights()
-            if self._resumption.pending and self._resumption.update(self._clock()):
+            if self._resumption.pending and self._update_pending():
                 self.cursor = cursor = self._new_cursor(None)
             batch = cursor.take()
             if batch is not None and batch.is_sendable:
@@ -229,6 +244,12 @@ class WatchStream:
                 await self._send_batch(Batch(NO_CHANGES, cursor.revision))
             else:
                 await self._wait(waiter)
+
+    def _update_pending(self) -> bool:
+        """Compute the sources that the subscriber is not shown yet. Return whether they changed."""
+        is_changed = self._resumption.update(self._clock())
+        self._fleet.waiting.update(self, frozenset(self._resumption.doubted))
+        return is_changed
 
     async def _resume(self, cursor: Cursor, revision: int) -> None:
         """Send the first batch of a subscriber that resumes."""

@@ -1,6 +1,9 @@
 """Restart of the daemon while Milo lists less than there is: returning subscribers keep what they know."""
 
 import asyncio
+import json
+import urllib.request
+from typing import Any
 
 import pytest
 
@@ -10,6 +13,11 @@ from tests.end_to_end.process.test_subscribers import until_metric
 from tests.support.eventually import eventually
 
 REMOVALS = {"verify_after": "5s"}
+
+
+def status_of(http: str) -> Any:
+    with urllib.request.urlopen(f"{http}/?json") as response:
+        return json.load(response)
 
 
 async def restart(workspace: Workspace, *, is_complete_again: bool) -> list[str]:
@@ -39,10 +47,14 @@ async def restart(workspace: Workspace, *, is_complete_again: bool) -> list[str]
             await daemon.start()
             await daemon.during(eventually(is_held))
             assert watch.source is not None
-            assert "has 0 of the 20 clusters that a subscriber knows" in watch.source.message
+            assert "has 0 of the 20 clusters that the subscriber knows" in watch.source.message
             with pytest.raises(ClusterNotFound, match="lacks clusters that subscribers know"):
                 await client.get("p-1")
-            await until_metric(f"{daemon.events('started')[-1]['http']}/metrics", "milo_discoveryd_removals_held 20.0")
+            http = daemon.events("started")[-1]["http"]
+            await until_metric(f"{http}/metrics", "milo_discoveryd_removals_held 0.0")
+            assert (await asyncio.to_thread(status_of, http))["subscribersWaiting"] == 1
+            async with workspace.client() as other:
+                assert (await other.server_info()).source.state is SourceState.STREAMING
             workspace.sandbox.faults.empty_lists(on=not is_complete_again)
             async with workspace.client() as other:
                 workspace.sandbox.projects.create("later", ready=True)

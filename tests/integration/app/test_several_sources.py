@@ -232,7 +232,7 @@ async def test_short_first_list_of_a_source_is_held_while_another_one_does_not_a
             workspace.eu.faults.empty_lists()
             await workspace.us.stop()
             async with serving(held):
-                await eventually(lambda: held._fleet.sources[0].status.reason == "RemovalsHeld")
+                await eventually(lambda: held._fleet.waiting.is_any_for("eu"))
                 await workspace.us.start()
                 workspace.us.projects.create("farm", ready=True)
                 assert await engaged(events) == "us#farm", "the other source does not wait for it"
@@ -254,7 +254,7 @@ async def test_clusters_of_a_source_that_did_not_answer_are_known_after_another_
             workspace.us.faults.empty_lists()
             await workspace.us.start()
             async with serving(held):
-                await eventually(lambda: held._fleet.sources[1].status.reason == "RemovalsHeld")
+                await eventually(lambda: held._fleet.waiting.is_any_for("us"))
                 workspace.us.faults.empty_lists(on=False)
                 workspace.us.projects.create("farm", ready=True)
                 assert await engaged(events) == "us#farm"

@@ -316,7 +316,8 @@ class Daemon:
 
     @property
     def holds_removals(self) -> bool:
-        return self.fleet.status.reason == REMOVALS_HELD
+        """Whether clusters stay engaged for all, or for subscribers that wait for a second list."""
+        return self.fleet.status.reason == REMOVALS_HELD or len(self.fleet.waiting) > 0
 
     @property
     def holds_for_good(self) -> bool:

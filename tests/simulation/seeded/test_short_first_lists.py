@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.registry.removal_guard import RemovalLimits
+from milo_kube.reflect.view_status import ViewState
 from tests.simulation.properties.api_server import ApiObject, Server
 from tests.simulation.seeded.harness import TRAITS, Harness, run_steps
 from tests.simulation.seeded.request_faults import EMPTY_LIST, THIRD_OF_LIST, RequestFault
@@ -106,7 +107,7 @@ def test_f93_true_short_list_is_applied_after_second_list(has_memory: bool) -> N
 
 
 @pytest.mark.parametrize("known", [999_999_999, 5], ids=["an absurd claim", "a claim that fits"])
-def test_claims_of_subscribers_are_compared_with_the_fleet_a_few_times(known: int) -> None:
+def test_claims_of_subscribers_delay_only_them_and_are_compared_with_the_fleet_a_few_times(known: int) -> None:
     async def steps(harness: Harness) -> None:
         await grown(harness)
         await harness.restart_daemon()
@@ -129,10 +130,13 @@ def test_claims_of_subscribers_are_compared_with_the_fleet_a_few_times(known: in
                 filter=pb.ClusterFilter(label_selector=f"team!=t{number},in=no"),
             )
             harness.daemon.call(request, f"claims {number}", _read)
-        await harness.until(lambda: harness.daemon.holds_removals)
+        waiting, source = harness.daemon.fleet.waiting, harness.daemon.source
+        await harness.until(lambda: len(waiting) == 14)
         await asyncio.sleep(VERIFY_AFTER_S - 5.0)
-        assert harness.daemon.holds_removals
+        assert len(waiting) == 14
+        assert source.status.state is ViewState.STREAMING, "a claim delays nobody else"
         assert scans <= 14 * 6
+        await harness.until(lambda: source.first_list.is_verified and not waiting)
 
     async def _read(_: bytes) -> None:
         pass

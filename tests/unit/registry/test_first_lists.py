@@ -6,6 +6,7 @@ import pytest
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.model.selector import parse
 from milo_discoveryd.registry.filter import Filter
+from milo_discoveryd.registry.first_list import FirstList, WaitingStreams
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
 from milo_discoveryd.registry.source import ClusterSource
@@ -31,21 +32,46 @@ def lists(of: ClusterSource, *seen: Observation, now: float = 0.0) -> None:
     take(of, now, ListStarted(), *(Listed(each) for each in seen), ListEnded())
 
 
+def waits(of: ClusterSource, known: int, visible: int) -> bool:
+    """Return whether a subscriber waits that knows so many clusters, of which the fleet has so many in its view."""
+    first = of.first_list
+    return first.may_lack(known, min(first.clusters, visible))
+
+
+@pytest.mark.parametrize(
+    ("known", "present", "may_lack"), [(20, 0, True), (20, 9, True), (20, 10, False), (1, 0, True), (0, 5, False)]
+)
+def test_first_list_may_lack_much_or_all_of_what_a_subscriber_knows(known: int, present: int, may_lack: bool) -> None:
+    assert FirstList(present, RemovalLimits()).may_lack(known, present) is may_lack
+    assert not FirstList(present, None).may_lack(known, present)
+
+
+def test_streams_wait_for_sources_until_they_end() -> None:
+    waiting, stream = WaitingStreams(), object()
+    waiting.update(stream, frozenset())
+    assert (len(waiting), waiting.is_any_for("eu"), waiting.had_any_for("eu")) == (0, False, False)
+    waiting.update(stream, frozenset(["eu"]))
+    assert (len(waiting), waiting.is_any_for("eu"), waiting.is_any_for("us")) == (1, True, False)
+    waiting.update(stream, frozenset())
+    assert (len(waiting), waiting.is_any_for("eu"), waiting.had_any_for("eu")) == (0, False, True)
+
+
 def test_clusters_that_the_watch_adds_do_not_complete_a_short_first_list() -> None:
     of = source()
     lists(of)
     take(of, 1.0, *(ObjectChanged(ready(f"other{number}")) for number in range(20)))
     assert of.registry.engaged == 20
-    assert of.must_wait(20, lambda: 20, 2.0)
+    assert waits(of, 20, 20)
     lists(of, *(ready(f"other{number}") for number in range(20)), now=30.0)
-    assert not of.must_wait(20, lambda: pytest.fail("the fleet was counted after the second list"), 31.0)
+    assert of.first_list.is_verified
+    assert not waits(of, 20, 0)
 
 
 def test_first_list_is_judged_by_the_subscribers_view() -> None:
     of = source()
     lists(of, *map(ready, "abcdef"))
-    assert of.must_wait(4, lambda: 1, 1.0)
-    assert not of.must_wait(4, lambda: 4, 1.0)
+    assert waits(of, 4, 1)
+    assert not waits(of, 4, 4)
 
 
 def test_clusters_of_a_view_are_counted_once_for_all_subscribers_and_each_list() -> None:
@@ -72,36 +98,29 @@ def test_clusters_of_a_view_of_everything_are_not_counted() -> None:
 def test_watch_that_engages_listed_clusters_completes_the_first_list() -> None:
     of = source()
     lists(of, *(not_ready(f"c{number}") for number in range(20)))
-    assert of.must_wait(20, lambda: 0, 1.0)
+    assert waits(of, 20, 0)
     take(of, 2.0, *(ObjectChanged(ready(f"c{number}", "9")) for number in range(20)))
-    assert not of.must_wait(20, lambda: 20, 3.0)
+    assert not waits(of, 20, 20)
 
 
 def test_larger_list_completes_a_short_first_list() -> None:
     of = source()
     lists(of, ready("a"))
-    assert of.must_wait(4, lambda: 1, 1.0)
+    assert waits(of, 4, 1)
     lists(of, *map(ready, "abcd"), now=2.0)
-    assert not of.must_wait(4, lambda: 4, 3.0)
-
-
-def test_subscriber_with_an_absurd_claim_makes_no_other_one_wait_and_counts_nothing() -> None:
-    of = source()
-    lists(of, *map(ready, "abc"))
-    assert of.must_wait(999_999_999, lambda: pytest.fail("the fleet was counted"), 1.0)
-    assert not of.must_wait(4, lambda: 3, 2.0)
+    assert not waits(of, 4, 4)
 
 
 def test_restored_clusters_are_complete_before_the_first_list() -> None:
     of = source()
     of.restore([(ready("a", ""), 1.0)], (), ViewStatus(ViewState.STALE, 0.0, "Restored", ""))
-    assert not of.must_wait(1, lambda: 1, 1.0)
+    assert not waits(of, 1, 1)
 
 
 def test_first_list_of_few_objects_may_describe_many_clusters() -> None:
     fleet = RecordedFleet()
     fleet.listed(thing("x", **{f"c{number}": True for number in range(20)}))
-    assert not fleet.source.must_wait(20, lambda: 20, 1.0)
+    assert not waits(fleet.source, 20, 20)
 
 
 @pytest.mark.parametrize("foreign", [0, 1])
@@ -116,8 +135,8 @@ def test_foreign_first_list_of_one_of_two_collections_gives_way_to_two_right_one
     others = [thing(f"other{number}", **{f"o{number}": True}) for number in range(3)]
     fleet.listed(watch=1 - foreign)
     fleet.listed(*others, watch=foreign)
-    assert fleet.source.must_wait(20, lambda: 3, 1.0)
+    assert waits(fleet.source, 20, 3)
     assert fleet.listed(*right[foreign], watch=foreign, at=2.0) == []
     fleet.listed(*right[foreign], watch=foreign, at=32.0)
     assert set(names) < fleet.engaged
-    assert not fleet.source.must_wait(20, lambda: 20, 33.0)
+    assert not waits(fleet.source, 20, 20)

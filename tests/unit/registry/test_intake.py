@@ -384,5 +384,5 @@ def test_large_list_is_applied_in_batches(count: int) -> None:
 
 def test_intake_without_a_removal_guard_believes_the_first_list() -> None:
     source = Source(ready("a"))
-    assert not source.intake.doubt(20, 1, source.now)
+    assert source.intake.unverified is None
     assert source.intake.relist_at is None

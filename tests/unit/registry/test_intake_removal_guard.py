@@ -277,10 +277,9 @@ def test_f21_list_of_own_server_ends_the_hold() -> None:
     assert [done.cluster.target.name for done in source.take(ObjectChanged(ready("h")))] == ["h"]
 
 
-def test_first_list_of_another_server_ends_once_a_subscriber_knows_more_and_two_lists_agree() -> None:
+def test_unverified_first_list_of_another_server_ends_once_two_larger_lists_agree() -> None:
     source = Source.unlisted()
     source.lists(*OTHERS)
-    assert source.intake.doubt(6, 3, source.now)
     source.now = 2.0
     assert source.lists(*FLEET) == []
     source.now = 32.0
@@ -291,7 +290,6 @@ def test_first_list_of_another_server_ends_once_a_subscriber_knows_more_and_two_
         ended += source.answers(Absent())
     assert {event.cluster.target.name for event in ended} == set("xyz")
     assert not source.intake.is_restored
-    assert not source.intake.doubt(6, 6, source.now)
 
 
 def test_f21_empty_list_after_another_server_requires_a_second() -> None:
@@ -383,11 +381,8 @@ def test_cluster_whose_reported_deletion_is_held_stays_engaged_when_it_is_listed
     assert (source.engaged, source.intake.held, len(source.pending_deletions)) == (5, None, 0)
 
 
-def test_second_list_is_due_while_removals_are_held_or_the_first_list_is_doubted() -> None:
+def test_second_list_is_due_until_the_first_is_verified_and_while_removals_are_held() -> None:
     source = Source()
-    assert not source.intake.doubt(6, 6, source.now)
-    assert source.intake.relist_at == 30.0
-    assert source.intake.doubt(20, 6, source.now)
     assert source.intake.relist_at == 30.0
     source.now = 20.0
     source.lists()

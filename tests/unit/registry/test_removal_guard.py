@@ -180,34 +180,42 @@ def test_f21_another_server_is_verified_again_and_never_accepted() -> None:
         assert (ruling.since, ruling.verify_at, ruling.is_foreign) == (0.0, now + 30.0, True)
 
 
-def foreign(guard: RemovalGuard, engaged: int, now: float) -> GuardDecision:
-    return guard.judge(range(engaged), engaged, versions_went_back=False, now=now, is_foreign=True)
+def foreign(guard: RemovalGuard, engaged: int, now: float, *, is_larger: bool = True) -> GuardDecision:
+    return guard.judge(range(engaged), engaged, versions_went_back=False, now=now, is_foreign=True, is_larger=is_larger)
 
 
 def test_list_of_another_server_does_not_verify_the_first_list() -> None:
     guard = RemovalGuard(LIMITS)
     judge(guard, 0, 3)
     assert isinstance(foreign(guard, 3, 31.0), HeldRemovals)
-    assert guard.doubt(53, 3, 32.0)
+    assert not guard.is_verified
 
 
 def test_held_list_does_not_verify_the_first_list() -> None:
     guard = RemovalGuard(LIMITS)
     judge(guard, 0, 3)
     assert isinstance(judge(guard, 3, 3, now=31.0), HeldRemovals)
-    assert guard.doubt(53, 3, 32.0)
+    assert not guard.is_verified
 
 
-def test_doubted_first_list_gives_way_to_two_lists_of_another_server() -> None:
+def test_unverified_first_list_gives_way_to_two_larger_lists_of_another_server() -> None:
     guard = RemovalGuard(LIMITS)
     judge(guard, 0, 3)
     assert isinstance(foreign(guard, 3, 2.0), HeldRemovals)
-    assert guard.doubt(53, 3, 5.0)
     assert isinstance(foreign(guard, 3, 20.0), HeldRemovals), "the second list is not due yet"
     assert foreign(guard, 3, 32.0) == ConfirmAtRate(50.0)
     assert guard.held is None
-    assert guard.doubt(53, 3, 33.0), "this is the first list of that server"
-    assert guard.verify_first_at == 62.0
+    assert guard.verify_first_at == 62.0, "this is the first list of that server"
+
+
+@pytest.mark.parametrize(("is_verified", "is_larger"), [(True, True), (False, False)])
+def test_verified_or_larger_first_list_gives_way_to_no_other_server(is_verified: bool, is_larger: bool) -> None:
+    guard = RemovalGuard(LIMITS)
+    judge(guard, 0, 3)
+    if is_verified:
+        judge(guard, 0, 3, now=30.0)
+    for now in (40.0, 70.0, 100.0):
+        assert isinstance(foreign(guard, 3, now, is_larger=is_larger), HeldRemovals)
 
 
 def test_f21_server_identity_is_undecidable_with_one_cluster() -> None:
@@ -241,54 +249,23 @@ def test_list_that_confirms_held_reports_releases_them_at_the_limited_rate() -> 
     assert judge(guard, 60, 80, now=30.0) == ConfirmAtRate(50.0)
 
 
-@pytest.mark.parametrize(
-    ("known", "engaged", "is_doubted"), [(20, 0, True), (20, 9, True), (20, 10, False), (1, 0, True), (0, 5, False)]
-)
-def test_first_list_far_smaller_than_what_a_subscriber_knew_is_verified(
-    known: int, engaged: int, is_doubted: bool
-) -> None:
+def test_first_list_is_verified_by_a_list_that_is_as_late_as_verify_after() -> None:
     guard = RemovalGuard(LIMITS)
-    judge(guard, 0, engaged, now=2.0)
+    assert guard.verify_first_at is None, "the first list is on its way"
+    judge(guard, 0, 3, now=2.0)
     assert guard.verify_first_at == 32.0
-    assert guard.doubt(known, engaged, 5.0) is is_doubted
-    assert (guard.doubted is not None) is is_doubted
-    judge(guard, 0, engaged, now=10.0)
-    assert guard.doubt(known, engaged, 11.0) is is_doubted, "a list before `verify_after_s` is no second look"
-    judge(guard, 0, engaged, now=32.0)
-    assert guard.doubted is None
-    assert guard.verify_first_at is None
-    assert not guard.doubt(known, engaged, 33.0)
-
-
-def test_doubted_first_list_says_what_is_missing_and_until_when() -> None:
-    guard = RemovalGuard(LIMITS)
-    judge(guard, 0, 3, now=2.0)
-    guard.doubt(20, 3, 5.0)
-    assert guard.doubted is not None
-    assert (guard.doubted.since, guard.doubted.verify_at) == (5.0, 32.0)
-    assert "has 3 of the 20 clusters" in guard.doubted.message
-    assert guard.lacking == 17
-    guard.doubt(10, 3, 6.0)
-    assert guard.lacking == 17
+    judge(guard, 0, 3, now=10.0)
+    assert not guard.is_verified
     judge(guard, 0, 3, now=32.0)
-    assert guard.lacking == 0
+    assert (guard.is_verified, guard.verify_first_at) == (True, None)
 
 
-def test_doubt_before_the_first_list_waits_for_the_second_list_of_this_run() -> None:
+def test_second_list_can_be_brought_forward() -> None:
     guard = RemovalGuard(LIMITS)
-    guard.doubt(20, 3, 0.0)
-    assert guard.doubted is not None
-    assert guard.doubted.verify_at is None, "the first list is on its way"
-    guard.judge((), 3, versions_went_back=False, now=25.0)
-    assert guard.doubted.verify_at == guard.verify_first_at == 55.0
-    guard.judge((), 3, versions_went_back=False, now=55.0)
-    assert guard.doubted is None
-
-
-def test_doubted_first_list_can_be_accepted() -> None:
-    guard = RemovalGuard(LIMITS)
+    guard.verify_first(0.0)
     judge(guard, 0, 3, now=2.0)
-    guard.doubt(20, 3, 5.0)
-    assert guard.accept(6.0)
+    guard.verify_first(6.0)
+    assert guard.verify_first_at == 6.0
+    assert not guard.is_accepting, "nothing is held"
     judge(guard, 0, 3, now=7.0)
-    assert not guard.doubt(20, 3, 8.0)
+    assert guard.is_verified

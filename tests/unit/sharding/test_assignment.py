@@ -99,12 +99,15 @@ async def test_moved_clusters_are_kept_until_they_are_released() -> None:
     assert (lost(assignment), ended) == (set(), ["x", "y"])
 
 
-async def test_released_clusters_are_unknown_while_subscribers_doubt_the_first_list() -> None:
+async def test_released_clusters_are_unknown_until_a_first_list_that_a_stream_waited_for_is_verified() -> None:
     source, assignment = listed("x")
     assign(assignment, ALONE)
     assert lost(assignment) == set()
-    assert source.must_wait(6, lambda: 1, 1.0)
+    stream = object()
+    source.fleet.waiting.update(stream, frozenset([source.name]))
     assert assignment.lost() is None
+    source.fleet.waiting.update(stream, frozenset())
+    assert assignment.lost() is None, "the subscriber may return"
     for _ in source.feeds[0].take([ListStarted(), Listed(ready("x", uid="x")), ListEnded()], 100.0):
         pass
     assert lost(assignment) == set()

@@ -3,6 +3,10 @@
 import math
 from collections.abc import Callable, Mapping
 
+import pytest
+
+from milo_discoveryd.registry.first_list import FirstList
+from milo_discoveryd.registry.removal_guard import RemovalLimits
 from milo_discoveryd.server.calls.resumption import DOUBT_S, Resumption
 from milo_discoveryd.server.calls.revision import KnownClusters, Position
 
@@ -16,13 +20,7 @@ class Source:
         self.is_restored = is_restored
         self.restored_positions: Mapping[str, int] = {BEFORE: 7}
         self.lists = 1
-        self.most = math.inf
-        """The most clusters that a subscriber may know without waiting for a second list."""
-        self.asked: list[int] = []
-
-    def must_wait(self, known: int, count: Callable[[], int], now: float) -> bool:
-        self.asked.append(known)
-        return known > self.most
+        self.first_list = FirstList(100, RemovalLimits())
 
 
 def resumption(
@@ -32,9 +30,10 @@ def resumption(
     revision: int = 7,
     part: int | None = None,
     accepts_pending: bool = True,
+    count: Callable[[str, float], int] = lambda _name, _now: 100,
 ) -> Resumption:
     position = Position(epoch, revision, part=part, known=KnownClusters().grown(known or {}))
-    return Resumption(position, sources, NOW, lambda _name, _now: 0, is_resumed=True, accepts_pending=accepts_pending)
+    return Resumption(position, sources, NOW, count, is_resumed=True, accepts_pending=accepts_pending)
 
 
 def new_subscriber(*sources: Source, is_resumed: bool = False) -> Resumption:
@@ -84,28 +83,55 @@ def test_subscriber_keeps_what_it_knows_of_pending_sources() -> None:
 
 def test_doubted_source_stays_pending_until_a_list_settles_it() -> None:
     source = Source("eu")
-    source.most = 10
+    source.first_list = FirstList(3, RemovalLimits())
     waiting = resumption(source, known={"eu": 50})
     assert not waiting.update(0.0)
-    assert (waiting.pending, waiting.due_at, source.asked) == ({"eu"}, DOUBT_S, [50])
-    source.lists, source.most = 2, 100
+    assert (waiting.pending, waiting.due_at, waiting.doubted_since) == ({"eu"}, DOUBT_S, 0.0)
+    assert waiting.doubted["eu"].startswith("the first list since the daemon's start has 3 of the 50 clusters")
+    source.lists, source.first_list = 2, FirstList(50, RemovalLimits())
     assert waiting.update(0.5)
-    assert (waiting.pending, waiting.due_at) == (frozenset(), math.inf)
+    assert (waiting.pending, waiting.doubted, waiting.due_at) == (frozenset(), {}, math.inf)
 
 
-def test_doubted_source_is_compared_less_and_less_often_while_no_list_ends() -> None:
+def test_verified_first_list_is_never_doubted() -> None:
     source = Source("eu")
-    source.most = 10
+    source.first_list = FirstList(3, None)
     waiting = resumption(source, known={"eu": 50})
+    waiting.update(0.0)
+    assert waiting.pending == frozenset()
+
+
+def test_source_is_doubted_by_what_the_subscribers_view_shows() -> None:
+    source = Source("eu")
+    waiting = resumption(source, known={"eu": 50}, count=lambda _name, _now: 7)
+    waiting.update(0.0)
+    assert "has 7 of the 50 clusters" in waiting.doubted["eu"]
+
+
+def test_clusters_are_counted_less_and_less_often_while_no_list_ends() -> None:
+    counted: list[str] = []
+
+    def count(name: str, _: float) -> int:
+        counted.append(name)
+        return 7
+
+    waiting = resumption(Source("eu"), known={"eu": 50}, count=count)
     for tenths in range(100):
         waiting.update(tenths / 10)
-    assert len(source.asked) == 4
+    assert (len(counted), waiting.doubted_since) == (4, 0.0)
+
+
+def test_absurd_claim_counts_nothing() -> None:
+    waiting = resumption(
+        Source("eu"), known={"eu": 999_999_999}, count=lambda _name, _now: pytest.fail("the fleet was counted")
+    )
+    waiting.update(0.0)
+    assert waiting.pending == {"eu"}
 
 
 def test_subscriber_of_this_run_or_without_clusters_doubts_nothing() -> None:
     source = Source("eu")
-    source.most = 0
+    source.first_list = FirstList(0, RemovalLimits())
     for waiting in (resumption(source, known={"eu": 50}, epoch=NOW), resumption(source), new_subscriber(source)):
         waiting.update(0.0)
-        assert waiting.pending == frozenset()
-    assert source.asked == []
+        assert (waiting.pending, waiting.doubted) == (frozenset(), {})

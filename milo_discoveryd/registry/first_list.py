@@ -1,0 +1,57 @@
+"""What the first list of a run proves to subscribers that know clusters of an earlier run. Pure.
+
+What a subscriber claims to know delays that subscriber only. In a shard group the member also acknowledges no view
+until the first list is verified, which takes `removals.verify_after`: the subscriber may keep clusters that the list
+lacks, and no other member may engage these meanwhile.
+"""
+
+import msgspec
+
+from milo_discoveryd.registry.removal_guard import RemovalLimits
+
+
+class FirstList(msgspec.Struct, frozen=True):
+    clusters: int
+    """The number of engaged clusters that lists of this run described."""
+    limits: RemovalLimits | None
+    """Judges what the list may lack; None if the list was verified by a second one, or needs no verification."""
+
+    @property
+    def is_verified(self) -> bool:
+        return self.limits is None
+
+    def may_lack(self, known: int, present: int) -> bool:
+        """Return whether the list may be incomplete, for a subscriber that knows more clusters than are `present`.
+
+        A list that lacks everything may be incomplete even if that is one cluster: waiting only costs time.
+        """
+        if self.limits is None or present >= known:
+            return False
+        return not present or self.limits.is_mass(known - present, known)
+
+
+class WaitingStreams:
+    """The streams that wait until the first list of a source is verified."""
+
+    def __init__(self) -> None:
+        self._sources: dict[object, frozenset[str]] = {}
+        self._former: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def update(self, stream: object, sources: frozenset[str]) -> None:
+        """Record the sources for which a stream waits; none if it ended."""
+        if sources:
+            self._sources[stream] = sources
+            self._former |= sources
+        else:
+            self._sources.pop(stream, None)
+
+    def is_any_for(self, source: str) -> bool:
+        """Return whether any stream waits for a source."""
+        return any(source in sources for sources in self._sources.values())
+
+    def had_any_for(self, source: str) -> bool:
+        """Return whether any stream has waited for a source. Its subscriber may return, and keeps its clusters."""
+        return source in self._former
