@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 
 import hypothesis.strategies as st
 import pytest
@@ -112,3 +113,15 @@ def test_yaml_has_block_style():
         "- name: b",
         "totalSize: 2",
     ]
+
+
+async def test_plugin_manifest_names_the_datumctl_command(command):
+    outcome = await command("--plugin-manifest")
+    manifest = json.loads(outcome.out)
+    assert (outcome.status, outcome.err) == (0, "")
+    assert (manifest["name"], manifest["api_version"]) == ("discovery", 1)
+    assert manifest["version"] == f"v{version('milo-discovery-client')}"
+
+
+async def test_plugin_manifest_option_is_hidden_from_help(command):
+    assert "--plugin-manifest" not in (await command("--help")).out

@@ -6,6 +6,7 @@ Data goes to stdout, messages to stderr. Help and usage errors load neither gRPC
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sys
 from importlib import import_module
@@ -91,8 +92,27 @@ def _added_commands() -> EntryPoints:
     return entry_points(group=COMMANDS_GROUP)
 
 
+def _print_plugin_manifest(ctx: click.Context, _: click.Parameter, is_requested: bool) -> None:
+    """Answer datumctl, which runs a `milo-NAME` on the PATH as its command NAME and asks for this manifest."""
+    if not is_requested or ctx.resilient_parsing:
+        return
+    from importlib.metadata import version  # noqa: PLC0415  (`credential` has to start fast)
+
+    manifest = {
+        "name": "discovery",
+        "version": f"v{version('milo-discovery-client')}",
+        "description": "List and watch engaged Milo project control planes",
+        "api_version": 1,
+    }
+    click.echo(json.dumps(manifest))
+    ctx.exit()
+
+
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="milo-discovery-client", prog_name="milo-discovery")
+@click.option(
+    "--plugin-manifest", is_flag=True, hidden=True, is_eager=True, expose_value=False, callback=_print_plugin_manifest
+)
 @address_option
 @credential_options
 @timeout_option(None, "How long to wait for the daemon. Each command has its own default.")
