@@ -4,12 +4,12 @@ Pure and deterministic: the same cluster and credential give the same bytes. Onl
 no files, no proxy, no disabled TLS verification.
 """
 
-import base64
 from collections.abc import Mapping
 
 import msgspec
 
 from milo_discoveryd.daemon_errors import UnfitError
+from milo_kube import kubeconfig
 from milo_kube.act_as import STATEMENT_VARIABLE, ActAs
 from milo_kube.credential import Credential, is_confidential
 
@@ -39,8 +39,8 @@ def embedded(name: str, server: str, trust: ClusterTrust, credential: Credential
     if credential.token is not None:
         user["token"] = credential.token.reveal()
     if credential.certificate is not None:
-        user["client-certificate-data"] = _base64(credential.certificate.chain)
-        user["client-key-data"] = _base64(credential.certificate.key.reveal().encode())
+        user["client-certificate-data"] = credential.certificate.chain
+        user["client-key-data"] = credential.certificate.key.reveal().encode()
     return _config(name, server, trust, user)
 
 
@@ -65,22 +65,7 @@ def exec_form(name: str, server: str, trust: ClusterTrust, address: str | None, 
 
 
 def _config(name: str, server: str, trust: ClusterTrust, user: Mapping[str, object]) -> bytes:
-    cluster: dict[str, object] = {"server": server}
-    if trust.authorities is not None:
-        cluster["certificate-authority-data"] = _base64(trust.authorities)
-    if trust.tls_server_name:
-        cluster["tls-server-name"] = trust.tls_server_name
-    return msgspec.json.encode(
-        {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "clusters": [{"name": name, "cluster": cluster}],
-            "users": [{"name": name, "user": user}],
-            "contexts": [{"name": name, "context": {"cluster": name, "user": name}}],
-            "current-context": name,
-        }
+    document = kubeconfig.render(
+        name, server=server, authorities=trust.authorities, tls_server_name=trust.tls_server_name, user=user
     )
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
+    return msgspec.json.encode(document)

@@ -1,8 +1,7 @@
-"""Reads a context of a kubeconfig under a policy that says what it may contain. Pure: the files that it names are read
-elsewhere.
+"""Reads a context of a kubeconfig under a policy that says what it may contain, and renders kubeconfigs. Pure.
 
-Everything else is refused: to ignore a proxy, a CA or an impersonation would be worse than not to connect. Errors quote
-names of contexts, clusters and fields, and never a value, which may be a secret.
+What a policy does not name is refused: to ignore a proxy, a CA or an impersonation would be worse than not to connect.
+Errors quote names of contexts, clusters and fields, and never a value, which may be a secret.
 """
 
 from __future__ import annotations
@@ -276,6 +275,34 @@ def _yaml(content: bytes, nodes: int | None) -> Any:
         return yaml_document.read(content, scalars="typed", nodes=nodes or yaml_document.MAX_NODES, fast=True).value
     except yaml_document.DocumentError as error:
         raise KubeconfigError(str(error)) from None
+
+
+def render(
+    name: str, *, server: str, authorities: bytes | None, tls_server_name: str | None, user: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return a kubeconfig with one cluster, user and context. Bytes become base64; fields of None are left out."""
+    cluster = {
+        "server": server,
+        "certificate-authority-data": authorities,
+        "tls-server-name": tls_server_name or None,
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": name, "cluster": _rendered(cluster)}],
+        "users": [{"name": name, "user": _rendered(user)}],
+        "contexts": [{"name": name, "context": {"cluster": name, "user": name}}],
+        "current-context": name,
+    }
+
+
+def _rendered(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that are set, with bytes in base64."""
+    return {
+        name: base64.b64encode(value).decode() if isinstance(value, bytes) else value
+        for name, value in fields.items()
+        if value is not None
+    }
 
 
 def server_problem(server: str) -> str | None:

@@ -6,7 +6,6 @@ a program, so everything that the daemon does not write is refused.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -92,25 +91,19 @@ def exec_arguments(cluster: str) -> list[str]:
 
 def render_kubeconfig(name: str, access: KubeconfigAccess, user: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return a kubeconfig document; `user` replaces the credential of `access`."""
-    cluster = {
-        "server": access.server,
-        "certificate-authority-data": _encoded(access.authorities),
-        "tls-server-name": access.tls_server_name,
-    }
     credential = {
         "token": access.token,
-        "client-certificate-data": _encoded(access.certificate),
-        "client-key-data": _encoded(access.key),
+        "client-certificate-data": _bytes(access.certificate),
+        "client-key-data": _bytes(access.key),
     }
     acting = {} if access.act_as is None else access.act_as.fields()
-    return {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": name, "cluster": _without_none(cluster)}],
-        "users": [{"name": name, "user": acting | _without_none(credential if user is None else user)}],
-        "contexts": [{"name": name, "context": {"cluster": name, "user": name}}],
-        "current-context": name,
-    }
+    return kubeconfig_reader.render(
+        name,
+        server=access.server,
+        authorities=_bytes(access.authorities),
+        tls_server_name=access.tls_server_name,
+        user={**acting, **(credential if user is None else user)},
+    )
 
 
 def _read(content: bytes, policy: Policy) -> ContextAccess:
@@ -128,9 +121,5 @@ def _pem(content: bytes | None, origin: str) -> str | None:
         raise UnusableKubeconfig(f"{origin} has a CA, a certificate or a key that is not PEM") from None
 
 
-def _encoded(value: str | None) -> str | None:
-    return None if value is None else base64.b64encode(value.encode()).decode()
-
-
-def _without_none(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in fields.items() if value is not None}
+def _bytes(pem: str | None) -> bytes | None:
+    return None if pem is None else pem.encode()
