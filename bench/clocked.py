@@ -16,6 +16,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+from milo_discoveryd.objects.store import ObjectStore
 from milo_discoveryd.registry.change_notifier import ChangeNotifier
 from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.registry import Registry
@@ -37,7 +38,8 @@ _LEGS = (
     (Http1Connection, "data_received", _HTTP),
     (Decoder, "line", "decode"),
     (Reflector, "events", "commit"),
-    (Registry, "is_news", "commit"),
+    (ObjectStore, "is_news", "commit"),
+    (ObjectStore, "apply_watched", "commit"),
     (Registry, "commit", "commit"),
     (Journal, "changed", "count"),
     (ChangeNotifier, "published", "commit"),

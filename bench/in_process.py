@@ -7,17 +7,16 @@ from collections.abc import Callable
 from typing import Any
 
 from bench import projects
-from milo_discoveryd.model.observation import Observation
+from milo_discoveryd.model.claims import ObservedObject
+from milo_discoveryd.objects.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.events import Encode
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
-from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.source import ClusterSource, SourcePolicy
 from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.sources.keyed import KeyedSource
 from milo_discoveryd.sources.kind import SourceKind, SourceOptions
 from milo_discoveryd.sources.project import ProjectKind
-from milo_discoveryd.sources.reading import KubeObject
 from milo_discoveryd.sources.service_consumer import ServiceConsumerKind
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
@@ -39,13 +38,13 @@ def lines(
     ]
 
 
-def decoder(kind: SourceKind | None = None) -> Decoder[KubeObject, Observation]:
+def decoder(kind: SourceKind | None = None) -> Decoder[Any, ObservedObject]:
     options = SourceOptions(project_server="https://127.0.0.1:6443")
     (projects,) = KeyedSource((kind or ProjectKind()).follow(options)).collections
     return projects.decoder
 
 
-def observed(by: Decoder[KubeObject, Observation], read: list[bytes]) -> list[Observation]:
+def observed(by: Decoder[Any, ObservedObject], read: list[bytes]) -> list[ObservedObject]:
     events = [by.line(line) for line in read]
     return [event.observation for event in events if isinstance(event, ObjectSeen)]
 
@@ -54,14 +53,14 @@ def encode() -> Encode:
     return encoder(_EPOCH)
 
 
-def source(listed: list[Observation]) -> ClusterSource:
+def source(listed: list[ObservedObject]) -> ClusterSource:
     """Return a source after a complete list."""
     made = ClusterSource(
         Fleet(ChangeLog(encode(), Retention())),
         Journal(Metrics(), Audit(Metrics())),
         SourcePolicy(pending_deletions=lambda: PendingDeletions(random.random)),
     )
-    for _ in made.feeds[0].take([ListStarted(), *map(Listed, listed), ListEnded()], time.monotonic()):
+    for _ in made.apply(made.collections[0], [ListStarted(), *map(Listed, listed), ListEnded()], time.monotonic()):
         pass
     return made
 
@@ -76,7 +75,7 @@ def consumer(index: int) -> bytes:
     ) % (index, uid.encode(), version, index)
 
 
-def consumers() -> tuple[ClusterSource, Decoder[Any, Observation]]:
+def consumers() -> tuple[ClusterSource, Decoder[Any, ObservedObject]]:
     """Return an empty source of ServiceConsumers, and the decoder of its objects."""
     options = SourceOptions(project_server="https://127.0.0.1:6443", discovery_server="https://127.0.0.1:6443")
     followed = KeyedSource(ServiceConsumerKind(services=("dns.example.com",)).follow(options))

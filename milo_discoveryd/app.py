@@ -164,7 +164,7 @@ class Daemon:
     def _accept(self) -> None:
         if self.started.is_set():
             now = asyncio.get_running_loop().time()
-            holds = [feed.accept(now) for source in self._fleet.sources for feed in source.feeds]
+            holds = [each.accept(now) for source in self._fleet.sources for each in source.collections]
             self._journal.accepted(any(holds))
 
     def _hand_over(self) -> None:

@@ -13,7 +13,8 @@ import msgspec
 from bench import in_process
 from bench.setting import Samples, Setting
 from milo_discoveryd.model.cluster import Cluster, Target
-from milo_discoveryd.registry.cluster_records import ClusterRecord
+from milo_discoveryd.objects.store import ObjectRecord, ObjectStore
+from milo_discoveryd.registry.cluster_records import ClusterRecord, ClusterRecords
 from milo_discoveryd.registry.log import ChangeLog
 from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.registry.source import ClusterSource
@@ -22,6 +23,7 @@ from milo_discoveryd.telemetry.logging import configure
 _GRAIN = 16
 _KINDS: dict[type, str] = {
     ClusterRecord: "record",
+    ObjectRecord: "object",
     Cluster: "cluster",
     Target: "target",
     str: "text",
@@ -56,7 +58,7 @@ def _weighed(count: int) -> Counter[str]:
 
 def _reachable(source: ClusterSource) -> Iterable[object]:
     seen: dict[int, object] = {}
-    waiting: list[object] = [source.registry]
+    waiting: list[object] = [source.registry, *(each.store for each in source.collections)]
     while waiting:
         each = waiting.pop()
         if id(each) not in seen:
@@ -74,4 +76,4 @@ def _held_by(each: object) -> Iterable[object]:
         return each
     if isinstance(each, msgspec.Struct):
         return [getattr(each, field) for field in each.__struct_fields__]
-    return vars(each).values() if isinstance(each, Registry | ChangeLog) else ()
+    return vars(each).values() if isinstance(each, Registry | ClusterRecords | ChangeLog | ObjectStore) else ()

@@ -36,7 +36,7 @@ def _round(count: int) -> dict[str, float]:
     _reading(log, None)
     took["shared_snapshot"] = _reading(log, None)
     for changed in in_process.observed(decoder, in_process.lines("MODIFIED", count, count + 1, "changed")):
-        for _ in source.feeds[0].take([ObjectChanged(changed)], time.monotonic()):
+        for _ in source.apply(source.collections[0], [ObjectChanged(changed)], time.monotonic()):
             pass
     del snapshot
     _reading(log, start)  # encodes the frames

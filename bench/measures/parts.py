@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from bench import in_process, projects
 from bench.setting import Samples, Setting
-from milo_discoveryd.model.observation import Observation
+from milo_discoveryd.model.claims import ObservedObject
 from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.filter import EVERYTHING
@@ -36,7 +36,7 @@ def _round(count: int) -> dict[str, float]:
 
     def commit() -> None:
         for change in changes:
-            for _ in source.feeds[0].take([change], now):
+            for _ in source.apply(source.collections[0], [change], now):
                 pass
 
     def read(after: int) -> None:
@@ -68,8 +68,10 @@ def _reduced(count: int) -> dict[str, float]:
     decoded objects, and the memory."""
     lines = [in_process.consumer(index) for index in range(count)]
 
-    def commit(source: ClusterSource, seen: Iterable[Observation]) -> None:
-        for _ in source.feeds[0].take([ListStarted(), *map(Listed, seen), ListEnded()], time.monotonic()):
+    def commit(source: ClusterSource, seen: Iterable[ObservedObject]) -> None:
+        for _ in source.apply(
+            source.collections[0], [ListStarted(), *map(Listed, seen), ListEnded()], time.monotonic()
+        ):
             pass
 
     source, decoder = in_process.consumers()

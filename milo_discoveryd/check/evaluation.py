@@ -7,15 +7,16 @@ import msgspec
 
 from milo_discoveryd.check.finding import Finding, fail, ok, warn
 from milo_discoveryd.config import Settings
+from milo_discoveryd.model.claims import ObservedObject
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.model.observation import Observation, Ready
+from milo_discoveryd.model.observation import ObjectState, Ready
+from milo_discoveryd.objects.store import ObjectChanges, ObjectStore, Position
 from milo_discoveryd.registry.claims import FleetClaims
-from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.log import ChangeLog, Retention
-from milo_discoveryd.registry.object_records import ObjectRecords
-from milo_discoveryd.registry.reduction import Reduction
+from milo_discoveryd.registry.reduction import ClaimIndex
 from milo_discoveryd.registry.registry import Registry
+from milo_discoveryd.registry.source import ObjectsAreClusters
 from milo_discoveryd.sources.keyed import FollowedCollection, KeyedSource
 from milo_discoveryd.watchers.transport import Transport
 from milo_discoveryd.wiring.configured_source import ConfiguredSource, at_server
@@ -64,20 +65,20 @@ async def evaluate_source(
 
 
 def evaluate(
-    followed: KeyedSource, listed: Sequence[Sequence[Observation]], claims: FleetClaims | None = None, server: str = ""
+    followed: KeyedSource,
+    listed: Sequence[Sequence[ObservedObject]],
+    claims: FleetClaims | None = None,
+    server: str = "",
 ) -> Evaluation:
     """Evaluate complete lists of a source's collections, which are at that server."""
     registry = Registry(ChangeLog(lambda _: b"", Retention()), claims=claims, server=server or followed.name)
-    now = Moment(0.0, 0.0)
-    if followed.reduce is None:
-        registry.commit(listed[0], now, consistent=True, listed=True)
-        return _evaluation(registry, ())
-    objects = [ObjectRecords() for _ in listed]
-    reduction = Reduction(followed.reduce, registry, objects)
-    for watch, observations in enumerate(listed):
-        changes = objects[watch].commit(observations, now, consistent=True)
-        reduction.commit(reduction.apply(watch, changes, 0), now)
-    return _evaluation(registry, objects)
+    stores, position = [ObjectStore() for _ in listed], Position(1)
+    meaning = ObjectsAreClusters() if followed.reduce is None else ClaimIndex(followed.reduce, registry, stores)
+    for collection, (store, observed) in enumerate(zip(stores, listed, strict=True)):
+        changes = store.apply_listed((seen, 0) for seen in observed)
+        for states in meaning.states(collection, ObjectChanges(changes, position)):
+            registry.commit(states.states, Moment(0.0, 0.0), position)
+    return _evaluation(registry, [] if followed.reduce is None else stores)
 
 
 def findings(subject: str, found: Evaluation, *, refuses: bool = False) -> Iterator[Finding]:
@@ -115,12 +116,12 @@ def findings(subject: str, found: Evaluation, *, refuses: bool = False) -> Itera
     yield (fail if worst is ObjectState.MALFORMED and not engaged else warn)(subject, message, fix)
 
 
-def _evaluation(registry: Registry, objects: Sequence[ObjectRecords]) -> Evaluation:
+def _evaluation(registry: Registry, stores: Sequence[ObjectStore]) -> Evaluation:
     others: dict[ObjectState, list[tuple[str, str]]] = {}
     for name, record in registry.items():
         if record.cluster is None and record.state in _SAID:
             others.setdefault(record.state, []).append((name, record.message))
-    for each in objects:
+    for each in stores:
         malformed = [(key, record.message) for key, record in each.items() if record.state is ObjectState.MALFORMED]
         others.setdefault(ObjectState.MALFORMED, []).extend(malformed)
     return Evaluation(
@@ -131,7 +132,7 @@ def _evaluation(registry: Registry, objects: Sequence[ObjectRecords]) -> Evaluat
 
 async def _listed(
     upstream: Upstream, settings: Settings, environ: Mapping[str, str], collection: FollowedCollection
-) -> list[Observation]:
+) -> list[ObservedObject]:
     at = at_server(upstream, collection.server)
     transport = Transport(at, response_limit=settings.watch.objects_limit, environ=environ)
     async with aclosing(transport):
@@ -140,7 +141,7 @@ async def _listed(
 
 async def _objects(
     transport: Transport, settings: Settings, collection: FollowedCollection
-) -> AsyncIterator[Observation]:
+) -> AsyncIterator[ObservedObject]:
     """Yield the objects of a complete list, as the daemon sees them."""
     how, watched = settings.watch, collection.watched
     token = ""

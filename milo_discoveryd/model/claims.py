@@ -3,12 +3,11 @@ cluster.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
-from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.model.observation import Malformed, Observation
+from milo_discoveryd.model.observation import Malformed, ObjectState, Observation
 
 ObjectReference = tuple[int, str]
 """Position of a watched resource among those of the kind, and the key of an object: NAME or NAMESPACE/NAME."""
@@ -41,18 +40,35 @@ class ObjectClaim(msgspec.Struct, frozen=True, gc=False):
     needs: tuple[ObjectReference, ...] = ()
 
 
-class ClaimingObject(Target, frozen=True, kw_only=True, gc=False):
-    """An object with its claims, tracked by a registry under the object's key, as if it were a cluster."""
+class ObjectContent(msgspec.Struct, frozen=True, gc=False):
+    """What an object says that is not itself a cluster. Equal contents mean that nothing changed."""
 
     claims: tuple[Claim, ...] = ()
-    content: Any = None
-    """The content of claims that need the object; None if no claim does."""
+    value: Any = None
+    """What the object means for claims that need it; None if no claim does."""
+
+
+class ClaimingObject(msgspec.Struct, frozen=True, gc=False):
+    """An object that is not itself a cluster."""
+
+    name: str
+    """Its key: NAME or NAMESPACE/NAME."""
+    uid: str
+    version: str
+    content: ObjectContent
     is_terminating: bool = False
     """Whether its deletion was requested."""
+    state: ClassVar = ObjectState.READY
+    message: ClassVar = ""
+    fields: ClassVar = None
+
+
+ObservedObject = Observation | ClaimingObject
+"""An object as a source's kind decodes it."""
 
 
 class Unread:
-    """The content of an object that is known from the state file, until the object is seen again."""
+    """The value of an object that is known from the state file, until the object is seen again."""
 
 
 UNREAD = Unread()

@@ -1,8 +1,34 @@
 """The states of an upstream object that a kind of source distinguishes."""
 
+import enum
+from typing import Any, ClassVar
+
 import msgspec
 
 from milo_discoveryd.model.cluster import Pairs, Target
+
+
+class ObjectState(enum.Enum):
+    """The state of a cluster's object, which decides whether the cluster is engaged."""
+
+    READY = "ready"
+    NOT_READY = "not_ready"
+    OUTSIDE = "outside_selector"
+    REFUSED = "refused"
+    """The object belongs to another organization than the source's context."""
+    WITHDRAWN = "withdrawn"
+    """The source disengaged the cluster by rules of its own."""
+    MALFORMED = "malformed"
+    UNASSIGNED = "unassigned"
+    """The object is ready; another member of the shard group owns the cluster, or has not released it yet."""
+    UNREACHABLE = "disengaged_unreachable"
+    """The object is ready; the cluster was disengaged because it could not be reached for long."""
+    DELETED = "deleted"
+
+
+# A tuple: faster than a set, because members of an Enum are slow to hash.
+ABSENT_STATES = (ObjectState.DELETED, ObjectState.OUTSIDE, ObjectState.REFUSED)
+"""States of objects that a list within the selector does not contain."""
 
 
 class Ready(msgspec.Struct, frozen=True, gc=False):
@@ -14,10 +40,32 @@ class Ready(msgspec.Struct, frozen=True, gc=False):
     target: Target
     readiness: tuple[str, str] | None = None
     """When the object was created and when its condition became True, as the object states them."""
+    state: ClassVar = ObjectState.READY
+    message: ClassVar = ""
 
     @property
     def name(self) -> str:
         return self.target.name
+
+    @property
+    def content(self) -> Target:
+        return self.target
+
+    @property
+    def fields(self) -> Target:
+        """The fields that scopes filter by."""
+        return self.target
+
+    @property
+    def is_terminating(self) -> bool:
+        return self.target.deletion_requested_at is not None
+
+
+class Unready(msgspec.Struct, frozen=True, gc=False):
+    """The common part of observations of objects whose clusters must not be engaged."""
+
+    content: ClassVar[Any] = None
+    is_terminating: ClassVar = False
 
 
 class ObjectFields(msgspec.Struct, frozen=True, gc=False):
@@ -28,7 +76,7 @@ class ObjectFields(msgspec.Struct, frozen=True, gc=False):
     labels: Pairs
 
 
-class NotReady(msgspec.Struct, frozen=True, gc=False):
+class NotReady(Unready, frozen=True, gc=False):
     """An object whose readiness condition is not True."""
 
     name: str
@@ -38,9 +86,10 @@ class NotReady(msgspec.Struct, frozen=True, gc=False):
     project_uid: str = ""
     """UID of the project, if the object states one besides its own."""
     fields: ObjectFields | Target | None = None
+    state: ClassVar = ObjectState.NOT_READY
 
 
-class Outside(msgspec.Struct, frozen=True, gc=False):
+class Outside(Unready, frozen=True, gc=False):
     """An object that the daemon's label selector does not match."""
 
     name: str
@@ -48,13 +97,16 @@ class Outside(msgspec.Struct, frozen=True, gc=False):
     version: str
     message: str
     fields: ObjectFields | Target | None = None
+    state: ClassVar = ObjectState.OUTSIDE
 
 
 class Refused(Outside, frozen=True, gc=False):
     """An object that the API server must not have sent: it belongs to another organization than the context."""
 
+    state: ClassVar = ObjectState.REFUSED
 
-class Withdrawn(msgspec.Struct, frozen=True, gc=False):
+
+class Withdrawn(Unready, frozen=True, gc=False):
     """An object that ends its cluster by the rules of the source: a planned end."""
 
     name: str
@@ -64,9 +116,10 @@ class Withdrawn(msgspec.Struct, frozen=True, gc=False):
     drain_s: float = 0.0
     """How long subscribers that confirm releases may take."""
     fields: ObjectFields | Target | None = None
+    state: ClassVar = ObjectState.WITHDRAWN
 
 
-class Malformed(msgspec.Struct, frozen=True, gc=False):
+class Malformed(Unready, frozen=True, gc=False):
     """An object that cannot be used. Its last good state is kept."""
 
     name: str
@@ -74,17 +127,8 @@ class Malformed(msgspec.Struct, frozen=True, gc=False):
     """Empty if it could not be read."""
     version: str
     message: str
+    state: ClassVar = ObjectState.MALFORMED
+    fields: ClassVar = None
 
 
 Observation = Ready | NotReady | Withdrawn | Outside | Malformed
-
-
-def fields(seen: Observation) -> ObjectFields | Target | None:
-    """Return the fields that scopes filter by; None if only the object's name is known."""
-    match seen:
-        case Ready():
-            return seen.target
-        case Malformed():
-            return None
-        case _:
-            return seen.fields

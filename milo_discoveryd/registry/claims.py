@@ -20,9 +20,6 @@ from milo_discoveryd.model.observation import NotReady, Ready
 from milo_discoveryd.registry.events import Event
 from milo_kube import addresses
 
-RESTORED = 0
-"""The position of claims that an earlier run of the daemon accepted: before all others."""
-
 
 class ValueClaim(msgspec.Struct, frozen=True, gc=False):
     """An object's claim on a value. Positions grow with the time at which the daemon learned of the claims."""
@@ -159,11 +156,6 @@ class FleetClaims:
     def __init__(self) -> None:
         self.kinds: tuple[ValueClaims, ...] = (UidClaims(), AddressClaims())
         self.members: list[Claimants] = []
-        self._position = RESTORED
-
-    def next_position(self) -> int:
-        self._position += 1
-        return self._position
 
     def begin(self, claims: ValueClaims) -> None:
         """Begin to store claims of a kind, because an object states such a value."""

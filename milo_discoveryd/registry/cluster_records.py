@@ -1,32 +1,15 @@
 """The records of all known clusters, engaged or not."""
 
-import enum
-
 import msgspec
 
 from milo_discoveryd.model.cluster import Cluster, DisengageReason, Target
-from milo_discoveryd.model.observation import ObjectFields
+from milo_discoveryd.model.moment import Moment
+from milo_discoveryd.model.observation import ABSENT_STATES, ObjectFields, ObjectState, Observation
 from milo_discoveryd.registry.events import Event, EventType, LogEntry
 
 TRANSITIONS_KEPT = 8
-
-
-class ObjectState(enum.Enum):
-    """The state of a cluster's object, which decides whether the cluster is engaged."""
-
-    READY = "ready"
-    NOT_READY = "not_ready"
-    OUTSIDE = "outside_selector"
-    REFUSED = "refused"
-    """The object belongs to another organization than the source's context."""
-    WITHDRAWN = "withdrawn"
-    """The source disengaged the cluster by rules of its own."""
-    MALFORMED = "malformed"
-    UNASSIGNED = "unassigned"
-    """The object is ready; another member of the shard group owns the cluster, or has not released it yet."""
-    UNREACHABLE = "disengaged_unreachable"
-    """The object is ready; the cluster was disengaged because it could not be reached for long."""
-    DELETED = "deleted"
+ABSENT_RECORDS_KEPT = 10_000
+"""How many clusters are remembered whose objects are absent or withdrawn, to explain why they are not engaged."""
 
 
 class RecordedTransition(msgspec.Struct, frozen=True):
@@ -47,10 +30,6 @@ class ClusterRecord(msgspec.Struct, kw_only=True, gc=False):
     since: float
     """The time at which `state` last changed."""
     message: str = ""
-    weight: int = 0
-    """What the record counts in the budget of its source."""
-    is_established: bool = False
-    """See `Record`."""
     present: ObjectFields | Target | None = None
     """The fields that authorization scopes match, if the object was last seen in a state that is not engaged."""
     former: Cluster | None = None
@@ -80,17 +59,6 @@ class ClusterRecord(msgspec.Struct, kw_only=True, gc=False):
         return None if self.latest is None else self.latest.target
 
     @property
-    def is_terminating(self) -> bool:
-        return self.target is not None and self.target.deletion_requested_at is not None
-
-    @property
-    def kept(self) -> Target | None:
-        return self.target
-
-    def describes(self, target: Target) -> bool:
-        return (self.target if self.cluster is None else self.cluster.target) == target
-
-    @property
     def transitions(self) -> tuple[RecordedTransition, ...]:
         if self.cluster is None:
             return self.past
@@ -101,3 +69,50 @@ class ClusterRecord(msgspec.Struct, kw_only=True, gc=False):
         ended = RecordedTransition(EventType.DISENGAGED, at, cluster.incarnation, reason, message)
         self.past = (*self.transitions, ended)[-TRANSITIONS_KEPT:]
         return Event(EventType.DISENGAGED, cluster, reason, message)
+
+
+class ClusterRecords:
+    """The records by key, and how many clusters are in each state."""
+
+    def __init__(self) -> None:
+        self.engaged = 0
+        self.by_key: dict[str, ClusterRecord] = {}
+        self._absent: dict[str, None] = {}
+        """Keys of clusters without an object, oldest first."""
+        self._counts = dict.fromkeys(ObjectState, 0)
+
+    def count(self, state: ObjectState) -> int:
+        return self._counts[state]
+
+    @property
+    def present_count(self) -> int:
+        """The number of clusters whose objects a complete list within the selector should contain."""
+        return len(self.by_key) - sum(map(self._counts.__getitem__, ABSENT_STATES))
+
+    def add(self, seen: Observation, state: ObjectState, now: Moment) -> ClusterRecord:
+        record = ClusterRecord(uid=seen.uid, version=seen.version, state=state, since=now.wall)
+        self.by_key[seen.name] = record
+        self._counts[state] += 1
+        return record
+
+    def move(self, record: ClusterRecord, state: ObjectState, now: Moment) -> None:
+        self._counts[record.state] -= 1
+        self._counts[state] += 1
+        record.state, record.since = state, now.wall
+
+    def keep(self, name: str) -> None:
+        """Keep a record: only absent ones are dropped, oldest first."""
+        self._absent.pop(name, None)
+
+    def note_absent(self, name: str, state: ObjectState) -> str | None:
+        """Remember a record of that state only for as long as there are few. Return the key of one that is dropped."""
+        self._absent.pop(name, None)
+        if state not in ABSENT_STATES and state is not ObjectState.WITHDRAWN:
+            return None
+        self._absent[name] = None
+        if len(self._absent) <= ABSENT_RECORDS_KEPT:
+            return None
+        dropped = next(iter(self._absent))
+        del self._absent[dropped]
+        self._counts[self.by_key.pop(dropped).state] -= 1
+        return dropped

@@ -7,7 +7,7 @@ lacks, and no other member may engage these meanwhile.
 
 import msgspec
 
-from milo_discoveryd.registry.removal_guard import RemovalLimits
+from milo_discoveryd.objects.removal_guard import RemovalLimits
 
 
 class FirstList(msgspec.Struct, frozen=True):

@@ -4,23 +4,27 @@ Its sources share a change log, the pending releases of subscribers, and the cla
 """
 
 import asyncio
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from milo_discoveryd.connectivity.reachability import ConnectivityChange
 from milo_discoveryd.model.cluster import Cluster, source_of
+from milo_discoveryd.model.moment import Moment
+from milo_discoveryd.objects.store import Positions
 from milo_discoveryd.registry.change_notifier import ChangeNotifier
 from milo_discoveryd.registry.claims import FleetClaims
 from milo_discoveryd.registry.cluster_records import ClusterRecord
 from milo_discoveryd.registry.events import Event, EventType
-from milo_discoveryd.registry.feed import at, worst
 from milo_discoveryd.registry.filter import ClusterView
 from milo_discoveryd.registry.first_list import WaitingStreams
 from milo_discoveryd.registry.log import ChangeLog
 from milo_discoveryd.registry.pending_releases import PendingReleases, SubscriberKey, Subscription
-from milo_kube.reflect.view_status import ViewStatus
+from milo_kube.reflect.view_status import ViewState, ViewStatus
 
 if TYPE_CHECKING:
     from milo_discoveryd.registry.source import ClusterSource
@@ -35,6 +39,7 @@ class Fleet:
         self.releases = PendingReleases()
         self.claims = FleetClaims()
         self.waiting = WaitingStreams()
+        self.positions = Positions()
         self._sources: dict[str, ClusterSource] = {}
         self._listeners: list[tuple[EventType, Callable[[Cluster], None]]] = []
         self._drain_timer: asyncio.TimerHandle | None = None
@@ -81,7 +86,7 @@ class Fleet:
         """Return how many engaged clusters of each source match a view. The count may be a second old."""
         if view.is_everything:
             return Counter({name: source.registry.engaged for name, source in self._sources.items()})
-        key = (view.fingerprint, sum(source.lists for source in self._sources.values()))
+        key = (view.fingerprint, sum(source.progress.lists for source in self._sources.values()))
         self._counts = {each: found for each, found in self._counts.items() if now < found[0] + COUNT_AGE_S}
         if key not in self._counts:
             self._counts[key] = now, Counter(map(_source_of, filter(view.matches, self.clusters())))
@@ -179,3 +184,18 @@ def _source_of(cluster: Cluster) -> str:
 
 def _steady() -> float:
     return asyncio.get_running_loop().time()
+
+
+_SEVERITY = {ViewState.STREAMING: 0, ViewState.CATCHING_UP: 1, ViewState.STALE: 2}
+
+
+def worst(statuses: Sequence[ViewStatus]) -> ViewStatus:
+    """Return a status that summarizes several: the worst one, with the oldest contact."""
+    found = max(statuses, key=lambda status: _SEVERITY[status.state])
+    contacts = [status.last_contact for status in statuses if status.last_contact is not None]
+    last_contact = min(contacts) if len(contacts) == len(statuses) else None
+    return msgspec.structs.replace(found, last_contact=last_contact)
+
+
+def at(steady: float) -> Moment:
+    return Moment(time.time(), steady)

@@ -9,7 +9,7 @@ cluster drains first, if a subscriber confirms releases. All other ends are imme
 was deleted or replaced, the API server is unreachable, or another object has a better claim on the UID or address.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -28,24 +28,35 @@ from milo_discoveryd.model.observation import (
     Malformed,
     NotReady,
     ObjectFields,
+    ObjectState,
     Observation,
     Outside,
     Ready,
     Refused,
     Withdrawn,
 )
-from milo_discoveryd.registry.claims import RESTORED, FleetClaims, ValueClaim, ValueClaims
-from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState
+from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
+from milo_discoveryd.objects.store import RESTORED, Position
+from milo_discoveryd.registry.claims import FleetClaims, ValueClaim, ValueClaims
+from milo_discoveryd.registry.cluster_records import ClusterRecord, ClusterRecords
 from milo_discoveryd.registry.events import Event, EventType
-from milo_discoveryd.registry.known_objects import OBJECT_READY, STATES, KnownObjects
 from milo_discoveryd.registry.log import ChangeLog
 from milo_discoveryd.registry.not_ready import HeldNotReady, NotReadyClusters
-from milo_discoveryd.registry.object_budget import CollectionWeight
-from milo_discoveryd.registry.pending_deletions import ConfirmedDeletion
 from milo_discoveryd.registry.pending_releases import PendingReleases
 
+ClusterState = Observation | ConfirmedDeletion
+"""What the objects of a source mean for one cluster."""
+_OBJECT_READY = (ObjectState.READY, ObjectState.UNREACHABLE, ObjectState.UNASSIGNED)
 
-class Registry(KnownObjects[ClusterRecord, Event]):
+
+class ClusterStates(msgspec.Struct, frozen=True, gc=False):
+    """States of clusters to apply in one step, with the position of their objects."""
+
+    states: Sequence[ClusterState]
+    position: Position
+
+
+class Registry:
     def __init__(
         self,
         log: ChangeLog,
@@ -56,15 +67,14 @@ class Registry(KnownObjects[ClusterRecord, Event]):
         releases: PendingReleases | None = None,
         claims: FleetClaims | None = None,
         server: str = "",
-        weight: CollectionWeight | None = None,
     ) -> None:
         """`refused` is called with each object whose claim on a project's UID or an address begins to be refused.
 
         `log`, `releases` and `claims` are shared by all registries of the daemon. `server` identifies the API server of
         the objects.
         """
-        super().__init__(weight)
         self.log = log
+        self._records = ClusterRecords()
         self.releases = PendingReleases() if releases is None else releases
         self.assigned_elsewhere: Callable[[str], str | None] = lambda _: None
         """Returns why this daemon must not engage a cluster; None if it may."""
@@ -76,9 +86,6 @@ class Registry(KnownObjects[ClusterRecord, Event]):
         self._server = server
         self._contested: dict[str, Ready] = {}
         """The last observations of ready objects whose claims are not valid."""
-        self._list_position: int | None = None
-        self._was_listed = False
-        """Whether a complete list was committed in this run."""
         self._is_restored = False
         self._not_ready = not_ready or NotReadyClusters()
         self._grace_until: dict[str, float] = {}
@@ -87,32 +94,46 @@ class Registry(KnownObjects[ClusterRecord, Event]):
 
     @property
     def draining_count(self) -> int:
-        return sum(name in self._records for name in self.releases)
+        return sum(name in self._records.by_key for name in self.releases)
 
     @property
     def unreachable(self) -> int:
         """The number of engaged clusters that do not answer connectivity probes."""
         return self._unreachable
 
-    def clusters(self) -> Iterator[Cluster]:
-        return (record.cluster for record in self._records.values() if record.cluster is not None)
+    @property
+    def engaged(self) -> int:
+        return self._records.engaged
 
-    def commit(
-        self,
-        observed: Iterable[Observation | ConfirmedDeletion],
-        now: Moment,
-        *,
-        consistent: bool = False,
-        listed: bool = False,
-    ) -> list[Event]:
-        """Apply observations in order. Each resulting change has a revision of its own."""
-        events = super().commit(observed, now, consistent=consistent, listed=listed)
+    @property
+    def present_count(self) -> int:
+        """The number of clusters whose objects a complete list within the selector should contain."""
+        return self._records.present_count
+
+    def count(self, state: ObjectState) -> int:
+        return self._records.count(state)
+
+    def __getitem__(self, name: str) -> ClusterRecord | None:
+        return self._records.by_key.get(name)
+
+    def items(self) -> Iterator[tuple[str, ClusterRecord]]:
+        return iter(self._records.by_key.items())
+
+    def clusters(self) -> Iterator[Cluster]:
+        return (record.cluster for record in self._records.by_key.values() if record.cluster is not None)
+
+    def commit(self, states: Iterable[ClusterState], now: Moment, position: Position) -> list[Event]:
+        """Apply states of clusters in order. Each resulting change has a revision of its own."""
+        events: list[Event] = []
+        number, step = position.number, 0 if position.is_shared else 1
+        for state in states:
+            if isinstance(state, ConfirmedDeletion):
+                events += self._delete(state, now)
+            else:
+                events += self._observed(state, now, number, is_first=position.is_first)
+            number += step
         self.log.forget(now.steady)
         return events
-
-    def list_ended(self, missing: Iterable[str] = ()) -> None:
-        super().list_ended(missing)
-        self._list_position, self._was_listed = None, True
 
     @property
     def due_at(self) -> float | None:
@@ -137,11 +158,11 @@ class Registry(KnownObjects[ClusterRecord, Event]):
 
     def end_overdue(self, now: Moment) -> list[Event]:
         """Disengage the clusters whose grace period is over, unless there are too many at once."""
-        overdue = self._not_ready.overdue(self._engaged, now.steady)
+        overdue = self._not_ready.overdue(self.engaged, now.steady)
         self._postponed(overdue.postponed, now)
         events: list[Event] = []
         for name in overdue.disengaged:
-            record = self._records[name]
+            record = self._known(name)
             events += self._plan_end(record, DisengageReason.NOT_READY, record.message, now)
         return events
 
@@ -153,7 +174,7 @@ class Registry(KnownObjects[ClusterRecord, Event]):
 
     def end_drain(self, name: str, now: Moment) -> list[Event]:
         """Disengage a draining cluster, and engage it again if the reason for the drain no longer applies."""
-        record = self._records[name]
+        record = self._known(name)
         cluster = record.cluster
         assert cluster is not None, "a draining cluster is engaged"
         assert cluster.draining is not None, "the cluster does not drain"
@@ -168,27 +189,27 @@ class Registry(KnownObjects[ClusterRecord, Event]):
 
     def reassign(self, name: str, timeout_s: float, now: Moment) -> list[Event]:
         """Engage or drain a ready cluster, according to the current result of `assigned_elsewhere`."""
-        record = self._records[name]
+        record = self._known(name)
         elsewhere = self.assigned_elsewhere(name)
         if elsewhere is None:
             if record.state is not ObjectState.UNASSIGNED:
                 return []
             assert record.target is not None, "it is ready"
-            return self._observed(Ready(record.uid, record.version, record.target), now)
+            return self._ready(Ready(record.uid, record.version, record.target), now)
         events = self._plan_end(record, DisengageReason.MOVED, elsewhere, now, timeout_s)
         self._unassign_ready(record, elsewhere, now)
         return events
 
     def lose(self, name: str, message: str, now: Moment) -> list[Event]:
         """Disengage a cluster at once, because this daemon can't renew its ownership."""
-        record = self._records[name]
+        record = self._known(name)
         events = self._end(record, DisengageReason.OWNERSHIP_LOST, message, now)
         self._unassign_ready(record, message, now)
         return events
 
     def _unassign_ready(self, record: ClusterRecord, message: str, now: Moment) -> None:
         """Record that another daemon owns the cluster, unless it still drains here."""
-        if record.cluster is None and record.state in OBJECT_READY:
+        if record.cluster is None and record.state in _OBJECT_READY:
             assert record.target is not None, "it is ready"
             self._unassign(record, record.target, message, now)
 
@@ -200,13 +221,11 @@ class Registry(KnownObjects[ClusterRecord, Event]):
     def restore(self, seen: Ready, engaged_at: float, now: Moment) -> list[Event]:
         """Engage a cluster of an earlier run. Only allowed before anything was published."""
         self._is_restored = True
-        events = self._observed(seen, Moment(engaged_at, now.steady), position=RESTORED)
-        self._set_weight(seen.name, self.weight_of(seen))
-        return events
+        return self._observed(seen, Moment(engaged_at, now.steady), RESTORED, is_first=False)
 
     def needs_probe(self, name: str, incarnation: int) -> bool:
         """Return whether a probe of that cluster is still needed."""
-        record = self._records.get(name)
+        record = self._records.by_key.get(name)
         return (
             record is not None
             and (record.engaged or record.state is ObjectState.UNREACHABLE)
@@ -220,7 +239,7 @@ class Registry(KnownObjects[ClusterRecord, Event]):
         """Apply the result of probes. It is ignored for a cluster that was disengaged meanwhile."""
         if not self.needs_probe(name, incarnation):
             return []
-        record = self._records[name]
+        record = self._known(name)
         assert record.latest is not None, "a cluster that needs a probe is or was engaged"
         found = msgspec.structs.replace(record.latest, connectivity=connectivity)
         if found == record.latest:
@@ -239,19 +258,17 @@ class Registry(KnownObjects[ClusterRecord, Event]):
 
     def disengage_unreachable(self, name: str, incarnation: int, message: str, now: Moment) -> list[Event]:
         """Disengage a cluster until it is reachable again or its endpoint changes."""
-        record = self._records.get(name)
+        record = self._records.by_key.get(name)
         if record is None or record.state is not ObjectState.READY or not self.needs_probe(name, incarnation):
             return []
         self._move(name, record, ObjectState.UNREACHABLE, now)
         record.message = message
         return self._end(record, DisengageReason.UNREACHABLE, message, now)
 
-    def _observed(
-        self, seen: Observation, now: Moment, *, listed: bool = False, position: int | None = None
-    ) -> list[Event]:
+    def _observed(self, seen: Observation, now: Moment, position: int, *, is_first: bool) -> list[Event]:
         events: list[Event] = []
         if isinstance(seen, Ready | NotReady):
-            self._claim(seen, now, events, listed=listed, position=position)
+            self._claim(seen, now, events, position, is_first=is_first)
         if isinstance(seen, Ready):
             if problem := self._claims.problem(seen.name):
                 self._contested[seen.name] = seen
@@ -265,7 +282,7 @@ class Registry(KnownObjects[ClusterRecord, Event]):
         return events
 
     def _claim(
-        self, seen: Ready | NotReady, now: Moment, events: list[Event], *, listed: bool, position: int | None
+        self, seen: Ready | NotReady, now: Moment, events: list[Event], position: int, *, is_first: bool
     ) -> None:
         """Make the claims of an observed object, and apply what they mean for other clusters."""
         for claims in self._claims.kinds:
@@ -275,22 +292,11 @@ class Registry(KnownObjects[ClusterRecord, Event]):
                 self._claims.begin(claims)
             if not (value := claims.value_of(seen)):
                 continue
-            if position is None:
-                position = self._position(listed=listed)
-            is_first = listed and not self._was_listed
             claim = ValueClaim(self._server, seen.uid, claims.states(seen), position, is_first, self._rank)
             events += self._claims.judge(claims.add(seen.name, value, claim), now)
 
-    def _position(self, *, listed: bool) -> int:
-        """Return the position of new claims. Those of one list have the same."""
-        if not listed:
-            return self._claims.next_position()
-        if self._list_position is None:
-            self._list_position = self._claims.next_position()
-        return self._list_position
-
     def claim_all(self, claims: ValueClaims) -> None:
-        for name, record in self._records.items():
+        for name, record in self._records.by_key.items():
             known = (
                 NotReady(name, record.uid, "", "") if record.target is None else Ready(record.uid, "", record.target)
             )
@@ -303,7 +309,7 @@ class Registry(KnownObjects[ClusterRecord, Event]):
                 )
 
     def judge(self, name: str, now: Moment) -> list[Event]:
-        record = self._records.get(name)
+        record = self._records.by_key.get(name)
         if record is None:
             return []
         problem = self._claims.problem(name)
@@ -311,7 +317,7 @@ class Registry(KnownObjects[ClusterRecord, Event]):
             seen = self._contested.pop(name, None)
             return [] if seen is None else self._ready(seen, now)
         events: list[Event] = []
-        if record.state in OBJECT_READY:
+        if record.state in _OBJECT_READY:
             assert record.target is not None, "it is ready"
             seen = self._contested[name] = Ready(record.uid, record.version, record.target)
             events += self._refuse(Malformed(name, seen.uid, seen.version, problem), now)
@@ -323,7 +329,7 @@ class Registry(KnownObjects[ClusterRecord, Event]):
 
     def report_refused(self, seen: Malformed) -> None:
         """Report that a cluster cannot be used, unless its last observation said the same."""
-        record = self._records.get(seen.name)
+        record = self._records.by_key.get(seen.name)
         if record is None or record.state is not ObjectState.MALFORMED:
             self._refused(seen)
 
@@ -332,7 +338,7 @@ class Registry(KnownObjects[ClusterRecord, Event]):
         return self._not_wanted(seen, now)
 
     def _ready(self, seen: Ready, now: Moment) -> list[Event]:
-        known = self._records.get(seen.name)
+        known = self._records.by_key.get(seen.name)
         if (
             known is not None
             and known.state is ObjectState.READY
@@ -346,7 +352,7 @@ class Registry(KnownObjects[ClusterRecord, Event]):
         replaced = self._replaced_by(seen)
         readiness = None if self._was_engaged(seen) else seen.readiness
         elsewhere = self.assigned_elsewhere(seen.name)
-        if elsewhere is not None and (replaced or not self.is_engaged(seen.name)):
+        if elsewhere is not None and (replaced or known is None or not known.engaged):
             record = self._record(seen, ObjectState.UNASSIGNED, now)
             record.present, record.message = seen.target, elsewhere
             return self._end(record, DisengageReason.REPLACED, replaced, now)
@@ -378,7 +384,7 @@ class Registry(KnownObjects[ClusterRecord, Event]):
 
     def _stays_unreachable(self, seen: Ready) -> bool:
         """Update a cluster disengaged as unreachable; return False if it is another object or has another endpoint."""
-        record = self._records.get(seen.name)
+        record = self._records.by_key.get(seen.name)
         if record is None or record.state is not ObjectState.UNREACHABLE or seen.uid not in ("", record.uid):
             return False
         assert record.former is not None, "it was engaged before"
@@ -390,7 +396,7 @@ class Registry(KnownObjects[ClusterRecord, Event]):
 
     def _not_wanted(self, seen: NotReady | Withdrawn | Outside | Malformed, now: Moment) -> list[Event]:
         replaced = self._replaced_by(seen)
-        record = self._record(seen, STATES[type(seen)], now)
+        record = self._record(seen, seen.state, now)
         if replaced or isinstance(seen, Refused):
             reason = DisengageReason.REPLACED if replaced else DisengageReason.LABELS_CHANGED
             return self._end(record, reason, replaced or seen.message, now)
@@ -401,26 +407,37 @@ class Registry(KnownObjects[ClusterRecord, Event]):
         if isinstance(seen, Withdrawn):
             return self._plan_end(record, DisengageReason.REMOVED, seen.message, now, seen.drain_s)
         is_draining = seen.name in self.releases
-        if record.engaged and not is_draining and not self._not_ready.began(seen.name, self._engaged, now.steady):
+        if record.engaged and not is_draining and not self._not_ready.began(seen.name, self.engaged, now.steady):
             self._postponed((seen.name,), now)
             return []
         return self._plan_end(record, DisengageReason.NOT_READY, seen.message, now)
 
-    def _new(self, seen: Observation, state: ObjectState, now: Moment) -> ClusterRecord:
-        return ClusterRecord(uid=seen.uid, version=seen.version, state=state, since=now.wall)
+    def _replaced_by(self, seen: Observation) -> str:
+        """Return the message for another object of the same name, or "" if it is, or may be, the known object."""
+        record = self._records.by_key.get(seen.name)
+        if record is None or seen.uid in ("", record.uid):
+            return ""
+        return f"the name now belongs to another object: UID {seen.uid}, previously {record.uid or 'unknown'}"
 
     def _record(self, seen: Observation, state: ObjectState, now: Moment) -> ClusterRecord:
-        record = super()._record(seen, state, now)
+        """Return the record of the observed object, in that state."""
+        record = self._records.by_key.get(seen.name)
+        if record is None:
+            record = self._records.add(seen, state, now)
+            self._note_absent(seen.name, state)
+        elif record.state is not state or self._replaced_by(seen):
+            self._move(seen.name, record, state, now)
+        record.uid, record.version, record.message = seen.uid or record.uid, seen.version, seen.message
         record.present = seen.fields if isinstance(seen, NotReady | Withdrawn | Outside) else None
         return record
 
     def _was_engaged(self, seen: Ready) -> bool:
         """Return whether this object, and not another one of the same name, is or was engaged."""
-        record = self._records.get(seen.name)
+        record = self._records.by_key.get(seen.name)
         return record is not None and record.latest is not None and record.latest.object_uid == seen.uid
 
     def _delete(self, deleted: ConfirmedDeletion, now: Moment) -> list[Event]:
-        record = self._records.get(deleted.name)
+        record = self._records.by_key.get(deleted.name)
         if record is None or record.uid != deleted.uid or record.state is ObjectState.DELETED:
             return []
         self._move(deleted.name, record, ObjectState.DELETED, now)
@@ -430,7 +447,7 @@ class Registry(KnownObjects[ClusterRecord, Event]):
 
     def _engage(self, record: ClusterRecord, engaged: Event, now: Moment) -> Event:
         record.former = None
-        self._engaged += 1
+        self._records.engaged += 1
         self.log.append(record.entry, engaged, now.steady)
         return engaged
 
@@ -468,7 +485,7 @@ class Registry(KnownObjects[ClusterRecord, Event]):
         name = cluster.target.name
         self._not_ready.ended(name)
         self._grace_until.pop(name, None)
-        self._keep(name)
+        self._records.keep(name)
         draining = Drain(reason, message, now.wall + timeout_s)
         return self._update(record, msgspec.structs.replace(cluster, draining=draining), now)
 
@@ -485,19 +502,26 @@ class Registry(KnownObjects[ClusterRecord, Event]):
         ended = record.end(cluster, reason, message, now.wall)
         record.former = without_draining(cluster)
         self.log.append(record.entry, ended, now.steady)
-        self._engaged -= 1
+        self._records.engaged -= 1
         self._unreachable -= _is_unreachable(cluster)
         return [ended]
 
     def _move(self, name: str, record: ClusterRecord, state: ObjectState, now: Moment) -> None:
-        super()._move(name, record, state, now)
+        self._records.move(record, state, now)
+        self._note_absent(name, state)
         if state is not ObjectState.NOT_READY:
             self._not_ready.forget(name)
             self._grace_until.pop(name, None)
 
-    def _drop(self, name: str) -> None:
-        super()._drop(name)
-        self._claims.release(name)
+    def _note_absent(self, name: str, state: ObjectState) -> None:
+        dropped = self._records.note_absent(name, state)
+        if dropped is not None:
+            self._claims.release(dropped)
+
+    def _known(self, name: str) -> ClusterRecord:
+        record = self._records.by_key.get(name)
+        assert record is not None, "the cluster has a record"
+        return record
 
 
 def _is_unreachable(cluster: Cluster) -> bool:

@@ -1,4 +1,4 @@
-"""A source of clusters: its registry, the feeds of its collections, and how current they are.
+"""A source of clusters: its collections, its clusters, and how current they are.
 
 It gives the pure parts of this package the wall-clock time. The monotonic time comes from its callers: it is the time
 of their event loop.
@@ -8,46 +8,66 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Protocol
 
 import msgspec
 
 from milo_discoveryd.connectivity.reachability import ConnectivityChange
-from milo_discoveryd.model.claims import UNREAD, Claim, ClaimingObject
+from milo_discoveryd.model.claims import ObjectReference, ObservedObject
 from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.model.observation import Observation, Ready
+from milo_discoveryd.model.observation import Malformed, Ready, Refused
 from milo_discoveryd.model.resource import NAMES, ObjectKeys
+from milo_discoveryd.objects.budget import UNLIMITED, CollectionWeight, ObjectBudget
+from milo_discoveryd.objects.collection import Collection
+from milo_discoveryd.objects.pending_deletions import (
+    Absent,
+    ConfirmationRequest,
+    ConfirmationResult,
+    Found,
+    Inconclusive,
+    PendingDeletions,
+)
+from milo_discoveryd.objects.removal_guard import RemovalGuard
+from milo_discoveryd.objects.store import ObjectChanges, ObjectStore, Position, SourcePositions
 from milo_discoveryd.registry.change_notifier import LOW_PRIORITY_DELAY_S
 from milo_discoveryd.registry.events import EventType
-from milo_discoveryd.registry.feed import Feed, at, worst
 from milo_discoveryd.registry.first_list import FirstList
-from milo_discoveryd.registry.fleet import Fleet
+from milo_discoveryd.registry.fleet import Fleet, at, worst
 from milo_discoveryd.registry.not_ready import HeldNotReady, NotReadyClusters
-from milo_discoveryd.registry.object_budget import UNLIMITED, CollectionWeight, ObjectBudget
-from milo_discoveryd.registry.object_records import ObjectRecords
 from milo_discoveryd.registry.observer import Observer
-from milo_discoveryd.registry.pending_deletions import PendingDeletions
-from milo_discoveryd.registry.reduction import Reduce, Reduction
-from milo_discoveryd.registry.registry import Registry
-from milo_discoveryd.registry.removal_guard import RemovalGuard
+from milo_discoveryd.registry.reduction import CLUSTERS_PER_STEP, ClaimIndex, Reduce
+from milo_discoveryd.registry.registry import ClusterStates, Registry
 from milo_discoveryd.state_file.encoding import StoredObject
-from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEvent
+from milo_kube.reflect.messages import (
+    EventIgnored,
+    Listed,
+    ListEnded,
+    ListStarted,
+    ObjectChanged,
+    Relisting,
+    SourceEvent,
+)
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 
+_RESULTS = {Absent: "not_found", Found: "found", Inconclusive: "inconclusive"}
 RESTORED = "Restored"
 """Reason of the status until the source answers, of a fleet from the state file."""
 NOT_READY_HELD = "NotReadyHeld"
 """The status reason of a source in which a large part of the fleet is not ready."""
 
-CLUSTERS_PER_STEP = 250
-"""The number of clusters that are changed in one step of the event loop."""
 
+class SourceProgress(msgspec.Struct, frozen=True):
+    """Which lists of a source were applied."""
 
-class _Progress(msgspec.Struct, frozen=True):
-    synced: bool
-    is_complete: bool
-    is_restored: bool
-    lists: int
+    synced: bool = False
+    """One complete list of each collection was applied, in this run or in the run that wrote the state file, and it is
+    known which clusters this daemon must engage."""
+    is_complete: bool = False
+    """A list of each collection was accepted in this run."""
+    is_restored: bool = False
+    """Part of the state is from the state file. It may differ from what was engaged since then."""
+    lists: int = 0
+    """The number of lists of this run that were applied, at least in part."""
 
 
 class SourceDescription(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,6 +97,60 @@ class SourcePolicy(msgspec.Struct, frozen=True, kw_only=True):
     objects_limit: int = UNLIMITED
 
 
+class Meaning(Protocol):
+    """What the objects of a source's collections mean for its clusters."""
+
+    def restored_objects(
+        self, clusters: Sequence[Ready], objects: Iterable[StoredObject]
+    ) -> Iterable[Sequence[ObservedObject]]:
+        """Return the objects that each collection had in an earlier run, which stored these clusters and objects."""
+
+    def restore(self, collection: int, objects: ObjectChanges) -> None:
+        """Start with the objects of an earlier run, whose clusters are restored already."""
+
+    def states(self, collection: int, objects: ObjectChanges) -> Iterator[ClusterStates]:
+        """Yield the states of the clusters that changes of a collection's objects concern.
+
+        Thousands of clusters may need one object, so they are yielded in batches. Each must be applied before the next.
+        """
+
+    def states_once_listed(self, position: Position) -> Iterator[ClusterStates]:
+        """Yield the states that follow from complete lists of all collections: unknown objects do not exist."""
+
+    def objects_of(self, cluster: str) -> tuple[ObjectReference, ...]:
+        """Return the objects that describe a cluster."""
+
+    def stored_objects(self) -> Iterator[StoredObject]:
+        """Yield the objects that the state file stores in addition to the clusters."""
+
+
+class ObjectsAreClusters:
+    """Each object is the cluster of its name."""
+
+    def restored_objects(
+        self, clusters: Sequence[Ready], objects: Iterable[StoredObject]
+    ) -> Iterable[Sequence[ObservedObject]]:
+        del objects
+        return (clusters,)
+
+    def restore(self, collection: int, objects: ObjectChanges) -> None:
+        pass
+
+    def states(self, collection: int, objects: ObjectChanges) -> Iterator[ClusterStates]:
+        del collection
+        yield ClusterStates([change.seen for change in objects.changes], objects.position)  # type: ignore[misc]
+
+    def states_once_listed(self, position: Position) -> Iterator[ClusterStates]:
+        del position
+        return iter(())
+
+    def objects_of(self, cluster: str) -> tuple[ObjectReference, ...]:
+        return ((0, cluster),)
+
+    def stored_objects(self) -> Iterator[StoredObject]:
+        return iter(())
+
+
 class ClusterSource:
     def __init__(
         self,
@@ -94,7 +168,8 @@ class ClusterSource:
         self.name = self.description.name
         self.observer = observer
         budget = ObjectBudget(policy.objects_limit)
-        objects = [ObjectRecords(CollectionWeight(budget)) for _ in keys] if reduce is not None else []
+        stores = [ObjectStore(CollectionWeight(budget)) for _ in keys]
+        self._positions = SourcePositions(fleet.positions, range(len(keys)))
         self.registry = Registry(
             fleet.log,
             policy.not_ready,
@@ -103,10 +178,7 @@ class ClusterSource:
             releases=fleet.releases,
             claims=fleet.claims,
             server=self.description.server or self.name,
-            weight=None if objects else CollectionWeight(budget),
         )
-        starting = ViewStatus(ViewState.CATCHING_UP, time.monotonic(), "Starting", "nothing was read yet")
-        self.status = starting
         self._shown_held: HeldNotReady | None = None
         self._listed: int | None = None
         """The number of clusters that the first list of this run described, or a later one that had more."""
@@ -117,97 +189,126 @@ class ClusterSource:
         subscriber at or below this revision knows."""
         self._is_assigned = True
         """Whether it is known which clusters this daemon must engage."""
-        self._reduction = None if reduce is None else Reduction(reduce, self.registry, objects)
-        self._order = 0
-        self.feeds = tuple(
-            Feed(
-                self,
-                watch,
-                objects[watch] if objects else self.registry,
-                pending_deletions=policy.pending_deletions(),
-                observer=observer,
-                status=starting,
-                guard=policy.guard(),
-                keys=each,
+        self._meaning: Meaning = ObjectsAreClusters() if reduce is None else ClaimIndex(reduce, self.registry, stores)
+        self.status = ViewStatus(ViewState.CATCHING_UP, time.monotonic(), "Starting", "nothing was read yet")
+        self.collections = tuple(
+            Collection(
+                number,
+                store,
+                policy.pending_deletions(),
+                self._positions,
+                policy.guard(),
+                keys=keys[number],
+                status=self.status,
             )
-            for watch, each in enumerate(keys)
+            for number, store in enumerate(stores)
         )
+        self.progress = SourceProgress()
         fleet.add(self)
 
-    # --- what the feeds report ---
+    # --- what is read of the server ---
 
     @property
     def synced(self) -> bool:
-        """True after one complete list of each collection, in this run or in the run that wrote the state file."""
-        return self._is_assigned and self._is_listed
-
-    @property
-    def _is_listed(self) -> bool:
-        return all(feed.synced for feed in self.feeds)
+        return self.progress.synced
 
     @property
     def is_restored(self) -> bool:
-        """True while part of the state is from the state file. It may differ from what was engaged since then."""
-        return any(feed.is_restored for feed in self.feeds)
-
-    def began(self) -> _Progress:
-        self._order += self._is_listed  # all claims of the first lists have the same order
-        return self._progress
-
-    @property
-    def _progress(self) -> _Progress:
-        is_listed, is_complete, is_restored, lists = True, True, False, 0
-        for feed in self.feeds:  # in one pass: this runs twice for each batch of events
-            intake = feed.intake
-            is_listed = is_listed and intake.synced
-            is_complete = is_complete and not intake.awaits_list
-            is_restored = is_restored or intake.is_restored
-            lists += intake.lists
-        return _Progress(is_listed and self._is_assigned, is_listed and is_complete, is_restored, lists)
+        return self.progress.is_restored
 
     @property
     def lists(self) -> int:
-        """The number of lists of this run that were applied, at least in part."""
-        return sum(feed.intake.lists for feed in self.feeds)
+        return self.progress.lists
 
-    def apply(self, feed: Feed, changes: list[Any], read_at: float) -> Iterator[None]:
-        """Apply changes of objects. Thousands of clusters may need one object, so they are committed in batches."""
-        if self._reduction is None:
-            self.fleet.publish(self, changes, read_at)
-            yield
+    def apply(
+        self, collection: Collection, source_events: Iterable[SourceEvent[ObservedObject]], read_at: float
+    ) -> Iterator[None]:
+        """Apply source events in batches; the caller may let other tasks run between them."""
+        for objects in collection.apply_events(self._reported(collection, source_events), at(read_at)):
+            for states in self._meaning.states(collection.number, objects):
+                self._engage(states, read_at)
+                yield
+        self._update_progress(read_at)
+
+    def resolve(
+        self, collection: Collection, request: ConfirmationRequest, result: ConfirmationResult, read_at: float
+    ) -> None:
+        """Apply the result of a confirmation read."""
+        was_refused = collection.pending_deletions.refused
+        objects = collection.resolve(request, result, at(read_at))
+        self._report_confirmation(result, was_refused, collection.pending_deletions.refused)
+        for states in self._meaning.states(collection.number, objects):
+            self._engage(states, read_at)
+        self._update_progress(read_at)
+
+    def set_followed(self, collection: Collection, followed: ViewStatus) -> None:
+        """Record how a collection is followed."""
+        collection.followed = followed
+        self._pause_graces(worst([each.followed for each in self.collections]))
+        self._set_status()
+
+    def _engage(self, states: ClusterStates, read_at: float) -> None:
+        self.fleet.publish(self, self.registry.commit(states.states, at(read_at), states.position), read_at)
+
+    def _update_progress(self, read_at: float) -> None:
+        before, now = self.progress, self._present_progress()
+        if now == before:
             return
-        names = self._reduction.apply(feed.watch, changes, self._order)
-        for begin in range(0, max(len(names), 1), CLUSTERS_PER_STEP):
-            self.fleet.publish(
-                self, self._reduction.commit(names[begin : begin + CLUSTERS_PER_STEP], at(read_at)), read_at
-            )
-            yield
-
-    def ended(self, progress: _Progress, read_at: float) -> None:
-        now = self._progress
-        if self._reduction is not None and now.is_complete:
-            if not progress.is_complete:
-                self.fleet.publish(self, self._reduction.listed(at(read_at)), read_at)
-            self.registry.list_ended()
-        if now.lists != progress.lists and now.is_complete:
+        self.progress = now
+        if now.is_complete and not before.is_complete:
+            for states in self._meaning.states_once_listed(self._positions.of_first_lists):
+                self._engage(states, read_at)
+        if now.lists != before.lists and now.is_complete:
             self._listed = max(self._listed or 0, self.registry.present_count)
-        if now.synced and not progress.synced:
+        if now.synced and not before.synced:
             self.observer.synced(self.registry.engaged)
-        if now != progress:
-            self.fleet.notifier.notify()
+        self.fleet.notifier.notify()
+
+    def _present_progress(self) -> SourceProgress:
+        is_synced, is_complete, is_restored, lists = self._is_assigned, True, False, 0
+        for collection in self.collections:  # in one pass: this runs for each batch of events
+            progress = collection.progress
+            is_synced = is_synced and progress.is_synced
+            is_complete = is_complete and progress.is_synced and not progress.awaits_list
+            is_restored = is_restored or collection.is_restored
+            lists += progress.lists
+        return SourceProgress(is_synced, is_complete, is_restored, lists)
+
+    def _reported(
+        self, collection: Collection, source_events: Iterable[SourceEvent[ObservedObject]]
+    ) -> Iterator[SourceEvent[ObservedObject]]:
+        """Report what operators must learn of source events."""
+        for event in source_events:
+            match event:
+                case ObjectChanged() | Listed():
+                    if isinstance(seen := event.observation, Malformed | Refused) and collection.is_newly_refused(seen):
+                        self.observer.object_refused(seen)
+                case Relisting(reason):
+                    self.observer.relisting(reason)
+                case EventIgnored(problem):
+                    self.observer.event_ignored(problem)
+            yield event
+
+    def _report_confirmation(self, result: ConfirmationResult, was_refused: str | None, refused: str | None) -> None:
+        is_refusal = isinstance(result, Inconclusive) and result.is_refusal
+        self.observer.confirmed("refused" if is_refusal else _RESULTS[type(result)])
+        if refused and not was_refused:
+            self.observer.confirmations_refused(refused)
+        elif was_refused and not refused:
+            self.observer.confirmations_accepted()
+
+    # --- the first list of this run ---
 
     @property
     def first_list(self) -> FirstList:
         """What the first list of this run described. What the watch added proves nothing about what the list lacks."""
         engaged = self.registry.engaged
-        limits = (feed.intake.unverified for feed in self.feeds)
+        limits = (each.unverified for each in self.collections)
         return FirstList(
             engaged if self._listed is None else min(engaged, self._listed), next(filter(None, limits), None)
         )
 
-    def status_changed(self) -> None:
-        self._pause_graces(worst([feed.followed for feed in self.feeds]))
-        self._set_status()
+    # --- status ---
 
     def _pause_graces(self, followed: ViewStatus) -> None:
         if followed.state is not ViewState.STREAMING:
@@ -219,7 +320,7 @@ class ClusterSource:
 
     def _set_status(self) -> None:
         """Set the status to the worst one of the collections, unless clusters are held although they are not ready."""
-        status, held = worst([feed.status for feed in self.feeds]), self.registry.not_ready_held
+        status, held = worst([each.status for each in self.collections]), self.registry.not_ready_held
         self._shown_held = held
         if held is not None and status.state is ViewState.STREAMING:
             status = ViewStatus(ViewState.CATCHING_UP, held.since, NOT_READY_HELD, held.message, status.last_contact)
@@ -246,37 +347,29 @@ class ClusterSource:
 
     def stored_objects(self) -> Iterator[StoredObject]:
         """Yield the objects that the state file stores in addition to the clusters."""
-        for feed in self.feeds if self._reduction is not None else ():
-            for key, record in feed.objects.items():
-                if record.engaged:
-                    yield StoredObject(feed.watch, key, record.uid, tuple(each.cluster for each in record.claims))
+        return self._meaning.stored_objects()
 
     def restore(
         self, stored: Iterable[tuple[Ready, float]], objects: Iterable[StoredObject], status: ViewStatus
     ) -> None:
         """Serve the clusters of an earlier run at once, with a status that says how old they are."""
-        now, present = at(status.since), list(objects)
-        if self._reduction is None:
-            events = self.feeds[0].intake.restore(stored, now)
-        else:
-            events = [event for seen, engaged_at in stored for event in self.registry.restore(seen, engaged_at, now)]
-            for feed in self.feeds:
-                known = (_unread(each) for each in present if each.watch == feed.watch)
-                self._reduction.restore(feed.watch, feed.intake.restore(known, now))
-        for feed in self.feeds:
-            feed.source(status)
+        now, clusters = at(status.since), list(stored)
+        events = [event for seen, engaged_at in clusters for event in self.registry.restore(seen, engaged_at, now)]
+        for collection, known in enumerate(self._meaning.restored_objects([seen for seen, _ in clusters], objects)):
+            self._meaning.restore(collection, self.collections[collection].restore(known))
+        for each in self.collections:
+            self.set_followed(each, status)
         self.fleet.publish(self, events, status.since)
-        self.observer.synced(self.registry.engaged)
-        self.fleet.notifier.notify()
+        self._update_progress(status.since)
 
     # --- changes that no object makes ---
 
     def set_targets(self, targets: Iterable[Target], now: float) -> None:
         """Engage the clusters of a source that knows all of them from the start."""
-        ready: list[SourceEvent[Observation]] = [Listed(Ready(target.uid, "", target)) for target in targets]
-        for _ in self.feeds[0].take([ListStarted(), *ready, ListEnded()], now):
+        ready: list[SourceEvent[ObservedObject]] = [Listed(Ready(target.uid, "", target)) for target in targets]
+        for _ in self.apply(self.collections[0], [ListStarted(), *ready, ListEnded()], now):
             pass
-        self.feeds[0].source(ViewStatus(ViewState.STREAMING, now, last_contact=now))
+        self.set_followed(self.collections[0], ViewStatus(ViewState.STREAMING, now, last_contact=now))
 
     def connectivity_changed(self, change: ConnectivityChange) -> None:
         now = at(time.monotonic())
@@ -293,6 +386,7 @@ class ClusterSource:
     def await_assignment(self, message: str) -> None:
         """Engage nothing, and stay unsynced, until `assign` says which clusters this daemon owns."""
         self._is_assigned = False
+        self.progress = self._present_progress()
         self.registry.assigned_elsewhere = lambda _: message
 
     def assign(self, elsewhere: Callable[[str], str | None], timeout_s: float, *, is_decided: bool) -> Iterator[None]:
@@ -309,9 +403,7 @@ class ClusterSource:
             yield
         if is_decided and not self._is_assigned:
             self._is_assigned = True
-            if self.synced:
-                self.observer.synced(self.registry.engaged)
-            self.fleet.notifier.notify()
+            self._update_progress(_steady())
 
     def lose_ownership(self, message: str) -> None:
         """Disengage everything at once, until `assign` is called again."""
@@ -324,37 +416,33 @@ class ClusterSource:
 
     @property
     def deletions_unconfirmed(self) -> int:
-        return sum(len(feed.pending_deletions) for feed in self.feeds)
+        return sum(len(each.pending_deletions) for each in self.collections)
+
+    @property
+    def outdated(self) -> int:
+        """The number of observations that were dropped because a later one of the same object came first."""
+        return sum(each.store.outdated for each in self.collections)
 
     @property
     def deletions_held(self) -> int:
-        return sum(feed.pending_deletions.held for feed in self.feeds)
+        return sum(each.pending_deletions.held for each in self.collections)
 
     def pending_deletion(self, cluster: str) -> tuple[float, str] | None:
         """Return when an object of the cluster was reported as deleted, and what keeps that from being confirmed."""
-        pending = (feed.pending_deletions.explain(key) for feed, key in self._objects_of(cluster))
+        pending = (of.pending_deletions.explain(key) for of, key in self._objects_of(cluster))
         return next(filter(None, pending), None)
 
     def problem_of(self, cluster: str) -> str:
         """Return why objects that describe a cluster cannot be used, so that the cluster stays as last described.
 
-        Empty if each object is itself a cluster.
+        Empty if the cluster's state says so already.
         """
-        if self._reduction is None:
-            return ""
-        return "; ".join(filter(None, (feed.problem_of(key) for feed, key in self._objects_of(cluster))))
+        record = self.registry[cluster]
+        problems = (of.problem_of(key) for of, key in self._objects_of(cluster))
+        return "; ".join(each for each in problems if each and record is not None and each != record.message)
 
-    def _objects_of(self, cluster: str) -> Iterable[tuple[Feed, str]]:
-        if self._reduction is None:
-            return ((self.feeds[0], cluster),)
-        return ((self.feeds[watch], key) for watch, key in self._reduction.objects(cluster))
-
-
-def _unread(stored: StoredObject) -> tuple[Ready, float]:
-    """Return a stored object as present; its content is not known until it is seen again."""
-    claims = tuple(Claim(name, UNREAD) for name in stored.clusters)
-    unread = ClaimingObject(name=stored.key, uid=stored.uid, place=(), claims=claims, content=UNREAD)
-    return Ready(stored.uid, "", unread), 0.0
+    def _objects_of(self, cluster: str) -> Iterable[tuple[Collection, str]]:
+        return ((self.collections[number], key) for number, key in self._meaning.objects_of(cluster))
 
 
 def _steady() -> float:

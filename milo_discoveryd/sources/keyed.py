@@ -1,15 +1,15 @@
 """What a source follows, under the keys of its clusters: `SOURCE#NAME`, or `NAME` if the source has no name."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from msgspec.structs import replace
 
 from milo_discoveryd.daemon_errors import StartError
-from milo_discoveryd.model.claims import ClaimingObject, ObjectClaim
+from milo_discoveryd.model.claims import ClaimingObject, ObjectClaim, ObjectContent, ObservedObject
 from milo_discoveryd.model.cluster import Target, key_of
-from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready, Refused, fields
+from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready, Refused
 from milo_discoveryd.model.resource import NAMES, ObjectKeys, Resource, WatchedCollection
 from milo_discoveryd.model.selector import parse as parse_selector
 from milo_discoveryd.sources.kind import (
@@ -26,12 +26,14 @@ from milo_discoveryd.sources.kind import (
 from milo_discoveryd.sources.reading import KubeObject, MalformedError, Metadata, malformed
 from milo_kube.reflect.wire import Decoder
 
+Decoded = TypeVar("Decoded", Observation, ObservedObject)
+
 
 class FollowedCollection(NamedTuple):
     """A watched collection, and the decoder of its objects."""
 
     watched: WatchedCollection
-    decoder: Decoder[Any, Observation]
+    decoder: Decoder[Any, ObservedObject]
     server: str = ""
     """URL of the API server that has the collection. Default: the source's."""
 
@@ -75,12 +77,12 @@ class KeyedSource:
             raise ValueError(f"{stored.name!r} is not within {self._selector}")
         return self._restored_place(replace(stored, name=stored.local_name, source=""))
 
-    def observe_file(self, found: FileObject) -> Observation:
+    def observe_file(self, found: FileObject) -> ObservedObject:
         """Return what a file, or a part of it, says."""
         if found.problem:
             return Malformed(found.key, found.uid, "", found.problem)
         claims = tuple(replace(each, cluster=key_of(each.cluster, self.name)) for each in found.claims)
-        return Ready(found.uid, "", ClaimingObject(name=found.key, uid=found.uid, place=(), claims=claims))
+        return ClaimingObject(found.key, found.uid, "", ObjectContent(claims))
 
     def _of_clusters(self, follows: OneResource, label_selector: str) -> FollowedCollection:
         resource = _selecting(follows.resource, label_selector)
@@ -93,6 +95,7 @@ class KeyedSource:
 
         observe = _within(resource, usable, lambda obj: obj.metadata.name)
         keys = self.keys[0]
+        decoder: Decoder[Any, ObservedObject]
         if not self.name:
             decoder = Decoder(self._checked(follows.object_type), observe, Malformed)
             return FollowedCollection(WatchedCollection(resource, keys), decoder)
@@ -109,19 +112,15 @@ class KeyedSource:
         def key(obj: KubeObject) -> str:
             return keys.key(obj.metadata.namespace, obj.metadata.name)
 
-        def observe(obj: KubeObject) -> Observation:
+        def observe(obj: KubeObject) -> ObservedObject:
             metadata, name = obj.metadata, key(obj)
             try:
                 if isinstance(watch, ReferencedWatch):
-                    return _content(name, metadata, watch.content(obj))
+                    return _referenced(name, metadata, watch.content(obj))
                 claims = tuple(replace(each, cluster=key_of(each.cluster, self.name)) for each in watch.claims(obj))
             except MalformedError as error:
                 return Malformed(name, metadata.uid, metadata.resourceVersion, str(error))
-            is_terminating = metadata.deletionTimestamp is not None
-            claiming = ClaimingObject(
-                name=name, uid=metadata.uid, place=(), claims=claims, is_terminating=is_terminating
-            )
-            return Ready(metadata.uid, metadata.resourceVersion, claiming)
+            return _claiming(name, metadata, ObjectContent(claims))
 
         decoder = Decoder(self._checked(watch.object_type), _within(resource, observe, key), Malformed, keys.key)
         server = watch.server if isinstance(watch, ReferencedWatch) else ""
@@ -164,13 +163,16 @@ class KeyedSource:
         return replace(target, name=key_of(target.name, self.name), source=self.name) if self.name else target
 
 
-def _content(key: str, metadata: Metadata, content: object) -> Observation:
-    if content is None:
+def _referenced(key: str, metadata: Metadata, value: object) -> ObservedObject:
+    if value is None:
         # The removal guard counts objects with content, so that others do not hide a mass removal.
         return NotReady(key, metadata.uid, metadata.resourceVersion, "it has no content that a claim needs")
+    return _claiming(key, metadata, ObjectContent(value=value))
+
+
+def _claiming(key: str, metadata: Metadata, content: ObjectContent) -> ClaimingObject:
     is_terminating = metadata.deletionTimestamp is not None
-    referenced = ClaimingObject(name=key, uid=metadata.uid, place=(), content=content, is_terminating=is_terminating)
-    return Ready(metadata.uid, metadata.resourceVersion, referenced)
+    return ClaimingObject(key, metadata.uid, metadata.resourceVersion, content, is_terminating)
 
 
 def _selecting(resource: Resource, label_selector: str) -> Resource:
@@ -179,14 +181,14 @@ def _selecting(resource: Resource, label_selector: str) -> Resource:
 
 
 def _within(
-    resource: Resource, observe: Callable[[Any], Observation], key: Callable[[KubeObject], str]
-) -> Callable[[Any], Observation]:
+    resource: Resource, observe: Callable[[Any], Decoded], key: Callable[[KubeObject], str]
+) -> Callable[[Any], Decoded | Outside]:
     """Extend `observe` by a check of the label selector: a GET by name also returns objects that do not match it."""
     selector = parse_selector(resource.label_selector)
     if not selector:
         return observe
 
-    def checked(obj: KubeObject) -> Observation:
+    def checked(obj: KubeObject) -> Decoded | Outside:
         metadata = obj.metadata
         if selector.matches((metadata.labels or {}).items()):
             return observe(obj)
@@ -194,6 +196,6 @@ def _within(
         if isinstance(seen, Refused):
             return seen
         message = f"its labels do not match the daemon's label selector {selector}"
-        return Outside(key(obj), metadata.uid, metadata.resourceVersion, message, fields(seen))
+        return Outside(key(obj), metadata.uid, metadata.resourceVersion, message, seen.fields)
 
     return checked

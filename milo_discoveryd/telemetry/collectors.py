@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
 from milo_discoveryd.model.cluster import Reachability
-from milo_discoveryd.registry.cluster_records import ObjectState
+from milo_discoveryd.model.observation import ObjectState
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.source import ClusterSource
 from milo_kube.reflect.view_status import ViewState
@@ -64,7 +64,7 @@ class FleetCollector(Collector):
             labels=labels,
         )
         for of in fleet.sources:
-            outdated.add_metric(self._values(of), of.registry.outdated)
+            outdated.add_metric(self._values(of), of.outdated)
         yield outdated
         yield _gauge("milo_discoveryd_log_revision", "Latest revision of the change log.", fleet.log.head)
         yield self._by_source(

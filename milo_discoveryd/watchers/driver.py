@@ -2,23 +2,25 @@
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import msgspec
 
-from milo_discoveryd.model.observation import Observation, Outside, fields
+from milo_discoveryd.model.claims import ObservedObject
+from milo_discoveryd.model.observation import Outside
 from milo_discoveryd.model.resource import WatchedCollection
-from milo_discoveryd.registry.object_budget import OVER_BUDGET
-from milo_discoveryd.registry.pending_deletions import (
+from milo_discoveryd.objects.budget import OVER_BUDGET
+from milo_discoveryd.objects.collection import Collection
+from milo_discoveryd.objects.pending_deletions import (
     Absent,
     ConfirmationRequest,
     ConfirmationResult,
     Found,
     Inconclusive,
-    PendingDeletions,
 )
+from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.watchers.liveness_probe import LivenessProbe
 from milo_kube import retry_after
 from milo_kube.http.errors import TransportError
@@ -34,47 +36,12 @@ CONFIRMATION_TIMEOUT_S = 5.0
 
 
 OVER_BUDGET_RETRY_S = 300.0
-NewReflector = Callable[[ViewStatus | None, str], Reflector[Observation]]
+NewReflector = Callable[[ViewStatus | None, str], Reflector[ObservedObject]]
 """Returns a reflector that begins with a list, given a status and the highest resource version so far."""
 
 
 class _SourceOverBudgetError(Exception):
     """The API server has sent more objects than the daemon keeps."""
-
-
-class Sink(Protocol):
-    """The receiver of source events and confirmation results."""
-
-    def take(self, source_events: Iterable[SourceEvent[Observation]], read_at: float) -> Iterator[None]:
-        """Apply source events in batches, so that the caller can yield to the event loop between them."""
-
-    @property
-    def over_budget(self) -> str:
-        """Why source events were dropped; empty if none was."""
-
-    @property
-    def reference_objects(self) -> tuple[tuple[str, str], ...]:
-        """Names and UIDs of a few objects that should exist."""
-
-    @property
-    def ignores_lists(self) -> bool:
-        """True while lists are older than what was seen. The server's reads may be as old."""
-
-    def resolve(self, request: ConfirmationRequest, result: ConfirmationResult, read_at: float) -> None: ...
-
-    def source(self, status: ViewStatus) -> None: ...
-
-    def liveness_checked(self, result: str) -> None: ...
-
-    @property
-    def due_at(self) -> float | None:
-        """When to call `tick`, if nothing else happens."""
-
-    def tick(self, now: float) -> None: ...
-
-    @property
-    def relist_at(self) -> float | None:
-        """When another list is needed, whatever the watch reports."""
 
 
 class Confirmations:
@@ -86,14 +53,15 @@ class Confirmations:
 
     def __init__(
         self,
-        pending_deletions: PendingDeletions,
-        sink: Sink,
+        source: ClusterSource,
+        collection: Collection,
         read: Callable[[str], Awaitable[ConfirmationResult]],
         trusted_from: Callable[[], float],
         is_proven: Callable[[], bool] = lambda: True,
     ) -> None:
-        self._pending_deletions = pending_deletions
-        self._sink = sink
+        self._source = source
+        self._collection = collection
+        self._pending_deletions = collection.pending_deletions
         self._read = read
         self._source_trusted_from = trusted_from
         self._is_proven = is_proven
@@ -102,19 +70,19 @@ class Confirmations:
 
     def applied(self) -> None:
         """Wake the timers: source events were applied, so confirmations or ticks may be due."""
-        if not self._pending_deletions.is_idle or self._sink.due_at is not None:
+        if not self._pending_deletions.is_idle or self._source.due_at is not None:
             self._has_timers.set()
 
     async def run(self) -> None:
-        """Make confirmation requests and tick the sink, each when it is due, until cancelled."""
+        """Make confirmation requests and tick the source, each when it is due, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             while True:
-                self._sink.tick(self._clock())
+                self._source.tick(self._clock())
                 self._pending_deletions.defers_rechecks = not self._is_proven()
                 if self._is_trusted:
                     for request in self._pending_deletions.take_due(self._clock()):
                         tasks.create_task(self._confirm(request), name=f"confirm the deletion of {request.name}")
-                confirm_at, tick_at = self._pending_deletions.next_at, self._sink.due_at
+                confirm_at, tick_at = self._pending_deletions.next_at, self._source.due_at
                 due = min(
                     math.inf if confirm_at is None else max(confirm_at, self._trusted_from()),
                     math.inf if tick_at is None else tick_at,
@@ -130,11 +98,11 @@ class Confirmations:
         result = await self._confirmed(request.name)
         if not self._is_trusted or (request.was_refuted and not self._is_proven()):
             result = Inconclusive("the source was lost before the response came")
-        self._sink.resolve(request, result, self._clock())
+        self._source.resolve(self._collection, request, result, self._clock())
         self._has_timers.set()
 
     def _trusted_from(self) -> float:
-        return math.inf if self._sink.ignores_lists else self._source_trusted_from()
+        return math.inf if self._collection.ignores_lists else self._source_trusted_from()
 
     @property
     def _is_trusted(self) -> bool:
@@ -142,7 +110,7 @@ class Confirmations:
 
     async def _confirmed(self, name: str) -> ConfirmationResult:
         result = await self._read(name)
-        reference_objects = self._sink.reference_objects
+        reference_objects = self._collection.reference_objects
         if not isinstance(result, Absent) or not reference_objects:
             return result
         # Another server, such as a wrong backend behind the same address, answers "not found" too, but for all objects.
@@ -175,10 +143,10 @@ class Driver:
         api: SourceApi,
         watched: WatchedCollection,
         *,
-        decoder: Decoder[Any, Observation],
+        decoder: Decoder[Any, ObservedObject],
         new_reflector: NewReflector,
-        pending_deletions: PendingDeletions,
-        sink: Sink,
+        source: ClusterSource,
+        collection: Collection,
         connect_timeout_s: float,
         request_timeout_s: float,
         liveness: LivenessPolicy,
@@ -191,13 +159,14 @@ class Driver:
         self._decoder = decoder
         self._new_reflector = new_reflector
         self._reflector = new_reflector(status, highest_version)
-        self._sink = sink
+        self._source = source
+        self._collection = collection
         self._connect_timeout_s = connect_timeout_s
         self._request_timeout_s = request_timeout_s
-        self._liveness_probe = LivenessProbe(api, liveness, sink.liveness_checked)
+        self._liveness_probe = LivenessProbe(api, liveness, source.observer.liveness_checked)
         self._confirmations = Confirmations(
-            pending_deletions,
-            sink,
+            source,
+            collection,
             self._read_object,
             lambda: self._reflector.trusted_from,
             lambda: self._reflector.trust.is_known,
@@ -225,7 +194,7 @@ class Driver:
                 reflector=self._reflector,
                 waits=self._liveness_probe,
                 apply=self._apply,
-                report=self._sink.source,
+                report=self._report,
                 connect_timeout_s=self._connect_timeout_s,
                 request_timeout_s=self._request_timeout_s,
             )
@@ -235,20 +204,23 @@ class Driver:
                 contact = self._reflector.status.last_contact
                 status = ViewStatus(ViewState.STALE, self._clock(), OVER_BUDGET, str(error), contact)
             self._reflector = self._new_reflector(status, self.highest_version)
-            self._sink.source(status)
-            for _ in self._sink.take((ListStarted(),), self._clock()):
+            self._report(status)
+            for _ in self._source.apply(self._collection, (ListStarted(),), self._clock()):
                 pass  # drops a list that did not end
             await asyncio.sleep(OVER_BUDGET_RETRY_S)
 
-    async def _apply(self, source_events: Iterable[SourceEvent[Observation]]) -> None:
+    def _report(self, status: ViewStatus) -> None:
+        self._source.set_followed(self._collection, status)
+
+    async def _apply(self, source_events: Iterable[SourceEvent[ObservedObject]]) -> None:
         read_at = self._clock()
-        batches = self._sink.take(source_events, read_at)
+        batches = self._source.apply(self._collection, source_events, read_at)
         next(batches, None)  # usually the only batch, and the next await yields to the event loop
         for _ in batches:
             await asyncio.sleep(0)
-        self._reflector.relist_by(self._sink.relist_at)
+        self._reflector.relist_by(self._collection.relist_at)
         self._confirmations.applied()
-        if problem := self._sink.over_budget:
+        if problem := self._collection.over_budget:
             raise _SourceOverBudgetError(problem)
 
     async def _read_object(self, key: str) -> ConfirmationResult:
@@ -271,7 +243,7 @@ class Driver:
             return Absent()
         return _inconclusive(answer)
 
-    async def _selected(self, observation: Observation, namespace: str, name: str) -> ConfirmationResult:
+    async def _selected(self, observation: ObservedObject, namespace: str, name: str) -> ConfirmationResult:
         """Return whether an object that exists is within the field selector, which only the API server can evaluate."""
         resource = self._watched.resource
         if not resource.field_selector:
@@ -289,7 +261,7 @@ class Driver:
         if any(each.name == observation.name for each in listed):
             return Found(observation)
         message = f"it does not match the daemon's field selector {resource.field_selector}"
-        return Found(Outside(observation.name, observation.uid, observation.version, message, fields(observation)))
+        return Found(Outside(observation.name, observation.uid, observation.version, message, observation.fields))
 
     @property
     def _confirmation_timeout_s(self) -> float:

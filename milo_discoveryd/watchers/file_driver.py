@@ -12,16 +12,17 @@ from milo_discoveryd.credentials.kubeconfig_files import (
     UnsettledFileError,
 )
 from milo_discoveryd.log import log
-from milo_discoveryd.model.observation import Observation
-from milo_discoveryd.registry.pending_deletions import (
+from milo_discoveryd.model.claims import ObservedObject
+from milo_discoveryd.objects.collection import Collection
+from milo_discoveryd.objects.pending_deletions import (
     Absent,
     ConfirmationResult,
     Found,
     Inconclusive,
-    PendingDeletions,
 )
+from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.sources.kind import FileObject
-from milo_discoveryd.watchers.driver import Confirmations, Sink
+from milo_discoveryd.watchers.driver import Confirmations
 from milo_discoveryd.watchers.inotify import Inotify
 from milo_kube.file_content import SETTLED_S
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEvent
@@ -44,20 +45,21 @@ class FileDriver:
     def __init__(
         self,
         files: KubeconfigFiles,
-        observe: Callable[[FileObject], Observation],
+        observe: Callable[[FileObject], ObservedObject],
         *,
-        pending_deletions: PendingDeletions,
-        sink: Sink,
+        source: ClusterSource,
+        collection: Collection,
         status: ViewStatus | None = None,
     ) -> None:
-        """`status` is that of an earlier run's clusters, which the sink has already."""
+        """`status` is that of an earlier run's clusters, which the source has already."""
         self._files = files
         self._observe = observe
-        self._sink = sink
+        self._source = source
+        self._collection = collection
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
         self._status = status or ViewStatus(ViewState.CATCHING_UP, self._clock(), "Starting")
         self._has_listed = False
-        self._confirmations = Confirmations(pending_deletions, sink, self._read, lambda: self._trusted_from)
+        self._confirmations = Confirmations(source, collection, self._read, lambda: self._trusted_from)
 
     async def run(self) -> None:
         """Follow the files until cancelled."""
@@ -70,7 +72,7 @@ class FileDriver:
         return self._status.since if self._status.state is ViewState.STREAMING else math.inf
 
     async def _follow(self) -> None:
-        self._sink.source(self._status)
+        self._source.set_followed(self._collection, self._status)
         if (exposure := await asyncio.to_thread(self._files.exposure)) is not None:
             log.warning("kubeconfig directory is writable by every user", problem=exposure)
         inotify = Inotify()
@@ -91,7 +93,7 @@ class FileDriver:
             inotify.close()
 
     async def _wait(self, changed: asyncio.Event, most_s: float) -> None:
-        relist_at = self._sink.relist_at
+        relist_at = self._collection.relist_at
         until = self._clock() + most_s
         with suppress(TimeoutError):
             async with asyncio.timeout_at(until if relist_at is None else min(until, relist_at)):
@@ -126,20 +128,20 @@ class FileDriver:
         if isinstance(found, FilesError):
             self._failed(found, now)
             return
-        listed: list[SourceEvent[Observation]] = [Listed(self._observe(each)) for each in found.objects]
-        for _ in self._sink.take([ListStarted(), *listed, ListEnded()], now):
+        listed: list[SourceEvent[ObservedObject]] = [Listed(self._observe(each)) for each in found.objects]
+        for _ in self._source.apply(self._collection, [ListStarted(), *listed, ListEnded()], now):
             await asyncio.sleep(0)
         self._has_listed = True
         since = self._status.since if self._status.state is ViewState.STREAMING else now
         self._status = ViewStatus(ViewState.STREAMING, since, last_contact=now)
-        self._sink.source(self._status)
+        self._source.set_followed(self._collection, self._status)
         self._files.announce(found.changed)
         self._confirmations.applied()
 
     def _failed(self, error: FilesError, now: float) -> None:
         since = self._status.since if self._status.state is ViewState.STALE else now
         self._status = ViewStatus(ViewState.STALE, since, error.reason, str(error), self._status.last_contact)
-        self._sink.source(self._status)
+        self._source.set_followed(self._collection, self._status)
 
     async def _read(self, key: str) -> ConfirmationResult:
         try:

@@ -8,8 +8,9 @@ from typing import Protocol
 import msgspec
 
 from milo_discoveryd.credentials.kubeconfig_files import KubeconfigFiles
+from milo_discoveryd.model.claims import ObservedObject
 from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.model.observation import Observation, Ready
+from milo_discoveryd.model.observation import Ready
 from milo_discoveryd.registry.source import RESTORED, ClusterSource
 from milo_discoveryd.sources.keyed import FollowedCollection
 from milo_discoveryd.sources.kind import FileObject, RestoredPlace
@@ -68,8 +69,8 @@ class Discovery:
         collections: Sequence[FollowedCollection],
         restored_place: RestoredPlace,
     ) -> None:
-        """Follow the source until canceled. `collections` has an item for each of the fleet's feeds, and `api_at`
-        returns the API server of one by `FollowedCollection.server`.
+        """Follow the source until canceled. `collections` has an item for each one of the source, and `api_at` returns
+        the API server of one by `FollowedCollection.server`.
         """
         status, highest_version = self._storage.restore(restored_place)
         drivers = [
@@ -78,15 +79,15 @@ class Discovery:
                 each.watched,
                 decoder=each.decoder,
                 new_reflector=self._reflector,
-                pending_deletions=feed.pending_deletions,
-                sink=feed,
+                source=self._source,
+                collection=collection,
                 connect_timeout_s=self._connect_timeout_s,
                 request_timeout_s=self._request_timeout_s,
                 liveness=self._policy.liveness,
                 status=status,
                 highest_version=highest_version,
             )
-            for feed, each in zip(self._source.feeds, collections, strict=True)
+            for collection, each in zip(self._source.collections, collections, strict=True)
         ]
         async with asyncio.TaskGroup() as tasks:
             saving = self._storage.save(lambda: oldest(driver.highest_version for driver in drivers))
@@ -94,7 +95,7 @@ class Discovery:
             for driver in drivers:
                 tasks.create_task(driver.run(), name="follow a collection")
 
-    def _reflector(self, status: ViewStatus | None, highest_version: str) -> Reflector[Observation]:
+    def _reflector(self, status: ViewStatus | None, highest_version: str) -> Reflector[ObservedObject]:
         now = asyncio.get_running_loop().time()
         return Reflector(self._policy, self._jitter, now, status, highest_version=highest_version)
 
@@ -107,12 +108,12 @@ class FileDiscovery:
         self._storage = _SourceStorage(source, store, epoch)
 
     async def run(
-        self, files: KubeconfigFiles, observe: Callable[[FileObject], Observation], restored_place: RestoredPlace
+        self, files: KubeconfigFiles, observe: Callable[[FileObject], ObservedObject], restored_place: RestoredPlace
     ) -> None:
         """Follow the files until canceled."""
         status, _ = self._storage.restore(restored_place)
-        (feed,) = self._source.feeds
-        driver = FileDriver(files, observe, pending_deletions=feed.pending_deletions, sink=feed, status=status)
+        (collection,) = self._source.collections
+        driver = FileDriver(files, observe, source=self._source, collection=collection, status=status)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._storage.save(lambda: ""), name="save the fleet")
             tasks.create_task(driver.run(), name="follow files")
@@ -172,9 +173,8 @@ class _SourceStorage:
             await self._store.save_changes(stored, changed)
 
     def _engaged(self) -> Iterator[StoredCluster]:
-        for record in self._source.registry.records():
-            if record.cluster is not None:
-                yield StoredCluster(record.uid, record.cluster.target, record.cluster.engaged_at)
+        for cluster in self._source.registry.clusters():
+            yield StoredCluster(cluster.object_uid, cluster.target, cluster.engaged_at)
 
 
 def current_at(status: ViewStatus, now: float) -> float:
@@ -190,7 +190,7 @@ def positions(source: ClusterSource, epoch: str) -> dict[str, int]:
     if registry.draining_count or not all(type(cluster.target) is Target for cluster in registry.clusters()):
         return {}
     earlier = source.restored_positions
-    if not source.is_restored:
+    if not source.progress.is_restored:
         earlier = dict.fromkeys(earlier, ANY_REVISION)
     return {**dict([*earlier.items()][-EARLIER_RUNS:]), epoch: source.fleet.log.head}
 

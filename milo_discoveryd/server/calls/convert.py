@@ -11,7 +11,8 @@ from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
 from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
 from milo_discoveryd.model.cluster import UNPROBED, Cluster, DisengageReason, Drain, Reachability, SuspensionReason
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState, RecordedTransition
+from milo_discoveryd.model.observation import ObjectState
+from milo_discoveryd.registry.cluster_records import ClusterRecord, RecordedTransition
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.rfc3339 import rfc3339
 from milo_discoveryd.server.calls.revision import wire_incarnation

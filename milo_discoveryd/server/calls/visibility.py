@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from milo_discoveryd.model.cluster import Cluster, Reachability, Target
-from milo_discoveryd.model.observation import ObjectFields
-from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState, RecordedTransition
+from milo_discoveryd.model.observation import ObjectFields, ObjectState
+from milo_discoveryd.registry.cluster_records import ClusterRecord, RecordedTransition
 from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.rights.scope import ClusterScope
 from milo_kube.reflect.view_status import ViewStatus

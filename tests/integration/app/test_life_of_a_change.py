@@ -18,7 +18,6 @@ from tests.support.eventually import eventually
 MAX_FILES = 45
 PRODUCT = ("/milo_discoveryd/", "/milo_kube/")
 NOT_OF_A_PROJECT = {
-    "milo_discoveryd/registry/object_records.py",
     "milo_discoveryd/registry/reduction.py",
     "milo_discoveryd/sources/keyed.py",
 }

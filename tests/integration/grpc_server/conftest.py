@@ -137,14 +137,14 @@ class Harness:
 
     def found(self, *findings: SourceEvent) -> None:
         now = asyncio.get_running_loop().time()
-        for _ in self.followed.feeds[0].take(findings, now):
+        for _ in self.followed.apply(self.followed.collections[0], findings, now):
             pass
         if self.rival is not None:
-            for _ in self.rival.feeds[0].take([*filter(None, map(copied, findings))], now):
+            for _ in self.rival.apply(self.rival.collections[0], [*filter(None, map(copied, findings))], now):
                 pass
 
     def source(self, state: ViewState, reason: str = "") -> None:
-        self.followed.feeds[0].source(ViewStatus(state, time.monotonic(), reason))
+        self.followed.set_followed(self.followed.collections[0], ViewStatus(state, time.monotonic(), reason))
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[DiscoveryServiceStub]:

@@ -112,7 +112,8 @@ async def test_get_cluster_explains_why_not_engaged(harness: Harness) -> None:
 
 async def test_get_cluster_says_that_its_source_is_stale(harness: Harness) -> None:
     harness.listed(ready("alpha"))
-    harness.followed.feeds[0].source(ViewStatus(ViewState.STALE, 0.0, "Unauthorized", "401: the token expired"))
+    status = ViewStatus(ViewState.STALE, 0.0, "Unauthorized", "401: the token expired")
+    harness.followed.set_followed(harness.followed.collections[0], status)
     async with harness.client() as stub:
         found = await stub.GetCluster(pb.GetClusterRequest(name="alpha"))
     assert found.engagement.engaged

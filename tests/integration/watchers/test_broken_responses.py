@@ -14,7 +14,7 @@ import pytest
 
 from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.model.resource import WatchedCollection
-from milo_discoveryd.registry.pending_deletions import PendingDeletions
+from milo_discoveryd.objects.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.sources.kind import SourceOptions
 from milo_discoveryd.sources.project import PROJECTS, ProjectObjects
@@ -168,8 +168,8 @@ async def followed(api: ApiServer) -> AsyncIterator[tuple[ClusterSource, Ledger]
             status,
             highest_version=version,
         ),
-        pending_deletions=pending,
-        sink=source.feeds[0],
+        source=source,
+        collection=source.collections[0],
         connect_timeout_s=10.0,
         request_timeout_s=10.0,
         liveness=LivenessPolicy(),

@@ -10,10 +10,10 @@ from aiohttp import web
 
 from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.model.resource import WatchedCollection
+from milo_discoveryd.objects.budget import OBJECT_OVERHEAD, OVER_BUDGET
+from milo_discoveryd.objects.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.log import ChangeLog, Retention
-from milo_discoveryd.registry.object_budget import OBJECT_OVERHEAD, OVER_BUDGET
-from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.sources.kind import SourceOptions
 from milo_discoveryd.sources.project import PROJECTS, ProjectObjects
@@ -213,8 +213,8 @@ async def running(
                 status,
                 highest_version=version,
             ),
-            pending_deletions=pending_deletions,
-            sink=source.feeds[0],
+            source=source,
+            collection=source.collections[0],
             connect_timeout_s=10.0,
             request_timeout_s=10.0,
             liveness=liveness or LivenessPolicy(),
@@ -319,7 +319,7 @@ async def test_inconclusive_confirmation_is_retried_and_cluster_stays_engaged(
         watch.send(line("DELETED", project("alpha", 6)))
         await asked.asked.wait()
         assert run.events == ["ENGAGED alpha"]
-        assert run.source.feeds[0].pending_deletions.explain("alpha") is not None
+        assert run.source.collections[0].pending_deletions.explain("alpha") is not None
 
 
 async def test_deletion_is_not_confirmed_by_server_without_other_objects() -> None:
@@ -335,7 +335,7 @@ async def test_deletion_is_not_confirmed_by_server_without_other_objects() -> No
         watch.send(line("DELETED", project("alpha", 6)))
         await eventually(lambda: again.asked.is_set() or len(run.events) > 3)
         assert run.events == ["ENGAGED alpha", "ENGAGED beta", "ENGAGED gamma"]
-        why = run.source.feeds[0].pending_deletions.explain("alpha")
+        why = run.source.collections[0].pending_deletions.explain("alpha")
         assert why is not None
         assert why[1] == "the server has none of the other objects either, and may be another server"
 
@@ -352,7 +352,7 @@ async def test_failed_read_of_reference_objects_is_reported() -> None:
         await run.synced()
         watch.send(line("DELETED", project("alpha", 6)))
         await again.asked.wait()
-        why = run.source.feeds[0].pending_deletions.explain("alpha")
+        why = run.source.collections[0].pending_deletions.explain("alpha")
         assert why is not None
         assert why[1].startswith("the server may be another one, and reading beta from it failed: 403: ")
 
@@ -384,7 +384,7 @@ async def test_deletion_is_not_confirmed_before_the_new_watch_answers() -> None:
         await second.asked.wait()
         assert not read.asked.is_set()
         second.send(line("ADDED", project("alpha", 1)) + bookmark(9, ends_list=True))
-        await eventually(lambda: not len(run.source.feeds[0].pending_deletions))
+        await eventually(lambda: not len(run.source.collections[0].pending_deletions))
         assert (run.events, read.asked.is_set()) == (["ENGAGED alpha"], False)
 
 
@@ -409,9 +409,9 @@ async def test_confirmation_after_source_was_lost_is_ignored() -> None:
         first.send(expired())
         await second.asked.wait()
         may_answer.set()
-        await eventually(lambda: (run.source.feeds[0].pending_deletions.explain("alpha") or (0, ""))[1] == LOST)
+        await eventually(lambda: (run.source.collections[0].pending_deletions.explain("alpha") or (0, ""))[1] == LOST)
         second.send(line("ADDED", project("alpha", 1)) + bookmark(9, ends_list=True))
-        await eventually(lambda: not len(run.source.feeds[0].pending_deletions))
+        await eventually(lambda: not len(run.source.collections[0].pending_deletions))
         assert run.events == ["ENGAGED alpha"]
 
 
@@ -473,7 +473,7 @@ async def test_confirmation_read_that_returns_another_object_is_inconclusive(ans
         watch.send(line("DELETED", project("alpha", 6)))
         await again.asked.wait()
         assert run.events == ["ENGAGED alpha", "ENGAGED beta"]
-        why = run.source.feeds[0].pending_deletions.explain("alpha")
+        why = run.source.collections[0].pending_deletions.explain("alpha")
         assert why is not None
         assert why[1].startswith("the response is not the object")
 
@@ -489,8 +489,8 @@ async def test_confirmation_reads_that_are_refused_back_off_together() -> None:
         await run.synced()
         watch.send(b"".join(line("DELETED", project(name, 6)) for name in names))
         await again.asked.wait()
-        assert run.source.feeds[0].pending_deletions.refused == "403: Forbidden"
-        assert run.source.feeds[0].pending_deletions.take_due(float("inf")) == []
+        assert run.source.collections[0].pending_deletions.refused == "403: Forbidden"
+        assert run.source.collections[0].pending_deletions.take_due(float("inf")) == []
 
 
 async def test_deletion_is_confirmed_while_every_watch_expires() -> None:

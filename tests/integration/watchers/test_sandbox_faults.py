@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from milo_discoveryd.registry.pending_deletions import PendingDeletions
-from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
+from milo_discoveryd.objects.pending_deletions import PendingDeletions
+from milo_discoveryd.objects.removal_guard import RemovalGuard, RemovalLimits
 from milo_discoveryd.sources.keyed import KeyedSource
 from milo_discoveryd.sources.kind import SourceOptions
 from milo_discoveryd.sources.project import ProjectKind
@@ -178,7 +178,7 @@ async def test_false_deletion_of_live_objects_is_refuted(sandbox: Sandbox, strea
         sandbox.drop_watches()
         await eventually(lambda: streaming.ledger.relistings == ["Expired"])
         await streaming.is_streaming()
-        await eventually(lambda: not len(streaming.source.feeds[0].pending_deletions))
+        await eventually(lambda: not len(streaming.source.collections[0].pending_deletions))
     await streaming.engages("gamma")
 
 

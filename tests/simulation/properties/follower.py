@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterable
 
-from milo_discoveryd.model.observation import Malformed, Observation
+from milo_discoveryd.model.claims import ObservedObject
+from milo_discoveryd.model.observation import Malformed
+from milo_discoveryd.objects.pending_deletions import Absent, Found, Inconclusive, PendingDeletions
 from milo_discoveryd.registry.events import Event
-from milo_discoveryd.registry.intake import Intake
 from milo_discoveryd.registry.not_ready import NotReadyClusters
-from milo_discoveryd.registry.pending_deletions import Absent, Found, Inconclusive, PendingDeletions
 from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.sources.reading import KubeObject
 from milo_kube.reflect.backoff import Backoff
@@ -24,7 +24,7 @@ from milo_kube.reflect.reflector import Reflector, ReflectorPolicy
 from milo_kube.reflect.states import Opening, Watching
 from milo_kube.reflect.wire import Decoder, Lines
 from tests.simulation.properties.api_server import Server, Watch, observe
-from tests.unit.registry.fleets import at, readable_log
+from tests.unit.registry.fleets import ListedClusters, at, readable_log
 
 UNAVAILABLE = Failure("ServerError", "503: not now", 503)
 EXPIRED = Failure("Expired", "410: too old", 410)
@@ -39,7 +39,7 @@ class Follower:
         self.reflector = Reflector(policy, lambda: 0.0, self.now)
         self.registry = Registry(readable_log(), NotReadyClusters(grace_s))
         self.pending_deletions = PendingDeletions(lambda: 0.0, concurrency=2, backoff=Backoff(1.0, 4.0))
-        self.intake = Intake(self.registry, self.pending_deletions)
+        self.listed = ListedClusters(clusters=self.registry, pending_deletions=self.pending_deletions)
         self.done: list[Event] = []
         """All events since the first list was complete."""
         self.watch: Watch | None = None
@@ -84,7 +84,8 @@ class Follower:
             found = None if body is None else self.decoder.object(body)
             answer = Absent() if found is None else Found(found)
             result = answer if answered else Inconclusive("503")
-            self.done += self.intake.resolve(request, result, at(self.now))
+            self.listed.now = self.now
+            self.done += self.listed.resolve(request, result)
 
     def run_timers(self) -> None:
         self.done += self.registry.end_overdue(at(self.now))
@@ -127,15 +128,16 @@ class Follower:
         else:
             self.time_out()
 
-    def _apply_findings(self, findings: Iterable[SourceEvent[Observation]]) -> None:
-        def noted() -> Iterable[SourceEvent[Observation]]:
+    def _apply_findings(self, findings: Iterable[SourceEvent[ObservedObject]]) -> None:
+        def noted() -> Iterable[SourceEvent[ObservedObject]]:
             for finding in findings:
-                if isinstance(finding, ListStarted) and not self.intake.synced:
+                if isinstance(finding, ListStarted) and not self.listed.intake.progress.is_synced:
                     self.done.clear()  # nothing was published before the first list is complete
                 yield finding
                 if isinstance(finding, ListEnded):
                     assert isinstance(self.reflector.state, Opening | Watching)
                     self.server.was_listed(self.reflector.state.version)
 
-        for done in self.intake.take(noted(), at(self.now)):
+        self.listed.now = self.now
+        for done in self.listed.take_batches(noted()):
             self.done += done

@@ -5,13 +5,11 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
+from milo_discoveryd.model.claims import ObservedObject
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.registry.cluster_records import ClusterRecord
-from milo_discoveryd.registry.intake import Intake
-from milo_discoveryd.registry.pending_deletions import PendingDeletions
-from milo_discoveryd.registry.registry import Registry
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEvent
-from tests.unit.registry.fleets import at, malformed, not_ready, ready, registry
+from tests.unit.registry.fleets import ListedClusters, malformed, not_ready, ready
 
 NAMES = [f"cluster-{index}" for index in range(8)]
 
@@ -30,32 +28,27 @@ def lists(draw: st.DrawFn) -> list[Observation]:
     return [draw(observations(name)) for name in draw(st.lists(st.sampled_from(NAMES), unique=True))]
 
 
-class Source:
-    def __init__(self) -> None:
-        self.registry: Registry = registry()
-        self.pending_deletions = PendingDeletions(lambda: 0.0)
-        self.intake = Intake(self.registry, self.pending_deletions)
-
-    def take(self, findings: Sequence[SourceEvent[Observation]]) -> int:
+class Source(ListedClusters):
+    def apply(self, findings: Sequence[SourceEvent[ObservedObject]]) -> int:
         """Apply the list; return the number of changes."""
-        return sum(len(batch) for batch in self.intake.take(findings, at(0)))
+        return len(self.take(*findings))
 
     def records(self) -> dict[str, ClusterRecord | None]:
         return {name: self.registry[name] for name in NAMES}
 
 
-def findings(of: list[Observation]) -> list[SourceEvent[Observation]]:
+def findings(of: list[Observation]) -> list[SourceEvent[ObservedObject]]:
     return [ListStarted(), *map(Listed, of), ListEnded()]
 
 
 @given(before=lists(), listed=lists())
 def test_identical_relist_has_no_effect(before: list[Observation], listed: list[Observation]) -> None:
     source = Source()
-    source.take(findings(before))
-    source.take(findings(listed))
+    source.apply(findings(before))
+    source.apply(findings(listed))
     head = source.registry.log.head
     asked = source.pending_deletions.take_due(0.0)
-    assert source.take(findings(listed)) == 0
+    assert source.apply(findings(listed)) == 0
     assert source.registry.log.head == head
     assert source.pending_deletions.take_due(0.0) == []
     assert {question.name for question in asked} == {each.name for each in before} - {each.name for each in listed}
@@ -65,12 +58,12 @@ def test_identical_relist_has_no_effect(before: list[Observation], listed: list[
 def test_list_chunking_has_no_effect(before: list[Observation], listed: list[Observation], data: st.DataObject) -> None:
     whole, cut = Source(), Source()
     for source in (whole, cut):
-        source.take(findings(before))
-    whole.take(findings(listed))
+        source.apply(findings(before))
+    whole.apply(findings(listed))
     rest = findings(listed)
     while rest:
         batch = data.draw(st.integers(1, len(rest)))
-        cut.take(rest[:batch])
+        cut.apply(rest[:batch])
         rest = rest[batch:]
     assert cut.records() == whole.records()
     assert cut.registry.log.head == whole.registry.log.head
@@ -80,9 +73,9 @@ def test_list_chunking_has_no_effect(before: list[Observation], listed: list[Obs
 def test_abandoned_list_has_no_effect(before: list[Observation], listed: list[Observation]) -> None:
     source, untouched = Source(), Source()
     for each in (source, untouched):
-        each.take(findings(before))
-    source.take(findings(listed)[:-1])
+        each.apply(findings(before))
+    source.apply(findings(listed)[:-1])
     assert source.records() == untouched.records()
-    source.take(findings(before))
+    source.apply(findings(before))
     assert source.registry.log.head == untouched.registry.log.head
     assert source.pending_deletions.take_due(0.0) == []

@@ -18,14 +18,14 @@ from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.observation import Malformed, Refused
 from milo_discoveryd.model.resource import WatchedCollection
+from milo_discoveryd.objects.collection import REMOVALS_HELD
+from milo_discoveryd.objects.pending_deletions import PendingDeletions
+from milo_discoveryd.objects.removal_guard import RemovalGuard, RemovalLimits
 from milo_discoveryd.registry.events import Event, EventType
-from milo_discoveryd.registry.feed import REMOVALS_HELD
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import FRAME_EVICTION_INTERVAL_S, ChangeLog, Retention
 from milo_discoveryd.registry.not_ready import NotReadyClusters
-from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.pending_releases import AwaitedRelease
-from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
 from milo_discoveryd.registry.source import ClusterSource, SourcePolicy
 from milo_discoveryd.rights.quota import QuotaLimits
 from milo_discoveryd.rights.rights import Recipient, Rights
@@ -248,7 +248,7 @@ class Daemon:
             ),
         )
         self.fleet = self.source.fleet
-        (self.feed,) = self.source.feeds
+        (self.collection,) = self.source.collections
         self._calls: set[asyncio.Task[None]] = set()
         about = DaemonInfo(
             version="0",
@@ -321,7 +321,7 @@ class Daemon:
 
     @property
     def holds_for_good(self) -> bool:
-        return self.holds_removals and self.feed.relist_at is None
+        return self.holds_removals and self.collection.relist_at is None
 
     def call(
         self, request: pb.WatchClustersRequest, who: str, send: Callable[[bytes], Awaitable[None]]
@@ -413,19 +413,19 @@ class Daemon:
         """Whether it follows the source, with nothing left to confirm or to wait for."""
         waits = self.source.due_at is not None or len(self.fleet.releases)
         is_following = self.fleet.status.state is ViewState.STREAMING
-        return is_following and not len(self.feed.pending_deletions) and not waits
+        return is_following and not len(self.collection.pending_deletions) and not waits
 
     @property
     def defers_rechecks(self) -> bool:
         """Whether a refuted deletion waits for the server to prove that it is the one from before."""
-        pending = self.feed.pending_deletions
+        pending = self.collection.pending_deletions
         return pending.defers_rechecks and not pending.is_idle
 
     @property
     def has_older_reads(self) -> bool:
         """Whether the confirmation of a deletion waits for a replica that may lag behind."""
         names = (name for name, _ in self.fleet.items())
-        return any(self.feed.pending_deletions.older_since(name) is not None for name in names)
+        return any(self.collection.pending_deletions.older_since(name) is not None for name in names)
 
     @property
     def has_settled(self) -> bool:

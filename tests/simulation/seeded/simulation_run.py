@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from random import Random
 
 from milo_discoveryd.model.cluster import Cluster, DisengageReason
+from milo_discoveryd.objects.removal_guard import RemovalLimits
 from milo_discoveryd.registry.pending_releases import SubscriberKey
-from milo_discoveryd.registry.removal_guard import RemovalLimits
 from milo_discoveryd.rights.caller_selector import caller_key
 from milo_discoveryd.server.calls.revision import wire_incarnation
 from milo_kube.reflect.view_status import ViewState
@@ -461,7 +461,7 @@ class SimulationRun:
             # held: an administrator accepts it, or starts the daemon without its state file.
             self._waited_for.add("a person")
             if self._seed % 2:
-                self._daemon.feed.accept(self._clock())
+                self._daemon.collection.accept(self._clock())
             else:
                 await self._daemon.kill()
                 if self._disk is not None:
@@ -533,7 +533,7 @@ class SimulationRun:
             daemon is not None
             and daemon.fleet.synced
             and not daemon.source.is_restored
-            and daemon.feed.intake.held is None
+            and daemon.collection.held is None
         )
 
     def _start(self) -> None:

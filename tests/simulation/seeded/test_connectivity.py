@@ -65,8 +65,8 @@ class World:
         self.source.fleet.on(EventType.UPDATED, prober.updated)
         self.source.fleet.on(EventType.DISENGAGED, prober.disengaged)
         self.probing = asyncio.create_task(prober.run())
-        for _ in self.source.feeds[0].take(
-            [ListStarted(), *(Listed(ready(name)) for name in CLUSTERS), ListEnded()], 0.0
+        for _ in self.source.apply(
+            self.source.collections[0], [ListStarted(), *(Listed(ready(name)) for name in CLUSTERS), ListEnded()], 0.0
         ):
             pass
 

@@ -291,7 +291,7 @@ def test_f22_restored_server_disengages_nothing() -> None:
 def test_f22_restored_server_is_accepted_by_an_administrator() -> None:
     async def steps(harness: Harness) -> None:
         await restored(harness)
-        harness.daemon.feed.accept(harness.loop.time())
+        harness.daemon.collection.accept(harness.loop.time())
         assert await harness.settled() <= 70.0
         assert harness.received == ["ENGAGED d", "DISENGAGED d"]
 
@@ -305,7 +305,7 @@ def test_f22_server_restored_while_a_refuted_deletion_is_checked_again_disengage
         harness.change("d")
         await harness.until(lambda: harness.received == ["ENGAGED d"])
         harness.watch.say(line("DELETED", harness.server.objects["d"].encoded("d")))
-        await harness.until(lambda: harness.daemon.feed.pending_deletions.is_doubted("d"))
+        await harness.until(lambda: harness.daemon.collection.pending_deletions.is_doubted("d"))
         await asyncio.sleep(0.5)
         assert harness.api.requests["look"] == 1
         harness.world.restore()

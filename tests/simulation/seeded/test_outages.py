@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from milo_discoveryd.registry.removal_guard import RemovalLimits
+from milo_discoveryd.objects.removal_guard import RemovalLimits
 from milo_kube.http.errors import TransportError
 from milo_kube.list_watch import Answer
 from tests.simulation.seeded.harness import Harness, run_steps

@@ -8,11 +8,11 @@ import pytest
 from milo_discoveryd.kubeconfigs.lease import HeldCredential
 from milo_discoveryd.kubeconfigs.minter import LeaseKey, Minter
 from milo_discoveryd.model.cluster import Cluster
+from milo_discoveryd.objects.pending_deletions import Absent
+from milo_discoveryd.objects.removal_guard import ConfirmEach, RemovalGuard
+from milo_discoveryd.objects.store import ObjectStore
 from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.log import ChangeLog
-from milo_discoveryd.registry.pending_deletions import Absent
-from milo_discoveryd.registry.registry import Registry
-from milo_discoveryd.registry.removal_guard import ConfirmEach, RemovalGuard
 from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.watchers.driver import Confirmations
 from milo_kube.reflect.reflector import Reflector
@@ -61,7 +61,7 @@ BUGS: list[tuple[str, type, str, Any]] = [
     ("any-answer-is-not-found", Confirmations, "_confirmed", _not_there),
     ("no-list-is-held", RemovalGuard, "judge", _nothing_held),
     ("a-lagging-list-is-applied", RemovalGuard, "ignores", _no),
-    ("older-replaces-newer", Registry, "_is_outdated", _no),
+    ("older-replaces-newer", ObjectStore, "_is_outdated", _no),
     ("a-grace-ends-while-the-source-is-lost", ClusterSource, "_pause_graces", _nothing),
     ("a-restart-forgets-the-highest-version", Reflector, "__init__", _without_highest_version),
     ("every-revision-can-be-read-from", ChangeLog, "reads_from", _yes),

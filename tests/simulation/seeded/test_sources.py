@@ -18,10 +18,10 @@ from milo_discoveryd.model.claims import Claim, ObjectClaim
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.observation import NotReady, Observation, Ready
 from milo_discoveryd.model.resource import ObjectKeys
+from milo_discoveryd.objects.pending_deletions import PendingDeletions
+from milo_discoveryd.objects.removal_guard import RemovalGuard, RemovalLimits
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
-from milo_discoveryd.registry.pending_deletions import PendingDeletions
-from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
 from milo_discoveryd.registry.source import ClusterSource, SourceDescription, SourcePolicy
 from milo_discoveryd.rights.rights import Rights
 from milo_discoveryd.server.calls.access import AccessControl

@@ -3,7 +3,7 @@
 import pytest
 
 from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.model.observation import Malformed, NotReady, ObjectFields, Observation, Outside, Ready, fields
+from milo_discoveryd.model.observation import Malformed, NotReady, ObjectFields, Observation, Outside, Ready
 
 FIELDS = ObjectFields("a", "acme", (("env", "prod"),))
 TARGET = Target(name="a", uid="u", place=("https://a.test",))
@@ -20,4 +20,4 @@ TARGET = Target(name="a", uid="u", place=("https://a.test",))
     ids=["ready", "not ready", "outside", "malformed"],
 )
 def test_observation_fields_are_those_of_each_object_state(seen: Observation, expected: object) -> None:
-    assert fields(seen) == expected
+    assert seen.fields == expected

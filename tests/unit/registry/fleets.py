@@ -1,20 +1,27 @@
 """Builders of observations, timestamps and clusters, and a log with readable frames."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
 import msgspec
 
+from milo_discoveryd.model.claims import ObservedObject
 from milo_discoveryd.model.cluster import Cluster, DisengageReason, Target
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Malformed, NotReady, Outside, Ready
+from milo_discoveryd.objects.budget import CollectionWeight
+from milo_discoveryd.objects.collection import Collection
+from milo_discoveryd.objects.pending_deletions import ConfirmationRequest, ConfirmationResult, PendingDeletions
+from milo_discoveryd.objects.removal_guard import RemovalGuard
+from milo_discoveryd.objects.store import ObjectChanges, ObjectStore, Position, Positions, SourcePositions
 from milo_discoveryd.registry.events import Event, EventType, Frame, LogEntry
 from milo_discoveryd.registry.log import STALE_SLOTS, ChangeLog, Retention
 from milo_discoveryd.registry.not_ready import NotReadyClusters
-from milo_discoveryd.registry.object_budget import CollectionWeight
-from milo_discoveryd.registry.registry import Registry
+from milo_discoveryd.registry.registry import ClusterState, Registry
+from milo_discoveryd.registry.source import ObjectsAreClusters
+from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEvent
 
 WALL_AT_ZERO = 1_000_000.0
 
@@ -103,8 +110,75 @@ def readable_log(
     return NamedLog(msgspec.json.encode, retention or Retention(), batch_bytes, stale_slots)
 
 
-def registry(grace_s: float = 0.0, *, drain_s: float = 0.0, weight: CollectionWeight | None = None) -> Registry:
-    return Registry(readable_log(), NotReadyClusters(grace_s), drain_timeout_s=drain_s, weight=weight)
+class Clusters(Registry):
+    """A registry whose clusters have the positions of a watch, unless a test states them."""
+
+    @cached_property
+    def positions(self) -> Positions:
+        return Positions()
+
+    def commit(self, states: Iterable[ClusterState], now: Moment, position: Position | None = None) -> list[Event]:
+        states = [*states]
+        position = position or Position(self.positions.take_next(len(states)), is_shared=False)
+        return super().commit(states, now, position)
+
+
+def registry(grace_s: float = 0.0, *, drain_s: float = 0.0) -> Clusters:
+    return Clusters(readable_log(), NotReadyClusters(grace_s), drain_timeout_s=drain_s)
+
+
+class ListedClusters:
+    """A collection whose objects are clusters, with a manual clock."""
+
+    def __init__(
+        self,
+        guard: RemovalGuard | None = None,
+        *,
+        weight: CollectionWeight | None = None,
+        clusters: Registry | None = None,
+        pending_deletions: PendingDeletions | None = None,
+    ) -> None:
+        self.registry = registry() if clusters is None else clusters
+        self.pending_deletions = PendingDeletions(lambda: 0.0) if pending_deletions is None else pending_deletions
+        positions = SourcePositions(Positions(), [0])
+        self.intake = Collection(0, ObjectStore(weight), self.pending_deletions, positions, guard)
+        self.now = 0.0
+
+    @property
+    def store(self) -> ObjectStore:
+        return self.intake.store
+
+    def take_batches(self, events: Iterable[SourceEvent[ObservedObject]]) -> Iterator[list[Event]]:
+        for objects in self.intake.apply_events(events, at(self.now)):
+            yield self._commit(objects)
+
+    def take(self, *events: SourceEvent[ObservedObject]) -> list[Event]:
+        return [each for batch in self.take_batches(events) for each in batch]
+
+    def lists(self, *objects: ObservedObject, versions_went_back: bool = False, version: str = "") -> list[Event]:
+        return self.take(ListStarted(), *map(Listed, objects), ListEnded(versions_went_back, version))
+
+    def resolve(self, request: ConfirmationRequest, result: ConfirmationResult) -> list[Event]:
+        return self._commit(self.intake.resolve(request, result, at(self.now)))
+
+    def restore(self, stored: Iterable[tuple[Ready, float]], now: Moment) -> None:
+        stored = [*stored]
+        self.intake.restore(seen for seen, _ in stored)
+        for seen, engaged_at in stored:
+            self.registry.restore(seen, engaged_at, now)
+
+    def due_requests(self) -> list[ConfirmationRequest]:
+        return self.pending_deletions.take_due(self.now)
+
+    def requested_names(self) -> list[str]:
+        return [request.name for request in self.due_requests()]
+
+    def _commit(self, objects: ObjectChanges) -> list[Event]:
+        return [
+            event
+            for batch in ObjectsAreClusters().states(0, objects)
+            for event in self.registry.commit(batch.states, at(self.now), batch.position)
+        ]
 
 
 def read(frames: Iterable[Frame]) -> list[Event]:

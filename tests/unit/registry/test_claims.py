@@ -7,13 +7,13 @@ import pytest
 
 from milo_discoveryd.model.cluster import DisengageReason, Target
 from milo_discoveryd.model.declared_target import DeclaredTarget, FileTarget
-from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Ready
-from milo_discoveryd.registry import known_objects as module
+from milo_discoveryd.model.observation import Malformed, NotReady, ObjectState, Observation, Ready
+from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
+from milo_discoveryd.objects.store import Position, Positions, SourcePositions
+from milo_discoveryd.registry import cluster_records as module
 from milo_discoveryd.registry.claims import FleetClaims, address
-from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.filter import Filter
-from milo_discoveryd.registry.pending_deletions import ConfirmedDeletion
 from milo_discoveryd.registry.pending_releases import SubscriberKey, Subscription
 from milo_discoveryd.registry.registry import Registry
 from tests.unit.registry.fleets import at, outside, readable_log, target
@@ -28,11 +28,16 @@ class RecordingRegistry(Registry):
         self.refused: list[str] = []
         self.seconds = 0.0
         super().__init__(readable_log(), refused=lambda seen: self.refused.append(seen.name))
+        self.positions = SourcePositions(Positions(), [0])
 
     def observe(self, *seen: Observation | ConfirmedDeletion, listed: bool = False) -> list[tuple[EventType, str]]:
+        """Apply observations of a watch, or of a list, which is the first one until it is ended."""
         self.seconds += 1
-        done = self.commit(seen, at(self.seconds), consistent=listed, listed=listed)
+        done = self.commit(seen, at(self.seconds), position_of(self.positions, len(seen), listed=listed))
         return [(each.type, each.cluster.target.name) for each in done]
+
+    def list_ended(self) -> None:
+        self.positions.end_list(0)
 
     def engaged_names(self) -> set[str]:
         return {each.target.name for each in self.clusters()}
@@ -40,6 +45,12 @@ class RecordingRegistry(Registry):
     def state(self, name: str) -> ObjectState | None:
         record = self[name]
         return None if record is None else record.state
+
+
+def position_of(positions: SourcePositions, count: int, *, listed: bool) -> Position:
+    if not listed:
+        positions.end_list(0)
+    return positions.of_list() if listed else positions.of_changes(count)
 
 
 def claims(name: str, uid: str = BANK, version: str = "1") -> Ready:
@@ -191,12 +202,15 @@ class Sources:
     def __init__(self, *servers: str) -> None:
         log, self.fleet = readable_log(), FleetClaims()
         self.registries = [Registry(log, claims=self.fleet, server=server) for server in servers or ("eu", "us")]
+        positions = Positions()
+        self.positions = [SourcePositions(positions, [0]) for _ in self.registries]
         self.seconds = 0.0
 
     def observe(self, source: int, *seen: Observation | ConfirmedDeletion, listed: bool = False) -> set[str]:
         """Apply observations; return the engaged clusters of all sources."""
         self.seconds += 1
-        self.registries[source].commit(seen, at(self.seconds), consistent=listed, listed=listed)
+        position = position_of(self.positions[source], len(seen), listed=listed)
+        self.registries[source].commit(seen, at(self.seconds), position)
         return self.engaged
 
     @property
@@ -226,7 +240,7 @@ def test_earlier_uid_claim_of_another_source_wins() -> None:
 def test_uid_claims_in_the_first_lists_of_two_sources_are_all_rejected() -> None:
     sources = Sources()
     sources.observe(0, claims("bank"), listed=True)
-    sources.registries[0].list_ended()
+    sources.positions[0].end_list(0)
     assert sources.observe(1, claims("thief"), listed=True) == set()
     assert sources.observe(0, deleted("bank")) == {"thief"}
 
@@ -254,7 +268,7 @@ def test_restored_uid_claim_precedes_the_first_list_of_another_source() -> None:
 def test_later_list_claims_after_what_an_earlier_one_contained() -> None:
     sources = Sources()
     sources.observe(0, claims("bank"), listed=True)
-    sources.registries[0].list_ended()
+    sources.positions[0].end_list(0)
     assert sources.observe(0, claims("bank", version="2"), claims("thief"), listed=True) == {"bank"}
 
 

@@ -5,10 +5,10 @@ import pytest
 
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.model.selector import parse
+from milo_discoveryd.objects.removal_guard import RemovalGuard, RemovalLimits
 from milo_discoveryd.registry.filter import Filter
 from milo_discoveryd.registry.first_list import FirstList, WaitingStreams
 from milo_discoveryd.registry.log import ChangeLog, Retention
-from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
 from milo_discoveryd.registry.source import ClusterSource
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
 from milo_kube.reflect.view_status import ViewState, ViewStatus
@@ -24,7 +24,7 @@ def source() -> ClusterSource:
 
 
 def take(of: ClusterSource, now: float, *events: SourceEvent[Observation]) -> None:
-    for _ in of.feeds[0].take(events, now):
+    for _ in of.apply(of.collections[0], events, now):
         pass
 
 

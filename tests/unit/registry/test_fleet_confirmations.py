@@ -1,6 +1,6 @@
 """Confirmation reads that the API server refuses are logged once, and counted."""
 
-from milo_discoveryd.registry.pending_deletions import Absent, ConfirmationResult, Inconclusive
+from milo_discoveryd.objects.pending_deletions import Absent, ConfirmationResult, Inconclusive
 from milo_kube.reflect.messages import DeletionReported, Listed, ListEnded, ListStarted
 from tests.support.logs import capture_logs
 from tests.support.sources import new_source
@@ -25,16 +25,16 @@ def logged(*answers: ConfirmationResult) -> tuple[list[str], list[str]]:
     ledger, now = CountingLedger(), 0.0
     source = new_source(ledger, readable_log())
     reported = (DeletionReported(name, "u1") for name in NAMES)
-    for _ in source.feeds[0].take(
-        [ListStarted(), *(Listed(ready(name)) for name in NAMES), ListEnded(), *reported], now
+    for _ in source.apply(
+        source.collections[0], [ListStarted(), *(Listed(ready(name)) for name in NAMES), ListEnded(), *reported], now
     ):
         pass
     left = [*answers]
     with capture_logs() as logs:
         while left:
             now += 100.0
-            for request in source.feeds[0].pending_deletions.take_due(now):
-                source.feeds[0].resolve(request, left.pop(0) if left else Absent(), now)
+            for request in source.collections[0].pending_deletions.take_due(now):
+                source.resolve(source.collections[0], request, left.pop(0) if left else Absent(), now)
     return [entry["event"] for entry in logs if "confirmed" in entry["event"]], ledger.results
 
 

@@ -20,7 +20,7 @@ BACK = ConnectivityStatus(Reachability.REACHABLE, 9.0)
 @pytest.fixture
 async def source() -> ClusterSource:
     made = new_source(Journal(Metrics(), Audit(Metrics())), readable_log())
-    for _ in made.feeds[0].take([ListStarted(), Listed(ready()), ListEnded()], 0.0):
+    for _ in made.apply(made.collections[0], [ListStarted(), Listed(ready()), ListEnded()], 0.0):
         pass
     return made
 
@@ -42,7 +42,7 @@ async def test_unreachable_cluster_is_disengaged_with_reason_and_engaged_again_w
     assert record is not None
     assert record.message == "unreachable for too long; timeout: it did not answer in time"
     assert source.registry.needs_probe("a", incarnation)
-    for _ in source.feeds[0].take([ObjectChanged(ready(version="2"))], 1.0):
+    for _ in source.apply(source.collections[0], [ObjectChanged(ready(version="2"))], 1.0):
         pass
     assert source.registry.engaged == 0
     source.connectivity_changed(ConnectivityChange("a", incarnation, BACK))

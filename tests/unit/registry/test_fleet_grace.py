@@ -24,7 +24,7 @@ def lost(since: float, last_contact: float) -> ViewStatus:
 
 
 def take(source: ClusterSource, now: float, *events: SourceEvent) -> None:
-    for _ in source.feeds[0].take(events, now):
+    for _ in source.apply(source.collections[0], events, now):
         pass
 
 
@@ -34,7 +34,7 @@ def source() -> ClusterSource:
     log = ChangeLog(msgspec.json.encode, Retention())
     made = new_source(Ledger(), log, not_ready=NotReadyClusters(GRACE_S))
     take(made, 0.0, ListStarted(), Listed(ready("a", "1")), ListEnded())
-    made.feeds[0].source(streaming(0.0))
+    made.set_followed(made.collections[0], streaming(0.0))
     take(made, 100.0, ObjectChanged(not_ready("a", "2")))
     return made
 
@@ -46,16 +46,16 @@ def test_not_ready_cluster_is_disengaged_at_the_end_of_grace_while_source_is_con
 
 
 def test_not_ready_grace_does_not_end_while_the_source_is_lost(source: ClusterSource) -> None:
-    source.feeds[0].source(lost(100.5, 100.5))
+    source.set_followed(source.collections[0], lost(100.5, 100.5))
     assert source.due_at is None
     source.tick(1000.0)
     assert source.registry.engaged == 1
 
 
 def test_not_ready_grace_resumes_with_its_remaining_time(source: ClusterSource) -> None:
-    source.feeds[0].source(lost(104.0, 103.0))
-    source.feeds[0].source(lost(110.0, 103.0))
-    source.feeds[0].source(streaming(203.0))
+    source.set_followed(source.collections[0], lost(104.0, 103.0))
+    source.set_followed(source.collections[0], lost(110.0, 103.0))
+    source.set_followed(source.collections[0], streaming(203.0))
     assert source.due_at == 210.0
     take(source, 204.0, ObjectChanged(ready("a", "3")))
     source.tick(300.0)
@@ -63,14 +63,14 @@ def test_not_ready_grace_resumes_with_its_remaining_time(source: ClusterSource) 
 
 
 def test_not_ready_grace_that_began_after_source_loss_is_not_extended(source: ClusterSource) -> None:
-    source.feeds[0].source(lost(104.0, 104.0))
+    source.set_followed(source.collections[0], lost(104.0, 104.0))
     take(source, 200.0, ObjectChanged(ready("a", "3")), ObjectChanged(not_ready("a", "4")))
-    source.feeds[0].source(streaming(200.0))
+    source.set_followed(source.collections[0], streaming(200.0))
     assert source.due_at == 210.0
 
 
 def test_not_ready_grace_is_not_paused_before_first_contact() -> None:
     source = new_source(Ledger())
-    source.feeds[0].source(ViewStatus(ViewState.STALE, 5.0, "Timeout", ""))
-    source.feeds[0].source(streaming(6.0))
+    source.set_followed(source.collections[0], ViewStatus(ViewState.STALE, 5.0, "Timeout", ""))
+    source.set_followed(source.collections[0], streaming(6.0))
     assert source.due_at is None

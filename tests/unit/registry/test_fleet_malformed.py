@@ -22,7 +22,7 @@ def reported(*findings: SourceEvent) -> list[tuple[str, str]]:
     ledger = Ledger()
     source = new_source(ledger, readable_log())
     for finding in findings:
-        for _ in source.feeds[0].take([finding], 0.0):
+        for _ in source.apply(source.collections[0], [finding], 0.0):
             pass
     return ledger.refused
 

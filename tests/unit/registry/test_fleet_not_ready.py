@@ -3,8 +3,8 @@
 import pytest
 
 from milo_discoveryd.model.cluster import DisengageReason
+from milo_discoveryd.objects.removal_guard import RemovalGuard, RemovalLimits
 from milo_discoveryd.registry.not_ready import NotReadyClusters
-from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
 from milo_discoveryd.registry.source import NOT_READY_HELD, ClusterSource
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
 from milo_kube.reflect.view_status import ViewState, ViewStatus
@@ -18,9 +18,9 @@ LIMITS = RemovalLimits()
 
 
 def take(source: ClusterSource, now: float, *events: SourceEvent) -> None:
-    for _ in source.feeds[0].take(events, now):
+    for _ in source.apply(source.collections[0], events, now):
         pass
-    source.feeds[0].source(streaming(now))
+    source.set_followed(source.collections[0], streaming(now))
 
 
 def streaming(since: float) -> ViewStatus:
@@ -105,10 +105,10 @@ def test_held_not_ready_cluster_that_is_replaced_is_disengaged_at_once(source: C
 def test_hold_does_not_end_while_the_source_is_lost(source: ClusterSource) -> None:
     take(source, 10.0, *(ObjectChanged(not_ready(name)) for name in NAMES))
     run(source, 15.0)
-    source.feeds[0].source(ViewStatus(ViewState.STALE, 16.0, "ConnectionLost", "", 15.0))
+    source.set_followed(source.collections[0], ViewStatus(ViewState.STALE, 16.0, "ConnectionLost", "", 15.0))
     run(source, 1000.0)
     assert source.registry.engaged == 90
-    source.feeds[0].source(streaming(1015.0))
+    source.set_followed(source.collections[0], streaming(1015.0))
     run(source, 1040.0)
     assert source.registry.engaged == 90
     run(source, 1050.0)

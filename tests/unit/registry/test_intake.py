@@ -5,19 +5,15 @@ from collections.abc import Iterable
 import pytest
 
 from milo_discoveryd.model.cluster import DisengageReason
-from milo_discoveryd.model.observation import Observation
-from milo_discoveryd.registry.cluster_records import ObjectState
-from milo_discoveryd.registry.events import Event
-from milo_discoveryd.registry.intake import EVENTS_PER_STEP, Intake
-from milo_discoveryd.registry.pending_deletions import (
+from milo_discoveryd.model.observation import ObjectState, Observation
+from milo_discoveryd.objects.collection import EVENTS_PER_STEP
+from milo_discoveryd.objects.pending_deletions import (
     Absent,
-    ConfirmationRequest,
     ConfirmationResult,
     Found,
     Inconclusive,
-    PendingDeletions,
 )
-from milo_discoveryd.registry.registry import Registry
+from milo_discoveryd.registry.events import Event
 from milo_kube.reflect.messages import (
     DeletionReported,
     EventIgnored,
@@ -30,6 +26,7 @@ from milo_kube.reflect.messages import (
     Unlisted,
 )
 from tests.unit.registry.fleets import (
+    ListedClusters,
     at,
     cluster,
     disengaged,
@@ -39,7 +36,6 @@ from tests.unit.registry.fleets import (
     not_ready,
     outside,
     ready,
-    registry,
     updated,
     wall,
 )
@@ -51,33 +47,16 @@ DELETED, NOT_READY, LABELS_CHANGED = (
 )
 
 
-class Source:
-    """A registry fed through an intake, with a manual clock."""
-
+class Source(ListedClusters):
     def __init__(self, *listed: Observation) -> None:
         """Begin with a complete first list of these objects, if there are any."""
-        self.registry: Registry = registry()
-        self.pending_deletions = PendingDeletions(lambda: 0.0)
-        self.intake = Intake(self.registry, self.pending_deletions)
-        self.now = 0.0
+        super().__init__()
         if listed:
             self.lists(*listed)
 
-    def take(self, *findings: SourceEvent[Observation]) -> list[Event]:
-        return [each for batch in self.intake.take(findings, at(self.now)) for each in batch]
-
-    def lists(self, *observations: Observation) -> list[Event]:
-        return self.take(ListStarted(), *map(Listed, observations), ListEnded())
-
-    def requested_names(self) -> list[str]:
-        return [request.name for request in self.due_requests()]
-
-    def due_requests(self) -> list[ConfirmationRequest]:
-        return self.pending_deletions.take_due(self.now)
-
     def answer(self, answer: ConfirmationResult) -> list[Event]:
         (request,) = self.due_requests()
-        return self.intake.resolve(request, answer, at(self.now))
+        return self.resolve(request, answer)
 
     def state(self, name: str = "a") -> ObjectState:
         record = self.registry[name]
@@ -91,10 +70,10 @@ class Source:
 def test_first_list_is_staged_until_complete() -> None:
     source = Source()
     assert source.take(ListStarted(), Listed(ready("a"))) == []
-    assert not source.intake.synced
+    assert not source.intake.progress.is_synced
     made = source.take(Listed(ready("b")), ListEnded())
     assert made == [done(engaged(cluster("a", 1))), done(engaged(cluster("b", 2)))]
-    assert source.intake.synced
+    assert source.intake.progress.is_synced
 
 
 def test_restarted_first_list_starts_empty() -> None:
@@ -116,7 +95,7 @@ def test_object_deleted_during_first_list_is_ignored() -> None:
 def test_first_list_may_contain_versions_in_any_order() -> None:
     source = Source()
     source.take(ListStarted(), Listed(ready("a", "9")), Listed(ready("a", "5", suspended=True)), ListEnded())
-    assert source.registry.outdated == 0
+    assert source.store.outdated == 0
 
 
 # --- later lists ---
@@ -210,7 +189,7 @@ def test_relist_cancels_pending_deletion_of_listed_object() -> None:
     source.take(DeletionReported("a", "u1"))
     (request,) = source.due_requests()
     source.lists(ready())
-    assert source.intake.resolve(request, Absent(), at(0)) == []
+    assert source.resolve(request, Absent()) == []
     assert source.registry.engaged == 1
 
 
@@ -235,15 +214,15 @@ def test_object_back_in_list_is_engaged_regardless_of_version() -> None:
 def restored() -> Source:
     """Return a source restored with clusters `a` and `b`, engaged by an earlier run at second 5."""
     source = Source()
-    source.intake.restore([(ready("a"), wall(5)), (ready("b"), wall(5))], at(100))
+    source.restore([(ready("a"), wall(5)), (ready("b"), wall(5))], at(100))
     return source
 
 
 def test_restored_clusters_are_engaged_at_once_with_their_times() -> None:
     source = restored()
-    assert source.intake.synced
+    assert source.intake.progress.is_synced
     assert list(source.registry.clusters()) == [cluster("a", 1, engaged_at=5), cluster("b", 2, engaged_at=5)]
-    assert [record.uid for record in source.registry.records()] == ["u1", "u1"]
+    assert [record.uid for _, record in source.registry.items()] == ["u1", "u1"]
 
 
 def test_first_list_is_compared_with_restored_clusters() -> None:
@@ -307,7 +286,7 @@ def test_pending_deletion_ends_when_object_is_seen() -> None:
     source.take(DeletionReported("a", "u1"))
     (request,) = source.due_requests()
     source.take(ObjectChanged(ready(version="5")))
-    assert source.intake.resolve(request, Absent(), at(0)) == []
+    assert source.resolve(request, Absent()) == []
     assert source.registry.engaged == 1
 
 
@@ -357,9 +336,7 @@ def test_deletion_of_object_that_is_not_engaged_is_confirmed() -> None:
 
 def test_changes_are_committed_together() -> None:
     source = Source(ready("a"))
-    batches = list(
-        source.intake.take([ObjectChanged(ready("b")), ObjectChanged(not_ready("a")), EventIgnored("?")], at(0))
-    )
+    batches = list(source.take_batches([ObjectChanged(ready("b")), ObjectChanged(not_ready("a")), EventIgnored("?")]))
     assert [len(batch) for batch in batches] == [2]
 
 
@@ -377,7 +354,7 @@ def test_large_list_is_applied_in_batches(count: int) -> None:
         yield ListEnded()
 
     for source in (Source(), Source(ready("b"))):
-        batches = list(source.intake.take(findings(), at(0)))
+        batches = list(source.take_batches(findings()))
         assert sum(map(len, batches)) == count
         assert max(map(len, batches)) <= EVENTS_PER_STEP
 

@@ -3,11 +3,10 @@
 import pytest
 
 from milo_discoveryd.model.cluster import DisengageReason
-from milo_discoveryd.model.observation import Observation, Ready
-from milo_discoveryd.registry.cluster_records import ObjectState
-from milo_discoveryd.registry.pending_deletions import Absent, Found
+from milo_discoveryd.model.observation import ObjectState, Observation, Ready
+from milo_discoveryd.objects.pending_deletions import Absent, Found
 from milo_kube.reflect.messages import DeletionReported, Listed, ListEnded, ListStarted, ObjectChanged
-from tests.unit.registry.fleets import at, malformed, not_ready, outside, ready
+from tests.unit.registry.fleets import malformed, not_ready, outside, ready
 from tests.unit.registry.test_intake_removal_guard import FLEET, Source
 
 NEW = tuple(ready(name, "120") for name in "abcdef")
@@ -159,9 +158,9 @@ def test_accept_without_held_removals_changes_nothing() -> None:
 def test_hold_after_a_server_restore_survives_a_daemon_restart() -> None:
     source = Source.__new__(Source)
     Source.__init__(source)
-    source.intake.awaits_list = True
+    source.intake.progress.awaits_list = True
     for ready_one in FLEET:
-        source.registry.set_version(ready_one.name, "")
+        source.store.set_version(ready_one.name, "")
     restored(source, *OLD[:3])
     assert (source.engaged, source.pending_deletions.held) == (6, 6)
 
@@ -233,7 +232,7 @@ def test_object_whose_deletion_was_refuted_by_a_read_is_no_reference_object() ->
     source.answers(Found(FLEET[0]))
     assert [name for name, _ in source.intake.reference_objects] == ["b", "c", "d"]
     source.take(ObjectChanged(ready("a", "2")))
-    assert source.registry.is_present("a", "u1")
+    assert source.store.is_present("a", "u1")
 
 
 def test_refuted_deletion_is_dropped_when_the_watch_shows_the_object() -> None:
@@ -310,7 +309,7 @@ def test_list_takes_no_cluster_back_behind_a_read_that_overtook_it() -> None:
     listed = [ready(name, "121", labels={"from": "list"}) for name in "abcdef"]
     source.take(ListStarted(), *map(Listed, listed))
     read = Found(ready("a", "130", labels={"from": "read"}))
-    assert [event.type.name for event in source.intake.resolve(request, read, at(source.now))] == ["UPDATED"]
+    assert [event.type.name for event in source.resolve(request, read)] == ["UPDATED"]
     source.take(ListEnded(version="121"))
     labels = {each.target.name: each.target.labels for each in source.registry.clusters()}
     assert labels["a"] == (("from", "read"),)

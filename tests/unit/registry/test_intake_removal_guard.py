@@ -2,62 +2,47 @@
 
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.observation import Observation
+from milo_discoveryd.objects.pending_deletions import Absent, ConfirmationResult, Found
+from milo_discoveryd.objects.removal_guard import RemovalGuard, RemovalLimits
 from milo_discoveryd.registry.events import Event
-from milo_discoveryd.registry.intake import Intake
-from milo_discoveryd.registry.pending_deletions import Absent, ConfirmationResult, Found, PendingDeletions
-from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
 from milo_kube.reflect.messages import (
     DeletionReported,
     Listed,
     ListEnded,
     ListStarted,
     ObjectChanged,
-    SourceEvent,
 )
-from tests.unit.registry.fleets import at, not_ready, outside, ready, registry
+from tests.unit.registry.fleets import ListedClusters, at, not_ready, outside, ready
 
 FLEET = tuple(ready(name) for name in "abcdef")
 LIMITS = RemovalLimits(count=1, share=0.0, verify_after_s=30.0, per_second=1.0)
 
 
-class Source:
+class Source(ListedClusters):
     """A fleet of six ready clusters."""
 
     def __init__(self, *more: Observation) -> None:
-        self.registry = registry()
-        self.pending_deletions = PendingDeletions(lambda: 0.0)
-        self.intake = Intake(self.registry, self.pending_deletions, RemovalGuard(LIMITS))
-        self.now = 0.0
+        super().__init__(RemovalGuard(LIMITS))
         self.lists(*FLEET, *more)
 
     @classmethod
     def unlisted(cls) -> "Source":
         """Return a fleet without a list."""
-        source = cls()
-        source.registry = registry()
-        source.intake = Intake(source.registry, source.pending_deletions, RemovalGuard(LIMITS))
+        source = cls.__new__(cls)
+        ListedClusters.__init__(source, RemovalGuard(LIMITS))
         return source
 
     @classmethod
     def restored(cls) -> "Source":
         """Return a fleet that a state file had, which stores no versions."""
         source = cls.unlisted()
-        source.intake.restore(((ready(each.name, version=""), 0.0) for each in FLEET), at(0.0))
+        source.restore(((ready(each.name, version=""), 0.0) for each in FLEET), at(0.0))
         return source
-
-    def take(self, *findings: SourceEvent[Observation]) -> list[Event]:
-        return [each for batch in self.intake.take(findings, at(self.now)) for each in batch]
-
-    def lists(self, *observations: Observation, versions_went_back: bool = False, version: str = "") -> list[Event]:
-        return self.take(ListStarted(), *map(Listed, observations), ListEnded(versions_went_back, version))
-
-    def requested_names(self) -> list[str]:
-        return [request.name for request in self.pending_deletions.take_due(self.now)]
 
     def answers(self, answer: ConfirmationResult) -> list[Event]:
         """Answer all pending confirmation reads."""
         requests = self.pending_deletions.take_due(self.now)
-        return [done for each in requests for done in self.intake.resolve(each, answer, at(self.now))]
+        return [done for each in requests for done in self.resolve(each, answer)]
 
     @property
     def engaged(self) -> int:
@@ -80,7 +65,7 @@ def test_empty_list_is_held_for_clusters_that_other_members_own() -> None:
     source.registry.assigned_elsewhere = lambda _: "another member owns it"
     for each in FLEET:
         source.registry.lose(each.name, "another member owns it", at(1.0))
-    assert (source.engaged, source.registry.established_count) == (0, 6)
+    assert (source.engaged, source.store.established_count) == (0, 6)
     source.lists()
     assert source.requested_names() == []
     assert source.pending_deletions.held == 6
@@ -98,7 +83,7 @@ def test_empty_list_is_held_for_clusters_that_were_ready_before() -> None:
 def test_empty_list_is_not_held_for_objects_that_were_never_ready_under_their_uid() -> None:
     source = Source()
     source.take(*(ObjectChanged(not_ready(each.name, "2", uid="another")) for each in FLEET))
-    assert source.registry.established_count == 0
+    assert source.store.established_count == 0
     source.lists()
     assert len(source.requested_names()) == 6
 
@@ -192,9 +177,9 @@ def test_deletion_confirmed_during_list_is_not_held() -> None:
     source = Source()
     source.take(DeletionReported("a", "u1"))
     [requested_names] = source.pending_deletions.take_due(source.now)
-    batches = source.intake.take((ListStarted(), Listed(ready("b", "2")), ListEnded()), at(source.now))
+    batches = source.take_batches((ListStarted(), Listed(ready("b", "2")), ListEnded()))
     next(batches)  # confirmations are limited per second from here on
-    [left] = source.intake.resolve(requested_names, Found(outside("a")), at(source.now))
+    [left] = source.resolve(requested_names, Found(outside("a")))
     assert left.reason is DisengageReason.LABELS_CHANGED
     for _ in batches:
         pass
@@ -211,7 +196,7 @@ def test_removals_of_objects_that_are_not_engaged_are_not_held() -> None:
 
 def test_restored_clusters_remain_known_while_lists_are_held() -> None:
     source = Source()
-    source.intake.restore([], at(0.0))
+    source.restore([], at(0.0))
     source.lists()
     assert source.intake.is_restored
     source.lists(*FLEET)
@@ -221,7 +206,7 @@ def test_restored_clusters_remain_known_while_lists_are_held() -> None:
 def test_f35_second_list_is_requested_even_if_all_held_objects_reappear() -> None:
     """No watch reports objects that were created while the daemon was down."""
     source = Source()
-    source.intake.restore([], at(0.0))
+    source.restore([], at(0.0))
     source.lists()
     source.take(*(ObjectChanged(ready(name, "2")) for name in "abcdef"))
     assert source.pending_deletions.held == 0

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from milo_discoveryd.objects.removal_guard import RemovalLimits
 from milo_discoveryd.registry.not_ready import SETTLE_S, NotReadyClusters, Overdue
-from milo_discoveryd.registry.removal_guard import RemovalLimits
 
 LIMITS = RemovalLimits(count=10, share=0.2, verify_after_s=30.0, per_second=50.0)
 NOTHING = Overdue([], [])

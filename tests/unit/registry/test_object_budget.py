@@ -6,45 +6,38 @@ from collections.abc import Iterable
 import msgspec
 
 from milo_discoveryd.model.observation import NotReady, ObjectFields, Observation
-from milo_discoveryd.registry.intake import Intake
-from milo_discoveryd.registry.object_budget import CollectionWeight, ObjectBudget, weigh
-from milo_discoveryd.registry.object_records import ObjectRecords
-from milo_discoveryd.registry.pending_deletions import Absent, PendingDeletions
+from milo_discoveryd.objects.budget import CollectionWeight, ObjectBudget, weigh
+from milo_discoveryd.objects.pending_deletions import Absent
+from milo_discoveryd.objects.store import ObjectStore
 from milo_kube.reflect.messages import (
     DeletionReported,
     Listed,
     ListEnded,
     ListStarted,
     ObjectChanged,
-    SourceEvent,
     Unlisted,
 )
-from tests.unit.registry.fleets import at, not_ready, ready, registry
+from tests.unit.registry.fleets import ListedClusters, not_ready, ready
 
 LIMIT = 10
 SIZE = weigh(ready("p-000").target)
 
 
-class Collection:
+class Collection(ListedClusters):
     """The clusters of a collection that shares a budget for ten of them."""
 
     def __init__(self, budget: ObjectBudget | None = None) -> None:
         self.weight = CollectionWeight(budget or ObjectBudget(LIMIT * SIZE))
-        self.clusters = registry(weight=self.weight)
-        self.pending_deletions = PendingDeletions(lambda: 0.0)
-        self.intake = Intake(self.clusters, self.pending_deletions)
+        super().__init__(weight=self.weight)
+        self.clusters = self.registry
 
-    def apply(self, *events: SourceEvent[Observation]) -> None:
-        for _ in self.intake.take(events, at(0.0)):
-            pass
-
-    def lists(self, count: int) -> None:
-        self.apply(ListStarted(), *map(Listed, objects(count)), ListEnded())
+    def lists_clusters(self, count: int) -> None:
+        self.lists(*objects(count))
 
     def confirm(self, name: str) -> None:
-        self.apply(DeletionReported(name, "u1"))
-        (request,) = self.pending_deletions.take_due(0.0)
-        self.intake.resolve(request, Absent(), at(0.0))
+        self.take(DeletionReported(name, "u1"))
+        (request,) = self.due_requests()
+        self.resolve(request, Absent())
 
 
 def objects(count: int, first: int = 0) -> Iterable[Observation]:
@@ -63,75 +56,75 @@ def test_object_with_many_short_labels_counts_what_they_take_in_memory() -> None
 def test_list_within_the_budget_is_applied() -> None:
     collection = Collection()
     for _ in range(2):
-        collection.lists(LIMIT)
+        collection.lists_clusters(LIMIT)
     assert (collection.clusters.engaged, collection.weight.used) == (LIMIT, LIMIT * SIZE)
     assert collection.weight.problem == ""
 
 
 def test_list_that_exceeds_the_budget_is_not_applied() -> None:
     collection = Collection()
-    collection.lists(LIMIT + 1)
-    assert not collection.intake.synced
+    collection.lists_clusters(LIMIT + 1)
+    assert not collection.intake.progress.is_synced
     assert collection.clusters.engaged == 0
     assert "watch.objects_limit" in collection.weight.problem
 
 
 def test_new_objects_of_a_watch_are_applied_up_to_the_budget() -> None:
     collection = Collection()
-    collection.lists(5)
-    collection.apply(*map(ObjectChanged, objects(100, first=100)))
+    collection.lists_clusters(5)
+    collection.take(*map(ObjectChanged, objects(100, first=100)))
     assert collection.clusters.engaged == LIMIT
     assert collection.weight.problem
-    collection.apply(*map(ObjectChanged, objects(5, first=300)))
+    collection.take(*map(ObjectChanged, objects(5, first=300)))
     assert collection.clusters.engaged == LIMIT
 
 
 def test_source_over_its_budget_is_repaired_by_a_shorter_list() -> None:
     collection = Collection()
-    collection.apply(*map(ObjectChanged, objects(LIMIT + 5)))
+    collection.take(*map(ObjectChanged, objects(LIMIT + 5)))
     assert collection.weight.problem
-    collection.lists(3)
+    collection.lists_clusters(3)
     assert collection.weight.problem == ""
     assert collection.weight.used == 3 * SIZE
 
 
 def test_changes_of_the_same_object_do_not_exhaust_the_budget() -> None:
     collection = Collection()
-    collection.lists(5)
+    collection.lists_clusters(5)
     for version in range(2, 1000):
-        collection.apply(ObjectChanged(ready("p-000", str(version), labels={"mark": f"{version:04}"})))
+        collection.take(ObjectChanged(ready("p-000", str(version), labels={"mark": f"{version:04}"})))
     assert collection.weight.problem == ""
-    assert collection.clusters.outdated == 0
+    assert collection.store.outdated == 0
 
 
 def test_object_that_grows_counts_what_it_takes_now() -> None:
     collection = Collection()
-    collection.lists(1)
-    collection.apply(ObjectChanged(ready("p-000", "2", labels={"mark": "x" * 1000})))
+    collection.lists_clusters(1)
+    collection.take(ObjectChanged(ready("p-000", "2", labels={"mark": "x" * 1000})))
     assert collection.weight.used > SIZE + 1000
-    collection.apply(ObjectChanged(ready("p-000", "3")))
+    collection.take(ObjectChanged(ready("p-000", "3")))
     assert collection.weight.used == SIZE
 
 
 def test_former_state_of_an_object_counts_while_it_is_kept() -> None:
     collection = Collection()
-    collection.apply(ObjectChanged(ready("p-000", labels={"mark": "x" * 1000})))
-    collection.apply(ObjectChanged(not_ready("p-000")))
+    collection.take(ObjectChanged(ready("p-000", labels={"mark": "x" * 1000})))
+    collection.take(ObjectChanged(not_ready("p-000")))
     assert collection.weight.used > SIZE + 1000
 
 
 def test_object_that_leaves_a_list_before_its_end_counts_until_then() -> None:
     collection = Collection()
-    collection.apply(ListStarted(), Listed(ready("a")), Unlisted("a"))
+    collection.take(ListStarted(), Listed(ready("a")), Unlisted("a"))
     assert collection.weight.used > 0
-    collection.apply(ListEnded())
+    collection.take(ListEnded())
     assert collection.weight.used == 0
 
 
 def test_deletion_is_applied_although_the_budget_is_exceeded() -> None:
     collection = Collection()
-    collection.lists(LIMIT)
-    collection.apply(ObjectChanged(ready("big", labels={"mark": "x" * 1000})))
+    collection.lists_clusters(LIMIT)
+    collection.take(ObjectChanged(ready("big", labels={"mark": "x" * 1000})))
     assert collection.weight.problem
     collection.confirm("p-000")
     assert collection.clusters.engaged == LIMIT - 1
@@ -140,13 +133,13 @@ def test_deletion_is_applied_although_the_budget_is_exceeded() -> None:
 def test_collections_of_a_source_share_its_budget() -> None:
     budget = ObjectBudget(LIMIT * SIZE)
     first, second = Collection(budget), Collection(budget)
-    first.lists(6)
-    second.lists(6)
+    first.lists_clusters(6)
+    second.lists_clusters(6)
     assert (first.clusters.engaged, second.clusters.engaged) == (6, 0)
     assert second.weight.problem
 
 
 def test_object_without_clusters_counts_its_overhead() -> None:
-    objects = ObjectRecords()
-    objects.commit([NotReady(name="p", uid="u", version="1", message="")], at(0))
-    assert 512 <= objects.weight.used < 1024
+    store = ObjectStore()
+    store.apply_watched([NotReady(name="p", uid="u", version="1", message="")])
+    assert 512 <= store.weight.used < 1024

@@ -5,7 +5,7 @@ from collections import deque
 import pytest
 
 from milo_discoveryd.model.observation import Malformed, NotReady
-from milo_discoveryd.registry.pending_deletions import (
+from milo_discoveryd.objects.pending_deletions import (
     Absent,
     ConfirmationRequest,
     ConfirmedDeletion,

@@ -6,21 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milo_discoveryd.model.claims import Claim, ClaimingObject, ObjectClaim, earliest
+from milo_discoveryd.model.claims import Claim, ClaimingObject, ObjectClaim, ObjectContent, ObservedObject, earliest
 from milo_discoveryd.model.cluster import DisengageReason
-from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Ready, Refused, Withdrawn
+from milo_discoveryd.model.observation import Malformed, NotReady, ObjectState, Observation, Ready, Refused, Withdrawn
 from milo_discoveryd.model.resource import NAMES, ObjectKeys
-from milo_discoveryd.registry.cluster_records import ObjectState
+from milo_discoveryd.objects.collection import REMOVALS_HELD, Collection
+from milo_discoveryd.objects.pending_deletions import Absent, Inconclusive, PendingDeletions
+from milo_discoveryd.objects.removal_guard import RemovalGuard, RemovalLimits
 from milo_discoveryd.registry.events import Event
-from milo_discoveryd.registry.feed import REMOVALS_HELD, Feed
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.not_ready import NotReadyClusters
-from milo_discoveryd.registry.object_records import ObjectRecords
-from milo_discoveryd.registry.pending_deletions import Absent, ConfirmedDeletion, Inconclusive, PendingDeletions
 from milo_discoveryd.registry.reduction import Reduce
-from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
 from milo_discoveryd.registry.source import ClusterSource, SourcePolicy
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
@@ -93,16 +90,16 @@ class RecordedFleet:
     def engaged(self) -> set[str]:
         return {cluster.target.name for cluster in self.source.registry.clusters()}
 
-    def feed(self, watch: int = 0) -> Feed:
-        return self.source.feeds[watch]
+    def collection(self, watch: int = 0) -> Collection:
+        return self.source.collections[watch]
 
-    def take(self, *events: SourceEvent[Observation], watch: int = 0, at: float = 0.0) -> list[tuple[str, ...]]:
+    def take(self, *events: SourceEvent[ObservedObject], watch: int = 0, at: float = 0.0) -> list[tuple[str, ...]]:
         before = len(self.journal.events)
-        for _ in self.feed(watch).take(events, at):
+        for _ in self.source.apply(self.collection(watch), events, at):
             pass
         return self.journal.events[before:]
 
-    def listed(self, *objects: Observation, watch: int = 0, at: float = 0.0) -> list[tuple[str, ...]]:
+    def listed(self, *objects: ObservedObject, watch: int = 0, at: float = 0.0) -> list[tuple[str, ...]]:
         return self.take(ListStarted(), *map(Listed, objects), ListEnded(), watch=watch, at=at)
 
     def delete(self, name: str, uid: str, watch: int = 0) -> list[tuple[str, ...]]:
@@ -110,17 +107,18 @@ class RecordedFleet:
         before = len(self.journal.events)
         self.take(DeletionReported(name, uid), watch=watch)
         assert self.journal.events[before:] == []
-        feed = self.feed(watch)
-        for request in feed.pending_deletions.take_due(0.0):
-            feed.resolve(request, Absent(), 0.0)
+        collection = self.collection(watch)
+        for request in collection.pending_deletions.take_due(0.0):
+            self.source.resolve(collection, request, Absent(), 0.0)
         return self.journal.events[before:]
 
 
-def thing(name: str, version: int = 1, uid: str = "", *, is_terminating: bool = False, **claims: object) -> Ready:
+def thing(
+    name: str, version: int = 1, uid: str = "", *, is_terminating: bool = False, **claims: object
+) -> ClaimingObject:
     uid = uid or f"uid-{name}"
     said = tuple(Claim(cluster, content) for cluster, content in claims.items())
-    claiming = ClaimingObject(name=name, uid=uid, place=(), claims=said, is_terminating=is_terminating)
-    return Ready(uid, str(version), claiming)
+    return ClaimingObject(name, uid, str(version), ObjectContent(said), is_terminating)
 
 
 def test_cluster_that_its_objects_make_unusable_is_reported_once() -> None:
@@ -184,12 +182,12 @@ def test_cluster_is_disengaged_when_the_deletion_of_its_last_object_is_confirmed
     assert fleet.source.pending_deletion("shop") == (0.0, "")
     assert fleet.source.pending_deletion("none") is None
     assert fleet.source.deletions_unconfirmed == 1
-    (request,) = fleet.feed().pending_deletions.take_due(0.0)
-    fleet.feed().resolve(request, Inconclusive("timeout"), 0.0)
+    (request,) = fleet.collection().pending_deletions.take_due(0.0)
+    fleet.source.resolve(fleet.collection(), request, Inconclusive("timeout"), 0.0)
     assert fleet.engaged == {"shop"}
     assert fleet.delete("y", "uid-y") == []
-    (request,) = fleet.feed().pending_deletions.take_due(100.0)
-    fleet.feed().resolve(request, Absent(), 100.0)
+    (request,) = fleet.collection().pending_deletions.take_due(100.0)
+    fleet.source.resolve(fleet.collection(), request, Absent(), 100.0)
     assert fleet.journal.events[-1] == ("DISENGAGED", "shop", DisengageReason.DELETED.value)
     assert fleet.source.registry["shop"].state is ObjectState.DELETED  # type: ignore[union-attr]
 
@@ -249,11 +247,11 @@ def test_fleet_is_synced_when_every_resource_was_listed() -> None:
 
 def test_source_status_is_that_of_the_worst_resource() -> None:
     fleet = RecordedFleet(resources=2)
-    fleet.feed(0).source(STREAMING)
+    fleet.source.set_followed(fleet.collection(0), STREAMING)
     assert fleet.source.status.state is ViewState.CATCHING_UP
-    fleet.feed(1).source(STREAMING)
+    fleet.source.set_followed(fleet.collection(1), STREAMING)
     assert fleet.source.status.state is ViewState.STREAMING
-    fleet.feed(0).source(ViewStatus(ViewState.STALE, 5.0, "Timeout", "", 4.0))
+    fleet.source.set_followed(fleet.collection(0), ViewStatus(ViewState.STALE, 5.0, "Timeout", "", 4.0))
     assert (fleet.source.status.reason, fleet.source.status.last_contact) == ("Timeout", 0.0)
 
 
@@ -262,9 +260,9 @@ def test_relist_of_reduced_fleet_without_most_objects_is_held() -> None:
     fleet.listed(*(thing(f"x{n}", **{f"c{n}": True}) for n in range(30)))
     assert fleet.listed() == []
     assert fleet.source.deletions_held == 30
-    fleet.feed().source(STREAMING)
+    fleet.source.set_followed(fleet.collection(), STREAMING)
     assert fleet.source.status.reason == REMOVALS_HELD
-    assert fleet.feed().relist_at is not None
+    assert fleet.collection().relist_at is not None
 
 
 def test_relist_of_reduced_fleet_without_objects_whose_deletion_was_announced_is_not_held() -> None:
@@ -278,18 +276,18 @@ def test_relist_of_reduced_fleet_without_objects_whose_deletion_was_announced_is
 def test_not_ready_grace_in_reduced_fleet_ends_by_timer_of_its_feed() -> None:
     fleet = RecordedFleet(grace_s=10.0)
     fleet.listed(thing("x", shop=True))
-    fleet.feed().source(STREAMING)
+    fleet.source.set_followed(fleet.collection(), STREAMING)
     assert fleet.take(ObjectChanged(thing("x", 2, shop=False)), at=1.0) == []
-    assert fleet.feed().due_at == 11.0
-    fleet.feed().tick(11.0)
+    assert fleet.source.due_at == 11.0
+    fleet.source.tick(11.0)
     assert fleet.journal.events[-1] == ("DISENGAGED", "shop", "NOT_READY")
 
 
 def test_reduced_fleet_ignores_relisting_and_liveness_findings() -> None:
     fleet = RecordedFleet()
     assert fleet.take(Relisting("Expired")) == []
-    fleet.feed().liveness_checked("answered")
-    assert fleet.feed().reference_objects == ()
+    fleet.source.observer.liveness_checked("answered")
+    assert fleet.collection().reference_objects == ()
 
 
 @pytest.fixture
@@ -305,7 +303,7 @@ def restored() -> RecordedFleet:
     fleet.source.restore(stored, before.source.stored_objects(), status)
     assert fleet.engaged == {"shop", "bank", "farm"}
     assert fleet.source.synced
-    assert fleet.source.is_restored
+    assert fleet.source.progress.is_restored
     fleet.journal.events.clear()
     return fleet
 
@@ -313,15 +311,15 @@ def restored() -> RecordedFleet:
 def test_restored_clusters_stay_engaged_until_all_their_objects_were_seen_again(restored: RecordedFleet) -> None:
     assert restored.listed(thing("x", 9, shop=False), thing("y", 9, shop=True), thing("w", 9)) == []
     assert restored.listed(thing("z", 9, bank=False), watch=1)[0] == ("DISENGAGED", "bank", "NOT_READY")
-    assert not restored.source.is_restored
+    assert not restored.source.progress.is_restored
     assert restored.engaged == {"shop"}
 
 
 def test_restored_cluster_ends_when_the_deletion_of_its_objects_is_confirmed(restored: RecordedFleet) -> None:
     assert restored.listed(thing("x", 9, shop=False), thing("w", 9)) == []
-    feed = restored.feed()
-    for request in feed.pending_deletions.take_due(0.0):
-        feed.resolve(request, Absent(), 0.0)
+    collection = restored.collection()
+    for request in collection.pending_deletions.take_due(0.0):
+        restored.source.resolve(collection, request, Absent(), 0.0)
     assert restored.journal.events == [("DISENGAGED", "shop", "NOT_READY")]
 
 
@@ -346,19 +344,10 @@ def test_deletion_of_namespaced_object_is_confirmed_by_namespace_and_name() -> N
     )
     fleet.listed(thing("a/x", shop=True), thing("b/x", shop=False))
     fleet.take(DeletionReported("x", "uid-a/x", "a"))
-    (request,) = fleet.feed().pending_deletions.take_due(0.0)
+    (request,) = fleet.collection().pending_deletions.take_due(0.0)
     assert request.name == "a/x"
-    fleet.feed().resolve(request, Absent(), 0.0)
+    fleet.source.resolve(fleet.collection(), request, Absent(), 0.0)
     assert fleet.journal.events[-1] == ("DISENGAGED", "shop", "NOT_READY")
-
-
-def test_deletion_of_an_unknown_or_another_object_changes_nothing() -> None:
-    records, now = ObjectRecords(), Moment(0.0, 0.0)
-    records.commit([thing("x", shop=True)], now)
-    assert records.commit([ConfirmedDeletion("y", "uid-y"), ConfirmedDeletion("x", "another")], now) == []
-    (change,) = records.commit([ConfirmedDeletion("x", "uid-x")], now)
-    assert (change.key, [each.cluster for each in change.before]) == ("x", ["shop"])
-    assert (records.commit([ConfirmedDeletion("x", "uid-x")], now), records.engaged) == ([], 0)
 
 
 def test_objects_that_reduce_to_nothing_engage_no_cluster() -> None:

@@ -1,6 +1,6 @@
 """Clusters whose objects need other objects, such as Secrets that they name."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 import pytest
@@ -8,18 +8,25 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from milo_discoveryd.model.claims import UNREAD, Claim, ClaimingObject, ObjectClaim, ObjectReference, earliest
+from milo_discoveryd.model.claims import (
+    UNREAD,
+    Claim,
+    ClaimingObject,
+    ObjectClaim,
+    ObjectContent,
+    ObjectReference,
+    earliest,
+)
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Ready
-from milo_discoveryd.registry.cluster_records import ObjectState
+from milo_discoveryd.model.observation import Malformed, NotReady, ObjectState, Observation, Ready
+from milo_discoveryd.objects.pending_deletions import Absent, ConfirmedDeletion
+from milo_discoveryd.objects.store import RESTORED as POSITION_OF_RESTORED
+from milo_discoveryd.objects.store import ObjectChanges, ObjectStore, Position
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.log import ChangeLog, Retention
-from milo_discoveryd.registry.object_records import ObjectRecords
-from milo_discoveryd.registry.pending_deletions import Absent, ConfirmedDeletion
-from milo_discoveryd.registry.reduction import Reduction
-from milo_discoveryd.registry.registry import Registry
-from milo_discoveryd.registry.source import CLUSTERS_PER_STEP
+from milo_discoveryd.registry.reduction import CLUSTERS_PER_STEP, ClaimIndex
+from milo_discoveryd.registry.registry import ClusterStates, Registry
 from milo_kube.reflect.messages import DeletionReported, ObjectChanged
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 from tests.unit.registry.fleets import target
@@ -41,7 +48,7 @@ def at_secret(cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observat
     return Ready(seen.uid, seen.version, target(cluster, seen.uid, organization=server))
 
 
-def an_object(name: str, needs: str, version: int = 1, *, ready: bool = True, cluster: str = "") -> Ready:
+def an_object(name: str, needs: str, version: int = 1, *, ready: bool = True, cluster: str = "") -> ClaimingObject:
     """Return an object of the cluster that is named as it, or of another one, with the Secret that it needs."""
     uid, cluster = f"uid-{name}", cluster or name
     seen = (
@@ -50,12 +57,12 @@ def an_object(name: str, needs: str, version: int = 1, *, ready: bool = True, cl
         else NotReady(cluster, uid, str(version), "not ready")
     )
     claim = Claim(cluster, seen, ((SECRETS, needs),) if ready else ())
-    return Ready(uid, str(version), ClaimingObject(name=name, uid=uid, place=(), claims=(claim,)))
+    return ClaimingObject(name, uid, str(version), ObjectContent((claim,)))
 
 
-def a_secret(name: str, server: str = "s1", version: int = 1, uid: str = "") -> Ready:
+def a_secret(name: str, server: str = "s1", version: int = 1, uid: str = "") -> ClaimingObject:
     uid = uid or f"uid-{name}"
-    return Ready(uid, str(version), ClaimingObject(name=name, uid=uid, place=(), content=server))
+    return ClaimingObject(name, uid, str(version), ObjectContent(value=server))
 
 
 class JoinedFleet(RecordedFleet):
@@ -110,7 +117,7 @@ def test_secret_of_many_clusters_is_applied_in_batches_between_which_other_chang
     fleet = JoinedFleet()
     fleet.listed(*(an_object(f"c{number}", "k") for number in range(2 * CLUSTERS_PER_STEP + 1)))
     fleet.listed(a_secret("k"), a_secret("m"), watch=SECRETS)
-    steps = fleet.feed(SECRETS).take([ObjectChanged(a_secret("k", "s2", 3))], 0.0)
+    steps = fleet.source.apply(fleet.collection(SECRETS), [ObjectChanged(a_secret("k", "s2", 3))], 0.0)
     for done in (1, 2):
         next(steps)
         assert [*fleet.servers.values()].count("s2") == done * CLUSTERS_PER_STEP
@@ -216,9 +223,9 @@ def test_restored_cluster_ends_when_the_deletion_of_its_secret_is_confirmed(flee
     after = restarted(fleet)
     after.listed(an_object("shop", "k", 8), an_object("bank", "m", 8))
     assert after.listed(a_secret("k", version=9), watch=SECRETS) == []
-    feed = after.feed(SECRETS)
-    for request in feed.pending_deletions.take_due(0.0):
-        feed.resolve(request, Absent(), 0.0)
+    collection = after.collection(SECRETS)
+    for request in collection.pending_deletions.take_due(0.0):
+        after.source.resolve(collection, request, Absent(), 0.0)
     assert after.journal.events == [("DISENGAGED", "bank", "NOT_READY")]
 
 
@@ -244,8 +251,8 @@ class ReductionOfReferences(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.objects: dict[str, Ready] = {}
-        self.secrets: dict[str, Ready] = {}
+        self.objects: dict[str, ClaimingObject] = {}
+        self.secrets: dict[str, ClaimingObject] = {}
         self.version = 0
         self.must_list: list[int] = []
         """The resources that were not listed since the restart."""
@@ -255,45 +262,52 @@ class ReductionOfReferences(RuleBasedStateMachine):
         self.commits_later = False
         self.began((), ())
 
-    def began(self, engaged: Iterable[Cluster], known: Iterable[tuple[int, Ready]]) -> None:
+    def began(self, engaged: Iterable[Cluster], known: Iterable[tuple[int, ClaimingObject]]) -> None:
         self.clusters = Registry(ChangeLog(lambda _: b"", Retention()))
-        self.records = [ObjectRecords(), ObjectRecords()]
-        self.reduction = Reduction(at_secret, self.clusters, self.records)
+        self.stores = [ObjectStore(), ObjectStore()]
+        self.index = ClaimIndex(at_secret, self.clusters, self.stores)
         self.ended: set[str] = set()
-        self.uncommitted: list[str] = []
+        self.uncommitted: list[Iterator[ClusterStates]] = []
         for each in engaged:
             self.clusters.restore(Ready(each.target.uid, "", each.target), 0.0, Moment(0.0, 0.0))
         for watch, seen in known:
-            found = seen.target
-            assert isinstance(found, ClaimingObject)
-            claims = tuple(Claim(each.cluster, UNREAD) for each in found.claims)
-            unread = msgspec.structs.replace(found, claims=claims, content=UNREAD)
-            changes = self.records[watch].restore(Ready(seen.uid, "", unread), 0.0, Moment(0.0, 0.0))
-            self.reduction.restore(watch, changes)
+            claims = tuple(Claim(each.cluster, UNREAD) for each in seen.content.claims)
+            unread = msgspec.structs.replace(seen, version="", content=ObjectContent(claims, UNREAD))
+            changes = self.stores[watch].apply_read(unread)
+            self.index.restore(watch, ObjectChanges(changes, Position(POSITION_OF_RESTORED)))
 
-    def apply(self, watch: int, *seen: Ready | ConfirmedDeletion) -> None:
+    def apply(self, watch: int, *seen: ClaimingObject | ConfirmedDeletion) -> None:
         self.version += 1
-        changes = self.records[watch].commit(seen, Moment(0.0, 0.0), consistent=True)
-        self.uncommitted += self.reduction.apply(watch, changes, self.version)
+        changes = [change for each in seen for change in self.stores[watch].apply_read(each)]
+        self.uncommitted.append(self.index.states(watch, ObjectChanges(changes, Position(self.version))))
         if not self.commits_later:
-            self.commit(len(self.uncommitted))
+            self.commit_all()
 
     @rule(size=st.integers(1, 3))
     def commit(self, size: int) -> None:
-        batch, self.uncommitted = self.uncommitted[:size], self.uncommitted[size:]
-        self.note(self.reduction.commit([*dict.fromkeys(batch)], Moment(0.0, 0.0)))
+        for _ in range(size):
+            if self.uncommitted:
+                found = next(self.uncommitted[0], None)
+                if found is None:
+                    self.uncommitted.pop(0)
+                else:
+                    self.note(self.clusters.commit(found.states, Moment(0.0, 0.0), found.position))
+
+    def commit_all(self) -> None:
+        while self.uncommitted:
+            self.commit(1)
 
     @rule(later=st.booleans())
     def commit_later(self, later: bool) -> None:
         """Let other changes come before the batches of a change that concerns many clusters."""
         self.commits_later = later
         if not later:
-            self.commit(len(self.uncommitted))
+            self.commit_all()
 
     def note(self, events: Iterable[Event]) -> None:
         self.ended |= {each.cluster.target.name for each in events if each.type is EventType.DISENGAGED}
 
-    def change(self, watch: int, seen: Ready | ConfirmedDeletion) -> None:
+    def change(self, watch: int, seen: ClaimingObject | ConfirmedDeletion) -> None:
         if watch not in self.must_list:
             self.apply(watch, seen)
 
@@ -332,7 +346,9 @@ class ReductionOfReferences(RuleBasedStateMachine):
         self.apply(watch, *map(deleted, missing))
         self.must_list = self.must_list[1:]
         if not self.must_list:
-            self.note(self.reduction.listed(Moment(0.0, 0.0)))
+            self.uncommitted.append(self.index.states_once_listed(Position(self.version)))
+            if not self.commits_later:
+                self.commit_all()
 
     @precondition(lambda self: not self.must_list)
     @rule(order=st.permutations((OBJECTS, SECRETS)), forgets=st.booleans())
@@ -349,19 +365,20 @@ class ReductionOfReferences(RuleBasedStateMachine):
         if self.must_list or self.uncommitted:
             return
         scratch = Registry(ChangeLog(lambda _: b"", Retention()))
-        records, now = [ObjectRecords(), ObjectRecords()], Moment(0.0, 0.0)
-        reduction = Reduction(at_secret, scratch, records)
+        stores = [ObjectStore(), ObjectStore()]
+        index = ClaimIndex(at_secret, scratch, stores)
         for watch, present in ((SECRETS, self.secrets), (OBJECTS, self.objects)):
-            changes = records[watch].commit(present.values(), now, consistent=True)
-            reduction.commit(reduction.apply(watch, changes, 0), now)
+            changes = stores[watch].apply_listed((seen, 0) for seen in present.values())
+            for found_states in index.states(watch, ObjectChanges(changes, Position(0))):
+                scratch.commit(found_states.states, Moment(0.0, 0.0), found_states.position)
         found, expected = map(servers, (self.clusters, scratch))
         assert found == expected == self.truth
         for name in NAMES:
-            assert set(self.reduction.objects(name)) == set(reduction.objects(name))
+            assert set(self.index.objects_of(name)) == set(index.objects_of(name))
         # Anything else would be a leak.
-        assert self.reduction._dependents.keys() == reduction._dependents.keys()
-        assert self.reduction._members.keys() == reduction._members.keys()
-        assert not self.reduction._committed
+        assert self.index._dependents.keys() == index._dependents.keys()
+        assert self.index._members.keys() == index._members.keys()
+        assert not self.index._committed
 
     @invariant()
     def nothing_ends_that_should_be_engaged(self) -> None:
@@ -386,14 +403,12 @@ def servers(clusters: Registry) -> dict[str, str]:
     return {each.target.name: each.target.organization for each in clusters.clusters()}
 
 
-def content_of(secret: Ready) -> str:
-    assert isinstance(secret.target, ClaimingObject)
-    return str(secret.target.content)
+def content_of(secret: ClaimingObject) -> str:
+    return str(secret.content.value)
 
 
-def needs_of(obj: Ready) -> list[ObjectReference]:
-    assert isinstance(obj.target, ClaimingObject)
-    return [each for claim in obj.target.claims for each in claim.needs]
+def needs_of(obj: ClaimingObject) -> list[ObjectReference]:
+    return [each for claim in obj.content.claims for each in claim.needs]
 
 
 def deleted(key: str) -> ConfirmedDeletion:

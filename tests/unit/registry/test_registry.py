@@ -4,13 +4,13 @@ import msgspec
 import pytest
 
 from milo_discoveryd.model.cluster import UNPROBED, ConnectivityStatus, DisengageReason, Reachability
-from milo_discoveryd.model.observation import Observation
-from milo_discoveryd.registry import known_objects as module
-from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState, RecordedTransition
+from milo_discoveryd.model.observation import ObjectState, Observation
+from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
+from milo_discoveryd.registry import cluster_records as module
+from milo_discoveryd.registry.cluster_records import ClusterRecord, RecordedTransition
 from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.filter import EVERYTHING
-from milo_discoveryd.registry.pending_deletions import ConfirmedDeletion
 from milo_discoveryd.registry.registry import Registry
 from tests.unit.registry.fleets import (
     at,
@@ -177,88 +177,6 @@ def test_recreated_not_ready_object_has_its_own_start_time() -> None:
     assert known(fleet).since == wall(1)
 
 
-# --- stale observations ---
-
-
-@pytest.mark.parametrize(
-    "late", [ready(version="9"), not_ready(version="9"), malformed(version="9"), ready(version="9", uid="u0")]
-)
-def test_stale_observation_is_discarded(late: Observation) -> None:
-    fleet = after(ready(version="10"))
-    assert fleet.commit([late], at(1)) == []
-    assert fleet.outdated == 1
-    assert known(fleet) == known(after(ready(version="10")))
-
-
-def test_observation_after_confirmed_deletion_is_discarded() -> None:
-    fleet = after(ready(version="10"), ConfirmedDeletion("a", "u1"))
-    assert fleet.commit([ready(version="10")], at(2)) == []
-    assert fleet.outdated == 1
-    assert fleet.commit([ready(version="11", uid="u2")], at(3)) != []
-
-
-def test_repeated_observation_changes_nothing() -> None:
-    fleet = after(ready(version="10"))
-    assert fleet.commit([ready(version="10")], at(1)) == []
-    assert fleet.outdated == 0
-    assert not fleet.is_news(ready(version="10"))
-    assert not fleet.is_news(ready(version="9"))
-    assert fleet.is_news(ready(version="11"))
-
-
-@pytest.mark.parametrize(("known_version", "seen"), [("10", "2x"), ("x", "9"), ("", "9"), ("10", ""), ("10", "²")])
-def test_opaque_versions_are_ordered_by_arrival(known_version: str, seen: str) -> None:
-    assert after(ready(version=known_version)).commit([not_ready(version=seen)], at(1)) != []
-
-
-def test_version_of_thousands_of_digits_is_opaque() -> None:
-    long = "9" * 5000
-    fleet = after(ready(version=long))
-    assert fleet.commit([not_ready(version=long[1:])], at(1)) != []
-
-
-def test_consistent_read_of_an_older_version_is_applied() -> None:
-    fleet = after(ready(version="100"))
-    assert fleet.commit([not_ready(version="50")], at(1), consistent=True) != []
-
-
-# --- lists ---
-
-
-def test_present_names_exclude_deleted_objects_and_those_outside_selector() -> None:
-    fleet = after(
-        ready("a"),
-        not_ready("b"),
-        malformed("c"),
-        outside("d"),
-        ready("e"),
-        ConfirmedDeletion("e", "u1"),
-    )
-    assert list(fleet.present()) == [("a", "u1"), ("b", "u1"), ("c", "u1")]
-
-
-def test_would_change_is_true_for_object_with_other_uid_or_version() -> None:
-    fleet = after(ready(version="10"))
-    assert not fleet.would_change(ready(version="10"))
-    assert fleet.would_change(ready(version="9"))
-    assert fleet.would_change(ready(version="10", uid="u2"))
-    assert fleet.would_change(ready("b"))
-
-
-@pytest.mark.parametrize("left", [ConfirmedDeletion("a", "u1"), outside(version="10")])
-def test_would_change_is_true_for_object_that_was_deleted_or_outside_selector(
-    left: Observation | ConfirmedDeletion,
-) -> None:
-    assert after(ready(version="10"), left).would_change(ready(version="10"))
-
-
-@pytest.mark.parametrize("left", [ConfirmedDeletion("a", "u1"), outside(version="11")])
-def test_older_version_is_applied_for_object_absent_from_the_last_list(left: Observation | ConfirmedDeletion) -> None:
-    fleet = after(ready(version="10"), left)
-    fleet.list_ended()
-    assert fleet.commit([ready(version="5")], at(2)) != []
-
-
 # --- probes ---
 
 REFUSED = ConnectivityStatus(Reachability.UNREACHABLE, wall(1), "connection refused")
@@ -389,7 +307,7 @@ def test_identical_change_has_no_revision() -> None:
     fleet = registry()
     fleet.commit(everything, at(0))
     head = fleet.log.head
-    assert fleet.commit(everything, at(1), consistent=True) == []
+    assert fleet.commit(everything, at(1)) == []
     assert fleet.log.head == head
 
 

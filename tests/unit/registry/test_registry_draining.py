@@ -11,14 +11,13 @@ from milo_discoveryd.model.cluster import (
     Drain,
     Reachability,
 )
-from milo_discoveryd.model.observation import NotReady, ObjectFields, Observation, Outside
+from milo_discoveryd.model.observation import NotReady, ObjectFields, ObjectState, Observation, Outside
 from milo_discoveryd.model.selector import parse
-from milo_discoveryd.registry import known_objects
-from milo_discoveryd.registry.cluster_records import ObjectState
+from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
+from milo_discoveryd.registry import cluster_records
 from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.filter import EVERYTHING, Filter
-from milo_discoveryd.registry.pending_deletions import ConfirmedDeletion
 from milo_discoveryd.registry.pending_releases import SubscriberKey, Subscription
 from milo_discoveryd.registry.registry import Registry
 from tests.unit.registry.fleets import (
@@ -200,7 +199,7 @@ def test_drain_ends_when_the_cluster_leaves_the_last_filter() -> None:
 
 
 def test_draining_record_is_not_evicted_with_absent_records(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(known_objects, "ABSENT_RECORDS_KEPT", 1)
+    monkeypatch.setattr(cluster_records, "ABSENT_RECORDS_KEPT", 1)
     fleet = with_subscriber()
     fleet.commit([outside("a"), outside("b"), outside("c")], at(10))
     assert fleet["a"] is not None

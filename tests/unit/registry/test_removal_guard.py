@@ -2,7 +2,7 @@
 
 import pytest
 
-from milo_discoveryd.registry.removal_guard import (
+from milo_discoveryd.objects.removal_guard import (
     ConfirmAtRate,
     ConfirmEach,
     GuardDecision,

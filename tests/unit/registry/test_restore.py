@@ -1,9 +1,9 @@
 """A fleet restored from the state of an earlier run."""
 
 from milo_discoveryd.model.cluster import DisengageReason
-from milo_discoveryd.registry.cluster_records import ObjectState
+from milo_discoveryd.model.observation import ObjectState
+from milo_discoveryd.objects.pending_deletions import Absent, Inconclusive
 from milo_discoveryd.registry.events import Event, EventType
-from milo_discoveryd.registry.pending_deletions import Absent, Inconclusive
 from milo_kube.reflect.messages import ObjectChanged
 from tests.unit.registry.fleets import at, ready
 from tests.unit.registry.test_intake import Source
@@ -11,7 +11,7 @@ from tests.unit.registry.test_intake import Source
 
 def restored(*names: str) -> Source:
     source = Source()
-    source.intake.restore(((ready(name, version=""), 7.0) for name in names), at(100.0))
+    source.restore(((ready(name, version=""), 7.0) for name in names), at(100.0))
     return source
 
 
@@ -22,8 +22,8 @@ def summarized(done: list[Event]) -> list[tuple[EventType, str, DisengageReason 
 def test_restored_fleet_is_served_at_once_with_its_times() -> None:
     source = restored("alpha", "beta")
     record = source.registry["alpha"]
-    assert source.intake.synced
-    assert source.registry.engaged == len(list(source.registry.records())) == 2
+    assert source.intake.progress.is_synced
+    assert source.registry.engaged == len(list(source.registry.items())) == 2
     assert record is not None
     assert record.cluster is not None
     assert (record.state, record.cluster.engaged_at) == (ObjectState.READY, 7.0)
@@ -40,7 +40,7 @@ def test_restored_cluster_missing_from_first_list_is_confirmed() -> None:
     assert summarized(listed) == [(EventType.UPDATED, "beta", None), (EventType.ENGAGED, "gamma", None)]
     (request,) = source.pending_deletions.take_due(source.now)
     assert source.intake.is_restored, "a subscriber that knows of the deletion must not see the cluster again"
-    answered = source.intake.resolve(request, Absent(), at(source.now))
+    answered = source.resolve(request, Absent())
     assert summarized(answered) == [(EventType.DISENGAGED, "alpha", DisengageReason.DELETED)]
     assert not source.intake.is_restored
 
@@ -50,7 +50,7 @@ def test_state_is_not_restored_once_a_confirmation_failed() -> None:
     source = restored("alpha", "beta")
     source.lists(ready("beta"))
     (request,) = source.pending_deletions.take_due(source.now)
-    assert source.intake.resolve(request, Inconclusive("refused"), at(source.now)) == []
+    assert source.resolve(request, Inconclusive("refused")) == []
     assert not source.intake.is_restored
 
 

@@ -3,8 +3,7 @@
 from typing import Any
 
 from milo_discoveryd.model.cluster import DisengageReason
-from milo_discoveryd.model.observation import Observation
-from milo_discoveryd.registry.cluster_records import ObjectState
+from milo_discoveryd.model.observation import ObjectState, Observation
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.filter import Filter
 from milo_discoveryd.registry.pending_releases import SubscriberKey, Subscription
@@ -38,7 +37,7 @@ def listed(*names: str, revocation: Any = None) -> tuple[ClusterSource, FleetAss
     source = empty_source()
     assignment = FleetAssignment(source.fleet, 30.0, revocation)
     found: list[SourceEvent[Observation]] = [Listed(ready(name, uid=name)) for name in names]
-    for _ in source.feeds[0].take([ListStarted(), *found, ListEnded()], 0.0):
+    for _ in source.apply(source.collections[0], [ListStarted(), *found, ListEnded()], 0.0):
         pass
     return source, assignment
 
@@ -108,7 +107,7 @@ async def test_released_clusters_are_unknown_until_a_first_list_that_a_stream_wa
     assert assignment.lost() is None
     source.fleet.waiting.update(stream, frozenset())
     assert assignment.lost() is None, "the subscriber may return"
-    for _ in source.feeds[0].take([ListStarted(), Listed(ready("x", uid="x")), ListEnded()], 100.0):
+    for _ in source.apply(source.collections[0], [ListStarted(), Listed(ready("x", uid="x")), ListEnded()], 100.0):
         pass
     assert lost(assignment) == set()
 

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from milo_discoveryd.daemon_errors import StartError
-from milo_discoveryd.model.claims import Claim, ClaimingObject
+from milo_discoveryd.model.claims import Claim, ClaimingObject, ObjectContent
 from milo_discoveryd.model.cluster import Target, source_of
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready, Refused
 from milo_discoveryd.model.resource import Resource, WatchedCollection
@@ -113,9 +113,8 @@ def test_label_selector_of_the_daemon_does_not_select_secrets(collections: tuple
 
 def test_kubeconfig_secret_is_reduced_to_server_and_ca(collections: tuple[FollowedCollection, ...]) -> None:
     found = seen(collections[SECRETS], data={"value": encoded("https://a.example"), "other": "CANARY"})
-    assert isinstance(found, Ready)
-    kept = ClaimingObject(name="team/alpha", uid="1", place=(), content=StatedServer("https://a.example", None))
-    assert found == Ready("1", "7", kept)
+    value = StatedServer("https://a.example", None)
+    assert found == ClaimingObject("team/alpha", "1", "7", ObjectContent(value=value))
 
 
 def test_secret_without_a_kubeconfig_is_observed_as_not_ready(
@@ -199,16 +198,13 @@ def test_file_claims_clusters_under_the_key_of_its_source() -> None:
     broken = source.observe_file(FileObject("kind-a", problem="it is broken"))
     assert broken == Malformed("kind-a", "", "", "it is broken")
     usable = source.observe_file(FileObject("kind-a", "1", (Claim("a", "content"),)))
-    assert usable == Ready(
-        "1", "", ClaimingObject(name="kind-a", uid="1", place=(), claims=(Claim("local#a", "content"),))
-    )
+    assert usable == ClaimingObject("kind-a", "1", "", ObjectContent((Claim("local#a", "content"),)))
 
 
 def test_objects_claim_clusters_under_the_key_of_their_source(collections: tuple[FollowedCollection, ...]) -> None:
     found = seen(collections[0], metadata={**METADATA, "labels": {"a": "b", "env": "prod"}})
-    assert isinstance(found, Ready)
-    assert isinstance(found.target, ClaimingObject)
-    assert [each.cluster for each in found.target.claims] == ["members#alpha"]
+    assert isinstance(found, ClaimingObject)
+    assert [each.cluster for each in found.content.claims] == ["members#alpha"]
 
 
 def test_watched_collection_has_the_path_and_query_of_its_resource() -> None:

@@ -25,7 +25,7 @@ def source() -> ClusterSource:
 
 
 def lists(of: ClusterSource, *seen: Ready) -> None:
-    for _ in of.feeds[0].take([ListStarted(), *map(Listed, seen), ListEnded()], 0.0):
+    for _ in of.apply(of.collections[0], [ListStarted(), *map(Listed, seen), ListEnded()], 0.0):
         pass
 
 

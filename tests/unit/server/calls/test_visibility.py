@@ -5,14 +5,15 @@ import pytest
 
 from milo_discoveryd.model.observation import NotReady, ObjectFields, Outside, Ready
 from milo_discoveryd.model.selector import parse
-from milo_discoveryd.registry.pending_deletions import ConfirmedDeletion
+from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
 from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.scope import ALL_CLUSTERS, NO_CLUSTERS, ClusterScope
 from milo_discoveryd.server.calls import visibility
 from milo_discoveryd.server.calls.visibility import VisibleCounts
 from milo_kube.reflect.view_status import ViewState, ViewStatus
-from tests.unit.registry.fleets import at, malformed, not_ready, outside, readable_log, ready, target
+from tests.unit.registry.fleets import at, malformed, not_ready, outside, ready, target
+from tests.unit.registry.fleets import registry as new_clusters
 
 PROD = ClusterScope(parse("env=prod"))
 SHOPS = ClusterScope(names=name_patterns(["shop-*"]))
@@ -20,7 +21,7 @@ SHOPS = ClusterScope(names=name_patterns(["shop-*"]))
 
 @pytest.fixture
 def registry() -> Registry:
-    made = Registry(readable_log())
+    made = new_clusters()
     made.commit(
         [
             ready("shop-1", labels={"env": "prod"}),
@@ -132,7 +133,7 @@ def test_malformed_object_that_is_not_engaged_is_visible_by_name_only(registry: 
 
 def test_cluster_whose_uid_differs_from_its_object_is_visible_by_its_labels() -> None:
     """In mode `project-control-plane`, the UID of the project is not that of the watched object."""
-    registry = Registry(readable_log())
+    registry = new_clusters()
     seen = ready("shop-1", uid="project-uid", labels={"env": "prod"})
     registry.commit([msgspec.structs.replace(seen, uid="object-uid")], at(0))
     assert visible(registry, PROD) == {"shop-1"}
@@ -145,14 +146,14 @@ def test_cluster_whose_uid_differs_from_its_object_is_visible_by_its_labels() ->
 
 def test_configured_clusters_are_visible_by_their_labels() -> None:
     """In mode `single`, clusters have no watched object at all."""
-    registry = Registry(readable_log())
+    registry = new_clusters()
     targets = [target("shop-1", "", labels={"env": "prod"}), target("other", "", labels={"env": "dev"})]
     registry.commit([Ready(each.uid, "", each) for each in targets], at(0))
     assert visible(registry, PROD) == visible(registry, SHOPS) == {"shop-1"}
 
 
 def test_counts_include_clusters_disengaged_as_unreachable() -> None:
-    registry = Registry(readable_log())
+    registry = new_clusters()
     (engaged,) = registry.commit([ready("a")], at(0))
     registry.disengage_unreachable("a", engaged.cluster.incarnation, "not reached", at(1))
     assert visibility.total_counts(registry) == VisibleCounts(unreachable=1)

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator, Set
 
 import msgspec
 
-from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Ready
+from milo_discoveryd.model.claims import ObservedObject
+from milo_discoveryd.model.observation import Malformed, ObjectState
 from milo_kube.reflect.backoff import Backoff
 
 
@@ -30,7 +31,7 @@ class ConfirmationRequest(msgspec.Struct, frozen=True):
 
 
 class Found(msgspec.Struct, frozen=True):
-    observation: Observation
+    observation: ObservedObject
 
 
 class Absent(msgspec.Struct, frozen=True):
@@ -236,7 +237,7 @@ class PendingDeletions:
 
     def resolve(
         self, request: ConfirmationRequest, result: ConfirmationResult, now: float
-    ) -> ConfirmedDeletion | Observation | None:
+    ) -> ConfirmedDeletion | ObservedObject | None:
         """Return what the result proves, or None if it proves nothing."""
         self._in_flight.pop(request.ticket, None)
         self._note_refusal(result, now)
@@ -256,7 +257,7 @@ class PendingDeletions:
         if isinstance(result, Absent):
             return ConfirmedDeletion(request.name, pending.uid)
         found = result.observation
-        if isinstance(found, Ready | NotReady) and found.uid == pending.uid:
+        if found.state in (ObjectState.READY, ObjectState.NOT_READY) and found.uid == pending.uid:
             pending.older_since = None
             self._refuted[request.name] = pending
             self._try_again(request.name, pending, _RECHECK, now)
@@ -284,5 +285,5 @@ class PendingDeletions:
             self._refusal = result.problem
 
 
-def _is_unreadable(found: Observation, uid: str) -> bool:
+def _is_unreadable(found: ObservedObject, uid: str) -> bool:
     return isinstance(found, Malformed) and found.uid in ("", uid)

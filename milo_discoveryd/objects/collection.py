@@ -1,0 +1,513 @@
+"""The objects of one collection of a source: lists, watch events, and deletions that are confirmed."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+import msgspec
+
+from milo_discoveryd.model.claims import ObservedObject
+from milo_discoveryd.model.moment import Moment
+from milo_discoveryd.model.observation import Malformed, ObjectState, Outside, Refused
+from milo_discoveryd.model.resource import NAMES, ObjectKeys
+from milo_discoveryd.objects.pending_deletions import (
+    ConfirmationRequest,
+    ConfirmationResult,
+    ConfirmedDeletion,
+    Found,
+    Inconclusive,
+    PendingDeletions,
+)
+from milo_discoveryd.objects.removal_guard import (
+    ConfirmAtRate,
+    ConfirmEach,
+    GuardDecision,
+    HeldRemovals,
+    RemovalGuard,
+    RemovalLimits,
+)
+from milo_discoveryd.objects.staged_list import StagedList
+from milo_discoveryd.objects.store import (
+    RESTORED,
+    ObjectChange,
+    ObjectChanges,
+    ObjectRecord,
+    ObjectStore,
+    Position,
+    SourcePositions,
+)
+from milo_kube.reflect.messages import (
+    DeletionReported,
+    Listed,
+    ListEnded,
+    ListStarted,
+    ObjectChanged,
+    SourceEvent,
+    Unlisted,
+)
+from milo_kube.reflect.versions import is_older
+from milo_kube.reflect.view_status import ViewState, ViewStatus
+
+REMOVALS_HELD = "RemovalsHeld"
+"""The status reason of a source that is followed, but whose lists are not fully accepted."""
+EVENTS_PER_STEP = 250
+"""Maximum number of source events applied per event-loop iteration (a few milliseconds)."""
+REFERENCE_OBJECTS = 3
+OLDER_READ = Inconclusive("the read returned an older version than the watch or a list", is_older=True)
+
+
+class ListProgress(msgspec.Struct):
+    """Which lists of a collection were applied."""
+
+    is_synced: bool = False
+    """One complete list was applied, in this run or in the run that wrote the state file."""
+    lists: int = 0
+    """The number of complete lists that were applied, at least in part."""
+    awaits_list: bool = False
+    """The state is that of an earlier run: this run has not yet accepted a complete list."""
+
+
+class Collection:
+    """A list is staged until it is complete, and then only its changes are applied. Without a guard, the deletion of
+    everything that a list lacks is confirmed at once.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        store: ObjectStore,
+        pending_deletions: PendingDeletions,
+        positions: SourcePositions,
+        guard: RemovalGuard | None = None,
+        *,
+        keys: ObjectKeys = NAMES,
+        status: ViewStatus | None = None,
+    ) -> None:
+        """`number` is the position of the collection among those of the source."""
+        self.number = number
+        self.store = store
+        self.pending_deletions = pending_deletions
+        self.progress = ListProgress()
+        self.followed = status or ViewStatus(ViewState.CATCHING_UP, 0.0)
+        """How the collection is followed; `status` also says whether its lists are accepted."""
+        self._keys = keys
+        self._positions = positions
+        self._guard = guard
+        self._list = StagedList(store, pending_deletions)
+        self._released: set[str] = set()
+        """Objects that two lists lack, and whose deletion is being confirmed."""
+        self._reference_objects: tuple[tuple[str, str], ...] = ()
+        self._is_foreign = False
+        """The last list came from another server, so the watch that follows it is ignored too."""
+        self._listed_version = ""
+        """The version of the last complete list that was applied."""
+        self._unconfirmed: set[str] = set()
+        """Objects of an earlier run, or of another server, that the first accepted list lacks and that were not read
+        since."""
+
+    def apply_events(
+        self, source_events: Iterable[SourceEvent[ObservedObject]], now: Moment
+    ) -> Iterator[ObjectChanges]:
+        """Apply source events in batches, so that thousands of them do not block the event loop."""
+        rest = iter(source_events)
+        while batch := list(islice(rest, EVENTS_PER_STEP)):
+            yield from self._apply_batch(batch, now)
+            if self.store.weight.problem:
+                return
+
+    def restore(self, stored: Iterable[ObservedObject]) -> ObjectChanges:
+        """Start with the objects of an earlier run. The first list is then compared with them, like any later one."""
+        self.progress.is_synced = self.progress.awaits_list = True
+        weighed = ((seen, self.store.weight_of(seen)) for seen in stored)
+        return ObjectChanges(self.store.apply_listed(weighed), Position(RESTORED))
+
+    @property
+    def is_restored(self) -> bool:
+        """True while the state is not that of a list of this run, or contains objects that the first one lacks."""
+        if self.progress.awaits_list or not self._unconfirmed:
+            return self.progress.awaits_list
+        return any(map(self.pending_deletions.awaits_read, self._unconfirmed))
+
+    @property
+    def held(self) -> HeldRemovals | None:
+        """The reason why clusters that are missing from a list stay engaged, or why the list is not applied."""
+        if self._guard is None or self._guard.held is None:
+            return None
+        is_current = self._guard.held.is_stale or self.pending_deletions.held or self.progress.awaits_list
+        return self._guard.held if is_current else None
+
+    @property
+    def status(self) -> ViewStatus:
+        followed, held = self.followed, self.held
+        if held is None or followed.state is not ViewState.STREAMING:
+            return followed
+        return ViewStatus(ViewState.CATCHING_UP, held.since, REMOVALS_HELD, held.message, followed.last_contact)
+
+    @property
+    def over_budget(self) -> str:
+        """Why source events were dropped; empty if none was."""
+        return self.store.weight.problem
+
+    @property
+    def relist_at(self) -> float | None:
+        """When to list again, to verify a list."""
+        if (held := self.held) is not None:
+            return held.verify_at
+        return None if self._guard is None else self._guard.verify_first_at
+
+    @property
+    def unverified(self) -> RemovalLimits | None:
+        """The limits that judge the first list of this run; None if a second one verified it, or if none is needed."""
+        return None if self._guard is None or self._guard.is_verified else self._guard.limits
+
+    @property
+    def ignores_lists(self) -> bool:
+        """True while lists are older than what was seen: the server lags behind, or was restored from a backup."""
+        return self._guard is not None and self._guard.held is not None and self._guard.held.is_stale
+
+    @property
+    def reference_objects(self) -> tuple[tuple[str, str], ...]:
+        """Names and UIDs of a few objects that should exist. A server that has none of them is another server.
+
+        There are several, because the deletion of a single one may have been missed.
+        """
+        if len(self._reference_objects) < REFERENCE_OBJECTS or not all(
+            map(self._should_exist, self._reference_objects)
+        ):
+            found = filter(self._should_exist, self.store.present())
+            self._reference_objects = tuple(islice(found, REFERENCE_OBJECTS))
+        return self._reference_objects
+
+    def _should_exist(self, present: tuple[str, str]) -> bool:
+        name, uid = present
+        return not self.pending_deletions.is_doubted(name) and self.store.is_present(name, uid)
+
+    def resolve(self, request: ConfirmationRequest, result: ConfirmationResult, now: Moment) -> ObjectChanges:
+        """Apply the result of a confirmation read."""
+        self._list.suspect(request.name)
+        self._unconfirmed.discard(request.name)
+        if (guard := self._guard) is not None and isinstance(result, Found):
+            since = self.pending_deletions.older_since(request.name)
+            since = now.steady if since is None else since
+            if self.store.is_older_than_known(result.observation):
+                is_pending = self.pending_deletions.explain(request.name) is not None
+                self.pending_deletions.resolve(request, OLDER_READ, now.steady)
+                if is_pending and (held := guard.older_read(since, now.steady)) is not None:
+                    self._hold(result.observation, held, now.steady)
+                return self._unlisted_changes([])
+            if guard.is_catching_up(since, now.steady) and self._contradicts_list(result.observation):
+                result = OLDER_READ
+        settled = self.pending_deletions.resolve(request, result, now.steady)
+        if request.name in self._released and self._still_exists(settled):
+            self._hold_again(now.steady)
+        return self._unlisted_changes([] if settled is None else self.store.apply_read(settled))
+
+    def is_newly_refused(self, seen: Malformed | Refused) -> bool:
+        """Return whether an object that cannot be used differs in that from what is known."""
+        record = self.store[seen.name]
+        return record is None or record.state is not seen.state
+
+    def problem_of(self, key: str) -> str:
+        """Return why an object cannot be read, so that it counts as it was; empty if it can be."""
+        record = self.store[key]
+        return record.message if record is not None and record.state is ObjectState.MALFORMED else ""
+
+    def _unlisted_changes(self, changes: list[ObjectChange]) -> ObjectChanges:
+        return ObjectChanges(changes, self._positions.of_changes(len(changes)))
+
+    def _contradicts_list(self, seen: ObservedObject) -> bool:
+        """Return whether a state that is older than the last list is news, although the list did not show it.
+
+        No list shows an object outside of the selector. If that is another object than the known one, whose version
+        is not known after a restart, then either may be the later one.
+        """
+        record = self.store[seen.name]
+        if record is not None and seen.uid == record.uid:
+            is_expected = isinstance(seen, Outside) or seen.version == record.version
+        else:
+            is_expected = isinstance(seen, Outside) and (record is None or record.version != "")
+        return not is_expected and is_older(seen.version, self._listed_version)
+
+    def _hold(self, seen: ObservedObject, held: HeldRemovals, now: float) -> None:
+        record = self.store[seen.name]
+        assert record is not None, "no record of an object with a pending deletion"
+        self.store.set_version(seen.name, seen.version)
+        self.pending_deletions.hold(seen.name, record.uid, now, held.message)
+
+    def _apply_batch(self, batch: list[SourceEvent[ObservedObject]], now: Moment) -> Iterator[ObjectChanges]:
+        changed: list[ObservedObject] = []
+        for event in batch:
+            match event:
+                case ObjectChanged(observation):
+                    if self._accepts(observation):
+                        changed.append(observation)
+                case DeletionReported(name, uid, namespace) if not self._is_foreign:
+                    # The UID that has the name depends on the changes before this event, so apply them first.
+                    if changed:
+                        yield self._unlisted_changes(self.store.apply_watched(changed))
+                        changed = []
+                    found = self._report_deletion(self._keys.key(namespace, name), uid, now)
+                    if found:
+                        yield self._unlisted_changes(found)
+                case ListStarted() | Listed() | Unlisted():
+                    self._stage(event)
+                    if self.store.weight.problem:
+                        break
+                case ListEnded() as ended:
+                    yield from self._end_list(ended, now)
+                    self.store.weight.list_ended()
+                case _:
+                    pass  # Relisting and EventIgnored are for the log and the metrics
+        if changed:
+            yield self._unlisted_changes(self.store.apply_watched(changed))
+
+    def _stage(self, event: ListStarted | Listed[ObservedObject] | Unlisted) -> None:
+        match event:
+            case ListStarted():
+                self._list.start()
+            case Listed(observation):
+                self._list.add(observation)
+            case unlisted:
+                self._list.remove(self._keys.key(unlisted.namespace, unlisted.name))
+
+    def _accepts(self, seen: ObservedObject) -> bool:
+        """Return whether to apply a watch event. If it is news, drop the pending deletion of the object."""
+        if self._is_foreign:
+            return False
+        if not self.pending_deletions.is_idle:
+            if self._is_held_back(seen):
+                return False
+            if self.store.is_news(seen):
+                self.pending_deletions.discard(seen.name)
+        if self._guard is not None:
+            self._guard.seen(seen.version)
+        return True
+
+    # --- the end of a list ---
+
+    def _end_list(self, ended: ListEnded, now: Moment) -> Iterator[ObjectChanges]:
+        """Apply the list, which is complete now, as far as the guard accepts it."""
+        versions_went_back = ended.versions_went_back
+        if (guard := self._guard) and self.progress.is_synced:
+            versions_went_back = versions_went_back or self._is_older_than_objects(ended.version)
+            versions_went_back = guard.is_behind(ended.version, versions_went_back=versions_went_back)
+            if guard.ignores(ended.version, is_behind=versions_went_back, now=now.steady):
+                self._list.drop()
+                return
+        older = self._keep_newer_objects(versions_went_back=versions_went_back)
+        # Objects that are already held in their older state are no evidence of another restore.
+        versions_went_back = versions_went_back or not all(map(self._is_held_by_restore, older))
+        lacking = self._lacking(versions_went_back=versions_went_back)
+        decision = self._judge(lacking, now, versions_went_back=versions_went_back)
+        self._is_foreign = isinstance(decision, HeldRemovals) and decision.is_foreign
+        if self._is_foreign:
+            self._list.drop()
+        elif not isinstance(decision, ConfirmEach):
+            for name, _ in lacking.replaced:
+                self._list.remove_change(name)
+        yield from self._apply_differences()
+        # Other tasks ran between batches: a confirmation may have settled some of these.
+        missing, suspicious = (
+            [(name, uid) for name, uid in each if self.store.is_present(name, uid)]
+            for each in (lacking.missing, lacking.suspicious(decision))
+        )
+        self.pending_deletions.discard_all(self._list.uids.keys())
+        if not self._is_foreign:
+            self._listed_version = ended.version
+            yield from self._confirm_at_once(missing, lacking.announced, now)
+            self.store.forget_weight(name for name, _ in missing)
+            self.store.end_list((name for name, _ in missing if name not in older) if versions_went_back else ())
+            self._positions.end_list(self.number)
+        self._apply_decision(suspicious, decision, now.steady)
+        self._list.drop()
+        self._end_restore(lacking.announced.union(name for name, _ in suspicious), decision)
+
+    def _apply_differences(self) -> Iterator[ObjectChanges]:
+        position: Position | None = None
+        for portion in self._list.portions(EVENTS_PER_STEP):
+            position = position or self._positions.of_list()
+            yield ObjectChanges(self.store.apply_listed(portion), position)
+
+    def _end_restore(self, unconfirmed: set[str], decision: GuardDecision) -> None:
+        """Record that a list was applied. It ends the state of an earlier run if the guard accepted it."""
+        progress = self.progress
+        takes_first_place = isinstance(decision, ConfirmAtRate) and self.unverified is not None
+        if (progress.awaits_list and self.held is None) or takes_first_place:
+            progress.awaits_list, self._unconfirmed = False, unconfirmed
+        progress.is_synced = True
+        progress.lists += not self._is_foreign
+
+    def _lacking(self, *, versions_went_back: bool) -> "_Lacking":
+        """Return what the list lacks, as the guard judges it."""
+        missing = self.store.missing_from(self._list.uids)
+        established = [
+            (name, uid)
+            for name, uid in missing
+            if self.store.is_established(name) and not self._is_held_by_restore(name)
+        ]
+        replaced = [(seen.name, record.uid) for seen, record in self._suspects() if seen.uid not in ("", record.uid)]
+        if self._guard is None:
+            return _Lacking(missing, established, replaced)
+        uids = self._list.uids
+        is_foreign = bool(uids) and not self.progress.awaits_list and not any(map(self._proves, uids.items()))
+        announced: set[str] = set()
+        if not (is_foreign or versions_went_back):
+            announced = {name for name, _ in (*established, *replaced) if self.store.is_terminating(name)}
+            established, replaced = (
+                [(name, uid) for name, uid in each if name not in announced] for each in (established, replaced)
+            )
+        return _Lacking(missing, established, replaced, announced, is_foreign)
+
+    def _judge(self, lacking: "_Lacking", now: Moment, *, versions_went_back: bool) -> GuardDecision:
+        if self._guard is None:
+            return ConfirmEach()
+        return self._guard.judge(
+            lacking.established + lacking.replaced,
+            self.store.established_count - len(lacking.announced),
+            versions_went_back=versions_went_back,
+            now=now.steady,
+            is_foreign=lacking.is_foreign,
+            is_larger=len(self._list.uids) > self.store.present_count,
+            still_held=self.pending_deletions.held if self._guard.holds_restored else 0,
+        )
+
+    def _confirm_at_once(
+        self, missing: list[tuple[str, str]], announced: set[str], now: Moment
+    ) -> Iterator[ObjectChanges]:
+        """Confirm deletions that are no mass removal: nobody knows the object, or its deletion was announced."""
+        changes: list[ObjectChange] = []
+        for name, uid in missing:
+            if name in announced or not self.store.is_established(name):
+                changes += self._confirm(name, uid, now)
+        if changes:
+            yield self._unlisted_changes(changes)
+
+    def _is_older_than_objects(self, version: str) -> bool:
+        """Return whether a list is older than an object of the one before, if that had no version of its own."""
+        return not self._listed_version and version != "0" and self.store.is_older_than_any(version)
+
+    def _apply_decision(self, suspicious: list[tuple[str, str]], decision: GuardDecision, now: float) -> None:
+        self._released = {name for name, _ in suspicious} if isinstance(decision, ConfirmAtRate) else set()
+        match decision:
+            case ConfirmEach():
+                for name, uid in suspicious:
+                    self.pending_deletions.add(name, uid, now)
+            case HeldRemovals():
+                for name, uid in suspicious:
+                    self.pending_deletions.hold(name, uid, now, decision.message)
+            case at_rate:
+                for position, (name, uid) in enumerate(suspicious):
+                    self.pending_deletions.add(name, uid, now, confirm_at=now + position / at_rate.per_second)
+
+    def _keep_newer_objects(self, *, versions_went_back: bool) -> set[str]:
+        """Leave established objects as they are that the list shows in an older state, and return their names.
+
+        A server that was restored from a backup lists the state at the time of the backup.
+        """
+        if self._guard is None or not self.progress.is_synced or self._guard.is_accepting:
+            return set()
+        older = [
+            seen
+            for seen, record in self._suspects(everything=versions_went_back)
+            if self._differs(seen, record) and self._is_regressed(seen, record, versions_went_back=versions_went_back)
+        ]
+        for seen in older:
+            self._list.remove(seen.name)
+            self.store.set_version(seen.name, seen.version)
+        return {seen.name for seen in older}
+
+    def _suspects(self, *, everything: bool = False) -> Iterator[tuple[ObservedObject, ObjectRecord]]:
+        """Yield the suspects of the list whose known objects are established, or all of its changes of such objects."""
+        for seen in self._list.differing() if everything else self._list.suspects():
+            record = self.store[seen.name]
+            if record is not None and record.is_established:
+                yield seen, record
+
+    def _differs(self, seen: ObservedObject, record: ObjectRecord) -> bool:
+        if isinstance(seen, Malformed):
+            return False
+        if seen.state is not ObjectState.READY or seen.uid != record.uid:
+            return True
+        return record.content is not None and seen.content != record.content
+
+    def _is_regressed(self, seen: ObservedObject, record: ObjectRecord, *, versions_went_back: bool) -> bool:
+        is_older = self.store.is_older_than_known(seen) or (versions_went_back and not record.version)
+        return is_older or self._is_held_back(seen)
+
+    def _is_held_back(self, seen: ObservedObject) -> bool:
+        """Return whether this is the older state that a restored server has of an object: see `_keep_newer_objects`."""
+        if not self.pending_deletions.is_held(seen.name):
+            return False
+        record = self.store[seen.name]
+        return record is not None and record.version != "" and seen.version == record.version
+
+    def _is_held_by_restore(self, name: str) -> bool:
+        """Return whether an object that lists lack is kept until an administrator decides."""
+        if self._guard is None or not self._guard.holds_restored or self._guard.is_accepting:
+            return False
+        return self.pending_deletions.is_held(name)
+
+    def accept(self, now: float) -> bool:
+        """Accept the next list, which ends the hold of removals. Return whether any are held."""
+        if self._guard is None:
+            return False
+        self._guard.verify_first(now)
+        return self.held is not None and self._guard.accept(now)
+
+    def _proves(self, listed: tuple[str, str]) -> bool:
+        """Return whether a listed object is known, which proves that the list is not from another server."""
+        return self.store.is_established(listed[0]) or self.store.is_present(*listed)
+
+    # --- deletions ---
+
+    def _still_exists(self, settled: ConfirmedDeletion | ObservedObject | None) -> bool:
+        if settled is None or isinstance(settled, ConfirmedDeletion | Outside):
+            return False
+        record = self.store[settled.name]
+        return record is not None and settled.uid in ("", record.uid)
+
+    def _hold_again(self, now: float) -> None:
+        """Hold the removals again for which lists are the only evidence: one object that they lack exists."""
+        assert self._guard is not None
+        held = self._guard.contradicted(now)
+        for name in self._released:
+            record = self.store[name]
+            if record is not None and self.pending_deletions.explain(name) is not None:
+                self.pending_deletions.hold(name, record.uid, now, held.message)
+        self._released.clear()
+
+    def _report_deletion(self, name: str, uid: str, now: Moment) -> list[ObjectChange]:
+        record = self.store[name]
+        if record is None or record.state is ObjectState.DELETED or uid not in ("", record.uid):
+            return []
+        held, is_expected = None, self.pending_deletions.is_doubted(name) or record.is_terminating
+        if self._guard is not None and record.is_established and not is_expected:
+            held = self._guard.reported(self.store.established_count, now.steady)
+        if held is None:
+            return self._confirm(name, record.uid, now)
+        self.pending_deletions.hold(name, record.uid, now.steady, held.message)
+        return []
+
+    def _confirm(self, name: str, uid: str, now: Moment) -> list[ObjectChange]:
+        if not self._keys.can_be_read(name):
+            # An object with an invalid name cannot be read, and was never engaged: no subscriber knows it.
+            return self.store.apply_read(ConfirmedDeletion(name, uid))
+        self.pending_deletions.add(name, uid, now.steady)
+        return []
+
+
+class _Lacking(msgspec.Struct, frozen=True):
+    """Names and UIDs of the objects that a complete list lacks."""
+
+    missing: list[tuple[str, str]]
+    established: list[tuple[str, str]]
+    """Those of `missing` that the guard judges."""
+    replaced: list[tuple[str, str]]
+    """Established objects under whose names the list has others."""
+    announced: set[str] = set()
+    """Names of established objects whose deletion was requested before, which the guard does not judge."""
+    is_foreign: bool = False
+    """The list contains objects, but none that is known."""
+
+    def suspicious(self, decision: GuardDecision) -> list[tuple[str, str]]:
+        """Return the objects that the decision is about. Objects that replace others at once need no confirmation."""
+        return self.established if isinstance(decision, ConfirmEach) else self.established + self.replaced

@@ -1,0 +1,316 @@
+"""What is proven to exist: the objects of one collection, by key, and comparisons of observations with them.
+
+Each change has a position: the order in which the daemon learned of objects, over all of its sources. Objects of one
+list have the same position, since none of them is known to be earlier; so have those of the first lists of a source.
+Each change that a watch reports has its own.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from milo_discoveryd.model.claims import ObjectContent, ObservedObject
+from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.observation import ABSENT_STATES, ObjectState
+from milo_discoveryd.objects.budget import CollectionWeight, ObjectBudget, weigh
+from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
+from milo_kube.reflect.versions import is_older
+
+ABSENT_RECORDS_KEPT = 10_000
+"""How many objects are remembered that are absent or withdrawn, to recognize later observations of them."""
+
+
+RESTORED = 0
+"""The position of what an earlier run of the daemon knew: before all others."""
+
+
+class Position(msgspec.Struct, frozen=True, gc=False):
+    """The position of a batch of changes."""
+
+    number: int
+    is_shared: bool = True
+    """Whether all objects of the batch have it. Otherwise each has the next one."""
+    is_first: bool = False
+    """The objects are of the first lists of their source, so that they may be older than their position."""
+
+    def number_at(self, index: int) -> int:
+        """Return the position of one object of the batch."""
+        return self.number if self.is_shared else self.number + index
+
+
+class Positions:
+    """The positions of all sources, in increasing order."""
+
+    def __init__(self) -> None:
+        self._latest = RESTORED
+
+    def take_next(self, count: int = 1) -> int:
+        """Return the first of `count` new positions."""
+        first = self._latest + 1
+        self._latest += count
+        return first
+
+
+class SourcePositions:
+    """The positions of the objects of one source."""
+
+    def __init__(self, positions: Positions, collections: Iterable[int]) -> None:
+        self._positions = positions
+        self._unlisted = {*collections}
+        """The collections that were not listed in this run."""
+        self._of_first_lists: Position | None = None
+
+    def end_list(self, collection: int) -> None:
+        """Record that a complete list of a collection was applied."""
+        self._unlisted.discard(collection)
+
+    @property
+    def of_first_lists(self) -> Position:
+        if self._of_first_lists is None:
+            self._of_first_lists = Position(self._positions.take_next(), is_first=True)
+        return self._of_first_lists
+
+    def of_list(self) -> Position:
+        return self.of_first_lists if self._unlisted else Position(self._positions.take_next())
+
+    def of_changes(self, count: int) -> Position:
+        if self._unlisted:
+            return self.of_first_lists
+        return Position(self._positions.take_next(count), is_shared=False)
+
+
+class ObjectRecord(msgspec.Struct, kw_only=True, gc=False):
+    """The known state of one object."""
+
+    uid: str
+    version: str
+    state: ObjectState
+    content: Target | ObjectContent | None = None
+    """What the object describes. That of an object that cannot be read is its last one; None if there is none."""
+    message: str = ""
+    weight: int = 0
+    """What the record counts in the budget of its source."""
+    is_established: bool = False
+    """Whether the object was ready at least once since it appeared under its UID. The guard against mass removal counts
+    such objects."""
+    is_terminating: bool = False
+    """Whether the deletion of the object was requested when it was last seen ready."""
+
+
+class ObjectChange(msgspec.Struct, frozen=True, gc=False):
+    """An observation that was applied, with the content of the object before and after it."""
+
+    key: str
+    before: Any
+    after: Any
+    seen: ObservedObject | ConfirmedDeletion
+    is_replaced: bool = False
+    """Another object has the key now."""
+
+
+class ObjectChanges(msgspec.Struct, frozen=True, gc=False):
+    """Changes in order, with the position of the objects."""
+
+    changes: list[ObjectChange]
+    position: Position
+
+
+class ObjectStore:
+    def __init__(self, weight: CollectionWeight | None = None) -> None:
+        self.weight = weight or CollectionWeight(ObjectBudget())
+        self.established_count = 0
+        self.outdated = 0
+        """The number of observations that were dropped because a later one of the same object came first."""
+        self._records: dict[str, ObjectRecord] = {}
+        self._absent: dict[str, None] = {}
+        """Keys of absent objects, oldest first."""
+
+    # --- changes ---
+
+    def apply_watched(self, observed: Iterable[ObservedObject]) -> list[ObjectChange]:
+        """Apply observations of a watch in order, and return what they changed.
+
+        Nothing more is applied after an object that exceeds the budget of the source: see `CollectionWeight.problem`.
+        """
+        changes: list[ObjectChange] = []
+        for seen in observed:
+            if self._is_outdated(seen):
+                self.outdated += 1
+                continue
+            weight, record = self.weight_of(seen), self._records.get(seen.name)
+            if not self.weight.fits(weight if record is None else weight - record.weight):
+                break
+            changes.append(self._put(seen, weight))
+        return changes
+
+    def apply_listed(self, listed: Iterable[tuple[ObservedObject, int]]) -> list[ObjectChange]:
+        """Apply observations of a list, with their weights, whatever versions were seen before: after a restore from a
+        backup, versions go back.
+        """
+        return [self._put(seen, weight) for seen, weight in listed]
+
+    def apply_read(self, found: ObservedObject | ConfirmedDeletion) -> list[ObjectChange]:
+        """Apply the result of a consistent read of one object, whatever version was seen before."""
+        if isinstance(found, ConfirmedDeletion):
+            return self._delete(found)
+        return [self._put(found, self.weight_of(found))]
+
+    def end_list(self, missing: Iterable[str] = ()) -> None:
+        """Record that a complete list was applied. Versions of absent objects are no longer compared: see
+        `apply_listed`.
+
+        The same holds for objects `missing` from a list of an earlier version: the next object of such a name has a
+        version below the known one.
+        """
+        for name in (*self._absent, *missing):
+            self._records[name].version = ""
+
+    def set_version(self, name: str, version: str) -> None:
+        """Record that the source now has the object at that version, without applying its state."""
+        self._records[name].version = version
+
+    def forget_weight(self, names: Iterable[str]) -> None:
+        """Stop counting objects that a list lacks. One that exists counts again when it is seen."""
+        for name in names:
+            self._set_weight(self._records[name], 0)
+
+    def _put(self, seen: ObservedObject, weight: int) -> ObjectChange:
+        name, state, content = seen.name, seen.state, seen.content
+        record = self._records.get(name)
+        if record is None:
+            record = self._records[name] = ObjectRecord(uid=seen.uid, version=seen.version, state=state)
+        is_ready, is_same = state is ObjectState.READY, seen.uid in ("", record.uid)
+        before = record.content
+        if state is ObjectState.MALFORMED and is_same:
+            content = before
+        if is_ready or not is_same:
+            record.is_terminating = seen.is_terminating
+        is_established = is_ready or (record.is_established and is_same and state not in ABSENT_STATES)
+        if is_established is not record.is_established:
+            self.established_count += is_established - record.is_established
+            record.is_established = is_established
+        record.state, record.content, record.version = state, content, seen.version
+        record.uid, record.message = seen.uid or record.uid, seen.message
+        if weight != record.weight:
+            self._set_weight(record, weight)
+        if not is_ready or name in self._absent:
+            self._note_absent(name, state)
+        return ObjectChange(name, before, content, seen, not is_same)
+
+    def _delete(self, deleted: ConfirmedDeletion) -> list[ObjectChange]:
+        record = self._records.get(deleted.name)
+        if record is None or record.uid != deleted.uid or record.state is ObjectState.DELETED:
+            return []
+        before = record.content
+        record.state, record.content = ObjectState.DELETED, None
+        self._forget_established(record)
+        self._note_absent(deleted.name, record.state)
+        return [ObjectChange(deleted.name, before, None, deleted)]
+
+    def _forget_established(self, record: ObjectRecord) -> None:
+        self.established_count -= record.is_established
+        record.is_established = False
+
+    def _set_weight(self, record: ObjectRecord, weight: int) -> None:
+        self.weight.add(weight - record.weight)
+        record.weight = weight
+
+    def _note_absent(self, name: str, state: ObjectState) -> None:
+        self._absent.pop(name, None)
+        if state in ABSENT_STATES or state is ObjectState.WITHDRAWN:
+            self._absent[name] = None
+            if len(self._absent) > ABSENT_RECORDS_KEPT:
+                self._drop(next(iter(self._absent)))
+
+    def _drop(self, name: str) -> None:
+        del self._absent[name]
+        record = self._records.pop(name)
+        self._set_weight(record, 0)
+        self._forget_established(record)
+
+    # --- what is known ---
+
+    def __getitem__(self, name: str) -> ObjectRecord | None:
+        return self._records.get(name)
+
+    def items(self) -> Iterator[tuple[str, ObjectRecord]]:
+        return iter(self._records.items())
+
+    @property
+    def present_count(self) -> int:
+        """The number of objects that a complete list within the selector should contain."""
+        return len(self._records) - sum(self._records[name].state in ABSENT_STATES for name in self._absent)
+
+    def present(self) -> Iterator[tuple[str, str]]:
+        """Yield the names and UIDs that a complete list within the selector should contain."""
+        return ((name, record.uid) for name, record in self._records.items() if record.state not in ABSENT_STATES)
+
+    def is_present(self, name: str, uid: str) -> bool:
+        record = self._records.get(name)
+        return record is not None and record.uid == uid and record.state not in ABSENT_STATES
+
+    def is_established(self, name: str) -> bool:
+        """Return whether the object was ready at least once since it appeared under its UID."""
+        record = self._records.get(name)
+        return record is not None and record.is_established
+
+    def is_terminating(self, name: str) -> bool:
+        """Return whether an object was last seen ready with a requested deletion."""
+        record = self._records.get(name)
+        return record is not None and record.is_terminating
+
+    def weight_of(self, seen: ObservedObject) -> int:
+        """Return what the object counts once it is applied.
+
+        The cluster of an object that is no longer ready is kept, so that the object counts no less than before.
+        """
+        if seen.state is ObjectState.READY:
+            return weigh(seen.content)
+        record = self._records.get(seen.name)
+        return weigh((seen, None)) if record is None else max(record.weight, weigh((seen, record.content)))
+
+    # --- comparisons ---
+
+    def missing_from(self, listed: Mapping[str, object]) -> list[tuple[str, str]]:
+        """Return the names and UIDs that a complete list within the selector should contain, but does not."""
+        unlisted = self._records.keys() - listed.keys()  # nearly always empty, and much faster than a loop
+        if not unlisted:
+            return []
+        return [
+            (name, record.uid)
+            for name, record in self._records.items()
+            if name in unlisted and record.state not in ABSENT_STATES
+        ]
+
+    def would_change(self, listed: ObservedObject) -> bool:
+        """Return whether an object of a list differs from the known one, whatever their versions.
+
+        After a restore from a backup, the server may use a version again for another state.
+        """
+        record = self._records.get(listed.name)
+        if record is None or record.state in ABSENT_STATES:
+            return True
+        if (record.uid, record.version) != (listed.uid, listed.version) or record.state is not listed.state:
+            return True
+        return record.state is ObjectState.READY and record.content != listed.content
+
+    def is_news(self, seen: ObservedObject) -> bool:
+        """Return whether an observation is newer than the known state, and not a repetition of it."""
+        return self.would_change(seen) and not self._is_outdated(seen)
+
+    def is_older_than_known(self, seen: ObservedObject) -> bool:
+        record = self._records.get(seen.name)
+        return record is not None and is_older(seen.version, record.version)
+
+    def is_older_than_any(self, version: str) -> bool:
+        """Return whether a version is older than that of any object."""
+        return any(is_older(version, record.version) for record in self._records.values())
+
+    def _is_outdated(self, seen: ObservedObject) -> bool:
+        record = self._records.get(seen.name)
+        if record is None:
+            return False
+        if seen.version == record.version and seen.uid == record.uid:
+            return record.state is ObjectState.DELETED  # repeated after the deletion was confirmed
+        return is_older(seen.version, record.version)
