@@ -363,3 +363,17 @@ def test_intake_without_a_removal_guard_believes_the_first_list() -> None:
     source = Source(ready("a"))
     assert source.intake.unverified is None
     assert source.intake.relist_at is None
+
+
+def test_collection_without_a_removal_guard_holds_nothing() -> None:
+    source = Source(ready("a"))
+    source.lists()
+    assert not source.intake.accept(source.now)
+
+
+def test_reported_deletion_of_object_whose_name_is_no_path_segment_is_believed() -> None:
+    """Nobody knows a cluster of that name, and the object cannot be read."""
+    source = Source(malformed("..", uid="u9"))
+    source.take(DeletionReported("..", "u9"))
+    assert source.requested_names() == []
+    assert source.state("..") is ObjectState.DELETED

@@ -313,3 +313,11 @@ def test_list_takes_no_cluster_back_behind_a_read_that_overtook_it() -> None:
     source.take(ListEnded(version="121"))
     labels = {each.target.name: each.target.labels for each in source.registry.clusters()}
     assert labels["a"] == (("from", "read"),)
+
+
+def test_older_object_that_cannot_be_read_keeps_its_cluster_as_it_was() -> None:
+    source = at_version_120()
+    assert source.lists(malformed("a", "50"), *NEW[1:]) == []
+    record = source.registry["a"]
+    assert record is not None
+    assert (record.state, record.engaged) == (ObjectState.MALFORMED, True)

@@ -66,7 +66,7 @@ def test_list_that_exceeds_the_budget_is_not_applied() -> None:
     collection.lists_clusters(LIMIT + 1)
     assert not collection.intake.progress.is_synced
     assert collection.clusters.engaged == 0
-    assert "watch.objects_limit" in collection.weight.problem
+    assert "watch.objects_limit" in collection.intake.over_budget
 
 
 def test_new_objects_of_a_watch_are_applied_up_to_the_budget() -> None:
