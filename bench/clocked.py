@@ -16,10 +16,10 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+from milo_discoveryd.engagement.engagement import Engagements
+from milo_discoveryd.log.change_notifier import ChangeNotifier
+from milo_discoveryd.log.cursor import Cursor
 from milo_discoveryd.objects.store import ObjectStore
-from milo_discoveryd.registry.change_notifier import ChangeNotifier
-from milo_discoveryd.registry.cursor import Cursor
-from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.server.calls import frames
 from milo_discoveryd.server.calls.revision import TokenSigner
 from milo_discoveryd.telemetry.journal import Journal
@@ -40,7 +40,7 @@ _LEGS = (
     (Reflector, "events", "commit"),
     (ObjectStore, "is_news", "commit"),
     (ObjectStore, "apply_watched", "commit"),
-    (Registry, "commit", "commit"),
+    (Engagements, "commit", "commit"),
     (Journal, "changed", "count"),
     (ChangeNotifier, "published", "commit"),
     (Cursor, "take", "frame"),

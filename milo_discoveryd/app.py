@@ -19,11 +19,11 @@ from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.kubeconfigs.cluster_ca import cluster_trust
 from milo_discoveryd.kubeconfigs.kubeconfigs import NO_ISSUER, Kubeconfigs
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
-from milo_discoveryd.log import log
+from milo_discoveryd.log.change_log import FRAME_EVICTION_INTERVAL_S, ChangeLog, Retention
+from milo_discoveryd.log.events import EventType
+from milo_discoveryd.logger import log
 from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.fleet import Fleet
-from milo_discoveryd.registry.log import FRAME_EVICTION_INTERVAL_S, ChangeLog, Retention
 from milo_discoveryd.rights.quota import QuotaLimits
 from milo_discoveryd.server.calls.access import AccessControl
 from milo_discoveryd.server.calls.frames import encoder

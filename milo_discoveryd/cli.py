@@ -153,7 +153,7 @@ def run(config: Path | None, **flags: Any) -> None:
 
     from milo_discoveryd.app import Daemon
     from milo_discoveryd.config import load, named_file
-    from milo_discoveryd.log import log
+    from milo_discoveryd.logger import log
     from milo_discoveryd.telemetry.logging import configure
 
     gc.freeze()  # excludes imported modules from later collections

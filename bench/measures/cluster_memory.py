@@ -12,11 +12,11 @@ import msgspec
 
 from bench import in_process
 from bench.setting import Samples, Setting
+from milo_discoveryd.engagement.cluster_records import ClusterRecord, ClusterRecords
+from milo_discoveryd.engagement.engagement import Engagements
+from milo_discoveryd.log.change_log import ChangeLog
 from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.objects.store import ObjectRecord, ObjectStore
-from milo_discoveryd.registry.cluster_records import ClusterRecord, ClusterRecords
-from milo_discoveryd.registry.log import ChangeLog
-from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.telemetry.logging import configure
 
@@ -76,4 +76,4 @@ def _held_by(each: object) -> Iterable[object]:
         return each
     if isinstance(each, msgspec.Struct):
         return [getattr(each, field) for field in each.__struct_fields__]
-    return vars(each).values() if isinstance(each, Registry | ClusterRecords | ChangeLog | ObjectStore) else ()
+    return vars(each).values() if isinstance(each, Engagements | ClusterRecords | ChangeLog | ObjectStore) else ()

@@ -5,10 +5,10 @@ from itertools import product
 
 from bench import in_process
 from bench.setting import Samples, Setting
+from milo_discoveryd.log.change_log import ChangeLog
+from milo_discoveryd.log.cursor import Cursor
+from milo_discoveryd.log.filter import EVERYTHING, ClusterView, Filter
 from milo_discoveryd.model.selector import parse
-from milo_discoveryd.registry.cursor import Cursor
-from milo_discoveryd.registry.filter import EVERYTHING, ClusterView, Filter
-from milo_discoveryd.registry.log import ChangeLog
 from milo_discoveryd.telemetry.logging import configure
 from milo_kube.reflect.messages import ObjectChanged
 

@@ -21,12 +21,12 @@ from milo_discoveryd.check.token_review import check_token_reviews
 from milo_discoveryd.config import Settings, SourceSettings, TcpAddress, UnixAddress
 from milo_discoveryd.credentials.kubeconfig_files import FilesError
 from milo_discoveryd.daemon_errors import ConfigError, StartError
+from milo_discoveryd.engagement.claims import FleetClaims
 from milo_discoveryd.kubeconfigs.cluster_ca import cluster_trust
-from milo_discoveryd.log import log
+from milo_discoveryd.logger import log
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.model.selector import parse as parse_selector
-from milo_discoveryd.registry.claims import FleetClaims
 from milo_discoveryd.sources.context import ContextKind, context_of
 from milo_discoveryd.sources.keyed import KeyedSource
 from milo_discoveryd.sources.kind import ProjectServer

@@ -7,15 +7,15 @@ import msgspec
 
 from milo_discoveryd.check.finding import Finding, fail, ok, warn
 from milo_discoveryd.config import Settings
+from milo_discoveryd.engagement.claim_index import ClaimIndex
+from milo_discoveryd.engagement.claims import FleetClaims
+from milo_discoveryd.engagement.engagement import Engagements
+from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.model.claims import ObservedObject
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import ObjectState, Ready
-from milo_discoveryd.objects.store import ObjectChanges, ObjectStore, Position
-from milo_discoveryd.registry.claims import FleetClaims
-from milo_discoveryd.registry.log import ChangeLog, Retention
-from milo_discoveryd.registry.reduction import ClaimIndex
-from milo_discoveryd.registry.registry import Registry
+from milo_discoveryd.objects.store import ObjectChanges, ObjectPosition, ObjectStore
 from milo_discoveryd.registry.source import ObjectsAreClusters
 from milo_discoveryd.sources.keyed import FollowedCollection, KeyedSource
 from milo_discoveryd.watchers.transport import Transport
@@ -71,8 +71,8 @@ def evaluate(
     server: str = "",
 ) -> Evaluation:
     """Evaluate complete lists of a source's collections, which are at that server."""
-    registry = Registry(ChangeLog(lambda _: b"", Retention()), claims=claims, server=server or followed.name)
-    stores, position = [ObjectStore() for _ in listed], Position(1)
+    registry = Engagements(ChangeLog(lambda _: b"", Retention()), claims=claims, server=server or followed.name)
+    stores, position = [ObjectStore() for _ in listed], ObjectPosition(1)
     meaning = ObjectsAreClusters() if followed.reduce is None else ClaimIndex(followed.reduce, registry, stores)
     for collection, (store, observed) in enumerate(zip(stores, listed, strict=True)):
         changes = store.apply_listed((seen, 0) for seen in observed)
@@ -116,7 +116,7 @@ def findings(subject: str, found: Evaluation, *, refuses: bool = False) -> Itera
     yield (fail if worst is ObjectState.MALFORMED and not engaged else warn)(subject, message, fix)
 
 
-def _evaluation(registry: Registry, stores: Sequence[ObjectStore]) -> Evaluation:
+def _evaluation(registry: Engagements, stores: Sequence[ObjectStore]) -> Evaluation:
     others: dict[ObjectState, list[tuple[str, str]]] = {}
     for name, record in registry.items():
         if record.cluster is None and record.state in _SAID:

@@ -21,7 +21,7 @@ from milo_discoveryd.identity.token_review_cache import (
     TokenReviewCache,
     TokenUser,
 )
-from milo_discoveryd.log import log
+from milo_discoveryd.logger import log
 from milo_kube.http.errors import TransportError
 
 PATH = "/apis/authentication.k8s.io/v1/tokenreviews"

@@ -28,7 +28,7 @@ from milo_discoveryd.credentials.issuers.issuer import (
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
 from milo_discoveryd.kubeconfigs.lease import Draw, Lease
 from milo_discoveryd.kubeconfigs.mint_queue import MintQueue
-from milo_discoveryd.log import log
+from milo_discoveryd.logger import log
 from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.model.moment import Moment
 from milo_kube.credential import CredentialError

@@ -30,9 +30,9 @@ from milo_discoveryd.objects.store import (
     RESTORED,
     ObjectChange,
     ObjectChanges,
+    ObjectPosition,
     ObjectRecord,
     ObjectStore,
-    Position,
     SourcePositions,
 )
 from milo_kube.reflect.messages import (
@@ -66,7 +66,7 @@ class ListProgress(msgspec.Struct):
     """The state is that of an earlier run: this run has not yet accepted a complete list."""
 
 
-class Collection:
+class ObjectCollection:
     """A list is staged until it is complete, and then only its changes are applied. Without a guard, the deletion of
     everything that a list lacks is confirmed at once.
     """
@@ -118,7 +118,7 @@ class Collection:
         """Start with the objects of an earlier run. The first list is then compared with them, like any later one."""
         self.progress.is_synced = self.progress.awaits_list = True
         weighed = ((seen, self.store.weight_of(seen)) for seen in stored)
-        return ObjectChanges(self.store.apply_listed(weighed), Position(RESTORED))
+        return ObjectChanges(self.store.apply_listed(weighed), ObjectPosition(RESTORED))
 
     @property
     def is_restored(self) -> bool:
@@ -322,7 +322,7 @@ class Collection:
         self._end_restore(lacking.announced.union(name for name, _ in suspicious), decision)
 
     def _apply_differences(self) -> Iterator[ObjectChanges]:
-        position: Position | None = None
+        position: ObjectPosition | None = None
         for portion in self._list.portions(EVENTS_PER_STEP):
             position = position or self._positions.of_list()
             yield ObjectChanges(self.store.apply_listed(portion), position)

@@ -25,7 +25,7 @@ RESTORED = 0
 """The position of what an earlier run of the daemon knew: before all others."""
 
 
-class Position(msgspec.Struct, frozen=True, gc=False):
+class ObjectPosition(msgspec.Struct, frozen=True, gc=False):
     """The position of a batch of changes."""
 
     number: int
@@ -59,25 +59,25 @@ class SourcePositions:
         self._positions = positions
         self._unlisted = {*collections}
         """The collections that were not listed in this run."""
-        self._of_first_lists: Position | None = None
+        self._of_first_lists: ObjectPosition | None = None
 
     def end_list(self, collection: int) -> None:
         """Record that a complete list of a collection was applied."""
         self._unlisted.discard(collection)
 
     @property
-    def of_first_lists(self) -> Position:
+    def of_first_lists(self) -> ObjectPosition:
         if self._of_first_lists is None:
-            self._of_first_lists = Position(self._positions.take_next(), is_first=True)
+            self._of_first_lists = ObjectPosition(self._positions.take_next(), is_first=True)
         return self._of_first_lists
 
-    def of_list(self) -> Position:
-        return self.of_first_lists if self._unlisted else Position(self._positions.take_next())
+    def of_list(self) -> ObjectPosition:
+        return self.of_first_lists if self._unlisted else ObjectPosition(self._positions.take_next())
 
-    def of_changes(self, count: int) -> Position:
+    def of_changes(self, count: int) -> ObjectPosition:
         if self._unlisted:
             return self.of_first_lists
-        return Position(self._positions.take_next(count), is_shared=False)
+        return ObjectPosition(self._positions.take_next(count), is_shared=False)
 
 
 class ObjectRecord(msgspec.Struct, kw_only=True, gc=False):
@@ -113,7 +113,7 @@ class ObjectChanges(msgspec.Struct, frozen=True, gc=False):
     """Changes in order, with the position of the objects."""
 
     changes: list[ObjectChange]
-    position: Position
+    position: ObjectPosition
 
 
 class ObjectStore:

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from milo_discoveryd.connectivity.reachability import ConnectivityChange
+from milo_discoveryd.engagement.claims import FleetClaims
+from milo_discoveryd.engagement.cluster_records import ClusterRecord
+from milo_discoveryd.engagement.pending_releases import PendingReleases, SubscriberKey, Subscription
+from milo_discoveryd.log.change_log import ChangeLog
+from milo_discoveryd.log.change_notifier import ChangeNotifier
+from milo_discoveryd.log.events import Event, EventType
+from milo_discoveryd.log.filter import ClusterView
 from milo_discoveryd.model.cluster import Cluster, source_of
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.objects.store import Positions
-from milo_discoveryd.registry.change_notifier import ChangeNotifier
-from milo_discoveryd.registry.claims import FleetClaims
-from milo_discoveryd.registry.cluster_records import ClusterRecord
-from milo_discoveryd.registry.events import Event, EventType
-from milo_discoveryd.registry.filter import ClusterView
 from milo_discoveryd.registry.first_list import WaitingStreams
-from milo_discoveryd.registry.log import ChangeLog
-from milo_discoveryd.registry.pending_releases import PendingReleases, SubscriberKey, Subscription
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 
 if TYPE_CHECKING:

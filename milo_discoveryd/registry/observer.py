@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from milo_discoveryd.engagement.pending_releases import AwaitedRelease
+from milo_discoveryd.log.events import Event
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.observation import Malformed, Refused
-from milo_discoveryd.registry.events import Event
-from milo_discoveryd.registry.pending_releases import AwaitedRelease
 from milo_kube.reflect.view_status import ViewStatus
 
 

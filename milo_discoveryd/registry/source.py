@@ -13,12 +13,17 @@ from typing import Protocol
 import msgspec
 
 from milo_discoveryd.connectivity.reachability import ConnectivityChange
+from milo_discoveryd.engagement.claim_index import CLUSTERS_PER_STEP, ClaimIndex, Reduce
+from milo_discoveryd.engagement.engagement import ClusterStates, Engagements
+from milo_discoveryd.engagement.not_ready import HeldNotReady, NotReadyClusters
+from milo_discoveryd.log.change_notifier import LOW_PRIORITY_DELAY_S
+from milo_discoveryd.log.events import EventType
 from milo_discoveryd.model.claims import ObjectReference, ObservedObject
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.observation import Malformed, Ready, Refused
 from milo_discoveryd.model.resource import NAMES, ObjectKeys
 from milo_discoveryd.objects.budget import UNLIMITED, CollectionWeight, ObjectBudget
-from milo_discoveryd.objects.collection import Collection
+from milo_discoveryd.objects.collection import ObjectCollection
 from milo_discoveryd.objects.pending_deletions import (
     Absent,
     ConfirmationRequest,
@@ -28,15 +33,10 @@ from milo_discoveryd.objects.pending_deletions import (
     PendingDeletions,
 )
 from milo_discoveryd.objects.removal_guard import RemovalGuard
-from milo_discoveryd.objects.store import ObjectChanges, ObjectStore, Position, SourcePositions
-from milo_discoveryd.registry.change_notifier import LOW_PRIORITY_DELAY_S
-from milo_discoveryd.registry.events import EventType
+from milo_discoveryd.objects.store import ObjectChanges, ObjectPosition, ObjectStore, SourcePositions
 from milo_discoveryd.registry.first_list import FirstList
 from milo_discoveryd.registry.fleet import Fleet, at, worst
-from milo_discoveryd.registry.not_ready import HeldNotReady, NotReadyClusters
 from milo_discoveryd.registry.observer import Observer
-from milo_discoveryd.registry.reduction import CLUSTERS_PER_STEP, ClaimIndex, Reduce
-from milo_discoveryd.registry.registry import ClusterStates, Registry
 from milo_discoveryd.state_file.encoding import StoredObject
 from milo_kube.reflect.messages import (
     EventIgnored,
@@ -114,7 +114,7 @@ class Meaning(Protocol):
         Thousands of clusters may need one object, so they are yielded in batches. Each must be applied before the next.
         """
 
-    def states_once_listed(self, position: Position) -> Iterator[ClusterStates]:
+    def states_once_listed(self, position: ObjectPosition) -> Iterator[ClusterStates]:
         """Yield the states that follow from complete lists of all collections: unknown objects do not exist."""
 
     def objects_of(self, cluster: str) -> tuple[ObjectReference, ...]:
@@ -140,7 +140,7 @@ class ObjectsAreClusters:
         del collection
         yield ClusterStates([change.seen for change in objects.changes], objects.position)  # type: ignore[misc]
 
-    def states_once_listed(self, position: Position) -> Iterator[ClusterStates]:
+    def states_once_listed(self, position: ObjectPosition) -> Iterator[ClusterStates]:
         del position
         return iter(())
 
@@ -170,7 +170,7 @@ class ClusterSource:
         budget = ObjectBudget(policy.objects_limit)
         stores = [ObjectStore(CollectionWeight(budget)) for _ in keys]
         self._positions = SourcePositions(fleet.positions, range(len(keys)))
-        self.registry = Registry(
+        self.registry = Engagements(
             fleet.log,
             policy.not_ready,
             observer.object_refused,
@@ -192,7 +192,7 @@ class ClusterSource:
         self._meaning: Meaning = ObjectsAreClusters() if reduce is None else ClaimIndex(reduce, self.registry, stores)
         self.status = ViewStatus(ViewState.CATCHING_UP, time.monotonic(), "Starting", "nothing was read yet")
         self.collections = tuple(
-            Collection(
+            ObjectCollection(
                 number,
                 store,
                 policy.pending_deletions(),
@@ -221,7 +221,7 @@ class ClusterSource:
         return self.progress.lists
 
     def apply(
-        self, collection: Collection, source_events: Iterable[SourceEvent[ObservedObject]], read_at: float
+        self, collection: ObjectCollection, source_events: Iterable[SourceEvent[ObservedObject]], read_at: float
     ) -> Iterator[None]:
         """Apply source events in batches; the caller may let other tasks run between them."""
         for objects in collection.apply_events(self._reported(collection, source_events), at(read_at)):
@@ -231,7 +231,7 @@ class ClusterSource:
         self._update_progress(read_at)
 
     def resolve(
-        self, collection: Collection, request: ConfirmationRequest, result: ConfirmationResult, read_at: float
+        self, collection: ObjectCollection, request: ConfirmationRequest, result: ConfirmationResult, read_at: float
     ) -> None:
         """Apply the result of a confirmation read."""
         was_refused = collection.pending_deletions.refused
@@ -241,7 +241,7 @@ class ClusterSource:
             self._engage(states, read_at)
         self._update_progress(read_at)
 
-    def set_followed(self, collection: Collection, followed: ViewStatus) -> None:
+    def set_followed(self, collection: ObjectCollection, followed: ViewStatus) -> None:
         """Record how a collection is followed."""
         collection.followed = followed
         self._pause_graces(worst([each.followed for each in self.collections]))
@@ -275,7 +275,7 @@ class ClusterSource:
         return SourceProgress(is_synced, is_complete, is_restored, lists)
 
     def _reported(
-        self, collection: Collection, source_events: Iterable[SourceEvent[ObservedObject]]
+        self, collection: ObjectCollection, source_events: Iterable[SourceEvent[ObservedObject]]
     ) -> Iterator[SourceEvent[ObservedObject]]:
         """Report what operators must learn of source events."""
         for event in source_events:
@@ -390,7 +390,7 @@ class ClusterSource:
         self.registry.assigned_elsewhere = lambda _: message
 
     def assign(self, elsewhere: Callable[[str], str | None], timeout_s: float, *, is_decided: bool) -> Iterator[None]:
-        """Engage the clusters that this daemon owns, and drain the others, in batches; see `Registry.reassign`.
+        """Engage the clusters that this daemon owns, and drain the others, in batches; see `Engagement.reassign`.
 
         `elsewhere` returns why this daemon does not own a cluster. The source is not synced before the first decision.
         """
@@ -441,7 +441,7 @@ class ClusterSource:
         problems = (of.problem_of(key) for of, key in self._objects_of(cluster))
         return "; ".join(each for each in problems if each and record is not None and each != record.message)
 
-    def _objects_of(self, cluster: str) -> Iterable[tuple[Collection, str]]:
+    def _objects_of(self, cluster: str) -> Iterable[tuple[ObjectCollection, str]]:
         return ((self.collections[number], key) for number, key in self._meaning.objects_of(cluster))
 
 

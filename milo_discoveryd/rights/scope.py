@@ -5,11 +5,11 @@ from functools import cached_property
 
 import msgspec
 
+from milo_discoveryd.log.filter import ClusterView, Filter
 from milo_discoveryd.model.cluster import Cluster, Target, source_of
 from milo_discoveryd.model.observation import ObjectFields
 from milo_discoveryd.model.predicate import Predicate, all_of
 from milo_discoveryd.model.selector import Selector
-from milo_discoveryd.registry.filter import ClusterView, Filter
 from milo_discoveryd.rights.name_patterns import NamePatterns
 
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from milo_discoveryd.credentials.issuers.issuer import FencingIssuer
-from milo_discoveryd.log import log
+from milo_discoveryd.logger import log
 from milo_discoveryd.sharding.credential_fence import TOKEN_CACHE_S, CredentialFence
 from milo_kube.credential import CredentialError
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
-from milo_discoveryd.log import log
+from milo_discoveryd.logger import log
 from milo_discoveryd.state_file.encoding import (
     StateFileError,
     StateOrigin,

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.identity.caller import Caller
-from milo_discoveryd.log import log
+from milo_discoveryd.logger import log
 from milo_discoveryd.rfc3339 import rfc3339
 from milo_discoveryd.rights.caller_selector import verified_fields
 from milo_discoveryd.rights.rights import Recipient

@@ -8,14 +8,14 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
+from milo_discoveryd.engagement.cluster_records import ClusterRecord
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
 from milo_discoveryd.kubeconfigs.kubeconfigs import CredentialDescription
+from milo_discoveryd.log.filter import Filter
 from milo_discoveryd.model.cluster import Cluster, Reachability
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import ObjectState
-from milo_discoveryd.registry.cluster_records import ClusterRecord
-from milo_discoveryd.registry.filter import Filter
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.rfc3339 import rfc3339
 from milo_discoveryd.rights.caller_selector import verified_fields

@@ -11,7 +11,7 @@ import traceback
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from milo_discoveryd.log import FIELDS, NAME, log
+from milo_discoveryd.logger import FIELDS, NAME, log
 from milo_discoveryd.telemetry.log_writer import LogWriter
 from milo_discoveryd.telemetry.printable import printable
 

@@ -15,8 +15,8 @@ from prometheus_client import (
 from prometheus_client.metrics import MetricWrapperBase
 
 from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
+from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.model.cluster import DisengageReason
-from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.telemetry.collectors import CredentialCollector, FleetCollector, LogCollector, StreamCollector
 from milo_discoveryd.telemetry.shard_metrics import MeasuredShard, ShardCollector, Unsharded

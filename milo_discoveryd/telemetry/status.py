@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
+from milo_discoveryd.engagement.cluster_records import ClusterRecord
 from milo_discoveryd.model.cluster import Pairs, Reachability
 from milo_discoveryd.model.observation import ObjectState
-from milo_discoveryd.registry.cluster_records import ClusterRecord
 from milo_discoveryd.sharding.status import GroupStatus
 
 PAGE_SIZE = 50

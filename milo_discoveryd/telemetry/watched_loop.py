@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from milo_discoveryd.log import log
+from milo_discoveryd.logger import log
 from milo_kube.loop_watchdog import BlockedLoop, LoopWatchdog
 
 BLOCKED_S = 2.0

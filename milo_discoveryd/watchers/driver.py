@@ -12,7 +12,7 @@ from milo_discoveryd.model.claims import ObservedObject
 from milo_discoveryd.model.observation import Outside
 from milo_discoveryd.model.resource import WatchedCollection
 from milo_discoveryd.objects.budget import OVER_BUDGET
-from milo_discoveryd.objects.collection import Collection
+from milo_discoveryd.objects.collection import ObjectCollection
 from milo_discoveryd.objects.pending_deletions import (
     Absent,
     ConfirmationRequest,
@@ -54,7 +54,7 @@ class Confirmations:
     def __init__(
         self,
         source: ClusterSource,
-        collection: Collection,
+        collection: ObjectCollection,
         read: Callable[[str], Awaitable[ConfirmationResult]],
         trusted_from: Callable[[], float],
         is_proven: Callable[[], bool] = lambda: True,
@@ -146,7 +146,7 @@ class Driver:
         decoder: Decoder[Any, ObservedObject],
         new_reflector: NewReflector,
         source: ClusterSource,
-        collection: Collection,
+        collection: ObjectCollection,
         connect_timeout_s: float,
         request_timeout_s: float,
         liveness: LivenessPolicy,

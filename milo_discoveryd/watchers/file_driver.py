@@ -11,9 +11,9 @@ from milo_discoveryd.credentials.kubeconfig_files import (
     Scan,
     UnsettledFileError,
 )
-from milo_discoveryd.log import log
+from milo_discoveryd.logger import log
 from milo_discoveryd.model.claims import ObservedObject
-from milo_discoveryd.objects.collection import Collection
+from milo_discoveryd.objects.collection import ObjectCollection
 from milo_discoveryd.objects.pending_deletions import (
     Absent,
     ConfirmationResult,
@@ -48,7 +48,7 @@ class FileDriver:
         observe: Callable[[FileObject], ObservedObject],
         *,
         source: ClusterSource,
-        collection: Collection,
+        collection: ObjectCollection,
         status: ViewStatus | None = None,
     ) -> None:
         """`status` is that of an earlier run's clusters, which the source has already."""

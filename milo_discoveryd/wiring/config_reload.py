@@ -13,7 +13,7 @@ import msgspec
 
 from milo_discoveryd.config import RuleSettings, Settings
 from milo_discoveryd.daemon_errors import ConfigError
-from milo_discoveryd.log import log
+from milo_discoveryd.logger import log
 
 POLL_INTERVAL_S = 0.25
 

@@ -9,7 +9,7 @@ from milo_discoveryd import process_hardening
 from milo_discoveryd.config import ListenerSettings, Settings, UnixAddress
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.identity.token_review import TokenReviewer
-from milo_discoveryd.log import log
+from milo_discoveryd.logger import log
 from milo_discoveryd.server.connections import listener
 from milo_discoveryd.server.connections.connection_budget import fit_connections
 from milo_discoveryd.server.connections.tls_certificates import ServerTls

@@ -9,7 +9,7 @@ from milo_discoveryd.connectivity.host_schedule import HostSchedule
 from milo_discoveryd.connectivity.prober import Prober
 from milo_discoveryd.connectivity.reachability import ProbePolicy, ProbeSchedule, at_once
 from milo_discoveryd.kubeconfigs.kubeconfigs import Kubeconfigs
-from milo_discoveryd.registry.events import EventType
+from milo_discoveryd.log.events import EventType
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.watchers.probing import Asker

@@ -6,7 +6,7 @@ import secrets
 import stat
 from pathlib import Path
 
-from milo_discoveryd.log import log
+from milo_discoveryd.logger import log
 
 FILE = "run"
 _IDENTITY = re.compile(rb"[0-9a-f]{16}\n")

@@ -13,7 +13,7 @@ import msgspec
 from milo_discoveryd.config import Settings
 from milo_discoveryd.credentials.issuers.issuer import FencingIssuer
 from milo_discoveryd.daemon_errors import StartError
-from milo_discoveryd.log import log
+from milo_discoveryd.logger import log
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.sharding.assignment import FleetAssignment
 from milo_discoveryd.sharding.credential_fence import CredentialFence

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from milo_discoveryd.log import FIELDS, NAME
+from milo_discoveryd.logger import FIELDS, NAME
 
 
 class _Lines(logging.Handler):

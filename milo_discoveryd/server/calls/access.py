@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from milo_discoveryd.identity.caller import Caller
-from milo_discoveryd.registry.filter import ClusterView
+from milo_discoveryd.log.filter import ClusterView
 from milo_discoveryd.rights.caller_selector import caller_key, quota_keys, verified_fields
 from milo_discoveryd.rights.quota import QuotaLimits, Quotas
 from milo_discoveryd.rights.rights import Grant, Recipient, Rights

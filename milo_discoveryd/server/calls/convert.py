@@ -7,13 +7,13 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discoveryd.engagement.cluster_records import ClusterRecord, RecordedTransition
 from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
 from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
+from milo_discoveryd.log.events import EventType
 from milo_discoveryd.model.cluster import UNPROBED, Cluster, DisengageReason, Drain, Reachability, SuspensionReason
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import ObjectState
-from milo_discoveryd.registry.cluster_records import ClusterRecord, RecordedTransition
-from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.rfc3339 import rfc3339
 from milo_discoveryd.server.calls.revision import wire_incarnation
 from milo_discoveryd.sharding.status import GroupStatus
@@ -112,7 +112,7 @@ def engagement(
     """Convert an engagement.
 
     `confirming`: why a reported deletion is not confirmed yet; None if none was reported. `elsewhere`: why this
-    daemon must not engage the cluster; None if it may. `grace_until`: the result of `Registry.grace_until`.
+    daemon must not engage the cluster; None if it may. `grace_until`: the result of `Engagement.grace_until`.
     `ready_when`: that of the source's kind.
     """
     reason, message, since = _ENGAGEMENT_REASONS[record.state], record.message, record.since

@@ -7,8 +7,8 @@ encoded once and shared by all subscribers.
 from collections.abc import Iterable
 
 from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discoveryd.log.events import Encode, Event
 from milo_discoveryd.model.cluster import Cluster
-from milo_discoveryd.registry.events import Encode, Event
 from milo_discoveryd.server.calls.convert import EVENT_TYPES, REASONS, fill_cluster
 
 

@@ -11,7 +11,7 @@ import grpc
 from google.rpc import code_pb2, status_pb2
 from grpc_status import rpc_status
 
-from milo_discoveryd.log import log
+from milo_discoveryd.logger import log
 from milo_discoveryd.server.calls.access import AccessControl
 from milo_discoveryd.server.calls.grpc_errors import (
     CallError,

@@ -18,9 +18,9 @@ from milo_discoveryd.daemon_errors import UnfitError
 from milo_discoveryd.kubeconfigs.kubeconfigs import Kubeconfigs, LeaseHandle
 from milo_discoveryd.kubeconfigs.lease import Draw
 from milo_discoveryd.kubeconfigs.minter import JUMP_S, LeaseKey
+from milo_discoveryd.log.events import EventType, Slice
+from milo_discoveryd.log.filter import ClusterView
 from milo_discoveryd.model.cluster import Cluster
-from milo_discoveryd.registry.events import EventType, Slice
-from milo_discoveryd.registry.filter import ClusterView
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.server.calls import convert
 from milo_discoveryd.server.calls.access import CallContext

@@ -7,9 +7,9 @@ from operator import attrgetter
 
 import msgspec
 
+from milo_discoveryd.log.change_log import ChangeLog
+from milo_discoveryd.log.filter import ClusterView
 from milo_discoveryd.model.cluster import Cluster
-from milo_discoveryd.registry.filter import ClusterView
-from milo_discoveryd.registry.log import ChangeLog
 from milo_discoveryd.server.calls.grpc_errors import ForeignPageTokenError, InvalidRequestError
 from milo_discoveryd.server.calls.revision import TokenSigner
 

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discoveryd.engagement.cluster_records import ClusterRecord
+from milo_discoveryd.engagement.pending_releases import PendingReleases, SubscriberKey, Subscription
 from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.log.filter import ClusterView
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.registry.cluster_records import ClusterRecord
-from milo_discoveryd.registry.filter import ClusterView
-from milo_discoveryd.registry.pending_releases import PendingReleases, SubscriberKey, Subscription
 from milo_discoveryd.rights.caller_selector import caller_key, quota_keys
 from milo_discoveryd.rights.scope import ClusterScope
 from milo_discoveryd.server.calls import convert

@@ -9,16 +9,16 @@ from contextlib import contextmanager
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.daemon_errors import UnfitError
+from milo_discoveryd.engagement.cluster_records import ClusterRecord
+from milo_discoveryd.engagement.pending_releases import SubscriberKey
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
 from milo_discoveryd.kubeconfigs.kubeconfigs import CredentialUnavailableError, Kubeconfigs
 from milo_discoveryd.kubeconfigs.lease import Draw
+from milo_discoveryd.log.filter import without_sources
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.registry.cluster_records import ClusterRecord
-from milo_discoveryd.registry.filter import without_sources
 from milo_discoveryd.registry.fleet import Fleet
-from milo_discoveryd.registry.pending_releases import SubscriberKey
 from milo_discoveryd.rights.rights import Rights
 from milo_discoveryd.rights.scope import scoped
 from milo_discoveryd.server.calls import convert, releases, requests, visibility

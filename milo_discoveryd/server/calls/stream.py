@@ -10,16 +10,16 @@ from typing import Protocol
 import msgspec
 
 from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discoveryd.engagement.pending_releases import Subscription
 from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.log.change_notifier import Waiter
+from milo_discoveryd.log.cursor import Batch, Cursor
+from milo_discoveryd.log.events import NO_CHANGES, Frame, slice_of
+from milo_discoveryd.log.filter import ClusterView, Filter, without_sources
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.objects.collection import REMOVALS_HELD
-from milo_discoveryd.registry.change_notifier import Waiter
-from milo_discoveryd.registry.cursor import Batch, Cursor
-from milo_discoveryd.registry.events import NO_CHANGES, Frame, slice_of
-from milo_discoveryd.registry.filter import ClusterView, Filter, without_sources
 from milo_discoveryd.registry.fleet import Fleet
-from milo_discoveryd.registry.pending_releases import Subscription
 from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.rights.scope import ClusterScope, scoped
 from milo_discoveryd.server.calls import frames

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from milo_discoveryd.engagement.cluster_records import ClusterRecord, RecordedTransition
+from milo_discoveryd.engagement.engagement import Engagements
 from milo_discoveryd.model.cluster import Cluster, Reachability, Target
 from milo_discoveryd.model.observation import ObjectFields, ObjectState
-from milo_discoveryd.registry.cluster_records import ClusterRecord, RecordedTransition
-from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.rights.scope import ClusterScope
 from milo_kube.reflect.view_status import ViewStatus
 
@@ -50,7 +50,7 @@ class VisibleCounts(msgspec.Struct, frozen=True, kw_only=True):
         return VisibleCounts(**{name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__})
 
 
-def total_counts(registry: Registry) -> VisibleCounts:
+def total_counts(registry: Engagements) -> VisibleCounts:
     states = {state: registry.count(state) for state in ObjectState}
     return _counts(states, registry.engaged, registry.unreachable, registry.draining_count)
 

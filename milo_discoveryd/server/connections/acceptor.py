@@ -15,7 +15,7 @@ import msgspec
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.identity.peer_credentials import peer_credentials
 from milo_discoveryd.identity.review_budget import TokenOrigin
-from milo_discoveryd.log import log
+from milo_discoveryd.logger import log
 from milo_discoveryd.server.calls.grpc_errors import UnauthenticatedError
 from milo_discoveryd.server.calls.rpc_context import RpcContext
 from milo_discoveryd.server.connections.connect_rate import ConnectRateLimiter

@@ -18,7 +18,7 @@ from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.credentials.issuers.issuer import Scope
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment
-from milo_discoveryd.log import NAME
+from milo_discoveryd.logger import NAME
 from milo_discoveryd.server.calls.grpc_errors import CallError
 from tests.integration.grpc_server.conftest import Harness, a_harness, not_ready, ready
 from tests.unit.kubeconfigs.backend import Backend

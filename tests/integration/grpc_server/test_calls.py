@@ -10,9 +10,9 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
 from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discoveryd.engagement.engagement import Engagements
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.model.observation import Malformed
-from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.server.calls.handlers import NAME
 from milo_discoveryd.server.calls.server_info import CLUSTERS_PER_STEP
 from milo_kube.reflect.view_status import ViewState, ViewStatus
@@ -144,10 +144,10 @@ async def test_server_info_has_counts(harness: Harness) -> None:
 
 
 async def test_internal_error_is_reported_as_incident_number(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(registry: Registry, name: str) -> None:
+    def broken(registry: Engagements, name: str) -> None:
         raise ValueError("token=SECRET123")
 
-    monkeypatch.setattr(Registry, "__getitem__", broken)
+    monkeypatch.setattr(Engagements, "__getitem__", broken)
     async with harness.client() as stub:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.GetCluster(pb.GetClusterRequest(name="alpha"))

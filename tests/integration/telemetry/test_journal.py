@@ -2,8 +2,8 @@
 
 import pytest
 
+from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.model.cluster import Cluster, Target
-from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.source import RESTORED
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from milo_discoveryd.log import NAME, log
+from milo_discoveryd.logger import NAME, log
 from milo_discoveryd.telemetry.log_writer import QUEUE_LIMIT, LogWriter
 from milo_discoveryd.telemetry.logging import Logging, configure
 from tests.end_to_end.process.conftest import Workspace, directory, workspace

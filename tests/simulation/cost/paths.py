@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 
 from milo_discoveryd.connectivity.prober import Prober
 from milo_discoveryd.connectivity.reachability import ProbeOutcome, ProbePolicy, ProbeReached, ProbeSchedule
+from milo_discoveryd.log.change_log import FRAME_EVICTION_INTERVAL_S
+from milo_discoveryd.log.events import EventType
 from milo_discoveryd.model.cluster import Cluster
-from milo_discoveryd.registry.events import EventType
-from milo_discoveryd.registry.log import FRAME_EVICTION_INTERVAL_S
 from tests.simulation.cost.bed import TOKEN_LIFE_S, Bed, run
 from tests.simulation.cost.elements import count_reads
 from tests.simulation.cost.meter import Meter, MeteredLoop

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterable
 
+from milo_discoveryd.engagement.engagement import Engagements
+from milo_discoveryd.engagement.not_ready import NotReadyClusters
+from milo_discoveryd.log.events import Event
 from milo_discoveryd.model.claims import ObservedObject
 from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.objects.pending_deletions import Absent, Found, Inconclusive, PendingDeletions
-from milo_discoveryd.registry.events import Event
-from milo_discoveryd.registry.not_ready import NotReadyClusters
-from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.sources.reading import KubeObject
 from milo_kube.reflect.backoff import Backoff
 from milo_kube.reflect.messages import (
@@ -37,7 +37,7 @@ class Follower:
         self.decoder = Decoder(KubeObject, observe, Malformed)
         policy = ReflectorPolicy(streaming_lists=streaming, page_size=page_size, backoff=Backoff(1.0, 4.0))
         self.reflector = Reflector(policy, lambda: 0.0, self.now)
-        self.registry = Registry(readable_log(), NotReadyClusters(grace_s))
+        self.registry = Engagements(readable_log(), NotReadyClusters(grace_s))
         self.pending_deletions = PendingDeletions(lambda: 0.0, concurrency=2, backoff=Backoff(1.0, 4.0))
         self.listed = ListedClusters(clusters=self.registry, pending_deletions=self.pending_deletions)
         self.done: list[Event] = []

@@ -3,8 +3,8 @@
 import msgspec
 from hypothesis.stateful import RuleBasedStateMachine
 
+from milo_discoveryd.log.change_log import Retention
 from milo_discoveryd.model.cluster import Cluster, DisengageReason, Drain
-from milo_discoveryd.registry.log import Retention
 from tests.unit.registry.fleets import NamedLog, cluster
 
 Snapshot = dict[str, Cluster]

@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from milo_discoveryd.registry.events import EventType
+from milo_discoveryd.log.events import EventType
 from milo_kube.reflect.messages import Failure
 from milo_kube.reflect.states import Watching
 from tests.simulation.properties.api_server import ApiObject, Server, line

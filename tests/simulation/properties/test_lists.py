@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
+from milo_discoveryd.engagement.cluster_records import ClusterRecord
 from milo_discoveryd.model.claims import ObservedObject
 from milo_discoveryd.model.observation import Observation
-from milo_discoveryd.registry.cluster_records import ClusterRecord
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEvent
 from tests.unit.registry.fleets import ListedClusters, malformed, not_ready, ready
 

@@ -12,20 +12,20 @@ import msgspec
 from milo_discovery import model as client_model
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.credentials.issuers.token_request import TokenRequestIssuer
+from milo_discoveryd.engagement.not_ready import NotReadyClusters
+from milo_discoveryd.engagement.pending_releases import AwaitedRelease
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment, Kubeconfigs
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
+from milo_discoveryd.log.change_log import FRAME_EVICTION_INTERVAL_S, ChangeLog, Retention
+from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.observation import Malformed, Refused
 from milo_discoveryd.model.resource import WatchedCollection
 from milo_discoveryd.objects.collection import REMOVALS_HELD
 from milo_discoveryd.objects.pending_deletions import PendingDeletions
 from milo_discoveryd.objects.removal_guard import RemovalGuard, RemovalLimits
-from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.fleet import Fleet
-from milo_discoveryd.registry.log import FRAME_EVICTION_INTERVAL_S, ChangeLog, Retention
-from milo_discoveryd.registry.not_ready import NotReadyClusters
-from milo_discoveryd.registry.pending_releases import AwaitedRelease
 from milo_discoveryd.registry.source import ClusterSource, SourcePolicy
 from milo_discoveryd.rights.quota import QuotaLimits
 from milo_discoveryd.rights.rights import Recipient, Rights

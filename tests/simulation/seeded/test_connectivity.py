@@ -19,9 +19,9 @@ from milo_discoveryd.connectivity.reachability import (
     ProbeReached,
     ProbeSchedule,
 )
+from milo_discoveryd.log.change_log import ChangeLog, Retention
+from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.model.cluster import Cluster
-from milo_discoveryd.registry.events import Event, EventType
-from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.server.calls.frames import encoder
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted
 from tests.simulation.seeded.daemon import Ledger

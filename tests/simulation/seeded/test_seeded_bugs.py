@@ -7,12 +7,12 @@ import pytest
 
 from milo_discoveryd.kubeconfigs.lease import HeldCredential
 from milo_discoveryd.kubeconfigs.minter import LeaseKey, Minter
+from milo_discoveryd.log.change_log import ChangeLog
+from milo_discoveryd.log.cursor import Cursor
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.objects.pending_deletions import Absent
 from milo_discoveryd.objects.removal_guard import ConfirmEach, RemovalGuard
 from milo_discoveryd.objects.store import ObjectStore
-from milo_discoveryd.registry.cursor import Cursor
-from milo_discoveryd.registry.log import ChangeLog
 from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.watchers.driver import Confirmations
 from milo_kube.reflect.reflector import Reflector

@@ -14,6 +14,7 @@ from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs.kubeconfigs import Kubeconfigs
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
+from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.model.claims import Claim, ObjectClaim
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.observation import NotReady, Observation, Ready
@@ -21,7 +22,6 @@ from milo_discoveryd.model.resource import ObjectKeys
 from milo_discoveryd.objects.pending_deletions import PendingDeletions
 from milo_discoveryd.objects.removal_guard import RemovalGuard, RemovalLimits
 from milo_discoveryd.registry.fleet import Fleet
-from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.source import ClusterSource, SourceDescription, SourcePolicy
 from milo_discoveryd.rights.rights import Rights
 from milo_discoveryd.server.calls.access import AccessControl

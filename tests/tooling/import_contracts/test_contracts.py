@@ -12,8 +12,8 @@ from milo_discoveryd.sources.kind import KINDS
 from tests.tooling.import_contracts.contracts import CONFIG, PACKAGES, ROOT, contracts, modules
 
 FORBIDDEN = {
-    "layers": ("milo_discoveryd/sources/reading.py", "import milo_discoveryd.registry.events"),
-    "pure": ("milo_discoveryd/registry/log.py", "from asyncio import Event as Bell"),
+    "layers": ("milo_discoveryd/sources/reading.py", "import milo_discoveryd.log.events"),
+    "pure": ("milo_discoveryd/log/change_log.py", "from asyncio import Event as Bell"),
     "settings": ("milo_discoveryd/watchers/probing.py", "import milo_discoveryd.config"),
     "kinds": ("milo_discoveryd/sources/single.py", "import milo_discoveryd.sources.project"),
     "kubernetes": ("milo_discoveryd/watchers/driver.py", "import kubernetes"),

@@ -7,19 +7,19 @@ from typing import Any
 
 import msgspec
 
+from milo_discoveryd.engagement.engagement import ClusterState, Engagements
+from milo_discoveryd.engagement.not_ready import NotReadyClusters
+from milo_discoveryd.log.change_log import STALE_SLOTS, ChangeLog, Retention
+from milo_discoveryd.log.events import Event, EventType, Frame, LogEntry
 from milo_discoveryd.model.claims import ObservedObject
 from milo_discoveryd.model.cluster import Cluster, DisengageReason, Target
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Malformed, NotReady, Outside, Ready
 from milo_discoveryd.objects.budget import CollectionWeight
-from milo_discoveryd.objects.collection import Collection
+from milo_discoveryd.objects.collection import ObjectCollection
 from milo_discoveryd.objects.pending_deletions import ConfirmationRequest, ConfirmationResult, PendingDeletions
 from milo_discoveryd.objects.removal_guard import RemovalGuard
-from milo_discoveryd.objects.store import ObjectChanges, ObjectStore, Position, Positions, SourcePositions
-from milo_discoveryd.registry.events import Event, EventType, Frame, LogEntry
-from milo_discoveryd.registry.log import STALE_SLOTS, ChangeLog, Retention
-from milo_discoveryd.registry.not_ready import NotReadyClusters
-from milo_discoveryd.registry.registry import ClusterState, Registry
+from milo_discoveryd.objects.store import ObjectChanges, ObjectPosition, ObjectStore, Positions, SourcePositions
 from milo_discoveryd.registry.source import ObjectsAreClusters
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEvent
 
@@ -110,16 +110,18 @@ def readable_log(
     return NamedLog(msgspec.json.encode, retention or Retention(), batch_bytes, stale_slots)
 
 
-class Clusters(Registry):
+class Clusters(Engagements):
     """A registry whose clusters have the positions of a watch, unless a test states them."""
 
     @cached_property
     def positions(self) -> Positions:
         return Positions()
 
-    def commit(self, states: Iterable[ClusterState], now: Moment, position: Position | None = None) -> list[Event]:
+    def commit(
+        self, states: Iterable[ClusterState], now: Moment, position: ObjectPosition | None = None
+    ) -> list[Event]:
         states = [*states]
-        position = position or Position(self.positions.take_next(len(states)), is_shared=False)
+        position = position or ObjectPosition(self.positions.take_next(len(states)), is_shared=False)
         return super().commit(states, now, position)
 
 
@@ -135,13 +137,13 @@ class ListedClusters:
         guard: RemovalGuard | None = None,
         *,
         weight: CollectionWeight | None = None,
-        clusters: Registry | None = None,
+        clusters: Engagements | None = None,
         pending_deletions: PendingDeletions | None = None,
     ) -> None:
         self.registry = registry() if clusters is None else clusters
         self.pending_deletions = PendingDeletions(lambda: 0.0) if pending_deletions is None else pending_deletions
         positions = SourcePositions(Positions(), [0])
-        self.intake = Collection(0, ObjectStore(weight), self.pending_deletions, positions, guard)
+        self.intake = ObjectCollection(0, ObjectStore(weight), self.pending_deletions, positions, guard)
         self.now = 0.0
 
     @property

@@ -3,19 +3,19 @@
 import msgspec
 import pytest
 
+from milo_discoveryd.log.change_log import ChangeLog, Retention
+from milo_discoveryd.log.filter import Filter
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.model.selector import parse
 from milo_discoveryd.objects.removal_guard import RemovalGuard, RemovalLimits
-from milo_discoveryd.registry.filter import Filter
 from milo_discoveryd.registry.first_list import FirstList, WaitingStreams
-from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.source import ClusterSource
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 from tests.support.sources import new_source
+from tests.unit.engagement.test_claim_index import RecordedFleet, thing
 from tests.unit.registry.fleets import not_ready, ready
 from tests.unit.registry.test_fleet_malformed import Ledger
-from tests.unit.registry.test_reduction import RecordedFleet, thing
 
 
 def source() -> ClusterSource:

@@ -3,8 +3,8 @@
 import pytest
 
 from milo_discoveryd.connectivity.reachability import ConnectivityChange
+from milo_discoveryd.log.events import EventType
 from milo_discoveryd.model.cluster import ConnectivityStatus, Reachability
-from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal

@@ -3,8 +3,8 @@
 import msgspec
 import pytest
 
-from milo_discoveryd.registry.log import ChangeLog, Retention
-from milo_discoveryd.registry.not_ready import NotReadyClusters
+from milo_discoveryd.engagement.not_ready import NotReadyClusters
+from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.registry.source import ClusterSource
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
 from milo_kube.reflect.view_status import ViewState, ViewStatus

@@ -2,11 +2,11 @@
 
 from typing import Any
 
+from milo_discoveryd.engagement.pending_releases import SubscriberKey, Subscription
+from milo_discoveryd.log.events import EventType
+from milo_discoveryd.log.filter import Filter
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.observation import ObjectState, Observation
-from milo_discoveryd.registry.events import EventType
-from milo_discoveryd.registry.filter import Filter
-from milo_discoveryd.registry.pending_releases import SubscriberKey, Subscription
 from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.sharding.assignment import LOST, STARTING, FleetAssignment
 from milo_discoveryd.sharding.credential_fence import CredentialFence

@@ -5,8 +5,10 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discoveryd.engagement.cluster_records import ClusterRecord, RecordedTransition
 from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
 from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
+from milo_discoveryd.log.events import EventType, LogEntry
 from milo_discoveryd.model.cluster import (
     Cluster,
     ConnectivityStatus,
@@ -18,8 +20,6 @@ from milo_discoveryd.model.cluster import (
 )
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import ObjectState
-from milo_discoveryd.registry.cluster_records import ClusterRecord, RecordedTransition
-from milo_discoveryd.registry.events import EventType, LogEntry
 from milo_discoveryd.server.calls import convert
 from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.sharding.status import GroupStatus, MemberStatus

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.model.cluster import (
     UNPROBED,
     Cluster,
@@ -16,7 +17,6 @@ from milo_discoveryd.model.cluster import (
     SuspensionReason,
     Target,
 )
-from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.server.calls import convert
 from milo_discoveryd.server.calls.frames import batch, encode_with_kubeconfig, encoder
 from tests.unit.server.calls.test_convert import EPOCH, FULL, SMALL

@@ -13,13 +13,13 @@ from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
 from milo_discoveryd.kubeconfigs.minter import LeaseKey
+from milo_discoveryd.log.change_log import ChangeLog, Retention
+from milo_discoveryd.log.cursor import Cursor
+from milo_discoveryd.log.events import EventType, Frame, Slice, slice_of
+from milo_discoveryd.log.filter import EVERYTHING
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.objects.store import Position
-from milo_discoveryd.registry.cursor import Cursor
-from milo_discoveryd.registry.events import EventType, Frame, Slice, slice_of
-from milo_discoveryd.registry.filter import EVERYTHING
-from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.objects.store import ObjectPosition
 from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.rights import Recipient, Terms
 from milo_discoveryd.rights.scope import ClusterScope, scoped
@@ -69,7 +69,7 @@ class World:
         self.asked: list[str] = []
         self.source = new_source(Ledger(), ChangeLog(encoder(EPOCH), Retention()))
         self.fleet = self.source.fleet
-        self.source.registry.commit([ready("alpha"), ready("beta")], Moment(0.0, 0.0), Position(1))
+        self.source.registry.commit([ready("alpha"), ready("beta")], Moment(0.0, 0.0), ObjectPosition(1))
 
     # The call
 
@@ -133,11 +133,11 @@ def test_rotation_sends_kubeconfig_of_cluster_with_changed_endpoint(world: World
     cursor = Cursor(world.fleet.log, EVERYTHING, None)
     assert cursor.take() is not None
     alpha = ready("alpha", "2", labels={"env": "prod"})
-    world.source.registry.commit([alpha], Moment(0.0, 0.0), Position(1))
+    world.source.registry.commit([alpha], Moment(0.0, 0.0), ObjectPosition(1))
     assert given(rotation.attach_kubeconfigs(updates(cursor))) == []
     assert given(rotation.take_due()) == []
     moved = replace(alpha, version="3", target=replace(alpha.target, place=("https://elsewhere.example.com",)))
-    world.source.registry.commit([moved], Moment(0.0, 0.0), Position(1))
+    world.source.registry.commit([moved], Moment(0.0, 0.0), ObjectPosition(1))
     assert given(rotation.attach_kubeconfigs(updates(cursor))) == []
     assert given(rotation.take_due()) == ["alpha"]
     assert given(rotation.take_due()) == []
@@ -162,7 +162,7 @@ def test_rotation_sends_kubeconfig_of_cluster_whose_labels_select_another_source
 
 
 def change_labels(world: World, version: str, **labels: str) -> None:
-    world.source.registry.commit([ready("alpha", version, labels=labels)], Moment(0.0, 0.0), Position(1))
+    world.source.registry.commit([ready("alpha", version, labels=labels)], Moment(0.0, 0.0), ObjectPosition(1))
 
 
 def updates(cursor: Cursor) -> Slice:

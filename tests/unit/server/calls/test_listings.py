@@ -4,8 +4,8 @@ from collections.abc import Generator
 
 import pytest
 
+from milo_discoveryd.log.filter import EVERYTHING, ClusterView, Filter
 from milo_discoveryd.model.cluster import DisengageReason
-from milo_discoveryd.registry.filter import EVERYTHING, ClusterView, Filter
 from milo_discoveryd.server.calls import listings as listings_module
 from milo_discoveryd.server.calls.grpc_errors import ForeignPageTokenError, InvalidRequestError
 from milo_discoveryd.server.calls.listings import LIFE_S, OVERHEAD, ListingOwner, Listings, Page

@@ -2,10 +2,10 @@
 
 import pytest
 
+from milo_discoveryd.engagement.engagement import Engagements
+from milo_discoveryd.engagement.pending_releases import SubscriberKey
 from milo_discoveryd.identity.caller import Caller
-from milo_discoveryd.registry.filter import Filter
-from milo_discoveryd.registry.pending_releases import SubscriberKey
-from milo_discoveryd.registry.registry import Registry
+from milo_discoveryd.log.filter import Filter
 from milo_discoveryd.rights.caller_selector import caller_key
 from milo_discoveryd.rights.scope import ALL_CLUSTERS, NO_CLUSTERS
 from milo_discoveryd.server.calls import releases
@@ -19,28 +19,30 @@ OTHER = Caller(listener="here", uid=8)
 OPENED = releases.subscription(CALLER, "operator", Filter(confirms_releases=True), 0)
 
 
-def engaged() -> Registry:
+def engaged() -> Engagements:
     fleet = registry(drain_s=30.0)
     fleet.commit([ready()], at(0))
     fleet.releases.open(OPENED, 0.0)
     return fleet
 
 
-def draining() -> Registry:
+def draining() -> Engagements:
     fleet = engaged()
     fleet.commit([not_ready()], at(10))
     return fleet
 
 
 def must_note(
-    fleet: Registry, *, incarnation: str = "e.1", subscriber: str = "operator", caller: Caller = CALLER
+    fleet: Engagements, *, incarnation: str = "e.1", subscriber: str = "operator", caller: Caller = CALLER
 ) -> bool:
     asked = ReleaseRequest("a", incarnation, subscriber)
     key = SubscriberKey(caller_key(caller), subscriber)
     return releases.must_note(asked, fleet["a"], key, fleet.releases, EPOCH)
 
 
-def refusal(fleet: Registry, *, incarnation: str = "e.1", subscriber: str = "operator", caller: Caller = CALLER) -> str:
+def refusal(
+    fleet: Engagements, *, incarnation: str = "e.1", subscriber: str = "operator", caller: Caller = CALLER
+) -> str:
     with pytest.raises(CallError) as raised:
         must_note(fleet, incarnation=incarnation, subscriber=subscriber, caller=caller)
     return raised.value.reason

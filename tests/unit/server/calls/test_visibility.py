@@ -3,10 +3,10 @@
 import msgspec
 import pytest
 
+from milo_discoveryd.engagement.engagement import Engagements
 from milo_discoveryd.model.observation import NotReady, ObjectFields, Outside, Ready
 from milo_discoveryd.model.selector import parse
 from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
-from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.scope import ALL_CLUSTERS, NO_CLUSTERS, ClusterScope
 from milo_discoveryd.server.calls import visibility
@@ -20,7 +20,7 @@ SHOPS = ClusterScope(names=name_patterns(["shop-*"]))
 
 
 @pytest.fixture
-def registry() -> Registry:
+def registry() -> Engagements:
     made = new_clusters()
     made.commit(
         [
@@ -37,35 +37,35 @@ def registry() -> Registry:
     return made
 
 
-def visible(registry: Registry, scope: ClusterScope) -> set[str]:
+def visible(registry: Engagements, scope: ClusterScope) -> set[str]:
     return {name for name, record in registry.items() if visibility.visible_record(name, record, scope) is not None}
 
 
-def test_full_scope_sees_every_record(registry: Registry) -> None:
+def test_full_scope_sees_every_record(registry: Engagements) -> None:
     assert visible(registry, ALL_CLUSTERS) == {name for name, _ in registry.items()}
     assert visible(registry, NO_CLUSTERS) == set()
 
 
-def test_label_scope_sees_records_by_labels(registry: Registry) -> None:
+def test_label_scope_sees_records_by_labels(registry: Engagements) -> None:
     assert visible(registry, PROD) == {"shop-1", "shop-gone", "other"}
 
 
-def test_name_scope_sees_records_by_name(registry: Registry) -> None:
+def test_name_scope_sees_records_by_name(registry: Engagements) -> None:
     assert visible(registry, SHOPS) == {"shop-1", "shop-2", "shop-gone", "shop-never"}
 
 
-def test_unknown_cluster_name_is_not_visible(registry: Registry) -> None:
+def test_unknown_cluster_name_is_not_visible(registry: Engagements) -> None:
     for scope in (ALL_CLUSTERS, PROD, SHOPS, NO_CLUSTERS):
         assert visibility.visible_record("shop-99", registry["shop-99"], scope) is None
 
 
-def test_replaced_object_is_not_visible_by_former_labels(registry: Registry) -> None:
+def test_replaced_object_is_not_visible_by_former_labels(registry: Engagements) -> None:
     registry.commit([not_ready("shop-1", "5", uid="u2")], at(2))
     assert "shop-1" not in visible(registry, PROD)
     assert "shop-1" in visible(registry, SHOPS)
 
 
-def test_transitions_of_earlier_incarnations_are_hidden(registry: Registry) -> None:
+def test_transitions_of_earlier_incarnations_are_hidden(registry: Engagements) -> None:
     registry.commit([ready("shop-1", "5", uid="u2", labels={"env": "prod"})], at(2))
     record = registry["shop-1"]
     assert record is not None
@@ -73,13 +73,13 @@ def test_transitions_of_earlier_incarnations_are_hidden(registry: Registry) -> N
     assert len(list(visibility.visible_transitions(record, PROD))) == 1
 
 
-def test_transitions_are_hidden_for_names_without_cluster(registry: Registry) -> None:
+def test_transitions_are_hidden_for_names_without_cluster(registry: Engagements) -> None:
     record = registry["shop-never"]
     assert record is not None
     assert list(visibility.visible_transitions(record, SHOPS)) == []
 
 
-def test_source_counts_include_only_visible_records(registry: Registry) -> None:
+def test_source_counts_include_only_visible_records(registry: Engagements) -> None:
     registry.commit([outside("shop-2", "5")], at(2))
     assert visibility.total_counts(registry) == VisibleCounts(engaged=2, not_ready=1, outside=1, malformed=1)
     assert visibility.visible_counts(registry.items(), ALL_CLUSTERS) == visibility.total_counts(registry)
@@ -106,7 +106,7 @@ def test_source_message_is_for_full_scope_only() -> None:
     assert visibility.visible_source(status, PROD) == ViewStatus(ViewState.STALE, 1.0, "RemovalsHeld", "", 0.5)
 
 
-def test_not_ready_object_is_visible_by_its_present_labels(registry: Registry) -> None:
+def test_not_ready_object_is_visible_by_its_present_labels(registry: Engagements) -> None:
     """The labels of the last engagement no longer count."""
     dev = ClusterScope(parse("env=dev"))
     for version in ("5", "6"):
@@ -119,13 +119,13 @@ def test_not_ready_object_is_visible_by_its_present_labels(registry: Registry) -
     assert "shop-1" not in visible(registry, dev)
 
 
-def test_object_outside_the_selector_is_visible_by_its_present_labels(registry: Registry) -> None:
+def test_object_outside_the_selector_is_visible_by_its_present_labels(registry: Engagements) -> None:
     fields = ObjectFields("shop-1", "", (("env", "dev"),))
     registry.commit([Outside("shop-1", "u1", "5", "not selected", fields)], at(2))
     assert "shop-1" not in visible(registry, PROD)
 
 
-def test_malformed_object_that_is_not_engaged_is_visible_by_name_only(registry: Registry) -> None:
+def test_malformed_object_that_is_not_engaged_is_visible_by_name_only(registry: Engagements) -> None:
     registry.commit([not_ready("shop-1", "5"), malformed("shop-1", "6")], at(2))
     assert "shop-1" not in visible(registry, PROD)
     assert "shop-1" in visible(registry, SHOPS)

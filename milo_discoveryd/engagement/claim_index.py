@@ -1,0 +1,201 @@
+"""What objects mean for clusters that they make claims on: an object may be on several, and a cluster have several."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import msgspec
+
+from milo_discoveryd.engagement.engagement import ClusterState, ClusterStates, Engagements
+from milo_discoveryd.model.claims import (
+    UNREAD,
+    Claim,
+    ClaimingObject,
+    ObjectClaim,
+    ObjectContent,
+    ObjectReference,
+    ObservedObject,
+)
+from milo_discoveryd.model.observation import Malformed, Observation, Ready
+from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
+from milo_discoveryd.objects.store import ObjectChange, ObjectChanges, ObjectPosition, ObjectRecord, ObjectStore
+from milo_discoveryd.state_file.encoding import StoredObject
+
+CLUSTERS_PER_STEP = 250
+"""The number of clusters that are changed in one step of the event loop."""
+Reduce = Callable[[str, Sequence[ObjectClaim], str], Observation | None]
+"""What several claims on a cluster mean together: the cluster, its claims, and the UID that it has."""
+_Members = tuple[ObjectClaim, ...]
+"""The claims on one cluster, the earliest first; a tuple, because nearly all clusters have one."""
+
+
+class ClaimIndex:
+    """The claims of all objects by cluster."""
+
+    def __init__(self, reduce: Reduce, clusters: Engagements, stores: Sequence[ObjectStore]) -> None:
+        """`stores` has the objects of each collection."""
+        self._reduce = reduce
+        self._clusters = clusters
+        self._stores = stores
+        self._members: dict[str, _Members] = {}
+        self._committed: dict[str, _Members] = {}
+        """The claims on each cluster when its state was last applied, where they differ from the present ones."""
+        self._dependents: dict[ObjectReference, dict[str, None]] = {}
+        """For each object, existing or not, the clusters with claims that need it."""
+        self._is_listed = False
+        """Whether every collection was listed, so that unknown objects do not exist."""
+
+    def restored_objects(
+        self, clusters: Sequence[Ready], objects: Iterable[StoredObject]
+    ) -> Iterable[Sequence[ObservedObject]]:
+        """Return the stored objects as present; their contents are not known until they are seen again."""
+        del clusters
+        found: list[list[ObservedObject]] = [[] for _ in self._stores]
+        for stored in objects:
+            content = ObjectContent(tuple(Claim(name, UNREAD) for name in stored.clusters), UNREAD)
+            found[stored.watch].append(ClaimingObject(stored.key, stored.uid, "", content))
+        return found
+
+    def restore(self, collection: int, objects: ObjectChanges) -> None:
+        for name in self._apply(collection, objects):
+            self._settle(name)
+
+    def states(self, collection: int, objects: ObjectChanges) -> Iterator[ClusterStates]:
+        # Of the claims that a batch made, none is known to be earlier.
+        position = msgspec.structs.replace(objects.position, is_shared=True)
+        return self._states_of(self._apply(collection, objects), position)
+
+    def states_once_listed(self, position: ObjectPosition) -> Iterator[ClusterStates]:
+        """Yield also the end of clusters that no object names: the earlier run ended before it disengaged them."""
+        self._is_listed = True
+        unclaimed = [name for name, record in self._clusters.items() if record.engaged and name not in self._members]
+        lacking = [name for needed, names in self._dependents.items() if self._is_absent(needed) for name in names]
+        return self._states_of([*dict.fromkeys([*unclaimed, *lacking])], position)
+
+    def objects_of(self, cluster: str) -> tuple[ObjectReference, ...]:
+        """Return the objects that name a cluster, and those that they need."""
+        members = self._members.get(cluster, ())
+        return (*((each.watch, each.object) for each in members), *_needs(members))
+
+    def stored_objects(self) -> Iterator[StoredObject]:
+        for collection, store in enumerate(self._stores):
+            for key, record in store.items():
+                if record.content is not None:
+                    clusters = tuple(claim.cluster for claim in _content(record).claims)
+                    yield StoredObject(collection, key, record.uid, clusters)
+
+    # --- claims ---
+
+    def _apply(self, collection: int, objects: ObjectChanges) -> list[str]:
+        """Apply changes of a collection's objects. Return the names of the clusters that they concern."""
+        concerned: dict[str, None] = {}
+        for index, change in enumerate(objects.changes):
+            if change.before == change.after and not (change.is_replaced and change.after):
+                continue
+            member = (collection, change.key)
+            concerned |= self._dependents.get(member, {})
+            concerned |= self._replace_claims(member, change, objects.position.number_at(index))
+        return [*concerned]
+
+    def _replace_claims(self, member: ObjectReference, change: ObjectChange, position: int) -> dict[str, None]:
+        before, claims = _named(change.before), _named(change.after)
+        removed = {cluster: self._remove(cluster, member) for cluster in before | claims}
+        for cluster, claim in claims.items():
+            assert not isinstance(change.seen, ConfirmedDeletion), "a deleted object claims nothing"
+            former, uid = removed[cluster], change.seen.uid
+            order = position if former is None or former.uid != uid else former.order
+            self._add(cluster, ObjectClaim(*member, uid, change.seen.version, order, claim.content, claim.needs))
+        return dict.fromkeys(removed)
+
+    def _add(self, cluster: str, claim: ObjectClaim) -> None:
+        """Insert a claim after those of the same or a lower order."""
+        members = self._changing(cluster)
+        self._members[cluster] = (*members, claim)
+        if members and members[-1].order > claim.order:
+            self._members[cluster] = tuple(sorted(self._members[cluster], key=lambda each: each.order))
+
+    def _remove(self, cluster: str, member: ObjectReference) -> ObjectClaim | None:
+        members = self._changing(cluster)
+        found = next((each for each in members if (each.watch, each.object) == member), None)
+        self._members[cluster] = tuple(each for each in members if each is not found)
+        return found
+
+    def _changing(self, cluster: str) -> _Members:
+        members = self._members.get(cluster, ())
+        self._committed.setdefault(cluster, members)
+        return members
+
+    # --- states of clusters ---
+
+    def _states_of(self, names: Sequence[str], position: ObjectPosition) -> Iterator[ClusterStates]:
+        for begin in range(0, len(names), CLUSTERS_PER_STEP):
+            batch = names[begin : begin + CLUSTERS_PER_STEP]
+            states = [state for state in map(self._state, batch) if state is not None]
+            for state in states:
+                if isinstance(state, Malformed):
+                    self._clusters.report_refused(state)
+            for name in batch:
+                self._settle(name)
+            yield ClusterStates(states, position)
+
+    def _state(self, name: str) -> ClusterState | None:
+        """Return the result of all claims on a cluster; None if it stays as it is."""
+        members, record = self._members.get(name, ()), self._clusters[name]
+        claims = [claim for claim in members if claim.content is not UNREAD]
+        is_complete = len(claims) == len(members)
+        if not (claims or is_complete):
+            return None
+        for needed in _needs(members):
+            found = self._found(needed)
+            value = None if found is None else _content(found).value
+            if found is not None and value is not UNREAD and value is not None:
+                claims.append(ObjectClaim(*needed, found.uid, found.version, 0, value))
+            else:
+                is_complete = is_complete and self._is_absent(needed)
+        if record is None:
+            return self._reduce(name, claims, "")
+        before = {claim.uid for claim in self._committed.get(name, members)}
+        continues = any(claim.uid in before for claim in members)
+        result = self._reduce(name, claims, record.uid if continues else "")
+        if result is None:
+            return ConfirmedDeletion(name, record.uid) if is_complete else None
+        # An object that was not read since the restart may be the reason for which the cluster is engaged.
+        return result if is_complete or isinstance(result, Ready) or not record.engaged else None
+
+    def _settle(self, name: str) -> None:
+        members = self._members.get(name, ())
+        needed, before = _needs(members), _needs(self._committed.pop(name, members))
+        for each in needed:
+            self._dependents.setdefault(each, {})[name] = None
+        for each in before:
+            if each not in needed:
+                self._forget_dependent(each, name)
+        if not members:
+            self._members.pop(name, None)
+
+    def _forget_dependent(self, needed: ObjectReference, name: str) -> None:
+        names = self._dependents[needed]
+        del names[name]
+        if not names:
+            del self._dependents[needed]
+
+    def _is_absent(self, needed: ObjectReference) -> bool:
+        """Return whether an object does not exist or has no content, as far as the lists are known."""
+        found = self._found(needed)
+        return self._is_listed and (found is None or _content(found).value is None)
+
+    def _found(self, needed: ObjectReference) -> ObjectRecord | None:
+        collection, key = needed
+        found = self._stores[collection][key]
+        return found if found is not None and found.content is not None else None
+
+
+def _content(record: ObjectRecord) -> ObjectContent:
+    assert isinstance(record.content, ObjectContent), "the object is not a cluster itself"
+    return record.content
+
+
+def _named(content: ObjectContent | None) -> dict[str, Claim]:
+    return {} if content is None else {claim.cluster: claim for claim in content.claims}
+
+
+def _needs(members: Iterable[ObjectClaim]) -> tuple[ObjectReference, ...]:
+    return tuple({needed: None for claim in members for needed in claim.needs})

@@ -1,0 +1,536 @@
+"""The reconciliation of each cluster's desired state with the engaged state.
+
+Only the registry writes to the change log. `commit` applies what the source reported, `end_overdue` ends clusters whose
+grace period is over, `set_connectivity` and `disengage_unreachable` apply the results of probes, and `restore` starts
+with the state of an earlier run.
+
+An end is planned if the cluster's API server stays available: the object is not ready, or left the selector. Such a
+cluster drains first, if a subscriber confirms releases. All other ends are immediate, even during a drain: the object
+was deleted or replaced, the API server is unreachable, or another object has a better claim on the UID or address.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import msgspec
+
+from milo_discoveryd.engagement.claims import FleetClaims, ValueClaim, ValueClaims
+from milo_discoveryd.engagement.cluster_records import ClusterRecord, ClusterRecords
+from milo_discoveryd.engagement.not_ready import HeldNotReady, NotReadyClusters
+from milo_discoveryd.engagement.pending_releases import PendingReleases
+from milo_discoveryd.log.change_log import ChangeLog
+from milo_discoveryd.log.events import Event, EventType
+from milo_discoveryd.model.cluster import (
+    UNPROBED,
+    Cluster,
+    ConnectivityStatus,
+    DisengageReason,
+    Drain,
+    Reachability,
+    Target,
+    without_draining,
+)
+from milo_discoveryd.model.moment import Moment
+from milo_discoveryd.model.observation import (
+    Malformed,
+    NotReady,
+    ObjectFields,
+    ObjectState,
+    Observation,
+    Outside,
+    Ready,
+    Refused,
+    Withdrawn,
+)
+from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
+from milo_discoveryd.objects.store import RESTORED, ObjectPosition
+
+ClusterState = Observation | ConfirmedDeletion
+"""What the objects of a source mean for one cluster."""
+_OBJECT_READY = (ObjectState.READY, ObjectState.UNREACHABLE, ObjectState.UNASSIGNED)
+
+
+class ClusterStates(msgspec.Struct, frozen=True, gc=False):
+    """States of clusters to apply in one step, with the position of their objects."""
+
+    states: Sequence[ClusterState]
+    position: ObjectPosition
+
+
+class Engagements:
+    def __init__(
+        self,
+        log: ChangeLog,
+        not_ready: NotReadyClusters | None = None,
+        refused: Callable[[Malformed], None] = lambda _: None,
+        *,
+        drain_timeout_s: float = 0.0,
+        releases: PendingReleases | None = None,
+        claims: FleetClaims | None = None,
+        server: str = "",
+    ) -> None:
+        """`refused` is called with each object whose claim on a project's UID or an address begins to be refused.
+
+        `log`, `releases` and `claims` are shared by all registries of the daemon. `server` identifies the API server of
+        the objects.
+        """
+        self.log = log
+        self._records = ClusterRecords()
+        self.releases = PendingReleases() if releases is None else releases
+        self.assigned_elsewhere: Callable[[str], str | None] = lambda _: None
+        """Returns why this daemon must not engage a cluster; None if it may."""
+        self._drain_timeout_s = drain_timeout_s
+        self._refused = refused
+        self._claims = FleetClaims() if claims is None else claims
+        self._rank = len(self._claims.members)
+        self._claims.members.append(self)
+        self._server = server
+        self._contested: dict[str, Ready] = {}
+        """The last observations of ready objects whose claims are not valid."""
+        self._is_restored = False
+        self._not_ready = not_ready or NotReadyClusters()
+        self._grace_until: dict[str, float] = {}
+        """The results of `grace_until`. They are not a field of the records, because few records need it."""
+        self._unreachable = 0
+
+    @property
+    def draining_count(self) -> int:
+        return sum(name in self._records.by_key for name in self.releases)
+
+    @property
+    def unreachable(self) -> int:
+        """The number of engaged clusters that do not answer connectivity probes."""
+        return self._unreachable
+
+    @property
+    def engaged(self) -> int:
+        return self._records.engaged
+
+    @property
+    def present_count(self) -> int:
+        """The number of clusters whose objects a complete list within the selector should contain."""
+        return self._records.present_count
+
+    def count(self, state: ObjectState) -> int:
+        return self._records.count(state)
+
+    def __getitem__(self, name: str) -> ClusterRecord | None:
+        return self._records.by_key.get(name)
+
+    def items(self) -> Iterator[tuple[str, ClusterRecord]]:
+        return iter(self._records.by_key.items())
+
+    def clusters(self) -> Iterator[Cluster]:
+        return (record.cluster for record in self._records.by_key.values() if record.cluster is not None)
+
+    def commit(self, states: Iterable[ClusterState], now: Moment, position: ObjectPosition) -> list[Event]:
+        """Apply states of clusters in order. Each resulting change has a revision of its own."""
+        events: list[Event] = []
+        number, step = position.number, 0 if position.is_shared else 1
+        for state in states:
+            if isinstance(state, ConfirmedDeletion):
+                events += self._delete(state, now)
+            else:
+                events += self._observed(state, now, number, is_first=position.is_first)
+            number += step
+        self.log.forget(now.steady)
+        return events
+
+    @property
+    def due_at(self) -> float | None:
+        """When `end_overdue` must be called next, on the monotonic clock."""
+        return self._not_ready.due_at
+
+    @property
+    def not_ready_held(self) -> HeldNotReady | None:
+        """The hold of clusters that are not ready, if there are too many to disengage at once."""
+        return self._not_ready.held
+
+    @property
+    def not_ready_held_count(self) -> int:
+        return self._not_ready.held_count
+
+    def grace_until(self, name: str) -> float | None:
+        return self._grace_until.get(name)
+
+    def extend_graces(self, lost_at: float, now: Moment) -> None:
+        """Exclude the time since `lost_at`, in which the source sent nothing, from the running grace periods."""
+        self._postponed(self._not_ready.extend(lost_at, now.steady), now)
+
+    def end_overdue(self, now: Moment) -> list[Event]:
+        """Disengage the clusters whose grace period is over, unless there are too many at once."""
+        overdue = self._not_ready.overdue(self.engaged, now.steady)
+        self._postponed(overdue.postponed, now)
+        events: list[Event] = []
+        for name in overdue.disengaged:
+            record = self._known(name)
+            events += self._plan_end(record, DisengageReason.NOT_READY, record.message, now)
+        return events
+
+    def _postponed(self, names: Iterable[str], now: Moment) -> None:
+        for name in names:
+            until = self._not_ready.until(name)
+            assert until is not None, "a postponed cluster has a time"
+            self._grace_until[name] = now.wall + until - now.steady
+
+    def end_drain(self, name: str, now: Moment) -> list[Event]:
+        """Disengage a draining cluster, and engage it again if the reason for the drain no longer applies."""
+        record = self._known(name)
+        cluster = record.cluster
+        assert cluster is not None, "a draining cluster is engaged"
+        assert cluster.draining is not None, "the cluster does not drain"
+        events = self._end(record, cluster.draining.reason, cluster.draining.message, now)
+        elsewhere = self.assigned_elsewhere(name)
+        if record.state is ObjectState.READY and elsewhere is not None:
+            self._unassign(record, cluster.target, elsewhere, now)
+        elif record.state is ObjectState.READY:
+            again = msgspec.structs.replace(cluster, draining=None, connectivity=UNPROBED)
+            events.append(self._engage_again(record, again, now))
+        return events
+
+    def reassign(self, name: str, timeout_s: float, now: Moment) -> list[Event]:
+        """Engage or drain a ready cluster, according to the current result of `assigned_elsewhere`."""
+        record = self._known(name)
+        elsewhere = self.assigned_elsewhere(name)
+        if elsewhere is None:
+            if record.state is not ObjectState.UNASSIGNED:
+                return []
+            assert record.target is not None, "it is ready"
+            return self._ready(Ready(record.uid, record.version, record.target), now)
+        events = self._plan_end(record, DisengageReason.MOVED, elsewhere, now, timeout_s)
+        self._unassign_ready(record, elsewhere, now)
+        return events
+
+    def lose(self, name: str, message: str, now: Moment) -> list[Event]:
+        """Disengage a cluster at once, because this daemon can't renew its ownership."""
+        record = self._known(name)
+        events = self._end(record, DisengageReason.OWNERSHIP_LOST, message, now)
+        self._unassign_ready(record, message, now)
+        return events
+
+    def _unassign_ready(self, record: ClusterRecord, message: str, now: Moment) -> None:
+        """Record that another daemon owns the cluster, unless it still drains here."""
+        if record.cluster is None and record.state in _OBJECT_READY:
+            assert record.target is not None, "it is ready"
+            self._unassign(record, record.target, message, now)
+
+    def _unassign(self, record: ClusterRecord, target: Target, message: str, now: Moment) -> None:
+        if record.state is not ObjectState.UNASSIGNED:
+            self._move(target.name, record, ObjectState.UNASSIGNED, now)
+        record.present, record.message = target, message
+
+    def restore(self, seen: Ready, engaged_at: float, now: Moment) -> list[Event]:
+        """Engage a cluster of an earlier run. Only allowed before anything was published."""
+        self._is_restored = True
+        return self._observed(seen, Moment(engaged_at, now.steady), RESTORED, is_first=False)
+
+    def needs_probe(self, name: str, incarnation: int) -> bool:
+        """Return whether a probe of that cluster is still needed."""
+        record = self._records.by_key.get(name)
+        return (
+            record is not None
+            and (record.engaged or record.state is ObjectState.UNREACHABLE)
+            and record.latest is not None
+            and record.latest.incarnation == incarnation
+        )
+
+    def set_connectivity(
+        self, name: str, incarnation: int, connectivity: ConnectivityStatus, now: Moment
+    ) -> list[Event]:
+        """Apply the result of probes. It is ignored for a cluster that was disengaged meanwhile."""
+        if not self.needs_probe(name, incarnation):
+            return []
+        record = self._known(name)
+        assert record.latest is not None, "a cluster that needs a probe is or was engaged"
+        found = msgspec.structs.replace(record.latest, connectivity=connectivity)
+        if found == record.latest:
+            return []
+        if record.engaged:
+            self._unreachable += _is_unreachable(found) - _is_unreachable(record.latest)
+            return self._update(record, found, now)
+        if connectivity.state is not Reachability.REACHABLE:
+            return []
+        if (elsewhere := self.assigned_elsewhere(name)) is not None:
+            self._unassign(record, found.target, elsewhere, now)
+            return []
+        self._move(name, record, ObjectState.READY, now)
+        record.message = ""
+        return [self._engage_again(record, found, now)]
+
+    def disengage_unreachable(self, name: str, incarnation: int, message: str, now: Moment) -> list[Event]:
+        """Disengage a cluster until it is reachable again or its endpoint changes."""
+        record = self._records.by_key.get(name)
+        if record is None or record.state is not ObjectState.READY or not self.needs_probe(name, incarnation):
+            return []
+        self._move(name, record, ObjectState.UNREACHABLE, now)
+        record.message = message
+        return self._end(record, DisengageReason.UNREACHABLE, message, now)
+
+    def _observed(self, seen: Observation, now: Moment, position: int, *, is_first: bool) -> list[Event]:
+        events: list[Event] = []
+        if isinstance(seen, Ready | NotReady):
+            self._claim(seen, now, events, position, is_first=is_first)
+        if isinstance(seen, Ready):
+            if problem := self._claims.problem(seen.name):
+                self._contested[seen.name] = seen
+                events += self._refuse(Malformed(seen.name, seen.uid, seen.version, problem), now)
+            else:
+                self._contested.pop(seen.name, None)
+                events += self._ready(seen, now)
+        else:
+            self._contested.pop(seen.name, None)
+            events += self._not_wanted(seen, now)
+        return events
+
+    def _claim(
+        self, seen: Ready | NotReady, now: Moment, events: list[Event], position: int, *, is_first: bool
+    ) -> None:
+        """Make the claims of an observed object, and apply what they mean for other clusters."""
+        for claims in self._claims.kinds:
+            if not claims.is_active:
+                if not claims.states(seen):
+                    continue  # the common case
+                self._claims.begin(claims)
+            if not (value := claims.value_of(seen)):
+                continue
+            claim = ValueClaim(self._server, seen.uid, claims.states(seen), position, is_first, self._rank)
+            events += self._claims.judge(claims.add(seen.name, value, claim), now)
+
+    def claim_all(self, claims: ValueClaims) -> None:
+        for name, record in self._records.by_key.items():
+            known = (
+                NotReady(name, record.uid, "", "") if record.target is None else Ready(record.uid, "", record.target)
+            )
+            if value := claims.value_of(known):
+                is_stated = claims.states(known)
+                claims.add(
+                    name,
+                    value,
+                    ValueClaim(self._server, record.uid, is_stated, RESTORED, not self._is_restored, self._rank),
+                )
+
+    def judge(self, name: str, now: Moment) -> list[Event]:
+        record = self._records.by_key.get(name)
+        if record is None:
+            return []
+        problem = self._claims.problem(name)
+        if not problem:
+            seen = self._contested.pop(name, None)
+            return [] if seen is None else self._ready(seen, now)
+        events: list[Event] = []
+        if record.state in _OBJECT_READY:
+            assert record.target is not None, "it is ready"
+            seen = self._contested[name] = Ready(record.uid, record.version, record.target)
+            events += self._refuse(Malformed(name, seen.uid, seen.version, problem), now)
+        return events + self._end(record, DisengageReason.NOT_READY, problem, now)
+
+    def _release_claims(self, name: str, now: Moment) -> list[Event]:
+        self._contested.pop(name, None)
+        return self._claims.judge(self._claims.release(name), now)
+
+    def report_refused(self, seen: Malformed) -> None:
+        """Report that a cluster cannot be used, unless its last observation said the same."""
+        record = self._records.by_key.get(seen.name)
+        if record is None or record.state is not ObjectState.MALFORMED:
+            self._refused(seen)
+
+    def _refuse(self, seen: Malformed, now: Moment) -> list[Event]:
+        self.report_refused(seen)
+        return self._not_wanted(seen, now)
+
+    def _ready(self, seen: Ready, now: Moment) -> list[Event]:
+        known = self._records.by_key.get(seen.name)
+        if (
+            known is not None
+            and known.state is ObjectState.READY
+            and known.uid == seen.uid
+            and known.cluster is not None
+        ):
+            known.version = seen.version
+            return self._still_engaged(known, known.cluster, seen, now)  # nearly every change
+        if self._stays_unreachable(seen):
+            return []
+        replaced = self._replaced_by(seen)
+        readiness = None if self._was_engaged(seen) else seen.readiness
+        elsewhere = self.assigned_elsewhere(seen.name)
+        if elsewhere is not None and (replaced or known is None or not known.engaged):
+            record = self._record(seen, ObjectState.UNASSIGNED, now)
+            record.present, record.message = seen.target, elsewhere
+            return self._end(record, DisengageReason.REPLACED, replaced, now)
+        record = self._record(seen, ObjectState.READY, now)
+        before = record.cluster
+        if before is not None and not replaced:
+            return self._still_engaged(record, before, seen, now)
+        cluster = Cluster(
+            target=seen.target,
+            source_version=seen.version,
+            engaged_at=now.wall,
+            incarnation=self.log.next_revision,
+            object_uid=seen.uid,
+        )
+        engaged = Event(EventType.ENGAGED, cluster, readiness=readiness)
+        if before is None:
+            return [self._engage(record, engaged, now)]
+        self.releases.end(seen.name)
+        ended = record.end(before, DisengageReason.REPLACED, replaced, now.wall)
+        self._unreachable -= _is_unreachable(before)
+        self.log.append(record.entry, ended, now.steady, then=engaged)
+        return [ended, engaged]
+
+    def _still_engaged(self, record: ClusterRecord, before: Cluster, seen: Ready, now: Moment) -> list[Event]:
+        if seen.target == before.target:
+            return []
+        cluster = msgspec.structs.replace(before, target=seen.target, source_version=seen.version)
+        return self._update(record, cluster, now)
+
+    def _stays_unreachable(self, seen: Ready) -> bool:
+        """Update a cluster disengaged as unreachable; return False if it is another object or has another endpoint."""
+        record = self._records.by_key.get(seen.name)
+        if record is None or record.state is not ObjectState.UNREACHABLE or seen.uid not in ("", record.uid):
+            return False
+        assert record.former is not None, "it was engaged before"
+        if seen.target.endpoint != record.former.target.endpoint:
+            return False
+        record.version = seen.version
+        record.former = msgspec.structs.replace(record.former, target=seen.target, source_version=seen.version)
+        return True
+
+    def _not_wanted(self, seen: NotReady | Withdrawn | Outside | Malformed, now: Moment) -> list[Event]:
+        replaced = self._replaced_by(seen)
+        record = self._record(seen, seen.state, now)
+        if replaced or isinstance(seen, Refused):
+            reason = DisengageReason.REPLACED if replaced else DisengageReason.LABELS_CHANGED
+            return self._end(record, reason, replaced or seen.message, now)
+        if isinstance(seen, Malformed):
+            return []  # the cluster stays as it last was
+        if isinstance(seen, Outside):
+            return self._plan_end(record, DisengageReason.LABELS_CHANGED, seen.message, now)
+        if isinstance(seen, Withdrawn):
+            return self._plan_end(record, DisengageReason.REMOVED, seen.message, now, seen.drain_s)
+        is_draining = seen.name in self.releases
+        if record.engaged and not is_draining and not self._not_ready.began(seen.name, self.engaged, now.steady):
+            self._postponed((seen.name,), now)
+            return []
+        return self._plan_end(record, DisengageReason.NOT_READY, seen.message, now)
+
+    def _replaced_by(self, seen: Observation) -> str:
+        """Return the message for another object of the same name, or "" if it is, or may be, the known object."""
+        record = self._records.by_key.get(seen.name)
+        if record is None or seen.uid in ("", record.uid):
+            return ""
+        return f"the name now belongs to another object: UID {seen.uid}, previously {record.uid or 'unknown'}"
+
+    def _record(self, seen: Observation, state: ObjectState, now: Moment) -> ClusterRecord:
+        """Return the record of the observed object, in that state."""
+        record = self._records.by_key.get(seen.name)
+        if record is None:
+            record = self._records.add(seen, state, now)
+            self._note_absent(seen.name, state)
+        elif record.state is not state or self._replaced_by(seen):
+            self._move(seen.name, record, state, now)
+        record.uid, record.version, record.message = seen.uid or record.uid, seen.version, seen.message
+        record.present = seen.fields if isinstance(seen, NotReady | Withdrawn | Outside) else None
+        return record
+
+    def _was_engaged(self, seen: Ready) -> bool:
+        """Return whether this object, and not another one of the same name, is or was engaged."""
+        record = self._records.by_key.get(seen.name)
+        return record is not None and record.latest is not None and record.latest.object_uid == seen.uid
+
+    def _delete(self, deleted: ConfirmedDeletion, now: Moment) -> list[Event]:
+        record = self._records.by_key.get(deleted.name)
+        if record is None or record.uid != deleted.uid or record.state is ObjectState.DELETED:
+            return []
+        self._move(deleted.name, record, ObjectState.DELETED, now)
+        record.message = "the object was deleted"
+        events = self._end(record, DisengageReason.DELETED, record.message, now)
+        return events + self._release_claims(deleted.name, now)
+
+    def _engage(self, record: ClusterRecord, engaged: Event, now: Moment) -> Event:
+        record.former = None
+        self._records.engaged += 1
+        self.log.append(record.entry, engaged, now.steady)
+        return engaged
+
+    def _engage_again(self, record: ClusterRecord, former: Cluster, now: Moment) -> Event:
+        """Engage a cluster as another incarnation."""
+        cluster = msgspec.structs.replace(former, engaged_at=now.wall, incarnation=self.log.next_revision)
+        return self._engage(record, Event(EventType.ENGAGED, cluster), now)
+
+    def _update(self, record: ClusterRecord, cluster: Cluster, now: Moment) -> list[Event]:
+        updated = Event(EventType.UPDATED, cluster)
+        self.log.append(record.entry, updated, now.steady)
+        if cluster.draining is not None and self.releases.update(cluster):
+            return [updated, *self.end_drain(cluster.target.name, now)]
+        return [updated]
+
+    def _plan_end(
+        self,
+        record: ClusterRecord,
+        reason: DisengageReason,
+        message: str,
+        now: Moment,
+        timeout_s: float | None = None,
+    ) -> list[Event]:
+        if record.cluster is None:
+            return []
+        # Scopes and filters match the present fields of the object.
+        cluster = _with_fields(record.cluster, record.present)
+        if cluster.draining is not None:
+            return [] if cluster is record.cluster else self._update(record, cluster, now)
+        timeout_s = self._drain_timeout_s if timeout_s is None else timeout_s
+        awaits_return = reason is not DisengageReason.MOVED  # the shard group has its own time limits for hand-overs
+        until = now.steady + timeout_s
+        if not timeout_s or not self.releases.begin(cluster, until, now.steady, awaits_return=awaits_return):
+            return self._end(record, reason, message, now)
+        name = cluster.target.name
+        self._not_ready.ended(name)
+        self._grace_until.pop(name, None)
+        self._records.keep(name)
+        draining = Drain(reason, message, now.wall + timeout_s)
+        return self._update(record, msgspec.structs.replace(cluster, draining=draining), now)
+
+    def _end(self, record: ClusterRecord, reason: DisengageReason, message: str, now: Moment) -> list[Event]:
+        cluster = record.cluster
+        if cluster is None:
+            return []
+        name = cluster.target.name
+        self._not_ready.ended(name)
+        self._grace_until.pop(name, None)
+        if cluster.draining is not None:
+            self.releases.end(name)
+            self._note_absent(name, record.state)
+        ended = record.end(cluster, reason, message, now.wall)
+        record.former = without_draining(cluster)
+        self.log.append(record.entry, ended, now.steady)
+        self._records.engaged -= 1
+        self._unreachable -= _is_unreachable(cluster)
+        return [ended]
+
+    def _move(self, name: str, record: ClusterRecord, state: ObjectState, now: Moment) -> None:
+        self._records.move(record, state, now)
+        self._note_absent(name, state)
+        if state is not ObjectState.NOT_READY:
+            self._not_ready.forget(name)
+            self._grace_until.pop(name, None)
+
+    def _note_absent(self, name: str, state: ObjectState) -> None:
+        dropped = self._records.note_absent(name, state)
+        if dropped is not None:
+            self._claims.release(dropped)
+
+    def _known(self, name: str) -> ClusterRecord:
+        record = self._records.by_key.get(name)
+        assert record is not None, "the cluster has a record"
+        return record
+
+
+def _is_unreachable(cluster: Cluster) -> bool:
+    return cluster.connectivity.state is Reachability.UNREACHABLE
+
+
+def _with_fields(cluster: Cluster, present: ObjectFields | Target | None) -> Cluster:
+    target = cluster.target
+    if present is None or (present.labels, present.organization) == (target.labels, target.organization):
+        return cluster
+    target = msgspec.structs.replace(target, labels=present.labels, organization=present.organization)
+    return msgspec.structs.replace(cluster, target=target)

@@ -1,0 +1,285 @@
+"""Decides when a draining cluster is disengaged: when every subscriber that it waits for has released it, or at its
+deadline.
+
+A cluster waits for each subscriber that confirms releases and whose view contains it. A subscriber whose stream was
+interrupted goes on working and will reconnect, so it is remembered for `REMEMBERED_S`, unless it ends its
+subscription. A drain also waits for subscribers that connect during the drain, because they receive the cluster. After
+a restart, the subscribers of the earlier run are unknown, so a drain waits for `REMEMBERED_S` for the first to connect.
+"""
+
+import heapq
+import math
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from milo_discoveryd.log.filter import ClusterView
+from milo_discoveryd.model.cluster import Cluster
+
+REMEMBERED_S = 60.0
+"""How long a subscriber without a stream is expected to reconnect: twice the longest backoff of a client."""
+REMEMBERED_EACH = 100
+"""Maximum number of subscribers without a stream that are remembered per caller. The oldest are dropped first."""
+REMEMBERED_FILTER_BYTES = 256 * 1024
+"""Maximum total size of their filters. In memory, a filter takes about twenty times its size in a request."""
+
+
+class SubscriberKey(msgspec.Struct, frozen=True):
+    """A subscriber, on any of its streams."""
+
+    caller: str
+    """The key of the authenticated caller, so that a caller cannot release for another."""
+    name: str
+    """The name that the subscriber chose."""
+
+
+RETURNING = SubscriberKey("", "one of the daemon's last run")
+"""Stands for the subscribers of an earlier run of the daemon. No caller's key is empty."""
+
+
+class Subscription(msgspec.Struct, eq=False):
+    """One stream of a subscriber that confirms releases."""
+
+    key: SubscriberKey
+    label: str
+    """A description of the caller for logs and messages."""
+    view: ClusterView
+    filter_bytes: int = 0
+
+
+class AwaitedRelease(msgspec.Struct, frozen=True):
+    """A subscriber that a draining cluster waits for."""
+
+    key: SubscriberKey
+    label: str
+    connected: bool
+    since: float | None
+    """When it connected or disconnected, on the steady clock; None if it is no longer remembered."""
+
+
+class _Subscriber(msgspec.Struct):
+    streams: list[Subscription]
+    last: Subscription
+    """The stream that was last opened or closed."""
+    since: float
+    is_leaving: bool = False
+    """It ended its subscription, and its last stream is still open."""
+
+    def sees(self, cluster: Cluster) -> bool:
+        return not self.is_leaving and any(each.view.matches(cluster) for each in self.streams or (self.last,))
+
+
+class _Drain(msgspec.Struct):
+    cluster: Cluster
+    until: float
+    latest: float
+    """The deadline once a subscriber is known to see the cluster."""
+    expected: frozenset[SubscriberKey]
+    """The awaited subscribers. Drains that begin at about the same time share one object."""
+    released: set[SubscriberKey]
+
+    @property
+    def is_released(self) -> bool:
+        return len(self.released) == len(self.expected)
+
+
+class PendingReleases:
+    def __init__(self) -> None:
+        self._drains: dict[str, _Drain] = {}
+        self._deadlines: list[tuple[float, str]] = []
+        """A heap of deadlines. Entries whose drain has ended are stale and skipped."""
+        self._subscribers: dict[SubscriberKey, _Subscriber] = {}
+        self._gone: dict[str, dict[SubscriberKey, int]] = {}
+        """Subscribers without a stream, by caller, oldest first, with the size of their filters."""
+        self._last_expected: frozenset[SubscriberKey] = frozenset()
+        self._return_until = -math.inf
+
+    def __len__(self) -> int:
+        return len(self._drains)
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names of the draining clusters."""
+        return iter(self._drains)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._drains
+
+    # --- subscribers ---
+
+    def expect_return(self, now: float) -> None:
+        """Record that the daemon has restarted, so that its former subscribers are expected to reconnect."""
+        self._return_until = now + REMEMBERED_S
+
+    def open(self, subscription: Subscription, now: float) -> None:
+        """Add a stream. Drains wait for its subscriber from now on."""
+        key = subscription.key
+        self._recall(key)
+        known = self._subscribers.get(key)
+        if known is None:
+            self._subscribers[key] = known = _Subscriber([], subscription, now)
+        elif not known.streams:
+            known.since = now
+        known.streams.append(subscription)
+        known.last, known.is_leaving = subscription, False
+        for name, drain in self._drains.items():
+            if key not in drain.expected and subscription.view.matches(drain.cluster):
+                drain.expected = self._shared(drain.expected - {RETURNING} | {key})
+                if drain.until != drain.latest:
+                    drain.until = drain.latest
+                    heapq.heappush(self._deadlines, (drain.until, name))
+
+    def close(self, subscription: Subscription, now: float) -> None:
+        """Remove a stream. Drains still wait for its subscriber, unless the subscriber ended its subscription."""
+        key = subscription.key
+        known = self._subscribers[key]
+        known.streams.remove(subscription)
+        known.last = subscription
+        if not known.streams and known.is_leaving:
+            self._forget(key)
+        elif not known.streams:
+            known.since = now
+            gone = self._gone.setdefault(key.caller, {})
+            gone[key] = subscription.filter_bytes
+            while len(gone) > REMEMBERED_EACH or sum(gone.values()) > REMEMBERED_FILTER_BYTES:
+                self._forget(next(iter(gone)))
+
+    def change_view(self, subscription: Subscription, view: ClusterView) -> list[str]:
+        """Apply a change of the caller's rights. Return the names of drains that waited only for this subscriber."""
+        subscription.view = view
+        known = self._subscribers[subscription.key]
+        lost = [drain.cluster.target.name for drain in self._drains.values() if not known.sees(drain.cluster)]
+        return self._drop(subscription.key, lost)
+
+    def knows(self, key: SubscriberKey) -> bool:
+        return key in self._subscribers
+
+    def is_connected(self, key: SubscriberKey) -> bool:
+        known = self._subscribers.get(key)
+        return known is not None and bool(known.streams)
+
+    def end_subscription(self, key: SubscriberKey) -> list[str]:
+        """End a subscription. Return the names of drains that waited only for this subscriber."""
+        known = self._subscribers.get(key)
+        if known is not None and known.streams:
+            known.is_leaving = True
+        elif known is not None:
+            self._forget(key)
+        return self._drop(key, [*self._drains])
+
+    # --- drains ---
+
+    def begin(self, cluster: Cluster, until: float, now: float, *, awaits_return: bool = True) -> bool:
+        """Begin a drain that ends at `until` at the latest. Return False if there is no subscriber to wait for.
+
+        `awaits_return`: whether to wait for the subscribers of the earlier run shortly after a restart.
+        """
+        self._forget_gone(now)
+        expected = frozenset(key for key, subscriber in self._subscribers.items() if subscriber.sees(cluster))
+        latest = until
+        if not expected and awaits_return and now < self._return_until:
+            expected, until = frozenset({RETURNING}), min(until, self._return_until)
+        if not expected:
+            return False
+        name = cluster.target.name
+        self._drains[name] = _Drain(cluster, until, latest, self._shared(expected), set())
+        heapq.heappush(self._deadlines, (until, name))
+        return True
+
+    def update(self, cluster: Cluster) -> bool:
+        """Apply a change of a cluster. Return whether it drains and has left the views of all awaited subscribers.
+
+        It is disengaged for them at once, as for any subscriber whose filter it leaves.
+        """
+        name = cluster.target.name
+        drain = self._drains.get(name)
+        if drain is None:
+            return False
+        drain.cluster = cluster
+        known = ((key, self._subscribers.get(key)) for key in drain.expected)
+        lost = [key for key, subscriber in known if subscriber is not None and not subscriber.sees(cluster)]
+        for key in lost:
+            self._drop(key, (name,))
+        return bool(lost) and drain.is_released
+
+    def end(self, name: str) -> None:
+        """Remove a drain, if there is one."""
+        self._drains.pop(name, None)
+
+    def release(self, key: SubscriberKey, name: str) -> bool:
+        """Record a release. Return whether the drain waits for no other subscriber."""
+        drain = self._drains[name]
+        if key in drain.expected:
+            drain.released.add(key)
+        return drain.is_released
+
+    def awaits(self, name: str, key: SubscriberKey) -> bool:
+        drain = self._drains.get(name)
+        return drain is not None and key in drain.expected and key not in drain.released
+
+    def awaited(self, name: str) -> list[AwaitedRelease]:
+        """Return the subscribers that a draining cluster still waits for, sorted by name."""
+        drain = self._drains.get(name)
+        if drain is None:
+            return []
+        found = []
+        for key in drain.expected - drain.released:
+            known = self._subscribers.get(key)
+            label, since = ("", None) if known is None else (known.last.label, known.since)
+            found.append(AwaitedRelease(key, label, self.is_connected(key), since))
+        return sorted(found, key=lambda each: (each.key.name, each.key.caller))
+
+    @property
+    def due_at(self) -> float | None:
+        """The earliest deadline."""
+        while self._deadlines:
+            until, name = self._deadlines[0]
+            if (drain := self._drains.get(name)) is not None and drain.until == until:
+                return until
+            heapq.heappop(self._deadlines)
+        return None
+
+    def due(self, now: float) -> list[str]:
+        """Return the names of the drains whose deadline has passed."""
+        return [name for name, drain in self._drains.items() if drain.until <= now]
+
+    def clear(self) -> None:
+        """Remove all drains. Subscribers are kept."""
+        self._drains.clear()
+        self._deadlines.clear()
+
+    # --- storage ---
+
+    def _drop(self, key: SubscriberKey, names: Iterable[str]) -> list[str]:
+        """Stop waiting for a subscriber. Return the names of drains that waited only for this subscriber."""
+        ended = []
+        for name in names:
+            drain = self._drains[name]
+            if key not in drain.expected:
+                continue
+            drain.expected = self._shared(drain.expected - {key})
+            drain.released.discard(key)
+            if drain.is_released:
+                ended.append(name)
+        return ended
+
+    def _shared(self, expected: frozenset[SubscriberKey]) -> frozenset[SubscriberKey]:
+        if expected != self._last_expected:
+            self._last_expected = expected
+        return self._last_expected
+
+    def _forget_gone(self, now: float) -> None:
+        for gone in [*self._gone.values()]:
+            for key in [*gone]:
+                if self._subscribers[key].since > now - REMEMBERED_S:
+                    break
+                self._forget(key)
+
+    def _forget(self, key: SubscriberKey) -> None:
+        self._recall(key)
+        del self._subscribers[key]
+
+    def _recall(self, key: SubscriberKey) -> None:
+        """Remove a subscriber from those that are disconnected."""
+        gone = self._gone.get(key.caller)
+        if gone is not None and gone.pop(key, None) is not None and not gone:
+            del self._gone[key.caller]

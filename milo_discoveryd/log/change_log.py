@@ -1,0 +1,394 @@
+"""The change log: the last change of each cluster in revision order, compacted by cluster.
+
+A reader that starts at the revision of a snapshot receives the live stream. A reader that fell behind, or that resumes
+from an old revision, receives the same changes merged per cluster. Past states of a cluster (engaged and then removed,
+or with other labels) are kept for a while, so that such a reader learns what ended. A revision older than the oldest
+kept state cannot be served: see `reads_from`.
+
+`read` and `read_snapshot` define what a reader is sent. `since` and `snapshot_part` return the same and share it
+between readers.
+"""
+
+import weakref
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import compress
+from typing import TypeVar
+
+import msgspec
+
+from milo_discoveryd.log.events import (
+    Changes,
+    Encode,
+    Event,
+    EventType,
+    Frame,
+    LogEntry,
+    PastState,
+    ReadAhead,
+    Slice,
+    slice_of,
+)
+from milo_discoveryd.log.filter import ClusterView
+from milo_discoveryd.model.cluster import Cluster, DisengageReason, without_draining
+
+BATCH_BYTES = 256 * 1024
+"""The approximate size of a batch, far below the 4 MiB that gRPC clients accept by default."""
+STALE_SLOTS = 512
+"""How many slots may become stale before a part of the log is compacted."""
+_COMPACTED_PER_STALE_SLOT = 4
+"""How many slots a compaction examines for each stale one. This keeps the log below about twice the minimum size."""
+RECORDS_PER_STEP = 1000
+"""How many records one step examines: a reader with a narrow filter yields to the event loop after each step."""
+_SLICES_KEPT = 256
+"""Slices kept for other readers at the same revision with the same view. All are dropped at the next change."""
+_SNAPSHOT_PARTS_KEPT = 32
+"""Parts kept of each snapshot, for readers that started together and read at different speeds."""
+_FRAMES_EVICTED_PER_STEP = 4096
+FRAME_EVICTION_INTERVAL_S = 60.0
+"""Frames are evicted one to two intervals after the last read of a snapshot."""
+
+
+class Retention(msgspec.Struct, frozen=True):
+    """The number of past states that are kept, and their age."""
+
+    count: int = 10_000
+    age_s: float = 3600.0
+
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+class Recent(dict[Key, Value]):
+    """A first-in, first-out cache. Readers request the same item at about the same time, so no LRU is needed."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self._limit = limit
+
+    def put(self, key: Key, value: Value) -> Value:
+        if len(self) >= self._limit:
+            del self[next(iter(self))]
+        self[key] = value
+        return value
+
+
+class SnapshotPart(msgspec.Struct, frozen=True):
+    slice: Slice
+    end: int
+    """The position at which the next part starts."""
+
+
+class Snapshot(msgspec.Struct, frozen=True, weakref=True):
+    """All engaged clusters at one revision."""
+
+    clusters: Sequence[Cluster]
+    entries: Sequence[LogEntry]
+    """The entry of each cluster; some may have changed since."""
+    revision: int
+    parts: Recent[tuple[int, str, int], SnapshotPart]
+
+
+class LogIndex(msgspec.Struct, frozen=True, weakref=True):
+    """All entries at one revision that are engaged or have past states."""
+
+    entries: Sequence[LogEntry]
+    revision: int
+
+
+class ChangeLog:
+    def __init__(
+        self,
+        encode: Encode,
+        retention: Retention,
+        batch_bytes: int = BATCH_BYTES,
+        stale_slots: int = STALE_SLOTS,
+    ) -> None:
+        self._encode = encode
+        self._retention = retention
+        self.batch_bytes = batch_bytes
+        self._stale_slots_allowed = stale_slots
+        # Two parallel lists, in revision order. An entry that changes again leaves a stale slot behind.
+        self._revisions: list[int] = []
+        self._entries: list[LogEntry] = []
+        self._stale_slots = 0
+        self._compacted_to = 0
+        self._past_states: deque[tuple[int, float, LogEntry]] = deque()
+        self._oldest_readable = 0
+        self._snapshot: weakref.ref[Snapshot] | None = None
+        self._index: weakref.ref[LogIndex] | None = None
+        self._slices: Recent[tuple[int, str, ReadAhead], Changes] = Recent(_SLICES_KEPT)
+        self._has_frames = False
+        self._snapshot_was_read = False
+        self.head = 0
+        self.next_revision = 1
+        """The revision of the next change, which is the incarnation of the cluster that it engages."""
+
+    # --- writing ---
+
+    def append(self, entry: LogEntry, event: Event, now: float, then: Event | None = None) -> None:
+        """Append a change of the entry's cluster.
+
+        `then` engages the next incarnation at the same revision, so that no reader sees a state between the two.
+        """
+        before, cluster = entry.cluster, None if event.type is EventType.DISENGAGED else event.cluster
+        if then is not None:
+            cluster = then.cluster
+        # The head and the incarnation are one integer object, so a cluster's two numbers take the memory of one.
+        self.head, self.next_revision = self.next_revision, self.next_revision + 1
+        if before is None or event.reason is not None or (cluster is not None and _changes_view(before, cluster)):
+            if before is not None:
+                past = PastState(before, entry.same_view_since, self.head, event.reason, event.message)
+                entry.history = (*entry.history, past)
+                self._past_states.append((self.head, now, entry))
+            entry.same_view_since = self.head
+        # The entry's old slot is stale now. The new slot of a disengaged cluster becomes stale with its past states.
+        self._stale_slots += (entry.revision > 0) + (cluster is None)
+        entry.cluster, entry.revision, entry.frame = cluster, self.head, None
+        self._revisions.append(self.head)
+        self._entries.append(entry)
+        self._slices.clear()
+        while len(self._past_states) > self._retention.count:
+            self._forget_oldest()
+        if self._stale_slots >= self._stale_slots_allowed:
+            self._compact()
+
+    def forget(self, now: float) -> None:
+        """Drop past states that are older than the retention."""
+        while self._past_states and self._past_states[0][1] < now - self._retention.age_s:
+            self._forget_oldest()
+
+    def evict_frames(self) -> Iterator[None]:
+        """Evict all frames unless a snapshot was read since the last call. Yields between batches.
+
+        Frames are about a third of all memory; they are encoded again for the next reader that starts with a snapshot.
+        """
+        if self._snapshot_was_read:
+            self._snapshot_was_read = False
+        elif self._has_frames:
+            self._has_frames = False
+            entries = self._entries.copy()
+            while entries:
+                for entry in entries[-_FRAMES_EVICTED_PER_STEP:]:
+                    entry.frame = None
+                del entries[-_FRAMES_EVICTED_PER_STEP:]
+                yield
+
+    # --- reading ---
+
+    def reads_from(self, revision: int) -> bool:
+        return self._oldest_readable <= revision <= self.head
+
+    def clusters(self) -> list[Cluster]:
+        return _clusters(self._engaged())
+
+    def snapshot(self) -> Snapshot:
+        """Return a snapshot, shared by readers that start at about the same time while one of them still reads it.
+
+        A slightly older snapshot is sufficient, because the changes since then follow it.
+        """
+        current = self._snapshot() if self._snapshot is not None else None
+        if (
+            current is None
+            or current.revision < self._oldest_readable
+            or self.head - current.revision > len(current.clusters) // 50
+        ):
+            entries = self._engaged()
+            current = Snapshot(_clusters(entries), entries, self.head, Recent(_SNAPSHOT_PARTS_KEPT))
+            self._snapshot = weakref.ref(current)
+        return current
+
+    def index(self, revision: int) -> LogIndex:
+        """Return all entries that a reader at `revision` may know. Shared in the same way as snapshots."""
+        current = self._index() if self._index is not None else None
+        if current is None or current.revision < revision:
+            entries = [
+                entry
+                for entry, at in zip(self._entries, self._revisions, strict=True)
+                if entry.revision == at and (entry.cluster is not None or entry.history)
+            ]
+            current = LogIndex(entries, self.head)
+            self._index = weakref.ref(current)
+        return current
+
+    def snapshot_part(self, snapshot: Snapshot, start: int, view: ClusterView, overhead: int) -> SnapshotPart:
+        """Return `read_snapshot`, computed once for all readers with the same view."""
+        self._snapshot_was_read = True
+        key = (start, view.fingerprint, overhead)
+        return snapshot.parts.get(key) or snapshot.parts.put(key, self.read_snapshot(snapshot, start, view, overhead))
+
+    def since(self, revision: int, view: ClusterView, ahead: ReadAhead = frozenset()) -> Changes:
+        """Return `read`, computed once for all readers at that revision with the same view."""
+        key = (revision, view.fingerprint, ahead)
+        return self._slices.get(key) or self._slices.put(key, self.read(revision, view, ahead))
+
+    def read_snapshot(self, snapshot: Snapshot, start: int, view: ClusterView, overhead: int) -> SnapshotPart:
+        """Return the clusters in view from position `start` on. Each frame counts as `overhead` bytes more."""
+        frames: list[Frame] = []
+        size = 0
+        position, end = start, min(len(snapshot.clusters), start + RECORDS_PER_STEP)
+        while position < end and size < self.batch_bytes:
+            cluster = snapshot.clusters[position]
+            if view.matches(cluster):
+                frames.append(self.frame(snapshot.entries[position], cluster))
+                size += len(frames[-1].data) + overhead
+            position += 1
+        return SnapshotPart(slice_of(frames), position)
+
+    def read(self, revision: int, view: ClusterView, ahead: ReadAhead = frozenset()) -> Changes:
+        """Return the changes after `revision`, merged per cluster, up to the size of a batch.
+
+        A reader that continues passes the `ahead` of its last slice, and does not receive those states again.
+        """
+        frames: list[Frame] = []
+        overtaken: dict[int, LogEntry] = {}  # entries at a stale slot, by identity: they changed again later
+        matches = view.matches
+        reached = self.head
+        size = 0
+        for slot in range(bisect_right(self._revisions, revision), len(self._entries)):
+            entry = self._entries[slot]
+            cluster = entry.cluster
+            if ahead and cluster is not None and (cluster.target.name, entry.revision) in ahead:
+                continue
+            if entry.revision != self._revisions[slot]:
+                if id(entry) in overtaken:
+                    continue
+                overtaken[id(entry)] = entry
+                size += sum(len(frame.data) for frame in self._changes(entry, revision, self.head, view))
+            elif (
+                cluster is not None
+                and matches(cluster)
+                and (known := entry.known_at(revision)) is not None
+                and known.incarnation == cluster.incarnation
+                and (known is cluster or matches(known))
+            ):
+                # Nearly always: the reader knows this incarnation, and goes on seeing it.
+                frames.append(frame := self.frame(entry, cluster, EventType.UPDATED))
+                size += len(frame.data)
+            else:
+                changes = [*self._changes(entry, revision, self.head, view)]
+                frames += changes
+                size += sum(len(frame.data) for frame in changes)
+            if size >= self.batch_bytes:
+                reached = self._revisions[slot]
+                break
+        # An entry that changed again within the slice is in it, at its last slot. A reader that continues from
+        # `reached` is assumed to know the state of the others as of `reached`, so send that state.
+        sent_ahead: set[tuple[str, int]] = set()
+        for entry in sorted(overtaken.values(), key=lambda entry: entry.revision):
+            if entry.revision > reached:
+                changes = [*self._changes(entry, revision, reached, view)]
+                frames += changes
+                if changes and entry.cluster is not None and entry.same_view_since <= reached:
+                    sent_ahead.add((entry.cluster.target.name, entry.revision))
+        return Changes(slice_of(frames), reached, ahead | sent_ahead if reached < self.head else frozenset())
+
+    def _changes(self, entry: LogEntry, after: int, upto: int, view: ClusterView) -> Iterator[Frame]:
+        """Return the frames that take a reader from the entry's state at one revision to its state at another."""
+        state = entry.known_at(upto)
+        before, now = (
+            cluster if cluster is not None and view.matches(cluster) else None
+            for cluster in (entry.known_at(after), state)
+        )
+        if before is not None and (now is None or now.incarnation != before.incarnation):
+            yield self._encoded(_end_event(entry.end_of(before, upto), before, state, view))
+            before = None
+        if now is None:
+            return
+        if before is None:
+            yield self.frame(entry, now)
+        elif entry.revision <= upto:
+            yield self.frame(entry, now, EventType.UPDATED)
+
+    def frame(self, entry: LogEntry, cluster: Cluster, kind: EventType = EventType.ENGAGED) -> Frame:
+        """Return the frame of a cluster that the entry has or had. That of the current cluster is cached."""
+        if entry.cluster is not cluster:
+            return self._encoded(Event(kind, cluster))
+        if entry.frame is None or entry.frame.type is not kind:
+            entry.frame = self._encoded(Event(kind, cluster))
+            self._has_frames = True
+        return entry.frame
+
+    def draining_frames(self, entries: Iterable[LogEntry], revision: int, view: ClusterView) -> Iterator[Frame]:
+        """Return the frames of the draining clusters that a reader at `revision` already knows as draining."""
+        for entry in entries:
+            cluster, known = entry.cluster, entry.known_at(revision)
+            if (
+                cluster is not None
+                and known is not None
+                and known.draining is not None
+                and known.incarnation == cluster.incarnation
+                and view.matches(known)
+                and view.matches(cluster)
+            ):
+                yield self.frame(entry, cluster, EventType.UPDATED)
+
+    def revoked_frame(self, cluster: Cluster) -> Frame:
+        """Return the event for a subscriber that may no longer see the cluster."""
+        message = "the subscriber's authorization rule no longer covers this cluster"
+        return self._encoded(Event(EventType.DISENGAGED, cluster, DisengageReason.REVOKED, message))
+
+    def _encoded(self, event: Event) -> Frame:
+        return Frame(event.type, event.cluster, self._encode(event))
+
+    # --- storage ---
+
+    def _engaged(self) -> list[LogEntry]:
+        # The entries are scattered over memory. In a loop as tight as this one the processor fetches several at once,
+        # which takes a third of the time.
+        return [
+            entry
+            for entry, at in zip(self._entries, self._revisions, strict=True)
+            if entry.cluster is not None and entry.revision == at
+        ]
+
+    def _compact(self) -> None:
+        """Remove the stale slots of a part of the log. The next call continues where this one ended."""
+        start = self._compacted_to
+        part = slice(start, start + _COMPACTED_PER_STALE_SLOT * self._stale_slots_allowed)
+        entries, revisions = self._entries[part], self._revisions[part]
+        is_needed = [entry.needs_slot(revision) for entry, revision in zip(entries, revisions, strict=True)]
+        self._entries[part] = compress(entries, is_needed)
+        self._revisions[part] = compress(revisions, is_needed)
+        self._compacted_to += sum(is_needed)
+        if self._compacted_to == len(self._entries):
+            self._compacted_to = 0
+        self._stale_slots = 0
+
+    def _forget_oldest(self) -> None:
+        until, _, entry = self._past_states.popleft()
+        # Past states are dropped in the order in which they were added, so this is the entry's first.
+        entry.history = entry.history[1:]
+        self._oldest_readable = max(self._oldest_readable, until)
+
+
+def _clusters(engaged: list[LogEntry]) -> list[Cluster]:
+    return [entry.cluster for entry in engaged if entry.cluster is not None]
+
+
+def _changes_view(before: Cluster, now: Cluster) -> bool:
+    """Return whether any field differs that can affect the result of a filter."""
+    was, is_ = before.target, now.target
+    return was.labels != is_.labels or was.organization != is_.organization or before.draining != now.draining
+
+
+def _end_event(past: PastState | None, before: Cluster, now: Cluster | None, view: ClusterView) -> Event:
+    """Return how `before` ended for a reader: as `past` says, or by leaving the reader's view.
+
+    `now` is the cluster that has the name now. The event contains nothing that the reader may not see.
+    """
+    if past is not None and view.shows(past.cluster):
+        ended = past.cluster if view.confirms_releases else without_draining(past.cluster)
+        if past.reason is DisengageReason.REPLACED and not view.shows(now):
+            return Event(EventType.DISENGAGED, ended, DisengageReason.DELETED, "the object was deleted")
+        return Event(EventType.DISENGAGED, ended, past.reason, past.message)
+    if past is None and now is not None and now.draining is not None and _ends_by_draining(before, now, view):
+        return Event(EventType.DISENGAGED, before, now.draining.reason, now.draining.message)
+    shown = now if past is None and now is not None and view.shows(now) else before
+    return Event(EventType.DISENGAGED, shown, DisengageReason.LABELS_CHANGED, "the cluster left the filter")
+
+
+def _ends_by_draining(before: Cluster, now: Cluster, view: ClusterView) -> bool:
+    return not view.confirms_releases and before.incarnation == now.incarnation and view.shows(now)

@@ -1,0 +1,71 @@
+"""The change of a reader's view: the clusters that leave and enter the view, as of the reader's revision.
+
+It examines all clusters that the reader may know, in steps. Changes made meanwhile follow, as after a snapshot.
+"""
+
+import msgspec
+
+from milo_discoveryd.log.change_log import RECORDS_PER_STEP, ChangeLog, LogIndex
+from milo_discoveryd.log.events import Frame, ReadAhead, Slice, slice_of
+from milo_discoveryd.log.filter import ClusterView
+
+
+class FilterTransition(msgspec.Struct, frozen=True):
+    index: LogIndex
+    revision: int
+    """The revision up to which the reader has read the log."""
+    view: ClusterView
+    """The new view."""
+    earlier: tuple[tuple[int, ClusterView], ...]
+    """The reader's former view, up to each of these positions in the index. More than one if the view changes again
+    before the transition is done."""
+    position: int = 0
+    ahead: ReadAhead = frozenset()
+
+    @property
+    def is_done(self) -> bool:
+        return self.position == len(self.index.entries)
+
+    @property
+    def remaining(self) -> int:
+        return len(self.index.entries) - self.position
+
+    def restart(self, view: ClusterView) -> "FilterTransition":
+        """Return a transition to another view that continues from the current position of this one."""
+        earlier = ((self.position, self.view), *(each for each in self.earlier if each[0] > self.position))
+        return msgspec.structs.replace(self, view=view, earlier=earlier, position=0)
+
+    def step(self, log: ChangeLog) -> tuple[Slice, "FilterTransition"]:
+        """Return the next slice to send, and the transition after them."""
+        frames: list[Frame] = []
+        ahead: set[tuple[str, int]] = set()
+        size = 0
+        position, end = self.position, min(len(self.index.entries), self.position + RECORDS_PER_STEP)
+        while position < end and size < log.batch_bytes:
+            entry, before = self.index.entries[position], self._view_before(position)
+            position += 1
+            cluster = entry.known_at(self.revision)
+            if cluster is None:
+                continue
+            matched, matches = before.matches(cluster), self.view.matches(cluster)
+            if matched and not matches:
+                frames.append(log.revoked_frame(cluster))
+            elif matches and not matched:
+                frames.append(log.frame(entry, cluster))
+                if cluster is entry.cluster and entry.revision > self.revision:
+                    ahead.add((cluster.target.name, entry.revision))
+            else:
+                continue
+            size += len(frames[-1].data)
+        return slice_of(frames), msgspec.structs.replace(self, position=position, ahead=self.ahead | ahead)
+
+    def _view_before(self, position: int) -> ClusterView:
+        return next(view for upto, view in self.earlier if position < upto)
+
+
+def start_transition(
+    log: ChangeLog, revision: int, ahead: ReadAhead, before: ClusterView, view: ClusterView
+) -> FilterTransition:
+    """Return the transition of a reader at `revision` from one view to another."""
+    index = log.index(revision)
+    return FilterTransition(index, revision, view, ((len(index.entries), before),), ahead=ahead)

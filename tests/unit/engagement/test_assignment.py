@@ -1,0 +1,163 @@
+"""Clusters that other members of a shard group own are known and not engaged."""
+
+from milo_discoveryd.engagement.cluster_records import ClusterRecord
+from milo_discoveryd.engagement.engagement import Engagements
+from milo_discoveryd.engagement.pending_releases import SubscriberKey, Subscription
+from milo_discoveryd.log.events import Event, EventType
+from milo_discoveryd.log.filter import Filter
+from milo_discoveryd.model.cluster import ConnectivityStatus, DisengageReason, Reachability, Target
+from milo_discoveryd.model.observation import ObjectState
+from tests.unit.registry.fleets import at, malformed, not_ready, ready, registry, wall
+
+KEY = SubscriberKey("caller", "operator")
+MOVED, LOST = DisengageReason.MOVED, DisengageReason.OWNERSHIP_LOST
+AWAY = ConnectivityStatus(Reachability.UNREACHABLE, wall(1), "connect: refused")
+BACK = ConnectivityStatus(Reachability.REACHABLE, wall(9), "")
+
+
+def assigned_to(member: str | None, fleet: Engagements | None = None) -> Engagements:
+    """Return a registry in which `member` owns every cluster; None is this daemon itself."""
+    fleet = fleet or registry()
+    fleet.assigned_elsewhere = lambda _: member and f"{member} owns it"
+    return fleet
+
+
+def record(fleet: Engagements) -> ClusterRecord:
+    found = fleet["a"]
+    assert found is not None
+    return found
+
+
+def confirming(fleet: Engagements) -> Engagements:
+    fleet.releases.open(Subscription(KEY, "", Filter(confirms_releases=True)), 0.0)
+    return fleet
+
+
+def kinds(events: list[Event]) -> list[tuple[EventType, DisengageReason | None]]:
+    return [(event.type, event.reason) for event in events]
+
+
+def test_cluster_of_another_member_is_known_and_not_engaged() -> None:
+    fleet = assigned_to("b")
+    assert fleet.commit([ready()], at(0)) == []
+    assert (record(fleet).state, record(fleet).message) == (ObjectState.UNASSIGNED, "b owns it")
+    assert fleet.count(ObjectState.UNASSIGNED) == 1
+    assert fleet.present_count == 1
+
+
+def test_cluster_is_engaged_once_it_is_assigned() -> None:
+    fleet = assigned_to("b")
+    fleet.commit([ready()], at(0))
+    assert fleet.reassign("a", 30.0, at(1)) == []
+    assigned_to(None, fleet)
+    (event,) = fleet.reassign("a", 30.0, at(2))
+    assert event.type is EventType.ENGAGED
+    assert event.cluster.target == ready().target
+    assert fleet.reassign("a", 30.0, at(3)) == []
+
+
+def test_cluster_of_another_member_follows_state_of_its_object_without_events() -> None:
+    fleet = assigned_to("b")
+    fleet.commit([ready()], at(0))
+    assert fleet.commit([not_ready()], at(1)) == []
+    assert record(fleet).state is ObjectState.NOT_READY
+    assert fleet.reassign("a", 30.0, at(1)) == []
+    assert record(fleet).state is ObjectState.NOT_READY
+    assert fleet.commit([ready(version="9")], at(2)) == []
+    assert record(fleet).state is ObjectState.UNASSIGNED
+    assert fleet.commit([malformed(version="10")], at(3)) == []
+
+
+def test_moved_cluster_is_disengaged_at_once_without_subscribers_that_confirm() -> None:
+    fleet = registry()
+    fleet.commit([ready()], at(0))
+    assigned_to("b", fleet)
+    assert kinds(fleet.reassign("a", 30.0, at(1))) == [(EventType.DISENGAGED, MOVED)]
+    assert (record(fleet).state, record(fleet).message) == (ObjectState.UNASSIGNED, "b owns it")
+    assert record(fleet).target == ready().target
+
+
+def test_moved_cluster_drains_until_it_is_released() -> None:
+    fleet = confirming(registry())
+    fleet.commit([ready()], at(0))
+    assigned_to("b", fleet)
+    assert kinds(fleet.reassign("a", 30.0, at(1))) == [(EventType.UPDATED, None)]
+    assert record(fleet).engaged
+    assert fleet.commit([ready(version="5", labels={"tier": "gold"})], at(2)) != [], (
+        "a draining cluster is still updated"
+    )
+    assert kinds(fleet.end_drain("a", at(3))) == [(EventType.DISENGAGED, MOVED)]
+    assert record(fleet).state is ObjectState.UNASSIGNED
+    assert dict(record(fleet).target.labels) == {"tier": "gold"}  # type: ignore[union-attr]
+
+
+def test_moved_cluster_assigned_back_is_engaged_again_after_its_drain() -> None:
+    fleet = confirming(registry())
+    fleet.commit([ready()], at(0))
+    fleet.reassign("a", 30.0, at(1))
+    assigned_to("b", fleet)
+    fleet.reassign("a", 30.0, at(1))
+    assigned_to(None, fleet)
+    assert kinds(fleet.end_drain("a", at(3))) == [(EventType.DISENGAGED, MOVED), (EventType.ENGAGED, None)]
+
+
+def test_draining_cluster_replaced_after_it_moved_is_disengaged_and_not_engaged() -> None:
+    fleet = confirming(registry())
+    fleet.commit([ready()], at(0))
+    assigned_to("b", fleet)
+    fleet.reassign("a", 30.0, at(1))
+    events = fleet.commit([ready(uid="u2", version="7")], at(2))
+    assert kinds(events) == [(EventType.DISENGAGED, DisengageReason.REPLACED)]
+    assert record(fleet).state is ObjectState.UNASSIGNED
+    assert record(fleet).uid == "u2"
+
+
+def test_lost_ownership_disengages_cluster_at_once_without_drain() -> None:
+    fleet = confirming(registry())
+    fleet.commit([ready()], at(0))
+    assigned_to("b", fleet)
+    fleet.reassign("a", 30.0, at(1))
+    assert kinds(fleet.lose("a", "not renewed", at(2))) == [(EventType.DISENGAGED, LOST)]
+    assert (record(fleet).state, record(fleet).message) == (ObjectState.UNASSIGNED, "not renewed")
+    assert fleet.lose("a", "still not renewed", at(3)) == []
+    assert len(fleet.releases) == 0
+
+
+def test_lost_cluster_that_is_not_ready_stays_not_ready() -> None:
+    fleet = registry(60.0)
+    fleet.commit([ready()], at(0))
+    fleet.commit([not_ready()], at(1))
+    assert kinds(fleet.lose("a", "not renewed", at(2))) == [(EventType.DISENGAGED, LOST)]
+    assert record(fleet).state is ObjectState.NOT_READY
+
+
+def test_unreachable_cluster_of_another_member_is_not_engaged_when_reachable() -> None:
+    fleet = registry()
+    fleet.commit([ready()], at(0))
+    fleet.set_connectivity("a", 1, AWAY, at(1))
+    fleet.disengage_unreachable("a", 1, "not reached", at(2))
+    assigned_to("b", fleet)
+    assert fleet.set_connectivity("a", 1, BACK, at(3)) == []
+    assert record(fleet).state is ObjectState.UNASSIGNED
+
+
+def test_unreachable_cluster_that_moved_is_unassigned() -> None:
+    fleet = registry()
+    fleet.commit([ready()], at(0))
+    fleet.set_connectivity("a", 1, AWAY, at(1))
+    fleet.disengage_unreachable("a", 1, "not reached", at(2))
+    assigned_to("b", fleet)
+    assert fleet.reassign("a", 30.0, at(3)) == []
+    assert record(fleet).state is ObjectState.UNASSIGNED
+
+
+def test_record_has_target_of_its_object() -> None:
+    fleet = registry()
+    fleet.commit([ready()], at(0))
+    assert record(fleet).target == ready().target
+    fleet.commit([not_ready()], at(1))
+    assert isinstance(record(fleet).target, Target)
+    fleet.commit([malformed(name="b")], at(1))
+    found = fleet["b"]
+    assert found is not None
+    assert found.target is None

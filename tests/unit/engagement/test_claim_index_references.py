@@ -1,0 +1,421 @@
+"""Clusters whose objects need other objects, such as Secrets that they name."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from milo_discoveryd.engagement.claim_index import CLUSTERS_PER_STEP, ClaimIndex
+from milo_discoveryd.engagement.engagement import ClusterStates, Engagements
+from milo_discoveryd.log.change_log import ChangeLog, Retention
+from milo_discoveryd.log.events import Event, EventType
+from milo_discoveryd.model.claims import (
+    UNREAD,
+    Claim,
+    ClaimingObject,
+    ObjectClaim,
+    ObjectContent,
+    ObjectReference,
+    earliest,
+)
+from milo_discoveryd.model.cluster import Cluster
+from milo_discoveryd.model.moment import Moment
+from milo_discoveryd.model.observation import Malformed, NotReady, ObjectState, Observation, Ready
+from milo_discoveryd.objects.pending_deletions import Absent, ConfirmedDeletion
+from milo_discoveryd.objects.store import RESTORED as POSITION_OF_RESTORED
+from milo_discoveryd.objects.store import ObjectChanges, ObjectPosition, ObjectStore
+from milo_kube.reflect.messages import DeletionReported, ObjectChanged
+from milo_kube.reflect.view_status import ViewState, ViewStatus
+from tests.unit.engagement.test_claim_index import RecordedFleet
+from tests.unit.registry.fleets import target
+
+OBJECTS, SECRETS = 0, 1
+RESTORED = ViewStatus(ViewState.STALE, 0.0, "Restored", "")
+
+
+def at_secret(cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation | None:
+    """Engage the earliest object's cluster at the server that its Secret states."""
+    seen = earliest(cluster, [claim for claim in claims if claim.watch == OBJECTS])
+    if not isinstance(seen, Ready):
+        return seen
+    secret = seen.target.organization
+    server = next((each.content for each in claims if (each.watch, each.object) == (SECRETS, secret)), None)
+    if server is None:
+        return NotReady(cluster, seen.uid, seen.version, f"there is no kubeconfig in Secret {secret}")
+    return Ready(seen.uid, seen.version, target(cluster, seen.uid, organization=server))
+
+
+def an_object(name: str, needs: str, version: int = 1, *, ready: bool = True, cluster: str = "") -> ClaimingObject:
+    """Return an object of the cluster that is named as it, or of another one, with the Secret that it needs."""
+    uid, cluster = f"uid-{name}", cluster or name
+    seen = (
+        Ready(uid, str(version), target(cluster, uid, organization=needs))
+        if ready
+        else NotReady(cluster, uid, str(version), "not ready")
+    )
+    claim = Claim(cluster, seen, ((SECRETS, needs),) if ready else ())
+    return ClaimingObject(name, uid, str(version), ObjectContent((claim,)))
+
+
+def a_secret(name: str, server: str = "s1", version: int = 1, uid: str = "") -> ClaimingObject:
+    uid = uid or f"uid-{name}"
+    return ClaimingObject(name, uid, str(version), ObjectContent(value=server))
+
+
+class JoinedFleet(RecordedFleet):
+    def __init__(self, grace_s: float = 0.0) -> None:
+        super().__init__(at_secret, resources=2, grace_s=grace_s)
+
+    @property
+    def servers(self) -> dict[str, str]:
+        return {each.target.name: each.target.organization for each in self.source.registry.clusters()}
+
+    def message(self, cluster: str) -> str:
+        record = self.source.registry[cluster]
+        assert record is not None
+        return record.message
+
+
+@pytest.mark.parametrize("first", [OBJECTS, SECRETS])
+def test_cluster_with_secret_is_engaged_whichever_list_is_complete_first(first: int) -> None:
+    fleet = JoinedFleet()
+    lists = [an_object("shop", "k")], [a_secret("k")]
+    assert fleet.listed(*lists[first], watch=first) == []
+    assert fleet.listed(*lists[1 - first], watch=1 - first) == [("ENGAGED", "shop")]
+    assert fleet.servers == {"shop": "s1"}
+
+
+@pytest.fixture
+def fleet() -> JoinedFleet:
+    """Return a fleet with the clusters shop and bank, which need the Secrets k and m."""
+    fleet = JoinedFleet()
+    fleet.listed(an_object("shop", "k"), an_object("bank", "m"))
+    fleet.listed(a_secret("k"), a_secret("m"), watch=SECRETS)
+    assert fleet.engaged == {"shop", "bank"}
+    return fleet
+
+
+def test_cluster_is_not_ready_until_its_secret_is_created(fleet: JoinedFleet) -> None:
+    assert fleet.take(ObjectChanged(an_object("farm", "n", 2))) == []
+    record = fleet.source.registry["farm"]
+    assert record is not None
+    assert (record.state, record.message) == (ObjectState.NOT_READY, "there is no kubeconfig in Secret n")
+    assert fleet.take(ObjectChanged(a_secret("n", version=3)), watch=SECRETS) == [("ENGAGED", "farm")]
+
+
+def test_changed_secret_updates_the_clusters_that_need_it_and_no_others(fleet: JoinedFleet) -> None:
+    fleet.take(ObjectChanged(an_object("mall", "k", 2)))
+    changed = fleet.take(ObjectChanged(a_secret("k", "s2", 3)), watch=SECRETS)
+    assert sorted(changed) == [("UPDATED", "mall"), ("UPDATED", "shop")]
+    assert fleet.servers == {"shop": "s2", "mall": "s2", "bank": "s1"}
+
+
+def test_secret_of_many_clusters_is_applied_in_batches_between_which_other_changes_are_applied() -> None:
+    fleet = JoinedFleet()
+    fleet.listed(*(an_object(f"c{number}", "k") for number in range(2 * CLUSTERS_PER_STEP + 1)))
+    fleet.listed(a_secret("k"), a_secret("m"), watch=SECRETS)
+    steps = fleet.source.apply(fleet.collection(SECRETS), [ObjectChanged(a_secret("k", "s2", 3))], 0.0)
+    for done in (1, 2):
+        next(steps)
+        assert [*fleet.servers.values()].count("s2") == done * CLUSTERS_PER_STEP
+    last = f"c{2 * CLUSTERS_PER_STEP}"
+    fleet.take(ObjectChanged(an_object(last, "m", 4)))
+    assert [*steps] == [None]
+    assert fleet.servers == {name: "s1" if name == last else "s2" for name in fleet.servers}
+
+
+def test_cluster_stays_engaged_when_its_secret_is_created_again(fleet: JoinedFleet) -> None:
+    assert fleet.take(ObjectChanged(a_secret("k", "s2", 3, uid="another")), watch=SECRETS) == [("UPDATED", "shop")]
+
+
+def test_cluster_is_updated_when_its_object_references_another_secret(fleet: JoinedFleet) -> None:
+    fleet.take(ObjectChanged(a_secret("m", "s2", 2)), watch=SECRETS)
+    assert fleet.take(ObjectChanged(an_object("shop", "m", 3))) == [("UPDATED", "shop")]
+    assert fleet.take(ObjectChanged(a_secret("k", "s9", 4)), watch=SECRETS) == []
+    assert fleet.delete("m", "uid-m", SECRETS) == [
+        ("DISENGAGED", "bank", "NOT_READY"),
+        ("DISENGAGED", "shop", "NOT_READY"),
+    ]
+
+
+def test_cluster_is_not_ready_after_the_deletion_of_its_secret_was_confirmed(fleet: JoinedFleet) -> None:
+    fleet.take(DeletionReported("k", "uid-k"), watch=SECRETS)
+    assert fleet.source.pending_deletion("shop") == (0.0, "")
+    assert fleet.source.pending_deletion("bank") is None
+    assert fleet.engaged == {"shop", "bank"}
+    assert fleet.delete("k", "uid-k", SECRETS) == [("DISENGAGED", "shop", "NOT_READY")]
+    assert fleet.message("shop") == "there is no kubeconfig in Secret k"
+    assert fleet.take(ObjectChanged(a_secret("k", version=9, uid="another")), watch=SECRETS) == [("ENGAGED", "shop")]
+
+
+def test_secret_recreated_within_grace_sends_no_event() -> None:
+    fleet = JoinedFleet(grace_s=10.0)
+    fleet.listed(an_object("shop", "k"))
+    fleet.listed(a_secret("k"), watch=SECRETS)
+    assert fleet.delete("k", "uid-k", SECRETS) == []
+    assert fleet.take(ObjectChanged(a_secret("k", version=9, uid="another")), watch=SECRETS) == []
+    assert fleet.source.due_at is None
+
+
+def test_malformed_secret_keeps_last_state_of_its_cluster(fleet: JoinedFleet) -> None:
+    fleet.take(ObjectChanged(Malformed("k", "uid-k", "3", "no YAML")), watch=SECRETS)
+    assert fleet.take(ObjectChanged(an_object("shop", "k", 4))) == []
+    assert fleet.servers["shop"] == "s1"
+    assert fleet.source.problem_of("shop") == "no YAML"
+    assert fleet.source.problem_of("bank") == ""
+
+
+def test_cluster_of_malformed_secret_reports_the_problem(fleet: JoinedFleet) -> None:
+    fleet.take(ObjectChanged(Malformed("n", "uid-n", "3", "no YAML")), watch=SECRETS)
+    assert fleet.take(ObjectChanged(an_object("farm", "n", 4))) == []
+    assert fleet.message("farm") == "there is no kubeconfig in Secret n"
+    assert fleet.source.problem_of("farm") == "no YAML"
+
+
+def test_secret_without_a_kubeconfig_is_neither_stored_nor_counted_by_the_removal_guard(fleet: JoinedFleet) -> None:
+    others: list[Observation] = [NotReady(f"other-{n}", f"uid-other-{n}", "1", "nothing") for n in range(30)]
+    fleet.take(*map(ObjectChanged, others), watch=SECRETS)
+    assert len(list(fleet.source.stored_objects())) == 4
+    assert fleet.listed(*others, watch=SECRETS) == []
+    assert fleet.source.deletions_held == 2
+
+
+def test_list_that_lacks_most_secrets_is_held() -> None:
+    fleet = JoinedFleet()
+    fleet.listed(*(an_object(f"c{n}", f"k{n}") for n in range(30)))
+    fleet.listed(*(a_secret(f"k{n}") for n in range(30)), watch=SECRETS)
+    assert len(fleet.engaged) == 30
+    assert fleet.listed(watch=SECRETS) == []
+    assert fleet.source.deletions_held == 30
+    assert len(fleet.engaged) == 30
+
+
+def restarted(before: JoinedFleet, *, without: str = "") -> JoinedFleet:
+    """Return a fleet with the state of another one; `without` is a Secret that the state lacks."""
+    fleet = JoinedFleet()
+    stored = [(Ready(each.target.uid, "", each.target), 5.0) for each in before.source.registry.clusters()]
+    objects = [each for each in before.source.stored_objects() if each.key != without]
+    fleet.source.restore(stored, objects, RESTORED)
+    fleet.journal.events.clear()
+    return fleet
+
+
+def test_restored_cluster_stays_until_both_resources_were_listed(fleet: JoinedFleet) -> None:
+    after = restarted(fleet)
+    assert after.listed(an_object("shop", "k", 8), an_object("bank", "m", 8)) == []
+    assert after.listed(a_secret("k", version=9), a_secret("m", "s2", 9), watch=SECRETS) == [("UPDATED", "bank")]
+
+
+@pytest.mark.parametrize("first", [OBJECTS, SECRETS])
+def test_restored_cluster_whose_secret_is_not_in_the_state_file_stays_until_all_was_listed(
+    fleet: JoinedFleet, first: int
+) -> None:
+    after = restarted(fleet, without="m")
+    lists = [an_object("shop", "k", 8), an_object("bank", "m", 8)], [a_secret("k", version=9)]
+    assert after.listed(*lists[first], watch=first) == []
+    assert after.listed(*lists[1 - first], watch=1 - first) == [("DISENGAGED", "bank", "NOT_READY")]
+
+
+def test_restored_cluster_ends_when_the_deletion_of_its_secret_is_confirmed(fleet: JoinedFleet) -> None:
+    after = restarted(fleet)
+    after.listed(an_object("shop", "k", 8), an_object("bank", "m", 8))
+    assert after.listed(a_secret("k", version=9), watch=SECRETS) == []
+    collection = after.collection(SECRETS)
+    for request in collection.pending_deletions.take_due(0.0):
+        after.source.resolve(collection, request, Absent(), 0.0)
+    assert after.journal.events == [("DISENGAGED", "bank", "NOT_READY")]
+
+
+def test_restored_cluster_with_malformed_secret_stays_engaged(fleet: JoinedFleet) -> None:
+    after = restarted(fleet)
+    after.listed(Malformed("k", "uid-k", "9", "no YAML"), a_secret("m", version=9), watch=SECRETS)
+    assert after.listed(an_object("shop", "k", 8), an_object("bank", "m", 8)) == []
+    assert after.engaged == {"shop", "bank"}
+    assert after.source.problem_of("shop") == "no YAML"
+
+
+def test_cluster_reports_missing_secret_before_all_resources_were_listed(fleet: JoinedFleet) -> None:
+    after = restarted(fleet)
+    after.listed(an_object("shop", "k", 8), an_object("bank", "m", 8), an_object("farm", "n", 8))
+    assert after.message("farm") == "there is no kubeconfig in Secret n"
+
+
+NAMES, KEYS = ("a", "b", "c"), ("k", "m")
+
+
+class ReductionOfReferences(RuleBasedStateMachine):
+    """Changes of both resources in any order and in batches, and restarts, against a computation from scratch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.objects: dict[str, ClaimingObject] = {}
+        self.secrets: dict[str, ClaimingObject] = {}
+        self.version = 0
+        self.must_list: list[int] = []
+        """The resources that were not listed since the restart."""
+        self.should_stay: set[str] = set()
+        self.known: dict[int, set[str]] = {OBJECTS: set(), SECRETS: set()}
+        """The objects in the state file."""
+        self.commits_later = False
+        self.began((), ())
+
+    def began(self, engaged: Iterable[Cluster], known: Iterable[tuple[int, ClaimingObject]]) -> None:
+        self.clusters = Engagements(ChangeLog(lambda _: b"", Retention()))
+        self.stores = [ObjectStore(), ObjectStore()]
+        self.index = ClaimIndex(at_secret, self.clusters, self.stores)
+        self.ended: set[str] = set()
+        self.uncommitted: list[Iterator[ClusterStates]] = []
+        for each in engaged:
+            self.clusters.restore(Ready(each.target.uid, "", each.target), 0.0, Moment(0.0, 0.0))
+        for watch, seen in known:
+            claims = tuple(Claim(each.cluster, UNREAD) for each in seen.content.claims)
+            unread = msgspec.structs.replace(seen, version="", content=ObjectContent(claims, UNREAD))
+            changes = self.stores[watch].apply_read(unread)
+            self.index.restore(watch, ObjectChanges(changes, ObjectPosition(POSITION_OF_RESTORED)))
+
+    def apply(self, watch: int, *seen: ClaimingObject | ConfirmedDeletion) -> None:
+        self.version += 1
+        changes = [change for each in seen for change in self.stores[watch].apply_read(each)]
+        self.uncommitted.append(self.index.states(watch, ObjectChanges(changes, ObjectPosition(self.version))))
+        if not self.commits_later:
+            self.commit_all()
+
+    @rule(size=st.integers(1, 3))
+    def commit(self, size: int) -> None:
+        for _ in range(size):
+            if self.uncommitted:
+                found = next(self.uncommitted[0], None)
+                if found is None:
+                    self.uncommitted.pop(0)
+                else:
+                    self.note(self.clusters.commit(found.states, Moment(0.0, 0.0), found.position))
+
+    def commit_all(self) -> None:
+        while self.uncommitted:
+            self.commit(1)
+
+    @rule(later=st.booleans())
+    def commit_later(self, later: bool) -> None:
+        """Let other changes come before the batches of a change that concerns many clusters."""
+        self.commits_later = later
+        if not later:
+            self.commit_all()
+
+    def note(self, events: Iterable[Event]) -> None:
+        self.ended |= {each.cluster.target.name for each in events if each.type is EventType.DISENGAGED}
+
+    def change(self, watch: int, seen: ClaimingObject | ConfirmedDeletion) -> None:
+        if watch not in self.must_list:
+            self.apply(watch, seen)
+
+    @rule(name=st.sampled_from(NAMES), needs=st.sampled_from(KEYS), ready=st.booleans())
+    def put_object(self, name: str, needs: str, ready: bool) -> None:
+        self.objects[name] = an_object(name, needs, self.version, ready=ready)
+        self.change(OBJECTS, self.objects[name])
+
+    @rule(name=st.sampled_from(KEYS), server=st.sampled_from(("s1", "s2")))
+    def put_secret(self, name: str, server: str) -> None:
+        self.secrets[name] = a_secret(name, server, self.version)
+        self.change(SECRETS, self.secrets[name])
+
+    @rule(name=st.sampled_from(NAMES))
+    def delete_object(self, name: str) -> None:
+        if self.objects.pop(name, None) is not None:
+            self.change(OBJECTS, deleted(name))
+
+    @rule(name=st.sampled_from(KEYS))
+    def delete_secret(self, name: str) -> None:
+        if self.secrets.pop(name, None) is not None:
+            self.change(SECRETS, deleted(name))
+
+    @initialize(order=st.permutations((OBJECTS, SECRETS)))
+    def start(self, order: list[int]) -> None:
+        self.must_list = order
+
+    @precondition(lambda self: self.must_list)
+    @rule()
+    def read_list(self) -> None:
+        """Apply a complete list; what it lacks was confirmed as deleted."""
+        watch = self.must_list[0]
+        listed = (self.objects, self.secrets)[watch]
+        missing = self.known[watch] - listed.keys()
+        self.apply(watch, *listed.values())
+        self.apply(watch, *map(deleted, missing))
+        self.must_list = self.must_list[1:]
+        if not self.must_list:
+            self.uncommitted.append(self.index.states_once_listed(ObjectPosition(self.version)))
+            if not self.commits_later:
+                self.commit_all()
+
+    @precondition(lambda self: not self.must_list)
+    @rule(order=st.permutations((OBJECTS, SECRETS)), forgets=st.booleans())
+    def restart(self, order: list[int], forgets: bool) -> None:
+        """Start again from the state file, which may be of a version that did not watch Secrets."""
+        known = [(OBJECTS, each) for each in self.objects.values()]
+        known += [] if forgets else [(SECRETS, each) for each in self.secrets.values()]
+        self.began([*self.clusters.clusters()], known)
+        self.known = {OBJECTS: set(self.objects), SECRETS: set() if forgets else set(self.secrets)}
+        self.must_list = order
+
+    @invariant()
+    def equals_a_computation_from_scratch(self) -> None:
+        if self.must_list or self.uncommitted:
+            return
+        scratch = Engagements(ChangeLog(lambda _: b"", Retention()))
+        stores = [ObjectStore(), ObjectStore()]
+        index = ClaimIndex(at_secret, scratch, stores)
+        for watch, present in ((SECRETS, self.secrets), (OBJECTS, self.objects)):
+            changes = stores[watch].apply_listed((seen, 0) for seen in present.values())
+            for found_states in index.states(watch, ObjectChanges(changes, ObjectPosition(0))):
+                scratch.commit(found_states.states, Moment(0.0, 0.0), found_states.position)
+        found, expected = map(servers, (self.clusters, scratch))
+        assert found == expected == self.truth
+        for name in NAMES:
+            assert set(self.index.objects_of(name)) == set(index.objects_of(name))
+        # Anything else would be a leak.
+        assert self.index._dependents.keys() == index._dependents.keys()
+        assert self.index._members.keys() == index._members.keys()
+        assert not self.index._committed
+
+    @invariant()
+    def nothing_ends_that_should_be_engaged(self) -> None:
+        self.should_stay &= self.truth.keys()
+        assert not self.ended & self.should_stay
+        self.ended.clear()
+        if not self.must_list:
+            self.should_stay = set(self.truth)
+
+    @property
+    def truth(self) -> dict[str, str]:
+        """Return the clusters that are to be engaged, with their servers."""
+        return {
+            name: content_of(self.secrets[secret])
+            for name, seen in self.objects.items()
+            for _, secret in needs_of(seen)
+            if secret in self.secrets
+        }
+
+
+def servers(clusters: Engagements) -> dict[str, str]:
+    return {each.target.name: each.target.organization for each in clusters.clusters()}
+
+
+def content_of(secret: ClaimingObject) -> str:
+    return str(secret.content.value)
+
+
+def needs_of(obj: ClaimingObject) -> list[ObjectReference]:
+    return [each for claim in obj.content.claims for each in claim.needs]
+
+
+def deleted(key: str) -> ConfirmedDeletion:
+    return ConfirmedDeletion(key, f"uid-{key}")
+
+
+TestReductionOfReferences = ReductionOfReferences.TestCase
+TestReductionOfReferences.settings = settings(
+    max_examples=300, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+)

@@ -1,0 +1,366 @@
+"""Several objects that claim one project UID or address: the earlier claim holds; without an earlier one, none does."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from milo_discoveryd.engagement import cluster_records as module
+from milo_discoveryd.engagement.claims import FleetClaims, address
+from milo_discoveryd.engagement.engagement import Engagements
+from milo_discoveryd.engagement.pending_releases import SubscriberKey, Subscription
+from milo_discoveryd.log.events import EventType
+from milo_discoveryd.log.filter import Filter
+from milo_discoveryd.model.cluster import DisengageReason, Target
+from milo_discoveryd.model.declared_target import DeclaredTarget, FileTarget
+from milo_discoveryd.model.observation import Malformed, NotReady, ObjectState, Observation, Ready
+from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
+from milo_discoveryd.objects.store import ObjectPosition, Positions, SourcePositions
+from tests.unit.registry.fleets import at, outside, readable_log, target
+
+BANK = "uid-of-bank"
+
+
+class RecordingRegistry(Engagements):
+    """A registry with a list of rejected names and a clock of one second per call."""
+
+    def __init__(self) -> None:
+        self.refused: list[str] = []
+        self.seconds = 0.0
+        super().__init__(readable_log(), refused=lambda seen: self.refused.append(seen.name))
+        self.positions = SourcePositions(Positions(), [0])
+
+    def observe(self, *seen: Observation | ConfirmedDeletion, listed: bool = False) -> list[tuple[EventType, str]]:
+        """Apply observations of a watch, or of a list, which is the first one until it is ended."""
+        self.seconds += 1
+        done = self.commit(seen, at(self.seconds), position_of(self.positions, len(seen), listed=listed))
+        return [(each.type, each.cluster.target.name) for each in done]
+
+    def list_ended(self) -> None:
+        self.positions.end_list(0)
+
+    def engaged_names(self) -> set[str]:
+        return {each.target.name for each in self.clusters()}
+
+    def state(self, name: str) -> ObjectState | None:
+        record = self[name]
+        return None if record is None else record.state
+
+
+def position_of(positions: SourcePositions, count: int, *, listed: bool) -> ObjectPosition:
+    if not listed:
+        positions.end_list(0)
+    return positions.of_list() if listed else positions.of_changes(count)
+
+
+def claims(name: str, uid: str = BANK, version: str = "1") -> Ready:
+    """Return a ready object whose label claims this project."""
+    return Ready(f"object-{name}", version, target(name, uid))
+
+
+def unready(name: str, uid: str = BANK, version: str = "2") -> NotReady:
+    return NotReady(name, f"object-{name}", version, "not yet", uid)
+
+
+def deleted(name: str) -> ConfirmedDeletion:
+    return ConfirmedDeletion(name, f"object-{name}")
+
+
+def registry_with(*seen: Observation) -> RecordingRegistry:
+    fleet = RecordingRegistry()
+    for each in seen:
+        fleet.observe(each)
+    return fleet
+
+
+def test_earlier_uid_claim_wins_and_later_object_is_malformed() -> None:
+    fleet = registry_with(claims("bank"), claims("shop-x"))
+    assert fleet.engaged_names() == {"bank"}
+    assert fleet.state("shop-x") is ObjectState.MALFORMED
+    assert fleet.refused == ["shop-x"]
+    assert fleet.observe(claims("bank", version="2")) == []
+    assert fleet.state("bank") is ObjectState.READY
+
+
+def test_object_that_changes_its_uid_claim_to_a_taken_one_keeps_its_cluster() -> None:
+    fleet = registry_with(claims("bank"), claims("shop-x", "uid-of-shop"))
+    assert fleet.observe(claims("shop-x", BANK, "2")) == []
+    (shop,) = (each for each in fleet.clusters() if each.target.name == "shop-x")
+    assert shop.target.uid == "uid-of-shop"
+    assert fleet.refused == ["shop-x"]
+
+
+def test_not_ready_object_keeps_its_uid_claim() -> None:
+    assert registry_with(unready("bank"), claims("shop-x")).engaged_names() == set()
+    fleet = registry_with(claims("bank"), unready("bank"), claims("shop-x"), claims("bank", version="3"))
+    assert fleet.engaged_names() == {"bank"}
+    assert fleet.observe(unready("shop-x")) == []
+    assert fleet.observe(claims("shop-x", version="3")) == []
+
+
+def test_object_without_a_uid_label_claims_its_own_uid() -> None:
+    own = Ready("own-uid", "1", target("bank", "own-uid"))
+    assert registry_with(own, claims("shop-x", "own-uid")).engaged_names() == {"bank"}
+    assert registry_with(NotReady("bank", "own-uid", "1", ""), claims("shop-x", "own-uid")).engaged_names() == set()
+
+
+@pytest.mark.parametrize("names", [("bank", "shop-x"), ("shop-x", "bank")])
+def test_conflicting_uid_claims_of_one_list_are_all_rejected(names: Iterable[str]) -> None:
+    fleet = RecordingRegistry()
+    fleet.observe(*(claims(name) for name in names), listed=True)
+    fleet.list_ended()
+    assert fleet.engaged_names() == set()
+    assert fleet.count(ObjectState.MALFORMED) == 2
+    assert sorted(fleet.refused) == ["bank", "shop-x"]
+    assert fleet.observe(claims("bank", version="2")) == [], "an event makes neither of them the earlier claim"
+    assert sorted(fleet.refused) == ["bank", "shop-x"], "the conflict is audited once"
+
+
+def test_list_with_both_claimants_keeps_the_earlier_uid_claim() -> None:
+    fleet = registry_with(claims("bank"))
+    fleet.observe(claims("shop-x"), claims("bank", version="2"), listed=True)
+    assert fleet.engaged_names() == {"bank"}
+
+
+def test_third_object_with_the_same_uid_claim_is_malformed() -> None:
+    fleet = RecordingRegistry()
+    fleet.observe(claims("bank"), claims("shop-x"), claims("shop-y"), listed=True)
+    assert fleet.engaged_names() == set()
+    fleet.list_ended()
+    assert fleet.observe(deleted("shop-x")) == []
+    assert fleet.observe(deleted("shop-y")) == [(EventType.ENGAGED, "bank")]
+
+
+def test_object_is_engaged_when_the_conflicting_uid_claim_ends() -> None:
+    fleet = RecordingRegistry()
+    fleet.observe(claims("bank"), claims("shop-x"), listed=True)
+    fleet.list_ended()
+    assert fleet.observe(claims("shop-x", "uid-of-shop", "2")) == [
+        (EventType.ENGAGED, "bank"),
+        (EventType.ENGAGED, "shop-x"),
+    ]
+
+
+def test_uid_claim_passes_to_other_object_when_its_holder_is_deleted() -> None:
+    fleet = registry_with(claims("bank"), claims("shop-x"))
+    assert fleet.observe(deleted("bank")) == [(EventType.DISENGAGED, "bank"), (EventType.ENGAGED, "shop-x")]
+    fleet = registry_with(claims("bank"), claims("shop-x"), unready("shop-x"))
+    assert fleet.observe(deleted("bank")) == [(EventType.DISENGAGED, "bank")]
+    assert fleet.observe(claims("shop-x", version="3")) == [(EventType.ENGAGED, "shop-x")]
+    fleet = registry_with(claims("bank"), claims("shop-x"), claims("shop-y"))
+    assert fleet.observe(deleted("bank")) == [(EventType.DISENGAGED, "bank"), (EventType.ENGAGED, "shop-x")]
+
+
+def test_end_of_later_uid_claim_keeps_the_earlier_one() -> None:
+    fleet = registry_with(claims("bank"), claims("shop-x"))
+    assert fleet.observe(deleted("shop-x")) == []
+    assert fleet.observe(claims("shop-y")) == []
+    assert fleet.engaged_names() == {"bank"}
+
+
+def test_object_disengaged_by_uid_conflict_names_the_other_object() -> None:
+    fleet = RecordingRegistry()
+    fleet.observe(claims("bank"), claims("shop-x"), listed=True)
+    record = fleet["bank"]
+    assert record is not None
+    assert record.transitions[-1].reason is DisengageReason.NOT_READY
+    assert BANK in record.message
+
+
+def test_recreated_project_keeps_its_uid_claim() -> None:
+    fleet = registry_with(claims("bank"))
+    again = Ready("another-object", "5", target("bank", BANK))
+    assert fleet.observe(again) == [(EventType.DISENGAGED, "bank"), (EventType.ENGAGED, "bank")]
+
+
+def test_restored_uid_claim_is_the_earlier_one() -> None:
+    fleet = RecordingRegistry()
+    fleet.restore(claims("bank"), 0.0, at(0))
+    fleet.observe(claims("shop-x"), claims("bank"), listed=True)
+    assert fleet.engaged_names() == {"bank"}
+
+
+def test_uid_claim_ends_with_evicted_record_of_object_outside_selector(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ABSENT_RECORDS_KEPT", 1)
+    fleet = registry_with(claims("bank"), outside("bank", "2", "object-bank"), claims("shop-x"))
+    assert fleet.engaged_names() == set()
+    fleet.observe(outside("other", "2", "object-other"))
+    assert fleet.observe(claims("shop-x", version="2")) == [(EventType.ENGAGED, "shop-x")]
+
+
+def test_malformed_object_keeps_its_uid_claim() -> None:
+    broken = Malformed("bank", "object-bank", "2", "nonsense")
+    assert registry_with(claims("bank"), broken, claims("shop-x")).engaged_names() == {"bank"}
+
+
+# --- over several sources ---
+
+
+class Sources:
+    """The registries of two sources, which share a log and the claims."""
+
+    def __init__(self, *servers: str) -> None:
+        log, self.fleet = readable_log(), FleetClaims()
+        self.registries = [Engagements(log, claims=self.fleet, server=server) for server in servers or ("eu", "us")]
+        positions = Positions()
+        self.positions = [SourcePositions(positions, [0]) for _ in self.registries]
+        self.seconds = 0.0
+
+    def observe(self, source: int, *seen: Observation | ConfirmedDeletion, listed: bool = False) -> set[str]:
+        """Apply observations; return the engaged clusters of all sources."""
+        self.seconds += 1
+        position = position_of(self.positions[source], len(seen), listed=listed)
+        self.registries[source].commit(seen, at(self.seconds), position)
+        return self.engaged
+
+    @property
+    def engaged(self) -> set[str]:
+        return {each.target.name for registry in self.registries for each in registry.clusters()}
+
+
+def declared(name: str, url: str, version: str = "1", **fields: Any) -> Ready:
+    """Return an object that states the address of its cluster."""
+    target = DeclaredTarget(
+        name=name, uid=f"object-{name}", place=(url,), object_namespace="", object_name=name, **fields
+    )
+    return Ready(f"object-{name}", version, target)
+
+
+def own(name: str, uid: str) -> Ready:
+    return Ready(uid, "1", target(name, uid))
+
+
+def test_earlier_uid_claim_of_another_source_wins() -> None:
+    sources = Sources()
+    assert sources.observe(0, claims("bank")) == {"bank"}
+    assert sources.observe(1, claims("thief")) == {"bank"}
+    assert sources.observe(0, deleted("bank")) == {"thief"}
+
+
+def test_uid_claims_in_the_first_lists_of_two_sources_are_all_rejected() -> None:
+    sources = Sources()
+    sources.observe(0, claims("bank"), listed=True)
+    sources.positions[0].end_list(0)
+    assert sources.observe(1, claims("thief"), listed=True) == set()
+    assert sources.observe(0, deleted("bank")) == {"thief"}
+
+
+@pytest.mark.parametrize("lists_first", [0, 1])
+@pytest.mark.parametrize(("of_projects", "engaged"), [(0, "bank"), (1, "pcp-bank")])
+def test_project_that_two_sources_of_one_milo_show_is_that_of_the_source_configured_first(
+    of_projects: int, engaged: str, lists_first: int
+) -> None:
+    """A Project has its own UID, and the ProjectControlPlane of another API server states it in a label."""
+    sources = Sources()
+    for source in (lists_first, 1 - lists_first):
+        seen = own("bank", "uid-1") if source == of_projects else claims("pcp-bank", "uid-1")
+        sources.observe(source, seen, listed=True)
+    assert sources.engaged == {engaged}
+
+
+def test_restored_uid_claim_precedes_the_first_list_of_another_source() -> None:
+    sources = Sources()
+    sources.registries[0].restore(claims("bank"), 0.0, at(0))
+    sources.observe(1, claims("thief"), listed=True)
+    assert sources.observe(0, claims("bank"), listed=True) == {"bank"}
+
+
+def test_later_list_claims_after_what_an_earlier_one_contained() -> None:
+    sources = Sources()
+    sources.observe(0, claims("bank"), listed=True)
+    sources.positions[0].end_list(0)
+    assert sources.observe(0, claims("bank", version="2"), claims("thief"), listed=True) == {"bank"}
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_object_that_two_sources_of_one_server_show_is_engaged_in_both(first: int) -> None:
+    sources = Sources("milo", "milo")
+    seen = [Ready("one-object", "1", target(name, BANK)) for name in ("a#bank", "b#bank")]
+    sources.observe(first, seen[first])
+    assert sources.observe(1 - first, seen[1 - first]) == {"a#bank", "b#bank"}
+
+
+def test_server_that_copies_the_uid_of_another_servers_object_makes_another_claim() -> None:
+    sources = Sources()
+    copied = Ready("object-bank", "1", target("thief", BANK))
+    assert sources.observe(0, claims("bank")) == {"bank"}
+    assert sources.observe(1, copied) == {"bank"}
+
+
+def test_own_uid_precedes_an_earlier_label_only_among_objects_of_one_server() -> None:
+    for server, engaged in (("eu", "bank"), ("us", "thief")):
+        sources = Sources("eu", server)
+        assert sources.observe(0, claims("thief", "uid-1")) == {"thief"}
+        assert sources.observe(1, own("bank", "uid-1")) == {engaged}
+
+
+def test_object_without_a_cluster_has_its_own_uid_before_labels_are_seen() -> None:
+    sources = Sources("eu", "eu")
+    sources.observe(0, NotReady("bank", "uid-1", "1", "not yet"))
+    assert sources.observe(1, claims("thief", "uid-1")) == set()
+
+
+def test_later_object_that_states_an_address_is_refused() -> None:
+    sources = Sources()
+    assert sources.observe(0, declared("bank", "https://bank.example.com")) == {"bank"}
+    assert sources.observe(1, declared("thief", "https://BANK.example.com:443/")) == {"bank"}
+    record = sources.registries[1]["thief"]
+    assert record is not None
+    assert record.message == "address bank.example.com:443 is claimed by another object too"
+    assert sources.observe(1, declared("thief", "https://thief.example.com", "2")) == {"bank", "thief"}
+
+
+def test_address_of_the_configuration_precedes_a_stated_one() -> None:
+    sources = Sources()
+    url = "https://bank.example.com"
+    assert sources.observe(0, declared("thief", url)) == {"thief"}
+    assert sources.observe(1, Ready("u", "1", target("bank", "u"))) == {"bank"}
+    sources = Sources()
+    sources.observe(0, Ready("u", "1", target("bank", "u")))
+    assert sources.observe(1, declared("thief", url)) == {"bank"}
+
+
+def test_object_that_is_not_ready_keeps_its_claim_on_an_address_and_makes_none_anew() -> None:
+    sources = Sources()
+    sources.observe(1, NotReady("thief", "object-thief", "1", "not yet"))
+    sources.observe(0, declared("bank", "https://bank.example.com"))
+    sources.observe(0, NotReady("bank", "object-bank", "2", "not yet"))
+    assert sources.observe(1, declared("thief", "https://bank.example.com", "2")) == set()
+
+
+def test_addresses_that_no_object_states_may_be_equal() -> None:
+    sources = Sources()
+    shared = ("https://one.example.com",)
+    for source, name in enumerate(("a", "b")):
+        seen = FileTarget(name=name, uid=name, place=shared, object_namespace="", object_name=name)
+        sources.observe(source, Ready(name, "1", seen))
+    sources.observe(0, declared("c", "https://c.example.com"))
+    assert sources.engaged == {"a", "b", "c"}
+
+
+def test_draining_cluster_whose_claim_is_refused_ends_at_once() -> None:
+    sources = Sources()
+    sources.observe(0, claims("thief"), listed=True)
+    sources.registries[0].assigned_elsewhere = lambda _: "member b owns it"
+    sources.registries[0].releases.open(
+        Subscription(SubscriberKey("caller", "s"), "", Filter(confirms_releases=True)), 0.0
+    )
+    sources.registries[0].reassign("thief", 30.0, at(1))
+    assert sources.engaged == {"thief"}
+    assert sources.observe(1, claims("bank"), listed=True) == set()
+    record = sources.registries[0]["thief"]
+    assert record is not None
+    assert record.state is ObjectState.READY or record.state is ObjectState.MALFORMED
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://a.example.com/", "a.example.com:443"),
+        ("https://A.example.com:6443/clusters/b", "a.example.com:6443/clusters/b"),
+        ("https://[0:0:0:0:0:0:0:1]:6443", "::1:6443"),
+        ("https://[::ffff:192.0.2.1]", "192.0.2.1:443"),
+    ],
+)
+def test_equal_addresses_are_written_alike(url: str, expected: str) -> None:
+    assert address(Target(name="x", uid="u", place=(url,))) == expected

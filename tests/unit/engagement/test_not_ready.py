@@ -1,0 +1,261 @@
+"""Clusters that become not ready: grace, limit, and the hold of a mass."""
+
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from milo_discoveryd.engagement.not_ready import SETTLE_S, NotReadyClusters, Overdue
+from milo_discoveryd.objects.removal_guard import RemovalLimits
+
+LIMITS = RemovalLimits(count=10, share=0.2, verify_after_s=30.0, per_second=50.0)
+NOTHING = Overdue([], [])
+
+
+def names(count: int, first: int = 0) -> list[str]:
+    return [f"c{number}" for number in range(first, first + count)]
+
+
+class Engaged:
+    """A number of engaged clusters, with the disengagements so far."""
+
+    def __init__(self, count: int, *, grace_s: float = 0.0, limits: RemovalLimits | None = LIMITS) -> None:
+        self.clusters = NotReadyClusters(grace_s, limits)
+        self.engaged = set(names(count))
+        self.disengaged_at: dict[str, float] = {}
+
+    def not_ready(self, which: Iterable[str], now: float) -> None:
+        for name in which:
+            if self.clusters.began(name, len(self.engaged), now):
+                self._disengage(name, now)
+
+    def ready(self, name: str) -> None:
+        self.clusters.forget(name)
+        self.engaged.add(name)
+
+    def tick(self, now: float) -> None:
+        for name in self.clusters.overdue(len(self.engaged), now).disengaged:
+            self._disengage(name, now)
+
+    def run(self, until: float) -> None:
+        while (due := self.clusters.due_at) is not None and due <= until:
+            self.tick(due)
+
+    def _disengage(self, name: str, now: float) -> None:
+        self.clusters.ended(name)
+        self.engaged.remove(name)
+        self.disengaged_at[name] = now
+
+
+def test_few_not_ready_clusters_are_disengaged_at_once_without_a_hold() -> None:
+    fleet = Engaged(1000)
+    fleet.not_ready(names(10), 0.0)
+    assert (len(fleet.disengaged_at), fleet.clusters.due_at) == (10, None)
+
+
+def test_more_not_ready_clusters_wait_and_are_disengaged_if_they_stay_below_the_limit() -> None:
+    fleet = Engaged(1000)
+    fleet.not_ready(names(200), 5.0)
+    assert (len(fleet.disengaged_at), fleet.clusters.due_at) == (10, 5.0 + SETTLE_S)
+    fleet.tick(5.0 + SETTLE_S)
+    assert (len(fleet.disengaged_at), fleet.clusters.due_at, fleet.clusters.held) == (200, None, None)
+
+
+@pytest.mark.parametrize(("engaged", "not_ready"), [(5000, 5000), (5000, 1001), (11, 11), (20, 11)])
+def test_mass_of_not_ready_clusters_is_held(engaged: int, not_ready: int) -> None:
+    fleet = Engaged(engaged)
+    fleet.not_ready(names(not_ready), 0.0)
+    fleet.tick(SETTLE_S)
+    assert len(fleet.disengaged_at) == 10
+    held = fleet.clusters.held
+    assert held is not None
+    assert (held.since, held.until, fleet.clusters.held_count) == (SETTLE_S, SETTLE_S + 30.0, not_ready - 10)
+    assert f"{not_ready} of {engaged} engaged clusters" in held.message
+
+
+def test_held_clusters_that_become_ready_again_are_never_disengaged() -> None:
+    fleet = Engaged(5000)
+    fleet.not_ready(names(5000), 0.0)
+    fleet.run(20.0)
+    for name in names(5000):
+        fleet.ready(name)
+    assert (fleet.clusters.held, fleet.clusters.due_at) == (None, None)
+    fleet.run(1000.0)
+    assert len(fleet.disengaged_at) == 10
+
+
+def test_held_clusters_are_disengaged_at_limited_rate_after_the_hold() -> None:
+    fleet = Engaged(5000)
+    fleet.not_ready(names(5000), 0.0)
+    fleet.run(SETTLE_S + 30.0)
+    assert (len(fleet.disengaged_at), fleet.clusters.held) == (11, None)
+    fleet.run(SETTLE_S + 30.0 + 10.0)
+    assert len(fleet.disengaged_at) == 11 + 500
+    fleet.run(1000.0)
+    assert len(fleet.disengaged_at) == 5000
+    assert max(fleet.disengaged_at.values()) == pytest.approx(SETTLE_S + 30.0 + 4989 / 50.0)
+
+
+def test_cluster_that_becomes_not_ready_during_a_hold_is_held_as_well() -> None:
+    fleet = Engaged(100)
+    fleet.not_ready(names(50), 0.0)
+    fleet.run(10.0)
+    fleet.not_ready(["c70"], 20.0)
+    assert fleet.clusters.until("c70") == SETTLE_S + 30.0
+
+
+def test_mass_of_not_ready_clusters_that_builds_up_over_seconds_is_held() -> None:
+    """Fifty per second of 5,000 are below the limit in each second, and above it over a hold."""
+    fleet = Engaged(5000)
+    for second in range(30):
+        fleet.not_ready(names(50, 50 * second), float(second))
+        fleet.run(second + 0.5)
+    assert fleet.clusters.held is not None
+    assert len(fleet.disengaged_at) <= 1000
+
+
+def test_clusters_that_become_ready_again_do_not_count_toward_not_ready_limit() -> None:
+    """Clusters that flap, a few at a time, are not a mass."""
+    fleet = Engaged(100)
+    for second in range(100):
+        name = f"c{second}"
+        fleet.not_ready([name], second * 0.5)
+        fleet.ready(name)
+    assert (len(fleet.disengaged_at), fleet.clusters.due_at) == (100, None)
+
+
+def test_clusters_that_become_not_ready_over_minutes_are_not_held() -> None:
+    fleet = Engaged(100)
+    for second in range(60):
+        fleet.not_ready([f"c{second}"], second * 4.0)
+    assert (len(fleet.disengaged_at), fleet.clusters.due_at) == (60, None)
+
+
+def test_not_ready_limit_applies_to_clusters_whose_grace_ended() -> None:
+    fleet = Engaged(100, grace_s=60.0)
+    fleet.not_ready(names(100), 0.0)
+    fleet.run(60.0)
+    assert len(fleet.disengaged_at) == 10
+    fleet.run(60.0 + SETTLE_S)
+    assert fleet.clusters.held is not None
+    fleet.run(1000.0)
+    assert len(fleet.disengaged_at) == 100
+
+
+def test_not_ready_clusters_without_limits_are_disengaged_at_once() -> None:
+    fleet = Engaged(5000, limits=None)
+    fleet.not_ready(names(5000), 0.0)
+    assert (len(fleet.disengaged_at), fleet.clusters.due_at) == (5000, None)
+
+
+def test_not_ready_clusters_without_limits_are_disengaged_when_their_grace_ends() -> None:
+    fleet = Engaged(50, grace_s=60.0, limits=None)
+    fleet.not_ready(names(50), 0.0)
+    assert fleet.clusters.due_at == 60.0
+    fleet.tick(60.0)
+    assert len(fleet.disengaged_at) == 50
+
+
+def test_not_ready_hold_is_paused_while_the_source_is_lost() -> None:
+    fleet = Engaged(100)
+    fleet.not_ready(names(100), 0.0)
+    fleet.tick(SETTLE_S)
+    assert len(fleet.clusters.extend(lost_at=11.0, now=61.0)) == 90
+    assert fleet.clusters.due_at == SETTLE_S + 30.0 + 50.0
+    assert fleet.clusters.held is not None
+    assert fleet.clusters.held.until == SETTLE_S + 80.0
+
+
+def test_count_of_not_ready_clusters_is_paused_while_the_source_is_lost() -> None:
+    fleet = Engaged(1000)
+    fleet.not_ready(names(200), 5.0)
+    assert fleet.clusters.extend(lost_at=5.5, now=65.5) == names(190, first=10)
+    assert (fleet.clusters.held, fleet.clusters.due_at) == (None, 65.0 + SETTLE_S)
+
+
+def test_not_ready_release_is_paused_while_the_source_is_lost() -> None:
+    fleet = Engaged(100)
+    fleet.not_ready(names(100), 0.0)
+    fleet.run(31.0)
+    before = fleet.clusters.due_at
+    assert before is not None
+    fleet.clusters.extend(lost_at=31.0, now=41.0)
+    assert fleet.clusters.due_at == pytest.approx(before + 10.0)
+
+
+def test_not_ready_hold_that_began_after_source_loss_is_not_extended() -> None:
+    fleet = Engaged(100)
+    fleet.not_ready(names(100), 50.0)
+    fleet.tick(50.0 + SETTLE_S)
+    assert fleet.clusters.extend(lost_at=20.0, now=52.0) == []
+    assert fleet.clusters.due_at == 50.0 + SETTLE_S + 30.0
+
+
+def test_not_ready_grace_ends_in_order_after_an_extension() -> None:
+    fleet = Engaged(3, grace_s=60.0)
+    fleet.not_ready(["c0"], 0.0)
+    fleet.not_ready(["c1"], 30.0)
+    fleet.clusters.extend(lost_at=10.0, now=50.0)
+    assert fleet.clusters.due_at == 90.0
+    fleet.run(90.0)
+    assert [*fleet.disengaged_at] == ["c1"]
+
+
+def test_not_ready_cluster_is_not_overdue_before_its_deadline() -> None:
+    fleet = Engaged(100)
+    assert fleet.clusters.overdue(100, 0.0) == NOTHING
+    fleet.not_ready(names(100), 0.0)
+    assert fleet.clusters.overdue(90, SETTLE_S - 0.1) == NOTHING
+
+
+STEPS = st.lists(
+    st.tuples(st.sampled_from(("not ready", "not ready", "ready", "lost")), st.integers(0, 39), st.floats(0.0, 20.0)),
+    max_size=60,
+)
+
+
+@given(STEPS, st.sampled_from((0.0, 5.0)), st.sampled_from((0, 1, 5, 10)), st.sampled_from((0.0, 0.2, 1.0)))
+def test_not_ready_cluster_is_eventually_disengaged_and_ready_cluster_never(
+    steps: list[tuple[str, int, float]], grace_s: float, count: int, share: float
+) -> None:
+    limits = RemovalLimits(count=count, share=share, verify_after_s=30.0, per_second=50.0)
+    fleet, now = Engaged(40, grace_s=grace_s, limits=limits), 0.0
+    not_ready: set[str] = set()
+    for kind, number, wait_s in steps:
+        now += wait_s
+        if kind == "lost":
+            fleet.clusters.extend(now - wait_s, now)
+            continue
+        fleet.run(now)
+        name = f"c{number}"
+        if kind == "ready":
+            fleet.ready(name)
+            not_ready.discard(name)
+            fleet.disengaged_at.pop(name, None)
+        elif name in fleet.engaged:
+            fleet.not_ready([name], now)
+            not_ready.add(name)
+        assert not not_ready - set(names(40))
+        assert set(fleet.disengaged_at) <= not_ready
+        waiting = {each for each in names(40) if fleet.clusters.until(each) is not None}
+        assert waiting == not_ready & fleet.engaged
+        assert (fleet.clusters.due_at is None) == (not waiting)
+    fleet.run(now + 1000.0)
+    assert set(fleet.disengaged_at) == not_ready
+    assert (fleet.clusters.held, fleet.clusters.held_count) == (None, 0)
+
+
+@given(st.integers(11, 2000), st.integers(0, 2000), st.floats(0.0, 0.9))
+def test_not_ready_disengagements_within_a_second_stay_below_the_limit(
+    engaged: int, not_ready: int, spread_s: float
+) -> None:
+    fleet = Engaged(engaged)
+    which = names(min(not_ready, engaged))
+    for place, name in enumerate(which):
+        now = spread_s * place / len(which)
+        fleet.run(now)
+        fleet.not_ready([name], now)
+    fleet.run(30.0)
+    is_mass = len(which) > 10 and (len(which) > 0.2 * engaged or 2 * len(which) > engaged)
+    assert len(fleet.disengaged_at) == (10 if is_mass else len(which))

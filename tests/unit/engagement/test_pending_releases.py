@@ -1,0 +1,313 @@
+"""Which subscribers a draining cluster waits for, and until when."""
+
+import pytest
+
+from milo_discoveryd.engagement.pending_releases import (
+    REMEMBERED_EACH,
+    REMEMBERED_FILTER_BYTES,
+    REMEMBERED_S,
+    RETURNING,
+    PendingReleases,
+    SubscriberKey,
+    Subscription,
+)
+from milo_discoveryd.log.filter import ClusterView, Filter
+from milo_discoveryd.model.cluster import Cluster, DisengageReason, Drain
+from milo_discoveryd.model.selector import parse
+from milo_discoveryd.rights.scope import NO_CLUSTERS, scoped
+from tests.unit.registry.fleets import cluster
+
+CONFIRMING = Filter(confirms_releases=True)
+DRAINING = Drain(DisengageReason.NOT_READY, "degraded", 0.0)
+ONE, TWO = SubscriberKey("caller", "one"), SubscriberKey("caller", "two")
+
+
+def stream(key: SubscriberKey = ONE, view: ClusterView = CONFIRMING, filter_bytes: int = 0) -> Subscription:
+    return Subscription(key, f"label of {key.caller}", view, filter_bytes)
+
+
+def opened(*keys: SubscriberKey) -> PendingReleases:
+    releases = PendingReleases()
+    for key in keys:
+        releases.open(stream(key), 0.0)
+    return releases
+
+
+def draining(*keys: SubscriberKey, until: float = 100.0) -> PendingReleases:
+    releases = opened(*keys)
+    assert releases.begin(cluster("a"), until, 0.0)
+    return releases
+
+
+def awaited(releases: PendingReleases, name: str = "a") -> list[str]:
+    return [each.key.name for each in releases.awaited(name)]
+
+
+def test_drain_without_subscribers_does_not_begin() -> None:
+    releases = PendingReleases()
+    assert not releases.begin(cluster("a"), 100.0, 0.0)
+    assert len(releases) == 0
+
+
+def test_drain_waits_only_for_subscribers_that_see_the_cluster() -> None:
+    releases = PendingReleases()
+    releases.open(stream(ONE, Filter(names=frozenset("a"), confirms_releases=True)), 0.0)
+    releases.open(stream(TWO, Filter(names=frozenset("b"), confirms_releases=True)), 0.0)
+    assert releases.begin(cluster("a"), 100.0, 0.0)
+    assert awaited(releases) == ["one"]
+    assert not releases.begin(cluster("c"), 100.0, 0.0)
+
+
+def test_drain_ends_with_the_last_release() -> None:
+    releases = draining(ONE, TWO)
+    assert not releases.release(ONE, "a")
+    assert awaited(releases) == ["two"]
+    assert not releases.release(ONE, "a"), "a repeated release changes nothing"
+    assert releases.release(TWO, "a")
+
+
+def test_release_of_draining_cluster_by_another_caller_is_ignored() -> None:
+    releases = draining(ONE)
+    assert not releases.release(SubscriberKey("another caller", "one"), "a")
+    assert awaited(releases) == ["one"]
+
+
+def test_drain_is_due_at_its_deadline() -> None:
+    releases = draining(ONE, until=100.0)
+    releases.begin(cluster("b"), 50.0, 0.0)
+    assert releases.due_at == 50.0
+    assert releases.due(49.9) == []
+    assert releases.due(50.0) == ["b"]
+    releases.end("b")
+    assert releases.due_at == 100.0
+    releases.end("a")
+    assert releases.due_at is None
+
+
+def test_ended_drain_that_begins_again_has_its_new_deadline() -> None:
+    releases = draining(ONE, until=50.0)
+    releases.end("a")
+    releases.begin(cluster("a", 2), 80.0, 40.0)
+    assert releases.due_at == 80.0
+    assert releases.due(50.0) == []
+
+
+# --- streams that end and resume ---
+
+
+def test_drain_waits_for_a_subscriber_that_disconnected_before_it() -> None:
+    releases = PendingReleases()
+    releases.open(of := stream(), 0.0)
+    releases.close(of, 10.0)
+    assert releases.begin(cluster("a"), 100.0, 10.0 + REMEMBERED_S - 0.1)
+    (waits,) = releases.awaited("a")
+    assert (waits.key, waits.label, waits.connected, waits.since) == (ONE, "label of caller", False, 10.0)
+
+
+def test_drain_does_not_wait_for_a_subscriber_that_was_away_for_long() -> None:
+    releases = PendingReleases()
+    releases.open(of := stream(), 0.0)
+    releases.close(of, 10.0)
+    assert not releases.begin(cluster("a"), 100.0, 10.0 + REMEMBERED_S)
+    assert not releases.knows(ONE)
+
+
+def test_drain_keeps_waiting_for_a_subscriber_that_disconnects() -> None:
+    releases = PendingReleases()
+    releases.open(of := stream(), 0.0)
+    releases.begin(cluster("a"), 1000.0, 0.0)
+    releases.close(of, 1.0)
+    assert awaited(releases) == ["one"]
+    releases.begin(cluster("b"), 1000.0, 500.0)  # the disconnected subscription has expired by then
+    assert awaited(releases) == ["one"]
+    assert releases.awaited("a")[0].since is None
+    assert awaited(releases, "b") == []
+
+
+def test_drain_waits_for_reconnected_subscriber_until_it_releases() -> None:
+    releases = PendingReleases()
+    releases.open(of := stream(), 0.0)
+    releases.begin(cluster("a"), 100.0, 0.0)
+    releases.close(of, 1.0)
+    releases.open(stream(), 2.0)
+    assert releases.awaits("a", ONE)
+    assert releases.awaited("a")[0].connected
+    assert releases.release(ONE, "a")
+    releases.open(stream(), 3.0)
+    assert not releases.awaits("a", ONE)
+
+
+def test_drain_waits_for_a_subscriber_that_arrives_during_it() -> None:
+    releases = draining(ONE)
+    releases.open(stream(TWO), 5.0)
+    assert awaited(releases) == ["one", "two"]
+
+
+def test_subscriber_with_two_streams_is_connected_until_both_end() -> None:
+    releases = PendingReleases()
+    first, second = stream(), stream()
+    releases.open(first, 0.0)
+    releases.open(second, 1.0)
+    releases.close(first, 2.0)
+    assert releases.is_connected(ONE)
+    releases.close(second, 3.0)
+    assert not releases.is_connected(ONE)
+
+
+def test_ended_subscription_does_not_delay_drains() -> None:
+    releases = PendingReleases()
+    releases.open(of := stream(), 0.0)
+    releases.open(stream(TWO), 0.0)
+    releases.begin(cluster("a"), 100.0, 0.0)
+    releases.close(of, 1.0)
+    assert releases.end_subscription(ONE) == []
+    assert awaited(releases) == ["two"]
+    assert not releases.knows(ONE)
+    assert releases.end_subscription(ONE) == [], "a repeated end is a no-op"
+
+
+def test_drain_ends_when_the_last_awaited_subscription_ends() -> None:
+    releases = PendingReleases()
+    releases.open(of := stream(), 0.0)
+    releases.begin(cluster("a"), 100.0, 0.0)
+    releases.close(of, 1.0)
+    assert releases.end_subscription(ONE) == ["a"]
+
+
+def test_subscription_may_end_before_its_stream() -> None:
+    releases = opened(TWO)
+    releases.open(of := stream(), 0.0)
+    releases.begin(cluster("a"), 100.0, 0.0)
+    assert releases.end_subscription(ONE) == []
+    assert awaited(releases) == ["two"]
+    releases.begin(cluster("b"), 100.0, 0.0)
+    assert awaited(releases, "b") == ["two"]
+    releases.close(of, 1.0)
+    assert not releases.knows(ONE)
+
+
+def test_new_stream_restarts_an_ended_subscription() -> None:
+    releases = PendingReleases()
+    releases.open(of := stream(), 0.0)
+    releases.end_subscription(ONE)
+    releases.open(stream(), 1.0)
+    releases.close(of, 2.0)
+    assert releases.begin(cluster("a"), 100.0, 3.0)
+
+
+# --- views that change ---
+
+
+def test_drain_does_not_wait_for_a_subscriber_that_lost_its_rights() -> None:
+    releases = opened(TWO)
+    releases.open(of := stream(), 0.0)
+    releases.begin(cluster("a"), 100.0, 0.0)
+    assert releases.change_view(of, scoped(CONFIRMING, NO_CLUSTERS)) == []
+    assert awaited(releases) == ["two"]
+    assert releases.release(TWO, "a")
+
+
+def test_lost_rights_of_the_last_subscriber_end_the_drain() -> None:
+    releases = PendingReleases()
+    releases.open(of := stream(), 0.0)
+    releases.begin(cluster("a"), 100.0, 0.0)
+    assert releases.change_view(of, scoped(CONFIRMING, NO_CLUSTERS)) == ["a"]
+
+
+def relabeled(env: str) -> Cluster:
+    return cluster("a", labels={"env": env})
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_drain_does_not_wait_for_a_subscriber_whose_filter_the_cluster_left(released: bool) -> None:
+    releases = PendingReleases()
+    releases.open(stream(ONE, Filter(parse("env=prod"), confirms_releases=True)), 0.0)
+    releases.open(stream(TWO), 0.0)
+    releases.begin(relabeled("prod"), 100.0, 0.0)
+    if released:
+        releases.release(TWO, "a")
+    assert releases.update(relabeled("dev")) is released
+    assert awaited(releases) == ([] if released else ["two"])
+
+
+def test_update_of_a_cluster_that_does_not_drain_is_ignored() -> None:
+    assert not opened(ONE).update(relabeled("dev"))
+
+
+# --- bounds ---
+
+
+def test_oldest_of_too_many_disconnected_subscribers_are_forgotten_per_caller() -> None:
+    releases = PendingReleases()
+    releases.open(other := stream(SubscriberKey("another caller", "x")), 0.0)
+    releases.close(other, 0.0)
+    for number in range(REMEMBERED_EACH + 1):
+        releases.open(of := stream(SubscriberKey("caller", f"s{number}")), 1.0)
+        releases.close(of, 1.0)
+    assert not releases.knows(SubscriberKey("caller", "s0"))
+    assert releases.knows(SubscriberKey("caller", "s1"))
+    assert releases.knows(SubscriberKey("another caller", "x"))
+
+
+def test_disconnected_subscribers_with_large_filters_are_forgotten_sooner() -> None:
+    releases = PendingReleases()
+    for key in (ONE, TWO):
+        releases.open(of := stream(key, filter_bytes=REMEMBERED_FILTER_BYTES // 2 + 1), 0.0)
+        releases.close(of, 0.0)
+    assert [releases.knows(key) for key in (ONE, TWO)] == [False, True]
+
+
+def test_clear_of_pending_releases_keeps_subscribers() -> None:
+    releases = draining(ONE)
+    releases.clear()
+    assert len(releases) == 0
+    assert releases.due_at is None
+    assert releases.begin(cluster("a"), 10.0, 0.0)
+
+
+def restarted() -> PendingReleases:
+    """Return the drain of "a" that began before any subscriber of the last run was back."""
+    releases = PendingReleases()
+    releases.expect_return(0.0)
+    assert releases.begin(cluster("a"), 300.0, 10.0)
+    return releases
+
+
+def test_drain_after_a_restart_waits_a_minute_for_a_subscriber() -> None:
+    releases = restarted()
+    assert awaited(releases) == [RETURNING.name]
+    assert releases.due_at == REMEMBERED_S
+    assert releases.due(REMEMBERED_S - 1) == []
+    assert releases.due(REMEMBERED_S) == ["a"]
+    assert not releases.begin(cluster("b"), 300.0, REMEMBERED_S), "it is too late to return"
+
+
+def test_drain_after_a_restart_has_its_own_deadline_once_a_subscriber_is_back() -> None:
+    releases = restarted()
+    releases.open(stream(TWO, Filter(names=frozenset("b"), confirms_releases=True)), 20.0)
+    assert awaited(releases) == [RETURNING.name], "it does not see the cluster"
+    releases.open(stream(ONE), 20.0)
+    assert awaited(releases) == ["one"]
+    assert releases.due_at == 300.0
+    assert releases.due(REMEMBERED_S) == []
+    assert releases.release(ONE, "a")
+
+
+def test_short_drain_after_a_restart_keeps_its_deadline() -> None:
+    releases = PendingReleases()
+    releases.expect_return(0.0)
+    assert releases.begin(cluster("a"), 30.0, 10.0)
+    assert releases.due_at == 30.0
+
+
+def test_drain_after_a_restart_with_known_subscribers_keeps_its_deadline() -> None:
+    releases = opened(ONE)
+    releases.expect_return(0.0)
+    assert releases.begin(cluster("a"), 300.0, 10.0)
+    assert (awaited(releases), releases.due_at) == (["one"], 300.0)
+
+
+def test_drain_after_a_restart_that_awaits_no_return_needs_subscribers() -> None:
+    releases = PendingReleases()
+    releases.expect_return(0.0)
+    assert not releases.begin(cluster("a"), 300.0, 10.0, awaits_return=False)

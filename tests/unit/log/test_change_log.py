@@ -1,0 +1,207 @@
+"""What the change log caches and retains, and for how long."""
+
+import gc
+
+import msgspec
+import pytest
+
+from milo_discoveryd.log.change_log import Retention
+from milo_discoveryd.log.cursor import Cursor
+from milo_discoveryd.log.events import Event
+from milo_discoveryd.log.filter import EVERYTHING, Filter
+from milo_discoveryd.model.cluster import Cluster, DisengageReason
+from tests.unit.registry.fleets import NamedLog, cluster, readable_log
+
+DELETED = DisengageReason.DELETED
+
+
+def engage(log: NamedLog, name: str) -> Cluster:
+    return log.engage(log.entry(name), lambda revision: cluster(name, revision))
+
+
+def update_all(log: NamedLog) -> None:
+    for each in list(log.clusters()):
+        log.update(log.entry(each.target.name), msgspec.structs.replace(each, source_version="2"), 0.0)
+
+
+class Counting:
+    def __init__(self) -> None:
+        self.encoded = 0
+
+    def __call__(self, event: Event) -> bytes:
+        self.encoded += 1
+        return msgspec.json.encode(event)
+
+
+def test_engaged_frame_is_encoded_once_for_all_readers() -> None:
+    encode = Counting()
+    log = NamedLog(encode, Retention())
+    for name in "abc":
+        engage(log, name)
+    for _ in range(5):
+        Cursor(log, EVERYTHING, None).take()
+        Cursor(log, EVERYTHING, 0).take()
+    assert encode.encoded == 3
+
+
+def test_readers_at_one_revision_share_the_next_batch() -> None:
+    encode = Counting()
+    log = NamedLog(encode, Retention())
+    a = engage(log, "a")
+    log.update(log.entry(a.target.name), msgspec.structs.replace(a, source_version="2"), 0.0)
+    for _ in range(5):
+        Cursor(log, EVERYTHING, 1).take()
+    assert encode.encoded == 1
+
+
+def test_readers_of_one_snapshot_share_its_parts_and_each_part_is_joined_once() -> None:
+    log = NamedLog(Counting(), Retention(), batch_bytes=1)
+    for name in "abc":
+        engage(log, name)
+    readers = [Cursor(log, EVERYTHING, None) for _ in range(2)]
+    for _ in "abc":
+        one, other = (reader.take() for reader in readers)
+        assert one is not None
+        assert other is not None
+        assert one.slice.data is other.slice.data
+
+
+def test_snapshot_part_cache_is_bounded() -> None:
+    log = NamedLog(Counting(), Retention(), batch_bytes=1)
+    for number in range(100):
+        engage(log, f"a{number}")
+    ahead, behind = (Cursor(log, EVERYTHING, None) for _ in range(2))
+    seen = [batch.slice.frames for batch in iter(ahead.take, None)]
+    again = [batch.slice.frames for batch in iter(behind.take, None)]
+    assert again == seen
+    assert again[0] is not seen[0]
+
+
+def test_readers_with_different_filters_get_different_snapshots() -> None:
+    log = readable_log()
+    for name in "ab":
+        engage(log, name)
+    all_of_it, only_a = Cursor(log, EVERYTHING, None), Cursor(log, Filter(names=frozenset("a")), None)
+    batches = [reader.take() for reader in (all_of_it, only_a)]
+    assert [len(batch.slice.frames) for batch in batches if batch] == [2, 1]
+
+
+def test_update_batches_respect_the_size_limit() -> None:
+    log = readable_log(batch_bytes=1)
+    for name in "abc":
+        engage(log, name)
+    update_all(log)
+    reader = Cursor(log, EVERYTHING, 3)
+    assert [(batch.revision, len(batch.slice.frames)) for batch in iter(reader.take, None)] == [(4, 1), (5, 1), (6, 1)]
+
+
+@pytest.mark.parametrize("wanted", [EVERYTHING, Filter(organizations=frozenset([""]))], ids=["all", "some"])
+def test_readers_at_any_revision_get_the_next_batch(wanted: Filter) -> None:
+    log = readable_log()
+    for number in range(100):
+        engage(log, f"a{number}")
+    update_all(log)
+    for _ in range(2):
+        batches = [Cursor(log, wanted, 100 + place).take() for place in range(100)]
+        assert [len(batch.slice.frames) for batch in batches if batch] == [*range(100, 0, -1)]
+
+
+def test_update_frame_is_encoded_once_for_all_readers() -> None:
+    encode = Counting()
+    log = NamedLog(encode, Retention())
+    a = engage(log, "a")
+    engage(log, "b")
+    log.update(log.entry(a.target.name), msgspec.structs.replace(a, source_version="2"), 0.0)
+    for seen in (1, 2):
+        Cursor(log, EVERYTHING, seen).take()
+    assert encode.encoded == 2  # the engagement of b, and the update of a
+
+
+def test_slice_cache_is_bounded() -> None:
+    encode = Counting()
+    log = NamedLog(encode, Retention())
+    engage(log, "a")
+    log.disengage(log.entry("a"), DisengageReason.DELETED, "", 0.0)
+    for index in range(257):
+        Cursor(log, Filter(names=frozenset({"a", f"b{index}"})), 1).take()
+    encode.encoded = 0
+    Cursor(log, Filter(names=frozenset({"a", "b256"})), 1).take()
+    assert encode.encoded == 0
+    Cursor(log, Filter(names=frozenset({"a", "b0"})), 1).take()
+    assert encode.encoded == 1, "the oldest entry was evicted"
+
+
+def test_change_invalidates_slice_cache() -> None:
+    log = readable_log()
+    engage(log, "a")
+    Cursor(log, EVERYTHING, 0).take()
+    engage(log, "b")
+    batch = Cursor(log, EVERYTHING, 0).take()
+    assert batch is not None
+    assert len(batch.slice.frames) == 2
+
+
+def test_frequent_changes_of_one_cluster_use_few_log_entries() -> None:
+    log = readable_log()
+    a = engage(log, "a")
+    for version in range(5000):
+        log.update(log.entry(a.target.name), msgspec.structs.replace(a, source_version=str(version)), 0.0)
+    assert _places(log) < 1100
+    assert len(log.since(0, EVERYTHING).slice.frames) == 1
+
+
+def test_disengaged_clusters_are_forgotten_after_retention() -> None:
+    for retention in (Retention(count=0), Retention(count=7)):
+        log = readable_log(retention)
+        for index in range(3000):
+            engage(log, f"a{index}")
+            log.disengage(log.entry(f"a{index}"), DELETED, "", 0.0)
+        gc.collect()
+        assert _remembered(log) == retention.count
+        assert _places(log) < 1100
+
+
+def test_log_keeps_former_disengagement_of_reengaged_name_within_retention() -> None:
+    log = readable_log(Retention(count=2))
+    engage(log, "a")
+    log.disengage(log.entry("a"), DELETED, "", 0.0)
+    engage(log, "a")
+    log.disengage(log.entry("a"), DELETED, "", 0.0)
+    assert len(log.since(1, EVERYTHING).slice.frames) == 1
+    assert len(log.since(3, EVERYTHING).slice.frames) == 1
+    assert log.since(2, EVERYTHING).slice.frames == ()
+
+
+def test_snapshot_is_released_with_its_last_reader() -> None:
+    log = readable_log()
+    engage(log, "a")
+    kept = log.snapshot()
+    assert log.snapshot() is kept
+    del kept
+    gc.collect()
+    assert log.snapshot().revision == 1
+
+
+def _places(log: NamedLog) -> int:
+    return len(log._entries)
+
+
+def _remembered(log: NamedLog) -> int:
+    return len(log.index(log.head).entries)
+
+
+def test_prefetched_slice_is_returned_by_next_read() -> None:
+    encode = Counting()
+    log = NamedLog(encode, Retention(), batch_bytes=1)
+    for name in "ab":
+        engage(log, name)
+    at_head = log.head
+    update_all(log)
+    for resume in (None, at_head):
+        cursor = Cursor(log, EVERYTHING, resume)
+        cursor.prefetch()
+        so_far = encode.encoded
+        batch = cursor.take()
+        assert batch is not None
+        assert batch.slice.frames
+        assert encode.encoded == so_far

@@ -1,0 +1,123 @@
+"""Sweeping of superseded log entries, and readers that are within a part meanwhile."""
+
+from functools import partial
+
+import pytest
+
+from milo_discoveryd.log.change_log import Retention
+from milo_discoveryd.log.cursor import Cursor
+from milo_discoveryd.log.events import Event
+from milo_discoveryd.log.filter import EVERYTHING
+from milo_discoveryd.model.cluster import Cluster, DisengageReason, Target
+from tests.unit.registry.fleets import NamedLog
+
+
+def cluster(name: str, incarnation: int, step: int = 0) -> Cluster:
+    target = Target(name=name, uid=name, place=("https://c.test",), deletion_message=str(step))
+    return Cluster(target=target, source_version="1", engaged_at=0.0, incarnation=incarnation)
+
+
+def words(event: Event) -> bytes:
+    return f"{event.type.value} {event.cluster.target.name};".encode()
+
+
+@pytest.fixture
+def log() -> NamedLog:
+    """Return a log that sweeps at almost every step, with parts of one or two frames."""
+    return NamedLog(words, Retention(), batch_bytes=1, stale_slots=1)
+
+
+def read_on(log: NamedLog, revision: int) -> list[str]:
+    received: list[str] = []
+    while revision < log.head:
+        part = log.since(revision, EVERYTHING)
+        received += part.slice.data.decode().split(";")[:-1]
+        revision = part.revision
+    return received
+
+
+def test_engagement_is_sent_before_updates_after_log_sweep(log: NamedLog) -> None:
+    log.engage(log.entry("alpha"), lambda revision: cluster("alpha", revision))
+    log.engage(log.entry("beta"), lambda revision: cluster("beta", revision))
+    for step in range(1, 10):
+        log.update(log.entry("alpha"), cluster("alpha", 1, step), 0.0)
+    received = [event for event in read_on(log, 0) if "alpha" in event]
+    assert received[0] == "ENGAGED alpha"
+    assert set(received[1:]) <= {"UPDATED alpha"}
+
+
+def test_disengagement_is_sent_before_reengagement_after_log_sweep(log: NamedLog) -> None:
+    log.engage(log.entry("alpha"), lambda revision: cluster("alpha", revision))
+    log.engage(log.entry("beta"), lambda revision: cluster("beta", revision))
+    seen = log.head
+    log.disengage(log.entry("alpha"), DisengageReason.DELETED, "", 0.0)
+    for step in range(1, 10):
+        log.update(log.entry("beta"), cluster("beta", 2, step), 0.0)
+    log.engage(log.entry("alpha"), lambda revision: cluster("alpha", revision))
+    for step in range(1, 10):
+        log.update(log.entry("beta"), cluster("beta", 2, step), 0.0)
+    received = [event for event in read_on(log, seen) if "alpha" in event]
+    assert received == ["DISENGAGED alpha", "ENGAGED alpha"]
+
+
+def test_replaced_cluster_engaged_while_reader_was_behind_is_engaged_first(log: NamedLog) -> None:
+    log.engage(log.entry("alpha"), lambda revision: cluster("alpha", revision))
+    seen = log.head
+    log.engage(log.entry("beta"), lambda revision: cluster("beta", revision))
+    log.engage(log.entry("gamma"), lambda revision: cluster("gamma", revision))
+    log.replace(log.entry("beta"), "", lambda revision: cluster("beta", revision), 0.0)
+    for step in range(1, 10):
+        log.update(log.entry("gamma"), cluster("gamma", 3, step), 0.0)
+    reader = Cursor(log, EVERYTHING, seen)
+    first = reader.take()
+    assert first is not None
+    assert (first.slice.data, first.revision) == (b"ENGAGED beta;", 2)
+
+
+def test_log_sweep_bounds_log_size_independently_of_history(log: NamedLog) -> None:
+    log.engage(log.entry("alpha"), lambda revision: cluster("alpha", revision))
+    for step in range(1000):
+        log.update(log.entry("alpha"), cluster("alpha", 1, step), 0.0)
+    assert len(log._entries) <= 5
+
+
+def test_log_sweep_runs_in_steps_until_complete(log: NamedLog) -> None:
+    names = [f"cluster-{number}" for number in range(10)]
+    for name in names:
+        log.engage(log.entry(name), partial(cluster, name))
+    for step in range(100):
+        name = names[step * step % len(names)]
+        incarnation = names.index(name) + 1
+        log.update(log.entry(name), cluster(name, incarnation, step), 0.0)
+        assert len(log._entries) <= 2 * len(names)
+        assert {each.target.name for each in log.clusters()} == set(names)
+    received = read_on(log, 0)
+    assert [event for event in received if "ENGAGED" in event] == [f"ENGAGED {name}" for name in names]
+
+
+def test_log_of_growing_fleet_is_not_swept(log: NamedLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "_compact", None)
+    for name in ("alpha", "beta", "gamma"):
+        log.engage(log.entry(name), partial(cluster, name))
+    assert len(log._entries) == 3
+
+
+def test_log_sweep_does_not_repeat_clusters_sent_ahead(log: NamedLog) -> None:
+    log.engage(log.entry("alpha"), lambda revision: cluster("alpha", revision))
+    log.engage(log.entry("beta"), lambda revision: cluster("beta", revision))
+    log.engage(log.entry("gamma"), lambda revision: cluster("gamma", revision))
+    log.update(log.entry("alpha"), cluster("alpha", 1, 1), 0.0)
+    reader = Cursor(log, EVERYTHING, 0)
+    received = [batch.slice.data.decode() for batch in iter(reader.take, None)]
+    assert "".join(received) == "ENGAGED alpha;ENGAGED beta;ENGAGED gamma;"
+
+
+def test_change_during_partial_read_is_sent_after_log_sweep(log: NamedLog) -> None:
+    for name in ("alpha", "beta", "gamma"):
+        log.engage(log.entry(name), partial(cluster, name))
+    log.update(log.entry("alpha"), cluster("alpha", 1, 1), 0.0)
+    reader = Cursor(log, EVERYTHING, 0)
+    first = reader.take()
+    log.update(log.entry("alpha"), cluster("alpha", 1, 2), 0.0)
+    received = [batch.slice.data.decode() for batch in (first, *iter(reader.take, None))]
+    assert "".join(received) == "ENGAGED alpha;ENGAGED beta;ENGAGED gamma;UPDATED alpha;"

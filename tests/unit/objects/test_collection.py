@@ -1,0 +1,379 @@
+"""The intake, from findings of the reflector to commits: list comparison and deletion confirmation."""
+
+from collections.abc import Iterable
+
+import pytest
+
+from milo_discoveryd.log.events import Event
+from milo_discoveryd.model.cluster import DisengageReason
+from milo_discoveryd.model.observation import ObjectState, Observation
+from milo_discoveryd.objects.collection import EVENTS_PER_STEP
+from milo_discoveryd.objects.pending_deletions import (
+    Absent,
+    ConfirmationResult,
+    Found,
+    Inconclusive,
+)
+from milo_kube.reflect.messages import (
+    DeletionReported,
+    EventIgnored,
+    Listed,
+    ListEnded,
+    ListStarted,
+    ObjectChanged,
+    Relisting,
+    SourceEvent,
+    Unlisted,
+)
+from tests.unit.registry.fleets import (
+    ListedClusters,
+    at,
+    cluster,
+    disengaged,
+    done,
+    engaged,
+    malformed,
+    not_ready,
+    outside,
+    ready,
+    updated,
+    wall,
+)
+
+DELETED, NOT_READY, LABELS_CHANGED = (
+    DisengageReason.DELETED,
+    DisengageReason.NOT_READY,
+    DisengageReason.LABELS_CHANGED,
+)
+
+
+class Source(ListedClusters):
+    def __init__(self, *listed: Observation) -> None:
+        """Begin with a complete first list of these objects, if there are any."""
+        super().__init__()
+        if listed:
+            self.lists(*listed)
+
+    def answer(self, answer: ConfirmationResult) -> list[Event]:
+        (request,) = self.due_requests()
+        return self.resolve(request, answer)
+
+    def state(self, name: str = "a") -> ObjectState:
+        record = self.registry[name]
+        assert record is not None
+        return record.state
+
+
+# --- the first list ---
+
+
+def test_first_list_is_staged_until_complete() -> None:
+    source = Source()
+    assert source.take(ListStarted(), Listed(ready("a"))) == []
+    assert not source.intake.progress.is_synced
+    made = source.take(Listed(ready("b")), ListEnded())
+    assert made == [done(engaged(cluster("a", 1))), done(engaged(cluster("b", 2)))]
+    assert source.intake.progress.is_synced
+
+
+def test_restarted_first_list_starts_empty() -> None:
+    source = Source()
+    source.take(ListStarted(), Listed(ready("a")), Listed(ready("b")))
+    source.lists(ready("b"))
+    assert source.registry["a"] is None
+    assert source.registry.engaged == 1
+    assert source.requested_names() == []
+
+
+def test_object_deleted_during_first_list_is_ignored() -> None:
+    source = Source()
+    source.take(ListStarted(), Listed(ready("a")))
+    assert source.take(Unlisted("a"), ListEnded()) == []
+    assert source.registry["a"] is None
+
+
+def test_first_list_may_contain_versions_in_any_order() -> None:
+    source = Source()
+    source.take(ListStarted(), Listed(ready("a", "9")), Listed(ready("a", "5", suspended=True)), ListEnded())
+    assert source.store.outdated == 0
+
+
+# --- later lists ---
+
+
+def test_relist_is_buffered_until_complete() -> None:
+    source = Source(ready("a"))
+    assert source.take(ListStarted(), Listed(ready("b")), Listed(not_ready("a"))) == []
+    assert [each.type.name for each in source.take(ListEnded())] == ["ENGAGED", "DISENGAGED"]
+
+
+def test_abandoned_relist_changes_nothing() -> None:
+    source = Source(ready("a"))
+    source.take(ListStarted(), Listed(ready("b")), Listed(not_ready("a")))
+    source.take(Relisting("Expired"))
+    assert source.lists(ready("a")) == []
+    assert source.registry["b"] is None
+    assert source.requested_names() == []
+
+
+def test_identical_relist_changes_nothing() -> None:
+    everything = (ready("a"), not_ready("b"), malformed("c"))
+    source = Source(*everything)
+    head = source.registry.log.head
+    assert source.lists(*everything) == []
+    assert source.registry.log.head == head
+    assert source.requested_names() == []
+
+
+def test_object_created_after_restore_is_applied_despite_lower_version() -> None:
+    source = Source(ready("a", "9"), not_ready("b", "12", uid="before"))
+    source.take(ListStarted(), Listed(ready("a", "5")), ListEnded(versions_went_back=True))
+    source.answer(Absent())
+    made = source.take(ObjectChanged(ready("b", "7", uid="after")))
+    assert [(each.type.name, each.cluster.target.uid) for each in made] == [("ENGAGED", "after")]
+
+
+@pytest.mark.parametrize(
+    ("known", "listed", "expected"),
+    [
+        (not_ready("a", "5"), ready("a", "5"), ["ENGAGED"]),
+        (ready("a", "5"), ready("a", "5", suspended=True), ["UPDATED"]),
+        (ready("a", "5"), not_ready("a", "5"), ["DISENGAGED"]),
+        (ready("a", "5"), ready("a", "5"), []),
+        (not_ready("a", "5"), not_ready("a", "5"), []),
+    ],
+)
+def test_relist_applies_changed_state_of_object_with_equal_version(
+    known: Observation, listed: Observation, expected: list[str]
+) -> None:
+    assert [each.type.name for each in Source(known).lists(listed)] == expected
+
+
+def test_relist_is_applied_although_versions_went_back() -> None:
+    source = Source(ready("a", "100"))
+    assert source.lists(ready("a", "50", suspended=True)) == [
+        done(updated(cluster(incarnation=1, version="50", suspended=True)))
+    ]
+
+
+def test_object_missing_from_relist_is_confirmed_and_stays_engaged_meanwhile() -> None:
+    source = Source(ready("a"), ready("b"), ready("c"))
+    assert source.lists(ready("b")) == []
+    assert sorted(source.requested_names()) == ["a", "c"]
+    assert source.registry.engaged == 3
+
+
+def test_reference_objects_are_three_existing_ones_without_pending_deletion() -> None:
+    source = Source(*(ready(name, uid=f"uid-{name}") for name in "abcd"), not_ready("e", uid="uid-e"))
+    first = source.intake.reference_objects
+    assert first == (("a", "uid-a"), ("b", "uid-b"), ("c", "uid-c"))
+    assert source.intake.reference_objects is first
+    source.take(DeletionReported("b", "uid-b"))
+    assert source.intake.reference_objects == (("a", "uid-a"), ("c", "uid-c"), ("d", "uid-d"))
+    source.take(ObjectChanged(ready("a", "7", uid="another")))
+    assert source.intake.reference_objects == (("a", "another"), ("c", "uid-c"), ("d", "uid-d"))
+    source.take(
+        DeletionReported("c", "uid-c"), DeletionReported("d", "uid-d"), ObjectChanged(outside("a", "8", uid="another"))
+    )
+    assert source.intake.reference_objects == (("e", "uid-e"),)
+
+
+def test_reference_objects_are_unavailable_if_all_objects_are_missing() -> None:
+    source = Source(ready("a"), ready("b"))
+    source.take(DeletionReported("a", "u1"), DeletionReported("b", "u1"))
+    assert source.intake.reference_objects == ()
+
+
+def test_relist_cancels_pending_deletion_of_listed_object() -> None:
+    source = Source(ready())
+    source.take(DeletionReported("a", "u1"))
+    (request,) = source.due_requests()
+    source.lists(ready())
+    assert source.resolve(request, Absent()) == []
+    assert source.registry.engaged == 1
+
+
+def test_object_outside_selector_is_confirmed_once_and_not_after_each_list() -> None:
+    source = Source(ready())
+    source.lists()
+    source.answer(Found(outside()))
+    source.lists()
+    assert source.requested_names() == []
+
+
+def test_object_back_in_list_is_engaged_regardless_of_version() -> None:
+    source = Source(ready(version="10"))
+    source.lists()
+    source.answer(Absent())
+    assert source.lists(ready(version="10"))[0].type.name == "ENGAGED"
+
+
+# --- a restart ---
+
+
+def restored() -> Source:
+    """Return a source restored with clusters `a` and `b`, engaged by an earlier run at second 5."""
+    source = Source()
+    source.restore([(ready("a"), wall(5)), (ready("b"), wall(5))], at(100))
+    return source
+
+
+def test_restored_clusters_are_engaged_at_once_with_their_times() -> None:
+    source = restored()
+    assert source.intake.progress.is_synced
+    assert list(source.registry.clusters()) == [cluster("a", 1, engaged_at=5), cluster("b", 2, engaged_at=5)]
+    assert [record.uid for _, record in source.registry.items()] == ["u1", "u1"]
+
+
+def test_first_list_is_compared_with_restored_clusters() -> None:
+    source = restored()
+    assert source.lists(ready("a"), ready("c", "9")) == [done(engaged(cluster("c", 3, version="9")))]
+    assert source.requested_names() == ["b"]
+    assert source.registry.engaged == 3
+
+
+def test_abandoned_first_list_after_restore_changes_nothing() -> None:
+    source = restored()
+    source.take(ListStarted(), Listed(ready("c")), ListStarted())
+    assert source.registry.engaged == 2
+
+
+# --- reported deletions ---
+
+
+def test_watch_deletion_is_confirmed_and_cluster_stays_engaged_meanwhile() -> None:
+    source = Source(ready())
+    assert source.take(DeletionReported("a", "u1")) == []
+    assert source.registry.engaged == 1
+    assert source.answer(Absent()) == [done(disengaged(cluster(incarnation=1), DELETED, "the object was deleted"))]
+
+
+def test_unconfirmed_deletion_keeps_cluster_engaged() -> None:
+    source = Source(ready())
+    source.take(DeletionReported("a", "u1"))
+    assert source.answer(Inconclusive("503")) == []
+    assert source.registry.engaged == 1
+    assert source.pending_deletions.explain("a") == (0.0, "503")
+    source.now = 1.0
+    assert source.answer(Absent())[0].reason is DELETED
+
+
+def test_refuted_deletion_keeps_cluster_engaged() -> None:
+    source = Source(ready())
+    source.take(DeletionReported("a", "u1"))
+    assert source.answer(Found(ready())) == []
+    assert source.registry.engaged == 1
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [(outside(), LABELS_CHANGED), (not_ready(), NOT_READY), (ready(uid="u2"), DisengageReason.REPLACED)],
+)
+def test_confirmation_applies_state_that_was_found(found: Observation, reason: DisengageReason) -> None:
+    source = Source(ready())
+    source.take(DeletionReported("a", "u1"))
+    assert source.answer(Found(found))[0].reason is reason
+
+
+def test_confirmation_read_of_an_older_version_is_applied_without_a_guard() -> None:
+    source = Source(ready(version="100"))
+    source.lists()
+    assert source.answer(Found(outside(version="50")))[0].reason is LABELS_CHANGED
+
+
+def test_pending_deletion_ends_when_object_is_seen() -> None:
+    source = Source(ready())
+    source.take(DeletionReported("a", "u1"))
+    (request,) = source.due_requests()
+    source.take(ObjectChanged(ready(version="5")))
+    assert source.resolve(request, Absent()) == []
+    assert source.registry.engaged == 1
+
+
+@pytest.mark.parametrize("version", ["9", "10"])
+def test_replayed_event_does_not_resolve_pending_deletion(version: str) -> None:
+    source = Source(ready(version="10"))
+    source.take(DeletionReported("a", "u1"), ObjectChanged(ready(version=version)))
+    assert source.answer(Absent())[0].reason is DELETED
+
+
+def test_event_before_deletion_in_one_batch_is_applied() -> None:
+    source = Source(ready("b"))
+    assert source.take(ObjectChanged(ready("a")), DeletionReported("a", "u1")) == [done(engaged(cluster("a", 2)))]
+    assert source.requested_names() == ["a"]
+
+
+def test_deletion_without_uid_applies_to_current_object() -> None:
+    source = Source(ready())
+    source.take(DeletionReported("a", ""))
+    assert source.requested_names() == ["a"]
+
+
+@pytest.mark.parametrize("report", [DeletionReported("b", "u1"), DeletionReported("a", "u0")])
+def test_deletion_of_unknown_object_is_not_confirmed(report: DeletionReported) -> None:
+    source = Source(ready())
+    source.take(report)
+    assert source.requested_names() == []
+
+
+def test_deletion_of_deleted_object_is_not_confirmed() -> None:
+    source = Source(ready())
+    source.take(DeletionReported("a", "u1"))
+    source.answer(Absent())
+    source.take(DeletionReported("a", "u1"))
+    assert source.requested_names() == []
+
+
+def test_deletion_of_object_that_is_not_engaged_is_confirmed() -> None:
+    source = Source(not_ready("a"))
+    source.take(DeletionReported("a", "u1"))
+    assert source.answer(Found(outside(version="3"))) == []
+    assert source.state() is ObjectState.OUTSIDE
+
+
+# --- the stream ---
+
+
+def test_changes_are_committed_together() -> None:
+    source = Source(ready("a"))
+    batches = list(source.take_batches([ObjectChanged(ready("b")), ObjectChanged(not_ready("a")), EventIgnored("?")]))
+    assert [len(batch) for batch in batches] == [2]
+
+
+def test_list_and_subsequent_events_in_one_chunk_are_both_applied() -> None:
+    source = Source()
+    expected = source.take(ListStarted(), Listed(ready("a")), ListEnded(), ObjectChanged(not_ready("a")))
+    assert [each.type.name for each in expected] == ["ENGAGED", "DISENGAGED"]
+
+
+@pytest.mark.parametrize("count", [EVENTS_PER_STEP - 1, EVENTS_PER_STEP, 3 * EVENTS_PER_STEP + 1])
+def test_large_list_is_applied_in_batches(count: int) -> None:
+    def findings() -> Iterable[SourceEvent[Observation]]:
+        yield ListStarted()
+        yield from (Listed(ready(f"a{index}")) for index in range(count))
+        yield ListEnded()
+
+    for source in (Source(), Source(ready("b"))):
+        batches = list(source.take_batches(findings()))
+        assert sum(map(len, batches)) == count
+        assert max(map(len, batches)) <= EVENTS_PER_STEP
+
+
+def test_intake_without_a_removal_guard_believes_the_first_list() -> None:
+    source = Source(ready("a"))
+    assert source.intake.unverified is None
+    assert source.intake.relist_at is None
+
+
+def test_collection_without_a_removal_guard_holds_nothing() -> None:
+    source = Source(ready("a"))
+    source.lists()
+    assert not source.intake.accept(source.now)
+
+
+def test_reported_deletion_of_object_whose_name_is_no_path_segment_is_believed() -> None:
+    """Nobody knows a cluster of that name, and the object cannot be read."""
+    source = Source(malformed("..", uid="u9"))
+    source.take(DeletionReported("..", "u9"))
+    assert source.requested_names() == []
+    assert source.state("..") is ObjectState.DELETED

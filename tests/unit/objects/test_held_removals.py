@@ -1,0 +1,425 @@
+"""The intake with a removal guard: lists that lack much of the fleet."""
+
+from milo_discoveryd.log.events import Event
+from milo_discoveryd.model.cluster import DisengageReason
+from milo_discoveryd.model.observation import Observation
+from milo_discoveryd.objects.pending_deletions import Absent, ConfirmationResult, Found
+from milo_discoveryd.objects.removal_guard import RemovalGuard, RemovalLimits
+from milo_kube.reflect.messages import (
+    DeletionReported,
+    Listed,
+    ListEnded,
+    ListStarted,
+    ObjectChanged,
+)
+from tests.unit.registry.fleets import ListedClusters, at, not_ready, outside, ready
+
+FLEET = tuple(ready(name) for name in "abcdef")
+LIMITS = RemovalLimits(count=1, share=0.0, verify_after_s=30.0, per_second=1.0)
+
+
+class Source(ListedClusters):
+    """A fleet of six ready clusters."""
+
+    def __init__(self, *more: Observation) -> None:
+        super().__init__(RemovalGuard(LIMITS))
+        self.lists(*FLEET, *more)
+
+    @classmethod
+    def unlisted(cls) -> "Source":
+        """Return a fleet without a list."""
+        source = cls.__new__(cls)
+        ListedClusters.__init__(source, RemovalGuard(LIMITS))
+        return source
+
+    @classmethod
+    def restored(cls) -> "Source":
+        """Return a fleet that a state file had, which stores no versions."""
+        source = cls.unlisted()
+        source.restore(((ready(each.name, version=""), 0.0) for each in FLEET), at(0.0))
+        return source
+
+    def answers(self, answer: ConfirmationResult) -> list[Event]:
+        """Answer all pending confirmation reads."""
+        requests = self.pending_deletions.take_due(self.now)
+        return [done for each in requests for done in self.resolve(each, answer)]
+
+    @property
+    def engaged(self) -> int:
+        return self.registry.engaged
+
+
+def test_empty_relist_is_held_with_reason() -> None:
+    source = Source()
+    source.lists()
+    assert source.requested_names() == []
+    assert (source.engaged, source.pending_deletions.held) == (6, 6)
+    assert source.intake.held is not None
+    why = source.pending_deletions.explain("a")
+    assert why is not None
+    assert "lacks 6 of 6 engaged clusters" in why[1]
+
+
+def test_empty_list_is_held_for_clusters_that_other_members_own() -> None:
+    source = Source()
+    source.registry.assigned_elsewhere = lambda _: "another member owns it"
+    for each in FLEET:
+        source.registry.lose(each.name, "another member owns it", at(1.0))
+    assert (source.engaged, source.store.established_count) == (0, 6)
+    source.lists()
+    assert source.requested_names() == []
+    assert source.pending_deletions.held == 6
+
+
+def test_empty_list_is_held_for_clusters_that_were_ready_before() -> None:
+    source = Source()
+    source.take(*(ObjectChanged(not_ready(each.name, "2")) for each in FLEET))
+    assert source.engaged == 0
+    source.lists()
+    assert source.requested_names() == []
+    assert source.pending_deletions.held == 6
+
+
+def test_empty_list_is_not_held_for_objects_that_were_never_ready_under_their_uid() -> None:
+    source = Source()
+    source.take(*(ObjectChanged(not_ready(each.name, "2", uid="another")) for each in FLEET))
+    assert source.store.established_count == 0
+    source.lists()
+    assert len(source.requested_names()) == 6
+
+
+def test_removals_confirmed_by_second_list_are_released_at_limited_rate() -> None:
+    source = Source()
+    source.lists()
+    source.now = 30.0
+    source.lists()
+    assert source.intake.held is None
+    gone = []
+    for second in range(6):
+        source.now = 30.0 + second
+        gone += source.answers(Absent())
+        assert len(gone) == second + 1
+    assert {done.reason for done in gone} == {DisengageReason.DELETED}
+    assert source.engaged == 0
+
+
+def test_held_removals_are_dropped_if_second_list_has_the_objects() -> None:
+    source = Source()
+    source.lists()
+    source.now = 30.0
+    assert source.lists(*FLEET) == []
+    assert (source.engaged, len(source.pending_deletions), source.intake.held) == (6, 0, None)
+
+
+def test_held_removal_is_cancelled_by_watch_event() -> None:
+    source = Source()
+    source.lists()
+    source.take(*(ObjectChanged(ready(name, "2")) for name in "abcdef"))
+    assert len(source.pending_deletions) == 0
+    assert source.intake.held is None
+
+
+def test_refuted_deletion_stops_release_of_held_removals() -> None:
+    source = Source()
+    source.lists()
+    source.now = 30.0
+    source.lists()
+    source.answers(Found(ready("a")))
+    source.now = 40.0
+    assert source.requested_names() == ["a"]  # a refuted deletion is checked again
+    assert (source.engaged, source.pending_deletions.held) == (6, 5)
+    assert source.intake.held is not None
+
+
+def test_removals_released_before_a_refuted_deletion_are_not_held() -> None:
+    source = Source()
+    source.lists()
+    source.now = 30.0
+    source.lists()
+    source.answers(Absent())
+    source.now = 31.0
+    source.answers(Found(ready("b")))
+    assert (source.engaged, source.pending_deletions.held) == (5, 4)
+
+
+def test_object_found_outside_selector_does_not_stop_release_of_held_removals() -> None:
+    source = Source()
+    source.lists()
+    source.now = 30.0
+    source.lists()
+    (done,) = source.answers(Found(outside("a")))
+    assert done.reason is DisengageReason.LABELS_CHANGED
+    source.now = 31.0
+    assert source.requested_names() == ["b"]
+
+
+def test_cluster_missing_from_list_of_restored_server_is_kept() -> None:
+    source = Source()
+    source.lists(*FLEET[1:], versions_went_back=True)
+    source.now = 30.0
+    source.lists(*FLEET[1:], versions_went_back=True)
+    source.now = 1000.0
+    source.lists(*FLEET[1:])
+    assert source.requested_names() == []
+    assert source.engaged == 6
+
+
+def test_watch_deletion_is_confirmed_although_it_is_held() -> None:
+    source = Source()
+    source.lists()
+    source.take(DeletionReported("a", "u1"))
+    (done,) = source.answers(Absent())
+    assert done.cluster.target.name == "a"
+    assert source.pending_deletions.held == 5
+
+
+def test_deletion_confirmed_during_list_is_not_held() -> None:
+    source = Source()
+    source.take(DeletionReported("a", "u1"))
+    [requested_names] = source.pending_deletions.take_due(source.now)
+    batches = source.take_batches((ListStarted(), Listed(ready("b", "2")), ListEnded()))
+    next(batches)  # confirmations are limited per second from here on
+    [left] = source.resolve(requested_names, Found(outside("a")))
+    assert left.reason is DisengageReason.LABELS_CHANGED
+    for _ in batches:
+        pass
+    assert source.pending_deletions.explain("a") is None
+    assert source.pending_deletions.held == 4
+
+
+def test_removals_of_objects_that_are_not_engaged_are_not_held() -> None:
+    source = Source(not_ready("x"), not_ready("y"), not_ready("z"))
+    source.lists(*FLEET)
+    assert sorted(source.requested_names()) == ["x", "y", "z"]
+    assert source.intake.held is None
+
+
+def test_restored_clusters_remain_known_while_lists_are_held() -> None:
+    source = Source()
+    source.restore([], at(0.0))
+    source.lists()
+    assert source.intake.is_restored
+    source.lists(*FLEET)
+    assert not source.intake.is_restored
+
+
+def test_f35_second_list_is_requested_even_if_all_held_objects_reappear() -> None:
+    """No watch reports objects that were created while the daemon was down."""
+    source = Source()
+    source.restore([], at(0.0))
+    source.lists()
+    source.take(*(ObjectChanged(ready(name, "2")) for name in "abcdef"))
+    assert source.pending_deletions.held == 0
+    assert source.intake.held is not None
+    assert source.intake.held.verify_at == 30.0
+    source.lists(*(ready(name, "2") for name in "abcdef"))
+    assert (source.intake.is_restored, source.intake.held) == (False, None)
+
+
+OTHERS = tuple(ready(name, uid="u9") for name in "xyz")
+
+
+def recreated(names: str) -> tuple[Observation, ...]:
+    return tuple(ready(name, "9", uid="u9") for name in names)
+
+
+def test_f21_list_of_another_server_is_ignored() -> None:
+    source = Source()
+    assert source.lists(*OTHERS) == []
+    assert (source.engaged, source.pending_deletions.held) == (6, 6)
+    assert source.registry["x"] is None
+    assert source.intake.held is not None
+    assert "none of the 6 engaged clusters" in source.intake.held.message
+
+
+def test_f21_watch_of_another_server_is_ignored() -> None:
+    source = Source()
+    source.lists(*OTHERS)
+    assert (
+        source.take(ObjectChanged(ready("a", "9", uid="u9")), DeletionReported("b", "u1"), ObjectChanged(OTHERS[0]))
+        == []
+    )
+    assert source.requested_names() == []
+
+
+def test_f21_repeated_lists_of_another_server_disengage_nothing() -> None:
+    source = Source()
+    for second in range(0, 1000, 30):
+        source.now = float(second)
+        assert source.lists(*OTHERS) == []
+    assert source.requested_names() == []
+    assert source.engaged == 6
+
+
+def test_f21_list_of_own_server_ends_the_hold() -> None:
+    source = Source()
+    source.lists(*OTHERS)
+    source.now = 30.0
+    (engaged,) = source.lists(*FLEET[1:], ready("g"))
+    assert engaged.cluster.target.name == "g"
+    assert source.requested_names() == ["a"]
+    assert source.intake.held is None
+    assert [done.cluster.target.name for done in source.take(ObjectChanged(ready("h")))] == ["h"]
+
+
+def test_unverified_first_list_of_another_server_ends_once_two_larger_lists_agree() -> None:
+    source = Source.unlisted()
+    source.lists(*OTHERS)
+    source.now = 2.0
+    assert source.lists(*FLEET) == []
+    source.now = 32.0
+    assert {event.cluster.target.name for event in source.lists(*FLEET)} == set("abcdef")
+    assert source.intake.is_restored, "a subscriber of an earlier run must not see the clusters of the other server"
+    ended = []
+    for source.now in (32.0, 33.0, 34.0):
+        ended += source.answers(Absent())
+    assert {event.cluster.target.name for event in ended} == set("xyz")
+    assert not source.intake.is_restored
+
+
+def test_f21_empty_list_after_another_server_requires_a_second() -> None:
+    source = Source()
+    source.lists(*OTHERS)
+    source.now = 30.0
+    source.lists()
+    assert source.requested_names() == []
+    source.now = 60.0
+    source.lists()
+    assert source.requested_names() == ["a"]
+
+
+def test_f19_replacement_of_most_objects_is_held_then_applied_one_by_one() -> None:
+    source = Source()
+    (engaged,) = source.lists(FLEET[0], *recreated("bcdef"), ready("g"))
+    assert engaged.cluster.target.name == "g"
+    assert (source.engaged, source.pending_deletions.held) == (7, 5)
+    source.now = 30.0
+    source.lists(FLEET[0], *recreated("bcdef"), ready("g"))
+    events = []
+    for place, name in enumerate("bcdef"):
+        source.now = 30.0 + place
+        events += source.answers(Found(recreated(name)[0]))
+    assert [each.reason for each in events] == [DisengageReason.REPLACED, None] * 5
+    assert len(source.pending_deletions) == 0
+
+
+def test_f19_replacement_of_few_objects_is_applied_at_once() -> None:
+    source = Source()
+    done = source.lists(*FLEET[1:], *recreated("a"))
+    assert [each.reason for each in done] == [DisengageReason.REPLACED, None]
+
+
+def test_f35_restored_cluster_with_another_uid_is_replaced_at_once() -> None:
+    source = Source.restored()
+    done = source.lists(*FLEET[1:], *recreated("a"))
+    assert [each.reason for each in done] == [DisengageReason.REPLACED, None]
+    assert not source.intake.is_restored
+
+
+def test_replacement_of_most_restored_clusters_is_held_as_in_a_running_daemon() -> None:
+    source = Source.restored()
+    assert source.lists(*recreated("abcdef")) == []
+    assert (source.engaged, source.pending_deletions.held, source.intake.is_restored) == (6, 6, True)
+    source.now = 30.0
+    source.lists(*recreated("abcdef"))
+    events = []
+    for place, name in enumerate("abcdef"):
+        source.now = 30.0 + place
+        events += source.answers(Found(recreated(name)[0]))
+    assert [each.reason for each in events] == [DisengageReason.REPLACED, None] * 6
+    assert not source.intake.is_restored
+
+
+def test_clusters_that_the_first_held_list_lacks_stay_although_later_ones_lack_few() -> None:
+    source = Source()
+    source.lists()
+    source.now = 2.0
+    source.lists(*FLEET[1:])
+    assert (source.requested_names(), source.pending_deletions.held) == ([], 1)
+    source.now = 30.0
+    source.lists(*FLEET[1:])
+    assert source.requested_names() == ["a"]
+
+
+def test_deletions_that_the_watch_reports_at_once_are_held_until_a_list_lacks_the_clusters_too() -> None:
+    source = Source()
+    assert source.take(*(DeletionReported(name, "u1") for name in "abcd")) == []
+    assert source.requested_names() == ["a"]
+    held = source.intake.held
+    assert held is not None
+    assert held.message in (source.pending_deletions.explain("d") or (0.0, ""))[1]
+
+    source.now = 30.0
+    source.lists(*FLEET[4:])
+    assert source.intake.held is None
+    assert source.requested_names() == []
+    source.now = 33.0
+    assert source.requested_names() == ["b", "c", "d"]
+
+
+def test_cluster_whose_reported_deletion_is_held_stays_engaged_when_it_is_listed() -> None:
+    source = Source()
+    source.take(*(DeletionReported(name, "u1") for name in "abcd"))
+    source.answers(Absent())
+    source.now = 30.0
+    assert source.lists(*FLEET[1:]) == []
+    assert (source.engaged, source.intake.held, len(source.pending_deletions)) == (5, None, 0)
+
+
+def test_second_list_is_due_until_the_first_is_verified_and_while_removals_are_held() -> None:
+    source = Source()
+    assert source.intake.relist_at == 30.0
+    source.now = 20.0
+    source.lists()
+    assert source.intake.relist_at == 50.0
+
+
+def terminating(name: str, version: str = "2") -> Observation:
+    return ready(name, version, deletion_requested_at=7.0)
+
+
+def test_announced_deletions_that_the_watch_reports_are_not_counted_as_a_mass_removal() -> None:
+    source = Source()
+    source.take(*(ObjectChanged(terminating(name)) for name in "abcde"))
+    source.take(*(DeletionReported(name, "u1") for name in "abcde"))
+    assert len(source.answers(Absent())) == 5
+    assert (source.engaged, source.intake.held) == (1, None)
+
+
+def test_list_without_objects_whose_deletion_was_announced_is_not_a_mass_removal() -> None:
+    source = Source()
+    source.take(*(ObjectChanged(terminating(name)) for name in "abcde"))
+    source.lists(FLEET[5])
+    assert len(source.answers(Absent())) == 5
+    assert (source.engaged, source.intake.held) == (1, None)
+
+
+def test_list_that_lacks_much_of_the_rest_is_held_beside_announced_deletions() -> None:
+    source = Source()
+    source.take(*(ObjectChanged(terminating(name)) for name in "ab"))
+    source.lists(FLEET[5])
+    assert sorted(source.requested_names()) == ["a", "b"]
+    assert source.pending_deletions.held == 3
+
+
+def test_announced_deletion_whose_name_has_another_object_is_a_replacement_at_once() -> None:
+    source = Source()
+    source.take(*(ObjectChanged(terminating(name)) for name in "abcde"))
+    done = source.lists(FLEET[5], *recreated("abcde"))
+    assert [each.reason for each in done] == [DisengageReason.REPLACED, None] * 5
+
+
+def test_f21_list_of_another_server_confirms_no_announced_deletion() -> None:
+    source = Source()
+    source.take(*(ObjectChanged(terminating(name)) for name in "abcdef"))
+    assert source.lists(*OTHERS) == []
+    assert (source.requested_names(), source.pending_deletions.held) == ([], 6)
+
+
+def test_list_of_restored_server_confirms_no_announced_deletion() -> None:
+    source = Source()
+    source.take(*(ObjectChanged(terminating(name)) for name in "ab"))
+    source.lists(*FLEET[2:], versions_went_back=True)
+    source.now = 30.0
+    source.lists(*FLEET[2:], versions_went_back=True)
+    assert (source.requested_names(), source.engaged) == ([], 6)

@@ -1,0 +1,323 @@
+"""Lists and reads that are older than what was seen: a lagging replica, or a server restored from a backup."""
+
+import pytest
+
+from milo_discoveryd.model.cluster import DisengageReason
+from milo_discoveryd.model.observation import ObjectState, Observation, Ready
+from milo_discoveryd.objects.pending_deletions import Absent, Found
+from milo_kube.reflect.messages import DeletionReported, Listed, ListEnded, ListStarted, ObjectChanged
+from tests.unit.objects.test_held_removals import FLEET, Source
+from tests.unit.registry.fleets import malformed, not_ready, outside, ready
+
+NEW = tuple(ready(name, "120") for name in "abcdef")
+OLD = tuple(not_ready(name, "50") for name in "abcdef")
+
+
+def at_version_120() -> Source:
+    source = Source()
+    source.take(*map(ObjectChanged, NEW))
+    return source
+
+
+def restored(source: Source, *listed: Observation, version: str = "") -> None:
+    """Apply the same old list until the server counts as restored."""
+    for source.now in (0.0, 10.0, 30.0):
+        assert source.lists(*listed, versions_went_back=True, version=version) == []
+
+
+def test_list_of_a_lagging_replica_is_ignored() -> None:
+    source = at_version_120()
+    assert source.lists(*OLD, versions_went_back=True) == []
+    assert source.intake.held is not None
+    assert source.intake.held.verify_at == 5.0
+    assert source.intake.ignores_lists
+    source.now = 5.0
+    assert source.lists(*NEW) == []
+    assert not source.intake.ignores_lists
+    assert (source.engaged, source.intake.held, source.pending_deletions.held) == (6, None, 0)
+
+
+def test_list_of_a_lagging_replica_reports_no_deletion() -> None:
+    source = at_version_120()
+    source.lists(versions_went_back=True)
+    assert (source.engaged, source.requested_names()) == (6, [])
+
+
+def test_list_of_a_lagging_replica_after_a_list_without_a_version_is_ignored() -> None:
+    source = Source()
+    source.lists(*NEW)
+    source.lists(*OLD, version="0")
+    assert not source.intake.ignores_lists, "a server may say 0 always"
+    source.lists(*NEW)
+    assert source.lists(*OLD, version="50") == []
+    assert source.intake.ignores_lists
+    [end] = source.lists(not_ready("a", "130"), *NEW[1:], version="130")
+    assert end.reason is DisengageReason.NOT_READY
+
+
+def test_restored_server_with_older_objects_disengages_no_cluster() -> None:
+    source = at_version_120()
+    restored(source, *OLD)
+    assert (source.engaged, source.pending_deletions.held) == (6, 6)
+    assert source.intake.held is not None
+    assert "went back" in source.intake.held.message
+
+
+@pytest.mark.parametrize(
+    "older", [not_ready("a", "50"), ready("a", "50", labels={"env": "old"}), ready("a", "50", "u0")]
+)
+def test_restored_server_changes_no_engaged_cluster(older: Observation) -> None:
+    source = at_version_120()
+    restored(source, older, *(ready(name, "50") for name in "bcdef"))
+    assert (source.engaged, source.pending_deletions.held) == (6, 1)
+
+
+def test_restored_server_engages_new_clusters() -> None:
+    source = at_version_120()
+    source.lists(*(ready(name, "50") for name in "abcdef"), ready("g", "50"), versions_went_back=True)
+    source.now = 30.0
+    source.lists(*(ready(name, "50") for name in "abcdef"), ready("g", "50"), versions_went_back=True)
+    assert source.engaged == 7
+
+
+def test_cluster_held_after_a_restore_follows_its_next_change() -> None:
+    source = at_version_120()
+    restored(source, *OLD)
+    assert [each.cluster.target.name for each in source.take(ObjectChanged(not_ready("a", "60")))] == ["a"]
+    assert (source.engaged, source.pending_deletions.held) == (5, 5)
+
+
+def test_cluster_held_after_a_restore_stays_engaged_when_the_same_state_is_repeated() -> None:
+    source = at_version_120()
+    restored(source, *OLD)
+    assert source.take(ObjectChanged(not_ready("a", "50"))) == []
+    source.now = 60.0
+    assert source.lists(*OLD) == []  # the server's versions have passed those seen before
+    assert (source.engaged, source.pending_deletions.held) == (6, 6)
+
+
+def test_older_state_of_object_in_newer_list_is_held() -> None:
+    source = at_version_120()
+    assert source.lists(*NEW[1:], not_ready("a", "50")) == []
+    assert (source.engaged, source.pending_deletions.held) == (6, 1)
+
+
+def test_second_restore_of_the_server_is_detected() -> None:
+    source = at_version_120()
+    kept = [ready(name, "50") for name in "abcdef"]
+    restored(source, *kept, version="50")
+    source.take(ObjectChanged(ready("g", "60")))
+    assert source.engaged == 7
+    for source.now in (100.0, 110.0):
+        assert source.lists(*kept, versions_went_back=True, version="55") == []
+        assert source.requested_names() == [], "the list is older than the change that engaged g"
+    source.now = 130.0
+    source.lists(*kept, versions_went_back=True, version="55")
+    assert (source.engaged, source.pending_deletions.held, source.requested_names()) == (7, 1, [])
+
+
+def test_deletion_by_restored_server_is_applied_while_its_versions_grow() -> None:
+    source = at_version_120()
+    kept = [ready(name, "50") for name in "abcdef"]
+    restored(source, *kept, version="50")
+    source.take(ObjectChanged(ready("g", "60")))
+    source.now = 100.0
+    source.lists(*kept, versions_went_back=True, version="61")
+    assert [each.cluster.target.name for each in source.answers(Absent())] == ["g"]
+
+
+def test_deletion_after_a_server_restore_is_confirmed_although_others_are_held() -> None:
+    source = at_version_120()
+    restored(source, *OLD[:3], *(ready(name, "50") for name in "de"))  # f is missing, and a, b, c are in an older state
+    assert (source.engaged, source.pending_deletions.held) == (6, 4)
+    source.now = 100.0
+    source.lists(*OLD[:3], ready("d", "50"), versions_went_back=True)
+    assert [each.cluster.target.name for each in source.answers(Absent())] == ["e"]
+    assert (source.engaged, source.pending_deletions.held) == (5, 4)
+    assert source.intake.held is not None
+
+
+def test_accepted_restore_disengages_missing_clusters() -> None:
+    source = at_version_120()
+    restored(source, *OLD[:3], *(ready(name, "50") for name in "de"))
+    source.now = 100.0
+    assert source.intake.accept(source.now)
+    gone = source.lists(*OLD[:3], *(ready(name, "50") for name in "de"), versions_went_back=True)
+    assert [each.cluster.target.name for each in gone] == ["a", "b", "c"]
+    assert [each.cluster.target.name for each in source.answers(Absent())] == ["f"]
+    assert (source.engaged, source.pending_deletions.held, source.intake.held) == (2, 0, None)
+
+
+def test_accept_without_held_removals_changes_nothing() -> None:
+    source = at_version_120()
+    assert not source.intake.accept(0.0)
+    source.lists()
+    assert source.engaged == 6
+
+
+def test_hold_after_a_server_restore_survives_a_daemon_restart() -> None:
+    source = Source.__new__(Source)
+    Source.__init__(source)
+    source.intake.progress.awaits_list = True
+    for ready_one in FLEET:
+        source.store.set_version(ready_one.name, "")
+    restored(source, *OLD[:3])
+    assert (source.engaged, source.pending_deletions.held) == (6, 6)
+
+
+def test_list_with_only_known_not_ready_objects_is_not_foreign() -> None:
+    others = tuple(not_ready(name) for name in "uvwxyz")
+    source = Source(*others)
+    source.lists(*others)
+    assert source.intake.held is not None
+    assert not source.intake.held.is_foreign
+    source.now = 30.0
+    source.lists(*others)
+    gone = []
+    for source.now in range(30, 40):
+        gone += source.answers(Absent())
+    assert (len(gone), source.engaged) == (6, 0)
+
+
+def test_list_with_other_uids_of_known_not_ready_names_is_foreign() -> None:
+    source = Source(not_ready("u"))
+    source.lists(not_ready("u", uid="another"))
+    assert source.intake.held is not None
+    assert source.intake.held.is_foreign
+
+
+def test_confirmation_read_of_an_older_version_neither_refutes_nor_applies() -> None:
+    source = at_version_120()
+    source.lists(*NEW[1:])
+    assert source.answers(Found(not_ready("a", "100"))) == []
+    assert source.pending_deletions.explain("a") == (0.0, "the read returned an older version than the watch or a list")
+    assert source.engaged == 6
+
+
+def test_reads_that_keep_returning_an_older_version_count_as_a_server_restore() -> None:
+    source = at_version_120()
+    source.lists(*NEW[1:])
+    source.answers(Found(not_ready("a", "100")))
+    source.now = 30.0
+    assert source.answers(Found(not_ready("a", "100"))) == []
+    assert source.intake.held is not None
+    assert source.intake.held.verify_at is None
+    assert (source.engaged, source.pending_deletions.held) == (6, 1)
+
+
+@pytest.mark.parametrize("name", ["a?b#c", "x" * 254])
+def test_object_whose_name_cannot_be_in_a_path_is_forgotten_without_a_read(name: str) -> None:
+    hostile = not_ready(name)
+    source = Source(hostile)
+    source.lists(*FLEET)
+    assert source.requested_names() == []
+    record = source.registry[name]
+    assert record is not None
+    assert record.state is ObjectState.DELETED
+
+
+def test_refuted_deletion_is_confirmed_by_a_later_read() -> None:
+    source = Source()
+    source.lists(*FLEET[1:])
+    assert source.answers(Found(FLEET[0])) == []
+    assert source.pending_deletions.explain("a") is None
+    source.now = 1.0
+    assert [each.cluster.target.name for each in source.answers(Absent())] == ["a"]
+
+
+def test_object_whose_deletion_was_refuted_by_a_read_is_no_reference_object() -> None:
+    """Nor for itself: the deletion of the only known object could never be confirmed."""
+    source = Source()
+    source.lists(*FLEET[1:])
+    source.answers(Found(FLEET[0]))
+    assert [name for name, _ in source.intake.reference_objects] == ["b", "c", "d"]
+    source.take(ObjectChanged(ready("a", "2")))
+    assert source.store.is_present("a", "u1")
+
+
+def test_refuted_deletion_is_dropped_when_the_watch_shows_the_object() -> None:
+    source = Source()
+    source.lists(*FLEET[1:])
+    source.answers(Found(FLEET[0]))
+    seen = ready("a", "2")
+    assert isinstance(seen, Ready)
+    source.take(ObjectChanged(seen))
+    source.now = 1000.0
+    assert source.requested_names() == []
+
+
+class TestReadThatContradictsTheList:
+    """A list at version 120 lacks `a`, whose deletion is then confirmed by a read."""
+
+    @pytest.fixture
+    def source(self) -> Source:
+        source = Source()
+        source.lists(*FLEET[1:], version="120")
+        return source
+
+    @pytest.mark.parametrize("older", [ready("a", "110", "u2"), not_ready("a", "110"), malformed("a", "110", "u2")])
+    def test_read_older_than_the_list_does_not_refute_deletion(self, source: Source, older: Observation) -> None:
+        assert source.answers(Found(older)) == []
+        source.now = 5.0
+        assert [each.reason for each in source.answers(Absent())] == [DisengageReason.DELETED]
+
+    def test_read_older_than_the_list_is_applied_if_it_persists(self, source: Source) -> None:
+        source.answers(Found(ready("a", "110", "u2")))
+        source.now = 30.0
+        ended, began = source.answers(Found(ready("a", "110", "u2")))
+        assert (ended.reason, began.cluster.object_uid) == (DisengageReason.REPLACED, "u2")
+
+    @pytest.mark.parametrize("newer", [ready("a", "121", "u2"), outside("a", "110")])
+    def test_read_consistent_with_the_list_is_applied(self, source: Source, newer: Observation) -> None:
+        assert source.answers(Found(newer)) != []
+
+    def test_read_after_a_hold_gives_the_replica_time_to_catch_up(self, source: Source) -> None:
+        for source.now in (0.0, 30.0):
+            source.lists(*FLEET[3:], version="120")
+        source.pending_deletions.discard("b")
+        source.pending_deletions.discard("c")
+        assert source.answers(Found(ready("a", "110", "u2"))) == []
+        source.now = 35.0
+        assert source.answers(Found(not_ready("a", "0"))) == []
+        assert source.intake.held is None, "the replica may still catch up"
+        source.now = 60.0
+        assert [each.reason for each in source.answers(Absent())] == [DisengageReason.DELETED]
+
+    def test_restored_cluster_is_not_replaced_by_a_predecessor_outside_of_the_selector(self) -> None:
+        source = Source.restored()
+        source.lists(*FLEET[1:], version="120")
+        assert source.answers(Found(outside("a", "110", "u0"))) == []
+        source.now = 5.0
+        assert [each.reason for each in source.answers(Absent())] == [DisengageReason.DELETED]
+
+    def test_restored_cluster_is_replaced_by_another_object_outside_of_the_selector(self) -> None:
+        source = Source.restored()
+        source.lists(*FLEET[1:], version="120")
+        source.answers(Found(outside("a", "110", "u2")))
+        source.now = 30.0
+        assert [each.reason for each in source.answers(Found(outside("a", "110", "u2")))] == [DisengageReason.REPLACED]
+
+    def test_read_of_known_state_refutes_deletion(self, source: Source) -> None:
+        assert source.answers(Found(FLEET[0])) == []
+        assert source.pending_deletions.explain("a") is None
+
+
+def test_list_takes_no_cluster_back_behind_a_read_that_overtook_it() -> None:
+    source = at_version_120()
+    source.take(DeletionReported("a", "u1"))
+    (request,) = source.pending_deletions.take_due(source.now)
+    listed = [ready(name, "121", labels={"from": "list"}) for name in "abcdef"]
+    source.take(ListStarted(), *map(Listed, listed))
+    read = Found(ready("a", "130", labels={"from": "read"}))
+    assert [event.type.name for event in source.resolve(request, read)] == ["UPDATED"]
+    source.take(ListEnded(version="121"))
+    labels = {each.target.name: each.target.labels for each in source.registry.clusters()}
+    assert labels["a"] == (("from", "read"),)
+
+
+def test_older_object_that_cannot_be_read_keeps_its_cluster_as_it_was() -> None:
+    source = at_version_120()
+    assert source.lists(malformed("a", "50"), *NEW[1:]) == []
+    record = source.registry["a"]
+    assert record is not None
+    assert (record.state, record.engaged) == (ObjectState.MALFORMED, True)

@@ -1,0 +1,61 @@
+"""A fleet restored from the state of an earlier run."""
+
+from milo_discoveryd.log.events import Event, EventType
+from milo_discoveryd.model.cluster import DisengageReason
+from milo_discoveryd.model.observation import ObjectState
+from milo_discoveryd.objects.pending_deletions import Absent, Inconclusive
+from milo_kube.reflect.messages import ObjectChanged
+from tests.unit.objects.test_collection import Source
+from tests.unit.registry.fleets import at, ready
+
+
+def restored(*names: str) -> Source:
+    source = Source()
+    source.restore(((ready(name, version=""), 7.0) for name in names), at(100.0))
+    return source
+
+
+def summarized(done: list[Event]) -> list[tuple[EventType, str, DisengageReason | None]]:
+    return [(each.type, each.cluster.target.name, each.reason) for each in done]
+
+
+def test_restored_fleet_is_served_at_once_with_its_times() -> None:
+    source = restored("alpha", "beta")
+    record = source.registry["alpha"]
+    assert source.intake.progress.is_synced
+    assert source.registry.engaged == len(list(source.registry.items())) == 2
+    assert record is not None
+    assert record.cluster is not None
+    assert (record.state, record.cluster.engaged_at) == (ObjectState.READY, 7.0)
+
+
+def test_first_list_identical_to_restored_fleet_changes_nothing() -> None:
+    source = restored("alpha")
+    assert source.lists(ready("alpha")) == []
+
+
+def test_restored_cluster_missing_from_first_list_is_confirmed() -> None:
+    source = restored("alpha", "beta")
+    listed = source.lists(ready("beta", labels={"env": "prod"}), ready("gamma"))
+    assert summarized(listed) == [(EventType.UPDATED, "beta", None), (EventType.ENGAGED, "gamma", None)]
+    (request,) = source.pending_deletions.take_due(source.now)
+    assert source.intake.is_restored, "a subscriber that knows of the deletion must not see the cluster again"
+    answered = source.resolve(request, Absent())
+    assert summarized(answered) == [(EventType.DISENGAGED, "alpha", DisengageReason.DELETED)]
+    assert not source.intake.is_restored
+
+
+def test_state_is_not_restored_once_a_confirmation_failed() -> None:
+    """A server that refuses such reads does not keep subscribers waiting."""
+    source = restored("alpha", "beta")
+    source.lists(ready("beta"))
+    (request,) = source.pending_deletions.take_due(source.now)
+    assert source.resolve(request, Inconclusive("refused")) == []
+    assert not source.intake.is_restored
+
+
+def test_state_is_not_restored_once_a_missing_cluster_is_seen_again() -> None:
+    source = restored("alpha", "beta")
+    source.lists(ready("beta"))
+    source.take(ObjectChanged(ready("alpha", version="9")))
+    assert not source.intake.is_restored
