@@ -17,8 +17,7 @@ from typing import Any, Protocol, TypeVar, overload
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from milo_controllers.cache_budget import CacheBudget, CacheLimits
-from milo_controllers.cluster_api import ClusterApi
-from milo_controllers.connections import Connections
+from milo_controllers.cluster_api import IDLE_S, USER_AGENT, ClusterApi
 from milo_controllers.controller import Controller, ControllerSpec, Shared
 from milo_controllers.event_log import EventLog
 from milo_controllers.fleet_view import ClusterCaches, FleetView
@@ -39,6 +38,7 @@ from milo_discovery.client import DiscoveryClient
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.fleet import DiscoveryState, Fleet
 from milo_discovery.model import Cluster
+from milo_kube.api_server import Pools
 from milo_kube.loop_watchdog import LoopWatchdog
 from milo_kube.reflect.reflector import ReflectorPolicy
 
@@ -168,7 +168,7 @@ class Controllers(RunsInBackground):
         # The daemon's image, which publishes clusters by parts of this package, has no h2.
         from milo_kube.http.http2 import Http2Connection  # noqa: PLC0415
 
-        self._connections = Connections(http2=Http2Connection)
+        self._pools = Pools(user_agent=USER_AGENT, idle_s=IDLE_S, http2=Http2Connection)
         self._metrics = ControllerMetrics.of(registry, max_clusters=max_clusters_in_metrics)
         self.registry = registry
         """The registry of the metrics."""
@@ -481,7 +481,7 @@ class Controllers(RunsInBackground):
         """Run the informers and reconciles of a cluster, until it is disengaged."""
         try:
             async with cluster.credentials() as credentials:
-                api = ClusterApi(cluster.name, credentials, self._connections, proxy=cluster.proxy, tracer=self._tracer)
+                api = ClusterApi(cluster.name, credentials, self._pools, proxy=cluster.proxy, tracer=self._tracer)
                 try:
                     with unwrap_single_error():
                         async with asyncio.TaskGroup() as tasks:

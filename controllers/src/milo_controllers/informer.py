@@ -12,14 +12,14 @@ from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from milo_controllers.cache_budget import CacheBudget
 from milo_controllers.cluster_api import (
-    CONNECT_TIMEOUT_S,
-    JSON,
     METADATA_LIST_ONLY,
     METADATA_ONLY,
     ClusterApi,
 )
 from milo_controllers.kinds import CacheKey, Kind
 from milo_controllers.object_cache import CachedObject, Change, Index, ObjectCache, ObjectDecoder
+from milo_kube.api_request import JSON
+from milo_kube.api_server import CONNECT_TIMEOUT_S
 from milo_kube.list_watch import Answer, DeadlineWaits, ListWatch, Stream
 from milo_kube.reflect.messages import EventIgnored, Listed, ObjectChanged, SourceEvent
 from milo_kube.reflect.reflector import Reflector, ReflectorPolicy

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, TypeVar, c
 import msgspec
 
 from milo_controllers.errors import NotCached
+from milo_kube.api_request import is_segment
 
 T = TypeVar("T")
 Document = dict[str, Any]
@@ -27,8 +28,6 @@ else:
 
 _RESOURCE = re.compile(r"(?:(?P<group>[a-z0-9.-]+)/)?(?P<version>v[a-z0-9]+)/(?P<plural>[a-z0-9.-]+)")
 _METADATA_FIELDS = frozenset({"apiVersion", "kind", "metadata"})
-# A server or proxy that normalizes "..", "%2e%2e", "?" or "#" would apply the request to another path.
-_SEGMENT = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._~:@-]+")
 
 
 class CacheKey(NamedTuple):
@@ -175,7 +174,7 @@ def _without_none(value: Any) -> Any:
 
 
 def _segment(name: str) -> str:
-    if not _SEGMENT.fullmatch(name):
+    if not is_segment(name):
         raise ValueError(f"{name!r} is not the name of a Kubernetes object")
     return name
 

@@ -13,8 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from milo_controllers.cluster_api import ClusterApi
-from milo_controllers.connections import Connections
+from milo_controllers.cluster_api import IDLE_S, USER_AGENT, ClusterApi
 from milo_controllers.errors import ApiError, Unreachable
 from milo_controllers.local_kubeconfig import LocalAccess, default_source, issue
 from milo_discovery._api_clients import ApiClients
@@ -22,6 +21,7 @@ from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.errors import ClusterNotFound
 from milo_discovery.fleet import DiscoveryState
 from milo_discovery.model import Cluster, ClusterReport, Kubeconfig
+from milo_kube.api_server import Pools
 
 
 class SingleCluster:
@@ -68,7 +68,7 @@ class SingleCluster:
         found = await asyncio.to_thread(self._source.read)
         engaged = self._engaged(found)
         async with engaged.credentials() as credentials:
-            api = ClusterApi(self._name, credentials, Connections(), proxy=found.proxy)
+            api = ClusterApi(self._name, credentials, Pools(user_agent=USER_AGENT, idle_s=IDLE_S), proxy=found.proxy)
             try:
                 yield OwnCluster(api, found.namespace or "default")
             finally:

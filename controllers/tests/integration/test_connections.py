@@ -7,9 +7,9 @@ import sys
 import pytest
 
 from milo_controllers.cluster_api import ClusterApi
-from milo_controllers.connections import Connections
 from milo_controllers.errors import ApiError
 from milo_discovery._kubeconfig_access import KubeconfigAccess
+from milo_kube.api_server import Pools
 from milo_kube.http.errors import TransportError
 from milo_kube.http.http2 import Http2Connection
 from tests.integration.http.http2_peer import Accepted, Authority, serving
@@ -38,10 +38,10 @@ async def test_clusters_of_one_host_share_a_connection_over_http2(
     def script(accepted: Accepted, stream: int) -> None:
         accepted.answer(stream, b"{}", end=False)
 
-    connections = Connections(environ=environ, http2=Http2Connection)
+    pools = Pools(user_agent="controllers", environ=environ, http2=Http2Connection)
     async with serving(authority, script) as peer:
         access = KubeconfigAccess(server=peer.url, authorities=authority.pem, token="secret")
-        apis = [ClusterApi(name, Fixed(access), connections) for name in ("alpha", "beta", "gamma")]
+        apis = [ClusterApi(name, Fixed(access), pools) for name in ("alpha", "beta", "gamma")]
         watches = [api.stream("/watch", connect_timeout_s=10, silence_s=10) for api in apis]
         for watch in watches:
             async with asyncio.timeout(LIMIT_S):
@@ -61,9 +61,9 @@ async def test_api_error_of_a_throttled_write_has_its_retry_after(header: str | 
         headers = {} if header is None else {"retry-after": header}
         accepted.answer(stream, b"too many requests", status=429, headers=headers)
 
-    connections = Connections(environ={}, http2=Http2Connection)
+    pools = Pools(user_agent="controllers", environ={}, http2=Http2Connection)
     async with serving(authority, refuse) as peer:
-        api = ClusterApi("alpha", Fixed(KubeconfigAccess(server=peer.url, authorities=authority.pem)), connections)
+        api = ClusterApi("alpha", Fixed(KubeconfigAccess(server=peer.url, authorities=authority.pem)), pools)
         with pytest.raises(ApiError) as refused:
             await api.send("POST", "/api/v1/configmaps", body={})
         await api.aclose()
@@ -78,10 +78,10 @@ async def test_watch_fails_as_without_credential_if_the_renewed_one_after_401_is
         async def access_after_401(self, refused: str | None) -> KubeconfigAccess:
             return KubeconfigAccess(server=peer.url, authorities="no PEM", token="second")
 
-    connections = Connections(environ={}, http2=Http2Connection)
+    pools = Pools(user_agent="controllers", environ={}, http2=Http2Connection)
     async with serving(authority, lambda accepted, stream: accepted.answer(stream, b"", status=401)) as peer:
         first = KubeconfigAccess(server=peer.url, authorities=authority.pem, token="first")
-        api = ClusterApi("alpha", Renewed(first), connections)
+        api = ClusterApi("alpha", Renewed(first), pools)
         with pytest.raises(TransportError) as failed:
             async with api.stream("/watch", connect_timeout_s=10, silence_s=10):
                 pass

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-import pytest
 from prometheus_client import CollectorRegistry
 
 from milo_controllers import (
@@ -14,7 +13,6 @@ from milo_controllers import (
     Request,
     SingleCluster,
 )
-from milo_controllers.connections import Connections
 from milo_discovery.testing import ControlPlane, eventually
 
 from .widgets import (
@@ -51,12 +49,6 @@ async def test_single_cluster_uses_the_proxy_url_of_its_kubeconfig(plane: Contro
             await eventually(lambda: plane.get(WIDGETS, "one")["metadata"].get("labels") == {"seen": "yes"})
         server = document["clusters"][0]["cluster"]["server"].split("/")[2]
         assert set(asked) == {f"CONNECT {server} HTTP/1.1"}
-
-
-@pytest.mark.parametrize(("excepted", "is_used"), [("", True), ("api.example.com", False)])
-def test_connections_use_the_environment_proxy_unless_no_proxy_matches(excepted: str, is_used: bool) -> None:
-    connections = Connections(environ={"HTTPS_PROXY": "http://proxy:3128", "NO_PROXY": excepted})
-    assert connections.proxy("https://api.example.com:6443/apis") == ("http://proxy:3128" if is_used else None)
 
 
 @asynccontextmanager

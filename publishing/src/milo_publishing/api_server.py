@@ -8,11 +8,12 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from http import HTTPStatus
 
-from milo_controllers.cluster_api import APPLY_PATCH, JSON, ClusterApi
-from milo_controllers.connections import Connections
+from milo_controllers.cluster_api import APPLY_PATCH, ClusterApi
 from milo_controllers.errors import ApiError, Unreachable
 from milo_controllers.local_kubeconfig import LocalSource, issue
 from milo_discovery._credential_renewal import AsyncRenewer
+from milo_kube.api_request import JSON
+from milo_kube.api_server import Pools
 from milo_publishing.errors import TargetRefused, TargetUnavailable
 from milo_publishing.objects import MANAGER, Document, Identity, ObservedObject, PublishedResource
 
@@ -110,8 +111,8 @@ async def open_api_server(
     proxy = (await asyncio.to_thread(source.read)).proxy
     credentials = AsyncRenewer(lambda: issue("target", source))
     # A write on a connection that the server closed meanwhile is not repeated, so idle ones are kept briefly.
-    connections = Connections(user_agent="milo-discovery-publish", idle_s=5.0)
-    api = ClusterApi("the target", credentials, connections, proxy=proxy)
+    pools = Pools(user_agent="milo-discovery-publish", idle_s=5.0)
+    api = ClusterApi("the target", credentials, pools, proxy=proxy)
     try:
         yield PublishedObjects(api, resource, namespace, concurrency=concurrency)
     finally:
