@@ -25,7 +25,6 @@ from milo_discoveryd.kubeconfigs.cluster_ca import cluster_trust
 from milo_discoveryd.log import log
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.resource import Resource
-from milo_discoveryd.model.selector import parse as parse_selector
 from milo_discoveryd.registry.claims import FleetClaims
 from milo_discoveryd.sources.context import ContextKind, context_of
 from milo_discoveryd.sources.keyed import KeyedSource
@@ -37,6 +36,7 @@ from milo_discoveryd.wiring.issuers import Issuers
 from milo_discoveryd.wiring.listeners import token_reviewer
 from milo_discoveryd.wiring.upstreams import discovery_upstream, project_upstream
 from milo_kube.http.errors import TransportError
+from milo_kube.label_selector import parse as parse_selector
 from milo_kube.reflect.wire import ListPageError
 from milo_kube.upstream import Upstream
 

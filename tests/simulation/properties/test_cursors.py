@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule
 
 from milo_discoveryd.model.cluster import DisengageReason
-from milo_discoveryd.model.selector import parse
 from milo_discoveryd.registry.cursor import Batch, Cursor
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.filter import EVERYTHING, Filter
 from milo_discoveryd.registry.log import Retention
+from milo_kube.label_selector import parse
 from tests.simulation.properties.pictured import ModeledFleet, Snapshot
 from tests.unit.registry.fleets import read, readable_log
 

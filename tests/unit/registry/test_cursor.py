@@ -1,11 +1,11 @@
 """What a cursor returns: a snapshot, then changes, coalesced for a slow reader."""
 
 from milo_discoveryd.model.cluster import Cluster, DisengageReason
-from milo_discoveryd.model.selector import parse
 from milo_discoveryd.registry.cursor import Batch, Cursor
 from milo_discoveryd.registry.events import NO_CHANGES, Event, EventType
 from milo_discoveryd.registry.filter import EVERYTHING, Filter
 from milo_discoveryd.registry.log import RECORDS_PER_STEP, Retention
+from milo_kube.label_selector import parse
 from tests.unit.registry.fleets import NamedLog, cluster, disengaged, engaged, read, readable_log, updated
 
 DELETED, NOT_READY, REPLACED, LABELS_CHANGED = (

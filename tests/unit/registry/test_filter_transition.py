@@ -1,11 +1,11 @@
 """What a reader receives when its visible clusters change with its rights."""
 
 from milo_discoveryd.model.cluster import Cluster, DisengageReason
-from milo_discoveryd.model.selector import parse
 from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.filter import EVERYTHING, ClusterView, Filter
 from milo_discoveryd.registry.log import RECORDS_PER_STEP, Retention
+from milo_kube.label_selector import parse
 from tests.unit.registry.fleets import NamedLog, cluster, disengaged, engaged, read, readable_log, updated
 
 REVOKED, DELETED = DisengageReason.REVOKED, DisengageReason.DELETED

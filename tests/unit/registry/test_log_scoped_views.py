@@ -1,11 +1,11 @@
 """What readers with a limited scope receive when a cluster ends."""
 
 from milo_discoveryd.model.cluster import Cluster, DisengageReason
-from milo_discoveryd.model.selector import parse
 from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.filter import EVERYTHING
 from milo_discoveryd.rights.scope import ClusterScope, scoped
+from milo_kube.label_selector import parse
 from tests.unit.registry.fleets import NamedLog, cluster, disengaged, engaged, read, readable_log
 
 PROD = scoped(EVERYTHING, ClusterScope(parse("env=prod")))

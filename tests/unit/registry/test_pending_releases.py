@@ -3,7 +3,6 @@
 import pytest
 
 from milo_discoveryd.model.cluster import Cluster, DisengageReason, Drain
-from milo_discoveryd.model.selector import parse
 from milo_discoveryd.registry.filter import ClusterView, Filter
 from milo_discoveryd.registry.pending_releases import (
     REMEMBERED_EACH,
@@ -15,6 +14,7 @@ from milo_discoveryd.registry.pending_releases import (
     Subscription,
 )
 from milo_discoveryd.rights.scope import NO_CLUSTERS, scoped
+from milo_kube.label_selector import parse
 from tests.unit.registry.fleets import cluster
 
 CONFIRMING = Filter(confirms_releases=True)

@@ -12,7 +12,6 @@ from milo_discoveryd.model.cluster import (
     Reachability,
 )
 from milo_discoveryd.model.observation import NotReady, ObjectFields, Observation, Outside
-from milo_discoveryd.model.selector import parse
 from milo_discoveryd.registry import known_objects
 from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.cursor import Cursor
@@ -21,6 +20,7 @@ from milo_discoveryd.registry.filter import EVERYTHING, Filter
 from milo_discoveryd.registry.pending_deletions import ConfirmedDeletion
 from milo_discoveryd.registry.pending_releases import SubscriberKey, Subscription
 from milo_discoveryd.registry.registry import Registry
+from milo_kube.label_selector import parse
 from tests.unit.registry.fleets import (
     at,
     cluster,

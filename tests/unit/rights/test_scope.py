@@ -1,10 +1,10 @@
 """Scopes, and filters limited to a scope."""
 
 from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.model.selector import parse
 from milo_discoveryd.registry.filter import EVERYTHING, Filter
 from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.scope import ALL_CLUSTERS, NO_CLUSTERS, ClusterScope, ScopedFilter, scoped
+from milo_kube.label_selector import parse
 from tests.unit.registry.fleets import cluster
 
 PROD = ClusterScope(parse("env=prod"))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from milo_discoveryd.model.selector import Requirement, Selector, SelectorError, parse
+from milo_kube.label_selector import Requirement, Selector, SelectorError, parse
 
 A_LONG_NAME = "a" * 63
 
