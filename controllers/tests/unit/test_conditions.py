@@ -11,7 +11,7 @@ from milo_controllers.conditions import (
     with_condition,
     with_owner,
 )
-from milo_discovery._rfc3339 import rfc3339
+from milo_kube.rfc3339 import rfc3339
 
 BEFORE = "2026-01-01T00:00:00Z"
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678900, UTC)
