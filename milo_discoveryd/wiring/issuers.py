@@ -23,7 +23,7 @@ from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment
 from milo_discoveryd.sources.kind import ProjectServer
 from milo_discoveryd.wiring.configured_source import ConfiguredSource
-from milo_discoveryd.wiring.member_name import member_name
+from milo_discoveryd.wiring.sharding import member_name
 from milo_discoveryd.wiring.upstreams import open_upstream
 from milo_kube.credential_providers import FileCredential
 from milo_kube.exec_plugin import ExecCommand
