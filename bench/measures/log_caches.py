@@ -5,11 +5,11 @@ from itertools import product
 
 from bench import in_process
 from bench.setting import Samples, Setting
-from milo_discoveryd.log.change_log import ChangeLog
 from milo_discoveryd.log.cursor import Cursor
 from milo_discoveryd.log.filter import EVERYTHING, ClusterView, Filter
-from milo_discoveryd.model.selector import parse
+from milo_discoveryd.log.change_log import ChangeLog
 from milo_discoveryd.telemetry.logging import configure
+from milo_kube.label_selector import parse
 from milo_kube.reflect.messages import ObjectChanged
 
 _SELECTORS = [f"env={env},tier={tier}" for env, tier in product(("prod", "dev"), ("gold", "silver"))]

@@ -8,12 +8,12 @@ import msgspec
 
 from milo_discoveryd.check import api_responses
 from milo_discoveryd.check.finding import Finding, fail, ok, warn
-from milo_discoveryd.credentials.certificate_expiry import expiry_of
 from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.watchers.transport import Transport
 from milo_kube.act_as import ActAs
 from milo_kube.credential import CredentialError
 from milo_kube.http.errors import TransportError
+from milo_kube.tls_identity import expiry_of
 from milo_kube.upstream import Upstream
 
 REQUEST_TIMEOUT_S = 15.0

@@ -9,7 +9,6 @@ from typing import TextIO
 
 from milo_discoveryd.check import files, listen_addresses
 from milo_discoveryd.check.api_server import ApiServerCheck, usable
-from milo_discoveryd.check.contexts import check_context
 from milo_discoveryd.check.evaluation import evaluate_source
 from milo_discoveryd.check.evaluation import findings as evaluation_findings
 from milo_discoveryd.check.finding import Finding, Level, fail, ok, warn
@@ -17,19 +16,18 @@ from milo_discoveryd.check.issuers import IssuersCheck
 from milo_discoveryd.check.rules import check_rules
 from milo_discoveryd.check.sharding import SUBJECT, check_leases
 from milo_discoveryd.check.stored_keys import check_stored_keys
-from milo_discoveryd.check.token_review import check_token_reviews
 from milo_discoveryd.config import Settings, SourceSettings, TcpAddress, UnixAddress
 from milo_discoveryd.credentials.kubeconfig_files import FilesError
 from milo_discoveryd.daemon_errors import ConfigError, StartError
-from milo_discoveryd.engagement.claims import FleetClaims
+from milo_discoveryd.identity.token_review import TokenRejectedError, TokenReviewer, TokenReviewUnavailableError
 from milo_discoveryd.kubeconfigs.cluster_ca import cluster_trust
 from milo_discoveryd.logger import log
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.resource import Resource
-from milo_discoveryd.model.selector import parse as parse_selector
-from milo_discoveryd.sources.context import ContextKind, context_of
+from milo_discoveryd.engagement.claims import FleetClaims
+from milo_discoveryd.sources.context import SHOWS, ContextKind, context_of, wrong_context
 from milo_discoveryd.sources.keyed import KeyedSource
-from milo_discoveryd.sources.kind import ProjectServer
+from milo_discoveryd.sources.kind import ProjectServer, SourceKind
 from milo_discoveryd.sources.project_control_plane import PROJECT_NAME_LABEL, PROJECT_UID_LABEL
 from milo_discoveryd.watchers.transport import Transport
 from milo_discoveryd.wiring.configured_source import ConfiguredSource, at_server
@@ -37,8 +35,43 @@ from milo_discoveryd.wiring.issuers import Issuers
 from milo_discoveryd.wiring.listeners import token_reviewer
 from milo_discoveryd.wiring.upstreams import discovery_upstream, project_upstream
 from milo_kube.http.errors import TransportError
+from milo_kube.label_selector import parse as parse_selector
 from milo_kube.reflect.wire import ListPageError
 from milo_kube.upstream import Upstream
+
+_INVALID_TOKEN = "milo-discoveryd-check"  # noqa: S105 - a token of nobody, to be rejected
+_SUBJECT = "token reviews"
+
+
+async def check_token_reviews(reviewer: TokenReviewer) -> Finding:
+    try:
+        user = await reviewer.authenticate(_INVALID_TOKEN)
+    except TokenRejectedError:
+        return ok(_SUBJECT, f"{reviewer.origin} reviews tokens and rejects an invalid one")
+    except TokenReviewUnavailableError as error:
+        return fail(
+            _SUBJECT,
+            error.why,
+            "bind the role milo-discoveryd-token-review to the user of token_review.kubeconfig, or correct that file",
+        )
+    return fail(
+        _SUBJECT,
+        f"{reviewer.origin} accepts an invalid token as {user.name}",
+        "point token_review.kubeconfig to an API server that authenticates tokens",
+    )
+
+
+def check_context(subject: str, mode: str, upstream: Upstream, kind: SourceKind) -> Iterator[Finding]:
+    if not kind.contexts:
+        return
+    wrong = wrong_context(mode, upstream.server, kind.contexts)
+    if wrong is not None:
+        yield fail(subject, *wrong)
+        return
+    context = context_of(upstream.server)
+    shown = f"{context}, which shows {SHOWS[context.kind]}"
+    yield ok(subject, "; ".join(filter(None, (shown, kind.unseen))))
+
 
 _BOOKMARKS_EVERY_S = 60.2  # measured on kube-apiserver; Milo's is built from the same libraries
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from milo_discoveryd.check.finding import Finding, fail, ok, warn
 from milo_discoveryd.config import TcpAddress, UnixAddress
 from milo_discoveryd.config.listeners import Tls
-from milo_discoveryd.credentials.certificate_expiry import expiry_of
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.server.connections.socket_file import directory_problem
 from milo_discoveryd.server.connections.tls_certificates import ServerTls
+from milo_kube.tls_identity import expiry_of
 
 _RENEW = "renew it; the daemon reads the files again when they change"
 

@@ -7,8 +7,7 @@ from milo_discoveryd.check.finding import Finding, fail, ok, warn
 from milo_discoveryd.config import Settings
 from milo_discoveryd.daemon_errors import EXPECTED, ConfigError
 from milo_discoveryd.wiring.configured_source import ConfiguredSource
-from milo_discoveryd.wiring.member_name import member_name
-from milo_discoveryd.wiring.sharding import fleet_digest, lease_client
+from milo_discoveryd.wiring.sharding import fleet_digest, lease_client, member_name
 
 SUBJECT = "sharding"
 

@@ -14,7 +14,7 @@ import msgspec
 
 from milo_discoveryd.sources.kind import FileObject, Files
 from milo_discoveryd.sources.reading import MalformedError
-from milo_kube.file_content import SETTLED_S
+from milo_kube.file_content import SETTLED_S, file_version
 
 MAX_BYTES = 256 << 10
 """Size limit of a file in a directory. Kubeconfigs have a few kilobytes, and parsing larger ones takes seconds."""
@@ -182,7 +182,7 @@ class KubeconfigFiles:
         """Return None for a file that was deleted meanwhile. Raises FilesError."""
         known = self._known.get(name)
         try:
-            if known is not None and known.signature == _signature(path.stat()):
+            if known is not None and known.signature == file_version(path.stat()):
                 return known
             content, signature, digest = self._read(name, path, is_complete=is_complete)
             return _ReadFile(signature, digest, tuple(self._of.read_file(name, content)))
@@ -208,8 +208,8 @@ class KubeconfigFiles:
             if status.st_mode & stat.S_IWOTH:
                 raise _RefusedFileError("is writable by every user of this machine: run chmod o-w on it")
             content = stream.read(limit + 1)
-            signature = _signature(status)
-            is_changing = _signature(os.fstat(descriptor)) != signature
+            signature = file_version(status)
+            is_changing = file_version(os.fstat(descriptor)) != signature
         if len(content) > limit:
             raise _RefusedFileError(f"is larger than {limit >> 10} KiB")
         digest = hashlib.sha256(content).digest()
@@ -243,10 +243,6 @@ def _opened(descriptor: int, path: Path) -> Path:
 def _is_kubeconfig(name: str) -> bool:
     # A name that is not UTF-8 is not printable; it could not be logged, and no cluster can have it.
     return name.isprintable() and not name.startswith(".") and not name.endswith(_UNFINISHED)
-
-
-def _signature(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_mode
 
 
 def _failure(error: Exception) -> str:

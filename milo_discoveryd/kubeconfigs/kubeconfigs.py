@@ -23,10 +23,10 @@ from milo_discoveryd.kubeconfigs.minter import LeaseEntry, LeaseKey, LeaseListen
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.model.declared_target import DeclaredTarget
-from milo_discoveryd.model.selector import Selector
-from milo_discoveryd.rfc3339 import rfc3339
 from milo_discoveryd.rights.rights import UNLIMITED, Recipient, Terms
 from milo_kube.credential import Credential, CredentialError
+from milo_kube.label_selector import Selector
+from milo_kube.rfc3339 import rfc3339
 
 FIRST_CREDENTIAL_TIMEOUT_S = 10.0
 """How long a caller waits if no credential is held."""

@@ -7,8 +7,7 @@ from typing import Protocol
 import msgspec
 
 from milo_discoveryd.model.cluster import Cluster
-from milo_discoveryd.model.predicate import Predicate, all_of
-from milo_discoveryd.model.selector import Selector
+from milo_kube.label_selector import Predicate, Selector, all_of
 
 
 class ClusterView(Protocol):

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import msgspec
 
-from milo_discoveryd.model.predicate import Predicate
+from milo_kube.label_selector import Predicate
 
 
 class NamePattern(msgspec.Struct, frozen=True, dict=True):

@@ -8,9 +8,9 @@ import msgspec
 from milo_discoveryd.log.filter import ClusterView, Filter
 from milo_discoveryd.model.cluster import Cluster, Target, source_of
 from milo_discoveryd.model.observation import ObjectFields
-from milo_discoveryd.model.predicate import Predicate, all_of
-from milo_discoveryd.model.selector import Selector
+from milo_discoveryd.log.filter import ClusterView, Filter
 from milo_discoveryd.rights.name_patterns import NamePatterns
+from milo_kube.label_selector import Predicate, Selector, all_of
 
 
 class ClusterScope(msgspec.Struct, frozen=True, dict=True):

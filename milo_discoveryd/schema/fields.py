@@ -13,8 +13,8 @@ from typing import Annotated, Any, NamedTuple, Protocol, TypeVar, Union, get_arg
 
 import msgspec
 
-from milo_discoveryd.model import selector
 from milo_discoveryd.schema import values
+from milo_kube import label_selector
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
@@ -280,8 +280,8 @@ def flag(value: object, /) -> bool:
 def selector_text(value: object) -> str:
     text = str(value)
     try:
-        selector.parse(text)
-    except selector.SelectorError as error:
+        label_selector.parse(text)
+    except label_selector.SelectorError as error:
         raise ValueError(f"must be a Kubernetes label selector: {error}") from None
     return text
 

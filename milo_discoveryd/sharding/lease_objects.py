@@ -5,8 +5,8 @@ from typing import Any
 
 import msgspec
 
-from milo_discoveryd.rfc3339 import rfc3339
 from milo_discoveryd.sharding.leases import GroupState, MemberLease, View, ViewMember
+from milo_kube.rfc3339 import rfc3339
 
 GROUP_LABEL = "discovery.miloapis.com/shard-group"
 _PREFIX = "discovery.miloapis.com/"

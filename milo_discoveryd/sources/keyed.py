@@ -11,7 +11,6 @@ from milo_discoveryd.model.claims import ClaimingObject, ObjectClaim, ObjectCont
 from milo_discoveryd.model.cluster import Target, key_of
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready, Refused
 from milo_discoveryd.model.resource import NAMES, ObjectKeys, Resource, WatchedCollection
-from milo_discoveryd.model.selector import parse as parse_selector
 from milo_discoveryd.sources.kind import (
     ClaimWatch,
     FileObject,
@@ -24,6 +23,7 @@ from milo_discoveryd.sources.kind import (
     SeveralResources,
 )
 from milo_discoveryd.sources.reading import KubeObject, MalformedError, Metadata, malformed
+from milo_kube.label_selector import parse as parse_selector
 from milo_kube.reflect.wire import Decoder
 
 Decoded = TypeVar("Decoded", Observation, ObservedObject)

@@ -14,10 +14,10 @@ from typing import Protocol
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.logger import log
-from milo_discoveryd.rfc3339 import rfc3339
 from milo_discoveryd.rights.caller_selector import verified_fields
 from milo_discoveryd.rights.rights import Recipient
 from milo_kube.rate_limit import KeyedBuckets, Rate, TokenBucket
+from milo_kube.rfc3339 import rfc3339
 
 _LONGEST_NAME = 253
 _OBJECT_RATE = Rate(per_second=1.0, burst=20.0)

@@ -17,7 +17,6 @@ from milo_discoveryd.model.cluster import Cluster, Reachability
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import ObjectState
 from milo_discoveryd.registry.fleet import Fleet
-from milo_discoveryd.rfc3339 import rfc3339
 from milo_discoveryd.rights.caller_selector import verified_fields
 from milo_discoveryd.sharding.status import GroupStatus
 from milo_discoveryd.telemetry.journal import RecentHistory
@@ -41,6 +40,7 @@ from milo_discoveryd.telemetry.status import (
     when,
 )
 from milo_kube.reflect.view_status import ViewState, ViewStatus
+from milo_kube.rfc3339 import rfc3339
 
 SLICE = 250
 """The number of records that are searched in one step of the event loop."""

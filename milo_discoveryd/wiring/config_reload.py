@@ -14,11 +14,12 @@ import msgspec
 from milo_discoveryd.config import RuleSettings, Settings
 from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.logger import log
+from milo_kube.file_content import file_version
 
 POLL_INTERVAL_S = 0.25
 
 Load = Callable[[], Settings]
-State = tuple[int, int, int]
+State = tuple[int, ...]
 
 
 class ReloadMetrics(Protocol):
@@ -103,10 +104,9 @@ class ConfigReloader:
     def _state(self) -> State | None:
         """Return values that change with each version of the file; None if there is no file."""
         try:
-            found = None if self._file is None else self._file.stat()
+            return None if self._file is None else file_version(self._file.stat())
         except OSError:
             return None
-        return None if found is None else (found.st_ino, found.st_mtime_ns, found.st_size)
 
 
 def _differ(name: str, one: Settings, other: Settings) -> bool:

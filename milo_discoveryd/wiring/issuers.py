@@ -21,15 +21,15 @@ from milo_discoveryd.credentials.issuers.token_request import TokenRequestIssuer
 from milo_discoveryd.credentials.kubernetes_api import KubernetesApi
 from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment
-from milo_discoveryd.model.selector import parse as parse_selector
 from milo_discoveryd.sources.kind import ProjectServer
 from milo_discoveryd.wiring.configured_source import ConfiguredSource
-from milo_discoveryd.wiring.member_name import member_name
+from milo_discoveryd.wiring.sharding import member_name
 from milo_discoveryd.wiring.upstreams import open_upstream
 from milo_kube.credential_providers import FileCredential
 from milo_kube.exec_plugin import ExecCommand
 from milo_kube.file_content import FileContent
 from milo_kube.http.proxy import environment_proxy
+from milo_kube.label_selector import parse as parse_selector
 from milo_kube.upstream import Upstream, share_identity
 
 # The issuers that sign import the cryptography package: 8 MB, which only daemons with such an issuer need.

@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 
 from milo_discoveryd.config import RuleSettings
-from milo_discoveryd.model.selector import parse as parse_selector
 from milo_discoveryd.rights.caller_selector import CallerSelector
 from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.rights import Grant, Rights, RightsRule, Terms
 from milo_discoveryd.rights.scope import NO_CLUSTERS, ClusterScope
 from milo_kube.act_as import ActAs
+from milo_kube.label_selector import parse as parse_selector
 
 
 def rights(rules: Iterable[RuleSettings]) -> Rights:

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import secrets
+import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from hashlib import blake2b
@@ -19,11 +20,10 @@ from milo_discoveryd.sharding.assignment import FleetAssignment
 from milo_discoveryd.sharding.credential_fence import CredentialFence
 from milo_discoveryd.sharding.group import GroupObserver, ShardGroup
 from milo_discoveryd.sharding.lease_client import LeaseClient
-from milo_discoveryd.sharding.lease_objects import LeaseNames
+from milo_discoveryd.sharding.lease_objects import VIEW, LeaseNames
 from milo_discoveryd.sharding.member import Member
 from milo_discoveryd.sharding.revocation import CredentialRevocation
 from milo_discoveryd.wiring.configured_source import ConfiguredSource
-from milo_discoveryd.wiring.member_name import member_name
 from milo_discoveryd.wiring.upstreams import open_upstream
 from milo_kube.upstream import SERVICE_ACCOUNT
 
@@ -33,6 +33,17 @@ BEGIN_S = 3.0
 """The time for `milo-discoveryd leave` to begin the hand-over: the kubelet runs it beside the hook that waits."""
 _STABLE = re.compile(r".*-[0-9]{1,4}")
 """Names of a StatefulSet's pods, which return after a restart."""
+_MEMBER = re.compile(r"[a-z0-9]([-.a-z0-9]{0,168}[a-z0-9])?")
+
+
+def member_name(settings: Settings, environ: Mapping[str, str]) -> str:
+    """Return the name of this member of the group. Raises StartError if it is not valid."""
+    name = settings.sharding.member or environ.get("POD_NAME") or socket.gethostname()
+    if not _MEMBER.fullmatch(name) or name == VIEW:
+        raise StartError(
+            f"sharding.member: {name!r} can't be a member's name; set a DNS name in lower case, and not {VIEW!r}"
+        )
+    return name
 
 
 def is_stable(member: str) -> bool:

@@ -254,3 +254,14 @@ def test_received_kubeconfig_is_read_like_others() -> None:
 @pytest.mark.parametrize("server", ["https://a.test\n", "https://a.t\rest", "\x01https://a.test", " https://a.test"])
 def test_server_with_spaces_or_controls_is_refused(server: str) -> None:
     assert kubeconfig.server_problem(server) == "has a space or a control character"
+
+
+def test_rendered_kubeconfig_has_bytes_in_base64_and_no_field_without_value() -> None:
+    user = {"token": "secret", "client-key-data": None}
+    document = kubeconfig.render("c", server="https://api", authorities=b"PEM", tls_server_name=None, user=user)
+    assert document["clusters"] == [
+        {"name": "c", "cluster": {"server": "https://api", "certificate-authority-data": "UEVN"}}
+    ]
+    assert document["users"] == [{"name": "c", "user": {"token": "secret"}}]
+    found = kubeconfig.parse(json.dumps(document).encode()).select(kubeconfig.SELF_CONTAINED)
+    assert (found.server, found.authorities, found.token) == ("https://api", b"PEM", "secret")

@@ -25,11 +25,11 @@ from milo_controllers.functions import check_timedelta
 from milo_controllers.logs import ClusterFilter
 from milo_controllers.single_cluster import SingleCluster
 from milo_discovery._background_loop import run_in_thread, run_on
-from milo_discovery._rfc3339 import rfc3339
 from milo_discovery.errors import DiscoveryError
 from milo_discovery.leader_election import LeaderElection, LeadershipLost
 from milo_kube.http.server import HttpReply, HttpServer, ServerRequest
 from milo_kube.http.visitors import is_on_loopback, is_own_host
+from milo_kube.rfc3339 import rfc3339
 
 log = logging.getLogger("milo_controllers")
 

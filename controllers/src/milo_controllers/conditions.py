@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Literal, get_args
 
 from milo_controllers.kinds import Document
-from milo_discovery._rfc3339 import rfc3339
+from milo_kube.rfc3339 import rfc3339
 
 ConditionStatus = Literal["True", "False", "Unknown"]
 

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from milo_controllers.kinds import Document
-from milo_discovery._rfc3339 import rfc3339
+from milo_kube.rfc3339 import rfc3339
 
 EventType = Literal["Normal", "Warning"]
 

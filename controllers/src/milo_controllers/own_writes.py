@@ -8,22 +8,19 @@ Pure: callers pass the caches.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import msgspec
 
 from milo_controllers.kinds import CacheKey, Document
 from milo_controllers.object_cache import Change, ObjectCache, Place
+from milo_kube.label_selector import SelectorError, parse
 from milo_kube.reflect.versions import is_number, is_older
 
 WITHIN_S = 10.0
 """How long an object is held at most, if its cache does not get the writes."""
-_REQUIREMENT = re.compile(
-    r"\s*(?:!\s*(?P<absent>[^\s,]+)|(?P<name>[^\s=!,()]+)\s*"
-    r"(?:(?P<operator>==?|!=)\s*(?P<value>[^\s,()]*)|(?P<set>in|notin)\s*\((?P<values>[^)]*)\))?)\s*(?:,|$)"
-)
 
 
 class Write(NamedTuple):
@@ -63,7 +60,7 @@ def is_seen(write: Write, informer: Cached) -> bool:
         return True
     if found is None:
         # It is deleted, or not created yet in the cache; or it does not concern this cache.
-        return not write.version or bool(key.field_selector) or not matches(key.selector, dict(write.labels))
+        return not write.version or bool(key.field_selector) or not matches(key.selector, write.labels)
     if found.uid != write.uid:
         return not (write.version and is_older(found.version, write.version))
     if not write.version:
@@ -73,27 +70,15 @@ def is_seen(write: Write, informer: Cached) -> bool:
     return found.version == write.version
 
 
-def matches(selector: str, labels: Mapping[str, str]) -> bool:
-    """Return whether a label selector matches; False for one that is not understood."""
-    position = 0
-    while position < len(selector):
-        found = _REQUIREMENT.match(selector, position)
-        if found is None:
-            return False
-        name = found["name"]
-        if found["absent"] is not None:
-            holds = found["absent"] not in labels
-        elif found["operator"] is not None:
-            holds = (labels.get(name) == found["value"]) == (found["operator"] != "!=")
-        elif found["set"] is not None:
-            among = {each.strip() for each in found["values"].split(",")}
-            holds = (labels.get(name) in among) == (found["set"] == "in")
-        else:
-            holds = name in labels
-        if not holds:
-            return False
-        position = found.end()
-    return True
+_parsed = lru_cache(parse)
+
+
+def matches(selector: str, labels: tuple[tuple[str, str], ...]) -> bool:
+    """Return whether a label selector matches; False for an invalid one."""
+    try:
+        return _parsed(selector).matches(labels)
+    except SelectorError:
+        return False
 
 
 class _Held(msgspec.Struct, eq=False):

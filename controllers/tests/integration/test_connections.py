@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import trustme
 
 from milo_controllers.cluster_api import ClusterApi
 from milo_controllers.errors import ApiError
@@ -87,6 +88,31 @@ async def test_watch_fails_as_without_credential_if_the_renewed_one_after_401_is
                 pass
         await api.aclose()
     assert failed.value.cause == "credential"
+
+
+async def test_client_certificate_that_was_renewed_after_a_401_is_used() -> None:
+    authority = Authority()
+    statuses = [401, 200]
+
+    def user() -> KubeconfigAccess:
+        pair = trustme.CA().issue_cert("user")
+        certificate, key = pair.cert_chain_pems[0].bytes().decode(), pair.private_key_pem.bytes().decode()
+        return KubeconfigAccess(server=peer.url, authorities=authority.pem, certificate=certificate, key=key)
+
+    def script(accepted: Accepted, stream: int) -> None:
+        accepted.answer(stream, b"{}", status=statuses.pop(0))
+
+    class Renewed(Fixed):
+        async def access_after_401(self, refused: str | None) -> KubeconfigAccess:
+            return user()
+
+    pools = Pools(user_agent="controllers", environ={}, http2=Http2Connection)
+    async with serving(authority, script) as peer:
+        api = ClusterApi("alpha", Renewed(user()), pools)
+        assert await api.send("GET", "/api/v1/configmaps") == {}
+        await api.aclose()
+    assert not statuses
+    assert len(peer.accepted) == 2
 
 
 @pytest.mark.parametrize("module", ["milo_publishing.publisher", "milo_discovery.cli", "milo_discoveryd.app"])

@@ -97,7 +97,7 @@ def test_write_does_not_concern_caches_of_other_objects() -> None:
     ],
 )  # fmt: skip
 def test_selector_matches_labels(selector: str, expected: bool) -> None:
-    assert matches(selector, {"a": "b", "example.com/d": "e"}) is expected
+    assert matches(selector, (("a", "b"), ("example.com/d", "e"))) is expected
 
 
 def test_object_is_settled_when_every_cache_has_every_write() -> None:

@@ -1,5 +1,6 @@
 """A small file that another process replaces while this process runs."""
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,11 @@ SETTLED_S = 5.0
 address or bundle. It is not used until then, unless it was renamed to its name."""
 
 
+def file_version(status: os.stat_result) -> tuple[int, ...]:
+    """Return values that differ between two versions of a file, whether it was replaced or written in place."""
+    return status.st_ino, status.st_dev, status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_mode
+
+
 class FileContent:
     """The last good content of a file. Reads are synchronous, because the files are small and usually on a tmpfs."""
 
@@ -20,14 +26,14 @@ class FileContent:
         self.path = path
         self._clock = clock
         self._good = b""
-        self._seen = (0, 0, 0)
+        self._seen: tuple[int, ...] = (0,)
         self._read_at = float("-inf")
 
     def read(self, *, reread: bool = False) -> bytes:
         """Return the current content, or the last good one. Raises CredentialError if there never was any."""
         try:
             status = self.path.stat()
-            seen = (status.st_ino, status.st_mtime_ns, status.st_size)
+            seen = file_version(status)
             now = self._clock()
             if reread or not self._good:
                 is_due = True

@@ -13,11 +13,12 @@ from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
 from milo_discoveryd.log.events import EventType
 from milo_discoveryd.model.cluster import UNPROBED, Cluster, DisengageReason, Drain, Reachability, SuspensionReason
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.model.observation import ObjectState
-from milo_discoveryd.rfc3339 import rfc3339
+from milo_discoveryd.engagement.cluster_records import ClusterRecord, ObjectState, RecordedTransition
+from milo_discoveryd.log.events import EventType
 from milo_discoveryd.server.calls.revision import wire_incarnation
 from milo_discoveryd.sharding.status import GroupStatus
 from milo_kube.reflect.view_status import ViewStatus
+from milo_kube.rfc3339 import rfc3339
 
 EVENT_TYPES = {kind: pb.ClusterEvent.Type.Value(f"TYPE_{kind.value}") for kind in EventType}
 REASONS = {reason: pb.DisengageReason.Value(f"DISENGAGE_REASON_{reason.value}") for reason in DisengageReason}

@@ -11,9 +11,9 @@ from google.protobuf.message import Message
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.log.filter import EVERYTHING, Filter
-from milo_discoveryd.model.selector import SelectorError, parse
 from milo_discoveryd.server.calls import revision
 from milo_discoveryd.server.calls.grpc_errors import InvalidRequestError
+from milo_kube.label_selector import SelectorError, parse
 
 M = TypeVar("M", bound=Message)
 

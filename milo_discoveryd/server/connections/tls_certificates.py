@@ -4,12 +4,11 @@ import ssl
 from datetime import UTC, datetime
 from pathlib import Path
 
-from milo_discoveryd.credentials.certificate_expiry import expiry_of
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.logger import log
 from milo_kube.credential import CredentialError
 from milo_kube.file_content import FileContent
-from milo_kube.tls_identity import as_file
+from milo_kube.tls_identity import as_file, expiry_of
 
 
 class UnfitFileError(Exception):

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 from milo_discovery._kubeconfig_access import KubeconfigAccess, exec_arguments, render_kubeconfig
-from milo_discovery._rfc3339 import rfc3339
 from milo_discovery.model import Cluster, ConnectivityState
+from milo_kube.rfc3339 import rfc3339
 from milo_publishing.objects import Document, PublishedResource, Rendered, copied_labels
 
 _PROPERTY_DOMAIN = "discovery.miloapis.com"

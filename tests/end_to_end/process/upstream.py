@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from milo_discoveryd.model.selector import Selector, parse
+from milo_kube.label_selector import Selector, parse
 from tests.end_to_end.process.history import Labels
 
 

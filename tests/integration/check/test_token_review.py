@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from milo_discoveryd.check import check
-from milo_discoveryd.check.token_review import check_token_reviews
+from milo_discoveryd.check.checks import check_token_reviews
 from milo_discoveryd.config import load
 from milo_discoveryd.identity.token_review import TokenReviewer
 from milo_kube.http.errors import TransportError

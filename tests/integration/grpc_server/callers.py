@@ -12,11 +12,11 @@ from grpc_status import rpc_status
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
-from milo_discoveryd.model.selector import parse
 from milo_discoveryd.rights.caller_selector import CallerSelector
 from milo_discoveryd.rights.rights import UNLIMITED, Grant, Rights, RightsRule, Terms
 from milo_discoveryd.rights.scope import ClusterScope
 from milo_discoveryd.server.connections.listener import Listener, UnixSocket
+from milo_kube.label_selector import parse
 from tests.integration.grpc_server.conftest import Harness, Subscriber, a_harness
 
 NAMES = ("shop", "bank", "root", "nobody")

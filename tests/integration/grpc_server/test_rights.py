@@ -13,11 +13,11 @@ from google.protobuf.duration_pb2 import Duration
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.identity.caller import Caller
-from milo_discoveryd.model.selector import parse
 from milo_discoveryd.rights import quota
 from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.rights import Rights
 from milo_discoveryd.rights.scope import ALL_CLUSTERS, ClusterScope
+from milo_kube.label_selector import parse
 from tests.integration.grpc_server.callers import (
     PROD,
     CallerStub,

@@ -13,8 +13,8 @@ from milo_discovery._session import Session
 from milo_discovery.errors import StreamBroken
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.model.cluster import Cluster
-from milo_discoveryd.model.selector import parse
 from milo_discoveryd.server.calls.grpc_errors import CallError
+from milo_kube.label_selector import parse
 from tests.end_to_end.process.history import History, Labels, Stream, noted
 from tests.simulation.seeded.worker import Worker
 

@@ -8,8 +8,7 @@ import yaml
 
 from milo_discoveryd.config import load
 from milo_discoveryd.sharding.lease_client import REQUIRED_RULE
-from milo_discoveryd.wiring.member_name import member_name
-from milo_discoveryd.wiring.sharding import is_stable
+from milo_discoveryd.wiring.sharding import is_stable, member_name
 from tests.tooling.deploy.manifests import DEPLOY, Manifest, built, of_kind, with_components
 from tests.tooling.deploy.test_manifests import NEWEST, OLDEST, strictly_valid
 

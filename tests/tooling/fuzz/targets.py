@@ -17,8 +17,6 @@ from milo_discoveryd.credentials.issuers.issuer import MintRequest
 from milo_discoveryd.credentials.issuers.token_request import TokenRequestIssuer
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready
-from milo_discoveryd.model.selector import SelectorError
-from milo_discoveryd.model.selector import parse as parse_selector
 from milo_discoveryd.server.calls import requests, revision
 from milo_discoveryd.server.calls.grpc_errors import CallError
 from milo_discoveryd.sources.kind import SourceOptions
@@ -28,6 +26,8 @@ from milo_discoveryd.state_file import encoding
 from milo_kube import kubeconfig, retry_after, yaml_document
 from milo_kube.credential import Credential, CredentialError, Secret, token_of
 from milo_kube.exec_plugin import ExecCommand, ExecPluginError, read_answer
+from milo_kube.label_selector import SelectorError
+from milo_kube.label_selector import parse as parse_selector
 from milo_kube.reflect.wire import (
     Bookmark,
     Decoder,

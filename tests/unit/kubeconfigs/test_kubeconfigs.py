@@ -29,13 +29,13 @@ from milo_discoveryd.kubeconfigs.kubeconfigs import (
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.declared_target import DeclaredTarget
-from milo_discoveryd.model.selector import parse
 from milo_discoveryd.rights.rights import UNLIMITED, Recipient, Terms
 from milo_discoveryd.sources.project_control_plane import ProjectControlPlaneKind
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_kube.credential import Credential
 from milo_kube.credential_providers import StaticCredential
+from milo_kube.label_selector import parse
 from milo_kube.upstream import Upstream
 from tests.support.eventually import LIMIT_S, eventually
 from tests.support.logs import capture_logs

@@ -3,7 +3,7 @@
 import pytest
 
 from milo_discoveryd.log.filter import EVERYTHING, Filter, without_sources
-from milo_discoveryd.model.selector import parse
+from milo_kube.label_selector import parse
 from tests.unit.registry.fleets import cluster
 
 APOLLO = cluster("apollo", organization="nasa", labels={"env": "prod"})

@@ -6,10 +6,10 @@ import pytest
 from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.log.filter import Filter
 from milo_discoveryd.model.observation import Observation
-from milo_discoveryd.model.selector import parse
-from milo_discoveryd.objects.removal_guard import RemovalGuard, RemovalLimits
+from milo_discoveryd.log.filter import Filter
 from milo_discoveryd.registry.first_list import FirstList, WaitingStreams
 from milo_discoveryd.registry.source import ClusterSource
+from milo_kube.label_selector import parse
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 from tests.support.sources import new_source

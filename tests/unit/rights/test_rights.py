@@ -1,10 +1,10 @@
 """What the rules grant to callers."""
 
 from milo_discoveryd.identity.caller import Caller
-from milo_discoveryd.model.selector import parse
 from milo_discoveryd.rights.caller_selector import CallerSelector
 from milo_discoveryd.rights.rights import UNLIMITED, Grant, Rights, RightsRule, Terms
 from milo_discoveryd.rights.scope import ALL_CLUSTERS, NO_CLUSTERS, ClusterScope
+from milo_kube.label_selector import parse
 
 PROD = ClusterScope(parse("env=prod"))
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -11,6 +9,7 @@ from datetime import UTC, datetime
 from milo_discovery._credential_cache import CachedCredential
 from milo_discovery._kubeconfig_access import KubeconfigAccess
 from milo_discovery.errors import CertificateRenewed, DiscoveryError
+from milo_kube.tls_identity import as_file
 
 BEARER = "BearerToken"
 """The key under which the kubernetes package stores the token in a Configuration."""
@@ -62,14 +61,6 @@ def certificate_file(access: KubeconfigAccess) -> Iterator[str | None]:
     """Provide the path of the client certificate and key while the block runs; None if there is a token."""
     if access.token is not None or access.certificate is None:
         yield None
-    elif hasattr(os, "memfd_create"):
-        # A memory file, so that the key is never written to a disk.
-        with os.fdopen(os.memfd_create("milo-discovery", os.MFD_CLOEXEC), "w") as file:
-            file.write(f"{access.certificate}\n{access.key}\n")
-            file.flush()
-            yield f"/proc/self/fd/{file.fileno()}"
     else:
-        with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
-            file.write(f"{access.certificate}\n{access.key}\n")
-            file.flush()
-            yield file.name
+        with as_file(f"{access.certificate}\n{access.key}\n".encode()) as path:
+            yield path

@@ -8,7 +8,7 @@ from datetime import datetime
 from math import ceil
 from typing import Any
 
-from milo_discovery._rfc3339 import rfc3339
+from milo_kube.rfc3339 import rfc3339
 
 _RELEASED_DURATION_S = 1
 

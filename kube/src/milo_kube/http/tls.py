@@ -1,7 +1,8 @@
 """TLS over an asyncio transport, with little memory per connection.
 
 asyncio's own TLS keeps a read buffer of 256 KiB for each connection. Thousands of quiet watches would hold most of the
-memory of a process that way, and silent clients all memory of a server.
+memory of a process that way, and silent clients all memory of a server. A quiet watch takes 25 KiB here, 290 KiB with
+asyncio's TLS, and 42 KiB with that and a buffer of 4 KiB (`max_size`), since it also holds OpenSSL's write buffer.
 """
 
 import asyncio

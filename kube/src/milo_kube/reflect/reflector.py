@@ -18,7 +18,6 @@ import msgspec
 
 from milo_kube.reflect.backoff import Backoff
 from milo_kube.reflect.identified import Seen
-from milo_kube.reflect.list_method import ListMethod
 from milo_kube.reflect.liveness_policy import LivenessPolicy
 from milo_kube.reflect.messages import (
     MALFORMED_RESPONSE,
@@ -39,8 +38,16 @@ from milo_kube.reflect.messages import (
     Unlisted,
     Wait,
 )
-from milo_kube.reflect.server_trust import ServerTrust
-from milo_kube.reflect.states import Filling, ListingPages, Opening, ReflectorState, Waiting, Watching
+from milo_kube.reflect.states import (
+    Filling,
+    ListingPages,
+    ListMethod,
+    Opening,
+    ReflectorState,
+    ServerTrust,
+    Waiting,
+    Watching,
+)
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 from milo_kube.reflect.wire import (
     Bookmark,

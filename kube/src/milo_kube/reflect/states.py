@@ -1,8 +1,66 @@
-"""The states of a reflector, each with only the data that is valid in it."""
+"""The states of a reflector, each with only the data that is valid in it, and what it remembers of the server."""
 
 import math
 
 import msgspec
+
+from milo_kube.reflect.versions import is_number, is_older
+
+
+class ServerTrust(msgspec.Struct):
+    """The evidence that the server that answers is still the one that all data came from."""
+
+    sends_bookmarks: bool = False
+    is_known: bool = False
+    """Whether the server has listed, or has shown that it knows the last version, since the last disconnect."""
+    highest_version: str = ""
+    """The highest version seen, in this run or in the one that wrote the state file."""
+
+    @property
+    def expects_bookmarks(self) -> bool:
+        """A server that sends bookmarks does so before long.
+
+        They are also expected from a server that may have been replaced, even if it has sent none: a watch from a
+        version that the server does not know is silent forever.
+        """
+        return self.sends_bookmarks or not self.is_known
+
+    def seen(self, version: str) -> None:
+        self.is_known = True
+        if is_number(version) and not is_older(version, self.highest_version):
+            self.highest_version = version
+
+    def listed(self, version: str) -> bool:
+        """Note a complete list. Return whether it is older than what was seen before."""
+        self.seen(version)
+        return version != "0" and is_older(version, self.highest_version)
+
+
+class ListMethod(msgspec.Struct):
+    """The way in which lists are requested: streaming, in pages, or in one response."""
+
+    streaming: bool
+    page_size: int
+    paged_next: bool = False
+    """Whether the next list is requested in pages although the server may support streaming lists."""
+    unpaged_next: bool = False
+    pages_expired: bool = False
+    """Whether the version of the last list was compacted before all its pages were read."""
+
+    @property
+    def is_streaming(self) -> bool:
+        return self.streaming and not self.paged_next
+
+    @property
+    def limit(self) -> int:
+        return 0 if self.unpaged_next else self.page_size
+
+    def pages_outlived_version(self) -> None:
+        """Request pages again or, after the second time in a row, the whole list in one response."""
+        self.unpaged_next, self.pages_expired, self.paged_next = self.pages_expired, True, True
+
+    def pages_ended(self) -> None:
+        self.paged_next = self.unpaged_next = False
 
 
 class Waiting(msgspec.Struct, frozen=True):

@@ -8,10 +8,10 @@ from google.protobuf.duration_pb2 import Duration
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.log.filter import EVERYTHING, Filter
-from milo_discoveryd.model.selector import parse
 from milo_discoveryd.server.calls import requests
 from milo_discoveryd.server.calls.grpc_errors import InvalidRequestError
 from milo_discoveryd.server.calls.requests import IssueRequest, ListRequest, WatchRequest
+from milo_kube.label_selector import parse
 
 DEFAULT_HEARTBEAT_S = 30.0
 

@@ -5,12 +5,13 @@ import pytest
 
 from milo_discoveryd.engagement.engagement import Engagements
 from milo_discoveryd.model.observation import NotReady, ObjectFields, Outside, Ready
-from milo_discoveryd.model.selector import parse
 from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
+from milo_discoveryd.engagement.engagement import Registry
 from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.scope import ALL_CLUSTERS, NO_CLUSTERS, ClusterScope
 from milo_discoveryd.server.calls import visibility
 from milo_discoveryd.server.calls.visibility import VisibleCounts
+from milo_kube.label_selector import parse
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 from tests.unit.registry.fleets import at, malformed, not_ready, outside, ready, target
 from tests.unit.registry.fleets import registry as new_clusters

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
-from milo_discovery._rfc3339 import rfc3339
 from milo_discovery.cli.exit_status import printable
 from milo_discovery.events import Event
 from milo_discovery.model import (
@@ -24,6 +23,7 @@ from milo_discovery.model import (
     Suspension,
     Transition,
 )
+from milo_kube.rfc3339 import rfc3339
 
 NONE = "-"
 _GAP = "   "

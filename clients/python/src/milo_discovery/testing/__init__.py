@@ -9,7 +9,6 @@
 It needs the packages milo-discoveryd and milo-sandbox in the same environment.
 """
 
-from milo_discovery.testing.clock import FakeClock, fake_clock
 from milo_discovery.testing.control_plane import (
     ControlPlane,
     KindNotServedError,
@@ -18,7 +17,7 @@ from milo_discovery.testing.control_plane import (
 )
 from milo_discovery.testing.fake_discovery import FakeDiscovery
 from milo_discovery.testing.milo_sandbox import MiloSandbox, Mode, SandboxError
-from milo_discovery.testing.waiting import eventually, eventually_blocking
+from milo_discovery.testing.waiting import FakeClock, eventually, eventually_blocking, fake_clock
 
 __all__ = [
     "ControlPlane",

@@ -15,10 +15,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from milo_discovery._rfc3339 import rfc3339
 from milo_discovery.errors import DiscoveryError
 from milo_discovery.testing.control_plane import ControlPlane
 from milo_discovery.testing.http import SandboxHttp
+from milo_kube.rfc3339 import rfc3339
 
 Mode = Literal["project", "project-control-plane"]
 

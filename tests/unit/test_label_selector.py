@@ -2,7 +2,7 @@
 
 import pytest
 
-from milo_discoveryd.model.selector import Requirement, Selector, SelectorError, parse
+from milo_kube.label_selector import Requirement, Selector, SelectorError, parse
 
 A_LONG_NAME = "a" * 63
 
@@ -116,3 +116,9 @@ def test_equal_selectors_have_the_same_text(selector: str, canonical: str) -> No
 
 def test_requirement_is_formatted_in_selector_syntax() -> None:
     assert parse("a notin (b)").requirements == (Requirement("a", "notin", frozenset({"b"})),)
+
+
+@pytest.mark.parametrize(("labels", "expected"), [("a=1,b=2,c=3", True), ("a=1,b=2", False), ("b=2,c=3", False)])
+def test_all_requirements_have_to_hold(labels: str, expected: bool) -> None:
+    pairs = [(key, value) for key, _, value in (each.partition("=") for each in labels.split(","))]
+    assert parse("a=1,b,c!=4,c").matches(pairs) is expected
