@@ -16,7 +16,7 @@ from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.rights.rights import Recipient
 from milo_discoveryd.rights.scope import ClusterScope
 from milo_discoveryd.server.calls import convert, requests, visibility
-from milo_discoveryd.server.calls.source_statuses import source_statuses
+from milo_discoveryd.server.calls.source_statuses import source_statuses, visible_sources
 from milo_discoveryd.sharding import rendezvous
 from milo_discoveryd.sharding.status import GroupStatus
 
@@ -58,7 +58,8 @@ class DaemonDescription:
     async def describe(
         self, scope: ClusterScope, to: Recipient | None, *, streams: int, shard: ShardMembership | None, at: Moment
     ) -> pb.GetServerInfoResponse:
-        counts = [await _counts(each.registry, scope) for each in self._fleet.sources]
+        sources = visible_sources(self._fleet.sources, scope)
+        counts = [await _counts(each.registry, scope) for each in sources]
         source, *statuses = source_statuses(self._fleet.sources, scope, at)
         issuers = [each for each in self._kubeconfigs.health() if to is not None and to.terms.allow(each.name)]
         problem = None if scope.is_everything else CREDENTIALS_FAILING
@@ -78,10 +79,10 @@ class DaemonDescription:
                     counts=_counted(found),
                     context=each.description.context if scope.is_everything else "",
                 )
-                for each, status, found in zip(self._fleet.sources, statuses, counts, strict=False)
+                for each, status, found in zip(sources, statuses, counts, strict=False)
             ],
             context=self._fleet.sources[0].description.context if scope.is_everything and not statuses else "",
-            synced=self._fleet.synced,
+            synced=all(each.synced for each in sources),
             counts=_counted(sum(counts, visibility.VisibleCounts()), streams),
             sharding=await self._sharding(scope, shard),
             credential_issuers=[convert.credential_issuer(each, problem) for each in issuers],

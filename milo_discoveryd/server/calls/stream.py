@@ -29,7 +29,7 @@ from milo_discoveryd.server.calls.kubeconfig_rotation import KUBECONFIG_BYTES, K
 from milo_discoveryd.server.calls.requests import WatchRequest
 from milo_discoveryd.server.calls.resumption import Resumption
 from milo_discoveryd.server.calls.revision import StreamRevisions, TokenSigner, parse
-from milo_discoveryd.server.calls.source_statuses import source_statuses
+from milo_discoveryd.server.calls.source_statuses import source_statuses, visible_sources
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 from milo_kube.reusable_timeout import Deadline
 
@@ -72,6 +72,10 @@ class StreamView:
     @property
     def holder(self) -> str:
         return self.call.holder(self.shown)
+
+    def covers_source(self, source: str) -> bool:
+        """Return whether the subscriber may learn the name of a source."""
+        return self.call.scope.covers_source(source)
 
     def follow_rights(self) -> bool:
         """Apply a change of the caller's rights. Return whether there was one."""
@@ -125,9 +129,12 @@ class BatchSender:
 class SourceReports:
     """The statuses that one stream reports: when the state of a source changed, and with each heartbeat."""
 
-    def __init__(self, sources: Sequence[ClusterSource], resumption: Resumption) -> None:
+    def __init__(self, sources: Sequence[ClusterSource], resumption: Resumption, call: CallContext) -> None:
         self._sources = sources
         self._resumption = resumption
+        self._call = call
+        self._scope: ClusterScope | None = None
+        self._visible: Sequence[ClusterSource] = ()
         self._reported: tuple[tuple[ViewState, str], ...] = ()
 
     @property
@@ -139,18 +146,21 @@ class SourceReports:
     def has_begun(self) -> bool:
         return bool(self._reported)
 
-    def report(self, scope: ClusterScope, now: Moment) -> list[pb.SourceStatus]:
+    def report(self, now: Moment) -> list[pb.SourceStatus]:
         self._reported = self._states()
-        return source_statuses(self._sources, scope, now, status_of=self._status)
+        return source_statuses(self._sources, self._call.scope, now, status_of=self._status)
 
     def _states(self) -> tuple[tuple[ViewState, str], ...]:
-        if not self._resumption.doubted:
-            return tuple([(each.status.state, each.status.reason) for each in self._sources])
-        return tuple([(status.state, status.reason) for status in map(self._status, self._sources)])
+        scope = self._call.scope
+        if scope is not self._scope:
+            self._scope, self._visible = scope, visible_sources(self._sources, scope)
+        statuses = [self._status(each) for each in self._visible]
+        return tuple([(status.state, status.reason) for status in statuses])
 
     def _status(self, source: ClusterSource) -> ViewStatus:
         """Return the status of a source for this subscriber, which may wait for a second list of it."""
-        status, waits = source.status, self._resumption.doubted.get(source.name)
+        status, doubted = source.status, self._resumption.doubted
+        waits = doubted.get(source.name) if doubted else None
         if waits is None or status.state is not ViewState.STREAMING:
             return status
         since = self._resumption.doubted_since
@@ -186,8 +196,9 @@ class WatchStream:
             lambda source, now: fleet.count_by_source(self._view.shown, now)[source],
             is_resumed=bool(asked.resume_revision),
             accepts_pending=asked.accepts_pending_sources,
+            is_visible=self._view.covers_source,
         )
-        self._reports = SourceReports(sources, self._resumption)
+        self._reports = SourceReports(sources, self._resumption, call)
         self._clock = asyncio.get_running_loop().time
         self.cursor: Cursor | None = None
         self.opened_at = time.time()
@@ -343,8 +354,8 @@ class WatchStream:
     async def _send_batch(self, batch: Batch, events: bytes = b"") -> None:
         sources: list[pb.SourceStatus] = []
         if not events or self._reports.are_due:
-            sources = self._reports.report(self._view.call.scope, Moment(time.time(), self._clock()))
-        pending = self._resumption.pending
+            sources = self._reports.report(Moment(time.time(), self._clock()))
+        pending = self._resumption.visible_pending if self._resumption.pending else frozenset()
         revision = ""  # the subscriber cannot resume yet
         if self.cursor is not None:
             is_whole = batch.is_whole and not pending

@@ -135,3 +135,25 @@ def test_subscriber_of_this_run_or_without_clusters_doubts_nothing() -> None:
     for waiting in (resumption(source, known={"eu": 50}, epoch=NOW), resumption(source), new_subscriber(source)):
         waiting.update(0.0)
         assert (waiting.pending, waiting.doubted) == (frozenset(), {})
+
+
+def test_subscriber_waits_only_for_sources_that_it_may_see() -> None:
+    for accepts_pending in (True, False):
+        visible = {"eu"}
+        position = Position(BEFORE, 7)
+        us = Source("us", synced=False)
+        waiting = Resumption(
+            position,
+            (Source("eu"), us),
+            NOW,
+            lambda _name, _now: 100,
+            is_resumed=True,
+            accepts_pending=accepts_pending,
+            is_visible=visible.__contains__,
+        )
+        assert waiting.update(0.0)
+        assert (waiting.pending, waiting.visible_pending, waiting.must_wait) == ({"us"}, frozenset(), False)
+        visible.add("us")
+        assert (waiting.visible_pending, waiting.must_wait) == ({"us"}, not accepts_pending)
+        us.synced = True
+        assert waiting.update(1.0)
