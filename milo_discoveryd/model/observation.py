@@ -1,13 +1,17 @@
 """The states of an upstream object that a kind of source distinguishes."""
 
+from typing import ClassVar
+
 import msgspec
 
 from milo_discoveryd.model.cluster import Pairs, Target
+from milo_discoveryd.model.object_state import ObjectState
 
 
 class Ready(msgspec.Struct, frozen=True, gc=False):
     """An object whose cluster must be engaged."""
 
+    state: ClassVar = ObjectState.READY
     uid: str
     """The object's own UID, which distinguishes a re-created object; `target.uid` is the project's."""
     version: str
@@ -31,6 +35,7 @@ class ObjectFields(msgspec.Struct, frozen=True, gc=False):
 class NotReady(msgspec.Struct, frozen=True, gc=False):
     """An object whose readiness condition is not True."""
 
+    state: ClassVar = ObjectState.NOT_READY
     name: str
     uid: str
     version: str
@@ -43,6 +48,7 @@ class NotReady(msgspec.Struct, frozen=True, gc=False):
 class Outside(msgspec.Struct, frozen=True, gc=False):
     """An object that the daemon's label selector does not match."""
 
+    state: ClassVar = ObjectState.OUTSIDE
     name: str
     uid: str
     version: str
@@ -53,10 +59,13 @@ class Outside(msgspec.Struct, frozen=True, gc=False):
 class Refused(Outside, frozen=True, gc=False):
     """An object that the API server must not have sent: it belongs to another organization than the context."""
 
+    state: ClassVar = ObjectState.REFUSED
+
 
 class Withdrawn(msgspec.Struct, frozen=True, gc=False):
     """An object that ends its cluster by the rules of the source: a planned end."""
 
+    state: ClassVar = ObjectState.WITHDRAWN
     name: str
     uid: str
     version: str
@@ -69,6 +78,7 @@ class Withdrawn(msgspec.Struct, frozen=True, gc=False):
 class Malformed(msgspec.Struct, frozen=True, gc=False):
     """An object that cannot be used. Its last good state is kept."""
 
+    state: ClassVar = ObjectState.MALFORMED
     name: str
     uid: str
     """Empty if it could not be read."""
@@ -76,7 +86,8 @@ class Malformed(msgspec.Struct, frozen=True, gc=False):
     message: str
 
 
-Observation = Ready | NotReady | Withdrawn | Outside | Malformed
+NotWanted = NotReady | Withdrawn | Outside | Malformed
+Observation = Ready | NotWanted
 
 
 def fields(seen: Observation) -> ObjectFields | Target | None:

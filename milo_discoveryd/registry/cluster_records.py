@@ -1,32 +1,13 @@
 """The records of all known clusters, engaged or not."""
 
-import enum
-
 import msgspec
 
 from milo_discoveryd.model.cluster import Cluster, DisengageReason, Target
+from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import ObjectFields
 from milo_discoveryd.registry.events import Event, EventType, LogEntry
 
 TRANSITIONS_KEPT = 8
-
-
-class ObjectState(enum.Enum):
-    """The state of a cluster's object, which decides whether the cluster is engaged."""
-
-    READY = "ready"
-    NOT_READY = "not_ready"
-    OUTSIDE = "outside_selector"
-    REFUSED = "refused"
-    """The object belongs to another organization than the source's context."""
-    WITHDRAWN = "withdrawn"
-    """The source disengaged the cluster by rules of its own."""
-    MALFORMED = "malformed"
-    UNASSIGNED = "unassigned"
-    """The object is ready; another member of the shard group owns the cluster, or has not released it yet."""
-    UNREACHABLE = "disengaged_unreachable"
-    """The object is ready; the cluster was disengaged because it could not be reached for long."""
-    DELETED = "deleted"
 
 
 class RecordedTransition(msgspec.Struct, frozen=True):

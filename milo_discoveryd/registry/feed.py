@@ -7,11 +7,11 @@ from typing import Any, Protocol
 import msgspec
 
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.model.observation import Malformed, Observation, Refused
+from milo_discoveryd.model.object_state import MEANINGS, ObjectState
+from milo_discoveryd.model.observation import NotWanted, Observation, Ready
 from milo_discoveryd.model.resource import ObjectKeys
-from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.intake import Intake
-from milo_discoveryd.registry.known_objects import STATES, KnownObjects
+from milo_discoveryd.registry.known_objects import KnownObjects
 from milo_discoveryd.registry.observer import Observer
 from milo_discoveryd.registry.pending_deletions import (
     Absent,
@@ -157,7 +157,8 @@ class Feed:
         for event in source_events:
             match event:
                 case ObjectChanged() | Listed():
-                    if isinstance(seen := event.observation, Malformed | Refused) and self._is_newly_refused(seen):
+                    seen = event.observation
+                    if not isinstance(seen, Ready) and self._is_newly_refused(seen):
                         self._observer.object_refused(seen)
                 case Relisting(reason):
                     self._observer.relisting(reason)
@@ -165,9 +166,9 @@ class Feed:
                     self._observer.event_ignored(problem)
             yield event
 
-    def _is_newly_refused(self, seen: Malformed | Refused) -> bool:
+    def _is_newly_refused(self, seen: NotWanted) -> bool:
         record = self.objects[seen.name]
-        return record is None or record.state is not STATES[type(seen)]
+        return MEANINGS[seen.state].is_reported and (record is None or record.state is not seen.state)
 
 
 _SEVERITY = {ViewState.STREAMING: 0, ViewState.CATCHING_UP: 1, ViewState.STALE: 2}

@@ -5,9 +5,9 @@ from itertools import islice
 from typing import Any, Generic
 
 from milo_discoveryd.model.moment import Moment
+from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import Malformed, Observation, Outside, Ready
 from milo_discoveryd.model.resource import NAMES, ObjectKeys
-from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.known_objects import Change, KnownObjects
 from milo_discoveryd.registry.pending_deletions import (
     ConfirmationRequest,

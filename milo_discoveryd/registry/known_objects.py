@@ -5,26 +5,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready, Refused, Withdrawn
-from milo_discoveryd.registry.cluster_records import ObjectState
+from milo_discoveryd.model.object_state import MEANINGS, ObjectState
+from milo_discoveryd.model.observation import Observation, Ready
 from milo_discoveryd.registry.object_budget import CollectionWeight, ObjectBudget, weigh
 from milo_discoveryd.registry.pending_deletions import ConfirmedDeletion
 from milo_kube.reflect.versions import is_older
 
 # Tuples: faster than a set, because members of an Enum are slow to hash.
-_ABSENT = (ObjectState.DELETED, ObjectState.OUTSIDE, ObjectState.REFUSED)
-"""States of objects that a list within the selector does not contain."""
-_FORGETTABLE = (*_ABSENT, ObjectState.WITHDRAWN)
-"""States in which only a limited number of records is kept."""
-OBJECT_READY = (ObjectState.READY, ObjectState.UNREACHABLE, ObjectState.UNASSIGNED)
+_ABSENT = tuple(state for state, meaning in MEANINGS.items() if meaning.is_absent)
+_FORGETTABLE = tuple(state for state, meaning in MEANINGS.items() if meaning.is_forgettable)
+OBJECT_READY = tuple(state for state, meaning in MEANINGS.items() if meaning.is_ready)
 ABSENT_RECORDS_KEPT = 10_000
-STATES = {
-    NotReady: ObjectState.NOT_READY,
-    Withdrawn: ObjectState.WITHDRAWN,
-    Outside: ObjectState.OUTSIDE,
-    Refused: ObjectState.REFUSED,
-    Malformed: ObjectState.MALFORMED,
-}
 
 
 class Record(Protocol):
@@ -201,7 +192,7 @@ class KnownObjects(ABC, Generic[R, Change]):
         # After a restore from a backup, the server may use a version again for another state.
         if isinstance(listed, Ready):
             return record.state not in OBJECT_READY or not record.describes(listed.target)
-        return record.state is not STATES[type(listed)]
+        return record.state is not listed.state
 
     def is_news(self, seen: Observation) -> bool:
         """Return whether an observation is newer than the known state, and not a repetition of it."""

@@ -6,9 +6,9 @@ import msgspec
 
 from milo_discoveryd.model.claims import Claim, ClaimingObject
 from milo_discoveryd.model.moment import Moment
+from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import Malformed, Observation, Ready
-from milo_discoveryd.registry.cluster_records import ObjectState
-from milo_discoveryd.registry.known_objects import STATES, KnownObjects
+from milo_discoveryd.registry.known_objects import KnownObjects
 from milo_discoveryd.registry.pending_deletions import ConfirmedDeletion
 
 
@@ -61,7 +61,7 @@ class ObjectRecords(KnownObjects[ObjectRecord, ObjectChange]):
         del listed
         is_replaced = bool(self._replaced_by(seen))
         if not isinstance(seen, Ready):
-            record = self._record(seen, STATES[type(seen)], now)
+            record = self._record(seen, seen.state, now)
             # A malformed object stays as it last was.
             return self._use(seen.name, record, None) if is_replaced or not isinstance(seen, Malformed) else []
         record = self._record(seen, ObjectState.READY, now)

@@ -24,6 +24,7 @@ from milo_discoveryd.model.cluster import (
     without_draining,
 )
 from milo_discoveryd.model.moment import Moment
+from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import (
     Malformed,
     NotReady,
@@ -35,9 +36,9 @@ from milo_discoveryd.model.observation import (
     Withdrawn,
 )
 from milo_discoveryd.registry.claims import RESTORED, FleetClaims, ValueClaim, ValueClaims
-from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState
+from milo_discoveryd.registry.cluster_records import ClusterRecord
 from milo_discoveryd.registry.events import Event, EventType
-from milo_discoveryd.registry.known_objects import OBJECT_READY, STATES, KnownObjects
+from milo_discoveryd.registry.known_objects import OBJECT_READY, KnownObjects
 from milo_discoveryd.registry.log import ChangeLog
 from milo_discoveryd.registry.not_ready import HeldNotReady, NotReadyClusters
 from milo_discoveryd.registry.object_budget import CollectionWeight
@@ -390,7 +391,7 @@ class Registry(KnownObjects[ClusterRecord, Event]):
 
     def _not_wanted(self, seen: NotReady | Withdrawn | Outside | Malformed, now: Moment) -> list[Event]:
         replaced = self._replaced_by(seen)
-        record = self._record(seen, STATES[type(seen)], now)
+        record = self._record(seen, seen.state, now)
         if replaced or isinstance(seen, Refused):
             reason = DisengageReason.REPLACED if replaced else DisengageReason.LABELS_CHANGED
             return self._end(record, reason, replaced or seen.message, now)

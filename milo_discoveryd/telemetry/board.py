@@ -13,7 +13,8 @@ from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
 from milo_discoveryd.kubeconfigs.kubeconfigs import CredentialDescription
 from milo_discoveryd.model.cluster import Cluster, Reachability
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState
+from milo_discoveryd.model.object_state import ObjectState
+from milo_discoveryd.registry.cluster_records import ClusterRecord
 from milo_discoveryd.registry.filter import Filter
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.rfc3339 import rfc3339

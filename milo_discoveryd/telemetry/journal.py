@@ -9,7 +9,7 @@ import msgspec
 
 from milo_discoveryd.log import log
 from milo_discoveryd.model.cluster import Cluster
-from milo_discoveryd.model.observation import Malformed, Refused
+from milo_discoveryd.model.observation import NotWanted
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.feed import REMOVALS_HELD
 from milo_discoveryd.registry.pending_releases import AwaitedRelease
@@ -114,7 +114,7 @@ class Journal:
         self._metrics.event_ignored(self._source)
         log.debug("event ignored", problem=problem, **self._about)
 
-    def object_refused(self, seen: Malformed | Refused) -> None:
+    def object_refused(self, seen: NotWanted) -> None:
         self._audit.object_refused(seen.name, seen.uid, seen.message)
 
     def drained(self, cluster: Cluster, unreleased: Sequence[AwaitedRelease]) -> None:

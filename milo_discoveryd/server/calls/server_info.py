@@ -76,14 +76,14 @@ class DaemonDescription:
                     kind=each.description.kind,
                     status=status,
                     synced=each.synced,
-                    counts=_counted(found),
+                    counts=pb.FleetCounts(**found),
                     context=each.description.context if scope.is_everything else "",
                 )
                 for each, status, found in zip(sources, statuses, counts, strict=False)
             ],
             context=self._fleet.sources[0].description.context if scope.is_everything and not statuses else "",
             synced=all(each.synced for each in sources),
-            counts=_counted(sum(counts, visibility.VisibleCounts()), streams),
+            counts=pb.FleetCounts(**sum(counts, visibility.VisibleCounts()), subscribers=streams),
             sharding=await self._sharding(scope, shard),
             credential_issuers=[convert.credential_issuer(each, problem) for each in issuers],
             limits=pb.Limits(
@@ -125,17 +125,3 @@ async def _counts(registry: Registry, scope: ClusterScope) -> visibility.Visible
         found += visibility.visible_counts(batch, scope)
         await asyncio.sleep(0)
     return found
-
-
-def _counted(counts: visibility.VisibleCounts, subscribers: int = 0) -> pb.FleetCounts:
-    return pb.FleetCounts(
-        engaged=counts.engaged,
-        not_ready=counts.not_ready,
-        outside_selector=counts.outside,
-        malformed=counts.malformed,
-        unreachable=counts.unreachable,
-        draining=counts.draining,
-        unassigned=counts.unassigned,
-        refused=counts.refused,
-        subscribers=subscribers,
-    )

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from milo_discovery.v1 import discovery_pb2 as pb
-from milo_discoveryd.registry.cluster_records import ObjectState
+from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.sharding.status import GroupStatus, MemberStatus
 from milo_discoveryd.telemetry import status_page

@@ -7,10 +7,10 @@ import pytest
 
 from milo_discoveryd.model.cluster import DisengageReason, Target
 from milo_discoveryd.model.declared_target import DeclaredTarget, FileTarget
+from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Ready
 from milo_discoveryd.registry import known_objects as module
 from milo_discoveryd.registry.claims import FleetClaims, address
-from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.filter import Filter
 from milo_discoveryd.registry.pending_deletions import ConfirmedDeletion

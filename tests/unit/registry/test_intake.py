@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import pytest
 
 from milo_discoveryd.model.cluster import DisengageReason
+from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import Observation
-from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.intake import EVENTS_PER_STEP, Intake
 from milo_discoveryd.registry.pending_deletions import (

@@ -3,8 +3,8 @@
 import pytest
 
 from milo_discoveryd.model.cluster import DisengageReason
+from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import Observation, Ready
-from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.pending_deletions import Absent, Found
 from milo_kube.reflect.messages import DeletionReported, Listed, ListEnded, ListStarted, ObjectChanged
 from tests.unit.registry.fleets import at, malformed, not_ready, outside, ready

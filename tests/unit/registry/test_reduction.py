@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from milo_discoveryd.model.claims import Claim, ClaimingObject, ObjectClaim, earliest
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.moment import Moment
+from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Ready, Refused, Withdrawn
 from milo_discoveryd.model.resource import NAMES, ObjectKeys
-from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.feed import REMOVALS_HELD, Feed
 from milo_discoveryd.registry.fleet import Fleet

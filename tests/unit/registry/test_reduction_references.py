@@ -11,8 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from milo_discoveryd.model.claims import UNREAD, Claim, ClaimingObject, ObjectClaim, ObjectReference, earliest
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
+from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Ready
-from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.object_records import ObjectRecords

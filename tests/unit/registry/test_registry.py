@@ -4,9 +4,10 @@ import msgspec
 import pytest
 
 from milo_discoveryd.model.cluster import UNPROBED, ConnectivityStatus, DisengageReason, Reachability
+from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.registry import known_objects as module
-from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState, RecordedTransition
+from milo_discoveryd.registry.cluster_records import ClusterRecord, RecordedTransition
 from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.filter import EVERYTHING

@@ -1,7 +1,8 @@
 """Clusters that other members of a shard group own are known and not engaged."""
 
 from milo_discoveryd.model.cluster import ConnectivityStatus, DisengageReason, Reachability, Target
-from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState
+from milo_discoveryd.model.object_state import ObjectState
+from milo_discoveryd.registry.cluster_records import ClusterRecord
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.filter import Filter
 from milo_discoveryd.registry.pending_releases import SubscriberKey, Subscription

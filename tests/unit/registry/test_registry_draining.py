@@ -11,10 +11,10 @@ from milo_discoveryd.model.cluster import (
     Drain,
     Reachability,
 )
+from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import NotReady, ObjectFields, Observation, Outside
 from milo_discoveryd.model.selector import parse
 from milo_discoveryd.registry import known_objects
-from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.filter import EVERYTHING, Filter

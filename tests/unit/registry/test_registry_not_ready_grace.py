@@ -3,8 +3,9 @@
 import pytest
 
 from milo_discoveryd.model.cluster import DisengageReason
+from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import Observation
-from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState
+from milo_discoveryd.registry.cluster_records import ClusterRecord
 from milo_discoveryd.registry.pending_deletions import ConfirmedDeletion
 from milo_discoveryd.registry.registry import Registry
 from tests.unit.registry.fleets import (

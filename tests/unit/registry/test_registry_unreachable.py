@@ -4,8 +4,8 @@ import msgspec
 import pytest
 
 from milo_discoveryd.model.cluster import ConnectivityStatus, DisengageReason, Reachability, Target
+from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import Observation, Ready
-from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.pending_deletions import ConfirmedDeletion
 from milo_discoveryd.registry.registry import Registry

@@ -1,7 +1,7 @@
 """A fleet restored from the state of an earlier run."""
 
 from milo_discoveryd.model.cluster import DisengageReason
-from milo_discoveryd.registry.cluster_records import ObjectState
+from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.pending_deletions import Absent, Inconclusive
 from milo_kube.reflect.messages import ObjectChanged

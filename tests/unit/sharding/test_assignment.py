@@ -3,8 +3,8 @@
 from typing import Any
 
 from milo_discoveryd.model.cluster import DisengageReason
+from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import Observation
-from milo_discoveryd.registry.cluster_records import ObjectState
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.filter import Filter
 from milo_discoveryd.registry.pending_releases import SubscriberKey, Subscription

@@ -17,7 +17,8 @@ from milo_discoveryd.model.cluster import (
     Target,
 )
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.registry.cluster_records import ClusterRecord, ObjectState, RecordedTransition
+from milo_discoveryd.model.object_state import ObjectState
+from milo_discoveryd.registry.cluster_records import ClusterRecord, RecordedTransition
 from milo_discoveryd.registry.events import EventType, LogEntry
 from milo_discoveryd.server.calls import convert
 from milo_discoveryd.server.calls.frames import encoder

@@ -80,22 +80,16 @@ def test_transitions_are_hidden_for_names_without_cluster(registry: Registry) ->
 
 def test_source_counts_include_only_visible_records(registry: Registry) -> None:
     registry.commit([outside("shop-2", "5")], at(2))
-    assert visibility.total_counts(registry) == VisibleCounts(engaged=2, not_ready=1, outside=1, malformed=1)
+    assert visibility.total_counts(registry) == VisibleCounts(engaged=2, not_ready=1, outside_selector=1, malformed=1)
     assert visibility.visible_counts(registry.items(), ALL_CLUSTERS) == visibility.total_counts(registry)
     assert visibility.visible_counts(registry.items(), PROD) == VisibleCounts(
-        engaged=2, not_ready=0, outside=0, malformed=0
+        engaged=2, not_ready=0, outside_selector=0, malformed=0
     )
     assert visibility.visible_counts(registry.items(), SHOPS) == VisibleCounts(
-        engaged=1, not_ready=1, outside=1, malformed=0
+        engaged=1, not_ready=1, outside_selector=1, malformed=0
     )
     assert visibility.visible_counts(registry.items(), NO_CLUSTERS) == VisibleCounts(
-        engaged=0, not_ready=0, outside=0, malformed=0
-    )
-
-
-def test_visible_counts_can_be_added() -> None:
-    assert VisibleCounts(engaged=1, malformed=2) + VisibleCounts(engaged=3, outside=4) == VisibleCounts(
-        engaged=4, outside=4, malformed=2
+        engaged=0, not_ready=0, outside_selector=0, malformed=0
     )
 
 
