@@ -49,6 +49,13 @@ class StateMeaning(msgspec.Struct, frozen=True, kw_only=True):
 
 
 MEANINGS = {
+    ObjectState.MALFORMED: StateMeaning(
+        reason="MALFORMED",
+        words="malformed",
+        count="malformed",
+        is_reported=True,
+        remedy="correct the settings of the source where all objects are like this one, or else the object",
+    ),
     ObjectState.REFUSED: StateMeaning(
         reason="REFUSED",
         words="of other organizations",
@@ -57,13 +64,6 @@ MEANINGS = {
         is_forgettable=True,
         is_reported=True,
         remedy="the server ignores label selectors: check which proxy is before Milo, and what the identity may list",
-    ),
-    ObjectState.MALFORMED: StateMeaning(
-        reason="MALFORMED",
-        words="malformed",
-        count="malformed",
-        is_reported=True,
-        remedy="correct the settings of the source where all objects are like this one, or else the object",
     ),
     ObjectState.UNREACHABLE: StateMeaning(
         reason="UNREACHABLE", words="disengaged: unreachable", count="unreachable", is_ready=True
