@@ -5,7 +5,7 @@ Its sources share a change log, the pending releases of subscribers, and the cla
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,8 @@ class Fleet:
         self.releases = PendingReleases()
         self.claims = FleetClaims()
         self.waiting = WaitingStreams()
+        self.versions: Mapping[str, int] = {}
+        """The resource version up to which each source is followed, if comparable. Each change replaces the mapping."""
         self._sources: dict[str, ClusterSource] = {}
         self._listeners: list[tuple[EventType, Callable[[Cluster], None]]] = []
         self._drain_timer: asyncio.TimerHandle | None = None

@@ -34,7 +34,7 @@ from milo_kube.reflect.messages import (
     SourceEvent,
     Unlisted,
 )
-from milo_kube.reflect.versions import is_older
+from milo_kube.reflect.versions import comparable, is_older
 
 EVENTS_PER_STEP = 250
 """Maximum number of source events applied per event-loop iteration (a few milliseconds)."""
@@ -73,6 +73,8 @@ class Intake(Generic[Change]):
         """Staged objects that may be older than the known ones, or other objects of the same name. They are found
         while the list is read, since looking for them at its end would block the event loop."""
         self._listed_version = ""
+        self.version = 0
+        """The resource version up to which the collection is followed; 0 if versions cannot be compared."""
         """The version of the last complete list that was applied."""
         self.synced = False
         self.lists = 0
@@ -211,6 +213,7 @@ class Intake(Generic[Change]):
                 case _:
                     pass  # Relisting and EventIgnored are for the log and the metrics
         if changed:
+            self.version = max(self.version, comparable(changed[-1].version))
             yield self._objects.commit(changed, now)
 
     def _accepts(self, seen: Observation) -> bool:
@@ -303,6 +306,7 @@ class Intake(Generic[Change]):
         self._pending_deletions.discard_all(self._listed.keys())
         if not self._is_foreign:
             self._listed_version = ended.version
+            self.version = comparable(ended.version)
             self._confirm_at_once(missing, announced, now)
             older = {seen.name for seen in regressed}
             self._objects.forget_weight(name for name, _ in missing)

@@ -185,6 +185,8 @@ class ClusterSource:
 
     def ended(self, progress: _Progress, read_at: float) -> None:
         now = self._progress
+        if (version := self.version) != self.fleet.versions.get(self.name, 0):
+            self.fleet.versions = {**self.fleet.versions, self.name: version}
         if self._reduction is not None and now.is_complete:
             if not progress.is_complete:
                 self.fleet.publish(self, self._reduction.listed(at(read_at)), read_at)
@@ -202,8 +204,18 @@ class ClusterSource:
         engaged = self.registry.engaged
         limits = (feed.intake.unverified for feed in self.feeds)
         return FirstList(
-            engaged if self._listed is None else min(engaged, self._listed), next(filter(None, limits), None)
+            engaged if self._listed is None else min(engaged, self._listed),
+            next(filter(None, limits), None),
+            self.version,
         )
+
+    @property
+    def version(self) -> int:
+        """The resource version up to which the source is followed; 0 if versions cannot be compared.
+
+        Several collections can be those of several API servers.
+        """
+        return self.feeds[0].intake.version if len(self.feeds) == 1 else 0
 
     def status_changed(self) -> None:
         self._pause_graces(worst([feed.followed for feed in self.feeds]))

@@ -127,16 +127,22 @@ class Resumption:
             self._judged, self._doubt_at, self._doubt_s = judged, now, DOUBT_S
         if now >= self._doubt_at:
             self._doubt_at, self._doubt_s = now + self._doubt_s, 2 * self._doubt_s
-            found = {each.name: self._doubt(each, position.known.of(each.name), now) for each in complete}
+            found = {each.name: self._doubt(each, position.known, now) for each in complete}
             if not self.doubted:
                 self.doubted_since = now
             self.doubted = {name: problem for name, problem in found.items() if problem}
 
-    def _doubt(self, source: ResumableSource, known: int, now: float) -> str:
+    def _doubt(self, source: ResumableSource, of: KnownClusters, now: float) -> str:
         """Return why the subscriber waits for a second list of a source; empty if it does not."""
         first = source.first_list
         if first.is_verified:
             return ""
+        known, version = of.of(source.name), of.version_of(source.name)
+        if first.is_older(version):
+            return (
+                f"the API server shows its state at version {first.version}, and the subscriber knows that at "
+                f"{version}: it keeps its clusters until the server has caught up, or until a second list"
+            )
         present = first.clusters
         if not first.may_lack(known, present):
             present = min(present, self._count(source.name, now))

@@ -127,6 +127,7 @@ class Service:
         # Without clusters of a pending source, the listing is a part of a snapshot: a stream starts over.
         part = 1 if listing.pending else None
         known = NOTHING.grown(Counter(each.target.source for each in listing.clusters))
+        known = known.seen_at(self._fleet.versions)
         position = Position(self._info.epoch, listing.revision, known=known, part=part)
         return pb.ListClustersResponse(
             clusters=clusters,

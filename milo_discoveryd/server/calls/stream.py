@@ -21,7 +21,7 @@ from milo_discoveryd.registry.filter import ClusterView, Filter, without_sources
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.pending_releases import Subscription
 from milo_discoveryd.registry.source import ClusterSource
-from milo_discoveryd.rights.scope import ClusterScope, scoped
+from milo_discoveryd.rights.scope import scoped
 from milo_discoveryd.server.calls import frames
 from milo_discoveryd.server.calls.access import CallContext
 from milo_discoveryd.server.calls.grpc_errors import StalledError, UnavailableError
@@ -133,14 +133,16 @@ class SourceReports:
         self._sources = sources
         self._resumption = resumption
         self._call = call
-        self._scope: ClusterScope | None = None
-        self._visible: Sequence[ClusterSource] = ()
+        self._visible = visible_sources(sources, call.scope)
         self._reported: tuple[tuple[ViewState, str], ...] = ()
 
     @property
     def are_due(self) -> bool:
         """Whether the state of a source, or the reason for it, changed since the last report."""
         return self._reported != self._states()
+
+    def follow_rights(self) -> None:
+        self._visible = visible_sources(self._sources, self._call.scope)
 
     @property
     def has_begun(self) -> bool:
@@ -151,11 +153,9 @@ class SourceReports:
         return source_statuses(self._sources, self._call.scope, now, status_of=self._status)
 
     def _states(self) -> tuple[tuple[ViewState, str], ...]:
-        scope = self._call.scope
-        if scope is not self._scope:
-            self._scope, self._visible = scope, visible_sources(self._sources, scope)
-        statuses = [self._status(each) for each in self._visible]
-        return tuple([(status.state, status.reason) for status in statuses])
+        if not self._resumption.doubted:
+            return tuple([(each.status.state, each.status.reason) for each in self._visible])
+        return tuple([(status.state, status.reason) for status in map(self._status, self._visible)])
 
     def _status(self, source: ClusterSource) -> ViewStatus:
         """Return the status of a source for this subscriber, which may wait for a second list of it."""
@@ -288,6 +288,7 @@ class WatchStream:
         shown = self._view.shown
         if not self._view.follow_rights():
             return
+        self._reports.follow_rights()
         if self._view.shown is not shown:
             if self.cursor is not None:
                 self.cursor.change_view(self._visible)
@@ -343,7 +344,10 @@ class WatchStream:
 
     async def _send_changes(self, batch: Batch) -> None:
         known = self._resumption.kept if batch.reset else self._revisions.known
-        self._revisions.known = known.grown(batch.slice.growth)
+        known = known.grown(batch.slice.growth)
+        if not self._resumption.pending:
+            known = self._revisions.seen_at(known, self._fleet.versions)
+        self._revisions.known = known
         is_live = self._reports.has_begun and not batch.reset and batch.synced
         events = self._rotation.attach_kubeconfigs(batch.slice) if self._rotation else batch.slice.data
         await self._send_batch(batch, events)

@@ -46,6 +46,24 @@ def test_first_list_may_lack_much_or_all_of_what_a_subscriber_knows(known: int, 
     assert not FirstList(present, None).may_lack(known, present)
 
 
+@pytest.mark.parametrize(
+    ("version", "known", "is_older"), [(41, 42, True), (42, 42, False), (0, 42, False), (41, 0, False)]
+)
+def test_first_list_may_be_older_than_what_a_subscriber_knows(version: int, known: int, is_older: bool) -> None:
+    assert FirstList(3, RemovalLimits(), version).is_older(known) is is_older
+    assert not FirstList(3, None, version).is_older(known)
+
+
+def test_source_is_followed_up_to_the_version_of_its_lists_and_changes() -> None:
+    of = source()
+    take(of, 0.0, ListStarted(), Listed(ready("a", "3")), ListEnded(version="5"))
+    assert of.version == of.first_list.version == 5
+    take(of, 1.0, ObjectChanged(ready("a", "8")))
+    assert of.version == 8
+    take(of, 2.0, ListStarted(), Listed(ready("a", "8")), ListEnded(version="opaque"))
+    assert of.version == 0
+
+
 def test_streams_wait_for_sources_until_they_end() -> None:
     waiting, stream = WaitingStreams(), object()
     waiting.update(stream, frozenset())
