@@ -5,9 +5,9 @@ from itertools import product
 
 from bench import in_process
 from bench.setting import Samples, Setting
+from milo_discoveryd.log.change_log import ChangeLog
 from milo_discoveryd.log.cursor import Cursor
 from milo_discoveryd.log.filter import EVERYTHING, ClusterView, Filter
-from milo_discoveryd.log.change_log import ChangeLog
 from milo_discoveryd.telemetry.logging import configure
 from milo_kube.label_selector import parse
 from milo_kube.reflect.messages import ObjectChanged

@@ -19,12 +19,12 @@ from milo_discoveryd.check.stored_keys import check_stored_keys
 from milo_discoveryd.config import Settings, SourceSettings, TcpAddress, UnixAddress
 from milo_discoveryd.credentials.kubeconfig_files import FilesError
 from milo_discoveryd.daemon_errors import ConfigError, StartError
+from milo_discoveryd.engagement.claims import FleetClaims
 from milo_discoveryd.identity.token_review import TokenRejectedError, TokenReviewer, TokenReviewUnavailableError
 from milo_discoveryd.kubeconfigs.cluster_ca import cluster_trust
 from milo_discoveryd.logger import log
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.resource import Resource
-from milo_discoveryd.engagement.claims import FleetClaims
 from milo_discoveryd.sources.context import SHOWS, ContextKind, context_of, wrong_context
 from milo_discoveryd.sources.keyed import KeyedSource
 from milo_discoveryd.sources.kind import ProjectServer, SourceKind

@@ -14,7 +14,8 @@ from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.model.claims import ObservedObject
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.model.observation import ObjectState, Ready
+from milo_discoveryd.model.object_state import MEANINGS, ObjectState
+from milo_discoveryd.model.observation import Ready
 from milo_discoveryd.objects.store import ObjectChanges, ObjectPosition, ObjectStore
 from milo_discoveryd.registry.source import ObjectsAreClusters
 from milo_discoveryd.sources.keyed import FollowedCollection, KeyedSource
@@ -23,15 +24,8 @@ from milo_discoveryd.wiring.configured_source import ConfiguredSource, at_server
 from milo_kube.reflect.wire import ListPageError
 from milo_kube.upstream import Upstream
 
-_SAID = {
-    ObjectState.NOT_READY: "not ready",
-    ObjectState.WITHDRAWN: "withdrawn",
-    ObjectState.OUTSIDE: "outside of the label selector",
-    ObjectState.REFUSED: "of other organizations refused",
-    ObjectState.MALFORMED: "malformed",
-}
-_FIRST = (ObjectState.MALFORMED, ObjectState.REFUSED, ObjectState.NOT_READY)
-"""The states whose first message is reported, the worst first."""
+_REPORTED = [state for state, meaning in MEANINGS.items() if not meaning.is_ready and state is not ObjectState.DELETED]
+"""The states of objects that a list can have and that engage no cluster, the worst first."""
 
 
 class Evaluation(msgspec.Struct, frozen=True):
@@ -86,7 +80,7 @@ def findings(subject: str, found: Evaluation, *, refuses: bool = False) -> Itera
 
     `refuses`: whether the source refuses objects of other organizations; their number is then reported if it is 0.
     """
-    counts = {state: len(found.others.get(state, ())) for state in _SAID}
+    counts = {state: len(found.others.get(state, ())) for state in _REPORTED}
     engaged, total = len(found.clusters), len(found.clusters) + sum(counts.values())
     if not total:
         return  # the finding about the list says so
@@ -94,32 +88,25 @@ def findings(subject: str, found: Evaluation, *, refuses: bool = False) -> Itera
         [
             f"{engaged} of {total} engaged",
             *(
-                f"{count} {_SAID[state]}"
+                f"{count} {MEANINGS[state].words}"
                 for state, count in counts.items()
                 if count or (refuses and state is ObjectState.REFUSED)
             ),
         ]
     )
-    worst = next((state for state in _FIRST if counts[state]), None)
+    worst = next((state for state in _REPORTED if counts[state] and MEANINGS[state].remedy), None)
     if worst is None or (worst is ObjectState.NOT_READY and engaged):
         yield ok(subject, message)
         return
     name, problem = found.others[worst][0]
     message = f"{message}; first problem: {name}: {problem}"
-    match worst:
-        case ObjectState.REFUSED:
-            fix = "the server ignores label selectors: check which proxy is before Milo, and what the identity may list"
-        case ObjectState.MALFORMED:
-            fix = "correct the settings of the source where all objects are like this one, or else the object"
-        case _:
-            fix = "none is ready: wait, or correct the condition or field that the source takes for it"
-    yield (fail if worst is ObjectState.MALFORMED and not engaged else warn)(subject, message, fix)
+    yield (fail if worst is ObjectState.MALFORMED and not engaged else warn)(subject, message, MEANINGS[worst].remedy)
 
 
 def _evaluation(registry: Engagements, stores: Sequence[ObjectStore]) -> Evaluation:
     others: dict[ObjectState, list[tuple[str, str]]] = {}
     for name, record in registry.items():
-        if record.cluster is None and record.state in _SAID:
+        if record.cluster is None and record.state in _REPORTED:
             others.setdefault(record.state, []).append((name, record.message))
     for each in stores:
         malformed = [(key, record.message) for key, record in each.items() if record.state is ObjectState.MALFORMED]

@@ -5,7 +5,8 @@ import msgspec
 from milo_discoveryd.log.events import Event, EventType, LogEntry
 from milo_discoveryd.model.cluster import Cluster, DisengageReason, Target
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.model.observation import ABSENT_STATES, ObjectFields, ObjectState, Observation
+from milo_discoveryd.model.object_state import ABSENT_STATES, FORGETTABLE_STATES, ObjectState
+from milo_discoveryd.model.observation import ObjectFields, Observation
 
 TRANSITIONS_KEPT = 8
 ABSENT_RECORDS_KEPT = 10_000
@@ -107,7 +108,7 @@ class ClusterRecords:
     def note_absent(self, name: str, state: ObjectState) -> str | None:
         """Remember a record of that state only for as long as there are few. Return the key of one that is dropped."""
         self._absent.pop(name, None)
-        if state not in ABSENT_STATES and state is not ObjectState.WITHDRAWN:
+        if state not in FORGETTABLE_STATES:
             return None
         self._absent[name] = None
         if len(self._absent) <= ABSENT_RECORDS_KEPT:

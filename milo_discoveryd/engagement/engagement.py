@@ -30,11 +30,11 @@ from milo_discoveryd.model.cluster import (
     without_draining,
 )
 from milo_discoveryd.model.moment import Moment
+from milo_discoveryd.model.object_state import READY_STATES, ObjectState
 from milo_discoveryd.model.observation import (
     Malformed,
     NotReady,
     ObjectFields,
-    ObjectState,
     Observation,
     Outside,
     Ready,
@@ -46,7 +46,6 @@ from milo_discoveryd.objects.store import RESTORED, ObjectPosition
 
 ClusterState = Observation | ConfirmedDeletion
 """What the objects of a source mean for one cluster."""
-_OBJECT_READY = (ObjectState.READY, ObjectState.UNREACHABLE, ObjectState.UNASSIGNED)
 
 
 class ClusterStates(msgspec.Struct, frozen=True, gc=False):
@@ -209,7 +208,7 @@ class Engagements:
 
     def _unassign_ready(self, record: ClusterRecord, message: str, now: Moment) -> None:
         """Record that another daemon owns the cluster, unless it still drains here."""
-        if record.cluster is None and record.state in _OBJECT_READY:
+        if record.cluster is None and record.state in READY_STATES:
             assert record.target is not None, "it is ready"
             self._unassign(record, record.target, message, now)
 
@@ -317,7 +316,7 @@ class Engagements:
             seen = self._contested.pop(name, None)
             return [] if seen is None else self._ready(seen, now)
         events: list[Event] = []
-        if record.state in _OBJECT_READY:
+        if record.state in READY_STATES:
             assert record.target is not None, "it is ready"
             seen = self._contested[name] = Ready(record.uid, record.version, record.target)
             events += self._refuse(Malformed(name, seen.uid, seen.version, problem), now)

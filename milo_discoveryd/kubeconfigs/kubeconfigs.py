@@ -7,6 +7,7 @@ disengagement, even if a mint was in flight.
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -37,6 +38,8 @@ FIRST_ATTEMPT_S = 1.0
 CA_RETRY_AFTER_S = 5.0
 """How long callers wait if the file with the CA of a cluster cannot be read."""
 NOT_OWNED = "this daemon's Lease in the shard group was not renewed in time, so another daemon may own the cluster"
+REJECTED = "rejected"
+"""The reason of clusters whose API servers answer 401 to the issued credential."""
 NO_ISSUER = "no credential issuer is configured, so this daemon issues no kubeconfigs"
 
 
@@ -112,6 +115,8 @@ class Kubeconfigs:
         self.wall = wall
         self._default_ttl_s = default_ttl_s
         self._listeners: set[LeaseListener] = set()
+        self._rejected: dict[str, str] = {}
+        """The clusters whose API servers reject the issued credential, with the names of their issuers."""
         self._assigned = [
             (
                 each,
@@ -168,6 +173,14 @@ class Kubeconfigs:
         issued = self._held(cluster)
         return None if issued is None else issued.credential
 
+    def probed(self, cluster: Cluster, *, is_rejected: bool) -> None:
+        """Record whether the cluster's API server rejects the issued credential, as a probe with it found."""
+        minter = self._minter(cluster, UNLIMITED)
+        if is_rejected and minter is not None:
+            self._rejected[cluster.target.name] = minter.issuer.name
+        else:
+            self._rejected.pop(cluster.target.name, None)
+
     async def trust_of(self, cluster: Cluster) -> ClusterTrust:
         """Return how operators reach and verify the cluster.
 
@@ -200,6 +213,7 @@ class Kubeconfigs:
         """Drop the cluster's leases. To be called in the same step as its disengagement."""
         for _, minter in self._assigned:
             minter.drop(cluster)
+        self._rejected.pop(cluster.target.name, None)
 
     def subscribe(self, listener: LeaseListener) -> Callable[[], None]:
         """Call `listener` for each lease with a new credential, until the returned function is called."""
@@ -214,10 +228,14 @@ class Kubeconfigs:
                 problem="" if minter.failure is None else str(minter.failure),
                 expires_at=min((issued.expires_at for issued in minter.held()), default=None),
                 leases=len(minter),
-                failing=minter.failing(),
+                failing=minter.failing() + self._rejected_of(minter.issuer.name),
             )
             for _, minter in self._assigned
         ]
+
+    def _rejected_of(self, issuer: str) -> Counter[str]:
+        count = sum(each == issuer for each in self._rejected.values())
+        return Counter({REJECTED: count} if count else ())
 
     def problem(self, cluster: Cluster, terms: Terms) -> str | None:
         """Return why no kubeconfig can be issued for the cluster at present, or None."""

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from milo_discoveryd.model.observation import Malformed, ObjectState, Observation
+from milo_discoveryd.model.object_state import ObjectState
+from milo_discoveryd.model.observation import Malformed, Observation
 
 ObjectReference = tuple[int, str]
 """Position of a watched resource among those of the kind, and the key of an object: NAME or NAMESPACE/NAME."""

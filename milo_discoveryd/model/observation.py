@@ -1,34 +1,11 @@
 """The states of an upstream object that a kind of source distinguishes."""
 
-import enum
 from typing import Any, ClassVar
 
 import msgspec
 
 from milo_discoveryd.model.cluster import Pairs, Target
-
-
-class ObjectState(enum.Enum):
-    """The state of a cluster's object, which decides whether the cluster is engaged."""
-
-    READY = "ready"
-    NOT_READY = "not_ready"
-    OUTSIDE = "outside_selector"
-    REFUSED = "refused"
-    """The object belongs to another organization than the source's context."""
-    WITHDRAWN = "withdrawn"
-    """The source disengaged the cluster by rules of its own."""
-    MALFORMED = "malformed"
-    UNASSIGNED = "unassigned"
-    """The object is ready; another member of the shard group owns the cluster, or has not released it yet."""
-    UNREACHABLE = "disengaged_unreachable"
-    """The object is ready; the cluster was disengaged because it could not be reached for long."""
-    DELETED = "deleted"
-
-
-# A tuple: faster than a set, because members of an Enum are slow to hash.
-ABSENT_STATES = (ObjectState.DELETED, ObjectState.OUTSIDE, ObjectState.REFUSED)
-"""States of objects that a list within the selector does not contain."""
+from milo_discoveryd.model.object_state import ObjectState
 
 
 class Ready(msgspec.Struct, frozen=True, gc=False):
@@ -131,4 +108,5 @@ class Malformed(Unready, frozen=True, gc=False):
     fields: ClassVar = None
 
 
-Observation = Ready | NotReady | Withdrawn | Outside | Malformed
+NotWanted = NotReady | Withdrawn | Outside | Malformed
+Observation = Ready | NotWanted

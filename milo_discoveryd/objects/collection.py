@@ -7,7 +7,8 @@ import msgspec
 
 from milo_discoveryd.model.claims import ObservedObject
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.model.observation import Malformed, ObjectState, Outside, Refused
+from milo_discoveryd.model.object_state import MEANINGS, ObjectState
+from milo_discoveryd.model.observation import Malformed, Outside
 from milo_discoveryd.model.resource import NAMES, ObjectKeys
 from milo_discoveryd.objects.pending_deletions import (
     ConfirmationRequest,
@@ -44,7 +45,7 @@ from milo_kube.reflect.messages import (
     SourceEvent,
     Unlisted,
 )
-from milo_kube.reflect.versions import is_older
+from milo_kube.reflect.versions import comparable, is_older
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 
 REMOVALS_HELD = "RemovalsHeld"
@@ -64,6 +65,8 @@ class ListProgress(msgspec.Struct):
     """The number of complete lists that were applied, at least in part."""
     awaits_list: bool = False
     """The state is that of an earlier run: this run has not yet accepted a complete list."""
+    version: int = 0
+    """The resource version up to which the collection is followed; 0 if versions cannot be compared."""
 
 
 class ObjectCollection:
@@ -201,10 +204,10 @@ class ObjectCollection:
             self._hold_again(now.steady)
         return self._unlisted_changes([] if settled is None else self.store.apply_read(settled))
 
-    def is_newly_refused(self, seen: Malformed | Refused) -> bool:
-        """Return whether an object that cannot be used differs in that from what is known."""
+    def is_newly_refused(self, seen: ObservedObject) -> bool:
+        """Return whether the state of an object must be reported and differs from what is known."""
         record = self.store[seen.name]
-        return record is None or record.state is not seen.state
+        return MEANINGS[seen.state].is_reported and (record is None or record.state is not seen.state)
 
     def problem_of(self, key: str) -> str:
         """Return why an object cannot be read, so that it counts as it was; empty if it can be."""
@@ -258,6 +261,7 @@ class ObjectCollection:
                 case _:
                     pass  # Relisting and EventIgnored are for the log and the metrics
         if changed:
+            self.progress.version = max(self.progress.version, comparable(changed[-1].version))
             yield self._unlisted_changes(self.store.apply_watched(changed))
 
     def _stage(self, event: ListStarted | Listed[ObservedObject] | Unlisted) -> None:
@@ -313,6 +317,7 @@ class ObjectCollection:
         self.pending_deletions.discard_all(self._list.uids.keys())
         if not self._is_foreign:
             self._listed_version = ended.version
+            self.progress.version = comparable(ended.version)
             yield from self._confirm_at_once(missing, lacking.announced, now)
             self.store.forget_weight(name for name, _ in missing)
             self.store.end_list((name for name, _ in missing if name not in older) if versions_went_back else ())

@@ -12,7 +12,7 @@ import msgspec
 
 from milo_discoveryd.model.claims import ObjectContent, ObservedObject
 from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.model.observation import ABSENT_STATES, ObjectState
+from milo_discoveryd.model.object_state import ABSENT_STATES, FORGETTABLE_STATES, ObjectState
 from milo_discoveryd.objects.budget import CollectionWeight, ObjectBudget, weigh
 from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
 from milo_kube.reflect.versions import is_older
@@ -218,7 +218,7 @@ class ObjectStore:
 
     def _note_absent(self, name: str, state: ObjectState) -> None:
         self._absent.pop(name, None)
-        if state in ABSENT_STATES or state is ObjectState.WITHDRAWN:
+        if state in FORGETTABLE_STATES:
             self._absent[name] = None
             if len(self._absent) > ABSENT_RECORDS_KEPT:
                 self._drop(next(iter(self._absent)))

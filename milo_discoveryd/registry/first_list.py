@@ -15,10 +15,16 @@ class FirstList(msgspec.Struct, frozen=True):
     """The number of engaged clusters that lists of this run described."""
     limits: RemovalLimits | None
     """Judges what the list may lack; None if the list was verified by a second one, or needs no verification."""
+    version: int = 0
+    """The resource version up to which the source is followed; 0 if versions cannot be compared."""
 
     @property
     def is_verified(self) -> bool:
         return self.limits is None
+
+    def is_older(self, version: int) -> bool:
+        """Return whether the source is behind this version: the list may be that of a replica that lags behind."""
+        return self.limits is not None and 0 < self.version < version
 
     def may_lack(self, known: int, present: int) -> bool:
         """Return whether the list may be incomplete, for a subscriber that knows more clusters than are `present`.

@@ -6,7 +6,7 @@ Its sources share a change log, the pending releases of subscribers, and the cla
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -40,6 +40,8 @@ class Fleet:
         self.claims = FleetClaims()
         self.waiting = WaitingStreams()
         self.positions = Positions()
+        self.versions: Mapping[str, int] = {}
+        """The resource version up to which each source is followed, if comparable. Each change replaces the mapping."""
         self._sources: dict[str, ClusterSource] = {}
         self._listeners: list[tuple[EventType, Callable[[Cluster], None]]] = []
         self._drain_timer: asyncio.TimerHandle | None = None

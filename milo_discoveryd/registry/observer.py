@@ -6,7 +6,7 @@ from typing import Protocol
 from milo_discoveryd.engagement.pending_releases import AwaitedRelease
 from milo_discoveryd.log.events import Event
 from milo_discoveryd.model.cluster import Cluster
-from milo_discoveryd.model.observation import Malformed, Refused
+from milo_discoveryd.model.observation import NotWanted
 from milo_kube.reflect.view_status import ViewStatus
 
 
@@ -22,7 +22,7 @@ class Observer(Protocol):
 
     def event_ignored(self, problem: str) -> None: ...
 
-    def object_refused(self, seen: Malformed | Refused) -> None:
+    def object_refused(self, seen: NotWanted) -> None:
         """Record that an object cannot be used, or must not be, since this observation of it."""
 
     def source(self, status: ViewStatus) -> None:

@@ -18,9 +18,9 @@ from milo_discoveryd.engagement.engagement import ClusterStates, Engagements
 from milo_discoveryd.engagement.not_ready import HeldNotReady, NotReadyClusters
 from milo_discoveryd.log.change_notifier import LOW_PRIORITY_DELAY_S
 from milo_discoveryd.log.events import EventType
-from milo_discoveryd.model.claims import ObjectReference, ObservedObject
+from milo_discoveryd.model.claims import ClaimingObject, ObjectReference, ObservedObject
 from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.model.observation import Malformed, Ready, Refused
+from milo_discoveryd.model.observation import Ready
 from milo_discoveryd.model.resource import NAMES, ObjectKeys
 from milo_discoveryd.objects.budget import UNLIMITED, CollectionWeight, ObjectBudget
 from milo_discoveryd.objects.collection import ObjectCollection
@@ -251,6 +251,8 @@ class ClusterSource:
         self.fleet.publish(self, self.registry.commit(states.states, at(read_at), states.position), read_at)
 
     def _update_progress(self, read_at: float) -> None:
+        if (version := self.version) != self.fleet.versions.get(self.name, 0):
+            self.fleet.versions = {**self.fleet.versions, self.name: version}
         before, now = self.progress, self._present_progress()
         if now == before:
             return
@@ -281,7 +283,9 @@ class ClusterSource:
         for event in source_events:
             match event:
                 case ObjectChanged() | Listed():
-                    if isinstance(seen := event.observation, Malformed | Refused) and collection.is_newly_refused(seen):
+                    if not isinstance(
+                        seen := event.observation, Ready | ClaimingObject
+                    ) and collection.is_newly_refused(seen):
                         self.observer.object_refused(seen)
                 case Relisting(reason):
                     self.observer.relisting(reason)
@@ -305,8 +309,18 @@ class ClusterSource:
         engaged = self.registry.engaged
         limits = (each.unverified for each in self.collections)
         return FirstList(
-            engaged if self._listed is None else min(engaged, self._listed), next(filter(None, limits), None)
+            engaged if self._listed is None else min(engaged, self._listed),
+            next(filter(None, limits), None),
+            self.version,
         )
+
+    @property
+    def version(self) -> int:
+        """The resource version up to which the source is followed; 0 if versions cannot be compared.
+
+        Several collections can be those of several API servers.
+        """
+        return self.collections[0].progress.version if len(self.collections) == 1 else 0
 
     # --- status ---
 

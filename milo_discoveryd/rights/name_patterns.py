@@ -55,6 +55,13 @@ class NamePatterns(msgspec.Struct, frozen=True, dict=True):
         exact, patterns = self.exact, [pattern.matches for pattern in self.patterns]
         return lambda name: name in exact or any(covers(name) for covers in patterns)
 
+    def may_match_prefix(self, prefix: str) -> bool:
+        """Return whether any name with that prefix can match."""
+        if not self or any(name.startswith(prefix) for name in self.exact):
+            return True
+        literals = [pattern.text.partition("*")[0] for pattern in self.patterns]
+        return any(prefix.startswith(literal) or literal.startswith(prefix) for literal in literals)
+
     def __bool__(self) -> bool:
         return bool(self.exact or self.patterns)
 

@@ -6,9 +6,8 @@ from functools import cached_property
 import msgspec
 
 from milo_discoveryd.log.filter import ClusterView, Filter
-from milo_discoveryd.model.cluster import Cluster, Target, source_of
+from milo_discoveryd.model.cluster import SOURCE_SEPARATOR, Cluster, Target, source_of
 from milo_discoveryd.model.observation import ObjectFields
-from milo_discoveryd.log.filter import ClusterView, Filter
 from milo_discoveryd.rights.name_patterns import NamePatterns
 from milo_kube.label_selector import Predicate, Selector, all_of
 
@@ -50,6 +49,12 @@ class ClusterScope(msgspec.Struct, frozen=True, dict=True):
         if self.is_empty or self.selector or self.organizations:
             return False
         return (not self.sources or source_of(name) in self.sources) and self.names.matches(name)
+
+    def covers_source(self, source: str) -> bool:
+        """Return whether the scope can cover clusters of a source, so that the caller may learn its name."""
+        if self.is_empty or (self.sources and source not in self.sources):
+            return False
+        return not source or self.names.may_match_prefix(f"{source}{SOURCE_SEPARATOR}")
 
     @property
     def is_everything(self) -> bool:

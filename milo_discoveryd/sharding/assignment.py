@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from milo_discoveryd.model.observation import ObjectState
+from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.sharding.ownership import Decision, KeyOwnership, Ownership
 from milo_discoveryd.sharding.revocation import CredentialRevocation

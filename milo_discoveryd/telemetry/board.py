@@ -15,7 +15,7 @@ from milo_discoveryd.kubeconfigs.kubeconfigs import CredentialDescription
 from milo_discoveryd.log.filter import Filter
 from milo_discoveryd.model.cluster import Cluster, Reachability
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.model.observation import ObjectState
+from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.rights.caller_selector import verified_fields
 from milo_discoveryd.sharding.status import GroupStatus

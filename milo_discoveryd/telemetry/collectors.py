@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
 from milo_discoveryd.model.cluster import Reachability
-from milo_discoveryd.model.observation import ObjectState
+from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.source import ClusterSource
 from milo_kube.reflect.view_status import ViewState

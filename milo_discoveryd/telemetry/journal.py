@@ -11,7 +11,7 @@ from milo_discoveryd.engagement.pending_releases import AwaitedRelease
 from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.logger import log
 from milo_discoveryd.model.cluster import Cluster
-from milo_discoveryd.model.observation import Malformed, Refused
+from milo_discoveryd.model.observation import NotWanted
 from milo_discoveryd.objects.collection import REMOVALS_HELD
 from milo_discoveryd.registry.source import NOT_READY_HELD, RESTORED
 from milo_discoveryd.telemetry.audit import Audit
@@ -114,7 +114,7 @@ class Journal:
         self._metrics.event_ignored(self._source)
         log.debug("event ignored", problem=problem, **self._about)
 
-    def object_refused(self, seen: Malformed | Refused) -> None:
+    def object_refused(self, seen: NotWanted) -> None:
         self._audit.object_refused(seen.name, seen.uid, seen.message)
 
     def drained(self, cluster: Cluster, unreleased: Sequence[AwaitedRelease]) -> None:

@@ -14,7 +14,7 @@ import msgspec
 
 from milo_discoveryd.engagement.cluster_records import ClusterRecord
 from milo_discoveryd.model.cluster import Pairs, Reachability
-from milo_discoveryd.model.observation import ObjectState
+from milo_discoveryd.model.object_state import MEANINGS, ObjectState
 from milo_discoveryd.sharding.status import GroupStatus
 
 PAGE_SIZE = 50
@@ -191,18 +191,9 @@ class ClusterQuery(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return lambda name, record: has_state(record) and all(_has_word(name, record, word) for word in words)
 
 
-# States that need attention come first.
-ORDER = (
-    ObjectState.REFUSED,
-    ObjectState.MALFORMED,
-    ObjectState.UNREACHABLE,
-    ObjectState.NOT_READY,
-    ObjectState.READY,
-    ObjectState.UNASSIGNED,
-    ObjectState.OUTSIDE,
-    ObjectState.WITHDRAWN,
-    ObjectState.DELETED,
-)
+ORDER = tuple(MEANINGS)
+"""All states of objects. Those that need attention come first."""
+WORDS = {state.value: meaning.words for state, meaning in MEANINGS.items()}
 _URGENCY = {state: place for place, state in enumerate(ORDER)}
 
 SORTING: dict[str, Callable[[tuple[str, ClusterRecord]], Any]] = {
@@ -256,7 +247,9 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """The source; of several, the one whose view is least current."""
     engaged: int
     counts: dict[str, int]
-    """Known objects, by state."""
+    """Known objects, by state, the states that need attention first."""
+    words: Mapping[str, str] = msgspec.field(default_factory=lambda: WORDS)
+    """What people call each state."""
     unreachable: int
     """Clusters that do not answer connectivity probes: engaged ones, and those disengaged for that reason."""
     deletions_unconfirmed: int

@@ -39,16 +39,20 @@ class Asker:
         path: str,
         timeout_s: float,
         trust_of: Callable[[Cluster], Awaitable[ClusterTrust]],
+        rejected: Callable[[Cluster, bool], None] = lambda *_: None,
         sends_own_credential: bool = False,
         of_hosts: bool = False,
     ) -> None:
-        """With `of_hosts`, probe the host of each endpoint at `path`, without the endpoint's own path.
+        """`rejected` is called with each answer to an issued credential: whether that was refused with 401.
+
+        With `of_hosts`, probe the host of each endpoint at `path`, without the endpoint's own path.
 
         `sends_own_credential`: whether the daemon's own credential is sent to clusters that have none, at their
         endpoints.
         """
         self._upstream = upstream
         self._held = held
+        self._rejected = rejected
         self._request = ApiRequest("GET", path)
         self._timeout_s = timeout_s
         self._of_hosts = of_hosts
@@ -76,7 +80,7 @@ class Asker:
         await self._pools.aclose()
 
     async def _ask(self, endpoint: str, cluster: Cluster, trust: ClusterTrust) -> ProbeOutcome:
-        credential = None if self._of_hosts else self._held(cluster)
+        issued = credential = None if self._of_hosts else self._held(cluster)
         if credential is None:
             sends_own = self._sends_own_credential and not trust.server
             credential = await self._upstream.credentials.credential() if sends_own else Credential()
@@ -95,6 +99,8 @@ class Asker:
             )
             try:
                 await response.read_error(BODY_LIMIT)  # the connection can be reused only if the body was read
+                if issued is not None:
+                    self._rejected(cluster, response.status == 401)
                 return judged(response.status)
             finally:
                 await response.aclose()

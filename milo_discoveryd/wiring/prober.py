@@ -36,6 +36,7 @@ async def probe(
                 environ,
                 held=kubeconfigs.held,
                 trust_of=kubeconfigs.trust_of,
+                rejected=lambda cluster, is_rejected: kubeconfigs.probed(cluster, is_rejected=is_rejected),
                 sends_own_credential=source.of.settings.addresses_are_configured,
                 path=connectivity.path,
                 timeout_s=connectivity.timeout.total_seconds(),

@@ -50,7 +50,10 @@ func fromCluster(cluster discovery.Cluster) *pb.Cluster {
 	}
 	for _, each := range cluster.Suspensions {
 		message.Suspensions = append(message.Suspensions, &pb.Suspension{
-			Reason: each.Reason, SuspendedAt: fromTime(each.SuspendedAt), ReinstateAuthority: each.ReinstateAuthority,
+			Reason:             each.Reason,
+			SuspendedAt:        fromTime(each.SuspendedAt),
+			ReinstateAuthority: each.ReinstateAuthority,
+			Message:            each.Message,
 		})
 	}
 	if cluster.Connectivity != (discovery.Connectivity{}) {
@@ -99,7 +102,10 @@ func toCluster(message *pb.Cluster) discovery.Cluster {
 	}
 	for _, each := range message.GetSuspensions() {
 		cluster.Suspensions = append(cluster.Suspensions, discovery.Suspension{
-			Reason: each.GetReason(), SuspendedAt: toTime(each.GetSuspendedAt()), ReinstateAuthority: each.GetReinstateAuthority(),
+			Reason:             each.GetReason(),
+			SuspendedAt:        toTime(each.GetSuspendedAt()),
+			ReinstateAuthority: each.GetReinstateAuthority(),
+			Message:            each.GetMessage(),
 		})
 	}
 	if probed := message.GetConnectivity(); probed != nil {

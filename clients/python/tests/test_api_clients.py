@@ -18,6 +18,7 @@ import grpc
 import kubernetes.aio.client
 import kubernetes.aio.watch
 import kubernetes.client
+import kubernetes.stream
 import kubernetes.watch
 import pytest
 from google.rpc.error_details_pb2 import ErrorInfo
@@ -262,6 +263,27 @@ class TestOtherServers:
                     with pytest.raises(kubernetes.aio.client.ApiException, match="redirect"):
                         await session.ws_connect(plane.url, server_hostname="alpha.test")
             assert plane.paths
+            assert elsewhere.asked_with == []
+
+    async def test_blocking_stream_follows_no_redirect_and_acts_as_the_stated_user(
+        self, client, daemon, plane, tmp_path
+    ):
+        trusted = tmp_path / "ca.pem"
+
+        def run(api: kubernetes.client.ApiClient) -> None:
+            api.configuration.ssl_ca_cert = str(trusted)  # the package's streams know no other authorities
+            core = kubernetes.client.CoreV1Api(api)
+            kubernetes.stream.stream(core.connect_get_namespaced_pod_exec, "web", "default", command=["id"])
+
+        with control_plane() as elsewhere:
+            trusted.write_bytes(plane.authority.cert_pem.bytes() + elsewhere.authority.cert_pem.bytes())
+            plane.redirect_to = elsewhere.url
+            daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(token="t", **{"as": "shop"}))]
+            async with client.sync_api_client("alpha") as api:
+                with pytest.raises(kubernetes.client.ApiException, match="Redirect"):
+                    await asyncio.to_thread(run, api)
+                assert "call_api" not in vars(api), "the next request is no stream"
+            assert (plane.asked_with, plane.acting) == (["Bearer t"], ["shop"])
             assert elsewhere.asked_with == []
 
     async def test_client_sends_the_token_of_another_endpoint_there_and_never_to_the_one_before(

@@ -13,8 +13,7 @@ from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
 from milo_discoveryd.log.events import EventType
 from milo_discoveryd.model.cluster import UNPROBED, Cluster, DisengageReason, Drain, Reachability, SuspensionReason
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.engagement.cluster_records import ClusterRecord, ObjectState, RecordedTransition
-from milo_discoveryd.log.events import EventType
+from milo_discoveryd.model.object_state import MEANINGS, ObjectState
 from milo_discoveryd.server.calls.revision import wire_incarnation
 from milo_discoveryd.sharding.status import GroupStatus
 from milo_kube.reflect.view_status import ViewStatus
@@ -24,15 +23,7 @@ EVENT_TYPES = {kind: pb.ClusterEvent.Type.Value(f"TYPE_{kind.value}") for kind i
 REASONS = {reason: pb.DisengageReason.Value(f"DISENGAGE_REASON_{reason.value}") for reason in DisengageReason}
 _REACHABILITIES = {state: pb.Connectivity.State.Value(f"STATE_{state.value}") for state in Reachability}
 _ENGAGEMENT_REASONS = {
-    ObjectState.NOT_READY: pb.Engagement.REASON_NOT_READY,
-    ObjectState.OUTSIDE: pb.Engagement.REASON_OUTSIDE_SELECTOR,
-    ObjectState.REFUSED: pb.Engagement.REASON_REFUSED,
-    ObjectState.MALFORMED: pb.Engagement.REASON_MALFORMED,
-    ObjectState.WITHDRAWN: pb.Engagement.REASON_REMOVED,
-    ObjectState.UNREACHABLE: pb.Engagement.REASON_UNREACHABLE,
-    ObjectState.UNASSIGNED: pb.Engagement.REASON_UNASSIGNED,
-    ObjectState.DELETED: pb.Engagement.REASON_DELETED,
-    ObjectState.READY: pb.Engagement.REASON_ENGAGED,
+    state: pb.Engagement.Reason.Value(f"REASON_{meaning.reason}") for state, meaning in MEANINGS.items()
 }
 
 

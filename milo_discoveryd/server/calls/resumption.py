@@ -50,10 +50,12 @@ class Resumption:
         *,
         is_resumed: bool,
         accepts_pending: bool,
+        is_visible: Callable[[str], bool] = lambda _: True,
     ) -> None:
         """`position` is where the subscriber resumes, and None if that cannot be read or it does not resume.
 
-        `count` returns how many clusters of a source the subscriber would be shown.
+        `count` returns how many clusters of a source the subscriber would be shown. `is_visible` returns whether the
+        subscriber may see a source at present: it waits for no other, and is not told its name.
         """
         self.position = position
         self.pending = frozenset(each.name for each in sources)
@@ -63,6 +65,7 @@ class Resumption:
         self._count = count
         self._is_resumed = is_resumed
         self._accepts_pending = accepts_pending
+        self._is_visible = is_visible
         self._judged: frozenset[tuple[str, int]] = frozenset()
         """The sources that were compared with what the subscriber knows, and the number of their lists."""
         self.doubted: Mapping[str, str] = {}
@@ -72,9 +75,17 @@ class Resumption:
         self._doubt_s = DOUBT_S
 
     @property
+    def visible_pending(self) -> frozenset[str]:
+        """The pending sources that the subscriber may see."""
+        return frozenset(filter(self._is_visible, self.pending))
+
+    @property
     def must_wait(self) -> bool:
         """Whether to wait for the lists of all sources, or of one if the subscriber accepts pending sources."""
-        return bool(self.pending) and (not self._accepts_pending or len(self.pending) == len(self._sources))
+        pending = self.visible_pending
+        if not pending or not self._accepts_pending:
+            return bool(pending)
+        return all(each.name in pending or not self._is_visible(each.name) for each in self._sources)
 
     @property
     def kept(self) -> KnownClusters:
@@ -90,10 +101,10 @@ class Resumption:
         """Compute the pending sources again. Return whether they changed."""
         hidden = [each for each in self._sources if each.name in self.pending]
         complete = [each for each in hidden if each.synced and not (each.is_restored and self._may_know_more(each))]
-        before = self.pending
+        before = self.visible_pending
         self._compare(complete, now)
         self.pending = self.pending - {each.name for each in complete} | self.doubted.keys()
-        return self.pending != before
+        return self.visible_pending != before
 
     def _may_know_more(self, restored: ResumableSource) -> bool:
         """Return whether the subscriber may know changes that the state file lacks: the daemon may have been killed."""
@@ -116,16 +127,22 @@ class Resumption:
             self._judged, self._doubt_at, self._doubt_s = judged, now, DOUBT_S
         if now >= self._doubt_at:
             self._doubt_at, self._doubt_s = now + self._doubt_s, 2 * self._doubt_s
-            found = {each.name: self._doubt(each, position.known.of(each.name), now) for each in complete}
+            found = {each.name: self._doubt(each, position.known, now) for each in complete}
             if not self.doubted:
                 self.doubted_since = now
             self.doubted = {name: problem for name, problem in found.items() if problem}
 
-    def _doubt(self, source: ResumableSource, known: int, now: float) -> str:
+    def _doubt(self, source: ResumableSource, of: KnownClusters, now: float) -> str:
         """Return why the subscriber waits for a second list of a source; empty if it does not."""
         first = source.first_list
         if first.is_verified:
             return ""
+        known, version = of.of(source.name), of.version_of(source.name)
+        if first.is_older(version):
+            return (
+                f"the API server shows its state at version {first.version}, and the subscriber knows that at "
+                f"{version}: it keeps its clusters until the server has caught up, or until a second list"
+            )
         present = first.clusters
         if not first.may_lack(known, present):
             present = min(present, self._count(source.name, now))

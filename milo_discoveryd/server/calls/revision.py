@@ -12,13 +12,13 @@ from hashlib import blake2b
 
 import msgspec
 
-_COUNT = r"[0-9a-f]{4}-[0-9]{1,9}"
+_COUNT = r"[0-9a-f]{4}-[0-9]{1,9}(?:-[0-9]{1,18})?"
 _FORM = re.compile(
     rf"([0-9a-f]{{16}})\.([0-9]{{1,18}})(?:\.known({_COUNT}(?:_{_COUNT})*))?(?:\.part([0-9]{{1,9}}))?\.([A-Za-z0-9_-]{{22}})"
 )
 _SIGNATURE_BYTES = 16
 _WITHOUT_COUNTS = len("0123456789abcdef.") + 18 + len(".known.part") + 9 + len(".") + 22
-_COUNT_LENGTH = len("0123-_") + 9
+_COUNT_LENGTH = len("0123--_") + 9 + 18
 _FORMER_SOURCES = 64
 """A revision may have counts of as many sources, although fewer are configured since a restart."""
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
@@ -28,6 +28,8 @@ class KnownClusters(msgspec.Struct, frozen=True):
     """How many clusters of each source a subscriber knows, by a digest of the source's name."""
 
     counts: Mapping[str, int] = msgspec.field(default_factory=dict)
+    versions: Mapping[str, int] = msgspec.field(default_factory=dict)
+    """The resource version up to which the subscriber knows each source, as far as versions can be compared."""
 
     def grown(self, by: Mapping[str, int]) -> "KnownClusters":
         """Return what a subscriber knows after its view has grown."""
@@ -37,17 +39,34 @@ class KnownClusters(msgspec.Struct, frozen=True):
         for source, count in by.items():
             digest = _digest(source)
             counts[digest] = counts.get(digest, 0) + count
-        return KnownClusters(counts)
+        return KnownClusters(counts, self.versions)
+
+    def seen_at(self, versions: Mapping[str, int]) -> "KnownClusters":
+        """Return what a subscriber knows at the present versions of these sources, which are 0 if they are unknown."""
+        found = {**self.versions, **{_digest(source): version for source, version in versions.items() if version}}
+        return self if found == self.versions else KnownClusters(self.counts, found)
 
     def within(self, sources: Iterable[str]) -> "KnownClusters":
         digests = set(map(_digest, sources))
-        return KnownClusters({digest: count for digest, count in self.counts.items() if digest in digests})
+        counts, versions = (
+            {digest: number for digest, number in each.items() if digest in digests}
+            for each in (self.counts, self.versions)
+        )
+        return KnownClusters(counts, versions)
 
     def of(self, source: str) -> int:
         return self.counts.get(_digest(source), 0)
 
+    def version_of(self, source: str) -> int:
+        return self.versions.get(_digest(source), 0)
+
     def __str__(self) -> str:
-        return "_".join(f"{digest}-{count}" for digest, count in self.counts.items() if count > 0)
+        versions = self.versions
+        return "_".join(
+            f"{digest}-{count}-{versions[digest]}" if digest in versions else f"{digest}-{count}"
+            for digest, count in self.counts.items()
+            if count > 0
+        )
 
 
 NOTHING = KnownClusters()
@@ -119,11 +138,19 @@ class StreamRevisions:
         self.known = NOTHING
         """What the subscriber knows with the next batch."""
         self._signer = signer
+        self._versions: Mapping[str, int] | None = None
         self._parts = 0
         """The number of parts of the current snapshot that were sent."""
 
     def resume(self, revision: str, known: KnownClusters) -> None:
         self.last, self.known = revision, known
+
+    def seen_at(self, known: KnownClusters, versions: Mapping[str, int]) -> KnownClusters:
+        """Return what the subscriber knows at the present versions of sources, a mapping that changes replace."""
+        if versions is self._versions and known.versions is self.known.versions:
+            return known
+        self._versions = versions
+        return known.seen_at(versions)
 
     def is_own(self, revision: str, holder: str) -> bool:
         """Return whether the daemon wrote a revision for this holder."""
@@ -150,7 +177,10 @@ def parse(text: str, sources: Iterable[str] | None = None) -> Position | None:
         return None
     epoch, revision, known, part, _ = form.groups()
     counts = [each.split("-") for each in known.split("_")] if known else []
-    known_clusters = KnownClusters({digest: int(count) for digest, count in counts})
+    known_clusters = KnownClusters(
+        {digest: int(count) for digest, count, *_ in counts},
+        {digest: int(version) for digest, _, *seen in counts for version in seen},
+    )
     if sources is not None:
         known_clusters = known_clusters.within(sources)
     return Position(epoch, int(revision), part=None if part is None else int(part), known=known_clusters)

@@ -16,7 +16,7 @@ from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.rights.rights import Recipient
 from milo_discoveryd.rights.scope import ClusterScope
 from milo_discoveryd.server.calls import convert, requests, visibility
-from milo_discoveryd.server.calls.source_statuses import source_statuses
+from milo_discoveryd.server.calls.source_statuses import source_statuses, visible_sources
 from milo_discoveryd.sharding import rendezvous
 from milo_discoveryd.sharding.status import GroupStatus
 
@@ -58,7 +58,8 @@ class DaemonDescription:
     async def describe(
         self, scope: ClusterScope, to: Recipient | None, *, streams: int, shard: ShardMembership | None, at: Moment
     ) -> pb.GetServerInfoResponse:
-        counts = [await _counts(each.registry, scope) for each in self._fleet.sources]
+        sources = visible_sources(self._fleet.sources, scope)
+        counts = [await _counts(each.registry, scope) for each in sources]
         source, *statuses = source_statuses(self._fleet.sources, scope, at)
         issuers = [each for each in self._kubeconfigs.health() if to is not None and to.terms.allow(each.name)]
         problem = None if scope.is_everything else CREDENTIALS_FAILING
@@ -75,14 +76,14 @@ class DaemonDescription:
                     kind=each.description.kind,
                     status=status,
                     synced=each.synced,
-                    counts=_counted(found),
+                    counts=pb.FleetCounts(**found),
                     context=each.description.context if scope.is_everything else "",
                 )
-                for each, status, found in zip(self._fleet.sources, statuses, counts, strict=False)
+                for each, status, found in zip(sources, statuses, counts, strict=False)
             ],
             context=self._fleet.sources[0].description.context if scope.is_everything and not statuses else "",
-            synced=self._fleet.synced,
-            counts=_counted(sum(counts, visibility.VisibleCounts()), streams),
+            synced=all(each.synced for each in sources),
+            counts=pb.FleetCounts(**sum(counts, visibility.VisibleCounts()), subscribers=streams),
             sharding=await self._sharding(scope, shard),
             credential_issuers=[convert.credential_issuer(each, problem) for each in issuers],
             limits=pb.Limits(
@@ -124,17 +125,3 @@ async def _counts(registry: Engagements, scope: ClusterScope) -> visibility.Visi
         found += visibility.visible_counts(batch, scope)
         await asyncio.sleep(0)
     return found
-
-
-def _counted(counts: visibility.VisibleCounts, subscribers: int = 0) -> pb.FleetCounts:
-    return pb.FleetCounts(
-        engaged=counts.engaged,
-        not_ready=counts.not_ready,
-        outside_selector=counts.outside,
-        malformed=counts.malformed,
-        unreachable=counts.unreachable,
-        draining=counts.draining,
-        unassigned=counts.unassigned,
-        refused=counts.refused,
-        subscribers=subscribers,
-    )

@@ -35,7 +35,7 @@ from milo_discoveryd.server.calls.server_info import (
     DaemonInfo,
     ShardMembership,
 )
-from milo_discoveryd.server.calls.source_statuses import source_status, source_statuses
+from milo_discoveryd.server.calls.source_statuses import source_status, source_statuses, visible_sources
 from milo_discoveryd.server.calls.stream import RETRY_S, Send, StreamMetrics, StreamOptions, WatchStream
 from milo_discoveryd.server.calls.verification import Freshness
 
@@ -95,20 +95,20 @@ class Service:
             with call.stream_slot(request.ByteSize()):
                 if slot is not None:
                     slot.release()
-                parsed = requests.watch(request, self._info.heartbeat_s, sources=len(self._source_names))
-                requests.known_sources(parsed.wanted, self._source_names)
+                parsed = requests.watch(request, self._info.heartbeat_s, sources=len(self._fleet.sources))
+                requests.known_sources(parsed.wanted, self._source_names(call))
                 await self._stream(parsed, call, send, request_bytes=request.ByteSize())
 
     async def list_clusters(self, request: pb.ListClustersRequest, caller: Caller) -> pb.ListClustersResponse:
         async with self.access.authorize(caller, "ListClusters") as call:
             parsed = requests.listing(request)
-            requests.known_sources(parsed.wanted, self._source_names)
-            selected = self._fleet.select(parsed.wanted.sources)
+            requests.known_sources(parsed.wanted, self._source_names(call))
+            selected = visible_sources(self._fleet.select(parsed.wanted.sources), call.scope)
             pending = frozenset(each.name for each in selected if not each.synced)
-            if len(pending) == len(selected):
+            if pending and len(pending) == len(selected):
                 raise self._not_synced(call)
             now = self._clock()
-            source, *sources = source_statuses(selected, call.scope, Moment(time.time(), now))
+            source, *sources = source_statuses(selected or self._fleet.sources, call.scope, Moment(time.time(), now))
             shown = scoped(parsed.wanted, call.scope)
             owner = ListingOwner(call.identity, call.holder(shown))
 
@@ -127,6 +127,7 @@ class Service:
         # Without clusters of a pending source, the listing is a part of a snapshot: a stream starts over.
         part = 1 if listing.pending else None
         known = NOTHING.grown(Counter(each.target.source for each in listing.clusters))
+        known = known.seen_at(self._fleet.versions)
         position = Position(self._info.epoch, listing.revision, known=known, part=part)
         return pb.ListClustersResponse(
             clusters=clusters,
@@ -138,9 +139,9 @@ class Service:
             pending_sources=sorted(listing.pending),
         )
 
-    @property
-    def _source_names(self) -> list[str]:
-        return [each.name for each in self._fleet.sources]
+    def _source_names(self, call: CallContext) -> list[str]:
+        """Return the names of the sources that the caller may learn."""
+        return [each.name for each in visible_sources(self._fleet.sources, call.scope)]
 
     async def _converted(self, page: Page) -> tuple[list[pb.Cluster], int]:
         """Return the page's clusters up to the size limit, and how many of its items were processed."""
@@ -165,7 +166,8 @@ class Service:
             source = self._fleet.source_of(name)
             if record is None or source is None:
                 hint = "" if self._fleet.synced else "; no complete list of each source was read yet"
-                if source is not None and self._fleet.waiting.is_any_for(source.name):
+                covered = source is not None and call.scope.covers_source(source.name)
+                if source is not None and covered and self._fleet.waiting.is_any_for(source.name):
                     hint = (
                         "; the first list since the start lacks clusters that subscribers know, and these keep "
                         "them until a second list lacks them too (RemovalsHeld)"
@@ -284,7 +286,7 @@ class Service:
     async def _issued(self, parsed: requests.IssueRequest, call: CallContext) -> IssuedKubeconfig:
         terms = call.require_kubeconfigs().terms
         source = self._fleet.source_of(parsed.cluster)
-        if source is not None and not source.synced:
+        if source is not None and call.scope.covers_source(source.name) and not source.synced:
             raise self._not_synced(call)  # an incomplete list may be started again, with new incarnations
         cluster = self._requested_cluster(parsed, call)
         call.charge_kubeconfig()
@@ -337,10 +339,10 @@ class Service:
         )
 
     def _not_synced(self, call: CallContext) -> UnavailableError:
-        source = visibility.visible_source(self._fleet.status, call.scope)
+        statuses = source_statuses(self._fleet.sources, call.scope, Moment(time.time(), self._clock()))
         return UnavailableError(
             "NOT_SYNCED",
-            f"no complete list of the source was read yet ({source.message or source.reason}); retry",
+            f"no complete list of the source was read yet ({statuses[0].message or statuses[0].reason}); retry",
             retry_after_s=RETRY_S,
         )
 

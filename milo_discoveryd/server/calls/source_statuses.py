@@ -19,9 +19,18 @@ def source_statuses(
     *,
     status_of: Callable[[ClusterSource], ViewStatus] = lambda source: source.status,
 ) -> list[pb.SourceStatus]:
-    """Return the status that summarizes all sources, followed by the status of each if the daemon has several."""
-    statuses = {each.name: visible_source(status_of(each), scope) for each in sources}
-    return convert.sources(statuses, worst(list(statuses.values())), now)
+    """Return a summary, followed by the status of each source if the daemon has several.
+
+    Sources that the scope does not cover are left out; if it covers none, the summary is that of all.
+    """
+    statuses = {each.name: visible_source(status_of(each), scope) for each in visible_sources(sources, scope)}
+    whole = worst(list(statuses.values()) or [visible_source(status_of(each), scope) for each in sources])
+    return convert.sources(statuses, whole, now)
+
+
+def visible_sources(sources: Sequence[ClusterSource], scope: ClusterScope) -> tuple[ClusterSource, ...]:
+    """Return the sources whose names a caller with this scope may learn."""
+    return tuple(each for each in sources if scope.covers_source(each.name))
 
 
 def source_status(source: ClusterSource, scope: ClusterScope, now: Moment) -> pb.SourceStatus:

@@ -21,7 +21,7 @@ from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.objects.collection import REMOVALS_HELD
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.source import ClusterSource
-from milo_discoveryd.rights.scope import ClusterScope, scoped
+from milo_discoveryd.rights.scope import scoped
 from milo_discoveryd.server.calls import frames
 from milo_discoveryd.server.calls.access import CallContext
 from milo_discoveryd.server.calls.grpc_errors import StalledError, UnavailableError
@@ -29,7 +29,7 @@ from milo_discoveryd.server.calls.kubeconfig_rotation import KUBECONFIG_BYTES, K
 from milo_discoveryd.server.calls.requests import WatchRequest
 from milo_discoveryd.server.calls.resumption import Resumption
 from milo_discoveryd.server.calls.revision import StreamRevisions, TokenSigner, parse
-from milo_discoveryd.server.calls.source_statuses import source_statuses
+from milo_discoveryd.server.calls.source_statuses import source_statuses, visible_sources
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 from milo_kube.reusable_timeout import Deadline
 
@@ -72,6 +72,10 @@ class StreamView:
     @property
     def holder(self) -> str:
         return self.call.holder(self.shown)
+
+    def covers_source(self, source: str) -> bool:
+        """Return whether the subscriber may learn the name of a source."""
+        return self.call.scope.covers_source(source)
 
     def follow_rights(self) -> bool:
         """Apply a change of the caller's rights. Return whether there was one."""
@@ -125,9 +129,11 @@ class BatchSender:
 class SourceReports:
     """The statuses that one stream reports: when the state of a source changed, and with each heartbeat."""
 
-    def __init__(self, sources: Sequence[ClusterSource], resumption: Resumption) -> None:
+    def __init__(self, sources: Sequence[ClusterSource], resumption: Resumption, call: CallContext) -> None:
         self._sources = sources
         self._resumption = resumption
+        self._call = call
+        self._visible = visible_sources(sources, call.scope)
         self._reported: tuple[tuple[ViewState, str], ...] = ()
 
     @property
@@ -135,22 +141,26 @@ class SourceReports:
         """Whether the state of a source, or the reason for it, changed since the last report."""
         return self._reported != self._states()
 
+    def follow_rights(self) -> None:
+        self._visible = visible_sources(self._sources, self._call.scope)
+
     @property
     def has_begun(self) -> bool:
         return bool(self._reported)
 
-    def report(self, scope: ClusterScope, now: Moment) -> list[pb.SourceStatus]:
+    def report(self, now: Moment) -> list[pb.SourceStatus]:
         self._reported = self._states()
-        return source_statuses(self._sources, scope, now, status_of=self._status)
+        return source_statuses(self._sources, self._call.scope, now, status_of=self._status)
 
     def _states(self) -> tuple[tuple[ViewState, str], ...]:
         if not self._resumption.doubted:
-            return tuple([(each.status.state, each.status.reason) for each in self._sources])
-        return tuple([(status.state, status.reason) for status in map(self._status, self._sources)])
+            return tuple([(each.status.state, each.status.reason) for each in self._visible])
+        return tuple([(status.state, status.reason) for status in map(self._status, self._visible)])
 
     def _status(self, source: ClusterSource) -> ViewStatus:
         """Return the status of a source for this subscriber, which may wait for a second list of it."""
-        status, waits = source.status, self._resumption.doubted.get(source.name)
+        status, doubted = source.status, self._resumption.doubted
+        waits = doubted.get(source.name) if doubted else None
         if waits is None or status.state is not ViewState.STREAMING:
             return status
         since = self._resumption.doubted_since
@@ -186,8 +196,9 @@ class WatchStream:
             lambda source, now: fleet.count_by_source(self._view.shown, now)[source],
             is_resumed=bool(asked.resume_revision),
             accepts_pending=asked.accepts_pending_sources,
+            is_visible=self._view.covers_source,
         )
-        self._reports = SourceReports(sources, self._resumption)
+        self._reports = SourceReports(sources, self._resumption, call)
         self._clock = asyncio.get_running_loop().time
         self.cursor: Cursor | None = None
         self.opened_at = time.time()
@@ -277,6 +288,7 @@ class WatchStream:
         shown = self._view.shown
         if not self._view.follow_rights():
             return
+        self._reports.follow_rights()
         if self._view.shown is not shown:
             if self.cursor is not None:
                 self.cursor.change_view(self._visible)
@@ -332,7 +344,10 @@ class WatchStream:
 
     async def _send_changes(self, batch: Batch) -> None:
         known = self._resumption.kept if batch.reset else self._revisions.known
-        self._revisions.known = known.grown(batch.slice.growth)
+        known = known.grown(batch.slice.growth)
+        if not self._resumption.pending:
+            known = self._revisions.seen_at(known, self._fleet.versions)
+        self._revisions.known = known
         is_live = self._reports.has_begun and not batch.reset and batch.synced
         events = self._rotation.attach_kubeconfigs(batch.slice) if self._rotation else batch.slice.data
         await self._send_batch(batch, events)
@@ -343,8 +358,8 @@ class WatchStream:
     async def _send_batch(self, batch: Batch, events: bytes = b"") -> None:
         sources: list[pb.SourceStatus] = []
         if not events or self._reports.are_due:
-            sources = self._reports.report(self._view.call.scope, Moment(time.time(), self._clock()))
-        pending = self._resumption.pending
+            sources = self._reports.report(Moment(time.time(), self._clock()))
+        pending = self._resumption.visible_pending if self._resumption.pending else frozenset()
         revision = ""  # the subscriber cannot resume yet
         if self.cursor is not None:
             is_whole = batch.is_whole and not pending

@@ -8,7 +8,8 @@ import msgspec
 from milo_discoveryd.engagement.cluster_records import ClusterRecord, RecordedTransition
 from milo_discoveryd.engagement.engagement import Engagements
 from milo_discoveryd.model.cluster import Cluster, Reachability, Target
-from milo_discoveryd.model.observation import ObjectFields, ObjectState
+from milo_discoveryd.model.object_state import MEANINGS, ObjectState
+from milo_discoveryd.model.observation import ObjectFields
 from milo_discoveryd.rights.scope import ClusterScope
 from milo_kube.reflect.view_status import ViewStatus
 
@@ -36,18 +37,8 @@ def visible_transitions(record: ClusterRecord, scope: ClusterScope) -> Iterable[
     return [each for each in record.transitions if cluster is not None and each.incarnation == cluster.incarnation]
 
 
-class VisibleCounts(msgspec.Struct, frozen=True, kw_only=True):
-    engaged: int = 0
-    not_ready: int = 0
-    outside: int = 0
-    malformed: int = 0
-    unreachable: int = 0
-    draining: int = 0
-    unassigned: int = 0
-    refused: int = 0
-
-    def __add__(self, other: "VisibleCounts") -> "VisibleCounts":
-        return VisibleCounts(**{name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__})
+VisibleCounts = Counter[str]
+"""How many clusters the caller may know, by the fields of `FleetCounts`."""
 
 
 def total_counts(registry: Engagements) -> VisibleCounts:
@@ -65,16 +56,12 @@ def visible_counts(records: Iterable[tuple[str, ClusterRecord]], scope: ClusterS
 
 
 def _counts(states: Mapping[ObjectState, int], engaged: int, unreachable: int, draining: int) -> VisibleCounts:
-    return VisibleCounts(
-        engaged=engaged,
-        not_ready=states[ObjectState.NOT_READY],
-        outside=states[ObjectState.OUTSIDE],
-        malformed=states[ObjectState.MALFORMED],
-        unreachable=unreachable + states[ObjectState.UNREACHABLE],
-        unassigned=states[ObjectState.UNASSIGNED],
-        refused=states[ObjectState.REFUSED],
-        draining=draining,
-    )
+    """Count states, engaged clusters, and those of the engaged ones that are unreachable or about to be disengaged."""
+    counts = Counter(engaged=engaged, unreachable=unreachable, draining=draining)
+    for state, meaning in MEANINGS.items():
+        if meaning.count:
+            counts[meaning.count] += states[state]
+    return counts
 
 
 def visible_source(status: ViewStatus, scope: ClusterScope) -> ViewStatus:

@@ -1,5 +1,6 @@
 """Admission of writes: validation, defaults and preconditions, before the store changes."""
 
+from contextvars import ContextVar
 from enum import Enum, auto
 
 import msgspec
@@ -50,9 +51,14 @@ def enveloped(resource: ResourceDefinition, document: Document, namespace: str) 
     return {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": kept, **rest}
 
 
+WARNINGS: ContextVar[list[str]] = ContextVar("WARNINGS")
+"""Receives the warnings about the write of the present request."""
+
+
 def judge(resource: ResourceDefinition, document: Document, *, strict: bool) -> None:
     resource.prepare(document)
     unknown = schema.prune(document, resource.schema)
+    WARNINGS.get([]).extend(f'unknown field "{path}"' for path in unknown)
     if unknown and strict:
         named = ", ".join(f'unknown field "{path}"' for path in unknown)
         raise refusals.bad_request(

@@ -1,6 +1,7 @@
 """The HTTP API of one store: the Milo API, or a project's control plane."""
 
 import asyncio
+import json
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -10,6 +11,7 @@ import yaml
 from aiohttp import web
 
 from milo_sandbox import (
+    admission,
     answers,
     calls,
     discovery,
@@ -28,7 +30,7 @@ from milo_sandbox.faults import Approach, Faults
 from milo_sandbox.history import CompactedError
 from milo_sandbox.options import Continue
 from milo_sandbox.records import SandboxRecord, decode, encode
-from milo_sandbox.resources import Document, ResourceDefinition
+from milo_sandbox.resources import NAMESPACES, Document, ResourceDefinition
 from milo_sandbox.rights import SubjectRights
 from milo_sandbox.server_side_apply import Writer
 from milo_sandbox.store import Store
@@ -38,6 +40,7 @@ from milo_sandbox.tokens import Tokens
 from milo_sandbox.watch import ObjectWatch, Pace, Plain
 
 _REVIEWS = {(review.group, review.plural): review for review in discovery.REVIEWS}
+_IMMORTAL_NAMESPACES = {"default", "kube-public", "kube-system"}
 _PATCHES: dict[str, Callable[[Any, Any], Any]] = {
     patches.MERGE: patches.merge,
     patches.JSON: patches.apply_operations,
@@ -105,7 +108,16 @@ class Api:
         await self._faults.held(self.project, call)
         if call.verb != "watch":  # opened from a cache
             await self._faults.thawed(call)
-        return await self._handlers[call.verb](request, call)
+        unknown: list[str] = []
+        collecting = admission.WARNINGS.set(unknown)
+        try:
+            response = await self._handlers[call.verb](request, call)
+        finally:
+            admission.WARNINGS.reset(collecting)
+        if request.query.get("fieldValidation", "Warn") == "Warn":
+            for warning in unknown:
+                response.headers.add("Warning", f"299 - {json.dumps(warning)}")
+        return response
 
     # Reading
 
@@ -167,7 +179,9 @@ class Api:
 
     async def _create(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
         document = await _object(request)
-        self.admit(call, None)
+        metadata = document.get("metadata")
+        name = metadata.get("name") if isinstance(metadata, dict) else None
+        self.admit(msgspec.structs.replace(call, name=str(name or "")), None)
         record = self.store.create(
             call.resource,
             document,
@@ -234,6 +248,8 @@ class Api:
         preconditions = wanted.get("preconditions", {})
         if not isinstance(preconditions, dict):
             raise refusals.bad_request("preconditions must be a JSON object")
+        if call.resource == NAMESPACES and call.name in _IMMORTAL_NAMESPACES:
+            raise refusals.undeletable_namespace(call.resource, call.name)
         record, gone = self.store.delete(
             call.resource,
             call.name,

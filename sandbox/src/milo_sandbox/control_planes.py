@@ -15,7 +15,15 @@ from milo_sandbox.definitions import Definitions
 from milo_sandbox.garbage_collection import GarbageCollector
 from milo_sandbox.records import RecordedChange
 from milo_sandbox.refusals import Cause
-from milo_sandbox.resources import BUILT_IN, CONTROL_PLANE, NAMESPACES, PROJECTS, Document, ResourceDefinition
+from milo_sandbox.resources import (
+    BUILT_IN,
+    CONTROL_PLANE,
+    NAMESPACES,
+    PROJECTS,
+    UNUSED,
+    Document,
+    ResourceDefinition,
+)
 from milo_sandbox.store import Store
 
 DEFAULT_NAMESPACE = "default"
@@ -58,7 +66,7 @@ class ControlPlanes:
 
     def _furnished(self, project: str) -> Store:
         # The root serves definitions; here they are named in the discovery documents.
-        store = Store((*CONTROL_PLANE, *BUILT_IN, CUSTOM_RESOURCE_DEFINITIONS), history_limit=1_000)
+        store = Store((*CONTROL_PLANE, *BUILT_IN, *UNUSED, CUSTOM_RESOURCE_DEFINITIONS), history_limit=1_000)
         store.add_controller(GarbageCollector(store))
         store.add_controller(_DefinedAtRoot(self._milo, store, self._definitions))
         store.add_controller(_Changed(partial(self._changed, project)))

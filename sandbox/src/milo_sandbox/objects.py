@@ -57,24 +57,32 @@ class Objects:
         return record.document()
 
     def condition(
-        self, status: str = "True", *, type_: str = "", reason: str = "Sandbox", message: str = ""
+        self,
+        status: str = "True",
+        *,
+        type_: str = "",
+        reason: str = "Sandbox",
+        message: str = "",
+        generation: int = 1,
     ) -> Document:
-        """Return a condition with the current time."""
+        """Return a condition with the current time, of an object of this generation."""
         return {
             "type": type_ or self.resource.ready_condition,
             "status": status,
             "reason": reason,
             "message": message,
             "lastTransitionTime": self._store.timestamp(),
+            "observedGeneration": generation,
         }
 
     def set_condition(
         self, name: str, status: str = "True", *, type_: str = "", reason: str = "Sandbox", message: str = ""
     ) -> Document:
         """Set a condition in the status; the readiness condition by default."""
-        condition = self.condition(status, type_=type_, reason=reason, message=message)
 
         def change(document: Document) -> Document:
+            generation = document["metadata"].get("generation", 1)
+            condition = self.condition(status, type_=type_, reason=reason, message=message, generation=generation)
             held = document.setdefault("status", {})
             others = [each for each in held.get("conditions", ()) if each["type"] != condition["type"]]
             held["conditions"] = [*others, condition]

@@ -74,6 +74,12 @@ def unauthorized() -> RefusalError:
     return RefusalError(401, "Unauthorized", "Unauthorized")
 
 
+def undeletable_namespace(resource: ResourceDefinition, name: str) -> RefusalError:
+    return forbidden(
+        f'{resource.qualified} "{name}"', "this namespace may not be deleted", details=_about(resource, name)
+    )
+
+
 def forbidden(
     what: str, why: str, *, details: dict[str, Any] | None = None, causes: Sequence[Cause] = ()
 ) -> RefusalError:

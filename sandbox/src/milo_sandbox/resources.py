@@ -297,8 +297,10 @@ LEASES = ResourceDefinition(
 )
 
 
-def _built_in(version: str, kind: str, plural: str, *short_names: str, has_status: bool = True) -> ResourceDefinition:
-    """Return a namespaced kind of Kubernetes, whose fields are not validated."""
+def _built_in(
+    version: str, kind: str, plural: str, *short_names: str, has_status: bool = True, namespaced: bool = True
+) -> ResourceDefinition:
+    """Return a kind of Kubernetes or Milo whose fields are not validated."""
     group, _, bare = version.rpartition("/")
     return ResourceDefinition(
         group=group,
@@ -307,12 +309,12 @@ def _built_in(version: str, kind: str, plural: str, *short_names: str, has_statu
         plural=plural,
         singular=kind.lower(),
         short_names=short_names,
-        namespaced=True,
+        namespaced=namespaced,
         has_status=has_status,
         counts_generations=group in {"apps", "batch", "networking.k8s.io", "policy"},
         allows_blind_update=True,
         takes_strategic_patches=True,
-        schema=OPEN | {"description": f"The kind {kind} of Kubernetes, of which no controller runs."},
+        schema=OPEN | {"description": f"The kind {kind}, of which no controller runs."},
         columns=(_NAME, _AGE),
     )
 
@@ -333,6 +335,29 @@ BUILT_IN = (
     _built_in("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings", has_status=False),
 )
 """Common kinds that Milo's project control planes lack, and API servers of projects have."""
+
+_ADMISSION, _RBAC, _IAM = "admissionregistration.k8s.io/v1", "rbac.authorization.k8s.io/v1", "iam.miloapis.com/v1alpha1"
+UNUSED = (
+    _built_in(_RBAC, "ClusterRole", "clusterroles", has_status=False, namespaced=False),
+    _built_in(_RBAC, "ClusterRoleBinding", "clusterrolebindings", has_status=False, namespaced=False),
+    _built_in("discovery.k8s.io/v1", "EndpointSlice", "endpointslices", has_status=False),
+    _built_in(
+        _ADMISSION,
+        "ValidatingWebhookConfiguration",
+        "validatingwebhookconfigurations",
+        has_status=False,
+        namespaced=False,
+    ),
+    _built_in(
+        _ADMISSION, "MutatingWebhookConfiguration", "mutatingwebhookconfigurations", has_status=False, namespaced=False
+    ),
+    _built_in(_ADMISSION, "ValidatingAdmissionPolicy", "validatingadmissionpolicies", namespaced=False),
+    _built_in(_IAM, "Group", "groups"),
+    _built_in(_IAM, "PolicyBinding", "policybindings"),
+    _built_in(_IAM, "Role", "roles"),
+    PROJECTS,
+)
+"""Kinds that Milo's project control planes serve, without a meaning there: a project has no projects."""
 
 MILO = (PROJECTS, PROJECT_SUSPENSIONS, PROJECT_CONTROL_PLANES)
 CONTROL_PLANE = (NAMESPACES, CONFIG_MAPS, SECRETS, EVENTS, LEASES, SERVICE_CONSUMERS)

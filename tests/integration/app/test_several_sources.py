@@ -34,8 +34,8 @@ class Workspace:
             for name in ("eu", "us")
         ]
         file = self._directory / "settings.json"
-        file.write_text(json.dumps({"sources": sources, **settings}))
-        return Daemon(load({"listen": (self.address,), "http_listen": "127.0.0.1:0"}, {}, file))
+        file.write_text(json.dumps({"sources": sources, "http_listen": "127.0.0.1:0", **settings}))
+        return Daemon(load({} if "listen" in settings else {"listen": (self.address,)}, {}, file))
 
     def client(self) -> DiscoveryClient:
         return DiscoveryClient(self.address)
@@ -279,3 +279,39 @@ async def test_listing_goes_on_when_a_pending_source_becomes_complete(workspace:
         assert started_over.reset, "the listing lacks clusters of the pending source"
         _, metrics = await get("/metrics")
         assert '\nmilo_discoveryd_requests_denied_total{reason="revision_of_another"} 0.0' in metrics
+
+
+@pytest.mark.parametrize("scope", [{"sources": ["eu"]}, {"names": ["eu#*"]}], ids=["sources", "names"])
+async def test_caller_that_is_limited_to_one_source_learns_no_other_name(
+    workspace: Workspace, scope: dict[str, Any]
+) -> None:
+    await workspace.us.stop()
+    listener = {"name": "operator", "address": workspace.address}
+    rule = {"name": "eu", "who": {"listener": "operator"}, "clusters": scope, "kubeconfigs": True}
+    daemon = workspace.daemon(listen=[listener], rights=[rule])
+    async with serving(daemon), grpc.aio.insecure_channel(workspace.address) as channel:
+        stub: Any = DiscoveryServiceStub(channel)
+        await eventually(lambda: daemon._fleet.sources[0].synced)
+        info = await stub.GetServerInfo(pb.GetServerInfoRequest())
+        assert ([each.name for each in info.sources], info.synced) == (["eu"], True)
+        listing = await stub.ListClusters(pb.ListClustersRequest())
+        watch = stub.WatchClusters(pb.WatchClustersRequest())
+        batch = await watch.read()
+        while not batch.synced:
+            batch = await watch.read()
+        watch.cancel()
+        for answer in (listing, batch):
+            assert ([each.name for each in answer.sources], [*answer.pending_sources]) == (["eu"], [])
+            assert answer.source.state != pb.SourceStatus.STATE_STALE
+        said = []
+        for call, code in (
+            (stub.ListClusters(pb.ListClustersRequest(filter=pb.ClusterFilter(sources=["us"]))), "INVALID_ARGUMENT"),
+            (stub.GetCluster(pb.GetClusterRequest(name="us#shop")), "NOT_FOUND"),
+            (stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster="us#shop")), "NOT_FOUND"),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await call
+            assert error.value.code().name == code
+            said.append(error.value.details())
+        assert "configured: eu" in said[0]
+        assert "configured: eu, us" not in said[0]

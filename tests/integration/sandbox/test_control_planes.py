@@ -134,3 +134,53 @@ async def test_control_plane_requires_a_token(client: Client, sandbox: Sandbox) 
     client.token = None
     assert (await client.get(behind("alpha", CONFIG_MAPS))).status == 401
     assert (await client.get(behind("alpha", "/readyz"))).status == 200
+
+
+async def test_namespaces_of_the_api_server_cannot_be_deleted(client: Client, sandbox: Sandbox) -> None:
+    sandbox.projects.create("alpha")
+    refused = await client.call("DELETE", behind("alpha", "/api/v1/namespaces/default"))
+    assert (refused.status, refused.json["reason"]) == (403, "Forbidden")
+    assert refused.json["message"] == 'namespaces "default" is forbidden: this namespace may not be deleted'
+    assert (await client.call("DELETE", behind("alpha", "/api/v1/namespaces/milo-system"))).status == 200
+
+
+async def test_control_plane_serves_kinds_without_a_meaning_there(client: Client, sandbox: Sandbox) -> None:
+    sandbox.projects.create("alpha")
+    for path in (
+        PROJECTS,
+        "/apis/rbac.authorization.k8s.io/v1/clusterroles",
+        "/apis/discovery.k8s.io/v1/endpointslices",
+        "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations",
+        "/apis/iam.miloapis.com/v1alpha1/policybindings",
+    ):
+        assert (await client.get(behind("alpha", path))).names == []
+
+
+async def test_unknown_fields_warn_unless_the_client_wants_otherwise(client: Client, sandbox: Sandbox) -> None:
+    sandbox.projects.create("alpha")
+    for name, wanted, warning in (
+        ("one", "", '299 - "unknown field \\"dat\\""'),
+        ("two", "?fieldValidation=Warn", '299 - "unknown field \\"dat\\""'),
+        ("three", "?fieldValidation=Ignore", None),
+    ):
+        path = behind("alpha", f"{CONFIG_MAPS}{wanted}")
+        answer = await client.call("POST", path, {"metadata": {"name": name}, "dat": {"a": "b"}})
+        assert (answer.status, answer.headers.get("Warning")) == (201, warning)
+
+
+async def test_refusal_for_a_suspended_project_names_the_object(client: Client, sandbox: Sandbox) -> None:
+    sandbox.milo.found("alpha", "acme", {})
+    await client.get(behind("alpha", CONFIG_MAPS))
+    sandbox.milo.suspend("alpha", "Billing")
+    refused = (await client.call("POST", behind("alpha", CONFIG_MAPS), {"metadata": {"name": "one"}})).json
+    assert refused["message"].startswith('configmaps "one" is forbidden: project "alpha" is suspended')
+    assert refused["details"]["name"] == "one"
+
+
+async def test_conditions_say_which_generation_they_observed(client: Client, sandbox: Sandbox) -> None:
+    sandbox.projects.create("alpha", ready=True)
+    await client.call("PATCH", f"{PROJECTS}/alpha", {"spec": {"ownerRef": {"kind": "Organization", "name": "other"}}})
+    sandbox.projects.set_condition("alpha", "False")
+    project = (await client.get(f"{PROJECTS}/alpha")).json
+    [condition] = project["status"]["conditions"]
+    assert condition["observedGeneration"] == project["metadata"]["generation"]

@@ -11,7 +11,7 @@ import pytest
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.log.events import Event, EventType
-from milo_discoveryd.model.observation import ObjectState
+from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.sharding.status import GroupStatus, MemberStatus
 from milo_discoveryd.telemetry import status_page
 from milo_discoveryd.telemetry.journal import RECENT_CHANGES_KEPT, SAMPLES, RecentHistory

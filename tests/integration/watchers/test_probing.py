@@ -39,6 +39,7 @@ async def prober(
     *,
     of_hosts: bool = False,
     trust: ClusterTrust | None = None,
+    rejected: Callable[[Cluster, bool], None] = lambda *_: None,
     **differing: object,
 ) -> AsyncIterator[Asker]:
     """Without `trust`, clusters share that of the server, and may get the daemon's own credential."""
@@ -55,6 +56,7 @@ async def prober(
         timeout_s=timeout_s,
         of_hosts=of_hosts,
         trust_of=trust_of,
+        rejected=rejected,
         sends_own_credential=trust is None or bool(trust.server),
     )
     try:
@@ -180,6 +182,19 @@ async def test_probe_uses_credential_issued_for_cluster() -> None:
             for name in ("alpha", "beta"):
                 assert await asking.ask(at(f"{server.url}/{name}")) == ProbeReached()
     assert server.headers("Authorization") == ["Bearer theirs", "Bearer t0"]
+
+
+@pytest.mark.parametrize(("status", "is_rejected"), [(401, True), (403, False), (200, False)])
+async def test_rejection_of_the_issued_credential_is_reported(status: int, is_rejected: bool) -> None:
+    reported: list[tuple[str, bool]] = []
+    async with ApiServer(answering(status=status)) as server:
+        held = Held({f"{server.url}/alpha": Credential(token=Secret("theirs"))})
+        async with prober(
+            server, held=held, rejected=lambda of, is_: reported.append((of.target.endpoint, is_))
+        ) as asking:
+            for name in ("alpha", "beta"):
+                await asking.ask(at(f"{server.url}/{name}"))
+    assert reported == [(f"{server.url}/alpha", is_rejected)]
 
 
 async def test_probe_connections_are_per_certificate_and_bounded() -> None:

@@ -12,10 +12,6 @@ from milo_discoveryd.log.cursor import Batch, Cursor
 from milo_discoveryd.log.events import EventType
 from milo_discoveryd.log.filter import EVERYTHING, Filter
 from milo_discoveryd.model.cluster import DisengageReason
-from milo_discoveryd.log.cursor import Batch, Cursor
-from milo_discoveryd.log.events import EventType
-from milo_discoveryd.log.filter import EVERYTHING, Filter
-from milo_discoveryd.log.change_log import Retention
 from milo_kube.label_selector import parse
 from tests.simulation.properties.pictured import ModeledFleet, Snapshot
 from tests.unit.registry.fleets import read, readable_log

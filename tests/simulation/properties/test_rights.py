@@ -12,10 +12,6 @@ from milo_discoveryd.log.cursor import Batch, Cursor
 from milo_discoveryd.log.events import EventType
 from milo_discoveryd.log.filter import EVERYTHING, ClusterView, Filter
 from milo_discoveryd.model.cluster import Cluster, DisengageReason
-from milo_discoveryd.log.cursor import Batch, Cursor
-from milo_discoveryd.log.events import EventType
-from milo_discoveryd.log.filter import EVERYTHING, ClusterView, Filter
-from milo_discoveryd.log.change_log import Retention
 from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.scope import ALL_CLUSTERS, NO_CLUSTERS, ClusterScope, scoped
 from milo_kube.label_selector import parse

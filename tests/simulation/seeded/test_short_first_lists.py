@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 
 import pytest
 from msgspec.structs import replace
@@ -140,5 +141,19 @@ def test_claims_of_subscribers_delay_only_them_and_are_compared_with_the_fleet_a
 
     async def _read(_: bytes) -> None:
         pass
+
+    run_steps(steps)
+
+
+def test_first_list_of_a_replica_that_lags_behind_disengages_nothing() -> None:
+    async def steps(harness: Harness) -> None:
+        await grown(harness)
+        replica = deepcopy(harness.api.server)
+        for number in range(8):
+            harness.put(f"later{number}")
+        harness.api.ring()
+        await harness.settled()
+        await restart_beside(harness, replica)
+        assert ends(harness) == []
 
     run_steps(steps)

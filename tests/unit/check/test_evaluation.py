@@ -4,7 +4,8 @@ import pytest
 
 from milo_discoveryd.check.evaluation import evaluate, findings
 from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.model.observation import Malformed, NotReady, ObjectState, Observation, Ready
+from milo_discoveryd.model.object_state import ObjectState
+from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Ready
 from milo_discoveryd.sources.keyed import KeyedSource
 from milo_discoveryd.sources.kind import SourceOptions
 from milo_discoveryd.sources.project import ProjectKind

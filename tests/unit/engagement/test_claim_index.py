@@ -12,7 +12,8 @@ from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.log.events import Event
 from milo_discoveryd.model.claims import Claim, ClaimingObject, ObjectClaim, ObjectContent, ObservedObject, earliest
 from milo_discoveryd.model.cluster import DisengageReason
-from milo_discoveryd.model.observation import Malformed, NotReady, ObjectState, Observation, Ready, Refused, Withdrawn
+from milo_discoveryd.model.object_state import ObjectState
+from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Ready, Refused, Withdrawn
 from milo_discoveryd.model.resource import NAMES, ObjectKeys
 from milo_discoveryd.objects.collection import REMOVALS_HELD, ObjectCollection
 from milo_discoveryd.objects.pending_deletions import Absent, Inconclusive, PendingDeletions

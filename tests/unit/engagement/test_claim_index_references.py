@@ -23,7 +23,8 @@ from milo_discoveryd.model.claims import (
 )
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.model.observation import Malformed, NotReady, ObjectState, Observation, Ready
+from milo_discoveryd.model.object_state import ObjectState
+from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Ready
 from milo_discoveryd.objects.pending_deletions import Absent, ConfirmedDeletion
 from milo_discoveryd.objects.store import RESTORED as POSITION_OF_RESTORED
 from milo_discoveryd.objects.store import ObjectChanges, ObjectPosition, ObjectStore

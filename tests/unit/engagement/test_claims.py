@@ -13,7 +13,8 @@ from milo_discoveryd.log.events import EventType
 from milo_discoveryd.log.filter import Filter
 from milo_discoveryd.model.cluster import DisengageReason, Target
 from milo_discoveryd.model.declared_target import DeclaredTarget, FileTarget
-from milo_discoveryd.model.observation import Malformed, NotReady, ObjectState, Observation, Ready
+from milo_discoveryd.model.object_state import ObjectState
+from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Ready
 from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
 from milo_discoveryd.objects.store import ObjectPosition, Positions, SourcePositions
 from tests.unit.registry.fleets import at, outside, readable_log, target

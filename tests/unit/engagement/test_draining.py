@@ -17,15 +17,9 @@ from milo_discoveryd.model.cluster import (
     Drain,
     Reachability,
 )
+from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import NotReady, ObjectFields, Observation, Outside
-from milo_discoveryd.registry import known_objects
-from milo_discoveryd.engagement.cluster_records import ObjectState
-from milo_discoveryd.log.cursor import Cursor
-from milo_discoveryd.log.events import Event, EventType
-from milo_discoveryd.log.filter import EVERYTHING, Filter
 from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
-from milo_discoveryd.engagement.pending_releases import SubscriberKey, Subscription
-from milo_discoveryd.engagement.engagement import Registry
 from milo_kube.label_selector import parse
 from tests.unit.registry.fleets import (
     at,

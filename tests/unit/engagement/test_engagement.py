@@ -10,7 +10,8 @@ from milo_discoveryd.log.cursor import Cursor
 from milo_discoveryd.log.events import EventType
 from milo_discoveryd.log.filter import EVERYTHING
 from milo_discoveryd.model.cluster import UNPROBED, ConnectivityStatus, DisengageReason, Reachability
-from milo_discoveryd.model.observation import ObjectState, Observation
+from milo_discoveryd.model.object_state import ObjectState
+from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
 from tests.unit.registry.fleets import (
     at,

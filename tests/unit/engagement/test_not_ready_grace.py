@@ -5,7 +5,8 @@ import pytest
 from milo_discoveryd.engagement.cluster_records import ClusterRecord
 from milo_discoveryd.engagement.engagement import Engagements
 from milo_discoveryd.model.cluster import DisengageReason
-from milo_discoveryd.model.observation import ObjectState, Observation
+from milo_discoveryd.model.object_state import ObjectState
+from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
 from tests.unit.registry.fleets import (
     at,

@@ -2,8 +2,6 @@
 
 import pytest
 
-from milo_discoveryd.model.cluster import Cluster, DisengageReason, Drain
-from milo_discoveryd.log.filter import ClusterView, Filter
 from milo_discoveryd.engagement.pending_releases import (
     REMEMBERED_EACH,
     REMEMBERED_FILTER_BYTES,
@@ -15,7 +13,6 @@ from milo_discoveryd.engagement.pending_releases import (
 )
 from milo_discoveryd.log.filter import ClusterView, Filter
 from milo_discoveryd.model.cluster import Cluster, DisengageReason, Drain
-from milo_discoveryd.model.selector import parse
 from milo_discoveryd.rights.scope import NO_CLUSTERS, scoped
 from milo_kube.label_selector import parse
 from tests.unit.registry.fleets import cluster

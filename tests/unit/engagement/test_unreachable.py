@@ -6,7 +6,8 @@ import pytest
 from milo_discoveryd.engagement.engagement import Engagements
 from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.model.cluster import ConnectivityStatus, DisengageReason, Reachability, Target
-from milo_discoveryd.model.observation import ObjectState, Observation, Ready
+from milo_discoveryd.model.object_state import ObjectState
+from milo_discoveryd.model.observation import Observation, Ready
 from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
 from tests.unit.registry.fleets import at, cluster, malformed, not_ready, outside, ready, registry, wall
 

@@ -506,6 +506,17 @@ async def test_hanging_clusters_do_not_delay_credentials_of_others() -> None:
             await eventually(lambda: token(kubeconfigs) != first)
 
 
+async def test_clusters_that_reject_the_issued_credential_are_counted() -> None:
+    async with issuing(Backend()) as kubeconfigs:
+        kubeconfigs.probed(ALPHA, is_rejected=True)
+        assert kubeconfigs.health()[0].failing == {"rejected": 1}
+        kubeconfigs.probed(ALPHA, is_rejected=False)
+        assert kubeconfigs.health()[0].failing == {}
+        kubeconfigs.probed(ALPHA, is_rejected=True)
+        kubeconfigs.disengaged(ALPHA)
+        assert kubeconfigs.health()[0].failing == {}
+
+
 async def test_mint_failure_of_one_cluster_does_not_make_credential_issuer_unhealthy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -4,9 +4,6 @@ from milo_discoveryd.log.cursor import Cursor
 from milo_discoveryd.log.events import Event
 from milo_discoveryd.log.filter import EVERYTHING
 from milo_discoveryd.model.cluster import Cluster, DisengageReason
-from milo_discoveryd.log.cursor import Cursor
-from milo_discoveryd.log.events import Event
-from milo_discoveryd.log.filter import EVERYTHING
 from milo_discoveryd.rights.scope import ClusterScope, scoped
 from milo_kube.label_selector import parse
 from tests.unit.registry.fleets import NamedLog, cluster, disengaged, engaged, read, readable_log

@@ -5,10 +5,6 @@ from milo_discoveryd.log.cursor import Batch, Cursor
 from milo_discoveryd.log.events import NO_CHANGES, Event, EventType
 from milo_discoveryd.log.filter import EVERYTHING, Filter
 from milo_discoveryd.model.cluster import Cluster, DisengageReason
-from milo_discoveryd.log.cursor import Batch, Cursor
-from milo_discoveryd.log.events import NO_CHANGES, Event, EventType
-from milo_discoveryd.log.filter import EVERYTHING, Filter
-from milo_discoveryd.log.change_log import RECORDS_PER_STEP, Retention
 from milo_kube.label_selector import parse
 from tests.unit.registry.fleets import NamedLog, cluster, disengaged, engaged, read, readable_log, updated
 

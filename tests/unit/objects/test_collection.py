@@ -6,7 +6,8 @@ import pytest
 
 from milo_discoveryd.log.events import Event
 from milo_discoveryd.model.cluster import DisengageReason
-from milo_discoveryd.model.observation import ObjectState, Observation
+from milo_discoveryd.model.object_state import ObjectState
+from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.objects.collection import EVENTS_PER_STEP
 from milo_discoveryd.objects.pending_deletions import (
     Absent,

@@ -3,7 +3,8 @@
 import pytest
 
 from milo_discoveryd.model.cluster import DisengageReason
-from milo_discoveryd.model.observation import ObjectState, Observation, Ready
+from milo_discoveryd.model.object_state import ObjectState
+from milo_discoveryd.model.observation import Observation, Ready
 from milo_discoveryd.objects.pending_deletions import Absent, Found
 from milo_kube.reflect.messages import DeletionReported, Listed, ListEnded, ListStarted, ObjectChanged
 from tests.unit.objects.test_held_removals import FLEET, Source

@@ -2,7 +2,7 @@
 
 from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.model.cluster import DisengageReason
-from milo_discoveryd.model.observation import ObjectState
+from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.objects.pending_deletions import Absent, Inconclusive
 from milo_kube.reflect.messages import ObjectChanged
 from tests.unit.objects.test_collection import Source

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from milo_discoveryd.model.claims import ClaimingObject, ObjectContent, ObservedObject
-from milo_discoveryd.model.observation import ObjectState
+from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.objects import store as module
 from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
 from milo_discoveryd.objects.store import ObjectChange, ObjectRecord, ObjectStore

@@ -6,7 +6,7 @@ import pytest
 from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.log.filter import Filter
 from milo_discoveryd.model.observation import Observation
-from milo_discoveryd.log.filter import Filter
+from milo_discoveryd.objects.removal_guard import RemovalGuard, RemovalLimits
 from milo_discoveryd.registry.first_list import FirstList, WaitingStreams
 from milo_discoveryd.registry.source import ClusterSource
 from milo_kube.label_selector import parse
@@ -44,6 +44,24 @@ def waits(of: ClusterSource, known: int, visible: int) -> bool:
 def test_first_list_may_lack_much_or_all_of_what_a_subscriber_knows(known: int, present: int, may_lack: bool) -> None:
     assert FirstList(present, RemovalLimits()).may_lack(known, present) is may_lack
     assert not FirstList(present, None).may_lack(known, present)
+
+
+@pytest.mark.parametrize(
+    ("version", "known", "is_older"), [(41, 42, True), (42, 42, False), (0, 42, False), (41, 0, False)]
+)
+def test_first_list_may_be_older_than_what_a_subscriber_knows(version: int, known: int, is_older: bool) -> None:
+    assert FirstList(3, RemovalLimits(), version).is_older(known) is is_older
+    assert not FirstList(3, None, version).is_older(known)
+
+
+def test_source_is_followed_up_to_the_version_of_its_lists_and_changes() -> None:
+    of = source()
+    take(of, 0.0, ListStarted(), Listed(ready("a", "3")), ListEnded(version="5"))
+    assert of.version == of.first_list.version == 5
+    take(of, 1.0, ObjectChanged(ready("a", "8")))
+    assert of.version == 8
+    take(of, 2.0, ListStarted(), Listed(ready("a", "8")), ListEnded(version="opaque"))
+    assert of.version == 0
 
 
 def test_streams_wait_for_sources_until_they_end() -> None:

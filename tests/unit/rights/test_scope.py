@@ -1,8 +1,9 @@
 """Scopes, and filters limited to a scope."""
 
+import pytest
+
 from milo_discoveryd.log.filter import EVERYTHING, Filter
 from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.log.filter import EVERYTHING, Filter
 from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.scope import ALL_CLUSTERS, NO_CLUSTERS, ClusterScope, ScopedFilter, scoped
 from milo_kube.label_selector import parse
@@ -87,3 +88,19 @@ def test_scope_of_sources_covers_their_clusters() -> None:
 
 def test_empty_scope_covers_nothing() -> None:
     assert not ClusterScope(is_empty=True).covers(Target(name="a", uid="u", place=("https://a.test",)))
+
+
+@pytest.mark.parametrize(
+    ("scope", "covered"),
+    [
+        (ClusterScope(), {"", "eu", "us"}),
+        (NO_CLUSTERS, set()),
+        (ClusterScope(sources=frozenset({"eu"})), {"eu"}),
+        (ClusterScope(names=name_patterns(["eu#shop"])), {"", "eu"}),
+        (ClusterScope(names=name_patterns(["e*", "u*p"])), {"", "eu", "us"}),
+        (ClusterScope(names=name_patterns(["eu#s*"])), {"", "eu"}),
+        (ClusterScope(organizations=frozenset({"acme"})), {"", "eu", "us"}),
+    ],
+)
+def test_scope_covers_sources_of_which_it_can_cover_a_cluster(scope: ClusterScope, covered: set[str]) -> None:
+    assert {source for source in ("", "eu", "us") if scope.covers_source(source)} == covered

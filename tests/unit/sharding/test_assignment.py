@@ -6,7 +6,8 @@ from milo_discoveryd.engagement.pending_releases import SubscriberKey, Subscript
 from milo_discoveryd.log.events import EventType
 from milo_discoveryd.log.filter import Filter
 from milo_discoveryd.model.cluster import DisengageReason
-from milo_discoveryd.model.observation import ObjectState, Observation
+from milo_discoveryd.model.object_state import ObjectState
+from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.sharding.assignment import LOST, STARTING, FleetAssignment
 from milo_discoveryd.sharding.credential_fence import CredentialFence

@@ -271,17 +271,7 @@ def server_info(message: pb.GetServerInfoResponse) -> model.ServerInfo:
 
 
 def _counts(message: pb.FleetCounts) -> model.FleetCounts:
-    return model.FleetCounts(
-        engaged=message.engaged,
-        not_ready=message.not_ready,
-        outside_selector=message.outside_selector,
-        malformed=message.malformed,
-        unreachable=message.unreachable,
-        unassigned=message.unassigned,
-        subscribers=message.subscribers,
-        draining=message.draining,
-        refused=message.refused,
-    )
+    return model.FleetCounts(**{field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields})
 
 
 def _time(message: Message, name: str) -> datetime | None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from functools import wraps
 from typing import Any
 
 import urllib3
 from kubernetes.client import ApiClient, ApiException, Configuration
 from kubernetes.client.rest import RESTClientObject
+from kubernetes.stream import ws_client
+from websocket import WebSocket
 
 from milo_discovery._connection_credential import BEARER, ConnectionCredential, RequestUrls
 from milo_discovery._credential_renewal import LoopBridge
@@ -52,6 +57,24 @@ class _SharedRestClient(RESTClientObject):
         pass
 
 
+_OWN_HEADERS: ContextVar[Sequence[str] | None] = ContextVar("_OWN_HEADERS", default=None)
+"""The headers of the user to act as, while an API client of this module opens a stream; None for all others."""
+
+
+class _WebSocket(WebSocket):
+    """A WebSocket that follows no redirect and acts as the stated user, if an API client of this module opens it."""
+
+    def connect(self, url: str, **options: Any) -> None:
+        headers = _OWN_HEADERS.get()
+        if headers is not None:
+            options |= {"redirect_limit": 0, "header": [*options.get("header", ()), *headers]}
+        super().connect(url, **options)  # type: ignore[no-untyped-call]
+
+
+# `kubernetes.stream` offers no other place: it makes the WebSocket, and drops all headers but the token's.
+ws_client.WebSocket = _WebSocket  # type: ignore[attr-defined]
+
+
 class RenewingSyncApiClient(ApiClient):
     """An API client that uses the newest credential for each request, and retries once with a newer one after a 401."""
 
@@ -92,6 +115,28 @@ class RenewingSyncApiClient(ApiClient):
         self._renewer = renewer
         self._credential = credential
         self._urls = urls
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Limit what `kubernetes.stream` puts into the place of `call_api` for one call to this server and user."""
+        if name != "call_api":
+            super().__setattr__(name, value)
+        elif value == RenewingSyncApiClient.call_api.__get__(self):
+            vars(self).pop(name, None)
+        else:
+            super().__setattr__(name, self._limited(value))
+
+    def _limited(self, open_stream: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(open_stream)
+        def limited(*given: Any, **named: Any) -> Any:
+            act_as = self._renewer.access().act_as
+            headers = [] if act_as is None else [f"{name}: {value}" for name, value in act_as.headers()]
+            token = _OWN_HEADERS.set(headers)
+            try:
+                return open_stream(*given, **named)
+            finally:
+                _OWN_HEADERS.reset(token)
+
+        return limited
 
     def call_api(
         self,

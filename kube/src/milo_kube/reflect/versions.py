@@ -18,6 +18,11 @@ def is_older(one: str, other: str) -> bool:
     return one.isdecimal() and other.isdecimal() and int(one) < int(other)
 
 
+def comparable(version: str) -> int:
+    """Return the version as a number of at most 18 digits; 0 if it is none, so that it cannot be compared."""
+    return int(version) if len(version) <= 18 and is_number(version) else 0
+
+
 def oldest(versions: Iterable[str]) -> str:
     """Return the oldest version, or an empty string if they cannot all be compared."""
     known = list(versions)

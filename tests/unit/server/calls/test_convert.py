@@ -19,7 +19,7 @@ from milo_discoveryd.model.cluster import (
     Target,
 )
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.model.observation import ObjectState
+from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.server.calls import convert
 from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.sharding.status import GroupStatus, MemberStatus

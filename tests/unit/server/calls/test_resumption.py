@@ -101,6 +101,18 @@ def test_verified_first_list_is_never_doubted() -> None:
     assert waiting.pending == frozenset()
 
 
+def test_source_that_shows_an_older_version_than_the_subscriber_knows_is_doubted() -> None:
+    source = Source("eu")
+    source.first_list = FirstList(100, RemovalLimits(), 41)
+    position = Position(BEFORE, 7, known=KnownClusters().grown({"eu": 50}).seen_at({"eu": 42}))
+    waiting = Resumption(position, [source], NOW, lambda *_: 100, is_resumed=True, accepts_pending=True)
+    waiting.update(0.0)
+    assert waiting.doubted["eu"].startswith("the API server shows its state at version 41")
+    source.first_list = FirstList(100, RemovalLimits(), 42)
+    assert waiting.update(DOUBT_S)
+    assert waiting.pending == frozenset()
+
+
 def test_source_is_doubted_by_what_the_subscribers_view_shows() -> None:
     source = Source("eu")
     waiting = resumption(source, known={"eu": 50}, count=lambda _name, _now: 7)
@@ -135,3 +147,25 @@ def test_subscriber_of_this_run_or_without_clusters_doubts_nothing() -> None:
     for waiting in (resumption(source, known={"eu": 50}, epoch=NOW), resumption(source), new_subscriber(source)):
         waiting.update(0.0)
         assert (waiting.pending, waiting.doubted) == (frozenset(), {})
+
+
+def test_subscriber_waits_only_for_sources_that_it_may_see() -> None:
+    for accepts_pending in (True, False):
+        visible = {"eu"}
+        position = Position(BEFORE, 7)
+        us = Source("us", synced=False)
+        waiting = Resumption(
+            position,
+            (Source("eu"), us),
+            NOW,
+            lambda _name, _now: 100,
+            is_resumed=True,
+            accepts_pending=accepts_pending,
+            is_visible=visible.__contains__,
+        )
+        assert waiting.update(0.0)
+        assert (waiting.pending, waiting.visible_pending, waiting.must_wait) == ({"us"}, frozenset(), False)
+        visible.add("us")
+        assert (waiting.visible_pending, waiting.must_wait) == ({"us"}, not accepts_pending)
+        us.synced = True
+        assert waiting.update(1.0)

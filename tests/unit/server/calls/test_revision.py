@@ -25,6 +25,7 @@ SIGNER = TokenSigner(b"key")
         (Position(EPOCH, 42), f"{EPOCH}.42"),
         (Position(EPOCH, 42, part=3), f"{EPOCH}.42.part3"),
         (Position(EPOCH, 42, known=NOTHING.grown({"": 7})), f"{EPOCH}.42.knownb1fe-7"),
+        (Position(EPOCH, 42, known=NOTHING.grown({"": 7}).seen_at({"": 100})), f"{EPOCH}.42.knownb1fe-7-100"),
         (
             Position(EPOCH, 42, part=3, known=NOTHING.grown({"eu": 2, "us": 30})),
             f"{EPOCH}.42.known5ea0-2_3053-30.part3",
@@ -94,7 +95,9 @@ def test_revision_is_parsed_with_counts_of_configured_sources_only() -> None:
 @pytest.mark.parametrize("sources", [1, 64, 1000])
 def test_longest_revision_has_a_count_for_each_source(sources: int) -> None:
     digests = {f"{number:04x}": 10**9 - 1 for number in range(sources)}
-    position = Position(EPOCH, 10**18 - 1, part=10**9 - 1, known=KnownClusters(digests))
+    position = Position(
+        EPOCH, 10**18 - 1, part=10**9 - 1, known=KnownClusters(digests, dict.fromkeys(digests, 10**18 - 1))
+    )
     assert len(SIGNER.sign(str(position), "anybody")) <= longest(sources)
     assert longest(sources) == longest(64) or sources > 64
 
@@ -102,6 +105,15 @@ def test_longest_revision_has_a_count_for_each_source(sources: int) -> None:
 def test_known_clusters_within_sources_leave_out_those_of_others() -> None:
     known = NOTHING.grown({"eu": 3, "us": 2}).within(["us", "asia"])
     assert [known.of(source) for source in ("eu", "us", "asia")] == [0, 2, 0]
+
+
+def test_known_clusters_have_the_latest_versions_of_sources() -> None:
+    known = NOTHING.grown({"eu": 3, "us": 2}).seen_at({"eu": 10, "us": 0})
+    assert [known.version_of(source) for source in ("eu", "us", "asia")] == [10, 0, 0]
+    assert known.seen_at({"us": 0}) is known
+    later = known.seen_at({"us": 7}).grown({"us": 1})
+    assert (later.version_of("eu"), later.version_of("us")) == (10, 7)
+    assert later.within(["us"]) == parse(f"{Position(EPOCH, 42, known=later)}.{MARK}", ["us"]).known  # type: ignore[union-attr]
 
 
 def test_known_clusters_are_counted_for_each_source() -> None:

@@ -353,7 +353,7 @@ def _credential_issuer(each: CredentialIssuer, now: datetime) -> str:
     health = "healthy" if each.healthy else f"unhealthy: {each.message}"
     ends = f", its credential expires in {format_duration(each.expires_at - now)}" if each.expires_at else ""
     failing = ", ".join(f"{count} {reason}" for reason, count in sorted(each.failing_clusters.items()))
-    clusters = f"; clusters without a new credential: {failing} (explain says why)" if failing else ""
+    clusters = f"; clusters without a usable credential: {failing} (explain says why)" if failing else ""
     return f"{each.name} ({each.type}), {health}{ends}{clusters}"
 
 

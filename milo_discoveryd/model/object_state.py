@@ -1,0 +1,96 @@
+"""The states of a cluster's object, and what each means: the one table that all names of states are made from.
+
+A new reason for which a cluster is not engaged is a state here, with its row, and an observation that has it, which a
+kind of source returns. The log, the status page, `check`, the responses and the metrics follow from the row.
+"""
+
+import enum
+
+import msgspec
+
+
+class ObjectState(enum.Enum):
+    """The state of a cluster's object, which decides whether the cluster is engaged."""
+
+    READY = "ready"
+    NOT_READY = "not_ready"
+    OUTSIDE = "outside_selector"
+    REFUSED = "refused"
+    """The object belongs to another organization than the source's context."""
+    WITHDRAWN = "withdrawn"
+    """The source disengaged the cluster by rules of its own."""
+    MALFORMED = "malformed"
+    UNASSIGNED = "unassigned"
+    """The object is ready; another member of the shard group owns the cluster, or has not released it yet."""
+    UNREACHABLE = "disengaged_unreachable"
+    """The object is ready; the cluster was disengaged because it could not be reached for long."""
+    DELETED = "deleted"
+
+
+class StateMeaning(msgspec.Struct, frozen=True, kw_only=True):
+    """What a state means, and what it is called."""
+
+    reason: str
+    """The `Engagement.Reason` of the protocol, without its prefix."""
+    words: str
+    """What people read, after a number of clusters or as the state of one."""
+    count: str = ""
+    """The field of `FleetCounts` that counts it; empty if none does."""
+    is_ready: bool = False
+    """The object is ready, whatever keeps its cluster from being engaged."""
+    is_absent: bool = False
+    """A complete list within the selector does not contain the object."""
+    is_forgettable: bool = False
+    """Only a limited number of records is kept in this state."""
+    is_reported: bool = False
+    """The audit log and the journal get a line when an object enters the state: somebody's object is wrong."""
+    remedy: str = ""
+    """What `check` advises if objects are in this state; empty if that is no problem."""
+
+
+MEANINGS = {
+    ObjectState.MALFORMED: StateMeaning(
+        reason="MALFORMED",
+        words="malformed",
+        count="malformed",
+        is_reported=True,
+        remedy="correct the settings of the source where all objects are like this one, or else the object",
+    ),
+    ObjectState.REFUSED: StateMeaning(
+        reason="REFUSED",
+        words="of other organizations",
+        count="refused",
+        is_absent=True,
+        is_forgettable=True,
+        is_reported=True,
+        remedy="the server ignores label selectors: check which proxy is before Milo, and what the identity may list",
+    ),
+    ObjectState.UNREACHABLE: StateMeaning(
+        reason="UNREACHABLE", words="disengaged: unreachable", count="unreachable", is_ready=True
+    ),
+    ObjectState.NOT_READY: StateMeaning(
+        reason="NOT_READY",
+        words="not ready",
+        count="not_ready",
+        remedy="none is ready: wait, or correct the condition or field that the source takes for it",
+    ),
+    ObjectState.READY: StateMeaning(reason="ENGAGED", words="engaged", is_ready=True),
+    ObjectState.UNASSIGNED: StateMeaning(
+        reason="UNASSIGNED", words="owned by other members", count="unassigned", is_ready=True
+    ),
+    ObjectState.OUTSIDE: StateMeaning(
+        reason="OUTSIDE_SELECTOR",
+        words="outside the selector",
+        count="outside_selector",
+        is_absent=True,
+        is_forgettable=True,
+    ),
+    ObjectState.WITHDRAWN: StateMeaning(reason="REMOVED", words="withdrawn", is_forgettable=True),
+    ObjectState.DELETED: StateMeaning(reason="DELETED", words="deleted", is_absent=True, is_forgettable=True),
+}
+"""All states. Those that need attention come first."""
+
+# Tuples: faster than sets, because members of an Enum are slow to hash.
+READY_STATES = tuple(state for state, meaning in MEANINGS.items() if meaning.is_ready)
+ABSENT_STATES = tuple(state for state, meaning in MEANINGS.items() if meaning.is_absent)
+FORGETTABLE_STATES = tuple(state for state, meaning in MEANINGS.items() if meaning.is_forgettable)
