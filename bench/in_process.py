@@ -58,7 +58,7 @@ def source(listed: list[Observation]) -> ClusterSource:
     """Return a source after a complete list."""
     made = ClusterSource(
         Fleet(ChangeLog(encode(), Retention())),
-        Journal(Metrics(), Audit(Metrics())),
+        Journal(Metrics().sources, Audit(Metrics().audit)),
         SourcePolicy(pending_deletions=lambda: PendingDeletions(random.random)),
     )
     for _ in made.feeds[0].take([ListStarted(), *map(Listed, listed), ListEnded()], time.monotonic()):
@@ -82,7 +82,7 @@ def consumers() -> tuple[ClusterSource, Decoder[Any, Observation]]:
     followed = KeyedSource(ServiceConsumerKind(services=("dns.example.com",)).follow(options))
     made = ClusterSource(
         Fleet(ChangeLog(encode(), Retention())),
-        Journal(Metrics(), Audit(Metrics())),
+        Journal(Metrics().sources, Audit(Metrics().audit)),
         SourcePolicy(pending_deletions=lambda: PendingDeletions(random.random)),
         keys=followed.keys,
         reduce=followed.reduce,

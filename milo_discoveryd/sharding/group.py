@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from milo_discoveryd.daemon_errors import BackendError
+from milo_discoveryd.instruments import LeaseMetrics
 from milo_discoveryd.log import log
 from milo_discoveryd.sharding.actions import Evict, Read, Request, WaitUntil, WriteView
 from milo_discoveryd.sharding.lease_client import ConflictError
@@ -44,10 +45,6 @@ class Assignee(Protocol):
         """Return the number of ready clusters that are assigned to the member and not engaged."""
 
 
-class GroupObserver(Protocol):
-    def lease_request(self, action: str, result: str) -> None: ...
-
-
 def boottime() -> float:
     """Return the time of the clock that also advances while the machine is suspended."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -61,7 +58,7 @@ class ShardGroup:
         leases: Leases,
         assignee: Assignee,
         *,
-        observer: GroupObserver,
+        metrics: LeaseMetrics,
         revocation: CredentialRevocation | None = None,
         clock: Callable[[], float] = boottime,
     ) -> None:
@@ -70,7 +67,7 @@ class ShardGroup:
         self.member = member
         self._leases = leases
         self._assignee = assignee
-        self._observer = observer
+        self._metrics = metrics
         self._revocation = revocation
         self._clock = clock
         self._woken = asyncio.Event()
@@ -227,14 +224,14 @@ class ShardGroup:
         try:
             done = await self._answered(request)
         except ConflictError:
-            self._observer.lease_request(name, "conflict")
+            self._metrics.lease_request(name, "conflict")
             self.member.conflicted(self._clock())
         except BackendError as error:
-            self._observer.lease_request(name, "error")
+            self._metrics.lease_request(name, "error")
             self._request_error = str(error)
             self.member.failed(self._clock())
         else:
-            self._observer.lease_request(name, "ok")
+            self._metrics.lease_request(name, "ok")
             self._request_error = ""
             done(started_at, self._clock())
         self._note_problems(tuple(filter(None, [self._request_error, *self.member.problems])))
