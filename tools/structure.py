@@ -45,7 +45,6 @@ LEFT_TO_DO = {
     "milo_controllers.metrics.ControllerMetrics": Size(15, 2),
     "milo_controllers.request.Request": Size(15, 10),
     "milo_discoveryd.credentials.issuers.kubeconfig_secret.KubeconfigSecretIssuer": Size(9, 9),
-    "milo_discoveryd.credentials.issuers.token_request.TokenRequestIssuer": Size(15, 11),
     "milo_discoveryd.kubeconfigs.kubeconfigs.Kubeconfigs": Size(11, 12),
     "milo_discoveryd.kubeconfigs.minter.Minter": Size(22, 7),
     "milo_discoveryd.registry.intake.Intake": Size(15, 4),
