@@ -51,7 +51,6 @@ LEFT_TO_DO = {
     "milo_discoveryd.registry.log.ChangeLog": Size(17, 4),
     "milo_discoveryd.registry.registry.Registry": Size(16, 8),
     "milo_discoveryd.server.calls.kubeconfig_rotation.KubeconfigRotation": Size(15, 9),
-    "milo_discoveryd.sharding.group.ShardGroup": Size(19, 7),
     "milo_discoveryd.watchers.driver.Driver": Size(11, 11),
     "milo_kube.http.connection.Response": Size(15, 1),
     "milo_kube.http.http2.Http2Connection": Size(18, 1),
