@@ -144,8 +144,8 @@ class ShardGroup:
 
     @property
     def members(self) -> int:
-        known = self.member.state.known
-        return 0 if known is None else len(known.members)
+        view = self.member.state.latest_view
+        return 0 if view is None else len(view.members)
 
     @property
     def problems(self) -> int:
@@ -272,8 +272,8 @@ class ShardGroup:
             self._assignee.lose_ownership()
 
     def _note_view(self) -> None:
-        known = self.member.state.known
-        number = 0 if known is None else known.number
+        view = self.member.state.latest_view
+        number = 0 if view is None else view.number
         if self.member.is_settled or number != self._view_since[0]:
             self._view_since = (number, self._clock())
 

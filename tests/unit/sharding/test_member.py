@@ -224,7 +224,7 @@ def test_members_that_start_concurrently_agree_on_one_view() -> None:
     writes = [(name, request) for _, name, request in driver.requests if isinstance(request, WriteView)]
     assert len(writes) <= 2
     driver.run_until(lambda: is_settled(driver, *"ab"))
-    assert driver.members["a"].state.known == driver.members["b"].state.known
+    assert driver.members["a"].state.latest_view == driver.members["b"].state.latest_view
 
 
 # Leases that others wrote
@@ -428,7 +428,7 @@ def test_view_names_members_whose_leases_never_existed() -> None:
     view = View(number=1, id="1", members={"gone": ViewMember("gone.1")})
     member = Member("a", "a#1")
     member.was_read(GroupState(members={}, view=view, view_version="5"), 0.0, 0.0)
-    assert member.state.seen["gone"].write == ""
+    assert member.state.observed_writes["gone"].write == ""
 
 
 def test_lease_version_repeated_after_a_restore_counts_as_a_renewal() -> None:
@@ -438,18 +438,18 @@ def test_lease_version_repeated_after_a_restore_counts_as_a_renewal() -> None:
     renewed = msgspec.structs.replace(group.members["a"], renewal=group.members["a"].renewal + 1)
     group = msgspec.structs.replace(group, members={**group.members, "a": renewed})
     evictor.was_read(group, at + 10, at + 10)
-    assert evictor.state.seen["a"].since == at + 10
+    assert evictor.state.observed_writes["a"].since == at + 10
 
 
 def test_disconnected_member_does_not_treat_leases_as_expired() -> None:
     driver = settled("a", "b")
     observer, group, at = driver.members["b"], driver.api.group, driver.now
     observer.was_read(group, at, at)
-    seen = observer.state.seen["a"].since
+    since = observer.state.observed_writes["a"].since
     observer.was_read(group, at + TIMING.fence_after_s - 1, at + TIMING.fence_after_s - 1)
-    assert observer.state.seen["a"].since == seen
+    assert observer.state.observed_writes["a"].since == since
     observer.was_read(group, at + 2 * TIMING.fence_after_s, at + 2 * TIMING.fence_after_s)
-    assert observer.state.seen["a"].since == at + 2 * TIMING.fence_after_s
+    assert observer.state.observed_writes["a"].since == at + 2 * TIMING.fence_after_s
 
 
 def test_member_with_failing_renewals_does_not_treat_leases_as_expired() -> None:
@@ -457,9 +457,9 @@ def test_member_with_failing_renewals_does_not_treat_leases_as_expired() -> None
     observer, backup = driver.members["b"], driver.api.group
     driver.run(TIMING.renew_interval_s, "b")
     observer.was_read(backup, driver.now, driver.now)
-    assert observer.state.seen["a"].since == driver.now
+    assert observer.state.observed_writes["a"].since == driver.now
     observer.was_read(backup, driver.now + 1, driver.now + 1)
-    assert observer.state.seen["a"].since == driver.now, "the loss counts once"
+    assert observer.state.observed_writes["a"].since == driver.now, "the loss counts once"
 
 
 def test_member_that_has_not_read_the_group_has_no_problems() -> None:
