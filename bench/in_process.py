@@ -57,7 +57,7 @@ def source(listed: list[ObservedObject]) -> ClusterSource:
     """Return a source after a complete list."""
     made = ClusterSource(
         Fleet(ChangeLog(encode(), Retention())),
-        Journal(Metrics(), Audit(Metrics())),
+        Journal(Metrics().sources, Audit(Metrics().audit)),
         SourcePolicy(pending_deletions=lambda: PendingDeletions(random.random)),
     )
     for _ in made.apply(made.collections[0], [ListStarted(), *map(Listed, listed), ListEnded()], time.monotonic()):
@@ -81,7 +81,7 @@ def consumers() -> tuple[ClusterSource, Decoder[Any, ObservedObject]]:
     followed = KeyedSource(ServiceConsumerKind(services=("dns.example.com",)).follow(options))
     made = ClusterSource(
         Fleet(ChangeLog(encode(), Retention())),
-        Journal(Metrics(), Audit(Metrics())),
+        Journal(Metrics().sources, Audit(Metrics().audit)),
         SourcePolicy(pending_deletions=lambda: PendingDeletions(random.random)),
         keys=followed.keys,
         reduce=followed.reduce,

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +35,7 @@ from milo_discoveryd.telemetry.audit import Audit, AuditFile
 from milo_discoveryd.telemetry.board import StatusBoard
 from milo_discoveryd.telemetry.journal import SAMPLE_INTERVAL_S, Journal
 from milo_discoveryd.telemetry.logging import Logging
-from milo_discoveryd.telemetry.metrics import Metrics
+from milo_discoveryd.telemetry.metrics import MeasuredDaemon, Metrics
 from milo_discoveryd.telemetry.status import DaemonIdentity, when
 from milo_discoveryd.telemetry.traces import exporting
 from milo_discoveryd.telemetry.watched_loop import watched_loop
@@ -49,13 +48,13 @@ from milo_discoveryd.wiring.prober import probe
 from milo_discoveryd.wiring.rules import rights
 from milo_discoveryd.wiring.run_identity import run_identity
 from milo_discoveryd.wiring.signals import handled
-from milo_kube.loop_watchdog import LoopWatchdog
 from milo_kube.reflect.view_status import ViewState
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
 
     from milo_discoveryd.sharding.group import ShardGroup
+    from milo_discoveryd.wiring.sharding import Membership
 
 
 FAILED_START_POLL_S = 0.2
@@ -104,22 +103,19 @@ class Daemon:
         `log_problems` logs what is wrong with the sources' API servers, if one fails before its first complete list.
         """
         self._settings = settings
-        self._load = load or (lambda: settings)
-        self._file = file
         self._log_problems = log_problems
         self._environ = environ
         self._epoch = secrets.token_hex(8)
         self._metrics = Metrics([each.name for each in settings.sources])
-        self._audit_file = AuditFile(settings.audit.file) if settings.audit.file else None
-        self._audit = Audit(self._metrics, self._audit_file.write if self._audit_file else None)
-        self._journal = Journal(self._metrics, self._audit)
-        self._reloading: ConfigReloader | None = None
+        self._audit = Audit(self._metrics.audit, AuditFile(settings.audit.file) if settings.audit.file else None)
+        self._journal = Journal(self._metrics.sources, self._audit)
+        self._reloader = ConfigReloader(
+            settings, load or (lambda: settings), file, audit=self._audit, metrics=self._metrics.reloads
+        )
         retention = Retention(settings.tombstones.count, settings.tombstones.age.total_seconds())
         self._log = ChangeLog(encoder(self._epoch), retention)
         self._fleet: Fleet
-        self._group: ShardGroup | None = None
-        self._shard: ShardGroup | None = None
-        """The shard group, until the daemon has left it."""
+        self._membership: Membership | None = None
         self.addresses: list[str] = []
         self.http_address: str | None = None
         self.started = asyncio.Event()
@@ -134,7 +130,8 @@ class Daemon:
         Raises expected errors (`daemon_errors.EXPECTED`), alone or in an exception group.
         """
         loop = asyncio.get_running_loop()
-        serving = asyncio.create_task(self.serve(), name="daemon")
+        dropped_lines = (lambda: 0) if logging is None else (lambda: logging.dropped)
+        serving = asyncio.create_task(self.serve(dropped_lines), name="daemon")
         signals = (signal.SIGTERM, signal.SIGINT)
         stop = _Stop(loop.time())
 
@@ -148,7 +145,6 @@ class Daemon:
         if sys.platform == "linux":
             handlers[signal.SIGRTMIN] = self._hand_over
         if logging is not None:
-            self._metrics.follow_log(lambda: logging.dropped)
             handlers[signal.SIGUSR1] = logging.toggle
         try:
             with handled(handlers):
@@ -169,46 +165,29 @@ class Daemon:
 
     def _hand_over(self) -> None:
         """Hand the clusters over to the other members of the shard group, and serve until SIGTERM."""
-        if self._group is None:
-            return
-        from milo_discoveryd.wiring.sharding import keeps_term  # noqa: PLC0415 - as in `_shard_group`
-
-        if not keeps_term(self._group, hand_over=self._settings.sharding.hand_over):
-            log.info("clusters are handed over", member=self._group.member.name)
-            self._group.hand_over()
-
-    async def _handed_over(self, group: "ShardGroup") -> None:
-        from milo_discoveryd.wiring.sharding import handed_over  # noqa: PLC0415 - as in `_shard_group`
-
-        await handed_over(group, hand_over=self._settings.sharding.hand_over)
+        if self._membership is not None:
+            self._membership.hand_over()
 
     def _stop(self, serving: "asyncio.Task[None]") -> None:
         """Leave the shard group, then stop serving; at once when called again."""
-        group, self._group = self._group, None
-        if group is None:
+        if self._membership is None or self._membership.is_leaving:
             serving.cancel()
             return
-        from milo_discoveryd.wiring.sharding import leave  # noqa: PLC0415 - as in `_shard_group`
-
-        hand_over = self._settings.sharding.hand_over
-        leaving = asyncio.create_task(leave(group, hand_over=hand_over), name="leave the shard group")
+        leaving = asyncio.create_task(self._membership.leave(), name="leave the shard group")
         leaving.add_done_callback(lambda _: serving.cancel())
 
     def _hung_up(self) -> None:
-        if self._reloading is not None:
-            self._reloading.reload_now()
-        if self._audit_file is not None:
-            try:
-                self._audit_file.reopen()
-            except StartError as error:
-                log.warning("audit file not reopened", problem=str(error))
+        self._reloader.reload_now()
+        try:
+            self._audit.reopen()
+        except StartError as error:
+            log.warning("audit file not reopened", problem=str(error))
 
-    async def serve(self) -> None:
-        """Serve until canceled, then drain the streams."""
+    async def serve(self, dropped_lines: Callable[[], int] = lambda: 0) -> None:
+        """Serve until canceled, then drain the streams. `dropped_lines` returns how many log lines were dropped."""
         settings = self._settings
         sources = configured_sources(settings, self._environ)
         self._fleet = new_fleet(sources, settings, self._log, self._journal.of_source)
-        self._metrics.follow(self._fleet, settings.metrics.cluster_info_cap)
         async with AsyncExitStack() as stack:
             traces = await stack.enter_async_context(self._traces())
             if settings.state_directory is not None:
@@ -217,61 +196,16 @@ class Daemon:
             issuers = Issuers(settings, sources, self._environ, stack, run=run)
             kubeconfigs = self._kubeconfigs(issuers, sources)
             self._fleet.on(EventType.DISENGAGED, kubeconfigs.disengaged)
-            self._group = self._shard = group = self._shard_group(issuers, sources, stack)
-            self._metrics.follow_group(group)
-            self._metrics.follow_credentials(kubeconfigs.health)
-            access = AccessControl(
-                rights(settings.rights), _quotas(settings), self._audit, asyncio.get_running_loop().time
-            )
-            signer = TokenSigner(secrets.token_bytes(32))
-            service = Service(
-                self._fleet,
-                self._info(),
-                self._metrics,
-                kubeconfigs,
-                access=access,
-                signer=signer,
-                shard=group,
-            )
-            self._reloading = reloading = ConfigReloader(
-                settings,
-                self._load,
-                self._file,
-                apply=lambda rules: service.change_rights(rights(rules)),
-                audit=self._audit,
-                metrics=self._metrics,
-            )
-            stack.enter_context(self._measured(service))
+            self._membership = self._joined(issuers, sources, stack)
+            service = self._service(kubeconfigs)
+            self._measure(service, kubeconfigs, dropped_lines)
+            stack.enter_context(watched_loop(self._metrics.loop_was_late))
             reviewer = token_reviewer(settings, self._environ, stack)
-            server = Server(service, listeners(settings), self._metrics, traces=traces, reviewer=reviewer)
+            server = Server(service, listeners(settings), self._metrics.calls, traces=traces, reviewer=reviewer)
             await server.start()
             stack.push_async_callback(server.stop)
             self.addresses = server.addresses
-            if settings.http_listen is not None:
-                from milo_discoveryd.telemetry.http import HttpEndpoint  # noqa: PLC0415 - loads a web server
-
-                board = StatusBoard(
-                    DaemonIdentity(
-                        version=__version__, mode=settings.title, epoch=self._epoch, started_at=when(time.time())
-                    ),
-                    self._fleet,
-                    self._journal.history,
-                    subscribers=lambda: service.streams,
-                    credentials=kubeconfigs.health,
-                    credential_of=kubeconfigs.describe,
-                    shard=group,
-                )
-                endpoint = HttpEndpoint(
-                    self._metrics,
-                    board,
-                    ready=self._ready,
-                    sharding=lambda: {} if group is None else {"sharding": group.share_problem()},
-                    handed_over=None if group is None else partial(self._handed_over, group),
-                    names_for=settings.http_names,
-                    hosts=settings.http_hosts,
-                )
-                self.http_address = await endpoint.start(settings.http_listen.host, settings.http_listen.port)
-                stack.push_async_callback(endpoint.stop)
+            await self._serve_http(service, kubeconfigs, stack)
             log.info("started", version=__version__, mode=settings.title, listen=self.addresses, http=self.http_address)
             self.started.set()
             async with asyncio.TaskGroup() as tasks:
@@ -280,33 +214,85 @@ class Daemon:
                 tasks.create_task(kubeconfigs.run(), name="keep credentials")
                 tasks.create_task(self._evict_frames(), name="evict frames")
                 tasks.create_task(self._sample(service), name="sample for the status page")
-                tasks.create_task(reloading.run(), name="follow the configuration")
-                if settings.connectivity.interval is not None:
-                    # Before discovery starts, so that the prober receives every engagement.
-                    tasks.create_task(
-                        probe(
-                            settings,
-                            sources,
-                            self._environ,
-                            fleet=self._fleet,
-                            kubeconfigs=kubeconfigs,
-                            metrics=self._metrics,
-                        ),
-                        name="probe clusters",
-                    )
-                if group is not None:
+                applied = self._reloader.run(lambda rules: service.change_rights(rights(rules)))
+                tasks.create_task(applied, name="follow the configuration")
+                # Before discovery starts, so that the prober receives every engagement.
+                self._probe(sources, kubeconfigs, tasks)
+                if (group := self._group) is not None:
                     self._fleet.on(EventType.DISENGAGED, lambda _: group.wake())
                     tasks.create_task(group.run(), name="share clusters")
                 for each, fleet in zip(sources, self._fleet.sources, strict=True):
                     following = each.follow(fleet, issuers.authenticated, self._epoch)
                     tasks.create_task(following, name=f"discover {each.of.name}".rstrip())
 
-    def _measured(self, service: Service) -> LoopWatchdog:
-        """Measure the streams, the tasks and, within the context, the event loop."""
-        self._metrics.set_build_info(__version__, self._settings.title)
-        self._metrics.follow_streams(lambda: (stream.lag for stream in service.streams))
-        self._metrics.follow_tasks(lambda: len(asyncio.all_tasks()))
-        return watched_loop(self._metrics.loop_was_late)
+    @property
+    def _group(self) -> "ShardGroup | None":
+        return None if self._membership is None else self._membership.group
+
+    def _service(self, kubeconfigs: Kubeconfigs) -> Service:
+        settings, clock = self._settings, asyncio.get_running_loop().time
+        return Service(
+            self._fleet,
+            self._info(),
+            self._metrics.streams,
+            kubeconfigs,
+            access=AccessControl(rights(settings.rights), _quotas(settings), self._audit, clock),
+            signer=TokenSigner(secrets.token_bytes(32)),
+            shard=self._group,
+        )
+
+    def _measure(self, service: Service, kubeconfigs: Kubeconfigs, dropped_lines: Callable[[], int]) -> None:
+        measured = MeasuredDaemon(
+            fleet=self._fleet,
+            cluster_cap=self._settings.metrics.cluster_info_cap,
+            version=__version__,
+            mode=self._settings.title,
+            lags=lambda: (stream.lag for stream in service.streams),
+            tasks=lambda: len(asyncio.all_tasks()),
+            dropped_lines=dropped_lines,
+            issuer_health=kubeconfigs.health,
+            shard=self._group,
+        )
+        self._metrics.follow(measured)
+
+    async def _serve_http(self, service: Service, kubeconfigs: Kubeconfigs, stack: AsyncExitStack) -> None:
+        settings, membership, group = self._settings, self._membership, self._group
+        if settings.http_listen is None:
+            return
+        from milo_discoveryd.telemetry.http import HttpEndpoint  # noqa: PLC0415 - loads a web server
+
+        board = StatusBoard(
+            DaemonIdentity(version=__version__, mode=settings.title, epoch=self._epoch, started_at=when(time.time())),
+            self._fleet,
+            self._journal.history,
+            subscribers=lambda: service.streams,
+            credentials=kubeconfigs.health,
+            credential_of=kubeconfigs.describe,
+            shard=group,
+        )
+        endpoint = HttpEndpoint(
+            self._metrics,
+            board,
+            ready=self._ready,
+            sharding=lambda: {} if group is None else {"sharding": group.share_problem()},
+            handed_over=None if membership is None else membership.handed_over,
+            names_for=settings.http_names,
+            hosts=settings.http_hosts,
+        )
+        self.http_address = await endpoint.start(settings.http_listen.host, settings.http_listen.port)
+        stack.push_async_callback(endpoint.stop)
+
+    def _probe(self, sources: Sequence[ConfiguredSource], kubeconfigs: Kubeconfigs, tasks: asyncio.TaskGroup) -> None:
+        if self._settings.connectivity.interval is not None:
+            probing = probe(
+                self._settings,
+                sources,
+                self._environ,
+                fleet=self._fleet,
+                kubeconfigs=kubeconfigs,
+                metrics=self._metrics.probes,
+            )
+            tasks.create_task(probing, name="probe clusters")
 
     async def _evict_frames(self) -> None:
         while True:
@@ -326,22 +312,23 @@ class Daemon:
             return nullcontext()
         return exporting(traces.endpoint, traces.share, version=__version__, mode=self._settings.title)
 
-    def _shard_group(
+    def _joined(
         self, issuers: Issuers, sources: Sequence[ConfiguredSource], closing: AsyncExitStack
-    ) -> "ShardGroup | None":
+    ) -> "Membership | None":
         if self._settings.sharding.group is None:
             return None
-        from milo_discoveryd.wiring.sharding import shard_group  # noqa: PLC0415 - few daemons share their fleet
+        from milo_discoveryd.wiring.sharding import Membership, shard_group  # noqa: PLC0415 - few daemons share a fleet
 
-        return shard_group(
+        group = shard_group(
             self._settings,
             self._environ,
             self._fleet,
-            self._metrics,
+            self._metrics.leases,
             closing,
             sources=sources,
             fencing=issuers.fencing,
         )
+        return Membership(group, hand_over=self._settings.sharding.hand_over)
 
     def _kubeconfigs(self, issuers: Issuers, sources: Sequence[ConfiguredSource]) -> Kubeconfigs:
         settings = self._settings.kubeconfigs
@@ -354,12 +341,12 @@ class Daemon:
         return Kubeconfigs(
             issuers.assignments(),
             trust=trust,
-            metrics=self._metrics,
+            metrics=self._metrics.credentials,
             audit=self._audit,
             max_ttl_s=settings.max_ttl.total_seconds(),
             default_ttl_s=settings.default_ttl.total_seconds(),
             address=lambda: str(settings.address) if settings.address else next(iter(self.addresses), None),
-            may_issue=lambda: self._shard is None or self._shard.valid_s() is not None,
+            may_issue=lambda: self._group is None or self._group.valid_s() is not None,
             concurrency=settings.concurrent_mints,
             per_second=settings.mints_per_second,
         )

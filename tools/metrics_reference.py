@@ -15,7 +15,7 @@ from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.source import ClusterSource, SourceDescription, SourcePolicy
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
-from milo_discoveryd.telemetry.metrics import Metrics
+from milo_discoveryd.telemetry.metrics import MeasuredDaemon, Metrics
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "metrics.md"
 
@@ -60,18 +60,12 @@ class Family(NamedTuple):
 def families(*sources: str) -> list[Family]:
     """Return the metrics of a new daemon, with one source without a name or with named ones."""
     metrics = Metrics(sources or ("",))
-    log, journal = ChangeLog(lambda event: b"", Retention()), Journal(metrics, Audit(metrics))
+    log, journal = ChangeLog(lambda event: b"", Retention()), Journal(metrics.sources, Audit(metrics.audit))
     fleet = Fleet(log)
     for name in sources or ("",):
         policy = SourcePolicy(pending_deletions=lambda: PendingDeletions(lambda: 0.0))
         ClusterSource(fleet, journal, policy, SourceDescription(name=name))
-    metrics.set_build_info("", "")
-    metrics.follow(fleet, 0)
-    metrics.follow_streams(lambda: ())
-    metrics.follow_tasks(lambda: 0)
-    metrics.follow_log(lambda: 0)
-    metrics.follow_credentials(lambda: ())
-    metrics.follow_group(None)
+    metrics.follow(MeasuredDaemon(fleet=fleet, cluster_cap=0))
     return sorted(_families(metrics.registry))
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Protocol
 from urllib.parse import urlsplit
 
 from milo_discoveryd.connectivity.host_schedule import HostSchedule
@@ -14,15 +13,12 @@ from milo_discoveryd.connectivity.reachability import (
     ProbeReached,
     ProbeSchedule,
 )
+from milo_discoveryd.instruments import ProbeMetrics
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
 
 SendProbe = Callable[[Cluster], Awaitable[ProbeOutcome]]
 """Probes the cluster's API server within a deadline. Returns expected failures instead of raising them."""
-
-
-class ProbeMetrics(Protocol):
-    def probed(self, result: str) -> None: ...
 
 
 class Prober:

@@ -16,11 +16,12 @@ import msgspec
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.credentials.issuers.issuer import Issuer, Scope, ServerStatingIssuer
 from milo_discoveryd.daemon_errors import UnfitError
+from milo_discoveryd.instruments import CredentialMetrics
 from milo_discoveryd.kubeconfigs import rendering
 from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
 from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
 from milo_discoveryd.kubeconfigs.lease import Draw, refresh_at
-from milo_discoveryd.kubeconfigs.minter import LeaseEntry, LeaseKey, LeaseListener, Minter, MintMetrics
+from milo_discoveryd.kubeconfigs.minter import LeaseEntry, LeaseKey, LeaseListener, Minter
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.model.declared_target import DeclaredTarget
@@ -41,10 +42,6 @@ NOT_OWNED = "this daemon's Lease in the shard group was not renewed in time, so 
 REJECTED = "rejected"
 """The reason of clusters whose API servers answer 401 to the issued credential."""
 NO_ISSUER = "no credential issuer is configured, so this daemon issues no kubeconfigs"
-
-
-class IssuerMetrics(MintMetrics, Protocol):
-    def kubeconfig_issued(self, result: str) -> None: ...
 
 
 class IssuerAudit(Protocol):
@@ -93,7 +90,7 @@ class Kubeconfigs:
         issuers: Sequence[IssuerAssignment],
         *,
         trust: Callable[[Target, IssuedCredential | None], ClusterTrust],
-        metrics: IssuerMetrics,
+        metrics: CredentialMetrics,
         audit: IssuerAudit,
         max_ttl_s: float,
         default_ttl_s: float,

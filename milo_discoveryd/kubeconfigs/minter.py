@@ -11,7 +11,7 @@ import time
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext, suppress
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import msgspec
 from msgspec.structs import replace
@@ -26,6 +26,7 @@ from milo_discoveryd.credentials.issuers.issuer import (
     TimedIssuer,
 )
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
+from milo_discoveryd.instruments import CredentialMetrics
 from milo_discoveryd.kubeconfigs.lease import Draw, Lease
 from milo_discoveryd.kubeconfigs.mint_queue import MintQueue
 from milo_discoveryd.logger import log
@@ -57,10 +58,6 @@ class LeaseKey(msgspec.Struct, frozen=True):
     place: tuple[str, ...] = ()
     """The cluster's location, if the credential is for this cluster alone: another endpoint needs another
     credential."""
-
-
-class MintMetrics(Protocol):
-    def mint_ended(self, issuer: str, result: str, seconds: float) -> None: ...
 
 
 class LeaseEntry:
@@ -110,7 +107,7 @@ class Minter:
         self,
         issuer: Issuer,
         *,
-        metrics: MintMetrics,
+        metrics: CredentialMetrics,
         changed: LeaseListener,
         draw: Draw,
         concurrency: int = 10,

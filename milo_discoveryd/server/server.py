@@ -11,10 +11,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 
 from milo_discoveryd.daemon_errors import StartError
+from milo_discoveryd.instruments import CallMetrics
 from milo_discoveryd.server.calls import reflection
 from milo_discoveryd.server.calls.handlers import NAME, handlers
 from milo_discoveryd.server.calls.in_flight import MAX_PER_LISTENER, InFlightCalls
-from milo_discoveryd.server.calls.interceptor import AccessInterceptor, CallInterceptor, CallMetrics, Refusals
+from milo_discoveryd.server.calls.interceptor import AccessInterceptor, CallInterceptor, Refusals
 from milo_discoveryd.server.calls.rpc_context import Authenticator
 from milo_discoveryd.server.calls.service import Service
 from milo_discoveryd.server.connections.acceptor import Acceptor

@@ -5,7 +5,10 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+import msgspec
+
 from milo_discoveryd.daemon_errors import BackendError
+from milo_discoveryd.instruments import LeaseMetrics
 from milo_discoveryd.logger import log
 from milo_discoveryd.sharding.actions import Evict, Read, Request, WaitUntil, WriteView
 from milo_discoveryd.sharding.lease_client import ConflictError
@@ -44,13 +47,72 @@ class Assignee(Protocol):
         """Return the number of ready clusters that are assigned to the member and not engaged."""
 
 
-class GroupObserver(Protocol):
-    def lease_request(self, action: str, result: str) -> None: ...
-
-
 def boottime() -> float:
     """Return the time of the clock that also advances while the machine is suspended."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class GroupRequests:
+    """The requests of a member to the Leases, and what is wrong with these."""
+
+    def __init__(
+        self, name: str, member: Member, leases: Leases, metrics: LeaseMetrics, clock: Callable[[], float]
+    ) -> None:
+        self.name = name
+        """The group's."""
+        self.problems: tuple[str, ...] = ()
+        """What an administrator should know or do, as of the last request."""
+        self._member = member
+        self._leases = leases
+        self._metrics = metrics
+        self._clock = clock
+        self._error = ""
+
+    async def perform(self, request: Request) -> None:
+        started_at, name = self._clock(), type(request).__name__
+        try:
+            done = await self._answered(request)
+        except ConflictError:
+            self._metrics.lease_request(name, "conflict")
+            self._member.conflicted(self._clock())
+        except BackendError as error:
+            self._metrics.lease_request(name, "error")
+            self._error = str(error)
+            self._member.failed(self._clock())
+        else:
+            self._metrics.lease_request(name, "ok")
+            self._error = ""
+            done(started_at, self._clock())
+        self._note_problems(tuple(filter(None, [self._error, *self._member.problems])))
+
+    async def _answered(self, request: Request) -> Callable[[float, float], None]:
+        member = self._member
+        if isinstance(request, Read):
+            group = await self._leases.read()
+            return lambda started_at, now: member.was_read(group, started_at, now)
+        version = await self._leases.write(request)
+        if isinstance(request, Evict):
+            log.warning("shard member evicted", member=request.lease.member)
+        elif isinstance(request, WriteView):
+            log.info("shard view written", view=request.view.number, members=sorted(request.view.members))
+        return lambda started_at, now: member.was_written(request, version, started_at, now)
+
+    def _note_problems(self, problems: tuple[str, ...]) -> None:
+        for problem in problems:
+            if problem not in self.problems:
+                log.warning("shard group has a problem", group=self.name, problem=problem)
+        if self.problems and not problems:
+            log.info("shard group has no problem any more", group=self.name)
+        self.problems = problems
+
+
+class _Application(msgspec.Struct):
+    """The ownership that was applied last."""
+
+    ownership: Ownership | None = None
+    is_complete: bool = False
+    is_outdated: bool = False
+    """Whether more clusters may be engaged than when it was applied."""
 
 
 class ShardGroup:
@@ -61,47 +123,39 @@ class ShardGroup:
         leases: Leases,
         assignee: Assignee,
         *,
-        observer: GroupObserver,
+        metrics: LeaseMetrics,
         revocation: CredentialRevocation | None = None,
         clock: Callable[[], float] = boottime,
     ) -> None:
         """`revocation` revokes the credentials of former owners before clusters are engaged."""
-        self._name = name
         self.member = member
-        self._leases = leases
+        self._requests = GroupRequests(name, member, leases, metrics, clock)
         self._assignee = assignee
-        self._observer = observer
         self._revocation = revocation
         self._clock = clock
         self._woken = asyncio.Event()
         self._drained = asyncio.Event()
-        self._applied: Ownership | None = None
+        self._applied = _Application()
         self._is_silent = False
-        self._is_applied = False
-        """Whether the ownership was fully applied."""
-        self._is_outdated = False
-        """Whether more clusters may be engaged than when the ownership was applied."""
         self._has_share = False
-        self._request_error = ""
-        self._problems: tuple[str, ...] = ()
         self._view_since: tuple[int, float] = (0, clock())
         self.leaving = asyncio.Event()
         self.ended = asyncio.Event()
 
     @property
     def members(self) -> int:
-        known = self.member.state.known
-        return 0 if known is None else len(known.members)
+        view = self.member.state.latest_view
+        return 0 if view is None else len(view.members)
 
     @property
     def problems(self) -> int:
-        return len(self._problems)
+        return len(self._requests.problems)
 
     def unowned(self) -> int:
         return self._assignee.unowned()
 
     def status(self) -> GroupStatus:
-        return group_status(self._name, self.member, "; ".join(self._problems))
+        return group_status(self._requests.name, self.member, "; ".join(self._requests.problems))
 
     def share_problem(self) -> str | None:
         """Return why this member has not taken over its share of the clusters since it joined; None if it has."""
@@ -113,7 +167,7 @@ class ShardGroup:
         """Return the seconds for which the present ownership is valid; None while the member owns nothing."""
         now = self._clock()
         ownership = self.member.ownership(now)
-        if ownership is None or self._applied is None or not ownership.may_engage:
+        if ownership is None or self._applied.ownership is None or not ownership.may_engage:
             return None
         return self.member.fence_at - now
 
@@ -128,7 +182,7 @@ class ShardGroup:
 
     def reassign(self) -> None:
         """Apply the ownership again, because more clusters may be engaged."""
-        self._is_outdated = True
+        self._applied.is_outdated = True
         self.wake()
 
     async def run(self) -> None:
@@ -143,7 +197,7 @@ class ShardGroup:
                 if isinstance(action, WaitUntil):
                     await self._wait(action.until)
                 else:
-                    await self._perform(action)
+                    await self._requests.perform(action)
             self._lose()
             self.ended.set()
             for task in working:
@@ -186,14 +240,15 @@ class ShardGroup:
         if ownership is None:
             self._lose()
             return
-        if ownership != self._applied or self._is_outdated or not self._is_applied:
-            self._applied, self._is_applied, self._is_outdated = ownership, False, False
+        applied = self._applied
+        if ownership != applied.ownership or applied.is_outdated or not applied.is_complete:
+            self._applied = applied = _Application(ownership)
             for _ in self._assignee.assign(ownership):
                 await asyncio.sleep(0)
                 if self.member.ownership(self._clock()) != ownership:
                     self._woken.set()
                     return
-            self._is_applied = True
+            applied.is_complete = True
         self._note_share(ownership)
         if (lost := self._assignee.lost()) is None:
             return
@@ -211,53 +266,16 @@ class ShardGroup:
 
     def _lose(self) -> None:
         self._has_share = False
-        if self._applied is not None and not self._is_silent:
-            self._applied = None
-            log.warning("shard ownership lost", member=self.member.name, problem="; ".join(self._problems))
+        if self._applied.ownership is not None and not self._is_silent:
+            self._applied = _Application()
+            log.warning("shard ownership lost", member=self.member.name, problem="; ".join(self._requests.problems))
             self._assignee.lose_ownership()
 
     def _note_view(self) -> None:
-        known = self.member.state.known
-        number = 0 if known is None else known.number
+        view = self.member.state.latest_view
+        number = 0 if view is None else view.number
         if self.member.is_settled or number != self._view_since[0]:
             self._view_since = (number, self._clock())
-
-    async def _perform(self, request: Request) -> None:
-        started_at, name = self._clock(), type(request).__name__
-        try:
-            done = await self._answered(request)
-        except ConflictError:
-            self._observer.lease_request(name, "conflict")
-            self.member.conflicted(self._clock())
-        except BackendError as error:
-            self._observer.lease_request(name, "error")
-            self._request_error = str(error)
-            self.member.failed(self._clock())
-        else:
-            self._observer.lease_request(name, "ok")
-            self._request_error = ""
-            done(started_at, self._clock())
-        self._note_problems(tuple(filter(None, [self._request_error, *self.member.problems])))
-
-    async def _answered(self, request: Request) -> Callable[[float, float], None]:
-        member = self.member
-        if isinstance(request, Read):
-            group = await self._leases.read()
-            return lambda started_at, now: member.was_read(group, started_at, now)
-        version = await self._leases.write(request)
-        if isinstance(request, Evict):
-            log.warning("shard member evicted", member=request.lease.member)
-        elif isinstance(request, WriteView):
-            log.info("shard view written", view=request.view.number, members=sorted(request.view.members))
-        return lambda started_at, now: member.was_written(request, version, started_at, now)
-
-    def _note_problems(self, problems: tuple[str, ...]) -> None:
-        for problem in problems:
-            if problem not in self._problems:
-                log.warning("shard group has a problem", group=self._name, problem=problem)
-        if self._problems and not problems:
-            log.info("shard group has no problem any more", group=self._name)
-        self._problems = problems
 
 
 async def _within(delay: float, event: asyncio.Event) -> None:

@@ -35,7 +35,7 @@ class MemberLease(msgspec.Struct, frozen=True, kw_only=True):
     """Why the Lease cannot be read; empty if it can. Such a member may own clusters until it is evicted."""
 
     @property
-    def seen_as(self) -> str:
+    def write_id(self) -> str:
         """Return an identifier of this write, unique among all writes of the Lease.
 
         Writes that cannot be read count as one, since they are not the member's renewals.

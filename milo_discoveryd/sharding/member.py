@@ -30,7 +30,7 @@ import msgspec
 from milo_discoveryd.sharding.actions import Action, Delete, Evict, Read, Request, WaitUntil, WriteLease, WriteView
 from milo_discoveryd.sharding.leases import GroupState, MemberLease, View, ViewMember
 from milo_discoveryd.sharding.ownership import Ownership
-from milo_discoveryd.sharding.state import TIMING, Candidates, Intent, Seen, State, Timing
+from milo_discoveryd.sharding.state import TIMING, Candidates, Intent, ObservedWrite, State, Timing
 
 
 class Member:
@@ -178,20 +178,33 @@ class Member:
     def was_read(self, group: GroupState, started_at: float, now: float) -> None:
         self.check(now)
         state = self.state
-        writes = {name: lease.seen_as for name, lease in group.members.items()}
-        for view in (group.view, state.known):
+        writes = {name: lease.write_id for name, lease in group.members.items()}
+        for view in (group.view, state.latest_view):
             if view is not None:
                 writes = {**dict.fromkeys((*view.members, *view.previous), ""), **writes}
         own_renewal = group.members[self.name].renewal if self.name in group.members else 0
-        vanished = (name for name in state.seen if name not in writes and self._is_pending_vanished(name, now))
+        vanished = (
+            name for name in state.observed_writes if name not in writes and self._is_pending_vanished(name, now)
+        )
         writes |= dict.fromkeys(vanished, "")
-        known = state.seen if self._has_observed(own_renewal, started_at) else {}
-        seen = {
-            name: Seen(write, known[name].since if name in known and known[name].write == write else now, pending)
+        comparable = state.observed_writes if self._has_observed(own_renewal, started_at) else {}
+        observed_writes = {
+            name: ObservedWrite(
+                write,
+                comparable[name].since if name in comparable and comparable[name].write == write else now,
+                pending,
+            )
             for name, write in writes.items()
             for pending in [self._last_pending(name, group)]
         }
-        self._set(group=group, read_at=started_at, is_read_due=False, retry_at=-inf, seen=seen, own_renewal=own_renewal)
+        self._set(
+            group=group,
+            read_at=started_at,
+            is_read_due=False,
+            retry_at=-inf,
+            observed_writes=observed_writes,
+            own_renewal=own_renewal,
+        )
         self._update_candidates(now)
         self._check_own_lease(group, now)
         self._check_view(group, now)
@@ -203,20 +216,20 @@ class Member:
         """Return the pending clusters of a member. Those of a deleted Lease are remembered: its holder may go on."""
         if name in group.members:
             return group.members[name].pending
-        return self.state.seen[name].pending if name in self.state.seen else frozenset()
+        return self.state.observed_writes[name].pending if name in self.state.observed_writes else frozenset()
 
     def _is_pending_vanished(self, name: str, now: float) -> bool:
-        seen = self.state.seen[name]
-        return bool(seen.pending) and (bool(seen.write) or now < seen.since + self._timing.evict_after_s)
+        observed = self.state.observed_writes[name]
+        return bool(observed.pending) and (bool(observed.write) or now < observed.since + self._timing.evict_after_s)
 
     def _pending_elsewhere(self, now: float) -> Iterator[tuple[str, str]]:
         """Yield the keys that other members have not released, with the member."""
         group = self.state.group
         assert group is not None
-        for name, seen in self.state.seen.items():
+        for name, observed in self.state.observed_writes.items():
             lease = group.members.get(name)
             if lease is None:
-                pending = seen.pending if now < seen.since + self._timing.evict_after_s else frozenset()
+                pending = observed.pending if now < observed.since + self._timing.evict_after_s else frozenset()
             else:
                 pending = lease.pending if lease.is_held else frozenset()
             if name != self.name:
@@ -258,8 +271,10 @@ class Member:
                 members = {name: each for name, each in group.members.items() if name != lease.member}
                 self._set(group=msgspec.structs.replace(group, members=members))
             case WriteView(view):
-                self._set(group=msgspec.structs.replace(group, view=view, view_version=version), known=view)
-                self._set(seen={**dict.fromkeys(view.previous, Seen("", now)), **state.seen})
+                self._set(group=msgspec.structs.replace(group, view=view, view_version=version), latest_view=view)
+                self._set(
+                    observed_writes={**dict.fromkeys(view.previous, ObservedWrite("", now)), **state.observed_writes}
+                )
             case _:
                 raise AssertionError("a read writes nothing")
 
@@ -297,7 +312,7 @@ class Member:
             return WriteLease(joined)
         rejoined = msgspec.structs.replace(joined, version=lease.version)
         is_mine = lease.holder == self.holder
-        expires_at = state.seen[self.name].since + timing.evict_after_s
+        expires_at = state.observed_writes[self.name].since + timing.evict_after_s
         if not lease.is_held or (is_mine and state.has_held) or expires_at <= now:
             return WriteLease(rejoined)
         if (is_mine or not state.has_held) and not lease.problem and lease.acknowledged <= _number(group.view):
@@ -395,11 +410,11 @@ class Member:
         return self.state.attempts if lease is None else (lease.content, *self.state.attempts)
 
     def _check_view(self, group: GroupState, now: float) -> None:
-        known, found = self.state.known, group.view
-        if known is not None and (found is None or found.number < known.number or _differ(found, known)):
+        latest, read = self.state.latest_view, group.view
+        if latest is not None and (read is None or read.number < latest.number or _differ(read, latest)):
             self._rejoin(now, "the view of the shard group was changed by another program, or restored")
         elif self._is_authoritative(group):
-            self._set(known=found)
+            self._set(latest_view=read)
 
     def _rejoin(self, now: float, problem: str) -> None:
         """End the term and join again: the Leases are not as they were written, as after a restore from a backup."""
@@ -414,7 +429,9 @@ class Member:
         # A new term tells other members that the handlers of this one have ended, and those of the former process that
         # had the term.
         self._set(rejoin_at=max(now + self._timing.margin_s, self.state.acknowledge_at))
-        self._set(lease=None, attempts=(), known=None, renewed_at=-inf, drained=0, pending=frozenset(), has_held=True)
+        self._set(
+            lease=None, attempts=(), latest_view=None, renewed_at=-inf, drained=0, pending=frozenset(), has_held=True
+        )
 
     def _interrupt(self, now: float) -> None:
         """End ownership. Acknowledge nothing until the handlers have had time to end."""
@@ -426,7 +443,7 @@ class Member:
         state = self.state
         if state.resumed_at is None or started_at < state.resumed_at or self.is_confirmed:
             return
-        others = {name: lease.seen_as for name, lease in group.members.items() if lease.is_held and name != self.name}
+        others = {name: lease.write_id for name, lease in group.members.items() if lease.is_held and name != self.name}
         if state.unconfirmed is not None:
             others = {name: write for name, write in state.unconfirmed.items() if others.get(name) == write}
         self._set(unconfirmed=others)
@@ -447,7 +464,10 @@ class Member:
         assert group is not None
         self._set(
             group=msgspec.structs.replace(group, members={**group.members, lease.member: lease}),
-            seen={**self.state.seen, lease.member: Seen(lease.seen_as, now, lease.pending)},
+            observed_writes={
+                **self.state.observed_writes,
+                lease.member: ObservedWrite(lease.write_id, now, lease.pending),
+            },
         )
         self._update_candidates(now)
 
@@ -462,7 +482,7 @@ class Member:
         return self._next_view(group, now)
 
     def _removable_at(self, group: GroupState, lease: MemberLease) -> float:
-        since = self.state.seen[lease.member].since
+        since = self.state.observed_writes[lease.member].since
         if lease.is_held:
             return since + self._timing.evict_after_s
         view = group.view
@@ -476,7 +496,7 @@ class Member:
         is_stable = now >= candidates.since + self._timing.debounce_s
         if not candidates.members or not (is_stable or self._only_loses_leaving_members(group, former)):
             return None
-        if not self._is_authoritative(group) or (view is None and self.state.known is not None):
+        if not self._is_authoritative(group) or (view is None and self.state.latest_view is not None):
             return None
         if view is not None and (
             dict(former) == dict(candidates.members) or any(self._unsettled(view, {**view.previous, **former}, now))
@@ -496,14 +516,14 @@ class Member:
     def _view(self) -> View | None:
         """The present view, if the Leases agree on it."""
         group = self.state.group
-        return self.state.known if group is not None and self._is_authoritative(group) else None
+        return self.state.latest_view if group is not None and self._is_authoritative(group) else None
 
     def _is_authoritative(self, group: GroupState) -> bool:
         """Return whether no member knows a later view than the one that was read.
 
         A member that follows the view is not misled by what another Lease claims.
         """
-        if self.state.known is not None and self.state.known == group.view:
+        if self.state.latest_view is not None and self.state.latest_view == group.view:
             return True
         latest = _number(group.view)
         return not any(lease.acknowledged > latest and lease.is_held for lease in group.members.values())
@@ -516,8 +536,8 @@ class Member:
             lease = group.members.get(name)
             if lease is None:
                 # The Lease was deleted manually, and its holder may not know yet.
-                seen = self.state.seen.get(name)
-                if seen is None or now < seen.since + self._timing.evict_after_s:
+                observed = self.state.observed_writes.get(name)
+                if observed is None or now < observed.since + self._timing.evict_after_s:
                     yield name
             elif lease.is_held and (lease.problem or (lease.term == member.term and lease.acknowledged != view.number)):
                 yield name
@@ -535,9 +555,9 @@ class Member:
         yield state.candidates.since + timing.debounce_s
         for lease in group.members.values():
             yield self._removable_at(group, lease)
-        for seen in state.seen.values():
-            if not seen.write:
-                yield seen.since + timing.evict_after_s
+        for observed in state.observed_writes.values():
+            if not observed.write:
+                yield observed.since + timing.evict_after_s
 
     def _set(self, **changes: object) -> None:
         self.state = msgspec.structs.replace(self.state, **changes)
@@ -547,8 +567,8 @@ def _number(view: View | None) -> int:
     return 0 if view is None else view.number
 
 
-def _differ(found: View, known: View) -> bool:
-    return found.number == known.number and found.id != known.id
+def _differ(one: View, other: View) -> bool:
+    return one.number == other.number and one.id != other.id
 
 
 def _cleared(lease: MemberLease) -> MemberLease:

@@ -39,7 +39,7 @@ class Intent(enum.Enum):
     ENDED = "ended"
 
 
-class Seen(msgspec.Struct, frozen=True):
+class ObservedWrite(msgspec.Struct, frozen=True):
     write: str
     since: float
     pending: frozenset[str] = frozenset()
@@ -61,7 +61,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     """When the last successful read started."""
     is_read_due: bool = True
     retry_at: float = -inf
-    seen: Mapping[str, Seen] = {}
+    observed_writes: Mapping[str, ObservedWrite] = {}
     """The last write of each Lease, and when it was first observed. `write` is empty for a member of the view that has
     no Lease."""
     candidates: Candidates = Candidates({}, -inf)
@@ -78,7 +78,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     """The renewal number of the member's own Lease as last read or written."""
     terms: int = 0
     rejoin_at: float = -inf
-    known: View | None = None
+    latest_view: View | None = None
     """The latest view that was received."""
     resumed_at: float | None = None
     """When the first renewal since the last interruption started; None while fenced."""

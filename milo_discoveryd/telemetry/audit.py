@@ -9,10 +9,10 @@ import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.instruments import AuditMetrics
 from milo_discoveryd.logger import log
 from milo_discoveryd.rights.caller_selector import verified_fields
 from milo_discoveryd.rights.rights import Recipient
@@ -24,12 +24,6 @@ _OBJECT_RATE = Rate(per_second=1.0, burst=20.0)
 """Limit for the lines about one object, which its writer can break and repair again and again."""
 _OBJECTS_RATE = Rate(per_second=10.0, burst=200.0)
 _MAX_OBJECTS = 10_000
-
-
-class AuditMetrics(Protocol):
-    def refused(self, reason: str) -> None: ...
-
-    def audit_lost(self) -> None: ...
 
 
 class AuditFile:
@@ -87,17 +81,21 @@ class Audit:
     def __init__(
         self,
         metrics: AuditMetrics,
-        write: Callable[[bytes], None] | None = None,
+        file: AuditFile | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`write` appends a line to the audit file. It may raise OSError."""
         self._metrics = metrics
-        self._write = write
+        self._file = file
         self._clock = clock
         self._of_objects: KeyedBuckets[str] = KeyedBuckets(_MAX_OBJECTS)
         self._objects = TokenBucket(_OBJECTS_RATE, clock())
         self._suppressed = 0
+
+    def reopen(self) -> None:
+        """Reopen the audit file after a log rotation. Raises StartError, and then keeps the old file open."""
+        if self._file is not None:
+            self._file.reopen()
 
     def issued(self, to: Recipient, what: str, **about: object) -> None:
         self._note(what, rule=to.rule, **about, caller=dict(verified_fields(to.caller)))
@@ -136,11 +134,11 @@ class Audit:
     def _note(self, event: str, **fields: object) -> None:
         stated = {name: value for name, value in fields.items() if value != ""}
         log.info(event, logger="audit", **stated)
-        if self._write is None:
+        if self._file is None:
             return
         at = rfc3339(time.time(), "milliseconds")
         try:
-            self._write(json.dumps({"timestamp": at, "event": event, **stated}).encode() + b"\n")
+            self._file.write(json.dumps({"timestamp": at, "event": event, **stated}).encode() + b"\n")
         except OSError as error:
             # The log has the event. A full disk does not fail requests; the metric counts the loss.
             self._metrics.audit_lost()

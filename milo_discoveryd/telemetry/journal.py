@@ -15,7 +15,7 @@ from milo_discoveryd.model.observation import NotWanted
 from milo_discoveryd.objects.collection import REMOVALS_HELD
 from milo_discoveryd.registry.source import NOT_READY_HELD, RESTORED
 from milo_discoveryd.telemetry.audit import Audit
-from milo_discoveryd.telemetry.metrics import Metrics
+from milo_discoveryd.telemetry.metrics import SourceMetrics
 from milo_discoveryd.telemetry.status import History, RecentChange, when
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 
@@ -69,7 +69,7 @@ class RecentHistory:
 class Journal:
     """The receiver of the fleet's notifications."""
 
-    def __init__(self, metrics: Metrics, audit: Audit) -> None:
+    def __init__(self, metrics: SourceMetrics, audit: Audit) -> None:
         self._metrics = metrics
         self._audit = audit
         self._source = ""

@@ -13,6 +13,7 @@ import msgspec
 
 from milo_discoveryd.config import RuleSettings, Settings
 from milo_discoveryd.daemon_errors import ConfigError
+from milo_discoveryd.instruments import ReloadMetrics
 from milo_discoveryd.logger import log
 from milo_kube.file_content import file_version
 
@@ -20,12 +21,6 @@ POLL_INTERVAL_S = 0.25
 
 Load = Callable[[], Settings]
 State = tuple[int, ...]
-
-
-class ReloadMetrics(Protocol):
-    def rights_reloaded(self, result: str) -> None: ...
-
-    def rules_loaded(self, count: int) -> None: ...
 
 
 class ReloadAudit(Protocol):
@@ -43,15 +38,12 @@ class ConfigReloader:
         load: Load,
         file: Path | None,
         *,
-        apply: Callable[[tuple[RuleSettings, ...]], None],
         audit: ReloadAudit,
         metrics: ReloadMetrics,
     ) -> None:
-        """`apply` receives the rules when they differ from those in force, at first those of `settings`."""
         self._settings = settings
         self._load = load
         self._file = file
-        self._apply = apply
         self._audit = audit
         self._metrics = metrics
         self._begun = self._state()
@@ -62,7 +54,8 @@ class ConfigReloader:
         """Reload at once, whether or not the file seems to have changed."""
         self._requested.set()
 
-    async def run(self) -> None:
+    async def run(self, apply: Callable[[tuple[RuleSettings, ...]], None]) -> None:
+        """Pass the rules to `apply` when they differ from those in force, at first those of the settings."""
         read = seen = self._begun
         while True:
             with suppress(TimeoutError):
@@ -73,9 +66,9 @@ class ConfigReloader:
             if self._requested.is_set() or (seen is not None and read != seen == before):
                 self._requested.clear()
                 read = seen
-                self._metrics.rights_reloaded(self._reload())
+                self._metrics.rights_reloaded(self._reload(apply))
 
-    def _reload(self) -> str:
+    def _reload(self, apply: Callable[[tuple[RuleSettings, ...]], None]) -> str:
         before = self._settings.rights
         try:
             settings = self._load()
@@ -91,7 +84,7 @@ class ConfigReloader:
         if settings.rights == before:
             return "unchanged"
         self._settings = msgspec.structs.replace(self._settings, rights=settings.rights)
-        self._apply(settings.rights)
+        apply(settings.rights)
         self._metrics.rules_loaded(len(settings.rights))
         self._audit.rights_changed(**_changes(before, settings.rights))
         return "applied"

@@ -17,7 +17,7 @@ from milo_discoveryd.credentials.issuers.of_each_source import EachSourceIssuer
 from milo_discoveryd.credentials.issuers.passthrough import PassthroughIssuer
 from milo_discoveryd.credentials.issuers.renewing_credential import RenewingCredential
 from milo_discoveryd.credentials.issuers.token_endpoint import TokenEndpoint
-from milo_discoveryd.credentials.issuers.token_request import TokenRequestIssuer
+from milo_discoveryd.credentials.issuers.token_request import RequestedTokens, RequestingDaemon, TokenRequestIssuer
 from milo_discoveryd.credentials.kubernetes_api import KubernetesApi
 from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment
@@ -114,13 +114,13 @@ class Issuers:
                     of.name,
                     api,
                     origin=origin,
-                    namespace=of.namespace,
-                    service_account=of.service_account,
-                    run=self._run,
-                    audiences=of.audiences,
-                    bound=of.bound,
-                    group=self._settings.sharding.group or "",
-                    member=member_name(self._settings, self._environ) if self._settings.sharding.group else "",
+                    tokens=RequestedTokens(
+                        namespace=of.namespace,
+                        service_account=of.service_account,
+                        audiences=of.audiences,
+                        bound=of.bound,
+                    ),
+                    daemon=self._requesting_daemon(),
                 )
             case issuers.ClientCertificateSettings():
                 from milo_discoveryd.credentials.issuers.client_certificate import ClientCertificateIssuer
@@ -259,6 +259,11 @@ class Issuers:
                         "share_discovery_identity: true"
                     ]
                 )
+
+    def _requesting_daemon(self) -> RequestingDaemon:
+        group = self._settings.sharding.group or ""
+        member = member_name(self._settings, self._environ) if group else ""
+        return RequestingDaemon(run=self._run, group=group, member=member)
 
     def _infrastructure(
         self,

@@ -4,7 +4,7 @@ import asyncio
 import re
 import secrets
 import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from hashlib import blake2b
 from pathlib import Path
@@ -14,11 +14,12 @@ import msgspec
 from milo_discoveryd.config import Settings
 from milo_discoveryd.credentials.issuers.issuer import FencingIssuer
 from milo_discoveryd.daemon_errors import StartError
+from milo_discoveryd.instruments import LeaseMetrics
 from milo_discoveryd.logger import log
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.sharding.assignment import FleetAssignment
 from milo_discoveryd.sharding.credential_fence import CredentialFence
-from milo_discoveryd.sharding.group import GroupObserver, ShardGroup
+from milo_discoveryd.sharding.group import ShardGroup
 from milo_discoveryd.sharding.lease_client import LeaseClient
 from milo_discoveryd.sharding.lease_objects import VIEW, LeaseNames
 from milo_discoveryd.sharding.member import Member
@@ -64,52 +65,66 @@ def fleet_digest(sources: Iterable[ConfiguredSource]) -> str:
     return blake2b(encoded, digest_size=8).hexdigest()
 
 
-def keeps_term(group: ShardGroup, *, hand_over: bool) -> bool:
-    """Return whether a member that stops keeps its clusters for a successor of its name."""
-    return is_stable(group.member.name) and not hand_over
+class Membership:
+    """The daemon's membership in its shard group, and how it ends."""
 
+    def __init__(self, group: ShardGroup, *, hand_over: bool) -> None:
+        """`hand_over`: whether a member of a stable name, too, hands its clusters over when it stops."""
+        self.group = group
+        self.is_leaving = False
+        self._keeps_term = is_stable(group.member.name) and not hand_over
+        """Whether the member keeps its clusters for a successor of its name."""
 
-async def handed_over(group: ShardGroup, *, hand_over: bool) -> None:
-    """Return when the member has handed its clusters over; soon, if it does not begin to."""
-    if keeps_term(group, hand_over=hand_over):
-        return
-    with suppress(TimeoutError):
-        async with asyncio.timeout(BEGIN_S):
-            await group.leaving.wait()
-    if group.leaving.is_set():
-        with suppress(TimeoutError):  # the operator is to end before it is killed, even if the Leases cannot be written
+    def hand_over(self) -> None:
+        """Hand the clusters over to the other members."""
+        if not self.is_leaving and not self._keeps_term:
+            log.info("clusters are handed over", member=self.group.member.name)
+            self.group.hand_over()
+
+    async def handed_over(self) -> None:
+        """Return when the member has handed its clusters over; soon, if it does not begin to."""
+        if self._keeps_term:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(BEGIN_S):
+                await self.group.leaving.wait()
+        if self.group.leaving.is_set():
+            # The operator is to end before it is killed, even if the Leases cannot be written.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LEAVE_S):
+                    await self.group.ended.wait()
+
+    def leave(self) -> Coroutine[None, None, None]:
+        """Leave the group, or keep the membership for a successor, in no longer than `LEAVE_S`."""
+        self.is_leaving = True
+        return self._leave()
+
+    async def _leave(self) -> None:
+        try:
             async with asyncio.timeout(LEAVE_S):
-                await group.ended.wait()
-
-
-async def leave(group: ShardGroup, *, hand_over: bool) -> None:
-    """Leave the group, or keep the membership for a successor, in no longer than `LEAVE_S`."""
-    try:
-        async with asyncio.timeout(LEAVE_S):
-            await group.leave(keeps_term=keeps_term(group, hand_over=hand_over))
-    except TimeoutError:
-        log.warning(
-            "shard group not left in time; other members take over the clusters when this member's Lease expires"
-        )
+                await self.group.leave(keeps_term=self._keeps_term)
+        except TimeoutError:
+            log.warning(
+                "shard group not left in time; other members take over the clusters when this member's Lease expires"
+            )
 
 
 def shard_group(
     settings: Settings,
     environ: Mapping[str, str],
     fleet: Fleet,
-    observer: GroupObserver,
+    metrics: LeaseMetrics,
     closing: AsyncExitStack,
     *,
     sources: Iterable[ConfiguredSource],
     fencing: Callable[[], Sequence[FencingIssuer]],
-) -> ShardGroup | None:
-    """Return the group, or None without sharding. `closing` closes its connections. Raises StartError.
+) -> ShardGroup:
+    """Return the configured group. `closing` closes its connections. Raises StartError.
 
     `fencing` returns the sources whose credentials are revoked before clusters are engaged.
     """
     wanted = settings.sharding
-    if wanted.group is None:
-        return None
+    assert wanted.group is not None
     name = member_name(settings, environ)
     leases = lease_client(settings, wanted.group, environ, closing)
     revocation = CredentialRevocation(CredentialFence(), fencing()) if wanted.fence_credentials else None
@@ -124,7 +139,7 @@ def shard_group(
         ),
         leases,
         FleetAssignment(fleet, wanted.release_timeout.total_seconds(), revocation),
-        observer=observer,
+        metrics=metrics,
         revocation=revocation,
     )
 

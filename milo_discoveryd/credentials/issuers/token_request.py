@@ -10,7 +10,7 @@ import hashlib
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from typing import Annotated, NoReturn
@@ -94,6 +94,31 @@ class _BoundSecret(msgspec.Struct, frozen=True):
     rotate_at: float
 
 
+class RequestedTokens(msgspec.Struct, frozen=True, kw_only=True):
+    """The service account whose tokens are requested, and what they are for."""
+
+    namespace: str
+    service_account: str
+    audiences: tuple[str, ...] = ()
+    bound: bool = True
+    """Whether the tokens of a cluster are bound to a Secret, which is deleted when it is disengaged."""
+
+    @property
+    def subject(self) -> str:
+        return f"system:serviceaccount:{self.namespace}:{self.service_account}"
+
+
+class RequestingDaemon(msgspec.Struct, frozen=True, kw_only=True):
+    """The daemon that owns the Secrets."""
+
+    run: str
+    """The same after a restart with a state directory, different for each replica."""
+    group: str = ""
+    """Its shard group."""
+    member: str = ""
+    """Its name in the shard group."""
+
+
 class TokenRequestIssuer:
     type = "token-request"
     takes_ttl = True
@@ -104,29 +129,19 @@ class TokenRequestIssuer:
         api: KubernetesApi,
         *,
         origin: str,
-        namespace: str,
-        service_account: str,
-        run: str,
-        audiences: Sequence[str] = (),
-        bound: bool = True,
-        group: str = "",
-        member: str = "",
+        tokens: RequestedTokens,
+        daemon: RequestingDaemon,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`run` identifies the daemon: the same after a restart with a state directory, different for each replica.
-
-        `group` and `member`: its shard group, and its name in it.
-        """
         self.name = name
-        self.scope = Scope.CLUSTER if bound else Scope.IDENTITY
+        self.scope = Scope.CLUSTER if tokens.bound else Scope.IDENTITY
         self._api = api
         self._origin = f"the infrastructure cluster ({origin})"
-        self._namespace = namespace
-        self._account = service_account
-        self._run = _digest(f"{service_account}/{run}")
-        self._group_label = {GROUP_LABEL: _digest(f"{service_account}/{group}")} if group else {}
-        self._name_prefix = f"milo-discovery-{member or self._run}"
-        self._audiences = tuple(audiences)
+        self._tokens = tokens
+        self._run = _digest(f"{tokens.service_account}/{daemon.run}")
+        of_group = f"{tokens.service_account}/{daemon.group}"
+        self._group_label = {GROUP_LABEL: _digest(of_group)} if daemon.group else {}
+        self._name_prefix = f"milo-discovery-{daemon.member or self._run}"
         self._clock = clock
         self._bound: dict[ClusterIdentity, _BoundSecret] = {}
         self._ended: OrderedDict[ClusterIdentity, int] = OrderedDict()
@@ -194,14 +209,14 @@ class TokenRequestIssuer:
                 self._locks[identity] = (lock, users - 1)
 
     async def _request(self, ttl_s: float, bound: _BoundSecret | None) -> IssuedCredential:
-        spec: dict[str, object] = {"audiences": self._audiences, "expirationSeconds": max(MIN_TTL_S, int(ttl_s))}
+        spec: dict[str, object] = {"audiences": self._tokens.audiences, "expirationSeconds": max(MIN_TTL_S, int(ttl_s))}
         if bound is not None:
             spec["boundObjectRef"] = {"apiVersion": "v1", "kind": "Secret", "name": bound.name, "uid": bound.uid}
         answer = await self._post(
-            f"{self._in_namespace}/serviceaccounts/{self._account}/token",
+            f"{self._in_namespace}/serviceaccounts/{self._tokens.service_account}/token",
             {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec},
         )
-        what = f"issue a token for the service account {self._namespace}/{self._account}"
+        what = f"issue a token for the service account {self._tokens.namespace}/{self._tokens.service_account}"
         hint = _NOT_SERVED if answer.status == 404 else ""
         if bound is not None and answer.status in (404, 409):
             raise _GoneError(
@@ -210,7 +225,8 @@ class TokenRequestIssuer:
         if hint:
             raise BackendError(f"{self._origin} has no service account to {what} (404){hint}")
         if answer.status not in (200, 201):
-            rule = f"create serviceaccounts/token, resourceNames [{self._account}], in namespace {self._namespace}"
+            account = f"resourceNames [{self._tokens.service_account}], in namespace {self._tokens.namespace}"
+            rule = f"create serviceaccounts/token, {account}"
             kubernetes_api.refuse(self._origin, answer, what, rule)
         status = kubernetes_api.read(self._origin, answer, _TOKEN_REQUEST).status
         return validate(
@@ -218,8 +234,8 @@ class TokenRequestIssuer:
             self._clock(),
             origin=self._origin,
             expires_at=status.expiration_timestamp.timestamp(),
-            audiences=self._audiences,
-            subject=f"system:serviceaccount:{self._namespace}:{self._account}",
+            audiences=self._tokens.audiences,
+            subject=self._tokens.subject,
         )
 
     async def _create_secret(self, cluster: Cluster) -> _BoundSecret:
@@ -290,7 +306,7 @@ class TokenRequestIssuer:
                 self._refuse(answer, "delete the Secret that tokens are bound to")
 
     def _refuse(self, answer: ApiAnswer, what: str) -> NoReturn:
-        rule = f"create, list and delete secrets in namespace {self._namespace}"
+        rule = f"create, list and delete secrets in namespace {self._tokens.namespace}"
         kubernetes_api.refuse(self._origin, answer, what, rule)
 
     @property
@@ -299,7 +315,7 @@ class TokenRequestIssuer:
 
     @property
     def _in_namespace(self) -> str:
-        return f"/api/v1/namespaces/{self._namespace}"
+        return f"/api/v1/namespaces/{self._tokens.namespace}"
 
     async def _post(self, path: str, body: object) -> ApiAnswer:
         return await self._call(self._api.post(path, msgspec.json.encode(body), timeout_s=TIMEOUT_S))

@@ -5,12 +5,13 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import grpc
 from google.rpc import code_pb2, status_pb2
 from grpc_status import rpc_status
 
+from milo_discoveryd.instruments import CallMetrics
 from milo_discoveryd.logger import log
 from milo_discoveryd.server.calls.access import AccessControl
 from milo_discoveryd.server.calls.grpc_errors import (
@@ -38,12 +39,6 @@ class Rpc(NamedTuple):
     type: Literal["unary", "server_stream"]
     service: str
     method: str
-
-
-class CallMetrics(Protocol):
-    def call_started(self, rpc: Rpc) -> None: ...
-
-    def call_handled(self, rpc: Rpc, code: str, seconds: float) -> None: ...
 
 
 _PACED = (UnauthenticatedError, PermissionDeniedError, TooManyCallsError, TooManyReviewsError)

@@ -12,6 +12,7 @@ from milo_discoveryd.daemon_errors import UnfitError
 from milo_discoveryd.engagement.cluster_records import ClusterRecord
 from milo_discoveryd.engagement.pending_releases import SubscriberKey
 from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.instruments import StreamMetrics
 from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
 from milo_discoveryd.kubeconfigs.kubeconfigs import CredentialUnavailableError, Kubeconfigs
 from milo_discoveryd.kubeconfigs.lease import Draw
@@ -36,7 +37,7 @@ from milo_discoveryd.server.calls.server_info import (
     ShardMembership,
 )
 from milo_discoveryd.server.calls.source_statuses import source_status, source_statuses, visible_sources
-from milo_discoveryd.server.calls.stream import RETRY_S, Send, StreamMetrics, StreamOptions, WatchStream
+from milo_discoveryd.server.calls.stream import RETRY_S, Send, StreamOptions, WatchStream
 from milo_discoveryd.server.calls.verification import Freshness
 
 PAGE_BYTES = 2 << 20

@@ -5,13 +5,13 @@ import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
-from typing import Protocol
 
 import msgspec
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.engagement.pending_releases import Subscription
 from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.instruments import StreamMetrics
 from milo_discoveryd.log.change_notifier import Waiter
 from milo_discoveryd.log.cursor import Batch, Cursor
 from milo_discoveryd.log.events import NO_CHANGES, Frame, slice_of
@@ -37,15 +37,6 @@ Send = Callable[[bytes], Awaitable[None]]
 RETRY_S = 1.0
 LARGE_BATCH = 1 / 4
 """A batch of at least this fraction of the maximum size is probably followed by another, which is prefetched."""
-
-
-class StreamMetrics(Protocol):
-    def batch_sent(self, latency_s: float | None) -> None:
-        """Record a sent batch. `latency_s`: the time from reading its oldest change to passing it to gRPC; None for
-        snapshots and resumes.
-        """
-
-    def reset_sent(self) -> None: ...
 
 
 class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):

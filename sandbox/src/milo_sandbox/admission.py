@@ -7,8 +7,7 @@ import msgspec
 
 from milo_sandbox import metadata, refusals, schema
 from milo_sandbox.records import SandboxRecord
-from milo_sandbox.refusals import Cause
-from milo_sandbox.resources import Document, ResourceDefinition
+from milo_sandbox.resources import Cause, Document, ResourceDefinition
 
 
 class Part(Enum):

@@ -14,13 +14,13 @@ from milo_sandbox.custom_resources import CUSTOM_RESOURCE_DEFINITIONS
 from milo_sandbox.definitions import Definitions
 from milo_sandbox.garbage_collection import GarbageCollector
 from milo_sandbox.records import RecordedChange
-from milo_sandbox.refusals import Cause
 from milo_sandbox.resources import (
     BUILT_IN,
     CONTROL_PLANE,
     NAMESPACES,
     PROJECTS,
     UNUSED,
+    Cause,
     Document,
     ResourceDefinition,
 )

@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator
 
-from milo_sandbox.refusals import Cause
-from milo_sandbox.resources import OPEN, Column, Document, ResourceDefinition
+from milo_sandbox.resources import OPEN, Cause, Column, Document, ResourceDefinition
 
 
 def _violations(definition: Document) -> Iterator[Cause]:

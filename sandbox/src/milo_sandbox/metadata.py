@@ -4,8 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from milo_sandbox.refusals import Cause
-from milo_sandbox.resources import Document, ResourceDefinition
+from milo_sandbox.resources import Cause, Document, ResourceDefinition
 
 WRITABLE = ("labels", "annotations", "finalizers", "ownerReferences")
 """Fields that a client may change; the server owns the others."""

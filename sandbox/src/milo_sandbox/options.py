@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection, Mapping
 import msgspec
 
 from milo_sandbox import refusals, selectors
-from milo_sandbox.refusals import Cause, RefusalError
+from milo_sandbox.refusals import RefusalError
+from milo_sandbox.resources import Cause
 from milo_sandbox.selectors import LabelSelector
 
 NOT_OLDER_THAN = "NotOlderThan"

@@ -3,21 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
-from milo_sandbox.resources import ResourceDefinition
-
-
-class Cause(msgspec.Struct, frozen=True, kw_only=True):
-    """One of several causes of an error, with its field."""
-
-    reason: str
-    message: str
-    field: str = ""
-
-    def document(self) -> dict[str, str]:
-        cause = {"reason": self.reason, "message": self.message}
-        return cause | {"field": self.field} if self.field else cause
+from milo_sandbox.resources import Cause, ResourceDefinition
 
 
 class RefusalError(Exception):

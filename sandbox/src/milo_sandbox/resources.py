@@ -6,16 +6,25 @@ import re
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import yaml
 
-if TYPE_CHECKING:
-    from milo_sandbox.refusals import Cause
-
 Document = dict[str, Any]
 """An object, or a part of one, as JSON decodes it."""
+
+
+class Cause(msgspec.Struct, frozen=True, kw_only=True):
+    """One of several causes of an error, with its field."""
+
+    reason: str
+    message: str
+    field: str = ""
+
+    def document(self) -> dict[str, str]:
+        cause = {"reason": self.reason, "message": self.message}
+        return cause | {"field": self.field} if self.field else cause
 
 
 class Column(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,8 +9,7 @@ from copy import deepcopy
 from datetime import datetime
 from typing import Any
 
-from milo_sandbox.refusals import Cause
-from milo_sandbox.resources import Document
+from milo_sandbox.resources import Cause, Document
 
 _PYTHON_TYPES: dict[str, type | tuple[type, ...]] = {
     "object": dict,

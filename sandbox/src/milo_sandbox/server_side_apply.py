@@ -12,8 +12,7 @@ import msgspec
 from milo_sandbox import field_sets, refusals
 from milo_sandbox.admission import Part
 from milo_sandbox.field_sets import Fields, Path
-from milo_sandbox.refusals import Cause
-from milo_sandbox.resources import Document, ResourceDefinition
+from milo_sandbox.resources import Cause, Document, ResourceDefinition
 
 APPLY = "Apply"
 UPDATE = "Update"

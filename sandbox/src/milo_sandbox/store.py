@@ -14,8 +14,7 @@ from milo_sandbox.admission import Part, Preconditions
 from milo_sandbox.collection import StoredCollection
 from milo_sandbox.garbage_collection import FINALIZERS
 from milo_sandbox.records import RecordedChange, SandboxRecord, record_of, restamped
-from milo_sandbox.refusals import Cause
-from milo_sandbox.resources import NAMESPACES, Document, ResourceDefinition
+from milo_sandbox.resources import NAMESPACES, Cause, Document, ResourceDefinition
 from milo_sandbox.server_side_apply import APPLY, Writer
 
 Change = Callable[[Document], Any]

@@ -14,7 +14,7 @@ from kubernetes.aio.client import AuthenticationV1Api, V1SelfSubjectReview
 
 from milo_discovery import CertificateRenewed, DiscoveryClient
 from milo_discoveryd.credentials.issuers.issuer import MintRequest
-from milo_discoveryd.credentials.issuers.token_request import TokenRequestIssuer
+from milo_discoveryd.credentials.issuers.token_request import RequestedTokens, RequestingDaemon, TokenRequestIssuer
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.watchers.transport import Transport
@@ -136,7 +136,13 @@ async def a_life_of_tokens(server: RealApi) -> None:
 
 
 def tokens_of(api: Transport, *, run: str, origin: str, namespace: str) -> TokenRequestIssuer:
-    return TokenRequestIssuer("tested", api, origin=origin, namespace=namespace, service_account="operators", run=run)
+    return TokenRequestIssuer(
+        "tested",
+        api,
+        origin=origin,
+        tokens=RequestedTokens(namespace=namespace, service_account="operators"),
+        daemon=RequestingDaemon(run=run),
+    )
 
 
 @on_the_infrastructure

@@ -33,7 +33,7 @@ from milo_discoveryd.server.connections.listener import Listener, UnixSocket
 from milo_discoveryd.server.server import Server
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
-from milo_discoveryd.telemetry.metrics import Metrics
+from milo_discoveryd.telemetry.metrics import MeasuredDaemon, Metrics
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 from tests.support.eventually import LIMIT_S
@@ -54,6 +54,16 @@ def ready(name: str, *, uid: str = "", version: str = "1", **labels: str) -> Rea
 def not_ready(name: str, *, uid: str = "", version: str = "2", **labels: str) -> NotReady:
     fields = ObjectFields(name, "", tuple(sorted(labels.items()))) if labels else None
     return NotReady(name, uid or f"uid-{name}", version, "condition Ready is False", fields=fields)
+
+
+class AuditedLines:
+    """An audit file that keeps its lines."""
+
+    def __init__(self, lines: list[dict[str, Any]]) -> None:
+        self._lines = lines
+
+    def write(self, line: bytes) -> None:
+        self._lines.append(json.loads(line))
 
 
 class Harness:
@@ -84,22 +94,22 @@ class Harness:
     ) -> None:
         self.metrics = Metrics()
         self.audited: list[dict[str, Any]] = []
-        self.audit = Audit(self.metrics, lambda line: self.audited.append(json.loads(line)))
+        self.audit = Audit(self.metrics.audit, AuditedLines(self.audited))
         self.kubeconfigs = Kubeconfigs(
             sources,
             trust=lambda *_: ClusterTrust(authorities),
-            metrics=self.metrics,
+            metrics=self.metrics.credentials,
             audit=self.audit,
             max_ttl_s=900,
             default_ttl_s=600,
             address=lambda: "unix:///d.sock",
             per_second=per_second,
         )
-        journal = Journal(self.metrics, self.audit)
+        journal = Journal(self.metrics.sources, self.audit)
         self.fleet = Fleet(ChangeLog(encoder(EPOCH), retention))
         self.followed = new_source(journal, fleet=self.fleet, drain_timeout_s=drain_timeout_s)
         self.rival = new_source(journal, fleet=self.fleet, name="rival") if self.has_rival else None
-        self.metrics.follow(self.fleet, 1000)
+        self.metrics.follow(MeasuredDaemon(fleet=self.fleet, cluster_cap=1000))
         about = DaemonInfo(
             version="0",
             mode="project",
@@ -110,13 +120,13 @@ class Harness:
         )
         self.access = AccessControl(rights, limits, self.audit, asyncio.get_running_loop().time)
         self.service = Service(
-            self.fleet, about, self.metrics, self.kubeconfigs, access=self.access, signer=TokenSigner(b"key")
+            self.fleet, about, self.metrics.streams, self.kubeconfigs, access=self.access, signer=TokenSigner(b"key")
         )
         self.fleet.on(EventType.DISENGAGED, self.kubeconfigs.disengaged)
         self.server = Server(
             self.service,
             listeners or [Listener(name="here", address=UnixSocket(socket))],
-            self.metrics,
+            self.metrics.calls,
             reviewer=reviewer,
         )
         self.address = f"unix:{socket}"

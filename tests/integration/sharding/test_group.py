@@ -15,7 +15,7 @@ from milo_discoveryd.sharding.member import Member
 from milo_discoveryd.sharding.ownership import KeyOwnership, Ownership
 from milo_discoveryd.sharding.state import Timing
 from milo_discoveryd.wiring import sharding
-from milo_discoveryd.wiring.sharding import leave
+from milo_discoveryd.wiring.sharding import Membership
 from tests.simulation.sharding.lease_api import ConflictError as ApiConflictError
 from tests.simulation.sharding.lease_api import LeaseApi
 from tests.support.eventually import LIMIT_S, eventually
@@ -101,7 +101,7 @@ class Daemon:
     def __init__(self, name: str, api: LeaseApi, holder: str = "1") -> None:
         self.operator, self.leases, self.requests = Operator(), Leases(api), Requests()
         member = Member(name, f"{name}#{holder}", timing=TIMING)
-        self.group = ShardGroup("ops", member, self.leases, self.operator, observer=self.requests)
+        self.group = ShardGroup("ops", member, self.leases, self.operator, metrics=self.requests)
         self.running = asyncio.create_task(self.group.run())
 
     @property
@@ -148,9 +148,9 @@ async def test_handed_over_is_answered_when_the_member_has_left(
 ) -> None:
     first, second, _ = await pair(daemons, "operator-7d9c5b8f6d-x2x7q", "operator-7d9c5b8f6d-abcde")
     monkeypatch.setattr(sharding, "BEGIN_S", 0.0)
-    await sharding.handed_over(first.group, hand_over=False)  # nothing begins, so it waits for nothing
+    await Membership(first.group, hand_over=False).handed_over()  # nothing begins, so it waits for nothing
     monkeypatch.setattr(sharding, "BEGIN_S", LIMIT_S)
-    waiting = asyncio.create_task(sharding.handed_over(first.group, hand_over=False))
+    waiting = asyncio.create_task(Membership(first.group, hand_over=False).handed_over())
     first.group.hand_over()
     await waiting
     assert not first.engaged
@@ -159,7 +159,7 @@ async def test_handed_over_is_answered_when_the_member_has_left(
 
 async def test_member_that_keeps_its_clusters_for_a_successor_hands_nothing_over(daemons: list[Daemon]) -> None:
     first, _, _ = await pair(daemons, "operator-0", "operator-1")
-    await sharding.handed_over(first.group, hand_over=False)
+    await Membership(first.group, hand_over=False).handed_over()
     assert first.engaged
 
 
@@ -190,10 +190,10 @@ async def test_leaving_shard_member_hands_over_after_its_operator_released(daemo
 async def test_planned_end_of_a_stateful_set_pod_hands_over_only_if_that_is_set(daemons: list[Daemon]) -> None:
     first, second, _ = await pair(daemons, "operator-0", "operator-1")
     before = set(second.engaged)
-    await leave(first.group, hand_over=False)
+    await Membership(first.group, hand_over=False).leave()
     assert second.engaged == before
     third, fourth, _ = await pair(daemons, "operator-0", "operator-1")
-    await leave(third.group, hand_over=True)
+    await Membership(third.group, hand_over=True).leave()
     await eventually(lambda: fourth.engaged == set(KEYS))
     assert "Evict ok" not in fourth.requests.results, "not because the member was silent"
 

@@ -23,7 +23,7 @@ def lines(file: Path) -> list[dict[str, object]]:
 
 def test_audit_event_is_logged_and_written_to_file(tmp_path: Path) -> None:
     file = AuditFile(tmp_path / "audit")
-    audit = Audit(Metrics(), file.write)
+    audit = Audit(Metrics().audit, file)
     with capture_logs() as logged:
         audit.issued(Recipient(CALLER, "ops"), "kubeconfig issued", cluster="alpha", uid="u1")
         audit.refused(CALLER, "", "NO_RULE", call="ListClusters")
@@ -47,7 +47,7 @@ def test_audit_event_is_logged_and_written_to_file(tmp_path: Path) -> None:
 
 def test_refused_objects_are_recorded_up_to_a_rate(tmp_path: Path) -> None:
     file, now = AuditFile(tmp_path / "audit"), [0.0]
-    audit = Audit(Metrics(), file.write, clock=lambda: now[0])
+    audit = Audit(Metrics().audit, file, clock=lambda: now[0])
     for _ in range(100):
         audit.object_refused("evil", "u", "its endpoint is not a URL")
     audit.object_refused("other", "v", "its endpoint is not a URL")
@@ -147,12 +147,8 @@ def test_failed_audit_file_reopen_keeps_writing_to_the_old_file(tmp_path: Path) 
 
 def test_full_disk_is_counted_and_does_not_block_callers() -> None:
     metrics = Metrics()
-    with Path("/dev/full").open("wb", buffering=0) as full, capture_logs() as logged:
-
-        def write(line: bytes) -> None:
-            full.write(line)
-
-        audit = Audit(metrics, write)
+    with capture_logs() as logged:
+        audit = Audit(metrics.audit, AuditFile(Path("/dev/full")))
         audit.refused(CALLER, "ops", "TOO_MANY_STREAMS")
     assert metrics.registry.get_sample_value("milo_discoveryd_audit_events_lost_total") == 1
     assert (
@@ -164,7 +160,7 @@ def test_full_disk_is_counted_and_does_not_block_callers() -> None:
 def test_audit_pipe_that_nobody_reads_does_not_block_callers(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "audit")
     file = AuditFile(tmp_path / "audit")
-    audit = Audit(metrics := Metrics(), file.write)
+    audit = Audit((metrics := Metrics()).audit, file)
     for _ in range(1 << 10):  # more than a pipe holds
         audit.rights_changed(rules="x" * 4096)
     file.close()

@@ -18,7 +18,7 @@ from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.board import StatusBoard
 from milo_discoveryd.telemetry.http import CONNECTIONS, HttpEndpoint
 from milo_discoveryd.telemetry.journal import Journal, RecentHistory
-from milo_discoveryd.telemetry.metrics import Metrics
+from milo_discoveryd.telemetry.metrics import MeasuredDaemon, Metrics
 from milo_discoveryd.telemetry.status import DaemonIdentity, when
 from milo_kube.http.headers import Headers
 from milo_kube.http.server import HttpReply, ServerRequest
@@ -131,11 +131,11 @@ def request(path: str, *, host: str = "127.0.0.1:9464", peer: str = "10.0.0.9") 
 
 def a_port(names_for: str = "loopback", hosts: Sequence[str] = ()) -> HttpEndpoint:
     """Run the HTTP port of a daemon with one cluster, `shop`, whose failures contain its name."""
-    source = new_source(Journal(Metrics(), Audit(Metrics())))
+    source = new_source(Journal(Metrics().sources, Audit(Metrics().audit)))
     fleet = source.fleet
     source.set_targets([Target(name="shop", uid="u", place=("https://shop.test",), organization="acme")], 0.0)
     metrics = Metrics()
-    metrics.follow(fleet, 10)
+    metrics.follow(MeasuredDaemon(fleet=fleet, cluster_cap=10))
     health = IssuerHealth(name="exec", type="exec", problem="the plugin failed for shop", expires_at=None, leases=0)
     identity = DaemonIdentity(version="1", mode="single", epoch="e", started_at=when(0.0))
     board = StatusBoard(

@@ -32,14 +32,14 @@ def test_time_to_ready_is_observed_for_live_first_engagements(
 ) -> None:
     metrics = Metrics()
     event = Event(EventType.ENGAGED, CLUSTER, readiness=readiness)
-    Journal(metrics, Audit(metrics)).changed(event, is_live=is_live)
+    Journal(metrics.sources, Audit(metrics.audit)).changed(event, is_live=is_live)
     value = metrics.registry.get_sample_value
     name = "milo_discoveryd_project_ready_duration_seconds"
     assert (value(f"{name}_count"), value(f"{name}_sum")) == (count, total)
 
 
 def test_restored_clusters_are_no_warning() -> None:
-    journal = Journal(Metrics(), Audit(Metrics()))
+    journal = Journal(Metrics().sources, Audit(Metrics().audit))
     with capture_logs() as logs:
         journal.source(ViewStatus(ViewState.STALE, 0.0, RESTORED, "as last known"))
         journal.source(ViewStatus(ViewState.STALE, 0.0, "Unreachable", "refused"))

@@ -35,7 +35,7 @@ def test_counters_start_at_zero_before_the_first_event(name: str, labels: dict[s
 )
 def test_grpc_codes_are_spelled_as_by_the_common_interceptors(name: str, label: str) -> None:
     metrics = Metrics()
-    metrics.call_handled(("unary", "service", "Get"), name, 0.1)
+    metrics.calls.call_handled(("unary", "service", "Get"), name, 0.1)
     labels = {"grpc_type": "unary", "grpc_service": "service", "grpc_method": "Get", "grpc_code": label}
     assert metrics.registry.get_sample_value("grpc_server_handled_total", labels) == 1
 
@@ -43,7 +43,7 @@ def test_grpc_codes_are_spelled_as_by_the_common_interceptors(name: str, label: 
 def test_durations_are_observed_for_unary_rpcs_only() -> None:
     metrics = Metrics()
     for kind in ("unary", "server_stream"):
-        metrics.call_handled((kind, "service", kind), "OK", 0.1)
+        metrics.calls.call_handled((kind, "service", kind), "OK", 0.1)
     count = metrics.registry.get_sample_value
     for kind, observed in (("unary", 1), ("server_stream", None)):
         labels = {"grpc_type": kind, "grpc_service": "service", "grpc_method": kind}

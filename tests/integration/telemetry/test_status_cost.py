@@ -36,7 +36,7 @@ def targets() -> Iterator[Target]:
 @pytest.fixture
 def board() -> StatusBoard:
     metrics = Metrics()
-    source = new_source(Journal(metrics, Audit(metrics)))
+    source = new_source(Journal(metrics.sources, Audit(metrics.audit)))
     source.set_targets(targets(), 0.0)
     return StatusBoard(
         DaemonIdentity(version="1", mode="project", epoch="e", started_at=when(0.0)),

@@ -168,7 +168,7 @@ class Ledger(Journal):
     """A journal that records changes as text, such as `ENGAGED alpha`."""
 
     def __init__(self) -> None:
-        super().__init__(Metrics(), Audit(Metrics()))
+        super().__init__(Metrics().sources, Audit(Metrics().audit))
         self.events: list[str] = []
         self.reads: list[str] = []
         self.relistings: list[str] = []

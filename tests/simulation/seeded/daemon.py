@@ -11,7 +11,7 @@ import msgspec
 
 from milo_discovery import model as client_model
 from milo_discovery.v1 import discovery_pb2 as pb
-from milo_discoveryd.credentials.issuers.token_request import TokenRequestIssuer
+from milo_discoveryd.credentials.issuers.token_request import RequestedTokens, RequestingDaemon, TokenRequestIssuer
 from milo_discoveryd.engagement.not_ready import NotReadyClusters
 from milo_discoveryd.engagement.pending_releases import AwaitedRelease
 from milo_discoveryd.identity.caller import Caller
@@ -291,9 +291,8 @@ class Daemon:
             "tokens",
             tokens,
             origin="tokens.test",
-            namespace="milo",
-            service_account="operator",
-            run="one disk",
+            tokens=RequestedTokens(namespace="milo", service_account="operator"),
+            daemon=RequestingDaemon(run="one disk"),
             clock=_wall,
         )
         return Kubeconfigs(

@@ -15,7 +15,7 @@ from milo_discoveryd.sharding.actions import Read, Request, WaitUntil
 from milo_discoveryd.sharding.leases import GroupState, MemberLease, View, ViewMember
 from milo_discoveryd.sharding.member import Member
 from milo_discoveryd.sharding.ownership import KeyOwnership
-from milo_discoveryd.sharding.state import Candidates, Seen, State, Timing
+from milo_discoveryd.sharding.state import Candidates, ObservedWrite, State, Timing
 from tests.simulation.sharding.lease_api import ConflictError, LeaseApi
 
 TIMING = Timing(
@@ -94,19 +94,19 @@ class Search:
         processes = []
         for member in self._members:
             name = member.name
-            seen = {each.member: Seen(each.seen_as, START) for each in leases.values()}
+            observed_writes = {each.member: ObservedWrite(each.write_id, START) for each in leases.values()}
             if name in terms:
                 state = State(
                     group=group,
                     read_at=START,
                     is_read_due=False,
-                    seen=seen,
+                    observed_writes=observed_writes,
                     candidates=Candidates(view.members, START - 5),
                     lease=leases[name],
                     renewed_at=START,
                     has_held=True,
                     terms=1,
-                    known=view,
+                    latest_view=view,
                     resumed_at=START,
                     unconfirmed={},
                     drained=1,

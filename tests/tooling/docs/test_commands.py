@@ -206,7 +206,7 @@ def test_documented_publishers_parse_their_arguments(words: Sequence[str], monke
     def only(*_: object) -> NoReturn:
         raise ArgumentsParsed
 
-    monkeypatch.setattr("milo_discovery.cli.publish._run", only)
+    monkeypatch.setattr("milo_publishing.command._run", only)
     with pytest.raises(ArgumentsParsed):
         client.command.main([*words[1:]], standalone_mode=False)
 

@@ -14,7 +14,7 @@ from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.credentials import jwt
 from milo_discoveryd.credentials.issued_credential import IssuedCredential, validate
 from milo_discoveryd.credentials.issuers.issuer import MintRequest
-from milo_discoveryd.credentials.issuers.token_request import TokenRequestIssuer
+from milo_discoveryd.credentials.issuers.token_request import RequestedTokens, RequestingDaemon, TokenRequestIssuer
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready
 from milo_discoveryd.server.calls import requests, revision
@@ -240,10 +240,8 @@ def token_requests(data: bytes) -> None:
         "requested",
         api,
         origin="test",
-        namespace="milo",
-        service_account="operators",
-        run="fuzz",
-        bound=False,
+        tokens=RequestedTokens(namespace="milo", service_account="operators", bound=False),
+        daemon=RequestingDaemon(run="fuzz"),
         clock=lambda: NOW,
     )
     with suppress(CredentialError):

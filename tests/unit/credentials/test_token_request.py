@@ -12,7 +12,13 @@ import msgspec
 import pytest
 
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, RevokingIssuer, Scope
-from milo_discoveryd.credentials.issuers.token_request import EXPIRED_AFTER_S, ROTATE_AFTER_S, TokenRequestIssuer
+from milo_discoveryd.credentials.issuers.token_request import (
+    EXPIRED_AFTER_S,
+    ROTATE_AFTER_S,
+    RequestedTokens,
+    RequestingDaemon,
+    TokenRequestIssuer,
+)
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.watchers.transport import Transport
@@ -46,8 +52,18 @@ async def api(sandbox: Sandbox, tmp_path: Path) -> AsyncIterator[Transport]:
 
 
 def a_source(api: object, **differing: object) -> TokenRequestIssuer:
-    given = {"origin": "test", "namespace": "milo", "service_account": "operators", "run": "r"} | differing
-    return TokenRequestIssuer("requested", api, **given)  # type: ignore[arg-type]
+    """`differing`: fields of RequestedTokens and RequestingDaemon, and the clock."""
+    tokens, daemon = {"namespace": "milo", "service_account": "operators"}, {"run": "r"}
+    for struct, given in ((RequestedTokens, tokens), (RequestingDaemon, daemon)):
+        given.update({key: differing.pop(key) for key in struct.__struct_fields__ if key in differing})
+    return TokenRequestIssuer(
+        "requested",
+        api,
+        origin="test",
+        tokens=RequestedTokens(**tokens),
+        daemon=RequestingDaemon(**daemon),
+        **differing,
+    )
 
 
 async def test_token_is_for_service_account_and_bound_to_secret(sandbox: Sandbox, api: Transport) -> None:

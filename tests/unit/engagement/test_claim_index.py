@@ -54,7 +54,7 @@ def first_of(cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observati
 
 class RecordingJournal(Journal):
     def __init__(self) -> None:
-        super().__init__(Metrics(), Audit(Metrics()))
+        super().__init__(Metrics().sources, Audit(Metrics().audit))
         self.events: list[tuple[str, ...]] = []
         self.statuses: list[str] = []
         self.refused: list[tuple[str, str]] = []

@@ -49,7 +49,7 @@ class Fleet:
         self._clusters = [a_cluster(f"p-{number}", number) for number in range(1, size + 1)]
         self.minter = Minter(
             backend,
-            metrics=Metrics(),
+            metrics=Metrics().credentials,
             changed=self._taken,
             draw=Random(1).random,
             concurrency=BURST,

@@ -29,10 +29,11 @@ from milo_discoveryd.kubeconfigs.kubeconfigs import (
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.declared_target import DeclaredTarget
+from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.rights.rights import UNLIMITED, Recipient, Terms
 from milo_discoveryd.sources.project_control_plane import ProjectControlPlaneKind
 from milo_discoveryd.telemetry.audit import Audit
-from milo_discoveryd.telemetry.metrics import Metrics
+from milo_discoveryd.telemetry.metrics import MeasuredDaemon, Metrics
 from milo_kube.credential import Credential
 from milo_kube.credential_providers import StaticCredential
 from milo_kube.label_selector import parse
@@ -40,6 +41,7 @@ from milo_kube.upstream import Upstream
 from tests.support.eventually import LIMIT_S, eventually
 from tests.support.logs import capture_logs
 from tests.unit.kubeconfigs.backend import CANARY, Backend, RevokingBackend, a_cluster
+from tests.unit.registry.fleets import readable_log
 
 ME = Recipient(Caller(peer="unix:", listener="unix:///d.sock", uid=1000), "operators")
 ALPHA = a_cluster()
@@ -66,8 +68,8 @@ async def issuing(
     kubeconfigs = Kubeconfigs(
         [each if isinstance(each, IssuerAssignment) else IssuerAssignment(each) for each in issuers],
         trust=lambda *_: ClusterTrust(b"CA"),
-        metrics=metrics or Metrics(),
-        audit=Audit(Metrics()),
+        metrics=(metrics or Metrics()).credentials,
+        audit=Audit(Metrics().audit),
         max_ttl_s=900,
         default_ttl_s=600,
         draw=Random(1).random,
@@ -437,7 +439,8 @@ async def test_issue_is_audited_without_secret() -> None:
 async def test_metrics_count_kubeconfigs_mints_and_expiry() -> None:
     metrics, backend = Metrics(), Backend()
     async with issuing(backend, metrics=metrics) as kubeconfigs:
-        metrics.follow_credentials(kubeconfigs.health)
+        measured = MeasuredDaemon(fleet=Fleet(readable_log()), cluster_cap=0, issuer_health=kubeconfigs.health)
+        metrics.follow(measured)
         await got(kubeconfigs)
         kubeconfigs.refused("credentials_unavailable")
 

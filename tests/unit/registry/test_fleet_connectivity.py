@@ -19,7 +19,7 @@ BACK = ConnectivityStatus(Reachability.REACHABLE, 9.0)
 
 @pytest.fixture
 async def source() -> ClusterSource:
-    made = new_source(Journal(Metrics(), Audit(Metrics())), readable_log())
+    made = new_source(Journal(Metrics().sources, Audit(Metrics().audit)), readable_log())
     for _ in made.apply(made.collections[0], [ListStarted(), Listed(ready()), ListEnded()], 0.0):
         pass
     return made

@@ -11,7 +11,7 @@ from tests.unit.registry.fleets import malformed, readable_log, ready
 
 class Ledger(Journal):
     def __init__(self) -> None:
-        super().__init__(Metrics(), Audit(Metrics()))
+        super().__init__(Metrics().sources, Audit(Metrics().audit))
         self.refused: list[tuple[str, str]] = []
 
     def object_refused(self, seen: Malformed | Refused) -> None:

@@ -127,7 +127,7 @@ def test_lease_that_cannot_be_read_has_a_problem(annotations: dict[str, str | No
     written_again = member_lease(**annotations)
     written_again["metadata"] |= {"resourceVersion": "8"}  # type: ignore[operator]
     again = lease_objects.decode_list(listed(written_again), NAMES).members["a"]
-    assert again.seen_as == found.seen_as, "a write that cannot be read is no renewal"
+    assert again.write_id == found.write_id, "a write that cannot be read is no renewal"
 
 
 def test_lease_of_another_format_is_renewed_by_its_writes() -> None:
@@ -135,7 +135,7 @@ def test_lease_of_another_format_is_renewed_by_its_writes() -> None:
     second["metadata"] |= {"resourceVersion": "8"}  # type: ignore[operator]
     found, again = (lease_objects.decode_list(listed(each), NAMES).members["a"] for each in (first, second))
     assert "its format is '2', and this daemon's '1': run one version in all members" in found.problem
-    assert found.seen_as != again.seen_as
+    assert found.write_id != again.write_id
 
 
 def test_lease_that_is_not_the_groups_is_reported() -> None:

@@ -58,11 +58,10 @@ class ReloadedFile:
             load({}, {}, self.file),
             lambda: load({}, {}, self.file),
             self.file,
-            apply=self.apply,
             audit=self,
-            metrics=self.metrics,
+            metrics=self.metrics.reloads,
         )
-        following = asyncio.create_task(made.run())
+        following = asyncio.create_task(made.run(self.apply))
         try:
             yield made
         finally:
@@ -186,8 +185,8 @@ async def test_config_reload_without_file_waits_for_signal() -> None:
         applied += 1
 
     settings = load({}, {}, None)
-    made = ConfigReloader(settings, lambda: settings, None, apply=apply, audit=ReloadedFile(Path()), metrics=metrics)
-    following = asyncio.create_task(made.run())
+    made = ConfigReloader(settings, lambda: settings, None, audit=ReloadedFile(Path()), metrics=metrics.reloads)
+    following = asyncio.create_task(made.run(apply))
     made.reload_now()
     await eventually(
         lambda: metrics.registry.get_sample_value("milo_discoveryd_config_reloads_total", {"result": "unchanged"}) == 1

@@ -30,21 +30,16 @@ users: [{name: u, user: {token: t}}]
 """
 
 
-async def built(tmp_path: Path, environ: dict[str, str], **sharding: Any) -> ShardGroup | None:
+async def built(tmp_path: Path, environ: dict[str, str], **sharding: Any) -> ShardGroup:
     kubeconfig = tmp_path / "kubeconfig"
     kubeconfig.write_text(KUBECONFIG)
     settings = Settings(sharding=ShardingSettings(kubeconfig=kubeconfig, **sharding))
     async with AsyncExitStack() as stack:
-        return shard_group(settings, environ, empty_source().fleet, Metrics(), stack, sources=[], fencing=list)
-
-
-async def test_daemon_without_a_shard_group_has_no_member(tmp_path: Path) -> None:
-    assert await built(tmp_path, {}) is None
+        return shard_group(settings, environ, empty_source().fleet, Metrics().leases, stack, sources=[], fencing=list)
 
 
 async def test_shard_group_member_is_named_after_its_pod(tmp_path: Path) -> None:
     group = await built(tmp_path, {"POD_NAME": "dns-1", "POD_NAMESPACE": "operators"}, group="dns", weight=2.0)
-    assert group is not None
     assert (group.member.name, group.member.weight) == ("dns-1", 2.0)
     assert group.member.holder.startswith("dns-1.")
     assert group.status().group == "dns"
@@ -52,7 +47,6 @@ async def test_shard_group_member_is_named_after_its_pod(tmp_path: Path) -> None
 
 async def test_member_name_setting_takes_precedence_over_pod_name(tmp_path: Path) -> None:
     group = await built(tmp_path, {"POD_NAME": "dns-1"}, group="dns", member="other", namespace="operators")
-    assert group is not None
     assert group.member.name == "other"
 
 

@@ -1,0 +1,168 @@
+"""Prints classes with too many attributes or constructor arguments, and import circles; status 1 if one is not known.
+
+    structure.py         the classes over the bars, and the circles, that are not listed below as left to do
+    structure.py --all   all of them
+
+An attribute is what a class assigns to `self`, or names in `__slots__`. Circles include imports for type checkers.
+"""
+
+import ast
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+SOURCES = tuple(
+    ROOT / name
+    for name in (
+        "milo_discoveryd",
+        "clients/python/src/milo_discovery",
+        "controllers/src/milo_controllers",
+        "publishing/src/milo_publishing",
+        "kube/src/milo_kube",
+        "sandbox/src/milo_sandbox",
+        "conformance/src/milo_conformance",
+    )
+)
+GENERATED = "v1"
+MOST_ATTRIBUTES = 14
+MOST_ARGUMENTS = 8
+
+
+class Size(NamedTuple):
+    attributes: int
+    arguments: int
+
+    def exceeds(self, other: "Size") -> bool:
+        return self.attributes > other.attributes or self.arguments > other.arguments
+
+
+BARS = Size(MOST_ATTRIBUTES, MOST_ARGUMENTS)
+LEFT_TO_DO = {
+    "milo_controllers.controller.Controller": Size(18, 3),
+    "milo_controllers.controllers.Controllers": Size(23, 7),
+    "milo_controllers.metrics.ControllerMetrics": Size(15, 2),
+    "milo_controllers.request.Request": Size(15, 10),
+    "milo_discoveryd.credentials.issuers.kubeconfig_secret.KubeconfigSecretIssuer": Size(9, 9),
+    "milo_discoveryd.kubeconfigs.kubeconfigs.Kubeconfigs": Size(11, 12),
+    "milo_discoveryd.kubeconfigs.minter.Minter": Size(22, 7),
+    "milo_discoveryd.objects.collection.Intake": Size(15, 4),
+    "milo_discoveryd.log.change_log.ChangeLog": Size(17, 4),
+    "milo_discoveryd.engagement.engagement.Registry": Size(16, 8),
+    "milo_discoveryd.server.calls.kubeconfig_rotation.KubeconfigRotation": Size(15, 9),
+    "milo_discoveryd.watchers.driver.Driver": Size(11, 11),
+    "milo_kube.http.connection.Response": Size(15, 1),
+    "milo_kube.http.http2.Http2Connection": Size(18, 1),
+    "milo_kube.list_watch.ListWatch": Size(10, 9),
+    "milo_publishing.publisher.Publisher": Size(20, 8),
+    "milo_sandbox.gateway.Gateway": Size(12, 10),
+    "milo_sandbox.sandbox.Sandbox": Size(21, 10),
+    "milo_sandbox.watch.ObjectWatch": Size(16, 6),
+}
+"""Classes over the bars, which must not become larger: their attributes and arguments."""
+CIRCLES_LEFT_TO_DO = {("milo_discoveryd.registry.fleet", "milo_discoveryd.registry.source")}
+
+
+def modules() -> dict[str, ast.Module]:
+    return {
+        ".".join(path.relative_to(source.parent).with_suffix("").parts).removesuffix(".__init__"): ast.parse(
+            path.read_text()
+        )
+        for source in SOURCES
+        for path in sorted(source.rglob("*.py"))
+        if GENERATED not in path.relative_to(source).parts
+    }
+
+
+def size(definition: ast.ClassDef) -> Size:
+    attributes: set[str] = set()
+    arguments = 0
+    for node in definition.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            attributes.update(_assigned(node))
+            if node.name == "__init__":
+                given = node.args
+                arguments = len([*given.posonlyargs, *given.args, *given.kwonlyargs]) - 1
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__slots__":
+            attributes.update(each.value for each in ast.walk(node.value) if isinstance(each, ast.Constant))
+    return Size(len(attributes), arguments)
+
+
+def _assigned(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[str]:
+    for node in ast.walk(function):
+        is_stored = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+        if is_stored and isinstance(node.value, ast.Name) and node.value.id == "self":
+            yield node.attr
+
+
+def sizes(parsed: Mapping[str, ast.Module]) -> dict[str, Size]:
+    return {
+        f"{module}.{node.name}": size(node)
+        for module, tree in parsed.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+    }
+
+
+def imports(parsed: Mapping[str, ast.Module]) -> dict[str, set[str]]:
+    return {module: set(_imported(tree, parsed)) - {module} for module, tree in parsed.items()}
+
+
+def _imported(tree: ast.Module, parsed: Mapping[str, ast.Module]) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names if name.name in parsed)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for name in node.names:
+                submodule = f"{node.module}.{name.name}"
+                if submodule in parsed or node.module in parsed:
+                    yield submodule if submodule in parsed else node.module
+
+
+def circles(graph: Mapping[str, set[str]]) -> set[tuple[str, ...]]:
+    """Return the sets of modules that import each other, also by way of others."""
+    reached = {module: _reachable(module, graph) for module in graph}
+    return {
+        tuple(sorted(other for other in reached[module] if module in reached[other]))
+        for module in graph
+        if module in reached[module]
+    }
+
+
+def _reachable(module: str, graph: Mapping[str, set[str]]) -> set[str]:
+    reached: set[str] = set()
+    left = list(graph[module])
+    while left:
+        found = left.pop()
+        if found not in reached:
+            reached.add(found)
+            left += graph[found]
+    return reached
+
+
+def problems(*, is_complete: bool = False) -> Iterator[str]:
+    parsed = modules()
+    known = {} if is_complete else LEFT_TO_DO
+    measured = sizes(parsed)
+    for name, found in sorted(measured.items(), key=lambda each: (-each[1].attributes, -each[1].arguments)):
+        if found.exceeds(Size(*map(max, known.get(name, BARS), BARS))):
+            yield (
+                f"{name} has {found.attributes} attributes and a constructor with {found.arguments} arguments: at most "
+                f"{MOST_ATTRIBUTES} and {MOST_ARGUMENTS}; divide it, or pass a struct of settings"
+            )
+    for name in known:
+        if name not in measured or not measured[name].exceeds(BARS):
+            yield f"{name} is within the bars: remove it from LEFT_TO_DO of tools/structure.py"
+    for circle in sorted(circles(imports(parsed)) - (set() if is_complete else CIRCLES_LEFT_TO_DO)):
+        yield f"modules import each other: {', '.join(circle)}"
+
+
+def main() -> int:
+    found = list(problems(is_complete="--all" in sys.argv))
+    sys.stdout.writelines(f"{problem}\n" for problem in found)
+    return bool(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
