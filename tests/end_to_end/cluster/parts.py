@@ -124,7 +124,11 @@ def images(contexts: Mapping[str, Path], say: Say) -> Path:
         shutil.rmtree(work / "layout", ignore_errors=True)
         say(f"images {', '.join(wanted)}: building")
         lines = [f"{name} {target or '-'} {context.resolve()}" for name, (target, context) in wanted.items()]
-        binds: dict[Path, str] = {base_archive(say): "/base.tar", work: "/images", **{path.resolve(): "" for _, path in wanted.values()}}
+        binds: dict[Path, str] = {
+            base_archive(say): "/base.tar",
+            work: "/images",
+            **{path.resolve(): "" for _, path in wanted.values()},
+        }
         binds |= {Path(each): "" for each in ("/etc/ssl/certs", "/etc/resolv.conf", "/etc/pip.conf")}
         private = Private(
             node_tree(say), work / "root", {source: to for source, to in binds.items() if source.exists()}
