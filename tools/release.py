@@ -194,7 +194,9 @@ def chart(out: Path, bundle: Path, commit: Commit) -> None:
     ]
     hashed = settings["metadata"]["name"]
     environment = {
-        each["name"]: each["value"] for each in pod["initContainers"][0]["env"] if "MILO_DISCOVERYD" in each["name"]
+        each["name"]: each.get("value", "")
+        for each in pod["initContainers"][0]["env"]
+        if "MILO_DISCOVERYD" in each["name"]
     }
     values = VALUES.format(image=image, environment=_indented(environment), settings=_indented(settings["data"]))
     settings["data"] = "@settings@"

@@ -2,6 +2,7 @@
 
 import asyncio
 import shlex
+import shutil
 import time
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
@@ -105,7 +106,9 @@ def _not_listening(listen: str, port: int, saved_port: int, error: OSError) -> s
 
 def _print_introduction(sandbox: Sandbox, kubeconfig: Path, churn: float) -> None:
     changing = f", about {churn:g} changes a second" if churn else ""
+    # The image has no kubectl.
+    commands = _COMMANDS if shutil.which("kubectl") else ""
     write(
         f"milo sandbox at {sandbox.url}: {len(sandbox.projects)} projects{changing}\n"
-        f"kubeconfig: {kubeconfig.absolute()}\n" + _COMMANDS.format(kubeconfig=shlex.quote(str(kubeconfig.absolute())))
+        f"kubeconfig: {kubeconfig.absolute()}\n" + commands.format(kubeconfig=shlex.quote(str(kubeconfig.absolute())))
     )

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import yaml
 
 from tests.end_to_end.cluster import parts
 from tests.end_to_end.real import kubeconfig
@@ -22,6 +21,7 @@ from tests.end_to_end.real.process import Process, ProcessError, birth_of, start
 
 _HERE = Path(__file__).parent
 ADDRESS = "10.199.0.1"
+"""The node's, also in `etc`."""
 _SERVICES = "10.96.0.1"
 _STARTED_WITHIN_S = 180
 _COMPONENTS = {
@@ -32,62 +32,6 @@ _COMPONENTS = {
     "kube-proxy": ("system:kube-proxy", []),
     "coredns": ("system:kube-dns", ["system:masters"]),
 }
-_KUBELET = {
-    "apiVersion": "kubelet.config.k8s.io/v1beta1",
-    "kind": "KubeletConfiguration",
-    "authentication": {"anonymous": {"enabled": False}, "x509": {"clientCAFile": "/etc/kubernetes/ca.crt"}},
-    "authorization": {"mode": "Webhook"},
-    "cgroupDriver": "cgroupfs",
-    "failCgroupV1": False,
-    "failSwapOn": False,
-    "clusterDNS": [ADDRESS],
-    "clusterDomain": "cluster.local",
-    "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
-    # Lower ones need CAP_SYS_RESOURCE.
-    "oomScoreAdj": 0,
-    # How full the host's disk is must not matter.
-    "evictionHard": dict.fromkeys(
-        ("memory.available", "nodefs.available", "nodefs.inodesFree", "imagefs.available"), "0%"
-    ),
-    "imageGCHighThresholdPercent": 100,
-}
-_CONTAINERD = """\
-version = 2
-[plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "docker.io/library/pause:1"
-  restrict_oom_score_adj = true
-  disable_apparmor = true
-  [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "/usr/lib/cni"
-    conf_dir = "/etc/cni/net.d"
-"""
-_NETWORK = {
-    "cniVersion": "1.0.0",
-    "name": "pods",
-    "plugins": [
-        {
-            "type": "bridge",
-            "bridge": "pods0",
-            "isGateway": True,
-            "ipMasq": True,
-            "hairpinMode": True,
-            "ipam": {
-                "type": "host-local",
-                "ranges": [[{"subnet": "10.244.0.0/16"}]],
-                "routes": [{"dst": "0.0.0.0/0"}],
-            },
-        },
-        {"type": "portmap", "capabilities": {"portMappings": True}},
-    ],
-}
-_COREDNS = """\
-.:53 {
-    errors
-    kubernetes cluster.local {
-        kubeconfig /etc/kubernetes/coredns.conf
-    }
-}
-"""
 
 
 class MissingError(Exception):
@@ -135,7 +79,7 @@ class Node:
         programs, tree = parts.programs(say), parts.node_tree(say)
         self._clean()
         self._write_files()
-        binds = {programs: "/programs", self._state: "/state"}
+        binds = {self._state: "/state", **{each: f"/programs/{each.name}" for each in programs}}
         private = parts.Private(tree, self._state, binds)
         namespaces = ("--net", "--uts", "--ipc", "--cgroup")
         argv = private.argv([_HERE / "node.sh", ADDRESS], *namespaces)
@@ -196,12 +140,9 @@ class Node:
 
     def memory_mib(self) -> int | None:
         """Return the memory in use by all processes of the node, without caches."""
-        for each in self.cgroups():
-            for name, key in (("memory.stat", "total_rss "), ("memory.stat", "anon ")):
-                stat = (each / name).read_text() if (each / name).exists() else ""
-                for line in stat.splitlines():
-                    if line.startswith(key):
-                        return int(line.split()[1]) >> 20
+        for file in (each / "memory.stat" for each in self.cgroups() if (each / "memory.stat").exists()):
+            stat = dict(line.split() for line in file.read_text().splitlines())
+            return int(stat.get("total_rss") or stat["anon"]) >> 20
         return None
 
     def _kubectl(self, *arguments: str, given: str | None = None) -> "subprocess.CompletedProcess[str]":
@@ -209,10 +150,10 @@ class Node:
         return subprocess.run(command, input=given, capture_output=True, text=True, check=False)
 
     def _write_files(self) -> None:
-        etc = self._state / "upper" / "etc"
-        pki = etc / "kubernetes"
         (self._state / "containerd").mkdir(parents=True)
-        pki.mkdir(parents=True, mode=0o700)
+        shutil.copytree(_HERE / "etc", self.files / "etc")
+        pki = self.files / "etc" / "kubernetes"
+        pki.chmod(0o700)
         authority = Authority(pki)
         authority.server("server", ADDRESS, _SERVICES, "node", "kubernetes.default.svc", "kubernetes.default")
         authority.signing_key("tokens")
@@ -224,17 +165,6 @@ class Node:
             kubeconfig.write(
                 pki / f"{name}.conf", server=f"https://{ADDRESS}:6443", authority=authority.pem, user=credential
             )
-        files = {
-            "kubernetes/kubelet.yaml": yaml.safe_dump(_KUBELET),
-            "containerd/node.toml": _CONTAINERD,
-            "cni/net.d/pods.conflist": json.dumps(_NETWORK),
-            "coredns/Corefile": _COREDNS,
-            "hosts": f"127.0.0.1 localhost\n{ADDRESS} node\n",
-            "resolv.conf": "",
-        }
-        for name, content in files.items():
-            (etc / name).parent.mkdir(parents=True, exist_ok=True)
-            (etc / name).write_text(content)
 
     def _make_cgroups(self) -> list[Path]:
         made = self.cgroups()

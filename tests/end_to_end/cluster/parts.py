@@ -5,12 +5,10 @@ All of it is cached in the user's cache directory, by version and definition.
 
 import hashlib
 import json
-import os
 import secrets
 import shutil
 import subprocess
 import tarfile
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -65,18 +63,9 @@ def directory() -> Path:
     return cache_directory().with_name("cluster")
 
 
-def programs(say: Say) -> Path:
-    """Return a directory with all programs, which are built unless they are cached."""
-    built = [obtain(each, say) for each in (ETCD, _API_SERVER, *map(_of_kubernetes, _KUBERNETES), _COREDNS)]
-    together = directory() / f"programs-{hashlib.sha256(repr(built).encode()).hexdigest()[:8]}"
-    with exclusively(directory()):
-        if not together.exists():
-            unfinished = Path(tempfile.mkdtemp(dir=directory()))
-            unfinished.chmod(0o755)
-            for program in built:
-                os.link(program, unfinished / program.name)
-            unfinished.replace(together)
-    return together
+def programs(say: Say) -> list[Path]:
+    """Return all programs, which are built unless they are cached."""
+    return [obtain(each, say) for each in (ETCD, _API_SERVER, *map(_of_kubernetes, _KUBERNETES), _COREDNS)]
 
 
 def node_tree(say: Say) -> Path:
@@ -135,7 +124,11 @@ def images(contexts: Mapping[str, Path], say: Say) -> Path:
         shutil.rmtree(work / "layout", ignore_errors=True)
         say(f"images {', '.join(wanted)}: building")
         lines = [f"{name} {target or '-'} {context.resolve()}" for name, (target, context) in wanted.items()]
-        binds = {base_archive(say): "/base.tar", work: "/images", **{path.resolve(): "" for _, path in wanted.values()}}
+        binds: dict[Path, str] = {
+            base_archive(say): "/base.tar",
+            work: "/images",
+            **{path.resolve(): "" for _, path in wanted.values()},
+        }
         binds |= {Path(each): "" for each in ("/etc/ssl/certs", "/etc/resolv.conf", "/etc/pip.conf")}
         private = Private(
             node_tree(say), work / "root", {source: to for source, to in binds.items() if source.exists()}

@@ -7,7 +7,7 @@ import signal
 import ssl
 import sys
 from base64 import b64decode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -21,10 +21,12 @@ START_WITHIN_S = 60.0
 
 
 @asynccontextmanager
-async def running(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def running(
+    *arguments: str, environment: Mapping[str, str] | None = None
+) -> AsyncIterator[asyncio.subprocess.Process]:
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "milo_sandbox", *arguments, stdout=pipe, stderr=pipe
+        sys.executable, "-m", "milo_sandbox", *arguments, stdout=pipe, stderr=pipe, env=environment
     )
     try:
         async with asyncio.timeout(START_WITHIN_S):
@@ -125,6 +127,17 @@ async def test_sandbox_prints_commands_that_can_be_pasted_into_a_shell(tmp_path:
     assert shell.returncode == 0, out.decode()
     for words in (b"project.resourcemanager.miloapis.com/hello created", b"hello created", b'"hello" deleted'):
         assert words in out
+
+
+async def test_sandbox_prints_no_commands_where_kubectl_is_missing_as_in_its_image(tmp_path: Path) -> None:
+    async with running(
+        "--kubeconfig-out", str(tmp_path / "kubeconfig"), environment={"PATH": str(tmp_path)}
+    ) as process:
+        assert (await line(process)).startswith("milo sandbox at ")
+        assert str(tmp_path) in await line(process)
+        process.terminate()
+        out, _ = await process.communicate()
+    assert out == b"milo sandbox stopped\n"
 
 
 async def started(kubeconfig: Path, *arguments: str) -> tuple[str, dict[str, object], str]:

@@ -73,7 +73,7 @@ def environment(directory: Path, container: Manifest) -> dict[str, str]:
         assert reference["name"] in maps or reference["optional"]
         found |= maps.get(reference["name"], {})
     for each in container.get("env", ()):
-        found[each["name"]] = _expanded(each["value"], found)
+        found[each["name"]] = _expanded(each.get("value", ""), found)
     return found
 
 

@@ -80,7 +80,7 @@ class Container:
             f"--reuid={security['runAsUser']}", f"--regid={security['runAsGroup']}", f"--groups={group}",
             "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs",
         ]  # fmt: skip
-        self._environment = {"PATH": path, "HOME": "/", **{each["name"]: each["value"] for each in spec["env"]}}
+        self._environment = {"PATH": path, "HOME": "/", **{each["name"]: each.get("value", "") for each in spec["env"]}}
         command = [*spec.get("command", ["milo-discoveryd"]), *spec.get("args", [])]
         self._process = subprocess.Popen(
             [*self._restricted, *command], env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

@@ -184,6 +184,13 @@ def test_subscribers_use_the_address_that_the_daemon_listens_on(directory: Path)
             assert listen.path.parent.parent == Path(mounts["milo-discovery"])
 
 
+@pytest.mark.parametrize("directory", WITH_DAEMON, ids=lambda path: path.name)
+def test_no_variable_has_an_empty_value_which_each_apply_would_write_again(directory: Path) -> None:
+    assert [
+        each["name"] for made in containers(directory) for each in made.get("env", ()) if each.get("value") == ""
+    ] == []
+
+
 @pytest.mark.parametrize("page", ["tutorial.md", "tutorial-go.md"])
 def test_tutorial_mounts_the_socket_of_the_component(page: str, overlay: Callable[..., Path]) -> None:
     found = re.search(

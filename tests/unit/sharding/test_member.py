@@ -150,6 +150,24 @@ def test_leaving_member_owns_its_clusters_until_the_others_know_the_view(seconds
     assert driver.now - left_at <= TIMING.read_interval_s + 3, "it does not wait until the members have been stable"
 
 
+def test_clusters_that_a_leaving_member_releases_one_by_one_have_an_owner_again_within_a_second() -> None:
+    driver = Driver("a", "b", "c")
+    driver.run(60)
+    leaving, keys = driver.members["a"], driver.owned("a")
+    kept = driver.pending["a"] = set(keys)
+    leaving.leave()
+    released_at: dict[str, float] = {}
+    pauses: dict[str, float] = {}
+    while len(pauses) < len(keys):
+        driver.run(0.25)
+        owned = driver.owned("b") | driver.owned("c")
+        pauses |= {key: driver.now - at for key, at in released_at.items() if key in owned and key not in pauses}
+        if lost := sorted(kept - driver.owned("a")):
+            kept.discard(lost[0])
+            released_at[lost[0]] = driver.now
+    assert max(pauses.values()) <= 1.0
+
+
 def test_leaving_member_waits_for_no_member_that_has_left_before() -> None:
     driver = settled("a", "b", "c")
     for name in "ab":
