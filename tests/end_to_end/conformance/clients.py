@@ -110,7 +110,7 @@ def rust_operator() -> Command:
 
 CLIENTS = {
     "python": Client(python),
-    # Its watch has no API clients: those of a fleet's handlers and of the provider for multicluster-runtime renew theirs.
+    # Its watch has no API clients: those of a fleet's handlers and of the multicluster-runtime provider renew theirs.
     "go": Client(go, lacks_features=frozenset({Feature.CREDENTIALS})),
     # Node.js cannot tell who serves a Unix socket.
     "node": Client(node, lacks_features=frozenset({Feature.SERVER_UID})),
