@@ -386,3 +386,4 @@ def test_intake_without_a_removal_guard_believes_the_first_list() -> None:
     source = Source(ready("a"))
     assert source.intake.unverified is None
     assert source.intake.relist_at is None
+    assert not source.intake.accept(0.0)
