@@ -219,7 +219,6 @@ class Daemon:
             self._fleet.on(EventType.DISENGAGED, kubeconfigs.disengaged)
             self._group = self._shard = group = self._shard_group(issuers, sources, stack)
             self._metrics.follow_group(group)
-            self._metrics.follow_credentials(kubeconfigs.health)
             access = AccessControl(
                 rights(settings.rights), _quotas(settings), self._audit, asyncio.get_running_loop().time
             )
@@ -244,6 +243,7 @@ class Daemon:
             stack.enter_context(self._measured(service))
             reviewer = token_reviewer(settings, self._environ, stack)
             server = Server(service, listeners(settings), self._metrics, traces=traces, reviewer=reviewer)
+            self._metrics.follow_credentials(kubeconfigs.health, server.certificate_expiries)
             await server.start()
             stack.push_async_callback(server.stop)
             self.addresses = server.addresses

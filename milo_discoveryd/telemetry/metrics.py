@@ -269,8 +269,13 @@ class Metrics:
         )
         build.labels(version, mode).set(1)
 
-    def follow_credentials(self, health: Callable[[], Iterable[IssuerHealth]]) -> None:
-        self.registry.register(CredentialCollector(health))
+    def follow_credentials(
+        self,
+        health: Callable[[], Iterable[IssuerHealth]],
+        certificates: Callable[[], Iterable[tuple[str, float]]] = tuple,
+    ) -> None:
+        """Report the issuers' credentials, and the server certificates of listeners."""
+        self.registry.register(CredentialCollector(health, certificates))
 
     def kubeconfig_issued(self, result: str) -> None:
         self._issued.labels(result).inc()
