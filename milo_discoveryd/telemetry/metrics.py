@@ -91,7 +91,7 @@ class Metrics:
         )
         self._loop_delay = Histogram(
             "milo_discoveryd_event_loop_delay_seconds",
-            "How late the event loop runs what is due, because of a step that takes long.",
+            "Delay of due callbacks of the event loop, caused by steps that take long.",
             buckets=_LOOP_DELAYS_S,
             registry=self.registry,
         )
