@@ -54,7 +54,7 @@ class SandboxMilo:
         return int(await self._done("requests", _SOON_S))
 
     async def relist(self, mark: str) -> None:
-        """Make every reader list again; one project has the mark then."""
+        """Force a relist by every reader, in which one project has this mark."""
         await self._done(f"relist {mark}", _SOON_S)
 
     async def _done(self, request: str, within_s: float) -> str:

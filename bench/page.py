@@ -43,7 +43,11 @@ def main(argv: Sequence[str]) -> int:
     asked = parser.parse_args(argv)
     stale = [path for path, content in made().items() if not path.exists() or path.read_text() != content]
     if asked.check:
-        print("\n".join(f"{path.relative_to(ROOT)} is not what bench/results says" for path in stale))
+        print(
+            "\n".join(
+                f"{path.relative_to(ROOT)} differs from bench/results: run ./dev python -m bench.page" for path in stale
+            )
+        )
         return 1 if stale else 0
     for path in stale:
         path.write_text(made()[path])

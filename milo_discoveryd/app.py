@@ -198,10 +198,10 @@ class Daemon:
             self._fleet.on(EventType.DISENGAGED, kubeconfigs.disengaged)
             self._membership = self._joined(issuers, sources, stack)
             service = self._service(kubeconfigs)
-            self._measure(service, kubeconfigs, dropped_lines)
             stack.enter_context(watched_loop(self._metrics.loop_was_late))
             reviewer = token_reviewer(settings, self._environ, stack)
             server = Server(service, listeners(settings), self._metrics.calls, traces=traces, reviewer=reviewer)
+            self._measure(service, server, kubeconfigs, dropped_lines)
             await server.start()
             stack.push_async_callback(server.stop)
             self.addresses = server.addresses
@@ -241,7 +241,9 @@ class Daemon:
             shard=self._group,
         )
 
-    def _measure(self, service: Service, kubeconfigs: Kubeconfigs, dropped_lines: Callable[[], int]) -> None:
+    def _measure(
+        self, service: Service, server: Server, kubeconfigs: Kubeconfigs, dropped_lines: Callable[[], int]
+    ) -> None:
         measured = MeasuredDaemon(
             fleet=self._fleet,
             cluster_cap=self._settings.metrics.cluster_info_cap,
@@ -251,6 +253,7 @@ class Daemon:
             tasks=lambda: len(asyncio.all_tasks()),
             dropped_lines=dropped_lines,
             issuer_health=kubeconfigs.health,
+            certificates=server.certificate_expiries,
             shard=self._group,
         )
         self._metrics.follow(measured)

@@ -98,6 +98,6 @@ def _labels(family: Family, with_several: Family) -> str:
 if __name__ == "__main__":
     if sys.argv[1:] == ["--check"]:
         if DOCUMENT.read_text() != render():
-            sys.exit("docs/metrics.md is not what the metrics are: run ./dev gen")
+            sys.exit("docs/metrics.md is out of date: run ./dev gen")
     else:
         DOCUMENT.write_text(render())

@@ -224,6 +224,7 @@ def chart(out: Path, bundle: Path, commit: Commit) -> None:
         root = Path(scratch) / "milo-discoveryd"
         (root / "templates").mkdir(parents=True)
         (root / "values.yaml").write_text(values)
+        shutil.copy(ROOT / "deploy" / "chart" / "values.schema.json", root)
         (root / "Chart.yaml").write_text(
             f"apiVersion: v2\nname: milo-discoveryd\nversion: {version()}\nappVersion: {version()}\n"
             "kubeVersion: '>=1.29.0-0'\nsources:\n- " + SOURCE + "\n"

@@ -205,4 +205,4 @@ if __name__ == "__main__":
         if sys.argv[1:] != ["--check"]:
             path.write_text(text)
         elif path.read_text() != text:
-            sys.exit(f"{path.relative_to(DOCS.parent)} is not what the settings are: run ./dev gen")
+            sys.exit(f"{path.relative_to(DOCS.parent)} is out of date: run ./dev gen")

@@ -76,7 +76,7 @@ def main() -> int:
     ]
     for path, place in differing:
         if given.check:
-            print(f"{path.relative_to(ROOT)} names another version than {version}: run ./dev version")
+            print(f"{path.relative_to(ROOT)} names a different version than {version}: run ./dev version")
         else:
             put(path, place, version)
     return 1 if given.check and differing else 0

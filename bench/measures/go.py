@@ -208,7 +208,7 @@ class _Bench:
             yield _ProjectServer(self._binary, directory, milo, server, line.split()[1], count)
 
     async def beside(self, many: int, informers: int) -> dict[str, float]:
-        """Measure the time until both work in the same projects."""
+        """Measure the time until both operators have reconciled all projects, which they share."""
         found: dict[str, float] = {}
         key = f"go.{informers}_informers"
         async with self.place(many) as place:

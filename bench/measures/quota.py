@@ -96,7 +96,7 @@ class Quota:
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def claim(self, indices: range) -> None:
-        """Create these of the claims of each consumer."""
+        """Create the claims with these indices for each consumer."""
         left = iter(product(self._consumers, indices))
 
         async def work() -> None:

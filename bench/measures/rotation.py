@@ -52,7 +52,7 @@ async def measure(setting: Setting) -> Samples:
 
 
 class Renewed:
-    """The clusters with the second kubeconfig."""
+    """The clusters whose rotated kubeconfig has arrived."""
 
     def __init__(self) -> None:
         self.names: set[str] = set()

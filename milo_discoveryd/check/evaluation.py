@@ -34,7 +34,7 @@ class Evaluation(msgspec.Struct, frozen=True):
     clusters: tuple[Cluster, ...]
     """Those that the daemon engages."""
     others: Mapping[ObjectState, tuple[tuple[str, str], ...]]
-    """Name and message of the others, sorted, by their state."""
+    """Objects whose clusters are not engaged, by state: name and message, sorted."""
 
 
 async def evaluate_source(

@@ -104,7 +104,7 @@ class TokenExchange(_Issuer, frozen=True, kw_only=True):
         if self.client_secret_file is not None and self.client_key_file is not None:
             raise ValueError("has client_secret_file and client_key_file: remove one")
         if (self.client_secret_file or self.client_key_file) is not None and not self.client_id:
-            raise ValueError("authenticates a client without a name: set client_id")
+            raise ValueError("has client authentication without client_id: set client_id")
         if self.grant == "jwt-bearer" and self.actor_token_file is not None:
             raise ValueError('has actor_token_file, which "grant: jwt-bearer" does not send: remove it')
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +94,12 @@ class Server:
         except StartError:
             await self.stop()
             raise
+
+    def certificate_expiries(self) -> Iterator[tuple[str, float]]:
+        """Return each listener that has a server certificate, with its expiry."""
+        for listener in self._listeners:
+            if listener.tls is not None and listener.tls.expires_at is not None:
+                yield listener.name, listener.tls.expires_at
 
     async def set_ready(self, sources: Mapping[str, bool]) -> None:
         """Report the health of each source, as `SERVICE/SOURCE`, and of the daemon, which is ready if one source is."""

@@ -21,7 +21,7 @@ from milo_kube.rfc3339 import rfc3339
 
 _LONGEST_NAME = 253
 _OBJECT_RATE = Rate(per_second=1.0, burst=20.0)
-"""Limit for the lines about one object, which its writer can break and repair again and again."""
+"""Rate limit of the lines about one object, whose writer can make it malformed and valid repeatedly."""
 _OBJECTS_RATE = Rate(per_second=10.0, burst=200.0)
 _MAX_OBJECTS = 10_000
 

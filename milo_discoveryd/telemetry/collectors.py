@@ -175,13 +175,17 @@ class LogCollector(Collector):
 
 
 class CredentialCollector(Collector):
-    def __init__(self, health: Callable[[], Iterable[IssuerHealth]]) -> None:
+    def __init__(
+        self, health: Callable[[], Iterable[IssuerHealth]], certificates: Callable[[], Iterable[tuple[str, float]]]
+    ) -> None:
         self._health = health
+        self._certificates = certificates
 
     def collect(self) -> Iterator[Metric]:
         expiry = GaugeMetricFamily(
             "milo_discoveryd_credential_expiry_timestamp_seconds",
-            "Earliest expiry of the credentials that an issuer holds; 0 if it holds none.",
+            "Earliest expiry of the credentials that an issuer holds, 0 if it holds none; as `listener NAME`, the "
+            "expiry of a listener's server certificate.",
             labels=("credential_issuer",),
         )
         healthy = GaugeMetricFamily(
@@ -205,6 +209,8 @@ class CredentialCollector(Collector):
             expiry.add_metric((each.name,), each.expires_at or 0.0)
             healthy.add_metric((each.name,), not each.problem)
             leases.add_metric((each.name,), each.leases)
+        for listener, expires_at in self._certificates():
+            expiry.add_metric((f"listener {listener}",), expires_at)
         yield from (expiry, healthy, leases, failing)
 
 

@@ -142,6 +142,8 @@ class MeasuredDaemon(msgspec.Struct, frozen=True, kw_only=True):
     dropped_lines: Callable[[], int] = lambda: 0
     """Returns the number of log lines that were dropped."""
     issuer_health: Callable[[], Iterable[IssuerHealth]] = lambda: ()
+    certificates: Callable[[], Iterable[tuple[str, float]]] = lambda: ()
+    """Returns each listener that has a server certificate, with its expiry."""
     shard: MeasuredShard | None = None
 
 
@@ -161,7 +163,7 @@ class Metrics:
         self.leases = LeaseMetrics(registry)
         self._loop_delay = Histogram(
             "milo_discoveryd_event_loop_delay_seconds",
-            "How late the event loop runs what is due, because of a step that takes long.",
+            "Delay of due callbacks of the event loop, caused by steps that take long.",
             buckets=_LOOP_DELAYS_S,
             registry=registry,
         )
@@ -176,7 +178,7 @@ class Metrics:
             FleetCollector(daemon.fleet, daemon.cluster_cap),
             StreamCollector(daemon.lags),
             LogCollector(daemon.dropped_lines),
-            CredentialCollector(daemon.issuer_health),
+            CredentialCollector(daemon.issuer_health, daemon.certificates),
             ShardCollector(daemon.shard or Unsharded()),
         ):
             self.registry.register(collector)

@@ -55,8 +55,8 @@ class Authority:
             made = made.add_extension(x509.ExtendedKeyUsage([use]), critical=False)
         return Pair(made.sign(self._key, hashes.SHA256()), key)
 
-    def server(self) -> Pair:
-        return self.issue(*LOOPBACK, common_name="server", use=ExtendedKeyUsageOID.SERVER_AUTH)
+    def server(self, life: dt.timedelta = dt.timedelta(hours=1)) -> Pair:
+        return self.issue(*LOOPBACK, common_name="server", life=life, use=ExtendedKeyUsageOID.SERVER_AUTH)
 
 
 def _name(text: str) -> x509.Name:

@@ -5,6 +5,16 @@ Examples are the same in each run, so that failures in CI are reproducible. To e
 """
 
 from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture import providers
+
+
+def _is_never_local(_: str) -> bool:
+    return False
+
+
+# Hypothesis draws constants of the modules that are loaded, so that examples would depend on which tests are collected.
+# Parsing these modules takes more than a second of each worker, and five where coverage traces it.
+providers.is_local_module_file = _is_never_local
 
 # Timing depends on the load of the machine.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -21,6 +21,8 @@ class ServerTls:
         self._content: tuple[bytes, ...] = ()
         self._rejected: tuple[bytes, ...] = ()
         self._context: ssl.SSLContext | None = None
+        self.expires_at: float | None = None
+        """When the certificate in use expires, in seconds since the epoch; None before the first context."""
 
     @property
     def client_ca(self) -> bytes:
@@ -37,7 +39,7 @@ class ServerTls:
             if self._context is not None and content in (self._content, self._rejected):
                 return self._context
             self._context, self._content = self._built(*content), content
-            self._log_expiry()
+            self._note_expiry()
         except (CredentialError, UnfitFileError) as error:
             if self._context is None:
                 raise StartError(f"tls: {error}") from error
@@ -45,8 +47,9 @@ class ServerTls:
             log.warning("renewed certificate rejected", problem=str(error))
         return self._context
 
-    def _log_expiry(self) -> None:
+    def _note_expiry(self) -> None:
         expiry = expiry_of(self._content[0], datetime.now(UTC))
+        self.expires_at = expiry.at.timestamp()
         if expiry.is_expired:
             log.warning("server certificate has expired", file=str(self._files[0].path), expired_at=str(expiry))
         elif expiry.is_soon:

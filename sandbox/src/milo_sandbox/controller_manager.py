@@ -52,7 +52,7 @@ class ControllerManager:
                 _purge(self._control_planes.of(name).store)
 
     def after(self, resource: ResourceDefinition, event: RecordedChange) -> None:
-        """Handle a write."""
+        """Enqueue the projects and objects that a write concerns."""
         if resource == PROJECT_SUSPENSIONS:
             self._enqueue(event.record.document()["spec"]["projectRef"]["name"])
         elif resource in (PROJECTS, PROJECT_CONTROL_PLANES):

@@ -33,7 +33,7 @@ class GarbageCollector:
         self._owners: dict[Key, frozenset[str]] = {}
 
     def after(self, resource: ResourceDefinition, event: RecordedChange) -> None:
-        """Handle a write."""
+        """Update the index of owners after a write, and delete the objects that have no owner left."""
         key = (resource, event.record.key)
         before = self._owners.get(key, frozenset())
         owners = frozenset() if event.deleted else frozenset(each["uid"] for each in _references(event.record))

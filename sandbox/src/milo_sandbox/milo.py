@@ -67,7 +67,7 @@ class Milo:
         self.projects.set_condition(name, "False", type_="Suspended", reason="Active", message="Project is active")
 
     def report_suspensions(self, name: str, listed: Sequence[Document], active: Sequence[str]) -> None:
-        """Report all suspensions of a project, and the names of those that hold."""
+        """Report all suspensions of a project, and the names of those in effect."""
         held = self.projects.read(name).get("status", {})
         if listed or held.get("suspensions"):
             self.projects.set_status(name, {"suspensions": list(listed)})

@@ -12,6 +12,9 @@ from milo_conformance.run import CaseOutcome, Profile
 from milo_conformance.subscriber import Program
 from tests.end_to_end.conformance.clients import CLIENTS, Client, ToolMissing
 
+JOBS = 8
+"""Cases that run at a time: most of them wait, for a heartbeat or for the delay of a retry."""
+
 
 def cell(client: Client, outcomes: list[CaseOutcome], profile: Profile) -> str:
     """Return a cell of the table: the cases that passed, of those that the client claims."""
@@ -46,7 +49,7 @@ def main() -> int:
         built = time.monotonic()
         cases = select([profile.value for profile in client.profiles], given.case)
         outcomes = asyncio.run(
-            judge_all(cases, Program(command), client.lacks_features, jobs=4, is_verbose=given.verbose)
+            judge_all(cases, Program(command), client.lacks_features, jobs=JOBS, is_verbose=given.verbose)
         )
         if any(outcome.failure is not None for outcome in outcomes):
             failed = True

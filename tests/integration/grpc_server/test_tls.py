@@ -43,12 +43,18 @@ class TlsFiles:
         self.serving = Authority("servers")
         self.renew()
 
-    def renew(self) -> None:
+    def renew(self, life: dt.timedelta = dt.timedelta(hours=1)) -> None:
         """Replace the files one by one: in between, certificate and key do not match."""
-        certificate, key = self.serving.server().write(self.directory, "new")
+        certificate, key = self.serving.server(life).write(self.directory, "new")
         certificate.rename(self.directory / "tls.crt")
         key.rename(self.directory / "tls.key")
         self.trust(self.ca)
+
+    @property
+    def expires_at(self) -> float:
+        """When the server certificate expires."""
+        certificate = x509.load_pem_x509_certificate((self.directory / "tls.crt").read_bytes())
+        return certificate.not_valid_after_utc.timestamp()
 
     def trust(self, ca: Authority) -> None:
         (self.directory / "ca.new").write_bytes(ca.pem)
@@ -206,6 +212,20 @@ async def test_server_certificate_is_renewed_without_interruption(tls_files: Tls
         harness.seen(ready("beta"))
         assert [event.cluster.name for event in (await call.read()).events] == ["beta"]
         call.cancel()
+
+
+async def test_expiry_of_the_server_certificate_is_a_metric(tls_files: TlsFiles) -> None:
+    async with tcp(tls_files) as harness:
+        harness.metrics.follow_credentials(tuple, harness.server.certificate_expiries)
+
+        def expiry() -> float | None:
+            name = "milo_discoveryd_credential_expiry_timestamp_seconds"
+            return harness.metrics.registry.get_sample_value(name, {"credential_issuer": "listener net"})
+
+        assert expiry() == tls_files.expires_at
+        tls_files.renew(dt.timedelta(hours=5))
+        acceptor(harness).check()
+        assert expiry() == tls_files.expires_at
 
 
 async def test_partial_certificate_renewal_is_ignored(tls_files: TlsFiles) -> None:

@@ -117,7 +117,7 @@ def test_workflow_runs_each_stage(name: str) -> None:
 def test_unit_and_end_to_end_stages_run_all_tests() -> None:
     script = (ROOT / ".ci" / "run").read_text().replace("\\\n", " ")
     [(unit, end_to_end)] = re.findall(r"stage_unit\(\) \{(.*?)\}.*stage_end_to_end\(\) \{(.*?)\}", script, re.DOTALL)
-    directories = re.findall(r" ((?:tests|clients|controllers|publishing|conformance)/[\w/]+)", unit + end_to_end)
+    directories = re.findall(r"(?<!\S)(?:\w+/)*tests(?:/\w+)?(?=\s|;)", unit + end_to_end)
     testpaths = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["testpaths"]
     of_tests = {str(path.parent.relative_to(ROOT)) for path in ROOT.glob("tests/*/__init__.py")} - {"tests/support"}
     assert sorted(directories) == sorted(of_tests | set(testpaths) - {"tests"})
