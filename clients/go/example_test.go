@@ -33,8 +33,9 @@ func Example() {
 	}
 }
 
-// One goroutine for each engaged cluster, whose context ends when the cluster is disengaged.
-func ExampleClient_Watch() {
+// One handler for each engaged cluster. The handler of a name begins after the one before has returned, and a cluster that
+// moves to another replica is released after that.
+func ExampleClient_RunFleet() {
 	daemon, done := startDaemon()
 	defer done()
 	client := daemon.Client()
@@ -42,113 +43,22 @@ func ExampleClient_Watch() {
 
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
-	work := func(ctx context.Context, cluster discovery.Cluster) {
-		<-ctx.Done()
-		fmt.Println("stopped working on", cluster.Name)
-		stop() // where an operator would return
-	}
-	cancels := map[string]context.CancelFunc{}
-	err := client.Watch(ctx, discovery.WatchOptions{}, func(events []discovery.Event) {
-		for _, event := range events {
-			name := event.Cluster.Name
-			switch event.Type {
-			case discovery.EventEngaged:
-				fmt.Println("working on", name)
-				var clusterContext context.Context
-				clusterContext, cancels[name] = context.WithCancel(ctx)
-				go work(clusterContext, event.Cluster)
-				daemon.Disengage("alpha", discovery.ReasonDeleted) // this example's next event
-			case discovery.EventDisengaged:
-				fmt.Println("disengaged:", event.Reason)
-				cancels[name]()
-				delete(cancels, name)
-			case discovery.EventUpdated, discovery.EventKubeconfig, discovery.EventRefreshed: // the work goes on
-			}
+	err := client.RunFleet(ctx, discovery.FleetOptions{}, func(ctx context.Context, cluster *discovery.EngagedCluster) error {
+		kubeconfig, err := cluster.Kubeconfig(ctx) // for clientcmd.RESTConfigFromKubeConfig(kubeconfig.Content)
+		if err != nil {
+			return err // the handler is called again after a backoff
 		}
+		fmt.Println("working on", kubeconfig.Cluster)
+		daemon.Disengage("alpha", discovery.ReasonDeleted) // this example's next event
+		<-ctx.Done()
+		fmt.Println(context.Cause(ctx))
+		stop() // where an operator would return
+		return nil
 	})
 	fmt.Println(err)
 	// Output:
 	// working on alpha
-	// disengaged: DELETED
-	// stopped working on alpha
-	// context canceled
-}
-
-// A follower for a part of an operator that is told to add and to remove clusters, and takes long for that. A cluster is
-// removed after it was added, added again after it was removed, also where its endpoint changes, and released to the next
-// replica after that.
-func ExampleClient_Release() {
-	daemon, done := startDaemon()
-	defer done()
-	client := daemon.Client()
-	daemon.Engage(discovery.Cluster{Name: "alpha"})
-
-	ctx, stop := context.WithCancel(context.Background())
-	defer stop()
-	add := func(_ context.Context, cluster discovery.Cluster) {
-		fmt.Println("added", cluster.Name)
-		daemon.Drain("alpha", discovery.ReasonMoved) // this example's next event
-	}
-	remove := func(name string) { fmt.Println("removed", name) }
-
-	type work struct {
-		endpoint string
-		cancel   context.CancelFunc
-		ended    chan struct{}
-	}
-	none := work{cancel: func() {}, ended: make(chan struct{})}
-	close(none.ended)
-	works := map[string]work{}
-	options := discovery.WatchOptions{Subscriber: discovery.NewSubscriber()}
-	err := client.Watch(ctx, options, func(events []discovery.Event) {
-		for _, event := range events {
-			cluster := event.Cluster
-			last, ok := works[cluster.Name]
-			if !ok {
-				last = none
-			}
-			switch {
-			case event.Type == discovery.EventDisengaged:
-				last.cancel()
-				fmt.Println("disengaged:", event.Reason)
-				stop() // this example ends here
-			case cluster.Draining != nil:
-				last.cancel()
-				go func() {
-					<-last.ended
-					if err := client.Release(ctx, cluster, options.Subscriber); err != nil {
-						log.Println(err)
-					}
-				}()
-			case event.Type == discovery.EventEngaged || cluster.Endpoint != last.endpoint:
-				last.cancel()
-				clusterContext, cancel := context.WithCancel(ctx)
-				next := work{cluster.Endpoint, cancel, make(chan struct{})}
-				works[cluster.Name] = next
-				go func() {
-					defer close(next.ended)
-					<-last.ended
-					if clusterContext.Err() != nil {
-						return
-					}
-					add(clusterContext, cluster)
-					<-clusterContext.Done()
-					remove(cluster.Name)
-				}()
-			}
-		}
-	})
-	fmt.Println(err)
-	for _, last := range works {
-		<-last.ended
-	}
-	if err := client.EndSubscription(context.Background(), options.Subscriber); err != nil {
-		log.Println(err)
-	}
-	// Output:
-	// added alpha
-	// removed alpha
-	// disengaged: MOVED
+	// cluster alpha was disengaged (DELETED)
 	// context canceled
 }
 

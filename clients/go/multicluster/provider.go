@@ -28,24 +28,7 @@ var (
 )
 
 // Disengaged is the cancellation cause of a cluster's context after its disengagement: see context.Cause.
-type Disengaged struct {
-	// Cluster is the cluster as last known.
-	Cluster discovery.Cluster
-	Reason  discovery.DisengageReason
-	// Message is for people.
-	Message string
-}
-
-func (d *Disengaged) Error() string {
-	text := fmt.Sprintf("cluster %s was disengaged", d.Cluster.Name)
-	if d.Reason != "" {
-		text += fmt.Sprintf(" (%s)", d.Reason)
-	}
-	if d.Message != "" {
-		text += ": " + d.Message
-	}
-	return text
-}
+type Disengaged = discovery.Disengaged
 
 // Provider follows the daemon, and engages the clusters that it reports. It is made by New.
 type Provider struct {

@@ -110,8 +110,8 @@ def rust_operator() -> Command:
 
 CLIENTS = {
     "python": Client(python),
-    # The provider for multicluster-runtime renews the credentials of API clients, and not the client below it.
-    "go": Client(go, lacks_profiles=frozenset({Profile.FLEET}), lacks_features=frozenset({Feature.CREDENTIALS})),
+    # Its watch has no API clients: those of a fleet's handlers and of the provider for multicluster-runtime renew theirs.
+    "go": Client(go, lacks_features=frozenset({Feature.CREDENTIALS})),
     # Node.js cannot tell who serves a Unix socket.
     "node": Client(node, lacks_features=frozenset({Feature.SERVER_UID})),
     "java": Client(java, lacks_features=frozenset({Feature.SERVER_UID})),

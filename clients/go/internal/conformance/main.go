@@ -28,6 +28,9 @@ type line struct {
 	Reason     string `json:"reason,omitempty"`
 	Code       string `json:"code,omitempty"`
 	Kubeconfig string `json:"kubeconfig,omitempty"`
+	Token      string `json:"token,omitempty"`
+	Server     string `json:"server,omitempty"`
+	As         string `json:"as,omitempty"`
 }
 
 // The names that gRPC has for them in every language.
@@ -77,6 +80,10 @@ func main() {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
+	if os.Getenv("CONFORMANCE_FLEET") != "" {
+		runFleet(ctx, client, options, stop)
+		return
+	}
 	var clusters sync.Map
 	go func() {
 		err := client.Watch(ctx, options, func(events []discovery.Event) {

@@ -1,0 +1,167 @@
+package discovery
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"time"
+)
+
+const (
+	expiryMargin = 5 * time.Second // before its expiry a kubeconfig is not used any more: requests take time to arrive
+	// How much of the time between RefreshAfter and ExpiresAt the stream has to bring the next kubeconfig.
+	pushShare = 0.25
+)
+
+var issueBackoff = Backoff{Initial: time.Second, Max: 30 * time.Second}.withDefaults()
+
+// EngagedCluster is one engagement of a cluster, from ENGAGED to DISENGAGED. It is safe for concurrent use.
+type EngagedCluster struct {
+	client *Client
+	ttl    time.Duration
+	ctx    context.Context // of requests for kubeconfigs; ends with the engagement
+	cancel context.CancelCauseFunc
+
+	mu         sync.Mutex
+	current    Cluster
+	updated    chan struct{}
+	kubeconfig *Kubeconfig
+	isPushed   bool // the kubeconfig came with the stream, as the next one does
+	renewal    chan struct{}
+	retries    retries
+	failure    error
+	notBefore  time.Time // no request before this time
+}
+
+func newEngagedCluster(ctx context.Context, client *Client, ttl time.Duration) *EngagedCluster {
+	e := &EngagedCluster{client: client, ttl: ttl, updated: make(chan struct{})}
+	e.ctx, e.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+	e.retries = retries{policy: issueBackoff, draw: rand.Float64}
+	return e
+}
+
+// Name of the cluster.
+func (e *EngagedCluster) Name() string { return e.Current().Name }
+
+// Current returns the cluster as of now, or as of its disengagement.
+func (e *EngagedCluster) Current() Cluster {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.current
+}
+
+// Updated returns a channel that is closed when the cluster is updated next, as by another Endpoint.
+func (e *EngagedCluster) Updated() <-chan struct{} {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.updated
+}
+
+// Kubeconfig returns a kubeconfig to send requests with now: that of the stream where [WatchOptions].IncludeKubeconfigs is
+// set, or one that is requested from the daemon when the last one is due to be refreshed. Call it again for later requests.
+// After the end of the engagement it fails with the [*Disengaged], since the name may be that of another project by then.
+func (e *EngagedCluster) Kubeconfig(ctx context.Context) (*Kubeconfig, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.ctx.Err() != nil {
+		return nil, context.Cause(e.ctx)
+	}
+	now := time.Now()
+	isValid := e.kubeconfig != nil && now.Before(e.usableUntil())
+	if isValid && now.Before(e.refreshAt()) {
+		return e.kubeconfig, nil
+	}
+	if e.renewal == nil && !now.Before(e.notBefore) {
+		e.renewal = make(chan struct{})
+		go e.renew(e.renewal)
+	}
+	switch {
+	case isValid:
+		return e.kubeconfig, nil
+	case e.renewal == nil:
+		return nil, e.failure
+	}
+	renewal := e.renewal
+	e.mu.Unlock()
+	select {
+	case <-renewal:
+	case <-ctx.Done():
+	}
+	e.mu.Lock()
+	switch {
+	case e.ctx.Err() != nil:
+		return nil, context.Cause(e.ctx)
+	case ctx.Err() != nil:
+		return nil, context.Cause(ctx)
+	case e.failure != nil:
+		return nil, e.failure
+	}
+	return e.kubeconfig, nil
+}
+
+func (e *EngagedCluster) renew(done chan struct{}) {
+	options := IssueOptions{TTL: e.ttl, Incarnation: e.Current().Incarnation}
+	issued, err := e.client.Issue(e.ctx, e.Name(), options)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	defer close(done)
+	e.renewal = nil
+	if err == nil {
+		e.offer(issued, false)
+		return
+	}
+	var failed *StatusError
+	var retryAfter time.Duration
+	if errors.As(err, &failed) {
+		retryAfter = failed.RetryAfter
+	}
+	e.failure, e.notBefore = err, time.Now().Add(e.retries.failed(0, retryAfter))
+}
+
+// offer is called with the lock held.
+func (e *EngagedCluster) offer(k *Kubeconfig, isPushed bool) {
+	if e.kubeconfig == nil || !k.IssuedAt.Before(e.kubeconfig.IssuedAt) { // a response can arrive after a newer push
+		e.kubeconfig, e.isPushed = k, isPushed
+	}
+	e.failure, e.notBefore, e.retries.delay = nil, time.Time{}, 0
+}
+
+// usableUntil and refreshAt are called with the lock held, and a kubeconfig.
+func (e *EngagedCluster) usableUntil() time.Time {
+	k := e.kubeconfig
+	if k.ExpiresAt.IsZero() {
+		return endOfTime
+	}
+	return k.ExpiresAt.Add(-min(expiryMargin, k.ExpiresAt.Sub(k.IssuedAt)/10))
+}
+
+func (e *EngagedCluster) refreshAt() time.Time {
+	k := e.kubeconfig
+	switch {
+	case k.RefreshAfter.IsZero():
+		return endOfTime
+	case !e.isPushed || k.ExpiresAt.IsZero():
+		return k.RefreshAfter
+	}
+	return k.RefreshAfter.Add(time.Duration(pushShare * float64(k.ExpiresAt.Sub(k.RefreshAfter))))
+}
+
+var endOfTime = time.Unix(1<<40, 0)
+
+func (e *EngagedCluster) update(event Event) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.current = event.Cluster
+	if event.Kubeconfig != nil {
+		e.offer(event.Kubeconfig, true)
+	}
+	if event.Type == EventUpdated {
+		close(e.updated)
+		e.updated = make(chan struct{})
+	}
+}
+
+func (e *EngagedCluster) end(cause error) { e.cancel(cause) }
+
+func (e *EngagedCluster) hasEnded() bool { return e.ctx.Err() != nil }

@@ -1,0 +1,165 @@
+package discovery
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+)
+
+const endSubscriptionTimeout = time.Second // the program is about to exit
+
+// handlerBackoff is that of a handler that returned an error.
+var handlerBackoff = Backoff{Initial: time.Second, Max: time.Minute}.withDefaults()
+
+// Handler works on one engaged cluster until its context ends. The cause of the context is a [*Disengaged] if the cluster
+// was disengaged or drains, and otherwise that of the fleet.
+type Handler func(ctx context.Context, cluster *EngagedCluster) error
+
+// FleetOptions configure [Client.RunFleet].
+type FleetOptions struct {
+	// WatchOptions are those of the fleet's watch. Its Subscriber is [NewSubscriber] if empty.
+	WatchOptions
+	// OnError is called with each error of a handler. If nil, the error is logged with [slog.Default]. Calls may overlap.
+	OnError func(*EngagedCluster, error)
+}
+
+// RunFleet runs one handler for each engaged cluster, and returns what [Client.Watch] returns, after all handlers have.
+//
+// The handler of a name begins after the one before has returned, also if the cluster was replaced or engaged again. A
+// handler that returns an error is called again after a backoff, as long as its cluster is engaged; one that returns nil is
+// not. The context of the handler ends when the cluster drains, and the cluster is released when the handler has returned.
+// When all have returned after the end of ctx, the fleet calls EndSubscription.
+func (c *Client) RunFleet(ctx context.Context, options FleetOptions, handler Handler) error {
+	if options.Subscriber == "" {
+		options.Subscriber = NewSubscriber()
+	}
+	if options.OnError == nil {
+		options.OnError = func(cluster *EngagedCluster, err error) {
+			slog.Error("handler failed", "cluster", cluster.Name(), "error", err)
+		}
+	}
+	f := &fleet{ctx: ctx, client: c, options: options, handler: handler, members: map[string]*member{}}
+	err := c.Watch(ctx, options.WatchOptions, f.apply)
+	f.end(err)
+	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), endSubscriptionTimeout)
+	defer cancel()
+	_ = c.EndSubscription(ending, options.Subscriber) // otherwise the daemon waits until the deadline of a drain
+	return err
+}
+
+type fleet struct {
+	ctx     context.Context
+	client  *Client
+	options FleetOptions
+	handler Handler
+	running sync.WaitGroup // handlers and releases
+
+	mu      sync.Mutex
+	members map[string]*member // by name; disengaged ones until their handler has returned
+}
+
+// member is one engagement.
+type member struct {
+	cluster *EngagedCluster
+	cancel  context.CancelCauseFunc // of the handler
+	ended   chan struct{}           // closed when this handler and the one before have returned
+}
+
+func (f *fleet) apply(events []Event) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, event := range events {
+		of := f.members[event.Cluster.Name]
+		switch event.Type {
+		case EventEngaged:
+			of = f.engage(event, of)
+		case EventDisengaged:
+			f.disengage(of, &Disengaged{Cluster: event.Cluster, Reason: event.Reason, Message: event.Message})
+			continue
+		case EventUpdated, EventKubeconfig, EventRefreshed:
+			of.cluster.update(event)
+		}
+		if event.Cluster.Draining != nil && event.Type != EventKubeconfig {
+			f.drain(of, event.Cluster)
+		}
+	}
+}
+
+func (f *fleet) engage(event Event, before *member) *member {
+	ctx, cancel := context.WithCancelCause(f.ctx)
+	begun := &member{cluster: newEngagedCluster(f.ctx, f.client, f.options.KubeconfigTTL), cancel: cancel, ended: make(chan struct{})}
+	begun.cluster.update(event)
+	f.members[event.Cluster.Name] = begun
+	f.running.Go(func() {
+		if before != nil {
+			<-before.ended
+		}
+		if event.Cluster.Draining == nil {
+			f.work(ctx, begun.cluster)
+		}
+		cancel(nil)
+		close(begun.ended)
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.forget(begun)
+	})
+	return begun
+}
+
+func (f *fleet) disengage(of *member, cause *Disengaged) {
+	of.cluster.end(cause)
+	of.cancel(cause)
+	f.forget(of)
+}
+
+// forget removes an engagement that has ended, with its handler. It is called with the lock held.
+func (f *fleet) forget(of *member) {
+	name := of.cluster.Name()
+	select {
+	case <-of.ended:
+		if of.cluster.hasEnded() && f.members[name] == of {
+			delete(f.members, name)
+		}
+	default:
+	}
+}
+
+func (f *fleet) drain(of *member, cluster Cluster) {
+	of.cancel(&Disengaged{Cluster: cluster, Reason: cluster.Draining.Reason, Message: cluster.Draining.Message})
+	f.running.Go(func() {
+		<-of.ended
+		if !of.cluster.hasEnded() {
+			// If this does not reach the daemon, the next stream has the cluster as draining again.
+			_ = f.client.Release(context.WithoutCancel(f.ctx), cluster, f.options.Subscriber)
+		}
+	})
+}
+
+func (f *fleet) work(ctx context.Context, cluster *EngagedCluster) {
+	retries := retries{policy: handlerBackoff, draw: rand.Float64}
+	for ctx.Err() == nil {
+		began := time.Now()
+		err := f.handler(ctx, cluster)
+		if err == nil || ctx.Err() != nil && (errors.Is(err, ctx.Err()) || errors.Is(err, context.Cause(ctx))) {
+			return
+		}
+		f.options.OnError(cluster, err)
+		sleep(ctx, retries.failed(time.Since(began), 0))
+	}
+}
+
+// end waits for all handlers, whose credentials are renewed until then.
+func (f *fleet) end(cause error) {
+	f.mu.Lock()
+	for _, of := range f.members {
+		of.cancel(cause)
+	}
+	f.mu.Unlock()
+	f.running.Wait()
+	for _, of := range f.members {
+		of.cluster.end(cause)
+	}
+}

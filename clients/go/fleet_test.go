@@ -1,0 +1,238 @@
+package discovery_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc/codes"
+
+	"go.miloapis.com/discovery"
+	"go.miloapis.com/discovery/discoverytest"
+)
+
+// scriptedFleet is a fleet whose handlers say when they begin and are signaled, and end on command.
+type scriptedFleet struct {
+	daemon   *discoverytest.Daemon
+	lines    chan string
+	clusters map[string]*discovery.EngagedCluster
+	finish   map[string]chan error // one for each engagement, as "name UID"
+	result   chan error
+	stop     context.CancelFunc
+}
+
+func runFleet(t *testing.T, options discovery.FleetOptions) *scriptedFleet {
+	t.Helper()
+	ctx, stop := context.WithCancel(t.Context())
+	f := &scriptedFleet{
+		daemon: discoverytest.New(t), lines: make(chan string, 100), result: make(chan error, 1), stop: stop,
+		clusters: map[string]*discovery.EngagedCluster{}, finish: map[string]chan error{},
+	}
+	for _, of := range []string{"alpha", "beta"} {
+		for number := range 3 {
+			f.finish[fmt.Sprintf("%s uid-%s-%d", of, of, number+1)] = make(chan error, 10)
+		}
+	}
+	options.OnError = func(of *discovery.EngagedCluster, err error) { f.lines <- fmt.Sprintf("error %s: %v", of.Name(), err) }
+	options.Subscriber = "test/fleet"
+	client := f.daemon.Client()
+	go func() {
+		f.result <- client.RunFleet(ctx, options, func(ctx context.Context, of *discovery.EngagedCluster) error {
+			key := of.Name() + " " + of.Current().UID
+			f.clusters[of.Name()] = of
+			f.lines <- "begin " + key
+			select {
+			case err := <-f.finish[key]:
+				f.lines <- "end " + key
+				return err
+			case <-ctx.Done():
+			}
+			f.lines <- fmt.Sprintf("signal %s: %v", key, context.Cause(ctx))
+			err := <-f.finish[key]
+			f.lines <- "end " + key
+			return err
+		})
+	}()
+	return f
+}
+
+// expect waits until nothing moves in the bubble, and compares what happened since the last call.
+func (f *scriptedFleet) expect(t *testing.T, wanted ...string) {
+	t.Helper()
+	synctest.Wait()
+	var got []string
+	for len(f.lines) > 0 {
+		got = append(got, <-f.lines)
+	}
+	if !slices.Equal(got, wanted) {
+		t.Errorf("the fleet did %q, want %q", got, wanted)
+	}
+}
+
+func (f *scriptedFleet) engage(t *testing.T) {
+	t.Helper()
+	f.daemon.Engage(discovery.Cluster{Name: "alpha"})
+	f.expect(t, "begin alpha uid-alpha-1")
+}
+
+func (f *scriptedFleet) end(t *testing.T) {
+	t.Helper()
+	f.stop()
+	for _, finish := range f.finish {
+		finish <- nil
+	}
+	if err := <-f.result; !errors.Is(err, context.Canceled) {
+		t.Errorf("the fleet ended with %v", err)
+	}
+}
+
+func testFleet(t *testing.T, name string, options discovery.FleetOptions, test func(t *testing.T, f *scriptedFleet)) {
+	t.Helper()
+	t.Run(name, func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			f := runFleet(t, options)
+			test(t, f)
+			f.end(t)
+		})
+	})
+}
+
+func TestFleet(t *testing.T) {
+	none := discovery.FleetOptions{}
+	testFleet(t, "handler of a replaced cluster ends before the next begins", none, func(t *testing.T, f *scriptedFleet) {
+		f.engage(t)
+		before := f.clusters["alpha"]
+		f.daemon.Replace(discovery.Cluster{Name: "alpha"})
+		f.expect(t, "signal alpha uid-alpha-1: cluster alpha was disengaged (REPLACED)")
+		var cause *discovery.Disengaged
+		if _, err := before.Kubeconfig(t.Context()); !errors.As(err, &cause) || cause.Reason != discovery.ReasonReplaced {
+			t.Errorf("the credential of the replaced cluster: %v", err)
+		}
+		f.finish["alpha uid-alpha-1"] <- nil
+		f.expect(t, "end alpha uid-alpha-1", "begin alpha uid-alpha-2")
+	})
+	testFleet(t, "handler runs across updates and restarts of the daemon", none, func(t *testing.T, f *scriptedFleet) {
+		f.engage(t)
+		cluster := f.clusters["alpha"]
+		updated := cluster.Updated()
+		f.daemon.Restart()
+		f.daemon.Update("alpha", func(c *discovery.Cluster) { c.Endpoint = "https://moved.invalid" })
+		<-updated
+		if got := cluster.Current().Endpoint; got != "https://moved.invalid" {
+			t.Errorf("the endpoint is %s", got)
+		}
+		if _, err := cluster.Kubeconfig(t.Context()); err != nil {
+			t.Errorf("the incarnation is that of the former daemon: %v", err)
+		}
+		f.expect(t)
+	})
+	testFleet(t, "failing handler is called again after a backoff", none, func(t *testing.T, f *scriptedFleet) {
+		f.engage(t)
+		f.daemon.Engage(discovery.Cluster{Name: "beta"})
+		f.expect(t, "begin beta uid-beta-1")
+		f.finish["alpha uid-alpha-1"] <- errors.New("broken")
+		f.expect(t, "end alpha uid-alpha-1", "error alpha: broken")
+		time.Sleep(time.Second)
+		f.expect(t, "begin alpha uid-alpha-1")
+		f.finish["alpha uid-alpha-1"] <- nil
+		time.Sleep(time.Hour)
+		f.expect(t, "end alpha uid-alpha-1")
+	})
+	testFleet(t, "draining cluster is released after its handler, which may fail", none, func(t *testing.T, f *scriptedFleet) {
+		f.engage(t)
+		f.daemon.Drain("alpha", discovery.ReasonMoved)
+		f.expect(t, "signal alpha uid-alpha-1: cluster alpha was disengaged (MOVED)")
+		if f.daemon.Released("alpha", "test/fleet") {
+			t.Error("it was released while the handler worked")
+		}
+		if _, err := f.clusters["alpha"].Kubeconfig(t.Context()); err != nil {
+			t.Errorf("the credential while the cluster drains: %v", err)
+		}
+		f.finish["alpha uid-alpha-1"] <- errors.New("broken")
+		f.expect(t, "end alpha uid-alpha-1", "error alpha: broken")
+		if report, err := f.daemon.Client().Get(t.Context(), "alpha"); err != nil || report.Engagement.Engaged {
+			t.Errorf("it was not released: %+v, %v", report, err)
+		}
+	})
+	testFleet(t, "stop waits for handlers, whose credentials work", none, func(t *testing.T, f *scriptedFleet) {
+		f.engage(t)
+		cluster := f.clusters["alpha"]
+		f.stop()
+		f.expect(t, "signal alpha uid-alpha-1: context canceled")
+		if _, err := cluster.Kubeconfig(t.Context()); err != nil || len(f.daemon.EndedSubscriptions()) > 0 {
+			t.Errorf("the credential: %v; ended subscriptions: %v", err, f.daemon.EndedSubscriptions())
+		}
+		f.finish["alpha uid-alpha-1"] <- nil
+		f.expect(t, "end alpha uid-alpha-1")
+		if ended := f.daemon.EndedSubscriptions(); !slices.Equal(ended, []string{"test/fleet"}) {
+			t.Errorf("ended subscriptions: %v", ended)
+		}
+		if _, err := cluster.Kubeconfig(t.Context()); !errors.Is(err, context.Canceled) {
+			t.Errorf("the credential after the end: %v", err)
+		}
+	})
+}
+
+func TestKubeconfigOfAnEngagement(t *testing.T) {
+	testFleet(t, "is requested once until it is due, and then beside its use", discovery.FleetOptions{},
+		func(t *testing.T, f *scriptedFleet) {
+			f.engage(t)
+			cluster := f.clusters["alpha"]
+			get := func() *discovery.Kubeconfig {
+				t.Helper()
+				found, err := cluster.Kubeconfig(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait()
+				return found
+			}
+			first := get()
+			if get() != first || f.daemon.Issued("alpha") != 1 {
+				t.Errorf("%d were issued", f.daemon.Issued("alpha"))
+			}
+			time.Sleep(time.Until(first.RefreshAfter))
+			f.daemon.Fail("IssueKubeconfig", discoverytest.Error(codes.Unavailable, "ISSUER", "down"))
+			if get() != first {
+				t.Error("the one that is valid was not used")
+			}
+			f.daemon.Fail("IssueKubeconfig", nil)
+			time.Sleep(time.Second)
+			get()
+			if second := get(); second == first || f.daemon.Issued("alpha") != 2 {
+				t.Errorf("%d were issued", f.daemon.Issued("alpha"))
+			}
+		})
+	testFleet(t, "requests are limited while the issuer is down", discovery.FleetOptions{}, func(t *testing.T, f *scriptedFleet) {
+		f.engage(t)
+		f.daemon.SetKubeconfigs(func(c discovery.Cluster, _ int) discovery.Kubeconfig {
+			return discovery.Kubeconfig{Content: []byte("refused")}
+		})
+		for range 600 {
+			if _, err := f.clusters["alpha"].Kubeconfig(t.Context()); !errors.Is(err, discovery.ErrUnusableKubeconfig) {
+				t.Fatalf("the error is %v", err)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		if issued := f.daemon.Issued("alpha"); issued > 10 {
+			t.Errorf("%d requests in a minute", issued)
+		}
+	})
+	pushed := discovery.FleetOptions{WatchOptions: discovery.WatchOptions{IncludeKubeconfigs: true}}
+	testFleet(t, "is the one that the stream brought last", pushed, func(t *testing.T, f *scriptedFleet) {
+		f.engage(t)
+		for number := range 3 {
+			found, err := f.clusters["alpha"].Kubeconfig(t.Context())
+			if err != nil || f.daemon.Issued("alpha") != number+1 {
+				t.Fatalf("kubeconfig %d: %v, %v; %d were issued", number, found, err, f.daemon.Issued("alpha"))
+			}
+			time.Sleep(time.Second)
+			f.daemon.Rotate("alpha")
+			synctest.Wait()
+		}
+	})
+}
