@@ -20,7 +20,7 @@ import { definition } from "../src/service.js";
 type Method = keyof (typeof DiscoveryService)["method"];
 type Fields = Omit<MessageInitShape<typeof ClusterEventSchema>, "$typeName" | "type" | "cluster">;
 
-const WITHIN_MS = 60_000;
+const WITHIN_MS = 300_000;
 
 /** Wait for a state. */
 export async function until(condition: () => boolean, what: string): Promise<void> {
