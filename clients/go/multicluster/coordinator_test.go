@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/client-go/rest"
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/cluster"
@@ -202,11 +203,11 @@ func TestRefusedSubscriptionEndsTheCoordinator(t *testing.T) {
 	}
 }
 
-// handled is what a replica of the example reconciled.
+// handled is what a replica of the example reconciled, as "namespace name".
 type handled struct {
-	daemon *discoverytest.Daemon
-	mu     sync.Mutex
-	seen   map[string]bool
+	coordinator *multicluster.Coordinator
+	mu          sync.Mutex
+	seen        map[string]bool
 }
 
 func (h *handled) all() []string {
@@ -215,24 +216,20 @@ func (h *handled) all() []string {
 	return slices.Sorted(maps.Keys(h.seen))
 }
 
-// shardedNamespaces starts multicluster-runtime's example sharded-namespace, in which the coordinator is another one.
-func (env *environment) shardedNamespaces() *handled {
-	env.t.Helper()
-	h := &handled{daemon: discoverytest.New(env.t), seen: map[string]bool{}}
-	h.daemon.Shard(time.Minute)
-	host, err := cluster.New(env.local())
+// shardedNamespaces makes a replica of multicluster-runtime's example sharded-namespace, in which the coordinator is another one.
+func shardedNamespaces(t *testing.T, config *rest.Config, daemon *discovery.Client) (*handled, func(context.Context) error) {
+	t.Helper()
+	h := &handled{seen: map[string]bool{}}
+	h.coordinator = multicluster.NewCoordinator(multicluster.CoordinatorOptions{Client: daemon})
+	host, err := cluster.New(config)
 	if err != nil {
-		env.t.Fatal(err)
+		t.Fatal(err)
 	}
 	provider := namespace.New(host)
 	options := manager.Options{Metrics: metricsserver.Options{BindAddress: "0"}, HealthProbeBindAddress: "0"}
-	mgr, err := mcmanager.New(env.local(), provider, options,
-		mcmanager.WithCoordinator(
-			multicluster.NewCoordinator(multicluster.CoordinatorOptions{Client: h.daemon.Client()}),
-		),
-	)
+	mgr, err := mcmanager.New(config, provider, options, mcmanager.WithCoordinator(h.coordinator))
 	if err != nil {
-		env.t.Fatal(err)
+		t.Fatal(err)
 	}
 	err = mcbuilder.ControllerManagedBy(mgr).Named("multicluster-configmaps").For(&corev1.ConfigMap{}).
 		WithOptions(controllerOptions(0)).
@@ -251,19 +248,34 @@ func (env *environment) shardedNamespaces() *handled {
 			return reconcile.Result{}, nil
 		}))
 	if err != nil {
-		env.t.Fatal(err)
+		t.Fatal(err)
 	}
-	env.start(mgr)
+	return h, func(ctx context.Context) error {
+		ctx, cancel := context.WithCancel(ctx)
+		ended := make(chan error, 1)
+		go func() { ended <- host.Start(ctx) }()
+		err := mgr.Start(ctx)
+		cancel()
+		return errors.Join(err, <-ended)
+	}
+}
+
+// startReplica starts a replica of the example on the API server of the environment, until the test ends.
+func (env *environment) startReplica() (*handled, *discoverytest.Daemon) {
+	env.t.Helper()
+	daemon := discoverytest.New(env.t)
+	daemon.Shard(time.Minute)
+	h, run := shardedNamespaces(env.t, env.local(), daemon.Client())
 	ctx, cancel := context.WithCancel(env.t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- host.Start(ctx) }()
+	go func() { ended <- run(ctx) }()
 	env.t.Cleanup(func() {
 		cancel()
 		if err := <-ended; err != nil {
 			env.t.Error(err)
 		}
 	})
-	return h
+	return h, daemon
 }
 
 // inNamespace stores a ConfigMap in a namespace of the operator's own cluster.
@@ -295,24 +307,26 @@ func TestShardedNamespaceExampleRunsWithTheCoordinator(t *testing.T) {
 		env.api.Project(operators).Apply(corev1.SchemeGroupVersion.WithResource("namespaces"), object)
 		env.inNamespace(name, "first")
 	}
-	replicas := []*handled{env.shardedNamespaces(), env.shardedNamespaces(), env.shardedNamespaces()}
+	var replicas [3]*handled
+	var daemons [3]*discoverytest.Daemon
 	for i, name := range zoo {
-		replicas[i].daemon.Engage(discovery.Cluster{Name: name})
+		replicas[i], daemons[i] = env.startReplica()
+		daemons[i].Engage(discovery.Cluster{Name: name})
 	}
 	for i, name := range zoo {
 		env.untilHandled(replicas[i], name+" first")
 	}
 	// The first replica gives its namespace to the second.
-	replicas[0].daemon.Drain("island", discovery.ReasonMoved)
+	daemons[0].Drain("island", discovery.ReasonMoved)
 	within(t, "the release of island", func() error {
-		report, err := replicas[0].daemon.Client().Get(t.Context(), "island")
+		report, err := daemons[0].Client().Get(t.Context(), "island")
 		if err == nil && report.Engagement.Engaged {
 			return errors.New("it is engaged")
 		}
 		return err
 	})
 	env.inNamespace("island", "second")
-	replicas[1].daemon.Engage(discovery.Cluster{Name: "island"})
+	daemons[1].Engage(discovery.Cluster{Name: "island"})
 	env.untilHandled(replicas[1], "island first", "island second", "jungle first")
 	env.untilHandled(replicas[0], "island first")
 	env.untilHandled(replicas[2], "zoo first")

@@ -352,14 +352,19 @@ func (env *environment) untilEngaged(e *engagements, want ...mc.ClusterName) {
 // within waits for a condition.
 func within(t *testing.T, what string, check func() error) {
 	t.Helper()
-	deadline := time.Now().Add(patience)
+	withinLimit(t, patience, what, check)
+}
+
+func withinLimit(t *testing.T, limit time.Duration, what string, check func() error) {
+	t.Helper()
+	deadline := time.Now().Add(limit)
 	for {
 		err := check()
 		if err == nil {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("waited %v for %s: %v", patience, what, err)
+			t.Fatalf("waited %v for %s: %v", limit, what, err)
 		}
 		time.Sleep(5 * time.Millisecond)
 	}

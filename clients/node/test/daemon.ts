@@ -20,7 +20,7 @@ import { definition } from "../src/service.js";
 type Method = keyof (typeof DiscoveryService)["method"];
 type Fields = Omit<MessageInitShape<typeof ClusterEventSchema>, "$typeName" | "type" | "cluster">;
 
-const WITHIN_MS = 60_000;
+const WITHIN_MS = 300_000;
 
 /** Wait for a state. */
 export async function until(condition: () => boolean, what: string): Promise<void> {
@@ -41,7 +41,15 @@ export function event(type: Type, name: string, cluster: Partial<Cluster> = {}, 
 
 export const engaged = (name: string, cluster: Partial<Cluster> = {}, fields: Fields = {}) => event(Type.ENGAGED, name, cluster, fields);
 
-export function kubeconfig(name: string, token: string, { lifeMs = 3_600_000, server = "https://milo.test", user = {} } = {}): Kubeconfig {
+interface KubeconfigFields {
+  lifeMs?: number | undefined;
+  refreshMs?: number | undefined;
+  server?: string;
+  user?: object;
+}
+
+export function kubeconfig(name: string, token: string, fields: KubeconfigFields = {}): Kubeconfig {
+  const { lifeMs = 3_600_000, refreshMs = lifeMs / 2, server = "https://milo.test", user = {} } = fields;
   const file = {
     apiVersion: "v1",
     kind: "Config",
@@ -55,7 +63,7 @@ export function kubeconfig(name: string, token: string, { lifeMs = 3_600_000, se
     cluster: name,
     kubeconfig: new TextEncoder().encode(JSON.stringify(file)),
     issuedAt: timestampFromMs(now),
-    refreshAfter: timestampFromMs(now + lifeMs / 2),
+    refreshAfter: timestampFromMs(now + refreshMs),
     expiresAt: timestampFromMs(now + lifeMs),
   });
 }

@@ -39,10 +39,10 @@ async function started(t: TestContext, handler: Handler, options: FleetOptions =
   return { daemon, fleet, stop };
 }
 
-function issues(daemon: FakeDaemon, lifeMs = 3_600_000): void {
+function issues(daemon: FakeDaemon, lifeMs?: number, refreshMs?: number): void {
   let number = 0;
   daemon.answers.issueKubeconfig = ({ cluster }: IssueKubeconfigRequest) =>
-    create(IssueKubeconfigResponseSchema, { kubeconfig: kubeconfig(cluster, `token-${++number}`, { lifeMs }) });
+    create(IssueKubeconfigResponseSchema, { kubeconfig: kubeconfig(cluster, `token-${++number}`, { lifeMs, refreshMs }) });
 }
 
 test("a replaced cluster's handler ends before the next begins, and its credential ends with the engagement", async (t) => {
@@ -74,9 +74,11 @@ test("a replaced cluster's handler ends before the next begins, and its credenti
 
 test("a cluster that is engaged again gives the earlier handler no credential", async (t) => {
   const tokens: Promise<string | undefined>[] = [];
+  let begun = 0;
   const { daemon, fleet } = await started(
     t,
     async (cluster) => {
+      begun += 1;
       await ended(cluster.signal);
       tokens.push(token(cluster));
     },
@@ -84,7 +86,7 @@ test("a cluster that is engaged again gives the earlier handler no credential", 
   );
   const stream = await daemon.stream();
   stream.send([engaged("a", {}, { kubeconfig: kubeconfig("a", "one") })], { reset: true });
-  await until(() => fleet.clusters.size === 1, "the cluster is engaged");
+  await until(() => begun === 1, "the handler begins");
   const again = engaged("a", { incarnation: "a-2" }, { kubeconfig: kubeconfig("a", "two") });
   stream.send([disengaged("a", DisengageReason.NOT_READY), again]);
   await until(() => tokens.length === 1, "the first handler ends");
@@ -140,10 +142,14 @@ test("whatever a handler or onError throws is reported, and the fleet goes on", 
 
 test("an error after the end of an engagement is reported, and that of its own signal is not", async (t) => {
   const reported: string[] = [];
+  let begun = 0;
+  let returned = 0;
   const { daemon } = await started(
     t,
     async (cluster) => {
+      begun += 1;
       await ended(cluster.signal);
+      returned += 1;
       if (cluster.name === "a") throw new Error("while cleaning up");
       cluster.signal.throwIfAborted();
     },
@@ -151,8 +157,9 @@ test("an error after the end of an engagement is reported, and that of its own s
   );
   const stream = await daemon.stream();
   stream.send([engaged("a"), engaged("b")], { reset: true });
+  await until(() => begun === 2, "the handlers begin");
   stream.send([disengaged("b", DisengageReason.DELETED), disengaged("a", DisengageReason.DELETED)]);
-  await until(() => reported.length > 0, "the error is reported");
+  await until(() => returned === 2 && reported.length > 0, "the error is reported");
   assert.deepEqual(reported, ["Error: while cleaning up"]);
 });
 
@@ -172,9 +179,11 @@ test("a draining cluster is released once its slow handler has ended, also if th
   let finish!: () => void;
   const slow = new Promise<void>((resolve) => (finish = resolve));
   const tokens: (string | undefined)[] = [];
+  let begun = 0;
   const { daemon } = await started(
     t,
     async (cluster) => {
+      begun += 1;
       await ended(cluster.signal);
       tokens.push(await token(cluster));
       await slow;
@@ -185,6 +194,7 @@ test("a draining cluster is released once its slow handler has ended, also if th
   issues(daemon);
   const stream = await daemon.stream();
   stream.send([engaged("a")], { reset: true });
+  await until(() => begun === 1, "the handler begins");
   stream.send([event(Type.UPDATED, "a", draining)]);
   await until(() => tokens.length === 1, "the handler is told of the drain");
   assert.deepEqual(tokens, ["token-1"], "the credential works until the cluster is disengaged");
@@ -227,9 +237,10 @@ test("5,000 handlers share one connection for their credentials", async (t) => {
 test("an issuer that is down is asked a few times a second, whatever the number of handlers, and not for each request", async (t) => {
   const names = Array.from({ length: 500 }, (_, number) => `c${number}`);
   let asked = 0;
+  let answered = 0;
   const { daemon } = await started(t, async (cluster) => {
     for (; !cluster.signal.aborted; asked += 1) {
-      await token(cluster);
+      if ((await token(cluster))?.startsWith("token-")) answered += 1;
       await new Promise((resolve) => setTimeout(resolve, 20));
     }
   });
@@ -239,10 +250,10 @@ test("an issuer that is down is asked a few times a second, whatever the number 
   await until(() => asked > 1000 && Date.now() - since > 3000, "handlers ask for some seconds");
   const seconds = (Date.now() - since) / 1000;
   const calls = daemon.called("issueKubeconfig").length;
+  // However slow the machine is: each of 16 requests in flight counts for another second.
   assert.ok(calls <= 16 * (seconds + 1), `${calls} calls in ${seconds} s`);
   issues(daemon);
-  const clusters = daemon.called("issueKubeconfig").length;
-  await until(() => daemon.called("issueKubeconfig").length > clusters + 100, "handlers get credentials when the issuer is back");
+  await until(() => answered > 0, "handlers get credentials when the issuer is back");
 });
 
 test("short credentials are renewed before they expire, also while the daemon is killed and silent", async (t) => {
@@ -254,7 +265,7 @@ test("short credentials are renewed before they expire, also while the daemon is
     },
     { heartbeatIntervalMs: 1000 },
   );
-  issues(daemon, 20_000);
+  issues(daemon, 60_000, 5_000); // due while the daemon is silent, and valid for as long as a slow machine needs
   (await daemon.stream()).send([engaged("a")], { reset: true });
   await until(() => found.length > 3, "the handler works");
   const cluster = fleet.clusters.get("a");
@@ -266,6 +277,6 @@ test("short credentials are renewed before they expire, also while the daemon is
   third.send([]);
   await until(() => found.includes("token-2"), "the credential is renewed");
   assert.equal(fleet.clusters.get("a"), cluster, "the handler works on");
-  assert.deepEqual(new Set(found), new Set(["token-1", "token-2"]));
+  assert.deepEqual(found.filter((each) => !each?.startsWith("token-")), []);
 });
 

@@ -7,6 +7,7 @@ servers, so that a cluster can move.
 import asyncio
 import json
 import os
+import sys
 from asyncio.subprocess import PIPE, STDOUT
 from pathlib import Path
 
@@ -66,14 +67,52 @@ async def test_go_provider_cases_pass_on_real_servers(platform: RealApi, workloa
     arguments = ("--config", str(config), "--discovery-kubeconfig", str(platform.kubeconfig), "--listen", address)
     async with DaemonProcess(address, *arguments) as daemon:
         await daemon.start()
-        process = await asyncio.create_subprocess_exec(
-            *(*go_test(), "-count=1", "-v", "-run", f"^({'|'.join(CASES)})$", "."),
-            cwd=ROOT / "clients/go/multicluster",
-            env={**os.environ, "MILO_DISCOVERY_TEST_REAL": str(described)},
-            stdout=PIPE,
-            stderr=STDOUT,
-        )
-        out, _ = await process.communicate()
-        text = out.decode()
-        assert process.returncode == 0, f"{text}\nthe daemon said last:\n{daemon.tail(40)}"
+        status, text = await go_cases(CASES, "MILO_DISCOVERY_TEST_REAL", described)
+        assert status == 0, f"{text}\nthe daemon said last:\n{daemon.tail(40)}"
     assert [case for case in CASES if f"--- PASS: {case} " not in text] == []
+
+
+async def test_sharded_namespace_example_runs_with_the_coordinator(platform: RealApi, directory: Path) -> None:
+    """The Go test starts and kills the daemons, and has two and three replicas of the example in its process."""
+    labels = {"shard-test": "yes"}
+    kubeconfig = str(platform.kubeconfig_as("operator", "system:masters"))
+    members = []
+    for member in range(3):
+        config, address = directory / f"{member}.yaml", f"unix://{directory}/{member}.sock"
+        settings = {
+            "mode": "declarative",
+            "declarative": {
+                "resource": {"version": "v1", "plural": "namespaces"},
+                "endpoint": {"template": "https://{metadata.name}.invalid"},
+            },
+            "label_selector": "shard-test=yes",
+            "discovery_kubeconfig": kubeconfig,
+            "sharding": {"group": "example", "kubeconfig": kubeconfig, "hand_over": True},
+            "connectivity": {"interval": "off"},
+            "listen": [address],
+            "http_listen": "off",
+            "log": {"level": "warning"},
+        }
+        config.write_text(yaml.safe_dump(settings))
+        pod = {"POD_NAME": f"example-{member}", "POD_NAMESPACE": NAMESPACE, "POD_UID": f"uid-{member}"}
+        environ = [f"{name}={value}" for name, value in {"PATH": os.environ["PATH"], **pod}.items()]
+        command = [sys.executable, "-m", "milo_discoveryd", "run", "--config", str(config)]
+        members.append({"address": address, "command": command, "environment": environ})
+    described = directory / "shards.json"
+    described.write_text(json.dumps({"kubeconfig": kubeconfig, "labels": labels, "members": members}))
+    case = "TestShardedNamespaceExampleOnRealServers"
+    status, text = await go_cases((case,), "MILO_DISCOVERY_TEST_REAL_SHARDS", described)
+    assert status == 0, text
+    assert f"--- PASS: {case} " in text
+
+
+async def go_cases(cases: tuple[str, ...], variable: str, described: Path) -> tuple[int | None, str]:
+    process = await asyncio.create_subprocess_exec(
+        *(*go_test(), "-count=1", "-v", "-run", f"^({'|'.join(cases)})$", "."),
+        cwd=ROOT / "clients/go/multicluster",
+        env={**os.environ, variable: str(described)},
+        stdout=PIPE,
+        stderr=STDOUT,
+    )
+    out, _ = await process.communicate()
+    return process.returncode, out.decode()

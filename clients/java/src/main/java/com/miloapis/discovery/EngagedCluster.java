@@ -40,6 +40,11 @@ public final class EngagedCluster {
     end.await();
   }
 
+  /** Wait until the cluster is disengaged, or about to be, at most for a while. Returns whether it is. */
+  public boolean awaitEnd(Duration limit) throws InterruptedException {
+    return end.await(limit.toMillis(), TimeUnit.MILLISECONDS);
+  }
+
   /** Whether the cluster is disengaged, or about to be. */
   public boolean hasEnded() {
     return end.getCount() == 0;
@@ -65,17 +70,6 @@ public final class EngagedCluster {
         // In its place: it would look for a token in the files of the environment after a 401.
         .withHttpClientBuilderConsumer(builder -> builder.addOrReplaceInterceptor(TokenRefreshInterceptor.NAME, requests))
         .build();
-  }
-
-  /** Wait until the end, at most for a while. Returns false if the thread was interrupted. */
-  boolean awaitEnd(Duration limit) {
-    try {
-      end.await(limit.toMillis(), TimeUnit.MILLISECONDS);
-      return true;
-    } catch (InterruptedException interrupted) {
-      Thread.currentThread().interrupt();
-      return false;
-    }
   }
 
   void update(Cluster cluster) {

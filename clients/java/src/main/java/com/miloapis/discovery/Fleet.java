@@ -131,10 +131,20 @@ public final class Fleet implements AutoCloseable {
         return;
       } catch (Throwable error) {
         report(cluster, error);
-        if (error instanceof InterruptedException || !cluster.awaitEnd(backoff)) {
+        if (error instanceof InterruptedException || !sleep(cluster, backoff)) {
           return; // somebody else wants the thread to end
         }
       }
+    }
+  }
+
+  private static boolean sleep(EngagedCluster cluster, Duration backoff) {
+    try {
+      cluster.awaitEnd(backoff);
+      return true;
+    } catch (InterruptedException interrupted) {
+      Thread.currentThread().interrupt();
+      return false;
     }
   }
 

@@ -35,13 +35,14 @@ import java.util.Set;
 import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.CopyOnWriteArrayList;
 import java.util.concurrent.Executors;
+import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicInteger;
 import java.util.function.BooleanSupplier;
 import java.util.function.Function;
 
 /** A daemon whose streams and answers a test scripts, on a port of loopback. */
 final class FakeDaemon implements AutoCloseable {
-  private static final long WITHIN_MS = 60_000;
+  private static final long WITHIN_MS = 300_000;
 
   final List<Stream> streams = new CopyOnWriteArrayList<>();
   final List<Message> calls = new CopyOnWriteArrayList<>();
@@ -63,7 +64,9 @@ final class FakeDaemon implements AutoCloseable {
   void start() throws IOException {
     var address = new InetSocketAddress("127.0.0.1", port);
     var service = ServerInterceptors.intercept(new Service(), new Callers());
-    server = NettyServerBuilder.forAddress(address).executor(Executors.newCachedThreadPool()).addService(service).build().start();
+    var builder = NettyServerBuilder.forAddress(address).executor(Executors.newCachedThreadPool()).addService(service);
+    // As the real daemon does, it allows keepalive pings on quiet streams.
+    server = builder.permitKeepAliveTime(1, TimeUnit.SECONDS).permitKeepAliveWithoutCalls(true).build().start();
     port = server.getPort();
   }
 
@@ -92,8 +95,12 @@ final class FakeDaemon implements AutoCloseable {
   }
 
   static Function<IssueKubeconfigRequest, Kubeconfig> issuing(Duration life) {
+    return issuing(life, life.dividedBy(2));
+  }
+
+  static Function<IssueKubeconfigRequest, Kubeconfig> issuing(Duration life, Duration refresh) {
     var number = new AtomicInteger();
-    return request -> kubeconfig(request.getCluster(), "token-" + number.incrementAndGet(), life);
+    return request -> kubeconfig(request.getCluster(), "token-" + number.incrementAndGet(), life, refresh);
   }
 
   /** Wait for a state. */
@@ -128,6 +135,10 @@ final class FakeDaemon implements AutoCloseable {
   }
 
   static Kubeconfig kubeconfig(String name, String token, Duration life) {
+    return kubeconfig(name, token, life, life.dividedBy(2));
+  }
+
+  private static Kubeconfig kubeconfig(String name, String token, Duration life, Duration refresh) {
     var file =
         """
         {"apiVersion": "v1", "kind": "Config", "current-context": "a",
@@ -140,7 +151,7 @@ final class FakeDaemon implements AutoCloseable {
         .setCluster(name)
         .setKubeconfig(ByteString.copyFromUtf8(file))
         .setIssuedAt(timestamp(now))
-        .setRefreshAfter(timestamp(now.plus(life.dividedBy(2))))
+        .setRefreshAfter(timestamp(now.plus(refresh)))
         .setExpiresAt(timestamp(now.plus(life)))
         .build();
   }

@@ -1,0 +1,236 @@
+package multicluster_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"slices"
+	"syscall"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	mc "sigs.k8s.io/multicluster-runtime/pkg/multicluster"
+
+	"go.miloapis.com/discovery"
+)
+
+const (
+	// shardsVariable names a file that describes a real API server, and the daemons of a shard group whose clusters are its
+	// namespaces, as tests/end_to_end/real writes it.
+	shardsVariable = "MILO_DISCOVERY_TEST_REAL_SHARDS"
+	settledWithin  = 3 * time.Minute // the group waits for half a minute before it takes the clusters of a killed member
+)
+
+// realShards is a shard group of daemon processes, each with a replica of the example beside it.
+type realShards struct {
+	t          *testing.T
+	config     *rest.Config
+	objects    client.Client
+	namespaces []string
+	replicas   map[int]*exampleReplica
+	round      int
+
+	Kubeconfig string            `json:"kubeconfig"`
+	Labels     map[string]string `json:"labels"` // of namespaces that are clusters
+	Members    []struct {
+		Address     string   `json:"address"`
+		Command     []string `json:"command"`
+		Environment []string `json:"environment"`
+	} `json:"members"`
+}
+
+type exampleReplica struct {
+	*handled
+	daemon *exec.Cmd
+	client *discovery.Client
+	stop   context.CancelFunc
+	ended  chan error
+}
+
+func newRealShards(t *testing.T, namespaces int) *realShards {
+	t.Helper()
+	path := os.Getenv(shardsVariable)
+	if path == "" {
+		t.Skipf("%s names no shard group", shardsVariable)
+	}
+	s := &realShards{t: t, replicas: map[int]*exampleReplica{}, namespaces: numbered(namespaces)}
+	content, err := os.ReadFile(path)
+	s.must(err)
+	s.must(json.Unmarshal(content, s))
+	s.config, err = clientcmd.BuildConfigFromFlags("", s.Kubeconfig)
+	s.must(err)
+	s.config.QPS = -1
+	s.objects, err = client.New(s.config, client.Options{})
+	s.must(err)
+	for _, name := range s.namespaces {
+		s.must(s.objects.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: s.Labels}}))
+	}
+	t.Cleanup(func() {
+		for _, r := range s.replicas {
+			r.stop()
+			<-r.ended
+			_ = r.daemon.Process.Kill()
+			_ = r.daemon.Wait()
+			_ = r.client.Close()
+		}
+	})
+	return s
+}
+
+func (s *realShards) must(err error) {
+	s.t.Helper()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// start starts the daemon of a member and the replica beside it.
+func (s *realShards) start(member int) {
+	s.t.Helper()
+	described := s.Members[member]
+	r := &exampleReplica{daemon: exec.Command(described.Command[0], described.Command[1:]...), ended: make(chan error, 1)}
+	r.daemon.Env, r.daemon.Stderr = described.Environment, os.Stderr
+	s.must(r.daemon.Start())
+	var err error
+	r.client, err = discovery.Dial(discovery.Options{Address: described.Address, Credentials: &discovery.Credentials{}})
+	s.must(err)
+	var run func(context.Context) error
+	r.handled, run = shardedNamespaces(s.t, s.config, r.client)
+	ctx, cancel := context.WithCancel(context.WithoutCancel(s.t.Context()))
+	r.stop = cancel
+	go func() { r.ended <- run(ctx) }()
+	s.replicas[member] = r
+}
+
+// terminate ends a replica and then its daemon, as the kubelet ends a sidecar.
+func (s *realShards) terminate(member int) {
+	s.t.Helper()
+	r := s.replicas[member]
+	r.stop()
+	s.must(<-r.ended)
+	s.must(r.daemon.Process.Signal(syscall.SIGTERM))
+	s.must(r.daemon.Wait())
+	s.must(r.client.Close())
+	delete(s.replicas, member)
+}
+
+// killDaemon kills the daemon of a member, whose replica runs on.
+func (s *realShards) killDaemon(member int) {
+	s.t.Helper()
+	s.must(s.replicas[member].daemon.Process.Kill())
+	_ = s.replicas[member].daemon.Wait()
+}
+
+// owned returns the namespaces that each replica owns. A namespace that two own at once fails the test.
+func (s *realShards) owned() map[string]int {
+	s.t.Helper()
+	owners := map[string]int{}
+	for _, name := range s.namespaces {
+		for member, r := range s.replicas {
+			if !r.coordinator.Owns(mc.ClusterName(name)) {
+				continue
+			}
+			// It may have moved since the other replica was looked at.
+			if other, known := owners[name]; known && s.replicas[other].coordinator.Owns(mc.ClusterName(name)) {
+				s.t.Errorf("%s is owned by %d and %d", name, other, member)
+			}
+			owners[name] = member
+		}
+	}
+	return owners
+}
+
+// share waits until these members share all namespaces, and each object is reconciled by the owner of its namespace alone. It
+// returns the owners.
+func (s *realShards) share(members ...int) map[string]int {
+	s.t.Helper()
+	var owners map[string]int
+	withinLimit(s.t, settledWithin, fmt.Sprintf("%v to share the namespaces", members), func() error {
+		owners = s.owned()
+		if len(owners) != len(s.namespaces) {
+			return fmt.Errorf("owned are %v", owners)
+		}
+		if got := slices.Sorted(maps.Values(owners)); !slices.Equal(slices.Compact(got), members) {
+			return fmt.Errorf("the owners are %v", owners)
+		}
+		for _, member := range members {
+			info, err := s.replicas[member].client.Info(s.t.Context())
+			if err != nil {
+				return err
+			}
+			if info.Sharding == nil || !info.Sharding.Settled {
+				return fmt.Errorf("member %d has not settled", member)
+			}
+		}
+		return nil
+	})
+	s.round++
+	object := fmt.Sprintf("round-%d", s.round)
+	for _, name := range s.namespaces {
+		s.must(s.objects.Create(s.t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: name, Name: object}}))
+	}
+	withinLimit(s.t, settledWithin, object+" to be reconciled", func() error {
+		reconciled := map[string]int{}
+		for member, r := range s.replicas {
+			for _, name := range s.namespaces {
+				if !slices.Contains(r.all(), name+" "+object) {
+					continue
+				}
+				if other, known := reconciled[name]; known {
+					s.t.Errorf("%s of %s was reconciled by %d and %d", object, name, other, member)
+				}
+				reconciled[name] = member
+			}
+		}
+		if !maps.Equal(reconciled, owners) {
+			return fmt.Errorf("it was reconciled by %v, and the owners are %v", reconciled, owners)
+		}
+		return nil
+	})
+	s.t.Logf("round %d: %v", s.round, owners)
+	return owners
+}
+
+func TestShardedNamespaceExampleOnRealServers(t *testing.T) {
+	s := newRealShards(t, 12)
+	s.start(0)
+	s.start(1)
+	before := s.share(0, 1)
+
+	s.start(2)
+	after := s.share(0, 1, 2)
+	for name, owner := range after {
+		if owner != 2 && owner != before[name] {
+			t.Errorf("%s moved from %d to %d, which is not the new member", name, before[name], owner)
+		}
+	}
+
+	s.terminate(1)
+	after = s.share(0, 2)
+
+	s.killDaemon(2) // its replica runs, and loses its ownership before the other takes over
+	s.share(0)
+	lost := s.replicas[2]
+	select {
+	case err := <-lost.ended:
+		t.Fatalf("the replica whose daemon was killed ended: %v", err)
+	default:
+	}
+	lost.stop()
+	<-lost.ended
+	s.must(lost.client.Close())
+	delete(s.replicas, 2)
+
+	s.start(2)
+	if again := s.share(0, 2); !maps.Equal(again, after) {
+		t.Errorf("the member that returned owns other namespaces: %v, before %v", again, after)
+	}
+}
