@@ -8,6 +8,7 @@ all figures of one file.
 import argparse
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -111,7 +112,8 @@ def _headlines(files: Files) -> Iterator[str]:
         names = list(dict.fromkeys(name for name, _ in _FIGURE.findall(line)))
         text = _FIGURE.sub(lambda found: rounded(_figure(files, found[1], found[2])), line)
         origin = ", ".join(f"`{_command(name)}` at {_commit(files, name)}" for name in names)
-        yield from (f"- {text}", f"  ({origin})")
+        yield from textwrap.wrap(f"- {text}", 120, subsequent_indent="  ")
+        yield f"  ({origin})"
     yield from _note(files, (name for name, _ in _FIGURE.findall("".join(HEADLINES))))
 
 
