@@ -121,7 +121,12 @@ PERFORMANCE = (
         "MiB",
         {"embedded provider": "milo.provider.own.rss_mib"},
     ),
-    Row("The same in two replicas, one killed: all work again", "milo_groups", "milo_groups.2.failover.seconds", "s"),
+    Row(
+        "All controllers in two replicas, one killed: time until all projects are worked in",
+        "milo_groups",
+        "milo_groups.2.failover.seconds",
+        "s",
+    ),
     Row("Shard group: hand-over after a kill, p50", "sharding", "sharding.kill.hand_over_p50_s", "s"),
     Row("Shard group: writes by two owners", "sharding", "sharding.overlaps"),
     Row(

@@ -173,7 +173,8 @@ def _files(files: Files) -> Iterator[str]:
     for name, result in sorted(files.items()):
         built = "".join(f", {what} `{commit}`" for what, commit in result.commits.items() if what.isupper())
         link = f"[{name}](../../bench/results/{name}.json)"
-        commit = f"{_commit(files, name)}{built}, {result.at[:10]}"
+        day = f", {result.at[:10]}" if result.commits else ""
+        commit = f"{_commit(files, name)}{built}{day}"
         yield f"| {link} | {len(result.figures)} | `{_command(name)}` | {commit} | {_machine(result)} |"
     yield from _note(files, files)
 
