@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 import msgspec
 
 from bench.commits import ROOT
-from bench.page import RESULTS
-from bench.report import Results
+from bench.report import RESULTS, Results
 
 MOST_COMMITS = 30
 """How many commits may have changed the measured packages since."""

@@ -10,6 +10,7 @@ _WIDTH, _HEIGHT = 640, 320
 _LEFT, _RIGHT, _TOP, _BOTTOM = 72, 20, 44, 48
 _COLOURS = ("#0b6e99", "#c44e2b", "#6a8f3c", "#8a5a9e", "#8c8c8c")
 _TICKS = (1, 2, 5)
+_FINE_TICKS = (1, 1.5, 2, 3, 4, 5, 6, 8)
 
 
 def lines(title: str, series: Mapping[str, Points], *, x: str, y: str) -> str:
@@ -70,7 +71,8 @@ class _Axis:
         return self._begin + part * (self._end - self._begin)
 
     def ticks(self) -> Iterator[float]:
-        steps = _TICKS if self._most - self._least < 2 else _TICKS[:1]
+        decades = self._most - self._least
+        steps: Sequence[float] = _FINE_TICKS if decades < 1 else _TICKS if decades < 2 else _TICKS[:1]
         for power in range(math.floor(self._least), math.ceil(self._most) + 1):
             for step in steps:
                 if self._least <= math.log10(step * 10.0**power) <= self._most:

@@ -12,8 +12,10 @@ import msgspec
 from rich.table import Table
 
 from bench.bars import Bars, Verdict, bar_of, verdict
-from bench.commits import commits
+from bench.commits import ROOT, commits
 from bench.setting import Samples
+
+RESULTS = ROOT / "bench" / "results"
 
 Figures = dict[str, float | None]
 """Figures by key; None if one could not be measured."""

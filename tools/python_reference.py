@@ -23,7 +23,7 @@ REFERENCES = {
     "controllers-reference.md": (
         ("milo_controllers", "milo_discovery.testing"),
         "# Reference of controllers\n\nThe public names of `milo_controllers` and `milo_discovery.testing`, "
-        "which\n[Controllers](controllers.md) and [Testing operators](testing-operators.md) explain.",
+        "which\n[Controllers](controllers.md) explains.",
     ),
 }
 

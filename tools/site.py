@@ -1,6 +1,6 @@
 """Adapts the documents for the site (mkdocs.yml).
 
-The README is its first page, and links to files that are no documents lead to the repository.
+The README is its first page, and links to files that are not on the site lead to the repository.
 """
 
 import posixpath
@@ -9,14 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
+_ASKED = re.compile(
+    r"<(?:script|img|iframe)\b[^>]*\bsrc=[\"']?https?:|<link\b[^>]*\bstylesheet\b[^>]*https?:|class=\"mermaid"
+)
 _LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s#]+)((?:#[^)]*)?\))")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    readme = _with_links((ROOT / "README.md").read_text(), lambda target: _from_root(target, config["repo_url"]))
+    readme = _with_links((ROOT / "README.md").read_text(), lambda target: _from_root(target, config))
     files.append(File.generated(config, "index.md", content=readme))
     return files
 
@@ -26,16 +30,35 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> st
 
     def adapted(target: str) -> str:
         found = posixpath.normpath(posixpath.join("docs", here, target))
-        inside = found.startswith("docs/") and not (ROOT / found).is_dir()
-        return target if inside else _in_repository(found, config["repo_url"])
+        return target if _is_on_site(found, config) else _in_repository(found, config["repo_url"])
 
     return markdown if page.file.src_uri == "index.md" else _with_links(markdown, adapted)
 
 
-def _from_root(target: str, repository: str) -> str:
+def on_post_page(output: str, *, page: Any, config: Any) -> str:
+    return _without_other_hosts(output, page.file.src_uri)
+
+
+def on_post_template(output_content: str, *, template_name: str, config: Any) -> str:
+    return _without_other_hosts(output_content, template_name)
+
+
+def _without_other_hosts(output: str, name: str) -> str:
+    """Remove what makes the theme ask GitHub for the stars of the repository, and refuse what asks other hosts."""
+    output = output.replace(' data-md-component="source"', "")
+    if asked := _ASKED.search(output):
+        raise PluginError(f"{name} asks another host: {asked[0]}")
+    return output
+
+
+def _from_root(target: str, config: Any) -> str:
     """Return the target of a link in the README, as the site's first page has it."""
-    inside = target.startswith("docs/") and not (ROOT / target).is_dir()
-    return target.removeprefix("docs/") if inside else _in_repository(target, repository)
+    return target.removeprefix("docs/") if _is_on_site(target, config) else _in_repository(target, config["repo_url"])
+
+
+def _is_on_site(path: str, config: Any) -> bool:
+    inside = path.startswith("docs/") and not (ROOT / path).is_dir()
+    return inside and not config["exclude_docs"].match_file(path.removeprefix("docs/"))
 
 
 def _in_repository(path: str, repository: str) -> str:

@@ -13,7 +13,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     renew_interval_s: float = 10.0
     read_interval_s: float = 12.0
     unsettled_read_interval_s: float = 0.5
-    """The interval of reads, and of releases in batches, while a view is changed: a cluster that moves may wait for both."""
+    """Interval of reads, and of releases in batches, while a view changes. A cluster that moves may wait for both."""
     retry_interval_s: float = 1.0
     fence_after_s: float = 20.0
     evict_after_s: float = 33.0

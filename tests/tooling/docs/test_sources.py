@@ -1,4 +1,4 @@
-"""The kind in docs/sources-reference.md, as a package that adds it by an entry point."""
+"""The kind in docs/adding-a-kind.md, as a package that adds it by an entry point."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from milo_sandbox.resources import CONFIG_MAPS
 from tests.integration.app.test_daemon import serving
 from tests.support.eventually import eventually
 
-PAGE = Path("docs/sources-reference.md").read_text()
+PAGE = Path("docs/adding-a-kind.md").read_text()
 
 
 def block(language: str) -> str:
@@ -32,7 +32,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> str:
     [(group, entries)] = tomllib.loads(block("toml"))["project"]["entry-points"].items()
     [(name, value)] = entries.items()
     module = ModuleType(value.partition(":")[0])
-    exec(compile(block("python"), "docs/sources-reference.md", "exec"), module.__dict__)
+    exec(compile(block("python"), "docs/adding-a-kind.md", "exec"), module.__dict__)
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr("importlib.metadata.entry_points", EntryPoints([EntryPoint(name, value, group)]).select)
     return name

@@ -87,7 +87,7 @@ def way(block: Block, words: Sequence[str]) -> Way:
             return Way.IN_A_CLUSTER
         case ["./dev", *_] | ["export" | "." | "cd", _]:
             return Way.LASTING
-        case ["cosign" | "gh", *_]:
+        case ["cosign" | "gh" | "helm", *_]:
             return Way.PUBLISHED
         case ["docker", "build", *_]:
             return Way.IMAGE

@@ -98,7 +98,7 @@ def _parse_exec_info(value: str | None) -> dict[str, Any]:
 
 
 def _cluster_of(exec_info: dict[str, Any]) -> str | None:
-    """Return the name in the configuration that a ClusterProfile gives to the plugin (KEP-5339), if there is one."""
+    """Return the name in the configuration that a ClusterProfile gives to the plugin (KEP-4322), if there is one."""
     value: Any = exec_info
     for key in ("spec", "cluster", "config", "clusterName"):
         value = value.get(key) if isinstance(value, dict) else None

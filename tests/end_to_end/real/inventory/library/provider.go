@@ -1,4 +1,4 @@
-// A provider of this test on the library of KEP-5339, which the providers of all consumers call for their connections.
+// A provider of this test on the library of KEP-4322, which the providers of all consumers call for their connections.
 package main
 
 import (
