@@ -65,8 +65,8 @@ func TestCountsHaveAllFieldsOfTheProtocol(t *testing.T) {
 			return strings.EqualFold(name, strings.ReplaceAll(string(fields.Get(i).Name()), "_", ""))
 		}).SetInt(int64(i + 1))
 	}
-	var counted []int64
 	converted := reflect.ValueOf(toCounts(message))
+	counted := make([]int64, 0, converted.NumField())
 	for i := range converted.NumField() {
 		counted = append(counted, converted.Field(i).Int())
 	}

@@ -165,7 +165,6 @@ class ClusterSource:
         """`keys` has an item for each collection. Without `reduce`, each object is the cluster of its name."""
         self.fleet = fleet
         self.description = description or SourceDescription()
-        self.name = self.description.name
         self.observer = observer
         budget = ObjectBudget(policy.objects_limit)
         stores = [ObjectStore(CollectionWeight(budget)) for _ in keys]
@@ -205,6 +204,10 @@ class ClusterSource:
         )
         self.progress = SourceProgress()
         fleet.add(self)
+
+    @property
+    def name(self) -> str:
+        return self.description.name
 
     # --- what is read of the server ---
 

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import urlsplit
 
+import msgspec
+
 from milo_discoveryd import USER_AGENT
 from milo_discoveryd.connectivity.reachability import ProbeFailed, ProbeOutcome, ProbeReached
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
@@ -27,6 +29,16 @@ _REFUSALS = {
 }
 
 
+class ClusterAccess(msgspec.Struct, frozen=True, kw_only=True):
+    """How clusters are reached, and with which credentials."""
+
+    held: Callable[[Cluster], Credential | None]
+    """Returns the credential that was issued for a cluster."""
+    trust_of: Callable[[Cluster], Awaitable[ClusterTrust]]
+    rejected: Callable[[Cluster, bool], None] = lambda *_: None
+    """Called with each answer to an issued credential: whether that was refused with 401."""
+
+
 class Asker:
     """Probes clusters with the credential issued for them, or else the daemon's own; hosts always with the latter."""
 
@@ -34,36 +46,30 @@ class Asker:
         self,
         upstream: Upstream,
         environ: Mapping[str, str],
+        access: ClusterAccess,
         *,
-        held: Callable[[Cluster], Credential | None],
         path: str,
         timeout_s: float,
-        trust_of: Callable[[Cluster], Awaitable[ClusterTrust]],
-        rejected: Callable[[Cluster, bool], None] = lambda *_: None,
         sends_own_credential: bool = False,
         of_hosts: bool = False,
     ) -> None:
-        """`rejected` is called with each answer to an issued credential: whether that was refused with 401.
-
-        With `of_hosts`, probe the host of each endpoint at `path`, without the endpoint's own path.
+        """With `of_hosts`, probe the host of each endpoint at `path`, without the endpoint's own path.
 
         `sends_own_credential`: whether the daemon's own credential is sent to clusters that have none, at their
         endpoints.
         """
         self._upstream = upstream
-        self._held = held
-        self._rejected = rejected
+        self._access = access
         self._request = ApiRequest("GET", path)
         self._timeout_s = timeout_s
         self._of_hosts = of_hosts
-        self._trust_of = trust_of
         self._sends_own_credential = sends_own_credential
         self._pools = Pools(user_agent=USER_AGENT, idle_s=IDLE_S, kept=POOLS, environ=environ)
 
     async def ask(self, cluster: Cluster) -> ProbeOutcome:
         endpoint = cluster.target.endpoint
         try:
-            trust = await self._trust_of(cluster)
+            trust = await self._access.trust_of(cluster)
             endpoint = trust.server or endpoint
             if self._of_hosts:
                 parts = urlsplit(endpoint)
@@ -80,7 +86,7 @@ class Asker:
         await self._pools.aclose()
 
     async def _ask(self, endpoint: str, cluster: Cluster, trust: ClusterTrust) -> ProbeOutcome:
-        issued = credential = None if self._of_hosts else self._held(cluster)
+        issued = credential = None if self._of_hosts else self._access.held(cluster)
         if credential is None:
             sends_own = self._sends_own_credential and not trust.server
             credential = await self._upstream.credentials.credential() if sends_own else Credential()
@@ -100,7 +106,7 @@ class Asker:
             try:
                 await response.read_error(BODY_LIMIT)  # the connection can be reused only if the body was read
                 if issued is not None:
-                    self._rejected(cluster, response.status == 401)
+                    self._access.rejected(cluster, response.status == 401)
                 return judged(response.status)
             finally:
                 await response.aclose()

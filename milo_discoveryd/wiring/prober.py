@@ -12,7 +12,7 @@ from milo_discoveryd.instruments import ProbeMetrics
 from milo_discoveryd.kubeconfigs.kubeconfigs import Kubeconfigs
 from milo_discoveryd.log.events import EventType
 from milo_discoveryd.registry.fleet import Fleet
-from milo_discoveryd.watchers.probing import Asker
+from milo_discoveryd.watchers.probing import Asker, ClusterAccess
 from milo_discoveryd.wiring.configured_source import ConfiguredSource
 
 
@@ -28,15 +28,18 @@ async def probe(
     """Probe the clusters of the fleet until canceled."""
     connectivity = settings.connectivity
     of_hosts = probes_hosts(settings)
+    access = ClusterAccess(
+        held=kubeconfigs.held,
+        trust_of=kubeconfigs.trust_of,
+        rejected=lambda cluster, is_rejected: kubeconfigs.probed(cluster, is_rejected=is_rejected),
+    )
     async with AsyncExitStack() as stack:
         askers: dict[str, Asker] = {}
         for source in sources:
             asker = Asker(
                 source.project,
                 environ,
-                held=kubeconfigs.held,
-                trust_of=kubeconfigs.trust_of,
-                rejected=lambda cluster, is_rejected: kubeconfigs.probed(cluster, is_rejected=is_rejected),
+                access,
                 sends_own_credential=source.of.settings.addresses_are_configured,
                 path=connectivity.path,
                 timeout_s=connectivity.timeout.total_seconds(),

@@ -76,7 +76,7 @@ func newRealShards(t *testing.T, namespaces int) *realShards {
 	t.Cleanup(func() {
 		for _, r := range s.replicas {
 			r.stop()
-			<-r.ended
+			_ = <-r.ended
 			_ = r.daemon.Process.Kill()
 			_ = r.daemon.Wait()
 			_ = r.client.Close()
@@ -225,7 +225,7 @@ func TestShardedNamespaceExampleOnRealServers(t *testing.T) {
 	default:
 	}
 	lost.stop()
-	<-lost.ended
+	_ = <-lost.ended
 	s.must(lost.client.Close())
 	delete(s.replicas, 2)
 

@@ -13,7 +13,7 @@ from milo_discoveryd.connectivity.reachability import ProbeFailed, ProbeOutcome,
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.model.cluster import Cluster, Target
-from milo_discoveryd.watchers.probing import POOLS, Asker
+from milo_discoveryd.watchers.probing import POOLS, Asker, ClusterAccess
 from milo_kube.credential import ClientCertificate, Credential, Secret
 from tests.integration.watchers.api_server import ApiServer, answering, upstream
 from tests.support.eventually import LIMIT_S
@@ -51,12 +51,10 @@ async def prober(
     made = Asker(
         of_server,
         {},
-        held=(Held() if held is None else held).of,
+        ClusterAccess(held=(Held() if held is None else held).of, trust_of=trust_of, rejected=rejected),
         path="/readyz",
         timeout_s=timeout_s,
         of_hosts=of_hosts,
-        trust_of=trust_of,
-        rejected=rejected,
         sends_own_credential=trust is None or bool(trust.server),
     )
     try:
