@@ -76,7 +76,9 @@ func newRealShards(t *testing.T, namespaces int) *realShards {
 	t.Cleanup(func() {
 		for _, r := range s.replicas {
 			r.stop()
-			_ = <-r.ended
+			if err := <-r.ended; err != nil {
+				t.Logf("a replica ended: %v", err)
+			}
 			_ = r.daemon.Process.Kill()
 			_ = r.daemon.Wait()
 			_ = r.client.Close()
@@ -225,7 +227,9 @@ func TestShardedNamespaceExampleOnRealServers(t *testing.T) {
 	default:
 	}
 	lost.stop()
-	_ = <-lost.ended
+	if err := <-lost.ended; err != nil {
+		t.Logf("the replica whose daemon was killed ended: %v", err)
+	}
 	s.must(lost.client.Close())
 	delete(s.replicas, 2)
 
