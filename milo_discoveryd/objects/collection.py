@@ -365,13 +365,14 @@ class ObjectCollection:
     def _judge(self, lacking: "_Lacking", now: Moment, *, versions_went_back: bool) -> GuardDecision:
         if self._guard is None:
             return ConfirmEach()
+        uids = self._list.uids
         return self._guard.judge(
             lacking.established + lacking.replaced,
             self.store.established_count - len(lacking.announced),
             versions_went_back=versions_went_back,
             now=now.steady,
             is_foreign=lacking.is_foreign,
-            is_larger=len(self._list.uids) > self.store.present_count,
+            is_much_larger=self._guard.limits.is_mass(len(uids) - self.store.present_count, len(uids)),
             still_held=self.pending_deletions.held if self._guard.holds_restored else 0,
         )
 

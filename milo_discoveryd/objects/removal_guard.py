@@ -179,14 +179,14 @@ class RemovalGuard:
         versions_went_back: bool,
         now: float,
         is_foreign: bool = False,
-        is_larger: bool = False,
+        is_much_larger: bool = False,
         still_held: int = 0,
     ) -> GuardDecision:
         """Decide about the clusters that a complete list lacks, out of `engaged` ones.
 
-        The list `is_foreign` if it contains objects, but none that is known, and `is_larger` if these are more than
-        the known ones. `still_held` clusters are held since a
-        restore: the list lacks them as well, or shows them in their old state.
+        The list `is_foreign` if it contains objects, but none that is known, and `is_much_larger` if it has so many
+        more than are known that lacking these would be a mass removal. `still_held` clusters are held since a restore:
+        the list lacks them as well, or shows them in their old state.
         """
         is_accepted = self._accepts
         decision = self._decide(
@@ -195,7 +195,7 @@ class RemovalGuard:
             versions_went_back=versions_went_back,
             now=now,
             is_foreign=is_foreign,
-            is_larger=is_larger,
+            is_much_larger=is_much_larger,
             still_held=still_held,
         )
         # A list that is ignored or held is no evidence about the first one.
@@ -211,7 +211,7 @@ class RemovalGuard:
         versions_went_back: bool,
         now: float,
         is_foreign: bool,
-        is_larger: bool,
+        is_much_larger: bool,
         still_held: int,
     ) -> GuardDecision:
         held, self.held = self.held, None
@@ -226,21 +226,23 @@ class RemovalGuard:
             self.held = self._held_by_restore
             return ConfirmEach()
         if is_foreign and engaged > 1:
-            return self._judge_foreign(engaged, held, now, is_larger=is_larger)
+            return self._judge_foreign(engaged, held, now, is_much_larger=is_much_larger)
         if held is not None and held.is_foreign:
             held = None  # another server's list is no evidence about this server
         return self._judge_own(missing, engaged, held, versions_went_back=versions_went_back, now=now)
 
-    def _judge_foreign(self, engaged: int, held: HeldRemovals | None, now: float, *, is_larger: bool) -> GuardDecision:
+    def _judge_foreign(
+        self, engaged: int, held: HeldRemovals | None, now: float, *, is_much_larger: bool
+    ) -> GuardDecision:
         """Decide about a list that names no known object. `held`: the previous result.
 
         It is ignored, unless it may be the first list of this run that was of another server, as of one that started
-        on an empty store: that list is not verified, and this one has more objects. A second such list then takes the
-        place of the first list.
+        on an empty store: that list is not verified, and this one has far more objects. A second such list then takes
+        the place of the first list.
         """
         due_at = held.verify_at if held is not None and held.is_foreign else None
         is_second = due_at is not None and now >= due_at
-        if is_second and is_larger and self.verify_first_at is not None:
+        if is_second and is_much_larger and self.verify_first_at is not None:
             self._first_verify_at = None
             return ConfirmAtRate(self.limits.per_second)
         self.held = HeldRemovals(

@@ -180,8 +180,10 @@ def test_f21_another_server_is_verified_again_and_never_accepted() -> None:
         assert (ruling.since, ruling.verify_at, ruling.is_foreign) == (0.0, now + 30.0, True)
 
 
-def foreign(guard: RemovalGuard, engaged: int, now: float, *, is_larger: bool = True) -> GuardDecision:
-    return guard.judge(range(engaged), engaged, versions_went_back=False, now=now, is_foreign=True, is_larger=is_larger)
+def foreign(guard: RemovalGuard, engaged: int, now: float, *, is_much_larger: bool = True) -> GuardDecision:
+    return guard.judge(
+        range(engaged), engaged, versions_went_back=False, now=now, is_foreign=True, is_much_larger=is_much_larger
+    )
 
 
 def test_list_of_another_server_does_not_verify_the_first_list() -> None:
@@ -208,14 +210,14 @@ def test_unverified_first_list_gives_way_to_two_larger_lists_of_another_server()
     assert guard.verify_first_at == 62.0, "this is the first list of that server"
 
 
-@pytest.mark.parametrize(("is_verified", "is_larger"), [(True, True), (False, False)])
-def test_verified_or_larger_first_list_gives_way_to_no_other_server(is_verified: bool, is_larger: bool) -> None:
+@pytest.mark.parametrize(("is_verified", "is_much_larger"), [(True, True), (False, False)])
+def test_verified_or_larger_first_list_gives_way_to_no_other_server(is_verified: bool, is_much_larger: bool) -> None:
     guard = RemovalGuard(LIMITS)
     judge(guard, 0, 3)
     if is_verified:
         judge(guard, 0, 3, now=30.0)
     for now in (40.0, 70.0, 100.0):
-        assert isinstance(foreign(guard, 3, now, is_larger=is_larger), HeldRemovals)
+        assert isinstance(foreign(guard, 3, now, is_much_larger=is_much_larger), HeldRemovals)
 
 
 def test_f21_server_identity_is_undecidable_with_one_cluster() -> None:
