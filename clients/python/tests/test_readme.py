@@ -105,7 +105,7 @@ def test_readme_kopf_operator_runs_its_handler(milo_sandbox: MiloSandbox):
             process.kill()
 
 
-@pytest.mark.parametrize("sample", TESTS, ids=["client", "control planes", "controllers"])
+@pytest.mark.parametrize("sample", TESTS, ids=["client", "controllers"])
 def test_readme_pytest_sample_passes(tmp_path: Path, sample: str):
     (tmp_path / "test_sample.py").write_text(sample)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path)]

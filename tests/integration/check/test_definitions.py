@@ -85,7 +85,9 @@ async def test_definition_by_which_no_object_can_engage_fails(sandbox: Sandbox, 
     put(sandbox, "alpha", content="{}")
     status, (clusters, minted) = await findings(tmp_path)
     assert clusters.startswith("fail  clusters: 0 of 2 engaged")
-    assert "1 malformed; first problem: garden-team/alpha-kubeconfig: the key 'value' of Secret" in clusters
+    assert (
+        "1 malformed, 1 not ready; first problem: garden-team/alpha-kubeconfig: the key 'value' of Secret" in clusters
+    )
     assert minted == "ok    kubeconfigs secrets: not checked: kubeconfig-secret has a credential for each cluster, " + (
         "and serves none yet"
     )

@@ -109,7 +109,11 @@ class Harness:
         self.fleet = Fleet(ChangeLog(encoder(EPOCH), retention))
         self.followed = new_source(journal, fleet=self.fleet, drain_timeout_s=drain_timeout_s)
         self.rival = new_source(journal, fleet=self.fleet, name="rival") if self.has_rival else None
-        self.metrics.follow(MeasuredDaemon(fleet=self.fleet, cluster_cap=1000))
+        self.metrics.follow(
+            MeasuredDaemon(
+                fleet=self.fleet, cluster_cap=1000, certificates=lambda: tuple(self.server.certificate_expiries())
+            )
+        )
         about = DaemonInfo(
             version="0",
             mode="project",

@@ -216,7 +216,6 @@ async def test_server_certificate_is_renewed_without_interruption(tls_files: Tls
 
 async def test_expiry_of_the_server_certificate_is_a_metric(tls_files: TlsFiles) -> None:
     async with tcp(tls_files) as harness:
-        harness.metrics.follow_credentials(tuple, harness.server.certificate_expiries)
 
         def expiry() -> float | None:
             name = "milo_discoveryd_credential_expiry_timestamp_seconds"

@@ -68,8 +68,8 @@ def test_cpu_time_of_each_directory_is_printed_on_request(run: Run) -> None:
 
 
 def test_directory_of_a_test_is_the_nearest_with_a_budget() -> None:
-    budgets = {"tests/unit": 10.0, "tests/unit/registry": 5.0}
-    assert directory_of("tests/unit/log/test_change_log.py::test_it[a/b]", budgets) == "tests/unit/registry"
+    budgets = {"tests/unit": 10.0, "tests/unit/log": 5.0}
+    assert directory_of("tests/unit/log/test_change_log.py::test_it[a/b]", budgets) == "tests/unit/log"
     assert directory_of("tests/unit/config/test_load.py::test_it", budgets) == "tests/unit"
     assert directory_of("clients/python/tests/test_watch.py::TestIt::test_it", budgets) == "clients/python/tests"
 

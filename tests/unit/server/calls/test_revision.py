@@ -175,3 +175,13 @@ def test_stream_revision_is_that_of_one_holder() -> None:
     revisions = StreamRevisions(EPOCH, SIGNER)
     text = revisions.sign_next(42, "holder", is_whole=True)
     assert (revisions.is_own(text, "holder"), revisions.is_own(text, "another")) == (True, False)
+
+
+def test_versions_are_recorded_again_only_when_they_or_what_is_known_changed() -> None:
+    revisions = StreamRevisions(EPOCH, SIGNER)
+    versions = {"eu": 7}
+    revisions.known = revisions.seen_at(NOTHING.grown({"eu": 2}), versions)
+    assert revisions.known.versions == NOTHING.grown({"eu": 2}).seen_at(versions).versions
+    assert revisions.seen_at(revisions.known, versions) is revisions.known
+    later = revisions.seen_at(revisions.known, {"eu": 8})
+    assert later.versions == revisions.known.seen_at({"eu": 8}).versions != revisions.known.versions
