@@ -311,10 +311,12 @@ class ClusterSource:
         """What the first list of this run described. What the watch added proves nothing about what the list lacks."""
         engaged = self.registry.engaged
         limits = (each.unverified for each in self.collections)
+        # What a held list lacks stays engaged. The versions of a restored server may never catch up.
+        is_held = any(each.held for each in self.collections)
         return FirstList(
             engaged if self._listed is None else min(engaged, self._listed),
             next(filter(None, limits), None),
-            self.version,
+            0 if is_held else self.version,
         )
 
     @property

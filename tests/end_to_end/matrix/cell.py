@@ -249,9 +249,10 @@ class World:
 
     async def listed(self) -> None:
         """Wait until the first daemon has compared its first lists with what it or its returned consumer knows."""
-        expected = {(SourceState.CATCHING_UP, "RemovalsHeld")}
-        if self.cell.daemons > 1 and self.cell.state == "state":
-            # A member of a group stores its own clusters only. Here that is one, whose deletion a read can refute.
+        # Without a state file only the consumer's own stream waits. A member of a group stores its own clusters only:
+        # here that is one, whose deletion a read can refute.
+        expected = set() if self.cell.state == "no-state" else {(SourceState.CATCHING_UP, "RemovalsHeld")}
+        if self.cell.daemons > 1 or self.cell.state == "no-state":
             expected.add((SourceState.STREAMING, ""))
 
         def is_compared(info: ServerInfo) -> bool:
