@@ -26,14 +26,21 @@ final class Ownership implements Runnable, AutoCloseable {
   private volatile long until = NEVER;
   private volatile Thread keeper;
   private volatile boolean wasHeld;
+  private volatile boolean isLost;
 
   Ownership(Renewal renewal, Runnable onChange) {
     this.renewal = renewal;
     this.onChange = onChange;
   }
 
+  /** False from when it has ended until {@link #acknowledgeLoss}, even if it was renewed meanwhile. */
   boolean isHeld() {
-    return until == NEVER || now() < until;
+    return !isLost && (until == NEVER || now() < until);
+  }
+
+  /** To be called after the clusters were disengaged: others may have engaged them. */
+  void acknowledgeLoss() {
+    isLost = false;
   }
 
   /** Begin to renew, with the first batch that is sharded. Returns after the first response. */
@@ -76,6 +83,7 @@ final class Ownership implements Runnable, AutoCloseable {
     boolean isHeld = isHeld();
     if (isHeld != wasHeld) {
       wasHeld = isHeld;
+      isLost = !isHeld;
       onChange.run();
     }
   }

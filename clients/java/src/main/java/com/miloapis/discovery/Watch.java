@@ -97,6 +97,7 @@ public final class Watch implements AutoCloseable {
       while (!isClosed) {
         if (!ownership.isHeld()) {
           session.loseOwnership().forEach(handler);
+          ownership.acknowledgeLoss();
           signals.poll(1, TimeUnit.SECONDS);
           continue;
         }
