@@ -25,7 +25,7 @@ import msgspec
 from milo_discoveryd.sharding.actions import Delete, Evict, Read, Request, WriteLease, WriteView
 from milo_discoveryd.sharding.leases import MemberLease
 from milo_discoveryd.sharding.member import Member
-from milo_discoveryd.sharding.ownership import KeyOwnership
+from milo_discoveryd.sharding.ownership import KeyOwnership, Ownership
 from tests.simulation.sharding.lease_api import ConflictError
 from tests.unit.sharding.driver import Driver
 
@@ -42,6 +42,8 @@ class TracedGroup(Driver):
         self.begun_at = self.now
         self.lines: list[str] = []
         self._holdings: dict[str, str] = {}
+        self._ownerships: dict[str, Ownership | None] = {}
+        """By which the holdings were computed: equal ones give equal decisions."""
         self._processes: Counter[str] = Counter()
 
     def execute(self, command: str) -> None:
@@ -80,6 +82,7 @@ class TracedGroup(Driver):
         holder = f"{member}#{self._processes[member]}"
         weight = float(options.get("weight", "1"))
         self._holdings.pop(name, None)
+        self._ownerships.pop(name, None)
         labels = {key: options.get(key, "") for key in ("instance", "fleet")}
         self.add(name, Member(member, holder, weight=weight, **labels))
         self._note(name, f"starts as process {holder}")
@@ -102,7 +105,11 @@ class TracedGroup(Driver):
 
     def step(self, name: str) -> bool:
         has_sent = super().step(name)
-        holding = self._holding(name)
+        ownership = self.members[name].ownership(self.now)
+        if name in self._ownerships and self._ownerships[name] == ownership:
+            return has_sent
+        self._ownerships[name] = ownership
+        holding = _holding(ownership)
         if self._holdings.get(name, "owns nothing") != holding:
             self._holdings[name] = holding
             self._note(name, holding)
@@ -124,18 +131,18 @@ class TracedGroup(Driver):
             case _:
                 return ""
 
-    def _holding(self, name: str) -> str:
-        ownership = self.members[name].ownership(self.now)
-        if ownership is None:
-            return "owns nothing"
-        decisions = [ownership.decide(key) for key in KEYS]
-        owned = sum(decision.state is KeyOwnership.OWNED for decision in decisions)
-        awaited = Counter(str(decision.member) for decision in decisions if decision.state is KeyOwnership.WAITING)
-        unconfirmed = awaited.pop(ownership.member, 0)
-        waits = [f"{number} wait for {member} to release them" for member, number in sorted(awaited.items())]
-        if unconfirmed:
-            waits.append(f"{unconfirmed} wait until every other member has renewed its Lease")
-        return "; ".join([f"owns {owned or 'nothing'}", *waits])
+
+def _holding(ownership: Ownership | None) -> str:
+    if ownership is None:
+        return "owns nothing"
+    decisions = [ownership.decide(key) for key in KEYS]
+    owned = sum(decision.state is KeyOwnership.OWNED for decision in decisions)
+    awaited = Counter(str(decision.member) for decision in decisions if decision.state is KeyOwnership.WAITING)
+    unconfirmed = awaited.pop(ownership.member, 0)
+    waits = [f"{number} wait for {member} to release them" for member, number in sorted(awaited.items())]
+    if unconfirmed:
+        waits.append(f"{unconfirmed} wait until every other member has renewed its Lease")
+    return "; ".join([f"owns {owned or 'nothing'}", *waits])
 
 
 _TYPES = {field.name: field.type for field in msgspec.structs.fields(MemberLease)}
