@@ -38,6 +38,7 @@ async def test_subscriber_that_breaks_no_rule_passes_every_case() -> None:
     assert {one.case.name: one.failure for one in outcomes if one.failure} == {}
 
 
+@pytest.mark.nightly  # as above
 async def test_each_case_catches_the_subscriber_that_breaks_its_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(daemon, "LIMIT_S", SOON_S)
     monkeypatch.setattr(run, "LIMIT_S", SOON_S)

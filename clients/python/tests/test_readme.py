@@ -40,7 +40,10 @@ TESTS += [sample for sample in samples(CONTROLLERS) if "import pytest" in sample
     ],
     ids=["follow", "fleet", "operator", "blocking", "leader"],
 )
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGINT, id="SIGINT", marks=pytest.mark.nightly), pytest.param(signal.SIGTERM, id="SIGTERM")],
+)
 def test_readme_example_prints_what_happens(
     milo_sandbox: MiloSandbox, tmp_path: Path, program: str, first_line: str, number: signal.Signals
 ):

@@ -156,7 +156,7 @@ async def test_subscribers_match_api_server_under_churn_and_faults(workspace: Wo
             truth = writer.upstream.engaged(recorder.history.label_selector)
             return recorder.view == {name: (state.uid, state.labels) for name, state in truth.items()}
 
-        for _ in range(10):
+        for _ in range(5):  # each fault once
             slow.pause()
             for _ in range(12):
                 for _ in range(random.randrange(1, 15)):
@@ -178,18 +178,18 @@ async def test_subscribers_match_api_server_under_churn_and_faults(workspace: Wo
     histories = [recorder.history for recorder in recorders]
     assert breaches(histories, writer.upstream) == []
     assert [*credential_violations(handed_to(restless, workspace, digests))] == []
-    assert len(restless.given) >= 100
+    assert len(restless.given) >= 50
     assert list(alternating(given)) == []
-    assert len(given) >= 100
+    assert len(given) >= 50
     # The faults and changes had an effect.
     events = {history.who: list(history.events()) for history in histories}
     kinds = Counter(event.reason or event.kind for event in events["fast"])
-    assert min(kinds[each] for each in ("ENGAGED", "UPDATED", "DELETED", "NOT_READY")) >= 20
-    assert sum(event.reason == "LABELS_CHANGED" for event in events["prod"]) >= 20
+    assert min(kinds[each] for each in ("ENGAGED", "UPDATED", "DELETED", "NOT_READY")) >= 10
+    assert sum(event.reason == "LABELS_CHANGED" for event in events["prod"]) >= 10
     assert len(events["slow"]) < len(events["fast"])
-    assert sum(batch.reset for batch in fast.history.batches()) >= 4
+    assert sum(batch.reset for batch in fast.history.batches()) >= 2
     resumed = [stream for stream in restless.history.streams if stream.batches and not stream.batches[0].reset]
-    assert len(resumed) >= 8
+    assert len(resumed) >= 4
     assert "Traceback" not in daemon.output
 
 

@@ -19,7 +19,7 @@ from tests.end_to_end.process.test_churn import ProjectWriter
 from tests.end_to_end.process.validators import breaches
 from tests.support.eventually import eventually
 
-ROUNDS = 12
+ROUNDS = 6
 SHARING = 50
 """Streams of one connection."""
 HEARTBEATS = 5

@@ -20,6 +20,8 @@ from tests.simulation.seeded.simulation_run import simulate
 
 SEEDS = 700
 
+pytestmark = pytest.mark.nightly  # they judge the simulations, which each merge runs
+
 
 async def _not_there(*_: object) -> Absent:
     return Absent()

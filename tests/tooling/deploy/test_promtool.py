@@ -18,6 +18,8 @@ from tests.tooling.deploy import monitoring
 from tests.tooling.deploy.web import get
 
 CASES = Path(__file__).parent / "rule_tests"
+LONG = {"slo"}
+"""Cases over days, which take most of the time."""
 
 Rule = tuple[str, str]
 RULES: Mapping[Rule, str] = {
@@ -58,7 +60,13 @@ async def test_metrics_of_a_daemon_pass_promtool_check(workspace: Workspace) -> 
     assert check.returncode == 0
 
 
-@pytest.mark.parametrize("case", sorted(CASES.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.nightly] if path.stem in LONG else [])
+        for path in sorted(CASES.glob("*.yaml"))
+    ],
+)
 def test_rules_pass_their_unit_tests(promtool: Path, tmp_path: Path, case: Path) -> None:
     (tmp_path / "case.yaml").write_text(case.read_text())
     run(promtool, "test", "rules", "case.yaml", cwd=tmp_path)
