@@ -28,13 +28,27 @@ class QueueState(NamedTuple):
     running: Callable[[], Iterable[float]]
 
 
+class ClusterLabels:
+    """The values of the label `cluster`: the first clusters have their own, and all others share one."""
+
+    def __init__(self, max_clusters: int) -> None:
+        self._max_clusters = max_clusters
+        self._labeled: set[str] = set()
+
+    def label(self, cluster: str) -> str:
+        if cluster not in self._labeled:
+            if len(self._labeled) >= self._max_clusters:
+                return OTHER_CLUSTERS
+            self._labeled.add(cluster)
+        return cluster
+
+
 class ControllerMetrics:
     """The metrics of one set of controllers, in one registry."""
 
     def __init__(self, registry: CollectorRegistry, *, max_clusters: int) -> None:
         """`max_clusters`: maximum number of clusters with a label of their own; the others share one."""
-        self._max_clusters = max_clusters
-        self._clusters: set[str] = set()
+        self.cluster_labels = ClusterLabels(max_clusters)
         by_controller = ("controller",)
         self.reconciles = Counter(
             "controller_runtime_reconcile_total",
@@ -118,13 +132,6 @@ class ControllerMetrics:
             found = _METRICS[registry] = cls(registry, max_clusters=max_clusters)
         return found
 
-    def cluster_label(self, cluster: str) -> str:
-        if cluster not in self._clusters:
-            if len(self._clusters) >= self._max_clusters:
-                return OTHER_CLUSTERS
-            self._clusters.add(cluster)
-        return cluster
-
 
 class ReconcileMetrics:
     """The metrics of one controller."""
@@ -170,7 +177,8 @@ class ReconcileMetrics:
                 self._retries.inc()
         self._results["error"].inc()
         self._errors.inc()
-        self._metrics.cluster_errors.labels(self._controller, self._metrics.cluster_label(cluster)).inc()
+        label = self._metrics.cluster_labels.label(cluster)
+        self._metrics.cluster_errors.labels(self._controller, label).inc()
 
 
 class StateSource(Protocol):

@@ -5,16 +5,14 @@ import sys
 from types import FrameType, SimpleNamespace
 from typing import Any
 
-from prometheus_client import CollectorRegistry
-
-from milo_controllers.metrics import ControllerMetrics, QueueState, StateCollector
+from milo_controllers.metrics import ClusterLabels, QueueState, StateCollector
 from milo_controllers.work_queue import ObjectKey, QueuePolicy, WorkQueue
 
 
-def test_controller_metrics_share_one_label_for_clusters_beyond_the_limit() -> None:
-    metrics = ControllerMetrics(CollectorRegistry(), max_clusters=2)
-    labels = [metrics.cluster_label(name) for name in ("alpha", "beta", "gamma", "delta", "alpha")]
-    assert labels == ["alpha", "beta", "_other", "_other", "alpha"]
+def test_clusters_beyond_the_limit_share_one_label() -> None:
+    labels = ClusterLabels(max_clusters=2)
+    found = [labels.label(name) for name in ("alpha", "beta", "gamma", "delta", "alpha")]
+    assert found == ["alpha", "beta", "_other", "_other", "alpha"]
 
 
 def test_state_metrics_are_collected_in_a_thread_while_the_queue_changes() -> None:
