@@ -17,6 +17,7 @@ from milo_sandbox.api import Features
 from milo_sandbox.errors import CommandError, write
 from milo_sandbox.milo import PROJECT_FINALIZER
 from milo_sandbox.sandbox import Sandbox
+from milo_sandbox.server import ServerAddress
 from milo_sandbox.signals import stop_signals
 
 # Not indented, so that it can be pasted as it is; the watch, which does not end, comes last.
@@ -55,11 +56,9 @@ async def serve(
         )
         server = saved_server.load_or_issue(kubeconfig, host, port, datetime.now(UTC))
         sandbox = Sandbox(
-            host=host,
-            port=server.port,
+            address=ServerAddress(host=host, port=server.port, identity=server.identity),
             seed=server.seed,
             token_life=token_life,
-            identity=server.identity,
             features=features,
             # Later than all versions of an earlier run, in which there were fewer than a thousand writes a second.
             first_version=time.time_ns() // 1_000_000,

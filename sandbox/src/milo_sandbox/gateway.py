@@ -8,43 +8,31 @@ import msgspec
 from aiohttp import web
 
 from milo_sandbox import answers, contexts, refusals, token_endpoint
-from milo_sandbox.api import Api
-from milo_sandbox.control_planes import ControlPlanes
+from milo_sandbox.backends import Backends
 from milo_sandbox.custom_resources import CUSTOM_RESOURCE_DEFINITIONS
 from milo_sandbox.faults import Approach, Faults, Injected
-from milo_sandbox.infrastructure import Infrastructure
-from milo_sandbox.platforms import CLUSTERS, GARDEN, Garden, Kcp
 from milo_sandbox.refusals import PlainError, RefusalError
 from milo_sandbox.token_endpoint import AssertionEndpoint
 from milo_sandbox.tokens import Tokens
 
-INFRASTRUCTURE = "infrastructure"
-"""The path prefix of the infrastructure cluster."""
 _OPEN_TO_ALL = frozenset({"livez", "readyz", "healthz", "version"})
 
 
 class Gateway:
     def __init__(
         self,
-        milo: Api,
-        control_planes: ControlPlanes,
-        infrastructure: Infrastructure,
+        backends: Backends,
         endpoint: AssertionEndpoint,
         *,
-        garden: Garden,
-        kcp: Kcp,
         url: Callable[[], str],
         tokens: Tokens,
         faults: Faults,
         limits_organization_watches: bool,
     ) -> None:
         """`url` returns the URL of the server."""
-        self._milo = milo
-        self._control_planes = control_planes
-        self._infrastructure = infrastructure
+        self._backends = backends
+        self._platforms = backends.platforms()
         self._endpoint = endpoint
-        self._garden = garden
-        self._kcp = kcp
         self._url = url
         self._tokens = tokens
         self._faults = faults
@@ -73,18 +61,13 @@ class Gateway:
             request = request.clone(rel_url=request.rel_url.with_query(query))
         self._faults.check(Approach(segments=tuple(below), query=request.query, project=project))
         subject = self._authenticate(request, below)
-        match segments:
-            case ("sandbox", "faults"):
-                return await self._answer_faults(request)
-            case (str(prefix), *rest) if prefix == INFRASTRUCTURE:
-                return await self._infrastructure.answer(request, rest, subject)
-            case (str(prefix), *rest) if prefix == GARDEN:
-                return await self._garden.answer(request, rest, subject)
-            case (str(prefix), *rest) if prefix == CLUSTERS:
-                return await self._kcp.answer(request, rest, subject)
+        if segments == ["sandbox", "faults"]:
+            return await self._answer_faults(request)
+        if segments and (platform := self._platforms.get(segments[0])) is not None:
+            return await platform.answer(request, segments[1:], subject)
         # Definitions are global.
         is_definition = below[:2] == ["apis", CUSTOM_RESOURCE_DEFINITIONS.group]
-        api = self._control_planes.of(project) if project and not is_definition else self._milo
+        api = self._backends.control_planes.of(project) if project and not is_definition else self._backends.milo
         return await api.answer(request, below, subject)
 
     async def _answer_faults(self, request: web.BaseRequest) -> web.StreamResponse:

@@ -11,21 +11,19 @@ from typing import Self
 
 from milo_sandbox import kubeconfigs
 from milo_sandbox.api import Api, Features
-from milo_sandbox.certificates import ServerIdentity, issue_identity
+from milo_sandbox.backends import INFRASTRUCTURE, Backends
 from milo_sandbox.churn import Churn
-from milo_sandbox.control_planes import ControlPlanes
 from milo_sandbox.controller_manager import ControllerManager
 from milo_sandbox.custom_resources import CUSTOM_RESOURCE_DEFINITIONS
 from milo_sandbox.faults import Faults
-from milo_sandbox.gateway import INFRASTRUCTURE as INFRASTRUCTURE_PATH
 from milo_sandbox.gateway import Gateway
 from milo_sandbox.infrastructure import Infrastructure
 from milo_sandbox.kubeconfigs import RenewedTokenFile
 from milo_sandbox.milo import Milo
 from milo_sandbox.names import Names
+from milo_sandbox.objects import Objects
 from milo_sandbox.platforms import CLUSTERS, GARDEN, PARENT, Garden, Kcp
 from milo_sandbox.resources import (
-    INFRASTRUCTURE,
     MILO,
     NAMESPACES,
     PROJECTS,
@@ -34,7 +32,7 @@ from milo_sandbox.resources import (
     ResourceDefinition,
 )
 from milo_sandbox.rights import ADMIN, EVERYTHING, Rule, SubjectRights
-from milo_sandbox.server import HttpsServer
+from milo_sandbox.server import HttpsServer, ServerAddress
 from milo_sandbox.store import Store, StoreBackup
 from milo_sandbox.token_endpoint import AssertionEndpoint
 from milo_sandbox.tokens import Tokens
@@ -46,14 +44,12 @@ class Sandbox:
     def __init__(
         self,
         *,
-        host: str = "127.0.0.1",
-        port: int = 0,
+        address: ServerAddress = ServerAddress(),  # noqa: B008 - immutable
         projects: int = 0,
         seed: int | None = None,
         token_life: float = 600.0,
         features: Features = Features(),  # noqa: B008 - immutable
         history_limit: int = 20_000,
-        identity: ServerIdentity | None = None,
         first_version: int = 1,
         controllers: bool = False,
     ) -> None:
@@ -68,48 +64,30 @@ class Sandbox:
         )
         self.names = Names(self._random)
         self.milo = Milo(self.store)
-        self.projects = self.milo.projects
-        self.control_planes = self.milo.control_planes
         self.rights = SubjectRights()
         self.tokens = Tokens(life=token_life, clock=time.time)
         self.faults = Faults(time.monotonic)
-        self._identity = identity or issue_identity(host)
-
-        def new_api(store: Store) -> Api:
-            return Api(store, features=features, rights=self.rights, tokens=self.tokens, faults=self.faults)
-
-        self._api = new_api(self.store)
-        self._project_apis = ControlPlanes(self.store, new_api)
-        self.controllers = ControllerManager(self.store, self.milo, self._project_apis) if controllers else None
+        self._server = HttpsServer(address)
+        self._backends = Backends(
+            self.store,
+            lambda store: Api(store, features=features, rights=self.rights, tokens=self.tokens, faults=self.faults),
+            random=self._random,
+            tokens=self.tokens,
+            rights=self.rights,
+            server=self._server,
+        )
+        control_planes = self._backends.control_planes
+        self.controllers = ControllerManager(self.store, self.milo, control_planes) if controllers else None
         self._purges: asyncio.Task[None] | None = None
-        self.infrastructure = Infrastructure(
-            new_api(Store(INFRASTRUCTURE, random=self._random, history_limit=1_000)),
-            tokens=self.tokens,
-            rights=self.rights,
-        )
-        self.tokens.holds = self.infrastructure.holds
         self.token_endpoint = AssertionEndpoint(self.tokens, time.time)
-        self.garden = Garden(
-            new_api,
-            tokens=self.tokens,
-            rights=self.rights,
-            url_of=self.control_plane_url,
-            ca_pem=lambda: self.ca_pem,
-        )
-        self.kcp = Kcp(new_api, url=lambda: self.url)
-        self._gateway = gateway = Gateway(
-            self._api,
-            self._project_apis,
-            self.infrastructure,
+        self._gateway = Gateway(
+            self._backends,
             self.token_endpoint,
-            garden=self.garden,
-            kcp=self.kcp,
             url=lambda: self.url,
             tokens=self.tokens,
             faults=self.faults,
             limits_organization_watches=features.organization_watches,
         )
-        self._server = HttpsServer(gateway, self._identity.ssl_context(), host, port)
         self._token_files: list[RenewedTokenFile] = []
         self.populate(projects)
 
@@ -130,8 +108,7 @@ class Sandbox:
 
     @property
     def url(self) -> str:
-        host = f"[{self._server.host}]" if ":" in self._server.host else self._server.host
-        return f"https://{host}:{self._server.port}"
+        return self._server.url
 
     @property
     def port(self) -> int:
@@ -139,11 +116,11 @@ class Sandbox:
 
     @property
     def open_watches(self) -> int:
-        return sum(len(api.streams) for api in self._apis)
+        return sum(len(api.streams) for api in self._backends.opened())
 
     @property
     def ca_pem(self) -> bytes:
-        return self._identity.ca_pem
+        return self._server.identity.ca_pem
 
     @property
     def requests(self) -> int:
@@ -155,14 +132,34 @@ class Sandbox:
         return self._gateway.requests_of[project]
 
     def control_plane_url(self, project: str) -> str:
-        return f"{self.url}/apis/{PROJECTS.api_version}/{PROJECTS.plural}/{project}/control-plane"
+        return self._backends.control_plane_url(project)
 
     def organization_url(self, organization: str) -> str:
         return f"{self.url}/apis/{PROJECTS.api_version}/organizations/{organization}/control-plane"
 
     def control_plane(self, project: str) -> Store:
         """Return the objects of a project's control plane."""
-        return self._project_apis.of(project).store
+        return self._backends.control_planes.of(project).store
+
+    @property
+    def projects(self) -> Objects:
+        return self.milo.projects
+
+    @property
+    def control_planes(self) -> Objects:
+        return self.milo.control_planes
+
+    @property
+    def infrastructure(self) -> Infrastructure:
+        return self._backends.infrastructure
+
+    @property
+    def garden(self) -> Garden:
+        return self._backends.garden
+
+    @property
+    def kcp(self) -> Kcp:
+        return self._backends.kcp
 
     # Credentials
 
@@ -222,7 +219,7 @@ class Sandbox:
 
     def infrastructure_kubeconfig(self, *, token: str | None = None) -> Document:
         """Return a kubeconfig for the infrastructure cluster, with an embedded token."""
-        return self._below(INFRASTRUCTURE_PATH, token)
+        return self._below(INFRASTRUCTURE, token)
 
     def garden_kubeconfig(self, *, token: str | None = None) -> Document:
         """Return a kubeconfig for Gardener's API server, with an embedded token."""
@@ -241,7 +238,7 @@ class Sandbox:
 
     async def start(self) -> None:
         """Listen; after a stop, on the same address and with the same data."""
-        await self._server.start()
+        await self._server.start(self._gateway.handle)
 
     async def stop(self) -> None:
         """Stop as by kill -9: connections break, new ones are refused."""
@@ -255,7 +252,7 @@ class Sandbox:
         """Stop as by SIGTERM: the listener closes at once, and open watches end cleanly after the grace."""
         self._server.refuse_new()
         await asyncio.sleep(grace)
-        for api in self._apis:
+        for api in self._backends.opened():
             api.streams.end()
         await self._server.finish()
 
@@ -263,17 +260,17 @@ class Sandbox:
 
     def drop_watches(self) -> None:
         """Cut the connections of all open watches."""
-        for api in self._apis:
+        for api in self._backends.opened():
             api.streams.drop()
 
     def end_watches(self) -> None:
         """End all open watches cleanly, before their timeout."""
-        for api in self._apis:
+        for api in self._backends.opened():
             api.streams.end()
 
     def silence_watches(self, *, silent: bool = True) -> None:
         """Silence all current and future watches, bookmarks included, or let them catch up."""
-        self._api.streams.set_silent(silent=silent)
+        self._backends.milo.streams.set_silent(silent=silent)
 
     def freeze_etcd(self) -> None:
         """Act as a server whose etcd does not answer, until `faults.clear` and `silence_watches(silent=False)`."""
@@ -286,14 +283,14 @@ class Sandbox:
 
     def change_schema(self, *, initializing: float = 0.0) -> None:
         """Act as a server whose CRD changed: watches end, nothing is served for a while, and versions are compacted."""
-        self._api.streams.end(last_bookmark=False)
+        self._backends.milo.streams.end(last_bookmark=False)
         self.store.compact()
         if initializing:
             self.faults.initializing(seconds=initializing)
 
     def delete_definition(self, resource: ResourceDefinition) -> None:
         """End the resource's watches, and stop serving it until the faults are cleared."""
-        self._api.streams.end(resource)
+        self._backends.milo.streams.end(resource)
         self.faults.unserved(resource)
 
     def plant(self, name: str, body: bytes, *, resource: ResourceDefinition = PROJECTS) -> None:
@@ -321,7 +318,3 @@ class Sandbox:
     def churn(self) -> Churn:
         """Return a churn to step by hand or to run: `churn.run(sandbox.churn(), per_second)`."""
         return Churn(self.store, self.names, self._random)
-
-    @property
-    def _apis(self) -> list[Api]:
-        return [self._api, *self._project_apis.opened(), self.garden.api, *self.kcp.opened()]

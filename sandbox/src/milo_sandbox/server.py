@@ -1,17 +1,28 @@
 """The HTTPS listener, which can be killed and started again like a process."""
 
 import asyncio
-import ssl
+from collections.abc import Awaitable, Callable
 from functools import partial
 
+import msgspec
 from aiohttp import web
 
-from milo_sandbox.gateway import Gateway
+from milo_sandbox.certificates import ServerIdentity, issue_identity
 
 _BODY_LIMIT = 3 * 1024 * 1024  # the limit of a real API server
 
 _FINISHING_S = 5.0
 _DYING_S = 1.0
+
+
+class ServerAddress(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a sandbox listens, and as whom."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    """The port; 0 for any free port."""
+    identity: ServerIdentity | None = None
+    """The certificates; issued for the host by default."""
 
 
 class _Http(web.Server):
@@ -26,27 +37,32 @@ class _Http(web.Server):
 class HttpsServer:
     """The HTTPS listener. It binds at the first start; later starts use the same port."""
 
-    def __init__(self, gateway: Gateway, tls: ssl.SSLContext, host: str, port: int) -> None:
-        self._gateway = gateway
-        self._tls = tls
-        self.host = host
-        self.port = port
+    def __init__(self, address: ServerAddress) -> None:
+        self.identity = address.identity or issue_identity(address.host)
+        self._tls = self.identity.ssl_context()
+        self._host = address.host
+        self.port = address.port
         self._http: _Http | None = None
         self._listener: asyncio.Server | None = None
 
-    async def start(self) -> None:
+    @property
+    def url(self) -> str:
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"https://{host}:{self.port}"
+
+    async def start(self, handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]) -> None:
         if self._listener is not None:
             return
         loop = asyncio.get_running_loop()
         self._http = _Http(
-            self._gateway.handle,
+            handle,
             request_factory=partial(web.BaseRequest, loop=loop, client_max_size=_BODY_LIMIT),
             # Otherwise a watch whose client has disconnected would wait forever.
             handler_cancellation=True,
             access_log=None,
         )
         self._listener = await loop.create_server(
-            self._http, self.host, self.port, ssl=self._tls, reuse_address=True, backlog=1024
+            self._http, self._host, self.port, ssl=self._tls, reuse_address=True, backlog=1024
         )
         self.port = self._listener.sockets[0].getsockname()[1]
 

@@ -48,6 +48,22 @@ class Plain:
         return frame(BOOKMARK, encode(document))
 
 
+class WatchTimes:
+    """The deadlines of one watch: when it gives up waiting for its version, when it ends, and its next bookmark."""
+
+    def __init__(self, options: WatchParameters, pace: Pace, now: float) -> None:
+        self.gives_up_at = now + pace.patience
+        self.ends_at = now + (pace.lifetime if options.timeout is None else max(options.timeout, 0))
+        self._bookmark_interval = pace.bookmark_interval if options.bookmarks else inf
+        self.bookmark_at = inf
+        self.schedule_bookmark(now)
+
+    def schedule_bookmark(self, now: float) -> None:
+        last = self.ends_at - _LAST_BOOKMARK_S
+        regular = now + self._bookmark_interval
+        self.bookmark_at = min(regular, last) if now < last and regular < inf else regular
+
+
 class ObjectWatch:
     """A watch of one resource: a cursor in its history, without a queue. Later errors are lines of type ERROR."""
 
@@ -66,10 +82,7 @@ class ObjectWatch:
         self.resource = resource
         self._options = options
         self._rendering = rendering
-        self._bookmark_interval = pace.bookmark_interval
-        self._gives_up_at = now + pace.patience
-        self._ends_at = now + (pace.lifetime if options.timeout is None else max(options.timeout, 0))
-        self._bookmark_at = self._bookmark_after(now)
+        self._times = WatchTimes(options, pace, now)
         self._initial: Iterator[SandboxRecord] | None = None
         self._cursor = options.version
         self._opened = False
@@ -84,8 +97,8 @@ class ObjectWatch:
         if self._silent:
             return inf
         if not self._opened:
-            return min(self._gives_up_at, self._ends_at)
-        return min(self._ends_at, self._bookmark_at)
+            return min(self._times.gives_up_at, self._times.ends_at)
+        return min(self._times.ends_at, self._times.bookmark_at)
 
     def set_silent(self, *, silent: bool) -> None:
         """Silence the watch, its timeout included, or let it catch up."""
@@ -127,7 +140,7 @@ class ObjectWatch:
                 return self._fail(refusals.gone(str(error)))
             self._cursor = version or current
         elif version > current:
-            if now < min(self._gives_up_at, self._ends_at):
+            if now < self.wakes_at:
                 return b""
             return self._fail(refusals.version_too_large(version, current))
         else:
@@ -159,21 +172,14 @@ class ObjectWatch:
         up_to_date = self._cursor <= self._store.version
         if up_to_date:
             self._cursor = self._store.version
-        if self._ending or now >= self._ends_at:
+        if self._ending or now >= self._times.ends_at:
             self.done = True
             speaks = self._ending and self._last_bookmark and self._options.bookmarks and up_to_date
             return self._bookmark() if speaks else b""
-        if now >= self._bookmark_at:
-            self._bookmark_at = self._bookmark_after(now)
+        if now >= self._times.bookmark_at:
+            self._times.schedule_bookmark(now)
             return self._bookmark() if up_to_date else b""
         return b""
-
-    def _bookmark_after(self, now: float) -> float:
-        if not self._options.bookmarks:
-            return inf
-        last = self._ends_at - _LAST_BOOKMARK_S
-        regular = now + self._bookmark_interval
-        return min(regular, last) if last > now else regular
 
     def _bookmark(self, extra: Document | None = None) -> bytes:
         return self._rendering.bookmark(

@@ -19,6 +19,7 @@ from milo_sandbox.api import Features
 from milo_sandbox.kubeconfigs import write_secret
 from milo_sandbox.records import SandboxRecord
 from milo_sandbox.resources import PROJECTS
+from milo_sandbox.server import ServerAddress
 from milo_sandbox.store import Store, StoreBackup
 from milo_sandbox.watch import Pace
 
@@ -55,7 +56,9 @@ def remember(store: Store, path: Path) -> None:
 
 async def serve(directory: Path, port: int) -> None:
     sandbox = Sandbox(
-        port=port, features=Features(pace=Pace(bookmark_interval=_BOOKMARKS_EVERY_S)), token_life=_TOKENS_LIVE_S
+        address=ServerAddress(port=port),
+        features=Features(pace=Pace(bookmark_interval=_BOOKMARKS_EVERY_S)),
+        token_life=_TOKENS_LIVE_S,
     )
     remember(sandbox.store, directory / DATA)
     # The CA is new each time, so clients have to read the kubeconfig again.

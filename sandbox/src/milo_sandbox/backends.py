@@ -1,0 +1,65 @@
+"""The APIs that one sandbox serves: Milo's, those of its projects, and those of other platforms."""
+
+from collections.abc import Callable, Mapping
+from random import Random
+from typing import Protocol
+
+from aiohttp import web
+
+from milo_sandbox.api import Api
+from milo_sandbox.control_planes import ControlPlanes
+from milo_sandbox.infrastructure import Infrastructure
+from milo_sandbox.platforms import CLUSTERS, GARDEN, Garden, Kcp
+from milo_sandbox.resources import INFRASTRUCTURE as INFRASTRUCTURE_KINDS
+from milo_sandbox.resources import PROJECTS
+from milo_sandbox.rights import SubjectRights
+from milo_sandbox.server import HttpsServer
+from milo_sandbox.store import Store
+from milo_sandbox.tokens import Tokens
+
+INFRASTRUCTURE = "infrastructure"
+"""The path prefix of the infrastructure cluster."""
+
+
+class Platform(Protocol):
+    """What serves the paths below a prefix."""
+
+    async def answer(self, request: web.BaseRequest, segments: list[str], subject: str) -> web.StreamResponse: ...
+
+
+class Backends:
+    """The APIs of one sandbox."""
+
+    def __init__(
+        self,
+        store: Store,
+        new_api: Callable[[Store], Api],
+        *,
+        random: Random,
+        tokens: Tokens,
+        rights: SubjectRights,
+        server: HttpsServer,
+    ) -> None:
+        """`store` is Milo's, and `server` the listener whose addresses the objects of platforms contain."""
+        self._server = server
+        self.milo = new_api(store)
+        self.control_planes = ControlPlanes(store, new_api)
+        self.infrastructure = Infrastructure(
+            new_api(Store(INFRASTRUCTURE_KINDS, random=random, history_limit=1_000)), tokens=tokens, rights=rights
+        )
+        tokens.holds = self.infrastructure.holds
+        self.garden = Garden(
+            new_api, tokens=tokens, rights=rights, url_of=self.control_plane_url, ca_pem=lambda: server.identity.ca_pem
+        )
+        self.kcp = Kcp(new_api, url=lambda: server.url)
+
+    def platforms(self) -> Mapping[str, Platform]:
+        """Return the platforms beside Milo, by the prefix of their paths."""
+        return {INFRASTRUCTURE: self.infrastructure, GARDEN: self.garden, CLUSTERS: self.kcp}
+
+    def opened(self) -> list[Api]:
+        """Return the APIs whose watches clients of clusters have."""
+        return [self.milo, *self.control_planes.opened(), self.garden.api, *self.kcp.opened()]
+
+    def control_plane_url(self, project: str) -> str:
+        return f"{self._server.url}/apis/{PROJECTS.api_version}/{PROJECTS.plural}/{project}/control-plane"
