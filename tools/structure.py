@@ -48,10 +48,8 @@ LEFT_TO_DO = {
     "milo_discoveryd.kubeconfigs.minter.Minter": Size(22, 7),
     "milo_discoveryd.log.change_log.ChangeLog": Size(17, 4),
     "milo_discoveryd.server.calls.kubeconfig_rotation.KubeconfigRotation": Size(15, 9),
-    "milo_discoveryd.watchers.driver.Driver": Size(11, 11),
     "milo_kube.http.connection.Response": Size(15, 1),
     "milo_kube.http.http2.Http2Connection": Size(18, 1),
-    "milo_kube.list_watch.ListWatch": Size(10, 9),
     "milo_publishing.publisher.Publisher": Size(20, 8),
 }
 """Classes over the bars, which must not become larger: their attributes and arguments."""

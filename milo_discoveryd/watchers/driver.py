@@ -25,10 +25,8 @@ from milo_discoveryd.watchers.liveness_probe import LivenessProbe
 from milo_kube import retry_after
 from milo_kube.http.errors import TransportError
 from milo_kube.list_watch import Answer, CollectionApi, ListWatch
-from milo_kube.reflect.liveness_policy import LivenessPolicy
-from milo_kube.reflect.messages import ListStarted, SourceEvent
+from milo_kube.reflect.messages import Failure, SourceEvent
 from milo_kube.reflect.reflector import Reflector
-from milo_kube.reflect.view_status import ViewState, ViewStatus
 from milo_kube.reflect.wire import Decoder, ListPageError, error_status
 
 CONFIRMATION_TIMEOUT_S = 5.0
@@ -36,12 +34,6 @@ CONFIRMATION_TIMEOUT_S = 5.0
 
 
 OVER_BUDGET_RETRY_S = 300.0
-NewReflector = Callable[[ViewStatus | None, str], Reflector[ObservedObject]]
-"""Returns a reflector that begins with a list, given a status and the highest resource version so far."""
-
-
-class _SourceOverBudgetError(Exception):
-    """The API server has sent more objects than the daemon keeps."""
 
 
 class Confirmations:
@@ -144,39 +136,45 @@ class Driver:
         watched: WatchedCollection,
         *,
         decoder: Decoder[Any, ObservedObject],
-        new_reflector: NewReflector,
+        reflector: Reflector[ObservedObject],
         source: ClusterSource,
         collection: ObjectCollection,
         connect_timeout_s: float,
         request_timeout_s: float,
-        liveness: LivenessPolicy,
-        status: ViewStatus | None = None,
-        highest_version: str = "",
     ) -> None:
-        """`status` and `highest_version` are those of a restored fleet, if there is one."""
         self._api = api
         self._watched = watched
         self._decoder = decoder
-        self._new_reflector = new_reflector
-        self._reflector = new_reflector(status, highest_version)
+        self._reflector = reflector
         self._source = source
         self._collection = collection
         self._connect_timeout_s = connect_timeout_s
         self._request_timeout_s = request_timeout_s
-        self._liveness_probe = LivenessProbe(api, liveness, source.observer.liveness_checked)
+        self._liveness_probe = LivenessProbe(api, reflector.policy.liveness, source.observer.liveness_checked)
         self._confirmations = Confirmations(
             source,
             collection,
             self._read_object,
-            lambda: self._reflector.trusted_from,
-            lambda: self._reflector.trust.is_known,
+            lambda: reflector.trusted_from,
+            lambda: reflector.trust.is_known,
         )
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
 
     async def run(self) -> None:
         """Follow the source until cancelled."""
+        self._source.set_followed(self._collection, self._reflector.status)
+        list_watch = ListWatch(
+            self._api,
+            self._watched,
+            decoder=self._decoder,
+            reflector=self._reflector,
+            waits=self._liveness_probe,
+            apply=self._apply,
+            connect_timeout_s=self._connect_timeout_s,
+            request_timeout_s=self._request_timeout_s,
+        )
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._follow(), name="follow the source")
+            tasks.create_task(list_watch.run(), name="follow the source")
             tasks.create_task(self._confirmations.run(), name="confirm deletions and end graces")
             tasks.create_task(self._liveness_probe.run(), name="check the source's liveness")
 
@@ -184,33 +182,6 @@ class Driver:
     def highest_version(self) -> str:
         """The highest resource version that the API server has shown."""
         return self._reflector.trust.highest_version
-
-    async def _follow(self) -> None:
-        while True:
-            list_watch = ListWatch(
-                self._api,
-                self._watched,
-                decoder=self._decoder,
-                reflector=self._reflector,
-                waits=self._liveness_probe,
-                apply=self._apply,
-                report=self._report,
-                connect_timeout_s=self._connect_timeout_s,
-                request_timeout_s=self._request_timeout_s,
-            )
-            try:
-                await list_watch.run()
-            except _SourceOverBudgetError as error:
-                contact = self._reflector.status.last_contact
-                status = ViewStatus(ViewState.STALE, self._clock(), OVER_BUDGET, str(error), contact)
-            self._reflector = self._new_reflector(status, self.highest_version)
-            self._report(status)
-            for _ in self._source.apply(self._collection, (ListStarted(),), self._clock()):
-                pass  # drops a list that did not end
-            await asyncio.sleep(OVER_BUDGET_RETRY_S)
-
-    def _report(self, status: ViewStatus) -> None:
-        self._source.set_followed(self._collection, status)
 
     async def _apply(self, source_events: Iterable[SourceEvent[ObservedObject]]) -> None:
         read_at = self._clock()
@@ -221,7 +192,11 @@ class Driver:
         self._reflector.relist_by(self._collection.relist_at)
         self._confirmations.applied()
         if problem := self._collection.over_budget:
-            raise _SourceOverBudgetError(problem)
+            now = self._clock()
+            dropped = self._reflector.give_up(Failure(OVER_BUDGET, problem), now + OVER_BUDGET_RETRY_S, now)
+            for _ in self._source.apply(self._collection, dropped, now):
+                pass
+        self._source.set_followed(self._collection, self._reflector.status)
 
     async def _read_object(self, key: str) -> ConfirmationResult:
         namespace, name = self._watched.keys.split(key)

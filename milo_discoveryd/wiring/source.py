@@ -72,20 +72,18 @@ class Discovery:
         """Follow the source until canceled. `collections` has an item for each one of the source, and `api_at` returns
         the API server of one by `FollowedCollection.server`.
         """
-        status, highest_version = self._storage.restore(restored_place)
+        status, version = self._storage.restore(restored_place)
+        now = asyncio.get_running_loop().time()
         drivers = [
             Driver(
                 api_at(each.server),
                 each.watched,
                 decoder=each.decoder,
-                new_reflector=self._reflector,
+                reflector=Reflector(self._policy, self._jitter, now, status, highest_version=version),
                 source=self._source,
                 collection=collection,
                 connect_timeout_s=self._connect_timeout_s,
                 request_timeout_s=self._request_timeout_s,
-                liveness=self._policy.liveness,
-                status=status,
-                highest_version=highest_version,
             )
             for collection, each in zip(self._source.collections, collections, strict=True)
         ]
@@ -94,10 +92,6 @@ class Discovery:
             tasks.create_task(saving, name="save the fleet")
             for driver in drivers:
                 tasks.create_task(driver.run(), name="follow a collection")
-
-    def _reflector(self, status: ViewStatus | None, highest_version: str) -> Reflector[ObservedObject]:
-        now = asyncio.get_running_loop().time()
-        return Reflector(self._policy, self._jitter, now, status, highest_version=highest_version)
 
 
 class FileDiscovery:

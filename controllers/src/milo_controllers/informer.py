@@ -38,10 +38,6 @@ _APPLIED_AT_ONCE = 250
 """Number of listed objects that are processed between two iterations of the event loop."""
 
 
-class _OverBudgetError(Exception):
-    """The cache was dropped, because it became too large."""
-
-
 class InformerSpec(NamedTuple):
     """An informer to run in each cluster."""
 
@@ -79,7 +75,7 @@ class Informer:
 
     __slots__ = (
         *("_budget", "_cluster", "_list_watch", "_listener", "_exceeded", "cache", "counted_bytes", "key", "since"),
-        *("_page_bytes", "_page_limit", "spec", "status"),
+        *("_page_bytes", "_attempt", "spec", "status"),
     )
 
     def __init__(
@@ -103,7 +99,8 @@ class Informer:
         self._exceeded = ""
         self._page_bytes = 0
         """Bytes of the page of a list that is being read or applied."""
-        self._page_limit: asyncio.Timeout | None = None
+        self._attempt: asyncio.Timeout | None = None
+        """Ends the list and watch when the cache was dropped."""
         self._budget = budget
         self._cluster = api.name
         self._listener = listener
@@ -117,7 +114,6 @@ class Informer:
             reflector=Reflector(policy, random.random, asyncio.get_running_loop().time()),
             waits=DeadlineWaits(),
             apply=self._apply,
-            report=self._report,
             connect_timeout_s=CONNECT_TIMEOUT_S,
             request_timeout_s=LIST_TIMEOUT_S,
         )
@@ -145,10 +141,15 @@ class Informer:
         """Follow the collection until canceled. Without a budget for it, wait, and begin again."""
         try:
             while True:
+                self._report()
+                limit = self._attempt = asyncio.timeout(None)
                 try:
-                    await self._list_watch.run()
-                except _OverBudgetError:
-                    await asyncio.sleep(self._budget.limits.retry_s)
+                    async with limit:
+                        await self._list_watch.run()
+                except TimeoutError:
+                    if not limit.expired():
+                        raise
+                await asyncio.sleep(self._budget.limits.retry_s)
                 self._exceeded = ""
                 self.since = time.time()
                 self._list_watch = self._following(api, policy)
@@ -156,13 +157,13 @@ class Informer:
             self._budget.forget(self)
 
     def exceed(self, problem: str) -> None:
-        """Drop the cache. The list and watch end with their next event."""
+        """Drop the cache, and end the list and watch."""
         self._budget.forget(self)
         self.counted_bytes = self._page_bytes = 0
         self.cache.clear()
         self._exceeded = problem
-        if self._page_limit is not None:
-            self._page_limit.reschedule(0.0)
+        if self._attempt is not None:
+            self._attempt.reschedule(0.0)
         self.since = time.time()
         log.error(
             "%s: the cache of %s was dropped: %s; listing again in %g s",
@@ -178,7 +179,7 @@ class Informer:
                 found = event.observation
                 log.warning("%s: %s %s is invalid: %s", self._cluster, self.key, found.name, found.problem)
             if self._exceeded:
-                raise _OverBudgetError
+                return
             was_synced = self.cache.synced
             for change in self.cache.apply(event):
                 self._listener.changed(self, change)
@@ -187,21 +188,15 @@ class Informer:
                 self._listener.synced(self)
             if number % _APPLIED_AT_ONCE == 0:
                 await asyncio.sleep(0)
+        if not self._exceeded:
+            self._report()
 
     async def page(self, api: ClusterApi, path: str, query: Any, *, timeout_s: float) -> Answer:
         """Read a page of a list. Its bytes count until the next page is read, or the watch begins."""
         self.page_applied()
         accept = METADATA_LIST_ONLY if self.spec.kind.metadata_only else JSON
         limit = self._budget.limits.bytes
-        try:
-            async with asyncio.timeout(None) as self._page_limit:
-                return await api.get(
-                    path, query, timeout_s=timeout_s, accept=accept, limit=limit, arrived=self._page_arrived
-                )
-        except TimeoutError:
-            raise _OverBudgetError from None
-        finally:
-            self._page_limit = None
+        return await api.get(path, query, timeout_s=timeout_s, accept=accept, limit=limit, arrived=self._page_arrived)
 
     def page_applied(self) -> None:
         """Stop counting the last page, whose objects are in the cache."""
@@ -209,27 +204,23 @@ class Informer:
         self._count()
 
     def _page_arrived(self, size: int) -> None:
-        if self._exceeded:
-            raise _OverBudgetError
         self._page_bytes += size
         self._count()
 
     def _count(self) -> None:
         size = self.cache.size + self._page_bytes
-        if size == self.counted_bytes:
+        if size == self.counted_bytes or self._exceeded:
             return
         grown, self.counted_bytes = size - self.counted_bytes, size
         self._budget.grown(self, grown)
         if problem := self._budget.problem(len(self.cache), self.cache.size):
             self.exceed(problem)
-        if self._exceeded:
-            raise _OverBudgetError
 
     def _index_failed(self, index: str, found: CachedObject, error: Exception) -> None:
         log.warning("%s: index %s of %s lacks %s: %r", self._cluster, index, self.key, found.name, error)
 
-    def _report(self, status: ViewStatus) -> None:
-        state = self.state
+    def _report(self) -> None:
+        status, state = self._list_watch.status, self.state
         before, self.status = self.status, status
         if self.state != state:
             self.since = time.time()

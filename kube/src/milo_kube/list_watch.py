@@ -152,10 +152,13 @@ class _OpenedStream:
 
 
 class ListWatch(Generic[Seen]):
-    """The list and watch of one collection. `apply` takes source events, and `report` each status of the source."""
+    """The list and watch of one collection.
+
+    `apply` takes source events, none of which may be left when it returns. `status` may have changed with each call.
+    """
 
     __slots__ = (
-        *("_api", "_apply", "_clock", "_collection", "_connect_timeout_s", "_decoder", "_reflector", "_report"),
+        *("_api", "_apply", "_clock", "_collection", "_connect_timeout_s", "_decoder", "_reflector"),
         *("_request_timeout_s", "_waits"),
     )
 
@@ -168,7 +171,6 @@ class ListWatch(Generic[Seen]):
         reflector: Reflector[Seen],
         waits: Waits,
         apply: Callable[[Iterable[SourceEvent[Seen]]], Awaitable[None]],
-        report: Callable[[ViewStatus], None],
         connect_timeout_s: float,
         request_timeout_s: float,
     ) -> None:
@@ -178,14 +180,16 @@ class ListWatch(Generic[Seen]):
         self._reflector = reflector
         self._waits = waits
         self._apply = apply
-        self._report = report
         self._connect_timeout_s = connect_timeout_s
         self._request_timeout_s = request_timeout_s
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
 
+    @property
+    def status(self) -> ViewStatus:
+        return self._reflector.status
+
     async def run(self) -> None:
         """Follow the collection until canceled."""
-        self._report(self._reflector.status)
         while True:
             match self._reflector.next(self._clock()):
                 case Wait(until):
@@ -196,7 +200,6 @@ class ListWatch(Generic[Seen]):
                     await self._watch(request)
                 case unexpected:
                     raise AssertionError(f"no watch is open to do {unexpected}")
-            self._report(self._reflector.status)
 
     async def _fetch(self, request: FetchPage) -> None:
         query = self._collection.query
@@ -245,7 +248,6 @@ class ListWatch(Generic[Seen]):
                     await self._failed(_refused(stream.status, stream.headers, body))
                     return
                 await self._apply(self._reflector.opened(self._clock()))
-                self._report(self._reflector.status)
                 async with aclosing(stream.chunks()) as chunks:
                     await self._read(chunks)
         except TransportError as error:
@@ -279,7 +281,6 @@ class ListWatch(Generic[Seen]):
                         return
                     events = [self._decoder.line(line) for line in lines.feed(chunk)]
                     await self._apply(self._reflector.events(events, now, partial=lines.partial))
-                    self._report(self._reflector.status)
                     del chunk, events  # the next wait may last for hours
         except TimeoutError:
             await self._apply(self._reflector.silent(self._clock()))

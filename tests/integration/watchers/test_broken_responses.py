@@ -21,7 +21,6 @@ from milo_discoveryd.sources.project import PROJECTS, ProjectObjects
 from milo_discoveryd.sources.reading import KubeObject
 from milo_discoveryd.watchers.driver import Driver
 from milo_discoveryd.watchers.transport import Transport
-from milo_kube.reflect.liveness_policy import LivenessPolicy
 from milo_kube.reflect.reflector import Reflector, ReflectorPolicy
 from milo_kube.reflect.view_status import ViewState
 from milo_kube.reflect.wire import Decoder
@@ -161,18 +160,13 @@ async def followed(api: ApiServer) -> AsyncIterator[tuple[ClusterSource, Ledger]
         transport,
         WatchedCollection(PROJECTS),
         decoder=Decoder(KubeObject, mode.observe, Malformed),
-        new_reflector=lambda status, version: Reflector(
-            ReflectorPolicy(backoff=QUICK, streaming_lists=False),
-            lambda: 0.0,
-            asyncio.get_running_loop().time(),
-            status,
-            highest_version=version,
+        reflector=Reflector(
+            ReflectorPolicy(backoff=QUICK, streaming_lists=False), lambda: 0.0, asyncio.get_running_loop().time()
         ),
         source=source,
         collection=source.collections[0],
         connect_timeout_s=10.0,
         request_timeout_s=10.0,
-        liveness=LivenessPolicy(),
     )
     running = asyncio.create_task(driver.run())
     try:

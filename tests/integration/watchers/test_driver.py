@@ -25,7 +25,6 @@ from milo_discoveryd.watchers import driver as driver_module
 from milo_discoveryd.watchers.driver import Driver
 from milo_discoveryd.watchers.transport import Transport
 from milo_kube.reflect.backoff import Backoff
-from milo_kube.reflect.liveness_policy import LivenessPolicy
 from milo_kube.reflect.reflector import Reflector, ReflectorPolicy
 from milo_kube.reflect.view_status import ViewState
 from milo_kube.reflect.wire import Decoder
@@ -35,6 +34,7 @@ from tests.support.sources import new_source
 
 PATH = PROJECTS.path
 QUICK = Backoff(first_s=0.001, cap_s=0.01)
+DEFAULT_POLICY = ReflectorPolicy(backoff=QUICK)
 LOST = "the source was lost before the response came"
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -187,8 +187,7 @@ class Ledger(Journal):
 @asynccontextmanager
 async def running(
     server_script: ScriptedServer,
-    policy: ReflectorPolicy | None = None,
-    liveness: LivenessPolicy | None = None,
+    policy: ReflectorPolicy = DEFAULT_POLICY,
     objects_limit: int = 1 << 30,
 ) -> AsyncIterator[DriverRun]:
     def encode(event: Event) -> bytes:
@@ -206,18 +205,11 @@ async def running(
             transport,
             WatchedCollection(PROJECTS),
             decoder=Decoder(KubeObject, mode.observe, Malformed),
-            new_reflector=lambda status, version: Reflector(
-                policy or ReflectorPolicy(backoff=QUICK),
-                lambda: 0.0,
-                asyncio.get_running_loop().time(),
-                status,
-                highest_version=version,
-            ),
+            reflector=Reflector(policy, lambda: 0.0, asyncio.get_running_loop().time()),
             source=source,
             collection=source.collections[0],
             connect_timeout_s=10.0,
             request_timeout_s=10.0,
-            liveness=liveness or LivenessPolicy(),
         )
         task = asyncio.create_task(driver.run())
         try:

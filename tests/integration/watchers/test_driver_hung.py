@@ -29,7 +29,7 @@ from tests.support.eventually import eventually
 OFTEN = LivenessPolicy(every_s=0.06)
 SELDOM = LivenessPolicy(every_s=60.0)
 """A deadline that a busy machine keeps; the test moves the clock."""
-PAGES = ReflectorPolicy(streaming_lists=False, backoff=QUICK)
+PAGES = ReflectorPolicy(streaming_lists=False, backoff=QUICK, liveness=OFTEN)
 
 
 async def test_watch_of_hung_server_is_abandoned_and_resumed() -> None:
@@ -39,7 +39,7 @@ async def test_watch_of_hung_server_is_abandoned_and_resumed() -> None:
         ScriptedResponse(),
     )
     server_script.watches = [hung, resumed]
-    async with running(server_script, liveness=OFTEN) as run:
+    async with running(server_script, ReflectorPolicy(backoff=QUICK, liveness=OFTEN)) as run:
         await run.synced()
         await resumed.asked.wait()
         assert hung.gone.is_set(), "the connection is closed before another is opened"
@@ -51,8 +51,8 @@ async def test_watch_of_hung_server_is_abandoned_and_resumed() -> None:
 async def test_hung_server_is_reported_as_unresponsive() -> None:
     server_script = ScriptedServer()
     server_script.watches = [ScriptedResponse(bookmark(5, ends_list=True))]
-    patient = ReflectorPolicy(backoff=Backoff(first_s=60.0))
-    async with running(server_script, patient, OFTEN) as run:
+    patient = ReflectorPolicy(backoff=Backoff(first_s=60.0), liveness=OFTEN)
+    async with running(server_script, patient) as run:
         await run.synced()
         await eventually(lambda: run.source.status.state is ViewState.STALE)
         assert run.source.status.reason == "Unresponsive"
@@ -66,7 +66,7 @@ async def test_hung_server_before_first_answer_is_abandoned() -> None:
     server_script = ScriptedServer()
     then = ScriptedResponse(bookmark(5, ends_list=True))
     server_script.watches = [never, then]
-    async with running(server_script, liveness=OFTEN) as run:
+    async with running(server_script, ReflectorPolicy(backoff=QUICK, liveness=OFTEN)) as run:
         await run.synced()
 
 
@@ -89,7 +89,7 @@ async def test_hung_list_is_abandoned() -> None:
 
     server_script = ScriptedServer()
     server_script.lists = [never, listing(7, project("alpha", 1))]
-    async with running(server_script, PAGES, OFTEN) as run:
+    async with running(server_script, PAGES) as run:
         await run.expect_events("ENGAGED alpha")
 
 
@@ -99,9 +99,9 @@ async def test_liveness_probe_accepts_any_status_but_failures(status: int) -> No
     server_script.alive = answering(lambda: web.Response(status=status))
     watch = ScriptedResponse(bookmark(5, ends_list=True))
     server_script.watches = [watch]
-    never_silent = ReflectorPolicy(backoff=QUICK, silence_s=math.inf)
+    never_silent = ReflectorPolicy(backoff=QUICK, silence_s=math.inf, liveness=SELDOM)
     with fake_clock() as clock:
-        async with running(server_script, never_silent, SELDOM) as run:
+        async with running(server_script, never_silent) as run:
             await run.synced()
             for checks in range(1, SELDOM.misses + 2):
                 clock.advance(timedelta(seconds=SELDOM.every_s))
@@ -120,7 +120,7 @@ async def test_server_whose_liveness_check_fails_is_stale_until_it_succeeds() ->
     # The watch cache of such a server serves watches, and has nothing new.
     watches = [ScriptedResponse(bookmark(5, ends_list=True)), *(ScriptedResponse() for _ in range(20))]
     server_script.watches = list(watches)
-    async with running(server_script, liveness=OFTEN) as run:
+    async with running(server_script, ReflectorPolicy(backoff=QUICK, liveness=OFTEN)) as run:
         await run.synced()
         # On a busy machine some checks are not answered in time before one is answered by a failure, and the watch is
         # opened again.

@@ -60,6 +60,9 @@ class ReflectorDriver:
         assert self.reflector.is_reading
         return self.reflector.silent(self.now)
 
+    def give_up(self, failure: Failure, until: float) -> list[SourceEvent[Observation]]:
+        return self.reflector.give_up(failure, until, self.now)
+
     def failed(self, failure: Failure = UNAVAILABLE) -> list[SourceEvent[Observation]]:
         return self.reflector.failed(failure, self.now)
 

@@ -1,8 +1,11 @@
 """Lists that are requested besides a healthy watch, and what resource versions say about the server."""
 
+import math
+
 import pytest
 
 from milo_kube.reflect.messages import (
+    Failure,
     FetchPage,
     Listed,
     ListEnded,
@@ -10,9 +13,11 @@ from milo_kube.reflect.messages import (
     ObjectChanged,
     ReadWatch,
     Relisting,
+    Wait,
 )
+from milo_kube.reflect.view_status import ViewState
 from tests.unit.reflect.lines import seen
-from tests.unit.reflect.reflector_driver import START, ReflectorDriver, changed, listed, watching
+from tests.unit.reflect.reflector_driver import PAGES, START, ReflectorDriver, changed, listed, watching
 
 
 def test_relist_is_performed_on_request_despite_healthy_watch() -> None:
@@ -86,3 +91,16 @@ def test_opaque_list_version_is_not_compared(version: str) -> None:
         Listed(seen("a")),
         ListEnded(version=version),
     ]
+
+
+def test_list_or_watch_that_was_given_up_is_followed_by_a_list() -> None:
+    for driver in (watching(), ReflectorDriver(PAGES)):
+        until = driver.now + 300.0
+        assert driver.give_up(Failure("OverBudget", "too many objects"), until) == [ListStarted()]
+        assert driver.request == Wait(until)
+        assert not driver.reflector.is_reading
+        status = driver.reflector.status
+        assert (status.state, status.reason, status.message) == (ViewState.STALE, "OverBudget", "too many objects")
+        assert driver.reflector.trusted_from == math.inf
+        driver.now = until
+        assert driver.request == FetchPage("", PAGES.page_size)

@@ -117,7 +117,7 @@ class Reflector(Generic[Seen]):
         highest_version: str = "",
     ) -> None:
         """`status` and `highest_version` are those of a restored fleet, if there is one."""
-        self._policy = policy
+        self.policy = policy
         self._jitter = jitter
         self.list_method = ListMethod(policy.streaming_lists, policy.page_size)
         self.trust = ServerTrust(highest_version=highest_version)
@@ -145,11 +145,11 @@ class Reflector(Generic[Seen]):
                 self._attempts.requested_at = now
                 return OpenWatch(version, timeout_s)
             case Filling(heard_at, line_due_at):
-                return ReadWatch(min(heard_at + self._policy.fill_silence_s, line_due_at))
+                return ReadWatch(min(heard_at + self.policy.fill_silence_s, line_due_at))
             case watching:
                 silent_at = watching.opened_at + watching.timeout_s + 10.0
                 if self.trust.expects_bookmarks:
-                    silent_at = watching.heard_at + self._policy.silence_s
+                    silent_at = watching.heard_at + self.policy.silence_s
                 list_at = math.inf if self._relist_at is None else self._relist_at
                 return ReadWatch(min(silent_at, list_at, watching.line_due_at))
 
@@ -168,7 +168,7 @@ class Reflector(Generic[Seen]):
         if self.trust.is_known:
             return -math.inf
         # By then another server would have refused the version, unless it is silent for a version from its future.
-        return self.state.opened_at + self._policy.healthy_s if isinstance(self.state, Watching) else math.inf
+        return self.state.opened_at + self.policy.healthy_s if isinstance(self.state, Watching) else math.inf
 
     @property
     def is_reading(self) -> bool:
@@ -228,7 +228,7 @@ class Reflector(Generic[Seen]):
         if isinstance(self.state, Filling):
             return self.failed(Failure("ListCut", "the server ended the list before its end mark"), now)
         assert isinstance(self.state, Watching)
-        if now - self.state.opened_at < self._policy.min_watch_s:
+        if now - self.state.opened_at < self.policy.min_watch_s:
             return self.failed(Failure("VeryShortWatch", "the server ended the watch at once"), now)
         self._note_health(self.state, now)
         self.state = self._opening(self.state.version)
@@ -239,7 +239,7 @@ class Reflector(Generic[Seen]):
         expected_bookmarks, self.trust.is_known = self.trust.expects_bookmarks, False
         assert isinstance(self.state, Filling | Watching)
         if now >= self.state.line_due_at:
-            message = f"one event took longer than {self._policy.line_s:g} s to arrive"
+            message = f"one event took longer than {self.policy.line_s:g} s to arrive"
             return self.failed(Failure("SlowLine", message), now)
         if isinstance(self.state, Filling):
             # The server took the request for a plain watch: it does not support streaming lists.
@@ -256,6 +256,12 @@ class Reflector(Generic[Seen]):
         # A server restored from a backup answers a version from its future with silence, forever.
         self.state = self._list()
         return self._catching_up("Silence", "the watch has been silent since it was resumed", now)
+
+    def give_up(self, failure: Failure, until: float, now: float) -> list[SourceEvent[Seen]]:
+        """End the list or watch because of a failure on this side, and list again at `until`."""
+        self.trust.is_known = False
+        self._stale("", failure, now, until - now)
+        return [ListStarted()]  # nothing remains of a list that did not end
 
     def failed(self, failure: Failure, now: float) -> list[SourceEvent[Seen]]:
         assert not isinstance(self.state, Waiting), "no request was made, so none can have failed"
@@ -311,7 +317,7 @@ class Reflector(Generic[Seen]):
             again, self._attempts.malformed_at = version == self._attempts.malformed_at, version
             if again:
                 return self._relist(failure, now, delay)
-        was_healthy = watching.proven or now - watching.opened_at >= self._policy.min_watch_s
+        was_healthy = watching.proven or now - watching.opened_at >= self.policy.min_watch_s
         if failure.reason != UNRESPONSIVE and self._attempts.failures == 1 and was_healthy:
             # Most cuts are routine: resume at once, and become stale only if that fails.
             self.state = Waiting(now, version)
@@ -380,7 +386,7 @@ class Reflector(Generic[Seen]):
     def _line_due_at(self, before: float, now: float, completed: bool, partial: bool) -> float:
         if not partial:
             return math.inf
-        return now + self._policy.line_s if completed or before == math.inf else before
+        return now + self.policy.line_s if completed or before == math.inf else before
 
     def _list_ended(self, version: str, now: float, *, reading: bool = False) -> SourceEvent[Seen]:
         self.synced = True
@@ -388,7 +394,7 @@ class Reflector(Generic[Seen]):
         self.list_method.pages_expired = False
         if not version:
             # Without a version there is nothing to watch from: poll.
-            self.state = Waiting(now + self._policy.backoff.cap_s, "")
+            self.state = Waiting(now + self.policy.backoff.cap_s, "")
         elif reading:
             self.state = Watching(version, now, now, self._timeout_s(), proven=True)
         else:
@@ -400,9 +406,9 @@ class Reflector(Generic[Seen]):
 
     def _note_health(self, watching: Watching, now: float) -> None:
         age_s = now - watching.opened_at
-        if age_s >= self._policy.healthy_s:
+        if age_s >= self.policy.healthy_s:
             self._attempts.failures = 0
-        if age_s >= self._policy.proven_s:
+        if age_s >= self.policy.proven_s:
             self._attempts.list_is_unproven = False
 
     def _catching_up(self, reason: str, message: str, now: float) -> list[SourceEvent[Seen]]:
@@ -417,11 +423,11 @@ class Reflector(Generic[Seen]):
         self.status = msgspec.structs.replace(self.status, last_contact=now)
 
     def _delay(self, failure: Failure, now: float) -> float:
-        delay = self._policy.backoff.delay(self._attempts.failures, self._jitter)
+        delay = self.policy.backoff.delay(self._attempts.failures, self._jitter)
         if failure.retry_after_s is None:
             if isinstance(self.state, ListingPages | Opening):
                 # The time that the request took counts towards the delay.
-                delay = max(delay - (now - self._attempts.requested_at), self._policy.backoff.delay(1, self._jitter))
+                delay = max(delay - (now - self._attempts.requested_at), self.policy.backoff.delay(1, self._jitter))
             return delay
         low, high = _RETRY_AFTER_BOUNDS_S
         asked = max(low, min(high, failure.retry_after_s)) + self._jitter() * min(1.0, delay)
