@@ -46,7 +46,6 @@ LEFT_TO_DO = {
     "milo_discoveryd.credentials.issuers.kubeconfig_secret.KubeconfigSecretIssuer": Size(9, 9),
     "milo_discoveryd.kubeconfigs.kubeconfigs.Kubeconfigs": Size(11, 12),
     "milo_discoveryd.kubeconfigs.minter.Minter": Size(22, 7),
-    "milo_discoveryd.log.change_log.ChangeLog": Size(17, 4),
     "milo_discoveryd.server.calls.kubeconfig_rotation.KubeconfigRotation": Size(15, 9),
     "milo_kube.http.connection.Response": Size(15, 1),
     "milo_kube.http.http2.Http2Connection": Size(18, 1),

@@ -13,7 +13,6 @@ import weakref
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import compress
 from typing import TypeVar
 
 import msgspec
@@ -31,14 +30,11 @@ from milo_discoveryd.log.events import (
     slice_of,
 )
 from milo_discoveryd.log.filter import ClusterView
+from milo_discoveryd.log.slots import STALE_SLOTS, LogSlots
 from milo_discoveryd.model.cluster import Cluster, DisengageReason, without_draining
 
 BATCH_BYTES = 256 * 1024
 """The approximate size of a batch, far below the 4 MiB that gRPC clients accept by default."""
-STALE_SLOTS = 512
-"""How many slots may become stale before a part of the log is compacted."""
-_COMPACTED_PER_STALE_SLOT = 4
-"""How many slots a compaction examines for each stale one. This keeps the log below about twice the minimum size."""
 RECORDS_PER_STEP = 1000
 """How many records one step examines: a reader with a narrow filter yields to the event loop after each step."""
 _SLICES_KEPT = 256
@@ -109,12 +105,7 @@ class ChangeLog:
         self._encode = encode
         self._retention = retention
         self.batch_bytes = batch_bytes
-        self._stale_slots_allowed = stale_slots
-        # Two parallel lists, in revision order. An entry that changes again leaves a stale slot behind.
-        self._revisions: list[int] = []
-        self._entries: list[LogEntry] = []
-        self._stale_slots = 0
-        self._compacted_to = 0
+        self._slots = LogSlots(stale_slots)
         self._past_states: deque[tuple[int, float, LogEntry]] = deque()
         self._oldest_readable = 0
         self._snapshot: weakref.ref[Snapshot] | None = None
@@ -145,15 +136,12 @@ class ChangeLog:
                 self._past_states.append((self.head, now, entry))
             entry.same_view_since = self.head
         # The entry's old slot is stale now. The new slot of a disengaged cluster becomes stale with its past states.
-        self._stale_slots += (entry.revision > 0) + (cluster is None)
+        stale = (entry.revision > 0) + (cluster is None)
         entry.cluster, entry.revision, entry.frame = cluster, self.head, None
-        self._revisions.append(self.head)
-        self._entries.append(entry)
         self._slices.clear()
         while len(self._past_states) > self._retention.count:
             self._forget_oldest()
-        if self._stale_slots >= self._stale_slots_allowed:
-            self._compact()
+        self._slots.append(entry, self.head, stale)
 
     def forget(self, now: float) -> None:
         """Drop past states that are older than the retention."""
@@ -169,7 +157,7 @@ class ChangeLog:
             self._snapshot_was_read = False
         elif self._has_frames:
             self._has_frames = False
-            entries = self._entries.copy()
+            entries = self._slots.entries.copy()
             while entries:
                 for entry in entries[-_FRAMES_EVICTED_PER_STEP:]:
                     entry.frame = None
@@ -182,7 +170,7 @@ class ChangeLog:
         return self._oldest_readable <= revision <= self.head
 
     def clusters(self) -> list[Cluster]:
-        return _clusters(self._engaged())
+        return _clusters(self._slots.engaged())
 
     def snapshot(self) -> Snapshot:
         """Return a snapshot, shared by readers that start at about the same time while one of them still reads it.
@@ -195,7 +183,7 @@ class ChangeLog:
             or current.revision < self._oldest_readable
             or self.head - current.revision > len(current.clusters) // 50
         ):
-            entries = self._engaged()
+            entries = self._slots.engaged()
             current = Snapshot(_clusters(entries), entries, self.head, Recent(_SNAPSHOT_PARTS_KEPT))
             self._snapshot = weakref.ref(current)
         return current
@@ -204,12 +192,7 @@ class ChangeLog:
         """Return all entries that a reader at `revision` may know. Shared in the same way as snapshots."""
         current = self._index() if self._index is not None else None
         if current is None or current.revision < revision:
-            entries = [
-                entry
-                for entry, at in zip(self._entries, self._revisions, strict=True)
-                if entry.revision == at and (entry.cluster is not None or entry.history)
-            ]
-            current = LogIndex(entries, self.head)
+            current = LogIndex(self._slots.readable(), self.head)
             self._index = weakref.ref(current)
         return current
 
@@ -245,14 +228,15 @@ class ChangeLog:
         frames: list[Frame] = []
         overtaken: dict[int, LogEntry] = {}  # entries at a stale slot, by identity: they changed again later
         matches = view.matches
+        entries, revisions = self._slots.entries, self._slots.revisions
         reached = self.head
         size = 0
-        for slot in range(bisect_right(self._revisions, revision), len(self._entries)):
-            entry = self._entries[slot]
+        for slot in range(bisect_right(revisions, revision), len(entries)):
+            entry = entries[slot]
             cluster = entry.cluster
             if ahead and cluster is not None and (cluster.target.name, entry.revision) in ahead:
                 continue
-            if entry.revision != self._revisions[slot]:
+            if entry.revision != revisions[slot]:
                 if id(entry) in overtaken:
                     continue
                 overtaken[id(entry)] = entry
@@ -272,7 +256,7 @@ class ChangeLog:
                 frames += changes
                 size += sum(len(frame.data) for frame in changes)
             if size >= self.batch_bytes:
-                reached = self._revisions[slot]
+                reached = revisions[slot]
                 break
         # An entry that changed again within the slice is in it, at its last slot. A reader that continues from
         # `reached` is assumed to know the state of the others as of `reached`, so send that state.
@@ -334,28 +318,6 @@ class ChangeLog:
         return Frame(event.type, event.cluster, self._encode(event))
 
     # --- storage ---
-
-    def _engaged(self) -> list[LogEntry]:
-        # The entries are scattered over memory. In a loop as tight as this one the processor fetches several at once,
-        # which takes a third of the time.
-        return [
-            entry
-            for entry, at in zip(self._entries, self._revisions, strict=True)
-            if entry.cluster is not None and entry.revision == at
-        ]
-
-    def _compact(self) -> None:
-        """Remove the stale slots of a part of the log. The next call continues where this one ended."""
-        start = self._compacted_to
-        part = slice(start, start + _COMPACTED_PER_STALE_SLOT * self._stale_slots_allowed)
-        entries, revisions = self._entries[part], self._revisions[part]
-        is_needed = [entry.needs_slot(revision) for entry, revision in zip(entries, revisions, strict=True)]
-        self._entries[part] = compress(entries, is_needed)
-        self._revisions[part] = compress(revisions, is_needed)
-        self._compacted_to += sum(is_needed)
-        if self._compacted_to == len(self._entries):
-            self._compacted_to = 0
-        self._stale_slots = 0
 
     def _forget_oldest(self) -> None:
         until, _, entry = self._past_states.popleft()

@@ -9,7 +9,8 @@ from typing import TypeVar
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.config import Settings
-from milo_discoveryd.log.change_log import BATCH_BYTES, STALE_SLOTS
+from milo_discoveryd.log.change_log import BATCH_BYTES
+from milo_discoveryd.log.slots import STALE_SLOTS
 from tests.simulation.cost.api import Api
 from tests.simulation.cost.meter import InOrder, Meter, MeteredLoop
 from tests.simulation.seeded.daemon import Daemon, Traits

@@ -183,7 +183,7 @@ def test_snapshot_is_released_with_its_last_reader() -> None:
 
 
 def _places(log: NamedLog) -> int:
-    return len(log._entries)
+    return len(log._slots.entries)
 
 
 def _remembered(log: NamedLog) -> int:

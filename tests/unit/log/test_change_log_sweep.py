@@ -78,7 +78,7 @@ def test_log_sweep_bounds_log_size_independently_of_history(log: NamedLog) -> No
     log.engage(log.entry("alpha"), lambda revision: cluster("alpha", revision))
     for step in range(1000):
         log.update(log.entry("alpha"), cluster("alpha", 1, step), 0.0)
-    assert len(log._entries) <= 5
+    assert len(log._slots.entries) <= 5
 
 
 def test_log_sweep_runs_in_steps_until_complete(log: NamedLog) -> None:
@@ -89,17 +89,17 @@ def test_log_sweep_runs_in_steps_until_complete(log: NamedLog) -> None:
         name = names[step * step % len(names)]
         incarnation = names.index(name) + 1
         log.update(log.entry(name), cluster(name, incarnation, step), 0.0)
-        assert len(log._entries) <= 2 * len(names)
+        assert len(log._slots.entries) <= 2 * len(names)
         assert {each.target.name for each in log.clusters()} == set(names)
     received = read_on(log, 0)
     assert [event for event in received if "ENGAGED" in event] == [f"ENGAGED {name}" for name in names]
 
 
 def test_log_of_growing_fleet_is_not_swept(log: NamedLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log, "_compact", None)
+    monkeypatch.setattr(log._slots, "_compact", None)
     for name in ("alpha", "beta", "gamma"):
         log.engage(log.entry(name), partial(cluster, name))
-    assert len(log._entries) == 3
+    assert len(log._slots.entries) == 3
 
 
 def test_log_sweep_does_not_repeat_clusters_sent_ahead(log: NamedLog) -> None:
