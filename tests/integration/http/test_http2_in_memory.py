@@ -21,7 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from milo_kube.http.errors import TransportError
-from milo_kube.http.http2 import FRAMES_AT_ONCE, Http2Connection
+from milo_kube.http.http2 import Http2Connection
+from milo_kube.http.http2_core import FRAMES_AT_ONCE
 from tests.integration.http.http2_requests import OK_HEAD, rest
 
 
@@ -54,8 +55,8 @@ async def test_flood_of_frames_without_content_ends_the_connection_and_never_blo
     connection.data_received(HEAD)
     await asyncio.sleep(0)
     processed: list[int] = []
-    read = connection._h2.receive_data
-    connection._h2.receive_data = lambda data: processed.append(len(data)) or read(data)  # type: ignore[func-returns-value]
+    read = connection._core._h2.receive_data
+    connection._core._h2.receive_data = lambda data: processed.append(len(data)) or read(data)  # type: ignore[func-returns-value]
     while not transport.is_closing():
         if not transport.is_paused:
             for _ in range(50):  # as TLS records are decrypted

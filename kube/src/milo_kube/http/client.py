@@ -17,7 +17,6 @@ from milo_kube.http.connection import Connection, Refusal, Response
 from milo_kube.http.dialing import Http2, Origin, Proxy, dial
 from milo_kube.http.errors import TransportError
 from milo_kube.http.headers import SentHeaders
-from milo_kube.http.http1 import Http1Connection
 
 DIALS_PER_SERVER = 32
 """Maximum concurrent handshakes. With thousands at once, heap fragmentation would keep the memory that they use."""
@@ -200,7 +199,7 @@ class Client:
         origin, proxy = key
         http2 = None if key in self._requires_http1 else self._http2
         connection = await dial(origin, self._context, server_name=self._tls_server_name, proxy=proxy, http2=http2)
-        if not isinstance(connection, Http1Connection):
+        if connection.is_multiplexed:
             self._selects_http1.discard(key)
         elif self._http2 is not None and key not in self._selects_http1:
             self._selects_http1.add(key)
@@ -242,7 +241,7 @@ class Client:
             connection.abort()
 
     def _is_usable(self, key: _Key, connection: Connection) -> bool:
-        is_refused = key in self._requires_http1 and not isinstance(connection, Http1Connection)
+        is_refused = key in self._requires_http1 and connection.is_multiplexed
         return connection.is_usable and not is_refused and not self._is_closed
 
     def _expire(self, key: _Key, connection: Connection) -> None:

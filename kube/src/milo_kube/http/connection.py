@@ -30,6 +30,10 @@ class Connection(Protocol):
     requests: int
 
     @property
+    def is_multiplexed(self) -> bool:
+        """Whether the connection carries several exchanges at the same time."""
+
+    @property
     def is_usable(self) -> bool:
         """Whether the connection is open, and the server accepts further requests on it."""
 
@@ -63,13 +67,12 @@ class Response(ABC):
 
     __slots__ = (
         *("_buffered", "_chunks", "_failure", "_has_head", "_is_complete", "_overhead", "_unzip", "_waiter"),
-        *("has_begun", "headers", "is_reusable", "origin", "phrase", "refusal", "status"),
+        *("has_begun", "headers", "is_reusable", "origin", "refusal", "status"),
     )
 
     def __init__(self, origin: str) -> None:
         self.headers = Headers()
         self.status = 0
-        self.phrase = ""
         self.has_begun = False
         """Whether at least one byte was received."""
         self.is_reusable = False

@@ -1,7 +1,7 @@
 """An HTTP/1.1 client connection, and the response to the request that was sent over it."""
 
 import asyncio
-from typing import cast
+from typing import ClassVar, cast
 
 import httptools
 
@@ -18,6 +18,7 @@ class Http1Connection(asyncio.Protocol):
     """An HTTP/1.1 connection with one exchange at a time. Error messages name `origin`."""
 
     __slots__ = ("_is_lost", "_loss", "_origin", "_response", "_transport", "requests")
+    is_multiplexed: ClassVar = False
 
     def __init__(self, origin: str) -> None:
         self._origin = origin
@@ -47,7 +48,7 @@ class Http1Connection(asyncio.Protocol):
     async def ready(self) -> None:
         pass
 
-    def send(self, method: str, target: str, headers: SentHeaders, body: bytes = b"") -> Response:
+    def send(self, method: str, target: str, headers: SentHeaders, body: bytes = b"") -> "_Http1Response":
         assert self._response is None, "one exchange at a time"
         lines = [f"{method} {target} HTTP/1.1"]
         for name, value in each_header(headers):
@@ -88,7 +89,7 @@ class Http1Connection(asyncio.Protocol):
 
 
 class _Http1Response(Response):
-    __slots__ = ("_connection", "_ends_with_connection", "_is_paused", "_parser")
+    __slots__ = ("_connection", "_ends_with_connection", "_is_paused", "_parser", "phrase")
 
     def __init__(self, origin: str, connection: Http1Connection) -> None:
         super().__init__(origin)
@@ -96,6 +97,7 @@ class _Http1Response(Response):
         self._parser = httptools.HttpResponseParser(self)
         self._ends_with_connection = False
         self._is_paused = False
+        self.phrase = ""
 
     def close(self) -> None:
         self._connection.finished(self)
