@@ -20,6 +20,7 @@ from milo_discoveryd.log.filter import EVERYTHING
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.objects.store import ObjectPosition
+from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.rights import Recipient, Terms
 from milo_discoveryd.rights.scope import ClusterScope, scoped
@@ -67,8 +68,8 @@ class World:
         self.taken = 0
         self.minted = 0
         self.asked: list[str] = []
-        self.source = new_source(Ledger(), ChangeLog(encoder(EPOCH), Retention()))
-        self.fleet = self.source.fleet
+        self.fleet = Fleet(ChangeLog(encoder(EPOCH), Retention()))
+        self.source = new_source(Ledger(), fleet=self.fleet)
         self.source.registry.commit([ready("alpha"), ready("beta")], Moment(0.0, 0.0), ObjectPosition(1))
 
     # The call
