@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
-from milo_discoveryd.engagement.claims import FleetClaims
-from milo_discoveryd.engagement.engagement import Engagements
+from milo_discoveryd.engagement.claims import FleetEngagements
+from milo_discoveryd.engagement.engagement import ClusterStates, Engagements
 from milo_discoveryd.engagement.pending_releases import PendingReleases, SubscriberKey, Subscription
 from milo_discoveryd.log.change_log import ChangeLog
 from milo_discoveryd.log.change_notifier import ChangeNotifier
@@ -23,6 +23,8 @@ class SourceClusters(msgspec.Struct):
     """The clusters of one source, and the receiver of their changes for metrics and the log."""
 
     source: str
+    server: str
+    """Sources with equal ones follow one API server."""
     engagements: Engagements
     observer: Observer
     is_synced: bool = False
@@ -36,7 +38,7 @@ class FleetChanges:
         self.log = log
         self.notifier = ChangeNotifier()
         self.releases = PendingReleases()
-        self.claims = FleetClaims()
+        self.engagements = FleetEngagements()
         self.positions = Positions()
         self.versions: Mapping[str, int] = {}
         """The resource version up to which each source is followed, if comparable. Each change replaces the mapping."""
@@ -46,10 +48,15 @@ class FleetChanges:
 
     def add_source(self, clusters: SourceClusters) -> None:
         self._sources[clusters.source] = clusters
+        self.engagements.add_source(clusters.source, clusters.engagements, clusters.server)
 
     def on(self, kind: EventType, call: Callable[[Cluster], None]) -> None:
         """Register `call` for each change of that type. It runs before any subscriber can see the change."""
         self._listeners.append((kind, call))
+
+    def commit(self, source: str, states: ClusterStates, read_at: float) -> None:
+        """Apply states of clusters of a source, which were read at that time."""
+        self.publish(self.engagements.commit(source, states, moment(read_at)), read_at)
 
     def publish(self, events: Iterable[Event], read_at: float | None) -> None:
         """Notify of changes that the log has; subscribers later if `read_at` is None, or while a source is unsynced."""

@@ -173,8 +173,6 @@ class ClusterSource:
             observer.object_refused,
             drain_timeout_s=policy.drain_timeout_s,
             releases=changes.releases,
-            claims=changes.claims,
-            server=self.description.server or self.name,
         )
         self._shown_held: HeldNotReady | None = None
         self._listed: int | None = None
@@ -201,7 +199,7 @@ class ClusterSource:
             for number, store in enumerate(stores)
         )
         self.progress = SourceProgress()
-        self.clusters = SourceClusters(self.name, self.registry, observer)
+        self.clusters = SourceClusters(self.name, self.description.server or self.name, self.registry, observer)
 
     @property
     def name(self) -> str:
@@ -231,7 +229,7 @@ class ClusterSource:
         """Apply source events in batches; the caller may let other tasks run between them."""
         for objects in collection.apply_events(self._reported(collection, source_events), moment(read_at)):
             for states in self._meaning.states(collection.number, objects):
-                self._engage(states, read_at)
+                self.changes.commit(self.name, states, read_at)
                 yield
         self._update_progress(read_at)
 
@@ -243,7 +241,7 @@ class ClusterSource:
         objects = collection.resolve(request, result, moment(read_at))
         self._report_confirmation(result, was_refused, collection.pending_deletions.refused)
         for states in self._meaning.states(collection.number, objects):
-            self._engage(states, read_at)
+            self.changes.commit(self.name, states, read_at)
         self._update_progress(read_at)
 
     def set_followed(self, collection: ObjectCollection, followed: ViewStatus) -> None:
@@ -251,9 +249,6 @@ class ClusterSource:
         collection.followed = followed
         self._pause_graces(worst([each.followed for each in self.collections]))
         self._set_status()
-
-    def _engage(self, states: ClusterStates, read_at: float) -> None:
-        self.changes.publish(self.registry.commit(states.states, moment(read_at), states.position), read_at)
 
     def _update_progress(self, read_at: float) -> None:
         if (version := self.version) != self.changes.versions.get(self.name, 0):
@@ -264,7 +259,7 @@ class ClusterSource:
         self.progress, self.clusters.is_synced = now, now.synced
         if now.is_complete and not before.is_complete:
             for states in self._meaning.states_once_listed(self._positions.of_first_lists):
-                self._engage(states, read_at)
+                self.changes.commit(self.name, states, read_at)
         if now.lists != before.lists and now.is_complete:
             self._listed = max(self._listed or 0, self.registry.present_count)
         if now.synced and not before.synced:
@@ -374,8 +369,8 @@ class ClusterSource:
         self, stored: Iterable[tuple[Ready, float]], objects: Iterable[StoredObject], status: ViewStatus
     ) -> None:
         """Serve the clusters of an earlier run at once, with a status that says how old they are."""
-        now, clusters = moment(status.since), list(stored)
-        events = [event for seen, engaged_at in clusters for event in self.registry.restore(seen, engaged_at, now)]
+        clusters = list(stored)
+        events = self.changes.engagements.restore(self.name, clusters, status.since)
         for collection, known in enumerate(self._meaning.restored_objects([seen for seen, _ in clusters], objects)):
             self._meaning.restore(collection, self.collections[collection].restore(known))
         for each in self.collections:
