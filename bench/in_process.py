@@ -55,11 +55,13 @@ def encode() -> Encode:
 
 def source(listed: list[ObservedObject]) -> ClusterSource:
     """Return a source after a complete list."""
+    fleet = Fleet(ChangeLog(encode(), Retention()))
     made = ClusterSource(
-        Fleet(ChangeLog(encode(), Retention())),
+        fleet.changes,
         Journal(Metrics().sources, Audit(Metrics().audit)),
         SourcePolicy(pending_deletions=lambda: PendingDeletions(random.random)),
     )
+    fleet.add(made)
     for _ in made.apply(made.collections[0], [ListStarted(), *map(Listed, listed), ListEnded()], time.monotonic()):
         pass
     return made
@@ -79,11 +81,12 @@ def consumers() -> tuple[ClusterSource, Decoder[Any, ObservedObject]]:
     """Return an empty source of ServiceConsumers, and the decoder of its objects."""
     options = SourceOptions(project_server="https://127.0.0.1:6443", discovery_server="https://127.0.0.1:6443")
     followed = KeyedSource(ServiceConsumerKind(services=("dns.example.com",)).follow(options))
+    fleet = Fleet(ChangeLog(encode(), Retention()))
     made = ClusterSource(
-        Fleet(ChangeLog(encode(), Retention())),
+        fleet.changes,
         Journal(Metrics().sources, Audit(Metrics().audit)),
         SourcePolicy(pending_deletions=lambda: PendingDeletions(random.random)),
         keys=followed.keys,
         reduce=followed.reduce,
     )
-    return made, followed.collections[0].decoder
+    return fleet.add(made), followed.collections[0].decoder

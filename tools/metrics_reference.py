@@ -64,7 +64,7 @@ def families(*sources: str) -> list[Family]:
     fleet = Fleet(log)
     for name in sources or ("",):
         policy = SourcePolicy(pending_deletions=lambda: PendingDeletions(lambda: 0.0))
-        ClusterSource(fleet, journal, policy, SourceDescription(name=name))
+        fleet.add(ClusterSource(fleet.changes, journal, policy, SourceDescription(name=name)))
     metrics.follow(MeasuredDaemon(fleet=fleet, cluster_cap=0))
     return sorted(_families(metrics.registry))
 

@@ -27,7 +27,7 @@ async def measure(setting: Setting) -> Samples:
 def _round(count: int) -> dict[str, float]:
     decoder = in_process.decoder()
     source = in_process.source(in_process.observed(decoder, in_process.lines("ADDED", count, 1, "")))
-    log, start = source.fleet.log, source.fleet.log.head
+    log, start = source.changes.log, source.changes.log.head
     took = {
         "first_snapshot": _reading(log, None),  # encodes the frames
         "second_snapshot": _reading(log, None),

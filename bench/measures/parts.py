@@ -30,7 +30,7 @@ def _round(count: int) -> dict[str, float]:
     changed = in_process.lines("MODIFIED", count, count + 1, "changed")
     decoder, encode = in_process.decoder(), in_process.encode()
     source = in_process.source(in_process.observed(decoder, in_process.lines("ADDED", count, 1, "")))
-    log, now = source.fleet.log, time.monotonic()
+    log, now = source.changes.log, time.monotonic()
     read_up_to = log.head
     changes = [ObjectChanged(each) for each in in_process.observed(decoder, changed)]
 

@@ -19,7 +19,7 @@ from milo_discoveryd.check.stored_keys import check_stored_keys
 from milo_discoveryd.config import Settings, SourceSettings, TcpAddress, UnixAddress
 from milo_discoveryd.credentials.kubeconfig_files import FilesError
 from milo_discoveryd.daemon_errors import ConfigError, StartError
-from milo_discoveryd.engagement.claims import FleetClaims
+from milo_discoveryd.engagement.claims import FleetEngagements
 from milo_discoveryd.identity.token_review import TokenRejectedError, TokenReviewer, TokenReviewUnavailableError
 from milo_discoveryd.kubeconfigs.cluster_ca import cluster_trust
 from milo_discoveryd.logger import log
@@ -192,9 +192,9 @@ async def _sources(
             yield issuers
             return
         clusters: list[Cluster] = []
-        claims = FleetClaims()
+        fleet = FleetEngagements()
         for source in sources:
-            async for finding in _source(source, settings, environ, issuers, clusters, claims=claims):
+            async for finding in _source(source, settings, environ, issuers, clusters, fleet=fleet):
                 yield finding
         if issuers is None:
             return
@@ -218,7 +218,7 @@ async def _source(
     issuers: Issuers | None,
     clusters: list[Cluster],
     *,
-    claims: FleetClaims,
+    fleet: FleetEngagements,
 ) -> AsyncIterator[Finding]:
     """Check the API servers, or the files, of one source, and add the clusters that it engages to `clusters`."""
     of, followed = source.of, source.followed
@@ -236,7 +236,7 @@ async def _source(
             can_list = can_list and finding.level != "fail"
             yield finding
     if can_list:
-        async for finding in _objects(source, watched, settings, environ, clusters, claims=claims):
+        async for finding in _objects(source, watched, settings, environ, clusters, fleet=fleet):
             yield finding
     if issuers is None:
         return
@@ -272,12 +272,12 @@ async def _objects(
     environ: Mapping[str, str],
     clusters: list[Cluster],
     *,
-    claims: FleetClaims,
+    fleet: FleetEngagements,
 ) -> AsyncIterator[Finding]:
     """List a source completely, and add the clusters that it engages to `clusters`."""
     subject = _subject("clusters", source.of)
     try:
-        found = await evaluate_source(source, watched, settings, environ, claims)
+        found = await evaluate_source(source, watched, settings, environ, fleet)
     except (FilesError, TransportError, ListPageError) as error:
         yield fail(subject, str(error), "see the findings about the API server or the files")
         return

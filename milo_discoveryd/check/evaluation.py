@@ -8,7 +8,7 @@ import msgspec
 from milo_discoveryd.check.finding import Finding, fail, ok, warn
 from milo_discoveryd.config import Settings
 from milo_discoveryd.engagement.claim_index import ClaimIndex
-from milo_discoveryd.engagement.claims import FleetClaims
+from milo_discoveryd.engagement.claims import FleetEngagements
 from milo_discoveryd.engagement.engagement import Engagements
 from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.model.claims import ObservedObject
@@ -42,36 +42,38 @@ async def evaluate_source(
     upstream: Upstream | None,
     settings: Settings,
     environ: Mapping[str, str],
-    claims: FleetClaims | None = None,
+    fleet: FleetEngagements | None = None,
 ) -> Evaluation:
-    """Read a source's objects or files. `upstream` is the watched API server, with the credential to use. `claims` has
-    those of the sources before.
+    """Read a source's objects or files. `upstream` is the watched API server, with the credential to use. `fleet` has
+    the clusters of the sources before.
 
     Raises FilesError, TransportError and ListPageError.
     """
     followed = source.followed
     if source.files is not None:
-        return evaluate(followed, [list(map(followed.observe_file, source.files.objects_now()))], claims)
+        return evaluate(followed, [list(map(followed.observe_file, source.files.objects_now()))], fleet)
     if upstream is None:
-        return evaluate(followed, [[Ready(target.uid, "", target) for target in followed.targets]], claims)
+        return evaluate(followed, [[Ready(target.uid, "", target) for target in followed.targets]], fleet)
     listed = [await _listed(upstream, settings, environ, each) for each in followed.collections]
-    return evaluate(followed, listed, claims, upstream.server)
+    return evaluate(followed, listed, fleet, upstream.server)
 
 
 def evaluate(
     followed: KeyedSource,
     listed: Sequence[Sequence[ObservedObject]],
-    claims: FleetClaims | None = None,
+    fleet: FleetEngagements | None = None,
     server: str = "",
 ) -> Evaluation:
     """Evaluate complete lists of a source's collections, which are at that server."""
-    registry = Engagements(ChangeLog(lambda _: b"", Retention()), claims=claims, server=server or followed.name)
+    registry = Engagements(ChangeLog(lambda _: b"", Retention()))
+    fleet = fleet or FleetEngagements()
+    fleet.add_source(followed.name, registry, server or followed.name)
     stores, position = [ObjectStore() for _ in listed], ObjectPosition(1)
     meaning = ObjectsAreClusters() if followed.reduce is None else ClaimIndex(followed.reduce, registry, stores)
     for collection, (store, observed) in enumerate(zip(stores, listed, strict=True)):
         changes = store.apply_listed((seen, 0) for seen in observed)
         for states in meaning.states(collection, ObjectChanges(changes, position)):
-            registry.commit(states.states, Moment(0.0, 0.0), position)
+            fleet.commit(followed.name, states, Moment(0.0, 0.0))
     return _evaluation(registry, [] if followed.reduce is None else stores)
 
 

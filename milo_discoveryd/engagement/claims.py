@@ -1,24 +1,33 @@
-"""Decides which object stands for a cluster if several objects claim one project UID, or one address.
+"""The clusters of all sources, and which object stands for a cluster if several claim one project UID, or one address.
 
 A user who can write an object can write another project's UID in a label, or another cluster's address in a field. So
 claims are judged over all sources of the daemon, in the order in which it learned of them: the earliest is valid. If
 none is known to be earlier, because one list contained several, or the first lists of several sources did, none is.
 But a project that two sources show, as a Project and by a label of a ProjectControlPlane, is that of the source which
 is configured first.
+
+A claim that is not valid contests a cluster: its object is ready, and must not stand for it. What makes or drops a
+claim names the clusters to judge again. Those that are contested now end first, then the observed state is applied,
+and then those begin that are no longer contested. So no two clusters are engaged at one revision by one claim.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from urllib.parse import urlsplit
 
 import msgspec
 
+from milo_discoveryd.engagement.engagement import ClusterState, ClusterStates, Engagements
 from milo_discoveryd.log.events import Event
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.moment import Moment
+from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import NotReady, Ready
+from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
+from milo_discoveryd.objects.store import RESTORED, ObjectPosition
 from milo_kube import addresses
+
+_CLAIMING = (Ready, NotReady)
 
 
 class ValueClaim(msgspec.Struct, frozen=True, gc=False):
@@ -34,6 +43,10 @@ class ValueClaim(msgspec.Struct, frozen=True, gc=False):
     """It was found in the first list of a source, so that it may be older than its position."""
     rank: int = 0
     """The position of the source in the configuration."""
+
+
+ClaimedCluster = tuple[int, str]
+"""The rank of a source, and the key of a cluster of it."""
 
 
 class ValueClaims(ABC):
@@ -59,25 +72,28 @@ class ValueClaims(ABC):
     def value_of(self, seen: Ready | NotReady) -> str:
         """Return the value that an object claims; empty if it claims none."""
 
-    def add(self, key: str, value: str, claim: ValueClaim) -> set[str]:
-        """Claim a value for a cluster. Return the keys of other clusters whose claims may be judged otherwise now.
+    def add(self, key: str, value: str, claim: ValueClaim) -> set[ClaimedCluster]:
+        """Claim a value for a cluster. Return the other clusters to judge again.
 
         An object that changes its claim keeps the former one as well while the new one is not valid, because its
         cluster stays engaged as it was.
         """
-        held, claims = self._by_key.get(key, ()), self._by_value.setdefault(value, {})
-        known = claims.get(key)
-        if known is not None:
-            claim = msgspec.structs.replace(claim, position=known.position, is_first=known.is_first)
+        claims = self._by_value.setdefault(value, {})
+        former = claims.get(key)
+        if former is not None:
+            claim = msgspec.structs.replace(claim, position=former.position, is_first=former.is_first)
         claims[key] = claim
-        others = set() if known == claim else claims.keys() - {key}
-        former = tuple(each for each in held if each != value)
-        self._by_key[key] = (*former, value)
-        if former and self.is_valid(key):
-            self._by_key[key] = (value,)
-            for each in former:
-                others |= self._remove(key, each)
-        return others
+        self._by_key[key] = (*(held for held in self._by_key.get(key, ()) if held != value), value)
+        affected = set() if former == claim else _clusters(claims) - {(claim.rank, key)}
+        return affected | self.drop_former(key) if self.is_valid(key) else affected
+
+    def drop_former(self, key: str) -> set[ClaimedCluster]:
+        """Drop the former claims of a cluster's object, whose present one is valid. Return those to judge again."""
+        *former, value = self._by_key.get(key, ("",))
+        if not former:
+            return set()
+        self._by_key[key] = (value,)
+        return set[ClaimedCluster]().union(*(self._remove(key, each) for each in former))
 
     def is_valid(self, key: str) -> bool:
         """Return whether the present claim of a cluster's object, if it makes one, is valid."""
@@ -90,19 +106,16 @@ class ValueClaims(ABC):
         """Return the value that a cluster's object claims at present."""
         return self._by_key[key][-1]
 
-    def release(self, key: str) -> set[str]:
-        """Drop the claims of a cluster's object. Return the keys of clusters whose claims may be judged otherwise."""
-        found: set[str] = set()
-        for value in self._by_key.pop(key, ()):
-            found |= self._remove(key, value)
-        return found
+    def release(self, key: str) -> set[ClaimedCluster]:
+        """Drop the claims of a cluster's object. Return the clusters to judge again."""
+        return set[ClaimedCluster]().union(*(self._remove(key, value) for value in self._by_key.pop(key, ())))
 
-    def _remove(self, key: str, value: str) -> set[str]:
+    def _remove(self, key: str, value: str) -> set[ClaimedCluster]:
         claims = self._by_value[value]
         del claims[key]
         if not claims:
             del self._by_value[value]
-        return {*claims}
+        return _clusters(claims)
 
     def _precedes(self, own: ValueClaim, other: ValueClaim) -> bool:
         if (own.server, own.uid) == (other.server, other.uid) or not (own.is_stated or other.is_stated):
@@ -140,42 +153,135 @@ class AddressClaims(ValueClaims):
         return address(seen.target) if isinstance(seen, Ready) else ""
 
 
-class Claimants(Protocol):
-    """The clusters of a registry, as far as claims concern them."""
-
-    def claim_all(self, claims: ValueClaims) -> None:
-        """Add the claims of all clusters."""
-
-    def judge(self, key: str, now: Moment) -> list[Event]:
-        """Engage or disengage a cluster whose claims may be judged otherwise than before."""
+def _clusters(claims: Mapping[str, ValueClaim]) -> set[ClaimedCluster]:
+    return {(claim.rank, key) for key, claim in claims.items()}
 
 
-class FleetClaims:
-    """The claims in all registries of the daemon."""
+class _Claimant(msgspec.Struct):
+    """The engagements of one source, and what its claims have in common."""
 
+    engagements: Engagements
+    server: str
+    rank: int
+    is_restored: bool = False
+
+    def add_claim(
+        self, claims: ValueClaims, seen: Ready | NotReady, position: int, *, is_first: bool
+    ) -> set[ClaimedCluster]:
+        value, is_stated = claims.value_of(seen), claims.states(seen)
+        if not value:
+            return set()
+        return claims.add(seen.name, value, ValueClaim(self.server, seen.uid, is_stated, position, is_first, self.rank))
+
+
+class FleetEngagements:
     def __init__(self) -> None:
-        self.kinds: tuple[ValueClaims, ...] = (UidClaims(), AddressClaims())
-        self.members: list[Claimants] = []
+        self._kinds: tuple[ValueClaims, ...] = (UidClaims(), AddressClaims())
+        self._claimants: list[_Claimant] = []
+        self._by_source: dict[str, _Claimant] = {}
 
-    def begin(self, claims: ValueClaims) -> None:
-        """Begin to store claims of a kind, because an object states such a value."""
+    def add_source(self, source: str, engagements: Engagements, server: str) -> None:
+        """Add the engagements of a source, which is configured after those added before.
+
+        `server` is equal for sources that follow one API server.
+        """
+        self._by_source[source] = _Claimant(engagements, server, len(self._claimants))
+        self._claimants.append(self._by_source[source])
+
+    def commit(self, source: str, states: ClusterStates, now: Moment) -> list[Event]:
+        """Apply states of clusters of a source. The changes may be of clusters of other sources too."""
+        claimant = self._by_source[source]
+        if not self._stores_claims(states.states):
+            claimant.engagements.dropped_names.clear()
+            return claimant.engagements.commit(states.states, now)
+        events: list[Event] = []
+        for index, state in enumerate(states.states):
+            events += self._commit_judged(claimant, state, states.position, index, now)
+        return events
+
+    def restore(self, source: str, stored: Iterable[tuple[Ready, float]], steady: float) -> list[Event]:
+        """Engage clusters of an earlier run, with their times. Only allowed before anything was published."""
+        self._by_source[source].is_restored = True
+        position = ObjectPosition(RESTORED)
+        return [
+            event
+            for seen, engaged_at in stored
+            for event in self.commit(source, ClusterStates([seen], position), Moment(engaged_at, steady))
+        ]
+
+    def _stores_claims(self, states: Sequence[ClusterState]) -> bool:
+        """Return whether any claims are stored. Those of a kind are, once an object states such a value."""
+        is_any = False
+        for claims in self._kinds:
+            if not claims.is_active and any(claims.states(seen) for seen in states if isinstance(seen, _CLAIMING)):
+                self._begin_claims(claims)
+            is_any = is_any or claims.is_active
+        return is_any
+
+    def _begin_claims(self, claims: ValueClaims) -> None:
         claims.is_active = True
-        for each in self.members:
-            each.claim_all(claims)
+        for claimant in self._claimants:
+            for name, record in claimant.engagements.items():
+                target = record.target
+                seen = NotReady(name, record.uid, "", "") if target is None else Ready(record.uid, "", target)
+                claimant.add_claim(claims, seen, RESTORED, is_first=not claimant.is_restored)
 
-    def judge(self, keys: Iterable[str], now: Moment) -> list[Event]:
-        return [event for key in sorted(keys) for each in self.members for event in each.judge(key, now)]
+    # --- one state ---
 
-    def problem(self, key: str) -> str:
+    def _commit_judged(
+        self, claimant: _Claimant, state: ClusterState, position: ObjectPosition, index: int, now: Moment
+    ) -> list[Event]:
+        engagements, name, affected = claimant.engagements, state.name, set[ClaimedCluster]()
+        if isinstance(state, _CLAIMING):
+            for claims in self._active_kinds():
+                affected |= claimant.add_claim(claims, state, position.number_at(index), is_first=position.is_first)
+        events = self._end_contested(affected, now)
+        if isinstance(state, Ready) and (problem := self._problem(name)):
+            events += engagements.contest(state, problem, now)
+        else:
+            events += engagements.commit((state,), now)
+        if isinstance(state, ConfirmedDeletion) and _is_deleted(engagements, state):
+            affected |= self._release(name)
+        while engagements.dropped_names:
+            affected |= self._release(engagements.dropped_names.pop())
+        return events + self._begin_uncontested(affected, now)
+
+    def _end_contested(self, affected: Iterable[ClaimedCluster], now: Moment) -> list[Event]:
+        events: list[Event] = []
+        for rank, name in sorted(affected):
+            if problem := self._problem(name):
+                events += self._claimants[rank].engagements.end_contested(name, problem, now)
+        return events
+
+    def _begin_uncontested(self, affected: set[ClaimedCluster], now: Moment) -> list[Event]:
+        events: list[Event] = []
+        while affected:
+            freed: set[ClaimedCluster] = set()
+            for rank, name in sorted(affected):
+                if not self._problem(name):
+                    events += self._claimants[rank].engagements.begin_uncontested(name, now)
+                    freed = freed.union(*(claims.drop_former(name) for claims in self._active_kinds()))
+            affected = freed
+        return events
+
+    # --- claims ---
+
+    def _active_kinds(self) -> Iterator[ValueClaims]:
+        return (claims for claims in self._kinds if claims.is_active)
+
+    def _problem(self, name: str) -> str:
         """Return why a cluster's object must not stand for it; empty if it may."""
-        for each in self.kinds:
-            if not each.is_valid(key):
-                return f"{each.what} {each.value(key)} is claimed by another object too"
-        return ""
+        invalid = (claims for claims in self._active_kinds() if not claims.is_valid(name))
+        return next((f"{each.what} {each.value(name)} is claimed by another object too" for each in invalid), "")
 
-    def release(self, key: str) -> set[str]:
-        """Drop a cluster's claims. Return the keys of clusters whose claims may be judged otherwise."""
-        return set().union(*(each.release(key) for each in self.kinds))
+    def _release(self, name: str) -> set[ClaimedCluster]:
+        """Drop the claims of a cluster's object. Return the clusters to judge again."""
+        return set[ClaimedCluster]().union(*(claims.release(name) for claims in self._active_kinds()))
+
+
+def _is_deleted(engagements: Engagements, deleted: ConfirmedDeletion) -> bool:
+    record = engagements[deleted.name]
+    return record is not None and record.state is ObjectState.DELETED and record.uid == deleted.uid
 
 
 def address(target: Target) -> str:

@@ -1,8 +1,8 @@
 """The reconciliation of each cluster's desired state with the engaged state.
 
 Only the registry writes to the change log. `commit` applies what the source reported, `end_overdue` ends clusters whose
-grace period is over, `set_connectivity` and `disengage_unreachable` apply the results of probes, and `restore` starts
-with the state of an earlier run.
+grace period is over, `set_connectivity` and `disengage_unreachable` apply the results of probes, and `contest` and its
+neighbors what several claims on one UID or address mean.
 
 An end is planned if the cluster's API server stays available: the object is not ready, or left the selector. Such a
 cluster drains first, if a subscriber confirms releases. All other ends are immediate, even during a drain: the object
@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
 
-from milo_discoveryd.engagement.claims import FleetClaims, ValueClaim, ValueClaims
 from milo_discoveryd.engagement.cluster_records import ClusterRecord, ClusterRecords
 from milo_discoveryd.engagement.not_ready import HeldNotReady, NotReadyClusters
 from milo_discoveryd.engagement.pending_releases import PendingReleases
@@ -42,7 +41,7 @@ from milo_discoveryd.model.observation import (
     Withdrawn,
 )
 from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
-from milo_discoveryd.objects.store import RESTORED, ObjectPosition
+from milo_discoveryd.objects.store import ObjectPosition
 
 ClusterState = Observation | ConfirmedDeletion
 """What the objects of a source mean for one cluster."""
@@ -64,13 +63,9 @@ class Engagements:
         *,
         drain_timeout_s: float = 0.0,
         releases: PendingReleases | None = None,
-        claims: FleetClaims | None = None,
-        server: str = "",
     ) -> None:
-        """`refused` is called with each object whose claim on a project's UID or an address begins to be refused.
-
-        `log`, `releases` and `claims` are shared by all registries of the daemon. `server` identifies the API server of
-        the objects.
+        """`refused` is called with each object that begins to be contested. `log` and `releases` are those of all
+        sources of the daemon.
         """
         self.log = log
         self._records = ClusterRecords()
@@ -79,13 +74,10 @@ class Engagements:
         """Returns why this daemon must not engage a cluster; None if it may."""
         self._drain_timeout_s = drain_timeout_s
         self._refused = refused
-        self._claims = FleetClaims() if claims is None else claims
-        self._rank = len(self._claims.members)
-        self._claims.members.append(self)
-        self._server = server
         self._contested: dict[str, Ready] = {}
-        """The last observations of ready objects whose claims are not valid."""
-        self._is_restored = False
+        """Ready objects whose claims are not valid, by cluster. To people, such a cluster's state is malformed."""
+        self.dropped_names: list[str] = []
+        """Clusters that are no longer known, although no deletion was confirmed."""
         self._not_ready = not_ready or NotReadyClusters()
         self._grace_until: dict[str, float] = {}
         """The results of `grace_until`. They are not a field of the records, because few records need it."""
@@ -121,16 +113,16 @@ class Engagements:
     def clusters(self) -> Iterator[Cluster]:
         return (record.cluster for record in self._records.by_key.values() if record.cluster is not None)
 
-    def commit(self, states: Iterable[ClusterState], now: Moment, position: ObjectPosition) -> list[Event]:
+    def commit(self, states: Iterable[ClusterState], now: Moment) -> list[Event]:
         """Apply states of clusters in order. Each resulting change has a revision of its own."""
         events: list[Event] = []
-        number, step = position.number, 0 if position.is_shared else 1
         for state in states:
             if isinstance(state, ConfirmedDeletion):
                 events += self._delete(state, now)
-            else:
-                events += self._observed(state, now, number, is_first=position.is_first)
-            number += step
+                continue
+            if self._contested:
+                self._contested.pop(state.name, None)
+            events += self._ready(state, now) if isinstance(state, Ready) else self._not_wanted(state, now)
         self.log.forget(now.steady)
         return events
 
@@ -217,11 +209,6 @@ class Engagements:
             self._move(target.name, record, ObjectState.UNASSIGNED, now)
         record.present, record.message = target, message
 
-    def restore(self, seen: Ready, engaged_at: float, now: Moment) -> list[Event]:
-        """Engage a cluster of an earlier run. Only allowed before anything was published."""
-        self._is_restored = True
-        return self._observed(seen, Moment(engaged_at, now.steady), RESTORED, is_first=False)
-
     def needs_probe(self, name: str, incarnation: int) -> bool:
         """Return whether a probe of that cluster is still needed."""
         record = self._records.by_key.get(name)
@@ -264,77 +251,33 @@ class Engagements:
         record.message = message
         return self._end(record, DisengageReason.UNREACHABLE, message, now)
 
-    def _observed(self, seen: Observation, now: Moment, position: int, *, is_first: bool) -> list[Event]:
-        events: list[Event] = []
-        if isinstance(seen, Ready | NotReady):
-            self._claim(seen, now, events, position, is_first=is_first)
-        if isinstance(seen, Ready):
-            if problem := self._claims.problem(seen.name):
-                self._contested[seen.name] = seen
-                events += self._refuse(Malformed(seen.name, seen.uid, seen.version, problem), now)
-            else:
-                self._contested.pop(seen.name, None)
-                events += self._ready(seen, now)
-        else:
-            self._contested.pop(seen.name, None)
-            events += self._not_wanted(seen, now)
-        return events
+    # --- claims of several objects ---
 
-    def _claim(
-        self, seen: Ready | NotReady, now: Moment, events: list[Event], position: int, *, is_first: bool
-    ) -> None:
-        """Make the claims of an observed object, and apply what they mean for other clusters."""
-        for claims in self._claims.kinds:
-            if not claims.is_active:
-                if not claims.states(seen):
-                    continue  # the common case
-                self._claims.begin(claims)
-            if not (value := claims.value_of(seen)):
-                continue
-            claim = ValueClaim(self._server, seen.uid, claims.states(seen), position, is_first, self._rank)
-            events += self._claims.judge(claims.add(seen.name, value, claim), now)
+    def contest(self, seen: Ready, problem: str, now: Moment) -> list[Event]:
+        """Record that a ready object must not stand for its cluster, which stays as it is if it is engaged."""
+        contested = Malformed(seen.name, seen.uid, seen.version, problem)
+        self.report_refused(contested)
+        self._contested[seen.name] = seen
+        return self._not_wanted(contested, now)
 
-    def claim_all(self, claims: ValueClaims) -> None:
-        for name, record in self._records.by_key.items():
-            known = (
-                NotReady(name, record.uid, "", "") if record.target is None else Ready(record.uid, "", record.target)
-            )
-            if value := claims.value_of(known):
-                is_stated = claims.states(known)
-                claims.add(
-                    name,
-                    value,
-                    ValueClaim(self._server, record.uid, is_stated, RESTORED, not self._is_restored, self._rank),
-                )
-
-    def judge(self, name: str, now: Moment) -> list[Event]:
-        record = self._records.by_key.get(name)
-        if record is None:
-            return []
-        problem = self._claims.problem(name)
-        if not problem:
-            seen = self._contested.pop(name, None)
-            return [] if seen is None else self._ready(seen, now)
-        events: list[Event] = []
+    def end_contested(self, name: str, problem: str, now: Moment) -> list[Event]:
+        """Disengage a cluster at once, because its object must not stand for it any longer."""
+        record, events = self._known(name), list[Event]()
         if record.state in READY_STATES:
             assert record.target is not None, "it is ready"
-            seen = self._contested[name] = Ready(record.uid, record.version, record.target)
-            events += self._refuse(Malformed(name, seen.uid, seen.version, problem), now)
+            events += self.contest(Ready(record.uid, record.version, record.target), problem, now)
         return events + self._end(record, DisengageReason.NOT_READY, problem, now)
 
-    def _release_claims(self, name: str, now: Moment) -> list[Event]:
-        self._contested.pop(name, None)
-        return self._claims.judge(self._claims.release(name), now)
+    def begin_uncontested(self, name: str, now: Moment) -> list[Event]:
+        """Engage a cluster, if it was contested."""
+        seen = self._contested.pop(name, None)
+        return [] if seen is None else self._ready(seen, now)
 
     def report_refused(self, seen: Malformed) -> None:
         """Report that a cluster cannot be used, unless its last observation said the same."""
         record = self._records.by_key.get(seen.name)
         if record is None or record.state is not ObjectState.MALFORMED:
             self._refused(seen)
-
-    def _refuse(self, seen: Malformed, now: Moment) -> list[Event]:
-        self.report_refused(seen)
-        return self._not_wanted(seen, now)
 
     def _ready(self, seen: Ready, now: Moment) -> list[Event]:
         known = self._records.by_key.get(seen.name)
@@ -439,10 +382,10 @@ class Engagements:
         record = self._records.by_key.get(deleted.name)
         if record is None or record.uid != deleted.uid or record.state is ObjectState.DELETED:
             return []
+        self._contested.pop(deleted.name, None)
         self._move(deleted.name, record, ObjectState.DELETED, now)
         record.message = "the object was deleted"
-        events = self._end(record, DisengageReason.DELETED, record.message, now)
-        return events + self._release_claims(deleted.name, now)
+        return self._end(record, DisengageReason.DELETED, record.message, now)
 
     def _engage(self, record: ClusterRecord, engaged: Event, now: Moment) -> Event:
         record.former = None
@@ -515,7 +458,7 @@ class Engagements:
     def _note_absent(self, name: str, state: ObjectState) -> None:
         dropped = self._records.note_absent(name, state)
         if dropped is not None:
-            self._claims.release(dropped)
+            self.dropped_names.append(dropped)
 
     def _known(self, name: str) -> ClusterRecord:
         record = self._records.by_key.get(name)

@@ -1,6 +1,6 @@
 """The objects of one collection of a source: lists, watch events, and deletions that are confirmed."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 import msgspec
@@ -21,8 +21,9 @@ from milo_discoveryd.objects.pending_deletions import (
 from milo_discoveryd.objects.removal_guard import (
     ConfirmAtRate,
     ConfirmEach,
-    GuardDecision,
     HeldRemovals,
+    JudgedRemovals,
+    ListJudgement,
     RemovalGuard,
     RemovalLimits,
 )
@@ -133,10 +134,11 @@ class ObjectCollection:
     @property
     def held(self) -> HeldRemovals | None:
         """The reason why clusters that are missing from a list stay engaged, or why the list is not applied."""
-        if self._guard is None or self._guard.held is None:
+        guard = self._guard
+        if guard is None or guard.held is None:
             return None
-        is_current = self._guard.held.is_stale or self.pending_deletions.held or self.progress.awaits_list
-        return self._guard.held if is_current else None
+        is_current = guard.ignores_lists or self.pending_deletions.held or self.progress.awaits_list
+        return guard.held if is_current else None
 
     @property
     def status(self) -> ViewStatus:
@@ -153,9 +155,9 @@ class ObjectCollection:
     @property
     def relist_at(self) -> float | None:
         """When to list again, to verify a list."""
-        if (held := self.held) is not None:
-            return held.verify_at
-        return None if self._guard is None else self._guard.verify_first_at
+        if self._guard is None:
+            return None
+        return self._guard.verify_first_at if self.held is None else self._guard.relist_at
 
     @property
     def unverified(self) -> RemovalLimits | None:
@@ -165,7 +167,7 @@ class ObjectCollection:
     @property
     def ignores_lists(self) -> bool:
         """True while lists are older than what was seen: the server lags behind, or was restored from a backup."""
-        return self._guard is not None and self._guard.held is not None and self._guard.held.is_stale
+        return self._guard is not None and self._guard.ignores_lists
 
     @property
     def reference_objects(self) -> tuple[tuple[str, str], ...]:
@@ -301,19 +303,17 @@ class ObjectCollection:
         # Objects that are already held in their older state are no evidence of another restore.
         versions_went_back = versions_went_back or not all(map(self._is_held_by_restore, older))
         lacking = self._lacking(versions_went_back=versions_went_back)
-        decision = self._judge(lacking, now, versions_went_back=versions_went_back)
-        self._is_foreign = isinstance(decision, HeldRemovals) and decision.is_foreign
+        judgement = self._judge(lacking, now, versions_went_back=versions_went_back)
+        self._is_foreign = judgement.is_foreign
         if self._is_foreign:
             self._list.drop()
-        elif not isinstance(decision, ConfirmEach):
-            for name, _ in lacking.replaced:
-                self._list.remove_change(name)
+        for group in judgement.removals:
+            if not isinstance(group.decision, ConfirmEach):
+                self._list.remove_changes(name for name, _ in group.objects)
         yield from self._apply_differences()
-        # Other tasks ran between batches: a confirmation may have settled some of these.
-        missing, suspicious = (
-            [(name, uid) for name, uid in each if self.store.is_present(name, uid)]
-            for each in (lacking.missing, lacking.suspicious(decision))
-        )
+        # Other tasks ran between batches: a confirmation may have settled some of these. Others were replaced.
+        missing = self._still_present(lacking.missing)
+        judged = [JudgedRemovals(self._still_present(group.objects), group.decision) for group in judgement.removals]
         self.pending_deletions.discard_all(self._list.uids.keys())
         if not self._is_foreign:
             self._listed_version = ended.version
@@ -322,9 +322,9 @@ class ObjectCollection:
             self.store.forget_weight(name for name, _ in missing)
             self.store.end_list((name for name, _ in missing if name not in older) if versions_went_back else ())
             self._positions.end_list(self.number)
-        self._apply_decision(suspicious, decision, now.steady)
+        self._apply_decisions(judged, now.steady)
         self._list.drop()
-        self._end_restore(lacking.announced.union(name for name, _ in suspicious), decision)
+        self._end_restore(lacking.announced, judged)
 
     def _apply_differences(self) -> Iterator[ObjectChanges]:
         position: ObjectPosition | None = None
@@ -332,12 +332,16 @@ class ObjectCollection:
             position = position or self._positions.of_list()
             yield ObjectChanges(self.store.apply_listed(portion), position)
 
-    def _end_restore(self, unconfirmed: set[str], decision: GuardDecision) -> None:
+    def _still_present(self, objects: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+        return [(name, uid) for name, uid in objects if self.store.is_present(name, uid)]
+
+    def _end_restore(self, announced: set[str], judged: Sequence[JudgedRemovals]) -> None:
         """Record that a list was applied. It ends the state of an earlier run if the guard accepted it."""
         progress = self.progress
-        takes_first_place = isinstance(decision, ConfirmAtRate) and self.unverified is not None
-        if (progress.awaits_list and self.held is None) or takes_first_place:
-            progress.awaits_list, self._unconfirmed = False, unconfirmed
+        is_any_released = any(isinstance(group.decision, ConfirmAtRate) for group in judged)
+        if (progress.awaits_list and self.held is None) or (is_any_released and self.unverified is not None):
+            progress.awaits_list = False
+            self._unconfirmed = announced.union(name for group in judged for name, _ in group.objects)
         progress.is_synced = True
         progress.lists += not self._is_foreign
 
@@ -362,9 +366,9 @@ class ObjectCollection:
             )
         return _Lacking(missing, established, replaced, announced, is_foreign)
 
-    def _judge(self, lacking: "_Lacking", now: Moment, *, versions_went_back: bool) -> GuardDecision:
+    def _judge(self, lacking: "_Lacking", now: Moment, *, versions_went_back: bool) -> ListJudgement:
         if self._guard is None:
-            return ConfirmEach()
+            return ListJudgement([JudgedRemovals(lacking.established + lacking.replaced, ConfirmEach())])
         uids = self._list.uids
         return self._guard.judge(
             lacking.established + lacking.replaced,
@@ -391,18 +395,20 @@ class ObjectCollection:
         """Return whether a list is older than an object of the one before, if that had no version of its own."""
         return not self._listed_version and version != "0" and self.store.is_older_than_any(version)
 
-    def _apply_decision(self, suspicious: list[tuple[str, str]], decision: GuardDecision, now: float) -> None:
-        self._released = {name for name, _ in suspicious} if isinstance(decision, ConfirmAtRate) else set()
-        match decision:
-            case ConfirmEach():
-                for name, uid in suspicious:
-                    self.pending_deletions.add(name, uid, now)
-            case HeldRemovals():
-                for name, uid in suspicious:
-                    self.pending_deletions.hold(name, uid, now, decision.message)
-            case at_rate:
-                for position, (name, uid) in enumerate(suspicious):
-                    self.pending_deletions.add(name, uid, now, confirm_at=now + position / at_rate.per_second)
+    def _apply_decisions(self, judged: Iterable[JudgedRemovals], now: float) -> None:
+        self._released.clear()
+        for group in judged:
+            match group.decision:
+                case ConfirmEach():
+                    for name, uid in group.objects:
+                        self.pending_deletions.add(name, uid, now)
+                case HeldRemovals(message=message):
+                    for name, uid in group.objects:
+                        self.pending_deletions.hold(name, uid, now, message)
+                case ConfirmAtRate(per_second):
+                    for position, (name, uid) in enumerate(group.objects):
+                        self.pending_deletions.add(name, uid, now, confirm_at=now + position / per_second)
+                        self._released.add(name)
 
     def _keep_newer_objects(self, *, versions_went_back: bool) -> set[str]:
         """Leave established objects as they are that the list shows in an older state, and return their names.
@@ -513,7 +519,3 @@ class _Lacking(msgspec.Struct, frozen=True):
     """Names of established objects whose deletion was requested before, which the guard does not judge."""
     is_foreign: bool = False
     """The list contains objects, but none that is known."""
-
-    def suspicious(self, decision: GuardDecision) -> list[tuple[str, str]]:
-        """Return the objects that the decision is about. Objects that replace others at once need no confirmation."""
-        return self.established if isinstance(decision, ConfirmEach) else self.established + self.replaced

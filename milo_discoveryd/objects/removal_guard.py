@@ -11,7 +11,7 @@ clusters too: when the definition of a resource is deleted, the API server delet
 """
 
 from collections import deque
-from collections.abc import Sized
+from collections.abc import Sequence
 
 import msgspec
 
@@ -41,16 +41,10 @@ _LISTS_WHILE_BEHIND = 6
 
 
 class HeldRemovals(msgspec.Struct, frozen=True):
-    """Held removals: the clusters stay engaged."""
+    """Removals are held: the clusters stay engaged. What operators are told."""
 
     since: float
-    verify_at: float | None
-    """When to list again; None if lists of the present server are not accepted as evidence."""
     message: str
-    is_foreign: bool = False
-    """The list is from another server: nothing in it is used."""
-    is_stale: bool = False
-    """The list is older than what was seen: nothing in it is used."""
 
 
 class ConfirmEach(msgspec.Struct, frozen=True):
@@ -63,12 +57,43 @@ class ConfirmAtRate(msgspec.Struct, frozen=True):
     per_second: float
 
 
-GuardDecision = ConfirmEach | HeldRemovals | ConfirmAtRate
+RemovalDecision = ConfirmEach | HeldRemovals | ConfirmAtRate
+
+
+class JudgedRemovals(msgspec.Struct, frozen=True):
+    """A group of objects that a list lacks, and what to do about them."""
+
+    objects: Sequence[tuple[str, str]]
+    """Names and UIDs."""
+    decision: RemovalDecision
+
+
+class ListJudgement(msgspec.Struct, frozen=True):
+    removals: Sequence[JudgedRemovals]
+    """Each object is in one group."""
+    is_foreign: bool = False
+    """The list is from another server: nothing in it is used."""
+
+
+class _Evidence(msgspec.Struct, frozen=True):
+    """A list, or the watch, has shown a removal of many clusters, which a second list confirms."""
+
+    confirmed_from: float
+    """When the second list is late enough."""
+    is_foreign: bool = False
+    """The list was from another server."""
 
 
 class RemovalGuard:
     def __init__(self, limits: RemovalLimits) -> None:
         self.limits = limits
+        self.held: HeldRemovals | None = None
+        """What operators are told of removals that are held, or of lists that are ignored."""
+        self.relist_at: float | None = None
+        """When to list again because of that; None if lists of the present server are not accepted as evidence."""
+        self.ignores_lists = False
+        """The last list was older than what was seen, so nothing of it was used."""
+        self._evidence: _Evidence | None = None
         self._behind_since: float | None = None
         self._restored_at: str | None = None
         """The latest version of a server that counts as restored, while its lists are older than before the restore."""
@@ -81,7 +106,6 @@ class RemovalGuard:
         determines it."""
         self.is_verified = False
         """A list of this run was accepted, and so was another one, later."""
-        self.held: HeldRemovals | None = None
 
     @property
     def holds_restored(self) -> bool:
@@ -113,8 +137,7 @@ class RemovalGuard:
     def accept(self, now: float) -> bool:
         """Request another list and accept it. Return whether any removals are held."""
         if self.held is not None:
-            self._accepts = True
-            self.held = msgspec.structs.replace(self.held, verify_at=now)
+            self._accepts, self.relist_at = True, now
         return self._accepts
 
     def reported(self, engaged: int, now: float) -> HeldRemovals | None:
@@ -125,14 +148,18 @@ class RemovalGuard:
         count = len(self._reported)
         if count <= max(self.limits.count, self.limits.share * (engaged + count)):
             return None
-        if self.held is None:
-            self.held = HeldRemovals(
-                now,
-                now + self.limits.verify_after_s,
-                f"the API server's watch reported the deletion of {count} of its clusters within "
-                f"{self.limits.verify_after_s:g} s: further ones stay engaged until a list lacks them too",
-            )
-        return self.held
+        if self.held is not None:
+            return self.held
+        message = (
+            f"the API server's watch reported the deletion of {count} of its clusters within "
+            f"{self.limits.verify_after_s:g} s: further ones stay engaged until a list lacks them too"
+        )
+        return self._hold(HeldRemovals(now, message), _Evidence(now + self.limits.verify_after_s))
+
+    def _hold(self, held: HeldRemovals, evidence: _Evidence | None = None) -> HeldRemovals:
+        self.held, self._evidence, self.ignores_lists = held, evidence, False
+        self.relist_at = None if evidence is None else evidence.confirmed_from
+        return held
 
     def is_behind(self, version: str, *, versions_went_back: bool) -> bool:
         """Return whether a list is older than what was seen before, or since a restore."""
@@ -162,18 +189,17 @@ class RemovalGuard:
         if now >= self._behind_since + self.limits.verify_after_s:
             self._restored_at, self._behind_since = version, None
             return False
-        self.held = HeldRemovals(
-            self._behind_since,
-            now + self.limits.verify_after_s / _LISTS_WHILE_BEHIND,
+        message = (
             "the API server's list is older than what it showed before: it is ignored until the server has caught up, "
-            f"or for {self.limits.verify_after_s:g} s",
-            is_stale=True,
+            f"or for {self.limits.verify_after_s:g} s"
         )
+        self._hold(HeldRemovals(self._behind_since, message))
+        self.ignores_lists, self.relist_at = True, now + self.limits.verify_after_s / _LISTS_WHILE_BEHIND
         return True
 
     def judge(
         self,
-        missing: Sized,
+        missing: Sequence[tuple[str, str]],
         engaged: int,
         *,
         versions_went_back: bool,
@@ -181,106 +207,88 @@ class RemovalGuard:
         is_foreign: bool = False,
         is_much_larger: bool = False,
         still_held: int = 0,
-    ) -> GuardDecision:
+    ) -> ListJudgement:
         """Decide about the clusters that a complete list lacks, out of `engaged` ones.
 
         The list `is_foreign` if it contains objects, but none that is known, and `is_much_larger` if it has so many
         more than are known that lacking these would be a mass removal. `still_held` clusters are held since a restore:
         the list lacks them as well, or shows them in their old state.
         """
-        is_accepted = self._accepts
-        decision = self._decide(
-            len(missing),
-            engaged,
-            versions_went_back=versions_went_back,
-            now=now,
-            is_foreign=is_foreign,
-            is_much_larger=is_much_larger,
-            still_held=still_held,
-        )
+        evidence, is_accepted = self._evidence, self._accepts
+        since = now if self.held is None or self.ignores_lists else self.held.since
+        self.held = self.relist_at = self._evidence = None
+        self._accepts = self.ignores_lists = False
+        if is_accepted or not (still_held or versions_went_back):
+            self._held_by_restore = None
+        decision: RemovalDecision
+        if is_accepted:
+            decision = ConfirmAtRate(self.limits.per_second) if missing else ConfirmEach()
+        elif not missing:
+            self.held, decision = self._held_by_restore, ConfirmEach()
+        elif is_foreign and engaged > 1:
+            decision = self._judge_foreign(engaged, since, evidence, now, is_much_larger=is_much_larger)
+        elif versions_went_back:
+            decision = self._hold_restored(len(missing), engaged, since)
+        else:
+            decision = self._judge_own(len(missing), engaged, since, evidence, now)
         # A list that is ignored or held is no evidence about the first one.
         if not (self.is_verified or isinstance(decision, HeldRemovals)):
             self._listed(now, is_accepted=is_accepted)
-        return decision
-
-    def _decide(
-        self,
-        missing: int,
-        engaged: int,
-        *,
-        versions_went_back: bool,
-        now: float,
-        is_foreign: bool,
-        is_much_larger: bool,
-        still_held: int,
-    ) -> GuardDecision:
-        held, self.held = self.held, None
-        if self._accepts:
-            self._accepts, self._held_by_restore = False, None
-            return ConfirmAtRate(self.limits.per_second) if missing else ConfirmEach()
-        if held is not None and held.is_stale:
-            held = None
-        if not still_held and not versions_went_back:
-            self._held_by_restore = None
-        if not missing:
-            self.held = self._held_by_restore
-            return ConfirmEach()
-        if is_foreign and engaged > 1:
-            return self._judge_foreign(engaged, held, now, is_much_larger=is_much_larger)
-        if held is not None and held.is_foreign:
-            held = None  # another server's list is no evidence about this server
-        return self._judge_own(missing, engaged, held, versions_went_back=versions_went_back, now=now)
+        is_ignored = self._evidence is not None and self._evidence.is_foreign
+        return ListJudgement([JudgedRemovals(missing, decision)], is_ignored)
 
     def _judge_foreign(
-        self, engaged: int, held: HeldRemovals | None, now: float, *, is_much_larger: bool
-    ) -> GuardDecision:
-        """Decide about a list that names no known object. `held`: the previous result.
+        self, engaged: int, since: float, evidence: _Evidence | None, now: float, *, is_much_larger: bool
+    ) -> RemovalDecision:
+        """Decide about a list that names no known object.
 
         It is ignored, unless it may be the first list of this run that was of another server, as of one that started
         on an empty store: that list is not verified, and this one has far more objects. A second such list then takes
         the place of the first list.
         """
-        due_at = held.verify_at if held is not None and held.is_foreign else None
+        due_at = evidence.confirmed_from if evidence is not None and evidence.is_foreign else None
         is_second = due_at is not None and now >= due_at
         if is_second and is_much_larger and self.verify_first_at is not None:
             self._first_verify_at = None
             return ConfirmAtRate(self.limits.per_second)
-        self.held = HeldRemovals(
-            now if held is None else held.since,
-            now + self.limits.verify_after_s if due_at is None or is_second else due_at,
+        message = (
             f"the API server's list names none of the {engaged} engaged clusters, so it may be another server: "
-            "its lists are ignored until one names a known object",
-            is_foreign=True,
+            "its lists are ignored until one names a known object"
         )
-        return self.held
+        due_at = now + self.limits.verify_after_s if due_at is None or is_second else due_at
+        return self._hold(HeldRemovals(since, message), _Evidence(due_at, is_foreign=True))
+
+    def _hold_restored(self, missing: int, engaged: int, since: float) -> HeldRemovals:
+        self._held_by_restore = HeldRemovals(
+            since,
+            "the API server's resource versions went back, as after a restore from a backup, and its list lacks "
+            f"{missing} of {engaged} engaged clusters or shows them in an older state: these stay as they are until "
+            f"they are seen again, or until {ACCEPT}",
+        )
+        return self._hold(self._held_by_restore)
 
     def _judge_own(
-        self, missing: int, engaged: int, held: HeldRemovals | None, *, versions_went_back: bool, now: float
-    ) -> GuardDecision:
-        """Decide about the clusters that a list of the followed server lacks. `held`: the previous result."""
-        since = now if held is None else held.since
-        lacks = f"its list lacks {missing} of {engaged} engaged clusters"
-        if versions_went_back:
-            self._held_by_restore = self.held = HeldRemovals(
-                since,
-                None,
-                f"the API server's resource versions went back, as after a restore from a backup, and {lacks} or shows "
-                f"them in an older state: these stay as they are until they are seen again, or until {ACCEPT}",
-            )
-            return self.held
+        self, missing: int, engaged: int, since: float, evidence: _Evidence | None, now: float
+    ) -> RemovalDecision:
+        """Decide about the clusters that a list of the followed server lacks."""
+        is_mass = self.limits.is_mass(missing, engaged)
         if self._held_by_restore is not None:
             self.held = self._held_by_restore
-            return self.held if self.limits.is_mass(missing, engaged) else ConfirmEach()
-        verify_at = None if held is None else held.verify_at
-        is_held = verify_at is not None and now < verify_at
-        if not (is_held or self.limits.is_mass(missing, engaged)):
-            return ConfirmEach()
-        if verify_at is not None and not is_held:
-            return ConfirmAtRate(self.limits.per_second)
+            return self.held if is_mass else ConfirmEach()
+        # Another server's list is no evidence about this server.
+        due_at = evidence.confirmed_from if evidence is not None and not evidence.is_foreign else None
         # Later lists may lack fewer: a server that loads its store, or a directory that is filled again.
-        verify_at = now + self.limits.verify_after_s if verify_at is None else verify_at
-        self.held = HeldRemovals(since, verify_at, f"{lacks}: these stay engaged until a second list lacks them too")
-        return self.held
+        is_early = due_at is not None and now < due_at
+        if not (is_early or is_mass):
+            return ConfirmEach()
+        if due_at is not None and not is_early:
+            return ConfirmAtRate(self.limits.per_second)
+        message = (
+            f"its list lacks {missing} of {engaged} engaged clusters: these stay engaged until a second list lacks "
+            "them too"
+        )
+        due_at = now + self.limits.verify_after_s if due_at is None else due_at
+        return self._hold(HeldRemovals(since, message), _Evidence(due_at))
 
     def is_catching_up(self, since: float, now: float) -> bool:
         """Return whether reads that have returned older states since `since` may come from a lagging replica."""
@@ -293,20 +301,17 @@ class RemovalGuard:
         """
         if self.is_catching_up(since, now):
             return None
-        self._held_by_restore = self.held = HeldRemovals(
+        self._held_by_restore = HeldRemovals(
             since if self.held is None else self.held.since,
-            None,
             "the API server has a cluster in an older version than it showed before, as after a restore from a backup: "
             f"it stays as it is until it is seen again, or until {ACCEPT}",
         )
-        return self.held
+        return self._hold(self._held_by_restore)
 
     def contradicted(self, now: float) -> HeldRemovals:
         """Hold again: a cluster that both lists lacked was found, so neither list is evidence."""
-        self.held = HeldRemovals(
-            now,
-            now + self.limits.verify_after_s,
+        message = (
             "the API server has clusters that its lists lack: all missing clusters stay engaged until its lists are "
-            "complete",
+            "complete"
         )
-        return self.held
+        return self._hold(HeldRemovals(now, message), _Evidence(now + self.limits.verify_after_s))

@@ -1,6 +1,6 @@
 """A list that is being read. Nothing of it is applied before it is complete."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 
 from milo_discoveryd.model.claims import ObservedObject
@@ -51,9 +51,10 @@ class StagedList:
         self._uids.pop(name, None)
         self._staged.pop(name, None)
 
-    def remove_change(self, name: str) -> None:
-        """Leave the known object as it is, although the list shows another state of it."""
-        self._staged.pop(name, None)
+    def remove_changes(self, names: Iterable[str]) -> None:
+        """Leave known objects as they are, although the list may show other states of them."""
+        for name in names:
+            self._staged.pop(name, None)
 
     def suspect(self, name: str) -> None:
         """Record that a read of an object was answered, so that the known state may be newer than the list."""

@@ -4,7 +4,6 @@ It gives the pure parts of this package the wall-clock time. The monotonic time 
 of their event loop.
 """
 
-import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -34,8 +33,8 @@ from milo_discoveryd.objects.pending_deletions import (
 )
 from milo_discoveryd.objects.removal_guard import RemovalGuard
 from milo_discoveryd.objects.store import ObjectChanges, ObjectPosition, ObjectStore, SourcePositions
+from milo_discoveryd.registry.changes import FleetChanges, SourceClusters, moment, steady_now
 from milo_discoveryd.registry.first_list import FirstList
-from milo_discoveryd.registry.fleet import Fleet, at, worst
 from milo_discoveryd.registry.observer import Observer
 from milo_discoveryd.state_file.encoding import StoredObject
 from milo_kube.reflect.messages import (
@@ -154,7 +153,7 @@ class ObjectsAreClusters:
 class ClusterSource:
     def __init__(
         self,
-        fleet: Fleet,
+        changes: FleetChanges,
         observer: Observer,
         policy: SourcePolicy,
         description: SourceDescription | None = None,
@@ -163,20 +162,17 @@ class ClusterSource:
         reduce: Reduce | None = None,
     ) -> None:
         """`keys` has an item for each collection. Without `reduce`, each object is the cluster of its name."""
-        self.fleet = fleet
+        self.changes = changes
         self.description = description or SourceDescription()
-        self.observer = observer
         budget = ObjectBudget(policy.objects_limit)
         stores = [ObjectStore(CollectionWeight(budget)) for _ in keys]
-        self._positions = SourcePositions(fleet.positions, range(len(keys)))
+        self._positions = SourcePositions(changes.positions, range(len(keys)))
         self.registry = Engagements(
-            fleet.log,
+            changes.log,
             policy.not_ready,
             observer.object_refused,
             drain_timeout_s=policy.drain_timeout_s,
-            releases=fleet.releases,
-            claims=fleet.claims,
-            server=self.description.server or self.name,
+            releases=changes.releases,
         )
         self._shown_held: HeldNotReady | None = None
         self._listed: int | None = None
@@ -203,11 +199,15 @@ class ClusterSource:
             for number, store in enumerate(stores)
         )
         self.progress = SourceProgress()
-        fleet.add(self)
+        self.clusters = SourceClusters(self.name, self.description.server or self.name, self.registry, observer)
 
     @property
     def name(self) -> str:
         return self.description.name
+
+    @property
+    def observer(self) -> Observer:
+        return self.clusters.observer
 
     # --- what is read of the server ---
 
@@ -227,9 +227,9 @@ class ClusterSource:
         self, collection: ObjectCollection, source_events: Iterable[SourceEvent[ObservedObject]], read_at: float
     ) -> Iterator[None]:
         """Apply source events in batches; the caller may let other tasks run between them."""
-        for objects in collection.apply_events(self._reported(collection, source_events), at(read_at)):
+        for objects in collection.apply_events(self._reported(collection, source_events), moment(read_at)):
             for states in self._meaning.states(collection.number, objects):
-                self._engage(states, read_at)
+                self.changes.commit(self.name, states, read_at)
                 yield
         self._update_progress(read_at)
 
@@ -238,10 +238,10 @@ class ClusterSource:
     ) -> None:
         """Apply the result of a confirmation read."""
         was_refused = collection.pending_deletions.refused
-        objects = collection.resolve(request, result, at(read_at))
+        objects = collection.resolve(request, result, moment(read_at))
         self._report_confirmation(result, was_refused, collection.pending_deletions.refused)
         for states in self._meaning.states(collection.number, objects):
-            self._engage(states, read_at)
+            self.changes.commit(self.name, states, read_at)
         self._update_progress(read_at)
 
     def set_followed(self, collection: ObjectCollection, followed: ViewStatus) -> None:
@@ -250,24 +250,21 @@ class ClusterSource:
         self._pause_graces(worst([each.followed for each in self.collections]))
         self._set_status()
 
-    def _engage(self, states: ClusterStates, read_at: float) -> None:
-        self.fleet.publish(self, self.registry.commit(states.states, at(read_at), states.position), read_at)
-
     def _update_progress(self, read_at: float) -> None:
-        if (version := self.version) != self.fleet.versions.get(self.name, 0):
-            self.fleet.versions = {**self.fleet.versions, self.name: version}
+        if (version := self.version) != self.changes.versions.get(self.name, 0):
+            self.changes.versions = {**self.changes.versions, self.name: version}
         before, now = self.progress, self._present_progress()
         if now == before:
             return
-        self.progress = now
+        self.progress, self.clusters.is_synced = now, now.synced
         if now.is_complete and not before.is_complete:
             for states in self._meaning.states_once_listed(self._positions.of_first_lists):
-                self._engage(states, read_at)
+                self.changes.commit(self.name, states, read_at)
         if now.lists != before.lists and now.is_complete:
             self._listed = max(self._listed or 0, self.registry.present_count)
         if now.synced and not before.synced:
             self.observer.synced(self.registry.engaged)
-        self.fleet.notifier.notify()
+        self.changes.notifier.notify()
 
     def _present_progress(self) -> SourceProgress:
         is_synced, is_complete, is_restored, lists = self._is_assigned, True, False, 0
@@ -334,7 +331,7 @@ class ClusterSource:
             if self._lost_at is None:
                 self._lost_at = followed.since if followed.last_contact is None else followed.last_contact
         elif self._lost_at is not None:
-            self.registry.extend_graces(self._lost_at, at(followed.since))
+            self.registry.extend_graces(self._lost_at, moment(followed.since))
             self._lost_at = None
 
     def _set_status(self) -> None:
@@ -347,7 +344,7 @@ class ClusterSource:
         self.status = status
         if changed:
             self.observer.source(status)
-            self.fleet.notifier.notify()
+            self.changes.notifier.notify()
 
     @property
     def due_at(self) -> float | None:
@@ -358,7 +355,7 @@ class ClusterSource:
         """Disengage the clusters whose grace period is over. No grace period ends while the source is lost."""
         if self._lost_at is not None:
             return
-        self.fleet.publish(self, self.registry.end_overdue(at(now)), now)
+        self.changes.publish(self.registry.end_overdue(moment(now)), now)
         if self.registry.not_ready_held != self._shown_held:
             self._set_status()
 
@@ -372,13 +369,13 @@ class ClusterSource:
         self, stored: Iterable[tuple[Ready, float]], objects: Iterable[StoredObject], status: ViewStatus
     ) -> None:
         """Serve the clusters of an earlier run at once, with a status that says how old they are."""
-        now, clusters = at(status.since), list(stored)
-        events = [event for seen, engaged_at in clusters for event in self.registry.restore(seen, engaged_at, now)]
+        clusters = list(stored)
+        events = self.changes.engagements.restore(self.name, clusters, status.since)
         for collection, known in enumerate(self._meaning.restored_objects([seen for seen, _ in clusters], objects)):
             self._meaning.restore(collection, self.collections[collection].restore(known))
         for each in self.collections:
             self.set_followed(each, status)
-        self.fleet.publish(self, events, status.since)
+        self.changes.publish(events, status.since)
         self._update_progress(status.since)
 
     # --- changes that no object makes ---
@@ -391,21 +388,21 @@ class ClusterSource:
         self.set_followed(self.collections[0], ViewStatus(ViewState.STREAMING, now, last_contact=now))
 
     def connectivity_changed(self, change: ConnectivityChange) -> None:
-        now = at(time.monotonic())
+        now = moment(time.monotonic())
         name, incarnation, found = change.name, change.incarnation, change.connectivity
         events = list(self.registry.set_connectivity(name, incarnation, found, now))
         if change.disengages:
             message = f"unreachable for too long; {found.message}"
             events += self.registry.disengage_unreachable(name, incarnation, message, now)
         is_urgent = any(event.type is not EventType.UPDATED for event in events)
-        self.fleet.publish(self, events, now.steady if is_urgent else None)
+        self.changes.publish(events, now.steady if is_urgent else None)
         if events and not is_urgent:
-            self.fleet.notifier.notify(LOW_PRIORITY_DELAY_S)
+            self.changes.notifier.notify(LOW_PRIORITY_DELAY_S)
 
     def await_assignment(self, message: str) -> None:
         """Engage nothing, and stay unsynced, until `assign` says which clusters this daemon owns."""
         self._is_assigned = False
-        self.progress = self._present_progress()
+        self.progress, self.clusters.is_synced = self._present_progress(), False
         self.registry.assigned_elsewhere = lambda _: message
 
     def assign(self, elsewhere: Callable[[str], str | None], timeout_s: float, *, is_decided: bool) -> Iterator[None]:
@@ -416,20 +413,20 @@ class ClusterSource:
         self.registry.assigned_elsewhere = elsewhere
         names = iter([name for name, _ in self.registry.items()])
         while batch := [*islice(names, CLUSTERS_PER_STEP)]:
-            now = at(_steady())
+            now = moment(steady_now())
             found = (self.registry.reassign(name, timeout_s, now) for name in batch if self.registry[name])
-            self.fleet.publish(self, [event for events in found for event in events], now.steady)
+            self.changes.publish([event for events in found for event in events], now.steady)
             yield
         if is_decided and not self._is_assigned:
             self._is_assigned = True
-            self._update_progress(_steady())
+            self._update_progress(steady_now())
 
     def lose_ownership(self, message: str) -> None:
         """Disengage everything at once, until `assign` is called again."""
         self.registry.assigned_elsewhere = lambda _: message
-        now = at(_steady())
+        now = moment(steady_now())
         found = (self.registry.lose(name, message, now) for name, _ in [*self.registry.items()])
-        self.fleet.publish(self, [event for events in found for event in events], now.steady)
+        self.changes.publish([event for events in found for event in events], now.steady)
 
     # --- what is known about one cluster ---
 
@@ -464,5 +461,12 @@ class ClusterSource:
         return ((self.collections[number], key) for number, key in self._meaning.objects_of(cluster))
 
 
-def _steady() -> float:
-    return asyncio.get_running_loop().time()
+_SEVERITY = {ViewState.STREAMING: 0, ViewState.CATCHING_UP: 1, ViewState.STALE: 2}
+
+
+def worst(statuses: Sequence[ViewStatus]) -> ViewStatus:
+    """Return a status that summarizes several: the worst one, with the oldest contact."""
+    found = max(statuses, key=lambda status: _SEVERITY[status.state])
+    contacts = [status.last_contact for status in statuses if status.last_contact is not None]
+    last_contact = min(contacts) if len(contacts) == len(statuses) else None
+    return msgspec.structs.replace(found, last_contact=last_contact)

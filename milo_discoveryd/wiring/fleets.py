@@ -21,8 +21,8 @@ def new_fleet(
     limits, grace_s = _limits(settings), settings.not_ready_grace.total_seconds()
     fleet = Fleet(log)
     for each in sources:
-        ClusterSource(
-            fleet,
+        made = ClusterSource(
+            fleet.changes,
             observer(each.of.name),
             SourcePolicy(
                 pending_deletions=lambda: PendingDeletions(random.random),
@@ -41,6 +41,7 @@ def new_fleet(
             keys=each.followed.keys,
             reduce=each.followed.reduce,
         )
+        fleet.add(made)
     return fleet
 
 

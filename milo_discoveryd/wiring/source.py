@@ -137,7 +137,7 @@ class _SourceStorage:
         if len(restored) == len(stored.clusters):
             self._source.restored_positions = stored.positions
         self._source.restore(restored, stored.objects, status)
-        self._source.fleet.releases.expect_return(asyncio.get_running_loop().time())
+        self._source.changes.releases.expect_return(asyncio.get_running_loop().time())
         return status, stored.highest_version
 
     async def save(self, highest_version: Callable[[], str]) -> None:
@@ -156,13 +156,13 @@ class _SourceStorage:
                 positions(self._source, self._epoch),
             )
 
-        with self._source.fleet.notifier.waiter() as waiter:
+        with self._source.changes.notifier.waiter() as waiter:
 
             async def changed() -> None:
                 nonlocal saved_at
-                while not self._source.synced or self._source.fleet.log.head == saved_at:
+                while not self._source.synced or self._source.changes.log.head == saved_at:
                     await waiter.wait(3600.0)
-                saved_at = self._source.fleet.log.head
+                saved_at = self._source.changes.log.head
 
             await self._store.save_changes(stored, changed)
 
@@ -186,7 +186,7 @@ def positions(source: ClusterSource, epoch: str) -> dict[str, int]:
     earlier = source.restored_positions
     if not source.progress.is_restored:
         earlier = dict.fromkeys(earlier, ANY_REVISION)
-    return {**dict([*earlier.items()][-EARLIER_RUNS:]), epoch: source.fleet.log.head}
+    return {**dict([*earlier.items()][-EARLIER_RUNS:]), epoch: source.changes.log.head}
 
 
 def restorable(clusters: Iterable[StoredCluster], restored_place: RestoredPlace) -> Iterator[tuple[Ready, float]]:

@@ -25,10 +25,12 @@ def new_source(
     pending = PendingDeletions(lambda: 0.0) if pending_deletions is None else pending_deletions
     policy = {name: settings.pop(name) for name in SourcePolicy.__struct_fields__ if name in settings}
     description = {name: settings.pop(name) for name in SourceDescription.__struct_fields__ if name in settings}
-    return ClusterSource(
-        fleet or Fleet(log or ChangeLog(msgspec.json.encode, Retention())),
+    fleet = fleet or Fleet(log or ChangeLog(msgspec.json.encode, Retention()))
+    made = ClusterSource(
+        fleet.changes,
         observer,
         SourcePolicy(pending_deletions=lambda: pending, guard=lambda: guard, **policy),
         SourceDescription(**description),
         **settings,
     )
+    return fleet.add(made)

@@ -128,7 +128,7 @@ class Service:
         # Without clusters of a pending source, the listing is a part of a snapshot: a stream starts over.
         part = 1 if listing.pending else None
         known = NOTHING.grown(Counter(each.target.source for each in listing.clusters))
-        known = known.seen_at(self._fleet.versions)
+        known = known.seen_at(self._fleet.changes.versions)
         position = Position(self._info.epoch, listing.revision, known=known, part=part)
         return pb.ListClustersResponse(
             clusters=clusters,
@@ -209,7 +209,7 @@ class Service:
             key = SubscriberKey(call.identity, parsed.subscriber)
             record = self._visible(parsed.cluster, call)
             if releases.must_note(parsed, record, key, self._fleet.releases, self._info.epoch):
-                self._fleet.release(key, parsed.cluster)
+                self._fleet.changes.release(key, parsed.cluster)
                 call.noted(
                     "cluster released",
                     cluster=parsed.cluster,
@@ -221,7 +221,7 @@ class Service:
     async def end_subscription(self, request: pb.EndSubscriptionRequest, caller: Caller) -> pb.EndSubscriptionResponse:
         async with self.access.authorize(caller, "EndSubscription") as call:
             key = SubscriberKey(call.identity, requests.subscriber(request.subscriber))
-            if self._fleet.end_subscription(key):
+            if self._fleet.changes.end_subscription(key):
                 call.noted_at_rate("subscription ended", subscriber=key.name)
         return pb.EndSubscriptionResponse()
 

@@ -4,8 +4,7 @@ from collections.abc import Callable, Sequence
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.registry.fleet import worst
-from milo_discoveryd.registry.source import ClusterSource
+from milo_discoveryd.registry.source import ClusterSource, worst
 from milo_discoveryd.rights.scope import ClusterScope
 from milo_discoveryd.server.calls import convert
 from milo_discoveryd.server.calls.visibility import visible_source

@@ -284,7 +284,7 @@ class WatchStream:
             if self.cursor is not None:
                 self.cursor.change_view(self._visible)
             if self._subscription is not None:
-                self._fleet.change_view(self._subscription, self._view.shown)
+                self._fleet.changes.change_view(self._subscription, self._view.shown)
         if self._rotation is not None:
             self._rotation.change_view(self._visible)
 
@@ -297,11 +297,11 @@ class WatchStream:
         if self._subscription is None:
             yield
             return
-        self._fleet.subscribe(self._subscription)
+        self._fleet.changes.subscribe(self._subscription)
         try:
             yield
         finally:
-            self._fleet.unsubscribe(self._subscription)
+            self._fleet.changes.unsubscribe(self._subscription)
 
     def _still_draining(self, resumed: int) -> Iterator[Frame]:
         """Return the draining clusters that wait for this subscriber, to send them again: it may have restarted."""
@@ -337,7 +337,7 @@ class WatchStream:
         known = self._resumption.kept if batch.reset else self._revisions.known
         known = known.grown(batch.slice.growth)
         if not self._resumption.pending:
-            known = self._revisions.seen_at(known, self._fleet.versions)
+            known = self._revisions.seen_at(known, self._fleet.changes.versions)
         self._revisions.known = known
         is_live = self._reports.has_begun and not batch.reset and batch.synced
         events = self._rotation.attach_kubeconfigs(batch.slice) if self._rotation else batch.slice.data

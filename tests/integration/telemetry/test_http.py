@@ -12,7 +12,9 @@ import aiohttp
 import pytest
 
 from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
+from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.telemetry import shared_scrape
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.board import StatusBoard
@@ -131,8 +133,8 @@ def request(path: str, *, host: str = "127.0.0.1:9464", peer: str = "10.0.0.9") 
 
 def a_port(names_for: str = "loopback", hosts: Sequence[str] = ()) -> HttpEndpoint:
     """Run the HTTP port of a daemon with one cluster, `shop`, whose failures contain its name."""
-    source = new_source(Journal(Metrics().sources, Audit(Metrics().audit)))
-    fleet = source.fleet
+    fleet = Fleet(ChangeLog(lambda _: b"", Retention()))
+    source = new_source(Journal(Metrics().sources, Audit(Metrics().audit)), fleet=fleet)
     source.set_targets([Target(name="shop", uid="u", place=("https://shop.test",), organization="acme")], 0.0)
     metrics = Metrics()
     metrics.follow(MeasuredDaemon(fleet=fleet, cluster_cap=10))

@@ -8,7 +8,9 @@ from itertools import pairwise
 import msgspec
 import pytest
 
+from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.board import StatusBoard
 from milo_discoveryd.telemetry.journal import Journal, RecentHistory
@@ -36,11 +38,12 @@ def targets() -> Iterator[Target]:
 @pytest.fixture
 def board() -> StatusBoard:
     metrics = Metrics()
-    source = new_source(Journal(metrics.sources, Audit(metrics.audit)))
+    fleet = Fleet(ChangeLog(lambda _: b"", Retention()))
+    source = new_source(Journal(metrics.sources, Audit(metrics.audit)), fleet=fleet)
     source.set_targets(targets(), 0.0)
     return StatusBoard(
         DaemonIdentity(version="1", mode="project", epoch="e", started_at=when(0.0)),
-        source.fleet,
+        fleet,
         RecentHistory(),
         subscribers=lambda: (),
         credentials=lambda: (),

@@ -236,8 +236,9 @@ class Daemon:
         self._handed = handed
         self.ledger = Ledger(note, epoch)
         retention = Retention(traits.tombstones, 60.0 if traits.forgets else 3600.0)
-        self.source = ClusterSource(
-            Fleet(ChangeLog(encoder(epoch), retention, traits.batch_bytes, traits.stale_slots)),
+        self.fleet = Fleet(ChangeLog(encoder(epoch), retention, traits.batch_bytes, traits.stale_slots))
+        made = ClusterSource(
+            self.fleet.changes,
             self.ledger,
             SourcePolicy(
                 pending_deletions=lambda: PendingDeletions(random.random),
@@ -247,7 +248,7 @@ class Daemon:
                 guard=lambda: RemovalGuard(RemovalLimits()),
             ),
         )
-        self.fleet = self.source.fleet
+        self.source = self.fleet.add(made)
         (self.collection,) = self.source.collections
         self._calls: set[asyncio.Task[None]] = set()
         about = DaemonInfo(
@@ -260,8 +261,8 @@ class Daemon:
         )
         access = AccessControl(Rights(), PLENTY, self.ledger, asyncio.get_running_loop().time)
         kubeconfigs = self._kubeconfigs(tokens, random)
-        self.fleet.on(EventType.DISENGAGED, kubeconfigs.disengaged)
-        self.fleet.on(EventType.DISENGAGED, ended)
+        self.fleet.changes.on(EventType.DISENGAGED, kubeconfigs.disengaged)
+        self.fleet.changes.on(EventType.DISENGAGED, ended)
         self._service = Service(
             self.fleet,
             about,

@@ -122,8 +122,9 @@ class Simulation:
         """Start the daemon, from its state file if there is one."""
         joined = KeyedSource(Joined().follows(), label_selector=SELECTOR)
         assert joined.reduce is not None
-        self.source = ClusterSource(
-            Fleet(ChangeLog(encoder(EPOCH), Retention())),
+        fleet = Fleet(ChangeLog(encoder(EPOCH), Retention()))
+        made = ClusterSource(
+            fleet.changes,
             self.ledger,
             SourcePolicy(
                 pending_deletions=lambda: PendingDeletions(self._random.random),
@@ -132,6 +133,7 @@ class Simulation:
             reduce=joined.reduce,
             keys=joined.keys,
         )
+        self.source = fleet.add(made)
         discovery = Discovery(
             self.source,
             self._disk,

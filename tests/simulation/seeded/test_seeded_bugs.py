@@ -1,6 +1,6 @@
 """Simulations detect bugs: with a seeded bug in the daemon, one of the first few hundred fails."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ from milo_discoveryd.log.change_log import ChangeLog
 from milo_discoveryd.log.cursor import Cursor
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.objects.pending_deletions import Absent
-from milo_discoveryd.objects.removal_guard import ConfirmEach, RemovalGuard
+from milo_discoveryd.objects.removal_guard import ConfirmEach, JudgedRemovals, ListJudgement, RemovalGuard
 from milo_discoveryd.objects.store import ObjectStore
 from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.watchers.driver import Confirmations
@@ -27,9 +27,9 @@ async def _not_there(*_: object) -> Absent:
     return Absent()
 
 
-def _nothing_held(guard: RemovalGuard, *_: object, **__: object) -> ConfirmEach:
+def _nothing_held(guard: RemovalGuard, missing: Sequence[tuple[str, str]], *_: object, **__: object) -> ListJudgement:
     guard.held = None
-    return ConfirmEach()
+    return ListJudgement([JudgedRemovals(missing, ConfirmEach())])
 
 
 def _no(*_: object) -> bool:

@@ -133,7 +133,7 @@ class Simulation:
         self.fleet = Fleet(ChangeLog(encoder(EPOCH), Retention()))
         ledger = Ledger(lambda *_: None, EPOCH)
         calm = ClusterSource(
-            self.fleet,
+            self.fleet.changes,
             ledger,
             SourcePolicy(
                 pending_deletions=lambda: PendingDeletions(random.random), guard=lambda: RemovalGuard(RemovalLimits())
@@ -144,7 +144,7 @@ class Simulation:
         pairs = KeyedSource(Pairs().follows(), "failing", SELECTOR)
         assert pairs.reduce is not None
         failing = ClusterSource(
-            self.fleet,
+            self.fleet.changes,
             ledger,
             SourcePolicy(
                 pending_deletions=lambda: PendingDeletions(random.random), guard=lambda: RemovalGuard(RemovalLimits())
@@ -153,6 +153,8 @@ class Simulation:
             reduce=pairs.reduce,
             keys=pairs.keys,
         )
+        for source in (calm, failing):
+            self.fleet.add(source)
         self.session = Session()
         self.events: list[Event] = []
         self._tasks = [

@@ -205,9 +205,10 @@ def run(script: Script, kind: SourceKind, *, streaming: bool = True) -> Outcome:
         return runner.run(_run(script, kind, streaming=streaming))
 
 
-def _source(followed: KeyedSource, observer: Any) -> ClusterSource:
-    return ClusterSource(
-        Fleet(ChangeLog(encoder(EPOCH), Retention())),
+def _fleet(followed: KeyedSource, observer: Any) -> Fleet:
+    fleet = Fleet(ChangeLog(encoder(EPOCH), Retention()))
+    made = ClusterSource(
+        fleet.changes,
         observer,
         SourcePolicy(
             pending_deletions=lambda: PendingDeletions(lambda: 0.5),
@@ -217,13 +218,15 @@ def _source(followed: KeyedSource, observer: Any) -> ClusterSource:
         reduce=followed.reduce,
         keys=followed.keys,
     )
+    fleet.add(made)
+    return fleet
 
 
 async def _run(script: Script, kind: SourceKind, *, streaming: bool) -> Outcome:
     observer: Any = _Silent()
     followed = KeyedSource(kind.follow(_OPTIONS))
-    source = _source(followed, observer)
-    fleet = source.fleet
+    fleet = _fleet(followed, observer)
+    (source,) = fleet.sources
     info = DaemonInfo(version="0", mode="m", epoch=EPOCH, started_at=1.0, heartbeat_s=30.0, stalled_s=60.0)
     kubeconfigs = Kubeconfigs(
         [], trust=lambda: ClusterTrust(None), metrics=observer, audit=observer, max_ttl_s=600.0, default_ttl_s=600.0

@@ -75,8 +75,9 @@ class RecordedFleet:
 
     def __init__(self, reduce: Reduce = any_of, resources: int = 1, grace_s: float = 0.0) -> None:
         self.journal = RecordingJournal()
-        self.source = ClusterSource(
-            Fleet(ChangeLog(lambda _: b"", Retention())),
+        fleet = Fleet(ChangeLog(lambda _: b"", Retention()))
+        made = ClusterSource(
+            fleet.changes,
             self.journal,
             SourcePolicy(
                 pending_deletions=lambda: PendingDeletions(lambda: 0.0),
@@ -86,6 +87,7 @@ class RecordedFleet:
             reduce=reduce,
             keys=[NAMES] * resources,
         )
+        self.source = fleet.add(made)
 
     @property
     def engaged(self) -> set[str]:
@@ -336,13 +338,15 @@ def test_restored_cluster_without_claims_is_disengaged_once_all_resources_were_l
 
 def test_deletion_of_namespaced_object_is_confirmed_by_namespace_and_name() -> None:
     fleet = RecordedFleet()
-    fleet.source = ClusterSource(
-        Fleet(ChangeLog(lambda _: b"", Retention())),
+    shared = Fleet(ChangeLog(lambda _: b"", Retention()))
+    made = ClusterSource(
+        shared.changes,
         fleet.journal,
         SourcePolicy(pending_deletions=lambda: PendingDeletions(lambda: 0.0)),
         reduce=any_of,
         keys=[ObjectKeys(namespaced=True)],
     )
+    fleet.source = shared.add(made)
     fleet.listed(thing("a/x", shop=True), thing("b/x", shop=False))
     fleet.take(DeletionReported("x", "uid-a/x", "a"))
     (request,) = fleet.collection().pending_deletions.take_due(0.0)

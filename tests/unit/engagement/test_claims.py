@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from milo_discoveryd.engagement import cluster_records as module
-from milo_discoveryd.engagement.claims import FleetClaims, address
-from milo_discoveryd.engagement.engagement import Engagements
+from milo_discoveryd.engagement.claims import FleetEngagements, address
+from milo_discoveryd.engagement.engagement import ClusterStates, Engagements
 from milo_discoveryd.engagement.pending_releases import SubscriberKey, Subscription
-from milo_discoveryd.log.events import EventType
+from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.log.filter import Filter
 from milo_discoveryd.model.cluster import DisengageReason, Target
 from milo_discoveryd.model.declared_target import DeclaredTarget, FileTarget
@@ -22,29 +22,48 @@ from tests.unit.registry.fleets import at, outside, readable_log, target
 BANK = "uid-of-bank"
 
 
-class RecordingRegistry(Engagements):
-    """A registry with a list of rejected names and a clock of one second per call."""
+class Claimants:
+    """The clusters of sources that share a log and the claims, with a clock of one second per call."""
+
+    def __init__(self, *servers: str) -> None:
+        log, self.fleet = readable_log(), FleetEngagements()
+        self.refused: list[str] = []
+        self.sources: list[Engagements] = []
+        for number, server in enumerate(servers or ("eu", "us")):
+            self.sources.append(Engagements(log, refused=lambda seen: self.refused.append(seen.name)))
+            self.fleet.add_source(f"{number}", self.sources[-1], server)
+        positions = Positions()
+        self.positions = [SourcePositions(positions, [0]) for _ in self.sources]
+        self.seconds = 0.0
+
+    def commit(self, source: int, *seen: Observation | ConfirmedDeletion, listed: bool = False) -> list[Event]:
+        self.seconds += 1
+        position = position_of(self.positions[source], len(seen), listed=listed)
+        return self.fleet.commit(f"{source}", ClusterStates(seen, position), at(self.seconds))
+
+    def restore(self, source: int, *seen: Ready) -> None:
+        self.fleet.restore(f"{source}", ((each, 0.0) for each in seen), 0.0)
+
+
+class RecordingRegistry(Claimants):
+    """The clusters of one source, with a list of rejected names."""
 
     def __init__(self) -> None:
-        self.refused: list[str] = []
-        self.seconds = 0.0
-        super().__init__(readable_log(), refused=lambda seen: self.refused.append(seen.name))
-        self.positions = SourcePositions(Positions(), [0])
+        super().__init__("eu")
+        (self.engagements,) = self.sources
 
     def observe(self, *seen: Observation | ConfirmedDeletion, listed: bool = False) -> list[tuple[EventType, str]]:
         """Apply observations of a watch, or of a list, which is the first one until it is ended."""
-        self.seconds += 1
-        done = self.commit(seen, at(self.seconds), position_of(self.positions, len(seen), listed=listed))
-        return [(each.type, each.cluster.target.name) for each in done]
+        return [(each.type, each.cluster.target.name) for each in self.commit(0, *seen, listed=listed)]
 
     def list_ended(self) -> None:
-        self.positions.end_list(0)
+        self.positions[0].end_list(0)
 
     def engaged_names(self) -> set[str]:
-        return {each.target.name for each in self.clusters()}
+        return {each.target.name for each in self.engagements.clusters()}
 
     def state(self, name: str) -> ObjectState | None:
-        record = self[name]
+        record = self.engagements[name]
         return None if record is None else record.state
 
 
@@ -86,7 +105,7 @@ def test_earlier_uid_claim_wins_and_later_object_is_malformed() -> None:
 def test_object_that_changes_its_uid_claim_to_a_taken_one_keeps_its_cluster() -> None:
     fleet = registry_with(claims("bank"), claims("shop-x", "uid-of-shop"))
     assert fleet.observe(claims("shop-x", BANK, "2")) == []
-    (shop,) = (each for each in fleet.clusters() if each.target.name == "shop-x")
+    (shop,) = (each for each in fleet.engagements.clusters() if each.target.name == "shop-x")
     assert shop.target.uid == "uid-of-shop"
     assert fleet.refused == ["shop-x"]
 
@@ -111,7 +130,7 @@ def test_conflicting_uid_claims_of_one_list_are_all_rejected(names: Iterable[str
     fleet.observe(*(claims(name) for name in names), listed=True)
     fleet.list_ended()
     assert fleet.engaged_names() == set()
-    assert fleet.count(ObjectState.MALFORMED) == 2
+    assert fleet.engagements.count(ObjectState.MALFORMED) == 2
     assert sorted(fleet.refused) == ["bank", "shop-x"]
     assert fleet.observe(claims("bank", version="2")) == [], "an event makes neither of them the earlier claim"
     assert sorted(fleet.refused) == ["bank", "shop-x"], "the conflict is audited once"
@@ -137,8 +156,27 @@ def test_object_is_engaged_when_the_conflicting_uid_claim_ends() -> None:
     fleet.observe(claims("bank"), claims("shop-x"), listed=True)
     fleet.list_ended()
     assert fleet.observe(claims("shop-x", "uid-of-shop", "2")) == [
-        (EventType.ENGAGED, "bank"),
         (EventType.ENGAGED, "shop-x"),
+        (EventType.ENGAGED, "bank"),
+    ]
+
+
+def test_uid_claim_is_given_up_before_another_cluster_is_engaged_by_it() -> None:
+    fleet = registry_with(claims("shop-x"), claims("bank"))
+    assert fleet.observe(claims("shop-x", "uid-of-shop", "2")) == [
+        (EventType.UPDATED, "shop-x"),
+        (EventType.ENGAGED, "bank"),
+    ]
+
+
+def test_object_that_becomes_uncontested_drops_its_former_uid_claim() -> None:
+    fleet = registry_with(claims("bank"), claims("shop-x", "uid-of-shop"), claims("shop-y", "uid-of-shop"))
+    fleet.observe(claims("shop-x", BANK, "2"))
+    assert fleet.engaged_names() == {"bank", "shop-x"}
+    assert fleet.observe(deleted("bank")) == [
+        (EventType.DISENGAGED, "bank"),
+        (EventType.UPDATED, "shop-x"),
+        (EventType.ENGAGED, "shop-y"),
     ]
 
 
@@ -162,7 +200,7 @@ def test_end_of_later_uid_claim_keeps_the_earlier_one() -> None:
 def test_object_disengaged_by_uid_conflict_names_the_other_object() -> None:
     fleet = RecordingRegistry()
     fleet.observe(claims("bank"), claims("shop-x"), listed=True)
-    record = fleet["bank"]
+    record = fleet.engagements["bank"]
     assert record is not None
     assert record.transitions[-1].reason is DisengageReason.NOT_READY
     assert BANK in record.message
@@ -176,7 +214,7 @@ def test_recreated_project_keeps_its_uid_claim() -> None:
 
 def test_restored_uid_claim_is_the_earlier_one() -> None:
     fleet = RecordingRegistry()
-    fleet.restore(claims("bank"), 0.0, at(0))
+    fleet.restore(0, claims("bank"))
     fleet.observe(claims("shop-x"), claims("bank"), listed=True)
     assert fleet.engaged_names() == {"bank"}
 
@@ -185,8 +223,7 @@ def test_uid_claim_ends_with_evicted_record_of_object_outside_selector(monkeypat
     monkeypatch.setattr(module, "ABSENT_RECORDS_KEPT", 1)
     fleet = registry_with(claims("bank"), outside("bank", "2", "object-bank"), claims("shop-x"))
     assert fleet.engaged_names() == set()
-    fleet.observe(outside("other", "2", "object-other"))
-    assert fleet.observe(claims("shop-x", version="2")) == [(EventType.ENGAGED, "shop-x")]
+    assert fleet.observe(outside("other", "2", "object-other")) == [(EventType.ENGAGED, "shop-x")]
 
 
 def test_malformed_object_keeps_its_uid_claim() -> None:
@@ -197,26 +234,17 @@ def test_malformed_object_keeps_its_uid_claim() -> None:
 # --- over several sources ---
 
 
-class Sources:
-    """The registries of two sources, which share a log and the claims."""
-
-    def __init__(self, *servers: str) -> None:
-        log, self.fleet = readable_log(), FleetClaims()
-        self.registries = [Engagements(log, claims=self.fleet, server=server) for server in servers or ("eu", "us")]
-        positions = Positions()
-        self.positions = [SourcePositions(positions, [0]) for _ in self.registries]
-        self.seconds = 0.0
+class Sources(Claimants):
+    """The clusters of two sources."""
 
     def observe(self, source: int, *seen: Observation | ConfirmedDeletion, listed: bool = False) -> set[str]:
         """Apply observations; return the engaged clusters of all sources."""
-        self.seconds += 1
-        position = position_of(self.positions[source], len(seen), listed=listed)
-        self.registries[source].commit(seen, at(self.seconds), position)
+        self.commit(source, *seen, listed=listed)
         return self.engaged
 
     @property
     def engaged(self) -> set[str]:
-        return {each.target.name for registry in self.registries for each in registry.clusters()}
+        return {each.target.name for source in self.sources for each in source.clusters()}
 
 
 def declared(name: str, url: str, version: str = "1", **fields: Any) -> Ready:
@@ -261,7 +289,7 @@ def test_project_that_two_sources_of_one_milo_show_is_that_of_the_source_configu
 
 def test_restored_uid_claim_precedes_the_first_list_of_another_source() -> None:
     sources = Sources()
-    sources.registries[0].restore(claims("bank"), 0.0, at(0))
+    sources.restore(0, claims("bank"))
     sources.observe(1, claims("thief"), listed=True)
     assert sources.observe(0, claims("bank"), listed=True) == {"bank"}
 
@@ -305,7 +333,7 @@ def test_later_object_that_states_an_address_is_refused() -> None:
     sources = Sources()
     assert sources.observe(0, declared("bank", "https://bank.example.com")) == {"bank"}
     assert sources.observe(1, declared("thief", "https://BANK.example.com:443/")) == {"bank"}
-    record = sources.registries[1]["thief"]
+    record = sources.sources[1]["thief"]
     assert record is not None
     assert record.message == "address bank.example.com:443 is claimed by another object too"
     assert sources.observe(1, declared("thief", "https://thief.example.com", "2")) == {"bank", "thief"}
@@ -329,6 +357,14 @@ def test_object_that_is_not_ready_keeps_its_claim_on_an_address_and_makes_none_a
     assert sources.observe(1, declared("thief", "https://bank.example.com", "2")) == set()
 
 
+def test_object_that_claims_no_address_keeps_its_uid_claim_where_other_objects_state_addresses() -> None:
+    sources = Sources()
+    sources.observe(0, declared("shop", "https://shop.example.com"))
+    sources.observe(0, unready("bank"))
+    assert sources.observe(1, claims("thief")) == {"shop"}
+    assert sources.observe(0, claims("bank", version="3")) == {"shop", "bank"}
+
+
 def test_addresses_that_no_object_states_may_be_equal() -> None:
     sources = Sources()
     shared = ("https://one.example.com",)
@@ -342,14 +378,14 @@ def test_addresses_that_no_object_states_may_be_equal() -> None:
 def test_draining_cluster_whose_claim_is_refused_ends_at_once() -> None:
     sources = Sources()
     sources.observe(0, claims("thief"), listed=True)
-    sources.registries[0].assigned_elsewhere = lambda _: "member b owns it"
-    sources.registries[0].releases.open(
+    sources.sources[0].assigned_elsewhere = lambda _: "member b owns it"
+    sources.sources[0].releases.open(
         Subscription(SubscriberKey("caller", "s"), "", Filter(confirms_releases=True)), 0.0
     )
-    sources.registries[0].reassign("thief", 30.0, at(1))
+    sources.sources[0].reassign("thief", 30.0, at(1))
     assert sources.engaged == {"thief"}
     assert sources.observe(1, claims("bank"), listed=True) == set()
-    record = sources.registries[0]["thief"]
+    record = sources.sources[0]["thief"]
     assert record is not None
     assert record.state is ObjectState.READY or record.state is ObjectState.MALFORMED
 

@@ -1,10 +1,19 @@
 """The intake with a removal guard: lists that lack much of the fleet."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from milo_discoveryd.log.events import Event
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.objects.pending_deletions import Absent, ConfirmationResult, Found
-from milo_discoveryd.objects.removal_guard import RemovalGuard, RemovalLimits
+from milo_discoveryd.objects.removal_guard import (
+    HeldRemovals,
+    JudgedRemovals,
+    ListJudgement,
+    RemovalGuard,
+    RemovalLimits,
+)
 from milo_kube.reflect.messages import (
     DeletionReported,
     Listed,
@@ -47,6 +56,26 @@ class Source(ListedClusters):
     @property
     def engaged(self) -> int:
         return self.registry.engaged
+
+
+class GuardOfTwo(RemovalGuard):
+    """A guard that holds the removal of two objects alone, and decides about the others as usual."""
+
+    def judge(self, missing: Sequence[tuple[str, str]], engaged: int, **about: Any) -> ListJudgement:
+        kept = [each for each in missing if each[0] in "ab"]
+        rest = [each for each in missing if each[0] not in "ab"]
+        judgement = super().judge(rest, engaged, **about)
+        return ListJudgement([*judgement.removals, JudgedRemovals(kept, HeldRemovals(0.0, "not these"))])
+
+
+def test_each_group_of_missing_objects_has_its_own_decision() -> None:
+    source = ListedClusters(GuardOfTwo(LIMITS))
+    source.lists(*FLEET)
+    source.lists(ready("b", uid="u2"), *FLEET[3:])
+    assert source.requested_names() == ["c"]
+    assert source.pending_deletions.held == 2
+    assert source.pending_deletions.explain("b") == (0.0, "not these")
+    assert source.registry.engaged == 6, "the object that has the name of b waits too"
 
 
 def test_empty_relist_is_held_with_reason() -> None:
@@ -211,7 +240,7 @@ def test_f35_second_list_is_requested_even_if_all_held_objects_reappear() -> Non
     source.take(*(ObjectChanged(ready(name, "2")) for name in "abcdef"))
     assert source.pending_deletions.held == 0
     assert source.intake.held is not None
-    assert source.intake.held.verify_at == 30.0
+    assert source.intake.relist_at == 30.0
     source.lists(*(ready(name, "2") for name in "abcdef"))
     assert (source.intake.is_restored, source.intake.held) == (False, None)
 

@@ -5,8 +5,9 @@ import pytest
 from milo_discoveryd.objects.removal_guard import (
     ConfirmAtRate,
     ConfirmEach,
-    GuardDecision,
     HeldRemovals,
+    ListJudgement,
+    RemovalDecision,
     RemovalGuard,
     RemovalLimits,
 )
@@ -16,8 +17,21 @@ LIMITS = RemovalLimits(count=10, share=0.2, verify_after_s=30.0, per_second=50.0
 
 def judge(
     guard: RemovalGuard, missing: int, engaged: int, *, now: float = 0.0, went_back: bool = False, still_held: int = 0
-) -> GuardDecision:
-    return guard.judge(range(missing), engaged, versions_went_back=went_back, now=now, still_held=still_held)
+) -> RemovalDecision:
+    return decision(
+        guard.judge(names(missing), engaged, versions_went_back=went_back, now=now, still_held=still_held), missing
+    )
+
+
+def names(count: int) -> list[tuple[str, str]]:
+    return [(f"name-{number}", f"uid-{number}") for number in range(count)]
+
+
+def decision(judgement: ListJudgement, missing: int) -> RemovalDecision:
+    (group,) = judgement.removals
+    assert group.objects == names(missing)
+    assert not judgement.is_foreign
+    return group.decision
 
 
 @pytest.mark.parametrize(
@@ -36,7 +50,7 @@ def test_mass_removal_is_held(missing: int, engaged: int) -> None:
     ruling = judge(guard, missing, engaged, now=5.0)
     assert isinstance(ruling, HeldRemovals)
     assert guard.held == ruling
-    assert (ruling.since, ruling.verify_at) == (5.0, 35.0)
+    assert (ruling.since, guard.relist_at) == (5.0, 35.0)
     assert f"lacks {missing} of {engaged} engaged clusters" in ruling.message
 
 
@@ -45,7 +59,7 @@ def test_second_list_before_verify_after_releases_no_removals() -> None:
     judge(guard, 100, 100)
     ruling = judge(guard, 100, 100, now=29.0)
     assert isinstance(ruling, HeldRemovals)
-    assert (ruling.since, ruling.verify_at) == (0.0, 30.0)
+    assert (ruling.since, guard.relist_at) == (0.0, 30.0)
 
 
 def test_second_list_releases_removals_at_limited_rate() -> None:
@@ -61,7 +75,7 @@ def test_list_that_lacks_fewer_clusters_does_not_end_the_hold() -> None:
     judge(guard, 100, 100)
     ruling = judge(guard, 3, 100, now=1.0)
     assert isinstance(ruling, HeldRemovals)
-    assert (ruling.since, ruling.verify_at) == (0.0, 30.0)
+    assert (ruling.since, guard.relist_at) == (0.0, 30.0)
     assert judge(guard, 3, 100, now=30.0) == ConfirmEach()
     assert guard.held is None
 
@@ -78,12 +92,12 @@ def test_removals_by_list_of_restored_server_are_never_released(missing: int) ->
     guard = RemovalGuard(LIMITS)
     first = judge(guard, missing, 100, went_back=True)
     assert isinstance(first, HeldRemovals)
-    assert first.verify_at is None
+    assert guard.relist_at is None
     assert "versions went back" in first.message
     for later in (30.0, 3000.0):
         assert judge(guard, 0, 100, now=later, still_held=missing) == ConfirmEach()
         assert guard.held is not None
-        assert (guard.held.since, guard.held.verify_at) == (0.0, None)
+        assert (guard.held.since, guard.relist_at) == (0.0, None)
 
 
 def test_clusters_that_a_restored_server_lacks_later_are_confirmed_individually() -> None:
@@ -124,8 +138,7 @@ def test_accepted_removals_are_confirmed_at_limited_rate() -> None:
     assert not guard.accept(0.0)
     judge(guard, 100, 100, went_back=True)
     assert guard.accept(50.0)
-    assert guard.held is not None
-    assert guard.held.verify_at == 50.0
+    assert guard.relist_at == 50.0
     assert guard.is_accepting
     assert not guard.is_behind("1", versions_went_back=True)
     assert judge(guard, 100, 100, now=50.0) == ConfirmAtRate(50.0)
@@ -142,9 +155,9 @@ def test_accepted_complete_list_ends_the_hold() -> None:
 
 def test_list_of_another_server_can_be_accepted() -> None:
     guard = RemovalGuard(LIMITS)
-    guard.judge(range(5), 5, versions_went_back=False, now=0.0, is_foreign=True)
+    assert foreign(guard, 5, 0.0).is_foreign
     guard.accept(1.0)
-    assert guard.judge(range(5), 5, versions_went_back=False, now=1.0, is_foreign=True) == ConfirmAtRate(50.0)
+    assert decision(foreign(guard, 5, 1.0), 5) == ConfirmAtRate(50.0)
 
 
 def test_older_list_without_missing_clusters_is_not_held() -> None:
@@ -158,7 +171,7 @@ def test_older_second_list_keeps_all_held_removals() -> None:
     judge(guard, 100, 100)
     ruling = judge(guard, 100, 100, now=30.0, went_back=True)
     assert isinstance(ruling, HeldRemovals)
-    assert ruling.verify_at is None
+    assert guard.relist_at is None
 
 
 def test_refuted_deletion_restarts_verification_of_held_removals() -> None:
@@ -167,7 +180,7 @@ def test_refuted_deletion_restarts_verification_of_held_removals() -> None:
     judge(guard, 100, 100, now=30.0)
     held = guard.contradicted(31.0)
     assert guard.held == held
-    assert (held.since, held.verify_at) == (31.0, 61.0)
+    assert (held.since, guard.relist_at) == (31.0, 61.0)
     assert isinstance(judge(guard, 99, 100, now=60.0), HeldRemovals)
     assert judge(guard, 99, 100, now=61.0) == ConfirmAtRate(50.0)
 
@@ -175,21 +188,21 @@ def test_refuted_deletion_restarts_verification_of_held_removals() -> None:
 def test_f21_another_server_is_verified_again_and_never_accepted() -> None:
     guard = RemovalGuard(LIMITS)
     for now in (0.0, 30.0, 60.0):
-        ruling = guard.judge(range(5), 5, versions_went_back=True, now=now, is_foreign=True)
-        assert isinstance(ruling, HeldRemovals)
-        assert (ruling.since, ruling.verify_at, ruling.is_foreign) == (0.0, now + 30.0, True)
+        assert guard.judge(names(5), 5, versions_went_back=True, now=now, is_foreign=True).is_foreign
+        assert guard.held is not None
+        assert (guard.held.since, guard.relist_at) == (0.0, now + 30.0)
 
 
-def foreign(guard: RemovalGuard, engaged: int, now: float, *, is_much_larger: bool = True) -> GuardDecision:
+def foreign(guard: RemovalGuard, engaged: int, now: float, *, is_much_larger: bool = True) -> ListJudgement:
     return guard.judge(
-        range(engaged), engaged, versions_went_back=False, now=now, is_foreign=True, is_much_larger=is_much_larger
+        names(engaged), engaged, versions_went_back=False, now=now, is_foreign=True, is_much_larger=is_much_larger
     )
 
 
 def test_list_of_another_server_does_not_verify_the_first_list() -> None:
     guard = RemovalGuard(LIMITS)
     judge(guard, 0, 3)
-    assert isinstance(foreign(guard, 3, 31.0), HeldRemovals)
+    assert foreign(guard, 3, 31.0).is_foreign
     assert not guard.is_verified
 
 
@@ -203,9 +216,9 @@ def test_held_list_does_not_verify_the_first_list() -> None:
 def test_unverified_first_list_gives_way_to_two_larger_lists_of_another_server() -> None:
     guard = RemovalGuard(LIMITS)
     judge(guard, 0, 3)
-    assert isinstance(foreign(guard, 3, 2.0), HeldRemovals)
-    assert isinstance(foreign(guard, 3, 20.0), HeldRemovals), "the second list is not due yet"
-    assert foreign(guard, 3, 32.0) == ConfirmAtRate(50.0)
+    assert foreign(guard, 3, 2.0).is_foreign
+    assert foreign(guard, 3, 20.0).is_foreign, "the second list is not due yet"
+    assert decision(foreign(guard, 3, 32.0), 3) == ConfirmAtRate(50.0)
     assert guard.held is None
     assert guard.verify_first_at == 62.0, "this is the first list of that server"
 
@@ -217,11 +230,11 @@ def test_verified_or_larger_first_list_gives_way_to_no_other_server(is_verified:
     if is_verified:
         judge(guard, 0, 3, now=30.0)
     for now in (40.0, 70.0, 100.0):
-        assert isinstance(foreign(guard, 3, now, is_much_larger=is_much_larger), HeldRemovals)
+        assert foreign(guard, 3, now, is_much_larger=is_much_larger).is_foreign
 
 
 def test_f21_server_identity_is_undecidable_with_one_cluster() -> None:
-    assert RemovalGuard(LIMITS).judge(range(1), 1, versions_went_back=False, now=0.0, is_foreign=True) == ConfirmEach()
+    assert decision(foreign(RemovalGuard(LIMITS), 1, 0.0), 1) == ConfirmEach()
 
 
 def test_deletions_that_the_watch_reports_are_held_beyond_the_limit() -> None:
@@ -230,7 +243,7 @@ def test_deletions_that_the_watch_reports_are_held_beyond_the_limit() -> None:
     held = guard.reported(10, 10.0)
     assert held is not None
     assert held == guard.held
-    assert (held.since, held.verify_at) == (10.0, 40.0)
+    assert (held.since, guard.relist_at) == (10.0, 40.0)
     assert held.message.startswith("the API server's watch reported the deletion of 11 of its clusters within 30 s")
     assert guard.reported(10, 11.0) == held
 

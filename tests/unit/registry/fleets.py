@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from milo_discoveryd.engagement.engagement import ClusterState, Engagements
+from milo_discoveryd.engagement.engagement import Engagements
 from milo_discoveryd.engagement.not_ready import NotReadyClusters
 from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.log.events import Event, EventType, Frame, LogEntry
@@ -20,7 +20,7 @@ from milo_discoveryd.objects.budget import CollectionWeight
 from milo_discoveryd.objects.collection import ObjectCollection
 from milo_discoveryd.objects.pending_deletions import ConfirmationRequest, ConfirmationResult, PendingDeletions
 from milo_discoveryd.objects.removal_guard import RemovalGuard
-from milo_discoveryd.objects.store import ObjectChanges, ObjectPosition, ObjectStore, Positions, SourcePositions
+from milo_discoveryd.objects.store import ObjectChanges, ObjectStore, Positions, SourcePositions
 from milo_discoveryd.registry.source import ObjectsAreClusters
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEvent
 
@@ -111,23 +111,8 @@ def readable_log(
     return NamedLog(msgspec.json.encode, retention or Retention(), batch_bytes, stale_slots)
 
 
-class Clusters(Engagements):
-    """A registry whose clusters have the positions of a watch, unless a test states them."""
-
-    @cached_property
-    def positions(self) -> Positions:
-        return Positions()
-
-    def commit(
-        self, states: Iterable[ClusterState], now: Moment, position: ObjectPosition | None = None
-    ) -> list[Event]:
-        states = [*states]
-        position = position or ObjectPosition(self.positions.take_next(len(states)), is_shared=False)
-        return super().commit(states, now, position)
-
-
-def registry(grace_s: float = 0.0, *, drain_s: float = 0.0) -> Clusters:
-    return Clusters(readable_log(), NotReadyClusters(grace_s), drain_timeout_s=drain_s)
+def registry(grace_s: float = 0.0, *, drain_s: float = 0.0) -> Engagements:
+    return Engagements(readable_log(), NotReadyClusters(grace_s), drain_timeout_s=drain_s)
 
 
 class ListedClusters:
@@ -168,7 +153,7 @@ class ListedClusters:
         stored = [*stored]
         self.intake.restore(seen for seen, _ in stored)
         for seen, engaged_at in stored:
-            self.registry.restore(seen, engaged_at, now)
+            self.registry.commit([seen], Moment(engaged_at, now.steady))
 
     def due_requests(self) -> list[ConfirmationRequest]:
         return self.pending_deletions.take_due(self.now)
@@ -180,7 +165,7 @@ class ListedClusters:
         return [
             event
             for batch in ObjectsAreClusters().states(0, objects)
-            for event in self.registry.commit(batch.states, at(self.now), batch.position)
+            for event in self.registry.commit(batch.states, at(self.now))
         ]
 
 

@@ -8,6 +8,7 @@ from milo_discoveryd.log.filter import Filter
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.objects.removal_guard import RemovalGuard, RemovalLimits
 from milo_discoveryd.registry.first_list import FirstList, WaitingStreams
+from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.source import ClusterSource
 from milo_kube.label_selector import parse
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
@@ -93,24 +94,26 @@ def test_first_list_is_judged_by_the_subscribers_view() -> None:
 
 
 def test_clusters_of_a_view_are_counted_once_for_all_subscribers_and_each_list() -> None:
-    of = source()
+    fleet = Fleet(ChangeLog(msgspec.json.encode, Retention()))
+    of = new_source(Ledger(), fleet=fleet)
     lists(of, ready("a", labels={"team": "red"}), ready("b"))
     view, counted = Filter(parse("team=red")), []
-    of.fleet.clusters = lambda: counted.append(1) or of.registry.clusters()  # type: ignore[method-assign,func-returns-value]
+    fleet.clusters = lambda: counted.append(1) or of.registry.clusters()  # type: ignore[method-assign,func-returns-value]
     for now in (0.0, 0.5, 0.9):
-        assert of.fleet.count_by_source(view, now) == {"": 1}
+        assert fleet.count_by_source(view, now) == {"": 1}
     assert len(counted) == 1
     lists(of, ready("a", labels={"team": "red"}), ready("c", labels={"team": "red"}), now=0.9)
-    assert of.fleet.count_by_source(view, 0.9) == {"": 2}
-    assert of.fleet.count_by_source(view, 2.0) == {"": 2}
+    assert fleet.count_by_source(view, 0.9) == {"": 2}
+    assert fleet.count_by_source(view, 2.0) == {"": 2}
     assert len(counted) == 3
 
 
 def test_clusters_of_a_view_of_everything_are_not_counted() -> None:
-    of = source()
+    fleet = Fleet(ChangeLog(msgspec.json.encode, Retention()))
+    of = new_source(Ledger(), fleet=fleet)
     lists(of, ready("a"), ready("b"))
-    of.fleet.clusters = lambda: pytest.fail("the fleet was counted")  # type: ignore[method-assign]
-    assert of.fleet.count_by_source(Filter(), 0.0) == {"": 2}
+    fleet.clusters = lambda: pytest.fail("the fleet was counted")  # type: ignore[method-assign]
+    assert fleet.count_by_source(Filter(), 0.0) == {"": 2}
 
 
 def test_watch_that_engages_listed_clusters_completes_the_first_list() -> None:

@@ -30,10 +30,10 @@ async def test_unreachable_cluster_is_disengaged_with_reason_and_engaged_again_w
 ) -> None:
     heard: list[str] = []
     for kind in EventType:
-        source.fleet.on(kind, lambda cluster, kind=kind: heard.append(f"{kind.value} {cluster.target.name}"))  # type: ignore[misc]
+        source.changes.on(kind, lambda cluster, kind=kind: heard.append(f"{kind.value} {cluster.target.name}"))  # type: ignore[misc]
     (cluster,) = source.registry.clusters()
     incarnation = cluster.incarnation
-    with source.fleet.notifier.waiter() as waiter:
+    with source.changes.notifier.waiter() as waiter:
         source.connectivity_changed(ConnectivityChange("a", incarnation, AWAY))
         source.connectivity_changed(ConnectivityChange("a", incarnation, AWAY, disengages=True))
         assert heard == ["UPDATED a", "DISENGAGED a"]

@@ -1,10 +1,15 @@
-"""An empty source of clusters."""
+"""A fleet with one source, which is empty."""
 
+import msgspec
+
+from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.objects.removal_guard import RemovalGuard, RemovalLimits
-from milo_discoveryd.registry.source import ClusterSource
+from milo_discoveryd.registry.fleet import Fleet
 from tests.support.sources import new_source
 from tests.unit.registry.test_fleet_malformed import Ledger
 
 
-def empty_source() -> ClusterSource:
-    return new_source(Ledger(), guard=RemovalGuard(RemovalLimits()))
+def fleet_of_one_source() -> Fleet:
+    fleet = Fleet(ChangeLog(msgspec.json.encode, Retention()))
+    new_source(Ledger(), fleet=fleet, guard=RemovalGuard(RemovalLimits()))
+    return fleet

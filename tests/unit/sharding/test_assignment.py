@@ -15,7 +15,7 @@ from milo_discoveryd.sharding.leases import View, ViewMember
 from milo_discoveryd.sharding.ownership import Ownership
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEvent
 from tests.unit.registry.fleets import ready
-from tests.unit.sharding.fleets import empty_source
+from tests.unit.sharding.fleets import fleet_of_one_source
 
 KEY = SubscriberKey("caller", "operator")
 ALONE = Ownership(view=View(number=1, id="1", members={"a": ViewMember("a.1")}), member="a", term="a.1")
@@ -35,8 +35,9 @@ STARTED = Ownership(view=ALONE.view, member="a", term="a.1", may_engage=False)
 
 
 def listed(*names: str, revocation: Any = None) -> tuple[ClusterSource, FleetAssignment]:
-    source = empty_source()
-    assignment = FleetAssignment(source.fleet, 30.0, revocation)
+    fleet = fleet_of_one_source()
+    (source,) = fleet.sources
+    assignment = FleetAssignment(fleet, 30.0, revocation)
     found: list[SourceEvent[Observation]] = [Listed(ready(name, uid=name)) for name in names]
     for _ in source.apply(source.collections[0], [ListStarted(), *found, ListEnded()], 0.0):
         pass
@@ -88,25 +89,26 @@ async def test_cluster_that_another_member_has_not_released_is_unowned() -> None
 async def test_moved_clusters_are_kept_until_they_are_released() -> None:
     source, assignment = listed("x", "y")
     assign(assignment, ALONE)
-    source.fleet.subscribe(Subscription(KEY, "", Filter(confirms_releases=True)))
+    source.changes.subscribe(Subscription(KEY, "", Filter(confirms_releases=True)))
     ended: list[str] = []
-    source.fleet.on(EventType.DISENGAGED, lambda cluster: ended.append(cluster.target.name))
+    source.changes.on(EventType.DISENGAGED, lambda cluster: ended.append(cluster.target.name))
     assign(assignment, GONE)
     assert (lost(assignment), ended) == ({"x", "y"}, [])
-    source.fleet.release(KEY, "x")
+    source.changes.release(KEY, "x")
     assert (lost(assignment), ended) == ({"y"}, ["x"])
-    source.fleet.release(KEY, "y")
+    source.changes.release(KEY, "y")
     assert (lost(assignment), ended) == (set(), ["x", "y"])
 
 
 async def test_released_clusters_are_unknown_until_a_first_list_that_a_stream_waited_for_is_verified() -> None:
     source, assignment = listed("x")
+    waiting = assignment._fleet.waiting
     assign(assignment, ALONE)
     assert lost(assignment) == set()
     stream = object()
-    source.fleet.waiting.update(stream, frozenset([source.name]))
+    waiting.update(stream, frozenset([source.name]))
     assert assignment.lost() is None
-    source.fleet.waiting.update(stream, frozenset())
+    waiting.update(stream, frozenset())
     assert assignment.lost() is None, "the subscriber may return"
     for _ in source.apply(source.collections[0], [ListStarted(), Listed(ready("x", uid="x")), ListEnded()], 100.0):
         pass

@@ -32,16 +32,16 @@ def lists(of: ClusterSource, *seen: Ready) -> None:
 def test_resume_positions_contain_the_latest_revision_of_this_run() -> None:
     of = source()
     lists(of, ready("a", "1"), ready("b", "2"))
-    assert positions(of, "this") == {"this": of.fleet.log.head}
+    assert positions(of, "this") == {"this": of.changes.log.head}
 
 
 def test_resume_positions_of_earlier_runs_stay_until_a_complete_list() -> None:
     of = source()
     of.restored_positions = {"before": 7}
     of.restore([(ready("a", ""), 1.0)], (), STALE)
-    assert positions(of, "this") == {"before": 7, "this": of.fleet.log.head}
+    assert positions(of, "this") == {"before": 7, "this": of.changes.log.head}
     lists(of, ready("a", "1"))
-    assert positions(of, "this") == {"before": ANY_REVISION, "this": of.fleet.log.head}
+    assert positions(of, "this") == {"before": ANY_REVISION, "this": of.changes.log.head}
 
 
 def test_resume_positions_of_the_last_earlier_runs_are_kept() -> None:

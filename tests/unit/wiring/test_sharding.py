@@ -20,7 +20,7 @@ from milo_discoveryd.wiring.configured_source import ConfiguredSource
 from milo_discoveryd.wiring.issuers import Issuers
 from milo_discoveryd.wiring.sharding import fleet_digest, is_stable, lease_client, shard_group
 from milo_kube.upstream import load_in_cluster
-from tests.unit.sharding.fleets import empty_source
+from tests.unit.sharding.fleets import fleet_of_one_source
 
 KUBECONFIG = """
 current-context: c
@@ -35,7 +35,7 @@ async def built(tmp_path: Path, environ: dict[str, str], **sharding: Any) -> Sha
     kubeconfig.write_text(KUBECONFIG)
     settings = Settings(sharding=ShardingSettings(kubeconfig=kubeconfig, **sharding))
     async with AsyncExitStack() as stack:
-        return shard_group(settings, environ, empty_source().fleet, Metrics().leases, stack, sources=[], fencing=list)
+        return shard_group(settings, environ, fleet_of_one_source(), Metrics().leases, stack, sources=[], fencing=list)
 
 
 async def test_shard_group_member_is_named_after_its_pod(tmp_path: Path) -> None:

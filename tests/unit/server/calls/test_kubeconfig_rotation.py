@@ -19,7 +19,7 @@ from milo_discoveryd.log.events import EventType, Frame, Slice, slice_of
 from milo_discoveryd.log.filter import EVERYTHING
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.objects.store import ObjectPosition
+from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.rights import Recipient, Terms
 from milo_discoveryd.rights.scope import ClusterScope, scoped
@@ -67,9 +67,9 @@ class World:
         self.taken = 0
         self.minted = 0
         self.asked: list[str] = []
-        self.source = new_source(Ledger(), ChangeLog(encoder(EPOCH), Retention()))
-        self.fleet = self.source.fleet
-        self.source.registry.commit([ready("alpha"), ready("beta")], Moment(0.0, 0.0), ObjectPosition(1))
+        self.fleet = Fleet(ChangeLog(encoder(EPOCH), Retention()))
+        self.source = new_source(Ledger(), fleet=self.fleet)
+        self.source.registry.commit([ready("alpha"), ready("beta")], Moment(0.0, 0.0))
 
     # The call
 
@@ -133,11 +133,11 @@ def test_rotation_sends_kubeconfig_of_cluster_with_changed_endpoint(world: World
     cursor = Cursor(world.fleet.log, EVERYTHING, None)
     assert cursor.take() is not None
     alpha = ready("alpha", "2", labels={"env": "prod"})
-    world.source.registry.commit([alpha], Moment(0.0, 0.0), ObjectPosition(1))
+    world.source.registry.commit([alpha], Moment(0.0, 0.0))
     assert given(rotation.attach_kubeconfigs(updates(cursor))) == []
     assert given(rotation.take_due()) == []
     moved = replace(alpha, version="3", target=replace(alpha.target, place=("https://elsewhere.example.com",)))
-    world.source.registry.commit([moved], Moment(0.0, 0.0), ObjectPosition(1))
+    world.source.registry.commit([moved], Moment(0.0, 0.0))
     assert given(rotation.attach_kubeconfigs(updates(cursor))) == []
     assert given(rotation.take_due()) == ["alpha"]
     assert given(rotation.take_due()) == []
@@ -162,7 +162,7 @@ def test_rotation_sends_kubeconfig_of_cluster_whose_labels_select_another_source
 
 
 def change_labels(world: World, version: str, **labels: str) -> None:
-    world.source.registry.commit([ready("alpha", version, labels=labels)], Moment(0.0, 0.0), ObjectPosition(1))
+    world.source.registry.commit([ready("alpha", version, labels=labels)], Moment(0.0, 0.0))
 
 
 def updates(cursor: Cursor) -> Slice:

@@ -1,0 +1,134 @@
+"""The changes of all sources: each is in one log, and the journal, listeners and subscribers learn of it."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import msgspec
+
+from milo_discoveryd.engagement.claims import FleetEngagements
+from milo_discoveryd.engagement.engagement import ClusterStates, Engagements
+from milo_discoveryd.engagement.pending_releases import PendingReleases, SubscriberKey, Subscription
+from milo_discoveryd.log.change_log import ChangeLog
+from milo_discoveryd.log.change_notifier import ChangeNotifier
+from milo_discoveryd.log.events import Event, EventType
+from milo_discoveryd.log.filter import ClusterView
+from milo_discoveryd.model.cluster import Cluster, source_of
+from milo_discoveryd.model.moment import Moment
+from milo_discoveryd.objects.store import Positions
+from milo_discoveryd.registry.observer import Observer
+
+
+class SourceClusters(msgspec.Struct):
+    """The clusters of one source, and the receiver of their changes for metrics and the log."""
+
+    source: str
+    server: str
+    """Sources with equal ones follow one API server."""
+    engagements: Engagements
+    observer: Observer
+    is_synced: bool = False
+    """Whether the first lists were applied, so that changes concern subscribers."""
+
+
+class FleetChanges:
+    """What all sources of a daemon share."""
+
+    def __init__(self, log: ChangeLog) -> None:
+        self.log = log
+        self.notifier = ChangeNotifier()
+        self.releases = PendingReleases()
+        self.engagements = FleetEngagements()
+        self.positions = Positions()
+        self.versions: Mapping[str, int] = {}
+        """The resource version up to which each source is followed, if comparable. Each change replaces the mapping."""
+        self._sources: dict[str, SourceClusters] = {}
+        self._listeners: list[tuple[EventType, Callable[[Cluster], None]]] = []
+        self._drain_timer: asyncio.TimerHandle | None = None
+
+    def add_source(self, clusters: SourceClusters) -> None:
+        self._sources[clusters.source] = clusters
+        self.engagements.add_source(clusters.source, clusters.engagements, clusters.server)
+
+    def on(self, kind: EventType, call: Callable[[Cluster], None]) -> None:
+        """Register `call` for each change of that type. It runs before any subscriber can see the change."""
+        self._listeners.append((kind, call))
+
+    def commit(self, source: str, states: ClusterStates, read_at: float) -> None:
+        """Apply states of clusters of a source, which were read at that time."""
+        self.publish(self.engagements.commit(source, states, moment(read_at)), read_at)
+
+    def publish(self, events: Iterable[Event], read_at: float | None) -> None:
+        """Notify of changes that the log has; subscribers later if `read_at` is None, or while a source is unsynced."""
+        is_live, has_drain = False, self._drain_timer is not None
+        for event in events:
+            cluster = event.cluster
+            clusters = self._sources[cluster.target.source]
+            is_live = is_live or clusters.is_synced
+            has_drain = has_drain or cluster.draining is not None
+            clusters.observer.changed(event, is_live=clusters.is_synced)
+            for kind, call in self._listeners:
+                if event.type is kind:
+                    call(cluster)
+        if has_drain:
+            self._set_drain_timer()
+        if is_live and read_at is not None:
+            self.notifier.published(self.log.head, read_at)
+
+    # --- drains ---
+
+    def subscribe(self, subscription: Subscription) -> None:
+        """Add the subscriber of a new stream to those that drains wait for."""
+        self.releases.open(subscription, steady_now())
+        if self._drain_timer is not None:
+            self._set_drain_timer()
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """Record the end of a stream. Drains still wait for its subscriber, which may reconnect."""
+        self.releases.close(subscription, steady_now())
+
+    def change_view(self, subscription: Subscription, view: ClusterView) -> None:
+        self._end_drains(self.releases.change_view(subscription, view))
+
+    def end_subscription(self, key: SubscriberKey) -> bool:
+        """Stop waiting for a subscriber's releases. Return False if the subscriber is unknown."""
+        is_known = self.releases.knows(key)
+        self._end_drains(self.releases.end_subscription(key))
+        return is_known
+
+    def release(self, key: SubscriberKey, cluster: str) -> None:
+        """Record a subscriber's release of a draining cluster."""
+        if self.releases.release(key, cluster):
+            self._end_drains((cluster,))
+
+    def _end_drains(self, names: Sequence[str]) -> None:
+        now = moment(steady_now())
+        for name in names:
+            clusters, unreleased = self._sources[source_of(name)], self.releases.awaited(name)
+            events = clusters.engagements.end_drain(name, now)
+            clusters.observer.drained(events[0].cluster, unreleased)
+            self.publish(events, now.steady)
+
+    def _set_drain_timer(self) -> None:
+        """Set the timer of the next drain. Unlike grace periods, drains end on time even while the source is lost."""
+        due_at, timer = self.releases.due_at, self._drain_timer
+        if timer is not None and timer.when() != due_at:
+            timer.cancel()
+            timer = None
+        if due_at is not None and timer is None:
+            timer = asyncio.get_running_loop().call_at(due_at, self._drains_expired)
+        self._drain_timer = timer
+
+    def _drains_expired(self) -> None:
+        self._drain_timer = None
+        self._end_drains(self.releases.due(steady_now()))
+        self._set_drain_timer()
+
+
+def steady_now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def moment(steady: float) -> Moment:
+    """Return a moment of the event loop's clock, with the present wall-clock time."""
+    return Moment(time.time(), steady)
