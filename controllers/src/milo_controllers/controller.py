@@ -16,7 +16,7 @@ import msgspec
 from milo_controllers.cluster_api import ClusterApi
 from milo_controllers.conditions import is_terminating
 from milo_controllers.errors import NotSynced
-from milo_controllers.event_log import EventLog
+from milo_controllers.event_recorder import EventRecorder
 from milo_controllers.fleet_view import ClusterCaches, FleetView
 from milo_controllers.informer import Informer
 from milo_controllers.kinds import CacheKey, Kind
@@ -74,7 +74,6 @@ class Shared(NamedTuple):
     members: Mapping[str, ReconciledCluster]
     clusters: FleetView
     metrics: ControllerMetrics
-    events: EventLog
     failures: FailureLog
     threads: Callable[[], Executor]
     tracer: SpanTracer | None = None
@@ -97,6 +96,8 @@ class ReconciledCluster(Protocol):
     def informers(self) -> Mapping[CacheKey, Informer]: ...
     @property
     def own_writes(self) -> OwnWrites: ...
+    @property
+    def events(self) -> EventRecorder: ...
 
 
 class Controller:
@@ -355,17 +356,7 @@ class Controller:
         self.pump_soon()
 
     def _request(self, member: ReconciledCluster, work: Work) -> Request[Any]:
-        return Request(
-            kind=self.spec.kind,
-            namespace=work.key.namespace,
-            name=work.key.name,
-            api=member.api,
-            view=member.view,
-            clusters=self._shared.clusters,
-            events=self._shared.events,
-            field_manager=self.spec.name,
-            failures=work.failures,
-        )
+        return Request(self.spec.kind, work, member, clusters=self._shared.clusters, field_manager=self.spec.name)
 
     def _is_left_to_deletion(self, member: ReconciledCluster, key: ObjectKey) -> bool:
         """Return whether the object's project is being deleted and the object is not terminating.

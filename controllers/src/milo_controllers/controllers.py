@@ -20,6 +20,7 @@ from milo_controllers.cache_budget import CacheBudget, CacheLimits
 from milo_controllers.cluster_api import IDLE_S, USER_AGENT, ClusterApi
 from milo_controllers.controller import Controller, ControllerSpec, Shared
 from milo_controllers.event_log import EventLog
+from milo_controllers.event_recorder import EventRecorder
 from milo_controllers.fleet_view import ClusterCaches, FleetView
 from milo_controllers.functions import check_plain, check_reconciler, check_timedelta
 from milo_controllers.health import CacheProblem, ClusterProblem, FailingObject, Health
@@ -95,7 +96,18 @@ class _ClusterTasks:
     """An engaged cluster, while its informers and reconciles run."""
 
     __slots__ = (
-        *("_controllers", "api", "cluster", "engaged_at", "incarnation", "informers", "own_writes", "tasks", "view"),
+        *(
+            "_controllers",
+            "api",
+            "cluster",
+            "engaged_at",
+            "events",
+            "incarnation",
+            "informers",
+            "own_writes",
+            "tasks",
+            "view",
+        ),
     )
 
     def __init__(
@@ -103,12 +115,15 @@ class _ClusterTasks:
         cluster: EngagedCluster,
         incarnation: int,
         api: ClusterApi,
+        events: EventRecorder,
+        *,
         tasks: asyncio.TaskGroup,
         controllers: Sequence[Controller],
     ) -> None:
         self.cluster = cluster
         self.incarnation = incarnation
         self.api = api
+        self.events = events
         self.tasks = tasks
         self.informers: dict[CacheKey, Informer] = {}
         self.own_writes = OwnWrites()
@@ -336,7 +351,6 @@ class Controllers(RunsInBackground):
             members=self._members,
             clusters=self.view,
             metrics=self._metrics,
-            events=self._events,
             failures=self._failures,
             threads=self._executor,
             tracer=self._tracer,
@@ -486,7 +500,14 @@ class Controllers(RunsInBackground):
                     with unwrap_single_error():
                         async with asyncio.TaskGroup() as tasks:
                             await self._run_member(
-                                _ClusterTasks(cluster, next(self._incarnations), api, tasks, self._controllers)
+                                _ClusterTasks(
+                                    cluster,
+                                    next(self._incarnations),
+                                    api,
+                                    EventRecorder(api, self._events),
+                                    tasks=tasks,
+                                    controllers=self._controllers,
+                                )
                             )
                 finally:
                     await api.aclose()

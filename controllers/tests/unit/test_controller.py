@@ -12,7 +12,6 @@ from prometheus_client import CollectorRegistry
 
 from milo_controllers import Conflict, NotSynced, ReconcileTarget, Watched, watches
 from milo_controllers.controller import Controller, ControllerSpec, Shared
-from milo_controllers.event_log import EventLog
 from milo_controllers.fleet_view import FleetView
 from milo_controllers.kinds import Kind
 from milo_controllers.metrics import ControllerMetrics
@@ -46,7 +45,6 @@ def controller_of(reconcile: Callable[[Request], Awaitable[None]], members: dict
         members=members,
         clusters=FleetView({}),
         metrics=ControllerMetrics.of(CollectorRegistry(), max_clusters=1),
-        events=EventLog("controller", "instance"),
         failures=FailureLog(),
         threads=ThreadPoolExecutor,
     )
