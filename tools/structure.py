@@ -40,8 +40,6 @@ class Size(NamedTuple):
 
 BARS = Size(MOST_ATTRIBUTES, MOST_ARGUMENTS)
 LEFT_TO_DO = {
-    "milo_controllers.controller.Controller": Size(18, 3),
-    "milo_controllers.controllers.Controllers": Size(23, 7),
     "milo_discoveryd.credentials.issuers.kubeconfig_secret.KubeconfigSecretIssuer": Size(9, 9),
     "milo_discoveryd.kubeconfigs.kubeconfigs.Kubeconfigs": Size(11, 12),
     "milo_discoveryd.kubeconfigs.minter.Minter": Size(22, 7),
