@@ -44,7 +44,6 @@ LEFT_TO_DO = {
     "milo_discoveryd.kubeconfigs.kubeconfigs.Kubeconfigs": Size(11, 12),
     "milo_discoveryd.kubeconfigs.minter.Minter": Size(22, 7),
     "milo_discoveryd.server.calls.kubeconfig_rotation.KubeconfigRotation": Size(15, 9),
-    "milo_publishing.publisher.Publisher": Size(20, 8),
 }
 """Classes over the bars, which must not become larger: their attributes and arguments."""
 CIRCLES_LEFT_TO_DO = {("milo_discoveryd.registry.fleet", "milo_discoveryd.registry.source")}
