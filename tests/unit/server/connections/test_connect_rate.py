@@ -1,6 +1,6 @@
 """The rate limit for new connections, by network."""
 
-from milo_discoveryd.server.connections.connect_rate import MAX_NETWORKS, ConnectRateLimiter
+from milo_discoveryd.server.connections.connection_rates import MAX_NETWORKS, ConnectRateLimiter
 from milo_kube.rate_limit import Rate
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from milo_discoveryd.server.connections.peer_address import network, peer_address
+from milo_discoveryd.server.connections.connection_rates import network, peer_address
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,14 @@
 
 import pytest
 
-from milo_discoveryd.server.connections.refused_calls import MAX_DEBT, RATE, PausedError, RefusedCallLimiter
+from milo_discoveryd.server.connections.connection_rates import (
+    MAX_DEBT,
+    REFUSED_CALL_RATE,
+    PausedError,
+    RefusedCallLimiter,
+)
 
-BURST = int(RATE.burst)
+BURST = int(REFUSED_CALL_RATE.burst)
 
 
 def test_refused_calls_within_the_rate_cause_no_pause() -> None:
@@ -17,7 +22,7 @@ def test_refused_calls_within_the_rate_cause_no_pause() -> None:
 def test_owner_with_too_many_refused_calls_is_paused_and_others_are_not() -> None:
     limiter = RefusedCallLimiter()
     pauses = [limiter.charge(["uid 1"], 0.0) for _ in range(BURST + 100)]
-    assert pauses[-1] == pytest.approx(100 / RATE.per_second)
+    assert pauses[-1] == pytest.approx(100 / REFUSED_CALL_RATE.per_second)
     with pytest.raises(PausedError, match=r"connect again in 1\.5 s"):
         limiter.admit(["uid 1"], 0.5)
     limiter.admit(["uid 2"], 0.5)
@@ -37,4 +42,4 @@ def test_refused_call_pause_is_bounded() -> None:
     limiter = RefusedCallLimiter()
     for _ in range(100 * BURST):
         limiter.charge(["uid 1"], 0.0)
-    limiter.admit(["uid 1"], MAX_DEBT / RATE.per_second)
+    limiter.admit(["uid 1"], MAX_DEBT / REFUSED_CALL_RATE.per_second)
