@@ -306,30 +306,23 @@ class Controllers(RunsInBackground):
         try:
             await asyncio.Event().wait()
         finally:
-            await self._end_reconciles()
+            running = self._engaged.pause()
+            for task in running:
+                task.cancel()
+            for task in running:
+                await wait_uninterrupted(task)
 
     async def drain(self, within: timedelta) -> None:
         """Begin no further reconciles, let the running ones end within this time, and stop leading.
 
         Another replica takes over from then on, while this one still has to let its clusters go.
         """
-        for controller in self._engaged.controllers:
-            controller.pause()
-        running = [task for controller in self._engaged.controllers for task in controller.tasks]
+        running = self._engaged.pause()
         if running:
             await asyncio.wait(running, timeout=within.total_seconds())
         if self._leading is not None:
             self._leading.cancel()
             await asyncio.wait([self._leading])
-
-    async def _end_reconciles(self) -> None:
-        for controller in self._engaged.controllers:
-            controller.pause()
-        running = [task for controller in self._engaged.controllers for task in controller.tasks]
-        for task in running:
-            task.cancel()
-        for task in running:
-            await wait_uninterrupted(task)
 
     def _executor(self) -> ThreadPoolExecutor:
         if self._threads is None:

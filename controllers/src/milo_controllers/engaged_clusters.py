@@ -158,6 +158,12 @@ class EngagedClusters:
             for controller in self.controllers:
                 controller.drop(member)
 
+    def pause(self) -> list[asyncio.Task[None]]:
+        """Begin no further reconciles; return the running ones."""
+        for controller in self.controllers:
+            controller.pause()
+        return [task for controller in self.controllers for task in controller.tasks]
+
     async def resync(self) -> None:
         """Enqueue every object of every cluster."""
         for member in tuple(self.members.values()):
