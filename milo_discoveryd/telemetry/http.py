@@ -5,6 +5,7 @@ a daemon with stale data serves better than none. A member of a shard group also
 the clusters, which paces rollouts, and when it has handed them over, for which the end of its operator waits.
 """
 
+import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
 import msgspec
@@ -14,7 +15,6 @@ from prometheus_client.metrics_core import Metric
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.telemetry.board import StatusBoard
 from milo_discoveryd.telemetry.metrics import Metrics
-from milo_discoveryd.telemetry.printable import printable_metrics
 from milo_discoveryd.telemetry.shared_scrape import ScrapeForm, SharedScrape
 from milo_discoveryd.telemetry.status import ClusterQuery
 from milo_kube.http.server import HttpReply, HttpServer, ServerRequest
@@ -136,3 +136,12 @@ def _checked(found: Mapping[str, str | None], *, is_verbose: bool) -> HttpReply:
     lines = [f"[{'+' if problem is None else '-'}]{name} {problem or 'ok'}" for name, problem in found.items()]
     lines.append("ok" if is_ready else "failed")
     return HttpReply(("\n".join(lines) + "\n").encode(), status=200 if is_ready else 503)
+
+
+# Newlines separate the lines of metrics.
+_HIDDEN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+
+
+def printable_metrics(encoded: bytes) -> bytes:
+    """Replace the characters that are not visible in metrics, whose labels have an escape for none of them."""
+    return _HIDDEN.sub("\N{REPLACEMENT CHARACTER}", encoded.decode()).encode()

@@ -13,7 +13,6 @@ from typing import Any, TextIO
 
 from milo_discoveryd.logger import FIELDS, NAME, log
 from milo_discoveryd.telemetry.log_writer import LogWriter
-from milo_discoveryd.telemetry.printable import printable
 
 _NUMBERS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 _EVENT_WIDTH = 30
@@ -98,3 +97,10 @@ def _traceback(record: logging.LogRecord) -> str:
 
 def _shown(value: object) -> str:
     return value if isinstance(value, str) and value and " " not in value else repr(value)
+
+
+def printable(text: str) -> str:
+    """Escape the characters of tenants and callers that could hide or rearrange what an administrator reads."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import msgspec
 
 from milo_controllers.errors import Unreachable, api_error
-from milo_controllers.kinds import EVENTS, Document
+from milo_controllers.kinds import Document
 from milo_controllers.tracing import SpanTracer, span
 from milo_discovery._kubeconfig_access import KubeconfigAccess
 from milo_discovery.errors import DiscoveryError, UnusableKubeconfig
@@ -48,7 +48,7 @@ class Credentials(Protocol):
 class ClusterApi(ApiServer):
     """The API of one cluster. Close it to release its connections."""
 
-    __slots__ = ("_tracer", "event_kind", "name")
+    __slots__ = ("_tracer", "name")
 
     def __init__(
         self,
@@ -63,8 +63,6 @@ class ClusterApi(ApiServer):
         super().__init__(_ClusterAccess(name, credentials), pools, proxy=proxy, response_limit=RESPONSE_LIMIT)
         self.name = name
         self._tracer = tracer
-        self.event_kind = EVENTS
-        """The kind of events that the API server serves: this one, or `CORE_EVENTS`."""
 
     async def send(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
@@ -13,22 +12,19 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from milo_controllers.cluster_api import ClusterApi
+from milo_controllers.affected_objects import AffectedCluster, AffectedObjects, key_of
 from milo_controllers.conditions import is_terminating
-from milo_controllers.errors import NotSynced
-from milo_controllers.event_log import EventLog
-from milo_controllers.fleet_view import ClusterCaches, FleetView
+from milo_controllers.fleet_view import FleetView
 from milo_controllers.informer import Informer
-from milo_controllers.kinds import CacheKey, Kind
 from milo_controllers.logs import current_cluster, current_object, current_reconcile
 from milo_controllers.metrics import ControllerMetrics, ReconcileMetrics
-from milo_controllers.object_cache import CachedObject, Change
-from milo_controllers.own_writes import WITHIN_S, OwnWrites
+from milo_controllers.object_cache import Change
 from milo_controllers.reconcile_call import ReconcileCall, Reconciler, failed_outcome
 from milo_controllers.reconcile_failures import ReconcileFailure, ReconcileFailures
-from milo_controllers.request import Request
+from milo_controllers.registration import ControllerSpec
+from milo_controllers.request import Request, RequestedCluster
 from milo_controllers.tracing import SpanTracer, span
-from milo_controllers.watched import Predicate, ReconcileTarget, Watched, WatchedKind
+from milo_controllers.watched import ReconcileTarget
 from milo_controllers.work_queue import (
     Done,
     Failed,
@@ -36,36 +32,12 @@ from milo_controllers.work_queue import (
     Outcome,
     Parked,
     Priority,
-    QueuePolicy,
     Stopped,
     Work,
     WorkQueue,
 )
+from milo_controllers.write_holds import WriteHolds, WrittenCluster
 from milo_discovery._failure_log import FailureLog
-from milo_discovery.engaged_cluster import EngagedCluster
-from milo_kube.rate_limit import KeyedBuckets, Rate
-
-log = logging.getLogger("milo_controllers")
-
-_WRITING = Rate(per_second=5.0, burst=20.0)
-"""How often an object is reconciled whose reconciles write: if its own writes cause the next one, they never end."""
-_LOG_AGAIN_S = 10.0
-
-
-class ControllerSpec(NamedTuple):
-    """The arguments of `Controllers.reconcile`."""
-
-    name: str
-    kind: Kind[Any]
-    owns: tuple[CacheKey, ...] = ()
-    watches: tuple[WatchedKind, ...] = ()
-    on: tuple[Predicate[Any], ...] = ()
-    on_cluster_change: bool = False
-    while_deleting: bool = False
-    workers: int = 256
-    per_cluster: int = 4
-    policy: QueuePolicy = QueuePolicy()
-    timeout_s: float | None = None
 
 
 class Shared(NamedTuple):
@@ -74,29 +46,16 @@ class Shared(NamedTuple):
     members: Mapping[str, ReconciledCluster]
     clusters: FleetView
     metrics: ControllerMetrics
-    events: EventLog
     failures: FailureLog
     threads: Callable[[], Executor]
     tracer: SpanTracer | None = None
 
 
-class ReconciledCluster(Protocol):
+class ReconciledCluster(AffectedCluster, RequestedCluster, WrittenCluster, Protocol):
     """An engaged cluster, as a controller needs it."""
 
     @property
-    def cluster(self) -> EngagedCluster: ...
-    @property
-    def incarnation(self) -> int: ...
-    @property
-    def api(self) -> ClusterApi: ...
-    @property
-    def view(self) -> ClusterCaches: ...
-    @property
     def tasks(self) -> asyncio.TaskGroup: ...
-    @property
-    def informers(self) -> Mapping[CacheKey, Informer]: ...
-    @property
-    def own_writes(self) -> OwnWrites: ...
 
 
 class Controller:
@@ -106,23 +65,16 @@ class Controller:
         self.spec = spec
         self._call = ReconcileCall(reconciler, timeout_s=spec.timeout_s, threads=shared.threads)
         self._shared = shared
-        self._members = shared.members
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
         self.queue = WorkQueue(spec.policy, random.random, self._clock(), per_cluster=spec.per_cluster)
         self.failures = ReconcileFailures(spec.name, shared.failures, self._clock)
         self._running: dict[ObjectKey, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._writing: KeyedBuckets[ObjectKey] = KeyedBuckets(10_000)
-        self._throttled: dict[ObjectKey, float] = {}
-        """When it was logged that an object is throttled."""
         self._is_paused = True
         self._timer: asyncio.TimerHandle | None = None
         self._pump_is_due = False
-        self._owned = frozenset(spec.owns)
-        self._mapped: dict[CacheKey, list[WatchedKind]] = {}
-        for watched in spec.watches:
-            self._mapped.setdefault(watched.kind.key, []).append(watched)
-        self._needed = {spec.kind.key, *self._owned, *self._mapped}
+        self._affected = AffectedObjects(spec, shared.members, shared.clusters, self.failures)
+        self._holds = WriteHolds(spec.name, self._release)
         self._metrics = ReconcileMetrics(shared.metrics, spec.name, workers=spec.workers)
 
     # --- called by the runtime ---
@@ -154,7 +106,7 @@ class Controller:
 
         Others, which reconcilers may read, are awaited too, unless they fail.
         """
-        are_needed_synced = all(member.informers[key].cache.synced for key in self._needed)
+        are_needed_synced = all(member.informers[key].cache.synced for key in self._affected.needed_kinds)
         if are_needed_synced and all(each.state != "starting" for each in member.informers.values()):
             self.queue.open(member.cluster.name, member.incarnation)
             self.pump_soon()
@@ -166,26 +118,19 @@ class Controller:
     def changed(self, member: ReconciledCluster, informer: Informer, change: Change) -> None:
         """Enqueue the objects that have to be reconciled because of a change."""
         priority = Priority.LIVE if change.is_live else Priority.BACKGROUND
-        if informer.key == self.spec.kind.key and self._matters(member, self.spec.kind, self.spec.on, change):
-            self._add(member, change.current.namespace, change.current.name, priority)
-        if informer.key in self._owned:
-            for seen in (change.old, change.new):
-                if seen is not None:
-                    self._add_owners(member, seen, priority)
-        for watched in self._mapped.get(informer.key, ()):
-            if self._matters(member, watched.kind, watched.on, change):
-                self._add_mapped(member, watched, change, priority)
+        for key in self._affected.after_change(member, informer, change):
+            self._add(key, priority)
 
     def resync(self, member: ReconciledCluster, priority: Priority = Priority.BACKGROUND) -> None:
         """Enqueue every object of the cluster."""
         for found in member.informers[self.spec.kind.key].cache.values():
-            self._add(member, found.namespace, found.name, priority)
+            self._add(key_of(member, found.namespace, found.name), priority)
 
     def enqueue(self, target: ReconcileTarget) -> None:
         """Enqueue an object, if its cluster is engaged."""
-        member = self._members.get(target.cluster or "")
+        member = self._shared.members.get(target.cluster or "")
         if member is not None:
-            self._add(member, target.namespace, target.name, Priority.LIVE)
+            self._add(key_of(member, target.namespace, target.name), Priority.LIVE)
 
     def running(self) -> Iterable[float]:
         """Return when each running reconcile began."""
@@ -196,49 +141,10 @@ class Controller:
         for key, failure in self.failures:
             yield key, failure, None if failure.is_stopped else self.queue.retry_at(key)
 
-    # --- changes ---
-
-    def _add(self, member: ReconciledCluster, namespace: str, name: str, priority: Priority) -> None:
-        key = ObjectKey(member.cluster.name, member.incarnation, namespace, name)
+    def _add(self, key: ObjectKey, priority: Priority) -> None:
         self.queue.add(key, self._clock(), priority)
         self._metrics.added()
         self.pump_soon()
-
-    def _add_owners(self, member: ReconciledCluster, owned: CachedObject, priority: Priority) -> None:
-        primaries = member.informers[self.spec.kind.key].cache
-        for owner in owned.owners:
-            for namespace in {owned.namespace, ""}:
-                found = primaries.get(namespace, owner.name)
-                # An owner that is not in the cache is reconciled when it appears there.
-                if found is not None and found.uid == owner.uid:
-                    self._add(member, namespace, owner.name, priority)
-
-    def _add_mapped(self, member: ReconciledCluster, watched: WatchedKind, change: Change, priority: Priority) -> None:
-        try:
-            targets = watched.targets(self._watched(member, watched.kind, change))
-        except NotSynced as error:  # the objects of that cache are reconciled when they are listed
-            log.debug("%s: %s: the mapper of %s: %s", self.spec.name, member.cluster.name, watched.kind.resource, error)
-            return
-        except Exception as error:  # noqa: BLE001  (the author's code: an error there must not stop the informer)
-            what = f"the mapper of {watched.kind.resource}"
-            self.failures.log(member.cluster.name, what, error, "nothing is reconciled")
-            return
-        for target in targets:
-            of = member if target.cluster is None else self._members.get(target.cluster)
-            if of is not None:
-                self._add(of, target.namespace, target.name, priority)
-
-    def _matters(
-        self, member: ReconciledCluster, kind: Kind[Any], on: tuple[Predicate[Any], ...], change: Change
-    ) -> bool:
-        try:
-            return not on or self._watched(member, kind, change).matters(on)
-        except Exception as error:  # noqa: BLE001  (as above)
-            self.failures.log(member.cluster.name, f"on= of {kind.resource}", error, "the change counts")
-            return True
-
-    def _watched(self, member: ReconciledCluster, kind: Kind[Any], change: Change) -> Watched[Any]:
-        return Watched(kind, change, member.cluster, self._shared.clusters)
 
     # --- reconciles ---
 
@@ -255,10 +161,10 @@ class Controller:
             work = self.queue.take(now)
             if work is None:
                 break
-            member = self._members[work.key.cluster]
+            member = self._shared.members[work.key.cluster]
             process = self._process(member, work)
             try:
-                task = member.tasks.create_task(process, name=f"reconcile {_named(work.key)}")
+                task = member.tasks.create_task(process, name=f"reconcile {work.key}")
             except RuntimeError:  # another task of the cluster has failed: it is about to be dropped
                 process.close()
                 continue
@@ -296,13 +202,13 @@ class Controller:
         finally:
             now = self._clock()
             del self._running[key]
-            is_held = bool(request.writes) and self._hold(member, key, request, now)
+            is_held = self._holds.hold(member, key, request.writes.values(), now)
             delay_s = self.queue.done(key, outcome, now, is_held=is_held)
             self._metrics.ended(key.cluster, outcome, now - began)
         if error is None or isinstance(outcome, Parked):
             self.failures.recovered(key)
             return
-        if self._members.get(key.cluster) is member:  # it was not dropped meanwhile
+        if self._shared.members.get(key.cluster) is member:  # it was not dropped meanwhile
             self.failures.record(key, error, is_stopped=isinstance(outcome, Stopped))
             if isinstance(outcome, Stopped):
                 then = "no retry until it changes"
@@ -314,58 +220,16 @@ class Controller:
             then = "its cluster is disengaged"
         self.failures.log(key.cluster, f"reconciling {current_object.get()}", error, then)
 
-    def _hold(self, member: ReconciledCluster, key: ObjectKey, request: Request[Any], now: float) -> bool:
-        """Hold the object until the caches have its writes, and within its rate; return whether it is held."""
-        loop = asyncio.get_running_loop()
-        # With jitter, since the objects of a kind were often created, and first changed, at the same time.
-        pause_s = self._writing.bucket(key, _WRITING, now).charge(now) * (1 + random.random() / 2)  # noqa: S311
-        if pause_s:
-            self._log_throttled(key, now)
-
-        def settle() -> None:
-            timer.cancel()
-            if (rest_s := now + pause_s - self._clock()) > 0:
-                loop.call_later(rest_s, release)
-            else:
-                release()
-
-        def release() -> None:
-            self.queue.settle(key, self._clock())
-            self.pump_soon()
-
-        timer = loop.call_later(WITHIN_S, settle)
-        if member.own_writes.hold(request.writes.values(), member.informers.values(), settle):
-            return True
-        timer.cancel()
-        if pause_s:
-            loop.call_later(pause_s, release)
-        return bool(pause_s)
-
-    def _log_throttled(self, key: ObjectKey, now: float) -> None:
-        if now - self._throttled.get(key, -_LOG_AGAIN_S) >= _LOG_AGAIN_S:
-            self._throttled = {each: at for each, at in self._throttled.items() if now - at < _LOG_AGAIN_S} | {key: now}
-            log.warning(
-                "%s: %s is reconciled %g times a second at most, since its reconciles write each time: compare before "
-                'writing, or use on="generation"',
-                *(self.spec.name, _named(key), _WRITING.per_second),
-            )
+    def _release(self, key: ObjectKey) -> None:
+        self.queue.settle(key, self._clock())
+        self.pump_soon()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self.pump_soon()
 
     def _request(self, member: ReconciledCluster, work: Work) -> Request[Any]:
-        return Request(
-            kind=self.spec.kind,
-            namespace=work.key.namespace,
-            name=work.key.name,
-            api=member.api,
-            view=member.view,
-            clusters=self._shared.clusters,
-            events=self._shared.events,
-            field_manager=self.spec.name,
-            failures=work.failures,
-        )
+        return Request(self.spec.kind, work, member, clusters=self._shared.clusters, field_manager=self.spec.name)
 
     def _is_left_to_deletion(self, member: ReconciledCluster, key: ObjectKey) -> bool:
         """Return whether the object's project is being deleted and the object is not terminating.
@@ -381,7 +245,3 @@ class Controller:
         cluster, found, reconcile = current_cluster.get(), current_object.get(), current_reconcile.get()
         attributes = {"milo.cluster": cluster, "milo.object": found, "milo.reconcile": reconcile}
         return span(self._shared.tracer, f"reconcile {self.spec.name}", attributes)
-
-
-def _named(key: ObjectKey) -> str:
-    return f"{key.cluster}: {key.namespace}/{key.name}" if key.namespace else f"{key.cluster}: {key.name}"

@@ -3,44 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import os
 import socket
-import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any, Protocol, TypeVar, overload
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from milo_controllers.cache_budget import CacheBudget, CacheLimits
-from milo_controllers.cluster_api import IDLE_S, USER_AGENT, ClusterApi
-from milo_controllers.controller import Controller, ControllerSpec, Shared
+from milo_controllers.cluster_api import IDLE_S, USER_AGENT
+from milo_controllers.controller import Controller, Shared
+from milo_controllers.engaged_clusters import EngagedClusters
 from milo_controllers.event_log import EventLog
-from milo_controllers.fleet_view import ClusterCaches, FleetView
+from milo_controllers.fleet_view import FleetView
 from milo_controllers.functions import check_plain, check_reconciler, check_timedelta
-from milo_controllers.health import CacheProblem, ClusterProblem, FailingObject, Health
-from milo_controllers.informer import Informer, InformerSpec
-from milo_controllers.kinds import AnyKind, CacheKey, Document, Kind, kind_of
-from milo_controllers.metrics import ControllerMetrics, InformerMetrics, QueueState
-from milo_controllers.object_cache import Change, Index, IndexFunction, object_decoder
-from milo_controllers.own_writes import OwnWrites
-from milo_controllers.reconcile_call import Reconciler, stays_suspended
+from milo_controllers.health import FailingObject, Health
+from milo_controllers.health_check import HealthCheck
+from milo_controllers.kinds import AnyKind, Document, Kind, kind_of
+from milo_controllers.metrics import ControllerMetrics
+from milo_controllers.object_cache import Index, IndexFunction
+from milo_controllers.reconcile_call import Reconciler
+from milo_controllers.registration import ControllerSpec, Registration
 from milo_controllers.tracing import SpanTracer
 from milo_controllers.watched import Mapper, Predicate, ReconcileTarget, WatchedKind
-from milo_controllers.work_queue import Priority, QueuePolicy
+from milo_controllers.work_queue import QueuePolicy
 from milo_discovery._failure_log import INTERVAL_S, FailureLog
 from milo_discovery._task_groups import RunsInBackground, unwrap_single_error, wait_uninterrupted
 from milo_discovery.client import DiscoveryClient
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.fleet import DiscoveryState, Fleet
-from milo_discovery.model import Cluster
 from milo_kube.api_server import Pools
 from milo_kube.loop_watchdog import LoopWatchdog
-from milo_kube.reflect.reflector import ReflectorPolicy
 
 log = logging.getLogger("milo_controllers")
 
@@ -50,10 +47,6 @@ BLOCKED_S = 1.0
 T = TypeVar("T")
 DocumentReconciler = TypeVar("DocumentReconciler", bound=Reconciler[Document])
 
-# Lists of one project are short, and most project control planes support streaming lists anyway.
-_REFLECTION = ReflectorPolicy(page_size=500)
-_FIRST_LIST_S = 30.0
-"""A cluster whose first lists take longer does not answer, and controllers get ready without it."""
 _THREADS = 64
 _LOGGED_KINDS = 1024
 WORKERS = 256
@@ -91,46 +84,6 @@ def watches(kind: AnyKind, *, map: Mapper[Any], on: Predicates[Any] = ()) -> Wat
     return WatchedKind(kind_of(kind), map, _predicates(on))
 
 
-class _ClusterTasks:
-    """An engaged cluster, while its informers and reconciles run."""
-
-    __slots__ = (
-        *("_controllers", "api", "cluster", "engaged_at", "incarnation", "informers", "own_writes", "tasks", "view"),
-    )
-
-    def __init__(
-        self,
-        cluster: EngagedCluster,
-        incarnation: int,
-        api: ClusterApi,
-        tasks: asyncio.TaskGroup,
-        controllers: Sequence[Controller],
-    ) -> None:
-        self.cluster = cluster
-        self.incarnation = incarnation
-        self.api = api
-        self.tasks = tasks
-        self.informers: dict[CacheKey, Informer] = {}
-        self.own_writes = OwnWrites()
-        self.view = ClusterCaches(self)
-        self.engaged_at = time.monotonic()
-        self._controllers = controllers
-
-    # --- called by its informers ---
-
-    def changed(self, informer: Informer, change: Change) -> None:
-        if self.own_writes:
-            self.own_writes.changed(informer, change)
-        for controller in self._controllers:
-            controller.changed(self, informer, change)
-
-    def synced(self, _informer: Informer) -> None:
-        for controller in self._controllers:
-            controller.listed(self)
-
-    failed = synced
-
-
 class Controllers(RunsInBackground):
     """A set of reconcilers, which run for every engaged cluster.
 
@@ -158,32 +111,34 @@ class Controllers(RunsInBackground):
         self._client = DiscoveryClient() if clusters is None else None
         self._clusters: Clusters = clusters or Fleet(self._client, include_kubeconfigs=True)  # type: ignore[arg-type]
         self._resync = resync
-        self._cache_limits = cache_limits
-        self._tracer = tracer
-        self._specs: list[tuple[ControllerSpec, Reconciler[Any]]] = []
-        self._informers: dict[CacheKey, InformerSpec] = {}
-        self._members: dict[str, _ClusterTasks] = {}
-        self._controllers: list[Controller] = []
-        self._incarnations = itertools.count(1)
+        self._registration = Registration()
         # The daemon's image, which publishes clusters by parts of this package, has no h2.
         from milo_kube.http.http2 import Http2Connection  # noqa: PLC0415
 
-        self._pools = Pools(user_agent=USER_AGENT, idle_s=IDLE_S, http2=Http2Connection)
-        self._metrics = ControllerMetrics.of(registry, max_clusters=max_clusters_in_metrics)
+        self._engaged = EngagedClusters(
+            self._registration.informers,
+            pools=Pools(user_agent=USER_AGENT, idle_s=IDLE_S, http2=Http2Connection),
+            budget=CacheBudget(cache_limits),
+            events=EventLog(reporting_controller, f"{socket.gethostname()}-{os.getpid()}"),
+            tracer=tracer,
+        )
+        self._health = HealthCheck(self._engaged)
+        self.view = FleetView(self._engaged.members)
+        """The caches of all engaged clusters."""
         self.registry = registry
         """The registry of the metrics."""
-        self._budget = CacheBudget(cache_limits)
+        self._shared = Shared(
+            members=self._engaged.members,
+            clusters=self.view,
+            metrics=ControllerMetrics.of(registry, max_clusters=max_clusters_in_metrics),
+            failures=FailureLog(max_kinds=_LOGGED_KINDS),
+            threads=self._executor,
+            tracer=tracer,
+        )
         self._threads: ThreadPoolExecutor | None = None
-        self._crashes: dict[str, ClusterProblem] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._leading: asyncio.Task[None] | None = None
-        self._was_ready = False
-        self._events = EventLog(reporting_controller, f"{socket.gethostname()}-{os.getpid()}")
-        self._failures = FailureLog(max_kinds=_LOGGED_KINDS)
-        self._has_run = False
-        self.view = FleetView(self._members)
-        """The caches of all engaged clusters."""
-        self._clusters.on_engage(self._operate)
+        self._clusters.on_engage(self._engaged.operate)
 
     # --- registration ---
 
@@ -243,7 +198,7 @@ class Controllers(RunsInBackground):
         logs and metrics. `while_deleting`: in projects whose deletion was requested, reconcile all objects and not only
         terminating ones.
         """
-        self._require_new()
+        self._registration.require_open()
         if callable(kind):
             raise TypeError("@controllers.reconcile without a kind: write @controllers.reconcile(KIND)")
         primary = kind_of(kind)
@@ -259,7 +214,7 @@ class Controllers(RunsInBackground):
             if not isinstance(each, WatchedKind):
                 raise TypeError(f"{name}: watches= takes what watches(kind, map=...) returns, not {each!r}")
         for required in (primary, *map(kind_of, owns), *(watched.kind for watched in watches)):
-            self._require_informer(required, {})
+            self._registration.require_informer(required, {})
         spec = ControllerSpec(
             name=name,
             kind=primary,
@@ -273,12 +228,11 @@ class Controllers(RunsInBackground):
             policy=queue,
             timeout_s=None if timeout is None else timeout.total_seconds(),
         )
-        if any(spec.name == other.name for other, _ in self._specs):
-            raise ValueError(f"a controller {spec.name!r} exists already: pass another name=")
+        self._registration.require_new_name(name)
 
         def register(reconciler: Reconciler[Any]) -> Reconciler[Any]:
             check_reconciler(reconciler)
-            self._specs.append((spec, reconciler))
+            self._registration.reconcilers.append((spec, reconciler))
             return reconciler
 
         return register
@@ -289,27 +243,19 @@ class Controllers(RunsInBackground):
         An index function takes an object as `Request.get` returns it, and returns a list of the values under which it
         is found.
         """
-        self._require_new()
+        self._registration.require_open()
         for function in (indexes or {}).values():
             check_plain(function, "an index function", "object")
         kind = kind_of(kind)
-        self._require_informer(kind, {name: Index(each, kind.decode) for name, each in (indexes or {}).items()})
-
-    def _require_informer(self, kind: Kind[Any], indexes: dict[str, Index]) -> None:
-        held = self._informers.get(kind.key)
-        cached, indexes = (kind, indexes) if held is None else (_shared(held.kind, kind), {**held.indexes, **indexes})
-        decoder = object_decoder(metadata_only=cached.metadata_only, transform=cached.transform)
-        self._informers[kind.key] = InformerSpec(cached, indexes, decoder)
-
-    def _require_new(self) -> None:
-        if self._has_run:
-            raise RuntimeError("the controllers are running: register reconcilers and caches before")
+        self._registration.require_informer(
+            kind, {name: Index(each, kind.decode) for name, each in (indexes or {}).items()}
+        )
 
     # --- life cycle ---
 
     def _watchdog(self) -> LoopWatchdog:
         return LoopWatchdog(
-            self._metrics.loop_delay.observe,
+            self._shared.metrics.loop_delay.observe,
             blocked=lambda found: log.warning(
                 "the event loop is blocked for %.1f s by a call that does not await (%s): every cluster waits. "
                 "Make it async, or the reconciler a plain function, which runs in a thread\n%s",
@@ -329,20 +275,12 @@ class Controllers(RunsInBackground):
         With `election`, reconciles run while this replica leads; caches are kept up to date before, so that it starts
         at once. Raises LeadershipLost.
         """
-        self._require_new()
-        self._has_run = True
+        self._registration.close()
         self._loop = asyncio.get_running_loop()
-        shared = Shared(
-            members=self._members,
-            clusters=self.view,
-            metrics=self._metrics,
-            events=self._events,
-            failures=self._failures,
-            threads=self._executor,
-            tracer=self._tracer,
+        self._engaged.begin(
+            Controller(spec, reconciler, self._shared) for spec, reconciler in self._registration.reconcilers
         )
-        self._controllers.extend(Controller(spec, reconciler, shared) for spec, reconciler in self._specs)
-        self._metrics.state.sources.append(self)
+        self._shared.metrics.state.sources.append(self._engaged)
         try:
             with unwrap_single_error(), self._watchdog():
                 async with self._client or nullcontext(), asyncio.TaskGroup() as tasks:
@@ -357,41 +295,34 @@ class Controllers(RunsInBackground):
                     for helper in helpers:
                         helper.cancel()
         finally:
-            self._metrics.state.sources.remove(self)
+            self._shared.metrics.state.sources.remove(self._engaged)
             if self._threads is not None:
                 self._threads.shutdown(wait=False)
 
     async def _lead(self) -> None:
         """Reconcile until canceled."""
-        for controller in self._controllers:
+        for controller in self._engaged.controllers:
             controller.resume()
         try:
             await asyncio.Event().wait()
         finally:
-            await self._end_reconciles()
+            running = self._engaged.pause()
+            for task in running:
+                task.cancel()
+            for task in running:
+                await wait_uninterrupted(task)
 
     async def drain(self, within: timedelta) -> None:
         """Begin no further reconciles, let the running ones end within this time, and stop leading.
 
         Another replica takes over from then on, while this one still has to let its clusters go.
         """
-        for controller in self._controllers:
-            controller.pause()
-        running = [task for controller in self._controllers for task in controller.tasks]
+        running = self._engaged.pause()
         if running:
             await asyncio.wait(running, timeout=within.total_seconds())
         if self._leading is not None:
             self._leading.cancel()
             await asyncio.wait([self._leading])
-
-    async def _end_reconciles(self) -> None:
-        for controller in self._controllers:
-            controller.pause()
-        running = [task for controller in self._controllers for task in controller.tasks]
-        for task in running:
-            task.cancel()
-        for task in running:
-            await wait_uninterrupted(task)
 
     def _executor(self) -> ThreadPoolExecutor:
         if self._threads is None:
@@ -406,14 +337,14 @@ class Controllers(RunsInBackground):
         """
         if target.cluster is None:
             raise ValueError(f"{target!r} names no cluster")
-        names = [spec.name for spec, _ in self._specs]
+        names = [spec.name for spec, _ in self._registration.reconcilers]
         if (controller is None and len(names) != 1) or (controller is not None and controller not in names):
             raise ValueError(f"controller={controller!r}: pass one of {', '.join(map(repr, names))}")
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._enqueue, target, controller)
 
     def _enqueue(self, target: ReconcileTarget, name: str | None) -> None:
-        for controller in self._controllers:
+        for controller in self._engaged.controllers:
             if name in (None, controller.spec.name):
                 controller.enqueue(target)
 
@@ -421,119 +352,18 @@ class Controllers(RunsInBackground):
 
     def health(self) -> Health:
         """Return the state of discovery, caches, clusters and queues. Safe in any thread."""
-        members = tuple(self._members.values())
-        informers = [(member, informer) for member in members for informer in tuple(member.informers.values())]
-        now = self.now()
-        oldest = [since for each in self._controllers if (since := each.queue.oldest) is not None]
-        discovery = self._clusters.discovery
-        late = time.monotonic() - _FIRST_LIST_S
-        is_waiting = any(informer.state == "starting" and member.engaged_at > late for member, informer in informers)
-        # A cluster that is engaged later does not make the process unready.
-        self._was_ready = self._was_ready or (discovery.synced and not is_waiting)
-        return Health(
-            ready=self._was_ready,
-            discovery=discovery,
-            clusters=len(members),
-            synced=discovery.synced and all(informer.cache.synced for _, informer in informers),
-            problems=tuple(
-                CacheProblem(
-                    cluster=member.cluster.name,
-                    kind=str(informer.key),
-                    state=informer.state,
-                    is_synced=informer.cache.synced,
-                    problem=informer.problem,
-                    since=datetime.fromtimestamp(informer.since, UTC),
-                )
-                for member, informer in informers
-                if informer.problem
-            ),
-            crashing=tuple(each for name, each in tuple(self._crashes.items()) if not self._has_recovered(name)),
-            failing=sum(len(each.failures) for each in self._controllers),
-            oldest_queued=timedelta(seconds=now - min(oldest, default=now)),
-        )
-
-    def _has_recovered(self, name: str) -> bool:
-        """Return whether a cluster that has crashed has run for long enough."""
-        member = self._members.get(name)
-        return member is not None and member.engaged_at < time.monotonic() - _FIRST_LIST_S
+        return self._health.health(self._clusters.discovery)
 
     def failing(self) -> Iterator[FailingObject]:
         """Return the objects whose last reconcile failed. Safe in any thread."""
-        now, wall = self.now(), time.time()
-        for controller in self._controllers:
-            for key, failure, retry_at in controller.failing():
-                # One that is not delayed is ready, or in flight again.
-                due = None if failure.is_stopped else wall + max(0.0, (retry_at or now) - now)
-                yield FailingObject(
-                    controller=controller.spec.name,
-                    cluster=key.cluster,
-                    namespace=key.namespace,
-                    name=key.name,
-                    error=failure.error,
-                    attempts=failure.attempts,
-                    since=datetime.fromtimestamp(failure.since, UTC),
-                    next_try=None if due is None else datetime.fromtimestamp(due, UTC),
-                )
-
-    # --- clusters ---
-
-    async def _operate(self, cluster: EngagedCluster) -> None:
-        """Run the informers and reconciles of a cluster, until it is disengaged."""
-        try:
-            async with cluster.credentials() as credentials:
-                api = ClusterApi(cluster.name, credentials, self._pools, proxy=cluster.proxy, tracer=self._tracer)
-                try:
-                    with unwrap_single_error():
-                        async with asyncio.TaskGroup() as tasks:
-                            await self._run_member(
-                                _ClusterTasks(cluster, next(self._incarnations), api, tasks, self._controllers)
-                            )
-                finally:
-                    await api.aclose()
-        except Exception as error:
-            before = self._crashes.get(cluster.name)
-            self._crashes[cluster.name] = ClusterProblem(
-                cluster=cluster.name,
-                problem=str(error) or repr(error),
-                failures=1 if before is None else before.failures + 1,
-                since=datetime.now(UTC) if before is None else before.since,
-            )
-            raise
-        finally:
-            if not cluster.engaged:
-                self._crashes.pop(cluster.name, None)
-
-    async def _run_member(self, member: _ClusterTasks) -> None:
-        for key, spec in self._informers.items():
-            member.informers[key] = Informer(member.api, spec, _REFLECTION, listener=member, budget=self._budget)
-        self._members[member.cluster.name] = member
-        for controller in self._controllers:
-            controller.engage(member)
-        try:
-            for informer in member.informers.values():
-                following = informer.run(member.api, _REFLECTION)
-                member.tasks.create_task(following, name=f"{informer.key} of {member.cluster.name}")
-            seen = member.cluster.current
-            while True:
-                before, seen = seen, await member.cluster.updated(since=seen)
-                for controller in self._controllers:
-                    if stays_suspended(before) and not stays_suspended(seen):
-                        controller.unpark(member)
-                    if controller.spec.on_cluster_change and _content(before) != _content(seen):
-                        controller.resync(member, Priority.LIVE)
-        finally:
-            # Before the task group cancels the reconciles, so that no further ones begin.
-            del self._members[member.cluster.name]
-            member.own_writes.clear()
-            for controller in self._controllers:
-                controller.drop(member)
+        return self._health.failing()
 
     # --- periodic work ---
 
     async def _log_summaries(self) -> None:
         while True:
             await asyncio.sleep(INTERVAL_S)
-            for failures, _, what in self._failures.summaries(asyncio.get_running_loop().time()):
+            for failures, _, what in self._shared.failures.summaries(asyncio.get_running_loop().time()):
                 log.error("%s (%d times since it was last logged)", what, failures)
 
     async def _resync_periodically(self) -> None:
@@ -541,26 +371,7 @@ class Controllers(RunsInBackground):
             return
         while True:
             await asyncio.sleep(self._resync.total_seconds())
-            for member in tuple(self._members.values()):
-                for controller in self._controllers:
-                    controller.resync(member)
-                await asyncio.sleep(0)
-
-    # --- metrics: collected in another thread ---
-
-    def now(self) -> float:
-        return 0.0 if self._loop is None else self._loop.time()
-
-    def queues(self) -> Iterable[QueueState]:
-        return [QueueState(each.spec.name, each.queue, each.running) for each in self._controllers]
-
-    def informers(self) -> Iterator[InformerMetrics]:
-        for member in tuple(self._members.values()):
-            for informer in tuple(member.informers.values()):
-                yield InformerMetrics(informer.key.resource, informer.state, informer.counted_bytes)
-
-    def clusters(self) -> int:
-        return len(self._members)
+            await self._engaged.resync()
 
 
 def _predicates(on: Predicates[Any]) -> tuple[Predicate[Any], ...]:
@@ -571,15 +382,3 @@ def _predicates(on: Predicates[Any]) -> tuple[Predicate[Any], ...]:
         elif each not in ("generation", "labels", "annotations"):
             raise ValueError(f"on={each!r}: write generation, labels, annotations, or a function")
     return given
-
-
-def _shared(held: Kind[Any], wanted: Kind[Any]) -> Kind[Any]:
-    """Return the kind to cache for two users: whole objects if one of them needs these. Raises ValueError."""
-    if held.transform is not wanted.transform:
-        raise ValueError(f"{held.key} is cached with another transform=: use one Kind for both")
-    return wanted if held.metadata_only else held
-
-
-def _content(cluster: Cluster) -> tuple[object, ...]:
-    """Return what `on_cluster_change` compares."""
-    return dict(cluster.labels), dict(cluster.annotations), cluster.suspended

@@ -10,7 +10,7 @@ from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Generic, Literal, TypeVar, cast, overload
+from typing import Any, Generic, Literal, Protocol, TypeVar, cast, overload
 
 import msgspec
 
@@ -29,18 +29,13 @@ from milo_controllers.conditions import (
     with_owner,
 )
 from milo_controllers.errors import Conflict, ControllerError, NotFound
-from milo_controllers.event_log import (
-    CreateEvent,
-    EventContent,
-    EventLog,
-    EventType,
-    PatchEvent,
-    in_core,
-)
+from milo_controllers.event_log import EventContent, EventType
+from milo_controllers.event_recorder import EventRecorder, log_lost
 from milo_controllers.fleet_view import ClusterCaches, FleetView
 from milo_controllers.functions import check_timedelta
-from milo_controllers.kinds import CORE_EVENTS, AnyKind, Document, Kind, ObjectT, document, kind_of
+from milo_controllers.kinds import AnyKind, Document, Kind, ObjectT, document, kind_of
 from milo_controllers.own_writes import Write
+from milo_controllers.work_queue import Work
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.errors import DiscoveryError
 
@@ -64,40 +59,71 @@ class Result:
         check_timedelta("requeue_after", self.requeue_after)
 
 
+class RequestedCluster(Protocol):
+    """An engaged cluster, as a request needs it."""
+
+    @property
+    def api(self) -> ClusterApi: ...
+    @property
+    def view(self) -> ClusterCaches: ...
+    @property
+    def events(self) -> EventRecorder: ...
+
+
+class ThreadCalls:
+    """The calls that a reconciler in a thread makes in the event loop, until it is ended."""
+
+    __slots__ = ("_is_ended", "_loop", "_waiting")
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._is_ended = False
+        self._waiting: set[Future[Any]] = set()
+
+    def wait(self, call: Coroutine[Any, Any, Other]) -> Other:
+        """Return the result of a call. Raises CancelledError if the reconcile was ended meanwhile."""
+        if self._is_ended:
+            call.close()
+            raise CancelledError("the reconcile has ended")
+        future = asyncio.run_coroutine_threadsafe(call, self._loop)
+        self._waiting.add(future)
+        try:
+            return future.result()
+        finally:
+            self._waiting.discard(future)
+
+    def end(self) -> None:
+        self._is_ended = True
+        for future in tuple(self._waiting):
+            future.cancel()
+
+
 class Request(Generic[ObjectT]):
     """One object to reconcile. The object may no longer exist."""
 
     def __init__(
         self,
-        *,
         kind: Kind[ObjectT],
-        namespace: str,
-        name: str,
-        api: ClusterApi,
-        view: ClusterCaches,
+        work: Work,
+        member: RequestedCluster,
+        *,
         clusters: FleetView,
-        events: EventLog,
         field_manager: str,
-        failures: int,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.kind = kind
-        self.namespace = namespace
-        self.name = name
+        self.namespace = work.key.namespace
+        self.name = work.key.name
         self.clusters = clusters
         """The caches of all clusters."""
-        self.failures = failures
+        self.failures = work.failures
         """Failures in a row before this attempt."""
         self.writes: dict[tuple[str, str, str], Write] = {}
         """The last write of each object, by resource, namespace and name."""
-        self._api = api
-        self._view = view
-        self._events = events
+        self._member = member
         self._field_manager = field_manager
         self._now = now
-        self._loop = asyncio.get_running_loop()
-        self._is_ended = False
-        self._waiting: set[Future[Any]] = set()
+        self._calls = ThreadCalls()
         self._written: Document | None = None
         """The object as this reconcile last wrote it, which the cache may not have yet."""
 
@@ -108,28 +134,18 @@ class Request(Generic[ObjectT]):
     @property
     def cluster(self) -> EngagedCluster:
         """The cluster that the object is in. `cluster.api_client()` opens a client of the kubernetes package."""
-        return self._view.cluster
+        return self._member.view.cluster
 
     def wait(self, call: Coroutine[Any, Any, Other]) -> Other:
         """Run a call in the event loop and return its result, for a reconciler that is a plain function.
 
         For example `request.wait(request.get())`. Raises CancelledError if the reconcile was ended meanwhile.
         """
-        if self._is_ended:
-            call.close()
-            raise CancelledError(f"{self!r} has ended")
-        future = asyncio.run_coroutine_threadsafe(call, self._loop)
-        self._waiting.add(future)
-        try:
-            return future.result()
-        finally:
-            self._waiting.discard(future)
+        return self._calls.wait(call)
 
     def end(self) -> None:
         """Cancel the calls of `wait`. Called by the controller when the reconcile is ended."""
-        self._is_ended = True
-        for future in tuple(self._waiting):
-            future.cancel()
+        self._calls.end()
 
     # --- reads ---
 
@@ -148,8 +164,8 @@ class Request(Generic[ObjectT]):
             written = self._written
             if written is not None:
                 return self.kind.decode(msgspec.json.encode(written))
-            return self._view.get(self.kind, self.name, self.namespace)
-        return self._view.get(kind, name, self._default(namespace))
+            return self._member.view.get(self.kind, self.name, self.namespace)
+        return self._member.view.get(kind, name, self._default(namespace))
 
     @overload
     def list(
@@ -180,11 +196,11 @@ class Request(Generic[ObjectT]):
         """Return objects of the cluster from the cache: of one namespace or all, only those that this object owns,
         or those that an index function returned this value for. Raises NotCached or NotSynced."""
         owner = self._metadata()["uid"] if owned else None
-        return self._view.list(kind, namespace, owner=owner, index=index)
+        return self._member.view.list(kind, namespace, owner=owner, index=index)
 
     async def read(self, kind: AnyKind, name: str, namespace: str | None = None) -> Document:
         """Read an object from the API server. Raises NotFound."""
-        return await self._api.send("GET", kind_of(kind).path(name, self._default(namespace)))
+        return await self._member.api.send("GET", kind_of(kind).path(name, self._default(namespace)))
 
     # --- writes ---
 
@@ -192,20 +208,20 @@ class Request(Generic[ObjectT]):
         """Create an object, with this one as its controller if `owned`. Raises AlreadyExists."""
         kind, body = await self._prepared(kind, body, owned=owned)
         path = kind.collection(self._namespace(body))
-        return self._noted(kind, await self._api.send("POST", path, self._manager, body))
+        return self._noted(kind, await self._member.api.send("POST", path, self._manager, body))
 
     async def update(self, kind: AnyKind, body: object) -> Document:
         """Replace an object. Raises Conflict if it has changed since `body` was read."""
         kind, body = await self._prepared(kind, body)
         path = kind.path(body["metadata"]["name"], self._namespace(body))
-        return self._noted(kind, await self._api.send("PUT", path, self._manager, body))
+        return self._noted(kind, await self._member.api.send("PUT", path, self._manager, body))
 
     async def apply(self, kind: AnyKind, body: object, *, owned: bool = False, force: bool = True) -> Document:
         """Create or change an object by server-side apply, with this one as its controller if `owned`."""
         kind, body = await self._prepared(kind, body, owned=owned)
         path = kind.path(body["metadata"]["name"], self._namespace(body))
         query = [*self._manager, ("force", str(force).lower())]
-        return self._noted(kind, await self._api.send("PATCH", path, query, body, content_type=APPLY_PATCH))
+        return self._noted(kind, await self._member.api.send("PATCH", path, query, body, content_type=APPLY_PATCH))
 
     async def patch(
         self,
@@ -220,7 +236,9 @@ class Request(Generic[ObjectT]):
         """Patch an object, or a subresource of it."""
         kind = kind_of(kind)
         path = kind.path(name, self._default(namespace), subresource)
-        return self._noted(kind, await self._api.send("PATCH", path, self._manager, patch, content_type=_PATCHES[type]))
+        return self._noted(
+            kind, await self._member.api.send("PATCH", path, self._manager, patch, content_type=_PATCHES[type])
+        )
 
     async def delete(self, kind: AnyKind, name: str, *, namespace: str | None = None, uid: str | None = None) -> None:
         """Delete an object; it is not an error if it does not exist. With `uid`, only this very object."""
@@ -229,7 +247,7 @@ class Request(Generic[ObjectT]):
             body["preconditions"] = {"uid": uid}
         kind, place = kind_of(kind), (self._default(namespace), name)
         with suppress(NotFound):
-            answer = await self._api.send("DELETE", kind.path(name, place[0]), (), body)
+            answer = await self._member.api.send("DELETE", kind.path(name, place[0]), (), body)
             # An object that waits for its finalizers is returned; otherwise a Status, or the object as it last was.
             if answer.get("kind") == "Status":
                 found = str((answer.get("details") or {}).get("uid") or uid or "")
@@ -288,38 +306,14 @@ class Request(Generic[ObjectT]):
 
     async def event(self, reason: str, note: str, *, type: EventType = "Normal", action: str = "Reconcile") -> None:  # noqa: A002
         """Record an event of the object. Repetitions become a series. A failure is logged, and not raised."""
-        regarding: Document | None = None
-        content = EventContent(type, reason, action, note)
         try:
             regarding = await self._whole_document()
-            write = self._events.record(self.cluster.name, regarding, content, self._now())
-            if write is not None:
-                await self._record(write)
         except (ControllerError, DiscoveryError) as error:
-            if regarding is not None:
-                self._events.forget(self.cluster.name, regarding, content)
-            log.warning("%s: event %s of %s was not recorded: %s", self.cluster.name, reason, self.name, error)
+            log_lost(self.cluster.name, reason, self.name, error)
+        else:
+            await self._member.events.record(regarding, EventContent(type, reason, action, note), self._now())
 
     # --- internals ---
-
-    async def _record(self, write: CreateEvent | PatchEvent) -> None:
-        kind = self._api.event_kind  # another reconcile may change it before the answer
-        try:
-            await self._send_event(kind, write)
-        except NotFound:
-            if kind is CORE_EVENTS:
-                raise
-            # That may mean the kind, as in Milo, or the namespace: only a success tells.
-            await self._send_event(CORE_EVENTS, write)
-            self._api.event_kind = CORE_EVENTS
-
-    async def _send_event(self, kind: Kind[Document], write: CreateEvent | PatchEvent) -> None:
-        match write:
-            case CreateEvent(namespace, body):
-                event = in_core(body) if kind is CORE_EVENTS else body
-                await self._api.send("POST", kind.collection(namespace), (), event)
-            case PatchEvent(namespace, name, body):
-                await self._api.send("PATCH", kind.path(name, namespace), (), body, content_type=MERGE_PATCH)
 
     async def _change(self, changed: Callable[[Document], Document | None], *, subresource: str = "") -> bool:
         """Write the patch that `changed` returns for the object, on top of the version that it was made from."""
@@ -333,7 +327,7 @@ class Request(Generic[ObjectT]):
             locked = {"resourceVersion": metadata["resourceVersion"], "uid": metadata["uid"]}
             body = {**patch, "metadata": {**patch.get("metadata", {}), **locked}}
             try:
-                written = await self._api.send(
+                written = await self._member.api.send(
                     "PATCH",
                     self.kind.path(self.name, self.namespace, subresource),
                     self._manager,
@@ -354,14 +348,14 @@ class Request(Generic[ObjectT]):
         """Return the object as a dict. Raises NotFound if it does not exist."""
         if self._written is not None:
             return self._written
-        found = self._view.document(self.kind, self.name, self.namespace)
+        found = self._member.view.document(self.kind, self.name, self.namespace)
         if found is None:
             raise NotFound(404, "NotFound", f"{self!r}: the object does not exist")
         return found
 
     async def _whole_document(self) -> Document:
         """Return the object with its kind and status, which a cache of metadata lacks. Raises NotFound."""
-        if self._written is None and self._view.is_partial(self.kind):
+        if self._written is None and self._member.view.is_partial(self.kind):
             self._written = await self.read(self.kind, self.name, self.namespace)
         return self._document()
 

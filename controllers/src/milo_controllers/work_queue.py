@@ -43,6 +43,9 @@ class ObjectKey(NamedTuple):
     namespace: str
     name: str
 
+    def __str__(self) -> str:
+        return f"{self.cluster}: {self.namespace}/{self.name}" if self.namespace else f"{self.cluster}: {self.name}"
+
 
 class QueuePolicy(msgspec.Struct, frozen=True, kw_only=True):
     first_delay_s: float = 0.1

@@ -118,7 +118,7 @@ async def test_attack_stops_no_reconciles_of_other_tenants_and_takes_little_memo
 async def test_cluster_that_does_not_serve_is_in_the_health_and_does_not_make_the_operator_unready(
     plane: ControlPlane, attack: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("milo_controllers.controllers._FIRST_LIST_S", 2.0)
+    monkeypatch.setattr("milo_controllers.health_check.FIRST_LIST_S", 2.0)
     began = datetime.now(UTC)
     with attacking(attack) as hostile:
         controllers = Controllers(Fleet(FakeDiscovery(plane, *hostile)), registry=CollectorRegistry())

@@ -15,8 +15,18 @@ from typing import Any, cast
 import pytest
 from prometheus_client import CollectorRegistry
 
-from milo_controllers import Controllers, Kind, Permanent, QueuePolicy, Request, Result, controllers, watches
-from milo_controllers.controller import ReconcileTarget, Watched
+from milo_controllers import (
+    Controllers,
+    Kind,
+    Permanent,
+    QueuePolicy,
+    ReconcileTarget,
+    Request,
+    Result,
+    Watched,
+    engaged_clusters,
+    watches,
+)
 from milo_discovery import DiscoveryClient, Fleet
 from milo_discovery.events import Event, StreamNotice, Synced
 from milo_discovery.model import Cluster, EventType
@@ -256,7 +266,7 @@ def neighbours(change: Watched[Any]) -> list[ReconcileTarget]:
 def test_newest_version_of_every_object_is_reconciled_after_the_last_fault(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(controllers, "ClusterApi", SimulatedClusterApi)
+    monkeypatch.setattr(engaged_clusters, "ClusterApi", SimulatedClusterApi)
     monkeypatch.setattr(random, "random", Random(seed).random)  # jitter
     assert Simulation(seed).run() == []
 

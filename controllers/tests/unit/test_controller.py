@@ -11,14 +11,15 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from milo_controllers import Conflict, NotSynced, ReconcileTarget, Watched, watches
-from milo_controllers.controller import Controller, ControllerSpec, Shared
-from milo_controllers.event_log import EventLog
+from milo_controllers.controller import Controller, Shared
 from milo_controllers.fleet_view import FleetView
 from milo_controllers.kinds import Kind
 from milo_controllers.metrics import ControllerMetrics
 from milo_controllers.object_cache import CachedObject, Change
+from milo_controllers.registration import ControllerSpec
 from milo_controllers.request import Request
-from milo_controllers.work_queue import ObjectKey, Priority
+from milo_controllers.watched import WatchedKind
+from milo_controllers.work_queue import ObjectKey
 from milo_discovery._failure_log import FailureLog
 from milo_discovery.testing import eventually
 
@@ -41,16 +42,18 @@ def engaged(controller: Controller, members: dict[str, Any], name: str, tasks: a
     controller.pump_soon()
 
 
-def controller_of(reconcile: Callable[[Request], Awaitable[None]], members: dict[str, Any]) -> Controller:
+def controller_of(
+    reconcile: Callable[[Request], Awaitable[None]], members: dict[str, Any], *watched: WatchedKind
+) -> Controller:
     shared = Shared(
         members=members,
         clusters=FleetView({}),
         metrics=ControllerMetrics.of(CollectorRegistry(), max_clusters=1),
-        events=EventLog("controller", "instance"),
         failures=FailureLog(),
         threads=ThreadPoolExecutor,
     )
-    controller = Controller(ControllerSpec("widgets", Kind("example.com/v1/widgets"), workers=1), reconcile, shared)
+    spec = ControllerSpec("widgets", Kind("example.com/v1/widgets"), watches=watched, workers=1)
+    controller = Controller(spec, reconcile, shared)
     controller.resume()
     return controller
 
@@ -110,12 +113,13 @@ async def test_mapper_that_reads_a_cache_before_its_first_list_logs_no_error(cap
         raise NotSynced("widgets of alpha have not been listed yet; retry later")
 
     members: dict[str, Any] = {}
-    controller = controller_of(reconcile, members)
+    watched = watches("v1/secrets", map=mapper)
+    controller = controller_of(reconcile, members, watched)
     seen = CachedObject("a", "default", "uid", "1", b"{}")
+    secrets: Any = SimpleNamespace(key=watched.kind.key)
     async with asyncio.TaskGroup() as tasks:
         engaged(controller, members, "alpha", tasks)
-        watched = watches("v1/secrets", map=mapper)
-        controller._add_mapped(members["alpha"], watched, Change(None, seen, is_live=True), Priority.LIVE)
+        controller.changed(members["alpha"], secrets, Change(None, seen, is_live=True))
     assert [each for each in caplog.records if each.levelno > logging.DEBUG] == []
 
 

@@ -136,5 +136,5 @@ async def test_enqueue_refuses_a_target_without_a_cluster_and_an_unknown_control
 async def test_queue_policy_leaves_the_limit_per_cluster_as_it_is() -> None:
     made = controllers()
     made.reconcile(WIDGETS, per_cluster=2, queue=QueuePolicy(max_delay_s=1.0))(works)
-    [(spec, _)] = made._specs
+    [(spec, _)] = made._registration.reconcilers
     assert (spec.per_cluster, spec.policy.max_delay_s) == (2, 1.0)

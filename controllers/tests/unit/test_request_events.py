@@ -6,8 +6,10 @@ from typing import Any
 
 from milo_controllers.errors import NotFound
 from milo_controllers.event_log import EventLog
-from milo_controllers.kinds import EVENTS, Document, Kind
+from milo_controllers.event_recorder import EventRecorder
+from milo_controllers.kinds import Document, Kind
 from milo_controllers.request import Request
+from milo_controllers.work_queue import ObjectKey, Work
 from tests.support.eventually import eventually
 
 OBJECT = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a", "namespace": "default", "uid": "u"}}
@@ -17,7 +19,7 @@ class CoreEventsApi:
     """Answers 404 to events of events.k8s.io, in the order that the test chooses."""
 
     def __init__(self) -> None:
-        self.event_kind: Kind[Document] = EVENTS
+        self.name = "shop"
         self.refused: list[asyncio.Event] = []
         self.created: list[str] = []
 
@@ -40,18 +42,14 @@ class FixedRequest(Request[Document]):
 async def test_event_is_sent_again_although_another_reconcile_learned_of_the_kind_meanwhile() -> None:
     api: Any = CoreEventsApi()
     view: Any = SimpleNamespace(cluster=SimpleNamespace(name="shop"))
-    events = EventLog("operator", "pod")
+    member: Any = SimpleNamespace(api=api, view=view, events=EventRecorder(api, EventLog("operator", "pod")))
     requests = [
         FixedRequest(
-            kind=Kind("v1/configmaps"),
-            namespace="default",
-            name="a",
-            api=api,
-            view=view,
+            Kind("v1/configmaps"),
+            Work(ObjectKey("shop", 1, "default", "a"), 0.0, 0),
+            member,
             clusters=view,
-            events=events,
             field_manager="m",
-            failures=0,
         )
         for _ in range(2)
     ]

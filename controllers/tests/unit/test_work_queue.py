@@ -314,3 +314,8 @@ def test_work_queue_forgets_timers_of_delays_that_a_change_cut_short(objects: in
             queue.add(key(str(number)), 0.0)
             failed_at(queue, 0.0, Done(requeue_after_s=3600.0))
     assert len(queue._timers) <= 64 + 2 * objects
+
+
+def test_object_key_names_the_namespace_of_an_object_that_has_one() -> None:
+    keys = ObjectKey("shop", 1, "default", "web"), ObjectKey("shop", 1, "", "node")
+    assert [*map(str, keys)] == ["shop: default/web", "shop: node"]

@@ -11,7 +11,6 @@ import msgspec
 
 from milo_kube import retry_after
 from milo_kube.http.errors import TransportError
-from milo_kube.reflect.identified import Seen
 from milo_kube.reflect.liveness_policy import LivenessPolicy
 from milo_kube.reflect.messages import (
     MALFORMED_RESPONSE,
@@ -24,7 +23,7 @@ from milo_kube.reflect.messages import (
 )
 from milo_kube.reflect.reflector import Reflector
 from milo_kube.reflect.view_status import ViewStatus
-from milo_kube.reflect.wire import Decoder, Lines, LineTooLongError, ListPageError, error_status
+from milo_kube.reflect.wire import Decoder, Lines, LineTooLongError, ListPageError, Seen, error_status
 from milo_kube.reusable_timeout import Deadline
 
 T = TypeVar("T")

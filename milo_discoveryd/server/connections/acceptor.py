@@ -18,18 +18,23 @@ from milo_discoveryd.identity.review_budget import TokenOrigin
 from milo_discoveryd.logger import log
 from milo_discoveryd.server.calls.grpc_errors import UnauthenticatedError
 from milo_discoveryd.server.calls.rpc_context import RpcContext
-from milo_discoveryd.server.connections.connect_rate import ConnectRateLimiter
 from milo_discoveryd.server.connections.connection_budget import (
     CONNECTION_REFUSED,
     TAKEN,
     ConnectionLimitError,
     ConnectionSlots,
 )
+from milo_discoveryd.server.connections.connection_rates import (
+    EXCESS,
+    ConnectRateLimiter,
+    PausedError,
+    RefusedCallLimiter,
+    network,
+    peer_address,
+)
 from milo_discoveryd.server.connections.inner_socket import InnerSocket
 from milo_discoveryd.server.connections.listener import Listener
-from milo_discoveryd.server.connections.peer_address import network, peer_address
 from milo_discoveryd.server.connections.proxy import ProxySide, proxy
-from milo_discoveryd.server.connections.refused_calls import EXCESS, PausedError, RefusedCallLimiter
 from milo_discoveryd.server.paced_audit import PacedAudit
 
 HANDSHAKE_S = 10.0

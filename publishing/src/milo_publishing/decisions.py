@@ -126,6 +126,9 @@ class Publication:
         """Return whether each desired object has its content."""
         return all(each.content is not None for each in self._desired.values())
 
+    def described(self, name: str) -> str:
+        return f"{self.resource.kind} {name}"
+
     def decide(self, name: str, *, may_delete: bool) -> Action | None:
         """Return the next action for an object; None if there is nothing to do.
 

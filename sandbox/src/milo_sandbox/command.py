@@ -5,21 +5,24 @@ import shlex
 import shutil
 import time
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from random import SystemRandom
 from tempfile import TemporaryDirectory
 
 import msgspec
 
 from milo_sandbox import churn as changes
-from milo_sandbox import saved_server
+from milo_sandbox import kubeconfigs
 from milo_sandbox.api import Features
+from milo_sandbox.certificates import ServerIdentity, issue_identity
 from milo_sandbox.errors import CommandError, write
 from milo_sandbox.milo import PROJECT_FINALIZER
 from milo_sandbox.sandbox import Sandbox
 from milo_sandbox.server import ServerAddress
 from milo_sandbox.signals import stop_signals
 
+_RENEWED_BEFORE = timedelta(days=1)
 # Not indented, so that it can be pasted as it is; the watch, which does not end, comes last.
 _COMMANDS = """\
 Commands to try in another terminal:
@@ -35,6 +38,46 @@ YAML
 kubectl delete project hello
 kubectl get projects --watch
 """
+
+
+class SavedServer(msgspec.Struct, frozen=True, kw_only=True):
+    """The address and the identity of a sandbox, saved beside its kubeconfig.
+
+    A sandbox that is started again with the same kubeconfig file has the same port, certificates and projects, so
+    clients of the earlier one recover as after a restart of an API server.
+    """
+
+    host: str
+    port: int
+    """The port; 0 before the first start, for any free port."""
+    seed: int
+    """The random seed, which determines the names and UIDs of the first projects."""
+    identity: ServerIdentity
+
+
+def _saved_path(kubeconfig: Path) -> Path:
+    return kubeconfig.with_name(f"{kubeconfig.name}.sandbox")
+
+
+def _load_or_issue(kubeconfig: Path, host: str, port: int, now: datetime) -> SavedServer:
+    """Return the server saved by an earlier run on this address, or a new one."""
+    try:
+        saved = msgspec.json.decode(_saved_path(kubeconfig).read_bytes(), type=SavedServer)
+    except (OSError, msgspec.DecodeError):
+        return _new_server(host, port, now)
+    if saved.host != host or port not in (0, saved.port) or saved.identity.expires_at - now < _RENEWED_BEFORE:
+        return _new_server(host, port, now)
+    return saved
+
+
+def _save(kubeconfig: Path, server: SavedServer) -> None:
+    kubeconfigs.write_secret(_saved_path(kubeconfig), msgspec.json.encode(server).decode())
+
+
+def _new_server(host: str, port: int, now: datetime) -> SavedServer:
+    return SavedServer(
+        host=host, port=port, seed=SystemRandom().getrandbits(32), identity=issue_identity(host, now=now)
+    )
 
 
 async def serve(
@@ -54,7 +97,7 @@ async def serve(
         kubeconfig = kubeconfig_out or (
             Path(stack.enter_context(TemporaryDirectory(prefix="milo-sandbox-"))) / "kubeconfig"
         )
-        server = saved_server.load_or_issue(kubeconfig, host, port, datetime.now(UTC))
+        server = _load_or_issue(kubeconfig, host, port, datetime.now(UTC))
         sandbox = Sandbox(
             address=ServerAddress(host=host, port=server.port, identity=server.identity),
             seed=server.seed,
@@ -73,7 +116,7 @@ async def serve(
             raise CommandError(_not_listening(listen, port, server.port, error)) from error
         try:
             sandbox.write_kubeconfig(kubeconfig)
-            saved_server.save(kubeconfig, msgspec.structs.replace(server, port=sandbox.port))
+            _save(kubeconfig, msgspec.structs.replace(server, port=sandbox.port))
         except OSError as error:
             why = error.strerror or error
             raise CommandError(f"can't write {kubeconfig}: {why}; try another --kubeconfig-out") from error

@@ -29,7 +29,7 @@ from milo_discoveryd.rights.rights import Grant, Rights, RightsRule
 from milo_discoveryd.rights.scope import ALL_CLUSTERS
 from milo_discoveryd.server.calls import in_flight
 from milo_discoveryd.server.calls.service import Service
-from milo_discoveryd.server.connections import refused_calls
+from milo_discoveryd.server.connections import connection_rates
 from milo_discoveryd.server.connections.acceptor import Acceptor
 from milo_discoveryd.server.connections.listener import Listener, UnixSocket
 from milo_discoveryd.server.connections.proxy import ProxySide
@@ -294,7 +294,7 @@ async def test_idle_connections_of_many_users_do_not_lock_out_a_new_user(
 async def test_caller_with_too_many_refused_calls_loses_its_connection_and_pauses(
     monkeypatch: pytest.MonkeyPatch, directory: Path
 ) -> None:
-    monkeypatch.setattr(refused_calls, "RATE", Rate(per_second=0.001, burst=20.0))
+    monkeypatch.setattr(connection_rates, "REFUSED_CALL_RATE", Rate(per_second=0.001, burst=20.0))
     rule = RightsRule(CallerSelector(uids=frozenset({1001})), Grant(rule="others", scope=ALL_CLUSTERS))
 
     async def codes(harness: Harness, count: int) -> list[grpc.StatusCode]:
@@ -308,12 +308,12 @@ async def test_caller_with_too_many_refused_calls_loses_its_connection_and_pause
         await eventually(lambda: len(acceptor(harness)) == 0)
         assert await codes(harness, 1) == [grpc.StatusCode.UNAVAILABLE]
         assert [text for _, text in [await as_another(harness.address, 1001)]] == ["OK"]
-        monkeypatch.setattr(refused_calls, "RATE", Rate(per_second=1e6, burst=20.0))
+        monkeypatch.setattr(connection_rates, "REFUSED_CALL_RATE", Rate(per_second=1e6, burst=20.0))
         assert await codes(harness, 1) == [grpc.StatusCode.PERMISSION_DENIED]
     reasons = {(line["reason"], line["caller"]["uid"]) for line in harness.audited}
     assert reasons == {("NO_RULE", 0), ("TOO_MANY_REFUSED_CALLS", 0)}
     problems = [line["problem"] for line in harness.audited if "problem" in line]
-    assert problems[0] == refused_calls.EXCESS
+    assert problems[0] == connection_rates.EXCESS
     assert "connect again in" in problems[-1]
 
 

@@ -19,7 +19,7 @@ from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.server.connections.acceptor import HANDSHAKE_S
-from milo_discoveryd.server.connections.connect_rate import ConnectRateLimiter
+from milo_discoveryd.server.connections.connection_rates import ConnectRateLimiter
 from milo_discoveryd.server.connections.listener import Listener, TcpEndpoint
 from milo_discoveryd.server.connections.proxy import HANDSHAKE_BYTES, ProxySide
 from milo_discoveryd.server.connections.tls_certificates import ServerTls

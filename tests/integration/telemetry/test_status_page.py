@@ -14,8 +14,8 @@ from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.sharding.status import GroupStatus, MemberStatus
 from milo_discoveryd.telemetry import status_page
+from milo_discoveryd.telemetry.http import printable_metrics
 from milo_discoveryd.telemetry.journal import RECENT_CHANGES_KEPT, SAMPLES, RecentHistory
-from milo_discoveryd.telemetry.printable import printable_metrics
 from milo_discoveryd.telemetry.status import ORDER, SORTING, ClusterQuery, DaemonIdentity, SourceSummary
 from tests.unit.registry.fleets import cluster
 

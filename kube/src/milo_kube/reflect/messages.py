@@ -6,7 +6,7 @@ from typing import Generic
 
 import msgspec
 
-from milo_kube.reflect.identified import Seen
+from milo_kube.reflect.wire import Seen
 
 # --- requests to the driver ---
 

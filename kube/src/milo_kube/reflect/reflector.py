@@ -17,7 +17,6 @@ from typing import Generic
 import msgspec
 
 from milo_kube.reflect.backoff import Backoff
-from milo_kube.reflect.identified import Seen
 from milo_kube.reflect.liveness_policy import LivenessPolicy
 from milo_kube.reflect.messages import (
     MALFORMED_RESPONSE,
@@ -55,6 +54,7 @@ from milo_kube.reflect.wire import (
     ListPage,
     ObjectRemoved,
     ObjectSeen,
+    Seen,
     Undecodable,
     UnknownEvent,
     WatchEvent,

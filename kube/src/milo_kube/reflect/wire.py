@@ -5,16 +5,30 @@ One malformed object does not affect the others. A line that is not an event at 
 
 import re
 from collections.abc import Callable, Iterator
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 import msgspec
-
-from milo_kube.reflect.identified import Seen
 
 INITIAL_EVENTS_END: Final = "k8s.io/initial-events-end"
 MAX_LINE: Final = 8 * 1024 * 1024
 _LONGEST_ID = 128
 
+
+class Identified(Protocol):
+    """An object as a decoder returns it: the fields that list and watch read, besides those that the decoder keeps."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def uid(self) -> str:
+        """The UID; empty if it could not be read."""
+
+    @property
+    def version(self) -> str:
+        """The resource version."""
+
+
+Seen = TypeVar("Seen", bound=Identified)
 Object = TypeVar("Object")
 Content = TypeVar("Content")
 

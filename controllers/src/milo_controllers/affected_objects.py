@@ -1,0 +1,102 @@
+"""Which objects one controller has to reconcile because of a change: the object itself, its owners, and mapped ones."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+from milo_controllers.errors import NotSynced
+from milo_controllers.fleet_view import CachedCluster, FleetView
+from milo_controllers.informer import Informer
+from milo_controllers.kinds import CacheKey, Kind
+from milo_controllers.object_cache import CachedObject, Change
+from milo_controllers.reconcile_failures import ReconcileFailures
+from milo_controllers.registration import ControllerSpec
+from milo_controllers.watched import Predicate, Watched, WatchedKind
+from milo_controllers.work_queue import ObjectKey
+
+log = logging.getLogger("milo_controllers")
+
+
+class AffectedCluster(CachedCluster, Protocol):
+    """An engaged cluster whose objects are reconciled."""
+
+    @property
+    def incarnation(self) -> int: ...
+
+
+class AffectedObjects:
+    """The rules of one controller. Errors in the author's functions are logged, and stop nothing."""
+
+    def __init__(
+        self,
+        spec: ControllerSpec,
+        members: Mapping[str, AffectedCluster],
+        clusters: FleetView,
+        failures: ReconcileFailures,
+    ) -> None:
+        self._spec = spec
+        self._members = members
+        self._clusters = clusters
+        self._failures = failures
+        self._owned = frozenset(spec.owns)
+        self._mapped: dict[CacheKey, list[WatchedKind]] = {}
+        for watched in spec.watches:
+            self._mapped.setdefault(watched.kind.key, []).append(watched)
+        self.needed_kinds = {spec.kind.key, *self._owned, *self._mapped}
+        """The kinds whose caches have to be complete before the first reconcile."""
+
+    def after_change(self, member: AffectedCluster, informer: Informer, change: Change) -> Iterator[ObjectKey]:
+        """Yield the objects to reconcile."""
+        if informer.key == self._spec.kind.key and self._matters(member, self._spec.kind, self._spec.on, change):
+            yield key_of(member, change.current.namespace, change.current.name)
+        if informer.key in self._owned:
+            for owned in (change.old, change.new):
+                if owned is not None:
+                    yield from self._owners(member, owned)
+        for watched in self._mapped.get(informer.key, ()):
+            if self._matters(member, watched.kind, watched.on, change):
+                yield from self._mapped_objects(member, watched, change)
+
+    def _owners(self, member: AffectedCluster, owned: CachedObject) -> Iterator[ObjectKey]:
+        primaries = member.informers[self._spec.kind.key].cache
+        for owner in owned.owners:
+            for namespace in {owned.namespace, ""}:
+                found = primaries.get(namespace, owner.name)
+                # An owner that is not in the cache is reconciled when it appears there.
+                if found is not None and found.uid == owner.uid:
+                    yield key_of(member, namespace, owner.name)
+
+    def _mapped_objects(self, member: AffectedCluster, watched: WatchedKind, change: Change) -> Iterator[ObjectKey]:
+        try:
+            targets = watched.targets(self._watched(member, watched.kind, change))
+        except NotSynced as error:  # the objects of that cache are reconciled when they are listed
+            log.debug(
+                "%s: %s: the mapper of %s: %s", self._spec.name, member.cluster.name, watched.kind.resource, error
+            )
+            return
+        except Exception as error:  # noqa: BLE001  (the author's code: an error there must not stop the informer)
+            what = f"the mapper of {watched.kind.resource}"
+            self._failures.log(member.cluster.name, what, error, "nothing is reconciled")
+            return
+        for target in targets:
+            target_member = member if target.cluster is None else self._members.get(target.cluster)
+            if target_member is not None:
+                yield key_of(target_member, target.namespace, target.name)
+
+    def _matters(
+        self, member: AffectedCluster, kind: Kind[Any], on: tuple[Predicate[Any], ...], change: Change
+    ) -> bool:
+        try:
+            return not on or self._watched(member, kind, change).matters(on)
+        except Exception as error:  # noqa: BLE001  (as above)
+            self._failures.log(member.cluster.name, f"on= of {kind.resource}", error, "the change counts")
+            return True
+
+    def _watched(self, member: AffectedCluster, kind: Kind[Any], change: Change) -> Watched[Any]:
+        return Watched(kind, change, member.cluster, self._clusters)
+
+
+def key_of(member: AffectedCluster, namespace: str, name: str) -> ObjectKey:
+    return ObjectKey(member.cluster.name, member.incarnation, namespace, name)

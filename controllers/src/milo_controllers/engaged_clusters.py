@@ -1,0 +1,193 @@
+"""The engaged clusters of a set of controllers, and the informers and reconciles that run in each."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+
+from milo_controllers.cache_budget import CacheBudget
+from milo_controllers.cluster_api import ClusterApi
+from milo_controllers.controller import Controller
+from milo_controllers.event_log import EventLog
+from milo_controllers.event_recorder import EventRecorder
+from milo_controllers.fleet_view import ClusterCaches
+from milo_controllers.health import ClusterProblem
+from milo_controllers.informer import Informer, InformerSpec
+from milo_controllers.kinds import CacheKey
+from milo_controllers.metrics import InformerMetrics, QueueState
+from milo_controllers.object_cache import Change
+from milo_controllers.own_writes import OwnWrites
+from milo_controllers.reconcile_call import stays_suspended
+from milo_controllers.tracing import SpanTracer
+from milo_controllers.work_queue import Priority
+from milo_discovery._task_groups import unwrap_single_error
+from milo_discovery.engaged_cluster import EngagedCluster
+from milo_discovery.model import Cluster
+from milo_kube.api_server import Pools
+from milo_kube.reflect.reflector import ReflectorPolicy
+
+# Lists of one project are short, and most project control planes support streaming lists anyway.
+_REFLECTION = ReflectorPolicy(page_size=500)
+
+
+class ClusterTasks:
+    """An engaged cluster, while its informers and reconciles run."""
+
+    __slots__ = (
+        *("_controllers", "api", "cluster", "engaged_at", "events", "incarnation", "informers", "own_writes", "tasks"),
+        "view",
+    )
+
+    def __init__(
+        self,
+        cluster: EngagedCluster,
+        incarnation: int,
+        api: ClusterApi,
+        events: EventRecorder,
+        *,
+        tasks: asyncio.TaskGroup,
+        controllers: Sequence[Controller],
+    ) -> None:
+        self.cluster = cluster
+        self.incarnation = incarnation
+        self.api = api
+        self.events = events
+        self.tasks = tasks
+        self.informers: dict[CacheKey, Informer] = {}
+        self.own_writes = OwnWrites()
+        self.view = ClusterCaches(self)
+        self.engaged_at = time.monotonic()
+        self._controllers = controllers
+
+    # --- called by its informers ---
+
+    def changed(self, informer: Informer, change: Change) -> None:
+        if self.own_writes:
+            self.own_writes.changed(informer, change)
+        for controller in self._controllers:
+            controller.changed(self, informer, change)
+
+    def synced(self, _informer: Informer) -> None:
+        for controller in self._controllers:
+            controller.listed(self)
+
+    failed = synced
+
+
+class EngagedClusters:
+    """The engaged clusters, by name. Their state is a metric, which is collected in another thread."""
+
+    def __init__(
+        self,
+        informers: Mapping[CacheKey, InformerSpec],
+        *,
+        pools: Pools,
+        budget: CacheBudget,
+        events: EventLog,
+        tracer: SpanTracer | None,
+    ) -> None:
+        self.members: dict[str, ClusterTasks] = {}
+        self.controllers: list[Controller] = []
+        self.crashes: dict[str, ClusterProblem] = {}
+        """The last failures of clusters that failed as a whole."""
+        self._informers = informers
+        self._pools = pools
+        self._budget = budget
+        self._events = events
+        self._tracer = tracer
+        self._incarnations = itertools.count(1)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def begin(self, controllers: Iterable[Controller]) -> None:
+        """Run these controllers, in the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self.controllers.extend(controllers)
+
+    async def operate(self, cluster: EngagedCluster) -> None:
+        """Run the informers and reconciles of a cluster, until it is disengaged."""
+        try:
+            async with cluster.credentials() as credentials:
+                api = ClusterApi(cluster.name, credentials, self._pools, proxy=cluster.proxy, tracer=self._tracer)
+                try:
+                    with unwrap_single_error():
+                        async with asyncio.TaskGroup() as tasks:
+                            recorder, number = EventRecorder(api, self._events), next(self._incarnations)
+                            await self._run_member(
+                                ClusterTasks(cluster, number, api, recorder, tasks=tasks, controllers=self.controllers)
+                            )
+                finally:
+                    await api.aclose()
+        except Exception as error:
+            before = self.crashes.get(cluster.name)
+            self.crashes[cluster.name] = ClusterProblem(
+                cluster=cluster.name,
+                problem=str(error) or repr(error),
+                failures=1 if before is None else before.failures + 1,
+                since=datetime.now(UTC) if before is None else before.since,
+            )
+            raise
+        finally:
+            if not cluster.engaged:
+                self.crashes.pop(cluster.name, None)
+
+    async def _run_member(self, member: ClusterTasks) -> None:
+        for key, spec in self._informers.items():
+            member.informers[key] = Informer(member.api, spec, _REFLECTION, listener=member, budget=self._budget)
+        self.members[member.cluster.name] = member
+        for controller in self.controllers:
+            controller.engage(member)
+        try:
+            for informer in member.informers.values():
+                following = informer.run(member.api, _REFLECTION)
+                member.tasks.create_task(following, name=f"{informer.key} of {member.cluster.name}")
+            seen = member.cluster.current
+            while True:
+                before, seen = seen, await member.cluster.updated(since=seen)
+                for controller in self.controllers:
+                    if stays_suspended(before) and not stays_suspended(seen):
+                        controller.unpark(member)
+                    if controller.spec.on_cluster_change and _content(before) != _content(seen):
+                        controller.resync(member, Priority.LIVE)
+        finally:
+            # Before the task group cancels the reconciles, so that no further ones begin.
+            del self.members[member.cluster.name]
+            member.own_writes.clear()
+            for controller in self.controllers:
+                controller.drop(member)
+
+    def pause(self) -> list[asyncio.Task[None]]:
+        """Begin no further reconciles; return the running ones."""
+        for controller in self.controllers:
+            controller.pause()
+        return [task for controller in self.controllers for task in controller.tasks]
+
+    async def resync(self) -> None:
+        """Enqueue every object of every cluster."""
+        for member in tuple(self.members.values()):
+            for controller in self.controllers:
+                controller.resync(member)
+            await asyncio.sleep(0)
+
+    # --- metrics ---
+
+    def now(self) -> float:
+        return 0.0 if self._loop is None else self._loop.time()
+
+    def queues(self) -> Iterable[QueueState]:
+        return [QueueState(each.spec.name, each.queue, each.running) for each in self.controllers]
+
+    def informers(self) -> Iterator[InformerMetrics]:
+        for member in tuple(self.members.values()):
+            for informer in tuple(member.informers.values()):
+                yield InformerMetrics(informer.key.resource, informer.state, informer.counted_bytes)
+
+    def clusters(self) -> int:
+        return len(self.members)
+
+
+def _content(cluster: Cluster) -> tuple[object, ...]:
+    """Return what `on_cluster_change` compares."""
+    return dict(cluster.labels), dict(cluster.annotations), cluster.suspended

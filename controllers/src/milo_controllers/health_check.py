@@ -1,0 +1,79 @@
+"""Computes the health of a set of controllers. Safe in any thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+from milo_controllers.engaged_clusters import EngagedClusters
+from milo_controllers.health import CacheProblem, FailingObject, Health
+from milo_discovery.fleet import DiscoveryState
+
+FIRST_LIST_S = 30.0
+"""A cluster whose first lists take longer does not answer, and controllers get ready without it."""
+
+
+class HealthCheck:
+    """The health of a set of controllers."""
+
+    def __init__(self, engaged: EngagedClusters) -> None:
+        self._engaged = engaged
+        self._was_ready = False
+
+    def health(self, discovery: DiscoveryState) -> Health:
+        """Return the state of discovery, caches, clusters and queues."""
+        members = tuple(self._engaged.members.values())
+        informers = [(member, informer) for member in members for informer in tuple(member.informers.values())]
+        now = self._engaged.now()
+        oldest = [since for each in self._engaged.controllers if (since := each.queue.oldest) is not None]
+        late = time.monotonic() - FIRST_LIST_S
+        is_waiting = any(informer.state == "starting" and member.engaged_at > late for member, informer in informers)
+        # A cluster that is engaged later does not make the process unready.
+        self._was_ready = self._was_ready or (discovery.synced and not is_waiting)
+        return Health(
+            ready=self._was_ready,
+            discovery=discovery,
+            clusters=len(members),
+            synced=discovery.synced and all(informer.cache.synced for _, informer in informers),
+            problems=tuple(
+                CacheProblem(
+                    cluster=member.cluster.name,
+                    kind=str(informer.key),
+                    state=informer.state,
+                    is_synced=informer.cache.synced,
+                    problem=informer.problem,
+                    since=datetime.fromtimestamp(informer.since, UTC),
+                )
+                for member, informer in informers
+                if informer.problem
+            ),
+            crashing=tuple(
+                each for name, each in tuple(self._engaged.crashes.items()) if not self._has_recovered(name)
+            ),
+            failing=sum(len(each.failures) for each in self._engaged.controllers),
+            oldest_queued=timedelta(seconds=now - min(oldest, default=now)),
+        )
+
+    def _has_recovered(self, name: str) -> bool:
+        """Return whether a cluster that has crashed has run for long enough."""
+        member = self._engaged.members.get(name)
+        return member is not None and member.engaged_at < time.monotonic() - FIRST_LIST_S
+
+    def failing(self) -> Iterator[FailingObject]:
+        """Return the objects whose last reconcile failed."""
+        now, wall = self._engaged.now(), time.time()
+        for controller in self._engaged.controllers:
+            for key, failure, retry_at in controller.failing():
+                # One that is not delayed is ready, or in flight again.
+                due = None if failure.is_stopped else wall + max(0.0, (retry_at or now) - now)
+                yield FailingObject(
+                    controller=controller.spec.name,
+                    cluster=key.cluster,
+                    namespace=key.namespace,
+                    name=key.name,
+                    error=failure.error,
+                    attempts=failure.attempts,
+                    since=datetime.fromtimestamp(failure.since, UTC),
+                    next_try=None if due is None else datetime.fromtimestamp(due, UTC),
+                )

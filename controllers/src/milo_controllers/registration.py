@@ -1,0 +1,65 @@
+"""What is registered before controllers run: reconcilers with their options, and the informers that they need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from milo_controllers.informer import InformerSpec
+from milo_controllers.kinds import CacheKey, Kind
+from milo_controllers.object_cache import Index, object_decoder
+from milo_controllers.reconcile_call import Reconciler
+from milo_controllers.watched import Predicate, WatchedKind
+from milo_controllers.work_queue import QueuePolicy
+
+
+class ControllerSpec(NamedTuple):
+    """The arguments of `Controllers.reconcile`."""
+
+    name: str
+    kind: Kind[Any]
+    owns: tuple[CacheKey, ...] = ()
+    watches: tuple[WatchedKind, ...] = ()
+    on: tuple[Predicate[Any], ...] = ()
+    on_cluster_change: bool = False
+    while_deleting: bool = False
+    workers: int = 256
+    per_cluster: int = 4
+    policy: QueuePolicy = QueuePolicy()
+    timeout_s: float | None = None
+
+
+class Registration:
+    """The reconcilers and informers of a set of controllers. None is added once the set has run."""
+
+    def __init__(self) -> None:
+        self.reconcilers: list[tuple[ControllerSpec, Reconciler[Any]]] = []
+        self.informers: dict[CacheKey, InformerSpec] = {}
+        self._is_closed = False
+
+    def close(self) -> None:
+        """Begin to run. Raises RuntimeError if that was done before."""
+        self.require_open()
+        self._is_closed = True
+
+    def require_open(self) -> None:
+        if self._is_closed:
+            raise RuntimeError("the controllers are running: register reconcilers and caches before")
+
+    def require_new_name(self, name: str) -> None:
+        if any(name == other.name for other, _ in self.reconcilers):
+            raise ValueError(f"a controller {name!r} exists already: pass another name=")
+
+    def require_informer(self, kind: Kind[Any], indexes: Mapping[str, Index]) -> None:
+        """Run an informer of the kind in each cluster, with these indexes and those that were required before."""
+        held = self.informers.get(kind.key)
+        cached, indexes = (kind, indexes) if held is None else (_shared(held.kind, kind), {**held.indexes, **indexes})
+        decoder = object_decoder(metadata_only=cached.metadata_only, transform=cached.transform)
+        self.informers[kind.key] = InformerSpec(cached, dict(indexes), decoder)
+
+
+def _shared(held: Kind[Any], wanted: Kind[Any]) -> Kind[Any]:
+    """Return the kind to cache for two users: whole objects if one of them needs these. Raises ValueError."""
+    if held.transform is not wanted.transform:
+        raise ValueError(f"{held.key} is cached with another transform=: use one Kind for both")
+    return wanted if held.metadata_only else held

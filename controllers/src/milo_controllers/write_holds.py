@@ -1,0 +1,76 @@
+"""Holds objects that their reconciles have written, until the caches have the writes, and within a rate."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Collection, Mapping
+from typing import Protocol
+
+from milo_controllers.informer import Informer
+from milo_controllers.kinds import CacheKey
+from milo_controllers.own_writes import WITHIN_S, OwnWrites, Write
+from milo_controllers.work_queue import ObjectKey
+from milo_kube.rate_limit import KeyedBuckets, Rate
+
+log = logging.getLogger("milo_controllers")
+
+_WRITING = Rate(per_second=5.0, burst=20.0)
+"""How often an object is reconciled whose reconciles write: if its own writes cause the next one, they never end."""
+_LOG_AGAIN_S = 10.0
+
+
+class WrittenCluster(Protocol):
+    """An engaged cluster to which reconciles write."""
+
+    @property
+    def informers(self) -> Mapping[CacheKey, Informer]: ...
+    @property
+    def own_writes(self) -> OwnWrites: ...
+
+
+class WriteHolds:
+    """The held objects of one controller. `release` is called with each one that may be reconciled again."""
+
+    def __init__(self, controller: str, release: Callable[[ObjectKey], None]) -> None:
+        self._controller = controller
+        self._release = release
+        self._buckets: KeyedBuckets[ObjectKey] = KeyedBuckets(10_000)
+        self._throttled: dict[ObjectKey, float] = {}
+        """When it was logged that an object is throttled."""
+
+    def hold(self, member: WrittenCluster, key: ObjectKey, writes: Collection[Write], now: float) -> bool:
+        """Hold an object because of the writes of its reconcile; return whether it is held."""
+        if not writes:
+            return False
+        loop = asyncio.get_running_loop()
+        # With jitter, since the objects of a kind were often created, and first changed, at the same time.
+        pause_s = self._buckets.bucket(key, _WRITING, now).charge(now) * (1 + random.random() / 2)  # noqa: S311
+        if pause_s:
+            self._log_throttled(key, now)
+
+        def settle() -> None:
+            timer.cancel()
+            if (rest_s := now + pause_s - loop.time()) > 0:
+                loop.call_later(rest_s, self._release, key)
+            else:
+                self._release(key)
+
+        timer = loop.call_later(WITHIN_S, settle)
+        if member.own_writes.hold(writes, member.informers.values(), settle):
+            return True
+        timer.cancel()
+        if pause_s:
+            loop.call_later(pause_s, self._release, key)
+        return bool(pause_s)
+
+    def _log_throttled(self, key: ObjectKey, now: float) -> None:
+        if now - self._throttled.get(key, -_LOG_AGAIN_S) >= _LOG_AGAIN_S:
+            recent = {other: at for other, at in self._throttled.items() if now - at < _LOG_AGAIN_S}
+            self._throttled = recent | {key: now}
+            log.warning(
+                "%s: %s is reconciled %g times a second at most, since its reconciles write each time: compare before "
+                'writing, or use on="generation"',
+                *(self._controller, key, _WRITING.per_second),
+            )

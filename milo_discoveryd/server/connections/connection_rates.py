@@ -1,0 +1,80 @@
+"""Rate limits of connections, by network and owner, and the addresses of peers. Pure.
+
+A TLS handshake costs the server more than the client, and a refused call costs it as much as its caller.
+"""
+
+from collections.abc import Iterable
+from ipaddress import IPv6Network, ip_address
+
+from milo_kube.rate_limit import KeyedBuckets, Rate, TokenBucket
+
+CONNECT_RATE = Rate(per_second=50.0, burst=500.0)
+FAILURE_COST = 10.0
+"""The number of tokens that a failed connection costs. Connections of well-behaved clients rarely fail."""
+MAX_NETWORKS = 1_000
+REFUSED_CALL_RATE = Rate(per_second=50.0, burst=500.0)
+"""Far above the rate of clients that back off before they retry."""
+MAX_DEBT = 500.0
+"""Limits the pause to ten seconds, so that a client that was fixed is soon served again."""
+MAX_OWNERS = 10_000
+EXCESS = "too many calls were refused"
+
+
+class ConnectRateLimiter:
+    """The rate limit for new connections."""
+
+    def __init__(self, rate: Rate = CONNECT_RATE, *, failure_cost: float = FAILURE_COST) -> None:
+        self._rate = rate
+        self._failure_cost = failure_cost
+        self._buckets: KeyedBuckets[str] = KeyedBuckets(MAX_NETWORKS)
+
+    def admit(self, network: str, now: float) -> bool:
+        return self._buckets.bucket(network, self._rate, now).take(now) == 0
+
+    def failed(self, network: str, now: float) -> None:
+        """Charge for a connection that was admitted and failed."""
+        # The debt is limited, so that a client that was fixed is soon admitted again.
+        bucket = self._buckets.bucket(network, self._rate, now)
+        bucket.charge(now, self._failure_cost - 1, max_debt=self._rate.burst)
+
+
+class PausedError(Exception):
+    """A connection is refused because too many calls of its owner were refused."""
+
+
+class RefusedCallLimiter:
+    """The rate limit for refused calls."""
+
+    def __init__(self) -> None:
+        self._buckets: KeyedBuckets[str] = KeyedBuckets(MAX_OWNERS)
+
+    def charge(self, owners: Iterable[str], now: float) -> float:
+        """Count a refused call, and return the seconds for which its owners must pause; 0 within the rate."""
+        return max(bucket.charge(now, max_debt=MAX_DEBT) for bucket in self._of(owners, now))
+
+    def admit(self, owners: Iterable[str], now: float) -> None:
+        """Admit a connection. Raises PausedError if the owners of a new connection must still pause."""
+        if pause_s := max(bucket.wait_s(now, 0) for bucket in self._of(owners, now)):
+            raise PausedError(f"{EXCESS}; connect again in {pause_s:.1f} s")
+
+    def _of(self, owners: Iterable[str], now: float) -> list[TokenBucket]:
+        return [self._buckets.bucket(owner, REFUSED_CALL_RATE, now) for owner in owners]
+
+
+def peer_address(address: object) -> str:
+    """Format a socket address as gRPC does. The client end of a Unix socket has none."""
+    if not isinstance(address, tuple):
+        return "unix:"
+    host, port = address[:2]
+    return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"
+
+
+def network(peer: str) -> str:
+    """Return the network to rate limit: the IPv4 address, or the /64 of an IPv6 address, which one host can own."""
+    kind, _, rest = peer.partition(":")
+    host = rest.rpartition(":")[0].strip("[]").partition("%")[0]
+    if kind != "ipv6":
+        return f"{kind}:{host}"
+    found = ip_address(host)
+    mapped = getattr(found, "ipv4_mapped", None)
+    return f"ipv4:{mapped}" if mapped else str(IPv6Network((int(found), 64), strict=False))

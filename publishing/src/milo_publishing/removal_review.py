@@ -1,0 +1,126 @@
+"""The review of objects whose clusters a complete view lacks, and of whether they are those of this publisher."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from milo_discovery._removal_guard import Removal, Removals, is_followed
+from milo_discovery.errors import ClusterNotFound, StatusError
+from milo_discovery.model import ClusterReport, EngagementReason
+from milo_publishing.errors import PublishedByAnother, TargetUnavailable
+from milo_publishing.objects import ObservedObject, Owner
+
+if TYPE_CHECKING:
+    from milo_discovery.client import DiscoveryClient
+    from milo_discovery.watch import Watch
+    from milo_publishing.decisions import Publication
+    from milo_publishing.reports import ProblemReports
+
+_LOOKUPS = 8
+"""Maximum number of concurrent requests to the daemon about missing clusters."""
+
+
+class RemovalReview:
+    """Looks for the clusters that the view lacks, and records the end of those that are confirmed."""
+
+    def __init__(
+        self, client: DiscoveryClient, publication: Publication, removals: Removals, reports: ProblemReports
+    ) -> None:
+        self._client = client
+        self._publication = publication
+        self._removals = removals
+        self._reports = reports
+        self.due_at: float | None = None
+        self.has_identity = False
+        """Whether it is known which group the daemon is of."""
+        self._elsewhere: set[Removal] = set()
+        """Objects of clusters that other members of the shard group own, as of the last list."""
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the view may be of another fleet, so that nothing is to be written."""
+        return self._removals.is_foreign
+
+    @property
+    def is_done(self) -> bool:
+        return self.due_at is None or bool(self._removals.problem)
+
+    def objects_listed(self, now: float) -> None:
+        self._elsewhere.clear()
+        self.due_at = now
+
+    async def missing(self, watch: Watch) -> list[Removal]:
+        """Return the objects whose clusters the daemon confirms not to be engaged.
+
+        Raises PublishedByAnother if an object was written for another group or filter.
+        """
+        await self._identify()
+        for name in self._publication.names():
+            self.require_own(self._publication.observed(name))
+        candidates = [
+            each
+            for each in self._publication.removals()
+            if each not in self._elsewhere and is_followed(watch, each.cluster)
+        ]
+        lookups = asyncio.Semaphore(_LOOKUPS)
+        missing = await asyncio.gather(*(self._is_missing(each, lookups) for each in candidates))
+        return [each for each, is_missing in zip(candidates, missing, strict=True) if is_missing]
+
+    def confirm(self, missing: list[Removal], now: float) -> None:
+        """Record the ends of the clusters that have been missing for long enough."""
+        confirmed = self._removals.review(missing, self._publication.published, now)
+        self.due_at = self._removals.next_look_at(now)
+        if self._removals.problem:
+            self._reports.add_problem("removals", self._removals.problem)
+        else:
+            self._reports.resolve("removals", "not held any more")
+        for each in confirmed:
+            self._publication.end(each.name, each.cluster_uid)
+
+    def require_own(self, observed: ObservedObject | None) -> None:
+        """Raise PublishedByAnother if an own object was written for another group or filter."""
+        identity = self._publication.identity
+        if observed is None or self._removals.accepts or observed.owner(identity) is not Owner.SELF:
+            return
+        if difference := observed.difference(identity):
+            raise PublishedByAnother(
+                f"{self._publication.described(observed.name)} of publisher {identity.publisher!r} {difference}: "
+                "check the daemon's address and the filter, choose another --publisher, or take the objects over with "
+                "--accept-removals"
+            )
+
+    async def _identify(self) -> None:
+        """Find out which group the daemon is of. Raises PublishedByAnother if it is not that of this run."""
+        try:
+            sharding = (await self._client.server_info()).sharding
+        except StatusError as error:
+            raise TargetUnavailable(f"the daemon does not describe itself: {error}", error.retry_after) from error
+        identity = replace(self._publication.identity, group="" if sharding is None else sharding.group)
+        if self.has_identity and identity != self._publication.identity:
+            raise PublishedByAnother(
+                f"the daemon is another one: of shard group {identity.group!r}, and not "
+                f"{self._publication.identity.group!r}"
+            )
+        self._publication.identity, self.has_identity = identity, True
+
+    async def _is_missing(self, removal: Removal, lookups: asyncio.Semaphore) -> bool:
+        """Return whether the daemon confirms that a cluster is not engaged."""
+        try:
+            async with lookups:
+                report = await self._client.get(removal.cluster)
+        except ClusterNotFound:
+            return True
+        except StatusError as error:
+            self._reports.add_problem(f"lookup of {removal.cluster}", f"cannot be looked up: {error}")
+            return False
+        self._reports.resolve(f"lookup of {removal.cluster}", "done")
+        if report.engagement.reason is EngagementReason.UNASSIGNED:
+            self._elsewhere.add(removal)
+            return False
+        return not _is_engaged(report, removal) or bool(self._publication.identity.filter)
+
+
+def _is_engaged(report: ClusterReport, removal: Removal) -> bool:
+    return report.engagement.engaged and report.cluster is not None and report.cluster.uid == removal.cluster_uid

@@ -1,0 +1,104 @@
+"""Rate limits for new connections and for refused calls, and the networks that they count by."""
+
+import pytest
+
+from milo_discoveryd.server.connections.connection_rates import (
+    MAX_DEBT,
+    MAX_NETWORKS,
+    REFUSED_CALL_RATE,
+    ConnectRateLimiter,
+    PausedError,
+    RefusedCallLimiter,
+    network,
+    peer_address,
+)
+from milo_kube.rate_limit import Rate
+
+BURST = int(REFUSED_CALL_RATE.burst)
+
+
+def test_connect_rate_limiter_allows_burst_then_rate() -> None:
+    limiter = ConnectRateLimiter(Rate(2, 3))
+    assert [limiter.admit("a", 0) for _ in range(5)] == [True, True, True, False, False]
+    assert [limiter.admit("a", now) for now in (0.4, 0.5, 0.6, 1.0)] == [False, True, False, True]
+    assert [limiter.admit("a", 1000) for _ in range(5)] == [True, True, True, False, False]
+
+
+def test_connect_rate_limiter_is_per_address() -> None:
+    limiter = ConnectRateLimiter(Rate(1, 1))
+    assert [limiter.admit(place, 0) for place in "aabb"] == [True, False, True, False]
+
+
+def test_connect_rate_limiter_charges_failures_more() -> None:
+    limiter = ConnectRateLimiter(Rate(10, 20), failure_cost=10)
+    for _ in range(2):
+        assert limiter.admit("a", 0)
+        limiter.failed("a", 0)
+    assert [limiter.admit("a", now) for now in (0, 0.09, 0.11)] == [False, False, True]
+    limiter.failed("a", 0.11)
+    assert [limiter.admit("a", now) for now in (1.0, 1.11)] == [False, True]
+
+
+def test_connect_rate_limiter_debt_is_bounded() -> None:
+    limiter = ConnectRateLimiter(Rate(10, 20), failure_cost=10)
+    for _ in range(100):
+        limiter.failed("a", 0)
+    assert [limiter.admit("a", now) for now in (2.0, 2.11)] == [False, True]
+
+
+def test_connect_rate_limiter_evicts_addresses() -> None:
+    limiter = ConnectRateLimiter(Rate(1, 1))
+    for number in range(2 * MAX_NETWORKS):
+        limiter.admit(str(number), 0)
+    assert len(limiter._buckets) == MAX_NETWORKS
+    assert not limiter.admit(str(2 * MAX_NETWORKS - 1), 0)
+
+
+def test_refused_calls_within_the_rate_cause_no_pause() -> None:
+    limiter = RefusedCallLimiter()
+    assert [limiter.charge(["uid 1"], 0.0) for _ in range(BURST)] == [0.0] * BURST
+    limiter.admit(["uid 1"], 0.0)
+    assert limiter.charge(["uid 1"], 1.0) == 0.0
+
+
+def test_owner_with_too_many_refused_calls_is_paused_and_others_are_not() -> None:
+    limiter = RefusedCallLimiter()
+    pauses = [limiter.charge(["uid 1"], 0.0) for _ in range(BURST + 100)]
+    assert pauses[-1] == pytest.approx(100 / REFUSED_CALL_RATE.per_second)
+    with pytest.raises(PausedError, match=r"connect again in 1\.5 s"):
+        limiter.admit(["uid 1"], 0.5)
+    limiter.admit(["uid 2"], 0.5)
+    limiter.admit(["uid 1"], pauses[-1])
+
+
+def test_refused_calls_pause_every_name_of_a_certificate() -> None:
+    limiter = RefusedCallLimiter()
+    for _ in range(BURST + 1):
+        limiter.charge(["dns:a", "dns:b"], 0.0)
+    for names in (["dns:a"], ["dns:b"], ["dns:b", "dns:c"]):
+        with pytest.raises(PausedError):
+            limiter.admit(names, 0.0)
+
+
+def test_refused_call_pause_is_bounded() -> None:
+    limiter = RefusedCallLimiter()
+    for _ in range(100 * BURST):
+        limiter.charge(["uid 1"], 0.0)
+    limiter.admit(["uid 1"], MAX_DEBT / REFUSED_CALL_RATE.per_second)
+
+
+@pytest.mark.parametrize(
+    ("address", "peer", "counts_as"),
+    [
+        (("192.0.2.1", 5), "ipv4:192.0.2.1:5", "ipv4:192.0.2.1"),
+        (("2001:db8:1:2:3:4:5:6", 5, 0, 0), "ipv6:[2001:db8:1:2:3:4:5:6]:5", "2001:db8:1:2::/64"),
+        (("2001:db8:1:2::9", 7, 0, 0), "ipv6:[2001:db8:1:2::9]:7", "2001:db8:1:2::/64"),
+        (("2001:db8:1:3::9", 7, 0, 0), "ipv6:[2001:db8:1:3::9]:7", "2001:db8:1:3::/64"),
+        (("::ffff:192.0.2.1", 7, 0, 0), "ipv6:[::ffff:192.0.2.1]:7", "ipv4:192.0.2.1"),
+        (("fe80::1%eth0", 7, 0, 2), "ipv6:[fe80::1%eth0]:7", "fe80::/64"),
+        ("", "unix:", "unix:"),
+    ],
+)
+def test_ipv6_peers_count_by_their_64_prefix(address: object, peer: str, counts_as: str) -> None:
+    assert peer_address(address) == peer
+    assert network(peer) == counts_as
