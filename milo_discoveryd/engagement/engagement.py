@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import msgspec
 
 from milo_discoveryd.engagement.cluster_records import ClusterRecord, ClusterRecords
-from milo_discoveryd.engagement.not_ready import HeldNotReady, NotReadyClusters
+from milo_discoveryd.engagement.not_ready import NotReadyClusters
 from milo_discoveryd.engagement.pending_releases import PendingReleases
 from milo_discoveryd.log.change_log import ChangeLog
 from milo_discoveryd.log.events import Event, EventType
@@ -78,19 +78,15 @@ class Engagements:
         """Ready objects whose claims are not valid, by cluster. To people, such a cluster's state is malformed."""
         self.dropped_names: list[str] = []
         """Clusters that are no longer known, although no deletion was confirmed."""
-        self._not_ready = not_ready or NotReadyClusters()
+        self.not_ready = not_ready or NotReadyClusters()
         self._grace_until: dict[str, float] = {}
         """The results of `grace_until`. They are not a field of the records, because few records need it."""
-        self._unreachable = 0
+        self.unreachable = 0
+        """The number of engaged clusters that do not answer connectivity probes."""
 
     @property
     def draining_count(self) -> int:
         return sum(name in self._records.by_key for name in self.releases)
-
-    @property
-    def unreachable(self) -> int:
-        """The number of engaged clusters that do not answer connectivity probes."""
-        return self._unreachable
 
     @property
     def engaged(self) -> int:
@@ -126,30 +122,16 @@ class Engagements:
         self.log.forget(now.steady)
         return events
 
-    @property
-    def due_at(self) -> float | None:
-        """When `end_overdue` must be called next, on the monotonic clock."""
-        return self._not_ready.due_at
-
-    @property
-    def not_ready_held(self) -> HeldNotReady | None:
-        """The hold of clusters that are not ready, if there are too many to disengage at once."""
-        return self._not_ready.held
-
-    @property
-    def not_ready_held_count(self) -> int:
-        return self._not_ready.held_count
-
     def grace_until(self, name: str) -> float | None:
         return self._grace_until.get(name)
 
     def extend_graces(self, lost_at: float, now: Moment) -> None:
         """Exclude the time since `lost_at`, in which the source sent nothing, from the running grace periods."""
-        self._postponed(self._not_ready.extend(lost_at, now.steady), now)
+        self._postponed(self.not_ready.extend(lost_at, now.steady), now)
 
     def end_overdue(self, now: Moment) -> list[Event]:
         """Disengage the clusters whose grace period is over, unless there are too many at once."""
-        overdue = self._not_ready.overdue(self.engaged, now.steady)
+        overdue = self.not_ready.overdue(self.engaged, now.steady)
         self._postponed(overdue.postponed, now)
         events: list[Event] = []
         for name in overdue.disengaged:
@@ -159,7 +141,7 @@ class Engagements:
 
     def _postponed(self, names: Iterable[str], now: Moment) -> None:
         for name in names:
-            until = self._not_ready.until(name)
+            until = self.not_ready.until(name)
             assert until is not None, "a postponed cluster has a time"
             self._grace_until[name] = now.wall + until - now.steady
 
@@ -231,7 +213,7 @@ class Engagements:
         if found == record.latest:
             return []
         if record.engaged:
-            self._unreachable += _is_unreachable(found) - _is_unreachable(record.latest)
+            self.unreachable += _is_unreachable(found) - _is_unreachable(record.latest)
             return self._update(record, found, now)
         if connectivity.state is not Reachability.REACHABLE:
             return []
@@ -314,7 +296,7 @@ class Engagements:
             return [self._engage(record, engaged, now)]
         self.releases.end(seen.name)
         ended = record.end(before, DisengageReason.REPLACED, replaced, now.wall)
-        self._unreachable -= _is_unreachable(before)
+        self.unreachable -= _is_unreachable(before)
         self.log.append(record.entry, ended, now.steady, then=engaged)
         return [ended, engaged]
 
@@ -349,7 +331,7 @@ class Engagements:
         if isinstance(seen, Withdrawn):
             return self._plan_end(record, DisengageReason.REMOVED, seen.message, now, seen.drain_s)
         is_draining = seen.name in self.releases
-        if record.engaged and not is_draining and not self._not_ready.began(seen.name, self.engaged, now.steady):
+        if record.engaged and not is_draining and not self.not_ready.began(seen.name, self.engaged, now.steady):
             self._postponed((seen.name,), now)
             return []
         return self._plan_end(record, DisengageReason.NOT_READY, seen.message, now)
@@ -425,7 +407,7 @@ class Engagements:
         if not timeout_s or not self.releases.begin(cluster, until, now.steady, awaits_return=awaits_return):
             return self._end(record, reason, message, now)
         name = cluster.target.name
-        self._not_ready.ended(name)
+        self.not_ready.ended(name)
         self._grace_until.pop(name, None)
         self._records.keep(name)
         draining = Drain(reason, message, now.wall + timeout_s)
@@ -436,7 +418,7 @@ class Engagements:
         if cluster is None:
             return []
         name = cluster.target.name
-        self._not_ready.ended(name)
+        self.not_ready.ended(name)
         self._grace_until.pop(name, None)
         if cluster.draining is not None:
             self.releases.end(name)
@@ -445,14 +427,14 @@ class Engagements:
         record.former = without_draining(cluster)
         self.log.append(record.entry, ended, now.steady)
         self._records.engaged -= 1
-        self._unreachable -= _is_unreachable(cluster)
+        self.unreachable -= _is_unreachable(cluster)
         return [ended]
 
     def _move(self, name: str, record: ClusterRecord, state: ObjectState, now: Moment) -> None:
         self._records.move(record, state, now)
         self._note_absent(name, state)
         if state is not ObjectState.NOT_READY:
-            self._not_ready.forget(name)
+            self.not_ready.forget(name)
             self._grace_until.pop(name, None)
 
     def _note_absent(self, name: str, state: ObjectState) -> None:

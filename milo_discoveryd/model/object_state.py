@@ -94,3 +94,4 @@ MEANINGS = {
 READY_STATES = tuple(state for state, meaning in MEANINGS.items() if meaning.is_ready)
 ABSENT_STATES = tuple(state for state, meaning in MEANINGS.items() if meaning.is_absent)
 FORGETTABLE_STATES = tuple(state for state, meaning in MEANINGS.items() if meaning.is_forgettable)
+REPORTED_STATES = tuple(state for state, meaning in MEANINGS.items() if meaning.is_reported)

@@ -7,7 +7,7 @@ import msgspec
 
 from milo_discoveryd.model.claims import ObservedObject
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.model.object_state import MEANINGS, ObjectState
+from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import Malformed, Outside
 from milo_discoveryd.model.resource import NAMES, ObjectKeys
 from milo_discoveryd.objects.pending_deletions import (
@@ -206,11 +206,6 @@ class ObjectCollection:
             self._hold_again(now.steady)
         return self._unlisted_changes([] if settled is None else self.store.apply_read(settled))
 
-    def is_newly_refused(self, seen: ObservedObject) -> bool:
-        """Return whether the state of an object must be reported and differs from what is known."""
-        record = self.store[seen.name]
-        return MEANINGS[seen.state].is_reported and (record is None or record.state is not seen.state)
-
     def problem_of(self, key: str) -> str:
         """Return why an object cannot be read, so that it counts as it was; empty if it can be."""
         record = self.store[key]
@@ -261,7 +256,7 @@ class ObjectCollection:
                     yield from self._end_list(ended, now)
                     self.store.weight.list_ended()
                 case _:
-                    pass  # Relisting and EventIgnored are for the log and the metrics
+                    pass  # Relisting and EventIgnored change no object
         if changed:
             self.progress.version = max(self.progress.version, comparable(changed[-1].version))
             yield self._unlisted_changes(self.store.apply_watched(changed))
@@ -405,9 +400,9 @@ class ObjectCollection:
                 case HeldRemovals(message=message):
                     for name, uid in group.objects:
                         self.pending_deletions.hold(name, uid, now, message)
-                case ConfirmAtRate(per_second):
+                case at_rate:
                     for position, (name, uid) in enumerate(group.objects):
-                        self.pending_deletions.add(name, uid, now, confirm_at=now + position / per_second)
+                        self.pending_deletions.add(name, uid, now, confirm_at=now + position / at_rate.per_second)
                         self._released.add(name)
 
     def _keep_newer_objects(self, *, versions_went_back: bool) -> set[str]:

@@ -12,7 +12,7 @@ import msgspec
 
 from milo_discoveryd.model.claims import ObjectContent, ObservedObject
 from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.model.object_state import ABSENT_STATES, FORGETTABLE_STATES, ObjectState
+from milo_discoveryd.model.object_state import ABSENT_STATES, FORGETTABLE_STATES, REPORTED_STATES, ObjectState
 from milo_discoveryd.objects.budget import CollectionWeight, ObjectBudget, weigh
 from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
 from milo_kube.reflect.versions import is_older
@@ -107,6 +107,8 @@ class ObjectChange(msgspec.Struct, frozen=True, gc=False):
     seen: ObservedObject | ConfirmedDeletion
     is_replaced: bool = False
     """Another object has the key now."""
+    is_newly_refused: bool = False
+    """The object is in a state of which operators must learn, and was not before."""
 
 
 class ObjectChanges(msgspec.Struct, frozen=True, gc=False):
@@ -178,6 +180,7 @@ class ObjectStore:
     def _put(self, seen: ObservedObject, weight: int) -> ObjectChange:
         name, state, content = seen.name, seen.state, seen.content
         record = self._records.get(name)
+        is_newly_refused = state in REPORTED_STATES and (record is None or record.state is not state)
         if record is None:
             record = self._records[name] = ObjectRecord(uid=seen.uid, version=seen.version, state=state)
         is_ready, is_same = state is ObjectState.READY, seen.uid in ("", record.uid)
@@ -196,7 +199,7 @@ class ObjectStore:
             self._set_weight(record, weight)
         if not is_ready or name in self._absent:
             self._note_absent(name, state)
-        return ObjectChange(name, before, content, seen, not is_same)
+        return ObjectChange(name, before, content, seen, not is_same, is_newly_refused)
 
     def _delete(self, deleted: ConfirmedDeletion) -> list[ObjectChange]:
         record = self._records.get(deleted.name)
