@@ -74,7 +74,7 @@ class ClaimIndex:
     def objects_of(self, cluster: str) -> tuple[ObjectReference, ...]:
         """Return the objects that name a cluster, and those that they need."""
         members = self._claims_on(cluster)
-        return (*((each.watch, each.object) for each in members), *_needs(members))
+        return (*((claim.watch, claim.object) for claim in members), *_needs(members))
 
     def stored_objects(self) -> Iterator[StoredObject]:
         for collection, store in enumerate(self._stores):
@@ -100,10 +100,10 @@ class ClaimIndex:
         before, claims = _named(change.before), _named(change.after)
         removed = {cluster: self._remove(cluster, member) for cluster in before | claims}
         for cluster, claim in claims.items():
-            assert not isinstance(change.seen, ConfirmedDeletion), "a deleted object claims nothing"
-            former, uid = removed[cluster], change.seen.uid
+            assert not isinstance(change.observation, ConfirmedDeletion), "a deleted object claims nothing"
+            former, uid = removed[cluster], change.observation.uid
             order = position if former is None or former.uid != uid else former.order
-            self._add(cluster, ObjectClaim(*member, uid, change.seen.version, order, claim.content, claim.needs))
+            self._add(cluster, ObjectClaim(*member, uid, change.observation.version, order, claim.content, claim.needs))
         return dict.fromkeys(removed)
 
     def _add(self, cluster: str, claim: ObjectClaim) -> None:
@@ -172,11 +172,11 @@ class ClaimIndex:
     def _settle(self, name: str) -> None:
         members = self._claims_on(name)
         needed, before = _needs(members), _needs(self._committed.pop(name, members))
-        for each in needed:
-            self._dependents.setdefault(each, {})[name] = None
-        for each in before:
-            if each not in needed:
-                self._forget_dependent(each, name)
+        for reference in needed:
+            self._dependents.setdefault(reference, {})[name] = None
+        for reference in before:
+            if reference not in needed:
+                self._forget_dependent(reference, name)
         if not members:
             self._members.pop(name, None)
 

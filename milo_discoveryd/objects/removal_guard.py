@@ -171,7 +171,7 @@ class RemovalGuard:
             return False
         return True
 
-    def seen(self, version: str) -> None:
+    def note_version(self, version: str) -> None:
         """Record the version of a change, to detect a second restore, from a backup made since the first."""
         if self._restored_at is not None and is_older(self._restored_at, version):
             self._restored_at = version

@@ -109,7 +109,7 @@ class ObjectsAreClusters:
 
     def states(self, collection: int, objects: ObjectChanges) -> Iterator[ClusterStates]:
         del collection
-        yield ClusterStates([change.seen for change in objects.changes], objects.position)  # type: ignore[misc]
+        yield ClusterStates([change.observation for change in objects.changes], objects.position)  # type: ignore[misc]
 
     def states_once_listed(self, position: ObjectPosition) -> Iterator[ClusterStates]:
         del position
@@ -224,14 +224,14 @@ class ClusterSource:
     def set_followed(self, collection: ObjectCollection, followed: ViewStatus) -> None:
         """Record how a collection is followed."""
         collection.followed = followed
-        self._pause_graces(worst([each.followed for each in self.collections]))
+        self._pause_graces(worst([collection.followed for collection in self.collections]))
         self._set_status()
 
     def _commit(self, collection: ObjectCollection, objects: ObjectChanges, now: Moment) -> Iterator[None]:
         """Apply what changes of a collection's objects mean for clusters."""
         for change in objects.changes:
             if change.is_newly_refused:
-                self.observer.object_refused(change.seen)
+                self.observer.object_refused(change.observation)
         for states in self._meaning.states(collection.number, objects):
             self.changes.commit(self.name, states, now)
             yield
@@ -276,9 +276,9 @@ class ClusterSource:
     def first_list(self) -> FirstList:
         """What the first list of this run described. What the watch added proves nothing about what the list lacks."""
         engaged = self.registry.engaged
-        limits = (each.unverified for each in self.collections)
+        limits = (collection.unverified for collection in self.collections)
         # What a held list lacks stays engaged. The versions of a restored server may never catch up.
-        is_held = any(each.held for each in self.collections)
+        is_held = any(collection.held for collection in self.collections)
         return FirstList(
             engaged if self._listed is None else min(engaged, self._listed),
             next(filter(None, limits), None),
@@ -305,7 +305,7 @@ class ClusterSource:
 
     def _set_status(self) -> None:
         """Set the status to the worst one of the collections, unless clusters are held although they are not ready."""
-        status, held = worst([each.status for each in self.collections]), self.registry.not_ready.held
+        status, held = worst([collection.status for collection in self.collections]), self.registry.not_ready.held
         self._shown_held = held
         if held is not None and status.state is ViewState.STREAMING:
             status = ViewStatus(ViewState.CATCHING_UP, held.since, NOT_READY_HELD, held.message, status.last_contact)
@@ -340,10 +340,11 @@ class ClusterSource:
         """Serve the clusters of an earlier run at once, with a status that says how old they are."""
         clusters = list(stored)
         events = self.changes.engagements.restore(self.name, clusters, status.since)
-        for collection, known in enumerate(self._meaning.restored_objects([seen for seen, _ in clusters], objects)):
-            self._meaning.restore(collection, self.collections[collection].restore(known))
-        for each in self.collections:
-            self.set_followed(each, status)
+        restored = self._meaning.restored_objects([observation for observation, _ in clusters], objects)
+        for collection, known_objects in zip(self.collections, restored, strict=True):
+            self._meaning.restore(collection.number, collection.restore(known_objects))
+        for collection in self.collections:
+            self.set_followed(collection, status)
         self.changes.publish(events, status.since)
         self._update_progress(moment(status.since))
 
@@ -401,20 +402,20 @@ class ClusterSource:
 
     @property
     def deletions_unconfirmed(self) -> int:
-        return sum(len(each.pending_deletions) for each in self.collections)
+        return sum(len(collection.pending_deletions) for collection in self.collections)
 
     @property
     def outdated(self) -> int:
         """The number of observations that were dropped because a later one of the same object came first."""
-        return sum(each.store.outdated for each in self.collections)
+        return sum(collection.store.outdated for collection in self.collections)
 
     @property
     def deletions_held(self) -> int:
-        return sum(each.pending_deletions.held for each in self.collections)
+        return sum(collection.pending_deletions.held for collection in self.collections)
 
     def pending_deletion(self, cluster: str) -> tuple[float, str] | None:
         """Return when an object of the cluster was reported as deleted, and what keeps that from being confirmed."""
-        pending = (of.pending_deletions.explain(key) for of, key in self._objects_of(cluster))
+        pending = (collection.pending_deletions.explain(key) for collection, key in self._objects_of(cluster))
         return next(filter(None, pending), None)
 
     def problem_of(self, cluster: str) -> str:
@@ -423,8 +424,8 @@ class ClusterSource:
         Empty if the cluster's state says so already.
         """
         record = self.registry[cluster]
-        problems = (of.problem_of(key) for of, key in self._objects_of(cluster))
-        return "; ".join(each for each in problems if each and record is not None and each != record.message)
+        problems = (collection.problem_of(key) for collection, key in self._objects_of(cluster))
+        return "; ".join(found for found in problems if found and record is not None and found != record.message)
 
     def _objects_of(self, cluster: str) -> Iterable[tuple[ObjectCollection, str]]:
         return ((self.collections[number], key) for number, key in self._meaning.objects_of(cluster))
