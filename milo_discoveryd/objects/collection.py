@@ -279,7 +279,7 @@ class ObjectCollection:
                 return False
             if self.store.is_news(observation):
                 self.pending_deletions.discard(observation.name)
-        if self._guard is not None:
+        if self._guard is not None and self._guard.restored_at is not None:
             self._guard.note_version(observation.version)
         return True
 
