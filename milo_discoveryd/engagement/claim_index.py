@@ -24,7 +24,7 @@ CLUSTERS_PER_STEP = 250
 Reduce = Callable[[str, Sequence[ObjectClaim], str], Observation | None]
 """What several claims on a cluster mean together: the cluster, its claims, and the UID that it has."""
 _Members = tuple[ObjectClaim, ...]
-"""The claims on one cluster, the earliest first; a tuple, because nearly all clusters have one."""
+"""The claims on one cluster, the earliest first."""
 
 
 class ClaimIndex:
@@ -35,7 +35,8 @@ class ClaimIndex:
         self._reduce = reduce
         self._clusters = clusters
         self._stores = stores
-        self._members: dict[str, _Members] = {}
+        self._members: dict[str, _Members | ObjectClaim] = {}
+        """The claims on each cluster. Nearly all clusters have one, which is stored without a tuple."""
         self._committed: dict[str, _Members] = {}
         """The claims on each cluster when its state was last applied, where they differ from the present ones."""
         self._dependents: dict[ObjectReference, dict[str, None]] = {}
@@ -72,8 +73,8 @@ class ClaimIndex:
 
     def objects_of(self, cluster: str) -> tuple[ObjectReference, ...]:
         """Return the objects that name a cluster, and those that they need."""
-        members = self._members.get(cluster, ())
-        return (*((each.watch, each.object) for each in members), *_needs(members))
+        members = self._claims_on(cluster)
+        return (*((claim.watch, claim.object) for claim in members), *_needs(members))
 
     def stored_objects(self) -> Iterator[StoredObject]:
         for collection, store in enumerate(self._stores):
@@ -99,29 +100,37 @@ class ClaimIndex:
         before, claims = _named(change.before), _named(change.after)
         removed = {cluster: self._remove(cluster, member) for cluster in before | claims}
         for cluster, claim in claims.items():
-            assert not isinstance(change.seen, ConfirmedDeletion), "a deleted object claims nothing"
-            former, uid = removed[cluster], change.seen.uid
+            assert not isinstance(change.observation, ConfirmedDeletion), "a deleted object claims nothing"
+            former, uid = removed[cluster], change.observation.uid
             order = position if former is None or former.uid != uid else former.order
-            self._add(cluster, ObjectClaim(*member, uid, change.seen.version, order, claim.content, claim.needs))
+            self._add(cluster, ObjectClaim(*member, uid, change.observation.version, order, claim.content, claim.needs))
         return dict.fromkeys(removed)
 
     def _add(self, cluster: str, claim: ObjectClaim) -> None:
         """Insert a claim after those of the same or a lower order."""
-        members = self._changing(cluster)
-        self._members[cluster] = (*members, claim)
-        if members and members[-1].order > claim.order:
-            self._members[cluster] = tuple(sorted(self._members[cluster], key=lambda each: each.order))
+        members = self._claims_to_change(cluster)
+        if not members:
+            self._members[cluster] = claim
+        elif members[-1].order <= claim.order:
+            self._members[cluster] = (*members, claim)
+        else:
+            self._members[cluster] = tuple(sorted((*members, claim), key=lambda member: member.order))
 
     def _remove(self, cluster: str, member: ObjectReference) -> ObjectClaim | None:
-        members = self._changing(cluster)
-        found = next((each for each in members if (each.watch, each.object) == member), None)
-        self._members[cluster] = tuple(each for each in members if each is not found)
-        return found
+        members = self._claims_to_change(cluster)
+        removed = next((claim for claim in members if (claim.watch, claim.object) == member), None)
+        rest = tuple(claim for claim in members if claim is not removed)
+        self._members[cluster] = rest[0] if len(rest) == 1 else rest
+        return removed
 
-    def _changing(self, cluster: str) -> _Members:
-        members = self._members.get(cluster, ())
+    def _claims_to_change(self, cluster: str) -> _Members:
+        members = self._claims_on(cluster)
         self._committed.setdefault(cluster, members)
         return members
+
+    def _claims_on(self, cluster: str) -> _Members:
+        members = self._members.get(cluster, ())
+        return members if isinstance(members, tuple) else (members,)
 
     # --- states of clusters ---
 
@@ -138,7 +147,7 @@ class ClaimIndex:
 
     def _state(self, name: str) -> ClusterState | None:
         """Return the result of all claims on a cluster; None if it stays as it is."""
-        members, record = self._members.get(name, ()), self._clusters[name]
+        members, record = self._claims_on(name), self._clusters[name]
         claims = [claim for claim in members if claim.content is not UNREAD]
         is_complete = len(claims) == len(members)
         if not (claims or is_complete):
@@ -161,13 +170,13 @@ class ClaimIndex:
         return result if is_complete or isinstance(result, Ready) or not record.engaged else None
 
     def _settle(self, name: str) -> None:
-        members = self._members.get(name, ())
+        members = self._claims_on(name)
         needed, before = _needs(members), _needs(self._committed.pop(name, members))
-        for each in needed:
-            self._dependents.setdefault(each, {})[name] = None
-        for each in before:
-            if each not in needed:
-                self._forget_dependent(each, name)
+        for reference in needed:
+            self._dependents.setdefault(reference, {})[name] = None
+        for reference in before:
+            if reference not in needed:
+                self._forget_dependent(reference, name)
         if not members:
             self._members.pop(name, None)
 

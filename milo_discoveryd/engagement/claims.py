@@ -65,11 +65,11 @@ class ValueClaims(ABC):
         """The values that each cluster's object claims; the last one is that of its present state."""
 
     @abstractmethod
-    def states(self, seen: Ready | NotReady) -> bool:
+    def states(self, observation: Ready | NotReady) -> bool:
         """Return whether the object states such a value itself."""
 
     @abstractmethod
-    def value_of(self, seen: Ready | NotReady) -> str:
+    def value_of(self, observation: Ready | NotReady) -> str:
         """Return the value that an object claims; empty if it claims none."""
 
     def add(self, key: str, value: str, claim: ValueClaim) -> set[ClaimedCluster]:
@@ -93,7 +93,7 @@ class ValueClaims(ABC):
         if not former:
             return set()
         self._by_key[key] = (value,)
-        return set[ClaimedCluster]().union(*(self._remove(key, each) for each in former))
+        return set[ClaimedCluster]().union(*(self._remove(key, value) for value in former))
 
     def is_valid(self, key: str) -> bool:
         """Return whether the present claim of a cluster's object, if it makes one, is valid."""
@@ -133,11 +133,13 @@ class UidClaims(ValueClaims):
     what = "project UID"
     trusts_servers = False
 
-    def states(self, seen: Ready | NotReady) -> bool:
-        return self.value_of(seen) != seen.uid
+    def states(self, observation: Ready | NotReady) -> bool:
+        return self.value_of(observation) != observation.uid
 
-    def value_of(self, seen: Ready | NotReady) -> str:
-        return (seen.target.uid if isinstance(seen, Ready) else seen.project_uid) or seen.uid
+    def value_of(self, observation: Ready | NotReady) -> str:
+        return (
+            observation.target.uid if isinstance(observation, Ready) else observation.project_uid
+        ) or observation.uid
 
 
 class AddressClaims(ValueClaims):
@@ -146,11 +148,11 @@ class AddressClaims(ValueClaims):
     what = "address"
     trusts_servers = True
 
-    def states(self, seen: Ready | NotReady) -> bool:
-        return isinstance(seen, Ready) and seen.target.states_address
+    def states(self, observation: Ready | NotReady) -> bool:
+        return isinstance(observation, Ready) and observation.target.states_address
 
-    def value_of(self, seen: Ready | NotReady) -> str:
-        return address(seen.target) if isinstance(seen, Ready) else ""
+    def value_of(self, observation: Ready | NotReady) -> str:
+        return address(observation.target) if isinstance(observation, Ready) else ""
 
 
 def _clusters(claims: Mapping[str, ValueClaim]) -> set[ClaimedCluster]:
@@ -166,12 +168,14 @@ class _Claimant(msgspec.Struct):
     is_restored: bool = False
 
     def add_claim(
-        self, claims: ValueClaims, seen: Ready | NotReady, position: int, *, is_first: bool
+        self, claims: ValueClaims, observation: Ready | NotReady, position: int, *, is_first: bool
     ) -> set[ClaimedCluster]:
-        value, is_stated = claims.value_of(seen), claims.states(seen)
+        value, is_stated = claims.value_of(observation), claims.states(observation)
         if not value:
             return set()
-        return claims.add(seen.name, value, ValueClaim(self.server, seen.uid, is_stated, position, is_first, self.rank))
+        return claims.add(
+            observation.name, value, ValueClaim(self.server, observation.uid, is_stated, position, is_first, self.rank)
+        )
 
 
 class FleetEngagements:
@@ -205,15 +209,17 @@ class FleetEngagements:
         position = ObjectPosition(RESTORED)
         return [
             event
-            for seen, engaged_at in stored
-            for event in self.commit(source, ClusterStates([seen], position), Moment(engaged_at, steady))
+            for observation, engaged_at in stored
+            for event in self.commit(source, ClusterStates([observation], position), Moment(engaged_at, steady))
         ]
 
     def _stores_claims(self, states: Sequence[ClusterState]) -> bool:
         """Return whether any claims are stored. Those of a kind are, once an object states such a value."""
         is_any = False
         for claims in self._kinds:
-            if not claims.is_active and any(claims.states(seen) for seen in states if isinstance(seen, _CLAIMING)):
+            if not claims.is_active and any(
+                claims.states(observation) for observation in states if isinstance(observation, _CLAIMING)
+            ):
                 self._begin_claims(claims)
             is_any = is_any or claims.is_active
         return is_any
@@ -223,8 +229,8 @@ class FleetEngagements:
         for claimant in self._claimants:
             for name, record in claimant.engagements.items():
                 target = record.target
-                seen = NotReady(name, record.uid, "", "") if target is None else Ready(record.uid, "", target)
-                claimant.add_claim(claims, seen, RESTORED, is_first=not claimant.is_restored)
+                observation = NotReady(name, record.uid, "", "") if target is None else Ready(record.uid, "", target)
+                claimant.add_claim(claims, observation, RESTORED, is_first=not claimant.is_restored)
 
     # --- one state ---
 
@@ -272,7 +278,7 @@ class FleetEngagements:
     def _problem(self, name: str) -> str:
         """Return why a cluster's object must not stand for it; empty if it may."""
         invalid = (claims for claims in self._active_kinds() if not claims.is_valid(name))
-        return next((f"{each.what} {each.value(name)} is claimed by another object too" for each in invalid), "")
+        return next((f"{claims.what} {claims.value(name)} is claimed by another object too" for claims in invalid), "")
 
     def _release(self, name: str) -> set[ClaimedCluster]:
         """Drop the claims of a cluster's object. Return the clusters to judge again."""

@@ -90,9 +90,9 @@ class ClusterRecords:
         """The number of clusters whose objects a complete list within the selector should contain."""
         return len(self.by_key) - sum(map(self._counts.__getitem__, ABSENT_STATES))
 
-    def add(self, seen: Observation, state: ObjectState, now: Moment) -> ClusterRecord:
-        record = ClusterRecord(uid=seen.uid, version=seen.version, state=state, since=now.wall)
-        self.by_key[seen.name] = record
+    def add(self, observation: Observation, state: ObjectState, now: Moment) -> ClusterRecord:
+        record = ClusterRecord(uid=observation.uid, version=observation.version, state=state, since=now.wall)
+        self.by_key[observation.name] = record
         self._counts[state] += 1
         return record
 

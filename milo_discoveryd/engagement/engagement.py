@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import msgspec
 
 from milo_discoveryd.engagement.cluster_records import ClusterRecord, ClusterRecords
-from milo_discoveryd.engagement.not_ready import HeldNotReady, NotReadyClusters
+from milo_discoveryd.engagement.not_ready import NotReadyClusters
 from milo_discoveryd.engagement.pending_releases import PendingReleases
 from milo_discoveryd.log.change_log import ChangeLog
 from milo_discoveryd.log.events import Event, EventType
@@ -29,7 +29,7 @@ from milo_discoveryd.model.cluster import (
     without_draining,
 )
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.model.object_state import READY_STATES, ObjectState
+from milo_discoveryd.model.object_state import MEANINGS, READY_STATES, ObjectState
 from milo_discoveryd.model.observation import (
     Malformed,
     NotReady,
@@ -37,7 +37,6 @@ from milo_discoveryd.model.observation import (
     Observation,
     Outside,
     Ready,
-    Refused,
     Withdrawn,
 )
 from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
@@ -78,19 +77,15 @@ class Engagements:
         """Ready objects whose claims are not valid, by cluster. To people, such a cluster's state is malformed."""
         self.dropped_names: list[str] = []
         """Clusters that are no longer known, although no deletion was confirmed."""
-        self._not_ready = not_ready or NotReadyClusters()
+        self.not_ready = not_ready or NotReadyClusters()
         self._grace_until: dict[str, float] = {}
         """The results of `grace_until`. They are not a field of the records, because few records need it."""
-        self._unreachable = 0
+        self.unreachable = 0
+        """The number of engaged clusters that do not answer connectivity probes."""
 
     @property
     def draining_count(self) -> int:
         return sum(name in self._records.by_key for name in self.releases)
-
-    @property
-    def unreachable(self) -> int:
-        """The number of engaged clusters that do not answer connectivity probes."""
-        return self._unreachable
 
     @property
     def engaged(self) -> int:
@@ -126,30 +121,16 @@ class Engagements:
         self.log.forget(now.steady)
         return events
 
-    @property
-    def due_at(self) -> float | None:
-        """When `end_overdue` must be called next, on the monotonic clock."""
-        return self._not_ready.due_at
-
-    @property
-    def not_ready_held(self) -> HeldNotReady | None:
-        """The hold of clusters that are not ready, if there are too many to disengage at once."""
-        return self._not_ready.held
-
-    @property
-    def not_ready_held_count(self) -> int:
-        return self._not_ready.held_count
-
     def grace_until(self, name: str) -> float | None:
         return self._grace_until.get(name)
 
     def extend_graces(self, lost_at: float, now: Moment) -> None:
         """Exclude the time since `lost_at`, in which the source sent nothing, from the running grace periods."""
-        self._postponed(self._not_ready.extend(lost_at, now.steady), now)
+        self._postponed(self.not_ready.extend(lost_at, now.steady), now)
 
     def end_overdue(self, now: Moment) -> list[Event]:
         """Disengage the clusters whose grace period is over, unless there are too many at once."""
-        overdue = self._not_ready.overdue(self.engaged, now.steady)
+        overdue = self.not_ready.overdue(self.engaged, now.steady)
         self._postponed(overdue.postponed, now)
         events: list[Event] = []
         for name in overdue.disengaged:
@@ -159,7 +140,7 @@ class Engagements:
 
     def _postponed(self, names: Iterable[str], now: Moment) -> None:
         for name in names:
-            until = self._not_ready.until(name)
+            until = self.not_ready.until(name)
             assert until is not None, "a postponed cluster has a time"
             self._grace_until[name] = now.wall + until - now.steady
 
@@ -231,7 +212,7 @@ class Engagements:
         if found == record.latest:
             return []
         if record.engaged:
-            self._unreachable += _is_unreachable(found) - _is_unreachable(record.latest)
+            self.unreachable += _is_unreachable(found) - _is_unreachable(record.latest)
             return self._update(record, found, now)
         if connectivity.state is not Reachability.REACHABLE:
             return []
@@ -253,11 +234,11 @@ class Engagements:
 
     # --- claims of several objects ---
 
-    def contest(self, seen: Ready, problem: str, now: Moment) -> list[Event]:
+    def contest(self, observation: Ready, problem: str, now: Moment) -> list[Event]:
         """Record that a ready object must not stand for its cluster, which stays as it is if it is engaged."""
-        contested = Malformed(seen.name, seen.uid, seen.version, problem)
+        contested = Malformed(observation.name, observation.uid, observation.version, problem)
         self.report_refused(contested)
-        self._contested[seen.name] = seen
+        self._contested[observation.name] = observation
         return self._not_wanted(contested, now)
 
     def end_contested(self, name: str, problem: str, now: Moment) -> list[Event]:
@@ -270,113 +251,122 @@ class Engagements:
 
     def begin_uncontested(self, name: str, now: Moment) -> list[Event]:
         """Engage a cluster, if it was contested."""
-        seen = self._contested.pop(name, None)
-        return [] if seen is None else self._ready(seen, now)
+        observation = self._contested.pop(name, None)
+        return [] if observation is None else self._ready(observation, now)
 
-    def report_refused(self, seen: Malformed) -> None:
+    def report_refused(self, observation: Malformed) -> None:
         """Report that a cluster cannot be used, unless its last observation said the same."""
-        record = self._records.by_key.get(seen.name)
+        record = self._records.by_key.get(observation.name)
         if record is None or record.state is not ObjectState.MALFORMED:
-            self._refused(seen)
+            self._refused(observation)
 
-    def _ready(self, seen: Ready, now: Moment) -> list[Event]:
-        known = self._records.by_key.get(seen.name)
+    def _ready(self, observation: Ready, now: Moment) -> list[Event]:
+        known = self._records.by_key.get(observation.name)
         if (
             known is not None
             and known.state is ObjectState.READY
-            and known.uid == seen.uid
+            and known.uid == observation.uid
             and known.cluster is not None
         ):
-            known.version = seen.version
-            return self._still_engaged(known, known.cluster, seen, now)  # nearly every change
-        if self._stays_unreachable(seen):
+            known.version = observation.version
+            return self._still_engaged(known, known.cluster, observation, now)  # nearly every change
+        if self._stays_unreachable(observation):
             return []
-        replaced = self._replaced_by(seen)
-        readiness = None if self._was_engaged(seen) else seen.readiness
-        elsewhere = self.assigned_elsewhere(seen.name)
+        replaced = self._replaced_by(observation)
+        readiness = None if self._was_engaged(observation) else observation.readiness
+        elsewhere = self.assigned_elsewhere(observation.name)
         if elsewhere is not None and (replaced or known is None or not known.engaged):
-            record = self._record(seen, ObjectState.UNASSIGNED, now)
-            record.present, record.message = seen.target, elsewhere
+            record = self._record(observation, ObjectState.UNASSIGNED, now)
+            record.present, record.message = observation.target, elsewhere
             return self._end(record, DisengageReason.REPLACED, replaced, now)
-        record = self._record(seen, ObjectState.READY, now)
+        record = self._record(observation, ObjectState.READY, now)
         before = record.cluster
         if before is not None and not replaced:
-            return self._still_engaged(record, before, seen, now)
+            return self._still_engaged(record, before, observation, now)
         cluster = Cluster(
-            target=seen.target,
-            source_version=seen.version,
+            target=observation.target,
+            source_version=observation.version,
             engaged_at=now.wall,
             incarnation=self.log.next_revision,
-            object_uid=seen.uid,
+            object_uid=observation.uid,
         )
         engaged = Event(EventType.ENGAGED, cluster, readiness=readiness)
         if before is None:
             return [self._engage(record, engaged, now)]
-        self.releases.end(seen.name)
+        self.releases.end(observation.name)
         ended = record.end(before, DisengageReason.REPLACED, replaced, now.wall)
-        self._unreachable -= _is_unreachable(before)
+        self.unreachable -= _is_unreachable(before)
         self.log.append(record.entry, ended, now.steady, then=engaged)
         return [ended, engaged]
 
-    def _still_engaged(self, record: ClusterRecord, before: Cluster, seen: Ready, now: Moment) -> list[Event]:
-        if seen.target == before.target:
+    def _still_engaged(self, record: ClusterRecord, before: Cluster, observation: Ready, now: Moment) -> list[Event]:
+        if observation.target == before.target:
             return []
-        cluster = msgspec.structs.replace(before, target=seen.target, source_version=seen.version)
+        cluster = msgspec.structs.replace(before, target=observation.target, source_version=observation.version)
         return self._update(record, cluster, now)
 
-    def _stays_unreachable(self, seen: Ready) -> bool:
+    def _stays_unreachable(self, observation: Ready) -> bool:
         """Update a cluster disengaged as unreachable; return False if it is another object or has another endpoint."""
-        record = self._records.by_key.get(seen.name)
-        if record is None or record.state is not ObjectState.UNREACHABLE or seen.uid not in ("", record.uid):
+        record = self._records.by_key.get(observation.name)
+        if record is None or record.state is not ObjectState.UNREACHABLE or observation.uid not in ("", record.uid):
             return False
         assert record.former is not None, "it was engaged before"
-        if seen.target.endpoint != record.former.target.endpoint:
+        if observation.target.endpoint != record.former.target.endpoint:
             return False
-        record.version = seen.version
-        record.former = msgspec.structs.replace(record.former, target=seen.target, source_version=seen.version)
+        record.version = observation.version
+        record.former = msgspec.structs.replace(
+            record.former, target=observation.target, source_version=observation.version
+        )
         return True
 
-    def _not_wanted(self, seen: NotReady | Withdrawn | Outside | Malformed, now: Moment) -> list[Event]:
-        replaced = self._replaced_by(seen)
-        record = self._record(seen, seen.state, now)
-        if replaced or isinstance(seen, Refused):
-            reason = DisengageReason.REPLACED if replaced else DisengageReason.LABELS_CHANGED
-            return self._end(record, reason, replaced or seen.message, now)
-        if isinstance(seen, Malformed):
+    def _not_wanted(self, observation: NotReady | Withdrawn | Outside | Malformed, now: Moment) -> list[Event]:
+        replaced = self._replaced_by(observation)
+        record = self._record(observation, observation.state, now)
+        meaning = MEANINGS[observation.state]
+        reason, message = (DisengageReason.REPLACED, replaced) if replaced else (meaning.ends, observation.message)
+        if reason is None:
             return []  # the cluster stays as it last was
-        if isinstance(seen, Outside):
-            return self._plan_end(record, DisengageReason.LABELS_CHANGED, seen.message, now)
-        if isinstance(seen, Withdrawn):
-            return self._plan_end(record, DisengageReason.REMOVED, seen.message, now, seen.drain_s)
-        is_draining = seen.name in self.releases
-        if record.engaged and not is_draining and not self._not_ready.began(seen.name, self.engaged, now.steady):
-            self._postponed((seen.name,), now)
+        if replaced or meaning.ends_at_once:
+            return self._end(record, reason, message, now)
+        if isinstance(observation, NotReady) and self._keeps_for_now(observation.name, record, now):
             return []
-        return self._plan_end(record, DisengageReason.NOT_READY, seen.message, now)
+        drain_s = observation.drain_s if isinstance(observation, Withdrawn) else None
+        return self._plan_end(record, reason, message, now, drain_s)
 
-    def _replaced_by(self, seen: Observation) -> str:
+    def _keeps_for_now(self, name: str, record: ClusterRecord, now: Moment) -> bool:
+        """Return whether a cluster that is not ready stays engaged for a grace period, or because too many are not."""
+        if not record.engaged or name in self.releases or self.not_ready.began(name, self.engaged, now.steady):
+            return False
+        self._postponed((name,), now)
+        return True
+
+    def _replaced_by(self, observation: Observation) -> str:
         """Return the message for another object of the same name, or "" if it is, or may be, the known object."""
-        record = self._records.by_key.get(seen.name)
-        if record is None or seen.uid in ("", record.uid):
+        record = self._records.by_key.get(observation.name)
+        if record is None or observation.uid in ("", record.uid):
             return ""
-        return f"the name now belongs to another object: UID {seen.uid}, previously {record.uid or 'unknown'}"
+        return f"the name now belongs to another object: UID {observation.uid}, previously {record.uid or 'unknown'}"
 
-    def _record(self, seen: Observation, state: ObjectState, now: Moment) -> ClusterRecord:
+    def _record(self, observation: Observation, state: ObjectState, now: Moment) -> ClusterRecord:
         """Return the record of the observed object, in that state."""
-        record = self._records.by_key.get(seen.name)
+        record = self._records.by_key.get(observation.name)
         if record is None:
-            record = self._records.add(seen, state, now)
-            self._note_absent(seen.name, state)
-        elif record.state is not state or self._replaced_by(seen):
-            self._move(seen.name, record, state, now)
-        record.uid, record.version, record.message = seen.uid or record.uid, seen.version, seen.message
-        record.present = seen.fields if isinstance(seen, NotReady | Withdrawn | Outside) else None
+            record = self._records.add(observation, state, now)
+            self._note_absent(observation.name, state)
+        elif record.state is not state or self._replaced_by(observation):
+            self._move(observation.name, record, state, now)
+        record.uid, record.version, record.message = (
+            observation.uid or record.uid,
+            observation.version,
+            observation.message,
+        )
+        record.present = observation.fields if isinstance(observation, NotReady | Withdrawn | Outside) else None
         return record
 
-    def _was_engaged(self, seen: Ready) -> bool:
+    def _was_engaged(self, observation: Ready) -> bool:
         """Return whether this object, and not another one of the same name, is or was engaged."""
-        record = self._records.by_key.get(seen.name)
-        return record is not None and record.latest is not None and record.latest.object_uid == seen.uid
+        record = self._records.by_key.get(observation.name)
+        return record is not None and record.latest is not None and record.latest.object_uid == observation.uid
 
     def _delete(self, deleted: ConfirmedDeletion, now: Moment) -> list[Event]:
         record = self._records.by_key.get(deleted.name)
@@ -425,7 +415,7 @@ class Engagements:
         if not timeout_s or not self.releases.begin(cluster, until, now.steady, awaits_return=awaits_return):
             return self._end(record, reason, message, now)
         name = cluster.target.name
-        self._not_ready.ended(name)
+        self.not_ready.ended(name)
         self._grace_until.pop(name, None)
         self._records.keep(name)
         draining = Drain(reason, message, now.wall + timeout_s)
@@ -436,7 +426,7 @@ class Engagements:
         if cluster is None:
             return []
         name = cluster.target.name
-        self._not_ready.ended(name)
+        self.not_ready.ended(name)
         self._grace_until.pop(name, None)
         if cluster.draining is not None:
             self.releases.end(name)
@@ -445,14 +435,14 @@ class Engagements:
         record.former = without_draining(cluster)
         self.log.append(record.entry, ended, now.steady)
         self._records.engaged -= 1
-        self._unreachable -= _is_unreachable(cluster)
+        self.unreachable -= _is_unreachable(cluster)
         return [ended]
 
     def _move(self, name: str, record: ClusterRecord, state: ObjectState, now: Moment) -> None:
         self._records.move(record, state, now)
         self._note_absent(name, state)
         if state is not ObjectState.NOT_READY:
-            self._not_ready.forget(name)
+            self.not_ready.forget(name)
             self._grace_until.pop(name, None)
 
     def _note_absent(self, name: str, state: ObjectState) -> None:

@@ -66,7 +66,7 @@ class _Subscriber(msgspec.Struct):
     """It ended its subscription, and its last stream is still open."""
 
     def sees(self, cluster: Cluster) -> bool:
-        return not self.is_leaving and any(each.view.matches(cluster) for each in self.streams or (self.last,))
+        return not self.is_leaving and any(stream.view.matches(cluster) for stream in self.streams or (self.last,))
 
 
 class _Drain(msgspec.Struct):
@@ -226,7 +226,7 @@ class PendingReleases:
             known = self._subscribers.get(key)
             label, since = ("", None) if known is None else (known.last.label, known.since)
             found.append(AwaitedRelease(key, label, self.is_connected(key), since))
-        return sorted(found, key=lambda each: (each.key.name, each.key.caller))
+        return sorted(found, key=lambda release: (release.key.name, release.key.caller))
 
     @property
     def due_at(self) -> float | None:

@@ -32,7 +32,7 @@ class FilterTransition(msgspec.Struct, frozen=True):
 
     def restart(self, view: ClusterView) -> "FilterTransition":
         """Return a transition to another view that continues from the current position of this one."""
-        earlier = ((self.position, self.view), *(each for each in self.earlier if each[0] > self.position))
+        earlier = ((self.position, self.view), *(former for former in self.earlier if former[0] > self.position))
         return msgspec.structs.replace(self, view=view, earlier=earlier, position=0)
 
     def step(self, log: ChangeLog) -> tuple[Slice, "FilterTransition"]:

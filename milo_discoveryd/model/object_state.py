@@ -8,6 +8,8 @@ import enum
 
 import msgspec
 
+from milo_discoveryd.model.cluster import DisengageReason
+
 
 class ObjectState(enum.Enum):
     """The state of a cluster's object, which decides whether the cluster is engaged."""
@@ -38,6 +40,10 @@ class StateMeaning(msgspec.Struct, frozen=True, kw_only=True):
     """The field of `FleetCounts` that counts it; empty if none does."""
     is_ready: bool = False
     """The object is ready, whatever keeps its cluster from being engaged."""
+    ends: DisengageReason | None = None
+    """Why a cluster is disengaged when its object enters the state; None if that does not end the engagement."""
+    ends_at_once: bool = False
+    """The end is not planned: the cluster does not drain."""
     is_absent: bool = False
     """A complete list within the selector does not contain the object."""
     is_forgettable: bool = False
@@ -58,6 +64,8 @@ MEANINGS = {
     ),
     ObjectState.REFUSED: StateMeaning(
         reason="REFUSED",
+        ends=DisengageReason.LABELS_CHANGED,
+        ends_at_once=True,
         words="of other organizations",
         count="refused",
         is_absent=True,
@@ -70,6 +78,7 @@ MEANINGS = {
     ),
     ObjectState.NOT_READY: StateMeaning(
         reason="NOT_READY",
+        ends=DisengageReason.NOT_READY,
         words="not ready",
         count="not_ready",
         remedy="none is ready: wait, or correct the condition or field that the source takes for it",
@@ -80,12 +89,15 @@ MEANINGS = {
     ),
     ObjectState.OUTSIDE: StateMeaning(
         reason="OUTSIDE_SELECTOR",
+        ends=DisengageReason.LABELS_CHANGED,
         words="outside the selector",
         count="outside_selector",
         is_absent=True,
         is_forgettable=True,
     ),
-    ObjectState.WITHDRAWN: StateMeaning(reason="REMOVED", words="withdrawn", is_forgettable=True),
+    ObjectState.WITHDRAWN: StateMeaning(
+        reason="REMOVED", ends=DisengageReason.REMOVED, words="withdrawn", is_forgettable=True
+    ),
     ObjectState.DELETED: StateMeaning(reason="DELETED", words="deleted", is_absent=True, is_forgettable=True),
 }
 """All states. Those that need attention come first."""
@@ -94,3 +106,4 @@ MEANINGS = {
 READY_STATES = tuple(state for state, meaning in MEANINGS.items() if meaning.is_ready)
 ABSENT_STATES = tuple(state for state, meaning in MEANINGS.items() if meaning.is_absent)
 FORGETTABLE_STATES = tuple(state for state, meaning in MEANINGS.items() if meaning.is_forgettable)
+REPORTED_STATES = tuple(state for state, meaning in MEANINGS.items() if meaning.is_reported)

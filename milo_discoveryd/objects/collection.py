@@ -7,7 +7,7 @@ import msgspec
 
 from milo_discoveryd.model.claims import ObservedObject
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.model.object_state import MEANINGS, ObjectState
+from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import Malformed, Outside
 from milo_discoveryd.model.resource import NAMES, ObjectKeys
 from milo_discoveryd.objects.pending_deletions import (
@@ -121,7 +121,7 @@ class ObjectCollection:
     def restore(self, stored: Iterable[ObservedObject]) -> ObjectChanges:
         """Start with the objects of an earlier run. The first list is then compared with them, like any later one."""
         self.progress.is_synced = self.progress.awaits_list = True
-        weighed = ((seen, self.store.weight_of(seen)) for seen in stored)
+        weighed = ((observation, self.store.weight_of(observation)) for observation in stored)
         return ObjectChanges(self.store.apply_listed(weighed), ObjectPosition(RESTORED))
 
     @property
@@ -206,11 +206,6 @@ class ObjectCollection:
             self._hold_again(now.steady)
         return self._unlisted_changes([] if settled is None else self.store.apply_read(settled))
 
-    def is_newly_refused(self, seen: ObservedObject) -> bool:
-        """Return whether the state of an object must be reported and differs from what is known."""
-        record = self.store[seen.name]
-        return MEANINGS[seen.state].is_reported and (record is None or record.state is not seen.state)
-
     def problem_of(self, key: str) -> str:
         """Return why an object cannot be read, so that it counts as it was; empty if it can be."""
         record = self.store[key]
@@ -219,24 +214,24 @@ class ObjectCollection:
     def _unlisted_changes(self, changes: list[ObjectChange]) -> ObjectChanges:
         return ObjectChanges(changes, self._positions.of_changes(len(changes)))
 
-    def _contradicts_list(self, seen: ObservedObject) -> bool:
+    def _contradicts_list(self, observation: ObservedObject) -> bool:
         """Return whether a state that is older than the last list is news, although the list did not show it.
 
         No list shows an object outside of the selector. If that is another object than the known one, whose version
         is not known after a restart, then either may be the later one.
         """
-        record = self.store[seen.name]
-        if record is not None and seen.uid == record.uid:
-            is_expected = isinstance(seen, Outside) or seen.version == record.version
+        record = self.store[observation.name]
+        if record is not None and observation.uid == record.uid:
+            is_expected = isinstance(observation, Outside) or observation.version == record.version
         else:
-            is_expected = isinstance(seen, Outside) and (record is None or record.version != "")
-        return not is_expected and is_older(seen.version, self._listed_version)
+            is_expected = isinstance(observation, Outside) and (record is None or record.version != "")
+        return not is_expected and is_older(observation.version, self._listed_version)
 
-    def _hold(self, seen: ObservedObject, held: HeldRemovals, now: float) -> None:
-        record = self.store[seen.name]
+    def _hold(self, observation: ObservedObject, held: HeldRemovals, now: float) -> None:
+        record = self.store[observation.name]
         assert record is not None, "no record of an object with a pending deletion"
-        self.store.set_version(seen.name, seen.version)
-        self.pending_deletions.hold(seen.name, record.uid, now, held.message)
+        self.store.set_version(observation.name, observation.version)
+        self.pending_deletions.hold(observation.name, record.uid, now, held.message)
 
     def _apply_batch(self, batch: list[SourceEvent[ObservedObject]], now: Moment) -> Iterator[ObjectChanges]:
         changed: list[ObservedObject] = []
@@ -261,7 +256,7 @@ class ObjectCollection:
                     yield from self._end_list(ended, now)
                     self.store.weight.list_ended()
                 case _:
-                    pass  # Relisting and EventIgnored are for the log and the metrics
+                    pass  # Relisting and EventIgnored change no object
         if changed:
             self.progress.version = max(self.progress.version, comparable(changed[-1].version))
             yield self._unlisted_changes(self.store.apply_watched(changed))
@@ -275,17 +270,17 @@ class ObjectCollection:
             case unlisted:
                 self._list.remove(self._keys.key(unlisted.namespace, unlisted.name))
 
-    def _accepts(self, seen: ObservedObject) -> bool:
+    def _accepts(self, observation: ObservedObject) -> bool:
         """Return whether to apply a watch event. If it is news, drop the pending deletion of the object."""
         if self._is_foreign:
             return False
         if not self.pending_deletions.is_idle:
-            if self._is_held_back(seen):
+            if self._is_held_back(observation):
                 return False
-            if self.store.is_news(seen):
-                self.pending_deletions.discard(seen.name)
-        if self._guard is not None:
-            self._guard.seen(seen.version)
+            if self.store.is_news(observation):
+                self.pending_deletions.discard(observation.name)
+        if self._guard is not None and self._guard.restored_at is not None:
+            self._guard.note_version(observation.version)
         return True
 
     # --- the end of a list ---
@@ -353,7 +348,11 @@ class ObjectCollection:
             for name, uid in missing
             if self.store.is_established(name) and not self._is_held_by_restore(name)
         ]
-        replaced = [(seen.name, record.uid) for seen, record in self._suspects() if seen.uid not in ("", record.uid)]
+        replaced = [
+            (observation.name, record.uid)
+            for observation, record in self._suspects()
+            if observation.uid not in ("", record.uid)
+        ]
         if self._guard is None:
             return _Lacking(missing, established, replaced)
         uids = self._list.uids
@@ -362,7 +361,7 @@ class ObjectCollection:
         if not (is_foreign or versions_went_back):
             announced = {name for name, _ in (*established, *replaced) if self.store.is_terminating(name)}
             established, replaced = (
-                [(name, uid) for name, uid in each if name not in announced] for each in (established, replaced)
+                [(name, uid) for name, uid in objects if name not in announced] for objects in (established, replaced)
             )
         return _Lacking(missing, established, replaced, announced, is_foreign)
 
@@ -405,9 +404,9 @@ class ObjectCollection:
                 case HeldRemovals(message=message):
                     for name, uid in group.objects:
                         self.pending_deletions.hold(name, uid, now, message)
-                case ConfirmAtRate(per_second):
+                case at_rate:
                     for position, (name, uid) in enumerate(group.objects):
-                        self.pending_deletions.add(name, uid, now, confirm_at=now + position / per_second)
+                        self.pending_deletions.add(name, uid, now, confirm_at=now + position / at_rate.per_second)
                         self._released.add(name)
 
     def _keep_newer_objects(self, *, versions_went_back: bool) -> set[str]:
@@ -418,39 +417,40 @@ class ObjectCollection:
         if self._guard is None or not self.progress.is_synced or self._guard.is_accepting:
             return set()
         older = [
-            seen
-            for seen, record in self._suspects(everything=versions_went_back)
-            if self._differs(seen, record) and self._is_regressed(seen, record, versions_went_back=versions_went_back)
+            observation
+            for observation, record in self._suspects(everything=versions_went_back)
+            if self._differs(observation, record)
+            and self._is_regressed(observation, record, versions_went_back=versions_went_back)
         ]
-        for seen in older:
-            self._list.remove(seen.name)
-            self.store.set_version(seen.name, seen.version)
-        return {seen.name for seen in older}
+        for observation in older:
+            self._list.remove(observation.name)
+            self.store.set_version(observation.name, observation.version)
+        return {observation.name for observation in older}
 
     def _suspects(self, *, everything: bool = False) -> Iterator[tuple[ObservedObject, ObjectRecord]]:
         """Yield the suspects of the list whose known objects are established, or all of its changes of such objects."""
-        for seen in self._list.differing() if everything else self._list.suspects():
-            record = self.store[seen.name]
+        for observation in self._list.differing() if everything else self._list.suspects():
+            record = self.store[observation.name]
             if record is not None and record.is_established:
-                yield seen, record
+                yield observation, record
 
-    def _differs(self, seen: ObservedObject, record: ObjectRecord) -> bool:
-        if isinstance(seen, Malformed):
+    def _differs(self, observation: ObservedObject, record: ObjectRecord) -> bool:
+        if isinstance(observation, Malformed):
             return False
-        if seen.state is not ObjectState.READY or seen.uid != record.uid:
+        if observation.state is not ObjectState.READY or observation.uid != record.uid:
             return True
-        return record.content is not None and seen.content != record.content
+        return record.content is not None and observation.content != record.content
 
-    def _is_regressed(self, seen: ObservedObject, record: ObjectRecord, *, versions_went_back: bool) -> bool:
-        is_older = self.store.is_older_than_known(seen) or (versions_went_back and not record.version)
-        return is_older or self._is_held_back(seen)
+    def _is_regressed(self, observation: ObservedObject, record: ObjectRecord, *, versions_went_back: bool) -> bool:
+        is_older = self.store.is_older_than_known(observation) or (versions_went_back and not record.version)
+        return is_older or self._is_held_back(observation)
 
-    def _is_held_back(self, seen: ObservedObject) -> bool:
+    def _is_held_back(self, observation: ObservedObject) -> bool:
         """Return whether this is the older state that a restored server has of an object: see `_keep_newer_objects`."""
-        if not self.pending_deletions.is_held(seen.name):
+        if not self.pending_deletions.is_held(observation.name):
             return False
-        record = self.store[seen.name]
-        return record is not None and record.version != "" and seen.version == record.version
+        record = self.store[observation.name]
+        return record is not None and record.version != "" and observation.version == record.version
 
     def _is_held_by_restore(self, name: str) -> bool:
         """Return whether an object that lists lack is kept until an administrator decides."""

@@ -95,15 +95,15 @@ class RemovalGuard:
         """The last list was older than what was seen, so nothing of it was used."""
         self._evidence: _Evidence | None = None
         self._behind_since: float | None = None
-        self._restored_at: str | None = None
+        self.restored_at: str | None = None
         """The latest version of a server that counts as restored, while its lists are older than before the restore."""
         self._held_by_restore: HeldRemovals | None = None
         self._accepts = False
         self._reported: deque[float] = deque()
         """When the watch reported recent deletions of engaged clusters."""
-        self._first_verify_at: float | None = None
-        """When the second list of this run is due, which tells whether the first one was complete. The first one
-        determines it."""
+        self.verify_first_at: float | None = None
+        """When the second list of this run is due, which tells whether the first one was complete; None before the
+        first one, and if it is verified."""
         self.is_verified = False
         """A list of this run was accepted, and so was another one, later."""
 
@@ -117,22 +117,17 @@ class RemovalGuard:
         """Whether the next list is accepted whatever it lacks."""
         return self._accepts
 
-    @property
-    def verify_first_at(self) -> float | None:
-        """When to list again, to verify the first list of this run; None if it is verified, or did not arrive yet."""
-        return None if self.is_verified else self._first_verify_at
-
     def _listed(self, now: float, *, is_accepted: bool) -> None:
         """Record a complete list that is applied."""
-        if self._first_verify_at is None:
-            self._first_verify_at = now + self.limits.verify_after_s
-        elif now >= self._first_verify_at or is_accepted:
-            self.is_verified = True
+        if self.verify_first_at is None:
+            self.verify_first_at = now + self.limits.verify_after_s
+        elif now >= self.verify_first_at or is_accepted:
+            self.is_verified, self.verify_first_at = True, None
 
     def verify_first(self, now: float) -> None:
         """Make the second list of this run due, which verifies the first one."""
-        if self._first_verify_at is not None:
-            self._first_verify_at = min(self._first_verify_at, now)
+        if self.verify_first_at is not None:
+            self.verify_first_at = min(self.verify_first_at, now)
 
     def accept(self, now: float) -> bool:
         """Request another list and accept it. Return whether any removals are held."""
@@ -164,17 +159,18 @@ class RemovalGuard:
     def is_behind(self, version: str, *, versions_went_back: bool) -> bool:
         """Return whether a list is older than what was seen before, or since a restore."""
         if not versions_went_back:
-            self._restored_at = None
+            self.restored_at = None
             return False
-        if self._accepts or (self._restored_at is not None and not is_older(version, self._restored_at)):
-            self._restored_at = version
+        if self._accepts or (self.restored_at is not None and not is_older(version, self.restored_at)):
+            self.restored_at = version
             return False
         return True
 
-    def seen(self, version: str) -> None:
+    def note_version(self, version: str) -> None:
         """Record the version of a change, to detect a second restore, from a backup made since the first."""
-        if self._restored_at is not None and is_older(self._restored_at, version):
-            self._restored_at = version
+        assert self.restored_at is not None, "the server counts as restored"
+        if is_older(self.restored_at, version):
+            self.restored_at = version
 
     def ignores(self, version: str, *, is_behind: bool, now: float) -> bool:
         """Return whether to ignore a list because it is older than what was seen before.
@@ -187,7 +183,7 @@ class RemovalGuard:
         if self._behind_since is None:
             self._behind_since = now
         if now >= self._behind_since + self.limits.verify_after_s:
-            self._restored_at, self._behind_since = version, None
+            self.restored_at, self._behind_since = version, None
             return False
         message = (
             "the API server's list is older than what it showed before: it is ignored until the server has caught up, "
@@ -249,7 +245,7 @@ class RemovalGuard:
         due_at = evidence.confirmed_from if evidence is not None and evidence.is_foreign else None
         is_second = due_at is not None and now >= due_at
         if is_second and is_much_larger and self.verify_first_at is not None:
-            self._first_verify_at = None
+            self.verify_first_at = None
             return ConfirmAtRate(self.limits.per_second)
         message = (
             f"the API server's list names none of the {engaged} engaged clusters, so it may be another server: "

@@ -12,7 +12,7 @@ import msgspec
 
 from milo_discoveryd.model.claims import ObjectContent, ObservedObject
 from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.model.object_state import ABSENT_STATES, FORGETTABLE_STATES, ObjectState
+from milo_discoveryd.model.object_state import ABSENT_STATES, FORGETTABLE_STATES, REPORTED_STATES, ObjectState
 from milo_discoveryd.objects.budget import CollectionWeight, ObjectBudget, weigh
 from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
 from milo_kube.reflect.versions import is_older
@@ -104,9 +104,11 @@ class ObjectChange(msgspec.Struct, frozen=True, gc=False):
     key: str
     before: Any
     after: Any
-    seen: ObservedObject | ConfirmedDeletion
+    observation: ObservedObject | ConfirmedDeletion
     is_replaced: bool = False
     """Another object has the key now."""
+    is_newly_refused: bool = False
+    """The object is in a state of which operators must learn, and was not before."""
 
 
 class ObjectChanges(msgspec.Struct, frozen=True, gc=False):
@@ -134,21 +136,21 @@ class ObjectStore:
         Nothing more is applied after an object that exceeds the budget of the source: see `CollectionWeight.problem`.
         """
         changes: list[ObjectChange] = []
-        for seen in observed:
-            if self._is_outdated(seen):
+        for observation in observed:
+            if self._is_outdated(observation):
                 self.outdated += 1
                 continue
-            weight, record = self.weight_of(seen), self._records.get(seen.name)
+            weight, record = self.weight_of(observation), self._records.get(observation.name)
             if not self.weight.fits(weight if record is None else weight - record.weight):
                 break
-            changes.append(self._put(seen, weight))
+            changes.append(self._put(observation, weight))
         return changes
 
     def apply_listed(self, listed: Iterable[tuple[ObservedObject, int]]) -> list[ObjectChange]:
         """Apply observations of a list, with their weights, whatever versions were seen before: after a restore from a
         backup, versions go back.
         """
-        return [self._put(seen, weight) for seen, weight in listed]
+        return [self._put(observation, weight) for observation, weight in listed]
 
     def apply_read(self, found: ObservedObject | ConfirmedDeletion) -> list[ObjectChange]:
         """Apply the result of a consistent read of one object, whatever version was seen before."""
@@ -175,28 +177,29 @@ class ObjectStore:
         for name in names:
             self._set_weight(self._records[name], 0)
 
-    def _put(self, seen: ObservedObject, weight: int) -> ObjectChange:
-        name, state, content = seen.name, seen.state, seen.content
+    def _put(self, observation: ObservedObject, weight: int) -> ObjectChange:
+        name, state, content = observation.name, observation.state, observation.content
         record = self._records.get(name)
+        is_newly_refused = state in REPORTED_STATES and (record is None or record.state is not state)
         if record is None:
-            record = self._records[name] = ObjectRecord(uid=seen.uid, version=seen.version, state=state)
-        is_ready, is_same = state is ObjectState.READY, seen.uid in ("", record.uid)
+            record = self._records[name] = ObjectRecord(uid=observation.uid, version=observation.version, state=state)
+        is_ready, is_same = state is ObjectState.READY, observation.uid in ("", record.uid)
         before = record.content
         if state is ObjectState.MALFORMED and is_same:
             content = before
         if is_ready or not is_same:
-            record.is_terminating = seen.is_terminating
+            record.is_terminating = observation.is_terminating
         is_established = is_ready or (record.is_established and is_same and state not in ABSENT_STATES)
         if is_established is not record.is_established:
             self.established_count += is_established - record.is_established
             record.is_established = is_established
-        record.state, record.content, record.version = state, content, seen.version
-        record.uid, record.message = seen.uid or record.uid, seen.message
+        record.state, record.content, record.version = state, content, observation.version
+        record.uid, record.message = observation.uid or record.uid, observation.message
         if weight != record.weight:
             self._set_weight(record, weight)
         if not is_ready or name in self._absent:
             self._note_absent(name, state)
-        return ObjectChange(name, before, content, seen, not is_same)
+        return ObjectChange(name, before, content, observation, not is_same, is_newly_refused)
 
     def _delete(self, deleted: ConfirmedDeletion) -> list[ObjectChange]:
         record = self._records.get(deleted.name)
@@ -260,15 +263,17 @@ class ObjectStore:
         record = self._records.get(name)
         return record is not None and record.is_terminating
 
-    def weight_of(self, seen: ObservedObject) -> int:
+    def weight_of(self, observation: ObservedObject) -> int:
         """Return what the object counts once it is applied.
 
         The cluster of an object that is no longer ready is kept, so that the object counts no less than before.
         """
-        if seen.state is ObjectState.READY:
-            return weigh(seen.content)
-        record = self._records.get(seen.name)
-        return weigh((seen, None)) if record is None else max(record.weight, weigh((seen, record.content)))
+        if observation.state is ObjectState.READY:
+            return weigh(observation.content)
+        record = self._records.get(observation.name)
+        return (
+            weigh((observation, None)) if record is None else max(record.weight, weigh((observation, record.content)))
+        )
 
     # --- comparisons ---
 
@@ -295,22 +300,22 @@ class ObjectStore:
             return True
         return record.state is ObjectState.READY and record.content != listed.content
 
-    def is_news(self, seen: ObservedObject) -> bool:
+    def is_news(self, observation: ObservedObject) -> bool:
         """Return whether an observation is newer than the known state, and not a repetition of it."""
-        return self.would_change(seen) and not self._is_outdated(seen)
+        return self.would_change(observation) and not self._is_outdated(observation)
 
-    def is_older_than_known(self, seen: ObservedObject) -> bool:
-        record = self._records.get(seen.name)
-        return record is not None and is_older(seen.version, record.version)
+    def is_older_than_known(self, observation: ObservedObject) -> bool:
+        record = self._records.get(observation.name)
+        return record is not None and is_older(observation.version, record.version)
 
     def is_older_than_any(self, version: str) -> bool:
         """Return whether a version is older than that of any object."""
         return any(is_older(version, record.version) for record in self._records.values())
 
-    def _is_outdated(self, seen: ObservedObject) -> bool:
-        record = self._records.get(seen.name)
+    def _is_outdated(self, observation: ObservedObject) -> bool:
+        record = self._records.get(observation.name)
         if record is None:
             return False
-        if seen.version == record.version and seen.uid == record.uid:
+        if observation.version == record.version and observation.uid == record.uid:
             return record.state is ObjectState.DELETED  # repeated after the deletion was confirmed
-        return is_older(seen.version, record.version)
+        return is_older(observation.version, record.version)

@@ -54,9 +54,9 @@ class FleetChanges:
         """Register `call` for each change of that type. It runs before any subscriber can see the change."""
         self._listeners.append((kind, call))
 
-    def commit(self, source: str, states: ClusterStates, read_at: float) -> None:
+    def commit(self, source: str, states: ClusterStates, read_at: Moment) -> None:
         """Apply states of clusters of a source, which were read at that time."""
-        self.publish(self.engagements.commit(source, states, moment(read_at)), read_at)
+        self.publish(self.engagements.commit(source, states, read_at), read_at.steady)
 
     def publish(self, events: Iterable[Event], read_at: float | None) -> None:
         """Notify of changes that the log has; subscribers later if `read_at` is None, or while a source is unsynced."""

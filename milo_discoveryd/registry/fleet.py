@@ -71,7 +71,7 @@ class Fleet:
         if view.is_everything:
             return Counter({name: source.registry.engaged for name, source in self._sources.items()})
         key = (view.fingerprint, sum(source.progress.lists for source in self._sources.values()))
-        self._counts = {each: found for each, found in self._counts.items() if now < found[0] + COUNT_AGE_S}
+        self._counts = {kept: count for kept, count in self._counts.items() if now < count[0] + COUNT_AGE_S}
         if key not in self._counts:
             self._counts[key] = now, Counter(map(_source_of, filter(view.matches, self.clusters())))
         return self._counts[key][1]

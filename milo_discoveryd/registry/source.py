@@ -7,7 +7,6 @@ of their event loop.
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Protocol
 
 import msgspec
 
@@ -17,8 +16,9 @@ from milo_discoveryd.engagement.engagement import ClusterStates, Engagements
 from milo_discoveryd.engagement.not_ready import HeldNotReady, NotReadyClusters
 from milo_discoveryd.log.change_notifier import LOW_PRIORITY_DELAY_S
 from milo_discoveryd.log.events import EventType
-from milo_discoveryd.model.claims import ClaimingObject, ObjectReference, ObservedObject
+from milo_discoveryd.model.claims import ObjectReference, ObservedObject
 from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Ready
 from milo_discoveryd.model.resource import NAMES, ObjectKeys
 from milo_discoveryd.objects.budget import UNLIMITED, CollectionWeight, ObjectBudget
@@ -42,7 +42,6 @@ from milo_kube.reflect.messages import (
     Listed,
     ListEnded,
     ListStarted,
-    ObjectChanged,
     Relisting,
     SourceEvent,
 )
@@ -96,35 +95,8 @@ class SourcePolicy(msgspec.Struct, frozen=True, kw_only=True):
     objects_limit: int = UNLIMITED
 
 
-class Meaning(Protocol):
-    """What the objects of a source's collections mean for its clusters."""
-
-    def restored_objects(
-        self, clusters: Sequence[Ready], objects: Iterable[StoredObject]
-    ) -> Iterable[Sequence[ObservedObject]]:
-        """Return the objects that each collection had in an earlier run, which stored these clusters and objects."""
-
-    def restore(self, collection: int, objects: ObjectChanges) -> None:
-        """Start with the objects of an earlier run, whose clusters are restored already."""
-
-    def states(self, collection: int, objects: ObjectChanges) -> Iterator[ClusterStates]:
-        """Yield the states of the clusters that changes of a collection's objects concern.
-
-        Thousands of clusters may need one object, so they are yielded in batches. Each must be applied before the next.
-        """
-
-    def states_once_listed(self, position: ObjectPosition) -> Iterator[ClusterStates]:
-        """Yield the states that follow from complete lists of all collections: unknown objects do not exist."""
-
-    def objects_of(self, cluster: str) -> tuple[ObjectReference, ...]:
-        """Return the objects that describe a cluster."""
-
-    def stored_objects(self) -> Iterator[StoredObject]:
-        """Yield the objects that the state file stores in addition to the clusters."""
-
-
 class ObjectsAreClusters:
-    """Each object is the cluster of its name."""
+    """Each object is the cluster of its name. It has the methods of `ClaimIndex`, for kinds without `reduce`."""
 
     def restored_objects(
         self, clusters: Sequence[Ready], objects: Iterable[StoredObject]
@@ -137,7 +109,7 @@ class ObjectsAreClusters:
 
     def states(self, collection: int, objects: ObjectChanges) -> Iterator[ClusterStates]:
         del collection
-        yield ClusterStates([change.seen for change in objects.changes], objects.position)  # type: ignore[misc]
+        yield ClusterStates([change.observation for change in objects.changes], objects.position)  # type: ignore[misc]
 
     def states_once_listed(self, position: ObjectPosition) -> Iterator[ClusterStates]:
         del position
@@ -184,7 +156,7 @@ class ClusterSource:
         subscriber at or below this revision knows."""
         self._is_assigned = True
         """Whether it is known which clusters this daemon must engage."""
-        self._meaning: Meaning = ObjectsAreClusters() if reduce is None else ClaimIndex(reduce, self.registry, stores)
+        self._meaning = ObjectsAreClusters() if reduce is None else ClaimIndex(reduce, self.registry, stores)
         self.status = ViewStatus(ViewState.CATCHING_UP, time.monotonic(), "Starting", "nothing was read yet")
         self.collections = tuple(
             ObjectCollection(
@@ -227,30 +199,44 @@ class ClusterSource:
         self, collection: ObjectCollection, source_events: Iterable[SourceEvent[ObservedObject]], read_at: float
     ) -> Iterator[None]:
         """Apply source events in batches; the caller may let other tasks run between them."""
-        for objects in collection.apply_events(self._reported(collection, source_events), moment(read_at)):
-            for states in self._meaning.states(collection.number, objects):
-                self.changes.commit(self.name, states, read_at)
+        source_events, now = [*source_events], moment(read_at)
+        for event in source_events:
+            if isinstance(event, Relisting):
+                self.observer.relisting(event.reason)
+            elif isinstance(event, EventIgnored):
+                self.observer.event_ignored(event.problem)
+        for objects in collection.apply_events(source_events, now):
+            for _ in self._commit(collection, objects, now):
                 yield
-        self._update_progress(read_at)
+        self._update_progress(now)
 
     def resolve(
         self, collection: ObjectCollection, request: ConfirmationRequest, result: ConfirmationResult, read_at: float
     ) -> None:
         """Apply the result of a confirmation read."""
-        was_refused = collection.pending_deletions.refused
-        objects = collection.resolve(request, result, moment(read_at))
+        was_refused, now = collection.pending_deletions.refused, moment(read_at)
+        objects = collection.resolve(request, result, now)
         self._report_confirmation(result, was_refused, collection.pending_deletions.refused)
-        for states in self._meaning.states(collection.number, objects):
-            self.changes.commit(self.name, states, read_at)
-        self._update_progress(read_at)
+        for _ in self._commit(collection, objects, now):
+            pass
+        self._update_progress(now)
 
     def set_followed(self, collection: ObjectCollection, followed: ViewStatus) -> None:
         """Record how a collection is followed."""
         collection.followed = followed
-        self._pause_graces(worst([each.followed for each in self.collections]))
+        self._pause_graces(worst([collection.followed for collection in self.collections]))
         self._set_status()
 
-    def _update_progress(self, read_at: float) -> None:
+    def _commit(self, collection: ObjectCollection, objects: ObjectChanges, now: Moment) -> Iterator[None]:
+        """Apply what changes of a collection's objects mean for clusters."""
+        for change in objects.changes:
+            if change.is_newly_refused:
+                self.observer.object_refused(change.observation)
+        for states in self._meaning.states(collection.number, objects):
+            self.changes.commit(self.name, states, now)
+            yield
+
+    def _update_progress(self, at: Moment) -> None:
         if (version := self.version) != self.changes.versions.get(self.name, 0):
             self.changes.versions = {**self.changes.versions, self.name: version}
         before, now = self.progress, self._present_progress()
@@ -259,7 +245,7 @@ class ClusterSource:
         self.progress, self.clusters.is_synced = now, now.synced
         if now.is_complete and not before.is_complete:
             for states in self._meaning.states_once_listed(self._positions.of_first_lists):
-                self.changes.commit(self.name, states, read_at)
+                self.changes.commit(self.name, states, at)
         if now.lists != before.lists and now.is_complete:
             self._listed = max(self._listed or 0, self.registry.present_count)
         if now.synced and not before.synced:
@@ -276,23 +262,6 @@ class ClusterSource:
             lists += progress.lists
         return SourceProgress(is_synced, is_complete, is_restored, lists)
 
-    def _reported(
-        self, collection: ObjectCollection, source_events: Iterable[SourceEvent[ObservedObject]]
-    ) -> Iterator[SourceEvent[ObservedObject]]:
-        """Report what operators must learn of source events."""
-        for event in source_events:
-            match event:
-                case ObjectChanged() | Listed():
-                    if not isinstance(
-                        seen := event.observation, Ready | ClaimingObject
-                    ) and collection.is_newly_refused(seen):
-                        self.observer.object_refused(seen)
-                case Relisting(reason):
-                    self.observer.relisting(reason)
-                case EventIgnored(problem):
-                    self.observer.event_ignored(problem)
-            yield event
-
     def _report_confirmation(self, result: ConfirmationResult, was_refused: str | None, refused: str | None) -> None:
         is_refusal = isinstance(result, Inconclusive) and result.is_refusal
         self.observer.confirmed("refused" if is_refusal else _RESULTS[type(result)])
@@ -307,9 +276,9 @@ class ClusterSource:
     def first_list(self) -> FirstList:
         """What the first list of this run described. What the watch added proves nothing about what the list lacks."""
         engaged = self.registry.engaged
-        limits = (each.unverified for each in self.collections)
+        limits = (collection.unverified for collection in self.collections)
         # What a held list lacks stays engaged. The versions of a restored server may never catch up.
-        is_held = any(each.held for each in self.collections)
+        is_held = any(collection.held for collection in self.collections)
         return FirstList(
             engaged if self._listed is None else min(engaged, self._listed),
             next(filter(None, limits), None),
@@ -336,7 +305,7 @@ class ClusterSource:
 
     def _set_status(self) -> None:
         """Set the status to the worst one of the collections, unless clusters are held although they are not ready."""
-        status, held = worst([each.status for each in self.collections]), self.registry.not_ready_held
+        status, held = worst([collection.status for collection in self.collections]), self.registry.not_ready.held
         self._shown_held = held
         if held is not None and status.state is ViewState.STREAMING:
             status = ViewStatus(ViewState.CATCHING_UP, held.since, NOT_READY_HELD, held.message, status.last_contact)
@@ -349,14 +318,14 @@ class ClusterSource:
     @property
     def due_at(self) -> float | None:
         """When `tick` must be called, if nothing else happens."""
-        return self.registry.due_at if self._lost_at is None else None
+        return self.registry.not_ready.due_at if self._lost_at is None else None
 
     def tick(self, now: float) -> None:
         """Disengage the clusters whose grace period is over. No grace period ends while the source is lost."""
         if self._lost_at is not None:
             return
         self.changes.publish(self.registry.end_overdue(moment(now)), now)
-        if self.registry.not_ready_held != self._shown_held:
+        if self.registry.not_ready.held != self._shown_held:
             self._set_status()
 
     # --- the state file ---
@@ -371,12 +340,13 @@ class ClusterSource:
         """Serve the clusters of an earlier run at once, with a status that says how old they are."""
         clusters = list(stored)
         events = self.changes.engagements.restore(self.name, clusters, status.since)
-        for collection, known in enumerate(self._meaning.restored_objects([seen for seen, _ in clusters], objects)):
-            self._meaning.restore(collection, self.collections[collection].restore(known))
-        for each in self.collections:
-            self.set_followed(each, status)
+        restored = self._meaning.restored_objects([observation for observation, _ in clusters], objects)
+        for collection, known_objects in zip(self.collections, restored, strict=True):
+            self._meaning.restore(collection.number, collection.restore(known_objects))
+        for collection in self.collections:
+            self.set_followed(collection, status)
         self.changes.publish(events, status.since)
-        self._update_progress(status.since)
+        self._update_progress(moment(status.since))
 
     # --- changes that no object makes ---
 
@@ -419,7 +389,7 @@ class ClusterSource:
             yield
         if is_decided and not self._is_assigned:
             self._is_assigned = True
-            self._update_progress(steady_now())
+            self._update_progress(moment(steady_now()))
 
     def lose_ownership(self, message: str) -> None:
         """Disengage everything at once, until `assign` is called again."""
@@ -432,20 +402,20 @@ class ClusterSource:
 
     @property
     def deletions_unconfirmed(self) -> int:
-        return sum(len(each.pending_deletions) for each in self.collections)
+        return sum(len(collection.pending_deletions) for collection in self.collections)
 
     @property
     def outdated(self) -> int:
         """The number of observations that were dropped because a later one of the same object came first."""
-        return sum(each.store.outdated for each in self.collections)
+        return sum(collection.store.outdated for collection in self.collections)
 
     @property
     def deletions_held(self) -> int:
-        return sum(each.pending_deletions.held for each in self.collections)
+        return sum(collection.pending_deletions.held for collection in self.collections)
 
     def pending_deletion(self, cluster: str) -> tuple[float, str] | None:
         """Return when an object of the cluster was reported as deleted, and what keeps that from being confirmed."""
-        pending = (of.pending_deletions.explain(key) for of, key in self._objects_of(cluster))
+        pending = (collection.pending_deletions.explain(key) for collection, key in self._objects_of(cluster))
         return next(filter(None, pending), None)
 
     def problem_of(self, cluster: str) -> str:
@@ -454,8 +424,8 @@ class ClusterSource:
         Empty if the cluster's state says so already.
         """
         record = self.registry[cluster]
-        problems = (of.problem_of(key) for of, key in self._objects_of(cluster))
-        return "; ".join(each for each in problems if each and record is not None and each != record.message)
+        problems = (collection.problem_of(key) for collection, key in self._objects_of(cluster))
+        return "; ".join(found for found in problems if found and record is not None and found != record.message)
 
     def _objects_of(self, cluster: str) -> Iterable[tuple[ObjectCollection, str]]:
         return ((self.collections[number], key) for number, key in self._meaning.objects_of(cluster))

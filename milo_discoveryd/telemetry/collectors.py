@@ -56,7 +56,7 @@ class FleetCollector(Collector):
         yield self._by_source(
             "milo_discoveryd_not_ready_held",
             "Clusters that are not ready and stay engaged because more became so than the mass-removal limit allows.",
-            lambda of: of.registry.not_ready_held_count,
+            lambda of: of.registry.not_ready.held_count,
         )
         outdated = CounterMetricFamily(
             "milo_discoveryd_stale_observations",

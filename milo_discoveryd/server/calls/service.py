@@ -178,7 +178,7 @@ class Service:
         confirming = None if pending is None else visibility.visible_problem(pending[1], call.scope)
         elsewhere, grace_until = source.registry.assigned_elsewhere(name), source.registry.grace_until(name)
         engagement = convert.engagement(record, confirming, elsewhere, grace_until, source.description.ready_when)
-        if grace_until is not None and source.registry.not_ready_held is not None:
+        if grace_until is not None and source.registry.not_ready.held is not None:
             engagement.message += "; many clusters became not ready at once (removals.hold_not_ready)"
         if unusable := source.problem_of(name):
             stays = "it stays as last known: " if record.engaged else ""

@@ -89,7 +89,7 @@ def test_not_ready_cluster_drains_after_its_grace() -> None:
     assert fleet.commit([not_ready(message="degraded")], at(10)) == []
     assert fleet.end_overdue(at(70)) == [updated(draining(since=70.0))]
     assert fleet.commit([not_ready(version="3", message="worse")], at(71)) == []
-    assert fleet.due_at is None, "there is no grace within a drain"
+    assert fleet.not_ready.due_at is None, "there is no grace within a drain"
 
 
 @pytest.mark.parametrize("options", [{}, {"drain_s": 30.0}])

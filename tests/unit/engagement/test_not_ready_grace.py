@@ -44,28 +44,28 @@ def test_not_ready_cluster_stays_engaged_during_grace_and_is_explained() -> None
     record = known(fleet)
     assert (record.engaged, record.state, record.message) == (True, ObjectState.NOT_READY, "degraded")
     assert fleet.grace_until("a") == wall(70)
-    assert fleet.due_at == 70.0
-    assert (fleet.engaged, fleet.not_ready_held_count) == (1, 0)
+    assert fleet.not_ready.due_at == 70.0
+    assert (fleet.engaged, fleet.not_ready.held_count) == (1, 0)
 
 
 def test_grace_that_was_running_is_extended_by_the_outage() -> None:
     fleet = held(since=10.0)
     fleet.extend_graces(lost_at=20.0, now=at(50))
-    assert fleet.due_at == 100.0
+    assert fleet.not_ready.due_at == 100.0
     assert fleet.grace_until("a") == wall(100)
 
 
 def test_grace_that_started_after_the_outage_is_not_extended() -> None:
     fleet = held(since=60.0)
     fleet.extend_graces(lost_at=20.0, now=at(50))
-    assert fleet.due_at == 120.0
+    assert fleet.not_ready.due_at == 120.0
 
 
 def test_not_ready_cluster_is_disengaged_when_grace_ends() -> None:
     fleet = held()
     assert fleet.end_overdue(at(69.9)) == []
     assert fleet.end_overdue(at(70)) == [done(disengaged(cluster(), NOT_READY, "degraded"))]
-    assert fleet.due_at is None
+    assert fleet.not_ready.due_at is None
     assert fleet.grace_until("a") is None
     assert known(fleet).past[-1].at == wall(70)
     assert fleet.end_overdue(at(200)) == []
@@ -74,7 +74,7 @@ def test_not_ready_cluster_is_disengaged_when_grace_ends() -> None:
 def test_cluster_ready_again_within_grace_is_never_disengaged() -> None:
     fleet = held()
     assert fleet.commit([ready(version="3")], at(30)) == []
-    assert fleet.due_at is None
+    assert fleet.not_ready.due_at is None
     assert fleet.grace_until("a") is None
     assert fleet.end_overdue(at(200)) == []
     assert len(known(fleet).transitions) == 1
@@ -89,7 +89,7 @@ def test_cluster_ready_again_within_grace_with_changes_is_updated() -> None:
 def test_not_ready_again_does_not_extend_grace_and_updates_message() -> None:
     fleet = held()
     fleet.commit([not_ready(version="3", message="still degraded")], at(60))
-    assert fleet.due_at == 70.0
+    assert fleet.not_ready.due_at == 70.0
     assert fleet.grace_until("a") == wall(70)
     assert fleet.end_overdue(at(70)) == [done(disengaged(cluster(), NOT_READY, "still degraded"))]
 
@@ -98,7 +98,7 @@ def test_not_ready_grace_starts_over_each_time() -> None:
     fleet = held()
     fleet.commit([ready(version="3")], at(30))
     fleet.commit([not_ready(version="4")], at(40))
-    assert fleet.due_at == 100.0
+    assert fleet.not_ready.due_at == 100.0
 
 
 @pytest.mark.parametrize(
@@ -115,14 +115,14 @@ def test_deletion_and_replacement_do_not_wait_for_not_ready_grace(
 ) -> None:
     fleet = held()
     assert fleet.commit([observed], at(20))[0].reason is reason
-    assert fleet.due_at is None
+    assert fleet.not_ready.due_at is None
     assert fleet.grace_until("a") is None
 
 
 def test_malformed_object_does_not_start_not_ready_grace() -> None:
     fleet = held()
     fleet.commit([malformed(version="3")], at(20))
-    assert fleet.due_at is None
+    assert fleet.not_ready.due_at is None
     assert fleet.end_overdue(at(200)) == []
     assert known(fleet).engaged
 
@@ -133,13 +133,13 @@ def test_overdue_not_ready_clusters_are_ordered_by_start_of_grace() -> None:
     for second, name in ((1, "b"), (2, "a"), (3, "c")):
         fleet.commit([not_ready(name)], at(second))
     assert [each.cluster.target.name for each in fleet.end_overdue(at(62))] == ["b", "a"]
-    assert fleet.due_at == 63.0
+    assert fleet.not_ready.due_at == 63.0
 
 
 def test_object_never_engaged_has_no_not_ready_grace() -> None:
     fleet = registry(grace_s=60.0)
     fleet.commit([not_ready()], at(0))
-    assert fleet.due_at is None
+    assert fleet.not_ready.due_at is None
     assert fleet.grace_until("a") is None
 
 
@@ -147,4 +147,4 @@ def test_zero_not_ready_grace_disengages_at_once() -> None:
     fleet = registry()
     fleet.commit([ready()], at(0))
     assert fleet.commit([not_ready(message="degraded")], at(1)) == [done(disengaged(cluster(), NOT_READY, "degraded"))]
-    assert fleet.due_at is None
+    assert fleet.not_ready.due_at is None

@@ -48,7 +48,7 @@ def test_mass_of_not_ready_clusters_is_held_and_reported(source: ClusterSource) 
     with capture_logs() as logs:
         run(source, 11.0)
     assert [entry["event"] for entry in logs] == ["not-ready clusters held"]
-    assert (source.registry.engaged, source.registry.not_ready_held_count) == (90, 90)
+    assert (source.registry.engaged, source.registry.not_ready.held_count) == (90, 90)
     assert (source.status.state, source.status.reason) == (ViewState.CATCHING_UP, NOT_READY_HELD)
     assert "100 of 100 engaged clusters" in source.status.message
     assert source.registry.grace_until("c050") is not None
