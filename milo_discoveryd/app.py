@@ -6,8 +6,9 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -201,7 +202,7 @@ class Daemon:
             stack.enter_context(watched_loop(self._metrics.loop_was_late))
             reviewer = token_reviewer(settings, self._environ, stack)
             server = Server(service, listeners(settings), self._metrics.calls, traces=traces, reviewer=reviewer)
-            self._measure(service, server, kubeconfigs, dropped_lines)
+            self._measure(service, partial(_certificate_expiries, server, sources), kubeconfigs, dropped_lines)
             await server.start()
             stack.push_async_callback(server.stop)
             self.addresses = server.addresses
@@ -242,7 +243,11 @@ class Daemon:
         )
 
     def _measure(
-        self, service: Service, server: Server, kubeconfigs: Kubeconfigs, dropped_lines: Callable[[], int]
+        self,
+        service: Service,
+        certificates: Callable[[], Iterable[tuple[str, float]]],
+        kubeconfigs: Kubeconfigs,
+        dropped_lines: Callable[[], int],
     ) -> None:
         measured = MeasuredDaemon(
             fleet=self._fleet,
@@ -253,7 +258,7 @@ class Daemon:
             tasks=lambda: len(asyncio.all_tasks()),
             dropped_lines=dropped_lines,
             issuer_health=kubeconfigs.health,
-            certificates=server.certificate_expiries,
+            certificates=certificates,
             shard=self._group,
         )
         self._metrics.follow(measured)
@@ -392,6 +397,13 @@ class Daemon:
             heartbeat_s=self._settings.heartbeat_interval.total_seconds(),
             stalled_s=self._settings.stalled_timeout.total_seconds(),
         )
+
+
+def _certificate_expiries(server: Server, sources: Iterable[ConfiguredSource]) -> Iterator[tuple[str, float]]:
+    yield from server.certificate_expiries()
+    for source in sources:
+        if source.certificate_expires_at is not None:
+            yield f"source {source.of.name}".rstrip(), source.certificate_expires_at
 
 
 def _quotas(settings: Settings) -> QuotaLimits:

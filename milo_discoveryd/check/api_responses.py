@@ -1,20 +1,19 @@
 """Interprets the responses of an API server, and suggests a correction for each failure."""
 
 from collections.abc import Collection, Mapping
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
+from datetime import datetime
 
 import msgspec
 
 from milo_discoveryd.check.finding import Finding, fail, ok, warn
 from milo_discoveryd.model.resource import Resource
+from milo_discoveryd.watchers.server_clock import TOLERATED_S, seconds_ahead
 from milo_kube.act_as import ActAs
 from milo_kube.http.errors import TransportError
 
 VERBS = ("get", "list", "watch")
 _ANONYMOUS = "system:anonymous"
 _SERVICE_ACCOUNT = "system:serviceaccount:"
-_SKEW = timedelta(minutes=1)
 _BUSY = frozenset({429, 500, 503, 504})
 _BUSY_FIX = "the API server is overloaded or starting, which the daemon would retry: repeat the check"
 _NOT_AN_API_SERVER = "check that the kubeconfig has the right server URL, including the path"
@@ -203,14 +202,10 @@ def watching(subject: str, resource: Resource, status: int, body: bytes) -> Find
 
 def clock(date: str | None, now: datetime) -> Finding | None:
     """Compare the clocks: a wrong one makes credentials and certificates expire early on either side."""
-    try:
-        theirs = parsedate_to_datetime(date or "")
-    except ValueError:
+    apart_s = abs(seconds_ahead(date, now.timestamp(), now.timestamp()))
+    if apart_s <= TOLERATED_S:
         return None
-    apart = abs(now - theirs.replace(tzinfo=theirs.tzinfo or UTC))
-    if apart <= _SKEW:
-        return None
-    return warn("clock", f"{round(apart.total_seconds())} s apart from the server's clock", "set this machine's clock")
+    return warn("clock", f"{round(apart_s)} s apart from the server's clock", "set this machine's clock")
 
 
 def _rejected(subject: str, resource: Resource, status: int, body: bytes) -> Finding:

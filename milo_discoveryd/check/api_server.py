@@ -68,10 +68,11 @@ class ApiServerCheck:
     async def _reach(self) -> AsyncIterator[Finding]:
         answer = await self._transport.post(_IDENTITY, api_responses.identity_review(), timeout_s=REQUEST_TIMEOUT_S)
         yield ok(self._subject("reach"), f"{self._transport.host} answers ({self._upstream.origin})")
-        yield api_responses.identity(self._subject("identity"), answer.status, answer.body, self._upstream.origin)
+        # The identity is last: if that fails, these may say why, and nothing is checked after it.
         for finding in (await self._certificate(), api_responses.clock(answer.headers.get("Date"), datetime.now(UTC))):
             if finding is not None:
                 yield finding
+        yield api_responses.identity(self._subject("identity"), answer.status, answer.body, self._upstream.origin)
 
     async def _certificate(self) -> Finding | None:
         certificate = (await self._upstream.credentials.credential()).certificate
@@ -82,7 +83,7 @@ class ApiServerCheck:
             return None
         return warn(
             self._subject("identity"),
-            f"the client certificate expires at {expiry}",
+            f"the client certificate {'expired' if expiry.is_expired else 'expires'} at {expiry}",
             f"renew it in {self._upstream.origin}; files are reloaded when they change",
         )
 

@@ -96,10 +96,10 @@ class Server:
             raise
 
     def certificate_expiries(self) -> Iterator[tuple[str, float]]:
-        """Return each listener that has a server certificate, with its expiry."""
+        """Return each listener that has a server certificate, as `listener NAME`, with its expiry."""
         for listener in self._listeners:
             if listener.tls is not None and listener.tls.expires_at is not None:
-                yield listener.name, listener.tls.expires_at
+                yield f"listener {listener.name}", listener.tls.expires_at
 
     async def set_ready(self, sources: Mapping[str, bool]) -> None:
         """Report the health of each source, as `SERVICE/SOURCE`, and of the daemon, which is ready if one source is."""

@@ -185,7 +185,7 @@ class CredentialCollector(Collector):
         expiry = GaugeMetricFamily(
             "milo_discoveryd_credential_expiry_timestamp_seconds",
             "Earliest expiry of the credentials that an issuer holds, 0 if it holds none; as `listener NAME`, the "
-            "expiry of a listener's server certificate.",
+            "expiry of a listener's server certificate; as `source NAME`, that of the client certificate for a source.",
             labels=("credential_issuer",),
         )
         healthy = GaugeMetricFamily(
@@ -209,8 +209,8 @@ class CredentialCollector(Collector):
             expiry.add_metric((each.name,), each.expires_at or 0.0)
             healthy.add_metric((each.name,), not each.problem)
             leases.add_metric((each.name,), each.leases)
-        for listener, expires_at in self._certificates():
-            expiry.add_metric((f"listener {listener}",), expires_at)
+        for holder, expires_at in self._certificates():
+            expiry.add_metric((holder,), expires_at)
         yield from (expiry, healthy, leases, failing)
 
 

@@ -143,7 +143,7 @@ class MeasuredDaemon(msgspec.Struct, frozen=True, kw_only=True):
     """Returns the number of log lines that were dropped."""
     issuer_health: Callable[[], Iterable[IssuerHealth]] = lambda: ()
     certificates: Callable[[], Iterable[tuple[str, float]]] = lambda: ()
-    """Returns each listener that has a server certificate, with its expiry."""
+    """Returns each listener and source that has a certificate, with its expiry."""
     shard: MeasuredShard | None = None
 
 

@@ -16,7 +16,7 @@ from milo_discoveryd.sources.keyed import KeyedSource
 from milo_discoveryd.sources.kind import SourceOptions
 from milo_discoveryd.state_file.encoding import StateOrigin
 from milo_discoveryd.state_file.state_file import StateFile
-from milo_discoveryd.watchers.transport import Transport
+from milo_discoveryd.watchers.monitored_transport import MonitoredTransport
 from milo_discoveryd.wiring.source import Discovery, FileDiscovery
 from milo_discoveryd.wiring.upstreams import discovery_upstream, project_upstream
 from milo_kube.reflect.liveness_policy import LivenessPolicy
@@ -45,6 +45,13 @@ class ConfiguredSource:
         self.followed = KeyedSource(of.settings.follow(options), of.name, of.label_selector)
         self.files = KubeconfigFiles(self.followed.files) if self.followed.files else None
         """The files of a source that has no API server."""
+        self._transports: dict[str, MonitoredTransport] = {}
+
+    @property
+    def certificate_expires_at(self) -> float | None:
+        """When the client certificate for the watched API server expires; None without one, or before its first use."""
+        expiries = (transport.certificate_expires_at for transport in self._transports.values())
+        return min((expiry for expiry in expiries if expiry is not None), default=None)
 
     @property
     def context(self) -> str:
@@ -88,16 +95,15 @@ class ConfiguredSource:
             request_timeout_s=watch.request_timeout.total_seconds(),
         )
         async with AsyncExitStack() as closing:
-            transports: dict[str, Transport] = {}
             for server in {each.server for each in self.followed.collections}:
-                transports[server] = transport = Transport(
+                self._transports[server] = transport = MonitoredTransport(
                     at_server(upstream, server),
                     response_limit=watch.objects_limit,
                     connect_timeout_s=watch.connect_timeout.total_seconds(),
                     environ=self._environ,
                 )
                 await closing.enter_async_context(aclosing(transport))
-            await discovery.run(transports.__getitem__, self.followed.collections, self.followed.restored_place)
+            await discovery.run(self._transports.__getitem__, self.followed.collections, self.followed.restored_place)
 
     @property
     def origin(self) -> StateOrigin:

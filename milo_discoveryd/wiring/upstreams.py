@@ -7,6 +7,7 @@ from pathlib import Path
 from milo_discoveryd.config import Settings, SourceSettings
 from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.sources.kind import ProjectServer
+from milo_discoveryd.watchers.monitored_transport import MonitoredTransport
 from milo_discoveryd.watchers.transport import Transport
 from milo_kube.credential import Credential
 from milo_kube.credential_providers import StaticCredential
@@ -84,6 +85,8 @@ def open_upstream(
         kubeconfig, environ, settings.exec_plugins, plain_loopback=settings.plain_loopback
     )
     timeout_s = settings.watch.connect_timeout.total_seconds()
-    transport = Transport(upstream, response_limit=_RESPONSE_LIMIT, connect_timeout_s=timeout_s, environ=environ)
+    transport = MonitoredTransport(
+        upstream, response_limit=_RESPONSE_LIMIT, connect_timeout_s=timeout_s, environ=environ
+    )
     closing.push_async_exit(aclosing(transport))
     return transport, upstream.origin

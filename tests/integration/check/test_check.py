@@ -191,20 +191,7 @@ async def test_rejected_token_fails_and_skips_the_steps_after_it(sandbox: Sandbo
 
 async def test_client_certificate_that_expires_within_a_day_is_a_warning(tmp_path: Path) -> None:
     async def warned(left: timedelta, age: timedelta = timedelta(days=300)) -> bool:
-        now = datetime.now(UTC)
-        leaf = clients.issue_cert(common_name="me", not_before=now - age, not_after=now + left)
-        user = {
-            "client-certificate-data": _encoded(leaf.cert_chain_pems[0].bytes()),
-            "client-key-data": _encoded(leaf.private_key_pem.bytes()),
-        }
-        cluster = {"server": server.url, "certificate-authority-data": _encoded(server.pem)}
-        config = {
-            "current-context": "x",
-            "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}],
-            "clusters": [{"name": "x", "cluster": cluster}],
-            "users": [{"name": "x", "user": user}],
-        }
-        path = str(saved(tmp_path / "kubeconfig", config))
+        path = str(saved(tmp_path / "kubeconfig", _with_client_certificate(server, clients, left, age)))
         output = await run_check(tmp_path, discovery_kubeconfig=path, project_kubeconfig=path, mode="single")
         assert output.status == 0
         return "warn  project identity: the client certificate expires at" in output.text
@@ -216,6 +203,32 @@ async def test_client_certificate_that_expires_within_a_day_is_a_warning(tmp_pat
         # The credential of an issuer of short-lived certificates
         assert not await warned(timedelta(minutes=9), age=timedelta(minutes=1))
         assert await warned(timedelta(minutes=1), age=timedelta(minutes=9))
+
+
+async def test_expired_client_certificate_is_named_before_its_refusal(tmp_path: Path) -> None:
+    async with ApiServer(answering(b"{}", 401)) as server:
+        expired = _with_client_certificate(server, trustme.CA(), left=-timedelta(minutes=5), age=timedelta(days=300))
+        path = str(saved(tmp_path / "kubeconfig", expired))
+        output = await run_check(tmp_path, discovery_kubeconfig=path, project_kubeconfig=path, mode="single")
+    assert output.status == 1
+    assert "warn  project identity: the client certificate expired at " in output.text
+    assert "fail  project identity: the server rejects the credential (401)" in output.text
+
+
+def _with_client_certificate(server: ApiServer, clients: trustme.CA, left: timedelta, age: timedelta) -> dict[str, Any]:
+    now = datetime.now(UTC)
+    leaf = clients.issue_cert(common_name="me", not_before=now - age, not_after=now + left)
+    user = {
+        "client-certificate-data": _encoded(leaf.cert_chain_pems[0].bytes()),
+        "client-key-data": _encoded(leaf.private_key_pem.bytes()),
+    }
+    cluster = {"server": server.url, "certificate-authority-data": _encoded(server.pem)}
+    return {
+        "current-context": "x",
+        "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}],
+        "clusters": [{"name": "x", "cluster": cluster}],
+        "users": [{"name": "x", "user": user}],
+    }
 
 
 async def test_invalid_kubeconfig_is_reported_once_and_other_checks_continue(tmp_path: Path) -> None:
