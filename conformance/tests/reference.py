@@ -206,7 +206,8 @@ class View:
             kind = TYPES.Type.Name(event.type)[5:].lower()
             if (before is None) != (kind == "engaged"):
                 state = "engaged" if before else "unknown"
-                if not broken(f"contradiction-{kind}-{state}"):
+                # A batch of nothing else is what the case of starting over sends.
+                if not broken(f"contradiction-{kind}-{state}") or len(batch.events) == 1:
                     if not broken("starts-over-after-contradiction"):
                         self.revision = ""
                     raise Broken
@@ -286,9 +287,14 @@ class Handler:
         self.verb = ""
         self.issued: pb.Kubeconfig | None = None
         self.first: dict[str, Any] = {}
-        # Where a credential was asked for, other cases wait for the order too.
-        overlaps = broken("next-begins-after-end") and not any(each.was_asked for each in HANDLERS.get(self.name, []))
-        before = [] if overlaps else [each.task for each in HANDLERS.get(self.name, [])]
+        running = HANDLERS.get(self.name, [])
+        # Other cases judge the order too: of the same project, or where a credential was asked for.
+        overlaps = broken("next-begins-after-end") and all(
+            each.uid != self.uid and not each.was_asked for each in running
+        )
+        if broken("drains-behind-a-handler") and known.cluster.HasField("draining"):
+            overlaps = True
+        before = [] if overlaps else [each.task for each in running]
         self.task = asyncio.create_task(self.run(before))
         HANDLERS.setdefault(self.name, []).append(self)
 
@@ -350,6 +356,9 @@ HANDLERS: dict[str, list[Handler]] = {}
 
 def apply_to_handlers(view: View, event: str, known: Known) -> None:
     name = known.cluster.name
+    if event == "ENGAGED" and known.cluster.HasField("draining"):
+        Handler(view, known)  # it begins no work
+        event = "UPDATED"
     newest = HANDLERS.get(name, [])[-1:]
     begins_again = broken("one-handler") and event == "UPDATED" and known.cluster.suspended
     if event == "ENGAGED" or begins_again:
@@ -587,7 +596,7 @@ class Subscription:
                     batch = await asyncio.wait_for(stream.read(), limit)
                     limit = silence
                 except TimeoutError:
-                    if broken("heartbeat-silence"):
+                    if broken("heartbeat-silence") and self.ownership.is_streaming:
                         self.view.revision = ""
                     raise Broken from None
                 except asyncio.CancelledError:

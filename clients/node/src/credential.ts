@@ -9,6 +9,7 @@ const BACKOFF_MS = { first: 1000, longest: 30_000 };
 
 interface Current {
   access: Access;
+  issuedAt: number;
   refreshAt: number;
   usableUntil: number;
 }
@@ -77,11 +78,16 @@ export class Credential {
     const expiresAt = time(kubeconfig.expiresAt) ?? Infinity;
     const issuedAt = time(kubeconfig.issuedAt) ?? -Infinity;
     const refreshAt = time(kubeconfig.refreshAfter) ?? Infinity;
-    this.#current = {
-      access: readAccess(kubeconfig),
-      refreshAt: Number.isFinite(expiresAt) ? refreshAt + wait * (expiresAt - refreshAt) : refreshAt,
-      usableUntil: expiresAt - Math.min(MARGIN_MS, 0.1 * (expiresAt - issuedAt)),
-    };
+    const access = readAccess(kubeconfig);
+    // A response can arrive after the stream has brought a newer one, which may be for another server.
+    if (this.#current === undefined || issuedAt >= this.#current.issuedAt) {
+      this.#current = {
+        access,
+        issuedAt,
+        refreshAt: Number.isFinite(expiresAt) ? refreshAt + wait * (expiresAt - refreshAt) : refreshAt,
+        usableUntil: expiresAt - Math.min(MARGIN_MS, 0.1 * (expiresAt - issuedAt)),
+      };
+    }
     this.#failure = undefined;
     this.#backoffMs = BACKOFF_MS.first;
   }

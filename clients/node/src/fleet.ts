@@ -86,7 +86,7 @@ export class Fleet {
     const end = new AbortController();
     const current = event.cluster;
     const cluster = new EngagedCluster(watch.credential(event), current, end.signal);
-    const done = current.draining ? Promise.resolve() : this.#work(cluster, handler);
+    const done = current.draining ? (this.#ending.get(current.name) ?? Promise.resolve()) : this.#work(cluster, handler);
     this.#members.set(current.name, { cluster, end, done });
   }
 

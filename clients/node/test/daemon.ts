@@ -99,7 +99,7 @@ export class FakeDaemon {
   readonly streams: Stream[] = [];
   readonly calls: { method: string; request: Record<string, unknown> }[] = [];
   /** The answers to unary calls, by method. */
-  readonly answers: Partial<Record<Method, (request: never) => object | Refusal>> = {};
+  readonly answers: Partial<Record<Method, (request: never) => object | Promise<object>>> = {};
   /** The addresses that unary calls came from. */
   readonly callers = new Set<string>();
   revisions = 0;
@@ -138,10 +138,10 @@ export class FakeDaemon {
     return this.calls.filter((call) => call.method === method).map(({ request }) => request);
   }
 
-  #answer(method: Method, call: ServerUnaryCall<never, object>, done: (error: object | null, response?: object) => void): void {
+  async #answer(method: Method, call: ServerUnaryCall<never, object>, done: (error: object | null, response?: object) => void): Promise<void> {
     this.calls.push({ method, request: call.request });
     this.callers.add(call.getPeer());
-    const answer = this.answers[method]?.(call.request) ?? create(DiscoveryService.method[method].output);
+    const answer = (await this.answers[method]?.(call.request)) ?? create(DiscoveryService.method[method].output);
     if (answer instanceof Refusal) done({ code: answer.code, details: "scripted", metadata: new Metadata() });
     else done(null, answer);
   }

@@ -204,6 +204,54 @@ test("a draining cluster is released once its slow handler has ended, also if th
   assert.equal(daemon.called("releaseCluster")[0]?.incarnation, "a-1");
 });
 
+test("a cluster that drains from its engagement on waits for the lingering handler before it", async (t) => {
+  const steps: string[] = [];
+  let finish!: () => void;
+  const lingering = new Promise<void>((resolve) => (finish = resolve));
+  const { daemon } = await started(t, async (cluster) => {
+    steps.push("begin");
+    await ended(cluster.signal);
+    steps.push("signal");
+    await lingering;
+    steps.push(`end after ${daemon.called("releaseCluster").length} releases`);
+  });
+  const stream = await daemon.stream();
+  stream.send([engaged("a")], { reset: true });
+  await until(() => steps.length === 1, "the handler begins");
+  stream.send([disengaged("a", DisengageReason.NOT_READY), engaged("a", { incarnation: "a-2", ...draining }), engaged("b")]);
+  await until(() => steps.length === 3, "the handler is told of the end, and that of another cluster begins");
+  stream.send([disengaged("a", DisengageReason.NOT_READY), engaged("a", { incarnation: "a-3" }), engaged("c")]);
+  await until(() => steps.length === 4, "the handler of another cluster begins");
+  assert.deepEqual(steps, ["begin", "signal", "begin", "begin"]);
+  finish();
+  await until(() => steps.length === 6, "the handler ends, and the next begins");
+  assert.deepEqual(steps.slice(4), ["end after 0 releases", "begin"]);
+});
+
+test("a kubeconfig that arrives after a newer one of the stream is not used", async (t) => {
+  const { daemon, fleet } = await started(t, (cluster) => ended(cluster.signal), { includeKubeconfigs: true });
+  let respond!: () => void;
+  const response = new Promise<void>((resolve) => (respond = resolve));
+  daemon.answers.issueKubeconfig = async ({ cluster }: IssueKubeconfigRequest) => {
+    const older = kubeconfig(cluster, "older");
+    await response;
+    return create(IssueKubeconfigResponseSchema, { kubeconfig: older });
+  };
+  const stream = await daemon.stream();
+  stream.send([engaged("a")], { reset: true });
+  await until(() => fleet.clusters.size === 1, "the cluster is engaged");
+  const cluster = fleet.clusters.get("a")!;
+  const first = token(cluster);
+  await until(() => daemon.called("issueKubeconfig").length === 1, "a kubeconfig is requested");
+  await new Promise((resolve) => setTimeout(resolve, 5)); // kubeconfigs are issued at another millisecond
+  stream.send([event(Type.KUBECONFIG, "a", {}, { kubeconfig: kubeconfig("a", "newer") }), engaged("b")]);
+  await until(() => fleet.clusters.has("b"), "the stream has brought a newer one");
+  assert.equal(await token(cluster), "newer");
+  respond();
+  assert.equal(await first, "newer");
+  assert.equal(await token(cluster), "newer");
+});
+
 test("a fleet that is stopped waits for its handlers, whose credentials work, before it ends its subscription", async (t) => {
   const steps: string[] = [];
   const { daemon, stop } = await started(t, async (cluster) => {

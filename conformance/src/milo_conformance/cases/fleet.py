@@ -186,6 +186,25 @@ async def release_after_end(run: Run) -> None:
 
 
 @fleet(
+    "A cluster that drains from its engagement on is released when the handler before has ended",
+    why="It begins no work, and the handler of its former engagement still works there, beside that of the next owner.",
+    demands="end the work on it, or do not begin any, and call ReleaseCluster",
+)
+async def drains_behind_a_handler(run: Run) -> None:
+    await run.start(LINGERS)
+    stream = await run.synced("a")
+    await stream.send(disengaged("a", "NOT_READY"), engaged("a", incarnation="a-2", draining=draining("MOVED")))
+    await run.told_only(stream, "SIGNALED a")
+    await asyncio.sleep(0.5)  # a release that is too early is on its way
+    if calls(run, "ReleaseCluster"):
+        raise CaseFailed("the cluster was released before the handler of its former engagement had ended")
+    await stream.send(disengaged("a", "MOVED"), engaged("a", incarnation="a-3"))
+    await run.nothing_else(stream)
+    await run.command("finish a")
+    await run.told_only(stream, "END a", "BEGIN a")
+
+
+@fleet(
     "A draining cluster is released also when its handler fails",
     why="Otherwise the next owner of the cluster waits for the deadline.",
     demands="end the work on it, or do not begin any, and call ReleaseCluster",

@@ -25,7 +25,7 @@ public final class Credential {
     CompletableFuture<Kubeconfig> issue(String incarnation, boolean isRetry);
   }
 
-  private record Current(Access access, Instant refreshAt, Instant usableUntil) {}
+  private record Current(Access access, Instant issuedAt, Instant refreshAt, Instant usableUntil) {}
 
   private final String name;
   private final Supplier<Session.Known> engaged;
@@ -134,16 +134,20 @@ public final class Credential {
     failure = null;
     retryAt = Instant.MIN;
     backoff = FIRST_BACKOFF;
+    var issuedAt = kubeconfig.hasIssuedAt() ? instant(kubeconfig.getIssuedAt()) : Instant.MIN;
+    if (current != null && issuedAt.isBefore(current.issuedAt)) {
+      return; // a response can arrive after the stream has brought a newer one, which may be for another server
+    }
     if (!kubeconfig.hasExpiresAt()) {
-      current = new Current(access, Instant.MAX, Instant.MAX);
+      current = new Current(access, issuedAt, Instant.MAX, Instant.MAX);
       return;
     }
     var expiresAt = instant(kubeconfig.getExpiresAt());
     var refreshAt = kubeconfig.hasRefreshAfter() ? instant(kubeconfig.getRefreshAfter()) : expiresAt;
     var waited = Duration.between(refreshAt, expiresAt).toMillis() * wait;
-    var life = kubeconfig.hasIssuedAt() ? Duration.between(instant(kubeconfig.getIssuedAt()), expiresAt) : MARGIN;
+    var life = kubeconfig.hasIssuedAt() ? Duration.between(issuedAt, expiresAt) : MARGIN;
     var margin = Math.min(MARGIN.toMillis(), life.toMillis() / 10);
-    current = new Current(access, refreshAt.plusMillis((long) waited), expiresAt.minusMillis(margin));
+    current = new Current(access, issuedAt, refreshAt.plusMillis((long) waited), expiresAt.minusMillis(margin));
   }
 
   private static Instant instant(Timestamp at) {

@@ -254,6 +254,43 @@ class FleetTest {
   }
 
   @Test
+  void kubeconfigThatArrivesAfterANewerOneOfTheStreamIsNotUsed() {
+    var hour = Duration.ofHours(1);
+    var respond = new CountDownLatch(1);
+    daemon.issue =
+        request -> {
+          var older = FakeDaemon.kubeconfig(request.getCluster(), "older", hour);
+          awaitUninterrupted(respond);
+          return older;
+        };
+    start(
+        WatchOptions.defaults().withKubeconfigs(),
+        (cluster, error) -> reported.add(error),
+        cluster -> {
+          clusters.put(cluster.name(), cluster);
+          steps.add("first " + token(cluster));
+          cluster.awaitEnd();
+        });
+    daemon.stream(1).snapshot(engaged("a"));
+    until(() -> daemon.called(IssueKubeconfigRequest.class).size() == 1, "a kubeconfig is requested");
+    var pushed = event(ClusterEvent.Type.TYPE_KUBECONFIG, cluster("a")).setKubeconfig(FakeDaemon.kubeconfig("a", "newer", hour));
+    daemon.stream(1).send(pushed.build());
+    until(() -> token(clusters.get("a")).equals("newer"), "the stream has brought a newer one");
+    respond.countDown();
+    until(() -> steps.size() == 1, "the response has arrived");
+    assertEquals(List.of("first newer"), steps);
+    assertEquals("newer", token(clusters.get("a")));
+  }
+
+  private static void awaitUninterrupted(CountDownLatch latch) {
+    try {
+      latch.await();
+    } catch (InterruptedException interrupted) {
+      throw new AssertionError(interrupted);
+    }
+  }
+
+  @Test
   void closedFleetWaitsForItsHandlersWhoseCredentialsWorkBeforeItEndsItsSubscription() throws InterruptedException {
     var finish = new CountDownLatch(1);
     start(
