@@ -19,7 +19,7 @@ from milo_discoveryd.log.events import EventType
 from milo_discoveryd.model.claims import ObjectReference, ObservedObject
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.model.observation import Ready
+from milo_discoveryd.model.observation import NotWanted, Ready
 from milo_discoveryd.model.resource import NAMES, ObjectKeys
 from milo_discoveryd.objects.budget import UNLIMITED, CollectionWeight, ObjectBudget
 from milo_discoveryd.objects.collection import ObjectCollection
@@ -230,7 +230,7 @@ class ClusterSource:
     def _commit(self, collection: ObjectCollection, objects: ObjectChanges, now: Moment) -> Iterator[None]:
         """Apply what changes of a collection's objects mean for clusters."""
         for change in objects.changes:
-            if change.is_newly_refused:
+            if change.is_newly_refused and isinstance(change.observation, NotWanted):
                 self.observer.object_refused(change.observation)
         for states in self._meaning.states(collection.number, objects):
             self.changes.commit(self.name, states, now)
