@@ -78,8 +78,6 @@ class Engagements:
         self.dropped_names: list[str] = []
         """Clusters that are no longer known, although no deletion was confirmed."""
         self.not_ready = not_ready or NotReadyClusters()
-        self._grace_until: dict[str, float] = {}
-        """The results of `grace_until`. They are not a field of the records, because few records need it."""
         self.unreachable = 0
         """The number of engaged clusters that do not answer connectivity probes."""
 
@@ -121,28 +119,18 @@ class Engagements:
         self.log.forget(now.steady)
         return events
 
-    def grace_until(self, name: str) -> float | None:
-        return self._grace_until.get(name)
-
-    def extend_graces(self, lost_at: float, now: Moment) -> None:
-        """Exclude the time since `lost_at`, in which the source sent nothing, from the running grace periods."""
-        self._postponed(self.not_ready.extend(lost_at, now.steady), now)
+    def grace_until(self, name: str, now: Moment) -> float | None:
+        """Return when a cluster that is not ready will be disengaged, in Unix time; None if it does not wait."""
+        until = self.not_ready.until(name)
+        return None if until is None else now.wall + until - now.steady
 
     def end_overdue(self, now: Moment) -> list[Event]:
         """Disengage the clusters whose grace period is over, unless there are too many at once."""
-        overdue = self.not_ready.overdue(self.engaged, now.steady)
-        self._postponed(overdue.postponed, now)
         events: list[Event] = []
-        for name in overdue.disengaged:
+        for name in self.not_ready.take_overdue(self.engaged, now.steady):
             record = self._known(name)
             events += self._plan_end(record, DisengageReason.NOT_READY, record.message, now)
         return events
-
-    def _postponed(self, names: Iterable[str], now: Moment) -> None:
-        for name in names:
-            until = self.not_ready.until(name)
-            assert until is not None, "a postponed cluster has a time"
-            self._grace_until[name] = now.wall + until - now.steady
 
     def end_drain(self, name: str, now: Moment) -> list[Event]:
         """Disengage a draining cluster, and engage it again if the reason for the drain no longer applies."""
@@ -335,10 +323,8 @@ class Engagements:
 
     def _keeps_for_now(self, name: str, record: ClusterRecord, now: Moment) -> bool:
         """Return whether a cluster that is not ready stays engaged for a grace period, or because too many are not."""
-        if not record.engaged or name in self.releases or self.not_ready.began(name, self.engaged, now.steady):
-            return False
-        self._postponed((name,), now)
-        return True
+        is_graced = record.engaged and name not in self.releases
+        return is_graced and not self.not_ready.began(name, now.steady)
 
     def _replaced_by(self, observation: Observation) -> str:
         """Return the message for another object of the same name, or "" if it is, or may be, the known object."""
@@ -416,7 +402,6 @@ class Engagements:
             return self._end(record, reason, message, now)
         name = cluster.target.name
         self.not_ready.ended(name)
-        self._grace_until.pop(name, None)
         self._records.keep(name)
         draining = Drain(reason, message, now.wall + timeout_s)
         return self._update(record, msgspec.structs.replace(cluster, draining=draining), now)
@@ -427,7 +412,6 @@ class Engagements:
             return []
         name = cluster.target.name
         self.not_ready.ended(name)
-        self._grace_until.pop(name, None)
         if cluster.draining is not None:
             self.releases.end(name)
             self._note_absent(name, record.state)
@@ -443,7 +427,6 @@ class Engagements:
         self._note_absent(name, state)
         if state is not ObjectState.NOT_READY:
             self.not_ready.forget(name)
-            self._grace_until.pop(name, None)
 
     def _note_absent(self, name: str, state: ObjectState) -> None:
         dropped = self._records.note_absent(name, state)

@@ -26,13 +26,6 @@ class HeldNotReady(msgspec.Struct, frozen=True):
     message: str
 
 
-class Overdue(msgspec.Struct, frozen=True):
-    disengaged: list[str]
-    """Clusters to disengage now."""
-    postponed: list[str]
-    """Clusters that stay engaged for longer than was announced before."""
-
-
 class NotReadyClusters:
     """The engaged clusters whose objects are not ready, and when to disengage each. `limits` is None for no guard."""
 
@@ -58,7 +51,7 @@ class NotReadyClusters:
 
     @property
     def due_at(self) -> float | None:
-        """When `overdue` must be called next."""
+        """When `take_overdue` must be called next."""
         first = (next(iter(ends.values()), math.inf) for ends in (self._graces, self._releases))
         due = min(*first, self._decide_at)
         return None if due == math.inf else due
@@ -69,8 +62,8 @@ class NotReadyClusters:
             return self._decide_at
         return self._graces.get(name, self._releases.get(name))
 
-    def began(self, name: str, engaged: int, now: float) -> bool:
-        """Record that one of `engaged` clusters is not ready. Return whether to disengage it at once."""
+    def began(self, name: str, now: float) -> bool:
+        """Record that an engaged cluster is not ready. Return whether to disengage it at once."""
         if self.until(name) is not None:
             return False
         if self._grace_s:
@@ -78,16 +71,12 @@ class NotReadyClusters:
             return False
         return self._is_let_go(name, now)
 
-    def overdue(self, engaged: int, now: float) -> Overdue:
-        """Return the clusters to disengage or postpone now. `engaged` is the number of engaged clusters."""
-        ended = [*_due(self._graces, now)]
-        found = [name for name in ended if self._is_let_go(name, now)]
-        postponed = [name for name in ended if name in self._waiting]
+    def take_overdue(self, engaged: int, now: float) -> list[str]:
+        """Return the clusters to disengage now. `engaged` is the number of engaged clusters."""
+        overdue = [name for name in _due(self._graces, now) if self._is_let_go(name, now)]
         if now >= self._decide_at:
-            postponed = [*self._waiting]
-            found += self._decided(engaged, now)
-        found += _due(self._releases, now)
-        return Overdue(found, [name for name in postponed if self.until(name) is not None])
+            overdue += self._decided(engaged, now)
+        return [*overdue, *_due(self._releases, now)]
 
     def _is_let_go(self, name: str, now: float) -> bool:
         """Return whether the cluster is one of the first few, to disengage at once. If not, make it wait."""
@@ -148,18 +137,16 @@ class NotReadyClusters:
         self.ended(name)
         self._disengaged.pop(name, None)
 
-    def extend(self, lost_at: float, now: float) -> list[str]:
-        """Exclude the time since `lost_at` from running grace periods. Return the clusters that this postpones."""
+    def extend(self, lost_at: float, now: float) -> None:
+        """Exclude the time since `lost_at`, in which the source sent nothing, from running grace periods and holds."""
         lost_s = now - lost_at
-        postponed = [name for name, until in self._graces.items() if until - self._grace_s <= lost_at]
-        self._graces = _sorted(self._graces | {name: self._graces[name] + lost_s for name in postponed})
+        is_running = {name: until - self._grace_s <= lost_at for name, until in self._graces.items()}
+        self._graces = _sorted({name: until + lost_s * is_running[name] for name, until in self._graces.items()})
         if self._waiting and (self.held is None or self.held.since <= lost_at):
             self._decide_at += lost_s
-            postponed += self._waiting
             if self.held is not None:
                 self.held = msgspec.structs.replace(self.held, until=self._decide_at)
         self._releases = {name: at + lost_s for name, at in self._releases.items()}
-        return [*postponed, *self._releases]
 
 
 def _due(times: dict[str, float], now: float) -> Iterator[str]:

@@ -300,7 +300,7 @@ class ClusterSource:
             if self._lost_at is None:
                 self._lost_at = followed.since if followed.last_contact is None else followed.last_contact
         elif self._lost_at is not None:
-            self.registry.extend_graces(self._lost_at, moment(followed.since))
+            self.registry.not_ready.extend(self._lost_at, followed.since)
             self._lost_at = None
 
     def _set_status(self) -> None:

@@ -168,7 +168,7 @@ class StatusBoard:
         source = self._fleet.source_of(name)
         assert source is not None, "the cluster has a record"
         waits_for = [each.key.name for each in self._fleet.releases.awaited(name)]
-        is_graced = source.registry.grace_until(name) is not None
+        is_graced = source.registry.not_ready.until(name) is not None
         return _row(name, record, source.pending_deletion(name), waits_for, is_graced=is_graced)
 
     def _explanation(self, name: str) -> ClusterExplanation:

@@ -176,7 +176,8 @@ class Service:
                 raise NotFoundError("NEVER_SEEN", f"cluster {name!r} is not known{hint}")
         pending = source.pending_deletion(name)
         confirming = None if pending is None else visibility.visible_problem(pending[1], call.scope)
-        elsewhere, grace_until = source.registry.assigned_elsewhere(name), source.registry.grace_until(name)
+        now, elsewhere = Moment(time.time(), self._clock()), source.registry.assigned_elsewhere(name)
+        grace_until = source.registry.grace_until(name, now)
         engagement = convert.engagement(record, confirming, elsewhere, grace_until, source.description.ready_when)
         if grace_until is not None and source.registry.not_ready.held is not None:
             engagement.message += "; many clusters became not ready at once (removals.hold_not_ready)"
@@ -190,7 +191,6 @@ class Service:
             )
         if (problem := self._credential_problem(record, call)) is not None:
             engagement.message += f"; no new credential can be obtained for it: {problem}"
-        now = Moment(time.time(), self._clock())
         return pb.GetClusterResponse(
             cluster=None if record.latest is None else convert.cluster(record.latest, self._info.epoch),
             engagement=engagement,

@@ -6,11 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milo_discoveryd.engagement.not_ready import SETTLE_S, NotReadyClusters, Overdue
+from milo_discoveryd.engagement.not_ready import SETTLE_S, NotReadyClusters
 from milo_discoveryd.objects.removal_guard import RemovalLimits
 
 LIMITS = RemovalLimits(count=10, share=0.2, verify_after_s=30.0, per_second=50.0)
-NOTHING = Overdue([], [])
 
 
 def names(count: int, first: int = 0) -> list[str]:
@@ -27,7 +26,7 @@ class Engaged:
 
     def not_ready(self, which: Iterable[str], now: float) -> None:
         for name in which:
-            if self.clusters.began(name, len(self.engaged), now):
+            if self.clusters.began(name, now):
                 self._disengage(name, now)
 
     def ready(self, name: str) -> None:
@@ -35,7 +34,7 @@ class Engaged:
         self.engaged.add(name)
 
     def tick(self, now: float) -> None:
-        for name in self.clusters.overdue(len(self.engaged), now).disengaged:
+        for name in self.clusters.take_overdue(len(self.engaged), now):
             self._disengage(name, now)
 
     def run(self, until: float) -> None:
@@ -161,7 +160,7 @@ def test_not_ready_hold_is_paused_while_the_source_is_lost() -> None:
     fleet = Engaged(100)
     fleet.not_ready(names(100), 0.0)
     fleet.tick(SETTLE_S)
-    assert len(fleet.clusters.extend(lost_at=11.0, now=61.0)) == 90
+    fleet.clusters.extend(lost_at=11.0, now=61.0)
     assert fleet.clusters.due_at == SETTLE_S + 30.0 + 50.0
     assert fleet.clusters.held is not None
     assert fleet.clusters.held.until == SETTLE_S + 80.0
@@ -170,7 +169,8 @@ def test_not_ready_hold_is_paused_while_the_source_is_lost() -> None:
 def test_count_of_not_ready_clusters_is_paused_while_the_source_is_lost() -> None:
     fleet = Engaged(1000)
     fleet.not_ready(names(200), 5.0)
-    assert fleet.clusters.extend(lost_at=5.5, now=65.5) == names(190, first=10)
+    fleet.clusters.extend(lost_at=5.5, now=65.5)
+    assert fleet.clusters.until("c10") == 65.0 + SETTLE_S
     assert (fleet.clusters.held, fleet.clusters.due_at) == (None, 65.0 + SETTLE_S)
 
 
@@ -188,7 +188,7 @@ def test_not_ready_hold_that_began_after_source_loss_is_not_extended() -> None:
     fleet = Engaged(100)
     fleet.not_ready(names(100), 50.0)
     fleet.tick(50.0 + SETTLE_S)
-    assert fleet.clusters.extend(lost_at=20.0, now=52.0) == []
+    fleet.clusters.extend(lost_at=20.0, now=52.0)
     assert fleet.clusters.due_at == 50.0 + SETTLE_S + 30.0
 
 
@@ -204,9 +204,9 @@ def test_not_ready_grace_ends_in_order_after_an_extension() -> None:
 
 def test_not_ready_cluster_is_not_overdue_before_its_deadline() -> None:
     fleet = Engaged(100)
-    assert fleet.clusters.overdue(100, 0.0) == NOTHING
+    assert fleet.clusters.take_overdue(100, 0.0) == []
     fleet.not_ready(names(100), 0.0)
-    assert fleet.clusters.overdue(90, SETTLE_S - 0.1) == NOTHING
+    assert fleet.clusters.take_overdue(90, SETTLE_S - 0.1) == []
 
 
 STEPS = st.lists(

@@ -43,21 +43,21 @@ def test_not_ready_cluster_stays_engaged_during_grace_and_is_explained() -> None
     fleet = held()
     record = known(fleet)
     assert (record.engaged, record.state, record.message) == (True, ObjectState.NOT_READY, "degraded")
-    assert fleet.grace_until("a") == wall(70)
+    assert fleet.grace_until("a", at(10)) == wall(70)
     assert fleet.not_ready.due_at == 70.0
     assert (fleet.engaged, fleet.not_ready.held_count) == (1, 0)
 
 
 def test_grace_that_was_running_is_extended_by_the_outage() -> None:
     fleet = held(since=10.0)
-    fleet.extend_graces(lost_at=20.0, now=at(50))
+    fleet.not_ready.extend(lost_at=20.0, now=50.0)
     assert fleet.not_ready.due_at == 100.0
-    assert fleet.grace_until("a") == wall(100)
+    assert fleet.grace_until("a", at(10)) == wall(100)
 
 
 def test_grace_that_started_after_the_outage_is_not_extended() -> None:
     fleet = held(since=60.0)
-    fleet.extend_graces(lost_at=20.0, now=at(50))
+    fleet.not_ready.extend(lost_at=20.0, now=50.0)
     assert fleet.not_ready.due_at == 120.0
 
 
@@ -66,7 +66,7 @@ def test_not_ready_cluster_is_disengaged_when_grace_ends() -> None:
     assert fleet.end_overdue(at(69.9)) == []
     assert fleet.end_overdue(at(70)) == [done(disengaged(cluster(), NOT_READY, "degraded"))]
     assert fleet.not_ready.due_at is None
-    assert fleet.grace_until("a") is None
+    assert fleet.grace_until("a", at(10)) is None
     assert known(fleet).past[-1].at == wall(70)
     assert fleet.end_overdue(at(200)) == []
 
@@ -75,7 +75,7 @@ def test_cluster_ready_again_within_grace_is_never_disengaged() -> None:
     fleet = held()
     assert fleet.commit([ready(version="3")], at(30)) == []
     assert fleet.not_ready.due_at is None
-    assert fleet.grace_until("a") is None
+    assert fleet.grace_until("a", at(10)) is None
     assert fleet.end_overdue(at(200)) == []
     assert len(known(fleet).transitions) == 1
 
@@ -90,7 +90,7 @@ def test_not_ready_again_does_not_extend_grace_and_updates_message() -> None:
     fleet = held()
     fleet.commit([not_ready(version="3", message="still degraded")], at(60))
     assert fleet.not_ready.due_at == 70.0
-    assert fleet.grace_until("a") == wall(70)
+    assert fleet.grace_until("a", at(10)) == wall(70)
     assert fleet.end_overdue(at(70)) == [done(disengaged(cluster(), NOT_READY, "still degraded"))]
 
 
@@ -116,7 +116,7 @@ def test_deletion_and_replacement_do_not_wait_for_not_ready_grace(
     fleet = held()
     assert fleet.commit([observed], at(20))[0].reason is reason
     assert fleet.not_ready.due_at is None
-    assert fleet.grace_until("a") is None
+    assert fleet.grace_until("a", at(10)) is None
 
 
 def test_malformed_object_does_not_start_not_ready_grace() -> None:
@@ -140,7 +140,7 @@ def test_object_never_engaged_has_no_not_ready_grace() -> None:
     fleet = registry(grace_s=60.0)
     fleet.commit([not_ready()], at(0))
     assert fleet.not_ready.due_at is None
-    assert fleet.grace_until("a") is None
+    assert fleet.grace_until("a", at(10)) is None
 
 
 def test_zero_not_ready_grace_disengages_at_once() -> None:

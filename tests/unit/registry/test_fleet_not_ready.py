@@ -51,7 +51,7 @@ def test_mass_of_not_ready_clusters_is_held_and_reported(source: ClusterSource) 
     assert (source.registry.engaged, source.registry.not_ready.held_count) == (90, 90)
     assert (source.status.state, source.status.reason) == (ViewState.CATCHING_UP, NOT_READY_HELD)
     assert "100 of 100 engaged clusters" in source.status.message
-    assert source.registry.grace_until("c050") is not None
+    assert source.registry.not_ready.until("c050") is not None
 
 
 def test_list_in_which_much_of_the_fleet_is_not_ready_is_held(source: ClusterSource) -> None:
@@ -79,7 +79,7 @@ def test_source_is_streaming_again_when_held_clusters_are_ready_again(source: Cl
     assert (source.registry.engaged, source.due_at, source.status.state) == (100, None, ViewState.STREAMING)
     record = source.registry["c050"]
     assert record is not None
-    assert (source.registry.grace_until("c050"), len(record.transitions)) == (None, 1)
+    assert (source.registry.not_ready.until("c050"), len(record.transitions)) == (None, 1)
 
 
 def test_clusters_that_stay_not_ready_are_disengaged_after_the_hold(source: ClusterSource) -> None:
