@@ -65,7 +65,7 @@ class ClusterRecord(msgspec.Struct, kw_only=True, gc=False):
             return self.past
         return (*self.past, RecordedTransition(EventType.ENGAGED, self.cluster.engaged_at, self.cluster.incarnation))
 
-    def end(self, cluster: Cluster, reason: DisengageReason, message: str, at: float) -> Event:
+    def record_end(self, cluster: Cluster, reason: DisengageReason, message: str, at: float) -> Event:
         """Record the end of `cluster` as a transition, and return its event. Call it before the log has it."""
         ended = RecordedTransition(EventType.DISENGAGED, at, cluster.incarnation, reason, message)
         self.past = (*self.transitions, ended)[-TRANSITIONS_KEPT:]

@@ -281,8 +281,8 @@ class Engagements:
         engaged = Event(EventType.ENGAGED, cluster, readiness=readiness)
         if before is None:
             return [self._engage(record, engaged, now)]
-        self.releases.end(observation.name)
-        ended = record.end(before, DisengageReason.REPLACED, replaced, now.wall)
+        self.releases.end_drain(observation.name)
+        ended = record.record_end(before, DisengageReason.REPLACED, replaced, now.wall)
         self.unreachable -= _is_unreachable(before)
         self.log.append(record.entry, ended, now.steady, then=engaged)
         return [ended, engaged]
@@ -324,7 +324,7 @@ class Engagements:
     def _keeps_for_now(self, name: str, record: ClusterRecord, now: Moment) -> bool:
         """Return whether a cluster that is not ready stays engaged for a grace period, or because too many are not."""
         is_graced = record.engaged and name not in self.releases
-        return is_graced and not self.not_ready.began(name, now.steady)
+        return is_graced and not self.not_ready.begin_wait(name, now.steady)
 
     def _replaced_by(self, observation: Observation) -> str:
         """Return the message for another object of the same name, or "" if it is, or may be, the known object."""
@@ -377,7 +377,7 @@ class Engagements:
     def _update(self, record: ClusterRecord, cluster: Cluster, now: Moment) -> list[Event]:
         updated = Event(EventType.UPDATED, cluster)
         self.log.append(record.entry, updated, now.steady)
-        if cluster.draining is not None and self.releases.update(cluster):
+        if cluster.draining is not None and self.releases.update_drain(cluster):
             return [updated, *self.end_drain(cluster.target.name, now)]
         return [updated]
 
@@ -398,7 +398,7 @@ class Engagements:
         timeout_s = self._drain_timeout_s if timeout_s is None else timeout_s
         awaits_return = reason is not DisengageReason.MOVED  # the shard group has its own time limits for hand-overs
         until = now.steady + timeout_s
-        if not timeout_s or not self.releases.begin(cluster, until, now.steady, awaits_return=awaits_return):
+        if not timeout_s or not self.releases.begin_drain(cluster, until, now.steady, awaits_return=awaits_return):
             return self._end(record, reason, message, now)
         name = cluster.target.name
         self.not_ready.ended(name)
@@ -413,9 +413,9 @@ class Engagements:
         name = cluster.target.name
         self.not_ready.ended(name)
         if cluster.draining is not None:
-            self.releases.end(name)
+            self.releases.end_drain(name)
             self._note_absent(name, record.state)
-        ended = record.end(cluster, reason, message, now.wall)
+        ended = record.record_end(cluster, reason, message, now.wall)
         record.former = without_draining(cluster)
         self.log.append(record.entry, ended, now.steady)
         self._records.engaged -= 1

@@ -62,7 +62,7 @@ class NotReadyClusters:
             return self._decide_at
         return self._graces.get(name, self._releases.get(name))
 
-    def began(self, name: str, now: float) -> bool:
+    def begin_wait(self, name: str, now: float) -> bool:
         """Record that an engaged cluster is not ready. Return whether to disengage it at once."""
         if self.until(name) is not None:
             return False

@@ -114,13 +114,13 @@ class PendingReleases:
         """Add a stream. Drains wait for its subscriber from now on."""
         key = subscription.key
         self._recall(key)
-        known = self._subscribers.get(key)
-        if known is None:
-            self._subscribers[key] = known = _Subscriber([], subscription, now)
-        elif not known.streams:
-            known.since = now
-        known.streams.append(subscription)
-        known.last, known.is_leaving = subscription, False
+        subscriber = self._subscribers.get(key)
+        if subscriber is None:
+            self._subscribers[key] = subscriber = _Subscriber([], subscription, now)
+        elif not subscriber.streams:
+            subscriber.since = now
+        subscriber.streams.append(subscription)
+        subscriber.last, subscriber.is_leaving = subscription, False
         for name, drain in self._drains.items():
             if key not in drain.expected and subscription.view.matches(drain.cluster):
                 drain.expected = self._shared(drain.expected - {RETURNING} | {key})
@@ -131,13 +131,13 @@ class PendingReleases:
     def close(self, subscription: Subscription, now: float) -> None:
         """Remove a stream. Drains still wait for its subscriber, unless the subscriber ended its subscription."""
         key = subscription.key
-        known = self._subscribers[key]
-        known.streams.remove(subscription)
-        known.last = subscription
-        if not known.streams and known.is_leaving:
+        subscriber = self._subscribers[key]
+        subscriber.streams.remove(subscription)
+        subscriber.last = subscription
+        if not subscriber.streams and subscriber.is_leaving:
             self._forget(key)
-        elif not known.streams:
-            known.since = now
+        elif not subscriber.streams:
+            subscriber.since = now
             gone = self._gone.setdefault(key.caller, {})
             gone[key] = subscription.filter_bytes
             while len(gone) > REMEMBERED_EACH or sum(gone.values()) > REMEMBERED_FILTER_BYTES:
@@ -146,29 +146,29 @@ class PendingReleases:
     def change_view(self, subscription: Subscription, view: ClusterView) -> list[str]:
         """Apply a change of the caller's rights. Return the names of drains that waited only for this subscriber."""
         subscription.view = view
-        known = self._subscribers[subscription.key]
-        lost = [drain.cluster.target.name for drain in self._drains.values() if not known.sees(drain.cluster)]
+        subscriber = self._subscribers[subscription.key]
+        lost = [drain.cluster.target.name for drain in self._drains.values() if not subscriber.sees(drain.cluster)]
         return self._drop(subscription.key, lost)
 
     def knows(self, key: SubscriberKey) -> bool:
         return key in self._subscribers
 
     def is_connected(self, key: SubscriberKey) -> bool:
-        known = self._subscribers.get(key)
-        return known is not None and bool(known.streams)
+        subscriber = self._subscribers.get(key)
+        return subscriber is not None and bool(subscriber.streams)
 
     def end_subscription(self, key: SubscriberKey) -> list[str]:
         """End a subscription. Return the names of drains that waited only for this subscriber."""
-        known = self._subscribers.get(key)
-        if known is not None and known.streams:
-            known.is_leaving = True
-        elif known is not None:
+        subscriber = self._subscribers.get(key)
+        if subscriber is not None and subscriber.streams:
+            subscriber.is_leaving = True
+        elif subscriber is not None:
             self._forget(key)
         return self._drop(key, [*self._drains])
 
     # --- drains ---
 
-    def begin(self, cluster: Cluster, until: float, now: float, *, awaits_return: bool = True) -> bool:
+    def begin_drain(self, cluster: Cluster, until: float, now: float, *, awaits_return: bool = True) -> bool:
         """Begin a drain that ends at `until` at the latest. Return False if there is no subscriber to wait for.
 
         `awaits_return`: whether to wait for the subscribers of the earlier run shortly after a restart.
@@ -185,7 +185,7 @@ class PendingReleases:
         heapq.heappush(self._deadlines, (until, name))
         return True
 
-    def update(self, cluster: Cluster) -> bool:
+    def update_drain(self, cluster: Cluster) -> bool:
         """Apply a change of a cluster. Return whether it drains and has left the views of all awaited subscribers.
 
         It is disengaged for them at once, as for any subscriber whose filter it leaves.
@@ -195,13 +195,13 @@ class PendingReleases:
         if drain is None:
             return False
         drain.cluster = cluster
-        known = ((key, self._subscribers.get(key)) for key in drain.expected)
-        lost = [key for key, subscriber in known if subscriber is not None and not subscriber.sees(cluster)]
+        expected = ((key, self._subscribers.get(key)) for key in drain.expected)
+        lost = [key for key, subscriber in expected if subscriber is not None and not subscriber.sees(cluster)]
         for key in lost:
             self._drop(key, (name,))
         return bool(lost) and drain.is_released
 
-    def end(self, name: str) -> None:
+    def end_drain(self, name: str) -> None:
         """Remove a drain, if there is one."""
         self._drains.pop(name, None)
 
@@ -221,12 +221,12 @@ class PendingReleases:
         drain = self._drains.get(name)
         if drain is None:
             return []
-        found = []
+        awaited = []
         for key in drain.expected - drain.released:
-            known = self._subscribers.get(key)
-            label, since = ("", None) if known is None else (known.last.label, known.since)
-            found.append(AwaitedRelease(key, label, self.is_connected(key), since))
-        return sorted(found, key=lambda release: (release.key.name, release.key.caller))
+            subscriber = self._subscribers.get(key)
+            label, since = ("", None) if subscriber is None else (subscriber.last.label, subscriber.since)
+            awaited.append(AwaitedRelease(key, label, self.is_connected(key), since))
+        return sorted(awaited, key=lambda release: (release.key.name, release.key.caller))
 
     @property
     def due_at(self) -> float | None:

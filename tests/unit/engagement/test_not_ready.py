@@ -26,7 +26,7 @@ class Engaged:
 
     def not_ready(self, which: Iterable[str], now: float) -> None:
         for name in which:
-            if self.clusters.began(name, now):
+            if self.clusters.begin_wait(name, now):
                 self._disengage(name, now)
 
     def ready(self, name: str) -> None:

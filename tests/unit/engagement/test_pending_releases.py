@@ -35,7 +35,7 @@ def opened(*keys: SubscriberKey) -> PendingReleases:
 
 def draining(*keys: SubscriberKey, until: float = 100.0) -> PendingReleases:
     releases = opened(*keys)
-    assert releases.begin(cluster("a"), until, 0.0)
+    assert releases.begin_drain(cluster("a"), until, 0.0)
     return releases
 
 
@@ -45,7 +45,7 @@ def awaited(releases: PendingReleases, name: str = "a") -> list[str]:
 
 def test_drain_without_subscribers_does_not_begin() -> None:
     releases = PendingReleases()
-    assert not releases.begin(cluster("a"), 100.0, 0.0)
+    assert not releases.begin_drain(cluster("a"), 100.0, 0.0)
     assert len(releases) == 0
 
 
@@ -53,9 +53,9 @@ def test_drain_waits_only_for_subscribers_that_see_the_cluster() -> None:
     releases = PendingReleases()
     releases.open(stream(ONE, Filter(names=frozenset("a"), confirms_releases=True)), 0.0)
     releases.open(stream(TWO, Filter(names=frozenset("b"), confirms_releases=True)), 0.0)
-    assert releases.begin(cluster("a"), 100.0, 0.0)
+    assert releases.begin_drain(cluster("a"), 100.0, 0.0)
     assert awaited(releases) == ["one"]
-    assert not releases.begin(cluster("c"), 100.0, 0.0)
+    assert not releases.begin_drain(cluster("c"), 100.0, 0.0)
 
 
 def test_drain_ends_with_the_last_release() -> None:
@@ -74,20 +74,20 @@ def test_release_of_draining_cluster_by_another_caller_is_ignored() -> None:
 
 def test_drain_is_due_at_its_deadline() -> None:
     releases = draining(ONE, until=100.0)
-    releases.begin(cluster("b"), 50.0, 0.0)
+    releases.begin_drain(cluster("b"), 50.0, 0.0)
     assert releases.due_at == 50.0
     assert releases.due(49.9) == []
     assert releases.due(50.0) == ["b"]
-    releases.end("b")
+    releases.end_drain("b")
     assert releases.due_at == 100.0
-    releases.end("a")
+    releases.end_drain("a")
     assert releases.due_at is None
 
 
 def test_ended_drain_that_begins_again_has_its_new_deadline() -> None:
     releases = draining(ONE, until=50.0)
-    releases.end("a")
-    releases.begin(cluster("a", 2), 80.0, 40.0)
+    releases.end_drain("a")
+    releases.begin_drain(cluster("a", 2), 80.0, 40.0)
     assert releases.due_at == 80.0
     assert releases.due(50.0) == []
 
@@ -99,7 +99,7 @@ def test_drain_waits_for_a_subscriber_that_disconnected_before_it() -> None:
     releases = PendingReleases()
     releases.open(of := stream(), 0.0)
     releases.close(of, 10.0)
-    assert releases.begin(cluster("a"), 100.0, 10.0 + REMEMBERED_S - 0.1)
+    assert releases.begin_drain(cluster("a"), 100.0, 10.0 + REMEMBERED_S - 0.1)
     (waits,) = releases.awaited("a")
     assert (waits.key, waits.label, waits.connected, waits.since) == (ONE, "label of caller", False, 10.0)
 
@@ -108,17 +108,17 @@ def test_drain_does_not_wait_for_a_subscriber_that_was_away_for_long() -> None:
     releases = PendingReleases()
     releases.open(of := stream(), 0.0)
     releases.close(of, 10.0)
-    assert not releases.begin(cluster("a"), 100.0, 10.0 + REMEMBERED_S)
+    assert not releases.begin_drain(cluster("a"), 100.0, 10.0 + REMEMBERED_S)
     assert not releases.knows(ONE)
 
 
 def test_drain_keeps_waiting_for_a_subscriber_that_disconnects() -> None:
     releases = PendingReleases()
     releases.open(of := stream(), 0.0)
-    releases.begin(cluster("a"), 1000.0, 0.0)
+    releases.begin_drain(cluster("a"), 1000.0, 0.0)
     releases.close(of, 1.0)
     assert awaited(releases) == ["one"]
-    releases.begin(cluster("b"), 1000.0, 500.0)  # the disconnected subscription has expired by then
+    releases.begin_drain(cluster("b"), 1000.0, 500.0)  # the disconnected subscription has expired by then
     assert awaited(releases) == ["one"]
     assert releases.awaited("a")[0].since is None
     assert awaited(releases, "b") == []
@@ -127,7 +127,7 @@ def test_drain_keeps_waiting_for_a_subscriber_that_disconnects() -> None:
 def test_drain_waits_for_reconnected_subscriber_until_it_releases() -> None:
     releases = PendingReleases()
     releases.open(of := stream(), 0.0)
-    releases.begin(cluster("a"), 100.0, 0.0)
+    releases.begin_drain(cluster("a"), 100.0, 0.0)
     releases.close(of, 1.0)
     releases.open(stream(), 2.0)
     assert releases.awaits("a", ONE)
@@ -158,7 +158,7 @@ def test_ended_subscription_does_not_delay_drains() -> None:
     releases = PendingReleases()
     releases.open(of := stream(), 0.0)
     releases.open(stream(TWO), 0.0)
-    releases.begin(cluster("a"), 100.0, 0.0)
+    releases.begin_drain(cluster("a"), 100.0, 0.0)
     releases.close(of, 1.0)
     assert releases.end_subscription(ONE) == []
     assert awaited(releases) == ["two"]
@@ -169,7 +169,7 @@ def test_ended_subscription_does_not_delay_drains() -> None:
 def test_drain_ends_when_the_last_awaited_subscription_ends() -> None:
     releases = PendingReleases()
     releases.open(of := stream(), 0.0)
-    releases.begin(cluster("a"), 100.0, 0.0)
+    releases.begin_drain(cluster("a"), 100.0, 0.0)
     releases.close(of, 1.0)
     assert releases.end_subscription(ONE) == ["a"]
 
@@ -177,10 +177,10 @@ def test_drain_ends_when_the_last_awaited_subscription_ends() -> None:
 def test_subscription_may_end_before_its_stream() -> None:
     releases = opened(TWO)
     releases.open(of := stream(), 0.0)
-    releases.begin(cluster("a"), 100.0, 0.0)
+    releases.begin_drain(cluster("a"), 100.0, 0.0)
     assert releases.end_subscription(ONE) == []
     assert awaited(releases) == ["two"]
-    releases.begin(cluster("b"), 100.0, 0.0)
+    releases.begin_drain(cluster("b"), 100.0, 0.0)
     assert awaited(releases, "b") == ["two"]
     releases.close(of, 1.0)
     assert not releases.knows(ONE)
@@ -192,7 +192,7 @@ def test_new_stream_restarts_an_ended_subscription() -> None:
     releases.end_subscription(ONE)
     releases.open(stream(), 1.0)
     releases.close(of, 2.0)
-    assert releases.begin(cluster("a"), 100.0, 3.0)
+    assert releases.begin_drain(cluster("a"), 100.0, 3.0)
 
 
 # --- views that change ---
@@ -201,7 +201,7 @@ def test_new_stream_restarts_an_ended_subscription() -> None:
 def test_drain_does_not_wait_for_a_subscriber_that_lost_its_rights() -> None:
     releases = opened(TWO)
     releases.open(of := stream(), 0.0)
-    releases.begin(cluster("a"), 100.0, 0.0)
+    releases.begin_drain(cluster("a"), 100.0, 0.0)
     assert releases.change_view(of, scoped(CONFIRMING, NO_CLUSTERS)) == []
     assert awaited(releases) == ["two"]
     assert releases.release(TWO, "a")
@@ -210,7 +210,7 @@ def test_drain_does_not_wait_for_a_subscriber_that_lost_its_rights() -> None:
 def test_lost_rights_of_the_last_subscriber_end_the_drain() -> None:
     releases = PendingReleases()
     releases.open(of := stream(), 0.0)
-    releases.begin(cluster("a"), 100.0, 0.0)
+    releases.begin_drain(cluster("a"), 100.0, 0.0)
     assert releases.change_view(of, scoped(CONFIRMING, NO_CLUSTERS)) == ["a"]
 
 
@@ -223,15 +223,15 @@ def test_drain_does_not_wait_for_a_subscriber_whose_filter_the_cluster_left(rele
     releases = PendingReleases()
     releases.open(stream(ONE, Filter(parse("env=prod"), confirms_releases=True)), 0.0)
     releases.open(stream(TWO), 0.0)
-    releases.begin(relabeled("prod"), 100.0, 0.0)
+    releases.begin_drain(relabeled("prod"), 100.0, 0.0)
     if released:
         releases.release(TWO, "a")
-    assert releases.update(relabeled("dev")) is released
+    assert releases.update_drain(relabeled("dev")) is released
     assert awaited(releases) == ([] if released else ["two"])
 
 
 def test_update_of_a_cluster_that_does_not_drain_is_ignored() -> None:
-    assert not opened(ONE).update(relabeled("dev"))
+    assert not opened(ONE).update_drain(relabeled("dev"))
 
 
 # --- bounds ---
@@ -262,14 +262,14 @@ def test_clear_of_pending_releases_keeps_subscribers() -> None:
     releases.clear()
     assert len(releases) == 0
     assert releases.due_at is None
-    assert releases.begin(cluster("a"), 10.0, 0.0)
+    assert releases.begin_drain(cluster("a"), 10.0, 0.0)
 
 
 def restarted() -> PendingReleases:
     """Return the drain of "a" that began before any subscriber of the last run was back."""
     releases = PendingReleases()
     releases.expect_return(0.0)
-    assert releases.begin(cluster("a"), 300.0, 10.0)
+    assert releases.begin_drain(cluster("a"), 300.0, 10.0)
     return releases
 
 
@@ -279,7 +279,7 @@ def test_drain_after_a_restart_waits_a_minute_for_a_subscriber() -> None:
     assert releases.due_at == REMEMBERED_S
     assert releases.due(REMEMBERED_S - 1) == []
     assert releases.due(REMEMBERED_S) == ["a"]
-    assert not releases.begin(cluster("b"), 300.0, REMEMBERED_S), "it is too late to return"
+    assert not releases.begin_drain(cluster("b"), 300.0, REMEMBERED_S), "it is too late to return"
 
 
 def test_drain_after_a_restart_has_its_own_deadline_once_a_subscriber_is_back() -> None:
@@ -296,18 +296,18 @@ def test_drain_after_a_restart_has_its_own_deadline_once_a_subscriber_is_back() 
 def test_short_drain_after_a_restart_keeps_its_deadline() -> None:
     releases = PendingReleases()
     releases.expect_return(0.0)
-    assert releases.begin(cluster("a"), 30.0, 10.0)
+    assert releases.begin_drain(cluster("a"), 30.0, 10.0)
     assert releases.due_at == 30.0
 
 
 def test_drain_after_a_restart_with_known_subscribers_keeps_its_deadline() -> None:
     releases = opened(ONE)
     releases.expect_return(0.0)
-    assert releases.begin(cluster("a"), 300.0, 10.0)
+    assert releases.begin_drain(cluster("a"), 300.0, 10.0)
     assert (awaited(releases), releases.due_at) == (["one"], 300.0)
 
 
 def test_drain_after_a_restart_that_awaits_no_return_needs_subscribers() -> None:
     releases = PendingReleases()
     releases.expect_return(0.0)
-    assert not releases.begin(cluster("a"), 300.0, 10.0, awaits_return=False)
+    assert not releases.begin_drain(cluster("a"), 300.0, 10.0, awaits_return=False)

@@ -99,6 +99,6 @@ def test_pending_release_of_a_forgotten_subscriber_has_no_time() -> None:
     fleet = draining()
     fleet.releases.close(OPENED, 12.0)
     fleet.commit([ready("b", uid="u2")], at(100))
-    fleet.releases.begin(fleet["b"].cluster, 200.0, 100.0)  # type: ignore[union-attr,arg-type]
+    fleet.releases.begin_drain(fleet["b"].cluster, 200.0, 100.0)  # type: ignore[union-attr,arg-type]
     (pending,) = releases.pending("a", fleet.releases, OPENED.key.caller, NO_CLUSTERS, at(100))
     assert (pending.subscriber, pending.HasField("since")) == ("operator", False)
