@@ -196,7 +196,7 @@ class Daemon:
             run = run_identity(settings.state_directory)
             issuers = Issuers(settings, sources, self._environ, stack, run=run)
             kubeconfigs = self._kubeconfigs(issuers, sources)
-            self._fleet.changes.on(EventType.DISENGAGED, kubeconfigs.disengaged)
+            self._fleet.changes.add_listener(EventType.DISENGAGED, kubeconfigs.disengaged)
             self._membership = self._joined(issuers, sources, stack)
             service = self._service(kubeconfigs)
             stack.enter_context(watched_loop(self._metrics.loop_was_late))
@@ -220,7 +220,7 @@ class Daemon:
                 # Before discovery starts, so that the prober receives every engagement.
                 self._probe(sources, kubeconfigs, tasks)
                 if (group := self._group) is not None:
-                    self._fleet.changes.on(EventType.DISENGAGED, lambda _: group.wake())
+                    self._fleet.changes.add_listener(EventType.DISENGAGED, lambda _: group.wake())
                     tasks.create_task(group.run(), name="share clusters")
                 for each, fleet in zip(sources, self._fleet.sources, strict=True):
                     following = each.follow(fleet, issuers.authenticated, self._epoch)

@@ -50,7 +50,7 @@ class FleetChanges:
         self._sources[clusters.source] = clusters
         self.engagements.add_source(clusters.source, clusters.engagements, clusters.server)
 
-    def on(self, kind: EventType, call: Callable[[Cluster], None]) -> None:
+    def add_listener(self, kind: EventType, call: Callable[[Cluster], None]) -> None:
         """Register `call` for each change of that type. It runs before any subscriber can see the change."""
         self._listeners.append((kind, call))
 

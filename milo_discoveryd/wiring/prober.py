@@ -53,9 +53,9 @@ async def probe(
             metrics,
             is_wanted=fleet.needs_probe,
         )
-        fleet.changes.on(EventType.ENGAGED, prober.engaged)
-        fleet.changes.on(EventType.UPDATED, prober.updated)
-        fleet.changes.on(EventType.DISENGAGED, prober.disengaged)
+        fleet.changes.add_listener(EventType.ENGAGED, prober.engaged)
+        fleet.changes.add_listener(EventType.UPDATED, prober.updated)
+        fleet.changes.add_listener(EventType.DISENGAGED, prober.disengaged)
         await prober.run()
 
 

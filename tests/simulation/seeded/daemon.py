@@ -261,8 +261,8 @@ class Daemon:
         )
         access = AccessControl(Rights(), PLENTY, self.ledger, asyncio.get_running_loop().time)
         kubeconfigs = self._kubeconfigs(tokens, random)
-        self.fleet.changes.on(EventType.DISENGAGED, kubeconfigs.disengaged)
-        self.fleet.changes.on(EventType.DISENGAGED, ended)
+        self.fleet.changes.add_listener(EventType.DISENGAGED, kubeconfigs.disengaged)
+        self.fleet.changes.add_listener(EventType.DISENGAGED, ended)
         self._service = Service(
             self.fleet,
             about,

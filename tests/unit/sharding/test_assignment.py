@@ -91,7 +91,7 @@ async def test_moved_clusters_are_kept_until_they_are_released() -> None:
     assign(assignment, ALONE)
     source.changes.subscribe(Subscription(KEY, "", Filter(confirms_releases=True)))
     ended: list[str] = []
-    source.changes.on(EventType.DISENGAGED, lambda cluster: ended.append(cluster.target.name))
+    source.changes.add_listener(EventType.DISENGAGED, lambda cluster: ended.append(cluster.target.name))
     assign(assignment, GONE)
     assert (lost(assignment), ended) == ({"x", "y"}, [])
     source.changes.release(KEY, "x")
