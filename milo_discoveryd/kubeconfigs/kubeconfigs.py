@@ -21,7 +21,8 @@ from milo_discoveryd.kubeconfigs import rendering
 from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
 from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
 from milo_discoveryd.kubeconfigs.lease import Draw, refresh_at
-from milo_discoveryd.kubeconfigs.minter import LeaseEntry, LeaseKey, LeaseListener, Minter
+from milo_discoveryd.kubeconfigs.lease_table import LeaseEntry, LeaseKey
+from milo_discoveryd.kubeconfigs.minter import LeaseListener, Minter
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.model.declared_target import DeclaredTarget

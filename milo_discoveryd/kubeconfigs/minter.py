@@ -5,15 +5,12 @@ probes it and the others wait.
 """
 
 import asyncio
-import heapq
-import itertools
 import time
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from typing import TypeAlias
 
-import msgspec
 from msgspec.structs import replace
 
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
@@ -27,8 +24,12 @@ from milo_discoveryd.credentials.issuers.issuer import (
 )
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
 from milo_discoveryd.instruments import CredentialMetrics
-from milo_discoveryd.kubeconfigs.lease import Draw, Lease
+from milo_discoveryd.kubeconfigs.issuer_outage import IssuerOutage
+from milo_discoveryd.kubeconfigs.lease import Draw
+from milo_discoveryd.kubeconfigs.lease_table import LeaseEntry, LeaseKey, LeaseTable
 from milo_discoveryd.kubeconfigs.mint_queue import MintQueue
+from milo_discoveryd.kubeconfigs.renewal_timer import RenewalTimer
+from milo_discoveryd.kubeconfigs.revocations import Revocations
 from milo_discoveryd.logger import log
 from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.model.moment import Moment
@@ -43,59 +44,8 @@ CHECK_EVERY_S = 5.0
 JUMP_S = 5.0
 TTL_STEPS_S = (10, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400)
 """A requested ttl is rounded down to one of these, so that few leases serve all requests."""
-REVOKE_BACKOFF_S = (1.0, 60.0)
 CLUSTER_BACKOFF_S = 20.0
 """The longest backoff after a failure that concerns one cluster."""
-MAX_REVOCATIONS = 50_000
-"""Pending revocations. Credentials beyond this number are left to expire."""
-
-
-class LeaseKey(msgspec.Struct, frozen=True):
-    issuer: str
-    incarnation: int
-    """0 if one credential serves every cluster."""
-    ttl_s: float
-    place: tuple[str, ...] = ()
-    """The cluster's location, if the credential is for this cluster alone: another endpoint needs another
-    credential."""
-
-
-class LeaseEntry:
-    """A lease in the minter's table, with what the minter needs to know to schedule it."""
-
-    def __init__(self, key: LeaseKey, cluster: Cluster | None, lease: Lease) -> None:
-        self.key = key
-        self.cluster = cluster
-        self.lease = lease
-        self._is_dropped = False
-        self.is_wanted = True
-        """The credential was used, or a newer one was requested. Without either, the lease is not renewed."""
-        self.queued = False
-        self.is_replaced = False
-        """The credential was replaced at its issuer."""
-        self.is_outdated = False
-        """The credential was replaced while a mint was in flight, which may return the former one."""
-        self.failures = 0
-        """Consecutive failures that concern this cluster, and not the issuer."""
-        self._attempted = asyncio.Event()
-
-    @property
-    def is_dropped(self) -> bool:
-        """The cluster was disengaged: the result of a mint in flight is discarded."""
-        return self._is_dropped
-
-    def drop(self) -> None:
-        self._is_dropped = True
-        self.wake()
-
-    def wake(self) -> None:
-        """Wake all tasks that wait for the end of an attempt."""
-        self._attempted.set()
-        self._attempted = asyncio.Event()
-
-    async def attempt_ended(self) -> None:
-        await self._attempted.wait()
-
 
 LeaseListener: TypeAlias = Callable[[LeaseKey, str], None]
 """Called with the key of each lease that got a new credential, and the name of its cluster if the former credential was
@@ -117,32 +67,27 @@ class Minter:
         self.issuer = issuer
         self._metrics = metrics
         self._changed = changed
-        self._draw = draw
         self._loop = asyncio.get_running_loop()
         self._wall = wall
         self._workers = 1 if issuer.scope is Scope.IDENTITY else concurrency
         self._rate_limit = TokenBucket(Rate(per_second, concurrency), self._loop.time())
-        self._entries: dict[LeaseKey, LeaseEntry] = {}
-        self._of_cluster: defaultdict[int, dict[LeaseKey, None]] = defaultdict(dict)
+        self._leases = LeaseTable(draw)
         self._queue: MintQueue[LeaseEntry] = MintQueue(self._workers)
         self._work_available = asyncio.Event()
-        self._numbers = itertools.count()
-        self._due: list[tuple[float, int, LeaseEntry]] = []
-        self._due_sooner = asyncio.Event()
-        self._revocations: OrderedDict[int, Cluster] = OrderedDict()
-        self._revocation_added = asyncio.Event()
-        self.failure: CredentialError | None = None
-        """Why the last attempt failed; None if it succeeded."""
-        self._is_requested = False
-        """Whether a credential was ever requested; a lease that `keep_ready` began may be unused."""
-        self._is_warned = False
-        self._probing = asyncio.Lock()
+        self._timer: RenewalTimer[LeaseEntry] = RenewalTimer()
+        self._revocations = Revocations(issuer, issuer.name) if isinstance(issuer, RevokingIssuer) else None
+        self._outage = IssuerOutage(issuer)
         if isinstance(issuer, NotifyingIssuer):
             issuer.subscribe(self._renew)
         self._attempted = asyncio.Event()
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._leases)
+
+    @property
+    def failure(self) -> CredentialError | None:
+        """Why the last attempt failed; None if it succeeded."""
+        return self._outage.failure
 
     def now(self) -> Moment:
         return Moment(self._wall(), self._loop.time())
@@ -162,17 +107,11 @@ class Minter:
 
     def request(self, key: LeaseKey, cluster: Cluster) -> LeaseEntry:
         """Return the lease of an engaged cluster, and queue a mint if its credential is missing or close to expiry."""
-        self._is_requested = True
+        self._outage.is_noticed = True
         return self._requested(key, cluster if self.issuer.scope is Scope.CLUSTER else None)
 
     def _requested(self, key: LeaseKey, cluster: Cluster | None) -> LeaseEntry:
-        entry = self._entries.get(key)
-        if entry is None:
-            self._entries[key] = entry = LeaseEntry(key, cluster, Lease(self._draw))
-            if cluster is not None:
-                self._of_cluster[key.incarnation][key] = None
-        # A cluster from the state file lacks the fields of its object until the object is received again.
-        entry.cluster = cluster
+        entry = self._leases.begin(key, cluster)
         now = self.now()
         useful = entry.lease.useful(now)
         if useful is None:
@@ -200,23 +139,20 @@ class Minter:
 
     def drop(self, cluster: Cluster) -> None:
         """Discard the leases of a disengaged cluster, including the result of a mint in flight."""
-        for key in self._of_cluster.pop(cluster.incarnation, ()):
-            self._entries.pop(key).drop()
+        self._leases.drop(cluster)
         # Even without a lease: an earlier run of the daemon may have minted for this cluster.
-        is_revoked = isinstance(self.issuer, RevokingIssuer) and self.issuer.scope is Scope.CLUSTER
-        if is_revoked and len(self._revocations) < MAX_REVOCATIONS:
-            self._revocations[cluster.incarnation] = cluster
-            self._revocation_added.set()
+        if self._revocations is not None and self.issuer.scope is Scope.CLUSTER:
+            self._revocations.add(cluster)
 
     def held(self) -> Iterable[IssuedCredential]:
         """Return all valid credentials."""
         now = self.now()
-        return [issued for entry in self._entries.values() if (issued := entry.lease.valid(now)) is not None]
+        return [issued for entry in self._leases if (issued := entry.lease.valid(now)) is not None]
 
     def failing(self) -> Counter[str]:
         """Return how many clusters fail to get a credential of their own, by reason."""
         of_clusters: dict[int, str] = {}
-        for entry in self._entries.values():
+        for entry in self._leases:
             if entry.cluster is not None and entry.lease.failure is not None and entry.failures:
                 of_clusters[entry.key.incarnation] = entry.lease.failure.reason
         return Counter(of_clusters.values())
@@ -224,22 +160,17 @@ class Minter:
     def held_for(self, cluster: Cluster) -> IssuedCredential | None:
         """Return a valid credential for the cluster, if one was requested earlier."""
         now = self.now()
-        keys = self._entries if self.issuer.scope is Scope.IDENTITY else self._keys_of(cluster)
-        found = (self._entries[key].lease.valid(now) for key in keys)
+        entries = self._leases if self.issuer.scope is Scope.IDENTITY else self._leases.of_cluster(cluster)
+        found = (entry.lease.valid(now) for entry in entries)
         return next((issued for issued in found if issued is not None), None)
-
-    def _keys_of(self, cluster: Cluster) -> list[LeaseKey]:
-        """Return the leases of a cluster at its current endpoint."""
-        keys = self._of_cluster.get(cluster.incarnation, ())
-        return [key for key in keys if key.place == cluster.target.place]
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._schedule(), name=f"schedule renewals of {self.issuer.name}")
             for _ in range(self._workers):
                 tasks.create_task(self._work(), name=f"mint from {self.issuer.name}")
-            if isinstance(self.issuer, RevokingIssuer):
-                tasks.create_task(self._revoke(self.issuer), name=f"revoke at {self.issuer.name}")
+            if self._revocations is not None:
+                tasks.create_task(self._revocations.run(), name=f"revoke at {self.issuer.name}")
 
     def _enqueue(self, entry: LeaseEntry) -> None:
         if not entry.queued and not entry.lease.is_renewing:
@@ -249,17 +180,14 @@ class Minter:
 
     def _renew(self, is_replaced: Callable[[Target], bool]) -> None:
         """Mint again for the clusters whose credentials were replaced at their issuer."""
-        for entry in self._entries.values():
+        for entry in self._leases:
             if entry.cluster is not None and is_replaced(entry.cluster.target):
                 entry.is_replaced, entry.is_outdated = True, entry.lease.is_renewing
                 self._enqueue(entry)
 
     def _plan(self, entry: LeaseEntry) -> None:
-        due_at = entry.lease.due_at
-        if due_at is not None:
-            heapq.heappush(self._due, (due_at, next(self._numbers), entry))
-            if self._due[0][2] is entry:
-                self._due_sooner.set()
+        if entry.lease.due_at is not None:
+            self._timer.add(entry.lease.due_at, entry)
 
     async def _schedule(self) -> None:
         """Queue each lease when it is due, and check all leases after a step of the wall clock."""
@@ -268,18 +196,11 @@ class Minter:
             now = self.now()
             if abs(now.wall - now.steady - offset) > JUMP_S:
                 offset = now.wall - now.steady
-                for entry in [*self._entries.values()]:
+                for entry in [*self._leases]:
                     self._check(entry, now)
-            while self._due and self._due[0][0] <= now.steady:
-                _, _, entry = heapq.heappop(self._due)
+            for entry in self._timer.take_due(now.steady):
                 self._check(entry, now)
-            self._due_sooner.clear()
-            wait = CHECK_EVERY_S if not self._due else min(CHECK_EVERY_S, self._due[0][0] - now.steady)
-            timer = self._loop.call_later(max(0.0, wait), self._due_sooner.set)
-            try:
-                await self._due_sooner.wait()
-            finally:
-                timer.cancel()
+            await self._timer.wait(now.steady, at_most_s=CHECK_EVERY_S)
 
     def _check(self, entry: LeaseEntry, now: Moment) -> None:
         if entry.is_dropped or not entry.lease.check(now):
@@ -287,10 +208,9 @@ class Minter:
         if entry.is_wanted or self.issuer.scope is Scope.IDENTITY:
             self._enqueue(entry)
         elif entry.lease.valid(now) is None:
-            self._of_cluster[entry.key.incarnation].pop(entry.key, None)
-            self._entries.pop(entry.key, None)
+            self._leases.end(entry.key)
         else:
-            heapq.heappush(self._due, (now.steady + CHECK_EVERY_S, next(self._numbers), entry))
+            self._timer.add(now.steady + CHECK_EVERY_S, entry)
 
     async def _work(self) -> None:
         while True:
@@ -298,8 +218,7 @@ class Minter:
                 self._work_available.clear()
                 await self._work_available.wait()
             try:
-                # While the issuer is down, one attempt at a time probes it.
-                async with nullcontext() if self.failure is None else self._probing:
+                async with self._outage.attempt():
                     await self._attempt(entry)
             finally:
                 self._queue.done(entry)
@@ -322,7 +241,7 @@ class Minter:
             self._failed(entry, error)
         else:
             result = "dropped" if entry.is_dropped else "ok"
-            self._recovered()
+            self._outage.end()
             entry.failures = 0
             entry.lease.succeeded(issued, self.now())
             is_new = held is None or held.credential != issued.credential
@@ -366,51 +285,17 @@ class Minter:
             if not entry.failures:
                 name = entry.cluster.target.name
                 log.warning("credential of a cluster failed", issuer=self.issuer.name, cluster=name, problem=str(error))
-            self._recovered()
+            self._outage.end()
             entry.failures += 1
             entry.lease.failed(error, self.now(), retry_after_s, longest_s=CLUSTER_BACKOFF_S)
             return
-        is_new = self.failure is None or str(self.failure) != str(error)
-        if is_new or (self._is_requested and not self._is_warned):
-            note = log.warning if self._is_requested else log.info
-            note("credential issuer failed", issuer=self.issuer.name, type=self.issuer.type, problem=str(error))
-            self._is_warned = self._is_requested
-        self.failure = error
+        self._outage.begin(error)
         entry.lease.failed(error, self.now(), retry_after_s)
-
-    def _recovered(self) -> None:
-        if self.failure is not None:
-            log.info("credential issuer recovered", issuer=self.issuer.name)
-        self.failure = None
-        self._is_warned = False
 
     def problem(self, cluster: Cluster) -> CredentialError | None:
         """Return why the cluster gets no new credential: its own failure, or that of the issuer."""
-        own = (self._entries[key].lease.failure for key in self._keys_of(cluster))
+        own = (entry.lease.failure for entry in self._leases.of_cluster(cluster))
         return next((each for each in own if each is not None), self.failure)
-
-    async def _revoke(self, issuer: RevokingIssuer) -> None:
-        wait = REVOKE_BACKOFF_S[0]
-        while True:
-            await self._revocation_added.wait()
-            incarnation, cluster = next(iter(self._revocations.items()))
-            target = cluster.target
-            try:
-                async with asyncio.timeout(MINT_TIMEOUT_S):
-                    await issuer.revoke(cluster)
-            except (CredentialError, TimeoutError) as error:
-                log.warning(
-                    "credential revocation failed", issuer=self.issuer.name, cluster=target.name, problem=str(error)
-                )
-                self._revocations.move_to_end(incarnation)
-                await asyncio.sleep(wait)
-                wait = min(REVOKE_BACKOFF_S[1], wait * 2)
-            else:
-                wait = REVOKE_BACKOFF_S[0]
-                del self._revocations[incarnation]
-                log.info("credentials revoked", issuer=self.issuer.name, cluster=target.name, uid=target.uid)
-                if not self._revocations:
-                    self._revocation_added.clear()
 
 
 def _is_of_cluster(error: CredentialError) -> bool:

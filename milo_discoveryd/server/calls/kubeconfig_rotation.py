@@ -17,7 +17,8 @@ from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.daemon_errors import UnfitError
 from milo_discoveryd.kubeconfigs.kubeconfigs import Kubeconfigs, LeaseHandle
 from milo_discoveryd.kubeconfigs.lease import Draw
-from milo_discoveryd.kubeconfigs.minter import JUMP_S, LeaseKey
+from milo_discoveryd.kubeconfigs.lease_table import LeaseKey
+from milo_discoveryd.kubeconfigs.minter import JUMP_S
 from milo_discoveryd.log.events import EventType, Slice
 from milo_discoveryd.log.filter import ClusterView
 from milo_discoveryd.model.cluster import Cluster

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from milo_discoveryd.kubeconfigs.lease import HeldCredential
-from milo_discoveryd.kubeconfigs.minter import LeaseKey, Minter
+from milo_discoveryd.kubeconfigs.lease_table import LeaseKey
+from milo_discoveryd.kubeconfigs.minter import Minter
 from milo_discoveryd.log.change_log import ChangeLog
 from milo_discoveryd.log.cursor import Cursor
 from milo_discoveryd.model.cluster import Cluster

@@ -11,7 +11,8 @@ from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.kubeconfigs.lease import BACKOFF_S
-from milo_discoveryd.kubeconfigs.minter import LeaseKey, Minter
+from milo_discoveryd.kubeconfigs.lease_table import LeaseKey
+from milo_discoveryd.kubeconfigs.minter import Minter
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.telemetry.metrics import Metrics
 from tests.simulation.seeded.loop import VirtualLoop, clocks_of

@@ -1,0 +1,96 @@
+"""The leases of one issuer, by key and by cluster."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterator
+
+import msgspec
+
+from milo_discoveryd.kubeconfigs.lease import Draw, Lease
+from milo_discoveryd.model.cluster import Cluster
+
+
+class LeaseKey(msgspec.Struct, frozen=True):
+    issuer: str
+    incarnation: int
+    """0 if one credential serves every cluster."""
+    ttl_s: float
+    place: tuple[str, ...] = ()
+    """The cluster's location, if the credential is for this cluster alone: another endpoint needs another
+    credential."""
+
+
+class LeaseEntry:
+    """A lease with what the minter needs to know to schedule it."""
+
+    def __init__(self, key: LeaseKey, cluster: Cluster | None, lease: Lease) -> None:
+        self.key = key
+        self.cluster = cluster
+        self.lease = lease
+        self._is_dropped = False
+        self.is_wanted = True
+        """The credential was used, or a newer one was requested. Without either, the lease is not renewed."""
+        self.queued = False
+        self.is_replaced = False
+        """The credential was replaced at its issuer."""
+        self.is_outdated = False
+        """The credential was replaced while a mint was in flight, which may return the former one."""
+        self.failures = 0
+        """Consecutive failures that concern this cluster, and not the issuer."""
+        self._attempted = asyncio.Event()
+
+    @property
+    def is_dropped(self) -> bool:
+        """The cluster was disengaged: the result of a mint in flight is discarded."""
+        return self._is_dropped
+
+    def drop(self) -> None:
+        self._is_dropped = True
+        self.wake()
+
+    def wake(self) -> None:
+        """Wake all tasks that wait for the end of an attempt."""
+        self._attempted.set()
+        self._attempted = asyncio.Event()
+
+    async def attempt_ended(self) -> None:
+        await self._attempted.wait()
+
+
+class LeaseTable:
+    def __init__(self, draw: Draw) -> None:
+        self._draw = draw
+        self._entries: dict[LeaseKey, LeaseEntry] = {}
+        self._of_cluster: defaultdict[int, dict[LeaseKey, None]] = defaultdict(dict)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[LeaseEntry]:
+        return iter(self._entries.values())
+
+    def begin(self, key: LeaseKey, cluster: Cluster | None) -> LeaseEntry:
+        """Return the lease for the key, which begins now if there is none."""
+        entry = self._entries.get(key)
+        if entry is None:
+            self._entries[key] = entry = LeaseEntry(key, cluster, Lease(self._draw))
+            if cluster is not None:
+                self._of_cluster[key.incarnation][key] = None
+        # A cluster from the state file lacks the fields of its object until the object is received again.
+        entry.cluster = cluster
+        return entry
+
+    def end(self, key: LeaseKey) -> None:
+        """Remove a lease that nobody uses."""
+        self._of_cluster[key.incarnation].pop(key, None)
+        self._entries.pop(key, None)
+
+    def drop(self, cluster: Cluster) -> None:
+        """Remove the leases of a disengaged cluster; the result of a mint in flight will be discarded."""
+        for key in self._of_cluster.pop(cluster.incarnation, ()):
+            self._entries.pop(key).drop()
+
+    def of_cluster(self, cluster: Cluster) -> list[LeaseEntry]:
+        """Return the leases of a cluster at its current endpoint."""
+        keys = self._of_cluster.get(cluster.incarnation, ())
+        return [self._entries[key] for key in keys if key.place == cluster.target.place]
