@@ -614,8 +614,8 @@ async def backoff_resets(run: Run) -> None:
     delays: list[float] = []
     while len(delays) < 3:  # one that is long may be due to a busy machine
         stream, _ = await refusals(run, stream, REFUSALS_TO_THE_LONGEST_DELAY)
-        await stream.send()
-        await asyncio.sleep(10.5)  # while heartbeats arrive
+        await stream.heartbeat()
+        await asyncio.sleep(10.5)  # while others arrive
         stream, [delay] = await refusals(run, stream, 1)
         if delay < 2:
             break
