@@ -256,10 +256,10 @@ class FleetTest {
   @Test
   void kubeconfigThatArrivesAfterANewerOneOfTheStreamIsNotUsed() {
     var hour = Duration.ofHours(1);
+    var older = FakeDaemon.kubeconfig("a", "older", hour);
     var respond = new CountDownLatch(1);
     daemon.issue =
         request -> {
-          var older = FakeDaemon.kubeconfig(request.getCluster(), "older", hour);
           awaitUninterrupted(respond);
           return older;
         };
@@ -268,17 +268,18 @@ class FleetTest {
         (cluster, error) -> reported.add(error),
         cluster -> {
           clusters.put(cluster.name(), cluster);
-          steps.add("first " + token(cluster));
+          steps.add(cluster.name() + " " + token(cluster));
           cluster.awaitEnd();
         });
     daemon.stream(1).snapshot(engaged("a"));
     until(() -> daemon.called(IssueKubeconfigRequest.class).size() == 1, "a kubeconfig is requested");
     var pushed = event(ClusterEvent.Type.TYPE_KUBECONFIG, cluster("a")).setKubeconfig(FakeDaemon.kubeconfig("a", "newer", hour));
-    daemon.stream(1).send(pushed.build());
-    until(() -> token(clusters.get("a")).equals("newer"), "the stream has brought a newer one");
+    daemon.stream(1).send(pushed.build(), engaged("b"));
+    until(() -> clusters.containsKey("b"), "the stream has brought a newer one");
+    assertEquals("newer", token(clusters.get("a")));
     respond.countDown();
-    until(() -> steps.size() == 1, "the response has arrived");
-    assertEquals(List.of("first newer"), steps);
+    until(() -> steps.size() == 2, "the responses have arrived");
+    assertEquals(Set.of("a newer", "b older"), Set.copyOf(steps));
     assertEquals("newer", token(clusters.get("a")));
   }
 
