@@ -16,6 +16,8 @@ Safety rests on these rules:
 - The next view is written only when every member of the present and the previous view has acknowledged the present
   view, left or been evicted. So a key has at most two possible owners: the present one, and the former one that has
   not released it. A member that acknowledges names the keys that it has not released, which nobody else engages.
+- A newcomer acknowledges the view, and so enters the next one, only when it may engage clusters: former owners release
+  what the view takes from them at once.
 - What a member does not understand is not evidence: a Lease that cannot be read counts as one that is not renewed, and
   a member whose own Lease was changed by others ends its term.
 - A process that started, or was interrupted, engages nothing until every other member has renewed its Lease since then:
@@ -382,7 +384,9 @@ class Member:
 
     def _can_acknowledge(self, now: float) -> bool:
         state, view = self.state, self._view
-        return view is not None and now >= state.acknowledge_at and state.drained >= view.number
+        if view is None or now < state.acknowledge_at or state.drained < view.number:
+            return False
+        return self.is_confirmed or self.name in view.members or self.name in view.previous
 
     def _has_left(self, acknowledged: int) -> bool:
         view = self._view
@@ -492,25 +496,37 @@ class Member:
 
     def _next_view(self, group: GroupState, now: float) -> WriteView | None:
         candidates, view = self.state.candidates, group.view
+        members = self._next_members(group)
         former: Mapping[str, ViewMember] = {} if view is None else view.members
         is_stable = now >= candidates.since + self._timing.debounce_s
-        if not candidates.members or not (is_stable or self._only_loses_leaving_members(group, former)):
+        if not members or not (is_stable or self._only_loses_leaving_members(group, former)):
             return None
         if not self._is_authoritative(group) or (view is None and self.state.latest_view is not None):
             return None
         if view is not None and (
-            dict(former) == dict(candidates.members) or any(self._unsettled(view, {**view.previous, **former}, now))
+            dict(former) == members or any(self._unsettled(view, {**view.previous, **former}, now))
         ):
             return None
         number = _number(view) + 1
-        view = View(number=number, id=f"{self.holder}.{number}", members=candidates.members, previous=former)
+        view = View(number=number, id=f"{self.holder}.{number}", members=members, previous=former)
         return WriteView(view, group.view_version)
 
     def _only_loses_leaving_members(self, group: GroupState, former: Mapping[str, ViewMember]) -> bool:
         """Return whether the next view lacks members that hand over their clusters, and differs in nothing else."""
         leaving = {name for name, lease in group.members.items() if lease.is_held and lease.is_leaving}
         staying = {name: member for name, member in former.items() if name not in leaving}
-        return staying == dict(self.state.candidates.members)
+        return staying == self._next_members(group)
+
+    def _next_members(self, group: GroupState) -> dict[str, ViewMember]:
+        """Return the candidates without newcomers that may not engage clusters yet. The first view has all."""
+        view, candidates = group.view, self.state.candidates.members
+        if view is None:
+            return dict(candidates)
+        return {
+            name: member
+            for name, member in candidates.items()
+            if name in view.members or group.members[name].acknowledged > 0
+        }
 
     @property
     def _view(self) -> View | None:

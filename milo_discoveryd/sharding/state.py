@@ -47,7 +47,7 @@ class ObservedWrite(msgspec.Struct, frozen=True):
 
 
 class Candidates(msgspec.Struct, frozen=True):
-    """The members that a view written now would have."""
+    """The members that have joined and do not leave. The next view has those that may engage clusters."""
 
     members: Mapping[str, ViewMember]
     since: float

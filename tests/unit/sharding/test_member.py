@@ -168,6 +168,19 @@ def test_clusters_that_a_leaving_member_releases_one_by_one_have_an_owner_again_
     assert max(pauses.values()) <= 1.0
 
 
+def test_clusters_that_move_to_a_newcomer_have_an_owner_while_another_member_renews_late() -> None:
+    driver = settled("a", "b")
+    driver.run(30)
+    keys = driver.owned("a")
+    driver.add("c", Member("c", "c#1"))
+    without_owner_s = 0.0
+    for _ in range(14 * 4):
+        driver.run(0.25, "a", "c")
+        without_owner_s = 0.0 if keys <= driver.owned("a") | driver.owned("c") else without_owner_s + 0.25
+        assert without_owner_s <= 1.0
+    driver.run_until(lambda: keys & driver.owned("c"))
+
+
 def test_leaving_member_waits_for_no_member_that_has_left_before() -> None:
     driver = settled("a", "b", "c")
     for name in "ab":

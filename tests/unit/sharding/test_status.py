@@ -22,6 +22,6 @@ def test_sharding_status_lists_members_of_the_view_and_joining_members() -> None
     assert found.members == (
         MemberStatus(name="a", weight=1.0, is_in_view=True, is_alive=True, is_leaving=True, acknowledged=1),
         MemberStatus(name="b", weight=1.0, is_in_view=True, is_alive=False, is_leaving=False, acknowledged=0),
-        MemberStatus(name="c", weight=2.0, is_in_view=False, is_alive=True, is_leaving=False, acknowledged=1),
+        MemberStatus(name="c", weight=2.0, is_in_view=False, is_alive=True, is_leaving=False, acknowledged=0),
     )
     assert found.weights == {"a": 1.0, "b": 1.0}
