@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from milo_discoveryd.engagement.claim_index import ClaimIndex
+from milo_discoveryd.engagement.claims import FleetEngagements
 from milo_discoveryd.engagement.engagement import ClusterStates, Engagements
 from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.log.events import Event, EventType
@@ -46,13 +47,13 @@ class ReductionOfReferences(RuleBasedStateMachine):
         self.began((), ())
 
     def began(self, engaged: Iterable[Cluster], known: Iterable[tuple[int, ClaimingObject]]) -> None:
-        self.clusters = Engagements(ChangeLog(lambda _: b"", Retention()))
+        self.clusters, self.fleet = Engagements(ChangeLog(lambda _: b"", Retention())), FleetEngagements()
+        self.fleet.add_source("", self.clusters, "")
         self.stores = [ObjectStore(), ObjectStore()]
         self.index = ClaimIndex(at_secret, self.clusters, self.stores)
         self.ended: set[str] = set()
         self.uncommitted: list[Iterator[ClusterStates]] = []
-        for each in engaged:
-            self.clusters.restore(Ready(each.target.uid, "", each.target), 0.0, Moment(0.0, 0.0))
+        self.fleet.restore("", [(Ready(each.target.uid, "", each.target), 0.0) for each in engaged], 0.0)
         for watch, seen in known:
             claims = tuple(Claim(each.cluster, UNREAD) for each in seen.content.claims)
             unread = msgspec.structs.replace(seen, version="", content=ObjectContent(claims, UNREAD))
@@ -74,7 +75,7 @@ class ReductionOfReferences(RuleBasedStateMachine):
                 if found is None:
                     self.uncommitted.pop(0)
                 else:
-                    self.note(self.clusters.commit(found.states, Moment(0.0, 0.0), found.position))
+                    self.note(self.fleet.commit("", found, Moment(0.0, 0.0)))
 
     def commit_all(self) -> None:
         while self.uncommitted:
@@ -153,7 +154,7 @@ class ReductionOfReferences(RuleBasedStateMachine):
         for watch, present in ((SECRETS, self.secrets), (OBJECTS, self.objects)):
             changes = stores[watch].apply_listed((seen, 0) for seen in present.values())
             for found_states in index.states(watch, ObjectChanges(changes, ObjectPosition(0))):
-                scratch.commit(found_states.states, Moment(0.0, 0.0), found_states.position)
+                scratch.commit(found_states.states, Moment(0.0, 0.0))
         found, expected = map(servers, (self.clusters, scratch))
         assert found == expected == self.truth
         for name in NAMES:

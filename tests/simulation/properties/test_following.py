@@ -200,7 +200,7 @@ class FollowingMachine(RuleBasedStateMachine):
             and follower.watch is not None
             and follower.watch.position == self.server.version
             and not len(follower.pending_deletions)
-            and follower.registry.due_at is None
+            and follower.registry.not_ready.due_at is None
             and here == there
         )
 
