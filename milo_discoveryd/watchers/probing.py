@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 import msgspec
@@ -40,7 +41,11 @@ class ClusterAccess(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Asker:
-    """Probes clusters with the credential issued for them, or else the daemon's own; hosts always with the latter."""
+    """Probes clusters with the credential issued for them, or else the daemon's own.
+
+    Hosts are probed with the latter. The credential of the cluster by which a host is probed is then tried at the
+    cluster's endpoint: a refusal is a failure of the issuer, and not of the host.
+    """
 
     def __init__(
         self,
@@ -71,25 +76,39 @@ class Asker:
         try:
             trust = await self._access.trust_of(cluster)
             endpoint = trust.server or endpoint
-            if self._of_hosts:
-                parts = urlsplit(endpoint)
-                endpoint = f"{parts.scheme}://{parts.netloc}"
-            return await self._ask(endpoint, cluster, trust)
+            if not self._of_hosts:
+                return judged(
+                    await self._send_issued(endpoint, cluster, trust) or await self._send_own(endpoint, trust)
+                )
+            outcome = judged(await self._send_own(_host(endpoint), trust))
         except TimeoutError:
             return ProbeFailed("timeout", f"{endpoint} did not answer in time", is_of_host=True)
         except CredentialError as error:
             return ProbeFailed("credential", str(no_credential(error, endpoint)), is_of_host=False)
         except TransportError as error:
             return ProbeFailed(error.cause, str(error), is_of_host=error.cause != "credential")
+        if isinstance(outcome, ProbeReached):
+            with suppress(TimeoutError, CredentialError, TransportError):  # the host was reached
+                await self._send_issued(endpoint, cluster, trust)
+        return outcome
 
     async def aclose(self) -> None:
         await self._pools.aclose()
 
-    async def _ask(self, endpoint: str, cluster: Cluster, trust: ClusterTrust) -> ProbeOutcome:
-        issued = credential = None if self._of_hosts else self._access.held(cluster)
-        if credential is None:
-            sends_own = self._sends_own_credential and not trust.server
-            credential = await self._upstream.credentials.credential() if sends_own else Credential()
+    async def _send_issued(self, endpoint: str, cluster: Cluster, trust: ClusterTrust) -> int | None:
+        """Send the credential that was issued for the cluster, and report whether it was refused. Return the status."""
+        if (issued := self._access.held(cluster)) is None:
+            return None
+        status = await self._send(endpoint, trust, issued)
+        self._access.rejected(cluster, status == 401)
+        return status
+
+    async def _send_own(self, endpoint: str, trust: ClusterTrust) -> int:
+        sends_own = self._sends_own_credential and not trust.server
+        credential = await self._upstream.credentials.credential() if sends_own else Credential()
+        return await self._send(endpoint, trust, credential)
+
+    async def _send(self, endpoint: str, trust: ClusterTrust, credential: Credential) -> int:
         access = Access(
             server=endpoint,
             authorities=trust.authorities,
@@ -105,11 +124,14 @@ class Asker:
             )
             try:
                 await response.read_error(BODY_LIMIT)  # the connection can be reused only if the body was read
-                if issued is not None:
-                    self._access.rejected(cluster, response.status == 401)
-                return judged(response.status)
+                return response.status
             finally:
                 await response.aclose()
+
+
+def _host(endpoint: str) -> str:
+    parts = urlsplit(endpoint)
+    return f"{parts.scheme}://{parts.netloc}"
 
 
 def judged(status: int) -> ProbeOutcome:

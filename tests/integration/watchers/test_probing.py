@@ -79,8 +79,8 @@ async def test_probe_of_host_has_the_path_and_the_credential_of_the_daemon() -> 
         held = Held({endpoint: Credential(token=Secret("theirs"))})
         async with asyncio.timeout(LIMIT_S), prober(server, held=held, of_hosts=True) as made:
             assert await made.ask(at(endpoint)) == ProbeReached()
-        assert [request.path for request in server.requests] == ["/readyz"]
-        assert server.headers("Authorization") == ["Bearer t0"]
+        assert server.requests[0].path == "/readyz"
+        assert server.headers("Authorization")[0] == "Bearer t0"
 
 
 @pytest.mark.parametrize(
@@ -180,6 +180,26 @@ async def test_probe_uses_credential_issued_for_cluster() -> None:
             for name in ("alpha", "beta"):
                 assert await asking.ask(at(f"{server.url}/{name}")) == ProbeReached()
     assert server.headers("Authorization") == ["Bearer theirs", "Bearer t0"]
+
+
+async def test_host_that_is_reachable_gets_the_issued_credential_of_the_probed_cluster_too() -> None:
+    """Reachability is that of the host; whether the credential is accepted is known nowhere else."""
+    reported: list[tuple[str, bool]] = []
+
+    async def refusing_theirs(request: web.Request) -> web.Response:
+        return web.Response(status=401 if request.headers.get("Authorization") == "Bearer theirs" else 200)
+
+    async with ApiServer(refusing_theirs) as server:
+        alpha = f"{server.url}/alpha"
+        async with prober(
+            server,
+            held=Held({alpha: Credential(token=Secret("theirs"))}),
+            of_hosts=True,
+            rejected=lambda of, is_: reported.append((of.target.endpoint, is_)),
+        ) as asking:
+            assert await asking.ask(at(alpha)) == ProbeReached()
+    assert reported == [(alpha, True)]
+    assert [request.path for request in server.requests] == ["/readyz", "/alpha/readyz"]
 
 
 @pytest.mark.parametrize(("status", "is_rejected"), [(401, True), (403, False), (200, False)])
