@@ -165,7 +165,7 @@ def test_eventually_blocking_works_without_an_event_loop():
     results = iter([0, 1])
     assert eventually_blocking(lambda: next(results)) == 1
     with pytest.raises(ZeroDivisionError):
-        eventually_blocking(lambda: 1 // 0)
+        eventually_blocking(lambda: 1 // 0, within_s=0.0)
     with pytest.raises(TimeoutError):
         eventually_blocking(lambda: None, within_s=0.0)
 
