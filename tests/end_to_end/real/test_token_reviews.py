@@ -65,7 +65,13 @@ class Callers:
         self.shown.append(token)
         self._token.write_text(token)
         async with DiscoveryClient(self._address, credentials=ClientCredentials(token_file=self._token)) as client:
-            return [cluster.name for cluster in (await client.list()).clusters]
+            while True:
+                try:
+                    return [cluster.name for cluster in (await client.list()).clusters]
+                except Unavailable as error:
+                    if error.reason != "NOT_SYNCED":  # the daemon has just started
+                        raise
+                    await asyncio.sleep(0.05)
 
     async def rejection_of(self, token: str) -> str:
         """Return the message with which a token is rejected."""
