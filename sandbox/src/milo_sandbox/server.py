@@ -16,7 +16,7 @@ _DYING_S = 1.0
 
 
 class ServerAddress(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a sandbox listens, and as whom."""
+    """The address on which a sandbox listens, and the identity of its certificate."""
 
     host: str = "127.0.0.1"
     port: int = 0
