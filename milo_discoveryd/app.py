@@ -17,7 +17,8 @@ from milo_discoveryd.config import Settings
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.kubeconfigs.cluster_ca import cluster_trust
-from milo_discoveryd.kubeconfigs.kubeconfigs import NO_ISSUER, Kubeconfigs
+from milo_discoveryd.kubeconfigs.kubeconfigs import NO_ISSUER, CredentialLimits, Kubeconfigs
+from milo_discoveryd.kubeconfigs.lease_handle import Issuance
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.log.change_log import FRAME_EVICTION_INTERVAL_S, ChangeLog, Retention
 from milo_discoveryd.log.events import EventType
@@ -348,15 +349,19 @@ class Daemon:
 
         return Kubeconfigs(
             issuers.assignments(),
-            trust=trust,
-            metrics=self._metrics.credentials,
-            audit=self._audit,
-            max_ttl_s=settings.max_ttl.total_seconds(),
-            default_ttl_s=settings.default_ttl.total_seconds(),
-            address=lambda: str(settings.address) if settings.address else next(iter(self.addresses), None),
-            may_issue=lambda: self._group is None or self._group.valid_s() is not None,
-            concurrency=settings.concurrent_mints,
-            per_second=settings.mints_per_second,
+            Issuance(
+                trust=trust,
+                metrics=self._metrics.credentials,
+                audit=self._audit,
+                address=lambda: str(settings.address) if settings.address else next(iter(self.addresses), None),
+                may_issue=lambda: self._group is None or self._group.valid_s() is not None,
+            ),
+            CredentialLimits(
+                max_ttl_s=settings.max_ttl.total_seconds(),
+                default_ttl_s=settings.default_ttl.total_seconds(),
+                concurrency=settings.concurrent_mints,
+                per_second=settings.mints_per_second,
+            ),
         )
 
     async def _report_start(self, server: Server, issuers: Issuers) -> None:

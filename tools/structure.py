@@ -1,8 +1,5 @@
 """Prints classes with too many attributes or constructor arguments, and import circles; status 1 if there are any.
 
-    structure.py         the import circles, and the classes over the bars that are not listed below as left to do
-    structure.py --all   all of them
-
 An attribute is what a class assigns to `self`, or names in `__slots__`. Circles include imports for type checkers.
 """
 
@@ -33,18 +30,6 @@ MOST_ARGUMENTS = 8
 class Size(NamedTuple):
     attributes: int
     arguments: int
-
-    def exceeds(self, other: "Size") -> bool:
-        return self.attributes > other.attributes or self.arguments > other.arguments
-
-
-BARS = Size(MOST_ATTRIBUTES, MOST_ARGUMENTS)
-LEFT_TO_DO = {
-    "milo_discoveryd.credentials.issuers.kubeconfig_secret.KubeconfigSecretIssuer": Size(9, 9),
-    "milo_discoveryd.kubeconfigs.kubeconfigs.Kubeconfigs": Size(11, 12),
-    "milo_discoveryd.server.calls.kubeconfig_rotation.KubeconfigRotation": Size(15, 9),
-}
-"""Classes over the bars, which must not become larger: their attributes and arguments."""
 
 
 def modules() -> dict[str, ast.Module]:
@@ -124,25 +109,22 @@ def _reachable(module: str, graph: Mapping[str, set[str]]) -> set[str]:
     return reached
 
 
-def problems(*, is_complete: bool = False) -> Iterator[str]:
+def problems() -> Iterator[str]:
     parsed = modules()
-    known = {} if is_complete else LEFT_TO_DO
     measured = sizes(parsed)
-    for name, found in sorted(measured.items(), key=lambda each: (-each[1].attributes, -each[1].arguments)):
-        if found.exceeds(Size(*map(max, known.get(name, BARS), BARS))):
+    for name in sorted(measured, key=measured.__getitem__, reverse=True):
+        attributes, arguments = measured[name]
+        if attributes > MOST_ATTRIBUTES or arguments > MOST_ARGUMENTS:
             yield (
-                f"{name} has {found.attributes} attributes and a constructor with {found.arguments} arguments: at most "
+                f"{name} has {attributes} attributes and a constructor with {arguments} arguments: at most "
                 f"{MOST_ATTRIBUTES} and {MOST_ARGUMENTS}; divide it, or pass a struct of settings"
             )
-    for name in known:
-        if name not in measured or not measured[name].exceeds(BARS):
-            yield f"{name} is within the bars: remove it from LEFT_TO_DO of tools/structure.py"
     for circle in sorted(circles(imports(parsed))):
         yield f"modules import each other: {', '.join(circle)}"
 
 
 def main() -> int:
-    found = list(problems(is_complete="--all" in sys.argv))
+    found = list(problems())
     sys.stdout.writelines(f"{problem}\n" for problem in found)
     return bool(found)
 

@@ -36,6 +36,8 @@ from milo_discoveryd.model.moment import Moment
 from milo_kube.credential import CredentialError
 from milo_kube.rate_limit import Rate, TokenBucket
 
+FIRST_ATTEMPT_S = 1.0
+"""How long a stream waits for an issuer that has never answered, so that its first events carry credentials."""
 MINT_TIMEOUT_S = 30.0
 TIMEOUT_MARGIN_S = 5.0
 """How much longer than its own timeout an issuer may take, so that the error of the issuer is reported."""
@@ -130,12 +132,17 @@ class Minter:
     def _is_settled(self, entry: LeaseEntry) -> bool:
         return entry.lease.useful(self.now()) is not None or not (entry.queued or entry.lease.is_renewing)
 
-    async def first_attempt(self, within_s: float) -> None:
-        """Wait for the first answer of an issuer whose one credential serves all clusters."""
+    async def first_attempt(self) -> None:
+        """Wait briefly for the first answer of an issuer whose one credential serves all clusters."""
         if self.issuer.scope is Scope.IDENTITY:
             with suppress(TimeoutError):
-                async with asyncio.timeout(within_s):
+                async with asyncio.timeout(FIRST_ATTEMPT_S):
                     await self._attempted.wait()
+
+    def unfit_for_all(self) -> UnfitError | None:
+        """Return why an issuer whose one credential serves all clusters can serve none."""
+        is_shared = self.issuer.scope is Scope.IDENTITY
+        return self.failure if is_shared and isinstance(self.failure, UnfitError) else None
 
     def drop(self, cluster: Cluster) -> None:
         """Discard the leases of a disengaged cluster, including the result of a mint in flight."""

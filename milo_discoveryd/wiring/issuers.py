@@ -12,7 +12,7 @@ from milo_discoveryd.credentials.issuers.exec_command import ExecIssuer
 from milo_discoveryd.credentials.issuers.issuer import FencingIssuer, Issuer, Scope
 from milo_discoveryd.credentials.issuers.kubeconfig_file import KubeconfigFileIssuer
 from milo_discoveryd.credentials.issuers.kubeconfig_request import KubeconfigRequestIssuer
-from milo_discoveryd.credentials.issuers.kubeconfig_secret import CredentialPaths, KubeconfigSecretIssuer
+from milo_discoveryd.credentials.issuers.kubeconfig_secret import CredentialPaths, KubeconfigSecretIssuer, SecretPlace
 from milo_discoveryd.credentials.issuers.of_each_source import EachSourceIssuer
 from milo_discoveryd.credentials.issuers.passthrough import PassthroughIssuer
 from milo_discoveryd.credentials.issuers.renewing_credential import RenewingCredential
@@ -194,8 +194,7 @@ class Issuers:
             of.name,
             api,
             origin=origin,
-            namespace_template=of.namespace_template,
-            secret=of.secret,
+            place=SecretPlace(of.namespace_template, of.secret),
             reading=CredentialPaths(of.token, of.certificate, of.private_key, of.ca) if of.has_fields else of.key,
             states_server=is_own_namespace and served.of.settings.project_server is ProjectServer.IDENTITY,
             allow_long_lived=of.allow_long_lived,

@@ -80,6 +80,35 @@ def _pem(value: str) -> str:
         raise MalformedError("a certificate or key is neither PEM nor PEM in base64") from None
 
 
+class SecretPlace(msgspec.Struct, frozen=True):
+    """The templates of the namespace and the name of each cluster's Secret."""
+
+    namespace: str
+    name: str
+
+    def resolve(self, target: Target) -> tuple[str, str]:
+        """Return the namespace and the name of a cluster's Secret. Raises BackendError."""
+        values = {"name": target.local_name, "uid": target.uid}
+        if isinstance(target, DeclaredTarget):
+            secret_namespace, secret = target.secret
+            values |= {"namespace": target.object_namespace, "object": target.object_name}
+            values |= {"secret_namespace": secret_namespace, "secret": secret}
+        namespace, name = (_filled(template, values) for template in (self.namespace, self.name))
+        if not _LABEL.fullmatch(namespace) or not _NAME.fullmatch(name):
+            raise BackendError(
+                f"{self.namespace}/{self.name} gives no valid Secret for {target.name}"
+                f"{', whose object has not been received yet; retry' * ('{' in namespace + name)}",
+                of_cluster=True,
+            )
+        return namespace, name
+
+
+def _filled(template: str, values: Mapping[str, str]) -> str:
+    for placeholder, value in values.items():
+        template = template.replace(f"{{{placeholder}}}", value)
+    return template
+
+
 class KubeconfigSecretIssuer:
     type = "kubeconfig-secret"
     scope = Scope.CLUSTER
@@ -91,8 +120,7 @@ class KubeconfigSecretIssuer:
         api: KubernetesApi,
         *,
         origin: str,
-        namespace_template: str,
-        secret: str,
+        place: SecretPlace,
         reading: str | CredentialPaths,
         states_server: bool = False,
         allow_long_lived: bool = False,
@@ -103,8 +131,7 @@ class KubeconfigSecretIssuer:
         self.name = name
         self._api = api
         self._origin = f"the infrastructure cluster ({origin})"
-        self._namespace_template = namespace_template
-        self._secret = secret
+        self._place = place
         self._reading = reading
         self.states_server = states_server
         self._longest_s = inf if allow_long_lived else LONGEST_S
@@ -112,14 +139,14 @@ class KubeconfigSecretIssuer:
 
     async def mint(self, request: MintRequest) -> IssuedCredential:
         assert request.cluster is not None
-        namespace, secret = self._object(request.cluster.target)
+        namespace, secret = self._place.resolve(request.cluster.target)
         what = f"Secret {namespace}/{secret}"
         try:
             answer = await self._api.get(f"/api/v1/namespaces/{namespace}/secrets/{secret}", timeout_s=TIMEOUT_S)
         except TransportError as error:
             raise BackendError(str(error)) from error
         if answer.status != 200:
-            rule = f"get secrets, resourceNames [{self._secret}], in every project's namespace"
+            rule = f"get secrets, resourceNames [{self._place.name}], in every project's namespace"
             if answer.status == 404:
                 raise BackendError(f"{what} does not exist (404)", of_cluster=True, reason="missing")
             # Without the name: a failure of the issuer is shown to callers that may not know this project.
@@ -156,25 +183,3 @@ class KubeconfigSecretIssuer:
         except MalformedError as error:
             raise BackendError(f"{what} contains a kubeconfig that is refused: {error}") from None
         return {"server": server, "tls_server_name": received.tls_server_name}
-
-    def _object(self, target: Target) -> tuple[str, str]:
-        """Return the namespace and the name of a cluster's Secret."""
-        known = {"name": target.local_name, "uid": target.uid}
-        if isinstance(target, DeclaredTarget):
-            secret_namespace, secret = target.secret
-            known |= {"namespace": target.object_namespace, "object": target.object_name}
-            known |= {"secret_namespace": secret_namespace, "secret": secret}
-        namespace, secret = (_filled(each, known) for each in (self._namespace_template, self._secret))
-        if not _LABEL.fullmatch(namespace) or not _NAME.fullmatch(secret):
-            raise BackendError(
-                f"{self._namespace_template}/{self._secret} gives no valid Secret for {target.name}"
-                f"{', whose object has not been received yet; retry' * ('{' in namespace + secret)}",
-                of_cluster=True,
-            )
-        return namespace, secret
-
-
-def _filled(template: str, known: Mapping[str, str]) -> str:
-    for name, value in known.items():
-        template = template.replace(f"{{{name}}}", value)
-    return template

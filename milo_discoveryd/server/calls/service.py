@@ -14,8 +14,9 @@ from milo_discoveryd.engagement.pending_releases import SubscriberKey
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.instruments import StreamMetrics
 from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
-from milo_discoveryd.kubeconfigs.kubeconfigs import CredentialUnavailableError, Kubeconfigs
+from milo_discoveryd.kubeconfigs.kubeconfigs import Kubeconfigs
 from milo_discoveryd.kubeconfigs.lease import Draw
+from milo_discoveryd.kubeconfigs.lease_handle import CredentialUnavailableError
 from milo_discoveryd.log.filter import without_sources
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
@@ -24,6 +25,7 @@ from milo_discoveryd.rights.rights import Rights
 from milo_discoveryd.rights.scope import scoped
 from milo_discoveryd.server.calls import convert, releases, requests, visibility
 from milo_discoveryd.server.calls.access import AccessControl, CallContext
+from milo_discoveryd.server.calls.delivery_schedule import DeliverySchedule
 from milo_discoveryd.server.calls.grpc_errors import CallError, NotFoundError, PreconditionError, UnavailableError
 from milo_discoveryd.server.calls.in_flight import CallSlot
 from milo_discoveryd.server.calls.kubeconfig_rotation import KubeconfigRotation
@@ -334,9 +336,7 @@ class Service:
             shown=scoped(parsed.wanted, call.scope),
             ttl_s=parsed.kubeconfig_ttl_s,
             call=call,
-            clock=self._clock,
-            wall=time.time,
-            draw=self._draw,
+            schedule=DeliverySchedule(self._clock, time.time, self._draw),
         )
 
     def _not_synced(self, call: CallContext) -> UnavailableError:

@@ -14,7 +14,8 @@ import pytest
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
-from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment, Kubeconfigs
+from milo_discoveryd.kubeconfigs.kubeconfigs import CredentialLimits, IssuerAssignment, Kubeconfigs
+from milo_discoveryd.kubeconfigs.lease_handle import Issuance
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.log.events import EventType
@@ -97,13 +98,13 @@ class Harness:
         self.audit = Audit(self.metrics.audit, AuditedLines(self.audited))
         self.kubeconfigs = Kubeconfigs(
             sources,
-            trust=lambda *_: ClusterTrust(authorities),
-            metrics=self.metrics.credentials,
-            audit=self.audit,
-            max_ttl_s=900,
-            default_ttl_s=600,
-            address=lambda: "unix:///d.sock",
-            per_second=per_second,
+            Issuance(
+                trust=lambda *_: ClusterTrust(authorities),
+                metrics=self.metrics.credentials,
+                audit=self.audit,
+                address=lambda: "unix:///d.sock",
+            ),
+            CredentialLimits(900, 600, per_second=per_second),
         )
         journal = Journal(self.metrics.sources, self.audit)
         self.fleet = Fleet(ChangeLog(encoder(EPOCH), retention))

@@ -155,7 +155,7 @@ async def test_issue_kubeconfig_without_the_ca_of_the_cluster_is_unavailable(
 ) -> None:
     async with a_harness(tmp_path, sources=[IssuerAssignment(Backend())]) as harness:
         harness.listed(ready("alpha"))
-        harness.kubeconfigs.trust = no_trust
+        harness.kubeconfigs.issuance.trust = no_trust
         assert await refused(harness, cluster="alpha", format=form) == (
             grpc.StatusCode.UNAVAILABLE,
             "CREDENTIALS_UNAVAILABLE",

@@ -15,7 +15,8 @@ from milo_discoveryd.credentials.issuers.token_request import RequestedTokens, R
 from milo_discoveryd.engagement.not_ready import NotReadyClusters
 from milo_discoveryd.engagement.pending_releases import AwaitedRelease
 from milo_discoveryd.identity.caller import Caller
-from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment, Kubeconfigs
+from milo_discoveryd.kubeconfigs.kubeconfigs import CredentialLimits, IssuerAssignment, Kubeconfigs
+from milo_discoveryd.kubeconfigs.lease_handle import Issuance
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.log.change_log import FRAME_EVICTION_INTERVAL_S, ChangeLog, Retention
 from milo_discoveryd.log.events import Event, EventType
@@ -298,14 +299,14 @@ class Daemon:
         )
         return Kubeconfigs(
             [IssuerAssignment(source)],
-            trust=lambda *_: ClusterTrust(authorities=None),
-            audit=self.ledger,
-            metrics=self.ledger,
-            max_ttl_s=CAP_S,
-            default_ttl_s=600.0,
-            concurrency=3,
-            draw=random.random,
-            wall=_wall,
+            Issuance(
+                trust=lambda *_: ClusterTrust(authorities=None),
+                audit=self.ledger,
+                metrics=self.ledger,
+                draw=random.random,
+                wall=_wall,
+            ),
+            CredentialLimits(CAP_S, 600.0, concurrency=3),
         )
 
     async def _evict_frames(self) -> None:

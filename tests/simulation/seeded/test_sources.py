@@ -12,7 +12,8 @@ from milo_discovery._session import Session
 from milo_discovery.events import Event
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.identity.caller import Caller
-from milo_discoveryd.kubeconfigs.kubeconfigs import Kubeconfigs
+from milo_discoveryd.kubeconfigs.kubeconfigs import CredentialLimits, Kubeconfigs
+from milo_discoveryd.kubeconfigs.lease_handle import Issuance
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.model.claims import Claim, ObjectClaim
@@ -165,7 +166,9 @@ class Simulation:
             version="0", mode="sources", epoch=EPOCH, started_at=WALL_AT_ZERO, heartbeat_s=30.0, stalled_s=60.0
         )
         kubeconfigs = Kubeconfigs(
-            [], trust=lambda _: ClusterTrust(None), audit=ledger, metrics=ledger, max_ttl_s=600.0, default_ttl_s=600.0
+            [],
+            Issuance(trust=lambda *_: ClusterTrust(None), audit=ledger, metrics=ledger),
+            CredentialLimits(600.0, 600.0),
         )
         access = AccessControl(Rights(), PLENTY, ledger, self._loop.time)
         self._service = Service(self.fleet, about, ledger, kubeconfigs, access=access, signer=TokenSigner(b"key"))

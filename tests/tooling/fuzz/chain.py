@@ -20,7 +20,8 @@ from milo_discovery.events import Event as ClientEvent
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.engagement.not_ready import NotReadyClusters
 from milo_discoveryd.identity.caller import Caller
-from milo_discoveryd.kubeconfigs.kubeconfigs import Kubeconfigs
+from milo_discoveryd.kubeconfigs.kubeconfigs import CredentialLimits, Kubeconfigs
+from milo_discoveryd.kubeconfigs.lease_handle import Issuance
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.objects.pending_deletions import PendingDeletions
@@ -229,7 +230,9 @@ async def _run(script: Script, kind: SourceKind, *, streaming: bool) -> Outcome:
     (source,) = fleet.sources
     info = DaemonInfo(version="0", mode="m", epoch=EPOCH, started_at=1.0, heartbeat_s=30.0, stalled_s=60.0)
     kubeconfigs = Kubeconfigs(
-        [], trust=lambda: ClusterTrust(None), metrics=observer, audit=observer, max_ttl_s=600.0, default_ttl_s=600.0
+        [],
+        Issuance(trust=lambda *_: ClusterTrust(None), metrics=observer, audit=observer),
+        CredentialLimits(600.0, 600.0),
     )
     access = AccessControl(Rights(), QUOTAS, observer, asyncio.get_running_loop().time)
     service = Service(fleet, info, observer, kubeconfigs, access=access, signer=TokenSigner(b"key"))

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
-from milo_discoveryd.credentials.issuers.kubeconfig_secret import CredentialPaths, KubeconfigSecretIssuer
+from milo_discoveryd.credentials.issuers.kubeconfig_secret import CredentialPaths, KubeconfigSecretIssuer, SecretPlace
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.declared_target import DeclaredTarget
@@ -46,8 +46,10 @@ def pair(ends: float) -> dict[str, str]:
     }
 
 
-def a_source(api: ScriptedApi, **differing: Any) -> KubeconfigSecretIssuer:
-    given = {"namespace_template": "project-{uid}", "secret": "kubeconfig", "reading": "kubeconfig"} | differing
+def a_source(
+    api: ScriptedApi, *, namespace: str = "project-{uid}", secret: str = "kubeconfig", **differing: Any
+) -> KubeconfigSecretIssuer:
+    given: dict[str, Any] = {"place": SecretPlace(namespace, secret), "reading": "kubeconfig"} | differing
     return KubeconfigSecretIssuer("secret", api, origin="test", clock=lambda: NOW, **given)
 
 
@@ -69,7 +71,7 @@ async def test_secret_token_is_preferred_with_its_own_expiry() -> None:
 
 async def test_kubeconfig_secret_path_follows_configured_namespace_name_and_key() -> None:
     api = ScriptedApi(secret(kubeconfig(pair(NOW + 600)), key="value"))
-    await a_source(api, namespace_template="p-{name}", secret="access", reading="value").mint(WANTED)
+    await a_source(api, namespace="p-{name}", secret="access", reading="value").mint(WANTED)
     assert api.asked == [("GET", "/api/v1/namespaces/p-alpha/secrets/access")]
 
 
@@ -129,7 +131,7 @@ async def test_invalid_project_uid_cannot_change_the_path_of_the_kubeconfig_secr
     api = ScriptedApi()
     target = Target(name="alpha", uid=uid, place=("https://a",))
     with pytest.raises(BackendError, match="gives no valid Secret"):
-        await a_source(api, namespace_template="{uid}").mint(MintRequest(ttl_s=600, cluster=engaged(target)))
+        await a_source(api, namespace="{uid}").mint(MintRequest(ttl_s=600, cluster=engaged(target)))
     assert not api.asked
 
 
@@ -138,7 +140,7 @@ async def test_kubeconfig_secret_is_found_by_the_object_of_a_declared_cluster() 
     content["clusters"] = [{"name": "k", "cluster": {"certificate-authority-data": base64.b64encode(b"CA").decode()}}]
     api = ScriptedApi(secret(yaml.safe_dump(content), key="value"))
     target = DeclaredTarget(name="n.a", uid="u", place=("https://a",), object_namespace="n", object_name="a")
-    source = a_source(api, namespace_template="{namespace}", secret="{object}-kubeconfig", reading="value")
+    source = a_source(api, namespace="{namespace}", secret="{object}-kubeconfig", reading="value")
     issued = await source.mint(MintRequest(ttl_s=600, cluster=engaged(target)))
     assert api.asked == [("GET", "/api/v1/namespaces/n/secrets/a-kubeconfig")]
     assert issued.authorities == b"CA"
@@ -149,13 +151,13 @@ async def test_kubeconfig_secret_is_the_one_that_the_object_names() -> None:
     target = DeclaredTarget(
         name="n.a", uid="u", place=("https://a",), object_namespace="n", object_name="a", secret=("fleet", "a-admin")
     )
-    source = a_source(api, namespace_template="{secret_namespace}", secret="{secret}")
+    source = a_source(api, namespace="{secret_namespace}", secret="{secret}")
     await source.mint(MintRequest(ttl_s=600, cluster=engaged(target)))
     assert api.asked == [("GET", "/api/v1/namespaces/fleet/secrets/a-admin")]
 
 
 async def test_kubeconfig_secret_of_restored_cluster_is_not_read_until_its_object_is_seen() -> None:
-    source = a_source(api := ScriptedApi(), namespace_template="{namespace}")
+    source = a_source(api := ScriptedApi(), namespace="{namespace}")
     with pytest.raises(BackendError, match="has not been received"):
         await source.mint(WANTED)
     assert not api.asked

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
-from milo_discoveryd.credentials.issuers.kubeconfig_secret import KubeconfigSecretIssuer
+from milo_discoveryd.credentials.issuers.kubeconfig_secret import KubeconfigSecretIssuer, SecretPlace
 from milo_discoveryd.credentials.issuers.of_each_source import EachSourceIssuer
 from milo_discoveryd.daemon_errors import BackendError
 from tests.unit.credentials.backend import ALPHA, ScriptedApi, answering, engaged
@@ -15,7 +15,7 @@ async def test_credential_is_read_at_the_api_server_of_the_clusters_source() -> 
     issuer = EachSourceIssuer(
         {
             name: KubeconfigSecretIssuer(
-                "s", api, origin=name, namespace_template="project-{name}", secret="kubeconfig", reading="kubeconfig"
+                "s", api, origin=name, place=SecretPlace("project-{name}", "kubeconfig"), reading="kubeconfig"
             )
             for name, api in apis.items()
         }

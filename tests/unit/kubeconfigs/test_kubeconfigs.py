@@ -21,11 +21,12 @@ from milo_discoveryd.kubeconfigs import minter, revocations
 from milo_discoveryd.kubeconfigs.cluster_ca import cluster_trust
 from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
 from milo_discoveryd.kubeconfigs.kubeconfigs import (
-    CredentialUnavailableError,
+    CredentialLimits,
     IssuerAssignment,
     Kubeconfigs,
     NoIssuerError,
 )
+from milo_discoveryd.kubeconfigs.lease_handle import CredentialUnavailableError, Issuance
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.declared_target import DeclaredTarget
@@ -67,15 +68,15 @@ async def issuing(
 ) -> AsyncIterator[Kubeconfigs]:
     kubeconfigs = Kubeconfigs(
         [each if isinstance(each, IssuerAssignment) else IssuerAssignment(each) for each in issuers],
-        trust=lambda *_: ClusterTrust(b"CA"),
-        metrics=(metrics or Metrics()).credentials,
-        audit=Audit(Metrics().audit),
-        max_ttl_s=900,
-        default_ttl_s=600,
-        draw=Random(1).random,
-        wall=wall,
-        may_issue=may_issue,
-        **limits,
+        Issuance(
+            trust=lambda *_: ClusterTrust(b"CA"),
+            metrics=(metrics or Metrics()).credentials,
+            audit=Audit(Metrics().audit),
+            may_issue=may_issue,
+            draw=Random(1).random,
+            wall=wall,
+        ),
+        CredentialLimits(900, 600, **limits),
     )
     running = asyncio.create_task(kubeconfigs.run())
     try:
@@ -559,7 +560,7 @@ async def test_ca_of_a_declared_cluster_comes_with_its_credential() -> None:
     target = DeclaredTarget(name="alpha", uid="u", place=("https://a",), object_namespace="n", object_name="a")
     cluster = replace(ALPHA, target=target)
     async with issuing(WithAuthorities(Scope.CLUSTER)) as kubeconfigs:
-        kubeconfigs.trust = lambda _, issued: ClusterTrust(None if issued is None else issued.authorities)
+        kubeconfigs.issuance.trust = lambda _, issued: ClusterTrust(None if issued is None else issued.authorities)
         lease = kubeconfigs.lease(cluster, None, UNLIMITED)
         assert lease.needs_credential_for_trust
         with pytest.raises(CredentialUnavailableError):
@@ -583,7 +584,7 @@ async def test_kubeconfig_names_the_server_that_came_with_the_credential() -> No
 
     async with issuing(EachSourceIssuer({"": WithServer(Scope.CLUSTER)})) as kubeconfigs:
         infrastructure = Upstream(server="https://i", origin="test", credentials=StaticCredential(Credential()))
-        kubeconfigs.trust = cluster_trust(ProjectControlPlaneKind(), infrastructure)
+        kubeconfigs.issuance.trust = cluster_trust(ProjectControlPlaneKind(), infrastructure)
         lease = kubeconfigs.lease(ALPHA, None, UNLIMITED)
         await lease.wait()
         for made in (lease.issue("epoch.1", ME), lease.issue_exec("epoch.1", ME)):

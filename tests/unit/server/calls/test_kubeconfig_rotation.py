@@ -23,6 +23,7 @@ from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.rights import Recipient, Terms
 from milo_discoveryd.rights.scope import ClusterScope, scoped
+from milo_discoveryd.server.calls.delivery_schedule import DeliverySchedule
 from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.server.calls.kubeconfig_rotation import RETRY_S, KubeconfigRotation
 from milo_discoveryd.server.calls.verification import AlwaysFresh
@@ -95,9 +96,7 @@ class World:
             shown=EVERYTHING,
             ttl_s=None,
             call=self,  # type: ignore[arg-type]
-            clock=lambda: self.now,
-            wall=lambda: self.now + self.ahead,
-            draw=Random(1).random,
+            schedule=DeliverySchedule(lambda: self.now, lambda: self.now + self.ahead, Random(1).random),
         )
         assert isinstance(made, KubeconfigRotation)
         return made

@@ -1,0 +1,138 @@
+"""When one stream's next kubeconfig of each cluster is due."""
+
+import heapq
+import math
+from collections import defaultdict
+from collections.abc import Callable
+
+import msgspec
+
+from milo_discoveryd.credentials.issued_credential import IssuedCredential
+from milo_discoveryd.kubeconfigs.lease import Draw
+from milo_discoveryd.kubeconfigs.lease_table import LeaseKey
+from milo_discoveryd.kubeconfigs.minter import JUMP_S
+from milo_discoveryd.model.cluster import Cluster
+
+JITTER = 0.2
+"""Kubeconfigs with a new credential are spread over this fraction of the old credential's remaining lifetime."""
+MAX_JITTER_S = 600.0
+"""The maximum spread: a long-lived credential may be replaced because it leaked."""
+REPLACED_SPREAD_S = 1.0
+"""A credential that was replaced at its issuer is sent to all subscribers within this time."""
+
+
+class Delivery(msgspec.Struct):
+    """The kubeconfig that the subscriber has for a cluster, and when the next one is due."""
+
+    name: str
+    incarnation: int
+    place: tuple[str, ...]
+    issuer: str
+    """The credential issuer that covers the cluster; empty if none does."""
+    credential: IssuedCredential | None
+    due_at: float
+    is_charged: bool = False
+    """Whether the next kubeconfig is already counted against the quota."""
+    waits_for: LeaseKey | None = None
+    """The lease whose next credential the delivery waits for."""
+
+
+class DeliverySchedule:
+    def __init__(self, clock: Callable[[], float], wall: Callable[[], float], draw: Draw) -> None:
+        self._clock = clock
+        self._wall = wall
+        self._draw = draw
+        self._ahead = wall() - clock()
+        """The difference between the wall clock and the steady clock."""
+        self._deliveries: dict[str, Delivery] = {}
+        self._paused_until = 0.0
+        """The time at which the quota allows the next kubeconfig."""
+        self._due: list[tuple[float, str]] = []
+        """A heap of (time, name). Entries whose time differs from the delivery's `due_at` are stale and skipped."""
+        self._waiting: defaultdict[LeaseKey, set[str]] = defaultdict(set)
+        """Names of the deliveries that wait for a lease's next credential."""
+
+    def __getitem__(self, name: str) -> Delivery | None:
+        return self._deliveries.get(name)
+
+    @property
+    def names(self) -> list[str]:
+        return [*self._deliveries]
+
+    @property
+    def due_in_s(self) -> float:
+        """Seconds until the next kubeconfig is due; infinite while nothing is scheduled."""
+        return max(self._due[0][0], self._paused_until) - self._clock() if self._due else math.inf
+
+    def pop_due(self) -> Delivery | None:
+        """Remove the first entry of the schedule, and return its delivery, or None if the entry is stale."""
+        due_at, name = heapq.heappop(self._due)
+        delivery = self._deliveries.get(name)
+        return delivery if delivery is not None and delivery.due_at == due_at else None
+
+    def schedule(
+        self, cluster: Cluster, issuer: str, *, credential: IssuedCredential | None = None, wait_s: float = 0.0
+    ) -> Delivery:
+        """Plan the next kubeconfig of a cluster, whose subscriber has this credential."""
+        target = cluster.target
+        name = target.name
+        self._stop_waiting(name)
+        delivery = Delivery(name, cluster.incarnation, target.place, issuer, credential, math.inf)
+        self._deliveries[name] = delivery
+        self.postpone(delivery, wait_s)
+        return delivery
+
+    def postpone(self, delivery: Delivery, wait_s: float) -> None:
+        delivery.due_at = self._clock() + wait_s
+        heapq.heappush(self._due, (delivery.due_at, delivery.name))
+
+    def pause(self, wait_s: float) -> None:
+        """Deliver nothing for this time."""
+        self._paused_until = self._clock() + wait_s
+
+    def await_lease(self, delivery: Delivery, key: LeaseKey) -> None:
+        """Plan nothing until the lease has another credential."""
+        self._stop_waiting(delivery.name)
+        delivery.waits_for = key
+        self._waiting[key].add(delivery.name)
+
+    def lease_changed(self, key: LeaseKey, replaced: str) -> None:
+        """Plan the deliveries that wait for a lease, and that of a cluster whose credential was replaced."""
+        for name in self._waiting.pop(key, ()):
+            self._reschedule(name)
+        if (delivery := self._deliveries.get(replaced)) is not None:
+            # The former credential may be invalid before its expiry.
+            self._postpone_within(delivery, REPLACED_SPREAD_S)
+
+    def forget(self, name: str) -> None:
+        self._stop_waiting(name)
+        self._deliveries.pop(name, None)
+
+    def follow_wall_clock(self) -> None:
+        """Reschedule all deliveries if the wall clock was set or the machine was suspended: they would be late."""
+        ahead = self._wall() - self._clock()
+        if abs(ahead - self._ahead) > JUMP_S:
+            self._ahead = ahead
+            for name in self.names:
+                self._reschedule(name)
+
+    def _reschedule(self, name: str) -> None:
+        delivery = self._deliveries.get(name)
+        if delivery is None:
+            return
+        left_s = 0.0 if delivery.credential is None else max(0.0, delivery.credential.expires_at - self._wall())
+        self._postpone_within(delivery, min(JITTER * left_s, MAX_JITTER_S))
+
+    def _postpone_within(self, delivery: Delivery, most_s: float) -> None:
+        self.postpone(delivery, self._draw() * most_s)
+
+    def _stop_waiting(self, name: str) -> None:
+        delivery = self._deliveries.get(name)
+        if delivery is None or delivery.waits_for is None:
+            return
+        names = self._waiting.get(delivery.waits_for)
+        if names is not None:
+            names.discard(name)
+            if not names:
+                del self._waiting[delivery.waits_for]
+        delivery.waits_for = None
