@@ -49,11 +49,11 @@ class ClaimIndex:
     ) -> Iterable[Sequence[ObservedObject]]:
         """Return the stored objects as present; their contents are not known until they are seen again."""
         del clusters
-        found: list[list[ObservedObject]] = [[] for _ in self._stores]
+        objects_by_collection: list[list[ObservedObject]] = [[] for _ in self._stores]
         for stored in objects:
             content = ObjectContent(tuple(Claim(name, UNREAD) for name in stored.clusters), UNREAD)
-            found[stored.watch].append(ClaimingObject(stored.key, stored.uid, "", content))
-        return found
+            objects_by_collection[stored.watch].append(ClaimingObject(stored.key, stored.uid, "", content))
+        return objects_by_collection
 
     def restore(self, collection: int, objects: ObjectChanges) -> None:
         for name in self._apply(collection, objects):
@@ -153,10 +153,10 @@ class ClaimIndex:
         if not (claims or is_complete):
             return None
         for needed in _needs(members):
-            found = self._found(needed)
-            value = None if found is None else _content(found).value
-            if found is not None and value is not UNREAD and value is not None:
-                claims.append(ObjectClaim(*needed, found.uid, found.version, 0, value))
+            needed_record = self._found(needed)
+            value = None if needed_record is None else _content(needed_record).value
+            if needed_record is not None and value is not UNREAD and value is not None:
+                claims.append(ObjectClaim(*needed, needed_record.uid, needed_record.version, 0, value))
             else:
                 is_complete = is_complete and self._is_absent(needed)
         if record is None:
@@ -188,13 +188,13 @@ class ClaimIndex:
 
     def _is_absent(self, needed: ObjectReference) -> bool:
         """Return whether an object does not exist or has no content, as far as the lists are known."""
-        found = self._found(needed)
-        return self._is_listed and (found is None or _content(found).value is None)
+        record = self._found(needed)
+        return self._is_listed and (record is None or _content(record).value is None)
 
     def _found(self, needed: ObjectReference) -> ObjectRecord | None:
         collection, key = needed
-        found = self._stores[collection][key]
-        return found if found is not None and found.content is not None else None
+        record = self._stores[collection][key]
+        return record if record is not None and record.content is not None else None
 
 
 def _content(record: ObjectRecord) -> ObjectContent:

@@ -65,9 +65,9 @@ class ClusterRecord(msgspec.Struct, kw_only=True, gc=False):
             return self.past
         return (*self.past, RecordedTransition(EventType.ENGAGED, self.cluster.engaged_at, self.cluster.incarnation))
 
-    def record_end(self, cluster: Cluster, reason: DisengageReason, message: str, at: float) -> Event:
+    def record_end(self, cluster: Cluster, reason: DisengageReason, message: str, ended_at: float) -> Event:
         """Record the end of `cluster` as a transition, and return its event. Call it before the log has it."""
-        ended = RecordedTransition(EventType.DISENGAGED, at, cluster.incarnation, reason, message)
+        ended = RecordedTransition(EventType.DISENGAGED, ended_at, cluster.incarnation, reason, message)
         self.past = (*self.transitions, ended)[-TRANSITIONS_KEPT:]
         return Event(EventType.DISENGAGED, cluster, reason, message)
 

@@ -196,20 +196,20 @@ class Engagements:
             return []
         record = self._known(name)
         assert record.latest is not None, "a cluster that needs a probe is or was engaged"
-        found = msgspec.structs.replace(record.latest, connectivity=connectivity)
-        if found == record.latest:
+        probed = msgspec.structs.replace(record.latest, connectivity=connectivity)
+        if probed == record.latest:
             return []
         if record.engaged:
-            self.unreachable += _is_unreachable(found) - _is_unreachable(record.latest)
-            return self._update(record, found, now)
+            self.unreachable += _is_unreachable(probed) - _is_unreachable(record.latest)
+            return self._update(record, probed, now)
         if connectivity.state is not Reachability.REACHABLE:
             return []
         if (elsewhere := self.assigned_elsewhere(name)) is not None:
-            self._unassign(record, found.target, elsewhere, now)
+            self._unassign(record, probed.target, elsewhere, now)
             return []
         self._move(name, record, ObjectState.READY, now)
         record.message = ""
-        return [self._engage_again(record, found, now)]
+        return [self._engage_again(record, probed, now)]
 
     def disengage_unreachable(self, name: str, incarnation: int, message: str, now: Moment) -> list[Event]:
         """Disengage a cluster until it is reachable again or its endpoint changes."""
@@ -249,21 +249,21 @@ class Engagements:
             self._refused(observation)
 
     def _ready(self, observation: Ready, now: Moment) -> list[Event]:
-        known = self._records.by_key.get(observation.name)
+        former = self._records.by_key.get(observation.name)
         if (
-            known is not None
-            and known.state is ObjectState.READY
-            and known.uid == observation.uid
-            and known.cluster is not None
+            former is not None
+            and former.state is ObjectState.READY
+            and former.uid == observation.uid
+            and former.cluster is not None
         ):
-            known.version = observation.version
-            return self._still_engaged(known, known.cluster, observation, now)  # nearly every change
+            former.version = observation.version
+            return self._still_engaged(former, former.cluster, observation, now)  # nearly every change
         if self._stays_unreachable(observation):
             return []
         replaced = self._replaced_by(observation)
         readiness = None if self._was_engaged(observation) else observation.readiness
         elsewhere = self.assigned_elsewhere(observation.name)
-        if elsewhere is not None and (replaced or known is None or not known.engaged):
+        if elsewhere is not None and (replaced or former is None or not former.engaged):
             record = self._record(observation, ObjectState.UNASSIGNED, now)
             record.present, record.message = observation.target, elsewhere
             return self._end(record, DisengageReason.REPLACED, replaced, now)

@@ -146,7 +146,7 @@ class NotReadyClusters:
             self._decide_at += lost_s
             if self.held is not None:
                 self.held = msgspec.structs.replace(self.held, until=self._decide_at)
-        self._releases = {name: at + lost_s for name, at in self._releases.items()}
+        self._releases = {name: due_at + lost_s for name, due_at in self._releases.items()}
 
 
 def _due(times: dict[str, float], now: float) -> Iterator[str]:

@@ -26,14 +26,14 @@ class FirstList(msgspec.Struct, frozen=True):
         """Return whether the source is behind this version: the list may be that of a replica that lags behind."""
         return self.limits is not None and 0 < self.version < version
 
-    def may_lack(self, known: int, present: int) -> bool:
+    def may_lack(self, known_count: int, present_count: int) -> bool:
         """Return whether the list may be incomplete, for a subscriber that knows more clusters than are `present`.
 
         A list that lacks everything may be incomplete even if that is one cluster: waiting only costs time.
         """
-        if self.limits is None or present >= known:
+        if self.limits is None or present_count >= known_count:
             return False
-        return not present or self.limits.is_mass(known - present, known)
+        return not present_count or self.limits.is_mass(known_count - present_count, known_count)
 
 
 class WaitingStreams:

@@ -22,10 +22,10 @@ class Observer(Protocol):
 
     def event_ignored(self, problem: str) -> None: ...
 
-    def object_refused(self, seen: NotWanted) -> None:
+    def object_refused(self, observation: NotWanted) -> None:
         """Record that an object cannot be used, or must not be, since this observation of it."""
 
-    def source(self, status: ViewStatus) -> None:
+    def source_status_changed(self, status: ViewStatus) -> None:
         """Record that the source's state, or the reason for it, changed."""
 
     def liveness_checked(self, result: str) -> None: ...

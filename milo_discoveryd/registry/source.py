@@ -236,7 +236,7 @@ class ClusterSource:
             self.changes.commit(self.name, states, now)
             yield
 
-    def _update_progress(self, at: Moment) -> None:
+    def _update_progress(self, read_at: Moment) -> None:
         if (version := self.version) != self.changes.versions.get(self.name, 0):
             self.changes.versions = {**self.changes.versions, self.name: version}
         before, now = self.progress, self._present_progress()
@@ -245,7 +245,7 @@ class ClusterSource:
         self.progress, self.clusters.is_synced = now, now.synced
         if now.is_complete and not before.is_complete:
             for states in self._meaning.states_once_listed(self._positions.of_first_lists):
-                self.changes.commit(self.name, states, at)
+                self.changes.commit(self.name, states, read_at)
         if now.lists != before.lists and now.is_complete:
             self._listed = max(self._listed or 0, self.registry.present_count)
         if now.synced and not before.synced:
@@ -312,7 +312,7 @@ class ClusterSource:
         changed = status.state is not self.status.state or status.reason != self.status.reason
         self.status = status
         if changed:
-            self.observer.source(status)
+            self.observer.source_status_changed(status)
             self.changes.notifier.notify()
 
     @property
@@ -359,10 +359,10 @@ class ClusterSource:
 
     def connectivity_changed(self, change: ConnectivityChange) -> None:
         now = moment(time.monotonic())
-        name, incarnation, found = change.name, change.incarnation, change.connectivity
-        events = list(self.registry.set_connectivity(name, incarnation, found, now))
+        name, incarnation, connectivity = change.name, change.incarnation, change.connectivity
+        events = list(self.registry.set_connectivity(name, incarnation, connectivity, now))
         if change.disengages:
-            message = f"unreachable for too long; {found.message}"
+            message = f"unreachable for too long; {connectivity.message}"
             events += self.registry.disengage_unreachable(name, incarnation, message, now)
         is_urgent = any(event.type is not EventType.UPDATED for event in events)
         self.changes.publish(events, now.steady if is_urgent else None)
@@ -384,8 +384,8 @@ class ClusterSource:
         names = iter([name for name, _ in self.registry.items()])
         while batch := [*islice(names, CLUSTERS_PER_STEP)]:
             now = moment(steady_now())
-            found = (self.registry.reassign(name, timeout_s, now) for name in batch if self.registry[name])
-            self.changes.publish([event for events in found for event in events], now.steady)
+            reassigned = (self.registry.reassign(name, timeout_s, now) for name in batch if self.registry[name])
+            self.changes.publish([event for events in reassigned for event in events], now.steady)
             yield
         if is_decided and not self._is_assigned:
             self._is_assigned = True
@@ -395,8 +395,8 @@ class ClusterSource:
         """Disengage everything at once, until `assign` is called again."""
         self.registry.assigned_elsewhere = lambda _: message
         now = moment(steady_now())
-        found = (self.registry.lose(name, message, now) for name, _ in [*self.registry.items()])
-        self.changes.publish([event for events in found for event in events], now.steady)
+        lost = (self.registry.lose(name, message, now) for name, _ in [*self.registry.items()])
+        self.changes.publish([event for events in lost for event in events], now.steady)
 
     # --- what is known about one cluster ---
 
@@ -425,7 +425,9 @@ class ClusterSource:
         """
         record = self.registry[cluster]
         problems = (collection.problem_of(key) for collection, key in self._objects_of(cluster))
-        return "; ".join(found for found in problems if found and record is not None and found != record.message)
+        return "; ".join(
+            problem for problem in problems if problem and record is not None and problem != record.message
+        )
 
     def _objects_of(self, cluster: str) -> Iterable[tuple[ObjectCollection, str]]:
         return ((self.collections[number], key) for number, key in self._meaning.objects_of(cluster))
@@ -436,7 +438,7 @@ _SEVERITY = {ViewState.STREAMING: 0, ViewState.CATCHING_UP: 1, ViewState.STALE: 
 
 def worst(statuses: Sequence[ViewStatus]) -> ViewStatus:
     """Return a status that summarizes several: the worst one, with the oldest contact."""
-    found = max(statuses, key=lambda status: _SEVERITY[status.state])
+    worst_status = max(statuses, key=lambda status: _SEVERITY[status.state])
     contacts = [status.last_contact for status in statuses if status.last_contact is not None]
     last_contact = min(contacts) if len(contacts) == len(statuses) else None
-    return msgspec.structs.replace(found, last_contact=last_contact)
+    return msgspec.structs.replace(worst_status, last_contact=last_contact)

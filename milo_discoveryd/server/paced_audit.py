@@ -48,8 +48,8 @@ class PacedAudit:
     def flush(self) -> None:
         """Record the number of calls that were suppressed since the last line of their kind."""
         waiting, self._suppressed = self._suppressed, {}
-        for (_, name), each in waiting.items():
-            each.record(each.caller, each.rule, name, suppressed=each.times)
+        for (_, name), denial in waiting.items():
+            denial.record(denial.caller, denial.rule, name, suppressed=denial.times)
 
     def _record(
         self, record: Callable[..., None], caller: Caller, rule: str, name: str, about: dict[str, object]

@@ -113,8 +113,8 @@ class Server:
         """Check sockets and connections periodically. Raises StartError, in a group, if a socket can't be reached."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._check(), name="check sockets")
-            for each in self._unix_connections:
-                tasks.create_task(each.run(), name="divide connections")
+            for connections in self._unix_connections:
+                tasks.create_task(connections.run(), name="divide connections")
 
     async def _check(self) -> None:
         while True:

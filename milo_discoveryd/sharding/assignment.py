@@ -19,10 +19,10 @@ class Decisions:
         self._decided: dict[str, Decision] = {}
 
     def __getitem__(self, name: str) -> Decision:
-        found = self._decided.get(name)
-        if found is None:
-            found = self._decided[name] = self._ownership.decide(name)
-        return found
+        ownership = self._decided.get(name)
+        if ownership is None:
+            ownership = self._decided[name] = self._ownership.decide(name)
+        return ownership
 
     def elsewhere(self, name: str) -> str | None:
         """Return why this member must not engage a cluster; None if it may."""
@@ -48,8 +48,8 @@ class FleetAssignment:
         self._revocation = revocation
         self._release_timeout_s = release_timeout_s
         self._decisions: Decisions | None = None
-        for each in fleet.sources:
-            each.await_assignment(STARTING)
+        for source in fleet.sources:
+            source.await_assignment(STARTING)
 
     def assign(self, ownership: Ownership) -> Iterator[None]:
         self._decisions = decisions = Decisions(ownership)
@@ -59,8 +59,8 @@ class FleetAssignment:
         def elsewhere(name: str) -> str | None:
             return decisions.elsewhere(name) or self._uncleared(name)
 
-        for each in self._fleet.sources:
-            yield from each.assign(elsewhere, self._release_timeout_s, is_decided=is_decided)
+        for source in self._fleet.sources:
+            yield from source.assign(elsewhere, self._release_timeout_s, is_decided=is_decided)
 
     def _follow(self, ownership: Ownership | None) -> None:
         if self._revocation is not None:
@@ -81,8 +81,8 @@ class FleetAssignment:
 
     def lose_ownership(self) -> None:
         self._follow(None)
-        for each in self._fleet.sources:
-            each.lose_ownership(LOST)
+        for source in self._fleet.sources:
+            source.lose_ownership(LOST)
 
     def lost(self) -> Iterator[str] | None:
         """Return the clusters that this daemon no longer owns and that are still draining; None if that is unknown.
@@ -90,7 +90,9 @@ class FleetAssignment:
         Subscribers of an earlier run may keep clusters that the first list of this one lacks, until it is verified.
         """
         waiting = self._fleet.waiting
-        if any(waiting.had_any_for(each.name) and not each.first_list.is_verified for each in self._fleet.sources):
+        if any(
+            waiting.had_any_for(source.name) and not source.first_list.is_verified for source in self._fleet.sources
+        ):
             return None
         return filter(self._is_lost, self._fleet.releases)
 

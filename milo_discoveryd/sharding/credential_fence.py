@@ -57,4 +57,4 @@ class CredentialFence:
         return bool(self._cleared)
 
     def clears(self, key: str) -> bool:
-        return any(each.decide(key).state is KeyOwnership.OWNED for each in self._cleared)
+        return any(ownership.decide(key).state is KeyOwnership.OWNED for ownership in self._cleared)

@@ -145,7 +145,7 @@ def decode_list(body: bytes, names: LeaseNames) -> GroupState:
 
 def decode_owner(body: bytes) -> str | None:
     """Return the group of the only Lease of a list; None if there is none. Raises LeaseFormatError."""
-    return next((each.metadata.labels.get(GROUP_LABEL, "") for each in _decode_leases(body)), None)
+    return next((lease.metadata.labels.get(GROUP_LABEL, "") for lease in _decode_leases(body)), None)
 
 
 def _decode_leases(body: bytes) -> list[_Lease]:
@@ -171,24 +171,24 @@ _UNREADABLE = (KeyError, ValueError, msgspec.MsgspecError)
 
 
 def _member(lease: _Lease, name: str) -> MemberLease:
-    found = _annotations(lease)
-    if found["member"] != name:
-        raise ValueError(f"it names the member {found['member']!r}")
-    if not found["term"] and lease.spec.holder_identity:
+    annotations = _annotations(lease)
+    if annotations["member"] != name:
+        raise ValueError(f"it names the member {annotations['member']!r}")
+    if not annotations["term"] and lease.spec.holder_identity:
         raise ValueError("its term is empty")
     return MemberLease(
         member=name,
         version=lease.version,
         holder=lease.spec.holder_identity,
-        term=found["term"],
-        weight=_weight(float(found["weight"])),
-        acknowledged=_number(int(found["acknowledged-view"])),
-        pending=frozenset(_NAMES.decode(found["pending"])),
-        is_leaving=found.get("leaving") == "true",
-        is_stopped=found.get("stopped") == "true",
-        renewal=_number(int(found["renewal"])),
-        instance=found.get("instance", ""),
-        fleet=found["fleet"],
+        term=annotations["term"],
+        weight=_weight(float(annotations["weight"])),
+        acknowledged=_number(int(annotations["acknowledged-view"])),
+        pending=frozenset(_NAMES.decode(annotations["pending"])),
+        is_leaving=annotations.get("leaving") == "true",
+        is_stopped=annotations.get("stopped") == "true",
+        renewal=_number(int(annotations["renewal"])),
+        instance=annotations.get("instance", ""),
+        fleet=annotations["fleet"],
     )
 
 
@@ -212,12 +212,12 @@ def _reason(error: Exception) -> str:
 
 
 def _annotations(lease: _Lease) -> dict[str, str]:
-    found = {key.removeprefix(_PREFIX): value for key, value in lease.metadata.annotations.items()}
-    if found["format"] != _FORMAT:
+    annotations = {key.removeprefix(_PREFIX): value for key, value in lease.metadata.annotations.items()}
+    if annotations["format"] != _FORMAT:
         raise _OtherFormatError(
-            f"its format is {found['format']!r}, and this daemon's {_FORMAT!r}: run one version in all members"
+            f"its format is {annotations['format']!r}, and this daemon's {_FORMAT!r}: run one version in all members"
         )
-    return found
+    return annotations
 
 
 def _weight(weight: float) -> float:
@@ -234,8 +234,8 @@ def _number(number: int) -> int:
 
 def _view(lease: _Lease) -> View:
     stored = _STORED_VIEW.decode(_annotations(lease)["view"])
-    for each in (*stored.members.values(), *stored.previous.values()):
-        _weight(each.weight)
+    for stored_lease in (*stored.members.values(), *stored.previous.values()):
+        _weight(stored_lease.weight)
     return View(number=_number(stored.number), id=stored.id, members=stored.members, previous=stored.previous)
 
 

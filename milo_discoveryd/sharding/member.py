@@ -166,7 +166,7 @@ class Member:
         if self.has_ended:
             return WaitUntil(inf)
         if now < state.retry_at:
-            return WaitUntil(min([state.retry_at, *(at for at in (self.fence_at,) if at > now)]))
+            return WaitUntil(min([state.retry_at, *(due_at for due_at in (self.fence_at,) if due_at > now)]))
         if state.group is None or state.is_read_due:
             return Read()
         if state.lease is None:
@@ -175,7 +175,7 @@ class Member:
         if own is not None and own.lease.content not in self._written:
             self._set(attempts=(*state.attempts, own.lease.content))
         due = own or self._group_request(state.group, now)
-        return due or WaitUntil(min(at for at in self._deadlines(state.group) if at > now))
+        return due or WaitUntil(min(due_at for due_at in self._deadlines(state.group) if due_at > now))
 
     def was_read(self, group: GroupState, started_at: float, now: float) -> None:
         self.check(now)
@@ -270,7 +270,9 @@ class Member:
             case Evict(lease):
                 self._replace_lease(msgspec.structs.replace(lease, version=version), now)
             case Delete(lease):
-                members = {name: each for name, each in group.members.items() if name != lease.member}
+                members = {
+                    name: lease_of_member for name, lease_of_member in group.members.items() if name != lease.member
+                }
                 self._set(group=msgspec.structs.replace(group, members=members))
             case WriteView(view):
                 self._set(group=msgspec.structs.replace(group, view=view, view_version=version), latest_view=view)
@@ -395,17 +397,17 @@ class Member:
     # Effects of what was read
 
     def _check_own_lease(self, group: GroupState, now: float) -> None:
-        lease, found = self.state.lease, group.members.get(self.name)
+        lease, own_lease = self.state.lease, group.members.get(self.name)
         if lease is None:
             return
-        if found is None:
+        if own_lease is None:
             self._lose_term(now)  # the Lease was deleted manually
-        elif not found.problem and found.holder != self.holder:
+        elif not own_lease.problem and own_lease.holder != self.holder:
             self._lose_term(now)
-        elif found.content not in self._written:
+        elif own_lease.content not in self._written:
             self._rejoin(now, f"the Lease of member {self.name} was changed by another program, or restored")
         else:
-            self._set(lease=found)
+            self._set(lease=own_lease)
 
     @property
     def _written(self) -> tuple[MemberLease, ...]:

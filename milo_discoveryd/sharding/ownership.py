@@ -53,8 +53,8 @@ class Ownership(msgspec.Struct, frozen=True, kw_only=True):
         return Decision(KeyOwnership.OWNED, self.member)
 
     def _is_me(self, members: Mapping[str, ViewMember]) -> bool:
-        found = members.get(self.member)
-        return found is not None and found.term == self.term
+        own_member = members.get(self.member)
+        return own_member is not None and own_member.term == self.term
 
 
 def _weights(members: Mapping[str, ViewMember]) -> dict[str, float]:

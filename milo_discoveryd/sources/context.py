@@ -50,10 +50,10 @@ _SERVERS = {
 
 def root_of(server: str) -> str:
     """Return the URL of the whole API that has the context of a server's URL."""
-    found = server.rstrip("/")
-    while (context := _CONTEXT.search(found)) is not None:
-        found = found[: context.start()]
-    return found
+    root = server.rstrip("/")
+    while (context := _CONTEXT.search(root)) is not None:
+        root = root[: context.start()]
+    return root
 
 
 def context_of(server: str) -> MiloContext:
@@ -61,8 +61,8 @@ def context_of(server: str) -> MiloContext:
     path = unquote(urlsplit(server).path).rstrip("/")
     for kind, pattern in _PATHS.items():
         # Proxies may add a prefix, and Milo accepts a project's context within that of its organization.
-        if found := re.search(rf"{pattern}\Z", path):
-            return MiloContext(ContextKind(kind), found["name"])
+        if match := re.search(rf"{pattern}\Z", path):
+            return MiloContext(ContextKind(kind), match["name"])
     return MiloContext()
 
 

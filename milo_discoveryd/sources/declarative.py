@@ -244,20 +244,20 @@ class DeclarativeKind(SourceKind, frozen=True, kw_only=True):
     @property
     def secrets(self) -> Resource | None:
         """The Secrets to watch, if they contain the clusters' endpoints."""
-        of = self.secret
-        if of is None or not self.endpoint.secret_key:
+        secret = self.secret
+        if secret is None or not self.endpoint.secret_key:
             return None
         namespace = self.resource.namespace
-        if of.namespace is not None and not of.namespace.paths:
-            namespace = of.namespace.source
+        if secret.namespace is not None and not secret.namespace.paths:
+            namespace = secret.namespace.source
         return Resource(
             "",
             "v1",
             "secrets",
             namespaced=True,
             namespace=namespace,
-            label_selector=of.label_selector,
-            field_selector=of.field_selector,
+            label_selector=secret.label_selector,
+            field_selector=secret.field_selector,
         )
 
     def follow(self, options: SourceOptions) -> SeveralResources:
@@ -276,10 +276,12 @@ class DeclarativeKind(SourceKind, frozen=True, kw_only=True):
     def refusal(self, issuer: IssuerTraits) -> str:
         if issuer.type == "kubeconfig-request":
             return ""
-        if self.secret is None and any("{secret}" in each or "{secret_namespace}" in each for each in issuer.templates):
+        if self.secret is None and any(
+            "{secret}" in template or "{secret_namespace}" in template for template in issuer.templates
+        ):
             return "{secret} and {secret_namespace} need the setting secret of the source"
         has_key = self.secret is not None and self.secret.key is not None
-        if not has_key and any("{secret_key}" in each for each in issuer.templates):
+        if not has_key and any("{secret_key}" in template for template in issuer.templates):
             return "{secret_key} needs the setting secret.key of the source"
         refused = super().refusal(issuer)
         if refused == SENT_WHERE_OBJECTS_SAY:
@@ -300,13 +302,13 @@ class DeclaredObject(msgspec.Struct, gc=False):
     data: Any = None
 
     def document(self) -> Mapping[str, Any]:
-        found = self.metadata
+        own_metadata = self.metadata
         metadata = {
-            "name": found.name,
-            "namespace": found.namespace,
-            "uid": found.uid,
-            "labels": found.labels,
-            "annotations": found.annotations,
+            "name": own_metadata.name,
+            "namespace": own_metadata.namespace,
+            "uid": own_metadata.uid,
+            "labels": own_metadata.labels,
+            "annotations": own_metadata.annotations,
         }
         decoded = DecodedData(self.data) if isinstance(self.data, dict) else None
         return {
@@ -369,7 +371,7 @@ class DeclaredObjects:
         if not self._kind.endpoint.secret_key or not isinstance(observed, Ready):
             return observed
         key = _secret_key(observed.target)
-        server = next((each.content for each in claims if each.watch == SECRETS and each.object == key), None)
+        server = next((claim.content for claim in claims if claim.watch == SECRETS and claim.object == key), None)
         return self._at(server, observed, key)
 
     def restored_place(self, stored: Target) -> tuple[str, ...]:
@@ -414,11 +416,11 @@ class DeclaredObjects:
         if self._ready is None:
             return None
         path, accepted = self._ready
-        found = text(path.find(document))
-        if found in accepted:
+        value = text(path.find(document))
+        if value in accepted:
             return None
         expected = " or ".join(map(repr, accepted))
-        return f"{path.source} is {found[:80]!r} instead of {expected}"
+        return f"{path.source} is {value[:80]!r} instead of {expected}"
 
     def _endpoint(self, document: Mapping[str, Any]) -> tuple[tuple[str, ...], bytes | None]:
         """Return `Target.place` and the CA certificates, as far as the object itself has them."""
@@ -427,8 +429,10 @@ class DeclaredObjects:
             return (), authorities
         if endpoint.kubeconfig is not None:
             origin = endpoint.kubeconfig.source
-            server, found = server_of(decoded(_required(endpoint.kubeconfig, document), origin), SERVER, origin)
-            authorities = authorities or found
+            server, kubeconfig_authorities = server_of(
+                decoded(_required(endpoint.kubeconfig, document), origin), SERVER, origin
+            )
+            authorities = authorities or kubeconfig_authorities
         elif endpoint.field is not None:
             server = _required(endpoint.field, document)
         else:
@@ -437,17 +441,17 @@ class DeclaredObjects:
         return (endpoint.checked(server),), authorities
 
     def _secret(self, document: Mapping[str, Any], metadata: Metadata) -> tuple[str, str]:
-        of = self._kind.secret
-        if of is None:
+        secret = self._kind.secret
+        if secret is None:
             return "", ""
-        name = checked(of.name.fill(document, _name_part), DNS_SUBDOMAIN, 253, "the name of the Secret")
-        if of.namespace is None:
+        name = checked(secret.name.fill(document, _name_part), DNS_SUBDOMAIN, 253, "the name of the Secret")
+        if secret.namespace is None:
             return metadata.namespace, name
-        return checked(of.namespace.fill(document, _name_part), DNS_LABEL, 63, "the Secret's namespace"), name
+        return checked(secret.namespace.fill(document, _name_part), DNS_LABEL, 63, "the Secret's namespace"), name
 
     def _secret_key(self, document: Mapping[str, Any]) -> str:
-        of = self._kind.secret
-        return "" if of is None or of.key is None else of.key.fill(document, _key_part)
+        secret = self._kind.secret
+        return "" if secret is None or secret.key is None else secret.key.fill(document, _key_part)
 
     def _authorities(self, document: Mapping[str, Any]) -> bytes | None:
         path = self._kind.ca
@@ -470,10 +474,10 @@ def _secret_key(target: Target) -> str:
 
 
 def _required(path: FieldPath, document: Mapping[str, Any]) -> str:
-    found = path.find(document)
-    if not isinstance(found, str) or not found:
+    value = path.find(document)
+    if not isinstance(value, str) or not value:
         raise MalformedError(f"the field {path.source} is not set")
-    return found
+    return value
 
 
 def _name_part(value: str, path: str) -> str:

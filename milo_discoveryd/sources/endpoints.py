@@ -55,7 +55,7 @@ def checked_url(endpoint: str, hosts: tuple[HostPattern, ...], port: int = 443) 
         raise MalformedError(
             f"the endpoint {endpoint[:80]!r} is not https://HOST:PORT with an optional path, or HOST:PORT"
         )
-    if hosts and not any(_covers(each, host) for each in hosts):
+    if hosts and not any(_covers(pattern, host) for pattern in hosts):
         raise MalformedError(f"the endpoint's host {host[:80]!r} is not among endpoint.hosts")
     if stated_port is None and port != _HTTPS:
         url = f"https://{parts.netloc.rstrip(':')}:{port}{parts.path}"

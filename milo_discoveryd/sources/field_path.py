@@ -28,7 +28,7 @@ class Key(msgspec.Struct, frozen=True):
 
     name: str
 
-    def of(self, value: Any) -> Any:
+    def value_in(self, value: Any) -> Any:
         if isinstance(value, Mapping):
             return value.get(self.name)
         if isinstance(value, list) and self.name.isdecimal():
@@ -43,11 +43,16 @@ class Element(msgspec.Struct, frozen=True):
     field: str
     value: str
 
-    def of(self, value: Any) -> Any:
+    def value_in(self, value: Any) -> Any:
         if not isinstance(value, list):
             return None
         return next(
-            (each for each in value if isinstance(each, Mapping) and text(each.get(self.field)) == self.value), None
+            (
+                element
+                for element in value
+                if isinstance(element, Mapping) and text(element.get(self.field)) == self.value
+            ),
+            None,
         )
 
 
@@ -86,7 +91,7 @@ class FieldPath(msgspec.Struct, frozen=True):
         """Return the value, or None if the object does not have the field."""
         value: Any = document
         for step in self.steps:
-            value = step.of(_opened(value))
+            value = step.value_in(_opened(value))
         return value
 
 
@@ -125,19 +130,19 @@ class Template(msgspec.Struct, frozen=True):
         """Parse the text. Raises ValueError, which says what would be valid."""
         *parts, last = _PLACEHOLDER.split(source)
         literals = (*parts[::2], last)
-        if any("{" in each or "}" in each for each in literals):
+        if any("{" in literal or "}" in literal for literal in literals):
             raise ValueError(f"{source!r} has an unbalanced brace: use {{path.of.a.field}}")
-        return cls(source, literals, tuple(FieldPath.parse(each) for each in parts[1::2]))
+        return cls(source, literals, tuple(FieldPath.parse(part) for part in parts[1::2]))
 
     def fill(self, document: Mapping[str, Any], check: Callable[[str, str], str]) -> str:
         """Return the filled template. `check` validates each value, given with its path. Raises MalformedError if a
         field is missing."""
         filled = [self.literals[0]]
         for path, literal in zip(self.paths, self.literals[1:], strict=True):
-            found = text(path.find(document))
-            if not found:
+            value = text(path.find(document))
+            if not value:
                 raise MalformedError(f"the field {path.source} is not set")
-            filled += (check(found, path.source), literal)
+            filled += (check(value, path.source), literal)
         return "".join(filled)
 
 

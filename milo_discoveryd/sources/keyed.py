@@ -59,14 +59,14 @@ class KeyedSource:
                 self._restored_place = follows.restored_place
                 self._selector = parse_selector(follows.resource.label_selector)
             case SeveralResources():
-                self.collections = tuple(self._of_objects(each, label_selector) for each in follows.watches)
-                self.keys = [each.watched.keys for each in self.collections]
+                self.collections = tuple(self._of_objects(watch, label_selector) for watch in follows.watches)
+                self.keys = [collection.watched.keys for collection in self.collections]
                 self.reduce, self._restored_place = self._keyed_reduce(follows.reduce), follows.restored_place
             case Files():
                 self.files, self.keys = follows, [NAMES]
                 self.reduce, self._restored_place = self._keyed_reduce(follows.reduce), follows.restored_place
             case _:
-                self.targets = tuple(self._target(each) for each in follows.targets)
+                self.targets = tuple(self._target(target) for target in follows.targets)
 
     def restored_place(self, stored: Target) -> tuple[str, ...]:
         """Return the address of a cluster from the state file. Raises ValueError for one that must not be served."""
@@ -77,12 +77,12 @@ class KeyedSource:
             raise ValueError(f"{stored.name!r} is not within {self._selector}")
         return self._restored_place(replace(stored, name=stored.local_name, source=""))
 
-    def observe_file(self, found: FileObject) -> ObservedObject:
+    def observe_file(self, file: FileObject) -> ObservedObject:
         """Return what a file, or a part of it, says."""
-        if found.problem:
-            return Malformed(found.key, found.uid, "", found.problem)
-        claims = tuple(replace(each, cluster=key_of(each.cluster, self.name)) for each in found.claims)
-        return ClaimingObject(found.key, found.uid, "", ObjectContent(claims))
+        if file.problem:
+            return Malformed(file.key, file.uid, "", file.problem)
+        claims = tuple(replace(claim, cluster=key_of(claim.cluster, self.name)) for claim in file.claims)
+        return ClaimingObject(file.key, file.uid, "", ObjectContent(claims))
 
     def _of_clusters(self, follows: OneResource, label_selector: str) -> FollowedCollection:
         resource = _selecting(follows.resource, label_selector)
@@ -117,7 +117,7 @@ class KeyedSource:
             try:
                 if isinstance(watch, ReferencedWatch):
                     return _referenced(name, metadata, watch.content(obj))
-                claims = tuple(replace(each, cluster=key_of(each.cluster, self.name)) for each in watch.claims(obj))
+                claims = tuple(replace(claim, cluster=key_of(claim.cluster, self.name)) for claim in watch.claims(obj))
             except MalformedError as error:
                 return Malformed(name, metadata.uid, metadata.resourceVersion, str(error))
             return _claiming(name, metadata, ObjectContent(claims))
@@ -129,7 +129,7 @@ class KeyedSource:
     def _checked(self, object_type: Any) -> Any:
         """Return a type of objects. Raises StartError for one without the metadata that is read of every object."""
         is_struct = isinstance(object_type, type) and issubclass(object_type, msgspec.Struct)
-        types = {each.name: each.type for each in msgspec.structs.fields(object_type)} if is_struct else {}
+        types = {field.name: field.type for field in msgspec.structs.fields(object_type)} if is_struct else {}
         metadata = types.get("metadata")
         if not (isinstance(metadata, type) and issubclass(metadata, Metadata)):
             source = f"source {self.name}" if self.name else "source"
@@ -145,19 +145,19 @@ class KeyedSource:
         prefix = key_of("", self.name)
 
         def keyed(cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation | None:
-            found = reduce(cluster.removeprefix(prefix), claims, uid)
-            return None if found is None else self._keyed(found)
+            observation = reduce(cluster.removeprefix(prefix), claims, uid)
+            return None if observation is None else self._keyed(observation)
 
         return keyed
 
-    def _keyed(self, seen: Observation) -> Observation:
+    def _keyed(self, observation: Observation) -> Observation:
         """Return an observation of a cluster under its key."""
-        if isinstance(seen, Ready):
-            return replace(seen, target=self._target(seen.target))
-        found = replace(seen, name=key_of(seen.name, self.name))
-        if isinstance(found, Malformed) or found.fields is None:
-            return found
-        return replace(found, fields=replace(found.fields, name=found.name))
+        if isinstance(observation, Ready):
+            return replace(observation, target=self._target(observation.target))
+        keyed = replace(observation, name=key_of(observation.name, self.name))
+        if isinstance(keyed, Malformed) or keyed.fields is None:
+            return keyed
+        return replace(keyed, fields=replace(keyed.fields, name=keyed.name))
 
     def _target(self, target: Target) -> Target:
         return replace(target, name=key_of(target.name, self.name), source=self.name) if self.name else target
@@ -192,10 +192,10 @@ def _within(
         metadata = obj.metadata
         if selector.matches((metadata.labels or {}).items()):
             return observe(obj)
-        seen = observe(obj)
-        if isinstance(seen, Refused):
-            return seen
+        observation = observe(obj)
+        if isinstance(observation, Refused):
+            return observation
         message = f"its labels do not match the daemon's label selector {selector}"
-        return Outside(key(obj), metadata.uid, metadata.resourceVersion, message, seen.fields)
+        return Outside(key(obj), metadata.uid, metadata.resourceVersion, message, observation.fields)
 
     return checked

@@ -90,7 +90,7 @@ def _place(stored: Target) -> tuple[str, ...]:
 
 def cluster_name(file: str) -> str:
     """Return the name of a file's cluster: the file name without its extension."""
-    ending = next((each for each in ENDINGS if file.endswith(each)), "")
+    ending = next((ending for ending in ENDINGS if file.endswith(ending)), "")
     return file.removesuffix(ending)
 
 

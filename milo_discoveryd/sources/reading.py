@@ -131,10 +131,10 @@ def readiness(metadata: Metadata, condition: Condition) -> tuple[str, str] | Non
 def labels(metadata: Metadata) -> Pairs:
     """Return the labels, sorted. Small pairs and small sets of labels that are equal share one instance, which saves
     memory."""
-    found = metadata.labels or {}
-    if len(found) > _FEW_LABELS:  # a few labels are short enough by the limit of each
-        _check_size(found, "labels")
-    pairs = tuple(sorted(found.items()))
+    stated = metadata.labels or {}
+    if len(stated) > _FEW_LABELS:  # a few labels are short enough by the limit of each
+        _check_size(stated, "labels")
+    pairs = tuple(sorted(stated.items()))
     is_small = len(pairs) <= _SHARED_LABELS and _characters(pairs) <= _SHARED_SET_CHARACTERS
     return _shared_pairs(pairs) if is_small else tuple(starmap(_pair, pairs))
 
@@ -143,9 +143,9 @@ def passed_on(annotations: dict[str, str] | None, prefixes: tuple[str, ...]) -> 
     """Return the annotations that are sent to subscribers, sorted."""
     if not prefixes or not annotations:
         return ()
-    found = {key: value for key, value in annotations.items() if key.startswith(prefixes)}
-    _check_size(found, f"annotations with the prefixes {', '.join(prefixes)}")
-    return tuple(sorted(found.items()))
+    selected = {key: value for key, value in annotations.items() if key.startswith(prefixes)}
+    _check_size(selected, f"annotations with the prefixes {', '.join(prefixes)}")
+    return tuple(sorted(selected.items()))
 
 
 def _check_size(pairs: Mapping[str, str], what: str) -> None:
@@ -222,9 +222,12 @@ def suspensions(obj: KubeObject) -> tuple[SuspensionReason, ...] | None:
 def suspensions_of(listed: Sequence[SuspensionInfo], message: str = "") -> tuple[SuspensionReason, ...]:
     return tuple(
         SuspensionReason(
-            each.reason[:_LONGEST_WORD], _moment(each.suspendedAt), each.reinstateAuthority[:_LONGEST_WORD], message
+            suspension.reason[:_LONGEST_WORD],
+            _moment(suspension.suspendedAt),
+            suspension.reinstateAuthority[:_LONGEST_WORD],
+            message,
         )
-        for each in listed[:_MOST_SUSPENSIONS]
+        for suspension in listed[:_MOST_SUSPENSIONS]
     )
 
 

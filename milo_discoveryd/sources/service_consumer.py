@@ -143,10 +143,10 @@ class ConsumerObjects:
 
     def project(self, obj: KubeObject) -> Observation:
         """Return what a Project says; without its version, since equal contents mean that nothing changed."""
-        found = self._projects.observe(obj)
-        if isinstance(found, Malformed):
-            raise MalformedError(found.message)
-        return replace(found, version="")
+        observation = self._projects.observe(obj)
+        if isinstance(observation, Malformed):
+            raise MalformedError(observation.message)
+        return replace(observation, version="")
 
     def reduce(self, cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation | None:
         """Engage the project while one of its consumers is active and, if Projects are followed, the Project ready."""
@@ -159,16 +159,20 @@ class ConsumerObjects:
         if project is None:
             # Without a UID, which is that of a project.
             return None if uid else NotReady(cluster, "", consumers[0].version, "there is no project of this name")
-        found = self._by_consumers(cluster, consumers, project.uid)
-        if not isinstance(found, Ready):
-            return found
+        consumption = self._by_consumers(cluster, consumers, project.uid)
+        if not isinstance(consumption, Ready):
+            return consumption
         # Rules and filters are written for the labels of ServiceConsumers, which the consumer cannot change.
         if not isinstance(project, Ready):
-            return replace(project, version=found.version, fields=found.target)
-        target = replace(project.target, labels=found.target.labels)
-        reasons = [each for each in (project.target.suspensions, found.target.suspensions) if each is not None]
+            return replace(project, version=consumption.version, fields=consumption.target)
+        target = replace(project.target, labels=consumption.target.labels)
+        reasons = [
+            reasons_of_one
+            for reasons_of_one in (project.target.suspensions, consumption.target.suspensions)
+            if reasons_of_one is not None
+        ]
         suspensions = tuple(chain.from_iterable(reasons)) if reasons else None
-        return Ready(project.uid, found.version, replace(target, suspensions=suspensions))
+        return Ready(project.uid, consumption.version, replace(target, suspensions=suspensions))
 
     def _by_consumers(self, cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation:
         """Return what the consumers of a project say. It is suspended while all active ones are."""
@@ -192,7 +196,9 @@ class ConsumerObjects:
             uid=uid or active[0].uid,
             place=self._projects.place,
             labels=tuple(sorted(merged.items())),
-            suspensions=None if None in suspensions else tuple(each for found in suspensions for each in found or ()),
+            suspensions=None
+            if None in suspensions
+            else tuple(suspension for stated in suspensions for suspension in stated or ()),
         )
         return Ready(uid or active[0].uid, newest.version, target)
 
@@ -203,7 +209,9 @@ class ConsumerObjects:
 def _suspensions(consumer: ServiceConsumer) -> tuple[SuspensionReason, ...] | None:
     """Return why the consumer is suspended: by the platform's condition, or by its own field."""
     conditions = () if consumer.status is None else consumer.status.conditions or ()
-    signal = next((each for each in conditions if each.type == "Suspended" and each.status == "True"), None)
+    signal = next(
+        (condition for condition in conditions if condition.type == "Suspended" and condition.status == "True"), None
+    )
     if signal is not None:
         return suspensions_of([SuspensionInfo(signal.reason, signal.lastTransitionTime)])
     return () if consumer.spec is not None and consumer.spec.suspended else None

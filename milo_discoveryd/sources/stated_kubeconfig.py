@@ -36,11 +36,11 @@ def server_of(
 ) -> tuple[str, bytes | None]:
     """Return a context's server, and its CA certificates as PEM. Raises MalformedError."""
     try:
-        found = config.select(policy, context)
+        selected = config.select(policy, context)
     except KubeconfigError as error:
         raise MalformedError(f"{origin}: {error}") from None
-    authorities = found.authorities
+    authorities = selected.authorities
     if authorities is not None:
         pem = authorities.decode(errors="replace")
         authorities = checked_authorities(pem, f"certificate-authority-data of {origin}")
-    return found.server, authorities
+    return selected.server, authorities

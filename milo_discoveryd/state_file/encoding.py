@@ -79,7 +79,7 @@ def decode(data: bytes, origin: StateOrigin | None) -> StoredFleet:
         fleet = _DECODER.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise StateFileError(f"invalid content: {error}") from error
-    if not all(map(math.isfinite, (fleet.current_at, *(each.engaged_at for each in fleet.clusters)))):
+    if not all(map(math.isfinite, (fleet.current_at, *(cluster.engaged_at for cluster in fleet.clusters)))):
         raise StateFileError("invalid content: a time is not finite")
     if origin is not None and fleet.origin != origin:
         raise StateFileError(f"written for another source ({fleet.origin}; this daemon's is {origin})")

@@ -112,10 +112,10 @@ def _read(path: Path) -> bytes:
         raise StateFileError(problem)
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
             raise StateFileError("not a regular file")
-        if problem := _writers_problem(found, "the file", allow_sticky=False):
+        if problem := _writers_problem(status, "the file", allow_sticky=False):
             raise StateFileError(problem)
         return file.read()
 
@@ -133,17 +133,17 @@ def directory_problem(directory: Path) -> str | None:
     return _writers_problem(directory.stat(), "the directory", allow_sticky=True)
 
 
-def _writers_problem(found: os.stat_result, what: str, *, allow_sticky: bool) -> str | None:
+def _writers_problem(status: os.stat_result, what: str, *, allow_sticky: bool) -> str | None:
     """Return a problem if another user owns the file or directory, or may write to it: that user could choose where the
     daemon connects."""
-    if found.st_uid not in (os.geteuid(), 0):
-        return f"{what} belongs to user {found.st_uid}, not to the daemon's user {os.geteuid()}"
-    if allow_sticky and found.st_mode & stat.S_ISVTX:
+    if status.st_uid not in (os.geteuid(), 0):
+        return f"{what} belongs to user {status.st_uid}, not to the daemon's user {os.geteuid()}"
+    if allow_sticky and status.st_mode & stat.S_ISVTX:
         return None
-    mode = f"remove that permission (mode {found.st_mode & 0o7777:o})"
-    if found.st_mode & stat.S_IWOTH:
+    mode = f"remove that permission (mode {status.st_mode & 0o7777:o})"
+    if status.st_mode & stat.S_IWOTH:
         return f"every user may write to {what}: {mode}"
     # The kubelet gives volumes to the pod's fsGroup, which is one of the daemon's groups.
-    if found.st_mode & stat.S_IWGRP and found.st_gid not in (os.getegid(), *os.getgroups()):
-        return f"group {found.st_gid}, which the daemon is not in, may write to {what}: {mode}"
+    if status.st_mode & stat.S_IWGRP and status.st_gid not in (os.getegid(), *os.getgroups()):
+        return f"group {status.st_gid}, which the daemon is not in, may write to {what}: {mode}"
     return None

@@ -114,8 +114,8 @@ class Journal:
         self._metrics.event_ignored(self._source)
         log.debug("event ignored", problem=problem, **self._about)
 
-    def object_refused(self, seen: NotWanted) -> None:
-        self._audit.object_refused(seen.name, seen.uid, seen.message)
+    def object_refused(self, observation: NotWanted) -> None:
+        self._audit.object_refused(observation.name, observation.uid, observation.message)
 
     def drained(self, cluster: Cluster, unreleased: Sequence[AwaitedRelease]) -> None:
         self._metrics.drained("expired" if unreleased else "released", self._source)
@@ -138,7 +138,7 @@ class Journal:
     def liveness_checked(self, result: str) -> None:
         self._metrics.liveness_checked(result, self._source)
 
-    def source(self, status: ViewStatus) -> None:
+    def source_status_changed(self, status: ViewStatus) -> None:
         if status.reason == RESTORED:
             log.info("clusters restored", detail=status.message, **self._about)
         elif status.state is ViewState.STALE:

@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -21,10 +22,11 @@ from milo_discoveryd.objects.pending_deletions import (
     Inconclusive,
 )
 from milo_discoveryd.registry.source import ClusterSource
-from milo_discoveryd.watchers.liveness_probe import LivenessProbe
 from milo_kube import retry_after
+from milo_kube.api_response import Answer
 from milo_kube.http.errors import TransportError
-from milo_kube.list_watch import Answer, CollectionApi, ListWatch
+from milo_kube.list_watch import CollectionApi, ListWatch
+from milo_kube.liveness_probe import LivenessProbe
 from milo_kube.reflect.messages import Failure, SourceEvent
 from milo_kube.reflect.reflector import Reflector
 from milo_kube.reflect.wire import Decoder, ListPageError, error_status
@@ -108,13 +110,13 @@ class Confirmations:
         # Another server, such as a wrong backend behind the same address, answers "not found" too, but for all objects.
         problem = "the server has none of the other objects either, and may be another server"
         refusal: Inconclusive | None = None
-        for known, uid in reference_objects:
-            found = await self._read(known)
-            if isinstance(found, Found) and found.observation.uid == uid:
+        for reference, uid in reference_objects:
+            answer = await self._read(reference)
+            if isinstance(answer, Found) and answer.observation.uid == uid:
                 return result
-            if isinstance(found, Inconclusive):
-                problem = f"the server may be another one, and reading {known} from it failed: {found.problem}"
-                refusal = found if found.is_refusal else refusal
+            if isinstance(answer, Inconclusive):
+                problem = f"the server may be another one, and reading {reference} from it failed: {answer.problem}"
+                refusal = answer if answer.is_refusal else refusal
         if refusal is not None:
             return msgspec.structs.replace(refusal, problem=problem)
         return Inconclusive(problem)
@@ -163,20 +165,25 @@ class Driver:
     async def run(self) -> None:
         """Follow the source until cancelled."""
         self._source.set_followed(self._collection, self._reflector.status)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow(), name="follow the source")
+            tasks.create_task(self._confirmations.run(), name="confirm deletions and end graces")
+            tasks.create_task(self._liveness_probe.run(), name="check the source's liveness")
+
+    async def _follow(self) -> None:
         list_watch = ListWatch(
             self._api,
             self._watched,
             decoder=self._decoder,
             reflector=self._reflector,
-            waits=self._liveness_probe,
-            apply=self._apply,
+            liveness=self._liveness_probe,
             connect_timeout_s=self._connect_timeout_s,
             request_timeout_s=self._request_timeout_s,
         )
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(list_watch.run(), name="follow the source")
-            tasks.create_task(self._confirmations.run(), name="confirm deletions and end graces")
-            tasks.create_task(self._liveness_probe.run(), name="check the source's liveness")
+        async with aclosing(list_watch.batches()) as batches:
+            async for source_events in batches:
+                await self._apply(source_events)
+                del source_events  # the next wait may last for hours
 
     @property
     def highest_version(self) -> str:
@@ -233,7 +240,7 @@ class Driver:
             _, listed = self._decoder.page(answer.body)
         except (TransportError, ListPageError) as error:
             return Inconclusive(str(error))
-        if any(each.name == observation.name for each in listed):
+        if any(other.name == observation.name for other in listed):
             return Found(observation)
         message = f"it does not match the daemon's field selector {resource.field_selector}"
         return Found(Outside(observation.name, observation.uid, observation.version, message, observation.fields))
@@ -244,6 +251,6 @@ class Driver:
 
 
 def _inconclusive(answer: Answer) -> Inconclusive:
-    wait = retry_after.stated(answer.headers, datetime.now(UTC))
+    wait_s = retry_after.stated(answer.headers, datetime.now(UTC))
     refused = error_status(answer.body, answer.status)
-    return Inconclusive(f"{answer.status}: {refused.message}", is_refusal=True, retry_after_s=wait)
+    return Inconclusive(f"{answer.status}: {refused.message}", is_refusal=True, retry_after_s=wait_s)

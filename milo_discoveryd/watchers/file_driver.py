@@ -83,11 +83,11 @@ class FileDriver:
                 # Before the scan, so that no change between them is missed.
                 is_notified = await asyncio.to_thread(inotify.watch, self._files.directories)
                 inotify.changed.clear()
-                found = await self._scan(inotify.take_renamed())
-                await self._apply(found)
+                scan = await self._scan(inotify.take_renamed())
+                await self._apply(scan)
                 wait_s = POLL_S if is_notified else POLL_WITHOUT_INOTIFY_S
-                if isinstance(found, Scan) and found.settles_in_s:
-                    wait_s = min(wait_s, max(found.settles_in_s, RETRY_S))
+                if isinstance(scan, Scan) and scan.settles_in_s:
+                    wait_s = min(wait_s, max(scan.settles_in_s, RETRY_S))
                 await self._wait(inotify.changed, wait_s)
         finally:
             inotify.close()
@@ -104,38 +104,38 @@ class FileDriver:
         started_at = self._clock()
         changed: frozenset[str] = frozenset()
         while True:
-            found: Scan | FilesError
+            scan: Scan | FilesError
             try:
-                found = await asyncio.to_thread(self._files.scan, renamed.__contains__)
+                scan = await asyncio.to_thread(self._files.scan, renamed.__contains__)
             except FilesError as error:
-                found = error
+                scan = error
             else:
-                changed |= found.changed
-                found = Scan(found.objects, changed, found.settles_in_s)
+                changed |= scan.changed
+                scan = Scan(scan.objects, changed, scan.settles_in_s)
             wait_s, most_s = RETRY_S, MAX_RETRY_S
-            if isinstance(found, Scan | UnsettledFileError):
-                if self._has_listed or not found.settles_in_s:
-                    return found
-                wait_s, most_s = max(found.settles_in_s, RETRY_S), MAX_FIRST_S
+            if isinstance(scan, Scan | UnsettledFileError):
+                if self._has_listed or not scan.settles_in_s:
+                    return scan
+                wait_s, most_s = max(scan.settles_in_s, RETRY_S), MAX_FIRST_S
             if self._clock() + wait_s > started_at + most_s:
-                return found
+                return scan
             # Not used again: a file may be written in place after it was renamed.
             renamed = frozenset()
             await asyncio.sleep(wait_s)
 
-    async def _apply(self, found: Scan | FilesError) -> None:
+    async def _apply(self, scan: Scan | FilesError) -> None:
         now = self._clock()
-        if isinstance(found, FilesError):
-            self._failed(found, now)
+        if isinstance(scan, FilesError):
+            self._failed(scan, now)
             return
-        listed: list[SourceEvent[ObservedObject]] = [Listed(self._observe(each)) for each in found.objects]
+        listed: list[SourceEvent[ObservedObject]] = [Listed(self._observe(file)) for file in scan.objects]
         for _ in self._source.apply(self._collection, [ListStarted(), *listed, ListEnded()], now):
             await asyncio.sleep(0)
         self._has_listed = True
         since = self._status.since if self._status.state is ViewState.STREAMING else now
         self._status = ViewStatus(ViewState.STREAMING, since, last_contact=now)
         self._source.set_followed(self._collection, self._status)
-        self._files.announce(found.changed)
+        self._files.announce(scan.changed)
         self._confirmations.applied()
 
     def _failed(self, error: FilesError, now: float) -> None:
@@ -145,7 +145,7 @@ class FileDriver:
 
     async def _read(self, key: str) -> ConfirmationResult:
         try:
-            found = await asyncio.to_thread(self._files.find, key)
+            file = await asyncio.to_thread(self._files.find, key)
         except FilesError as error:
             return Inconclusive(str(error))
-        return Absent() if found is None else Found(self._observe(found))
+        return Absent() if file is None else Found(self._observe(file))

@@ -40,8 +40,11 @@ class Inotify:
         if not self.is_available:
             return False
         # A directory that is watched already keeps its watch; one that was replaced gets another.
-        results = [self._library.inotify_add_watch(self._descriptor, os.fsencode(each), _MASK) for each in directories]
-        return all(each >= 0 for each in results)
+        results = [
+            self._library.inotify_add_watch(self._descriptor, os.fsencode(directory), _MASK)
+            for directory in directories
+        ]
+        return all(result >= 0 for result in results)
 
     def take_renamed(self) -> frozenset[str]:
         """Return the names to which files were renamed since the last call.
@@ -63,10 +66,10 @@ class Inotify:
         """Read all notifications. Only names are used: what changed is found by comparing the files."""
         with suppress(BlockingIOError):
             while events := os.read(self._descriptor, _READ_BYTES):
-                at = 0
-                while at < len(events):
-                    _, mask, _, length = _EVENT.unpack_from(events, at)
-                    at += _EVENT.size + length
+                offset = 0
+                while offset < len(events):
+                    _, mask, _, length = _EVENT.unpack_from(events, offset)
+                    offset += _EVENT.size + length
                     if mask & _MOVED_TO:
-                        self._renamed.add(os.fsdecode(events[at - length : at].rstrip(b"\0")))
+                        self._renamed.add(os.fsdecode(events[offset - length : offset].rstrip(b"\0")))
         self.changed.set()

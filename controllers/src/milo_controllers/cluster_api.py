@@ -15,10 +15,10 @@ from milo_discovery._kubeconfig_access import KubeconfigAccess
 from milo_discovery.errors import DiscoveryError, UnusableKubeconfig
 from milo_kube import retry_after
 from milo_kube.api_request import JSON, Access
+from milo_kube.api_response import Answer
 from milo_kube.api_server import ApiServer, Pools, Query
 from milo_kube.credential import ClientCertificate, Credential, Secret
 from milo_kube.http.errors import TransportError
-from milo_kube.list_watch import Answer
 from milo_kube.reflect.wire import error_status
 
 USER_AGENT = "milo-discovery-client"

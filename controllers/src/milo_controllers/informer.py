@@ -7,7 +7,7 @@ import logging
 import random
 import time
 from collections.abc import Iterable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from milo_controllers.cache_budget import CacheBudget
@@ -19,8 +19,9 @@ from milo_controllers.cluster_api import (
 from milo_controllers.kinds import CacheKey, Kind
 from milo_controllers.object_cache import CachedObject, Change, Index, ObjectCache, ObjectDecoder
 from milo_kube.api_request import JSON
+from milo_kube.api_response import Answer, Stream
 from milo_kube.api_server import CONNECT_TIMEOUT_S
-from milo_kube.list_watch import Answer, DeadlineWaits, ListWatch, Stream
+from milo_kube.list_watch import ListWatch
 from milo_kube.reflect.messages import EventIgnored, Listed, ObjectChanged, SourceEvent
 from milo_kube.reflect.reflector import Reflector, ReflectorPolicy
 from milo_kube.reflect.view_status import ViewState, ViewStatus
@@ -112,8 +113,6 @@ class Informer:
             self.spec,
             decoder=self.spec.decoder,
             reflector=Reflector(policy, random.random, asyncio.get_running_loop().time()),
-            waits=DeadlineWaits(),
-            apply=self._apply,
             connect_timeout_s=CONNECT_TIMEOUT_S,
             request_timeout_s=LIST_TIMEOUT_S,
         )
@@ -144,8 +143,10 @@ class Informer:
                 self._report()
                 limit = self._attempt = asyncio.timeout(None)
                 try:
-                    async with limit:
-                        await self._list_watch.run()
+                    async with limit, aclosing(self._list_watch.batches()) as batches:
+                        async for source_events in batches:
+                            await self._apply(source_events)
+                            del source_events  # the next wait may last for hours
                 except TimeoutError:
                     if not limit.expired():
                         raise

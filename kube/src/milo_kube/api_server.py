@@ -14,13 +14,13 @@ from typing import Protocol, TypeAlias
 import msgspec
 
 from milo_kube.api_request import JSON, Access, ApiRequest
+from milo_kube.api_response import Answer, Stream
 from milo_kube.credential import Credential, CredentialError
 from milo_kube.http.client import Client
 from milo_kube.http.connection import Response, ResponseBody
 from milo_kube.http.dialing import Http2
 from milo_kube.http.errors import TransportError
 from milo_kube.http.proxy import environment_proxy
-from milo_kube.list_watch import Answer, Stream
 from milo_kube.tls_identity import TlsIdentity
 
 Query: TypeAlias = Sequence[tuple[str, str]]

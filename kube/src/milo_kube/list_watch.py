@@ -1,20 +1,18 @@
-"""Lists and watches a collection: sends the requests that the reflector needs, and passes the responses to it."""
+"""Lists and watches a collection: sends the requests that the reflector needs, and yields what the responses mean."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, aclosing
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
-import msgspec
-
 from milo_kube import retry_after
+from milo_kube.api_response import Answer, Stream
 from milo_kube.http.errors import TransportError
-from milo_kube.reflect.liveness_policy import LivenessPolicy
+from milo_kube.liveness_probe import LivenessProbe
 from milo_kube.reflect.messages import (
     MALFORMED_RESPONSE,
-    UNRESPONSIVE,
     Failure,
     FetchPage,
     OpenWatch,
@@ -50,26 +48,6 @@ _STATUS_REASONS = {
 }
 
 
-class Answer(msgspec.Struct, frozen=True):
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-
-class Stream(Protocol):
-    """A response whose body is read while it arrives."""
-
-    @property
-    def status(self) -> int: ...
-    @property
-    def headers(self) -> Mapping[str, str]: ...
-    def chunks(self) -> AsyncGenerator[bytes, None]:
-        """Yield the body in pieces of any size until its end. Raises TransportError if the connection breaks."""
-
-    async def read_error(self, limit: int) -> bytes:
-        """Return the beginning of the body of an error response."""
-
-
 class Collection(Protocol):
     """A collection to list and watch."""
 
@@ -88,46 +66,6 @@ class CollectionApi(Protocol):
     def stream(
         self, path: str, query: Any = (), *, connect_timeout_s: float, silence_s: float | None
     ) -> AbstractAsyncContextManager[Stream]: ...
-
-
-class Waits(Protocol):
-    """A strategy for waiting for responses."""
-
-    def waiting(self) -> AbstractAsyncContextManager[object]:
-        """Enclose consecutive calls of `wait`. Raises TimeoutError at the deadline of a wait, or UnresponsiveError."""
-
-    async def wait(self, response: Awaitable[T], until: float | None = None) -> T:
-        """Wait for one response; only within `waiting`."""
-
-
-class UnresponsiveError(Exception):
-    """The server accepts connections, but does not answer."""
-
-    def __init__(self, policy: LivenessPolicy, path: str) -> None:
-        checks = f"{policy.misses} requests for {path} in a row, {policy.every_s:g} s apart"
-        self.failure = Failure(UNRESPONSIVE, f"the server did not answer {checks}")
-        super().__init__(self.failure.message)
-
-
-class DeadlineWaits:
-    """The strategy that waits with deadlines alone, without checks of the server's liveness."""
-
-    __slots__ = ("_deadline",)
-
-    def __init__(self) -> None:
-        self._deadline: Deadline | None = None
-
-    def waiting(self) -> AbstractAsyncContextManager[Deadline]:
-        self._deadline = Deadline()
-        return self._deadline
-
-    async def wait(self, response: Awaitable[T], until: float | None = None) -> T:
-        assert self._deadline is not None, "waits are made within `waiting`"
-        if until is not None:
-            self._deadline.set(until)
-        found = await response
-        self._deadline.lift()
-        return found
 
 
 class _OpenedStream:
@@ -153,12 +91,12 @@ class _OpenedStream:
 class ListWatch(Generic[Seen]):
     """The list and watch of one collection.
 
-    `apply` takes source events, none of which may be left when it returns. `status` may have changed with each call.
+    With `liveness`, a silent server is probed, and a wait for one that does not answer ends.
     """
 
     __slots__ = (
-        *("_api", "_apply", "_clock", "_collection", "_connect_timeout_s", "_decoder", "_reflector"),
-        *("_request_timeout_s", "_waits"),
+        *("_api", "_clock", "_collection", "_connect_timeout_s", "_decoder", "_liveness", "_reflector"),
+        "_request_timeout_s",
     )
 
     def __init__(
@@ -168,8 +106,7 @@ class ListWatch(Generic[Seen]):
         *,
         decoder: Decoder[Any, Seen],
         reflector: Reflector[Seen],
-        waits: Waits,
-        apply: Callable[[Iterable[SourceEvent[Seen]]], Awaitable[None]],
+        liveness: LivenessProbe | None = None,
         connect_timeout_s: float,
         request_timeout_s: float,
     ) -> None:
@@ -177,8 +114,7 @@ class ListWatch(Generic[Seen]):
         self._collection = collection
         self._decoder = decoder
         self._reflector = reflector
-        self._waits = waits
-        self._apply = apply
+        self._liveness = liveness
         self._connect_timeout_s = connect_timeout_s
         self._request_timeout_s = request_timeout_s
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
@@ -187,43 +123,50 @@ class ListWatch(Generic[Seen]):
     def status(self) -> ViewStatus:
         return self._reflector.status
 
-    async def run(self) -> None:
-        """Follow the collection until canceled."""
+    async def batches(self) -> AsyncGenerator[Iterable[SourceEvent[Seen]], None]:
+        """Yield the source events of each response, and of each read of a watch, without an end.
+
+        All events of a batch must be taken before the next batch. `status` may have changed with each, even an empty
+        one. Close the generator in the task that iterates over it: use `aclosing`.
+        """
         while True:
             match self._reflector.next(self._clock()):
                 case Wait(until):
                     await asyncio.sleep(until - self._clock())
                 case FetchPage() as request:
-                    await self._fetch(request)
+                    yield await self._fetch(request)
                 case OpenWatch() as request:
-                    await self._watch(request)
+                    async with aclosing(self._watch(request)) as batches:
+                        async for source_events in batches:
+                            yield source_events
+                            del source_events  # the next wait may last for hours
                 case unexpected:
                     raise AssertionError(f"no watch is open to do {unexpected}")
 
-    async def _fetch(self, request: FetchPage) -> None:
+    async def _fetch(self, request: FetchPage) -> Iterable[SourceEvent[Seen]]:
         query = self._collection.query
         if request.limit:
             query.append(("limit", str(request.limit)))
         if request.continue_token:
             query.append(("continue", request.continue_token))
+        if (failure := await self._outage()) is not None:
+            return self._failed(failure)
         try:
-            answer = await self._wait_for(
-                self._api.get(self._collection.path, query, timeout_s=self._request_timeout_s)
-            )
+            async with Deadline() as deadline:
+                response = self._api.get(self._collection.path, query, timeout_s=self._request_timeout_s)
+                answer = await self._wait(response, deadline)
             if answer.status != 200:
-                await self._failed(_refused(answer.status, answer.headers, answer.body))
-                return
-            page, seen = self._decoder.page(answer.body)
+                return self._failed(_refused(answer.status, answer.headers, answer.body))
+            page, listed = self._decoder.page(answer.body)
         except TransportError as error:
-            await self._failed(_lost(error))
-        except UnresponsiveError as error:
-            await self._failed(error.failure)
+            return self._failed(_lost(error))
         except ListPageError as error:
-            await self._failed(Failure(MALFORMED_RESPONSE, str(error)))
-        else:
-            await self._apply(self._reflector.listed(page, seen, self._clock()))
+            return self._failed(Failure(MALFORMED_RESPONSE, str(error)))
+        except TimeoutError:
+            return await self._wait_ended()
+        return self._reflector.listed(page, listed, self._clock())
 
-    async def _watch(self, request: OpenWatch) -> None:
+    async def _watch(self, request: OpenWatch) -> AsyncGenerator[Iterable[SourceEvent[Seen]], None]:
         query = [
             *self._collection.query,
             ("watch", "1"),
@@ -234,64 +177,84 @@ class ListWatch(Generic[Seen]):
             query.append(("resourceVersion", request.version))
         else:
             query += [("sendInitialEvents", "true"), ("resourceVersionMatch", "NotOlderThan")]
-        opened = self._api.stream(
-            self._collection.path,
-            query,
-            connect_timeout_s=self._connect_timeout_s,
-            silence_s=None,
-        )
+        failure = await self._outage()
+        is_silent = False
         try:
-            async with _OpenedStream(opened, self._response) as stream:
-                if stream.status != 200:
-                    body = await stream.read_error(64 * 1024)
-                    await self._failed(_refused(stream.status, stream.headers, body))
-                    return
-                await self._apply(self._reflector.opened(self._clock()))
-                async with aclosing(stream.chunks()) as chunks:
-                    await self._read(chunks)
+            if failure is None:
+                opened = self._api.stream(
+                    self._collection.path, query, connect_timeout_s=self._connect_timeout_s, silence_s=None
+                )
+                async with _OpenedStream(opened, self._first_response) as stream:
+                    if stream.status == 200:
+                        yield self._reflector.opened(self._clock())
+                        async with aclosing(stream.chunks()) as chunks, Deadline() as deadline:
+                            lines = Lines()
+                            while self._reflector.is_reading:
+                                yield await self._read(chunks, lines, deadline)
+                    else:
+                        failure = _refused(stream.status, stream.headers, await stream.read_error(64 * 1024))
         except TransportError as error:
-            await self._failed(_lost(error))
-        except UnresponsiveError as error:
-            await self._failed(error.failure)
+            failure = _lost(error)
         except LineTooLongError as error:
-            await self._failed(Failure(MALFORMED_RESPONSE, str(error)))
-
-    async def _wait_for(self, response: Awaitable[T], until: float | None = None) -> T:
-        async with self._waits.waiting():
-            return await self._waits.wait(response, until)
-
-    async def _response(self, response: Awaitable[Stream]) -> Stream:
-        try:
-            return await self._wait_for(response, self._clock() + WATCH_RESPONSE_TIMEOUT_S)
+            failure = Failure(MALFORMED_RESPONSE, str(error))
         except TimeoutError:
-            message = f"no response to the watch request within {WATCH_RESPONSE_TIMEOUT_S:g} s"
-            raise TransportError("timeout", message) from None
+            is_silent = True
+        if failure is not None:
+            yield self._failed(failure)
+        elif is_silent:
+            yield await self._wait_ended()
 
-    async def _read(self, chunks: AsyncIterator[bytes]) -> None:
-        lines = Lines()
-        try:
-            async with self._waits.waiting():
-                while self._reflector.is_reading:
-                    deadline = self._reflector.next(self._clock()).until  # type: ignore[union-attr]
-                    chunk = await self._waits.wait(anext(chunks, None), deadline)
-                    now = self._clock()
-                    if chunk is None:
-                        await self._apply(self._ended(now, partial=lines.partial))
-                        return
-                    events = [self._decoder.line(line) for line in lines.feed(chunk)]
-                    await self._apply(self._reflector.events(events, now, partial=lines.partial))
-                    del chunk, events  # the next wait may last for hours
-        except TimeoutError:
-            await self._apply(self._reflector.silent(self._clock()))
-
-    def _ended(self, now: float, *, partial: bool) -> Iterable[SourceEvent[Seen]]:
-        if partial:
+    async def _read(
+        self, chunks: AsyncIterator[bytes], lines: Lines, deadline: Deadline
+    ) -> Iterable[SourceEvent[Seen]]:
+        """Return the events of one read of a watch. Raises TimeoutError if it is silent for too long."""
+        silent_at = self._reflector.next(self._clock()).until  # type: ignore[union-attr]
+        chunk = await self._wait(anext(chunks, None), deadline, silent_at)
+        now = self._clock()
+        if chunk is not None:
+            events = [self._decoder.line(line) for line in lines.feed(chunk)]
+            return self._reflector.events(events, now, partial=lines.partial)
+        if lines.partial:
             cut = Failure("TruncatedLine", "the server ended the watch in the middle of an event")
             return self._reflector.failed(cut, now)
         return self._reflector.ended(now)
 
-    async def _failed(self, failure: Failure) -> None:
-        await self._apply(self._reflector.failed(failure, self._clock()))
+    async def _first_response(self, response: Awaitable[Stream]) -> Stream:
+        try:
+            async with Deadline() as deadline:
+                return await self._wait(response, deadline, self._clock() + WATCH_RESPONSE_TIMEOUT_S)
+        except TimeoutError:
+            if self._liveness is not None and self._liveness.is_lost:
+                raise
+            message = f"no response to the watch request within {WATCH_RESPONSE_TIMEOUT_S:g} s"
+            raise TransportError("timeout", message) from None
+
+    async def _wait(self, response: Awaitable[T], deadline: Deadline, until: float | None = None) -> T:
+        """Wait for a response. The block of the deadline raises TimeoutError at `until`, or if the server is lost."""
+        if until is not None:
+            deadline.set(until)
+        if self._liveness is None:
+            found = await response
+        else:
+            self._liveness.start_wait(deadline)
+            try:
+                found = await response
+            finally:
+                self._liveness.end_wait()
+        deadline.lift()
+        return found
+
+    async def _outage(self) -> Failure | None:
+        """Return why no request is to be sent, or None."""
+        return None if self._liveness is None else await self._liveness.outage()
+
+    async def _wait_ended(self) -> Iterable[SourceEvent[Seen]]:
+        """Apply that a wait ended early: the server answers no liveness probes, or the watch was silent."""
+        failure = None if self._liveness is None else await self._liveness.give_up()
+        return self._reflector.silent(self._clock()) if failure is None else self._failed(failure)
+
+    def _failed(self, failure: Failure) -> Iterable[SourceEvent[Seen]]:
+        return self._reflector.failed(failure, self._clock())
 
 
 def _lost(error: TransportError) -> Failure:

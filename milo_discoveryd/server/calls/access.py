@@ -104,11 +104,11 @@ class CallContext:
     def require_rule(self) -> None:
         """Require a rule that matches the caller. Raises PermissionDeniedError."""
         if self.grant is None:
-            known = ", ".join(
+            identity = ", ".join(
                 f"{field} {value}" for field, value in verified_fields(self.caller) if field not in ("peer", "pid")
             )
             raise PermissionDeniedError(
-                "NO_RULE", f"no authorization rule matches this caller ({known}); ask the daemon's operator for one"
+                "NO_RULE", f"no authorization rule matches this caller ({identity}); ask the daemon's operator for one"
             )
 
     def require_kubeconfigs(self) -> Recipient:

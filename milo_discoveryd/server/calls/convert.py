@@ -27,15 +27,15 @@ _ENGAGEMENT_REASONS = {
 }
 
 
-def cluster(of: Cluster, epoch: str) -> pb.Cluster:
+def cluster(engaged: Cluster, epoch: str) -> pb.Cluster:
     message = pb.Cluster()
-    fill_cluster(message, of, epoch)
+    fill_cluster(message, engaged, epoch)
     return message
 
 
-def fill_cluster(message: pb.Cluster, of: Cluster, epoch: str) -> None:
+def fill_cluster(message: pb.Cluster, engaged: Cluster, epoch: str) -> None:
     """Write the cluster into an empty message."""
-    target = of.target
+    target = engaged.target
     message.name = target.name
     message.uid = target.uid
     message.endpoint = target.endpoint
@@ -44,33 +44,33 @@ def fill_cluster(message: pb.Cluster, of: Cluster, epoch: str) -> None:
     message.labels.update(target.labels)
     if target.annotations:
         message.annotations.update(target.annotations)
-    _fill_timestamp(message.engaged_at, of.engaged_at)
+    _fill_timestamp(message.engaged_at, engaged.engaged_at)
     if target.deletion_requested_at is not None:
         _fill_timestamp(message.deletion_requested_at, target.deletion_requested_at)
     if target.deletion_message:
         message.deletion_message = target.deletion_message
-    message.connectivity.state = _REACHABILITIES[of.connectivity.state]
-    if of.connectivity is not UNPROBED:
-        if of.connectivity.since is not None:
-            _fill_timestamp(message.connectivity.since, of.connectivity.since)
-        message.connectivity.message = of.connectivity.message
-    message.source_resource_version = of.source_version
-    message.incarnation = wire_incarnation(epoch, of.incarnation)
+    message.connectivity.state = _REACHABILITIES[engaged.connectivity.state]
+    if engaged.connectivity is not UNPROBED:
+        if engaged.connectivity.since is not None:
+            _fill_timestamp(message.connectivity.since, engaged.connectivity.since)
+        message.connectivity.message = engaged.connectivity.message
+    message.source_resource_version = engaged.source_version
+    message.incarnation = wire_incarnation(epoch, engaged.incarnation)
     if target.source:
         message.source = target.source
-    if of.draining is not None:
-        message.draining.CopyFrom(_draining(of.draining))
+    if engaged.draining is not None:
+        message.draining.CopyFrom(_draining(engaged.draining))
     if target.suspensions is not None:
         message.suspended = True
         message.suspensions.extend(map(suspension, target.suspensions))
 
 
-def suspension(of: SuspensionReason) -> pb.Suspension:
+def suspension(reason: SuspensionReason) -> pb.Suspension:
     return pb.Suspension(
-        reason=of.reason,
-        suspended_at=None if of.suspended_at is None else timestamp(of.suspended_at),
-        reinstate_authority=of.reinstate_authority,
-        message=of.message,
+        reason=reason.reason,
+        suspended_at=None if reason.suspended_at is None else timestamp(reason.suspended_at),
+        reinstate_authority=reason.reinstate_authority,
+        message=reason.message,
     )
 
 
@@ -121,64 +121,64 @@ def engagement(
     return pb.Engagement(engaged=record.engaged, reason=reason, message=message, since=timestamp(since))
 
 
-def kubeconfig(of: IssuedKubeconfig) -> pb.Kubeconfig:
+def kubeconfig(issued: IssuedKubeconfig) -> pb.Kubeconfig:
     return pb.Kubeconfig(
-        cluster=of.cluster,
-        kubeconfig=of.text,
-        issued_at=timestamp(of.issued_at),
-        expires_at=None if of.expires_at is None else timestamp(of.expires_at),
-        refresh_after=None if of.refresh_at is None else timestamp(of.refresh_at),
+        cluster=issued.cluster,
+        kubeconfig=issued.text,
+        issued_at=timestamp(issued.issued_at),
+        expires_at=None if issued.expires_at is None else timestamp(issued.expires_at),
+        refresh_after=None if issued.refresh_at is None else timestamp(issued.refresh_at),
     )
 
 
-def credential_issuer(of: IssuerHealth, problem: str | None = None) -> pb.CredentialIssuer:
+def credential_issuer(health: IssuerHealth, problem: str | None = None) -> pb.CredentialIssuer:
     """Convert the health of an issuer. `problem` replaces what is about clusters that the caller may not see."""
     return pb.CredentialIssuer(
-        name=of.name,
-        type=of.type,
-        healthy=not of.problem,
-        message=of.problem and (problem or of.problem),
-        expires_at=None if of.expires_at is None else timestamp(of.expires_at),
-        failing_clusters=of.failing if problem is None else {},
+        name=health.name,
+        type=health.type,
+        healthy=not health.problem,
+        message=health.problem and (problem or health.problem),
+        expires_at=None if health.expires_at is None else timestamp(health.expires_at),
+        failing_clusters=health.failing if problem is None else {},
     )
 
 
-def sharding(of: GroupStatus) -> pb.Sharding:
+def sharding(status: GroupStatus) -> pb.Sharding:
     """Convert the status, without the fields that depend on the clusters or the clock."""
     return pb.Sharding(
-        group=of.group,
-        member=of.member,
-        view=of.view,
-        settled=of.is_settled,
-        problem=of.problem,
+        group=status.group,
+        member=status.member,
+        view=status.view,
+        settled=status.is_settled,
+        problem=status.problem,
         members=[
             pb.ShardMember(
-                name=each.name,
-                weight=each.weight,
-                in_view=each.is_in_view,
-                alive=each.is_alive,
-                leaving=each.is_leaving,
-                acknowledged_view=each.acknowledged,
+                name=member.name,
+                weight=member.weight,
+                in_view=member.is_in_view,
+                alive=member.is_alive,
+                leaving=member.is_leaving,
+                acknowledged_view=member.acknowledged,
             )
-            for each in of.members
+            for member in status.members
         ],
     )
 
 
-def transition(of: RecordedTransition, epoch: str) -> pb.Transition:
+def transition(recorded: RecordedTransition, epoch: str) -> pb.Transition:
     return pb.Transition(
-        type=EVENT_TYPES[of.type],
-        reason=_reason(of.reason),
-        message=of.message,
-        at=timestamp(of.at),
-        incarnation=wire_incarnation(epoch, of.incarnation),
+        type=EVENT_TYPES[recorded.type],
+        reason=_reason(recorded.reason),
+        message=recorded.message,
+        at=timestamp(recorded.at),
+        incarnation=wire_incarnation(epoch, recorded.incarnation),
     )
 
 
 def duration(seconds: float) -> Duration:
-    found = Duration()
-    found.FromMilliseconds(round(seconds * 1000))
-    return found
+    message = Duration()
+    message.FromMilliseconds(round(seconds * 1000))
+    return message
 
 
 def timestamp(seconds: float) -> Timestamp:
@@ -198,18 +198,18 @@ def _seconds_and_nanos(seconds: float) -> tuple[int, int]:
     return whole, rest * 1000
 
 
-def _reason(of: DisengageReason | None) -> pb.DisengageReason.ValueType:
-    return pb.DISENGAGE_REASON_UNSPECIFIED if of is None else REASONS[of]
+def _reason(reason: DisengageReason | None) -> pb.DisengageReason.ValueType:
+    return pb.DISENGAGE_REASON_UNSPECIFIED if reason is None else REASONS[reason]
 
 
-def _draining(of: Drain) -> pb.Draining:
-    return pb.Draining(reason=REASONS[of.reason], deadline=timestamp(of.deadline), message=of.message)
+def _draining(drain: Drain) -> pb.Draining:
+    return pb.Draining(reason=REASONS[drain.reason], deadline=timestamp(drain.deadline), message=drain.message)
 
 
-def _drain_message(of: Drain, state: ObjectState, elsewhere: str | None) -> str:
-    why = f"{of.reason.value}{of.message and f': {of.message}'}"
-    message = f"about to be disengaged ({why}), when it is released or at {rfc3339(of.deadline)}"
-    if state is not ObjectState.READY or of.reason is DisengageReason.MOVED:
+def _drain_message(drain: Drain, state: ObjectState, elsewhere: str | None) -> str:
+    why = f"{drain.reason.value}{drain.message and f': {drain.message}'}"
+    message = f"about to be disengaged ({why}), when it is released or at {rfc3339(drain.deadline)}"
+    if state is not ObjectState.READY or drain.reason is DisengageReason.MOVED:
         return message
     if elsewhere is not None:
         return f"{message}; it is ready again, and this daemon does not engage it afterwards: {elsewhere}"

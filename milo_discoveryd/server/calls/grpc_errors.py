@@ -25,10 +25,10 @@ class CallError(Exception):
         self.retry_after_s = retry_after_s
 
     def details(self) -> list[Any]:
-        found = [_packed(error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN))]
+        packed = [_packed(error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN))]
         if self.retry_after_s is not None:
-            found.append(_packed(error_details_pb2.RetryInfo(retry_delay=duration(self.retry_after_s))))
-        return found
+            packed.append(_packed(error_details_pb2.RetryInfo(retry_delay=duration(self.retry_after_s))))
+        return packed
 
 
 class InvalidRequestError(CallError):

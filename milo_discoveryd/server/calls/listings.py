@@ -79,13 +79,13 @@ class Listings:
         leaves out.
         """
         clusters, revision = self._log.clusters(), self._log.head
-        found: list[Cluster] = []
+        visible: list[Cluster] = []
         for start in range(0, len(clusters), CLUSTERS_PER_STEP):
-            found += sorted(filter(view.matches, clusters[start : start + CLUSTERS_PER_STEP]), key=_by_name)
+            visible += sorted(filter(view.matches, clusters[start : start + CLUSTERS_PER_STEP]), key=_by_name)
             yield
-        found.sort(key=_by_name)  # merges the sorted parts
-        listing = OpenListing(tuple(found), revision, owner, now + LIFE_S, pending)
-        return Page(listing, "", 0, found[:size])
+        visible.sort(key=_by_name)  # merges the sorted parts
+        listing = OpenListing(tuple(visible), revision, owner, now + LIFE_S, pending)
+        return Page(listing, "", 0, visible[:size])
 
     def next(
         self, token: str, size: int, now: float, owner: ListingOwner, is_visible: Callable[[Cluster], bool]
@@ -99,15 +99,15 @@ class Listings:
         if listing is None or listing.ends_at < now:
             raise InvalidRequestError("page_token", _INVALID_TOKEN)
         place = int(start)
-        found = listing.clusters[place : place + size]
-        return Page(listing, key, place, [each if is_visible(each) else None for each in found])
+        listed = listing.clusters[place : place + size]
+        return Page(listing, key, place, [cluster if is_visible(cluster) else None for cluster in listed])
 
     def next_token(self, page: Page, taken: int, now: float) -> str:
         """Return the token of the next page, if `taken` items of this page were sent; empty after the last page."""
-        listing, end = page.listing, page.start + taken
-        if end >= len(listing.clusters):
+        listing, next_place = page.listing, page.start + taken
+        if next_place >= len(listing.clusters):
             return ""
-        return self._signer.sign(f"{page.key or self._add(listing, now)}.{end}", listing.owner.holder)
+        return self._signer.sign(f"{page.key or self._add(listing, now)}.{next_place}", listing.owner.holder)
 
     def _add(self, listing: OpenListing, now: float) -> str:
         while self._listings and next(iter(self._listings.values())).ends_at < now:
@@ -118,12 +118,12 @@ class Listings:
         while self._entries[caller] > MAX_ENTRIES_EACH and self._remove_oldest(caller, unless=key):
             pass
         while self._entries.total() > MAX_ENTRIES:
-            if not any(self._remove_oldest(each, unless=key) for each, _ in self._entries.most_common()):
+            if not any(self._remove_oldest(caller, unless=key) for caller, _ in self._entries.most_common()):
                 break  # it is the only one
         return key
 
     def _remove_oldest(self, caller: str, *, unless: str) -> bool:
-        own = (key for key, each in self._listings.items() if each.owner.caller == caller and key != unless)
+        own = (key for key, listing in self._listings.items() if listing.owner.caller == caller and key != unless)
         oldest = next(own, None)
         if oldest is None:
             return False

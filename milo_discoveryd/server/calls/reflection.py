@@ -29,28 +29,28 @@ class ReflectionServicer(reflection_pb2_grpc.ServerReflectionServicer):  # type:
             match request.WhichOneof("message_request"):
                 case "list_services":
                     services = [reflection_pb2.ServiceResponse(name=name) for name in self._services]
-                    found = {"list_services_response": reflection_pb2.ListServiceResponse(service=services)}
+                    answer = {"list_services_response": reflection_pb2.ListServiceResponse(service=services)}
                 case "file_by_filename":
-                    found = _files(self._pool.FindFileByName(request.file_by_filename))
+                    answer = _files(self._pool.FindFileByName(request.file_by_filename))
                 case "file_containing_symbol":
-                    found = _files(self._pool.FindFileContainingSymbol(request.file_containing_symbol))
+                    answer = _files(self._pool.FindFileContainingSymbol(request.file_containing_symbol))
                 case "file_containing_extension":
                     extension = request.file_containing_extension
                     extended = self._pool.FindMessageTypeByName(extension.containing_type)
-                    known = self._pool.FindExtensionByNumber(extended, extension.extension_number)
-                    found = _files(self._pool.FindFileContainingSymbol(known.full_name))
+                    descriptor = self._pool.FindExtensionByNumber(extended, extension.extension_number)
+                    answer = _files(self._pool.FindFileContainingSymbol(descriptor.full_name))
                 case "all_extension_numbers_of_type":
                     extended = self._pool.FindMessageTypeByName(request.all_extension_numbers_of_type)
                     numbers = sorted(extension.number for extension in self._pool.FindAllExtensions(extended))
                     response = reflection_pb2.ExtensionNumberResponse(
                         base_type_name=extended.full_name, extension_number=numbers
                     )
-                    found = {"all_extension_numbers_response": response}
+                    answer = {"all_extension_numbers_response": response}
                 case _:
-                    found = _error(grpc.StatusCode.INVALID_ARGUMENT)
+                    answer = _error(grpc.StatusCode.INVALID_ARGUMENT)
         except KeyError:
-            found = _error(grpc.StatusCode.NOT_FOUND)
-        return reflection_pb2.ServerReflectionResponse(original_request=request, **found)
+            answer = _error(grpc.StatusCode.NOT_FOUND)
+        return reflection_pb2.ServerReflectionResponse(original_request=request, **answer)
 
 
 def _files(file: FileDescriptor) -> dict[str, Any]:
@@ -58,12 +58,12 @@ def _files(file: FileDescriptor) -> dict[str, Any]:
     return {"file_descriptor_response": reflection_pb2.FileDescriptorResponse(file_descriptor_proto=files)}
 
 
-def _with_dependencies(file: FileDescriptor, found: dict[str, FileDescriptor]) -> dict[str, FileDescriptor]:
-    if file.name not in found:
-        found[file.name] = file
+def _with_dependencies(file: FileDescriptor, files: dict[str, FileDescriptor]) -> dict[str, FileDescriptor]:
+    if file.name not in files:
+        files[file.name] = file
         for dependency in file.dependencies:
-            _with_dependencies(dependency, found)
-    return found
+            _with_dependencies(dependency, files)
+    return files
 
 
 def _error(code: grpc.StatusCode) -> dict[str, Any]:

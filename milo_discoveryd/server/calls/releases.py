@@ -56,11 +56,11 @@ def pending(
     name: str, releases: PendingReleases, caller: str, scope: ClusterScope, now: Moment
 ) -> Iterator[pb.PendingRelease]:
     """Yield the subscribers that a draining cluster waits for; only the caller's own if its scope is limited."""
-    for each in releases.awaited(name):
-        if scope.is_everything or each.key.caller == caller:
+    for release in releases.awaited(name):
+        if scope.is_everything or release.key.caller == caller:
             yield pb.PendingRelease(
-                subscriber=each.key.name,
-                caller=each.label,
-                connected=each.connected,
-                since=None if each.since is None else convert.timestamp(each.since + now.wall - now.steady),
+                subscriber=release.key.name,
+                caller=release.label,
+                connected=release.connected,
+                since=None if release.since is None else convert.timestamp(release.since + now.wall - now.steady),
             )

@@ -58,7 +58,7 @@ class Resumption:
         subscriber may see a source at present: it waits for no other, and is not told its name.
         """
         self.position = position
-        self.pending = frozenset(each.name for each in sources)
+        self.pending = frozenset(source.name for source in sources)
         """The sources whose clusters are not shown to the subscriber yet."""
         self._sources = sources
         self._epoch = epoch
@@ -85,7 +85,7 @@ class Resumption:
         pending = self.visible_pending
         if not pending or not self._accepts_pending:
             return bool(pending)
-        return all(each.name in pending or not self._is_visible(each.name) for each in self._sources)
+        return all(source.name in pending or not self._is_visible(source.name) for source in self._sources)
 
     @property
     def kept(self) -> KnownClusters:
@@ -99,11 +99,13 @@ class Resumption:
 
     def update(self, now: float) -> bool:
         """Compute the pending sources again. Return whether they changed."""
-        hidden = [each for each in self._sources if each.name in self.pending]
-        complete = [each for each in hidden if each.synced and not (each.is_restored and self._may_know_more(each))]
+        hidden = [source for source in self._sources if source.name in self.pending]
+        complete = [
+            source for source in hidden if source.synced and not (source.is_restored and self._may_know_more(source))
+        ]
         before = self.visible_pending
         self._compare(complete, now)
-        self.pending = self.pending - {each.name for each in complete} | self.doubted.keys()
+        self.pending = self.pending - {source.name for source in complete} | self.doubted.keys()
         return self.visible_pending != before
 
     def _may_know_more(self, restored: ResumableSource) -> bool:
@@ -122,33 +124,33 @@ class Resumption:
         if not complete or position is None or position.is_complete_in(self._epoch) or not position.known.counts:
             self.doubted = {}
             return
-        judged = frozenset((each.name, each.lists) for each in complete)
+        judged = frozenset((source.name, source.lists) for source in complete)
         if judged != self._judged:
             self._judged, self._doubt_at, self._doubt_s = judged, now, DOUBT_S
         if now >= self._doubt_at:
             self._doubt_at, self._doubt_s = now + self._doubt_s, 2 * self._doubt_s
-            found = {each.name: self._doubt(each, position.known, now) for each in complete}
+            doubts = {source.name: self._doubt(source, position.known, now) for source in complete}
             if not self.doubted:
                 self.doubted_since = now
-            self.doubted = {name: problem for name, problem in found.items() if problem}
+            self.doubted = {name: problem for name, problem in doubts.items() if problem}
 
-    def _doubt(self, source: ResumableSource, of: KnownClusters, now: float) -> str:
+    def _doubt(self, source: ResumableSource, clusters: KnownClusters, now: float) -> str:
         """Return why the subscriber waits for a second list of a source; empty if it does not."""
         first = source.first_list
         if first.is_verified:
             return ""
-        known, version = of.of(source.name), of.version_of(source.name)
+        known_count, version = clusters.count_of(source.name), clusters.version_of(source.name)
         if first.is_older(version):
             return (
                 f"the API server shows its state at version {first.version}, and the subscriber knows that at "
                 f"{version}: it keeps its clusters until the server has caught up, or until a second list"
             )
         present = first.clusters
-        if not first.may_lack(known, present):
+        if not first.may_lack(known_count, present):
             present = min(present, self._count(source.name, now))
-            if not first.may_lack(known, present):
+            if not first.may_lack(known_count, present):
                 return ""
         return (
-            f"the first list since the daemon's start has {present} of the {known} clusters that the subscriber knows: "
-            "it keeps its clusters until a second list lacks them too"
+            f"the first list since the daemon's start has {present} of the {known_count} clusters that the "
+            "subscriber knows: it keeps its clusters until a second list lacks them too"
         )

@@ -43,18 +43,18 @@ class KnownClusters(msgspec.Struct, frozen=True):
 
     def seen_at(self, versions: Mapping[str, int]) -> "KnownClusters":
         """Return what a subscriber knows at the present versions of these sources, which are 0 if they are unknown."""
-        found = {**self.versions, **{_digest(source): version for source, version in versions.items() if version}}
-        return self if found == self.versions else KnownClusters(self.counts, found)
+        merged = {**self.versions, **{_digest(source): version for source, version in versions.items() if version}}
+        return self if merged == self.versions else KnownClusters(self.counts, merged)
 
     def within(self, sources: Iterable[str]) -> "KnownClusters":
         digests = set(map(_digest, sources))
         counts, versions = (
-            {digest: number for digest, number in each.items() if digest in digests}
-            for each in (self.counts, self.versions)
+            {digest: number for digest, number in numbers.items() if digest in digests}
+            for numbers in (self.counts, self.versions)
         )
         return KnownClusters(counts, versions)
 
-    def of(self, source: str) -> int:
+    def count_of(self, source: str) -> int:
         return self.counts.get(_digest(source), 0)
 
     def version_of(self, source: str) -> int:
@@ -94,9 +94,9 @@ class Position(msgspec.Struct, frozen=True):
         return self.part is None and self.revision <= positions.get(self.epoch, -1)
 
     def __str__(self) -> str:
-        known = str(self.known)
-        known = known and f".known{known}"
-        return f"{self.epoch}.{self.revision}{known}{'' if self.part is None else f'.part{self.part}'}"
+        known_part = str(self.known)
+        known_part = known_part and f".known{known_part}"
+        return f"{self.epoch}.{self.revision}{known_part}{'' if self.part is None else f'.part{self.part}'}"
 
 
 def wire_incarnation(epoch: str, number: int) -> str:
@@ -175,11 +175,11 @@ def parse(text: str, sources: Iterable[str] | None = None) -> Position | None:
     form = _FORM.fullmatch(text)
     if form is None:
         return None
-    epoch, revision, known, part, _ = form.groups()
-    counts = [each.split("-") for each in known.split("_")] if known else []
+    epoch, revision, known_part, part, _ = form.groups()
+    counts = [part.split("-") for part in known_part.split("_")] if known_part else []
     known_clusters = KnownClusters(
         {digest: int(count) for digest, count, *_ in counts},
-        {digest: int(version) for digest, _, *seen in counts for version in seen},
+        {digest: int(version) for digest, _, *versions_of_source in counts for version in versions_of_source},
     )
     if sources is not None:
         known_clusters = known_clusters.within(sources)

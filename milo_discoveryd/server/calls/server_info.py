@@ -56,12 +56,14 @@ class DaemonDescription:
         self._info = info
 
     async def describe(
-        self, scope: ClusterScope, to: Recipient | None, *, streams: int, shard: ShardMembership | None, at: Moment
+        self, scope: ClusterScope, to: Recipient | None, *, streams: int, shard: ShardMembership | None, now: Moment
     ) -> pb.GetServerInfoResponse:
         sources = visible_sources(self._fleet.sources, scope)
-        counts = [await _counts(each.registry, scope) for each in sources]
-        source, *statuses = source_statuses(self._fleet.sources, scope, at)
-        issuers = [each for each in self._kubeconfigs.health() if to is not None and to.terms.allow(each.name)]
+        counts = [await _counts(followed.registry, scope) for followed in sources]
+        source, *statuses = source_statuses(self._fleet.sources, scope, now)
+        issuers = [
+            followed for followed in self._kubeconfigs.health() if to is not None and to.terms.allow(followed.name)
+        ]
         problem = None if scope.is_everything else CREDENTIALS_FAILING
         max_ttl_s = self._kubeconfigs.max_ttl_s
         return pb.GetServerInfoResponse(
@@ -72,20 +74,20 @@ class DaemonDescription:
             source=source,
             sources=[
                 pb.Source(
-                    name=each.name,
-                    kind=each.description.kind,
+                    name=followed.name,
+                    kind=followed.description.kind,
                     status=status,
-                    synced=each.synced,
-                    counts=pb.FleetCounts(**found),
-                    context=each.description.context if scope.is_everything else "",
+                    synced=followed.synced,
+                    counts=pb.FleetCounts(**visible),
+                    context=followed.description.context if scope.is_everything else "",
                 )
-                for each, status, found in zip(sources, statuses, counts, strict=False)
+                for followed, status, visible in zip(sources, statuses, counts, strict=False)
             ],
             context=self._fleet.sources[0].description.context if scope.is_everything and not statuses else "",
-            synced=all(each.synced for each in sources),
+            synced=all(followed.synced for followed in sources),
             counts=pb.FleetCounts(**sum(counts, visibility.VisibleCounts()), subscribers=streams),
             sharding=await self._sharding(scope, shard),
-            credential_issuers=[convert.credential_issuer(each, problem) for each in issuers],
+            credential_issuers=[convert.credential_issuer(followed, problem) for followed in issuers],
             limits=pb.Limits(
                 max_kubeconfig_ttl=convert.duration(max_ttl_s if to is None else to.terms.ttl_s(max_ttl_s)),
                 default_heartbeat_interval=convert.duration(self._info.heartbeat_s),
@@ -99,29 +101,29 @@ class DaemonDescription:
         if shard is None:
             return None
         status, valid_s = shard.status(), shard.valid_s()
-        found = convert.sharding(status)
+        message = convert.sharding(status)
         if valid_s is not None:
-            found.valid_for.CopyFrom(convert.duration(valid_s))
+            message.valid_for.CopyFrom(convert.duration(valid_s))
         if not scope.is_everything:
-            del found.members[:]
-            found.problem = ""
-            return found
+            del message.members[:]
+            message.problem = ""
+            return message
         clusters: Counter[str | None] = Counter()
         names = iter([name for name, record in self._fleet.items() if record.target is not None])
         while batch := [*islice(names, CLUSTERS_PER_STEP)]:
             clusters.update(rendezvous.owner(name, status.weights) for name in batch)
             await asyncio.sleep(0)
-        for member in found.members:
+        for member in message.members:
             member.clusters = clusters[member.name]
-        found.draining.extend(nsmallest(DRAINING_NAMED, self._fleet.releases))
-        return found
+        message.draining.extend(nsmallest(DRAINING_NAMED, self._fleet.releases))
+        return message
 
 
 async def _counts(registry: Engagements, scope: ClusterScope) -> visibility.VisibleCounts:
     if scope.is_everything:
         return visibility.total_counts(registry)
-    found, records = visibility.VisibleCounts(), iter([*registry.items()])
+    total, records = visibility.VisibleCounts(), iter([*registry.items()])
     while batch := [*islice(records, CLUSTERS_PER_STEP)]:
-        found += visibility.visible_counts(batch, scope)
+        total += visibility.visible_counts(batch, scope)
         await asyncio.sleep(0)
-    return found
+    return total

@@ -107,7 +107,7 @@ class Service:
             parsed = requests.listing(request)
             requests.known_sources(parsed.wanted, self._source_names(call))
             selected = visible_sources(self._fleet.select(parsed.wanted.sources), call.scope)
-            pending = frozenset(each.name for each in selected if not each.synced)
+            pending = frozenset(source.name for source in selected if not source.synced)
             if pending and len(pending) == len(selected):
                 raise self._not_synced(call)
             now = self._clock()
@@ -129,9 +129,9 @@ class Service:
         listing = page.listing
         # Without clusters of a pending source, the listing is a part of a snapshot: a stream starts over.
         part = 1 if listing.pending else None
-        known = NOTHING.grown(Counter(each.target.source for each in listing.clusters))
-        known = known.seen_at(self._fleet.changes.versions)
-        position = Position(self._info.epoch, listing.revision, known=known, part=part)
+        known_clusters = NOTHING.grown(Counter(cluster.target.source for cluster in listing.clusters))
+        known_clusters = known_clusters.seen_at(self._fleet.changes.versions)
+        position = Position(self._info.epoch, listing.revision, known=known_clusters, part=part)
         return pb.ListClustersResponse(
             clusters=clusters,
             next_page_token=self._listings.next_token(page, taken, now),
@@ -144,11 +144,11 @@ class Service:
 
     def _source_names(self, call: CallContext) -> list[str]:
         """Return the names of the sources that the caller may learn."""
-        return [each.name for each in visible_sources(self._fleet.sources, call.scope)]
+        return [source.name for source in visible_sources(self._fleet.sources, call.scope)]
 
     async def _converted(self, page: Page) -> tuple[list[pb.Cluster], int]:
         """Return the page's clusters up to the size limit, and how many of its items were processed."""
-        found: list[pb.Cluster] = []
+        messages: list[pb.Cluster] = []
         size = 0
         for place, cluster in enumerate(page.clusters):
             if place % CLUSTERS_PER_STEP == 0:
@@ -157,10 +157,10 @@ class Service:
                 continue
             message = convert.cluster(cluster, self._info.epoch)
             size += message.ByteSize() + _FIELD_OVERHEAD
-            if size > PAGE_BYTES and found:
-                return found, place
-            found.append(message)
-        return found, len(page.clusters)
+            if size > PAGE_BYTES and messages:
+                return messages, place
+            messages.append(message)
+        return messages, len(page.clusters)
 
     async def get_cluster(self, request: pb.GetClusterRequest, caller: Caller) -> pb.GetClusterResponse:
         async with self.access.authorize(caller, "GetCluster", cluster=requests.truncated_name(request.name)) as call:
@@ -197,8 +197,8 @@ class Service:
             cluster=None if record.latest is None else convert.cluster(record.latest, self._info.epoch),
             engagement=engagement,
             transitions=[
-                convert.transition(each, self._info.epoch)
-                for each in visibility.visible_transitions(record, call.scope)
+                convert.transition(transition, self._info.epoch)
+                for transition in visibility.visible_transitions(record, call.scope)
             ],
             pending_releases=releases.pending(name, self._fleet.releases, call.identity, call.scope, now),
             source=source_status(source, call.scope, now),
@@ -250,9 +250,9 @@ class Service:
     async def get_server_info(self, request: pb.GetServerInfoRequest, caller: Caller) -> pb.GetServerInfoResponse:
         async with self.access.authorize(caller, "GetServerInfo") as call:
             scope, to = call.scope, call.recipient
-        streams = sum(scope.is_everything or call.shares_quotas(each.caller) for each in self.streams)
-        at = Moment(time.time(), self._clock())
-        return await self._server_info.describe(scope, to, streams=streams, shard=self.shard, at=at)
+        streams = sum(scope.is_everything or call.shares_quotas(stream.caller) for stream in self.streams)
+        now = Moment(time.time(), self._clock())
+        return await self._server_info.describe(scope, to, streams=streams, shard=self.shard, at=now)
 
     async def _stream(
         self, parsed: requests.WatchRequest, call: CallContext, send: Send, *, request_bytes: int
@@ -372,7 +372,7 @@ async def _completed(steps: Generator[None, None, Page]) -> Page:
     while True:
         try:
             next(steps)
-        except StopIteration as end:
-            page: Page = end.value
+        except StopIteration as ended:
+            page: Page = ended.value
             return page
         await asyncio.sleep(0)

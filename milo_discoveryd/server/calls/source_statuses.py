@@ -22,14 +22,14 @@ def source_statuses(
 
     Sources that the scope does not cover are left out; if it covers none, the summary is that of all.
     """
-    statuses = {each.name: visible_source(status_of(each), scope) for each in visible_sources(sources, scope)}
-    whole = worst(list(statuses.values()) or [visible_source(status_of(each), scope) for each in sources])
+    statuses = {source.name: visible_source(status_of(source), scope) for source in visible_sources(sources, scope)}
+    whole = worst(list(statuses.values()) or [visible_source(status_of(source), scope) for source in sources])
     return convert.sources(statuses, whole, now)
 
 
 def visible_sources(sources: Sequence[ClusterSource], scope: ClusterScope) -> tuple[ClusterSource, ...]:
     """Return the sources whose names a caller with this scope may learn."""
-    return tuple(each for each in sources if scope.covers_source(each.name))
+    return tuple(source for source in sources if scope.covers_source(source.name))
 
 
 def source_status(source: ClusterSource, scope: ClusterScope, now: Moment) -> pb.SourceStatus:

@@ -76,11 +76,11 @@ class StreamVerification:
 
     async def _review(self) -> None:
         try:
-            found = await self._authenticate(HANDOUT_MAX_AGE_S)
+            reviewed = await self._authenticate(HANDOUT_MAX_AGE_S)
         except UnavailableError:
             self._is_failing = True
             return
-        if (found.user, found.groups) != (self._caller.user, self._caller.groups):
+        if (reviewed.user, reviewed.groups) != (self._caller.user, self._caller.groups):
             message = "the token's user or groups have changed; call again"
             raise UnavailableError("IDENTITY_CHANGED", message, retry_after_s=0)
         self._reviewed_at, self._is_failing = self._clock(), False

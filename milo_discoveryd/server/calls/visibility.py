@@ -34,7 +34,11 @@ def visible_transitions(record: ClusterRecord, scope: ClusterScope) -> Iterable[
     if scope.is_everything:
         return record.transitions
     cluster = _current(record)
-    return [each for each in record.transitions if cluster is not None and each.incarnation == cluster.incarnation]
+    return [
+        transition
+        for transition in record.transitions
+        if cluster is not None and transition.incarnation == cluster.incarnation
+    ]
 
 
 VisibleCounts = Counter[str]
@@ -50,8 +54,8 @@ def visible_counts(records: Iterable[tuple[str, ClusterRecord]], scope: ClusterS
     """Count the records that the scope covers."""
     visible = [record for name, record in records if visible_record(name, record, scope)]
     engaged = [record.cluster for record in visible if record.cluster is not None]
-    unreachable = sum(each.connectivity.state is Reachability.UNREACHABLE for each in engaged)
-    draining = sum(each.draining is not None for each in engaged)
+    unreachable = sum(cluster.connectivity.state is Reachability.UNREACHABLE for cluster in engaged)
+    draining = sum(cluster.draining is not None for cluster in engaged)
     return _counts(Counter(record.state for record in visible), len(engaged), unreachable, draining)
 
 

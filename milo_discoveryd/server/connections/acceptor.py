@@ -193,7 +193,7 @@ class Acceptor:
             self._slots.count_call(task, 0)
             self._tasks[task] = peer
             if self._tls is None:
-                await side.take(connected)
+                await side.adopt(connected)
             await self._proxy(side, peer)
         except (ConnectionLimitError, _NotHttp2Error, ValueError, OSError) as error:
             # After authentication, an OSError is a fault of the daemon and not of the client.
@@ -223,11 +223,13 @@ class Acceptor:
         self._audit.refused(caller, "", CONNECTION_REFUSED, problem=problem)
 
     def _by_peer_credentials(self, connected: socket.socket, task: "asyncio.Task[None]") -> _Peer:
-        found = peer_credentials(connected)
+        credentials = peer_credentials(connected)
         caller = Caller(listener=self._listener.name, peer="unix:")
         if self._listener.peer_credentials:
-            caller = msgspec.structs.replace(caller, uid=found.uid, gid=found.gid, gids=found.gids, pid=found.pid)
-        return _Peer(caller, (f"uid {found.uid}",), task)
+            caller = msgspec.structs.replace(
+                caller, uid=credentials.uid, gid=credentials.gid, gids=credentials.gids, pid=credentials.pid
+            )
+        return _Peer(caller, (f"uid {credentials.uid}",), task)
 
     async def _by_certificate(
         self, connected: socket.socket, address: str, side: ProxySide, task: "asyncio.Task[None]"
@@ -237,7 +239,7 @@ class Acceptor:
         assert self._tls is not None
         context = self._tls.context()
         client_ca = self._tls.client_ca
-        await side.take(connected, context, handshake_s=HANDSHAKE_S)
+        await side.adopt(connected, context, handshake_s=HANDSHAKE_S)
         names = certificate_names(side.certificate())
         expires_at = names.expires_at.timestamp()
         caller = Caller(

@@ -69,7 +69,7 @@ class BearerAuthentication:
             raise TooManyReviewsError("TOKEN_NOT_REVIEWED", str(error), retry_after_s=error.retry_after_s) from None
         except TokenReviewUnavailableError as error:
             raise UnavailableError("TOKEN_NOT_REVIEWED", str(error), retry_after_s=error.retry_after_s) from None
-        ends = [each for each in (caller.expires_at, user.expires_at) if each is not None]
+        ends = [expires_at for expires_at in (caller.expires_at, user.expires_at) if expires_at is not None]
         return msgspec.structs.replace(caller, user=user.name, groups=user.groups, expires_at=min(ends, default=None))
 
     def origin(self, context: RpcContext) -> TokenOrigin:

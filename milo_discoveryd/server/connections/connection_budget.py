@@ -23,10 +23,12 @@ clients could keep the daemon from reconnecting to its API server."""
 def fit_connections(listeners: Sequence[Listener], descriptors: int) -> list[Listener]:
     """Lower the connection limits to what the file descriptors allow, in proportion."""
     left = descriptors - min(RESERVED, descriptors // 2)
-    wanted = sum(each.connections * each.descriptors for each in listeners)
+    wanted = sum(listener.connections * listener.descriptors for listener in listeners)
     return [
-        msgspec.structs.replace(each, connections=min(each.connections, max(1, each.connections * left // wanted)))
-        for each in listeners
+        msgspec.structs.replace(
+            listener, connections=min(listener.connections, max(1, listener.connections * left // wanted))
+        )
+        for listener in listeners
     ]
 
 
@@ -63,7 +65,7 @@ class ConnectionSlots(Generic[T]):
         return evicted
 
     def _oldest_of(self, network: str) -> T:
-        return next(connection for connection, of in self._unauthenticated.items() if of == network)
+        return next(connection for connection, its_network in self._unauthenticated.items() if its_network == network)
 
     def authenticate(self, connection: T, owners: Iterable[str]) -> T | None:
         """Count the connection for each of its owners: a certificate with more names gets no larger share.
@@ -76,7 +78,11 @@ class ConnectionSlots(Generic[T]):
             (largest, count), *_ = self._owners.most_common(1)
             own = max(self._owners[owner] for owner in owners)
             if count > 1 + own:
-                evicted = next(each for each, of in reversed(self._authenticated.items()) if largest in of)
+                evicted = next(
+                    connection
+                    for connection, its_owners in reversed(self._authenticated.items())
+                    if largest in its_owners
+                )
             elif self._idle and not own:
                 evicted = next(iter(self._idle))
             else:

@@ -75,6 +75,6 @@ def network(peer: str) -> str:
     host = rest.rpartition(":")[0].strip("[]").partition("%")[0]
     if kind != "ipv6":
         return f"{kind}:{host}"
-    found = ip_address(host)
-    mapped = getattr(found, "ipv4_mapped", None)
-    return f"ipv4:{mapped}" if mapped else str(IPv6Network((int(found), 64), strict=False))
+    address = ip_address(host)
+    mapped = getattr(address, "ipv4_mapped", None)
+    return f"ipv4:{mapped}" if mapped else str(IPv6Network((int(address), 64), strict=False))

@@ -36,11 +36,11 @@ class ProxySide(asyncio.Protocol):
 
     def certificate(self) -> bytes:
         """Return the verified certificate of the peer, as DER."""
-        found = self.transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
-        assert isinstance(found, bytes)
-        return found
+        encoded = self.transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        assert isinstance(encoded, bytes)
+        return encoded
 
-    async def take(
+    async def adopt(
         self, connected: socket.socket, context: ssl.SSLContext | None = None, *, handshake_s: float | None = None
     ) -> None:
         """Take over an accepted connection. Completes the TLS handshake if there is a context. Raises OSError."""

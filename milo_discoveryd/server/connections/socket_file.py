@@ -66,13 +66,13 @@ class SocketFile:
 
     def lost(self) -> str | None:
         """Return what is wrong with the path, or None."""
-        path, found = self._address.path, _file_state(self._address.path)
-        if found == self._state:
+        path, present = self._address.path, _file_state(self._address.path)
+        if present == self._state:
             return None
-        if found is None:
+        if present is None:
             return f"{path} was removed"
         before = self._state
-        if before is None or (found.device, found.inode) != (before.device, before.inode):
+        if before is None or (present.device, present.inode) != (before.device, before.inode):
             return f"{path} was replaced by another file"
         return f"{path} was given another mode, owner or name"
 
@@ -99,14 +99,14 @@ class SocketFile:
         path.chmod(self._address.mode)
 
     def _unlike_address(self) -> str | None:
-        asked, found = self._address, self._state
-        if found is None:
+        asked, state = self._address, self._state
+        if state is None:
             return "disappeared as soon as it was created"
-        if stat.S_IMODE(found.mode) != asked.mode:
-            return f"has mode {stat.S_IMODE(found.mode):#o} instead of {asked.mode:#o}"
-        if asked.owner not in (None, found.owner) or asked.group not in (None, found.group):
-            return f"belongs to user {found.owner} and group {found.group} instead of the configured ones"
-        return None if found.links == 1 else f"has {found.links} hard links"
+        if stat.S_IMODE(state.mode) != asked.mode:
+            return f"has mode {stat.S_IMODE(state.mode):#o} instead of {asked.mode:#o}"
+        if asked.owner not in (None, state.owner) or asked.group not in (None, state.group):
+            return f"belongs to user {state.owner} and group {state.group} instead of the configured ones"
+        return None if state.links == 1 else f"has {state.links} hard links"
 
     def _prepare_directory(self, directory: Path) -> None:
         try:
@@ -159,18 +159,18 @@ _SUBDIRECTORY = "listen in a subdirectory, which the daemon creates: unix://{dir
 
 def directory_problem(directory: Path) -> tuple[str, str] | None:
     """Return why another user could replace a socket in this directory, and the fix; None if nobody could."""
-    found = directory.lstat()
+    state = directory.lstat()
     how = None
-    if stat.S_ISLNK(found.st_mode):
+    if stat.S_ISLNK(state.st_mode):
         return f"the socket's directory {directory} is a symbolic link", f"listen in {directory.resolve()} itself"
-    if not stat.S_ISDIR(found.st_mode):
+    if not stat.S_ISDIR(state.st_mode):
         return f"the socket's directory {directory} is not a directory", "remove it, or listen on another path"
-    if found.st_uid not in (0, os.geteuid()):
-        how, fix = f"belongs to user {found.st_uid}, which", "listen in a directory of the daemon's user or of root"
-    elif found.st_mode & stat.S_IWOTH:
+    if state.st_uid not in (0, os.geteuid()):
+        how, fix = f"belongs to user {state.st_uid}, which", "listen in a directory of the daemon's user or of root"
+    elif state.st_mode & stat.S_IWOTH:
         how, fix = "is world-writable, so any user", _SUBDIRECTORY.format(directory=directory)
-    elif found.st_mode & stat.S_IWGRP and not found.st_mode & stat.S_ISVTX:
-        how = f"is writable by group {found.st_gid}, so its members"
+    elif state.st_mode & stat.S_IWGRP and not state.st_mode & stat.S_ISVTX:
+        how = f"is writable by group {state.st_gid}, so its members"
         fix = _SUBDIRECTORY.format(directory=directory)
     return None if how is None else (f"the socket's directory {directory} {how} could replace the socket", fix)
 
@@ -184,7 +184,7 @@ def _unused(path: Path) -> Path:
 
 def _file_state(path: Path) -> _FileState | None:
     try:
-        found = path.lstat()
+        state = path.lstat()
     except FileNotFoundError:
         return None
-    return _FileState(found.st_dev, found.st_ino, found.st_mode, found.st_uid, found.st_gid, found.st_nlink)
+    return _FileState(state.st_dev, state.st_ino, state.st_mode, state.st_uid, state.st_gid, state.st_nlink)

@@ -69,26 +69,26 @@ class UnixConnections:
     def _divide(self, accepted: Iterable[_GrpcConnection]) -> None:
         slots: ConnectionSlots[_GrpcConnection] = ConnectionSlots(self._listener.connections)
         excess = []
-        for each in accepted:
+        for connection in accepted:
             try:
-                if (evicted := slots.authenticate(each, (each.owner,))) is not None:
+                if (evicted := slots.authenticate(connection, (connection.owner,))) is not None:
                     excess.append((evicted, TAKEN))
             except ConnectionLimitError as error:
-                excess.append((each, str(error)))
-        for each, why in excess:
-            self._end(each, why)
+                excess.append((connection, str(error)))
+        for connection, why in excess:
+            self._end(connection, why)
 
     def _accepted(self, descriptors: Iterable[str]) -> Iterator[_GrpcConnection]:
         for descriptor in map(int, descriptors):
-            with suppress(OSError), _duplicate(descriptor) as each:
-                listens = each.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-                if each.getsockname() == self._bound and not listens:
-                    yield _GrpcConnection(descriptor, os.fstat(each.fileno()).st_ino, f"uid {peer_uid(each)}")
+            with suppress(OSError), _duplicate(descriptor) as duplicate:
+                listens = duplicate.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+                if duplicate.getsockname() == self._bound and not listens:
+                    yield _GrpcConnection(descriptor, os.fstat(duplicate.fileno()).st_ino, f"uid {peer_uid(duplicate)}")
 
     def _end(self, ended: _GrpcConnection, why: str) -> None:
-        with suppress(OSError), _duplicate(ended.descriptor) as each:
-            if os.fstat(each.fileno()).st_ino == ended.inode:
-                each.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError), _duplicate(ended.descriptor) as duplicate:
+            if os.fstat(duplicate.fileno()).st_ino == ended.inode:
+                duplicate.shutdown(socket.SHUT_RDWR)
                 caller = Caller(listener=self._listener.name, peer="unix:")
                 self._audit.refused(caller, "", CONNECTION_REFUSED, problem=f"{ended.owner}: {why}")
 

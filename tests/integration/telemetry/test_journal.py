@@ -41,8 +41,8 @@ def test_time_to_ready_is_observed_for_live_first_engagements(
 def test_restored_clusters_are_no_warning() -> None:
     journal = Journal(Metrics().sources, Audit(Metrics().audit))
     with capture_logs() as logs:
-        journal.source(ViewStatus(ViewState.STALE, 0.0, RESTORED, "as last known"))
-        journal.source(ViewStatus(ViewState.STALE, 0.0, "Unreachable", "refused"))
+        journal.source_status_changed(ViewStatus(ViewState.STALE, 0.0, RESTORED, "as last known"))
+        journal.source_status_changed(ViewStatus(ViewState.STALE, 0.0, "Unreachable", "refused"))
     assert [(entry["log_level"], entry["event"]) for entry in logs] == [
         ("info", "clusters restored"),
         ("warning", "source not reached"),

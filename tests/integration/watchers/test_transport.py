@@ -10,11 +10,11 @@ import trustme
 from aiohttp import web
 
 from milo_discoveryd.watchers.transport import Transport
+from milo_kube.api_response import Answer
 from milo_kube.credential import ClientCertificate, Credential, Secret
 from milo_kube.credential_providers import FileCredential, StaticCredential
 from milo_kube.file_content import FileContent
 from milo_kube.http.errors import TransportError
-from milo_kube.list_watch import Answer
 from tests.integration.watchers.api_server import ApiServer, answering, upstream
 from tests.support.renamed_file import replace
 

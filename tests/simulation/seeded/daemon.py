@@ -164,10 +164,10 @@ class Ledger:
     def event_ignored(self, problem: str) -> None:
         self._note("daemon: passes over", problem)
 
-    def object_refused(self, seen: Malformed | Refused) -> None:
-        self._note("daemon: refuses", seen.name)
+    def object_refused(self, observation: Malformed | Refused) -> None:
+        self._note("daemon: refuses", observation.name)
 
-    def source(self, status: ViewStatus) -> None:
+    def source_status_changed(self, status: ViewStatus) -> None:
         self._note("daemon: source", status.state.value, status.reason)
 
     def liveness_checked(self, result: str) -> None:

@@ -7,8 +7,8 @@ from typing import Literal
 
 import msgspec
 
+from milo_kube.api_response import Answer
 from milo_kube.http.errors import TransportCause
-from milo_kube.list_watch import Answer
 
 Kind = Literal["list", "open", "look"]
 

@@ -59,14 +59,14 @@ class RecordingJournal(Journal):
         self.statuses: list[str] = []
         self.refused: list[tuple[str, str]] = []
 
-    def object_refused(self, seen: Malformed | Refused) -> None:
-        self.refused.append((seen.name, seen.message))
+    def object_refused(self, observation: Malformed | Refused) -> None:
+        self.refused.append((observation.name, observation.message))
 
     def changed(self, done: Event, *, is_live: bool) -> None:
         reason = () if done.reason is None else (done.reason.value,)
         self.events.append((done.type.value, done.cluster.target.name, *reason))
 
-    def source(self, status: ViewStatus) -> None:
+    def source_status_changed(self, status: ViewStatus) -> None:
         self.statuses.append(status.reason)
 
 

@@ -14,8 +14,8 @@ class Ledger(Journal):
         super().__init__(Metrics().sources, Audit(Metrics().audit))
         self.refused: list[tuple[str, str]] = []
 
-    def object_refused(self, seen: Malformed | Refused) -> None:
-        self.refused.append((seen.name, seen.version))
+    def object_refused(self, observation: Malformed | Refused) -> None:
+        self.refused.append((observation.name, observation.version))
 
 
 def reported(*findings: SourceEvent) -> list[tuple[str, str]]:

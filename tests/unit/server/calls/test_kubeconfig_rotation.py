@@ -256,11 +256,11 @@ def test_rotation_forgets_clusters_disengaged_while_the_source_failed(
     rotation = world.rotation()
     rotation.attach_kubeconfigs(world.snapshot())
     assert rotation.take_due() == b""
-    assert {name for names in rotation._waiting.values() for name in names} == {"alpha", "beta"}
+    assert {name for names in rotation._schedule._waiting.values() for name in names} == {"alpha", "beta"}
     ends = [Frame(EventType.DISENGAGED, cluster, b"") for cluster in world.fleet.clusters()]
     rotation.attach_kubeconfigs(slice_of(ends))
-    assert not rotation._waiting
-    assert not rotation._deliveries
+    assert not rotation._schedule._waiting
+    assert not rotation._schedule._deliveries
 
 
 def test_rotation_repeats_a_kubeconfig_that_could_not_be_issued(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

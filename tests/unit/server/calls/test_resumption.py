@@ -77,7 +77,7 @@ def test_restored_source_is_shown_if_its_file_has_what_the_subscriber_knows() ->
 def test_subscriber_keeps_what_it_knows_of_pending_sources() -> None:
     waiting = resumption(Source("eu"), Source("us", synced=False), known={"eu": 3, "us": 5})
     waiting.update(0.0)
-    assert (waiting.kept.of("eu"), waiting.kept.of("us")) == (0, 5)
+    assert (waiting.kept.count_of("eu"), waiting.kept.count_of("us")) == (0, 5)
     assert new_subscriber(Source("eu")).kept.counts == {}
 
 

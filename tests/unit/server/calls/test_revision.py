@@ -104,7 +104,7 @@ def test_longest_revision_has_a_count_for_each_source(sources: int) -> None:
 
 def test_known_clusters_within_sources_leave_out_those_of_others() -> None:
     known = NOTHING.grown({"eu": 3, "us": 2}).within(["us", "asia"])
-    assert [known.of(source) for source in ("eu", "us", "asia")] == [0, 2, 0]
+    assert [known.count_of(source) for source in ("eu", "us", "asia")] == [0, 2, 0]
 
 
 def test_known_clusters_have_the_latest_versions_of_sources() -> None:
@@ -118,7 +118,7 @@ def test_known_clusters_have_the_latest_versions_of_sources() -> None:
 
 def test_known_clusters_are_counted_for_each_source() -> None:
     known = NOTHING.grown({"eu": 3, "us": 2}).grown({"us": -1})
-    assert [known.of(source) for source in ("eu", "us", "asia")] == [3, 1, 0]
+    assert [known.count_of(source) for source in ("eu", "us", "asia")] == [3, 1, 0]
     assert known.grown({}) is known
     assert known == parse(f"{Position(EPOCH, 42, known=known)}.{MARK}").known  # type: ignore[union-attr]
 

@@ -1,21 +1,19 @@
-"""Waits for an API server's responses, and probes its liveness while it is silent.
+"""Probes the liveness of an API server while it is silent.
 
 An API server whose etcd does not answer keeps its watches open, opens others from its cache, and sends nothing. Its
-liveness check fails then, so repeated failures count as silence, and no response is waited for until a check succeeds.
+liveness check fails then, so repeated failures count as silence, and no request is sent until a check succeeds.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Any, Protocol
 
+from milo_kube.api_response import Answer
 from milo_kube.http.errors import TransportError
-from milo_kube.list_watch import Answer, UnresponsiveError
 from milo_kube.reflect.liveness_policy import LivenessCheck, LivenessPolicy, LivenessTracker
 from milo_kube.reflect.messages import UNRESPONSIVE, Failure
 from milo_kube.reusable_timeout import Deadline
 
-T = TypeVar("T")
 PATH = "/livez"
 _SILENCE = frozenset({"timeout", "closed"})
 """Results that count as no answer. A refused connection does not: a server that shuts down still serves its watches."""
@@ -29,7 +27,7 @@ class LivenessApi(Protocol):
 
 
 class LivenessProbe:
-    """Sends liveness checks to an API server, and cancels requests that wait for one that does not answer."""
+    """Sends liveness checks to an API server, and ends the wait for one that does not answer."""
 
     def __init__(self, api: LivenessApi, policy: LivenessPolicy, report: Callable[[str], None]) -> None:
         self._api = api
@@ -37,7 +35,9 @@ class LivenessProbe:
         self._report = report
         self._tracker = LivenessTracker(policy)
         self._deadline: Deadline | None = None
-        self._is_lost = False
+        """The deadline of the wait in progress."""
+        self.is_lost = False
+        """Whether the last wait was ended because the server did not answer checks."""
         self._failure = ""
         """How the server answered the last check, if that was a failure (5xx)."""
         self._is_failing = False
@@ -51,50 +51,37 @@ class LivenessProbe:
                 await self._check(check)
             await asyncio.sleep(self._tracker.next_at(self._clock()) - self._clock())
 
-    @asynccontextmanager
-    async def waiting(self) -> AsyncIterator[None]:
-        """Enclose consecutive calls of `wait`.
+    async def outage(self) -> Failure | None:
+        """Return why no request is to be sent: the server failed its checks, and fails another one."""
+        if not self._is_failing:
+            return None
+        result = await self._ask()
+        self._is_failing = bool(self._failure) or result in _SILENCE
+        return self._unresponsive() if self._is_failing else None
 
-        Raises TimeoutError at the deadline of a wait, and UnresponsiveError, with every connection closed, when the
-        server does not answer checks.
-        """
-        try:
-            async with Deadline() as self._deadline:
-                yield
-        except TimeoutError:
-            if not self._is_lost:
-                raise
-            await self._api.drop()
-            self._is_failing = bool(self._failure)
-            raise self._unresponsive() from None
-        finally:
-            self._deadline = None
-            self._tracker.end_wait()
-
-    async def wait(self, response: Awaitable[T], until: float | None = None) -> T:
-        """Wait for one response; only within `waiting`."""
-        assert self._deadline is not None, "waits are made within `waiting`"
-        self._is_lost = False
-        if self._is_failing:
-            result = await self._ask()
-            if self._failure or result in _SILENCE:
-                if asyncio.iscoroutine(response):
-                    response.close()
-                raise self._unresponsive()
-            self._is_failing = False
+    def start_wait(self, deadline: Deadline) -> None:
+        """Check the server from now on. If it does not answer, the wait ends as at its deadline."""
+        self.is_lost = False
+        self._deadline = deadline
         self._tracker.start_wait(self._clock())
-        if until is not None:
-            self._deadline.set(until)
-        found = await response
-        self._deadline.lift()
+
+    def end_wait(self) -> None:
+        self._deadline = None
         self._tracker.end_wait()
-        return found
+
+    async def give_up(self) -> Failure | None:
+        """Close every connection if checks ended the wait, and return the failure; None if its deadline ended it."""
+        if not self.is_lost:
+            return None
+        await self._api.drop()
+        self._is_failing = bool(self._failure)
+        return self._unresponsive()
 
     async def _check(self, check: LivenessCheck) -> None:
         result = await self._ask()
         if self._tracker.result(check, is_silent=result in _SILENCE or bool(self._failure)):
             assert self._deadline is not None, "only a wait can be ended early"
-            self._is_lost = True
+            self.is_lost = True
             self._deadline.give_up()
 
     async def _ask(self) -> str:
@@ -111,11 +98,11 @@ class LivenessProbe:
         self._report(result)
         return result
 
-    def _unresponsive(self) -> UnresponsiveError:
-        error = UnresponsiveError(self._policy, PATH)
+    def _unresponsive(self) -> Failure:
         if self._failure:
-            error.failure = Failure(UNRESPONSIVE, f"the server answers {PATH} with {self._failure}")
-        return error
+            return Failure(UNRESPONSIVE, f"the server answers {PATH} with {self._failure}")
+        checks = f"{self._policy.misses} requests for {PATH} in a row, {self._policy.every_s:g} s apart"
+        return Failure(UNRESPONSIVE, f"the server did not answer {checks}")
 
 
 def _excerpt(body: bytes) -> str:
