@@ -9,7 +9,7 @@ from typing import Any
 from bench import projects
 from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.log.events import Encode
-from milo_discoveryd.model.claims import ObservedObject
+from milo_discoveryd.model.contributions import ObservedObject
 from milo_discoveryd.objects.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.source import ClusterSource, SourcePolicy

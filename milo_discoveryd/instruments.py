@@ -208,7 +208,7 @@ class ProbeMetrics:
         self._probes.labels(result).inc()
 
 
-class LeaseMetrics:
+class ShardLeaseMetrics:
     """Requests to the Leases of the shard group."""
 
     def __init__(self, registry: CollectorRegistry) -> None:

@@ -7,12 +7,12 @@ import msgspec
 
 from milo_discoveryd.check.finding import Finding, fail, ok, warn
 from milo_discoveryd.config import Settings
-from milo_discoveryd.engagement.claim_index import ClaimIndex
 from milo_discoveryd.engagement.claims import FleetEngagements
+from milo_discoveryd.engagement.contribution_index import ContributionIndex
 from milo_discoveryd.engagement.engagement import Engagements
 from milo_discoveryd.log.change_log import ChangeLog, Retention
-from milo_discoveryd.model.claims import ObservedObject
 from milo_discoveryd.model.cluster import Cluster
+from milo_discoveryd.model.contributions import ObservedObject
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.object_state import MEANINGS, ObjectState
 from milo_discoveryd.model.observation import Ready
@@ -69,7 +69,7 @@ def evaluate(
     fleet = fleet or FleetEngagements()
     fleet.add_source(followed.name, registry, server or followed.name)
     stores, position = [ObjectStore() for _ in listed], ObjectPosition(1)
-    meaning = ObjectsAreClusters() if followed.reduce is None else ClaimIndex(followed.reduce, registry, stores)
+    meaning = ObjectsAreClusters() if followed.reduce is None else ContributionIndex(followed.reduce, registry, stores)
     for collection, (store, observed) in enumerate(zip(stores, listed, strict=True)):
         changes = store.apply_listed((seen, 0) for seen in observed)
         for states in meaning.states(collection, ObjectChanges(changes, position)):

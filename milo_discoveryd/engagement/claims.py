@@ -128,7 +128,7 @@ class ValueClaims(ABC):
 
 
 class UidClaims(ValueClaims):
-    """In mode `project-control-plane`, a label states the project's UID. Each object without it claims its own."""
+    """For kind `project-control-plane`, a label states the project's UID. Each object without it claims its own."""
 
     what = "project UID"
     trusts_servers = False
@@ -143,7 +143,7 @@ class UidClaims(ValueClaims):
 
 
 class AddressClaims(ValueClaims):
-    """In mode `declarative`, a field states the address. All other addresses follow from the configuration."""
+    """For kind `declarative`, a field states the address. All other addresses follow from the configuration."""
 
     what = "address"
     trusts_servers = True

@@ -112,7 +112,7 @@ class Kubeconfigs:
         minter = self._minter(cluster, terms)
         return None if minter is None else LeaseHandle(self.issuance, minter, cluster, self._ttl_s(ttl_s, terms))
 
-    def lease(self, cluster: Cluster, ttl_s: float | None, terms: Terms) -> LeaseHandle:
+    def require_lease(self, cluster: Cluster, ttl_s: float | None, terms: Terms) -> LeaseHandle:
         """Like `find`, but raises NoIssuerError."""
         handle = self.find(cluster, ttl_s, terms)
         if handle is not None:

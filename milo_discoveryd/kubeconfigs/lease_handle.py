@@ -10,8 +10,8 @@ from milo_discoveryd.credentials.issuers.issuer import ServerStatingIssuer
 from milo_discoveryd.daemon_errors import UnfitError
 from milo_discoveryd.instruments import CredentialMetrics
 from milo_discoveryd.kubeconfigs import rendering
+from milo_discoveryd.kubeconfigs.credential_lease import Draw, refresh_at
 from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
-from milo_discoveryd.kubeconfigs.lease import Draw, refresh_at
 from milo_discoveryd.kubeconfigs.lease_table import LeaseEntry
 from milo_discoveryd.kubeconfigs.minter import Minter
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust

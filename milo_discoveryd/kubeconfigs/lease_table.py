@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from milo_discoveryd.kubeconfigs.lease import Draw, Lease
+from milo_discoveryd.kubeconfigs.credential_lease import CredentialLease, Draw
 from milo_discoveryd.model.cluster import Cluster
 
 
@@ -23,7 +23,7 @@ class LeaseKey(msgspec.Struct, frozen=True):
 class LeaseEntry:
     """A lease with what the minter needs to know to schedule it."""
 
-    def __init__(self, key: LeaseKey, cluster: Cluster | None, lease: Lease) -> None:
+    def __init__(self, key: LeaseKey, cluster: Cluster | None, lease: CredentialLease) -> None:
         self.key = key
         self.cluster = cluster
         self.lease = lease
@@ -73,7 +73,7 @@ class LeaseTable:
         """Return the lease for the key, which begins now if there is none."""
         entry = self._entries.get(key)
         if entry is None:
-            self._entries[key] = entry = LeaseEntry(key, cluster, Lease(self._draw))
+            self._entries[key] = entry = LeaseEntry(key, cluster, CredentialLease(self._draw))
             if cluster is not None:
                 self._of_cluster[key.incarnation][key] = None
         # A cluster from the state file lacks the fields of its object until the object is received again.

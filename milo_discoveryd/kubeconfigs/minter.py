@@ -24,8 +24,8 @@ from milo_discoveryd.credentials.issuers.issuer import (
 )
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
 from milo_discoveryd.instruments import CredentialMetrics
+from milo_discoveryd.kubeconfigs.credential_lease import Draw
 from milo_discoveryd.kubeconfigs.issuer_outage import IssuerOutage
-from milo_discoveryd.kubeconfigs.lease import Draw
 from milo_discoveryd.kubeconfigs.lease_table import LeaseEntry, LeaseKey, LeaseTable
 from milo_discoveryd.kubeconfigs.mint_queue import MintQueue
 from milo_discoveryd.kubeconfigs.renewal_timer import RenewalTimer

@@ -1,4 +1,4 @@
-"""Clusters whose API servers do not share one CA: those of the mode `declarative`, and those in kubeconfig files."""
+"""Clusters whose API servers do not share one CA: those of kind `declarative`, and those in kubeconfig files."""
 
 from typing import ClassVar
 

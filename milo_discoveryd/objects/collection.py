@@ -5,7 +5,7 @@ from itertools import islice
 
 import msgspec
 
-from milo_discoveryd.model.claims import ObservedObject
+from milo_discoveryd.model.contributions import ObservedObject
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import Malformed, Outside

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Set
 
 import msgspec
 
-from milo_discoveryd.model.claims import ObservedObject
+from milo_discoveryd.model.contributions import ObservedObject
 from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import Malformed
 from milo_kube.reflect.backoff import Backoff

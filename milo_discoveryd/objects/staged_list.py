@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 
-from milo_discoveryd.model.claims import ObservedObject
+from milo_discoveryd.model.contributions import ObservedObject
 from milo_discoveryd.objects.pending_deletions import PendingDeletions
 from milo_discoveryd.objects.store import ObjectStore
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
-from milo_discoveryd.model.claims import ObjectContent, ObservedObject
 from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.contributions import ObjectContent, ObservedObject
 from milo_discoveryd.model.object_state import ABSENT_STATES, FORGETTABLE_STATES, REPORTED_STATES, ObjectState
 from milo_discoveryd.objects.budget import CollectionWeight, ObjectBudget, weigh
 from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion

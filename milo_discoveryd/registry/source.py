@@ -11,13 +11,13 @@ from itertools import islice
 import msgspec
 
 from milo_discoveryd.connectivity.reachability import ConnectivityChange
-from milo_discoveryd.engagement.claim_index import CLUSTERS_PER_STEP, ClaimIndex, Reduce
+from milo_discoveryd.engagement.contribution_index import CLUSTERS_PER_STEP, ContributionIndex, Reduce
 from milo_discoveryd.engagement.engagement import ClusterStates, Engagements
 from milo_discoveryd.engagement.not_ready import HeldNotReady, NotReadyClusters
 from milo_discoveryd.log.change_notifier import LOW_PRIORITY_DELAY_S
 from milo_discoveryd.log.events import EventType
-from milo_discoveryd.model.claims import ObjectReference, ObservedObject
 from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.contributions import ObjectReference, ObservedObject
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import NotWanted, Ready
 from milo_discoveryd.model.resource import NAMES, ObjectKeys
@@ -96,7 +96,7 @@ class SourcePolicy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ObjectsAreClusters:
-    """Each object is the cluster of its name. It has the methods of `ClaimIndex`, for kinds without `reduce`."""
+    """Each object is the cluster of its name. It has the methods of `ContributionIndex`, for kinds without `reduce`."""
 
     def restored_objects(
         self, clusters: Sequence[Ready], objects: Iterable[StoredObject]
@@ -156,7 +156,7 @@ class ClusterSource:
         subscriber at or below this revision knows."""
         self._is_assigned = True
         """Whether it is known which clusters this daemon must engage."""
-        self._meaning = ObjectsAreClusters() if reduce is None else ClaimIndex(reduce, self.registry, stores)
+        self._meaning = ObjectsAreClusters() if reduce is None else ContributionIndex(reduce, self.registry, stores)
         self.status = ViewStatus(ViewState.CATCHING_UP, time.monotonic(), "Starting", "nothing was read yet")
         self.collections = tuple(
             ObjectCollection(

@@ -8,7 +8,7 @@ from typing import Protocol
 import msgspec
 
 from milo_discoveryd.daemon_errors import BackendError
-from milo_discoveryd.instruments import LeaseMetrics
+from milo_discoveryd.instruments import ShardLeaseMetrics
 from milo_discoveryd.logger import log
 from milo_discoveryd.sharding.actions import Evict, Read, Request, WaitUntil, WriteView
 from milo_discoveryd.sharding.lease_client import ConflictError
@@ -56,7 +56,7 @@ class GroupRequests:
     """The requests of a member to the Leases, and what is wrong with these."""
 
     def __init__(
-        self, name: str, member: Member, leases: Leases, metrics: LeaseMetrics, clock: Callable[[], float]
+        self, name: str, member: Member, leases: Leases, metrics: ShardLeaseMetrics, clock: Callable[[], float]
     ) -> None:
         self.name = name
         """The group's."""
@@ -123,7 +123,7 @@ class ShardGroup:
         leases: Leases,
         assignee: Assignee,
         *,
-        metrics: LeaseMetrics,
+        metrics: ShardLeaseMetrics,
         revocation: CredentialRevocation | None = None,
         clock: Callable[[], float] = boottime,
     ) -> None:

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec.structs import replace
 
-from milo_discoveryd.model.claims import Claim, ObjectClaim, ObjectReference, earliest
 from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.contributions import Contribution, ObjectContribution, ObjectReference, earliest
 from milo_discoveryd.model.declared_target import DeclaredTarget
 from milo_discoveryd.model.observation import Malformed, NotReady, ObjectFields, Observation, Ready
 from milo_discoveryd.model.resource import Resource
@@ -19,7 +19,7 @@ from milo_discoveryd.sources.endpoints import HostPattern, checked_authorities, 
 from milo_discoveryd.sources.field_path import DecodedData, FieldPath, Template, text
 from milo_discoveryd.sources.kind import (
     SENT_WHERE_OBJECTS_SAY,
-    ClaimWatch,
+    ContributionWatch,
     IssuerTraits,
     ReferencedWatch,
     SeveralResources,
@@ -262,8 +262,8 @@ class DeclarativeKind(SourceKind, frozen=True, kw_only=True):
 
     def follow(self, options: SourceOptions) -> SeveralResources:
         objects = DeclaredObjects(self, options)
-        watches: tuple[ClaimWatch | ReferencedWatch, ...] = (
-            ClaimWatch(self.resource.resource(), DeclaredObject, objects.claims),
+        watches: tuple[ContributionWatch | ReferencedWatch, ...] = (
+            ContributionWatch(self.resource.resource(), DeclaredObject, objects.contributions),
         )
         if (secrets := self.secrets) is not None:
             watches += (ReferencedWatch(secrets, SecretObject, objects.server),)
@@ -340,7 +340,7 @@ class DeclaredObjects:
         self._ready = None if kind.ready is None else (kind.ready.path, kind.ready.accepted)
         self._annotation_prefixes = options.annotation_prefixes
 
-    def claims(self, obj: DeclaredObject) -> Iterable[Claim]:
+    def contributions(self, obj: DeclaredObject) -> Iterable[Contribution]:
         """Return the one cluster that the object stands for."""
         document, metadata = obj.document(), obj.metadata
         name = checked(self._kind.name.fill(document, _name_part), DNS_SUBDOMAIN, 253, "the name")
@@ -351,7 +351,7 @@ class DeclaredObjects:
         needs: tuple[ObjectReference, ...] = ()
         if self._kind.endpoint.secret_key and isinstance(observed, Ready):
             needs = ((SECRETS, _secret_key(observed.target)),)
-        return (Claim(name, observed, needs),)
+        return (Contribution(name, observed, needs),)
 
     def server(self, secret: SecretObject) -> StatedServer | None:
         """Return the server of the kubeconfig in a Secret. Raises MalformedError."""
@@ -366,12 +366,19 @@ class DeclaredObjects:
         except MalformedError as error:
             raise MalformedError(f"{origin}: {error}") from None
 
-    def reduce(self, cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation | None:
-        observed = earliest(cluster, [claim for claim in claims if claim.watch == OBJECTS])
+    def reduce(self, cluster: str, contributions: Sequence[ObjectContribution], uid: str) -> Observation | None:
+        observed = earliest(cluster, [contribution for contribution in contributions if contribution.watch == OBJECTS])
         if not self._kind.endpoint.secret_key or not isinstance(observed, Ready):
             return observed
         key = _secret_key(observed.target)
-        server = next((claim.content for claim in claims if claim.watch == SECRETS and claim.object == key), None)
+        server = next(
+            (
+                contribution.content
+                for contribution in contributions
+                if contribution.watch == SECRETS and contribution.object == key
+            ),
+            None,
+        )
         return self._at(server, observed, key)
 
     def restored_place(self, stored: Target) -> tuple[str, ...]:

@@ -7,12 +7,12 @@ import msgspec
 from msgspec.structs import replace
 
 from milo_discoveryd.daemon_errors import StartError
-from milo_discoveryd.model.claims import ClaimingObject, ObjectClaim, ObjectContent, ObservedObject
 from milo_discoveryd.model.cluster import Target, key_of
+from milo_discoveryd.model.contributions import ContributingObject, ObjectContent, ObjectContribution, ObservedObject
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready, Refused
 from milo_discoveryd.model.resource import NAMES, ObjectKeys, Resource, WatchedCollection
 from milo_discoveryd.sources.kind import (
-    ClaimWatch,
+    ContributionWatch,
     FileObject,
     Files,
     Follows,
@@ -81,8 +81,11 @@ class KeyedSource:
         """Return what a file, or a part of it, says."""
         if file.problem:
             return Malformed(file.key, file.uid, "", file.problem)
-        claims = tuple(replace(claim, cluster=key_of(claim.cluster, self.name)) for claim in file.claims)
-        return ClaimingObject(file.key, file.uid, "", ObjectContent(claims))
+        contributions = tuple(
+            replace(contribution, cluster=key_of(contribution.cluster, self.name))
+            for contribution in file.contributions
+        )
+        return ContributingObject(file.key, file.uid, "", ObjectContent(contributions))
 
     def _of_clusters(self, follows: OneResource, label_selector: str) -> FollowedCollection:
         resource = _selecting(follows.resource, label_selector)
@@ -104,9 +107,11 @@ class KeyedSource:
         )
         return FollowedCollection(WatchedCollection(resource, keys), decoder)
 
-    def _of_objects(self, watch: ClaimWatch | ReferencedWatch, label_selector: str) -> FollowedCollection:
+    def _of_objects(self, watch: ContributionWatch | ReferencedWatch, label_selector: str) -> FollowedCollection:
         # The daemon's label selector applies only to objects that stand for clusters.
-        resource = _selecting(watch.resource, label_selector) if isinstance(watch, ClaimWatch) else watch.resource
+        resource = (
+            _selecting(watch.resource, label_selector) if isinstance(watch, ContributionWatch) else watch.resource
+        )
         keys = ObjectKeys(namespaced=watch.resource.namespaced)
 
         def key(obj: KubeObject) -> str:
@@ -117,10 +122,13 @@ class KeyedSource:
             try:
                 if isinstance(watch, ReferencedWatch):
                     return _referenced(name, metadata, watch.content(obj))
-                claims = tuple(replace(claim, cluster=key_of(claim.cluster, self.name)) for claim in watch.claims(obj))
+                contributions = tuple(
+                    replace(contribution, cluster=key_of(contribution.cluster, self.name))
+                    for contribution in watch.contributions(obj)
+                )
             except MalformedError as error:
                 return Malformed(name, metadata.uid, metadata.resourceVersion, str(error))
-            return _claiming(name, metadata, ObjectContent(claims))
+            return _contributing(name, metadata, ObjectContent(contributions))
 
         decoder = Decoder(self._checked(watch.object_type), _within(resource, observe, key), Malformed, keys.key)
         server = watch.server if isinstance(watch, ReferencedWatch) else ""
@@ -144,8 +152,8 @@ class KeyedSource:
             return reduce
         prefix = key_of("", self.name)
 
-        def keyed(cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation | None:
-            observation = reduce(cluster.removeprefix(prefix), claims, uid)
+        def keyed(cluster: str, contributions: Sequence[ObjectContribution], uid: str) -> Observation | None:
+            observation = reduce(cluster.removeprefix(prefix), contributions, uid)
             return None if observation is None else self._keyed(observation)
 
         return keyed
@@ -166,13 +174,13 @@ class KeyedSource:
 def _referenced(key: str, metadata: Metadata, value: object) -> ObservedObject:
     if value is None:
         # The removal guard counts objects with content, so that others do not hide a mass removal.
-        return NotReady(key, metadata.uid, metadata.resourceVersion, "it has no content that a claim needs")
-    return _claiming(key, metadata, ObjectContent(value=value))
+        return NotReady(key, metadata.uid, metadata.resourceVersion, "it has no content that a contribution needs")
+    return _contributing(key, metadata, ObjectContent(value=value))
 
 
-def _claiming(key: str, metadata: Metadata, content: ObjectContent) -> ClaimingObject:
+def _contributing(key: str, metadata: Metadata, content: ObjectContent) -> ContributingObject:
     is_terminating = metadata.deletionTimestamp is not None
-    return ClaimingObject(key, metadata.uid, metadata.resourceVersion, content, is_terminating)
+    return ContributingObject(key, metadata.uid, metadata.resourceVersion, content, is_terminating)
 
 
 def _selecting(resource: Resource, label_selector: str) -> Resource:

@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from milo_discoveryd.model.claims import Claim, ObjectClaim, earliest
 from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.contributions import Contribution, ObjectContribution, earliest
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.schema.fields import Group
@@ -31,13 +31,13 @@ KINDS = {
 
 SENT_WHERE_OBJECTS_SAY = "objects decide where its credential is sent, which other clusters accept too"
 
-Reduce = Callable[[str, Sequence[ObjectClaim], str], Observation | None]
+Reduce = Callable[[str, Sequence[ObjectContribution], str], Observation | None]
 """Returns the observation of a cluster from all its objects, or None if it is to be reported as deleted.
 
-It gets the name of the cluster and the claims of all objects that name it, the earliest first; none after the confirmed
-deletion of the last of them. These are followed by the contents of the existing objects that they need; `watch` and
-`object` distinguish them. The last argument is the UID of the current engagement if at least one of its objects
-remains, and otherwise empty. An observation with another UID replaces the cluster.
+It gets the name of the cluster and the contributions of all objects that name it, the earliest first; none after the
+confirmed deletion of the last of them. These are followed by the contents of the existing objects that they need;
+`watch` and `object` distinguish them. The last argument is the UID of the current engagement if at least one of its
+objects remains, and otherwise empty. An observation with another UID replaces the cluster.
 """
 RestoredPlace = Callable[[Target], tuple[str, ...]]
 """Returns `Target.place` of a cluster from the state file, whose content is not trusted, by its name in the source.
@@ -56,25 +56,25 @@ class OneResource(msgspec.Struct, frozen=True):
     """`KubeObject`, or another msgspec.Struct with a field `metadata: Metadata`."""
 
 
-class ClaimWatch(msgspec.Struct, frozen=True):
-    """A resource, and the claims of its objects on clusters."""
+class ContributionWatch(msgspec.Struct, frozen=True):
+    """A resource, and the contributions of its objects to clusters."""
 
     resource: Resource
     object_type: Any
     """`KubeObject`, or another msgspec.Struct with a field `metadata: Metadata`."""
-    claims: Callable[[Any], Iterable[Claim]]
-    """Returns the claims that an object makes on clusters, which may be none. Raises MalformedError for an object that
-    cannot be used: its previous claims remain valid."""
+    contributions: Callable[[Any], Iterable[Contribution]]
+    """Returns the contributions of an object to clusters, which may be none. Raises MalformedError for an object that
+    cannot be used: its previous contributions remain valid."""
 
 
 class ReferencedWatch(msgspec.Struct, frozen=True):
-    """A resource whose objects do not stand for clusters, but which claims refer to (`Claim.needs`)."""
+    """A resource whose objects do not stand for clusters, but which contributions refer to (`Contribution.needs`)."""
 
     resource: Resource
     object_type: Any
-    """See `ClaimWatch.object_type`."""
+    """See `ContributionWatch.object_type`."""
     content: Callable[[Any], Any]
-    """Returns the content of an object for the claims that need it, or None if the object has no such content. Equal
+    """Returns the content of an object for the contributions that need it, or None if the object has none. Equal
     contents mean that nothing changed. Raises MalformedError for an object that cannot be used: its previous content
     remains valid."""
     server: str = ""
@@ -87,7 +87,7 @@ class SeveralResources(msgspec.Struct, frozen=True):
     Several objects may stand for one cluster: `reduce` decides what they mean together.
     """
 
-    watches: tuple[ClaimWatch | ReferencedWatch, ...]
+    watches: tuple[ContributionWatch | ReferencedWatch, ...]
     reduce: Reduce
     restored_place: RestoredPlace
 
@@ -99,10 +99,10 @@ class FileObject(msgspec.Struct, frozen=True):
     """Unique in the source."""
     uid: str = ""
     """UID of the cluster: another UID under the same key means another cluster."""
-    claims: tuple[Claim, ...] = ()
-    """The object's claims on clusters, as in `ClaimWatch.claims`."""
+    contributions: tuple[Contribution, ...] = ()
+    """The object's contributions to clusters, as in `ContributionWatch.contributions`."""
     problem: str = ""
-    """Why the object cannot be used; its previous claims remain valid. Empty if it can."""
+    """Why the object cannot be used; its previous contributions remain valid. Empty if it can."""
 
 
 class Files(msgspec.Struct, frozen=True):

@@ -7,8 +7,8 @@ import uuid
 from collections.abc import Iterable
 from typing import Annotated
 
-from milo_discoveryd.model.claims import Claim
 from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.contributions import Contribution
 from milo_discoveryd.model.declared_target import FileTarget
 from milo_discoveryd.model.observation import Ready
 from milo_discoveryd.schema.fields import Text
@@ -103,4 +103,4 @@ def _object(key: str, name: str, config: ParsedKubeconfig, context: str | None, 
     target = FileTarget(
         name=name, uid=uid, place=(place,), object_namespace="", object_name=key, authorities=authorities
     )
-    return FileObject(key, uid, (Claim(name, Ready(uid, "", target)),))
+    return FileObject(key, uid, (Contribution(name, Ready(uid, "", target)),))

@@ -13,13 +13,13 @@ from typing import Annotated
 import msgspec
 from msgspec.structs import replace
 
-from milo_discoveryd.model.claims import Claim, ObjectClaim
 from milo_discoveryd.model.cluster import SuspensionReason, Target
+from milo_discoveryd.model.contributions import Contribution, ObjectContribution
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Ready, Withdrawn
 from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.schema.fields import ListOf, Text, span
 from milo_discoveryd.sources.context import ContextKind, root_of
-from milo_discoveryd.sources.kind import ClaimWatch, ReferencedWatch, SeveralResources, SourceKind, SourceOptions
+from milo_discoveryd.sources.kind import ContributionWatch, ReferencedWatch, SeveralResources, SourceKind, SourceOptions
 from milo_discoveryd.sources.project import PROJECTS, ProjectObjects
 from milo_discoveryd.sources.reading import (
     DNS_SUBDOMAIN,
@@ -63,8 +63,8 @@ class ServiceConsumerKind(SourceKind, frozen=True, kw_only=True):
 
     def follow(self, options: SourceOptions) -> SeveralResources:
         objects = ConsumerObjects(self, options)
-        watches: tuple[ClaimWatch | ReferencedWatch, ...] = (
-            ClaimWatch(SERVICE_CONSUMERS, ServiceConsumer, objects.claims),
+        watches: tuple[ContributionWatch | ReferencedWatch, ...] = (
+            ContributionWatch(SERVICE_CONSUMERS, ServiceConsumer, objects.contributions),
         )
         if self.follow_projects:
             watches += (ReferencedWatch(PROJECTS, KubeObject, objects.project, root_of(options.discovery_server)),)
@@ -100,7 +100,7 @@ class ServiceConsumer(KubeObject, gc=False):
 
 
 class Consumer(msgspec.Struct, frozen=True, gc=False):
-    """The claim of a ServiceConsumer about its project."""
+    """What a ServiceConsumer says about its project."""
 
     service: str
     phase: str
@@ -125,7 +125,7 @@ class ConsumerObjects:
         self._follows_projects = kind.follow_projects
         self._projects = ProjectObjects(replace(options, discovery_server=root_of(options.discovery_server)))
 
-    def claims(self, consumer: ServiceConsumer) -> Iterable[Claim]:
+    def contributions(self, consumer: ServiceConsumer) -> Iterable[Contribution]:
         status, metadata = consumer.status, consumer.metadata
         # Until the controller has resolved the service, the consumer cannot be Active.
         if status is None or status.serviceName not in self._services:
@@ -139,7 +139,7 @@ class ConsumerObjects:
             _suspensions(consumer),
             labels(metadata),
         )
-        yield Claim(project, content, ((FOLLOWED_PROJECTS, project),) if self._follows_projects else ())
+        yield Contribution(project, content, ((FOLLOWED_PROJECTS, project),) if self._follows_projects else ())
 
     def project(self, obj: KubeObject) -> Observation:
         """Return what a Project says; without its version, since equal contents mean that nothing changed."""
@@ -148,13 +148,13 @@ class ConsumerObjects:
             raise MalformedError(observation.message)
         return replace(observation, version="")
 
-    def reduce(self, cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation | None:
+    def reduce(self, cluster: str, contributions: Sequence[ObjectContribution], uid: str) -> Observation | None:
         """Engage the project while one of its consumers is active and, if Projects are followed, the Project ready."""
-        consumers = [claim for claim in claims if claim.watch == CONSUMERS]
+        consumers = [contribution for contribution in contributions if contribution.watch == CONSUMERS]
         if not self._follows_projects or not consumers:
             return self._by_consumers(cluster, consumers, uid)
         project: Observation | None = next(
-            (claim.content for claim in claims if claim.watch == FOLLOWED_PROJECTS), None
+            (contribution.content for contribution in contributions if contribution.watch == FOLLOWED_PROJECTS), None
         )
         if project is None:
             # Without a UID, which is that of a project.
@@ -174,22 +174,25 @@ class ConsumerObjects:
         suspensions = tuple(chain.from_iterable(reasons)) if reasons else None
         return Ready(project.uid, consumption.version, replace(target, suspensions=suspensions))
 
-    def _by_consumers(self, cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation:
+    def _by_consumers(self, cluster: str, contributions: Sequence[ObjectContribution], uid: str) -> Observation:
         """Return what the consumers of a project say. It is suspended while all active ones are."""
-        if not claims:
+        if not contributions:
             message = "the project no longer uses any of the services"
             return Withdrawn(cluster, uid, "", message, self._drain_s)
-        active = [claim for claim in claims if claim.content.is_active]
-        newest = max(claims, key=lambda claim: (len(claim.version), claim.version))
+        active = [contribution for contribution in contributions if contribution.content.is_active]
+        newest = max(contributions, key=lambda contribution: (len(contribution.version), contribution.version))
         if not active:
-            message = "; ".join(sorted(str(claim.content) for claim in claims))
-            if any(claim.content.is_deleting or claim.content.phase == "Denied" for claim in claims):
-                return Withdrawn(cluster, uid or claims[0].uid, newest.version, message, self._drain_s)
-            return NotReady(cluster, uid or claims[0].uid, newest.version, message)
-        suspensions = [claim.content.suspensions for claim in active]
+            message = "; ".join(sorted(str(contribution.content) for contribution in contributions))
+            if any(
+                contribution.content.is_deleting or contribution.content.phase == "Denied"
+                for contribution in contributions
+            ):
+                return Withdrawn(cluster, uid or contributions[0].uid, newest.version, message, self._drain_s)
+            return NotReady(cluster, uid or contributions[0].uid, newest.version, message)
+        suspensions = [contribution.content.suspensions for contribution in active]
         merged: dict[str, str] = {}
-        for claim in active:
-            merged.update(claim.content.labels)
+        for contribution in active:
+            merged.update(contribution.content.labels)
         target = Target(
             name=cluster,
             # Of the project itself only the name is known here.

@@ -28,7 +28,7 @@ class StoredObject(msgspec.Struct, frozen=True, gc=False):
     key: str
     uid: str
     clusters: tuple[str, ...]
-    """Names of the clusters that the object claims."""
+    """Names of the clusters that the object contributes to."""
 
 
 class StateOrigin(msgspec.Struct, frozen=True):

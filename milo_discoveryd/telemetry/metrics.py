@@ -12,9 +12,9 @@ from milo_discoveryd.instruments import (
     AuditMetrics,
     CallMetrics,
     CredentialMetrics,
-    LeaseMetrics,
     ProbeMetrics,
     ReloadMetrics,
+    ShardLeaseMetrics,
     StreamMetrics,
 )
 from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
@@ -160,7 +160,7 @@ class Metrics:
         self.audit = AuditMetrics(registry)
         self.reloads = ReloadMetrics(registry)
         self.probes = ProbeMetrics(registry)
-        self.leases = LeaseMetrics(registry)
+        self.leases = ShardLeaseMetrics(registry)
         self._loop_delay = Histogram(
             "milo_discoveryd_event_loop_delay_seconds",
             "Delay of due callbacks of the event loop, caused by steps that take long.",

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from milo_discoveryd.model.claims import ObservedObject
+from milo_discoveryd.model.contributions import ObservedObject
 from milo_discoveryd.model.observation import Outside
 from milo_discoveryd.model.resource import WatchedCollection
 from milo_discoveryd.objects.budget import OVER_BUDGET

@@ -12,7 +12,7 @@ from milo_discoveryd.credentials.kubeconfig_files import (
     UnsettledFileError,
 )
 from milo_discoveryd.logger import log
-from milo_discoveryd.model.claims import ObservedObject
+from milo_discoveryd.model.contributions import ObservedObject
 from milo_discoveryd.objects.collection import ObjectCollection
 from milo_discoveryd.objects.pending_deletions import (
     Absent,

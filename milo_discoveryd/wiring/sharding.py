@@ -14,7 +14,7 @@ import msgspec
 from milo_discoveryd.config import Settings
 from milo_discoveryd.credentials.issuers.issuer import FencingIssuer
 from milo_discoveryd.daemon_errors import StartError
-from milo_discoveryd.instruments import LeaseMetrics
+from milo_discoveryd.instruments import ShardLeaseMetrics
 from milo_discoveryd.logger import log
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.sharding.assignment import FleetAssignment
@@ -113,7 +113,7 @@ def shard_group(
     settings: Settings,
     environ: Mapping[str, str],
     fleet: Fleet,
-    metrics: LeaseMetrics,
+    metrics: ShardLeaseMetrics,
     closing: AsyncExitStack,
     *,
     sources: Iterable[ConfiguredSource],

@@ -8,8 +8,8 @@ from typing import Protocol
 import msgspec
 
 from milo_discoveryd.credentials.kubeconfig_files import KubeconfigFiles
-from milo_discoveryd.model.claims import ObservedObject
 from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.contributions import ObservedObject
 from milo_discoveryd.model.observation import Ready
 from milo_discoveryd.registry.source import RESTORED, ClusterSource
 from milo_discoveryd.sources.keyed import FollowedCollection
@@ -190,11 +190,11 @@ def positions(source: ClusterSource, epoch: str) -> dict[str, int]:
 
 
 def restorable(clusters: Iterable[StoredCluster], restored_place: RestoredPlace) -> Iterator[tuple[Ready, float]]:
-    """Yield the stored clusters with addresses from the mode; those in the file are not used."""
+    """Yield the stored clusters with addresses from the kind; those in the file are not used."""
     for each in clusters:
         try:
             place = restored_place(each.target)
         except ValueError:
-            continue  # a name that the mode never engages
+            continue  # a name that the kind never engages
         # With an empty version, the first list always replaces the stored state.
         yield Ready(each.uid, "", msgspec.structs.replace(each.target, place=place)), each.engaged_at

@@ -13,9 +13,9 @@ from milo_discoveryd.engagement.cluster_records import ClusterRecord
 from milo_discoveryd.engagement.pending_releases import SubscriberKey
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.instruments import StreamMetrics
+from milo_discoveryd.kubeconfigs.credential_lease import Draw
 from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
 from milo_discoveryd.kubeconfigs.kubeconfigs import Kubeconfigs
-from milo_discoveryd.kubeconfigs.lease import Draw
 from milo_discoveryd.kubeconfigs.lease_handle import CredentialUnavailableError
 from milo_discoveryd.log.filter import without_sources
 from milo_discoveryd.model.cluster import Cluster
@@ -293,13 +293,13 @@ class Service:
             raise self._not_synced(call)  # an incomplete list may be started again, with new incarnations
         cluster = self._requested_cluster(parsed, call)
         call.charge_kubeconfig()
-        lease = self._kubeconfigs.lease(cluster, parsed.ttl_s, terms)
+        lease = self._kubeconfigs.require_lease(cluster, parsed.ttl_s, terms)
         is_without_secret = parsed.as_command and not lease.needs_credential_for_trust
         await (lease.wait_for_issuer() if is_without_secret else lease.wait())
         # Check again, because the cluster and the rules may have changed during the wait. No `await` from here on.
         to, now = call.require_kubeconfigs(), self._requested_cluster(parsed, call)
         if (now, to.terms) != (cluster, terms):
-            lease = self._kubeconfigs.lease(now, parsed.ttl_s, to.terms)
+            lease = self._kubeconfigs.require_lease(now, parsed.ttl_s, to.terms)
         incarnation = wire_incarnation(self._info.epoch, now.incarnation)
         return lease.issue_exec(incarnation, to) if parsed.as_command else lease.issue(incarnation, to)
 

@@ -18,7 +18,7 @@ from tests.support.eventually import eventually
 MAX_FILES = 45
 PRODUCT = ("/milo_discoveryd/", "/milo_kube/")
 NOT_OF_A_PROJECT = {
-    "milo_discoveryd/engagement/claim_index.py",
+    "milo_discoveryd/engagement/contribution_index.py",
     "milo_discoveryd/sources/keyed.py",
 }
 """Files that the description names for other kinds of sources."""

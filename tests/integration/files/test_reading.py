@@ -171,7 +171,7 @@ class Live:
     def clusters(self, *renamed: str) -> dict[str, str]:
         """Return the address of each usable cluster, as a scan finds them after these were renamed to their names."""
         found = self.files.scan(renamed.__contains__).objects
-        targets = [each.claims[0].content.target for each in found if each.claims]  # type: ignore[union-attr]
+        targets = [each.contributions[0].content.target for each in found if each.contributions]  # type: ignore[union-attr]
         return {each.name: each.endpoint for each in targets}
 
     def settle(self) -> None:

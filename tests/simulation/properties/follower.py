@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from milo_discoveryd.engagement.engagement import Engagements
 from milo_discoveryd.engagement.not_ready import NotReadyClusters
 from milo_discoveryd.log.events import Event
-from milo_discoveryd.model.claims import ObservedObject
+from milo_discoveryd.model.contributions import ObservedObject
 from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.objects.pending_deletions import Absent, Found, Inconclusive, PendingDeletions
 from milo_discoveryd.sources.reading import KubeObject

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from milo_discoveryd.engagement.cluster_records import ClusterRecord
-from milo_discoveryd.model.claims import ObservedObject
+from milo_discoveryd.model.contributions import ObservedObject
 from milo_discoveryd.model.observation import Observation
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEvent
 from tests.unit.registry.fleets import ListedClusters, malformed, not_ready, ready

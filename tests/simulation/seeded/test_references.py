@@ -10,8 +10,8 @@ from msgspec.structs import replace
 
 from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.log.events import Event, EventType
-from milo_discoveryd.model.claims import Claim, ObjectClaim, earliest
 from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.contributions import Contribution, ObjectContribution, earliest
 from milo_discoveryd.model.observation import NotReady, Observation, Ready
 from milo_discoveryd.objects.pending_deletions import PendingDeletions
 from milo_discoveryd.objects.removal_guard import RemovalGuard, RemovalLimits
@@ -19,7 +19,7 @@ from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.source import ClusterSource, SourcePolicy
 from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.sources.keyed import KeyedSource
-from milo_discoveryd.sources.kind import ClaimWatch, ReferencedWatch, SeveralResources
+from milo_discoveryd.sources.kind import ContributionWatch, ReferencedWatch, SeveralResources
 from milo_discoveryd.sources.reading import KubeObject
 from milo_discoveryd.wiring.source import Discovery
 from milo_kube.reflect.reflector import ReflectorPolicy
@@ -47,23 +47,26 @@ class Joined:
     """Two objects each need one Secret. Its UID stands for the server that it states."""
 
     def follows(self) -> SeveralResources:
-        watches = (ClaimWatch(RESOURCE, KubeObject, self.claims), ReferencedWatch(SECRETS, KubeObject, self.content))
+        watches = (
+            ContributionWatch(RESOURCE, KubeObject, self.contributions),
+            ReferencedWatch(SECRETS, KubeObject, self.content),
+        )
         return SeveralResources(watches, self.reduce, self.restored_place)
 
-    def claims(self, obj: KubeObject) -> Iterable[Claim]:
+    def contributions(self, obj: KubeObject) -> Iterable[Contribution]:
         observation = PROJECTS.observe(obj)
         needs = ((1, pair_of(obj.metadata.name)),) if isinstance(observation, Ready) else ()
-        yield Claim(obj.metadata.name, observation, needs)
+        yield Contribution(obj.metadata.name, observation, needs)
 
     def content(self, secret: KubeObject) -> str | None:
         condition = secret.condition("Ready")
         return secret.metadata.uid if condition is not None and condition.status == "True" else None
 
-    def reduce(self, cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation | None:
-        seen = earliest(cluster, [claim for claim in claims if claim.watch == 0])
+    def reduce(self, cluster: str, contributions: Sequence[ObjectContribution], uid: str) -> Observation | None:
+        seen = earliest(cluster, [contribution for contribution in contributions if contribution.watch == 0])
         if not isinstance(seen, Ready):
             return seen
-        server = next((each.content for each in claims if each.watch == 1), None)
+        server = next((each.content for each in contributions if each.watch == 1), None)
         if server is None:
             return NotReady(cluster, seen.uid, seen.version, "the Secret has no server")
         return replace(seen, target=replace(seen.target, place=(f"https://{server}",)))

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from milo_discoveryd.kubeconfigs.lease import HeldCredential
+from milo_discoveryd.kubeconfigs.credential_lease import HeldCredential
 from milo_discoveryd.kubeconfigs.lease_table import LeaseKey
 from milo_discoveryd.kubeconfigs.minter import Minter
 from milo_discoveryd.log.change_log import ChangeLog

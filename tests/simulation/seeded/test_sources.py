@@ -16,8 +16,8 @@ from milo_discoveryd.kubeconfigs.kubeconfigs import CredentialLimits, Kubeconfig
 from milo_discoveryd.kubeconfigs.lease_handle import Issuance
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.log.change_log import ChangeLog, Retention
-from milo_discoveryd.model.claims import Claim, ObjectClaim
 from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.contributions import Contribution, ObjectContribution
 from milo_discoveryd.model.observation import NotReady, Observation, Ready
 from milo_discoveryd.model.resource import ObjectKeys
 from milo_discoveryd.objects.pending_deletions import PendingDeletions
@@ -31,7 +31,7 @@ from milo_discoveryd.server.calls.revision import TokenSigner
 from milo_discoveryd.server.calls.server_info import DaemonInfo
 from milo_discoveryd.server.calls.service import Service
 from milo_discoveryd.sources.keyed import KeyedSource
-from milo_discoveryd.sources.kind import ClaimWatch, OneResource, SeveralResources, SourceOptions
+from milo_discoveryd.sources.kind import ContributionWatch, OneResource, SeveralResources, SourceOptions
 from milo_discoveryd.sources.project import ProjectObjects
 from milo_discoveryd.sources.reading import KubeObject
 from milo_discoveryd.wiring.source import Discovery
@@ -66,17 +66,19 @@ class Pairs:
     """Two objects make one cluster: a and b make a, c and d make c, e and f make e."""
 
     def follows(self) -> SeveralResources:
-        return SeveralResources((ClaimWatch(RESOURCE, KubeObject, self.claims),), self.reduce, self.restored_place)
+        return SeveralResources(
+            (ContributionWatch(RESOURCE, KubeObject, self.contributions),), self.reduce, self.restored_place
+        )
 
-    def claims(self, obj: KubeObject) -> Iterable[Claim]:
+    def contributions(self, obj: KubeObject) -> Iterable[Contribution]:
         observation = PROJECTS.observe(obj)
-        yield Claim(pair_of(obj.metadata.name), isinstance(observation, Ready))
+        yield Contribution(pair_of(obj.metadata.name), isinstance(observation, Ready))
 
-    def reduce(self, cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation | None:
-        if not claims:
+    def reduce(self, cluster: str, contributions: Sequence[ObjectContribution], uid: str) -> Observation | None:
+        if not contributions:
             return None
-        identity = uid or claims[0].uid
-        if not any(claim.content for claim in claims):
+        identity = uid or contributions[0].uid
+        if not any(contribution.content for contribution in contributions):
             return NotReady(cluster, identity, "", "no object is ready")
         return Ready(identity, "", Target(name=cluster, uid=identity, place=("https://", ".test")))
 

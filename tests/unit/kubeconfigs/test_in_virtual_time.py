@@ -10,7 +10,7 @@ from typing import Any
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError
-from milo_discoveryd.kubeconfigs.lease import BACKOFF_S
+from milo_discoveryd.kubeconfigs.credential_lease import BACKOFF_S
 from milo_discoveryd.kubeconfigs.lease_table import LeaseKey
 from milo_discoveryd.kubeconfigs.minter import Minter
 from milo_discoveryd.model.cluster import Cluster

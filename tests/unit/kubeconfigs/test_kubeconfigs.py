@@ -95,11 +95,11 @@ def token_in(made: IssuedKubeconfig) -> str:
 
 def token(kubeconfigs: Kubeconfigs, cluster: Cluster = ALPHA, ttl_s: float | None = None) -> str:
     """Return the token that is issued now."""
-    return token_in(kubeconfigs.lease(cluster, ttl_s, UNLIMITED).issue("epoch.1", ME))
+    return token_in(kubeconfigs.require_lease(cluster, ttl_s, UNLIMITED).issue("epoch.1", ME))
 
 
 async def got(kubeconfigs: Kubeconfigs, cluster: Cluster = ALPHA, ttl_s: float | None = None) -> str:
-    lease = kubeconfigs.lease(cluster, ttl_s, UNLIMITED)
+    lease = kubeconfigs.require_lease(cluster, ttl_s, UNLIMITED)
     await lease.wait()
     return token_in(lease.issue("epoch.1", ME))
 
@@ -234,7 +234,7 @@ async def test_credential_issuer_not_allowed_by_rule_is_not_used() -> None:
     one.name, other.name = "one", "other"
     to = Recipient(ME.caller, "some", Terms(issuers=frozenset({"other"}), max_ttl_s=60.0))
     async with issuing(one, other) as kubeconfigs:
-        lease = kubeconfigs.lease(ALPHA, 600, to.terms)
+        lease = kubeconfigs.require_lease(ALPHA, 600, to.terms)
         await lease.wait()
         assert token_in(lease.issue("epoch.1", to)) in other.given
         assert lease.key.issuer == "other"
@@ -243,7 +243,7 @@ async def test_credential_issuer_not_allowed_by_rule_is_not_used() -> None:
         assert kubeconfigs.find(ALPHA, None, none) is None
         assert isinstance(await kubeconfigs.refusal(none), NoIssuerError)
         with pytest.raises(NoIssuerError, match="that the rule for this caller allows"):
-            kubeconfigs.lease(ALPHA, None, none)
+            kubeconfigs.require_lease(ALPHA, None, none)
 
 
 async def test_unsuitable_credential_is_refused_permanently() -> None:
@@ -262,7 +262,7 @@ async def test_issuer_without_a_credential_issuer_refuses_requests() -> None:
             await got(kubeconfigs)
         assert isinstance(await kubeconfigs.refusal(UNLIMITED), NoIssuerError)
         with pytest.raises(NoIssuerError):
-            kubeconfigs.lease(ALPHA, None, UNLIMITED).issue_exec("epoch.1", ME)
+            kubeconfigs.require_lease(ALPHA, None, UNLIMITED).issue_exec("epoch.1", ME)
 
 
 async def test_first_credential_issuer_whose_selector_matches_serves_cluster() -> None:
@@ -295,7 +295,7 @@ async def test_ttl_is_capped_and_rounded_down(asked_s: float | None, minted_s: f
 async def test_expiry_is_that_of_backend_and_refresh_precedes_it() -> None:
     backend = Backend(life_s=100)
     async with issuing(backend) as kubeconfigs:
-        lease = kubeconfigs.lease(ALPHA, 10, UNLIMITED)
+        lease = kubeconfigs.require_lease(ALPHA, 10, UNLIMITED)
         await lease.wait()
         made = lease.issue("epoch.1", ME)
     assert made.credential is not None
@@ -318,7 +318,7 @@ async def test_mints_in_flight_are_limited() -> None:
     backend.gate.clear()
     async with issuing(backend, concurrency=5, per_second=10_000) as kubeconfigs:
         for number in range(100):
-            kubeconfigs.lease(a_cluster(f"p-{number}", number + 1), None, UNLIMITED).credential()
+            kubeconfigs.require_lease(a_cluster(f"p-{number}", number + 1), None, UNLIMITED).credential()
         await eventually(lambda: backend.at_once == 4)
         backend.gate.set()
         await eventually(lambda: len(backend.given) == 100)
@@ -332,7 +332,7 @@ async def test_credential_issuer_failure_is_logged_as_warning_once_a_credential_
         async with issuing(backend) as kubeconfigs:
             await eventually(lambda: len(backend.asked) == 3)
             levels = [line["log_level"] for line in lines]
-            kubeconfigs.lease(ALPHA, None, UNLIMITED).credential()
+            kubeconfigs.require_lease(ALPHA, None, UNLIMITED).credential()
             tried = len(backend.asked)
             await eventually(lambda: len(backend.asked) > tried + 2)
     assert levels == ["info"]
@@ -345,7 +345,7 @@ async def test_failing_credential_backend_is_retried_by_one_lease_at_a_time() ->
     backend.failure = BackendError("down")
     async with issuing(backend, concurrency=5, per_second=10_000) as kubeconfigs:
         for number in range(50):
-            kubeconfigs.lease(a_cluster(f"p-{number}", number + 1), None, UNLIMITED).credential()
+            kubeconfigs.require_lease(a_cluster(f"p-{number}", number + 1), None, UNLIMITED).credential()
         await eventually(lambda: len(backend.asked) >= 50)
         backend.gate.clear()
         backend.most_at_once = 0
@@ -375,7 +375,7 @@ async def test_credential_minted_after_disengagement_is_dropped() -> None:
     backend.gate.clear()
     metrics = Metrics()
     async with issuing(backend, metrics=metrics) as kubeconfigs:
-        asking = asyncio.create_task(kubeconfigs.lease(ALPHA, None, UNLIMITED).wait())
+        asking = asyncio.create_task(kubeconfigs.require_lease(ALPHA, None, UNLIMITED).wait())
         await eventually(lambda: backend.at_once == 1)
         kubeconfigs.disengaged(ALPHA)
         await asking
@@ -424,7 +424,7 @@ async def test_issue_is_audited_without_secret() -> None:
     async with issuing(Backend()) as kubeconfigs:
         with capture_logs() as lines:
             await got(kubeconfigs)
-            kubeconfigs.lease(ALPHA, None, UNLIMITED).issue_exec("epoch.1", ME)
+            kubeconfigs.require_lease(ALPHA, None, UNLIMITED).issue_exec("epoch.1", ME)
     (line,) = [line for line in lines if line["event"] == "kubeconfig issued"]
     assert set(line) == {
         "event", "log_level", "logger", "cluster", "uid", "incarnation", "issuer", "expires_at", "fingerprint", "rule",
@@ -504,7 +504,7 @@ async def test_hanging_clusters_do_not_delay_credentials_of_others() -> None:
     backend.life_s = 0.8
     async with issuing(backend, per_second=10_000) as kubeconfigs:
         for number in range(30):
-            kubeconfigs.lease(of_shop(number), None, UNLIMITED).credential()
+            kubeconfigs.require_lease(of_shop(number), None, UNLIMITED).credential()
         async with asyncio.timeout(minter.MINT_TIMEOUT_S / 2):
             first = await got(kubeconfigs)
             await eventually(lambda: token(kubeconfigs) != first)
@@ -561,7 +561,7 @@ async def test_ca_of_a_declared_cluster_comes_with_its_credential() -> None:
     cluster = replace(ALPHA, target=target)
     async with issuing(WithAuthorities(Scope.CLUSTER)) as kubeconfigs:
         kubeconfigs.issuance.trust = lambda _, issued: ClusterTrust(None if issued is None else issued.authorities)
-        lease = kubeconfigs.lease(cluster, None, UNLIMITED)
+        lease = kubeconfigs.require_lease(cluster, None, UNLIMITED)
         assert lease.needs_credential_for_trust
         with pytest.raises(CredentialUnavailableError):
             lease.issue_exec("epoch.1", ME)
@@ -571,7 +571,7 @@ async def test_ca_of_a_declared_cluster_comes_with_its_credential() -> None:
             assert base64.b64decode(entry["cluster"]["certificate-authority-data"]) == b"ITS CA"
         assert (await kubeconfigs.trust_of(a_cluster("beta", 2))).authorities is None
         known = replace(cluster, target=replace(target, authorities=b"KNOWN"))
-        assert not kubeconfigs.lease(known, None, UNLIMITED).needs_credential_for_trust
+        assert not kubeconfigs.require_lease(known, None, UNLIMITED).needs_credential_for_trust
 
 
 async def test_kubeconfig_names_the_server_that_came_with_the_credential() -> None:
@@ -585,7 +585,7 @@ async def test_kubeconfig_names_the_server_that_came_with_the_credential() -> No
     async with issuing(EachSourceIssuer({"": WithServer(Scope.CLUSTER)})) as kubeconfigs:
         infrastructure = Upstream(server="https://i", origin="test", credentials=StaticCredential(Credential()))
         kubeconfigs.issuance.trust = cluster_trust(ProjectControlPlaneKind(), infrastructure)
-        lease = kubeconfigs.lease(ALPHA, None, UNLIMITED)
+        lease = kubeconfigs.require_lease(ALPHA, None, UNLIMITED)
         await lease.wait()
         for made in (lease.issue("epoch.1", ME), lease.issue_exec("epoch.1", ME)):
             [entry] = json.loads(made.text)["clusters"]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from milo_discoveryd.model.claims import ClaimingObject, ObjectContent, ObservedObject
+from milo_discoveryd.model.contributions import ContributingObject, ObjectContent, ObservedObject
 from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.objects import store as module
 from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
@@ -69,7 +69,7 @@ def test_repeated_deletion_changes_nothing() -> None:
 
 
 def test_object_that_is_not_a_cluster_is_kept_by_its_key() -> None:
-    seen = ClaimingObject("ns/a", "u1", "1", ObjectContent(value="secret"), is_terminating=True)
+    seen = ContributingObject("ns/a", "u1", "1", ObjectContent(value="secret"), is_terminating=True)
     store = after(seen)
     assert known(store, "ns/a").content == ObjectContent(value="secret")
     assert store.is_terminating("ns/a")

@@ -12,8 +12,8 @@ from milo_discoveryd.engagement.not_ready import NotReadyClusters
 from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.log.events import Event, EventType, Frame, LogEntry
 from milo_discoveryd.log.slots import STALE_SLOTS
-from milo_discoveryd.model.claims import ObservedObject
 from milo_discoveryd.model.cluster import Cluster, DisengageReason, Target
+from milo_discoveryd.model.contributions import ObservedObject
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Malformed, NotReady, Outside, Ready
 from milo_discoveryd.objects.budget import CollectionWeight

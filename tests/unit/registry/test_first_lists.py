@@ -14,7 +14,7 @@ from milo_kube.label_selector import parse
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 from tests.support.sources import new_source
-from tests.unit.engagement.test_claim_index import RecordedFleet, thing
+from tests.unit.engagement.test_contribution_index import RecordedFleet, thing
 from tests.unit.registry.fleets import not_ready, ready
 from tests.unit.registry.test_fleet_malformed import Ledger
 

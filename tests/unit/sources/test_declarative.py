@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from milo_discoveryd.model.claims import ObjectClaim
 from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.contributions import ObjectContribution
 from milo_discoveryd.model.declared_target import DeclaredTarget
 from milo_discoveryd.model.observation import Malformed, NotReady, Ready
 from milo_discoveryd.schema.fields import parse_group
@@ -48,8 +48,8 @@ def secret(data: dict[str, str] | None, name: str = "alpha-kubeconfig") -> Secre
 
 
 def content(mode: DeclaredObjects, obj: DeclaredObject) -> Any:
-    [claim] = mode.claims(obj)
-    return claim.content
+    [contribution] = mode.contributions(obj)
+    return contribution.content
 
 
 def problem(mode: DeclaredObjects, obj: DeclaredObject) -> str:
@@ -238,7 +238,7 @@ def test_endpoint_host_must_be_among_configured_hosts(host: str, is_accepted: bo
 @pytest.mark.parametrize("name", ["", "..", "Alpha", "a/b", "a#b", "x" * 254])
 def test_name_that_is_not_a_dns_name_is_refused(name: str) -> None:
     with pytest.raises(MalformedError):
-        a_mode().claims(an_object(name=name))
+        a_mode().contributions(an_object(name=name))
 
 
 @pytest.mark.parametrize("ca", [PEM, base64.b64encode(PEM.encode()).decode()])
@@ -309,8 +309,8 @@ def test_declarative_organization_is_optional() -> None:
 
 def test_declarative_cluster_claimed_by_two_objects_is_malformed() -> None:
     mode = a_mode()
-    claims = [ObjectClaim(0, f"team/{each}", each, "1", 0, content(mode, an_object())) for each in "ab"]
-    assert isinstance(mode.reduce("team.alpha", claims, ""), Malformed)
+    contributions = [ObjectContribution(0, f"team/{each}", each, "1", 0, content(mode, an_object())) for each in "ab"]
+    assert isinstance(mode.reduce("team.alpha", contributions, ""), Malformed)
 
 
 def test_restored_declarative_cluster_with_disallowed_endpoint_is_malformed() -> None:
@@ -366,10 +366,10 @@ BY_SECRET: dict[str, Any] = {
 
 def reduced(mode: DeclaredObjects, obj: DeclaredObject, *secrets: tuple[str, StatedServer]) -> Any:
     """Return what an object means together with Secrets."""
-    [claim] = mode.claims(obj)
-    claims = [ObjectClaim(0, "team/alpha", "1", "7", 0, claim.content, claim.needs)]
-    claims += [ObjectClaim(SECRETS, key, "2", "8", 0, server) for key, server in secrets]
-    return mode.reduce(claim.cluster, claims, "")
+    [contribution] = mode.contributions(obj)
+    contributions = [ObjectContribution(0, "team/alpha", "1", "7", 0, contribution.content, contribution.needs)]
+    contributions += [ObjectContribution(SECRETS, key, "2", "8", 0, server) for key, server in secrets]
+    return mode.reduce(contribution.cluster, contributions, "")
 
 
 def test_endpoint_and_ca_are_those_of_the_secret_that_an_object_names() -> None:
@@ -377,8 +377,8 @@ def test_endpoint_and_ca_are_those_of_the_secret_that_an_object_names() -> None:
     data = kubeconfig(**{"certificate-authority-data": base64.b64encode(PEM.encode()).decode()})
     server = mode.server(secret(data))
     assert server == StatedServer("https://a.example", PEM.encode())
-    [claim] = mode.claims(an_object())
-    assert claim.needs == ((SECRETS, "team/alpha-kubeconfig"),)
+    [contribution] = mode.contributions(an_object())
+    assert contribution.needs == ((SECRETS, "team/alpha-kubeconfig"),)
     others = StatedServer("https://b", None)
     seen = reduced(mode, an_object(), ("team/beta-kubeconfig", others), ("team/alpha-kubeconfig", server))
     assert isinstance(seen, Ready)
@@ -404,12 +404,12 @@ def test_object_without_its_secret_is_not_ready() -> None:
 
 def test_object_that_is_not_ready_or_is_deleted_needs_no_secret() -> None:
     mode = a_mode(**BY_SECRET)
-    [claim] = mode.claims(an_object(ready="False"))
-    assert claim.needs == ()
+    [contribution] = mode.contributions(an_object(ready="False"))
+    assert contribution.needs == ()
     assert isinstance(reduced(mode, an_object(ready="False")), NotReady)
     assert mode.reduce("team.alpha", [], "") is None
-    [claim] = a_mode().claims(an_object())
-    assert claim.needs == ()
+    [contribution] = a_mode().contributions(an_object())
+    assert contribution.needs == ()
 
 
 @pytest.mark.parametrize("data", [None, {}, {"other": "x"}, {"value": ""}])

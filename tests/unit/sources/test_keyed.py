@@ -8,15 +8,15 @@ import msgspec
 import pytest
 
 from milo_discoveryd.daemon_errors import StartError
-from milo_discoveryd.model.claims import Claim, ClaimingObject, ObjectContent
 from milo_discoveryd.model.cluster import Target, source_of
+from milo_discoveryd.model.contributions import ContributingObject, Contribution, ObjectContent
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready, Refused
 from milo_discoveryd.model.resource import Resource, WatchedCollection
 from milo_discoveryd.schema.fields import parse_group
 from milo_discoveryd.sources.declarative import SECRETS, DeclarativeKind, StatedServer
 from milo_discoveryd.sources.keyed import FollowedCollection, KeyedSource
 from milo_discoveryd.sources.kind import (
-    ClaimWatch,
+    ContributionWatch,
     FileObject,
     Follows,
     OneResource,
@@ -72,7 +72,7 @@ def test_object_type_without_metadata_is_refused(source: str, named: str, object
     ):
         KeyedSource(OneResource(resource, Mock(), Mock(), object_type), source)
     with pytest.raises(StartError, match=rf"^{named}: object_type "):
-        KeyedSource(SeveralResources((ClaimWatch(resource, object_type, Mock()),), Mock(), Mock()), source)
+        KeyedSource(SeveralResources((ContributionWatch(resource, object_type, Mock()),), Mock(), Mock()), source)
 
 
 METADATA = {"name": "alpha", "namespace": "team", "uid": "1", "resourceVersion": "7", "labels": {"of": "members"}}
@@ -114,7 +114,7 @@ def test_label_selector_of_the_daemon_does_not_select_secrets(collections: tuple
 def test_kubeconfig_secret_is_reduced_to_server_and_ca(collections: tuple[FollowedCollection, ...]) -> None:
     found = seen(collections[SECRETS], data={"value": encoded("https://a.example"), "other": "CANARY"})
     value = StatedServer("https://a.example", None)
-    assert found == ClaimingObject("team/alpha", "1", "7", ObjectContent(value=value))
+    assert found == ContributingObject("team/alpha", "1", "7", ObjectContent(value=value))
 
 
 def test_secret_without_a_kubeconfig_is_observed_as_not_ready(
@@ -193,18 +193,20 @@ def test_reduced_clusters_of_a_named_source_have_its_name_before_their_own() -> 
     assert kind.reduce("local#alpha", (), "") is None
 
 
-def test_file_claims_clusters_under_the_key_of_its_source() -> None:
+def test_file_contributes_to_clusters_under_the_key_of_its_source() -> None:
     source = KeyedSource(KindKind().follow(OPTIONS), "local")
     broken = source.observe_file(FileObject("kind-a", problem="it is broken"))
     assert broken == Malformed("kind-a", "", "", "it is broken")
-    usable = source.observe_file(FileObject("kind-a", "1", (Claim("a", "content"),)))
-    assert usable == ClaimingObject("kind-a", "1", "", ObjectContent((Claim("local#a", "content"),)))
+    usable = source.observe_file(FileObject("kind-a", "1", (Contribution("a", "content"),)))
+    assert usable == ContributingObject("kind-a", "1", "", ObjectContent((Contribution("local#a", "content"),)))
 
 
-def test_objects_claim_clusters_under_the_key_of_their_source(collections: tuple[FollowedCollection, ...]) -> None:
+def test_objects_contribute_to_clusters_under_the_key_of_their_source(
+    collections: tuple[FollowedCollection, ...],
+) -> None:
     found = seen(collections[0], metadata={**METADATA, "labels": {"a": "b", "env": "prod"}})
-    assert isinstance(found, ClaimingObject)
-    assert [each.cluster for each in found.content.claims] == ["members#alpha"]
+    assert isinstance(found, ContributingObject)
+    assert [each.cluster for each in found.content.contributions] == ["members#alpha"]
 
 
 def test_watched_collection_has_the_path_and_query_of_its_resource() -> None:

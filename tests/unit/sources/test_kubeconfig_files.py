@@ -9,8 +9,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milo_discoveryd.model.claims import ObjectClaim
 from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.contributions import ObjectContribution
 from milo_discoveryd.model.declared_target import FileTarget
 from milo_discoveryd.model.observation import Ready
 from milo_discoveryd.schema.fields import parse_group
@@ -56,9 +56,9 @@ def one(file: str, body: bytes) -> FileObject:
 
 
 def target(found: FileObject) -> Target:
-    (claim,) = found.claims
-    assert isinstance(claim.content, Ready)
-    return claim.content.target
+    (contribution,) = found.contributions
+    assert isinstance(contribution.content, Ready)
+    return contribution.content.target
 
 
 def test_kubeconfig_file_becomes_a_cluster_named_after_the_file() -> None:
@@ -120,7 +120,7 @@ def test_uid_of_kubeconfig_file_cluster_depends_on_server_and_ca_not_on_credenti
 def test_kubeconfig_that_refers_to_files_or_commands_is_rejected(change: dict[str, Any], problem: str) -> None:
     found = one("alpha", content("any", **change))
     assert problem in found.problem
-    assert not found.claims
+    assert not found.contributions
     assert "CANARY" not in found.problem
 
 
@@ -200,8 +200,10 @@ def test_unreadable_kubeconfig_of_kind_mode_is_malformed(body: bytes) -> None:
 @pytest.mark.parametrize("mode", [DIRECTORY, KIND])
 def test_cluster_in_two_kubeconfig_files_is_that_of_the_earlier_file(mode: Files) -> None:
     contents = [Ready(uid, "", Target(name="a", uid=uid, place=("https://a",))) for uid in ("1", "2")]
-    claims = [ObjectClaim(0, f"file-{order}", str(order), "", order, each) for order, each in enumerate(contents)]
-    assert mode.reduce("a", claims, "") == contents[0]
+    contributions = [
+        ObjectContribution(0, f"file-{order}", str(order), "", order, each) for order, each in enumerate(contents)
+    ]
+    assert mode.reduce("a", contributions, "") == contents[0]
     assert mode.reduce("a", (), "") is None
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from milo_discoveryd.model.claims import Claim, ObjectClaim
 from milo_discoveryd.model.cluster import SuspensionReason, Target
+from milo_discoveryd.model.contributions import Contribution, ObjectContribution
 from milo_discoveryd.model.observation import NotReady, Observation, Ready, Withdrawn
 from milo_discoveryd.schema.fields import parse_group
 from milo_discoveryd.sources.kind import ReferencedWatch, SourceOptions
@@ -31,10 +31,10 @@ FOLLOWED = ConsumerObjects(FOLLOWING, OPTIONS)
 PLACE = (f"{API}/apis/resourcemanager.miloapis.com/v1alpha1/projects/", "/control-plane")
 
 
-def claims(
+def contributions(
     project: str = "shop", service: str = "dns", phase: str = "Active", *conditions: dict[str, str], **more: Any
-) -> list[Claim]:
-    return list(MODE.claims(consumer(project, service, phase, *conditions, **more)))
+) -> list[Contribution]:
+    return list(MODE.contributions(consumer(project, service, phase, *conditions, **more)))
 
 
 def consumer(
@@ -49,21 +49,22 @@ def consumer(
     return msgspec.convert(content, ServiceConsumer)
 
 
-def reduced(*said: list[Claim], uid: str = "") -> Observation | None:
+def reduced(*said: list[Contribution], uid: str = "") -> Observation | None:
     made = [
-        ObjectClaim(0, f"sc-{n}", f"uid-{n}", str(n + 8), n, claim.content) for n, [claim] in enumerate(said, start=1)
+        ObjectContribution(0, f"sc-{n}", f"uid-{n}", str(n + 8), n, contribution.content)
+        for n, [contribution] in enumerate(said, start=1)
     ]
     return MODE.reduce("shop", made, uid)
 
 
-def followed(*said: list[Claim], shop: KubeObject | None, uid: str = "") -> Observation | None:
+def followed(*said: list[Contribution], shop: KubeObject | None, uid: str = "") -> Observation | None:
     """Return what consumers of the project `shop` mean together with it."""
     made = [
-        ObjectClaim(CONSUMERS, f"sc-{n}", f"uid-{n}", str(n + 8), n, claim.content)
-        for n, [claim] in enumerate(said, start=1)
+        ObjectContribution(CONSUMERS, f"sc-{n}", f"uid-{n}", str(n + 8), n, contribution.content)
+        for n, [contribution] in enumerate(said, start=1)
     ]
     if shop is not None:
-        made.append(ObjectClaim(FOLLOWED_PROJECTS, "shop", shop.metadata.uid, "7", 0, FOLLOWED.project(shop)))
+        made.append(ObjectContribution(FOLLOWED_PROJECTS, "shop", shop.metadata.uid, "7", 0, FOLLOWED.project(shop)))
     return FOLLOWED.reduce("shop", made, uid)
 
 
@@ -75,32 +76,32 @@ def test_service_consumer_kind_watches_consumers() -> None:
     assert watch.resource.path == "/apis/services.miloapis.com/v1alpha1/serviceconsumers"
 
 
-def test_consumer_of_another_service_claims_no_project() -> None:
-    assert claims(service="storage") == []
+def test_consumer_of_another_service_contributes_to_no_project() -> None:
+    assert contributions(service="storage") == []
     assert (
         list(
-            MODE.claims(
+            MODE.contributions(
                 msgspec.convert({"metadata": {"name": "a", "uid": "u", "resourceVersion": "1"}}, ServiceConsumer)
             )
         )
         == []
     )
-    assert claims(project="shop")[0].cluster == "shop"
+    assert contributions(project="shop")[0].cluster == "shop"
 
 
 def test_consumer_project_must_be_a_name() -> None:
     with pytest.raises(MalformedError, match=r"the consumer project '\.\./bank' is not a DNS name"):
-        claims(project="../bank")
+        contributions(project="../bank")
 
 
 def test_active_consumer_engages_its_project() -> None:
-    assert reduced(claims(metadata={"labels": {"env": "prod"}})) == Ready(
+    assert reduced(contributions(metadata={"labels": {"env": "prod"}})) == Ready(
         "uid-1", "9", Target(name="shop", uid="uid-1", place=PLACE, labels=(("env", "prod"),))
     )
 
 
 def test_project_stays_engaged_while_one_of_its_consumers_is_active() -> None:
-    found = reduced(claims(phase="Denied"), claims(service="mail"), uid="before")
+    found = reduced(contributions(phase="Denied"), contributions(service="mail"), uid="before")
     assert isinstance(found, Ready)
     assert (found.uid, found.version) == ("before", "10")
 
@@ -108,12 +109,14 @@ def test_project_stays_engaged_while_one_of_its_consumers_is_active() -> None:
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        ((claims(phase="Denied"),), "dns is Denied"),
-        ((claims(metadata=DELETING),), "dns is being deactivated"),
-        ((claims(phase="Denied"), claims(service="mail", phase="")), "dns is Denied; mail is pending"),
+        ((contributions(phase="Denied"),), "dns is Denied"),
+        ((contributions(metadata=DELETING),), "dns is being deactivated"),
+        ((contributions(phase="Denied"), contributions(service="mail", phase="")), "dns is Denied; mail is pending"),
     ],
 )
-def test_deactivated_consumer_withdraws_its_project_with_drain(said: tuple[list[Claim], ...], message: str) -> None:
+def test_deactivated_consumer_withdraws_its_project_with_drain(
+    said: tuple[list[Contribution], ...], message: str
+) -> None:
     found = reduced(*said, uid="before")
     assert isinstance(found, Withdrawn)
     assert (found.uid, found.message, found.drain_s) == ("before", message, 60.0)
@@ -124,7 +127,7 @@ def test_deletion_of_last_consumer_withdraws_its_project_with_drain() -> None:
 
 
 def test_pending_consumer_does_not_engage() -> None:
-    found = reduced(claims(phase="PendingApproval"))
+    found = reduced(contributions(phase="PendingApproval"))
     assert found == NotReady("shop", "uid-1", "9", "dns is PendingApproval")
 
 
@@ -135,18 +138,18 @@ def suspended(status: str = "True") -> dict[str, str]:
 @pytest.mark.parametrize(
     ("said", "suspensions"),
     [
-        ((claims("shop", "dns", "Active", suspended()),), (SuspensionReason("Billing", 9.0, ""),)),
-        ((claims("shop", "dns", "Active", suspended("False")),), None),
-        ((claims(suspended=True),), ()),
-        ((claims("shop", "dns", "Active", suspended()), claims(service="mail")), None),
+        ((contributions("shop", "dns", "Active", suspended()),), (SuspensionReason("Billing", 9.0, ""),)),
+        ((contributions("shop", "dns", "Active", suspended("False")),), None),
+        ((contributions(suspended=True),), ()),
+        ((contributions("shop", "dns", "Active", suspended()), contributions(service="mail")), None),
         (
-            (claims("shop", "dns", "Active", suspended()), claims(phase="Denied")),
+            (contributions("shop", "dns", "Active", suspended()), contributions(phase="Denied")),
             (SuspensionReason("Billing", 9.0, ""),),
         ),
     ],
 )
 def test_project_is_suspended_while_all_active_consumers_are(
-    said: tuple[list[Claim], ...], suspensions: tuple[SuspensionReason, ...] | None
+    said: tuple[list[Contribution], ...], suspensions: tuple[SuspensionReason, ...] | None
 ) -> None:
     found = reduced(*said)
     assert isinstance(found, Ready)
@@ -178,10 +181,10 @@ def test_followed_projects_are_watched_at_the_root() -> None:
     assert (KIND.unseen[:40], FOLLOWING.unseen) == ("not that a project was deleted, or creat", "")
 
 
-def test_claims_need_the_project_where_projects_are_followed() -> None:
-    (claim,) = FOLLOWED.claims(consumer("shop"))
-    assert claim.needs == ((FOLLOWED_PROJECTS, "shop"),)
-    assert claims("shop")[0].needs == ()
+def test_contributions_need_the_project_where_projects_are_followed() -> None:
+    (contribution,) = FOLLOWED.contributions(consumer("shop"))
+    assert contribution.needs == ((FOLLOWED_PROJECTS, "shop"),)
+    assert contributions("shop")[0].needs == ()
 
 
 def test_followed_project_gives_its_cluster_uid_organization_and_deletion() -> None:
@@ -193,7 +196,7 @@ def test_followed_project_gives_its_cluster_uid_organization_and_deletion() -> N
         labels={"tenant": "wrote-it"},
         deletionTimestamp="1970-01-01T00:00:09Z",
     )
-    assert followed(claims(metadata={"labels": {"env": "prod"}}), shop=shop, uid="before") == Ready(
+    assert followed(contributions(metadata={"labels": {"env": "prod"}}), shop=shop, uid="before") == Ready(
         "uid-shop",
         "9",
         Target(
@@ -209,21 +212,21 @@ def test_followed_project_gives_its_cluster_uid_organization_and_deletion() -> N
 
 
 def test_end_of_a_followed_project_ends_its_cluster() -> None:
-    active = claims()
+    active = contributions()
     assert followed(active, shop=None, uid="uid-shop") is None
-    assert followed(claims(phase="Denied"), shop=None, uid="uid-shop") is None
+    assert followed(contributions(phase="Denied"), shop=None, uid="uid-shop") is None
     assert followed(active, shop=None) == NotReady("shop", "", "9", "there is no project of this name")
 
 
 def test_cluster_of_a_followed_project_is_ready_as_the_project_is() -> None:
-    found = followed(claims(), shop=project("shop", condition("Ready", "False")))
+    found = followed(contributions(), shop=project("shop", condition("Ready", "False")))
     assert isinstance(found, NotReady)
     assert (found.uid, found.message) == ("uid-shop", "condition Ready is False")
     assert isinstance(found.fields, Target)
 
 
 def test_project_that_stops_using_the_services_is_withdrawn_under_its_uid() -> None:
-    found = followed(claims(phase="Denied"), shop=project("shop"), uid="uid-shop")
+    found = followed(contributions(phase="Denied"), shop=project("shop"), uid="uid-shop")
     assert found == Withdrawn("shop", "uid-shop", "9", "dns is Denied", 60.0)
     gone = "the project no longer uses any of the services"
     assert FOLLOWED.reduce("shop", [], "") == Withdrawn("shop", "", "", gone, 60.0)
@@ -232,10 +235,10 @@ def test_project_that_stops_using_the_services_is_withdrawn_under_its_uid() -> N
 def test_followed_project_is_suspended_by_itself_or_by_its_consumers() -> None:
     own = project("shop", condition("Ready"), condition("Suspended", message="by the platform"))
     for consumers, shop, expected in (
-        (claims(), project("shop"), None),
-        (claims(), own, ()),
-        (claims("shop", "dns", "Active", suspended()), project("shop"), (SuspensionReason("Billing", 9.0, ""),)),
-        (claims("shop", "dns", "Active", suspended()), own, (SuspensionReason("Billing", 9.0, ""),)),
+        (contributions(), project("shop"), None),
+        (contributions(), own, ()),
+        (contributions("shop", "dns", "Active", suspended()), project("shop"), (SuspensionReason("Billing", 9.0, ""),)),
+        (contributions("shop", "dns", "Active", suspended()), own, (SuspensionReason("Billing", 9.0, ""),)),
     ):
         found = followed(consumers, shop=shop)
         assert isinstance(found, Ready)

@@ -69,7 +69,7 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
             if owns_index:
                 self._indexed = _read_index(self.path / INDEX)
             else:
-                self._claim_index()
+                self._contribution_index()
             atomic_files.remove_leftovers(self.path)
         except BaseException as error:
             os.close(self._lock)
@@ -118,7 +118,7 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
         self._write_index(desired, without=to_remove)
         self._remove(to_remove)
 
-    def _claim_index(self) -> None:
+    def _contribution_index(self) -> None:
         index = self.path / INDEX
         if os.path.lexists(index):
             raise CommandFailure(

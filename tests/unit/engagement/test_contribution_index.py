@@ -6,12 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milo_discoveryd.engagement.claim_index import Reduce
+from milo_discoveryd.engagement.contribution_index import Reduce
 from milo_discoveryd.engagement.not_ready import NotReadyClusters
 from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.log.events import Event
-from milo_discoveryd.model.claims import Claim, ClaimingObject, ObjectClaim, ObjectContent, ObservedObject, earliest
 from milo_discoveryd.model.cluster import DisengageReason
+from milo_discoveryd.model.contributions import (
+    ContributingObject,
+    Contribution,
+    ObjectContent,
+    ObjectContribution,
+    ObservedObject,
+    earliest,
+)
 from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Ready, Refused, Withdrawn
 from milo_discoveryd.model.resource import NAMES, ObjectKeys
@@ -38,18 +45,18 @@ from tests.unit.registry.fleets import malformed, target
 STREAMING = ViewStatus(ViewState.STREAMING, 0.0, last_contact=0.0)
 
 
-def any_of(cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation | None:
-    """Engage while any object claims it; the identity is that of the first object of an engagement."""
-    if not claims:
+def any_of(cluster: str, contributions: Sequence[ObjectContribution], uid: str) -> Observation | None:
+    """Engage while any object contributes to it; the identity is that of the first object of an engagement."""
+    if not contributions:
         return None
-    first = claims[0]
-    if not any(claim.content for claim in claims):
+    first = contributions[0]
+    if not any(contribution.content for contribution in contributions):
         return NotReady(cluster, uid or first.uid, first.version, "no object wants it")
     return Ready(uid or first.uid, first.version, target(cluster, cluster))
 
 
-def first_of(cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation | None:
-    return earliest(cluster, claims)
+def first_of(cluster: str, contributions: Sequence[ObjectContribution], uid: str) -> Observation | None:
+    return earliest(cluster, contributions)
 
 
 class RecordingJournal(Journal):
@@ -117,19 +124,23 @@ class RecordedFleet:
 
 
 def thing(
-    name: str, version: int = 1, uid: str = "", *, is_terminating: bool = False, **claims: object
-) -> ClaimingObject:
+    name: str, version: int = 1, uid: str = "", *, is_terminating: bool = False, **contributions: object
+) -> ContributingObject:
     uid = uid or f"uid-{name}"
-    said = tuple(Claim(cluster, content) for cluster, content in claims.items())
-    return ClaimingObject(name, uid, str(version), ObjectContent(said), is_terminating)
+    said = tuple(Contribution(cluster, content) for cluster, content in contributions.items())
+    return ContributingObject(name, uid, str(version), ObjectContent(said), is_terminating)
 
 
 def test_cluster_that_its_objects_make_unusable_is_reported_once() -> None:
     """Its objects are valid, so that their collection reports nothing."""
 
-    def reduce(cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation | None:
+    def reduce(cluster: str, contributions: Sequence[ObjectContribution], uid: str) -> Observation | None:
         del uid
-        return Malformed(cluster, claims[0].uid, claims[0].version, str(claims[0].content)) if claims else None
+        return (
+            Malformed(cluster, contributions[0].uid, contributions[0].version, str(contributions[0].content))
+            if contributions
+            else None
+        )
 
     fleet = RecordedFleet(reduce)
     fleet.listed(thing("x", 1, red="169.254.169.254"))
@@ -137,7 +148,7 @@ def test_cluster_that_its_objects_make_unusable_is_reported_once() -> None:
     assert fleet.journal.refused == [("red", "169.254.169.254")]
 
 
-def test_cluster_is_engaged_while_one_of_its_objects_claims_it() -> None:
+def test_cluster_is_engaged_while_one_of_its_objects_contributes_to_it() -> None:
     fleet = RecordedFleet()
     assert fleet.listed(thing("x", shop=True), thing("y", shop=True)) == [("ENGAGED", "shop")]
     assert fleet.take(ObjectChanged(thing("x", 2, shop=False))) == []
@@ -145,7 +156,7 @@ def test_cluster_is_engaged_while_one_of_its_objects_claims_it() -> None:
     assert fleet.take(ObjectChanged(thing("y", 4, shop=True))) == [("ENGAGED", "shop")]
 
 
-def test_object_with_several_changes_in_a_batch_claims_a_cluster_once() -> None:
+def test_object_with_several_changes_in_a_batch_contributes_to_a_cluster_once() -> None:
     """A controller writes the status right after the object was created."""
     fleet = RecordedFleet()
     fleet.listed()
@@ -161,8 +172,8 @@ CHANGES = st.lists(st.tuples(st.sampled_from("xyz"), st.sets(st.sampled_from(["s
 @given(CHANGES)
 def test_changes_in_one_batch_mean_what_they_mean_one_by_one(changes: list[tuple[str, set[str]]]) -> None:
     events = [
-        ObjectChanged(thing(name, version, **dict.fromkeys(claims, True)))
-        for version, (name, claims) in enumerate(changes, 1)
+        ObjectChanged(thing(name, version, **dict.fromkeys(contributions, True)))
+        for version, (name, contributions) in enumerate(changes, 1)
     ]
     together, one_by_one = RecordedFleet(), RecordedFleet()
     for fleet in (together, one_by_one):
@@ -195,7 +206,7 @@ def test_cluster_is_disengaged_when_the_deletion_of_its_last_object_is_confirmed
     assert fleet.source.registry["shop"].state is ObjectState.DELETED  # type: ignore[union-attr]
 
 
-def test_object_may_claim_several_clusters_and_change_its_claims() -> None:
+def test_object_may_contribute_to_several_clusters_and_change_them() -> None:
     fleet = RecordedFleet()
     assert fleet.listed(thing("x", shop=True, bank=True)) == [("ENGAGED", "shop"), ("ENGAGED", "bank")]
     assert fleet.take(ObjectChanged(thing("x", 2, bank=True, farm=True))) == [
@@ -204,7 +215,7 @@ def test_object_may_claim_several_clusters_and_change_its_claims() -> None:
     ]
 
 
-def test_cluster_is_replaced_only_when_all_objects_that_claim_it_are_new() -> None:
+def test_cluster_is_replaced_only_when_all_its_objects_are_new() -> None:
     fleet = RecordedFleet()
     fleet.listed(thing("x", shop=True))
     fleet.take(ObjectChanged(thing("y", 2, shop=True)))
@@ -213,7 +224,7 @@ def test_cluster_is_replaced_only_when_all_objects_that_claim_it_are_new() -> No
     assert replaced == [("DISENGAGED", "shop", "REPLACED"), ("ENGAGED", "shop")]
 
 
-def test_earliest_object_keeps_cluster_that_another_claims_later() -> None:
+def test_earliest_object_keeps_cluster_that_another_names_later() -> None:
     fleet = RecordedFleet(first_of)
     mine = Ready("mine", "1", target("shop", "mine"))
     theirs = Ready("theirs", "2", target("shop", "theirs"))
@@ -232,7 +243,7 @@ def test_cluster_claimed_by_two_objects_of_one_list_is_not_engaged() -> None:
     assert fleet.delete("a", "uid-a") == [("ENGAGED", "shop")]
 
 
-def test_object_that_becomes_invalid_keeps_its_last_claims() -> None:
+def test_object_that_becomes_invalid_keeps_its_last_contributions() -> None:
     fleet = RecordedFleet()
     fleet.listed(thing("x", shop=True))
     assert fleet.take(ObjectChanged(malformed("x", "2", "uid-x"))) == []
@@ -331,7 +342,9 @@ def test_restored_cluster_without_known_objects_stays_engaged(restored: Recorded
     assert restored.engaged == {"shop", "bank", "farm"}
 
 
-def test_restored_cluster_without_claims_is_disengaged_once_all_resources_were_listed(restored: RecordedFleet) -> None:
+def test_restored_cluster_without_contributions_is_disengaged_once_all_resources_were_listed(
+    restored: RecordedFleet,
+) -> None:
     restored.listed(thing("x", 9, shop=True), thing("y", 9, shop=True))
     assert restored.listed(thing("z", 9, bank=True), watch=1) == [("DISENGAGED", "farm", "DELETED")]
 
@@ -362,9 +375,9 @@ def test_objects_that_reduce_to_nothing_engage_no_cluster() -> None:
 
 
 def test_withdrawn_cluster_is_disengaged_as_removed() -> None:
-    def withdrawn(cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation | None:
-        if claims and claims[0].content:
-            return any_of(cluster, claims, uid)
+    def withdrawn(cluster: str, contributions: Sequence[ObjectContribution], uid: str) -> Observation | None:
+        if contributions and contributions[0].content:
+            return any_of(cluster, contributions, uid)
         return Withdrawn(cluster, uid, "", "deactivated")
 
     fleet = RecordedFleet(withdrawn)

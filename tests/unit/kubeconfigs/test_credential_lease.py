@@ -10,16 +10,16 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.daemon_errors import BackendError
-from milo_discoveryd.kubeconfigs.lease import (
+from milo_discoveryd.kubeconfigs.credential_lease import (
     BACKOFF_S,
     FIRST_RENEWAL,
     MAX_RENEWAL_S,
     REFRESH,
     RENEWAL,
+    CredentialLease,
     Empty,
     Expired,
     Fresh,
-    Lease,
     Renewing,
     Retrying,
     margin_s,
@@ -37,11 +37,11 @@ def at(steady: float, *, wall: float | None = None) -> Moment:
     return Moment(steady + 1000 if wall is None else wall, steady)
 
 
-def lease(draw: Callable[[], float] = lambda: 0.5) -> Lease:
-    return Lease(draw)
+def lease(draw: Callable[[], float] = lambda: 0.5) -> CredentialLease:
+    return CredentialLease(draw)
 
 
-def fresh(token: str = "t1", *, life_s: float = 100.0) -> Lease:
+def fresh(token: str = "t1", *, life_s: float = 100.0) -> CredentialLease:
     """Return a lease that received its first credential at 0."""
     made = lease()
     made.begin()
@@ -241,7 +241,7 @@ class LeaseMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.random = Random(1)
-        self.lease = Lease(self.random.random)
+        self.lease = CredentialLease(self.random.random)
         self.steady = 0.0
         self.ahead = 1000.0
         self.count = 0

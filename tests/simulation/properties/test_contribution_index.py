@@ -7,25 +7,25 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from milo_discoveryd.engagement.claim_index import ClaimIndex
 from milo_discoveryd.engagement.claims import FleetEngagements
+from milo_discoveryd.engagement.contribution_index import ContributionIndex
 from milo_discoveryd.engagement.engagement import ClusterStates, Engagements
 from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.log.events import Event, EventType
-from milo_discoveryd.model.claims import (
+from milo_discoveryd.model.cluster import Cluster
+from milo_discoveryd.model.contributions import (
     UNREAD,
-    Claim,
-    ClaimingObject,
+    ContributingObject,
+    Contribution,
     ObjectContent,
     ObjectReference,
 )
-from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Ready
 from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
 from milo_discoveryd.objects.store import RESTORED as POSITION_OF_RESTORED
 from milo_discoveryd.objects.store import ObjectChanges, ObjectPosition, ObjectStore
-from tests.unit.engagement.test_claim_index_references import OBJECTS, SECRETS, a_secret, an_object, at_secret
+from tests.unit.engagement.test_contribution_index_references import OBJECTS, SECRETS, a_secret, an_object, at_secret
 
 NAMES, KEYS = ("a", "b", "c"), ("k", "m")
 
@@ -35,8 +35,8 @@ class ReductionOfReferences(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.objects: dict[str, ClaimingObject] = {}
-        self.secrets: dict[str, ClaimingObject] = {}
+        self.objects: dict[str, ContributingObject] = {}
+        self.secrets: dict[str, ContributingObject] = {}
         self.version = 0
         self.must_list: list[int] = []
         """The resources that were not listed since the restart."""
@@ -46,21 +46,21 @@ class ReductionOfReferences(RuleBasedStateMachine):
         self.commits_later = False
         self.began((), ())
 
-    def began(self, engaged: Iterable[Cluster], known: Iterable[tuple[int, ClaimingObject]]) -> None:
+    def began(self, engaged: Iterable[Cluster], known: Iterable[tuple[int, ContributingObject]]) -> None:
         self.clusters, self.fleet = Engagements(ChangeLog(lambda _: b"", Retention())), FleetEngagements()
         self.fleet.add_source("", self.clusters, "")
         self.stores = [ObjectStore(), ObjectStore()]
-        self.index = ClaimIndex(at_secret, self.clusters, self.stores)
+        self.index = ContributionIndex(at_secret, self.clusters, self.stores)
         self.ended: set[str] = set()
         self.uncommitted: list[Iterator[ClusterStates]] = []
         self.fleet.restore("", [(Ready(each.target.uid, "", each.target), 0.0) for each in engaged], 0.0)
         for watch, seen in known:
-            claims = tuple(Claim(each.cluster, UNREAD) for each in seen.content.claims)
-            unread = msgspec.structs.replace(seen, version="", content=ObjectContent(claims, UNREAD))
+            contributions = tuple(Contribution(each.cluster, UNREAD) for each in seen.content.contributions)
+            unread = msgspec.structs.replace(seen, version="", content=ObjectContent(contributions, UNREAD))
             changes = self.stores[watch].apply_read(unread)
             self.index.restore(watch, ObjectChanges(changes, ObjectPosition(POSITION_OF_RESTORED)))
 
-    def apply(self, watch: int, *seen: ClaimingObject | ConfirmedDeletion) -> None:
+    def apply(self, watch: int, *seen: ContributingObject | ConfirmedDeletion) -> None:
         self.version += 1
         changes = [change for each in seen for change in self.stores[watch].apply_read(each)]
         self.uncommitted.append(self.index.states(watch, ObjectChanges(changes, ObjectPosition(self.version))))
@@ -91,7 +91,7 @@ class ReductionOfReferences(RuleBasedStateMachine):
     def note(self, events: Iterable[Event]) -> None:
         self.ended |= {each.cluster.target.name for each in events if each.type is EventType.DISENGAGED}
 
-    def change(self, watch: int, seen: ClaimingObject | ConfirmedDeletion) -> None:
+    def change(self, watch: int, seen: ContributingObject | ConfirmedDeletion) -> None:
         if watch not in self.must_list:
             self.apply(watch, seen)
 
@@ -150,7 +150,7 @@ class ReductionOfReferences(RuleBasedStateMachine):
             return
         scratch = Engagements(ChangeLog(lambda _: b"", Retention()))
         stores = [ObjectStore(), ObjectStore()]
-        index = ClaimIndex(at_secret, scratch, stores)
+        index = ContributionIndex(at_secret, scratch, stores)
         for watch, present in ((SECRETS, self.secrets), (OBJECTS, self.objects)):
             changes = stores[watch].apply_listed((seen, 0) for seen in present.values())
             for found_states in index.states(watch, ObjectChanges(changes, ObjectPosition(0))):
@@ -187,12 +187,12 @@ def servers(clusters: Engagements) -> dict[str, str]:
     return {each.target.name: each.target.organization for each in clusters.clusters()}
 
 
-def content_of(secret: ClaimingObject) -> str:
+def content_of(secret: ContributingObject) -> str:
     return str(secret.content.value)
 
 
-def needs_of(obj: ClaimingObject) -> list[ObjectReference]:
-    return [each for claim in obj.content.claims for each in claim.needs]
+def needs_of(obj: ContributingObject) -> list[ObjectReference]:
+    return [each for contribution in obj.content.contributions for each in contribution.needs]
 
 
 def deleted(key: str) -> ConfirmedDeletion:

@@ -1,16 +1,16 @@
-"""What objects mean for clusters that they make claims on: an object may be on several, and a cluster have several."""
+"""What objects mean for the clusters that they contribute to: an object to several, or several to one."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
 
 from milo_discoveryd.engagement.engagement import ClusterState, ClusterStates, Engagements
-from milo_discoveryd.model.claims import (
+from milo_discoveryd.model.contributions import (
     UNREAD,
-    Claim,
-    ClaimingObject,
-    ObjectClaim,
+    ContributingObject,
+    Contribution,
     ObjectContent,
+    ObjectContribution,
     ObjectReference,
     ObservedObject,
 )
@@ -21,26 +21,26 @@ from milo_discoveryd.state_file.encoding import StoredObject
 
 CLUSTERS_PER_STEP = 250
 """The number of clusters that are changed in one step of the event loop."""
-Reduce = Callable[[str, Sequence[ObjectClaim], str], Observation | None]
-"""What several claims on a cluster mean together: the cluster, its claims, and the UID that it has."""
-_Members = tuple[ObjectClaim, ...]
-"""The claims on one cluster, the earliest first."""
+Reduce = Callable[[str, Sequence[ObjectContribution], str], Observation | None]
+"""What several contributions to a cluster mean together: the cluster, its contributions, and the UID that it has."""
+_Members = tuple[ObjectContribution, ...]
+"""The contributions to one cluster, the earliest first."""
 
 
-class ClaimIndex:
-    """The claims of all objects by cluster."""
+class ContributionIndex:
+    """The contributions of all objects by cluster."""
 
     def __init__(self, reduce: Reduce, clusters: Engagements, stores: Sequence[ObjectStore]) -> None:
         """`stores` has the objects of each collection."""
         self._reduce = reduce
         self._clusters = clusters
         self._stores = stores
-        self._members: dict[str, _Members | ObjectClaim] = {}
-        """The claims on each cluster. Nearly all clusters have one, which is stored without a tuple."""
+        self._members: dict[str, _Members | ObjectContribution] = {}
+        """The contributions to each cluster. Nearly all clusters have one, which is stored without a tuple."""
         self._committed: dict[str, _Members] = {}
-        """The claims on each cluster when its state was last applied, where they differ from the present ones."""
+        """Those to each cluster when its state was last applied, where they differ from the present ones."""
         self._dependents: dict[ObjectReference, dict[str, None]] = {}
-        """For each object, existing or not, the clusters with claims that need it."""
+        """For each object, existing or not, the clusters with contributions that need it."""
         self._is_listed = False
         """Whether every collection was listed, so that unknown objects do not exist."""
 
@@ -51,8 +51,8 @@ class ClaimIndex:
         del clusters
         objects_by_collection: list[list[ObservedObject]] = [[] for _ in self._stores]
         for stored in objects:
-            content = ObjectContent(tuple(Claim(name, UNREAD) for name in stored.clusters), UNREAD)
-            objects_by_collection[stored.watch].append(ClaimingObject(stored.key, stored.uid, "", content))
+            content = ObjectContent(tuple(Contribution(name, UNREAD) for name in stored.clusters), UNREAD)
+            objects_by_collection[stored.watch].append(ContributingObject(stored.key, stored.uid, "", content))
         return objects_by_collection
 
     def restore(self, collection: int, objects: ObjectChanges) -> None:
@@ -60,30 +60,32 @@ class ClaimIndex:
             self._settle(name)
 
     def states(self, collection: int, objects: ObjectChanges) -> Iterator[ClusterStates]:
-        # Of the claims that a batch made, none is known to be earlier.
+        # Of the contributions that a batch made, none is known to be earlier.
         position = msgspec.structs.replace(objects.position, is_shared=True)
         return self._states_of(self._apply(collection, objects), position)
 
     def states_once_listed(self, position: ObjectPosition) -> Iterator[ClusterStates]:
         """Yield also the end of clusters that no object names: the earlier run ended before it disengaged them."""
         self._is_listed = True
-        unclaimed = [name for name, record in self._clusters.items() if record.engaged and name not in self._members]
+        without_contribution = [
+            name for name, record in self._clusters.items() if record.engaged and name not in self._members
+        ]
         lacking = [name for needed, names in self._dependents.items() if self._is_absent(needed) for name in names]
-        return self._states_of([*dict.fromkeys([*unclaimed, *lacking])], position)
+        return self._states_of([*dict.fromkeys([*without_contribution, *lacking])], position)
 
     def objects_of(self, cluster: str) -> tuple[ObjectReference, ...]:
         """Return the objects that name a cluster, and those that they need."""
-        members = self._claims_on(cluster)
-        return (*((claim.watch, claim.object) for claim in members), *_needs(members))
+        members = self._contributions_to(cluster)
+        return (*((contribution.watch, contribution.object) for contribution in members), *_needs(members))
 
     def stored_objects(self) -> Iterator[StoredObject]:
         for collection, store in enumerate(self._stores):
             for key, record in store.items():
                 if record.content is not None:
-                    clusters = tuple(claim.cluster for claim in _content(record).claims)
+                    clusters = tuple(contribution.cluster for contribution in _content(record).contributions)
                     yield StoredObject(collection, key, record.uid, clusters)
 
-    # --- claims ---
+    # --- contributions ---
 
     def _apply(self, collection: int, objects: ObjectChanges) -> list[str]:
         """Apply changes of a collection's objects. Return the names of the clusters that they concern."""
@@ -93,42 +95,49 @@ class ClaimIndex:
                 continue
             member = (collection, change.key)
             concerned |= self._dependents.get(member, {})
-            concerned |= self._replace_claims(member, change, objects.position.number_at(index))
+            concerned |= self._replace_contributions(member, change, objects.position.number_at(index))
         return [*concerned]
 
-    def _replace_claims(self, member: ObjectReference, change: ObjectChange, position: int) -> dict[str, None]:
-        before, claims = _named(change.before), _named(change.after)
-        removed = {cluster: self._remove(cluster, member) for cluster in before | claims}
-        for cluster, claim in claims.items():
-            assert not isinstance(change.observation, ConfirmedDeletion), "a deleted object claims nothing"
+    def _replace_contributions(self, member: ObjectReference, change: ObjectChange, position: int) -> dict[str, None]:
+        before, contributions = _named(change.before), _named(change.after)
+        removed = {cluster: self._remove(cluster, member) for cluster in before | contributions}
+        for cluster, contribution in contributions.items():
+            assert not isinstance(change.observation, ConfirmedDeletion), "a deleted object contributes nothing"
             former, uid = removed[cluster], change.observation.uid
             order = position if former is None or former.uid != uid else former.order
-            self._add(cluster, ObjectClaim(*member, uid, change.observation.version, order, claim.content, claim.needs))
+            self._add(
+                cluster,
+                ObjectContribution(
+                    *member, uid, change.observation.version, order, contribution.content, contribution.needs
+                ),
+            )
         return dict.fromkeys(removed)
 
-    def _add(self, cluster: str, claim: ObjectClaim) -> None:
-        """Insert a claim after those of the same or a lower order."""
-        members = self._claims_to_change(cluster)
+    def _add(self, cluster: str, contribution: ObjectContribution) -> None:
+        """Insert a contribution after those of the same or a lower order."""
+        members = self._contributions_to_change(cluster)
         if not members:
-            self._members[cluster] = claim
-        elif members[-1].order <= claim.order:
-            self._members[cluster] = (*members, claim)
+            self._members[cluster] = contribution
+        elif members[-1].order <= contribution.order:
+            self._members[cluster] = (*members, contribution)
         else:
-            self._members[cluster] = tuple(sorted((*members, claim), key=lambda member: member.order))
+            self._members[cluster] = tuple(sorted((*members, contribution), key=lambda member: member.order))
 
-    def _remove(self, cluster: str, member: ObjectReference) -> ObjectClaim | None:
-        members = self._claims_to_change(cluster)
-        removed = next((claim for claim in members if (claim.watch, claim.object) == member), None)
-        rest = tuple(claim for claim in members if claim is not removed)
+    def _remove(self, cluster: str, member: ObjectReference) -> ObjectContribution | None:
+        members = self._contributions_to_change(cluster)
+        removed = next(
+            (contribution for contribution in members if (contribution.watch, contribution.object) == member), None
+        )
+        rest = tuple(contribution for contribution in members if contribution is not removed)
         self._members[cluster] = rest[0] if len(rest) == 1 else rest
         return removed
 
-    def _claims_to_change(self, cluster: str) -> _Members:
-        members = self._claims_on(cluster)
+    def _contributions_to_change(self, cluster: str) -> _Members:
+        members = self._contributions_to(cluster)
         self._committed.setdefault(cluster, members)
         return members
 
-    def _claims_on(self, cluster: str) -> _Members:
+    def _contributions_to(self, cluster: str) -> _Members:
         members = self._members.get(cluster, ())
         return members if isinstance(members, tuple) else (members,)
 
@@ -146,31 +155,31 @@ class ClaimIndex:
             yield ClusterStates(states, position)
 
     def _state(self, name: str) -> ClusterState | None:
-        """Return the result of all claims on a cluster; None if it stays as it is."""
-        members, record = self._claims_on(name), self._clusters[name]
-        claims = [claim for claim in members if claim.content is not UNREAD]
-        is_complete = len(claims) == len(members)
-        if not (claims or is_complete):
+        """Return the result of all contributions to a cluster; None if it stays as it is."""
+        members, record = self._contributions_to(name), self._clusters[name]
+        contributions = [contribution for contribution in members if contribution.content is not UNREAD]
+        is_complete = len(contributions) == len(members)
+        if not (contributions or is_complete):
             return None
         for needed in _needs(members):
             needed_record = self._found(needed)
             value = None if needed_record is None else _content(needed_record).value
             if needed_record is not None and value is not UNREAD and value is not None:
-                claims.append(ObjectClaim(*needed, needed_record.uid, needed_record.version, 0, value))
+                contributions.append(ObjectContribution(*needed, needed_record.uid, needed_record.version, 0, value))
             else:
                 is_complete = is_complete and self._is_absent(needed)
         if record is None:
-            return self._reduce(name, claims, "")
-        before = {claim.uid for claim in self._committed.get(name, members)}
-        continues = any(claim.uid in before for claim in members)
-        result = self._reduce(name, claims, record.uid if continues else "")
+            return self._reduce(name, contributions, "")
+        before = {contribution.uid for contribution in self._committed.get(name, members)}
+        continues = any(contribution.uid in before for contribution in members)
+        result = self._reduce(name, contributions, record.uid if continues else "")
         if result is None:
             return ConfirmedDeletion(name, record.uid) if is_complete else None
         # An object that was not read since the restart may be the reason for which the cluster is engaged.
         return result if is_complete or isinstance(result, Ready) or not record.engaged else None
 
     def _settle(self, name: str) -> None:
-        members = self._claims_on(name)
+        members = self._contributions_to(name)
         needed, before = _needs(members), _needs(self._committed.pop(name, members))
         for reference in needed:
             self._dependents.setdefault(reference, {})[name] = None
@@ -202,9 +211,9 @@ def _content(record: ObjectRecord) -> ObjectContent:
     return record.content
 
 
-def _named(content: ObjectContent | None) -> dict[str, Claim]:
-    return {} if content is None else {claim.cluster: claim for claim in content.claims}
+def _named(content: ObjectContent | None) -> dict[str, Contribution]:
+    return {} if content is None else {contribution.cluster: contribution for contribution in content.contributions}
 
 
-def _needs(members: Iterable[ObjectClaim]) -> tuple[ObjectReference, ...]:
-    return tuple({needed: None for claim in members for needed in claim.needs})
+def _needs(members: Iterable[ObjectContribution]) -> tuple[ObjectReference, ...]:
+    return tuple({needed: None for contribution in members for needed in contribution.needs})

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import pytest
 
-from milo_discoveryd.engagement.claim_index import CLUSTERS_PER_STEP
-from milo_discoveryd.model.claims import (
-    Claim,
-    ClaimingObject,
-    ObjectClaim,
+from milo_discoveryd.engagement.contribution_index import CLUSTERS_PER_STEP
+from milo_discoveryd.model.contributions import (
+    ContributingObject,
+    Contribution,
     ObjectContent,
+    ObjectContribution,
     earliest,
 )
 from milo_discoveryd.model.object_state import ObjectState
@@ -17,26 +17,26 @@ from milo_discoveryd.model.observation import Malformed, NotReady, Observation, 
 from milo_discoveryd.objects.pending_deletions import Absent
 from milo_kube.reflect.messages import DeletionReported, ObjectChanged
 from milo_kube.reflect.view_status import ViewState, ViewStatus
-from tests.unit.engagement.test_claim_index import RecordedFleet
+from tests.unit.engagement.test_contribution_index import RecordedFleet
 from tests.unit.registry.fleets import target
 
 OBJECTS, SECRETS = 0, 1
 RESTORED = ViewStatus(ViewState.STALE, 0.0, "Restored", "")
 
 
-def at_secret(cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation | None:
+def at_secret(cluster: str, contributions: Sequence[ObjectContribution], uid: str) -> Observation | None:
     """Engage the earliest object's cluster at the server that its Secret states."""
-    seen = earliest(cluster, [claim for claim in claims if claim.watch == OBJECTS])
+    seen = earliest(cluster, [contribution for contribution in contributions if contribution.watch == OBJECTS])
     if not isinstance(seen, Ready):
         return seen
     secret = seen.target.organization
-    server = next((each.content for each in claims if (each.watch, each.object) == (SECRETS, secret)), None)
+    server = next((each.content for each in contributions if (each.watch, each.object) == (SECRETS, secret)), None)
     if server is None:
         return NotReady(cluster, seen.uid, seen.version, f"there is no kubeconfig in Secret {secret}")
     return Ready(seen.uid, seen.version, target(cluster, seen.uid, organization=server))
 
 
-def an_object(name: str, needs: str, version: int = 1, *, ready: bool = True, cluster: str = "") -> ClaimingObject:
+def an_object(name: str, needs: str, version: int = 1, *, ready: bool = True, cluster: str = "") -> ContributingObject:
     """Return an object of the cluster that is named as it, or of another one, with the Secret that it needs."""
     uid, cluster = f"uid-{name}", cluster or name
     seen = (
@@ -44,13 +44,13 @@ def an_object(name: str, needs: str, version: int = 1, *, ready: bool = True, cl
         if ready
         else NotReady(cluster, uid, str(version), "not ready")
     )
-    claim = Claim(cluster, seen, ((SECRETS, needs),) if ready else ())
-    return ClaimingObject(name, uid, str(version), ObjectContent((claim,)))
+    contribution = Contribution(cluster, seen, ((SECRETS, needs),) if ready else ())
+    return ContributingObject(name, uid, str(version), ObjectContent((contribution,)))
 
 
-def a_secret(name: str, server: str = "s1", version: int = 1, uid: str = "") -> ClaimingObject:
+def a_secret(name: str, server: str = "s1", version: int = 1, uid: str = "") -> ContributingObject:
     uid = uid or f"uid-{name}"
-    return ClaimingObject(name, uid, str(version), ObjectContent(value=server))
+    return ContributingObject(name, uid, str(version), ObjectContent(value=server))
 
 
 class JoinedFleet(RecordedFleet):

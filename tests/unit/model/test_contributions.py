@@ -1,26 +1,26 @@
-"""Claims of objects on clusters, and the keys of clusters."""
+"""Contributions of objects to clusters, and the keys of clusters."""
 
-from milo_discoveryd.model.claims import ObjectClaim, earliest
 from milo_discoveryd.model.cluster import Target, key_of, source_of
+from milo_discoveryd.model.contributions import ObjectContribution, earliest
 from milo_discoveryd.model.observation import Malformed, Ready
 
 
-def a_claim(name: str, order: int) -> ObjectClaim:
+def a_contribution(name: str, order: int) -> ObjectContribution:
     target = Target(name="shop", uid=name, place=("https://shop.test",))
-    return ObjectClaim(0, name, name, "1", order, Ready(name, "1", target))
+    return ObjectContribution(0, name, name, "1", order, Ready(name, "1", target))
 
 
-def test_cluster_without_claims_is_deleted() -> None:
+def test_cluster_without_contributions_is_deleted() -> None:
     assert earliest("shop", []) is None
 
 
-def test_earliest_claim_of_cluster_applies() -> None:
-    first = a_claim("first", 1)
-    assert earliest("shop", [first, a_claim("second", 2)]) == first.content
+def test_earliest_contribution_to_cluster_applies() -> None:
+    first = a_contribution("first", 1)
+    assert earliest("shop", [first, a_contribution("second", 2)]) == first.content
 
 
 def test_cluster_claimed_by_two_objects_of_one_list_is_malformed() -> None:
-    found = earliest("shop", [a_claim("first", 1), a_claim("second", 1)])
+    found = earliest("shop", [a_contribution("first", 1), a_contribution("second", 1)])
     assert isinstance(found, Malformed)
     assert found.message.endswith("is claimed by two objects: first and second")
 

@@ -1,4 +1,4 @@
-"""The claims of objects about clusters, where an object's name is not its cluster's, or several objects share a
+"""The contributions of objects to clusters, where an object's name is not its cluster's, or several objects share a
 cluster.
 """
 
@@ -14,19 +14,19 @@ ObjectReference = tuple[int, str]
 """Position of a watched resource among those of the kind, and the key of an object: NAME or NAMESPACE/NAME."""
 
 
-class Claim(msgspec.Struct, frozen=True, gc=False):
-    """The claim of one object about one cluster."""
+class Contribution(msgspec.Struct, frozen=True, gc=False):
+    """What one object says about one cluster."""
 
     cluster: str
     """The cluster's name."""
     content: Any
     """An `Observation`, or a value for the kind's `reduce`. Equal contents mean that nothing changed."""
     needs: tuple[ObjectReference, ...] = ()
-    """Other objects that decide what the claim means."""
+    """Other objects that decide what the contribution means."""
 
 
-class ObjectClaim(msgspec.Struct, frozen=True, gc=False):
-    """A claim, with the object that makes it; or the content of an object that a claim needs."""
+class ObjectContribution(msgspec.Struct, frozen=True, gc=False):
+    """A contribution, with its object; or the content of an object that a contribution needs."""
 
     watch: int
     """Position of the watched resource among those of the kind."""
@@ -35,8 +35,8 @@ class ObjectClaim(msgspec.Struct, frozen=True, gc=False):
     uid: str
     version: str
     order: int
-    """Grows with the time at which the claim was first seen. Equal for claims of which none is known to be earlier,
-    because one list contained them."""
+    """Grows with the time at which the contribution was first seen. Equal for those of which none is known to be
+    earlier, because one list contained them."""
     content: Any
     needs: tuple[ObjectReference, ...] = ()
 
@@ -44,12 +44,12 @@ class ObjectClaim(msgspec.Struct, frozen=True, gc=False):
 class ObjectContent(msgspec.Struct, frozen=True, gc=False):
     """What an object says that is not itself a cluster. Equal contents mean that nothing changed."""
 
-    claims: tuple[Claim, ...] = ()
+    contributions: tuple[Contribution, ...] = ()
     value: Any = None
-    """What the object means for claims that need it; None if no claim does."""
+    """What the object means for contributions that need it; None if no contribution does."""
 
 
-class ClaimingObject(msgspec.Struct, frozen=True, gc=False):
+class ContributingObject(msgspec.Struct, frozen=True, gc=False):
     """An object that is not itself a cluster."""
 
     name: str
@@ -64,7 +64,7 @@ class ClaimingObject(msgspec.Struct, frozen=True, gc=False):
     fields: ClassVar = None
 
 
-ObservedObject = Observation | ClaimingObject
+ObservedObject = Observation | ContributingObject
 """An object as a source's kind decodes it."""
 
 
@@ -75,14 +75,14 @@ class Unread:
 UNREAD = Unread()
 
 
-def earliest(cluster: str, claims: Sequence[ObjectClaim], _uid: str = "") -> Observation | None:
-    """Reduce claims whose contents are observations: the earliest stands, and none if two of them are the earliest.
+def earliest(cluster: str, contributions: Sequence[ObjectContribution], _uid: str = "") -> Observation | None:
+    """Reduce contributions that are observations: the earliest stands, and none if two of them are the earliest.
 
     A user who can create objects could otherwise take over a cluster by an object that names it too.
     """
-    if not claims:
+    if not contributions:
         return None
-    first, *others = claims
+    first, *others = contributions
     if others and others[0].order == first.order:
         both = f"{first.object} and {others[0].object}"
         return Malformed(cluster, first.uid, first.version, f"cluster {cluster!r} is claimed by two objects: {both}")

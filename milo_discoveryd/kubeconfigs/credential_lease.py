@@ -80,13 +80,13 @@ class Expired(msgspec.Struct, frozen=True):
     failure: CredentialError
 
 
-LeaseState: TypeAlias = Empty | Fresh | Renewing | Retrying | Expired
+CredentialLeaseState: TypeAlias = Empty | Fresh | Renewing | Retrying | Expired
 
 
-class Lease:
+class CredentialLease:
     def __init__(self, draw: Draw) -> None:
         self._draw = draw
-        self.state: LeaseState = Empty()
+        self.state: CredentialLeaseState = Empty()
 
     @property
     def failure(self) -> CredentialError | None:
