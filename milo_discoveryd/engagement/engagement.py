@@ -29,7 +29,7 @@ from milo_discoveryd.model.cluster import (
     without_draining,
 )
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.model.object_state import MEANINGS, READY_STATES, ObjectState
+from milo_discoveryd.model.object_state import FORGETTABLE_STATES, MEANINGS, READY_STATES, ObjectState
 from milo_discoveryd.model.observation import (
     Malformed,
     NotReady,
@@ -338,7 +338,8 @@ class Engagements:
         record = self._records.by_key.get(observation.name)
         if record is None:
             record = self._records.add(observation, state, now)
-            self._note_absent(observation.name, state)
+            if state in FORGETTABLE_STATES:
+                self._note_absent(observation.name, state)
         elif record.state is not state or self._replaced_by(observation):
             self._move(observation.name, record, state, now)
         record.uid, record.version, record.message = (
@@ -423,10 +424,11 @@ class Engagements:
         return [ended]
 
     def _move(self, name: str, record: ClusterRecord, state: ObjectState, now: Moment) -> None:
+        was_not_ready = record.state is ObjectState.NOT_READY and record.latest is not None
+        if was_not_ready and state is not ObjectState.NOT_READY:
+            self.not_ready.forget(name)
         self._records.move(record, state, now)
         self._note_absent(name, state)
-        if state is not ObjectState.NOT_READY:
-            self.not_ready.forget(name)
 
     def _note_absent(self, name: str, state: ObjectState) -> None:
         dropped = self._records.note_absent(name, state)

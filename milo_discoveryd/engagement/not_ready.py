@@ -44,6 +44,8 @@ class NotReadyClusters:
         a hold.
         """
         self.held: HeldNotReady | None = None
+        self.is_idle = True
+        """Whether no cluster waits, so that nothing is due."""
 
     @property
     def held_count(self) -> int:
@@ -54,7 +56,8 @@ class NotReadyClusters:
         """When `take_overdue` must be called next."""
         first = (next(iter(ends.values()), math.inf) for ends in (self._graces, self._releases))
         due = min(*first, self._decide_at)
-        return None if due == math.inf else due
+        self.is_idle = due == math.inf
+        return None if self.is_idle else due
 
     def until(self, name: str) -> float | None:
         """Return when the cluster will be disengaged, or be considered for it; None if it does not wait."""
@@ -66,6 +69,7 @@ class NotReadyClusters:
         """Record that an engaged cluster is not ready. Return whether to disengage it at once."""
         if self.until(name) is not None:
             return False
+        self.is_idle = False
         if self._grace_s:
             self._graces[name] = now + self._grace_s
             return False

@@ -199,7 +199,7 @@ class ClusterSource:
         self, collection: ObjectCollection, source_events: Iterable[SourceEvent[ObservedObject]], read_at: float
     ) -> Iterator[None]:
         """Apply source events in batches; the caller may let other tasks run between them."""
-        source_events, now = [*source_events], moment(read_at)
+        source_events, now = [*source_events], Moment(time.time(), read_at)
         for event in source_events:
             if isinstance(event, Relisting):
                 self.observer.relisting(event.reason)
@@ -318,7 +318,8 @@ class ClusterSource:
     @property
     def due_at(self) -> float | None:
         """When `tick` must be called, if nothing else happens."""
-        return self.registry.not_ready.due_at if self._lost_at is None else None
+        not_ready = self.registry.not_ready
+        return None if self._lost_at is not None or not_ready.is_idle else not_ready.due_at
 
     def tick(self, now: float) -> None:
         """Disengage the clusters whose grace period is over. No grace period ends while the source is lost."""

@@ -233,14 +233,16 @@ class ListWatch(Generic[Seen]):
         """Wait for a response. The block of the deadline raises TimeoutError at `until`, or if the server is lost."""
         if until is not None:
             deadline.set(until)
-        if self._liveness is None:
+        liveness = self._liveness
+        if liveness is None:
             found = await response
         else:
-            self._liveness.start_wait(deadline)
+            liveness.deadline, liveness.is_lost = deadline, False
+            liveness.tracker.waiting_since = self._clock()
             try:
                 found = await response
             finally:
-                self._liveness.end_wait()
+                liveness.tracker.waiting_since = None
         deadline.lift()
         return found
 

@@ -27,15 +27,18 @@ class LivenessApi(Protocol):
 
 
 class LivenessProbe:
-    """Sends liveness checks to an API server, and ends the wait for one that does not answer."""
+    """Sends liveness checks to an API server, and ends the wait for one that does not answer.
+
+    The wait is that of `ListWatch`, which assigns `deadline` and `tracker.waiting_since`.
+    """
 
     def __init__(self, api: LivenessApi, policy: LivenessPolicy, report: Callable[[str], None]) -> None:
         self._api = api
         self._policy = policy
         self._report = report
-        self._tracker = LivenessTracker(policy)
-        self._deadline: Deadline | None = None
-        """The deadline of the wait in progress."""
+        self.tracker = LivenessTracker(policy)
+        self.deadline: Deadline | None = None
+        """Ends the wait in progress early."""
         self.is_lost = False
         """Whether the last wait was ended because the server did not answer checks."""
         self._failure = ""
@@ -47,9 +50,9 @@ class LivenessProbe:
     async def run(self) -> None:
         """Make the checks that are due, until cancelled."""
         while True:
-            if (check := self._tracker.take_due(self._clock())) is not None:
+            if (check := self.tracker.take_due(self._clock())) is not None:
                 await self._check(check)
-            await asyncio.sleep(self._tracker.next_at(self._clock()) - self._clock())
+            await asyncio.sleep(self.tracker.next_at(self._clock()) - self._clock())
 
     async def outage(self) -> Failure | None:
         """Return why no request is to be sent: the server failed its checks, and fails another one."""
@@ -58,16 +61,6 @@ class LivenessProbe:
         result = await self._ask()
         self._is_failing = bool(self._failure) or result in _SILENCE
         return self._unresponsive() if self._is_failing else None
-
-    def start_wait(self, deadline: Deadline) -> None:
-        """Check the server from now on. If it does not answer, the wait ends as at its deadline."""
-        self.is_lost = False
-        self._deadline = deadline
-        self._tracker.start_wait(self._clock())
-
-    def end_wait(self) -> None:
-        self._deadline = None
-        self._tracker.end_wait()
 
     async def give_up(self) -> Failure | None:
         """Close every connection if checks ended the wait, and return the failure; None if its deadline ended it."""
@@ -79,10 +72,10 @@ class LivenessProbe:
 
     async def _check(self, check: LivenessCheck) -> None:
         result = await self._ask()
-        if self._tracker.result(check, is_silent=result in _SILENCE or bool(self._failure)):
-            assert self._deadline is not None, "only a wait can be ended early"
+        if self.tracker.result(check, is_silent=result in _SILENCE or bool(self._failure)):
+            assert self.deadline is not None, "only a wait can be ended early"
             self.is_lost = True
-            self._deadline.give_up()
+            self.deadline.give_up()
 
     async def _ask(self) -> str:
         """Send a check, and return its result as a metric label."""

@@ -5,7 +5,7 @@ from milo_kube.reflect.liveness_policy import LivenessCheck, LivenessPolicy, Liv
 
 def silent_from(began: float = 0.0) -> LivenessTracker:
     tracker = LivenessTracker(LivenessPolicy())
-    tracker.start_wait(began)
+    tracker.waiting_since = began
     return tracker
 
 
@@ -25,10 +25,10 @@ def test_liveness_is_probed_after_fifteen_seconds_of_silence_and_every_fifteen()
     tracker = silent_from(100.0)
     assert tracker.next_at(107.0) == 115.0
     assert tracker.take_due(114.9) is None
-    assert tracker.take_due(115.0) == LivenessCheck(1)
+    assert tracker.take_due(115.0) == LivenessCheck(100.0)
     assert tracker.take_due(115.0) is None
     assert tracker.next_at(120.0) == 130.0
-    assert tracker.take_due(130.0) == LivenessCheck(1)
+    assert tracker.take_due(130.0) == LivenessCheck(100.0)
 
 
 def test_liveness_detects_stopped_server_within_a_minute() -> None:
@@ -48,8 +48,8 @@ def test_data_restarts_liveness_period() -> None:
     tracker = silent_from()
     assert not tracker.result(due_check(tracker, 15.0), is_silent=True)
     assert not tracker.result(due_check(tracker, 30.0), is_silent=True)
-    tracker.end_wait()
-    tracker.start_wait(31.0)
+    tracker.waiting_since = None
+    tracker.waiting_since = 31.0
     assert tracker.take_due(45.0) is None
     assert not tracker.result(due_check(tracker, 46.0), is_silent=True)
 
@@ -63,9 +63,9 @@ def test_probe_answer_restarts_liveness_period() -> None:
 
 def test_late_probe_result_does_not_affect_next_wait() -> None:
     tracker = LivenessTracker(LivenessPolicy(misses=1))
-    tracker.start_wait(0.0)
+    tracker.waiting_since = 0.0
     check = due_check(tracker, 15.0)
-    tracker.end_wait()
+    tracker.waiting_since = None
     assert not tracker.result(check, is_silent=True)
-    tracker.start_wait(16.0)
+    tracker.waiting_since = 16.0
     assert not tracker.result(check, is_silent=True)

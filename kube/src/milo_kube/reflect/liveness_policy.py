@@ -21,41 +21,46 @@ class LivenessPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LivenessCheck(msgspec.Struct, frozen=True):
-    """A check to be made now."""
+    """A check to be made now, for the wait that began at this time."""
 
-    wait: int
+    waiting_since: float
 
 
 class LivenessTracker:
     """The count of unanswered checks, over consecutive waits."""
 
+    __slots__ = ("_check_at", "_misses", "_policy", "_since", "waiting_since")
+
     def __init__(self, policy: LivenessPolicy) -> None:
         self._policy = policy
-        self._waits = 0
-        self._check_at: float | None = None
+        self.waiting_since: float | None = None
+        """When the wait in progress began. An attribute, since it is set for each read of a watch."""
+        self._since: float | None = None
+        """When the wait began that `_check_at` and `_misses` belong to."""
+        self._check_at = 0.0
         self._misses = 0
-
-    def start_wait(self, now: float) -> None:
-        self._waits += 1
-        self._misses = 0
-        self._check_at = now + self._policy.every_s
-
-    def end_wait(self) -> None:
-        self._check_at = None
 
     def next_at(self, now: float) -> float:
         """Return when to call `take_due`. Nothing that happens before makes a check due earlier."""
-        return now + self._policy.every_s if self._check_at is None else self._check_at
+        self._follow_wait()
+        return now + self._policy.every_s if self._since is None else self._check_at
 
     def take_due(self, now: float) -> LivenessCheck | None:
-        if self._check_at is None or now < self._check_at:
+        self._follow_wait()
+        if self._since is None or now < self._check_at:
             return None
         self._check_at = now + self._policy.every_s
-        return LivenessCheck(self._waits)
+        return LivenessCheck(self._since)
 
     def result(self, check: LivenessCheck, *, is_silent: bool) -> bool:
         """Record the result of a check. Return whether to give up the wait."""
-        if self._check_at is None or check.wait != self._waits:
+        if check.waiting_since != self.waiting_since:
             return False  # the wait that it was made for is over
         self._misses = self._misses + 1 if is_silent else 0
         return self._misses >= self._policy.misses
+
+    def _follow_wait(self) -> None:
+        since = self.waiting_since
+        if since is not None and since != self._since:
+            self._check_at, self._misses = since + self._policy.every_s, 0
+        self._since = since
