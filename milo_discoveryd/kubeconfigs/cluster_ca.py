@@ -4,8 +4,7 @@ from collections.abc import Callable
 
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
-from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.model.declared_target import DeclaredTarget
+from milo_discoveryd.model.cluster import DeclaredTarget, Target
 from milo_discoveryd.sources.kind import SourceKind
 from milo_kube.file_content import FileContent
 from milo_kube.upstream import Upstream

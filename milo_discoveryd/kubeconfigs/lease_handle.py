@@ -15,8 +15,7 @@ from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
 from milo_discoveryd.kubeconfigs.lease_table import LeaseEntry
 from milo_discoveryd.kubeconfigs.minter import Minter
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
-from milo_discoveryd.model.cluster import Cluster, Target
-from milo_discoveryd.model.declared_target import DeclaredTarget
+from milo_discoveryd.model.cluster import Cluster, DeclaredTarget, Target
 from milo_discoveryd.rights.rights import Recipient
 from milo_kube.credential import CredentialError
 from milo_kube.rfc3339 import rfc3339

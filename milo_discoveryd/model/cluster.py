@@ -143,3 +143,25 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 def without_draining(cluster: Cluster) -> Cluster:
     return cluster if cluster.draining is None else msgspec.structs.replace(cluster, draining=None)
+
+
+class DeclaredTarget(Target, frozen=True, kw_only=True, gc=False):
+    """A cluster whose API server has a CA of its own, with the fields of its object that credentials and connections
+    need: one of kind `declarative`, or of a kubeconfig file."""
+
+    object_namespace: str
+    """Empty for an object without a namespace, and for one in a file."""
+    object_name: str
+    secret: tuple[str, str] = ("", "")
+    """Namespace and name of the Secret that the object names, where the configuration says how."""
+    secret_key: str = ""
+    """Key in that Secret, where the configuration says how the object names it."""
+    authorities: bytes | None = None
+    """CA certificates of the API server as PEM, where the object has them."""
+    states_address: ClassVar[bool] = True
+
+
+class FileTarget(DeclaredTarget, frozen=True, kw_only=True, gc=False):
+    """A cluster in a kubeconfig file, whose author configures the daemon."""
+
+    states_address: ClassVar[bool] = False

@@ -33,9 +33,8 @@ from milo_discoveryd.objects.pending_deletions import (
 )
 from milo_discoveryd.objects.removal_guard import RemovalGuard
 from milo_discoveryd.objects.store import ObjectChanges, ObjectPosition, ObjectStore, SourcePositions
-from milo_discoveryd.registry.changes import FleetChanges, SourceClusters, moment, steady_now
+from milo_discoveryd.registry.changes import FleetChanges, Observer, SourceClusters, moment, steady_now
 from milo_discoveryd.registry.first_list import FirstList
-from milo_discoveryd.registry.observer import Observer
 from milo_discoveryd.state_file.encoding import StoredObject
 from milo_kube.reflect.messages import (
     EventIgnored,

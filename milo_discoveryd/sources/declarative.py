@@ -8,9 +8,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec.structs import replace
 
-from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.cluster import DeclaredTarget, Target
 from milo_discoveryd.model.contributions import Contribution, ObjectContribution, ObjectReference, earliest
-from milo_discoveryd.model.declared_target import DeclaredTarget
 from milo_discoveryd.model.observation import Malformed, NotReady, ObjectFields, Observation, Ready
 from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.schema import values

@@ -7,9 +7,8 @@ import uuid
 from collections.abc import Iterable
 from typing import Annotated
 
-from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.cluster import FileTarget, Target
 from milo_discoveryd.model.contributions import Contribution
-from milo_discoveryd.model.declared_target import FileTarget
 from milo_discoveryd.model.observation import Ready
 from milo_discoveryd.schema.fields import Text
 from milo_discoveryd.sources.endpoints import checked_url

@@ -23,7 +23,7 @@ from milo_discoveryd.objects.pending_deletions import (
 )
 from milo_discoveryd.registry.source import ClusterSource
 from milo_kube import retry_after
-from milo_kube.api_response import Answer
+from milo_kube.api_request import Answer
 from milo_kube.http.errors import TransportError
 from milo_kube.list_watch import CollectionApi, ListWatch
 from milo_kube.liveness_probe import LivenessProbe

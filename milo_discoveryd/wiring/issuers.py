@@ -9,11 +9,10 @@ import msgspec
 
 from milo_discoveryd.config import Settings, issuers
 from milo_discoveryd.credentials.issuers.exec_command import ExecIssuer
-from milo_discoveryd.credentials.issuers.issuer import FencingIssuer, Issuer, Scope
+from milo_discoveryd.credentials.issuers.issuer import EachSourceIssuer, FencingIssuer, Issuer, Scope
 from milo_discoveryd.credentials.issuers.kubeconfig_file import KubeconfigFileIssuer
 from milo_discoveryd.credentials.issuers.kubeconfig_request import KubeconfigRequestIssuer
 from milo_discoveryd.credentials.issuers.kubeconfig_secret import CredentialPaths, KubeconfigSecretIssuer, SecretPlace
-from milo_discoveryd.credentials.issuers.of_each_source import EachSourceIssuer
 from milo_discoveryd.credentials.issuers.passthrough import PassthroughIssuer
 from milo_discoveryd.credentials.issuers.renewing_credential import RenewingCredential
 from milo_discoveryd.credentials.issuers.token_endpoint import TokenEndpoint

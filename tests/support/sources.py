@@ -7,8 +7,8 @@ import msgspec
 from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.objects.pending_deletions import PendingDeletions
 from milo_discoveryd.objects.removal_guard import RemovalGuard
+from milo_discoveryd.registry.changes import Observer
 from milo_discoveryd.registry.fleet import Fleet
-from milo_discoveryd.registry.observer import Observer
 from milo_discoveryd.registry.source import ClusterSource, SourceDescription, SourcePolicy
 
 

@@ -14,8 +14,7 @@ from milo_controllers.tracing import SpanTracer, span
 from milo_discovery._kubeconfig_access import KubeconfigAccess
 from milo_discovery.errors import DiscoveryError, UnusableKubeconfig
 from milo_kube import retry_after
-from milo_kube.api_request import JSON, Access
-from milo_kube.api_response import Answer
+from milo_kube.api_request import JSON, Access, Answer
 from milo_kube.api_server import ApiServer, Pools, Query
 from milo_kube.credential import ClientCertificate, Credential, Secret
 from milo_kube.http.errors import TransportError

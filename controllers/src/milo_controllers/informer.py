@@ -18,8 +18,7 @@ from milo_controllers.cluster_api import (
 )
 from milo_controllers.kinds import CacheKey, Kind
 from milo_controllers.object_cache import CachedObject, Change, Index, ObjectCache, ObjectDecoder
-from milo_kube.api_request import JSON
-from milo_kube.api_response import Answer, Stream
+from milo_kube.api_request import JSON, Answer, Stream
 from milo_kube.api_server import CONNECT_TIMEOUT_S
 from milo_kube.list_watch import ListWatch
 from milo_kube.reflect.messages import EventIgnored, Listed, ObjectChanged, SourceEvent

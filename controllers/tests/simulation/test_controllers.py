@@ -30,7 +30,7 @@ from milo_controllers import (
 from milo_discovery import DiscoveryClient, Fleet
 from milo_discovery.events import Event, StreamNotice, Synced
 from milo_discovery.model import Cluster, EventType
-from milo_kube.api_response import Answer
+from milo_kube.api_request import Answer
 from tests.simulation.properties.api_server import ApiObject, Server
 from tests.simulation.seeded.api import Api
 from tests.simulation.seeded.loop import VirtualLoop, clocks_of

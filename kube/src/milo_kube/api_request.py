@@ -1,6 +1,8 @@
-"""A request to an API server: where it leads, and its headers. Pure."""
+"""A request to an API server, with its path and headers, and the response. Pure."""
 
 import re
+from collections.abc import AsyncGenerator, Mapping
+from typing import Protocol
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -62,3 +64,23 @@ class ApiRequest(msgspec.Struct, frozen=True):
             for name, value in access.act_as.headers():
                 headers[name] = (*headers.get(name, ()), value)
         return headers
+
+
+class Answer(msgspec.Struct, frozen=True):
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Stream(Protocol):
+    """A response whose body is read while it arrives."""
+
+    @property
+    def status(self) -> int: ...
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+    def chunks(self) -> AsyncGenerator[bytes, None]:
+        """Yield the body in pieces of any size until its end. Raises TransportError if the connection breaks."""
+
+    async def read_error(self, limit: int) -> bytes:
+        """Return the beginning of the body of an error response."""

@@ -13,8 +13,7 @@ from typing import Protocol, TypeAlias
 
 import msgspec
 
-from milo_kube.api_request import JSON, Access, ApiRequest
-from milo_kube.api_response import Answer, Stream
+from milo_kube.api_request import JSON, Access, Answer, ApiRequest, Stream
 from milo_kube.credential import Credential, CredentialError
 from milo_kube.http.client import Client
 from milo_kube.http.connection import Response, ResponseBody

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
 from milo_kube import retry_after
-from milo_kube.api_response import Answer, Stream
+from milo_kube.api_request import Answer, Stream
 from milo_kube.http.errors import TransportError
 from milo_kube.liveness_probe import LivenessProbe
 from milo_kube.reflect.messages import (

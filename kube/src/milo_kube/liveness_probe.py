@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from milo_kube.api_response import Answer
+from milo_kube.api_request import Answer
 from milo_kube.http.errors import TransportError
 from milo_kube.reflect.liveness_policy import LivenessCheck, LivenessPolicy, LivenessTracker
 from milo_kube.reflect.messages import UNRESPONSIVE, Failure

@@ -1,7 +1,7 @@
 """The protocol of issuers: they mint the credentials that are issued."""
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol, runtime_checkable
 
 import msgspec
@@ -87,3 +87,25 @@ class NotifyingIssuer(Protocol):
 
     def subscribe(self, renew: Callable[[Callable[[Target], bool]], None]) -> None:
         """Call `renew` when credentials were replaced, with a function that returns whether a cluster is affected."""
+
+
+class EachSourceIssuer:
+    """Issues each cluster's credential by an issuer of the cluster's own source.
+
+    The API server of another source may have an object of the same name, which belongs to another cluster.
+    """
+
+    scope = Scope.CLUSTER
+
+    def __init__(self, issuers: Mapping[str, Issuer]) -> None:
+        """`issuers` has one for each source, all with the same settings."""
+        first = next(iter(issuers.values()))
+        self.name, self.type, self.takes_ttl = first.name, first.type, first.takes_ttl
+        self.states_server = any(
+            isinstance(issuer, ServerStatingIssuer) and issuer.states_server for issuer in issuers.values()
+        )
+        self._issuers = issuers
+
+    async def mint(self, request: MintRequest) -> IssuedCredential:
+        assert request.cluster is not None
+        return await self._issuers[request.cluster.target.source].mint(request)

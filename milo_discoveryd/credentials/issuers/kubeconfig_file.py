@@ -12,8 +12,7 @@ from milo_discoveryd.credentials.issuers import received_kubeconfig
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
 from milo_discoveryd.credentials.kubeconfig_files import FilesError, KubeconfigFiles
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
-from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.model.declared_target import DeclaredTarget
+from milo_discoveryd.model.cluster import DeclaredTarget, Target
 from milo_kube.credential import CredentialError
 
 

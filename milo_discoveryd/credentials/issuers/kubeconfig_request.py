@@ -13,7 +13,7 @@ from milo_discoveryd.credentials.issuers import received_kubeconfig
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
 from milo_discoveryd.credentials.kubernetes_api import TIMEOUT_S, KubernetesApi
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
-from milo_discoveryd.model.declared_target import DeclaredTarget
+from milo_discoveryd.model.cluster import DeclaredTarget
 from milo_discoveryd.model.resource import Resource
 from milo_kube.credential import CredentialError
 from milo_kube.http.errors import TransportError

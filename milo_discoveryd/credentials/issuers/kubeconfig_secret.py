@@ -16,8 +16,7 @@ from milo_discoveryd.credentials.issuers import received_kubeconfig
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
 from milo_discoveryd.credentials.kubernetes_api import TIMEOUT_S, KubernetesApi
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
-from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.model.declared_target import DeclaredTarget
+from milo_discoveryd.model.cluster import DeclaredTarget, Target
 from milo_discoveryd.sources.endpoints import checked_authorities, checked_url
 from milo_discoveryd.sources.field_path import DecodedData, FieldPath
 from milo_discoveryd.sources.reading import MalformedError

@@ -10,7 +10,7 @@ import trustme
 from aiohttp import web
 
 from milo_discoveryd.watchers.transport import Transport
-from milo_kube.api_response import Answer
+from milo_kube.api_request import Answer
 from milo_kube.credential import ClientCertificate, Credential, Secret
 from milo_kube.credential_providers import FileCredential, StaticCredential
 from milo_kube.file_content import FileContent

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from milo_kube.api_response import Answer
+from milo_kube.api_request import Answer
 from tests.simulation.properties.api_server import ApiObject, line
 from tests.simulation.seeded.api import EXPIRED, PATH
 

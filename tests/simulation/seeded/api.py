@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from milo_discoveryd.model.resource import Resource
-from milo_kube.api_response import Answer
+from milo_kube.api_request import Answer
 from milo_kube.http.errors import TransportError
 from tests.simulation.properties.api_server import ApiObject, Server, Watch, bookmark, initial_lines, line
 from tests.simulation.seeded.request_faults import BY_KIND, Answered, Kind, Lie, Lost, RequestFault, status

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from milo_kube.api_response import Answer
+from milo_kube.api_request import Answer
 from milo_kube.http.errors import TransportCause
 
 Kind = Literal["list", "open", "look"]

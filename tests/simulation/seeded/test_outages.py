@@ -6,7 +6,7 @@ import math
 import pytest
 
 from milo_discoveryd.objects.removal_guard import RemovalLimits
-from milo_kube.api_response import Answer
+from milo_kube.api_request import Answer
 from milo_kube.http.errors import TransportError
 from tests.simulation.seeded.harness import Harness, run_steps
 from tests.simulation.seeded.request_faults import REQUEST_FAULTS, Answered, Lost, RequestFault, status

@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from milo_discoveryd.credentials.issuers.token_request import CLUSTER_LABEL
-from milo_kube.api_response import Answer
+from milo_kube.api_request import Answer
 from milo_kube.http.errors import TransportError
 from tests.end_to_end.process.issued_credentials import Token
 from tests.simulation.seeded.request_faults import Answered, Lost, status, text

@@ -45,7 +45,7 @@ from milo_discoveryd.sources.project_control_plane import ProjectControlPlaneKin
 from milo_discoveryd.sources.service_consumer import ServiceConsumerKind
 from milo_discoveryd.state_file.encoding import StateOrigin, StoredCluster, StoredFleet, decode, encode
 from milo_discoveryd.wiring.source import Discovery
-from milo_kube.api_response import Answer
+from milo_kube.api_request import Answer
 from milo_kube.reflect.reflector import ReflectorPolicy
 from tests.simulation.seeded.loop import VirtualLoop, clocks_of
 from tests.support.logs import capture_logs

@@ -12,7 +12,7 @@ import yaml
 from milo_discoveryd.credentials.issuers.issuer import MintRequest
 from milo_discoveryd.credentials.issuers.kubeconfig_request import KubeconfigRequestIssuer
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
-from milo_discoveryd.model.declared_target import DeclaredTarget
+from milo_discoveryd.model.cluster import DeclaredTarget
 from milo_discoveryd.model.resource import Resource
 from milo_kube.credential import CredentialError
 from milo_kube.http.errors import TransportError

@@ -12,8 +12,7 @@ import yaml
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
 from milo_discoveryd.credentials.issuers.kubeconfig_secret import CredentialPaths, KubeconfigSecretIssuer, SecretPlace
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
-from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.model.declared_target import DeclaredTarget
+from milo_discoveryd.model.cluster import DeclaredTarget, Target
 from milo_discoveryd.sources.field_path import FieldPath
 from milo_kube.credential import Credential, CredentialError, Secret
 from milo_kube.http.errors import TransportError

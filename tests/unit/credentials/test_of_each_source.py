@@ -3,9 +3,8 @@
 import msgspec
 import pytest
 
-from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
+from milo_discoveryd.credentials.issuers.issuer import EachSourceIssuer, MintRequest, Scope
 from milo_discoveryd.credentials.issuers.kubeconfig_secret import KubeconfigSecretIssuer, SecretPlace
-from milo_discoveryd.credentials.issuers.of_each_source import EachSourceIssuer
 from milo_discoveryd.daemon_errors import BackendError
 from tests.unit.credentials.backend import ALPHA, ScriptedApi, answering, engaged
 

@@ -11,8 +11,7 @@ from milo_discoveryd.engagement.engagement import ClusterStates, Engagements
 from milo_discoveryd.engagement.pending_releases import SubscriberKey, Subscription
 from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.log.filter import Filter
-from milo_discoveryd.model.cluster import DisengageReason, Target
-from milo_discoveryd.model.declared_target import DeclaredTarget, FileTarget
+from milo_discoveryd.model.cluster import DeclaredTarget, DisengageReason, FileTarget, Target
 from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Ready
 from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion

@@ -13,8 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
-from milo_discoveryd.credentials.issuers.issuer import Issuer, MintRequest, Scope
-from milo_discoveryd.credentials.issuers.of_each_source import EachSourceIssuer
+from milo_discoveryd.credentials.issuers.issuer import EachSourceIssuer, Issuer, MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs import minter, revocations
@@ -28,8 +27,7 @@ from milo_discoveryd.kubeconfigs.kubeconfigs import (
 )
 from milo_discoveryd.kubeconfigs.lease_handle import CredentialUnavailableError, Issuance
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
-from milo_discoveryd.model.cluster import Cluster
-from milo_discoveryd.model.declared_target import DeclaredTarget
+from milo_discoveryd.model.cluster import Cluster, DeclaredTarget
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.rights.rights import UNLIMITED, Recipient, Terms
 from milo_discoveryd.sources.project_control_plane import ProjectControlPlaneKind

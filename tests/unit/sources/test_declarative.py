@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.cluster import DeclaredTarget, Target
 from milo_discoveryd.model.contributions import ObjectContribution
-from milo_discoveryd.model.declared_target import DeclaredTarget
 from milo_discoveryd.model.observation import Malformed, NotReady, Ready
 from milo_discoveryd.schema.fields import parse_group
 from milo_discoveryd.sources.declarative import (

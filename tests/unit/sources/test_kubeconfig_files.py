@@ -9,9 +9,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.cluster import FileTarget, Target
 from milo_discoveryd.model.contributions import ObjectContribution
-from milo_discoveryd.model.declared_target import FileTarget
 from milo_discoveryd.model.observation import Ready
 from milo_discoveryd.schema.fields import parse_group
 from milo_discoveryd.sources.kind import FileObject, Files, IssuerTraits, SourceOptions, load

@@ -5,7 +5,7 @@ import msgspec
 from milo_discoveryd.engagement.pending_releases import SubscriberKey, Subscription
 from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.log.filter import Filter
-from milo_discoveryd.model.declared_target import DeclaredTarget
+from milo_discoveryd.model.cluster import DeclaredTarget
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Ready
 from milo_discoveryd.registry.source import ClusterSource
