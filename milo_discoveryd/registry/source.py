@@ -438,6 +438,8 @@ _SEVERITY = {ViewState.STREAMING: 0, ViewState.CATCHING_UP: 1, ViewState.STALE: 
 
 def worst(statuses: Sequence[ViewStatus]) -> ViewStatus:
     """Return a status that summarizes several: the worst one, with the oldest contact."""
+    if len(statuses) == 1:
+        return statuses[0]
     worst_status = max(statuses, key=lambda status: _SEVERITY[status.state])
     contacts = [status.last_contact for status in statuses if status.last_contact is not None]
     last_contact = min(contacts) if len(contacts) == len(statuses) else None
