@@ -15,7 +15,7 @@ from milo_sandbox import Sandbox
 from tests.integration.app.test_daemon import serving
 from tests.support.eventually import eventually
 
-MAX_FILES = 45
+MAX_FILES = 42
 PRODUCT = ("/milo_discoveryd/", "/milo_kube/")
 NOT_OF_A_PROJECT = {
     "milo_discoveryd/engagement/contribution_index.py",
