@@ -108,7 +108,7 @@ class Daemon:
         self._log_problems = log_problems
         self._environ = environ
         self._epoch = secrets.token_hex(8)
-        self._metrics = Metrics([each.name for each in settings.sources])
+        self._metrics = Metrics([source.name for source in settings.sources])
         self._audit = Audit(self._metrics.audit, AuditFile(settings.audit.file) if settings.audit.file else None)
         self._journal = Journal(self._metrics.sources, self._audit)
         self._reloader = ConfigReloader(
@@ -162,7 +162,7 @@ class Daemon:
     def _accept(self) -> None:
         if self.started.is_set():
             now = asyncio.get_running_loop().time()
-            holds = [each.accept(now) for source in self._fleet.sources for each in source.collections]
+            holds = [collection.accept(now) for source in self._fleet.sources for collection in source.collections]
             self._journal.accepted(any(holds))
 
     def _hand_over(self) -> None:
@@ -223,9 +223,9 @@ class Daemon:
                 if (group := self._group) is not None:
                     self._fleet.changes.add_listener(EventType.DISENGAGED, lambda _: group.wake())
                     tasks.create_task(group.run(), name="share clusters")
-                for each, fleet in zip(sources, self._fleet.sources, strict=True):
-                    following = each.follow(fleet, issuers.authenticated, self._epoch)
-                    tasks.create_task(following, name=f"discover {each.of.name}".rstrip())
+                for configured, fleet in zip(sources, self._fleet.sources, strict=True):
+                    following = configured.follow(fleet, issuers.authenticated, self._epoch)
+                    tasks.create_task(following, name=f"discover {configured.of.name}".rstrip())
 
     @property
     def _group(self) -> "ShardGroup | None":
@@ -312,7 +312,7 @@ class Daemon:
     async def _sample(self, service: Service) -> None:
         while True:
             lag = max((stream.lag for stream in service.streams), default=0)
-            self._journal.history.sample(sum(each.registry.engaged for each in self._fleet.sources), lag)
+            self._journal.history.sample(sum(source.registry.engaged for source in self._fleet.sources), lag)
             await asyncio.sleep(SAMPLE_INTERVAL_S)
 
     def _traces(self) -> "AbstractAsyncContextManager[TracerProvider | None]":
@@ -342,7 +342,7 @@ class Daemon:
     def _kubeconfigs(self, issuers: Issuers, sources: Sequence[ConfiguredSource]) -> Kubeconfigs:
         settings = self._settings.kubeconfigs
 
-        trusts = {each.of.name: cluster_trust(each.of.settings, each.project) for each in sources}
+        trusts = {source.of.name: cluster_trust(source.of.settings, source.project) for source in sources}
 
         def trust(target: Target, issued: IssuedCredential | None) -> ClusterTrust:
             return trusts[target.source](target, issued)
@@ -373,9 +373,9 @@ class Daemon:
 
     async def _report_failed_start(self) -> None:
         """Log, as soon as a source fails before its first complete list, what is wrong with its API server."""
-        while self._log_problems is not None and not all(each.synced for each in self._fleet.sources):
-            failing = (each for each in self._fleet.sources if not each.synced)
-            if any(each.status.state is ViewState.STALE for each in failing):
+        while self._log_problems is not None and not all(source.synced for source in self._fleet.sources):
+            failing = (source for source in self._fleet.sources if not source.synced)
+            if any(source.status.state is ViewState.STALE for source in failing):
                 await self._log_problems()
                 return
             await asyncio.sleep(FAILED_START_POLL_S)
@@ -383,7 +383,7 @@ class Daemon:
     async def _tell_health(self, server: Server) -> None:
         with self._fleet.notifier.waiter() as waiter:
             while True:
-                synced = {each.name: each.synced for each in self._fleet.sources}
+                synced = {source.name: source.synced for source in self._fleet.sources}
                 await server.set_ready(synced)
                 if all(synced.values()):
                     return
@@ -391,7 +391,7 @@ class Daemon:
 
     def _ready(self) -> Mapping[str, str | None]:
         problem = "no complete list was received from the source yet"
-        return {f"synced {each.name}".rstrip(): None if each.synced else problem for each in self._fleet.sources}
+        return {f"synced {source.name}".rstrip(): None if source.synced else problem for source in self._fleet.sources}
 
     def _info(self) -> DaemonInfo:
         return DaemonInfo(

@@ -97,13 +97,13 @@ def impersonation_reviews(acting: ActAs) -> Mapping[str, bytes]:
         asked = {f"user {acting.user}": {"resource": "serviceaccounts", "namespace": namespace, "name": account}}
     else:
         asked = {f"user {acting.user}": {"resource": "users", "name": acting.user}}
-    asked |= {f"group {each}": {"resource": "groups", "name": each} for each in acting.groups}
+    asked |= {f"group {group}": {"resource": "groups", "name": group} for group in acting.groups}
     asked |= {
         f"extra {key}": {"group": "authentication.k8s.io", "resource": "userextras", "subresource": key, "name": value}
         for key, values in acting.extra
         for value in values
     }
-    return {about: _access_review({"verb": "impersonate", **each}) for about, each in asked.items()}
+    return {about: _access_review({"verb": "impersonate", **attributes}) for about, attributes in asked.items()}
 
 
 def impersonation(subject: str, user: str, answers: Mapping[str, bool | None]) -> Finding:

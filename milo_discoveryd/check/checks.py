@@ -104,8 +104,8 @@ def _summary(levels: Mapping[Level, int]) -> str:
 
 
 async def _findings(settings: Settings, environ: Mapping[str, str]) -> AsyncGenerator[Finding, None]:
-    for each in settings.sources:
-        for finding in _settings(each, settings):
+    for source in settings.sources:
+        for finding in _settings(source, settings):
             yield finding
     for finding in check_rules(settings):
         yield finding
@@ -151,7 +151,7 @@ def _foreign_labels(of: SourceSettings) -> str:
     """Return the label keys of the selector that no ProjectControlPlane of Milo has."""
     if of.kind != "project-control-plane":
         return ""
-    keys = {each.key for each in parse_selector(of.label_selector).requirements}
+    keys = {requirement.key for requirement in parse_selector(of.label_selector).requirements}
     return ", ".join(sorted(keys - {PROJECT_NAME_LABEL, PROJECT_UID_LABEL}))
 
 
@@ -164,17 +164,17 @@ async def _upstreams(settings: Settings, environ: Mapping[str, str]) -> AsyncGen
     problems: list[Finding] = []
     sources: list[ConfiguredSource] = []
     unconfigured: list[tuple[SourceSettings, Upstream]] = []
-    for each in settings.sources:
-        watched = _load("discovery", partial(discovery_upstream, each, settings, environ), problems)
-        leading = _load("project", partial(project_upstream, each, settings, environ), problems)
+    for source in settings.sources:
+        watched = _load("discovery", partial(discovery_upstream, source, settings, environ), problems)
+        leading = _load("project", partial(project_upstream, source, settings, environ), problems)
         if watched and leading:
-            sources.append(ConfiguredSource(each, settings, environ))
+            sources.append(ConfiguredSource(source, settings, environ))
         elif watched and watched[0] is not None:
-            unconfigured.append((each, watched[0]))
+            unconfigured.append((source, watched[0]))
     for problem in problems:
         yield problem
-    for each, upstream in unconfigured:
-        async for finding in _server(_subject("discovery", each), upstream, settings, []):
+    for source, upstream in unconfigured:
+        async for finding in _server(_subject("discovery", source), upstream, settings, []):
             yield finding
     async for finding in _sources(sources, settings, environ):
         yield finding
@@ -200,12 +200,14 @@ async def _sources(
             return
         if settings.state_directory is not None:
             for finding in check_stored_keys(
-                settings.state_directory, ((each.of.name, each.origin) for each in sources)
+                settings.state_directory, ((source.of.name, source.origin) for source in sources)
             ):
                 yield finding
         if settings.sharding.fence_credentials:
             yield _fencing(issuers)
-        trusts = {each.of.name: (each.project, cluster_trust(each.of.settings, each.project)) for each in sources}
+        trusts = {
+            source.of.name: (source.project, cluster_trust(source.of.settings, source.project)) for source in sources
+        }
         checked = IssuersCheck(settings, issuers.assignments(), clusters, trusts)
         async for finding in checked.findings():
             yield finding
@@ -257,8 +259,8 @@ async def _followed(
 ) -> AsyncIterator[Finding]:
     """Check the API servers that have the followed collections, which may be contexts of one."""
     resources: dict[str, list[Resource]] = {"": []}
-    for each in followed.collections:
-        resources.setdefault(each.server, []).append(each.watched.resource)
+    for collection in followed.collections:
+        resources.setdefault(collection.server, []).append(collection.watched.resource)
     for server, found in resources.items():
         subject = _subject(f"discovery of {found[0].plural}" if server else "discovery", of)
         async for finding in _server(subject, at_server(watched, server), settings, found):
@@ -306,9 +308,9 @@ def _issuers(
 ) -> Issuers | Finding:
     try:
         made = Issuers(settings, sources, environ, closing, run="check")
-        for each in sources:
-            if each.discovery is not None:
-                made.authenticated(each.discovery, each.of.credentials)
+        for source in sources:
+            if source.discovery is not None:
+                made.authenticated(source.discovery, source.of.credentials)
     except ConfigError as error:
         return fail("kubeconfigs", str(error), "correct kubeconfigs.issuers or watch.credentials in the configuration")
     except StartError as error:
@@ -354,9 +356,9 @@ def _load(name: str, load: Callable[[], Upstream | None], problems: list[Finding
 
 def _listeners(settings: Settings) -> Iterator[Finding]:
     sockets = {
-        each.address: listen_addresses.unix_socket(each.address)
-        for each in settings.listen
-        if isinstance(each.address, UnixAddress)
+        listener.address: listen_addresses.unix_socket(listener.address)
+        for listener in settings.listen
+        if isinstance(listener.address, UnixAddress)
     }
     # When the check runs beside the daemon, ports in use are probably the daemon's own.
     daemon_is_running = any(finding.level == "warn" for finding in sockets.values())
@@ -367,18 +369,18 @@ def _listeners(settings: Settings) -> Iterator[Finding]:
         ports.append(address)
         return found or listen_addresses.tcp_port(subject, address, daemon_is_running=daemon_is_running)
 
-    for each in settings.listen:
-        address = each.address
+    for listener in settings.listen:
+        address = listener.address
         if isinstance(address, UnixAddress):
             yield sockets[address]
         else:
             yield port("listen", address)
-        if each.tls is not None:
-            yield listen_addresses.certificate(f"listen {address}", each.tls)
-        if each.group is not None:
-            yield listen_addresses.group(f"listen {address} group", each.group)
-        if each.owner is not None:
-            yield listen_addresses.owner(f"listen {address} owner", each.owner)
+        if listener.tls is not None:
+            yield listen_addresses.certificate(f"listen {address}", listener.tls)
+        if listener.group is not None:
+            yield listen_addresses.group(f"listen {address} group", listener.group)
+        if listener.owner is not None:
+            yield listen_addresses.owner(f"listen {address} owner", listener.owner)
     if settings.socket.group is not None:
         yield listen_addresses.group("socket.group", settings.socket.group)
     if settings.http_listen is not None:

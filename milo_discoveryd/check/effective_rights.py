@@ -27,7 +27,7 @@ def parse_caller(text: str) -> Caller:
     fields: dict[str, object] = {"listener": ""}
     lists: dict[str, list[str]] = {name: [] for name in _LISTS.values()}
     gids: list[int] = []
-    for word in filter(None, (each.strip() for each in text.split(","))):
+    for word in filter(None, (part.strip() for part in text.split(","))):
         key, _, value = word.partition("=")
         if not value:
             raise _invalid(word, "expected KEY=VALUE")
@@ -89,11 +89,11 @@ def _lines(settings: Settings, grant: Grant | None) -> Iterator[str]:
 
 async def _visible_clusters(settings: Settings, grant: Grant, environ: Mapping[str, str]) -> str:
     try:
-        sources = [ConfiguredSource(each, settings, environ) for each in settings.sources]
+        sources = [ConfiguredSource(source, settings, environ) for source in settings.sources]
         found = [await evaluate_source(source, source.discovery, settings, environ) for source in sources]
     except (ConfigError, FilesError, TransportError, ListPageError) as error:
         return f"unknown: {error}"
-    return _count([cluster.target for each in found for cluster in each.clusters], grant)
+    return _count([cluster.target for evaluated in found for cluster in evaluated.clusters], grant)
 
 
 def _count(targets: Sequence[Target], grant: Grant) -> str:

@@ -54,7 +54,7 @@ async def evaluate_source(
         return evaluate(followed, [list(map(followed.observe_file, source.files.objects_now()))], fleet)
     if upstream is None:
         return evaluate(followed, [[Ready(target.uid, "", target) for target in followed.targets]], fleet)
-    listed = [await _listed(upstream, settings, environ, each) for each in followed.collections]
+    listed = [await _listed(upstream, settings, environ, collection) for collection in followed.collections]
     return evaluate(followed, listed, fleet, upstream.server)
 
 
@@ -110,11 +110,11 @@ def _evaluation(registry: Engagements, stores: Sequence[ObjectStore]) -> Evaluat
     for name, record in registry.items():
         if record.cluster is None and record.state in _REPORTED:
             others.setdefault(record.state, []).append((name, record.message))
-    for each in stores:
-        malformed = [(key, record.message) for key, record in each.items() if record.state is ObjectState.MALFORMED]
+    for store in stores:
+        malformed = [(key, record.message) for key, record in store.items() if record.state is ObjectState.MALFORMED]
         others.setdefault(ObjectState.MALFORMED, []).extend(malformed)
     return Evaluation(
-        tuple(sorted(registry.clusters(), key=lambda each: each.target.name)),
+        tuple(sorted(registry.clusters(), key=lambda cluster: cluster.target.name)),
         {state: tuple(sorted(named)) for state, named in others.items()},
     )
 
@@ -125,7 +125,7 @@ async def _listed(
     at = at_server(upstream, collection.server)
     transport = Transport(at, response_limit=settings.watch.objects_limit, environ=environ)
     async with aclosing(transport):
-        return [each async for each in _objects(transport, settings, collection)]
+        return [observation async for observation in _objects(transport, settings, collection)]
 
 
 async def _objects(
@@ -140,8 +140,8 @@ async def _objects(
         if answer.status != 200:
             raise ListPageError(f"the API server answered the list with {answer.status}")
         page, observations = collection.decoder.page(answer.body)
-        for each in observations:
-            yield each
+        for observation in observations:
+            yield observation
         token = page.continue_token
         if not token:
             return

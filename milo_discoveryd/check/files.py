@@ -80,11 +80,13 @@ def kubeconfig_files(subject: str, files: KubeconfigFiles) -> Iterator[Finding]:
         return
     if (exposure := files.exposure()) is not None:
         yield warn(subject, exposure)
-    refused = [each for each in objects if each.problem]
+    refused = [file_object for file_object in objects if file_object.problem]
     yield ok(subject, f"clusters in {files.path}: {len(objects) - len(refused)}")
-    for each in refused:
+    for file_object in refused:
         yield warn(
-            subject, f"{each.key} does not describe a usable cluster: {each.problem}", "correct the file, or remove it"
+            subject,
+            f"{file_object.key} does not describe a usable cluster: {file_object.problem}",
+            "correct the file, or remove it",
         )
 
 

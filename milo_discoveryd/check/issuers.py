@@ -48,8 +48,8 @@ class IssuersCheck:
     async def findings(self) -> AsyncIterator[Finding]:
         if not self._issuers:
             yield ok("kubeconfigs", "none are issued: kubeconfigs.issuers is empty, or each issuer has hand_out: false")
-        for each in self._issuers:
-            async for finding in self._check(each.issuer, next(filter(each.covers, self._clusters), None)):
+        for assignment in self._issuers:
+            async for finding in self._check(assignment.issuer, next(filter(assignment.covers, self._clusters), None)):
                 yield finding
 
     async def _check(self, issuer: Issuer, cluster: Cluster | None) -> AsyncIterator[Finding]:
@@ -112,9 +112,9 @@ class IssuersCheck:
                 if finding.level == "fail":
                     return
             rules = rights(self._settings.rights).rules
-            terms = (each.grant.terms for each in rules if each.grant.terms is not None)
-            acting = {each.act_as for each in terms if each.act_as and issuer in (each.issuers or {issuer})}
-            async for finding in server.impersonating(sorted(acting, key=lambda each: each.user)):
+            terms = (rule.grant.terms for rule in rules if rule.grant.terms is not None)
+            acting = {granted.act_as for granted in terms if granted.act_as and issuer in (granted.issuers or {issuer})}
+            async for finding in server.impersonating(sorted(acting, key=lambda identity: identity.user)):
                 yield finding
 
 

@@ -47,25 +47,27 @@ def check_rules(settings: Settings) -> Iterator[Finding]:
 
 def issuers_for_all_clusters(settings: Settings, terms: Terms) -> Iterator[str]:
     """Yield the permitted credential issuers with one credential for every cluster."""
-    for each in settings.kubeconfigs.issuers:
-        match each:
+    for issuer in settings.kubeconfigs.issuers:
+        match issuer:
             case DatumServiceAccount() | TokenExchange() | TokenFileSettings() | ProjectKubeconfig():
                 is_wide = True
             case ExecSettings():
-                is_wide = not each.per_cluster
+                is_wide = not issuer.per_cluster
             case TokenRequest():
-                is_wide = not each.bound
+                is_wide = not issuer.bound
             case _:
                 is_wide = False
-        if each.hand_out and is_wide and terms.allow(each.name):
-            yield each.name
+        if issuer.hand_out and is_wide and terms.allow(issuer.name):
+            yield issuer.name
 
 
 def _never_matching(settings: Settings, rule: RuleSettings) -> Iterator[Finding]:
-    listeners = [each for each in settings.listen if not rule.who.listener or each.title in rule.who.listener]
+    listeners = [
+        listener for listener in settings.listen if not rule.who.listener or listener.title in rule.who.listener
+    ]
     for setting, needed in _REQUIRED_SETTING.items():
-        if getattr(rule.who, setting) and not any(getattr(each, needed) for each in listeners):
-            titles = ", ".join(each.title for each in listeners)
+        if getattr(rule.who, setting) and not any(getattr(listener, needed) for listener in listeners):
+            titles = ", ".join(listener.title for listener in listeners)
             yield warn(
                 "rights",
                 f"rule {rule.name} never matches: it requires {setting}, which callers at {titles} never have",

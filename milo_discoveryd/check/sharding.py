@@ -23,18 +23,20 @@ async def check_leases(settings: Settings, environ: Mapping[str, str]) -> Findin
             leases = await lease_client(settings, group, environ, closing).read()
     except EXPECTED as error:
         return fail(SUBJECT, str(error), "correct the settings in sharding, or bind the Role of the component sharding")
-    problems = [*leases.problems, *(each.problem for each in leases.members.values() if each.problem)]
+    problems = [*leases.problems, *(member.problem for member in leases.members.values() if member.problem)]
     if problems:
         return warn(SUBJECT, "; ".join(problems), "delete these Leases if no daemon of the group runs under their name")
     try:
-        fleet = fleet_digest(ConfiguredSource(each, settings, environ) for each in settings.sources)
+        fleet = fleet_digest(ConfiguredSource(source, settings, environ) for source in settings.sources)
     except ConfigError as error:
         return warn(
             SUBJECT,
             f"the sources of group {group} cannot be compared with those of its members: {error}",
             "correct the source's kubeconfig",
         )
-    if others := sorted(each.member for each in leases.members.values() if each.is_held and each.fleet != fleet):
+    if others := sorted(
+        member.member for member in leases.members.values() if member.is_held and member.fleet != fleet
+    ):
         return warn(
             SUBJECT,
             f"the sources or selectors of {', '.join(others)} in group {group} differ from the settings of {name}",

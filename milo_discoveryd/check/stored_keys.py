@@ -17,7 +17,7 @@ def check_stored_keys(directory: Path, configured: Iterable[tuple[str, StateOrig
     for source, fleet in stored_fleets(directory):
         if origins.get(source) == fleet.origin or not fleet.clusters:
             continue
-        names = sorted(each.target.local_name for each in fleet.clusters)[:_SHOWN]
+        names = sorted(cluster.target.local_name for cluster in fleet.clusters)[:_SHOWN]
         old = ", ".join(key_of(name, source) for name in names)
         more = f" and {len(fleet.clusters) - len(names)} more" if len(fleet.clusters) > len(names) else ""
         become = next((name for name, origin in origins.items() if origin == fleet.origin), None)

@@ -103,11 +103,11 @@ def _kind(
     try:
         return _flat_kind(given), []
     except InvalidError as error:
-        missing = "; ".join(f"{'.'.join(map(str, each.path))} {each.text}" for each in error.complaints)
+        missing = "; ".join(f"{'.'.join(map(str, complaint.path))} {complaint.text}" for complaint in error.complaints)
         return SourceKind(), [(("mode",), f"needs settings: make it the kind of an item of sources: {missing}")]
     except ValueError as error:
         templates = ("internal_address_template",), ("internal_namespace_template",)
-        return SourceKind(), [(next(each for each in templates if each in is_set), str(error))]
+        return SourceKind(), [(next(template for template in templates if template in is_set), str(error))]
 
 
 def _flat_kind(given: GivenSettings) -> SourceKind:

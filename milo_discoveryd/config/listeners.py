@@ -82,7 +82,7 @@ def listener(value: object) -> object:
 def distinct(listeners: tuple[ListenerSettings, ...]) -> None:
     if not listeners:
         raise ValueError("must have at least one address")
-    if len({str(each.address) for each in listeners}) < len(listeners):
+    if len({str(listener.address) for listener in listeners}) < len(listeners):
         raise ValueError("has an address twice")
-    if len({each.title for each in listeners}) < len(listeners):
+    if len({listener.title for listener in listeners}) < len(listeners):
         raise ValueError("has listeners with the same name")

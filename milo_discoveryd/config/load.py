@@ -92,7 +92,7 @@ def _disagreements(settings: Settings, given: Mapping[SettingPath, Given]) -> It
     yield from _settings_without_an_api_server(settings, given)
     for position, issuer in enumerate(settings.kubeconfigs.issuers):
         place = given[("kubeconfigs", "issuers")].place_of((position,))
-        yield from (Problem(place, f"{issuer.name}: {each}") for each in _served(settings, issuer))
+        yield from (Problem(place, f"{issuer.name}: {problem}") for problem in _served(settings, issuer))
 
 
 def _place(settings: Settings, position: int, given: Mapping[SettingPath, Given]) -> tuple[str, str]:
@@ -114,7 +114,7 @@ def _settings_without_an_api_server(settings: Settings, given: Mapping[SettingPa
 
 
 def _issuers_that_do_not_exist(settings: Settings, given: Mapping[SettingPath, Given]) -> Iterator[Problem]:
-    names = [each.name for each in settings.kubeconfigs.issuers]
+    names = [issuer.name for issuer in settings.kubeconfigs.issuers]
     for position, source in enumerate(settings.sources):
         wanted = source.credentials
         if wanted is not None and wanted not in names:
@@ -128,21 +128,21 @@ def _issuers_that_do_not_exist(settings: Settings, given: Mapping[SettingPath, G
 
 def _served(settings: Settings, issuer: IssuerSettings) -> Iterator[str]:
     """Yield why an issuer cannot serve the clusters of its sources."""
-    names = [each.name for each in settings.sources if each.name]
+    names = [source.name for source in settings.sources if source.name]
     for name in issuer.sources:
         if name not in names:
             yield f"{layers.quoted(name)} is not one of sources; configured: {', '.join(names) or 'none'}"
     if len(names) > 1 and not issuer.sources:
         yield "set sources, because there are several sources"
         return
-    served = [each for each in settings.sources if not issuer.sources or each.name in issuer.sources]
+    served = [source for source in settings.sources if not issuer.sources or source.name in issuer.sources]
     if len(served) > 1:
         if isinstance(issuer, ProjectKubeconfig):
             yield "a project-kubeconfig serves one source only; name one in sources"
-        differ = len({each.discovery_kubeconfig for each in served}) > 1
+        differ = len({source.discovery_kubeconfig for source in served}) > 1
         if issuer.asks_discovery_server and getattr(issuer, "kubeconfig", None) is None and differ:
             yield "its sources differ in discovery_kubeconfig: set kubeconfig"
-        if isinstance(issuer, KubeconfigRequest) and any(each.settings != served[0].settings for each in served):
+        if isinstance(issuer, KubeconfigRequest) and any(source.settings != served[0].settings for source in served):
             yield "its sources differ in their settings: use one issuer for each"
     if not issuer.hand_out:
         return
@@ -154,9 +154,9 @@ def _served(settings: Settings, issuer: IssuerSettings) -> Iterator[str]:
 
 
 def _rules_about_nothing(settings: Settings, given: Mapping[SettingPath, Given]) -> Iterator[Problem]:
-    listeners = [each.title for each in settings.listen]
-    issuers = [each.name for each in settings.kubeconfigs.issuers if each.hand_out]
-    sources = [each.name for each in settings.sources if each.name]
+    listeners = [listener.title for listener in settings.listen]
+    issuers = [issuer.name for issuer in settings.kubeconfigs.issuers if issuer.hand_out]
+    sources = [source.name for source in settings.sources if source.name]
     for number, rule in enumerate(settings.rights):
         for setting, named, there_are, what in (
             ("who.listener", rule.who.listener, listeners, "the name of one of listen"),
@@ -179,7 +179,7 @@ def _of_no_cluster(name: str, sources: Sequence[str]) -> str:
         return f"sources have no names, so no {SOURCE_SEPARATOR} is in it" if SOURCE_SEPARATOR in name else ""
     beginnings = [key_of("", source) for source in sources]
     complete, pattern, _ = name.partition("*")
-    if any(complete.startswith(each) or (pattern and each.startswith(complete)) for each in beginnings):
+    if any(complete.startswith(beginning) or (pattern and beginning.startswith(complete)) for beginning in beginnings):
         return ""
     return f"it must begin with {' or '.join(beginnings)}"
 

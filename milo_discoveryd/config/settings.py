@@ -26,7 +26,7 @@ from milo_discoveryd.sources.project import ProjectKind
 
 
 def named_once(items: "tuple[SourceSettings | IssuerSettings, ...]") -> None:
-    names = [each.name for each in items]
+    names = [item.name for item in items]
     if len(set(names)) < len(names):
         raise ValueError("has items with the same name")
 

@@ -61,7 +61,9 @@ class SourceParser:
         try:
             own = parse_group(kind, given or {})
         except InvalidError as error:
-            raise InvalidError([each._replace(path=("settings", *each.path)) for each in error.complaints]) from None
+            raise InvalidError(
+                [complaint._replace(path=("settings", *complaint.path)) for complaint in error.complaints]
+            ) from None
         except ValueError as error:
             raise InvalidError([Complaint(("settings",), None, str(error))]) from None
         return parse_group(SourceSettings, {**value, "settings": own})

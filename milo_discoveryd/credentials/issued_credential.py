@@ -77,7 +77,7 @@ def validate(
         if found is not None:
             _require_audience_and_subject(found, audiences, subject, origin)
             ends += [] if found.exp is None else [found.exp]
-            begins += [each for each in (found.nbf, found.iat) if each is not None]
+            begins += [begin for begin in (found.nbf, found.iat) if begin is not None]
             issued_at = min(now, found.iat) if found.iat is not None and found.iat > 0 else now
     if credential.certificate is not None:
         begin, end = _validity(credential.certificate.chain, origin)

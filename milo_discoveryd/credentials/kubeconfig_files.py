@@ -132,9 +132,9 @@ class KubeconfigFiles:
                 continue
             found[name] = state
             if known is None or known.digest != state.digest:
-                changed |= {each.key for each in state.objects}
+                changed |= {file_object.key for file_object in state.objects}
         self._known = found
-        objects = {each.key: each for state in found.values() for each in state.objects}
+        objects = {file_object.key: file_object for state in found.values() for file_object in state.objects}
         return Scan(tuple(objects.values()), frozenset(changed), min(settles_in_s, default=0.0))
 
     def objects_now(self) -> tuple[FileObject, ...]:
@@ -154,7 +154,7 @@ class KubeconfigFiles:
         state = self._state(file or self.path.name, path)
         if state is None:
             return None
-        return next((each for each in state.objects if each.key == key), None)
+        return next((file_object for file_object in state.objects if file_object.key == key), None)
 
     def kubeconfig(self, key: str) -> StoredKubeconfig:
         """Return the file with the credential of an object. Raises FilesError."""
@@ -171,7 +171,9 @@ class KubeconfigFiles:
             return [(self.path.name, self.path)]
         try:
             with os.scandir(self.path) as entries:
-                names = sorted(each.name for each in entries if _is_kubeconfig(each.name) and not _is_directory(each))
+                names = sorted(
+                    entry.name for entry in entries if _is_kubeconfig(entry.name) and not _is_directory(entry)
+                )
         except OSError as error:
             raise FilesError(_failure(error), f"{self.path} {_reason(error)}") from None
         if len(names) > MAX_FILES:
@@ -217,7 +219,7 @@ class KubeconfigFiles:
         if known is not None and digest == known.digest:
             return content, signature, digest
         # The kubelet writes into a new directory, and then replaces the link that leads there.
-        is_complete = is_complete or any(each.startswith("..") for each in opened.parts)
+        is_complete = is_complete or any(part.startswith("..") for part in opened.parts)
         age_s = self._wall() - status.st_mtime
         if is_changing or (abs(age_s) < SETTLED_S and not is_complete):
             raise UnsettledFileError(path, SETTLED_S if is_changing else SETTLED_S - age_s)

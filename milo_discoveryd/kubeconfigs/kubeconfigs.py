@@ -190,7 +190,7 @@ class Kubeconfigs:
         ]
 
     def _rejected_of(self, issuer: str) -> Counter[str]:
-        count = sum(each == issuer for each in self._rejected.values())
+        count = sum(rejecting == issuer for rejecting in self._rejected.values())
         return Counter({REJECTED: count} if count else ())
 
     def problem(self, cluster: Cluster, terms: Terms) -> str | None:
@@ -212,6 +212,10 @@ class Kubeconfigs:
 
     def _minter(self, cluster: Cluster, terms: Terms) -> Minter | None:
         return next(
-            (minter for each, minter in self._assigned if each.covers(cluster) and terms.allow(minter.issuer.name)),
+            (
+                minter
+                for assignment, minter in self._assigned
+                if assignment.covers(cluster) and terms.allow(minter.issuer.name)
+            ),
             None,
         )

@@ -302,7 +302,7 @@ class Minter:
     def problem(self, cluster: Cluster) -> CredentialError | None:
         """Return why the cluster gets no new credential: its own failure, or that of the issuer."""
         own = (entry.lease.failure for entry in self._leases.of_cluster(cluster))
-        return next((each for each in own if each is not None), self.failure)
+        return next((failure for failure in own if failure is not None), self.failure)
 
 
 def _is_of_cluster(error: CredentialError) -> bool:

@@ -37,7 +37,7 @@ class InvalidError(ValueError):
 
     def __init__(self, complaints: Collection[Complaint]) -> None:
         self.complaints = tuple(complaints)
-        super().__init__("; ".join(each.text for each in complaints))
+        super().__init__("; ".join(complaint.text for complaint in complaints))
 
 
 class Parser(Protocol):
@@ -64,7 +64,7 @@ class Field(NamedTuple):
 
 @cache
 def fields(group: type[Group]) -> dict[str, Field]:
-    return {each.encode_name: _field(each) for each in msgspec.structs.fields(group)}
+    return {field.encode_name: _field(field) for field in msgspec.structs.fields(group)}
 
 
 def _field(info: msgspec.structs.FieldInfo) -> Field:
@@ -77,7 +77,7 @@ def _bare(annotation: Any) -> Any:
     if get_origin(annotation) is Annotated:
         return _bare(get_args(annotation)[0])
     if isinstance(annotation, UnionType) or get_origin(annotation) is Union:
-        others = [each for each in get_args(annotation) if each is not NoneType]
+        others = [argument for argument in get_args(annotation) if argument is not NoneType]
         return _bare(others[0]) if len(others) == 1 else annotation
     return annotation
 
@@ -87,7 +87,7 @@ def _parser(annotation: Any) -> Parser:
         parser: Parser = get_args(annotation)[1]
         return parser
     if isinstance(annotation, UnionType) or get_origin(annotation) is Union:
-        return _parser(next(each for each in get_args(annotation) if each is not NoneType))
+        return _parser(next(argument for argument in get_args(annotation) if argument is not NoneType))
     if annotation is bool:
         return flag
     return Nested(annotation)
@@ -131,7 +131,7 @@ def nearest(name: str, known: Collection[str], around: tuple[str, ...] = ()) -> 
 
 def _within(step: str | int, value: object, error: ValueError) -> Iterator[Complaint]:
     if isinstance(error, InvalidError):
-        yield from (each._replace(path=(step, *each.path)) for each in error.complaints)
+        yield from (complaint._replace(path=(step, *complaint.path)) for complaint in error.complaints)
     else:
         yield Complaint((step,), value, str(error))
 

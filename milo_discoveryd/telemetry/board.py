@@ -104,8 +104,8 @@ class StatusBoard:
         matching = await self._matching(question) if with_names and not question.cluster else []
         first = question.first_row(len(matching))
         now = Moment(time.time(), time.monotonic())
-        registries = [each.registry for each in self._fleet.sources]
-        counts = {state: sum(each.count(state) for each in registries) for state in ORDER}
+        registries = [source.registry for source in self._fleet.sources]
+        counts = {state: sum(registry.count(state) for registry in registries) for state in ORDER}
         return DaemonStatus(
             at=when(now.wall),
             identity=self._identity,
@@ -113,20 +113,20 @@ class StatusBoard:
             context=self._fleet.sources[0].description.context if with_names and len(self._fleet.sources) == 1 else "",
             sources=tuple(
                 SourceRow(
-                    name=each.name,
-                    kind=each.description.kind,
-                    context=each.description.context if with_names else "",
-                    engaged=each.registry.engaged,
-                    summary=_source(each.status, now, synced=each.synced, with_message=with_names),
+                    name=source.name,
+                    kind=source.description.kind,
+                    context=source.description.context if with_names else "",
+                    engaged=source.registry.engaged,
+                    summary=_source(source.status, now, synced=source.synced, with_message=with_names),
                 )
-                for each in self._fleet.sources
-                if each.name
+                for source in self._fleet.sources
+                if source.name
             ),
             sharding=None if self._shard is None else _sharding(self._shard, len(self._fleet.releases), with_names),
-            engaged=sum(each.engaged for each in registries),
+            engaged=sum(registry.engaged for registry in registries),
             counts={state.value: count for state, count in counts.items()},
-            unreachable=sum(each.unreachable for each in registries) + counts[ObjectState.UNREACHABLE],
-            deletions_unconfirmed=sum(each.deletions_unconfirmed for each in self._fleet.sources),
+            unreachable=sum(registry.unreachable for registry in registries) + counts[ObjectState.UNREACHABLE],
+            deletions_unconfirmed=sum(source.deletions_unconfirmed for source in self._fleet.sources),
             revision=self._fleet.log.head,
             clusters=tuple(self._row(name, record) for name, record in matching[first : first + PAGE_SIZE]),
             matching=len(matching),
@@ -134,7 +134,7 @@ class StatusBoard:
             recent_changes=tuple(self._history) if with_names else (),
             subscribers=_rows(self._subscribers(), with_names=with_names),
             subscribers_waiting=len(self._fleet.waiting),
-            credentials=tuple(_issuer(each, with_message=with_names) for each in self._credentials()),
+            credentials=tuple(_issuer(credential, with_message=with_names) for credential in self._credentials()),
             history=self._history.samples(),
             explanation=self._explanation(question.cluster) if with_names and question.cluster else None,
         )
@@ -148,7 +148,7 @@ class StatusBoard:
         kept = self._listings.get(key)
         if kept is not None and kept.until > time.monotonic():
             return kept.clusters
-        self._listings = {each: listing for each, listing in self._listings.items() if listing.until > time.monotonic()}
+        self._listings = {key: listing for key, listing in self._listings.items() if listing.until > time.monotonic()}
         busy_s, matches = 0.0, question.matches
         found: list[tuple[str, ClusterRecord]] = []
         known = list(self._fleet.items())
@@ -156,7 +156,7 @@ class StatusBoard:
             if begin:
                 await asyncio.sleep(0)
             began = time.thread_time()
-            found += [each for each in known[begin : begin + SLICE] if matches(*each)]
+            found += [row for row in known[begin : begin + SLICE] if matches(*row)]
             busy_s += time.thread_time() - began
         began = time.thread_time()
         clusters = question.sorted(found)
@@ -167,7 +167,7 @@ class StatusBoard:
     def _row(self, name: str, record: ClusterRecord) -> ClusterRow:
         source = self._fleet.source_of(name)
         assert source is not None, "the cluster has a record"
-        waits_for = [each.key.name for each in self._fleet.releases.awaited(name)]
+        waits_for = [release.key.name for release in self._fleet.releases.awaited(name)]
         is_graced = source.registry.not_ready.until(name) is not None
         return _row(name, record, source.pending_deletion(name), waits_for, is_graced=is_graced)
 
@@ -182,12 +182,12 @@ class StatusBoard:
             labels=() if record.present is None else record.present.labels,
             transitions=tuple(
                 ClusterTransition(
-                    at=when(each.at),
-                    type=each.type.value,
-                    reason="" if each.reason is None else each.reason.value,
-                    message=each.message,
+                    at=when(transition.at),
+                    type=transition.type.value,
+                    reason="" if transition.reason is None else transition.reason.value,
+                    message=transition.message,
                 )
-                for each in reversed(record.transitions)
+                for transition in reversed(record.transitions)
             ),
         )
         cluster = record.cluster
@@ -209,7 +209,9 @@ class StatusBoard:
             else CredentialSummary(
                 issuer=held.issuer, type=held.type, expires_at=_when(held.expires_at), problem=held.problem
             ),
-            subscribers=_rows((each for each in self._subscribers() if each.covers(cluster)), with_names=True),
+            subscribers=_rows(
+                (subscriber for subscriber in self._subscribers() if subscriber.covers(cluster)), with_names=True
+            ),
         )
 
 
@@ -244,12 +246,12 @@ class _Listing(NamedTuple):
 def _rows(subscribers: Iterable[Subscriber], *, with_names: bool) -> tuple[SubscriberRow, ...]:
     rows = (
         SubscriberRow(
-            since=when(each.opened_at),
-            lag=each.lag,
-            caller=_identity(each.caller) if with_names else "",
-            wants=_in_words(each.wanted) if with_names else "",
+            since=when(subscriber.opened_at),
+            lag=subscriber.lag,
+            caller=_identity(subscriber.caller) if with_names else "",
+            wants=_in_words(subscriber.wanted) if with_names else "",
         )
-        for each in subscribers
+        for subscriber in subscribers
     )
     return tuple(sorted(rows, key=lambda row: (-row.lag, row.since)))
 
@@ -320,7 +322,7 @@ def _notes(
     if cluster.target.deletion_requested_at is not None:
         yield f"being deleted{cluster.target.deletion_message and f': {cluster.target.deletion_message}'}"
     if cluster.target.suspensions is not None:
-        reasons = ", ".join(each.reason for each in cluster.target.suspensions if each.reason)
+        reasons = ", ".join(suspension.reason for suspension in cluster.target.suspensions if suspension.reason)
         yield f"suspended{reasons and f': {reasons}'}"
     if cluster.connectivity.state is Reachability.UNREACHABLE:
         yield f"unreachable: {cluster.connectivity.message}"

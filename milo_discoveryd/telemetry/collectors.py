@@ -203,12 +203,12 @@ class CredentialCollector(Collector):
             "Engaged clusters for which the credential issuer has no new credential, each for a reason of its own.",
             labels=("credential_issuer", "reason"),
         )
-        for each in self._health():
-            for reason, count in each.failing.items():
-                failing.add_metric((each.name, reason), count)
-            expiry.add_metric((each.name,), each.expires_at or 0.0)
-            healthy.add_metric((each.name,), not each.problem)
-            leases.add_metric((each.name,), each.leases)
+        for issuer in self._health():
+            for reason, count in issuer.failing.items():
+                failing.add_metric((issuer.name, reason), count)
+            expiry.add_metric((issuer.name,), issuer.expires_at or 0.0)
+            healthy.add_metric((issuer.name,), not issuer.problem)
+            leases.add_metric((issuer.name,), issuer.leases)
         for holder, expires_at in self._certificates():
             expiry.add_metric((holder,), expires_at)
         yield from (expiry, healthy, leases, failing)

@@ -50,7 +50,7 @@ class HttpEndpoint:
         self._sharding = sharding
         self._handed_over = handed_over
         self._names_for = names_for
-        self._hosts = frozenset(each.lower() for each in hosts)
+        self._hosts = frozenset(host.lower() for host in hosts)
         self._server = HttpServer(self._answer, connections=CONNECTIONS)
         self._scrape = SharedScrape(self._collected)
 
@@ -107,7 +107,7 @@ class HttpEndpoint:
         return HttpReply(await self._scrape.read(form, lambda found: printable_metrics(encode(found))), content_type)
 
     def _collected(self, with_names: bool) -> Iterator[Metric]:
-        return (each for each in self._metrics.registry.collect() if with_names or each.name not in _NAMED)
+        return (family for family in self._metrics.registry.collect() if with_names or family.name not in _NAMED)
 
     async def _status(self, request: ServerRequest) -> HttpReply:
         from milo_discoveryd.telemetry import status_page  # noqa: PLC0415 - few daemons show it

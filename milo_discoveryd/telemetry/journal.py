@@ -50,9 +50,9 @@ class RecentHistory:
     def samples(self) -> History:
         return History(
             interval_s=SAMPLE_INTERVAL_S,
-            engaged=tuple(each.engaged for each in self._samples),
-            changes=tuple(each.changes for each in self._samples),
-            lag=tuple(each.lag for each in self._samples),
+            engaged=tuple(sample.engaged for sample in self._samples),
+            changes=tuple(sample.changes for sample in self._samples),
+            lag=tuple(sample.lag for sample in self._samples),
         )
 
     def __iter__(self) -> Iterator[RecentChange]:
@@ -120,7 +120,7 @@ class Journal:
     def drained(self, cluster: Cluster, unreleased: Sequence[AwaitedRelease]) -> None:
         self._metrics.drained("expired" if unreleased else "released", self._source)
         if unreleased:
-            names = [each.key.name for each in unreleased]
+            names = [release.key.name for release in unreleased]
             log.warning("drain deadline passed", cluster=cluster.target.name, unreleased=names)
 
     def accepted(self, holds: bool) -> None:

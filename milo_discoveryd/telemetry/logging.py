@@ -103,4 +103,6 @@ def printable(text: str) -> str:
     """Escape the characters of tenants and callers that could hide or rearrange what an administrator reads."""
     if text.isprintable():
         return text
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )

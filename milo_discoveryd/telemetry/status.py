@@ -197,11 +197,11 @@ WORDS = {state.value: meaning.words for state, meaning in MEANINGS.items()}
 _URGENCY = {state: place for place, state in enumerate(ORDER)}
 
 SORTING: dict[str, Callable[[tuple[str, ClusterRecord]], Any]] = {
-    "": lambda each: _URGENCY[each[1].state],
-    "state": lambda each: _URGENCY[each[1].state],
+    "": lambda row: _URGENCY[row[1].state],
+    "state": lambda row: _URGENCY[row[1].state],
     "name": itemgetter(0),
-    "since": lambda each: each[1].since,
-    "organization": lambda each: organization_of(each[1]),
+    "since": lambda row: row[1].since,
+    "organization": lambda row: organization_of(row[1]),
 }
 
 
@@ -227,8 +227,8 @@ def _has_word(name: str, record: ClusterRecord, word: str) -> bool:
         return True
     key, separator, value = word.partition("=")
     if separator:
-        return any(each.casefold().endswith(key) and its.casefold().startswith(value) for each, its in fields.labels)
-    return any(word in each.casefold() or word in its.casefold() for each, its in fields.labels)
+        return any(label.casefold().endswith(key) and its.casefold().startswith(value) for label, its in fields.labels)
+    return any(word in label.casefold() or word in its.casefold() for label, its in fields.labels)
 
 
 def is_unreachable(record: ClusterRecord) -> bool:

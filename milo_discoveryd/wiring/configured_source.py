@@ -95,7 +95,7 @@ class ConfiguredSource:
             request_timeout_s=watch.request_timeout.total_seconds(),
         )
         async with AsyncExitStack() as closing:
-            for server in {each.server for each in self.followed.collections}:
+            for server in {collection.server for collection in self.followed.collections}:
                 self._transports[server] = transport = MonitoredTransport(
                     at_server(upstream, server),
                     response_limit=watch.objects_limit,
@@ -119,9 +119,11 @@ class ConfiguredSource:
 
 def configured_sources(settings: Settings, environ: Mapping[str, str]) -> list[ConfiguredSource]:
     """Return the configured sources. Raises ConfigError, also for a context of Milo in which a kind cannot work."""
-    sources = [ConfiguredSource(each, settings, environ) for each in settings.sources]
+    sources = [ConfiguredSource(source, settings, environ) for source in settings.sources]
     problems = [
-        ": ".join(filter(None, (each.of.name, each.context_problem))) for each in sources if each.context_problem
+        ": ".join(filter(None, (source.of.name, source.context_problem)))
+        for source in sources
+        if source.context_problem
     ]
     if problems:
         raise ConfigError(problems)

@@ -20,10 +20,10 @@ def new_fleet(
     """Return the fleet of the configured sources. `observer` makes that of a source."""
     limits, grace_s = _limits(settings), settings.not_ready_grace.total_seconds()
     fleet = Fleet(log)
-    for each in sources:
+    for source in sources:
         made = ClusterSource(
             fleet.changes,
-            observer(each.of.name),
+            observer(source.of.name),
             SourcePolicy(
                 pending_deletions=lambda: PendingDeletions(random.random),
                 guard=lambda: RemovalGuard(limits),
@@ -32,14 +32,14 @@ def new_fleet(
                 drain_timeout_s=settings.drain_timeout.total_seconds(),
             ),
             SourceDescription(
-                name=each.of.name,
-                kind=each.of.kind,
-                context=each.context,
-                ready_when=each.of.settings.ready_when,
-                server=each.discovery.server if each.discovery else "",
+                name=source.of.name,
+                kind=source.of.kind,
+                context=source.context,
+                ready_when=source.of.settings.ready_when,
+                server=source.discovery.server if source.discovery else "",
             ),
-            keys=each.followed.keys,
-            reduce=each.followed.reduce,
+            keys=source.followed.keys,
+            reduce=source.followed.reduce,
         )
         fleet.add(made)
     return fleet

@@ -53,27 +53,27 @@ class Issuers:
         self._environ = environ
         self._closing = closing
         self._run = run
-        self._made: dict[str, Issuer] = {each.name: self._make(each) for each in settings.kubeconfigs.issuers}
+        self._made: dict[str, Issuer] = {issuer.name: self._make(issuer) for issuer in settings.kubeconfigs.issuers}
 
     def assignments(self) -> list[IssuerAssignment]:
         """Return the issuers for kubeconfigs, in their order."""
         return [
-            IssuerAssignment(self._made[each.name], parse_selector(each.label_selector), frozenset(each.sources))
-            for each in self._settings.kubeconfigs.issuers
-            if each.hand_out
+            IssuerAssignment(self._made[issuer.name], parse_selector(issuer.label_selector), frozenset(issuer.sources))
+            for issuer in self._settings.kubeconfigs.issuers
+            if issuer.hand_out
         ]
 
     def fencing(self) -> list[FencingIssuer]:
         """Return the issuers of kubeconfigs, which can revoke what other members issued. Raises ConfigError."""
         found: list[FencingIssuer] = []
-        for each in self._settings.kubeconfigs.issuers:
-            issuer = self._made[each.name]
+        for configured in self._settings.kubeconfigs.issuers:
+            issuer = self._made[configured.name]
             if issuer.scope is Scope.CLUSTER and isinstance(issuer, FencingIssuer):
                 found.append(issuer)
-            elif each.hand_out:
+            elif configured.hand_out:
                 raise ConfigError(
                     [
-                        f"sharding.fence_credentials: kubeconfigs of {each.name} cannot be revoked;"
+                        f"sharding.fence_credentials: kubeconfigs of {configured.name} cannot be revoked;"
                         " use only issuers of type token-request with bound: true, or disable it"
                     ]
                 )
@@ -148,7 +148,7 @@ class Issuers:
             case issuers.KubeconfigRequest():
                 return self._of_each_source(of, lambda served: self._kubeconfig_request(of, served))
             case issuers.KubeconfigFileSettings():
-                files = {each.of.name: each.files for each in self._served(of) if each.files is not None}
+                files = {source.of.name: source.files for source in self._served(of) if source.files is not None}
                 return KubeconfigFileIssuer(of.name, files, allow_long_lived=of.allow_long_lived)
             case _:
                 assert_never(of)
@@ -172,12 +172,12 @@ class Issuers:
                     " issuer for each source"
                 ]
             )
-        made = {each.of.name: make(each) for each in served}
+        made = {source.of.name: make(source) for source in served}
         return EachSourceIssuer(made) if len(made) > 1 else next(iter(made.values()))
 
     def _require_distinct_names(self, of: issuers.ClientCertificateSettings) -> None:
         """Refuse certificates in which clusters of equal names in several sources are one user. Raises ConfigError."""
-        if len(self._served(of)) > 1 and any("{name}" in each for each in (of.common_name, *of.organizations)):
+        if len(self._served(of)) > 1 and any("{name}" in template for template in (of.common_name, *of.organizations)):
             raise ConfigError(
                 [
                     f"kubeconfigs.issuers: {of.name} would give clusters of equal names in several sources one"
@@ -245,9 +245,9 @@ class Issuers:
         """Reject an issuer that would issue the daemon's own credential without permission. Raises ConfigError."""
         if of.share_discovery_identity or not of.hand_out:
             return
-        for each in self._sources:
-            discovery = each.discovery
-            if discovery is None or each.of.credentials is not None:
+        for source in self._sources:
+            discovery = source.discovery
+            if discovery is None or source.of.credentials is not None:
                 continue  # discovery does not use a kubeconfig's user
             if share_identity(project.credentials, discovery.credentials):
                 raise ConfigError(
@@ -273,7 +273,7 @@ class Issuers:
 
     def _served(self, of: issuers.IssuerSettings) -> list[ConfiguredSource]:
         """Return the sources whose clusters an issuer serves."""
-        return [each for each in self._sources if not of.sources or each.of.name in of.sources]
+        return [source for source in self._sources if not of.sources or source.of.name in of.sources]
 
     @property
     def _proxy(self) -> Callable[[str], str | None]:

@@ -20,14 +20,14 @@ def listeners(settings: Settings) -> list[listener.Listener]:
     """Build the listeners. Raises StartError for users and groups that do not exist."""
     wanted = list(_wanted(settings))
     found = fit_connections(wanted, process_hardening.descriptors())
-    for each, asked, configured in zip(found, wanted, settings.listen, strict=True):
-        if each.connections < asked.connections:
+    for socket, asked, configured in zip(found, wanted, settings.listen, strict=True):
+        if socket.connections < asked.connections:
             # The default exceeds the usual limit of a shell, so only a configured number is worth a warning.
             note = log.info if configured.connections is None else log.warning
             note(
                 "connection limit lowered: raise the limit of open files (RLIMIT_NOFILE)",
-                listener=each.name,
-                connections=each.connections,
+                listener=socket.name,
+                connections=socket.connections,
                 set=asked.connections,
                 limit=process_hardening.descriptors(),
             )
@@ -35,16 +35,16 @@ def listeners(settings: Settings) -> list[listener.Listener]:
 
 
 def _wanted(settings: Settings) -> Iterator[listener.Listener]:
-    shared = listener.CONNECTIONS // max(1, sum(each.connections is None for each in settings.listen))
-    for each in settings.listen:
-        tls = each.tls
+    shared = listener.CONNECTIONS // max(1, sum(listener.connections is None for listener in settings.listen))
+    for configured in settings.listen:
+        tls = configured.tls
         yield listener.Listener(
-            name=each.title,
-            address=_address(each, settings),
+            name=configured.title,
+            address=_address(configured, settings),
             tls=ServerTls(certificate=tls.certificate, key=tls.key, client_ca=tls.client_ca) if tls else None,
-            peer_credentials=each.peer_credentials,
-            tokens=each.tokens,
-            connections=max(1, shared) if each.connections is None else each.connections,
+            peer_credentials=configured.peer_credentials,
+            tokens=configured.tokens,
+            connections=max(1, shared) if configured.connections is None else configured.connections,
         )
 
 
@@ -70,7 +70,7 @@ def _number(name: str | None, where: str, kind: str, look_up: Callable[[str], in
 
 def token_reviewer(settings: Settings, environ: Mapping[str, str], closing: AsyncExitStack) -> TokenReviewer | None:
     """Build the token reviewer; None if no listener accepts tokens. `closing` closes its connections."""
-    if not any(each.tokens for each in settings.listen):
+    if not any(configured.tokens for configured in settings.listen):
         return None
     wanted = settings.token_review
     transport, origin = open_upstream(wanted.kubeconfig, settings, environ, closing)

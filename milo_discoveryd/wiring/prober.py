@@ -64,7 +64,7 @@ def probes_hosts(settings: Settings) -> bool:
     connectivity = settings.connectivity
     if connectivity.per != "auto":
         return connectivity.per == "host"
-    share_host = all(each.settings.shares_host for each in settings.sources)
+    share_host = all(source.settings.shares_host for source in settings.sources)
     return share_host and connectivity.disengage_unreachable_after is None
 
 

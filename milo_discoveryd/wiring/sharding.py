@@ -59,7 +59,8 @@ def fleet_digest(sources: Iterable[ConfiguredSource]) -> str:
     known by their path: when a file changes, members read it at different times.
     """
     defining = [
-        [each.of.name, each.of.kind, each.of.settings, each.of.label_selector, each.origin.server] for each in sources
+        [source.of.name, source.of.kind, source.of.settings, source.of.label_selector, source.origin.server]
+        for source in sources
     ]
     encoded = msgspec.json.encode(defining, enc_hook=str, order="sorted")
     return blake2b(encoded, digest_size=8).hexdigest()

@@ -76,16 +76,16 @@ class Discovery:
         now = asyncio.get_running_loop().time()
         drivers = [
             Driver(
-                api_at(each.server),
-                each.watched,
-                decoder=each.decoder,
+                api_at(followed.server),
+                followed.watched,
+                decoder=followed.decoder,
                 reflector=Reflector(self._policy, self._jitter, now, status, highest_version=version),
                 source=self._source,
                 collection=collection,
                 connect_timeout_s=self._connect_timeout_s,
                 request_timeout_s=self._request_timeout_s,
             )
-            for collection, each in zip(self._source.collections, collections, strict=True)
+            for collection, followed in zip(self._source.collections, collections, strict=True)
         ]
         async with asyncio.TaskGroup() as tasks:
             saving = self._storage.save(lambda: oldest(driver.highest_version for driver in drivers))
@@ -191,10 +191,10 @@ def positions(source: ClusterSource, epoch: str) -> dict[str, int]:
 
 def restorable(clusters: Iterable[StoredCluster], restored_place: RestoredPlace) -> Iterator[tuple[Ready, float]]:
     """Yield the stored clusters with addresses from the kind; those in the file are not used."""
-    for each in clusters:
+    for cluster in clusters:
         try:
-            place = restored_place(each.target)
+            place = restored_place(cluster.target)
         except ValueError:
             continue  # a name that the kind never engages
         # With an empty version, the first list always replaces the stored state.
-        yield Ready(each.uid, "", msgspec.structs.replace(each.target, place=place)), each.engaged_at
+        yield Ready(cluster.uid, "", msgspec.structs.replace(cluster.target, place=place)), cluster.engaged_at

@@ -134,11 +134,11 @@ class Pools:
         pool.users -= 1
         if pool.users:
             return
-        unused = [pool] if not self._kept else [each for each in self._pools.values() if not each.users]
-        for each in unused[: max(0, len(self._pools) - self._kept)]:
-            if self._pools.get(each.identity) is each:
-                del self._pools[each.identity]
-                await each.client.aclose()
+        unused = [pool] if not self._kept else [pool for pool in self._pools.values() if not pool.users]
+        for idle_pool in unused[: max(0, len(self._pools) - self._kept)]:
+            if self._pools.get(idle_pool.identity) is idle_pool:
+                del self._pools[idle_pool.identity]
+                await idle_pool.client.aclose()
 
     async def aclose(self) -> None:
         """Close every connection. Requests in flight fail; the next request opens a connection."""

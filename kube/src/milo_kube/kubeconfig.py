@@ -194,7 +194,7 @@ class ParsedKubeconfig:
             "user",
         }
         for kind, part in _LISTS.items():
-            unknown |= {key for each in self._document.get(kind) or () for key in each} - {"name", part}
+            unknown |= {key for entry in self._document.get(kind) or () for key in entry} - {"name", part}
         if unknown:
             raise KubeconfigError(f"has fields that are not supported: {sorted(unknown)!a:.200}")
         if any(len(entries) != 1 for entries in self._entries.values()):
@@ -348,7 +348,7 @@ class _Reader:
             authorities_file=cluster.get("certificate-authority") or "",
             tls_server_name=cluster.get("tls-server-name") or "",
             proxy_url=self._proxy(about, cluster.get("proxy-url") or ""),
-            extensions=tuple(each for each in cluster.get("extensions") or () if isinstance(each, dict)),
+            extensions=tuple(extension for extension in cluster.get("extensions") or () if isinstance(extension, dict)),
             has_user=bool(user),
             token="" if user.get("tokenFile") else self._token(user.get("token") or ""),
             token_file=user.get("tokenFile") or "",
@@ -368,12 +368,12 @@ class _Reader:
         """Return the fields that are set and allowed."""
         given = _set(entry)
         refused: dict[str, list[str]] = {}
-        for each in sorted(given.keys() - allowed):
-            refused.setdefault(_INSTEAD.get(each, self._policy.instead), []).append(each[:80])
+        for name in sorted(given.keys() - allowed):
+            refused.setdefault(_INSTEAD.get(name, self._policy.instead), []).append(name[:80])
         self._problems += [f"{about} has {', '.join(names)}: {instead}" for instead, names in refused.items()]
-        for each in sorted(given.keys() & allowed):
-            self._has_wrong_type |= not _typed(given[each], each, about, self._problems)
-        return {each: value for each, value in given.items() if each in allowed}
+        for name in sorted(given.keys() & allowed):
+            self._has_wrong_type |= not _typed(given[name], name, about, self._problems)
+        return {name: value for name, value in given.items() if name in allowed}
 
     def _data(self, about: str, entry: Mapping[str, Any], name: str) -> bytes | None:
         """Return the data if there is any, as kubectl does: it takes precedence over the file."""
@@ -436,7 +436,10 @@ class _Reader:
         if (
             not _are_texts(args)
             or not isinstance(env, list)
-            or not all(isinstance(each, dict) and _are_texts([each.get("name"), each.get("value")]) for each in env)
+            or not all(
+                isinstance(variable, dict) and _are_texts([variable.get("name"), variable.get("value")])
+                for variable in env
+            )
         ):
             self._problems.append(f"{about} whose args or env are not lists of strings")
         if len(self._problems) > before:
@@ -445,7 +448,7 @@ class _Reader:
             api_version=str(version),
             command=str(command),
             args=tuple(args),
-            env={each["name"]: each["value"] for each in env},
+            env={variable["name"]: variable["value"] for variable in env},
             install_hint=str(entry.get("installHint") or ""),
             provide_cluster_info=entry.get("provideClusterInfo") is True,
         )
@@ -471,7 +474,7 @@ def _text(entry: Mapping[str, Any], name: str, about: str, problems: list[str]) 
 
 
 def _are_texts(values: Iterable[Any]) -> bool:
-    return isinstance(values, list) and all(isinstance(each, str) for each in values)
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
 def _entries(document: Mapping[str, Any], kind: str) -> list[tuple[str, Mapping[str, Any]]]:
@@ -481,11 +484,11 @@ def _entries(document: Mapping[str, Any], kind: str) -> list[tuple[str, Mapping[
     if not isinstance(listed, list):
         raise KubeconfigError(f"is not a kubeconfig: {kind} must be a list")
     found: list[tuple[str, Mapping[str, Any]]] = []
-    for each in listed:
-        inner = (each.get(part) or {}) if isinstance(each, dict) else None
-        if inner is None or not isinstance(inner, dict) or not isinstance(each.get("name"), str):
+    for item in listed:
+        inner = (item.get(part) or {}) if isinstance(item, dict) else None
+        if inner is None or not isinstance(inner, dict) or not isinstance(item.get("name"), str):
             raise KubeconfigError(f"is not a kubeconfig: {kind} must be a list of a name with a {part} each")
-        found.append((each["name"], inner))
+        found.append((item["name"], inner))
     return found
 
 

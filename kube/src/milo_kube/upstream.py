@@ -243,7 +243,7 @@ class _Loader(msgspec.Struct):
         return self.path.absolute().parent / file
 
     def _give_up(self, *problems: str) -> NoReturn:
-        raise UpstreamError(*(f"kubeconfig {self.path}: {each}" for each in (*self.problems, *problems)))
+        raise UpstreamError(*(f"kubeconfig {self.path}: {problem}" for problem in (*self.problems, *problems)))
 
 
 def share_identity(one: CredentialProvider, other: CredentialProvider) -> bool:

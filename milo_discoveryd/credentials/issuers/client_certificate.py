@@ -87,7 +87,7 @@ class ClientCertificateIssuer:
     def _subject(self, request: MintRequest) -> x509.Name:
         names = [
             (NameOID.COMMON_NAME, self._common_name),
-            *((NameOID.ORGANIZATION_NAME, each) for each in self._organizations),
+            *((NameOID.ORGANIZATION_NAME, organization) for organization in self._organizations),
         ]
         filled = [(kind, self._filled(template, request)) for kind, template in names]
         return x509.Name([x509.NameAttribute(kind, value) for kind, value in filled])

@@ -105,10 +105,15 @@ class ExchangeRequest(msgspec.Struct, frozen=True, kw_only=True):
         else:
             sent = [("subject_token", subject), ("subject_token_type", subject_type)]
             sent += [] if actor is None else [("actor_token", actor), ("actor_token_type", actor_type)]
-        sent += [("audience", each) for each in self.audiences]
-        sent += [("resource", each) for each in self.resources]
+        sent += [("audience", audience) for audience in self.audiences]
+        sent += [("resource", resource) for resource in self.resources]
         optional = (("scope", self.scope), ("requested_token_type", self.requested_token_type))
-        return [("grant_type", self.grant), *sent, *(each for each in optional if each[1]), *self.parameters]
+        return [
+            ("grant_type", self.grant),
+            *sent,
+            *(parameter for parameter in optional if parameter[1]),
+            *self.parameters,
+        ]
 
 
 class TokenExchangeIssuer:

@@ -190,9 +190,9 @@ class TokenRequestIssuer:
         """Revoke what other runs in the shard group minted for the clusters whose names `covers` accepts."""
         found = await self._list(",".join(f"{label}={value}" for label, value in self._group_label.items()))
         await self._delete(
-            each
-            for each in found
-            if each.labels.get(RUN_LABEL) != self._run and covers(each.annotations.get(CLUSTER_ANNOTATION, ""))
+            account
+            for account in found
+            if account.labels.get(RUN_LABEL) != self._run and covers(account.annotations.get(CLUSTER_ANNOTATION, ""))
         )
 
     @asynccontextmanager
@@ -280,7 +280,9 @@ class TokenRequestIssuer:
         # Failures are ignored: a later mint repeats the request.
         with suppress(BackendError):
             found = await self._list(f"{MANAGED_BY}={MANAGER},{RUN_LABEL}")
-            await self._delete(each for each in found if now - each.creation_timestamp.timestamp() > EXPIRED_AFTER_S)
+            await self._delete(
+                metadata for metadata in found if now - metadata.creation_timestamp.timestamp() > EXPIRED_AFTER_S
+            )
 
     async def _list(self, selector: str) -> list[_SecretMetadata]:
         found: list[_SecretMetadata] = []
@@ -292,15 +294,15 @@ class TokenRequestIssuer:
             if answer.status != 200:
                 self._refuse(answer, "list the Secrets that tokens are bound to")
             page = kubernetes_api.read(self._origin, answer, _SECRET_LIST)
-            found += [each.metadata for each in page.items]
+            found += [item.metadata for item in page.items]
             continued = page.metadata.continue_
             if not continued:
                 return found
 
     async def _delete(self, found: Iterable[_SecretMetadata]) -> None:
-        for each in found:
-            body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": each.uid}}
-            path = f"{self._secrets}/{each.name}"
+        for metadata in found:
+            body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": metadata.uid}}
+            path = f"{self._secrets}/{metadata.name}"
             answer = await self._call(self._api.delete(path, msgspec.json.encode(body), timeout_s=TIMEOUT_S))
             if answer.status not in (200, 202, 404, 409):  # 409: another Secret has the name by now
                 self._refuse(answer, "delete the Secret that tokens are bound to")

@@ -161,7 +161,7 @@ class Http2Connection(asyncio.Protocol):
 
     def _received(self, message: StreamMessage | GoingAway) -> None:
         if isinstance(message, GoingAway):
-            for stream_id in [each for each in self._responses if each > message.last_stream_id]:
+            for stream_id in [response for response in self._responses if response > message.last_stream_id]:
                 self._responses[stream_id].refused(message.refusal)
         elif (response := self._responses.get(message.stream_id)) is not None:
             response.received(message)

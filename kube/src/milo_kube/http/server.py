@@ -60,7 +60,7 @@ class HttpServer:
         if self._listening is not None:
             self._listening.close()
             self._listening = None
-        handling = [task for each in list(self._connections) if (task := each.end()) is not None]
+        handling = [task for connection in list(self._connections) if (task := connection.end()) is not None]
         await asyncio.gather(*handling, return_exceptions=True)
 
     def _accepted(self) -> asyncio.Protocol:
