@@ -54,7 +54,7 @@ def _invalid(word: str, why: str) -> ConfigError:
 
 async def print_effective_rights(settings: Settings, caller: Caller, out: TextIO, environ: Mapping[str, str]) -> int:
     """Print the access of `caller`. The exit status is 0 if the rules let it see any cluster."""
-    grant = rights(settings.rights).of(caller)
+    grant = rights(settings.rights).grant_for(caller)
     for line in _lines(settings, grant):
         print(line, file=out)
     if grant is None or grant.scope.is_empty:

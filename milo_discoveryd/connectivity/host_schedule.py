@@ -61,7 +61,7 @@ class HostSchedule:
             del self._hosts[host]
             self._schedule.forget(host)
 
-    def known(self) -> list[ConnectivityChange]:
+    def known_changes(self) -> list[ConnectivityChange]:
         """Return, once, the connectivity of clusters that were added behind a host that was probed before."""
         known, self._known = self._known, []
         return known

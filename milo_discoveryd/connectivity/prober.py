@@ -65,7 +65,7 @@ class Prober:
         """Send probes until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             while True:
-                for change in self._schedule.known():
+                for change in self._schedule.known_changes():
                     self._report(change)
                 for probe in self._schedule.due(self._clock()):
                     if not self._is_wanted(probe.name, probe.incarnation):

@@ -182,7 +182,7 @@ class ProbeSchedule:
         del self._under_way[probe]
         self.forget(probe.name)
 
-    def known(self) -> list[ConnectivityChange]:
+    def known_changes(self) -> list[ConnectivityChange]:
         """Return what is known without a probe: nothing, since each cluster has probes of its own."""
         return []
 

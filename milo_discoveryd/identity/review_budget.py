@@ -36,7 +36,7 @@ class ReviewBudget:
         self._connections: KeyedBuckets[str] = KeyedBuckets(MAX_KEYS)
         self._owners: KeyedBuckets[str] = KeyedBuckets(MAX_KEYS)
 
-    def take(self, origin: TokenOrigin, now: float, *, was_accepted: bool) -> float:
+    def charge_review(self, origin: TokenOrigin, now: float, *, was_accepted: bool) -> float:
         """Count one review and return 0, or return the seconds until it is allowed and count nothing."""
         if was_accepted and self._reserved.take(now) == 0:
             return 0.0

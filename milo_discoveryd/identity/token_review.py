@@ -140,7 +140,7 @@ class TokenReviewer:
                 if result is None:
                     self._raise_recent_failure()
                     was_accepted = self._cache.was_accepted(digest)
-                    wait_s = self._budget.take(origin, self._clock(), was_accepted=was_accepted)
+                    wait_s = self._budget.charge_review(origin, self._clock(), was_accepted=was_accepted)
                     if wait_s:
                         raise TokenReviewLimitError("token review rate limit reached", retry_after_s=wait_s)
                     result = await self._review(token, expires_at)

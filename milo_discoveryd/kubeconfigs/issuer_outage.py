@@ -22,7 +22,7 @@ class IssuerOutage:
         """Return the context of an attempt. While the issuer is down, one attempt at a time probes it."""
         return nullcontext() if self.failure is None else self._probing
 
-    def begin(self, failure: CredentialError) -> None:
+    def begin_outage(self, failure: CredentialError) -> None:
         is_new = self.failure is None or str(self.failure) != str(failure)
         if is_new or (self.is_noticed and not self._is_warned):
             note = log.warning if self.is_noticed else log.info
@@ -30,7 +30,7 @@ class IssuerOutage:
             self._is_warned = self.is_noticed
         self.failure = failure
 
-    def end(self) -> None:
+    def end_outage(self) -> None:
         if self.failure is not None:
             log.info("credential issuer recovered", issuer=self._issuer.name)
         self.failure = None

@@ -144,7 +144,7 @@ class Kubeconfigs:
         """
         handle = self.find(cluster, None, UNLIMITED)
         if handle is not None and handle.needs_credential_for_trust and self._held(cluster) is None:
-            await handle.wait()
+            await handle.wait_for_credential()
         return self.issuance.trust(cluster.target, self._held(cluster))
 
     def describe(self, cluster: Cluster) -> CredentialDescription | None:

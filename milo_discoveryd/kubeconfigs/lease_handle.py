@@ -85,7 +85,7 @@ class LeaseHandle:
             return True
         return isinstance(target, DeclaredTarget) and target.authorities is None
 
-    async def wait(self) -> None:
+    async def wait_for_credential(self) -> None:
         """Wait for a credential, or until it is clear that there will be none soon."""
         entry = self._minter.request(self.key, self._cluster)
         is_held = entry.lease.valid(self._minter.now()) is not None

@@ -80,7 +80,7 @@ class LeaseTable:
         entry.cluster = cluster
         return entry
 
-    def end(self, key: LeaseKey) -> None:
+    def remove(self, key: LeaseKey) -> None:
         """Remove a lease that nobody uses."""
         self._of_cluster[key.incarnation].pop(key, None)
         self._entries.pop(key, None)

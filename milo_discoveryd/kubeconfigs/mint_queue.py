@@ -51,7 +51,7 @@ class MintQueue(Generic[M]):
         self._number += 1
         self._push(kind, QueuedMint(ends_at, self._number), entry)
 
-    def take(self) -> M | None:
+    def next_to_mint(self) -> M | None:
         """Return the next lease to mint, which counts as in flight until `done`; None if none may be minted now."""
         while True:
             found = self._next()

@@ -207,7 +207,7 @@ class Minter:
                     self._check(entry, now)
             for entry in self._timer.take_due(now.steady):
                 self._check(entry, now)
-            await self._timer.wait(now.steady, at_most_s=CHECK_EVERY_S)
+            await self._timer.wait_for_due(now.steady, at_most_s=CHECK_EVERY_S)
 
     def _check(self, entry: LeaseEntry, now: Moment) -> None:
         if entry.is_dropped or not entry.lease.check(now):
@@ -215,13 +215,13 @@ class Minter:
         if entry.is_wanted or self.issuer.scope is Scope.IDENTITY:
             self._enqueue(entry)
         elif entry.lease.valid(now) is None:
-            self._leases.end(entry.key)
+            self._leases.remove(entry.key)
         else:
             self._timer.add(now.steady + CHECK_EVERY_S, entry)
 
     async def _work(self) -> None:
         while True:
-            while (entry := self._queue.take()) is None:
+            while (entry := self._queue.next_to_mint()) is None:
                 self._work_available.clear()
                 await self._work_available.wait()
             try:
@@ -248,7 +248,7 @@ class Minter:
             self._failed(entry, error)
         else:
             result = "dropped" if entry.is_dropped else "ok"
-            self._outage.end()
+            self._outage.end_outage()
             entry.failures = 0
             entry.lease.succeeded(issued, self.now())
             is_new = held is None or held.credential != issued.credential
@@ -292,11 +292,11 @@ class Minter:
             if not entry.failures:
                 name = entry.cluster.target.name
                 log.warning("credential of a cluster failed", issuer=self.issuer.name, cluster=name, problem=str(error))
-            self._outage.end()
+            self._outage.end_outage()
             entry.failures += 1
             entry.lease.failed(error, self.now(), retry_after_s, longest_s=CLUSTER_BACKOFF_S)
             return
-        self._outage.begin(error)
+        self._outage.begin_outage(error)
         entry.lease.failed(error, self.now(), retry_after_s)
 
     def problem(self, cluster: Cluster) -> CredentialError | None:

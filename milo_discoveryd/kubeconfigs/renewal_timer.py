@@ -26,7 +26,7 @@ class RenewalTimer(Generic[L]):
         while self._due and self._due[0][0] <= now:
             yield heapq.heappop(self._due)[2]
 
-    async def wait(self, now: float, *, at_most_s: float) -> None:
+    async def wait_for_due(self, now: float, *, at_most_s: float) -> None:
         """Wait until the next lease is due."""
         self._due_sooner.clear()
         wait_s = at_most_s if not self._due else min(at_most_s, self._due[0][0] - now)

@@ -62,7 +62,7 @@ class Rights(msgspec.Struct, frozen=True):
 
     rules: tuple[RightsRule, ...] = ()
 
-    def of(self, caller: Caller) -> Grant | None:
+    def grant_for(self, caller: Caller) -> Grant | None:
         """Return what the caller is granted, or None if there are rules and none matches it."""
         if not self.rules:
             return _TCP_WITHOUT_RULES if caller.over_tcp else _WITHOUT_RULES

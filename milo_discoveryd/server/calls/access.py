@@ -73,14 +73,14 @@ class CallContext:
         self._quota_keys = quota_keys(caller)
         self._access = access
         self._rights = access.rights
-        self._grant = access.rights.of(caller)
+        self._grant = access.rights.grant_for(caller)
 
     @property
     def grant(self) -> Grant | None:
         """What the current rules grant; None if no rule matches the caller any more."""
         if self._rights is not self._access.rights:
             self._rights = self._access.rights
-            self._grant = self._rights.of(self.caller)
+            self._grant = self._rights.grant_for(self.caller)
         return self._grant
 
     @property

@@ -295,7 +295,7 @@ class Service:
         call.charge_kubeconfig()
         lease = self._kubeconfigs.require_lease(cluster, parsed.ttl_s, terms)
         is_without_secret = parsed.as_command and not lease.needs_credential_for_trust
-        await (lease.wait_for_issuer() if is_without_secret else lease.wait())
+        await (lease.wait_for_issuer() if is_without_secret else lease.wait_for_credential())
         # Check again, because the cluster and the rules may have changed during the wait. No `await` from here on.
         to, now = call.require_kubeconfigs(), self._requested_cluster(parsed, call)
         if (now, to.terms) != (cluster, terms):

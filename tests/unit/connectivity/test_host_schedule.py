@@ -74,18 +74,18 @@ def test_cluster_added_after_host_was_probed_has_connectivity_of_its_host() -> N
     schedule = hosts("a")
     (probe,) = schedule.due(0.0)
     schedule.record(probe, ProbeReached(), at(0))
-    assert schedule.known() == []
+    assert schedule.known_changes() == []
     schedule.watch("b", HOST, 9, 10.0)
-    (known,) = schedule.known()
+    (known,) = schedule.known_changes()
     assert (known.name, known.incarnation, known.connectivity.state) == ("b", 9, Reachability.UNKNOWN)
-    assert schedule.known() == []
+    assert schedule.known_changes() == []
     assert schedule.due(10.0) == []
 
 
 def test_cluster_added_before_first_host_probe_result_has_no_connectivity() -> None:
     schedule = hosts("a")
     schedule.watch("b", HOST, 9, 0.0)
-    assert schedule.known() == []
+    assert schedule.known_changes() == []
 
 
 def test_host_without_clusters_is_not_probed() -> None:

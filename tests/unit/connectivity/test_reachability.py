@@ -232,7 +232,7 @@ def test_in_flight_probe_of_former_endpoint_is_ignored_for_new_endpoint() -> Non
 
 
 def test_probe_schedule_without_clusters_knows_no_connectivity() -> None:
-    assert ScheduleDriver().schedule.known() == []
+    assert ScheduleDriver().schedule.known_changes() == []
 
 
 @given(

@@ -6,7 +6,7 @@ from milo_discoveryd.identity.review_budget import PER_CONNECTION, PER_OWNER, RE
 def flood(budget: ReviewBudget, origin: TokenOrigin, now: float = 0.0) -> int:
     """Take rejected tokens until the budget denies one; return the number of allowed ones."""
     allowed = 0
-    while not budget.take(origin, now, was_accepted=False):
+    while not budget.charge_review(origin, now, was_accepted=False):
         budget.rejected(origin, now)
         allowed += 1
     return allowed
@@ -14,10 +14,10 @@ def flood(budget: ReviewBudget, origin: TokenOrigin, now: float = 0.0) -> int:
 
 def test_review_budget_limits_connection() -> None:
     budget, origin = ReviewBudget(0), TokenOrigin("c", ("o",))
-    allowed = sum(budget.take(origin, 0, was_accepted=False) == 0 for _ in range(1000))
+    allowed = sum(budget.charge_review(origin, 0, was_accepted=False) == 0 for _ in range(1000))
     assert allowed == PER_CONNECTION.burst
-    assert budget.take(origin, 0, was_accepted=False) == 1 / PER_CONNECTION.per_second
-    assert budget.take(origin, 1 / PER_CONNECTION.per_second, was_accepted=False) == 0
+    assert budget.charge_review(origin, 0, was_accepted=False) == 1 / PER_CONNECTION.per_second
+    assert budget.charge_review(origin, 1 / PER_CONNECTION.per_second, was_accepted=False) == 0
 
 
 def test_review_budget_charges_rejected_tokens_more() -> None:
@@ -27,7 +27,7 @@ def test_review_budget_charges_rejected_tokens_more() -> None:
 def test_review_budget_exhausted_by_one_owner_does_not_affect_others() -> None:
     budget = ReviewBudget(0)
     flood(budget, TokenOrigin("bad", ("mallory",)))
-    assert budget.take(TokenOrigin("good", ("alice",)), 0, was_accepted=False) == 0
+    assert budget.charge_review(TokenOrigin("good", ("alice",)), 0, was_accepted=False) == 0
 
 
 def test_review_budget_exhausted_by_two_owners_leaves_some_to_a_third() -> None:
@@ -45,14 +45,14 @@ def test_review_budget_exhausted_by_two_owners_leaves_some_to_a_third() -> None:
 
 
 def review(budget: ReviewBudget, connection: str, owner: str, now: float = 0.0) -> bool:
-    return budget.take(TokenOrigin(connection, (owner,)), now, was_accepted=False) == 0
+    return budget.charge_review(TokenOrigin(connection, (owner,)), now, was_accepted=False) == 0
 
 
 def test_review_budget_limits_owner_of_many_connections() -> None:
     budget = ReviewBudget(0)
     allowed = sum(flood(budget, TokenOrigin(str(number), ("mallory",))) for number in range(1000))
     assert allowed == PER_OWNER.burst / 5
-    assert budget.take(TokenOrigin("good", ("alice",)), 0, was_accepted=False) == 0
+    assert budget.charge_review(TokenOrigin("good", ("alice",)), 0, was_accepted=False) == 0
 
 
 def test_review_budget_is_not_increased_by_additional_certificate_names() -> None:
@@ -65,6 +65,11 @@ def test_review_budget_reserves_share_for_accepted_tokens() -> None:
     budget = ReviewBudget(0)
     for number in range(1000):
         flood(budget, TokenOrigin(str(number), (str(number),)))
-    assert budget.take(TokenOrigin("new", ("new",)), 0, was_accepted=False) > 0, f"all {TOTAL.burst} are used up"
-    known = [budget.take(TokenOrigin("good", ("alice",)), 0, was_accepted=True) for _ in range(int(RESERVED.burst) + 1)]
+    assert budget.charge_review(TokenOrigin("new", ("new",)), 0, was_accepted=False) > 0, (
+        f"all {TOTAL.burst} are used up"
+    )
+    known = [
+        budget.charge_review(TokenOrigin("good", ("alice",)), 0, was_accepted=True)
+        for _ in range(int(RESERVED.burst) + 1)
+    ]
     assert [wait == 0 for wait in known] == [True] * int(RESERVED.burst) + [False]

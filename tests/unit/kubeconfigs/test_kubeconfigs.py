@@ -98,7 +98,7 @@ def token(kubeconfigs: Kubeconfigs, cluster: Cluster = ALPHA, ttl_s: float | Non
 
 async def got(kubeconfigs: Kubeconfigs, cluster: Cluster = ALPHA, ttl_s: float | None = None) -> str:
     lease = kubeconfigs.require_lease(cluster, ttl_s, UNLIMITED)
-    await lease.wait()
+    await lease.wait_for_credential()
     return token_in(lease.issue("epoch.1", ME))
 
 
@@ -233,7 +233,7 @@ async def test_credential_issuer_not_allowed_by_rule_is_not_used() -> None:
     to = Recipient(ME.caller, "some", Terms(issuers=frozenset({"other"}), max_ttl_s=60.0))
     async with issuing(one, other) as kubeconfigs:
         lease = kubeconfigs.require_lease(ALPHA, 600, to.terms)
-        await lease.wait()
+        await lease.wait_for_credential()
         assert token_in(lease.issue("epoch.1", to)) in other.given
         assert lease.key.issuer == "other"
         assert lease.key.ttl_s <= 60
@@ -294,7 +294,7 @@ async def test_expiry_is_that_of_backend_and_refresh_precedes_it() -> None:
     backend = Backend(life_s=100)
     async with issuing(backend) as kubeconfigs:
         lease = kubeconfigs.require_lease(ALPHA, 10, UNLIMITED)
-        await lease.wait()
+        await lease.wait_for_credential()
         made = lease.issue("epoch.1", ME)
     assert made.credential is not None
     assert made.expires_at == made.credential.expires_at
@@ -373,7 +373,7 @@ async def test_credential_minted_after_disengagement_is_dropped() -> None:
     backend.gate.clear()
     metrics = Metrics()
     async with issuing(backend, metrics=metrics) as kubeconfigs:
-        asking = asyncio.create_task(kubeconfigs.require_lease(ALPHA, None, UNLIMITED).wait())
+        asking = asyncio.create_task(kubeconfigs.require_lease(ALPHA, None, UNLIMITED).wait_for_credential())
         await eventually(lambda: backend.at_once == 1)
         kubeconfigs.disengaged(ALPHA)
         await asking
@@ -584,7 +584,7 @@ async def test_kubeconfig_names_the_server_that_came_with_the_credential() -> No
         infrastructure = Upstream(server="https://i", origin="test", credentials=StaticCredential(Credential()))
         kubeconfigs.issuance.trust = cluster_trust(ProjectControlPlaneKind(), infrastructure)
         lease = kubeconfigs.require_lease(ALPHA, None, UNLIMITED)
-        await lease.wait()
+        await lease.wait_for_credential()
         for made in (lease.issue("epoch.1", ME), lease.issue_exec("epoch.1", ME)):
             [entry] = json.loads(made.text)["clusters"]
             assert entry["cluster"] == {

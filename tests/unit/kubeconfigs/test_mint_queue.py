@@ -32,7 +32,7 @@ def first(queue: MintQueue[Entry], *entries: Entry) -> None:
 def taken(queue: MintQueue[Entry]) -> list[str]:
     """Return everything that may run concurrently."""
     found = []
-    while (each := queue.take()) is not None:
+    while (each := queue.next_to_mint()) is not None:
         found.append(each.name)
     return found
 
@@ -85,7 +85,7 @@ def test_mint_queue_limits_cluster_to_one_mint_in_flight() -> None:
     first(queue, one, again, other)
     assert taken(queue) == ["p1", "p2"]
     queue.done(one)
-    assert queue.take() is again
+    assert queue.next_to_mint() is again
 
 
 def test_mint_queue_slot_is_reused_when_its_mint_is_done() -> None:

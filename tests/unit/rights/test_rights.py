@@ -14,13 +14,15 @@ def rule(name: str, who: CallerSelector, scope: ClusterScope = ALL_CLUSTERS) -> 
 
 
 def test_rights_without_rules_grant_everything() -> None:
-    assert Rights().of(Caller(listener="api")) == Grant(rule="", scope=ALL_CLUSTERS, terms=UNLIMITED, streams=None)
+    assert Rights().grant_for(Caller(listener="api")) == Grant(
+        rule="", scope=ALL_CLUSTERS, terms=UNLIMITED, streams=None
+    )
 
 
 def test_rights_with_rules_deny_unmatched_callers() -> None:
     rights = Rights((rule("root", CallerSelector(uids=frozenset({0}))),))
-    assert rights.of(Caller(listener="api", uid=0)) == Grant(rule="root")
-    assert rights.of(Caller(listener="api", uid=1)) is None
+    assert rights.grant_for(Caller(listener="api", uid=0)) == Grant(rule="root")
+    assert rights.grant_for(Caller(listener="api", uid=1)) is None
 
 
 def test_only_the_first_matching_rule_applies() -> None:
@@ -32,7 +34,8 @@ def test_only_the_first_matching_rule_applies() -> None:
         )
     )
     given = [
-        rights.of(caller) for caller in (Caller(listener="api", uid=7), Caller(listener="api"), Caller(listener="b"))
+        rights.grant_for(caller)
+        for caller in (Caller(listener="api", uid=7), Caller(listener="api"), Caller(listener="b"))
     ]
     assert [grant and (grant.rule, grant.scope) for grant in given] == [
         ("not them", NO_CLUSTERS),

@@ -37,15 +37,15 @@ def test_caller_gets_grant_of_first_matching_rule(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(yaml.safe_load(CONFIG)))
     made = rights(load({}, {}, file).rights)
-    assert made.of(Caller(listener="api", uid=7)) == Grant(rule="kept-out", scope=NO_CLUSTERS, terms=None)
-    shop = made.of(Caller(listener="api", sans=("uri:spiffe://prod/ns/shop/sa/operator",)))
+    assert made.grant_for(Caller(listener="api", uid=7)) == Grant(rule="kept-out", scope=NO_CLUSTERS, terms=None)
+    shop = made.grant_for(Caller(listener="api", sans=("uri:spiffe://prod/ns/shop/sa/operator",)))
     assert shop is not None
     assert (shop.rule, shop.streams) == ("shop", 3)
     assert shop.terms == Terms(issuers=frozenset({"viewer"}), max_ttl_s=300.0, per_minute=60)
     assert shop.scope.matches(cluster("shop-1", labels={"env": "prod"}, organization="acme"))
     assert not shop.scope.matches(cluster("shop-1", labels={"env": "prod"}, organization="nasa"))
-    assert made.of(Caller(listener="api")) == Grant(rule="rest", scope=ALL_CLUSTERS, terms=Terms())
+    assert made.grant_for(Caller(listener="api")) == Grant(rule="rest", scope=ALL_CLUSTERS, terms=Terms())
 
 
 def test_caller_without_configured_rules_has_full_access() -> None:
-    assert rights(()).of(Caller(listener="api")) == Grant()
+    assert rights(()).grant_for(Caller(listener="api")) == Grant()
