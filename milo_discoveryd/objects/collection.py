@@ -356,7 +356,7 @@ class ObjectCollection:
         if self._guard is None:
             return _Lacking(missing, established, replaced)
         uids = self._list.uids
-        is_foreign = bool(uids) and not self.progress.awaits_list and not any(map(self._proves, uids.items()))
+        is_foreign = bool(uids) and not any(map(self._proves, uids.items()))
         announced: set[str] = set()
         if not (is_foreign or versions_went_back):
             announced = {name for name, _ in (*established, *replaced) if self.store.is_terminating(name)}
@@ -375,6 +375,7 @@ class ObjectCollection:
             versions_went_back=versions_went_back,
             now=now.steady,
             is_foreign=lacking.is_foreign,
+            is_restored=self.progress.awaits_list,
             is_much_larger=self._guard.limits.is_mass(len(uids) - self.store.present_count, len(uids)),
             still_held=self.pending_deletions.held if self._guard.holds_restored else 0,
         )

@@ -201,14 +201,16 @@ class RemovalGuard:
         versions_went_back: bool,
         now: float,
         is_foreign: bool = False,
+        is_restored: bool = False,
         is_much_larger: bool = False,
         still_held: int = 0,
     ) -> ListJudgement:
         """Decide about the clusters that a complete list lacks, out of `engaged` ones.
 
         The list `is_foreign` if it contains objects, but none that is known, and `is_much_larger` if it has so many
-        more than are known that lacking these would be a mass removal. `still_held` clusters are held since a restore:
-        the list lacks them as well, or shows them in their old state.
+        more than are known that lacking these would be a mass removal. What is known `is_restored` if no list of this
+        run was accepted. `still_held` clusters are held since a restore: the list lacks them as well, or shows them in
+        their old state.
         """
         evidence, is_accepted = self._evidence, self._accepts
         since = now if self.held is None or self.ignores_lists else self.held.since
@@ -221,8 +223,9 @@ class RemovalGuard:
             decision = ConfirmAtRate(self.limits.per_second) if missing else ConfirmEach()
         elif not missing:
             self.held, decision = self._held_by_restore, ConfirmEach()
-        elif is_foreign and engaged > 1:
-            decision = self._judge_foreign(engaged, since, evidence, now, is_much_larger=is_much_larger)
+        elif is_foreign and engaged > 1 and not (is_restored and versions_went_back):
+            is_yielding = is_restored or (is_much_larger and self.verify_first_at is not None)
+            decision = self._judge_foreign(engaged, since, evidence, now, is_yielding=is_yielding)
         elif versions_went_back:
             decision = self._hold_restored(len(missing), engaged, since)
         else:
@@ -234,22 +237,22 @@ class RemovalGuard:
         return ListJudgement([JudgedRemovals(missing, decision)], is_ignored)
 
     def _judge_foreign(
-        self, engaged: int, since: float, evidence: _Evidence | None, now: float, *, is_much_larger: bool
+        self, engaged: int, since: float, evidence: _Evidence | None, now: float, *, is_yielding: bool
     ) -> RemovalDecision:
         """Decide about a list that names no known object.
 
-        It is ignored, unless it may be the first list of this run that was of another server, as of one that started
-        on an empty store: that list is not verified, and this one has far more objects. A second such list then takes
-        the place of the first list.
+        It is ignored. What is known `is_yielding` to a second such list if it is that of a state file, or if it may be
+        of another server itself, as of one that started on an empty store: it is that of the first list of this run,
+        which is not verified, and this one has far more objects.
         """
         due_at = evidence.confirmed_from if evidence is not None and evidence.is_foreign else None
         is_second = due_at is not None and now >= due_at
-        if is_second and is_much_larger and self.verify_first_at is not None:
+        if is_second and is_yielding:
             self.verify_first_at = None
             return ConfirmAtRate(self.limits.per_second)
         message = (
             f"the API server's list names none of the {engaged} engaged clusters, so it may be another server: "
-            "its lists are ignored until one names a known object"
+            f"its lists are ignored until one names a known object{', or until a second list' if is_yielding else ''}"
         )
         due_at = now + self.limits.verify_after_s if due_at is None or is_second else due_at
         return self._hold(HeldRemovals(since, message), _Evidence(due_at, is_foreign=True))

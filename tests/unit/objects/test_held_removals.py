@@ -359,6 +359,25 @@ def test_replacement_of_most_restored_clusters_is_held_as_in_a_running_daemon() 
     assert not source.intake.is_restored
 
 
+def test_first_list_of_another_server_is_ignored_beside_restored_clusters() -> None:
+    source = Source.restored()
+    assert source.lists(*OTHERS) == []
+    assert (source.engaged, source.intake.is_restored) == (6, True)
+    source.now = 2.0
+    assert source.lists(*FLEET) == []
+    assert not source.intake.is_restored
+
+
+def test_restored_clusters_end_once_two_lists_name_none_of_them() -> None:
+    source = Source.restored()
+    source.lists(*OTHERS)
+    source.now = 30.0
+    source.lists(*OTHERS)
+    assert (source.engaged, len(source.requested_names())) == (9, 1)
+    source.now = 40.0
+    assert len(source.requested_names()) == 5
+
+
 def test_clusters_that_the_first_held_list_lacks_stay_although_later_ones_lack_few() -> None:
     source = Source()
     source.lists()

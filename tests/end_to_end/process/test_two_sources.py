@@ -1,0 +1,246 @@
+"""Attacks on a daemon with two sources, as processes: restarts, bad first lists, and sources that are away."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from copy import deepcopy
+from typing import Any
+
+import pytest
+
+from milo_discovery import DiscoveryClient, Event, EventType
+from tests.end_to_end.process.conftest import Workspace
+from tests.end_to_end.process.daemon import DaemonProcess
+from tests.end_to_end.process.project_server import Projects, ProjectServer
+from tests.support.eventually import eventually
+
+NAMES = [f"p-{number:02}" for number in range(53)]
+VERIFY_AFTER_S = 4.0
+
+
+class Subscriber:
+    """A subscriber that reconnects by itself, through a link to the daemon's socket that a test can remove."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.view: set[str] = set()
+        self.events: list[str] = []
+        """Engagements and disengagements so far."""
+        self._socket = workspace.socket
+        self._link = workspace.directory / "link.sock"
+        self.address = f"unix://{self._link}"
+
+    def connect(self) -> None:
+        self._link.symlink_to(self._socket)
+
+    def disconnect(self) -> None:
+        """Make the next connections fail; the present one stays."""
+        self._link.unlink()
+
+    async def run(self) -> None:
+        async with DiscoveryClient(self.address) as client, client.watch(accept_pending_sources=True) as watch:
+            async for event in watch:
+                self._take(event)
+
+    def _take(self, event: Event) -> None:
+        if event.type is EventType.ENGAGED:
+            self.view.add(event.cluster.name)
+        elif event.type is EventType.DISENGAGED:
+            self.view.discard(event.cluster.name)
+        else:
+            return
+        self.events.append(f"{event.type.name} {event.cluster.name}")
+
+
+class Rig:
+    """A daemon with the sources `a` and `b`, and a subscriber."""
+
+    def __init__(self, workspace: Workspace, a: ProjectServer, b: ProjectServer, daemon: DaemonProcess) -> None:
+        self.a, self.b, self.daemon = a, b, daemon
+        self.state = workspace.directory / "state"
+        self.subscriber = Subscriber(workspace)
+
+    async def seen(self, *names: str) -> None:
+        """Wait until the subscriber knows these clusters."""
+        await self.daemon.during(eventually(lambda: self.subscriber.view.issuperset(names)))
+
+    async def stored(self, *words: str) -> None:
+        """Wait until the state file of `a` has these words."""
+
+        def has_all() -> bool:
+            with suppress(FileNotFoundError):
+                content = (self.state / "fleet-a.state").read_bytes()
+                return all(word.encode() in content for word in words)
+            return False
+
+        await self.daemon.during(eventually(has_all))
+
+
+@asynccontextmanager
+async def rig(workspace: Workspace, *, has_state: bool, **settings: Any) -> AsyncIterator[Rig]:
+    async with AsyncExitStack() as stack:
+        a, b = [
+            await stack.enter_async_context(ProjectServer(Projects(names, of=of)).listening())
+            for of, names in (("a", NAMES), ("b", ["other"]))
+        ]
+        given = {
+            "sources": [
+                {
+                    "name": name,
+                    "kind": "project",
+                    "discovery_kubeconfig": server.kubeconfig(workspace.directory / f"{name}.kubeconfig"),
+                }
+                for name, server in (("a", a), ("b", b))
+            ],
+            "discovery_kubeconfig": None,
+            "plain_loopback": True,
+            "watch": {"streaming_lists": "off"},
+            "removals": {"verify_after": f"{VERIFY_AFTER_S:g}s"},
+            **({"state_directory": str(workspace.directory / "state")} if has_state else {}),
+            **settings,
+        }
+        daemon = await stack.enter_async_context(workspace.daemon(**given))
+        made = Rig(workspace, a, b, daemon)
+        made.subscriber.connect()
+        await daemon.start()
+        following = asyncio.create_task(made.subscriber.run())
+        stack.callback(following.cancel)
+        await made.seen("b#other", *(f"a#{name}" for name in NAMES))
+        yield made
+
+
+def another(count: int, version: int = 5000) -> Projects:
+    return Projects([f"foreign-{number}" for number in range(count)], version=version, of="foreign")
+
+
+def bad_first_list(kind: str, right: Projects) -> Projects:
+    """Return what the server of `a` shows for two seconds after the daemon's restart."""
+    match kind:
+        case "three others":
+            return another(3)
+        case "twenty others, older":
+            return another(20, version=10)
+        case "other UIDs":
+            return Projects([*right.objects], version=5000, of="restored")
+        case "third":
+            part = deepcopy(right)
+            part.objects = dict([*part.objects.items()][::3])
+            return part
+        case "empty":
+            return Projects(version=right.version)
+    raise AssertionError(kind)
+
+
+SHORT = ["three others", "twenty others, older", "third", "empty"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "has_state"),
+    [*((kind, has_state) for kind in SHORT for has_state in (False, True)), ("other UIDs", True)],
+)
+async def test_bad_first_list_of_one_of_two_sources_ends_nothing(
+    workspace: Workspace, kind: str, has_state: bool
+) -> None:
+    async with rig(workspace, has_state=has_state) as found:
+        if has_state:
+            await found.stored(*NAMES)
+        await found.daemon.kill()
+        right, lists = found.a.projects, found.a.lists
+        found.a.replace(bad_first_list(kind, right))
+        found.subscriber.events.clear()
+        await found.daemon.start()
+        await found.daemon.during(eventually(lambda: found.a.lists > lists))
+        await asyncio.sleep(2.0)  # the attack
+        right.version = max(right.version, found.a.projects.version if kind == "empty" else 0)
+        found.a.replace(right)
+        await asyncio.sleep(2.5 * VERIFY_AFTER_S)  # until the second list and the one after it
+        right.put("later")
+        await found.seen("a#later")
+        found.b.projects.put("later")
+        await found.seen("b#later")
+        assert found.subscriber.events == ["ENGAGED a#later", "ENGAGED b#later"]
+
+
+async def test_other_clusters_that_the_watch_adds_to_an_empty_first_list_end_nothing(workspace: Workspace) -> None:
+    async with rig(workspace, has_state=False) as found:
+        await found.daemon.kill()
+        found.subscriber.disconnect()
+        right, empty = found.a.projects, Projects(version=found.a.projects.version + 1, of="a")
+        found.a.replace(empty)
+        found.subscriber.events.clear()
+        lists = found.a.lists
+        await found.daemon.start()
+        await found.daemon.during(eventually(lambda: found.a.lists > lists))
+        others = [f"other-{number}" for number in range(20)]
+        for name in others:
+            empty.put(name)
+        async with DiscoveryClient(f"unix://{workspace.socket}") as client, client.watch() as watch:
+            await found.daemon.during(
+                read_until(watch, lambda: {f"a#{name}" for name in others} <= set(watch.clusters))
+            )
+        found.subscriber.connect()
+        await asyncio.sleep(VERIFY_AFTER_S / 4)
+        for name, record in empty.objects.items():
+            right.objects[name] = record
+        right.version = empty.version
+        found.a.replace(right)
+        await found.seen(*(f"a#{name}" for name in others))
+        assert [event for event in found.subscriber.events if event.startswith("DISENGAGED")] == []
+
+
+async def read_until(watch: Any, holds: Callable[[], bool]) -> None:
+    while not holds():
+        await anext(watch)
+
+
+@pytest.mark.parametrize("has_state", [False, True], ids=["no state file", "state file"])
+async def test_replica_that_lags_behind_at_the_restart_ends_nothing(workspace: Workspace, has_state: bool) -> None:
+    async with rig(workspace, has_state=has_state) as found:
+        right = found.a.projects
+        replica = deepcopy(right)
+        new = [f"new-{number}" for number in range(8)]
+        for name in new:
+            right.put(name)
+        await found.seen(*(f"a#{name}" for name in new))
+        await found.daemon.kill()
+        found.a.replace(replica)
+        found.subscriber.events.clear()
+        lists = found.a.lists
+        await found.daemon.start()
+        await found.daemon.during(eventually(lambda: found.a.lists > lists))
+        await asyncio.sleep(2.0)  # the replica is three seconds behind
+        found.a.replace(right)
+        right.put("later")
+        await found.seen("a#later")
+        assert found.subscriber.events == ["ENGAGED a#later"]
+
+
+async def test_second_restart_while_a_source_is_away_brings_no_cluster_back(workspace: Workspace) -> None:
+    """The state file lacks what changed before the daemon was killed, and the source answers no restart."""
+    async with rig(workspace, has_state=True) as found:
+        await found.stored(*NAMES)
+        file = found.state / "fleet-a.state"
+        outdated = file.read_bytes()
+        right = found.a.projects
+        for name in ("p-00", "p-01", "p-02"):
+            right.delete(name)
+        right.put("p-02")
+        for name in ("new-0", "new-1"):
+            right.put(name)
+        await found.seen("a#new-0", "a#new-1")
+        await found.daemon.during(
+            eventually(lambda: not found.subscriber.view & {"a#p-00", "a#p-01"} and "a#p-02" in found.subscriber.view)
+        )
+        await found.daemon.kill()
+        file.write_bytes(outdated)
+        await found.a.stop()
+        found.subscriber.events.clear()
+        for run in range(3):
+            await found.daemon.start()
+            found.b.projects.put(f"run-{run}")
+            await found.seen(f"b#run-{run}")
+            await found.daemon.kill()
+        await found.daemon.start()
+        await found.a.start()
+        right.put("later")
+        await found.seen("a#later")
+        assert found.subscriber.events == [*(f"ENGAGED b#run-{run}" for run in range(3)), "ENGAGED a#later"]
