@@ -17,6 +17,7 @@ Scalars: TypeAlias = Literal["text", "typed"]
 MAX_BYTES = 1 << 20
 MAX_NODES = 50_000  # after the expansion of aliases; a kubeconfig with 1,000 contexts has about 20,000
 MAX_DEPTH = 40
+MAX_NUMBER = 100  # characters; numbers to the base of 60 (1:59:59) take time with the square of their length
 MAX_NESTING_MARKS = 2_000  # flow brackets: the parser recurses on them before nodes are counted
 
 _Fast: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -137,6 +138,8 @@ class _Builder:
         if node.tag == _NULL:
             return None
         if self._scalars == "typed" and node.tag in _TYPED:
+            if len(node.value) > MAX_NUMBER:
+                raise DocumentError(f"has a number of more than {MAX_NUMBER} characters", _line(node))
             try:
                 return self._loader.construct_object(node)
             except ValueError:

@@ -106,6 +106,11 @@ class ProjectServer:
         path.write_text(yaml.safe_dump({"apiVersion": "v1", "kind": "Config", **found}))
         return str(path)
 
+    def settings(self, path: Path) -> dict[str, Any]:
+        """Return the settings of a daemon that follows the server alone."""
+        pages = {"streaming_lists": "off"}
+        return {"discovery_kubeconfig": self.kubeconfig(path), "plain_loopback": True, "watch": pages}
+
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         self.requests.append(f"{request.method} {request.path_qs}")
         if not request.path.startswith(PROJECTS.path):

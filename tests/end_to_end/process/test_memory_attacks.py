@@ -1,13 +1,12 @@
 """Attacks on the memory of a daemon, in a cgroup with the limit of the shipped manifest."""
 
 import asyncio
-import contextlib
 import itertools
 import socket
 import ssl
 import string
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,14 @@ from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.daemon import DaemonProcess
+from tests.end_to_end.process.project_server import Projects, ProjectServer
 from tests.support.certificates import Authority
 from tests.support.memory_limit import memory_limit, peak_bytes
 
 SIDECAR = Path(__file__).parents[3] / "deploy/components/sidecar/sidecar.yaml"
 ATTACKERS = tuple(f"127.0.0.{number}" for number in range(2, 18))
 """Addresses that a rate limit tells apart."""
+CLUSTERS = 10_000
 SPIFFE = x509.UniformResourceIdentifier("spiffe://example.com/ns/milo/sa/operator")
 _MIB = 1 << 20
 
@@ -77,7 +78,10 @@ def client_hello(server_name: str) -> bytes:
 
 
 async def test_client_hello_flood_is_bounded_and_leaves_room_for_others(limited: Limited) -> None:
-    """Each connection sends one ClientHello and is silent: a handshake that is begun costs the server memory."""
+    """Each connection sends one ClientHello and is silent: a handshake that is begun costs the server memory.
+
+    The daemon has 10,000 clusters, and is attacked from 16 addresses.
+    """
     directory, authority = limited.workspace.directory, Authority()
     certificate, key = authority.server().write(directory, "server")
     ours, our_key = authority.issue(SPIFFE).write(directory, "operator")
@@ -86,8 +90,9 @@ async def test_client_hello_flood_is_bounded_and_leaves_room_for_others(limited:
         port = free.getsockname()[1]
     tls = {"certificate": str(certificate), "key": str(key), "client_ca": str(directory / "ca.crt")}
     listen = [limited.workspace.address, {"name": "net", "address": f"127.0.0.1:{port}", "tls": tls}]
-    limited.workspace.sandbox.projects.create("alpha", ready=True)
-    async with limited.daemon(listen=listen) as daemon:
+    server = ProjectServer(Projects(f"p-{number}" for number in range(CLUSTERS)))
+    async with server.listening(), AsyncExitStack() as stack:
+        daemon = await stack.enter_async_context(limited.daemon(listen=listen, **server.settings(directory / "plain")))
         await daemon.wait_for_output('"synced"')
         before = peak_bytes(daemon.pid)
         with ExitStack() as closing:
@@ -96,7 +101,7 @@ async def test_client_hello_flood_is_bounded_and_leaves_room_for_others(limited:
             # The attackers' connections, and a busy machine, may take the daemon some seconds.
             patient = DiscoveryClient(f"127.0.0.1:{port}", credentials=credentials, timeout=timedelta(minutes=2))
             async with patient as client:
-                assert [cluster.name for cluster in await client.list()] == ["alpha"]
+                assert len(await client.list()) == CLUSTERS
         grown = peak_bytes(daemon.pid) - before
         assert grown < 48 * _MIB
 
@@ -137,7 +142,7 @@ async def test_streams_with_long_requests_keep_nothing(limited: Limited, request
     limited.workspace.sandbox.projects.create("alpha", ready=True)
     async with limited.daemon() as daemon:
         await daemon.wait_for_output('"synced"')
-        async with contextlib.AsyncExitStack() as streams:
+        async with AsyncExitStack() as streams:
             before = peak_bytes(daemon.pid)
             for _ in range(150):
                 stream = await streams.enter_async_context(limited.workspace.stream(request_))
@@ -199,7 +204,7 @@ async def test_long_requests_that_are_denied_keep_little(limited: Limited, size:
     async with limited.daemon(listen=[limited.workspace.address, peers], rights=rights) as daemon:
         await daemon.wait_for_output('"synced"')
         before = peak_bytes(daemon.pid)
-        async with contextlib.AsyncExitStack() as channels:
+        async with AsyncExitStack() as channels:
             address = limited.workspace.address.replace("//", "")
             options = (("grpc.use_local_subchannel_pool", 1),)
             calls: list[Any] = []

@@ -1,0 +1,149 @@
+"""Attacks on the event loop of a daemon, as processes: what a tenant or a caller sends delays nobody else."""
+
+import asyncio
+import json
+import time
+import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from milo_discovery import DiscoveryError, SourceState
+from milo_discovery.v1 import discovery_pb2 as pb
+from milo_sandbox.rights import EVERYTHING
+from tests.end_to_end.process.conftest import Workspace
+from tests.end_to_end.process.daemon import DaemonProcess
+from tests.end_to_end.process.project_server import Projects, ProjectServer
+from tests.end_to_end.process.test_secrets_of_objects import Fleet, explanation
+from tests.end_to_end.process.watching import following, until
+from tests.support.eventually import eventually
+
+OTHERS_WAIT_S = 1.0
+"""How long the calls of others may take meanwhile. A request of the kubelet's probe may take five seconds."""
+CLAIMS = 14
+
+
+@asynccontextmanager
+async def others_are_served(workspace: Workspace) -> AsyncIterator[None]:
+    """Fail if a call by another caller takes too long within the block."""
+    took: list[float] = []
+
+    async def call() -> None:
+        async with workspace.client() as other:
+            while True:
+                began = time.monotonic()
+                await other.server_info()
+                took.append(time.monotonic() - began)
+                await asyncio.sleep(0.02)
+
+    calling = asyncio.create_task(call())
+    try:
+        yield
+    finally:
+        calling.cancel()
+    assert took
+    assert max(took) < OTHERS_WAIT_S, f"a call took {max(took):.1f} s"
+
+
+def yaml_of(size: int) -> str:
+    """Return YAML of this size that has many nodes, each of which costs a parser much."""
+    return "[" + "&a {? [1] : 'b'}, " * (size // 19) + "1]"
+
+
+@pytest.mark.parametrize("size", [600_000, 65_000])
+async def test_long_kubeconfig_in_a_secret_delays_no_other_caller(workspace: Workspace, size: int) -> None:
+    fleet = Fleet(workspace)
+    for name in ("alpha", "beta"):
+        fleet.put(name)
+        fleet.put_secret(name)
+    async with following(fleet.daemon()) as (client, watch), others_are_served(workspace):
+        for number in range(8):
+            fleet.put_secret("alpha", content=f"# {number}\n{yaml_of(size)}")
+            with suppress(DiscoveryError):
+                await client.issue_kubeconfig("alpha")
+            await asyncio.sleep(0.1)
+        await explanation(client, "alpha", "it stays as last known")
+        fleet.put_secret("beta", "moved")
+        await until(watch, lambda seen: seen.clusters["beta"].endpoint == fleet.url("moved"))
+
+
+async def test_changes_of_a_large_secret_exhaust_no_budget(workspace: Workspace) -> None:
+    """Two collections share the budget: objects and Secrets."""
+    fleet = Fleet(workspace)
+    fleet.put("alpha")
+    fleet.put_secret("alpha")
+    config = json.dumps(
+        workspace.sandbox.kubeconfig(project="alpha", token=workspace.sandbox.token("o", rules=[EVERYTHING]))
+    )
+    async with following(fleet.daemon(watch={"objects_limit": "1MiB"})) as (client, watch):
+        for number in range(60):
+            fleet.put_secret("alpha", content=f"{config}\n# {number} {'x' * 60_000}")
+        fleet.put_secret("alpha", "moved")
+        await until(watch, lambda seen: seen.clusters["alpha"].endpoint == fleet.url("moved"))
+        assert (await client.server_info()).source.state is SourceState.STREAMING
+
+
+def livez(http: str) -> float:
+    began = time.monotonic()
+    with urllib.request.urlopen(f"{http}/livez", timeout=10) as response:
+        assert response.status == 200
+    return time.monotonic() - began
+
+
+def cpu_s(daemon: DaemonProcess) -> float:
+    fields = Path(f"/proc/{daemon.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / 100
+
+
+async def test_absurd_claims_after_a_restart_cost_little(workspace: Workspace) -> None:
+    """Each stream claims to know most of a fleet that never was, by a view of its own."""
+    async with AsyncExitStack() as stack:
+        servers = [
+            await stack.enter_async_context(
+                ProjectServer(Projects(f"p-{number}" for number in range(size))).listening()
+            )
+            for size in (5000, 20)
+        ]
+        sources = [
+            {"name": name, "kind": "project", "discovery_kubeconfig": server.kubeconfig(workspace.directory / name)}
+            for name, server in zip("ab", servers, strict=True)
+        ]
+        settings: dict[str, Any] = {
+            "sources": sources,
+            "discovery_kubeconfig": None,
+            "plain_loopback": True,
+            "watch": {"streaming_lists": "off"},
+            "http_listen": "127.0.0.1:0",
+        }
+        daemon = await stack.enter_async_context(workspace.daemon(**settings))
+        await daemon.start()
+        async with workspace.stream() as stream:
+            known = (await stream.until_synced())[-1].revision
+        await daemon.kill()
+        await daemon.start()
+        epoch, revision, counts, *rest = known.split(".")
+        claimed = "_".join(f"{each.split('-')[0]}-999999999" for each in counts.removeprefix("known").split("_"))
+        resumed = ".".join((epoch, revision, f"known{claimed}", *rest))
+        for number in range(CLAIMS):
+            wanted = pb.ClusterFilter(label_selector=f"team!=t{number},in=no")
+            request = pb.WatchClustersRequest(resume_revision=resumed, filter=wanted)
+            await stack.enter_async_context(workspace.stream(request))
+        await daemon.during(eventually(lambda: len(daemon.events("started")) == 2))
+        http = daemon.events("started")[-1]["http"]
+        assert isinstance(http, str)
+        async with others_are_served(workspace):
+            spent, began = cpu_s(daemon), time.monotonic()
+            slowest = 0.0
+            while time.monotonic() < began + 8:
+                slowest = max(slowest, await asyncio.to_thread(livez, http))
+                await asyncio.sleep(0.1)
+            assert slowest < OTHERS_WAIT_S
+            assert (cpu_s(daemon) - spent) / (time.monotonic() - began) < 0.3, "a share of one core"
+        async with workspace.stream() as another:
+            assert sum(len(batch.events) for batch in await another.until_synced()) == 5020
+            with suppress(grpc.aio.AioRpcError):
+                await another.close()
