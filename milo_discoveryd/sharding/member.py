@@ -124,7 +124,7 @@ class Member:
         for lease in state.group.members.values():
             if lease.problem:
                 yield lease.problem
-            elif state.lease is None and lease.member == self.name and self._is_taken(lease):
+            elif state.lease is None and lease.member == self.name and self._must_wait_for(lease, state.group):
                 yield (
                     f"another process ({lease.holder}) holds the Lease of member {self.name}: this one joins when that "
                     "one has ended; if both are to run, give them different names (sharding.member)"
@@ -140,8 +140,14 @@ class Member:
         if self.state.resumed_at is not None and self.is_fenced(now):
             self._interrupt(now)
 
-    def _is_taken(self, lease: MemberLease) -> bool:
-        return lease.is_held and not lease.is_stopped and lease.holder != self.holder
+    def _must_wait_for(self, lease: MemberLease, group: GroupState) -> bool:
+        is_taken = lease.is_held and not lease.is_stopped and lease.holder != self.holder
+        return is_taken and not self._may_continue(lease, group)
+
+    def _may_continue(self, lease: MemberLease, group: GroupState) -> bool:
+        """Return whether this process may continue the term of the process that holds the Lease."""
+        is_mine = lease.holder == self.holder
+        return (is_mine or not self.state.has_held) and not lease.problem and lease.acknowledged <= _number(group.view)
 
     def drained(self, number: int, pending: frozenset[str] = frozenset()) -> None:
         """Record that all clusters that the view of this number took from the member are released, but for some."""
@@ -319,8 +325,7 @@ class Member:
         expires_at = state.observed_writes[self.name].since + timing.evict_after_s
         if not lease.is_held or (is_mine and state.has_held) or expires_at <= now:
             return WriteLease(rejoined)
-        if (is_mine or not state.has_held) and not lease.problem and lease.acknowledged <= _number(group.view):
-            # Continue the term of the process that held the Lease before.
+        if self._may_continue(lease, group):
             return WriteLease(
                 msgspec.structs.replace(
                     rejoined, term=lease.term, acknowledged=lease.acknowledged, pending=lease.pending

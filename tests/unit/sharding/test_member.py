@@ -348,6 +348,15 @@ def test_member_names_what_an_administrator_should_do() -> None:
     assert "another process (a#2) holds the Lease of member a" in problems(driver, "a")
 
 
+def test_restarted_member_has_no_problem_with_the_lease_of_its_former_process() -> None:
+    driver = settled("a", "b")
+    restarted = driver.add("a", Member("a", "a#2"))
+    driver.step("a")
+    assert restarted.state.group is not None
+    assert restarted.state.lease is None
+    assert problems(driver, "a") == ""
+
+
 def test_member_names_members_with_other_settings() -> None:
     driver = settled("a", "b")
     driver.add("c", Member("c", "c#1", fleet="other"))
