@@ -24,6 +24,8 @@ ADDRESS = "10.199.0.1"
 """The node's, also in `etc`."""
 _SERVICES = "10.96.0.1"
 _STARTED_WITHIN_S = 180
+_SHARES = {"cpu.shares": "16384", "cpu.weight": "1600"}
+"""A cgroup competes for CPU time with single processes of the host: a node has more than a dozen."""
 _COMPONENTS = {
     "admin": ("admin", ["system:masters"]),
     "kubelet": ("system:node:node", ["system:nodes"]),
@@ -173,6 +175,9 @@ class Node:
             for name in ("cpuset.cpus", "cpuset.mems"):  # empty in a new cgroup of v1, which nothing can join then
                 if (each / name).exists() and (each / "cgroup.clone_children").exists():
                     (each / name).write_text((each.parent / name).read_text())
+            for name, share in _SHARES.items():
+                if (each / name).exists():
+                    (each / name).write_text(share)
         return made
 
     def cgroups(self) -> list[Path]:

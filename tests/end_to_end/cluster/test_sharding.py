@@ -5,25 +5,25 @@ import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from tests.end_to_end.cluster.node import Node
+from tests.end_to_end.cluster.pods import container, operator
 from tests.end_to_end.cluster.test_pods import DEFINITION, engage, eventually
 from tests.end_to_end.real.process import ProcessError
-from tests.tooling.deploy.manifests import DEPLOY, manifests, with_components
 
 AT_MOST_S = 8.0
 """On a busy machine: 2.5 s on an idle one, and 11 to 19 s where pods end before their clusters have moved."""
 KILLED_AT_MOST_S = 45.0
 """The restart, and the time until the others have renewed their Leases: about 12 s on an idle machine."""
-NAMESPACE = "operators"
 CLUSTERS = {f"cluster-{number:02}" for number in range(36)}
 OWNERS = "/var/lib/owners"
+"""On the node. Each operator notes there when its work in a cluster begins and ends."""
 OPERATOR = """\
 import asyncio, json, os, time
 from milo_discovery import DiscoveryClient, Fleet
@@ -49,15 +49,23 @@ asyncio.run(main())
 
 
 class Group:
-    """A Deployment of three operators that share the clusters, and note when they work in which."""
+    """Three operators that share the clusters, and note when they work in which."""
 
-    def __init__(self, node: Node, directory: Path) -> None:
+    def __init__(self, node: Node, directory: Path, kind: str) -> None:
         self._node = node
         self.replicas = 3
-        self._notes = node.files / OWNERS.lstrip("/")
+        self.namespace = f"group-{kind.lower()}"
+        self.workload = f"{kind}/example-operator"
+        path = f"{OWNERS}/{self.namespace}"
+        self._notes = node.files / path.lstrip("/")
         self._notes.mkdir(parents=True, exist_ok=True)
         self._notes.chmod(0o777)
-        self._objects = self._written(directory)
+        program = container("operator", "python3", "-c", OPERATOR, mounts=[{"name": "owners", "mountPath": "/owners"}])
+        volumes = [{"name": "owners", "hostPath": {"path": path}}]
+        components = ("sidecar", "sharding")
+        self._objects = operator(
+            directory, self.namespace, [program], components=components, kind=kind, volumes=volumes
+        )
 
     def start(self) -> None:
         self._node.kubectl("apply", "-f", "-", given=DEFINITION.read_text())
@@ -66,9 +74,13 @@ class Group:
         self._node.kubectl("apply", "-f", "-", given=yaml.safe_dump_all(self._objects))
         self.settle()
 
+    def remove(self) -> None:
+        self._node.kubectl("delete", "-f", "-", given=yaml.safe_dump_all(self._objects))
+        self._node.kubectl("delete", "projectcontrolplanes", "--all")
+
     def settle(self) -> None:
         """Wait until all pods are ready, and each cluster has one owner."""
-        self.kubectl("rollout", "status", "deployment/example-operator", "--timeout=580s")
+        self.kubectl("rollout", "status", self.workload, "--timeout=580s")
         eventually(
             lambda: (
                 len(self.pods()) == self.replicas
@@ -77,17 +89,21 @@ class Group:
         )
 
     def kubectl(self, *arguments: str, given: str | None = None) -> str:
-        return self._node.kubectl("-n", NAMESPACE, *arguments, given=given)
+        return self._node.kubectl("-n", self.namespace, *arguments, given=given)
 
     def pods(self) -> list[str]:
-        return [pod["metadata"]["name"] for pod in self._node.get("-n", NAMESPACE, "pods")["items"]]
+        return [pod["metadata"]["name"] for pod in self._node.get("-n", self.namespace, "pods")["items"]]
 
     def evict(self, pod: str) -> None:
-        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": NAMESPACE}}
+        eviction = {
+            "apiVersion": "policy/v1",
+            "kind": "Eviction",
+            "metadata": {"name": pod, "namespace": self.namespace},
+        }
 
         def evicted() -> bool:
             try:
-                path = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod}/eviction"
+                path = f"/api/v1/namespaces/{self.namespace}/pods/{pod}/eviction"
                 self._node.kubectl("create", "--raw", path, "-f", "-", given=json.dumps(eviction))
             except ProcessError as refusal:
                 if "disruption budget" not in str(refusal):
@@ -100,9 +116,9 @@ class Group:
     def kill(self, pod: str) -> None:
         """Kill all containers of a pod, and note the end of the work that its operator could not note."""
         running = [path for path in self._notes.glob(f"{pod}-*") if path.read_text()]
-        status = self._node.get("-n", NAMESPACE, "pod", pod)["status"]
-        for container in (*status["containerStatuses"], *status["initContainerStatuses"]):
-            identity = container["containerID"].removeprefix("containerd://")
+        status = self._node.get("-n", self.namespace, "pod", pod)["status"]
+        for each in (*status["containerStatuses"], *status["initContainerStatuses"]):
+            identity = each["containerID"].removeprefix("containerd://")
             kill = ["ctr", "--namespace", "k8s.io", "task", "kill", "--signal", "SIGKILL", identity]
             subprocess.run(self._node.enter(*kill), check=True)
         killed_at = time.time()
@@ -124,6 +140,15 @@ class Group:
                     yield name, begun.pop(name), at
             yield from ((name, at, None) for name, at in begun.items())
 
+    def owners(self) -> dict[str, str]:
+        """Return the pod that works in each cluster."""
+        found = {}
+        for file in self._notes.iterdir():
+            notes = [json.loads(line) for line in file.read_text().splitlines()]
+            works = {name for name, what in {name: what for name, what, _ in notes}.items() if what == "begins"}
+            found |= dict.fromkeys(works, file.name.rpartition("-")[0])
+        return found
+
     def without_owner_s(self, since: float) -> list[float]:
         """Return how long each cluster that moved had no owner, one move at a time. No two may work in one."""
         by_cluster: defaultdict[str, list[tuple[float, float | None]]] = defaultdict(list)
@@ -137,60 +162,28 @@ class Group:
                 found += [begins - ends] if begins > since else []
         return sorted(found)
 
-    @staticmethod
-    def _written(directory: Path) -> list[dict[str, Any]]:
-        with_components(directory, "sidecar", "sharding")
-        _, operator = yaml.safe_load_all((directory / "operator.yaml").read_text())
-        pod = operator["spec"]["template"]["spec"]
-        pod["serviceAccountName"] = "milo-discoveryd"
-        pod["volumes"] = [{"name": "owners", "hostPath": {"path": OWNERS}}]
-        pod["containers"][0] |= {
-            "image": "milo-discoveryd:0.1.0",
-            "command": ["python3", "-c", OPERATOR],
-            "env": [{"name": "MILO_DISCOVERY_ADDRESS", "value": "unix:///run/milo-discovery/daemon/discovery.sock"}],
-            "volumeMounts": [
-                {"name": "owners", "mountPath": "/owners"},
-                {"name": "milo-discovery", "mountPath": "/run/milo-discovery", "readOnly": True},
-            ],
-        }
-        role = yaml.safe_load((DEPLOY / "base/rbac/project-control-plane/cluster-role.yaml").read_text())
-        named = {"name": "milo-discoveryd", "namespace": NAMESPACE}
-        more = [
-            {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": named},
-            role,
-            {
-                "apiVersion": "rbac.authorization.k8s.io/v1",
-                "kind": "ClusterRoleBinding",
-                "metadata": {"name": "operators"},
-                "roleRef": {
-                    "apiGroup": "rbac.authorization.k8s.io",
-                    "kind": "ClusterRole",
-                    "name": role["metadata"]["name"],
-                },
-                "subjects": [{"kind": "ServiceAccount", **named}],
-            },
-        ]
-        (directory / "operator.yaml").write_text(yaml.safe_dump_all([operator, *more]))
-        return [
-            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}},
-            *map(dict, manifests(directory)),
-        ]
-
 
 @pytest.fixture(scope="module")
-def group(node: Node, tmp_path_factory: pytest.TempPathFactory) -> Group:
-    group = Group(node, tmp_path_factory.mktemp("sharding") / "overlay")
+def group(node: Node, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
+    with running(node, tmp_path_factory.mktemp("sharding") / "overlay", "Deployment") as group:
+        yield group
+
+
+@contextmanager
+def running(node: Node, directory: Path, kind: str) -> Iterator[Group]:
+    group = Group(node, directory, kind)
     group.start()
-    return group
+    yield group
+    group.remove()
 
 
 def roll_out(group: Group) -> None:
-    group.kubectl("rollout", "restart", "deployment/example-operator")
+    group.kubectl("rollout", "restart", group.workload)
 
 
 def roll_out_of_eight(group: Group) -> None:
     group.replicas = 8
-    group.kubectl("scale", "deployment/example-operator", "--replicas=8")
+    group.kubectl("scale", group.workload, "--replicas=8")
     group.settle()
     roll_out(group)
 
@@ -227,6 +220,17 @@ def test_killed_pod_works_in_its_clusters_again_when_it_has_seen_the_others(
     begun = time.time()
     kill_one(group)
     assert recorded(group, "kill_one", begun, record_property) <= KILLED_AT_MOST_S
+
+
+@pytest.mark.timeout(900)
+def test_pods_of_a_stateful_set_return_to_their_clusters(
+    node: Node, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    with running(node, tmp_path / "overlay", "StatefulSet") as group:
+        before, begun = group.owners(), time.time()
+        roll_out(group)
+        assert recorded(group, "roll_out_of_stateful_set", begun, record_property) <= KILLED_AT_MOST_S
+        assert group.owners() == before
 
 
 def recorded(group: Group, case: str, begun: float, record_property: Callable[[str, object], None]) -> float:

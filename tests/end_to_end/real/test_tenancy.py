@@ -133,6 +133,22 @@ async def test_recreated_project_is_engaged_as_a_new_cluster(milo: Installation)
     await milo.inside.expect(engaged("gamma", at=f"https://{ADDRESSES}".format(uid=second.uid)))
 
 
+async def test_recreated_project_is_opened_by_its_new_secret(milo: Installation) -> None:
+    first = await ready(milo, "zeta")
+    await milo.inside.kubeconfig_of("zeta")
+    await first.ask_to_delete()
+    assert await first.drain() == "CleanupComplete"
+    await milo.inside.expect(disengaged("zeta", "DELETED"))
+    await milo.outside.expect(disengaged("zeta", "DELETED"))
+
+    second = await ready(milo, "zeta")
+    kubeconfig = await milo.inside.kubeconfig_of("zeta")
+
+    async with Inside(milo.infrastructure) as network:
+        assert await user_of(kubeconfig, proxy=network.proxy) == "administrator-of-zeta"
+        assert set(network.asked) == {second.deployed_at} != {first.deployed_at}
+
+
 async def ready(milo: Installation, name: str) -> Project:
     project = milo.project(name)
     await project.ask_for_it()

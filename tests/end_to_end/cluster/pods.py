@@ -1,0 +1,100 @@
+"""Operators in pods beside the daemon, as the components make them."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from milo_discoveryd import __version__
+from tests.end_to_end.cluster.node import Node
+from tests.tooling.deploy.manifests import DEPLOY, manifests, with_components
+
+IMAGE = f"milo-discoveryd:{__version__}"
+ACCOUNT = "milo-discoveryd"
+SOCKET = "unix:///run/milo-discovery/daemon/discovery.sock"
+_RESTRICTED = {
+    "runAsNonRoot": True,
+    "runAsUser": 65532,
+    "readOnlyRootFilesystem": True,
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+
+
+def container(name: str, *command: str, mounts: Sequence[dict[str, Any]] = (), **variables: str) -> dict[str, Any]:
+    """Return a container with the daemon's socket, its image and these environment variables."""
+    socket = {"name": "milo-discovery", "mountPath": "/run/milo-discovery", "readOnly": True}
+    environment = {"MILO_DISCOVERY_ADDRESS": SOCKET, **variables}
+    return {
+        "name": name,
+        "image": IMAGE,
+        "command": [*command],
+        "env": [{"name": key, "value": value} for key, value in environment.items()],
+        "securityContext": _RESTRICTED,
+        "volumeMounts": [socket, *mounts],
+    }
+
+
+def watcher(name: str, **variables: str) -> dict[str, Any]:
+    """Return a container that logs each change."""
+    return container(name, "milo-discovery", "watch", "--output=json", **variables)
+
+
+def operator(
+    directory: Path,
+    namespace: str,
+    containers: Sequence[dict[str, Any]],
+    *,
+    components: Sequence[str] = ("sidecar",),
+    kind: str = "Deployment",
+    volumes: Sequence[dict[str, Any]] = (),
+    roles: Sequence[str] = ("project-control-plane",),
+) -> list[dict[str, Any]]:
+    """Return the objects of the workload `example-operator`, whose pods have the daemon beside these containers."""
+    with_components(directory, *components, kind=kind)
+    path = directory / "operator.yaml"
+    _, workload = yaml.safe_load_all(path.read_text())
+    pod = workload["spec"]["template"]["spec"]
+    pod |= {"serviceAccountName": ACCOUNT, "containers": [*containers], "volumes": [*volumes]}
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": ACCOUNT}}
+    path.write_text(yaml.safe_dump_all([workload, account]))
+    kustomization = yaml.safe_load((directory / "kustomization.yaml").read_text()) | {"namespace": namespace}
+    (directory / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    return [
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}},
+        *map(dict, manifests(directory)),
+        *(each for role in roles for each in _bound(role, namespace)),
+    ]
+
+
+def _bound(role: str, namespace: str) -> Iterator[dict[str, Any]]:
+    """Yield the shipped ClusterRole and its binding, under a name of the namespace."""
+    shipped = yaml.safe_load((DEPLOY / "base" / "rbac" / role / "cluster-role.yaml").read_text())
+    metadata = {"name": f"{shipped['metadata']['name']}-{namespace}"}
+    yield shipped | {"metadata": metadata}
+    group = "rbac.authorization.k8s.io"
+    yield {
+        "apiVersion": f"{group}/v1",
+        "kind": "ClusterRoleBinding",
+        "metadata": metadata,
+        "roleRef": {"apiGroup": group, "kind": "ClusterRole", **metadata},
+        "subjects": [{"kind": "ServiceAccount", "name": ACCOUNT, "namespace": namespace}],
+    }
+
+
+@contextmanager
+def started(node: Node, objects: Sequence[dict[str, Any]]) -> Iterator[None]:
+    """Apply the objects, wait until their pods are ready, and delete all of them at last."""
+    given = yaml.safe_dump_all(objects)
+    node.kubectl("apply", "-f", "-", given=given)
+    try:
+        for each in objects:
+            if each["kind"] in {"Deployment", "StatefulSet"}:
+                name = f"{each['kind']}/{each['metadata']['name']}"
+                node.kubectl("-n", each["metadata"]["namespace"], "rollout", "status", name, "--timeout=300s")
+        yield
+    finally:
+        node.kubectl("delete", "-f", "-", given=given)
