@@ -16,8 +16,8 @@ interface Current {
 
 /**
  * The credential of one engagement, which is refused after its end. A valid one is used at once, and the next one is requested in
- * the background when it is due; callers wait only when there is none. After a failed request, the next one waits for a backoff:
- * until then, callers without a valid credential get its error.
+ * the background when it is due; callers wait only when there is none, for the response or for the stream to bring one. After a
+ * failed request, the next one waits for a backoff: until then, callers without a valid credential get its error.
  */
 export class Credential {
   #current: Current | undefined;
@@ -32,29 +32,43 @@ export class Credential {
     /** The engaged cluster as of now; undefined after the end of the engagement. */
     private readonly engaged: () => Known | undefined,
     private readonly issue: (incarnation: string, isRetry: boolean) => Promise<Kubeconfig>,
+    /** Calls a listener with the next event of the cluster, once; returns a function that removes it. */
+    private readonly onEvent: (listener: () => void) => () => void,
   ) {}
 
   /** Return the credential to use now. Throws why there is none. */
   async access(): Promise<Access> {
-    const { kubeconfig } = this.#require();
-    if (kubeconfig && kubeconfig !== this.#pushed) this.#offer((this.#pushed = kubeconfig), 0.25); // the stream brings the next one too
-    const now = Date.now();
-    const isValid = this.#current !== undefined && now < this.#current.usableUntil;
-    const mayAsk = now >= (this.#failure?.retryAt ?? 0);
-    if (!isValid) {
+    for (;;) {
+      const { kubeconfig } = this.#require();
+      if (kubeconfig && kubeconfig !== this.#pushed) this.#offer((this.#pushed = kubeconfig), 0.25); // the stream brings the next one too
+      const now = Date.now();
+      const mayAsk = now >= (this.#failure?.retryAt ?? 0);
+      if (this.#current !== undefined && now < this.#current.usableUntil) {
+        if (mayAsk && now >= this.#current.refreshAt) this.#renew().catch(() => {});
+        return this.#current.access;
+      }
       if (!mayAsk && !this.#renewing) throw this.#failure?.error;
-      await this.#renew();
-      this.#require(); // the cluster may have been disengaged meanwhile
-    } else if (mayAsk && now >= this.#current!.refreshAt) {
-      this.#renew().catch(() => {});
+      if (await this.#renewedBeforeNextEvent()) {
+        this.#require(); // the cluster may have been disengaged meanwhile
+        return this.#current!.access;
+      }
     }
-    return this.#current!.access;
   }
 
   #require(): Known {
     const known = this.engaged();
     if (!known) throw new StatusError("NOT_FOUND", `cluster ${this.name} is no longer engaged: its credential is not used any more`);
     return known;
+  }
+
+  /** Wait for the renewal, or for an event of the cluster: a kubeconfig, or the end of the engagement. Returns whether it was renewed. */
+  #renewedBeforeNextEvent(): Promise<boolean> {
+    return new Promise((resolve, reject) => {
+      const forget = this.onEvent(() => resolve(false));
+      this.#renew()
+        .then(() => resolve(true), reject)
+        .finally(forget);
+    });
   }
 
   #renew(): Promise<void> {

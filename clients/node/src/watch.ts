@@ -29,6 +29,8 @@ export class Watch implements AsyncIterable<Event> {
   #backoffMs = BACKOFF_MS.first;
   /** Ends the present wait, where the ownership has changed or the watch was aborted. */
   #wake: () => void = () => {};
+  /** Callers that wait for a kubeconfig, by the name of the cluster. */
+  readonly #listeners = new Map<string, Set<() => void>>();
 
   constructor(
     private readonly client: DiscoveryClient,
@@ -59,7 +61,8 @@ export class Watch implements AsyncIterable<Event> {
       const known = this.#session.view.get(name);
       return known?.engagement === engagement ? known : undefined;
     };
-    return new Credential(name, engaged, (incarnation, isRetry) => this.client.issueCredential(name, incarnation, isRetry));
+    const issue = (incarnation: string, isRetry: boolean) => this.client.issueCredential(name, incarnation, isRetry);
+    return new Credential(name, engaged, issue, (listener) => this.#onEvent(name, listener));
   }
 
   /** Confirm that the work on a draining cluster has ended. A repeated call is a no-op. */
@@ -77,7 +80,7 @@ export class Watch implements AsyncIterable<Event> {
         while (!this.#ownership.isHeld && !signal?.aborted) await this.#changes();
         let delayMs: number;
         try {
-          for await (const batch of this.#stream()) yield* this.#session.receive(batch);
+          for await (const batch of this.#stream()) yield* this.#notified(this.#session.receive(batch));
           if (signal?.aborted) return;
           delayMs = this.#nextDelay();
         } catch (error) {
@@ -86,14 +89,33 @@ export class Watch implements AsyncIterable<Event> {
           delayMs = Math.max(this.#nextDelay(), (failure instanceof StatusError && failure.retryAfterMs) || 0);
           report("onDisconnect", () => this.options.onDisconnect?.(failure));
         }
-        if (!this.#ownership.isHeld) yield* this.#session.loseOwnership();
+        if (!this.#ownership.isHeld) yield* this.#notified(this.#session.loseOwnership());
         else if (!signal?.aborted) await this.#changes(delayMs);
-        if (!this.#ownership.isHeld) yield* this.#session.loseOwnership();
+        if (!this.#ownership.isHeld) yield* this.#notified(this.#session.loseOwnership());
       }
     } finally {
       signal?.removeEventListener("abort", wake);
       this.#ownership.close();
     }
+  }
+
+  #onEvent(name: string, listener: () => void): () => void {
+    const listeners = this.#listeners.get(name) ?? new Set();
+    this.#listeners.set(name, listeners.add(listener));
+    return () => {
+      listeners.delete(listener);
+      if (listeners.size === 0 && this.#listeners.get(name) === listeners) this.#listeners.delete(name);
+    };
+  }
+
+  /** Call the listeners of the clusters of events, which the view has by now. */
+  #notified(events: Event[]): Event[] {
+    for (const { cluster } of events) {
+      const listeners = this.#listeners.get(cluster.name);
+      this.#listeners.delete(cluster.name);
+      listeners?.forEach((listener) => listener());
+    }
+    return events;
   }
 
   /** Read one stream, on a connection of its own, until it ends. */

@@ -228,7 +228,7 @@ test("a cluster that drains from its engagement on waits for the lingering handl
   assert.deepEqual(steps.slice(4), ["end after 0 releases", "begin"]);
 });
 
-test("a kubeconfig that arrives after a newer one of the stream is not used", async (t) => {
+test("a kubeconfig of the stream ends the wait for a response, which is not used later", async (t) => {
   const { daemon, fleet } = await started(t, (cluster) => ended(cluster.signal), { includeKubeconfigs: true });
   let respond!: () => void;
   const response = new Promise<void>((resolve) => (respond = resolve));
@@ -247,8 +247,8 @@ test("a kubeconfig that arrives after a newer one of the stream is not used", as
   stream.send([event(Type.KUBECONFIG, "a", {}, { kubeconfig: kubeconfig("a", "newer") }), engaged("b")]);
   await until(() => fleet.clusters.has("b"), "the stream has brought a newer one");
   assert.equal(await token(cluster), "newer");
+  assert.equal(await first, "newer", "a caller that waits for the response has the kubeconfig of the stream at once");
   respond();
-  assert.equal(await first, "newer");
   assert.equal(await token(cluster), "newer");
 });
 
