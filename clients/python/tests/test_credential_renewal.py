@@ -8,14 +8,17 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from milo_discovery import Kubeconfig, Unavailable
-from milo_discovery._credential_renewal import AsyncRenewer, LoopBridge
+from milo_discovery import Cluster, ClusterNotFound, ClusterReport, Kubeconfig, Unavailable
+from milo_discovery._api_clients import ApiClients
+from milo_discovery._credential_renewal import AsyncRenewer, LoopBridge, PushedKubeconfigs
+from milo_discovery.engaged_cluster import EngagedCluster
 
 from .eventually import eventually
 from .kubeconfigs import text, value
 
 LIFE = timedelta(minutes=10)
 FRESH, DUE, EXPIRED = timedelta(), 0.6 * LIFE, LIFE
+CLUSTER = Cluster(name="a", incarnation="a-1")
 AWAY = Unavailable("connect failed", code="UNAVAILABLE")
 
 
@@ -33,6 +36,12 @@ class Daemon:
     async def issue(self) -> Kubeconfig:
         self.asked += 1
         return await asyncio.shield(self.answer)
+
+    async def issue_kubeconfig(self, *_: object, **__: object) -> Kubeconfig:
+        return await self.issue()
+
+    async def get(self, name: str) -> ClusterReport:
+        raise AssertionError(name)
 
 
 @pytest.fixture
@@ -95,11 +104,35 @@ class TestAsyncRenewer:
 
     async def test_pushed_credentials_are_used_without_a_call(self, daemon):
         sent = [kubeconfig("first")]
-        renewal = AsyncRenewer(daemon.issue, lambda: sent[-1])
+        renewal = AsyncRenewer(daemon.issue, PushedKubeconfigs(lambda: sent[-1], asyncio.Future))
         assert (await renewal.access()).token == "first"
         sent.append(kubeconfig("second", -timedelta(seconds=1)))
         assert (await renewal.access()).token == "second"
         assert daemon.asked == 0
+
+    @pytest.mark.parametrize("after_401", [False, True])
+    async def test_pushed_credential_ends_the_wait_for_a_renewal(self, daemon, after_401):
+        cluster = EngagedCluster(CLUSTER, kubeconfig("refused") if after_401 else None, ApiClients(daemon))
+        renewal = cluster.credentials()
+        waiting = asyncio.create_task(renewal.access_after_401("refused") if after_401 else renewal.access())
+        await eventually(lambda: daemon.asked)
+        cluster.refresh(CLUSTER)  # an update is no reason to go on
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        cluster.refresh(CLUSTER, kubeconfig("pushed", -timedelta(seconds=1)))
+        assert (await waiting).token == "pushed"
+        await renewal.close()
+
+    @pytest.mark.parametrize("after_401", [False, True])
+    async def test_end_of_the_engagement_ends_the_wait_for_a_renewal(self, daemon, after_401):
+        cluster = EngagedCluster(CLUSTER, kubeconfig("refused") if after_401 else None, ApiClients(daemon))
+        renewal = cluster.credentials()
+        waiting = asyncio.create_task(renewal.access_after_401("refused") if after_401 else renewal.access())
+        await eventually(lambda: daemon.asked)
+        cluster.disengage()
+        with pytest.raises(ClusterNotFound):
+            await waiting
+        await renewal.close()
 
     async def test_refused_token_is_replaced_by_a_newer_one(self, renewal, daemon):
         renewal.cache.offer(kubeconfig("revoked"))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from milo_discovery._cluster_reference import ClusterReference, Current, KubeconfigIssuer
 from milo_discovery._connection_credential import ConnectionCredential, certificate_file
-from milo_discovery._credential_renewal import AsyncRenewer, LoopBridge, PushedKubeconfig
+from milo_discovery._credential_renewal import AsyncRenewer, LoopBridge, PushedKubeconfigs
 from milo_discovery._extras import needs_extra
 from milo_discovery._kubeconfig_access import KubeconfigAccess
 
@@ -77,7 +77,7 @@ class ApiClients:
         self,
         current: Current,
         *,
-        pushed: PushedKubeconfig | None = None,
+        pushed: PushedKubeconfigs | None = None,
         ttl: timedelta | None = None,
         proxy: str | None = None,
     ) -> AsyncIterator[AioApiClient]:
@@ -102,7 +102,7 @@ class ApiClients:
         self,
         current: Current,
         *,
-        pushed: PushedKubeconfig | None = None,
+        pushed: PushedKubeconfigs | None = None,
         ttl: timedelta | None = None,
         proxy: str | None = None,
     ) -> AsyncIterator[ApiClient]:
@@ -123,7 +123,7 @@ class ApiClients:
                     if unused is not None:
                         unused.clear()
 
-    def renewer(self, current: Current, pushed: PushedKubeconfig | None, ttl: timedelta | None) -> AsyncRenewer:
+    def renewer(self, current: Current, pushed: PushedKubeconfigs | None, ttl: timedelta | None) -> AsyncRenewer:
         """Return the renewer of a cluster's credential, which works while its context is entered."""
         return AsyncRenewer(ClusterReference(self._issuer, current, ttl).issue_kubeconfig, pushed)
 

@@ -1,7 +1,7 @@
 """Renews credentials on the event loop on which they are used, also for threads beside it.
 
 A caller with a valid credential never waits: the next one is fetched in the background. Callers without one share a
-single fetch.
+single fetch, and go on earlier if the stream delivers one.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Self
+from typing import Any, Self
 
 from milo_discovery._credential_cache import CredentialCache, CredentialState
 from milo_discovery._kubeconfig_access import KubeconfigAccess
@@ -23,8 +24,14 @@ log = logging.getLogger("milo_discovery.credentials")
 
 _LOOP_WAIT_LIMIT_S = 30.0
 
-PushedKubeconfig = Callable[[], Kubeconfig | None]
-"""Returns the newest kubeconfig that a stream delivered, or raises: after the end of the engagement none is used."""
+
+@dataclass(frozen=True, slots=True)
+class PushedKubeconfigs:
+    """What a stream delivers for one engagement. Both raise after its end: no kubeconfig is used then."""
+
+    newest: Callable[[], Kubeconfig | None]
+    following: Callable[[], Coroutine[Any, Any, Kubeconfig]]
+    """Waits for the one after the newest."""
 
 
 class AsyncRenewer:
@@ -32,7 +39,7 @@ class AsyncRenewer:
 
     __slots__ = ("_issue", "_pushed", "_renewal", "cache")
 
-    def __init__(self, issue: Callable[[], Awaitable[Kubeconfig]], pushed: PushedKubeconfig | None = None) -> None:
+    def __init__(self, issue: Callable[[], Awaitable[Kubeconfig]], pushed: PushedKubeconfigs | None = None) -> None:
         self.cache = CredentialCache()
         self._issue = issue
         self._pushed = pushed
@@ -51,25 +58,25 @@ class AsyncRenewer:
 
     async def access(self) -> KubeconfigAccess:
         """Return the credential to use now. Raises why there is none."""
-        match self.state():
-            case CredentialState.REFRESH_DUE:
-                self.start_renewal()
-            case CredentialState.EXPIRED:
-                await self._renewed()
-                self.state()  # raises if the engagement has ended meanwhile
+        is_renewed = False
+        while (state := self.state()) is CredentialState.EXPIRED and not is_renewed:
+            is_renewed = await self._renewed_before_push()
+        if state is CredentialState.REFRESH_DUE:
+            self.start_renewal()
         return self.cache.current.access
 
     async def access_after_401(self, refused: str | None) -> KubeconfigAccess:
         """Return the credential to use after the server refused a token: the same one if there is none newer."""
-        self.state()
+        self.state()  # raises after the end of the engagement
         if self.cache.current.access.token == refused:
             with suppress(DiscoveryError):  # logged; the caller gets the 401, which says more
-                await self._renewed()
+                await self._renewed_before_push()
+            self.state()  # as above, since the engagement may have ended meanwhile
         return self.cache.current.access
 
     def state(self) -> CredentialState:
         """Store the kubeconfig that the stream delivered, if any, and return the state."""
-        pushed = None if self._pushed is None else self._pushed()
+        pushed = None if self._pushed is None else self._pushed.newest()
         if pushed is not None:
             self.cache.offer(pushed, pushed=True)
         return self.cache.state(_now())
@@ -87,9 +94,24 @@ class AsyncRenewer:
             renewal.cancel()
             await asyncio.wait([renewal])
 
-    async def _renewed(self) -> None:
-        # Shielded, because it is shared: a caller that is canceled must not cancel it for the others.
-        await asyncio.shield(self.start_renewal())
+    async def _renewed_before_push(self) -> bool:
+        """Wait for the renewal, or until the stream delivers a kubeconfig; return whether it was the renewal.
+
+        A caller that is canceled does not cancel the renewal, which others wait for too. Raises why it failed, or that
+        the engagement has ended.
+        """
+        renewal = self.start_renewal()
+        pushing = None if self._pushed is None else asyncio.create_task(self._pushed.following())
+        try:
+            await asyncio.wait([renewal, *([pushing] if pushing else [])], return_when=asyncio.FIRST_COMPLETED)
+            if pushing is not None and pushing.done():
+                pushing.result()
+                return False
+        finally:
+            if pushing is not None:
+                pushing.cancel()
+        renewal.result()
+        return True
 
     async def _renew(self) -> None:
         try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from milo_discovery._api_clients import ApiClients
 from milo_discovery._change_signal import ChangeSignal
-from milo_discovery._credential_renewal import AsyncRenewer
+from milo_discovery._credential_renewal import AsyncRenewer, PushedKubeconfigs
 from milo_discovery._session import cluster_content
 from milo_discovery.errors import ClusterNotFound
 from milo_discovery.model import Cluster, Draining, Kubeconfig
@@ -106,7 +106,7 @@ class EngagedCluster:
         Once the cluster is disengaged, requests raise ClusterNotFound. A redirect is an error.
         """
         return self._api_clients.open_aio(
-            lambda: self._current, pushed=self._pushed_kubeconfig, ttl=ttl, proxy=proxy or self.proxy
+            lambda: self._current, pushed=self._pushed, ttl=ttl, proxy=proxy or self.proxy
         )
 
     def sync_api_client(
@@ -114,12 +114,12 @@ class EngagedCluster:
     ) -> AbstractAsyncContextManager[ApiClient]:
         """Return an async context manager like `api_client`, for a blocking `kubernetes` client used in threads."""
         return self._api_clients.open_blocking(
-            lambda: self._current, pushed=self._pushed_kubeconfig, ttl=ttl, proxy=proxy or self.proxy
+            lambda: self._current, pushed=self._pushed, ttl=ttl, proxy=proxy or self.proxy
         )
 
     def credentials(self) -> AbstractAsyncContextManager[AsyncRenewer]:
         """Return an async context manager: the renewed credential itself, for controllers."""
-        return self._api_clients.renewer(lambda: self._current, pushed=self._pushed_kubeconfig, ttl=None)
+        return self._api_clients.renewer(lambda: self._current, pushed=self._pushed, ttl=None)
 
     def refresh(self, cluster: Cluster, kubeconfig: Kubeconfig | None = None) -> None:
         """Replace the cluster and, if one is given, the kubeconfig. Called by the Fleet."""
@@ -131,6 +131,10 @@ class EngagedCluster:
         """End the engagement. Called by the Fleet."""
         self._engaged = False
         self._signal.notify()
+
+    @property
+    def _pushed(self) -> PushedKubeconfigs:
+        return PushedKubeconfigs(self._pushed_kubeconfig, self.renewed)
 
     def _pushed_kubeconfig(self) -> Kubeconfig | None:
         self._require_engaged()  # a credential belongs to the engagement, also while it is still valid
