@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -26,6 +27,7 @@ from tests.end_to_end.kubeconfigs.workspace import open_workspace
 pytestmark = pytest.mark.timeout(1800)  # the first build downloads and compiles libraries
 
 TOKEN_LIFE_S = 20.0
+STOPPED_S = 10.0
 WITHIN_S = 120.0
 KEY = "default/greeting"
 DEFINITION = EXAMPLES / "go-operator/config/crd/greetings.yaml"
@@ -153,6 +155,12 @@ async def test_operator_repairs_drift_across_restarts_and_expired_credentials(la
                 await daemon.kill()
                 await repaired()
                 await daemon.start()
+
+                daemon.signal(signal.SIGSTOP)
+                await repaired()
+                await asyncio.sleep(STOPPED_S)
+                daemon.signal(signal.SIGCONT)
+                await repaired()
 
                 await sandbox.restart()
                 await repaired()
