@@ -12,8 +12,9 @@ import java.util.function.Supplier;
 
 /**
  * The credential of one engagement, which is refused after its end. A valid one is used at once, and the next one is requested in the
- * background when it is due; callers wait only when there is none. After a failed request, the next one waits for a backoff: until
- * then, callers without a valid credential get its error. It may be used from any thread.
+ * background when it is due; callers wait only when there is none, for the response or for the stream to bring one. After a failed
+ * request, the next one waits for a backoff: until then, callers without a valid credential get its error. It may be used from any
+ * thread.
  */
 public final class Credential {
   private static final Duration MARGIN = Duration.ofSeconds(5); // the request that uses it takes time to arrive
@@ -30,6 +31,7 @@ public final class Credential {
   private final String name;
   private final Supplier<Session.Known> engaged;
   private final Issuer issuer;
+  private final Supplier<CompletableFuture<Void>> nextEvent;
   private Current current;
   private Kubeconfig lastPushed;
   private CompletableFuture<Void> renewal;
@@ -39,47 +41,64 @@ public final class Credential {
 
   /**
    * @param engaged returns the engaged cluster as of now; null after the end of the engagement
+   * @param nextEvent returns what is completed by the next event of the cluster
    */
-  Credential(String name, Supplier<Session.Known> engaged, Issuer issuer) {
+  Credential(
+      String name, Supplier<Session.Known> engaged, Issuer issuer, Supplier<CompletableFuture<Void>> nextEvent) {
     this.name = name;
     this.engaged = engaged;
     this.issuer = issuer;
+    this.nextEvent = nextEvent;
   }
 
   /** Return the credential to use now. Throws a DiscoveryException that says why there is none. */
   public Access access() {
-    CompletableFuture<Void> awaited;
-    synchronized (this) {
-      var known = require();
-      if (known.kubeconfig() != null && known.kubeconfig() != lastPushed) {
-        lastPushed = known.kubeconfig();
-        offer(lastPushed, 0.25); // the stream brings the next one too: wait for it a while
+    while (true) {
+      Session.Known known;
+      CompletableFuture<Void> awaited;
+      synchronized (this) {
+        known = require();
+        if (known.kubeconfig() != null && known.kubeconfig() != lastPushed) {
+          lastPushed = known.kubeconfig();
+          offer(lastPushed, 0.25); // the stream brings the next one too: wait for it a while
+        }
+        var now = Instant.now();
+        boolean isValid = current != null && now.isBefore(current.usableUntil);
+        if (isValid && now.isBefore(current.refreshAt)) {
+          return current.access;
+        }
+        if (renewal == null && !now.isBefore(retryAt)) {
+          renew(known.cluster().getIncarnation());
+        }
+        if (isValid) {
+          return current.access;
+        }
+        if (renewal == null) {
+          throw failure instanceof DiscoveryException error ? error : new CompletionException(failure);
+        }
+        awaited = renewal;
       }
-      var now = Instant.now();
-      boolean isValid = current != null && now.isBefore(current.usableUntil);
-      if (isValid && now.isBefore(current.refreshAt)) {
-        return current.access;
+      if (isRenewed(awaited, known)) {
+        require(); // the cluster may have been disengaged meanwhile
+        synchronized (this) {
+          return current.access;
+        }
       }
-      if (renewal == null && !now.isBefore(retryAt)) {
-        renew(known.cluster().getIncarnation());
-      }
-      if (isValid) {
-        return current.access;
-      }
-      if (renewal == null) {
-        throw failure instanceof DiscoveryException error ? error : new CompletionException(failure);
-      }
-      awaited = renewal;
+    }
+  }
+
+  /** Wait for a renewal, or for an event of the cluster: a kubeconfig, or the end of the engagement. Returns whether it was renewed. */
+  private boolean isRenewed(CompletableFuture<Void> awaited, Session.Known asOf) {
+    var event = nextEvent.get();
+    if (engaged.get() != asOf) {
+      return false; // the event was before
     }
     try {
-      awaited.join();
+      CompletableFuture.anyOf(awaited, event).join();
     } catch (CompletionException failed) {
       throw failed.getCause() instanceof DiscoveryException error ? error : failed;
     }
-    require(); // the cluster may have been disengaged meanwhile
-    synchronized (this) {
-      return current.access;
-    }
+    return awaited.isDone() && !event.isDone();
   }
 
   private Session.Known require() {

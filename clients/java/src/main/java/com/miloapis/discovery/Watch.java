@@ -13,6 +13,9 @@ import io.grpc.Metadata;
 import io.grpc.Status;
 import java.time.Duration;
 import java.util.List;
+import java.util.Map;
+import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.LinkedBlockingQueue;
 import java.util.concurrent.ThreadLocalRandom;
 import java.util.concurrent.TimeUnit;
@@ -40,6 +43,8 @@ public final class Watch implements AutoCloseable {
   private final WatchOptions options;
   private final Session session = new Session(Access::isUsable);
   private final Ownership ownership;
+  /** What callers that wait for a kubeconfig of a cluster wait for. */
+  private final Map<String, CompletableFuture<Void>> nextEvents = new ConcurrentHashMap<>();
   private volatile LinkedBlockingQueue<Signal> signals = new LinkedBlockingQueue<>();
   private volatile boolean isClosed;
   private Duration backoff = FIRST_BACKOFF;
@@ -76,7 +81,8 @@ public final class Watch implements AutoCloseable {
           Session.Known known = session.get(name);
           return known != null && known.engagement() == event.engagement() ? known : null;
         },
-        (incarnation, isRetry) -> client.issueCredential(name, incarnation, isRetry));
+        (incarnation, isRetry) -> client.issueCredential(name, incarnation, isRetry),
+        () -> nextEvents.computeIfAbsent(name, any -> new CompletableFuture<>()));
   }
 
   /** Confirm that the work on a draining cluster has ended. */
@@ -96,7 +102,7 @@ public final class Watch implements AutoCloseable {
     try (ownership) {
       while (!isClosed) {
         if (!ownership.isHeld()) {
-          session.loseOwnership().forEach(handler);
+          notified(session.loseOwnership()).forEach(handler);
           ownership.acknowledgeLoss();
           signals.poll(1, TimeUnit.SECONDS);
           continue;
@@ -174,12 +180,23 @@ public final class Watch implements AutoCloseable {
       }
       requireOwnership();
       if (signal instanceof Batch batch) {
-        List<Event> events = session.receive(batch.message());
+        List<Event> events = notified(session.receive(batch.message()));
         backoff = FIRST_BACKOFF;
         return events;
       }
     }
     return List.of();
+  }
+
+  /** Complete what waits for events of these clusters, which the view has by now. */
+  private List<Event> notified(List<Event> events) {
+    for (Event event : events) {
+      var waiting = nextEvents.remove(event.cluster().getName());
+      if (waiting != null) {
+        waiting.complete(null);
+      }
+    }
+    return events;
   }
 
   private void requireOwnership() {

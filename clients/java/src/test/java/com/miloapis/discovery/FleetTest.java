@@ -254,7 +254,7 @@ class FleetTest {
   }
 
   @Test
-  void kubeconfigThatArrivesAfterANewerOneOfTheStreamIsNotUsed() {
+  void kubeconfigOfTheStreamEndsTheWaitForAResponseWhichIsNotUsedLater() {
     var hour = Duration.ofHours(1);
     var older = FakeDaemon.kubeconfig("a", "older", hour);
     var respond = new CountDownLatch(1);
@@ -277,9 +277,10 @@ class FleetTest {
     daemon.stream(1).send(pushed.build(), engaged("b"));
     until(() -> clusters.containsKey("b"), "the stream has brought a newer one");
     assertEquals("newer", token(clusters.get("a")));
+    until(() -> steps.contains("a newer"), "the caller that waits for the response has the kubeconfig of the stream");
     respond.countDown();
-    until(() -> steps.size() == 2, "the responses have arrived");
-    assertEquals(Set.of("a newer", "b older"), Set.copyOf(steps));
+    until(() -> steps.size() == 2, "the other response has arrived");
+    assertEquals(List.of("a newer", "b older"), steps);
     assertEquals("newer", token(clusters.get("a")));
   }
 

@@ -35,7 +35,7 @@ class KubernetesClientTest {
     first = new ControlPlane();
     second = new ControlPlane();
     serve(first, "{\"token\": \"one\"}");
-    var credential = new Credential("a", () -> known, (incarnation, isRetry) -> new CompletableFuture<>());
+    var credential = new Credential("a", () -> known, (incarnation, isRetry) -> new CompletableFuture<>(), CompletableFuture::new);
     cluster = new EngagedCluster(credential, Cluster.getDefaultInstance());
   }
 
