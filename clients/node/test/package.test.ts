@@ -11,6 +11,8 @@ test("the samples of the README compile as they stand", () => {
   const readme = readFileSync(new URL("README.md", PACKAGE), "utf8");
   const samples = [...readme.matchAll(/```js\n(.*?)```/gs)].map(([, sample]) => sample!);
   assert.ok(samples.length >= 2);
+  // An event that was before is not waited for: the handler would never end.
+  for (const sample of samples) assert.doesNotMatch(sample, /^\s*await once\(cluster\.signal/m);
   const directory = new URL("dist/readme/", PACKAGE); // within the package, which resolves its own name
   mkdirSync(directory, { recursive: true });
   const files = samples.map((sample, number) => {
