@@ -29,13 +29,14 @@ type EngagedCluster struct {
 	kubeconfig *Kubeconfig
 	isPushed   bool // the kubeconfig came with the stream, as the next one does
 	renewal    chan struct{}
+	pushed     chan struct{} // closed when the stream brings a kubeconfig
 	retries    retries
 	failure    error
 	notBefore  time.Time // no request before this time
 }
 
 func newEngagedCluster(ctx context.Context, client *Client, ttl time.Duration) *EngagedCluster {
-	e := &EngagedCluster{client: client, ttl: ttl, updated: make(chan struct{})}
+	e := &EngagedCluster{client: client, ttl: ttl, updated: make(chan struct{}), pushed: make(chan struct{})}
 	e.ctx, e.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	e.retries = retries{policy: issueBackoff, draw: rand.Float64}
 	return e
@@ -64,40 +65,47 @@ func (e *EngagedCluster) Updated() <-chan struct{} {
 func (e *EngagedCluster) Kubeconfig(ctx context.Context) (*Kubeconfig, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.ctx.Err() != nil {
-		return nil, context.Cause(e.ctx)
-	}
-	now := time.Now()
-	isValid := e.kubeconfig != nil && now.Before(e.usableUntil())
-	if isValid && now.Before(e.refreshAt()) {
+	for {
+		if e.ctx.Err() != nil {
+			return nil, context.Cause(e.ctx)
+		}
+		now := time.Now()
+		isValid := e.kubeconfig != nil && now.Before(e.usableUntil())
+		if isValid && now.Before(e.refreshAt()) {
+			return e.kubeconfig, nil
+		}
+		if e.renewal == nil && !now.Before(e.notBefore) {
+			e.renewal = make(chan struct{})
+			go e.renew(e.renewal)
+		}
+		switch {
+		case isValid:
+			return e.kubeconfig, nil
+		case e.renewal == nil:
+			return nil, e.failure
+		}
+		renewal, pushed := e.renewal, e.pushed
+		e.mu.Unlock()
+		isPushed := false
+		select {
+		case <-renewal:
+		case <-pushed:
+			isPushed = true
+		case <-ctx.Done():
+		}
+		e.mu.Lock()
+		switch {
+		case e.ctx.Err() != nil:
+			return nil, context.Cause(e.ctx)
+		case ctx.Err() != nil:
+			return nil, context.Cause(ctx)
+		case isPushed:
+			continue
+		case e.failure != nil:
+			return nil, e.failure
+		}
 		return e.kubeconfig, nil
 	}
-	if e.renewal == nil && !now.Before(e.notBefore) {
-		e.renewal = make(chan struct{})
-		go e.renew(e.renewal)
-	}
-	switch {
-	case isValid:
-		return e.kubeconfig, nil
-	case e.renewal == nil:
-		return nil, e.failure
-	}
-	renewal := e.renewal
-	e.mu.Unlock()
-	select {
-	case <-renewal:
-	case <-ctx.Done():
-	}
-	e.mu.Lock()
-	switch {
-	case e.ctx.Err() != nil:
-		return nil, context.Cause(e.ctx)
-	case ctx.Err() != nil:
-		return nil, context.Cause(ctx)
-	case e.failure != nil:
-		return nil, e.failure
-	}
-	return e.kubeconfig, nil
 }
 
 func (e *EngagedCluster) renew(done chan struct{}) {
@@ -155,6 +163,8 @@ func (e *EngagedCluster) update(event Event) {
 	e.current = event.Cluster
 	if event.Kubeconfig != nil {
 		e.offer(event.Kubeconfig, true)
+		close(e.pushed)
+		e.pushed = make(chan struct{})
 	}
 	if event.Type == EventUpdated {
 		close(e.updated)

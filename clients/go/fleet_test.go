@@ -13,6 +13,7 @@ import (
 
 	"go.miloapis.com/discovery"
 	"go.miloapis.com/discovery/discoverytest"
+	pb "go.miloapis.com/discovery/v1"
 )
 
 // scriptedFleet is a fleet whose handlers say when they begin and are signaled, and end on command.
@@ -235,4 +236,42 @@ func TestKubeconfigOfAnEngagement(t *testing.T) {
 			synctest.Wait()
 		}
 	})
+	inBubble(t, "of the stream ends the wait for a response", func(t *testing.T) {
+		daemon := newScriptedDaemon(t)
+		respond := make(chan struct{})
+		daemon.issue = func() (*pb.IssueKubeconfigResponse, error) {
+			<-respond
+			return nil, discoverytest.Error(codes.Unavailable, "ISSUER", "down")
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		ended, found := make(chan error), make(chan *discovery.Kubeconfig)
+		client := daemon.client(t)
+		go func() {
+			ended <- client.RunFleet(ctx, pushed, func(ctx context.Context, of *discovery.EngagedCluster) error {
+				kubeconfig, err := of.Kubeconfig(ctx)
+				if err != nil {
+					t.Error(err)
+				}
+				found <- kubeconfig
+				return nil
+			})
+		}()
+		stream := daemon.begin(snapshot("1", engaged("a")))
+		synctest.Wait()
+		brought := engaged("a")
+		brought.Type, brought.Kubeconfig = pb.ClusterEvent_TYPE_KUBECONFIG, &pb.Kubeconfig{Cluster: "a", Kubeconfig: []byte(ofToken)}
+		stream.send(following("1", "2", brought))
+		if kubeconfig := <-found; kubeconfig == nil || string(kubeconfig.Content) != ofToken {
+			t.Errorf("the kubeconfig is %v", kubeconfig)
+		}
+		close(respond)
+		stop()
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Errorf("the fleet ended with %v", err)
+		}
+	})
 }
+
+const ofToken = `{"apiVersion": "v1", "kind": "Config", "current-context": "a", "users": [{"name": "a", "user": {"token": "t"}}],
+	"clusters": [{"name": "a", "cluster": {"server": "https://a"}}],
+	"contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}]}`

@@ -401,6 +401,65 @@ func TestOwnedClustersOfAShardGroupAreAllAndDisjoint(t *testing.T) {
 	}
 }
 
+// TestReplicasOfAShardGroupHaveTheirShareOfTheGoroutines is steps 1 to 3 of the validation in milo-os/milo#640: a replica with
+// all projects, then two with half of them each.
+func TestReplicasOfAShardGroupHaveTheirShareOfTheGoroutines(t *testing.T) {
+	env := newEnvironment(t)
+	names := numbered(24)
+	moving := names[len(names)/2:]
+	replica := func(names []string) *discoverytest.Daemon {
+		daemon := discoverytest.New(t)
+		daemon.Shard(time.Minute)
+		for _, name := range names {
+			env.animal(name, "dog")
+			daemon.Engage(discovery.Cluster{Name: name, Endpoint: env.api.Endpoint(name)})
+		}
+		provider := env.provider(func(o *multicluster.Options) { o.Client, o.Registerer = daemon.Client(), prometheus.NewRegistry() })
+		noted := env.startFeeding(provider)
+		within(t, "its projects", func() error {
+			if got := len(noted.names()); got != len(names) {
+				return fmt.Errorf("%d are engaged", got)
+			}
+			return nil
+		})
+		return daemon
+	}
+	count := func() (settled int) {
+		within(t, "the goroutines to settle", func() error {
+			before, sum := settled, 0
+			ours, _ := goroutines()
+			for _, number := range ours {
+				sum += number
+			}
+			if settled = sum; settled != before {
+				time.Sleep(200 * time.Millisecond)
+				return fmt.Errorf("%d, and %d before", settled, before)
+			}
+			return nil
+		})
+		return settled
+	}
+	none := count()
+	first := replica(names)
+	whole := count() - none
+	for _, name := range moving {
+		first.Disengage(name, discovery.ReasonMoved)
+	}
+	isHalf := func(of string, half func() int) {
+		within(t, of+" to have half of the goroutines", func() error {
+			if got := half(); 2*got < whole*9/10 || 2*got > whole*11/10 {
+				return fmt.Errorf("%d, and one replica alone has %d", got, whole)
+			}
+			return nil
+		})
+	}
+	isHalf("the first replica", func() int { return count() - none })
+	before := count()
+	replica(moving)
+	isHalf("the second replica", func() int { return count() - before })
+	t.Logf("%d goroutines with one replica, %d in the first of two, %d in the second", whole, before-none, count()-before)
+}
+
 // patient is a runnable that works with the informers of the clusters it is engaged with.
 type patient struct {
 	engagements

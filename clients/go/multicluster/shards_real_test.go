@@ -26,8 +26,18 @@ const (
 	// shardsVariable names a file that describes a real API server, and the daemons of a shard group whose clusters are its
 	// namespaces, as tests/end_to_end/real writes it.
 	shardsVariable = "MILO_DISCOVERY_TEST_REAL_SHARDS"
-	settledWithin  = 3 * time.Minute // the group waits for half a minute before it takes the clusters of a killed member
+	settledWithin  = 3 * time.Minute  // the group waits for half a minute before it takes the clusters of a killed member
+	evictedWithin  = 50 * time.Second // as docs/sharding.md states it
 )
+
+// shares counts what each member owns.
+func shares(owners map[string]int) map[int]int {
+	counts := map[int]int{}
+	for _, member := range owners {
+		counts[member]++
+	}
+	return counts
+}
 
 // realShards is a shard group of daemon processes, each with a replica of the example beside it.
 type realShards struct {
@@ -37,6 +47,7 @@ type realShards struct {
 	namespaces []string
 	replicas   map[int]*exampleReplica
 	round      int
+	sharedAt   time.Time // when share found the members to share all namespaces
 
 	Kubeconfig string            `json:"kubeconfig"`
 	Labels     map[string]string `json:"labels"` // of namespaces that are clusters
@@ -155,6 +166,7 @@ func (s *realShards) owned() map[string]int {
 func (s *realShards) share(members ...int) map[string]int {
 	s.t.Helper()
 	var owners map[string]int
+	began := time.Now()
 	withinLimit(s.t, settledWithin, fmt.Sprintf("%v to share the namespaces", members), func() error {
 		owners = s.owned()
 		if len(owners) != len(s.namespaces) {
@@ -162,6 +174,9 @@ func (s *realShards) share(members ...int) map[string]int {
 		}
 		if got := slices.Sorted(maps.Values(owners)); !slices.Equal(slices.Compact(got), members) {
 			return fmt.Errorf("the owners are %v", owners)
+		}
+		if s.sharedAt.Before(began) {
+			s.sharedAt = time.Now()
 		}
 		for _, member := range members {
 			info, err := s.replicas[member].client.Info(s.t.Context())
@@ -201,6 +216,8 @@ func (s *realShards) share(members ...int) map[string]int {
 	return owners
 }
 
+// TestShardedNamespaceExampleOnRealServers has steps 2 and 4 to 6 of the validation in milo-os/milo#640: two replicas, each
+// namespace in one of them, the gap after a kill, and one replica more.
 func TestShardedNamespaceExampleOnRealServers(t *testing.T) {
 	s := newRealShards(t, 12)
 	s.start(0)
@@ -214,12 +231,23 @@ func TestShardedNamespaceExampleOnRealServers(t *testing.T) {
 			t.Errorf("%s moved from %d to %d, which is not the new member", name, before[name], owner)
 		}
 	}
+	for member, count := range shares(after) {
+		if count < len(after)/6 || count > len(after)/2 {
+			t.Errorf("member %d of three owns %d of %d namespaces", member, count, len(after))
+		}
+	}
 
 	s.terminate(1)
 	after = s.share(0, 2)
 
+	killed := time.Now()
 	s.killDaemon(2) // its replica runs, and loses its ownership before the other takes over
 	s.share(0)
+	if gap := s.sharedAt.Sub(killed); gap > evictedWithin+10*time.Second {
+		t.Errorf("namespaces had no owner for %s after a kill", gap)
+	} else {
+		t.Logf("all namespaces have an owner %s after a kill", gap)
+	}
 	lost := s.replicas[2]
 	select {
 	case err := <-lost.ended:

@@ -54,7 +54,8 @@ type Credential struct {
 	mu      sync.Mutex
 	held    *held
 	renewal *renewal
-	notYet  time.Time // no attempt before this time; reset by a kubeconfig that the daemon sends unrequested
+	offered chan struct{} // closed by the next kubeconfig that the daemon sends unrequested
+	notYet  time.Time     // no attempt before this time; reset by a kubeconfig that the daemon sends unrequested
 	closed  bool
 }
 
@@ -99,7 +100,7 @@ var errClosed = errors.New("the cluster was disengaged")
 // New returns a Credential that holds nothing yet.
 func New(options Options) *Credential {
 	ctx, cancel := context.WithCancel(context.Background())
-	return &Credential{options: options, ctx: ctx, cancel: cancel}
+	return &Credential{options: options, ctx: ctx, cancel: cancel, offered: make(chan struct{})}
 }
 
 // Offer replaces the credential by a newer one. A kubeconfig that was issued before the current one is ignored.
@@ -109,6 +110,8 @@ func (c *Credential) Offer(k Kubeconfig) error {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.notYet = time.Time{}
+		close(c.offered)
+		c.offered = make(chan struct{})
 	}
 	return err
 }
@@ -184,7 +187,7 @@ func (c *Credential) Ensure(ctx context.Context) error {
 
 func (c *Credential) current(ctx context.Context) (*held, error) {
 	c.mu.Lock()
-	held, closed := c.held, c.closed
+	held, closed, offered := c.held, c.closed, c.offered
 	c.mu.Unlock()
 	switch {
 	case closed:
@@ -192,13 +195,14 @@ func (c *Credential) current(ctx context.Context) (*held, error) {
 	case held != nil:
 		return held, nil
 	}
-	if err := c.renew(ctx); err != nil {
-		return nil, err
-	}
+	err := c.renew(ctx, offered)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.held == nil {
+	switch {
+	case c.closed:
 		return nil, errClosed
+	case c.held == nil:
+		return nil, err
 	}
 	return c.held, nil
 }
@@ -249,6 +253,9 @@ func rewound(request *http.Request) (*http.Request, bool) {
 
 // newerThan returns a credential that is newer than one that was refused, or nil if there is none.
 func (c *Credential) newerThan(ctx context.Context, refused *held) *held {
+	c.mu.Lock()
+	offered := c.offered
+	c.mu.Unlock()
 	if found := c.heldOtherThan(refused); found != nil {
 		return found
 	}
@@ -258,6 +265,7 @@ func (c *Credential) newerThan(ctx context.Context, refused *held) *held {
 	}
 	select {
 	case <-attempt.done:
+	case <-offered:
 	case <-ctx.Done():
 		return nil
 	}
@@ -273,12 +281,14 @@ func (c *Credential) heldOtherThan(refused *held) *held {
 	return c.held
 }
 
-// renew waits for an attempt to renew the credential.
-func (c *Credential) renew(ctx context.Context) error {
+// renew waits for an attempt to renew the credential, or for a kubeconfig that the daemon sends unrequested.
+func (c *Credential) renew(ctx context.Context, offered <-chan struct{}) error {
 	attempt := c.renewBeside(0)
 	select {
 	case <-attempt.done:
 		return attempt.err
+	case <-offered:
+		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	}

@@ -330,3 +330,30 @@ func TestParseRejectsKubeconfigWithFilesProxyOrMismatchedNames(t *testing.T) {
 		t.Errorf("%v, %v", config, err)
 	}
 }
+
+func TestCallerThatWaitsHasTheKubeconfigThatIsSentUnrequested(t *testing.T) {
+	server, _ := accepting(t, "pushed")
+	of := &issuer{err: errors.New("the issuer is down"), gate: make(chan struct{})}
+	c, _ := newCredential(of, time.Now)
+	for _, first := range []string{"", "refused"} {
+		if first != "" {
+			c, _ = newCredential(of, time.Now)
+			if err := c.Offer(kubeconfig(first, 1)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		before := of.calls.Load()
+		code := make(chan int)
+		go func() { code <- post(t, c, server.URL, nil) }()
+		for of.calls.Load() == before {
+			time.Sleep(time.Millisecond)
+		}
+		if err := c.Offer(kubeconfig("pushed", 2)); err != nil {
+			t.Fatal(err)
+		}
+		if found := <-code; found != http.StatusOK { // while the request to the issuer is pending
+			t.Errorf("after %q: status %d", first, found)
+		}
+	}
+	close(of.gate)
+}
