@@ -107,7 +107,7 @@ def test_verbose_run_prints_the_exchange() -> None:
     ran = kit("--case", "first-snapshot", "--verbose", "--", *matrix.command(""))
     assert ran.returncode == 0
     assert "stream 1 is opened, resume_revision=''" in ran.stdout
-    assert "told: ENGAGED b suspended" in ran.stdout
+    assert "reported: ENGAGED b suspended" in ran.stdout
 
 
 def test_program_that_does_not_exist_is_an_error_of_the_run() -> None:

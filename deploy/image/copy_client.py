@@ -14,7 +14,7 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
 CLIENT = "milo-discovery-client"
-# Of Python itself: what the command never loads.
+# Parts of Python that the command never loads.
 LEFT_OUT = shutil.ignore_patterns(
     *("__pycache__", "config-*", "ensurepip", "idlelib", "lib2to3", "site-packages"),
     *("test", "tests", "tkinter", "turtledemo"),
@@ -25,12 +25,12 @@ LAUNCHER = """\
 here=${0%/*}
 LD_LIBRARY_PATH=$here/lib exec "$here/bin/python3" -I -m milo_discovery "$@"
 """
-# So that the first call finds them compiled.
+# Compiles them, so that the first call does not have to.
 LOADED = "import grpc.aio, milo_discovery, milo_discovery.cli.credential, milo_discovery.cli.queries"
 
 
 def needed(name: str, found: dict[str, Distribution]) -> dict[str, Distribution]:
-    """The package, and what it depends on; not what only an extra brings."""
+    """The package and its dependencies, without those of its extras."""
     try:
         found[name] = distribution(name)
     except PackageNotFoundError:

@@ -35,7 +35,7 @@ class _ListMetaBody(
     version: str = ""
     next: str = ""
     left: int | None = None
-    """How many objects follow. API servers do not say it where there is a selector."""
+    """The number of objects on further pages, which API servers omit if there is a selector."""
 
 
 class _Page(msgspec.Struct):
@@ -91,7 +91,7 @@ def access_review(resource: Resource, verb: str) -> bytes:
 
 
 def impersonation_reviews(acting: ActAs) -> Mapping[str, bytes]:
-    """Return the access reviews that an API server makes of a request which impersonates, by what each is about."""
+    """Return the access reviews of a request that impersonates, keyed by what each one checks."""
     namespace, _, account = acting.user.removeprefix(_SERVICE_ACCOUNT).partition(":")
     if acting.user.startswith(_SERVICE_ACCOUNT) and account:
         asked = {f"user {acting.user}": {"resource": "serviceaccounts", "namespace": namespace, "name": account}}

@@ -125,6 +125,6 @@ def _minted(subject: str, message: str, minted: IssuedCredential) -> Finding:
     end = "without an expiry" if minted.is_endless else f"valid for {life_s / 86400:.0f} days"
     return warn(
         subject,
-        f"{message}, {end}: who has had it keeps the access, whatever the daemon's rules say later",
+        f"{message}, {end}: a caller that received it keeps the access, whatever the daemon's rules say later",
         "give operators an identity that can be revoked at the platform, or use an issuer of short-lived credentials",
     )

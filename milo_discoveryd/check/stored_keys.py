@@ -1,4 +1,4 @@
-"""Reports which clusters of the state files this configuration gives other keys, or none."""
+"""Reports the stored clusters that have another key, or none, in this configuration."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The settings as they are given, and their one shape inside: the flat settings of one source become a list of one."""
+"""The settings as given, and their internal form: the flat settings of a single source become a list with one item."""
 
 from collections.abc import Mapping
 from pathlib import Path

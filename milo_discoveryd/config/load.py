@@ -96,7 +96,7 @@ def _disagreements(settings: Settings, given: Mapping[SettingPath, Given]) -> It
 
 
 def _place(settings: Settings, position: int, given: Mapping[SettingPath, Given]) -> tuple[str, str]:
-    """Return the place of a source, and what complaints begin with there."""
+    """Return the place of a source, and the prefix of problems there."""
     if name := settings.sources[position].name:
         return given[("sources",)].place_of((position,)), f"{name}: "
     return next((given[key].place for key in (("mode",),) if key in given), "settings"), ""

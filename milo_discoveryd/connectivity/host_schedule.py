@@ -38,7 +38,7 @@ class HostSchedule:
         self._hosts: dict[str, _HostClusters] = {}
         self._host_of: dict[str, str] = {}
         self._in_flight: dict[Probe, Probe] = {}
-        """Probes of hosts, by the probes that stand for them."""
+        """In-flight probes of hosts, keyed by the cluster probe that represents the host."""
         self._known: list[ConnectivityChange] = []
 
     def watch(self, name: str, host: str, incarnation: int, now: float) -> None:

@@ -54,8 +54,8 @@ class ValueClaims(ABC):
 
     what: str
     trusts_servers: bool
-    """Whether a value that no object states is right whichever server it is from. Otherwise it is only known to be
-    right among the objects of that server."""
+    """Whether a value that no object states is valid for all API servers. Otherwise it is valid only among the objects
+    of its own server."""
 
     def __init__(self) -> None:
         self.is_active = False

@@ -92,7 +92,7 @@ class ObjectCollection:
         self.pending_deletions = pending_deletions
         self.progress = ListProgress()
         self.followed = status or ViewStatus(ViewState.CATCHING_UP, 0.0)
-        """How the collection is followed; `status` also says whether its lists are accepted."""
+        """The raw status of the watch; `status` also reflects held lists."""
         self._keys = keys
         self._positions = positions
         self._guard = guard

@@ -34,7 +34,7 @@ class Observer(Protocol):
     def event_ignored(self, problem: str) -> None: ...
 
     def object_refused(self, observation: NotWanted) -> None:
-        """Record that an object cannot be used, or must not be, since this observation of it."""
+        """Record that an object became unusable, or forbidden, with this observation."""
 
     def source_status_changed(self, status: ViewStatus) -> None:
         """Record that the source's state, or the reason for it, changed."""

@@ -100,9 +100,9 @@ class GroupRequests:
     def _note_problems(self, problems: tuple[str, ...]) -> None:
         for problem in problems:
             if problem not in self.problems:
-                log.warning("shard group has a problem", group=self.name, problem=problem)
+                log.warning("shard group unhealthy", group=self.name, problem=problem)
         if self.problems and not problems:
-            log.info("shard group has no problem any more", group=self.name)
+            log.info("shard group healthy again", group=self.name)
         self.problems = problems
 
 

@@ -195,7 +195,7 @@ class ConsumerObjects:
             merged.update(contribution.content.labels)
         target = Target(
             name=cluster,
-            # Of the project itself only the name is known here.
+            # Only the name of the project is known here.
             uid=uid or active[0].uid,
             place=self._projects.place,
             labels=tuple(sorted(merged.items())),

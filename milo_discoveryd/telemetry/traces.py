@@ -27,7 +27,7 @@ async def exporting(endpoint: str, share: float, *, version: str, mode: str) -> 
     Requests are traced in the tasks that begin within this context.
     """
     try:
-        # Heavy, and seldom wanted.
+        # Imported here because the packages are large, and few daemons export traces.
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
         from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
         from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415

@@ -83,7 +83,7 @@ class Membership:
             self.group.hand_over()
 
     async def handed_over(self) -> None:
-        """Return when the member has handed its clusters over; soon, if it does not begin to."""
+        """Return when the member has handed its clusters over, or soon if the hand-over does not begin."""
         if self._keeps_term:
             return
         with suppress(TimeoutError):

@@ -31,7 +31,7 @@ def test_query_is_encoded() -> None:
 @pytest.mark.parametrize(
     ("name", "is_safe"), [("a.b", True), ("..b", True), ("..", False), (".", False), ("a/b", False)]
 )
-def test_name_with_meaning_in_a_path_is_no_segment(name: str, is_safe: bool) -> None:
+def test_name_with_path_syntax_is_not_a_path_segment(name: str, is_safe: bool) -> None:
     assert is_segment(name) is is_safe
 
 

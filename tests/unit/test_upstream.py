@@ -171,7 +171,7 @@ async def test_replaced_kubeconfig_with_new_server_is_not_followed(write: Write)
     source = load_kubeconfig(write()).credentials
     write(cluster={"server": "https://elsewhere"})
     for _ in range(2):
-        with pytest.raises(CredentialError, match="now names another server, https://elsewhere"):
+        with pytest.raises(CredentialError, match="now names a different server, https://elsewhere"):
             await source.credential()
     write(user={"token": "renewed"})
     assert await source.credential() == Credential(token=Secret("renewed"))

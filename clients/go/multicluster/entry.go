@@ -213,7 +213,7 @@ func (p *Provider) offer(ctx context.Context, e *entry, i *instance, taken *slot
 		}
 		taken = again
 	}
-	if err := p.hand(ctx, e, i); err != nil {
+	if err := p.offerToManager(ctx, e, i); err != nil {
 		return err
 	}
 	e.enter(stateEngaged, nil)
@@ -237,8 +237,8 @@ func (p *Provider) sync(ctx context.Context, i *instance) error {
 	return fmt.Errorf("informers of indexed types have not synced within %v", p.options.SyncTimeout)
 }
 
-// hand calls the manager to engage an instance.
-func (p *Provider) hand(ctx context.Context, e *entry, i *instance) error {
+// offerToManager asks the manager to engage an instance.
+func (p *Provider) offerToManager(ctx context.Context, e *entry, i *instance) error {
 	timer := time.AfterFunc(p.options.EngageTimeout, func() { i.cancel(errEngageTimeout) })
 	defer timer.Stop()
 	engaging := ctx

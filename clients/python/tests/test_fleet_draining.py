@@ -143,7 +143,7 @@ async def test_refused_release_is_repeated_for_the_next_incarnation(stream, daem
     assert await daemon.releases.get() == release_of("a", stream, "new")
 
 
-async def test_renewed_kubeconfig_of_a_draining_cluster_is_no_reason_to_release_again(fleet, stream, daemon, work):
+async def test_renewed_kubeconfig_does_not_release_a_draining_cluster_again(fleet, stream, daemon, work):
     work.may_end.set()
     stream.send(snapshot("1", engaged("a")), following("1", "2", updated(draining("a"))))
     await daemon.releases.get()
@@ -247,7 +247,9 @@ async def test_fleets_have_different_subscribers_by_default(client, daemon):
 
 
 @pytest.mark.parametrize("handled", [True, False])
-async def test_fleet_without_handler_or_with_confirm_releases_false_is_no_subscriber(client, daemon, work, handled):
+async def test_fleet_without_handler_or_with_confirm_releases_false_has_no_subscriber_name(
+    client, daemon, work, handled
+):
     fleet = Fleet(client, confirm_releases=False) if handled else Fleet(client)
     if handled:
         fleet.on_engage(work.handle)

@@ -95,7 +95,7 @@ def test_kubeconfig_with_unknown_field_is_rejected(part: str, fields: dict[str, 
         read_access(changed(text(token=CANARY), part, **fields))
 
 
-def test_kubeconfig_says_as_whom_requests_act():
+def test_kubeconfig_states_the_impersonated_user():
     acting = ActAs(user="shop", groups=("a", "b"), extra=(("example.com/why", ("c", "d")),))
     content = changed(text(token=CANARY), "user", **acting.fields())
     access = read_access(content)

@@ -11,7 +11,7 @@ def missing(count: int, writing: int = 1) -> list[Removal]:
     return [Removal(f"p-{number}", f"p-{number}", str(number), f"{writing}-{number}") for number in range(count)]
 
 
-def test_removal_is_confirmed_by_a_second_look():
+def test_removal_is_confirmed_by_a_second_check():
     removals = Removals()
     assert removals.review(missing(1), 10, 0.0) == []
     assert removals.next_look_at(0.0) == SECOND_LOOK_S
@@ -20,7 +20,7 @@ def test_removal_is_confirmed_by_a_second_look():
     assert removals.next_look_at(SECOND_LOOK_S) is None
 
 
-def test_removal_that_the_second_look_contradicts_begins_again():
+def test_removal_that_the_second_check_contradicts_begins_again():
     removals = Removals()
     removals.review(missing(1), 10, 0.0)
     removals.review([], 10, SECOND_LOOK_S)
@@ -47,7 +47,7 @@ def test_held_removals_are_released_when_the_clusters_are_engaged_again():
     assert (removals.problem, removals.next_look_at(1.0)) == ("", None)
 
 
-def test_accepted_removals_need_a_second_look_and_are_accepted_once():
+def test_accepted_removals_need_a_second_check_and_are_accepted_once():
     removals = Removals(accepts=True)
     assert removals.review(missing(3), 3, 0.0) == []
     assert not removals.is_foreign

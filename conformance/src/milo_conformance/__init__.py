@@ -2,5 +2,5 @@
 
 import os
 
-# Refused handshakes are part of the cases, and no news.
+# Cases provoke refused handshakes, so gRPC must not log them.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")

@@ -69,7 +69,7 @@ class TlsFiles:
 
 
 class ScriptedStream:
-    """A WatchClusters stream that the subscriber opened. It sends heartbeats unless it is told not to."""
+    """A WatchClusters stream that the subscriber opened. It sends heartbeats until `stop_heartbeats`."""
 
     def __init__(self, daemon: ScriptedDaemon, request: pb.WatchClustersRequest, context: Any, number: int) -> None:
         self.daemon = daemon
@@ -137,7 +137,7 @@ class ScriptedStream:
     _context_sent = False
 
     def stop_heartbeats(self) -> None:
-        """Send nothing on its own from here on."""
+        """Stop sending heartbeats."""
         if self._heartbeats is not None:
             self._heartbeats.cancel()
         else:
@@ -184,7 +184,7 @@ class ScriptedDaemon(rpc.DiscoveryServiceServicer):
         self.answers: dict[str, Answer] = {}
         """The answers to unary calls, by method."""
         self.opened = 0
-        """The streams so far."""
+        """All streams that were opened."""
         self._tls: TlsFiles | None = None
         self._revisions = 0
         self._servers: list[grpc.aio.Server] = []
@@ -279,7 +279,7 @@ class ScriptedDaemon(rpc.DiscoveryServiceServicer):
             raise CaseFailed(f"no stream was opened within {limit_s:g} s") from None
 
     async def wait_for_call(self, method: str, *, after: int = 0, limit_s: float | None = None) -> ScriptedCall:
-        """Return a call of the method, the first one or the one after so many."""
+        """Return a call of the method, after skipping as many as `after` says."""
         limit_s = LIMIT_S if limit_s is None else limit_s
 
         def found() -> ScriptedCall | None:

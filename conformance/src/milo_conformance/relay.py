@@ -20,7 +20,7 @@ class Relay:
         self._writers: set[asyncio.StreamWriter] = set()
         self._flows: set[asyncio.Event] = set()
         self.connected = 0
-        """The connections so far."""
+        """All connections that were accepted."""
         self.closed: asyncio.Queue[None] = asyncio.Queue()
         """An item for each connection that was closed."""
 
@@ -48,7 +48,7 @@ class Relay:
             writer.transport.abort()
 
     def fall_silent(self) -> None:
-        """Forward nothing more on the connections there are, and leave them open."""
+        """Stop forwarding on the existing connections, and leave them open."""
         for flowing in self._flows:
             flowing.clear()
 

@@ -99,7 +99,7 @@ def to_publish(outcomes: Sequence[CaseOutcome], client: str) -> str:
 
 
 def place(one: Case) -> str:
-    """Return what the proto file says that demands what the case tests."""
+    """Return the quotation of the proto file that demands what the case tests."""
     return f"{PROTO}: {' '.join(one.demands.replace('//', ' ').split())!r}"
 
 

@@ -1,4 +1,4 @@
-"""One case: a daemon, a subscriber, and what the case says about them."""
+"""Runs one case: a scripted daemon, a subscriber, and the comparison of what it reports with what is expected."""
 
 from __future__ import annotations
 
@@ -143,11 +143,11 @@ class Run:
 
     @property
     def beginning(self) -> str:
-        """What the subscriber is told of an engaged cluster: its event, or that its handler begins."""
+        """The word with which a subscriber reports an engaged cluster: its event, or the start of its handler."""
         return "BEGIN" if "CONFORMANCE_FLEET" in self._environment else "ENGAGED"
 
     async def synced(self, *names: str) -> ScriptedStream:
-        """Return a stream that has delivered these clusters in one batch, of which the subscriber was told."""
+        """Return a stream that has delivered these clusters in one batch, once the subscriber has reported them."""
         stream = await self.stream(resuming="")
         await stream.snapshot(*map(engaged, names))
         await self.told(*[f"{self.beginning} {name}" for name in names])
@@ -159,7 +159,7 @@ class Run:
         return await self.stream(resuming=stream.revision)
 
     async def no_stream(self, seconds: float, why: str) -> None:
-        """Fail if a stream is opened meanwhile."""
+        """Fail if a stream is opened within this time."""
         try:
             stream = await asyncio.wait_for(self.daemon.streams.get(), seconds)
         except TimeoutError:
@@ -203,7 +203,8 @@ class Run:
         return 2.5 + 2 * took_s
 
     async def told(self, *expected: str, limit_s: float | None = None, ignoring: tuple[str, ...] = ()) -> list[Told]:
-        """Wait until the subscriber was told as much, and compare, cluster by cluster, without the fields to ignore."""
+        """Wait until the subscriber has reported as many lines, and compare them by cluster, without the fields to
+        ignore."""
         deadline = time.monotonic() + (LIMIT_S if limit_s is None else limit_s)
         while len(self._told) < len(expected):
             try:
@@ -219,14 +220,15 @@ class Run:
         return found
 
     async def nothing_else(self, stream: ScriptedStream, *, limit_s: float | None = None) -> None:
-        """Fail if the subscriber was told anything since: it is told of another cluster, and of nothing before that."""
+        """Fail if the subscriber has reported anything since. A further cluster, which it must report next, proves
+        it."""
         self._barriers += 1
         name = f"barrier-{self._barriers}"
         await stream.send(engaged(name))
         await self.told(f"{self.beginning} {name}", limit_s=limit_s)
 
     async def told_only(self, stream: ScriptedStream, *expected: str) -> None:
-        """Wait until the subscriber was told as much, and nothing else."""
+        """Wait until the subscriber has reported these lines, and nothing else."""
         await self.told(*expected)
         await self.nothing_else(stream)
 
@@ -247,7 +249,7 @@ class Run:
         except TimeoutError:
             raise CaseFailed(f"the subscriber did not end within {LIMIT_S:g} s") from None
         if line is not None:
-            raise CaseFailed(f"the subscriber was told more before it ended: {line}")
+            raise CaseFailed(f"the subscriber reported more before it ended: {line}")
 
     async def command(self, line: str) -> None:
         """Send a command that is not answered."""
@@ -256,16 +258,16 @@ class Run:
 
 
 def compare(expected: tuple[str, ...], found: list[Told], note: str = "") -> None:
-    """Fail unless the subscriber was told what is expected, cluster by cluster."""
+    """Fail unless the subscriber has reported what is expected for each cluster."""
     wanted, said = by_cluster(expected), by_cluster([str(each) for each in found])
     if wanted != said:
         different = sorted(name for name in {*wanted, *said} if wanted.get(name) != said.get(name))[:5]
         lines = [
             f"  expected: {', '.join(wanted.get(name, [])) or 'nothing'}; "
-            f"told: {', '.join(said.get(name, [])) or 'nothing'}"
+            f"reported: {', '.join(said.get(name, [])) or 'nothing'}"
             for name in different
         ]
-        raise CaseFailed("\n".join(["the subscriber was not told what happened:", *lines, *([note] if note else [])]))
+        raise CaseFailed("\n".join(["the subscriber did not report what happened:", *lines, *([note] if note else [])]))
 
 
 def by_cluster(lines: list[str] | tuple[str, ...]) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""The subscriber under test: what it was told, as lines of JSON, and the commands that it reads."""
+"""The subscriber under test: what it reports, as lines of JSON, and the commands that it reads."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class ClientProgram(Protocol):
     """A running subscriber."""
 
     lines: asyncio.Queue[Told | None]
-    """What it was told, in order; None once it has ended."""
+    """What it has reported, in order; None once it has ended."""
 
     async def command(self, line: str) -> None: ...
     def pause(self) -> None: ...
@@ -138,7 +138,7 @@ def parse(line: str, trace: Trace) -> Told:
         told = Told(str(fields.pop("event")), fields)
     except (ValueError, KeyError, AttributeError):
         told = Told(f"a line that is not JSON with an event: {line.strip()[:200]!r}")
-    trace(f"told: {told}")
+    trace(f"reported: {told}")
     return told
 
 
@@ -154,7 +154,7 @@ class Program:
             for name, value in os.environ.items()
             if not name.startswith(("MILO_DISCOVERY", "CONFORMANCE_")) and name.lower() not in PROXY_VARIABLES
         }
-        # A client that uses a proxy for its daemon finds nobody at this one.
+        # Nothing listens at this proxy, so a client that uses a proxy for the daemon fails.
         inherited |= dict.fromkeys(PROXY_VARIABLES, "http://127.0.0.1:9") | {"no_proxy": ""}
         try:
             process = await asyncio.create_subprocess_exec(

@@ -24,7 +24,7 @@ def with_condition(
 ) -> list[Document] | None:
     """Return the conditions with this one set; None if nothing changes. Only a new status moves lastTransitionTime.
 
-    Raises ValueError for a status that is none.
+    Raises ValueError for an invalid status.
     """
     if status not in get_args(ConditionStatus):
         raise ValueError(f'condition {type_}: status {status!r}: write "True", "False" or "Unknown"')

@@ -315,7 +315,7 @@ class Controllers(RunsInBackground):
     async def drain(self, within: timedelta) -> None:
         """Begin no further reconciles, let the running ones end within this time, and stop leading.
 
-        Another replica takes over from then on, while this one still has to let its clusters go.
+        Another replica takes over from then on, while this one still releases its clusters.
         """
         running = self._engaged.pause()
         if running:

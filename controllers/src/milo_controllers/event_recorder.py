@@ -43,7 +43,8 @@ class EventRecorder:
         except NotFound:
             if kind is CORE_EVENTS:
                 raise
-            # That may mean the kind, as in Milo, or the namespace: only a success tells.
+            # The 404 can be that of the kind, which Milo does not serve, or of the namespace: only a success tells them
+            # apart.
             await self._send_as(CORE_EVENTS, write)
             self._kind = CORE_EVENTS
 

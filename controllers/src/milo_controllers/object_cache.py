@@ -378,7 +378,7 @@ _VERSIONED = msgspec.json.Decoder(_VersionedObject)
 
 def changed(part: Literal["generation", "labels", "annotations"], change: Change) -> bool:
     """Return whether a change concerns this part of an object: always if it was created or deleted, or if its deletion
-    was requested. Every change of a kind without a generation is one of its generation."""
+    was requested. For kinds without a generation, every change counts as one of the generation."""
     if change.old is None or change.new is None or change.old.uid != change.new.uid:
         return True
     old, new = (_VERSIONED.decode(each.raw).metadata for each in (change.old, change.new))

@@ -344,7 +344,7 @@ class WorkQueue:
             self.add(key, at, self._clusters[key[:2]].delayed[key][1])
 
     def _offer(self, cluster: _Cluster) -> None:
-        """Append the cluster to the turns of each priority that it has objects of."""
+        """Queue the cluster for every priority in which it has ready objects."""
         queue = self._clusters.get(cluster)
         if queue is not None and self._is_open[cluster] and len(queue.in_flight) < self._per_cluster:
             for ready, turns in zip(queue.ready, self._turns, strict=True):

@@ -70,7 +70,7 @@ class WriteHolds:
             recent = {other: at for other, at in self._throttled.items() if now - at < _LOG_AGAIN_S}
             self._throttled = recent | {key: now}
             log.warning(
-                "%s: %s is reconciled %g times a second at most, since its reconciles write each time: compare before "
+                "%s: %s is reconciled at most %g times per second, because each reconcile writes: compare before "
                 'writing, or use on="generation"',
                 *(self._controller, key, _WRITING.per_second),
             )

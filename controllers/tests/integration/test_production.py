@@ -257,7 +257,7 @@ async def test_object_is_reconciled_again_only_when_caches_have_its_writes(
 # --- reconcilers ---
 
 
-async def test_object_that_its_own_reconciler_changes_for_ever_is_throttled(
+async def test_object_that_its_own_reconciler_changes_endlessly_is_throttled(
     plane: ControlPlane, caplog: pytest.LogCaptureFixture
 ) -> None:
     reconciles = 0
@@ -272,7 +272,7 @@ async def test_object_that_its_own_reconciler_changes_for_ever_is_throttled(
     async with reconciling(reconcile, plane):
         await eventually(lambda: reconciles > 25)
     assert reconciles <= 20 + 5 * (time.monotonic() - began) + 1
-    assert f"{plane.project}: default/one is reconciled 5 times a second at most" in caplog.text
+    assert f"{plane.project}: default/one is reconciled at most 5 times per second" in caplog.text
 
 
 async def test_predicates_say_which_changes_matter(plane: ControlPlane) -> None:

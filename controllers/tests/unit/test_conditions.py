@@ -32,7 +32,7 @@ def test_condition_that_is_already_set_is_unchanged() -> None:
 
 
 @pytest.mark.parametrize("status", ["true", "Ready", True, None])
-def test_condition_status_that_is_none_is_refused(status: Any) -> None:
+def test_invalid_condition_status_is_refused(status: Any) -> None:
     with pytest.raises(ValueError, match=r'condition Ready: status .*: write "True", "False" or "Unknown"'):
         with_condition([READY], "Ready", status, "Done", "m", generation=1, now=NOW)
 

@@ -43,7 +43,7 @@ def put(
 
 
 @pytest.mark.parametrize("answer", [{}, {"metadata": {"name": "a"}}, {"kind": "Status", "metadata": {}}])
-def test_response_without_a_version_is_no_write(answer: dict[str, Any]) -> None:
+def test_response_without_a_version_is_not_recorded_as_a_write(answer: dict[str, Any]) -> None:
     assert Write.of(RESOURCE, answer) is None
 
 
@@ -70,7 +70,7 @@ def test_write_of_a_replaced_object_is_seen() -> None:
     assert is_seen(written(), cache)
 
 
-def test_deletion_is_seen_when_the_object_is_gone_or_another() -> None:
+def test_own_deletion_is_observed_when_the_object_is_absent_or_replaced() -> None:
     cache, deletion = informer(), Write(RESOURCE, ("ns", "a"), "u", "")
     assert is_seen(deletion, cache)
     put(cache, "5")

@@ -54,7 +54,7 @@ def read(user: Mapping[str, Any]) -> ActAs | None:
             raise ValueError("has as-groups or as-user-extra without as")
         return None
     if not _is_text(name) or not _are_texts(groups):
-        raise ValueError("has an as, or as-groups, other than printable ASCII text")
+        raise ValueError("has an as or as-groups that is not printable ASCII text")
     if not isinstance(extra, Mapping) or not all(_is_text(key) and _are_texts(extra[key]) for key in extra):
         raise ValueError("has an as-user-extra that is not a mapping to lists of printable ASCII text")
     pairs = tuple((key, tuple(values)) for key, values in extra.items())

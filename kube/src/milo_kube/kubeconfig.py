@@ -21,7 +21,7 @@ from milo_kube.act_as import ActAs
 
 MAX_BYTES: Final = 1 << 20
 RECEIVED_BYTES: Final = 64 << 10
-"""The longest kubeconfig of another author that is read: the time that it takes is taken from others."""
+"""Maximum size of a kubeconfig of another author: parsing a larger one would delay the event loop."""
 _RECEIVED_NODES: Final = 2_000
 EXEC_VERSIONS: Final = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
 
@@ -63,7 +63,7 @@ class Policy:
     user: frozenset[str] | None
     """None: the user is not read."""
     instead: str = "it is not supported"
-    """What to say of a field that only other policies allow."""
+    """The advice about a field that only other policies allow."""
     needs_server: bool = True
     is_exact: bool = False
     """Whether there is one cluster, one user and one context, and nothing else in the document."""

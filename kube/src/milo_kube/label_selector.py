@@ -109,7 +109,7 @@ class _Parser:
             self._take()
             found.append(self._requirement())
         if self._peek():
-            raise self._error(f"expected ',' or the end, found {self._peek()!r}")
+            raise self._error(f"expected ',' or the end of the selector, found {self._peek()!r}")
         return found
 
     def _requirement(self) -> Requirement:
@@ -162,14 +162,14 @@ class _Parser:
 
     def _values(self) -> frozenset[str]:
         if self._peek() != "(":
-            raise self._error(f"expected '(' after in or notin, found {self._peek() or 'the end'!r}")
+            raise self._unexpected("'(' after in or notin")
         self._take()
         values = [self._value()]
         while self._peek() == ",":
             self._take()
             values.append(self._value())
         if self._peek() != ")":
-            raise self._error(f"expected ',' or ')', found {self._peek() or 'the end'!r}")
+            raise self._unexpected("',' or ')'")
         self._take()
         return frozenset(values)
 
@@ -182,7 +182,7 @@ class _Parser:
 
     def _word(self, what: str) -> str:
         if self._next >= len(self._tokens) or self._tokens[self._next][0] != "word":
-            raise self._error(f"expected {what}, found {self._peek() or 'the end'!r}")
+            raise self._unexpected(what)
         return self._take()
 
     def _peek(self) -> str:
@@ -191,6 +191,10 @@ class _Parser:
     def _take(self) -> str:
         self._next += 1
         return self._tokens[self._next - 1][1]
+
+    def _unexpected(self, expected: str) -> SelectorError:
+        found = f"found {self._peek()!r}" if self._peek() else "found the end of the selector"
+        return self._error(f"expected {expected}, {found}")
 
     def _error(self, problem: str, back: int = 0) -> SelectorError:
         index = self._next - back

@@ -21,7 +21,8 @@ class CertificateExpiry(msgspec.Struct, frozen=True):
     at: datetime
     is_expired: bool
     is_soon: bool
-    """Less than a day is left. One that is issued for minutes or hours expires soon in its last fifth only."""
+    """Less than a day is left. A certificate with a lifetime of minutes or hours expires soon only in its last
+    fifth."""
 
     def __str__(self) -> str:
         return f"{self.at:%Y-%m-%d %H:%M} UTC"

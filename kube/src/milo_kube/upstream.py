@@ -136,7 +136,8 @@ class ReloadedCredential:
             raise CredentialError(f"the kubeconfig was replaced by an invalid one: {error}") from None
         if found.server != self._loaded.server:
             raise CredentialError(
-                f"kubeconfig {self._file.path} now names another server, {found.server}: restart the daemon to use it"
+                f"kubeconfig {self._file.path} now names a different server, {found.server}: restart the daemon to "
+                "use it"
             )
         self._loaded = found
 

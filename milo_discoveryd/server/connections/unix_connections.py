@@ -31,7 +31,7 @@ _DESCRIPTORS = "/proc/self/fd"
 
 class _GrpcConnection(NamedTuple):
     descriptor: int
-    """The lowest that was free: the connections with the highest came while the others were taken."""
+    """The kernel assigns the lowest free number, so the highest numbers are those of the newest connections."""
     inode: int
     """Identifies the socket: gRPC may close the descriptor, and another socket get it, at any time."""
     owner: str

@@ -77,7 +77,7 @@ class Destination:
         except UnusableKubeconfig as error:
             raise CommandFailure(f"{error}; set the API server to write to by --kubeconfig") from error
         if not namespace:
-            raise click.UsageError("the kubeconfig's context has no namespace: set one by --namespace")
+            raise click.UsageError("the kubeconfig's context has no namespace: set one with --namespace")
         return source, namespace
 
 

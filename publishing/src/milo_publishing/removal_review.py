@@ -96,7 +96,7 @@ class RemovalReview:
         try:
             sharding = (await self._client.server_info()).sharding
         except StatusError as error:
-            raise TargetUnavailable(f"the daemon does not describe itself: {error}", error.retry_after) from error
+            raise TargetUnavailable(f"cannot get the daemon's server info: {error}", error.retry_after) from error
         identity = replace(self._publication.identity, group="" if sharding is None else sharding.group)
         if self.has_identity and identity != self._publication.identity:
             raise PublishedByAnother(

@@ -28,7 +28,7 @@ from milo_sandbox.store import Store
 
 DEFAULT_NAMESPACE = "default"
 _NAMESPACES = {DEFAULT_NAMESPACE: "miloapis.com/project-default", "milo-system": "miloapis.com/system"}
-"""What each project has from the start, with a label."""
+"""The namespaces that each project has from the start, each with a label."""
 
 
 class ControlPlanes:

@@ -140,7 +140,7 @@ class TestOtherFaults:
             assert sandbox.open_watches == 1
         await eventually(lambda: sandbox.open_watches == 0)
 
-    async def test_dropped_watch_with_pending_events_is_no_error(
+    async def test_dropped_watch_with_pending_events_logs_no_error(
         self, client: Client, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
     ) -> None:
         async with client.watch(PROJECTS) as stream:

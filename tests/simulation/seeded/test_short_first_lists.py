@@ -108,7 +108,7 @@ def test_f93_true_short_list_is_applied_after_second_list(has_memory: bool) -> N
 
 
 @pytest.mark.parametrize("known", [999_999_999, 5], ids=["an absurd claim", "a claim that fits"])
-def test_claims_of_subscribers_delay_only_them_and_are_compared_with_the_fleet_a_few_times(known: int) -> None:
+def test_subscriber_that_claims_more_clusters_delays_only_itself(known: int) -> None:
     async def steps(harness: Harness) -> None:
         await grown(harness)
         await harness.restart_daemon()

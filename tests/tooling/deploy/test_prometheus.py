@@ -72,7 +72,7 @@ async def eventually_answers(server: Prometheus, name: str, directory: Path) -> 
     await until(answers, directory)
 
 
-async def test_prometheus_gets_a_series_of_each_cluster_where_names_are_for_everyone(
+async def test_prometheus_scrapes_cluster_series_if_http_names_is_everyone(
     workspace: Workspace, tmp_path: Path
 ) -> None:
     """The variable is that of the component `prometheus-cluster-names`."""

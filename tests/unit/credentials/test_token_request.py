@@ -302,7 +302,7 @@ async def test_invalid_token_response_is_rejected_and_not_quoted(
 
 
 @pytest.mark.parametrize("bound", [True, False])
-async def test_server_without_token_request_is_told_from_the_infrastructure_cluster(bound: bool) -> None:
+async def test_error_distinguishes_a_server_without_token_request(bound: bool) -> None:
     answers = [LISTED, SECRET] if bound else []
     source = a_source(ScriptedApi(*answers, answering(404, {})), bound=bound)
     with pytest.raises(BackendError, match="Milo's own API server serves no TokenRequest"):

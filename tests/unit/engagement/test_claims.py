@@ -348,7 +348,7 @@ def test_address_of_the_configuration_precedes_a_stated_one() -> None:
     assert sources.observe(1, declared("thief", url)) == {"bank"}
 
 
-def test_object_that_is_not_ready_keeps_its_claim_on_an_address_and_makes_none_anew() -> None:
+def test_object_that_is_not_ready_keeps_its_claim_on_an_address_and_makes_no_new_one() -> None:
     sources = Sources()
     sources.observe(1, NotReady("thief", "object-thief", "1", "not yet"))
     sources.observe(0, declared("bank", "https://bank.example.com"))

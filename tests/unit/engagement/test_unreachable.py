@@ -76,7 +76,7 @@ def test_unreachable_cluster_is_engaged_in_current_state_once_reached() -> None:
 
 
 @pytest.mark.parametrize("item", [not_ready(), outside(), malformed(), ConfirmedDeletion("a", "u1")])
-def test_change_of_unreachable_object_is_no_second_disengagement(item: Observation | ConfirmedDeletion) -> None:
+def test_change_of_unreachable_object_disengages_its_cluster_once(item: Observation | ConfirmedDeletion) -> None:
     fleet = with_unreachable_cluster()
     assert fleet.commit([item], at(3)) == []
     assert not fleet.needs_probe("a", 1)

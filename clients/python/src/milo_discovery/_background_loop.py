@@ -14,7 +14,7 @@ ResultT = TypeVar("ResultT")
 
 
 class BackgroundLoop:
-    """An event loop that starts with the first coroutine, so that a process may fork before that."""
+    """An event loop that is started lazily, so that the process can fork before its first use."""
 
     def __init__(self) -> None:
         # Reentrant, because a signal handler may run a coroutine, or close the loop, on the thread that holds it.
@@ -75,7 +75,7 @@ class BackgroundLoop:
             return self._loop
 
     def _submit(self, coroutine: Coroutine[Any, Any, ResultT]) -> Future[ResultT]:
-        # Under the lock, so that the loop gets to the coroutine before it stops.
+        # Under the lock, so that the loop cannot stop before it runs the coroutine.
         with self._lock:
             return asyncio.run_coroutine_threadsafe(coroutine, self.start())
 
@@ -140,7 +140,7 @@ async def run_on(loop: asyncio.AbstractEventLoop, work: Callable[[], Coroutine[A
 
 
 async def run_in_thread(work: Callable[[], Coroutine[Any, Any, ResultT]]) -> ResultT:
-    """Run work on an event loop in a thread of its own, which goes on while a call blocks the caller's loop."""
+    """Run work on an event loop in a thread of its own, which a blocked caller's loop does not delay."""
     background = BackgroundLoop()
     try:
         return await run_on(background.start(), work)

@@ -38,7 +38,8 @@ class ConnectionCredential:
 
 
 class RequestUrls:
-    """The URLs of an API client's requests, which begin with the cluster's server as of when each was made."""
+    """Maps the URLs of an API client's requests, which begin with any server that the cluster has had, to the current
+    one."""
 
     def __init__(self, server: str) -> None:
         self._servers = {server.rstrip("/")}
@@ -48,7 +49,7 @@ class RequestUrls:
         self._servers.add(server.rstrip("/"))
 
     def moved(self, url: str, server: str) -> str:
-        """Return the URL at the server of the credential with which the request is sent: no other one gets it."""
+        """Return the URL on the server that the credential is for: no other server may receive the credential."""
         self.add(server)
         made_for = [each for each in tuple(self._servers) if url.startswith((f"{each}/", f"{each}?"))]
         if not made_for:

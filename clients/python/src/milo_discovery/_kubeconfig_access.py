@@ -60,7 +60,7 @@ def read_exec_access(kubeconfig: bytes, cluster: str) -> KubeconfigAccess:
     """
     found = _read(kubeconfig, _PLUGIN)
     if found.plugin is None or (found.plugin.command, [*found.plugin.args]) != (EXEC_COMMAND, exec_arguments(cluster)):
-        raise UnusableKubeconfig(f"the kubeconfig calls another program than `{EXEC_COMMAND} credential`: refused")
+        raise UnusableKubeconfig(f"the kubeconfig calls a program other than `{EXEC_COMMAND} credential`: refused")
     return inline_access(found, "the kubeconfig")
 
 

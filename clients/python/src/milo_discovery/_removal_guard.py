@@ -1,8 +1,8 @@
 """The guard against mass removal: which objects or files without an engaged cluster may be deleted. No I/O.
 
 The daemon guards the ends that it reports. But a complete view that lacks published clusters may be the view of another
-daemon, of other rights or of another filter. So what it lacks is deleted at a second look, and what lacks much of the
-fleet is held until an administrator accepts it.
+daemon, of other rights or of another filter. So what it lacks is deleted after a second check, and what lacks much of
+the fleet is held until an administrator accepts it.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 COUNT = 10
 SHARE = 0.2
-"""Removals are held if they are more than `COUNT` and than this share of the objects, or more than half of these."""
+"""Removals are held if they exceed both `COUNT` and this share of the objects, or half of the objects."""
 SECOND_LOOK_S = 10.0
 """The time after which a missing cluster is confirmed: a daemon of the group may see a cluster later than its owner."""
 CONTESTED_S = 3600.0
-"""The time after a deletion in which the object is kept if it is written again: longer than other runs take to see that
-it was deleted."""
+"""How long after a deletion an object that is written again is kept: longer than other runs take to observe the
+deletion."""
 ENDS = frozenset(
     {
         DisengageReason.DELETED,
@@ -58,13 +58,13 @@ class Removals:
         self.problem = ""
         """Why the removals are held; empty if they are not."""
         self.is_foreign = False
-        """The view lacks all objects, so it may be another fleet: nothing is to be written."""
+        """Whether the view lacks all objects: it may be that of another fleet, so nothing is written."""
         self._missing_since: dict[Removal, float] = {}
         self._deleted: dict[tuple[str, str], tuple[str, float]] = {}
         """The UIDs of objects whose removal was confirmed, and when, by their names and the UIDs of their clusters."""
 
     def review(self, missing: Collection[Removal], published: int, now: float) -> list[Removal]:
-        """Return those that may be deleted, of the objects that a view lacks out of all `published` ones."""
+        """Return the missing objects that may be deleted. `published`: the number of all objects."""
         self._missing_since = {each: self._missing_since.get(each, now) for each in missing}
         is_held = _is_mass(len(missing), published) and not self.accepts
         self.is_foreign = is_held and len(missing) == published
@@ -103,7 +103,7 @@ class Removals:
         return True
 
     def next_look_at(self, now: float) -> float | None:
-        """Return the time of the next look at what is missing; None if nothing is."""
+        """Return the time of the next check of missing clusters; None if none is missing."""
         if self.problem:
             return now + SECOND_LOOK_S
         return min(

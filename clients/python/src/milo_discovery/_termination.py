@@ -5,7 +5,7 @@ import threading
 
 
 def interrupt_on_sigterm() -> None:
-    """Make SIGTERM what Ctrl-C is, unless the program has a handler of its own.
+    """Handle SIGTERM like Ctrl-C, unless the program has a handler of its own.
 
     The kernel ignores a signal without a handler for the first process of a container, which the kubelet then kills
     after the grace period, before its clusters could be handed over.

@@ -56,7 +56,7 @@ class DiscoveryClient:
     unary calls, which fail with Unavailable if the daemon is not reached. Watches reconnect, with the delays of
     `backoff`. `credentials` are read from the environment by default. `connect` opens a channel to a gRPC target, for
     example to add interceptors. A client belongs to the event loop that first uses it. As a context manager in the main
-    thread it makes SIGTERM what Ctrl-C is, unless the program handles SIGTERM.
+    thread it handles SIGTERM like Ctrl-C, unless the program has a handler of its own.
     """
 
     def __init__(

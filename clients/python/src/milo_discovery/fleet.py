@@ -255,7 +255,7 @@ class Fleet(RunsInBackground):
                 # Where another daemon has taken over, it sends the cluster again with its own incarnation.
                 log.info("cluster %s was not released: %s", cluster.name, error)
             except DiscoveryError as error:
-                log.debug("release of cluster %s failed, and is repeated: %s", cluster.name, error)
+                log.debug("release of cluster %s failed; retrying: %s", cluster.name, error)
                 released = None
                 await asyncio.sleep(backoff.failed(ran=timedelta()).total_seconds())
 

@@ -206,7 +206,7 @@ class Watch(WatchState):
                         # Once: ownership that ends before the renewals begin has to disengage the clusters too.
                         if not (was_owner := self.is_owner):
                             subscription.ownership_ended()  # of clusters from before the daemon was sharded
-                        # In a thread: a call that blocks this event loop must not end the ownership.
+                        # Runs in a thread, so that a blocked event loop cannot lose the ownership.
                         keep = partial(self._keep_ownership, asyncio.get_running_loop(), was_owner=was_owner)
                         self._keeper = asyncio.create_task(run_in_thread(keep), name="milo-discovery ownership")
                         self._keeper.add_done_callback(self._keeper_ended)

@@ -18,7 +18,7 @@ SILENCE_S = 3 * HEARTBEAT_S
 LARGE_LIMIT_S = 150.0
 """How long a busy machine may take to read megabytes."""
 NO_SILENCE = {"CONFORMANCE_HEARTBEAT_S": "60"}
-"""On a busy machine, a large message arrives for seconds, in which no heartbeat does."""
+"""On a busy machine, a large message takes seconds to arrive, and delays the heartbeats behind it."""
 REFUSALS_TO_THE_LONGEST_DELAY = 7
 """Delays that double from a tenth of a second have reached some seconds by then."""
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
@@ -140,7 +140,7 @@ async def revision_of_empty_batch(run: Run) -> None:
     await stream.send()
     await run.nothing_else(stream)
     await stream.send()
-    await asyncio.sleep(0.2)  # read by then, or else the stream ends before it and the next line fails a correct client
+    await asyncio.sleep(0.2)  # must have been read, or the stream ends first and the next line fails a correct client
     stream.end(UNAVAILABLE)
     await run.stream(resuming=stream.revision)
 
@@ -326,7 +326,7 @@ async def duplicate_batch(run: Run) -> None:
 
 
 def contradiction(*events: pb.ClusterEvent, then: tuple[str, ...] = ()) -> Callable[[Run], Awaitable[None]]:
-    """Return a script with a batch that cannot follow, of which nothing counts."""
+    """Return a script that sends a batch which contradicts the view: the subscriber must apply none of it."""
 
     async def script(run: Run) -> None:
         stream = await run.synced("a")
@@ -612,10 +612,10 @@ async def backoff_jitter(run: Run) -> None:
 async def backoff_resets(run: Run) -> None:
     stream = await run.synced("a")
     delays: list[float] = []
-    while len(delays) < 3:  # one that is long may be due to a busy machine
+    while len(delays) < 3:  # a single long delay may be due to a busy machine
         stream, _ = await refusals(run, stream, REFUSALS_TO_THE_LONGEST_DELAY)
         await stream.heartbeat()
-        await asyncio.sleep(10.5)  # while others arrive
+        await asyncio.sleep(10.5)  # further heartbeats arrive meanwhile
         stream, [delay] = await refusals(run, stream, 1)
         if delay < 2:
             break

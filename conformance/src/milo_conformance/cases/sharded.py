@@ -17,7 +17,8 @@ from milo_discovery.v1 import discovery_pb2 as pb
 
 sharded = partial(case, Profile.SHARDED)
 LATE_S = 0.9
-"""How late the kit may be told of a loss: what a busy machine needs, less than what the cases tell apart."""
+"""Tolerated delay of a report that ownership was lost: enough for a busy machine, and less than the differences that
+the cases test."""
 Renewal = Callable[[pb.RenewOwnershipRequest], Awaitable[pb.RenewOwnershipResponse]]
 
 
@@ -58,7 +59,7 @@ def once(first: pb.RenewOwnershipResponse, then: Renewal) -> Renewal:
 
 
 async def sharded_stream(run: Run, renew: Renewal, *, is_silent: bool = False) -> ScriptedStream:
-    """Return a stream of a daemon that owns its clusters, of which the subscriber was told."""
+    """Return a stream of a daemon that owns its clusters, once the subscriber has reported these."""
     run.daemon.answers["RenewOwnership"] = renew
     stream = await run.stream(resuming="")
     stream.sharded = True
@@ -70,7 +71,7 @@ async def sharded_stream(run: Run, renew: Renewal, *, is_silent: bool = False) -
 
 
 async def lost(run: Run, *, by: float) -> float:
-    """Wait until all clusters are disengaged; return when the subscriber was told."""
+    """Wait until the subscriber has reported all clusters as disengaged; return the time."""
     told = await run.told("DISENGAGED a reason=OWNERSHIP_LOST", "DISENGAGED b reason=OWNERSHIP_LOST")
     at = max(each.at for each in told)
     if at > by + LATE_S:

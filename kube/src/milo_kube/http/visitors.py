@@ -1,4 +1,4 @@
-"""What an HTTP port shows to whom: the rules for Host headers and for clients on loopback."""
+"""The rules of an HTTP port for Host headers and for clients on loopback."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def is_own_host(host_header: str, names: Collection[str] = ()) -> bool:
         return False
     host = match["v6"] or match["name"]
     return (
-        "." not in host  # a Service in the same namespace; HTTP/1.0 without a name
+        "." not in host  # the short name of a Service in the same namespace, or HTTP/1.0 without a Host header
         or host in names
         or host.endswith(_PRIVATE_DOMAINS)
         or addresses.ip_address(host) is not None

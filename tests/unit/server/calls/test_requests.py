@@ -28,7 +28,7 @@ def filtered(**fields: Any) -> Filter:
     return watch(filter=pb.ClusterFilter(**fields)).wanted
 
 
-def test_empty_watch_request_is_for_everything() -> None:
+def test_empty_watch_request_selects_all_clusters() -> None:
     assert watch() == WatchRequest(EVERYTHING, "", DEFAULT_HEARTBEAT_S, False)
 
 
@@ -125,7 +125,8 @@ def test_equal_filters_share_one_object() -> None:
 def test_invalid_selector_is_rejected_with_position() -> None:
     with pytest.raises(InvalidRequestError) as refused:
         filtered(label_selector="a=b,")
-    assert str(refused.value) == "filter.label_selector: expected a label key, found 'the end', at character 5"
+    problem = "expected a label key, found the end of the selector, at character 5"
+    assert str(refused.value) == f"filter.label_selector: {problem}"
 
 
 @pytest.mark.parametrize("field", ["names", "organizations"])

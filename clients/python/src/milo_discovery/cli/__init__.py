@@ -43,7 +43,7 @@ COMMANDS_GROUP = "milo_discovery.commands"
 _PACKAGE_OF = {"publish": "milo-publishing"}
 
 _SIMILAR = 0.85
-"""Variables have half of their letters in common."""
+"""The similarity from which a variable counts as misspelled: all of them share half of their letters."""
 
 
 class LazyGroup(click.Group):

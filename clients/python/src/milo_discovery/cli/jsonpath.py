@@ -59,7 +59,7 @@ def render(template: str, document: Any) -> str:
 
 
 class _Expression(str):
-    """What stands between braces."""
+    """The expression between two braces."""
 
     __slots__ = ()
 
@@ -99,7 +99,7 @@ def _literal(token: str) -> str:
     try:
         return str(json.loads(f'"{token[1:-1]}"'))
     except ValueError:
-        raise PathError(f"{token} is not a text") from None
+        raise PathError(f"{token} is not a string") from None
 
 
 def _within(value: Any) -> Iterator[Any]:
@@ -142,4 +142,4 @@ def _matches(step: re.Match[str], item: Any) -> bool:
     except TypeError:
         return False
     except ValueError:
-        raise PathError(f"{right} is neither a text in quotes nor a number") from None
+        raise PathError(f"{right} is neither a quoted string nor a number") from None

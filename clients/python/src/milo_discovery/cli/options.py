@@ -126,12 +126,12 @@ _CREDENTIAL_NAMES = (*(name.replace("-", "_") for name, *_ in _CREDENTIAL_FILES)
 
 VARIABLES = (ADDRESS_VARIABLE, *(variable for _, variable, _ in _CREDENTIAL_FILES), SERVER_UID_VARIABLE)
 _PREFIX = "MILO_DISCOVERY_"
-# What Kubernetes sets in the pods beside a Service of the name milo-discovery, and what tests set.
+# Variables that Kubernetes sets for a Service named milo-discovery, and those that tests set.
 _FOREIGN_VARIABLE = re.compile(rf"{_PREFIX}(SERVICE_HOST|SERVICE_PORT|PORT|TEST)(_.*)?")
 
 
 def unknown_variables(environ: Iterable[str]) -> list[str]:
-    """Return the environment's variables that look like those of this command, and are none."""
+    """Return the environment variables that look like misspelled variables of this command."""
     return [
         name
         for name in environ

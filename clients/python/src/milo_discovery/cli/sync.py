@@ -228,7 +228,7 @@ class _Synchronizer:
         try:
             sharding = (await client.server_info()).sharding
         except StatusError as error:
-            self._report(f"the daemon does not describe itself: {error}; retrying")
+            self._report(f"cannot get the daemon's server info: {error}; retrying")
             self._review_at = now + _RETRY_S
             return
         fleet = "" if sharding is None else sharding.group, self._filter

@@ -242,7 +242,7 @@ class MiloSandbox:
                 return False  # not listening yet
 
 
-# The tests may be killed, and end nothing then: their end of the pipe is closed by the kernel.
+# Tests that are killed stop no process, but the kernel closes their end of the pipe.
 _UNTIL_ABANDONED = """\
 import os, runpy, shutil, signal, sys, threading
 

@@ -40,7 +40,7 @@ def fake_clock() -> Iterator[FakeClock]:
     try:
         yield clock
     finally:
-        del loop.time  # uncovers the method of the class
+        del loop.time  # removes the override of the class's method
 
 
 ResultT = TypeVar("ResultT")
