@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -95,24 +96,46 @@ def select(profiles: Sequence[str], names: Sequence[str]) -> list[Case]:
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A client to judge, with the cases of what it claims."""
+
+    launch: Launch
+    cases: Sequence[Case]
+    unsupported: frozenset[Feature] = frozenset()
+
+
+async def judge_each(
+    candidates: Sequence[Candidate], jobs: int, *, is_verbose: bool = False
+) -> list[list[CaseOutcome]]:
+    """Run the cases of all candidates, some at a time and large ones alone; return each one's outcomes in order."""
+    slots = asyncio.Semaphore(jobs)
+    outcomes: dict[tuple[int, Case], CaseOutcome] = {}
+
+    async def judged(number: int, one: Case) -> None:
+        async with slots:
+            candidate = candidates[number]
+            outcome = outcomes[number, one] = await judge(one, candidate.launch, candidate.unsupported)
+        if is_verbose:
+            click.echo("\n".join([f"=== {one.profile.value}/{one.name}", *outcome.exchange, ""]))
+
+    # Case by case, so that the programs that start at the same time are those of different candidates.
+    every = [
+        (number, one) for one in every_case() for number, candidate in enumerate(candidates) if one in candidate.cases
+    ]
+    await asyncio.gather(*[judged(number, one) for number, one in every if not one.is_large])
+    for number, one in every:
+        if one.is_large:
+            await judged(number, one)
+    return [[outcomes[number, one] for one in candidate.cases] for number, candidate in enumerate(candidates)]
+
+
 async def judge_all(
     cases: Sequence[Case], launch: Launch, unsupported: frozenset[Feature], jobs: int, *, is_verbose: bool = False
 ) -> list[CaseOutcome]:
     """Run the cases, some at a time and large ones alone; return their outcomes in order."""
-    slots = asyncio.Semaphore(jobs)
-    outcomes: dict[Case, CaseOutcome] = {}
-
-    async def judged(one: Case) -> None:
-        async with slots:
-            outcome = outcomes[one] = await judge(one, launch, unsupported)
-        if is_verbose:
-            click.echo("\n".join([f"=== {one.profile.value}/{one.name}", *outcome.exchange, ""]))
-
-    await asyncio.gather(*[judged(one) for one in cases if not one.is_large])
-    for one in cases:
-        if one.is_large:
-            await judged(one)
-    return [outcomes[one] for one in cases]
+    [outcomes] = await judge_each([Candidate(launch, cases, unsupported)], jobs, is_verbose=is_verbose)
+    return outcomes
 
 
 if __name__ == "__main__":
