@@ -30,6 +30,7 @@ def run_tests(module: str, *flags: str) -> None:
     run([*go_test(), *flags, "./..."], ROOT / module)
 
 
+@pytest.mark.nightly  # ./dev go runs them before each merge
 def test_go_client_tests_pass() -> None:
     run_tests(CLIENT)
 
