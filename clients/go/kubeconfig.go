@@ -93,7 +93,7 @@ func checkKubeconfig(content []byte, format KubeconfigFormat, cluster string) er
 			return err
 		}
 		if user.Exec.Command != execCommand || !slices.Equal(user.Exec.Args, []string{"credential", "--cluster", cluster}) {
-			return fmt.Errorf("%w: it runs another program than %s credential", ErrUnusableKubeconfig, execCommand)
+			return fmt.Errorf("%w: it runs a program other than %s credential", ErrUnusableKubeconfig, execCommand)
 		}
 		for _, variable := range user.Exec.Env {
 			if variable.Name != AddressVariable && variable.Name != actAsVariable { // another could make the loader run a library

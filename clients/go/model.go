@@ -265,7 +265,8 @@ const (
 	EngagementRemoved EngagementReason = "REMOVED"
 	// EngagementUnassigned: it is ready, and another daemon of the shard group owns it, or has not released it yet.
 	EngagementUnassigned EngagementReason = "UNASSIGNED"
-	// EngagementRefused: it belongs to another organization than the daemon's context, and the API server sent it anyway.
+	// EngagementRefused: it belongs to an organization other than that of the daemon's context, and the API server sent it
+	// anyway.
 	EngagementRefused EngagementReason = "REFUSED"
 )
 

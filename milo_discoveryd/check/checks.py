@@ -39,7 +39,7 @@ from milo_kube.label_selector import parse as parse_selector
 from milo_kube.reflect.wire import ListPageError
 from milo_kube.upstream import Upstream
 
-_INVALID_TOKEN = "milo-discoveryd-check"  # noqa: S105 - a token of nobody, to be rejected
+_INVALID_TOKEN = "milo-discoveryd-check"  # noqa: S105 - a token of no user, to be rejected
 _SUBJECT = "token reviews"
 
 

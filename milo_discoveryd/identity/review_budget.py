@@ -1,6 +1,6 @@
 """Rate limits for TokenReviews: per connection, per owner of connections, and in total. Pure.
 
-Tokens that were accepted before have a budget of their own, so that made-up tokens can't keep them from being reviewed.
+Tokens that were accepted before have a budget of their own, so that invalid tokens can't keep them from being reviewed.
 Of the total, a connection or owner takes at most as much as it leaves, so that there is some for others.
 """
 

@@ -1,6 +1,6 @@
 """Cache of TokenReview results. Pure.
 
-Tokens are kept as digests only. Rejected ones have a cache of their own, so that made-up tokens evict only each other.
+Tokens are kept as digests only. Rejected ones have a cache of their own, so that invalid tokens evict only each other.
 """
 
 from collections import OrderedDict

@@ -81,7 +81,7 @@ class LeaseTable:
         return entry
 
     def remove(self, key: LeaseKey) -> None:
-        """Remove a lease that nobody uses."""
+        """Remove an unused lease."""
         self._of_cluster[key.incarnation].pop(key, None)
         self._entries.pop(key, None)
 

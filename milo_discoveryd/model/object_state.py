@@ -18,7 +18,7 @@ class ObjectState(enum.Enum):
     NOT_READY = "not_ready"
     OUTSIDE = "outside_selector"
     REFUSED = "refused"
-    """The object belongs to another organization than the source's context."""
+    """The object belongs to an organization other than that of the source's context."""
     WITHDRAWN = "withdrawn"
     """The source disengaged the cluster by rules of its own."""
     MALFORMED = "malformed"
@@ -49,7 +49,7 @@ class StateMeaning(msgspec.Struct, frozen=True, kw_only=True):
     is_forgettable: bool = False
     """Only a limited number of records is kept in this state."""
     is_reported: bool = False
-    """The audit log and the journal get a line when an object enters the state: somebody's object is wrong."""
+    """The audit log and the journal get a line when an object enters the state, because its author made a mistake."""
     remedy: str = ""
     """What `check` advises if objects are in this state; empty if that is no problem."""
 

@@ -78,7 +78,8 @@ class Outside(Unready, frozen=True, gc=False):
 
 
 class Refused(Outside, frozen=True, gc=False):
-    """An object that the API server must not have sent: it belongs to another organization than the context."""
+    """An object that the API server must not have sent: it belongs to an organization other than that of the
+    context."""
 
     state: ClassVar = ObjectState.REFUSED
 

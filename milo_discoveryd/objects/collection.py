@@ -383,7 +383,8 @@ class ObjectCollection:
     def _confirm_at_once(
         self, missing: list[tuple[str, str]], announced: set[str], now: Moment
     ) -> Iterator[ObjectChanges]:
-        """Confirm deletions that are no mass removal: nobody knows the object, or its deletion was announced."""
+        """Confirm deletions that are not a mass removal: no subscriber knows the object, or its deletion was
+        announced."""
         changes: list[ObjectChange] = []
         for name, uid in missing:
             if name in announced or not self.store.is_established(name):

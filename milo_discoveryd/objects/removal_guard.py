@@ -41,7 +41,7 @@ _LISTS_WHILE_BEHIND = 6
 
 
 class HeldRemovals(msgspec.Struct, frozen=True):
-    """Removals are held: the clusters stay engaged. What operators are told."""
+    """The message for operators when removals are held, so that the clusters stay engaged."""
 
     since: float
     message: str
@@ -88,7 +88,7 @@ class RemovalGuard:
     def __init__(self, limits: RemovalLimits) -> None:
         self.limits = limits
         self.held: HeldRemovals | None = None
-        """What operators are told of removals that are held, or of lists that are ignored."""
+        """The message for operators about removals that are held, or lists that are ignored."""
         self.relist_at: float | None = None
         """When to list again because of that; None if lists of the present server are not accepted as evidence."""
         self.ignores_lists = False

@@ -15,7 +15,7 @@ Safety rests on these rules:
   written while it did not.
 - The next view is written only when every member of the present and the previous view has acknowledged the present
   view, left or been evicted. So a key has at most two possible owners: the present one, and the former one that has
-  not released it. A member that acknowledges names the keys that it has not released, which nobody else engages.
+  not released it. A member that acknowledges names the keys that it has not released, which no other member engages.
 - A newcomer acknowledges the view, and so enters the next one, only when it may engage clusters: former owners release
   what the view takes from them at once.
 - What a member does not understand is not evidence: a Lease that cannot be read counts as one that is not renewed, and

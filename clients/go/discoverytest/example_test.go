@@ -9,7 +9,7 @@ import (
 	"go.miloapis.com/discovery/discoverytest"
 )
 
-// A subscriber is told of the fleet that a test makes.
+// A subscriber receives the fleet that a test makes.
 func Example() {
 	t := &testing.T{} // in a test, its own, at whose end both are closed
 	daemon := discoverytest.New(t)

@@ -1,7 +1,7 @@
 """How long to wait where a server states a delay, as in the header Retry-After. Pure.
 
 One policy for all clients: not earlier than the server states, up to a limit, and with jitter, so that clients that
-were told the same time do not return together.
+received the same time do not retry together.
 """
 
 import re

@@ -36,7 +36,7 @@ class ConnectionSlots(Generic[T]):
     """The connections of one listener.
 
     When all slots are taken, an owner with fewer connections takes one from the owner with the most, and one without
-    any takes the one that has been idle for longest. So nobody is locked out by others, and one owner alone may have
+    any takes the one that has been idle for longest. So no owner is locked out by others, and a single owner may have
     all. An eighth as many unauthenticated connections are kept besides, half of them of one network.
     """
 

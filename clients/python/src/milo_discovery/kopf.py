@@ -71,7 +71,7 @@ async def _login(*, memo: Any, **_: Any) -> kopf.AiohttpSession:
 class _Sessions:
     """The HTTP sessions of one operator, each with the credential that was the newest at its creation.
 
-    The credentials are renewed on another event loop than the operator's.
+    The credentials are renewed on an event loop other than the operator's.
     """
 
     renewer: AsyncRenewer

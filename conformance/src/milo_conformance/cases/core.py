@@ -38,7 +38,7 @@ async def first_snapshot(run: Run) -> None:
 
 
 @core(
-    "A snapshot in many batches is told once it is complete",
+    "A snapshot in many batches is reported once it is complete",
     why="A fleet does not fit into one batch. A cluster that is engaged too early may not be part of it.",
     demands="`synced` is true from the batch that completes",
 )
@@ -62,7 +62,7 @@ async def empty_fleet(run: Run) -> None:
 
 
 @core(
-    "Heartbeats before the first snapshot are no view",
+    "Heartbeats before the first snapshot are not an empty fleet",
     why="A daemon that starts holds its streams open until it has seen a complete list. An operator that counts these "
     "heartbeats as an empty fleet ends all of its work.",
     demands="it holds the stream open and sends only heartbeats with `synced = false`",
@@ -91,7 +91,7 @@ async def revision_before_snapshot(run: Run) -> None:
 
 
 @core(
-    "Changes are told as they happen",
+    "Changes are reported as they happen",
     why="This is what a stream is for.",
     demands="Go on reading: each further batch holds what changed since.",
 )
@@ -158,7 +158,7 @@ async def same_filter(run: Run) -> None:
 
 
 @core(
-    "A resume that is refused is a snapshot, of which the differences are told",
+    "After a refused resume, the differences from the snapshot are reported",
     why="A restarted daemon starts over. Each cluster that is engaged again costs its caches.",
     demands="clusters known from before that are not named between here and `synced` are disengaged",
 )
@@ -201,8 +201,8 @@ def cut_at(boundary: int) -> Callable[[Run], Awaitable[None]]:
 for number in (1, 2, 3):
     core(
         f"A snapshot that is cut after batch {number} has no effect",
-        why="Half a fleet is none: a client that believes it disengages the rest, or resumes within it and never "
-        "hears of the rest.",
+        why="A client that takes half a fleet for all of it disengages the rest, or resumes within it and never "
+        "receives the rest.",
         demands="A revision that can't be resumed from (another incarnation of the daemon, too old, another filter, a",
         name=f"snapshot-cut-after-batch-{number}",
     )(cut_at(number))
@@ -223,7 +223,7 @@ async def restart_with_same_clusters(run: Run) -> None:
 
 @core(
     "A cluster that is missing after a restart was disengaged for an unknown reason",
-    why="An operator that deletes data does so for DELETED alone, and nobody confirmed a deletion.",
+    why="An operator that deletes data does so for DELETED alone, and no deletion was confirmed here.",
     demands="clusters known from before that are not named between here and `synced` are disengaged",
 )
 async def restart_with_fewer_clusters(run: Run) -> None:
@@ -234,7 +234,7 @@ async def restart_with_fewer_clusters(run: Run) -> None:
 
 @core(
     "A cluster that is new after a restart is engaged",
-    why="Otherwise nobody works in projects that were created while the daemon was away.",
+    why="Otherwise no operator works in projects that were created while the daemon was down.",
     demands="that are not named between here and `synced` are disengaged",
 )
 async def restart_with_more_clusters(run: Run) -> None:
@@ -246,7 +246,7 @@ async def restart_with_more_clusters(run: Run) -> None:
 
 @core(
     "Another UID after a restart is another cluster",
-    why="The project was deleted and created again while the daemon was away. They have a name in common.",
+    why="The project was deleted and created again while the daemon was away. Only the name is the same.",
     demands="its old name is another cluster",
 )
 async def restart_with_replaced_cluster(run: Run) -> None:
@@ -257,7 +257,7 @@ async def restart_with_replaced_cluster(run: Run) -> None:
 
 @core(
     "A cluster that changed while the daemon was away is updated",
-    why="An operator that is not told goes on with the old endpoint, labels or suspension.",
+    why="An operator that misses the update goes on with the old endpoint, labels or suspension.",
     demands="A field of it changed. It is the same cluster: keep your caches.",
 )
 async def restart_with_changed_cluster(run: Run) -> None:
@@ -268,7 +268,7 @@ async def restart_with_changed_cluster(run: Run) -> None:
 
 @core(
     "A missing batch ends the stream, which resumes from the one before",
-    why="What was in it would be missing forever.",
+    why="Its changes would be missing forever.",
     demands="If it isn't what you last received, a batch is missing.",
 )
 async def missing_batch(run: Run) -> None:
@@ -356,7 +356,7 @@ for what, event in (
 
 @core(
     "After a contradiction the stream starts over",
-    why="A client that resumes from its last revision keeps a view of which it knows that it is wrong.",
+    why="A client that resumes from its last revision keeps a view that it knows to be wrong.",
     demands="open the\n  // next stream with an empty `resume_revision`",
 )
 async def starts_over_after_contradiction(run: Run) -> None:
@@ -420,7 +420,7 @@ async def unknown_reason(run: Run) -> None:
     await stream.send(disengaged("a", 99))
     found = await run.told("DISENGAGED a", ignoring=("reason",))
     if found[0].fields.get("reason") in {"DELETED", "REPLACED"}:
-        raise CaseFailed("an unknown reason was told as one that operators delete data for")
+        raise CaseFailed("an unknown reason was reported as one for which operators delete data")
     await run.nothing_else(stream)
 
 
@@ -452,7 +452,7 @@ async def stale_source(run: Run) -> None:
 
 
 @core(
-    "Three missed heartbeats are a dead connection",
+    "Three missed heartbeats end a connection as dead",
     why="A daemon that hangs, or a host that vanished, sends no error. The client would wait forever.",
     demands="client that receives nothing for three intervals should treat the connection as dead",
 )
@@ -482,7 +482,7 @@ async def silent_from_the_start(run: Run) -> None:
 
 @core(
     "A heartbeat that is late ends nothing",
-    why="One that is missing is a busy machine. Clients that give up then reconnect all at once.",
+    why="A single missing heartbeat can be due to a busy machine. Clients that gave up would all reconnect at once.",
     demands="After each `heartbeat_interval` without an event the daemon sends a batch without events.",
 )
 async def late_heartbeat(run: Run) -> None:
@@ -496,7 +496,7 @@ async def late_heartbeat(run: Run) -> None:
 
 @core(
     "A half-open connection is not used again",
-    why="The other end is gone, and nobody said so. Another stream on the same connection would be as silent.",
+    why="The peer vanished without closing the connection. Another stream on it would be as silent.",
     demands="should treat the connection as dead, and open another",
 )
 async def half_open_connection(run: Run) -> None:
@@ -513,7 +513,7 @@ async def half_open_connection(run: Run) -> None:
 
 @core(
     "A connection that breaks changes nothing, however often",
-    why="A daemon that is killed says nothing. Nor does one that is killed again.",
+    why="A killed daemon cannot announce its end, however often it is killed.",
     demands="a broken connection: none of them disengages a cluster",
 )
 async def cut_connection(run: Run) -> None:
@@ -526,8 +526,8 @@ async def cut_connection(run: Run) -> None:
 
 
 @core(
-    "A daemon that shuts down is given the time that it asks for",
-    why="It says when another one can be there. Clients that all return at once are what it has to avoid.",
+    "The delay that a daemon requests when it shuts down is respected",
+    why="The daemon states when its successor can be running, so that clients do not all reconnect at once.",
     demands="A daemon that shuts down ends the stream with UNAVAILABLE and a RetryInfo.",
 )
 async def retry_info(run: Run) -> None:
@@ -543,7 +543,7 @@ async def retry_info(run: Run) -> None:
 
 @core(
     "Reconnects back off, and begin soon",
-    why="A daemon that refuses its streams would be asked without end; one that is back would be waited for.",
+    why="Without backoff, a daemon that refuses streams is flooded; with a long first delay, a restarted one is idle.",
     demands="at first soon, then with backoff",
 )
 async def backoff(run: Run) -> None:
@@ -606,7 +606,7 @@ async def backoff_jitter(run: Run) -> None:
 
 @core(
     "A stream that works ends the backoff",
-    why="A daemon that is restarted twice a day would be waited for as if it had been away all day.",
+    why="Otherwise the delay after the second restart of a day is as long as after an outage of a day.",
     demands="at first soon, then with backoff",
 )
 async def backoff_resets(run: Run) -> None:
@@ -674,7 +674,7 @@ for status, reason in (
     (grpc.StatusCode.DEADLINE_EXCEEDED, "A proxy, or a library, limits how long a stream may last."),
     (grpc.StatusCode.DATA_LOSS, "The next stream resumes from what was received."),
     (grpc.StatusCode.CANCELLED, "A proxy that shuts down cancels the streams through it."),
-    (grpc.StatusCode.OK, "A stream that ends without an error has ended all the same."),
+    (grpc.StatusCode.OK, "A stream that ends without an error has ended, too."),
 ):
     core(
         f"{status.name} ends a stream, which is resumed",
@@ -686,7 +686,7 @@ for status, reason in (
 
 @core(
     "GOAWAY ends no stream",
-    why="A server that shuts down lets its streams go on, and may have something to say on them.",
+    why="A server that shuts down keeps its streams open, and may still send batches on them.",
     demands="Keep every\n  // cluster and resume; the daemon that answers sends what changed.",
 )
 async def goaway(run: Run) -> None:
@@ -729,7 +729,7 @@ async def larger_batch(run: Run) -> None:
 
 @core(
     "Fifty thousand clusters are engaged, and compared with themselves",
-    why="What takes time for each pair of clusters takes minutes here, and meanwhile the stream is not read.",
+    why="An algorithm that is quadratic in the clusters takes minutes here, in which the stream is not read.",
     demands="WatchClusters streams the fleet and then every change to it",
     is_large=True,
 )
@@ -753,7 +753,7 @@ async def large_fleet(run: Run) -> None:
 
 @core(
     "The clusters of a pending source stay engaged",
-    why="A restarted daemon serves the sources that it knows. The clusters of the others have not gone anywhere.",
+    why="A restarted daemon serves the sources that it knows. The clusters of the other sources still exist.",
     demands="of these sources,\n  // clusters known from before stay engaged",
     needs=Feature.PENDING_SOURCES,
 )
@@ -776,7 +776,7 @@ async def pending_source(run: Run) -> None:
     demands="and where nothing listens yet, open it again",
 )
 async def address_not_there_yet(run: Run) -> None:
-    await run.no_stream(await run.start_again(listening=False), "and nobody listened")
+    await run.no_stream(await run.start_again(listening=False), "and nothing listened")
     await run.daemon.relay.listen()
     stream = await run.synced("a")
     await run.nothing_else(stream)
@@ -784,7 +784,7 @@ async def address_not_there_yet(run: Run) -> None:
 
 @core(
     "A socket file that is replaced is found",
-    why="A restarted daemon creates its socket again. A client that holds on to the old one waits for nobody.",
+    why="A restarted daemon creates its socket again. A client that keeps the old socket waits forever.",
     demands="When the stream breaks, for whatever reason, open it again",
 )
 async def socket_replaced(run: Run) -> None:

@@ -83,7 +83,7 @@ async def next_begins_after_end(run: Run) -> None:
 
 @fleet(
     "A handler of a replaced cluster gets no credential of the next one",
-    why="It cleans up what it created, and would do so in another project.",
+    why="Its cleanup would run in another project.",
     demands="A project that was deleted and created again under\n  // its old name is another cluster",
 )
 async def credential_of_a_replaced_cluster(run: Run) -> None:
@@ -113,7 +113,7 @@ async def credential_after_the_end(run: Run) -> None:
 
 @fleet(
     "A handler gets no credential of a later engagement of its cluster",
-    why="Its work has ended, and that of the next handler has not begun. It would go on as if nothing had happened.",
+    why="Its work has ended. With a valid credential, it would continue in the later engagement.",
     demands="Identifies one engagement by one daemon process: new each time the daemon engages the cluster",
 )
 async def credential_of_a_later_engagement(run: Run) -> None:
@@ -222,7 +222,7 @@ async def release_after_error(run: Run) -> None:
 
 @fleet(
     "A program that stops ends its handlers first, with credentials that work",
-    why="A handler needs them to leave its cluster in order, and the daemon is told that nobody works there any more.",
+    why="A handler needs them to clean up in its cluster before the daemon is notified that no work remains there.",
     demands="EndSubscription says that a subscriber has ended all of its work and will not return",
 )
 async def stop_waits_for_handlers(run: Run) -> None:

@@ -104,7 +104,7 @@ async def renewed_token(run: Run) -> None:
 
 @identity(
     "A token is never sent without TLS",
-    why="Everybody on the way could use it.",
+    why="Everyone on the network path could use it.",
     demands="never over TCP without TLS",
 )
 async def token_without_tls(run: Run) -> None:

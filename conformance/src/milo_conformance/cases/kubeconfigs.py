@@ -49,7 +49,7 @@ async def renewed_with_the_stream(run: Run) -> None:
 
 
 @kubeconfigs(
-    "A restarted daemon's kubeconfig is told as a renewal",
+    "A restarted daemon's kubeconfig is reported as a renewal",
     why="It issued another one. Without it, the work in the cluster ends when the old one expires.",
     demands="A new kubeconfig replaces the one before",
 )

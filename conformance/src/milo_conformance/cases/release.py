@@ -29,7 +29,7 @@ async def released(run: Run, name: str, incarnation: str, *, after: int = 0) -> 
 
 @release(
     "A cluster that drains is released once its work has ended",
-    why="Until then its credentials work, and nobody else begins to work in it.",
+    why="Until then its credentials work, and no other subscriber begins to work in it.",
     demands="end the work on it, or do not begin any, and call ReleaseCluster",
 )
 async def drain(run: Run) -> None:

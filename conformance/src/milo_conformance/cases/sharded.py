@@ -230,7 +230,7 @@ async def renewals_without_stream(run: Run) -> None:
 
 @sharded(
     "A daemon that shares the clusters with no other owns them without end",
-    why="It was configured so. Nobody answers with a time any more, and the work goes on.",
+    why="It was reconfigured. No response states a time any more, and the work continues.",
     demands="on a daemon that\n  // shares clusters with no other, whose ownership does not end",
 )
 async def no_longer_sharded(run: Run) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 # A letter, then letters, digits and punctuation without a meaning in YAML.
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*")
-# Words that some version of YAML reads as another type than string.
+# Words that some version of YAML does not read as a string.
 _NOT_A_STRING = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n"})
 
 

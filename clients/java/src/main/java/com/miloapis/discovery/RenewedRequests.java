@@ -29,7 +29,7 @@ final class RenewedRequests implements Interceptor {
     Access access = credential.access();
     String url = request.uri().toString();
     if (!url.startsWith(madeFor)) {
-      throw new DiscoveryException("a request is for another server than that of the cluster: " + request.uri().getHost());
+      throw new DiscoveryException("a request is for a server other than the cluster's: " + request.uri().getHost());
     }
     builder.uri(URI.create(withoutSlash(access.server()) + url.substring(madeFor.length())));
     if (access.token() != null) {
