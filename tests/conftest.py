@@ -34,12 +34,19 @@ FIRST = (
     "tests/tooling/import_contracts/test_pure_coverage.py",
     TOGETHER[0],
     "tests/tooling/deploy/test_prometheus.py",
+    "tests/end_to_end/process/test_churn.py",
+    "tests/end_to_end/process/test_restored_server.py",
+    "tests/end_to_end/process/test_many_streams.py",
+    "tests/end_to_end/matrix/test_matrix.py",
     "tests/end_to_end/kubeconfigs/test_operator.py",
     "tests/end_to_end/examples/test_newcomers.py",
     "tests/end_to_end/examples/test_config_map_operators.py",
     "tests/simulation/seeded/test_simulations.py",
+    "tests/simulation/sharding/test_states.py",
     "tests/tooling/docs/test_tutorial.py",
     "tests/tooling/docs/test_readme.py",
+    "tests/tooling/docs/test_commands.py",
+    "tests/integration/app/test_several_sources.py",
 )
 """Tests that take tens of seconds each: if they started last, all workers but one would wait for them."""
 
@@ -91,10 +98,15 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if (row := config.getoption("--row")) is not None:
         _keep(config, items, of_row(row, items))
-    items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
+    items.sort(key=_place)
     for option, fixture in (("--real", ON_REAL_SERVERS), ("--cluster", IN_A_CLUSTER)):
         if not config.getoption(option):
             _keep(config, items, [item for item in items if fixture not in getattr(item, "fixturenames", ())])
+
+
+def _place(item: pytest.Item) -> int:
+    """Return the position in FIRST of the item's file; the end for all others."""
+    return next((place for place, file in enumerate(FIRST) if item.nodeid.startswith(file)), len(FIRST))
 
 
 def _keep(config: pytest.Config, items: list[pytest.Item], kept: list[pytest.Item]) -> None:
