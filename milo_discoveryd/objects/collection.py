@@ -342,7 +342,7 @@ class ObjectCollection:
 
     def _lacking(self, *, versions_went_back: bool) -> "_Lacking":
         """Return what the list lacks, as the guard judges it."""
-        missing = self.store.missing_from(self._list.uids)
+        missing = self._list.missing()
         established = [
             (name, uid)
             for name, uid in missing
@@ -355,8 +355,7 @@ class ObjectCollection:
         ]
         if self._guard is None:
             return _Lacking(missing, established, replaced)
-        uids = self._list.uids
-        is_foreign = bool(uids) and not any(map(self._proves, uids.items()))
+        is_foreign = bool(established or replaced) and self._proves_nothing()
         announced: set[str] = set()
         if not (is_foreign or versions_went_back):
             announced = {name for name, _ in (*established, *replaced) if self.store.is_terminating(name)}
@@ -467,8 +466,12 @@ class ObjectCollection:
         self._guard.verify_first(now)
         return self.held is not None and self._guard.accept(now)
 
-    def _proves(self, listed: tuple[str, str]) -> bool:
-        """Return whether a listed object is known, which proves that the list is not from another server."""
+    def _proves_nothing(self) -> bool:
+        """Return whether no listed object is known, so that the list may be from another server."""
+        uids = self._list.uids
+        return bool(uids) and not any(map(self._is_known, uids.items()))
+
+    def _is_known(self, listed: tuple[str, str]) -> bool:
         return self.store.is_established(listed[0]) or self.store.is_present(*listed)
 
     # --- deletions ---

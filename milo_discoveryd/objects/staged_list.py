@@ -1,9 +1,10 @@
 """A list that is being read. Nothing of it is applied before it is complete."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
 
 from milo_discoveryd.model.contributions import ObservedObject
+from milo_discoveryd.model.object_state import ABSENT_STATES
 from milo_discoveryd.objects.pending_deletions import PendingDeletions
 from milo_discoveryd.objects.store import ObjectStore
 
@@ -16,6 +17,8 @@ class StagedList:
         self._pending_deletions = pending_deletions
         self._uids: dict[str, str] = {}
         self._staged: dict[str, tuple[ObservedObject, int]] = {}
+        self._known: int | None = 0
+        """The number of listed objects that are present; None if objects may have changed since they were listed."""
         self._suspects: dict[str, None] = {}
         """Staged objects that may be older than the known ones, or other objects of the same name. They are found
         while the list is read, since looking for them at its end would block the event loop."""
@@ -30,13 +33,19 @@ class StagedList:
         self._store.weight.list_started()
 
     def drop(self) -> None:
-        self._uids, self._staged, self._suspects = {}, {}, {}
+        self._uids, self._staged, self._suspects, self._known = {}, {}, {}, 0
 
     def add(self, listed: ObservedObject) -> None:
         """Add an object, unless it exceeds the budget of the source."""
         name, store = listed.name, self._store
-        self._uids[name] = listed.uid
         record = store[name]
+        if record is None or record.state in ABSENT_STATES:
+            self._uids[name] = listed.uid
+        else:
+            if self._known is not None and name not in self._uids:
+                self._known += 1
+            # One string for both, unless they differ: to free those of a long list blocks the event loop.
+            self._uids[name] = record.uid if record.uid == listed.uid else listed.uid
         if record is not None and not store.would_change(listed):
             store.weight.add_listed(record.weight)
             return
@@ -48,6 +57,7 @@ class StagedList:
 
     def remove(self, name: str) -> None:
         """Remove an object: it is not in the list after all."""
+        self._known = None
         self._uids.pop(name, None)
         self._staged.pop(name, None)
 
@@ -58,8 +68,15 @@ class StagedList:
 
     def suspect(self, name: str) -> None:
         """Record that a read of an object was answered, so that the known state may be newer than the list."""
+        self._known = None
         if name in self._uids:
             self._suspects[name] = None
+
+    def missing(self) -> list[tuple[str, str]]:
+        """Return the names and UIDs of the present objects that the list lacks."""
+        if self._known == self._store.present_count:
+            return []  # nearly always, and to compare the names of a long list blocks the event loop
+        return self._store.missing_from(self._uids)
 
     def suspects(self) -> Iterator[ObservedObject]:
         """Yield the staged objects that may be older than the known ones, or other objects of the same name."""
@@ -70,10 +87,12 @@ class StagedList:
         return (listed for listed, _ in [*self._staged.values()])
 
     def portions(self, size: int) -> Iterator[list[tuple[ObservedObject, int]]]:
-        """Yield the differing objects with their weights, at most `size` at once."""
-        staged = iter(self._staged.values())
-        while portion := [*islice(staged, size)]:
-            yield portion
+        """Yield the differing objects with their weights, at most `size` at once, and drop them: to free all of a long
+        list at once would block the event loop.
+        """
+        rest, self._staged = deque(self._staged.values()), {}
+        while rest:
+            yield [rest.popleft() for _ in range(min(size, len(rest)))]
 
     def _is_suspect(self, staged: ObservedObject, known_uid: str) -> bool:
         return (

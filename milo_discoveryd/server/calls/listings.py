@@ -2,7 +2,8 @@
 
 import secrets
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from itertools import chain
 from operator import attrgetter
 
 import msgspec
@@ -35,6 +36,8 @@ class OpenListing(msgspec.Struct, frozen=True):
     """The clusters of one caller's listing, at one revision."""
 
     clusters: tuple[Cluster, ...]
+    counts: Mapping[str, int]
+    """Their number by source."""
     revision: int
     owner: ListingOwner
     ends_at: float
@@ -79,12 +82,20 @@ class Listings:
         leaves out.
         """
         clusters, revision = self._log.clusters(), self._log.head
-        visible: list[Cluster] = []
+        yield
+        parts: list[list[Cluster]] = []
+        counts: Counter[str] = Counter()
         for start in range(0, len(clusters), CLUSTERS_PER_STEP):
-            visible += sorted(filter(view.matches, clusters[start : start + CLUSTERS_PER_STEP]), key=_by_name)
+            parts.append(sorted(filter(view.matches, clusters[start : start + CLUSTERS_PER_STEP]), key=_by_name))
+            counts.update([cluster.target.source for cluster in parts[-1]])
             yield
-        visible.sort(key=_by_name)  # merges the sorted parts
-        listing = OpenListing(tuple(visible), revision, owner, now + LIFE_S, pending)
+            # Sorting the sum of sorted parts merges them.
+            while len(parts) > 1 and len(parts[-2]) <= len(parts[-1]):
+                parts[-2:] = [sorted(chain(*parts[-2:]), key=_by_name)]
+                yield
+        visible = tuple(sorted(chain(*parts), key=_by_name))
+        yield
+        listing = OpenListing(visible, counts, revision, owner, now + LIFE_S, pending)
         return Page(listing, "", 0, visible[:size])
 
     def next(

@@ -3,7 +3,6 @@
 import asyncio
 import random
 import time
-from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 
@@ -129,9 +128,9 @@ class Service:
         listing = page.listing
         # Without clusters of a pending source, the listing is a part of a snapshot: a stream starts over.
         part = 1 if listing.pending else None
-        known_clusters = NOTHING.grown(Counter(cluster.target.source for cluster in listing.clusters))
-        known_clusters = known_clusters.seen_at(self._fleet.changes.versions)
-        position = Position(self._info.epoch, listing.revision, known=known_clusters, part=part)
+        known = NOTHING.grown(listing.counts)
+        known = known.seen_at(self._fleet.changes.versions)
+        position = Position(self._info.epoch, listing.revision, known=known, part=part)
         return pb.ListClustersResponse(
             clusters=clusters,
             next_page_token=self._listings.next_token(page, taken, now),
