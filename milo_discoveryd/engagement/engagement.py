@@ -258,16 +258,16 @@ class Engagements:
         ):
             former.version = observation.version
             return self._still_engaged(former, former.cluster, observation, now)  # nearly every change
-        if self._stays_unreachable(observation):
+        if former is not None and _stays_unreachable(former, observation):
             return []
-        replaced = self._replaced_by(observation)
-        readiness = None if self._was_engaged(observation) else observation.readiness
+        replaced = _replaced_by(former, observation)
+        readiness = None if former is not None and _was_engaged(former, observation) else observation.readiness
         elsewhere = self.assigned_elsewhere(observation.name)
         if elsewhere is not None and (replaced or former is None or not former.engaged):
-            record = self._record(observation, ObjectState.UNASSIGNED, now)
+            record = self._record(former, observation, ObjectState.UNASSIGNED, now)
             record.present, record.message = observation.target, elsewhere
             return self._end(record, DisengageReason.REPLACED, replaced, now)
-        record = self._record(observation, ObjectState.READY, now)
+        record = self._record(former, observation, ObjectState.READY, now)
         before = record.cluster
         if before is not None and not replaced:
             return self._still_engaged(record, before, observation, now)
@@ -293,23 +293,10 @@ class Engagements:
         cluster = msgspec.structs.replace(before, target=observation.target, source_version=observation.version)
         return self._update(record, cluster, now)
 
-    def _stays_unreachable(self, observation: Ready) -> bool:
-        """Update a cluster disengaged as unreachable; return False if it is another object or has another endpoint."""
-        record = self._records.by_key.get(observation.name)
-        if record is None or record.state is not ObjectState.UNREACHABLE or observation.uid not in ("", record.uid):
-            return False
-        assert record.former is not None, "it was engaged before"
-        if observation.target.endpoint != record.former.target.endpoint:
-            return False
-        record.version = observation.version
-        record.former = msgspec.structs.replace(
-            record.former, target=observation.target, source_version=observation.version
-        )
-        return True
-
     def _not_wanted(self, observation: NotReady | Withdrawn | Outside | Malformed, now: Moment) -> list[Event]:
-        replaced = self._replaced_by(observation)
-        record = self._record(observation, observation.state, now)
+        former = self._records.by_key.get(observation.name)
+        replaced = _replaced_by(former, observation)
+        record = self._record(former, observation, observation.state, now)
         meaning = MEANINGS[observation.state]
         reason, message = (DisengageReason.REPLACED, replaced) if replaced else (meaning.ends, observation.message)
         if reason is None:
@@ -326,21 +313,15 @@ class Engagements:
         is_graced = record.engaged and name not in self.releases
         return is_graced and not self.not_ready.begin_wait(name, now.steady)
 
-    def _replaced_by(self, observation: Observation) -> str:
-        """Return the message for another object of the same name, or "" if it is, or may be, the known object."""
-        record = self._records.by_key.get(observation.name)
-        if record is None or observation.uid in ("", record.uid):
-            return ""
-        return f"the name now belongs to another object: UID {observation.uid}, previously {record.uid or 'unknown'}"
-
-    def _record(self, observation: Observation, state: ObjectState, now: Moment) -> ClusterRecord:
-        """Return the record of the observed object, in that state."""
-        record = self._records.by_key.get(observation.name)
+    def _record(
+        self, record: ClusterRecord | None, observation: Observation, state: ObjectState, now: Moment
+    ) -> ClusterRecord:
+        """Return the record of the observed object, in that state. `record` is the one that its cluster has."""
         if record is None:
             record = self._records.add(observation, state, now)
             if state in FORGETTABLE_STATES:
                 self._note_absent(observation.name, state)
-        elif record.state is not state or self._replaced_by(observation):
+        elif record.state is not state or _replaced_by(record, observation):
             self._move(observation.name, record, state, now)
         record.uid, record.version, record.message = (
             observation.uid or record.uid,
@@ -349,11 +330,6 @@ class Engagements:
         )
         record.present = observation.fields if isinstance(observation, NotReady | Withdrawn | Outside) else None
         return record
-
-    def _was_engaged(self, observation: Ready) -> bool:
-        """Return whether this object, and not another one of the same name, is or was engaged."""
-        record = self._records.by_key.get(observation.name)
-        return record is not None and record.latest is not None and record.latest.object_uid == observation.uid
 
     def _delete(self, deleted: ConfirmedDeletion, now: Moment) -> list[Event]:
         record = self._records.by_key.get(deleted.name)
@@ -439,6 +415,32 @@ class Engagements:
         record = self._records.by_key.get(name)
         assert record is not None, "the cluster has a record"
         return record
+
+
+def _stays_unreachable(record: ClusterRecord, observation: Ready) -> bool:
+    """Update a cluster disengaged as unreachable; return False if it is another object or has another endpoint."""
+    if record.state is not ObjectState.UNREACHABLE or observation.uid not in ("", record.uid):
+        return False
+    assert record.former is not None, "it was engaged before"
+    if observation.target.endpoint != record.former.target.endpoint:
+        return False
+    record.version = observation.version
+    record.former = msgspec.structs.replace(
+        record.former, target=observation.target, source_version=observation.version
+    )
+    return True
+
+
+def _replaced_by(record: ClusterRecord | None, observation: Observation) -> str:
+    """Return the message for another object of the same name, or "" if it is, or may be, the known object."""
+    if record is None or observation.uid in ("", record.uid):
+        return ""
+    return f"the name now belongs to another object: UID {observation.uid}, previously {record.uid or 'unknown'}"
+
+
+def _was_engaged(record: ClusterRecord, observation: Ready) -> bool:
+    """Return whether this object, and not another one of the same name, is or was engaged."""
+    return record.latest is not None and record.latest.object_uid == observation.uid
 
 
 def _is_unreachable(cluster: Cluster) -> bool:
