@@ -39,7 +39,7 @@ class Delivery(msgspec.Struct):
 
 class DeliverySchedule:
     def __init__(self, clock: Callable[[], float], wall: Callable[[], float], draw: Draw) -> None:
-        self._clock = clock
+        self.clock = clock
         self._wall = wall
         self._draw = draw
         self._ahead = wall() - clock()
@@ -62,7 +62,7 @@ class DeliverySchedule:
     @property
     def due_in_s(self) -> float:
         """Seconds until the next kubeconfig is due; infinite while nothing is scheduled."""
-        return max(self._due[0][0], self._paused_until) - self._clock() if self._due else math.inf
+        return max(self._due[0][0], self._paused_until) - self.clock() if self._due else math.inf
 
     def pop_due(self) -> Delivery | None:
         """Remove the first entry of the schedule, and return its delivery, or None if the entry is stale."""
@@ -70,25 +70,23 @@ class DeliverySchedule:
         delivery = self._deliveries.get(name)
         return delivery if delivery is not None and delivery.due_at == due_at else None
 
-    def schedule(
-        self, cluster: Cluster, issuer: str, *, credential: IssuedCredential | None = None, wait_s: float = 0.0
-    ) -> Delivery:
+    def schedule(self, cluster: Cluster, issuer: str, credential: IssuedCredential | None, due_at: float) -> Delivery:
         """Plan the next kubeconfig of a cluster, whose subscriber has this credential."""
         target = cluster.target
         name = target.name
         self._stop_waiting(name)
-        delivery = Delivery(name, cluster.incarnation, target.place, issuer, credential, math.inf)
+        delivery = Delivery(name, cluster.incarnation, target.place, issuer, credential, due_at)
         self._deliveries[name] = delivery
-        self.postpone(delivery, wait_s)
+        heapq.heappush(self._due, (due_at, name))
         return delivery
 
     def postpone(self, delivery: Delivery, wait_s: float) -> None:
-        delivery.due_at = self._clock() + wait_s
+        delivery.due_at = self.clock() + wait_s
         heapq.heappush(self._due, (delivery.due_at, delivery.name))
 
     def pause(self, wait_s: float) -> None:
         """Deliver nothing for this time."""
-        self._paused_until = self._clock() + wait_s
+        self._paused_until = self.clock() + wait_s
 
     def await_lease(self, delivery: Delivery, key: LeaseKey) -> None:
         """Plan nothing until the lease has another credential."""
@@ -110,7 +108,7 @@ class DeliverySchedule:
 
     def follow_wall_clock(self) -> None:
         """Reschedule all deliveries if the wall clock was set or the machine was suspended: they would be late."""
-        ahead = self._wall() - self._clock()
+        ahead = self._wall() - self.clock()
         if abs(ahead - self._ahead) > JUMP_S:
             self._ahead = ahead
             for name in self.names:

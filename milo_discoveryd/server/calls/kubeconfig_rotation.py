@@ -158,7 +158,7 @@ class KubeconfigRotation:
             self._schedule_now(cluster)
 
     def _schedule_now(self, cluster: Cluster) -> Delivery:
-        return self._schedule.schedule(cluster, self._issuer(cluster))
+        return self._schedule.schedule(cluster, self._issuer(cluster), None, self._schedule.clock())
 
     def _charge(self, delivery: Delivery) -> bool:
         """Count a kubeconfig against the quota before the request to the issuer, so that this is limited too."""
@@ -190,7 +190,6 @@ class KubeconfigRotation:
             self._schedule.postpone(delivery, retry_s)
             return None
         assert made.refresh_at is not None
-        self._schedule.schedule(
-            cluster, self._issuer(cluster), credential=made.credential, wait_s=made.refresh_at - made.issued_at
-        )
+        due_at = self._schedule.clock() + made.refresh_at - made.issued_at
+        self._schedule.schedule(cluster, self._issuer(cluster), made.credential, due_at)
         return convert.kubeconfig(made)
