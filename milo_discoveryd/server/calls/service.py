@@ -251,7 +251,7 @@ class Service:
             scope, to = call.scope, call.recipient
         streams = sum(scope.is_everything or call.shares_quotas(stream.caller) for stream in self.streams)
         now = Moment(time.time(), self._clock())
-        return await self._server_info.describe(scope, to, streams=streams, shard=self.shard, at=now)
+        return await self._server_info.describe(scope, to, streams=streams, shard=self.shard, now=now)
 
     async def _stream(
         self, parsed: requests.WatchRequest, call: CallContext, send: Send, *, request_bytes: int
