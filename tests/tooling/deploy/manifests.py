@@ -15,7 +15,10 @@ from tests.tooling.deploy.validators import kubectl
 ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "deploy"
 OPERATOR = ROOT / "examples" / "go-operator" / "config"
-BUILT = (*sorted((*DEPLOY.glob("overlays/*"), *DEPLOY.glob("examples/*"))), OPERATOR)
+MULTI_TENANT = ROOT / "examples" / "multi-tenant"
+TENANTS = tuple(MULTI_TENANT / name for name in ("policies", "tenant"))
+"""They have no daemon."""
+BUILT = (*sorted((*DEPLOY.glob("overlays/*"), *DEPLOY.glob("examples/*"))), OPERATOR, MULTI_TENANT / "operator")
 WITH_DAEMON = tuple(directory for directory in BUILT if "control-plane" not in directory.name)
 
 Manifest = Mapping[str, Any]

@@ -20,6 +20,7 @@ from tests.tooling.deploy.manifests import (
     BUILT,
     DEPLOY,
     ROOT,
+    TENANTS,
     WITH_DAEMON,
     arguments,
     containers,
@@ -40,6 +41,11 @@ FOREIGN_KINDS = {"PodMonitor", "PrometheusRule"}
 
 every_build = pytest.mark.parametrize("directory", BUILT, ids=lambda directory: directory.name)
 every_pod = pytest.mark.parametrize("directory", WITH_DAEMON, ids=lambda directory: directory.name)
+
+
+@pytest.mark.parametrize("directory", TENANTS, ids=lambda directory: directory.name)
+def test_kustomizations_of_tenants_can_be_built(directory: Path) -> None:
+    assert read(directory)
 
 
 @every_build

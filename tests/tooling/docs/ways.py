@@ -44,6 +44,7 @@ class Way(Enum):
 
 
 NEED_A_CLUSTER = (
+    "kubectl -n my-operator logs -f deploy/my-operator",
     "kubectl -n milo-discovery-demo logs -f deploy/demo -c subscriber",
     "kubectl -n NAMESPACE describe pod POD",
     "kubectl -n NAMESPACE exec POD -c milo-discoveryd",

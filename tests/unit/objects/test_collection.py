@@ -157,6 +157,22 @@ def test_relist_is_applied_although_versions_went_back() -> None:
     ]
 
 
+def test_relist_that_names_an_object_twice_still_lacks_another() -> None:
+    source = Source(ready("a"), ready("b"))
+    source.lists(ready("a"), ready("a"))
+    assert source.requested_names() == ["b"]
+
+
+def test_object_found_missing_while_a_relist_is_read_does_not_hide_another() -> None:
+    source = Source(ready("a"), ready("b"), ready("c"))
+    source.lists(ready("b"), ready("c"))
+    (request,) = source.due_requests()
+    source.take(ListStarted(), Listed(ready("a")), Listed(ready("b")))
+    source.resolve(request, Absent())
+    source.take(ListEnded())
+    assert source.requested_names() == ["c"]
+
+
 def test_object_missing_from_relist_is_confirmed_and_stays_engaged_meanwhile() -> None:
     source = Source(ready("a"), ready("b"), ready("c"))
     assert source.lists(ready("b")) == []
