@@ -387,7 +387,7 @@ class Daemon:
                 await server.set_ready(synced)
                 if all(synced.values()):
                     return
-                await waiter.wait(60.0)
+                await waiter.wait_for_change(60.0)
 
     def _ready(self) -> Mapping[str, str | None]:
         problem = "no complete list was received from the source yet"

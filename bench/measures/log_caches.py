@@ -53,7 +53,7 @@ def _views() -> list[ClusterView]:
 def _reading(log: ChangeLog, resume: int | None, view: ClusterView = EVERYTHING) -> float:
     began = time.process_time()
     reader = Cursor(log, view, resume)
-    while reader.take():
+    while reader.next_batch():
         pass
     return time.process_time() - began
 

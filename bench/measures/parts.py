@@ -41,7 +41,7 @@ def _round(count: int) -> dict[str, float]:
 
     def read(after: int) -> None:
         reader = Cursor(log, EVERYTHING, after)
-        while batch := reader.take():
+        while batch := reader.next_batch():
             assert batch.slice.data
 
     control_planes = in_process.lines("MODIFIED", count, count + 1, "changed", projects.control_plane)

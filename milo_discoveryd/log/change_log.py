@@ -211,8 +211,8 @@ class ChangeLog:
         """Return the clusters in view from position `start` on. Each frame counts as `overhead` bytes more."""
         frames: list[Frame] = []
         size = 0
-        position, end = start, min(len(snapshot.clusters), start + RECORDS_PER_STEP)
-        while position < end and size < self.batch_bytes:
+        position, last_position = start, min(len(snapshot.clusters), start + RECORDS_PER_STEP)
+        while position < last_position and size < self.batch_bytes:
             cluster = snapshot.clusters[position]
             if view.matches(cluster):
                 frames.append(self.frame(snapshot.entries[position], cluster))
@@ -244,9 +244,9 @@ class ChangeLog:
             elif (
                 cluster is not None
                 and matches(cluster)
-                and (known := entry.known_at(revision)) is not None
-                and known.incarnation == cluster.incarnation
-                and (known is cluster or matches(known))
+                and (known_cluster := entry.known_at(revision)) is not None
+                and known_cluster.incarnation == cluster.incarnation
+                and (known_cluster is cluster or matches(known_cluster))
             ):
                 # Nearly always: the reader knows this incarnation, and goes on seeing it.
                 frames.append(frame := self.frame(entry, cluster, EventType.UPDATED))
@@ -298,13 +298,13 @@ class ChangeLog:
     def draining_frames(self, entries: Iterable[LogEntry], revision: int, view: ClusterView) -> Iterator[Frame]:
         """Return the frames of the draining clusters that a reader at `revision` already knows as draining."""
         for entry in entries:
-            cluster, known = entry.cluster, entry.known_at(revision)
+            cluster, known_cluster = entry.cluster, entry.known_at(revision)
             if (
                 cluster is not None
-                and known is not None
-                and known.draining is not None
-                and known.incarnation == cluster.incarnation
-                and view.matches(known)
+                and known_cluster is not None
+                and known_cluster.draining is not None
+                and known_cluster.incarnation == cluster.incarnation
+                and view.matches(known_cluster)
                 and view.matches(cluster)
             ):
                 yield self.frame(entry, cluster, EventType.UPDATED)

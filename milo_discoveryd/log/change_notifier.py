@@ -26,7 +26,7 @@ class Waiter:
         if self._sleep is not None and not self._sleep.done():
             self._sleep.set_result(None)
 
-    async def wait(self, timeout_s: float) -> None:
+    async def wait_for_change(self, timeout_s: float) -> None:
         """Wait until `wake` is called, or for at most `timeout_s`.
 
         It may return early without a change: an earlier timer is kept, because changes are far more frequent than
@@ -88,12 +88,12 @@ class ChangeNotifier:
 
     def read_at(self, revision: int) -> float | None:
         """Return when the bytes that led to `revision` were read, or None if that is no longer known."""
-        found = None
+        first_read_at = None
         for head, read_at in reversed(self._published):
             if head < revision:
                 break
-            found = read_at
-        return found
+            first_read_at = read_at
+        return first_read_at
 
     def notify_now(self) -> None:
         if self._timer is not None:

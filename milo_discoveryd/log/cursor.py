@@ -79,7 +79,7 @@ class Cursor:
         else:
             self._state = start_transition(self._log, self._state.revision, self._state.ahead, before, view)
 
-    def take(self) -> Batch | None:
+    def next_batch(self) -> Batch | None:
         """Return the next batch, or None if nothing changed."""
         if not isinstance(self._state, _InSnapshot) and not self._log.reads_from(self._state.revision):
             # The subscriber was idle for longer than past states are kept.
@@ -91,7 +91,7 @@ class Cursor:
         return self._from_log(self._state.revision, self._state.ahead)
 
     def prefetch(self) -> None:
-        """Compute the next batch, so that `take` has it ready if nothing changes until then."""
+        """Compute the next batch, so that `next_batch` has it ready if nothing changes until then."""
         if isinstance(self._state, _InSnapshot):
             self._log.snapshot_part(self._state.snapshot, self._state.position, self._view, self._overhead)
         elif isinstance(self._state, _Following) and self._log.reads_from(self._state.revision):

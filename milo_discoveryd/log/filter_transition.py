@@ -40,8 +40,8 @@ class FilterTransition(msgspec.Struct, frozen=True):
         frames: list[Frame] = []
         ahead: set[tuple[str, int]] = set()
         size = 0
-        position, end = self.position, min(len(self.index.entries), self.position + RECORDS_PER_STEP)
-        while position < end and size < log.batch_bytes:
+        position, last_position = self.position, min(len(self.index.entries), self.position + RECORDS_PER_STEP)
+        while position < last_position and size < log.batch_bytes:
             entry, before = self.index.entries[position], self._view_before(position)
             position += 1
             cluster = entry.known_at(self.revision)

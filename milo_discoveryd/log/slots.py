@@ -36,16 +36,16 @@ class LogSlots:
         # which takes a third of the time.
         return [
             entry
-            for entry, at in zip(self.entries, self.revisions, strict=True)
-            if entry.cluster is not None and entry.revision == at
+            for entry, slot_revision in zip(self.entries, self.revisions, strict=True)
+            if entry.cluster is not None and entry.revision == slot_revision
         ]
 
     def readable(self) -> list[LogEntry]:
         """Return the entries that are engaged or have past states."""
         return [
             entry
-            for entry, at in zip(self.entries, self.revisions, strict=True)
-            if entry.revision == at and (entry.cluster is not None or entry.history)
+            for entry, slot_revision in zip(self.entries, self.revisions, strict=True)
+            if entry.revision == slot_revision and (entry.cluster is not None or entry.history)
         ]
 
     def _compact(self) -> None:

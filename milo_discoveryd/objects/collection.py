@@ -178,8 +178,8 @@ class ObjectCollection:
         if len(self._reference_objects) < REFERENCE_OBJECTS or not all(
             map(self._should_exist, self._reference_objects)
         ):
-            found = filter(self._should_exist, self.store.present())
-            self._reference_objects = tuple(islice(found, REFERENCE_OBJECTS))
+            existing = filter(self._should_exist, self.store.present())
+            self._reference_objects = tuple(islice(existing, REFERENCE_OBJECTS))
         return self._reference_objects
 
     def _should_exist(self, present: tuple[str, str]) -> bool:
@@ -245,9 +245,9 @@ class ObjectCollection:
                     if changed:
                         yield self._unlisted_changes(self.store.apply_watched(changed))
                         changed = []
-                    found = self._report_deletion(self._keys.key(namespace, name), uid, now)
-                    if found:
-                        yield self._unlisted_changes(found)
+                    deleted = self._report_deletion(self._keys.key(namespace, name), uid, now)
+                    if deleted:
+                        yield self._unlisted_changes(deleted)
                 case ListStarted() | Listed() | Unlisted():
                     self._stage(event)
                     if self.store.weight.problem:

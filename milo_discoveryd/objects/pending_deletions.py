@@ -132,8 +132,8 @@ class PendingDeletions:
 
     def add(self, name: str, uid: str, now: float, *, confirm_at: float | None = None) -> None:
         """Schedule the confirmation of a deletion, now or at `confirm_at`."""
-        known = self._pending.get(name)
-        if known is not None and known.uid == uid and not known.is_held:
+        former = self._pending.get(name)
+        if former is not None and former.uid == uid and not former.is_held:
             return
         pending = self._new(name, uid, now)
         heapq.heappush(self._due, (-pending.ticket if confirm_at is None else confirm_at, pending.ticket, name))
@@ -144,10 +144,10 @@ class PendingDeletions:
         pending.is_held, pending.problem = True, message
 
     def _new(self, name: str, uid: str, now: float) -> _PendingDeletion:
-        known = self._pending.get(name)
+        former = self._pending.get(name)
         self._tickets += 1
         self._refuted.pop(name, None)
-        since = known.since if known is not None and known.uid == uid else now
+        since = former.since if former is not None and former.uid == uid else now
         self._pending[name] = pending = _PendingDeletion(uid, since, self._tickets)
         return pending
 
@@ -257,18 +257,18 @@ class PendingDeletions:
         self.discard(request.name)
         if isinstance(result, Absent):
             return ConfirmedDeletion(request.name, pending.uid)
-        found = result.observation
-        if found.state in (ObjectState.READY, ObjectState.NOT_READY) and found.uid == pending.uid:
+        observation = result.observation
+        if observation.state in (ObjectState.READY, ObjectState.NOT_READY) and observation.uid == pending.uid:
             pending.older_since = None
             self._refuted[request.name] = pending
             self._try_again(request.name, pending, _RECHECK, now)
-        return found
+        return observation
 
     def _try_again(self, name: str, pending: _PendingDeletion, backoff: Backoff, now: float) -> None:
         pending.failures += 1
         # Subtract the time that the request took.
-        wait = backoff.delay(pending.failures, self._jitter) - (now - pending.requested_at)
-        confirm_at = now + max(wait, backoff.delay(1, self._jitter))
+        wait_s = backoff.delay(pending.failures, self._jitter) - (now - pending.requested_at)
+        confirm_at = now + max(wait_s, backoff.delay(1, self._jitter))
         queue = self._rechecks_due if name in self._refuted else self._retries_due
         heapq.heappush(queue, (confirm_at, pending.ticket, name))
 
@@ -286,5 +286,5 @@ class PendingDeletions:
             self._refusal = result.problem
 
 
-def _is_unreadable(found: ObservedObject, uid: str) -> bool:
-    return isinstance(found, Malformed) and found.uid in ("", uid)
+def _is_unreadable(observation: ObservedObject, uid: str) -> bool:
+    return isinstance(observation, Malformed) and observation.uid in ("", uid)

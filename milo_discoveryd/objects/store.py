@@ -153,11 +153,11 @@ class ObjectStore:
         """
         return [self._put(observation, weight) for observation, weight in listed]
 
-    def apply_read(self, found: ObservedObject | ConfirmedDeletion) -> list[ObjectChange]:
+    def apply_read(self, settled: ObservedObject | ConfirmedDeletion) -> list[ObjectChange]:
         """Apply the result of a consistent read of one object, whatever version was seen before."""
-        if isinstance(found, ConfirmedDeletion):
-            return self._delete(found)
-        return [self._put(found, self.weight_of(found))]
+        if isinstance(settled, ConfirmedDeletion):
+            return self._delete(settled)
+        return [self._put(settled, self.weight_of(settled))]
 
     def end_list(self, missing: Iterable[str] = ()) -> None:
         """Record that a complete list was applied. Versions of absent objects are no longer compared: see

@@ -46,7 +46,7 @@ class WaitingStreams:
     def __len__(self) -> int:
         return len(self._sources)
 
-    def update(self, stream: object, sources: frozenset[str]) -> None:
+    def await_sources(self, stream: object, sources: frozenset[str]) -> None:
         """Record the sources for which a stream waits; none if it ended."""
         if sources:
             self._sources[stream] = sources

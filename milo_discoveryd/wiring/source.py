@@ -161,7 +161,7 @@ class _SourceStorage:
             async def changed() -> None:
                 nonlocal saved_at
                 while not self._source.synced or self._source.changes.log.head == saved_at:
-                    await waiter.wait(3600.0)
+                    await waiter.wait_for_change(3600.0)
                 saved_at = self._source.changes.log.head
 
             await self._store.save_changes(stored, changed)

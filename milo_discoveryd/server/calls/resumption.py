@@ -97,7 +97,7 @@ class Resumption:
         """When to call `update` again, if nothing else happens."""
         return self._doubt_at if self.doubted else math.inf
 
-    def update(self, now: float) -> bool:
+    def compare_lists(self, now: float) -> bool:
         """Compute the pending sources again. Return whether they changed."""
         hidden = [source for source in self._sources if source.name in self.pending]
         complete = [

@@ -142,15 +142,15 @@ class StreamRevisions:
         self._parts = 0
         """The number of parts of the current snapshot that were sent."""
 
-    def resume(self, revision: str, known: KnownClusters) -> None:
-        self.last, self.known = revision, known
+    def resume(self, revision: str, known_clusters: KnownClusters) -> None:
+        self.last, self.known = revision, known_clusters
 
-    def seen_at(self, known: KnownClusters, versions: Mapping[str, int]) -> KnownClusters:
+    def seen_at(self, known_clusters: KnownClusters, versions: Mapping[str, int]) -> KnownClusters:
         """Return what the subscriber knows at the present versions of sources, a mapping that changes replace."""
-        if versions is self._versions and known.versions is self.known.versions:
-            return known
+        if versions is self._versions and known_clusters.versions is self.known.versions:
+            return known_clusters
         self._versions = versions
-        return known.seen_at(versions)
+        return known_clusters.seen_at(versions)
 
     def is_own(self, revision: str, holder: str) -> bool:
         """Return whether the daemon wrote a revision for this holder."""

@@ -145,7 +145,7 @@ class SourceReports:
 
     def _states(self) -> tuple[tuple[ViewState, str], ...]:
         if not self._resumption.doubted:
-            return tuple([(each.status.state, each.status.reason) for each in self._visible])
+            return tuple([(source.status.state, source.status.reason) for source in self._visible])
         return tuple([(status.state, status.reason) for status in map(self._status, self._visible)])
 
     def _status(self, source: ClusterSource) -> ViewStatus:
@@ -181,7 +181,7 @@ class WatchStream:
         self._revisions = StreamRevisions(options.epoch, options.signer)
         sources = fleet.select(asked.wanted.sources)
         self._resumption = Resumption(
-            parse(asked.resume_revision, [each.name for each in sources]),
+            parse(asked.resume_revision, [source.name for source in sources]),
             sources,
             options.epoch,
             lambda source, now: fleet.count_by_source(self._view.shown, now)[source],
@@ -218,7 +218,7 @@ class WatchStream:
                 try:
                     await self._follow(waiter)
                 finally:
-                    self._fleet.waiting.update(self, frozenset())
+                    self._fleet.waiting.await_sources(self, frozenset())
 
     async def _follow(self, waiter: Waiter) -> None:
         self._update_pending()
@@ -235,7 +235,7 @@ class WatchStream:
             self._follow_rights()
             if self._resumption.pending and self._update_pending():
                 self.cursor = cursor = self._new_cursor(None)
-            batch = cursor.take()
+            batch = cursor.next_batch()
             if batch is not None and batch.is_sendable:
                 await self._send_changes(batch)
             elif batch is not None:
@@ -249,15 +249,15 @@ class WatchStream:
 
     def _update_pending(self) -> bool:
         """Compute the sources that the subscriber is not shown yet. Return whether they changed."""
-        is_changed = self._resumption.update(self._clock())
-        self._fleet.waiting.update(self, frozenset(self._resumption.doubted))
+        is_changed = self._resumption.compare_lists(self._clock())
+        self._fleet.waiting.await_sources(self, frozenset(self._resumption.doubted))
         return is_changed
 
     async def _resume(self, cursor: Cursor, revision: int) -> None:
         """Send the first batch of a subscriber that resumes."""
         assert self._resumption.position is not None, "it resumes from there"
         self._revisions.resume(self._asked.resume_revision, self._resumption.position.known)
-        changes = cursor.take() or Batch(NO_CHANGES, cursor.revision)
+        changes = cursor.next_batch() or Batch(NO_CHANGES, cursor.revision)
         if draining := [*self._still_draining(revision)]:
             changes = msgspec.structs.replace(changes, slice=slice_of((*draining, *changes.slice.frames)))
         await self._send_changes(changes)
@@ -308,8 +308,8 @@ class WatchStream:
         if self._subscription is None:
             return iter(())
         releases, key = self._fleet.releases, self._subscription.key
-        found = (self._fleet[name] for name in releases if releases.awaits(name, key))
-        waiting = (record.entry for record in found if record is not None)
+        records = (self._fleet[name] for name in releases if releases.awaits(name, key))
+        waiting = (record.entry for record in records if record is not None)
         return self._fleet.log.draining_frames(waiting, resumed, self._view.shown)
 
     async def _wait(self, waiter: Waiter) -> None:
@@ -331,14 +331,14 @@ class WatchStream:
         if self._resumption.pending:
             due_at = min(due_at, self._resumption.due_at)
         rotation_in_s = self._rotation.due_in_s if self._rotation else math.inf
-        await waiter.wait(max(0.0, min(due_at - self._clock(), rotation_in_s)))
+        await waiter.wait_for_change(max(0.0, min(due_at - self._clock(), rotation_in_s)))
 
     async def _send_changes(self, batch: Batch) -> None:
-        known = self._resumption.kept if batch.reset else self._revisions.known
-        known = known.grown(batch.slice.growth)
+        known_clusters = self._resumption.kept if batch.reset else self._revisions.known
+        known_clusters = known_clusters.grown(batch.slice.growth)
         if not self._resumption.pending:
-            known = self._revisions.seen_at(known, self._fleet.changes.versions)
-        self._revisions.known = known
+            known_clusters = self._revisions.seen_at(known_clusters, self._fleet.changes.versions)
+        self._revisions.known = known_clusters
         is_live = self._reports.has_begun and not batch.reset and batch.synced
         events = self._rotation.attach_kubeconfigs(batch.slice) if self._rotation else batch.slice.data
         await self._send_batch(batch, events)

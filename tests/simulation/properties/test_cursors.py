@@ -54,7 +54,7 @@ class Reader:
         self.given: list[tuple[int, Snapshot]] = [(self.revision, dict(view))] if self.synced else []
 
     def take(self) -> bool:
-        batch = self.cursor.take()
+        batch = self.cursor.next_batch()
         if batch is None:
             assert self.revision <= self.fleet.log.head
             assert self.view == covered(self.fleet.snapshot, self.wanted), (
@@ -156,7 +156,9 @@ class Fleet(ModeledFleet):
             revision, view = reader.given[-1 - min(back, len(reader.given) - 1)]
             again, twin, third = (Reader(self, reader.wanted, revision, view) for _ in range(3))
             assert again.cursor.resumed == self.log.reads_from(revision)
-            assert twin.cursor.take() == third.cursor.take(), "readers at one revision receive the same bytes"
+            assert twin.cursor.next_batch() == third.cursor.next_batch(), (
+                "readers at one revision receive the same bytes"
+            )
             self.readers.append(again)
 
     @rule(wanted=FILTERS, ahead=st.integers(1, 5))

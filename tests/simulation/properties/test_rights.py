@@ -64,7 +64,7 @@ class Reader:
         self.cursor.change_view(self.wanted)
 
     def take(self) -> bool:
-        batch = self.cursor.take()
+        batch = self.cursor.next_batch()
         if batch is None:
             assert self.view == covered(self.fleet.snapshot, self.wanted), (
                 "a reader without pending events has everything in scope"

@@ -215,7 +215,7 @@ def test_draining_record_is_not_evicted_with_absent_records(monkeypatch: pytest.
 
 
 def received(cursor: Cursor) -> list[Event]:
-    batch = cursor.take()
+    batch = cursor.next_batch()
     return [] if batch is None else read(batch.slice.frames)
 
 

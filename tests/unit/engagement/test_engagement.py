@@ -276,7 +276,7 @@ def test_resume_reports_disengagement_of_evicted_record(monkeypatch: pytest.Monk
     fleet.commit([ConfirmedDeletion("a", "u1")], at(1))
     assert fleet["a"] is None
     fleet.commit([ready("a", "5", "u2")], at(2))
-    batch = reader.take()
+    batch = reader.next_batch()
     assert batch is not None
     assert [(event.type, event.cluster.target.uid) for event in read(batch.slice.frames)] == [
         (EventType.DISENGAGED, "u1"),

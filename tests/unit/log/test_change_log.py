@@ -39,8 +39,8 @@ def test_engaged_frame_is_encoded_once_for_all_readers() -> None:
     for name in "abc":
         engage(log, name)
     for _ in range(5):
-        Cursor(log, EVERYTHING, None).take()
-        Cursor(log, EVERYTHING, 0).take()
+        Cursor(log, EVERYTHING, None).next_batch()
+        Cursor(log, EVERYTHING, 0).next_batch()
     assert encode.encoded == 3
 
 
@@ -50,7 +50,7 @@ def test_readers_at_one_revision_share_the_next_batch() -> None:
     a = engage(log, "a")
     log.update(log.entry(a.target.name), msgspec.structs.replace(a, source_version="2"), 0.0)
     for _ in range(5):
-        Cursor(log, EVERYTHING, 1).take()
+        Cursor(log, EVERYTHING, 1).next_batch()
     assert encode.encoded == 1
 
 
@@ -60,7 +60,7 @@ def test_readers_of_one_snapshot_share_its_parts_and_each_part_is_joined_once() 
         engage(log, name)
     readers = [Cursor(log, EVERYTHING, None) for _ in range(2)]
     for _ in "abc":
-        one, other = (reader.take() for reader in readers)
+        one, other = (reader.next_batch() for reader in readers)
         assert one is not None
         assert other is not None
         assert one.slice.data is other.slice.data
@@ -71,8 +71,8 @@ def test_snapshot_part_cache_is_bounded() -> None:
     for number in range(100):
         engage(log, f"a{number}")
     ahead, behind = (Cursor(log, EVERYTHING, None) for _ in range(2))
-    seen = [batch.slice.frames for batch in iter(ahead.take, None)]
-    again = [batch.slice.frames for batch in iter(behind.take, None)]
+    seen = [batch.slice.frames for batch in iter(ahead.next_batch, None)]
+    again = [batch.slice.frames for batch in iter(behind.next_batch, None)]
     assert again == seen
     assert again[0] is not seen[0]
 
@@ -82,7 +82,7 @@ def test_readers_with_different_filters_get_different_snapshots() -> None:
     for name in "ab":
         engage(log, name)
     all_of_it, only_a = Cursor(log, EVERYTHING, None), Cursor(log, Filter(names=frozenset("a")), None)
-    batches = [reader.take() for reader in (all_of_it, only_a)]
+    batches = [reader.next_batch() for reader in (all_of_it, only_a)]
     assert [len(batch.slice.frames) for batch in batches if batch] == [2, 1]
 
 
@@ -92,7 +92,11 @@ def test_update_batches_respect_the_size_limit() -> None:
         engage(log, name)
     update_all(log)
     reader = Cursor(log, EVERYTHING, 3)
-    assert [(batch.revision, len(batch.slice.frames)) for batch in iter(reader.take, None)] == [(4, 1), (5, 1), (6, 1)]
+    assert [(batch.revision, len(batch.slice.frames)) for batch in iter(reader.next_batch, None)] == [
+        (4, 1),
+        (5, 1),
+        (6, 1),
+    ]
 
 
 @pytest.mark.parametrize("wanted", [EVERYTHING, Filter(organizations=frozenset([""]))], ids=["all", "some"])
@@ -102,7 +106,7 @@ def test_readers_at_any_revision_get_the_next_batch(wanted: Filter) -> None:
         engage(log, f"a{number}")
     update_all(log)
     for _ in range(2):
-        batches = [Cursor(log, wanted, 100 + place).take() for place in range(100)]
+        batches = [Cursor(log, wanted, 100 + place).next_batch() for place in range(100)]
         assert [len(batch.slice.frames) for batch in batches if batch] == [*range(100, 0, -1)]
 
 
@@ -113,7 +117,7 @@ def test_update_frame_is_encoded_once_for_all_readers() -> None:
     engage(log, "b")
     log.update(log.entry(a.target.name), msgspec.structs.replace(a, source_version="2"), 0.0)
     for seen in (1, 2):
-        Cursor(log, EVERYTHING, seen).take()
+        Cursor(log, EVERYTHING, seen).next_batch()
     assert encode.encoded == 2  # the engagement of b, and the update of a
 
 
@@ -123,20 +127,20 @@ def test_slice_cache_is_bounded() -> None:
     engage(log, "a")
     log.disengage(log.entry("a"), DisengageReason.DELETED, "", 0.0)
     for index in range(257):
-        Cursor(log, Filter(names=frozenset({"a", f"b{index}"})), 1).take()
+        Cursor(log, Filter(names=frozenset({"a", f"b{index}"})), 1).next_batch()
     encode.encoded = 0
-    Cursor(log, Filter(names=frozenset({"a", "b256"})), 1).take()
+    Cursor(log, Filter(names=frozenset({"a", "b256"})), 1).next_batch()
     assert encode.encoded == 0
-    Cursor(log, Filter(names=frozenset({"a", "b0"})), 1).take()
+    Cursor(log, Filter(names=frozenset({"a", "b0"})), 1).next_batch()
     assert encode.encoded == 1, "the oldest entry was evicted"
 
 
 def test_change_invalidates_slice_cache() -> None:
     log = readable_log()
     engage(log, "a")
-    Cursor(log, EVERYTHING, 0).take()
+    Cursor(log, EVERYTHING, 0).next_batch()
     engage(log, "b")
-    batch = Cursor(log, EVERYTHING, 0).take()
+    batch = Cursor(log, EVERYTHING, 0).next_batch()
     assert batch is not None
     assert len(batch.slice.frames) == 2
 
@@ -201,7 +205,7 @@ def test_prefetched_slice_is_returned_by_next_read() -> None:
         cursor = Cursor(log, EVERYTHING, resume)
         cursor.prefetch()
         so_far = encode.encoded
-        batch = cursor.take()
+        batch = cursor.next_batch()
         assert batch is not None
         assert batch.slice.frames
         assert encode.encoded == so_far

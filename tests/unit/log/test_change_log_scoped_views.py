@@ -31,12 +31,12 @@ def replace(log: NamedLog, env: str) -> Cluster:
 
 def following(log: NamedLog) -> Cursor:
     cursor = Cursor(log, PROD, None)
-    cursor.take()
+    cursor.next_batch()
     return cursor
 
 
 def received(cursor: Cursor) -> list[Event]:
-    return [event for batch in iter(cursor.take, None) for event in read(batch.slice.frames)]
+    return [event for batch in iter(cursor.next_batch, None) for event in read(batch.slice.frames)]
 
 
 def test_cluster_leaving_scope_is_sent_as_last_visible() -> None:

@@ -69,7 +69,7 @@ def test_replaced_cluster_engaged_while_reader_was_behind_is_engaged_first(log: 
     for step in range(1, 10):
         log.update(log.entry("gamma"), cluster("gamma", 3, step), 0.0)
     reader = Cursor(log, EVERYTHING, seen)
-    first = reader.take()
+    first = reader.next_batch()
     assert first is not None
     assert (first.slice.data, first.revision) == (b"ENGAGED beta;", 2)
 
@@ -108,7 +108,7 @@ def test_log_sweep_does_not_repeat_clusters_sent_ahead(log: NamedLog) -> None:
     log.engage(log.entry("gamma"), lambda revision: cluster("gamma", revision))
     log.update(log.entry("alpha"), cluster("alpha", 1, 1), 0.0)
     reader = Cursor(log, EVERYTHING, 0)
-    received = [batch.slice.data.decode() for batch in iter(reader.take, None)]
+    received = [batch.slice.data.decode() for batch in iter(reader.next_batch, None)]
     assert "".join(received) == "ENGAGED alpha;ENGAGED beta;ENGAGED gamma;"
 
 
@@ -117,7 +117,7 @@ def test_change_during_partial_read_is_sent_after_log_sweep(log: NamedLog) -> No
         log.engage(log.entry(name), partial(cluster, name))
     log.update(log.entry("alpha"), cluster("alpha", 1, 1), 0.0)
     reader = Cursor(log, EVERYTHING, 0)
-    first = reader.take()
+    first = reader.next_batch()
     log.update(log.entry("alpha"), cluster("alpha", 1, 2), 0.0)
-    received = [batch.slice.data.decode() for batch in (first, *iter(reader.take, None))]
+    received = [batch.slice.data.decode() for batch in (first, *iter(reader.next_batch, None))]
     assert "".join(received) == "ENGAGED alpha;ENGAGED beta;ENGAGED gamma;UPDATED alpha;"

@@ -8,7 +8,7 @@ _LONG_S = 60.0
 
 
 async def asleep(waiter: Waiter) -> "asyncio.Task[None]":
-    waiting = asyncio.create_task(waiter.wait(_LONG_S))
+    waiting = asyncio.create_task(waiter.wait_for_change(_LONG_S))
     await asyncio.sleep(0)
     return waiting
 
@@ -25,7 +25,7 @@ async def test_notifier_coalesces_changes_in_quick_succession() -> None:
     notifier = ChangeNotifier()
     with notifier.waiter() as waiter:
         notifier.notify()
-        await waiter.wait(_LONG_S)
+        await waiter.wait_for_change(_LONG_S)
         waiting = await asleep(waiter)
         notifier.notify()
         notifier.notify()

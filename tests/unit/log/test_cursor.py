@@ -34,7 +34,7 @@ def reader(log: NamedLog, wanted: Filter = EVERYTHING, resume: int | None = None
 
 def following(log: NamedLog, wanted: Filter = EVERYTHING) -> Cursor:
     cursor = reader(log, wanted)
-    batch = cursor.take()
+    batch = cursor.next_batch()
     assert batch is not None
     assert batch.synced
     return cursor
@@ -51,7 +51,7 @@ def received(cursor: Cursor) -> list[Event]:
 
 
 def parts(cursor: Cursor) -> list[tuple[int, list[Event]]]:
-    return [(batch.revision, read(batch.slice.frames)) for batch in iter(cursor.take, None)]
+    return [(batch.revision, read(batch.slice.frames)) for batch in iter(cursor.next_batch, None)]
 
 
 # --- snapshots ---
@@ -63,26 +63,26 @@ def test_cursor_starts_with_all_engaged_clusters() -> None:
     cursor = reader(log)
     assert not cursor.resumed
     assert cursor.lag == 2
-    batch = cursor.take()
+    batch = cursor.next_batch()
     assert batch is not None
     assert read(batch.slice.frames) == [engaged(a), engaged(b)]
     assert (batch.revision, batch.reset, batch.synced) == (2, True, True)
-    assert cursor.take() is None
+    assert cursor.next_batch() is None
     assert (cursor.revision, cursor.lag) == (2, 0)
 
 
 def test_cursor_of_empty_fleet_returns_empty_snapshot() -> None:
-    assert reader(readable_log()).take() == Batch(NO_CHANGES, 0, reset=True, synced=True)
+    assert reader(readable_log()).next_batch() == Batch(NO_CHANGES, 0, reset=True, synced=True)
 
 
 def test_snapshot_is_split_into_batches() -> None:
     log = readable_log(batch_bytes=1)
     clusters = [engage(log, name) for name in "abc"]
     cursor = reader(log)
-    batches = [cursor.take() for _ in clusters]
+    batches = [cursor.next_batch() for _ in clusters]
     assert [read(batch.slice.frames) for batch in batches if batch] == [[engaged(each)] for each in clusters]
     assert [(batch.reset, batch.synced) for batch in batches if batch] == [(True, False), (False, False), (False, True)]
-    assert cursor.take() is None
+    assert cursor.next_batch() is None
 
 
 def test_snapshot_contains_only_clusters_in_filter() -> None:
@@ -90,7 +90,7 @@ def test_snapshot_contains_only_clusters_in_filter() -> None:
     engage(log, "a", labels={"env": "dev"})
     b = engage(log, "b", labels={"env": "prod"})
     cursor = reader(log, PROD)
-    batch = cursor.take()
+    batch = cursor.next_batch()
     assert batch is not None
     assert read(batch.slice.frames) == [engaged(b)]
     assert batch.synced
@@ -102,7 +102,7 @@ def test_sparse_filter_search_yields_and_reports_only_matches() -> None:
     for index in range(count):
         engage(log, f"a{index}")
     cursor = reader(log, Filter(names=frozenset({f"a{count - 1}"})))
-    first_frame, second, third = cursor.take(), cursor.take(), cursor.take()
+    first_frame, second, third = cursor.next_batch(), cursor.next_batch(), cursor.next_batch()
     assert first_frame == Batch(NO_CHANGES, count, reset=True, synced=False, is_whole=False)
     assert second == Batch(NO_CHANGES, count, synced=False, is_whole=False)
     assert third is not None
@@ -114,11 +114,11 @@ def test_snapshot_is_followed_by_changes_made_while_it_is_read() -> None:
     log = readable_log(batch_bytes=1)
     a, b = engage(log, "a"), engage(log, "b")
     cursor = reader(log)
-    cursor.take()
+    cursor.next_batch()
     c = engage(log, "c")
     log.disengage(log.entry("a"), DELETED, "gone", 0.0)
     assert cursor.lag == 3
-    batch = cursor.take()
+    batch = cursor.next_batch()
     assert batch is not None
     assert read(batch.slice.frames) == [engaged(b)]
     assert (batch.revision, batch.synced) == (2, True)
@@ -132,7 +132,7 @@ def test_readers_that_start_close_together_share_a_snapshot() -> None:
     early = reader(log)
     one_more = engage(log, "b")
     late = reader(log)
-    batch = late.take()
+    batch = late.next_batch()
     assert batch is not None
     assert batch.revision == 100
     assert received(late) == [engaged(one_more)]
@@ -163,12 +163,12 @@ def test_cursor_returns_changes_in_order() -> None:
     b = update(log, b, suspended=True)
     log.disengage(log.entry("a"), NOT_READY, "degraded", 0.0)
     assert received(cursor) == [updated(b), disengaged(a, NOT_READY, "degraded")]
-    assert cursor.take() is None
+    assert cursor.next_batch() is None
 
 
 def test_cursor_without_changes_returns_no_batch() -> None:
     log = readable_log()
-    assert following(log).take() is None
+    assert following(log).next_batch() is None
 
 
 def test_repeated_changes_are_coalesced_to_the_latest() -> None:
@@ -222,7 +222,7 @@ def test_replacement_of_cluster_is_sent_in_one_batch() -> None:
     first_frame = engage(log)
     cursor = following(log)
     second = log.replace(log.entry("a"), "another UID", lambda revision: cluster("a", revision, "u2"), 0.0)
-    batch = cursor.take()
+    batch = cursor.next_batch()
     assert batch is not None
     assert read(batch.slice.frames) == [disengaged(first_frame, REPLACED, "another UID"), engaged(second)]
     assert batch.revision == 2
@@ -306,7 +306,7 @@ def test_resume_at_head_returns_nothing() -> None:
     engage(log)
     cursor = reader(log, resume=1)
     assert cursor.resumed
-    assert cursor.take() is None
+    assert cursor.next_batch() is None
 
 
 def test_resume_reports_cluster_that_left_filter() -> None:
@@ -369,7 +369,7 @@ def test_idle_reader_beyond_retention_receives_snapshot() -> None:
     b = engage(log, "b")
     cursor = following(log)
     log.disengage(log.entry("a"), DELETED, "", 0.0)
-    batch = cursor.take()
+    batch = cursor.next_batch()
     assert batch is not None
     assert read(batch.slice.frames) == [engaged(b)]
     assert (batch.reset, batch.synced, batch.revision) == (True, True, 3)
@@ -382,11 +382,11 @@ def test_large_batch_is_split_into_parts_with_their_own_revisions() -> None:
     log = readable_log(batch_bytes=1)
     cursor = following(log)
     clusters = [engage(log, name) for name in "abc"]
-    batches = [cursor.take() for _ in clusters]
+    batches = [cursor.next_batch() for _ in clusters]
     assert [(read(batch.slice.frames), batch.revision) for batch in batches if batch] == [
         ([engaged(each)], revision) for revision, each in enumerate(clusters, 1)
     ]
-    assert cursor.take() is None
+    assert cursor.next_batch() is None
 
 
 def test_batch_part_has_state_of_its_revision_and_later_change_follows() -> None:
@@ -433,7 +433,7 @@ def test_narrow_filter_receives_only_its_cluster_after_many_changes() -> None:
     for index in range(100):
         engage(log, f"a{index}")
     z = engage(log, "z")
-    batch = cursor.take()
+    batch = cursor.next_batch()
     assert batch is not None
     assert read(batch.slice.frames) == [engaged(z)]
     assert batch.revision == 101
@@ -454,7 +454,7 @@ def test_snapshot_frames_are_cached_briefly_and_rebuilt_later() -> None:
 
     def first_frame() -> bytes:
         """Return the first frame of a new reader; each ends before the next begins, so they share no snapshot."""
-        batch = reader(log).take()
+        batch = reader(log).next_batch()
         assert batch is not None
         return batch.slice.data
 

@@ -30,13 +30,13 @@ def following(log: NamedLog, wanted: ClusterView) -> Cursor:
 
 
 def parts(cursor: Cursor) -> list[tuple[list[Event], bool]]:
-    batches = list(iter(cursor.take, None))
+    batches = list(iter(cursor.next_batch, None))
     assert all(batch.synced and not batch.reset for batch in batches)
     return [(read(batch.slice.frames), batch.is_whole) for batch in batches]
 
 
 def received(cursor: Cursor) -> list[Event]:
-    return [event for batch in iter(cursor.take, None) for event in read(batch.slice.frames)]
+    return [event for batch in iter(cursor.next_batch, None) for event in read(batch.slice.frames)]
 
 
 def test_filter_transition_revokes_lost_and_engages_gained_clusters() -> None:
@@ -54,7 +54,7 @@ def test_filter_transition_omits_unaffected_clusters() -> None:
     engage(log, "a", "prod")
     cursor = following(log, PROD)
     cursor.change_view(EVERYTHING)
-    assert cursor.take() is None
+    assert cursor.next_batch() is None
 
 
 def test_changes_after_filter_transition_use_new_filter() -> None:
@@ -120,7 +120,7 @@ def test_second_filter_transition_reverts_only_what_was_sent() -> None:
     a, b = engage(log, "a", "prod"), engage(log, "b", "prod")
     cursor = following(log, PROD)
     cursor.change_view(DEV)
-    batch = cursor.take()
+    batch = cursor.next_batch()
     assert batch is not None
     assert read(batch.slice.frames) == [disengaged(a, REVOKED, NO_LONGER)]
     cursor.change_view(PROD)
@@ -135,10 +135,10 @@ def test_third_filter_transition_accounts_for_both_before_it() -> None:
         engage(log, name, env)
     cursor = following(log, PROD)
     cursor.change_view(DEV)
-    cursor.take()  # a is lost
-    cursor.take()  # b is gained
+    cursor.next_batch()  # a is lost
+    cursor.next_batch()  # b is gained
     cursor.change_view(EVERYTHING)
-    cursor.take()  # a is back
+    cursor.next_batch()  # a is back
     cursor.change_view(Filter(names=frozenset({"none"})))
     names = [event.cluster.target.name for event in received(cursor)]
     assert names == ["a", "b", "c"]
@@ -149,9 +149,9 @@ def test_filter_transition_during_snapshot_restarts_it() -> None:
     engage(log, "a", "prod")
     b = engage(log, "b", "dev")
     cursor = Cursor(log, EVERYTHING, None)
-    cursor.take()
+    cursor.next_batch()
     cursor.change_view(DEV)
-    batch = cursor.take()
+    batch = cursor.next_batch()
     assert batch is not None
     assert batch.reset
     assert [*read(batch.slice.frames), *received(cursor)] == [engaged(b)]
@@ -174,6 +174,6 @@ def test_filter_transition_beyond_retention_restarts_with_snapshot() -> None:
     cursor = following(log, PROD)
     cursor.change_view(DEV)
     log.disengage(log.entry("a"), DELETED, "", 0.0)
-    batch = cursor.take()
+    batch = cursor.next_batch()
     assert batch is not None
     assert (read(batch.slice.frames), batch.reset) == ([engaged(b)], True)

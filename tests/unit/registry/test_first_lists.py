@@ -67,11 +67,11 @@ def test_source_is_followed_up_to_the_version_of_its_lists_and_changes() -> None
 
 def test_streams_wait_for_sources_until_they_end() -> None:
     waiting, stream = WaitingStreams(), object()
-    waiting.update(stream, frozenset())
+    waiting.await_sources(stream, frozenset())
     assert (len(waiting), waiting.is_any_for("eu"), waiting.had_any_for("eu")) == (0, False, False)
-    waiting.update(stream, frozenset(["eu"]))
+    waiting.await_sources(stream, frozenset(["eu"]))
     assert (len(waiting), waiting.is_any_for("eu"), waiting.is_any_for("us")) == (1, True, False)
-    waiting.update(stream, frozenset())
+    waiting.await_sources(stream, frozenset())
     assert (len(waiting), waiting.is_any_for("eu"), waiting.had_any_for("eu")) == (0, False, True)
 
 

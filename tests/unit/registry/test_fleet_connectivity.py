@@ -39,7 +39,7 @@ async def test_unreachable_cluster_is_disengaged_with_reason_and_engaged_again_w
         source.connectivity_changed(ConnectivityChange("a", incarnation, AWAY))
         source.connectivity_changed(ConnectivityChange("a", incarnation, AWAY, disengages=True))
         assert heard == ["UPDATED a", "DISENGAGED a"]
-        await waiter.wait(1.0)
+        await waiter.wait_for_change(1.0)
     record = source.registry["a"]
     assert record is not None
     assert record.message == "unreachable for too long; timeout: it did not answer in time"

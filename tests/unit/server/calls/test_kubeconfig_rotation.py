@@ -102,7 +102,7 @@ class World:
         return made
 
     def snapshot(self) -> Slice:
-        batch = Cursor(self.fleet.log, EVERYTHING, None).take()
+        batch = Cursor(self.fleet.log, EVERYTHING, None).next_batch()
         assert batch is not None
         return batch.slice
 
@@ -130,7 +130,7 @@ def test_rotation_sends_kubeconfig_of_cluster_with_changed_endpoint(world: World
     rotation = world.rotation()
     rotation.attach_kubeconfigs(world.snapshot())
     cursor = Cursor(world.fleet.log, EVERYTHING, None)
-    assert cursor.take() is not None
+    assert cursor.next_batch() is not None
     alpha = ready("alpha", "2", labels={"env": "prod"})
     world.source.registry.commit([alpha], Moment(0.0, 0.0))
     assert given(rotation.attach_kubeconfigs(updates(cursor))) == []
@@ -148,7 +148,7 @@ def test_rotation_sends_kubeconfig_of_cluster_whose_labels_select_another_source
     assert given(rotation.attach_kubeconfigs(world.snapshot())) == ["beta"]
     assert rotation.take_due() == b""
     cursor = Cursor(world.fleet.log, EVERYTHING, None)
-    assert cursor.take() is not None
+    assert cursor.next_batch() is not None
     for version, labels, expected in (
         ("3", {"source": "other"}, ["alpha"]),
         ("4", {"source": "other", "env": "prod"}, []),
@@ -165,7 +165,7 @@ def change_labels(world: World, version: str, **labels: str) -> None:
 
 
 def updates(cursor: Cursor) -> Slice:
-    batch = cursor.take()
+    batch = cursor.next_batch()
     assert batch is not None
     assert [frame.type for frame in batch.slice.frames] == [EventType.UPDATED]
     return batch.slice

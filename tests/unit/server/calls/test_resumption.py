@@ -47,9 +47,9 @@ def test_everything_is_pending_before_the_first_update() -> None:
 
 def test_complete_sources_are_shown_to_a_new_subscriber() -> None:
     waiting = new_subscriber(Source("eu"), Source("us", is_restored=True))
-    assert waiting.update(0.0)
+    assert waiting.compare_lists(0.0)
     assert (waiting.pending, waiting.must_wait, waiting.due_at) == (frozenset(), False, math.inf)
-    assert not waiting.update(1.0)
+    assert not waiting.compare_lists(1.0)
 
 
 def test_subscriber_that_accepts_pending_sources_waits_for_one() -> None:
@@ -57,7 +57,7 @@ def test_subscriber_that_accepts_pending_sources_waits_for_one() -> None:
     patient = resumption(*sources, accepts_pending=False)
     flexible = resumption(*sources)
     for waiting in (patient, flexible):
-        waiting.update(0.0)
+        waiting.compare_lists(0.0)
         assert waiting.pending == {"us"}
     assert (patient.must_wait, flexible.must_wait) == (True, False)
 
@@ -70,13 +70,13 @@ def test_restored_source_is_shown_if_its_file_has_what_the_subscriber_knows() ->
         (resumption(Source("eu", is_restored=True), epoch=NOW, revision=8), frozenset()),
         (new_subscriber(Source("eu", is_restored=True), is_resumed=True), {"eu"}),
     ):
-        waiting.update(0.0)
+        waiting.compare_lists(0.0)
         assert waiting.pending == pending
 
 
 def test_subscriber_keeps_what_it_knows_of_pending_sources() -> None:
     waiting = resumption(Source("eu"), Source("us", synced=False), known={"eu": 3, "us": 5})
-    waiting.update(0.0)
+    waiting.compare_lists(0.0)
     assert (waiting.kept.count_of("eu"), waiting.kept.count_of("us")) == (0, 5)
     assert new_subscriber(Source("eu")).kept.counts == {}
 
@@ -85,11 +85,11 @@ def test_doubted_source_stays_pending_until_a_list_settles_it() -> None:
     source = Source("eu")
     source.first_list = FirstList(3, RemovalLimits())
     waiting = resumption(source, known={"eu": 50})
-    assert not waiting.update(0.0)
+    assert not waiting.compare_lists(0.0)
     assert (waiting.pending, waiting.due_at, waiting.doubted_since) == ({"eu"}, DOUBT_S, 0.0)
     assert waiting.doubted["eu"].startswith("the first list since the daemon's start has 3 of the 50 clusters")
     source.lists, source.first_list = 2, FirstList(50, RemovalLimits())
-    assert waiting.update(0.5)
+    assert waiting.compare_lists(0.5)
     assert (waiting.pending, waiting.doubted, waiting.due_at) == (frozenset(), {}, math.inf)
 
 
@@ -97,7 +97,7 @@ def test_verified_first_list_is_never_doubted() -> None:
     source = Source("eu")
     source.first_list = FirstList(3, None)
     waiting = resumption(source, known={"eu": 50})
-    waiting.update(0.0)
+    waiting.compare_lists(0.0)
     assert waiting.pending == frozenset()
 
 
@@ -106,17 +106,17 @@ def test_source_that_shows_an_older_version_than_the_subscriber_knows_is_doubted
     source.first_list = FirstList(100, RemovalLimits(), 41)
     position = Position(BEFORE, 7, known=KnownClusters().grown({"eu": 50}).seen_at({"eu": 42}))
     waiting = Resumption(position, [source], NOW, lambda *_: 100, is_resumed=True, accepts_pending=True)
-    waiting.update(0.0)
+    waiting.compare_lists(0.0)
     assert waiting.doubted["eu"].startswith("the API server shows its state at version 41")
     source.first_list = FirstList(100, RemovalLimits(), 42)
-    assert waiting.update(DOUBT_S)
+    assert waiting.compare_lists(DOUBT_S)
     assert waiting.pending == frozenset()
 
 
 def test_source_is_doubted_by_what_the_subscribers_view_shows() -> None:
     source = Source("eu")
     waiting = resumption(source, known={"eu": 50}, count=lambda _name, _now: 7)
-    waiting.update(0.0)
+    waiting.compare_lists(0.0)
     assert "has 7 of the 50 clusters" in waiting.doubted["eu"]
 
 
@@ -129,7 +129,7 @@ def test_clusters_are_counted_less_and_less_often_while_no_list_ends() -> None:
 
     waiting = resumption(Source("eu"), known={"eu": 50}, count=count)
     for tenths in range(100):
-        waiting.update(tenths / 10)
+        waiting.compare_lists(tenths / 10)
     assert (len(counted), waiting.doubted_since) == (4, 0.0)
 
 
@@ -137,7 +137,7 @@ def test_absurd_claim_counts_nothing() -> None:
     waiting = resumption(
         Source("eu"), known={"eu": 999_999_999}, count=lambda _name, _now: pytest.fail("the fleet was counted")
     )
-    waiting.update(0.0)
+    waiting.compare_lists(0.0)
     assert waiting.pending == {"eu"}
 
 
@@ -145,7 +145,7 @@ def test_subscriber_of_this_run_or_without_clusters_doubts_nothing() -> None:
     source = Source("eu")
     source.first_list = FirstList(0, RemovalLimits())
     for waiting in (resumption(source, known={"eu": 50}, epoch=NOW), resumption(source), new_subscriber(source)):
-        waiting.update(0.0)
+        waiting.compare_lists(0.0)
         assert (waiting.pending, waiting.doubted) == (frozenset(), {})
 
 
@@ -163,9 +163,9 @@ def test_subscriber_waits_only_for_sources_that_it_may_see() -> None:
             accepts_pending=accepts_pending,
             is_visible=visible.__contains__,
         )
-        assert waiting.update(0.0)
+        assert waiting.compare_lists(0.0)
         assert (waiting.pending, waiting.visible_pending, waiting.must_wait) == ({"us"}, frozenset(), False)
         visible.add("us")
         assert (waiting.visible_pending, waiting.must_wait) == ({"us"}, not accepts_pending)
         us.synced = True
-        assert waiting.update(1.0)
+        assert waiting.compare_lists(1.0)
