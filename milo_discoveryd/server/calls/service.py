@@ -20,6 +20,7 @@ from milo_discoveryd.log.filter import without_sources
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.registry.fleet import Fleet
+from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.rights.rights import Rights
 from milo_discoveryd.rights.scope import scoped
 from milo_discoveryd.server.calls import convert, releases, requests, visibility
@@ -42,6 +43,10 @@ from milo_discoveryd.server.calls.stream import RETRY_S, Send, StreamOptions, Wa
 from milo_discoveryd.server.calls.verification import Freshness
 
 PAGE_BYTES = 2 << 20
+FIRST_LIST_HELD = (
+    "the first list since the start lacks clusters that subscribers know, and these keep them until a second list "
+    "lacks them too (RemovalsHeld)"
+)
 """Size limit of a page. Many clients accept messages of at most 4 MiB."""
 
 
@@ -168,12 +173,8 @@ class Service:
             source = self._fleet.source_of(name)
             if record is None or source is None:
                 hint = "" if self._fleet.synced else "; no complete list of each source was read yet"
-                covered = source is not None and call.scope.covers_source(source.name)
-                if source is not None and covered and self._fleet.waiting.is_any_for(source.name):
-                    hint = (
-                        "; the first list since the start lacks clusters that subscribers know, and these keep "
-                        "them until a second list lacks them too (RemovalsHeld)"
-                    )
+                if self._may_lack(source, call):
+                    hint = f"; {FIRST_LIST_HELD}"
                 raise NotFoundError("NEVER_SEEN", f"cluster {name!r} is not known{hint}")
         pending = source.pending_deletion(name)
         confirming = None if pending is None else visibility.visible_problem(pending[1], call.scope)
@@ -290,6 +291,9 @@ class Service:
         source = self._fleet.source_of(parsed.cluster)
         if source is not None and call.scope.covers_source(source.name) and not source.synced:
             raise self._not_synced(call)  # an incomplete list may be started again, with new incarnations
+        if self._fleet[parsed.cluster] is None and self._may_lack(source, call):
+            message = f"cluster {parsed.cluster!r} is not known; {FIRST_LIST_HELD}; retry"
+            raise UnavailableError("NOT_SYNCED", message, retry_after_s=RETRY_S)
         cluster = self._requested_cluster(parsed, call)
         call.charge_kubeconfig()
         lease = self._kubeconfigs.require_lease(cluster, parsed.ttl_s, terms)
@@ -301,6 +305,12 @@ class Service:
             lease = self._kubeconfigs.require_lease(now, parsed.ttl_s, to.terms)
         incarnation = wire_incarnation(self._info.epoch, now.incarnation)
         return lease.issue_exec(incarnation, to) if parsed.as_command else lease.issue(incarnation, to)
+
+    def _may_lack(self, source: ClusterSource | None, call: CallContext) -> bool:
+        """Return whether subscribers know clusters of a source, as the caller may learn, that its first list lacks."""
+        return (
+            source is not None and call.scope.covers_source(source.name) and self._fleet.waiting.is_any_for(source.name)
+        )
 
     def _visible(self, name: str, call: CallContext) -> ClusterRecord | None:
         return visibility.visible_record(name, self._fleet[name], call.scope)

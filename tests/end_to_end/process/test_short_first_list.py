@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from milo_discovery import ClusterNotFound, EventType, SourceState
+from milo_discovery import ClusterNotFound, EventType, SourceState, Unavailable
 from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.test_subscribers import until_metric
 from tests.support.eventually import eventually
@@ -50,6 +50,8 @@ async def restart(workspace: Workspace, *, is_complete_again: bool) -> list[str]
             assert "has 0 of the 20 clusters that the subscriber knows" in watch.source.message
             with pytest.raises(ClusterNotFound, match="lacks clusters that subscribers know"):
                 await client.get("p-1")
+            with pytest.raises(Unavailable, match="lacks clusters that subscribers know"):
+                await client.issue_kubeconfig("p-1")
             http = daemon.events("started")[-1]["http"]
             await until_metric(f"{http}/metrics", "milo_discoveryd_removals_held 0.0")
             assert (await asyncio.to_thread(status_of, http))["subscribersWaiting"] == 1
