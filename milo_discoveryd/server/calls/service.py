@@ -42,11 +42,11 @@ from milo_discoveryd.server.calls.source_statuses import source_status, source_s
 from milo_discoveryd.server.calls.stream import RETRY_S, Send, StreamOptions, WatchStream
 from milo_discoveryd.server.calls.verification import Freshness
 
-PAGE_BYTES = 2 << 20
 FIRST_LIST_HELD = (
     "the first list since the start lacks clusters that subscribers know, and these keep them until a second list "
     "lacks them too (RemovalsHeld)"
 )
+PAGE_BYTES = 2 << 20
 """Size limit of a page. Many clients accept messages of at most 4 MiB."""
 
 

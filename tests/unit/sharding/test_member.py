@@ -181,6 +181,25 @@ def test_clusters_that_move_to_a_newcomer_have_an_owner_while_another_member_ren
     driver.run_until(lambda: keys & driver.owned("c"))
 
 
+def test_clusters_of_a_killed_member_have_an_owner_within_the_documented_time() -> None:
+    """The others read its last renewal up to 12 s late, evict it after 33 s, and change the view after 5 s."""
+    took = []
+    for seconds in range(0, 12, 2):
+        driver = settled("a", "b")
+        driver.run(20 + seconds)
+        driver.add("c", Member("c", "c#1"))
+        driver.run_until(lambda driver=driver: driver.owned("c") and is_settled(driver, *"abc"))
+        driver.run(30)
+        renewed = driver.members["c"].state.renewed_at
+        driver.run_until(lambda driver=driver, at=renewed: driver.members["c"].state.renewed_at > at)
+        killed_at = driver.now
+        driver.run_until(lambda driver=driver: driver.owned("a") | driver.owned("b") == ALL, "a", "b")
+        took.append(driver.now - killed_at)
+    longest = TIMING.evict_after_s + TIMING.read_interval_s + TIMING.debounce_s + 1.0
+    assert longest == 51.0
+    assert longest - 5.0 < max(took) <= longest
+
+
 def test_leaving_member_waits_for_no_member_that_has_left_before() -> None:
     driver = settled("a", "b", "c")
     for name in "ab":
