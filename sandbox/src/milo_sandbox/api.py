@@ -54,8 +54,8 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     pace: Pace = Pace()
     streaming_lists: bool = True
     organization_watches: bool = False
-    """Whether watches of projects in an organization's context are limited to its projects. v0.32.5 of Milo limits
-    lists only."""
+    """Whether watches of projects in an organization's context are limited to its projects, if Milo ever does that:
+    v0.32.5 limits lists only."""
 
 
 class Api:
