@@ -1,6 +1,9 @@
 """Attacks on a daemon with two sources, as processes: restarts, bad first lists, and sources that are away."""
 
 import asyncio
+import json
+import sys
+from asyncio.subprocess import create_subprocess_exec
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from copy import deepcopy
@@ -244,3 +247,33 @@ async def test_second_restart_while_a_source_is_away_brings_no_cluster_back(work
         right.put("later")
         await found.seen("a#later")
         assert found.subscriber.events == [*(f"ENGAGED b#run-{run}" for run in range(3)), "ENGAGED a#later"]
+
+
+async def test_both_modes_of_one_milo_engage_each_project_once_and_have_files_by_sync(workspace: Workspace) -> None:
+    sandbox, directory = workspace.sandbox, workspace.directory
+    for name in ("bank", "shop"):
+        sandbox.milo.found(name, "acme", {})
+        sandbox.milo.provision(name)
+    planes = sandbox.kubeconfig()
+    cluster = planes["clusters"][0]["cluster"]
+    # ProjectControlPlanes are at another API server than Projects.
+    cluster |= {"server": cluster["server"].replace("127.0.0.1", "localhost"), "tls-server-name": "127.0.0.1"}
+    (directory / "planes").write_text(json.dumps(planes))
+    sources = [
+        {"name": "projects", "kind": "project", "discovery_kubeconfig": str(workspace.kubeconfig)},
+        {"name": "planes", "kind": "project-control-plane", "discovery_kubeconfig": str(directory / "planes")},
+    ]
+    issuer = {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True, "sources": ["projects"]}
+    settings: dict[str, Any] = {"sources": sources, "kubeconfigs": {"issuers": [issuer]}}
+    async with workspace.daemon(discovery_kubeconfig=None, **settings) as daemon:
+        await daemon.start()
+        async with workspace.client() as client, client.watch() as watch:
+            wanted = {"projects#bank", "projects#shop"}  # whichever source answers first
+            await daemon.during(read_until(watch, lambda: set(watch.clusters) == wanted))
+            report = await client.get("planes#bank")
+            assert "is claimed by another object too" in report.engagement.message
+        arguments = ("--address", workspace.address, "sync", "--once", "--dir", f"{directory}/files")
+        syncing = await create_subprocess_exec(sys.executable, "-m", "milo_discovery", *arguments)
+        assert await syncing.wait() == 0
+    written = {each.name for each in (directory / "files").glob("*.kubeconfig")}
+    assert written == {"projects#bank.kubeconfig", "projects#shop.kubeconfig"}
