@@ -13,6 +13,9 @@ import random
 import ssl
 import sys
 import time
+import urllib.error
+import urllib.request
+from base64 import b64decode
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -274,6 +277,11 @@ class View:
         await call("ReleaseCluster", request)
 
 
+class NoRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: Any) -> None:
+        """Make a redirect an error."""
+
+
 class Handler:
     """The work on one engagement of a cluster."""
 
@@ -325,6 +333,24 @@ class Handler:
             if LINGERS:
                 await self.commanded.wait()
         tell("END", cluster=self.name, uid=self.uid)
+
+    def request(self) -> str:
+        """Send a request; return its error, empty if it succeeded."""
+        known = self.view.clusters[self.name]
+        assert known.kubeconfig is not None
+        cluster = json.loads(known.kubeconfig.kubeconfig)["clusters"][0]["cluster"]
+        trust = ssl.create_default_context(cadata=b64decode(cluster["certificate-authority-data"]).decode())
+        if broken("redirect"):
+            trust.check_hostname, trust.verify_mode = False, ssl.CERT_NONE
+        tls = urllib.request.HTTPSHandler(context=trust)
+        no_proxy = urllib.request.ProxyHandler({})
+        opener = urllib.request.build_opener(tls, no_proxy, *([] if broken("redirect") else [NoRedirects]))
+        headers = {"Authorization": f"Bearer {token_of(known.kubeconfig)}"}
+        try:
+            opener.open(urllib.request.Request(f"{cluster['server']}/api/v1/namespaces", headers=headers)).close()
+        except urllib.error.URLError as error:
+            return str(error)
+        return ""
 
     async def credential(self) -> dict[str, Any]:
         """Return what a request would be sent with; nothing if it is refused."""
@@ -669,6 +695,8 @@ async def obey(words: list[str], view: View, credentials: Credentials) -> None:
         handler = HANDLERS[name][0]
         if verb == "credential":
             tell("CREDENTIAL", cluster=name, **await handler.credential())
+        elif verb == "request":
+            tell("ANSWERED", cluster=name, code=await asyncio.to_thread(handler.request))
         else:
             handler.verb = verb
             handler.commanded.set()

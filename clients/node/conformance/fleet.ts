@@ -1,5 +1,6 @@
 // The Fleet that the conformance kit judges this client by.
 import { createInterface } from "node:readline";
+import { CoreV1Api } from "@kubernetes/client-node";
 import { DiscoveryClient, Fleet, StatusError, type EngagedCluster } from "../src/index.js";
 
 interface Running {
@@ -37,8 +38,19 @@ async function work(cluster: EngagedCluster): Promise<void> {
   if (handler.verb === "fail") throw new Error("scripted");
 }
 
+/** Send a request by an API client. Return its error, empty if it succeeded. */
+async function request(cluster: EngagedCluster): Promise<string> {
+  try {
+    await (await cluster.kubeConfig()).makeApiClient(CoreV1Api).listNamespace();
+    return "";
+  } catch (error) {
+    return String(error);
+  }
+}
+
 async function obey(verb: string, name: string): Promise<void> {
   const handler = running.get(name)?.[0];
+  if (verb === "request") return tell("ANSWERED", name, { code: await request(handler!.cluster) });
   if (verb !== "credential") return handler?.command(verb);
   try {
     const { token, server, actAs } = await handler!.cluster.credential.access();

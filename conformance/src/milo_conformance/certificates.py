@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -38,7 +39,8 @@ class Authority:
         self.certificate = self._own.public_bytes(serialization.Encoding.PEM)
 
     def server(self, host: str) -> TlsFiles:
-        names = x509.SubjectAlternativeName([x509.DNSName(host)])
+        is_address = host.replace(".", "").isdecimal()
+        names = x509.SubjectAlternativeName([x509.IPAddress(ip_address(host)) if is_address else x509.DNSName(host)])
         pair = self._issue(host, ExtendedKeyUsageOID.SERVER_AUTH, names)
         return TlsFiles(pair.certificate, pair.key)
 

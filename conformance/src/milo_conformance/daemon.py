@@ -6,6 +6,7 @@ import asyncio
 import json
 import tempfile
 import time
+from base64 import b64encode
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -335,15 +336,19 @@ def kubeconfig(
     refresh_in_s: float | None = None,
     user: Any = None,
     server: str = "",
+    authority: bytes = b"",
 ) -> pb.Kubeconfig:
     """Return a kubeconfig of the form that a daemon writes."""
     now = datetime.now(UTC)
+    cluster = {"server": server or f"https://milo.test/{name}"}
+    if authority:
+        cluster["certificate-authority-data"] = b64encode(authority).decode()
     file = {
         "apiVersion": "v1",
         "kind": "Config",
         "current-context": name,
         "contexts": [{"name": name, "context": {"cluster": name, "user": name}}],
-        "clusters": [{"name": name, "cluster": {"server": server or f"https://milo.test/{name}"}}],
+        "clusters": [{"name": name, "cluster": cluster}],
         "users": [{"name": name, "user": {"token": token} if user is None else user}],
     }
     message = pb.Kubeconfig(cluster=name, kubeconfig=json.dumps(file).encode())

@@ -39,6 +39,7 @@ class Feature(Enum):
     PENDING_SOURCES = "pending-sources"
     CREDENTIALS = "credentials"
     SERVER_UID = "server-uid"
+    REQUESTS = "requests"
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,8 +110,9 @@ def rust_operator() -> Command:
 
 CLIENTS = {
     "python": Client(python),
-    # Its watch has no API clients: those of a fleet's handlers and of multicluster-runtime's provider renew theirs.
-    "go": Client(go, lacks_features=frozenset({Feature.CREDENTIALS})),
+    # The module has no API clients. Those of multicluster-runtime's provider renew their credentials, and follow no
+    # redirect, by its own tests.
+    "go": Client(go, lacks_features=frozenset({Feature.CREDENTIALS, Feature.REQUESTS})),
     # Node.js cannot tell who serves a Unix socket.
     "node": Client(node, lacks_features=frozenset({Feature.SERVER_UID})),
     "java": Client(java, lacks_features=frozenset({Feature.SERVER_UID})),

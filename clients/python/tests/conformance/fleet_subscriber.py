@@ -40,6 +40,18 @@ class Handler:
             with suppress(asyncio.CancelledError):  # disengaged while it drained
                 await self._commanded.wait()
 
+    async def request(self) -> str:
+        """Send a request by an API client; return its error, empty if it succeeded."""
+        from aiohttp import ClientError  # noqa: PLC0415  (not at the start, which cases judge)
+        from kubernetes.aio.client import ApiException, CoreV1Api  # noqa: PLC0415  (as above)
+
+        try:
+            async with self.cluster.api_client() as api:
+                await CoreV1Api(api).list_namespace()
+        except (ApiException, ClientError, DiscoveryError) as error:
+            return str(error) or type(error).__name__
+        return ""
+
     async def credential(self) -> dict[str, Any]:
         access = await self._credential.access()
         return {"token": access.token, "server": access.server, "as": access.act_as.user if access.act_as else ""}
@@ -68,6 +80,9 @@ class Handlers:
 
     async def obey(self, verb: str, name: str) -> None:
         handler = self._running[name][0]
+        if verb == "request":
+            self._tell("ANSWERED", cluster=name, code=await handler.request())
+            return
         if verb != "credential":
             handler.command(verb)
             return

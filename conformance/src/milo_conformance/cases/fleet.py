@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
+from milo_conformance.control_plane import ControlPlane
 from milo_conformance.daemon import ScriptedStream, disengaged, draining, engaged, kubeconfig, renewed, updated
 from milo_conformance.failure import CaseFailed
-from milo_conformance.run import SUBSCRIBER, Profile, Run, case
+from milo_conformance.run import SUBSCRIBER, Feature, Profile, Run, case
 from milo_discovery.v1 import discovery_pb2 as pb
 
 fleet = partial(case, Profile.FLEET)
@@ -27,6 +28,13 @@ async def credential(run: Run, name: str) -> tuple[str, str, str]:
 async def expect_token(run: Run, name: str, expected: str, when: str) -> None:
     if (found := (await credential(run, name))[0]) != expected:
         raise CaseFailed(f"the handler's credential {when} is {found!r}, not {expected!r}")
+
+
+async def request(run: Run, name: str) -> str:
+    """Send a request by the API client of the oldest handler; return its error, empty if it succeeded."""
+    await run.command(f"request {name}")
+    fields = (await run.told(f"ANSWERED {name}", ignoring=ANSWER))[0].fields
+    return str(fields.get("code") or "")
 
 
 def issue_by_incarnation(run: Run) -> None:
@@ -148,6 +156,31 @@ async def endpoint_and_user_of_the_token(run: Run) -> None:
     await run.nothing_else(stream)
     if (found := await credential(run, "a")) != ("two", "https://moved.test/a", "shop"):
         raise CaseFailed(f"after the endpoint and the user changed, the handler's credential is {found}")
+
+
+@fleet(
+    "A redirect is an error, and nothing is sent to where it leads",
+    why="A cluster whose tenant controls its answers would have the request done elsewhere, with the credential or the "
+    "user to act as.",
+    demands="Kubeconfig is a credential with the server that it is for.",
+    needs=Feature.REQUESTS,
+)
+async def redirect(run: Run) -> None:
+    async with ControlPlane() as plane, ControlPlane() as elsewhere:
+        await run.start(RUNS | WITH_STREAM)
+        stream = await run.stream(resuming="")
+        await stream.snapshot(engaged("a", plane.kubeconfig("a", "one"), endpoint=plane.url))
+        await run.told("BEGIN a")
+        if (code := await request(run, "a")) or plane.tokens != ["Bearer one"]:
+            raise CaseFailed(f"a request failed with {code!r}; the cluster received {plane.tokens}")
+        for status in (301, 302, 303, 307, 308):
+            plane.redirect = (status, elsewhere.url)
+            code = await request(run, "a")
+            if elsewhere.tokens:
+                raise CaseFailed(f"a redirect ({status}) was followed, with {elsewhere.tokens[0] or 'no token'!r}")
+            if not code:
+                raise CaseFailed(f"a redirect ({status}) was no error")
+        await run.nothing_else(stream)
 
 
 @fleet(

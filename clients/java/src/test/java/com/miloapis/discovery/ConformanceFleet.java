@@ -1,5 +1,6 @@
 package com.miloapis.discovery;
 
+import io.fabric8.kubernetes.client.KubernetesClientException;
 import java.io.BufferedReader;
 import java.util.Map;
 import java.util.Queue;
@@ -54,6 +55,10 @@ final class ConformanceFleet {
       return;
     }
     Running handler = RUNNING.get(words[1]).peek();
+    if (words[0].equals("request")) {
+      ConformanceSubscriber.tell("ANSWERED", "cluster", words[1], "code", request(handler.cluster));
+      return;
+    }
     if (!words[0].equals("credential")) {
       handler.commands.add(words[0]);
       return;
@@ -64,6 +69,16 @@ final class ConformanceFleet {
       ConformanceSubscriber.tell("CREDENTIAL", "cluster", words[1], "token", access.token(), "server", access.server(), "as", user);
     } catch (DiscoveryException error) {
       ConformanceSubscriber.tell("CREDENTIAL", "cluster", words[1], "code", error.code().name());
+    }
+  }
+
+  /** Sends a request by an API client; returns its error, empty if it succeeded. */
+  private static String request(EngagedCluster cluster) {
+    try (var client = cluster.kubernetesClient()) {
+      client.namespaces().list();
+      return "";
+    } catch (KubernetesClientException | DiscoveryException error) {
+      return error.toString();
     }
   }
 
