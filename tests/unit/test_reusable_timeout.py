@@ -79,6 +79,17 @@ def test_timeout_can_be_expired_early() -> None:
     assert timed_out_at(waits) == 1.0
 
 
+def test_timeout_that_is_expiring_can_be_given_up() -> None:
+    async def waits(kept: Deadline) -> None:
+        kept.set(5.0)
+        try:
+            await asyncio.sleep(60.0)
+        finally:
+            kept.give_up()
+
+    assert timed_out_at(waits) == 5.0
+
+
 def test_result_in_the_same_loop_iteration_takes_precedence_over_timeout() -> None:
     async def waits(kept: Deadline) -> None:
         kept.set(60.0)

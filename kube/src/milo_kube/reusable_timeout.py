@@ -43,9 +43,10 @@ class Deadline:
             self._timer = self._loop.call_at(at, self._look)
 
     def give_up(self) -> None:
-        """End the wait in progress now, with TimeoutError."""
-        self._is_over = True
-        self._timeout.reschedule(self._loop.time())
+        """End the wait in progress now, with TimeoutError, unless it is already ending."""
+        if not self._is_over:
+            self._is_over = True
+            self._timeout.reschedule(self._loop.time())
 
     def lift(self) -> None:
         """End the wait normally: its deadline no longer applies."""
