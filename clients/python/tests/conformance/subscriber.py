@@ -10,7 +10,7 @@ from typing import Any
 from fleet_subscriber import run_fleet
 
 from milo_discovery import DiscoveryClient, DiscoveryError, Event, Kubeconfig, StatusError
-from milo_discovery._credential_renewal import AsyncRenewer
+from milo_discovery._credential_renewal import AsyncRenewer, PushedKubeconfigs
 
 renewers: dict[str, AsyncRenewer] = {}
 pushed: dict[str, Kubeconfig] = {}
@@ -91,7 +91,9 @@ async def credential(client: DiscoveryClient, watch: Any, name: str) -> None:
     """Tell the token with which an API client for the cluster would send a request now."""
     if name not in renewers:
         current = lambda: watch.clusters[name]  # noqa: E731
-        renewers[name] = client.api_clients.renewer(current, lambda: pushed.get(name), None)
+        renewers[name] = client.api_clients.renewer(
+            current, PushedKubeconfigs(lambda: pushed.get(name), asyncio.Event().wait), None
+        )
     try:
         tell("CREDENTIAL", cluster=name, token=(await renewers[name].access()).token)
     except DiscoveryError as error:
