@@ -1,4 +1,4 @@
-"""Runs each broken subscriber against all cases of its profile: only its own case may catch it, with one exception.
+"""Runs each broken subscriber against all cases of its profile: only its own case may catch it, with two exceptions.
 
 `./dev python -m conformance.tests.matrix [PROFILE|CASE...]` prints each subscriber that another case
 catches as well, or that none catches.
@@ -14,8 +14,8 @@ from milo_conformance.subscriber import Program
 
 SOON_S = 12.0
 """More than the longest delay before a reconnect, five seconds, on a loaded machine."""
-ALSO_CAUGHT_BY = {"backoff": ["backoff-doubles", "backoff-jitter"]}
-"""Without any delay before a reconnect, there is none that grows or varies."""
+ALSO_CAUGHT_BY = {"backoff": ["backoff-doubles", "backoff-jitter"], "large-batch": ["larger-batch"]}
+"""Without any delay before a reconnect, there is none that grows or varies; a lower limit refuses larger batches too."""
 
 
 def command(broken: str) -> list[str]:
