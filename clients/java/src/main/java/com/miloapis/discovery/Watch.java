@@ -43,7 +43,7 @@ public final class Watch implements AutoCloseable {
   private final WatchOptions options;
   private final Session session = new Session(Access::isUsable);
   private final Ownership ownership;
-  /** What callers that wait for a kubeconfig of a cluster wait for. */
+  /** By name: completed by the next event of the cluster, so that callers that wait for its kubeconfig go on. */
   private final Map<String, CompletableFuture<Void>> nextEvents = new ConcurrentHashMap<>();
   private volatile LinkedBlockingQueue<Signal> signals = new LinkedBlockingQueue<>();
   private volatile boolean isClosed;
