@@ -73,7 +73,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--real", action="store_true", help="run tests on real API servers as well (needs Go)")
     parser.addoption("--cluster", action="store_true", help="run tests in a cluster of this machine (needs root, Go)")
     parser.addoption(
-        "--simulations", type=int, default=500, help="number of seeded simulations; ./dev simulate runs more"
+        "--simulations", type=int, default=250, help="number of seeded simulations; ./dev simulate runs more"
     )
     parser.addoption("--starts", type=int, default=4, help="starts of tests/end_to_end/process/test_cold_starts.py")
     parser.addoption("--streams", type=int, default=24, help="streams of tests/end_to_end/process/test_many_streams.py")

@@ -188,21 +188,21 @@ async def test_fleet_in_memory_drains_until_the_cluster_is_released(alpha: Contr
         assert (ended, discovery.released) == (["alpha"], ["alpha"])
 
 
-@pytest.mark.parametrize(
-    ("version", "kind", "plural"),
-    [
-        ("apps/v1", "Deployment", "deployments"),
-        ("apps/v1", "StatefulSet", "statefulsets"),
-        ("batch/v1", "Job", "jobs"),
-        ("v1", "Service", "services"),
-        ("networking.k8s.io/v1", "Ingress", "ingresses"),
-        ("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings"),
-    ],
-)
-def test_control_plane_serves_common_built_in_kinds(alpha: ControlPlane, version: str, kind: str, plural: str):
-    manifest = {"apiVersion": version, "kind": kind, "metadata": {"name": "web"}, "spec": {"any": {"field": [1]}}}
-    alpha.create(manifest)
-    assert alpha.get(f"{version}/{plural}", "web")["spec"] == {"any": {"field": [1]}}
+BUILT_IN_KINDS = [
+    ("apps/v1", "Deployment", "deployments"),
+    ("apps/v1", "StatefulSet", "statefulsets"),
+    ("batch/v1", "Job", "jobs"),
+    ("v1", "Service", "services"),
+    ("networking.k8s.io/v1", "Ingress", "ingresses"),
+    ("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings"),
+]
+
+
+def test_control_plane_serves_common_built_in_kinds(alpha: ControlPlane):
+    for version, kind, plural in BUILT_IN_KINDS:
+        manifest = {"apiVersion": version, "kind": kind, "metadata": {"name": "web"}, "spec": {"any": {"field": [1]}}}
+        alpha.create(manifest)
+        assert alpha.get(f"{version}/{plural}", "web")["spec"] == {"any": {"field": [1]}}
 
 
 def test_injected_faults_apply_to_one_kind_and_verb_of_one_project(milo_sandbox: MiloSandbox):
@@ -237,17 +237,16 @@ async def test_request_that_hangs_is_answered_after_the_fault(milo_sandbox: Milo
     assert await hanging == []
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("alpha", "read", "v1/secrets", 403), "verb 'read' is none of get, list, watch, create"),
-        (("alpha", "get", "secrets", 403), "'secrets' is not a kind"),
-        (("alpha", "get", "v1/secrets", 200), "status 200 is none of"),
-        (("alpha", "get", "v1/secret", 403), "alpha does not serve v1/secret"),
-    ],
-)
-def test_fault_that_would_never_apply_is_refused(milo_sandbox: MiloSandbox, arguments: Any, message: str):
+REFUSED_FAULTS: list[tuple[tuple[Any, ...], str]] = [
+    (("alpha", "read", "v1/secrets", 403), "verb 'read' is none of get, list, watch, create"),
+    (("alpha", "get", "secrets", 403), "'secrets' is not a kind"),
+    (("alpha", "get", "v1/secrets", 200), "status 200 is none of"),
+    (("alpha", "get", "v1/secret", 403), "alpha does not serve v1/secret"),
+]
+
+
+def test_fault_that_would_never_apply_is_refused(milo_sandbox: MiloSandbox):
     milo_sandbox.create_control_planes("alpha")
-    project, verb, kind, status = arguments
-    with pytest.raises((ValueError, KindNotServedError), match=message):
-        milo_sandbox.fail(project, verb, kind, status=status)
+    for (project, verb, kind, status), message in REFUSED_FAULTS:
+        with pytest.raises((ValueError, KindNotServedError), match=message):
+            milo_sandbox.fail(project, verb, kind, status=status)

@@ -9,7 +9,7 @@ from tests.simulation.seeded.simulation_run import simulate
 from tests.simulation.seeded.tokens import TOKEN_FAULTS, WITHDRAWN
 from tests.simulation.seeded.watch_faults import WATCH_FAULTS
 
-AT_ONCE = 500
+AT_ONCE = 250
 EVERY_FAULT = {
     *(f"{each.row} {each.name}" for each in (*REQUEST_FAULTS, *TOKEN_FAULTS)),
     *(f"{row} {name}" for row, name, _ in WATCH_FAULTS),
