@@ -138,7 +138,7 @@ class KubeconfigFiles:
         return Scan(tuple(objects.values()), frozenset(changed), min(settles_in_s, default=0.0))
 
     def objects_now(self) -> tuple[FileObject, ...]:
-        """Return what the files say now, complete or not. Raises FilesError."""
+        """Return the present objects of the files, complete or not. Raises FilesError."""
         return self.scan(lambda _: True).objects
 
     def find(self, key: str) -> FileObject | None:

@@ -42,7 +42,7 @@ class MintQueue(Generic[M]):
         self._kinds: Counter[str] = Counter()
         self._organizations: Counter[str] = Counter()
         self._new: Counter[str] = Counter()
-        """The same for first credentials and retries."""
+        """The places that first credentials and retries take, by organization."""
         self._parked: defaultdict[int, list[tuple[str, QueuedMint, M]]] = defaultdict(list)
 
     def add(self, entry: M, *, ends_at: float, failures: int) -> None:

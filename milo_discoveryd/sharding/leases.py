@@ -44,7 +44,7 @@ class MemberLease(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def content(self) -> "MemberLease":
-        """Return what the member says, without what changes with each write."""
+        """Return the content that the member states, without the fields that change with each write."""
         return msgspec.structs.replace(self, version="", renewal=0)
 
     @property

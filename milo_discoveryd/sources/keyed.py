@@ -78,7 +78,7 @@ class KeyedSource:
         return self._restored_place(replace(stored, name=stored.local_name, source=""))
 
     def observe_file(self, file: FileObject) -> ObservedObject:
-        """Return what a file, or a part of it, says."""
+        """Return the contributions of a file, or of a part of it; malformed if it cannot be used."""
         if file.problem:
             return Malformed(file.key, file.uid, "", file.problem)
         contributions = tuple(

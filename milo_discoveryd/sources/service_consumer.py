@@ -175,7 +175,7 @@ class ConsumerObjects:
         return Ready(project.uid, consumption.version, replace(target, suspensions=suspensions))
 
     def _by_consumers(self, cluster: str, contributions: Sequence[ObjectContribution], uid: str) -> Observation:
-        """Return what the consumers of a project say. It is suspended while all active ones are."""
+        """Return the observation that follows from a project's consumers. It is suspended while all active ones are."""
         if not contributions:
             message = "the project no longer uses any of the services"
             return Withdrawn(cluster, uid, "", message, self._drain_s)

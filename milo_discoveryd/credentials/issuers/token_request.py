@@ -112,7 +112,7 @@ class RequestingDaemon(msgspec.Struct, frozen=True, kw_only=True):
     """The daemon that owns the Secrets."""
 
     run: str
-    """The same after a restart with a state directory, different for each replica."""
+    """An identifier that survives a restart with a state directory, and differs between replicas."""
     group: str = ""
     """Its shard group."""
     member: str = ""

@@ -17,7 +17,7 @@ class Summary(NamedTuple):
     failures: int
     clusters: int
     what: str = ""
-    """The last one."""
+    """The text of the last failure."""
 
 
 @dataclass(slots=True)
