@@ -97,4 +97,4 @@ def started(node: Node, objects: Sequence[dict[str, Any]]) -> Iterator[None]:
                 node.kubectl("-n", each["metadata"]["namespace"], "rollout", "status", name, "--timeout=300s")
         yield
     finally:
-        node.kubectl("delete", "-f", "-", given=given)
+        node.kubectl("delete", "--ignore-not-found", "-f", "-", given=given)

@@ -27,10 +27,11 @@ def clusters(node: Node) -> Iterator[None]:
 
 
 def changes(node: Node, namespace: str, name: str) -> list[tuple[str, str]]:
-    """Return the types of the changes that a watcher logged, and their clusters."""
+    """Return the clusters that a watcher logged as engaged and disengaged."""
     logs = ended(node, "-n", namespace, "logs", "deployment/example-operator", "-c", name, "--tail=-1")
-    lines = map(json.loads, filter(None, logs.splitlines()))
-    return [(each["type"], each["cluster"]["name"]) for each in lines if "cluster" in each]
+    lines = (json.loads(line) for line in logs.splitlines() if line.startswith("{"))
+    found = [(each["type"].removeprefix("TYPE_"), each["cluster"]["name"]) for each in lines]
+    return [(what, cluster) for what, cluster in found if what in {"ENGAGED", "DISENGAGED"}]
 
 
 def pod(node: Node, namespace: str) -> Any:
