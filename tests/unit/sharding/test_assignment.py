@@ -106,9 +106,9 @@ async def test_released_clusters_are_unknown_until_a_first_list_that_a_stream_wa
     assign(assignment, ALONE)
     assert lost(assignment) == set()
     stream = object()
-    waiting.update(stream, frozenset([source.name]))
+    waiting.await_sources(stream, frozenset([source.name]))
     assert assignment.lost() is None
-    waiting.update(stream, frozenset())
+    waiting.await_sources(stream, frozenset())
     assert assignment.lost() is None, "the subscriber may return"
     for _ in source.apply(source.collections[0], [ListStarted(), Listed(ready("x", uid="x")), ListEnded()], 100.0):
         pass
