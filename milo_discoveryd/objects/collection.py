@@ -1,6 +1,6 @@
 """The objects of one collection of a source: lists, watch events, and deletions that are confirmed."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 import msgspec
@@ -104,6 +104,8 @@ class ObjectCollection:
         """The last list came from another server, so the watch that follows it is ignored too."""
         self._listed_version = ""
         """The version of the last complete list that was applied."""
+        self._replacing: Mapping[str, tuple[str, str]] = {}
+        """UIDs and versions of objects that the last list had under the names of established ones, by name."""
         self._unconfirmed: set[str] = set()
         """Objects of an earlier run, or of another server, that the first accepted list lacks and that were not read
         since."""
@@ -220,6 +222,8 @@ class ObjectCollection:
         No list shows an object outside of the selector. If that is another object than the known one, whose version
         is not known after a restart, then either may be the later one.
         """
+        if self._replacing.get(observation.name) == (observation.uid, observation.version):
+            return False
         record = self.store[observation.name]
         if record is not None and observation.uid == record.uid:
             is_expected = isinstance(observation, Outside) or observation.version == record.version
@@ -299,7 +303,7 @@ class ObjectCollection:
         versions_went_back = versions_went_back or not all(map(self._is_held_by_restore, older))
         lacking = self._lacking(versions_went_back=versions_went_back)
         judgement = self._judge(lacking, now, versions_went_back=versions_went_back)
-        self._is_foreign = judgement.is_foreign
+        self._is_foreign, self._replacing = judgement.is_foreign, lacking.replacing
         if self._is_foreign:
             self._list.drop()
         for group in judgement.removals:
@@ -348,11 +352,9 @@ class ObjectCollection:
             for name, uid in missing
             if self.store.is_established(name) and not self._is_held_by_restore(name)
         ]
-        replaced = [
-            (observation.name, record.uid)
-            for observation, record in self._suspects()
-            if observation.uid not in ("", record.uid)
-        ]
+        suspects = [each for each in self._suspects() if each[0].uid not in ("", each[1].uid)]
+        replaced = [(observation.name, record.uid) for observation, record in suspects]
+        replacing = {observation.name: (observation.uid, observation.version) for observation, _ in suspects}
         if self._guard is None:
             return _Lacking(missing, established, replaced)
         is_foreign = bool(established or replaced) and self._proves_nothing()
@@ -362,7 +364,7 @@ class ObjectCollection:
             established, replaced = (
                 [(name, uid) for name, uid in objects if name not in announced] for objects in (established, replaced)
             )
-        return _Lacking(missing, established, replaced, announced, is_foreign)
+        return _Lacking(missing, established, replaced, announced, is_foreign, replacing)
 
     def _judge(self, lacking: "_Lacking", now: Moment, *, versions_went_back: bool) -> ListJudgement:
         if self._guard is None:
@@ -524,3 +526,5 @@ class _Lacking(msgspec.Struct, frozen=True):
     """Names of established objects whose deletion was requested before, which the guard does not judge."""
     is_foreign: bool = False
     """The list contains objects, but none that is known."""
+    replacing: Mapping[str, tuple[str, str]] = {}
+    """UIDs and versions of the objects that the list has in place of established ones."""

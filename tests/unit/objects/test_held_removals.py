@@ -359,6 +359,15 @@ def test_replacement_of_most_restored_clusters_is_held_as_in_a_running_daemon() 
     assert not source.intake.is_restored
 
 
+def test_read_of_a_replacement_that_the_second_list_has_applies_it() -> None:
+    source = Source.restored()
+    for source.now in (0.0, 30.0):
+        source.lists(*recreated("abcdef"), version="20")
+    [request] = source.pending_deletions.take_due(source.now)
+    events = source.resolve(request, Found(recreated(request.name)[0]))
+    assert [each.reason for each in events] == [DisengageReason.REPLACED, None]
+
+
 def test_first_list_of_another_server_is_ignored_beside_restored_clusters() -> None:
     source = Source.restored()
     assert source.lists(*OTHERS) == []
