@@ -92,7 +92,7 @@ class SimulationRun:
         self._disk = Disk(self._note) if self._traits.has_memory else None
         self._server = Server()
         self._world = World(self._server, random)
-        self._api = Api(self._server, random, self._note, lies=lambda: self._has_listed)
+        self._api = Api(self._server, random, self._note, lies=lambda: self._can_detect_lies)
         self._watch_faults = WatchFaultInjector(self._api, self._world, random)
         self._tokens = TokenApi(random, self._api.inject, self._traits.token_life_s, self._wall)
         self._read = asyncio.Event()
@@ -535,6 +535,11 @@ class SimulationRun:
             and not daemon.source.is_restored
             and daemon.collection.held is None
         )
+
+    @property
+    def _can_detect_lies(self) -> bool:
+        """Whether the daemon can detect incomplete lists: two that lack the same clusters are true to it."""
+        return self._has_listed and self._daemon is not None and not self._daemon.fleet.waiting
 
     def _start(self) -> None:
         self._runs += 1
