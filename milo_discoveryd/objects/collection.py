@@ -100,12 +100,7 @@ class ObjectCollection:
         self._released: set[str] = set()
         """Objects that two lists lack, and whose deletion is being confirmed."""
         self._reference_objects: tuple[tuple[str, str], ...] = ()
-        self._is_foreign = False
-        """The last list came from another server, so the watch that follows it is ignored too."""
-        self._listed_version = ""
-        """The version of the last complete list that was applied."""
-        self._replacing: Mapping[str, tuple[str, str]] = {}
-        """UIDs and versions of objects that the last list had under the names of established ones, by name."""
+        self._last_list = _LastList()
         self._unconfirmed: set[str] = set()
         """Objects of an earlier run, or of another server, that the first accepted list lacks and that were not read
         since."""
@@ -222,14 +217,14 @@ class ObjectCollection:
         No list shows an object outside of the selector. If that is another object than the known one, whose version
         is not known after a restart, then either may be the later one.
         """
-        if self._replacing.get(observation.name) == (observation.uid, observation.version):
+        if self._last_list.replacing.get(observation.name) == (observation.uid, observation.version):
             return False
         record = self.store[observation.name]
         if record is not None and observation.uid == record.uid:
             is_expected = isinstance(observation, Outside) or observation.version == record.version
         else:
             is_expected = isinstance(observation, Outside) and (record is None or record.version != "")
-        return not is_expected and is_older(observation.version, self._listed_version)
+        return not is_expected and is_older(observation.version, self._last_list.version)
 
     def _hold(self, observation: ObservedObject, held: HeldRemovals, now: float) -> None:
         record = self.store[observation.name]
@@ -244,7 +239,7 @@ class ObjectCollection:
                 case ObjectChanged(observation):
                     if self._accepts(observation):
                         changed.append(observation)
-                case DeletionReported(name, uid, namespace) if not self._is_foreign:
+                case DeletionReported(name, uid, namespace) if not self._last_list.is_foreign:
                     # The UID that has the name depends on the changes before this event, so apply them first.
                     if changed:
                         yield self._unlisted_changes(self.store.apply_watched(changed))
@@ -276,7 +271,7 @@ class ObjectCollection:
 
     def _accepts(self, observation: ObservedObject) -> bool:
         """Return whether to apply a watch event. If it is news, drop the pending deletion of the object."""
-        if self._is_foreign:
+        if self._last_list.is_foreign:
             return False
         if not self.pending_deletions.is_idle:
             if self._is_held_back(observation):
@@ -303,8 +298,9 @@ class ObjectCollection:
         versions_went_back = versions_went_back or not all(map(self._is_held_by_restore, older))
         lacking = self._lacking(versions_went_back=versions_went_back)
         judgement = self._judge(lacking, now, versions_went_back=versions_went_back)
-        self._is_foreign, self._replacing = judgement.is_foreign, lacking.replacing
-        if self._is_foreign:
+        last = self._last_list
+        last.is_foreign, last.replacing = judgement.is_foreign, lacking.replacing
+        if last.is_foreign:
             self._list.drop()
         for group in judgement.removals:
             if not isinstance(group.decision, ConfirmEach):
@@ -314,8 +310,8 @@ class ObjectCollection:
         missing = self._still_present(lacking.missing)
         judged = [JudgedRemovals(self._still_present(group.objects), group.decision) for group in judgement.removals]
         self.pending_deletions.discard_all(self._list.uids.keys())
-        if not self._is_foreign:
-            self._listed_version = ended.version
+        if not last.is_foreign:
+            last.version = ended.version
             self.progress.version = comparable(ended.version)
             yield from self._confirm_at_once(missing, lacking.announced, now)
             self.store.forget_weight(name for name, _ in missing)
@@ -342,7 +338,7 @@ class ObjectCollection:
             progress.awaits_list = False
             self._unconfirmed = announced.union(name for group in judged for name, _ in group.objects)
         progress.is_synced = True
-        progress.lists += not self._is_foreign
+        progress.lists += not self._last_list.is_foreign
 
     def _lacking(self, *, versions_went_back: bool) -> "_Lacking":
         """Return what the list lacks, as the guard judges it."""
@@ -395,7 +391,7 @@ class ObjectCollection:
 
     def _is_older_than_objects(self, version: str) -> bool:
         """Return whether a list is older than an object of the one before, if that had no version of its own."""
-        return not self._listed_version and version != "0" and self.store.is_older_than_any(version)
+        return not self._last_list.version and version != "0" and self.store.is_older_than_any(version)
 
     def _apply_decisions(self, judged: Iterable[JudgedRemovals], now: float) -> None:
         self._released.clear()
@@ -512,6 +508,17 @@ class ObjectCollection:
             return self.store.apply_read(ConfirmedDeletion(name, uid))
         self.pending_deletions.add(name, uid, now.steady)
         return []
+
+
+class _LastList(msgspec.Struct):
+    """What the last complete list said, for the events and reads after it."""
+
+    is_foreign: bool = False
+    """It came from another server, so the watch that follows it is ignored too."""
+    replacing: Mapping[str, tuple[str, str]] = {}
+    """UIDs and versions of the objects that it has under the names of established ones, by name."""
+    version: str = ""
+    """The version of the last list that was applied, and was not foreign."""
 
 
 class _Lacking(msgspec.Struct, frozen=True):
