@@ -18,7 +18,7 @@ _HOST = "127.0.0.1"
 _LIST = {"kind": "NamespaceList", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": []}
 
 
-class ControlPlane:
+class ScriptedControlPlane:
     """Answers each request with an empty list, or with a redirect."""
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class ControlPlane:
         self._authority = Authority()
         self._port = 0
 
-    async def __aenter__(self) -> ControlPlane:
+    async def __aenter__(self) -> ScriptedControlPlane:
         self._server = await asyncio.start_server(self._answer, _HOST, 0, ssl=self._context())
         self._port = self._server.sockets[0].getsockname()[1]
         return self

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
-from milo_conformance.control_plane import ControlPlane
+from milo_conformance.control_plane import ScriptedControlPlane
 from milo_conformance.daemon import ScriptedStream, disengaged, draining, engaged, kubeconfig, renewed, updated
 from milo_conformance.failure import CaseFailed
 from milo_conformance.run import SUBSCRIBER, Feature, Profile, Run, case
@@ -166,7 +166,7 @@ async def endpoint_and_user_of_the_token(run: Run) -> None:
     needs=Feature.REQUESTS,
 )
 async def redirect(run: Run) -> None:
-    async with ControlPlane() as plane, ControlPlane() as elsewhere:
+    async with ScriptedControlPlane() as plane, ScriptedControlPlane() as elsewhere:
         await run.start(RUNS | WITH_STREAM)
         stream = await run.stream(resuming="")
         await stream.snapshot(engaged("a", plane.kubeconfig("a", "one"), endpoint=plane.url))
