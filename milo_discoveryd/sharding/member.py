@@ -89,9 +89,12 @@ class Member:
     def _awaits_successors(self, view: View, now: float) -> bool:
         """Return whether the member leaves, and members to which its clusters move do not know the view yet.
 
-        They engage nothing before this member has acknowledged the view, so it goes on owning what it had.
+        They engage nothing before this member has acknowledged the view, so it goes on owning what it had. Once it has
+        begun to release, it never owns that again, whatever their Leases say then.
         """
         assert self.state.lease is not None
+        if self.state.drained >= view.number:
+            return False
         leaves = self.state.lease.is_leaving and self.name in view.previous and self.name not in view.members
         return leaves and any(self._unsettled(view, view.members, now))
 

@@ -51,6 +51,10 @@ def test_simulation_has_one_owner_at_a_time_and_recovers_from_every_fault() -> N
     assert sum(outcome.views for outcome in outcomes) > 3 * SEEDS
 
 
+def test_seed_that_found_two_owners_passes() -> None:
+    assert simulate(3_400_425).breaches == []
+
+
 def test_simulation_is_reproducible_by_seed() -> None:
     assert simulate(7) == simulate(7)
     assert simulate(7) != simulate(8)

@@ -181,6 +181,22 @@ def test_clusters_that_move_to_a_newcomer_have_an_owner_while_another_member_ren
     driver.run_until(lambda: keys & driver.owned("c"))
 
 
+@pytest.mark.parametrize(
+    "changes", [{"acknowledged": 9999}, {"acknowledged": 0}, {"problem": "it cannot be read"}], ids=str
+)
+def test_leaving_member_never_owns_again_what_it_released(changes: dict[str, object]) -> None:
+    driver = settled("a", "b", "c")
+    slow = min(driver.owned("c"))
+    driver.pending = {"c": {slow}}
+    driver.members["c"].leave()
+    driver.run_until(lambda: driver.api.group.members["c"].pending)
+    driver.run(5)
+    assert driver.owned("a") | driver.owned("b") == ALL - {slow}
+    driver.api.change("b", driver.now, **changes)
+    driver.run(2, "a", "c")
+    assert not driver.owned("c") - {slow}
+
+
 def test_clusters_of_a_killed_member_have_an_owner_within_the_documented_time() -> None:
     """The others read its last renewal up to 12 s late, evict it after 33 s, and change the view after 5 s."""
     took = []
