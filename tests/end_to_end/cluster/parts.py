@@ -169,7 +169,8 @@ class Private:
         """Return the command that runs a script in it as the first process of its namespaces."""
         for each in ("upper", "work", "root"):
             (self._state / each).mkdir(parents=True, exist_ok=True)
-        binds = "\n".join(f"{source}\t{to or source}" for source, to in {script[0]: "/run.sh", **self._binds}.items())
+        named: list[tuple[object, str]] = [(script[0], "/run.sh"), *self._binds.items()]
+        binds = "\n".join(f"{source}\t{to or source}" for source, to in named)
         command = ["unshare", "--mount", "--pid", "--fork", "--kill-child", *namespaces, "sh", _HERE / "private.sh"]
         return [str(each) for each in (*command, self._tree, self._state, binds, "/bin/sh", "/run.sh", *script[1:])]
 

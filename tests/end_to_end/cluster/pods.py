@@ -1,8 +1,9 @@
 """Operators in pods beside the daemon, as the components make them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -24,7 +25,9 @@ _RESTRICTED = {
 }
 
 
-def container(name: str, *command: str, mounts: Sequence[dict[str, Any]] = (), **variables: str) -> dict[str, Any]:
+def container(
+    name: str, *command: str, mounts: Sequence[dict[str, Any]] = (), variables: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
     """Return a container with the daemon's socket, its image and these environment variables."""
     socket = {"name": "milo-discovery", "mountPath": "/run/milo-discovery", "readOnly": True}
     environment = {"MILO_DISCOVERY_ADDRESS": SOCKET, **variables}
@@ -38,9 +41,9 @@ def container(name: str, *command: str, mounts: Sequence[dict[str, Any]] = (), *
     }
 
 
-def watcher(name: str, **variables: str) -> dict[str, Any]:
+def watcher(name: str) -> dict[str, Any]:
     """Return a container that logs each change."""
-    return container(name, "milo-discovery", "watch", "--output=json", **variables)
+    return container(name, "milo-discovery", "watch", "--output=json")
 
 
 def operator(

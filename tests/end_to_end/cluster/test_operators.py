@@ -2,8 +2,9 @@
 
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -12,9 +13,41 @@ import yaml
 from tests.end_to_end.cluster.node import Node
 from tests.end_to_end.cluster.pods import ACCOUNT, IMAGE, container, operator, started, watcher
 from tests.end_to_end.cluster.test_pods import DEFINITION, ended, engage, eventually
+from tests.end_to_end.real.certificates import Authority
 
 CONFIGURATION = {"name": "configuration", "mountPath": "/etc/milo-discoveryd", "readOnly": True}
 ROTATED = "milo-discoveryd:rotated"
+ENDPOINT = """\
+import http.server, json, os, signal, ssl, urllib.parse, urllib.request
+
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount/"
+REVIEWS = "https://kubernetes.default.svc/apis/authentication.k8s.io/v1/tokenreviews"
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        form = urllib.parse.parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
+        review = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview"}
+        review["spec"] = {"token": form["subject_token"][0], "audiences": ["milo-discovery"]}
+        headers = {"Authorization": "Bearer " + open(ACCOUNT + "token").read(), "Content-Type": "application/json"}
+        request = urllib.request.Request(REVIEWS, json.dumps(review).encode(), headers)
+        context = ssl.create_default_context(cafile=ACCOUNT + "ca.crt")
+        with urllib.request.urlopen(request, context=context) as answer:
+            user = json.load(answer)["status"]["user"]["username"]
+        body = {"access_token": "of-" + user, "token_type": "Bearer", "expires_in": 600}
+        body["issued_token_type"] = "urn:ietf:params:oauth:token-type:access_token"
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(json.dumps(body).encode())
+
+server = http.server.HTTPServer(("127.0.0.1", 8443), Handler)
+tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+tls.load_cert_chain("/etc/milo-discoveryd/tls.crt", "/etc/milo-discoveryd/tls.key")
+server.socket = tls.wrap_socket(server.socket, server_side=True)
+server.serve_forever()
+"""
+"""A token endpoint that lets the API server verify the subject token."""
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +65,10 @@ def changes(node: Node, namespace: str, name: str) -> list[tuple[str, str]]:
     lines = (json.loads(line) for line in logs.splitlines() if line.startswith("{"))
     found = [(each["type"].removeprefix("TYPE_"), each["cluster"]["name"]) for each in lines]
     return [(what, cluster) for what, cluster in found if what in {"ENGAGED", "DISENGAGED"}]
+
+
+def await_change(node: Node, namespace: str, name: str, change: tuple[str, str]) -> None:
+    eventually(lambda: change in changes(node, namespace, name))
 
 
 def pod(node: Node, namespace: str) -> Any:
@@ -52,11 +89,11 @@ def test_two_operators_share_a_daemon_and_a_third_has_its_own(node: Node, tmp_pa
     with started(node, both), started(node, alone):
         engage(node, "alpha")
         for namespace, name in all_of_them:
-            eventually(lambda at=namespace, of=name: ("ENGAGED", "alpha") in changes(node, at, of))
+            await_change(node, namespace, name, ("ENGAGED", "alpha"))
         node.kubectl("delete", "namespace", "alone")
         node.kubectl("delete", "projectcontrolplane", "alpha")
         for name in ("first", "second"):
-            eventually(lambda of=name: ("DISENGAGED", "alpha") in changes(node, "both", of))
+            await_change(node, "both", name, ("DISENGAGED", "alpha"))
 
 
 def test_new_version_of_the_daemon_disengages_nothing_of_an_operator_that_runs(node: Node, tmp_path: Path) -> None:
@@ -70,7 +107,7 @@ def test_new_version_of_the_daemon_disengages_nothing_of_an_operator_that_runs(n
         node.kubectl("-n", "updated", "set", "image", f"pod/{name}", f"milo-discoveryd={ROTATED}")
         eventually(lambda: restarts(node, "updated")["milo-discoveryd"] == 1)
         engage(node, "beta")
-        eventually(lambda: ("ENGAGED", "beta") in changes(node, "updated", "changes"))
+        await_change(node, "updated", "changes", ("ENGAGED", "beta"))
         assert changes(node, "updated", "changes") == [("ENGAGED", "alpha"), ("ENGAGED", "beta")]
         assert restarts(node, "updated") == {"milo-discoveryd": 1, "changes": 0}
 
@@ -87,7 +124,7 @@ def test_daemon_goes_on_while_the_volume_of_its_state_is_full(node: Node, tmp_pa
     with started(node, objects):
         assert not ended(node, *daemon, fill)
         engage(node, "alpha")
-        eventually(lambda: ("ENGAGED", "alpha") in changes(node, "full", "changes"))
+        await_change(node, "full", "changes", ("ENGAGED", "alpha"))
         eventually(lambda: "No space left on device" in node.kubectl(*logs))
         node.kubectl(*daemon, "import os; os.remove('/var/lib/milo-discoveryd/filling')")
         engage(node, "beta")
@@ -113,7 +150,47 @@ def test_callers_are_identified_by_projected_tokens(node: Node, tmp_path: Path) 
         assert not ended(node, *listed[:-2], "env", "-u", "MILO_DISCOVERY_TOKEN_FILE", *listed[-2:])
 
 
-def configured(directory: Path, namespace: str, configuration: Any, **options: Any) -> list[dict[str, Any]]:
+def test_daemon_exchanges_its_projected_token_for_the_credential_of_clusters(node: Node, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    certificate, key = authority.server("endpoint", "localhost")
+    issuer = {
+        "name": "workload",
+        "type": "token-exchange",
+        "token_url": "https://localhost:8443/token",
+        "ca_file": "/etc/milo-discoveryd/ca.crt",
+        "subject_token_file": "/var/run/token/token",
+    }
+    configuration = {"kubeconfigs": {"issuers": [issuer]}}
+    roles = ("project-control-plane", "token-review")
+    objects = configured(
+        tmp_path / "operator",
+        "exchange",
+        configuration,
+        roles=roles,
+        more={
+            "ca.crt": authority.pem.decode(),
+            "tls.crt": certificate.read_text(),
+            "tls.key": key.read_text(),
+        },
+    )
+    [deployment] = [each for each in objects if each["kind"] == "Deployment"]
+    endpoint = container("endpoint", "python3", "-c", ENDPOINT, mounts=[CONFIGURATION])
+    deployment["spec"]["template"]["spec"]["containers"].append(endpoint)
+    issue = ["-n", "exchange", "exec", "deployment/example-operator", "-c", "caller", "--"]
+    with started(node, objects):
+        engage(node, "alpha")
+        found = eventually(lambda: ended(node, *issue, "milo-discovery", "credential", "--cluster", "alpha"))
+        assert json.loads(found)["status"]["token"] == f"of-system:serviceaccount:exchange:{ACCOUNT}"
+
+
+def configured(
+    directory: Path,
+    namespace: str,
+    configuration: Any,
+    *,
+    more: Mapping[str, str] = MappingProxyType({}),
+    **options: Any,
+) -> list[dict[str, Any]]:
     """Return an operator that calls with a projected token, beside a daemon with a configuration file."""
     token = {"serviceAccountToken": {"audience": "milo-discovery", "expirationSeconds": 600, "path": "token"}}
     volumes = [
@@ -122,7 +199,7 @@ def configured(directory: Path, namespace: str, configuration: Any, **options: A
     ]
     mounted = {"name": "token", "mountPath": "/var/run/token", "readOnly": True}
     caller = container(
-        "caller", "sleep", "infinity", mounts=[mounted], MILO_DISCOVERY_TOKEN_FILE="/var/run/token/token"
+        "caller", "sleep", "infinity", mounts=[mounted], variables={"MILO_DISCOVERY_TOKEN_FILE": "/var/run/token/token"}
     )
     objects = operator(directory, namespace, [caller], volumes=volumes, **options)
     [deployment] = [each for each in objects if each["kind"] == "Deployment"]
@@ -134,6 +211,6 @@ def configured(directory: Path, namespace: str, configuration: Any, **options: A
         given["MILO_DISCOVERYD_LISTEN"] = {"name": "MILO_DISCOVERYD_LISTEN", "value": ""}
     daemon["env"] = [*given.values()]
     metadata = {"name": "configuration", "namespace": namespace}
-    data = {"config.yaml": yaml.safe_dump(configuration)}
+    data = {"config.yaml": yaml.safe_dump(configuration), **more}
     objects.insert(1, {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data})
     return objects

@@ -75,7 +75,7 @@ class Group:
         self.settle()
 
     def remove(self) -> None:
-        self._node.kubectl("delete", "-f", "-", given=yaml.safe_dump_all(self._objects))
+        self._node.kubectl("delete", "--wait=false", "-f", "-", given=yaml.safe_dump_all(self._objects))
         self._node.kubectl("delete", "projectcontrolplanes", "--all")
 
     def settle(self) -> None:
@@ -142,7 +142,7 @@ class Group:
 
     def owners(self) -> dict[str, str]:
         """Return the pod that works in each cluster."""
-        found = {}
+        found: dict[str, str] = {}
         for file in self._notes.iterdir():
             notes = [json.loads(line) for line in file.read_text().splitlines()]
             works = {name for name, what in {name: what for name, what, _ in notes}.items() if what == "begins"}
