@@ -7,6 +7,7 @@ import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import grpc
@@ -147,3 +148,31 @@ async def test_absurd_claims_after_a_restart_cost_little(workspace: Workspace) -
             assert sum(len(batch.events) for batch in await another.until_synced()) == 5020
             with suppress(grpc.aio.AioRpcError):
                 await another.close()
+
+
+async def test_readers_of_metrics_delay_no_subscriber(workspace: Workspace) -> None:
+    server = ProjectServer(Projects(f"p-{number}" for number in range(10_000)))
+    async with server.listening():
+        settings = server.settings(workspace.directory / "plain")
+        async with workspace.daemon(http_listen="127.0.0.1:0", **settings) as daemon:
+            await daemon.start()
+            async with workspace.stream() as stream:
+                await stream.until_synced()
+                http, ends = daemon.events("started")[-1]["http"], asyncio.Event()
+
+                async def read() -> None:
+                    while not ends.is_set():
+                        await asyncio.to_thread(lambda: urllib.request.urlopen(f"{http}/metrics").read())
+
+                readers = [asyncio.create_task(read()) for _ in range(8)]
+                took = []
+                for number in range(30):
+                    began = time.monotonic()
+                    server.projects.put(f"p-{number}", change="yes")
+                    while not (await stream.batch()).events:
+                        pass
+                    took.append(time.monotonic() - began)
+                    await asyncio.sleep(0.05)
+                ends.set()
+                await asyncio.wait(readers)
+    assert median(took) < OTHERS_WAIT_S / 4, f"a change took {median(took):.2f} s"
