@@ -69,6 +69,9 @@ keep kubelet kubelet --config=/etc/kubernetes/kubelet.yaml --kubeconfig=$pki/kub
 keep kube-proxy kube-proxy --kubeconfig=$pki/kube-proxy.conf --hostname-override=node --proxy-mode=iptables \
     --cluster-cidr=10.244.0.0/16 --oom-score-adj=0 --conntrack-max-per-core=0 \
     --conntrack-tcp-timeout-established=0s --conntrack-tcp-timeout-close-wait=0s
+# Enforces network policies, by sets of addresses, which not every kernel has.
+! ipset list >/dev/null 2>&1 || keep kube-router kube-router --kubeconfig=$pki/admin.conf --hostname-override=node \
+    --run-router=false --run-service-proxy=false --service-cluster-ip-range=10.96.0.0/16
 keep coredns coredns -conf /etc/coredns/Corefile
 while :; do
     wait || :

@@ -28,8 +28,8 @@ ROOT = Path(__file__).parents[3]
 _HERE = Path(__file__).parent
 _API_SERVER = KUBE_APISERVERS["1.35"]
 _NODE = (
-    "containerd,runc,containernetworking-plugins,iptables,conntrack,buildah,iproute2,ca-certificates,ethtool,socat,"
-    "mount,kmod,procps"
+    "containerd,runc,containernetworking-plugins,iptables,ipset,conntrack,buildah,iproute2,ca-certificates,ethtool,"
+    "socat,mount,kmod,procps"
 )
 _BASE = "python3,python3-venv,python3-pip,ca-certificates,libstdc++6"
 """The packages of the base image, as docs/releasing.md has them."""
@@ -56,6 +56,13 @@ _COREDNS = GoProgram(
     package=".",
     definition=_HERE / "go" / "coredns",
 )
+_KUBE_ROUTER = GoProgram(
+    name="kube-router",
+    version="v2.1.0",
+    module="github.com/cloudnativelabs/kube-router/v2",
+    package="github.com/cloudnativelabs/kube-router/v2/cmd/kube-router",
+    definition=_HERE / "go" / "kube-router",
+)
 _KUBERNETES = ("kubelet", "kube-controller-manager", "kube-scheduler", "kube-proxy", "kubectl")
 
 
@@ -65,7 +72,9 @@ def directory() -> Path:
 
 def programs(say: Say) -> list[Path]:
     """Return all programs, which are built unless they are cached."""
-    return [obtain(each, say) for each in (ETCD, _API_SERVER, *map(_of_kubernetes, _KUBERNETES), _COREDNS)]
+    return [
+        obtain(each, say) for each in (ETCD, _API_SERVER, *map(_of_kubernetes, _KUBERNETES), _COREDNS, _KUBE_ROUTER)
+    ]
 
 
 def node_tree(say: Say) -> Path:

@@ -183,6 +183,27 @@ def test_daemon_exchanges_its_projected_token_for_the_credential_of_clusters(nod
         assert json.loads(found)["status"]["token"] == f"of-system:serviceaccount:exchange:{ACCOUNT}"
 
 
+def test_network_policy_lets_only_the_namespace_of_monitoring_reach_the_metrics(node: Node, tmp_path: Path) -> None:
+    if subprocess.run(node.enter("ipset", "list"), capture_output=True, check=False).returncode:
+        pytest.skip("this kernel has no sets of addresses, by which kube-router enforces network policies")
+    both = ("monitoring", "elsewhere")
+    objects = operator(tmp_path / "operator", "policed", [watcher("changes")], components=("sidecar", "network-policy"))
+    objects += [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}} for namespace in both]
+    caller = container("caller", "sleep", "infinity") | {"volumeMounts": []}
+    spec = {"terminationGracePeriodSeconds": 1, "containers": [caller]}
+    objects += [
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "caller", "namespace": namespace}, "spec": spec}
+        for namespace in both
+    ]
+    with started(node, objects):
+        url = f"http://{pod(node, 'policed')['status']['podIP']}:9464/metrics"
+        fetch = f"import urllib.request; print(urllib.request.urlopen('{url}', timeout=5).status)"
+        answers = [["-n", each, "exec", "caller", "--", "python3", "-c", fetch] for each in both]
+        for each in both:
+            node.kubectl("-n", each, "wait", "--for=condition=Ready", "pod/caller", "--timeout=120s")
+        eventually(lambda: not ended(node, *answers[1]) and ended(node, *answers[0]).strip() == "200")
+
+
 def configured(
     directory: Path,
     namespace: str,
