@@ -411,8 +411,8 @@ type CredentialIssuer struct {
 	Message string
 	// ExpiresAt is when its own credential expires, if it has one.
 	ExpiresAt time.Time
-	// FailingClusters are the engaged clusters that get no new credential, each for a reason of its own: their number by
-	// reason. Only callers that may see all clusters get it.
+	// FailingClusters counts engaged clusters that get no new credential because of a failure specific to the cluster,
+	// by reason. Only callers that may see all clusters get it.
 	FailingClusters map[string]uint32
 }
 

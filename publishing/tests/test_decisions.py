@@ -211,8 +211,11 @@ def test_cluster_that_is_engaged_again_has_not_ended(server):
     ("other", "difference"),
     [
         (identity(), ""),
-        (replace(identity(), group="dns"), "is of the shard group 'dns', and this daemon is of no shard group"),
-        (replace(identity(), filter="-l a=b"), "was written with the filter `-l a=b`, and this run has no filter"),
+        (
+            replace(identity(), group="dns"),
+            "belongs to the shard group 'dns', but this daemon belongs to no shard group",
+        ),
+        (replace(identity(), filter="-l a=b"), "was written with the filter `-l a=b`, but this run has no filter"),
     ],
 )
 def test_published_object_says_which_fleet_it_stands_for(server, other: Identity, difference: str):

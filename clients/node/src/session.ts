@@ -86,7 +86,7 @@ export class Session {
   /** Empty the view: the daemon may have lost its clusters to another one. The next stream begins with a snapshot. */
   loseOwnership(): Event[] {
     const lost = [...this.view.values()].map((known) =>
-      disengaged(known, Reason.OWNERSHIP_LOST, "the daemon did not confirm in time that the cluster is still its own"),
+      disengaged(known, Reason.OWNERSHIP_LOST, "the daemon did not confirm in time that it still owns the cluster"),
     );
     this.view.clear();
     this.#phase = { name: "closed" };

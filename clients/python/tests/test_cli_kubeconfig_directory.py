@@ -97,9 +97,9 @@ def test_kubeconfig_ledger_says_which_fleet_the_files_stand_for(path: Path):
     with KubeconfigDirectory(path) as directory:
         assert directory.difference("dns", "-l a=b") == ""
         assert directory.difference("", "-l a=b") == (
-            "is of the shard group 'dns', and this daemon is of no shard group"
+            "belongs to the shard group 'dns', but this daemon belongs to no shard group"
         )
-        assert directory.difference("dns", "") == "was written with the filter `-l a=b`, and this run has no filter"
+        assert directory.difference("dns", "") == "was written with the filter `-l a=b`, but this run has no filter"
 
 
 def test_kubeconfig_ledger_of_an_earlier_version_is_read_and_takes_the_fleet_of_this_run(path: Path):

@@ -121,11 +121,11 @@ async def test_sync_with_another_filter_or_group_stops_and_removes_nothing(daemo
     before = {each.name: each.read_bytes() for each in path.iterdir()}
     status, err = await sync_once(daemon, path, "", "-l", "nothing=here")
     assert status == 1
-    assert f"{path} was written with no filter, and this run has the filter `-l nothing=here`: check" in err
+    assert f"{path} was written with no filter, but this run has the filter `-l nothing=here`: check" in err
     assert "--accept-removals" in err
     daemon.group = "dns"
     status, err = await sync_once(daemon, path, "a")
-    assert (status, "this daemon is of the shard group 'dns'" in err) == (1, True)
+    assert (status, "this daemon belongs to the shard group 'dns'" in err) == (1, True)
     assert {each.name: each.read_bytes() for each in path.iterdir()} == before
     assert (await sync_once(daemon, path, "b", "--accept-removals"))[0] == 0
     assert content(path) == {"b": "b-1"}

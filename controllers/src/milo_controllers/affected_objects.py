@@ -91,7 +91,9 @@ class AffectedObjects:
         try:
             return not on or self._watched(member, kind, change).matters(on)
         except Exception as error:  # noqa: BLE001  (as above)
-            self._failures.log(member.cluster.name, f"on= of {kind.resource}", error, "the change counts")
+            self._failures.log(
+                member.cluster.name, f"on= of {kind.resource}", error, "the change is treated as relevant"
+            )
             return True
 
     def _watched(self, member: AffectedCluster, kind: Kind[Any], change: Change) -> Watched[Any]:

@@ -56,7 +56,7 @@ class HealthCheck:
         )
 
     def _has_recovered(self, name: str) -> bool:
-        """Return whether a cluster that has crashed has run for long enough."""
+        """Return whether a cluster has run long enough since its last crash to count as recovered."""
         member = self._engaged.members.get(name)
         return member is not None and member.engaged_at < time.monotonic() - FIRST_LIST_S
 

@@ -44,7 +44,7 @@ class Registration:
 
     def require_open(self) -> None:
         if self._is_closed:
-            raise RuntimeError("the controllers are running: register reconcilers and caches before")
+            raise RuntimeError("the controllers are running: register reconcilers and caches before they start")
 
     def require_new_name(self, name: str) -> None:
         if any(name == other.name for other, _ in self.reconcilers):

@@ -81,7 +81,7 @@ class SingleCluster:
 
 
 class OwnCluster:
-    """Requests to the API server of the operator's own cluster."""
+    """A client of the API server of the operator's own cluster."""
 
     def __init__(self, api: ClusterApi, namespace: str) -> None:
         self._api = api

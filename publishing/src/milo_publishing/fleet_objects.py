@@ -83,7 +83,7 @@ class FleetObjects:
             self._without_object.setdefault(of_object, set()).add(name)
             self._reports.add_problem(f"cluster {name}", f"the object {of_object} belongs to cluster {other.cluster!r}")
             return []
-        self._reports.resolve(f"cluster {name}", f"the object {of_object} belongs to it now")
+        self._reports.resolve(f"cluster {name}", f"the object {of_object} now belongs to this cluster")
         content = None
         if self._accesses.is_known(name):
             content = self._renderer.render(cluster, self._accesses.get(name))

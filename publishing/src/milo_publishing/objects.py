@@ -70,7 +70,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rendered:
-    """The content of an object."""
+    """The desired content of the object that is published for one cluster."""
 
     body: Document
     """The top-level fields besides metadata and status, such as `spec` or `data`."""

@@ -92,7 +92,7 @@ class RemovalReview:
             )
 
     async def _identify(self) -> None:
-        """Find out which group the daemon is of. Raises PublishedByAnother if it is not that of this run."""
+        """Ask for the daemon's shard group. Raises PublishedByAnother if this run published for another group."""
         try:
             sharding = (await self._client.server_info()).sharding
         except StatusError as error:
@@ -100,8 +100,7 @@ class RemovalReview:
         identity = replace(self._publication.identity, group="" if sharding is None else sharding.group)
         if self.has_identity and identity != self._publication.identity:
             raise PublishedByAnother(
-                f"the daemon is another one: of shard group {identity.group!r}, and not "
-                f"{self._publication.identity.group!r}"
+                f"the daemon belongs to shard group {identity.group!r} now, not to {self._publication.identity.group!r}"
             )
         self._publication.identity, self.has_identity = identity, True
 

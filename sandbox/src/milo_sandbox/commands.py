@@ -18,7 +18,7 @@ from milo_sandbox.errors import run
 @click.option(
     "--organization-watches",
     is_flag=True,
-    help="Limit watches of projects in an organization's context to its projects, if Milo ever does: v0.32.5 does not.",
+    help="Limit watches of projects in an organization's context to that organization's projects, unlike Milo v0.32.5.",
 )
 def sandbox(
     listen: str, projects: int, churn: float, kubeconfig_out: Path | None, *, organization_watches: bool

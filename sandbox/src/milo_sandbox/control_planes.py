@@ -1,7 +1,7 @@
 """The API of each project's control plane, created on the first request.
 
 It serves namespaces, ConfigMaps, Secrets, events, leases, and the kinds of the installation's
-CustomResourceDefinitions. It collects garbage, and tracks the managers of fields.
+CustomResourceDefinitions. It garbage-collects dependents, and tracks field managers.
 """
 
 from collections.abc import Callable

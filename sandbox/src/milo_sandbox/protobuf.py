@@ -94,7 +94,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
             return value, at
         shift += 7
         if shift > 63:
-            raise ValueError("a number is too long")
+            raise ValueError("a varint exceeds 64 bits")
 
 
 def _as_bytes(wire: Wire) -> bytes:

@@ -323,7 +323,7 @@ def _built_in(
         counts_generations=group in {"apps", "batch", "networking.k8s.io", "policy"},
         allows_blind_update=True,
         takes_strategic_patches=True,
-        schema=OPEN | {"description": f"The kind {kind}, of which no controller runs."},
+        schema=OPEN | {"description": f"The kind {kind}, for which no controller runs."},
         columns=(_NAME, _AGE),
     )
 

@@ -77,7 +77,7 @@ def violations(value: Any, schema: Document, path: str = "") -> Iterator[Cause]:
             yield _invalid(path, value, "must be of type integer or string", reason="FieldValueTypeInvalid")
         return
     if kind is not None:
-        # In Python a bool is an int, in a schema it is not.
+        # Python's bool is a subclass of int, but a schema's `integer` does not accept a boolean.
         fits = isinstance(value, _PYTHON_TYPES[kind]) and (kind == "boolean" or not isinstance(value, bool))
         if not fits:
             yield _invalid(path, value, f"must be of type {kind}", reason="FieldValueTypeInvalid")

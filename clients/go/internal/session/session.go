@@ -36,7 +36,7 @@ const (
 	// MissingAfterReconnect is the message of a disengagement that was found by comparing snapshots.
 	MissingAfterReconnect = "it was missing when the connection to the daemon was restored"
 	// OwnershipNotRenewed is the message of a disengagement by LoseOwnership.
-	OwnershipNotRenewed = "the daemon did not confirm in time that the cluster is still its own"
+	OwnershipNotRenewed = "the daemon did not confirm in time that it still owns the cluster"
 )
 
 // Kind is the type of a Change.

@@ -32,8 +32,8 @@ class LeaseTiming:
         if not 0 < self.retry_period < self.renew_deadline < self.lease_duration:
             raise ValueError(
                 f"retry_period ({self.retry_period:g} s) must be less than renew_deadline ({self.renew_deadline:g} s), "
-                f"and that less than lease_duration ({self.lease_duration:g} s): the holder has the difference of the "
-                "last two to stop its work"
+                f"which must be less than lease_duration ({self.lease_duration:g} s): a holder that cannot renew stops "
+                "its work between the two"
             )
 
 

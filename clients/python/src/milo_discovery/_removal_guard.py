@@ -61,7 +61,7 @@ class Removals:
         """Whether the view lacks all objects: it may be that of another fleet, so nothing is written."""
         self._missing_since: dict[Removal, float] = {}
         self._deleted: dict[tuple[str, str], tuple[str, float]] = {}
-        """The UIDs of objects whose removal was confirmed, and when, by their names and the UIDs of their clusters."""
+        """The UID of each object whose deletion was confirmed, and when, keyed by (object name, cluster UID)."""
 
     def review(self, missing: Collection[Removal], published: int, now: float) -> list[Removal]:
         """Return the missing objects that may be deleted. `published`: the number of all objects."""
@@ -73,7 +73,7 @@ class Removals:
             self.problem = (
                 f"the daemon has none of the {len(missing)} clusters that were written: nothing is written"
                 if self.is_foreign
-                else f"{len(missing)} of {published} clusters that were written are not engaged: they are kept"
+                else f"{len(missing)} of {published} clusters that were written are not engaged: their objects are kept"
             ) + "; check the daemon's address, its rights and its sources, or run once with --accept-removals"
             return []
         contested = {each for each in missing if self._is_contested(each, now)}
@@ -81,7 +81,7 @@ class Removals:
             name, others = min(contested, key=lambda each: each.name).name, len(contested) - 1
             self.problem = (
                 f"{name} was written again after its deletion{f', and {others} more were' if others else ''}: another "
-                "run publishes other clusters under the name of this one: they are kept; give each run its own "
+                "run publishes other clusters under this publisher's name: the objects are kept; give each run its own "
                 "--publisher"
             )
         if not missing:
@@ -140,9 +140,9 @@ def filter_text(options: FilterOptions) -> str:
 def difference(recorded: tuple[str | None, str | None], current: tuple[str, str]) -> str:
     """Return how the recorded shard group and filter differ from those of this run; empty if none was recorded."""
     if recorded[0] is not None and recorded[0] != current[0]:
-        return f"is of {_of_group(recorded[0])}, and this daemon is of {_of_group(current[0])}"
+        return f"belongs to {_of_group(recorded[0])}, but this daemon belongs to {_of_group(current[0])}"
     if recorded[1] is not None and recorded[1] != current[1]:
-        return f"was written with {_with_filter(recorded[1])}, and this run has {_with_filter(current[1])}"
+        return f"was written with {_with_filter(recorded[1])}, but this run has {_with_filter(current[1])}"
     return ""
 
 

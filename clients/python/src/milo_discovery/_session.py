@@ -23,7 +23,7 @@ from milo_discovery.events import Event, Refreshed, StreamNotice, Synced
 from milo_discovery.model import Cluster, DisengageReason, EventType, Kubeconfig, SourceStatus
 from milo_discovery.v1 import discovery_pb2 as pb
 
-OWNERSHIP_NOT_RENEWED = "the daemon did not confirm in time that the cluster is still its own"
+OWNERSHIP_NOT_RENEWED = "the daemon did not confirm in time that it still owns the cluster"
 MISSING_AFTER_RECONNECT = "it was missing when the connection to the daemon was restored"
 
 # Excludes fields about the daemon rather than the cluster: when and under which incarnation it engaged the cluster,

@@ -272,7 +272,7 @@ class CredentialIssuer:
     message: str = ""
     expires_at: datetime | None = None
     failing_clusters: Mapping[str, int] = field(default_factory=dict)
-    """Clusters that get no new credential, each for a reason of its own: their number by reason."""
+    """Numbers of clusters that get no new credential because of a failure specific to the cluster, by reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,7 +306,7 @@ class Sharding:
 
     group: str = ""
     member: str = ""
-    """The daemon itself."""
+    """The name under which this daemon is a member."""
     view: int = 0
     settled: bool = False
     """Whether every member has acknowledged the view, and none is joining or leaving."""

@@ -123,7 +123,7 @@ class _Http1Response(Response):
             self.is_reusable = False
             self._connection.abort()
         except httptools.HttpParserUpgrade:
-            self._fail(TransportError("closed", f"{self.origin} switched to another protocol without a request"))
+            self._fail(TransportError("closed", f"{self.origin} switched protocols, but no upgrade was requested"))
             self._connection.abort()
         if self._received_overhead(0):
             self._connection.abort()

@@ -133,7 +133,8 @@ class FrameBudget:
 
     def __init__(self, now: float) -> None:
         self._unread = b""
-        """Bytes that are not taken yet: a part of a frame, or more frames than are processed at once."""
+        """Received bytes that have not been processed yet: a part of a frame, or more frames than are processed at
+        once."""
         self._frames_left = FRAMES_AT_ONCE
         self._overhead = TokenBucket(OVERHEAD_FRAMES, now)
         self._credit = 0

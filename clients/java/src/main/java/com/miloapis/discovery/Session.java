@@ -22,7 +22,7 @@ import java.util.function.Predicate;
  */
 final class Session {
   static final String MISSING = "it was missing when the connection to the daemon was restored";
-  static final String NOT_RENEWED = "the daemon did not confirm in time that the cluster is still its own";
+  static final String NOT_RENEWED = "the daemon did not confirm in time that it still owns the cluster";
 
   /** An engaged cluster, with its kubeconfig if there is one. */
   record Known(Cluster cluster, Kubeconfig kubeconfig, Object engagement) {}
