@@ -209,14 +209,16 @@ def check(config: Path | None, identity: str | None, **flags: Any) -> None:
 def leave() -> None:
     """Hand the clusters over to the other members of the shard group.
 
-    For the preStop hook of the daemon's container: tells the daemon, its first process, and returns at once.
+    For the preStop hook of the daemon's container: signals the daemon, which is process 1 there, and returns at once.
     """
     if sys.platform != "linux" or os.getpid() == 1:
-        raise click.ClickException("run it in the container of a daemon, whose first process is the daemon")
+        raise click.ClickException("process 1 is not the daemon: run this command in the daemon's container")
     try:
         os.kill(1, signal.SIGRTMIN)
     except PermissionError:
-        raise click.ClickException("the first process is another user's: run it in the daemon's container") from None
+        raise click.ClickException(
+            "process 1 belongs to another user: run this command in the daemon's container"
+        ) from None
 
 
 @command.command()

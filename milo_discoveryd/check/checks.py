@@ -132,9 +132,9 @@ def _settings(of: SourceSettings, settings: Settings) -> Iterator[Finding]:
     if foreign:
         yield fail(
             subject,
-            f"label_selector asks for {foreign}, but Milo gives its ProjectControlPlanes two labels alone: "
+            f"label_selector asks for {foreign}, but ProjectControlPlanes of Milo have only two labels: "
             f"{PROJECT_NAME_LABEL} and {PROJECT_UID_LABEL}",
-            "select by these, or use mode project, whose objects have the projects' labels",
+            "select by those labels, or use mode project, whose objects have the projects' labels",
         )
     silence = settings.watch.silence_limit.total_seconds()
     if kind.is_watched and silence <= _BOOKMARKS_EVERY_S + 10:
@@ -341,7 +341,7 @@ async def _server(
 
 
 def _load(name: str, load: Callable[[], Upstream | None], problems: list[Finding]) -> list[Upstream | None]:
-    """Load an upstream, and return it in a list, which is empty if that fails.
+    """Load an upstream, and return it in a list; the list is empty if the upstream cannot be loaded.
 
     Only new problems are added to `problems`, because both kubeconfigs may be the same file.
     """

@@ -1,4 +1,4 @@
-"""Lists a source completely, as the daemon would, and evaluates which clusters its objects mean."""
+"""Lists a source completely, as the daemon would, and determines which clusters its objects describe."""
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing
@@ -32,7 +32,7 @@ class Evaluation(msgspec.Struct, frozen=True):
     """The clusters that a source engages by its complete lists."""
 
     clusters: tuple[Cluster, ...]
-    """Those that the daemon engages."""
+    """The clusters that the daemon engages."""
     others: Mapping[ObjectState, tuple[tuple[str, str], ...]]
     """Objects whose clusters are not engaged, by state: name and message, sorted."""
 
@@ -64,7 +64,7 @@ def evaluate(
     fleet: FleetEngagements | None = None,
     server: str = "",
 ) -> Evaluation:
-    """Evaluate complete lists of a source's collections, which are at that server."""
+    """Evaluate complete lists of a source's collections at `server`."""
     registry = Engagements(ChangeLog(lambda _: b"", Retention()))
     fleet = fleet or FleetEngagements()
     fleet.add_source(followed.name, registry, server or followed.name)

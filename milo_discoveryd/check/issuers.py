@@ -1,4 +1,4 @@
-"""Checks each credential issuer by minting one credential and using it, if that creates no objects in a cluster."""
+"""Checks each credential issuer by minting and using one credential, unless minting creates objects in a cluster."""
 
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -86,13 +86,13 @@ class IssuersCheck:
     async def _used(
         self, subject: str, issuer: str, cluster: Cluster, minted: IssuedCredential
     ) -> AsyncIterator[Finding]:
-        """Authenticate to the cluster with its credential, as operators do."""
+        """Authenticate to the cluster with the issued credential, as operators do."""
         target = cluster.target
         project, trust_of = self._sources[target.source]
         try:
             trust = trust_of(target, minted)
         except CredentialError as error:
-            yield fail(subject, str(error), "correct the file with the CA of the clusters")
+            yield fail(subject, str(error), "correct the file that contains the clusters' CA")
             return
         upstream = replace(
             project,

@@ -50,7 +50,7 @@ def tcp_port(subject: str, address: TcpAddress, *, daemon_is_running: bool = Fal
 
 
 def used_twice(subject: str, address: TcpAddress, others: Iterable[TcpAddress]) -> Finding | None:
-    """Check that none of the other addresses, to which the daemon binds before, has the port."""
+    """Check that no address to which the daemon binds earlier uses the port."""
     for other in others:
         is_included = _includes(address.host, other.host) or _includes(other.host, address.host)
         if is_included and address.port == other.port != 0:
@@ -100,7 +100,7 @@ def owner(subject: str, name: str) -> Finding:
     if os.geteuid() not in (0, number):
         return fail(
             subject,
-            f"the daemon runs as user {os.geteuid()}, and only root can give the socket to user {number}",
+            f"the daemon runs as user {os.geteuid()}, and only root can set the socket's owner to user {number}",
             "remove owner, or run the daemon as root",
         )
     return ok(subject, f"user {number} will own the socket")

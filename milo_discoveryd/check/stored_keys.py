@@ -25,14 +25,14 @@ def check_stored_keys(directory: Path, configured: Iterable[tuple[str, StateOrig
         if become is None:
             yield warn(
                 subject,
-                f"{count} stored clusters ({old}{more}) are of {fleet.origin}, which is not configured under that name",
-                "their subscribers will see them disengaged; remove the state file if that is intended",
+                f"{count} stored clusters ({old}{more}) are from {fleet.origin}, which is not configured by that name",
+                "subscribers will see these clusters disengaged; remove the state file if that is intended",
             )
         else:
             yield warn(
                 subject,
-                f"{count} stored clusters get other keys: {old}{more} become "
+                f"{count} stored clusters change their keys: {old}{more} become "
                 f"{', '.join(key_of(name, become) for name in names)}{more}",
-                "subscribers will see them disengaged and others engaged; to keep the keys, "
-                + (f"name the source {source}" if source else "configure it by mode, without a name"),
+                "subscribers will see the old keys disengaged and the new ones engaged; to keep the old keys, "
+                + (f"name the source {source}" if source else "configure the source by mode, without a name"),
             )

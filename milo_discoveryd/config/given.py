@@ -1,4 +1,5 @@
-"""The settings as given, and their internal form: the flat settings of a single source become a list with one item."""
+"""The settings as given, and their internal form, in which the flat settings of a single source are a list of one
+item."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -46,7 +46,8 @@ class _Issuer(Group, frozen=True, kw_only=True):
     is_of_cluster: ClassVar[bool] = False
     """See `IssuerTraits.is_of_cluster`."""
     asks_discovery_server: ClassVar[bool] = False
-    """Whether its requests go to the watched API server of the served source, unless `kubeconfig` names another."""
+    """Whether the issuer's requests go to the watched API server of the served source, unless `kubeconfig` names
+    another."""
     min_ttl_s: ClassVar[int] = 0
     """The shortest lifetime of a credential, in seconds."""
 
@@ -199,7 +200,7 @@ class KubeconfigSecret(_Issuer, frozen=True, kw_only=True):
         if (self.certificate is None) != (self.private_key is None):
             raise ValueError("has only one of certificate and private_key: set both")
         if self.ca is not None and not self.has_fields:
-            raise ValueError("has ca without token and certificate: a kubeconfig has its own CA, remove it")
+            raise ValueError("has ca without token and certificate: remove ca, because a kubeconfig has its own")
 
     @property
     def has_fields(self) -> bool:

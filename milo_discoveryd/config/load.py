@@ -1,4 +1,4 @@
-"""Loads settings from flags, environment and file, and reports all their problems together."""
+"""Loads settings from flags, environment and file, and reports all problems at once."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -109,7 +109,10 @@ def _settings_without_an_api_server(settings: Settings, given: Mapping[SettingPa
         place, of = _place(settings, position, given)
         for name in ("discovery_kubeconfig", "project_kubeconfig", "label_selector", "credentials"):
             if getattr(source, name):
-                complaint = f"{of}{name}: a source of the kind {source.kind} has no API server: remove it"
+                complaint = (
+                    f"{of}{name} does not apply to sources of kind {source.kind}, which have no API server: remove "
+                    "this setting"
+                )
                 yield Problem(place, complaint)
 
 

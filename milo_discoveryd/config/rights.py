@@ -128,7 +128,7 @@ def _extra(value: object) -> tuple[tuple[str, tuple[str, ...]], ...]:
     for key, given in value.items():
         several = tuple(map(str, _several(given)))
         if not _EXTRA_KEY.fullmatch(str(key)) or not all(map(_is_header_value, several)):
-            raise ValueError(f"{str(key)[:80]!r}: keys are lowercase, and values printable ASCII text")
+            raise ValueError(f"{str(key)[:80]!r} is invalid: keys must be lowercase, and values printable ASCII text")
         found.append((str(key), several))
     return tuple(found)
 
@@ -194,6 +194,6 @@ def ordered(rules: tuple[RuleSettings, ...]) -> None:
     everybody = next((place for place, rule in enumerate(rules) if rule.who.is_everybody), len(rules))
     if behind := names[everybody + 1 :]:
         raise ValueError(
-            f"has rules after {names[everybody]!r}, which matches every caller, so they never apply: move it to the "
-            f"end, after {', '.join(behind)}"
+            f"has rules after {names[everybody]!r}, which matches every caller: {', '.join(behind)} would "
+            f"never apply; move {names[everybody]!r} to the end"
         )

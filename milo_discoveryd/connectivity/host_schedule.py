@@ -76,7 +76,7 @@ class HostSchedule:
         return standing
 
     def drop(self, probe: Probe) -> None:
-        """Withdraw a probe that was not sent, and remove its cluster. The host's next one is due at once."""
+        """Withdraw a probe that was not sent, and remove its cluster. The host's next probe is due at once."""
         of_host = self._in_flight.pop(probe)
         self._schedule.drop(of_host)
         self.forget(probe.name)

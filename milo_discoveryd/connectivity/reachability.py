@@ -31,7 +31,7 @@ class ProbePolicy(msgspec.Struct, frozen=True, kw_only=True):
     unreachable_after_s: float = 30.0
     """How long probes must fail before a cluster is unreachable."""
     host_down_after: int = 3
-    """Consecutive probes of a host without a response after which the host counts as down."""
+    """Consecutive probes without a response after which a host is considered down."""
     host_backoff: Backoff = Backoff(first_s=1.0, cap_s=15.0)
     give_up_after_s: float | None = None
     """How long a cluster must be unreachable before it is disengaged; None: never."""
@@ -94,9 +94,9 @@ class _Host(msgspec.Struct):
     due: list[tuple[float, int, str]] = msgspec.field(default_factory=list)
     """A heap of probe times by cluster. Entries of clusters that were removed or rescheduled are skipped."""
     turn: int = 0
-    """Identifies its valid entry in the heap of hosts."""
+    """Identifies the host's valid entry in the heap of hosts."""
     free_at: float = 0.0
-    """When the rate limit, or the backoff while it is down, allows the next probe."""
+    """When the rate limit, or the backoff of a host that is down, allows the next probe."""
     failures: int = 0
     """Consecutive probes, of any of its clusters, without a response."""
     is_probed_for_all: bool = False
@@ -109,16 +109,16 @@ class _ProbedCluster(msgspec.Struct):
     incarnation: int
     watch: int
     turn: int = 0
-    """Identifies its valid entry in the host's heap."""
+    """Identifies the cluster's valid entry in the host's heap."""
     state: Reachability = Reachability.UNKNOWN
     detail: str = ""
     """The note or cause that was last reported. A different message with the same cause is not reported."""
     since: float = 0.0
     failing_since: float | None = None
     by_host: bool = False
-    """Whether it became unreachable with its host, and so becomes reachable with it."""
+    """Whether the cluster became unreachable together with its host, and so becomes reachable together with it."""
     away_since: float = 0.0
-    """When it became unreachable (steady clock), apart from outages of its host or of many clusters."""
+    """When the cluster became unreachable (steady clock), not counting outages of its host or of many clusters."""
 
 
 class ProbeSchedule:
@@ -188,7 +188,8 @@ class ProbeSchedule:
 
     @property
     def next_at(self) -> float | None:
-        """When `due` will have a probe, unless an outcome comes before; None if only an outcome can change that."""
+        """When `due` will return a probe, unless an outcome is recorded earlier; None if only an outcome makes one
+        due."""
         if not self._line or len(self._under_way) >= self._policy.at_once:
             return None
         return max(self._line[0][0], self._free_at)

@@ -18,11 +18,11 @@ SKEW_S = 30.0
 LONGEST_S = 24 * 3600.0
 """The maximum lifetime of an issued credential."""
 UNSTATED_LIFE_S = 3600.0
-"""The lifetime of a credential whose end nothing states: after this time its holders ask for the current one."""
+"""The assumed lifetime of a credential without a stated expiry: holders request the current one after this time."""
 
 
 class LongLivedError(UnfitError):
-    """The credential is valid for longer than an issued one may be, or has no stated end."""
+    """The credential is valid for longer than the daemon may issue it for, or has no stated expiry."""
 
     reason = "long_lived"
 
@@ -39,7 +39,7 @@ class IssuedCredential(msgspec.Struct, frozen=True, kw_only=True):
     then verify it. Empty if it is at the cluster's endpoint."""
     tls_server_name: str = ""
     is_endless: bool = False
-    """Whether nothing states when the credential ends; `expires_at` is then when it is to be read again."""
+    """Whether the credential has no stated expiry; `expires_at` is then when to read it again."""
 
     @property
     def life_s(self) -> float:
@@ -115,7 +115,7 @@ def _require_audience_and_subject(found: jwt.JwtClaims, audiences: Collection[st
 
 
 def _validity(chain: bytes, origin: str) -> tuple[float, float]:
-    """Return the validity of the first certificate, the holder's."""
+    """Return the validity of the first certificate of the chain, which is the holder's."""
     from cryptography import x509  # noqa: PLC0415 - 8 MB, which only daemons with certificates need
 
     try:

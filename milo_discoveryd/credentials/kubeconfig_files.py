@@ -44,7 +44,7 @@ class UnsettledFileError(FilesError):
 
 
 class Scan(msgspec.Struct, frozen=True):
-    """All objects that one scan of the files found."""
+    """The result of one scan of the files."""
 
     objects: tuple[FileObject, ...]
     changed: frozenset[str]

@@ -1,4 +1,4 @@
-"""The clusters of all sources, and which object stands for a cluster if several claim one project UID, or one address.
+"""The clusters of all sources, and which object stands for a cluster if several claim the same project UID or address.
 
 A user who can write an object can write another project's UID in a label, or another cluster's address in a field. So
 claims are judged over all sources of the daemon, in the order in which it learned of them: the earliest is valid. If
@@ -8,7 +8,8 @@ is configured first.
 
 A claim that is not valid contests a cluster: its object is ready, and must not stand for it. What makes or drops a
 claim names the clusters to judge again. Those that are contested now end first, then the observed state is applied,
-and then those begin that are no longer contested. So no two clusters are engaged at one revision by one claim.
+and then those begin that are no longer contested. So no two clusters are engaged at the same revision by the same
+claim.
 """
 
 from abc import ABC, abstractmethod
@@ -40,17 +41,17 @@ class ValueClaim(msgspec.Struct, frozen=True, gc=False):
     """The object states the value; otherwise its API server or the daemon's configuration does."""
     position: int
     is_first: bool
-    """It was found in the first list of a source, so that it may be older than its position."""
+    """The claim was found in the first list of a source, so it may be older than its position."""
     rank: int = 0
     """The position of the source in the configuration."""
 
 
 ClaimedCluster = tuple[int, str]
-"""The rank of a source, and the key of a cluster of it."""
+"""The rank of a source, and the key of one of its clusters."""
 
 
 class ValueClaims(ABC):
-    """The claims on values of one kind. Nothing is stored until an object states such a value."""
+    """The claims on UIDs, or on addresses. Nothing is stored until an object states such a value."""
 
     what: str
     trusts_servers: bool
@@ -66,7 +67,7 @@ class ValueClaims(ABC):
 
     @abstractmethod
     def states(self, observation: Ready | NotReady) -> bool:
-        """Return whether the object states such a value itself."""
+        """Return whether the object itself states the value."""
 
     @abstractmethod
     def value_of(self, observation: Ready | NotReady) -> str:
@@ -88,7 +89,8 @@ class ValueClaims(ABC):
         return affected | self.drop_former(key) if self.is_valid(key) else affected
 
     def drop_former(self, key: str) -> set[ClaimedCluster]:
-        """Drop the former claims of a cluster's object, whose present one is valid. Return those to judge again."""
+        """Drop the former claims of a cluster's object, whose current one is valid. Return the clusters to judge
+        again."""
         *former, value = self._by_key.get(key, ("",))
         if not former:
             return set()
@@ -96,7 +98,7 @@ class ValueClaims(ABC):
         return set[ClaimedCluster]().union(*(self._remove(key, value) for value in former))
 
     def is_valid(self, key: str) -> bool:
-        """Return whether the present claim of a cluster's object, if it makes one, is valid."""
+        """Return whether the object's current claim is valid. True if it claims nothing."""
         if key not in self._by_key:
             return True
         claims = self._by_value[self.value(key)]
@@ -128,7 +130,8 @@ class ValueClaims(ABC):
 
 
 class UidClaims(ValueClaims):
-    """For kind `project-control-plane`, a label states the project's UID. Each object without it claims its own."""
+    """Claims on UIDs: a label of a ProjectControlPlane states the project's UID. Any other object claims its own
+    UID."""
 
     what = "project UID"
     trusts_servers = False
@@ -143,7 +146,8 @@ class UidClaims(ValueClaims):
 
 
 class AddressClaims(ValueClaims):
-    """For kind `declarative`, a field states the address. All other addresses follow from the configuration."""
+    """Claims on addresses, which a field states in kind `declarative`. All other addresses follow from the
+    configuration."""
 
     what = "address"
     trusts_servers = True
@@ -160,7 +164,7 @@ def _clusters(claims: Mapping[str, ValueClaim]) -> set[ClaimedCluster]:
 
 
 class _Claimant(msgspec.Struct):
-    """The engagements of one source, and what its claims have in common."""
+    """The engagements of one source, with the properties that all of its claims share."""
 
     engagements: Engagements
     server: str
@@ -185,9 +189,9 @@ class FleetEngagements:
         self._by_source: dict[str, _Claimant] = {}
 
     def add_source(self, source: str, engagements: Engagements, server: str) -> None:
-        """Add the engagements of a source, which is configured after those added before.
-
-        `server` is equal for sources that follow one API server.
+        """Add the engagements of the next source in configuration order. `server` is equal for sources that follow one
+        API
+        server.
         """
         self._by_source[source] = _Claimant(engagements, server, len(self._claimants))
         self._claimants.append(self._by_source[source])
@@ -214,7 +218,7 @@ class FleetEngagements:
         ]
 
     def _stores_claims(self, states: Sequence[ClusterState]) -> bool:
-        """Return whether any claims are stored. Those of a kind are, once an object states such a value."""
+        """Return whether any claims are stored: UIDs or addresses, once an object states one."""
         is_any = False
         for claims in self._kinds:
             if not claims.is_active and any(
@@ -291,7 +295,7 @@ def _is_deleted(engagements: Engagements, deleted: ConfirmedDeletion) -> bool:
 
 
 def address(target: Target) -> str:
-    """Return the address of a cluster, equal for two URLs of one server and path."""
+    """Return the address of a cluster, which is equal for two URLs of the same server and path."""
     parts = urlsplit(target.endpoint)
     host = parts.hostname or ""
     return f"{addresses.ip_address(host) or host}:{parts.port or 443}{parts.path.rstrip('/')}"

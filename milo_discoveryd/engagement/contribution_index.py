@@ -1,4 +1,4 @@
-"""What objects mean for the clusters that they contribute to: an object to several, or several to one."""
+"""The contributions of objects to clusters: one object to several clusters, or several objects to one cluster."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -38,7 +38,8 @@ class ContributionIndex:
         self._members: dict[str, _Members | ObjectContribution] = {}
         """The contributions to each cluster. Nearly all clusters have one, which is stored without a tuple."""
         self._committed: dict[str, _Members] = {}
-        """Those to each cluster when its state was last applied, where they differ from the present ones."""
+        """The contributions to each cluster when its state was last applied, where they differ from the current
+        ones."""
         self._dependents: dict[ObjectReference, dict[str, None]] = {}
         """For each object, existing or not, the clusters with contributions that need it."""
         self._is_listed = False
@@ -155,7 +156,7 @@ class ContributionIndex:
             yield ClusterStates(states, position)
 
     def _state(self, name: str) -> ClusterState | None:
-        """Return the result of all contributions to a cluster; None if it stays as it is."""
+        """Return the result of all contributions to a cluster; None if the cluster stays as it is."""
         members, record = self._contributions_to(name), self._clusters[name]
         contributions = [contribution for contribution in members if contribution.content is not UNREAD]
         is_complete = len(contributions) == len(members)

@@ -43,7 +43,7 @@ from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
 from milo_discoveryd.objects.store import ObjectPosition
 
 ClusterState = Observation | ConfirmedDeletion
-"""What the objects of a source mean for one cluster."""
+"""The state of one cluster that follows from the objects of a source."""
 
 
 class ClusterStates(msgspec.Struct, frozen=True, gc=False):
@@ -74,7 +74,7 @@ class Engagements:
         self._drain_timeout_s = drain_timeout_s
         self._refused = refused
         self._contested: dict[str, Ready] = {}
-        """Ready objects whose claims are not valid, by cluster. To people, such a cluster's state is malformed."""
+        """Ready objects whose claims are not valid, by cluster. Such a cluster is reported as malformed."""
         self.dropped_names: list[str] = []
         """Clusters that are no longer known, although no deletion was confirmed."""
         self.not_ready = not_ready or NotReadyClusters()
@@ -191,7 +191,7 @@ class Engagements:
     def set_connectivity(
         self, name: str, incarnation: int, connectivity: ConnectivityStatus, now: Moment
     ) -> list[Event]:
-        """Apply the result of probes. It is ignored for a cluster that was disengaged meanwhile."""
+        """Apply the result of probes. The result is ignored for a cluster that was disengaged meanwhile."""
         if not self.needs_probe(name, incarnation):
             return []
         record = self._known(name)
@@ -432,7 +432,7 @@ def _stays_unreachable(record: ClusterRecord, observation: Ready) -> bool:
 
 
 def _replaced_by(record: ClusterRecord | None, observation: Observation) -> str:
-    """Return the message for another object of the same name, or "" if it is, or may be, the known object."""
+    """Return the message for a different object of the same name, or "" if the object is, or may be, the known one."""
     if record is None or observation.uid in ("", record.uid):
         return ""
     return f"the name now belongs to another object: UID {observation.uid}, previously {record.uid or 'unknown'}"

@@ -60,7 +60,7 @@ class NotReadyClusters:
         return None if self.is_idle else due
 
     def until(self, name: str) -> float | None:
-        """Return when the cluster will be disengaged, or be considered for it; None if it does not wait."""
+        """Return when the cluster will be disengaged, or considered for disengagement; None if it does not wait."""
         if name in self._waiting:
             return self._decide_at
         return self._graces.get(name, self._releases.get(name))
@@ -109,7 +109,7 @@ class NotReadyClusters:
                 now,
                 self._decide_at,
                 f"{share[0]} of {share[1]} engaged clusters became not ready within {self._limits.verify_after_s:g} s: "
-                "those not yet disengaged stay engaged for as long, in case they become ready again",
+                f"the others stay engaged for another {self._limits.verify_after_s:g} s, in case they are ready again",
             )
             return ()
         was_held, self.held = self.held, None

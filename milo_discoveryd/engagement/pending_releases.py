@@ -54,7 +54,7 @@ class AwaitedRelease(msgspec.Struct, frozen=True):
     label: str
     connected: bool
     since: float | None
-    """When it connected or disconnected, on the steady clock; None if it is no longer remembered."""
+    """When the subscriber connected or disconnected, on the steady clock; None if it is no longer remembered."""
 
 
 class _Subscriber(msgspec.Struct):
@@ -63,7 +63,7 @@ class _Subscriber(msgspec.Struct):
     """The stream that was last opened or closed."""
     since: float
     is_leaving: bool = False
-    """It ended its subscription, and its last stream is still open."""
+    """The subscriber ended its subscription, but its last stream is still open."""
 
     def sees(self, cluster: Cluster) -> bool:
         return not self.is_leaving and any(stream.view.matches(cluster) for stream in self.streams or (self.last,))

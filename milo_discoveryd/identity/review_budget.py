@@ -1,7 +1,7 @@
 """Rate limits for TokenReviews: per connection, per owner of connections, and in total. Pure.
 
 Tokens that were accepted before have a budget of their own, so that invalid tokens can't keep them from being reviewed.
-Of the total, a connection or owner takes at most as much as it leaves, so that there is some for others.
+A connection or owner may use at most half of what others leave of the total, so that none is starved.
 """
 
 import msgspec
@@ -12,7 +12,7 @@ PER_CONNECTION = Rate(per_second=5.0, burst=20.0)
 PER_OWNER = Rate(per_second=10.0, burst=50.0)
 TOTAL = Rate(per_second=20.0, burst=100.0)
 RESERVED = Rate(per_second=20.0, burst=100.0)
-"""The rate for tokens that were accepted before."""
+"""The rate limit for tokens that were accepted before."""
 REJECTION_COST = 4.0
 """Additional cost of a rejected token to its connection and owners. Legitimate callers present few invalid tokens."""
 MAX_KEYS = 10_000

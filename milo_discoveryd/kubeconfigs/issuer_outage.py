@@ -1,4 +1,4 @@
-"""An issuer's failure that concerns all clusters: its beginning and end, which are logged."""
+"""The beginning and the end of an issuer's outage, which concerns all clusters and is logged."""
 
 import asyncio
 from contextlib import AbstractAsyncContextManager, nullcontext

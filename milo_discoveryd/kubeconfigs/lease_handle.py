@@ -42,7 +42,8 @@ class CredentialUnavailableError(CredentialError):
 
 
 class Issuance:
-    """What a credential becomes a kubeconfig with: how clusters are reached, and where each kubeconfig is recorded."""
+    """The inputs for making a kubeconfig of a credential: how clusters are reached, and where each kubeconfig is
+    recorded."""
 
     def __init__(
         self,

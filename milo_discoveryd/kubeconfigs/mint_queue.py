@@ -1,8 +1,8 @@
 """Decides which lease is minted next, so that clusters that fail or hang do not delay the others. Pure.
 
 Of the concurrent mints, at most a quarter are retries after a failure of the cluster itself, and at most three quarters
-are first credentials and retries. An organization takes at most as many places as it leaves free, so there is one for
-another, and the organization with the fewest is next. A cluster has one mint in flight.
+are first credentials and retries. An organization uses at most half of the places that others leave free, and
+the organization with the fewest mints in flight is next. A cluster has one mint in flight.
 """
 
 import heapq

@@ -1,4 +1,4 @@
-"""Revokes the credentials of disengaged clusters at their issuer, and retries until it has."""
+"""Revokes the credentials of disengaged clusters at their issuer, and retries until each revocation succeeds."""
 
 import asyncio
 from collections import OrderedDict
@@ -11,7 +11,7 @@ from milo_kube.credential import CredentialError
 TIMEOUT_S = 30.0
 BACKOFF_S = (1.0, 60.0)
 MAX_PENDING = 50_000
-"""Pending revocations. Credentials beyond this number are left to expire."""
+"""Maximum number of pending revocations. Credentials beyond this number are left to expire."""
 
 
 class Revocations:

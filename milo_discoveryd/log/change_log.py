@@ -5,8 +5,8 @@ from an old revision, receives the same changes merged per cluster. Past states 
 or with other labels) are kept for a while, so that such a reader learns what ended. A revision older than the oldest
 kept state cannot be served: see `reads_from`.
 
-`read` and `read_snapshot` define what a reader is sent. `since` and `snapshot_part` return the same and share it
-between readers.
+`read` and `read_snapshot` define what a reader is sent. `since` and `snapshot_part` return their results and share
+them between readers.
 """
 
 import weakref

@@ -15,15 +15,15 @@ class ClusterView(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Equal for two views that show the same clusters."""
+        """A string that is equal for two views that show the same clusters."""
 
     @property
     def is_everything(self) -> bool:
-        """True if every cluster matches and is shown, except that draining ones may not be."""
+        """Whether every cluster matches and is shown, except that draining clusters may be hidden."""
 
     @property
     def confirms_releases(self) -> bool:
-        """True if draining clusters are shown, False if they count as disengaged."""
+        """Whether draining clusters are shown; if not, they appear as disengaged."""
 
     @property
     def matches(self) -> Predicate[Cluster]: ...
@@ -68,7 +68,7 @@ class Filter(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Equal for two filters with the same meaning, in every run of the daemon."""
+        """A string that is equal for two filters with the same meaning, in every run of the daemon."""
         also = "+draining" if self.confirms_releases else ""
         if self.is_everything:
             return f"all{also}"

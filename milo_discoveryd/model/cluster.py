@@ -24,7 +24,7 @@ def source_of(key: str) -> str:
 
 
 class ClusterIdentity(msgspec.Struct, frozen=True, gc=False):
-    """Which cluster something belongs to, whatever its object is named, or states about itself.
+    """The identity of a cluster, whatever its object is named, or states about itself.
 
     The UID is unique only within the source: the API server of another one may copy it.
     """
@@ -79,7 +79,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     deletion_requested_at: float | None = None
     deletion_message: str = ""
     suspensions: tuple[SuspensionReason, ...] | None = None
-    """Why it is suspended, as far as the source says; None if it is not."""
+    """Why the cluster is suspended, as far as the source says; None if it is not suspended."""
     states_address: ClassVar[bool] = False
     """Whether the object itself states the address, so that its author chooses where the daemon connects."""
 
@@ -119,7 +119,7 @@ class Drain(msgspec.Struct, frozen=True, gc=False):
     reason: DisengageReason
     message: str
     deadline: float
-    """When it ends in any case, in Unix time."""
+    """When the drain ends in any case, in Unix time."""
 
 
 class Cluster(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -134,7 +134,7 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """UID of the upstream object; `target.uid` may come from a label."""
     connectivity: ConnectivityStatus = UNPROBED
     draining: Drain | None = None
-    """Set if its engagement is about to end. A drain that has begun is never taken back."""
+    """Set if the engagement is about to end. A drain that has begun is never canceled."""
 
     @property
     def identity(self) -> ClusterIdentity:

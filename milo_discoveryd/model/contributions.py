@@ -42,23 +42,23 @@ class ObjectContribution(msgspec.Struct, frozen=True, gc=False):
 
 
 class ObjectContent(msgspec.Struct, frozen=True, gc=False):
-    """What an object says that is not itself a cluster. Equal contents mean that nothing changed."""
+    """The content of an object that is not itself a cluster. Equal contents mean that nothing changed."""
 
     contributions: tuple[Contribution, ...] = ()
     value: Any = None
-    """What the object means for contributions that need it; None if no contribution does."""
+    """The content of the object for contributions that need it; None if no contribution needs it."""
 
 
 class ContributingObject(msgspec.Struct, frozen=True, gc=False):
     """An object that is not itself a cluster."""
 
     name: str
-    """Its key: NAME or NAMESPACE/NAME."""
+    """The object's key: NAME or NAMESPACE/NAME."""
     uid: str
     version: str
     content: ObjectContent
     is_terminating: bool = False
-    """Whether its deletion was requested."""
+    """Whether the deletion of the object was requested."""
     state: ClassVar = ObjectState.READY
     message: ClassVar = ""
     fields: ClassVar = None

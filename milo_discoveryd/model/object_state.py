@@ -30,16 +30,16 @@ class ObjectState(enum.Enum):
 
 
 class StateMeaning(msgspec.Struct, frozen=True, kw_only=True):
-    """What a state means, and what it is called."""
+    """The properties of a state, and its names."""
 
     reason: str
     """The `Engagement.Reason` of the protocol, without its prefix."""
     words: str
-    """What people read, after a number of clusters or as the state of one."""
+    """The state's name for people, after a number of clusters or as the state of one."""
     count: str = ""
-    """The field of `FleetCounts` that counts it; empty if none does."""
+    """The field of `FleetCounts` that counts objects in this state; empty if none does."""
     is_ready: bool = False
-    """The object is ready, whatever keeps its cluster from being engaged."""
+    """The object is ready, whether or not something else keeps its cluster from being engaged."""
     ends: DisengageReason | None = None
     """Why a cluster is disengaged when its object enters the state; None if that does not end the engagement."""
     ends_at_once: bool = False
@@ -51,7 +51,7 @@ class StateMeaning(msgspec.Struct, frozen=True, kw_only=True):
     is_reported: bool = False
     """The audit log and the journal get a line when an object enters the state, because its author made a mistake."""
     remedy: str = ""
-    """What `check` advises if objects are in this state; empty if that is no problem."""
+    """What `check` advises if objects are in this state; empty if the state is no problem."""
 
 
 MEANINGS = {
@@ -60,7 +60,7 @@ MEANINGS = {
         words="malformed",
         count="malformed",
         is_reported=True,
-        remedy="correct the settings of the source where all objects are like this one, or else the object",
+        remedy="correct the object, or the settings of the source if all of its objects are malformed",
     ),
     ObjectState.REFUSED: StateMeaning(
         reason="REFUSED",
@@ -81,7 +81,7 @@ MEANINGS = {
         ends=DisengageReason.NOT_READY,
         words="not ready",
         count="not_ready",
-        remedy="none is ready: wait, or correct the condition or field that the source takes for it",
+        remedy="no object is ready: wait, or correct the condition or field that the source reads as readiness",
     ),
     ObjectState.READY: StateMeaning(reason="ENGAGED", words="engaged", is_ready=True),
     ObjectState.UNASSIGNED: StateMeaning(

@@ -61,7 +61,7 @@ class NotReady(Unready, frozen=True, gc=False):
     version: str
     message: str
     project_uid: str = ""
-    """UID of the project, if the object states one besides its own."""
+    """UID of the project, if the object states one besides its own UID."""
     fields: ObjectFields | Target | None = None
     state: ClassVar = ObjectState.NOT_READY
 
@@ -92,7 +92,7 @@ class Withdrawn(Unready, frozen=True, gc=False):
     version: str
     message: str
     drain_s: float = 0.0
-    """How long subscribers that confirm releases may take."""
+    """How long subscribers that confirm releases may take to release the cluster."""
     fields: ObjectFields | Target | None = None
     state: ClassVar = ObjectState.WITHDRAWN
 

@@ -1,4 +1,4 @@
-"""The limit of the memory that the objects of one source may take.
+"""The memory budget of the objects of one source.
 
 An API server that is broken, or an attacker's, can list pages and send watch events without end. Pure.
 """
@@ -11,17 +11,17 @@ OVER_BUDGET = "OverBudget"
 """The status reason of a source with more objects than the daemon keeps."""
 UNLIMITED = 1 << 62
 OBJECT_OVERHEAD = 512
-"""Bytes that each object counts besides its content."""
+"""Weight of each object besides its content, in bytes."""
 _FREE_PAIRS = 8
 PAIR_OVERHEAD = 160
-"""Bytes that each further label and annotation counts besides its content: a tuple and two strings."""
+"""Weight of each further label and annotation besides its content, in bytes: a tuple and two strings."""
 _PAIR = b"\x92"
-"""An array of two items in MessagePack. The byte can be within a text as well, which then counts for more."""
+"""The prefix of a two-item array in MessagePack. A string that contains this byte weighs more than it takes."""
 _encode = msgspec.msgpack.Encoder(enc_hook=repr).encode
 
 
 def weigh(content: Any) -> int:
-    """Return what an object counts, in bytes; `content` is what is kept of it.
+    """Return the object's weight in the memory budget, in bytes; `content` is what the daemon keeps of the object.
 
     A multiple of 16: most objects weigh one of a few small integers, which take no memory of their own.
     """
@@ -38,7 +38,7 @@ class ObjectBudget:
 
 
 class CollectionWeight:
-    """What the objects of one collection count in the budget: a sum that each change adjusts.
+    """The total weight of one collection's objects in the budget: a sum that each change adjusts.
 
     A list in progress counts instead of the known objects: a source at its limit is repaired by a shorter list.
     """
@@ -55,7 +55,7 @@ class CollectionWeight:
         return self._known if self._listed is None else self._listed
 
     def fits(self, more: int) -> bool:
-        """Return whether the objects may weigh so much more. If not, `problem` says so."""
+        """Return whether the budget has room for `more` bytes. If not, set `problem`."""
         if more <= 0 or self._budget.used + more <= self._budget.limit:
             return True
         self.problem = (
@@ -65,7 +65,7 @@ class CollectionWeight:
         return False
 
     def add(self, more: int) -> None:
-        """Count a change of the known objects."""
+        """Add the weight of a change of the known objects."""
         self._known += more
         if self._listed is None:
             self._budget.used += more
@@ -75,7 +75,7 @@ class CollectionWeight:
         self._listed, self.problem = 0, ""
 
     def add_listed(self, weight: int) -> bool:
-        """Count an object of the list in progress, unless it does not fit."""
+        """Add the weight of an object of the list in progress, unless the budget is exhausted."""
         assert self._listed is not None, "a list started"
         if not self.fits(weight):
             return False

@@ -151,7 +151,7 @@ class ObjectCollection:
 
     @property
     def relist_at(self) -> float | None:
-        """When to list again, to verify a list."""
+        """When to list again, to verify a previous list."""
         if self._guard is None:
             return None
         return self._guard.verify_first_at if self.held is None else self._guard.relist_at
@@ -204,7 +204,7 @@ class ObjectCollection:
         return self._unlisted_changes([] if settled is None else self.store.apply_read(settled))
 
     def problem_of(self, key: str) -> str:
-        """Return why an object cannot be read, so that it counts as it was; empty if it can be."""
+        """Return why an object cannot be read, so that its last known state is kept; empty if it can be read."""
         record = self.store[key]
         return record.message if record is not None and record.state is ObjectState.MALFORMED else ""
 
@@ -212,7 +212,7 @@ class ObjectCollection:
         return ObjectChanges(changes, self._positions.of_changes(len(changes)))
 
     def _contradicts_list(self, observation: ObservedObject) -> bool:
-        """Return whether a state that is older than the last list is news, although the list did not show it.
+        """Return whether to apply a state that is older than the last list, although the list did not show it.
 
         No list shows an object outside of the selector. If that is another object than the known one, whose version
         is not known after a restart, then either may be the later one.
@@ -270,7 +270,7 @@ class ObjectCollection:
                 self._list.remove(self._keys.key(unlisted.namespace, unlisted.name))
 
     def _accepts(self, observation: ObservedObject) -> bool:
-        """Return whether to apply a watch event. If it is news, drop the pending deletion of the object."""
+        """Return whether to apply a watch event. A newer state ends the pending deletion of the object."""
         if self._last_list.is_foreign:
             return False
         if not self.pending_deletions.is_idle:
@@ -331,7 +331,7 @@ class ObjectCollection:
         return [(name, uid) for name, uid in objects if self.store.is_present(name, uid)]
 
     def _end_restore(self, announced: set[str], judged: Sequence[JudgedRemovals]) -> None:
-        """Record that a list was applied. It ends the state of an earlier run if the guard accepted it."""
+        """Record that a list was applied. A list that the guard accepted replaces the state of an earlier run."""
         progress = self.progress
         is_any_released = any(isinstance(group.decision, ConfirmAtRate) for group in judged)
         if (progress.awaits_list and self.held is None) or (is_any_released and self.unverified is not None):
@@ -341,7 +341,7 @@ class ObjectCollection:
         progress.lists += not self._last_list.is_foreign
 
     def _lacking(self, *, versions_went_back: bool) -> "_Lacking":
-        """Return what the list lacks, as the guard judges it."""
+        """Return the objects that the list lacks, grouped as the guard judges them."""
         missing = self._list.missing()
         established = [
             (name, uid)
@@ -390,7 +390,7 @@ class ObjectCollection:
             yield self._unlisted_changes(changes)
 
     def _is_older_than_objects(self, version: str) -> bool:
-        """Return whether a list is older than an object of the one before, if that had no version of its own."""
+        """Return whether a list is older than an object of the previous list, if that list had no version."""
         return not self._last_list.version and version != "0" and self.store.is_older_than_any(version)
 
     def _apply_decisions(self, judged: Iterable[JudgedRemovals], now: float) -> None:
@@ -445,7 +445,8 @@ class ObjectCollection:
         return is_older or self._is_held_back(observation)
 
     def _is_held_back(self, observation: ObservedObject) -> bool:
-        """Return whether this is the older state that a restored server has of an object: see `_keep_newer_objects`."""
+        """Return whether the observation is an older state of an object on a restored server: see
+        `_keep_newer_objects`."""
         if not self.pending_deletions.is_held(observation.name):
             return False
         record = self.store[observation.name]
@@ -481,7 +482,7 @@ class ObjectCollection:
         return record is not None and settled.uid in ("", record.uid)
 
     def _hold_again(self, now: float) -> None:
-        """Hold the removals again for which lists are the only evidence: one object that they lack exists."""
+        """Hold removals again whose only evidence are lists, because an object that the lists lack was found."""
         assert self._guard is not None
         held = self._guard.contradicted(now)
         for name in self._released:
@@ -526,12 +527,12 @@ class _Lacking(msgspec.Struct, frozen=True):
 
     missing: list[tuple[str, str]]
     established: list[tuple[str, str]]
-    """Those of `missing` that the guard judges."""
+    """The objects of `missing` that the guard judges."""
     replaced: list[tuple[str, str]]
-    """Established objects under whose names the list has others."""
+    """Established objects whose names belong to different objects in the list."""
     announced: set[str] = set()
     """Names of established objects whose deletion was requested before, which the guard does not judge."""
     is_foreign: bool = False
-    """The list contains objects, but none that is known."""
+    """The list contains objects, but none of them is known."""
     replacing: Mapping[str, tuple[str, str]] = {}
     """UIDs and versions of the objects that the list has in place of established ones."""

@@ -76,10 +76,9 @@ _RECHECK = Backoff(first_s=1.0, cap_s=300.0)
 
 
 _HANGING_S = 0.1
-"""How long a read takes a place, times the number of reads in flight per place.
-
-Then it leaves the place to another one. So reads that hang delay the next one by a second at most: the more of them are
-in flight, the slower further ones follow, and the maximum is hardly ever reached."""
+"""How long a read occupies a slot, times the number of reads in flight per slot; then the slot is free for another
+read. So reads that hang delay the next one by a second at most: the more reads are in flight, the slower further ones
+follow, and the maximum is hardly ever reached."""
 _HANGING = 10
 """Maximum number of reads in flight, as a multiple of the concurrency."""
 
@@ -87,7 +86,8 @@ _HANGING = 10
 class PendingDeletions:
     """The deletions that await confirmation. Reads are repeated until they are conclusive, `concurrency` at a time.
 
-    Reads that hang do not delay the others: the newest report is confirmed first, a read that hangs takes no place, and
+    Reads that hang do not delay the others: the newest report is confirmed first, a read that hangs occupies no slot,
+    and
     retries use at most half of the concurrency. After a refusal all reads wait, and then one read at a time is sent
     until the server answers again.
     """
@@ -102,9 +102,9 @@ class PendingDeletions:
 
         The time of a read that is due at once is the negative ticket: the newest one is first."""
         self._retries_due: list[tuple[float, int, str]] = []
-        """The same for deletions whose reads failed before."""
+        """A heap of (time, ticket, name) of deletions whose reads failed, by the time of the retry."""
         self._rechecks_due: list[tuple[float, int, str]] = []
-        """The same for deletions that were refuted."""
+        """A heap of (time, ticket, name) of refuted deletions, by the time of the next check."""
         self.defers_rechecks = False
         """True while refuted deletions must not be checked again."""
         self._refuted: dict[str, _PendingDeletion] = {}
@@ -139,7 +139,7 @@ class PendingDeletions:
         heapq.heappush(self._due, (-pending.ticket if confirm_at is None else confirm_at, pending.ticket, name))
 
     def hold(self, name: str, uid: str, now: float, message: str) -> None:
-        """Keep a deletion unconfirmed until it is added again. The result of a read in flight is ignored."""
+        """Keep a deletion unconfirmed until `add` is called again. The result of a read in flight is ignored."""
         pending = self._new(name, uid, now)
         pending.is_held, pending.problem = True, message
 
@@ -214,7 +214,7 @@ class PendingDeletions:
         return slot_at is not None and slot_at <= now
 
     def _slot_at(self, *, is_retry: bool) -> float | None:
-        """Return from when on another request may be sent; None if only after one in flight has ended."""
+        """Return when another request may be sent; None if one in flight has to end first."""
         in_flight = [*self._in_flight.values()]
         is_full = len(in_flight) >= self._concurrency * _HANGING
         if (self._refusals and in_flight) or is_full:

@@ -29,7 +29,7 @@ class RemovalLimits(msgspec.Struct, frozen=True, kw_only=True):
     """The rate at which verified removals are confirmed one by one."""
 
     def is_mass(self, missing: int, engaged: int) -> bool:
-        """Return whether so many of the engaged clusters are too many to miss at once."""
+        """Return whether the number of missing clusters is a mass removal."""
         if engaged < 2:
             return False
         return 2 * missing > engaged or missing > max(self.count, self.share * engaged)
@@ -37,7 +37,7 @@ class RemovalLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 ACCEPT = "an administrator accepts what the server shows (SIGUSR2)"
 _LISTS_WHILE_BEHIND = 6
-"""Number of lists that are requested before a server whose versions went back counts as restored."""
+"""Number of lists that are requested before a server whose versions went back is considered restored."""
 
 
 class HeldRemovals(msgspec.Struct, frozen=True):
@@ -79,7 +79,7 @@ class _Evidence(msgspec.Struct, frozen=True):
     """A list, or the watch, has shown a removal of many clusters, which a second list confirms."""
 
     confirmed_from: float
-    """When the second list is late enough."""
+    """The time from which on a second list counts as confirmation."""
     is_foreign: bool = False
     """The list was from another server."""
 
@@ -90,7 +90,8 @@ class RemovalGuard:
         self.held: HeldRemovals | None = None
         """The message for operators about removals that are held, or lists that are ignored."""
         self.relist_at: float | None = None
-        """When to list again because of that; None if lists of the present server are not accepted as evidence."""
+        """When to list again because of held removals; None if lists of the current server are not accepted as
+        evidence."""
         self.ignores_lists = False
         """The last list was older than what was seen, so nothing of it was used."""
         self._evidence: _Evidence | None = None
@@ -105,7 +106,7 @@ class RemovalGuard:
         """When the second list of this run is due, which tells whether the first one was complete; None before the
         first one, and if it is verified."""
         self.is_verified = False
-        """A list of this run was accepted, and so was another one, later."""
+        """Whether this run accepted a list and, later, a second one."""
 
     @property
     def holds_restored(self) -> bool:
@@ -136,7 +137,8 @@ class RemovalGuard:
         return self._accepts
 
     def reported(self, engaged: int, now: float) -> HeldRemovals | None:
-        """Count a deletion of one of `engaged` clusters that the watch reported; return why it is held, if it is."""
+        """Count a deletion of one of `engaged` clusters that the watch reported; return why the deletion is held, if it
+        is."""
         while self._reported and self._reported[0] <= now - self.limits.verify_after_s:
             self._reported.popleft()
         self._reported.append(now)
@@ -208,8 +210,9 @@ class RemovalGuard:
         """Decide about the clusters that a complete list lacks, out of `engaged` ones.
 
         The list `is_foreign` if it contains objects, but none that is known, and `is_much_larger` if it has so many
-        more than are known that lacking these would be a mass removal. What is known `is_restored` if no list of this
-        run was accepted. `still_held` clusters are held since a restore: the list lacks them as well, or shows them in
+        more than are known that lacking these would be a mass removal. `is_restored`: no list of this run was accepted,
+        so the known state is that of an earlier run. `still_held` clusters are held since a restore: the list lacks
+        them as well, or shows them in
         their old state.
         """
         evidence, is_accepted = self._evidence, self._accepts

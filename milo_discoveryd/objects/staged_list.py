@@ -1,4 +1,4 @@
-"""A list that is being read. Nothing of it is applied before it is complete."""
+"""A list that is being read. None of its objects is applied before the list is complete."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -56,7 +56,7 @@ class StagedList:
                 self._suspects[name] = None
 
     def remove(self, name: str) -> None:
-        """Remove an object: it is not in the list after all."""
+        """Remove an object that the server removed again before the list ended."""
         self._known = None
         self._uids.pop(name, None)
         self._staged.pop(name, None)

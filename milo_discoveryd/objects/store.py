@@ -1,4 +1,4 @@
-"""What is proven to exist: the objects of one collection, by key, and comparisons of observations with them.
+"""The objects of one collection that are proven to exist, by key, and comparisons of observations with them.
 
 Each change has a position: the order in which the daemon learned of objects, over all of its sources. Objects of one
 list have the same position, since none of them is known to be earlier; so have those of the first lists of a source.
@@ -23,7 +23,7 @@ ABSENT_RECORDS_KEPT = 10_000
 
 
 RESTORED = 0
-"""The position of what an earlier run of the daemon knew: before all others."""
+"""The position of objects that an earlier run of the daemon knew: before all other positions."""
 
 
 class ObjectPosition(msgspec.Struct, frozen=True, gc=False):
@@ -31,7 +31,7 @@ class ObjectPosition(msgspec.Struct, frozen=True, gc=False):
 
     number: int
     is_shared: bool = True
-    """Whether all objects of the batch have it. Otherwise each has the next one."""
+    """Whether all objects of the batch share this position. Otherwise each object takes the next number."""
     is_first: bool = False
     """The objects are of the first lists of their source, so that they may be older than their position."""
 
@@ -88,10 +88,11 @@ class ObjectRecord(msgspec.Struct, kw_only=True, gc=False):
     version: str
     state: ObjectState
     content: Target | ObjectContent | None = None
-    """What the object describes. That of an object that cannot be read is its last one; None if there is none."""
+    """The cluster or content that the object describes, or last described before it became unreadable; None if
+    unknown."""
     message: str = ""
     weight: int = 0
-    """What the record counts in the budget of its source."""
+    """The record's weight in the memory budget of its source, in bytes."""
     is_established: bool = False
     """Whether the object was ready at least once since it appeared under its UID. The guard against mass removal counts
     such objects."""
@@ -107,7 +108,7 @@ class ObjectChange(msgspec.Struct, frozen=True, gc=False):
     after: Any
     observation: ObservedObject | ConfirmedDeletion
     is_replaced: bool = False
-    """Another object has the key now."""
+    """A different object now has the key."""
     is_newly_refused: bool = False
     """The object is in a state of which operators must learn, and was not before."""
 
@@ -160,11 +161,10 @@ class ObjectStore:
         return [self._put(settled, self.weight_of(settled))]
 
     def end_list(self, missing: Iterable[str] = ()) -> None:
-        """Record that a complete list was applied. Versions of absent objects are no longer compared: see
-        `apply_listed`.
+        """Record that a complete list was applied.
 
-        The same holds for objects `missing` from a list of an earlier version: the next object of such a name has a
-        version below the known one.
+        Versions of absent objects are no longer compared: see `apply_listed`. Neither are those of objects `missing`
+        from a list of an earlier version: the next object of such a name has a version below the known one.
         """
         for name in (*self._absent, *missing):
             self._records[name].version = ""
@@ -174,7 +174,8 @@ class ObjectStore:
         self._records[name].version = version
 
     def forget_weight(self, names: Iterable[str]) -> None:
-        """Stop counting objects that a list lacks. One that exists counts again when it is seen."""
+        """Remove objects that a list lacks from the budget. An object that still exists is added again when it is
+        seen."""
         for name in names:
             self._set_weight(self._records[name], 0)
 
@@ -265,9 +266,9 @@ class ObjectStore:
         return record is not None and record.is_terminating
 
     def weight_of(self, observation: ObservedObject) -> int:
-        """Return what the object counts once it is applied.
+        """Return the object's weight in the memory budget, in bytes, once the observation is applied.
 
-        The cluster of an object that is no longer ready is kept, so that the object counts no less than before.
+        The cluster of an object that is no longer ready is kept, so the object weighs no less than before.
         """
         if observation.state is ObjectState.READY:
             return weigh(observation.content)

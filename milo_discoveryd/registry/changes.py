@@ -1,4 +1,4 @@
-"""The changes of all sources: each is in one log, and the journal, listeners and subscribers learn of it."""
+"""The changes of all sources: appends each to the log, and notifies the journal, listeners and subscribers."""
 
 import asyncio
 import time
@@ -61,7 +61,7 @@ class SourceClusters(msgspec.Struct):
 
     source: str
     server: str
-    """Sources with equal ones follow one API server."""
+    """Identifies the API server: sources with equal values follow the same one."""
     engagements: Engagements
     observer: Observer
     is_synced: bool = False
@@ -69,7 +69,7 @@ class SourceClusters(msgspec.Struct):
 
 
 class FleetChanges:
-    """What all sources of a daemon share."""
+    """The log, listeners and subscribers that all sources of a daemon share."""
 
     def __init__(self, log: ChangeLog) -> None:
         self.log = log
@@ -92,11 +92,11 @@ class FleetChanges:
         self._listeners.append((kind, call))
 
     def commit(self, source: str, states: ClusterStates, read_at: Moment) -> None:
-        """Apply states of clusters of a source, which were read at that time."""
+        """Apply states of clusters of a source, which were read at `read_at`."""
         self.publish(self.engagements.commit(source, states, read_at), read_at.steady)
 
     def publish(self, events: Iterable[Event], read_at: float | None) -> None:
-        """Notify of changes that the log has; subscribers later if `read_at` is None, or while a source is unsynced."""
+        """Notify listeners of changes in the log; subscribers later if `read_at` is None or a source is unsynced."""
         is_live, has_drain = False, self._drain_timer is not None
         for event in events:
             cluster = event.cluster

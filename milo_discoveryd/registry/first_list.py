@@ -1,4 +1,4 @@
-"""What the first list of a run proves to subscribers that know clusters of an earlier run. Pure.
+"""Judges whether the first list of a run may lack clusters that subscribers know from an earlier run. Pure.
 
 What a subscriber claims to know delays that subscriber only. In a shard group the member also acknowledges no view
 until the first list is verified, which takes `removals.verify_after`: the subscriber may keep clusters that the list
@@ -14,7 +14,7 @@ class FirstList(msgspec.Struct, frozen=True):
     clusters: int
     """The number of engaged clusters that lists of this run described."""
     limits: RemovalLimits | None
-    """Judges what the list may lack; None if the list was verified by a second one, or needs no verification."""
+    """The limits of what the list may lack; None if a second list verified it, or no verification is needed."""
     version: int = 0
     """The resource version up to which the source is followed; 0 if versions cannot be compared."""
 
@@ -59,5 +59,5 @@ class WaitingStreams:
         return any(source in sources for sources in self._sources.values())
 
     def had_any_for(self, source: str) -> bool:
-        """Return whether any stream has waited for a source. Its subscriber may return, and keeps its clusters."""
+        """Return whether any stream has waited for a source: its subscriber keeps its clusters, and may reconnect."""
         return source in self._former

@@ -68,14 +68,14 @@ class SourceProgress(msgspec.Struct, frozen=True):
 
 
 class SourceDescription(msgspec.Struct, frozen=True, kw_only=True):
-    """What a source is, for readers."""
+    """The description of a source for status reports."""
 
     name: str = ""
     kind: str = ""
     context: str = ""
     """The context of Milo that it follows."""
     ready_when: str = ""
-    """That of `SourceKind`."""
+    """`SourceKind.ready_when` of the source's kind."""
     server: str = ""
     """Sources with equal ones follow one API server."""
 
@@ -85,7 +85,8 @@ def _no_guard() -> None:
 
 
 class SourcePolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """When clusters of a source end, and what its objects may take. The factories are called for each collection."""
+    """The limits on disengagements of a source's clusters, and on the memory of its objects. The factories are called
+    for each collection."""
 
     pending_deletions: Callable[[], PendingDeletions]
     guard: Callable[[], RemovalGuard | None] = _no_guard
@@ -147,7 +148,7 @@ class ClusterSource:
         )
         self._shown_held: HeldNotReady | None = None
         self._listed: int | None = None
-        """The number of clusters that the first list of this run described, or a later one that had more."""
+        """The number of clusters in the first list of this run, or in a later list that had more."""
         self._lost_at: float | None = None
         """The time of the last contact with the source, while the connection is lost."""
         self.restored_positions: Mapping[str, int] = {}
@@ -227,7 +228,7 @@ class ClusterSource:
         self._set_status()
 
     def _commit(self, collection: ObjectCollection, objects: ObjectChanges, now: Moment) -> Iterator[None]:
-        """Apply what changes of a collection's objects mean for clusters."""
+        """Apply the cluster states that follow from changes of a collection's objects."""
         for change in objects.changes:
             if change.is_newly_refused and isinstance(change.observation, NotWanted):
                 self.observer.object_refused(change.observation)
@@ -273,7 +274,8 @@ class ClusterSource:
 
     @property
     def first_list(self) -> FirstList:
-        """What the first list of this run described. What the watch added proves nothing about what the list lacks."""
+        """The first list of this run, without clusters that the watch added: these prove nothing about what the list
+        lacks."""
         engaged = self.registry.engaged
         limits = (collection.unverified for collection in self.collections)
         # What a held list lacks stays engaged. The versions of a restored server may never catch up.
@@ -351,7 +353,7 @@ class ClusterSource:
     # --- changes that no object makes ---
 
     def set_targets(self, targets: Iterable[Target], now: float) -> None:
-        """Engage the clusters of a source that knows all of them from the start."""
+        """Engage the clusters of a source whose clusters are all known from the start."""
         ready: list[SourceEvent[ObservedObject]] = [Listed(Ready(target.uid, "", target)) for target in targets]
         for _ in self.apply(self.collections[0], [ListStarted(), *ready, ListEnded()], now):
             pass

@@ -74,7 +74,8 @@ def caller_key(caller: Caller) -> str:
 def quota_keys(caller: Caller) -> tuple[str, ...]:
     """Return the keys that a caller's quotas are counted under: one verified name, or each of a certificate's names.
 
-    A process can choose among its groups, and a certificate can hold extra names. Neither gives another quota.
+    A process can choose among its groups, and a certificate can hold extra names. Neither gives the process another
+    quota.
     """
     if caller.user:
         return (f"user {caller.user}",)

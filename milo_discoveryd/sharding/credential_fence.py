@@ -10,7 +10,8 @@ import msgspec
 from milo_discoveryd.sharding.ownership import KeyOwnership, Ownership
 
 TOKEN_CACHE_S = 11.0
-"""API servers accept a token for 10 seconds after they last verified it, and notice a deletion within a second."""
+"""How long a revoked token may still be accepted: API servers cache a verification for 10 s, and notice a deletion
+within a second."""
 
 
 class Revocation(msgspec.Struct, frozen=True):

@@ -53,13 +53,13 @@ def boottime() -> float:
 
 
 class GroupRequests:
-    """The requests of a member to the Leases, and what is wrong with these."""
+    """The requests of a member to the Leases, and the problems of the Leases."""
 
     def __init__(
         self, name: str, member: Member, leases: Leases, metrics: ShardLeaseMetrics, clock: Callable[[], float]
     ) -> None:
         self.name = name
-        """The group's."""
+        """The name of the group."""
         self.problems: tuple[str, ...] = ()
         """What an administrator should know or do, as of the last request."""
         self._member = member
@@ -107,7 +107,7 @@ class GroupRequests:
 
 
 class _Application(msgspec.Struct):
-    """The ownership that was applied last."""
+    """An ownership as it was last applied."""
 
     ownership: Ownership | None = None
     is_complete: bool = False

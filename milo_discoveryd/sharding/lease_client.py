@@ -13,7 +13,7 @@ from milo_discoveryd.sharding.leases import GroupState
 from milo_kube.http.errors import TransportError
 
 TIMEOUT_S = 4.0
-"""Short enough to repeat a failed renewal once before the fence."""
+"""Timeout of a request, short enough to repeat a failed renewal once before the fence."""
 REQUIRED_RULE = "list, create, update and delete on leases.coordination.k8s.io in this namespace"
 
 
@@ -79,13 +79,13 @@ class LeaseClient:
         return answer
 
     async def _require_own(self, name: str) -> None:
-        """Raise BackendError if a Lease of this name is another group's."""
+        """Raise BackendError if a Lease of this name belongs to another group."""
         query = (("fieldSelector", f"metadata.name={name}"),)
         answer = await self._api.get(self._names.collection, query, timeout_s=TIMEOUT_S)
         owner = lease_objects.decode_owner(answer.body) if answer.status == 200 else None
         if owner is not None and owner != self._names.group:
             whose = f"the shard group {owner!r}" if owner else "no shard group"
             raise BackendError(
-                f"Lease {self._names.namespace}/{name} is of {whose}, and not of {self._names.group!r}: choose another "
-                "sharding.group or sharding.member"
+                f"Lease {self._names.namespace}/{name} belongs to {whose}, not to {self._names.group!r}: choose "
+                "another sharding.group or sharding.member"
             )

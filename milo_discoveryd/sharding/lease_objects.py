@@ -11,10 +11,10 @@ from milo_kube.rfc3339 import rfc3339
 GROUP_LABEL = "discovery.miloapis.com/shard-group"
 _PREFIX = "discovery.miloapis.com/"
 VIEW = "view"
-"""Takes the place of the member in the name of the view's Lease."""
+"""The last part of the name of the view's Lease, where other Leases have the member's name."""
 _DURATION_S = 30
 _FORMAT = "1"
-"""Members of different formats do not share clusters: each would misread what the other writes."""
+"""The format of the Leases. Members with different formats do not share clusters: each would misread the other's."""
 _MAX_WEIGHT = 1000.0
 _MAX_NUMBER = 2**53
 
@@ -133,7 +133,7 @@ def decode_list(body: bytes, names: LeaseNames) -> GroupState:
             except _UNREADABLE as error:
                 problems.append(f"{_described(lease, names)} cannot be read ({_reason(error)}): it is written again")
         elif not name.startswith(names.member("")):
-            problems.append(f"{_described(lease, names)} is not the group's: remove its label {GROUP_LABEL}")
+            problems.append(f"{_described(lease, names)} does not belong to the group: remove its label {GROUP_LABEL}")
         else:
             member = name.removeprefix(names.member(""))
             try:
@@ -199,7 +199,7 @@ def _unreadable(lease: _Lease, name: str, names: LeaseNames, error: Exception) -
         version=lease.version,
         holder=lease.spec.holder_identity or "unknown",
         term=lease.version if isinstance(error, _OtherFormatError) else "",
-        problem=f"{_described(lease, names)} cannot be read ({_reason(error)}): its member counts as silent",
+        problem=f"{_described(lease, names)} cannot be read ({_reason(error)}): its member is treated as silent",
     )
 
 

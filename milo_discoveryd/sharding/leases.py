@@ -26,7 +26,7 @@ class MemberLease(msgspec.Struct, frozen=True, kw_only=True):
     is_stopped: bool = False
     """The holder has stopped. A process of the same name may continue its term at once."""
     renewal: int = 0
-    """Differs between all writes of a holder. Versions can repeat after the Leases were restored from a backup."""
+    """A number that is unique among the writes of a holder, since versions can repeat after a restore from a backup."""
     instance: str = ""
     """An identifier that no two running processes share, such as that of a container of a pod."""
     fleet: str = ""

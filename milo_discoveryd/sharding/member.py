@@ -224,7 +224,8 @@ class Member:
         self._confirm(group, started_at)
 
     def _last_pending(self, name: str, group: GroupState) -> frozenset[str]:
-        """Return the pending clusters of a member. Those of a deleted Lease are remembered: its holder may go on."""
+        """Return the pending clusters of a member. Those of a deleted Lease are remembered, because its holder may
+        still work."""
         if name in group.members:
             return group.members[name].pending
         return self.state.observed_writes[name].pending if name in self.state.observed_writes else frozenset()
@@ -433,7 +434,7 @@ class Member:
     def _rejoin(self, now: float, problem: str) -> None:
         """End the term and join again: the Leases are not as they were written, as after a restore from a backup."""
         self._lose_term(now)
-        self._set(problem=f"{problem}: it left the group and joins again")
+        self._set(problem=f"{problem}: the member left the group and joins again")
         # Other members may have joined after the backup. Within this time, they detect the restore or are fenced.
         after = now + self._timing.evict_after_s
         self._set(engage_at=after, acknowledge_at=after)

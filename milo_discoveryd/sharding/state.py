@@ -54,7 +54,7 @@ class Candidates(msgspec.Struct, frozen=True):
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that a member remembers between two requests."""
+    """The state that a member keeps between two requests."""
 
     group: GroupState | None = None
     read_at: float = -inf

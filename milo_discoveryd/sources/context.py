@@ -39,7 +39,7 @@ SHOWS = {
     ContextKind.ROOT: "all projects, of all organizations",
     ContextKind.ORGANIZATION: "the projects of the organization",
     ContextKind.PROJECT: "the project's own objects, and no projects",
-    ContextKind.USER: "what the user may see, and no organization's projects only",
+    ContextKind.USER: "everything that the user may see, not the projects of one organization",
 }
 _SERVERS = {
     ContextKind.ROOT: "https://MILO",

@@ -332,7 +332,7 @@ class StatedServer(msgspec.Struct, frozen=True, gc=False):
 
 
 class DeclaredObjects:
-    """The meaning of objects, by the settings."""
+    """Derives clusters from objects of any resource, as the settings describe."""
 
     def __init__(self, kind: DeclarativeKind, options: SourceOptions) -> None:
         self._kind = kind
@@ -340,7 +340,7 @@ class DeclaredObjects:
         self._annotation_prefixes = options.annotation_prefixes
 
     def contributions(self, obj: DeclaredObject) -> Iterable[Contribution]:
-        """Return the one cluster that the object stands for."""
+        """Return the contribution of the object to its one cluster."""
         document, metadata = obj.document(), obj.metadata
         name = checked(self._kind.name.fill(document, _name_part), DNS_SUBDOMAIN, 253, "the name")
         try:
@@ -385,7 +385,7 @@ class DeclaredObjects:
         return (self._kind.endpoint.checked(stored.endpoint),)
 
     def _at(self, server: StatedServer | None, observed: Ready, secret: str) -> Observation:
-        """Return the observation of a cluster from its object and its Secret."""
+        """Return the observation of a cluster, made from its object and its Secret."""
         target = observed.target
         assert isinstance(target, DeclaredTarget)
         if server is None:

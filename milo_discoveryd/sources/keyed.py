@@ -1,4 +1,5 @@
-"""What a source follows, under the keys of its clusters: `SOURCE#NAME`, or `NAME` if the source has no name."""
+"""The collections that a source follows, under the keys of its clusters: `SOURCE#NAME`, or `NAME` without a source
+name."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -39,7 +40,7 @@ class FollowedCollection(NamedTuple):
 
 
 class KeyedSource:
-    """What a source follows. Its observations name clusters by their keys."""
+    """The collections that a source follows. Their observations name clusters by key."""
 
     def __init__(self, follows: Follows, name: str = "", label_selector: str = "") -> None:
         self.name = name

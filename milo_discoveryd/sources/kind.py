@@ -121,7 +121,7 @@ class Files(msgspec.Struct, frozen=True):
 
 
 class FixedClusters(msgspec.Struct, frozen=True):
-    """Nothing: the clusters are known from the start."""
+    """A source that follows nothing: its clusters are known from the start."""
 
     targets: tuple[Target, ...]
 
@@ -142,7 +142,7 @@ class ProjectServer(enum.Enum):
 
 
 class SourceOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What a kind may depend on besides its own settings."""
+    """The options that a kind may use besides its own settings."""
 
     project_server: str = ""
     """URL of the API server of the project kubeconfig."""

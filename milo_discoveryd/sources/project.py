@@ -43,7 +43,7 @@ class ProjectKind(SourceKind, frozen=True, kw_only=True):
 
 
 class ProjectObjects:
-    """The meaning of Projects."""
+    """Derives clusters from Projects."""
 
     def __init__(self, options: SourceOptions) -> None:
         self._annotation_prefixes = options.annotation_prefixes
@@ -94,8 +94,8 @@ class ProjectObjects:
 def _organization(obj: KubeObject) -> str:
     """Return the organization of a project.
 
-    Milo sets its label when a project is created, and rejects every change of it. `spec.ownerRef` can be changed by
-    everyone who may update the project.
+    The organization label comes first: Milo sets it when it creates the project and rejects later changes, whereas
+    anyone who may update the project can change `spec.ownerRef`.
     """
     label = (obj.metadata.labels or {}).get(ORGANIZATION_LABEL, "")
     owner = obj.spec.ownerRef if obj.spec else None

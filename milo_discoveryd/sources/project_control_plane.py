@@ -62,7 +62,7 @@ class ProjectControlPlaneKind(SourceKind, frozen=True, kw_only=True):
 
 
 class ControlPlaneObjects:
-    """The meaning of ProjectControlPlanes."""
+    """Derives clusters from ProjectControlPlanes."""
 
     def __init__(self, kind: ProjectControlPlaneKind, options: SourceOptions) -> None:
         self._kind = kind

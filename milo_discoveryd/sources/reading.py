@@ -30,7 +30,7 @@ _EARLIEST, _LATEST = -62_135_596_800, 253_402_300_800
 _LONGEST_WORD = 128
 _MOST_SUSPENSIONS = 100
 METADATA_BYTES = 512 * 1024
-"""Limit for the labels of an object, and for its annotations that are sent. Kubernetes allows 256 KiB of annotations,
+"""Size limit of an object's labels, and of its annotations that are sent. Kubernetes allows 256 KiB of annotations,
 and labels are far smaller; several times this would not fit into a gRPC message."""
 METADATA_PAIRS = 1000
 """Limit for the number of labels of an object, and of its annotations that are sent. A pair of two short texts takes

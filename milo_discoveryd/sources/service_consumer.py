@@ -57,7 +57,7 @@ class ServiceConsumerKind(SourceKind, frozen=True, kw_only=True):
         if self.follow_projects:
             return ""
         return (
-            "not that a project was deleted, or created again under its name: set follow_projects, if the identity may "
+            "deletions and re-creations of projects are not noticed: set follow_projects, if the identity may "
             "watch projects at the root"
         )
 
@@ -117,7 +117,7 @@ class Consumer(msgspec.Struct, frozen=True, gc=False):
 
 
 class ConsumerObjects:
-    """The meaning of ServiceConsumers, and of their Projects where these are followed."""
+    """Derives clusters from ServiceConsumers and, if `follow_projects` is set, from their Projects."""
 
     def __init__(self, kind: ServiceConsumerKind, options: SourceOptions) -> None:
         self._services = frozenset(kind.services)

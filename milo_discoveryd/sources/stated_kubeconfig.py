@@ -1,4 +1,4 @@
-"""The server of a kubeconfig that a file, or an object of an API server, states. Pure."""
+"""Reads the server of a kubeconfig in a file, or in an object of an API server. Pure."""
 
 import base64
 import binascii
@@ -11,7 +11,7 @@ from milo_kube.kubeconfig import KubeconfigError, ParsedKubeconfig, Policy
 
 
 def parsed(content: bytes, origin: str) -> ParsedKubeconfig:
-    """Raises MalformedError, which quotes no value of the content, since that holds a secret."""
+    """Parse a kubeconfig. Raises MalformedError, which quotes no value of the content, since values may be secret."""
     return _parsed(kubeconfig.parse, content, origin)
 
 

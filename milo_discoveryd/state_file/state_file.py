@@ -24,7 +24,7 @@ FILE = "fleet.state"
 FILE_OF = "fleet-%s.state"
 WRITE_INTERVAL_S = 5.0
 WRITE_TIME_FACTOR = 20
-"""The pause after a write, as a multiple of the write's duration."""
+"""The pause after a write, as a multiple of the duration of the write."""
 
 WaitForChange = Callable[[], Awaitable[None]]
 """Waits until there is something new to save."""

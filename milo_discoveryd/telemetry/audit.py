@@ -113,7 +113,7 @@ class Audit:
         self._metrics.refused(reason.lower())
 
     def object_refused(self, name: str, uid: str, problem: str) -> None:
-        """Record a refused object. Its writer is not a caller; it may be a tenant that tries hostile names.
+        """Record a refused object, whose writer is not a caller but may be a tenant that tries hostile names.
 
         Lines beyond a rate are counted, and the next one has their number.
         """

@@ -169,7 +169,7 @@ class LogCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         yield CounterMetricFamily(
             "milo_discoveryd_log_lines_dropped",
-            "Log lines that could not be written, or that were more than the queue of the log holds.",
+            "Log lines that could not be written, or that exceeded the log's queue.",
             value=self._dropped(),
         )
 
@@ -200,7 +200,7 @@ class CredentialCollector(Collector):
         )
         failing = GaugeMetricFamily(
             "milo_discoveryd_credential_failing_clusters",
-            "Engaged clusters for which the credential issuer has no new credential, each for a reason of its own.",
+            "Engaged clusters that get no new credential because of a failure specific to the cluster, by reason.",
             labels=("credential_issuer", "reason"),
         )
         for issuer in self._health():

@@ -28,7 +28,7 @@ _NAMED = frozenset(
 """Metrics whose labels are names."""
 
 Checks = Callable[[], Mapping[str, str | None]]
-"""By name: the problem, or None."""
+"""Returns the problem of each check by name; None for a check that passed."""
 
 
 class HttpEndpoint:

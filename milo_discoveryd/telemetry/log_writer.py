@@ -25,7 +25,7 @@ class LogWriter(logging.Handler):
         self._is_torn = False
         """Whether the last line was only partly written."""
         self.dropped = 0
-        """Lines, since the process began."""
+        """Number of dropped lines since the process began."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -64,7 +64,7 @@ class LogWriter(logging.Handler):
                 self._drop(1)
 
     def _report_drops(self) -> None:
-        """Queued behind the lines that came before the dropped ones."""
+        """Queue a report of the dropped lines, behind the lines that came before them."""
         with self._changed:
             count = 0 if self._lines else self._unreported
         if count and self._write(self._report(count)):

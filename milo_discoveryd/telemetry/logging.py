@@ -32,7 +32,7 @@ class Logging:
 
     @property
     def dropped(self) -> int:
-        """Lines, since the process began."""
+        """Number of dropped lines since the process began."""
         return self._writer.dropped
 
     def flush(self) -> None:

@@ -163,7 +163,7 @@ class Metrics:
         self.leases = ShardLeaseMetrics(registry)
         self._loop_delay = Histogram(
             "milo_discoveryd_event_loop_delay_seconds",
-            "Delay of due callbacks of the event loop, caused by steps that take long.",
+            "Delay of due callbacks of the event loop, caused by long steps.",
             buckets=_LOOP_DELAYS_S,
             registry=registry,
         )

@@ -64,7 +64,7 @@ class ShardCollector(Collector):
         yield GaugeMetricFamily(
             "milo_discoveryd_shard_problems",
             "Problems of the shard group that this daemon sees: Leases that cannot be read or written, or that others"
-            " changed, a member name that two processes use, and members with other sources or selectors.",
+            " changed, a member name that two processes use, and members with different sources or selectors.",
             value=self._shard.problems,
         )
         yield GaugeMetricFamily(

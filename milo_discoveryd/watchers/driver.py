@@ -170,7 +170,7 @@ class Driver:
         self._source.set_followed(self._collection, self._reflector.status)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow(), name="follow the source")
-            tasks.create_task(self._confirmations.run(), name="confirm deletions and end graces")
+            tasks.create_task(self._confirmations.run(), name="confirm deletions and end grace periods")
             tasks.create_task(self._liveness_probe.run(), name="check the source's liveness")
 
     async def _follow(self) -> None:

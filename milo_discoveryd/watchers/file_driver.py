@@ -34,9 +34,9 @@ POLL_WITHOUT_INOTIFY_S = 1.0
 RETRY_S = 0.1
 """Interval of scans while the files cannot be read."""
 MAX_RETRY_S = 2.0
-"""How long a scan is repeated before the source counts as stale: a directory may be missing for a moment."""
+"""How long a failed scan is repeated before the source becomes stale: a directory may be missing for a moment."""
 MAX_FIRST_S = 2 * SETTLED_S
-"""How long the first list waits for files that may be incomplete: their clusters would count as gone."""
+"""How long the first list waits for files that may be incomplete, whose clusters would appear as deleted."""
 
 
 class FileDriver:
@@ -65,7 +65,7 @@ class FileDriver:
         """Follow the files until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow(), name="follow the files")
-            tasks.create_task(self._confirmations.run(), name="confirm deletions and end graces")
+            tasks.create_task(self._confirmations.run(), name="confirm deletions and end grace periods")
 
     @property
     def _trusted_from(self) -> float:

@@ -20,7 +20,7 @@ from milo_kube.upstream import Upstream
 POOLS = 8
 """Maximum connection pools that are kept, one per client certificate. Clusters with tokens share one."""
 IDLE_S = 120.0
-"""Longer than the usual interval between probes of a host, so that probes reuse connections."""
+"""Idle timeout of connections, longer than the usual interval between probes of a host, so that probes reuse them."""
 BODY_LIMIT = 64 << 10
 
 _REFUSALS = {

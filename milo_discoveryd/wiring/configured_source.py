@@ -107,7 +107,7 @@ class ConfiguredSource:
 
     @property
     def origin(self) -> StateOrigin:
-        """Where the clusters come from, whatever the source is called."""
+        """The origin of the clusters, which is the same whatever the source is called."""
         if self.discovery is not None:
             return StateOrigin(self.discovery.server, self.of.kind)
         return StateOrigin(f"file:{self.files.path}" if self.files else self.project.server, self.of.kind)

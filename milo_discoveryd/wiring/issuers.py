@@ -167,21 +167,24 @@ class Issuers:
         if len(served) > 1 and of.kubeconfig is not None and not goes_by_uid:
             raise ConfigError(
                 [
-                    f"kubeconfigs.issuers: {of.name} would give clusters of equal names in several sources one"
-                    " credential: remove kubeconfig, so that each source's own API server is asked, or configure an"
-                    " issuer for each source"
+                    f"kubeconfigs.issuers: {of.name} would give clusters that have the same name in different sources"
+                    " the same credential: remove kubeconfig, so that each source's own API server is asked, or"
+                    " configure an issuer per source"
                 ]
             )
         made = {source.of.name: make(source) for source in served}
         return EachSourceIssuer(made) if len(made) > 1 else next(iter(made.values()))
 
     def _require_distinct_names(self, of: issuers.ClientCertificateSettings) -> None:
-        """Refuse certificates in which clusters of equal names in several sources are one user. Raises ConfigError."""
+        """Refuse certificates that give clusters with the same name in different sources the same user.
+
+        Raises ConfigError.
+        """
         if len(self._served(of)) > 1 and any("{name}" in template for template in (of.common_name, *of.organizations)):
             raise ConfigError(
                 [
-                    f"kubeconfigs.issuers: {of.name} would give clusters of equal names in several sources one"
-                    " identity: use {uid} instead of {name}, or configure an issuer for each source"
+                    f"kubeconfigs.issuers: {of.name} would give clusters that have the same name in different sources"
+                    " the same identity: use {uid} instead of {name}, or configure an issuer per source"
                 ]
             )
 

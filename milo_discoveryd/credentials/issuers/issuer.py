@@ -51,7 +51,8 @@ class FencingIssuer(Protocol):
     """An issuer that can revoke what other members of the shard group minted."""
 
     async def revoke_others(self, covers: Callable[[str], bool]) -> None:
-        """Revoke what others minted for the clusters whose names `covers` accepts. Raises CredentialError."""
+        """Revoke the credentials that others minted for the clusters whose names `covers` accepts. Raises
+        CredentialError."""
 
 
 @runtime_checkable

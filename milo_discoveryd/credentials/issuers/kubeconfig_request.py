@@ -20,7 +20,7 @@ from milo_kube.http.errors import TransportError
 
 _CREATED = 201
 SHORTEST_S = 600.0
-"""The shortest lifetime of a kubeconfig that API servers issue."""
+"""The shortest lifetime, in seconds, of a kubeconfig that API servers issue."""
 
 
 class _Status(msgspec.Struct, frozen=True, rename="camel"):

@@ -1,4 +1,4 @@
-"""Issues the credential in a Secret of each cluster: that of a kubeconfig, or single fields."""
+"""Issues the credential in each cluster's Secret, which has a kubeconfig or the credential's fields."""
 
 import base64
 import re

@@ -53,7 +53,7 @@ _REFUSAL = msgspec.json.Decoder(_Refusal)
 class AccessToken(msgspec.Struct, frozen=True):
     credential: Credential
     life_s: float | None
-    """As the endpoint states it; None if it does not."""
+    """The lifetime that the endpoint stated, in seconds; None if it stated none."""
 
 
 class TokenEndpoint:

@@ -78,7 +78,7 @@ class ClientKey(msgspec.Struct, frozen=True):
 
 
 class PublicClient(msgspec.Struct, frozen=True):
-    """A client that states its name, if it has one, and proves nothing."""
+    """A client without a secret: it sends its client ID, if it has one, and no proof."""
 
     client_id: str = ""
 

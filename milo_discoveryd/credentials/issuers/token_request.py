@@ -101,7 +101,7 @@ class RequestedTokens(msgspec.Struct, frozen=True, kw_only=True):
     service_account: str
     audiences: tuple[str, ...] = ()
     bound: bool = True
-    """Whether the tokens of a cluster are bound to a Secret, which is deleted when it is disengaged."""
+    """Whether the tokens of a cluster are bound to a Secret, which is deleted when the cluster is disengaged."""
 
     @property
     def subject(self) -> str:
@@ -114,9 +114,9 @@ class RequestingDaemon(msgspec.Struct, frozen=True, kw_only=True):
     run: str
     """An identifier that survives a restart with a state directory, and differs between replicas."""
     group: str = ""
-    """Its shard group."""
+    """The daemon's shard group."""
     member: str = ""
-    """Its name in the shard group."""
+    """The daemon's member name in the shard group."""
 
 
 class TokenRequestIssuer:

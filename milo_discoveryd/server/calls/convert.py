@@ -105,7 +105,7 @@ def engagement(
 
     `confirming`: why a reported deletion is not confirmed yet; None if none was reported. `elsewhere`: why this
     daemon must not engage the cluster; None if it may. `grace_until`: the result of `Engagement.grace_until`.
-    `ready_when`: that of the source's kind.
+    `ready_when`: `SourceKind.ready_when`.
     """
     reason, message, since = _ENGAGEMENT_REASONS[record.state], record.message, record.since
     if record.engaged and confirming is not None:
@@ -114,9 +114,9 @@ def engagement(
     elif record.cluster is not None and (draining := record.cluster.draining) is not None:
         reason, message = pb.Engagement.REASON_DRAINING, _drain_message(draining, record.state, elsewhere)
     elif grace_until is not None:
-        message += f"; it stays engaged until {rfc3339(grace_until)} in case it becomes ready again"
+        message += f"; the cluster stays engaged until {rfc3339(grace_until)} in case it becomes ready again"
     elif record.state is ObjectState.READY and record.latest is not None:
-        message = f"its {ready_when}" if ready_when else "its source says that it is ready"
+        message = f"its {ready_when}" if ready_when else "its source reports that it is ready"
         since = record.latest.engaged_at
     return pb.Engagement(engaged=record.engaged, reason=reason, message=message, since=timestamp(since))
 
@@ -132,7 +132,7 @@ def kubeconfig(issued: IssuedKubeconfig) -> pb.Kubeconfig:
 
 
 def credential_issuer(health: IssuerHealth, problem: str | None = None) -> pb.CredentialIssuer:
-    """Convert the health of an issuer. `problem` replaces what is about clusters that the caller may not see."""
+    """Convert the health of an issuer. `problem` replaces messages about clusters that the caller may not see."""
     return pb.CredentialIssuer(
         name=health.name,
         type=health.type,
@@ -208,9 +208,9 @@ def _draining(drain: Drain) -> pb.Draining:
 
 def _drain_message(drain: Drain, state: ObjectState, elsewhere: str | None) -> str:
     why = f"{drain.reason.value}{drain.message and f': {drain.message}'}"
-    message = f"about to be disengaged ({why}), when it is released or at {rfc3339(drain.deadline)}"
+    message = f"about to be disengaged ({why}): once it is released, or at {rfc3339(drain.deadline)}"
     if state is not ObjectState.READY or drain.reason is DisengageReason.MOVED:
         return message
     if elsewhere is not None:
-        return f"{message}; it is ready again, and this daemon does not engage it afterwards: {elsewhere}"
-    return f"{message}; it is engaged again afterwards"
+        return f"{message}; it is ready again, but this daemon will not engage it after the drain: {elsewhere}"
+    return f"{message}; it will be engaged again after the drain"

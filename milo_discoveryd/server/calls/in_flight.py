@@ -8,9 +8,10 @@ from milo_discoveryd.server.calls.grpc_errors import TooManyCallsError
 MAX_PER_OWNER = 100
 """Maximum number of calls per owner of authenticated connections that are neither answered nor admitted as a stream."""
 MAX_PER_LISTENER = 1000
-"""The same limit for a listener that does not distinguish owners."""
+"""Maximum number of such calls at a listener that does not distinguish owners."""
 MAX_LARGE = 100
-"""The limit of such a listener for calls with a large request, which is kept for as long as the call."""
+"""Maximum number of calls with a large request at such a listener, because the request is kept for the call's
+duration."""
 LARGE_BYTES = 4096
 RETRY_S = 1.0
 _ANYONE = ""

@@ -150,7 +150,7 @@ class KubeconfigRotation:
         return cluster if cluster is not None and self._shown.matches(cluster) else None
 
     def _follow_update(self, name: str) -> None:
-        """Schedule a kubeconfig for a cluster with another endpoint, or whose labels select another issuer."""
+        """Schedule a new kubeconfig if the cluster's endpoint changed or its labels now select another issuer."""
         delivery, cluster = self._schedule[name], self._engaged(name)
         if delivery is None or cluster is None:
             return

@@ -20,7 +20,7 @@ MAX_ENTRIES = 2_000_000
 """Maximum clusters in all listings in progress. Above it, the caller with the most loses its oldest listing."""
 MAX_ENTRIES_EACH = 1_000_000
 OVERHEAD = 64
-"""The number that each listing counts in addition to its clusters."""
+"""The weight of a listing in `MAX_ENTRIES`, in addition to its clusters."""
 LIFE_S = 300.0
 CLUSTERS_PER_STEP = 4096
 _by_name = attrgetter("target.name")
@@ -37,12 +37,12 @@ class OpenListing(msgspec.Struct, frozen=True):
 
     clusters: tuple[Cluster, ...]
     counts: Mapping[str, int]
-    """Their number by source."""
+    """The number of clusters, by source."""
     revision: int
     owner: ListingOwner
     ends_at: float
     pending: frozenset[str] = frozenset()
-    """The sources whose clusters it lacks."""
+    """The sources whose clusters the listing lacks."""
 
     @property
     def entries(self) -> int:

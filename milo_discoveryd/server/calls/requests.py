@@ -30,7 +30,7 @@ HEARTBEAT_BOUNDS_S = (1.0, 3600.0)
 MAX_TOKEN_LENGTH = 256
 MAX_INCARNATION_LENGTH = 64
 MAX_REQUEST_BYTES = MAX_FILTER_BYTES + 8 * 1024
-"""Fields that this version does not know count too."""
+"""Maximum size of a request, including fields that this version does not know."""
 _LONGEST_NAME = 253 + 64
 """The longest name of a cluster, including the name of its source."""
 _SUBSCRIBER = re.compile(r"[A-Za-z0-9._:/@-]+")
@@ -86,7 +86,7 @@ def whole(request: M | None) -> M:
 
 
 def watch(request: pb.WatchClustersRequest, default_heartbeat_s: float, *, sources: int = 1) -> WatchRequest:
-    """`sources`: how many the daemon has."""
+    """`sources`: the number of sources that the daemon has."""
     longest_revision = revision.longest(sources)
     if len(request.resume_revision) > longest_revision:
         problem = f"longer than any revision of this daemon ({longest_revision} characters)"

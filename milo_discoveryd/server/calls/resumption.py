@@ -16,7 +16,7 @@ DOUBT_S = 1.0
 
 
 class ResumableSource(Protocol):
-    """What is known of a source's lists."""
+    """A source, as far as its lists matter to a subscriber that resumes."""
 
     @property
     def name(self) -> str: ...
@@ -67,7 +67,8 @@ class Resumption:
         self._accepts_pending = accepts_pending
         self._is_visible = is_visible
         self._judged: frozenset[tuple[str, int]] = frozenset()
-        """The sources that were compared with what the subscriber knows, and the number of their lists."""
+        """The sources whose lists were compared with the subscriber's clusters, with their numbers of lists at that
+        time."""
         self.doubted: Mapping[str, str] = {}
         """The sources that wait for a second list, and why."""
         self.doubted_since = 0.0
@@ -89,7 +90,7 @@ class Resumption:
 
     @property
     def kept(self) -> KnownClusters:
-        """What the subscriber keeps of the sources that are not shown to it yet."""
+        """The clusters that the subscriber keeps of the sources that are not shown to it yet."""
         return NOTHING if self.position is None else self.position.known.within(self.pending)
 
     @property
@@ -142,8 +143,8 @@ class Resumption:
         known_count, version = clusters.count_of(source.name), clusters.version_of(source.name)
         if first.is_older(version):
             return (
-                f"the API server shows its state at version {first.version}, and the subscriber knows that at "
-                f"{version}: it keeps its clusters until the server has caught up, or until a second list"
+                f"the API server shows version {first.version}, but the subscriber has seen version {version}: the "
+                "subscriber keeps its clusters until the server has caught up, or until a second list"
             )
         present = first.clusters
         if not first.may_lack(known_count, present):
@@ -152,5 +153,5 @@ class Resumption:
                 return ""
         return (
             f"the first list since the daemon's start has {present} of the {known_count} clusters that the "
-            "subscriber knows: it keeps its clusters until a second list lacks them too"
+            "subscriber knows: the subscriber keeps its clusters until a second list lacks them too"
         )

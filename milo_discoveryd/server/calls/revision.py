@@ -100,7 +100,7 @@ class Position(msgspec.Struct, frozen=True):
 
 
 def wire_incarnation(epoch: str, number: int) -> str:
-    """Return a cluster's incarnation as subscribers see it."""
+    """Return a cluster's incarnation in the form that subscribers see."""
     return f"{epoch}.{number}"
 
 

@@ -43,8 +43,8 @@ from milo_discoveryd.server.calls.stream import RETRY_S, Send, StreamOptions, Wa
 from milo_discoveryd.server.calls.verification import Freshness
 
 FIRST_LIST_HELD = (
-    "the first list since the start lacks clusters that subscribers know, and these keep them until a second list "
-    "lacks them too (RemovalsHeld)"
+    "the first list after the daemon's start lacks clusters that subscribers still use, so removals are held until a "
+    "second list confirms them (RemovalsHeld); retry"
 )
 PAGE_BYTES = 2 << 20
 """Size limit of a page. Many clients accept messages of at most 4 MiB."""
@@ -172,7 +172,7 @@ class Service:
             record = self._visible(name, call)
             source = self._fleet.source_of(name)
             if record is None or source is None:
-                hint = "" if self._fleet.synced else "; no complete list of each source was read yet"
+                hint = "" if self._fleet.synced else "; not every source has been listed completely yet"
                 if self._may_lack(source, call):
                     hint = f"; {FIRST_LIST_HELD}"
                 raise NotFoundError("NEVER_SEEN", f"cluster {name!r} is not known{hint}")
@@ -184,7 +184,7 @@ class Service:
         if grace_until is not None and source.registry.not_ready.held is not None:
             engagement.message += "; many clusters became not ready at once (removals.hold_not_ready)"
         if unusable := source.problem_of(name):
-            stays = "it stays as last known: " if record.engaged else ""
+            stays = "the cluster stays as last known: " if record.engaged else ""
             engagement.message += f"; {stays}{unusable}"
         if self.shard is not None and engagement.reason == pb.Engagement.REASON_ENGAGED:
             status = self.shard.status()
@@ -292,7 +292,7 @@ class Service:
         if source is not None and call.scope.covers_source(source.name) and not source.synced:
             raise self._not_synced(call)  # an incomplete list may be started again, with new incarnations
         if self._fleet[parsed.cluster] is None and self._may_lack(source, call):
-            message = f"cluster {parsed.cluster!r} is not known; {FIRST_LIST_HELD}; retry"
+            message = f"cluster {parsed.cluster!r} is not known; {FIRST_LIST_HELD}"
             raise UnavailableError("NOT_SYNCED", message, retry_after_s=RETRY_S)
         cluster = self._requested_cluster(parsed, call)
         call.charge_kubeconfig()

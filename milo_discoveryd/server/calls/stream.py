@@ -40,7 +40,7 @@ LARGE_BATCH = 1 / 4
 
 
 class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What all streams of the daemon have in common."""
+    """The options that all streams of the daemon share."""
 
     epoch: str
     signer: TokenSigner
@@ -52,7 +52,7 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StreamView:
-    """What one subscriber is shown: its filter, within its rights."""
+    """The view of one subscriber: its filter, within its rights."""
 
     def __init__(self, wanted: Filter, call: CallContext) -> None:
         self.call = call

@@ -48,7 +48,7 @@ class ConnectionSlots(Generic[T]):
         self._owners: Counter[str] = Counter()
         self._calls: Counter[T] = Counter()
         self._idle: dict[T, None] = {}
-        """The authenticated connections that have no calls, that which has been idle for longest first."""
+        """The authenticated connections without calls, the longest idle first."""
 
     def admit(self, connection: T, network: str) -> T | None:
         """Add an unauthenticated connection. If there are too many of its network, or of all, remove and return the
@@ -70,8 +70,9 @@ class ConnectionSlots(Generic[T]):
     def authenticate(self, connection: T, owners: Iterable[str]) -> T | None:
         """Count the connection for each of its owners: a certificate with more names gets no larger share.
 
-        If it takes the slot of another connection, remove and return that. Raises ConnectionLimitError if no owner has
-        more connections than these would have, and these have some or none is idle.
+        If it takes the slot of another connection, remove and return that. Raises ConnectionLimitError if no other
+        owner has more connections, unless
+        these owners have none and a connection is idle.
         """
         owners, evicted = frozenset(owners), None
         if len(self._authenticated) >= self._limit:

@@ -13,9 +13,9 @@ FAILURE_COST = 10.0
 """The number of tokens that a failed connection costs. Connections of well-behaved clients rarely fail."""
 MAX_NETWORKS = 1_000
 REFUSED_CALL_RATE = Rate(per_second=50.0, burst=500.0)
-"""Far above the rate of clients that back off before they retry."""
+"""The rate limit for refused calls: far above the rate of clients that back off before they retry."""
 MAX_DEBT = 500.0
-"""Limits the pause to ten seconds, so that a client that was fixed is soon served again."""
+"""The maximum debt, which limits the pause to ten seconds: a client that was fixed is soon served again."""
 MAX_OWNERS = 10_000
 EXCESS = "too many calls were refused"
 

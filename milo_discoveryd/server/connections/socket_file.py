@@ -74,7 +74,7 @@ class SocketFile:
         before = self._state
         if before is None or (present.device, present.inode) != (before.device, before.inode):
             return f"{path} was replaced by another file"
-        return f"{path} was given another mode, owner or name"
+        return f"the mode, owner or name of {path} was changed"
 
     def close(self) -> None:
         """Remove the socket unless it was replaced, and release the lock."""
@@ -95,7 +95,8 @@ class SocketFile:
                     f"{what} {number}" for what, number in (("user", owner), ("group", group)) if number is not None
                 )
                 help_ = "the daemon must run as root" if owner is not None else "the daemon must be in the group"
-                raise StartError(f"can't give {self._address.path} to {to}: {error.strerror}; {help_}") from error
+                message = f"can't set the owner of {self._address.path} to {to}: {error.strerror}; {help_}"
+                raise StartError(message) from error
         path.chmod(self._address.mode)
 
     def _unlike_address(self) -> str | None:
@@ -154,7 +155,7 @@ class SocketFile:
 
 
 _SUBDIRECTORY = "listen in a subdirectory, which the daemon creates: unix://{directory}/milo-discovery/discovery.sock"
-"""Never to change the mode of a directory that others share, such as /tmp."""
+"""The fix for a shared directory such as /tmp, whose mode must not be changed."""
 
 
 def directory_problem(directory: Path) -> tuple[str, str] | None:

@@ -25,7 +25,7 @@ from milo_discoveryd.server.paced_audit import PacedAudit
 
 CALM_S = 0.1
 FLOODED_S = 0.02
-"""A client that connects again at once must not fill what gRPC accepts beyond the limit in this time."""
+"""How often to check: a client that reconnects at once must not exceed gRPC's own limit within this time."""
 _DESCRIPTORS = "/proc/self/fd"
 
 
@@ -46,7 +46,7 @@ class UnixConnections:
         self._count = 0
         """The number of descriptors."""
         self._others = 0
-        """At least so many of them are not connections of this listener."""
+        """A lower bound on the number of descriptors that are not connections of this listener."""
 
     async def run(self) -> None:
         while True:

@@ -87,7 +87,7 @@ async def test_invalid_input_prints_a_one_line_error(
     assert re.fullmatch(pattern, shown), shown
 
 
-async def test_invalid_settings_are_named_together(directory: Path) -> None:
+async def test_all_invalid_settings_are_reported_at_once(directory: Path) -> None:
     lines = await refusal(directory, SETTINGS, "mode: other\nheartbeat_interval: -1s\nlabel_selector: a in")
     keys = [shown.removeprefix(f"{DAEMON}: file settings.yaml ").partition(":")[0] for shown in lines]
     assert sorted(keys) == ["line 1 key mode", "line 2 key heartbeat_interval", "line 3 key label_selector"]

@@ -127,7 +127,10 @@ async def test_kubeconfig_file_with_unusable_content_keeps_its_cluster_engaged(f
         files.put("later")
         await until(watch, lambda seen: "files#later" in seen.clusters)
         async with asyncio.timeout(_WITHIN_S):
-            while "it stays as last known: alpha" not in (report := await client.get("files#alpha")).engagement.message:
+            while (
+                "the cluster stays as last known: alpha"
+                not in (report := await client.get("files#alpha")).engagement.message
+            ):
                 assert report.engagement.engaged
                 await asyncio.sleep(0.05)
         assert report.engagement.engaged

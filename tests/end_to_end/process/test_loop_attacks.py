@@ -67,7 +67,7 @@ async def test_long_kubeconfig_in_a_secret_delays_no_other_caller(workspace: Wor
             with suppress(DiscoveryError):
                 await client.issue_kubeconfig("alpha")
             await asyncio.sleep(0.1)
-        await explanation(client, "alpha", "it stays as last known")
+        await explanation(client, "alpha", "the cluster stays as last known")
         fleet.put_secret("beta", "moved")
         await until(watch, lambda seen: seen.clusters["beta"].endpoint == fleet.url("moved"))
 

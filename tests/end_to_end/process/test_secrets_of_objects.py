@@ -130,7 +130,7 @@ async def test_clusters_follow_the_secrets_that_their_objects_reference(fleet: F
 async def test_deleted_secret_ends_its_cluster_and_an_unusable_one_does_not(fleet: Fleet) -> None:
     async with following(fleet.daemon()) as (client, watch):
         fleet.put_secret("alpha", content="apiVersion: [")
-        message = await explanation(client, "alpha", "it stays as last known")
+        message = await explanation(client, "alpha", "the cluster stays as last known")
         assert re.search(r"the key 'value' of Secret garden-team/alpha-kubeconfig: line \d: is not YAML: ", message)
         fleet.delete_secret("beta")
         await until(watch, lambda seen: set(seen.clusters) == {"alpha"})

@@ -245,5 +245,5 @@ async def test_issuer_that_cannot_tell_clusters_of_two_sources_apart_is_refused(
     sources = [workspace.source(name, "project-control-plane") for name in ("eu", "us")]
     issuer = {"type": "kubeconfig-secret", "namespace_template": "project-{name}"}
     by_name = {**issuer, "kubeconfig": str(workspace.directory / "infrastructure")}
-    with pytest.raises(ConfigError, match="clusters of equal names in several sources"):
+    with pytest.raises(ConfigError, match="clusters that have the same name in different sources"):
         await workspace.daemon(sources, by_name).serve()

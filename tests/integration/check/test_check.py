@@ -87,7 +87,7 @@ async def test_check_uses_the_resource_of_the_mode_and_the_label_selector(kubeco
         tmp_path, discovery_kubeconfig=str(kubeconfig), mode="project-control-plane", label_selector="no=such"
     )
     assert "get, list and watch of projectcontrolplanes.infrastructure.miloapis.com" in output.text
-    assert "fail  settings: label_selector asks for no, but Milo gives its ProjectControlPlanes two" in output.text
+    assert "fail  settings: label_selector asks for no, but ProjectControlPlanes of Milo have only two" in output.text
     assert "warn  discovery list: no projectcontrolplanes match" in output.text
     assert output.status == 1
 
@@ -146,7 +146,7 @@ async def test_check_of_service_consumers_says_what_is_seen_of_their_projects(
     output = await run_check(tmp_path, sources=[source])
     seen = "ok    s: context: project provider, which shows the project's own objects, and no projects"
     unseen = (
-        "; not that a project was deleted, or created again under its name: set follow_projects, if the identity may "
+        "; deletions and re-creations of projects are not noticed: set follow_projects, if the identity may "
         "watch projects at the root"
     )
     assert (seen if follows else seen + unseen) in output.lines

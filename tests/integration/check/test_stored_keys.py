@@ -39,7 +39,7 @@ def test_stored_clusters_under_unchanged_keys_are_not_reported(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("before", "after", "words"),
     [
-        ("", "eu", "4 stored clusters get other keys: a, b, c and 1 more become eu#a, eu#b, eu#c and 1 more"),
+        ("", "eu", "4 stored clusters change their keys: a, b, c and 1 more become eu#a, eu#b, eu#c and 1 more"),
         ("eu", "", "eu#a, eu#b, eu#c and 1 more become a, b, c and 1 more"),
         ("eu", "us", "eu#a, eu#b, eu#c and 1 more become us#a, us#b, us#c and 1 more"),
     ],
@@ -48,13 +48,13 @@ def test_new_keys_of_stored_clusters_are_reported(tmp_path: Path, before: str, a
     store(tmp_path, before, "a", "b", "c", "d")
     (finding,) = found(tmp_path, **{after or "_": MILO, "other": OTHER})
     assert words in finding
-    assert ("name the source eu" if before else "configure it by mode, without a name") in finding
+    assert ("name the source eu" if before else "configure the source by mode, without a name") in finding
 
 
 def test_stored_clusters_of_a_source_that_is_not_configured_are_reported(tmp_path: Path) -> None:
     store(tmp_path, "eu", "a")
     (finding,) = found(tmp_path, eu=OTHER)
-    assert "1 stored clusters (eu#a) are of mode project at https://milo, which is not configured" in finding
+    assert "1 stored clusters (eu#a) are from mode project at https://milo, which is not configured" in finding
 
 
 async def test_check_reports_that_a_name_for_the_source_renames_its_stored_clusters(tmp_path: Path) -> None:
@@ -75,4 +75,4 @@ async def test_check_reports_that_a_name_for_the_source_renames_its_stored_clust
 
         assert "stored clusters" not in await checked(discovery_kubeconfig=str(kubeconfig))
         source = {"name": "milo", "kind": "project", "discovery_kubeconfig": str(kubeconfig)}
-        assert "1 stored clusters get other keys: shop become milo#shop" in await checked(sources=[source])
+        assert "1 stored clusters change their keys: shop become milo#shop" in await checked(sources=[source])

@@ -97,7 +97,7 @@ def test_rule_accepts_keywords_everybody_all_and_none(tmp_path: Path) -> None:
         ),
         ({"kubeconfigs": True, "as": {"groups": ["a"]}}, "[0].as.user: is missing"),
         ({"kubeconfigs": True, "as": {"user": "a\nb"}}, "must be a complete name, of printable ASCII text"),
-        ({"kubeconfigs": True, "as": {"user": "a", "extra": {"A": "b"}}}, "keys are lowercase"),
+        ({"kubeconfigs": True, "as": {"user": "a", "extra": {"A": "b"}}}, "keys must be lowercase"),
         ({"kubeconfigs": False, "as": {"user": "a"}}, "has as but issues no kubeconfigs"),
         ({"clusters": "some"}, '[0].clusters: "some" must be "all", "none"'),
         ({"clusters": {"names": []}}, "[0].clusters.names: is empty"),
@@ -130,4 +130,4 @@ def test_duplicate_rule_names_are_rejected(tmp_path: Path) -> None:
 def test_rule_after_a_catch_all_is_rejected(tmp_path: Path) -> None:
     (problem,) = refusal(tmp_path, {"name": "rest", "who": "everybody", "clusters": "none"}, BASE)
     assert "has rules after 'rest', which matches every caller" in problem
-    assert "after shop" in problem
+    assert "shop would never apply; move 'rest' to the end" in problem

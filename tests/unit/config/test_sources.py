@@ -233,7 +233,9 @@ def test_cluster_source_errors_have_line_number(tmp_path: Path, before: str, aft
 
 def test_kind_mode_rejects_api_server_settings(tmp_path: Path) -> None:
     assert load({"mode": "kind"}, {}, None).title == "kind"
-    with pytest.raises(ConfigError, match="a source of the kind kind has no API server: remove it"):
+    with pytest.raises(
+        ConfigError, match="does not apply to sources of kind kind, which have no API server: remove this setting"
+    ):
         load({"mode": "kind", "label_selector": "a=b"}, {}, None)
     file = tmp_path / "config.yaml"
     file.write_text("mode: kind\nkubeconfigs: {issuers: [{name: t, type: token-file, path: /t}]}")

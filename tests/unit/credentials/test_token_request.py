@@ -154,7 +154,7 @@ async def test_objects_that_claim_one_project_do_not_share_a_secret(sandbox: San
     assert sandbox.tokens.subject(ours.reveal()) == SUBJECT
 
 
-async def test_sources_with_one_object_do_not_revoke_each_others_tokens(sandbox: Sandbox, api: Transport) -> None:
+async def test_sources_that_share_an_object_do_not_revoke_each_others_tokens(sandbox: Sandbox, api: Transport) -> None:
     """Two sources follow one API server with overlapping selectors, or the server of one copies a UID of the other."""
     source = a_source(api)
     clusters = [engaged(ALPHA, 1), engaged(IN_OTHER_SOURCE, 2)]

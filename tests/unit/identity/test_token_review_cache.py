@@ -65,7 +65,7 @@ def test_token_review_cache_honors_maximum_age() -> None:
     assert cache.get(b"a", ACCEPTED_S, max_age_s=10 * ACCEPTED_S) is None
 
 
-def test_token_review_cache_remembers_accepted_tokens_beyond_their_age() -> None:
+def test_token_review_cache_remembers_accepted_tokens_after_the_review_expires() -> None:
     cache = TokenReviewCache()
     assert not cache.was_accepted(b"a")
     cache.put(b"a", OPERATOR, 0, FOREVER)

@@ -264,7 +264,7 @@ def test_list_that_confirms_held_reports_releases_them_at_the_limited_rate() -> 
     assert judge(guard, 60, 80, now=30.0) == ConfirmAtRate(50.0)
 
 
-def test_first_list_is_verified_by_a_list_that_is_as_late_as_verify_after() -> None:
+def test_first_list_is_verified_by_a_list_after_the_verify_after_delay() -> None:
     guard = RemovalGuard(LIMITS)
     assert guard.verify_first_at is None, "the first list is on its way"
     judge(guard, 0, 3, now=2.0)

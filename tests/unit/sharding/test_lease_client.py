@@ -113,7 +113,7 @@ async def test_lease_client_write_over_another_version_raises_conflict(status: i
 async def test_lease_client_names_the_group_that_has_the_name_of_a_new_lease(group: str, whose: str) -> None:
     body = {"items": [{"metadata": {"name": "it", "uid": "u", "resourceVersion": "1", "labels": {GROUP_LABEL: group}}}]}
     leases, api = client(Answer(409, json.dumps(body).encode()), then=Answer(200, json.dumps(body).encode()))
-    with pytest.raises(BackendError, match=f"milo-discovery-dns-a is of {whose}, and not of 'dns': choose another"):
+    with pytest.raises(BackendError, match=f"milo-discovery-dns-a belongs to {whose}, not to 'dns': choose another"):
         await leases.write(WriteLease(NEW))
     assert api.asked[1] == ("GET", f"{PATH}?fieldSelector=metadata.name=milo-discovery-dns-a")
 

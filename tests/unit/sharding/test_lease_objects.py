@@ -142,7 +142,7 @@ def test_lease_that_is_not_the_groups_is_reported() -> None:
     group = lease_objects.decode_list(listed(member_lease("other")), NAMES)
     assert group.members == {}
     assert group.problems == (
-        "Lease operators/other of shard group dns is not the group's: remove its label "
+        "Lease operators/other of shard group dns does not belong to the group: remove its label "
         "discovery.miloapis.com/shard-group",
     )
 

@@ -178,7 +178,7 @@ def test_followed_projects_are_watched_at_the_root() -> None:
     assert consumers.resource.path == "/apis/services.miloapis.com/v1alpha1/serviceconsumers"
     assert isinstance(projects, ReferencedWatch)
     assert (projects.server, projects.resource.path) == (API, "/apis/resourcemanager.miloapis.com/v1alpha1/projects")
-    assert (KIND.unseen[:40], FOLLOWING.unseen) == ("not that a project was deleted, or creat", "")
+    assert (KIND.unseen[:40], FOLLOWING.unseen) == ("deletions and re-creations of projects a", "")
 
 
 def test_contributions_need_the_project_where_projects_are_followed() -> None:

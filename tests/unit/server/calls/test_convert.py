@@ -165,7 +165,7 @@ def test_engagement_of_engaged_cluster_has_reason_engaged() -> None:
     assert engagement(record(ObjectState.READY, engaged=True)) == (
         True,
         "REASON_ENGAGED",
-        "its source says that it is ready",
+        "its source reports that it is ready",
         1,
     )
 
@@ -199,13 +199,13 @@ def test_engagement_within_not_ready_grace_says_until_when() -> None:
     assert engagement(record(ObjectState.NOT_READY, engaged=True), grace_until=1_700_000_000.9) == (
         True,
         "REASON_NOT_READY",
-        "its message; it stays engaged until 2023-11-14T22:13:20Z in case it becomes ready again",
+        "its message; the cluster stays engaged until 2023-11-14T22:13:20Z in case it becomes ready again",
         100,
     )
 
 
 @pytest.mark.parametrize(
-    ("state", "again"), [(ObjectState.NOT_READY, ""), (ObjectState.READY, "; it is engaged again afterwards")]
+    ("state", "again"), [(ObjectState.NOT_READY, ""), (ObjectState.READY, "; it will be engaged again after the drain")]
 )
 @pytest.mark.parametrize(("why", "expected"), [("degraded", "NOT_READY: degraded"), ("", "NOT_READY")])
 def test_engagement_of_draining_cluster_has_reason_draining(
@@ -213,7 +213,7 @@ def test_engagement_of_draining_cluster_has_reason_draining(
 ) -> None:
     of = record(state)
     of.entry.cluster = msgspec.structs.replace(SMALL, draining=Drain(DisengageReason.NOT_READY, why, 1_700_000_000.0))
-    message = f"about to be disengaged ({expected}), when it is released or at 2023-11-14T22:13:20Z{again}"
+    message = f"about to be disengaged ({expected}): once it is released, or at 2023-11-14T22:13:20Z{again}"
     assert engagement(of) == (True, "REASON_DRAINING", message, 100)
 
 
@@ -222,8 +222,8 @@ def test_engagement_of_draining_cluster_that_another_member_owns_meanwhile() -> 
     of.entry.cluster = msgspec.structs.replace(SMALL, draining=Drain(DisengageReason.NOT_READY, "", 1_700_000_000.0))
     found = convert.engagement(of, None, "member b of the shard group owns it (view 3)")
     assert found.message == (
-        "about to be disengaged (NOT_READY), when it is released or at 2023-11-14T22:13:20Z; it is ready again, and "
-        "this daemon does not engage it afterwards: member b of the shard group owns it (view 3)"
+        "about to be disengaged (NOT_READY): once it is released, or at 2023-11-14T22:13:20Z; it is ready again, but "
+        "this daemon will not engage it after the drain: member b of the shard group owns it (view 3)"
     )
 
 
@@ -231,7 +231,7 @@ def test_engagement_of_draining_moved_cluster_announces_no_reengagement() -> Non
     of = record(ObjectState.READY)
     moves = Drain(DisengageReason.MOVED, "member b owns it", 1_700_000_000.0)
     of.entry.cluster = msgspec.structs.replace(SMALL, draining=moves)
-    message = "about to be disengaged (MOVED: member b owns it), when it is released or at 2023-11-14T22:13:20Z"
+    message = "about to be disengaged (MOVED: member b owns it): once it is released, or at 2023-11-14T22:13:20Z"
     assert engagement(of) == (True, "REASON_DRAINING", message, 100)
 
 

@@ -107,7 +107,7 @@ def test_source_that_shows_an_older_version_than_the_subscriber_knows_is_doubted
     position = Position(BEFORE, 7, known=KnownClusters().grown({"eu": 50}).seen_at({"eu": 42}))
     waiting = Resumption(position, [source], NOW, lambda *_: 100, is_resumed=True, accepts_pending=True)
     waiting.compare_lists(0.0)
-    assert waiting.doubted["eu"].startswith("the API server shows its state at version 41")
+    assert waiting.doubted["eu"].startswith("the API server shows version 41")
     source.first_list = FirstList(100, RemovalLimits(), 42)
     assert waiting.compare_lists(DOUBT_S)
     assert waiting.pending == frozenset()
