@@ -163,13 +163,11 @@ SIZING = (
 
 HEADLINES = (
     "**Milo's controller-manager** works in 400 projects after {milo milo.whole.ours.seconds} s, "
-    "with its own provider after {milo milo.whole.own.seconds} s. Without the two controllers "
-    "that follow projects by themselves, it takes {milo milo.provider.ours.rss_mib} instead of "
-    "{milo milo.provider.own.rss_mib} MiB.",
-    "**A Go operator** works in 1,000 projects after {go go.1_informers.seconds} s instead of "
+    "with its embedded provider after {milo milo.whole.own.seconds} s.",
+    "**A Go operator** works in 1,000 projects after {go go.1_informers.seconds} s, with the embedded provider after "
     "{go go.1_informers.peer_seconds} s.",
-    "**100,000 projects** take {sandbox sync_100k.rss_mib} MiB, in client-go's informer "
-    "{sandbox sync_100k.client_go_rss_mib} MiB.",
+    "**100,000 projects** take {sandbox sync_100k.rss_mib} MiB in the daemon, {sandbox sync_100k.client_go_rss_mib} MiB "
+    "in client-go's informer.",
     "**A change** reaches the operator {sandbox latency.over_raw_watch_ms} ms after a raw watch shows it.",
     "**An operator in Python** needs {controllers controllers.http2_kib} KiB for a further cluster, one on "
     "controller-runtime {controllers controllers.go_kib} KiB.",
