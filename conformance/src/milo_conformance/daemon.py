@@ -24,7 +24,7 @@ from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discovery.v1 import discovery_pb2_grpc as rpc
 
 LIMIT_S = 60.0
-"""How long the kit waits for anything: far more than a busy machine needs."""
+"""Time limit of every wait: far more than a busy machine needs."""
 
 Trace = Callable[[str], None]
 Answer = Callable[[Any], Awaitable[Any]]
@@ -185,7 +185,7 @@ class ScriptedDaemon(rpc.DiscoveryServiceServicer):
         self.answers: dict[str, Answer] = {}
         """The answers to unary calls, by method."""
         self.opened = 0
-        """All streams that were opened."""
+        """The number of streams that were opened."""
         self._tls: TlsFiles | None = None
         self._revisions = 0
         self._servers: list[grpc.aio.Server] = []

@@ -2,8 +2,8 @@
 
 
 class CaseFailed(Exception):  # noqa: N818  (what a case ends with, as a test's AssertionError)
-    """What a subscriber did that the protocol does not allow."""
+    """A subscriber violated the protocol."""
 
 
 class CannotRun(Exception):  # noqa: N818
-    """Why the kit cannot judge the subscriber at all."""
+    """The kit cannot judge the subscriber at all."""

@@ -20,7 +20,7 @@ class Relay:
         self._writers: set[asyncio.StreamWriter] = set()
         self._flows: set[asyncio.Event] = set()
         self.connected = 0
-        """All connections that were accepted."""
+        """The number of connections that were accepted."""
         self.closed: asyncio.Queue[None] = asyncio.Queue()
         """An item for each connection that was closed."""
 

@@ -23,7 +23,7 @@ SUBSCRIBER = "conformance/1"
 
 
 class Profile(Enum):
-    """What a client offers. Each profile but `core` is claimed by itself."""
+    """A set of a client's features. Each profile but `core` is claimed separately."""
 
     CORE = "core"
     KUBECONFIGS = "kubeconfigs"
@@ -34,7 +34,7 @@ class Profile(Enum):
 
 
 class Feature(Enum):
-    """What a client need not have within a profile that it claims."""
+    """A feature that a client may lack within a profile that it claims."""
 
     PENDING_SOURCES = "pending-sources"
     CREDENTIALS = "credentials"

@@ -67,14 +67,14 @@ class ClientProgram(Protocol):
     """A running subscriber."""
 
     lines: asyncio.Queue[Told | None]
-    """What it has reported, in order; None once it has ended."""
+    """The lines that the subscriber has reported, in order; None once it has ended."""
 
     async def command(self, line: str) -> None: ...
     def pause(self) -> None: ...
     def go_on(self) -> None: ...
     async def close(self) -> None: ...
     def last_words(self) -> str:
-        """Return what it wrote to standard error last."""
+        """Return the subscriber's last lines on standard error."""
         ...
 
 

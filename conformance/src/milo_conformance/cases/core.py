@@ -1,4 +1,4 @@
-"""What every client has to do: follow the fleet across everything that happens to a stream."""
+"""The cases for every client: following the fleet across everything that can happen to a stream."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from milo_discovery.v1 import discovery_pb2 as pb
 
 SILENCE_S = 3 * HEARTBEAT_S
 LARGE_LIMIT_S = 150.0
-"""How long a busy machine may take to read megabytes."""
+"""Time limit for a client on a busy machine that reads megabytes."""
 NO_SILENCE = {"CONFORMANCE_HEARTBEAT_S": "60"}
 """On a busy machine, a large message takes seconds to arrive, and delays the heartbeats behind it."""
 REFUSALS_TO_THE_LONGEST_DELAY = 7
-"""Delays that double from a tenth of a second have reached some seconds by then."""
+"""Number of refusals after which delays that double from 0.1 s have reached several seconds."""
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 
 core = partial(case, Profile.CORE)
@@ -28,7 +28,7 @@ core = partial(case, Profile.CORE)
 
 @core(
     "A snapshot in one batch engages its clusters",
-    why="Every operator begins with it.",
+    why="Every operator begins with a snapshot.",
     demands="The first batches are a snapshot of the fleet, every cluster as one",
 )
 async def first_snapshot(run: Run) -> None:
@@ -39,7 +39,7 @@ async def first_snapshot(run: Run) -> None:
 
 @core(
     "A snapshot in many batches is reported once it is complete",
-    why="A fleet does not fit into one batch. A cluster that is engaged too early may not be part of it.",
+    why="A large fleet exceeds one batch. A cluster that is engaged too early may not be part of the snapshot.",
     demands="`synced` is true from the batch that completes",
 )
 async def snapshot_in_many_batches(run: Run) -> None:
@@ -92,7 +92,7 @@ async def revision_before_snapshot(run: Run) -> None:
 
 @core(
     "Changes are reported as they happen",
-    why="This is what a stream is for.",
+    why="A stream exists to report changes.",
     demands="Go on reading: each further batch holds what changed since.",
 )
 async def changes(run: Run) -> None:
@@ -147,7 +147,7 @@ async def revision_of_empty_batch(run: Run) -> None:
 
 @core(
     "Every stream has the filter of the first",
-    why="Without it, a subscriber of some clusters gets all of them after the first reconnect.",
+    why="Without its filter, a subscriber of some clusters gets all clusters after the first reconnect.",
     demands="The `revision` of the last batch received from an earlier stream with the same filter.",
 )
 async def same_filter(run: Run) -> None:
@@ -348,7 +348,7 @@ for what, event in (
 ):
     core(
         f"{what} ends the stream",
-        why="The view is wrong then, and only a snapshot can tell by how much.",
+        why="The client's view is wrong then, and only a snapshot shows by how much.",
         demands="Never ENGAGED twice without a DISENGAGED between.",
         name="contradiction-" + what.lower().replace(" of an ", "-").replace(" cluster", ""),
     )(contradiction(event))
@@ -399,7 +399,7 @@ async def unknown_event_type(run: Run) -> None:
 
 @core(
     "Event types of a newer daemon are ignored in a snapshot",
-    why="As above: a snapshot must not contain a cluster that no known event engages.",
+    why="A snapshot must not contain a cluster that no known event engages.",
     demands="Newer daemons add events, reasons and fields: ignore what you do not know.",
 )
 async def unknown_event_type_in_snapshot(run: Run) -> None:

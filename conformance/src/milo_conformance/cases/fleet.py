@@ -1,4 +1,4 @@
-"""What a user's handler sees: one runs for each engaged cluster, with a credential of this engagement alone."""
+"""The cases for handlers: one runs for each engaged cluster, with a credential of that engagement only."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ async def credential_after_the_end(run: Run) -> None:
 
 @fleet(
     "A handler gets no credential of a later engagement of its cluster",
-    why="Its work has ended. With a valid credential, it would continue in the later engagement.",
+    why="The handler's work has ended. With a valid credential, it would continue in the later engagement.",
     demands="Identifies one engagement by one daemon process: new each time the daemon engages the cluster",
 )
 async def credential_of_a_later_engagement(run: Run) -> None:
@@ -220,7 +220,7 @@ async def release_after_end(run: Run) -> None:
 
 @fleet(
     "A cluster that drains from its engagement on is released when the handler before has ended",
-    why="It begins no work, and the handler of its former engagement still works there, beside that of the next owner.",
+    why="No work begins, but the handler of the former engagement still works there, beside that of the next owner.",
     demands="end the work on it, or do not begin any, and call ReleaseCluster",
 )
 async def drains_behind_a_handler(run: Run) -> None:

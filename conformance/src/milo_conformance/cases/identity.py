@@ -1,4 +1,4 @@
-"""Who the daemon is, and who calls: TLS, tokens, client certificates, the owner of a socket."""
+"""Authentication of the daemon and of callers: TLS, tokens, client certificates, the owner of a socket."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ async def server_uid(run: Run) -> None:
 
 @identity(
     "A socket of the expected user is used",
-    why="As above: this is the daemon.",
+    why="A check that also refuses the daemon's own user would make the client useless.",
     demands="verify which user serves it",
     needs=Feature.SERVER_UID,
 )

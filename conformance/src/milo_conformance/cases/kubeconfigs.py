@@ -85,7 +85,7 @@ async def replaced_without_kubeconfig(run: Run) -> None:
 
 @kubeconfigs(
     "KUBECONFIG of an unknown cluster ends the stream",
-    why="The view is wrong then, and only a snapshot can tell by how much.",
+    why="The client's view is wrong then, and only a snapshot shows by how much.",
     demands="ENGAGED first, then any number of UPDATED and KUBECONFIG, then DISENGAGED.",
     name="contradiction-kubeconfig-unknown",
 )
@@ -247,11 +247,11 @@ async def credential_of_the_stream(run: Run) -> None:
     await stream.snapshot(engaged("a", kubeconfig("a", "one")))
     await run.told("ENGAGED a token=one")
     if (found := await credential(run, "a")) != "one":
-        raise CaseFailed(f"the credential is {found}, and the stream delivered another")
+        raise CaseFailed(f"the credential is {found}, but the stream delivered another")
     await stream.send(renewed("a", kubeconfig("a", "two")))
     await run.told("KUBECONFIG a token=two")
     if (found := await credential(run, "a")) != "two":
-        raise CaseFailed(f"the credential is {found}, and the stream delivered a newer one")
+        raise CaseFailed(f"the credential is {found}, but the stream delivered a newer one")
     if run.daemon.calls:
-        raise CaseFailed("a kubeconfig was requested, and the stream had delivered one")
+        raise CaseFailed("a kubeconfig was requested, although the stream had delivered one")
     await run.nothing_else(stream)

@@ -163,7 +163,7 @@ async def not_owned_yet(run: Run) -> None:
 
 @sharded(
     "A daemon that becomes one of several may own nothing",
-    why="It was restarted with another configuration. The known clusters are another daemon's by now.",
+    why="The daemon was restarted with another configuration. Another daemon may own the known clusters by now.",
     demands="stop working in all clusters when the time of the last response has passed",
 )
 async def becomes_sharded(run: Run) -> None:
@@ -230,7 +230,7 @@ async def renewals_without_stream(run: Run) -> None:
 
 @sharded(
     "A daemon that shares the clusters with no other owns them without end",
-    why="It was reconfigured. No response states a time any more, and the work continues.",
+    why="The daemon was reconfigured. Its responses state no time any more, and the work continues.",
     demands="on a daemon that\n  // shares clusters with no other, whose ownership does not end",
 )
 async def no_longer_sharded(run: Run) -> None:
