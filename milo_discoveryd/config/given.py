@@ -1,5 +1,4 @@
-"""The settings as given, and their internal form, in which the flat settings of a single source are a list of one
-item."""
+"""The settings as given, and their internal form: the flat settings of a single source become a one-item list."""
 
 from collections.abc import Mapping
 from pathlib import Path

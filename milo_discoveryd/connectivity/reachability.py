@@ -188,8 +188,7 @@ class ProbeSchedule:
 
     @property
     def next_at(self) -> float | None:
-        """When `due` will return a probe, unless an outcome is recorded earlier; None if only an outcome makes one
-        due."""
+        """The time from which `due` has a probe, if no outcome changes that; None if only an outcome makes one due."""
         if not self._line or len(self._under_way) >= self._policy.at_once:
             return None
         return max(self._line[0][0], self._free_at)

@@ -89,8 +89,7 @@ class ValueClaims(ABC):
         return affected | self.drop_former(key) if self.is_valid(key) else affected
 
     def drop_former(self, key: str) -> set[ClaimedCluster]:
-        """Drop the former claims of a cluster's object, whose current one is valid. Return the clusters to judge
-        again."""
+        """Drop the former claims of an object whose current one is valid. Return the clusters to judge again."""
         *former, value = self._by_key.get(key, ("",))
         if not former:
             return set()
@@ -130,8 +129,7 @@ class ValueClaims(ABC):
 
 
 class UidClaims(ValueClaims):
-    """Claims on UIDs: a label of a ProjectControlPlane states the project's UID. Any other object claims its own
-    UID."""
+    """Claims on UIDs: a label of a ProjectControlPlane states one. Any other object claims its own UID."""
 
     what = "project UID"
     trusts_servers = False
@@ -146,8 +144,7 @@ class UidClaims(ValueClaims):
 
 
 class AddressClaims(ValueClaims):
-    """Claims on addresses, which a field states in kind `declarative`. All other addresses follow from the
-    configuration."""
+    """Claims on addresses, which objects of kind `declarative` state in a field. Others follow from the settings."""
 
     what = "address"
     trusts_servers = True
@@ -189,10 +186,7 @@ class FleetEngagements:
         self._by_source: dict[str, _Claimant] = {}
 
     def add_source(self, source: str, engagements: Engagements, server: str) -> None:
-        """Add the engagements of the next source in configuration order. `server` is equal for sources that follow one
-        API
-        server.
-        """
+        """Add the engagements of the next configured source. Sources on the same API server have the same `server`."""
         self._by_source[source] = _Claimant(engagements, server, len(self._claimants))
         self._claimants.append(self._by_source[source])
 

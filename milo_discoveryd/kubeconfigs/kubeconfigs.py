@@ -138,9 +138,7 @@ class Kubeconfigs:
             self._rejected.pop(cluster.target.name, None)
 
     async def trust_of(self, cluster: Cluster) -> ClusterTrust:
-        """Return how operators reach and verify the cluster. Requests a credential if the CA comes with one and none is
-        held.
-        """
+        """Return how operators reach and verify the cluster. Requests a credential if only that brings the CA."""
         handle = self.find(cluster, None, UNLIMITED)
         if handle is not None and handle.needs_credential_for_trust and self._held(cluster) is None:
             await handle.wait_for_credential()

@@ -42,8 +42,7 @@ class CredentialUnavailableError(CredentialError):
 
 
 class Issuance:
-    """The inputs for making a kubeconfig of a credential: how clusters are reached, and where each kubeconfig is
-    recorded."""
+    """The inputs for a kubeconfig besides its credential: how clusters are reached, and where it is recorded."""
 
     def __init__(
         self,

@@ -445,8 +445,7 @@ class ObjectCollection:
         return is_older or self._is_held_back(observation)
 
     def _is_held_back(self, observation: ObservedObject) -> bool:
-        """Return whether the observation is an older state of an object on a restored server: see
-        `_keep_newer_objects`."""
+        """Return whether a restored server has the object in an older state: see `_keep_newer_objects`."""
         if not self.pending_deletions.is_held(observation.name):
             return False
         record = self.store[observation.name]

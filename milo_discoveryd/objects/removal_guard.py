@@ -137,8 +137,7 @@ class RemovalGuard:
         return self._accepts
 
     def reported(self, engaged: int, now: float) -> HeldRemovals | None:
-        """Count a deletion of one of `engaged` clusters that the watch reported; return why the deletion is held, if it
-        is."""
+        """Count a deletion that the watch reported, of one of `engaged` clusters; return why it is held, if it is."""
         while self._reported and self._reported[0] <= now - self.limits.verify_after_s:
             self._reported.popleft()
         self._reported.append(now)

@@ -174,8 +174,7 @@ class ObjectStore:
         self._records[name].version = version
 
     def forget_weight(self, names: Iterable[str]) -> None:
-        """Remove objects that a list lacks from the budget. An object that still exists is added again when it is
-        seen."""
+        """Remove objects that a list lacks from the budget. One that still exists is added when it is seen again."""
         for name in names:
             self._set_weight(self._records[name], 0)
 

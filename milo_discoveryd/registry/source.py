@@ -85,8 +85,7 @@ def _no_guard() -> None:
 
 
 class SourcePolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """The limits on disengagements of a source's clusters, and on the memory of its objects. The factories are called
-    for each collection."""
+    """The limits on disengagements, and on the memory of objects. The factories are called for each collection."""
 
     pending_deletions: Callable[[], PendingDeletions]
     guard: Callable[[], RemovalGuard | None] = _no_guard
@@ -274,8 +273,7 @@ class ClusterSource:
 
     @property
     def first_list(self) -> FirstList:
-        """The first list of this run, without clusters that the watch added: these prove nothing about what the list
-        lacks."""
+        """The first list of this run, without clusters that the watch added: they do not show that it was complete."""
         engaged = self.registry.engaged
         limits = (collection.unverified for collection in self.collections)
         # What a held list lacks stays engaged. The versions of a restored server may never catch up.

@@ -224,8 +224,7 @@ class Member:
         self._confirm(group, started_at)
 
     def _last_pending(self, name: str, group: GroupState) -> frozenset[str]:
-        """Return the pending clusters of a member. Those of a deleted Lease are remembered, because its holder may
-        still work."""
+        """Return a member's pending clusters. Those of a deleted Lease are remembered: its holder may still work."""
         if name in group.members:
             return group.members[name].pending
         return self.state.observed_writes[name].pending if name in self.state.observed_writes else frozenset()

@@ -1,5 +1,4 @@
-"""The collections that a source follows, under the keys of its clusters: `SOURCE#NAME`, or `NAME` without a source
-name."""
+"""The collections that a source follows, under their clusters' keys: `SOURCE#NAME`, or `NAME` without a name."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar

@@ -1,4 +1,4 @@
-"""Which objects one controller has to reconcile because of a change: the object itself, its owners, and mapped ones."""
+"""Determines which objects a controller reconciles after a change: the object, its owners, and mapped objects."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class CacheLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BudgetedCache(Protocol):
-    """A cache whose size counts."""
+    """A cache whose size counts toward the budget."""
 
     @property
     def counted_bytes(self) -> int: ...
@@ -41,7 +41,7 @@ class CacheBudget:
         self._caches: set[BudgetedCache] = set()
 
     def grown(self, cache: BudgetedCache, size: int) -> None:
-        """Count a change of the size of a cache, and drop the largest one if all are too large."""
+        """Record a change of a cache's size, and drop the largest cache if their total is too large."""
         self.total += size
         self._caches.add(cache)
         if size > 0 and self.total > self.limits.total_bytes:

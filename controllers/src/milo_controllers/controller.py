@@ -41,7 +41,7 @@ from milo_discovery._failure_log import FailureLog
 
 
 class Shared(NamedTuple):
-    """What all controllers of a set share."""
+    """The clusters, metrics, failure log and tracer that all controllers of a set share."""
 
     members: Mapping[str, ReconciledCluster]
     clusters: FleetView

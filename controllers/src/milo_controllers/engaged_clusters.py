@@ -189,5 +189,5 @@ class EngagedClusters:
 
 
 def _content(cluster: Cluster) -> tuple[object, ...]:
-    """Return what `on_cluster_change` compares."""
+    """Return the fields of a cluster that `on_cluster_change` compares."""
     return dict(cluster.labels), dict(cluster.annotations), cluster.suspended

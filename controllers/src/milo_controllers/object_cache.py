@@ -79,9 +79,9 @@ class Change(NamedTuple):
 
 _ABSENT = msgspec.Raw()
 LARGEST_OBJECT = 4 << 20
-"""More than any API server stores. Decoded, an object can take twenty times as much."""
+"""Size limit of an object, more than any API server stores. Decoded, an object can take twenty times as much."""
 _OBJECT_BYTES = 512
-"""What an object takes beside its JSON."""
+"""Bytes that an object takes besides its JSON."""
 _OWNER_BYTES = 192
 _TOO_LARGE = f"it has more than {LARGEST_OBJECT} bytes"
 

@@ -70,7 +70,7 @@ class ReconcileCall:
 
 
 def failed_outcome(error: Exception, cluster: EngagedCluster) -> Outcome:
-    """Return what follows from an error of a reconcile."""
+    """Return the outcome of a reconcile that raised an error."""
     match error:
         case Permanent():
             return Stopped(str(error))

@@ -55,7 +55,7 @@ class SingleCluster:
             engaged.disengage()
 
     async def issue_kubeconfig(self, name: str, *, ttl: timedelta | None = None, incarnation: str = "") -> Kubeconfig:
-        """Return the kubeconfig as it is now. What a daemon would be asked for has no meaning here."""
+        """Return the kubeconfig as it is now. The arguments are for a daemon, and are ignored."""
         return await issue(name, self._source)
 
     async def get(self, name: str) -> ClusterReport:

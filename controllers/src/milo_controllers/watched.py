@@ -64,7 +64,7 @@ class WatchedKind(NamedTuple):
     on: tuple[Predicate[Any], ...]
 
     def targets(self, watched: Watched[Any]) -> list[ReconcileTarget]:
-        """Return what the mapper returns. Raises what it raises, and TypeError if it returns anything else."""
+        """Return the targets that the mapper returns. Raises the mapper's errors, and TypeError for other results."""
         found: object = self.map(watched)
         if isinstance(found, ReconcileTarget) or not isinstance(found, Iterable):
             raise TypeError(

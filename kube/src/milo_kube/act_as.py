@@ -17,7 +17,7 @@ STATEMENT_VARIABLE: Final = "MILO_DISCOVERY_ACT_AS"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActAs:
-    """A user to act as, with the rights of that user alone."""
+    """A user to impersonate, with only that user's rights."""
 
     user: str
     groups: tuple[str, ...] = ()

@@ -55,7 +55,7 @@ class LivenessProbe:
             await asyncio.sleep(self.tracker.next_at(self._clock()) - self._clock())
 
     async def outage(self) -> Failure | None:
-        """Return why no request is to be sent: the server failed its checks, and fails another one."""
+        """Return why no request is to be sent, if the server failed its checks and fails another one."""
         if not self._is_failing:
             return None
         result = await self._ask()

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import datetime
 
 LONGEST_S = 300.0
-"""Limit for what a server, or a proxy before it, states."""
+"""Maximum delay that is accepted from a server, or from a proxy in front of it."""
 _JITTER_S = 1.0
 
 
@@ -21,7 +21,7 @@ def delay_s(own_s: float, stated_s: float | None, *, at_most_s: float = LONGEST_
 
 
 def stated(headers: Mapping[str, str], now: datetime) -> float | None:
-    """Return what a response states, in seconds; None if that is nothing or invalid. A past date means 0."""
+    """Return the delay that a response states, in seconds; None without a valid one. A past date means 0."""
     text = headers.get("Retry-After", "")
     if re.fullmatch(r"[0-9]{1,9}", text):
         return float(text)

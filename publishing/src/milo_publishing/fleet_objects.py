@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class FleetObjects:
-    """The engaged clusters, and what their objects are to be. Methods return the names of objects that changed."""
+    """The engaged clusters and their desired objects. Methods return the names of objects that changed."""
 
     def __init__(
         self, publication: Publication, renderer: Renderer, accesses: Accesses, reports: ProblemReports

@@ -107,7 +107,7 @@ class ObservedObject:
 
     @classmethod
     def of(cls, document: Document) -> ObservedObject:
-        """Keep what is compared. The record of field managers is larger than all the rest."""
+        """Keep only the fields that are compared: the record of field managers is larger than all others."""
         document["metadata"].pop("managedFields", None)
         return cls(document)
 

@@ -61,7 +61,7 @@ class Publisher:
         self._fleet = FleetObjects(publication, renderer, self._accesses, self._reports)
         self._review = RemovalReview(client, publication, removals, self._reports)
         self._has_view = False
-        """Whether the clusters are a complete view, and not a snapshot that is arriving."""
+        """Whether the clusters are a complete view, instead of a part of a snapshot."""
         self._dirty: set[str] = set()
         self._held: set[str] = set()
         self._changed = asyncio.Event()

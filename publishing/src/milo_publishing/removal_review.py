@@ -34,7 +34,7 @@ class RemovalReview:
         self._reports = reports
         self.due_at: float | None = None
         self.has_identity = False
-        """Whether it is known which group the daemon is of."""
+        """Whether the daemon's shard group is known."""
         self._elsewhere: set[Removal] = set()
         """Objects of clusters that other members of the shard group own, as of the last list."""
 

@@ -1,4 +1,4 @@
-"""`python -m milo_sandbox`: the same as `milo-discoveryd sandbox`."""
+"""Runs `milo-discoveryd sandbox` as `python -m milo_sandbox`."""
 
 from milo_sandbox.commands import sandbox
 

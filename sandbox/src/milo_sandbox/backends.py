@@ -22,7 +22,7 @@ INFRASTRUCTURE = "infrastructure"
 
 
 class Platform(Protocol):
-    """What serves the paths below a prefix."""
+    """A server of the paths below a prefix."""
 
     async def answer(self, request: web.BaseRequest, segments: list[str], subject: str) -> web.StreamResponse: ...
 

@@ -1,7 +1,6 @@
-"""Milo's controllers of projects and of their suspensions, for sandboxes in which nothing else plays them.
+"""Milo's controllers of projects and of their suspensions, for sandboxes in which nothing else simulates them.
 
-They act at once after each write, where Milo's look after some seconds. Only what a deletion left is purged again by
-time.
+These act at once after each write; Milo's act some seconds later. Only leftovers of a deletion are purged periodically.
 """
 
 import asyncio
@@ -119,7 +118,7 @@ class ControllerManager:
     # The controller that propagates suspensions
 
     def _propagate(self, name: str) -> None:
-        """Report a project's suspensions in its status."""
+        """Write a project's suspensions into its status."""
         found = [
             each for each in map(SandboxRecord.document, self._store[PROJECT_SUSPENSIONS])
             if each["spec"]["projectRef"]["name"] == name

@@ -1,4 +1,4 @@
-"""CustomResourceDefinition, with what an API server refuses."""
+"""The resource CustomResourceDefinition, with the validation of an API server."""
 
 from collections.abc import Iterator
 

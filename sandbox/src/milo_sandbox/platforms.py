@@ -1,6 +1,6 @@
 """Gardener and kcp as sources of clusters: Shoots whose kubeconfigs are requested, and workspaces by path.
 
-Only the requests that a client of clusters sends are served, with the resources' real names and fields.
+Only the requests that clients of such clusters send are served, with the resources' real names and fields.
 """
 
 from base64 import b64encode

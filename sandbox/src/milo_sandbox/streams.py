@@ -42,7 +42,7 @@ def _wake(waiter: asyncio.Future[None]) -> None:
 
 
 class Streams:
-    """The open watches of one store. It waits and writes for them; each watch decides what to send."""
+    """The open watches of one store. This class waits and writes for the watches; each watch decides what to send."""
 
     def __init__(self) -> None:
         self._bell = Bell()

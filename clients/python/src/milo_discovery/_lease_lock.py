@@ -54,7 +54,7 @@ class LeaseLock:
 
     @property
     def is_held(self) -> bool:
-        """Whether this candidate wrote the last version that it knows."""
+        """Whether this candidate wrote the Lease's last known version."""
         return self._renewed_at is not None
 
     @property

@@ -101,7 +101,7 @@ class Session:
         self._view: dict[str, KnownCluster] = {}
         self.view: MappingProxyType[str, KnownCluster] = MappingProxyType(self._view)
         self.revision = ""
-        """What the next stream resumes from; empty to start over."""
+        """The revision from which the next stream resumes; empty to start over."""
         self.synced = False
         """Whether the view was ever complete. It stays true when a stream ends, because the view is kept."""
         self.source: SourceStatus | None = None

@@ -38,7 +38,7 @@ class StreamSubscription:
         self.silence_limit = _convert.silence_limit(options)
         """A stream that is silent for this long is dead."""
         self.pending: deque[Event | StreamNotice] = deque()
-        """What happened, oldest first."""
+        """Events and notices that the user has not taken yet, oldest first."""
 
     @property
     def connected(self) -> bool:

@@ -86,7 +86,8 @@ class LeaderElection:
     async def run(self, work: Callable[[], Awaitable[ResultT]]) -> ResultT:
         """Wait for the lock, run the work while it is held, and release it.
 
-        Returns or raises what the work does. Raises LeadershipLost after the canceled work has ended, if the lock is
+        Returns the result of the work, or raises its error. Raises LeadershipLost after the canceled work has ended, if
+        the lock is
         not renewed in time or another replica holds it.
         """
         await self._acquire()

@@ -216,7 +216,7 @@ class PendingRelease:
     caller: str = ""
     connected: bool = False
     since: datetime | None = None
-    """Since when it is connected, or disconnected."""
+    """When the subscriber connected, or disconnected."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -312,7 +312,7 @@ class Sharding:
     """Whether every member has acknowledged the view, and none is joining or leaving."""
     members: tuple[ShardMember, ...] = ()
     valid_for: timedelta | None = None
-    """For how long the daemon's ownership holds; None while it owns nothing."""
+    """How long the daemon's ownership remains valid; None while the daemon owns nothing."""
     problem: str = ""
     draining: tuple[str, ...] = ()
     """The daemon's clusters that wait for subscribers to release them: the first 100. `FleetCounts.draining` counts

@@ -45,7 +45,7 @@ _CONNECTION_WINDOW = 1 << 30
 FRAMES_AT_ONCE = 64
 """Frames that are processed between two iterations of the event loop."""
 OVERHEAD_FRAMES = Rate(per_second=20.0, burst=1000.0)
-"""Frames without content, beyond those that requests and content pay for. A server that sends more is attacking."""
+"""Rate limit for frames without content, beyond those that requests and content pay for: more are an attack."""
 _FRAMES_PER_REQUEST = 20
 _CREDIT_LIMIT = 10_000
 _SHORT_DATA = 32

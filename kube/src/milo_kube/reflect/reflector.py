@@ -71,7 +71,7 @@ class ReflectorPolicy(msgspec.Struct, frozen=True, kw_only=True):
     line_s: float = 30.0
     """Maximum time for one event to arrive completely, even if its bytes keep arriving."""
     min_watch_s: float = 1.0
-    """A watch that ends sooner counts as a failure: some servers end each one at once."""
+    """A watch that ends sooner is treated as a failure: some servers end each watch at once."""
     healthy_s: float = 10.0
     """A watch of this age resets the backoff."""
     proven_s: float = 30.0

@@ -60,7 +60,7 @@ class ErrorStatus(msgspec.Struct, frozen=True):
     reason: str
     message: str
     name: str = ""
-    """The object that it is about, if any."""
+    """The name of the object that the status is about, if any."""
 
 
 class Undecodable(msgspec.Struct, frozen=True):
