@@ -166,8 +166,8 @@ HEADLINES = (
     "with its embedded provider after {milo milo.whole.own.seconds} s.",
     "**A Go operator** works in 1,000 projects after {go go.1_informers.seconds} s, with the embedded provider after "
     "{go go.1_informers.peer_seconds} s.",
-    "**100,000 projects** take {sandbox sync_100k.rss_mib} MiB in the daemon, {sandbox sync_100k.client_go_rss_mib} MiB "
-    "in client-go's informer.",
+    "**100,000 projects** take {sandbox sync_100k.rss_mib} MiB in the daemon, {sandbox sync_100k.client_go_rss_mib} "
+    "MiB in client-go's informer.",
     "**A change** reaches the operator {sandbox latency.over_raw_watch_ms} ms after a raw watch shows it.",
     "**An operator in Python** needs {controllers controllers.http2_kib} KiB for a further cluster, one on "
     "controller-runtime {controllers controllers.go_kib} KiB.",
