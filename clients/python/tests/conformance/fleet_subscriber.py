@@ -5,6 +5,7 @@ import os
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
+from importlib import import_module
 from typing import Any
 
 from milo_discovery import DiscoveryClient, DiscoveryError, EngagedCluster, Fleet
@@ -42,13 +43,13 @@ class Handler:
 
     async def request(self) -> str:
         """Send a request by an API client; return its error, empty if it succeeded."""
-        from aiohttp import ClientError  # noqa: PLC0415  (not at the start, which cases judge)
-        from kubernetes.aio.client import ApiException, CoreV1Api  # noqa: PLC0415  (as above)
-
+        # Not at the start, which cases judge, and not in the event loop, which has heartbeats to read.
+        aiohttp = await asyncio.to_thread(import_module, "aiohttp")
+        kubernetes = await asyncio.to_thread(import_module, "kubernetes.aio.client")
         try:
             async with self.cluster.api_client() as api:
-                await CoreV1Api(api).list_namespace()
-        except (ApiException, ClientError, DiscoveryError) as error:
+                await kubernetes.CoreV1Api(api).list_namespace()
+        except (kubernetes.ApiException, aiohttp.ClientError, DiscoveryError) as error:
             return str(error) or type(error).__name__
         return ""
 
