@@ -328,7 +328,7 @@ class Engagements:
             observation.version,
             observation.message,
         )
-        record.present = observation.fields if isinstance(observation, NotReady | Withdrawn | Outside) else None
+        record.present = None if isinstance(observation, Ready) else observation.fields
         return record
 
     def _delete(self, deleted: ConfirmedDeletion, now: Moment) -> list[Event]:
