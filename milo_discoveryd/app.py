@@ -312,7 +312,7 @@ class Daemon:
     async def _sample(self, service: Service) -> None:
         while True:
             lag = max((stream.lag for stream in service.streams), default=0)
-            self._journal.history.sample(sum(source.registry.engaged for source in self._fleet.sources), lag)
+            self._journal.history.sample(sum(source.engagements.engaged for source in self._fleet.sources), lag)
             await asyncio.sleep(SAMPLE_INTERVAL_S)
 
     def _traces(self) -> "AbstractAsyncContextManager[TracerProvider | None]":

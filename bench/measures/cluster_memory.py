@@ -58,7 +58,7 @@ def _weighed(count: int) -> Counter[str]:
 
 def _reachable(source: ClusterSource) -> Iterable[object]:
     seen: dict[int, object] = {}
-    waiting: list[object] = [source.registry, *(each.store for each in source.collections)]
+    waiting: list[object] = [source.engagements, *(each.store for each in source.collections)]
     while waiting:
         each = waiting.pop()
         if id(each) not in seen:

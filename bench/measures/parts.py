@@ -53,7 +53,7 @@ def _round(count: int) -> dict[str, float]:
         "decode_control_plane": _timed(lambda: in_process.observed(control_plane_decoder, control_planes)),
         "commit": _timed(commit),
     }
-    clusters = list(source.registry.clusters())
+    clusters = list(source.engagements.clusters())
     took["encode"] = _timed(lambda: [encode(Event(EventType.UPDATED, cluster)) for cluster in clusters])
     read(read_up_to)  # encodes the frames
     took["slice"] = _timed(lambda: read(read_up_to + 1))
@@ -77,7 +77,7 @@ def _reduced(count: int) -> dict[str, float]:
     source, decoder = in_process.consumers()
     decoded = in_process.observed(decoder, lines)
     took = _timed(lambda: commit(source, decoded))
-    assert source.registry.engaged == count
+    assert source.engagements.engaged == count
     source, decoder = in_process.consumers()
     gc.collect()
     tracemalloc.start()

@@ -84,7 +84,7 @@ class Tombstones(Group, frozen=True, kw_only=True):
 
 
 class RemovalSettings(Group, frozen=True, kw_only=True):
-    """The mass-removal limit: when removals found by a list are held. See `registry.removal_guard`."""
+    """The mass-removal limit: when removals found by a list are held. See `objects.removal_guard`."""
 
     count: Annotated[int, Whole(0, 1_000_000)] = 10
     """Removals are held if a list lacks more engaged clusters than both this number and the share `removals.share`, or

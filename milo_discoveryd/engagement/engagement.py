@@ -1,6 +1,6 @@
 """The reconciliation of each cluster's desired state with the engaged state.
 
-Only the registry writes to the change log. `commit` applies what the source reported, `end_overdue` ends clusters whose
+Only this module writes to the change log. `commit` applies what the source reported, `end_overdue` ends clusters whose
 grace period is over, `set_connectivity` and `disengage_unreachable` apply the results of probes, and `contest` and its
 neighbors what several claims on one UID or address mean.
 

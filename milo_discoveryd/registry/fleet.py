@@ -58,18 +58,18 @@ class Fleet:
 
     def __getitem__(self, cluster: str) -> ClusterRecord | None:
         source = self.source_of(cluster)
-        return None if source is None else source.registry[cluster]
+        return None if source is None else source.engagements[cluster]
 
     def items(self) -> Iterator[tuple[str, ClusterRecord]]:
-        return chain.from_iterable(source.registry.items() for source in self._sources.values())
+        return chain.from_iterable(source.engagements.items() for source in self._sources.values())
 
     def clusters(self) -> Iterator[Cluster]:
-        return chain.from_iterable(source.registry.clusters() for source in self._sources.values())
+        return chain.from_iterable(source.engagements.clusters() for source in self._sources.values())
 
     def count_by_source(self, view: ClusterView, now: float) -> Counter[str]:
         """Return how many engaged clusters of each source match a view. The count may be a second old."""
         if view.is_everything:
-            return Counter({name: source.registry.engaged for name, source in self._sources.items()})
+            return Counter({name: source.engagements.engaged for name, source in self._sources.items()})
         key = (view.fingerprint, sum(source.progress.lists for source in self._sources.values()))
         self._counts = {kept: count for kept, count in self._counts.items() if now < count[0] + COUNT_AGE_S}
         if key not in self._counts:
@@ -83,7 +83,7 @@ class Fleet:
 
     def needs_probe(self, cluster: str, incarnation: int) -> bool:
         """Return whether a probe of that cluster is still needed."""
-        return self._sources[source_of(cluster)].registry.needs_probe(cluster, incarnation)
+        return self._sources[source_of(cluster)].engagements.needs_probe(cluster, incarnation)
 
 
 def _source_of(cluster: Cluster) -> str:

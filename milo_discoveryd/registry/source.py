@@ -1,6 +1,6 @@
 """A source of clusters: its collections, its clusters, and how current they are.
 
-It gives the pure parts of this package the wall-clock time. The monotonic time comes from its callers: it is the time
+It gives the pure parts the wall-clock time. The monotonic time comes from its callers: it is the time
 of their event loop.
 """
 
@@ -138,7 +138,7 @@ class ClusterSource:
         budget = ObjectBudget(policy.objects_limit)
         stores = [ObjectStore(CollectionWeight(budget)) for _ in keys]
         self._positions = SourcePositions(changes.positions, range(len(keys)))
-        self.registry = Engagements(
+        self.engagements = Engagements(
             changes.log,
             policy.not_ready,
             observer.object_refused,
@@ -155,7 +155,7 @@ class ClusterSource:
         subscriber at or below this revision knows."""
         self._is_assigned = True
         """Whether it is known which clusters this daemon must engage."""
-        self._meaning = ObjectsAreClusters() if reduce is None else ContributionIndex(reduce, self.registry, stores)
+        self._meaning = ObjectsAreClusters() if reduce is None else ContributionIndex(reduce, self.engagements, stores)
         self.status = ViewStatus(ViewState.CATCHING_UP, time.monotonic(), "Starting", "nothing was read yet")
         self.collections = tuple(
             ObjectCollection(
@@ -170,7 +170,7 @@ class ClusterSource:
             for number, store in enumerate(stores)
         )
         self.progress = SourceProgress()
-        self.clusters = SourceClusters(self.name, self.description.server or self.name, self.registry, observer)
+        self.clusters = SourceClusters(self.name, self.description.server or self.name, self.engagements, observer)
 
     @property
     def name(self) -> str:
@@ -246,9 +246,9 @@ class ClusterSource:
             for states in self._meaning.states_once_listed(self._positions.of_first_lists):
                 self.changes.commit(self.name, states, read_at)
         if now.lists != before.lists and now.is_complete:
-            self._listed = max(self._listed or 0, self.registry.present_count)
+            self._listed = max(self._listed or 0, self.engagements.present_count)
         if now.synced and not before.synced:
-            self.observer.synced(self.registry.engaged)
+            self.observer.synced(self.engagements.engaged)
         self.changes.notifier.notify()
 
     def _present_progress(self) -> SourceProgress:
@@ -274,7 +274,7 @@ class ClusterSource:
     @property
     def first_list(self) -> FirstList:
         """The first list of this run, without clusters that the watch added: they do not show that it was complete."""
-        engaged = self.registry.engaged
+        engaged = self.engagements.engaged
         limits = (collection.unverified for collection in self.collections)
         # What a held list lacks stays engaged. The versions of a restored server may never catch up.
         is_held = any(collection.held for collection in self.collections)
@@ -299,12 +299,12 @@ class ClusterSource:
             if self._lost_at is None:
                 self._lost_at = followed.since if followed.last_contact is None else followed.last_contact
         elif self._lost_at is not None:
-            self.registry.not_ready.extend(self._lost_at, followed.since)
+            self.engagements.not_ready.extend(self._lost_at, followed.since)
             self._lost_at = None
 
     def _set_status(self) -> None:
         """Set the status to the worst one of the collections, unless clusters are held although they are not ready."""
-        status, held = worst([collection.status for collection in self.collections]), self.registry.not_ready.held
+        status, held = worst([collection.status for collection in self.collections]), self.engagements.not_ready.held
         self._shown_held = held
         if held is not None and status.state is ViewState.STREAMING:
             status = ViewStatus(ViewState.CATCHING_UP, held.since, NOT_READY_HELD, held.message, status.last_contact)
@@ -317,15 +317,15 @@ class ClusterSource:
     @property
     def due_at(self) -> float | None:
         """When `tick` must be called, if nothing else happens."""
-        not_ready = self.registry.not_ready
+        not_ready = self.engagements.not_ready
         return None if self._lost_at is not None or not_ready.is_idle else not_ready.due_at
 
     def tick(self, now: float) -> None:
         """Disengage the clusters whose grace period is over. No grace period ends while the source is lost."""
         if self._lost_at is not None:
             return
-        self.changes.publish(self.registry.end_overdue(moment(now)), now)
-        if self.registry.not_ready.held != self._shown_held:
+        self.changes.publish(self.engagements.end_overdue(moment(now)), now)
+        if self.engagements.not_ready.held != self._shown_held:
             self._set_status()
 
     # --- the state file ---
@@ -360,10 +360,10 @@ class ClusterSource:
     def connectivity_changed(self, change: ConnectivityChange) -> None:
         now = moment(time.monotonic())
         name, incarnation, connectivity = change.name, change.incarnation, change.connectivity
-        events = list(self.registry.set_connectivity(name, incarnation, connectivity, now))
+        events = list(self.engagements.set_connectivity(name, incarnation, connectivity, now))
         if change.disengages:
             message = f"unreachable for too long; {connectivity.message}"
-            events += self.registry.disengage_unreachable(name, incarnation, message, now)
+            events += self.engagements.disengage_unreachable(name, incarnation, message, now)
         is_urgent = any(event.type is not EventType.UPDATED for event in events)
         self.changes.publish(events, now.steady if is_urgent else None)
         if events and not is_urgent:
@@ -373,18 +373,18 @@ class ClusterSource:
         """Engage nothing, and stay unsynced, until `assign` says which clusters this daemon owns."""
         self._is_assigned = False
         self.progress, self.clusters.is_synced = self._present_progress(), False
-        self.registry.assigned_elsewhere = lambda _: message
+        self.engagements.assigned_elsewhere = lambda _: message
 
     def assign(self, elsewhere: Callable[[str], str | None], timeout_s: float, *, is_decided: bool) -> Iterator[None]:
-        """Engage the clusters that this daemon owns, and drain the others, in batches; see `Engagement.reassign`.
+        """Engage the clusters that this daemon owns, and drain the others, in batches; see `Engagements.reassign`.
 
         `elsewhere` returns why this daemon does not own a cluster. The source is not synced before the first decision.
         """
-        self.registry.assigned_elsewhere = elsewhere
-        names = iter([name for name, _ in self.registry.items()])
+        self.engagements.assigned_elsewhere = elsewhere
+        names = iter([name for name, _ in self.engagements.items()])
         while batch := [*islice(names, CLUSTERS_PER_STEP)]:
             now = moment(steady_now())
-            reassigned = (self.registry.reassign(name, timeout_s, now) for name in batch if self.registry[name])
+            reassigned = (self.engagements.reassign(name, timeout_s, now) for name in batch if self.engagements[name])
             self.changes.publish([event for events in reassigned for event in events], now.steady)
             yield
         if is_decided and not self._is_assigned:
@@ -393,9 +393,9 @@ class ClusterSource:
 
     def lose_ownership(self, message: str) -> None:
         """Disengage everything at once, until `assign` is called again."""
-        self.registry.assigned_elsewhere = lambda _: message
+        self.engagements.assigned_elsewhere = lambda _: message
         now = moment(steady_now())
-        lost = (self.registry.lose(name, message, now) for name, _ in [*self.registry.items()])
+        lost = (self.engagements.lose(name, message, now) for name, _ in [*self.engagements.items()])
         self.changes.publish([event for events in lost for event in events], now.steady)
 
     # --- what is known about one cluster ---
@@ -423,7 +423,7 @@ class ClusterSource:
 
         Empty if the cluster's state says so already.
         """
-        record = self.registry[cluster]
+        record = self.engagements[cluster]
         problems = (collection.problem_of(key) for collection, key in self._objects_of(cluster))
         return "; ".join(
             problem for problem in problems if problem and record is not None and problem != record.message

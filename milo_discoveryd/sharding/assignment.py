@@ -98,7 +98,7 @@ class FleetAssignment:
 
     def _is_lost(self, name: str) -> bool:
         source = self._fleet.source_of(name)
-        return source is not None and source.registry.assigned_elsewhere(name) is not None
+        return source is not None and source.engagements.assigned_elsewhere(name) is not None
 
     def unowned(self) -> int:
         decisions = self._decisions

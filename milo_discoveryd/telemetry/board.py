@@ -104,7 +104,7 @@ class StatusBoard:
         matching = await self._matching(question) if with_names and not question.cluster else []
         first = question.first_row(len(matching))
         now = Moment(time.time(), time.monotonic())
-        registries = [source.registry for source in self._fleet.sources]
+        registries = [source.engagements for source in self._fleet.sources]
         counts = {state: sum(registry.count(state) for registry in registries) for state in ORDER}
         return DaemonStatus(
             at=when(now.wall),
@@ -116,7 +116,7 @@ class StatusBoard:
                     name=source.name,
                     kind=source.description.kind,
                     context=source.description.context if with_names else "",
-                    engaged=source.registry.engaged,
+                    engaged=source.engagements.engaged,
                     summary=_source(source.status, now, synced=source.synced, with_message=with_names),
                 )
                 for source in self._fleet.sources
@@ -168,7 +168,7 @@ class StatusBoard:
         source = self._fleet.source_of(name)
         assert source is not None, "the cluster has a record"
         waits_for = [release.key.name for release in self._fleet.releases.awaited(name)]
-        is_graced = source.registry.not_ready.until(name) is not None
+        is_graced = source.engagements.not_ready.until(name) is not None
         return _row(name, record, source.pending_deletion(name), waits_for, is_graced=is_graced)
 
     def _explanation(self, name: str) -> ClusterExplanation:

@@ -26,12 +26,14 @@ class FleetCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         fleet = self._fleet
-        yield self._by_source("milo_discoveryd_engaged_clusters", "Engaged clusters.", lambda of: of.registry.engaged)
+        yield self._by_source(
+            "milo_discoveryd_engaged_clusters", "Engaged clusters.", lambda of: of.engagements.engaged
+        )
         labels = self._labels
         yield self._by_source(
             "milo_discoveryd_draining_clusters",
             "Engaged clusters that wait for subscribers to release them before they are disengaged.",
-            lambda of: of.registry.draining_count,
+            lambda of: of.engagements.draining_count,
         )
         known = GaugeMetricFamily(
             "milo_discoveryd_known_clusters",
@@ -40,7 +42,7 @@ class FleetCollector(Collector):
         )
         for of in fleet.sources:
             for state in ObjectState:
-                known.add_metric((*self._values(of), state.value), of.registry.count(state))
+                known.add_metric((*self._values(of), state.value), of.engagements.count(state))
         yield known
         yield self._by_source(
             "milo_discoveryd_unconfirmed_deletions",
@@ -56,7 +58,7 @@ class FleetCollector(Collector):
         yield self._by_source(
             "milo_discoveryd_not_ready_held",
             "Clusters that are not ready and stay engaged because more became so than the mass-removal limit allows.",
-            lambda of: of.registry.not_ready.held_count,
+            lambda of: of.engagements.not_ready.held_count,
         )
         outdated = CounterMetricFamily(
             "milo_discoveryd_stale_observations",
@@ -80,7 +82,7 @@ class FleetCollector(Collector):
         yield self._by_source(
             "milo_discoveryd_unreachable_clusters",
             "Engaged clusters whose API server does not answer connectivity probes.",
-            lambda of: of.registry.unreachable,
+            lambda of: of.engagements.unreachable,
         )
         yield from self._clusters()
         yield from self._organizations()
@@ -117,7 +119,7 @@ class FleetCollector(Collector):
                 reachable.add_metric((target.name,), cluster.connectivity.state is Reachability.REACHABLE)
         yield info
         yield reachable
-        engaged = sum(of.registry.engaged for of in self._fleet.sources)
+        engaged = sum(of.engagements.engaged for of in self._fleet.sources)
         left_out = max(0, engaged - self._cluster_cap)
         yield _gauge(
             "milo_discoveryd_cluster_info_omitted",

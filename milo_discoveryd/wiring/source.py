@@ -167,7 +167,7 @@ class _SourceStorage:
             await self._store.save_changes(stored, changed)
 
     def _engaged(self) -> Iterator[StoredCluster]:
-        for cluster in self._source.registry.clusters():
+        for cluster in self._source.engagements.clusters():
             yield StoredCluster(cluster.object_uid, cluster.target, cluster.engaged_at)
 
 
@@ -179,7 +179,7 @@ def current_at(status: ViewStatus, now: float) -> float:
 def positions(source: ClusterSource, epoch: str) -> dict[str, int]:
     """Return for each run of the daemon the revision up to which a state file contains everything that subscribers
     received."""
-    registry = source.registry
+    registry = source.engagements
     # Subscribers also receive drains and the additional fields of declared clusters, which are not stored.
     if registry.draining_count or not all(type(cluster.target) is Target for cluster in registry.clusters()):
         return {}

@@ -104,7 +104,7 @@ def engagement(
     """Convert an engagement.
 
     `confirming`: why a reported deletion is not confirmed yet; None if none was reported. `elsewhere`: why this
-    daemon must not engage the cluster; None if it may. `grace_until`: the result of `Engagement.grace_until`.
+    daemon must not engage the cluster; None if it may. `grace_until`: the result of `Engagements.grace_until`.
     `ready_when`: `SourceKind.ready_when`.
     """
     reason, message, since = _ENGAGEMENT_REASONS[record.state], record.message, record.since

@@ -59,7 +59,7 @@ class DaemonDescription:
         self, scope: ClusterScope, to: Recipient | None, *, streams: int, shard: ShardMembership | None, now: Moment
     ) -> pb.GetServerInfoResponse:
         sources = visible_sources(self._fleet.sources, scope)
-        counts = [await _counts(followed.registry, scope) for followed in sources]
+        counts = [await _counts(followed.engagements, scope) for followed in sources]
         source, *statuses = source_statuses(self._fleet.sources, scope, now)
         issuers = [
             followed for followed in self._kubeconfigs.health() if to is not None and to.terms.allow(followed.name)

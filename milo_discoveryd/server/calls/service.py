@@ -178,10 +178,10 @@ class Service:
                 raise NotFoundError("NEVER_SEEN", f"cluster {name!r} is not known{hint}")
         pending = source.pending_deletion(name)
         confirming = None if pending is None else visibility.visible_problem(pending[1], call.scope)
-        now, elsewhere = Moment(time.time(), self._clock()), source.registry.assigned_elsewhere(name)
-        grace_until = source.registry.grace_until(name, now)
+        now, elsewhere = Moment(time.time(), self._clock()), source.engagements.assigned_elsewhere(name)
+        grace_until = source.engagements.grace_until(name, now)
         engagement = convert.engagement(record, confirming, elsewhere, grace_until, source.description.ready_when)
-        if grace_until is not None and source.registry.not_ready.held is not None:
+        if grace_until is not None and source.engagements.not_ready.held is not None:
             engagement.message += "; many clusters became not ready at once (removals.hold_not_ready)"
         if unusable := source.problem_of(name):
             stays = "the cluster stays as last known: " if record.engaged else ""

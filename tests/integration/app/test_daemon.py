@@ -102,7 +102,7 @@ async def test_unreachable_clusters_are_counted_beyond_the_cap(workspace: Worksp
     async with serving(daemon) as get:
         await eventually(lambda: daemon._fleet.synced)
         await workspace.sandbox.stop()
-        await eventually(lambda: daemon._fleet.sources[0].registry.unreachable == 5)
+        await eventually(lambda: daemon._fleet.sources[0].engagements.unreachable == 5)
         assert "\nmilo_discoveryd_unreachable_clusters 5" in (await get("/metrics"))[1]
         assert json.loads((await get("/?json"))[1])["unreachable"] == 5
 

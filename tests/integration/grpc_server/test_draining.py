@@ -228,7 +228,7 @@ async def test_revoked_subscriber_does_not_delay_a_drain(tmp_path: Path) -> None
             assert await mine.events() == ["UPDATED alpha"]
             rules_harness.harness.service.change_rights(rules(rule("shop", PROD)))
             assert await mine.events() == ["DISENGAGED alpha REVOKED"]
-            await eventually(lambda: rules_harness.harness.followed.registry.engaged == 0)
+            await eventually(lambda: rules_harness.harness.followed.engagements.engaged == 0)
 
 
 async def test_explanation_names_pending_releases_within_the_scope(tmp_path: Path) -> None:
@@ -356,4 +356,4 @@ async def test_drain_waits_for_the_engagement_handler_of_a_fleet(draining_harnes
             await eventually(lambda: not record.engaged)
     await eventually(lambda: not harness.service.streams)
     harness.seen(not_ready("beta"))
-    assert harness.followed.registry.engaged == 0, "the drain does not wait for a closed Fleet"
+    assert harness.followed.engagements.engaged == 0, "the drain does not wait for a closed Fleet"

@@ -252,13 +252,13 @@ async def test_watch_that_exceeds_the_budget_makes_the_source_stale_and_disengag
             watch.send(line("ADDED", project(f"p-{number}", 6 + number)))
         await eventually(lambda: run.source.status.reason == OVER_BUDGET)
         assert run.source.status.state is ViewState.STALE
-        assert run.source.registry.engaged < 10
+        assert run.source.engagements.engaged < 10
         await eventually(watch.gone.is_set)
         again = ScriptedResponse(*(line("ADDED", project(f"p-{number}", 6 + number)) for number in range(100)))
         server_script.watches = [again]
         await eventually(again.gone.is_set)
         assert run.source.status.reason == OVER_BUDGET
-        engaged = [each.target.name for each in run.source.registry.clusters()]
+        engaged = [each.target.name for each in run.source.engagements.clusters()]
         repaired = [line("ADDED", project(name, 200)) for name in engaged]
         server_script.watches = [ScriptedResponse(*repaired, bookmark(201, ends_list=True))]
         await run.synced()
@@ -273,7 +273,7 @@ async def test_list_of_endless_pages_makes_the_source_stale() -> None:
     async with running(server_script, policy, objects_limit=20 * OBJECT_OVERHEAD) as run:
         await eventually(lambda: run.source.status.reason == OVER_BUDGET)
         assert run.source.status.state is ViewState.STALE
-        assert run.source.registry.engaged == 0, "a list that did not end is dropped"
+        assert run.source.engagements.engaged == 0, "a list that did not end is dropped"
         assert len(server_script.queries) < 9
 
 

@@ -135,7 +135,7 @@ async def test_future_version_leads_to_relist_and_disengages_nothing(sandbox: Sa
         sandbox.drop_watches()
         await streaming.shows_reason("RemovalsHeld")
         assert streaming.ledger.relistings == ["Silence"]
-        assert streaming.source.registry.engaged == 3
+        assert streaming.source.engagements.engaged == 3
     await streaming.engages("delta")
 
 

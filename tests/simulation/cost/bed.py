@@ -91,7 +91,7 @@ class Bed:
 
     async def sync(self) -> None:
         await self.settle()
-        assert self.daemon.source.registry.engaged == self.clusters
+        assert self.daemon.source.engagements.engaged == self.clusters
 
     @contextmanager
     def measured(self, meter: Meter) -> Iterator[None]:

@@ -37,9 +37,9 @@ class Follower:
         self.decoder = Decoder(KubeObject, observe, Malformed)
         policy = ReflectorPolicy(streaming_lists=streaming, page_size=page_size, backoff=Backoff(1.0, 4.0))
         self.reflector = Reflector(policy, lambda: 0.0, self.now)
-        self.registry = Engagements(readable_log(), NotReadyClusters(grace_s))
+        self.engagements = Engagements(readable_log(), NotReadyClusters(grace_s))
         self.pending_deletions = PendingDeletions(lambda: 0.0, concurrency=2, backoff=Backoff(1.0, 4.0))
-        self.listed = ListedClusters(clusters=self.registry, pending_deletions=self.pending_deletions)
+        self.listed = ListedClusters(clusters=self.engagements, pending_deletions=self.pending_deletions)
         self.done: list[Event] = []
         """All events since the first list was complete."""
         self.watch: Watch | None = None
@@ -88,7 +88,7 @@ class Follower:
             self.done += self.listed.resolve(request, result)
 
     def run_timers(self) -> None:
-        self.done += self.registry.end_overdue(at(self.now))
+        self.done += self.engagements.end_overdue(at(self.now))
 
     def settle(self, enough: Callable[[], bool]) -> None:
         """Continue without faults until `enough` is true."""

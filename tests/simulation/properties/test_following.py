@@ -166,7 +166,7 @@ class FollowingMachine(RuleBasedStateMachine):
                     assert known == uid
                     assert self.server.evidence(name, uid, done.reason, since), f"{name} ended without evidence"
         self.checked = len(self.follower.done)
-        assert {each.target.name for each in self.follower.registry.clusters()} == self.engaged.keys()
+        assert {each.target.name for each in self.follower.engagements.clusters()} == self.engaged.keys()
 
     def teardown(self) -> None:
         """Remove all faults, and check that the fleet converges."""
@@ -181,10 +181,10 @@ class FollowingMachine(RuleBasedStateMachine):
             self.follower.failed(Failure("ConnectionLost", "cut"))
         self.follower.settle(self.has_converged)
         self.check_evidence_of_ends()
-        head, asked = self.follower.registry.log.head, len(self.follower.done)
+        head, asked = self.follower.engagements.log.head, len(self.follower.done)
         for _ in range(5):
             self.follower.step()
-        assert (self.follower.registry.log.head, len(self.follower.done)) == (head, asked), (
+        assert (self.follower.engagements.log.head, len(self.follower.done)) == (head, asked), (
             "a settled follower reports nothing"
         )
 
@@ -193,14 +193,14 @@ class FollowingMachine(RuleBasedStateMachine):
         there = {name: (obj.uid, str(obj.content)) for name, obj in self.server.objects.items() if obj.engages}
         here = {
             each.target.name: (each.target.uid, dict(each.target.labels)["content"])
-            for each in follower.registry.clusters()
+            for each in follower.engagements.clusters()
         }
         return (
             self.watching
             and follower.watch is not None
             and follower.watch.position == self.server.version
             and not len(follower.pending_deletions)
-            and follower.registry.not_ready.due_at is None
+            and follower.engagements.not_ready.due_at is None
             and here == there
         )
 

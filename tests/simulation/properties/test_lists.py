@@ -34,7 +34,7 @@ class Source(ListedClusters):
         return len(self.take(*findings))
 
     def records(self) -> dict[str, ClusterRecord | None]:
-        return {name: self.registry[name] for name in NAMES}
+        return {name: self.engagements[name] for name in NAMES}
 
 
 def findings(of: list[Observation]) -> list[SourceEvent[ObservedObject]]:
@@ -46,10 +46,10 @@ def test_identical_relist_has_no_effect(before: list[Observation], listed: list[
     source = Source()
     source.apply(findings(before))
     source.apply(findings(listed))
-    head = source.registry.log.head
+    head = source.engagements.log.head
     asked = source.pending_deletions.take_due(0.0)
     assert source.apply(findings(listed)) == 0
-    assert source.registry.log.head == head
+    assert source.engagements.log.head == head
     assert source.pending_deletions.take_due(0.0) == []
     assert {question.name for question in asked} == {each.name for each in before} - {each.name for each in listed}
 
@@ -66,7 +66,7 @@ def test_list_chunking_has_no_effect(before: list[Observation], listed: list[Obs
         cut.apply(rest[:batch])
         rest = rest[batch:]
     assert cut.records() == whole.records()
-    assert cut.registry.log.head == whole.registry.log.head
+    assert cut.engagements.log.head == whole.engagements.log.head
 
 
 @given(before=lists(), listed=lists())
@@ -77,5 +77,5 @@ def test_abandoned_list_has_no_effect(before: list[Observation], listed: list[Ob
     source.apply(findings(listed)[:-1])
     assert source.records() == untouched.records()
     source.apply(findings(before))
-    assert source.registry.log.head == untouched.registry.log.head
+    assert source.engagements.log.head == untouched.engagements.log.head
     assert source.pending_deletions.take_due(0.0) == []

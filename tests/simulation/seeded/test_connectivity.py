@@ -60,7 +60,7 @@ class World:
         self._clock = asyncio.get_running_loop().time
         self.source = new_source(self.journal, ChangeLog(encoder("0" * 16), Retention()))
         schedule = ProbeSchedule(policy, lambda: 0.5)
-        prober = Prober(schedule, self._ask, self._tell, self.journal, self.source.registry.needs_probe)
+        prober = Prober(schedule, self._ask, self._tell, self.journal, self.source.engagements.needs_probe)
         self.source.changes.add_listener(EventType.ENGAGED, prober.engaged)
         self.source.changes.add_listener(EventType.UPDATED, prober.updated)
         self.source.changes.add_listener(EventType.DISENGAGED, prober.disengaged)
@@ -101,7 +101,7 @@ def run_steps(steps: Callable[[World], Awaitable[None]], policy: ProbePolicy) ->
 def test_f58_black_holes_delay_no_other_cluster() -> None:
     async def steps(world: World) -> None:
         world.holes = set(CLUSTERS[::10])
-        assert (world.source.registry.engaged, len(world.reached)) == (500, 0), (
+        assert (world.source.engagements.engaged, len(world.reached)) == (500, 0), (
             "clusters are engaged before they are probed"
         )
         await asyncio.sleep(30.0)
@@ -134,7 +134,7 @@ def test_f58_unreachable_majority_is_never_disengaged(every: int) -> None:
         await asyncio.sleep(60.0)
         world.holes = set(CLUSTERS[::every])
         await asyncio.sleep(2 * GIVE_UP_AFTER_S)
-        assert world.source.registry.engaged == 500
+        assert world.source.engagements.engaged == 500
         world.holes = set(CLUSTERS[:7])
         await asyncio.sleep(GIVE_UP_AFTER_S + NOTICED_S)
         assert world.disengaged == world.holes, "the few that stay unreachable when the others have recovered"

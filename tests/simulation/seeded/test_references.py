@@ -155,7 +155,7 @@ class Simulation:
 
     @property
     def view(self) -> dict[str, str]:
-        return {each.target.name: each.target.place[0] for each in self.source.registry.clusters()}
+        return {each.target.name: each.target.place[0] for each in self.source.engagements.clusters()}
 
     @property
     def truth(self) -> dict[str, str]:

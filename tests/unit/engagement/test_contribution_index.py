@@ -98,7 +98,7 @@ class RecordedFleet:
 
     @property
     def engaged(self) -> set[str]:
-        return {cluster.target.name for cluster in self.source.registry.clusters()}
+        return {cluster.target.name for cluster in self.source.engagements.clusters()}
 
     def collection(self, watch: int = 0) -> ObjectCollection:
         return self.source.collections[watch]
@@ -203,7 +203,7 @@ def test_cluster_is_disengaged_when_the_deletion_of_its_last_object_is_confirmed
     (request,) = fleet.collection().pending_deletions.take_due(100.0)
     fleet.source.resolve(fleet.collection(), request, Absent(), 100.0)
     assert fleet.journal.events[-1] == ("DISENGAGED", "shop", DisengageReason.DELETED.value)
-    assert fleet.source.registry["shop"].state is ObjectState.DELETED  # type: ignore[union-attr]
+    assert fleet.source.engagements["shop"].state is ObjectState.DELETED  # type: ignore[union-attr]
 
 
 def test_object_may_contribute_to_several_clusters_and_change_them() -> None:
@@ -239,7 +239,7 @@ def test_cluster_claimed_by_two_objects_of_one_list_is_not_engaged() -> None:
     fleet = RecordedFleet(first_of)
     both = [thing(name, shop=Ready(f"uid-{name}", "1", target("shop", name))) for name in "ab"]
     assert fleet.listed(*both) == []
-    assert fleet.source.registry["shop"].state is ObjectState.MALFORMED  # type: ignore[union-attr]
+    assert fleet.source.engagements["shop"].state is ObjectState.MALFORMED  # type: ignore[union-attr]
     assert fleet.delete("a", "uid-a") == [("ENGAGED", "shop")]
 
 
@@ -311,7 +311,7 @@ def restored() -> RecordedFleet:
     before.listed(thing("x", shop=True), thing("y", shop=True), thing("w"))
     before.listed(thing("z", bank=True), watch=1)
     fleet = RecordedFleet(resources=2)
-    stored = [(Ready(record.uid, "", record.cluster.target), 5.0) for _, record in before.source.registry.items()]  # type: ignore[union-attr]
+    stored = [(Ready(record.uid, "", record.cluster.target), 5.0) for _, record in before.source.engagements.items()]  # type: ignore[union-attr]
     stored.append((Ready("gone", "", target("farm", "farm")), 5.0))
     status = ViewStatus(ViewState.STALE, 0.0, "Restored", "")
     fleet.source.restore(stored, before.source.stored_objects(), status)
@@ -371,7 +371,7 @@ def test_deletion_of_namespaced_object_is_confirmed_by_namespace_and_name() -> N
 def test_objects_that_reduce_to_nothing_engage_no_cluster() -> None:
     fleet = RecordedFleet(lambda *_: None)
     assert fleet.listed(thing("x", shop=True)) == []
-    assert fleet.source.registry["shop"] is None
+    assert fleet.source.engagements["shop"] is None
 
 
 def test_withdrawn_cluster_is_disengaged_as_removed() -> None:
@@ -383,4 +383,4 @@ def test_withdrawn_cluster_is_disengaged_as_removed() -> None:
     fleet = RecordedFleet(withdrawn)
     fleet.listed(thing("x", shop=True))
     assert fleet.take(ObjectChanged(thing("x", 2, shop=False))) == [("DISENGAGED", "shop", "REMOVED")]
-    assert fleet.source.registry["shop"].state is ObjectState.WITHDRAWN  # type: ignore[union-attr]
+    assert fleet.source.engagements["shop"].state is ObjectState.WITHDRAWN  # type: ignore[union-attr]

@@ -59,10 +59,10 @@ class JoinedFleet(RecordedFleet):
 
     @property
     def servers(self) -> dict[str, str]:
-        return {each.target.name: each.target.organization for each in self.source.registry.clusters()}
+        return {each.target.name: each.target.organization for each in self.source.engagements.clusters()}
 
     def message(self, cluster: str) -> str:
-        record = self.source.registry[cluster]
+        record = self.source.engagements[cluster]
         assert record is not None
         return record.message
 
@@ -88,7 +88,7 @@ def fleet() -> JoinedFleet:
 
 def test_cluster_is_not_ready_until_its_secret_is_created(fleet: JoinedFleet) -> None:
     assert fleet.take(ObjectChanged(an_object("farm", "n", 2))) == []
-    record = fleet.source.registry["farm"]
+    record = fleet.source.engagements["farm"]
     assert record is not None
     assert (record.state, record.message) == (ObjectState.NOT_READY, "there is no kubeconfig in Secret n")
     assert fleet.take(ObjectChanged(a_secret("n", version=3)), watch=SECRETS) == [("ENGAGED", "farm")]
@@ -184,7 +184,7 @@ def test_list_that_lacks_most_secrets_is_held() -> None:
 def restarted(before: JoinedFleet, *, without: str = "") -> JoinedFleet:
     """Return a fleet with the state of another one; `without` is a Secret that the state lacks."""
     fleet = JoinedFleet()
-    stored = [(Ready(each.target.uid, "", each.target), 5.0) for each in before.source.registry.clusters()]
+    stored = [(Ready(each.target.uid, "", each.target), 5.0) for each in before.source.engagements.clusters()]
     objects = [each for each in before.source.stored_objects() if each.key != without]
     fleet.source.restore(stored, objects, RESTORED)
     fleet.journal.events.clear()

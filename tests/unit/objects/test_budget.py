@@ -29,7 +29,7 @@ class Collection(ListedClusters):
     def __init__(self, budget: ObjectBudget | None = None) -> None:
         self.weight = CollectionWeight(budget or ObjectBudget(LIMIT * SIZE))
         super().__init__(weight=self.weight)
-        self.clusters = self.registry
+        self.clusters = self.engagements
 
     def lists_clusters(self, count: int) -> None:
         self.lists(*objects(count))

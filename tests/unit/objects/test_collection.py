@@ -60,7 +60,7 @@ class Source(ListedClusters):
         return self.resolve(request, answer)
 
     def state(self, name: str = "a") -> ObjectState:
-        record = self.registry[name]
+        record = self.engagements[name]
         assert record is not None
         return record.state
 
@@ -81,8 +81,8 @@ def test_restarted_first_list_starts_empty() -> None:
     source = Source()
     source.take(ListStarted(), Listed(ready("a")), Listed(ready("b")))
     source.lists(ready("b"))
-    assert source.registry["a"] is None
-    assert source.registry.engaged == 1
+    assert source.engagements["a"] is None
+    assert source.engagements.engaged == 1
     assert source.requested_names() == []
 
 
@@ -90,7 +90,7 @@ def test_object_deleted_during_first_list_is_ignored() -> None:
     source = Source()
     source.take(ListStarted(), Listed(ready("a")))
     assert source.take(Unlisted("a"), ListEnded()) == []
-    assert source.registry["a"] is None
+    assert source.engagements["a"] is None
 
 
 def test_first_list_may_contain_versions_in_any_order() -> None:
@@ -113,16 +113,16 @@ def test_abandoned_relist_changes_nothing() -> None:
     source.take(ListStarted(), Listed(ready("b")), Listed(not_ready("a")))
     source.take(Relisting("Expired"))
     assert source.lists(ready("a")) == []
-    assert source.registry["b"] is None
+    assert source.engagements["b"] is None
     assert source.requested_names() == []
 
 
 def test_identical_relist_changes_nothing() -> None:
     everything = (ready("a"), not_ready("b"), malformed("c"))
     source = Source(*everything)
-    head = source.registry.log.head
+    head = source.engagements.log.head
     assert source.lists(*everything) == []
-    assert source.registry.log.head == head
+    assert source.engagements.log.head == head
     assert source.requested_names() == []
 
 
@@ -177,7 +177,7 @@ def test_object_missing_from_relist_is_confirmed_and_stays_engaged_meanwhile() -
     source = Source(ready("a"), ready("b"), ready("c"))
     assert source.lists(ready("b")) == []
     assert sorted(source.requested_names()) == ["a", "c"]
-    assert source.registry.engaged == 3
+    assert source.engagements.engaged == 3
 
 
 def test_reference_objects_are_three_existing_ones_without_pending_deletion() -> None:
@@ -207,7 +207,7 @@ def test_relist_cancels_pending_deletion_of_listed_object() -> None:
     (request,) = source.due_requests()
     source.lists(ready())
     assert source.resolve(request, Absent()) == []
-    assert source.registry.engaged == 1
+    assert source.engagements.engaged == 1
 
 
 def test_object_outside_selector_is_confirmed_once_and_not_after_each_list() -> None:
@@ -238,21 +238,21 @@ def restored() -> Source:
 def test_restored_clusters_are_engaged_at_once_with_their_times() -> None:
     source = restored()
     assert source.intake.progress.is_synced
-    assert list(source.registry.clusters()) == [cluster("a", 1, engaged_at=5), cluster("b", 2, engaged_at=5)]
-    assert [record.uid for _, record in source.registry.items()] == ["u1", "u1"]
+    assert list(source.engagements.clusters()) == [cluster("a", 1, engaged_at=5), cluster("b", 2, engaged_at=5)]
+    assert [record.uid for _, record in source.engagements.items()] == ["u1", "u1"]
 
 
 def test_first_list_is_compared_with_restored_clusters() -> None:
     source = restored()
     assert source.lists(ready("a"), ready("c", "9")) == [done(engaged(cluster("c", 3, version="9")))]
     assert source.requested_names() == ["b"]
-    assert source.registry.engaged == 3
+    assert source.engagements.engaged == 3
 
 
 def test_abandoned_first_list_after_restore_changes_nothing() -> None:
     source = restored()
     source.take(ListStarted(), Listed(ready("c")), ListStarted())
-    assert source.registry.engaged == 2
+    assert source.engagements.engaged == 2
 
 
 # --- reported deletions ---
@@ -261,7 +261,7 @@ def test_abandoned_first_list_after_restore_changes_nothing() -> None:
 def test_watch_deletion_is_confirmed_and_cluster_stays_engaged_meanwhile() -> None:
     source = Source(ready())
     assert source.take(DeletionReported("a", "u1")) == []
-    assert source.registry.engaged == 1
+    assert source.engagements.engaged == 1
     assert source.answer(Absent()) == [done(disengaged(cluster(incarnation=1), DELETED, "the object was deleted"))]
 
 
@@ -269,7 +269,7 @@ def test_unconfirmed_deletion_keeps_cluster_engaged() -> None:
     source = Source(ready())
     source.take(DeletionReported("a", "u1"))
     assert source.answer(Inconclusive("503")) == []
-    assert source.registry.engaged == 1
+    assert source.engagements.engaged == 1
     assert source.pending_deletions.explain("a") == (0.0, "503")
     source.now = 1.0
     assert source.answer(Absent())[0].reason is DELETED
@@ -279,7 +279,7 @@ def test_refuted_deletion_keeps_cluster_engaged() -> None:
     source = Source(ready())
     source.take(DeletionReported("a", "u1"))
     assert source.answer(Found(ready())) == []
-    assert source.registry.engaged == 1
+    assert source.engagements.engaged == 1
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_pending_deletion_ends_when_object_is_seen() -> None:
     (request,) = source.due_requests()
     source.take(ObjectChanged(ready(version="5")))
     assert source.resolve(request, Absent()) == []
-    assert source.registry.engaged == 1
+    assert source.engagements.engaged == 1
 
 
 @pytest.mark.parametrize("version", ["9", "10"])

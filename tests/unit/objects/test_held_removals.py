@@ -55,7 +55,7 @@ class Source(ListedClusters):
 
     @property
     def engaged(self) -> int:
-        return self.registry.engaged
+        return self.engagements.engaged
 
 
 class GuardOfTwo(RemovalGuard):
@@ -75,7 +75,7 @@ def test_each_group_of_missing_objects_has_its_own_decision() -> None:
     assert source.requested_names() == ["c"]
     assert source.pending_deletions.held == 2
     assert source.pending_deletions.explain("b") == (0.0, "not these")
-    assert source.registry.engaged == 6, "the object that has the name of b waits too"
+    assert source.engagements.engaged == 6, "the object that has the name of b waits too"
 
 
 def test_empty_relist_is_held_with_reason() -> None:
@@ -91,9 +91,9 @@ def test_empty_relist_is_held_with_reason() -> None:
 
 def test_empty_list_is_held_for_clusters_that_other_members_own() -> None:
     source = Source()
-    source.registry.assigned_elsewhere = lambda _: "another member owns it"
+    source.engagements.assigned_elsewhere = lambda _: "another member owns it"
     for each in FLEET:
-        source.registry.lose(each.name, "another member owns it", at(1.0))
+        source.engagements.lose(each.name, "another member owns it", at(1.0))
     assert (source.engaged, source.store.established_count) == (0, 6)
     source.lists()
     assert source.requested_names() == []
@@ -256,7 +256,7 @@ def test_f21_list_of_another_server_is_ignored() -> None:
     source = Source()
     assert source.lists(*OTHERS) == []
     assert (source.engaged, source.pending_deletions.held) == (6, 6)
-    assert source.registry["x"] is None
+    assert source.engagements["x"] is None
     assert source.intake.held is not None
     assert "none of the 6 engaged clusters" in source.intake.held.message
 

@@ -212,7 +212,7 @@ def test_object_whose_name_cannot_be_in_a_path_is_forgotten_without_a_read(name:
     source = Source(hostile)
     source.lists(*FLEET)
     assert source.requested_names() == []
-    record = source.registry[name]
+    record = source.engagements[name]
     assert record is not None
     assert record.state is ObjectState.DELETED
 
@@ -312,13 +312,13 @@ def test_list_takes_no_cluster_back_behind_a_read_that_overtook_it() -> None:
     read = Found(ready("a", "130", labels={"from": "read"}))
     assert [event.type.name for event in source.resolve(request, read)] == ["UPDATED"]
     source.take(ListEnded(version="121"))
-    labels = {each.target.name: each.target.labels for each in source.registry.clusters()}
+    labels = {each.target.name: each.target.labels for each in source.engagements.clusters()}
     assert labels["a"] == (("from", "read"),)
 
 
 def test_older_object_that_cannot_be_read_keeps_its_cluster_as_it_was() -> None:
     source = at_version_120()
     assert source.lists(malformed("a", "50"), *NEW[1:]) == []
-    record = source.registry["a"]
+    record = source.engagements["a"]
     assert record is not None
     assert (record.state, record.engaged) == (ObjectState.MALFORMED, True)

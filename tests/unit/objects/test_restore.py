@@ -21,9 +21,9 @@ def summarized(done: list[Event]) -> list[tuple[EventType, str, DisengageReason 
 
 def test_restored_fleet_is_served_at_once_with_its_times() -> None:
     source = restored("alpha", "beta")
-    record = source.registry["alpha"]
+    record = source.engagements["alpha"]
     assert source.intake.progress.is_synced
-    assert source.registry.engaged == len(list(source.registry.items())) == 2
+    assert source.engagements.engaged == len(list(source.engagements.items())) == 2
     assert record is not None
     assert record.cluster is not None
     assert (record.state, record.cluster.engaged_at) == (ObjectState.READY, 7.0)

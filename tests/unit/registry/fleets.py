@@ -126,7 +126,7 @@ class ListedClusters:
         clusters: Engagements | None = None,
         pending_deletions: PendingDeletions | None = None,
     ) -> None:
-        self.registry = registry() if clusters is None else clusters
+        self.engagements = registry() if clusters is None else clusters
         self.pending_deletions = PendingDeletions(lambda: 0.0) if pending_deletions is None else pending_deletions
         positions = SourcePositions(Positions(), [0])
         self.intake = ObjectCollection(0, ObjectStore(weight), self.pending_deletions, positions, guard)
@@ -153,7 +153,7 @@ class ListedClusters:
         stored = [*stored]
         self.intake.restore(seen for seen, _ in stored)
         for seen, engaged_at in stored:
-            self.registry.commit([seen], Moment(engaged_at, now.steady))
+            self.engagements.commit([seen], Moment(engaged_at, now.steady))
 
     def due_requests(self) -> list[ConfirmationRequest]:
         return self.pending_deletions.take_due(self.now)
@@ -165,7 +165,7 @@ class ListedClusters:
         return [
             event
             for batch in ObjectsAreClusters().states(0, objects)
-            for event in self.registry.commit(batch.states, at(self.now))
+            for event in self.engagements.commit(batch.states, at(self.now))
         ]
 
 

@@ -79,7 +79,7 @@ def test_clusters_that_the_watch_adds_do_not_complete_a_short_first_list() -> No
     of = source()
     lists(of)
     take(of, 1.0, *(ObjectChanged(ready(f"other{number}")) for number in range(20)))
-    assert of.registry.engaged == 20
+    assert of.engagements.engaged == 20
     assert waits(of, 20, 20)
     lists(of, *(ready(f"other{number}") for number in range(20)), now=30.0)
     assert of.first_list.is_verified
@@ -98,7 +98,7 @@ def test_clusters_of_a_view_are_counted_once_for_all_subscribers_and_each_list()
     of = new_source(Ledger(), fleet=fleet)
     lists(of, ready("a", labels={"team": "red"}), ready("b"))
     view, counted = Filter(parse("team=red")), []
-    fleet.clusters = lambda: counted.append(1) or of.registry.clusters()  # type: ignore[method-assign,func-returns-value]
+    fleet.clusters = lambda: counted.append(1) or of.engagements.clusters()  # type: ignore[method-assign,func-returns-value]
     for now in (0.0, 0.5, 0.9):
         assert fleet.count_by_source(view, now) == {"": 1}
     assert len(counted) == 1

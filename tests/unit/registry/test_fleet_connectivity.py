@@ -33,20 +33,20 @@ async def test_unreachable_cluster_is_disengaged_with_reason_and_engaged_again_w
         source.changes.add_listener(
             kind, lambda cluster, kind=kind: heard.append(f"{kind.value} {cluster.target.name}")
         )  # type: ignore[misc]
-    (cluster,) = source.registry.clusters()
+    (cluster,) = source.engagements.clusters()
     incarnation = cluster.incarnation
     with source.changes.notifier.waiter() as waiter:
         source.connectivity_changed(ConnectivityChange("a", incarnation, AWAY))
         source.connectivity_changed(ConnectivityChange("a", incarnation, AWAY, disengages=True))
         assert heard == ["UPDATED a", "DISENGAGED a"]
         await waiter.wait_for_change(1.0)
-    record = source.registry["a"]
+    record = source.engagements["a"]
     assert record is not None
     assert record.message == "unreachable for too long; timeout: it did not answer in time"
-    assert source.registry.needs_probe("a", incarnation)
+    assert source.engagements.needs_probe("a", incarnation)
     for _ in source.apply(source.collections[0], [ObjectChanged(ready(version="2"))], 1.0):
         pass
-    assert source.registry.engaged == 0
+    assert source.engagements.engaged == 0
     source.connectivity_changed(ConnectivityChange("a", incarnation, BACK))
     assert heard[2:] == ["ENGAGED a"]
-    assert source.registry.engaged == 1
+    assert source.engagements.engaged == 1

@@ -42,14 +42,14 @@ def source() -> ClusterSource:
 def test_not_ready_cluster_is_disengaged_at_the_end_of_grace_while_source_is_connected(source: ClusterSource) -> None:
     assert source.due_at == 110.0
     source.tick(110.0)
-    assert source.registry.engaged == 0
+    assert source.engagements.engaged == 0
 
 
 def test_not_ready_grace_does_not_end_while_the_source_is_lost(source: ClusterSource) -> None:
     source.set_followed(source.collections[0], lost(100.5, 100.5))
     assert source.due_at is None
     source.tick(1000.0)
-    assert source.registry.engaged == 1
+    assert source.engagements.engaged == 1
 
 
 def test_not_ready_grace_resumes_with_its_remaining_time(source: ClusterSource) -> None:
@@ -59,7 +59,7 @@ def test_not_ready_grace_resumes_with_its_remaining_time(source: ClusterSource) 
     assert source.due_at == 210.0
     take(source, 204.0, ObjectChanged(ready("a", "3")))
     source.tick(300.0)
-    assert source.registry.engaged == 1
+    assert source.engagements.engaged == 1
 
 
 def test_not_ready_grace_that_began_after_source_loss_is_not_extended(source: ClusterSource) -> None:

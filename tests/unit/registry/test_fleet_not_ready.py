@@ -48,16 +48,16 @@ def test_mass_of_not_ready_clusters_is_held_and_reported(source: ClusterSource) 
     with capture_logs() as logs:
         run(source, 11.0)
     assert [entry["event"] for entry in logs] == ["not-ready clusters held"]
-    assert (source.registry.engaged, source.registry.not_ready.held_count) == (90, 90)
+    assert (source.engagements.engaged, source.engagements.not_ready.held_count) == (90, 90)
     assert (source.status.state, source.status.reason) == (ViewState.CATCHING_UP, NOT_READY_HELD)
     assert "100 of 100 engaged clusters" in source.status.message
-    assert source.registry.not_ready.until("c050") is not None
+    assert source.engagements.not_ready.until("c050") is not None
 
 
 def test_list_in_which_much_of_the_fleet_is_not_ready_is_held(source: ClusterSource) -> None:
     take(source, 10.0, ListStarted(), *(Listed(not_ready(name)) for name in NAMES), ListEnded())
     run(source, 11.0)
-    assert source.registry.engaged == 90
+    assert source.engagements.engaged == 90
 
 
 def test_restored_fleet_that_became_not_ready_meanwhile_is_held() -> None:
@@ -69,28 +69,28 @@ def test_restored_fleet_that_became_not_ready_meanwhile_is_held() -> None:
     source.restore([(ready(name, ""), 0.0) for name in NAMES], (), ViewStatus(ViewState.STALE, 0.0, "Restored", ""))
     take(source, 10.0, ListStarted(), *(Listed(not_ready(name)) for name in NAMES), ListEnded())
     run(source, 11.0)
-    assert source.registry.engaged == 90
+    assert source.engagements.engaged == 90
 
 
 def test_source_is_streaming_again_when_held_clusters_are_ready_again(source: ClusterSource) -> None:
     take(source, 10.0, *(ObjectChanged(not_ready(name)) for name in NAMES))
     run(source, 15.0)
     take(source, 20.0, *(ObjectChanged(ready(name, "3")) for name in NAMES))
-    assert (source.registry.engaged, source.due_at, source.status.state) == (100, None, ViewState.STREAMING)
-    record = source.registry["c050"]
+    assert (source.engagements.engaged, source.due_at, source.status.state) == (100, None, ViewState.STREAMING)
+    record = source.engagements["c050"]
     assert record is not None
-    assert (source.registry.not_ready.until("c050"), len(record.transitions)) == (None, 1)
+    assert (source.engagements.not_ready.until("c050"), len(record.transitions)) == (None, 1)
 
 
 def test_clusters_that_stay_not_ready_are_disengaged_after_the_hold(source: ClusterSource) -> None:
     take(source, 10.0, *(ObjectChanged(not_ready(name)) for name in NAMES))
     run(source, 11.0 + 29.9)
-    assert source.registry.engaged == 90
+    assert source.engagements.engaged == 90
     run(source, 11.0 + 30.0)
-    assert (source.registry.engaged, source.status.state) == (89, ViewState.STREAMING)
+    assert (source.engagements.engaged, source.status.state) == (89, ViewState.STREAMING)
     run(source, 11.0 + 30.0 + 2.0)
-    assert source.registry.engaged == 0
-    record = source.registry["c050"]
+    assert source.engagements.engaged == 0
+    record = source.engagements["c050"]
     assert record is not None
     assert record.transitions[-1].reason is DisengageReason.NOT_READY
 
@@ -99,7 +99,7 @@ def test_held_not_ready_cluster_that_is_replaced_is_disengaged_at_once(source: C
     take(source, 10.0, *(ObjectChanged(not_ready(name)) for name in NAMES))
     run(source, 15.0)
     take(source, 15.0, ObjectChanged(not_ready("c099", "3", uid="another")))
-    assert source.registry.engaged == 89
+    assert source.engagements.engaged == 89
 
 
 def test_hold_does_not_end_while_the_source_is_lost(source: ClusterSource) -> None:
@@ -107,9 +107,9 @@ def test_hold_does_not_end_while_the_source_is_lost(source: ClusterSource) -> No
     run(source, 15.0)
     source.set_followed(source.collections[0], ViewStatus(ViewState.STALE, 16.0, "ConnectionLost", "", 15.0))
     run(source, 1000.0)
-    assert source.registry.engaged == 90
+    assert source.engagements.engaged == 90
     source.set_followed(source.collections[0], streaming(1015.0))
     run(source, 1040.0)
-    assert source.registry.engaged == 90
+    assert source.engagements.engaged == 90
     run(source, 1050.0)
-    assert source.registry.engaged == 0
+    assert source.engagements.engaged == 0

@@ -56,33 +56,33 @@ def lost(assignment: FleetAssignment) -> set[str]:
 
 
 def message(source: ClusterSource, name: str = "x") -> str:
-    record = source.registry[name]
+    record = source.engagements[name]
     assert record is not None
     return record.message
 
 
 async def test_fleet_is_not_synced_before_its_member_may_engage() -> None:
     source, assignment = listed("x", "y")
-    assert (source.synced, source.registry.engaged, message(source)) == (False, 0, STARTING)
+    assert (source.synced, source.engagements.engaged, message(source)) == (False, 0, STARTING)
     assert assignment.unowned() == 0
     assign(assignment, STARTED)
-    assert (source.synced, source.registry.engaged, assignment.unowned()) == (False, 0, 2)
+    assert (source.synced, source.engagements.engaged, assignment.unowned()) == (False, 0, 2)
     assert "waits until the Leases are known to be current" in message(source)
     assign(assignment, ALONE)
-    assert (source.synced, source.registry.engaged, assignment.unowned()) == (True, 2, 0)
+    assert (source.synced, source.engagements.engaged, assignment.unowned()) == (True, 2, 0)
 
 
 async def test_member_outside_the_view_is_synced_and_owns_nothing() -> None:
     source, assignment = listed("x")
     assign(assignment, GONE)
-    assert (source.synced, source.registry.engaged, assignment.unowned()) == (True, 0, 0)
+    assert (source.synced, source.engagements.engaged, assignment.unowned()) == (True, 0, 0)
     assert message(source) == "member b of the shard group owns it (view 2)"
 
 
 async def test_cluster_that_another_member_has_not_released_is_unowned() -> None:
     source, assignment = listed("x")
     assign(assignment, NEXT)
-    assert (source.registry.engaged, assignment.unowned()) == (0, 1)
+    assert (source.engagements.engaged, assignment.unowned()) == (0, 1)
     assert message(source) == "this member will own it (view 2) once member b has released it"
 
 
@@ -119,13 +119,13 @@ async def test_lost_ownership_disengages_every_cluster() -> None:
     source, assignment = listed("x")
     assign(assignment, ALONE)
     assignment.lose_ownership()
-    record = source.registry["x"]
+    record = source.engagements["x"]
     assert record is not None
     assert (record.state, record.message, source.synced) == (ObjectState.UNASSIGNED, LOST, True)
     assert record.transitions[-1].reason is DisengageReason.OWNERSHIP_LOST
     assert assignment.unowned() == 1
     assign(assignment, ALONE)
-    assert source.registry.engaged == 1
+    assert source.engagements.engaged == 1
 
 
 async def test_clusters_are_assigned_in_batches() -> None:
@@ -153,11 +153,11 @@ async def test_clusters_are_engaged_once_the_credentials_of_former_owners_are_re
     revocation = Revocation()
     source, assignment = listed("x", "y", revocation=revocation)
     assign(assignment, ALONE)
-    assert (source.synced, source.registry.engaged, assignment.unowned(), revocation.woken) == (False, 0, 2, 1)
+    assert (source.synced, source.engagements.engaged, assignment.unowned(), revocation.woken) == (False, 0, 2, 1)
     assert message(source) == "this member owns it, and waits until the credentials of former owners are revoked"
     revocation.done()
     assign(assignment, ALONE)
-    assert (source.synced, source.registry.engaged, assignment.unowned()) == (True, 2, 0)
+    assert (source.synced, source.engagements.engaged, assignment.unowned()) == (True, 2, 0)
 
 
 async def test_engaged_clusters_stay_so_while_credentials_are_revoked_for_another_view() -> None:
@@ -167,11 +167,11 @@ async def test_engaged_clusters_stay_so_while_credentials_are_revoked_for_anothe
     revocation.done()
     assign(assignment, ALONE)
     assign(assignment, CONTINUED)
-    assert (source.registry.engaged, revocation.fence.is_cleared) == (1, False)
+    assert (source.engagements.engaged, revocation.fence.is_cleared) == (1, False)
     assignment.lose_ownership()
-    assert source.registry.engaged == 0
+    assert source.engagements.engaged == 0
     assign(assignment, CONTINUED)
-    assert source.registry.engaged == 0
+    assert source.engagements.engaged == 0
     revocation.done()
     assign(assignment, CONTINUED)
-    assert source.registry.engaged == 1
+    assert source.engagements.engaged == 1

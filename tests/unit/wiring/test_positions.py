@@ -56,9 +56,9 @@ def test_fleet_with_a_draining_cluster_has_no_resume_positions() -> None:
     of = source()
     lists(of, ready("a", "1"))
     key = SubscriberKey("caller", "name")
-    of.registry.releases.open(Subscription(key, "", Filter(confirms_releases=True)), 0.0)
-    of.registry.assigned_elsewhere = lambda _: "another member owns it"
-    of.registry.reassign("a", 60.0, Moment(0.0, 0.0))
+    of.engagements.releases.open(Subscription(key, "", Filter(confirms_releases=True)), 0.0)
+    of.engagements.assigned_elsewhere = lambda _: "another member owns it"
+    of.engagements.reassign("a", 60.0, Moment(0.0, 0.0))
     assert positions(of, "this") == {}
 
 

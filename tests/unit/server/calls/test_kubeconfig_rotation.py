@@ -70,7 +70,7 @@ class World:
         self.asked: list[str] = []
         self.fleet = Fleet(ChangeLog(encoder(EPOCH), Retention()))
         self.source = new_source(Ledger(), fleet=self.fleet)
-        self.source.registry.commit([ready("alpha"), ready("beta")], Moment(0.0, 0.0))
+        self.source.engagements.commit([ready("alpha"), ready("beta")], Moment(0.0, 0.0))
 
     # The call
 
@@ -132,11 +132,11 @@ def test_rotation_sends_kubeconfig_of_cluster_with_changed_endpoint(world: World
     cursor = Cursor(world.fleet.log, EVERYTHING, None)
     assert cursor.next_batch() is not None
     alpha = ready("alpha", "2", labels={"env": "prod"})
-    world.source.registry.commit([alpha], Moment(0.0, 0.0))
+    world.source.engagements.commit([alpha], Moment(0.0, 0.0))
     assert given(rotation.attach_kubeconfigs(updates(cursor))) == []
     assert given(rotation.take_due()) == []
     moved = replace(alpha, version="3", target=replace(alpha.target, place=("https://elsewhere.example.com",)))
-    world.source.registry.commit([moved], Moment(0.0, 0.0))
+    world.source.engagements.commit([moved], Moment(0.0, 0.0))
     assert given(rotation.attach_kubeconfigs(updates(cursor))) == []
     assert given(rotation.take_due()) == ["alpha"]
     assert given(rotation.take_due()) == []
@@ -161,7 +161,7 @@ def test_rotation_sends_kubeconfig_of_cluster_whose_labels_select_another_source
 
 
 def change_labels(world: World, version: str, **labels: str) -> None:
-    world.source.registry.commit([ready("alpha", version, labels=labels)], Moment(0.0, 0.0))
+    world.source.engagements.commit([ready("alpha", version, labels=labels)], Moment(0.0, 0.0))
 
 
 def updates(cursor: Cursor) -> Slice:
