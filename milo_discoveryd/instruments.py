@@ -80,7 +80,7 @@ class CallMetrics:
 
 
 class StreamMetrics:
-    """What the streams of subscribers sent."""
+    """The messages that streams sent to subscribers."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._latency = Histogram(

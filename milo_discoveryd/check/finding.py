@@ -11,7 +11,7 @@ Level: TypeAlias = Literal["ok", "warn", "fail"]
 class Finding(msgspec.Struct, frozen=True):
     level: Level
     subject: str
-    """What was checked, in one or two words."""
+    """The thing that was checked, in one or two words."""
     message: str
     fix: str = ""
 

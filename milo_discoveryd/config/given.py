@@ -40,7 +40,7 @@ class GivenSettings(Settings, frozen=True, kw_only=True):
     installed package. Kinds with required settings, such as `service-consumer` and `kubeconfig-directory`, are
     configured in `sources`."""
     declarative: Annotated[DeclarativeKind | None, Nested(DeclarativeKind, is_leaf=True)] = None
-    """The watched objects of mode `declarative`, and the meaning of their fields."""
+    """The watched objects of mode `declarative`, and how their fields are read."""
     discovery_kubeconfig: Annotated[Path | None, values.file_path] = None
     """Kubeconfig of the API server where projects are watched. Default: the cluster that the daemon runs in."""
     project_kubeconfig: Annotated[Path | None, values.file_path] = None

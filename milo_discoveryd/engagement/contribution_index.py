@@ -22,7 +22,7 @@ from milo_discoveryd.state_file.encoding import StoredObject
 CLUSTERS_PER_STEP = 250
 """The number of clusters that are changed in one step of the event loop."""
 Reduce = Callable[[str, Sequence[ObjectContribution], str], Observation | None]
-"""What several contributions to a cluster mean together: the cluster, its contributions, and the UID that it has."""
+"""Combines contributions to a cluster into one observation. Arguments: the cluster, its contributions, its UID."""
 _Members = tuple[ObjectContribution, ...]
 """The contributions to one cluster, the earliest first."""
 

@@ -86,7 +86,7 @@ class PastState(msgspec.Struct, frozen=True, gc=False):
 
 
 class LogEntry(msgspec.Struct, gc=False):
-    """What the change log keeps of one cluster. Only the log writes to it."""
+    """The entry of one cluster in the change log, to which only the log writes."""
 
     cluster: Cluster | None = None
     """None unless the cluster is engaged."""

@@ -56,7 +56,7 @@ class SuspensionReason(msgspec.Struct, frozen=True, gc=False):
     suspended_at: float | None
     reinstate_authority: str
     message: str = ""
-    """What the source says of the suspension as a whole."""
+    """The source's message about the suspension as a whole."""
 
 
 # One instance per cluster, never part of a reference cycle: gc=False keeps the garbage collector from traversing them.

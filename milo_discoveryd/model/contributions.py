@@ -15,7 +15,7 @@ ObjectReference = tuple[int, str]
 
 
 class Contribution(msgspec.Struct, frozen=True, gc=False):
-    """What one object says about one cluster."""
+    """The contribution of one object to one cluster."""
 
     cluster: str
     """The cluster's name."""

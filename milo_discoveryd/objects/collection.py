@@ -58,7 +58,7 @@ OLDER_READ = Inconclusive("the read returned an older version than the watch or 
 
 
 class ListProgress(msgspec.Struct):
-    """Which lists of a collection were applied."""
+    """The progress of a collection: which of its lists were applied."""
 
     is_synced: bool = False
     """One complete list was applied, in this run or in the run that wrote the state file."""
@@ -514,7 +514,7 @@ class _LastList(msgspec.Struct):
     """What the last complete list said, for the events and reads after it."""
 
     is_foreign: bool = False
-    """It came from another server, so the watch that follows it is ignored too."""
+    """The list came from another server, so the watch that follows it is ignored too."""
     replacing: Mapping[str, tuple[str, str]] = {}
     """UIDs and versions of the objects that it has under the names of established ones, by name."""
     version: str = ""

@@ -54,7 +54,7 @@ NOT_READY_HELD = "NotReadyHeld"
 
 
 class SourceProgress(msgspec.Struct, frozen=True):
-    """Which lists of a source were applied."""
+    """The progress of a source: which of its lists were applied."""
 
     synced: bool = False
     """One complete list of each collection was applied, in this run or in the run that wrote the state file, and it is

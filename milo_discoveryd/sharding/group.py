@@ -61,7 +61,7 @@ class GroupRequests:
         self.name = name
         """The name of the group."""
         self.problems: tuple[str, ...] = ()
-        """What an administrator should know or do, as of the last request."""
+        """Problems for an administrator to fix, as of the last request."""
         self._member = member
         self._leases = leases
         self._metrics = metrics

@@ -117,7 +117,7 @@ class Member:
 
     @property
     def problems(self) -> Iterator[str]:
-        """Yield what an administrator should know or do."""
+        """Yield problems for an administrator to fix."""
         state = self.state
         if state.problem:
             yield state.problem
@@ -372,7 +372,7 @@ class Member:
         is_changed = wanted != (lease if is_batch_due else msgspec.structs.replace(lease, pending=pending))
         wanted = msgspec.structs.replace(wanted, renewal=self._next_renewal(lease))
         if state.intent is Intent.STOP or (lease.is_leaving and not state.candidates.members):
-            # Also as the last member: no other member can take over before this Lease expires.
+            # The last member leaves in the same way: no other member can take over before this Lease expires.
             return WriteLease(msgspec.structs.replace(wanted, is_stopped=True))
         if lease.is_leaving and not pending and self._has_left(acknowledged):
             return WriteLease(msgspec.structs.replace(wanted, holder=""))

@@ -127,7 +127,7 @@ class FixedClusters(msgspec.Struct, frozen=True):
 
 
 Follows = OneResource | SeveralResources | Files | FixedClusters
-"""What a source follows."""
+"""A description of what a source follows."""
 
 
 class ProjectServer(enum.Enum):
@@ -184,7 +184,7 @@ class SourceKind(Group, frozen=True, kw_only=True):
 
     @property
     def unseen(self) -> str:
-        """What the source cannot notice with these settings, as `check` reports it; empty if there is nothing."""
+        """The changes that the source cannot notice with these settings, for `check`; empty if there are none."""
         return ""
 
     @property

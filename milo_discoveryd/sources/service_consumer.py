@@ -100,7 +100,7 @@ class ServiceConsumer(KubeObject, gc=False):
 
 
 class Consumer(msgspec.Struct, frozen=True, gc=False):
-    """What a ServiceConsumer says about its project."""
+    """The state of a project's use of a service, as its ServiceConsumer states it."""
 
     service: str
     phase: str
@@ -142,7 +142,7 @@ class ConsumerObjects:
         yield Contribution(project, content, ((FOLLOWED_PROJECTS, project),) if self._follows_projects else ())
 
     def project(self, obj: KubeObject) -> Observation:
-        """Return what a Project says; without its version, since equal contents mean that nothing changed."""
+        """Return the content of a Project without its version, since equal contents mean that nothing changed."""
         observation = self._projects.observe(obj)
         if isinstance(observation, Malformed):
             raise MalformedError(observation.message)

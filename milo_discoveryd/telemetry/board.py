@@ -66,7 +66,7 @@ class Subscriber(Protocol):
 
 
 class ShardStatus(Protocol):
-    """This daemon as a member of a group."""
+    """The status of this daemon as a member of a shard group."""
 
     def status(self) -> GroupStatus: ...
 

@@ -43,7 +43,7 @@ class Logging:
         """Switch between logging everything and the configured level."""
         self.current = self.configured if self.current == "debug" else "debug"
         logging.getLogger(NAME).setLevel(_NUMBERS[self.current])
-        log.error("log level", is_now=self.current)  # at the highest level, so that it is seen at each
+        log.error("log level", is_now=self.current)  # as an error, so that every level shows it
 
 
 def configure(level: str, form: str, to: TextIO | None = None) -> Logging:

@@ -128,7 +128,7 @@ class SourceMetrics:
 
 
 class MeasuredDaemon(msgspec.Struct, frozen=True, kw_only=True):
-    """What the metrics read when they are collected."""
+    """The sources of the metrics that are computed when they are collected."""
 
     fleet: Fleet
     cluster_cap: int

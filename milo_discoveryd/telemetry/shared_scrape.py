@@ -61,7 +61,8 @@ class SharedScrape:
     async def _build(self, form: ScrapeForm, encode: Encode, text: "asyncio.Future[bytes]") -> None:
         self.builds += 1
         try:
-            # Collected here, where nothing changes meanwhile, and encoded in a thread: that takes most of the time.
+            # Collected in the event loop, where nothing changes meanwhile, and encoded in a thread, which takes most of
+            # the time.
             families = _Collected(list(self._collect(form.with_names)))
             encoded = await asyncio.to_thread(encode, families)
         except Exception as error:  # noqa: BLE001 - raised by the readers

@@ -249,7 +249,7 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     counts: dict[str, int]
     """Known objects, by state, the states that need attention first."""
     words: Mapping[str, str] = msgspec.field(default_factory=lambda: WORDS)
-    """What people call each state."""
+    """The name of each state for people."""
     unreachable: int
     """Clusters that do not answer connectivity probes: engaged ones, and those disengaged for that reason."""
     deletions_unconfirmed: int
@@ -263,7 +263,7 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     recent_changes: tuple[RecentChange, ...]
     """Engagements and disengagements, newest first."""
     subscribers: tuple[SubscriberRow, ...]
-    """Those that are furthest behind first."""
+    """The subscribers, those that are furthest behind first."""
     subscribers_waiting: int
     """Subscribers that keep what they know until a second list verifies the first one since the daemon's start."""
     credentials: tuple[IssuerRow, ...]

@@ -48,7 +48,7 @@ async def exporting(endpoint: str, share: float, *, version: str, mode: str) -> 
         yield provider
     finally:
         tracer.reset(tracing)
-        # It sends what is left, and waits for that.
+        # Shutdown sends the remaining spans, and waits for the response.
         await asyncio.to_thread(provider.shutdown)
 
 

@@ -55,7 +55,7 @@ class Case:
     script: Callable[[Run], Awaitable[None]]
     needs: Feature | None = None
     is_large: bool = False
-    """It keeps the kit busy for seconds, and would make other cases late."""
+    """The case keeps the kit busy for seconds, and would delay other cases."""
 
 
 CASES: list[Case] = []

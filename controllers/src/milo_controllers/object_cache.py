@@ -204,7 +204,7 @@ class ObjectCache:
         """The objects that the list in progress has named so far."""
         self._functions: dict[str, Index] = {}
         self._misuse: dict[str, str] = {}
-        """What is wrong with an index function that returned a string, by index."""
+        """The problem of each index function that returned a string, by index."""
         self._indexes: dict[str, dict[Hashable, dict[Place, None]]] = {}
         self._by_owner: dict[str, dict[Place, None]] | None = None
         self.synced = False
@@ -340,7 +340,7 @@ def _size(found: CachedObject) -> int:
 
 @lru_cache(maxsize=4096)
 def _shared(namespace: str) -> str:
-    """Return one instance for equal names, which saves memory. Interned ones are never freed by some Pythons."""
+    """Return one shared instance of a name, which saves memory. Some Pythons never free interned strings."""
     return namespace
 
 

@@ -59,7 +59,7 @@ def is_seen(write: Write, informer: Cached) -> bool:
     if key.resource != write.resource or key.namespace not in ("", write.place[0]) or not informer.cache.synced:
         return True
     if found is None:
-        # It is deleted, or not created yet in the cache; or it does not concern this cache.
+        # The object is deleted, or not created yet in the cache; or it does not belong in this cache.
         return not write.version or bool(key.field_selector) or not matches(key.selector, write.labels)
     if found.uid != write.uid:
         return not (write.version and is_older(found.version, write.version))

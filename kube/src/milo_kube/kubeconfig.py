@@ -57,7 +57,7 @@ class KubeconfigError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What the cluster and the user of a context may contain."""
+    """The fields that the cluster and the user of a context may have."""
 
     cluster: frozenset[str]
     user: frozenset[str] | None
@@ -247,7 +247,7 @@ def parse_received(content: bytes) -> ParsedKubeconfig:
 
 
 _REFUSED: Final[dict[bytes, tuple[str, ...]]] = {}
-"""What is wrong with received content, by its digest. Each list has the same objects again."""
+"""The problems of received content, by digest: a relist delivers the same kubeconfigs again."""
 _MOST_REFUSED: Final = 1_000
 
 

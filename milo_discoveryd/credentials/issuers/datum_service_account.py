@@ -22,7 +22,7 @@ _ADVICE = {
     "unauthorized_client": "the account may not use this grant type",
     "unsupported_grant_type": "the endpoint does not support signed assertions; check token_uri",
 }
-"""What to do about the error codes of RFC 6749."""
+"""The advice for each error code of RFC 6749."""
 
 
 class DatumServiceAccountIssuer:

@@ -37,7 +37,7 @@ _ADVICE = {
     "unsupported_grant_type": "the endpoint does not support this grant; check token_url, or set grant",
     "access_denied": "the endpoint's policy denies this exchange",
 }
-"""What to do about the error codes of RFC 6749 and RFC 8693."""
+"""The advice for each error code of RFC 6749 and RFC 8693."""
 
 
 class RenewedToken(msgspec.Struct, frozen=True):
@@ -88,7 +88,7 @@ ANYBODY = PublicClient()
 
 
 class ExchangeRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What is requested of the token endpoint, besides the tokens."""
+    """The parameters of a request to the token endpoint, without the tokens."""
 
     url: str
     grant: str = EXCHANGE

@@ -56,7 +56,8 @@ class AccessControl:
             call.refused("PAGE_TOKEN_OF_ANOTHER", call=method, **about)
             raise
         except NotFoundError as error:
-            # The same for existing and other names, so that timing reveals nothing. This also audits enumeration.
+            # The delay does not depend on whether the name exists, so timing reveals nothing. This also audits
+            # enumeration.
             if not call.scope.is_everything:
                 call.refused(error.reason, call=method, **about)
                 await call.penalize_miss()
@@ -77,7 +78,7 @@ class CallContext:
 
     @property
     def grant(self) -> Grant | None:
-        """What the current rules grant; None if no rule matches the caller any more."""
+        """The rights that the current rules grant; None if no rule matches the caller any more."""
         if self._rights is not self._access.rights:
             self._rights = self._access.rights
             self._grant = self._rights.grant_for(self.caller)

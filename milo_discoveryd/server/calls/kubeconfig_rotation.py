@@ -185,7 +185,7 @@ class KubeconfigRotation:
         try:
             made = lease.issue(wire_incarnation(self._epoch, cluster.incarnation), self._to)
         except UnfitError:
-            return None  # until the endpoint or the issuer of the cluster changes
+            return None  # no further attempt until the endpoint or the issuer of the cluster changes
         except CredentialError:
             self._schedule.postpone(delivery, retry_s)
             return None

@@ -80,7 +80,7 @@ class Position(msgspec.Struct, frozen=True):
     part: int | None = None
     """The number of snapshot parts that were read. A stream cannot be resumed within a snapshot."""
     known: KnownClusters = NOTHING
-    """What the subscriber knows. Another run of the daemon cannot verify it."""
+    """The clusters that the subscriber knows, which another run of the daemon cannot verify."""
 
     def is_complete_in(self, run: str) -> bool:
         """Return whether everything that the subscriber knows is from that run of the daemon.
@@ -136,7 +136,7 @@ class StreamRevisions:
         self.last = ""
         """The revision of the last batch, or the one from which the subscriber resumed."""
         self.known = NOTHING
-        """What the subscriber knows with the next batch."""
+        """The clusters that the subscriber knows once it has received the next batch."""
         self._signer = signer
         self._versions: Mapping[str, int] | None = None
         self._parts = 0

@@ -39,7 +39,7 @@ class DaemonInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ShardMembership(Protocol):
-    """This daemon as a member of a group."""
+    """The membership of this daemon in a shard group."""
 
     def valid_s(self) -> float | None:
         """Return the seconds for which the present ownership is valid; None while the daemon owns nothing."""

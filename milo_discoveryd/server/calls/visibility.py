@@ -22,7 +22,7 @@ def visible_record(name: str, record: ClusterRecord | None, scope: ClusterScope)
     If only the name is known, as for a malformed object, the scope must cover every object of that name.
     """
     fields = _fields(record)
-    # Evaluate the scope for an unknown name too, so that it takes as long.
+    # Evaluate the scope for an unknown name too, so that both cases take the same time.
     is_covered = scope.covers(fields or _PLACEHOLDER)
     if record is None or scope.is_everything:
         return record

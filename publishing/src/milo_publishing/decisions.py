@@ -149,7 +149,7 @@ class Publication:
         if owner is Owner.FOREIGN:
             return Refuse("an object of this name exists that milo-discovery publish did not create")
         if owner is Owner.OTHER_PUBLISHER:
-            # Also if it has the UID of this cluster: tenants of another fleet may choose that.
+            # Even if the object has the UID of this cluster: tenants of another fleet may choose that UID.
             return Refuse(f"the object of this name belongs to publisher {observed.publisher!r}")
         if observed.cluster_uid != desired.cluster_uid:
             # The cluster was replaced: readers must not use what they stored about the former one for this one.

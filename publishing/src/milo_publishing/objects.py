@@ -52,7 +52,7 @@ class Identity:
     """The objects that a publisher owns: those with its labels. The replicas of a shard group own them together."""
 
     publication: str
-    """What is published, such as "cluster-profiles"."""
+    """The kind of published objects, such as "cluster-profiles"."""
     publisher: str
     """The name of the publisher, which deletes only its own objects."""
     group: str = ""

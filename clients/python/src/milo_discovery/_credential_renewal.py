@@ -27,7 +27,7 @@ _LOOP_WAIT_LIMIT_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class PushedKubeconfigs:
-    """What a stream delivers for one engagement. Both raise after its end: no kubeconfig is used then."""
+    """The kubeconfigs that a stream delivers for one engagement. After its end, both functions raise."""
 
     newest: Callable[[], Kubeconfig | None]
     following: Callable[[], Coroutine[Any, Any, Kubeconfig]]

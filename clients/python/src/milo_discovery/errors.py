@@ -117,7 +117,7 @@ class StreamBroken(DiscoveryError):
 
 
 class UnusableKubeconfig(DiscoveryError):
-    """This client does not accept a kubeconfig, or cannot read a file that it names. Its content is never quoted."""
+    """A kubeconfig that this client does not accept, or a file of it that cannot be read. No content is quoted."""
 
 
 class CertificateRenewed(DiscoveryError):
