@@ -43,7 +43,7 @@ _LEGS = (
     (Engagements, "commit", "commit"),
     (Journal, "changed", "count"),
     (ChangeNotifier, "published", "commit"),
-    (Cursor, "take", "frame"),
+    (Cursor, "next_batch", "frame"),
     (TokenSigner, "sign", "batch"),
     (frames, "batch", "batch"),
 )

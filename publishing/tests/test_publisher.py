@@ -273,7 +273,7 @@ async def test_publisher_stops_when_the_daemon_becomes_one_of_another_group():
     await made.until_published("alpha")
     made.daemon.group = "other"
     made.daemon.snapshot("alpha")
-    with pytest.raises(PublishedByAnother, match="another one"):
+    with pytest.raises(PublishedByAnother, match="belongs to shard group"):
         await running
 
 

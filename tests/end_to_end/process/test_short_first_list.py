@@ -48,9 +48,9 @@ async def restart(workspace: Workspace, *, is_complete_again: bool) -> list[str]
             await daemon.during(eventually(is_held))
             assert watch.source is not None
             assert "has 0 of the 20 clusters that the subscriber knows" in watch.source.message
-            with pytest.raises(ClusterNotFound, match="lacks clusters that subscribers know"):
+            with pytest.raises(ClusterNotFound, match="lacks clusters that subscribers still use"):
                 await client.get("p-1")
-            with pytest.raises(Unavailable, match="lacks clusters that subscribers know"):
+            with pytest.raises(Unavailable, match="lacks clusters that subscribers still use"):
                 await client.issue_kubeconfig("p-1")
             http = daemon.events("started")[-1]["http"]
             await until_metric(f"{http}/metrics", "milo_discoveryd_removals_held 0.0")

@@ -59,7 +59,7 @@ async def engaged(events: AsyncIterator[Event]) -> str:
     return event.cluster.name
 
 
-async def test_equal_names_of_two_sources_are_two_clusters(workspace: Workspace) -> None:
+async def test_same_name_in_two_sources_is_two_clusters(workspace: Workspace) -> None:
     daemon = workspace.daemon()
     async with serving(daemon), workspace.client() as client:
         await eventually(lambda: daemon._fleet.synced)

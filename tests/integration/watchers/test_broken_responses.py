@@ -68,7 +68,7 @@ BROKEN: dict[str, bytes] = {
     "folded header": OK + b"X: a\r\n b\r\nContent-Length: 2\r\n\r\n{}",
     "header without a colon": OK + b"nonsense\r\n\r\n",
     "endless 100 Continue": b"HTTP/1.1 100 Continue\r\n\r\n" * 1000,
-    "another protocol": b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n",
+    "switched protocols": b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n",
     "no content": b"HTTP/1.1 204 No Content\r\n\r\n",
     "redirect elsewhere": b"HTTP/1.1 301 Moved\r\nLocation: http://evil.test/\r\nContent-Length: 0\r\n\r\n",
     "redirect to itself": b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n",

@@ -122,7 +122,7 @@ def test_discovery_identity_of_another_cluster_source_is_not_issued(tmp_path: Pa
         ({"common_name": "project:{name}", "sources": ["a"]}, False),
     ],
 )
-def test_certificates_of_equal_names_in_several_sources_are_not_issued(
+def test_certificates_of_the_same_name_in_several_sources_are_not_issued(
     tmp_path: Path, files: Callable[..., str], subject: dict[str, Any], is_refused: bool
 ) -> None:
     file = files("one", tokenFile="token")
@@ -134,7 +134,7 @@ def test_certificates_of_equal_names_in_several_sources_are_not_issued(
         "ca_certificate": file,
         "ca_key": file,
     }
-    expected = pytest.raises(ConfigError, match=r"one identity: use \{uid\}") if is_refused else nullcontext()
+    expected = pytest.raises(ConfigError, match=r"the same identity: use \{uid\}") if is_refused else nullcontext()
     with expected:
         make(settings(tmp_path, issuing | subject, sources=sources))
 

@@ -16,11 +16,11 @@ def test_leave_signals_the_first_process(monkeypatch: pytest.MonkeyPatch) -> Non
     assert sent == [(1, signal.SIGRTMIN)]
 
 
-def test_leave_says_where_it_works_if_the_first_process_is_another_users(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leave_says_where_to_run_it_if_process_1_belongs_to_another_user(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: int) -> None:
         raise PermissionError
 
     monkeypatch.setattr(os, "kill", refuse)
     done = CliRunner().invoke(cli.command, ["leave"])
     assert done.exit_code == 1
-    assert "run it in the daemon's container" in done.output
+    assert "run this command in the daemon's container" in done.output
