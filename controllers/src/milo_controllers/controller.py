@@ -187,6 +187,7 @@ class Controller:
             return
         self._metrics.began(work.queued_s)
         began = self._running[key] = self._clock()
+        member.own_writes.reconcile_began()
         current_cluster.set(key.cluster)
         current_object.set(f"{key.namespace}/{key.name}" if key.namespace else key.name)
         current_reconcile.set(f"{getrandbits(64):016x}")
@@ -203,6 +204,7 @@ class Controller:
             now = self._clock()
             del self._running[key]
             is_held = self._holds.hold(member, key, request.writes.values(), now)
+            member.own_writes.reconcile_ended()
             delay_s = self.queue.done(key, outcome, now, is_held=is_held)
             self._metrics.ended(key.cluster, outcome, now - began)
         if error is None or isinstance(outcome, Parked):

@@ -22,6 +22,9 @@ from milo_kube.reflect.versions import is_number, is_older
 WITHIN_S = 10.0
 """How long an object is held at most, if its cache does not get the writes."""
 
+_MAX_DELETIONS = 1000
+"""Deletions that are remembered while reconciles run. A forgotten one delays a reconcile by WITHIN_S at most."""
+
 
 class Write(NamedTuple):
     """The result of a write."""
@@ -70,6 +73,23 @@ def is_seen(write: Write, informer: Cached) -> bool:
     return found.version == write.version
 
 
+class _Deletion(NamedTuple):
+    """The last deletion of an object that a cache reported."""
+
+    uid: str
+    version: str
+    """The last version that the cache had."""
+
+
+def _has_ended(write: Write, informer: Cached, deletion: _Deletion) -> bool:
+    """Return whether the deletion is newer than the write, so that the cache never will have the write."""
+    # In a cache with a selector, the object may have left the selector, and the write may have brought it back.
+    if deletion.uid == write.uid and not informer.key.selector:
+        return True
+    are_comparable = is_number(deletion.version) and is_number(write.version)
+    return are_comparable and not is_older(deletion.version, write.version)
+
+
 _parsed = lru_cache(parse)
 
 
@@ -89,28 +109,47 @@ class _Held(msgspec.Struct, eq=False):
 class OwnWrites:
     """The writes in one cluster that its caches do not have yet."""
 
-    __slots__ = ("_held",)
+    __slots__ = ("_deleted", "_held", "_reconciles")
 
     def __init__(self) -> None:
         self._held: dict[tuple[CacheKey, Place], list[_Held]] = {}
+        self._deleted: dict[tuple[CacheKey, Place], _Deletion] = {}
+        """The deletions during the running reconciles, which may concern what those wrote."""
+        self._reconciles = 0
 
     def __bool__(self) -> bool:
-        return bool(self._held)
+        return bool(self._held or self._reconciles)
+
+    def reconcile_began(self) -> None:
+        self._reconciles += 1
+
+    def reconcile_ended(self) -> None:
+        """Note the end of a reconcile, after `hold` was called for its writes."""
+        self._reconciles -= 1
+        if not self._reconciles:
+            self._deleted.clear()
 
     def hold(self, writes: Iterable[Write], informers: Iterable[Cached], settle: Callable[[], None]) -> bool:
         """Return whether caches lack any of the writes. If so, `settle` is called when they have all of them."""
         caches = list(informers)
-        unseen = [(each, write) for write in writes for each in caches if not is_seen(write, each)]
+        unseen = [
+            (informer, write)
+            for write in writes
+            for informer in caches
+            if not is_seen(write, informer) and not self._is_deleted(write, informer)
+        ]
         if not unseen:
             return False
-        held = _Held({(each.key, write) for each, write in unseen}, settle)
-        for each, write in unseen:
-            self._held.setdefault((each.key, write.place), []).append(held)
+        held = _Held({(informer.key, write) for informer, write in unseen}, settle)
+        for informer, write in unseen:
+            self._held.setdefault((informer.key, write.place), []).append(held)
         return True
 
     def changed(self, informer: Cached, change: Change) -> None:
         """Note a change of a cache."""
         place = change.current.place
+        if change.new is None and self._reconciles:
+            self._note_deletion((informer.key, place), _Deletion(change.current.uid, change.current.version))
         for held in self._held.pop((informer.key, place), ()):
             here = {(key, write) for key, write in held.unseen if (key, write.place) == (informer.key, place)}
             seen = {(key, write) for key, write in here if change.new is None or is_seen(write, informer)}
@@ -122,3 +161,16 @@ class OwnWrites:
 
     def clear(self) -> None:
         self._held.clear()
+        self._deleted.clear()
+
+    def _is_deleted(self, write: Write, informer: Cached) -> bool:
+        deletion = self._deleted.get((informer.key, write.place))
+        return (
+            deletion is not None and informer.cache.get(*write.place) is None and _has_ended(write, informer, deletion)
+        )
+
+    def _note_deletion(self, where: tuple[CacheKey, Place], deletion: _Deletion) -> None:
+        self._deleted.pop(where, None)
+        self._deleted[where] = deletion
+        if len(self._deleted) > _MAX_DELETIONS:
+            del self._deleted[next(iter(self._deleted))]

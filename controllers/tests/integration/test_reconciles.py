@@ -63,6 +63,33 @@ async def test_owned_object_is_restored_after_deletion_or_change(plane: ControlP
         await eventually(lambda: plane.get("v1/configmaps", "one")["data"] == {"a": "b"})
 
 
+@pytest.mark.parametrize("write", ["apply", "create"])
+async def test_owned_object_deleted_during_the_reconcile_that_wrote_it_is_restored_at_once(
+    plane: ControlPlane, write: str
+) -> None:
+    written, ended = asyncio.Event(), asyncio.Event()
+
+    async def reconcile(request: Request) -> None:
+        body = {"kind": "ConfigMap", "metadata": {"name": request.name}}
+        if write == "apply":
+            await request.apply("v1/configmaps", body, owned=True)
+        elif await request.get("v1/configmaps", request.name) is None:
+            await request.create("v1/configmaps", body, owned=True)
+        written.set()
+        await ended.wait()
+
+    plane.create(widget("one"))
+    async with reconciling(reconcile, plane, owns=["v1/configmaps"], on="generation") as running:
+        await written.wait()
+        [member] = running.controllers._engaged.members.values()
+        configmaps = next(each for key, each in member.informers.items() if key.resource == "v1/configmaps")
+        await eventually(lambda: configmaps.cache.get("default", "one"))
+        plane.delete("v1/configmaps", "one")
+        await eventually(lambda: configmaps.cache.get("default", "one") is None)
+        ended.set()
+        await eventually(lambda: plane.find("v1/configmaps", "one"), within_s=5)
+
+
 async def test_request_sets_finalizer_condition_and_status_and_records_event(plane: ControlPlane) -> None:
     cleaned: list[bool] = []
 

@@ -16,6 +16,7 @@ from milo_controllers.fleet_view import FleetView
 from milo_controllers.kinds import Kind
 from milo_controllers.metrics import ControllerMetrics
 from milo_controllers.object_cache import CachedObject, Change
+from milo_controllers.own_writes import OwnWrites
 from milo_controllers.registration import ControllerSpec
 from milo_controllers.request import Request
 from milo_controllers.watched import WatchedKind
@@ -35,6 +36,7 @@ def engaged(controller: Controller, members: dict[str, Any], name: str, tasks: a
         api=None,
         view=None,
         informers={},
+        own_writes=OwnWrites(),
     )
     controller.engage(members[name])
     controller.queue.open(name, 1)

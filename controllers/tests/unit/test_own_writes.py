@@ -127,6 +127,51 @@ def test_object_is_settled_when_what_it_wrote_was_deleted() -> None:
     assert settled == [True]
 
 
+@pytest.mark.parametrize(
+    ("deleted", "deleted_at", "write", "is_held"),
+    [
+        ("u", "5", written(), False),  # the write was seen, and then the deletion
+        ("u", "4", written(), False),  # the write and the deletion were one event, as that of the last finalizer
+        ("former", "4", written(), True),
+        ("next", "8", written(), False),
+        ("former", "x", written(version="y"), True),
+    ],
+)
+def test_write_is_not_awaited_after_a_newer_deletion_during_the_reconcile(
+    deleted: str, deleted_at: str, write: Write, is_held: bool
+) -> None:
+    own, cache = OwnWrites(), informer()
+    own.reconcile_began()
+    put(cache, deleted_at, uid=deleted)
+    for change in cache.cache.apply(DeletionReported("a", deleted, "ns")):
+        own.changed(cache, change)
+    assert own.hold([write], [cache], list) is is_held
+    own.reconcile_ended()
+    own.clear()
+    assert not own
+
+
+def test_write_that_returns_an_object_to_the_selector_is_awaited() -> None:
+    own, cache = OwnWrites(), informer(selector="app=web")
+    own.reconcile_began()
+    put(cache, "4")
+    for change in cache.cache.apply(DeletionReported("a", "u", "ns")):
+        own.changed(cache, change)
+    assert not own.hold([written(version="4", app="web")], [cache], list)
+    assert own.hold([written(app="web")], [cache], list)
+
+
+def test_deletions_before_a_reconcile_are_not_remembered() -> None:
+    own, cache = OwnWrites(), informer()
+    own.reconcile_began()
+    put(cache, "5")
+    for change in cache.cache.apply(DeletionReported("a", "u", "ns")):
+        own.changed(cache, change)
+    own.reconcile_ended()
+    assert not own
+    assert own.hold([written()], [cache], list)
+
+
 def test_nothing_is_held_for_writes_that_are_seen() -> None:
     own, cache = OwnWrites(), informer()
     put(cache, "5")
