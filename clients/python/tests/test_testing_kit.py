@@ -6,6 +6,7 @@ import asyncio
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import kubernetes.aio.client
 import pytest
@@ -226,6 +227,34 @@ def test_injected_faults_apply_to_one_kind_and_verb_of_one_project(milo_sandbox:
     alpha.get("v1/configmaps", "made")
 
 
+def test_injected_fault_of_create_refuses_an_apply_that_creates(milo_sandbox: MiloSandbox):
+    [alpha] = milo_sandbox.create_control_planes("alpha")
+    made = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "made"}}
+    milo_sandbox.fail("alpha", "create", "v1/configmaps", status=403)
+    with pytest.raises(RefusedError, match="403"):
+        alpha.apply(made)
+    milo_sandbox.stop_failing()
+    alpha.apply(made)
+    milo_sandbox.fail("alpha", "create", "v1/configmaps", status=403)
+    alpha.apply({**made, "data": {"a": "b"}})
+    milo_sandbox.fail("alpha", "patch", "v1/configmaps", status=403)
+    with pytest.raises(RefusedError, match="403"):
+        alpha.apply(made)
+
+
+STREAMING_LIST = {"watch": "1", "sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
+
+
+def test_injected_fault_of_list_refuses_a_watch_that_begins_with_a_list(milo_sandbox: MiloSandbox):
+    milo_sandbox.create_control_planes("alpha")
+    path = "/apis/resourcemanager.miloapis.com/v1alpha1/projects/alpha/control-plane/api/v1/secrets?timeoutSeconds=1&"
+    milo_sandbox.fail("alpha", "list", "v1/secrets", status=403)
+    with pytest.raises(RefusedError, match="403"):
+        milo_sandbox._http.request("GET", path + urlencode(STREAMING_LIST))
+    with pytest.raises(ValueError, match="Expecting value"):  # the empty body of a watch without events
+        milo_sandbox._http.request("GET", path + "watch=1")
+
+
 async def test_request_that_hangs_is_answered_after_the_fault(milo_sandbox: MiloSandbox):
     [alpha] = milo_sandbox.create_control_planes("alpha")
     milo_sandbox.fail("alpha", "list", "v1/secrets", status="hang", times=1)
@@ -242,6 +271,7 @@ REFUSED_FAULTS: list[tuple[tuple[Any, ...], str]] = [
     (("alpha", "get", "secrets", 403), "'secrets' is not a kind"),
     (("alpha", "get", "v1/secrets", 200), "status 200 is none of"),
     (("alpha", "get", "v1/secret", 403), "alpha does not serve v1/secret"),
+    (("alpah", "get", "v1/secrets", 403), "project 'alpah' does not exist"),
 ]
 
 

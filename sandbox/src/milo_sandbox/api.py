@@ -105,7 +105,7 @@ class Api:
         call = calls.read(request.method, segments, request.query, self.store.resources)
         self._rights.demand(subject, call.action)
         self._faults.check(Approach(segments=tuple(segments), query=request.query, project=self.project, call=call))
-        await self._faults.held(self.project, call)
+        await self._faults.held(self.project, call, self._verbs(request, call))
         if call.verb != "watch":  # opened from a cache
             await self._faults.thawed(call)
         unknown: list[str] = []
@@ -118,6 +118,15 @@ class Api:
             for warning in unknown:
                 response.headers.add("Warning", f"299 - {json.dumps(warning)}")
         return response
+
+    def _verbs(self, request: web.BaseRequest, call: Call) -> frozenset[str]:
+        """Return the verb of the call, and the one of what it does as well: an apply can create, a watch can list."""
+        if call.verb == "patch" and request.content_type == patches.APPLY and not call.subresource:
+            is_new = self.store[call.resource].get(call.name, call.namespace) is None
+            return frozenset({"patch", "create"} if is_new else {"patch"})
+        if call.verb == "watch" and options.wants_streaming_list(request.query):
+            return frozenset({"watch", "list"})
+        return frozenset({call.verb})
 
     # Reading
 

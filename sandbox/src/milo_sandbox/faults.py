@@ -1,7 +1,7 @@
 """Injected faults of responses, each of which was observed on real API servers."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from math import inf
 from typing import Literal
 
@@ -42,9 +42,9 @@ class Injected(msgspec.Struct, kw_only=True):
     status: int | Literal["hang"]
     times: float
 
-    def concerns(self, project: str, call: Call) -> bool:
+    def concerns(self, project: str, call: Call, verbs: Collection[str]) -> bool:
         kind = f"{call.resource.api_version}/{call.resource.plural}"
-        return (project, kind) == (self.project, self.kind) and self.verb in ("*", call.verb)
+        return (project, kind) == (self.project, self.kind) and (self.verb == "*" or self.verb in verbs)
 
 
 def _refusal(status: int, call: Call) -> RefusalError | PlainError:
@@ -90,9 +90,12 @@ class Faults:
         self._stopped.set()
         self._stopped = asyncio.Event()
 
-    async def held(self, project: str, call: Call) -> None:
-        """Raise the response of the first injected fault that applies, or wait for its end if it has none."""
-        fault = next((each for each in self._injected if each.concerns(project, call)), None)
+    async def held(self, project: str, call: Call, verbs: Collection[str]) -> None:
+        """Raise the response of the first injected fault that applies, or wait for its end if it has none.
+
+        `verbs` are those that an API server authorizes the call for.
+        """
+        fault = next((each for each in self._injected if each.concerns(project, call, verbs)), None)
         if fault is None:
             return
         fault.times -= 1

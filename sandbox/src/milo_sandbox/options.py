@@ -48,6 +48,10 @@ def wants_watch(query: Mapping[str, str]) -> bool:
     return _flag(query, "watch")
 
 
+def wants_streaming_list(query: Mapping[str, str]) -> bool:
+    return _flag(query, "sendInitialEvents")
+
+
 def list_options(query: Mapping[str, str], *, namespace: str, selectable: Collection[str] = ()) -> ListOptions:
     version = _version(query, refuse=refusals.bad_request)
     match = query.get("resourceVersionMatch", "")
@@ -105,7 +109,7 @@ def watch_options(
     if causes:
         raise refusals.invalid_options(causes)
     version = _version(query, refuse=refusals.own_failure)
-    streaming_list = asked and _flag(query, "sendInitialEvents")
+    streaming_list = wants_streaming_list(query)
     timeout = _integer(query, "timeoutSeconds")
     return WatchParameters(
         selector=_selector(query, namespace, selectable),

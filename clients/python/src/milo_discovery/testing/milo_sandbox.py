@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 
 from milo_discovery.errors import DiscoveryError
 from milo_discovery.testing.control_plane import ControlPlane
-from milo_discovery.testing.http import SandboxHttp
+from milo_discovery.testing.http import ObjectNotFoundError, SandboxHttp
 from milo_kube.rfc3339 import rfc3339
 
 Mode = Literal["project", "project-control-plane"]
@@ -207,6 +207,7 @@ class MiloSandbox:
         """Refuse requests to a project's control plane, the first `times` or all until `stop_failing`.
 
         `verb` is that of Kubernetes (get, list, watch, create, update, patch, delete, deletecollection), or `*`.
+        "create" includes an apply that creates the object, and "list" a watch that begins with a list.
         `status` is 403, 404, 409, 429, 500 or 503; `hang` answers after `stop_failing`. Open watches go on.
         """
         if verb not in _VERBS:
@@ -215,6 +216,10 @@ class MiloSandbox:
             raise ValueError(f"status {status!r} is none of {', '.join(map(str, _STATUSES))}")
         if kind.count("/") not in (1, 2):
             raise ValueError(f"{kind!r} is not a kind: write GROUP/VERSION/PLURAL, or VERSION/PLURAL")
+        try:
+            self._http.request("GET", f"{self._resource.path}/{project}")
+        except ObjectNotFoundError:
+            raise ValueError(f"project {project!r} does not exist; create it before its faults") from None
         self.control_plane(project).require_served(kind)
         fault = {"project": project, "verb": verb, "kind": kind, "status": status, "times": times}
         self._http.request("POST", _FAULTS, fault)
