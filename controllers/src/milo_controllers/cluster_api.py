@@ -86,7 +86,7 @@ class ClusterApi(ApiServer):
                     raise error.__cause__ from None
                 if error.cause == "credential":
                     raise UnusableKubeconfig(str(error)) from error
-                raise Unreachable(error.cause, str(error)) from error
+                raise Unreachable(error.cause, f"{method} {path}: {error}") from error
             if answer.status >= 300:
                 raise _refused(answer, f"{method} {path}")
             try:

@@ -34,6 +34,7 @@ _STATES: Final[dict[str, InformerState]] = {
     "NotFound": "not_served",
     "Forbidden": "forbidden",
 }
+_CHECK_KIND = "check its group, version and plural, and whether its CustomResourceDefinition is installed there"
 _APPLIED_AT_ONCE = 250
 """Number of listed objects that are processed between two iterations of the event loop."""
 
@@ -124,6 +125,8 @@ class Informer:
         status = self.status
         if status is None or status.state is ViewState.STREAMING:
             return ""
+        if status.message.startswith("404"):
+            return f"{status.reason}: {self._cluster} does not serve {self.key.resource}: {_CHECK_KIND}"
         return f"{status.reason}: {status.message}"
 
     @property

@@ -245,7 +245,8 @@ class ObjectCache:
         index = self._indexes.get(name)
         if index is None:
             if name not in self._functions:
-                raise KeyError(name)
+                indexes = ", ".join(map(repr, self._functions)) or "none"
+                raise KeyError(f"index {name!r} does not exist (there are: {indexes}); add it with Controllers.cache")
             index = self._indexes[name] = {}
             for found in self._objects.values():
                 _insert(index, self._values(name, found), found.place)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from milo_controllers.errors import ApiError, ControllerError, Permanent
+from milo_controllers.errors import ApiError, Conflict, ControllerError, Permanent
 from milo_controllers.work_queue import ObjectKey
 from milo_discovery._failure_log import FailureLog, raised_at
 from milo_discovery.errors import DiscoveryError
@@ -57,8 +57,12 @@ class ReconcileFailures:
             del self._objects[key]
 
     def log(self, cluster: str, what: str, error: Exception, then: str) -> None:
-        """Log a failure, unless one of the same cluster and cause was logged recently."""
+        """Log a failure, unless one of the same cluster and cause was logged recently; log each conflict at INFO."""
         text = _text(error)
+        if isinstance(error, Conflict):
+            # Part of normal operation: the cache was behind, and the retry reads the newer object.
+            log.info("%s: %s: %s met a conflict (%s): %s", self._controller, cluster, what, then, text)
+            return
         key: tuple[object, ...] = (self._controller, cluster, type(error), raised_at(error))
         match error:
             case Permanent():

@@ -8,7 +8,7 @@ import pytest
 import trustme
 
 from milo_controllers.cluster_api import ClusterApi
-from milo_controllers.errors import ApiError
+from milo_controllers.errors import ApiError, Unreachable
 from milo_discovery._kubeconfig_access import KubeconfigAccess
 from milo_kube.api_server import Pools
 from milo_kube.http.errors import TransportError
@@ -70,6 +70,16 @@ async def test_api_error_of_a_throttled_write_has_its_retry_after(header: str | 
         await api.aclose()
     assert (refused.value.status, refused.value.retry_after_s) == (429, asked)
     assert len(peer.requests) == 1
+
+
+async def test_request_without_an_answer_is_named_in_its_error() -> None:
+    authority = Authority()
+    pools = Pools(user_agent="controllers", environ={}, http2=Http2Connection)
+    async with serving(authority, lambda _accepted, _stream: None) as peer:
+        api = ClusterApi("alpha", Fixed(KubeconfigAccess(server=peer.url, authorities=authority.pem)), pools)
+        with pytest.raises(Unreachable, match=r"^POST /api/v1/configmaps: \S+ did not answer within 0\.2 s$"):
+            await api.send("POST", "/api/v1/configmaps", body={}, timeout_s=0.2)
+        await api.aclose()
 
 
 async def test_watch_fails_as_without_credential_if_the_renewed_one_after_401_is_not_usable() -> None:

@@ -162,6 +162,7 @@ async def test_cluster_without_the_kind_does_not_make_controllers_unready(
         await eventually(lambda: running.controllers.health().ready)
         [problem] = await eventually(lambda: running.controllers.health().problems)
         assert (problem.state, problem.is_synced) == ("not_served", False)
+        assert f"bare does not serve {WIDGETS}: check its group, version and plural" in problem.problem
         assert not running.controllers.health().synced
 
 

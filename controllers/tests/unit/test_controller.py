@@ -88,9 +88,10 @@ async def test_worker_is_free_for_other_clusters_after_the_tasks_of_a_cluster_ha
             await run_until_failure()
 
 
-async def test_log_of_a_conflict_of_an_object_that_changed_meanwhile_says_that_it_is_retried(
+async def test_conflict_of_an_object_that_changed_meanwhile_is_logged_as_information_with_its_retry(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.INFO)
     attempts: list[int] = []
 
     async def reconcile(request: Request) -> None:
@@ -104,8 +105,11 @@ async def test_log_of_a_conflict_of_an_object_that_changed_meanwhile_says_that_i
     async with asyncio.TaskGroup() as tasks:
         engaged(controller, members, "alpha", tasks)
         await eventually(lambda: len(attempts) == 2)
-    [line] = [each for each in caplog.messages if "failed" in each]
-    assert "default/one failed (retry at once, since it changed): the object has been modified" in line
+    [record] = [record for record in caplog.records if "modified" in record.message]
+    assert (
+        "default/one met a conflict (retry at once, since it changed): the object has been modified" in record.message
+    )
+    assert record.levelno == logging.INFO
 
 
 async def test_mapper_that_reads_a_cache_before_its_first_list_logs_no_error(caplog: pytest.LogCaptureFixture) -> None:

@@ -148,8 +148,8 @@ def test_index_function_follows_changes() -> None:
     assert (names(cache.indexed("color", "red")), names(cache.indexed("color", "blue"))) == (["a", "b"], ["c"])
     applied(cache, DeletionReported("c", "", "default"))
     assert names(cache.indexed("color", "blue")) == []
-    with pytest.raises(KeyError):
-        cache.indexed("unknown", "red")
+    with pytest.raises(KeyError, match=r"index 'colour' does not exist \(there are: 'color'\)"):
+        cache.indexed("colour", "red")
 
 
 def test_index_function_whose_result_changes_does_not_stop_the_cache() -> None:
