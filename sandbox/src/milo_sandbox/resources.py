@@ -28,7 +28,7 @@ class Cause(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Column(msgspec.Struct, frozen=True, kw_only=True):
-    """One column of `kubectl get`; `cell` is a path into the object, or a condition's type."""
+    """One column of `kubectl get`: a path into the object, or into the condition of a type."""
 
     name: str
     path: tuple[str, ...] = ()
@@ -97,7 +97,7 @@ class ResourceDefinition(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 _AGE = Column(name="Age", path=("metadata", "creationTimestamp"), type="date")
 _NAME = Column(name="Name", path=("metadata", "name"))
 
-_CONDITION_CELL = re.compile(r"""\.status\.conditions\[\?\(@\.type\s*==\s*["'](\w+)["']\)\]\.status""")
+_CONDITION_CELL = re.compile(r"""\.status\.conditions\[\?\(@\.type\s*==\s*["'](\w+)["']\)\]\.(\w+)""")
 _PLAIN_PATH = re.compile(r"(\.[A-Za-z0-9_-]+)+")
 _DEFINITIONS = Path(__file__).parent / "crds"
 
@@ -129,7 +129,14 @@ def _columns(given: Sequence[Document]) -> Iterator[Column]:
         path, wide = each["jsonPath"], bool(each.get("priority"))
         description = each.get("description", "")
         if found := _CONDITION_CELL.fullmatch(path):
-            yield Column(name=each["name"], condition=found[1], wide=wide, description=description)
+            yield Column(
+                name=each["name"],
+                condition=found[1],
+                path=(found[2],),
+                type=each["type"],
+                wide=wide,
+                description=description,
+            )
         elif _PLAIN_PATH.fullmatch(path):
             steps = tuple(path.split(".")[1:])
             yield Column(name=each["name"], path=steps, type=each["type"], wide=wide, description=description)

@@ -74,9 +74,7 @@ def _definition(column: Column) -> Document:
 
 
 def _cell(column: Column, document: Document, clock: Callable[[], datetime]) -> Any:
-    if column.condition:
-        return _condition(document, column.condition)
-    value: Any = document
+    value: Any = _condition(document, column.condition) if column.condition else document
     for step in column.path:
         value = value.get(step) if isinstance(value, dict) else None
     if column.type == "date":
@@ -91,7 +89,7 @@ def _condition(document: Document, wanted: str) -> Any:
     conditions = status.get("conditions") if isinstance(status, dict) else None
     for condition in conditions if isinstance(conditions, list) else ():
         if isinstance(condition, dict) and condition.get("type") == wanted:
-            return condition.get("status")
+            return condition
     return None
 
 

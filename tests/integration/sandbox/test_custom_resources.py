@@ -73,6 +73,28 @@ async def test_table_has_the_printer_columns_of_the_crd(client: Client) -> None:
     assert table["rows"][0]["cells"] == ["one", 7]
 
 
+async def test_table_has_columns_of_each_field_of_a_condition(client: Client) -> None:
+    condition = {"type": "Ready", "status": "True", "reason": "Done", "message": "all is made"}
+    condition["lastTransitionTime"] = "2026-01-01T00:00:00Z"
+    columns = [
+        {"name": field, "type": type_, "jsonPath": f'.status.conditions[?(@.type=="Ready")].{field}'}
+        for field, type_ in (("status", "string"), ("reason", "string"), ("message", "string"))
+    ]
+    since = {"name": "Since", "type": "date", "jsonPath": ".status.conditions[?(@.type=='Ready')].lastTransitionTime"}
+    schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
+    await define(client, additionalPrinterColumns=[*columns, since], schema=schema)
+    for name in ("one", "two"):
+        await create(client, WIDGETS, widget(name))
+    await client.call("PATCH", behind(f"{WIDGETS}/one/status"), {"status": {"conditions": [condition]}})
+    accept = {"Accept": "application/json;as=Table;v=v1;g=meta.k8s.io"}
+    table = (await client.get(behind(WIDGETS), headers=accept)).json
+    assert [column["name"] for column in table["columnDefinitions"]] == ["Name", "status", "reason", "message", "Since"]
+    [first, second] = [row["cells"] for row in table["rows"]]
+    assert first[:4] == ["one", "True", "Done", "all is made"]
+    assert first[4].endswith("d")
+    assert second == ["two", None, None, None, "<unknown>"]
+
+
 async def test_lists_and_watches_select_by_the_selectable_fields_of_the_crd(client: Client) -> None:
     await define(client, selectableFields=[{"jsonPath": ".spec.color"}, {"jsonPath": ".spec.size"}])
     await create(client, WIDGETS, widget("one", {"size": 1, "color": "red"}))
