@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from enum import Enum
 from pathlib import Path
-from typing import Any, get_overloads
+from typing import Any, ForwardRef, get_overloads
 
 from prometheus_client import CollectorRegistry
 
@@ -66,7 +66,8 @@ def _class(name: str, found: type) -> Iterator[str]:
         yield "Members: " + ", ".join(f"`{each}`" for each in found.__members__) + "."
         return
     constructor = vars(found).get("__init__")
-    if constructor is not None or dataclasses.is_dataclass(found) or hasattr(found, "__struct_fields__"):
+    has_fields = dataclasses.is_dataclass(found) or hasattr(found, "__struct_fields__") or hasattr(found, "_fields")
+    if constructor is not None or has_fields:
         yield from _code(_signatures(name, constructor) if constructor else [f"{name}{_signature(found)}"])
     yield _doc(found)
     if constructor is not None and (text := _doc(constructor)):
@@ -126,6 +127,8 @@ def _parameter(parameter: inspect.Parameter) -> str:
 def _annotation(annotation: Any) -> str:
     if isinstance(annotation, str):
         return annotation
+    if isinstance(annotation, ForwardRef):  # in a NamedTuple
+        return annotation.__forward_arg__
     return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
 
 

@@ -53,14 +53,16 @@ class Unreachable(ControllerError):
 
 
 class ApiError(ControllerError):
-    """The API server refused a request."""
+    """The API server refused a request.
+
+    `status` is the HTTP status. `reason` is one CamelCase word, as in the Status object; empty if there was none.
+    `retry_after_s` is the header Retry-After, or None: a reconcile that raises the error is not retried earlier.
+    """
 
     def __init__(self, status: int, reason: str, message: str, *, retry_after_s: float | None = None) -> None:
         self.status = status
         self.reason = reason
-        """One CamelCase word, as in the Status object; empty if there was none."""
         self.retry_after_s = retry_after_s
-        """The header Retry-After. A reconcile that raises the error is not retried earlier."""
         super().__init__(message)
 
 

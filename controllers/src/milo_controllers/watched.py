@@ -14,21 +14,26 @@ T = TypeVar("T")
 
 
 class ReconcileTarget(NamedTuple):
-    """An object to reconcile, as a mapper returns it."""
+    """An object to reconcile, as a mapper returns it.
+
+    `cluster` is the name of its cluster; by default the one in which the watched object changed.
+    """
 
     name: str
     namespace: str = ""
     cluster: str | None = None
-    """Name of the cluster; by default the one in which the watched object changed."""
 
 
 class Watched(Generic[ObjectT]):
-    """A change of a watched object, for a mapper."""
+    """A change of a watched object, for a mapper.
+
+    `name` and `namespace` are those of the object, and `cluster` is the EngagedCluster that it is in. `is_deleted` says
+    whether it was deleted, and `clusters` has the caches of all clusters.
+    """
 
     def __init__(self, kind: Kind[ObjectT], change: Change, cluster: EngagedCluster, clusters: FleetView) -> None:
         self.cluster = cluster
         self.clusters = clusters
-        """The caches of all clusters."""
         self.name = change.current.name
         self.namespace = change.current.namespace
         self.is_deleted = change.new is None
