@@ -246,7 +246,8 @@ class ClusterSource:
             for states in self._meaning.states_once_listed(self._positions.of_first_lists):
                 self.changes.commit(self.name, states, read_at)
         if now.lists != before.lists and now.is_complete:
-            self._listed = max(self._listed or 0, self.engagements.present_count)
+            lacking = sum(len(collection.pending_deletions) for collection in self.collections)
+            self._listed = max(self._listed or 0, self.engagements.present_count - lacking)
         if now.synced and not before.synced:
             self.observer.synced(self.engagements.engaged)
         self.changes.notifier.notify()

@@ -138,6 +138,13 @@ def test_restored_clusters_are_complete_before_the_first_list() -> None:
     assert not waits(of, 1, 1)
 
 
+def test_restored_cluster_that_the_first_list_lacks_is_not_described_by_it() -> None:
+    of = source()
+    of.restore([(ready("a", ""), 1.0)], (), ViewStatus(ViewState.STALE, 0.0, "Restored", ""))
+    lists(of)
+    assert waits(of, 2, 1)
+
+
 def test_first_list_of_few_objects_may_describe_many_clusters() -> None:
     fleet = RecordedFleet()
     fleet.listed(thing("x", **{f"c{number}": True for number in range(20)}))
