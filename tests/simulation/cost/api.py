@@ -52,6 +52,8 @@ class Api:
         """`suffix` ends each name and UID, to make objects larger."""
         self.answers_lists = asyncio.Event()
         self.answers_lists.set()
+        self.waits_at = 0
+        """The position in a list from which on pages wait for `answers_lists`."""
         self._page_size = page_size
         self._version = 1
         self._watch: Watch | None = None
@@ -76,12 +78,13 @@ class Api:
         assert self._watch is not None, "the daemon watches"
         self._watch.send(EXPIRED, None)
 
-    def prepare_pages(self) -> None:
-        """Encode the pages of the next list."""
+    def prepare_pages(self, size: int | None = None) -> None:
+        """Encode the pages of the next list; `size` is not that which the daemon requests."""
+        size = size or self._page_size
         items = [obj.encoded(name) for name, obj in self._objects.items()]
         self._pages.clear()
-        for start in range(0, len(items), self._page_size):
-            end = start + self._page_size
+        for start in range(0, len(items), size):
+            end = start + size
             metadata = {"resourceVersion": str(self._version), "continue": str(end) if end < len(items) else ""}
             page = {"metadata": metadata, "items": items[start:end]}
             self._pages[str(start) if start else ""] = msgspec.json.encode(page)
@@ -91,8 +94,10 @@ class Api:
         if path == "/livez":
             return Answer(200, {}, b"ok")
         assert path == PATH, f"{path} is not read: nothing is deleted"
-        await self.answers_lists.wait()
-        return Answer(200, {}, self._pages[dict(query).get("continue", "")])
+        token = dict(query).get("continue", "")
+        if int(token or 0) >= self.waits_at:
+            await self.answers_lists.wait()
+        return Answer(200, {}, self._pages[token])
 
     def stream(
         self, path: str, query: Any = (), *, connect_timeout_s: float, silence_s: float | None

@@ -17,7 +17,7 @@ IS_COMPARABLE = sys.version_info[:2] == (3, 11)
 MANY = 20
 TOLERANCE = 0.05
 """Of calls and elements; a difference of one is tolerated too. Calls of expensive functions must be equal."""
-CLUSTERS, CHANGES = 20_000, 5
+CLUSTERS, CHANGES = 20_000, 6
 """Of the long life. Together they exceed `watch.objects_limit` if each change counts."""
 
 Figure = int | float | dict[str, int | float]

@@ -5,12 +5,16 @@ import gc
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from math import inf
 from typing import TypeVar
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.config import Settings
 from milo_discoveryd.log.change_log import BATCH_BYTES
 from milo_discoveryd.log.slots import STALE_SLOTS
+from milo_discoveryd.model.cluster import DeclaredTarget, key_of
+from milo_discoveryd.objects.pending_deletions import PendingDeletions
+from milo_discoveryd.registry.source import ClusterSource, SourceDescription, SourcePolicy
 from tests.simulation.cost.api import Api
 from tests.simulation.cost.meter import InOrder, Meter, MeteredLoop
 from tests.simulation.seeded.daemon import Daemon, Traits
@@ -37,10 +41,19 @@ _TRAITS = Traits(
 
 
 class Subscriber:
-    """A subscriber that reads at once."""
+    """A subscriber, which reads at once by default."""
 
-    def __init__(self, daemon: Daemon, *, resume_revision: str = "", with_kubeconfigs: bool = False) -> None:
+    def __init__(
+        self,
+        daemon: Daemon,
+        *,
+        resume_revision: str = "",
+        with_kubeconfigs: bool = False,
+        reads: asyncio.Event | None = None,
+    ) -> None:
+        """`reads` is set once it may read more than its first message; None if it may at once."""
         self.messages = 0
+        self._reads = reads
         self._last = b""
         request = pb.WatchClustersRequest(resume_revision=resume_revision, include_kubeconfigs=with_kubeconfigs)
         self._call = daemon.call(request, "subscriber", self._receive)
@@ -57,7 +70,7 @@ class Subscriber:
     async def _receive(self, message: bytes) -> None:
         self.messages += 1
         self._last = message
-        await asyncio.sleep(0)
+        await (asyncio.sleep(0) if self._reads is None else self._reads.wait())
 
 
 class Bed:
@@ -84,10 +97,42 @@ class Bed:
             subscriber = Subscriber(self.daemon, resume_revision=resume_revision, with_kubeconfigs=with_kubeconfigs)
             self.subscribers.append(subscriber)
 
+    def add_sources(self, count: int) -> None:
+        """Add sources of one cluster each. The clusters state their addresses, so that claims are judged."""
+        for number in range(count):
+            name = f"source-{number:03}"
+            source = ClusterSource(
+                self.daemon.fleet.changes,
+                self.daemon.ledger,
+                SourcePolicy(pending_deletions=lambda: PendingDeletions(lambda: 0.5)),
+                SourceDescription(name=name),
+            )
+            place = (f"https://{name}.test",)
+            target = DeclaredTarget(
+                name=key_of(name, "only"), source=name, uid=name, place=place, object_namespace="", object_name="only"
+            )
+            self.daemon.fleet.add(source).set_targets([target], self._loop.time())
+
+    async def list_pages(self, size: int, token: str = "", most: float = inf) -> str:
+        """Read pages of a list of all clusters. Return the token of the next one."""
+        read = 0
+        while (token or not read) and read < most:
+            page = await self.daemon.list_clusters(pb.ListClustersRequest(page_size=size, page_token=token))
+            token, read = page.next_page_token, read + 1
+        return token
+
+    def subscribe_slowly(self) -> None:
+        """Subscribe, and read only the first message."""
+        self.subscribers.append(Subscriber(self.daemon, reads=asyncio.Event()))
+
     async def settle(self, seconds: float = SETTLE_S) -> None:
         """Wait until all that was caused has happened."""
         await asyncio.sleep(seconds)
         self.daemon.check()
+
+    def would_exceed_limit(self, changes: int) -> bool:
+        """Return whether the objects would exceed `watch.objects_limit` if so many changes of each counted too."""
+        return self.daemon.collection.store.weight.used * (1 + changes) > _SETTINGS.watch.objects_limit
 
     async def sync(self) -> None:
         await self.settle()

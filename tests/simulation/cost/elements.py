@@ -1,7 +1,8 @@
-"""Counts the elements that are read from large lists and dicts, whoever holds them, in Python and in C.
+"""Counts the elements that are read from large lists, tuples and dicts, whoever holds them, in Python and in C.
 
-A profile cannot show that `sum`, `sorted` or a copy reads the whole fleet. Each large list or dict that is an attribute
-of one of the product's objects is replaced by a subclass that counts, so the test needs no names of attributes.
+A profile cannot show that `sum`, `sorted` or a copy reads the whole fleet. Each large list, tuple or dict that is an
+attribute of one of the product's objects is replaced by a subclass that counts, so the test needs no names of
+attributes.
 Sets, deques and containers that are only in local variables are not counted.
 """
 
@@ -81,6 +82,29 @@ class CountedList(list[Any], _Counted):
         super().sort(**options)
 
 
+class CountedTuple(tuple[Any, ...], _Counted):
+    __hash__ = None  # type: ignore[assignment]
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._each(super().__iter__())
+
+    def __getitem__(self, key: SupportsIndex | slice) -> Any:
+        self.reads.add(len(range(*key.indices(len(self)))) if isinstance(key, slice) else 1)
+        return super().__getitem__(key)
+
+    def __contains__(self, element: object) -> bool:
+        self.reads.add(len(self))
+        return super().__contains__(element)
+
+    def __eq__(self, other: object) -> bool:
+        self.reads.add(len(self))
+        return super().__eq__(other)
+
+    def __add__(self, other: Any) -> tuple[Any, ...]:
+        self.reads.add(len(self))
+        return super().__add__(other)
+
+
 class CountedDict(dict[Any, Any], _Counted):
     """A dict that counts the elements of iterations, but not lookups."""
 
@@ -112,13 +136,17 @@ class CountedDict(dict[Any, Any], _Counted):
         return dict(self.items())
 
 
+_COUNTED: dict[type, Any] = {list: CountedList, tuple: CountedTuple, dict: CountedDict}
+
+
 def count_reads(least: int, stack_above: int) -> Reads:
-    """Replace each list and dict of at least that many elements that is an attribute of an object of the product."""
+    """Replace each list, tuple and dict of at least that many elements that is an attribute of an object of the
+    product."""
     reads = Reads(stack_above)
     replaced: dict[int, Any] = {}
     attributes = [(obj, name, value) for obj in _objects() for name, value in _attributes(obj)]
     for obj, name, value in attributes:
-        kind = CountedList if type(value) is list else CountedDict if type(value) is dict else None
+        kind = _COUNTED.get(type(value))
         if kind is not None and len(value) >= least:
             if id(value) not in replaced:
                 replaced[id(value)] = counted = kind(value)

@@ -34,6 +34,8 @@ _EXPENSIVE = {
     "'decode' of 'msgspec": "decode",
 }
 """Expensive C functions, by a part of their name in a profile, and the names under which they are counted."""
+_EXPENSIVE_IN_PYTHON = {"JSONDecoder.decode": "decode", "JSONEncoder.encode": "encode", "deepcopy": "copy"}
+"""Expensive functions of the standard library, and the names under which they are counted."""
 
 
 class Meter:
@@ -79,7 +81,7 @@ class Meter:
             if isinstance(entry.code, str) or entry.code.co_filename.startswith(_TESTS):
                 continue
             for called in entry.calls or ():
-                if isinstance(called.code, str) and (name := _expensive(called.code)):
+                if name := _expensive(called.code):
                     self.functions[name] += called.callcount
 
 
@@ -123,5 +125,7 @@ def _is_product(code: CodeType | str) -> bool:
 
 
 @cache
-def _expensive(function: str) -> str | None:
+def _expensive(function: CodeType | str) -> str | None:
+    if not isinstance(function, str):
+        return None if _is_product(function) else _EXPENSIVE_IN_PYTHON.get(function.co_qualname)
     return next((name for part, name in _EXPENSIVE.items() if part in function), None)

@@ -1,8 +1,15 @@
 """The paths whose cost is counted. Each prepares a daemon and some subscribers, and measures one block."""
 
 import asyncio
+import gc
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import cache
+from types import FunctionType, ModuleType
+from typing import Any
+
+import msgspec
 
 from milo_discoveryd.connectivity.prober import Prober
 from milo_discoveryd.connectivity.reachability import ProbeOutcome, ProbePolicy, ProbeReached, ProbeSchedule
@@ -11,11 +18,16 @@ from milo_discoveryd.log.events import EventType
 from milo_discoveryd.model.cluster import Cluster
 from tests.simulation.cost.bed import TOKEN_LIFE_S, Bed, run
 from tests.simulation.cost.elements import count_reads
+from tests.simulation.cost.kinds import KINDS, measure_kind
 from tests.simulation.cost.meter import Meter, MeteredLoop
+from tests.simulation.seeded.daemon import HEARTBEAT_S
 
 BURST = 500
 SHORT_BURST = 100
 """So short that other work in the same callback shows."""
+PAGES = 10
+IDLE_S = 4 * HEARTBEAT_S + 1.0
+OTHER_SOURCES = 50
 _WARM_UP = 10
 Path = Callable[[Bed, int], Awaitable[Meter]]
 
@@ -55,9 +67,80 @@ async def _relist(bed: Bed, subscribers: int) -> Meter:
     return await _measured(bed, bed.api.expire_watch, 5.0)
 
 
+async def _first_list_end(bed: Bed, subscribers: int) -> Meter:
+    """The second half of the pages, so that what is kept of the first half is counted."""
+    _wait_at_half(bed)
+    bed.subscribe(subscribers)
+    await bed.settle()
+    return await _measured(bed, bed.api.answers_lists.set)
+
+
+async def _relist_end(bed: Bed, subscribers: int) -> Meter:
+    await _follow(bed, subscribers)
+    _wait_at_half(bed)
+    bed.api.expire_watch()
+    await bed.settle(5.0)
+    return await _measured(bed, bed.api.answers_lists.set)
+
+
+def _wait_at_half(bed: Bed) -> None:
+    bed.api.prepare_pages(bed.clusters // PAGES)
+    bed.api.waits_at = bed.clusters // 2
+    bed.api.answers_lists.clear()
+
+
+async def _listing(bed: Bed, subscribers: int) -> Meter:
+    """Callers list all clusters in pages, and continue lists that began before."""
+    await bed.sync()
+    size = bed.clusters // PAGES
+    tokens = [await bed.list_pages(size, most=1) for _ in range(subscribers)]
+    calls: list[asyncio.Task[str]] = []
+
+    def act() -> None:
+        for token in tokens:
+            calls.append(asyncio.create_task(bed.list_pages(size, token)))
+            calls.append(asyncio.create_task(bed.list_pages(size)))
+
+    meter = await _measured(bed, act)
+    assert not any([await call for call in calls]), "each reads its last page"
+    return meter
+
+
+async def _idle(bed: Bed, subscribers: int) -> Meter:
+    """Nothing changes for some heartbeats, after the first list was verified."""
+    await _follow(bed, subscribers)
+    bed.api.prepare_pages()
+    await bed.settle(FRAME_EVICTION_INTERVAL_S + 1.0)
+    return await _measured(bed, lambda: None, IDLE_S)
+
+
+def _kind(name: str) -> Path:
+    async def path(bed: Bed, subscribers: int) -> Meter:
+        del subscribers
+        return measure_kind(name, bed.clusters)
+
+    return path
+
+
+async def _change_beside_sources(bed: Bed, subscribers: int) -> Meter:
+    bed.add_sources(OTHER_SOURCES)
+    await _follow(bed, subscribers)
+    return await _measured(bed, lambda: bed.api.change(100, 1))
+
+
 async def _snapshot(bed: Bed, subscribers: int) -> Meter:
     """The fleet was not sent to any subscriber before."""
     await bed.sync()
+    return await _measured(bed, lambda: bed.subscribe(subscribers))
+
+
+async def _late_snapshot(bed: Bed, subscribers: int) -> Meter:
+    """Another subscriber still reads a snapshot, and a cluster has changed since."""
+    await bed.sync()
+    bed.subscribe_slowly()
+    await bed.settle()
+    bed.api.change(0, 1)
+    await bed.settle()
     return await _measured(bed, lambda: bed.subscribe(subscribers))
 
 
@@ -93,12 +176,19 @@ async def _probe(bed: Bed, subscribers: int) -> Meter:
 PATHS: dict[str, tuple[Path, int]] = {
     "burst": (_burst, 1000),
     "change": (_change, 1000),
+    "change_beside_sources": (_change_beside_sources, 1000),
     "first_list": (_first_list, 1000),
+    "first_list_end": (_first_list_end, 2000),
+    "idle": (_idle, 1000),
+    "late_snapshot": (_late_snapshot, 3000),
+    "listing": (_listing, 500),
     "probe": (_probe, 1000),
     "relist": (_relist, 1000),
+    "relist_end": (_relist_end, 2000),
     "renewal": (_renewal, 10),
     "resume": (_resume, 1000),
     "snapshot": (_snapshot, 1000),
+    **{f"kind_{name}": (_kind(name), 1000) for name in KINDS},
 }
 """The paths, with the number of clusters."""
 
@@ -132,6 +222,7 @@ def long_life(clusters: int, changes: int, stack_above: int = 0) -> Meter:
     async def steps(loop: MeteredLoop) -> Meter:
         bed = Bed(loop, clusters, suffix=_LARGE_NAMES)
         await bed.sync()
+        assert bed.would_exceed_limit(changes), "a budget that counts each change again would stay unnoticed"
         bed.subscribe(1)
         await bed.settle(FRAME_EVICTION_INTERVAL_S + 1.0)  # the first list is verified
         meter = Meter(count_reads(clusters // 2, stack_above), counts_functions=False)
@@ -139,11 +230,48 @@ def long_life(clusters: int, changes: int, stack_above: int = 0) -> Meter:
             for first in range(0, clusters, SHORT_BURST):
                 with bed.measured(meter):
                     bed.api.change(first, SHORT_BURST)
-                    await bed.settle(0.05)
+                    await bed.settle(0.04)  # all of them within one interval of evictions
         await bed.end()
         return meter
 
     return run(steps)
+
+
+_SHARED = (type, ModuleType, FunctionType, type(cache(len)))
+"""Types of objects that the whole process shares."""
+
+
+def tracked_objects(clusters: int) -> Counter[str]:
+    """Return the objects of a fleet that the garbage collector examines, by type. One subscriber follows it."""
+
+    async def steps(loop: MeteredLoop) -> Counter[str]:
+        bed = Bed(loop, clusters)
+        await _follow(bed, 1)
+        for _ in range(3):
+            gc.collect()  # stops examining tuples of texts, and then tuples of these
+        tracked = [type(obj) for obj in _reachable(bed.daemon.fleet) if gc.is_tracked(obj)]
+        found = Counter([kind.__name__ for kind in tracked if not kind.__module__.startswith("tests.")])
+        await bed.end()
+        return found
+
+    return run(steps)
+
+
+def _reachable(obj: object) -> list[object]:
+    found = {id(obj): obj}
+    waiting = [obj]
+    while waiting:
+        for each in _referents(waiting.pop()):
+            if id(each) not in found and not isinstance(each, _SHARED):
+                found[id(each)] = each
+                waiting.append(each)
+    return [*found.values()]
+
+
+def _referents(obj: object) -> list[Any]:
+    if isinstance(obj, msgspec.Struct):  # the collector does not see the fields of those with `gc=False`
+        return [getattr(obj, field) for field in obj.__struct_fields__]
+    return gc.get_referents(obj)
 
 
 def time_ratio(small: int, large: int, changes: int) -> float:

@@ -4,7 +4,7 @@ import pytest
 
 from tests.simulation.cost import baseline
 from tests.simulation.cost.meter import Meter
-from tests.simulation.cost.paths import PATHS, measure, time_ratio
+from tests.simulation.cost.paths import PATHS, measure, time_ratio, tracked_objects
 
 LARGE = 20_000
 MOST_ELEMENTS_OF_CHANGE = 64
@@ -33,6 +33,12 @@ def test_change_reads_few_elements(clusters: int, subscribers: int) -> None:
     path, _ = PATHS["change"]
     meter = measure(path, clusters, subscribers)
     assert meter.elements <= MOST_ELEMENTS_OF_CHANGE, _reader(meter)
+
+
+def test_garbage_collector_examines_no_object_of_each_cluster() -> None:
+    """Otherwise a collection blocks the event loop for longer in a large fleet."""
+    few, many = tracked_objects(1000), tracked_objects(2000)
+    assert [kind for kind in many if many[kind] - few[kind] >= 500] == []
 
 
 def test_change_takes_no_longer_in_large_fleet() -> None:

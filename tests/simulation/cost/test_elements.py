@@ -13,12 +13,13 @@ SIZE = 1000
 
 class Holder:
     __module__ = "milo_discoveryd.example"
-    __slots__ = ("_append", "_by_name", "_in_order", "_small")
+    __slots__ = ("_append", "_by_name", "_frozen", "_in_order", "_small")
 
     def __init__(self) -> None:
         self._in_order = [*range(SIZE)]
         self._append = self._in_order.append
         self._by_name = {str(number): number for number in range(SIZE)}
+        self._frozen = (*range(SIZE),)
         self._small = [1]
 
 
@@ -67,6 +68,26 @@ def test_scan_of_large_dict_is_counted(scan: Callable[[Any], object]) -> None:
     holder = Holder()
     reads = count_reads(SIZE, stack_above=SIZE * 10)
     scan(holder._by_name)
+    assert SIZE <= reads.count <= SIZE + 1
+
+
+@pytest.mark.parametrize(
+    "scan",
+    [
+        sum,
+        list,
+        set,
+        lambda found: [*found],
+        lambda found: [number for number in found],  # noqa: C416
+        lambda found: found[:],
+        lambda found: -1 in found,
+        lambda found: (*found, 1),
+    ],
+)
+def test_scan_of_large_tuple_is_counted(scan: Callable[[Any], object]) -> None:
+    holder = Holder()
+    reads = count_reads(SIZE, stack_above=SIZE * 10)
+    scan(holder._frozen)
     assert SIZE <= reads.count <= SIZE + 1
 
 

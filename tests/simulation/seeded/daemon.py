@@ -347,6 +347,10 @@ class Daemon:
 
         return self._running(asking())
 
+    async def list_clusters(self, request: pb.ListClustersRequest) -> pb.ListClustersResponse:
+        """Serve ListClusters."""
+        return await self._service.list_clusters(request, CALLER)
+
     async def release(self, request: pb.ReleaseClusterRequest) -> None:
         """Serve ReleaseCluster."""
         await self._service.release_cluster(request, CALLER)
