@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
+from milo_controllers import own_writes
 from milo_controllers.kinds import CacheKey
 from milo_controllers.object_cache import CachedObject, ObjectCache
 from milo_controllers.own_writes import OwnWrites, Write, is_seen, matches
@@ -170,6 +171,29 @@ def test_deletions_before_a_reconcile_are_not_remembered() -> None:
     own.reconcile_ended()
     assert not own
     assert own.hold([written()], [cache], list)
+
+
+def test_deletions_are_remembered_until_the_last_running_reconcile_ends() -> None:
+    own, cache = OwnWrites(), informer()
+    own.reconcile_began()
+    own.reconcile_began()
+    put(cache, "5")
+    for change in cache.cache.apply(DeletionReported("a", "u", "ns")):
+        own.changed(cache, change)
+    own.reconcile_ended()
+    assert not own.hold([written()], [cache], list)
+
+
+def test_oldest_deletion_is_forgotten_beyond_the_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_writes, "_MAX_DELETIONS", 1)
+    own, cache = OwnWrites(), informer()
+    own.reconcile_began()
+    for name in ("a", "b"):
+        put(cache, "5", name=name)
+        for change in cache.cache.apply(DeletionReported(name, "u", "ns")):
+            own.changed(cache, change)
+    assert own.hold([written("a")], [cache], list)
+    assert not own.hold([written("b")], [cache], list)
 
 
 def test_nothing_is_held_for_writes_that_are_seen() -> None:

@@ -13,7 +13,10 @@ from milo_sandbox import Sandbox
 @pytest.mark.parametrize(
     ("context", "shows"),
     [
-        ("/apis/iam.miloapis.com/v1alpha1/users/jane/control-plane", "user jane, which shows what the user may see"),
+        (
+            "/apis/iam.miloapis.com/v1alpha1/users/jane/control-plane",
+            "user jane, which shows everything that the user may see",
+        ),
         (
             "/apis/resourcemanager.miloapis.com/v1alpha1/projects/shop/control-plane",
             "project shop, which shows the project's own objects, and no projects",
