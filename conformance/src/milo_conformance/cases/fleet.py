@@ -15,6 +15,8 @@ fleet = partial(case, Profile.FLEET)
 RUNS = {"CONFORMANCE_FLEET": "1", "CONFORMANCE_SUBSCRIBER": SUBSCRIBER}
 LINGERS = RUNS | {"CONFORMANCE_LINGER": "1"}
 WITH_STREAM = {"CONFORMANCE_KUBECONFIGS": "1"}
+NO_SILENCE = {"CONFORMANCE_HEARTBEAT_S": "60"}
+"""Loading an API client may take longer than three heartbeats of a second."""
 ANSWER = ("uid", "token", "server", "as", "code", "kubeconfig")
 
 
@@ -167,7 +169,7 @@ async def endpoint_and_user_of_the_token(run: Run) -> None:
 )
 async def redirect(run: Run) -> None:
     async with ScriptedControlPlane() as plane, ScriptedControlPlane() as elsewhere:
-        await run.start(RUNS | WITH_STREAM)
+        await run.start(RUNS | WITH_STREAM | NO_SILENCE)
         stream = await run.stream(resuming="")
         await stream.snapshot(engaged("a", plane.kubeconfig("a", "one"), endpoint=plane.url))
         await run.told("BEGIN a")
