@@ -1,4 +1,4 @@
-"""Counts the elements that are read from large lists, tuples and dicts, whoever holds them, in Python and in C.
+"""Counts the elements that are read from large lists, tuples and dicts in Python and in C, whichever object holds them.
 
 A profile cannot show that `sum`, `sorted` or a copy reads the whole fleet. Each large list, tuple or dict that is an
 attribute of one of the product's objects is replaced by a subclass that counts, so the test needs no names of
