@@ -25,6 +25,7 @@ from milo_controllers.request import Request, Result
 from milo_controllers.single_cluster import SingleCluster
 from milo_controllers.watched import ReconcileTarget, Watched, WatchedKind
 from milo_controllers.work_queue import QueuePolicy
+from milo_kube.rate_limit import Rate
 
 __all__ = [
     "AlreadyExists",
@@ -48,6 +49,7 @@ __all__ = [
     "Permanent",
     "ProjectSuspended",
     "QueuePolicy",
+    "Rate",
     "ReconcileTarget",
     "ReconcileTimeout",
     "Request",

@@ -71,7 +71,7 @@ class NotFound(ApiError):
 
 
 class Conflict(ApiError):
-    """The object has changed since it was read."""
+    """The object has changed since it was read, or another manager has a field that was applied without `force`."""
 
 
 class AlreadyExists(ApiError):

@@ -211,13 +211,17 @@ class Request(Generic[ObjectT]):
         return self._noted(kind, await self._member.api.send("POST", path, self._manager, body))
 
     async def update(self, kind: AnyKind, body: object) -> Document:
-        """Replace an object. Raises Conflict if it has changed since `body` was read."""
+        """Replace an object. Raises Conflict if it has changed since `body` was read, by `metadata.resourceVersion`."""
         kind, body = await self._prepared(kind, body)
         path = kind.path(body["metadata"]["name"], self._namespace(body))
         return self._noted(kind, await self._member.api.send("PUT", path, self._manager, body))
 
     async def apply(self, kind: AnyKind, body: object, *, owned: bool = False, force: bool = True) -> Document:
-        """Create or change an object by server-side apply, with this one as its controller if `owned`."""
+        """Create or change an object by server-side apply, with this one as its controller if `owned`.
+
+        The field manager is the name of the controller. `force` takes over fields of other managers; without it they
+        raise Conflict.
+        """
         kind, body = await self._prepared(kind, body, owned=owned)
         path = kind.path(body["metadata"]["name"], self._namespace(body))
         query = [*self._manager, ("force", str(force).lower())]
@@ -233,7 +237,7 @@ class Request(Generic[ObjectT]):
         subresource: str = "",
         type: PatchType = "merge",  # noqa: A002
     ) -> Document:
-        """Patch an object, or a subresource of it."""
+        """Patch an object, or a subresource of it. Raises Conflict if it has an old `metadata.resourceVersion`."""
         kind = kind_of(kind)
         path = kind.path(name, self._default(namespace), subresource)
         return self._noted(
@@ -258,13 +262,13 @@ class Request(Generic[ObjectT]):
     # --- the object itself ---
 
     async def patch_status(self, status: Mapping[str, Any]) -> None:
-        """Merge `status` into the status of the object."""
+        """Merge `status` into the status of the object, without a resourceVersion: the last writer wins."""
         await self.patch(self.kind, self.name, {"status": status}, subresource="status")
 
     async def set_condition(self, type_: str, status: ConditionStatus, reason: str, message: str = "") -> bool:
         """Set a condition in the status of the object, with its observedGeneration. Return whether it was changed.
 
-        lastTransitionTime moves only if `status` changes.
+        lastTransitionTime moves only if `status` changes. Conflicts are retried on the newer object, up to four times.
         """
 
         def changed(found: Document) -> Document | None:
@@ -276,7 +280,10 @@ class Request(Generic[ObjectT]):
         return await self._change(changed, subresource="status")
 
     async def ensure_finalizer(self, finalizer: str) -> bool:
-        """Add the finalizer unless the object has it or is terminating. Return whether it was added."""
+        """Add the finalizer unless the object has it or is terminating. Return whether it was added.
+
+        Conflicts are retried as those of `set_condition`.
+        """
 
         def changed(found: Document) -> Document | None:
             finalizers: builtins.list[str] = found["metadata"].get("finalizers") or []
@@ -287,7 +294,10 @@ class Request(Generic[ObjectT]):
         return await self._change(changed)
 
     async def remove_finalizer(self, finalizer: str) -> bool:
-        """Remove the finalizer, if the object has it. Return whether it was removed."""
+        """Remove the finalizer, if the object has it. Return whether it was removed.
+
+        Conflicts are retried as those of `set_condition`.
+        """
 
         def changed(found: Document) -> Document | None:
             finalizers: builtins.list[str] = found["metadata"].get("finalizers") or []

@@ -48,19 +48,21 @@ class ObjectKey(NamedTuple):
 
 
 class QueuePolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """Backoff and rate limits of retries.
+
+    `first_delay_s` is the delay after the first failure; it doubles with each further one, up to `max_delay_s`.
+    `jitter`: largest share of the delay that is added at random. `delay_s`: returns the delay after a number of
+    failures in a row, instead of the doubled one. `cluster_retries` and `retries`: rate limits of retries in one
+    cluster, and over all clusters. `min_requeue_s`: shortest delay of a `Result.requeue_after`.
+    """
+
     first_delay_s: float = 0.1
-    """Delay after the first failure; it doubles with each further one."""
     max_delay_s: float = 300.0
     jitter: float = 0.25
-    """Largest share of the delay that is added at random."""
     delay_s: Callable[[int], float] | None = None
-    """Returns the delay after a number of failures in a row, instead of the doubled one."""
     cluster_retries: Rate = Rate(per_second=10.0, burst=100.0)
-    """How fast the objects of one cluster may be retried."""
     retries: Rate = Rate(per_second=100.0, burst=1000.0)
-    """How fast objects may be retried, over all clusters."""
     min_requeue_s: float = 1.0
-    """Shortest time until an object is reconciled again because a Result requested it."""
 
 
 class Work(NamedTuple):

@@ -11,7 +11,7 @@ K = TypeVar("K", bound=Hashable)
 
 
 class Rate(msgspec.Struct, frozen=True):
-    """The refill rate of a bucket, and its size."""
+    """A rate limit: the refill rate of a token bucket, and its size."""
 
     per_second: float
     burst: float
