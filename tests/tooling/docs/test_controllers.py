@@ -1,18 +1,25 @@
-"""The page of controllers lists the metrics that there are, and its sample for traces works."""
+"""The page of controllers lists the metrics that there are, and its samples for Secrets and traces work."""
 
 import re
 from contextvars import copy_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
+import yaml
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from prometheus_client import CollectorRegistry
 
-from milo_controllers import current_cluster, current_object
+from milo_controllers import Controllers, current_cluster, current_object
 from milo_controllers.metrics import ControllerMetrics
+from milo_discovery import Fleet
+from milo_discovery.testing import FakeDiscovery, MiloSandbox, eventually
 
 _PAGE = Path(__file__).resolve().parents[3] / "docs" / "controllers.md"
 _SAMPLE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_DEFINITION = re.compile(r"^```yaml\n(.*?^kind: CustomResourceDefinition$.*?)^```", re.MULTILINE | re.DOTALL)
+_SITES = "example.com/v1/sites"
 
 
 def test_controllers_page_lists_every_metric() -> None:
@@ -42,3 +49,29 @@ def test_controller_spans_name_the_cluster_and_the_object() -> None:
 
     assert attributes() == {}
     assert copy_context().run(in_a_reconcile) == {"milo.cluster": "alpha", "milo.object": "default/one"}
+
+
+async def test_sites_of_the_page_are_reconciled_when_their_secret_changes(
+    milo_sandbox: MiloSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [sample] = (each for each in _SAMPLE.findall(_PAGE.read_text()) if "sites_with_secret" in each)
+    [definition] = _DEFINITION.findall(_PAGE.read_text())
+    [alpha] = milo_sandbox.create_control_planes("alpha")
+    alpha.install(yaml.safe_load(definition))
+    for name, secret in (("one", "shared"), ("two", "shared"), ("three", "other")):
+        alpha.create(
+            {"apiVersion": "example.com/v1", "kind": "Site", "metadata": {"name": name}, "spec": {"secret": secret}}
+        )
+
+    def conditions() -> dict[str, tuple[str, int]]:
+        found = {site["metadata"]["name"]: site["status"]["conditions"][0] for site in alpha.list(_SITES)}
+        return {name: (condition["status"], condition["observedGeneration"]) for name, condition in found.items()}
+
+    in_memory = partial(Controllers, Fleet(FakeDiscovery(alpha)), registry=CollectorRegistry())
+    monkeypatch.setattr("milo_controllers.Controllers", in_memory)
+    defined: dict[str, Any] = {}
+    exec(sample, defined)
+    async with defined["controllers"]:
+        await eventually(lambda: conditions() == dict.fromkeys(("one", "two", "three"), ("False", 1)))
+        alpha.create({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "shared"}})
+        await eventually(lambda: conditions() == {"one": ("True", 1), "two": ("True", 1), "three": ("False", 1)})
