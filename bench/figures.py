@@ -166,6 +166,8 @@ HEADLINES = (
     "with its embedded provider after {milo milo.whole.own.seconds} s.",
     "**A Go operator** works in 1,000 projects after {go go.1_informers.seconds} s, with the embedded provider after "
     "{go go.1_informers.peer_seconds} s.",
+    "**1,000 projects** that change once a second take {capacity capacity.1000.1.1.rss_mib} MiB and "
+    "{capacity capacity.1000.1.1.cpu_percent} % of a core in the daemon.",
     "**100,000 projects** take {sandbox sync_100k.rss_mib} MiB in the daemon, {sandbox sync_100k.client_go_rss_mib} "
     "MiB in client-go's informer.",
     "**A change** reaches the operator {sandbox latency.over_raw_watch_ms} ms after a raw watch shows it.",

@@ -84,7 +84,7 @@ class Stranger:
         self._directory = directory
         # The default port may be in use.
         self._environ = environ | {"MILO_DISCOVERYD_HTTP_LISTEN": "127.0.0.1:0"}
-        self._see, self.tests, *self._use = blocks(clone / "README.md", "sh")
+        self._see, *self._use, self.tests = blocks(clone / "README.md", "sh")
         [self._operator] = blocks(clone / "README.md", "python")
 
     def sees(self) -> Iterator[str]:
