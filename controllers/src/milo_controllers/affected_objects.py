@@ -27,7 +27,7 @@ class AffectedCluster(CachedCluster, Protocol):
 
 
 class AffectedObjects:
-    """The rules of one controller. Errors in the author's functions are logged, and stop nothing."""
+    """Decides which objects one controller reconciles after a change. Errors of the author's functions are logged."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class AffectedObjects:
         """The kinds whose caches have to be complete before the first reconcile."""
 
     def after_change(self, member: AffectedCluster, informer: Informer, change: Change) -> Iterator[ObjectKey]:
-        """Yield the objects to reconcile."""
+        """Yield the objects to reconcile after a change."""
         if informer.key == self._spec.kind.key and self._matters(member, self._spec.kind, self._spec.on, change):
             yield key_of(member, change.current.namespace, change.current.name)
         if informer.key in self._owned:
@@ -71,9 +71,13 @@ class AffectedObjects:
     def _mapped_objects(self, member: AffectedCluster, watched: WatchedKind, change: Change) -> Iterator[ObjectKey]:
         try:
             targets = watched.targets(self._watched(member, watched.kind, change))
-        except NotSynced as error:  # the objects of that cache are reconciled when they are listed
+        except NotSynced as error:  # the objects of the incomplete cache are reconciled once listed
             log.debug(
-                "%s: %s: the mapper of %s: %s", self._spec.name, member.cluster.name, watched.kind.resource, error
+                "%s: %s: the mapper of %s failed: %s",
+                self._spec.name,
+                member.cluster.name,
+                watched.kind.resource,
+                error,
             )
             return
         except Exception as error:  # noqa: BLE001  (the author's code: an error there must not stop the informer)
@@ -90,7 +94,7 @@ class AffectedObjects:
     ) -> bool:
         try:
             return not on or self._watched(member, kind, change).matters(on)
-        except Exception as error:  # noqa: BLE001  (as above)
+        except Exception as error:  # noqa: BLE001  (the author's code, as in `_mapped_objects`)
             self._failures.log(
                 member.cluster.name, f"on= of {kind.resource}", error, "the change is treated as relevant"
             )

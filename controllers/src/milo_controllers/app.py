@@ -53,7 +53,7 @@ def main(
     grace: timedelta = GRACE,
     log_level: str | int = logging.INFO,
 ) -> NoReturn:
-    """Run controllers as the process of an operator, and exit. Signals end it; see `docs/controllers.md`.
+    """Run controllers as the process of an operator until SIGTERM or SIGINT, and exit. See `docs/controllers.md`.
 
     `lease`: reconcile only while this replica holds the Lease of this name in the operator's own cluster, in
     `lease_namespace`, by default that of the pod. `listen`: HOST:PORT of probes and metrics, by default
@@ -121,8 +121,8 @@ async def _until_signaled(
         running.cancel()
         done, _ = await asyncio.wait([running], timeout=_CLEANUP_S)
         if not done:
-            log.error("reconciles did not end after they were canceled:\n%s", _stacks())
-            # The interpreter would wait for their threads. The Lease is not released, since they may still write.
+            log.error("reconciles did not finish after they were canceled:\n%s", _stacks())
+            # sys.exit would wait for the reconcilers' threads. The Lease is not released, since these may still write.
             logging.shutdown()
             os._exit(1)
     if not running.cancelled():
@@ -141,7 +141,7 @@ def _stacks() -> str:
 
 
 class _LeaseElection:
-    """An election on an event loop of its own: calls that block that of the controllers do not lose the Lease."""
+    """A leader election on its own event loop, so that a blocked loop of the controllers does not lose the Lease."""
 
     def __init__(self, lease: str, namespace: str | None) -> None:
         self._lease = lease
@@ -168,7 +168,7 @@ async def _start(server: HttpServer, given: str | None) -> str:
     try:
         return await server.start(interface, int(port))
     except OSError as error:
-        if given is None and interface is not None:  # another operator runs on this machine
+        if given is None and interface is not None:  # the default port is in use, for example by another operator
             return await server.start(interface, 0)
         raise _StartError(
             f"cannot listen on {given or default} for probes and metrics: {error.strerror}; "
@@ -177,7 +177,7 @@ async def _start(server: HttpServer, given: str | None) -> str:
 
 
 class Pages:
-    """The HTTP pages of an operator."""
+    """The HTTP endpoints of an operator: probes, metrics and debug pages."""
 
     def __init__(self, controllers: Controllers) -> None:
         self._controllers = controllers
@@ -188,16 +188,14 @@ class Pages:
                 return HttpReply(b"ok\n")
             case "/readyz":
                 health = self._controllers.health()
-                body = (
-                    b"ok\n" if health.ready else b"the clusters of the first view, or their objects, are being read\n"
-                )
+                body = b"ok\n" if health.ready else b"not ready: the first clusters or their objects are being listed\n"
                 return HttpReply(body, status=200 if health.ready else 503)
             case "/metrics" | "/debug/health" | "/debug/objects":
                 return await self._shown(request)
         return HttpReply(b"pages: /livez /readyz /metrics /debug/health /debug/objects\n", status=404)
 
     async def _shown(self, request: ServerRequest) -> HttpReply:
-        """Answer a page that is not for everybody, by the rules of the daemon's port."""
+        """Answer a request for metrics or a debug page, with the access rules of the daemon's HTTP port."""
         if not is_own_host(request.headers.get("Host", "")):
             return HttpReply(b"the Host header is not this operator's\n", status=421)
         if request.path != "/metrics" and not is_on_loopback(request.peer):
@@ -219,7 +217,7 @@ def _json(found: object) -> HttpReply:
 def set_up_logging(level: str | int = logging.INFO) -> None:
     """Log to stderr, with cluster, object and reconcile ID on each line: as JSON in pods, otherwise as text.
 
-    A root logger that has handlers already is left as it is.
+    Does nothing if the root logger has handlers.
     """
     root = logging.getLogger()
     if root.handlers:
@@ -232,7 +230,7 @@ def set_up_logging(level: str | int = logging.INFO) -> None:
 
 
 class TextFormatter(logging.Formatter):
-    """One line: time, level, logger, cluster, object, reconcile ID and message."""
+    """Formats a record as one line: time, level, logger, cluster, object, reconcile ID and message."""
 
     def format(self, record: logging.LogRecord) -> str:
         place = " ".join(
@@ -246,7 +244,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object, with the fields of `extra=`."""
+    """Formats a record as one JSON object, with the fields of `extra=`."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Limits of the memory that caches may take. API servers of clusters can belong to tenants.
+"""Memory limits of the caches, because the API server of a tenant could return more objects than fit.
 
 Pure: callers pass the caches.
 """
@@ -14,11 +14,11 @@ class CacheLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Limits of caches. A cache that exceeds one is dropped, and its kind is listed again after `retry_s`."""
 
     objects: int = 100_000
-    """Objects of one kind in one cluster."""
+    """Maximum number of objects of one kind in one cluster."""
     bytes: int = 64 << 20
-    """Bytes of one kind in one cluster, as JSON; also the largest page of a list."""
+    """Maximum bytes of JSON of one kind in one cluster, and of one page of a list."""
     total_bytes: int = 1 << 30
-    """Bytes of all caches. Beyond them the largest cache is dropped."""
+    """Maximum bytes of all caches; above it, the largest cache is dropped."""
     retry_s: float = 600.0
 
 
@@ -29,7 +29,7 @@ class BudgetedCache(Protocol):
     def counted_bytes(self) -> int: ...
 
     def exceed(self, problem: str) -> None:
-        """Drop the cache, because of the problem."""
+        """Drop the cache because it exceeds a limit; `problem` is the reason to report."""
 
 
 class CacheBudget:

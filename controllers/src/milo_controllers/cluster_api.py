@@ -41,7 +41,7 @@ class Credentials(Protocol):
         """Return the credential to use now. Raises DiscoveryError."""
 
     async def access_after_401(self, refused: str | None) -> KubeconfigAccess:
-        """Return the credential to use after the server refused a token: the same one if there is none newer."""
+        """Return the credential to use after a 401 for the token `refused`: the same one if there is no newer one."""
 
 
 class ClusterApi(ApiServer):
@@ -92,7 +92,9 @@ class ClusterApi(ApiServer):
             try:
                 return _MAPPING.decode(answer.body)
             except msgspec.DecodeError as error:
-                raise Unreachable("closed", f"the API server of {self.name} sent no JSON object") from error
+                raise Unreachable(
+                    "closed", f"{method} {path}: the response of {self.name} is no JSON object"
+                ) from error
 
 
 class _ClusterAccess:
@@ -105,7 +107,7 @@ class _ClusterAccess:
         self._credentials = credentials
         self._read: KubeconfigAccess | None = None
         self._access: Access | None = None
-        """The access that was made of `_read`."""
+        """The access that was built from `_read`."""
 
     async def access(self, *, refused: Credential | None = None) -> Access:
         try:
@@ -122,7 +124,7 @@ class _ClusterAccess:
 
 @lru_cache(maxsize=16)
 def _shared(authorities: str) -> bytes:
-    """Return one instance for equal CAs: the clusters of a fleet have the same, which is then held in memory once."""
+    """Return a shared instance for equal CA bundles, which clusters of a fleet have in common, to save memory."""
     return authorities.encode()
 
 

@@ -22,7 +22,7 @@ def with_condition(
     generation: int | None,
     now: datetime,
 ) -> list[Document] | None:
-    """Return the conditions with this one set; None if nothing changes. Only a new status moves lastTransitionTime.
+    """Return the conditions with this one set; None if nothing changes. lastTransitionTime changes only with `status`.
 
     Raises ValueError for an invalid status.
     """
@@ -64,7 +64,7 @@ def with_owner(body: Document, reference: Document) -> Document:
     for other in others:
         if other.get("controller") and reference["controller"]:
             name = f"{other.get('kind')} {other.get('name')}"
-            raise ValueError(f"{metadata.get('name')} is controlled by {name}, and can have one controller only")
+            raise ValueError(f"{metadata.get('name')} is already controlled by {name}; only one controller is allowed")
     return {**body, "metadata": {**metadata, "ownerReferences": [*others, reference]}}
 
 

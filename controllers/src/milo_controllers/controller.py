@@ -52,7 +52,7 @@ class Shared(NamedTuple):
 
 
 class ReconciledCluster(AffectedCluster, RequestedCluster, WrittenCluster, Protocol):
-    """An engaged cluster, as a controller needs it."""
+    """The parts of an engaged cluster that a controller uses."""
 
     @property
     def tasks(self) -> asyncio.TaskGroup: ...
@@ -104,7 +104,7 @@ class Controller:
     def listed(self, member: ReconciledCluster) -> None:
         """Start reconciling in this cluster, if all informers that are needed for it have synced.
 
-        Others, which reconcilers may read, are awaited too, unless they fail.
+        The other informers, whose caches reconcilers may read, are awaited too, unless they fail.
         """
         are_needed_synced = all(member.informers[key].cache.synced for key in self._affected.needed_kinds)
         if are_needed_synced and all(each.state != "starting" for each in member.informers.values()):
@@ -169,7 +169,7 @@ class Controller:
                 process.close()
                 continue
             self._tasks.add(task)
-            # A callback rather than the task's own code, of which nothing runs if it is canceled before it begins.
+            # A callback, because none of the task's own code runs if it is canceled before it starts.
             task.add_done_callback(self._ended)
         self._metrics.running(len(self._tasks))
         if self._timer is not None:
@@ -181,7 +181,7 @@ class Controller:
 
     async def _process(self, member: ReconciledCluster, work: Work) -> None:
         key = work.key
-        # It was disengaged after the task was created, and is about to be dropped; or its project is being deleted.
+        # The cluster was disengaged after the task was created, or its project is being deleted.
         if not member.cluster.engaged or self._is_left_to_deletion(member, key):
             self.queue.done(key, Done(), self._clock())
             return
@@ -210,12 +210,12 @@ class Controller:
         if error is None or isinstance(outcome, Parked):
             self.failures.recovered(key)
             return
-        if self._shared.members.get(key.cluster) is member:  # it was not dropped meanwhile
+        if self._shared.members.get(key.cluster) is member:  # the cluster was not dropped during the reconcile
             self.failures.record(key, error, is_stopped=isinstance(outcome, Stopped))
             if isinstance(outcome, Stopped):
-                then = "no retry until it changes"
+                then = "no retry until the object changes"
             elif delay_s is None:
-                then = "retry at once, since it changed"
+                then = "retry at once, since the object changed"
             else:
                 then = f"retry in {delay_s:.1f} s"
         else:
@@ -236,7 +236,7 @@ class Controller:
     def _is_left_to_deletion(self, member: ReconciledCluster, key: ObjectKey) -> bool:
         """Return whether the object's project is being deleted and the object is not terminating.
 
-        Milo empties such a project again and again: what a reconciler restores keeps it from ending.
+        Milo deletes the content of such a project repeatedly: objects that a reconciler restores delay the deletion.
         """
         if self.spec.while_deleting or member.cluster.current.deletion_requested_at is None:
             return False

@@ -112,7 +112,7 @@ class Controllers(RunsInBackground):
         self._clusters: Clusters = clusters or Fleet(self._client, include_kubeconfigs=True)  # type: ignore[arg-type]
         self._resync = resync
         self._registration = Registration()
-        # The daemon's image, which publishes clusters by parts of this package, has no h2.
+        # Imported here because the daemon's image, which uses parts of this package to publish clusters, lacks h2.
         from milo_kube.http.http2 import Http2Connection  # noqa: PLC0415
 
         self._engaged = EngagedClusters(
@@ -194,8 +194,8 @@ class Controllers(RunsInBackground):
         `owns`: kinds whose changes lead to a reconcile of their owner. `watches`: kinds whose changes are mapped, see
         `watches`. `on`: which changes of an object matter; all by default. `on_cluster_change`: reconcile the objects
         of a cluster when its labels, annotations or suspension change. `workers`: maximum concurrent reconciles;
-        `per_cluster`: those in one cluster. `timeout`: of one reconcile; None for none. `name`: of the controller in
-        logs and metrics. `while_deleting`: in projects whose deletion was requested, reconcile all objects and not only
+        `per_cluster`: those in one cluster. `timeout`: limit of one reconcile, or None. `name`: the name in logs and
+        metrics. `while_deleting`: in projects whose deletion was requested, reconcile all objects and not only
         terminating ones.
         """
         self._registration.require_open()
@@ -209,7 +209,7 @@ class Controllers(RunsInBackground):
                 raise TypeError(f"{name}: {option}= takes a list: write {option}=[{given!r}]")
         for option, number in (("workers", workers), ("per_cluster", per_cluster)):
             if number < 1:
-                raise ValueError(f"{name}: {option}={number}: at least one reconcile has to run")
+                raise ValueError(f"{name}: {option}={number}: must be at least 1")
         for each in watches:
             if not isinstance(each, WatchedKind):
                 raise TypeError(f"{name}: watches= takes what watches(kind, map=...) returns, not {each!r}")
@@ -238,7 +238,7 @@ class Controllers(RunsInBackground):
         return register
 
     def cache(self, kind: AnyKind, *, indexes: Mapping[str, IndexFunction] | None = None) -> None:
-        """Cache a kind for `Request.get` and `Request.list`, with indexes; or add them to one that is cached already.
+        """Cache a kind for `Request.get` and `Request.list`, with indexes; or add indexes to a kind that is cached.
 
         An index function takes an object as `Request.get` returns it, and returns a list of the values under which it
         is found.
@@ -257,8 +257,8 @@ class Controllers(RunsInBackground):
         return LoopWatchdog(
             self._shared.metrics.loop_delay.observe,
             blocked=lambda found: log.warning(
-                "the event loop is blocked for %.1f s by a call that does not await (%s): every cluster waits. "
-                "Make it async, or the reconciler a plain function, which runs in a thread\n%s",
+                "the event loop has been blocked for %.1f s by a call that does not await (%s): every cluster waits. "
+                "Make the call async, or the reconciler a plain function, which runs in a thread\n%s",
                 found.seconds,
                 found.task,
                 found.stack,
@@ -272,8 +272,8 @@ class Controllers(RunsInBackground):
     async def run(self, *, election: Election | None = None) -> None:
         """Run until canceled. It returns or raises after all reconciles have ended.
 
-        With `election`, reconciles run while this replica leads; caches are kept up to date before, so that it starts
-        at once. Raises LeadershipLost.
+        With `election`, reconciles run while this replica leads; caches are kept up to date before that, so that
+        reconciles start at once. Raises LeadershipLost.
         """
         self._registration.close()
         self._loop = asyncio.get_running_loop()
@@ -313,9 +313,9 @@ class Controllers(RunsInBackground):
                 await wait_uninterrupted(task)
 
     async def drain(self, within: timedelta) -> None:
-        """Begin no further reconciles, let the running ones end within this time, and stop leading.
+        """Start no further reconciles, wait up to this time for the running ones, and stop leading.
 
-        Another replica takes over from then on, while this one still releases its clusters.
+        From then on another replica can take over, while this one still releases its clusters.
         """
         running = self._engaged.pause()
         if running:
@@ -332,11 +332,11 @@ class Controllers(RunsInBackground):
     def enqueue(self, target: ReconcileTarget, *, controller: str | None = None) -> None:
         """Reconcile an object, for a reason outside of its cluster: a timer, a queue, a webhook. Safe in any thread.
 
-        `target.cluster` has to be set; a cluster that is not engaged is ignored. `controller`: one of them by its name;
-        by default the only one.
+        `target.cluster` has to be set; a cluster that is not engaged is ignored. `controller`: its name, which
+        is required if there are several.
         """
         if target.cluster is None:
-            raise ValueError(f"{target!r} names no cluster")
+            raise ValueError(f"{target!r} has no cluster: set it to the name of an engaged cluster")
         names = [spec.name for spec, _ in self._registration.reconcilers]
         if (controller is None and len(names) != 1) or (controller is not None and controller not in names):
             raise ValueError(f"controller={controller!r}: pass one of {', '.join(map(repr, names))}")

@@ -152,14 +152,14 @@ class EngagedClusters:
                     if controller.spec.on_cluster_change and _content(before) != _content(seen):
                         controller.resync(member, Priority.LIVE)
         finally:
-            # Before the task group cancels the reconciles, so that no further ones begin.
+            # Runs before the task group cancels the reconciles, so that no further reconciles start.
             del self.members[member.cluster.name]
             member.own_writes.clear()
             for controller in self.controllers:
                 controller.drop(member)
 
     def pause(self) -> list[asyncio.Task[None]]:
-        """Begin no further reconciles; return the running ones."""
+        """Start no further reconciles, and return the tasks of the running ones."""
         for controller in self.controllers:
             controller.pause()
         return [task for controller in self.controllers for task in controller.tasks]

@@ -5,7 +5,7 @@ ControllerError
 ├── NotCached               no informer for the kind
 ├── NotSynced               its informer has not read its first list
 ├── ReconcileTimeout        a reconcile took longer than its timeout
-├── Unreachable             the API server sent no response
+├── Unreachable             the API server sent no usable response
 └── ApiError                the API server refused a request
     ├── NotFound
     ├── Conflict
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 
 class ControllerError(Exception):
-    """The base class."""
+    """Base class of the errors of this package."""
 
 
 class Permanent(ControllerError):
@@ -55,7 +55,7 @@ class Unreachable(ControllerError):
 class ApiError(ControllerError):
     """The API server refused a request.
 
-    `status` is the HTTP status. `reason` is one CamelCase word, as in the Status object; empty if there was none.
+    `status` is the HTTP status. `reason` is that of the Status object, a CamelCase word; empty if there was none.
     `retry_after_s` is the header Retry-After, or None: a reconcile that raises the error is not retried earlier.
     """
 
@@ -75,7 +75,7 @@ class Conflict(ApiError):
 
 
 class AlreadyExists(ApiError):
-    """An object of this name exists."""
+    """An object with this name already exists."""
 
 
 class ProjectSuspended(ApiError):
@@ -85,7 +85,7 @@ class ProjectSuspended(ApiError):
 def api_error(
     status: int, reason: str, message: str, *, causes: tuple[str, ...] = (), retry_after_s: float | None = None
 ) -> ApiError:
-    """Return the error of the class that fits."""
+    """Return an error of the class that matches the status, reason and causes."""
     error_type = ApiError
     if "ProjectSuspended" in causes:
         error_type = ProjectSuspended

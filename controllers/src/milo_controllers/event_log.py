@@ -1,6 +1,6 @@
-"""Events of objects, whose repetitions become a series of one event.
+"""Kubernetes Events of objects, whose repetitions are combined into a series.
 
-Pure: callers pass the time and send what is returned.
+Pure: callers pass the time and send the returned requests.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from milo_kube.rfc3339 import rfc3339
 EventType = Literal["Normal", "Warning"]
 
 _CORE_FIELDS = {"reportingController": "reportingComponent", "note": "message", "regarding": "involvedObject"}
-"""The names that fields have in the core group, where they differ."""
+"""Fields of events.k8s.io that have another name in the core group."""
 
 SERIES_S = 360.0
-"""An event that is not repeated for this long ends its series."""
+"""A series ends if its event is not repeated for this long."""
 _REPORT_EVERY_S = 30.0
-"""Time between two writes of a series."""
+"""Minimum time between two writes of a series."""
 _CAPACITY = 4096
 _LONGEST_NOTE = 1024
 
 
 class EventContent(NamedTuple):
-    """The content of an event about its object."""
+    """The content of an event, without the object that it is about."""
 
     type: EventType
     reason: str
@@ -37,7 +37,7 @@ class EventContent(NamedTuple):
 
 
 _Key = tuple[str, str, EventContent]
-"""Cluster, UID of the object, and content: what makes two events the same."""
+"""Cluster, UID of the object, and content. Events with the same key belong to one series."""
 
 
 class CreateEvent(msgspec.Struct, frozen=True):
@@ -60,7 +60,7 @@ class _Series(msgspec.Struct):
 
 
 def in_core(event: Document) -> Document:
-    """Return the event as an object of the core group."""
+    """Convert an event of events.k8s.io to one of the core group."""
     return {**{_CORE_FIELDS.get(field, field): value for field, value in event.items()}, "apiVersion": "v1"}
 
 
@@ -122,5 +122,5 @@ class EventLog:
         )
 
     def forget(self, cluster: str, regarding: Document, content: EventContent) -> None:
-        """Drop the series, because a write of it failed: the next such event starts another."""
+        """Drop a series after a write of it failed: the next event with the same content starts a new series."""
         self._series.pop((cluster, regarding["metadata"]["uid"], content), None)

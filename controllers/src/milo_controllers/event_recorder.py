@@ -23,7 +23,7 @@ class EventRecorder:
         self._api = api
         self._recent = recent
         self._kind = EVENTS
-        """The kind of events that the API server serves: this one, or `CORE_EVENTS`."""
+        """The kind under which the API server serves events: EVENTS, or CORE_EVENTS."""
 
     async def record(self, regarding: Document, content: EventContent, now: datetime) -> None:
         """Record an event. A failure is logged, and not raised."""
@@ -37,14 +37,14 @@ class EventRecorder:
             log_lost(self._api.name, content.reason, regarding["metadata"]["name"], error)
 
     async def _send(self, write: CreateEvent | PatchEvent) -> None:
-        kind = self._kind  # another reconcile may change it before the answer
+        kind = self._kind  # another reconcile may change self._kind during the request
         try:
             await self._send_as(kind, write)
         except NotFound:
             if kind is CORE_EVENTS:
                 raise
-            # The 404 can be that of the kind, which Milo does not serve, or of the namespace: only a success tells them
-            # apart.
+            # The 404 can mean that events.k8s.io is not served, as in Milo, or that the namespace does not exist: only
+            # a success with the core group shows which.
             await self._send_as(CORE_EVENTS, write)
             self._kind = CORE_EVENTS
 

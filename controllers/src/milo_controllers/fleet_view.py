@@ -87,7 +87,7 @@ class ClusterCaches:
         owner: str | None = None,
         index: tuple[str, Hashable] | None = None,
     ) -> Iterator[Any]:
-        """Return the objects, decoded as they are read: of a namespace, of an owner by its UID, or of an index.
+        """Return the objects, decoded lazily: of a namespace, of an owner by its UID, or of a value of an index.
 
         Raises NotCached or NotSynced.
         """
@@ -151,7 +151,7 @@ class FleetView:
         *,
         index: tuple[str, Hashable] | None = None,
     ) -> Iterator[ClusterObject[Any]]:
-        """Return the objects of every cluster whose cache of the kind is complete, with the cluster in each."""
+        """Return the objects of every cluster whose cache of the kind is complete, each with its cluster."""
         for member in tuple(self._members.values()):
             if informer(member, kind).cache.synced:
                 for found in ClusterCaches(member).list(kind, namespace, index=index):

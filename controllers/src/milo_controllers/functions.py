@@ -9,7 +9,7 @@ from typing import Any
 
 
 def is_async(function: Callable[..., Any]) -> bool:
-    """Return whether a call of the function, or of the object, returns a coroutine."""
+    """Return whether a call of the function, or of the callable object, returns a coroutine."""
     return any(map(inspect.iscoroutinefunction, (function, getattr(type(function), "__call__", None))))  # noqa: B004
 
 
@@ -24,7 +24,7 @@ def check_plain(function: Callable[..., Any], role: str, parameter: str) -> None
     """Raise TypeError unless the function is a plain one with one parameter."""
     _check(function, role, parameter)
     if is_async(function) or inspect.isasyncgenfunction(function):
-        raise TypeError(f"{_name(function)} is {role}, which is a plain function: it is called with each change")
+        raise TypeError(f"{_name(function)} is async: {role} must be a plain function")
 
 
 def check_timedelta(option: str, given: timedelta | None) -> None:

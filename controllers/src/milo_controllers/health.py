@@ -1,4 +1,4 @@
-"""The state of controllers, as probes and people read it."""
+"""The health of a set of controllers, for probes and debug pages."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class CacheProblem:
     kind: str
     state: InformerState
     """`forbidden`: the rights are missing; `not_served`: the cluster does not have the kind; `over_budget`: it is too
-    large to be cached; `stale`: it cannot be followed for another reason; `starting`: its first list is being read."""
+    large to be cached; `stale`: list or watch fails for another reason; `starting`: its first list is being read."""
     is_synced: bool
-    """Whether it has been current before."""
+    """Whether the cache has contained a complete list."""
     problem: str
     since: datetime
 
@@ -54,7 +54,7 @@ class Health:
     """The state of the controllers."""
 
     ready: bool
-    """Whether the clusters of the first view are known, and the caches of each one that answers have been read."""
+    """Whether the first clusters were received, and the caches of all that respond were filled. It stays true."""
     discovery: DiscoveryState
     clusters: int
     synced: bool

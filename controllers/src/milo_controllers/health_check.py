@@ -11,7 +11,7 @@ from milo_controllers.health import CacheProblem, FailingObject, Health
 from milo_discovery.fleet import DiscoveryState
 
 FIRST_LIST_S = 30.0
-"""A cluster whose first lists take longer does not answer, and controllers get ready without it."""
+"""A cluster whose first lists take longer counts as unresponsive, and no longer delays readiness."""
 
 
 class HealthCheck:

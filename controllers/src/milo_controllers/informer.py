@@ -36,7 +36,7 @@ _STATES: Final[dict[str, InformerState]] = {
 }
 _CHECK_KIND = "check its group, version and plural, and whether its CustomResourceDefinition is installed there"
 _APPLIED_AT_ONCE = 250
-"""Number of listed objects that are processed between two iterations of the event loop."""
+"""Source events that are applied before the informer yields to the event loop."""
 
 
 class InformerSpec(NamedTuple):
@@ -65,10 +65,10 @@ class InformerListener(Protocol):
 
     def changed(self, informer: Informer, change: Change) -> None: ...
     def synced(self, informer: Informer) -> None:
-        """Note that the first list is complete; called once."""
+        """Called when the first list is complete, also after the cache was dropped."""
 
     def failed(self, informer: Informer) -> None:
-        """Note that the cache cannot be kept up to date, or could not be filled."""
+        """Called when the cache cannot be filled or kept up to date."""
 
 
 class Informer:
@@ -95,13 +95,13 @@ class Informer:
             self.cache.add_index(name, *index)
         self.status: ViewStatus | None = None
         self.since = time.time()
-        """When the informer entered its state."""
+        """When the informer entered its current state."""
         self.counted_bytes = 0
         self._exceeded = ""
         self._page_bytes = 0
         """Bytes of the page of a list that is being read or applied."""
         self._attempt: asyncio.Timeout | None = None
-        """Ends the list and watch when the cache was dropped."""
+        """The timeout that `exceed` triggers to stop the list and watch."""
         self._budget = budget
         self._cluster = api.name
         self._listener = listener
@@ -131,7 +131,7 @@ class Informer:
 
     @property
     def state(self) -> InformerState:
-        """The state, as the metric `milo_controllers_informers` names it."""
+        """The state, as in the label `state` of the metric `milo_controllers_informers`."""
         if self._exceeded:
             return "over_budget"
         if self.status is not None and self.status.state is ViewState.STALE:
@@ -139,7 +139,7 @@ class Informer:
         return "synced" if self.cache.synced else "starting"
 
     async def run(self, api: ClusterApi, policy: ReflectorPolicy) -> None:
-        """Follow the collection until canceled. Without a budget for it, wait, and begin again."""
+        """Follow the collection until canceled. After the cache exceeded a limit, wait `retry_s` and list again."""
         try:
             while True:
                 self._report()
@@ -148,7 +148,7 @@ class Informer:
                     async with limit, aclosing(self._list_watch.batches()) as batches:
                         async for source_events in batches:
                             await self._apply(source_events)
-                            del source_events  # the next wait may last for hours
+                            del source_events  # frees the events: the next wait can last for hours
                 except TimeoutError:
                     if not limit.expired():
                         raise
@@ -160,7 +160,7 @@ class Informer:
             self._budget.forget(self)
 
     def exceed(self, problem: str) -> None:
-        """Drop the cache, and end the list and watch."""
+        """Drop the cache, and stop the list and watch."""
         self._budget.forget(self)
         self.counted_bytes = self._page_bytes = 0
         self.cache.clear()
@@ -195,7 +195,7 @@ class Informer:
             self._report()
 
     async def page(self, api: ClusterApi, path: str, query: Any, *, timeout_s: float) -> Answer:
-        """Read a page of a list. Its bytes count until the next page is read, or the watch begins."""
+        """Read a page of a list. Its bytes count toward the budget until the next page is read, or the watch begins."""
         self.page_applied()
         accept = METADATA_LIST_ONLY if self.spec.kind.metadata_only else JSON
         limit = self._budget.limits.bytes
@@ -220,7 +220,10 @@ class Informer:
             self.exceed(problem)
 
     def _index_failed(self, index: str, found: CachedObject, error: Exception) -> None:
-        log.warning("%s: index %s of %s lacks %s: %r", self._cluster, index, self.key, found.name, error)
+        log.warning(
+            "%s: index %s of %s failed for %s, which is missing from the index: %r",
+            *(self._cluster, index, self.key, found.name, error),
+        )
 
     def _report(self) -> None:
         status, state = self._list_watch.status, self.state

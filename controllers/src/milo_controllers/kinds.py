@@ -31,7 +31,7 @@ _METADATA_FIELDS = frozenset({"apiVersion", "kind", "metadata"})
 
 
 class CacheKey(NamedTuple):
-    """The key by which caches are shared, within a cluster."""
+    """Identity of a cache within a cluster: controllers with equal keys share the cache."""
 
     resource: str
     selector: str = ""
@@ -59,7 +59,7 @@ class Kind(Generic[T]):
     `model` is the type of its objects: a class of the kubernetes package, a pydantic model, a dataclass, or a
     `msgspec.Struct`. Without one, objects are dicts.
 
-    The other arguments say what is cached. `selector`, `field_selector`, `namespace`: only these objects.
+    The other arguments restrict what is cached. `selector`, `field_selector`, `namespace`: only these objects.
     `metadata_only`: only the metadata of each; other fields raise NotCached. `transform`: a function that returns the
     object, a dict, as it is to be cached, for example without large fields.
     """
@@ -154,7 +154,7 @@ def _kind_named(resource: str) -> Kind[Document]:
 
 
 def document(body: object) -> Document:
-    """Return a dict for a dict, or for an object of a type that a Kind can have."""
+    """Convert an object of any type that a Kind can have to a dict. A dict is returned as it is."""
     if isinstance(body, dict):
         return body
     if hasattr(body, "to_dict"):
@@ -165,7 +165,7 @@ def document(body: object) -> Document:
 
 
 def _without_none(value: Any) -> Any:
-    """Return the value without absent fields, which the API server would take for null."""
+    """Return the value without fields that are None, which the API server would read as null."""
     if isinstance(value, dict):
         return {name: _without_none(each) for name, each in value.items() if each is not None}
     if isinstance(value, list):
@@ -222,4 +222,4 @@ def _undecodable(found: msgspec.inspect.Type) -> str:
 
 EVENTS = Kind("events.k8s.io/v1/events")
 CORE_EVENTS = Kind("v1/events")
-"""The events that Milo serves, which has no events.k8s.io."""
+"""Events of the core group, for API servers without events.k8s.io, such as Milo."""

@@ -1,6 +1,6 @@
 """Access to an API server from local files: a kubeconfig, or the service account of a pod.
 
-These files belong to the user, so they may name further files, a proxy and a credential plugin.
+These files belong to the user, so they may refer to other files, a proxy and a credential plugin.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class LocalAccess:
 
     access: KubeconfigAccess
     namespace: str = ""
-    """The namespace of the context or the pod; empty if none is stated."""
+    """The namespace of the context or the pod; empty if it is not set."""
     proxy: str | None = field(default=None, repr=False)
-    """The URL of the proxy that the kubeconfig names."""
+    """The `proxy-url` of the kubeconfig."""
     plugin: ExecCommand | None = None
     """The plugin to run for a credential, if the kubeconfig has no other credential."""
 
@@ -50,7 +50,7 @@ class ServiceAccount:
         """Read the files. Raises UnusableKubeconfig."""
         host, port = (self._environment.get(f"KUBERNETES_SERVICE_{each}") for each in ("HOST", "PORT"))
         if not host or not port:
-            raise UnusableKubeconfig("not running in a pod: name a kubeconfig instead")
+            raise UnusableKubeconfig("not running in a pod: pass a kubeconfig instead")
         access = KubeconfigAccess(
             server=f"https://{addresses.bracketed(host)}:{port}",
             authorities=_text(self._directory / "ca.crt"),
@@ -63,13 +63,13 @@ class KubeconfigFile:
     """A context of a kubeconfig, by default the current one. Several files are merged as kubectl merges them."""
 
     def __init__(self, path: Path, context: str | None = None, *, others: Sequence[Path] = ()) -> None:
-        """`others` add what `path` does not have. Of several files, those that do not exist are left out."""
+        """`others` add entries that `path` lacks. If there are several files, missing ones are skipped."""
         existing = [each for each in (path, *others) if each.exists()] if others else [path]
         self._paths = existing or [path]
         self._context = context
 
     def read(self) -> LocalAccess:
-        """Read the kubeconfig and the files that it names. Raises UnusableKubeconfig, which quotes no value."""
+        """Read the kubeconfig and the files that it refers to. Raises UnusableKubeconfig, which quotes no values."""
         try:
             files = [(str(each.parent), kubeconfig.parse(_bytes(each))) for each in self._paths]
             found = kubeconfig.merged(files).select(kubeconfig.LOCAL, self._context)
@@ -124,7 +124,7 @@ def default_source(kubeconfig: Path | None = None, context: str | None = None) -
 
 
 async def issue(name: str, source: LocalSource) -> Kubeconfig:
-    """Return the credential as a kubeconfig, which is renewed before it expires and when its files may have changed.
+    """Return the credential as a kubeconfig, to be refreshed before it expires, or when its files may have changed.
 
     Raises UnusableKubeconfig.
     """

@@ -14,9 +14,9 @@ current_reconcile: ContextVar[str] = ContextVar("milo_reconcile", default="")
 
 
 class ClusterFilter(logging.Filter):
-    """A filter that adds `cluster`, `object` and `reconcile` to log records: attach it to a handler, and name them.
+    """A filter that adds `cluster`, `object` and `reconcile` to log records.
 
-    The names are those that the format of a formatter uses.
+    Attach it to a handler, and use these names in the format of its formatter.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:

@@ -1,4 +1,4 @@
-"""Metrics of controllers, under the names of controller-runtime, so that its dashboards show them."""
+"""Metrics of controllers, with the names that controller-runtime uses, so that its dashboards work."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class QueueState(NamedTuple):
 
 
 class ClusterLabels:
-    """The values of the label `cluster`: the first clusters have their own, and all others share one."""
+    """Values of the label `cluster`: the first clusters have their own value, and all others share one."""
 
     def __init__(self, max_clusters: int) -> None:
         self._max_clusters = max_clusters
@@ -47,7 +47,7 @@ class ControllerMetrics:
     """The metrics of one set of controllers, in one registry."""
 
     def __init__(self, registry: CollectorRegistry, *, max_clusters: int) -> None:
-        """`max_clusters`: maximum number of clusters with a label of their own; the others share one."""
+        """`max_clusters`: maximum clusters with a label value of their own; the others share one."""
         self.cluster_labels = ClusterLabels(max_clusters)
         by_controller = ("controller",)
         self.reconciles = Counter(
@@ -110,7 +110,7 @@ class ControllerMetrics:
         )
         self.cluster_errors = Counter(
             "milo_controllers_cluster_reconcile_errors_total",
-            "Reconciles that failed, by controller and cluster; clusters beyond a maximum number share one label.",
+            "Reconciles that failed, by controller and cluster; clusters beyond a maximum share one label value.",
             ("controller", "cluster"),
             registry=registry,
         )
@@ -182,7 +182,7 @@ class ReconcileMetrics:
 
 
 class StateSource(Protocol):
-    """A set of controllers, whose state is a metric."""
+    """A set of controllers whose state is exported as metrics."""
 
     def queues(self) -> Iterable[QueueState]: ...
     def informers(self) -> Iterable[InformerMetrics]: ...

@@ -1,4 +1,4 @@
-"""The objects of one collection, as the informer last saw them.
+"""The objects of one collection, as the informer last received them.
 
 Pure: source events in, changes out. Objects are kept as bytes and decoded when they are read.
 """
@@ -23,7 +23,7 @@ from milo_kube.reflect.messages import (
 from milo_kube.reflect.wire import Decoder, ListPage
 
 IndexFunction = Callable[[Any], Iterable[Hashable]]
-"""Returns the values under which an object is found. It takes a dict, or an object of the kind's type."""
+"""Returns the index values of an object, which is a dict, or of the kind's type."""
 
 
 class Index(NamedTuple):
@@ -54,7 +54,7 @@ class CachedObject(msgspec.Struct, frozen=True, gc=False):
     raw: bytes = b""
     owners: tuple[OwnerReference, ...] = ()
     problem: str = ""
-    """Why the object could not be decoded; empty if it was."""
+    """Why the object could not be decoded; empty if it could."""
 
     @property
     def place(self) -> Place:
@@ -79,9 +79,9 @@ class Change(NamedTuple):
 
 _ABSENT = msgspec.Raw()
 LARGEST_OBJECT = 4 << 20
-"""Size limit of an object, more than any API server stores. Decoded, an object can take twenty times as much."""
+"""Maximum bytes of an object, more than any API server stores. A decoded object can take 20 times as much memory."""
 _OBJECT_BYTES = 512
-"""Bytes that an object takes besides its JSON."""
+"""Estimated memory of an object besides its JSON."""
 _OWNER_BYTES = 192
 _TOO_LARGE = f"it has more than {LARGEST_OBJECT} bytes"
 
@@ -168,7 +168,7 @@ def object_decoder(
         if transform is not None:
             try:
                 stripped = msgspec.json.encode(transform(msgspec.json.decode(stripped)))
-            except Exception as error:  # noqa: BLE001  (the author's code: an error there concerns this object only)
+            except Exception as error:  # noqa: BLE001  (the author's code: an error there affects only this object)
                 return malformed(metadata.name, metadata.uid, metadata.resourceVersion, f"transform= raised {error!r}")
         namespace = _shared(metadata.namespace)
         return CachedObject(metadata.name, namespace, metadata.uid, metadata.resourceVersion, stripped, owners)
@@ -199,12 +199,12 @@ class ObjectCache:
         self._index_failed = index_failed
         self._objects: dict[Place, CachedObject] = {}
         self.size = 0
-        """Bytes that all objects take, about."""
+        """Approximate bytes that all objects take."""
         self._listed: set[Place] | None = None
-        """The objects that the list in progress has named so far."""
+        """The objects that the list in progress has contained so far."""
         self._functions: dict[str, Index] = {}
         self._misuse: dict[str, str] = {}
-        """The problem of each index function that returned a string, by index."""
+        """Error messages for index functions that returned a string, by index name."""
         self._indexes: dict[str, dict[Hashable, dict[Place, None]]] = {}
         self._by_owner: dict[str, dict[Place, None]] | None = None
         self.synced = False
@@ -326,7 +326,7 @@ class ObjectCache:
         try:
             values = index.function(index.decode(found.raw))
             if isinstance(values, str):
-                # Its characters would be taken for the values.
+                # Otherwise each character would become a value.
                 self._misuse[name] = f"index {name!r} returned the string {values!r}; return a list: [{values!r}]"
                 return ()
             return dict.fromkeys(values)
@@ -341,7 +341,7 @@ def _size(found: CachedObject) -> int:
 
 @lru_cache(maxsize=4096)
 def _shared(namespace: str) -> str:
-    """Return one shared instance of a name, which saves memory. Some Pythons never free interned strings."""
+    """Return a shared instance of a namespace, to save memory. Some Pythons never free interned strings."""
     return namespace
 
 
@@ -378,7 +378,7 @@ _VERSIONED = msgspec.json.Decoder(_VersionedObject)
 
 
 def changed(part: Literal["generation", "labels", "annotations"], change: Change) -> bool:
-    """Return whether a change concerns this part of an object: always if it was created or deleted, or if its deletion
+    """Return whether a change affects this part of an object: always if it was created or deleted, or if its deletion
     was requested. For kinds without a generation, every change counts as one of the generation."""
     if change.old is None or change.new is None or change.old.uid != change.new.uid:
         return True

@@ -1,7 +1,7 @@
 """The writes of reconcilers that the caches of their cluster do not have yet.
 
-A cache trails the API server. A reconcile that begins before it has the writes of the previous one would see, for
-example, that the child which it created is missing, and create another.
+A cache lags behind the API server. A reconcile that starts before the cache contains the writes of the previous one
+would, for example, not find the child that was just created, and create another.
 
 Pure: callers pass the caches.
 """
@@ -20,10 +20,10 @@ from milo_kube.label_selector import SelectorError, parse
 from milo_kube.reflect.versions import is_number, is_older
 
 WITHIN_S = 10.0
-"""How long an object is held at most, if its cache does not get the writes."""
+"""Maximum time that an object is held if its cache does not receive the writes."""
 
 _MAX_DELETIONS = 1000
-"""Deletions that are remembered while reconciles run. A forgotten one delays a reconcile by WITHIN_S at most."""
+"""Maximum number of deletions recorded while reconciles run. An evicted one delays a reconcile by at most WITHIN_S."""
 
 
 class Write(NamedTuple):
@@ -38,7 +38,7 @@ class Write(NamedTuple):
 
     @classmethod
     def of(cls, resource: str, written: Document) -> Write | None:
-        """Return the write that an API server answered with this object; None if it is not one."""
+        """Return the write whose response is this object; None if the response is not an object."""
         metadata = written.get("metadata") or {}
         if not metadata.get("name") or not metadata.get("resourceVersion"):
             return None
@@ -48,7 +48,7 @@ class Write(NamedTuple):
 
 
 class Cached(Protocol):
-    """An informer."""
+    """The parts of an informer that are read here."""
 
     @property
     def key(self) -> CacheKey: ...
@@ -57,7 +57,7 @@ class Cached(Protocol):
 
 
 def is_seen(write: Write, informer: Cached) -> bool:
-    """Return whether the cache has the write, or never will."""
+    """Return whether the cache contains the write, or never will."""
     key, found = informer.key, informer.cache.get(*write.place)
     if key.resource != write.resource or key.namespace not in ("", write.place[0]) or not informer.cache.synced:
         return True
@@ -78,7 +78,7 @@ class _Deletion(NamedTuple):
 
     uid: str
     version: str
-    """The last version that the cache had."""
+    """The last resourceVersion in the cache."""
 
 
 def _has_ended(write: Write, informer: Cached, deletion: _Deletion) -> bool:
@@ -114,7 +114,7 @@ class OwnWrites:
     def __init__(self) -> None:
         self._held: dict[tuple[CacheKey, Place], list[_Held]] = {}
         self._deleted: dict[tuple[CacheKey, Place], _Deletion] = {}
-        """The deletions during the running reconciles, which may concern what those wrote."""
+        """Deletions reported while reconciles run: these may be of objects that the reconciles wrote."""
         self._reconciles = 0
 
     def __bool__(self) -> bool:
@@ -146,7 +146,7 @@ class OwnWrites:
         return True
 
     def changed(self, informer: Cached, change: Change) -> None:
-        """Note a change of a cache."""
+        """Settle the held objects whose writes are now in the cache."""
         place = change.current.place
         if change.new is None and self._reconciles:
             self._note_deletion((informer.key, place), _Deletion(change.current.uid, change.current.version))

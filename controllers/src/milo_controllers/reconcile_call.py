@@ -41,7 +41,7 @@ class ReconcileCall:
             if not limit.expired():
                 raise
             raise ReconcileTimeout(
-                f"the reconcile was ended after {self._timeout_s:g} s; pass timeout= if it needs longer"
+                f"the reconcile was canceled after {self._timeout_s:g} s; pass timeout= if it needs longer"
             ) from error
         except asyncio.CancelledError as cancelled:
             if cancelled_from_outside():
@@ -63,7 +63,7 @@ class ReconcileCall:
         try:
             return await asyncio.shield(calling)
         except asyncio.CancelledError:
-            # A thread cannot be ended from outside: its next call of request.wait raises.
+            # A thread cannot be canceled: instead, its next call of request.wait raises.
             request.end()
             await wait_uninterrupted(calling)
             raise
@@ -83,5 +83,5 @@ def failed_outcome(error: Exception, cluster: EngagedCluster) -> Outcome:
 
 
 def stays_suspended(cluster: Cluster) -> bool:
-    """Return whether the suspension of a project ends before the project: Milo lifts none during a deletion."""
+    """Return whether the project is suspended and not being deleted: Milo lifts no suspension during a deletion."""
     return cluster.suspended and cluster.deletion_requested_at is None

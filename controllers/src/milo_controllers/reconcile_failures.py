@@ -60,8 +60,8 @@ class ReconcileFailures:
         """Log a failure, unless one of the same cluster and cause was logged recently; log each conflict at INFO."""
         text = _text(error)
         if isinstance(error, Conflict):
-            # Part of normal operation: the cache was behind, and the retry reads the newer object.
-            log.info("%s: %s: %s met a conflict (%s): %s", self._controller, cluster, what, then, text)
+            # A conflict is part of normal operation: the cache was behind, and the retry reads the newer object.
+            log.info("%s: %s: %s failed with a conflict (%s): %s", self._controller, cluster, what, then, text)
             return
         key: tuple[object, ...] = (self._controller, cluster, type(error), raised_at(error))
         match error:

@@ -30,7 +30,7 @@ class ControllerSpec(NamedTuple):
 
 
 class Registration:
-    """The reconcilers and informers of a set of controllers. None is added once the set has run."""
+    """The reconcilers and informers of a set of controllers. Read-only once the controllers run."""
 
     def __init__(self) -> None:
         self.reconcilers: list[tuple[ControllerSpec, Reconciler[Any]]] = []
@@ -38,7 +38,7 @@ class Registration:
         self._is_closed = False
 
     def close(self) -> None:
-        """Begin to run. Raises RuntimeError if that was done before."""
+        """Accept no more registrations. Raises RuntimeError if called twice."""
         self.require_open()
         self._is_closed = True
 
@@ -48,7 +48,7 @@ class Registration:
 
     def require_new_name(self, name: str) -> None:
         if any(name == other.name for other, _ in self.reconcilers):
-            raise ValueError(f"a controller {name!r} exists already: pass another name=")
+            raise ValueError(f"a controller {name!r} already exists: pass another name=")
 
     def require_informer(self, kind: Kind[Any], indexes: Mapping[str, Index]) -> None:
         """Run an informer of the kind in each cluster, with these indexes and those that were required before."""
@@ -59,7 +59,7 @@ class Registration:
 
 
 def _shared(held: Kind[Any], wanted: Kind[Any]) -> Kind[Any]:
-    """Return the kind to cache for two users: whole objects if one of them needs these. Raises ValueError."""
+    """Return the kind to cache for two registrations: whole objects if one needs them. Raises ValueError."""
     if held.transform is not wanted.transform:
         raise ValueError(f"{held.key} is cached with another transform=: use one Kind for both")
     return wanted if held.metadata_only else held

@@ -60,7 +60,7 @@ class Result:
 
 
 class RequestedCluster(Protocol):
-    """An engaged cluster, as a request needs it."""
+    """The parts of an engaged cluster that a request uses."""
 
     @property
     def api(self) -> ClusterApi: ...
@@ -71,7 +71,7 @@ class RequestedCluster(Protocol):
 
 
 class ThreadCalls:
-    """The calls that a reconciler in a thread makes in the event loop, until it is ended."""
+    """The event-loop calls of a reconciler that runs in a thread, until its reconcile is canceled."""
 
     __slots__ = ("_is_ended", "_loop", "_waiting")
 
@@ -81,10 +81,10 @@ class ThreadCalls:
         self._waiting: set[Future[Any]] = set()
 
     def wait(self, call: Coroutine[Any, Any, Other]) -> Other:
-        """Return the result of a call. Raises CancelledError if the reconcile was ended meanwhile."""
+        """Return the result of a call. Raises CancelledError if the reconcile was canceled."""
         if self._is_ended:
             call.close()
-            raise CancelledError("the reconcile has ended")
+            raise CancelledError("the reconcile was canceled")
         future = asyncio.run_coroutine_threadsafe(call, self._loop)
         self._waiting.add(future)
         try:
@@ -117,7 +117,7 @@ class Request(Generic[ObjectT]):
         self.clusters = clusters
         """The caches of all clusters."""
         self.failures = work.failures
-        """Failures in a row before this attempt."""
+        """Consecutive failures before this attempt."""
         self.writes: dict[tuple[str, str, str], Write] = {}
         """The last write of each object, by resource, namespace and name."""
         self._member = member
@@ -139,12 +139,12 @@ class Request(Generic[ObjectT]):
     def wait(self, call: Coroutine[Any, Any, Other]) -> Other:
         """Run a call in the event loop and return its result, for a reconciler that is a plain function.
 
-        For example `request.wait(request.get())`. Raises CancelledError if the reconcile was ended meanwhile.
+        For example `request.wait(request.get())`. Raises CancelledError if the reconcile was canceled.
         """
         return self._calls.wait(call)
 
     def end(self) -> None:
-        """Cancel the calls of `wait`. Called by the controller when the reconcile is ended."""
+        """Cancel the calls of `wait`. Called by the controller when the reconcile is canceled."""
         self._calls.end()
 
     # --- reads ---
@@ -194,7 +194,10 @@ class Request(Generic[ObjectT]):
         index: tuple[str, Hashable] | None = None,
     ) -> Iterator[Any]:
         """Return objects of the cluster from the cache: of one namespace or all, only those that this object owns,
-        or those that an index function returned this value for. Raises NotCached or NotSynced."""
+        or with `index=(NAME, VALUE)`, those for which the index function returned the value.
+
+        Raises NotCached or NotSynced.
+        """
         owner = self._metadata()["uid"] if owned else None
         return self._member.view.list(kind, namespace, owner=owner, index=index)
 
@@ -245,7 +248,7 @@ class Request(Generic[ObjectT]):
         )
 
     async def delete(self, kind: AnyKind, name: str, *, namespace: str | None = None, uid: str | None = None) -> None:
-        """Delete an object; it is not an error if it does not exist. With `uid`, only this very object."""
+        """Delete an object; it is not an error if it does not exist. With `uid`, only the object with this UID."""
         body: Document = {"apiVersion": "v1", "kind": "DeleteOptions"}
         if uid is not None:
             body["preconditions"] = {"uid": uid}
@@ -268,7 +271,7 @@ class Request(Generic[ObjectT]):
     async def set_condition(self, type_: str, status: ConditionStatus, reason: str, message: str = "") -> bool:
         """Set a condition in the status of the object, with its observedGeneration. Return whether it was changed.
 
-        lastTransitionTime moves only if `status` changes. Conflicts are retried on the newer object, up to four times.
+        lastTransitionTime changes only if `status` changes. Conflicts are retried on the newer object, up to four times.
         """
 
         def changed(found: Document) -> Document | None:
@@ -326,7 +329,7 @@ class Request(Generic[ObjectT]):
     # --- internals ---
 
     async def _change(self, changed: Callable[[Document], Document | None], *, subresource: str = "") -> bool:
-        """Write the patch that `changed` returns for the object, on top of the version that it was made from."""
+        """Send the patch that `changed` returns, with the resourceVersion it is based on, and retry conflicts."""
         found = await self._whole_document() if subresource else self._document()
         for attempt in range(_CONFLICT_RETRIES + 1):
             patch = changed(found)
@@ -391,7 +394,7 @@ class Request(Generic[ObjectT]):
         return [("fieldManager", self._field_manager)]
 
     def _noted(self, kind: Kind[Any], written: Document) -> Document:
-        """Remember the write, and the object if it is the one that is reconciled."""
+        """Record the write, and the object if it is the one that is reconciled."""
         write = Write.of(kind.resource, written)
         if write is not None:
             self.writes[kind.resource, *write.place] = write

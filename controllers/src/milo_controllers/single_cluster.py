@@ -55,12 +55,12 @@ class SingleCluster:
             engaged.disengage()
 
     async def issue_kubeconfig(self, name: str, *, ttl: timedelta | None = None, incarnation: str = "") -> Kubeconfig:
-        """Return the kubeconfig as it is now. The arguments are for a daemon, and are ignored."""
+        """Return the current kubeconfig. The arguments apply only to a daemon, and are ignored."""
         return await issue(name, self._source)
 
     async def get(self, name: str) -> ClusterReport:
-        """Raise ClusterNotFound: no other cluster has the name."""
-        raise ClusterNotFound(f"cluster {name!r} is the only one", code="NOT_FOUND")
+        """Raise ClusterNotFound: there is no daemon that could report on a cluster."""
+        raise ClusterNotFound(f"there is no daemon that could report on cluster {name!r}", code="NOT_FOUND")
 
     @asynccontextmanager
     async def requests(self) -> AsyncIterator[OwnCluster]:
@@ -89,7 +89,7 @@ class OwnCluster:
         """The namespace of the pod, or of the kubeconfig's context."""
 
     async def request(self, method: str, path: str, body: object = None) -> tuple[int, dict[str, Any]]:
-        """Return the status and the JSON of the response. Raises OSError."""
+        """Return the status and the JSON body of the response. Raises OSError."""
         try:
             return 200, await self._api.send(method, path, (), body)
         except ApiError as error:

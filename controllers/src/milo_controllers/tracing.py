@@ -1,4 +1,4 @@
-"""Spans of OpenTelemetry, whose packages are not needed without a tracer."""
+"""OpenTelemetry spans, without a dependency on the OpenTelemetry packages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 
 class SpanTracer(Protocol):
-    """A tracer of OpenTelemetry."""
+    """An OpenTelemetry tracer."""
 
     def start_as_current_span(self, name: str, *args: Any, **options: Any) -> AbstractContextManager[Any]: ...
 

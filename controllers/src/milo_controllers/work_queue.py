@@ -2,11 +2,11 @@
 
 Pure: callers pass the time. Invariants:
 
-- An object is never in flight twice. Changes that arrive meanwhile lead to exactly one more reconcile.
+- An object is never in flight twice. Changes during its reconcile lead to exactly one more reconcile.
 - Clusters take turns, so the changes of one do not delay the others; each has at most `per_cluster` objects in flight.
 - Live changes go before retries, and these before objects of an initial list or a resync.
-- A failed object is retried after a backoff of its own. Each cluster has a token bucket of retries, and all clusters
-  together another one, whose tokens they take in turns.
+- A failed object is retried after a backoff of its own. Each cluster has a token bucket of retries, and all
+  clusters share a second one, whose tokens they take in turns.
 - An object that is held, since the caches do not have its own writes yet, is not taken before `settle`.
 """
 
@@ -25,10 +25,10 @@ from milo_kube.retry_after import delay_s
 
 
 class Priority(enum.IntEnum):
-    """A smaller value goes first."""
+    """Priorities of ready objects; smaller values go first."""
 
     LIVE = 0
-    """A change, or a requeue after one."""
+    """A changed object, or one that the reconcile of a change requeued."""
     RETRY = 1
     """An object that failed."""
     BACKGROUND = 2
@@ -50,10 +50,10 @@ class ObjectKey(NamedTuple):
 class QueuePolicy(msgspec.Struct, frozen=True, kw_only=True):
     """Backoff and rate limits of retries.
 
-    `first_delay_s` is the delay after the first failure; it doubles with each further one, up to `max_delay_s`.
-    `jitter`: largest share of the delay that is added at random. `delay_s`: returns the delay after a number of
-    failures in a row, instead of the doubled one. `cluster_retries` and `retries`: rate limits of retries in one
-    cluster, and over all clusters. `min_requeue_s`: shortest delay of a `Result.requeue_after`.
+    `first_delay_s`: delay after the first failure; it doubles with each further failure, up to `max_delay_s`.
+    `jitter`: maximum random addition, as a share of the delay. `delay_s`: returns the delay after a number of
+    consecutive failures, instead of the exponential backoff. `cluster_retries` and `retries`: rate limits of retries in
+    one cluster, and in all clusters together. `min_requeue_s`: minimum of `Result.requeue_after`.
     """
 
     first_delay_s: float = 0.1
@@ -70,9 +70,9 @@ class Work(NamedTuple):
 
     key: ObjectKey
     queued_s: float
-    """How long the object was ready before."""
+    """How long the object was ready before it was taken."""
     failures: int
-    """Failures in a row before this attempt."""
+    """Consecutive failures before this attempt."""
 
 
 class Done(msgspec.Struct, frozen=True):
@@ -89,7 +89,7 @@ class Failed(msgspec.Struct, frozen=True):
 
 
 class Stopped(msgspec.Struct, frozen=True):
-    """The reconcile failed in a way that a retry does not fix: the next change of the object starts another."""
+    """The reconcile failed in a way that a retry does not fix: the next change of the object starts one."""
 
     message: str
 
@@ -108,7 +108,7 @@ class _ClusterQueue:
         # OrderedDict rather than dict, which takes linear time to find its first entry after many removals.
         self.ready: tuple[OrderedDict[ObjectKey, float], ...] = tuple(OrderedDict() for _ in Priority)
         self.dirty: dict[ObjectKey, Priority] = {}
-        """Objects in flight or held that changed meanwhile."""
+        """Objects that changed while they were in flight or held, with the priority of the change."""
         self.in_flight: dict[ObjectKey, Priority] = {}
         self.held: set[ObjectKey] = set()
         self.delayed: dict[ObjectKey, tuple[float, Priority]] = {}
@@ -141,7 +141,7 @@ class WorkQueue:
         """The engaged clusters, and whether their objects may be taken."""
         self._clusters: dict[_Cluster, _ClusterQueue] = {}
         """The queues of the clusters that have objects; of thousands of clusters, most have none."""
-        # The clusters that can start an object, by priority, in the order of their turns.
+        # Clusters that have an object to start, by priority, in round-robin order.
         self._turns: tuple[OrderedDict[_Cluster, None], ...] = tuple(OrderedDict() for _ in Priority)
         self._timers: list[tuple[float, int, ObjectKey]] = []
         self._added = 0
@@ -220,13 +220,13 @@ class WorkQueue:
         return None
 
     def done(self, key: ObjectKey, outcome: Outcome, now: float, *, is_held: bool = False) -> float | None:
-        """Record how a reconcile ended. Returns the delay before the next one, if there is a delay.
+        """Record the outcome of a reconcile. Return the delay before the next one, if there is a delay.
 
         With `is_held` the object is not taken before `settle` is called.
         """
         queue = self._clusters.get(key[:2])
         if queue is None or key not in queue.in_flight:
-            return None  # the cluster was dropped meanwhile
+            return None  # the cluster was dropped during the reconcile
         priority = queue.in_flight.pop(key)
         delay_s = self._recorded(queue, key, outcome, now)
         if delay_s is not None:
@@ -243,7 +243,7 @@ class WorkQueue:
         return delay_s
 
     def settle(self, key: ObjectKey, now: float) -> None:
-        """Release an object: it is due at once if it changed during its reconcile, otherwise when its delay ends."""
+        """Release a held object. It is due at once if it changed while in flight or held, otherwise after its delay."""
         queue = self._clusters.get(key[:2])
         if queue is None or key not in queue.held:
             return
@@ -268,7 +268,7 @@ class WorkQueue:
         return None if delayed is None else delayed[0]
 
     # --- for metrics and health ---
-    # Metrics are collected in another thread, so only copies, which are made by one instruction, are iterated.
+    # Metrics are collected in another thread, so only copies are iterated, each made atomically by tuple().
 
     def __len__(self) -> int:
         """Return the number of objects that are ready."""

@@ -1,4 +1,4 @@
-"""Holds objects that their reconciles have written, until the caches have the writes, and within a rate."""
+"""Holds objects whose reconciles wrote, until the caches contain the writes, and within a rate limit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from milo_kube.rate_limit import KeyedBuckets, Rate
 log = logging.getLogger("milo_controllers")
 
 _WRITING = Rate(per_second=5.0, burst=20.0)
-"""How often an object is reconciled whose reconciles write: if its own writes cause the next one, they never end."""
+"""Rate limit of an object's reconciles that write: if each write causes the next reconcile, they would never end."""
 _LOG_AGAIN_S = 10.0
 
 
@@ -31,21 +31,21 @@ class WrittenCluster(Protocol):
 
 
 class WriteHolds:
-    """The held objects of one controller. `release` is called with each one that may be reconciled again."""
+    """The held objects of one controller. `release` is called with each object that may be reconciled again."""
 
     def __init__(self, controller: str, release: Callable[[ObjectKey], None]) -> None:
         self._controller = controller
         self._release = release
         self._buckets: KeyedBuckets[ObjectKey] = KeyedBuckets(10_000)
         self._throttled: dict[ObjectKey, float] = {}
-        """When it was logged that an object is throttled."""
+        """When throttling was last logged, by object."""
 
     def hold(self, member: WrittenCluster, key: ObjectKey, writes: Collection[Write], now: float) -> bool:
         """Hold an object because of the writes of its reconcile; return whether it is held."""
         if not writes:
             return False
         loop = asyncio.get_running_loop()
-        # With jitter, since the objects of a kind were often created, and first changed, at the same time.
+        # With jitter, because objects of one kind are often created, and first changed, at the same time.
         pause_s = self._buckets.bucket(key, _WRITING, now).charge(now) * (1 + random.random() / 2)  # noqa: S311
         if pause_s:
             self._log_throttled(key, now)

@@ -21,7 +21,7 @@ def plane(sandbox: MiloSandbox) -> ControlPlane:
 
 @pytest.fixture
 def bare() -> Iterator[ControlPlane]:
-    """A control plane that serves no widgets, of another server, since definitions hold in all projects of one."""
+    """A control plane without widgets, on its own server, because definitions apply to all projects of a server."""
     with MiloSandbox.start() as another:
         [made] = another.create_control_planes("bare")
         yield made

@@ -80,7 +80,7 @@ async def serve(attack: str, reader: asyncio.StreamReader, writer: asyncio.Strea
 
 async def drained(writer: asyncio.StreamWriter) -> None:
     await writer.drain()
-    # It returns at once while a lost TLS connection is being closed, which takes a step of the event loop.
+    # drain() returns at once while a lost TLS connection is being closed, which takes an iteration of the event loop.
     await asyncio.sleep(0)
 
 

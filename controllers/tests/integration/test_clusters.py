@@ -1,4 +1,4 @@
-"""Controllers as clusters come, end, do not answer, or lack a kind."""
+"""Controllers while clusters are engaged, disengaged, suspended, unresponsive, or lack a kind."""
 
 import asyncio
 from collections.abc import Iterator
@@ -161,7 +161,7 @@ async def test_cache_read_before_its_first_complete_list_raises_not_synced(
     assert outcomes[0] == "not synced"
 
 
-async def test_read_only_cache_of_a_kind_that_is_not_served_delays_no_reconcile(plane: ControlPlane) -> None:
+async def test_cache_of_unserved_kind_does_not_delay_reconciles(plane: ControlPlane) -> None:
     plane.create(widget("one"))
     outcomes: list[str] = []
 
@@ -191,7 +191,7 @@ async def test_informer_waits_until_its_kind_is_served(plane: ControlPlane, bare
         await eventually(lambda: (bare.project, "late", {}) in log.seen, within_s=60)
 
 
-async def test_writes_that_a_suspended_project_refuses_wait_for_the_end_of_the_suspension(
+async def test_write_refused_by_suspended_project_is_retried_after_the_suspension(
     sandbox: MiloSandbox, plane: ControlPlane
 ) -> None:
     refused: list[str] = []
@@ -240,7 +240,7 @@ async def test_suspended_project_allows_deletions_and_changes_of_terminating_obj
         await eventually(lambda: plane.find(WIDGETS, "one") is None)
 
 
-async def test_object_that_waits_for_the_end_of_a_suspension_is_reconciled_when_the_project_is_deleted(
+async def test_object_parked_by_suspension_is_reconciled_when_project_deletion_is_requested(
     sandbox: MiloSandbox, plane: ControlPlane
 ) -> None:
     attempts: list[bool] = []
@@ -251,7 +251,7 @@ async def test_object_that_waits_for_the_end_of_a_suspension_is_reconciled_when_
             return
         is_terminating = "deletionTimestamp" in found["metadata"]
         attempts.append(is_terminating)
-        # Another object, which is not terminating, so the server refuses to change it as long as it is suspended.
+        # The other object is not terminating, so the server refuses to change it while the project is suspended.
         await request.patch(WIDGETS, "other", {"spec": {"used": False}})
         await request.remove_finalizer(FINALIZER)
 

@@ -72,7 +72,7 @@ async def test_api_error_of_a_throttled_write_has_its_retry_after(header: str | 
     assert len(peer.requests) == 1
 
 
-async def test_request_without_an_answer_is_named_in_its_error() -> None:
+async def test_request_timeout_error_contains_method_and_path() -> None:
     authority = Authority()
     pools = Pools(user_agent="controllers", environ={}, http2=Http2Connection)
     async with serving(authority, lambda _accepted, _stream: None) as peer:
@@ -82,7 +82,7 @@ async def test_request_without_an_answer_is_named_in_its_error() -> None:
         await api.aclose()
 
 
-async def test_watch_fails_as_without_credential_if_the_renewed_one_after_401_is_not_usable() -> None:
+async def test_watch_fails_with_cause_credential_if_credential_renewed_after_401_is_unusable() -> None:
     authority = Authority()
 
     class Renewed(Fixed):
@@ -100,7 +100,7 @@ async def test_watch_fails_as_without_credential_if_the_renewed_one_after_401_is
     assert failed.value.cause == "credential"
 
 
-async def test_client_certificate_that_was_renewed_after_a_401_is_used() -> None:
+async def test_client_certificate_renewed_after_401_is_used() -> None:
     authority = Authority()
     statuses = [401, 200]
 

@@ -24,16 +24,16 @@ LIMITS = CacheLimits(bytes=64 << 20, total_bytes=96 << 20)
 HOSTILE = 3
 OBJECTS = 28
 MEMORY_MIB = 240
-"""The caches' 96 MiB, with the pieces of pages in them; a page of 60 MiB that is put together; what Python takes."""
+"""Expected peak: 96 MiB of caches and partial pages, a joined page of 60 MiB, and Python's overhead."""
 FOR_EACH_MERGE = ("PING", "pages", "line")
-"""One of each kind: tests/integration/http, tests/integration/watchers and the budget of caches have all of them."""
+"""One attack per layer. Tests of the HTTP client, of the watchers and of the cache budget cover all of them."""
 STATUS = Path("/proc/self/status")
 
 pytestmark = [pytest.mark.timeout(300)]
 
 
 class HostileCluster:
-    """What FakeDiscovery needs of a control plane."""
+    """The parts of a control plane that FakeDiscovery uses."""
 
     def __init__(self, project: str, url: str, authority: str) -> None:
         self.project = project
@@ -69,7 +69,7 @@ def peak_mib() -> float:
         for attack in (*FLOODS, *BODIES)
     ],
 )
-async def test_attack_stops_no_reconciles_of_other_tenants_and_takes_little_memory(
+async def test_attack_does_not_stop_reconciles_of_other_tenants_and_takes_bounded_memory(
     plane: ControlPlane, attack: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     registry = CollectorRegistry()
@@ -94,8 +94,8 @@ async def test_attack_stops_no_reconciles_of_other_tenants_and_takes_little_memo
             stopped: dict[str, str] = {}
 
             def all_stopped() -> bool:
-                # One after the other: between two attempts, a kind is not a problem. And a server that is busy with
-                # the others may be late before it is over the budget.
+                # Collected over time: between two attempts, a kind is not a problem, and a busy server may take longer
+                # to exceed the budget.
                 for each in controllers.health().problems:
                     if stopped.get(each.cluster) != "over_budget":
                         stopped[each.cluster] = each.state
@@ -115,7 +115,7 @@ async def test_attack_stops_no_reconciles_of_other_tenants_and_takes_little_memo
 
 
 @pytest.mark.parametrize("attack", REFUSALS)
-async def test_cluster_that_does_not_serve_is_in_the_health_and_does_not_make_the_operator_unready(
+async def test_unresponsive_or_forbidden_cluster_is_reported_and_does_not_make_operator_unready(
     plane: ControlPlane, attack: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("milo_controllers.health_check.FIRST_LIST_S", 2.0)

@@ -1,4 +1,4 @@
-"""What an operator meets in production: tenants that misbehave, caches that trail, and reconcilers with mistakes."""
+"""What an operator meets in production: tenants that misbehave, caches that lag, and reconcilers with bugs."""
 
 import asyncio
 import logging
@@ -43,7 +43,7 @@ def config_map(name: str, **data: str) -> dict[str, Any]:
 # --- tenants ---
 
 
-async def test_reconciles_that_hang_in_many_clusters_delay_no_other_cluster(sandbox: MiloSandbox) -> None:
+async def test_hanging_reconciles_do_not_delay_other_clusters(sandbox: MiloSandbox) -> None:
     *hanging, healthy = [with_widgets(sandbox) for _ in range(5)]
     for plane in hanging:
         for number in range(8):
@@ -97,7 +97,7 @@ async def test_cache_that_exceeds_its_limit_is_dropped_and_delays_no_other_clust
     [["a"], ReconcileTarget("a"), ReconcileTarget("a", "b", "c"), 5, None, [("a", "b", None)]],
     ids=str,
 )
-async def test_mapper_that_returns_no_targets_is_logged_and_harmless(
+async def test_invalid_mapper_result_is_logged_and_stops_no_reconciles(
     plane: ControlPlane, caplog: pytest.LogCaptureFixture, found: Any
 ) -> None:
     def mapper(_change: Watched[Any]) -> Iterable[ReconcileTarget]:
@@ -112,7 +112,7 @@ async def test_mapper_that_returns_no_targets_is_logged_and_harmless(
         assert running.controllers.health().crashing == ()
 
 
-async def test_crashing_cluster_is_in_the_health(plane: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_health_reports_crashing_cluster(plane: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:
     async def fail(*_arguments: object) -> None:
         raise RuntimeError("a bug")
 
@@ -123,7 +123,7 @@ async def test_crashing_cluster_is_in_the_health(plane: ControlPlane, monkeypatc
         await eventually(lambda: running.controllers.health().crashing[0].failures > 1)
 
 
-async def test_health_failing_objects_and_metrics_are_read_by_threads_while_clusters_come_and_go(
+async def test_health_and_metrics_are_thread_safe_while_clusters_are_engaged_and_disengaged(
     sandbox: MiloSandbox, plane: ControlPlane
 ) -> None:
     other = with_widgets(sandbox)
@@ -169,7 +169,7 @@ async def test_cluster_without_the_kind_does_not_make_controllers_unready(
 # --- caches ---
 
 
-async def test_owned_objects_are_cached_whole(plane: ControlPlane) -> None:
+async def test_owned_objects_are_cached_with_all_fields(plane: ControlPlane) -> None:
     seen: list[Any] = []
 
     async def reconcile(request: Request) -> None:
@@ -258,7 +258,7 @@ async def test_object_is_reconciled_again_only_when_caches_have_its_writes(
 # --- reconcilers ---
 
 
-async def test_object_that_its_own_reconciler_changes_endlessly_is_throttled(
+async def test_object_changed_by_each_of_its_reconciles_is_throttled(
     plane: ControlPlane, caplog: pytest.LogCaptureFixture
 ) -> None:
     reconciles = 0
@@ -276,7 +276,7 @@ async def test_object_that_its_own_reconciler_changes_endlessly_is_throttled(
     assert f"{plane.project}: default/one is reconciled at most 5 times per second" in caplog.text
 
 
-async def test_predicates_say_which_changes_matter(plane: ControlPlane) -> None:
+async def test_predicates_select_the_changes_to_reconcile(plane: ControlPlane) -> None:
     seen: list[str] = []
 
     def by(name: str) -> Callable[[Request], Any]:
@@ -311,7 +311,7 @@ async def test_predicates_say_which_changes_matter(plane: ControlPlane) -> None:
             await eventually(lambda expected=expected: sorted(seen) == expected)  # type: ignore[misc]
 
 
-async def test_labels_of_the_project_reconcile_its_objects_if_asked_for(plane: ControlPlane) -> None:
+async def test_on_cluster_change_reconciles_objects_when_project_labels_change(plane: ControlPlane) -> None:
     plane.create(widget("one"))
     seen: list[Any] = []
 
@@ -353,7 +353,7 @@ async def test_plain_reconciler_runs_in_a_thread(plane: ControlPlane) -> None:
     assert plane.get(WIDGETS, "one")["status"] == {"seen": True}
 
 
-async def test_plain_reconciler_ends_with_its_next_wait_after_the_disengagement(plane: ControlPlane) -> None:
+async def test_plain_reconciler_is_canceled_at_its_next_wait_after_disengagement(plane: ControlPlane) -> None:
     history: list[str] = []
     may_end = threading.Event()
 
@@ -382,7 +382,7 @@ async def test_call_that_blocks_the_event_loop_is_logged_with_its_stack_and_meas
     plane: ControlPlane, caplog: pytest.LogCaptureFixture
 ) -> None:
     def a_blocking_call() -> None:
-        time.sleep(2.0)  # the event loop cannot observe a state meanwhile
+        time.sleep(2.0)  # a blocked event loop cannot wait for a state
 
     async def reconcile(_request: Request) -> None:
         a_blocking_call()
@@ -401,10 +401,10 @@ async def test_call_that_blocks_the_event_loop_is_logged_with_its_stack_and_meas
     [
         ("a string", "the reconciler returned 'a string': return None or a Result"),
         (TimeoutError(), "TimeoutError()"),
-        (None, "the reconcile was ended after 0.05 s; pass timeout="),
+        (None, "the reconcile was canceled after 0.05 s; pass timeout="),
     ],
 )
-async def test_failure_says_what_went_wrong(
+async def test_failing_object_and_log_contain_the_error(
     plane: ControlPlane, caplog: pytest.LogCaptureFixture, outcome: Any, message: str
 ) -> None:
     async def reconcile(_request: Request) -> Any:

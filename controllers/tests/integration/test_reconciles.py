@@ -1,4 +1,4 @@
-"""What a reconciler can rely on: which objects, when again, and reads and writes."""
+"""Guarantees for reconcilers: which objects are reconciled, retries and requeues, and reads and writes."""
 
 import asyncio
 import logging
@@ -121,12 +121,12 @@ async def test_request_sets_finalizer_condition_and_status_and_records_event(pla
         assert (event["reason"], event["involvedObject"]["name"]) == ("Done", "one")
         plane.delete(WIDGETS, "one")
         await eventually(lambda: plane.find(WIDGETS, "one") is None)
-        await eventually(lambda: cleaned)  # its response arrives after the object is gone
+        await eventually(lambda: cleaned)  # its response arrives after the object was deleted
         assert cleaned[0]
         assert not any(cleaned[1:])
 
 
-async def test_event_of_an_object_that_cannot_be_read_is_logged(
+async def test_event_of_missing_object_is_logged_as_not_recorded(
     plane: ControlPlane, caplog: pytest.LogCaptureFixture
 ) -> None:
     recorded: list[str] = []
@@ -322,7 +322,7 @@ async def test_label_selector_restricts_reconciled_objects(plane: ControlPlane) 
         await eventually(lambda: log.seen == [(plane.project, "inside", {}), (plane.project, "inside", None)])
 
 
-async def test_log_records_name_the_cluster_and_the_object(plane: ControlPlane) -> None:
+async def test_log_records_contain_the_cluster_and_the_object(plane: ControlPlane) -> None:
     records: list[tuple[str, str]] = []
 
     async def reconcile(_request: Request) -> None:

@@ -1,4 +1,4 @@
-"""Controllers of a single cluster, by a kubeconfig and without a daemon."""
+"""Controllers of a single cluster, with a kubeconfig and without a daemon."""
 
 import asyncio
 import json
@@ -53,7 +53,7 @@ async def test_single_cluster_uses_the_proxy_url_of_its_kubeconfig(plane: Contro
 
 @asynccontextmanager
 async def tunnel() -> AsyncIterator[tuple[str, list[str]]]:
-    """A proxy, and the request lines that it was sent. Its clients have left before the end of the block."""
+    """Run a proxy; yield its URL and the request lines that it receives. Clients have to disconnect in the block."""
     asked: list[str] = []
     tasks: list[asyncio.Task[None]] = []
 

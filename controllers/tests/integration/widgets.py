@@ -76,7 +76,7 @@ async def reconciling(
 
 
 class Log:
-    """A reconciler that records what it sees."""
+    """A reconciler that records the objects that it receives."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, str, Any]] = []

@@ -44,14 +44,14 @@ SEEDS = range(100)
 
 @dataclass
 class Reconcile:
-    """One call of the reconciler, as the validator sees it."""
+    """One call of the reconciler, as recorded for the validator."""
 
     cluster: str
     engagement: int
     name: str
     began: float
     version: str | None
-    """The version of the object in the cache; None if it was not there."""
+    """The version of the object in the cache; None if it was missing."""
     ended: float | None = None
     succeeded: bool = False
 
@@ -138,7 +138,7 @@ class Simulation:
         self.fails = True
 
     def run(self) -> list[str]:
-        """Run; return the violations."""
+        """Run the simulation; return the violations."""
         loop = VirtualLoop(Random(self.seed))
         with clocks_of(loop):
             try:
@@ -250,7 +250,7 @@ class Simulation:
                 if last is None and newest is None:
                     continue  # the object did not exist in this engagement
                 if last is None or (last.version, last.succeeded) != (newest, True):
-                    found.append(f"{cluster}/{name}: version {newest} is there, and the last reconcile is {last}")
+                    found.append(f"{cluster}/{name}: the newest version is {newest}, and the last reconcile is {last}")
         return found
 
 

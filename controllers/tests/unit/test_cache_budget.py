@@ -1,4 +1,4 @@
-"""The limits of caches."""
+"""Cache limits, and the budget of all caches."""
 
 from milo_controllers.cache_budget import CacheBudget, CacheLimits
 
@@ -21,7 +21,7 @@ class Cache:
         self.problem = problem
 
 
-def test_budget_names_the_limit_that_a_cache_exceeds() -> None:
+def test_budget_reports_the_limit_that_a_cache_exceeds() -> None:
     budget = CacheBudget(LIMITS)
     assert [budget.problem(*each) for each in ((2, 10), (3, 1), (1, 11))] == [
         "",

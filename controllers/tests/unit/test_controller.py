@@ -88,7 +88,7 @@ async def test_worker_is_free_for_other_clusters_after_the_tasks_of_a_cluster_ha
             await run_until_failure()
 
 
-async def test_conflict_of_an_object_that_changed_meanwhile_is_logged_as_information_with_its_retry(
+async def test_conflict_on_changed_object_is_logged_at_info_with_its_retry(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -107,7 +107,8 @@ async def test_conflict_of_an_object_that_changed_meanwhile_is_logged_as_informa
         await eventually(lambda: len(attempts) == 2)
     [record] = [record for record in caplog.records if "modified" in record.message]
     assert (
-        "default/one met a conflict (retry at once, since it changed): the object has been modified" in record.message
+        "default/one failed with a conflict (retry at once, since the object changed): the object has been modified"
+        in record.message
     )
     assert record.levelno == logging.INFO
 

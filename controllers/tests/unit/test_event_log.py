@@ -16,7 +16,7 @@ def event_log() -> EventLog:
     return EventLog("greeter", "host-1")
 
 
-def test_event_regards_its_object() -> None:
+def test_event_contains_a_reference_to_its_object() -> None:
     made = event_log().record("alpha", WIDGET, CONTENT, START)
     assert isinstance(made, CreateEvent)
     assert made.namespace == "ns"
@@ -75,7 +75,7 @@ def test_event_log_evicts_the_oldest_series() -> None:
     assert isinstance(log.record("alpha", WIDGET, CONTENT, START), CreateEvent)
 
 
-def test_event_in_the_core_group_has_the_field_names_of_that_group() -> None:
+def test_core_group_event_uses_the_field_names_of_the_core_group() -> None:
     made = event_log().record("alpha", WIDGET, CONTENT, START)
     assert isinstance(made, CreateEvent)
     body = made.body

@@ -99,7 +99,7 @@ def test_kind_decodes_to_dataclasses_pydantic_models_and_mappings() -> None:
     ("model", "why"),
     [(str, "it has no fields"), (Opaque, "it has no fields"), (OfOpaque, "field has the type Opaque"), (5, "")],
 )
-def test_type_to_which_no_object_can_be_decoded_is_refused(model: Any, why: str) -> None:
+def test_undecodable_model_type_is_rejected(model: Any, why: str) -> None:
     with pytest.raises(TypeError, match=f"v1/widgets: .*{why}"):
         Kind("v1/widgets", model)
 
@@ -119,7 +119,7 @@ def test_metadata_only_object_raises_for_fields_that_are_not_cached() -> None:
         Kind("v1/widgets", Sized, metadata_only=True)  # type: ignore[call-overload]
 
 
-def test_kinds_with_other_cache_options_have_other_keys() -> None:
+def test_kinds_with_different_cache_options_have_different_keys() -> None:
     kind = Kind("v1/pods", selector="app=web", field_selector="spec.nodeName=n", namespace="ns")
     assert str(kind.key) == "v1/pods (ns, app=web, spec.nodeName=n)"
     assert str(Kind("v1/pods").key) == "v1/pods"

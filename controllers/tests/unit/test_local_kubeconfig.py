@@ -1,4 +1,4 @@
-"""Access to an API server by local files: the service account of a pod, and kubeconfigs."""
+"""Access to an API server from local files: the service account of a pod, and kubeconfigs."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_credential_plugin_gives_the_credential_and_its_expiry(tmp_path: Path):
     assert issued.expires_at.year == 2999
 
 
-def test_credential_plugin_that_fails_is_named_without_its_output(tmp_path: Path):
+def test_credential_plugin_error_contains_its_command_but_not_its_output(tmp_path: Path):
     path = kubeconfig(tmp_path, user={"exec": {"apiVersion": V1, "command": "echo", "args": ["secret"]}})
     with pytest.raises(UnusableKubeconfig, match="exec plugin echo") as caught:
         asyncio.run(issue("here", KubeconfigFile(path)))
@@ -132,7 +132,7 @@ def test_credential_plugin_that_waits_for_a_child_process_ends_at_its_timeout(
     ],
     ids=["expiry without time zone", "expiry of another type", "certificate of another type"],
 )
-def test_credential_plugin_with_invalid_output_is_named_without_it(tmp_path: Path, status: Any):
+def test_invalid_credential_plugin_output_is_rejected_without_quoting_it(tmp_path: Path, status: Any):
     call = {
         "apiVersion": V1,
         "command": "echo",

@@ -9,7 +9,7 @@ from milo_controllers.metrics import ClusterLabels, QueueState, StateCollector
 from milo_controllers.work_queue import ObjectKey, QueuePolicy, WorkQueue
 
 
-def test_clusters_beyond_the_limit_share_one_label() -> None:
+def test_clusters_beyond_the_limit_share_one_label_value() -> None:
     labels = ClusterLabels(max_clusters=2)
     found = [labels.label(name) for name in ("alpha", "beta", "gamma", "delta", "alpha")]
     assert found == ["alpha", "beta", "_other", "_other", "alpha"]
@@ -21,7 +21,7 @@ def test_state_metrics_are_collected_in_a_thread_while_the_queue_changes() -> No
     numbers = itertools.count()
 
     def change() -> None:
-        """Change what the event loop's thread can change between any two instructions of the thread that collects."""
+        """Make a change that the event loop's thread could make between two instructions of the collecting thread."""
         number = next(numbers)
         if number % 7 == 0:
             running.clear()

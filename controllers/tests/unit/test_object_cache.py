@@ -161,7 +161,7 @@ def test_index_function_whose_result_changes_does_not_stop_the_cache() -> None:
 
 
 @pytest.mark.parametrize("is_used_before", [False, True])
-def test_index_function_that_returns_a_string_is_an_error_of_each_read(is_used_before: bool) -> None:
+def test_index_function_that_returns_a_string_raises_at_each_read(is_used_before: bool) -> None:
     cache = synced() if is_used_before else synced(cached("a", color="red"))
     cache.add_index("color", lambda found: found["data"]["color"])
     cache.add_index("name", lambda found: [found["metadata"]["name"]])
@@ -240,7 +240,7 @@ def test_decoder_reports_an_invalid_object() -> None:
 
 
 @pytest.mark.parametrize("has_types", [True, False])
-def test_list_items_without_kind_get_that_of_their_list(has_types: bool) -> None:
+def test_list_items_without_kind_get_the_kind_of_their_list(has_types: bool) -> None:
     found = document("a")
     item = found if has_types else {name: found[name] for name in ("metadata", "data")}
     body = {"kind": "ConfigMapList", "apiVersion": "v1", "metadata": {}, "items": [item, {"metadata": {"name": "b"}}]}
@@ -251,7 +251,7 @@ def test_list_items_without_kind_get_that_of_their_list(has_types: bool) -> None
 
 
 @pytest.mark.parametrize("kind", [5, None])
-def test_list_item_whose_kind_is_no_text_does_not_affect_others(kind: Any) -> None:
+def test_list_item_whose_kind_is_not_a_string_does_not_affect_others(kind: Any) -> None:
     body = {"kind": kind, "metadata": {}, "items": [{**document("a"), "kind": kind}, document("b")]}
     page = msgspec.json.encode(body)
     first, second = object_decoder(metadata_only=False).page(page)[1]
@@ -309,12 +309,14 @@ def test_cache_counts_the_bytes_of_its_objects() -> None:
         ),
     ],
 )
-def test_change_concerns_parts_of_an_object(old: dict[str, Any], new: dict[str, Any], parts: set[str]) -> None:
+def test_changed_detects_generation_label_and_annotation_changes(
+    old: dict[str, Any], new: dict[str, Any], parts: set[str]
+) -> None:
     change = Change(decoded(document("a", **old)), decoded(document("a", "2", **new)), True)
     assert {part for part in ("generation", "labels", "annotations") if changed(part, change)} == parts  # type: ignore[arg-type]
 
 
-def test_creation_deletion_and_replacement_concern_every_part() -> None:
+def test_creation_deletion_and_replacement_affect_every_part() -> None:
     one, other = cached("a"), cached("a", uid="other")
     for change in (Change(None, one, True), Change(one, None, True), Change(one, other, True)):
         assert changed("generation", change)

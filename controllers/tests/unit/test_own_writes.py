@@ -1,4 +1,4 @@
-"""Writes that caches do not have yet."""
+"""Own writes that caches do not contain yet."""
 
 from typing import Any, NamedTuple
 
@@ -80,7 +80,7 @@ def test_own_deletion_is_observed_when_the_object_is_absent_or_replaced() -> Non
     assert is_seen(deletion, cache)
 
 
-def test_write_does_not_concern_caches_of_other_objects() -> None:
+def test_write_is_not_awaited_in_caches_of_other_objects() -> None:
     assert is_seen(written(), informer(namespace="other"))
     assert is_seen(written(), informer(field_selector="spec.x=y"))
     assert is_seen(written(), informer(selector="app=web"))
@@ -118,7 +118,7 @@ def test_object_is_settled_when_every_cache_has_every_write() -> None:
     assert settled == [True]
 
 
-def test_object_is_settled_when_what_it_wrote_was_deleted() -> None:
+def test_object_is_settled_when_its_written_object_was_deleted() -> None:
     own, cache = OwnWrites(), informer()
     settled: list[bool] = []
     put(cache, "4")
@@ -162,7 +162,7 @@ def test_write_that_returns_an_object_to_the_selector_is_awaited() -> None:
     assert own.hold([written(app="web")], [cache], list)
 
 
-def test_deletions_before_a_reconcile_are_not_remembered() -> None:
+def test_deletions_before_a_reconcile_are_discarded() -> None:
     own, cache = OwnWrites(), informer()
     own.reconcile_began()
     put(cache, "5")
@@ -173,7 +173,7 @@ def test_deletions_before_a_reconcile_are_not_remembered() -> None:
     assert own.hold([written()], [cache], list)
 
 
-def test_deletions_are_remembered_until_the_last_running_reconcile_ends() -> None:
+def test_deletions_are_kept_until_the_last_running_reconcile_ends() -> None:
     own, cache = OwnWrites(), informer()
     own.reconcile_began()
     own.reconcile_began()
@@ -184,7 +184,7 @@ def test_deletions_are_remembered_until_the_last_running_reconcile_ends() -> Non
     assert not own.hold([written()], [cache], list)
 
 
-def test_oldest_deletion_is_forgotten_beyond_the_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_oldest_deletion_is_evicted_beyond_the_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(own_writes, "_MAX_DELETIONS", 1)
     own, cache = OwnWrites(), informer()
     own.reconcile_began()
@@ -196,7 +196,7 @@ def test_oldest_deletion_is_forgotten_beyond_the_maximum(monkeypatch: pytest.Mon
     assert not own.hold([written("b")], [cache], list)
 
 
-def test_nothing_is_held_for_writes_that_are_seen() -> None:
+def test_object_is_not_held_if_caches_contain_its_writes() -> None:
     own, cache = OwnWrites(), informer()
     put(cache, "5")
     assert not own.hold([written()], [cache], list)

@@ -1,4 +1,4 @@
-"""The HTTP pages of an operator: what they show to whom."""
+"""Access to the HTTP pages of an operator, by client address and Host header."""
 
 import pytest
 from prometheus_client import CollectorRegistry

@@ -1,4 +1,4 @@
-"""What is refused when a reconciler is registered, rather than when it runs."""
+"""Invalid registrations, which are rejected before a reconciler runs."""
 
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -54,7 +54,7 @@ async def async_mapper(_change: Watched[Any]) -> list[ReconcileTarget]:
         ({"workers": 0}, ValueError, "widgets: workers=0"),
         ({"per_cluster": 0}, ValueError, "widgets: per_cluster=0"),
         ({"on": "spec"}, ValueError, "on='s'|on='spec'"),
-        ({"on": async_mapper}, TypeError, "async_mapper is a predicate"),
+        ({"on": async_mapper}, TypeError, "async_mapper is async: a predicate"),
         ({"timeout": 30}, TypeError, r"timeout=30: write timedelta\(seconds=30\)"),
     ],
 )
@@ -94,9 +94,9 @@ async def test_number_is_refused_as_resync() -> None:
 
 
 async def test_async_mapper_and_index_function_are_refused() -> None:
-    with pytest.raises(TypeError, match="async_mapper is a mapper"):
+    with pytest.raises(TypeError, match="async_mapper is async: a mapper"):
         watches(WIDGETS, map=async_mapper)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="is an index function"):
+    with pytest.raises(TypeError, match="an index function must be a plain function"):
         controllers().cache(WIDGETS, indexes={"color": async_mapper})  # type: ignore[dict-item]
 
 
@@ -107,7 +107,7 @@ async def test_kinds_with_different_transforms_of_one_cache_are_refused() -> Non
         made.cache(WIDGETS)
 
 
-async def test_two_sets_of_controllers_share_a_registry_also_with_controllers_of_one_name() -> None:
+async def test_two_sets_with_the_same_controller_name_share_a_metrics_registry() -> None:
     registry = CollectorRegistry()
     first, second = controllers(registry), controllers(registry)
     for each in (first, second):
@@ -123,17 +123,17 @@ async def test_enqueue_refuses_a_target_without_a_cluster_and_an_unknown_control
     made = controllers()
     made.reconcile(WIDGETS)(works)
     made.reconcile("v1/configmaps")(works)
-    with pytest.raises(ValueError, match="names no cluster"):
+    with pytest.raises(ValueError, match="has no cluster"):
         made.enqueue(ReconcileTarget("a"))
     for controller in (None, "unknown"):
         with pytest.raises(ValueError, match="pass one of 'widgets', 'configmaps'"):
             made.enqueue(ReconcileTarget("a", "default", "alpha"), controller=controller)
     made.enqueue(
         ReconcileTarget("a", "default", "alpha"), controller="widgets"
-    )  # not running: each object is reconciled at first
+    )  # not running: the initial list enqueues each object
 
 
-async def test_queue_policy_leaves_the_limit_per_cluster_as_it_is() -> None:
+async def test_queue_policy_does_not_change_the_limit_per_cluster() -> None:
     made = controllers()
     made.reconcile(WIDGETS, per_cluster=2, queue=QueuePolicy(max_delay_s=1.0))(works)
     [(spec, _)] = made._registration.reconcilers

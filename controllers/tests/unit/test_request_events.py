@@ -1,4 +1,4 @@
-"""Events of reconciles at an API server that serves only those of the core group, as Milo does."""
+"""Events sent to an API server that serves only those of the core group, such as Milo's."""
 
 import asyncio
 from types import SimpleNamespace
@@ -39,7 +39,7 @@ class FixedRequest(Request[Document]):
         return OBJECT
 
 
-async def test_event_is_sent_again_although_another_reconcile_learned_of_the_kind_meanwhile() -> None:
+async def test_event_is_resent_to_core_group_after_another_reconcile_switched_to_it() -> None:
     api: Any = CoreEventsApi()
     view: Any = SimpleNamespace(cluster=SimpleNamespace(name="shop"))
     member: Any = SimpleNamespace(api=api, view=view, events=EventRecorder(api, EventLog("operator", "pod")))

@@ -208,13 +208,13 @@ def test_work_queue_holds_object_whose_delay_ends() -> None:
     assert (queue.next_at, taken(queue, 100.0)) == (None, None)
 
 
-def test_work_queue_requeues_no_earlier_than_the_floor() -> None:
+def test_work_queue_requeues_no_earlier_than_min_requeue_s() -> None:
     queue = queue_of()
     queue.add(key("x"), 0.0)
     assert failed_at(queue, 0.0, Done(requeue_after_s=0.0)) == 1.0
 
 
-def test_work_queue_delays_as_the_function_of_its_policy_says() -> None:
+def test_work_queue_uses_the_delay_function_of_its_policy() -> None:
     queue = queue_of(policy=QueuePolicy(delay_s=lambda failures: 3.0 * failures, jitter=0.0))
     queue.add(key("x"), 0.0)
     assert [failed_at(queue, 0.0), failed_at(queue, 3.0)] == [3.0, 6.0]
@@ -239,7 +239,7 @@ def test_work_queue_takes_delayed_object_at_once_when_it_changes() -> None:
     assert taken(queue, 100.0) is None
 
 
-def test_work_queue_requeue_after_is_dropped_if_the_object_changed_meanwhile() -> None:
+def test_work_queue_requeue_after_is_dropped_if_the_object_changed_during_its_reconcile() -> None:
     queue = queue_of()
     queue.add(key("x"), 0.0)
     assert failed_at(queue, 0.0, Done(requeue_after_s=60.0)) == 60.0
@@ -307,7 +307,7 @@ def test_work_queue_oldest_is_the_earliest_time_that_an_object_was_ready() -> No
 
 
 @pytest.mark.parametrize("objects", [1, 100])
-def test_work_queue_forgets_timers_of_delays_that_a_change_cut_short(objects: int) -> None:
+def test_work_queue_drops_timers_of_delays_that_a_change_ended(objects: int) -> None:
     queue = queue_of()
     for _ in range(100):
         for number in range(objects):

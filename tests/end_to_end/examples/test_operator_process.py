@@ -278,7 +278,7 @@ def test_thread_that_does_not_end_keeps_the_process_from_ending_for_the_grace_on
     alpha.create(config_map("plain", "", label="plain"))
     eventually(lambda: running.logged("began plain"))
     assert running.ended() == 1
-    assert running.logged("did not end after they were canceled")
+    assert running.logged("did not finish after they were canceled")
     assert any("time.sleep(600)" in line for line in running.lines)
 
 
