@@ -24,7 +24,7 @@ NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 ACCESS = KubeconfigAccess(server="https://milo.test/alpha", authorities="PEM")
 PROFILES = ClusterProfiles(cluster_manager="milo", access_provider="milo", copy_labels=("env",))
 MAX_STEPS = 6
-"""More actions in a row than any state needs."""
+"""More consecutive actions than any state needs."""
 
 
 def identity(publisher: str = "milo") -> Identity:
@@ -48,7 +48,7 @@ def desired(of: Cluster, *, access: KubeconfigAccess | None = ACCESS, is_known: 
 
 
 class ModelServer:
-    """The semantics of an API server that the decisions rely on."""
+    """A model of the API server's behavior that the decisions rely on."""
 
     def __init__(self) -> None:
         self.objects: dict[str, Document] = {}
@@ -66,7 +66,7 @@ class ModelServer:
         self.objects[stored["metadata"]["name"]] = stored
 
     def settle(self, of: Publication, name: str, *, may_delete: bool = True) -> Hold | Refuse | None:
-        """Carry out decisions until nothing is left to do, and return why."""
+        """Perform the decided actions until none is left, and return the last decision."""
         for _ in range(MAX_STEPS):
             match action := of.decide(name, may_delete=may_delete):
                 case Create(body):
@@ -77,7 +77,7 @@ class ModelServer:
                     assert self.objects[name]["metadata"]["uid"] == uid
                     self.writes += 1
                     before = self.objects[name]
-                    # The former fields are replaced: this publisher is the only manager of all of them.
+                    # All former fields are replaced, because this publisher manages all of them.
                     after = {**before, **(body or {}), **({"status": status["status"]} if status else {})}
                     after["metadata"] = {**before["metadata"], **(body or before)["metadata"]}
                     self.put(after)
@@ -178,7 +178,7 @@ def test_published_object_of_a_moved_cluster_is_kept_by_the_other_replica(server
     assert server.objects["alpha"]["metadata"]["uid"] == uid
 
 
-def test_removals_are_the_own_objects_without_their_cluster(server):
+def test_removals_are_objects_of_the_publisher_without_engaged_cluster(server):
     of = publication()
     for name in ("alpha", "beta", "gamma", "delta"):
         of.desire(desired(cluster(name)))
@@ -195,7 +195,7 @@ def test_removals_are_the_own_objects_without_their_cluster(server):
     assert server.settle(of, "beta") == Hold(), "the object of the former cluster is still there"
 
 
-def test_cluster_that_is_engaged_again_has_not_ended(server):
+def test_object_of_reengaged_cluster_is_not_deleted(server):
     of = publication()
     of.desire(desired(cluster()))
     server.settle(of, "alpha")
@@ -218,7 +218,7 @@ def test_cluster_that_is_engaged_again_has_not_ended(server):
         (replace(identity(), filter="-l a=b"), "was written with the filter `-l a=b`, but this run has no filter"),
     ],
 )
-def test_published_object_says_which_fleet_it_stands_for(server, other: Identity, difference: str):
+def test_published_object_reports_a_different_group_or_filter(server, other: Identity, difference: str):
     of = Publication(PROFILES.resource, other)
     of.desire(desired(cluster()))
     server.settle(of, "alpha")
@@ -266,7 +266,7 @@ def test_objects_of_other_publishers_are_not_overwritten(server, labels: dict[st
     assert server.objects == before
 
 
-def test_object_of_another_publisher_is_not_taken_over_by_its_cluster_uid(server):
+def test_object_of_another_publisher_with_same_cluster_uid_is_not_taken_over(server):
     of, other = publication(), publication("other")
     other.desire(desired(cluster()))
     server.settle(other, "alpha")

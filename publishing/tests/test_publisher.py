@@ -42,7 +42,7 @@ FLUX = FluxKubeconfigs()
 
 
 class Daemon:
-    """A client whose only watch yields the events that the test sends."""
+    """A fake discovery client, whose only watch yields the events that the test sends."""
 
     connected = True
     source = SourceStatus(state=SourceState.STREAMING)
@@ -77,7 +77,7 @@ class Daemon:
         self.sent.put_nowait(Event(type=EventType.ENGAGED, cluster=cluster, kubeconfig=replace(issued, cluster=name)))
 
     def snapshot(self, *names: str) -> None:
-        """Send what follows a reconnect: the view has only these clusters of those that were engaged, and new ones."""
+        """Send a new snapshot, as after a reconnect, with only these clusters."""
         self.sent.put_nowait(Connected(resumed=False))
         for name in names:
             self.engage(name)
@@ -182,7 +182,7 @@ async def test_disengagement_clears_the_problems_of_a_cluster(publishing):
     await eventually(lambda: publishing.publisher.problems == ())
 
 
-async def test_object_of_disengaged_cluster_goes_to_the_other_cluster_with_its_name(publishing):
+async def test_object_of_disengaged_cluster_is_taken_over_by_another_cluster_with_the_same_object_name(publishing):
     publishing.daemon.engage("eu#alpha")
     publishing.daemon.engage("eu.alpha")
     await eventually(lambda: publishing.server.clusters == {"eu.alpha-kubeconfig": "uid-eu#alpha"})
@@ -193,7 +193,7 @@ async def test_object_of_disengaged_cluster_goes_to_the_other_cluster_with_its_n
 
 
 async def left_by_another(*clusters: str) -> Server:
-    """Return an API server with the objects of a publisher that has ended, since two would undo each other's writes."""
+    """Return an API server with the objects of a stopped publisher: two at a time would undo each other's writes."""
     async with Publishing().running(*clusters) as another:
         await another.until_published(*clusters)
     return another.server
@@ -215,7 +215,7 @@ async def test_publisher_of_another_fleet_writes_nothing():
         await accepting.until_published("gamma")
 
 
-async def test_publisher_keeps_what_a_much_smaller_view_lacks_and_publishes_what_it_has():
+async def test_publisher_keeps_objects_missing_from_a_much_smaller_view_and_publishes_new_ones():
     names = [f"p-{number}" for number in range(6)]
     async with Publishing(await left_by_another(*names)).running(*names[:2]) as other:
         await eventually(lambda: "are kept" in "".join(other.publisher.problems))
@@ -228,7 +228,7 @@ async def test_publisher_keeps_what_a_much_smaller_view_lacks_and_publishes_what
         await other.until_published(*names, "new")
 
 
-async def test_publishers_of_one_name_with_other_clusters_delete_each_object_once():
+async def test_two_publishers_with_the_same_name_delete_each_object_once():
     one = Publishing()
     two = Publishing(one.server)
     async with one.running("alpha", "beta", "gamma"), two.running("beta", "gamma", "delta"):
@@ -266,7 +266,7 @@ async def test_publisher_stops_at_objects_of_another_filter_or_group():
         await eventually(lambda: _group(server, "alpha") == "dns")
 
 
-async def test_publisher_stops_when_the_daemon_becomes_one_of_another_group():
+async def test_publisher_stops_when_the_shard_group_of_the_daemon_changes():
     made = Publishing(group="dns")
     running = asyncio.create_task(made.publisher.run({}, asyncio.Event(), once=False))
     made.daemon.snapshot("alpha")
@@ -277,7 +277,7 @@ async def test_publisher_stops_when_the_daemon_becomes_one_of_another_group():
         await running
 
 
-async def test_replicas_of_a_group_keep_each_others_objects_and_delete_those_that_a_dead_one_left():
+async def test_shard_group_replicas_keep_each_others_objects_and_delete_orphans():
     one = Publishing(group="dns")
     two = Publishing(one.server, group="dns")
     elsewhere = ClusterReport(engagement=Engagement(reason=EngagementReason.UNASSIGNED))
@@ -294,7 +294,7 @@ async def test_replicas_of_a_group_keep_each_others_objects_and_delete_those_tha
         await one.until_published("a", "b", "d")
 
 
-async def test_unfollowed_source_holds_only_its_own_deletions(publishing):
+async def test_stale_source_holds_only_deletions_of_its_own_clusters(publishing):
     stale, streaming = SourceStatus(state=SourceState.STALE), SourceStatus(state=SourceState.STREAMING)
     publishing.daemon.source, publishing.daemon.sources = stale, {"eu": stale, "us": streaming}
     for name in ("eu#alpha", "us#alpha"):
@@ -321,7 +321,7 @@ def _group(server: Server, cluster: str) -> str:
     return server.objects[f"{cluster}-kubeconfig"]["metadata"]["annotations"]["discovery.miloapis.com/group"]
 
 
-async def test_access_that_impersonates_is_not_published():
+async def test_impersonated_access_is_not_published():
     class Client:
         async def issue_kubeconfig(self, name: str, **_: object) -> Kubeconfig:
             return value(changed(exec_kubeconfig(), "user", **ActAs(user="shop").fields()), now=datetime.now(UTC))

@@ -49,7 +49,7 @@ def test_cluster_profile_without_access_has_no_provider():
     assert properties == {"organization": "acme", "suspended": "false", "uid": "1"}
 
 
-def test_cluster_profile_names_the_server_and_its_certificate():
+def test_cluster_profile_contains_the_server_and_its_ca():
     rendered = ClusterProfiles(cluster_manager="m", access_provider="p").render(ALPHA, SERVER)
     assert rendered.status is not None
     [provider] = rendered.status["accessProviders"]

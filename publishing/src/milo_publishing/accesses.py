@@ -27,7 +27,7 @@ _RETRY = BackoffPolicy(initial=timedelta(milliseconds=500), maximum=timedelta(se
 
 
 class Accesses:
-    """The known servers of clusters, with their CAs. There are none if the daemon issues no kubeconfigs."""
+    """The server and CA of each cluster, as received from the daemon; None if the daemon issues no kubeconfig."""
 
     def __init__(self, client: DiscoveryClient, changed: Callable[[str], None], report: Callable[[str], None]) -> None:
         self._client = client
@@ -51,7 +51,7 @@ class Accesses:
         self._known.pop(name, None)
 
     def request(self, name: str) -> None:
-        """Have `run` request a cluster's access."""
+        """Queue a request of the cluster's access, which `run` sends."""
         if name not in self._queued:
             self._queued.add(name)
             self._requested.put_nowait(name)
@@ -61,7 +61,7 @@ class Accesses:
             self.request(name)
 
     async def run(self) -> None:
-        """Carry out requests, some of them concurrently."""
+        """Send the queued requests, some of them concurrently, until canceled."""
         async with asyncio.TaskGroup() as group:
             for number in range(_CONCURRENCY):
                 group.create_task(self._work(), name=f"access-{number}")
@@ -74,10 +74,10 @@ class Accesses:
             try:
                 access = await self._issue(name)
             except ClusterNotFound:
-                pass  # it is being disengaged
+                pass  # the cluster is being disengaged
             except StatusError as error:
                 if not isinstance(error, Unavailable | TimedOut) and error.retry_after is None:
-                    self._report_once(f"no access to {name!r}: {error}")  # requested again with the next resync
+                    self._report_once(f"no access to {name!r}: {error}")  # the next resync requests it again
                     continue
                 self.request(name)
                 await asyncio.sleep(backoff.failed(ran=timedelta(), retry_after=error.retry_after).total_seconds())
@@ -97,7 +97,7 @@ class Accesses:
             return None
         access = read_exec_access(issued.kubeconfig, name)
         if access.act_as is not None:
-            # Readers of what is published call the plugin themselves, and would use its credential as it is.
+            # Readers of the objects run the plugin themselves, and would use its credential without impersonation.
             self._report_once(
                 "published without access: the rule for this publisher sets `as`, "
                 "and a plugin cannot return an impersonated user"

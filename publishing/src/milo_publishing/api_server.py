@@ -1,4 +1,4 @@
-"""The objects of one resource in the API server that is written to."""
+"""The objects of one resource in the target API server: list, get, create, apply and delete."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class PublishedObjects:
             except TargetRefused as error:
                 if error.status != HTTPStatus.GONE or not token:
                     raise
-                items, token = [], ""  # the list expired: begin again
+                items, token = [], ""  # the continue token expired: list again from the start
                 continue
             # List items lack apiVersion and kind, which decisions compare.
             kind = {"apiVersion": self._resource.api_version, "kind": self._resource.kind}
@@ -69,7 +69,7 @@ class PublishedObjects:
         return ObservedObject.of(await self._call("PATCH", path, query, identified, APPLY_PATCH))
 
     async def delete(self, name: str, uid: str, resource_version: str) -> None:
-        """Delete the object, if it is still this version. It is not an error if it does not exist."""
+        """Delete the object, if its UID and resourceVersion are unchanged. It is not an error if it does not exist."""
         preconditions = {"uid": uid, "resourceVersion": resource_version}
         try:
             await self._call("DELETE", self._path(name), {}, {"preconditions": preconditions})
@@ -110,7 +110,7 @@ async def open_api_server(
     """Provide the objects of a namespace. Credentials are renewed while the block runs. Raises UnusableKubeconfig."""
     proxy = (await asyncio.to_thread(source.read)).proxy
     credentials = AsyncRenewer(lambda: issue("target", source))
-    # A write on a connection that the server closed meanwhile is not repeated, so idle ones are kept briefly.
+    # A write fails, and is not repeated, if the server has closed the idle connection: these are kept only briefly.
     pools = Pools(user_agent="milo-discovery-publish", idle_s=5.0)
     api = ClusterApi("the target", credentials, pools, proxy=proxy)
     try:

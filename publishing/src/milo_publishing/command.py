@@ -33,7 +33,7 @@ _LABEL_VALUE = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 
 
 class LabelValue(click.ParamType[str]):
-    """A valid value of a Kubernetes label."""
+    """A valid Kubernetes label value."""
 
     name = "name"
 
@@ -44,7 +44,7 @@ class LabelValue(click.ParamType[str]):
 
 
 class Assignment(click.ParamType[tuple[str, str]]):
-    """A variable with its value."""
+    """An environment variable and its value."""
 
     name = "NAME=VALUE"
 
@@ -57,7 +57,7 @@ class Assignment(click.ParamType[tuple[str, str]]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Destination:
-    """The place where objects are published, and the publisher."""
+    """The options of a publishing command: the target, the name of the publisher, and how to run."""
 
     kubeconfig: Path | None
     context: str | None
@@ -75,14 +75,14 @@ class Destination:
         try:
             namespace = self.namespace or source.read().namespace
         except UnusableKubeconfig as error:
-            raise CommandFailure(f"{error}; set the API server to write to by --kubeconfig") from error
+            raise CommandFailure(f"{error}; set the kubeconfig of the target API server with --kubeconfig") from error
         if not namespace:
             raise click.UsageError("the kubeconfig's context has no namespace: set one with --namespace")
         return source, namespace
 
 
 def publishing(command: Callable[..., R]) -> Callable[..., R]:
-    """Decorate a command that publishes: it gets `connection`, `only`, `destination` and `copy_labels`."""
+    """Decorate a publishing command, which receives `connection`, `only`, `destination` and `copy_labels`."""
 
     @filtering
     @click.option("-n", "--namespace", help="Namespace of the objects. Default: the pod's, or the context's.")
@@ -122,8 +122,8 @@ def publishing(command: Callable[..., R]) -> Callable[..., R]:
         "--accept-removals",
         "accepts_removals",
         is_flag=True,
-        help="Delete the objects that the first complete view lacks, however many these are, and take over those of "
-        "another filter or shard group.",
+        help="Delete all objects that the first complete view lacks, regardless of their number, and take over "
+        "objects of another filter or shard group.",
     )
     @connecting(timeout=None, timeout_help="With --once: time limit for the run. Default: no limit.")
     @functools.wraps(command)
@@ -159,8 +159,8 @@ def publish() -> None:
 
     There is one object per engaged cluster. It is written by server-side apply, only when something changed, and
     deleted only when the cluster is disengaged: not while the daemon is down, or its source is stale. If the daemon
-    lacks much of what is published, nothing is deleted until --accept-removals. Objects of the same name that this
-    command did not create are left alone, and reported.
+    lacks many of the published clusters, nothing is deleted until --accept-removals. Objects of the same name that
+    this command did not create are reported, and not changed.
     """
 
 
@@ -244,7 +244,7 @@ def flux_kubeconfigs(
 ) -> None:
     """Publish Secrets NAME-kubeconfig for Flux.
 
-    Each holds a short-lived credential under the key `value`, and is written again before that expires.
+    Each holds a short-lived credential under the key `value`, and is written again before the credential expires.
     """
     from milo_publishing.rendering import FluxKubeconfigs  # noqa: PLC0415
 
@@ -320,7 +320,7 @@ class _Run:
             timed_out = TimedOut("not every cluster had its object within --timeout", code="DEADLINE_EXCEEDED")
             raise messages.last_error or timed_out from None
         if once and publisher.problems:
-            raise CommandFailure(f"{len(publisher.problems)} problems remain; see the messages above")
+            raise CommandFailure(f"unresolved problems: {len(publisher.problems)}; see the messages above")
 
     def _publisher(self, client: DiscoveryClient, server: PublishedObjects, messages: StreamMessages) -> Publisher:
         from milo_discovery._removal_guard import Removals, filter_text  # noqa: PLC0415

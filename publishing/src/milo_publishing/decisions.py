@@ -24,7 +24,7 @@ from milo_publishing.objects import (
 
 @dataclass(frozen=True, slots=True)
 class Create:
-    """Create the object, which fails if one of that name exists."""
+    """Create the object; fails if an object with its name exists."""
 
     body: Document
 
@@ -54,7 +54,7 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """Leave the object alone: it is not this publisher's."""
+    """Do not change the object: it does not belong to this publisher."""
 
     reason: str
 
@@ -79,7 +79,7 @@ class Publication:
         self._desired[desired.name] = desired
 
     def withdraw(self, name: str) -> None:
-        """Desire the object no longer."""
+        """Remove the object from the desired ones."""
         self._desired.pop(name, None)
 
     def end(self, name: str, cluster_uid: str) -> None:
@@ -87,7 +87,7 @@ class Publication:
         self._ended.setdefault(name, set()).add(cluster_uid)
 
     def removals(self) -> list[Removal]:
-        """Return the own objects whose clusters are not engaged, and not known to have ended."""
+        """Return this publisher's objects whose clusters are not engaged, and were not recorded as ended."""
         return [
             Removal(name, each.cluster, each.cluster_uid, each.uid)
             for name, each in self._observed.items()
@@ -96,11 +96,11 @@ class Publication:
 
     @property
     def published(self) -> int:
-        """The number of own objects."""
+        """The number of objects that this publisher owns."""
         return sum(each.owner(self.identity) is Owner.SELF for each in self._observed.values())
 
     def observe_all(self, objects: Iterable[ObservedObject]) -> None:
-        """Replace what was observed by a complete list of the publisher's objects."""
+        """Replace all observed objects with a complete list of the publisher's objects."""
         self._observed = {each.name: each for each in objects}
         self._ended = {name: uids for name, uids in self._ended.items() if name in self._observed}
 
@@ -132,7 +132,7 @@ class Publication:
     def decide(self, name: str, *, may_delete: bool) -> Action | None:
         """Return the next action for an object; None if there is nothing to do.
 
-        After each action the object is observed, and the next decision is made from what was observed.
+        After each action, pass the object's new state to `observe`, and decide again.
         """
         match self._desired.get(name), self._observed.get(name):
             case DesiredObject(content=Rendered() as content) as desired, None:
@@ -149,7 +149,7 @@ class Publication:
         if owner is Owner.FOREIGN:
             return Refuse("an object of this name exists that milo-discovery publish did not create")
         if owner is Owner.OTHER_PUBLISHER:
-            # Even if the object has the UID of this cluster: tenants of another fleet may choose that UID.
+            # Refused even if the object has the UID of this cluster: tenants of another fleet may choose that UID.
             return Refuse(f"the object of this name belongs to publisher {observed.publisher!r}")
         if observed.cluster_uid != desired.cluster_uid:
             # The cluster was replaced: readers must not use what they stored about the former one for this one.

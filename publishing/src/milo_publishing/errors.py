@@ -1,4 +1,4 @@
-"""The errors of publishing."""
+"""Errors of the publishing commands."""
 
 # ruff: noqa: N818  (as in milo_discovery.errors)
 
@@ -10,7 +10,7 @@ from milo_discovery.errors import DiscoveryError
 
 
 class TargetUnavailable(DiscoveryError):
-    """The API server did not answer, or asks for a retry."""
+    """The target API server is unreachable or overloaded; the request is retried."""
 
     def __init__(self, message: str, retry_after: timedelta | None = None) -> None:
         super().__init__(message)
@@ -18,7 +18,7 @@ class TargetUnavailable(DiscoveryError):
 
 
 class TargetRefused(DiscoveryError):
-    """The API server refused a request, and would refuse it again."""
+    """The target API server rejected a request, and would reject it again."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -26,4 +26,4 @@ class TargetRefused(DiscoveryError):
 
 
 class PublishedByAnother(DiscoveryError):
-    """The objects of this publisher stand for another fleet."""
+    """The objects with this publisher's labels were written for another filter or shard group."""

@@ -30,14 +30,14 @@ class FleetObjects:
         self._reports = reports
         self._clusters: dict[str, Cluster] = {}
         self._without_object: dict[str, set[str]] = {}
-        """Clusters without an object, by the name of the object: it belongs to another cluster."""
+        """Clusters whose object name is taken by another cluster, by object name."""
 
     @property
     def embeds_credentials(self) -> bool:
         return self._renderer.embeds_credentials
 
     def request_accesses(self) -> None:
-        """Request the accesses of all clusters again, if the daemon does not send them."""
+        """Request the accesses of all clusters again, unless the stream delivers kubeconfigs."""
         self._accesses.request_all(self._clusters if not self.embeds_credentials else ())
 
     def engage(self, event: Event) -> list[str]:
@@ -53,7 +53,7 @@ class FleetObjects:
         return self.render(name)
 
     def withdraw(self, event: Event, *, is_end: bool) -> list[str]:
-        """`is_end`: whether the cluster has ended, so that its object may be deleted."""
+        """Remove a cluster. `is_end`: whether the cluster has ended, so that its object may be deleted."""
         name = event.cluster.name
         self._clusters.pop(name, None)
         self._accesses.forget(name)
@@ -70,7 +70,7 @@ class FleetObjects:
         return [of_object, *(rendered for other in waiting for rendered in self.render(other))]
 
     def render(self, name: str) -> list[str]:
-        """Make the desired object of a cluster from its current state."""
+        """Update the desired object of a cluster from its current state."""
         cluster = self._clusters.get(name)
         if cluster is None:
             return []

@@ -1,4 +1,4 @@
-"""Objects that stand for engaged clusters, and how they are compared with what the API server has. No I/O."""
+"""Objects that represent engaged clusters, and their comparison with the objects in the API server. No I/O."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from milo_discovery.model import Cluster
 Document = dict[str, Any]
 
 MANAGER = "milo-discovery"
-"""The field manager, and the value of the label that marks the objects of this command."""
+"""The field manager, and the label value that identifies the objects of this command."""
 MANAGED_BY = "app.kubernetes.io/managed-by"
 _DOMAIN = "discovery.miloapis.com"
 PUBLICATION = f"{_DOMAIN}/publication"
@@ -25,7 +25,7 @@ CLUSTER_UID = f"{_DOMAIN}/cluster-uid"
 GROUP = f"{_DOMAIN}/group"
 FILTER = f"{_DOMAIN}/filter"
 FIELDS = f"{_DOMAIN}/fields"
-"""An annotation with a digest of the names of all written fields. A field that is no longer written changes it."""
+"""Annotation with a digest of the names of all written fields: a field that is no longer written changes it."""
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _MAX_NAME_LENGTH = 253
@@ -82,7 +82,7 @@ class Rendered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DesiredObject:
-    """The object of an engaged cluster. `content` is None as long as something it needs has not arrived."""
+    """The object of an engaged cluster. `content` is None while data that it needs is missing."""
 
     name: str
     cluster: str
@@ -107,7 +107,7 @@ class ObservedObject:
 
     @classmethod
     def of(cls, document: Document) -> ObservedObject:
-        """Keep only the fields that are compared: the record of field managers is larger than all others."""
+        """Wrap a document without managedFields, which are not compared, and larger than all other fields."""
         document["metadata"].pop("managedFields", None)
         return cls(document)
 
@@ -147,7 +147,7 @@ class ObservedObject:
         return Owner.SELF if labels.get(PUBLISHER) == identity.publisher else Owner.OTHER_PUBLISHER
 
     def difference(self, identity: Identity) -> str:
-        """Return which fleet an own object stands for, if that is another one; empty if it is the publisher's."""
+        """Return how the object's shard group or filter differs from the publisher's; empty if they are the same."""
         return difference(
             (self._annotations.get(GROUP), self._annotations.get(FILTER)), (identity.group, identity.filter)
         )
@@ -167,14 +167,14 @@ def object_name(cluster: str, suffix: str = "") -> str | None:
 
 
 def copied_labels(cluster: Cluster, patterns: Iterable[str]) -> dict[str, str]:
-    """Return the cluster's labels that the patterns name: a key, or all keys of a prefix as PREFIX/*."""
+    """Return the cluster's labels that match the patterns: a key, or all keys of a prefix as PREFIX/*."""
     exact = {each for each in patterns if not each.endswith("/*")}
     prefixes = tuple(each.removesuffix("*") for each in patterns if each.endswith("/*"))
     return {key: value for key, value in cluster.labels.items() if key in exact or key.startswith(prefixes)}
 
 
 def claim(resource: PublishedResource, identity: Identity, desired: DesiredObject, content: Rendered) -> Document:
-    """Return the object to create: what marks it as the publisher's, and what the API server requires."""
+    """Return the object to create, with only the publisher's labels and annotations, and the required fields."""
     metadata = {"name": desired.name, "labels": identity.labels(), "annotations": _annotations(identity, desired)}
     return {**_type(resource), "metadata": metadata, **content.required}
 
@@ -196,7 +196,7 @@ def applied_status(resource: PublishedResource, desired: DesiredObject, status: 
 
 
 def with_observed_transition_times(status: Document, observed: ObservedObject) -> Document:
-    """Return the status in which a condition that has not changed keeps the time of its last transition."""
+    """Return the status, with the observed lastTransitionTime of each condition whose status is unchanged."""
     observed_status = observed.document.get("status") or {}
     before = {each.get("type"): each for each in observed_status.get("conditions") or []}
     conditions = [
@@ -244,7 +244,7 @@ def _field_paths(value: Any, path: str = "") -> Iterator[str]:
 
 
 def _list_key(value: Any) -> str | None:
-    """Return what identifies an element of a list across changes."""
+    """Return the key that identifies an element of a list across changes."""
     if isinstance(value, dict):
         return next((str(value[key]) for key in _LIST_KEYS if key in value), None)
     return None

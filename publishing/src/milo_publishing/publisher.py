@@ -1,4 +1,4 @@
-"""Keeps the objects of all engaged clusters: follows the daemon's stream, and carries out what `decisions` returns."""
+"""Keeps the objects of all engaged clusters current: follows the daemon's stream, and performs the decided actions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _RETRY = BackoffPolicy(initial=timedelta(milliseconds=500), maximum=timedelta(seconds=30))
 _CHECK_INTERVAL_S = 1.0
-"""How often held deletions and due reviews are reconsidered: no event is sent when the source is followed again."""
+"""How often held deletions and due reviews are reconsidered: no event reports that a source is no longer stale."""
 _MAX_STEPS = 6
 """Maximum consecutive actions on one object, so that a server that changes each write is not written to forever."""
 
@@ -61,7 +61,7 @@ class Publisher:
         self._fleet = FleetObjects(publication, renderer, self._accesses, self._reports)
         self._review = RemovalReview(client, publication, removals, self._reports)
         self._has_view = False
-        """Whether the clusters are a complete view, instead of a part of a snapshot."""
+        """Whether the engaged clusters are complete: False while a snapshot is being received."""
         self._dirty: set[str] = set()
         self._held: set[str] = set()
         self._changed = asyncio.Event()
@@ -124,7 +124,7 @@ class Publisher:
                 await self._write_dirty(watch)
             except TargetUnavailable as error:
                 delay = self._backoff.failed(ran=timedelta(), retry_after=error.retry_after)
-                self._reports.add_problem("", f"cannot write: {error}; retrying")
+                self._reports.add_problem("", f"cannot write to the API server: {error}; retrying")
                 await asyncio.sleep(delay.total_seconds())
                 continue
             self._reports.resolve("", "writing again")
@@ -153,11 +153,11 @@ class Publisher:
         self._held = set()
 
     async def _list(self) -> None:
-        """List all own objects, so that those which others changed or deleted are written again."""
+        """List this publisher's objects, so that those which others changed or deleted are written again."""
         try:
             objects = await self._server.list(self._publication.identity)
         except (TargetRefused, UnusableKubeconfig) as error:
-            # Permissions, or the definition of the resource, may be added while this runs.
+            # Permissions, or the CustomResourceDefinition, may be added later.
             raise TargetUnavailable(str(error)) from error
         self._publication.observe_all(objects)
         self._review.objects_listed(asyncio.get_running_loop().time())
@@ -211,7 +211,7 @@ class Publisher:
                     except TargetRefused as error:
                         if error.status != HTTPStatus.CONFLICT:
                             raise
-                        # Another writer was first: the next decision is made from what is there now.
+                        # Another client changed the object first: the next decision is made from its current state.
                         self._publication.observe(name, found := await self._server.get(name))
                         self._review.require_own(found)
         self._reports.add_problem(

@@ -1,4 +1,4 @@
-"""The review of objects whose clusters a complete view lacks, and of whether they are those of this publisher."""
+"""Reviews objects whose clusters are missing from a complete view, before they are deleted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LOOKUPS = 8
 
 
 class RemovalReview:
-    """Looks for the clusters that the view lacks, and records the end of those that are confirmed."""
+    """Confirms with the daemon which missing clusters are not engaged, and records them as ended."""
 
     def __init__(
         self, client: DiscoveryClient, publication: Publication, removals: Removals, reports: ProblemReports
@@ -80,7 +80,7 @@ class RemovalReview:
             self._publication.end(each.name, each.cluster_uid)
 
     def require_own(self, observed: ObservedObject | None) -> None:
-        """Raise PublishedByAnother if an own object was written for another group or filter."""
+        """Raise PublishedByAnother if an object of this publisher was written for another group or filter."""
         identity = self._publication.identity
         if observed is None or self._removals.accepts or observed.owner(identity) is not Owner.SELF:
             return
@@ -92,7 +92,7 @@ class RemovalReview:
             )
 
     async def _identify(self) -> None:
-        """Ask for the daemon's shard group. Raises PublishedByAnother if this run published for another group."""
+        """Request the daemon's shard group. Raises PublishedByAnother if this run published for another group."""
         try:
             sharding = (await self._client.server_info()).sharding
         except StatusError as error:
@@ -100,7 +100,7 @@ class RemovalReview:
         identity = replace(self._publication.identity, group="" if sharding is None else sharding.group)
         if self.has_identity and identity != self._publication.identity:
             raise PublishedByAnother(
-                f"the daemon belongs to shard group {identity.group!r} now, not to {self._publication.identity.group!r}"
+                f"the daemon now belongs to shard group {identity.group!r}, not to {self._publication.identity.group!r}"
             )
         self._publication.identity, self.has_identity = identity, True
 
@@ -112,7 +112,7 @@ class RemovalReview:
         except ClusterNotFound:
             return True
         except StatusError as error:
-            self._reports.add_problem(f"lookup of {removal.cluster}", f"cannot be looked up: {error}")
+            self._reports.add_problem(f"lookup of {removal.cluster}", f"failed: {error}")
             return False
         self._reports.resolve(f"lookup of {removal.cluster}", "done")
         if report.engagement.reason is EngagementReason.UNASSIGNED:

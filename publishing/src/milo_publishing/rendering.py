@@ -28,14 +28,14 @@ _NOT_PROBED = ("Unknown", "NotProbed", "milo-discoveryd has not probed the contr
 
 
 class Renderer(Protocol):
-    """A renderer of the objects of clusters, of one kind."""
+    """Renders the published objects of one kind."""
 
     publication: ClassVar[str]
     resource: ClassVar[PublishedResource]
     suffix: ClassVar[str]
-    """The suffix that the name of an object has after the name of its cluster."""
+    """Suffix of object names, after the name of the cluster."""
     embeds_credentials: ClassVar[bool]
-    """Whether `access` must hold a credential, which is renewed, or only the server and its trust root."""
+    """Whether the objects contain a credential, which is renewed, or only the server and its CA."""
 
     def render(self, cluster: Cluster, access: KubeconfigAccess | None) -> Rendered | None:
         """Return the content; None if it needs an access and there is none."""

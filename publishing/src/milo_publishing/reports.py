@@ -12,7 +12,7 @@ class ProblemReports:
 
     def __init__(self, report: Report) -> None:
         self.report = report
-        """Reports a message, whatever was reported before."""
+        """Reports a message, even if it was reported before."""
         self._problems: dict[str, str] = {}
 
     @property

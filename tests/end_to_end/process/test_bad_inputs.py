@@ -67,7 +67,7 @@ def line(prefix: str) -> str:
         (f"{CLIENT} list --timeout 30", "", f"{CLIENT}: Invalid value for '--timeout': '30' is not a duration above zero, such as 500ms, 10s or 2m; did you mean 30s? See {CLIENT} list --help"),
         (f"{CLIENT} list --adress x", "", f"{CLIENT}: No such option '--adress'; did you mean --address or --no-headers? See {CLIENT} list --help"),
         (f"{CLIENT} list --address localhost:1 --token-file kubeconfig", "", f"{CLIENT}: the token would be sent to localhost:1 unencrypted: set --ca-file to use TLS"),
-        (f"{CLIENT} publish flux-kubeconfigs --kubeconfig none", "", f"{CLIENT}: cannot read none: No such file or directory; set the API server to write to by --kubeconfig"),
+        (f"{CLIENT} publish flux-kubeconfigs --kubeconfig none", "", f"{CLIENT}: cannot read none: No such file or directory; set the kubeconfig of the target API server with --kubeconfig"),
         (f"{DAEMON} run --listen insecure://127.0.0.1:{{taken}}", "", f"{DAEMON}: can't listen on 127.0.0.1:*: the port is in use, or *; stop the process that does, or set another --listen"),
         (f"{DAEMON} run --http-listen 127.0.0.1:{{taken}}", "", f"{DAEMON}: can't listen on 127.0.0.1:* for metrics: *address already in use*; stop the process that does, or set another --http-listen, or off"),
         (f"{DAEMON} run --listen unix:///tmp/discovery.sock", "", f"{DAEMON}: the socket's directory /tmp is world-writable, so any user could replace the socket: listen in a subdirectory, which the daemon creates: unix:///tmp/milo-discovery/discovery.sock"),
