@@ -49,7 +49,7 @@ def test_yaml_parser_reads_json() -> None:
         (b"a: b\xff\n", 1, "is not UTF-8"),
         (b"a: \x07\n", 0, "is not YAML"),
         (b"x: *nowhere\n", 1, "undefined alias"),
-        (b"a: !!int word\n", 1, "a number that cannot be read"),
+        (b"a: !!int word\n", 1, "an invalid number"),
         (b"a: 1" + b":1" * 50, 1, "a number of more than 100 characters"),
         (b'a: b\nc: "\\ud83d"\n', 2, "unpaired surrogate"),
     ],

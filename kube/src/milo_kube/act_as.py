@@ -1,4 +1,4 @@
-"""The user that requests impersonate, in the fields of a kubeconfig and in the headers of requests."""
+"""User impersonation, as fields of a kubeconfig and as request headers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FIELDS: Final = frozenset({"as", "as-groups", "as-user-extra"})
 """The fields of a kubeconfig's user, besides `as-uid`, which the daemon does not issue."""
 
 STATEMENT_VARIABLE: Final = "MILO_DISCOVERY_ACT_AS"
-"""The variable in which a kubeconfig's exec entry repeats the user to act as, for the plugin."""
+"""The environment variable in which a kubeconfig's exec entry repeats the impersonated user for the plugin."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,11 +34,11 @@ class ActAs:
         return found
 
     def statement(self) -> str:
-        """Return the fields as text, by which a kubeconfig states them to its exec plugin."""
+        """Return the fields as JSON, in which a kubeconfig passes them to its exec plugin."""
         return json.dumps(self.fields(), separators=(",", ":"), sort_keys=True)
 
     def headers(self) -> list[tuple[str, str]]:
-        """Return the headers of a request, some of which are repeated."""
+        """Return the impersonation headers of a request, some of which are repeated."""
         return [
             ("Impersonate-User", self.user),
             *(("Impersonate-Group", group) for group in self.groups),

@@ -1,10 +1,10 @@
-"""Host names and IP addresses, as they occur in URLs, settings and connections."""
+"""Hostnames and IP addresses in URLs, settings and connections."""
 
 import ipaddress
 
 
 def ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """Parse an IP address; None for a name. An IPv4-mapped IPv6 address is returned as IPv4."""
+    """Parse an IP address; None for a hostname. An IPv4-mapped IPv6 address is returned as IPv4."""
     try:
         found = ipaddress.ip_address(host)
     except ValueError:

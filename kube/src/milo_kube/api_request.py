@@ -24,7 +24,7 @@ def is_segment(name: str) -> bool:
 
 
 class Access(msgspec.Struct, frozen=True, kw_only=True):
-    """How to reach and verify an API server at one moment, and the credential to use there."""
+    """The address and trust root of an API server, and the credential to use there now."""
 
     server: str
     """scheme://host[:port][/prefix], without a trailing slash."""

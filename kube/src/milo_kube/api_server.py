@@ -1,7 +1,7 @@
 """Authenticated requests to one API server; every failure is a `TransportError`.
 
 Renews the credential once when the server responds 401, opens new connections when a CA or certificate was renewed
-(exchanges on the old ones may finish), and bounds every wait and every body.
+(requests on the old ones may finish), and bounds every wait and every body.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ def no_credential(error: CredentialError, server: str) -> TransportError:
 
 
 class Pool(msgspec.Struct, eq=False):
-    """The connections under one TLS identity, and how many exchanges and API servers use them."""
+    """The connections with one TLS identity, and the number of requests and API servers that use them."""
 
     identity: TlsIdentity
     client: Client
@@ -50,7 +50,7 @@ class Pool(msgspec.Struct, eq=False):
 class Pools:
     """Connection pools by TLS identity. API servers with one trust root and certificate share one.
 
-    A pool is closed when its last user has released it: so exchanges that run when a CA is renewed may finish.
+    A pool is closed when its last user has released it, so that requests in flight can finish when a CA is renewed.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Pools:
     ) -> None:
         """`idle_s`: how long an idle connection is kept open. `kept`: how many pools stay open without users.
 
-        Proxies are those of `environ`. `http2` (`Http2Connection`) offers HTTP/2 to servers, unless `DISABLE_HTTP2` is
+        Proxies come from `environ`. `http2` (`Http2Connection`) offers HTTP/2 to servers, unless `DISABLE_HTTP2` is
         set, as in client-go.
         """
         self._user_agent = user_agent
@@ -125,7 +125,7 @@ class Pools:
                 silence_s=silence_s,
             )
             response = await exchange.__aenter__()
-        except BaseException:  # also CancelledError: the pool would stay open for ever
+        except BaseException:  # also on CancelledError, or the pool would never be closed
             await self.release(pool)
             raise
         return OpenResponse(self, pool, exchange, response, silence_s)
@@ -182,7 +182,7 @@ class _OpeningStream:
 
     async def __aenter__(self) -> Stream:
         self._response = await self._open()
-        del self._open  # with the headers of the request
+        del self._open  # frees the request's headers
         return self._response
 
     async def __aexit__(self, *_: object) -> None:
@@ -203,7 +203,7 @@ class ApiServer:
         response_limit: int,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> None:
-        """`proxy`: the URL of a proxy; by default that of the environment. The first request opens a connection."""
+        """`proxy`: its URL; by default from the environment variables. The first request opens a connection."""
         self._provider = provider
         self._pools = pools
         self._proxy = proxy
@@ -267,8 +267,8 @@ class ApiServer:
     ) -> AbstractAsyncContextManager[Stream]:
         """Open a response that is read while it arrives.
 
-        `silence_s` bounds the wait for its head and for each chunk. None is for readers with deadlines of their own,
-        and saves the cost of a timer per chunk.
+        `silence_s` is the read timeout for the headers and for each chunk. None, for readers with their own deadlines,
+        saves the cost of a timer per chunk.
         """
         request = ApiRequest("GET", path, tuple(query), accept=accept, encoding="identity")
         return _OpeningStream(partial(self._streamed, request, connect_timeout_s, silence_s))

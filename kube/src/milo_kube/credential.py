@@ -1,4 +1,4 @@
-"""Credentials for API servers: a bearer token, a client certificate, or both. Secrets mask themselves."""
+"""Credentials for API servers: a bearer token, a client certificate, or both. Secrets are masked when printed."""
 
 import hmac
 from typing import NoReturn
@@ -13,7 +13,7 @@ class CredentialError(Exception):
     """No credential is available; the message names the source that failed, and a fix."""
 
     reason: str = "failed"
-    """One of a few words, for metrics."""
+    """Value of the label `reason` in metrics."""
 
 
 class Secret:
@@ -56,7 +56,7 @@ class Credential(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     token: Secret | None = None
     certificate: ClientCertificate | None = None
     expires_at: float | None = None
-    """The expiry that the credential's source stated (wall time); None if it stated none."""
+    """The expiry that the credential's source returned (wall time), or None."""
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Credential):
@@ -79,12 +79,12 @@ def is_confidential(url: str, *, plain_loopback: bool) -> bool:
 def for_url(credential: Credential, url: str, *, plain_loopback: bool) -> Credential:
     """Return the credential if it may be sent to the URL. Raises CredentialError."""
     if credential != Credential() and not is_confidential(url, plain_loopback=plain_loopback):
-        raise CredentialError(f"{url} has no TLS, so the credential would be sent unencrypted; use https")
+        raise CredentialError(f"{url} does not use TLS, so the credential would be sent unencrypted; use https")
     return credential
 
 
 def token_of(text: str, origin: str) -> Secret:
-    """Return a bearer token that is safe in a header. Errors name `origin`, never the token."""
+    """Return a bearer token that is safe in a header. Errors contain `origin`, never the token."""
     text = text.strip()
     if not text:
         raise CredentialError(f"{origin} is empty")

@@ -12,8 +12,8 @@ from milo_kube.credential import ClientCertificate, Credential, CredentialError,
 from milo_kube.exec_plugin import TIMEOUT_S, ExecAnswer, ExecCommand, ExecPluginError
 from milo_kube.file_content import FileContent
 
-# A rejected or failing credential is requested again at each attempt, and each run is a process and often a call to an
-# identity provider.
+# Minimum time between two runs of a plugin. Callers retry a rejected or missing credential at each attempt, and each
+# run starts a process and often calls an identity provider.
 REPEAT_AFTER_S = 5.0
 
 
@@ -114,7 +114,7 @@ class ExecPlugin:
         except (ExecPluginError, CredentialError) as error:
             self._failure = str(error)
             if held is not None:
-                return held.credential  # the renewal failed, and the old one is still valid: the next attempt is soon
+                return held.credential  # the renewal failed, but the old credential is still valid
             raise CredentialError(self._failure) from None
         return self._issued.credential
 

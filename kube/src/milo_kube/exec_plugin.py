@@ -41,7 +41,7 @@ _TOKEN_LIKE = re.compile(
 
 
 class ExecPluginError(Exception):
-    """A plugin that gave no credential. The message contains nothing that looks like a secret."""
+    """A plugin failed to provide a credential. The message contains nothing that looks like a secret."""
 
 
 class ExecCommand(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,8 +84,8 @@ async def run(command: ExecCommand, *, timeout_s: float = TIMEOUT_S) -> bytes:
     try:
         outcome = await external_command.run(command.argv, environment, timeout_s=timeout_s, output_limit=MAX_OUTPUT)
     except (OSError, ValueError) as error:  # ValueError: an argument with a NUL character
-        said = error.strerror if isinstance(error, OSError) else None
-        raise command.problem(f"cannot be started: {said or error}") from None
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise command.problem(f"cannot be started: {reason or error}") from None
     match outcome.end:
         case "timeout":
             raise command.problem(f"did not finish within {timeout_s:g} s")
@@ -97,7 +97,7 @@ async def run(command: ExecCommand, *, timeout_s: float = TIMEOUT_S) -> bytes:
 
 
 def read_answer(output: bytes, command: ExecCommand, now: float) -> ExecAnswer:
-    """Return the credential in what a plugin printed. Raises ExecPluginError."""
+    """Parse the credential in a plugin's output. Raises ExecPluginError."""
     try:
         answer = _DECODER.decode(output)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -10,8 +10,8 @@ from milo_kube.credential import CredentialError
 MAX_BYTES = 1 << 20
 REREAD_EVERY_S = 60.0  # even if stat is unchanged: some file systems store times in whole seconds
 SETTLED_S = 5.0
-"""A file that was written less than this ago may still be incomplete, and half of it can be valid: a shorter token,
-address or bundle. It is not used until then, unless it was renamed to its name."""
+"""A file that is written in place is not read until it has been unchanged for this long: it may be incomplete, and a
+part of a token, address or CA bundle can be valid. A file that was renamed into place is read at once."""
 
 
 def file_version(status: os.stat_result) -> tuple[int, ...]:

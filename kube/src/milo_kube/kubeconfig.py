@@ -1,6 +1,7 @@
-"""Reads a context of a kubeconfig under a policy that says what it may contain, and renders kubeconfigs. Pure.
+"""Reads a context of a kubeconfig under a policy of allowed fields, and renders kubeconfigs. Pure.
 
-What a policy does not name is refused: to ignore a proxy, a CA or an impersonation would be worse than not to connect.
+Fields that the policy does not list are refused: to ignore a proxy, a CA or an impersonation would be worse than not to
+connect.
 Errors quote names of contexts, clusters and fields, and never a value, which may be a secret.
 """
 
@@ -48,7 +49,7 @@ _INSTEAD: Final = {
 
 
 class KubeconfigError(ValueError):
-    """A kubeconfig that is refused, with all of its problems, each of which reads as the end of a sentence."""
+    """A kubeconfig is refused. Each problem is a predicate without a subject, such as "has no current-context"."""
 
     def __init__(self, *problems: str) -> None:
         super().__init__("; ".join(problems))
@@ -83,7 +84,7 @@ LOCAL: Final = Policy(
     | {"server", "certificate-authority", "certificate-authority-data", "tls-server-name", "proxy-url"},
     user=_DATA | _FILES | _WITHOUT_EFFECT | {"exec"},
 )
-"""A kubeconfig of the user that runs the program, which may name files, a proxy and a plugin."""
+"""A kubeconfig of the user that runs the program, which may refer to files, a proxy and a plugin."""
 SERVER: Final = Policy(
     cluster=_WITHOUT_EFFECT | {"server", "certificate-authority-data"},
     user=None,
@@ -95,7 +96,7 @@ STATED: Final = Policy(
     user=_DATA | _WITHOUT_EFFECT,
     instead=f"only a server and certificate-authority-data are used of a cluster, and {_INLINE}",
 )
-"""A kubeconfig of another author: it can neither name files nor commands, which the reader would read and run."""
+"""A kubeconfig of another author: it cannot refer to files or commands, which this process would read or run."""
 RECEIVED: Final = Policy(
     cluster=LOCAL.cluster | {"insecure-skip-tls-verify"}, user=STATED.user, instead=_INLINE, needs_server=False
 )
@@ -120,7 +121,7 @@ class ExecEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContextAccess:
-    """A context's API server and user. Empty texts are unset; `..._file` are paths as written."""
+    """A context's API server and user. Empty strings are unset; `..._file` are paths as written."""
 
     cluster: str
     """The name of the cluster."""
@@ -204,7 +205,7 @@ class ParsedKubeconfig:
 def merged(files: Sequence[tuple[str, ParsedKubeconfig]]) -> ParsedKubeconfig:
     """Merge kubeconfigs as kubectl does: the first file with a name, or with a current context, determines it.
 
-    Each is given with its directory, to which the paths in it are relative.
+    Each is passed with its directory, to which the paths in it are relative.
     """
     entries: dict[str, list[dict[str, Any]]] = {kind: [] for kind in _LISTS}
     for directory, each in files:
@@ -252,7 +253,7 @@ _MOST_REFUSED: Final = 1_000
 
 
 def parse(content: bytes, *, yaml: bool = True, nodes: int | None = None) -> ParsedKubeconfig:
-    """Parse JSON or, unless that is excluded, YAML. Raises KubeconfigError."""
+    """Parse JSON or, with `yaml`, YAML. Raises KubeconfigError."""
     if len(content) > MAX_BYTES:
         raise KubeconfigError(f"is {len(content)} bytes long; at most {MAX_BYTES} are read")
     try:
@@ -280,7 +281,7 @@ def _yaml(content: bytes, nodes: int | None) -> Any:
 def render(
     name: str, *, server: str, authorities: bytes | None, tls_server_name: str | None, user: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return a kubeconfig with one cluster, user and context. Bytes become base64; fields of None are left out."""
+    """Return a kubeconfig with one cluster, user and context. Bytes become base64; fields that are None are omitted."""
     cluster = {
         "server": server,
         "certificate-authority-data": authorities,
@@ -306,7 +307,7 @@ def _rendered(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def server_problem(server: str) -> str | None:
-    """Return what is wrong with an API server's URL, as the end of a sentence, or None."""
+    """Return what is wrong with an API server's URL, as a predicate such as "is not a URL", or None."""
     if not server.isprintable() or " " in server:
         return "has a space or a control character"  # which urlsplit strips
     try:
@@ -459,10 +460,10 @@ def _set(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _typed(value: Any, name: str, about: str, problems: list[str]) -> bool:
-    wanted, said = _TYPES.get(name, (str, "a string"))
+    wanted, type_name = _TYPES.get(name, (str, "a string"))
     if isinstance(value, wanted):
         return True
-    problems.append(f"{about} has the wrong type of {name}: it must be {said}")
+    problems.append(f"{about} has the wrong type of {name}: it must be {type_name}")
     return False
 
 
@@ -487,7 +488,7 @@ def _entries(document: Mapping[str, Any], kind: str) -> list[tuple[str, Mapping[
     for item in listed:
         inner = (item.get(part) or {}) if isinstance(item, dict) else None
         if inner is None or not isinstance(inner, dict) or not isinstance(item.get("name"), str):
-            raise KubeconfigError(f"is not a kubeconfig: {kind} must be a list of a name with a {part} each")
+            raise KubeconfigError(f"is not a kubeconfig: {kind} must be a list of objects with a name and a {part}")
         found.append((item["name"], inner))
     return found
 
@@ -495,5 +496,5 @@ def _entries(document: Mapping[str, Any], kind: str) -> list[tuple[str, Mapping[
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise KubeconfigError("has a key twice")
+        raise KubeconfigError("has a duplicate key")
     return found

@@ -20,7 +20,7 @@ _SUBDOMAIN = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?(?:\.[a-z0-9](?:[-a-z0-
 
 
 class SelectorError(ValueError):
-    """A syntax error in a selector; the message states the position."""
+    """A syntax error in a selector; the message contains the position."""
 
 
 Labels = Collection[tuple[str, str]]

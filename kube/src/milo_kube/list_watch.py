@@ -91,7 +91,7 @@ class _OpenedStream:
 class ListWatch(Generic[Seen]):
     """The list and watch of one collection.
 
-    With `liveness`, a silent server is probed, and a wait for one that does not answer ends.
+    With `liveness`, the server is probed while nothing arrives, and a wait is aborted if it does not answer the probes.
     """
 
     __slots__ = (
@@ -124,9 +124,9 @@ class ListWatch(Generic[Seen]):
         return self._reflector.status
 
     async def batches(self) -> AsyncGenerator[Iterable[SourceEvent[Seen]], None]:
-        """Yield the source events of each response, and of each read of a watch, without an end.
+        """Yield the source events of each response, and of each read of a watch, until closed.
 
-        All events of a batch must be taken before the next batch. `status` may have changed with each, even an empty
+        All events of a batch must be consumed before the next batch. `status` may have changed with each, even an empty
         one. Close the generator in the task that iterates over it: use `aclosing`.
         """
         while True:
@@ -139,9 +139,9 @@ class ListWatch(Generic[Seen]):
                     async with aclosing(self._watch(request)) as batches:
                         async for source_events in batches:
                             yield source_events
-                            del source_events  # the next wait may last for hours
+                            del source_events  # frees the events: the next wait can last for hours
                 case unexpected:
-                    raise AssertionError(f"no watch is open to do {unexpected}")
+                    raise AssertionError(f"unexpected request without an open watch: {unexpected!r}")
 
     async def _fetch(self, request: FetchPage) -> Iterable[SourceEvent[Seen]]:
         query = self._collection.query
@@ -207,7 +207,7 @@ class ListWatch(Generic[Seen]):
     async def _read(
         self, chunks: AsyncIterator[bytes], lines: Lines, deadline: Deadline
     ) -> Iterable[SourceEvent[Seen]]:
-        """Return the events of one read of a watch. Raises TimeoutError if it is silent for too long."""
+        """Return the events of one read of a watch. Raises TimeoutError if nothing arrives in time."""
         silent_at = self._reflector.next(self._clock()).until  # type: ignore[union-attr]
         chunk = await self._wait(anext(chunks, None), deadline, silent_at)
         now = self._clock()
@@ -230,7 +230,7 @@ class ListWatch(Generic[Seen]):
             raise TransportError("timeout", message) from None
 
     async def _wait(self, response: Awaitable[T], deadline: Deadline, until: float | None = None) -> T:
-        """Wait for a response. The block of the deadline raises TimeoutError at `until`, or if the server is lost."""
+        """Wait for a response. The deadline raises TimeoutError at `until`, or if the liveness probe gives up."""
         if until is not None:
             deadline.set(until)
         liveness = self._liveness
@@ -247,7 +247,7 @@ class ListWatch(Generic[Seen]):
         return found
 
     async def _outage(self) -> Failure | None:
-        """Return why no request is to be sent, or None."""
+        """Return the failure if no request may be sent, because liveness checks fail; None otherwise."""
         return None if self._liveness is None else await self._liveness.outage()
 
     async def _wait_ended(self) -> Iterable[SourceEvent[Seen]]:

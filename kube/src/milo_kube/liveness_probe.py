@@ -1,7 +1,7 @@
-"""Probes the liveness of an API server while it is silent.
+"""Probes the liveness of an API server while nothing arrives from it.
 
-An API server whose etcd does not answer keeps its watches open, opens others from its cache, and sends nothing. Its
-liveness check fails then, so repeated failures count as silence, and no request is sent until a check succeeds.
+An API server whose etcd is unavailable keeps its watches open, opens new ones from its cache, and sends no events. Its
+/livez fails then, so repeated failures count as no answer, and no request is sent until a check succeeds.
 """
 
 import asyncio
@@ -48,17 +48,17 @@ class LivenessProbe:
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
 
     async def run(self) -> None:
-        """Make the checks that are due, until cancelled."""
+        """Send the checks that are due, until canceled."""
         while True:
             if (check := self.tracker.take_due(self._clock())) is not None:
                 await self._check(check)
             await asyncio.sleep(self.tracker.next_at(self._clock()) - self._clock())
 
     async def outage(self) -> Failure | None:
-        """Return why no request is to be sent, if the server failed its checks and fails another one."""
+        """If the server failed its checks, check again. Return the failure if no request may be sent yet."""
         if not self._is_failing:
             return None
-        result = await self._ask()
+        result = await self._send_check()
         self._is_failing = bool(self._failure) or result in _SILENCE
         return self._unresponsive() if self._is_failing else None
 
@@ -71,13 +71,13 @@ class LivenessProbe:
         return self._unresponsive()
 
     async def _check(self, check: LivenessCheck) -> None:
-        result = await self._ask()
+        result = await self._send_check()
         if self.tracker.result(check, is_silent=result in _SILENCE or bool(self._failure)):
             assert self.deadline is not None, "only a wait can be ended early"
             self.is_lost = True
             self.deadline.give_up()
 
-    async def _ask(self) -> str:
+    async def _send_check(self) -> str:
         """Send a check, and return its result as a metric label."""
         result, self._failure = "answered", ""
         try:
@@ -85,7 +85,7 @@ class LivenessProbe:
         except TransportError as error:
             result = error.cause
         else:
-            # Any other status shows that the server is alive, and a denied request is a usual one.
+            # Any other status shows that the server is alive. 403 is common.
             if answer.status >= 500:
                 result, self._failure = "failed", f"{answer.status}: {_excerpt(answer.body)}"
         self._report(result)
@@ -99,6 +99,6 @@ class LivenessProbe:
 
 
 def _excerpt(body: bytes) -> str:
-    """Return what failed, as far as the server says so: a line for each failed check begins with [-]."""
+    """Return the failed checks, whose lines in the response begin with [-]; if there are none, its first line."""
     lines = body.decode(errors="replace").splitlines()
     return "; ".join([line for line in lines if line.startswith("[-]")] or lines[:1])[:300]

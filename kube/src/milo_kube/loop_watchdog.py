@@ -1,4 +1,4 @@
-"""Measures how late the event loop is, and reports what blocks it."""
+"""Measures the delay of the event loop, and reports calls that block it."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class BlockedLoop:
 class LoopWatchdog:
     """A context manager that watches the running event loop from a thread.
 
-    `observe` is called with each delay. `blocked` is called, in the thread, once while the loop is blocked for
-    `blocked_s`, and `was_blocked` in the loop when it runs again.
+    `observe` is called with each delay. `blocked` is called in that thread once per block that exceeds `blocked_s`,
+    while it lasts, and `was_blocked` in the loop afterwards.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""How long to wait where a server states a delay, as in the header Retry-After. Pure.
+"""Retry delays that respect the header Retry-After. Pure.
 
-One policy for all clients: not earlier than the server states, up to a limit, and with jitter, so that clients that
+One policy for all clients: not earlier than the server requests, up to a limit, and with jitter, so that clients that
 received the same time do not retry together.
 """
 
@@ -14,14 +14,14 @@ _JITTER_S = 1.0
 
 
 def delay_s(own_s: float, stated_s: float | None, *, at_most_s: float = LONGEST_S) -> float:
-    """Return the delay before a retry. `own_s`: that of the client's own backoff, with its jitter."""
+    """Return the delay before a retry. `own_s`: the client's backoff, with jitter. `stated_s`: the Retry-After."""
     if stated_s is None:
         return own_s
     return max(own_s, min(stated_s, at_most_s) + min(own_s, _JITTER_S))
 
 
 def stated(headers: Mapping[str, str], now: datetime) -> float | None:
-    """Return the delay that a response states, in seconds; None without a valid one. A past date means 0."""
+    """Return a response's Retry-After in seconds; None if it is missing or invalid. A past date means 0."""
     text = headers.get("Retry-After", "")
     if re.fullmatch(r"[0-9]{1,9}", text):
         return float(text)

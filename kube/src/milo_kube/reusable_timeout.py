@@ -10,7 +10,7 @@ from typing import Self
 
 
 class Deadline:
-    """A context manager with a deadline for each wait of its block, which raises TimeoutError if one exceeds its own.
+    """A context manager with a deadline for each wait in its block, which raises TimeoutError if a wait exceeds it.
 
     A class rather than a generator, since there is one for each open watch.
     """
@@ -43,7 +43,7 @@ class Deadline:
             self._timer = self._loop.call_at(at, self._look)
 
     def give_up(self) -> None:
-        """End the wait in progress now, with TimeoutError, unless it is already ending."""
+        """Abort the wait in progress with TimeoutError, unless it is already ending."""
         if not self._is_over:
             self._is_over = True
             self._timeout.reschedule(self._loop.time())

@@ -16,7 +16,7 @@ _SOON = timedelta(days=1)
 
 
 class CertificateExpiry(msgspec.Struct, frozen=True):
-    """The end of a certificate's validity, judged at one moment."""
+    """The expiry of a certificate, compared with one point in time."""
 
     at: datetime
     is_expired: bool
@@ -43,7 +43,7 @@ class TlsIdentity(msgspec.Struct, frozen=True, kw_only=True):
     authorities: bytes | None  # PEM; None stands for the system's CAs
     certificate: ClientCertificate | None
     server_name: str | None = None
-    """The name that the server's certificate must have, if it is not the host's."""
+    """The name that the server's certificate must have, if it is not the hostname."""
 
     @property
     def pem(self) -> str | None:
@@ -55,7 +55,7 @@ class TlsIdentity(msgspec.Struct, frozen=True, kw_only=True):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         # As in Go, and so in kubectl: any certificate of the bundle is a trust anchor, including an intermediate one.
-        # Since 3.13, Python requires extensions that self-made CAs often lack.
+        # Since 3.13, Python requires extensions that private CAs often lack.
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         if self.pem is None:

@@ -44,7 +44,7 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True):
     """PEM, or a file with PEM that another process renews; None stands for the system's CAs."""
     tls_server_name: str | None = None
     proxy: Secret | None = None
-    """The kubeconfig's proxy URL, which may contain a password; None leaves the choice to the environment."""
+    """The kubeconfig's proxy URL, which may contain a password; None: the proxy of the environment variables."""
     plain_loopback: bool = False
     """Whether credentials may be sent over plain HTTP to addresses on loopback."""
 
@@ -174,7 +174,7 @@ class _Loader(msgspec.Struct):
 
     def _content(self) -> bytes:
         if ":" in str(self.path) and not self.path.exists():
-            self._give_up("is a list of files; name one file (kubectl config view --flatten merges several)")
+            self._give_up("is a list of files; pass one file (kubectl config view --flatten merges several)")
         try:
             with self.path.open("rb") as stream:
                 return stream.read(kubeconfig.MAX_BYTES + 1)
@@ -236,10 +236,10 @@ class _Loader(msgspec.Struct):
 
     def _resolve(self, file: str) -> Path:
         if "\0" in file:
-            self._give_up("names a file whose path contains a NUL character")
+            self._give_up("refers to a file whose path contains a NUL character")
         if ".." in Path(file).parts:
             self._give_up(
-                f"names {file}: relative paths must not leave the kubeconfig's directory; use an absolute path"
+                f"refers to {file}: relative paths must not leave the kubeconfig's directory; use an absolute path"
             )
         return self.path.absolute().parent / file
 

@@ -17,7 +17,7 @@ Scalars: TypeAlias = Literal["text", "typed"]
 MAX_BYTES = 1 << 20
 MAX_NODES = 50_000  # after the expansion of aliases; a kubeconfig with 1,000 contexts has about 20,000
 MAX_DEPTH = 40
-MAX_NUMBER = 100  # characters; numbers to the base of 60 (1:59:59) take time with the square of their length
+MAX_NUMBER = 100  # characters; numbers to the base of 60 (1:59:59) take quadratic time
 MAX_NESTING_MARKS = 2_000  # flow brackets: the parser recurses on them before nodes are counted
 
 _Fast: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -50,9 +50,9 @@ class Document:
 
 
 def read(content: bytes, *, scalars: Scalars, nodes: int = MAX_NODES, fast: bool = False) -> Document:
-    """Parse a document of at most so many nodes. Raises DocumentError.
+    """Parse a document of at most `nodes` nodes. Raises DocumentError.
 
-    `fast`: by the parser in C, if PyYAML was built with it. It rejects surrogates that are escaped.
+    `fast`: use the parser in C, if PyYAML was built with it. It rejects escaped surrogates.
     """
     if len(content) > MAX_BYTES:
         raise DocumentError(f"is {len(content)} bytes long; at most {MAX_BYTES} are read")
@@ -67,7 +67,7 @@ def read(content: bytes, *, scalars: Scalars, nodes: int = MAX_NODES, fast: bool
     try:
         made = _Fast if fast else yaml.SafeLoader
         if fast:
-            # Before nodes are composed: in C that recurses without a limit, and each takes as long as a hundred events.
+            # Count before nodes are composed: in C it recurses without a limit, and each takes as long as 100 events.
             _count(yaml.parse(text, Loader=made), nodes)
         loader = made(text)
         node = loader.get_single_node()
@@ -143,7 +143,7 @@ class _Builder:
             try:
                 return self._loader.construct_object(node)
             except ValueError:
-                raise DocumentError("has a number that cannot be read", _line(node)) from None
+                raise DocumentError("has an invalid number", _line(node)) from None
         return _text(node)
 
 

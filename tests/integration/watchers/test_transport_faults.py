@@ -93,7 +93,7 @@ async def test_expired_certificate_is_tls_error() -> None:
     async with ApiServer(answering(), authority, leaf=leaf) as server:
         error = await failure(upstream(server))
     assert error.cause == "tls"
-    assert "expired (renew it, or set this machine's clock right)" in str(error)
+    assert "expired (renew it, or correct this machine's clock)" in str(error)
 
 
 async def test_certificate_for_another_name_is_tls_error() -> None:
@@ -101,7 +101,7 @@ async def test_certificate_for_another_name_is_tls_error() -> None:
     async with ApiServer(answering(), authority, leaf=authority.issue_cert("api.example.com")) as server:
         error = await failure(upstream(server))
     assert error.cause == "tls"
-    assert "set tls-server-name to a name that it does have" in str(error)
+    assert "set tls-server-name to a name in the certificate" in str(error)
 
 
 async def test_missing_client_certificate_is_tls_error() -> None:

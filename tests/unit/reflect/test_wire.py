@@ -125,8 +125,8 @@ def test_invalid_unicode_in_labels_makes_the_object_malformed() -> None:
 
 @pytest.mark.parametrize("content", [None, [], {}, {"metadata": None}, {"metadata": {"name": 5}}, thing("")])
 def test_watch_event_object_without_name_is_ignored(content: Any) -> None:
-    assert DECODER.line(line("DELETED", content)) == UnknownEvent("a DELETED event names no object")
-    assert DECODER.line(line("ADDED", content)) == UnknownEvent("an ADDED event names no object")
+    assert DECODER.line(line("DELETED", content)) == UnknownEvent("a DELETED event has no object name")
+    assert DECODER.line(line("ADDED", content)) == UnknownEvent("an ADDED event has no object name")
 
 
 def test_unknown_event_type_is_truncated() -> None:

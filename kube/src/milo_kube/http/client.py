@@ -19,7 +19,7 @@ from milo_kube.http.errors import TransportError
 from milo_kube.http.headers import SentHeaders
 
 DIALS_PER_SERVER = 32
-"""Maximum concurrent handshakes. With thousands at once, heap fragmentation would keep the memory that they use."""
+"""Maximum concurrent handshakes. Heap fragmentation would keep the memory of thousands of concurrent ones."""
 _HTTP2_DIALS = 4
 """Maximum concurrent handshakes if HTTP/2 is possible: the first connection may carry all waiting requests."""
 _ATTEMPTS = 4
@@ -64,7 +64,7 @@ class Client:
         """Servers that selected HTTP/2, and then refused a request over it."""
         self._open: set[Connection] = set()
         self._with_room: dict[_Key, dict[Connection, None]] = {}
-        """An ordered set, in which the most recently used connection is the last."""
+        """Connections that accept another request, as an ordered set: the most recently used is the last."""
         self._idle: dict[Connection, asyncio.TimerHandle] = {}
         self._is_closed = False
         self._dialing: WeakValueDictionary[_Key, asyncio.Semaphore] = WeakValueDictionary()
@@ -82,7 +82,7 @@ class Client:
     ) -> AbstractAsyncContextManager[Response]:
         """Send a request and yield its response when status and headers have arrived. Raises TransportError.
 
-        `url` has no user and no fragment. `silence_s` bounds the wait for the head of the response.
+        `url` contains no user and no fragment. `silence_s` is the timeout for the response headers.
         """
         return _Exchange(
             self,
@@ -260,7 +260,7 @@ class _Exchange:
 
     async def __aenter__(self) -> Response:
         self._begun = await self._beginning
-        del self._beginning  # with the headers of the request
+        del self._beginning  # frees the request's headers
         return self._begun[2]
 
     async def __aexit__(self, *_: object) -> None:

@@ -52,7 +52,7 @@ class Connection(Protocol):
         """Wait until requests can be sent. Raises TransportError."""
 
     def abort(self) -> None:
-        """Close at once. Exchanges fail."""
+        """Close at once. Requests in flight fail."""
 
 
 def close_at_once(transport: asyncio.Transport | None) -> None:
@@ -123,9 +123,9 @@ class Response(ABC):
 
     @abstractmethod
     def _consumed(self, size: int) -> None:
-        """Note that `size` bytes of the body were read: the server may send more."""
+        """Called when `size` bytes of the body were read, so that the server may send more."""
 
-    # Called as it is received.
+    # --- called by subclasses while the response is received ---
 
     def _received_head(self, status: int) -> None:
         self.status = status
@@ -182,7 +182,7 @@ class Response(ABC):
 
     def _end_of_zipped(self) -> bytes:
         if self._unzip is not None and not self._unzip.eof:
-            raise self._fail(TransportError("closed", f"{self.origin} sent a gzip body that is cut off"))
+            raise self._fail(TransportError("closed", f"{self.origin} sent a truncated gzip body"))
         return b""
 
 
@@ -222,7 +222,10 @@ class ResponseBody:
         return bytes(body[:limit])
 
     async def read(self, limit: int, arrived: Callable[[int], None] = lambda _: None) -> bytes:
-        """Return the body. Raises TransportError if it is larger than `limit`. `arrived` counts its bytes."""
+        """Return the body. Raises TransportError if it is larger than `limit`.
+
+        `arrived` is called with the size of each piece.
+        """
         chunks: list[bytes] = []
         size = 0
         while chunk := await self._response.read(self._silence_s):

@@ -108,7 +108,7 @@ async def _dialed(
     if origin.scheme != "https":
         return through
     try:
-        await _ask_for_tunnel(through, origin, proxy)
+        await _open_tunnel(through, origin, proxy)
         secured = _secured(str(origin), context, server_name, http2)
         through.transport.set_protocol(secured)
         secured.connection_made(through.transport)
@@ -174,7 +174,7 @@ async def _connected_socket(address: Any) -> socket.socket:
     return made
 
 
-async def _ask_for_tunnel(through: Http1Connection, origin: Origin, proxy: Proxy) -> None:
+async def _open_tunnel(through: Http1Connection, origin: Origin, proxy: Proxy) -> None:
     headers = {"Host": origin.authority}
     if proxy.authorization is not None:
         headers["Proxy-Authorization"] = proxy.authorization

@@ -1,4 +1,4 @@
-"""The error of a failed exchange, and the translation of errors of sockets and TLS into it."""
+"""TransportError, for HTTP requests that fail without a response, and the conversion of socket and TLS errors to it."""
 
 import socket
 import ssl
@@ -8,7 +8,7 @@ TransportCause: TypeAlias = Literal["dns", "connect", "tls", "timeout", "closed"
 
 
 class TransportError(Exception):
-    """The failure of a request to get a usable response. `cause` is machine-readable."""
+    """A request failed without a usable response. `cause` is machine-readable."""
 
     def __init__(self, cause: TransportCause, message: str) -> None:
         self.cause: TransportCause = cause
@@ -16,10 +16,10 @@ class TransportError(Exception):
 
 
 def from_connecting(error: OSError, origin: str) -> TransportError:
-    """Translate a failure to connect to the server `origin`."""
+    """Convert a failure to connect to the server `origin`."""
     match error:
         case socket.gaierror():
-            return TransportError("dns", f"the host of {origin} cannot be found: {reason(error)}")
+            return TransportError("dns", f"the hostname of {origin} cannot be resolved: {reason(error)}")
         case ssl.SSLError():
             return TransportError("tls", f"TLS handshake with {origin} failed: {_tls(error)}")
         case _:
@@ -31,7 +31,7 @@ def from_proxy(error: OSError, origin: str) -> TransportError:
 
 
 def from_exchange(error: Exception | None, origin: str) -> TransportError:
-    """Translate the loss of an established connection. None means that the peer closed it."""
+    """Convert the loss of an established connection. None means that the peer closed it."""
     if isinstance(error, ssl.SSLError):
         return TransportError("tls", f"TLS connection to {origin} failed: {_tls(error)}")
     return TransportError("closed", f"{origin} closed the connection{f': {reason(error)}' if error else ''}")
@@ -57,10 +57,10 @@ def _tls(error: ssl.SSLError) -> str:
 
 
 _UNTRUSTED = " (certificate-authority-data must hold the CA that signed it)"
-_ANOTHER_NAME = " (set tls-server-name to a name that it does have)"
+_ANOTHER_NAME = " (set tls-server-name to a name in the certificate)"
 # By the codes of OpenSSL's X509_V_ERR_*.
 _FIXES = {
-    10: " (renew it, or set this machine's clock right)",  # CERT_HAS_EXPIRED
+    10: " (renew it, or correct this machine's clock)",  # CERT_HAS_EXPIRED
     18: _UNTRUSTED,  # DEPTH_ZERO_SELF_SIGNED_CERT
     19: _UNTRUSTED,  # SELF_SIGNED_CERT_IN_CHAIN
     20: _UNTRUSTED,  # UNABLE_TO_GET_ISSUER_CERT_LOCALLY

@@ -21,7 +21,7 @@ from milo_kube.http.http2_core import (
 )
 
 PING_AFTER_S = 30.0
-"""Silence after which a PING checks the connection."""
+"""Idle time after which a PING checks the connection."""
 PING_WITHIN_S = 15.0
 _STATUS = re.compile(rb"[1-9][0-9]{2}")
 _CONNECTION_HEADERS = frozenset({"host", "connection", "keep-alive", "proxy-connection", "transfer-encoding"})
@@ -105,7 +105,7 @@ class Http2Connection(asyncio.Protocol):
             self._flush()
 
     def consumed(self, stream_id: int, size: int) -> None:
-        """Let the server send `size` more bytes of a body."""
+        """Extend the flow-control window by `size` bytes of a body that were read."""
         if size and self._failure is None:
             self._core.consume(stream_id, size)
             self._flush()
@@ -135,7 +135,7 @@ class Http2Connection(asyncio.Protocol):
     # --- internals ---
 
     def _process_frames(self) -> None:
-        """Process as many frames as are allowed in this iteration of the event loop, so that no server blocks it."""
+        """Process the frames that are allowed in this iteration of the event loop, so that no server can block it."""
         try:
             messages = self._core.take_messages(self._read_at)
         except InvalidHttp2 as error:
@@ -188,7 +188,7 @@ class Http2Connection(asyncio.Protocol):
             self._transport.write(data)
 
     def _fail(self, error: TransportError) -> None:
-        """End the connection and every exchange on it."""
+        """Close the connection, and fail every request on it."""
         if self._failure is not None:
             return
         self._failure = error

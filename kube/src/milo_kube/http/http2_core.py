@@ -1,6 +1,6 @@
 """The sans-I/O core of an HTTP/2 client connection: bytes and requests in, bytes and messages out.
 
-Frames, header compression and the states of streams are those of the library h2.
+The library h2 implements frames, header compression and stream states.
 """
 
 from collections.abc import Iterable, Sequence
@@ -43,13 +43,13 @@ _STREAM_LIMIT = 1000
 _CONNECTION_WINDOW = 1 << 30
 """Larger than the windows of all streams together, so that one slow reader does not block other streams."""
 FRAMES_AT_ONCE = 64
-"""Frames that are processed between two iterations of the event loop."""
+"""Maximum number of frames that are processed in one iteration of the event loop."""
 OVERHEAD_FRAMES = Rate(per_second=20.0, burst=1000.0)
-"""Rate limit for frames without content, beyond those that requests and content pay for: more are an attack."""
+"""Rate limit for frames without content, beyond those that requests and content allow. More count as an attack."""
 _FRAMES_PER_REQUEST = 20
 _CREDIT_LIMIT = 10_000
 _SHORT_DATA = 32
-"""Content of a DATA frame that is shorter does not pay for other frames."""
+"""Minimum content of a DATA frame that adds to the credit for other frames."""
 _FRAME_HEADER = 9
 _LARGEST_FRAME = 16_384
 _DATA = 0
@@ -119,7 +119,7 @@ class _Protocol(H2Connection):
             client=True,
             initial_values={
                 SettingCodes.ENABLE_PUSH: 0,
-                SettingCodes.MAX_CONCURRENT_STREAMS: 100,  # for forbidden streams of the server
+                SettingCodes.MAX_CONCURRENT_STREAMS: 100,  # limits pushed streams, which ENABLE_PUSH=0 forbids
                 SettingCodes.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
                 SettingCodes.MAX_HEADER_LIST_SIZE: OVERHEAD_LIMIT,
             },
@@ -127,7 +127,7 @@ class _Protocol(H2Connection):
 
 
 class FrameBudget:
-    """Received bytes, of which so many frames are taken at a time that no server blocks the event loop."""
+    """Received bytes, from which a limited number of frames is taken at a time, so that no server blocks the loop."""
 
     __slots__ = ("_credit", "_frames_left", "_overhead", "_unread")
 
@@ -138,7 +138,7 @@ class FrameBudget:
         self._frames_left = FRAMES_AT_ONCE
         self._overhead = TokenBucket(OVERHEAD_FRAMES, now)
         self._credit = 0
-        """Frames without content that requests and content have paid for."""
+        """Number of frames without content that are accepted before the rate limit applies."""
 
     def pay_for_request(self) -> None:
         self._credit = min(self._credit + _FRAMES_PER_REQUEST, _CREDIT_LIMIT)
@@ -275,7 +275,7 @@ class Http2Core:
 
     def _send_bodies(self) -> None:
         for stream_id in list(self._unsent):
-            with suppress(StreamClosedError):  # by a reset that was received together with the window
+            with suppress(StreamClosedError):  # the stream was reset in the same read
                 self._send_body(stream_id)
 
     def _send_body(self, stream_id: int) -> None:

@@ -1,6 +1,6 @@
 """A small HTTP/1.1 server for GET and HEAD, with limits on connections, request size and idle time.
 
-A reply is either complete or a stream, which ends with its connection.
+A reply is sent as a whole, with its Content-Length.
 """
 
 import asyncio

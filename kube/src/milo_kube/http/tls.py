@@ -1,8 +1,9 @@
 """TLS over an asyncio transport, with little memory per connection.
 
-asyncio's own TLS keeps a read buffer of 256 KiB for each connection. Thousands of quiet watches would hold most of the
-memory of a process that way, and silent clients all memory of a server. A quiet watch takes 25 KiB here, 290 KiB with
-asyncio's TLS, and 42 KiB with that and a buffer of 4 KiB (`max_size`), since it also holds OpenSSL's write buffer.
+asyncio's own TLS keeps a read buffer of 256 KiB for each connection. With thousands of idle watches, these buffers
+would take most of the memory of a process, and idle clients could exhaust that of a server. An idle watch takes 25 KiB
+here, 290 KiB with asyncio's TLS, and 42 KiB with that and a buffer of 4 KiB (`max_size`), since it also holds OpenSSL's
+write buffer.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ from contextlib import suppress
 from typing import Any, cast
 
 _PIECE = 2 << 10
-"""Received bytes that are decrypted at once. OpenSSL's buffers keep the size that they have reached."""
+"""Maximum received bytes that are decrypted at once, because OpenSSL's buffers never shrink."""
 _RECORD = 16 << 10
 
 
@@ -34,8 +35,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         handshake_bytes: int | None = None,
     ) -> None:
         """`server_name`: the name to verify; None for the server's side. `alpn`: the protocols to offer. `protocol` is
-        called with the one that the server selected. `handshake_bytes`: what the peer may send before the handshake is
-        complete."""
+        called with the one that the server selected. `handshake_bytes`: limit of what the peer may send before the
+        handshake is complete."""
         super().__init__()
         self._made = protocol
         self._protocol: asyncio.Protocol | None = None
@@ -103,7 +104,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             self._end_handshake(self._failure or exc or ConnectionResetError("closed during the TLS handshake"))
         else:
             self._protocol.connection_lost(self._failure or exc)
-        # At once, since a traceback can keep this object until the garbage collector runs.
+        # Free the buffers now: a traceback can keep this object alive until the garbage collector runs.
         del self._tls, self._incoming, self._outgoing
 
     # --- asyncio.Transport, for the protocol above ---
@@ -182,7 +183,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             self._end_handshake(None)
 
     def _refuse_handshake(self) -> None:
-        error = ConnectionAbortedError("the peer's part of the TLS handshake is too long")
+        error = ConnectionAbortedError("the peer sent too many bytes before the TLS handshake was complete")
         self._fail(error)
         self._end_handshake(error)
 
@@ -196,7 +197,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             self._protocol.connection_made(self)
         else:
             self._handshake.set_exception(error)
-            self._handshake.exception()  # retrieved: a request that was canceled awaits no handshake
+            self._handshake.exception()  # marked as retrieved, in case nothing awaits the handshake
 
     def _decrypt(self) -> None:
         protocol = self._protocol
@@ -238,6 +239,6 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
 
     def _fail(self, error: Exception) -> None:
         self._failure = self._failure or error
-        self._flush()  # the alert
+        self._flush()  # sends the TLS alert
         self._is_closing = True
         self._transport.close()

@@ -1,4 +1,4 @@
-"""The rules of an HTTP port for Host headers and for clients on loopback."""
+"""Checks of the Host header and of the client's address, for an HTTP port."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _HOST = re.compile(r"(?:\[(?P<v6>[0-9a-f:.]+)\]|(?P<name>[^:\[\]]*))(?::\d+)?")
 _LOCAL = (ipaddress.IPv4Address("127.0.0.1"), ipaddress.IPv6Address("::1"))
 """Addresses of clients on loopback. Others of 127.0.0.0/8 can be proxies: Istio forwards traffic from 127.0.0.6."""
 _PRIVATE_DOMAINS = (".localhost", ".svc", ".cluster.local")
-"""Host names that an attacker cannot register for DNS rebinding."""
+"""Domains in which an attacker cannot register hostnames for DNS rebinding."""
 
 
 def is_own_host(host_header: str, names: Collection[str] = ()) -> bool:
-    """Return whether the Host header is one of this port. After DNS rebinding it is the name of the attacking page.
+    """Return whether the Host header names this server. After DNS rebinding, it contains the attacker's domain.
 
     `names` are accepted too, in lower case.
     """

@@ -15,6 +15,6 @@ class Backoff(msgspec.Struct, frozen=True):
     cap_s: float = 15.0
 
     def delay(self, attempt: int, jitter: Callable[[], float]) -> float:
-        """Return the delay after the `attempt`-th failure in a row; `jitter` draws from [0, 1)."""
+        """Return the delay after the `attempt`-th consecutive failure; `jitter` draws from [0, 1)."""
         base = min(self.cap_s, self.first_s * 2.0 ** min(attempt - 1, 30))
         return base * (1.0 + jitter())

@@ -2,8 +2,8 @@
 
 A process that is stopped or hangs keeps its connections: its kernel acknowledges whatever is sent, so TCP keepalive
 does not detect it. Silence proves nothing either, because a quiet watch is healthy. So while a response or a watch
-event is awaited, the server is sent periodic liveness checks on another connection. When several checks in a row fail,
-with nothing received in between, the wait is given up.
+event is awaited, the server is sent periodic liveness checks on another connection. After several consecutive
+failures, with nothing received in between, the wait is aborted.
 """
 
 import msgspec
@@ -13,7 +13,7 @@ class LivenessPolicy(msgspec.Struct, frozen=True, kw_only=True):
     every_s: float = 15.0
     """Interval between checks, and before the first. Each must be answered within a third of it."""
     misses: int = 3
-    """Unanswered checks in a row. With the interval above, a hung server is detected within 50 s."""
+    """Consecutive unanswered checks that abort the wait. With the interval above, a hung server is detected in 50 s."""
 
     @property
     def timeout_s(self) -> float:
@@ -36,7 +36,7 @@ class LivenessTracker:
         self.waiting_since: float | None = None
         """When the wait in progress began. An attribute, since it is set for each read of a watch."""
         self._since: float | None = None
-        """When the wait began that `_check_at` and `_misses` belong to."""
+        """Start of the wait to which `_check_at` and `_misses` belong."""
         self._check_at = 0.0
         self._misses = 0
 

@@ -1,6 +1,4 @@
-"""The messages between the reflector and its driver: requests to make, failures of them, and source events that
-result.
-"""
+"""Messages between the reflector and its driver: requests, their failures, and the resulting source events."""
 
 from typing import Generic
 
@@ -57,7 +55,7 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 class ListStarted(msgspec.Struct, frozen=True):
-    """A list began. An earlier list that did not end has no effect."""
+    """A list began. An earlier list that is incomplete is discarded."""
 
 
 class Listed(msgspec.Struct, Generic[Seen], frozen=True):
@@ -65,19 +63,19 @@ class Listed(msgspec.Struct, Generic[Seen], frozen=True):
 
 
 class Unlisted(msgspec.Struct, frozen=True):
-    """An object was removed again before the list that named it ended."""
+    """An object was removed before the list that contains it was complete."""
 
     name: str
     namespace: str = ""
 
 
 class ListEnded(msgspec.Struct, frozen=True):
-    """The list is complete: objects that it does not name do not exist within the selector."""
+    """The list is complete: objects that it does not contain do not exist within the selector."""
 
     versions_went_back: bool = False
-    """Whether the list has an older version than one seen before: the server was restored, or is another one."""
+    """Whether the list has an older version than one seen before: the server was restored, or replaced."""
     version: str = ""
-    """The list's version; empty if the server gave none."""
+    """The list's resourceVersion; empty if the server returned none."""
 
 
 class ObjectChanged(msgspec.Struct, Generic[Seen], frozen=True):
@@ -94,7 +92,7 @@ class DeletionReported(msgspec.Struct, frozen=True):
 
 class Relisting(msgspec.Struct, frozen=True):
     reason: str
-    """The value of the metric's label."""
+    """The reason, as a label value in metrics."""
 
 
 class EventIgnored(msgspec.Struct, frozen=True):

@@ -65,9 +65,9 @@ class ReflectorPolicy(msgspec.Struct, frozen=True, kw_only=True):
     streaming_lists: bool = True
     page_size: int = 5000
     silence_s: float = 90.0
-    """Maximum silence of a watch from a server that sends bookmarks (every 60 s)."""
+    """Maximum time without data on a watch, if the server sends bookmarks (every 60 s)."""
     fill_silence_s: float = 15.0
-    """Maximum silence before the end mark of a streaming list. After it, the server is taken not to support them."""
+    """Maximum time without data before the final bookmark of a streaming list, until pages are requested instead."""
     line_s: float = 30.0
     """Maximum time for one event to arrive completely, even if its bytes keep arriving."""
     min_watch_s: float = 1.0
@@ -82,8 +82,8 @@ class ReflectorPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
 _RETRY_AFTER_BOUNDS_S = (0.1, 300.0)
 _RETRY_AFTER_OBEYED = 30
-"""Number of failures for which only Retry-After counts. After that the own backoff applies too: a server asks for 1 s
-each time while it builds its caches, which takes half a minute."""
+"""Number of consecutive failures for which only Retry-After counts. Then the client's backoff applies too: a server
+sends `Retry-After: 1` each time while it builds its caches, which takes half a minute."""
 _VERSION_REFUSED = frozenset({410, 504})
 """410: the version is too old; 504: it is from the future."""
 _STREAMING_LIST_REFUSED = frozenset({400, 403, 422})
@@ -101,7 +101,7 @@ class Attempts(msgspec.Struct):
     malformed_at: str = ""
     """The version at which a watch last sent something undecodable."""
     list_is_unproven: bool = False
-    """Whether no watch has lasted since the last list that followed a refused version."""
+    """Whether no watch has been open for `proven_s` since the last relist after a refused version."""
 
 
 class Reflector(Generic[Seen]):
@@ -167,7 +167,7 @@ class Reflector(Generic[Seen]):
             return math.inf
         if self.trust.is_known:
             return -math.inf
-        # By then another server would have refused the version, unless it is silent for a version from its future.
+        # By then a different server would have refused the version, unless it is silent for a version from its future.
         return self.state.opened_at + self.policy.healthy_s if isinstance(self.state, Watching) else math.inf
 
     @property
@@ -201,7 +201,7 @@ class Reflector(Generic[Seen]):
     def events(self, events: list[WatchEvent[Seen]], now: float, *, partial: bool = False) -> list[SourceEvent[Seen]]:
         """Apply the watch events of one read; `partial` if the beginning of another event came after them.
 
-        Afterwards `is_reading` says whether to continue.
+        Afterwards, `is_reading` is True if reading continues.
         """
         self._contact(now)
         found: list[SourceEvent[Seen]] = []
@@ -226,7 +226,7 @@ class Reflector(Generic[Seen]):
         """Apply a clean end of the watch."""
         self.trust.is_known = False
         if isinstance(self.state, Filling):
-            return self.failed(Failure("ListCut", "the server ended the list before its end mark"), now)
+            return self.failed(Failure("ListCut", "the server ended the streaming list before its final bookmark"), now)
         assert isinstance(self.state, Watching)
         if now - self.state.opened_at < self.policy.min_watch_s:
             return self.failed(Failure("VeryShortWatch", "the server ended the watch at once"), now)
@@ -235,14 +235,14 @@ class Reflector(Generic[Seen]):
         return []
 
     def silent(self, now: float) -> list[SourceEvent[Seen]]:
-        """Handle that the deadline of ReadWatch has passed without data."""
+        """Handle an expired deadline of ReadWatch."""
         expected_bookmarks, self.trust.is_known = self.trust.expects_bookmarks, False
         assert isinstance(self.state, Filling | Watching)
         if now >= self.state.line_due_at:
             message = f"one event took longer than {self.policy.line_s:g} s to arrive"
             return self.failed(Failure("SlowLine", message), now)
         if isinstance(self.state, Filling):
-            # The server took the request for a plain watch: it does not support streaming lists.
+            # The server treated the request as a plain watch: it does not support streaming lists.
             self.list_method.streaming = False
             self.state = self._list()
             return [Relisting("StreamingListUnsupported")]
@@ -253,15 +253,15 @@ class Reflector(Generic[Seen]):
         if self.state.proven or not expected_bookmarks:
             self.state = self._opening(self.state.version)
             return []
-        # A server restored from a backup answers a version from its future with silence, forever.
+        # A server restored from a backup sends nothing on a watch from a version in its future.
         self.state = self._list()
-        return self._catching_up("Silence", "the watch has been silent since it was resumed", now)
+        return self._catching_up("Silence", "the watch has received no data since it was resumed", now)
 
     def give_up(self, failure: Failure, until: float, now: float) -> list[SourceEvent[Seen]]:
         """End the list or watch because of a failure on this side, and list again at `until`."""
         self.trust.is_known = False
         self._stale("", failure, now, until - now)
-        return [ListStarted()]  # nothing remains of a list that did not end
+        return [ListStarted()]  # discards an incomplete list
 
     def failed(self, failure: Failure, now: float) -> list[SourceEvent[Seen]]:
         assert not isinstance(self.state, Waiting), "no request was made, so none can have failed"
@@ -285,9 +285,9 @@ class Reflector(Generic[Seen]):
     # --- failures, by state ---
 
     def _streaming_list_failed(self, failure: Failure, now: float, delay: float) -> list[SourceEvent[Seen]]:
-        # Refused: the feature is off, or permission is missing (which pages will show). 429 before the first list: the
-        # server is still building its watch cache, and pages give a first view meanwhile. And a stream that is cut or
-        # garbled repeatedly may come through page by page.
+        # A refusal means that the feature is disabled, or a permission is missing (which a paged list then reports).
+        # With 429 before the first list, the server is still building its watch cache, but can serve pages. A stream
+        # that breaks repeatedly may succeed page by page.
         broke_again = isinstance(self.state, Filling) and self._attempts.failures > 1
         if failure.status in _STREAMING_LIST_REFUSED or (failure.status == 429 and not self.synced) or broke_again:
             self.list_method.paged_next = True
@@ -319,7 +319,7 @@ class Reflector(Generic[Seen]):
                 return self._relist(failure, now, delay)
         was_healthy = watching.proven or now - watching.opened_at >= self.policy.min_watch_s
         if failure.reason != UNRESPONSIVE and self._attempts.failures == 1 and was_healthy:
-            # Most cuts are routine: resume at once, and become stale only if that fails.
+            # Most disconnects are routine: resume at once, and become stale only if that fails.
             self.state = Waiting(now, version)
             return []
         return self._stale(version, failure, now, delay)

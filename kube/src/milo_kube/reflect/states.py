@@ -1,4 +1,4 @@
-"""The states of a reflector, each with only the data that is valid in it, and what it remembers of the server."""
+"""The states of a reflector, each with only the data that is valid in it, and its records about the server."""
 
 import math
 
@@ -8,7 +8,7 @@ from milo_kube.reflect.versions import is_number, is_older
 
 
 class ServerTrust(msgspec.Struct):
-    """The evidence that the server that answers is still the one that all data came from."""
+    """Evidence that the responding server is still the one that all data came from."""
 
     sends_bookmarks: bool = False
     is_known: bool = False
@@ -18,7 +18,7 @@ class ServerTrust(msgspec.Struct):
 
     @property
     def expects_bookmarks(self) -> bool:
-        """A server that sends bookmarks does so before long.
+        """Whether a watch without bookmarks counts as failed: the server has sent some before.
 
         They are also expected from a server that may have been replaced, even if it has sent none: a watch from a
         version that the server does not know is silent forever.
@@ -31,7 +31,7 @@ class ServerTrust(msgspec.Struct):
             self.highest_version = version
 
     def listed(self, version: str) -> bool:
-        """Note a complete list. Return whether it is older than what was seen before."""
+        """Record a complete list. Return whether its version is older than the highest one seen."""
         self.seen(version)
         return version != "0" and is_older(version, self.highest_version)
 

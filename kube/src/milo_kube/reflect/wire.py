@@ -34,13 +34,13 @@ Content = TypeVar("Content")
 
 
 class ObjectSeen(msgspec.Struct, Generic[Seen], frozen=True, gc=False):
-    """An object as it is now."""
+    """An object was added or modified."""
 
     observation: Seen
 
 
 class ObjectRemoved(msgspec.Struct, frozen=True):
-    """An object was deleted or left the selector: on the wire the two look alike."""
+    """An object was deleted or left the selector: the protocol does not distinguish them."""
 
     name: str
     uid: str
@@ -147,7 +147,7 @@ _UNDECODABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 
 class ListPageError(ValueError):
-    """A list that cannot be decoded at all."""
+    """A response cannot be decoded as a list."""
 
 
 class Decoder(Generic[Object, Seen]):
@@ -269,14 +269,14 @@ class LineTooLongError(ValueError):
 
 def _seen(kind: str, found: Seen | None) -> ObjectSeen[Seen] | UnknownEvent:
     if found is None or not found.name:
-        return UnknownEvent(f"an {kind} event names no object")
+        return UnknownEvent(f"an {kind} event has no object name")
     return ObjectSeen(found)
 
 
 def _removed(raw: msgspec.Raw) -> ObjectRemoved | UnknownEvent:
     names = _names(raw)
     if not names.name:
-        return UnknownEvent("a DELETED event names no object")
+        return UnknownEvent("a DELETED event has no object name")
     return ObjectRemoved(names.name, names.uid, names.resourceVersion, names.namespace)
 
 
