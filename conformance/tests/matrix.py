@@ -15,7 +15,7 @@ from milo_conformance.subscriber import Program
 SOON_S = 12.0
 """More than the longest delay before a reconnect, five seconds, on a loaded machine."""
 ALSO_CAUGHT_BY = {"backoff": ["backoff-doubles", "backoff-jitter"], "large-batch": ["larger-batch"]}
-"""Without any delay before a reconnect, none grows or varies; a lower limit refuses larger batches as well."""
+"""Without a delay before reconnects, there is no backoff or jitter either; a lower limit rejects larger batches too."""
 
 
 def command(broken: str) -> list[str]:

@@ -1,7 +1,7 @@
-"""A small subscriber that passes every case, and one for each case that only this case catches.
+"""A small subscriber that passes every case, and a broken variant for each case, which only this case catches.
 
 It is run as `python -m conformance.tests.reference [CASE]`. With the name of a case it breaks one rule, where the
-source asks for this name. It has no library below it: what a client has to do is all here.
+source calls `broken` with this name. It uses no client library: all that a client has to do is in this file.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def short(number: int, names: Any) -> str:
 
 
 class Broken(Exception):  # noqa: N818
-    """The stream does not follow from what is known."""
+    """The stream contradicts the view."""
 
 
 class Final(Exception):  # noqa: N818
@@ -81,7 +81,7 @@ class Known:
 
 
 class View:
-    """What the user was told of, and where the next stream resumes."""
+    """The clusters that were reported to the user, and the revision from which the next stream resumes."""
 
     def __init__(self) -> None:
         self.clusters: dict[str, Known] = {}
@@ -209,7 +209,7 @@ class View:
             kind = TYPES.Type.Name(event.type)[5:].lower()
             if (before is None) != (kind == "engaged"):
                 state = "engaged" if before else "unknown"
-                # A batch of nothing else is what the case of starting over sends.
+                # The case starts-over-after-contradiction sends a batch with only this event.
                 if not broken(f"contradiction-{kind}-{state}") or len(batch.events) == 1:
                     if not broken("starts-over-after-contradiction"):
                         self.revision = ""
@@ -296,7 +296,7 @@ class Handler:
         self.issued: pb.Kubeconfig | None = None
         self.first: dict[str, Any] = {}
         running = HANDLERS.get(self.name, [])
-        # Other cases judge the order too: of the same project, or where a credential was asked for.
+        # Other cases also test the order: for the same project, or after a credential was requested.
         overlaps = broken("next-begins-after-end") and all(
             each.uid != self.uid and not each.was_asked for each in running
         )
@@ -353,7 +353,7 @@ class Handler:
         return ""
 
     async def credential(self) -> dict[str, Any]:
-        """Return what a request would be sent with; nothing if it is refused."""
+        """Return the credential that a request would use; empty if there is none."""
         self.was_asked = True
         known = self.view.clusters.get(self.name)
         if not self.is_engaged and not self.is_given_away(known):
@@ -399,7 +399,7 @@ def apply_to_handlers(view: View, event: str, known: Known) -> None:
 
 
 async def end_handlers(running: asyncio.Task[None]) -> None:
-    """End as when the process is terminated."""
+    """End the handlers, then the subscription and the process, as on SIGTERM."""
     handlers = [handler for of_cluster in HANDLERS.values() for handler in of_cluster]
     for handler in handlers:
         handler.signaled.set()
@@ -471,7 +471,7 @@ async def call(method: str, request: Any, timeout: float = 10) -> Any:
 
 
 class Ownership:
-    """Until when a sharded daemon's clusters are its own."""
+    """The ownership of a sharded daemon's clusters, and its expiry."""
 
     def __init__(self, view: View, lost: asyncio.Event) -> None:
         self.view, self.lost = view, lost
@@ -488,13 +488,13 @@ class Ownership:
         if self.task is None or self.task.done():
             self.is_sharded = True
             await self.renew()
-            # As of now, and not of the first step of the task: the process may be suspended before that.
+            # Evaluate is_held now, not in the first step of the task: the process may be suspended in between.
             self.task = asyncio.create_task(self.keep(was_held=self.is_held))
 
     async def keep(self, *, was_held: bool) -> None:
         while self.is_sharded:
             left = self.until - time.clock_gettime(time.CLOCK_BOOTTIME)
-            # Of a long time, the case `failed-renewal` would notice it too.
+            # With a longer time, the case `failed-renewal` would fail too.
             wait = left * 0.9 if broken("renewals") and left <= 12 else min(3.0, left * 0.4)
             await asyncio.sleep((wait if left > 0.1 else max(left, 0.0)) if was_held else 0.5)
             has_run_out = was_held and not self.is_held
@@ -689,7 +689,7 @@ ISSUED: dict[str, str] = {}
 
 
 async def obey(words: list[str], view: View, credentials: Credentials) -> None:
-    """Carry out a command."""
+    """Execute a command."""
     verb, name = words[0], words[1] if len(words) > 1 else ""
     if RUNS_FLEET:
         handler = HANDLERS[name][0]

@@ -1,4 +1,4 @@
-"""The kit is judged by subscribers: one that breaks no rule, and for each case one that breaks this rule."""
+"""Tests of the kit, with a subscriber that breaks no rule, and for each case one that breaks its rule."""
 
 import asyncio
 import json
@@ -32,25 +32,25 @@ def kit(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.nightly  # each merge judges the clients, which break no rule either
+@pytest.mark.nightly  # each merge runs the kit on the clients, which break no rule either
 async def test_subscriber_that_breaks_no_rule_passes_every_case() -> None:
     outcomes = await judge_all(every_case(), matrix.subscriber(""), frozenset(), jobs=4)
     assert {one.case.name: one.failure for one in outcomes if one.failure} == {}
 
 
-@pytest.mark.nightly  # as above
+@pytest.mark.nightly  # runs a subscriber for each case
 async def test_each_case_catches_the_subscriber_that_breaks_its_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(daemon, "LIMIT_S", SOON_S)
     monkeypatch.setattr(run, "LIMIT_S", SOON_S)
     assert await not_caught(every_case()) == []
 
 
-async def test_subscriber_that_breaks_a_rule_is_caught_however_slowly_it_starts(
+async def test_subscriber_that_breaks_a_rule_is_caught_even_if_it_starts_slowly(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(daemon, "LIMIT_S", 3 * SOON_S)
     monkeypatch.setattr(run, "LIMIT_S", 3 * SOON_S)
-    names = {"address-not-there-yet", "server-uid", "token-without-tls"}  # they judge a start
+    names = {"address-not-there-yet", "server-uid", "token-without-tls"}  # they test the start
     cases = [one for one in every_case() if one.name in names]
     assert len(cases) == len(names)
     assert await not_caught(cases, "sh", "-c", 'sleep 4; exec "$@"', "sh") == []
@@ -58,7 +58,7 @@ async def test_subscriber_that_breaks_a_rule_is_caught_however_slowly_it_starts(
 
 async def not_caught(cases: list[Case], *prefix: str) -> list[str]:
     """Return the cases that pass the subscriber that breaks their rule, started with this command before its own."""
-    slots = asyncio.Semaphore(16)  # most wait for what does not come
+    slots = asyncio.Semaphore(16)  # most wait for a timeout
 
     async def is_caught(one: Case) -> bool:
         async with slots:
@@ -80,7 +80,7 @@ def test_case_names_are_unique() -> None:
     assert len(set(names)) == len(names)
 
 
-def test_failure_is_reported_in_every_form(tmp_path: Path) -> None:
+def test_failure_is_reported_in_every_output_format(tmp_path: Path) -> None:
     junit, report = tmp_path / "junit.xml", tmp_path / "report.json"
     chosen = [option for name in ("empty-fleet", "first-snapshot") for option in ("--case", name)]
     forms = ["--output", "tap", "--junit", str(junit), "--report", str(report), "--client", "reference 1"]
@@ -110,12 +110,12 @@ def test_verbose_run_prints_the_exchange() -> None:
     assert "reported: ENGAGED b suspended" in ran.stdout
 
 
-def test_program_that_does_not_exist_is_an_error_of_the_run() -> None:
+def test_missing_program_is_an_error_with_exit_status_2() -> None:
     ran = kit("--case", "first-snapshot", "--", "/no/such/program")
     assert (ran.returncode, ran.stderr) == (2, "error: cannot start '/no/such/program': No such file or directory\n")
 
 
-def test_program_that_ends_by_itself_is_shown_with_its_last_words() -> None:
+def test_failure_shows_stderr_of_a_program_that_exits() -> None:
     ran = kit("--case", "first-snapshot", "--", sys.executable, "-c", "raise SystemExit('no settings')")
     assert ran.returncode == 1
     assert "no settings" in ran.stdout or "no stream was opened" in ran.stdout

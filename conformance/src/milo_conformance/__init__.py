@@ -1,6 +1,6 @@
-"""A conformance kit: it plays the daemon's side of the protocol, and judges what a subscriber makes of it."""
+"""Conformance kit for clients: a fake daemon, and the cases that test a subscriber against it."""
 
 import os
 
-# Cases provoke refused handshakes, so gRPC must not log them.
+# Cases provoke failed handshakes, which gRPC would log.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")

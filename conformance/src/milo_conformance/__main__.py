@@ -20,13 +20,13 @@ from milo_conformance.subscriber import Launch, Program
 @click.group()
 @click.version_option(package_name="milo-discovery-conformance")
 def main() -> None:
-    """Judge whether a client of milo-discoveryd keeps the rules of its protocol."""
+    """Test whether a client of milo-discoveryd follows its protocol."""
 
 
 @main.command("list")
 @click.option("--profile", "profiles", multiple=True, type=click.Choice([each.value for each in Profile]))
 def list_cases(profiles: Sequence[str]) -> None:
-    """List the cases, with why each matters and the line of the proto file that demands it."""
+    """List the cases, each with its reason and the line of the proto file that requires it."""
     for one in select(profiles, ()):
         click.echo(f"{one.profile.value}/{one.name}\n    {one.title}.\n    {one.why}\n    {report.place(one)}")
 
@@ -37,7 +37,7 @@ def list_cases(profiles: Sequence[str]) -> None:
     "profiles",
     multiple=True,
     type=click.Choice([each.value for each in Profile]),
-    help="Run the cases of this profile, which the client claims; all if not given.",
+    help="Run the cases of this profile. May be repeated. Default: all profiles.",
 )
 @click.option(
     "--without",
@@ -47,12 +47,14 @@ def list_cases(profiles: Sequence[str]) -> None:
     help="The client lacks this feature: skip the cases that need it.",
 )
 @click.option("--case", "names", multiple=True, help="Run this case only.")
-@click.option("--jobs", default=4, show_default=True, type=click.IntRange(1, 64), help="Run so many cases at a time.")
+@click.option(
+    "--jobs", default=4, show_default=True, type=click.IntRange(1, 64), help="Maximum number of concurrent cases."
+)
 @click.option("--verbose", is_flag=True, help="Print the exchange between daemon and subscriber.")
 @click.option("--output", type=click.Choice(["table", "tap"]), default="table", show_default=True)
 @click.option("--junit", type=click.Path(path_type=Path), help="Write JUnit XML to this file.")
 @click.option(
-    "--report", "report_file", type=click.Path(path_type=Path), help="Write a report to this file, to publish."
+    "--report", "report_file", type=click.Path(path_type=Path), help="Write a report for publication to this file."
 )
 @click.option("--client", default="", help="The client's name and version, for the report.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -86,7 +88,7 @@ def run(  # noqa: PLR0917  (click passes them by name)
 
 
 def select(profiles: Sequence[str], names: Sequence[str]) -> list[Case]:
-    """Return the cases of the profiles with the names; of all profiles, or with any name, where none are given."""
+    """Return the cases of these profiles with these names; an empty sequence selects all."""
     cases = every_case()
     unknown = set(names) - {one.name for one in cases}
     if unknown:
@@ -98,7 +100,7 @@ def select(profiles: Sequence[str], names: Sequence[str]) -> list[Case]:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A client to judge, with the cases of what it claims."""
+    """A client to test, with the cases that it claims to pass."""
 
     launch: Launch
     cases: Sequence[Case]
@@ -108,7 +110,7 @@ class Candidate:
 async def judge_each(
     candidates: Sequence[Candidate], jobs: int, *, is_verbose: bool = False
 ) -> list[list[CaseOutcome]]:
-    """Run the cases of all candidates, some at a time and large ones alone; return each one's outcomes in order."""
+    """Run the cases of all candidates, `jobs` at a time and large ones alone; return the outcomes by candidate."""
     slots = asyncio.Semaphore(jobs)
     outcomes: dict[tuple[int, Case], CaseOutcome] = {}
 
@@ -133,7 +135,7 @@ async def judge_each(
 async def judge_all(
     cases: Sequence[Case], launch: Launch, unsupported: frozenset[Feature], jobs: int, *, is_verbose: bool = False
 ) -> list[CaseOutcome]:
-    """Run the cases, some at a time and large ones alone; return their outcomes in order."""
+    """Run the cases, `jobs` at a time and large ones alone; return their outcomes in order."""
     [outcomes] = await judge_each([Candidate(launch, cases, unsupported)], jobs, is_verbose=is_verbose)
     return outcomes
 

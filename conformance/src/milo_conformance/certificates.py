@@ -1,4 +1,4 @@
-"""Certificate authorities of a case."""
+"""Certificate authorities for the cases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The API server of a cluster, to which a client sends requests with its credential."""
+"""A fake API server of a cluster, to which a client sends requests with its credential."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A daemon that does what a case scripts, behind a relay whose connections can be cut or fall silent."""
+"""A scripted daemon, behind a relay that can cut or stall its connections."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class ScriptedCall:
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """The files of a server that requires TLS, and client certificates if it has a CA for them."""
+    """The TLS files of a server, which requires client certificates if it has a CA for them."""
 
     certificate: bytes
     key: bytes
@@ -80,7 +80,7 @@ class ScriptedStream:
         self.opened_at = time.monotonic()
         self.revision = request.resume_revision
         self.closed = asyncio.Event()
-        """The stream has ended, on either side."""
+        """Set when the stream has ended, on either side."""
         self.sharded = False
         self._context = context
         self._end: asyncio.Future[Abort | None] = asyncio.get_running_loop().create_future()
@@ -138,7 +138,6 @@ class ScriptedStream:
     _context_sent = False
 
     def stop_heartbeats(self) -> None:
-        """Stop sending heartbeats."""
         if self._heartbeats is not None:
             self._heartbeats.cancel()
         else:
@@ -221,17 +220,17 @@ class ScriptedDaemon(rpc.DiscoveryServiceServicer):
         self.relay.target = target
 
     def use_tls(self, tls: TlsFiles) -> None:
-        """Serve the next server on TCP with this certificate."""
+        """Use TCP and this certificate for the next server."""
         self._tls = tls
         self.relay.is_tcp = True
 
     async def shut_down(self) -> None:
-        """Send GOAWAY on all connections. Streams go on; new connections are for a new server."""
+        """Send GOAWAY on all connections. Streams continue; new connections go to a new server."""
         old = self._servers[-1]
         await self.serve()
         self.trace("daemon: GOAWAY on all connections")
         self._stopping = asyncio.create_task(old.stop(LIMIT_S), name="GOAWAY")
-        await asyncio.sleep(0.05)  # the frame is on its way
+        await asyncio.sleep(0.05)  # gives the frame time to arrive
 
     def next_revision(self) -> str:
         self._revisions += 1
@@ -280,7 +279,7 @@ class ScriptedDaemon(rpc.DiscoveryServiceServicer):
             raise CaseFailed(f"no stream was opened within {limit_s:g} s") from None
 
     async def wait_for_call(self, method: str, *, after: int = 0, limit_s: float | None = None) -> ScriptedCall:
-        """Return a call of the method, after skipping as many as `after` says."""
+        """Return the first call of the method after skipping `after` calls."""
         limit_s = LIMIT_S if limit_s is None else limit_s
 
         def found() -> ScriptedCall | None:

@@ -6,4 +6,4 @@ class CaseFailed(Exception):  # noqa: N818  (what a case ends with, as a test's 
 
 
 class CannotRun(Exception):  # noqa: N818
-    """The kit cannot judge the subscriber at all."""
+    """The kit cannot start the subscriber."""

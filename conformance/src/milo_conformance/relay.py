@@ -1,4 +1,4 @@
-"""Connections between a subscriber and the daemon that can be cut or fall silent."""
+"""A relay between subscriber and daemon, whose connections can be cut or stalled."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Relay:
         if self._listener is not None:
             self._listener.close()
             self._listener = None
-            self._path.unlink(missing_ok=True)  # as a daemon that ends does
+            self._path.unlink(missing_ok=True)  # as a terminating daemon does
 
     def cut(self) -> None:
         """Close all connections."""

@@ -1,4 +1,4 @@
-"""The results: TAP, JUnit XML, a table, and a report that the authors of a client publish."""
+"""Formats of the results: TAP, JUnit XML, a table, and a report that the authors of a client publish."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from milo_discovery.v1 import discovery_pb2 as pb
 
 
 def table(outcomes: Sequence[CaseOutcome]) -> str:
-    """Return what failed, and the results by profile."""
+    """Return the failures, and the results by profile."""
     lines = []
     for outcome in outcomes:
         if outcome.failure is not None:
@@ -99,7 +99,7 @@ def to_publish(outcomes: Sequence[CaseOutcome], client: str) -> str:
 
 
 def place(one: Case) -> str:
-    """Return the quotation of the proto file that demands what the case tests."""
+    """Return the quotation from the proto file that requires the tested behavior."""
     return f"{PROTO}: {' '.join(one.demands.replace('//', ' ').split())!r}"
 
 

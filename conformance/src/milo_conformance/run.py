@@ -1,4 +1,4 @@
-"""Runs one case: a scripted daemon, a subscriber, and the comparison of what it reports with what is expected."""
+"""Runs one case: a scripted daemon, a subscriber, and a comparison of reported and expected events."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import grpc
 
 from milo_conformance.daemon import LIMIT_S, ScriptedDaemon, ScriptedStream, engaged
 from milo_conformance.failure import CaseFailed
-from milo_conformance.subscriber import ClientProgram, Launch, Told
+from milo_conformance.subscriber import ClientProgram, Launch, SubscriberLine
 
 HEARTBEAT_S = 1
 CASE_LIMIT_S = 180.0
@@ -44,7 +44,7 @@ class Feature(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A script of the daemon's side, with what the subscriber has to make of it."""
+    """A script for the daemon, and the rule that it tests."""
 
     profile: Profile
     name: str
@@ -83,7 +83,7 @@ def case(
 
 @dataclass(slots=True)
 class Run:
-    """The judge of one case."""
+    """One run of a case: the daemon, the subscriber and its reports."""
 
     launch: Launch
     profile: Profile
@@ -92,7 +92,7 @@ class Run:
     daemon: ScriptedDaemon = field(init=False)
     _subscriber: ClientProgram | None = None
     _environment: dict[str, str] = field(default_factory=dict)
-    _told: list[Told] = field(default_factory=list)
+    _reported: list[SubscriberLine] = field(default_factory=list)
     _barriers: int = 0
 
     def trace(self, line: str) -> None:
@@ -130,13 +130,19 @@ class Run:
         request, wanted = stream.request, self._environment
         if resuming is not None and request.resume_revision != resuming:
             raise CaseFailed(f"the stream resumed from {request.resume_revision!r}, not from {resuming!r}")
-        if request.filter.label_selector != wanted.get("CONFORMANCE_LABEL_SELECTOR", ""):
-            raise CaseFailed(f"the stream was opened with the label selector {request.filter.label_selector!r}")
+        selector = wanted.get("CONFORMANCE_LABEL_SELECTOR", "")
+        if request.filter.label_selector != selector:
+            raise CaseFailed(
+                f"the stream was opened with the label selector {request.filter.label_selector!r}, not {selector!r}"
+            )
         heartbeat_s = wanted["CONFORMANCE_HEARTBEAT_S"]
         if request.heartbeat_interval.ToTimedelta().total_seconds() != float(heartbeat_s):
             raise CaseFailed(f"the stream was opened without the heartbeat interval of {heartbeat_s} s")
         if request.include_kubeconfigs != ("CONFORMANCE_KUBECONFIGS" in wanted):
-            raise CaseFailed(f"the stream was opened with include_kubeconfigs={request.include_kubeconfigs}")
+            raise CaseFailed(
+                f"the stream was opened with include_kubeconfigs={request.include_kubeconfigs}, "
+                f"not {not request.include_kubeconfigs}"
+            )
         name = wanted.get("CONFORMANCE_SUBSCRIBER", "")
         if name and (request.subscriber, request.confirm_releases) != (name, True):
             raise CaseFailed(f"the stream was opened without confirm_releases as the subscriber {name!r}")
@@ -151,7 +157,7 @@ class Run:
         """Return a stream that has delivered these clusters in one batch, once the subscriber has reported them."""
         stream = await self.stream(resuming="")
         await stream.snapshot(*map(engaged, names))
-        await self.told(*[f"{self.beginning} {name}" for name in names])
+        await self.reported(*[f"{self.beginning} {name}" for name in names])
         return stream
 
     async def resumed(self, stream: ScriptedStream) -> ScriptedStream:
@@ -181,7 +187,7 @@ class Run:
         if opens in done:
             raise CaseFailed(f"stream {opens.result().number} was opened, {why}")
         if not done:
-            raise CaseFailed(f"no two connections were tried within {LIMIT_S:g} s")
+            raise CaseFailed(f"fewer than two connections were attempted within {LIMIT_S:g} s")
 
     async def refuses_settings(self, environment: Mapping[str, str], why: str, *, is_tcp: bool = False) -> None:
         """Start the subscriber without these settings, then with them; fail if it opens a stream then."""
@@ -203,72 +209,74 @@ class Run:
         await self.start(environment, listening=listening)
         return 2.5 + 2 * took_s
 
-    async def told(self, *expected: str, limit_s: float | None = None, ignoring: tuple[str, ...] = ()) -> list[Told]:
-        """Wait until the subscriber has reported as many lines, and compare them by cluster, without the fields to
-        ignore."""
+    async def reported(
+        self, *expected: str, limit_s: float | None = None, ignoring: tuple[str, ...] = ()
+    ) -> list[SubscriberLine]:
+        """Wait for as many lines as `expected`, and compare them by cluster, without the fields in `ignoring`."""
         deadline = time.monotonic() + (LIMIT_S if limit_s is None else limit_s)
-        while len(self._told) < len(expected):
+        while len(self._reported) < len(expected):
             try:
                 line = await asyncio.wait_for(self.subscriber.lines.get(), max(0.0, deadline - time.monotonic()))
             except TimeoutError:
                 break
             if line is None:
-                compare(expected, self._told, self.subscriber.last_words())
-                raise CaseFailed("the subscriber ended")
-            self._told.append(line)
-        found, self._told = self._told, []
+                compare(expected, self._reported, self.subscriber.last_words())
+                raise CaseFailed("the subscriber exited")
+            self._reported.append(line)
+        found, self._reported = self._reported, []
         compare(expected, [each.without(ignoring) for each in found])
         return found
 
     async def nothing_else(self, stream: ScriptedStream, *, limit_s: float | None = None) -> None:
-        """Fail if the subscriber has reported anything since. A further cluster, which it must report next, proves
-        it."""
+        """Fail if the subscriber has reported anything else: send a further cluster, which it must report next."""
         self._barriers += 1
         name = f"barrier-{self._barriers}"
         await stream.send(engaged(name))
-        await self.told(f"{self.beginning} {name}", limit_s=limit_s)
+        await self.reported(f"{self.beginning} {name}", limit_s=limit_s)
 
-    async def told_only(self, stream: ScriptedStream, *expected: str) -> None:
+    async def reported_only(self, stream: ScriptedStream, *expected: str) -> None:
         """Wait until the subscriber has reported these lines, and nothing else."""
-        await self.told(*expected)
+        await self.reported(*expected)
         await self.nothing_else(stream)
 
     async def fatal(self, code: str) -> None:
         """Wait until the subscriber has reported an error that a retry cannot fix, and nothing else."""
-        await self.told(f"FATAL code={code}")
+        await self.reported(f"FATAL code={code}")
 
-    async def answer(self, command: str, *expected: str) -> Told:
+    async def answer(self, command: str, *expected: str) -> SubscriberLine:
         """Send a command, and return its answer."""
         self.trace(f"command: {command}")
         await self.subscriber.command(command)
-        return (await self.told(*expected))[0]
+        return (await self.reported(*expected))[0]
 
     async def ended(self) -> None:
-        """Wait until the subscriber has ended."""
+        """Wait until the subscriber has exited."""
         try:
             line = await asyncio.wait_for(self.subscriber.lines.get(), LIMIT_S)
         except TimeoutError:
-            raise CaseFailed(f"the subscriber did not end within {LIMIT_S:g} s") from None
+            raise CaseFailed(f"the subscriber did not exit within {LIMIT_S:g} s") from None
         if line is not None:
-            raise CaseFailed(f"the subscriber reported more before it ended: {line}")
+            raise CaseFailed(f"the subscriber reported more before it exited: {line}")
 
     async def command(self, line: str) -> None:
-        """Send a command that is not answered."""
+        """Send a command without waiting for an answer."""
         self.trace(f"command: {line}")
         await self.subscriber.command(line)
 
 
-def compare(expected: tuple[str, ...], found: list[Told], note: str = "") -> None:
+def compare(expected: tuple[str, ...], found: list[SubscriberLine], note: str = "") -> None:
     """Fail unless the subscriber has reported what is expected for each cluster."""
-    wanted, said = by_cluster(expected), by_cluster([str(each) for each in found])
-    if wanted != said:
-        different = sorted(name for name in {*wanted, *said} if wanted.get(name) != said.get(name))[:5]
+    wanted, reported = by_cluster(expected), by_cluster([str(each) for each in found])
+    if wanted != reported:
+        different = sorted(name for name in {*wanted, *reported} if wanted.get(name) != reported.get(name))[:5]
         lines = [
             f"  expected: {', '.join(wanted.get(name, [])) or 'nothing'}; "
-            f"reported: {', '.join(said.get(name, [])) or 'nothing'}"
+            f"reported: {', '.join(reported.get(name, [])) or 'nothing'}"
             for name in different
         ]
-        raise CaseFailed("\n".join(["the subscriber did not report what happened:", *lines, *([note] if note else [])]))
+        raise CaseFailed(
+            "\n".join(["the subscriber did not report the expected events:", *lines, *([note] if note else [])])
+        )
 
 
 def by_cluster(lines: list[str] | tuple[str, ...]) -> dict[str, list[str]]:
@@ -311,5 +319,5 @@ async def judge(one: Case, launch: Launch, unsupported: frozenset[Feature] = fro
     except CaseFailed as error:
         failure = str(error)
     except TimeoutError:
-        failure = f"the case did not end within {CASE_LIMIT_S:g} s"
+        failure = f"the case did not finish within {CASE_LIMIT_S:g} s"
     return CaseOutcome(one, failure, None, time.monotonic() - run.started_at, tuple(run.exchange))

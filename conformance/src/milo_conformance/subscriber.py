@@ -18,8 +18,8 @@ Trace = Any
 
 
 @dataclass(slots=True)
-class Told:
-    """A line of the subscriber."""
+class SubscriberLine:
+    """One line that the subscriber under test printed: an event, or the answer to a command."""
 
     event: str
     """ENGAGED, UPDATED, DISENGAGED, KUBECONFIG, or the answer to a command: ISSUED, CREDENTIAL, FAILED, FATAL.
@@ -33,24 +33,26 @@ class Told:
     def cluster(self) -> str:
         return str(self.fields.get("cluster", ""))
 
-    def without(self, fields: tuple[str, ...]) -> Told:
-        return Told(self.event, {key: value for key, value in self.fields.items() if key not in fields}, self.at)
+    def without(self, fields: tuple[str, ...]) -> SubscriberLine:
+        return SubscriberLine(
+            self.event, {key: value for key, value in self.fields.items() if key not in fields}, self.at
+        )
 
     def __str__(self) -> str:
-        """Return the line as cases write it: without what is unset or what the kit's clusters have by default."""
-        name, said = self.cluster, [self.event]
-        said += [name] if name else []
+        """Return the line in the notation of the cases, without unset fields and the defaults of the kit's clusters."""
+        name, words = self.cluster, [self.event]
+        words += [name] if name else []
         uid = self.fields.get("uid") or ""
-        said += [f"uid={uid}"] if uid and uid != f"uid-{name}" else []
+        words += [f"uid={uid}"] if uid and uid != f"uid-{name}" else []
         endpoint = self.fields.get("endpoint") or ""
-        said += [f"endpoint={endpoint}"] if endpoint and endpoint != f"https://milo.test/{name}" else []
-        said += ["suspended"] if self.fields.get("suspended") else []
+        words += [f"endpoint={endpoint}"] if endpoint and endpoint != f"https://milo.test/{name}" else []
+        words += ["suspended"] if self.fields.get("suspended") else []
         for key in ("draining", "reason", "code"):
             value = self.fields.get(key) or ""
-            said += [f"{key}={value}"] if value not in {"", "UNSPECIFIED"} else []
+            words += [f"{key}={value}"] if value not in {"", "UNSPECIFIED"} else []
         token = token_of(self.fields.get("kubeconfig") or "")
-        said += [f"token={token}"] if token else []
-        return " ".join(said)
+        words += [f"token={token}"] if token else []
+        return " ".join(words)
 
 
 def token_of(kubeconfig: str) -> str:
@@ -66,8 +68,8 @@ def token_of(kubeconfig: str) -> str:
 class ClientProgram(Protocol):
     """A running subscriber."""
 
-    lines: asyncio.Queue[Told | None]
-    """The lines that the subscriber has reported, in order; None once it has ended."""
+    lines: asyncio.Queue[SubscriberLine | None]
+    """The lines that the subscriber has reported, in order; None once it has exited."""
 
     async def command(self, line: str) -> None: ...
     def pause(self) -> None: ...
@@ -85,10 +87,10 @@ class Launch(Protocol):
 
 
 class SubscriberProcess:
-    """A subscriber as a process of its own."""
+    """A subscriber that runs as a child process."""
 
     def __init__(self, process: asyncio.subprocess.Process, trace: Trace) -> None:
-        self.lines: asyncio.Queue[Told | None] = asyncio.Queue()
+        self.lines: asyncio.Queue[SubscriberLine | None] = asyncio.Queue()
         self._process = process
         self._trace = trace
         self._stderr: list[str] = []
@@ -116,7 +118,7 @@ class SubscriberProcess:
         await asyncio.gather(*self._readers, return_exceptions=True)
 
     def last_words(self) -> str:
-        return "\n".join(["the subscriber ended by itself", *self._stderr[-20:]])
+        return "\n".join(["the subscriber exited unexpectedly; its last lines on stderr:", *self._stderr[-20:]])
 
     async def _read_lines(self) -> None:
         assert self._process.stdout is not None
@@ -131,15 +133,15 @@ class SubscriberProcess:
             self._trace(f"subscriber (stderr): {self._stderr[-1]}")
 
 
-def parse(line: str, trace: Trace) -> Told:
-    """Read a line. One that is not JSON is a line of an unknown event, which no case expects."""
+def parse(line: str, trace: Trace) -> SubscriberLine:
+    """Parse a line. Invalid JSON becomes an unknown event, which no case expects."""
     try:
         fields = json.loads(line)
-        told = Told(str(fields.pop("event")), fields)
+        parsed = SubscriberLine(str(fields.pop("event")), fields)
     except (ValueError, KeyError, AttributeError):
-        told = Told(f"a line that is not JSON with an event: {line.strip()[:200]!r}")
-    trace(f"reported: {told}")
-    return told
+        parsed = SubscriberLine(f"a line that is not JSON with an event: {line.strip()[:200]!r}")
+    trace(f"reported: {parsed}")
+    return parsed
 
 
 class Program:

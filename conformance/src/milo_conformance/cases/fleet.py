@@ -1,4 +1,4 @@
-"""The cases for handlers: one runs for each engaged cluster, with a credential of that engagement only."""
+"""Cases for handlers: one runs for each engaged cluster, with a credential of that engagement only."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ fleet = partial(case, Profile.FLEET)
 RUNS = {"CONFORMANCE_FLEET": "1", "CONFORMANCE_SUBSCRIBER": SUBSCRIBER}
 LINGERS = RUNS | {"CONFORMANCE_LINGER": "1"}
 WITH_STREAM = {"CONFORMANCE_KUBECONFIGS": "1"}
-NO_SILENCE = {"CONFORMANCE_HEARTBEAT_S": "60"}
-"""Loading an API client may take longer than three heartbeats of a second."""
+LONG_HEARTBEAT = {"CONFORMANCE_HEARTBEAT_S": "60"}
+"""Loading an API client can take longer than three heartbeat intervals of 1 s."""
 ANSWER = ("uid", "token", "server", "as", "code", "kubeconfig")
 
 
 async def credential(run: Run, name: str) -> tuple[str, str, str]:
     """Return the token, the server and the impersonated user of the next request of the oldest handler."""
     await run.command(f"credential {name}")
-    fields = (await run.told(f"CREDENTIAL {name}", ignoring=ANSWER))[0].fields
+    fields = (await run.reported(f"CREDENTIAL {name}", ignoring=ANSWER))[0].fields
     return str(fields.get("token") or "refused"), str(fields.get("server") or ""), str(fields.get("as") or "")
 
 
@@ -35,7 +35,7 @@ async def expect_token(run: Run, name: str, expected: str, when: str) -> None:
 async def request(run: Run, name: str) -> str:
     """Send a request by the API client of the oldest handler; return its error, empty if it succeeded."""
     await run.command(f"request {name}")
-    fields = (await run.told(f"ANSWERED {name}", ignoring=ANSWER))[0].fields
+    fields = (await run.reported(f"ANSWERED {name}", ignoring=ANSWER))[0].fields
     return str(fields.get("code") or "")
 
 
@@ -60,8 +60,8 @@ async def working(run: Run, environment: dict[str, str]) -> ScriptedStream:
 
 
 @fleet(
-    "One handler runs from the engagement to its end",
-    why="An update, or a restart of the daemon, is no reason to begin the work again.",
+    "One handler runs from engagement to disengagement",
+    why="An update, or a restart of the daemon, must not restart the work.",
     demands="The same name and UID are the same cluster whatever its",
 )
 async def one_handler(run: Run) -> None:
@@ -72,13 +72,13 @@ async def one_handler(run: Run) -> None:
     await stream.snapshot(engaged("a", incarnation="a-2"), engaged("b", incarnation="b-2"))
     await run.nothing_else(stream)
     await stream.send(disengaged("b"))
-    await run.told("SIGNALED b", "END b")
+    await run.reported("SIGNALED b", "END b")
     await stream.send(engaged("b"))
-    await run.told_only(stream, "BEGIN b")
+    await run.reported_only(stream, "BEGIN b")
 
 
 @fleet(
-    "The handler of a replacing cluster begins after the one before has ended",
+    "The handler of a replacement cluster starts after the previous handler has ended",
     why="Both use the same local state: caches, queues and metrics under the cluster's name.",
     demands="DISENGAGED (REPLACED), then ENGAGED, in one batch",
 )
@@ -86,9 +86,9 @@ async def next_begins_after_end(run: Run) -> None:
     await run.start(LINGERS)
     stream = await run.synced("a")
     await stream.send(disengaged("a", "REPLACED"), engaged("a", uid="other", incarnation="a-2"))
-    await run.told_only(stream, "SIGNALED a")
+    await run.reported_only(stream, "SIGNALED a")
     await run.command("finish a")
-    await run.told_only(stream, "END a", "BEGIN a uid=other")
+    await run.reported_only(stream, "END a", "BEGIN a uid=other")
 
 
 @fleet(
@@ -99,26 +99,26 @@ async def next_begins_after_end(run: Run) -> None:
 async def credential_of_a_replaced_cluster(run: Run) -> None:
     stream = await working(run, LINGERS)
     await stream.send(disengaged("a", "REPLACED"), engaged("a", uid="other", incarnation="a-2"))
-    await run.told("SIGNALED a")
+    await run.reported("SIGNALED a")
     await expect_token(run, "a", "refused", "after the cluster was replaced")
     await run.command("finish a")
-    await run.told("END a", "BEGIN a uid=other")
+    await run.reported("END a", "BEGIN a uid=other")
     await expect_token(run, "a", "for-a-2", "of the replacing cluster")
     await run.nothing_else(stream)
 
 
 @fleet(
     "A handler gets no credential after the end of its cluster",
-    why="Another daemon's operator may work there, or the caller has lost the right to. The old token still works.",
+    why="Another daemon's operator may work there, or the caller's rights were revoked. The old token still works.",
     demands="Stop working on it.",
 )
 async def credential_after_the_end(run: Run) -> None:
     stream = await working(run, LINGERS)
     await stream.send(disengaged("a", "REVOKED"))
-    await run.told("SIGNALED a")
+    await run.reported("SIGNALED a")
     await expect_token(run, "a", "refused", "after the cluster was disengaged")
     await run.command("finish a")
-    await run.told_only(stream, "END a")
+    await run.reported_only(stream, "END a")
 
 
 @fleet(
@@ -130,117 +130,120 @@ async def credential_of_a_later_engagement(run: Run) -> None:
     await run.start(LINGERS | WITH_STREAM)
     stream = await run.stream(resuming="")
     await stream.snapshot(engaged("a", kubeconfig("a", "one")))
-    await run.told("BEGIN a")
+    await run.reported("BEGIN a")
     await expect_token(run, "a", "one", "while the cluster is engaged")
     await stream.send(disengaged("a", "NOT_READY"), engaged("a", kubeconfig("a", "two"), incarnation="a-2"))
-    await run.told("SIGNALED a")
+    await run.reported("SIGNALED a")
     await expect_token(run, "a", "refused", "after the cluster was engaged again")
     await run.command("finish a")
-    await run.told("END a", "BEGIN a")
+    await run.reported("END a", "BEGIN a")
     await expect_token(run, "a", "two", "of the later engagement")
     await run.nothing_else(stream)
 
 
 @fleet(
     "A handler's request has the server, the token and the user of one kubeconfig",
-    why="The operator of the old server can use a token that is sent there. As another user, it may do more.",
+    why="A token that is sent to the old server can be stolen there. As another user, a request may have more rights.",
     demands="Kubeconfig is a credential with the server that it is for.",
 )
 async def endpoint_and_user_of_the_token(run: Run) -> None:
     await run.start(RUNS | WITH_STREAM)
     stream = await run.stream(resuming="")
     await stream.snapshot(engaged("a", kubeconfig("a", "one")))
-    await run.told("BEGIN a")
+    await run.reported("BEGIN a")
     if (found := await credential(run, "a")) != ("one", "https://milo.test/a", ""):
-        raise CaseFailed(f"the handler's credential is {found}")
+        raise CaseFailed(f"the handler's credential is {found}, not 'one' at https://milo.test/a without a user")
     second = kubeconfig("a", "two", server="https://moved.test/a", user={"token": "two", "as": "shop"})
     await stream.send(updated("a", endpoint="https://moved.test/a"), renewed("a", second))
     await run.nothing_else(stream)
     if (found := await credential(run, "a")) != ("two", "https://moved.test/a", "shop"):
-        raise CaseFailed(f"after the endpoint and the user changed, the handler's credential is {found}")
+        raise CaseFailed(
+            f"after the endpoint and the user changed, the handler's credential is {found}, "
+            "not 'two' at https://moved.test/a as shop"
+        )
 
 
 @fleet(
-    "A redirect is an error, and nothing is sent to where it leads",
-    why="A cluster whose tenant controls its answers would have the request done elsewhere, with the credential or the "
-    "user to act as.",
+    "A redirect is an error, and is not followed",
+    why="A tenant who controls the responses could redirect a request to another server, with its credential or "
+    "impersonated user.",
     demands="Kubeconfig is a credential with the server that it is for.",
     needs=Feature.REQUESTS,
 )
 async def redirect(run: Run) -> None:
     async with ScriptedControlPlane() as plane, ScriptedControlPlane() as elsewhere:
-        await run.start(RUNS | WITH_STREAM | NO_SILENCE)
+        await run.start(RUNS | WITH_STREAM | LONG_HEARTBEAT)
         stream = await run.stream(resuming="")
         await stream.snapshot(engaged("a", plane.kubeconfig("a", "one"), endpoint=plane.url))
-        await run.told("BEGIN a")
+        await run.reported("BEGIN a")
         if (code := await request(run, "a")) or plane.tokens != ["Bearer one"]:
-            raise CaseFailed(f"a request failed with {code!r}; the cluster received {plane.tokens}")
+            raise CaseFailed(f"a request failed with {code!r}; the cluster received {plane.tokens}, not ['Bearer one']")
         for status in (301, 302, 303, 307, 308):
             plane.redirect = (status, elsewhere.url)
             code = await request(run, "a")
             if elsewhere.tokens:
                 raise CaseFailed(f"a redirect ({status}) was followed, with {elsewhere.tokens[0] or 'no token'!r}")
             if not code:
-                raise CaseFailed(f"a redirect ({status}) was no error")
+                raise CaseFailed(f"a redirect ({status}) was not reported as an error")
         await run.nothing_else(stream)
 
 
 @fleet(
-    "A handler that fails is called again, and disturbs no other",
-    why="A fleet has clusters whose API servers answer errors. The others need their handlers.",
+    "A failed handler is restarted, and does not affect other handlers",
+    why="Some API servers of a fleet return errors. The other clusters still need their handlers.",
     demands="The cluster is there and ready. Start working on it.",
 )
 async def handler_error(run: Run) -> None:
     await run.start(RUNS)
     stream = await run.synced("a", "b")
     await run.command("fail a")
-    await run.told_only(stream, "END a", "BEGIN a")
+    await run.reported_only(stream, "END a", "BEGIN a")
     await stream.send(disengaged("a"))
-    await run.told("SIGNALED a", "END a")
+    await run.reported("SIGNALED a", "END a")
     await stream.send(engaged("a"))
-    await run.told_only(stream, "BEGIN a")
+    await run.reported_only(stream, "BEGIN a")
 
 
 @fleet(
     "A draining cluster is released when its handler has ended",
-    why="The work ends in order until then, with credentials that work. Released too early, another begins beside it.",
+    why="Until then, it can clean up with valid credentials. After an early release, another operator works beside it.",
     demands="Its credentials work, and are renewed, until it is disengaged.",
 )
 async def release_after_end(run: Run) -> None:
     stream = await working(run, LINGERS)
     await stream.send(updated("a", draining=draining("MOVED")))
-    await run.told_only(stream, "SIGNALED a")
+    await run.reported_only(stream, "SIGNALED a")
     await expect_token(run, "a", "for-a-1", "while the cluster drains")
-    await asyncio.sleep(0.5)  # a release that is too early is on its way
+    await asyncio.sleep(0.5)  # gives a premature release time to arrive
     if calls(run, "ReleaseCluster"):
         raise CaseFailed("the cluster was released before its handler had ended")
     await run.command("finish a")
-    await run.told("END a")
+    await run.reported("END a")
     await run.daemon.wait_for_call("ReleaseCluster")
     await run.nothing_else(stream)
 
 
 @fleet(
-    "A cluster that drains from its engagement on is released when the handler before has ended",
-    why="No work begins, but the handler of the former engagement still works there, beside that of the next owner.",
+    "A cluster that is engaged as draining is released when the previous handler has ended",
+    why="No work starts, but the handler of the previous engagement may still run, beside that of the next owner.",
     demands="end the work on it, or do not begin any, and call ReleaseCluster",
 )
 async def drains_behind_a_handler(run: Run) -> None:
     await run.start(LINGERS)
     stream = await run.synced("a")
     await stream.send(disengaged("a", "NOT_READY"), engaged("a", incarnation="a-2", draining=draining("MOVED")))
-    await run.told_only(stream, "SIGNALED a")
-    await asyncio.sleep(0.5)  # a release that is too early is on its way
+    await run.reported_only(stream, "SIGNALED a")
+    await asyncio.sleep(0.5)  # gives a premature release time to arrive
     if calls(run, "ReleaseCluster"):
         raise CaseFailed("the cluster was released before the handler of its former engagement had ended")
     await stream.send(disengaged("a", "MOVED"), engaged("a", incarnation="a-3"))
     await run.nothing_else(stream)
     await run.command("finish a")
-    await run.told_only(stream, "END a", "BEGIN a")
+    await run.reported_only(stream, "END a", "BEGIN a")
 
 
 @fleet(
-    "A draining cluster is released also when its handler fails",
+    "A draining cluster is also released when its handler fails",
     why="Otherwise the next owner of the cluster waits for the deadline.",
     demands="end the work on it, or do not begin any, and call ReleaseCluster",
 )
@@ -248,9 +251,9 @@ async def release_after_error(run: Run) -> None:
     await run.start(LINGERS)
     stream = await run.synced("a")
     await stream.send(updated("a", draining=draining("MOVED")))
-    await run.told("SIGNALED a")
+    await run.reported("SIGNALED a")
     await run.command("fail a")
-    await run.told("END a")
+    await run.reported("END a")
     await run.daemon.wait_for_call("ReleaseCluster")
     await run.nothing_else(stream)
 
@@ -263,13 +266,13 @@ async def release_after_error(run: Run) -> None:
 async def stop_waits_for_handlers(run: Run) -> None:
     stream = await working(run, LINGERS)
     await run.command("stop")
-    await run.told("SIGNALED a")
+    await run.reported("SIGNALED a")
     await expect_token(run, "a", "for-a-1", "while the program stops")
-    await asyncio.sleep(0.5)  # a call that is too early is on its way
+    await asyncio.sleep(0.5)  # gives a premature call time to arrive
     if calls(run, "EndSubscription"):
         raise CaseFailed("the subscription was ended while a handler worked")
     await run.command("finish a")
-    await run.told("END a")
+    await run.reported("END a")
     await run.daemon.wait_for_call("EndSubscription")
     await run.ended()
     stream.finish()

@@ -53,24 +53,24 @@ async def trusts_only(run: Run, authority: Authority, false: TlsFiles, why: str)
     demands="Verify its certificate",
 )
 async def tls_of_another_ca(run: Run) -> None:
-    why = "and the daemon's certificate is of another CA"
+    why = "although another CA signed the daemon's certificate"
     await trusts_only(run, Authority(), Authority().server("localhost"), why)
 
 
 @identity(
     "A daemon with a certificate for another name is not trusted",
-    why="A CA issues certificates to many servers. This one is another server.",
+    why="A CA issues certificates to many servers. This certificate belongs to another server.",
     demands="and that it is for the host of the\n// address",
 )
 async def tls_for_another_name(run: Run) -> None:
     authority = Authority()
-    why = "and the daemon's certificate is for another name"
+    why = "although the daemon's certificate is for another name"
     await trusts_only(run, authority, authority.server("another.example"), why)
 
 
 @identity(
     "A token is sent with each call",
-    why="It is how the daemon knows which clusters the caller may see.",
+    why="It identifies the caller, and so determines which clusters it may see.",
     demands="send `authorization: Bearer TOKEN` with each call",
 )
 async def token(run: Run) -> None:
@@ -85,7 +85,7 @@ async def token(run: Run) -> None:
     await run.answer("kubeconfig a", "ISSUED a token=issued")
     sent = (await run.daemon.wait_for_call("IssueKubeconfig")).metadata.get("authorization", "")
     if sent != "Bearer one":
-        raise CaseFailed(f"IssueKubeconfig was called with the authorization {sent!r}")
+        raise CaseFailed(f"IssueKubeconfig was called with the authorization {sent!r}, not 'Bearer one'")
     await run.nothing_else(stream)
 
 
@@ -109,7 +109,7 @@ async def renewed_token(run: Run) -> None:
 )
 async def token_without_tls(run: Run) -> None:
     settings = {"MILO_DISCOVERY_TOKEN_FILE": write(run, "token", b"one")}
-    await run.refuses_settings(settings, "and the token was sent unencrypted", is_tcp=True)
+    await run.refuses_settings(settings, "although the token would be sent unencrypted", is_tcp=True)
 
 
 @identity(
@@ -140,7 +140,7 @@ async def client_certificate(run: Run) -> None:
 
 @identity(
     "A renewed CA is read again",
-    why="Certificate authorities are replaced too, and a daemon with a new one is not trusted otherwise.",
+    why="CAs are replaced too. A daemon whose certificate a new CA signed is not trusted otherwise.",
     demands="the others for each connection",
 )
 async def renewed_ca(run: Run) -> None:
@@ -162,7 +162,7 @@ async def renewed_ca(run: Run) -> None:
 )
 async def server_uid(run: Run) -> None:
     await run.refuses_settings(
-        {"MILO_DISCOVERY_SERVER_UID": str(os.getuid() + 1)}, "and the socket's server runs as another user"
+        {"MILO_DISCOVERY_SERVER_UID": str(os.getuid() + 1)}, "although the socket's server runs as another user"
     )
 
 

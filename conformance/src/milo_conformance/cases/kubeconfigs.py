@@ -27,13 +27,13 @@ async def with_the_stream(run: Run) -> None:
     await run.start(WITH_STREAM)
     stream = await run.stream(resuming="")
     await stream.snapshot(engaged("a", kubeconfig("a", "one")), engaged("b"))
-    await run.told("ENGAGED a token=one", "ENGAGED b")
+    await run.reported("ENGAGED a token=one", "ENGAGED b")
     await stream.send(renewed("b", kubeconfig("b", "late")))
-    await run.told_only(stream, "KUBECONFIG b token=late")
+    await run.reported_only(stream, "KUBECONFIG b token=late")
 
 
 @kubeconfigs(
-    "A renewed kubeconfig replaces the one before",
+    "A renewed kubeconfig replaces the previous one",
     why="The old one expires. The cluster is the same: caches and connections stay.",
     demands="A new kubeconfig replaces the one before, which is still valid for a while.",
 )
@@ -42,15 +42,15 @@ async def renewed_with_the_stream(run: Run) -> None:
     stream = await run.stream(resuming="")
     await stream.send(engaged("a", kubeconfig("a", "one")), reset=True, synced=False)
     await stream.send(renewed("a", kubeconfig("a", "two")))
-    await run.told("ENGAGED a token=two")
+    await run.reported("ENGAGED a token=two")
     await stream.send(renewed("a", kubeconfig("a", "three")))
     await stream.send(updated("a", suspended=True))
-    await run.told_only(stream, "KUBECONFIG a token=three", "UPDATED a suspended")
+    await run.reported_only(stream, "KUBECONFIG a token=three", "UPDATED a suspended")
 
 
 @kubeconfigs(
     "A restarted daemon's kubeconfig is reported as a renewal",
-    why="It issued another one. Without it, the work in the cluster ends when the old one expires.",
+    why="It issued a new one. Without it, work in the cluster fails when the old one expires.",
     demands="A new kubeconfig replaces the one before",
 )
 async def other_kubeconfig_after_restart(run: Run) -> None:
@@ -60,32 +60,32 @@ async def other_kubeconfig_after_restart(run: Run) -> None:
     await stream.snapshot(
         engaged("a", kubeconfig("a", "one")), engaged("b", same), engaged("c", kubeconfig("c", "old"))
     )
-    await run.told("ENGAGED a token=one", "ENGAGED b token=same", "ENGAGED c token=old")
+    await run.reported("ENGAGED a token=one", "ENGAGED b token=same", "ENGAGED c token=old")
     stream = await run.resumed(stream)
     await stream.snapshot(engaged("a", kubeconfig("a", "two")), engaged("b", same), engaged("c"))
-    await run.told_only(stream, "KUBECONFIG a token=two")
+    await run.reported_only(stream, "KUBECONFIG a token=two")
 
 
 @kubeconfigs(
-    "A replacing cluster does not inherit a kubeconfig",
-    why="The old one leads to the project before: the work on the new one would be done there.",
+    "A replacement cluster does not inherit a kubeconfig",
+    why="The old one is for the previous project: work on the new project would be done there.",
     demands="with ENGAGED if one is available (events do not wait for",
 )
 async def replaced_without_kubeconfig(run: Run) -> None:
     await run.start(WITH_STREAM)
     stream = await run.stream(resuming="")
     await stream.snapshot(engaged("a", kubeconfig("a", "one")), engaged("b", kubeconfig("b", "one")))
-    await run.told("ENGAGED a token=one", "ENGAGED b token=one")
+    await run.reported("ENGAGED a token=one", "ENGAGED b token=one")
     await stream.send(disengaged("a", "REPLACED"), engaged("a", uid="other"))
-    await run.told("DISENGAGED a reason=REPLACED", "ENGAGED a uid=other")
+    await run.reported("DISENGAGED a reason=REPLACED", "ENGAGED a uid=other")
     stream = await run.resumed(stream)
     await stream.snapshot(engaged("a", uid="other"), engaged("b", uid="other"))
-    await run.told_only(stream, "DISENGAGED b reason=REPLACED", "ENGAGED b uid=other")
+    await run.reported_only(stream, "DISENGAGED b reason=REPLACED", "ENGAGED b uid=other")
 
 
 @kubeconfigs(
-    "KUBECONFIG of an unknown cluster ends the stream",
-    why="The client's view is wrong then, and only a snapshot shows by how much.",
+    "KUBECONFIG of an unknown cluster closes the stream",
+    why="The client's view is wrong, and only a snapshot can correct it.",
     demands="ENGAGED first, then any number of UPDATED and KUBECONFIG, then DISENGAGED.",
     name="contradiction-kubeconfig-unknown",
 )
@@ -95,12 +95,12 @@ async def contradiction_kubeconfig_unknown(run: Run) -> None:
     await stream.send(engaged("with-it"), renewed("unknown", kubeconfig("unknown", "one")))
     stream = await run.stream(resuming="")
     await stream.snapshot(engaged("a"), engaged("b"))
-    await run.told_only(stream, "ENGAGED b")
+    await run.reported_only(stream, "ENGAGED b")
 
 
 @kubeconfigs(
-    "A kubeconfig that runs a program, or names a file or a proxy, is refused",
-    why="Whatever answers at the daemon's address chooses what is in it, and would run code in the operator.",
+    "A kubeconfig that runs a program, or refers to a file or a proxy, is refused",
+    why="A server that takes the daemon's address could run code in the operator.",
     demands="Refuse one that runs a program, or names a file or a proxy",
 )
 async def refused_with_the_stream(run: Run) -> None:
@@ -111,16 +111,16 @@ async def refused_with_the_stream(run: Run) -> None:
         engaged("reads", kubeconfig("reads", "", user={"tokenFile": "/etc/passwd"})),
         engaged("a", kubeconfig("a", "one")),
     )
-    await run.told("ENGAGED runs", "ENGAGED reads", "ENGAGED a token=one")
+    await run.reported("ENGAGED runs", "ENGAGED reads", "ENGAGED a token=one")
     await stream.send(renewed("a", kubeconfig("a", "", user=RUNS_A_PROGRAM)))
     await run.nothing_else(stream)
     await stream.send(renewed("a", kubeconfig("a", "two")))
-    await run.told_only(stream, "KUBECONFIG a token=two")
+    await run.reported_only(stream, "KUBECONFIG a token=two")
 
 
 @kubeconfigs(
     "A kubeconfig is issued on request",
-    why="A program that needs one now and then does not ask for all of them.",
+    why="A program that needs one occasionally does not subscribe to all of them.",
     demands="IssueKubeconfig issues a short-lived kubeconfig for an engaged cluster.",
 )
 async def on_request(run: Run) -> None:
@@ -139,7 +139,7 @@ async def on_request(run: Run) -> None:
 
 
 @kubeconfigs(
-    "An error of a request is that of the daemon",
+    "A request fails with the daemon's error code",
     why="NOT_FOUND ends the work in a cluster, UNAVAILABLE does not.",
     demands="NOT_FOUND for a cluster that\n  // is not engaged",
 )
@@ -159,13 +159,13 @@ async def request_for_other_cluster(run: Run) -> None:
 async def credential(run: Run, name: str) -> str:
     """Return the token with which the client's API client for the cluster would send a request, or FAILED."""
     await run.command(f"credential {name}")
-    told = (await run.told(f"CREDENTIAL {name}", ignoring=("kubeconfig", "token", "code", "reason")))[0]
-    return str(told.fields.get("token") or "FAILED")
+    line = (await run.reported(f"CREDENTIAL {name}", ignoring=("kubeconfig", "token", "code", "reason")))[0]
+    return str(line.fields.get("token") or "FAILED")
 
 
 @kubeconfigs(
-    "A credential is used until it is refreshed, before it expires",
-    why="To ask for each request is a denial of service, and to ask when it has expired makes requests fail.",
+    "A credential is reused, and refreshed before it expires",
+    why="One credential per request overloads the daemon, and one that is refreshed after its expiry fails requests.",
     demands="When to request another.",
     needs=Feature.CREDENTIALS,
 )
@@ -182,10 +182,10 @@ async def credential_is_refreshed(run: Run) -> None:
     for _ in range(3):
         found = await credential(run, "a")
         if found != "token-1":
-            raise CaseFailed(f"a credential that is not due to be refreshed was replaced: {found}")
+            raise CaseFailed(f"a credential that is not due to be refreshed was replaced by {found!r}")
     call = await run.daemon.wait_for_call("IssueKubeconfig")
     if call.request.incarnation not in {"", "a-1"}:
-        raise CaseFailed(f"the request is for the incarnation {call.request.incarnation!r}")
+        raise CaseFailed(f"the request is for the incarnation {call.request.incarnation!r}, not 'a-1'")
     await asyncio.sleep(1.6)
     until = time.monotonic() + 10
     while (found := await credential(run, "a")) == "token-1":
@@ -193,13 +193,13 @@ async def credential_is_refreshed(run: Run) -> None:
             raise CaseFailed("no other credential was requested after `refresh_after`")
         await asyncio.sleep(0.1)
     if found != "token-2":
-        raise CaseFailed(f"the refreshed credential is {found}")
+        raise CaseFailed(f"the refreshed credential is {found!r}, not 'token-2'")
     await run.nothing_else(stream)
 
 
 @kubeconfigs(
     "A credential is used while the daemon is away, until it expires",
-    why="A restart of the daemon must not stop the work; and an expired credential is a 401 for each request.",
+    why="A restart of the daemon must not stop the work; and an expired credential causes a 401 for each request.",
     demands="When its credential expires.",
     needs=Feature.CREDENTIALS,
 )
@@ -213,31 +213,31 @@ async def daemon_away_across_expiry(run: Run) -> None:
 
     run.daemon.answers["IssueKubeconfig"] = issue
     if (found := await credential(run, "a")) != "old":
-        raise CaseFailed(f"the first credential is {found}")
+        raise CaseFailed(f"the first credential is {found!r}, not 'old'")
     since = time.monotonic()
     await run.daemon.relay.stop_listening()
     run.daemon.relay.cut()
     while time.monotonic() - since < 4:
         if (found := await credential(run, "a")) != "old":
-            raise CaseFailed(f"a credential that is valid was not used while the daemon was away: {found}")
+            raise CaseFailed(f"while the daemon was away, the credential is {found!r}, not 'old', which is valid")
         await asyncio.sleep(0.3)
     await asyncio.sleep(max(0.0, since + 6.2 - time.monotonic()))
     if (found := await credential(run, "a")) != "FAILED":
-        raise CaseFailed(f"an expired credential was used: {found}")
+        raise CaseFailed(f"an expired credential was used: {found!r}")
     await run.daemon.relay.listen()
     until = time.monotonic() + 15
     while (found := await credential(run, "a")) == "FAILED":
         if time.monotonic() > until:
-            raise CaseFailed("no credential was obtained after the daemon was back")
+            raise CaseFailed("no credential was obtained after the daemon returned")
         await asyncio.sleep(0.2)
     if found != "new":
-        raise CaseFailed(f"after the daemon was back, the credential is {found}")
+        raise CaseFailed(f"after the daemon returned, the credential is {found!r}, not 'new'")
     stream.finish()
 
 
 @kubeconfigs(
     "The stream's kubeconfigs are the credentials of API clients",
-    why="The daemon sends each of them in time; to ask for others doubles its work.",
+    why="The daemon sends each of them in time; requesting others doubles its work.",
     demands="Send a kubeconfig with each ENGAGED, and another in a KUBECONFIG event before it expires.",
     needs=Feature.CREDENTIALS,
 )
@@ -245,13 +245,13 @@ async def credential_of_the_stream(run: Run) -> None:
     await run.start(WITH_STREAM)
     stream = await run.stream(resuming="")
     await stream.snapshot(engaged("a", kubeconfig("a", "one")))
-    await run.told("ENGAGED a token=one")
+    await run.reported("ENGAGED a token=one")
     if (found := await credential(run, "a")) != "one":
-        raise CaseFailed(f"the credential is {found}, but the stream delivered another")
+        raise CaseFailed(f"the credential is {found!r}, but the stream delivered 'one'")
     await stream.send(renewed("a", kubeconfig("a", "two")))
-    await run.told("KUBECONFIG a token=two")
+    await run.reported("KUBECONFIG a token=two")
     if (found := await credential(run, "a")) != "two":
-        raise CaseFailed(f"the credential is {found}, but the stream delivered a newer one")
+        raise CaseFailed(f"the credential is {found!r}, but the stream delivered 'two'")
     if run.daemon.calls:
         raise CaseFailed("a kubeconfig was requested, although the stream had delivered one")
     await run.nothing_else(stream)

@@ -1,4 +1,4 @@
-"""Draining: a planned end waits until the subscriber has released the cluster."""
+"""Draining: a disengagement waits until the subscriber has released the cluster."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ async def released(run: Run, name: str, incarnation: str, *, after: int = 0) -> 
     request = (await run.daemon.wait_for_call("ReleaseCluster", after=after)).request
     if (request.cluster, request.incarnation, request.subscriber) != (name, incarnation, SUBSCRIBER):
         raise CaseFailed(
-            f"released was {request.cluster!r}, incarnation {request.incarnation!r}, as {request.subscriber!r}; "
-            f"not {name!r}, {incarnation!r}, as {SUBSCRIBER!r}"
+            f"subscriber {request.subscriber!r} released {request.cluster!r}, incarnation {request.incarnation!r}; "
+            f"not {SUBSCRIBER!r} {name!r}, incarnation {incarnation!r}"
         )
 
 
@@ -36,48 +36,48 @@ async def drain(run: Run) -> None:
     await run.start(CONFIRMS)
     stream = await run.synced("a")
     await stream.send(updated("a", draining=draining("MOVED")))
-    await run.told_only(stream, "UPDATED a draining=MOVED")
-    await asyncio.sleep(0.5)  # a release that is too early is on its way
+    await run.reported_only(stream, "UPDATED a draining=MOVED")
+    await asyncio.sleep(0.5)  # gives a premature release time to arrive
     if run.daemon.calls:
         raise CaseFailed("the cluster was released before its work had ended")
     await released(run, "a", "a-1")
     await stream.send(disengaged("a", "MOVED", draining=draining("MOVED")))
-    await run.told_only(stream, "DISENGAGED a draining=MOVED reason=MOVED")
+    await run.reported_only(stream, "DISENGAGED a draining=MOVED reason=MOVED")
     if len(run.daemon.calls) > 1:
         raise CaseFailed("the cluster was released more than once")
 
 
 @release(
-    "A cluster that drains is engaged as draining",
-    why="A subscriber that starts meanwhile must not begin to work in it, and the daemon waits for its release.",
+    "A new subscriber reports a draining cluster as ENGAGED with draining set",
+    why="A subscriber that starts during the drain must not begin to work in it, and the daemon waits for its release.",
     demands="or as ENGAGED with `draining` set to a subscriber that does not know it",
 )
 async def engaged_as_draining(run: Run) -> None:
     await run.start(CONFIRMS)
     stream = await run.stream(resuming="")
     await stream.snapshot(engaged("a", draining=draining()))
-    await run.told("ENGAGED a draining=NOT_READY")
+    await run.reported("ENGAGED a draining=NOT_READY")
     await released(run, "a", "a-1")
     await run.nothing_else(stream)
 
 
 @release(
-    "The present incarnation is released",
-    why="A restarted daemon has engaged the cluster again, and refuses a release of what it does not know.",
+    "A release contains the current incarnation",
+    why="A restarted daemon has engaged the cluster again, and refuses a release of another incarnation.",
     demands="The incarnation on which the work has ended.",
 )
 async def release_after_restart(run: Run) -> None:
     await run.start(CONFIRMS)
     stream = await run.resumed(await run.synced("a"))
     await stream.snapshot(engaged("a", incarnation="a-2", draining=draining()))
-    await run.told("UPDATED a draining=NOT_READY")
+    await run.reported("UPDATED a draining=NOT_READY")
     await released(run, "a", "a-2")
     await run.nothing_else(stream)
 
 
 @release(
     "A cluster that still drains after a reconnect can be released again",
-    why="The release may have been lost with the connection, and the daemon sends the cluster again for that.",
+    why="The release may have been lost with the connection, so the daemon sends the cluster again.",
     demands="The clusters that are draining are sent again on each stream that resumes.",
 )
 async def drain_after_reconnect(run: Run) -> None:
@@ -85,33 +85,33 @@ async def drain_after_reconnect(run: Run) -> None:
     stream = await run.synced("a")
     end = draining()
     await stream.send(updated("a", draining=end))
-    await run.told("UPDATED a draining=NOT_READY")
+    await run.reported("UPDATED a draining=NOT_READY")
     await released(run, "a", "a-1")
     stream = await run.resumed(stream)
     await stream.send(updated("a", draining=end))
-    await run.told("UPDATED a draining=NOT_READY")
+    await run.reported("UPDATED a draining=NOT_READY")
     await released(run, "a", "a-1", after=1)
     await run.nothing_else(stream)
 
 
 @release(
-    "A cluster that no longer drains after a restart was disengaged and engaged again",
-    why="A drain is not canceled. The work on it has ended, or is about to; it has to begin again.",
+    "A cluster that no longer drains after a restart is disengaged and engaged again",
+    why="A drain is not canceled. The work in the cluster has ended, or is about to, and has to start again.",
     demands="A drain that has begun is not\n  // canceled",
 )
 async def drained_while_away(run: Run) -> None:
     await run.start(CONFIRMS)
     stream = await run.synced("a")
     await stream.send(updated("a", draining=draining()))
-    await run.told("UPDATED a draining=NOT_READY")
+    await run.reported("UPDATED a draining=NOT_READY")
     stream = await run.resumed(stream)
     await stream.snapshot(engaged("a", incarnation="a-2"))
-    await run.told_only(stream, "DISENGAGED a draining=NOT_READY reason=NOT_READY", "ENGAGED a")
+    await run.reported_only(stream, "DISENGAGED a draining=NOT_READY reason=NOT_READY", "ENGAGED a")
 
 
 @release(
-    "A release that is refused ends nothing",
-    why="The drain's deadline has passed, or the cluster was engaged again: the stream says what is next.",
+    "A refused release does not disengage the cluster",
+    why="The drain's deadline has passed, or the cluster was engaged again: the stream reports which.",
     demands="FAILED_PRECONDITION with the reason",
 )
 async def refused_release(run: Run) -> None:
@@ -144,7 +144,7 @@ async def stop(run: Run) -> None:
 
 @release(
     "A reconnect does not end the subscription",
-    why="The daemon would no longer wait for a subscriber that works on.",
+    why="The daemon would no longer wait for a subscriber that continues to work.",
     demands="Without it, the daemon expects a subscriber that disconnected to return",
 )
 async def subscription_across_reconnect(run: Run) -> None:

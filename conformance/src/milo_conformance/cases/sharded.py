@@ -1,4 +1,4 @@
-"""Daemons that share the clusters: work in them only while the daemon owns them."""
+"""Shard groups: work in clusters only while the daemon owns them."""
 
 from __future__ import annotations
 
@@ -66,22 +66,22 @@ async def sharded_stream(run: Run, renew: Renewal, *, is_silent: bool = False) -
     if is_silent:
         stream.stop_heartbeats()
     await stream.snapshot(engaged("a"), engaged("b"))
-    await run.told("ENGAGED a", "ENGAGED b")
+    await run.reported("ENGAGED a", "ENGAGED b")
     return stream
 
 
 async def lost(run: Run, *, by: float) -> float:
     """Wait until the subscriber has reported all clusters as disengaged; return the time."""
-    told = await run.told("DISENGAGED a reason=OWNERSHIP_LOST", "DISENGAGED b reason=OWNERSHIP_LOST")
-    at = max(each.at for each in told)
+    lines = await run.reported("DISENGAGED a reason=OWNERSHIP_LOST", "DISENGAGED b reason=OWNERSHIP_LOST")
+    at = max(each.at for each in lines)
     if at > by + LATE_S:
-        raise CaseFailed(f"the clusters were disengaged {at - by:.1f} s after the ownership had ended")
+        raise CaseFailed(f"the clusters were disengaged {at - by:.1f} s after the ownership had expired")
     return at
 
 
 @sharded(
-    "The ownership is renewed in time for a response that takes a while",
-    why="A renewal that is sent when the time has nearly passed is answered too late by a busy daemon.",
+    "Ownership is renewed early enough for a slow response",
+    why="A busy daemon's response to a renewal that is sent just before the expiry arrives too late.",
     demands="Call it every few seconds on streams",
 )
 async def renewals(run: Run) -> None:
@@ -95,8 +95,8 @@ async def renewals(run: Run) -> None:
 
 
 @sharded(
-    "All clusters are disengaged when the ownership ends while the daemon is silent",
-    why="Another daemon engages them then. Two operators work in a cluster otherwise.",
+    "All clusters are disengaged when the ownership expires while the daemon is unresponsive",
+    why="Another daemon engages them then. Otherwise two operators work in one cluster.",
     demands="stop working in all clusters when the time of the last response has passed",
 )
 async def ownership_runs_out(run: Run) -> None:
@@ -107,8 +107,8 @@ async def ownership_runs_out(run: Run) -> None:
 
 
 @sharded(
-    "The time of a response counts from its request",
-    why="The response may have waited on the way. Counted from its arrival, the work ends after another has begun.",
+    "validFor of a response counts from its request",
+    why="A response may be delayed. Counted from its arrival, the work would end after another operator has started.",
     demands="counted from when\n  // you sent its request",
 )
 async def counted_from_the_request(run: Run) -> None:
@@ -129,23 +129,23 @@ async def counted_from_the_request(run: Run) -> None:
 
 @sharded(
     "The stream starts over when the daemon owns its clusters again",
-    why="Meanwhile they were another daemon's: what was known of them is not where a stream can resume from.",
+    why="Another daemon may have owned them in between, so the last revision is not valid any more.",
     demands="Work in them only while RenewOwnership says that they are this daemon's",
 )
 async def starts_over_after_loss(run: Run) -> None:
     stream = await sharded_stream(run, once(response(1.5), refused))
-    await run.told("DISENGAGED a reason=OWNERSHIP_LOST", "DISENGAGED b reason=OWNERSHIP_LOST")
+    await run.reported("DISENGAGED a reason=OWNERSHIP_LOST", "DISENGAGED b reason=OWNERSHIP_LOST")
     run.daemon.answers["RenewOwnership"] = owned(5)
     again = await run.stream(resuming="")
     again.sharded = True
     await again.snapshot(engaged("a"), engaged("b"))
-    await run.told_only(again, "ENGAGED a", "ENGAGED b")
+    await run.reported_only(again, "ENGAGED a", "ENGAGED b")
     stream.finish()
 
 
 @sharded(
     "Nothing is engaged before the daemon owns its clusters",
-    why="A daemon that has just lost its Lease sends what it knows. Another one owns it.",
+    why="A daemon that has just lost its Lease still sends its clusters, which another daemon owns.",
     demands="Unset while the daemon owns nothing",
 )
 async def not_owned_yet(run: Run) -> None:
@@ -158,11 +158,11 @@ async def not_owned_yet(run: Run) -> None:
     stream = await run.stream(resuming="")
     stream.sharded = True
     await stream.snapshot(engaged("a"))
-    await run.told_only(stream, "ENGAGED a")
+    await run.reported_only(stream, "ENGAGED a")
 
 
 @sharded(
-    "A daemon that becomes one of several may own nothing",
+    "A daemon that joins a shard group may own nothing",
     why="The daemon was restarted with another configuration. Another daemon may own the known clusters by now.",
     demands="stop working in all clusters when the time of the last response has passed",
 )
@@ -171,17 +171,17 @@ async def becomes_sharded(run: Run) -> None:
     stream = await run.resumed(await run.synced("a"))
     stream.sharded = True
     await stream.send()
-    await run.told("DISENGAGED a reason=OWNERSHIP_LOST")
+    await run.reported("DISENGAGED a reason=OWNERSHIP_LOST")
     run.daemon.answers["RenewOwnership"] = owned(5)
     stream = await run.stream()
     stream.sharded = True
     await stream.snapshot(engaged("a"))
-    await run.told_only(stream, "ENGAGED a")
+    await run.reported_only(stream, "ENGAGED a")
 
 
 @sharded(
-    "A response without a time leaves the one before in force",
-    why="The daemon cannot renew at present, and owns what it owned until then. To end all work at once is an outage.",
+    "A response without validFor does not shorten the ownership",
+    why="The daemon cannot renew at present, and owns its clusters until then. To end all work would be an outage.",
     demands="an earlier response stands until its time has passed",
 )
 async def response_without_time(run: Run) -> None:
@@ -189,13 +189,13 @@ async def response_without_time(run: Run) -> None:
     first = await run.daemon.wait_for_call("RenewOwnership")
     at = await lost(run, by=first.at + 3)
     if at < first.at + 2.5:
-        raise CaseFailed(f"the clusters were disengaged {first.at + 3 - at:.1f} s before the ownership ended")
+        raise CaseFailed(f"the clusters were disengaged {first.at + 3 - at:.1f} s before the ownership expired")
     stream.finish()
 
 
 @sharded(
-    "A renewal that fails leaves the last response in force",
-    why="A restart of the daemon takes seconds, and its ownership outlives it.",
+    "A failed renewal does not shorten the ownership",
+    why="A restart of the daemon takes seconds, and does not end its ownership.",
     demands="when the time of the last response has passed",
 )
 async def failed_renewal(run: Run) -> None:
@@ -229,8 +229,8 @@ async def renewals_without_stream(run: Run) -> None:
 
 
 @sharded(
-    "A daemon that shares the clusters with no other owns them without end",
-    why="The daemon was reconfigured. Its responses state no time any more, and the work continues.",
+    "The ownership of a daemon that leaves its shard group does not expire",
+    why="The daemon was reconfigured. Its responses no longer contain validFor, and the work continues.",
     demands="on a daemon that\n  // shares clusters with no other, whose ownership does not end",
 )
 async def no_longer_sharded(run: Run) -> None:
@@ -242,8 +242,8 @@ async def no_longer_sharded(run: Run) -> None:
 
 
 @sharded(
-    "A program that was suspended beyond the ownership ends its work first",
-    why="A laptop was closed, a machine was migrated: when the program goes on, another operator works in its "
+    "A program that was suspended until the ownership expired disengages all clusters first",
+    why="A laptop was closed, a machine was migrated: when the program resumes, another operator works in its "
     "clusters, and a renewal that succeeds then does not undo that.",
     demands="on a clock that also advances while the machine is suspended",
 )
@@ -258,4 +258,4 @@ async def suspended(run: Run) -> None:
     again = await run.stream()
     again.sharded = True
     await again.snapshot(engaged("a"), engaged("b"))
-    await run.told_only(again, "ENGAGED a", "ENGAGED b")
+    await run.reported_only(again, "ENGAGED a", "ENGAGED b")
