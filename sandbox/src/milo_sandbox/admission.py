@@ -25,7 +25,7 @@ class Preconditions(msgspec.Struct, frozen=True):
 
 
 def enveloped(resource: ResourceDefinition, document: Document, namespace: str) -> Document:
-    """Return a copy with the apiVersion, kind and metadata of this resource, or raise a refusal."""
+    """Return a copy with the apiVersion, kind and metadata of this resource, or raise RefusalError."""
     given = document.get("metadata", {})
     if not isinstance(given, dict):
         raise refusals.bad_request("metadata must be a JSON object")
@@ -51,7 +51,7 @@ def enveloped(resource: ResourceDefinition, document: Document, namespace: str) 
 
 
 WARNINGS: ContextVar[list[str]] = ContextVar("WARNINGS")
-"""Receives the warnings about the write of the present request."""
+"""The warnings about the write of the current request."""
 
 
 def judge(resource: ResourceDefinition, document: Document, *, strict: bool) -> None:

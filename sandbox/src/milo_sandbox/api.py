@@ -84,7 +84,7 @@ class Api:
         self.project = ""
         """The project whose control plane this is; empty for the Milo API."""
         self.admit: Callable[[Call, Document | None], None] = lambda *_: None
-        """Raises a refusal for a client's write to an object, which is None if the client creates it."""
+        """Raises RefusalError for a client's write to an object, which is None if the client creates it."""
 
     async def answer(self, request: web.BaseRequest, segments: list[str], subject: str) -> web.StreamResponse:
         """Answer a request to this API, given the path segments below its root."""
@@ -106,7 +106,7 @@ class Api:
         self._rights.demand(subject, call.action)
         self._faults.check(Approach(segments=tuple(segments), query=request.query, project=self.project, call=call))
         await self._faults.held(self.project, call, self._verbs(request, call))
-        if call.verb != "watch":  # opened from a cache
+        if call.verb != "watch":  # watches are opened from a cache
             await self._faults.thawed(call)
         unknown: list[str] = []
         collecting = admission.WARNINGS.set(unknown)
@@ -120,7 +120,7 @@ class Api:
         return response
 
     def _verbs(self, request: web.BaseRequest, call: Call) -> frozenset[str]:
-        """Return the verb of the call, and the one of what it does as well: an apply can create, a watch can list."""
+        """Return the verbs of a call: an apply can also create, and a streaming watch also lists."""
         if call.verb == "patch" and request.content_type == patches.APPLY and not call.subresource:
             is_new = self.store[call.resource].get(call.name, call.namespace) is None
             return frozenset({"patch", "create"} if is_new else {"patch"})

@@ -58,7 +58,7 @@ class Backends:
         return {INFRASTRUCTURE: self.infrastructure, GARDEN: self.garden, CLUSTERS: self.kcp}
 
     def opened(self) -> list[Api]:
-        """Return the APIs whose watches clients of clusters have."""
+        """Return the APIs of Milo, Gardener and kcp, and of all control planes in use."""
         return [self.milo, *self.control_planes.opened(), self.garden.api, *self.kcp.opened()]
 
     def control_plane_url(self, project: str) -> str:

@@ -34,7 +34,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 def read(
     method: str, segments: Sequence[str], query: Mapping[str, str], resources: Sequence[ResourceDefinition]
 ) -> Call:
-    """Parse a request, or raise a refusal: unknown path, or method not allowed."""
+    """Parse a request. Raises an error for an unknown path, or a method that is not allowed."""
     match segments:
         case ("api", "v1", *rest):
             group, version = "", "v1"

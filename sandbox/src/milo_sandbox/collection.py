@@ -42,7 +42,7 @@ class StoredCollection:
 
     @property
     def keys(self) -> Sequence[str]:
-        """The records in order; not to be changed."""
+        """The keys of the records in order; callers must not change the list."""
         return self._order
 
     def get(self, name: str, namespace: str = "") -> SandboxRecord | None:

@@ -44,7 +44,7 @@ class SavedServer(msgspec.Struct, frozen=True, kw_only=True):
     """The address and the identity of a sandbox, saved beside its kubeconfig.
 
     A sandbox that is started again with the same kubeconfig file has the same port, certificates and projects, so
-    clients of the earlier one recover as after a restart of an API server.
+    clients of the earlier run recover as after a restart of an API server.
     """
 
     host: str
@@ -92,7 +92,7 @@ async def serve(
     """Serve until SIGINT, SIGTERM or SIGHUP."""
     host, port = _address(listen)
     async with AsyncExitStack() as stack:
-        # Signals must not end the process before the directory, which has a token, is removed.
+        # Signals must not terminate the process before the directory, which has a token, is removed.
         stopping = stack.enter_context(stop_signals())
         kubeconfig = kubeconfig_out or (
             Path(stack.enter_context(TemporaryDirectory(prefix="milo-sandbox-"))) / "kubeconfig"

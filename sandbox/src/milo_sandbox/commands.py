@@ -23,7 +23,7 @@ from milo_sandbox.errors import run
 def sandbox(
     listen: str, projects: int, churn: float, kubeconfig_out: Path | None, *, organization_watches: bool
 ) -> None:
-    """Run a Milo API for demos and operators' tests."""
+    """Run a fake Milo API for demos and tests of operators."""
     from milo_sandbox.api import Features
     from milo_sandbox.command import serve
 
@@ -32,7 +32,7 @@ def sandbox(
 
 
 @click.command()
-@click.option("--seconds", type=click.FloatRange(min=0), help="End after this time.  [default: at Ctrl-C]")
+@click.option("--seconds", type=click.FloatRange(min=0), help="Stop after this time.  [default: at Ctrl-C]")
 @click.option("--churn", default=5.0, show_default=True, type=click.FloatRange(0, 100), help="Changes per second.")
 @click.option(
     "--kubeconfig",
@@ -40,7 +40,7 @@ def sandbox(
     help="Kubeconfig of an existing Milo API, which is only watched.  [default: the demo starts a sandbox]",
 )
 def demo(seconds: float | None, churn: float, kubeconfig: Path | None) -> None:
-    """Run a Milo API, the daemon and a subscriber.
+    """Run a fake Milo API, the daemon and a subscriber.
 
     The API's projects change; the terminal shows what the subscriber receives.
     """

@@ -1,4 +1,4 @@
-"""The contexts in which Milo shows its API: control planes of organizations, users and projects."""
+"""The contexts (path prefixes) under which Milo serves its API: those of organizations, users and projects."""
 
 import re
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ _COMMAS_BETWEEN_REQUIREMENTS = re.compile(r",(?![^(]*\))")
 
 
 class Entered(msgspec.Struct, frozen=True):
-    """A request's path without its contexts, and the names of those."""
+    """A request's path without its contexts, and the names of the contexts."""
 
     segments: list[str]
     organization: str = ""
@@ -23,7 +23,7 @@ class Entered(msgspec.Struct, frozen=True):
 
 
 def entered(segments: list[str]) -> Entered:
-    """Return the contexts of a path. That of a project may follow that of an organization."""
+    """Return the contexts of a path. A project's context may follow an organization's."""
     organization = ""
     match segments:
         case ("apis", PROJECTS.group, PROJECTS.version, "organizations", organization, "control-plane", *below):
@@ -39,9 +39,9 @@ def entered(segments: list[str]) -> Entered:
 
 
 def constrained(of: Entered, method: str, query: Mapping[str, str], *, watches: bool) -> MultiDict[str] | None:
-    """Return the query with the selector of the context's organization, or None if nothing selects the projects.
+    """Return the query with the selector of the context's organization, or None if it is not limited.
 
-    v0.32.5 of Milo does so for lists only; `watches` limits watches too.
+    Milo v0.32.5 limits only lists; `watches` limits watches too.
     """
     is_list = of.segments == ["apis", PROJECTS.group, PROJECTS.version, PROJECTS.plural] and method == "GET"
     if not of.organization or not is_list or (options.wants_watch(query) and not watches):

@@ -32,7 +32,7 @@ _NAMESPACES = {DEFAULT_NAMESPACE: "miloapis.com/project-default", "milo-system":
 
 
 class ControlPlanes:
-    """The APIs by project name. As in Milo, a name has one whether or not there is such a project.
+    """The APIs by project name. As in Milo, every name has an API, whether or not the project exists.
 
     A recreated project keeps what its predecessor left: its cluster-scoped objects and the namespace `default`.
     """
@@ -65,7 +65,7 @@ class ControlPlanes:
         return api
 
     def _furnished(self, project: str) -> Store:
-        # The root serves definitions; here they are named in the discovery documents.
+        # The root serves CustomResourceDefinitions; here they only appear in the discovery documents.
         store = Store((*CONTROL_PLANE, *BUILT_IN, *UNUSED, CUSTOM_RESOURCE_DEFINITIONS), history_limit=1_000)
         store.add_controller(GarbageCollector(store))
         store.add_controller(_DefinedAtRoot(self._milo, store, self._definitions))
@@ -86,7 +86,7 @@ class ControlPlanes:
 
 
 class _DefinedAtRoot:
-    """A controller that moves the definitions written to a control plane to the root, which alone has definitions."""
+    """A controller that moves CustomResourceDefinitions from a control plane to the root, which alone stores them."""
 
     def __init__(self, root: Store, store: Store, definitions: Definitions) -> None:
         self._root = root

@@ -27,7 +27,7 @@ _AWAITING = "CleanupAwaitingCompletion"
 
 
 class ControllerManager:
-    """The project controller, which begins and ends projects, and the controller that propagates suspensions."""
+    """The project controller, which creates and deletes control planes, and the controller of suspensions."""
 
     def __init__(self, store: Store, milo: Milo, control_planes: ControlPlanes) -> None:
         self._store = store
@@ -39,19 +39,19 @@ class ControllerManager:
         store.add_controller(self)
 
     async def run(self) -> None:
-        """Purge the projects that are being deleted, again and again."""
+        """Purge the projects that are being deleted periodically, until canceled."""
         while True:
             await asyncio.sleep(PURGED_EVERY_S)
             self.purge()
 
     def purge(self) -> None:
-        """Delete what appeared in projects since their deletion began, as Milo does each 30 seconds."""
+        """Delete what appeared in projects since their deletion began, as Milo does every 30 seconds."""
         for name in self._milo.projects.names():
             if self._is_awaiting(self._milo.projects.read(name)):
                 _purge(self._control_planes.of(name).store)
 
     def after(self, resource: ResourceDefinition, event: RecordedChange) -> None:
-        """Enqueue the projects and objects that a write concerns."""
+        """Enqueue the projects and objects that a write affects."""
         if resource == PROJECT_SUSPENSIONS:
             self._enqueue(event.record.document()["spec"]["projectRef"]["name"])
         elif resource in (PROJECTS, PROJECT_CONTROL_PLANES):
@@ -141,7 +141,7 @@ def _purge(store: Store) -> None:
 
 
 def _blockers(store: Store) -> Iterator[tuple[tuple[str, str, str], str]]:
-    """Yield what is left, with the key of its place in the message."""
+    """Yield the remaining objects as text, each with its sort key in the message."""
     for record in store[NAMESPACES]:
         if record.name != DEFAULT_NAMESPACE:
             yield (record.name, "", ""), f'namespace "{record.name}" is still terminating{_remains(store, record.name)}'
@@ -155,7 +155,7 @@ def _blockers(store: Store) -> Iterator[tuple[tuple[str, str, str], str]]:
 
 
 def _remains(store: Store, namespace: str) -> str:
-    """Return what the namespace controller says of a terminating namespace."""
+    """Return the namespace controller's message about a terminating namespace."""
     left, held = [], dict[str, int]()
     for resource in store.resources:
         inside = [record.document() for record in store[resource] if record.namespace == namespace]

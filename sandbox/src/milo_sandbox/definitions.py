@@ -72,7 +72,7 @@ class Definitions:
     def _clean_up(self, name: str, metadata: Document) -> None:
         if name in self._served and self._remain(self._served[name][1]):
             return
-        if self._document(name) is None:  # its deletion ended with its last object
+        if self._document(name) is None:  # the definition was deleted together with its last object
             return
         finalizers = [each for each in metadata.get("finalizers", ()) if each != CLEANUP_FINALIZER]
         if len(finalizers) < len(metadata.get("finalizers", ())):

@@ -41,7 +41,7 @@ _STATUS_VERBS = ["get", "patch", "update"]
 
 
 def document(segments: Sequence[str], resources: Sequence[ResourceDefinition]) -> Document:
-    """Return the document of /api, /apis and the paths right below, or raise a refusal."""
+    """Return the document of /api, /apis or a path below. Raises PlainError for another path."""
     groups = _groups(resources)
     match segments:
         case ("api",):

@@ -24,7 +24,7 @@ class OutputError(CommandError):
 
 @contextmanager
 def writing() -> Iterator[None]:
-    """Turn errors of standard output into OutputError."""
+    """Convert errors of standard output to OutputError."""
     try:
         yield
     except OSError as error:

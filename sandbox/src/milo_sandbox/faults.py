@@ -15,7 +15,7 @@ from milo_sandbox.resources import ResourceDefinition
 
 
 class Approach(msgspec.Struct, frozen=True, kw_only=True):
-    """A request as far as it is parsed: first its path and project, later its call."""
+    """A request at two stages of parsing: first only with its path and project, then also with its call."""
 
     segments: tuple[str, ...]
     query: Mapping[str, str]
@@ -91,7 +91,7 @@ class Faults:
         self._stopped = asyncio.Event()
 
     async def held(self, project: str, call: Call, verbs: Collection[str]) -> None:
-        """Raise the response of the first injected fault that applies, or wait for its end if it has none.
+        """Raise the response of the first injected fault that applies, or wait while it hangs.
 
         `verbs` are those that an API server authorizes the call for.
         """
@@ -116,7 +116,7 @@ class Faults:
         self._answering.set()
 
     async def thawed(self, call: Call) -> None:
-        """Wait while etcd does not answer, or does not answer this call."""
+        """Wait while etcd is frozen, or while reads of this call's object hang."""
         await self._thawed.wait()
         if call.verb == "get" and call.name in self._hanging:
             await self._answering.wait()
@@ -131,7 +131,7 @@ class Faults:
                 raise fault.answer(approach, now - fault.since)
 
     def seen(self, page: CollectionPage) -> CollectionPage:
-        """Return the page as a fault shows it."""
+        """Return the page, without its objects if a fault empties lists."""
         return CollectionPage(records=[], version=page.version) if self._lists_are_empty else page
 
     # The faults
@@ -157,9 +157,9 @@ class Faults:
         self._add(_at_the_door, lambda *_: PlainError(503, text, retry_after=5), seconds=seconds)
 
     def freeze_etcd(self) -> None:
-        """Act as a server whose etcd does not answer: its health checks fail, and requests hang.
+        """Act as a server whose etcd is unavailable: its health checks fail, and requests hang.
 
-        `Sandbox.freeze_etcd` also silences the open watches.
+        `Sandbox.freeze_etcd` also stops the events of open watches.
         """
         text = "[+]ping ok\n[-]etcd failed: reason withheld\nlivez check failed\n"
         self._add(lambda approach: _HEALTH.issuperset(approach.segments), lambda *_: PlainError(500, text), seconds=inf)
@@ -206,7 +206,7 @@ class Faults:
         self._add(concerns, lambda *_: refusals.no_such_path(), seconds=seconds)
 
     def unreachable(self, project: str, *, seconds: float = inf) -> None:
-        """Answer 404 to every request to one project's control plane."""
+        """Answer 503 to every request to one project's control plane."""
 
         def concerns(approach: Approach) -> bool:
             return approach.call is None and approach.project == project

@@ -35,7 +35,7 @@ def child(schema: Document, name: str) -> Document:
 
 
 def is_granular(value: Any, schema: Document) -> bool:
-    """Return whether the parts of a value have owners of their own."""
+    """Return whether the parts of a value are owned separately."""
     if isinstance(value, dict):
         return schema.get("x-kubernetes-map-type") != "atomic"
     return isinstance(value, list) and schema.get("x-kubernetes-list-type") in {"map", "set"}
@@ -109,7 +109,7 @@ def from_document(document: Mapping[str, Any], path: Path = ()) -> Iterator[Path
 
 
 def pretty(path: Path) -> str:
-    """Return a field as messages name it: `.spec.ports[port=80].name`."""
+    """Format a field as in error messages: `.spec.ports[port=80].name`."""
     text = ""
     for step in path:
         kind, _, rest = step.partition(":")

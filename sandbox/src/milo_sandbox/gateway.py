@@ -65,13 +65,13 @@ class Gateway:
             return await self._answer_faults(request)
         if segments and (platform := self._platforms.get(segments[0])) is not None:
             return await platform.answer(request, segments[1:], subject)
-        # Definitions are global.
+        # CustomResourceDefinitions are global.
         is_definition = below[:2] == ["apis", CUSTOM_RESOURCE_DEFINITIONS.group]
         api = self._backends.control_planes.of(project) if project and not is_definition else self._backends.milo
         return await api.answer(request, below, subject)
 
     async def _answer_faults(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Inject a fault, end all, or return how many requests they hold."""
+        """Inject a fault, clear all faults, or only return how many requests hang."""
         if request.method == "POST":
             wanted = await request.json()
             times = inf if wanted["times"] is None else wanted["times"]

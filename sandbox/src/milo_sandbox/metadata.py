@@ -52,7 +52,7 @@ def _finalizer_violations(finalizers: Any) -> Iterator[Cause]:
     for finalizer in finalizers:
         if not isinstance(finalizer, str) or not _QUALIFIED.fullmatch(finalizer):
             yield _invalid(
-                "metadata.finalizers", finalizer, "a finalizer is a qualified name, such as example.com/hold"
+                "metadata.finalizers", finalizer, "a finalizer must be a qualified name, such as example.com/hold"
             )
 
 
@@ -62,13 +62,15 @@ def _label_violations(labels: Any) -> Iterator[Cause]:
             yield value
             continue
         if not _QUALIFIED.fullmatch(key):
-            yield _invalid("metadata.labels", key, "a label key is a qualified name, such as example.com/tier or tier")
+            yield _invalid(
+                "metadata.labels", key, "a label key must be a qualified name, such as example.com/tier or tier"
+            )
         if not _LABEL_VALUE.fullmatch(value):
             yield _invalid(
                 "metadata.labels",
                 value,
-                "a label value is empty or at most 63 alphanumeric characters, '-', '_' or '.', "
-                "and starts and ends with an alphanumeric character",
+                "a label value must be empty or have at most 63 alphanumeric characters, '-', '_' or '.', "
+                "and start and end with an alphanumeric character",
             )
 
 
@@ -80,7 +82,7 @@ def _annotation_violations(annotations: Any) -> Iterator[Cause]:
             continue
         size += len(key) + len(value)
         if not _QUALIFIED.fullmatch(key.lower()):
-            yield _invalid("metadata.annotations", key, "an annotation key is a qualified name")
+            yield _invalid("metadata.annotations", key, "an annotation key must be a qualified name")
     if size > _ANNOTATIONS_LIMIT:
         yield Cause(
             reason="FieldValueTooLong",

@@ -63,7 +63,7 @@ class Milo:
         self.projects.set_condition(name, type_="Suspended", reason="Suspended", message=message)
 
     def reinstate(self, name: str) -> None:
-        """Lift the suspension of a project, which goes on listing it."""
+        """Lift the suspension of a project, whose status still lists it."""
         self.projects.set_condition(name, "False", type_="Suspended", reason="Active", message="Project is active")
 
     def report_suspensions(self, name: str, listed: Sequence[Document], active: Sequence[str]) -> None:

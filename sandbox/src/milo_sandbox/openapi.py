@@ -1,4 +1,4 @@
-"""The schemas as OpenAPI documents, as far as kubectl needs them to validate and explain."""
+"""The schemas as OpenAPI documents, for `kubectl explain` and validation by kubectl."""
 
 from collections.abc import Sequence
 from hashlib import sha256
@@ -16,7 +16,7 @@ _METADATA = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"
 
 
 def document(segments: Sequence[str], resources: Sequence[ResourceDefinition]) -> Document:
-    """Return the document of a path below /openapi, or raise a refusal."""
+    """Return the document of a path below /openapi. Raises PlainError for another path."""
     by_group_version = {
         _path(each): [other for other in resources if _path(other) == _path(each)] for each in resources
     }

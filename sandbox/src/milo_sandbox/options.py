@@ -79,7 +79,7 @@ def list_options(query: Mapping[str, str], *, namespace: str, selectable: Collec
     return ListOptions(
         selector=_selector(query, namespace, selectable),
         version=version or None,
-        # With a limit, a version is exact unless the caller says otherwise.
+        # With a limit, a version is exact unless resourceVersionMatch is set.
         match=match or (EXACT if limit and version else NOT_OLDER_THAN),
         limit=limit,
         continued=_continued(token) if token else None,

@@ -40,7 +40,7 @@ def _without_hints(patch: Any) -> Any:
         if key.startswith(_ORDER_HINTS):
             continue
         if key.startswith("$"):
-            raise refusals.bad_request(f"the sandbox does not know the strategic merge directive {key!r}")
+            raise refusals.bad_request(f"the sandbox does not support the strategic merge directive {key!r}")
         plain[key] = _without_hints(value)
     return plain
 

@@ -130,7 +130,7 @@ class Kcp:
         return [self.api, *(api for _, api in self._workspaces.values())]
 
     async def answer(self, request: web.BaseRequest, segments: list[str], subject: str) -> web.StreamResponse:
-        """Answer a request for the workspace that the first segment names."""
+        """Answer a request to the workspace whose path is the first segment."""
         path, *below = segments or [""]
         api = self.api if path == PARENT else self._workspace(path)
         return await api.answer(request, below, subject)

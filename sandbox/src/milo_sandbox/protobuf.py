@@ -49,7 +49,7 @@ class _Message:
 
 
 def read(body: bytes) -> Document:
-    """Decode a body, or raise a refusal if it is not protobuf or has an unexpected kind."""
+    """Decode a body. Raises RefusalError if it is not protobuf, or has an unexpected kind."""
     if not body.startswith(_MAGIC):
         raise refusals.bad_request("the body does not begin with the prefix of a Kubernetes protobuf message")
     try:
@@ -73,7 +73,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, Wire]]:
             case 2:
                 length, at = _varint(data, at)
                 if at + length > len(data):
-                    raise ValueError("a field is cut off")
+                    raise ValueError("a field is truncated")
                 yield tag >> 3, data[at : at + length]
                 at += length
             case 1:

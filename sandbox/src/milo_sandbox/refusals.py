@@ -178,7 +178,7 @@ def _sentence(causes: Sequence[Cause]) -> str:
 
 
 class PlainError(Exception):
-    """A plain-text response of a part of the server that comes before the API."""
+    """A plain-text error response, which is not a Status object."""
 
     def __init__(self, code: int, text: str, *, retry_after: int | None = None) -> None:
         super().__init__(text)

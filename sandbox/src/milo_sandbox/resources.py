@@ -12,7 +12,7 @@ import msgspec
 import yaml
 
 Document = dict[str, Any]
-"""An object, or a part of one, as JSON decodes it."""
+"""An object, or a part of one, as decoded from JSON."""
 
 
 class Cause(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +48,7 @@ def _no_violations(_document: Document) -> Iterable[Cause]:
 
 
 class ResourceDefinition(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """A resource definition. Two are equal if they are served at the same path, whatever their schemas are."""
+    """A resource definition. Two are equal if they are served at the same path, even if their schemas differ."""
 
     group: str
     version: str
@@ -85,7 +85,7 @@ class ResourceDefinition(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     @property
     def is_custom(self) -> bool:
-        """Whether a CRD defines the resource, as Milo's are defined; the API server handles those differently."""
+        """Whether a CRD defines the resource, as for Milo's; an API server handles these differently."""
         return not self.takes_strategic_patches
 
     @property
@@ -350,7 +350,7 @@ BUILT_IN = (
     _built_in("rbac.authorization.k8s.io/v1", "Role", "roles", has_status=False),
     _built_in("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings", has_status=False),
 )
-"""Common kinds that Milo's project control planes lack, and API servers of projects have."""
+"""Common Kubernetes kinds, which Milo's project control planes do not serve, but other API servers do."""
 
 _ADMISSION, _RBAC, _IAM = "admissionregistration.k8s.io/v1", "rbac.authorization.k8s.io/v1", "iam.miloapis.com/v1alpha1"
 UNUSED = (

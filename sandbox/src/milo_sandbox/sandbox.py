@@ -39,7 +39,7 @@ from milo_sandbox.tokens import Tokens
 
 
 class Sandbox:
-    """A fake Milo API on a local address; it serves while its context is entered."""
+    """A fake Milo API on a local address, which serves inside its `async with` block."""
 
     def __init__(
         self,
@@ -53,8 +53,8 @@ class Sandbox:
         first_version: int = 1,
         controllers: bool = False,
     ) -> None:
-        """With `controllers`, Milo's controllers begin and end projects and suspend them; otherwise `milo` has their
-        steps for the tests."""
+        """With `controllers`, Milo's controllers provision, suspend and delete projects; otherwise tests perform these
+        steps through `milo`."""
         self._random = Random(seed)  # noqa: S311 - names and UIDs need not be secret
         self.store = Store(
             (*MILO, CUSTOM_RESOURCE_DEFINITIONS),
@@ -269,11 +269,11 @@ class Sandbox:
             api.streams.end()
 
     def silence_watches(self, *, silent: bool = True) -> None:
-        """Silence all current and future watches, bookmarks included, or let them catch up."""
+        """Stop sending on all current and future watches, bookmarks included, or let them catch up."""
         self._backends.milo.streams.set_silent(silent=silent)
 
     def freeze_etcd(self) -> None:
-        """Act as a server whose etcd does not answer, until `faults.clear` and `silence_watches(silent=False)`."""
+        """Act as a server whose etcd is unavailable, until `faults.clear` and `silence_watches(silent=False)`."""
         self.silence_watches()
         self.faults.freeze_etcd()
 
@@ -316,5 +316,5 @@ class Sandbox:
         return self.milo.populate(count, self.names, ready=ready, finalizers=finalizers)
 
     def churn(self) -> Churn:
-        """Return a churn to step by hand or to run: `churn.run(sandbox.churn(), per_second)`."""
+        """Return a source of changes, to step by hand or to run: `churn.run(sandbox.churn(), per_second)`."""
         return Churn(self.store, self.names, self._random)

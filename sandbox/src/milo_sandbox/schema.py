@@ -134,7 +134,7 @@ def _string_violations(value: str, schema: Document, path: str) -> Iterator[Caus
     if "pattern" in schema and not re.search(schema["pattern"].replace("$", r"\Z"), value):
         yield _invalid(path, value, f"should match '{schema['pattern']}'")
     if schema.get("format") == "date-time" and not _is_time(value):
-        yield _invalid(path, value, 'must be a time as RFC 3339 writes it, such as "2006-01-02T15:04:05Z"')
+        yield _invalid(path, value, 'must be an RFC 3339 time, such as "2006-01-02T15:04:05Z"')
 
 
 def _is_time(text: str) -> bool:

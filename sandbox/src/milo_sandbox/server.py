@@ -75,7 +75,7 @@ class HttpsServer:
             self._http.pre_shutdown()
 
     async def finish(self) -> None:
-        """Let requests in flight finish."""
+        """Wait for requests in flight to finish, up to a timeout."""
         await self._shut_down(_FINISHING_S)
 
     async def kill(self) -> None:

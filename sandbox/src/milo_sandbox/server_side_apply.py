@@ -1,4 +1,4 @@
-"""Owners of fields, and server-side apply.
+"""Field ownership and server-side apply.
 
 Owners are tracked per field as the API server does it, lists by `x-kubernetes-list-type`. Not supported: a client's own
 changes of `managedFields`, and objects in several versions.

@@ -1,4 +1,4 @@
-"""The signals that end a command."""
+"""The signals that terminate a command."""
 
 import asyncio
 import signal

@@ -66,7 +66,7 @@ class Store:
         return self._collections[resource]
 
     def listen(self, listener: Callable[[], None]) -> None:
-        """Call a listener after each write. It must not write."""
+        """Call a listener after each write. The listener must not write."""
         self._listeners.append(listener)
 
     def add_controller(self, controller: StoreController) -> None:
@@ -74,7 +74,7 @@ class Store:
         self._controllers.append(controller)
 
     def define(self, resource: ResourceDefinition) -> None:
-        """Serve a resource, or change the definition of one. A change makes its watches start again with a list."""
+        """Serve a resource, or change the definition of one. A change ends its watches, which have to list again."""
         if resource in self._collections:
             self._collections[resource].resource = resource
             self.version += 1  # the definition was written, perhaps to another store

@@ -72,7 +72,7 @@ class Streams:
             transport.abort()
 
     def set_silent(self, *, silent: bool) -> None:
-        """Silence all current and future watches, or let them catch up."""
+        """Stop sending on all current and future watches, or let them catch up."""
         self._silent = silent
         for watch in self._open:
             watch.set_silent(silent=silent)

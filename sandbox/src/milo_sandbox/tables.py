@@ -24,7 +24,7 @@ class Table:
         self._resource = resource
         self._clock = clock
         self._include = include or "Metadata"
-        self._columns_told = False
+        self._columns_sent = False
 
     def listing(self, records: Iterator[SandboxRecord], metadata: Document) -> Iterator[bytes]:
         yield encode(self._head(metadata))[:-1] + b',"rows":['
@@ -49,8 +49,8 @@ class Table:
         return encode(self._head({"resourceVersion": str(record.version)}) | {"rows": [self._row(record)]})
 
     def _head(self, metadata: Document) -> Document:
-        columns = None if self._columns_told else [_definition(column) for column in self._resource.columns]
-        self._columns_told = True
+        columns = None if self._columns_sent else [_definition(column) for column in self._resource.columns]
+        self._columns_sent = True
         return {"kind": "Table", "apiVersion": _META, "metadata": metadata, "columnDefinitions": columns}
 
     def _row(self, record: SandboxRecord) -> Document:

@@ -65,7 +65,7 @@ class Tokens:
         return f"{signed}.{self._signature(signed)}"
 
     def subject(self, token: str) -> str:
-        """Verify a token and return its subject, or raise a refusal."""
+        """Verify a token and return its subject. Raises RefusalError."""
         signed, _, signature = token.rpartition(".")
         if not token.isascii() or not hmac.compare_digest(signature, self._signature(signed)):
             raise refusals.unauthorized()

@@ -101,7 +101,7 @@ class ObjectWatch:
         return min(self._times.ends_at, self._times.bookmark_at)
 
     def set_silent(self, *, silent: bool) -> None:
-        """Silence the watch, its timeout included, or let it catch up."""
+        """Pause the watch, including its timeout, or resume it."""
         self._silent = silent
 
     def end(self, *, last_bookmark: bool = True) -> None:
@@ -134,7 +134,7 @@ class ObjectWatch:
         version, current = self._options.version, self._store.version
         if not self._options.initial_events:
             try:
-                # A future version is not an error: the watch is silent until then.
+                # A future version is not an error: the watch sends nothing until then.
                 self._collection.history.since(version or current)
             except CompactedError as error:
                 return self._fail(refusals.gone(str(error)))

@@ -37,10 +37,10 @@ EXPECTED = (DaemonError,)
 
 async def demo(seconds: float | None, changes_per_s: float, existing: Path | None = None) -> None:
     """Run until the time is up or a signal arrives. `existing` is the kubeconfig of an API to watch instead."""
-    # Signals must not end the process before the directory, which has a token, is removed.
+    # Signals must not terminate the process before the directory, which has a token, is removed.
     with _stop_after(seconds) as stopping, TemporaryDirectory(prefix="milo-demo-") as name:
         directory = Path(name)
-        # To a file, since log lines would disturb the screen.
+        # The daemon logs to a file, since log lines would disturb the screen.
         with (directory / "daemon.log").open("w") as log:
             logging.configure("info", "json", log)
             if existing is not None:

@@ -37,7 +37,7 @@ class Scene:
         return sum(row.last is not EventType.DISENGAGED for row in self._rows.values())
 
     def add(self, event: Event, now: float) -> bool:
-        """Add an event. Return whether it is shown beside its row: the first result of a cluster's probes is not."""
+        """Add an event. Return whether it is shown as a recent event: a cluster's first probe result is not."""
         self.counts[event.type] += 1
         before = self._rows.pop(event.cluster.name, None)
         if before is not None and _is_first_probe(before.cluster, event):
@@ -60,7 +60,7 @@ class Scene:
 
 
 def _is_first_probe(before: Cluster, event: Event) -> bool:
-    """Return whether an event says only that a new cluster is reachable, as most are."""
+    """Return whether an event reports only that a new cluster is reachable, as most are."""
     is_new = before.connectivity.state in (ConnectivityState.UNSPECIFIED, ConnectivityState.UNKNOWN)
     is_reachable = event.cluster.connectivity.state is ConnectivityState.REACHABLE
     others = replace(event.cluster, connectivity=before.connectivity)
@@ -74,7 +74,7 @@ def state(cluster: Cluster) -> str:
 
 
 def describe(event: Event) -> str:
-    """Return the text of an event, beside the name of its cluster."""
+    """Return the text of an event, without the name of its cluster."""
     cluster = event.cluster
     if event.type is EventType.DISENGAGED:
         return ": ".join(filter(None, (event.reason.name, event.message)))
@@ -84,7 +84,7 @@ def describe(event: Event) -> str:
 
 
 def describe_source(source: SourceStatus | None) -> str:
-    """Return the state of the daemon's source, and why it is not followed."""
+    """Return the state of the daemon's source, and why it is stale."""
     if source is None:
         return "connecting"
     if source.state is SourceState.STREAMING:

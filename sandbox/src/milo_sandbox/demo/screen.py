@@ -157,7 +157,7 @@ class LiveTable:
 
 
 def _split(width: int, names: Sequence[str]) -> tuple[int, int]:
-    """Return the widths of the panels of clusters and of recent events. The second is 0 if names would be cut."""
+    """Return the widths of the panels of clusters and of recent events. The second is 0 if names would be truncated."""
     longest = min(_MAX_NAME, max((len(name) for name in names), default=0))
     clusters = _PANEL_FRAME + longest + 2 + 1 + len("terminating") + 1 + len("ENGAGED")
     recent = _PANEL_FRAME + len("999s") + 1 + longest + 2
@@ -168,7 +168,7 @@ def _split(width: int, names: Sequence[str]) -> tuple[int, int]:
 
 
 def fitting(columns: Sequence[_Column], width: int) -> list[_Column]:
-    """Return the columns that fit, in their order; the least important are left out first, and the name never."""
+    """Return the columns that fit, in their order; the least important are dropped first, and the name never."""
     kept: list[_Column] = []
     left = width
     for heading in ("NAME", "STATE", "ENGAGED", "ORGANIZATION", "LABELS"):
@@ -182,7 +182,7 @@ def fitting(columns: Sequence[_Column], width: int) -> list[_Column]:
 
 
 def _latest(rows: list[Row], height: int) -> list[Row]:
-    """Return all rows, or as many as fit: those that changed last."""
+    """Return all rows or, if they do not fit, those that changed last."""
     if len(rows) <= height:
         return rows
     latest = sorted(rows, key=lambda row: row.at, reverse=True)[: max(0, height)]
