@@ -1,8 +1,8 @@
 """`tools/diagrams.py [--check]`: draws docs/images/NAME.svg from the text of docs/images/NAME.txt.
 
-The first line is the title. Of a sequence, the second is `sequence: NAME, NAME, ...`, followed by `A -> B: text`,
-`note A: text` and `== text`. Otherwise, `box NAME COLUMN,ROW: text` places a box on a grid, `group NAME, NAME: text`
-surrounds boxes, and `A -> B: text` connects them. `|` in a text breaks the line.
+The first line is the title. In a sequence diagram, the second line is `sequence: NAME, NAME, ...`, followed by lines
+`A -> B: text`, `note A: text` and `== text`. In other diagrams, `box NAME COLUMN,ROW: text` places a box on a grid,
+`group NAME, NAME: text` surrounds boxes, and `A -> B: text` connects them. `|` in a text breaks the line.
 """
 
 import re
@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
             if "--check" not in arguments:
                 target.write_text(content)
     if stale and "--check" in arguments:
-        print("docs/images is not what its texts say: run ./dev gen", file=sys.stderr)
+        print("docs/images/*.svg is stale: run ./dev gen", file=sys.stderr)
         return 1
     return 0
 
@@ -155,7 +155,7 @@ def _text(center: Point, said: str, *, bold: bool = False) -> Iterator[str]:
 def _arrow(line: str) -> tuple[str, str, str, str]:
     found = _ARROW.fullmatch(line)
     if found is None:
-        raise SystemExit(f"not a line of a diagram: {line}")
+        raise SystemExit(f"invalid line in a diagram: {line!r}")
     return found[1], found[2], found[3], found[4] or ""
 
 

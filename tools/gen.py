@@ -1,7 +1,7 @@
 """Generates the code of the proto file for the clients in Python, Go and Node; `--check` fails if it is stale.
 
 `./dev gen` runs it. The generators are older than the runtimes, so that the clients work with a wide range of gRPC and
-protobuf versions. Go code needs the go command and TypeScript npm; they are left alone without these. Java and
+protobuf versions. Go code needs the go command and TypeScript npm; without these, that code is not changed. Java and
 Rust code is generated when it is built.
 """
 
@@ -42,7 +42,7 @@ def compile_proto(*arguments: str) -> None:
 
 
 def generate_python() -> Files:
-    """Return the generated files by name, flat, with their imports rewritten to the package that holds them."""
+    """Return the generated files by name, flat, with their imports rewritten to the package that contains them."""
     beside = Path(sys.executable).parent
     with tempfile.TemporaryDirectory() as out:
         compile_proto(
@@ -93,7 +93,7 @@ def go_plugins(go: str) -> list[Path]:
 
 
 def generate_node(npm: str) -> Files:
-    """Return the generated files, of the generator that the client's lock names."""
+    """Return the generated files, made by the generator in the version of the client's package-lock.json."""
     lock = (NODE_CLIENT / "package-lock.json").read_bytes()
     installed = CACHE / "protoc-gen-es" / hashlib.sha256(lock).hexdigest()[:16]
     plugin = installed / "node_modules/.bin/protoc-gen-es"

@@ -1,4 +1,4 @@
-"""Prints the hand-written lines by package and of tests, and their change since another commit."""
+"""Prints the number of hand-written lines by package, and its change since another commit."""
 
 import argparse
 import subprocess

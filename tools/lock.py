@@ -50,7 +50,7 @@ def pip_environment() -> dict[str, str]:
 
 
 def resolve(uv: str, directory: Path) -> None:
-    """Write every file; the versions in a file that is already there are kept while they satisfy its inputs."""
+    """Write every file. Versions in existing files are kept while they satisfy the inputs."""
     environment = pip_environment()
     for name, inputs in LOCKS.items():
         subprocess.run(

@@ -26,7 +26,7 @@ Served at `/metrics` of the HTTP port (`http_listen`, by default `:9464`).
 The number of series does not depend on the number of clusters or subscribers, except for the series of single clusters
 and organizations. `metrics.cluster_info_cap` limits these (`milo_discoveryd_cluster_info_omitted` and
 `milo_discoveryd_organization_clusters_omitted` count those without series), and only clients on loopback receive
-them, unless [`http_names`](settings.md#observability) says otherwise. `milo_discoveryd_unreachable_clusters` and the
+them by default ([`http_names`](settings.md#observability)). `milo_discoveryd_unreachable_clusters` and the
 other gauges count all.
 In a daemon with named [sources](sources.md), some metrics have the additional label `source`, in parentheses below.
 [Recording rules, alerts and a dashboard](../deploy/README.md#prometheus) are part of the manifests.
@@ -58,7 +58,7 @@ class Family(NamedTuple):
 
 
 def families(*sources: str) -> list[Family]:
-    """Return the metrics of a new daemon, with one source without a name or with named ones."""
+    """Return the metrics of a new daemon with these sources, or with one source without a name."""
     metrics = Metrics(sources or ("",))
     log, journal = ChangeLog(lambda event: b"", Retention()), Journal(metrics.sources, Audit(metrics.audit))
     fleet = Fleet(log)

@@ -1,7 +1,7 @@
-"""Finds docstrings and comments that name what does not exist.
+"""Finds docstrings and comments that refer to names that do not exist.
 
 A name in backticks must occur somewhere outside of comments and docstrings: in code, a setting, a metric, a document, a
-manifest or the proto file. What a rename left behind occurs nowhere.
+manifest or the proto file. A name that was renamed in the code occurs nowhere.
 """
 
 import ast
@@ -48,7 +48,7 @@ def code(source: str) -> str:
 
 
 def missing(source: str, words: set[str]) -> Iterator[tuple[int, str]]:
-    """Yield the names in the prose of a module that have a part which is none of the words, with their lines."""
+    """Yield the names in a module's comments and docstrings of which a part is not in `words`, with their lines."""
     for line, text in sorted(prose(source)):
         for name in NAMED.findall(text):
             if not words.issuperset(WORD.findall(name)):
@@ -69,7 +69,7 @@ def main() -> int:
         words.update(WORD.findall(text))
         words.add(path.stem)
     wrong = [
-        f"{path.relative_to(ROOT)}:{line}: names `{name}`, which does not exist"
+        f"{path.relative_to(ROOT)}:{line}: refers to `{name}`, which does not exist"
         for path, text in modules
         for line, name in missing(text, words)
     ]

@@ -1,4 +1,4 @@
-"""Makes everything that a release publishes: release.py DIRECTORY [--registry R] [--base IMAGE] [--platform P,...]
+"""Builds all artifacts of a release: release.py DIRECTORY [--registry R] [--base IMAGE] [--platform P,...]
 
     python/           wheels and sdists: pip install --find-links DIRECTORY/python milo-discoveryd
     images/NAME/      OCI layouts of the Dockerfile's images
@@ -8,7 +8,7 @@
     npm/, maven/      the packages for Node and Java
     *.cdx.json, provenance.json, SHA256SUMS
 
-A part whose tool is not installed is left out, and the last line says so.
+An artifact whose tool is not installed is skipped, and listed in the last line of the output.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def version() -> str:
 
 
 class Commit:
-    """The commit that is released. Its time is that of everything built, so that a second build is the same."""
+    """The released commit. All artifacts have its time, so that builds are reproducible."""
 
     def __init__(self) -> None:
         self.revision = output("git", "rev-parse", "HEAD")
@@ -86,7 +86,7 @@ def python_packages(out: Path, commit: Commit) -> None:
 
 
 def bill_of_materials(out: Path) -> None:
-    """Write the SBOM of an installation as the image has it."""
+    """Write the SBOM of the packages that the image contains."""
     with tempfile.TemporaryDirectory() as scratch:
         run("sh", "deploy/image/install.sh", ".", f"{scratch}/venv")
         run(
@@ -246,7 +246,7 @@ def _indented(mapping: dict[str, str]) -> str:
 
 
 def go_modules(out: Path, commit: Commit) -> None:
-    """Write both modules as a module proxy serves them, which is what their tags will give."""
+    """Write both modules in the layout of a Go module proxy, with the content that their tags will have."""
     for module, directory in GO_MODULES.items():
         at = out / "go" / module / "@v"
         at.mkdir(parents=True)
@@ -343,12 +343,18 @@ def main() -> None:
     arguments.add_argument("directory", type=Path)
     arguments.add_argument("--registry", default=REGISTRY, help="where the images will be: HOST/PATH")
     arguments.add_argument("--base", help="the base image, instead of the Dockerfile's: such as oci:DIRECTORY:TAG")
-    arguments.add_argument("--platform", help="of the images; by default this machine's: linux/amd64,linux/arm64")
+    arguments.add_argument(
+        "--platform", help="platforms of the images, such as linux/amd64,linux/arm64; default: this machine's"
+    )
     arguments.add_argument(
         "--build-volume", action="append", default=[], help="HOST-PATH:PATH[:ro] for the images' build"
     )
     arguments.add_argument(
-        "--without", action="append", default=[], choices=TOOLS, help="leave out what this tool makes; may be repeated"
+        "--without",
+        action="append",
+        default=[],
+        choices=TOOLS,
+        help="skip the artifacts that need this tool; may be repeated",
     )
     given = arguments.parse_args()
     out, commit = given.directory.resolve(), Commit()
@@ -374,7 +380,10 @@ def main() -> None:
     (out / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for digest, name in files(out)))
     for name, digest in digests.items():
         print(f"release: {given.registry}/{name}:{version()}@{digest}")
-    print(f"release: {out}" + (f"; left out, what these make: {', '.join(missing)}" if missing else ""))
+    print(
+        f"release: {out}"
+        + (f"; skipped artifacts of missing or excluded tools: {', '.join(missing)}" if missing else "")
+    )
 
 
 if __name__ == "__main__":

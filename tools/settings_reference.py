@@ -2,7 +2,7 @@
 
 `<!-- settings: mode, source -->` and `<!-- end -->` in a document enclose the table of the named settings. A group
 includes all its settings; `listen[]` stands for the fields of a list item, `kubeconfigs.issuers[exec]` for the
-additional fields of that type. Every setting is in one table.
+additional fields of that type. Every setting is in exactly one table.
 """
 
 import ast
@@ -53,17 +53,17 @@ class Entry(NamedTuple):
 def entries(group: type[Group] = GivenSettings, around: str = "") -> Iterator[Entry]:
     for name, field in fields(group).items():
         place = around + name
-        if name == "type":  # the tables of the types have it
+        if name == "type":  # described in the tables of the types
             continue
-        if said := _docstrings(group).get(name):
-            yield _entry(place, field, said)
+        if docstring := _docstrings(group).get(name):
+            yield _entry(place, field, docstring)
         elif not field.is_group:
-            sys.exit(f"{place} has no docstring, which is what the documents would say of it")
+            sys.exit(f"{place} has no docstring, from which its documentation is generated")
         yield from _within(place, field)
 
 
-def _entry(name: str, field: Field, said: str) -> Entry:
-    in_words = _DEFAULT_IN_WORDS.search(said)
+def _entry(name: str, field: Field, docstring: str) -> Entry:
+    in_words = _DEFAULT_IN_WORDS.search(docstring)
     if in_words and (field.is_required or field.default in _NOTHING):
         shown = in_words[1]
     elif field.is_required:
@@ -72,7 +72,7 @@ def _entry(name: str, field: Field, said: str) -> Entry:
         shown = "none"
     else:
         shown = f"`{_written(field)}`"
-    return Entry(name, _takes(field), shown, _DEFAULT_IN_WORDS.sub("", said))
+    return Entry(name, _takes(field), shown, _DEFAULT_IN_WORDS.sub("", docstring))
 
 
 def _within(place: str, field: Field) -> Iterator[Entry]:
@@ -180,7 +180,7 @@ def table(selected: list[Entry]) -> str:
 
 
 def rendered() -> dict[Path, str]:
-    """Return the documents with tables, with their expected contents."""
+    """Return the expected contents of the documents with tables."""
     known = list(entries())
     left = {each.name for each in known}
 
@@ -189,14 +189,14 @@ def rendered() -> dict[Path, str]:
         for name in match["names"].split(", "):
             of_it = [each for each in known if each.is_of(name)]
             if not of_it or not {each.name for each in of_it} <= left:
-                sys.exit(f"settings: {name}: there is no such setting, or another table has it")
+                sys.exit(f"settings: {name}: there is no such setting, or another table contains it")
             left.difference_update(each.name for each in of_it)
             selected += of_it
         return f"<!-- settings: {match['names']} -->\n{table(selected)}<!-- end -->\n"
 
     documents = {path: _TABLE.sub(render, path.read_text()) for path in sorted(DOCS.glob("*.md"))}
     if left:
-        sys.exit(f"no document has a table of {', '.join(sorted(left))}")
+        sys.exit(f"no document contains a table of {', '.join(sorted(left))}")
     return {path: text for path, text in documents.items() if _TABLE.search(text)}
 
 

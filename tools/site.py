@@ -13,7 +13,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-_ASKED = re.compile(
+_EXTERNAL_REQUEST = re.compile(
     r"<(?:script|img|iframe)\b[^>]*\bsrc=[\"']?https?:|<link\b[^>]*\bstylesheet\b[^>]*https?:|class=\"mermaid"
 )
 _LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s#]+)((?:#[^)]*)?\))")
@@ -44,15 +44,15 @@ def on_post_template(output_content: str, *, template_name: str, config: Any) ->
 
 
 def _without_other_hosts(output: str, name: str) -> str:
-    """Remove what makes the theme ask GitHub for the stars of the repository, and refuse what asks other hosts."""
+    """Remove the theme's request to GitHub for stars. Raise PluginError for other requests to another host."""
     output = output.replace(' data-md-component="source"', "")
-    if asked := _ASKED.search(output):
-        raise PluginError(f"{name} asks another host: {asked[0]}")
+    if found := _EXTERNAL_REQUEST.search(output):
+        raise PluginError(f"{name} sends a request to another host: {found[0]}")
     return output
 
 
 def _from_root(target: str, config: Any) -> str:
-    """Return the target of a link in the README, as the site's first page has it."""
+    """Convert the target of a link in the README to one of the site's first page."""
     return target.removeprefix("docs/") if _is_on_site(target, config) else _in_repository(target, config["repo_url"])
 
 

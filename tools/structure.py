@@ -1,6 +1,6 @@
-"""Prints classes with too many attributes or constructor arguments, and import circles; status 1 if there are any.
+"""Prints classes with too many attributes or constructor arguments, and import cycles; status 1 if there are any.
 
-An attribute is what a class assigns to `self`, or names in `__slots__`. Circles include imports for type checkers.
+An attribute is what a class assigns to `self`, or names in `__slots__`. Cycles include imports for type checkers.
 """
 
 import ast
@@ -89,7 +89,7 @@ def _imported(tree: ast.Module, parsed: Mapping[str, ast.Module]) -> Iterator[st
 
 
 def circles(graph: Mapping[str, set[str]]) -> set[tuple[str, ...]]:
-    """Return the sets of modules that import each other, also by way of others."""
+    """Return the sets of modules that import each other, directly or indirectly."""
     reached = {module: _reachable(module, graph) for module in graph}
     return {
         tuple(sorted(other for other in reached[module] if module in reached[other]))

@@ -1,4 +1,4 @@
-"""Copies the version in milo_discoveryd/__init__.py to every other file that names it.
+"""Copies the version in milo_discoveryd/__init__.py to every other file that contains it.
 
 ./dev version 0.2.0     sets it everywhere
 ./dev version           copies it again; with --check, only reports differences
@@ -58,7 +58,7 @@ def put(path: Path, place: str, version: str) -> None:
 
 
 def main() -> int:
-    arguments = argparse.ArgumentParser(description="the version of everything here")
+    arguments = argparse.ArgumentParser(description="Sets the version in all files.")
     arguments.add_argument("new", nargs="?")
     arguments.add_argument("--check", action="store_true")
     given = arguments.parse_args()
@@ -76,7 +76,7 @@ def main() -> int:
     ]
     for path, place in differing:
         if given.check:
-            print(f"{path.relative_to(ROOT)} names a different version than {version}: run ./dev version")
+            print(f"{path.relative_to(ROOT)} contains a different version than {version}: run ./dev version")
         else:
             put(path, place, version)
     return 1 if given.check and differing else 0
