@@ -59,7 +59,7 @@ class ReconciledCluster(AffectedCluster, RequestedCluster, WrittenCluster, Proto
 
 
 class Controller:
-    """One reconciler. The runtime engages and drops members, and passes the changes of their informers."""
+    """One reconciler. EngagedClusters calls `engage` and `drop` for clusters, and passes changes of their informers."""
 
     def __init__(self, spec: ControllerSpec, reconciler: Reconciler[Any], shared: Shared) -> None:
         self.spec = spec
@@ -77,13 +77,13 @@ class Controller:
         self._holds = WriteHolds(spec.name, self._release)
         self._metrics = ReconcileMetrics(shared.metrics, spec.name, workers=spec.workers)
 
-    # --- called by the runtime ---
+    # --- called by EngagedClusters ---
 
     def engage(self, member: ReconciledCluster) -> None:
         self.queue.engage(member.cluster.name, member.incarnation)
 
     def drop(self, member: ReconciledCluster) -> None:
-        """Forget the queued objects of the member. The runtime cancels its tasks."""
+        """Forget the queued objects and failures of the member. EngagedClusters cancels its tasks."""
         self.queue.drop(member.cluster.name, member.incarnation)
         self.failures.drop(member.cluster.name, member.incarnation)
 
@@ -93,7 +93,7 @@ class Controller:
         self.pump_soon()
 
     def pause(self) -> None:
-        """Begin no further reconciles."""
+        """Start no further reconciles."""
         self._is_paused = True
 
     @property
@@ -165,7 +165,7 @@ class Controller:
             process = self._process(member, work)
             try:
                 task = member.tasks.create_task(process, name=f"reconcile {work.key}")
-            except RuntimeError:  # another task of the cluster has failed: it is about to be dropped
+            except RuntimeError:  # another task of the cluster has failed: the cluster is about to be dropped
                 process.close()
                 continue
             self._tasks.add(task)

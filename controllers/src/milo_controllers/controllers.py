@@ -79,7 +79,7 @@ def watches(kind: str, *, map: Mapper[Document], on: Predicates[Document] = ()) 
 @overload
 def watches(kind: Kind[T], *, map: Mapper[T], on: Predicates[T] = ()) -> WatchedKind: ...
 def watches(kind: AnyKind, *, map: Mapper[Any], on: Predicates[Any] = ()) -> WatchedKind:  # noqa: A002
-    """Watch a kind; `map` returns the objects to reconcile for each change, in any cluster. `on`: which changes."""
+    """Watch a kind; `map` returns the objects to reconcile for each change, in any cluster. `on` filters changes."""
     check_plain(map, "a mapper (map=)", "change")
     return WatchedKind(kind_of(kind), map, _predicates(on))
 
@@ -87,7 +87,7 @@ def watches(kind: AnyKind, *, map: Mapper[Any], on: Predicates[Any] = ()) -> Wat
 class Controllers(RunsInBackground):
     """A set of reconcilers, which run for every engaged cluster.
 
-    Register them, then `await run()`, or `async with controllers:` beside a block.
+    Register them, then `await run()`, or run a block beside them with `async with controllers:`.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Controllers(RunsInBackground):
     ) -> None:
         """`clusters`: by default the Fleet of the daemon at MILO_DISCOVERY_ADDRESS.
 
-        `resync`: how often every object is reconciled although nothing changed; None for never.
+        `resync`: the interval at which every object is reconciled even without changes; None disables it.
         `reporting_controller` is the name in events. `tracer`: an OpenTelemetry tracer; each reconcile is a span, whose
         children are its requests.
         """

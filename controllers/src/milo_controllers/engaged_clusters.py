@@ -78,7 +78,7 @@ class ClusterTasks:
 
 
 class EngagedClusters:
-    """The engaged clusters, by name. Their state is a metric, which is collected in another thread."""
+    """The engaged clusters, by name. Metrics of their state are collected in another thread."""
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ def check_reconciler(function: Callable[..., Any]) -> None:
 
 
 def check_plain(function: Callable[..., Any], role: str, parameter: str) -> None:
-    """Raise TypeError unless the function is a plain one with one parameter."""
+    """Raise TypeError unless the function is plain (not async) and takes one parameter."""
     _check(function, role, parameter)
     if is_async(function) or inspect.isasyncgenfunction(function):
         raise TypeError(f"{_name(function)} is async: {role} must be a plain function")

@@ -71,7 +71,7 @@ class Change(NamedTuple):
 
     @property
     def current(self) -> CachedObject:
-        """The object as it is, or as it last was."""
+        """The current object, or its last state if it was deleted."""
         found = self.new or self.old
         assert found is not None
         return found

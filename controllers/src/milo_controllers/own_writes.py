@@ -48,7 +48,7 @@ class Write(NamedTuple):
 
 
 class Cached(Protocol):
-    """The parts of an informer that are read here."""
+    """The parts of an informer that this module reads."""
 
     @property
     def key(self) -> CacheKey: ...
@@ -62,7 +62,7 @@ def is_seen(write: Write, informer: Cached) -> bool:
     if key.resource != write.resource or key.namespace not in ("", write.place[0]) or not informer.cache.synced:
         return True
     if found is None:
-        # The object is deleted, or not created yet in the cache; or it does not belong in this cache.
+        # The object was deleted, is not in the cache yet, or does not match the selectors of the cache.
         return not write.version or bool(key.field_selector) or not matches(key.selector, write.labels)
     if found.uid != write.uid:
         return not (write.version and is_older(found.version, write.version))
@@ -124,7 +124,7 @@ class OwnWrites:
         self._reconciles += 1
 
     def reconcile_ended(self) -> None:
-        """Note the end of a reconcile, after `hold` was called for its writes."""
+        """Record the end of a reconcile, after `hold` was called for its writes."""
         self._reconciles -= 1
         if not self._reconciles:
             self._deleted.clear()

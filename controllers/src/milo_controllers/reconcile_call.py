@@ -22,7 +22,7 @@ Reconciler = Callable[[Request[T]], Awaitable[Result | None] | Result | None]
 
 
 class ReconcileCall:
-    """Calls a reconciler."""
+    """Calls a reconciler with its timeout, in a thread if it is a plain function."""
 
     def __init__(
         self, reconciler: Reconciler[Any], *, timeout_s: float | None, threads: Callable[[], Executor]

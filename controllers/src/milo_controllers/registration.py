@@ -51,7 +51,7 @@ class Registration:
             raise ValueError(f"a controller {name!r} already exists: pass another name=")
 
     def require_informer(self, kind: Kind[Any], indexes: Mapping[str, Index]) -> None:
-        """Run an informer of the kind in each cluster, with these indexes and those that were required before."""
+        """Add an informer of the kind for each cluster, or extend the existing one, with these indexes."""
         held = self.informers.get(kind.key)
         cached, indexes = (kind, indexes) if held is None else (_shared(held.kind, kind), {**held.indexes, **indexes})
         decoder = object_decoder(metadata_only=cached.metadata_only, transform=cached.transform)

@@ -125,7 +125,7 @@ class Request(Generic[ObjectT]):
         self._now = now
         self._calls = ThreadCalls()
         self._written: Document | None = None
-        """The object as this reconcile last wrote it, which the cache may not have yet."""
+        """The object as this reconcile last wrote it, which the cache may not contain yet."""
 
     def __repr__(self) -> str:
         place = f"{self.namespace}/{self.name}" if self.namespace else self.name
@@ -255,7 +255,7 @@ class Request(Generic[ObjectT]):
         kind, place = kind_of(kind), (self._default(namespace), name)
         with suppress(NotFound):
             answer = await self._member.api.send("DELETE", kind.path(name, place[0]), (), body)
-            # An object that waits for its finalizers is returned; otherwise a Status, or the object as it last was.
+            # The server returns the object if it waits for finalizers; otherwise a Status, or the last state.
             if answer.get("kind") == "Status":
                 found = str((answer.get("details") or {}).get("uid") or uid or "")
                 self.writes[kind.resource, *place] = Write(kind.resource, place, found, "")

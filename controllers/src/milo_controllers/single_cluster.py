@@ -40,7 +40,7 @@ class SingleCluster:
         self._handlers: list[Callable[[EngagedCluster], Awaitable[None]]] = []
 
     def on_engage(self, handler: Callable[[EngagedCluster], Awaitable[None]], /) -> object:
-        """Register the handler, which is called once. Controllers do this."""
+        """Register a handler, which is called once. Called by Controllers."""
         self._handlers.append(handler)
         return handler
 

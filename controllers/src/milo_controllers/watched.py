@@ -27,8 +27,8 @@ class ReconcileTarget(NamedTuple):
 class Watched(Generic[ObjectT]):
     """A change of a watched object, for a mapper.
 
-    `name` and `namespace` are those of the object, and `cluster` is the EngagedCluster that it is in. `is_deleted` says
-    whether it was deleted, and `clusters` has the caches of all clusters.
+    `name` and `namespace` are those of the object, and `cluster` is the EngagedCluster that it is in. `is_deleted` is
+    True if it was deleted, and `clusters` contains the caches of all clusters.
     """
 
     def __init__(self, kind: Kind[ObjectT], change: Change, cluster: EngagedCluster, clusters: FleetView) -> None:

@@ -107,7 +107,7 @@ class PublishedObjects:
 async def open_api_server(
     source: LocalSource, resource: PublishedResource, namespace: str, *, concurrency: int
 ) -> AsyncIterator[PublishedObjects]:
-    """Provide the objects of a namespace. Credentials are renewed while the block runs. Raises UnusableKubeconfig."""
+    """Open the API server; yield the objects of a namespace. Credentials are renewed. Raises UnusableKubeconfig."""
     proxy = (await asyncio.to_thread(source.read)).proxy
     credentials = AsyncRenewer(lambda: issue("target", source))
     # A write fails, and is not repeated, if the server has closed the idle connection: these are kept only briefly.

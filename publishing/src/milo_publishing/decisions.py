@@ -147,12 +147,12 @@ class Publication:
     def _decide_existing(self, desired: DesiredObject, observed: ObservedObject, *, may_delete: bool) -> Action | None:
         owner = observed.owner(self.identity)
         if owner is Owner.FOREIGN:
-            return Refuse("an object of this name exists that milo-discovery publish did not create")
+            return Refuse("an object with this name exists, which milo-discovery publish did not create")
         if owner is Owner.OTHER_PUBLISHER:
             # Refused even if the object has the UID of this cluster: tenants of another fleet may choose that UID.
             return Refuse(f"the object of this name belongs to publisher {observed.publisher!r}")
         if observed.cluster_uid != desired.cluster_uid:
-            # The cluster was replaced: readers must not use what they stored about the former one for this one.
+            # The cluster was replaced: readers must not apply cached data of the former cluster to this one.
             return _delete(observed, may_delete=may_delete and self._has_ended(observed))
         return None if desired.content is None else self._update(desired, desired.content, observed)
 

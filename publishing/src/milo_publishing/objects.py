@@ -158,7 +158,7 @@ class ObservedObject:
 
 
 def object_name(cluster: str, suffix: str = "") -> str | None:
-    """Return the name of a cluster's object; None if the cluster's key cannot be made into one.
+    """Return the name of a cluster's object; None if the cluster's key cannot be converted.
 
     The key of a cluster of several sources is SOURCE#NAME, and "#" is not allowed in names.
     """
