@@ -47,7 +47,7 @@ class ActAs:
 
 
 def read(user: Mapping[str, Any]) -> ActAs | None:
-    """Return the user that a kubeconfig's user acts as, or None. Raises ValueError, which quotes no value."""
+    """Return the impersonated user of a kubeconfig's user, or None. Raises ValueError, whose message has no values."""
     name, groups, extra = user.get("as"), user.get("as-groups") or [], user.get("as-user-extra") or {}
     if not name:
         if groups or extra:

@@ -190,7 +190,7 @@ class _OpeningStream:
 
 
 class ApiServer:
-    """One API server, with the access of its provider. Close it to release its connections."""
+    """A client of one API server, with the credentials of its provider. Close it to release its connections."""
 
     __slots__ = ("_connect_timeout_s", "_kept", "_pools", "_provider", "_proxy", "_response_limit")
 
@@ -298,7 +298,7 @@ class ApiServer:
             return response
         try:
             renewed = await self._provider.access(refused=access.credential)
-        except BaseException:  # also CancelledError: the response holds a connection
+        except BaseException:  # also on CancelledError, because the response holds a connection
             await response.aclose()
             raise
         if renewed.credential == access.credential:

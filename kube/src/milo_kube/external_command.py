@@ -35,7 +35,7 @@ async def run(argv: tuple[str, ...], environment: Mapping[str, str], *, timeout_
     async with _pipe(output) as output_end, _pipe(errors) as errors_end:
         process = await _spawn(argv, environment, output_end, errors_end)
         for end in (output_end, errors_end):
-            end.close()  # our copies: the reader sees EOF once the command's copies are closed too
+            end.close()  # this process's copies: the reader sees EOF once the command's copies are closed too
         try:
             ending = await _exited(process, flooded, timeout_s)
         finally:

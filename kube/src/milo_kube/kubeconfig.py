@@ -67,7 +67,7 @@ class Policy:
     """The advice about a field that only other policies allow."""
     needs_server: bool = True
     is_exact: bool = False
-    """Whether there is one cluster, one user and one context, and nothing else in the document."""
+    """Whether the document must contain exactly one cluster, user and context, and nothing else."""
 
 
 _DATA: Final = frozenset({"token", "client-certificate-data", "client-key-data"})
@@ -325,7 +325,7 @@ def server_problem(server: str) -> str | None:
 
 
 class _Reader:
-    """Reads one cluster and its user, and collects what is wrong with them."""
+    """Reads one cluster and its user, and collects their problems."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
@@ -377,7 +377,7 @@ class _Reader:
         return {name: value for name, value in given.items() if name in allowed}
 
     def _data(self, about: str, entry: Mapping[str, Any], name: str) -> bytes | None:
-        """Return the data if there is any, as kubectl does: it takes precedence over the file."""
+        """Return the inline data, or None. As in kubectl, it takes precedence over the file."""
         data = entry.get(f"{name}-data")
         if not data:
             return None

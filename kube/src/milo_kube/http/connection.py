@@ -99,7 +99,7 @@ class Response(ABC):
         """Return the next piece of the body, of any size; empty at its end. Raises TransportError."""
         while True:
             if self._unzip is not None and self._unzip.unconsumed_tail:
-                await asyncio.sleep(0)  # a few bytes can expand to gigabytes: let other tasks run
+                await asyncio.sleep(0)  # a few bytes can expand to gigabytes: yield to other tasks
                 return self._unzipped(self._unzip.unconsumed_tail)
             if self._chunks:
                 data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)

@@ -15,7 +15,7 @@ _BUFFER_LIMIT = 512 << 10
 
 
 class Http1Connection(asyncio.Protocol):
-    """An HTTP/1.1 connection with one exchange at a time. Error messages name `origin`."""
+    """An HTTP/1.1 connection with one exchange at a time. Error messages contain `origin`."""
 
     __slots__ = ("_is_lost", "_loss", "_origin", "_response", "_transport", "requests")
     is_multiplexed: ClassVar = False

@@ -28,7 +28,7 @@ _CONNECTION_HEADERS = frozenset({"host", "connection", "keep-alive", "proxy-conn
 
 
 class Http2Connection(asyncio.Protocol):
-    """An HTTP/2 connection. Error messages name `origin`."""
+    """An HTTP/2 connection. Error messages contain `origin`."""
 
     __slots__ = (
         *("_check", "_core", "_failure", "_is_pinged", "_loop", "_next_turn", "_origin", "_read_at", "_responses"),

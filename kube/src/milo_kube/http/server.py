@@ -44,7 +44,7 @@ class HttpServer:
     """A server that passes each request to `handler`."""
 
     def __init__(self, handler: Handler, *, connections: int) -> None:
-        """Beyond `connections`, the oldest is closed, so that idle clients cannot block a scrape or a probe."""
+        """If more than `connections` are open, the oldest is closed: idle clients must not block scrapes or probes."""
         self._handler = handler
         self._limit = connections
         self._connections: dict[_Connection, None] = {}

@@ -53,7 +53,7 @@ class LivenessTracker:
         return LivenessCheck(self._since)
 
     def result(self, check: LivenessCheck, *, is_silent: bool) -> bool:
-        """Record the result of a check. Return whether to give up the wait."""
+        """Record the result of a check. Return whether to abort the wait."""
         if check.waiting_since != self.waiting_since:
             return False  # the wait that it was made for is over
         self._misses = self._misses + 1 if is_silent else 0

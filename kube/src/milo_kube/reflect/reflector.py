@@ -159,7 +159,7 @@ class Reflector(Generic[Seen]):
 
     @property
     def trusted_from(self) -> float:
-        """When the answering server can be assumed to be the one that all data came from.
+        """When the responding server can be assumed to be the one that all data came from.
 
         Until then, "not found" from it proves nothing: another server may never have had the object.
         """
@@ -223,7 +223,7 @@ class Reflector(Generic[Seen]):
         return found
 
     def ended(self, now: float) -> list[SourceEvent[Seen]]:
-        """Apply a clean end of the watch."""
+        """Handle a clean end of the watch."""
         self.trust.is_known = False
         if isinstance(self.state, Filling):
             return self.failed(Failure("ListCut", "the server ended the streaming list before its final bookmark"), now)

@@ -15,7 +15,7 @@ _LONGEST_ID = 128
 
 
 class Identified(Protocol):
-    """An object as a decoder returns it: the fields that list and watch read, besides those that the decoder keeps."""
+    """The fields of a decoded object that list and watch read; decoders can add others."""
 
     @property
     def name(self) -> str: ...
