@@ -41,7 +41,7 @@ CONTENT = ("uid", "endpoint", "labels", "annotations", "suspended", "draining", 
 
 
 def broken(case: str) -> bool:
-    """Return whether this is the subscriber that the case is to catch."""
+    """Return whether this subscriber breaks the rule of the case."""
     return case == BROKEN
 
 
@@ -370,7 +370,7 @@ class Handler:
         return {"token": user["token"], **(self.first if broken("endpoint-and-user-of-the-token") else found)}
 
     def is_given_away(self, known: Known | None) -> bool:
-        """Return whether the credential is given after the end of the engagement, which it must not be."""
+        """Return whether this broken subscriber issues a credential after the end of the engagement."""
         if known is None:
             return broken("credential-after-the-end")
         is_same = known.cluster.uid == self.uid
@@ -534,7 +534,7 @@ class Ownership:
 
 
 class Subscription:
-    """Streams, one after another."""
+    """Opens streams one after another, with backoff."""
 
     def __init__(self) -> None:
         self.view = View()
@@ -570,7 +570,7 @@ class Subscription:
             delay = min(2 * delay, 5)
 
     def after(self, error: grpc.aio.AioRpcError) -> float:
-        """Return how long to wait after an error. Raises Final for one that a retry cannot fix."""
+        """Return the minimum delay after an error. Raises Final for one that a retry cannot fix."""
         code = error.code().name
         is_final = code in FINAL and not broken(f"fatal-{code.lower().replace('_', '-')}")
         if code == "UNAVAILABLE" and error.details() and self.has_connected:

@@ -127,7 +127,7 @@ class ScriptedStream:
         await self.send(synced=synced, revision=self.revision or "0", source=source)
 
     async def write(self, batch: pb.WatchClustersResponse) -> None:
-        """Send a batch as it is."""
+        """Send a batch unchanged."""
         async with self._writing:
             self.daemon.trace(f"daemon: stream {self.number}: {describe(batch)}")
             self.revision, self._synced = batch.revision, batch.synced
@@ -202,7 +202,7 @@ class ScriptedDaemon(rpc.DiscoveryServiceServicer):
         self._directory.cleanup()
 
     async def serve(self) -> None:
-        """Start a server, to which new connections go."""
+        """Start a server for new connections."""
         options = [("grpc.so_reuseport", 0), ("grpc.max_send_message_length", 64 << 20)]
         server = grpc.aio.server(options=options)
         rpc.add_DiscoveryServiceServicer_to_server(self, server)

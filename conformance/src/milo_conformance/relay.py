@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class Relay:
-    """Listens at the daemon's address and forwards bytes to its server: a path, or a port of loopback."""
+    """Listens at the daemon's address and forwards bytes to its server, at a socket path or a loopback port."""
 
     def __init__(self, path: Path) -> None:
         self.target: str | int = ""

@@ -23,7 +23,7 @@ SUBSCRIBER = "conformance/1"
 
 
 class Profile(Enum):
-    """A set of a client's features. Each profile but `core` is claimed separately."""
+    """A set of features that a client can claim. All clients have to pass `core`."""
 
     CORE = "core"
     KUBECONFIGS = "kubeconfigs"
@@ -137,7 +137,10 @@ class Run:
             )
         heartbeat_s = wanted["CONFORMANCE_HEARTBEAT_S"]
         if request.heartbeat_interval.ToTimedelta().total_seconds() != float(heartbeat_s):
-            raise CaseFailed(f"the stream was opened without the heartbeat interval of {heartbeat_s} s")
+            raise CaseFailed(
+                f"the stream was opened with a heartbeat interval of "
+                f"{request.heartbeat_interval.ToTimedelta().total_seconds():g} s, not {heartbeat_s} s"
+            )
         if request.include_kubeconfigs != ("CONFORMANCE_KUBECONFIGS" in wanted):
             raise CaseFailed(
                 f"the stream was opened with include_kubeconfigs={request.include_kubeconfigs}, "
@@ -198,7 +201,7 @@ class Run:
     ) -> float:
         """Start the subscriber and, once it has opened a stream, start it again with these settings.
 
-        Return within how many seconds it would open a stream now, estimated from the time until its first one.
+        Return the number of seconds in which it is expected to open its next stream, estimated from its first start.
         """
         started_at = time.monotonic()
         await self.stream()

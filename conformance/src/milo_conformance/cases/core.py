@@ -567,7 +567,7 @@ async def backoff(run: Run) -> None:
 
 
 async def refusals(run: Run, stream: ScriptedStream, count: int) -> tuple[ScriptedStream, list[float]]:
-    """End each stream at once. Return the last one, which is open, and how long the subscriber waited before each."""
+    """End `count` streams at once. Return the next one, which stays open, and the subscriber's delay before each."""
     waits = []
     for _ in range(count):
         ended = time.monotonic()

@@ -165,7 +165,7 @@ async def credential(run: Run, name: str) -> str:
 
 @kubeconfigs(
     "A credential is reused, and refreshed before it expires",
-    why="One credential per request overloads the daemon, and one that is refreshed after its expiry fails requests.",
+    why="Requesting one for each API request overloads the daemon; refreshing it after its expiry fails requests.",
     demands="When to request another.",
     needs=Feature.CREDENTIALS,
 )
@@ -199,7 +199,7 @@ async def credential_is_refreshed(run: Run) -> None:
 
 @kubeconfigs(
     "A credential is used while the daemon is away, until it expires",
-    why="A restart of the daemon must not stop the work; and an expired credential causes a 401 for each request.",
+    why="A restart of the daemon must not stop the work. An expired credential causes a 401 for each request.",
     demands="When its credential expires.",
     needs=Feature.CREDENTIALS,
 )

@@ -75,7 +75,10 @@ async def lost(run: Run, *, by: float) -> float:
     lines = await run.reported("DISENGAGED a reason=OWNERSHIP_LOST", "DISENGAGED b reason=OWNERSHIP_LOST")
     at = max(each.at for each in lines)
     if at > by + LATE_S:
-        raise CaseFailed(f"the clusters were disengaged {at - by:.1f} s after the ownership had expired")
+        raise CaseFailed(
+            f"the clusters were disengaged {at - by:.1f} s after the ownership had expired; "
+            f"at most {LATE_S} s are allowed"
+        )
     return at
 
 
@@ -215,7 +218,7 @@ async def failed_renewal(run: Run) -> None:
 
 
 @sharded(
-    "The ownership is renewed while the stream is broken",
+    "Ownership is renewed while the stream is broken",
     why="The daemon owns its clusters, whether or not it serves the stream at present.",
     demands="Call it every few seconds",
 )
