@@ -47,7 +47,7 @@ async def parts(request: web.BaseRequest, data: Iterable[bytes]) -> web.StreamRe
         compressor = zlib.compressobj(level=1, wbits=31)
         await response.prepare(request)
         for piece in chain((first,), pieces):
-            # In a thread, because compression takes most of the time and zlib releases the GIL.
+            # Compress in a thread, because compression takes most of the time and zlib releases the GIL.
             if squeezed := await asyncio.to_thread(compressor.compress, piece):
                 await response.write(squeezed)
         await response.write_eof(compressor.flush())

@@ -23,7 +23,7 @@ _LEFT_OVER = ("networks.networking.example.com", "workloads.compute.example.com"
 
 
 class Churn:
-    """A source of random changes; `step` makes about one. The number of projects stays near the initial one."""
+    """A source of random changes, about one per `step`. The number of projects stays near the initial one."""
 
     def __init__(self, store: Store, names: Names, random: Random) -> None:
         self._store = store

@@ -23,7 +23,7 @@ from milo_sandbox.server import ServerAddress
 from milo_sandbox.signals import stop_signals
 
 _RENEWED_BEFORE = timedelta(days=1)
-# Not indented, so that it can be pasted as it is; the watch, which does not end, comes last.
+# Not indented, so that the text can be pasted; the watch, which does not end, comes last.
 _COMMANDS = """\
 Commands to try in another terminal:
 

@@ -51,7 +51,7 @@ class ControlPlanes:
         return list(self._apis.values())
 
     def of(self, project: str) -> Api:
-        """Return the API under a name."""
+        """Return the API of a project, and create it at the first request."""
         api = self._apis.get(project)
         if api is None:
             api = self._apis[project] = self._new_api(self._furnished(project))

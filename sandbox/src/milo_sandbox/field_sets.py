@@ -65,7 +65,7 @@ def list_step(entry: Any, schema: Document) -> str:
 def values_at(value: Any, schema: Document) -> dict[Path, Any]:
     """Return the fields that owners own, with their values: scalars, atomic values, empty maps and entries of lists.
 
-    The value of an entry is None: its fields are listed themselves.
+    The value of an entry is None: its fields are listed separately.
     """
     return dict(_values(value, schema, ())) if value != {} else {}
 

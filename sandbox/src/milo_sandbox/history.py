@@ -29,7 +29,7 @@ class ObjectHistory:
 
     def append(self, event: RecordedChange) -> None:
         self._events.append(event)
-        # Only at twice the limit, so that the remaining events are moved once per `limit` events.
+        # Compact only at twice the limit, so that the remaining events are moved once per `limit` events.
         if len(self._events) > 2 * self._limit:
             self.compact(self._events[-self._limit - 1].version)
 

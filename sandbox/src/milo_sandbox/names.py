@@ -55,7 +55,7 @@ class Names:
         return {key: self._random.choice(values) for key, values in _LABELS.items()}
 
     def label(self) -> tuple[str, str]:
-        """Return a label to set."""
+        """Return a random label."""
         key = self._random.choice(tuple(_LABELS))
         return key, self._random.choice(_LABELS[key])
 

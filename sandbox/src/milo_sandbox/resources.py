@@ -90,7 +90,7 @@ class ResourceDefinition(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     @property
     def qualified(self) -> str:
-        """The resource's name in messages of Kubernetes."""
+        """The resource's name in Kubernetes error messages."""
         return f"{self.plural}.{self.group}" if self.group else self.plural
 
 
@@ -145,7 +145,7 @@ def _columns(given: Sequence[Document]) -> Iterator[Column]:
 
 
 def shipped(plural: str, ready_condition: str = "") -> ResourceDefinition:
-    """Return the resource of one of the definitions in `crds`, which real API servers are given as well."""
+    """Return the resource of one of the definitions in `crds`, which tests also install in real API servers."""
     definition = yaml.safe_load(_DEFINITIONS.joinpath(f"{plural}.yaml").read_text())
     return msgspec.structs.replace(resource_of(definition), ready_condition=ready_condition)
 

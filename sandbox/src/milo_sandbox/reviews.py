@@ -34,7 +34,7 @@ def _whose(spec: Document, tokens: Tokens) -> Document:
     """Review a token; as in kube-apiserver, without audiences it must be for the server itself."""
     token, asked = spec.get("token"), spec.get("audiences") or []
     if not isinstance(token, str):
-        raise refusals.bad_request("spec needs a token")
+        raise refusals.bad_request("spec.token must be a string")
     try:
         subject = tokens.subject(token)
     except refusals.RefusalError:

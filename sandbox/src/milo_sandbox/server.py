@@ -30,7 +30,7 @@ class _Http(web.Server):
 
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
-        if self.has_ended:  # its TLS handshake was under way
+        if self.has_ended:  # its TLS handshake was in progress during the shutdown
             transport.abort()
 
 

@@ -11,7 +11,7 @@ from milo_sandbox.watch import ObjectWatch
 
 
 class Bell:
-    """A notification for waiting streams. They check their state before they wait, so that none misses one."""
+    """A notification for waiting streams. They check their state before they wait, so that none is missed."""
 
     def __init__(self) -> None:
         self._waiters: set[asyncio.Future[None]] = set()

@@ -48,7 +48,7 @@ class _Refused(Exception):  # noqa: N818 - named after the response
 
 
 class AssertionEndpoint:
-    """The token endpoint. `answered` counts requests by result: an error code of RFC 6749, or "ok"."""
+    """The token endpoint. `answered` has the result of each request: an error code of RFC 6749, or "ok"."""
 
     def __init__(self, tokens: Tokens, clock: Callable[[], float]) -> None:
         self._tokens = tokens
