@@ -1,6 +1,7 @@
 """`tools/documents.py [--check | --wrap [FILE...]]`: counts words of the user documentation, and wraps its lines.
 
-User documentation is the pages of the site and the READMEs of what is installed. Generated parts are separate.
+User documentation is the pages of the site and the READMEs of what is installed. Generated text is not counted in the
+total.
 """
 
 import re

@@ -59,5 +59,5 @@ def test_diagrams_are_what_their_texts_say(source: Path) -> None:
 
 
 def test_diagrams_refuse_an_unknown_line() -> None:
-    with pytest.raises(SystemExit, match="invalid line in a diagram: .a whim"):
+    with pytest.raises(SystemExit, match=r"invalid line in a diagram: .a whim"):
         drawn("Title\nsequence: a, b\na whim")
