@@ -8,7 +8,7 @@ import asyncio
 import sys
 
 from milo_conformance import daemon, run
-from milo_conformance.__main__ import judge_all
+from milo_conformance.__main__ import run_cases
 from milo_conformance.cases import every_case
 from milo_conformance.subscriber import Program
 
@@ -33,7 +33,7 @@ async def main(selected: list[str]) -> int:
         if selected and not {broken.profile.value, broken.name} & set(selected):
             continue
         cases = [one for one in every_case() if one.profile is broken.profile]
-        outcomes = await judge_all(cases, subscriber(broken.name), frozenset(), jobs=8)
+        outcomes = await run_cases(cases, subscriber(broken.name), frozenset(), jobs=8)
         caught = [outcome.case.name for outcome in outcomes if outcome.failure is not None]
         if caught != [broken.name, *ALSO_CAUGHT_BY.get(broken.name, [])]:
             unexpected += 1

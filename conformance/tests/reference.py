@@ -45,7 +45,7 @@ def broken(case: str) -> bool:
     return case == BROKEN
 
 
-def tell(event: str, **fields: Any) -> None:
+def report(event: str, **fields: Any) -> None:
     print(json.dumps({"event": event, **fields}), flush=True)
 
 
@@ -163,12 +163,12 @@ class View:
     def compare(self, snapshot: dict[str, Known]) -> None:
         missing = [name for name in self.clusters if name not in snapshot]
         for name in missing[:1] if broken("restart-with-fewer-clusters") else missing:
-            self.tell(TYPES.TYPE_DISENGAGED, self.clusters[name], "UNSPECIFIED")
+            self.report(TYPES.TYPE_DISENGAGED, self.clusters[name], "UNSPECIFIED")
         new = [name for name in snapshot if name not in self.clusters]
         if broken("restart-with-more-clusters") and self.clusters:
             new = new[:3]
         for name in new:
-            self.tell(TYPES.TYPE_ENGAGED, snapshot[name])
+            self.report(TYPES.TYPE_ENGAGED, snapshot[name])
         for name, before in self.clusters.items():
             if name in snapshot:
                 self.compare_one(before, snapshot[name])
@@ -178,27 +178,27 @@ class View:
         if broken("release-after-restart"):
             is_now.incarnation = was.incarnation
         if was.uid != is_now.uid and not broken("restart-with-replaced-cluster"):
-            self.tell(TYPES.TYPE_DISENGAGED, before, "REPLACED")
-            self.tell(TYPES.TYPE_ENGAGED, now)
+            self.report(TYPES.TYPE_DISENGAGED, before, "REPLACED")
+            self.report(TYPES.TYPE_ENGAGED, now)
             return
         if was.HasField("draining") and not is_now.HasField("draining") and not broken("drained-while-away"):
-            self.tell(TYPES.TYPE_DISENGAGED, before, short(was.draining.reason, pb.DisengageReason))
-            self.tell(TYPES.TYPE_ENGAGED, now)
+            self.report(TYPES.TYPE_DISENGAGED, before, short(was.draining.reason, pb.DisengageReason))
+            self.report(TYPES.TYPE_ENGAGED, now)
             return
         ignored = {"restart-with-changed-cluster": "annotations", "resume-refused": "suspended"}.get(BROKEN)
         compared = [field for field in CONTENT if field != ignored]
         if broken("restart-with-same-clusters"):
             compared.append("incarnation")
         if any(getattr(was, field) != getattr(is_now, field) for field in compared):
-            self.tell(TYPES.TYPE_UPDATED, now)
+            self.report(TYPES.TYPE_UPDATED, now)
         if now.kubeconfig is None:
             now.kubeconfig = before.kubeconfig
         elif now.kubeconfig != before.kubeconfig and not broken("other-kubeconfig-after-restart"):
-            self.tell(TYPES.TYPE_KUBECONFIG, now)
+            self.report(TYPES.TYPE_KUBECONFIG, now)
 
     def follow(self, batch: pb.WatchClustersResponse) -> None:
         changed: dict[str, Known | None] = {}
-        told: list[tuple[int, Known, str, bool]] = []
+        changes: list[tuple[int, Known, str, bool]] = []
         for event in batch.events:
             name = event.cluster.name
             if event.type > TYPES.TYPE_KUBECONFIG:
@@ -220,11 +220,11 @@ class View:
             is_useless = kind == "kubeconfig" and before is not None and after.kubeconfig is before.kubeconfig
             if not is_useless and not (broken("with-the-stream") and kind == "kubeconfig" and not before.kubeconfig):
                 has_kubeconfig = (inherits or event.HasField("kubeconfig")) and after.kubeconfig is not None
-                told.append((event.type, after, short(event.reason, pb.DisengageReason), has_kubeconfig))
+                changes.append((event.type, after, short(event.reason, pb.DisengageReason), has_kubeconfig))
         if broken("replaced-in-one-batch"):
-            told = list({one[1].cluster.name: one for one in told}.values())
-        for kind_of, known, reason, has_kubeconfig in told:
-            self.tell(kind_of, known, reason, has_kubeconfig=has_kubeconfig)
+            changes = list({one[1].cluster.name: one for one in changes}.values())
+        for kind_of, known, reason, has_kubeconfig in changes:
+            self.report(kind_of, known, reason, has_kubeconfig=has_kubeconfig)
         for name, changed_to in changed.items():
             if changed_to is None:
                 self.clusters.pop(name, None)
@@ -239,12 +239,12 @@ class View:
 
     def lose(self, reason: str = "OWNERSHIP_LOST") -> None:
         for known in self.clusters.values():
-            self.tell(TYPES.TYPE_DISENGAGED, known, reason)
+            self.report(TYPES.TYPE_DISENGAGED, known, reason)
         self.clusters, self.snapshot = {}, None
         if not broken("starts-over-after-loss"):
             self.revision = ""
 
-    def tell(self, kind: int, known: Known, reason: str = "", *, has_kubeconfig: bool = True) -> None:
+    def report(self, kind: int, known: Known, reason: str = "", *, has_kubeconfig: bool = True) -> None:
         cluster, event = known.cluster, TYPES.Type.Name(kind)[5:]
         if RUNS_FLEET:
             apply_to_handlers(self, event, known)
@@ -257,7 +257,7 @@ class View:
         if draining and broken("drain"):
             asyncio.get_running_loop().create_task(self.release(cluster.name))
         tells_kubeconfig = event in {"ENGAGED", "KUBECONFIG"} and known.kubeconfig is not None and has_kubeconfig
-        tell(
+        report(
             event,
             cluster=cluster.name,
             uid=cluster.uid,
@@ -310,7 +310,7 @@ class Handler:
         if before:
             await asyncio.wait(before)
         while not self.signaled.is_set():
-            tell("BEGIN", cluster=self.name, uid=self.uid)
+            report("BEGIN", cluster=self.name, uid=self.uid)
             await self.work()
             if self.verb != "fail" or broken("handler-error"):
                 break
@@ -327,12 +327,12 @@ class Handler:
         for wait in waits:
             wait.cancel()
         if not self.commanded.is_set():
-            tell("SIGNALED", cluster=self.name, uid=self.uid)
+            report("SIGNALED", cluster=self.name, uid=self.uid)
             if self.is_draining and broken("release-after-end"):
                 await self.view.release(self.name)
             if LINGERS:
                 await self.commanded.wait()
-        tell("END", cluster=self.name, uid=self.uid)
+        report("END", cluster=self.name, uid=self.uid)
 
     def request(self) -> str:
         """Send a request; return its error, empty if it succeeded."""
@@ -515,8 +515,8 @@ class Ownership:
         self.lost.set()
 
     async def renew(self) -> None:
-        asked = time.clock_gettime(time.CLOCK_BOOTTIME)
-        left = self.until - asked
+        sent_at = time.clock_gettime(time.CLOCK_BOOTTIME)
+        left = self.until - sent_at
         timeout = 60.0 if broken("ownership-runs-out") else min(3.0, left) if left > 0 else 3.0
         try:
             response = await call("RenewOwnership", pb.RenewOwnershipRequest(), timeout)
@@ -526,9 +526,9 @@ class Ownership:
             return
         self.is_sharded = response.sharded or broken("no-longer-sharded")
         if broken("counted-from-the-request"):
-            asked = time.clock_gettime(time.CLOCK_BOOTTIME)
+            sent_at = time.clock_gettime(time.CLOCK_BOOTTIME)
         if response.HasField("valid_for"):
-            self.until = max(self.until, asked + response.valid_for.ToTimedelta().total_seconds())
+            self.until = max(self.until, sent_at + response.valid_for.ToTimedelta().total_seconds())
         elif broken("response-without-time") and response.sharded:
             self.until = 0.0
 
@@ -694,9 +694,9 @@ async def obey(words: list[str], view: View, credentials: Credentials) -> None:
     if RUNS_FLEET:
         handler = HANDLERS[name][0]
         if verb == "credential":
-            tell("CREDENTIAL", cluster=name, **await handler.credential())
+            report("CREDENTIAL", cluster=name, **await handler.credential())
         elif verb == "request":
-            tell("ANSWERED", cluster=name, code=await asyncio.to_thread(handler.request))
+            report("ANSWERED", cluster=name, code=await asyncio.to_thread(handler.request))
         else:
             handler.verb = verb
             handler.commanded.set()
@@ -705,17 +705,17 @@ async def obey(words: list[str], view: View, credentials: Credentials) -> None:
         if verb == "release":
             await view.release(name)
         elif verb == "credential":
-            tell("CREDENTIAL", cluster=name, token=await credentials.token(name))
+            report("CREDENTIAL", cluster=name, token=await credentials.token(name))
         elif verb == "kubeconfig":
             if not (broken("on-request") and name in ISSUED):
                 response = await call("IssueKubeconfig", pb.IssueKubeconfigRequest(cluster=name))
                 ISSUED[name] = response.kubeconfig.kubeconfig.decode()
-            tell("ISSUED", cluster=name, kubeconfig=ISSUED[name])
+            report("ISSUED", cluster=name, kubeconfig=ISSUED[name])
     except grpc.aio.AioRpcError as error:
         if broken("refused-release") and verb == "release":
             raise
         code = "UNAVAILABLE" if broken("request-for-other-cluster") else error.code().name
-        tell("CREDENTIAL" if verb == "credential" else "FAILED", cluster=name, code=code)
+        report("CREDENTIAL" if verb == "credential" else "FAILED", cluster=name, code=code)
 
 
 async def main() -> None:
@@ -743,7 +743,7 @@ async def main() -> None:
 
 def told_final(running: asyncio.Task[None]) -> None:
     if not running.cancelled() and isinstance(error := running.exception(), Final):
-        tell("FATAL", code=str(error))
+        report("FATAL", code=str(error))
 
 
 if __name__ == "__main__":

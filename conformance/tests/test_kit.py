@@ -11,7 +11,7 @@ import pytest
 
 from conformance.tests import matrix
 from milo_conformance import daemon, run
-from milo_conformance.__main__ import judge_all
+from milo_conformance.__main__ import run_cases
 from milo_conformance.cases import every_case
 from milo_conformance.run import Case
 from milo_conformance.subscriber import Program
@@ -34,7 +34,7 @@ def kit(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.nightly  # each merge runs the kit on the clients, which break no rule either
 async def test_subscriber_that_breaks_no_rule_passes_every_case() -> None:
-    outcomes = await judge_all(every_case(), matrix.subscriber(""), frozenset(), jobs=4)
+    outcomes = await run_cases(every_case(), matrix.subscriber(""), frozenset(), jobs=4)
     assert {one.case.name: one.failure for one in outcomes if one.failure} == {}
 
 
@@ -63,7 +63,7 @@ async def not_caught(cases: list[Case], *prefix: str) -> list[str]:
     async def is_caught(one: Case) -> bool:
         async with slots:
             subscriber = Program([*prefix, *matrix.command(one.name)])
-            [outcome] = await judge_all([one], subscriber, frozenset(), jobs=1)
+            [outcome] = await run_cases([one], subscriber, frozenset(), jobs=1)
         return outcome.failure is not None
 
     caught = await asyncio.gather(*map(is_caught, cases))

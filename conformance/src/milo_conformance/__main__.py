@@ -13,7 +13,7 @@ import click
 from milo_conformance import report
 from milo_conformance.cases import every_case
 from milo_conformance.failure import CannotRun
-from milo_conformance.run import Case, CaseOutcome, Feature, Profile, judge
+from milo_conformance.run import Case, CaseOutcome, Feature, Profile, run_case
 from milo_conformance.subscriber import Launch, Program
 
 
@@ -74,7 +74,7 @@ def run(  # noqa: PLR0917  (click passes them by name)
     cases = select(profiles, names)
     try:
         outcomes = asyncio.run(
-            judge_all(cases, Program(command), frozenset(map(Feature, unsupported)), jobs, is_verbose=verbose)
+            run_cases(cases, Program(command), frozenset(map(Feature, unsupported)), jobs, is_verbose=verbose)
         )
     except CannotRun as error:
         click.echo(f"error: {error}", err=True)
@@ -107,17 +107,17 @@ class Candidate:
     unsupported: frozenset[Feature] = frozenset()
 
 
-async def judge_each(
+async def run_candidates(
     candidates: Sequence[Candidate], jobs: int, *, is_verbose: bool = False
 ) -> list[list[CaseOutcome]]:
     """Run the cases of all candidates, `jobs` at a time and large ones alone; return the outcomes by candidate."""
     slots = asyncio.Semaphore(jobs)
     outcomes: dict[tuple[int, Case], CaseOutcome] = {}
 
-    async def judged(number: int, one: Case) -> None:
+    async def run_one(number: int, one: Case) -> None:
         async with slots:
             candidate = candidates[number]
-            outcome = outcomes[number, one] = await judge(one, candidate.launch, candidate.unsupported)
+            outcome = outcomes[number, one] = await run_case(one, candidate.launch, candidate.unsupported)
         if is_verbose:
             click.echo("\n".join([f"=== {one.profile.value}/{one.name}", *outcome.exchange, ""]))
 
@@ -125,18 +125,18 @@ async def judge_each(
     every = [
         (number, one) for one in every_case() for number, candidate in enumerate(candidates) if one in candidate.cases
     ]
-    await asyncio.gather(*[judged(number, one) for number, one in every if not one.is_large])
+    await asyncio.gather(*[run_one(number, one) for number, one in every if not one.is_large])
     for number, one in every:
         if one.is_large:
-            await judged(number, one)
+            await run_one(number, one)
     return [[outcomes[number, one] for one in candidate.cases] for number, candidate in enumerate(candidates)]
 
 
-async def judge_all(
+async def run_cases(
     cases: Sequence[Case], launch: Launch, unsupported: frozenset[Feature], jobs: int, *, is_verbose: bool = False
 ) -> list[CaseOutcome]:
     """Run the cases, `jobs` at a time and large ones alone; return their outcomes in order."""
-    [outcomes] = await judge_each([Candidate(launch, cases, unsupported)], jobs, is_verbose=is_verbose)
+    [outcomes] = await run_candidates([Candidate(launch, cases, unsupported)], jobs, is_verbose=is_verbose)
     return outcomes
 
 

@@ -307,7 +307,7 @@ class CaseOutcome:
         return self.failure is None and self.skipped is None
 
 
-async def judge(one: Case, launch: Launch, unsupported: frozenset[Feature] = frozenset()) -> CaseOutcome:
+async def run_case(one: Case, launch: Launch, unsupported: frozenset[Feature] = frozenset()) -> CaseOutcome:
     """Run a case."""
     if one.needs is not None and one.needs in unsupported:
         return CaseOutcome(one, None, f"needs {one.needs.value}", 0.0, ())
