@@ -54,13 +54,13 @@ def _sequence(title: str, lines: list[str]) -> str:
             body += _text((width / 2, y + 18), line[3:], bold=True)
             y += 34
         elif line.startswith("note "):
-            name, _, said = line.removeprefix("note ").partition(": ")
-            body += _box((place[name], y + _height(said) / 2), (_width(said) + 20, _height(said) + 8), said, _NOTE)
-            y += _height(said) + 22
+            name, _, label = line.removeprefix("note ").partition(": ")
+            body += _box((place[name], y + _height(label) / 2), (_width(label) + 20, _height(label) + 8), label, _NOTE)
+            y += _height(label) + 22
         else:
-            begin, style, end, said = _arrow(line)
-            y += _height(said)
-            body += _text(((place[begin] + place[end]) / 2, y - _height(said) / 2 - 3), said)
+            begin, style, end, label = _arrow(line)
+            y += _height(label)
+            body += _text(((place[begin] + place[end]) / 2, y - _height(label) / 2 - 3), label)
             body += _connection((place[begin], y + 2), (place[end], y + 2), style)
             y += 20
     lifelines = [f'<path d="M{place[name]} 60V{y}" stroke="#bbb"/>' for name in names]
@@ -81,8 +81,8 @@ def _boxes(title: str, lines: list[str]) -> str:
     arrows: list[str] = []
     for line in lines:
         if line.startswith("group "):
-            members, _, said = line.removeprefix("group ").partition(": ")
-            groups += _group([(places[name], sizes[name]) for name in members.split(", ")], said)
+            members, _, label = line.removeprefix("group ").partition(": ")
+            groups += _group([(places[name], sizes[name]) for name in members.split(", ")], label)
         elif not line.startswith("box "):
             begin, _, end, _ = _arrow(line)
             back = any(_arrow(other)[:3:2] == (end, begin) for other in lines if re.match(r"(?!box|group)", other))
@@ -97,7 +97,7 @@ def _boxes(title: str, lines: list[str]) -> str:
 def _between(begin_box: tuple[Point, Point], end_box: tuple[Point, Point], line: str, shift: float) -> Iterator[str]:
     """Connect two boxes, beside the connection of the opposite direction."""
     (x, y), (to_x, to_y) = begin_box[0], end_box[0]
-    _, style, _, said = _arrow(line)
+    _, style, _, label = _arrow(line)
     length = ((to_x - x) ** 2 + (to_y - y) ** 2) ** 0.5
     across, down = (to_x - x) / length, (to_y - y) / length
     off = (-down * shift, across * shift)
@@ -106,9 +106,9 @@ def _between(begin_box: tuple[Point, Point], end_box: tuple[Point, Point], line:
     end = (to_x - across * stop + off[0], to_y - down * stop + off[1])
     yield from _connection(begin, end, style)
     middle = ((begin[0] + end[0]) / 2, (begin[1] + end[1]) / 2)
-    lift = -_height(said) / 2 - 2 if shift >= 0 else _height(said) / 2 + 4
+    lift = -_height(label) / 2 - 2 if shift >= 0 else _height(label) / 2 + 4
     beside = (middle[0] + shift * 0.5, middle[1]) if abs(across) < 0.3 else (middle[0], middle[1] + lift)
-    yield from _text(beside, said)
+    yield from _text(beside, label)
 
 
 def _edge(size: Point, across: float, down: float) -> float:
@@ -117,23 +117,23 @@ def _edge(size: Point, across: float, down: float) -> float:
     return min(ratios) + 2
 
 
-def _group(members: list[tuple[Point, Point]], said: str) -> Iterator[str]:
+def _group(members: list[tuple[Point, Point]], label: str) -> Iterator[str]:
     left = min(x - wide / 2 for (x, _), (wide, _) in members) - 16
     top = min(y - high / 2 for (_, y), (_, high) in members) - 34
-    right = max(*(x + wide / 2 for (x, _), (wide, _) in members), left + 1.1 * _width(said)) + 16
+    right = max(*(x + wide / 2 for (x, _), (wide, _) in members), left + 1.1 * _width(label)) + 16
     bottom = max(y + high / 2 for (_, y), (_, high) in members) + 14
     size = f'width="{right - left}" height="{bottom - top}"'
     yield f'<rect x="{left}" y="{top}" {size} rx="8" fill="none" stroke="#999"/>'
-    yield from _text(((left + right) / 2, top + 12), said, bold=True)
+    yield from _text(((left + right) / 2, top + 12), label, bold=True)
 
 
-def _box(center: Point, size: Point, said: str, fill: str) -> Iterator[str]:
+def _box(center: Point, size: Point, label: str, fill: str) -> Iterator[str]:
     x, y = center[0] - size[0] / 2, center[1] - size[1] / 2
     yield (
         f'<rect x="{x:.1f}" y="{y:.1f}" width="{size[0]:.1f}" height="{size[1]:.1f}" rx="5" fill="{fill}" '
         f'stroke="{_ACCENT}"/>'
     )
-    yield from _text(center, said)
+    yield from _text(center, label)
 
 
 def _connection(begin: Point, end: Point, style: str) -> Iterator[str]:
@@ -142,8 +142,8 @@ def _connection(begin: Point, end: Point, style: str) -> Iterator[str]:
     yield f'<path d="{path}" stroke="{_ACCENT}" stroke-width="1.5"{dashed} marker-end="url(#head)"/>'
 
 
-def _text(center: Point, said: str, *, bold: bool = False) -> Iterator[str]:
-    lines = said.split("|") if said else []
+def _text(center: Point, label: str, *, bold: bool = False) -> Iterator[str]:
+    lines = label.split("|") if label else []
     first = center[1] - _LINE * (len(lines) - 1) / 2 + 4
     style = 'text-anchor="middle" stroke="white" stroke-width="3" paint-order="stroke"'
     weight = "bold" if bold else "normal"
@@ -159,12 +159,12 @@ def _arrow(line: str) -> tuple[str, str, str, str]:
     return found[1], found[2], found[3], found[4] or ""
 
 
-def _width(said: str) -> float:
-    return 6.6 * max(len(line.strip()) for line in said.split("|"))
+def _width(label: str) -> float:
+    return 6.6 * max(len(line.strip()) for line in label.split("|"))
 
 
-def _height(said: str) -> float:
-    return _LINE * (said.count("|") + 1)
+def _height(label: str) -> float:
+    return _LINE * (label.count("|") + 1)
 
 
 def _svg(title: str, size: Point, body: list[str]) -> str:

@@ -54,8 +54,8 @@ async def test_clusters_of_one_host_share_a_connection_over_http2(
             await api.aclose()
 
 
-@pytest.mark.parametrize(("header", "asked"), [("7", 7.0), ("soon", None), (None, None)])
-async def test_api_error_of_a_throttled_write_has_its_retry_after(header: str | None, asked: float | None) -> None:
+@pytest.mark.parametrize(("header", "expected"), [("7", 7.0), ("soon", None), (None, None)])
+async def test_api_error_of_a_throttled_write_has_its_retry_after(header: str | None, expected: float | None) -> None:
     authority = Authority()
 
     def refuse(accepted: Accepted, stream: int) -> None:
@@ -68,7 +68,7 @@ async def test_api_error_of_a_throttled_write_has_its_retry_after(header: str | 
         with pytest.raises(ApiError) as refused:
             await api.send("POST", "/api/v1/configmaps", body={})
         await api.aclose()
-    assert (refused.value.status, refused.value.retry_after_s) == (429, asked)
+    assert (refused.value.status, refused.value.retry_after_s) == (429, expected)
     assert len(peer.requests) == 1
 
 

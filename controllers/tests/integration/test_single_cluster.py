@@ -34,7 +34,7 @@ async def test_single_cluster_needs_no_daemon(plane: ControlPlane, tmp_path: Pat
 
 async def test_single_cluster_uses_the_proxy_url_of_its_kubeconfig(plane: ControlPlane, tmp_path: Path) -> None:
     plane.create(widget("one"))
-    async with tunnel() as (proxy, asked):
+    async with tunnel() as (proxy, requests):
         kubeconfig = plane.write_kubeconfig(tmp_path / "kubeconfig")
         document = json.loads(kubeconfig.read_text())
         document["clusters"][0]["cluster"]["proxy-url"] = proxy
@@ -48,18 +48,18 @@ async def test_single_cluster_uses_the_proxy_url_of_its_kubeconfig(plane: Contro
         async with controllers:
             await eventually(lambda: plane.get(WIDGETS, "one")["metadata"].get("labels") == {"seen": "yes"})
         server = document["clusters"][0]["cluster"]["server"].split("/")[2]
-        assert set(asked) == {f"CONNECT {server} HTTP/1.1"}
+        assert set(requests) == {f"CONNECT {server} HTTP/1.1"}
 
 
 @asynccontextmanager
 async def tunnel() -> AsyncIterator[tuple[str, list[str]]]:
     """Run a proxy; yield its URL and the request lines that it receives. Clients have to disconnect in the block."""
-    asked: list[str] = []
+    requests: list[str] = []
     tasks: list[asyncio.Task[None]] = []
 
     async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request, _, _ = (await reader.readuntil(b"\r\n\r\n")).decode().partition("\r\n")
-        asked.append(request)
+        requests.append(request)
         host, _, port = request.split()[1].rpartition(":")
         far_reader, far_writer = await asyncio.open_connection(host, int(port))
         writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
@@ -69,7 +69,7 @@ async def tunnel() -> AsyncIterator[tuple[str, list[str]]]:
         tasks.append(asyncio.create_task(pass_on(reader, writer)))
 
     async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", asked
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", requests
         await asyncio.gather(*tasks)
 
 

@@ -143,8 +143,8 @@ def test_work_queue_honors_retry_after_that_exceeds_the_backoff() -> None:
     queue = queue_of(jitter=0.5)
     queue.add(key("x"), 0.0)
     now, delays = 0.0, []
-    for asked in (4.0, 0.5, -1.0, 1e9):
-        delay = failed_at(queue, now, Failed(retry_after_s=asked))
+    for requested in (4.0, 0.5, -1.0, 1e9):
+        delay = failed_at(queue, now, Failed(retry_after_s=requested))
         assert delay is not None
         delays.append(delay)
         now += delay

@@ -54,7 +54,8 @@ WARNINGS: ContextVar[list[str]] = ContextVar("WARNINGS")
 """The warnings about the write of the current request."""
 
 
-def judge(resource: ResourceDefinition, document: Document, *, strict: bool) -> None:
+def validate(resource: ResourceDefinition, document: Document, *, strict: bool) -> None:
+    """Prune unknown fields, set defaults, and validate. Unknown fields cause warnings, or an error if `strict`."""
     resource.prepare(document)
     unknown = schema.prune(document, resource.schema)
     WARNINGS.get([]).extend(f'unknown field "{path}"' for path in unknown)

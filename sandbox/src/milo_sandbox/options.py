@@ -90,18 +90,18 @@ def watch_options(
     query: Mapping[str, str], *, namespace: str, streaming_lists: bool, selectable: Collection[str] = ()
 ) -> WatchParameters:
     match = query.get("resourceVersionMatch", "")
-    asked = "sendInitialEvents" in query
+    requested = "sendInitialEvents" in query
     causes = []
-    if asked and match != NOT_OLDER_THAN:
+    if requested and match != NOT_OLDER_THAN:
         causes.append(
             _forbidden(
                 "resourceVersionMatch", "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"
             )
         )
-    if asked and not streaming_lists:
+    if requested and not streaming_lists:
         why = "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled"
         causes.append(_forbidden("sendInitialEvents", why))
-    if match and not asked:
+    if match and not requested:
         why = "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided"
         causes.append(_forbidden("resourceVersionMatch", why))
     if match and match != NOT_OLDER_THAN:
@@ -116,7 +116,7 @@ def watch_options(
         version=version,
         bookmarks=_flag(query, "allowWatchBookmarks"),
         # Without a version, a watch begins with the current objects.
-        initial_events=streaming_list or (version == 0 and not asked),
+        initial_events=streaming_list or (version == 0 and not requested),
         streaming_list=streaming_list,
         timeout=timeout or None,
     )

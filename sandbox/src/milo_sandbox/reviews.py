@@ -32,7 +32,7 @@ def answer(review: Review, question: Document, subject: str, rights: SubjectRigh
 
 def _whose(spec: Document, tokens: Tokens) -> Document:
     """Review a token; as in kube-apiserver, without audiences it must be for the server itself."""
-    token, asked = spec.get("token"), spec.get("audiences") or []
+    token, requested = spec.get("token"), spec.get("audiences") or []
     if not isinstance(token, str):
         raise refusals.bad_request("spec.token must be a string")
     try:
@@ -40,8 +40,8 @@ def _whose(spec: Document, tokens: Tokens) -> Document:
     except refusals.RefusalError:
         return {"user": {}, "error": "the token was not issued by this server, or has expired"}
     audiences = tokens.claims(token).aud
-    both = [audience for audience in asked if audience in audiences]
-    if not both and (asked or audiences):
+    both = [audience for audience in requested if audience in audiences]
+    if not both and (requested or audiences):
         return {"user": {}, "error": "the token is not for any of the requested audiences"}
     groups = ["system:serviceaccounts", "system:authenticated"]
     user = {"username": subject, "groups": groups}
@@ -49,13 +49,13 @@ def _whose(spec: Document, tokens: Tokens) -> Document:
 
 
 def _access(spec: Document, subject: str, rights: SubjectRights) -> Document:
-    asked = spec.get("resourceAttributes")
-    if not isinstance(asked, dict):
+    requested = spec.get("resourceAttributes")
+    if not isinstance(requested, dict):
         if isinstance(spec.get("nonResourceAttributes"), dict):
             return {"allowed": subject == ADMIN}
         raise refusals.bad_request("spec needs resourceAttributes or nonResourceAttributes")
     fields = ("verb", "group", "resource", "subresource", "name", "namespace")
-    return {"allowed": rights.allows(subject, Action(**{field: str(asked.get(field, "")) for field in fields}))}
+    return {"allowed": rights.allows(subject, Action(**{field: str(requested.get(field, "")) for field in fields}))}
 
 
 def _rules(subject: str, rights: SubjectRights) -> Document:

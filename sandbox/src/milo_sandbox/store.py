@@ -125,7 +125,7 @@ class Store:
         if resource.has_status:
             wanted.pop("status", None)
         applied = deepcopy(wanted) if writer is not None and writer.operation == APPLY else None
-        admission.judge(resource, wanted, strict=strict)
+        admission.validate(resource, wanted, strict=strict)
         if namespace:
             self._check_namespace(resource, given["name"], namespace)
         if self._collections[resource].get(given["name"], namespace) is not None:
@@ -151,13 +151,13 @@ class Store:
         """Write the result of `change`, unless it equals the current object."""
         before = self.get(resource, name, namespace)
         current = before.document()
-        asked = change(deepcopy(current))
-        if not isinstance(asked, dict):
+        requested = change(deepcopy(current))
+        if not isinstance(requested, dict):
             raise refusals.bad_request("an object must be a JSON object")
-        wanted = admission.enveloped(resource, asked, namespace)
+        wanted = admission.enveloped(resource, requested, namespace)
         admission.check_identity(resource, before, wanted["metadata"])
         after = admission.combined(resource, current, wanted, part)
-        admission.judge(resource, after, strict=strict)
+        admission.validate(resource, after, strict=strict)
         if current["metadata"].get("deletionTimestamp"):
             admission.refuse_new_finalizers(resource, current, after)
         if writer is not None and writer.operation == APPLY:

@@ -305,7 +305,7 @@ class Reflector(Generic[Seen]):
     def _resume_failed(self, version: str, failure: Failure, now: float, delay: float) -> list[SourceEvent[Seen]]:
         if failure.status in _VERSION_REFUSED:
             return self._relist(failure, now, delay)
-        # The server rejects the watch: it does not serve the collection, supports no watches, or does not know the
+        # The server rejects the watch: it does not serve the collection, supports no watches, or does not have the
         # version. A list may succeed.
         return self._stale("" if failure.status in _RESUME_REFUSED else version, failure, now, delay)
 
@@ -430,8 +430,8 @@ class Reflector(Generic[Seen]):
                 delay = max(delay - (now - self._attempts.requested_at), self.policy.backoff.delay(1, self._jitter))
             return delay
         low, high = _RETRY_AFTER_BOUNDS_S
-        asked = max(low, min(high, failure.retry_after_s)) + self._jitter() * min(1.0, delay)
-        return asked if self._attempts.failures <= _RETRY_AFTER_OBEYED else max(asked, delay)
+        requested = max(low, min(high, failure.retry_after_s)) + self._jitter() * min(1.0, delay)
+        return requested if self._attempts.failures <= _RETRY_AFTER_OBEYED else max(requested, delay)
 
     def _list(self) -> ReflectorState:
         return self._opening("") if self.list_method.is_streaming else ListingPages()

@@ -12,7 +12,7 @@ class ServerTrust(msgspec.Struct):
 
     sends_bookmarks: bool = False
     is_known: bool = False
-    """Whether the server has listed, or has shown that it knows the last version, since the last disconnect."""
+    """Whether the server has listed, or has shown that it has the last version, since the last disconnect."""
     highest_version: str = ""
     """The highest version seen, in this run or in the one that wrote the state file."""
 
@@ -21,7 +21,7 @@ class ServerTrust(msgspec.Struct):
         """Whether a watch without bookmarks counts as failed: the server has sent some before.
 
         They are also expected from a server that may have been replaced, even if it has sent none: a watch from a
-        version that the server does not know is silent forever.
+        version that the server does not have receives nothing, forever.
         """
         return self.sends_bookmarks or not self.is_known
 
@@ -92,7 +92,7 @@ class Watching(msgspec.Struct, frozen=True):
     heard_at: float
     timeout_s: int
     proven: bool = False
-    """Whether an event arrived, which shows that the server knows the version that the watch was opened from."""
+    """Whether an event arrived, which shows that the server has the version that the watch was opened from."""
     line_due_at: float = math.inf
 
 
