@@ -32,7 +32,7 @@ def kit(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.nightly  # each merge runs the kit on the clients, which break no rule either
+@pytest.mark.nightly  # each merge tests this too: it runs the kit on the clients
 async def test_subscriber_that_breaks_no_rule_passes_every_case() -> None:
     outcomes = await run_cases(every_case(), matrix.subscriber(""), frozenset(), jobs=4)
     assert {one.case.name: one.failure for one in outcomes if one.failure} == {}

@@ -3,7 +3,7 @@
 ControllerError
 ├── Permanent               raised by reconcilers: stop retrying
 ├── NotCached               no informer for the kind
-├── NotSynced               its informer has not read its first list
+├── NotSynced               the informer has not completed its first list
 ├── ReconcileTimeout        a reconcile took longer than its timeout
 ├── Unreachable             the API server sent no usable response
 └── ApiError                the API server refused a request

@@ -143,7 +143,7 @@ async def issue(name: str, source: LocalSource) -> Kubeconfig:
 
 
 async def _with_plugin(access: KubeconfigAccess, command: ExecCommand) -> tuple[KubeconfigAccess, datetime | None]:
-    """Run the plugin, and return the access with its credential. Raises UnusableKubeconfig."""
+    """Run the plugin; return the access with its credential, and the expiry. Raises UnusableKubeconfig."""
     try:
         output = await exec_plugin.run(command, timeout_s=_PLUGIN_TIMEOUT_S)
         answer = exec_plugin.read_answer(output, command, time.time())

@@ -283,7 +283,7 @@ class ObjectCache:
             case ListEnded():
                 listed, self._listed = self._listed, None
                 self.synced = True
-                # A malformed object is listed without its namespace, so its name counts in every namespace.
+                # The namespace of a malformed list item is unknown: keep the objects of its name in all namespaces.
                 return [
                     change
                     for place in tuple(self._objects)

@@ -265,7 +265,7 @@ async def test_object_parked_by_suspension_is_reconciled_when_project_deletion_i
         running.discovery.engage(plane, suspended=True)
         await eventually(lambda: len(attempts) == 1)
         running.discovery.update(plane.project, deletion_requested_at=datetime.now(UTC))
-        await eventually(lambda: len(attempts) > 2)  # refused, with backoff, and never parked again
+        await eventually(lambda: len(attempts) > 2)  # refused writes are retried with backoff; the object is not parked
         sandbox.lift_suspension(plane.project)
         await eventually(lambda: plane.find(WIDGETS, "one") is None)
 

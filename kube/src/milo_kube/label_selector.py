@@ -227,7 +227,7 @@ def _whole(text: str) -> int | None:
 
 
 def all_of(predicates: Sequence[Predicate[T]]) -> Predicate[T]:
-    """Return a predicate that is true if all of them are."""
+    """Return a predicate that is true if all of `predicates` are."""
     if not predicates:
         return lambda _: True
     if len(predicates) == 1:

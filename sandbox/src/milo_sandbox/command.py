@@ -105,7 +105,7 @@ async def serve(
             features=features,
             # Later than all versions of an earlier run, in which there were fewer than a thousand writes a second.
             first_version=time.time_ns() // 1_000_000,
-            # Churn does what the controllers do, and simulates their faults.
+            # With --churn, the churn takes the place of the controllers, and simulates their faults.
             controllers=not churn,
         )
         sandbox.populate(projects, finalizers=[PROJECT_FINALIZER])

@@ -58,7 +58,7 @@ class ControllerManager:
             self._enqueue(event.record.name)
 
     def _enqueue(self, name: str) -> None:
-        """Reconcile a project, after the one that is being reconciled."""
+        """Reconcile a project now, or after the one that is being reconciled."""
         self._queue[name] = None
         if self._is_working:
             return

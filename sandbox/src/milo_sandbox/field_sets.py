@@ -63,7 +63,7 @@ def list_step(entry: Any, schema: Document) -> str:
 
 
 def values_at(value: Any, schema: Document) -> dict[Path, Any]:
-    """Return the fields that owners own, with their values: scalars, atomic values, empty maps and entries of lists.
+    """Return the fields that can have owners, with their values: scalars, atomic values, empty maps and list entries.
 
     The value of an entry is None: its fields are listed separately.
     """

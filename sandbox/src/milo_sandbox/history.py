@@ -34,7 +34,7 @@ class ObjectHistory:
             self.compact(self._events[-self._limit - 1].version)
 
     def since(self, version: int) -> Sequence[RecordedChange]:
-        """Return the events after a version, which may be in the future, for a new watch."""
+        """Return the events after a version, for a new watch. The version may be in the future."""
         if version < self._compacted:
             raise CompactedError(version, self._compacted)
         return self.following(version)

@@ -85,7 +85,7 @@ class ResourceDefinition(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     @property
     def is_custom(self) -> bool:
-        """Whether a CRD defines the resource, as for Milo's; an API server handles these differently."""
+        """Whether the resource is custom, as Milo's are. API servers handle custom resources differently."""
         return not self.takes_strategic_patches
 
     @property

@@ -93,7 +93,7 @@ class ObjectWatch:
 
     @property
     def wakes_at(self) -> float:
-        """The next deadline without further writes."""
+        """When the watch has to be woken, unless an object changes before."""
         if self._silent:
             return inf
         if not self._opened:
