@@ -107,7 +107,7 @@ class ObservedObject:
 
     @classmethod
     def of(cls, document: Document) -> ObservedObject:
-        """Wrap a document without managedFields, which are not compared, and larger than all other fields."""
+        """Wrap a document without managedFields, which are not compared, and use more memory than all other fields."""
         document["metadata"].pop("managedFields", None)
         return cls(document)
 

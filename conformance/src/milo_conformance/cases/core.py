@@ -92,7 +92,7 @@ async def revision_before_snapshot(run: Run) -> None:
 
 @core(
     "Changes are reported as they happen",
-    why="A stream exists to report changes.",
+    why="A client that reads only the snapshot misses all later changes.",
     demands="Go on reading: each further batch holds what changed since.",
 )
 async def changes(run: Run) -> None:

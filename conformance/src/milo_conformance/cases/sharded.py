@@ -59,7 +59,7 @@ def once(first: pb.RenewOwnershipResponse, then: Renewal) -> Renewal:
 
 
 async def sharded_stream(run: Run, renew: Renewal, *, is_silent: bool = False) -> ScriptedStream:
-    """Return a stream of a daemon that owns its clusters, once the subscriber has reported these."""
+    """Return a stream of a daemon that owns its clusters, once the subscriber has reported the snapshot."""
     run.daemon.answers["RenewOwnership"] = renew
     stream = await run.stream(resuming="")
     stream.sharded = True
