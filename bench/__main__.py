@@ -92,37 +92,35 @@ NOT_UNLESS_NAMED = {
     "go_memory",
     *("tenants", "handover", "milo_cost", "milo", "milo_groups"),
 }
-"""Measurements that take minutes."""
+"""Measurements that take minutes and run only if they are named."""
 ON_REAL_NOT_UNLESS_NAMED = {"sync_100k", "herd", "loop_blocking"}
-"""Measurements that take minutes on a real server, because of the creation of projects."""
+"""Measurements that take minutes on a real server, since they create many projects, and run there only if named."""
 QUICK_ONES = ("startup", "cli", "sync_1k", "latency", "fanout", "slow_reader")
 
 _MISSED = 1
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="./dev bench", description="Measures the daemon, next to its peers.")
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"of {', '.join(MEASURES)}; all that take less than minutes if none"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    parser = argparse.ArgumentParser(prog="./dev bench", description="Measure the daemon beside its peers.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MEASURES)}; by default the quick ones")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     parser.add_argument(
         "--real", action="store_true", help="on Milo's own API server instead of the sandbox (needs Go)"
     )
     parser.add_argument(
         "--quick",
         action="store_true",
-        help=f"small sizes, and generous bars on ratios; status {_MISSED} if one is missed",
+        help=f"small sizes, and lenient limits on ratios; exit status {_MISSED} if one is missed",
     )
-    parser.add_argument("--minutes", type=float, metavar="N", help="how long churn and fleet_50k last  [default: 1]")
+    parser.add_argument("--minutes", type=float, metavar="N", help="duration of churn and fleet_50k  [default: 1]")
     parser.add_argument(
         "--against",
         metavar="REF",
-        help="run the named measurements in turns here and in a checkout of that commit, and print the ratios; "
-        f"status {_MISSED} if a figure is worse by more than {against.TOLERANCE:.0%}% and no rounds overlap",
+        help="run the named measurements alternately here and in a checkout of REF, and print the ratios; "
+        f"exit status {_MISSED} if a figure is worse by more than {against.TOLERANCE:.0%}% and no rounds overlap",
     )
     parser.add_argument(
-        "--pairs", type=int, default=5, metavar="N", help="how many pairs of runs --against makes  [default: 5]"
+        "--pairs", type=int, default=5, metavar="N", help="number of pairs of runs for --against  [default: 5]"
     )
     asked = parser.parse_args(argv)
     if unknown := [name for name in asked.names if name not in MEASURES]:
@@ -133,9 +131,9 @@ def main(argv: Sequence[str]) -> int:
     given = controller_manager.MOVED in os.environ
     for name in {"go", "go_memory", *(() if given else ("milo",))} & set(asked.names):
         if asked.quick:
-            parser.error(f"{name} measures programs in Go, which --quick leaves out")
+            parser.error(f"{name} measures Go programs, which --quick does not build: omit --quick")
     if "milo_groups" in asked.names and not given:
-        parser.error(f"milo_groups measures the program that {controller_manager.MOVED} names: set it")
+        parser.error(f"milo_groups needs the path of a program in {controller_manager.MOVED}: set this variable")
     if asked.against is not None:
         if not asked.names:
             parser.error("--against needs the names of measurements, such as parts")
@@ -174,7 +172,7 @@ def main(argv: Sequence[str]) -> int:
 async def run(name: str, setting: Setting) -> Samples:
     measuring = asyncio.current_task()
     assert measuring is not None
-    # As SIGINT: a measurement that is cancelled ends its programs.
+    # SIGTERM cancels the measurement, as SIGINT does: a cancelled measurement terminates its programs.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, measuring.cancel)
     return await MEASURES[name](setting)
 

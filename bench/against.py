@@ -22,9 +22,9 @@ from bench.report import Results, rounded, spread
 ROOT = Path(__file__).parents[1]
 TOLERANCE = 0.15
 _HIGHER_IS_BETTER = ("_per_s", "caught_up_ratio")
-"""Endings of the keys of figures without a bar."""
+"""Suffixes of keys without a bar whose figure is better if it is higher."""
 _OF_PEERS = ("bare_", "client_go_", "curl_", "go_kib", "kopf_", "kubernetes_aio_", "python_", "raw_watch_", "write_")
-"""Beginnings of the last part of a key whose figure is not the daemon's."""
+"""Prefixes of the last part of a key whose figure is a peer's, not the daemon's."""
 
 Pair = tuple[Results, Results]
 """The results of the earlier commit, and of the working tree."""
@@ -35,7 +35,7 @@ def measured(tree: Path, names: Sequence[str], options: Sequence[str]) -> Result
     with tempfile.TemporaryDirectory(prefix="milo-bench-") as directory:
         file = Path(directory, "figures.json")
         command = [str(tree / "dev"), "bench", *names, *options, "--json", str(file)]
-        # Without --check: a missed bar is a status too.
+        # Without check=True, since a run with a missed bar exits with 1 too.
         done = subprocess.run(command, cwd=tree, stdout=subprocess.PIPE, text=True, check=False)
         if not file.exists():
             raise SystemExit(f"{' '.join(command)} printed no figures:\n{done.stdout}")
@@ -43,7 +43,7 @@ def measured(tree: Path, names: Sequence[str], options: Sequence[str]) -> Result
 
 
 def checkout(ref: str) -> Path:
-    """Return the tree of a commit, in the cache directory, where its environment is kept for the next time."""
+    """Return a checkout of the commit in the cache directory, where later runs reuse its environment."""
     asked = ["git", "rev-parse", "--verify", f"{ref}^{{commit}}"]
     commit = subprocess.check_output(asked, cwd=ROOT, text=True).strip()
     tree = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "milo-discoveryd" / "against" / commit
@@ -61,7 +61,7 @@ def compare(ref: str, names: Sequence[str], options: Sequence[str], pairs: int) 
     earlier = checkout(ref)
     runs: list[Pair] = []
     for number in range(pairs):
-        # Each of them goes first in half of the pairs.
+        # Each tree is measured first in half of the pairs.
         if number % 2:
             now = measured(ROOT, names, options)
             runs.append((measured(earlier, names, options), now))
@@ -71,7 +71,7 @@ def compare(ref: str, names: Sequence[str], options: Sequence[str], pairs: int) 
 
 
 def table(ref: str, runs: Sequence[Pair]) -> Table:
-    """Return the figures of both trees, and their ratio."""
+    """Return a table of the figures of both trees and of their ratios."""
     shown = Table("key", ref, "working tree", "ratio", "ratios of pairs", header_style="bold")
     for column in shown.columns[1:4]:
         column.justify = "right"
@@ -107,7 +107,7 @@ def _figures(key: str, runs: Sequence[Pair]) -> list[tuple[float, float]]:
 
 
 def _rounds(key: str, results: Results) -> tuple[float, float]:
-    """Return the least and the greatest round."""
+    """Return the minimum and the maximum of a figure over its rounds."""
     figure = results.figures[key]
     assert figure is not None
     return results.spread.get(key, (figure, figure))

@@ -1,7 +1,7 @@
-"""`python -m bench.age`: status 1 if a file of bench/results is stale, so that its figures must be taken again.
+"""`python -m bench.age`: exits with 1 if a file of bench/results is stale and must be measured again.
 
-It is stale if it does not name the commit that was measured, if that had uncommitted changes, or if many later commits
-changed the packages that it measures.
+A file is stale if it does not name the measured commit, if that commit had uncommitted changes, or if many later
+commits changed the measured packages.
 """
 
 import subprocess
@@ -14,7 +14,7 @@ from bench.commits import ROOT
 from bench.report import RESULTS, Results
 
 MOST_COMMITS = 30
-"""How many commits may have changed the measured packages since."""
+"""Maximum number of commits since the measurement that may have changed the measured packages."""
 _DAEMON = ("milo_discoveryd", "kube/src")
 _MORE = {
     "controllers": ("controllers/src", "clients/python/src"),
@@ -26,7 +26,7 @@ _MORE = {
 """The packages that a file measures besides the daemon."""
 
 CommitsSince = Callable[[str, tuple[str, ...]], int | None]
-"""Returns how many commits changed the packages since that commit; None if the history lacks it."""
+"""Returns how many commits changed the packages since a commit; None if the history lacks that commit."""
 
 KNOWN_STALE = {
     "again": "2026-11-21T06:18:21+00:00",
@@ -44,7 +44,7 @@ KNOWN_STALE = {
     "sandbox": "2026-11-21T06:13:25+00:00",
     "sharding": "2026-11-22T01:26:28+00:00",
 }
-"""Files that were stale when the core was rewritten, by the time of their run. Only remove from it."""
+"""Files that were stale when the core was rewritten, with the time of their run. Only remove entries."""
 
 
 def main() -> int:
@@ -59,7 +59,7 @@ def problems(
     known_stale: Mapping[str, str],
     commits_since: CommitsSince,
 ) -> Iterator[str]:
-    """Yield what is wrong with the files."""
+    """Yield a message for each stale file and for each outdated entry of `known_stale`."""
     for name, result in sorted(results.items()):
         packages = (*_DAEMON, *_MORE.get(name, ()))
         reason = _staleness(result, packages, commits_since)

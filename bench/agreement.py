@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from bench.report import Results
 
 NOISE = 0.1
-"""The minimum and the maximum of a figure over its rounds."""
+"""The share of a figure by which the range of its rounds is widened at both ends."""
 
 
 def shared(one: Results, other: Results) -> list[str]:
@@ -14,7 +14,7 @@ def shared(one: Results, other: Results) -> list[str]:
 
 
 def apart(one: Results, other: Results) -> Iterator[str]:
-    """Return the keys whose ranges do not overlap."""
+    """Yield the keys whose ranges do not overlap."""
     for key in shared(one, other):
         (least, most), (other_least, other_most) = _range(one, key), _range(other, key)
         if most < other_least or other_most < least:

@@ -1,6 +1,6 @@
 """A bare grpc.aio server that sends the prepared batches of FILE to each subscriber of SOCKET.
 
-A script that imports only what such a server needs, since its memory is measured as well.
+It imports only what such a server needs, since its memory is measured.
 """
 
 import asyncio

@@ -25,7 +25,7 @@ class Bar(msgspec.Struct, frozen=True):
 
 
 Bars = dict[str, Bar]
-"""By key; `*` is a wildcard."""
+"""Limits by the key of a figure; `*` in a key is a wildcard."""
 
 FULL: Bars = {
     "small.rss_mib": Bar(58),
@@ -102,11 +102,10 @@ FULL: Bars = {
 }
 
 REAL: Bars = {**FULL, "sync_100k.ratio_to_curl": Bar(1.5)}
-"""The sandbox has its bytes prepared, so curl is faster on it than on any real API server."""
+"""The sandbox serves prepared bytes, so that curl is faster there than on a real API server."""
 
 QUICK: Bars = {
-    # On a shared machine only ratios are meaningful: with limits that a tenfold regression misses, and a busy
-    # neighbor hardly ever.
+    # On a shared machine only ratios are meaningful. The limits tolerate a busy neighbor, but no tenfold regression.
     "sync_1k.ratio_to_kubernetes_aio": Bar(4),
     "latency.over_raw_watch_ms": Bar(12),
     "fanout.*.ratio_to_bare": Bar(0.1, is_floor=True),

@@ -1,7 +1,7 @@
 """The daemon with timers on the path of a change. `python -m bench.clocked run …` is `milo-discoveryd run …`.
 
-The first SIGRTMIN+1 starts the count; the next prints, as a line of JSON after "legs", the processor time of each part
-since then, without the parts nested in it.
+The first SIGRTMIN+1 starts the timers. The second prints `legs` and a JSON object on one line: the CPU time of each
+part since the first, without that of nested parts.
 """
 
 import asyncio
@@ -28,9 +28,9 @@ from milo_kube.reflect.reflector import Reflector
 from milo_kube.reflect.wire import Decoder
 
 THREADS, LOOP = "threads", "loop"
-"""The time of gRPC's threads, and the time of the main thread that no other part covers."""
+"""CPU time of gRPC's threads, and CPU time of the main thread that belongs to no other part."""
 _SOURCE = "follow the source"
-# The rest is that of the HTTP client or of gRPC: writes, and callbacks from them.
+# Other event-loop callbacks of the HTTP client and of gRPC, such as writes.
 _HTTP, _GRPC = "http", "grpc"
 _LEGS = (
     (selectors.EpollSelector, "select", "wait"),

@@ -1,4 +1,4 @@
-"""The commits of what is measured: of this repository, and of the programs that variables name."""
+"""The commits of this repository and of the measured programs, whose paths are in environment variables."""
 
 import os
 import re

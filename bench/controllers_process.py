@@ -1,9 +1,9 @@
 """`python -m bench.controllers_process ADDRESS OBJECTS [busy|marks|tenants [N]]`: one informer in each cluster.
 
-It prints WORKING once OBJECTS ConfigMaps were reconciled, and answers each line of its standard input with its state.
-The reconciler does nothing; with `busy` each object is reconciled again at once, and with `marks` it prints the mark of
-each object and the time. With `tenants` it does so too, while those of N clusters hang, fail, or change their object
-again and again.
+It prints WORKING once OBJECTS ConfigMaps were reconciled, and responds to each line on standard input with its state.
+By default the reconciler does nothing. With `busy` it requeues each object at once. With `marks` it prints the value of
+the benchmark's label on each changed object, and the time. With `tenants` it does so too, while the reconciles of N
+clusters hang, fail, or change their object again and again.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ async def work(address: str, objects: int, mode: str = "", misbehaving: str = "0
         reconciles += 1
         if reconciles == objects:
             if mode == "tenants":
-                # Not the first cluster, in which objects are written.
+                # Excludes the first cluster, in which the benchmark writes objects.
                 tenants.extend(sorted(controllers.view.names())[-int(misbehaving) :])
                 for cluster, found in controllers.view.list(CONFIG_MAPS):
                     if cluster.name in tenants:
@@ -75,7 +75,7 @@ async def misbehave(request: Request, number: int) -> None:
 
 
 def trim_memory() -> None:
-    """Give free memory back, as the peers in Go do before they are measured."""
+    """Return free memory to the operating system, as the Go programs do before they are measured."""
     gc.collect()
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)

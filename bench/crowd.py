@@ -1,6 +1,7 @@
 """`python -m bench.crowd ADDRESS COUNT`: subscribers in a process of their own, which record the latency of events.
 
-It prints `synced` when each has the whole fleet, and at each line on standard input the figures since the last one.
+It prints `synced` once every subscriber has the whole fleet, and for each line on standard input the figures since the
+previous line.
 """
 
 import asyncio
@@ -21,14 +22,14 @@ from milo_discovery.v1 import discovery_pb2 as pb
 _MOMENT = re.compile(rb"%s\x12.([0-9]+\.[0-9]+)" % MARK.encode(), re.DOTALL)
 _DISENGAGED = bytes([pb.ClusterEvent.TYPE_FIELD_NUMBER << 3, pb.ClusterEvent.TYPE_DISENGAGED])
 _IN_A_PROCESS = 250
-"""More subscribers in one process would saturate a core and be late for that reason."""
+"""Subscribers per process: more of them would saturate a core, and so receive events late."""
 
 
 class Heard(msgspec.Struct):
     """Statistics of the events that several subscribers received."""
 
     late_ms: list[float] = []
-    """Latency of the oldest change in each batch, in whole microseconds."""
+    """Latency of the oldest change in each batch, rounded to microseconds."""
     resets: int = 0
     gaps: int = 0
     """Missing batches, by the revisions of the received ones."""
@@ -41,7 +42,7 @@ class Heard(msgspec.Struct):
             self.gaps += subscriber.batch.previous_revision != before
             self.resets += subscriber.batch.reset
             for event in subscriber.batch.events:
-                # A disengaged cluster is sent in its last state, whose mark is that of an earlier change.
+                # A disengaged cluster is sent in its last state, with the label value of an earlier change.
                 if not event.startswith(_DISENGAGED) and (moment := _MOMENT.search(event)):
                     self.late_ms.append(round(1000 * (now - float(moment[1])), 3))
                     break

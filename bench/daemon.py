@@ -54,7 +54,7 @@ class Daemon(Process):
 
 @asynccontextmanager
 async def daemon(kubeconfig: Path, directory: Path, **options: Any) -> AsyncIterator[Daemon]:
-    """`options`: as for `Daemon`."""
+    """Run a daemon, with the options of `Daemon`."""
     running = Daemon(kubeconfig, directory, **options)
     try:
         await running.listens()

@@ -138,7 +138,7 @@ PERFORMANCE = (
         "Memory growth in a flood of 23,000 health streams", "floods", "floods.health_watches.memory_growth_mib", "MiB"
     ),
 )
-"""What matters to someone who uses or evaluates the daemon."""
+"""Figures for users and evaluators of the daemon."""
 
 SIZING = (
     Row("Daemon, a further cluster", "sandbox", "bytes_per_cluster", "bytes"),

@@ -1,6 +1,7 @@
-"""`python -m bench.floods KIND ADDRESS COUNT`: a flood of calls, streams or connections, until it is ended.
+"""`python -m bench.floods KIND ADDRESS COUNT`: a flood of calls, streams or connections, until it is terminated.
 
-It prints `begun` once each of COUNT was answered or opened, and at each line on standard input its figures so far.
+It prints `begun` once COUNT calls were answered, or COUNT streams or connections opened, and for each line on standard
+input its figures so far.
 """
 
 import asyncio
@@ -27,7 +28,7 @@ from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 
 SILENT_PER_S = 560.0
 NAMES = 4_990
-"""The size of each filter, just below the limit."""
+"""Names in each filter, just below the daemon's limit."""
 OPEN = "open"
 _TICK_S = 0.01
 _SOURCES = tuple(f"127.0.0.{number}" for number in range(2, 18))
@@ -39,11 +40,11 @@ _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 Figures = Counter[str]
 """Numbers of responses by gRPC code, and of open streams or connections."""
 Flood = Callable[[str, int, Figures], Coroutine[Any, Any, None]]
-"""Given the address and the count, an endless flood that keeps its figures current."""
+"""Floods an address with this many calls, streams or connections and updates the figures, until it is cancelled."""
 
 
 async def health_watches(address: str, wanted: int, figures: Figures) -> None:
-    """Open streams of health checks, and open each one that ends again."""
+    """Open health-check streams, and reopen each one that ends."""
 
     async def watch(channel: grpc.aio.Channel) -> None:
         while True:
@@ -54,7 +55,7 @@ async def health_watches(address: str, wanted: int, figures: Figures) -> None:
 
 
 async def calls(address: str, wanted: int, figures: Figures) -> None:
-    """Keep that many calls in flight."""
+    """Keep `wanted` calls in flight."""
 
     async def call(channel: grpc.aio.Channel) -> None:
         stub = DiscoveryServiceStub(channel)
@@ -84,7 +85,7 @@ async def filters(address: str, wanted: int, figures: Figures) -> None:
 
 
 async def idle_connections(address: str, wanted: int, figures: Figures) -> None:
-    """Open connections that send HTTP/2's preface and then nothing; not again, if they are closed."""
+    """Open connections that send the HTTP/2 preface and nothing else; closed ones are not reopened."""
     path = address.removeprefix("unix://")
 
     async def one() -> None:
@@ -102,12 +103,12 @@ async def idle_connections(address: str, wanted: int, figures: Figures) -> None:
 
 
 async def silent_connections(address: str, wanted: int, figures: Figures) -> None:
-    """Open TCP connections at a fixed rate, which begin no TLS handshake; drop the oldest beyond the count."""
+    """Open TCP connections at a fixed rate, without a TLS handshake; close the oldest ones beyond `wanted`."""
     await _connections(address, wanted, figures)
 
 
 async def client_hellos(address: str, wanted: int, figures: Figures) -> None:
-    """Open TCP connections at a fixed rate, from several addresses, which begin a TLS handshake and then are silent."""
+    """Open TCP connections at a fixed rate, from several addresses, which send a TLS ClientHello and nothing else."""
     outgoing = ssl.MemoryBIO()
     with suppress(ssl.SSLWantReadError):
         ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost").do_handshake()
@@ -137,7 +138,7 @@ async def _connections(
                 figures["attempted"] += 1
                 if len(opened) > wanted:
                     opened.popleft().close()
-                await asyncio.sleep(0)  # a busy machine may never reach the rate
+                await asyncio.sleep(0)  # yields even if a busy machine never reaches the rate
             await asyncio.sleep(_TICK_S)
     finally:
         for each in opened:
@@ -196,7 +197,7 @@ class FloodProcess:
 
 @asynccontextmanager
 async def flood(kind: str, address: str, directory: Path, wanted: int) -> AsyncIterator[FloodProcess]:
-    """Run a flood; the block begins when the daemon has answered each of the first `wanted`."""
+    """Run a flood; the block begins once the daemon has answered the first `wanted` attempts."""
     process = Process([sys.executable, "-m", "bench.floods", kind, address, str(wanted)], directory / f"{kind}.log")
     try:
         await process.wait_for_lines(1, within_s=300)
@@ -206,8 +207,8 @@ async def flood(kind: str, address: str, directory: Path, wanted: int) -> AsyncI
 
 
 async def main(kind: str, address: str, wanted: int) -> None:
-    # Only the effect on the daemon is measured, not the flood's own use of the machine. With even less priority, a
-    # flood would not get to answer on a busy one.
+    # Low priority, since only the effect on the daemon is measured, not the flood's own CPU use. With the lowest
+    # priority, a flood could not respond on a busy machine.
     os.nice(10)
     figures: Figures = Counter()
     reader = await standard_input()

@@ -1,8 +1,8 @@
 """`python -m bench.hostile_clients ADDRESS DIRECTORY`: hostile clients, at a sustainable rate.
 
-The directory has their certificates: of a caller with a narrow rule, of one without a rule, of an untrusted CA, and an
-expired one. A line on standard input names the kinds to run; the program prints `begun` once each was refused once,
-and at the next line how often each was refused since.
+The directory contains their certificates: of a caller with a narrow rule, of one without a rule, of an untrusted CA,
+and an expired one. A line on standard input lists the kinds of clients to run. The program prints `begun` once each
+kind was rejected, and after the next line the number of rejections of each kind since then.
 """
 
 import asyncio
@@ -27,10 +27,10 @@ from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 
 CALLS_AT_ONCE = 50
-"""All kinds at the same time; the daemon decides how many a second."""
+"""Concurrent calls of each kind that makes calls; the daemon's responses determine their rate."""
 STREAMS_PER_S = 20.0
 HANDSHAKES_PER_S = 40.0
-"""Per kind, below the daemon's limit for one address; together above it."""
+"""Handshakes of each kind: below the daemon's rate limit per address, but above it in total."""
 JUNK_PER_S = 20.0
 _RESETS = 100
 _ELSEWHERE = "127.0.0.2"
@@ -70,7 +70,7 @@ Abuse = Callable[[Target, Callable[[], None]], Coroutine[Any, Any, None]]
 
 
 async def guessing(target: Target, turned_away: Callable[[], None]) -> None:
-    """Ask for names of clusters of others."""
+    """Request clusters of other callers by guessed names."""
     numbers = count()
 
     async def guess(client: DiscoveryClient) -> None:
@@ -110,7 +110,7 @@ def handshakes(who: str) -> Abuse:
 
     async def shake(target: Target, turned_away: Callable[[], None]) -> None:
         async def once() -> None:
-            # In TLS 1.3 a client learns of its rejection when it reads.
+            # A TLS 1.3 client sees its rejection only when it reads.
             with suppress(ssl.SSLError, ConnectionError, TimeoutError):
                 async with asyncio.timeout(_GIVES_UP_AFTER_S), target.connected(who) as (reader, _):
                     assert not await reader.read(1), f"the daemon accepted {who}"
@@ -159,7 +159,7 @@ ATTACKS: dict[str, Abuse] = {
 
 
 async def at_pace(once: Callable[[], Coroutine[Any, Any, None]], per_s: float) -> None:
-    """Start an attempt at a fixed rate, whether or not the last one ended."""
+    """Start attempts at a fixed rate, even if earlier ones are still running."""
     async with asyncio.TaskGroup() as tasks:
         while True:
             tasks.create_task(once())
@@ -191,7 +191,7 @@ def _pair(directory: Path, who: str) -> tuple[Path, Path]:
 
 
 class HostileClients:
-    """A process of hostile clients, which is sent the kinds to start, and when to stop."""
+    """A process of hostile clients, which are started by kind and stopped together."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
@@ -224,7 +224,7 @@ async def hostile_clients(address: str, directory: Path) -> AsyncIterator[Hostil
 
 
 async def obey(target: Target) -> None:
-    # Only their effect on the daemon is measured, not their own use of the machine.
+    # Lowest priority, since only the effect on the daemon is measured, not the clients' own CPU use.
     os.nice(19)
     reader = await standard_input()
     while kinds := (await reader.readline()).decode().split():

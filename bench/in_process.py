@@ -30,7 +30,7 @@ _EPOCH = "0123456789abcdef"
 def lines(
     kind: str, count: int, first_version: int, mark: str, body: Callable[..., bytes] = projects.body
 ) -> list[bytes]:
-    """Return the lines of a watch."""
+    """Return the lines of a watch response, one event each."""
     return [
         b'{"type":"%s","object":%s}'
         % (kind.encode(), body(index, uid=str(uuid.UUID(int=index)), version=first_version + index, mark=mark))
@@ -54,7 +54,7 @@ def encode() -> Encode:
 
 
 def source(listed: list[ObservedObject]) -> ClusterSource:
-    """Return a source after a complete list."""
+    """Return a source that has applied a complete list."""
     fleet = Fleet(ChangeLog(encode(), Retention()))
     made = ClusterSource(
         fleet.changes,
@@ -68,7 +68,7 @@ def source(listed: list[ObservedObject]) -> ClusterSource:
 
 
 def consumer(index: int) -> bytes:
-    """Return the line of a watch with a ServiceConsumer, which engages a project of its own."""
+    """Return a line of a watch response with a ServiceConsumer that references a project of its own."""
     uid, version = str(uuid.UUID(int=index)), 100_000 + index
     return (
         b'{"type":"ADDED","object":{"metadata":{"name":"consumer-%06d","uid":"%s","resourceVersion":"%d",'

@@ -1,4 +1,4 @@
-"""`python -m bench.kopf_process ADDRESS OBJECTS`: a kopf operator in each cluster, as bench.controllers_process."""
+"""`python -m bench.kopf_process ADDRESS OBJECTS`: a kopf operator in each cluster, like bench.controllers_process."""
 
 import asyncio
 import itertools

@@ -1,7 +1,7 @@
 """`python -m bench.kubernetes_aio KUBECONFIG [NAMESPACE]`: lists and watches with the kubernetes package.
 
-It watches projects, or the ConfigMaps of a namespace. It prints the number of objects after the list, and then the mark
-and the time of each change.
+It watches projects, or the ConfigMaps of a namespace. It prints the number of objects after the list, and then the
+value of the benchmark's label and the time of each change.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """The daemon with a timer on its event loop. `python -m bench.loop_blocking run …` is `milo-discoveryd run …`.
 
-SIGRTMIN+1 prints the longest time that a single callback took since the last one, in processor time of the loop's
+On SIGRTMIN+1 it prints the duration of the longest callback since the previous signal, in CPU time of the loop's
 thread, which other processes do not affect.
 """
 

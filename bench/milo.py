@@ -17,7 +17,7 @@ from bench.access import PROJECTS, Access, call
 from bench.process import Process
 
 _WRITERS = 32
-"""Concurrent writes: about the maximum of a real server on two cores before it answers 429."""
+"""Concurrent writes: about the maximum that a real server on two cores accepts before it returns 429."""
 _SOON_S = 120.0
 
 Write = Callable[[aiohttp.ClientSession, int], Awaitable[None]]
@@ -29,7 +29,7 @@ class Milo(Protocol):
     access: Access
 
     async def burst(self, first: int, count: int, size: int, mark: str) -> None:
-        """Change `count` projects from the one numbered `first` on, in bursts of `size`, and set their mark."""
+        """Set the label value `mark` on `count` projects, from the one with index `first` on, in bursts of `size`."""
 
 
 class SandboxMilo:
@@ -46,15 +46,17 @@ class SandboxMilo:
         await self._done(f"fill {count}", _SOON_S)
 
     async def churn(self, per_s: float, seconds: float) -> None:
-        """Change projects at an even rate; the mark of each is the time of its change."""
+        """Change projects at an even rate; the label value of each is the time of its change."""
         await self._done(f"churn {per_s} {seconds}", seconds + _SOON_S)
 
     async def requests(self) -> int:
-        """Return the number of requests that were begun or answered."""
+        """Return the number of requests that the API server has received."""
         return int(await self._done("requests", _SOON_S))
 
     async def relist(self, mark: str) -> None:
-        """Force a relist by every reader, in which one project has this mark."""
+        """Compact the history and set the label value on one project, so that every watch client relists and receives
+        it.
+        """
         await self._done(f"relist {mark}", _SOON_S)
 
     async def _done(self, request: str, within_s: float) -> str:
@@ -76,7 +78,7 @@ async def sandbox_milo(count: int, directory: Path) -> AsyncIterator[SandboxMilo
 
 
 class RealMilo:
-    """The size of bursts is limited by the server's concurrent writes."""
+    """A real API server, whose concurrent writes limit the size of bursts."""
 
     def __init__(self, access: Access, authority: tuple[Path, Path]) -> None:
         self.access = access
@@ -84,13 +86,13 @@ class RealMilo:
         """Certificate and key of the client CA."""
 
     async def populate(self, indices: Sequence[int]) -> None:
-        """Create the projects of these numbers."""
+        """Create the projects with these indices."""
         made, count = itertools.count(1), len(indices)
 
         async def create(session: aiohttp.ClientSession, index: int) -> None:
             await _create(session, index)
             if (number := next(made)) % max(1, count // 10) == 0:
-                sys.stderr.write(f"bench: {number:,} of {count:,} projects made\n")
+                sys.stderr.write(f"bench: {number:,} of {count:,} projects created\n")
 
         await self._each(indices, create)
 
@@ -112,7 +114,7 @@ class RealMilo:
 @asynccontextmanager
 async def real_milo(count: int, directory: Path) -> AsyncIterator[Milo]:
     """Milo's own API server with an etcd, as `./dev real` builds them."""
-    from tests.end_to_end.real.builds import say_to_stderr  # noqa: PLC0415 - they need Go, and nothing else here does
+    from tests.end_to_end.real.builds import say_to_stderr  # noqa: PLC0415 - these modules build programs in Go
     from tests.end_to_end.real.programs import programs  # noqa: PLC0415
     from tests.end_to_end.real.servers import MiloApi  # noqa: PLC0415
 
@@ -132,7 +134,7 @@ def project_path(index: int) -> str:
 
 
 async def label(session: aiohttp.ClientSession, path: str, mark: str) -> None:
-    """Set the mark of an object."""
+    """Set the label value of an object."""
     await call(session, "PATCH", path, {"metadata": {"labels": {projects.MARK: mark}}}, patch=True)
 
 

@@ -3,10 +3,10 @@
 Over HTTP it takes single writes like any API server. A line on standard input makes it apply many changes, and print
 when it is done:
 
-- `burst FIRST COUNT SIZE MARK`: first project, number of projects, size of a burst, and the mark that is set;
+- `burst FIRST COUNT SIZE MARK`: first project, number of projects, size of a burst, and the label value to set;
 - `fill COUNT`: ConfigMaps in each project's control plane;
-- `churn PER_S SECONDS`: changes at an even rate; each project's mark is the time of its change;
-- `relist MARK`: changes one project, after the history was compacted;
+- `churn PER_S SECONDS`: changes at an even rate; each project's label value is the time of its change;
+- `relist MARK`: compacts the history, and sets the label value of one project;
 - `requests`: prints the number of requests so far.
 """
 
@@ -27,7 +27,7 @@ _STRIDE = 7919
 
 
 async def serve(kubeconfig: Path, count: int) -> None:
-    # The history is only needed for the bench's own bursts.
+    # The history must cover only the benchmark's own bursts.
     async with Sandbox(token_life=_DAY_S, history_limit=50_000) as sandbox:
         sandbox.store.load(PROJECTS, [{"metadata": {"name": projects.name(index)}} for index in range(count)])
         plant(sandbox, range(count), "")

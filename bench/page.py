@@ -27,16 +27,16 @@ IMAGES = ROOT / "docs" / "images"
 _BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _FIGURE = re.compile(r"\{(\w+) ([\w.]+)\}")
 _AGAIN = "again"
-"""A second run, which shows the noise; it has no plots."""
+"""A second run, which shows the noise of the figures; it has no plots."""
 _OLD = " †"
-"""Marks figures of files that bench/age.py knows to be stale."""
+"""Marks figures of files that bench/age.py lists as stale."""
 
 Files = Mapping[str, Results]
 
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="./dev python -m bench.page")
-    parser.add_argument("--check", action="store_true", help="change nothing; status 1 if anything would be changed")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if anything would change")
     parser.add_argument("--print", metavar="NAME", choices=sorted(COMMANDS), help="print the figures of a file")
     asked = parser.parse_args(argv)
     files = {path.stem: msgspec.json.decode(path.read_bytes(), type=Results) for path in RESULTS.glob("*.json")}
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     written = generated(files)
     changed = [path for path, content in written.items() if not path.exists() or path.read_text() != content]
     if asked.check:
-        problems += [f"{path.relative_to(ROOT)} is not what bench/results says" for path in changed]
+        problems += [f"{path.relative_to(ROOT)} does not match bench/results" for path in changed]
     else:
         for path in changed:
             path.write_text(written[path])
@@ -77,7 +77,7 @@ def filled(text: str, files: Files) -> str:
 
 
 def missing(files: Files) -> Iterator[str]:
-    """Yield what the tables show and the files of results lack."""
+    """Yield a message for each figure that the tables show and the result files lack."""
     for row in (*PERFORMANCE, *SIZING):
         for key in (row.key, *row.peers.values()):
             if _figure(files, row.name, key) is None:
@@ -90,7 +90,7 @@ def missing(files: Files) -> Iterator[str]:
 
 
 def unexplained(files: Files) -> Iterator[str]:
-    """Yield missed bars without a reason."""
+    """Yield a message for each missed bar without a reason."""
     for name, key in _missed(files):
         if key not in REASONS:
             yield f"{key} of bench/results/{name}.json misses its bar: give the reason in bench/figures.py"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _HERE = Path(__file__).parent
 INFORMER_BINARY = "MILO_INFORMER"
-"""The environment variable with the path of an existing binary."""
+"""The environment variable with the path of an existing informer binary."""
 
 
 class Peer(Process):
@@ -35,7 +35,7 @@ class Peer(Process):
 
 @asynccontextmanager
 async def kubernetes_aio(kubeconfig: Path, directory: Path) -> AsyncIterator[Peer | None]:
-    """Run the kubernetes package's list and watch, as documented there."""
+    """Run a list and a watch of the kubernetes package, as its documentation describes."""
     async with _running(_kubernetes_aio(kubeconfig, directory)) as peer:
         yield peer
 
@@ -67,7 +67,7 @@ Start = Callable[[Path, Path], AbstractAsyncContextManager[Peer | None]]
 
 
 def readers(scale: Scale) -> dict[str, Start]:
-    """Return the peers by their names in keys."""
+    """Return how to start each peer, by its name in the keys of figures."""
     return {"kubernetes_aio": kubernetes_aio, **({"client_go": client_go} if scale.with_go else {})}
 
 
@@ -99,7 +99,7 @@ def operator() -> Path | None:
 
 
 def _obtained(program: "GoProgram") -> Path | None:
-    # Only these need Go.
+    # Imported only here, since these modules build programs in Go.
     from tests.end_to_end.real.builds import GoMissingError, UnobtainableError, obtain, say_to_stderr  # noqa: PLC0415
 
     try:

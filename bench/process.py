@@ -1,4 +1,4 @@
-"""A process that the bench starts, observes and ends."""
+"""A process that the bench starts, observes and terminates."""
 
 import asyncio
 import signal
@@ -26,14 +26,14 @@ def free_port() -> int:
 
 
 async def standard_input() -> asyncio.StreamReader:
-    """Attach to a running process."""
+    """Return a reader of this process's standard input."""
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     return reader
 
 
 class ProcessError(Exception):
-    """A process ended too early."""
+    """A process exited before it was terminated."""
 
 
 class Process:
@@ -56,7 +56,7 @@ class Process:
 
     @property
     def cpu_s(self) -> float:
-        """User and kernel time since its start, by its CPU clock, since /proc counts hundredths of a second."""
+        """User and kernel time of the process, by its CPU clock, since /proc counts hundredths of a second."""
         return time.clock_gettime(_cpu_clock(self.pid))
 
     @property
@@ -78,10 +78,10 @@ class Process:
     def check(self) -> None:
         if self._process.poll() is not None:
             last_words = "\n".join(self.output.splitlines()[-20:])
-            raise ProcessError(f"{self._process.args} ended with status {self._process.returncode}:\n{last_words}")
+            raise ProcessError(f"{self._process.args} exited with status {self._process.returncode}:\n{last_words}")
 
     async def wait_for_lines(self, count: int, within_s: float = 120.0, *, beginning: str = "") -> list[str]:
-        """Wait for a number of lines with a prefix."""
+        """Wait until `count` lines have the prefix `beginning`; return all lines that have it."""
         async with asyncio.timeout(within_s):
             while True:
                 lines = [line for line in self.output.splitlines(keepends=True) if line.startswith(beginning)]

@@ -34,7 +34,7 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     at: str
     machine: dict[str, Any]
     commits: dict[str, str] = {}
-    """What was built from which commit; none in results of earlier versions."""
+    """The commit of each measured program; empty in results of earlier versions."""
 
 
 def results(samples: Samples, bars: Bars, scale: str, upstream: str) -> Results:

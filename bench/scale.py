@@ -1,4 +1,4 @@
-"""The size of measurements: for figures to publish, or for a check that they work."""
+"""The size of measurements: full, for published figures, or small, to check that the measurements work."""
 
 import msgspec
 
@@ -46,7 +46,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     operators_memory: tuple[int, int] = (25, 125)
     operator_rounds: int = 100
     controllers: tuple[int, int, int] = (100, 1_000, 200)
-    """Few clusters, many, and as many as kopf runs in."""
+    """A small and a large number of clusters, and the number for kopf."""
     busy_s: float = 5.0
     cost_projects: int = 100
     milo_projects: int = 400

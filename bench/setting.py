@@ -28,7 +28,7 @@ class Setting:
 
     @asynccontextmanager
     async def daemon(self, count: int, **options: Any) -> AsyncIterator[tuple[Milo, Daemon]]:
-        """Run a daemon on an API server with that many projects; `options` as for `Daemon`."""
+        """Run a daemon on an API server with `count` projects; `options` are those of `Daemon`."""
         async with (
             self.milo(count) as milo,
             daemons.daemon(milo.access.kubeconfig, self.directory, **options) as daemon,

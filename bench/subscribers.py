@@ -25,7 +25,7 @@ class Subscriber:
         self._call: Any = self._channel.unary_stream(METHOD, request_serializer=_serialised)(request)
         self.on_batch: Callable[[bytes], object] | None = None
         self.batch: Any = Batch()
-        """The last revision."""
+        """The last batch."""
         self.revision = ""
         self.synced = False
         self.events = 0
@@ -70,7 +70,7 @@ async def meanwhile(endless: list[Coroutine[Any, Any, None]]) -> AsyncIterator[N
     finally:
         for each in running:
             each.cancel()
-        # A call that is cancelled while it reads ends with a gRPC error.
+        # A cancelled read of a call raises a gRPC error.
         await asyncio.gather(*running, return_exceptions=True)
 
 

@@ -16,7 +16,7 @@ _LAST_WITHIN_S = 10.0
 
 
 class Writes:
-    """Writes at an even rate, with the times at which each was started and seen."""
+    """Writes at an even rate, with the times at which each was started and received."""
 
     def __init__(
         self,
@@ -28,7 +28,7 @@ class Writes:
         *,
         path: Callable[[int], str] = project_path,
     ) -> None:
-        """Set up; `path` returns the path of the object to write, by its index among `clusters`."""
+        """Prepare the writes; `path` returns the path of the object to write, by its index among `clusters`."""
         self._milo = milo
         self._count = count
         self._interval_s = 1 / per_s
@@ -41,9 +41,9 @@ class Writes:
         self._all_seen = asyncio.Event()
 
     def seen(self, mark: int, at: float | None = None) -> None:
-        """Record that a mark was seen; `at` defaults to now."""
+        """Record that a watch client received the label value `mark`; `at` defaults to now."""
         at = time.perf_counter() if at is None else at
-        # A reader that skips states has seen the earlier writes of the object with this one.
+        # A watch client that skips states has received the earlier writes to the object with this one.
         while (begun := self._begun.pop(mark, None)) is not None:
             self.latencies_ms.append((at - begun) * 1000)
             mark -= self._clusters
@@ -55,7 +55,7 @@ class Writes:
         return quantiles(self.latencies_ms, n=100)[percent - 1]
 
     async def run(self) -> None:
-        """Wait until all writes were seen."""
+        """Make the writes, and wait until all of them were received."""
         loop = asyncio.get_running_loop()
         async with self._milo.access.session() as session:
             start = loop.time() + 0.2
@@ -74,7 +74,7 @@ class Writes:
 
 
 Reader = Callable[[Writes, asyncio.Event], Coroutine[Any, Any, None]]
-"""A reader that reports marks until it is cancelled, and sets the event when it is ready."""
+"""A watch client that reports label values until it is cancelled, and sets the event once it is ready."""
 
 
 async def read_by(reader: Reader, writes: Writes) -> Writes:

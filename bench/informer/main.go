@@ -1,5 +1,5 @@
-// Informer follows projects with client-go's dynamic informer, as an operator in Go does that has no daemon. It says how
-// many there are once it has them all, and from then on the mark of each change that it sees, with the moment.
+// Informer watches projects with client-go's dynamic informer, as a Go operator without the daemon does. It prints the
+// number of projects once it has synced, and then the label value and the time of each update.
 package main
 
 import (
@@ -27,7 +27,7 @@ var projects = schema.GroupVersionResource{
 
 func main() {
 	kubeconfig := flag.String("kubeconfig", "", "the kubeconfig of the API server to watch")
-	mark := flag.String("mark", "", "the label whose values are told")
+	mark := flag.String("mark", "", "the label whose values are printed")
 	flag.Parse()
 
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
@@ -45,7 +45,7 @@ func run(ctx context.Context, kubeconfig, mark string) error {
 	}
 	client, err := dynamic.NewForConfig(config)
 	if err != nil {
-		return fmt.Errorf("make a client: %w", err)
+		return fmt.Errorf("create a client: %w", err)
 	}
 	out := &teller{out: bufio.NewWriter(os.Stdout)}
 	informer := dynamicinformer.NewDynamicSharedInformerFactory(client, 0).ForResource(projects).Informer()
@@ -59,14 +59,14 @@ func run(ctx context.Context, kubeconfig, mark string) error {
 	}
 	go informer.RunWithContext(ctx)
 	if !cache.WaitForCacheSync(ctx.Done(), registration.HasSynced) {
-		return nil // it was ended before
+		return nil // terminated before the sync
 	}
 	out.tellf("synced %d\n", len(informer.GetStore().ListKeys()))
 	<-ctx.Done()
 	return nil
 }
 
-// teller writes a whole line at once, so that lines of several goroutines never mix.
+// teller writes each line at once, so that the lines of several goroutines never mix.
 type teller struct {
 	mutex sync.Mutex
 	out   *bufio.Writer
@@ -76,5 +76,5 @@ func (t *teller) tellf(format string, what ...any) {
 	t.mutex.Lock()
 	defer t.mutex.Unlock()
 	fmt.Fprintf(t.out, format, what...)
-	_ = t.out.Flush() // who reads this has gone, and will end this process
+	_ = t.out.Flush() // fails only if the parent, which also terminates this process, has closed the pipe
 }

@@ -37,14 +37,14 @@ async def measure(setting: Setting) -> Samples:
             ("separate", lambda stack: stack.enter_async_context(_separate())),
         ):
             kib, ms = await _cost(enter)
-            if not number:  # later rounds reuse what the allocator kept of this one
+            if not number:  # later rounds reuse memory that the allocator keeps from this round
                 samples[f"api_clients.{name}_kib"] = [kib]
             samples.setdefault(f"api_clients.{name}_ms", []).append(ms)
     return samples
 
 
 async def _cost(enter: Callable[[AsyncExitStack], Awaitable[object]]) -> tuple[float, float]:
-    """Return KiB and milliseconds per client, after a first one."""
+    """Return KiB and milliseconds per client, not counting the first one."""
     async with AsyncExitStack() as stack:
         await enter(stack)
         gc.collect()

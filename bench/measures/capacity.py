@@ -1,6 +1,7 @@
-"""What a daemon needs, by the number of projects, of subscribers and of changes a second.
+"""CPU, memory and requests of a daemon, by the number of projects, of subscribers and of changes per second.
 
-Each cluster is probed. Memory is that at the end of the runs with fewer changes and subscribers too.
+Each cluster is probed. All runs with one number of projects share a daemon, so that the memory of a run includes what
+remains of runs with fewer changes and subscribers.
 """
 
 import time

@@ -24,7 +24,7 @@ _WARM_UP = 0.25
 
 
 async def steady(setting: Setting) -> Samples:
-    """Measure the usual fleet, with its memory."""
+    """Measure a fleet of the usual size."""
     scale = setting.scale
     return await _measure("churn", setting, scale.clusters, scale.churn_subscribers)
 
@@ -72,7 +72,7 @@ async def _measure(key: str, setting: Setting, clusters: int, count: int) -> Sam
 
 
 class _Keeper:
-    """Maintains the fleet from events: incarnation and mark of each cluster."""
+    """The fleet according to the received events: incarnation and label value of each cluster."""
 
     def __init__(self, subscriber: Subscriber) -> None:
         self.subscriber = subscriber

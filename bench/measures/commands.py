@@ -1,4 +1,4 @@
-"""The time of commands, from the shell and back."""
+"""Wall-clock time of the commands, each run as a subprocess."""
 
 import asyncio
 import os

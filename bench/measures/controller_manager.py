@@ -1,14 +1,14 @@
-"""Milo's controller-manager with its own provider, beside the same program with the one for the daemon.
+"""Milo's controller-manager with its own provider, beside the same program with the provider for the daemon.
 
-The programs are given by variables, as none of them is published: `MILO_APISERVER`, `MILO_CONTROLLER_MANAGER` and
-`MILO_CONTROLLER_MANAGER_MOVED`, which follows the daemon. Each runs on servers of its own, on which projects are
-created until it works in all of them: once without the two controllers that follow every kind by another way than the
-provider, and once with all. In groups, there are two and four replicas, each beside a daemon of a shard group, of which
-one is killed and another one added; beside them is a group of one, to compare the sums with. All of them run without
-the program's own election, of one leader for everything: the second program elects one for what must run once.
+The programs are not published; environment variables contain their paths: `MILO_APISERVER`, `MILO_CONTROLLER_MANAGER`
+and `MILO_CONTROLLER_MANAGER_MOVED`, which follows the daemon. Each runs on servers of its own, on which projects are
+created until it works in all of them: once without the two controllers that watch every kind without the provider, and
+once with all controllers. In groups, two and four replicas run, each beside a daemon of a shard group; one replica is
+killed and another one added. A group of one is measured to compare the sums with. All run without the program's own
+election of one leader for everything: the second program elects a leader only for what must run once.
 
 Without these programs, an operator of that shape is measured, which caches a dozen kinds in each project: with the
-provider for the daemon, and with one that makes the calls of Milo's.
+provider for the daemon, and with a provider that makes the same calls as Milo's.
 """
 
 import asyncio
@@ -41,14 +41,14 @@ if TYPE_CHECKING:
     from tests.end_to_end.real.servers import InfrastructureApi, MiloApi
 
 MOVED = "MILO_CONTROLLER_MANAGER_MOVED"
-"""The environment variable with the program that follows the daemon."""
+"""The environment variable with the path of the program that follows the daemon."""
 KINDS = 12
 _PROVIDER_ONLY = ("--controllers=*,-garbage-collector-controller,-namespace-controller",)
 _PROVIDER_WATCHES, _ALL_WATCHES = 1, 2
 """Watches of `_QUOTA` in each project: the provider's, and with all controllers also the garbage collector's."""
 _GROUPS = (1, 2, 4)
 _QUOTA = 'resource="resourceclaims"'
-"""One of the kinds that the controller-manager caches in each project by its provider, and once in the core API."""
+"""A kind that the controller-manager caches in each project through its provider, and once in the core API."""
 _WRITERS = 16
 _LOOK_EVERY_S = 2.0
 _LIST_EVERY_S = 1.0
@@ -98,7 +98,7 @@ async def measure_groups(setting: Setting) -> Samples:
 
 
 async def _programs() -> "Programs":
-    # They need Go, which nothing else here does.
+    # Imported only here, since these modules build programs in Go.
     from tests.end_to_end.real.builds import say_to_stderr  # noqa: PLC0415
     from tests.end_to_end.real.programs import programs  # noqa: PLC0415
 
@@ -112,7 +112,7 @@ class _Member:
         self.manager, self.daemon = manager, daemon
 
     async def share(self) -> list[str]:
-        """Return the projects that its daemon engages; none until it has a complete view."""
+        """Return the projects that the member's daemon engages; an empty list until it has a complete view."""
         assert self.daemon is not None
         async with DiscoveryClient(self.daemon.address) as client:
             try:
@@ -142,7 +142,7 @@ class _Installation:
         self._access = Access.of(core.kubeconfig)
         self._added = 0
         self._of_member, self._of_project = 1.0, of_project
-        """How many watches of a kind of quota a member has without projects, and for each project."""
+        """Watches of `_QUOTA` that a member has without projects, and for each project."""
         self.members: list[_Member] = []
 
     async def add(self, *, follows_daemon: bool, shares: bool = False) -> None:
@@ -166,7 +166,7 @@ class _Installation:
         await manager.start()
 
     async def filled(self, count: int) -> Figures:
-        """Create projects; return the figures of the largest member when all are worked in."""
+        """Create projects; return the figures of the largest member once the program works in all of them."""
         before, own = await self._watches(), await self._watches(_QUOTA)
         self._of_member = own / len(self.members)
         began = time.perf_counter()
@@ -208,9 +208,9 @@ class _Installation:
 
     @asynccontextmanager
     async def step(self, step: str, count: int) -> AsyncIterator[Figures]:
-        """Yield figures, and add the shares after this step, and how many projects had several members at any time.
+        """Yield figures; at the end, add the shares and how many projects had several members at any time.
 
-        The daemons are asked for their projects every second, so that two members of a project that moves are noticed.
+        Each daemon's projects are listed every second, so that two members of a moving project are noticed.
         """
         figures: Figures = {}
         lists, with_several = 0, 0
@@ -241,9 +241,9 @@ class _Installation:
         }
 
     async def moved(self, count: int) -> Figures:
-        """Kill the leader, and then start another replica; return how long the projects took to move, and how many did.
+        """Kill the leader, and then start another replica; return how many projects moved, and how long it took.
 
-        A project is created after the kill. It is ready when another replica has taken over what must run once.
+        A project is created after the kill. It becomes ready once another replica has taken over what must run once.
         Quota is claimed before and after the kill: each owner grants a half of it.
         """
         before = await self._owners()
@@ -297,7 +297,7 @@ class _Installation:
         return _sum(await _metrics(self._access, "/metrics"), _LONG, label)
 
     async def _complete(self, count: int) -> float:
-        """Return when the last watch was opened: those of all projects are open, and there are no more for a while."""
+        """Return when the last watch was opened: those of all projects are open, and their number is stable."""
         known, of_quota, changed_at = -1.0, 0.0, time.perf_counter()
         all_open = self._of_member * len(self.members) + self._of_project * count
         try:
@@ -397,7 +397,7 @@ async def _metrics(access: Access | None, url: str) -> Metrics:
     session = access.session() if access else aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=False))
     async with session, asyncio.timeout(_METRICS_WITHIN_S):
         while True:
-            with suppress(aiohttp.ClientPayloadError):  # a busy server gives an answer up, here or by its status
+            with suppress(aiohttp.ClientPayloadError):  # a busy server aborts a response, here or with an error status
                 async with session.get(url) as response:
                     if response.status != HTTPStatus.GATEWAY_TIMEOUT:
                         response.raise_for_status()

@@ -1,8 +1,8 @@
 """Controllers in Python: synchronization, memory per cluster, throughput and latency.
 
-Beside them, in the same run: an operator in Go on controller-runtime's `cluster.New`, a bare watch of the kubernetes
+Beside them, in the same run: a Go operator on controller-runtime's `cluster.New`, a bare watch of the kubernetes
 package, and kopf operators. The control planes are those of a sandbox in a process of its own, over TLS and HTTP/1.1.
-Memory is measured on an API server in Go as well, which speaks HTTP/2, beside the operator in Go on the same one.
+Memory is also measured over HTTP/2, on an API server in Go, beside the Go operator on the same server.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ OBJECTS = 10
 """ConfigMaps in each cluster."""
 _WITHIN_S = 900.0
 _LIFE_S = 3600.0
-"""The lifetime of credentials, which none of the operators outlives."""
+"""Lifetime of the credentials, longer than that of any operator."""
 _SETTINGS = """\
 project_kubeconfig: {kubeconfig}
 kubeconfigs:
@@ -73,7 +73,7 @@ async def measure(setting: Setting) -> Samples:
 
 
 async def _over_http2(setting: Setting, binary: Path, few: int, many: int) -> dict[str, float]:
-    """Compare memory per cluster with that of the operator in Go, on one API server that speaks HTTP/2."""
+    """Compare memory per cluster with that of the Go operator, on one API server that supports HTTP/2."""
     minted = setting.directory / "controllers-minted"
     minted.write_text("")
     source = rotation.SOURCE.format(python=sys.executable, minted=minted, life_s=_LIFE_S)
@@ -101,7 +101,7 @@ async def _over_http2(setting: Setting, binary: Path, few: int, many: int) -> di
 
 
 class _Operator(Process):
-    """A process that prints WORKING, and answers lines."""
+    """A process that prints WORKING once it works in every cluster, and a status for each line on standard input."""
 
     def __init__(self, module: str, arguments: list[str], log: Path) -> None:
         self._began = time.perf_counter()
@@ -109,7 +109,7 @@ class _Operator(Process):
         super().__init__([sys.executable, "-m", module, *arguments], log)
 
     async def working(self) -> float:
-        """Return the seconds from its start until it works in every cluster."""
+        """Return the seconds from the start of the process until it works in every cluster."""
         await self.wait_for_lines(1, within_s=_WITHIN_S, beginning="WORKING")
         return time.perf_counter() - self._began
 
@@ -121,7 +121,7 @@ class _Operator(Process):
         return answer
 
     async def settled_kib(self) -> float:
-        """Return the memory after unused memory was released."""
+        """Return the resident memory in KiB after unused memory was released."""
         await self.status()
         return self.rss_mib * 1024
 
@@ -177,7 +177,7 @@ async def _control_planes(setting: Setting, count: int) -> AsyncIterator[_Contro
 
 
 async def _rate(place: _ControlPlanes, busy_s: float) -> dict[str, float]:
-    """Measure reconciles per second, with every object reconciled again at once."""
+    """Measure reconciles per second, with every object requeued at once."""
     async with place.controllers("busy") as operator:
         await operator.working()
         before = await operator.status()
@@ -189,7 +189,7 @@ async def _rate(place: _ControlPlanes, busy_s: float) -> dict[str, float]:
 
 
 async def _latency(setting: Setting, place: _ControlPlanes) -> dict[str, float]:
-    """Measure from a write to the reconcile, and to the event of a bare watch, in alternating rounds."""
+    """Measure the time from a write to the reconcile, and to the event of a bare watch, in alternating rounds."""
     scale = setting.scale
     ours: list[Writes] = []
     bare: list[Writes] = []
@@ -217,7 +217,9 @@ async def _latency(setting: Setting, place: _ControlPlanes) -> dict[str, float]:
 
 
 async def tenants(setting: Setting) -> Samples:
-    """Measure the latency in one cluster while reconciles of other clusters hang, fail, or never end their work."""
+    """Measure the latency in one cluster while reconciles of other clusters hang, fail, or change their objects
+    endlessly.
+    """
     count = max(setting.scale.controllers[0], 1 / _MISBEHAVING)
     async with _control_planes(setting, int(count)) as place:
         return {key: [value] for key, value in (await _beside_tenants(setting, place)).items()}

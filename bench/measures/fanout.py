@@ -83,7 +83,7 @@ class Bursts:
             return await self._timed(subscribers, self._changes)
 
     async def intake(self) -> Live:
-        """Wait until a subscriber of the last change has it."""
+        """Measure the changes until the only subscriber has the last of them."""
         last = projects.name(self._changes - 1)
         async with synced(self._daemon.address, 1, names=(last,)) as subscribers:
             return await self._timed(subscribers, 1)

@@ -1,7 +1,7 @@
-"""The effect of floods: memory of the daemon, answers a second, audit lines, and what other callers get meanwhile.
+"""The effect of floods: memory of the daemon, responses per second, audit lines, and the service for other callers.
 
-Each kind has a daemon of its own. A flood comes from a caller that no rule matches, from one that is allowed, or from
-connections that nobody authenticates; it is repeated for as long as the figures are taken.
+Each kind has a daemon of its own. A flood comes from a caller that no rule matches, from an allowed caller, or from
+unauthenticated connections, and lasts as long as the measurement.
 """
 
 import asyncio
@@ -49,9 +49,9 @@ async def measure(setting: Setting) -> Samples:
 
 
 async def _refused(setting: Setting, kind: str, wanted: int, *, identified: bool = False) -> dict[str, float]:
-    """Measure calls by a caller that no rule matches, beside one with a rule.
+    """Measure calls by a caller that no rule matches, beside a caller with a rule.
 
-    `identified`: at a listener that tells callers apart, and so can end their connections.
+    `identified`: at a listener that identifies callers, so that the daemon can close the connections of one.
     """
     name = f"identified_{kind}" if identified else kind
     async with _place(setting, name) as (daemon, directory):
@@ -79,7 +79,7 @@ async def _refused(setting: Setting, kind: str, wanted: int, *, identified: bool
 
 
 async def _filters(setting: Setting, wanted: int) -> dict[str, float]:
-    """Measure streams with large filters, of a caller that may have streams."""
+    """Measure streams with large filters, of a caller that is allowed to open streams."""
     async with _place(setting, "filters") as (daemon, directory):
         before = daemon.rss_mib
         async with flood("filters", daemon.address, directory, wanted) as running:
@@ -108,7 +108,7 @@ async def _idle_connections(setting: Setting, wanted: int) -> dict[str, float]:
 
 
 async def _silent_connections(setting: Setting, wanted: int, handshakes: int) -> dict[str, float]:
-    """Measure silent connections to a TLS listener from one IPv6 network, beside a caller from elsewhere."""
+    """Measure TLS connections without a handshake from one IPv6 network, beside a caller from another address."""
     async with _place(setting, "silent_connections") as (_, directory):
         port, context = _as_friend(directory)
         source = f"[::1]:{port}" if socket.has_dualstack_ipv6() else f"127.0.0.2:{port}"
@@ -123,7 +123,7 @@ async def _silent_connections(setting: Setting, wanted: int, handshakes: int) ->
 
 
 async def _client_hellos(setting: Setting, wanted: int, handshakes: int) -> dict[str, float]:
-    """Measure connections that begin a TLS handshake and are silent then, from 16 addresses, beside another caller."""
+    """Measure TLS connections that send only a ClientHello, from 16 addresses, beside another caller."""
     async with _place(setting, "client_hellos") as (daemon, directory):
         port, context = _as_friend(directory)
         before = daemon.rss_mib
@@ -137,7 +137,7 @@ async def _client_hellos(setting: Setting, wanted: int, handshakes: int) -> dict
 
 
 def _as_friend(directory: Path) -> tuple[int, ssl.SSLContext]:
-    """Return the port of the TLS listener, and the context of a caller that it knows."""
+    """Return the port of the TLS listener, and the TLS context of an authorized caller."""
     context = ssl.create_default_context(cafile=directory / "ca.pem")
     context.set_alpn_protocols(["h2"])
     context.load_cert_chain(directory / "friend.crt", directory / "friend.key")
@@ -166,7 +166,7 @@ async def _place(setting: Setting, kind: str) -> AsyncIterator[tuple[Daemon, Pat
             {"name": "network", "address": f":{port}", "tls": tls},
             {"name": "nobody", "address": f"unix://{directory}/nobody.sock"},
             {"name": "users", "address": f"unix://{directory}/users.sock", "peer_credentials": True},
-            # The last socket is awaited by the start; then the others exist too.
+            # `Daemon.listens` waits for the last socket; the others exist by then.
             {"name": "local", "address": f"unix://{setting.directory}/daemon.sock"},
         ],
         "rights": [

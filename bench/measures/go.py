@@ -1,7 +1,7 @@
-"""Operators in Go on multicluster-runtime: with the provider for the daemon, beside one that makes Milo's calls.
+"""Operators in Go on multicluster-runtime: with the provider for the daemon, and with Milo's own provider.
 
-Each is a process that works in all projects of one API server (`bench/operator`). Where the module of Milo's own
-provider is not published, a program that makes the same calls in the same order replaces it.
+Each is a process that works in all projects of one API server (`bench/operator`). The module of Milo's own provider is
+not published: a program that makes the same calls in the same order replaces it.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from bench.subscribers import synced
 
 _WITHIN_S = 1800.0
 _STREAMS_PER_CONNECTION = 250
-"""The limit of a server in Go, such as an API server."""
+"""The default limit of HTTP/2 servers in Go."""
 KEYS = (
     *(f"go.{informers}_informers.{key}" for informers in (0, 1, 5) for key in ("seconds", "peer_seconds", "ratio")),
     "go.latency_50ms.seconds",
@@ -103,7 +103,7 @@ class _Operator(Process):
         super().__init__(command, log)
 
     async def working(self) -> float:
-        """Return the seconds from its start until it works in every cluster."""
+        """Return the seconds from the start of the process until it works in every cluster."""
         await self.wait_for_lines(1, within_s=_WITHIN_S, beginning="WORKING")
         return time.perf_counter() - self._began
 
@@ -115,7 +115,7 @@ class _Operator(Process):
         return answer
 
     async def settled_kib(self) -> float:
-        """Return the memory after unused memory was released."""
+        """Return the resident memory in KiB after unused memory was released."""
         return (await self.settled())[0]
 
     async def settled(self) -> tuple[float, float]:
@@ -156,13 +156,15 @@ class _ProjectServer:
 
     @asynccontextmanager
     async def ours(self, informers: int, *, missing: int = 0, kubeconfigs: str = "") -> AsyncIterator[_Operator]:
-        """Run the operator with a daemon that starts at the same time; it does not wait for `missing` projects."""
+        """Run the operator with a daemon that starts at the same time; the operator does not wait for `missing`
+        projects.
+        """
         daemon = self.daemon(kubeconfigs)
         try:
             arguments = ["--kubeconfigs"] if kubeconfigs else []
             arguments += [f"--address={daemon.address}", f"--clusters={self._count - missing}"]
             async with self.operator(informers, *arguments) as operator:
-                await daemon.listens()  # or it has ended
+                await daemon.listens()  # raises if the daemon has exited
                 yield operator
         finally:
             await daemon.end()
@@ -208,7 +210,7 @@ class _Bench:
             yield _ProjectServer(self._binary, directory, milo, server, line.split()[1], count)
 
     async def beside(self, many: int, informers: int) -> dict[str, float]:
-        """Measure the time until both operators have reconciled all projects, which they share."""
+        """Measure the time until each operator has reconciled all projects of one server."""
         found: dict[str, float] = {}
         key = f"go.{informers}_informers"
         async with self.place(many) as place:
@@ -246,7 +248,7 @@ class _Bench:
         return found
 
     async def hanging(self, count: int, rounds: int) -> dict[str, float]:
-        """Measure the start in a hundred projects of which one never answers, beside a run in which all do."""
+        """Measure the start with one unresponsive project in a hundred, beside a run in which all projects respond."""
         hanging = max(1, count // 100)
         ratios = []
         for _ in range(rounds):  # in turn, so that other load affects both
@@ -293,12 +295,12 @@ class _Bench:
                 async with asyncio.timeout(_WITHIN_S):
                     while len(renewed.names) < count:
                         await subscriber.read()
-            # It applies batches in order: after one round trip to each cluster, it has its own.
+            # The operator's client applies batches in order, so that this request follows the renewal.
             await operator.status()
             return {"go.rotation.watches_reopened": (await place.server.status())["watches_opened"] - before}
 
     async def large(self, few: int, many: int, large: int, rounds: int) -> dict[str, float]:
-        """Measure time and memory with many more projects, beside a proportional growth."""
+        """Measure time and memory with many more projects, as ratios to a proportional growth."""
         seconds, kib = [], []
         for _ in range(rounds):
             found: dict[int, tuple[float, float]] = {}

@@ -45,7 +45,7 @@ def _measured(directory: Path, updates: int) -> Samples:
             with _load(planes) as load:
                 for number in range(_REPLICAS, _REPLICAS + updates):
                     eventually_blocking(lambda: all(each.is_standing_by for each in replicas), within_s=_WITHIN_S)
-                    # As a Deployment with maxSurge 1 does: a new replica first, then the end of an old one.
+                    # As a Deployment with maxSurge 1 does: start a new replica, then terminate an old one.
                     replicas.append(_Replica(directory / f"replica-{number}.log", environ))
                     eventually_blocking(lambda: all(each.is_standing_by for each in replicas), within_s=_WITHIN_S)
                     leader = next(each for each in replicas if each.is_leading)
@@ -86,7 +86,7 @@ class _Replica(Process):
 
 
 def _handover_s(leader: _Replica, load: "_Load") -> float:
-    """End the leader, and return the time until an object that was created afterwards is reconciled."""
+    """Terminate the leader; return the time until an object that was created afterwards is reconciled."""
     began = time.perf_counter()
     before = len(load.created)
     leader.signal(SIGTERM)
@@ -101,7 +101,7 @@ def _handover_s(leader: _Replica, load: "_Load") -> float:
 
 
 def _settled(created: list[tuple[ControlPlane, str]]) -> int:
-    """Return how many objects are not reconciled after some time without progress."""
+    """Return how many objects are not reconciled within `_WITHIN_S`."""
     left = created
     deadline = time.monotonic() + _WITHIN_S
     while left and time.monotonic() < deadline:

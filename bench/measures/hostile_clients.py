@@ -1,8 +1,8 @@
 """The effect of hostile clients: the latency of a well-behaved subscriber beside them.
 
 All use the same listener: a client with a narrow rule that guesses names; one with forged or foreign revisions;
-handshakes with untrusted certificates; a client without a rule; and malformed HTTP/2. Measured are each kind, all
-that must be refused, and all together.
+handshakes with untrusted certificates; a client without a rule; and malformed HTTP/2. The figures are for each kind,
+for all kinds that must be rejected, and for all kinds together.
 
 Hostile clients use part of the machine in any case. The figures are therefore compared with the latency of the same
 subscriber while the clients attack another daemon on the machine.
@@ -89,7 +89,7 @@ class MeasuredSubscriber:
         )
 
     async def take_foreign_revision(self) -> None:
-        """Issue a valid revision to another caller."""
+        """Save a valid revision of another caller, which the hostile clients use."""
         async with synced(self._daemon.address, 1) as [each]:
             (self._directory / "stolen-revision").write_text(each.revision)
 
@@ -135,7 +135,7 @@ def certificates(directory: Path) -> None:
 
 
 def _config(papers: Path, directory: Path, address: str) -> Path:
-    """Return the configuration; JSON is YAML."""
+    """Write the configuration as JSON, which is YAML, and return its path."""
     tls = {
         "certificate": str(papers / "server.crt"),
         "key": str(papers / "server.key"),
@@ -144,7 +144,7 @@ def _config(papers: Path, directory: Path, address: str) -> Path:
     config = {
         "listen": [
             {"name": "network", "address": address, "tls": tls},
-            # The last socket is awaited by the start; then the other exists too.
+            # `Daemon.listens` waits for the last socket; the other exists by then.
             {"name": "local", "address": f"unix://{directory}/daemon.sock"},
         ],
         "rights": [

@@ -1,4 +1,4 @@
-"""Latency from a write to the subscriber's callback, beside that of a raw watch, whose difference is the daemon's.
+"""Latency from a write to the subscriber's callback, and to the event of a raw watch; the daemon adds the difference.
 
 client-go's informer and the kubernetes package's watch are measured in alternating rounds.
 """
@@ -71,7 +71,7 @@ async def measure(setting: Setting) -> Samples:
 
 
 async def peer_marks(peer: Process, writes: Writes, ready: asyncio.Event) -> None:
-    """Read the output of a process that prints the mark of each change with the wall-clock time."""
+    """Read the output of a process that prints the label value and the wall-clock time of each change."""
     ahead_s = time.time() - time.perf_counter()
     line_count = len(peer.output.splitlines())
     ready.set()
@@ -80,14 +80,14 @@ async def peer_marks(peer: Process, writes: Writes, ready: asyncio.Event) -> Non
         for line in lines:
             if line.endswith("\n"):
                 line_count += 1
-                if line[0].isdigit():  # others are of the log
+                if line[0].isdigit():  # other lines are log lines
                     mark, moment = line.split()
                     writes.seen(int(mark), int(moment) / 1e9 - ahead_s)
         await asyncio.sleep(_LOOK_EVERY_S)
 
 
 async def _raw_watch(milo: Milo, writes: Writes, ready: asyncio.Event) -> None:
-    """Read raw lines and search for the mark instead of decoding them."""
+    """Read raw lines, and search them for the label value instead of decoding them."""
     query = {"watch": "1", "resourceVersion": "0", "allowWatchBookmarks": "true", "timeoutSeconds": "600"}
     async with milo.access.session() as session:
         async with session.get(PROJECTS, params={"limit": "1"}) as answer:

@@ -58,7 +58,7 @@ def _places(directory: Path, certificates: Mapping[str, Path]) -> dict[str, dict
         port = free.getsockname()[1]
     tls = {name: str(certificates[name]) for name in ("certificate", "key", "client_ca")}
     return {
-        # The last socket is awaited by the start; then the others exist too.
+        # `Daemon.listens` waits for the last socket; the others exist by then.
         "peers": {"address": f"unix://{directory}/peers.sock", "peer_credentials": True},
         "tls": {"address": f"127.0.0.1:{port}", "tls": tls},
         "plain": {"address": f"unix://{directory}/daemon.sock"},

@@ -1,4 +1,4 @@
-"""What the caches of the change log save: a read that finds its result there, beside the read that computes it."""
+"""Time that the change log's caches save: a read that hits a cache, beside the read that computes the result."""
 
 import time
 from itertools import product

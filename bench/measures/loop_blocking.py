@@ -48,7 +48,7 @@ class _Loop:
 
     @asynccontextmanager
     async def holds(self, key: str) -> AsyncIterator[None]:
-        if self._asked:  # the first value includes the start
+        if self._asked:  # the first value includes the daemon's startup
             await self._longest_s()
         yield
         self.samples.setdefault(f"loop_blocking.{key}_ms", []).append(1000 * await self._longest_s())

@@ -1,7 +1,7 @@
-"""What the daemon and a controller cost Milo's API server: goroutines and memory, by its own metrics.
+"""Goroutines and memory that the daemon and a controller cost Milo's API server, according to its own metrics.
 
 The daemon follows all projects, probes each control plane and serves a kubeconfig for each; then a controller in Python
-follows two kinds in each of them; then it ends.
+follows two kinds in each of them; then both terminate.
 """
 
 import asyncio
@@ -73,7 +73,7 @@ async def measure(setting: Setting) -> Samples:
 
 
 async def _engaged(client: DiscoveryClient, count: int) -> list[Cluster]:
-    """Return the clusters when that many are engaged."""
+    """Return the clusters once `count` of them are engaged."""
     found: dict[str, Cluster] = {}
     async for event in client.watch():
         found[event.cluster.name] = event.cluster
@@ -92,7 +92,7 @@ async def _nothing(_: Request) -> None:
 
 
 async def _steady(access: Access) -> _Cost:
-    """Return the cost when its goroutines change no more, or after some minutes."""
+    """Return the cost once the number of goroutines is steady."""
     found = await _cost(access)
     async with asyncio.timeout(_LONGEST_S):
         while True:

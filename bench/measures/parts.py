@@ -64,8 +64,9 @@ def _round(count: int) -> dict[str, float]:
 
 
 def _reduced(count: int) -> dict[str, float]:
-    """Return what a cluster takes of a source whose objects are not clusters themselves: the time to commit a list of
-    decoded objects, and the memory."""
+    """Return the time and the memory that each cluster takes to commit a list of decoded objects that reference
+    clusters.
+    """
     lines = [in_process.consumer(index) for index in range(count)]
 
     def commit(source: ClusterSource, seen: Iterable[ObservedObject]) -> None:

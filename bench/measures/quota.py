@@ -28,9 +28,9 @@ _MANAGER = "resourcemanager.miloapis.com"
 _QUOTA = "quota.miloapis.com/v1alpha1"
 _GRANTED, _DENIED = "QuotaAvailable", "QuotaExceeded"
 _NOT_YET = (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY)
-"""The server's answers while it does not know a new project's namespace or a new registration."""
+"""The server's status codes until it has processed a new project's namespace or a new registration."""
 _BUSY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT)
-"""The server's answers while it has more work than it can do, as after a failover."""
+"""The server's status codes while it is overloaded, as after a failover."""
 
 
 class Consumer(msgspec.Struct, frozen=True):
@@ -48,7 +48,7 @@ class Consumer(msgspec.Struct, frozen=True):
 
 
 def consumers(count: int) -> list[Consumer]:
-    """Return organizations, and as many of the projects as there are, up to `_PROJECTS`."""
+    """Return organizations, and up to `_PROJECTS` of the projects."""
     names = [projects.name(index) for index in range(min(count, _PROJECTS))]
     return [
         *(Consumer("Organization", f"bench-{n}", f"organization-bench-{n}") for n in range(_ORGANIZATIONS)),
@@ -57,7 +57,7 @@ def consumers(count: int) -> list[Consumer]:
 
 
 class Quota:
-    """Grants and claims of a resource type of their own, which has the name of the step."""
+    """Grants and claims of a resource type of their own, which is named after the step."""
 
     def __init__(self, access: Access, step: str, of: Sequence[Consumer]) -> None:
         self._access, self._step, self._consumers = access, step, of
@@ -114,7 +114,7 @@ class Quota:
                 tasks.create_task(work())
 
     async def decided(self) -> dict[str, float]:
-        """Wait until all claims are granted or denied, and for decisions that are changed."""
+        """Wait until all claims are granted or denied, and a while longer, since decisions may change."""
         began = decided_at = time.perf_counter()
         undecided = -1
         async with self._access.session() as session:
@@ -135,7 +135,7 @@ class Quota:
         }
 
     async def _look(self, session: aiohttp.ClientSession) -> int:
-        """Note which claims are granted; return how many are decided."""
+        """Record which claims are granted; return how many are decided."""
         decided = 0
         for each in self._consumers:
             for claim in await _list(session, each.path("resourceclaims")):
@@ -153,7 +153,7 @@ class Quota:
 async def _create(
     session: aiohttp.ClientSession, collection: str, kind: str, name: str, spec: dict[str, Any] | None = None
 ) -> None:
-    """Create an object unless it exists, as soon as the server accepts it."""
+    """Create an object unless it exists; retry until the server accepts it."""
     body = {"apiVersion": _QUOTA if spec else "v1", "kind": kind, "metadata": {"name": name}, "spec": spec or {}}
     while True:
         async with session.post(collection, json=body) as answer:

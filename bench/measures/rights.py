@@ -4,7 +4,7 @@ Each subscriber uses one of ten listeners. With rules, each listener has a rule 
 selector, so the same events are sent, and no result can be shared between rules.
 
 Live: the changes are made while all are connected. Caught up: they were made before, and all resume at once, so that
-what is shared without rules is done ten times with them.
+work that is shared without rules is done ten times with them.
 """
 
 import itertools
@@ -22,7 +22,7 @@ RULES = 10
 _LIVES = 3
 """Rounds per daemon; one takes half a second, which other load may double."""
 _MARKS = itertools.count(1)
-"""Distinct marks, so that each write is a change."""
+"""Distinct label values, so that each write is a change."""
 
 
 async def measure(setting: Setting) -> Samples:
@@ -37,7 +37,7 @@ async def measure(setting: Setting) -> Samples:
                 config = _config(setting.directory, ruled=ruled)
                 async with daemon(milo.access.kubeconfig, setting.directory, config=config, listens=False):
                     fans = Fans(milo, [_address(setting.directory, number) for number in range(RULES)], each, changes)
-                    await fans.live(setting.scale.fanout_burst)  # whatever is done only once
+                    await fans.live(setting.scale.fanout_burst)  # warm-up, for what is done only once
                     live_s[ruled] += [await fans.live(setting.scale.fanout_burst) for _ in range(_LIVES)]
                     caught_up_s[ruled].append(await fans.caught_up(setting.scale.fanout_burst))
     return {
@@ -51,7 +51,7 @@ async def measure(setting: Setting) -> Samples:
 
 
 class Fans:
-    """Open subscribers at each address."""
+    """Subscribers at each address."""
 
     def __init__(self, milo: Milo, addresses: list[str], each: int, changes: int) -> None:
         self._milo = milo
@@ -94,7 +94,7 @@ def _address(directory: Path, number: int) -> str:
 
 
 def _config(directory: Path, *, ruled: bool) -> Path:
-    """Return the configuration; JSON is YAML."""
+    """Write the configuration as JSON, which is YAML, and return its path."""
     listen = [{"address": _address(directory, number), "name": f"l{number}"} for number in range(RULES)]
     rights = [
         {"name": f"r{number}", "who": {"listener": f"l{number}"}, "clusters": {"label_selector": f"!not-{number}"}}

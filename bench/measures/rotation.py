@@ -1,7 +1,7 @@
-"""Credentials: the number of mints that renew those of a whole fleet, and the latency of issuing one that is cached.
+"""Credentials: the number of mints that renew those of a whole fleet, and the latency of issuing a cached one.
 
-The fleet's clusters share one identity, as with a service account. Its first credential lives for a few seconds,
-the next one for an hour, so the mints until every cluster has the next one are those of the renewal.
+The fleet's clusters share one identity, as with a service account. Its first credential lives for a few seconds, the
+next one for an hour, so the mints until every cluster has the next one are those of the renewal.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""A shard group on real API servers: one writer at a time, the time of hand-overs, and the cost of the Leases.
+"""A shard group on real API servers: writes by two owners, duration of hand-overs, and cost of the Leases.
 
 Five daemons with five operators share a thousand projects, and each operator writes to an object for each of its
 projects. Pods are killed, stopped, updated, added and removed, and etcd is restarted: tests/end_to_end/real/sharding.
@@ -24,13 +24,13 @@ _INTERVAL_S = 5.0
 async def measure(setting: Setting) -> Samples:
     if not setting.is_real:
         return {}
-    # They need Go, which nothing else here does.
+    # Imported only here, since these modules build programs in Go.
     from tests.end_to_end.real.builds import say_to_stderr  # noqa: PLC0415
     from tests.end_to_end.real.programs import programs  # noqa: PLC0415
     from tests.end_to_end.real.sharding.run import sharding_run  # noqa: PLC0415
 
     found = await asyncio.to_thread(programs, say_to_stderr)
-    # The path of a socket has 107 characters at most.
+    # A short path, since the path of a socket has at most 107 characters.
     with TemporaryDirectory(prefix="milo-shard-") as directory:
         async with sharding_run(found, Path(directory), interval_s=_INTERVAL_S) as run:
             figures = await _Measurement(run, setting).figures()
@@ -62,7 +62,7 @@ class _Measurement:
             await run.pod(0).kill()
         async with self._step("return", members):
             await run.start(0)
-        # For one pod the daemon alone, for another one the operator too.
+        # The daemon alone is stopped in one pod, the daemon and the operator in another.
         async with self._step("stop", members[2:]):
             run.pod(0).signal(signal.SIGSTOP, with_operator=False)
             run.pod(1).signal(signal.SIGSTOP, with_operator=True)

@@ -24,7 +24,7 @@ async def measure(setting: Setting) -> Samples:
                 daemon.signal(signal.SIGRTMIN + 1)
                 await read_by(partial(subscriber, watch), writes)
                 daemon.signal(signal.SIGRTMIN + 1)
-                # The log may have lines, too.
+                # The output also contains log lines.
                 *_, line = await daemon.wait_for_lines(round_number, beginning=_LEGS)
             legs = {
                 leg: seconds / scale.latency_writes * 1e6

@@ -1,4 +1,4 @@
-"""The effect of subscribers that do not read on those that do."""
+"""The effect of subscribers that do not read on subscribers that do."""
 
 import asyncio
 import time
@@ -21,7 +21,8 @@ async def measure(setting: Setting) -> Samples:
         bursts = Bursts(milo, daemon, min(scale.fanout_burst, scale.clusters), scale.slow_reader_bursts)
         for _ in range(scale.rounds):
             alone.append(await bursts.p99_ms())
-            # They never read: their flow-control windows fill up, and further messages stay in the daemon.
+            # After one batch these subscribers never read again: their flow-control windows fill up, and further
+            # messages stay in the daemon.
             async with opened(daemon.address, scale.stuck) as stuck:
                 await together([each.read() for each in stuck])
                 beside.append(await bursts.p99_ms())
@@ -40,7 +41,7 @@ class Bursts:
         self._count = count
 
     async def p99_ms(self) -> float:
-        """Return a percentile of the time from the start of a burst until a healthy subscriber has all of it."""
+        """Return the 99th percentile of the time from the start of a burst until a healthy subscriber has all of it."""
         latencies: list[float] = []
         async with synced(self._daemon.address, _HEALTHY) as subscribers:
             for number in range(self._count):

@@ -43,7 +43,7 @@ async def measure(setting: Setting) -> Samples:
 
 
 async def _batches(setting: Setting, milo: Milo) -> list[bytes]:
-    """Return the batches that a subscriber is sent."""
+    """Return the batches that a subscriber receives."""
     batches: list[bytes] = []
     async with (
         daemons.daemon(milo.access.kubeconfig, setting.directory) as daemon,

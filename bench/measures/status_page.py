@@ -1,7 +1,7 @@
-"""The status page under churn: response times, and the latency of subscribers meanwhile.
+"""The status page under churn: response times, and the latency of subscribers while pages are loaded.
 
-Viewers use part of the machine in any case. So the latency of subscribers while pages are open is compared with
-that while the same viewers load the page of another daemon.
+Viewers use part of the machine in any case. So the latency of subscribers while pages are open is compared with that
+while the same viewers load the page of another daemon.
 """
 
 import asyncio

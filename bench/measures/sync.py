@@ -70,7 +70,7 @@ async def _of_size(setting: Setting, count: int, key: str) -> Samples:
     samples[f"{key}.curl_seconds"] = [seconds for seconds in curls if seconds is not None]
     for name in (*readers, "curl"):
         theirs = samples[f"{key}.{name}_seconds"]
-        # Per round, if there were peers.
+        # One ratio per round; none if the peer was not measured.
         samples[f"{key}.ratio_to_{name}"] = [run["seconds"] / took for run, took in zip(runs, theirs, strict=False)]
     return samples
 

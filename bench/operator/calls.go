@@ -25,10 +25,10 @@ import (
 
 var projectKind = schema.GroupVersionKind{Group: "resourcemanager.miloapis.com", Version: "v1alpha1", Kind: "Project"}
 
-// calls makes the calls of Milo's provider in their order, set up as operators set that up: a manager that watches
-// Projects with a cache of unstructured objects, one worker, and for each Project that is ready a cluster, which is
-// started, waited for, and engaged before the next one. It is written from a description of that provider, and stands in
-// for it.
+// calls is a provider that makes the same API calls as Milo's provider, in the same order, with the settings that
+// operators use: a manager that watches Projects with a cache of unstructured objects, one worker, and for each ready
+// Project a cluster that is started, synced and engaged before the next one. It is written from a description of that
+// provider, and replaces it.
 type calls struct {
 	discovery manager.Manager
 	projects  *rest.Config
@@ -62,7 +62,7 @@ func newCalls(discovery, projects *rest.Config, sharedMapper bool) (*calls, erro
 	return c, ctrl.NewControllerManagedBy(mgr).Named("projects").For(project).Complete(c)
 }
 
-// oneMapper has all clusters use the REST mapper of the first one, which is right if they serve the same kinds.
+// oneMapper makes all clusters share the REST mapper of the first one, which is correct if they serve the same kinds.
 func oneMapper() cluster.Option {
 	var mapper meta.RESTMapper
 	return func(o *cluster.Options) {

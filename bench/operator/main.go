@@ -1,9 +1,9 @@
-// Operator is a program for benchmarks, with the two sides of one.
+// Operator is a program for benchmarks: an API server, and an operator that works on it.
 //
 // `operator serve` is an API server with many project control planes. `operator work` is an operator on
-// multicluster-runtime that works in them: with the provider for milo-discoveryd, or with one that makes the calls of
-// Milo's own provider, which can't be had where its module is not published. Both print a line for each thing that a
-// benchmark waits for, and answer lines on their standard input.
+// multicluster-runtime that works in them: with the provider for milo-discoveryd, or with one that makes the same calls
+// as Milo's own provider, whose module is not published. Both print a line for each state that a benchmark waits for,
+// and their status for each line on standard input.
 package main
 
 import (
@@ -22,13 +22,13 @@ func main() {
 	var err error
 	switch {
 	case len(os.Args) < 2:
-		err = fmt.Errorf("say what to do: serve or work")
+		err = fmt.Errorf("no command: use serve or work")
 	case os.Args[1] == "serve":
 		err = serve(ctx, os.Args[2:])
 	case os.Args[1] == "work":
 		err = work(ctx, os.Args[2:])
 	default:
-		err = fmt.Errorf("no such command: %s", os.Args[1])
+		err = fmt.Errorf("unknown command %q: use serve or work", os.Args[1])
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "operator:", err)
@@ -36,13 +36,13 @@ func main() {
 	}
 }
 
-// answer answers each line of the standard input with a line of JSON.
+// answer prints the status, as a line of JSON, for each line on standard input.
 func answer(status func() any) {
 	lines := bufio.NewScanner(os.Stdin)
 	for lines.Scan() {
 		content, err := json.Marshal(status())
 		if err != nil {
-			panic(err) // of numbers and strings
+			panic(err) // cannot fail: the status has only numbers and strings
 		}
 		fmt.Printf("STATUS %s\n", content)
 	}

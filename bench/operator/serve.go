@@ -15,7 +15,7 @@ import (
 	"go.miloapis.com/discovery/multicluster/apitest"
 )
 
-// kind is one that the operator watches, with the name of its resource.
+// kind is a kind that the operator watches, with the name of its resource.
 type kind struct {
 	schema.GroupVersionKind
 	resource string
@@ -36,15 +36,15 @@ var kinds = []kind{
 	{schema.GroupVersionKind{Version: "v1", Kind: "ResourceQuota"}, "resourcequotas"},
 }
 
-// serve serves projects with objects of each kind. Project names are those of the benchmark's Milo.
+// serve runs an API server whose projects have objects of each kind. Project names are those of bench/projects.py.
 func serve(ctx context.Context, arguments []string) error {
 	flags := flag.NewFlagSet("serve", flag.ExitOnError)
-	projects := flags.Int("projects", 0, "how many have objects")
-	objects := flags.Int("objects", 1, "how many of each kind a project has")
-	hanging := flags.Int("hanging", 0, "how many of them never answer, the first ones")
-	stable := flags.Bool("stable-kinds", false, "leave out kinds of alpha and beta versions")
-	latency := flags.Duration("latency", 0, "what each request takes at least")
-	ca := flags.String("ca", "", "the file for the CA's certificate")
+	projects := flags.Int("projects", 0, "number of projects with objects")
+	objects := flags.Int("objects", 1, "number of objects of each kind in a project")
+	hanging := flags.Int("hanging", 0, "number of projects, from the first on, that never respond")
+	stable := flags.Bool("stable-kinds", false, "do not serve kinds of alpha and beta versions")
+	latency := flags.Duration("latency", 0, "minimum duration of each request")
+	ca := flags.String("ca", "", "file to write the CA certificate to")
 	_ = flags.Parse(arguments) // ExitOnError
 	server := apitest.Start(*latency)
 	defer server.Close()

@@ -34,7 +34,7 @@ import (
 	discoverymc "go.miloapis.com/discovery/multicluster"
 )
 
-// usualQPS is what operators set for clients of project control planes.
+// usualQPS is the limit that operators usually set for clients of project control planes.
 const usualQPS = 50
 
 type settings struct {
@@ -49,15 +49,15 @@ type settings struct {
 func work(ctx context.Context, arguments []string) error {
 	flags := flag.NewFlagSet("work", flag.ExitOnError)
 	s := settings{registry: prometheus.NewRegistry()}
-	flags.StringVar(&s.address, "address", "", "milo-discoveryd; without it, the provider makes the calls of Milo's")
-	flags.StringVar(&s.discovery, "discovery-kubeconfig", "", "the API server with the projects, for those calls")
-	flags.StringVar(&s.url, "url", "", "the API server of the projects' control planes")
-	flags.StringVar(&s.ca, "ca", "", "its CA's certificate")
-	flags.IntVar(&s.informers, "informers", 0, "how many kinds to watch in each cluster")
-	flags.IntVar(&s.clusters, "clusters", 0, "in how many it is to work")
-	flags.BoolVar(&s.kubeconfigs, "kubeconfigs", false, "with credentials from milo-discoveryd")
-	flags.BoolVar(&s.sharedMapper, "shared-mapper", false, "with one REST mapper for all clusters, for those calls")
-	flags.BoolVar(&s.verbose, "verbose", false, "log to the standard error")
+	flags.StringVar(&s.address, "address", "", "address of milo-discoveryd; by default, make the calls of Milo's provider")
+	flags.StringVar(&s.discovery, "discovery-kubeconfig", "", "API server with the projects; only without --address")
+	flags.StringVar(&s.url, "url", "", "URL of the API server of the projects' control planes")
+	flags.StringVar(&s.ca, "ca", "", "file with the CA certificate of --url")
+	flags.IntVar(&s.informers, "informers", 0, "number of kinds to watch in each cluster")
+	flags.IntVar(&s.clusters, "clusters", 0, "number of clusters to work in")
+	flags.BoolVar(&s.kubeconfigs, "kubeconfigs", false, "use credentials from milo-discoveryd")
+	flags.BoolVar(&s.sharedMapper, "shared-mapper", false, "share one REST mapper among clusters; only without --address")
+	flags.BoolVar(&s.verbose, "verbose", false, "log to standard error")
 	_ = flags.Parse(arguments) // ExitOnError
 	ca, err := os.ReadFile(s.ca)
 	if err != nil {
@@ -71,7 +71,7 @@ func work(ctx context.Context, arguments []string) error {
 	if err != nil {
 		return err
 	}
-	// Its own cluster is never asked for anything.
+	// No request is sent to the manager's local cluster.
 	mgr, err := mcmanager.New(projects, provider, manager.Options{Metrics: metricsserver.Options{BindAddress: "0"}})
 	if err != nil {
 		return err
@@ -97,7 +97,7 @@ func work(ctx context.Context, arguments []string) error {
 	return mgr.Start(ctx)
 }
 
-// provider returns a provider, and what has to be started with the manager, if anything.
+// provider returns the provider, and a function that starts what the provider needs with the manager, or nil.
 func (s settings) provider(projects *rest.Config) (multicluster.Provider, func(mcmanager.Manager) error, error) {
 	if s.address == "" {
 		config, err := clientcmd.BuildConfigFromFlags("", s.discovery)
@@ -117,9 +117,9 @@ func (s settings) provider(projects *rest.Config) (multicluster.Provider, func(m
 	return provider, nil, err
 }
 
-// progress counts in how many clusters the operator works.
+// progress counts the clusters in which the operator works.
 type progress struct {
-	engaged  bool // that a cluster is engaged is all that is waited for
+	engaged  bool // wait only until clusters are engaged, not for reconciles
 	registry *prometheus.Registry
 	calls    atomic.Int64
 	live     atomic.Int64
@@ -163,7 +163,7 @@ func (p *progress) watch(mgr mcmanager.Manager, each kind) error {
 	}
 	object, ok := made.(client.Object)
 	if !ok {
-		return errors.New("not an object")
+		return errors.New("the type of the kind is not a client.Object")
 	}
 	skip := true
 	return mcbuilder.ControllerManagedBy(mgr).Named(each.resource).For(object).
@@ -174,9 +174,9 @@ func (p *progress) watch(mgr mcmanager.Manager, each kind) error {
 		}))
 }
 
-// status is taken after what is free was given back to the system, so that the memory can be compared.
+// status returns free memory to the operating system first, so that the memory of processes can be compared.
 func (p *progress) status() any {
-	left := leftGoroutines() // whose text is garbage
+	left := leftGoroutines() // first, since its text becomes garbage
 	for range 4 {            // each collection halves stacks that are mostly unused
 		debug.FreeOSMemory()
 	}
@@ -203,11 +203,11 @@ func leftGoroutines() int {
 	return left
 }
 
-// snapshots is how often the provider began with a snapshot.
+// snapshots returns how many snapshots the provider has received.
 func (p *progress) snapshots() int {
 	families, err := p.registry.Gather()
 	if err != nil {
-		panic(err) // of metrics that this process made
+		panic(err) // cannot fail: this process registered the metrics
 	}
 	for _, family := range families {
 		if family.GetName() == "milo_discovery_client_snapshots_total" {

@@ -43,7 +43,7 @@ func main() {
 	var opts options
 	flags.StringVar(&opts.kubeconfig, "kubeconfig", "", "the kubeconfig of the API server to watch")
 	flags.StringVar(&opts.mode, "mode", project, "what to watch: "+project+" or "+projectControlPlane)
-	flags.StringVar(&opts.labelSelector, "label-selector", "", "only objects with these labels")
+	flags.StringVar(&opts.labelSelector, "label-selector", "", "only objects that match this selector")
 	flags.BoolVar(&opts.verbose, "verbose", false, "write the provider's log to standard error")
 	_ = flags.Parse(os.Args[1:]) // ExitOnError
 
@@ -70,7 +70,8 @@ func run(ctx context.Context, opts options) error {
 	ctrl.SetLogger(logger(opts.verbose))
 	go countWhenAsked()
 
-	// As operators configure it: without the cache, each project is read at client-go's 5 requests a second.
+	// The settings that operators use. Without the cache, each project is read by a request, at client-go's default of 5
+	// per second.
 	config.QPS, config.Burst = 50, 100
 	local, err := ctrl.NewManager(config, ctrl.Options{
 		Metrics: server.Options{BindAddress: "0"},
@@ -96,7 +97,7 @@ func run(ctx context.Context, opts options) error {
 	return manager.Start(ctx)
 }
 
-// teller prints each cluster that it is called with, as an operator's controllers are.
+// teller prints each cluster that the manager engages, and its disengagement.
 type teller struct {
 	process context.Context
 }
@@ -110,7 +111,7 @@ func (t teller) Engage(ctx context.Context, name multicluster.ClusterName, cl cl
 	tell("ENGAGED", name, cl.GetConfig().Host)
 	go func() {
 		<-ctx.Done()
-		if t.process.Err() == nil { // the end of this process is no disengagement
+		if t.process.Err() == nil { // the termination of this process is not a disengagement
 			tell("DISENGAGED", name, "")
 		}
 	}()
