@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Copies the command milo-discovery into a directory, with all that it takes to run there: copy-client DIRECTORY
+"""Copies the command milo-discovery into a directory, with everything that it needs to run there: copy-client DIRECTORY
 
-In a pod the directory is a volume that the operator's container mounts too. That one needs /bin/sh and a C library like
-this image's (glibc), and no Python.
+In a pod the directory is a volume that is also mounted into the operator's container, which needs /bin/sh and glibc,
+the C library of this image, but no Python.
 """
 
 import re
@@ -21,20 +21,20 @@ LEFT_OUT = shutil.ignore_patterns(
 )
 LAUNCHER = """\
 #!/bin/sh
-# Runs from wherever it lies.
+# Works from any directory.
 here=${0%/*}
 LD_LIBRARY_PATH=$here/lib exec "$here/bin/python3" -I -m milo_discovery "$@"
 """
-# Compiles them, so that the first call does not have to.
+# The first run compiles these modules, so that later calls start faster.
 LOADED = "import grpc.aio, milo_discovery, milo_discovery.cli.credential, milo_discovery.cli.queries"
 
 
 def needed(name: str, found: dict[str, Distribution]) -> dict[str, Distribution]:
-    """The package and its dependencies, without those of its extras."""
+    """Return the package and its dependencies by name, without those of extras."""
     try:
         found[name] = distribution(name)
     except PackageNotFoundError:
-        return found  # for other platforms, or other Pythons
+        return found  # a dependency for other platforms or Python versions
     for requirement in found[name].requires or ():
         other = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
         if other not in found and "extra ==" not in requirement:

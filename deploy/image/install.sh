@@ -5,7 +5,8 @@
 set -eu
 source=$1 target=$2 what=${3:-daemon} wheels=${4:-$(mktemp -d)}
 python=${PYTHON:-python3}
-# Publishing, and what it uses of controllers, need nothing that the daemon does not: `pip check` tells when they do.
+# publishing, and the parts of controllers that it uses, have the same dependencies as the daemon: `pip check` verifies
+# that.
 packages="$source/kube $source/clients/python $source/controllers $source/publishing $source"
 [ "$what" = daemon ] || packages="$packages $source/$what"
 
