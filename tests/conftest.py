@@ -75,11 +75,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--simulations", type=int, default=250, help="number of seeded simulations; ./dev simulate runs more"
     )
-    parser.addoption("--starts", type=int, default=4, help="starts of tests/end_to_end/process/test_cold_starts.py")
-    parser.addoption("--streams", type=int, default=24, help="streams of tests/end_to_end/process/test_many_streams.py")
+    parser.addoption(
+        "--starts", type=int, default=4, help="number of starts in tests/end_to_end/process/test_cold_starts.py"
+    )
+    parser.addoption(
+        "--streams", type=int, default=24, help="number of streams in tests/end_to_end/process/test_many_streams.py"
+    )
     parser.addoption("--cells", default="some", help="cells of tests/end_to_end/matrix: some, or all (nightly)")
     parser.addoption(
-        "--row", metavar="ROW", help="only tests of a row of docs/reviewers/reliability.md: F17, S9, O2, A14"
+        "--row", metavar="ROW", help="run only the tests of a row of docs/reviewers/reliability.md: F17, S9, O2, A14"
     )
 
 
@@ -90,7 +94,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out what COVERAGE runs: each worker would take seconds to collect it."""
+    """Do not collect the files that COVERAGE runs: each worker would take seconds to collect them."""
     return collection_path in config.stash[_COVERED] or None
 
 
@@ -105,7 +109,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _place(item: pytest.Item) -> int:
-    """Return the position in FIRST of the item's file; the end for all others."""
+    """Return the position of the item's file in FIRST; the end for files that are not in it."""
     return next((place for place, file in enumerate(FIRST) if item.nodeid.startswith(file)), len(FIRST))
 
 

@@ -41,7 +41,7 @@ class Browser:
         """Errors of scripts, violations of the content security policy, failed requests."""
 
     async def read(self) -> None:
-        """Read messages until the browser ends."""
+        """Read messages until the connection to the browser closes."""
         async for message in self._socket:
             received = message.json()
             if "id" in received:
@@ -74,7 +74,7 @@ class Browser:
         await self.until(f"document.readyState === 'complete' && location.href.startsWith({url.partition('#')[0]!r})")
 
     async def until(self, condition: str) -> None:
-        """Wait until a script returns true, over changes of the page."""
+        """Wait until a script returns true, even if the page navigates before."""
         async with asyncio.timeout(_STARTED_WITHIN_S):
             while not await self._holds(condition):  # noqa: ASYNC110 - what is waited for has no event
                 await asyncio.sleep(0.05)
@@ -126,7 +126,7 @@ def running() -> Iterator[str]:
 
 @asynccontextmanager
 async def browsing(url: str) -> AsyncIterator[Browser]:
-    """Open a page in the Chromium with this URL of its DevTools."""
+    """Open a page in the Chromium whose DevTools are at this URL."""
     async with aiohttp.ClientSession() as session:
         async with session.put(f"{url}/json/new?about:blank") as answer:
             page = await answer.json()
@@ -144,7 +144,9 @@ async def browsing(url: str) -> AsyncIterator[Browser]:
 
 
 async def violations(browser: Browser) -> list[str]:
-    """Return what axe finds on the page, by rule and element; skip the test where axe cannot be installed."""
+    """Return the accessibility violations on the page, by rule and element; skip the test where axe cannot be
+    installed.
+    """
     await browser.evaluate((await asyncio.to_thread(_axe)).read_text() + "; undefined")
     found = await browser.evaluate(
         "axe.run().then(({violations}) => "

@@ -1,13 +1,13 @@
 """Fails a run of all tests in which a directory takes more CPU time than its budget, as a pytest plugin.
 
-The budgets are in seconds, in `cpu_budget` of pyproject.toml; a directory that is not there may take DEFAULT_S. They
-hold for what `./dev test` and the stages of CI select, which is ENFORCED_WITH. `--cpu-budget` prints what was used.
+The budgets are in seconds, in `cpu_budget` of pyproject.toml; the budget of other directories is DEFAULT_S. They are
+enforced for the selection of `./dev test` and the stages of CI, ENFORCED_WITH. `--cpu-budget` prints the used CPU time.
 
-CPU time, because it limits `./dev test` on two cores, and because it hardly depends on what else the machine does:
+CPU time, because it limits `./dev test` on two cores, and because it hardly depends on other load on the machine:
 durations are ten times as long on a machine at load 25. So the budgets, about twice what was measured there, are
-enforced at any load. A wait costs nothing here: tests wait for states, and others run meanwhile.
+enforced at any load. A wait costs nothing here: tests wait for states, and others run during a wait.
 
-The time is that of the process that runs the test, and of the children that ended during it. Processes forked by
+The time is that of the process that runs the test, and of the children that exited during it. Processes forked by
 tests/support/forked_command.py are not counted: their parent is the fork server.
 """
 
@@ -21,7 +21,7 @@ import pytest
 DEFAULT_S = 15.0
 ENFORCED_WITH = "not builds and not nightly"
 LONGEST = 5
-"""The number of tests that are named for a directory over its budget."""
+"""Number of tests that are listed for a directory over its budget."""
 _PROPERTY = "cpu_s"
 _BEFORE = pytest.StashKey[float]()
 
@@ -52,7 +52,7 @@ class Budget:
             self._used[directory_of(report.nodeid, self._budgets)][report.nodeid] = seconds
 
     def _rows(self) -> list[tuple[str, float, float]]:
-        """Return each directory with what it used and what it may use, the most expensive first."""
+        """Return each directory with its used CPU time and its budget, the most expensive first."""
         rows = [
             (directory, sum(tests.values()), self._budgets.get(directory, DEFAULT_S))
             for directory, tests in self._used.items()

@@ -24,7 +24,7 @@ def unpacked(*packages: str) -> Path:
     directory = _cache() / packages[0]
     for tool in ("apt-get", "dpkg-deb"):
         if not (directory / "usr").exists() and shutil.which(tool) is None:
-            pytest.skip(f"without {tool}, Debian's package {packages[0]} can't be had")
+            pytest.skip(f"Debian's package {packages[0]} cannot be downloaded: {tool} is not installed")
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another process may do the same
@@ -44,7 +44,8 @@ def _unpack(packages: Sequence[str], directory: Path) -> None:
     for archive in directory.glob("*.deb"):
         subprocess.run(["dpkg-deb", "-x", archive, unfinished], check=True)
         archive.unlink()
-    for part in sorted(unfinished.iterdir(), key=lambda part: part.name == "usr"):  # last: its presence means complete
+    # `usr` is last: its presence means that the package is complete
+    for part in sorted(unfinished.iterdir(), key=lambda part: part.name == "usr"):
         part.rename(directory / part.name)
 
 

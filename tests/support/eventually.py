@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 LIMIT_S = 60.0
-"""How long a wait for a state may take: far more than any needs on a busy machine, so that only a hang ends it."""
+"""Timeout of a wait for a state: far longer than any wait takes on a busy machine, so that only a hang exceeds it."""
 
 
 async def eventually(holds: Callable[[], object], *, within_s: float = LIMIT_S) -> None:

@@ -1,4 +1,4 @@
-"""Commands in processes that are forked from one that has loaded them, which saves most of their start."""
+"""Commands in processes that are forked from one that has imported them, which saves most of their start-up time."""
 
 import asyncio
 import logging
@@ -31,7 +31,7 @@ class ForkedProcess:
         assert process.pid is not None
         self.pid = process.pid
         self._process = process
-        # Not in a thread: of two threads that read the exit status, one finds nothing, and reports 255.
+        # Not in a thread: if two threads read the exit status, one of them gets none, and reports 255.
         self._ended = asyncio.Event()
         asyncio.get_running_loop().add_reader(process.sentinel, self._end)
 
@@ -113,4 +113,4 @@ def _run(
     try:
         import_module(_MODULES[program]).main()
     finally:
-        logging.shutdown()  # a process of its own does so at its exit, which writes the last lines
+        logging.shutdown()  # a normal process does so at exit, which writes the last log lines

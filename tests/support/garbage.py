@@ -1,7 +1,7 @@
 """Keeps the garbage collector from examining the collected tests, as a pytest plugin for all tests.
 
-Each worker collects thousands of tests, which live until it ends: without this, a third of the time that this takes is
-that of the garbage collector.
+Each worker collects thousands of tests, which live until it exits: without this, the garbage collector takes a third of
+the collection time.
 """
 
 import gc

@@ -27,7 +27,7 @@ def deaths(script: str, *arguments: object) -> Iterator[int]:
 
 
 def die_at_every_line(path: str | None, act: Callable[[], object]) -> None:
-    """Run `work` in children that die within the file at `path`; called by the script."""
+    """Run `act` in children, each killed at a later line of the file at `path`; called by the script."""
     line = 1
     while _dies(path, act, line):
         os.write(sys.stdout.fileno(), b"died\n")

@@ -11,8 +11,9 @@ _V1, _V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
 
 @contextmanager
 def memory_limit(limit: int) -> Iterator[Path | None]:
-    """Create a cgroup with a memory limit in bytes, and yield the file that takes its processes; None where this user
-    or machine cannot."""
+    """Create a cgroup with a memory limit in bytes, and yield its file of processes; None where this user or machine
+    cannot create one.
+    """
     name = f"milo-test-{os.getpid()}-{secrets.token_hex(4)}"
     parent, file = (_V1, "memory.limit_in_bytes") if _V1.is_dir() else (_V2, "memory.max")
     directory = parent / name

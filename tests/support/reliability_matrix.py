@@ -37,7 +37,7 @@ def _row(number: str, rest: str, words: dict[str, str]) -> Row:
 
 
 def file_of(path: str) -> Path:
-    """Return the file that a node id of a row names."""
+    """Return the file of a node id."""
     return ROOT / path if path.startswith("clients/") else ROOT / "tests" / path
 
 

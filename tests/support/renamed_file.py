@@ -1,4 +1,4 @@
-"""Files that are written as docs ask for: under another name, which is then renamed."""
+"""Atomic replacement of a file, as the documentation asks for: by renaming a new file to its name."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A source of clusters without an API server: the test feeds it."""
+"""A source of clusters without an API server, to which the test applies events."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def new_source(
     guard: RemovalGuard | None = None,
     **settings: Any,
 ) -> ClusterSource:
-    """Return a source of a fleet, by default of one of its own, with one collection unless `settings` give `keys`."""
+    """Return a source of `fleet`, by default of a new one, with one collection unless `settings` contain `keys`."""
     pending = PendingDeletions(lambda: 0.0) if pending_deletions is None else pending_deletions
     policy = {name: settings.pop(name) for name in SourcePolicy.__struct_fields__ if name in settings}
     description = {name: settings.pop(name) for name in SourceDescription.__struct_fields__ if name in settings}

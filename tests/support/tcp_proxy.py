@@ -23,8 +23,9 @@ Greet = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 class TcpProxy:
     def __init__(self, target: int | str = 0, port: int = 0, greet: Greet | None = None) -> None:
-        """The target: a port of this host, or the path of a Unix socket. `port`: where it listens; 0 is any.
+        """Reserve the port without accepting connections.
 
+        `target` is a port of this host, or the path of a Unix socket. `port` is the port to listen on; 0 chooses one.
         `greet` is a handshake with each client before its bytes are forwarded.
         """
         self._target = target
@@ -48,7 +49,7 @@ class TcpProxy:
         await self.close()
 
     def open(self, target: int | None = None) -> None:
-        """Accept connections, and forward them to the target, which may be another one than before."""
+        """Accept connections, and forward them to `target`, by default to the previous one."""
         if target is not None:
             self._target = target
         if self._listener is None:
