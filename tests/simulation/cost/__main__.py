@@ -6,10 +6,10 @@ import sys
 from tests.simulation.cost import baseline
 
 parser = argparse.ArgumentParser(prog="./dev python -m tests.simulation.cost", description=__doc__)
-parser.add_argument("--rewrite", action="store_true", help="replace the baseline by the figures of this tree")
+parser.add_argument("--rewrite", action="store_true", help="replace the baseline with the figures of this tree")
 arguments = parser.parse_args()
 if not baseline.IS_COMPARABLE:
-    parser.error("the baseline is of Python 3.11: other versions count calls differently")
+    parser.error("the baseline was measured with Python 3.11: other versions count calls differently")
 figures = baseline.all_figures()
 changed = [*baseline.differences(baseline.read(), figures)]
 if arguments.rewrite:

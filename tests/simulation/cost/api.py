@@ -15,11 +15,11 @@ from tests.simulation.properties.api_server import ApiObject, line
 from tests.simulation.seeded.api import EXPIRED, PATH
 
 _contents = count(1)
-"""Values of a label. None is used twice in a process: caches of labels would make later changes cheaper."""
+"""Label values, each used once per process: cached labels would make later changes cheaper."""
 
 
 class Watch:
-    """An open watch, which sends the queued chunks; None ends it."""
+    """An open watch, which sends the queued chunks; None closes it."""
 
     status = 200
     headers: Mapping[str, str] = {}
@@ -49,7 +49,7 @@ class Watch:
 
 class Api:
     def __init__(self, clusters: int, page_size: int, *, suffix: str = "") -> None:
-        """`suffix` ends each name and UID, to make objects larger."""
+        """`suffix` is appended to each name and UID, to make objects larger."""
         self.answers_lists = asyncio.Event()
         self.answers_lists.set()
         self.waits_at = 0
@@ -70,16 +70,16 @@ class Api:
             self._version += 1
             self._objects[name] = obj = replace(self._objects[name], version=self._version, content=next(_contents))
             lines.append(line("MODIFIED", obj.encoded(name)))
-        assert self._watch is not None, "the daemon watches"
+        assert self._watch is not None, "the daemon has no open watch"
         self._watch.send(b"".join(lines))
 
     def expire_watch(self) -> None:
-        """End the watch with the error after which the client lists again."""
-        assert self._watch is not None, "the daemon watches"
+        """Close the watch with the error 410 (Expired), after which the client lists again."""
+        assert self._watch is not None, "the daemon has no open watch"
         self._watch.send(EXPIRED, None)
 
     def prepare_pages(self, size: int | None = None) -> None:
-        """Encode the pages of the next list; `size` is not that which the daemon requests."""
+        """Encode the pages of the next list; `size` overrides the page size that the daemon requests."""
         size = size or self._page_size
         items = [obj.encoded(name) for name, obj in self._objects.items()]
         self._pages.clear()
@@ -93,7 +93,7 @@ class Api:
         await asyncio.sleep(0)
         if path == "/livez":
             return Answer(200, {}, b"ok")
-        assert path == PATH, f"{path} is not read: nothing is deleted"
+        assert path == PATH, f"unexpected request for {path}: no object is deleted"
         token = dict(query).get("continue", "")
         if int(token or 0) >= self.waits_at:
             await self.answers_lists.wait()

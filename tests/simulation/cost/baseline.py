@@ -11,14 +11,16 @@ from tests.simulation.cost.meter import Meter
 from tests.simulation.cost.paths import PATHS, long_life, measure
 
 FILE = Path(__file__).with_name("baseline.json")
-HINT = "if this is meant, run `./dev python -m tests.simulation.cost --rewrite`, and say why in the commit"
+HINT = "if this is intended, run `./dev python -m tests.simulation.cost --rewrite`, and give the reason in the commit"
 IS_COMPARABLE = sys.version_info[:2] == (3, 11)
 """Other versions of Python inline some calls."""
 MANY = 20
 TOLERANCE = 0.05
-"""Of calls and elements; a difference of one is tolerated too. Calls of expensive functions must be equal."""
+"""Tolerated relative difference of calls and elements; a difference of one is tolerated too. Calls of expensive
+functions must be equal.
+"""
 CLUSTERS, CHANGES = 20_000, 6
-"""Of the long life. Together they exceed `watch.objects_limit` if each change counts."""
+"""Size of the long life: its objects exceed `watch.objects_limit` if each change counts."""
 
 Figure = int | float | dict[str, int | float]
 """A number of calls or elements, or the number of calls of each expensive function."""
@@ -26,7 +28,7 @@ Figures = Mapping[str, Figure]
 
 
 def path_figures(name: str) -> dict[str, Figure]:
-    """Return the figures of a path with one subscriber, and for each further one."""
+    """Return the figures of a path with one subscriber, and their increase for each further subscriber."""
     path, clusters = PATHS[name]
     one, many = measure(path, clusters, 1), measure(path, clusters, MANY)
     functions = one.functions.keys() | many.functions.keys()
@@ -77,7 +79,7 @@ def read() -> dict[str, Figure]:
 
 
 def write(figures: Figures) -> None:
-    """Write a line for each figure."""
+    """Write the baseline, with a line for each figure."""
     lines = [f"  {_shown(key)}: {_shown(figures[key])}" for key in sorted(figures)]
     FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 

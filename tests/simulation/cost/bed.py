@@ -51,7 +51,7 @@ class Subscriber:
         with_kubeconfigs: bool = False,
         reads: asyncio.Event | None = None,
     ) -> None:
-        """`reads` is set once it may read more than its first message; None if it may at once."""
+        """The event `reads` is set once the subscriber may read beyond its first message; None if it never waits."""
         self.messages = 0
         self._reads = reads
         self._last = b""
@@ -98,7 +98,7 @@ class Bed:
             self.subscribers.append(subscriber)
 
     def add_sources(self, count: int) -> None:
-        """Add sources of one cluster each. The clusters state their addresses, so that claims are judged."""
+        """Add sources of one cluster each. The clusters have addresses, so that claims to these are evaluated."""
         for number in range(count):
             name = f"source-{number:03}"
             source = ClusterSource(
@@ -114,7 +114,7 @@ class Bed:
             self.daemon.fleet.add(source).set_targets([target], self._loop.time())
 
     async def list_pages(self, size: int, token: str = "", most: float = inf) -> str:
-        """Read pages of a list of all clusters. Return the token of the next one."""
+        """Read pages of a list of all clusters; return the token of the next page."""
         read = 0
         while (token or not read) and read < most:
             page = await self.daemon.list_clusters(pb.ListClustersRequest(page_size=size, page_token=token))
@@ -126,12 +126,12 @@ class Bed:
         self.subscribers.append(Subscriber(self.daemon, reads=asyncio.Event()))
 
     async def settle(self, seconds: float = SETTLE_S) -> None:
-        """Wait until all that was caused has happened."""
+        """Wait until all effects of earlier steps have happened."""
         await asyncio.sleep(seconds)
         self.daemon.check()
 
     def would_exceed_limit(self, changes: int) -> bool:
-        """Return whether the objects would exceed `watch.objects_limit` if so many changes of each counted too."""
+        """Return whether the objects would exceed `watch.objects_limit` if `changes` changes of each counted too."""
         return self.daemon.collection.store.weight.used * (1 + changes) > _SETTINGS.watch.objects_limit
 
     async def sync(self) -> None:

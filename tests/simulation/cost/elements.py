@@ -22,7 +22,7 @@ class Reads:
     def __init__(self, stack_above: int) -> None:
         self.count = 0
         self.stack = ""
-        """Where the first callback was that read more than `stack_above` elements, when it did so."""
+        """The stack of the first callback that read more than `stack_above` elements, at that time."""
         self._stack_above = stack_above
 
     def add(self, elements: int) -> None:
@@ -140,8 +140,7 @@ _COUNTED: dict[type, Any] = {list: CountedList, tuple: CountedTuple, dict: Count
 
 
 def count_reads(least: int, stack_above: int) -> Reads:
-    """Replace each list, tuple and dict of at least that many elements that is an attribute of an object of the
-    product."""
+    """Replace each list, tuple and dict of at least `least` elements that is an attribute of the product's objects."""
     reads = Reads(stack_above)
     replaced: dict[int, Any] = {}
     attributes = [(obj, name, value) for obj in _objects() for name, value in _attributes(obj)]
@@ -153,7 +152,7 @@ def count_reads(least: int, stack_above: int) -> Reads:
                 counted.reads = reads
             _set(obj, name, replaced[id(value)])
     for obj, name, value in attributes:
-        # A method that is kept aside, such as `self._append = self._entries.append`.
+        # A bound method that is cached, such as `self._append = self._entries.append`.
         if isinstance(value, BuiltinMethodType) and id(value.__self__) in replaced:
             _set(obj, name, getattr(replaced[id(value.__self__)], value.__name__))
     return reads

@@ -1,6 +1,6 @@
-"""The cost of changes by kind of source: what an object means, claims, contributions, and the daemon's own journal.
+"""The cost of changes by kind of source: interpretation of objects, claims, contributions, and the daemon's journal.
 
-The other paths follow Projects without a journal, and no object there states a UID or shares its cluster.
+The other paths follow Projects without a journal, and no object there claims a UID or shares its cluster.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ from tests.simulation.properties.api_server import line
 
 CHANGED = 100
 _runs = count(1)
-"""Part of all names and values. None is used twice in a process: caches would make later runs cheaper."""
+"""Part of all names and values, each used once per process: caches would make later runs cheaper."""
 _SERVER = "https://api.example.com"
 _OPTIONS = SourceOptions(project_server=_SERVER, discovery_server=_SERVER)
 
@@ -64,11 +64,11 @@ KINDS: dict[str, tuple[Callable[[], SourceKind], Callable[[str], dict[str, Any]]
         },
     ),
 }
-"""For each kind its settings, and the fields of an object of a name besides its metadata."""
+"""For each kind: its settings, and a function from an object's name to its fields besides metadata."""
 
 
 def measure_kind(name: str, objects: int) -> Meter:
-    """Measure changes of some objects of many. It needs a running event loop."""
+    """Measure changes of a few of many objects. Needs a running event loop."""
     kind, fields = KINDS[name]
     followed = KeyedSource(kind().follow(_OPTIONS))
     source, collection = _new_source(followed), followed.collections[0]

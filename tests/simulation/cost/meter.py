@@ -39,24 +39,24 @@ _EXPENSIVE_IN_PYTHON = {"JSONDecoder.decode": "decode", "JSONEncoder.encode": "e
 
 
 class Meter:
-    """What a block of callbacks did, and the maximum of a single callback."""
+    """Counts for a block of callbacks, and the maximum of a single callback."""
 
     def __init__(self, reads: Reads, *, counts_functions: bool = True) -> None:
         """`counts_functions`: whether to count expensive C functions too, which takes longer."""
         self.calls = 0
         self.longest = 0
-        """The calls of the callback that made most."""
+        """Calls of the callback that made the most calls."""
         self.functions: Counter[str] = Counter()
         self.elements = 0
         self.most_elements = 0
-        """The elements read by the callback that read most."""
+        """Elements read by the callback that read the most elements."""
         self._reads = reads
         self._counts_functions = counts_functions
         self._profile = cProfile.Profile()
 
     @property
     def stack(self) -> str:
-        """Where a callback was that read too many elements."""
+        """The stack of a callback that read too many elements."""
         return self._reads.stack
 
     def run(self, callback: Callable[[], object]) -> None:
@@ -86,7 +86,7 @@ class Meter:
 
 
 class InOrder(Random):
-    """Not random at all, so that no count depends on how many numbers were drawn before."""
+    """A deterministic source of numbers, so that no count depends on how many were drawn before."""
 
     def random(self) -> float:
         return 0.5

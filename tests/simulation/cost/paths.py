@@ -24,7 +24,7 @@ from tests.simulation.seeded.daemon import HEARTBEAT_S
 
 BURST = 500
 SHORT_BURST = 100
-"""So short that other work in the same callback shows."""
+"""Short enough that other work in the same callback is visible."""
 PAGES = 10
 IDLE_S = 4 * HEARTBEAT_S + 1.0
 OTHER_SOURCES = 50
@@ -43,7 +43,7 @@ async def _burst(bed: Bed, subscribers: int) -> Meter:
 
 
 async def _resume(bed: Bed, subscribers: int) -> Meter:
-    """Two bursts were missed, which another subscriber was sent in two batches. One slice would be cached."""
+    """Resume after two bursts, which another subscriber received in two batches: a single batch would be cached."""
     await _follow(bed, 1)
     revision = bed.subscribers[0].revision
     bed.api.change(0, BURST)
@@ -61,14 +61,14 @@ async def _first_list(bed: Bed, subscribers: int) -> Meter:
 
 
 async def _relist(bed: Bed, subscribers: int) -> Meter:
-    """Nothing differs from the list before."""
+    """Relist without a difference to the previous list."""
     await _follow(bed, subscribers)
     bed.api.prepare_pages()
     return await _measured(bed, bed.api.expire_watch, 5.0)
 
 
 async def _first_list_end(bed: Bed, subscribers: int) -> Meter:
-    """The second half of the pages, so that what is kept of the first half is counted."""
+    """Read the second half of the pages, which includes the work on what is kept of the first half."""
     _wait_at_half(bed)
     bed.subscribe(subscribers)
     await bed.settle()
@@ -129,13 +129,13 @@ async def _change_beside_sources(bed: Bed, subscribers: int) -> Meter:
 
 
 async def _snapshot(bed: Bed, subscribers: int) -> Meter:
-    """The fleet was not sent to any subscriber before."""
+    """Send a first snapshot: no subscriber has received the fleet before."""
     await bed.sync()
     return await _measured(bed, lambda: bed.subscribe(subscribers))
 
 
 async def _late_snapshot(bed: Bed, subscribers: int) -> Meter:
-    """Another subscriber still reads a snapshot, and a cluster has changed since."""
+    """Send a snapshot while another subscriber still reads one from before a change."""
     await bed.sync()
     bed.subscribe_slowly()
     await bed.settle()
@@ -216,7 +216,7 @@ _LARGE_NAMES = f".{'x' * 63}" * 3
 def long_life(clusters: int, changes: int, stack_above: int = 0) -> Meter:
     """Change each cluster several times, in short bursts. The meter has the longest of all callbacks.
 
-    No list is read meanwhile, and no frames are evicted: these read the whole fleet.
+    No list is read and no frames are evicted during these changes: both read the whole fleet.
     """
 
     async def steps(loop: MeteredLoop) -> Meter:
@@ -248,7 +248,7 @@ def tracked_objects(clusters: int) -> Counter[str]:
         bed = Bed(loop, clusters)
         await _follow(bed, 1)
         for _ in range(3):
-            gc.collect()  # stops examining tuples of texts, and then tuples of these
+            gc.collect()  # stops tracking tuples of strings, and then tuples of such tuples
         tracked = [type(obj) for obj in _reachable(bed.daemon.fleet) if gc.is_tracked(obj)]
         found = Counter([kind.__name__ for kind in tracked if not kind.__module__.startswith("tests.")])
         await bed.end()
@@ -269,13 +269,13 @@ def _reachable(obj: object) -> list[object]:
 
 
 def _referents(obj: object) -> list[Any]:
-    if isinstance(obj, msgspec.Struct):  # the collector does not see the fields of those with `gc=False`
+    if isinstance(obj, msgspec.Struct):  # the collector does not see the fields of structs with `gc=False`
         return [getattr(obj, field) for field in obj.__struct_fields__]
     return gc.get_referents(obj)
 
 
 def time_ratio(small: int, large: int, changes: int) -> float:
-    """Return how much longer a change takes in a large fleet: the minimum of all changes in each."""
+    """Return the ratio of the shortest change in a large fleet to the shortest change in a small one."""
 
     async def steps(loop: MeteredLoop) -> float:
         beds = [Bed(loop, clusters) for clusters in (small, large)]

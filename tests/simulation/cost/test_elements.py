@@ -112,7 +112,7 @@ def test_replaced_container_works_as_before() -> None:
     assert (holder._in_order, holder._by_name) == ([SIZE], {})
 
 
-def test_stack_shows_where_the_bar_was_exceeded() -> None:
+def test_stack_shows_the_callback_that_exceeded_the_limit() -> None:
     holder = Holder()
     reads = count_reads(SIZE, stack_above=SIZE // 2)
     assert reads.stack == ""

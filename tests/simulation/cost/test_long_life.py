@@ -1,6 +1,6 @@
-"""The longest callback while a large fleet changes for long, with the production settings.
+"""The longest callback in a long life of a large fleet, with the production settings.
 
-Work that is done once in thousands of changes shows in no single change, but blocks the event loop.
+Work that is done once in thousands of changes is invisible in a single change, but blocks the event loop.
 """
 
 import pytest

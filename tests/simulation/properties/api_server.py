@@ -1,6 +1,6 @@
 """A model of an API server without time or I/O: objects, versions, watches and their faults.
 
-It records every past state, so that a test can check each reported end against it.
+It records every past state, so that a test can check each reported disengagement against it.
 """
 
 from dataclasses import dataclass, field, replace
@@ -82,16 +82,16 @@ class Server:
         self.states: list[dict[str, ApiObject]] = [{}]
         """All objects, after each change."""
         self.past: list[tuple[int, dict[str, ApiObject]]] = []
-        """Earlier versions since the last restore, and the objects at each: a replica may lag behind at any."""
+        """Earlier versions since the last restore, and the objects at each: a lagging replica may serve any of them."""
         self.backups: list[tuple[int, dict[str, ApiObject]]] = []
         self.sent_version = 0
         """The latest version that a list or a watch sent."""
         self.read_version = 0
         """The latest version of an object that was read by name."""
         self.is_behind = False
-        """Whether it was restored to before a version that it had sent, and no list was read since. A client can
-        detect this until the server has caught up, and not afterwards, so nothing is written meanwhile in this
-        model."""
+        """Whether the server was restored to a version before one that it had sent, and no list was read since. A
+        client can detect this only until the server has caught up, so this model writes nothing until a list was read.
+        """
 
     # --- writes and faults ---
 
@@ -215,7 +215,7 @@ class Server:
 
 
 def initial_lines(version: int, objects: dict[str, ApiObject]) -> list[bytes]:
-    """Return a streaming list."""
+    """Return the lines of a streaming list."""
     inside = [(name, obj) for name, obj in sorted(objects.items()) if obj.inside]
     return [*(line("ADDED", obj.encoded(name)) for name, obj in inside), bookmark(version, ends_list=True)]
 

@@ -132,7 +132,7 @@ class Follower:
         def noted() -> Iterable[SourceEvent[ObservedObject]]:
             for finding in findings:
                 if isinstance(finding, ListStarted) and not self.listed.intake.progress.is_synced:
-                    self.done.clear()  # nothing was published before the first list is complete
+                    self.done.clear()  # nothing is published before the first list is complete
                 yield finding
                 if isinstance(finding, ListEnded):
                     assert isinstance(self.reflector.state, Opening | Watching)

@@ -83,7 +83,7 @@ class ReductionOfReferences(RuleBasedStateMachine):
 
     @rule(later=st.booleans())
     def commit_later(self, later: bool) -> None:
-        """Let other changes come before the batches of a change that concerns many clusters."""
+        """Choose whether other changes are applied before the remaining batches of a change to many clusters."""
         self.commits_later = later
         if not later:
             self.commit_all()
@@ -122,7 +122,7 @@ class ReductionOfReferences(RuleBasedStateMachine):
     @precondition(lambda self: self.must_list)
     @rule()
     def read_list(self) -> None:
-        """Apply a complete list; what it lacks was confirmed as deleted."""
+        """Apply a complete list; objects that it lacks were confirmed as deleted."""
         watch = self.must_list[0]
         listed = (self.objects, self.secrets)[watch]
         missing = self.known[watch] - listed.keys()

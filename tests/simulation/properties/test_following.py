@@ -164,7 +164,7 @@ class FollowingMachine(RuleBasedStateMachine):
                 case EventType.DISENGAGED:
                     known, since = self.engaged.pop(name)
                     assert known == uid
-                    assert self.server.evidence(name, uid, done.reason, since), f"{name} ended without evidence"
+                    assert self.server.evidence(name, uid, done.reason, since), f"no evidence to disengage {name}"
         self.checked = len(self.follower.done)
         assert {each.target.name for each in self.follower.engagements.clusters()} == self.engaged.keys()
 
@@ -214,14 +214,15 @@ class FollowingMachine(RuleBasedStateMachine):
 
     @property
     def has_seen_bookmarks(self) -> bool:
-        """Whether bookmarks were seen; without them a future version looks like a quiet server."""
+        """Whether bookmarks were received; without them a server with an older version looks like an idle server."""
         return self.follower.reflector.trust.sends_bookmarks
 
     @property
     def resumes_from_latest_version(self) -> bool:
         """Whether the watch resumes from the latest version.
 
-        A repeated event moves it back a little; then a restored server cannot be told from one that moved on.
+        A repeated event moves the version back a little; then a restored server cannot be distinguished from one that
+        has advanced.
         """
         return getattr(self.follower.reflector.state, "version", "") in ("", str(self.server.sent_version))
 

@@ -51,7 +51,7 @@ class Reader:
         self.fleet = fleet
         self.asked = asked
         self.scopes = [scope]
-        """The scopes since it last read everything; the current one is the last."""
+        """The scopes since the reader last caught up; the current one is the last."""
         self.wanted = scoped(asked, scope)
         self.cursor = Cursor(fleet.log, self.wanted, None)
         self.view: Snapshot = {}
