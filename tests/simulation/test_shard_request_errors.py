@@ -10,7 +10,7 @@ from tests.simulation.sharding.pod import Pod, Traits
 from tests.simulation.sharding.simulation_run import CLUSTERS, OWNED_WITHIN_S, Simulation
 
 FIRST_REQUESTS = 25
-"""Of each kind, those of all members counted together. A run has fewer of most kinds."""
+"""Requests of each kind that fail, one per run, counted over all members. A run makes fewer requests of most kinds."""
 END_S = 170.0
 Answer = Callable[[GroupState | None, str | None], None]
 

@@ -1,4 +1,4 @@
-"""The validators of the simulation of a shard group: each reports the fault that it is there for."""
+"""The validators of the simulation of a shard group: each reports the fault that it checks for."""
 
 from random import Random
 
@@ -54,7 +54,7 @@ def test_engagement_before_the_former_owner_has_released_is_a_breach(
     world: Simulation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = world.start("a"), world.start("b")
-    monkeypatch.setattr(first, "_apply", lambda now: None)  # it would notice that it owns nothing
+    monkeypatch.setattr(first, "_apply", lambda now: None)  # it would disengage, since it owns nothing
     first.engaged[CLUSTER] = 1
     world.engaged(second, CLUSTERS[1])
     assert world.outcome.breaches == []

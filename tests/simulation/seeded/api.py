@@ -20,7 +20,7 @@ from tests.simulation.seeded.request_faults import BY_KIND, Answered, Kind, Lie,
 
 BOOKMARKS_S = 60.0
 LAG = 6
-"""The number of changes that a replica lags behind by, at most."""
+"""Maximum number of changes by which a replica lags behind."""
 RESOURCE = Resource("", "v1", "projects", label_selector="in=yes")
 PATH = RESOURCE.path
 ETCD_FREEZES = ("F4", "etcd freezes")
@@ -52,7 +52,7 @@ class Open:
         self._bell.set()
 
     def say(self, *pieces: bytes | TransportError | None) -> None:
-        """Queue pieces; an error cuts the watch, None ends it."""
+        """Queue pieces; an error cuts the watch, None closes it."""
         self.said.extend(pieces)
         self.ring()
 
@@ -144,18 +144,18 @@ class Api:
         self.server = server
         self.fault_rate = 0.0
         self.only: RequestFault | None = None
-        """The one fault to inject, in every request of its kinds."""
+        """The only fault to inject, in every request of its kinds."""
         self.down_until = 0.0
         self.busy_until = 0.0
         self.frozen_until = 0.0
-        """Until when etcd does not answer: health checks fail, requests hang, and open watches are silent."""
+        """Until when etcd does not respond: health checks fail, requests hang, and open watches send nothing."""
         self.list_drips_s = 0.0
         """The time that each object of a streaming list takes to arrive."""
         self.open: dict[Open, None] = {}
         self.requests: Counter[str] = Counter()
         self.injected: Counter[str] = Counter()
         self.has_bookmarked = False
-        """Whether this run of the daemon received a bookmark, and so knows that the server sends them."""
+        """Whether this run of the daemon received a bookmark, which shows it that the server sends them."""
         self.lists = 0
         """The number of complete lists."""
         self.needs_relist = False
@@ -210,7 +210,7 @@ class Api:
         self.frozen_until = self._loop.time() + seconds
 
     async def _etcd_answers(self, timeout_s: float) -> None:
-        """Wait for etcd, as requests that only it can answer do."""
+        """Wait for etcd, as requests that need it do."""
         gives_up_at = self._loop.time() + timeout_s
         while self._loop.time() < self.frozen_until:
             if self._loop.time() >= gives_up_at:
@@ -273,7 +273,7 @@ class Api:
     # --- responses ---
 
     def _lagging(self) -> tuple[int, dict[str, ApiObject]]:
-        """Return the state of a replica that lags behind by some changes."""
+        """Return the state of a replica that lags behind by up to `LAG` changes."""
         past = self.server.past[-LAG:]
         return self._random.choice(past) if past else (self.server.version, self.server.objects)
 

@@ -73,12 +73,12 @@ class Traits(msgspec.Struct, frozen=True):
     stale_slots: int
     """The number of superseded entries after which the change log is swept."""
     tombstones: int
-    """The number of ends for which revisions are retained; with few, for a minute at most."""
+    """The number of disengagements for which revisions are retained; a small number covers a minute at most."""
     has_memory: bool
     token_life_s: float
     """The longest lifetime of an issued token."""
     objects_limit: int = 1 << 30
-    """The maximum size of what is kept of all objects."""
+    """The maximum total size of the stored objects."""
 
     @property
     def forgets(self) -> bool:
@@ -99,7 +99,7 @@ class Traits(msgspec.Struct, frozen=True):
 
 
 class Disk:
-    """The state file, which outlives restarts; a write that is cut off by a kill may be torn."""
+    """The state file, which outlives restarts; a write that a kill interrupts may be torn."""
 
     origin = ORIGIN
 
@@ -162,7 +162,7 @@ class Ledger:
         self._note("daemon: lists again,", reason)
 
     def event_ignored(self, problem: str) -> None:
-        self._note("daemon: passes over", problem)
+        self._note("daemon: ignores an event,", problem)
 
     def object_refused(self, observation: Malformed | Refused) -> None:
         self._note("daemon: refuses", observation.name)
@@ -180,7 +180,7 @@ class Ledger:
         pass
 
     def accepted(self, holds: bool) -> None:
-        self._note("daemon: accepts what the source shows" if holds else "daemon: has nothing to accept")
+        self._note("daemon: accepts the lists of the source" if holds else "daemon: has nothing to accept")
 
     def confirmations_refused(self, problem: str) -> None:
         self._note("daemon: confirmations are refused,", problem)
@@ -201,7 +201,7 @@ class Ledger:
         pass
 
     def mint_ended(self, source: str, result: str, seconds: float) -> None:
-        self._note("daemon: a mint came to", result)
+        self._note("daemon: a mint ended:", result)
 
     def probed(self, result: str) -> None:
         pass
@@ -214,7 +214,7 @@ class Ledger:
 
 
 class Daemon:
-    """One run of the daemon, from start to end."""
+    """One run of the daemon, from its start to its termination."""
 
     def __init__(
         self,
@@ -230,7 +230,9 @@ class Daemon:
         drain_s: float = 0.0,
         ended: Callable[[Cluster], None] = lambda _: None,
     ) -> None:
-        """Start; `handed` is called in the step that issues a credential, `ended` in the step of a disengagement."""
+        """Start the daemon; `handed` is called in the step that issues a credential, `ended` in the step of a
+        disengagement.
+        """
         self.epoch = epoch
         self._disk = disk
         self._tokens = tokens
@@ -317,7 +319,7 @@ class Daemon:
 
     @property
     def holds_removals(self) -> bool:
-        """Whether clusters stay engaged for all, or for subscribers that wait for a second list."""
+        """Whether removals are held, for all subscribers or for those that wait for a second list."""
         return self.fleet.status.reason == REMOVALS_HELD or len(self.fleet.waiting) > 0
 
     @property
@@ -327,7 +329,7 @@ class Daemon:
     def call(
         self, request: pb.WatchClustersRequest, who: str, send: Callable[[bytes], Awaitable[None]]
     ) -> asyncio.Task[None]:
-        """Serve WatchClusters as the gRPC server does: canceled when the caller is gone."""
+        """Serve WatchClusters as the gRPC server does: canceled when the caller disconnects."""
 
         async def noted(message: bytes) -> None:
             for event in pb.WatchClustersResponse.FromString(message).events:
@@ -356,7 +358,7 @@ class Daemon:
         await self._service.release_cluster(request, CALLER)
 
     async def issue_while_draining(self, cluster: client_model.Cluster, who: str) -> str | None:
-        """Return what is wrong with the answer to a request for a kubeconfig of a draining cluster, if anything."""
+        """Request a kubeconfig of a draining cluster; return what is wrong with the response, or None."""
         request = pb.IssueKubeconfigRequest(cluster=cluster.name, incarnation=cluster.incarnation)
         try:
             answer = await self._service.issue_kubeconfig(request, CALLER)
@@ -422,7 +424,7 @@ class Daemon:
 
     @property
     def defers_rechecks(self) -> bool:
-        """Whether a refuted deletion waits for the server to prove that it is the one from before."""
+        """Whether a refuted deletion waits for proof that the API server is the same as before."""
         pending = self.collection.pending_deletions
         return pending.defers_rechecks and not pending.is_idle
 
@@ -434,7 +436,7 @@ class Daemon:
 
     @property
     def has_settled(self) -> bool:
-        """Whether it follows the source, perhaps with held removals."""
+        """Whether the daemon follows the source, perhaps with held removals."""
         return self.fleet.status.state is ViewState.STREAMING or self.holds_removals
 
     def check(self) -> None:

@@ -100,7 +100,7 @@ class Harness:
         )
 
     async def end(self) -> None:
-        """Stop, and validate everything that was sent."""
+        """Stop the daemon, and validate everything that was sent."""
         self.daemon.check()
         assert breaches([self.subscriber.history], self.world.upstream) == []
         assert [*self.subscriber.broken, *alternating(self.subscriber.given)] == []
@@ -113,7 +113,7 @@ class Harness:
 
 
 VERIFIED_S = RemovalLimits().verify_after_s + 5
-"""When the first list has been verified by a second one, which ends the wait for a fault that only a list ends."""
+"""The time until a second list has verified the first one; some faults end only with a list."""
 
 
 def run_steps(

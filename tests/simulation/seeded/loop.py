@@ -51,7 +51,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     @property
     def wall(self) -> float:
-        """Return the true wall time, as other hosts have it."""
+        """The true wall-clock time, as on other hosts."""
         return WALL_AT_ZERO + self._now + self.slept_s
 
     def _run_once(self) -> None:
@@ -60,7 +60,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
             heappop(scheduled)._scheduled = False
         if not ready:
             if not scheduled:
-                raise NothingLeftError("everything waits, and nothing is due")
+                raise NothingLeftError("deadlock: all tasks wait, and no timer is due")
             self._now = scheduled[0]._when
         while scheduled and scheduled[0]._when <= self._now:
             handle = heappop(scheduled)
@@ -87,7 +87,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
 @contextmanager
 def clocks_of(loop: VirtualLoop) -> Iterator[None]:
-    """Make every clock that the daemon reads the loop's."""
+    """Replace every clock that the daemon reads with that of the loop."""
     wall, steady = time.time, time.monotonic
     time.time, time.monotonic = lambda: loop.wall + loop.wall_ahead_s, loop.time
     try:

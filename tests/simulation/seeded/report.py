@@ -8,7 +8,7 @@ from tests.simulation.seeded.simulation_run import Outcome
 
 @dataclass
 class Seeds:
-    """What the simulations of a range of seeds have in common."""
+    """The figures of a range of seeds that every kind of simulation reports."""
 
     first: int
     last: int
@@ -17,7 +17,7 @@ class Seeds:
     virtual_s: float = 0.0
     faults: Counter[str] = field(default_factory=Counter)
     recoveries_s: list[float] = field(default_factory=list)
-    """How long after the last fault all was as it should be; only of simulations that waited for nothing else."""
+    """Time from the last fault until the recovery, of simulations that waited for nothing else."""
 
     def count(self, seed: int, virtual_s: float, *, is_failed: bool) -> None:
         self.simulations += 1
@@ -60,7 +60,7 @@ class Report(Seeds):
     def __str__(self) -> str:
         return self.text(
             "simulations",
-            f"{self.events} events and {self.handed} credentials judged",
+            f"{self.events} events and {self.handed} credentials validated",
             f"recovery: p50 {self.recovery_s(0.5):.1f} s, p99 {self.recovery_s(0.99):.1f} s, "
             f"at most {self.recovery_s(1.0):.1f} s, over {len(self.recoveries_s)} simulations",
             *(f"also waited for {what}: {count} simulations" for what, count in sorted(self.waited_for.items())),

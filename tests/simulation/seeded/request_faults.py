@@ -15,7 +15,7 @@ Kind = Literal["list", "open", "look"]
 
 @dataclass(frozen=True)
 class Lost:
-    """No response: a failure at once, or a timeout."""
+    """No response: an immediate failure, or a timeout."""
 
     cause: TransportCause
     late: bool = False

@@ -30,7 +30,7 @@ from tests.support.logs import capture_logs
 STEPS = (6, 13)
 PAUSES_S = (0.0, 0.0, 0.01, 0.3, 2.0, 10.0, 45.0)
 RECOVERY_LIMIT_S = 600.0
-"""Longer than everything that may be waited for: a verification, a server's Retry-After, a grace."""
+"""Longer than any legitimate wait: for a verification, a server's Retry-After or a grace period."""
 CHECK_INTERVAL_S = 1.0
 REVOKED_WITHIN_S = 150.0
 """Longer than a revocation takes with a minute between failed attempts."""
@@ -75,7 +75,7 @@ class SimulationRun:
         self._drain_s = drain_s
         self._wrong_ends: list[str] = []
         self._is_restored = False
-        """A backup was restored, and nothing has been written since."""
+        """Whether a backup was restored and nothing has been written since."""
         self._random = random
         self._clock = loop.time
         self._wall = lambda: loop.wall
@@ -170,13 +170,13 @@ class SimulationRun:
                 continue
             is_known = self._daemon.fleet.releases.knows(SubscriberKey(caller_key(CALLER), worker.who))
             if is_known and subscriber.selects(ended):
-                self._wrong_ends.append(f"draining: {ended.target.name} ended while {worker.who} worked on it")
+                self._wrong_ends.append(f"draining: {ended.target.name} was disengaged while {worker.who} worked on it")
 
     def _ended_before_backup(self, ended: Cluster) -> bool:
-        """Return whether a cluster ended before the backup, which has all that the daemon knew of the cluster."""
+        """Return whether a cluster was disengaged before the backup, which has the version that the daemon had seen."""
         obj = self._server.objects.get(ended.target.name)
         is_engaged = obj is not None and obj.uid == ended.object_uid and obj.engages
-        # A state file has no versions.
+        # Clusters from a state file have no version.
         is_known = ended.source_version != "" and int(ended.source_version) <= self._server.version
         return is_known and not is_engaged
 
@@ -190,12 +190,12 @@ class SimulationRun:
                 self._wrong_ends.append(f"not ready: {name} was disengaged while the source was lost")
 
         if fleet.status.state is ViewState.STALE:
-            # Changes that end the loss are applied before the status changes.
+            # The changes that end the loss of the source are applied before its status changes.
             asyncio.get_running_loop().call_later(0.001, check_source)
         seen_at = self._world.not_ready_at.get(ended.object_uid, 0)
         if not self._world.upstream.went_back and seen_at <= int(ended.source_version or 0):
             known = ended.source_version
-            self._wrong_ends.append(f"not ready: {name} was last so at {seen_at}, and was known at {known}")
+            self._wrong_ends.append(f"not ready: {name} was last in version {seen_at}, and is known in {known}")
 
     # --- changes and faults ---
 
@@ -263,13 +263,13 @@ class SimulationRun:
         self._start()
 
     def _repair_objects(self) -> None:
-        # An object that cannot be decoded is engaged only by a daemon that has its state from before.
+        # Only a daemon with an earlier state of a malformed object engages it.
         self._world.repair_objects()
 
     async def _restart_daemon_with_bad_list(self) -> None:
-        """Restart the daemon while lists are empty, for less time than after which a second list confirms the first.
+        """Restart the daemon while lists are empty, but too briefly for a second list to confirm the first.
 
-        A subscriber that knows a single cluster has no evidence: see RemovalGuard.
+        A subscriber with a single known cluster is no evidence: see RemovalGuard.
         """
         if not await self._is_calm() or not await self._until(self._know_no_single_cluster, within_s=100.0):
             return
@@ -287,9 +287,9 @@ class SimulationRun:
         return all(each.has_read_all and len(each.view) != 1 for each in self._subscribers)
 
     async def _replace_server(self) -> None:
-        """Replace the server for a while by another one behind the same address.
+        """Replace the server for a while with a different one at the same address.
 
-        The daemon recognizes a different server by several known clusters, so nothing is done with fewer.
+        The daemon recognizes a different server only by several known clusters, so this fault is skipped with fewer.
         """
         if not await self._is_calm() or not self._knows_several_clusters:
             return
@@ -310,13 +310,13 @@ class SimulationRun:
         """Restore an earlier backup.
 
         Nothing is written until the daemon has read a list, since the restore cannot be detected afterwards. A daemon
-        with a state file may be killed meanwhile, before it has read that list or after.
+        with a state file may be killed before or after it has read that list.
         """
         self._server.back_up()
         await self._change_objects()
         if not await self._is_calm() or not self._api.has_bookmarked:
             return
-        # The last changes before it may have been read and not applied yet.
+        # The daemon may not have applied the last changes before the backup yet.
         await asyncio.sleep(0.1)
         self._api.inject("F22", "a backup is restored")
         killed = self._random.choice(("before", "after", "never")) if self._disk is not None else "never"
@@ -429,7 +429,7 @@ class SimulationRun:
             each.without_bookmarks = each.is_backwards = False
             if each.mute:
                 self._waited_for.add("a mute watch")
-        self._note("all is well again")
+        self._note("all faults have ended")
         healed_at = self._clock()
         if self._api.needs_relist:
             self._server.version += 1  # represents an unrelated write
@@ -439,7 +439,7 @@ class SimulationRun:
         return await self._settled(healed_at)
 
     async def _settled(self, healed_at: float) -> float:
-        """Wait for the recovery; checked after each batch, and now and then for what causes no batch."""
+        """Wait for the recovery, which is checked after each batch, and at intervals for states that cause no batch."""
         self._truth = {
             selector: {name: (each.uid, each.labels) for name, each in self._world.upstream.engaged(selector).items()}
             for selector in ("", "team=red")
@@ -500,19 +500,19 @@ class SimulationRun:
         found += self._wrong_ends
         assert self._daemon is not None
         if not self._daemon.is_quiet:
-            found.append("daemon: it has something left to find out in the end")
+            found.append("daemon: it has work left at the end")
         for subscriber in self._subscribers:
             found += subscriber.broken
             found += (f"client: {subscriber.history.who}: {breach}" for breach in alternating(subscriber.given))
             if not subscriber.has_read_all or subscriber.view != self._truth[subscriber.history.label_selector]:
-                found.append(f"client: {subscriber.history.who}: its view is not the truth in the end")
+                found.append(f"client: {subscriber.history.who}: its view is not the server's state at the end")
             worker = subscriber.worker
             if worker is not None:
                 found += worker.broken
                 if worker.handlers.keys() != subscriber.view.keys():
-                    found.append(f"draining: {worker.who} works on {sorted(worker.handlers)} in the end")
+                    found.append(f"draining: {worker.who} works on {sorted(worker.handlers)} at the end")
             if not subscriber.can_work:
-                found.append(f"client: {subscriber.history.who}: it lacks a credential in the end")
+                found.append(f"client: {subscriber.history.who}: it lacks a credential at the end")
         return found
 
     @property
@@ -538,7 +538,7 @@ class SimulationRun:
 
     @property
     def _can_detect_lies(self) -> bool:
-        """Whether the daemon can detect incomplete lists: two that lack the same clusters are true to it."""
+        """Whether the daemon can detect incomplete lists: it accepts two that lack the same clusters."""
         return self._has_listed and self._daemon is not None and not self._daemon.fleet.waiting
 
     def _start(self) -> None:

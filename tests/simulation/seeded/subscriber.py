@@ -67,7 +67,7 @@ class Subscriber:
         with_kubeconfigs: bool = False,
         worker: Worker | None = None,
     ) -> None:
-        """Set up; `read` is called after each batch, `worker` is that of a subscriber that confirms releases."""
+        """`read` is called after each batch; a subscriber with a `worker` confirms releases."""
         self.history = History(who, label_selector)
         self.session = Session()
         self.given: list[Event] = []
@@ -200,10 +200,10 @@ class Subscriber:
             return
         error = call.exception()
         if not isinstance(error, CallError):
-            self.broken.append(f"stream: {self.history.who}: it ended by {error!r}")
+            self.broken.append(f"stream: {self.history.who}: it failed with {error!r}")
 
     def _answered(self, asking: asyncio.Task[None]) -> None:
         self._asking.discard(asking)
         error = None if asking.cancelled() else asking.exception()
         if not isinstance(error, CallError | None):
-            self.broken.append(f"call: {self.history.who}: it came to {error!r}")
+            self.broken.append(f"call: {self.history.who}: it failed with {error!r}")

@@ -111,8 +111,8 @@ def test_f54_deleted_bound_secret_is_created_again() -> None:
     run_steps(steps, SHORT, with_kubeconfigs=True)
 
 
-def test_f51_unfit_source_is_retried_for_other_clusters() -> None:
-    """Deleted clusters request nothing, so only a request for another cluster can show that the source recovered."""
+def test_f51_issuer_of_unlimited_tokens_is_retried_for_other_clusters() -> None:
+    """Deleted clusters request nothing, so only a request for another cluster can show that the issuer recovered."""
 
     async def steps(harness: Harness) -> None:
         harness.tokens.only = FOR_EVER

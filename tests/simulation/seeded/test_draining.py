@@ -1,4 +1,4 @@
-"""Draining under faults: no cluster ends while a subscriber that confirms releases works on it, until the deadline."""
+"""Draining under faults: no cluster is disengaged while a worker that confirms releases uses it, until the deadline."""
 
 import pytest
 
@@ -10,7 +10,7 @@ DRAIN_S = 30.0
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
-def test_no_cluster_ends_before_its_release_or_deadline(first: int) -> None:
+def test_cluster_is_not_disengaged_before_its_release_or_deadline(first: int) -> None:
     outcomes = [simulate(seed, drain_s=DRAIN_S) for seed in range(first, first + CHUNK)]
     assert {each.seed: each.breaches for each in outcomes if each.breaches} == {}
     assert sum(each.drained for each in outcomes) > CHUNK // 3, "no release was tested"

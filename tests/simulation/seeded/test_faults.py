@@ -63,7 +63,7 @@ def test_failed_watch_is_resumed_or_relisted_within_seconds(
     run_steps(steps)
 
 
-def test_f4_silent_watch_is_abandoned_by_missing_bookmarks() -> None:
+def test_f4_watch_without_events_and_bookmarks_is_replaced() -> None:
     async def steps(harness: Harness) -> None:
         await asyncio.sleep(VERIFIED_S)
         harness.watch.mute = True
@@ -153,7 +153,7 @@ def test_f72_refuted_deletion_is_checked_again_after_the_source_was_lost() -> No
         harness.api.only = None
         harness.api.down_until = harness.loop.time() + 5.0
         harness.api.cut()
-        # With the next bookmark the server shows that it is the one from before.
+        # The next bookmark proves that the server is the same as before.
         assert await harness.until(lambda: harness.received == ["DISENGAGED a"]) <= 75.0
 
     run_steps(steps)

@@ -93,7 +93,7 @@ def test_f75_hung_confirmation_reads_delay_a_quick_one_by_seconds(
     hanging: int, is_reported_last: bool, within_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [f"p-{number}" for number in range(hanging)]
-    # So many stay that the removal guard does not hold the deletions.
+    # Enough clusters stay that the removal guard does not hold the deletions.
     stay = [f"stays-{number}" for number in range(math.ceil(len([*names, "a"]) / RemovalLimits().share))]
 
     async def steps(harness: Harness) -> None:

@@ -44,7 +44,7 @@ SECRETS = replace(RESOURCE, plural="secrets")
 
 
 class Joined:
-    """Two objects each need one Secret. Its UID stands for the server that it states."""
+    """A kind of source with objects that each need one Secret, whose UID stands for the server in its content."""
 
     def follows(self) -> SeveralResources:
         watches = (
@@ -173,7 +173,7 @@ class Simulation:
             await asyncio.sleep(0.25)
 
     async def storm(self, failing: Sequence[Upstream], *, restarts: bool) -> None:
-        """Inject every kind of fault for a while, with changes of both resources meanwhile."""
+        """Inject every kind of fault for a while, during changes of both resources."""
         for each in failing:
             each.is_failing, each.api.fault_rate = True, 0.5
         ends_at = self._loop.time() + STORM_S

@@ -21,7 +21,7 @@ from tests.simulation.seeded.simulation_run import simulate
 
 SEEDS = 700
 
-pytestmark = pytest.mark.nightly  # they judge the simulations, which each merge runs
+pytestmark = pytest.mark.nightly  # these test the simulations, which every merge runs
 
 
 async def _not_there(*_: object) -> Absent:

@@ -20,7 +20,7 @@ VERIFY_AFTER_S = RemovalLimits().verify_after_s
 
 
 async def grown(harness: Harness) -> None:
-    """Engage a fleet, and wait until a state file has it."""
+    """Engage a fleet, and wait until it is in the state file."""
     for name in NAMES:
         harness.put(name)
     harness.api.ring()
@@ -50,7 +50,7 @@ def test_f93_short_first_list_disengages_nothing(fault: RequestFault, streaming:
 
 
 def server_of(names: list[str], version: int) -> Server:
-    """Return a server whose objects are others than those of the fleet."""
+    """Return a server whose objects differ from those of the fleet."""
     other = Server()
     other.version = version
     for name in names:
@@ -135,7 +135,7 @@ def test_subscriber_that_claims_more_clusters_delays_only_itself(known: int) -> 
         await harness.until(lambda: len(waiting) == 14)
         await asyncio.sleep(VERIFY_AFTER_S - 5.0)
         assert len(waiting) == 14
-        assert source.status.state is ViewState.STREAMING, "a claim delays nobody else"
+        assert source.status.state is ViewState.STREAMING, "a claim delays no other subscriber"
         assert scans <= 14 * 6
         await harness.until(lambda: source.first_list.is_verified and not waiting)
 

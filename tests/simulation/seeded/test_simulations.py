@@ -38,7 +38,7 @@ def test_simulation_loses_nothing_and_disengages_nothing_by_mistake(first: int) 
 
 @pytest.mark.parametrize("seed", [907_829, 908_190, 910_544, 2_400_586, 2_402_628])
 def test_seed_that_found_a_defect_passes(seed: int) -> None:
-    """907829 was a false alarm of this validator: its cluster was deleted before the backup, while etcd was frozen."""
+    """907829 was a false alarm of the validator: the cluster was deleted before the backup, while etcd was frozen."""
     assert simulate(seed).breaches == []
 
 

@@ -217,7 +217,7 @@ class Simulation:
         assert self.session.sources["calm"].state.name == ViewState.STREAMING.name
 
     async def storm(self) -> None:
-        """Inject every kind of fault for a while, with changes meanwhile."""
+        """Inject every kind of fault into one source for a while, during changes."""
         self.failing.is_failing = True
         self.failing.api.fault_rate = 0.5
         ends_at = self._loop.time() + STORM_S

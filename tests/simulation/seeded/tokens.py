@@ -119,7 +119,7 @@ class TokenApi:
     def __init__(
         self, random: Random, inject: Callable[[str, str], None], longest_s: float, wall: Callable[[], float]
     ) -> None:
-        """Set up; `longest_s` limits the lifetime of tokens, `wall` is the server's own clock."""
+        """`longest_s` limits the lifetime of tokens; `wall` is the server's own clock."""
         self.fault_rate = 0.0
         self.only: TokenTrouble | None = None
         """The one fault to inject, in every request."""

@@ -14,7 +14,7 @@ from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.server.calls.grpc_errors import CallError
 
 CLEANUPS_S = (0.0, 0.0, 0.5, 5.0, 40.0)
-"""How long a cleanup takes; the last ones take longer than the daemon waits."""
+"""Durations of cleanups; the longest ones exceed the time that the daemon waits."""
 RETRY_S = 1.0
 
 
@@ -22,7 +22,7 @@ class Releasing(Protocol):
     async def release(self, request: pb.ReleaseClusterRequest) -> None: ...
 
     async def issue_while_draining(self, cluster: Cluster, who: str) -> str | None:
-        """Return what is wrong with the answer, if anything."""
+        """Return what is wrong with the response, or None."""
 
 
 @dataclass

@@ -76,7 +76,9 @@ class World:
                 self.upstream.note(name, state(obj))
 
     def _note_not_ready(self, *objects: ApiObject | None) -> None:
-        """Events carry the object as it is, or as it was before it was deleted or left the selector."""
+        """Record the version of objects that are not ready: an event has the object as it is, or as it was before it
+        was deleted or left the selector.
+        """
         for each in objects:
             if each is not None and not each.ready:
                 self.not_ready_at[each.uid] = self.server.version

@@ -29,11 +29,11 @@ class Faults:
         """Kill the daemon alone: its container is restarted, and its operator continues."""
         if pod := self._some():
             pod.kill(with_operator=False)
-            # The former operator continues until its deadline. The kubelet restarts no container of a pod that ends.
+            # The former operator continues until its deadline. The kubelet restarts no container of a terminating pod.
             self._later(1, 60, lambda: self._start(pod.member.name, pod) if pod not in self._ending else None)
 
     def restart(self) -> None:
-        """Restart the pod as the kubelet does: stop it, kill what has not ended in time, and start another one."""
+        """Restart the pod as the kubelet does: stop it, kill it after its grace period, and start another one."""
         if pod := self._some():
             self._ending.add(pod)
             pod.member.stop()
@@ -80,7 +80,7 @@ class Faults:
         self._later(1, 30, end)
 
     def restore(self) -> None:
-        """Stop the API server, and start it on a backup."""
+        """Stop the API server, and start it from a backup."""
         world = self._world
         if world.timeline.now < 45:
             return
@@ -110,7 +110,7 @@ class Faults:
             pod.step()
 
     def change_lease(self) -> None:
-        """Another program changes a Lease."""
+        """Change a Lease as another program would."""
         if pod := self._some():
             unreadable = {"problem": "it cannot be read", "term": "", "pending": frozenset(), "acknowledged": 0}
             changes = self._random.choice([unreadable, {"acknowledged": 9999}, {"is_leaving": True}])

@@ -50,7 +50,7 @@ class Host:
         return 1e9 + self.timeline.now + self.wall_error
 
     def after(self, delay: float, happens: Callable[[], None]) -> None:
-        """Call a function after a time of this host's clock; while it is suspended, when it resumes."""
+        """Call a function after a delay on this host's clock; if the host is suspended then, when it resumes."""
         self.timeline.after(max(0.0, delay) / self.rate, lambda: self.run(happens))
 
     def run(self, happens: Callable[[], None]) -> None:

@@ -25,7 +25,7 @@ class LeaseApi:
     def apply(self, request: Request, at: float) -> tuple[GroupState, str]:
         """Apply a request; return what was read, or the version of what was written.
 
-        Raises Conflict.
+        Raises ConflictError.
         """
         match request:
             case Read():

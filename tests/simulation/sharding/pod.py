@@ -13,7 +13,7 @@ from tests.simulation.sharding.host import Host
 SLOW_SHARE = 0.1
 """Share of the drains whose handlers end slowly."""
 POLL_S = 3.0
-"""Interval at which the operator asks the daemon how long its ownership is valid."""
+"""Interval at which the operator requests from the daemon how long its ownership is valid."""
 
 
 class Network(Protocol):
@@ -52,7 +52,7 @@ class Operator:
         self._ending: dict[str, list[Callable[[], None]]] = {}
         self._wanted: dict[str, int] = {}
         self._slow: set[str] = set()
-        """Handlers that end slowly, unless the ownership ends before."""
+        """Handlers that stop slowly, unless the ownership expires first."""
         self.is_dead = False
 
     def ask(self) -> None:
@@ -61,7 +61,7 @@ class Operator:
             self._pod.host.after(POLL_S, self.ask)
 
     def ask_once(self) -> None:
-        """Ask the daemon how long its ownership is valid, counted from the request."""
+        """Request from the daemon how long its ownership is valid, counted from the request."""
         if self.is_dead:
             return
         self.expire()
@@ -181,7 +181,7 @@ class Pod:
         return self._traits.clock(self.host)
 
     def valid_s(self) -> float | None:
-        """Return how long the ownership is valid, which is the daemon's answer to its operator."""
+        """Return how long the ownership is valid, as the daemon reports it to its operator; None without one."""
         if self.is_paused or self.is_dead:
             return None
         now = self.clock()
@@ -250,7 +250,7 @@ class Pod:
         self._requests += 1
         self.requests += 1
         number = self._in_flight = self._requests
-        # A member whose fence is earlier than the response notices it meanwhile.
+        # The member wakes up at its fence, which may be earlier than the response.
         self._wake_at(self.member.fence_at, now)
 
         def answered(group: GroupState | None, version: str | None) -> None:

@@ -22,7 +22,7 @@ class Report(Seeds):
     def __str__(self) -> str:
         return self.text(
             "simulations of a shard group",
-            f"{self.engagements} engagements and {self.views} views judged",
+            f"{self.engagements} engagements and {self.views} views validated",
             f"every cluster owned after the last fault: p50 {self.recovery_s(0.5):.0f} s, "
             f"p99 {self.recovery_s(0.99):.0f} s, at most {self.recovery_s(1.0):.0f} s",
         )

@@ -118,7 +118,7 @@ class Simulation:
     def engaged(self, pod: Pod, cluster: str) -> None:
         self.outcome.engagements += 1
         for other in self.living:
-            # A process that is paused cannot report its fence; its operator knows the deadline.
+            # A paused process cannot disengage at its fence; its operator stops at the deadline.
             if other is not pod and cluster in other.engaged and not other.is_paused and not other.host.is_suspended:
                 other.step()
                 if cluster in other.engaged:

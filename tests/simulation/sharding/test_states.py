@@ -135,7 +135,7 @@ class Search:
         return len(seen)
 
     def _steps(self, world: World) -> Iterator[World]:
-        """Yield the next states. To take the n-th possible step costs n - 1 delays; faults have their bound."""
+        """Yield the next states. Taking the n-th possible step costs n - 1 delays; faults have a bound of their own."""
         for delays, step in enumerate(self._progress(world)):
             if delays > world.delays:
                 break
@@ -193,7 +193,7 @@ class Search:
         arrived = msgspec.structs.replace(in_flight, has_arrived=True, group=group, version=version)
         after = self._with(world, index, msgspec.structs.replace(process, in_flight=arrived))
         after = msgspec.structs.replace(after, group=api.group)
-        # The response is one step with the request, unless the process is stopped: only the request is seen by others.
+        # The request and its response are one step, unless the process is stopped: then only the request takes effect.
         return after if process.is_paused else self._respond(after, index)
 
     def _respond(self, world: World, index: int) -> World:
