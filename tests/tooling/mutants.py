@@ -58,7 +58,7 @@ def outcomes(directory: Path) -> dict[str, dict[str, int | None]]:
 
 
 def judge(directory: Path, found: dict[str, dict[str, int | None]], *, show: bool) -> Counter[bool]:
-    """Print the mutants that survived, and return how many did not, and did."""
+    """Print the surviving mutants; return the numbers of detected (True) and of surviving ones (False)."""
     total: Counter[bool] = Counter()
     for module, codes in found.items():
         survivors = [mutant for mutant, code in codes.items() if code in SURVIVED]
@@ -88,7 +88,7 @@ def main() -> None:
     total: Counter[bool] = Counter()
     unfinished = []
     for package, members in groupby(sorted(chosen), lambda module: ".".join(module.split(".")[:2])):
-        # A run for each package: mutmut's server does not last for all of them.
+        # One run per package: mutmut's server does not survive all of them.
         with TemporaryDirectory(prefix="mutants-") as name:
             directory = Path(name)
             prepare(directory, list(members))

@@ -231,7 +231,7 @@ def go_modules(release: Path, scratch: Path) -> str:
     project = scratch / "go"
     project.mkdir()
     cached = f"file://{run('go', 'env', 'GOMODCACHE').strip()}/cache/download"
-    # A cache of its own, and no checksum database: it cannot know versions that were never published.
+    # A cache of its own, and no checksum database, which lacks versions that were never published.
     given = {
         "GOPROXY": f"file://{release / 'go'},{cached},{run('go', 'env', 'GOPROXY').strip()}",
         "GONOSUMDB": "go.miloapis.com", "GOFLAGS": "-modcacherw", "GOMODCACHE": str(scratch / "mod"),

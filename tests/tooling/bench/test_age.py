@@ -1,4 +1,4 @@
-"""Results name the commit that they measured, and it is not old."""
+"""Benchmark results name the measured commit, and are not stale."""
 
 import pytest
 
@@ -35,7 +35,7 @@ def test_stale_results_are_a_problem(name: str, commit: str | None, problem: str
     assert all(problem is not None and problem in each for each in found)
 
 
-def test_results_known_as_stale_are_accepted_until_they_are_taken_again() -> None:
+def test_results_known_as_stale_are_accepted_until_they_are_measured_again() -> None:
     known = {"sandbox": "yesterday"}
     assert [*age.problems({"sandbox": _results(None, "yesterday")}, known, _since)] == []
     (again,) = age.problems({"sandbox": _results("old", "today")}, known, _since)

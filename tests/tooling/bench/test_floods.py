@@ -9,7 +9,7 @@ import pytest
 from bench import floods
 
 
-async def test_silent_connections_beyond_the_rate_of_the_machine_leave_time_for_the_figures(
+async def test_silent_connections_yield_to_other_tasks_if_the_machine_cannot_reach_the_rate(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(floods, "SILENT_PER_S", math.inf)

@@ -57,7 +57,7 @@ def test_run_over_the_budget_of_a_directory_fails_and_names_its_tests(run: Run, 
     assert "2 passed" in done.stdout.splitlines()[-1]
 
 
-def test_budget_does_not_hold_for_another_selection(run: Run) -> None:
+def test_budget_is_not_enforced_for_another_selection(run: Run) -> None:
     done = run()
     assert (done.returncode, "CPU time" in done.stdout) == (0, False)
 
@@ -74,7 +74,7 @@ def test_directory_of_a_test_is_the_nearest_with_a_budget() -> None:
     assert directory_of("clients/python/tests/test_watch.py::TestIt::test_it", budgets) == "clients/python/tests"
 
 
-def test_budgets_hold_for_the_selection_of_dev_test_and_name_directories(pytestconfig: pytest.Config) -> None:
+def test_budgets_are_enforced_for_the_selection_of_dev_test_and_name_directories(pytestconfig: pytest.Config) -> None:
     assert f'-m "{ENFORCED_WITH}"' in (ROOT / "dev").read_text()
     named = [line.partition("=")[0].strip() for line in pytestconfig.getini("cpu_budget")]
     assert [name for name in named if not (ROOT / name).is_dir()] == []

@@ -33,7 +33,7 @@ esac
 
 
 class Clone:
-    """A directory with `./dev` whose Python installs nothing."""
+    """A directory with `./dev`, and with a fake Python that installs nothing."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory

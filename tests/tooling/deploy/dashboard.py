@@ -75,7 +75,7 @@ class _Play:
         self._moments: list[tuple[float, str]] = []
 
     async def play(self) -> list[tuple[float, str]]:
-        """Record the faults; return the events with their times."""
+        """Inject the faults; return them with their times."""
         sandbox = self._workspace.sandbox
         async with asyncio.TaskGroup() as tasks:
             lasting = [

@@ -97,7 +97,7 @@ def _panel(panel: Panel, recorded: Recorded) -> Iterator[str]:
 
 
 def _tiles(field: Mapping[str, Any], series: Sequence[Series], box: _Box) -> Iterator[str]:
-    """Return a legend with one line per series and its last value."""
+    """Draw a tile for each series, with its name and its last value."""
     tall = box.height / len(series)
     for place, each in enumerate(series):
         top = box.top + place * tall
@@ -227,7 +227,7 @@ def _text(
     colour: str = "#222",
     is_bold: bool = False,
 ) -> str:
-    """Cut a text to a width."""
+    """Return a text element; a longer text is truncated to the width `room`."""
     while len(text) > 1 and _width(text, size, is_bold=is_bold) > room:
         text = f"{text.removesuffix('…')[:-1]}…"
     weight = ' font-weight="bold"' if is_bold else ""

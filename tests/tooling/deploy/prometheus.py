@@ -72,7 +72,7 @@ def _hurried(groups: list[dict[str, Any]], every: str, speed: float) -> list[dic
 async def prometheus(
     directory: Path, target: str, *, every: str = _OFTEN, speed: float = _SPEED
 ) -> AsyncIterator[Prometheus]:
-    """Durations in the rules are divided by `speed`: five minutes take three seconds."""
+    """Run a Prometheus. Durations in the rules are divided by `speed`: five minutes take three seconds."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         listen = f"127.0.0.1:{unused.getsockname()[1]}"
@@ -109,7 +109,7 @@ async def prometheus(
 async def until(holds: Any, directory: Path, within_s: float = 60.0) -> None:
     try:
         async with asyncio.timeout(within_s):
-            while not await holds():  # noqa: ASYNC110 - Prometheus tells nobody
+            while not await holds():  # noqa: ASYNC110 - Prometheus sends no event
                 await asyncio.sleep(0.1)
     except TimeoutError:
         pytest.fail((directory / "prometheus.log").read_text()[-3000:])

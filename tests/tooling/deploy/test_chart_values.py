@@ -27,7 +27,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def problems(packed: Path, values: dict[str, Any], scratch: Path) -> str:
-    """Return what the chart's schema says about values; empty if they are valid."""
+    """Return the errors of values by the chart's schema; empty if the values are valid."""
     (scratch / "values.yaml").write_text(yaml.safe_dump(values))
     command = [validator("check-jsonschema"), "--schemafile", packed / "values.schema.json", scratch / "values.yaml"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

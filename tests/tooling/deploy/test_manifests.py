@@ -129,7 +129,7 @@ def test_bindings_refer_to_existing_roles_and_accounts(directory: Path) -> None:
 
 @every_pod
 def test_objects_of_no_namespace_are_named_after_the_namespace_of_the_pods(directory: Path) -> None:
-    """Those of two operators are then different ones, and deleting one operator leaves the rights of the other."""
+    """The objects of two operators then differ, and deleting one operator leaves the rights of the other."""
     found = [each for kind in ("ClusterRole", "ClusterRoleBinding") for each in of_kind(directory, kind)]
     [deployment] = of_kind(directory, "Deployment")
     for each in found:
@@ -186,7 +186,7 @@ def test_subscribers_use_the_address_that_the_daemon_listens_on(directory: Path)
     for container in containers(directory):
         mounts = {each["name"]: each["mountPath"] for each in container.get("volumeMounts", ())}
         if "milo-discovery" in mounts:
-            # Not in the volume's root, which is writable for everybody and which the daemon refuses.
+            # Not in the volume's root, which is world-writable and which the daemon refuses.
             assert listen.path.parent.parent == Path(mounts["milo-discovery"])
 
 
@@ -275,7 +275,7 @@ def test_daemon_resources_exceed_the_measured_usage(directory: Path) -> None:
 
 
 def measured(run: str) -> dict[str, float]:
-    """Return the figures of docs/reviewers/performance.md."""
+    """Return the figures of a benchmark run, from which docs/reviewers/performance.md is made."""
     figures: dict[str, float] = json.loads((ROOT / "bench" / "results" / f"{run}.json").read_text())["figures"]
     return figures
 

@@ -14,7 +14,7 @@ PROCESS = 90 * _MIB
 CONNECTION = 96 * _KIB
 """A TLS connection that is authenticated, proxied and idle costs half of this."""
 HANDSHAKE = 192 * _KIB
-"""A TLS handshake of which all bytes that are accepted were received."""
+"""A TLS handshake of which the maximum of bytes was received."""
 STREAM = 32 * _KIB
 FILTER_FACTOR = 20
 """A filter in memory, as a multiple of its size in the request."""

@@ -12,7 +12,7 @@ from tests.tooling.deploy.prometheus import Prometheus, prometheus, until
 async def test_prometheus_fires_and_resolves_one_alert_for_one_outage(workspace: Workspace, tmp_path: Path) -> None:
     workspace.sandbox.populate(3)
     probes = {"interval": "1s", "unreachable_after": "1s"}
-    # Without names, as a Prometheus that is not on loopback gets the metrics.
+    # Without cluster names, as for a Prometheus that is not on loopback.
     async with workspace.daemon(http_listen="127.0.0.1:0", http_names="nobody", connectivity=probes) as daemon:
         await daemon.start()
         await daemon.wait_for_output('"synced"')
@@ -51,7 +51,7 @@ async def test_prometheus_fires_and_resolves_one_alert_for_one_outage(workspace:
             await workspace.sandbox.start()
             await until(is_over, tmp_path)
             fired = await server.query_range('ALERTS{alertstate="firing"}', stopped, time.time(), 0.2)
-            # An alert of the budget follows an outage that lasts for long at this speed; rule_tests inhibit it.
+            # At this speed, an error-budget alert follows the outage, which rule_tests inhibit.
             names = [each["metric"]["alertname"] for each in fired]
             assert [each for each in names if each != "MiloDiscoverydSourceFreshnessBurn"] == [
                 "MiloDiscoverydSourceStale"
@@ -75,7 +75,7 @@ async def eventually_answers(server: Prometheus, name: str, directory: Path) -> 
 async def test_prometheus_scrapes_cluster_series_if_http_names_is_everyone(
     workspace: Workspace, tmp_path: Path
 ) -> None:
-    """The variable is that of the component `prometheus-cluster-names`."""
+    """The setting is that of the component `prometheus-cluster-names`."""
     workspace.sandbox.populate(3)
     async with workspace.daemon(http_listen="127.0.0.1:0", http_names="everyone") as daemon:
         await daemon.start()

@@ -73,7 +73,7 @@ def test_rules_pass_their_unit_tests(promtool: Path, tmp_path: Path, case: Path)
 
 
 def test_alert_without_inhibition_fires_while_the_source_is_lost(promtool: Path, tmp_path: Path) -> None:
-    """An alert about something that a lost source does not cause."""
+    """Alerts about anything that a lost source does not cause are not inhibited by it."""
     names = {alert["alert"] for alert in monitoring.alerts()}
     others = names - INHIBITED - {"MiloDiscoverydSourceLost"}
     cases = []

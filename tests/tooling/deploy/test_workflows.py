@@ -129,7 +129,7 @@ def test_release_is_checked_and_signed_before_anything_is_published() -> None:
 
 
 def test_release_builds_third_party_code_without_rights_and_publishes_in_another_job() -> None:
-    """Built code could otherwise sign, push and publish what it likes."""
+    """Otherwise the built code could sign, push and publish anything."""
     assert "permissions" not in jobs(RELEASE)["build"], "those of the workflow: contents may be read"
     assert "build" in ancestors("release")
     assert not re.search(r"\./dev (release|verify)|\btar -\w*c|npm (ci|install|run)|\bmake\b", scripts("release"))

@@ -5,7 +5,7 @@ import urllib.request
 
 
 async def get(url: str) -> bytes:
-    """Raise OSError also for error statuses."""
+    """Return the body; raise OSError for failed requests and for error statuses."""
 
     def read() -> bytes:
         with urllib.request.urlopen(url, timeout=10) as answer:

@@ -14,23 +14,23 @@ PICTURE = ROOT / "docs" / "images" / "status-page.png"
 _SOURCES = ("status_page.html", "status_page.py")
 _KEY = b"Source\0"
 _END = 12
-"""Bytes of the last chunk of a PNG, which is empty."""
+"""Size in bytes of a PNG's last chunk, IEND, which is empty."""
 
 
 def digest() -> bytes:
-    """Return a digest of the code that makes the page."""
+    """Return a digest of the code that renders the page."""
     directory = ROOT / "milo_discoveryd" / "telemetry"
     return hashlib.sha256(b"".join((directory / name).read_bytes() for name in _SOURCES)).hexdigest().encode()
 
 
 def digest_of(picture: Path) -> bytes:
-    """Return the digest that was written into a picture, or nothing."""
+    """Return the digest in a picture, or nothing."""
     _, _, rest = picture.read_bytes().partition(b"tEXt" + _KEY)
     return rest[:64]
 
 
 async def take(directory: Path, picture: Path) -> None:
-    """Take the picture of a daemon beside a sandbox with a few projects in several states."""
+    """Take the screenshot of a daemon beside a sandbox with a few projects in several states."""
     async with Sandbox(seed=7) as sandbox:
         workspace = Workspace(directory, sandbox)
         sandbox.populate(8)

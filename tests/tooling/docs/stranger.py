@@ -26,7 +26,7 @@ README = "README.md"
 GO_README = "clients/go/multicluster/README.md"
 ENDS_WITHIN_S = 30.0
 FIRST_RECONCILE_WITHIN_S = 600.0
-"""Of which most is the first compilation of Kubernetes' libraries, on two cores."""
+"""Most of it is for the first compilation of Kubernetes' libraries, on two cores."""
 
 
 def blocks(document: Path, *languages: str) -> list[str]:
@@ -61,7 +61,7 @@ class Terminal:
         assert self._shell.returncode == 0, f"{self._typed}\nended with {self._shell.returncode}:\n{said}"
 
     def close(self) -> None:
-        """End the commands with Ctrl-C."""
+        """Interrupt the commands, as Ctrl-C does."""
         with self._shell:
             if self._shell.poll() is None:
                 os.killpg(self._shell.pid, signal.SIGINT)
@@ -100,19 +100,19 @@ class Stranger:
                 return open_ones.enter_context(self._terminal(typed))
 
             opened(milo).until(r"kubeconfig: ")
-            yield "the sandbox is there"
+            yield "the sandbox runs"
             running = opened(daemon)
             running.until(r"^\d+ checks: .* 0 failed$")
-            yield "check says that all is well"
+            yield "check passes"
             running.until(r'"synced"')
             yield "the daemon has the fleet"
             [name] = re.findall(r"^[a-z-]+", opened(subscriber.replace("NAME", "none")).until(r"  Ready  "))
             yield "list shows a cluster"
             asking = opened(subscriber.replace("NAME", name))
             asking.until(rf"^{name} is engaged, since ")
-            yield "explain says why it is engaged"
+            yield "explain prints why it is engaged"
             asking.until(rf"^ENGAGED +{name} ")
-            yield "watch tells of it"
+            yield "watch prints it"
             entering, _ = subscriber.split("milo-discovery ", 1)
             (self._directory / "my_operator.py").write_text(self._operator)
             opened(f"{entering} python -u /tmp/my_operator.py").until(r"^start working in ")

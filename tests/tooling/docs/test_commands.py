@@ -33,7 +33,7 @@ __all__ = ["directory", "workspace"]
 
 
 def documented_commands(wanted: Way) -> list[tuple[str, ...]]:
-    """Return the documented commands of these ways, without duplicates."""
+    """Return the documented commands that are tested in this way (see Way), without duplicates."""
     found = {
         part: None
         for block in BLOCKS
@@ -121,7 +121,7 @@ OWN_IDENTITY = {"name": "own", "type": "project-kubeconfig", "share_discovery_id
 
 
 async def test_documented_commands_print_what_is_shown(workspace: Workspace) -> None:
-    kubectl()  # some of it is for kubectl
+    kubectl()  # some commands need kubectl
     workspace.sandbox.projects.create("gentle-geyser", ready=True, organization="acme")
     workspace.sandbox.projects.create("swift-dune", ready=True, organization="fernweh")
     desk = CommandShell(workspace, MILO_DISCOVERYD_LISTEN=workspace.address, MILO_DISCOVERYD_HTTP_LISTEN="127.0.0.1:0")
@@ -131,7 +131,7 @@ async def test_documented_commands_print_what_is_shown(workspace: Workspace) -> 
     assert wrong == [], "\n\n".join(wrong)
 
 
-async def test_documented_rules_give_what_check_as_shows(workspace: Workspace) -> None:
+async def test_documented_rules_grant_what_check_as_prints(workspace: Workspace) -> None:
     for name in ("shop-blog", "shop-search", "shop-web"):
         workspace.sandbox.projects.create(name, ready=True, organization="shop", labels={"env": "prod"})
     for number in range(9):

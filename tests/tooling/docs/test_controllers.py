@@ -1,4 +1,4 @@
-"""The page of controllers lists the metrics that there are, and its samples for Secrets and traces work."""
+"""docs/controllers.md lists every metric, and its samples for Secrets and tracing work."""
 
 import re
 from contextvars import copy_context

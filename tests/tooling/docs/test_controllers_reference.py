@@ -1,4 +1,4 @@
-"""The reference of controllers has what authors need of the classes that they use."""
+"""The controllers reference lists the attributes and fields of the classes that authors of controllers use."""
 
 import re
 from pathlib import Path

@@ -52,7 +52,7 @@ def test_user_documentation_has_no_pages_for_reviewers() -> None:
 
 
 @pytest.mark.parametrize("source", sorted(IMAGES.glob("*.txt")), ids=lambda path: path.stem)
-def test_diagrams_are_what_their_texts_say(source: Path) -> None:
+def test_diagrams_match_their_texts(source: Path) -> None:
     picture = drawn(source.read_text())
     assert source.with_suffix(".svg").read_text() == picture
     assert ElementTree.fromstring(picture).get("aria-label") == source.read_text().splitlines()[0]

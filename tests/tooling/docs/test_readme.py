@@ -35,12 +35,12 @@ def test_go_readme_leads_to_a_first_reconcile_within_ten_minutes(
         pytest.skip("compiling Kubernetes libraries takes minutes: run with --real")
     tool("go")
     with alone(CACHE / "clone"), capfd.disabled():
-        # The first time compiles what is not in the user's build cache, maybe beside other tests that compile.
+        # The first run compiles what the user's build cache lacks, maybe while other tests compile.
         for name, within_s in (("first", 2 * FIRST_RECONCILE_WITHIN_S), ("second", FIRST_RECONCILE_WITHIN_S)):
             (directory / name).mkdir()
             report(first_reconcile(ROOT, directory / name, environ), within_s)
 
 
 def test_readme_test_command_runs_what_ci_runs() -> None:
-    """The stages unit and end-to-end are that of `./dev test`, as tests/tooling/ci/test_stages.py has it."""
+    """The stages unit and end-to-end run the tests of `./dev test`: see tests/tooling/ci/test_stages.py."""
     assert Stranger(ROOT, ROOT, {}).tests == "./dev test\n"

@@ -37,7 +37,7 @@ def directory() -> Iterator[Path]:
 
 @contextmanager
 def running(commands: str, directory: Path, log: Path, environ: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Run commands, whose output goes to `log`, and end them with Ctrl-C."""
+    """Run commands, whose output goes to `log`, and interrupt them at the end, as Ctrl-C does."""
     with (
         log.open("wb") as output,
         subprocess.Popen(
@@ -104,7 +104,7 @@ def test_tutorial_leads_to_a_green_test_and_a_running_operator(
 
 
 def check_pod(dockerfile: str, environment: str, build: str) -> None:
-    """Without a container engine: the image has what step 1 installs, and the container has the pages of `main`."""
+    """Check without a container engine that the image has what step 1 installs, and the container the pages of `main`."""
     sources = dict(re.findall(r"^COPY --from=milo-discoveryd (\S+) (\S+)$", dockerfile, re.MULTILINE))
     installed = re.search(r"pip install --no-cache-dir (.*?) &&", dockerfile)
     assert installed is not None

@@ -85,7 +85,7 @@ def run_pyright(pyright: Path, directory: Path, *options: str) -> subprocess.Com
 
 
 def expected(checker: Callable[[str], bool]) -> set[tuple[int, str]]:
-    """Return the line and the code of each error that the checker, which has codes of this form, is to find."""
+    """Return the line and the code of each expected error whose code `checker` accepts as its own."""
     return {
         (number, code)
         for number, line in enumerate(WRONG_USES.read_text().splitlines(), 1)

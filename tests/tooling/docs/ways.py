@@ -108,7 +108,7 @@ def way(block: Block, words: Sequence[str]) -> Way:
 
 
 def listed() -> Iterator[tuple[str, str, Way | None]]:
-    """Yield each command with its document and how it is tested; None if it is not."""
+    """Yield each command with its document and how it is tested; None if no test covers it."""
     for block in BLOCKS:
         for command in block.commands:
             for words in command.parts():

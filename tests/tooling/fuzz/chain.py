@@ -71,7 +71,7 @@ CALLER = Caller(listener="here")
 QUOTAS = QuotaLimits(streams=10, streams_each=10, per_minute_each=10)
 LIMITS = RemovalLimits(verify_after_s=5.0)
 MESSAGE_LIMIT = 4 << 20
-"""gRPC's default."""
+"""gRPC's default limit on the size of a message."""
 LIVES_S = 120.0
 _NAME = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._~:@-]+")
 _EXPIRED = b'{"type": "ERROR", "object": {"kind": "Status", "code": 410, "reason": "Expired"}}'
@@ -95,9 +95,10 @@ class Script(msgspec.Struct):
 
 
 class ScriptedServer:
-    """Lists what the script has once, and nothing later, so that everything is removed in the end.
+    """An API server that lists the script's objects once and nothing later, so that all clusters are removed at the
+    end.
 
-    Every watch that is resumed expires, which leads to the next list.
+    Every resumed watch expires, which leads to the next list.
     """
 
     def __init__(self, script: Script, path: str) -> None:
@@ -158,7 +159,7 @@ class ScriptedStream:
 
 
 class _Silent:
-    """Observes, counts and audits nothing."""
+    """An observer, metrics and an audit log that do nothing."""
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *_, **__: None
@@ -193,11 +194,11 @@ class Outcome(msgspec.Struct):
     events: list[ClientEvent]
     """The events that the client's session reported."""
     engaged: list[str]
-    """Names that are engaged in the end."""
+    """Names of the clusters that are engaged at the end."""
 
 
 def run(script: Script, kind: SourceKind, *, streaming: bool = True) -> Outcome:
-    """Run a daemon with that API server for two minutes.
+    """Run a daemon with the scripted API server for two minutes.
 
     Raises any error that would end the daemon or a client.
     """

@@ -256,7 +256,7 @@ def _finished(work: Coroutine[Any, Any, T]) -> T:
     except StopIteration as done:
         result: T = done.value
         return result
-    raise AssertionError("it waits, though its answer is there")
+    raise AssertionError("the coroutine waits, although its response is available")
 
 
 @target

@@ -34,6 +34,6 @@ def test_daemon_never_forks_and_starts_commands_in_one_module() -> None:
 
 
 def test_daemon_without_certificates_does_not_import_cryptography() -> None:
-    """It takes 8 MB."""
+    """Importing cryptography takes 8 MB of memory."""
     script = "import sys, milo_discoveryd.app, milo_discoveryd.cli; sys.exit('cryptography' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)

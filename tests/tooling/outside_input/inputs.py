@@ -1,4 +1,4 @@
-"""What comes from outside: for each field, its limit, what it may cost, who sends it, and the attack that was tried."""
+"""Input from outside of the daemon: for each field, its limit, its cost, its sender, and the test of an attack."""
 
 from dataclasses import dataclass
 
@@ -11,9 +11,9 @@ class Input:
 
     limit: str
     kept: int
-    """Bytes that one sender can make the daemon keep, by one of these."""
+    """Bytes that a sender can make the daemon keep with one such input."""
     loop_ms: float
-    """Milliseconds of the event loop that one may take."""
+    """Milliseconds of the event loop that one such input may take."""
     sender: str
     attack: str
     """The test of an attack: `FILE::TEST`, below tests."""
@@ -259,7 +259,7 @@ FILES = {
         "of the kernel", 0, 0.1, "the kernel", "integration/grpc_server/test_peer_credentials.py"
     ),
 }
-"""By the module that reads them."""
+"""Inputs, by the module that reads them."""
 
 CONNECTIONS = {
     "milo_discoveryd.server.server": Input(
@@ -277,4 +277,4 @@ CONNECTIONS = {
         "integration/telemetry/test_http.py::test_readers_of_metrics_share_each_build",
     ),
 }
-"""By the module that listens."""
+"""Inputs of connections, by the module that listens."""

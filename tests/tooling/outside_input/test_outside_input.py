@@ -22,7 +22,7 @@ from tests.tooling.outside_input.inputs import CONNECTIONS, FILES, OBJECT_FIELDS
 TESTS = Path(__file__).parents[2]
 ALL = {**REQUEST_FIELDS, **OBJECT_FIELDS, **RESPONSES, **FILES, **CONNECTIONS}
 MAX_LOOP_MS = 500
-"""A tenth of what the kubelet's probe waits."""
+"""A tenth of the timeout of the kubelet's probe."""
 _READS = frozenset({"open", "read_bytes", "read_text"})
 _LISTENS = frozenset({"create_server", "create_unix_server", "start_server", "add_insecure_port"})
 _WRITTEN = frozenset(
@@ -38,7 +38,7 @@ _WRITTEN = frozenset(
 )
 """Modules that open something, and read nothing from outside."""
 _OF_ONE_PROCESS = frozenset({"milo_discoveryd.server.connections.inner_socket"})
-"""Modules that listen where nobody else can connect."""
+"""Modules with a listener that no other process can connect to."""
 
 
 def modules() -> Iterator[Any]:

@@ -1,4 +1,4 @@
-// Reads manifests, and says what the Prometheus operator's own types don't know of in its kinds.
+// Reads manifests, and reports fields that the Prometheus operator's types for its kinds do not have.
 package main
 
 import (
