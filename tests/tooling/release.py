@@ -6,7 +6,7 @@
                the chart needs helm, or Go to build it)
     go         go get of both modules from a proxy that is a directory (needs Go)
 
-A step whose tool is not installed is skipped, and says so. It ends with status 1 if a step fails.
+A step whose tool is not installed is reported as skipped. The exit status is 1 if a step fails.
 """
 
 import argparse

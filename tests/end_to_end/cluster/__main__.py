@@ -24,8 +24,8 @@ def say(line: str) -> None:
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="./dev cluster", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("verb", choices=["up", "down", "status", "load"])
-    parser.add_argument("contexts", nargs="*", metavar="NAME=DIRECTORY", help="of `load`: images of other directories")
-    parser.add_argument("--name", default="default", help="of the cluster; several run side by side")
+    parser.add_argument("contexts", nargs="*", metavar="NAME=DIRECTORY", help="for `load`: images of other directories")
+    parser.add_argument("--name", default="default", help="name of the cluster; several can run concurrently")
     given = parser.parse_args(argv)
     node = Node(given.name)
     begun = time.monotonic()

@@ -8,7 +8,7 @@ mkdir -p /var/lib/containers && mount --bind /images/containers /var/lib/contain
 options="--volume /etc/ssl/certs:/etc/ssl/certs:ro"
 [ ! -e /etc/pip.conf ] || options="$options --volume /etc/pip.conf:/etc/pip.conf:ro"
 
-# The base is made again if its archive is another one.
+# The base image is built again if its archive has changed.
 base=base:$(stat -c %i-%Y /base.tar)
 if ! buildah inspect --type image "$base" >/dev/null 2>&1; then
     container=$(buildah from scratch)

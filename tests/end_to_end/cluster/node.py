@@ -1,4 +1,4 @@
-"""One node of Kubernetes in namespaces and cgroups of its own, which end with its first process."""
+"""One Kubernetes node in namespaces and cgroups of its own; its processes terminate with the first of them."""
 
 import json
 import os
@@ -21,11 +21,11 @@ from tests.end_to_end.real.process import Process, ProcessError, birth_of, start
 
 _HERE = Path(__file__).parent
 ADDRESS = "10.199.0.1"
-"""The node's, also in `etc`."""
+"""The node's IP address, which files in `etc` contain too."""
 _SERVICES = "10.96.0.1"
 _STARTED_WITHIN_S = 180
 _SHARES = {"cpu.shares": "16384", "cpu.weight": "1600"}
-"""A cgroup competes for CPU time with single processes of the host: a node has more than a dozen."""
+"""High, since a cgroup competes for CPU time with single processes of the host, and a node has more than a dozen."""
 _COMPONENTS = {
     "admin": ("admin", ["system:masters"]),
     "kubelet": ("system:node:node", ["system:nodes"]),
@@ -70,7 +70,7 @@ class Node:
 
     @property
     def files(self) -> Path:
-        """The node's root file system, as far as it differs from the tree."""
+        """The writable layer of the node's root file system."""
         return self._state / "upper"
 
     def up(self, say: Say) -> None:
@@ -100,7 +100,7 @@ class Node:
             raise ProcessError(f"{error}\n{(self._state / 'log').read_text()[-2000:]}") from None
 
     def down(self) -> None:
-        """End every process of the node, and remove what is left of it."""
+        """Kill every process of the node, and clean up."""
         found = self.process
         if found is not None:
             os.kill(found.pid, signal.SIGKILL)
@@ -133,7 +133,7 @@ class Node:
             raise ProcessError(f"ctr images import: {done.stderr.strip()}")
 
     def enter(self, *command: str) -> list[str]:
-        """Return the command that runs another one in the node."""
+        """Return the command line that runs a command in the node."""
         found = self.process
         if found is None:
             raise ProcessError(f"{self.name} does not run: ./dev cluster up")
@@ -226,7 +226,7 @@ def _own_cgroups() -> Iterator[Path]:
     for _, controllers, path in lines:
         if controllers or is_v2:
             root, place = mounts[controllers.split(",")[0]]
-            # A cgroup of v2 that has processes cannot have controllers for others below it.
+            # A v2 cgroup with processes cannot enable controllers for child cgroups.
             yield Path(place) if is_v2 else Path(place) / os.path.relpath(path, root)
 
 

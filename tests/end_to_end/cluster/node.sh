@@ -7,7 +7,7 @@ hostname node
 mkdir /var/lib/containerd
 mount --bind /state/containerd /var/lib/containerd
 
-# The kubelet demands these settings of the kernel, which are the host's. It finds them set, and sets none.
+# The kubelet requires these kernel settings, which belong to the host: it reads these values, and so changes none.
 for setting in vm/overcommit_memory=1 vm/panic_on_oom=0 kernel/panic=10 kernel/panic_on_oops=1 \
     kernel/keys/root_maxkeys=1000000 kernel/keys/root_maxbytes=25000000; do
     file=/run/settings/${setting%=*}
@@ -32,7 +32,7 @@ else
     done
 fi
 
-# A pair, since not every kernel has dummy devices. Its address is the node's.
+# A veth pair, since not every kernel has dummy devices. It has the node's address.
 ip link set lo up
 ip link add node0 type veth peer name node1
 ip link set node1 up
@@ -69,7 +69,7 @@ keep kubelet kubelet --config=/etc/kubernetes/kubelet.yaml --kubeconfig=$pki/kub
 keep kube-proxy kube-proxy --kubeconfig=$pki/kube-proxy.conf --hostname-override=node --proxy-mode=iptables \
     --cluster-cidr=10.244.0.0/16 --oom-score-adj=0 --conntrack-max-per-core=0 \
     --conntrack-tcp-timeout-established=0s --conntrack-tcp-timeout-close-wait=0s
-# Enforces network policies, by sets of addresses, which not every kernel has.
+# Enforces network policies with ipset, which not every kernel supports.
 ! ipset list >/dev/null 2>&1 || keep kube-router kube-router --kubeconfig=$pki/admin.conf --hostname-override=node \
     --run-router=false --run-service-proxy=false --service-cluster-ip-range=10.96.0.0/16
 keep coredns coredns -conf /etc/coredns/Corefile

@@ -1,4 +1,4 @@
-"""What a node is made of: programs from Go modules, a tree of Debian packages, and images that buildah builds.
+"""The parts of a node: programs from Go modules, a tree of Debian packages, and images that buildah builds.
 
 All of it is cached in the user's cache directory, by version and definition.
 """
@@ -32,10 +32,10 @@ _NODE = (
     "socat,mount,kmod,procps"
 )
 _BASE = "python3,python3-venv,python3-pip,ca-certificates,libstdc++6"
-"""The packages of the base image, as docs/releasing.md has them."""
+"""The packages of the base image, as documented in docs/releasing.md."""
 
 _NOT_IN_IMAGES = {"bench", "changelog.d", "conformance", "docs", "examples", "tests", "tools"}
-"""Directories of this repository that the Dockerfile copies nothing of."""
+"""Directories of this repository from which the Dockerfile copies nothing."""
 
 
 def _of_kubernetes(name: str) -> GoProgram:
@@ -71,14 +71,14 @@ def directory() -> Path:
 
 
 def programs(say: Say) -> list[Path]:
-    """Return all programs, which are built unless they are cached."""
+    """Return all programs; those that are not cached are built."""
     return [
         obtain(each, say) for each in (ETCD, _API_SERVER, *map(_of_kubernetes, _KUBERNETES), _COREDNS, _KUBE_ROUTER)
     ]
 
 
 def node_tree(say: Say) -> Path:
-    """Return a directory with Debian and what a node needs of it."""
+    """Return a directory with a Debian system and the packages that a node needs."""
     return _debian("node", _NODE, say)
 
 
@@ -120,7 +120,7 @@ def _mmdebstrap() -> str:
 def images(contexts: Mapping[str, Path], say: Say) -> Path:
     """Build the Dockerfile's images, and those of other directories by their names, as one archive.
 
-    The base image of each is the cached one. In the archive is also the image of a pod's infrastructure container.
+    The base image of each is the cached one. The archive also contains the image of a pod's infrastructure container.
     """
     work = directory() / "images"
     (work / "containers").mkdir(parents=True, exist_ok=True)
@@ -156,7 +156,9 @@ def images(contexts: Mapping[str, Path], say: Say) -> Path:
 
 
 def _digest(contexts: Mapping[str, Path]) -> str:
-    """Return a digest of all files that our images can contain; of other images there is none, so nothing is cached."""
+    """Return a digest of all files that this repository's images can contain; with other images a random one, which is
+    never cached.
+    """
     tracked = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     named = subprocess.run(tracked, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
     digest = hashlib.sha256((secrets.token_hex() if contexts else _BASE).encode())
@@ -175,7 +177,7 @@ class Private:
         self._binds = binds
 
     def argv(self, script: Sequence[object], *namespaces: str) -> list[str]:
-        """Return the command that runs a script in it as the first process of its namespaces."""
+        """Return the command that runs a script in the copy, as the first process of its namespaces."""
         for each in ("upper", "work", "root"):
             (self._state / each).mkdir(parents=True, exist_ok=True)
         named: list[tuple[object, str]] = [(script[0], "/run.sh"), *self._binds.items()]

@@ -90,7 +90,7 @@ def _bound(role: str, namespace: str) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def started(node: Node, objects: Sequence[dict[str, Any]]) -> Iterator[None]:
-    """Apply the objects, wait until their pods are ready, and delete all of them at last."""
+    """Apply the objects, wait until their pods are ready, and finally delete all of them."""
     given = yaml.safe_dump_all(objects)
     node.kubectl("apply", "-f", "-", given=given)
     try:

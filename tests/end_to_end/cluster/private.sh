@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs a command in a private, writable copy of a tree: private.sh TREE STATE BINDS COMMAND...
-# Under `unshare --mount --pid`: no mount is visible outside, and all end with the first process. Each line of BINDS has a
-# path of the host, a tab, and where it appears.
+# Under `unshare --mount --pid`: no mount is visible outside, and all mounts are removed with the first process. Each
+# line of BINDS has a path of the host, a tab, and the path at which it appears.
 set -eu
 tree=$1 state=$2 binds=$3 root=$2/root
 shift 3

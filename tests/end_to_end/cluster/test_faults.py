@@ -1,4 +1,4 @@
-"""What happens to a node, seen from the daemon in a pod of it."""
+"""Faults of a node, as seen by the daemon in one of its pods."""
 
 import re
 import subprocess

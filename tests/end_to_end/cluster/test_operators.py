@@ -52,7 +52,7 @@ server.serve_forever()
 
 @pytest.fixture(autouse=True)
 def clusters(node: Node) -> Iterator[None]:
-    """The definition, and no cluster of another test."""
+    """Install the definition of the clusters; delete all clusters afterwards."""
     node.kubectl("apply", "-f", "-", given=DEFINITION.read_text())
     node.kubectl("wait", "--for=condition=Established", "-f", "-", given=DEFINITION.read_text())
     yield
@@ -96,7 +96,7 @@ def test_two_operators_share_a_daemon_and_a_third_has_its_own(node: Node, tmp_pa
             await_change(node, "both", name, ("DISENGAGED", "alpha"))
 
 
-def test_new_version_of_the_daemon_disengages_nothing_of_an_operator_that_runs(node: Node, tmp_path: Path) -> None:
+def test_update_of_the_daemon_disengages_no_cluster_of_a_running_operator(node: Node, tmp_path: Path) -> None:
     """Only the sidecar's image changes in the pod, so the kubelet restarts the daemon alone."""
     tag = ["ctr", "--namespace", "k8s.io", "images", "tag", "--force", f"docker.io/library/{IMAGE}"]
     subprocess.run(node.enter(*tag, f"docker.io/library/{ROTATED}"), check=True)
@@ -112,7 +112,7 @@ def test_new_version_of_the_daemon_disengages_nothing_of_an_operator_that_runs(n
         assert restarts(node, "updated") == {"milo-discoveryd": 1, "changes": 0}
 
 
-def test_daemon_goes_on_while_the_volume_of_its_state_is_full(node: Node, tmp_path: Path) -> None:
+def test_daemon_continues_while_its_state_volume_is_full(node: Node, tmp_path: Path) -> None:
     objects = operator(tmp_path / "operator", "full", [watcher("changes")], components=("sidecar", "state"))
     [deployment] = [each for each in objects if each["kind"] == "Deployment"]
     for volume in deployment["spec"]["template"]["spec"]["volumes"]:
@@ -185,7 +185,7 @@ def test_daemon_exchanges_its_projected_token_for_the_credential_of_clusters(nod
 
 def test_network_policy_lets_only_the_namespace_of_monitoring_reach_the_metrics(node: Node, tmp_path: Path) -> None:
     if subprocess.run(node.enter("ipset", "list"), capture_output=True, check=False).returncode:
-        pytest.skip("this kernel has no sets of addresses, by which kube-router enforces network policies")
+        pytest.skip("this kernel has no ipset, with which kube-router enforces network policies")
     both = ("monitoring", "elsewhere")
     objects = operator(tmp_path / "operator", "policed", [watcher("changes")], components=("sidecar", "network-policy"))
     objects += [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}} for namespace in both]

@@ -23,7 +23,7 @@ TERMINATE = "import os, signal; os.kill(1, signal.SIGTERM)"
 
 
 def applied(node: Node, directory: Path) -> str:
-    """Apply a kustomization without what the Prometheus operator defines. Return its namespace."""
+    """Apply a kustomization, except objects of the Prometheus operator's kinds; return its namespace."""
     objects = [each for each in manifests(directory) if each["kind"] not in OF_PROMETHEUS]
     [namespace] = {each["metadata"]["namespace"] for each in objects if each["kind"] == "Deployment"}
     if not any(each["kind"] == "Namespace" for each in objects):
@@ -51,14 +51,14 @@ def eventually(holds: Callable[[], Any], within_s: float = 120.0) -> Any:
 
 
 def terminated(node: Node, namespace: str, container: str) -> dict[str, Any] | None:
-    """Return how the container of the only pod last ended, once it runs again."""
+    """Return the last terminated state of the container in the only pod; None until it is ready again."""
     [pod] = node.get("-n", namespace, "pods")["items"]
     [found] = [each for each in pod["status"]["containerStatuses"] if each["name"] == container]
     state: dict[str, Any] | None = found["lastState"].get("terminated")
     return state if found["ready"] else None
 
 
-def test_demo_pod_prints_changes_and_ends_on_sigterm_as_the_first_process_of_its_container(node: Node) -> None:
+def test_demo_pod_prints_changes_and_terminates_on_sigterm_as_pid_1(node: Node) -> None:
     with running(node, DEPLOY / "overlays" / "demo") as namespace:
         logs = ["-n", namespace, "logs", "deployment/demo", "-c", "subscriber"]
         eventually(lambda: "ENGAGED" in node.kubectl(*logs))
@@ -99,7 +99,9 @@ def control_plane(name: str) -> dict[str, Any]:
 
 
 def test_kubeconfig_of_a_tenant_has_the_server_and_the_ca_of_its_secret(node: Node) -> None:
-    """With the Go operator's manifests. The tenant's API server is the cluster's, under an address of no setting."""
+    """Uses the Go operator's manifests. The tenant's API server is that of the cluster, at an address that no setting
+    has.
+    """
     node.kubectl("apply", "-f", "-", given=DEFINITION.read_text())
     objects = manifests(OPERATOR)
     [pod] = [each["spec"]["template"]["spec"] for each in objects if each["kind"] == "Deployment"]
@@ -136,7 +138,7 @@ def test_kubeconfig_of_a_tenant_has_the_server_and_the_ca_of_its_secret(node: No
 
 
 def ended(node: Node, *command: str) -> str:
-    """Return the output of a command that ends with status 0; empty until it does."""
+    """Return the output of a command; empty while the command fails."""
     try:
         return node.kubectl(*command)
     except ProcessError:
@@ -148,7 +150,7 @@ def test_deleting_one_operator_leaves_the_rights_of_another(node: Node) -> None:
         verb = ["list", "projectcontrolplanes.infrastructure.miloapis.com"]
         try:
             return node.kubectl("auth", "can-i", *verb, "--as", f"system:serviceaccount:{account}").strip() == "yes"
-        except ProcessError:  # the exit status of a no
+        except ProcessError:  # kubectl auth can-i fails if the answer is no
             return False
 
     first, second = DEPLOY / "examples" / "operator", OPERATOR
@@ -165,7 +167,7 @@ def test_deleting_one_operator_leaves_the_rights_of_another(node: Node) -> None:
         node.kubectl("delete", "-f", "-", given=yaml.safe_dump_all(manifests(second)))
 
 
-def test_second_cluster_runs_beside_the_first_and_leaves_nothing_of_itself(node: Node) -> None:
+def test_second_cluster_runs_beside_the_first_and_leaves_nothing_behind(node: Node) -> None:
     def host() -> tuple[str, str, list[str]]:
         settings = ("vm/overcommit_memory", "kernel/panic", "net/ipv4/ip_forward")
         links = subprocess.run(["ip", "-brief", "link"], capture_output=True, text=True, check=False).stdout

@@ -18,12 +18,13 @@ from tests.end_to_end.cluster.test_pods import DEFINITION, engage, eventually
 from tests.end_to_end.real.process import ProcessError
 
 AT_MOST_S = 8.0
-"""On a busy machine: 2.5 s on an idle one, and 11 to 19 s where pods end before their clusters have moved."""
+"""Limit on a busy machine: an idle one takes 2.5 s, or 11 to 19 s if pods terminate before their clusters have moved.
+"""
 KILLED_AT_MOST_S = 45.0
 """The restart, and the time until the others have renewed their Leases: about 12 s on an idle machine."""
 CLUSTERS = {f"cluster-{number:02}" for number in range(36)}
 OWNERS = "/var/lib/owners"
-"""On the node. Each operator notes there when its work in a cluster begins and ends."""
+"""A directory on the node, in which each operator records when its work in a cluster begins and ends."""
 OPERATOR = """\
 import asyncio, json, os, time
 from milo_discovery import DiscoveryClient, Fleet
@@ -49,7 +50,7 @@ asyncio.run(main())
 
 
 class Group:
-    """Three operators that share the clusters, and note when they work in which."""
+    """Three operators that share the clusters, and record when they work in which cluster."""
 
     def __init__(self, node: Node, directory: Path, kind: str) -> None:
         self._node = node
@@ -114,7 +115,7 @@ class Group:
         eventually(evicted, within_s=240)
 
     def kill(self, pod: str) -> None:
-        """Kill all containers of a pod, and note the end of the work that its operator could not note."""
+        """Kill all containers of a pod, and record the end of the work, which its operator could not record."""
         running = [path for path in self._notes.glob(f"{pod}-*") if path.read_text()]
         status = self._node.get("-n", self.namespace, "pod", pod)["status"]
         for each in (*status["containerStatuses"], *status["initContainerStatuses"]):
@@ -150,7 +151,7 @@ class Group:
         return found
 
     def without_owner_s(self, since: float) -> list[float]:
-        """Return how long each cluster that moved had no owner, one move at a time. No two may work in one."""
+        """Return how long each moved cluster had no owner, per move. Fails if two pods worked in one cluster."""
         by_cluster: defaultdict[str, list[tuple[float, float | None]]] = defaultdict(list)
         for name, begins, ends in self.work():
             by_cluster[name].append((begins, ends))
@@ -214,7 +215,7 @@ def test_clusters_of_replaced_pods_move_without_a_pause(
 
 
 @pytest.mark.timeout(900)
-def test_killed_pod_works_in_its_clusters_again_when_it_has_seen_the_others(
+def test_killed_pod_returns_to_its_clusters_after_the_others_renewed_their_leases(
     group: Group, record_property: Callable[[str, object], None]
 ) -> None:
     begun = time.time()

@@ -1,4 +1,4 @@
-"""Judges the clients by the conformance kit, and prints the table of languages and profiles."""
+"""Tests the clients with the conformance kit, and prints the table of languages and profiles."""
 
 import argparse
 import asyncio
@@ -13,7 +13,7 @@ from milo_conformance.subscriber import Program
 from tests.end_to_end.conformance.clients import CLIENTS, Client, ToolMissing
 
 JOBS = 16
-"""Cases that run at a time, of all languages: most of them wait, for a heartbeat or for the delay of a retry."""
+"""Cases that run concurrently, over all languages: most of them wait, for a heartbeat or for the delay of a retry."""
 
 
 def cell(client: Client, outcomes: list[CaseOutcome], profile: Profile) -> str:

@@ -1,4 +1,4 @@
-"""The clients that the conformance kit judges: how their subscribers are built, and what they claim."""
+"""The clients that the conformance kit tests: how their subscribers are built, and what they claim."""
 
 import os
 import shutil
@@ -75,7 +75,7 @@ def java_packages() -> Path:
 def java_program(package: str, *classes: str, main: str) -> Command:
     java, copy = tool("java"), java_packages()
     entries = [*(str(copy / each) for each in classes), (copy / package / "target/classpath").read_text()]
-    # The processes live for seconds.
+    # Fast to start, since the processes run for seconds.
     return [java, "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp", ":".join(entries), main]
 
 
@@ -110,10 +110,10 @@ def rust_operator() -> Command:
 
 CLIENTS = {
     "python": Client(python),
-    # The module has no API clients. Those of multicluster-runtime's provider renew their credentials, and follow no
-    # redirect, by its own tests.
+    # The module has no API clients. The tests of the multicluster-runtime provider verify that its clients renew their
+    # credentials and follow no redirect.
     "go": Client(go, lacks_features=frozenset({Feature.CREDENTIALS, Feature.REQUESTS})),
-    # Node.js cannot tell who serves a Unix socket.
+    # Node.js cannot read the peer credentials of a Unix socket.
     "node": Client(node, lacks_features=frozenset({Feature.SERVER_UID})),
     "java": Client(java, lacks_features=frozenset({Feature.SERVER_UID})),
     # An example to copy, without releases, ownership and credentials of its own.

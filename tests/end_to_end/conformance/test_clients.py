@@ -1,4 +1,4 @@
-"""The README's table of clients has what the conformance kit judges; `./dev conformance` judges the clients."""
+"""The README's table of clients has the cases of the conformance kit; `./dev conformance` runs the cases."""
 
 import pytest
 

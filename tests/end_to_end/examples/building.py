@@ -23,7 +23,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "milo
 BUILT = {"target", "node_modules", "dist", "__pycache__"}
 """Directories that builds write beside the sources."""
 MAVEN = {"MAVEN_OPTS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"}
-"""Maven lives for seconds, in which the optimizing compiler costs more than it saves."""
+"""Maven runs for seconds, in which the optimizing compiler costs more than it saves."""
 
 Command = list[str]
 
@@ -68,7 +68,7 @@ def node_packages() -> Path:
 
 
 def built_copy(copy: Path, sources: Sequence[Path], build: Callable[[], None]) -> Path:
-    """Copy the sources and build them there, unless what is there was built from the same content."""
+    """Copy the sources and build them there, unless the last build in that place was of the same content."""
     digest = hashlib.sha256()
     for path in sorted(each for source in sources for each in source.rglob("*")):
         relative = path.relative_to(ROOT)
@@ -109,7 +109,7 @@ def tool(name: str) -> str:
 
 
 def go_test() -> Command:
-    """Run tests of a Go module, with the race detector if there is a C compiler."""
+    """Return the command for tests of a Go module, with the race detector if there is a C compiler."""
     go = tool("go")
     has_cgo = subprocess.run([go, "env", "CGO_ENABLED"], capture_output=True, text=True, check=True).stdout.strip()
     return [go, "test", *(["-race"] if has_cgo == "1" and shutil.which("cc") else [])]

@@ -36,7 +36,7 @@ def line(item: Event | StreamNotice) -> str:
 
 
 def show(item: Event | StreamNotice) -> Cluster | None:
-    """Print what is reported; return a cluster that is to be released."""
+    """Print an event or a notice; return the cluster if it is to be released."""
     if text := line(item):
         click.echo(text)
     if isinstance(item, Event) and item.cluster.draining is not None and item.type is not EventType.DISENGAGED:

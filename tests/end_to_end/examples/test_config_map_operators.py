@@ -1,4 +1,4 @@
-"""The example operator of each language as a process: it keeps one ConfigMap in each project, whatever is killed."""
+"""The example operator of each language as a process: it maintains one ConfigMap per project across restarts."""
 
 import asyncio
 import json
@@ -46,7 +46,7 @@ class Operator:
         return "text" if self.reconciles_greetings else "greeting"
 
     def prepare(self, store: Store) -> None:
-        """Have the control plane serve Greetings, with one of them, if the operator needs it."""
+        """Define the kind Greeting in the control plane, and create one, if the operator needs it."""
         if self.reconciles_greetings:
             definition = yaml.safe_load(DEFINITION.read_text())
             store.create(CUSTOM_RESOURCE_DEFINITIONS, definition)
@@ -106,7 +106,7 @@ def spoil(store: Store, key: str) -> None:
 
 
 def own_cluster(sandbox: Sandbox, directory: Path) -> dict[str, str]:
-    """Return the variable for the cluster that the operator itself runs in."""
+    """Return the environment variable with the kubeconfig of the cluster in which the operator itself runs."""
     path = directory / "own"
     path.write_text(json.dumps(sandbox.kubeconfig(project="alpha")))
     path.chmod(0o600)
@@ -165,7 +165,7 @@ async def test_operator_repairs_drift_across_restarts_and_expired_credentials(la
                 await sandbox.restart()
                 await repaired()
 
-                # Beyond the life of the first credential.
+                # Wait until the first credential has expired.
                 await asyncio.sleep(max(0.0, started + TOKEN_LIFE_S + 2 - time.monotonic()))
                 await repaired()
                 # Another handler for the project would have watches of its own.

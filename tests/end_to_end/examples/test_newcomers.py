@@ -1,6 +1,6 @@
 """The README of each client, and the tutorial in Go, lead from an empty directory to the first engaged cluster.
 
-That of the Go provider is followed beside the demo, in tests/tooling/docs/test_readme.py.
+The README of the Go provider is followed beside the demo, in tests/tooling/docs/test_readme.py.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ class Readme:
     document: str
     tools: Sequence[str]
     commands: int
-    """The commands up to the program; later ones in the document are others."""
+    """The number of command blocks before the program; later blocks in the document are not run."""
 
 
 READMES = {

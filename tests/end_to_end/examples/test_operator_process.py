@@ -80,7 +80,7 @@ class Operator:
         return [line for line in tuple(self.lines) if text in line]
 
     def ended(self) -> int:
-        """End the operator, and return its status."""
+        """Terminate the operator with SIGTERM, and return its exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60)
 
@@ -128,7 +128,7 @@ def config_map(name: str, work: str, *, label: str = "work") -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"work": work}}
 
 
-def test_sigterm_lets_reconciles_end_within_the_grace_and_then_cancels_them(
+def test_sigterm_cancels_reconciles_after_the_grace_period(
     milo_sandbox: MiloSandbox, operator: Callable[..., Operator]
 ) -> None:
     [alpha] = milo_sandbox.create_control_planes("alpha")
@@ -144,7 +144,7 @@ def test_sigterm_lets_reconciles_end_within_the_grace_and_then_cancels_them(
     assert "[alpha default/hang " in hung[0]
 
 
-def test_sigterm_ends_an_operator_that_is_the_first_process_of_a_container(
+def test_sigterm_terminates_an_operator_that_is_pid_1_of_a_container(
     milo_sandbox: MiloSandbox, operator: Callable[..., Operator]
 ) -> None:
     container = ("unshare", "--pid", "--fork")
@@ -270,7 +270,7 @@ def test_calls_that_block_the_event_loop_and_the_threads_do_not_lose_the_lease(
     assert not running.logged("stopped")
 
 
-def test_thread_that_does_not_end_keeps_the_process_from_ending_for_the_grace_only(
+def test_thread_that_never_returns_delays_the_exit_by_the_grace_period_only(
     milo_sandbox: MiloSandbox, operator: Callable[..., Operator]
 ) -> None:
     [alpha] = milo_sandbox.create_control_planes("alpha")
@@ -297,7 +297,7 @@ def test_logs_are_json_in_pods(milo_sandbox: MiloSandbox, operator: Callable[...
     ("listen", "why"),
     [("nonsense", "write HOST:PORT, :PORT or off"), ("192.0.2.1:80", "cannot listen on 192.0.2.1:80")],
 )
-def test_invalid_address_of_the_pages_ends_the_operator(
+def test_operator_exits_if_the_address_of_its_pages_is_invalid(
     operator: Callable[..., Operator], listen: str, why: str
 ) -> None:
     running = operator(MILO_OPERATOR_LISTEN=listen)

@@ -1,7 +1,7 @@
 """The clients in Python and Go, the Go provider and the subscriber in Node, as processes, against the real daemon.
 
-The conformance kit judges the clients by each rule (`tests/end_to_end/conformance`); the provider, which it does not
-judge, is shown to keep them here.
+The conformance kit tests each rule of the clients (`tests/end_to_end/conformance`), but not of the provider, which is
+tested here.
 """
 
 import asyncio
@@ -155,7 +155,7 @@ async def eventually_released(daemon: DaemonProcess, name: str) -> None:
 
 
 @of_the_provider
-async def test_subscriber_ends_work_of_killed_sharded_daemon(
+async def test_subscriber_disengages_clusters_when_the_ownership_of_a_killed_daemon_expires(
     sandbox: Sandbox, sharded_daemon: DaemonProcess, subscriber: Subscriber
 ) -> None:
     sandbox.projects.create("first", ready=True)
@@ -168,7 +168,7 @@ async def test_subscriber_ends_work_of_killed_sharded_daemon(
 
 
 @of_the_provider
-async def test_subscriber_ends_on_permanent_rejection(subscriber: Subscriber, directory: Path) -> None:
+async def test_subscriber_exits_on_permanent_rejection(subscriber: Subscriber, directory: Path) -> None:
     address = f"unix://{directory}/other.sock"
     server = grpc.aio.server()
     server.add_insecure_port(address)

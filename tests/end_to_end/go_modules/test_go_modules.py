@@ -19,7 +19,7 @@ BUILT_IN_COPIES = {
     "tests/end_to_end/real/inventory/library",
     "tests/end_to_end/real/inventory/upstream",
 }
-"""Modules without sums, which the go command writes in a copy: of Milo, or completed by a file beside them."""
+"""Modules whose go.sum the go command writes in a copy: they need Milo, or a file beside them completes them."""
 WITHOUT_KUBERNETES = {CLIENT, "examples/go"}
 
 MATRIX = sorted((ROOT / "clients/go/multicluster/matrix").glob("*.mod"))

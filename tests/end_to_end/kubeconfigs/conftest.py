@@ -35,7 +35,7 @@ def start(directory: Path) -> Start:
 def kubectl() -> str:
     program = shutil.which("kubectl")
     if program is None:
-        pytest.skip("kubectl is not on PATH: what it makes of our kubeconfigs was not tried")
+        pytest.skip("kubectl is not on PATH: kubeconfigs are not tested with it")
     return program
 
 

@@ -23,7 +23,7 @@ from tests.end_to_end.kubeconfigs.workspace import open_workspace
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="./dev python -m tests.end_to_end.kubeconfigs.lifetimes")
-    parser.add_argument("--life", type=float, default=20.0, metavar="SECONDS", help="of a token")
+    parser.add_argument("--life", type=float, default=20.0, metavar="SECONDS", help="lifetime of a token")
     parser.add_argument("--lifetimes", type=int, default=10, metavar="N")
     asked = parser.parse_args(argv)
     return asyncio.run(_run(asked.life, asked.life * asked.lifetimes))

@@ -87,7 +87,7 @@ async def operate_in_go(workspace: Workspace, program: Command, *, ends_at: floa
     async with workspace.running(*program, str(kubeconfig), "operate") as process:
         ended = asyncio.create_task(process.wait())
         await asyncio.wait((ended,), timeout=ends_at - time.time())
-        out, err = await process.communicate(b"")  # ends its stdin
+        out, err = await process.communicate(b"")  # closes stdin
         assert await ended == 0, err.decode()
     written, refused = map(int, out.split())
     assert refused == 0

@@ -28,7 +28,7 @@ async def test_credential_command_adds_little_to_grpc_import_time(start: Start) 
 
 
 def of_children() -> float:
-    """Return the CPU time of ended child processes, which the daemon is not."""
+    """Return the CPU time of child processes that have exited, so not that of the daemon."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 

@@ -68,7 +68,7 @@ OPERATORS = {
 
 
 class World:
-    """The steps of a path. Each of them is possible in any state that `possible` names."""
+    """The steps of a path; `possible` returns those that are possible in the current state."""
 
     def __init__(self, places: Places, project: str, finalizer: str) -> None:
         self._places = places
@@ -92,7 +92,7 @@ class World:
             await getattr(self, f"_{step}")(witness)
 
     async def end(self) -> None:
-        """Delete the project if it was not yet, and wait until it is gone, with nothing left in it."""
+        """Delete the project if it still exists, and wait until it is removed, with nothing left in it."""
         async with Witness(self._places) as witness:
             if self.exists and not self.deleting:
                 await self._delete(witness)
@@ -142,7 +142,7 @@ class World:
             await self._shows(witness, "False")
 
     async def _delete(self, witness: Witness) -> None:
-        """Request the deletion. With nothing that holds it, the project may be gone at once."""
+        """Request the deletion. Without a finalizer, the project may be removed at once."""
         await witness.send("DELETE", f"{PROJECTS}/{self._project}")
         self.deleting = True
 

@@ -26,9 +26,10 @@ SETTLED_WITHIN_S = 120.0
 VERIFY_AFTER_S = 10
 VERIFY_BAD_LIST_AFTER_S = 30
 VERIFY_BAD_LIST_IN_GROUP_AFTER_S = 60
-"""When a bad list is verified, by when it must be good again: two sources may be listed many seconds apart on a busy
-machine. A restarted member of a group engages nothing for 10 s, or longer, and the files of all members are missing
-meanwhile."""
+"""Time until a bad list is verified, by when the list must be good again. On a busy machine, two sources may be listed
+many seconds apart. A restarted member of a group engages nothing for 10 s or longer, while the files of all members are
+missing.
+"""
 HUB = "hub"
 _FLOOD = """import os, signal, sys, time
 while True:
@@ -48,7 +49,7 @@ _FORGED = {
 
 
 def record(validator: Validator, consumer: str, event: Event) -> None:
-    """Tell the validator what a consumer was told."""
+    """Report an event that a consumer received to the validator."""
     match event.type:
         case EventType.ENGAGED:
             validator.engaged(consumer, event.cluster.name)
@@ -79,7 +80,7 @@ def pod(number: int) -> dict[str, str]:
 
 class Cell(NamedTuple):
     sources: str
-    """One, two of a kind, reduced or files."""
+    """The sources: one, two of a kind, reduced, or files."""
     state: str
     daemons: int
     consumer: str
@@ -121,19 +122,19 @@ class Program:
 
 
 class World:
-    """The cell, running."""
+    """A running cell."""
 
     def __init__(self, cell: Cell, directory: Path, upstreams: dict[str, Upstream], hub: Sandbox) -> None:
         self.cell, self._directory, self.upstreams, self.hub = cell, directory, upstreams, hub
         self.validator = Validator(is_shared=cell.daemons > 1 and cell.consumer != "publisher")
         self.tenants = Validator(is_shared=cell.daemons > 1)
-        """The same for consumers that may have the clusters of one tenant."""
+        """The validator for consumers that may receive only the clusters of one tenant."""
         self.gate = Gate(cell.sources, cell.daemons, directory, hub)
         self._kubeconfig = directory / "hub"
         create_hub(hub, self._kubeconfig)
         self._kubeconfigs: dict[str, set[str]] = {}
         self.watches: dict[int, Watch] = {}
-        """Of each daemon's subscriber."""
+        """The watch of each daemon's subscriber, by the daemon's number."""
         self.daemons = [self._daemon(number) for number in range(cell.daemons)]
         self.publishers = [Program(*self._publish(number)) for number in range(cell.daemons) if self._publishes]
 
@@ -220,14 +221,14 @@ class World:
             await self.joined()
 
     async def stored(self) -> None:
-        """Wait until the state of the first daemon, if it keeps any, names the clusters of its consumer."""
+        """Wait until the state of the first daemon, if it keeps any, contains the clusters of its consumer."""
         if self.cell.state == "state":
             directory, view = self._directory / "state-0", self.validator.views.get("consumer-0", set())
             wanted = [each.rpartition("#")[2].encode() for each in view]
             await eventually(lambda: all(name in _content(directory) for name in wanted), within_s=SETTLED_WITHIN_S)
 
     async def settled(self, within_s: float = SETTLED_WITHIN_S) -> None:
-        """Wait until each consumer knows what exists."""
+        """Wait until each consumer has exactly the clusters that exist."""
         await eventually(lambda: self.validator.breaches or self._is_current, within_s=within_s)
         assert not self.validator.breaches, "; ".join(self.validator.breaches)
 
@@ -248,7 +249,9 @@ class World:
             await self._until(number, is_settled)
 
     async def listed(self) -> None:
-        """Wait until the first daemon has compared its first lists with what it or its returned consumer knows."""
+        """Wait until the first daemon has compared its first lists with the clusters that it, or its consumer, had
+        before.
+        """
         # Without a state file only the consumer's own stream waits. A member of a group stores its own clusters only:
         # here that is one, whose deletion a read can refute.
         expected = set() if self.cell.state == "no-state" else {(SourceState.CATCHING_UP, "RemovalsHeld")}

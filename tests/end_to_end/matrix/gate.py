@@ -38,7 +38,7 @@ _LIFE = timedelta(hours=1)
 
 class Gate:
     def __init__(self, sources: str, daemons: int, directory: Path, reviews: Sandbox) -> None:
-        """`reviews` reviews the tokens."""
+        """`reviews` is the API server for the TokenReviews."""
         self.authority = Authority()
         self.addresses = free_addresses(daemons)
         self._scope, self._reviews = _SCOPES[sources], reviews
@@ -103,7 +103,7 @@ class Gate:
             yield pb_grpc.DiscoveryServiceStub(channel)
 
     def token(self) -> str:
-        """Issue a token for everything, which ends when it is revoked."""
+        """Issue a token with all rights, which is valid until it is revoked."""
         store = self._reviews.infrastructure.api.store
         store.create(NAMESPACES, {"metadata": {"name": "default"}})
         uid = store.create(SECRETS, {"metadata": {"name": _SECRET}}, namespace="default").uid

@@ -29,7 +29,7 @@ def beside_idle_source(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_keys(scenario: Scenario) -> Scenario:
-    """Return a scenario whose subscribers know its clusters by the keys that they have in the first source."""
+    """Return a scenario whose subscribers expect its clusters under the keys that they have in the first source."""
     return replace(scenario, steps=tuple((word, _with_keys(step)) for word, step in scenario.steps))
 
 

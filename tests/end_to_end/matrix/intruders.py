@@ -1,4 +1,4 @@
-"""Callers that try what they may not, before a restart of the first daemon and after it: one function for each."""
+"""Callers that exceed their rights, before and after a restart of the first daemon: one function for each."""
 
 import asyncio
 import re
@@ -32,7 +32,7 @@ async def status(call: Awaitable[object]) -> grpc.StatusCode:
 
 @asynccontextmanager
 async def tenant_that_asks_for_all_clusters(world: World) -> AsyncIterator[None]:
-    """Follow everything at each daemon as a tenant, and ask for the kubeconfigs of other tenants' clusters."""
+    """Follow everything at each daemon as a tenant, and request the kubeconfigs of other tenants' clusters."""
     tenants = world.tenants
 
     async def follow(number: int) -> None:
@@ -63,8 +63,9 @@ async def tenant_that_asks_for_all_clusters(world: World) -> AsyncIterator[None]
 
 @asynccontextmanager
 async def tenant_with_a_forged_revision(world: World) -> AsyncIterator[None]:
-    """Resume as a tenant that claims to know far more clusters than there are, again and again, and first of all at
-    the daemon that starts."""
+    """Resume repeatedly as a tenant that claims far more clusters than exist, also as the first caller of a starting
+    daemon.
+    """
     received: set[str] = set()
 
     async def resume(stub: Any) -> None:
@@ -82,7 +83,7 @@ async def tenant_with_a_forged_revision(world: World) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def caller_that_takes_all_it_can(world: World) -> AsyncIterator[None]:
-    """Hold all streams that a caller may have, have kubeconfigs minted that never are, and ask for more of both."""
+    """Open all streams that a caller may have, request kubeconfigs whose mint hangs, and request more of both."""
     statuses: Counter[grpc.StatusCode] = Counter()
 
     async def watch(stub: Any) -> None:
@@ -122,7 +123,7 @@ async def holder_of_a_revoked_token(world: World) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def strangers(world: World) -> AsyncIterator[None]:
-    """Call with a certificate of another CA, with an expired one, and with one that no rule names."""
+    """Call with a certificate of another CA, with an expired one, and with one that matches no rule."""
     wrong: dict[str, tuple[dict[str, Any], grpc.StatusCode]] = {
         "another CA": ({"authority": Authority()}, grpc.StatusCode.UNAVAILABLE),
         "expired": ({"life": timedelta(minutes=-1)}, grpc.StatusCode.UNAVAILABLE),
@@ -143,7 +144,7 @@ async def strangers(world: World) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def writer_of_published_objects(world: World) -> AsyncIterator[None]:
-    """Lead readers of the hub elsewhere, by other contents of what is published."""
+    """Overwrite the objects that are published to the hub, to mislead their readers."""
     store = world.hub.control_plane(HUB)
 
     def led(secret: Document) -> Document:

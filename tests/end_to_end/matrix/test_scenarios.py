@@ -1,4 +1,4 @@
-"""The public scenarios with two sources, with state files and on shard groups, which change nothing of them."""
+"""The public scenarios with two sources, with state files and on shard groups, all with the same results."""
 
 from functools import partial
 from itertools import product
@@ -32,9 +32,9 @@ SOME = {
 def makes_sense(scenario: Scenario, sources: str, daemons: int) -> bool:
     """Return whether a scenario can hold in a cell.
 
-    The former name of the mode is a setting of the only source. Where the daemon ends, a group may disengage its
-    clusters: a member that returns engages nothing for 10 s, and its ownership ends 20 s after it was last renewed. The
-    cells of the matrix have that.
+    The former name of the mode is a setting of the only source. If a scenario stops the daemon, a group may disengage
+    its clusters: a member that returns engages nothing for 10 s, and its ownership expires 20 s after the last renewal.
+    The cells of the matrix cover that.
     """
     is_of_one = "internalServiceDiscovery" in scenario.settings
     ends_daemon = any(isinstance(step, OnDaemon) for _, step in scenario.steps)

@@ -53,7 +53,7 @@ class Projects:
         return {"name": name, "type": "token-file", "path": str(self._token)}
 
     def create(self, cluster: str) -> None:
-        """The organization is what precedes the name's first hyphen."""
+        """Create a project, whose organization is the part of its name before the first hyphen."""
         self.sandbox.projects.create(cluster, ready=True, organization=cluster.partition("-")[0])
 
     def delete(self, cluster: str) -> None:
@@ -70,7 +70,7 @@ class Projects:
 
 
 class Consumers(Projects):
-    """ServiceConsumers, which several objects of a project can be: their clusters are reduced from them."""
+    """ServiceConsumers. Several of them may reference one project, so that its cluster is reduced from them."""
 
     follows_projects = False
 
@@ -104,7 +104,7 @@ class Consumers(Projects):
 
 
 class ConsumersAndProjects(Consumers):
-    """The same, and the Projects, without which there is no cluster. A ServiceConsumer survives its Project."""
+    """ServiceConsumers and Projects: a cluster needs both. A ServiceConsumer outlives its Project."""
 
     follows_projects = True
 

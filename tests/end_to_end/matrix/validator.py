@@ -1,14 +1,15 @@
-"""The rules that hold in each cell of the matrix. It knows what exists and what consumers were told, and nothing of the
-daemon's code."""
+"""The rules that hold in each cell of the matrix, for the existing clusters and the events of consumers. Shares no code
+with the daemon.
+"""
 
 from collections.abc import Iterable
 
 _OWNERSHIP = ("MOVED", "OWNERSHIP_LOST")
-"""Why a cluster that exists may end for one of several owners."""
+"""Reasons for which an existing cluster may be disengaged for one of several owners."""
 
 
 class Validator:
-    """The truth, and the view of each consumer."""
+    """The existing clusters, and the view of each consumer."""
 
     def __init__(self, *, is_shared: bool) -> None:
         """`is_shared`: whether consumers share the clusters, so that each cluster has one of them at a time."""
@@ -18,8 +19,9 @@ class Validator:
         self.views: dict[str, set[str]] = {}
         self.breaches: list[str] = []
         self._missing: dict[str, str] = {}
-        """The consumer that lost a cluster without a reason, by cluster: it moved while the consumer was away, so
-        another one is the next to have it."""
+        """The consumer that lost a cluster without a reason, by cluster: the cluster moved while the consumer was
+        disconnected, so another consumer is the next to engage it.
+        """
         self.told = 0
         """The number of engagements and disengagements."""
 
@@ -35,27 +37,27 @@ class Validator:
         self.told += 1
         view = self.views.setdefault(consumer, set())
         if name in view:
-            self._breach(f"{consumer} was told twice that {name} is engaged")
+            self._breach(f"{consumer} engaged {name} twice")
         if name not in self._ever:
-            self._breach(f"{consumer} was told of {name}, which never existed")
+            self._breach(f"{consumer} engaged {name}, which never existed")
         others = [each for each, found in self.views.items() if each != consumer and name in found]
         if self._is_shared and others:
             self._breach(f"{name} was engaged for {consumer} and for {', '.join(others)}")
         if self._missing.pop(name, None) == consumer:
-            self._breach(f"{consumer} was told that {name} is disengaged, without a reason, and had it again")
+            self._breach(f"{consumer} lost {name} without a reason, and engaged it again")
         view.add(name)
 
     def disengaged(self, consumer: str, name: str, reason: str) -> None:
         self.told += 1
         if name not in self.views.setdefault(consumer, set()):
-            self._breach(f"{consumer} was told that {name} is disengaged, which it did not know")
+            self._breach(f"{consumer} disengaged {name}, which it had not engaged")
         self.views[consumer].discard(name)
         if name not in self.truth:
             return
         if self._is_shared and not reason:
             self._missing[name] = consumer
         elif not (self._is_shared and reason in _OWNERSHIP):
-            self._breach(f"{consumer} was told that {name} is disengaged ({reason}), which exists")
+            self._breach(f"{consumer} disengaged {name} ({reason}), which exists")
 
     def listed(self, consumer: str, names: Iterable[str]) -> None:
         """Record the complete view of a consumer that lists, as readers of published objects do."""

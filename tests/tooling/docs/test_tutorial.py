@@ -104,7 +104,7 @@ def test_tutorial_leads_to_a_green_test_and_a_running_operator(
 
 
 def check_pod(dockerfile: str, environment: str, build: str) -> None:
-    """Check without a container engine that the image has what step 1 installs, and the container the pages of `main`."""
+    """Check, without a container engine, that the image installs what step 1 does, and the paths of the probes."""
     sources = dict(re.findall(r"^COPY --from=milo-discoveryd (\S+) (\S+)$", dockerfile, re.MULTILINE))
     installed = re.search(r"pip install --no-cache-dir (.*?) &&", dockerfile)
     assert installed is not None

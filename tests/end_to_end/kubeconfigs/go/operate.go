@@ -1,4 +1,4 @@
-// An operator: writes one config map after the other and sees each of them in one watch, until stdin ends.
+// An operator that writes one ConfigMap after the other and receives each of them in one watch, until stdin closes.
 package main
 
 import (
@@ -62,7 +62,7 @@ func write(client *http.Client, collection, name string) int {
 	return response.StatusCode
 }
 
-// The end of its one stream is the end of the program: no other is opened.
+// The program fails if this stream ends: it opens no other.
 func watch(client *http.Client, collection string, seen chan<- string) {
 	response, err := client.Get(collection + "?watch=1&timeoutSeconds=86400")
 	if err != nil {

@@ -17,7 +17,7 @@ public class Read {
     }
 
     private static void list(String kubeconfig) throws ApiException, IOException {
-        // Read each time: this client runs a kubeconfig's command when it reads it, and never again.
+        // Read each time, since this client runs the exec plugin only when it reads the kubeconfig.
         var api = new CoreV1Api(Config.fromConfig(kubeconfig));
         var answer = api.listNamespace().executeWithHttpInfo();
         var names = answer.getData().getItems().stream().map(each -> each.getMetadata().getName());
