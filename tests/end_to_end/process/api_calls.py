@@ -14,7 +14,7 @@ _REVIEWS = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
 async def call(
     kubeconfig: bytes, method: str, path: str, body: Any = None, media_type: str = "application/json"
 ) -> tuple[int, Any]:
-    """Return the status and the document of the answer."""
+    """Return the status and the document of the response."""
     config = yaml.safe_load(kubeconfig)
     cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
     context = ssl.create_default_context(cadata=base64.b64decode(cluster["certificate-authority-data"]).decode())
@@ -29,6 +29,6 @@ async def call(
 
 
 async def user_of(kubeconfig: bytes) -> str:
-    """Return the user that the API server sees."""
+    """Return the username that the API server identifies."""
     _, answer = await call(kubeconfig, "POST", _REVIEWS, {})
     return str(answer["status"]["userInfo"]["username"])

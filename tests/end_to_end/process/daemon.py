@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class DaemonEndedError(Exception):
-    """The daemon ended unexpectedly."""
+    """The daemon exited unexpectedly."""
 
 
 class DaemonProcess:
@@ -43,10 +43,11 @@ class DaemonProcess:
         cgroup: Path | None = None,
         is_forked: bool = False,
     ) -> None:
-        """Set up; `address` is that of its listener in `arguments`, `descriptors` its limit of open files, `cgroup` the
-        file that takes the processes of its cgroup.
+        """Prepare a daemon. `address` is that of its listener in `arguments`, `descriptors` its limit of open files,
+        `cgroup` the file that takes the processes of its cgroup.
 
-        `is_forked`: each process is forked from one that has loaded the daemon, which saves most of its start.
+        `is_forked`: each process is forked from one that has imported the daemon, which saves most of its start-up
+        time.
         """
         self.address = address
         steps = [] if descriptors is None else [f"ulimit -n {descriptors}"]
@@ -92,9 +93,9 @@ class DaemonProcess:
         return [line for line in decoded if line.get("message") == name]
 
     async def start(self) -> None:
-        """Start, and return once it accepts connections.
+        """Start the daemon, and return once it accepts connections.
 
-        Raises DaemonEndedError if it ends instead.
+        Raises DaemonEndedError if the daemon exits first.
         """
         await self.spawn()
         async with asyncio.timeout(STARTED_WITHIN_S):
@@ -103,7 +104,7 @@ class DaemonProcess:
     async def during(self, work: Coroutine[Any, Any, T]) -> T:
         """Return the result of `work`.
 
-        Raises DaemonEndedError if the daemon ends first.
+        Raises DaemonEndedError if the daemon exits first.
         """
         working = asyncio.create_task(work, name="during the daemon's life")
         ending = asyncio.create_task(self._wait(), name="the daemon's end")
@@ -112,14 +113,14 @@ class DaemonProcess:
             if working.done():
                 return working.result()
             words = "; ".join(line for line in self._lines if not line.startswith("{"))
-            raise DaemonEndedError(f"the daemon ended with status {ending.result()}: {words or 'it said nothing'}")
+            raise DaemonEndedError(f"the daemon exited with status {ending.result()}: {words or 'no output'}")
         finally:
             for task in (working, ending):
                 task.cancel()
             await asyncio.wait((working, ending))
 
     async def spawn(self) -> None:
-        """Start, without waiting."""
+        """Start the daemon, without waiting until it listens."""
         assert not self.is_running
         if self._arguments is not None:
             self._process = await fork("milo-discoveryd", self._arguments, self._environ, longest_line=_LONGEST_LINE)

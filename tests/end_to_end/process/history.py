@@ -54,7 +54,7 @@ class Stream:
     resumed_from: str = ""
     batches: list[Batch] = field(default_factory=list)
     is_of_new_process: bool = False
-    """Whether the subscriber knows nothing: it has lost what it had received before."""
+    """Whether the subscriber starts without state, as a new process that has lost what it had received before."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""An API server of Projects over plain HTTP, which a test can replace by another one, or by a replica behind it."""
+"""An API server of Projects over plain HTTP, which a test can replace with a different one, or with a lagging replica."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ class Projects:
     """The Projects of one API server, with the changes that a watch replays."""
 
     def __init__(self, names: Iterable[str] = (), *, version: int = 1000, of: str = "") -> None:
-        """`of` makes the UIDs those of a server: equal names of two servers are two Projects."""
+        """`of` is a part of the UIDs: equal names on two servers are two Projects."""
         self.objects: dict[str, dict[str, Any]] = {}
         self.version = version
         self.oldest = version
@@ -55,7 +55,7 @@ class ProjectServer:
     def __init__(self, projects: Projects) -> None:
         self.projects = projects
         self.status = 200
-        """Answers to all requests but health checks with this status, if it is another."""
+        """The status of all responses except those to health checks, unless it is 200."""
         self.headers: dict[str, str] = {}
         """Headers of all responses."""
         self.lists = 0
@@ -89,13 +89,13 @@ class ProjectServer:
             await runner.cleanup()
 
     def replace(self, projects: Projects) -> None:
-        """Serve other Projects; watches end, and those from before have expired."""
+        """Serve other Projects; open watches close, and earlier resource versions have expired."""
         self.projects = projects
         projects.compact()
         self.cut()
 
     def cut(self) -> None:
-        """End all watches."""
+        """Close all watches."""
         for ended in self._streams:
             ended.set()
 

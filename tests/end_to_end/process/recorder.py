@@ -23,7 +23,7 @@ class ReceivedKubeconfig:
     uid: str
     incarnation: str
     engaged: tuple[str, str] | None
-    """UID and incarnation of the engagement, by all events before it."""
+    """UID and incarnation of the engagement, according to all earlier events."""
     token: str
     issued_at: float
     ends_at: float
@@ -38,7 +38,7 @@ class ReceivedKubeconfig:
     def issued_credential(self, who: str, token: Token) -> IssuedCredential:
         """Return the record for the validator.
 
-        `token` is what its API knows of it now, so it may have been revoked since.
+        `token` is the API's current record of the token, which may have been revoked after it was issued.
         """
         return IssuedCredential(
             at=self.issued_at,
@@ -54,7 +54,7 @@ class ReceivedKubeconfig:
 
 
 class Received:
-    """What a subscriber was sent: its history, the clusters that it knows, and its kubeconfigs."""
+    """What a subscriber received: its history, its known clusters, and its kubeconfigs."""
 
     def __init__(self, who: str, label_selector: str = "") -> None:
         self.history = History(who, label_selector)
@@ -69,7 +69,7 @@ class Received:
         return {name: (cluster.uid, cluster.labels) for name, cluster in self._reader.view.items()}
 
     def begin(self, resumed_from: str, *, is_of_new_process: bool = False) -> None:
-        """Begin another stream."""
+        """Begin the next stream."""
         stream = Stream(resumed_from, is_of_new_process=is_of_new_process)
         self.history.streams.append(stream)
         self._reader.start(stream)

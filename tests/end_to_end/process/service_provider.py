@@ -48,7 +48,7 @@ class ServiceProvider:
         return DaemonProcess(self.workspace.address, "--config", str(file), is_forked=True)
 
     def activate(self, project: str) -> None:
-        """Let a project use the service."""
+        """Activate the service for a project."""
         spec = {"serviceRef": {"name": SERVICE}, "consumerProjectRef": {"name": project}}
         self.store.create(SERVICE_CONSUMERS, {"metadata": {"name": f"sc-{project}"}, "spec": spec})
         self.set_status(project, serviceName=SERVICE, phase="Active")
@@ -57,7 +57,7 @@ class ServiceProvider:
         self.store.delete(SERVICE_CONSUMERS, f"sc-{project}")
 
     def signal(self, project: str, *, suspended: bool, reason: str) -> None:
-        """Tell the operators of the service that the platform suspended or reinstated the project."""
+        """Signal to the operators of the service that the platform suspended or reinstated the project."""
         condition = {
             "type": "Suspended",
             "status": "True" if suspended else "False",

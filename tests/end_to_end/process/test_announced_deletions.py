@@ -1,4 +1,4 @@
-"""Many deletions that were requested before: each cluster ends when its object is gone."""
+"""Many deletions that were requested earlier: each cluster is disengaged once its object is removed."""
 
 import asyncio
 
@@ -10,7 +10,7 @@ COUNT = 40
 FINALIZER = "example.com/held"
 
 
-async def test_announced_deletions_end_at_once_although_they_are_most_of_the_fleet(workspace: Workspace) -> None:
+async def test_announced_deletions_of_most_of_the_fleet_disengage_at_once(workspace: Workspace) -> None:
     names = {f"p-{number}" for number in range(COUNT)}
     for name in names:
         workspace.sandbox.projects.create(name, ready=True, finalizers=[FINALIZER])

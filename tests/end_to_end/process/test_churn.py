@@ -91,7 +91,7 @@ class Faults:
         self._remaining: list[Callable[[], Awaitable[None]]] = []
 
     async def strike(self) -> None:
-        """Inject each fault, in random order."""
+        """Inject the next fault. Each is injected once, in random order, before any is repeated."""
         if not self._remaining:
             self._remaining = [self._drop, self._compact, self._outage, self._kill, self._restart]
             self._random.shuffle(self._remaining)

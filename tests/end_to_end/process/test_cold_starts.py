@@ -1,4 +1,4 @@
-"""Cold starts under load: several daemons start at once, each with a subscriber that wants kubeconfigs.
+"""Cold starts under load: several daemons start at once, each with a subscriber that requests kubeconfigs.
 
 The first use of a type in two threads crashed the process in some starts: see docs/reviewers/upstream.md.
 `--starts=200` is the full number.

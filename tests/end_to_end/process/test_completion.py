@@ -26,7 +26,7 @@ def shells(home: Path, shell: str) -> tuple[list[str], dict[str, str]]:
         (home / "rc").write_text(f"PS1='{PROMPT}'\nsource <({load})\n")
         return ["bash", "--rcfile", str(home / "rc"), "-i"], {}
     if shell == "zsh":
-        # Of an unpacked package, the places of modules and functions are not those that are compiled in.
+        # In an unpacked package, modules and functions are not at the compiled-in paths.
         if (program := shutil.which("zsh")) is None:
             root = unpacked("zsh", "zsh-common")
             program = str(root / "bin" / "zsh")

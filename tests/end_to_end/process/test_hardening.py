@@ -75,7 +75,7 @@ async def test_killed_daemon_leaves_no_core_and_ignores_secret_dumping_variables
         assert await daemon.ended() == -signal.SIGABRT
     assert "Max core file size        0                    0" in limits
     assert not keys.exists()
-    assert ".cc:" not in daemon.output  # the places that gRPC's trace names
+    assert ".cc:" not in daemon.output  # the source locations in gRPC's trace
     assert [path.name for path in workspace.directory.iterdir() if path.name.startswith("core")] == []
 
 

@@ -22,7 +22,7 @@ from tests.support.eventually import eventually
 PAGE = 500
 LABELS = {f"label-{number}": "x" * 60 for number in range(10)}
 LIMIT_MIB = 8
-"""Of objects. The daemon keeps each in several forms, and reads pages of a limited size besides."""
+"""Limit of objects. The daemon keeps each object in several forms, and reads pages of a limited size besides."""
 GROWTH_MIB = 64
 WHOLE = 60_000
 """Objects of a page that a server sends whatever its limit: about 50 MiB."""

@@ -148,7 +148,7 @@ def server_last(config: dict[str, Any]) -> str:
     return yaml.safe_dump({**config, "clusters": clusters}, sort_keys=False, width=10_000)
 
 
-async def test_kubeconfig_file_that_stands_half_written_engages_nothing(files: Files) -> None:
+async def test_half_written_kubeconfig_file_engages_nothing(files: Files) -> None:
     alpha, beta = server_last(files.config("alpha")), server_last(files.config("beta"))
     (files.directory / "alpha").write_text(alpha)
     async with following(files.daemon("kubeconfig-directory", files.directory)) as (_, watch):
@@ -169,7 +169,7 @@ async def test_kubeconfig_file_that_stands_half_written_engages_nothing(files: F
         assert watch.clusters["files#alpha"].incarnation == before.incarnation
 
 
-async def test_kind_contexts_stay_engaged_while_their_file_stands_half_written(files: Files) -> None:
+async def test_kind_contexts_stay_engaged_while_their_file_is_half_written(files: Files) -> None:
     kubeconfig, config = files.workspace.directory / "config", files.config("alpha")
     config["contexts"] = [{**config["contexts"][0], "name": "kind-alpha"}]
     whole = yaml.safe_dump(config)  # in the order of keys, as kind writes them
@@ -283,7 +283,7 @@ async def test_kind_clusters_are_engaged_and_disengaged_with_their_contexts(file
         for part in ("clusters", "users"):
             merged[part] = [{**each[part][0], "name": name} for name, each in configs.items()]
         merged["contexts"] = [{"name": name, "context": {"cluster": name, "user": name}} for name in configs]
-        kubeconfig.write_text(yaml.safe_dump(merged))  # in workspace, as kind writes it
+        kubeconfig.write_text(yaml.safe_dump(merged))  # in place, as kind writes it
 
     save("production", "kind-alpha", "kind-beta")
     async with following(files.daemon("kind", kubeconfig)) as (client, watch):

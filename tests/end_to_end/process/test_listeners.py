@@ -65,4 +65,4 @@ async def refused(call: object) -> type[Exception]:
         await call  # type: ignore[misc]
     except (PermissionDenied, Unauthenticated) as error:
         return type(error)
-    raise AssertionError("it was let through")
+    raise AssertionError("the call was not rejected")

@@ -1,4 +1,4 @@
-"""Attacks on the event loop of a daemon, as processes: what a tenant or a caller sends delays nobody else."""
+"""Attacks on the event loop of a daemon, as processes: input from a tenant or a caller delays no other caller."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ from tests.end_to_end.process.watching import following, until
 from tests.support.eventually import eventually
 
 OTHERS_WAIT_S = 1.0
-"""How long the calls of others may take meanwhile. A request of the kubelet's probe may take five seconds."""
+"""Maximum duration of other callers' calls during an attack. A request of the kubelet's probe may take five seconds."""
 CLAIMS = 14
 
 
@@ -100,8 +100,8 @@ def cpu_s(daemon: DaemonProcess) -> float:
     return (int(fields[11]) + int(fields[12])) / 100
 
 
-async def test_absurd_claims_after_a_restart_cost_little(workspace: Workspace) -> None:
-    """Each stream claims to know most of a fleet that never was, by a view of its own."""
+async def test_false_claims_of_known_clusters_after_a_restart_cost_little(workspace: Workspace) -> None:
+    """Each stream claims to know most of a fleet that never existed, with a view of its own."""
     async with AsyncExitStack() as stack:
         servers = [
             await stack.enter_async_context(

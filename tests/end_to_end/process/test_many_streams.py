@@ -32,7 +32,7 @@ def count(request: pytest.FixtureRequest) -> int:
 
 
 async def read_nothing(workspace: Workspace) -> None:
-    """Open a stream, and never read on."""
+    """Open a stream, and stop reading after the first batch."""
     async with workspace.stream() as stream:
         await stream.batch()
         await asyncio.Event().wait()
@@ -41,7 +41,7 @@ async def read_nothing(workspace: Workspace) -> None:
 async def reconnect(workspace: Workspace) -> None:
     """Open streams, and cut each in the middle of its snapshot."""
     while True:
-        with suppress(grpc.aio.AioRpcError):  # keepalive ends connections between processes that are starved
+        with suppress(grpc.aio.AioRpcError):  # keepalive closes connections of starved processes
             async with workspace.stream() as stream:
                 await stream.batch()
 

@@ -28,7 +28,7 @@ from tests.support.memory_limit import memory_limit, peak_bytes
 
 SIDECAR = Path(__file__).parents[3] / "deploy/components/sidecar/sidecar.yaml"
 ATTACKERS = tuple(f"127.0.0.{number}" for number in range(2, 18))
-"""Addresses that a rate limit tells apart."""
+"""Addresses with separate rate limits."""
 CLUSTERS = 10_000
 SPIFFE = x509.UniformResourceIdentifier("spiffe://example.com/ns/milo/sa/operator")
 _MIB = 1 << 20
@@ -42,7 +42,7 @@ def limited(workspace: Workspace) -> Iterator["Limited"]:
 
 
 class Limited:
-    """Daemons that are killed, or judged by their peak, when they take more than the shipped limit."""
+    """Daemons that are killed, or fail by their peak memory, if they exceed the shipped limit."""
 
     def __init__(self, workspace: Workspace, limit: int, cgroup: Path | None) -> None:
         self.workspace = workspace
@@ -78,7 +78,7 @@ def client_hello(server_name: str) -> bytes:
 
 
 async def test_client_hello_flood_is_bounded_and_leaves_room_for_others(limited: Limited) -> None:
-    """Each connection sends one ClientHello and is silent: a handshake that is begun costs the server memory.
+    """Each connection sends one ClientHello and nothing else: a handshake that has begun costs the server memory.
 
     The daemon has 10,000 clusters, and is attacked from 16 addresses.
     """
@@ -107,7 +107,7 @@ async def test_client_hello_flood_is_bounded_and_leaves_room_for_others(limited:
 
 
 async def flood(closing: ExitStack, port: int, hello: bytes, each: int) -> None:
-    """Open so many connections from each address, send the hello on each, and leave them open."""
+    """Open `each` connections from each address, send the ClientHello on each, and leave them open."""
     for _ in range(each):
         for address in ATTACKERS:
             connection = closing.enter_context(socket.socket())

@@ -72,7 +72,7 @@ def catches_sigterm(pid: int) -> bool:
 
 
 async def test_sigterm_during_startup_ends_the_daemon(workspace: Workspace) -> None:
-    """As process 1 of a container, it would ignore a signal without a handler."""
+    """As PID 1 of a container, the daemon would ignore a signal without a handler."""
     workspace.daemon()
     command = (sys.executable, "-m", "milo_discoveryd", "run", "--config", str(workspace.directory / "config.yaml"))
     process = await asyncio.create_subprocess_exec(*command)

@@ -130,7 +130,7 @@ async def test_disconnected_replica_keeps_valid_credentials_while_clusters_flap(
             for status, names in (("False", set(NAMES) - set(FLAPPING)), ("True", set(NAMES))):
                 set_ready(workspace, FLAPPING, status)
                 await agree((first, names))
-            # What the other one revoked for clusters that flapped meanwhile was its own.
+            # For clusters that flapped, the other replica has revoked only its own credentials.
             assert (second.engaged, second.dead) == (set(NAMES), [])
         await agree((first, set(NAMES)), (second, set(NAMES)))
 

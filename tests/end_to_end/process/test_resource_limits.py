@@ -26,7 +26,7 @@ for number in itertools.count():
         print("flooding", flush=True)
 """
 HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
-"""The connection preface: a client that has sent it may stay silent."""
+"""The connection preface: a client that has sent it may stay idle."""
 
 
 async def read_for_ever(stream: Stream) -> None:

@@ -1,4 +1,4 @@
-"""Restart of the daemon beside an API server that was restored from a backup: subscribers go on with what is known."""
+"""Restart of the daemon beside an API server that was restored from a backup: subscribers keep the known clusters."""
 
 import asyncio
 import signal

@@ -1,4 +1,4 @@
-"""Clusters whose endpoints are in the Secrets that their objects name: objects and Secrets of the sandbox."""
+"""Clusters whose endpoints are in the Secrets that their objects reference: objects and Secrets of the sandbox."""
 
 import asyncio
 import json
@@ -45,7 +45,7 @@ SETTINGS: dict[str, Any] = {
 
 
 class Fleet:
-    """Shoots of the sandbox, and the Secrets that they name."""
+    """Shoots of the sandbox, and the Secrets that they reference."""
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
@@ -127,7 +127,7 @@ async def test_clusters_follow_the_secrets_that_their_objects_reference(fleet: F
         await until(watch, lambda seen: "delta" in seen.clusters)
 
 
-async def test_deleted_secret_ends_its_cluster_and_an_unusable_one_does_not(fleet: Fleet) -> None:
+async def test_deleted_secret_disengages_its_cluster_and_an_unusable_one_does_not(fleet: Fleet) -> None:
     async with following(fleet.daemon()) as (client, watch):
         fleet.put_secret("alpha", content="apiVersion: [")
         message = await explanation(client, "alpha", "the cluster stays as last known")

@@ -1,4 +1,4 @@
-"""Limits that callers share: two that take all they can leave some to a third."""
+"""Limits that callers share: two callers that use all they may leave capacity for a third."""
 
 import asyncio
 from collections import Counter
@@ -33,7 +33,7 @@ echo ' "status": {{"token": "secret", "expirationTimestamp": "{expires}"}}}}'
 
 
 class Caller:
-    """A name of certificates, with as many connections as it likes."""
+    """A caller with certificates of one name, on any number of connections."""
 
     def __init__(self, sandbox: Sandbox, address: str, authority: Authority, name: str) -> None:
         pair = authority.issue(x509.DNSName(name))
@@ -47,7 +47,7 @@ class Caller:
             yield pb_grpc.DiscoveryServiceStub(channel)
 
     async def call(self, stub: pb_grpc.DiscoveryServiceStub) -> grpc.StatusCode:
-        """Call with a token that no call had before; return the status."""
+        """Call with a token that no earlier call had; return the status."""
         token = self._sandbox.token(OPERATOR, audiences=["milo-discovery"])
         try:
             await stub.GetServerInfo(pb.GetServerInfoRequest(), metadata=(("authorization", f"Bearer {token}"),))
@@ -61,7 +61,7 @@ class Caller:
             return Counter(await asyncio.gather(*(self.call(stub) for stub in stubs for _ in range(each))))
 
 
-async def test_two_callers_that_take_all_token_reviews_they_can_leave_some_to_a_third(workspace: Workspace) -> None:
+async def test_two_callers_at_their_limit_of_token_reviews_leave_some_for_a_third(workspace: Workspace) -> None:
     authority = Authority()
     certificate, key = authority.server().write(workspace.directory, "server")
     ca = workspace.directory / "ca.crt"
@@ -77,12 +77,12 @@ async def test_two_callers_that_take_all_token_reviews_they_can_leave_some_to_a_
             for name in ("mallory", "oscar", "alice")
         )
         for statuses in await asyncio.gather(mallory.calls(5, 20), oscar.calls(5, 20)):
-            assert statuses[grpc.StatusCode.UNAVAILABLE], "they have all that they can have"
+            assert statuses[grpc.StatusCode.UNAVAILABLE], "the callers have not reached their limits"
         *_, of_alice = await asyncio.gather(mallory.calls(5, 20), oscar.calls(5, 20), alice.calls(1, 10))
         assert of_alice == {grpc.StatusCode.OK: 10}
 
 
-async def test_two_organizations_that_take_all_mints_they_can_leave_some_to_a_third(workspace: Workspace) -> None:
+async def test_two_organizations_at_their_limit_of_mints_leave_some_for_a_third(workspace: Workspace) -> None:
     asked, plugin = workspace.directory / "asked", workspace.directory / "plugin"
     asked.mkdir()
     expires = (datetime.now(UTC) + timedelta(minutes=10)).isoformat().replace("+00:00", "Z")
@@ -114,5 +114,5 @@ async def _kubeconfig(client: DiscoveryClient, name: str) -> None:
 
 
 def _has_several(asked: Path) -> bool:
-    """Return whether both organizations have all the places that they can have."""
+    """Return whether both organizations have as many mints in flight as they may have."""
     return len([*asked.iterdir()]) >= 5

@@ -1,4 +1,4 @@
-"""Restart of the daemon while Milo lists less than there is: returning subscribers keep what they know."""
+"""Restart of the daemon while Milo's lists are incomplete: reconnecting subscribers keep their clusters."""
 
 import asyncio
 import json

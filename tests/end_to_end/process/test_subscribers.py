@@ -45,7 +45,7 @@ async def started(daemon: DaemonProcess) -> None:
 
 
 async def until_subscribers(workspace: Workspace, count: int) -> None:
-    while await workspace.subscribers() != count:  # noqa: ASYNC110 - only asking tells
+    while await workspace.subscribers() != count:  # noqa: ASYNC110 - polled, since it has no event
         await asyncio.sleep(0.02)
 
 
@@ -96,7 +96,7 @@ async def until_metric(url: str, line: str) -> None:
             return str(answer.read().decode())
 
     async with asyncio.timeout(LIMIT_S):
-        while line not in await asyncio.to_thread(read):  # noqa: ASYNC110 - only asking tells
+        while line not in await asyncio.to_thread(read):  # noqa: ASYNC110 - polled
             await asyncio.sleep(0.1)
 
 
@@ -107,7 +107,7 @@ async def test_killed_subscriber_logs_no_error(workspace: Workspace) -> None:
         async with workspace.stream() as other:
             await other.until_synced()
             async with idle_readers(workspace, 1):
-                # Meanwhile, the other subscriber reads enough for these buffers to fill up.
+                # The other subscriber reads enough that the buffers of these streams fill up.
                 for number in range(50):
                     workspace.sandbox.projects.create(f"late-{number}", ready=True)
                     assert [event.cluster.name for event in (await other.batch()).events] == [f"late-{number}"]
@@ -119,7 +119,7 @@ async def test_killed_subscriber_logs_no_error(workspace: Workspace) -> None:
 
 @asynccontextmanager
 async def idle_readers(workspace: Workspace, count: int) -> AsyncIterator[None]:
-    """Start a process with `count` streams that reads each once; kill it in the end."""
+    """Start a process with `count` streams that reads each once; kill it at the end."""
     command = (sys.executable, "-c", IDLE_READERS, f"unix:{workspace.socket}", str(count))
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     try:
@@ -133,7 +133,7 @@ async def idle_readers(workspace: Workspace, count: int) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def readers(workspace: Workspace, count: int) -> AsyncIterator[None]:
-    """Open `count` streams with a complete view; close them in the end."""
+    """Open `count` streams with a complete view; close them at the end."""
     streams = [workspace.stream() for _ in range(count)]
     try:
         await asyncio.gather(*(stream.until_synced() for stream in streams))

@@ -1,9 +1,9 @@
-"""The contract of suspension that the service catalog demands of operators, met by one on milo_controllers.
+"""The service catalog's contract of suspension for operators, fulfilled by an operator on milo_controllers.
 
 Its harness, ConformanceSuspendResume, drives the condition Suspended of a ServiceConsumer to True and back to False. It
-demands that the operator pauses, resumes, and reports that in the condition Paused, without changing the platform's
-Suspended; and that every object which it keeps in the project stays as it was. Here the same happens to an operator
-beside a daemon process, in a project whose API refuses writes meanwhile.
+requires that the operator pauses, resumes, and reports that in the condition Paused, without changing the platform's
+Suspended; and that no object which it maintains in the project is changed. These tests do the same to an operator
+beside a daemon process, in a project whose API rejects writes while it is suspended.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ class Operator:
             raise
 
     async def report(self, client: DiscoveryClient) -> None:
-        """Report each suspension and each end of one in the condition Paused of the project's ServiceConsumer."""
+        """Report each suspension and reinstatement in the condition Paused of the project's ServiceConsumer."""
         known: dict[str, bool] = {}
         async for event in client.watch():
             project, suspended = event.cluster.name.removeprefix("dns#"), event.cluster.suspended
@@ -96,7 +96,7 @@ def content_of_copy(store: Store, name: str) -> str | None:
 
 
 async def explained(workspace: Workspace, project: str) -> str:
-    """Return the output of the command line about a cluster."""
+    """Return the output of `milo-discovery explain` for a cluster."""
     process = await asyncio.create_subprocess_exec(
         *(Path(sys.executable).with_name("milo-discovery"), "explain", project, "--address", workspace.address),
         stdout=asyncio.subprocess.PIPE,

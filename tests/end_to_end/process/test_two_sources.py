@@ -1,4 +1,4 @@
-"""Attacks on a daemon with two sources, as processes: restarts, bad first lists, and sources that are away."""
+"""Attacks on a daemon with two sources, as processes: restarts, bad first lists, and unavailable sources."""
 
 import asyncio
 import json
@@ -67,7 +67,7 @@ class Rig:
         await self.daemon.during(eventually(lambda: self.subscriber.view.issuperset(names)))
 
     async def stored(self, *words: str) -> None:
-        """Wait until the state file of `a` has these words."""
+        """Wait until the state file of `a` contains these words."""
 
         def has_all() -> bool:
             with suppress(FileNotFoundError):
@@ -140,7 +140,7 @@ SHORT = ["three others", "twenty others, older", "third", "empty"]
     ("kind", "has_state"),
     [*((kind, has_state) for kind in SHORT for has_state in (False, True)), ("other UIDs", True)],
 )
-async def test_bad_first_list_of_one_of_two_sources_ends_nothing(
+async def test_bad_first_list_of_one_of_two_sources_disengages_nothing(
     workspace: Workspace, kind: str, has_state: bool
 ) -> None:
     async with rig(workspace, has_state=has_state) as found:
@@ -163,7 +163,9 @@ async def test_bad_first_list_of_one_of_two_sources_ends_nothing(
         assert found.subscriber.events == ["ENGAGED a#later", "ENGAGED b#later"]
 
 
-async def test_other_clusters_that_the_watch_adds_to_an_empty_first_list_end_nothing(workspace: Workspace) -> None:
+async def test_other_clusters_that_the_watch_adds_to_an_empty_first_list_disengage_nothing(
+    workspace: Workspace,
+) -> None:
     async with rig(workspace, has_state=False) as found:
         await found.daemon.kill()
         found.subscriber.disconnect()
@@ -196,7 +198,9 @@ async def read_until(watch: Any, holds: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("has_state", [False, True], ids=["no state file", "state file"])
-async def test_replica_that_lags_behind_at_the_restart_ends_nothing(workspace: Workspace, has_state: bool) -> None:
+async def test_replica_that_lags_behind_at_the_restart_disengages_nothing(
+    workspace: Workspace, has_state: bool
+) -> None:
     async with rig(workspace, has_state=has_state) as found:
         right = found.a.projects
         replica = deepcopy(right)
@@ -217,8 +221,8 @@ async def test_replica_that_lags_behind_at_the_restart_ends_nothing(workspace: W
         assert found.subscriber.events == ["ENGAGED a#later"]
 
 
-async def test_second_restart_while_a_source_is_away_brings_no_cluster_back(workspace: Workspace) -> None:
-    """The state file lacks what changed before the daemon was killed, and the source answers no restart."""
+async def test_second_restart_while_a_source_is_unavailable_brings_no_cluster_back(workspace: Workspace) -> None:
+    """The state file lacks the changes before the daemon was killed, and the source is unavailable at both restarts."""
     async with rig(workspace, has_state=True) as found:
         await found.stored(*NAMES)
         file = found.state / "fleet-a.state"

@@ -71,6 +71,6 @@ async def test_unreachable_cluster_is_engaged_after_restart_until_its_timeout_ex
                 return tuple(each.reason for each in past) == ends
 
             async with asyncio.timeout(LIMIT_S):
-                while not await is_given_up():  # noqa: ASYNC110 - only asking tells
+                while not await is_given_up():  # noqa: ASYNC110 - polled, since it has no event
                     await asyncio.sleep(0.05)
             assert await daemon.terminate() == 0
