@@ -112,7 +112,7 @@ def _status(session: Session) -> int:
             )
         click.echo(f"  export KUBECONFIG={server.kubeconfig}")
     for missing in session.missing():
-        click.echo(f"not the real thing: {missing}")
+        click.echo(f"replaced: {missing}")
     return 0 if all(process.running() for server in servers for process in server.processes) else _FAILED
 
 

@@ -19,7 +19,7 @@ _MERGE = {"Content-Type": "application/merge-patch+json"}
 
 
 class RefusedError(Exception):
-    """The server answered with an error."""
+    """The server responded with an error status."""
 
     def __init__(self, request: str, status: int, answer: str) -> None:
         super().__init__(f"{request}: {status} {answer}")
@@ -30,7 +30,7 @@ class Api:
     """A client of one server with one user's credential."""
 
     def __init__(self, url: str, authority: Path, credential: str | tuple[Path, Path]) -> None:
-        """Set up with a bearer token, or with a client certificate and its key."""
+        """Authenticate with a bearer token, or with a client certificate and its key."""
         self._url = url
         self._tls = ssl.create_default_context(cafile=authority)
         self._headers: dict[str, str] = {}
@@ -52,7 +52,7 @@ class Api:
         await self._session.close()
 
     async def answers(self, path: str) -> bool:
-        """Return whether the server responds with 200; false if it cannot be reached."""
+        """Return whether the server responds with 200; false if it is unreachable."""
         try:
             return await self.status(path) == 200
         except aiohttp.ClientError:

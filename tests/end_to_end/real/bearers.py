@@ -24,7 +24,7 @@ async def bearer_of(server: RealApi, token: str) -> str | None:
 
 
 async def await_bearer(server: RealApi, token: str, name: str | None) -> None:
-    """Wait until a token has this user.
+    """Wait until the server authenticates a token as this user, or rejects it if `name` is None.
 
     A server caches valid tokens for some seconds, and trusts a new issuer after a moment.
     """

@@ -23,7 +23,7 @@ _DEFINITIONS = Path(__file__).parent / "go"
 _PEER = Path(__file__).parents[3] / "bench" / "peer"
 _SAY_EVERY_S = 15
 _LAST_LINES = 3
-_AT_A_PLACE = re.compile(r"^\S+:\d+:\d+: ")  # one of many lines that say which import required it
+_AT_A_PLACE = re.compile(r"^\S+:\d+:\d+: ")  # one of many lines with the import that required the module
 
 Say = Callable[[str], None]
 
@@ -126,7 +126,7 @@ def obtain(program: GoProgram, say: Say) -> Path:
         return binary
     go = go_command()
     with exclusively(program.directory()):
-        if not binary.exists():  # another process may have built it meanwhile
+        if not binary.exists():  # another process may have built it while this one waited
             _build(go, program, say)
     return binary
 

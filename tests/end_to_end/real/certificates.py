@@ -29,7 +29,7 @@ class Authority:
         self.file = _write(directory / "ca.crt", self.pem)
 
     def server(self, name: str, *more: str) -> tuple[Path, Path]:
-        """Issue a server certificate for loopback, for every name of the internal domain, and for more of them."""
+        """Issue a server certificate for loopback, for every name of the internal domain, and for `more` names."""
         names = [_alternative(each) for each in ("localhost", f"*.{INSIDE}", "127.0.0.1", *more)]
         return self._issue(name, _name(name), ExtendedKeyUsageOID.SERVER_AUTH, names)
 

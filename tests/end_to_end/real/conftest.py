@@ -29,7 +29,7 @@ _REPORT = "real servers"
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Build before any test's time counts, with visible progress."""
+    """Build the servers before the time of a test is measured, with visible progress."""
     wanted = any(ON_REAL_SERVERS in getattr(item, "fixturenames", ()) for item in session.items)
     if not wanted or session.config.option.collectonly or shutil.which("go") is None:
         return
@@ -113,7 +113,7 @@ async def runs_on_real_servers(
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def whole_milo(built: Programs, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[WholeMilo]:
     if not built.controllers:
-        pytest.skip(f"{MILO_CONTROLLER_MANAGER} does not name the program of Milo's controllers")
+        pytest.skip(f"{MILO_CONTROLLER_MANAGER} is not set to the path of Milo's controller-manager")
     async with a_whole_milo(built, tmp_path_factory.mktemp("whole-milo")) as milo:
         yield milo
 
@@ -150,7 +150,7 @@ async def platform(servers: RealServers, directory: Path) -> AsyncIterator[RealA
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def workload(servers: RealServers, directory: Path) -> AsyncIterator[RealApi]:
-    """The API server of such a cluster."""
+    """The API server of a cluster on the platform."""
     (directory / "workload").mkdir()
     async with servers.acquire("project", directory / "workload") as server:
         yield server

@@ -21,7 +21,7 @@ _HEALTHY_LOOKS = 20
 
 
 class ControllerManager:
-    """A context manager of the process."""
+    """The process of Milo's controller-manager, as a context manager."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class ControllerManager:
         self._process: Process | None = None
         self.starts = 0
         """How often the process was started."""
-        # It reads the certificate of its webhooks from this directory of TMPDIR.
+        # The process reads the certificate of its webhooks from this directory of TMPDIR.
         certificates = directory / "controller-manager" / "k8s-webhook-server" / "serving-certs"
         certificates.mkdir(parents=True)
         certificate, key = core.authority.server("webhooks")
@@ -60,7 +60,7 @@ class ControllerManager:
         ]
 
     async def start(self) -> None:
-        """Start the process, and wait until it stays up: it says that it is healthy before it needs the API server."""
+        """Start the process, and wait until it stays up: it reports healthy before it needs the API server."""
         self._keeping = asyncio.create_task(self._keep(), name="Milo's controllers")
         healthy_looks = 0
         async with asyncio.timeout(_STARTED_WITHIN_S):
@@ -69,7 +69,7 @@ class ControllerManager:
                 healthy_looks = healthy_looks + 1 if await self._healthy() else 0
 
     async def _keep(self) -> None:
-        """Start the process whenever it has ended: it ends where the API server lacks a definition, or is killed."""
+        """Restart the process whenever it has exited: it exits if the API server lacks a definition, or is killed."""
         while True:
             if self._process is None or not self._process.running():
                 self._process = process.start("Milo's controllers", self._argv, log=self._log, tied=True)

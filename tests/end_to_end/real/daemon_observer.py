@@ -58,7 +58,7 @@ class DaemonObserver:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            error.add_note(f"the daemon said last:\n{self.daemon.tail(40)}")
+            error.add_note(f"last output of the daemon:\n{self.daemon.tail(40)}")
         await self._stack.aclose()
 
     async def expect(self, *expected: Expected) -> None:
@@ -70,7 +70,7 @@ class DaemonObserver:
         await self.daemon.during(self._subscriber.expect_updated(name, fields))
 
     async def expect_last(self, *expected: Expected) -> None:
-        """Expect exactly these events before that of a cluster created now, which is the last one."""
+        """Expect exactly these events, followed by the engagement of a cluster that is created now."""
         await create_ready(self._server, "the-last")
         await self.expect(*expected, engaged("the-last"))
 
@@ -84,7 +84,7 @@ class DaemonObserver:
                         return seen
                     await asyncio.sleep(_LOOK_EVERY_S)
         except TimeoutError:
-            raise AssertionError(f"the source is {seen}, and not {state} ({reason or 'for whatever reason'})") from None
+            raise AssertionError(f"the source is {seen}, and not {state} ({reason or 'for any reason'})") from None
 
     async def engaged_names(self) -> list[str]:
         return [cluster.name for cluster in await self._client.list()]

@@ -48,7 +48,7 @@ class Etcd:
         async with asyncio.timeout(_STARTED_WITHIN_S):
             while not await self._healthy():
                 if not self.process.running():
-                    raise process.ProcessError(f"etcd ended while it started:\n{self.process.last_words()}")
+                    raise process.ProcessError(f"etcd exited during its start:\n{self.process.last_words()}")
                 await asyncio.sleep(0.05)
 
     async def stop(self) -> None:
@@ -79,7 +79,7 @@ class Etcd:
             self.process.resume()
 
     def replace(self, backup: Path | None) -> None:
-        """Replace the data of a stopped etcd by a backup, or by nothing."""
+        """Replace the data of a stopped etcd with a backup, or with nothing."""
         if self.process is not None:
             raise process.ProcessError("etcd runs: stop it before its data is replaced")
         with contextlib.suppress(FileNotFoundError):

@@ -13,7 +13,7 @@ _LONGEST_S = 60
 async def kubectl(kubeconfig: Path, *arguments: str, proxy: str = "") -> str:
     program = shutil.which("kubectl")
     if program is None:
-        pytest.skip("kubectl is not on PATH: what it makes of our kubeconfigs was not tried")
+        pytest.skip("kubectl is not on PATH: kubeconfigs are not tested with it")
     process = await asyncio.create_subprocess_exec(
         program,
         f"--kubeconfig={kubeconfig}",

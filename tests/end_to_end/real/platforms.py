@@ -28,7 +28,7 @@ TOKEN_USER = "admin"
 
 @dataclass(frozen=True)
 class Workload:
-    """The API server that is the cluster, as platforms describe it."""
+    """The API server of a workload cluster, as platforms describe it."""
 
     server: RealApi
     plugin: Path
@@ -77,7 +77,7 @@ class Platform:
     """The data of the Secret `alpha-access`."""
     secret_type: str = "Opaque"
     changes: Callable[[Workload], Document] = lambda _: {}
-    """What the shipped definition leaves to its user, by the path of the setting."""
+    """Settings that the shipped definition leaves to its user, by their path."""
     cluster: str = f"{NAMESPACE}.{CLUSTER}"
     user: str = USER
     metadata: Document = field(default_factory=dict)

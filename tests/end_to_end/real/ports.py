@@ -3,7 +3,7 @@
 import random
 import socket
 
-# Below the ports of outgoing connections, which could take one before a server binds it.
+# Below the ephemeral ports: an outgoing connection could take one of those before a server binds it.
 _PORTS = range(10_240, 32_768)
 
 

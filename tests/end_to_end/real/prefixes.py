@@ -17,7 +17,9 @@ _PASSED_BACK = ("Content-Type", "Content-Encoding", "Retry-After")
 
 @asynccontextmanager
 async def serving_projects(planes: Mapping[str, RealApi], authority: Authority) -> AsyncIterator[str]:
-    """Yield the URL of a server with a certificate of this authority, which passes on what is below each prefix."""
+    """Yield the URL of a server with a certificate of this authority, which forwards requests by the prefix of their
+    path.
+    """
     trust = {name: ssl.create_default_context(cafile=str(plane.authority.file)) for name, plane in planes.items()}
     certificate, key = authority.server("projects")
     own = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -45,7 +47,7 @@ async def serving_projects(planes: Mapping[str, RealApi], authority: Authority) 
                 await response.write_eof()
                 return response
         except (aiohttp.ClientError, ConnectionError):
-            # As the server does that is not there, or was killed in the middle of a response.
+            # Abort, as a server does that is unreachable, or that is killed during a response.
             if request.transport is not None:
                 request.transport.abort()
             raise

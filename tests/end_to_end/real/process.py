@@ -16,11 +16,11 @@ LONGEST_END_S = 90  # an API server serves open watches for 60 s after SIGTERM
 
 
 class ProcessError(Exception):
-    """A server process ended unexpectedly, or did not end."""
+    """A server process exited unexpectedly, or did not exit."""
 
 
 class Process(msgspec.Struct, frozen=True, kw_only=True):
-    """A server process, running or ended."""
+    """A server process, running or exited."""
 
     name: str
     pid: int
@@ -31,7 +31,7 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
         return birth_of(self.pid) == self.born
 
     async def end(self, how: signal.Signals, *, within_s: float = LONGEST_END_S) -> None:
-        """Send a signal and wait for the end, also if the process has ended already."""
+        """Send a signal and wait until the process has exited; return at once if it had exited before."""
         try:
             handle = os.pidfd_open(self.pid)
         except ProcessLookupError:
@@ -43,7 +43,7 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
             async with asyncio.timeout(within_s):
                 await _readable(handle)
         except TimeoutError as error:
-            raise ProcessError(f"{self.name} (pid {self.pid}) did not end {within_s:g} s after {how.name}") from error
+            raise ProcessError(f"{self.name} (pid {self.pid}) runs {within_s:g} s after {how.name}") from error
         finally:
             os.close(handle)
             _reap(self.pid)
@@ -76,7 +76,7 @@ def start(name: str, argv: list[str], *, log: Path, tied: bool) -> Process:
     )
     born = birth_of(pid)
     if born is None:
-        raise ProcessError(f"{name} ended at once: {log.read_text(errors='replace').strip()}")
+        raise ProcessError(f"{name} exited at once: {log.read_text(errors='replace').strip()}")
     return Process(name=name, pid=pid, born=born, log=str(log))
 
 

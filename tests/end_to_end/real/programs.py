@@ -46,7 +46,7 @@ class Programs(msgspec.Struct, frozen=True, kw_only=True):
     controllers: tuple[str, ...] = ()
     """The command of Milo's own controllers; empty unless given."""
     has_milo: bool = True
-    """Whether it is Milo's own, not a kube-apiserver in its place."""
+    """Whether `milo` is Milo's own API server, not a kube-apiserver in its place."""
     missing: tuple[str, ...] = ()
     """What was replaced, and why; empty if nothing was."""
 
@@ -64,7 +64,7 @@ def programs(say: Say) -> Programs:
         control_planes = source_directory(MILO) / _CONTROL_PLANES
     except UnobtainableError as error:
         control_planes = OWN_DEFINITIONS / "projectcontrolplanes.yaml"
-        missing.append(f"Milo's definition of projectcontrolplanes, so one of our own stands for it ({error})")
+        missing.append(f"Milo's definition of projectcontrolplanes, replaced by one of this repository ({error})")
     try:
         milo = _milo(say)
     except UnobtainableError as error:
@@ -75,7 +75,7 @@ def programs(say: Say) -> Programs:
             definitions=((OWN_DEFINITIONS / "projects.yaml").read_text(),),
         )
         missing.append(
-            f"Milo's API server, so a kube-apiserver stands for it; {MILO_BINARY} may name a binary of it ({error})"
+            f"Milo's API server, so a kube-apiserver replaces it; set {MILO_BINARY} to the path of a binary ({error})"
         )
     return Programs(
         etcd=etcd,
@@ -125,7 +125,7 @@ def _given(variable: str) -> Path | None:
     if not path:
         return None
     if not os.access(path, os.X_OK):
-        raise UnobtainableError(f"{variable} is {path!r}, which is no program: give the path of a binary")
+        raise UnobtainableError(f"{variable} is {path!r}, which is not a program: set it to the path of a binary")
     return Path(path)
 
 
@@ -134,9 +134,7 @@ def kubernetes_asked_for() -> GoProgram:
     minor = os.environ.get(KUBERNETES_MINOR) or newest
     if minor not in KUBE_APISERVERS:
         known = ", ".join(KUBE_APISERVERS)
-        raise UnobtainableError(
-            f"{KUBERNETES_MINOR} is {minor!r}, and how to build that is not known: give one of {known}"
-        )
+        raise UnobtainableError(f"{KUBERNETES_MINOR} is {minor!r}, which cannot be built: set it to one of {known}")
     return KUBE_APISERVERS[minor]
 
 

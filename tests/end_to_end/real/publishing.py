@@ -134,7 +134,7 @@ class Publishing:
         try:
             yield publishing
         except BaseException as error:
-            error.add_note(f"the publisher said:\n{publishing.log_text}")
+            error.add_note(f"output of the publisher:\n{publishing.log_text}")
             raise
         finally:
             if process.returncode is None:
@@ -153,7 +153,7 @@ class Publishing:
                 self._lines.append(line)
                 if words in line:
                     return
-        raise AssertionError(f"it ended without {words!r}")
+        raise AssertionError(f"the publisher exited without printing {words!r}")
 
     async def kill(self) -> None:
         self.process.kill()
@@ -174,12 +174,12 @@ def versions(objects: dict[str, Document]) -> dict[str, str]:
 
 
 def is_complete(published: Document) -> bool:
-    """Return whether all of it was applied; the metadata is applied last."""
+    """Return whether an object was applied completely; its metadata is applied last."""
     return "discovery.miloapis.com/fields" in published["metadata"]["annotations"]
 
 
 def condition(profile: Document) -> tuple[str, str]:
-    """Return type and status of its condition; empty without one."""
+    """Return type and status of the profile's condition; empty without one."""
     [found] = profile.get("status", {}).get("conditions") or [{"type": "", "status": ""}]
     return found["type"], found["status"]
 

@@ -38,7 +38,7 @@ _ADMINISTRATORS = "system:masters"
 class RealApi(ABC):
     """An API server, its etcd, and the proxy for its clients.
 
-    Without a proxy its connections cannot be cut, but it outlives this process. A tied one does not. With the rules
+    Without a proxy its connections cannot be cut, but it outlives this process, unless it is `tied`. With the rules
     `audit` of an audit policy, it logs the beginning of each request that they select to `audit_log`.
     """
 
@@ -268,7 +268,7 @@ class RealApi(ABC):
         return [
             *self._program.argv,
             f"--etcd-servers={self.etcd.url}",
-            "--etcd-compaction-interval=0",  # compactions are up to the tests
+            "--etcd-compaction-interval=0",  # the tests compact explicitly
             "--bind-address=127.0.0.1",
             "--advertise-address=127.0.0.1",
             f"--secure-port={self._port}",
@@ -322,7 +322,7 @@ class RealApi(ABC):
             async with asyncio.timeout(_STARTED_WITHIN_S):
                 while not await holds():
                     if not server.running():
-                        raise ProcessError(f"{self.title} ended while it started:\n{server.last_words()}")
+                        raise ProcessError(f"{self.title} exited during its start:\n{server.last_words()}")
                     await asyncio.sleep(_LOOK_EVERY_S)
         except TimeoutError as error:
             words = server.last_words()

@@ -1,4 +1,4 @@
-"""The set of servers that `./dev real up` started and `./dev real down` ends."""
+"""The set of servers that `./dev real up` started and `./dev real down` stops."""
 
 import asyncio
 import fcntl
@@ -50,7 +50,7 @@ class Session:
         """Start both servers with fresh data, unless they run already."""
         with self._alone():
             if any(process.running() for server in self.servers() for process in server.processes):
-                say("servers run already: ./dev real down ends them")
+                say("servers run already: ./dev real down stops them")
                 return
             found = programs(say)
             for missing in found.missing:
@@ -74,10 +74,10 @@ class Session:
         """Stop what `up` started, and remove its data."""
         with self._alone():
             if not self.servers():
-                say("nothing to end")
+                say("nothing to stop")
                 return
             ended = await self._end()
-            say(f"ended {', '.join(ended)}" if ended else "all had ended already")
+            say(f"stopped {', '.join(ended)}" if ended else "all had exited already")
 
     async def _end(self) -> list[str]:
         ended = []

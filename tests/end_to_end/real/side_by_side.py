@@ -1,4 +1,4 @@
-"""Milo's own provider and the daemon with one server and scenario, and the events of each."""
+"""Milo's own provider and the daemon on one server with one scenario, and the events of each."""
 
 import asyncio
 import contextlib
@@ -89,7 +89,7 @@ class SideBySide:
                 await asyncio.wait((*listening, asyncio.create_task(peer.wait())))
 
     async def _provider_watches(self, server: RealApi) -> None:
-        """Wait for the provider with a test object, since it does not report its start."""
+        """Wait until the provider reports a test object, since it does not report its own start."""
         access = kubeconfig.read(server.kubeconfig)
         async with Objects(server.mode, access, has_controllers=server.has_controllers) as objects:
             await objects.create(_FIRST, labels=_OF_EVERY_SELECTOR, ready=True)

@@ -104,7 +104,7 @@ async def planes(
 async def configured(
     server: RealApi, planes: dict[str, RealApi], directory: Path, issuer: Issuer
 ) -> AsyncIterator[Path]:
-    """Write the daemon's settings, and serve what these lead to."""
+    """Write the daemon's settings, and run the servers that they refer to."""
     key = directory / "key.json"
     key.write_text(json.dumps(issuer.register("operator")))
     source = {
@@ -161,7 +161,7 @@ async def restart(planes: dict[str, RealApi]) -> None:
 
 
 async def copy_in(plane: RealApi, cluster: str, name: str) -> str | None:
-    """Return the content of the copy of a cluster."""
+    """Return the content of a cluster's copy; None if there is no copy."""
     async with plane.api() as api:
         found = {item["metadata"]["name"]: item for item in (await api.call("GET", CONFIG_MAPS))["items"]}
     content: str | None = found.get(f"{name}.{cluster}", {}).get("data", {}).get("content")
@@ -185,7 +185,7 @@ async def versions(planes: dict[str, RealApi]) -> dict[tuple[str, str], str]:
 
 
 async def admit(plane: RealApi, issuer: Issuer) -> None:
-    """Let the operator's credential do everything."""
+    """Grant all rights to the operator's credential."""
     plane.trust(issuer.trusted())
     await await_bearer(plane, issuer.token("operator"), "account:operator")
     async with plane.api() as api:
@@ -283,7 +283,7 @@ async def test_informer_watches_share_connections_and_resume_after_connection_re
         async with controllers:
             await put_watched(server, "one")
             await eventually(lambda: reconciled == everywhere("one"), within_s=120)
-            # While none is open yet, a few are opened at the same time.
+            # Until the first connection is open, a few are opened concurrently.
             assert proxy.accepted <= 6
 
             before, listed = proxy.accepted, await lists(server)
@@ -301,7 +301,7 @@ async def test_informer_watches_share_connections_and_resume_after_connection_re
 OWNERS = 20
 
 
-async def test_children_with_generated_names_are_created_once_although_caches_trail(
+async def test_children_with_generated_names_are_created_once_despite_stale_caches(
     server: RealApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     apply = Informer._apply
@@ -348,7 +348,7 @@ async def test_children_with_generated_names_are_created_once_although_caches_tr
             await api.call("DELETE", f"{CONFIG_MAPS}?labelSelector=role")
 
 
-async def test_operator_without_rights_is_ready_forbidden_and_works_once_they_are_granted(server: RealApi) -> None:
+async def test_operator_without_rights_reports_forbidden_and_works_once_they_are_granted(server: RealApi) -> None:
     controllers = Controllers(SingleCluster(server.kubeconfig_as("newcomer")), registry=CollectorRegistry())
     reconciled: list[str] = []
 

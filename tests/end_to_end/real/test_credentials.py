@@ -126,7 +126,7 @@ async def test_missing_right_of_token_source_is_named(server: RealApi, resource:
 
 
 async def a_life_of_tokens(server: RealApi) -> None:
-    """Return tokens of one project, of two runs of a daemon; the second run revokes those of the first."""
+    """Mint tokens of one project in two runs of a daemon; the second run revokes those of the first."""
     upstream = load_discovery_upstream(server.kubeconfig_as("discovery"), {})
     async with aclosing(Transport(upstream, response_limit=1 << 20, connect_timeout_s=10, environ={})) as api:
         first, second = (tokens_of(api, run="one", origin=upstream.origin, namespace="default") for _ in range(2))
@@ -178,7 +178,7 @@ async def test_replicas_without_sharding_do_not_interfere(server: RealApi, direc
     }
     async with AsyncExitStack() as stack:
         replicas: list[DaemonObserver] = []
-        kubeconfig = server.kubeconfig_as("discovery")  # once: it is written in place, and the first one reads it
+        kubeconfig = server.kubeconfig_as("discovery")  # written once, since the first daemon reads this file
         for name in ("0", "1"):
             (directory / name).mkdir()
             replica = DaemonObserver(server, directory / name, kubeconfig=kubeconfig, **settings)
@@ -268,7 +268,7 @@ async def test_certificate_is_renewed_before_expiry_without_failed_requests(
 
 
 async def holders(client: DiscoveryClient, proxy: str) -> AsyncIterator[dict[str, Any]]:
-    """Yield the user of alpha's credential continuously; a client ends with its certificate."""
+    """Yield the user of alpha's credential continuously; each client is replaced with its certificate."""
     while True:
         async with client.api_client("alpha", proxy=proxy) as api:
             with suppress(CertificateRenewed):
@@ -295,7 +295,7 @@ async def test_service_account_tokens_are_accepted_by_structured_authentication(
 
 
 async def by_service_account(server: RealApi, directory: Path, issuer: Issuer) -> None:
-    """Return a kubeconfig by which the daemon authenticates as the service account of the issued kubeconfigs."""
+    """Check issued kubeconfigs and the daemon's own requests, all authenticated as one service account."""
     await Rights(server, user("account:operator")).give(shipped_role(server.mode))
     key = directory / "key.json"
     key.write_text(json.dumps(issuer.register("operator")))

@@ -157,7 +157,7 @@ async def test_cluster_api_source_reads_endpoints_from_kubeconfig_secrets(
             assert before.endpoint == platform.url
             await api.call("DELETE", f"{secrets}/south-kubeconfig")
             await until(watch, lambda seen: set(seen.clusters) == {north})
-            await api.call("DELETE", f"{clusters}/south")  # until then the address is its own
+            await api.call("DELETE", f"{clusters}/south")  # until then, the address belongs to south
             moved = {"data": {"value": encoded(workload.kubeconfig_as("moved"))}}
             await api.call("PATCH", f"{secrets}/north-kubeconfig", moved)
             await until(watch, lambda seen: seen.clusters[north].endpoint == workload.url)
@@ -338,7 +338,7 @@ async def test_kind_source_follows_added_and_deleted_clusters(
 
 @asynccontextmanager
 async def context_of_a_project(platform: RealApi, directory: Path) -> AsyncIterator[Path]:
-    """Yield a kubeconfig whose server is a project's context, a path before all others that only Milo's server has."""
+    """Yield a kubeconfig whose server is a project's context, a path prefix that only Milo's server has."""
     prefix = PROJECTS.format("dns")
     config = yaml.safe_load(platform.kubeconfig.read_text())
     cluster = config["clusters"][0]["cluster"]

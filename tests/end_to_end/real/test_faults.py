@@ -24,7 +24,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 @pytest.fixture(params=["project-control-plane", pytest.param("project", marks=pytest.mark.nightly)])
 def mode(request: pytest.FixtureRequest) -> Mode:
-    """A mode, whose servers share the code that is tested here."""
+    """The mode: one per merge and both each night, since the servers of both modes share the tested code."""
     asked: Mode = request.param
     return asked
 
@@ -97,7 +97,7 @@ async def test_f11_changes_lost_by_compaction_are_found_by_list(server: RealApi,
 
 @pytest.mark.parametrize("mode", ["project-control-plane"])
 async def test_f17_revoked_token_is_stale_until_renewed(server: RealApi, directory: Path) -> None:
-    """The token is bound to a Secret, as with TokenRequest, and ends with it."""
+    """The token is bound to a Secret, as with TokenRequest, and is revoked with it."""
     async with server.api() as api:
         for path in (f"{ACCOUNTS}/discovery", f"{SECRETS}/first", f"{SECRETS}/second"):
             await api.forget(path)

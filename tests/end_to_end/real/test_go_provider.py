@@ -68,7 +68,7 @@ async def test_go_provider_cases_pass_on_real_servers(platform: RealApi, workloa
     async with DaemonProcess(address, *arguments) as daemon:
         await daemon.start()
         status, text = await go_cases(CASES, "MILO_DISCOVERY_TEST_REAL", described)
-        assert status == 0, f"{text}\nthe daemon said last:\n{daemon.tail(40)}"
+        assert status == 0, f"{text}\nlast output of the daemon:\n{daemon.tail(40)}"
     assert [case for case in CASES if f"--- PASS: {case} " not in text] == []
 
 

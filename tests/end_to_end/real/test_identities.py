@@ -204,12 +204,12 @@ async def test_operators_of_two_services_are_fenced_from_each_others_projects(
                 assert await kubectl(held[service], "get", "namespaces", "-o", "name")
                 with pytest.raises(ClusterNotFound):
                     await client.issue_kubeconfig(foreign)
-                # Its identity, if it could get a credential there by other means.
+                # Even with a credential, the RBAC of the other project denies the service's identity.
                 elsewhere = projects[OPERATORS[other]].kubeconfig_as(f"{service}-operator")
                 with pytest.raises(AssertionError, match="Forbidden"):
                     await kubectl(elsewhere, "get", "namespaces")
 
-            # Deactivated: the platform takes the right away, and the daemon issues nothing any more.
+            # Deactivated: the platform withdraws the right, and the daemon issues no more credentials.
             await Rights(projects["shop"], user("dns-operator")).withdraw()
             await fleet.call("PATCH", f"{MEMBERS}/shop", {"metadata": {"labels": {"dns": "ended"}}})
             await expect_clusters(dns)
@@ -243,7 +243,7 @@ async def reconciled(client: DiscoveryClient) -> str:
         return await asyncio.wait_for(seen, LIMIT_S)
 
 
-async def test_callers_act_as_the_user_of_their_rule_if_the_identity_may(
+async def test_callers_impersonate_the_user_of_their_rule_if_the_identity_may(
     platform: RealApi, projects: dict[str, RealApi], fleet: Api, directory: Path
 ) -> None:
     shop = projects["shop"]
@@ -276,7 +276,8 @@ async def test_callers_act_as_the_user_of_their_rule_if_the_identity_may(
             async with shop.api() as administrator:
                 await administrator.ensure(f"{RBAC}/clusterroles", FOLLOW)
                 await administrator.ensure(f"{RBAC}/clusterrolebindings", AGENTS_FOLLOW)
-            assert await reconciled(client)  # by the rights of the agent: the identity itself may not follow anything
+            # with the rights of the impersonated user: the identity itself may list and watch nothing
+            assert await reconciled(client)
             for found in seen:
                 assert found["username"] == "dns-agent"
                 assert {"agents", "of-dns"} <= {*found["groups"]}

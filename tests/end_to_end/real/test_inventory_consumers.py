@@ -93,7 +93,7 @@ async def operating(operator: Path, workspace: Workspace, profiles: Publication)
     try:
         yield
     except BaseException as error:
-        error.add_note(f"the operator said:\n{log.read_text()[-4000:]}")
+        error.add_note(f"output of the operator:\n{log.read_text()[-4000:]}")
         raise
     finally:
         process.kill()
@@ -111,7 +111,7 @@ async def ask_and_await_answer(workspace: Workspace, kubeconfig: Path, answered_
 
 
 async def kubectl(workspace: Workspace, kubeconfig: Path, *arguments: str) -> str:
-    """Run kubectl with a kubeconfig that calls the plugin, which is in the PATH of the place."""
+    """Run kubectl with a kubeconfig that calls the plugin, which is in the PATH of the workspace."""
     outcome = await workspace.run("kubectl", f"--kubeconfig={kubeconfig}", *arguments)
     assert outcome.status == 0, outcome.err
     return outcome.out

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.nightly, pytest.mark.asyncio(loop_scope="session"), py
 
 
 async def put(api: Api, platform: Platform, workload: Workload) -> str:
-    """Create the objects of one ready cluster, and return the path of the one that stands for it."""
+    """Create the objects of one ready cluster, and return the path of the object that represents it."""
     secrets = f"/api/v1/namespaces/{NAMESPACE}/secrets"
     if platform.secret is not None:
         data = {key: encoded(value) for key, value in platform.secret(workload).items()}

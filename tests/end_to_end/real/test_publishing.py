@@ -60,7 +60,7 @@ async def profiles(inventory: RealApi) -> AsyncIterator[Publication]:
 
 
 def healthy(name: str) -> Holds:
-    """Return whether a profile is published completely, and healthy."""
+    """Return the condition that a profile is published completely, and healthy."""
     return lambda found: name in found and is_complete(found[name]) and condition(found[name])[1] == "True"
 
 
@@ -112,7 +112,7 @@ async def test_publisher_does_not_write_unchanged_objects(workspace: Workspace, 
     async with Publishing.running(workspace, profiles):
         workspace.sandbox.projects.create(
             "gamma", ready=True
-        )  # when this one is published, earlier ones were considered
+        )  # when this one is published, earlier ones have been processed
         found = await profiles.until(healthy("gamma"))
     assert {name: version for name, version in versions(found).items() if name != "gamma"} == before
 
@@ -359,7 +359,7 @@ async def test_flux_kubeconfig_secret_is_renewed_before_its_credential_expires(
 
 
 async def test_publisher_requires_every_right_of_its_shipped_role(workspace: Workspace, inventory: RealApi) -> None:
-    """Without any one verb of the shipped role, a request is refused."""
+    """The granted verbs are exactly those that the publisher uses."""
     async with publication_namespace(inventory, PROFILES) as profiles:
         await publish_once(workspace, profiles)
         used = {("clusterprofiles", verb) for verb in ("create", "patch", "list")}

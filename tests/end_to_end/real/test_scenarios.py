@@ -27,7 +27,7 @@ async def test_scenario_passes_on_real_servers(runs_on_real_servers: ScenarioRun
     try:
         await runs_on_real_servers.outcome(scenario_and_mode)
     except ScenarioFailedError as failed:
-        pytest.fail(f"{failed}\n\nThe daemon said last:\n{failed.daemon}", pytrace=False)
+        pytest.fail(f"{failed}\n\nLast output of the daemon:\n{failed.daemon}", pytrace=False)
 
 
 @pytest.mark.nightly
@@ -42,4 +42,4 @@ async def test_scenario_passes_under_the_controllers_of_milo(whole_milo: WholeMi
     try:
         await run_scenario(scenario, "project", WholeMiloServers(whole_milo), patience_s=DELETED_WITHIN_S)
     except ScenarioFailedError as failed:
-        pytest.fail(f"{failed}\n\nThe daemon said last:\n{failed.daemon}", pytrace=False)
+        pytest.fail(f"{failed}\n\nLast output of the daemon:\n{failed.daemon}", pytrace=False)

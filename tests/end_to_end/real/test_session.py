@@ -31,7 +31,7 @@ def test_dev_real_status_without_servers_reports_none(tmp_path: Path) -> None:
     down = dev_real(tmp_path, "down")
 
     assert (status.returncode, status.stdout) == (1, "nothing runs: ./dev real up\n")
-    assert (down.returncode, down.stderr) == (0, "dev real: nothing to end\n")
+    assert (down.returncode, down.stderr) == (0, "dev real: nothing to stop\n")
 
 
 def test_dev_real_up_without_go_exits_with_status_3(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_dev_real_up_without_go_exits_with_status_3(tmp_path: Path) -> None:
     assert "there is none on PATH" in up.stderr
 
 
-def test_dev_real_up_keeps_servers_running_until_down_ends_every_process(built: Programs, tmp_path: Path) -> None:
+def test_dev_real_up_keeps_servers_running_until_down_stops_every_process(built: Programs, tmp_path: Path) -> None:
     up = dev_real(tmp_path, "up")
     assert up.returncode == 0, up.stderr
     session = Session(tmp_path / "milo-discoveryd" / "real")
@@ -51,8 +51,8 @@ def test_dev_real_up_keeps_servers_running_until_down_ends_every_process(built: 
     assert all(process.running() for server in servers for process in server.processes)
     status = dev_real(tmp_path, "status")
     assert status.returncode == 0
-    assert [line for line in status.stdout.splitlines() if line.startswith("not the real thing")] == [
-        f"not the real thing: {missing}" for missing in built.missing
+    assert [line for line in status.stdout.splitlines() if line.startswith("replaced: ")] == [
+        f"replaced: {missing}" for missing in built.missing
     ]
     assert "servers run already" in dev_real(tmp_path, "up").stderr
 
@@ -80,7 +80,7 @@ async def test_dev_real_down_does_not_kill_a_process_that_reused_a_pid(tmp_path:
 
     await session.down(messages.append)
 
-    assert messages == ["all had ended already"]
+    assert messages == ["all had exited already"]
     assert innocent.returncode is None
     innocent.kill()
     assert await innocent.wait() == -signal.SIGKILL

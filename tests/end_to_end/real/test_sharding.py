@@ -35,7 +35,7 @@ async def test_projects_have_one_writer_at_a_time(built: Programs, directory: Pa
         async with run.step([0, 2, 3]):
             run.pod(2).signal(signal.SIGCONT, with_operator=False)
 
-        # A rolling update and a short restart of etcd move nothing.
+        # A rolling update and a short restart of etcd move no projects.
         async with run.step([0, 2, 3]) as moved:
             await run.terminate(0)
             await run.start(0)

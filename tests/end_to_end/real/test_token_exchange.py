@@ -1,4 +1,4 @@
-"""Token exchange at a token endpoint that others wrote: Keycloak."""
+"""Token exchange at a third-party token endpoint, Keycloak."""
 
 import base64
 import hashlib
@@ -62,7 +62,7 @@ def public_key(pem: bytes) -> bytes:
 
 
 def key_id(public: bytes) -> str:
-    """Return the ID that Keycloak gives to a key of a client that states none."""
+    """Return the ID that Keycloak gives to a client's key without one."""
     return base64.urlsafe_b64encode(hashlib.sha256(public).digest()).rstrip(b"=").decode()
 
 

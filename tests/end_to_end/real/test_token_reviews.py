@@ -110,7 +110,7 @@ async def token_daemon(server: RealApi, directory: Path) -> AsyncIterator[Caller
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def rights(server: RealApi) -> Rights:
-    """Return the rights that `deploy` ships for it, and no others."""
+    """Grant the shipped rights for TokenReviews, and no others."""
     rights = Rights(server, user("reviewer"))
     await rights.give(shipped_role_of_reviews())
     return rights
@@ -218,7 +218,7 @@ async def test_missing_token_review_right_denies_callers_and_is_named(
 
 
 async def until_seen(callers: Callers, token: str) -> list[str]:
-    """Return the visible clusters, with retries; for a second after a failure the server is not asked again."""
+    """Return the visible clusters, with retries: for a second after a failure the daemon sends no TokenReview."""
     while True:
         try:
             return await callers.sees(token)

@@ -1,4 +1,4 @@
-"""The daemon and operators on Milo with its own controllers; only where MILO_CONTROLLER_MANAGER names them."""
+"""The daemon and operators on Milo with its own controllers; skipped unless MILO_CONTROLLER_MANAGER is set."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -72,7 +72,7 @@ async def test_projects_end_deleted_in_every_order(whole_milo: WholeMilo, direct
 
 @pytest.mark.parametrize("operator", OPERATORS)
 async def test_no_request_reaches_a_deleted_project(whole_milo: WholeMilo, directory: Path, operator: str) -> None:
-    """Of an operator, in storms of deletions: a deleted project answers as before, so the operator has to stop."""
+    """Deletes many projects: the API of a deleted project still responds, so the operator itself has to stop."""
     projects = [f"{operator}-storm-{number}" for number in range(6)]
     worlds = {name: World(whole_milo.places, name, OPERATORS[operator].finalizer) for name in projects}
     address = f"unix://{directory / 'd.sock'}"
@@ -96,7 +96,7 @@ async def test_no_request_reaches_a_deleted_project(whole_milo: WholeMilo, direc
             async with asyncio.timeout(WITHIN_S):
                 while {cluster.name for cluster in await client.list()} & {*ended}:  # noqa: ASYNC110
                     await asyncio.sleep(0.1)
-            # What was sent before has arrived when some work was done elsewhere.
+            # Requests that were sent before have arrived once the operator has worked in other projects.
             await all_do("work", others)
             counts = {name: whole_milo.requests_of(name) for name in ended}
             assert all(counts.values())
@@ -111,7 +111,7 @@ async def test_no_request_reaches_a_deleted_project(whole_milo: WholeMilo, direc
             await world.end()
 
 
-async def test_service_consumers_of_a_project_end_with_it(whole_milo: WholeMilo, directory: Path) -> None:
+async def test_service_consumers_of_a_project_are_disengaged_with_it(whole_milo: WholeMilo, directory: Path) -> None:
     core, consumers = whole_milo.core, "/apis/services.miloapis.com/v1alpha1/serviceconsumers"
     kubeconfig = yaml.safe_load(core.kubeconfig.read_text())
     kubeconfig["clusters"][0]["cluster"]["server"] += f"{PROJECTS}/provider/control-plane"
@@ -185,7 +185,7 @@ async def test_life_of_a_project_in_both_modes(whole_milo: WholeMilo, directory:
         await lives.begin(witness, "whole")
         await outside.expect(engaged("whole"))
         await inside.expect()
-        await set_ready(whole_milo.infrastructure, "whole", True)  # up to the installation
+        await set_ready(whole_milo.infrastructure, "whole", True)  # the installation does this
         await inside.expect(engaged("whole"))
         await eventually(lambda: confirming == [EventType.ENGAGED], within_s=WITHIN_S)
 

@@ -21,7 +21,7 @@ _IN_PROJECTS = {"level": "Metadata", "users": [_TENANT]}
 
 
 class _Request(msgspec.Struct, frozen=True):
-    """A line of the audit log. Its path lacks the project, which an annotation names."""
+    """A line of the audit log. Its path lacks the project, which is in an annotation."""
 
     annotations: dict[str, str] = {}
 
@@ -61,7 +61,7 @@ class WholeMiloServers:
 
 @asynccontextmanager
 async def a_whole_milo(programs: Programs, directory: Path) -> AsyncIterator[WholeMilo]:
-    """Run it; `programs` must have the controllers."""
+    """Run a whole Milo; `programs` must have its controllers."""
     core = MiloApi(programs, directory / "core", audit=[_IN_PROJECTS])
     core.has_controllers = True
     infrastructure = InfrastructureApi(programs, directory / "infrastructure")

@@ -2,7 +2,7 @@
 
 python -m tests.end_to_end.real.sharding.operator ADDRESS MEMBER RUN KUBECONFIG INTERVAL
 
-Each write names the engagement, has the member as its field manager, and replaces the version that this engagement read
+Each write has the engagement, has the member as its field manager, and replaces the version that this engagement read
 or wrote last.
 """
 
@@ -27,7 +27,7 @@ _RETRY_S = 0.5
 
 
 class ConflictError(Exception):
-    """The object has another version."""
+    """The object has been modified."""
 
 
 class Work:
@@ -87,7 +87,7 @@ class Work:
 
 
 async def finished(work: Coroutine[Any, Any, None]) -> None:
-    """Await the work to its end, also if the caller is cancelled: it is not known when a cancelled request ends."""
+    """Wait until the work has finished, even if the caller is cancelled: a cancelled request may still take effect."""
     task = asyncio.ensure_future(work)
     try:
         await asyncio.shield(task)

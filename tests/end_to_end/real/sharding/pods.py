@@ -20,7 +20,7 @@ _ANSWERS_WITHIN_S = 5.0
 
 
 class Pod:
-    """A pod of a StatefulSet: its name stays, and its processes are others after each start."""
+    """A pod of a StatefulSet: its name stays the same, and its processes are new after each start."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class Pod:
         interval_s: float,
         fenced: bool,
     ) -> None:
-        """Set up with the kubeconfigs `projects`, `leases` and `objects`.
+        """Prepare a pod with the kubeconfigs `projects`, `leases` and `objects`.
 
         The operator writes to the objects every `interval_s`. `fenced`: credentials are revoked before clusters move.
         """
@@ -87,7 +87,7 @@ class Pod:
         return token
 
     async def terminate(self) -> None:
-        """End the operator and then the daemon, as the kubelet ends a sidecar after the containers that use it."""
+        """Terminate the operator and then the daemon, as the kubelet terminates sidecars after the other containers."""
         operator, daemon = self._processes()
         operator.send_signal(signal.SIGTERM)
         await operator.wait()
@@ -114,7 +114,7 @@ class Pod:
 
     @property
     def conflicts(self) -> int:
-        """The writes that were refused because another version had been written."""
+        """The number of writes that were rejected with a conflict."""
         return self._log.read_text().count("CONFLICT") if self._log.exists() else 0
 
     @property

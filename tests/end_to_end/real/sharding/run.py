@@ -1,4 +1,4 @@
-"""A shard group on two real API servers: steps that disturb it, and figures of what its operators wrote meanwhile.
+"""A shard group on two real API servers: steps that disturb it, and figures of the writes of its operators.
 
 Projects are in Milo's API server; Leases, and the objects that the operators write, in a kube-apiserver. Each step ends
 when the expected members are settled and every project was written to since.
@@ -55,7 +55,9 @@ class ShardingRun:
     def __init__(
         self, directory: Path, milo: MiloApi, infrastructure: AuditedApi, *, interval_s: float, fenced: bool = False
     ) -> None:
-        """`interval_s`: between writes to one project. `fenced`: credentials are revoked before projects move."""
+        """`interval_s` is the time between writes to one project. `fenced`: credentials are revoked before projects
+        move.
+        """
         self._directory = directory
         self._milo = milo
         self._infrastructure = infrastructure
@@ -97,7 +99,7 @@ class ShardingRun:
     # Objects
 
     async def populate(self, count: int) -> None:
-        """Create projects up to that number."""
+        """Create projects until there are `count`."""
         authority = self._milo.authority
         milo = RealMilo(Access.of(self._milo.kubeconfig), (authority.file, authority.key_file()))
         await milo.populate(range(self._count, count))
@@ -111,7 +113,7 @@ class ShardingRun:
 
     @asynccontextmanager
     async def step(self, members: Iterable[int]) -> AsyncIterator[list[Moved]]:
-        """Await the end of a disturbance, until these members share the projects. The list receives what moved."""
+        """Wait after a disturbance until these members share the projects; the yielded list then has the moves."""
         since, moved = time.monotonic(), list[Moved]()
         yield moved
         await self.settled(members)
@@ -222,7 +224,7 @@ class ShardingRun:
 
 @asynccontextmanager
 async def sharding_run(programs: Programs, directory: Path, **options: Any) -> AsyncIterator[ShardingRun]:
-    """`options`: as for `ShardingRun`."""
+    """Run a shard group; `options` are those of `ShardingRun`."""
     milo, infrastructure = (
         MiloApi(programs, directory / "milo", proxied=False),
         AuditedApi(programs, directory / "leases"),

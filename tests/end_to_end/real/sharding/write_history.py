@@ -1,4 +1,4 @@
-"""All writes of the operators in the order of the API server: had each project one writer at a time? Pure."""
+"""All writes of the operators in the order of the API server, checked for one writer per project at a time. Pure."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class HandOver:
     former: str
     next: str
     at: float
-    """When the next engagement wrote first."""
+    """The time of the first write of the next engagement."""
     gap_s: float
     """The time since the last write of the former engagement."""
 

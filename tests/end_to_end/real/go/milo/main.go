@@ -1,4 +1,4 @@
-// Milo's API server without the rest of the milo command, whose controllers need modules that nothing here does.
+// Milo's API server without the controllers of the milo command, which need further modules.
 package main
 
 import (
