@@ -90,7 +90,7 @@ class Node:
         parent = start("node", joined, log=self._state / "log", tied=False)
         self._wait(lambda: _child(parent.pid) is not None or not parent.running(), "its first process to start")
         if (pid := _child(parent.pid)) is None:
-            raise ProcessError(f"{self.name} ended while it started: {parent.last_words()}")
+            raise ProcessError(f"{self.name} exited during its start: {parent.last_words()}")
         self._record.write_bytes(msgspec.json.encode(Process(name="node", pid=pid, born=birth_of(pid) or 0, log="")))
         try:
             self._wait(

@@ -36,7 +36,7 @@ class Program:
         assert self._process.stdout is not None
         async with asyncio.timeout(LINE_WITHIN_S):
             line = await self._process.stdout.readline()
-        assert line, f"{self._command[0]} ended with status {await self._process.wait()}"
+        assert line, f"{self._command[0]} exited with status {await self._process.wait()}"
         return " ".join(line.decode().split())
 
     async def lines(self, count: int) -> list[str]:

@@ -34,7 +34,7 @@ def running(program: str, *arguments: str, **environ: str) -> Iterator[None]:
     with subprocess.Popen(command, env={**os.environ, **environ}) as process:
         try:
             yield
-            assert process.poll() is None, f"{program} ended with status {process.returncode}"
+            assert process.poll() is None, f"{program} exited with status {process.returncode}"
         finally:
             process.kill()
 

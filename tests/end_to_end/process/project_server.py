@@ -1,4 +1,4 @@
-"""An API server of Projects over plain HTTP, which a test can replace with a different one, or with a lagging replica."""
+"""An API server of Projects over plain HTTP, which a test can replace with another one, or with a lagging replica."""
 
 import asyncio
 import json

@@ -110,7 +110,7 @@ def swap(stream: int, index: int) -> Harm:
 
 
 def resumed_from(revision: str) -> Harm:
-    """Let the second stream claim to resume from this revision."""
+    """Make the second stream resume from this revision."""
 
     def harm(history: History) -> None:
         stream = history.streams[1]
@@ -121,7 +121,7 @@ def resumed_from(revision: str) -> Harm:
 
 
 def snapshot(*those: RecordedEvent, revision: str) -> Harm:
-    """Let the second stream begin with a snapshot of another daemon, or of this one."""
+    """Make the second stream begin with a snapshot of another daemon, or of this one."""
 
     def harm(history: History) -> None:
         history.streams[1].batches = [Batch(those, revision, reset=True)]

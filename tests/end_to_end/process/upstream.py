@@ -25,7 +25,7 @@ Cause: TypeAlias = str
 
 class Upstream:
     def __init__(self, label_selector: str = "") -> None:
-        """Begin empty; `label_selector` is the daemon's own."""
+        """Start without objects; `label_selector` is the daemon's own."""
         self.went_back = False
         """Whether a backup was restored, so that later versions may be lower."""
         self._covered = parse(label_selector)
@@ -57,7 +57,7 @@ class Upstream:
         return state
 
     def engaged(self, label_selector: str) -> dict[str, State]:
-        """Return what a subscriber with this filter should have now."""
+        """Return the clusters that a subscriber with this filter should have now."""
         selector = parse(label_selector)
         return {
             name: states[-1]

@@ -14,7 +14,7 @@ from tests.end_to_end.process.upstream import Upstream
 
 @dataclass
 class Reader:
-    """The reference model: what a client that follows the proto file knows after these batches."""
+    """The reference model: the state of a client that follows the proto file, after these batches."""
 
     view: dict[str, RecordedEvent] = field(default_factory=dict)
     snapshot: dict[str, RecordedEvent] | None = None
@@ -84,7 +84,7 @@ def unique(history: History, upstream: Upstream) -> Iterator[str]:
 
 
 def forward(history: History, upstream: Upstream) -> Iterator[str]:
-    """No event is of an older version of its object than one that the subscriber was sent before.
+    """Yield events with an older version of an object than the subscriber had received before.
 
     Unlike `unique`, this spans incarnations and snapshots. A version of 0 was restored from a state file, and a restore
     upstream brings older versions.
@@ -98,7 +98,7 @@ def forward(history: History, upstream: Upstream) -> Iterator[str]:
 
 
 def reliable(history: History, upstream: Upstream) -> Iterator[str]:
-    """Yield events that contradict the state before them, and differences from the server's state in the end."""
+    """Yield events that contradict the state before them, and differences from the server's state at the end."""
     reader = Reader()
     for stream in history.streams:
         reader.start(stream)
@@ -108,7 +108,7 @@ def reliable(history: History, upstream: Upstream) -> Iterator[str]:
     view = {name: (cluster.uid, cluster.labels) for name, cluster in reader.view.items()}
     for name in sorted(truth.keys() | view.keys()):
         if truth.get(name) != view.get(name):
-            yield f"{name} is {view.get(name)} to the subscriber, and {truth.get(name)} in truth"
+            yield f"{name} is {view.get(name)} for the subscriber, and {truth.get(name)} upstream"
 
 
 def atomic(history: History) -> Iterator[str]:
@@ -142,7 +142,7 @@ def resumable(history: History, *, forgets: bool = False) -> Iterator[str]:
 
 
 def agreeing(histories: Iterable[History]) -> Iterator[str]:
-    """Yield readers that know different clusters by the same filter at the same revision.
+    """Yield subscribers with the same filter that have different clusters at the same revision.
 
     Between two heartbeats, a reader that is behind may receive changes of a cluster later and coalesced; after a
     heartbeat nothing is pending.
@@ -206,7 +206,7 @@ def no_phantoms(history: History, upstream: Upstream) -> Iterator[str]:
                 left_out = [old for name, old in before.items() if getattr(reader.view.get(name), "uid", "") != old.uid]
                 for cluster in left_out:
                     if not upstream.causes(cluster.name, cluster.uid, history.label_selector):
-                        yield f"{cluster.name} was left out of the snapshot at {batch.revision}, and is well"
+                        yield f"{cluster.name} was left out of the snapshot at {batch.revision}, but is engaged"
                 continue
             for event in batch.events:
                 if event.kind == "DISENGAGED":
@@ -238,7 +238,7 @@ def alternating(events: Iterable[Event]) -> Iterator[str]:
 
 
 def breaches(histories: Iterable[History], upstream: Upstream, *, forgets: bool = False) -> list[str]:
-    """Yield the violations of all validators, each with the names of validator and subscriber."""
+    """Return the violations of all validators, each with the names of the validator and of the subscriber."""
     histories = list(histories)
     found = [f"agreeing: {breach}" for breach in agreeing(histories)]
     for history in histories:

@@ -1,4 +1,4 @@
-"""A watch of a daemon, and waiting for what it shows."""
+"""A watch of a daemon, and functions that wait for its events."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable

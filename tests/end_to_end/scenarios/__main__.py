@@ -31,12 +31,12 @@ OWN = tuple(sorted(Path(__file__).parent.glob("*.yaml")))
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="./dev scenarios", description="The behaviour, from outside.")
-    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="of scenarios; else the tree's own")
-    parser.add_argument("-k", dest="name", default="", metavar="NAME", help="those with these letters in their name")
+    parser = argparse.ArgumentParser(prog="./dev scenarios", description="Run scenarios.")
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="by default, this repository's scenarios")
+    parser.add_argument("-k", dest="name", default="", metavar="NAME", help="run scenarios whose name contains NAME")
     parser.add_argument("--mode", choices=MODES)
-    parser.add_argument("--real", action="store_true", help="against real API servers (needs Go)")
-    parser.add_argument("--no-streaming-lists", action="store_true", help="with --real: servers that have none")
+    parser.add_argument("--real", action="store_true", help="run on real API servers (needs Go)")
+    parser.add_argument("--no-streaming-lists", action="store_true", help="with --real: on servers without them")
     asked = parser.parse_args(argv)
     try:
         scenarios = [scenario for file in asked.files or OWN for scenario in reading.load(file)]
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
         return _NOTHING_TO_RUN
     runs = chosen(scenarios, name=asked.name, mode=asked.mode)
     if not runs:
-        click.echo("scenarios: none has that name and mode", err=True)
+        click.echo("scenarios: no scenario has this name and mode", err=True)
         return _NOTHING_TO_RUN
     try:
         return asyncio.run(_run(runs, real=asked.real, streaming_lists=() if asked.no_streaming_lists else MODES))

@@ -23,7 +23,7 @@ DEFAULT_ORGANIZATION = "acme"
 _AT_ONCE = 16
 _LATER = (429, 503)
 _PATIENCE_S = 600.0
-"""For dozens of projects: Milo's controllers look for what is left of a deleted one every 30 seconds."""
+"""For dozens of projects: Milo's controllers check a deleted project for remaining objects every 30 seconds."""
 _ASK_AGAIN_S = 0.1
 
 
@@ -66,7 +66,7 @@ class Objects:
     """The objects in a server, each as its last write returned it."""
 
     def __init__(self, mode: Mode, access: Access, *, has_controllers: bool = False) -> None:
-        """`has_controllers`: they set the conditions, and empty a project before they delete it."""
+        """`has_controllers`: Milo's controllers set the conditions, and empty a project before they delete it."""
         self._has_controllers = has_controllers
         self._mode = mode
         self._kind = KINDS[mode]
@@ -87,7 +87,9 @@ class Objects:
         await self._session.close()
 
     def uids(self, name: str) -> list[str]:
-        """Return the UIDs that subscribers know by a name, or by a key with the name of a source, oldest first."""
+        """Return the UIDs that the objects of a name had, oldest first; the name may be a key with the name of a
+        source.
+        """
         return self._uids.get(name.rpartition("#")[2], [])
 
     async def create(
@@ -150,7 +152,7 @@ class Objects:
         await self._call("PATCH", name, {"metadata": {"finalizers": kept or None}})
 
     async def replace(self, name: str) -> None:
-        """Replace the object by one with the same content, without the fields that the server sets."""
+        """Replace the object with one of the same content, without the fields that the server sets."""
         metadata = (await self._call("GET", name))["metadata"]
         await self.delete(name)
         await self._until(lambda document: document is None, name)
@@ -171,7 +173,7 @@ class Objects:
     async def _until(self, holds: Callable[[Document | None], bool], name: str) -> None:
         """Read an object until a condition on it holds; the condition is given None if there is no such object."""
         async with asyncio.timeout(_PATIENCE_S):
-            while not holds(await self._found(name)):  # noqa: ASYNC110 - only asking tells
+            while not holds(await self._found(name)):  # noqa: ASYNC110 - the server has no event
                 await asyncio.sleep(_ASK_AGAIN_S)
 
     async def _found(self, name: str) -> Document | None:
@@ -201,12 +203,12 @@ class Objects:
         path = f"{self._kind.collection}/{name}".rstrip("/")
         try:
             async with asyncio.timeout(_PATIENCE_S):
-                while (answer := await self._answer(method, path, body)) is None:  # noqa: ASYNC110 - only asking tells
+                while (answer := await self._answer(method, path, body)) is None:  # noqa: ASYNC110 - polled
                     await asyncio.sleep(_ASK_AGAIN_S)
         except aiohttp.ClientError as error:
             raise ServerRefusedError(f"{method} {path}: {error}") from error
         except TimeoutError:
-            raise ServerRefusedError(f"{method} {path}: no answer within {_PATIENCE_S:g} s") from None
+            raise ServerRefusedError(f"{method} {path}: no response within {_PATIENCE_S:g} s") from None
         self._remember(answer)
         return answer
 

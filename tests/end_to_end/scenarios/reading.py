@@ -53,7 +53,7 @@ def load(path: Path) -> list[Scenario | Malformed]:
 
 
 def scenario(entry: Any, index: int = 1) -> Scenario | Malformed:
-    """Parse a scenario; the index names one without a name."""
+    """Parse a scenario; the index identifies a scenario without a name."""
     try:
         return _scenario(entry)
     except FormatError as error:
@@ -69,9 +69,9 @@ def _scenario(entry: Any) -> Scenario:
     _known(entry, _Outline.__struct_fields__, "field")
     outline = _convert(entry, _Outline)
     if not outline.steps:
-        raise FormatError("it has no steps")
+        raise FormatError("the scenario has no steps")
     if not outline.modes:
-        raise FormatError("it names no mode")
+        raise FormatError("the scenario has no mode")
     parsed = tuple(_step(number, each) for number, each in enumerate(outline.steps, start=1))
     return Scenario(outline.name, outline.about, tuple(dict.fromkeys(outline.modes)), outline.settings, parsed)
 
@@ -123,9 +123,9 @@ def _expected(item: dict[str, Any]) -> Expected:
     _known(item, (*happenings, "reason", "endpoint"), "field")
     named = [happening for happening in happenings if happening in item]
     if len(named) != 1:
-        raise FormatError(f"{item} says neither ENGAGED nor DISENGAGED" if not named else f"{item} says both")
+        raise FormatError(f"{item} has neither ENGAGED nor DISENGAGED" if not named else f"{item} has both")
     if "reason" in item and named == ["ENGAGED"]:
-        raise FormatError(f"{item} gives a reason, which only DISENGAGED has")
+        raise FormatError(f"{item} has a reason, which only DISENGAGED has")
     given = {key: value for key, value in item.items() if key not in happenings}
     return _convert({"happening": named[0], "cluster": item[named[0]], **given}, Expected)
 
@@ -182,7 +182,7 @@ _BY_A_SUBSCRIBER = ("expect", "expect_updated", "expect_no_updates", "expect_sou
 
 def _name(body: dict[str, Any]) -> str:
     if "name" not in body:
-        raise FormatError("it names no cluster: the field `name` is missing")
+        raise FormatError("no cluster: the field `name` is missing")
     return _convert(body["name"], str)
 
 

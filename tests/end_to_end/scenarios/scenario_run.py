@@ -27,13 +27,13 @@ class ScenarioFailedError(Exception):
 
     def __init__(self, where: str, why: str, daemon: str) -> None:
         super().__init__(f"{where}: {why}")
-        self.add_note(f"The daemon said last:\n{daemon}")
+        self.add_note(f"Last output of the daemon:\n{daemon}")
         self.daemon = daemon
         """The last lines of the daemon's log."""
 
 
 class Setup(NamedTuple):
-    """How a daemon runs a scenario."""
+    """The settings and the environment of a daemon in a scenario run."""
 
     adapt: Callable[[dict[str, Any]], dict[str, Any]] = dict
     """Returns the daemon's settings, given those of the scenario."""
@@ -94,7 +94,7 @@ class ScenarioRun:
         self._daemons = daemons
         self._objects = objects
         self._patience_s = patience_s
-        # A call has the limit of the expectation that makes it, since a busy machine may take long to answer.
+        # Each call is limited by the expectation that makes it, since a busy machine may be slow.
         self._clients = [DiscoveryClient(daemon.address, timeout=None) for daemon in daemons]
         self._present: dict[str, Subscriber] = {}
         self._gone: dict[str, Subscriber] = {}
@@ -127,13 +127,13 @@ class ScenarioRun:
             await client.close()
 
     async def _during(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do `work`, unless one of the daemons ends."""
+        """Do `work`; fail if one of the daemons exits first."""
         for daemon in self._daemons:
             work = daemon.during(work)
         await work
 
     async def _joined(self) -> None:
-        """Wait until the daemons, if they are a group, have divided the clusters, none of which moves from then on."""
+        """Wait until the daemons of a group have divided the clusters, none of which moves from then on."""
         group: Sharding | None = None
         try:
             async with asyncio.timeout(_GROUP_SETTLED_WITHIN_S):
@@ -217,7 +217,7 @@ class ScenarioRun:
                 await self._server.drop_watches()
 
     async def _on_daemon(self, step: steps.OnDaemon) -> None:
-        """Act on the daemon, and return once it and its subscribers are back."""
+        """Act on the daemon, and return once it runs and its subscribers are connected again."""
         if step.action == "restart":
             await self._terminate()
         else:
@@ -234,9 +234,9 @@ class ScenarioRun:
             try:
                 status = await daemon.terminate()
             except TimeoutError:
-                raise UnexpectedError("the daemon did not end on SIGTERM") from None
+                raise UnexpectedError("the daemon did not exit on SIGTERM") from None
             if status != 0:
-                raise UnexpectedError(f"the daemon ended with status {status} on SIGTERM")
+                raise UnexpectedError(f"the daemon exited with status {status} on SIGTERM")
 
     async def _subscribe(self, asked: Subscribe) -> None:
         if asked.who in self._present:
@@ -284,11 +284,11 @@ def _matches(step: steps.ExpectEngaged, seen: list[str] | str) -> bool:
 
 def _mismatch(step: steps.ExpectEngaged, seen: list[str] | str) -> str:
     if isinstance(seen, str):
-        return f"ListClusters gave no answer: {seen or 'none came in time'}"
+        return f"ListClusters returned no clusters: {seen or 'timeout'}"
     if step.names is None:
-        return f"ListClusters gave {len(seen)} clusters and not {step.count}: {_names(seen)}"
+        return f"ListClusters returned {len(seen)} clusters and not {step.count}: {_names(seen)}"
     return (
-        f"ListClusters gave {_names(seen)} and not {_names(step.names)}: "
+        f"ListClusters returned {_names(seen)} and not {_names(step.names)}: "
         f"missing {_names(step.names.difference(seen))}, unexpected {_names(set(seen) - step.names)}"
     )
 

@@ -23,7 +23,7 @@ class ApiServer(Protocol):
     """Whether Milo's controllers set the conditions of its objects."""
 
     async def start(self) -> None:
-        """Start again, with the same address and data, unless it runs."""
+        """Start the server again, with the same address and data, unless it runs."""
 
     async def stop(self) -> None:
         """Kill the server."""
@@ -91,7 +91,7 @@ class RealServers:
     def __init__(
         self, found: Programs, directory: Path, *, of_each: int = 1, streaming_lists: Collection[Mode] = MODES
     ) -> None:
-        """Set up; `streaming_lists` has the modes whose servers support streaming lists."""
+        """Create the servers; `streaming_lists` contains the modes whose servers support streaming lists."""
         self._all: list[RealApi] = []
         self._free: dict[Mode, asyncio.LifoQueue[RealApi]] = {mode: asyncio.LifoQueue() for mode in MODES}
         for number in range(of_each):

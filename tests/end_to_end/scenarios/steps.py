@@ -159,7 +159,7 @@ class Scenario(msgspec.Struct, frozen=True):
 
     @property
     def writes_conditions(self) -> bool:
-        """Whether its steps are those of a controller, which Milo's own would contradict."""
+        """Whether the steps write conditions, which conflict with those of Milo's own controllers."""
         steps = [step for _, step in self.steps]
         return any(isinstance(step, Condition) or (isinstance(step, Create) and not step.ready) for step in steps)
 

@@ -32,17 +32,17 @@ class UnexpectedError(Exception):
 
 
 class _Stream:
-    """What one daemon sends to a subscriber."""
+    """The stream of one daemon to a subscriber."""
 
     def __init__(self, address: str, asked: Subscribe, events: list[Event], arrived: asyncio.Event) -> None:
-        """Append what comes to `events`, and set `arrived` each time."""
+        """Append received events to `events`, and set `arrived` each time."""
         self._client = DiscoveryClient(address)
         self.watch = self._client.watch(
             label_selector=asked.label_selector, names=asked.names, organizations=asked.organizations
         )
         self.is_connected = False
         self.is_current = False
-        """Whether it received everything that the daemon knew when it connected."""
+        """Whether the stream has received the state that the daemon had at the time of the connection."""
         self._events, self._arrived = events, arrived
         self.recording = asyncio.create_task(self._record(), name=f"subscriber {asked.who}")
         self.recording.add_done_callback(lambda _: arrived.set())
@@ -97,13 +97,13 @@ class Subscriber:
 
     async def current(self) -> None:
         await self._comes(
-            lambda: all(each.is_current for each in self._streams), lambda: f"{self.name} was given no complete view"
+            lambda: all(each.is_current for each in self._streams), lambda: f"{self.name} received no complete view"
         )
 
     async def disconnected(self) -> None:
         await self._comes(
             lambda: not any(each.is_connected for each in self._streams),
-            lambda: f"{self.name} did not notice the daemon's end",
+            lambda: f"{self.name} did not notice that the daemon exited",
         )
 
     async def reconnect(self) -> None:
@@ -149,9 +149,9 @@ class Subscriber:
         def instead() -> str:
             showing = f"no UPDATED {name} came that shows {', '.join(fields)}"
             if (position := last()) is None:
-                return f"{showing}: {self.name} was given no UPDATED of it"
+                return f"{showing}: {self.name} received no UPDATED of it"
             shown = {field: getattr(self._events[position].cluster, field) for field in fields}
-            return f"{showing}: the last that {self.name} was given has {shown}"
+            return f"{showing}: the last that {self.name} received has {shown}"
 
         await self._comes(
             lambda: (
@@ -165,7 +165,7 @@ class Subscriber:
     async def expect_no_updates(self, name: str) -> None:
         await self._stays_away(lambda: self._last_update(name, since=self._examined) is not None)
         if (position := self._last_update(name, since=self._examined)) is not None:
-            raise UnexpectedError(f"{self.name} was given an UPDATED: {self._events[position].cluster}")
+            raise UnexpectedError(f"{self.name} received an UPDATED: {self._events[position].cluster}")
         self._examined = len(self._events)
 
     def _last_update(self, name: str, *, since: int) -> int | None:
@@ -176,7 +176,7 @@ class Subscriber:
         return None
 
     def _shows(self, position: int, field: str, wanted: object) -> bool:
-        """Return whether a field has the expected value; without one, whether it is or was set."""
+        """Return whether a field has the expected value, or if none is expected, whether it is or was set."""
         cluster = self._events[position].cluster
         value = getattr(cluster, field)
         if wanted is msgspec.UNSET:
@@ -189,7 +189,7 @@ class Subscriber:
     def _instead(self, expected: Sequence[Expected], seen: Sequence[Event]) -> str:
         return (
             f"expected {', '.join(map(matching.tell_expected, expected)) or 'nothing'}; "
-            f"{self.name} was given {tell_all(seen)}"
+            f"{self.name} received {tell_all(seen)}"
         )
 
     # --- waiting ---
@@ -219,7 +219,7 @@ class Subscriber:
         for stream in self._streams:
             if stream.recording.done() and (error := stream.recording.exception()) is not None:
                 if isinstance(error, DiscoveryError):
-                    raise UnexpectedError(f"the stream of {self.name} was ended: {error}") from error
+                    raise UnexpectedError(f"the stream of {self.name} was closed: {error}") from error
                 raise error
 
 

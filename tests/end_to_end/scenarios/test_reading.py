@@ -49,7 +49,7 @@ def test_scenarios_of_this_repository_are_valid_with_unique_names() -> None:
         ({"subscribe": {"who": "s"}}, "step 1 (subscribe): unknown field 'who'"),
         ({"expect": [{"ENGAGED": "a", "uid": "u"}]}, "step 1 (expect): unknown field 'uid'"),
         ({"expect": [{"UPDATED": "a"}]}, "step 1 (expect): unknown field 'UPDATED'"),
-        ({"expect": [{"reason": "DELETED"}]}, "says neither ENGAGED nor DISENGAGED"),
+        ({"expect": [{"reason": "DELETED"}]}, "has neither ENGAGED nor DISENGAGED"),
         ({"expect": [{"ENGAGED": "a", "DISENGAGED": "a"}]}, "says both"),
         ({"expect": [{"ENGAGED": "a", "reason": "DELETED"}]}, "which only DISENGAGED has"),
         ({"expect": [{"DISENGAGED": "a", "reason": "GONE"}]}, "Invalid enum value 'GONE'"),
@@ -77,8 +77,8 @@ def test_error_names_number_of_invalid_step() -> None:
     [
         ({"mode": "project"}, "unknown field 'mode' (did you mean 'modes'?)"),
         ({"modes": ["single"]}, "Invalid enum value 'single'"),
-        ({"modes": []}, "it names no mode"),
-        ({"steps": []}, "it has no steps"),
+        ({"modes": []}, "the scenario has no mode"),
+        ({"steps": []}, "the scenario has no steps"),
         ({"settings": ["a"]}, "Expected `object`, got `array`"),
     ],
 )

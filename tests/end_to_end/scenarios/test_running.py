@@ -34,12 +34,12 @@ async def failure(*steps: dict[str, Any], **fields: Any) -> str:
         (
             [ALPHA, {"expect": []}],
             "step 2 (expect): ENGAGED alpha came, which was not expected: expected nothing; "
-            "main was given ENGAGED alpha",
+            "main received ENGAGED alpha",
         ),
         (
             [ALPHA, {"expect": [{"ENGAGED": "alpha"}, {"ENGAGED": "beta"}]}],
             "step 2 (expect): within 1 s ENGAGED beta did not come: expected ENGAGED alpha, ENGAGED beta; "
-            "main was given ENGAGED alpha",
+            "main received ENGAGED alpha",
         ),
         (
             [ALPHA, ENGAGED, GONE, {"expect": [{"DISENGAGED": "alpha", "reason": "NOT_READY"}]}],
@@ -48,17 +48,17 @@ async def failure(*steps: dict[str, Any], **fields: Any) -> str:
         (
             [ALPHA, {"expect_updated": {"name": "alpha", "fields": ["labels"]}}],
             "step 2 (expect_updated): within 1 s no UPDATED alpha came that shows labels: "
-            "main was given no UPDATED of it",
+            "main received no UPDATED of it",
         ),
         (
             [ALPHA, {"label": {"name": "alpha", "set": {"k": "v"}}}, {"expect_no_updates": {"name": "alpha"}}],
-            "step 3 (expect_no_updates): main was given an UPDATED: ",
+            "step 3 (expect_no_updates): main received an UPDATED: ",
         ),
         (
             [ALPHA, {"expect_engaged": ["beta"]}],
-            "step 2 (expect_engaged): ListClusters gave alpha and not beta: missing beta, unexpected alpha",
+            "step 2 (expect_engaged): ListClusters returned alpha and not beta: missing beta, unexpected alpha",
         ),
-        ([ALPHA, {"expect_engaged": {"count": 2}}], "ListClusters gave 1 clusters and not 2: alpha"),
+        ([ALPHA, {"expect_engaged": {"count": 2}}], "ListClusters returned 1 clusters and not 2: alpha"),
         (
             [{"expect_source": "STALE"}],
             "step 1 (expect_source): within 1 s main did not receive STALE; its last state is STREAMING",
@@ -73,7 +73,7 @@ async def failure(*steps: dict[str, Any], **fields: Any) -> str:
         ([{"expect": []}, {"subscribe": {"as": "main"}}], "there is a subscriber 'main' already"),
         (
             [{"subscribe": {"as": "s", "label_selector": "a in"}}],
-            "step 1 (subscribe): the stream of s was ended: ",
+            "step 1 (subscribe): the stream of s was closed: ",
         ),
     ],
     ids=lambda value: "" if isinstance(value, str) else next(iter(value[-1])),
@@ -84,7 +84,7 @@ async def test_failed_expectation_reports_actual_events(steps: Sequence[dict[str
 
 async def test_unknown_daemon_setting_fails_by_name() -> None:
     why = await failure({"expect": []}, settings={"stalled_timeuot": "5s"})
-    assert why.startswith("at the start: the daemon ended with status 1: milo-discoveryd: ")
+    assert why.startswith("at the start: the daemon exited with status 1: milo-discoveryd: ")
     assert "key stalled_timeuot: is not a setting" in why
 
 

@@ -17,4 +17,4 @@ async def test_scenario_passes_on_the_sandbox(scenario_runs: ScenarioRuns, scena
     try:
         await scenario_runs.outcome(scenario_and_mode)
     except ScenarioFailedError as failed:
-        pytest.fail(f"{failed}\n\nThe daemon said last:\n{failed.daemon}", pytrace=False)
+        pytest.fail(f"{failed}\n\nLast output of the daemon:\n{failed.daemon}", pytrace=False)

@@ -47,7 +47,9 @@ class Daemon:
     """One of the two daemons, and its connection to the API server."""
 
     def __init__(self, name: str, directory: Path, server: Server, port: int = 0, *, keeps_state: bool = True) -> None:
-        """Set up; `port` is that of its proxy to the API server, 0 for any. `keeps_state`: in a state directory."""
+        """`port` is that of the proxy to the API server, 0 for any. With `keeps_state`, the daemon has a state
+        directory.
+        """
         self.name = name
         self.directory = directory
         self.server = server
@@ -129,7 +131,7 @@ class Deployment:
         """The proxy between the steady daemon and a remote subscriber."""
         self.far: Recorder | None = None
         self.watched: list[Event] = []
-        """A subscriber that uses the client library, at the faulted daemon."""
+        """The events of a subscriber with the client library, at the faulted daemon."""
         self.names: set[str] = set()
         self.gauges = Gauges()
         self.idle: Process | None = None

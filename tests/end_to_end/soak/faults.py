@@ -186,7 +186,7 @@ class Faults:
         process = self._deployment.faulted.process
         status = await process.terminate()
         if status != 0:
-            raise AssertionError(f"on SIGTERM the daemon ended with status {status}: {process.tail()}")
+            raise AssertionError(f"on SIGTERM the daemon exited with status {status}: {process.tail()}")
         await process.start()
 
     async def _pause_daemon(self) -> None:
@@ -199,7 +199,7 @@ class Faults:
         faulted.socket.unlink()
         status = await faulted.process.ended()
         if status != 1:
-            raise AssertionError(f"without its socket the daemon ended with status {status}: {faulted.process.tail()}")
+            raise AssertionError(f"without its socket the daemon exited with status {status}: {faulted.process.tail()}")
         await faulted.process.start()
 
     async def _second_daemon(self) -> None:
@@ -207,7 +207,7 @@ class Faults:
             await second.spawn()
             status = await second.ended()
             if status != 1 or "in use by another daemon" not in second.output:
-                raise AssertionError(f"a second daemon ended with status {status}: {second.tail()}")
+                raise AssertionError(f"a second daemon exited with status {status}: {second.tail()}")
 
     async def _fill_disk(self) -> None:
         async with self._disk.full():
@@ -232,7 +232,7 @@ class Faults:
     async def _swallow_subscriber(self) -> None:
         async with self._deployment.subscriber_proxy.swallowing():
             await self._some_time()
-        await self._deployment.subscriber_proxy.cut()  # otherwise the peer would learn of it after the TCP timeout only
+        await self._deployment.subscriber_proxy.cut()  # the peer would otherwise notice after the TCP timeout only
 
     async def _crowd(self) -> None:
         address = f"unix://{self._random.choice(self._daemons).socket}"

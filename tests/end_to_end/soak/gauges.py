@@ -93,6 +93,6 @@ class Gauges:
 
 
 def own_mib(status: str) -> float:
-    """Return the anonymous memory of a process, of its `/proc/PID/status`."""
+    """Return the anonymous memory of a process in MiB, from its `/proc/PID/status`."""
     lines = (line.split() for line in status.splitlines())
     return sum(int(words[1]) for words in lines if words and words[0] in _OWN) / 1024

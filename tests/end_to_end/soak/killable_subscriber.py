@@ -23,7 +23,7 @@ class KillableSubscriber(Received):
         with_kubeconfigs: bool = False,
         keeps_revision: bool = True,
     ) -> None:
-        """Set up; one that `keeps_revision` resumes after a kill, others begin with a snapshot."""
+        """With `keeps_revision`, the subscriber resumes after a kill; otherwise it begins with a snapshot."""
         super().__init__(who, label_selector)
         self._address = address
         self._options = ["--kubeconfigs"] if with_kubeconfigs else []
@@ -65,7 +65,7 @@ class KillableSubscriber(Received):
                 kind, length = HEADER.unpack(await stream.readexactly(HEADER.size))
                 content = await stream.readexactly(length)
                 if kind == STREAM:
-                    # The streams of a process resume, but for the first one of a process that begins with a snapshot.
+                    # Every stream resumes, except for the first one of a process that begins with a snapshot.
                     self.begin(content.decode(), is_of_new_process=not (content or self._keeps_revision))
                 else:
                     self.take(pb.WatchClustersResponse.FromString(content))

@@ -1,4 +1,4 @@
-"""A Python operator: it answers the ConfigMap `question` of each cluster by a ConfigMap `answer` with the same text."""
+"""A Python operator: it answers the ConfigMap `question` of each cluster with a ConfigMap `answer` of the same text."""
 
 from milo_controllers import Controllers, Request, main
 

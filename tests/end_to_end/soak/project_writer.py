@@ -31,7 +31,7 @@ class ProjectWriter:
         self._random = random
         self._writes = 0
         self._piece = 0
-        """The number of earlier pieces, whose marks must differ from this one's."""
+        """The number of earlier pieces, whose label values must differ from those of this piece."""
         self._doubtful = ""
         self._turn = asyncio.Lock()
         self.upstream = Upstream()
@@ -54,11 +54,11 @@ class ProjectWriter:
         return await self._try(self._one)
 
     async def mark(self) -> str:
-        """Write a label on the marker object, until it succeeds; the lock must be held."""
+        """Write a new label value to the marker object, until it succeeds; the lock must be held."""
         self._writes += 1
         mark = f"{self._piece}-{self._writes}"
         labels = {"mark": mark, "env": "prod"}
-        while not await self._try(lambda api: self._label(api, MARK, labels)):  # noqa: ASYNC110 - the server knows
+        while not await self._try(lambda api: self._label(api, MARK, labels)):  # noqa: ASYNC110 - polled
             await asyncio.sleep(_TRY_AGAIN_S)
         return mark
 

@@ -15,7 +15,7 @@ class Recovery:
     lasted_s: float
     """The duration of the fault."""
     took_s: float
-    """The time from its end until all subscribers have a change made after it."""
+    """The time from the end of the fault until all subscribers have a change made after it."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Report:
     handed: int
     """The number of credentials."""
     stalled: int
-    """Streams that the steady daemon ended because the subscriber stalled."""
+    """Streams that the steady daemon closed because the subscriber stalled."""
     slopes: dict[str, Slope]
     samples: list[Sample] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""What a soak test saves between its pieces: objects, state files, ports, and the report of each piece."""
+"""The state that a soak test saves between its pieces: objects, state files, ports, and the report of each piece."""
 
 import shutil
 from pathlib import Path
@@ -57,7 +57,7 @@ class SavedState:
         return msgspec.json.decode((latest / _PORTS).read_bytes(), type=Ports)
 
     def save(self, work: Path, ports: Ports, upstream: States) -> None:
-        """Save what the next piece begins with; if this is killed meanwhile, the next one begins as this one did."""
+        """Save the state for the next piece; if this is interrupted, the next piece begins with the previous state."""
         unfinished, latest = self._directory / "unfinished", self._latest()
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()

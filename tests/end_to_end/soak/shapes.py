@@ -1,7 +1,7 @@
-"""A soak of a shape in which parts meet: processes in a cell of the matrix, and a random fault every few seconds.
+"""A soak of a deployment shape: the processes of a cell of the matrix, and a random fault every few seconds.
 
-After each fault clusters are created and deleted, and every consumer must know what exists, without having been told
-anything false on the way. The validator of the matrix judges, which knows nothing of the daemon's code.
+After each fault clusters are created and deleted, and every consumer must have exactly the existing clusters, without a
+false event before. The validator of the matrix verifies that, independently of the daemon's code.
 """
 
 import asyncio
@@ -47,18 +47,20 @@ class ShapeReport:
     minutes: float = 0.0
     changes: int = 0
     told: int = 0
-    """Engagements and disengagements that consumers were told of."""
+    """Engagements and disengagements that consumers received."""
     recoveries: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     memory: dict[str, Gauges] = field(default_factory=dict)
-    """Of each process, from half of the time on; the first half of this is not evaluated either: see `Gauges.warm`."""
+    """Samples of each process from the second half of the run, the first half of which is not evaluated: see
+    `Gauges.warm`.
+    """
     failures: list[str] = field(default_factory=list)
 
     def markdown(self) -> str:
         faults = sum(map(len, self.recoveries.values()))
         lines = [
             f"{self.minutes:.0f} minutes in the shape `{self.shape}`, seed {self.seed}: {faults} faults of "
-            f"{len(self.recoveries)} kinds, {self.changes} clusters created or deleted, {self.told} changes that "
-            "consumers were told of.",
+            f"{len(self.recoveries)} kinds, {self.changes} clusters created or deleted, {self.told} changes "
+            "received by consumers.",
             f"**Validator failures and recoveries over the limit: {len(self.failures)}.**",
             *(f"- {failure}" for failure in self.failures[:50]),
             "",
@@ -81,13 +83,13 @@ class ShapeSoak:
         self._cell, self._random = SHAPES[shape], Random(seed)
         self._report = ShapeReport(shape, seed)
         self._clusters: list[tuple[str, str]] = []
-        """Source and name of each that exists."""
+        """Source and name of each existing cluster."""
         self._is_ending = False
         self._operator: Program | None = None
         self._asked = ""
 
     def end(self) -> None:
-        """End after the current fault."""
+        """Stop after the current fault."""
         self._is_ending = True
 
     async def run(self, minutes: float) -> ShapeReport:
@@ -104,7 +106,7 @@ class ShapeSoak:
             await self._recover("")
             while not self._is_ending and time.monotonic() < began + minutes * 60.0:
                 if not remaining:
-                    # Processes that run on in the second half show by how much their memory grows.
+                    # No process is killed in the second half, in which the growth of their memory is measured.
                     remaining = [each for each in self._faults() if each[1] != _KILLS or time.monotonic() < half]
                     self._random.shuffle(remaining)
                 name, _, strike = remaining.pop()
@@ -122,7 +124,7 @@ class ShapeSoak:
         return self._report
 
     async def _recover(self, fault: str) -> None:
-        """Change something, and wait until every consumer knows what exists and the operator has answered."""
+        """Create or delete a cluster, and wait until every consumer has converged and the operator has answered."""
         began, validator = time.monotonic(), self._world.validator
         self._change()
         try:
@@ -130,7 +132,7 @@ class ShapeSoak:
             await eventually(self._is_answered, within_s=PATIENCE_S)
         except TimeoutError:
             seen = {name: sorted(validator.truth ^ view) for name, view in validator.views.items()}
-            self._report.failures.append(f"not well {PATIENCE_S:g} s after: {fault}; differences: {seen}")
+            self._report.failures.append(f"not recovered {PATIENCE_S:g} s after: {fault}; differences: {seen}")
         except AssertionError as error:
             self._report.failures.append(f"{fault}: {error}")
             validator.breaches.clear()
@@ -218,7 +220,7 @@ class ShapeSoak:
         return self._sandbox(self._random.choice(list(self._world.upstreams)))
 
     async def _some_time(self, least: float = 0.5, most: float = 6.0) -> None:
-        """Let a fault last, while clusters come and go."""
+        """Wait for the duration of a fault, and create or delete a cluster during it."""
         lasts = self._random.uniform(least, most)
         await asyncio.sleep(lasts / 2)
         self._change()
@@ -236,7 +238,7 @@ class ShapeSoak:
 
     @asynccontextmanager
     async def _others_unharmed(self) -> AsyncIterator[str]:
-        """Choose a source that gets a fault; while it has it, consumers must learn of new clusters of the others."""
+        """Choose a source for a fault; during the fault, consumers must receive new clusters of the other sources."""
         sources = list(self._world.upstreams)
         source = self._random.choice(sources)
         yield source
@@ -296,7 +298,7 @@ class ShapeSoak:
     async def _terminate(self) -> None:
         daemon = self._random.choice(self._world.daemons)
         if (status := await daemon.terminate()) != 0:
-            self._report.failures.append(f"on SIGTERM a daemon ended with status {status}: {daemon.tail()}")
+            self._report.failures.append(f"on SIGTERM a daemon exited with status {status}: {daemon.tail()}")
         await self._some_time()
         await daemon.start()
 

@@ -34,7 +34,7 @@ class Soak:
     def __init__(
         self, server: Server, directory: Path, seed: int, say: Say, ports: Ports | None = None, *, piece: int = 0
     ) -> None:
-        """Set up; `ports` are those of the piece that this one continues, `piece` is the number of pieces before it."""
+        """`ports` are those of the piece that this one continues, `piece` is the number of pieces before it."""
         self.ports = ports or Ports()
         self._server = server
         self._directory = directory
@@ -50,7 +50,7 @@ class Soak:
         self._is_ending = True
 
     async def run(self, minutes: float, saved: SavedState | None = None) -> Report:
-        """Run; `saved` is where to leave what the next piece begins with."""
+        """Run the soak; `saved` stores the state for the next piece."""
         server, directory = self._server, self._directory
         began = time.monotonic()
         async with AsyncExitStack() as stack:
@@ -109,13 +109,13 @@ class Soak:
         await kind.strike()
         healed = time.monotonic()
         if not await self._until_well():
-            self._failures.append(f"not well {PATIENCE_S:g} s after: {kind.name}; {self._missing()}")
+            self._failures.append(f"not recovered {PATIENCE_S:g} s after: {kind.name}; {self._missing()}")
         recovery = Recovery(lasted_s=healed - before, took_s=time.monotonic() - healed)
         self._recoveries[kind.name].append(recovery)
         self._say(f"{kind.name}: {recovery.lasted_s:.1f} s, recovered after {recovery.took_s:.1f} s")
 
     async def _until_well(self) -> bool:
-        """Change a mark, and wait until every reading subscriber has it and the right state."""
+        """Change a label value, and wait until every reading subscriber has received it and has the right state."""
         async with self._writer.quiet():
             try:
                 async with asyncio.timeout(PATIENCE_S):
@@ -144,21 +144,21 @@ class Soak:
     async def _end(self, faulted: Daemon, steady: Daemon) -> None:
         """Wait until all subscribers, slow and remote ones too, have the right state; then stop the daemons."""
         if not await self._until_well():
-            self._failures.append(f"not well in the end; {self._missing()}")
+            self._failures.append(f"not recovered at the end; {self._missing()}")
         try:
             async with asyncio.timeout(PATIENCE_S):
                 for recorder in self._deployment.recorders:
-                    while recorder.view != self._truth(recorder):  # noqa: ASYNC110 - only looking tells
+                    while recorder.view != self._truth(recorder):  # noqa: ASYNC110 - polled
                         await asyncio.sleep(_LOOK_EVERY_S)
                 while self._deployment.names != set(self._truth(self._deployment.fast[0])):  # noqa: ASYNC110
                     await asyncio.sleep(_LOOK_EVERY_S)
         except TimeoutError:
-            self._failures.append("not everybody knew everything in the end")
+            self._failures.append("not all subscribers had the right state at the end")
         for daemon in (faulted, steady):
             if "Traceback" in daemon.process.output:
                 self._failures.append(f"the {daemon.name} daemon raised: {daemon.process.tail(60)}")
             if not daemon.process.is_running:
-                self._failures.append(f"the {daemon.name} daemon has ended: {daemon.process.tail()}")
+                self._failures.append(f"the {daemon.name} daemon has exited: {daemon.process.tail()}")
 
 
 def _not_restored(daemons: Iterable[Daemon]) -> Iterator[str]:

@@ -47,12 +47,12 @@ class Target:
 
     mean_pause_s: float
     faults: tuple[tuple[str, int, Strike], ...]
-    """The name of each, its weight, and the fault."""
+    """The name of each fault, its weight, and the function that injects it."""
 
 
 class Storm:
     def __init__(self, directory: Path, seed: str, *, keeps_state: bool) -> None:
-        """Set up; `keeps_state`: the daemon has a state directory."""
+        """With `keeps_state`, the daemon has a state directory."""
         self._seed = seed
         self._random = Random(seed)
         self._server = server = SandboxServer(directory)
@@ -68,7 +68,7 @@ class Storm:
         ]
         self._steady = KillableSubscriber("never killed", address)
         self._watched: list[Event] = []
-        """The events of a subscriber with the client library, which is never killed either."""
+        """The events of a subscriber with the client library, which is never killed."""
         self._names: set[str] = set()
         self._counts: Counter[str] = Counter()
         self._failures: list[str] = []
@@ -161,7 +161,7 @@ class Storm:
             try:
                 await fault()
             except (DaemonEndedError, OSError, RuntimeError, TimeoutError) as error:
-                # This target has no further fault. The storm goes on, and its validators tell more.
+                # This target has no further fault. The storm continues, and its validators report more.
                 self._failures.append(f"{name}: {error!r}; {self._daemon.process.tail()}")
                 return
 
@@ -180,9 +180,9 @@ class Storm:
     async def _terminated(self) -> None:
         process = self._daemon.process
         if not process.is_running:
-            self._failures.append(f"the daemon has ended: {process.tail()}")
+            self._failures.append(f"the daemon has exited: {process.tail()}")
         elif (status := await process.terminate()) != 0:
-            self._failures.append(f"on SIGTERM the daemon ended with status {status}: {process.tail()}")
+            self._failures.append(f"on SIGTERM the daemon exited with status {status}: {process.tail()}")
 
     async def _stop_daemon(self) -> None:
         self._daemon.process.signal(signal.SIGSTOP)
@@ -245,12 +245,12 @@ class Storm:
             await asyncio.wait((task,))
 
     async def _converge(self) -> bool:
-        """Change a mark, and wait until every subscriber has it and the right state."""
+        """Change a label value, and wait until every subscriber has received it and has the right state."""
         async with self._writer.quiet():
             try:
                 async with asyncio.timeout(PATIENCE_S):
                     mark = await self._writer.mark()
-                    while not all(self._knows(each, mark) for each in self._all):  # noqa: ASYNC110 - only looking tells
+                    while not all(self._knows(each, mark) for each in self._all):  # noqa: ASYNC110 - polled
                         await asyncio.sleep(_LOOK_EVERY_S)
                     while self._names != set(self._truth("")):  # noqa: ASYNC110
                         await asyncio.sleep(_LOOK_EVERY_S)

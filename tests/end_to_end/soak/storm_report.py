@@ -12,7 +12,7 @@ from tests.end_to_end.soak.report import Subscriber
 class StormReport:
     seed: str
     seconds: float
-    """Its duration, with the time in which the subscribers converged."""
+    """The duration of the storm, including the time in which the subscribers converged."""
     recovery_s: float
     faults: dict[str, int]
     kills: int

@@ -44,7 +44,7 @@ def report(**changes: Any) -> Report:
         handed=7,
         stalled=4,
         slopes=growing(1.5).slopes(),
-        failures=["not well 150 s after: cut"],
+        failures=["not recovered 150 s after: cut"],
     )
     return replace(plain, **changes)
 

@@ -1,4 +1,4 @@
-"""A short storm, and what its verdict relies on."""
+"""A short storm, and the arithmetic of its report."""
 
 from dataclasses import replace
 from pathlib import Path
