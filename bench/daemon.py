@@ -23,9 +23,10 @@ class Daemon(Process):
         program: str = "milo_discoveryd",
         http_listen: str = "off",
     ) -> None:
-        """Set up without connectivity probes, unless these are measured.
+        """Start the daemon. `probed` enables connectivity probes.
 
-        `listens`: where, if not only at its address. `program`: a module that runs the daemon.
+        With `listens`, it listens at `address`; otherwise only at the listeners in `config`. `program` is a module that
+        runs the daemon.
         """
         self._socket = directory / "daemon.sock"
         self.address = f"unix://{self._socket}"
@@ -46,7 +47,7 @@ class Daemon(Process):
         super().__init__(command, directory / "daemon.log", environ=clean)
 
     async def listens(self) -> None:
-        """Start the process; return when its socket exists."""
+        """Return once the daemon's socket exists."""
         while not self._socket.exists():
             self.check()
             await asyncio.sleep(0.001)

@@ -1,6 +1,6 @@
 """`python -m bench.page [--check]`: writes figures of bench/results into documents, and draws their plots.
 
-The text is written by hand. What is between `<!-- figures: KIND -->` and `<!-- end -->` is generated: tables of
+The text is written by hand. The text between `<!-- figures: KIND -->` and `<!-- end -->` is generated: tables of
 bench/figures.py, bars that are missed, and the files of results with their commands and commits. `--print NAME` prints
 all figures of one file.
 """
@@ -311,7 +311,7 @@ def _sizing_cpu(figures: Figures) -> str:
 
 
 def _capacity_series(figures: Figures, kind: str, by: int) -> dict[str, list[tuple[float, float]]]:
-    """Return the greatest figures by number of subscribers, as points over projects (0) or changes (2)."""
+    """Return the maximum by number of subscribers, as points over projects (`by` is 0) or changes (2)."""
     greatest: dict[int, dict[float, float]] = {}
     for key, value in figures.items():
         if (found := re.fullmatch(rf"capacity\.(\d+)\.(\d+)\.([\d.]+)\.{kind}", key)) and value is not None:

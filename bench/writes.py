@@ -1,4 +1,4 @@
-"""Writes to the API server, and the latency with which a reader sees them."""
+"""Writes to the API server, and the latency with which watch clients receive them."""
 
 import asyncio
 import time

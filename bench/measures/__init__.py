@@ -1,1 +1,1 @@
-"""Measurements: one module each, with a coroutine from a setting to figures by key."""
+"""Measurements, one module each: a coroutine takes a `Setting` and returns figures by key."""

@@ -27,7 +27,7 @@ _KINDS: dict[type, str] = {
     Cluster: "cluster",
     Target: "target",
     str: "text",
-    # The positions of a cluster by name and by revision, which is an int object of its own.
+    # The positions of a cluster by its name and by its revision, an int object.
     dict: "places",
     list: "places",
     int: "places",

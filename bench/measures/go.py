@@ -57,7 +57,7 @@ MEMORY_KEYS = tuple(
 
 
 async def memory(setting: Setting) -> Samples:
-    """Measure what a project adds to operators, on servers with few and with many kinds."""
+    """Measure the memory of operators per project, on servers with few and with many kinds."""
     binary = peers.operator() if setting.scale.with_go else None
     if binary is None:
         return {key: [] for key in MEMORY_KEYS}

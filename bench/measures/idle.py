@@ -10,7 +10,7 @@ _SUBSCRIBERS = 20
 
 
 async def measure(setting: Setting) -> Samples:
-    """Measure without connectivity probes, and with one of each cluster, at the default rate."""
+    """Measure without connectivity probes, and with probes of every cluster at the default rate."""
     samples = await _of("idle", setting, probed=False)
     return samples | await _of("idle.probed", setting, probed=True)
 

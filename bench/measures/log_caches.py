@@ -32,7 +32,7 @@ def _round(count: int) -> dict[str, float]:
         "first_snapshot": _reading(log, None),  # encodes the frames
         "second_snapshot": _reading(log, None),
     }
-    snapshot = log.snapshot()  # held, as by a reader that has received a part of it
+    snapshot = log.snapshot()  # held, as by a subscriber that has received a part of it
     _reading(log, None)
     took["shared_snapshot"] = _reading(log, None)
     for changed in in_process.observed(decoder, in_process.lines("MODIFIED", count, count + 1, "changed")):

@@ -65,7 +65,7 @@ class Quota:
         """Claims that were granted at any time."""
 
     async def grant(self) -> None:
-        """Create the grants; return when they apply."""
+        """Create the grants; return once they apply."""
         async with self._access.session() as session, asyncio.timeout(_READY_WITHIN_S):
             for kind in ("Organization", "Project"):
                 spec = {

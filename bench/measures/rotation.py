@@ -65,7 +65,9 @@ class Renewed:
 
 
 async def _issued(address: str, times: int) -> list[float]:
-    """Return the latency of consecutive calls; a command with the client's exec plugin waits for such a call."""
+    """Return the latencies in ms of consecutive calls of IssueKubeconfig, for which a command with the exec plugin
+    waits.
+    """
     took_ms: list[float] = []
     async with DiscoveryClient(address) as client:
         for number in range(times + 1):

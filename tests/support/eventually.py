@@ -1,4 +1,4 @@
-"""Waiting for a state: the only place where tests let time pass."""
+"""Polling for a state: the only place where tests wait for time to pass."""
 
 import asyncio
 from collections.abc import Callable

@@ -87,7 +87,7 @@ async def forked(
 
 def _started(*arguments: object) -> BaseProcess:
     process = _forking.Process(target=_run, args=arguments)
-    with patch.dict(os.environ, GRPC_VERBOSITY="NONE"):  # gRPC, which is loaded before the command runs, reads it
+    with patch.dict(os.environ, GRPC_VERBOSITY="NONE"):  # read by gRPC, which is imported before the command runs
         process.start()
     return process
 

@@ -1,4 +1,4 @@
-"""Atomic replacement of a file, as the documentation asks for: by renaming a new file to its name."""
+"""Atomic replacement of a file, by renaming a new one, as the documentation requires."""
 
 from pathlib import Path
 

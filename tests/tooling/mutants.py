@@ -32,7 +32,7 @@ addopts = ["--import-mode=importlib", "-p", "no:cacheprovider", "-p", "tests.sup
 
 
 def prepare(directory: Path, chosen: list[str]) -> None:
-    """Copy what the tests of these modules need, with mutmut's settings for them."""
+    """Copy the files that the tests of these modules need, with mutmut's settings for them."""
     ignored = shutil.ignore_patterns("__pycache__")
     for package in PACKAGES:
         shutil.copytree(package, directory / package.name, ignore=ignored)

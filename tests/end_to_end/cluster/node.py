@@ -172,7 +172,7 @@ class Node:
         made = self.cgroups()
         for each in made:
             each.mkdir(exist_ok=True)
-            for name in ("cpuset.cpus", "cpuset.mems"):  # empty in a new cgroup of v1, which nothing can join then
+            for name in ("cpuset.cpus", "cpuset.mems"):  # a new v1 cgroup cannot be joined while they are empty
                 if (each / name).exists() and (each / "cgroup.clone_children").exists():
                     (each / name).write_text((each.parent / name).read_text())
             for name, share in _SHARES.items():

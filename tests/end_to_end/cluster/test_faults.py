@@ -51,7 +51,7 @@ def standalone(node: Node) -> Iterator[Standalone]:
     standalone.start()
     yield standalone
     node.kubectl("delete", "namespace", NAMESPACE)
-    node.kubectl("delete", "-f", "-", given=DEFINITION.read_text())  # with all projects, faster than one by one
+    node.kubectl("delete", "-f", "-", given=DEFINITION.read_text())  # also deletes all projects
 
 
 def test_status_page_answers_through_a_forwarded_port(standalone: Standalone) -> None:

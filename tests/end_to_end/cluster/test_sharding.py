@@ -1,4 +1,4 @@
-"""Time without an owner while the pods of a shard group are replaced, in the order of events of a real kubelet."""
+"""Time for which clusters have no owner while a real kubelet replaces the pods of their shard group."""
 
 import json
 import subprocess

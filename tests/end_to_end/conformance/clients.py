@@ -116,7 +116,7 @@ CLIENTS = {
     # Node.js cannot read the peer credentials of a Unix socket.
     "node": Client(node, lacks_features=frozenset({Feature.SERVER_UID})),
     "java": Client(java, lacks_features=frozenset({Feature.SERVER_UID})),
-    # An example to copy, without releases, ownership and credentials of its own.
+    # An example to copy, which implements no releases, ownership or credentials.
     "rust": Client(
         rust,
         lacks_profiles=frozenset({Profile.RELEASE, Profile.SHARDED, Profile.IDENTITY, Profile.FLEET}),

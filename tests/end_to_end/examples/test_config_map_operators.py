@@ -168,7 +168,7 @@ async def test_operator_repairs_drift_across_restarts_and_expired_credentials(la
                 # Wait until the first credential has expired.
                 await asyncio.sleep(max(0.0, started + TOKEN_LIFE_S + 2 - time.monotonic()))
                 await repaired()
-                # Another handler for the project would have watches of its own.
+                # A second handler for the project would have watches of its own.
                 await eventually(lambda: sandbox.open_watches == watches, f"{watches} open watches, as before")
 
                 sandbox.projects.create("beta", ready=True)

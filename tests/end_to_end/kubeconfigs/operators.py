@@ -79,7 +79,7 @@ class Operator:
 
 
 async def operate_in_go(workspace: Workspace, program: Command, *, ends_at: float) -> int:
-    """Run an operator in Go, by a kubeconfig without a secret.
+    """Run an operator in Go, with a kubeconfig without a secret.
 
     Return how many ConfigMaps it wrote, and how many it received in its watch.
     """

@@ -31,7 +31,7 @@ def node_reader() -> Command:
 
 
 def java_reader() -> Command:
-    """Build in a copy, so that its classes and packages do not get into this repository."""
+    """Build in a copy, so that its classes and packages are not written into this repository."""
     java, maven = tool("java"), tool("mvn")
     sources = HERE / "java"
     built = CACHE / "java" / sources.relative_to(ROOT)

@@ -22,7 +22,7 @@ _STEPS = 8
 
 
 class _Orders(RuleBasedStateMachine):
-    """All paths of one world after the other, on one sandbox with one operator."""
+    """Random paths, each in a new world, on one sandbox with one operator."""
 
     loop: asyncio.AbstractEventLoop
     places: Places

@@ -147,7 +147,7 @@ class World:
         self.deleting = True
 
     async def recreate(self) -> None:
-        """Wait until a project that is being deleted is gone."""
+        """Wait until a project that is being deleted is removed."""
         async with Witness(self._places) as witness:
             await self._gone(witness)
 

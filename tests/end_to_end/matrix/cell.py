@@ -1,4 +1,4 @@
-"""One cell of the matrix: daemon processes, what they follow, and their consumers."""
+"""One cell of the matrix: daemon processes, their sources, and their consumers."""
 
 import asyncio
 import os

@@ -54,7 +54,7 @@ class Gate:
 
     def settings(self, number: int, socket: str, issuers: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Return the settings of a daemon: callers on its socket may have everything from these issuers."""
-        slow = [self._slow(issuers)] if issuers[0]["type"] == "token-file" else []  # no other credential fits files
+        slow = [self._slow(issuers)] if issuers[0]["type"] == "token-file" else []  # files have no other issuer
         net = {"name": "net", "address": self.addresses[number], "tls": self._tls, "tokens": True}
 
         def rule(name: str, who: dict[str, str], clusters: object, **limits: object) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class Upstream(Protocol):
     def delete(self, cluster: str) -> None: ...
 
     def empty(self, *, on: bool) -> None:
-        """Show an empty list, or everything again."""
+        """Serve an empty list, or all clusters again."""
 
     def damage(self, cluster: str) -> None:
         """Do not answer reads of a cluster's object, or leave its file half-written."""

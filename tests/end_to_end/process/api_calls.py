@@ -29,6 +29,6 @@ async def call(
 
 
 async def user_of(kubeconfig: bytes) -> str:
-    """Return the username that the API server identifies."""
+    """Return the username that the API server authenticates."""
     _, answer = await call(kubeconfig, "POST", _REVIEWS, {})
     return str(answer["status"]["userInfo"]["username"])

@@ -36,7 +36,7 @@ def project(number: int, labels: dict[str, str]) -> dict[str, Any]:
 
 
 class HostileServer:
-    """Lists by pages without end, by one page of any size, or a short list and a watch without end."""
+    """Serves endless pages of a list, one page of any size, or a short list and an endless watch."""
 
     def __init__(self, what: str) -> None:
         self._what = what

@@ -39,7 +39,7 @@ class Files:
         write(self.directory / name, self.config(project or name.partition(".")[0], subject))
 
     def daemon(self, kind: str, path: Path, *, is_settled: bool = True, **settings: Any) -> DaemonProcess:
-        """Return a daemon for these files, which were written long ago if they are settled."""
+        """Return a daemon for these files; with `is_settled`, their modification times are long ago."""
         for each in path.iterdir() if path.is_dir() else (path,):
             if is_settled and each.is_file():
                 os.utime(each, (0, 0))

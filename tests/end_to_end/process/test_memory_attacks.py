@@ -172,7 +172,7 @@ async def test_health_watches_keep_no_long_names(limited: Limited) -> None:
             call.cancel()
 
 
-async def test_object_with_many_labels_that_changes_again_and_again_keeps_little(limited: Limited) -> None:
+async def test_repeated_changes_of_an_object_with_many_labels_keep_little_memory(limited: Limited) -> None:
     words = [
         "".join(letters) for letters in itertools.islice(itertools.product(string.ascii_lowercase, repeat=4), 60_000)
     ]

@@ -71,7 +71,7 @@ def catches_sigterm(pid: int) -> bool:
     return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
 
 
-async def test_sigterm_during_startup_ends_the_daemon(workspace: Workspace) -> None:
+async def test_sigterm_during_startup_terminates_the_daemon(workspace: Workspace) -> None:
     """As PID 1 of a container, the daemon would ignore a signal without a handler."""
     workspace.daemon()
     command = (sys.executable, "-m", "milo_discoveryd", "run", "--config", str(workspace.directory / "config.yaml"))

@@ -1,4 +1,4 @@
-"""Limits that callers share: two callers that use all they may leave capacity for a third."""
+"""Limits that callers share: two callers at their limits leave capacity for a third."""
 
 import asyncio
 from collections import Counter

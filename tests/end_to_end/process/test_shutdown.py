@@ -11,7 +11,7 @@ from tests.end_to_end.process.conftest import Workspace
 from tests.support.eventually import eventually
 
 
-async def test_sigterm_ends_streams_as_unavailable_and_disengages_nothing(workspace: Workspace) -> None:
+async def test_sigterm_closes_streams_as_unavailable_and_disengages_nothing(workspace: Workspace) -> None:
     workspace.sandbox.projects.create("alpha", ready=True)
     async with workspace.daemon() as daemon:
         await daemon.start()

@@ -81,7 +81,7 @@ async def test_unavailable_api_is_awaited_at_startup(workspace: Workspace) -> No
         assert [event.cluster.name for batch in batches for event in batch.events] == ["alpha"]
 
 
-async def test_first_failure_logs_what_check_prints(workspace: Workspace) -> None:
+async def test_first_failure_logs_the_problem_that_check_prints(workspace: Workspace) -> None:
     path = written(workspace, workspace.sandbox.kubeconfig(token="unknown"))
     async with workspace.daemon(discovery_kubeconfig=path) as daemon:
         await daemon.start()

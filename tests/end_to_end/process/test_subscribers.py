@@ -49,7 +49,7 @@ async def until_subscribers(workspace: Workspace, count: int) -> None:
         await asyncio.sleep(0.02)
 
 
-async def test_stalled_subscriber_is_ended_as_aborted_and_can_resume(workspace: Workspace) -> None:
+async def test_stream_of_stalled_subscriber_is_aborted_and_can_resume(workspace: Workspace) -> None:
     populate(workspace)
     async with workspace.daemon(annotation_prefixes=["example.com/"], stalled_timeout="1s") as daemon:
         await started(daemon)

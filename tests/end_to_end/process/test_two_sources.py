@@ -63,7 +63,7 @@ class Rig:
         self.subscriber = Subscriber(workspace)
 
     async def seen(self, *names: str) -> None:
-        """Wait until the subscriber knows these clusters."""
+        """Wait until the subscriber has these clusters."""
         await self.daemon.during(eventually(lambda: self.subscriber.view.issuperset(names)))
 
     async def stored(self, *words: str) -> None:
@@ -116,7 +116,7 @@ def another(count: int, version: int = 5000) -> Projects:
 
 
 def bad_first_list(kind: str, right: Projects) -> Projects:
-    """Return what the server of `a` shows for two seconds after the daemon's restart."""
+    """Return the Projects that the server of `a` serves for two seconds after the daemon's restart."""
     match kind:
         case "three others":
             return another(3)
@@ -253,7 +253,7 @@ async def test_second_restart_while_a_source_is_unavailable_brings_no_cluster_ba
         assert found.subscriber.events == [*(f"ENGAGED b#run-{run}" for run in range(3)), "ENGAGED a#later"]
 
 
-async def test_both_modes_of_one_milo_engage_each_project_once_and_have_files_by_sync(workspace: Workspace) -> None:
+async def test_both_modes_of_one_milo_engage_each_project_once_and_sync_its_kubeconfig(workspace: Workspace) -> None:
     sandbox, directory = workspace.sandbox, workspace.directory
     for name in ("bank", "shop"):
         sandbox.milo.found(name, "acme", {})

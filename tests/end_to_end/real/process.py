@@ -81,7 +81,7 @@ def start(name: str, argv: list[str], *, log: Path, tied: bool) -> Process:
 
 
 def birth_of(pid: int) -> int | None:
-    """Return the start time of a process, or None without one (a zombie counts as ended)."""
+    """Return the start time of a process, or None without one (a zombie counts as exited)."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):

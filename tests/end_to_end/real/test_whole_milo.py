@@ -106,7 +106,7 @@ async def test_no_request_reaches_a_deleted_project(whole_milo: WholeMilo, direc
                     assert status in (201, 409), status
                 await all_do("work", others)
             assert {name: whole_milo.requests_of(name) for name in ended} == counts
-        await all_do("create", [name for name in projects if not worlds[name].exists])  # to delete what came late
+        await all_do("create", [name for name in projects if not worlds[name].exists])  # deletes late objects
         for world in worlds.values():
             await world.end()
 

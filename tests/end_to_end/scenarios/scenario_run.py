@@ -261,7 +261,7 @@ class ScenarioRun:
             raise UnexpectedError(_mismatch(step, seen)) from None
 
     async def _listed(self) -> list[str] | str:
-        """Return the names, or the reason why there are none; a name is there twice if two members have the cluster."""
+        """Return the names, or the reason why there are none; a name occurs twice if two members have the cluster."""
         try:
             return [cluster.name for client in self._clients for cluster in await client.list()]
         except Unavailable as error:

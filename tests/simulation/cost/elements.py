@@ -160,7 +160,7 @@ def count_reads(least: int, stack_above: int) -> Reads:
 
 def _objects() -> Iterator[Any]:
     for obj in gc.get_objects():
-        module: object = type(obj).__module__  # of a metaclass, a descriptor
+        module: object = type(obj).__module__  # a descriptor if `obj` is a metaclass
         if isinstance(module, str) and module.startswith("milo_"):
             yield obj
 

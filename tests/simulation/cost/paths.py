@@ -68,7 +68,7 @@ async def _relist(bed: Bed, subscribers: int) -> Meter:
 
 
 async def _first_list_end(bed: Bed, subscribers: int) -> Meter:
-    """Read the second half of the pages, which includes the work on what is kept of the first half."""
+    """Read the second half of the pages, so that work on the objects of the first half is counted."""
     _wait_at_half(bed)
     bed.subscribe(subscribers)
     await bed.settle()
@@ -107,7 +107,7 @@ async def _listing(bed: Bed, subscribers: int) -> Meter:
 
 
 async def _idle(bed: Bed, subscribers: int) -> Meter:
-    """Nothing changes for some heartbeats, after the first list was verified."""
+    """Idle for some heartbeats, after the first list was verified."""
     await _follow(bed, subscribers)
     bed.api.prepare_pages()
     await bed.settle(FRAME_EVICTION_INTERVAL_S + 1.0)
@@ -230,7 +230,7 @@ def long_life(clusters: int, changes: int, stack_above: int = 0) -> Meter:
             for first in range(0, clusters, SHORT_BURST):
                 with bed.measured(meter):
                     bed.api.change(first, SHORT_BURST)
-                    await bed.settle(0.04)  # all of them within one interval of evictions
+                    await bed.settle(0.04)  # all bursts are within one interval of evictions
         await bed.end()
         return meter
 

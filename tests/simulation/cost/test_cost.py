@@ -1,4 +1,4 @@
-"""The cost of what the daemon does most, counted: see docs/testing.md, "Cost"."""
+"""The cost of the daemon's most frequent operations, in counted calls and elements: see docs/testing.md, "Cost"."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Clusters whose objects need other objects: changes in any order equal a computation from scratch."""
+"""Clusters whose objects reference others: the result of changes in any order equals a computation from scratch."""
 
 from collections.abc import Iterable, Iterator
 
@@ -159,7 +159,7 @@ class ReductionOfReferences(RuleBasedStateMachine):
         assert found == expected == self.truth
         for name in NAMES:
             assert set(self.index.objects_of(name)) == set(index.objects_of(name))
-        # Anything else would be a leak.
+        # Other entries would be a leak.
         assert self.index._dependents.keys() == index._dependents.keys()
         assert self.index._members.keys() == index._members.keys()
         assert not self.index._committed

@@ -1,4 +1,4 @@
-"""Cursors under arbitrary changes, pauses and resumes: what a reader received adds up to the fleet.
+"""Cursors under arbitrary changes, pauses and resumes: the received events add up to the fleet.
 
 The model is a snapshot of the whole fleet at every revision.
 """

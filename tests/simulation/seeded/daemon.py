@@ -394,7 +394,7 @@ class Daemon:
         )
 
     async def drain(self) -> None:
-        """Shut down as on SIGTERM: streams are sent the pending events."""
+        """Shut down as on SIGTERM: pending events are sent first."""
         self._service.end_streams()
         if self._calls:
             await asyncio.wait([*self._calls], timeout=5.0)

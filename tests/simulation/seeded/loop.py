@@ -20,7 +20,7 @@ class NothingLeftError(RuntimeError):
 
 
 class Numbered(asyncio.Task[Any]):
-    """A task with a number, which makes the order of a set of tasks reproducible (a task group keeps one)."""
+    """A task with a number, which makes the order of a set of tasks reproducible (task groups keep one)."""
 
     def __init__(self, *arguments: Any, number: int, **options: Any) -> None:
         self._number = number
@@ -31,7 +31,7 @@ class Numbered(asyncio.Task[Any]):
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
-    # The parts of asyncio's own loops, in all supported versions.
+    # Attributes of asyncio's own loops, in all supported versions.
     _ready: Any
     _scheduled: list[Any]
 

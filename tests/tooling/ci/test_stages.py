@@ -1,4 +1,4 @@
-"""The stages of .ci/run and .ci/nightly: one that fails is named, and the workflows run each of them."""
+"""The stages of .ci/run and .ci/nightly: a failing stage is reported, and the workflows run each of them."""
 
 import re
 import shutil
@@ -64,7 +64,7 @@ def test_stages_run_in_order_and_end_with_a_table(script: Path) -> None:
     )
 
 
-def test_stage_that_fails_is_the_last_one_and_is_named(script: Path) -> None:
+def test_failing_stage_is_the_last_one_and_is_reported(script: Path) -> None:
     status, out, err = run(script)
     assert status == 1
     assert out[-5:] == [

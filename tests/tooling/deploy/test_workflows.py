@@ -102,7 +102,7 @@ def scripts(job: str) -> str:
     return "\n".join(step.get("run", "") for step in jobs(RELEASE)[job]["steps"])
 
 
-def test_release_signs_without_a_key_what_it_publishes() -> None:
+def test_release_signs_everything_that_it_publishes_without_a_key() -> None:
     script = scripts("release")
     assert 'cosign sign-blob --yes --bundle "$file.sigstore.json" "$file"' in script
     assert 'cosign sign --yes --recursive "$REGISTRY/$2@sha256:$digest"' in script

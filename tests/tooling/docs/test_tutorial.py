@@ -73,7 +73,7 @@ def test_tutorial_leads_to_a_green_test_and_a_running_operator(
     environ = {
         name: value for name, value in os.environ.items() if not name.startswith(("MILO_", "PYTHON", "VIRTUAL_"))
     }
-    environ["TMPDIR"] = str(directory.parent)  # by which the operator finds this demo, and not another one
+    environ["TMPDIR"] = str(directory.parent)  # so that the operator finds this demo, and no other
     subprocess.run(["sh", "-ec", environment], cwd=directory, env=environ, check=True, stdout=subprocess.DEVNULL)
     step("an environment")
     for name, content in files.items():

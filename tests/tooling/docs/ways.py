@@ -1,6 +1,6 @@
 """`./dev readme --list`: every shell command in the documents, and the test that runs or checks it.
 
-The exit status is 1 if there is a command without one. Only the standard library is needed.
+The exit status is 1 if a command has no test. Only the standard library is needed.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""One target under atheris, in a process of its own: libFuzzer ends the process when it is done."""
+"""One target under atheris, in a process of its own: libFuzzer exits when it is done."""
 
 import sys
 

@@ -53,7 +53,7 @@ def document(name: str = "alpha") -> dict[str, Any]:
         },
         "spec": {
             "ownerRef": {"kind": "Organization", "name": "acme"},
-            "host": f"{name}.example.com",  # two clusters do not have one address
+            "host": f"{name}.example.com",  # clusters have different addresses
             "port": 6443,
             "consumerProjectRef": {"name": name},
         },

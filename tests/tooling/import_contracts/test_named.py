@@ -1,4 +1,4 @@
-"""Comments and docstrings that name what does not exist are found."""
+"""Names in comments and docstrings that do not exist in the code are found."""
 
 from tools.named import code, missing, prose
 

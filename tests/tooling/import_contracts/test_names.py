@@ -1,4 +1,4 @@
-"""Classes have names of their own, so that a search for one finds one."""
+"""Class names are unique, so that a search for a name finds one class."""
 
 import ast
 from collections import defaultdict

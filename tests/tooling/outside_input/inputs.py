@@ -115,7 +115,7 @@ OBJECT_FIELDS = {
         700 * _KIB,
         30,
         TENANT,
-        f"{_MEMORY}::test_object_with_many_labels_that_changes_again_and_again_keeps_little",
+        f"{_MEMORY}::test_repeated_changes_of_an_object_with_many_labels_keep_little_memory",
     ),
     "Metadata.annotations": Input(
         "1000 that are sent, 512 KiB",

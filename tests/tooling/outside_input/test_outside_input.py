@@ -1,4 +1,4 @@
-"""Everything that comes from outside has a limit, a cost, a sender and an attack that was tried."""
+"""Every input from outside of the daemon has a limit, a cost, a sender and a tested attack."""
 
 import ast
 import importlib

@@ -1,4 +1,4 @@
-// A provider of this test on the library of KEP-4322, which the providers of all consumers call for their connections.
+// A small provider on the library of KEP-4322, which the providers of all consumers use to build client configurations.
 package main
 
 import (
