@@ -251,7 +251,7 @@ class _Bench:
         """Measure the start with one unresponsive project in a hundred, beside a run in which all projects respond."""
         hanging = max(1, count // 100)
         ratios = []
-        for _ in range(rounds):  # in turn, so that other load affects both
+        for _ in range(rounds):  # alternating, so that other load affects both
             async with self.place(count) as place, place.ours(1) as operator:
                 without_s = await operator.working()
             async with self.place(count, hanging=hanging) as place, place.ours(1, missing=hanging) as operator:

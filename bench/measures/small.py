@@ -27,7 +27,7 @@ async def measure(setting: Setting) -> Samples:
     ours, bares = [], []
     async with setting.milo(_PROJECTS) as milo:
         batches = await _batches(setting, milo)
-        for _ in range(rounds):  # in turn, so that other load affects both
+        for _ in range(rounds):  # alternating, so that other load affects both
             ours.append(await _daemon(setting, milo))
             bares.append(await _bare(setting, batches))
     async with setting.milo(scale.small) as milo:

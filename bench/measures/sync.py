@@ -78,7 +78,7 @@ async def _of_size(setting: Setting, count: int, key: str) -> Samples:
 async def _peer(peer: Peer, began: float, count: int) -> dict[str, float]:
     found = await peer.synced()
     took_s = time.perf_counter() - began
-    assert found == count, f"synced with {found} projects of {count}"
+    assert found == count, f"synced with {found} projects, want {count}"
     return {"seconds": took_s, "cpu_s": peer.cpu_s, "rss_mib": peer.rss_mib}
 
 
@@ -90,7 +90,7 @@ async def _daemon(milo: Milo, directory: Path, count: int) -> dict[str, float]:
         await subscriber.until_synced()
         synced = time.perf_counter()
         cpu_s = daemon.cpu_s
-        assert subscriber.events == count, f"synced with {subscriber.events} clusters of {count}"
+        assert subscriber.events == count, f"synced with {subscriber.events} clusters, want {count}"
         await subscriber.close()
         return {
             "seconds": synced - began,

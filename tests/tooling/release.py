@@ -48,7 +48,7 @@ def run(*command: object, within_s: int = 900, cwd: Path | None = None, **variab
     )  # fmt: skip
     if done.returncode:
         raise AssertionError(
-            f"{' '.join(map(str, command))} ended with status {done.returncode}:\n{done.stdout[-3000:]}"
+            f"{' '.join(map(str, command))} exited with status {done.returncode}:\n{done.stdout[-3000:]}"
         )
     return done.stdout
 

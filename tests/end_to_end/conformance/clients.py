@@ -75,7 +75,7 @@ def java_packages() -> Path:
 def java_program(package: str, *classes: str, main: str) -> Command:
     java, copy = tool("java"), java_packages()
     entries = [*(str(copy / each) for each in classes), (copy / package / "target/classpath").read_text()]
-    # Fast to start, since the processes run for seconds.
+    # Options for a fast start, since the processes run for seconds.
     return [java, "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp", ":".join(entries), main]
 
 

@@ -104,7 +104,7 @@ NEEDS_KUBERNETES = {"provider", "tutorial"}
 def tool(name: str) -> str:
     found = shutil.which(name)
     if found is None:
-        pytest.skip(f"there is no {name} on PATH: what is written for it is neither built nor run")
+        pytest.skip(f"there is no {name} on PATH: programs for it are neither built nor run")
     return found
 
 

@@ -176,7 +176,7 @@ async def _revision(stub: Any) -> str:
     async for batch in stub.WatchClusters(pb.WatchClustersRequest()):
         if batch.synced and not batch.pending_sources:
             return str(batch.revision)
-    raise AssertionError("the stream ended")
+    raise AssertionError("the stream ended before a complete snapshot")
 
 
 async def _repeat(call: Callable[[], Awaitable[object]], statuses: Counter[grpc.StatusCode] | None = None) -> None:

@@ -44,7 +44,7 @@ class Workspace:
         config = self.directory / "config.yaml"
         config.write_text(yaml.safe_dump(given))
         arguments = ("--config", str(config), *flags)
-        # A forked process has the environment variables and limits of the process that it is forked from.
+        # Environment variables and limits apply from the start of a process, so one with its own is not forked.
         is_forked = environ is None and descriptors is None and cgroup is None
         return DaemonProcess(
             given["listen"][0],

@@ -28,7 +28,7 @@ async def running(workspace: Workspace, stderr: int) -> AsyncIterator[asyncio.su
         async with asyncio.timeout(STARTED_WITHIN_S):
             await eventually(workspace.socket.exists, within_s=STARTED_WITHIN_S)
         yield process
-        assert process.returncode is None, "the daemon ended"
+        assert process.returncode is None, "the daemon has exited"
         process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(ENDED_WITHIN_S):
             assert await process.wait() == 0
@@ -78,7 +78,7 @@ async def test_sigterm_during_startup_terminates_the_daemon(workspace: Workspace
     process = await asyncio.create_subprocess_exec(*command)
     try:
         await eventually(lambda: catches_sigterm(process.pid), within_s=STARTED_WITHIN_S)
-        assert not workspace.socket.exists(), "it has started already"
+        assert not workspace.socket.exists(), "the daemon has already started"
         process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(ENDED_WITHIN_S):
             assert await process.wait() == 0

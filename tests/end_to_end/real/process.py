@@ -43,7 +43,7 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
             async with asyncio.timeout(within_s):
                 await _readable(handle)
         except TimeoutError as error:
-            raise ProcessError(f"{self.name} (pid {self.pid}) runs {within_s:g} s after {how.name}") from error
+            raise ProcessError(f"{self.name} (pid {self.pid}) still runs {within_s:g} s after {how.name}") from error
         finally:
             os.close(handle)
             _reap(self.pid)

@@ -255,7 +255,7 @@ class RealApi(ABC):
     @property
     def _required_proxy(self) -> TcpProxy:
         if self._proxy is None:
-            raise ProcessError(f"{self.title} has no proxy before it, so nothing can cut its connections")
+            raise ProcessError(f"{self.title} has no proxy, so its connections cannot be cut")
         return self._proxy
 
     def _write_kubeconfig(self, name: str, user: Mapping[str, str]) -> Path:

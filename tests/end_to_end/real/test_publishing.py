@@ -197,7 +197,7 @@ async def test_publisher_deletes_nothing_while_the_daemon_restarts_or_is_stale(
         workspace.sandbox.projects.create("gamma", ready=True)
         await workspace.sandbox.start()
         found = await profiles.until_named("alpha", "beta", "gamma")
-        assert _uid(found["beta"]) == _uid(before["beta"]), "the object was deleted meanwhile"
+        assert _uid(found["beta"]) == _uid(before["beta"]), "the object was deleted and created again"
         workspace.sandbox.projects.delete("beta")
         await profiles.until_named("alpha", "gamma")
 

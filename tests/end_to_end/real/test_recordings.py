@@ -22,5 +22,5 @@ async def test_recorded_conversation_matches_real_server(
 ) -> None:
     newest = next(iter(KUBE_APISERVERS.values()))
     if mode == "project-control-plane" and kubernetes_asked_for() is not newest:
-        pytest.skip(f"recorded of {newest.title}: what others say of the same mistakes differs a little")
+        pytest.skip(f"recorded from {newest.title}: error messages of other versions differ")
     assert await record(name, mode, servers, tmp_path) == transcripts.read(mode)[name]

@@ -39,16 +39,16 @@ from tests.end_to_end.soak.storm_report import StormReport, markdown
 def main() -> int:
     parser = argparse.ArgumentParser(prog="./dev soak", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=2.0)
-    parser.add_argument("--real", action="store_true", help="against a real API server (needs Go)")
+    parser.add_argument("--real", action="store_true", help="run on a real API server (needs Go)")
     parser.add_argument("--seed", type=int, default=int(time.time()))
-    parser.add_argument("--report", type=Path, help="a file for the report; printed in any case")
+    parser.add_argument("--report", type=Path, help="file to write the report to; it is also printed")
     parser.add_argument(
         "--state", type=Path, metavar="DIRECTORY", help="continue the soak of this directory, or begin one"
     )
-    parser.add_argument("--shape", choices=SHAPES, help="the soak of a cell of the matrix instead")
-    parser.add_argument("--storms", type=int, metavar="N", help="storms of overlapping faults and kills instead")
-    parser.add_argument("--seconds", type=float, default=100.0, help="the length of each storm")
-    parser.add_argument("--at-once", type=int, default=1, metavar="M", help="storms at the same time")
+    parser.add_argument("--shape", choices=SHAPES, help="run the soak of a cell of the matrix instead")
+    parser.add_argument("--storms", type=int, metavar="N", help="run N storms of overlapping faults and kills instead")
+    parser.add_argument("--seconds", type=float, default=100.0, help="duration of each storm")
+    parser.add_argument("--at-once", type=int, default=1, metavar="M", help="number of concurrent storms")
     asked = parser.parse_args()
     if asked.shape is not None:
         if asked.real or asked.state is not None:

@@ -99,7 +99,7 @@ class Follower:
             if enough():
                 return
             self.now += 5.0
-        raise AssertionError(f"not settled: {self.reflector.state}, {len(self.pending_deletions)} pending_deletions")
+        raise AssertionError(f"not settled: {self.reflector.state}, {len(self.pending_deletions)} pending deletions")
 
     def _page(self, token: str, limit: int, answer: Failure | None) -> None:
         body = self.server.page(limit, token)

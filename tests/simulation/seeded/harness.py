@@ -82,7 +82,7 @@ class Harness:
         """Wait until a condition holds; return how long it took."""
         began = self.loop.time()
         while not holds():
-            assert self.loop.time() < began + within_s, "the condition did not become true"
+            assert self.loop.time() < began + within_s, f"the condition did not become true within {within_s:g} s"
             await asyncio.sleep(0.1)
         return self.loop.time() - began
 

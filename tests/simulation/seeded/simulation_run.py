@@ -316,7 +316,7 @@ class SimulationRun:
         await self._change_objects()
         if not await self._is_calm() or not self._api.has_bookmarked:
             return
-        # The daemon may not have applied the last changes before the backup yet.
+        # The daemon may have read the last changes before the restore without applying them yet.
         await asyncio.sleep(0.1)
         self._api.inject("F22", "a backup is restored")
         killed = self._random.choice(("before", "after", "never")) if self._disk is not None else "never"

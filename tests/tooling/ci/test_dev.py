@@ -81,7 +81,7 @@ def lines_until(process: subprocess.Popen[str], words: str) -> Iterator[str]:
         yield line
         if words in line:
             return
-    raise AssertionError(f"./dev ended with {process.wait()} before it printed {words!r}")
+    raise AssertionError(f"./dev exited with {process.wait()} before it printed {words!r}")
 
 
 def rest(process: subprocess.Popen[str]) -> str:

@@ -90,7 +90,7 @@ class Container:
     def await_startup(self) -> None:
         while (probe := self._spec.get("startupProbe")) and not self._succeeds(probe):
             if self._process.poll() is not None:
-                sys.exit(f"{self._spec['name']} ended with status {self._process.returncode}")
+                sys.exit(f"{self._spec['name']} exited with status {self._process.returncode}")
             time.sleep(0.1)
 
     def end(self) -> int:
@@ -132,7 +132,7 @@ def run(given: dict[str, Any]) -> None:
     for container, each in zip(
         reversed(running), reversed([*spec["initContainers"], *spec["containers"]]), strict=True
     ):
-        say("pod", f"{each['name']} ended with status {container.end()}")
+        say("pod", f"{each['name']} exited with status {container.end()}")
 
 
 if __name__ == "__main__":

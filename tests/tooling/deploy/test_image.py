@@ -257,5 +257,5 @@ async def test_demo_pod_runs_unprivileged_on_a_read_only_root(sandbox_image: Ins
         assert order == ["pod sandbox started", "pod milo-discoveryd started", "pod subscriber started"]
         await demo.until("ENGAGED")
         await demo.end()
-    assert "pod milo-discoveryd ended with status 0" in demo.said
+    assert "pod milo-discoveryd exited with status 0" in demo.said
     assert not [line for line in demo.said if "Traceback" in line or "Permission denied" in line], demo.said

@@ -51,7 +51,7 @@ async def test_prometheus_fires_and_resolves_one_alert_for_one_outage(workspace:
             await workspace.sandbox.start()
             await until(is_over, tmp_path)
             fired = await server.query_range('ALERTS{alertstate="firing"}', stopped, time.time(), 0.2)
-            # At this speed, an error-budget alert follows the outage, which rule_tests inhibit.
+            # At this speed, an error-budget alert follows the outage; rule_tests verify its inhibition.
             names = [each["metric"]["alertname"] for each in fired]
             assert [each for each in names if each != "MiloDiscoverydSourceFreshnessBurn"] == [
                 "MiloDiscoverydSourceStale"

@@ -53,12 +53,12 @@ class Terminal:
             if re.search(words, line):
                 return line
         said = "".join(self._said[-30:])
-        raise AssertionError(f"{self._typed}\nended with {self._shell.wait()}, and not with {words!r}:\n{said}")
+        raise AssertionError(f"{self._typed}\nexited with {self._shell.wait()}, without {words!r}:\n{said}")
 
     def finish(self) -> None:
         """Wait until the commands have succeeded."""
         said, _ = self._shell.communicate()
-        assert self._shell.returncode == 0, f"{self._typed}\nended with {self._shell.returncode}:\n{said}"
+        assert self._shell.returncode == 0, f"{self._typed}\nexited with {self._shell.returncode}:\n{said}"
 
     def close(self) -> None:
         """Interrupt the commands, as Ctrl-C does."""
@@ -189,7 +189,7 @@ def report(steps: Iterable[str], within_s: float = math.inf) -> None:
         before, ended = ended, time.monotonic()
         sys.stdout.write(f"{ended - began:6.1f} s {ended - before:+7.1f} s  {what}\n")
         sys.stdout.flush()
-    assert ended - began < within_s, f"took {ended - began:.0f} s, and not less than {within_s:.0f} s"
+    assert ended - began < within_s, f"took {ended - began:.0f} s, want less than {within_s:.0f} s"
 
 
 def main() -> int:

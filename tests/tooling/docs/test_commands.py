@@ -106,7 +106,7 @@ class CommandShell:
                 shown, *cut = re.split(r"^\.\.\.$", command.shown, flags=re.MULTILINE)
                 came = alike(said)[: len(alike(shown))] if cut else alike(said)
                 if came != alike(shown) if shown else status:
-                    yield f"{block}\n{text} ended with {status}:\n{said}"
+                    yield f"{block}\n{text} exited with {status}:\n{said}"
 
     async def _typed(self, text: str) -> tuple[int | None, str]:
         process = await asyncio.create_subprocess_exec(

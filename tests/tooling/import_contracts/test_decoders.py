@@ -56,7 +56,7 @@ def calls(node: ast.AST, name: str) -> Iterator[ast.Call]:
 def test_types_are_prepared_at_import() -> None:
     files = [file for package in PACKAGES if package.name != "milo_sandbox" for file in package.rglob("*.py")]
     found = {str(file.relative_to(ROOT)): [*unprepared(file.read_text())] for file in files}
-    assert [file for file in LATER if not found[file]] == [], "these build none any more"
+    assert [file for file in LATER if not found[file]] == [], "these modules build no decoder in a function any more"
     late = [
         f"{file}:{line}: {reason}"
         for file, places in found.items()
