@@ -50,7 +50,7 @@ def test_scenarios_of_this_repository_are_valid_with_unique_names() -> None:
         ({"expect": [{"ENGAGED": "a", "uid": "u"}]}, "step 1 (expect): unknown field 'uid'"),
         ({"expect": [{"UPDATED": "a"}]}, "step 1 (expect): unknown field 'UPDATED'"),
         ({"expect": [{"reason": "DELETED"}]}, "has neither ENGAGED nor DISENGAGED"),
-        ({"expect": [{"ENGAGED": "a", "DISENGAGED": "a"}]}, "says both"),
+        ({"expect": [{"ENGAGED": "a", "DISENGAGED": "a"}]}, "has both"),
         ({"expect": [{"ENGAGED": "a", "reason": "DELETED"}]}, "which only DISENGAGED has"),
         ({"expect": [{"DISENGAGED": "a", "reason": "GONE"}]}, "Invalid enum value 'GONE'"),
         ({"expect_updated": {"name": "a", "fields": ["colour"]}}, "unknown field of a cluster 'colour'"),
