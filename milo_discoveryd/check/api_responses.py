@@ -19,7 +19,7 @@ _BUSY_FIX = "the API server is overloaded or starting, which the daemon would re
 _NOT_AN_API_SERVER = "check that the kubeconfig has the right server URL, including the path"
 
 _TRANSPORT_FIXES = {
-    "dns": "check the host name in the kubeconfig, and the DNS configuration (in a pod: dnsPolicy)",
+    "dns": "check the hostname in the kubeconfig, and the DNS configuration (in a pod: dnsPolicy)",
     "connect": "check that the API server is running, and that firewalls and network policies allow the connection",
     "tls": "set the server certificate's CA, and a server name that the certificate contains, in the kubeconfig",
     "timeout": "packets are dropped (firewall, network policy, missing proxy), or the server hangs",
@@ -91,7 +91,7 @@ def access_review(resource: Resource, verb: str) -> bytes:
 
 
 def impersonation_reviews(acting: ActAs) -> Mapping[str, bytes]:
-    """Return the access reviews of a request that impersonates, keyed by what each one checks."""
+    """Return the access reviews for an impersonated request, keyed by what each one checks."""
     namespace, _, account = acting.user.removeprefix(_SERVICE_ACCOUNT).partition(":")
     if acting.user.startswith(_SERVICE_ACCOUNT) and account:
         asked = {f"user {acting.user}": {"resource": "serviceaccounts", "namespace": namespace, "name": account}}

@@ -47,7 +47,7 @@ class ApiServerCheck:
                     yield finding
 
     async def impersonating(self, users: Iterable[ActAs]) -> AsyncIterator[Finding]:
-        """Check whether the identity may act as these users."""
+        """Check whether the identity may impersonate these users."""
         for acting in users:
             async for finding in self._guarded("impersonation", self._impersonation(acting)):
                 yield finding
@@ -68,7 +68,8 @@ class ApiServerCheck:
     async def _reach(self) -> AsyncIterator[Finding]:
         answer = await self._transport.post(_IDENTITY, api_responses.identity_review(), timeout_s=REQUEST_TIMEOUT_S)
         yield ok(self._subject("reach"), f"{self._transport.host} answers ({self._upstream.origin})")
-        # The identity is last: if that fails, these may say why, and nothing is checked after it.
+        # The identity is checked last: an expired certificate or a wrong clock may be why the server rejects it, and
+        # all further checks need it.
         for finding in (await self._certificate(), api_responses.clock(answer.headers.get("Date"), datetime.now(UTC))):
             if finding is not None:
                 yield finding
@@ -136,5 +137,5 @@ async def usable(name: str, upstream: Upstream) -> Finding:
     try:
         await upstream.credentials.credential()
     except CredentialError as error:
-        return fail(f"{name} credential", str(error), f"fix the credential that {upstream.origin} names")
+        return fail(f"{name} credential", str(error), f"fix the credential in {upstream.origin}")
     return ok(f"{name} credential", f"available ({upstream.origin})")

@@ -39,7 +39,7 @@ from milo_kube.label_selector import parse as parse_selector
 from milo_kube.reflect.wire import ListPageError
 from milo_kube.upstream import Upstream
 
-_INVALID_TOKEN = "milo-discoveryd-check"  # noqa: S105 - a token of no user, to be rejected
+_INVALID_TOKEN = "milo-discoveryd-check"  # noqa: S105 - not a secret: every API server must reject it
 _SUBJECT = "token reviews"
 
 
@@ -132,7 +132,7 @@ def _settings(of: SourceSettings, settings: Settings) -> Iterator[Finding]:
     if foreign:
         yield fail(
             subject,
-            f"label_selector asks for {foreign}, but ProjectControlPlanes of Milo have only two labels: "
+            f"label_selector requires {foreign}, but ProjectControlPlanes of Milo have only two labels: "
             f"{PROJECT_NAME_LABEL} and {PROJECT_UID_LABEL}",
             "select by those labels, or use mode project, whose objects have the projects' labels",
         )
@@ -183,7 +183,7 @@ async def _upstreams(settings: Settings, environ: Mapping[str, str]) -> AsyncGen
 async def _sources(
     sources: Sequence[ConfiguredSource], settings: Settings, environ: Mapping[str, str]
 ) -> AsyncIterator[Finding]:
-    """Check the sources whose kubeconfigs could be read, and the issuers, unless some could not."""
+    """Check the sources whose kubeconfigs could be read. Check the issuers only if all sources' kubeconfigs could."""
     async with AsyncExitStack() as closing:
         issuers = None
         if len(sources) == len(settings.sources):
@@ -257,7 +257,7 @@ async def _source(
 async def _followed(
     of: SourceSettings, watched: Upstream, settings: Settings, followed: KeyedSource
 ) -> AsyncIterator[Finding]:
-    """Check the API servers that have the followed collections, which may be contexts of one."""
+    """Check the API servers of the followed collections, which may be several contexts of one server."""
     resources: dict[str, list[Resource]] = {"": []}
     for collection in followed.collections:
         resources.setdefault(collection.server, []).append(collection.watched.resource)

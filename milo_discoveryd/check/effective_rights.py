@@ -23,7 +23,7 @@ _SHOWN = 10
 
 
 def parse_caller(text: str) -> Caller:
-    """Parse `uid=1000,listener=api`; of several gids the first is the primary group. Raises ConfigError."""
+    """Parse `uid=1000,listener=api`. The first gid is that of the primary group. Raises ConfigError."""
     fields: dict[str, object] = {"listener": ""}
     lists: dict[str, list[str]] = {name: [] for name in _LISTS.values()}
     gids: list[int] = []
@@ -53,7 +53,7 @@ def _invalid(word: str, why: str) -> ConfigError:
 
 
 async def print_effective_rights(settings: Settings, caller: Caller, out: TextIO, environ: Mapping[str, str]) -> int:
-    """Print the access of `caller`. The exit status is 0 if the rules let it see any cluster."""
+    """Print the access of `caller`, and return the exit status: 0 if its rule covers any clusters."""
     grant = rights(settings.rights).grant_for(caller)
     for line in _lines(settings, grant):
         print(line, file=out)

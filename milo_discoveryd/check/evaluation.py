@@ -25,11 +25,11 @@ from milo_kube.reflect.wire import ListPageError
 from milo_kube.upstream import Upstream
 
 _REPORTED = [state for state, meaning in MEANINGS.items() if not meaning.is_ready and state is not ObjectState.DELETED]
-"""The states of objects that a list can have and that engage no cluster, the worst first."""
+"""The states of listed objects that engage no cluster, worst first."""
 
 
 class Evaluation(msgspec.Struct, frozen=True):
-    """The clusters that a source engages by its complete lists."""
+    """The result of a source's complete lists: which clusters are engaged, and which objects engage none."""
 
     clusters: tuple[Cluster, ...]
     """The clusters that the daemon engages."""
@@ -45,7 +45,7 @@ async def evaluate_source(
     fleet: FleetEngagements | None = None,
 ) -> Evaluation:
     """Read a source's objects or files. `upstream` is the watched API server, with the credential to use. `fleet` has
-    the clusters of the sources before.
+    the clusters of the sources that were evaluated before.
 
     Raises FilesError, TransportError and ListPageError.
     """
@@ -80,12 +80,12 @@ def evaluate(
 def findings(subject: str, found: Evaluation, *, refuses: bool = False) -> Iterator[Finding]:
     """Report how many clusters are engaged, and the first problem of the others.
 
-    `refuses`: whether the source refuses objects of other organizations; their number is then reported if it is 0.
+    `refuses`: whether the source refuses objects of other organizations; their number is then reported even if it is 0.
     """
     counts = {state: len(found.others.get(state, ())) for state in _REPORTED}
     engaged, total = len(found.clusters), len(found.clusters) + sum(counts.values())
     if not total:
-        return  # the finding about the list says so
+        return  # the finding about the list reports that no object matches
     message = ", ".join(
         [
             f"{engaged} of {total} engaged",
@@ -131,7 +131,7 @@ async def _listed(
 async def _objects(
     transport: Transport, settings: Settings, collection: FollowedCollection
 ) -> AsyncIterator[ObservedObject]:
-    """Yield the objects of a complete list, as the daemon sees them."""
+    """Read all pages of a list, and yield an observation of each object, decoded as in the daemon."""
     how, watched = settings.watch, collection.watched
     token = ""
     while True:

@@ -59,13 +59,15 @@ class IssuersCheck:
             yield ok(subject, f"not checked: {issuer.type} creates an object for each cluster when it is engaged")
             return
         if is_of_cluster and cluster is None and not isinstance(issuer, ClientCertificateIssuer):
-            yield ok(subject, f"not checked: {issuer.type} has a credential for each cluster, and serves none yet")
+            yield ok(
+                subject, f"not checked: {issuer.type} issues credentials per cluster, and no cluster of it is ready"
+            )
             return
         ttl_s = self._settings.kubeconfigs.default_ttl.total_seconds()
         request = MintRequest(ttl_s=ttl_s, cluster=(cluster or _PROBE) if is_of_cluster else None)
         named = f" for {cluster.target.name}" if is_of_cluster and cluster is not None else ""
         try:
-            # A token that is bound to nothing leaves no Secret behind.
+            # An unbound token, since a bound one needs a Secret, which the check would leave behind.
             minting = issuer.unbound(ttl_s) if isinstance(issuer, TokenRequestIssuer) else issuer.mint(request)
             minted = await minting
         except UnfitError as error:
@@ -125,6 +127,6 @@ def _minted(subject: str, message: str, minted: IssuedCredential) -> Finding:
     end = "without an expiry" if minted.is_endless else f"valid for {life_s / 86400:.0f} days"
     return warn(
         subject,
-        f"{message}, {end}: a caller that received it keeps the access, whatever the daemon's rules say later",
+        f"{message}, {end}: a caller that received it keeps the access even if the daemon's rules change later",
         "give operators an identity that can be revoked at the platform, or use an issuer of short-lived credentials",
     )

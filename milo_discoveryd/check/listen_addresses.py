@@ -50,7 +50,7 @@ def tcp_port(subject: str, address: TcpAddress, *, daemon_is_running: bool = Fal
 
 
 def used_twice(subject: str, address: TcpAddress, others: Iterable[TcpAddress]) -> Finding | None:
-    """Check that no address to which the daemon binds earlier uses the port."""
+    """Return a failure if the address overlaps one of `others`, which the daemon binds earlier."""
     for other in others:
         is_included = _includes(address.host, other.host) or _includes(other.host, address.host)
         if is_included and address.port == other.port != 0:

@@ -38,7 +38,7 @@ def check_rules(settings: Settings) -> Iterator[Finding]:
             yield warn(
                 "rights",
                 message,
-                "list only issuers in the rule whose identity has no more access than the rule grants",
+                "in the rule, list only issuers whose identity has no more access than the rule grants",
             )
     if not problems:
         names = ", ".join(rule.name for rule in settings.rights)
@@ -46,7 +46,7 @@ def check_rules(settings: Settings) -> Iterator[Finding]:
 
 
 def issuers_for_all_clusters(settings: Settings, terms: Terms) -> Iterator[str]:
-    """Yield the permitted credential issuers with one credential for every cluster."""
+    """Yield the names of permitted issuers whose credentials are valid for all clusters."""
     for issuer in settings.kubeconfigs.issuers:
         match issuer:
             case DatumServiceAccount() | TokenExchange() | TokenFileSettings() | ProjectKubeconfig():

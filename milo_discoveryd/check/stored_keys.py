@@ -1,4 +1,4 @@
-"""Reports the stored clusters that have another key, or none, in this configuration."""
+"""Reports stored clusters whose key is different, or missing, with this configuration."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path

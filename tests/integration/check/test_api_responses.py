@@ -72,7 +72,7 @@ def test_tls_error_of_a_plain_http_port_does_not_suggest_a_ca() -> None:
         (201, user("system:anonymous"), "fail", "the API server treats this identity as system:anonymous"),
     ],
 )
-def test_identity_is_judged_by_status_and_body(status: int, content: bytes, level: str, seen: str) -> None:
+def test_identity_finding_depends_on_status_and_body(status: int, content: bytes, level: str, seen: str) -> None:
     finding = api_responses.identity("identity", status, content, "/etc/kubeconfig")
     assert (finding.level, finding.message.startswith(seen)) == (level, True)
     assert bool(finding.fix) == (level == "fail")

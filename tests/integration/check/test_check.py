@@ -87,7 +87,7 @@ async def test_check_uses_the_resource_of_the_mode_and_the_label_selector(kubeco
         tmp_path, discovery_kubeconfig=str(kubeconfig), mode="project-control-plane", label_selector="no=such"
     )
     assert "get, list and watch of projectcontrolplanes.infrastructure.miloapis.com" in output.text
-    assert "fail  settings: label_selector asks for no, but ProjectControlPlanes of Milo have only two" in output.text
+    assert "fail  settings: label_selector requires no, but ProjectControlPlanes of Milo have only two" in output.text
     assert "warn  discovery list: no projectcontrolplanes match" in output.text
     assert output.status == 1
 
@@ -136,7 +136,7 @@ async def test_context_that_does_not_fit_the_mode_fails(
 
 
 @pytest.mark.parametrize("follows", [True, False])
-async def test_check_of_service_consumers_says_what_is_seen_of_their_projects(
+async def test_check_of_service_consumers_reports_unnoticed_changes_of_projects(
     sandbox: Sandbox, tmp_path: Path, follows: bool
 ) -> None:
     sandbox.projects.create("provider", ready=True)

@@ -1,4 +1,4 @@
-"""Findings of `check` about what a declarative definition makes of the objects, and about one credential for them."""
+"""Findings of `check` about the clusters of a declarative definition, and about a credential for one of them."""
 
 import io
 import json
@@ -88,8 +88,8 @@ async def test_definition_by_which_no_object_can_engage_fails(sandbox: Sandbox, 
     assert (
         "1 malformed, 1 not ready; first problem: garden-team/alpha-kubeconfig: the key 'value' of Secret" in clusters
     )
-    assert minted == "ok    kubeconfigs secrets: not checked: kubeconfig-secret has a credential for each cluster, " + (
-        "and serves none yet"
+    assert minted == "ok    kubeconfigs secrets: not checked: kubeconfig-secret issues credentials per cluster, " + (
+        "and no cluster of it is ready"
     )
     assert status == 1
 
@@ -103,7 +103,7 @@ async def test_credential_that_no_operator_could_get_fails(sandbox: Sandbox, tmp
     assert status == 1
 
 
-async def test_credential_without_an_expiry_is_a_named_risk(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_credential_without_an_expiry_is_a_warning(sandbox: Sandbox, tmp_path: Path) -> None:
     config = sandbox.kubeconfig(project="alpha", token="opaque")
     put(sandbox, "alpha", content=json.dumps(config))
     _, (_, minted) = await findings(tmp_path)

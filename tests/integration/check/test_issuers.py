@@ -36,7 +36,7 @@ async def lines(tmp_path: Path, *sources: dict[str, Any], **settings: Any) -> li
     return [line for line in out.getvalue().splitlines() if "kubeconfigs" in line or "identity" in line]
 
 
-async def test_project_kubeconfig_user_with_short_lived_token_is_a_source(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_project_kubeconfig_user_with_short_lived_token_is_an_issuer(sandbox: Sandbox, tmp_path: Path) -> None:
     found = await lines(tmp_path, {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True})
     line, reach, identity = found[-3:]
     assert line.startswith("ok    kubeconfigs own: minted a credential of type project-kubeconfig, valid for")
@@ -93,7 +93,7 @@ async def test_check_reports_a_requested_token_that_the_project_does_not_accept(
     assert "fail  kubeconfigs requested identity: the server rejects the credential (401)" in found
 
 
-async def test_per_cluster_source_cannot_authenticate_discovery(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_per_cluster_issuer_cannot_authenticate_discovery(sandbox: Sandbox, tmp_path: Path) -> None:
     source = {"name": "secret", "type": "kubeconfig-secret"}
     (line, _) = await lines(tmp_path, source, watch={"credentials": "secret"})
     assert line == (

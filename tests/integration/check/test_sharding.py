@@ -78,13 +78,13 @@ async def test_check_warns_that_sources_with_an_unreadable_kubeconfig_cannot_be_
     assert "lost" in found.message
 
 
-async def test_check_warns_of_leases_that_cannot_be_read(tmp_path: Path) -> None:
+async def test_check_warns_of_malformed_leases(tmp_path: Path) -> None:
     metadata = {"name": "milo-discovery-dns-dns-1", "uid": "u", "resourceVersion": "1"}
     async with ApiServer(answering(json.dumps({"items": [{"metadata": metadata}]}).encode())) as server:
         found = await sharding.check_leases(settings(tmp_path, server), ENVIRON)
     assert found is not None
     assert found.level == "warn"
-    assert "Lease operators/milo-discovery-dns-dns-1 of shard group dns cannot be read" in found.message
+    assert "Lease operators/milo-discovery-dns-dns-1 of shard group dns is malformed" in found.message
 
 
 async def test_check_names_missing_right_on_leases(tmp_path: Path) -> None:

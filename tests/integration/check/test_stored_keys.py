@@ -1,4 +1,4 @@
-"""What `check` says of stored clusters whose keys the configuration changes."""
+"""Findings of `check` about stored clusters whose keys the configuration changes."""
 
 import io
 import json

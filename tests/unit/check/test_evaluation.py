@@ -1,4 +1,4 @@
-"""What complete lists of a source mean, and what `check` says of it."""
+"""The evaluation of a source's complete lists, and the findings of `check` about it."""
 
 import pytest
 
@@ -51,7 +51,7 @@ def test_malformed_objects_that_stand_for_no_cluster_are_counted() -> None:
         ([Malformed("b", "2", "1", "bad")], "fail", "0 of 1 engaged, 1 malformed; first problem: b: bad"),
     ],
 )
-def test_check_says_how_many_clusters_are_engaged_and_the_first_problem(
+def test_check_reports_how_many_clusters_are_engaged_and_the_first_problem(
     listed: list[Observation], level: str | None, words: str
 ) -> None:
     found = list(findings("clusters", evaluate(PROJECTS, [listed])))
