@@ -3,4 +3,4 @@
 __version__ = "0.1.0"
 
 USER_AGENT = f"milo-discoveryd/{__version__}"
-"""The HTTP header of this name, for API servers."""
+"""The value of the User-Agent header in requests to API servers."""

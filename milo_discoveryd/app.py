@@ -63,7 +63,7 @@ FAILED_START_POLL_S = 0.2
 
 
 class _Stop:
-    """The cause and the time of the daemon's stop, for the log."""
+    """The reason and time of the daemon's shutdown, for the log."""
 
     def __init__(self, begun_at: float) -> None:
         self._begun_at = begun_at
@@ -100,9 +100,9 @@ class Daemon:
         file: Path | None = None,
         log_problems: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """`load` reads the settings again, after `file` changed.
+        """`load` reloads the settings after `file` changed.
 
-        `log_problems` logs what is wrong with the sources' API servers, if one fails before its first complete list.
+        `log_problems` logs failed checks of the sources' API servers, if a source fails before its first complete list.
         """
         self._settings = settings
         self._log_problems = log_problems
@@ -154,7 +154,7 @@ class Daemon:
         finally:
             for number in signals:
                 loop.remove_signal_handler(number)
-        if self.started.is_set():  # an error before that is printed
+        if self.started.is_set():  # errors during startup are printed by the command line
             log.info("stopped", **stop.fields(serving, loop.time()))
         if not serving.cancelled():
             serving.result()
@@ -171,7 +171,7 @@ class Daemon:
             self._membership.hand_over()
 
     def _stop(self, serving: "asyncio.Task[None]") -> None:
-        """Leave the shard group, then stop serving; at once when called again."""
+        """Leave the shard group, then stop serving. A second call stops serving at once."""
         if self._membership is None or self._membership.is_leaving:
             serving.cancel()
             return
@@ -218,7 +218,7 @@ class Daemon:
                 tasks.create_task(self._sample(service), name="sample for the status page")
                 applied = self._reloader.run(lambda rules: service.change_rights(rights(rules)))
                 tasks.create_task(applied, name="follow the configuration")
-                # Before discovery starts, so that the prober receives every engagement.
+                # Probing starts before discovery, so that the prober receives every engagement.
                 self._probe(sources, kubeconfigs, tasks)
                 if (group := self._group) is not None:
                     self._fleet.changes.add_listener(EventType.DISENGAGED, lambda _: group.wake())
@@ -368,7 +368,7 @@ class Daemon:
         if not issuers.assignments():
             log.info("kubeconfigs not issued", reason=NO_ISSUER, fix="set kubeconfigs.issuers")
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._tell_health(server), name="report health")
+            tasks.create_task(self._report_health(server), name="report health")
             tasks.create_task(self._report_failed_start(), name="report why no list was read")
 
     async def _report_failed_start(self) -> None:
@@ -380,7 +380,7 @@ class Daemon:
                 return
             await asyncio.sleep(FAILED_START_POLL_S)
 
-    async def _tell_health(self, server: Server) -> None:
+    async def _report_health(self, server: Server) -> None:
         with self._fleet.notifier.waiter() as waiter:
             while True:
                 synced = {source.name: source.synced for source in self._fleet.sources}

@@ -85,7 +85,7 @@ def main() -> None:
     except click.Abort:
         sys.exit(130)
     except OSError as error:
-        # `run` prints nothing to stdout, so there the disk of another file is full.
+        # `run` writes nothing to stdout, so its ENOSPC is from another file.
         if error.errno != errno.ENOSPC or error.filename is not None or sys.argv[1:2] == ["run"]:
             raise
         click.echo(f"milo-discoveryd: cannot write to stdout: {error.strerror}", err=True)
@@ -135,8 +135,8 @@ def run(config: Path | None, **flags: Any) -> None:
 
     Settings come from flags, then MILO_DISCOVERYD_... variables, then the file, then defaults.
     """
-    # These apply until the event loop sets its own. SIGHUP, SIGUSR1 and SIGUSR2, which have nothing to reload or accept
-    # yet, would end the process. The kernel ignores signals without a handler for PID 1, SIGTERM too.
+    # These handlers apply until the event loop installs its own. Without them, SIGHUP, SIGUSR1 and SIGUSR2 would
+    # terminate the process, and PID 1 would ignore SIGTERM: the kernel ignores signals to PID 1 that have no handler.
     leaving = (signal.SIGRTMIN,) if sys.platform == "linux" else ()
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, *leaving):
         signal.signal(number, signal.SIG_IGN)
@@ -148,7 +148,7 @@ def run(config: Path | None, **flags: Any) -> None:
     process_hardening.open_standard_streams()
     faulthandler.enable()  # a crash in native code leaves the stack of each thread on stderr
     ignored = process_hardening.clean(os.environ)
-    # gRPC would write messages of its own to stderr, between the daemon's. It reads this variable when it is loaded.
+    # gRPC reads this variable when it is imported. By default, it writes messages to stderr, between the daemon's own.
     os.environ["GRPC_VERBOSITY"] = "NONE"
 
     from milo_discoveryd.app import Daemon

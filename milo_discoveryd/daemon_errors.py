@@ -1,7 +1,7 @@
 """Errors that the daemon expects, with messages for its administrator.
 
 DaemonError
-├── ConfigError    the settings, or a file that they name, are invalid; carries all problems
+├── ConfigError    the settings, or a file that they name, are invalid; contains all problems
 └── StartError     the daemon cannot listen at its addresses, or set up its process
 
 CredentialError    of milo_kube: no credential is available

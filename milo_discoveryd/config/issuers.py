@@ -74,7 +74,7 @@ class TokenExchange(_Issuer, frozen=True, kw_only=True):
     subject_token_type: _Text = "urn:ietf:params:oauth:token-type:jwt"  # noqa: S105 - the name of a type
     """Type of the subject token, as the token endpoint names it."""
     actor_token_file: _File = None
-    """File with a token of the party that acts for the subject. Default: none."""
+    """File with the actor token: a token of the party that acts for the subject. Default: none."""
     actor_token_type: _Text = "urn:ietf:params:oauth:token-type:jwt"  # noqa: S105 - as above
     """Type of the actor token."""
     grant: Annotated[str, one_of("token-exchange", "jwt-bearer")] = "token-exchange"
@@ -84,13 +84,13 @@ class TokenExchange(_Issuer, frozen=True, kw_only=True):
     resource: _Words = ()
     """URIs of the services that the requested token is for."""
     scope: _OptionalText = ""
-    """Scope of the requested token, with spaces between several. Default: the endpoint's."""
+    """Space-separated scopes of the requested token. Default: the endpoint's."""
     requested_token_type: _OptionalText = ""
     """Type of the requested token. Default: an access token."""
     parameters: Annotated[dict[str, str], values.pairs] = msgspec.field(default_factory=dict)
     """Further parameters of the request, such as `connector_id` for Dex."""
     client_id: _OptionalText = ""
-    """Name of the daemon as a client of the token endpoint. Default: none is sent."""
+    """OAuth client ID of the daemon. Default: none is sent."""
     client_secret_file: _File = None
     """File with the client's secret, for client authentication by HTTP Basic."""
     client_key_file: _File = None
@@ -177,7 +177,7 @@ class KubeconfigSecret(_Issuer, frozen=True, kw_only=True):
     namespace_template: Annotated[str, values.secret_namespace_template] = "project-{uid}"
     """Namespace of a cluster's Secret; variables: `{uid}`, `{name}`, and in mode `declarative` `{namespace}`, the
     namespace of the cluster's object, and `{secret_namespace}`, the namespace of `declarative.secret`."""
-    secret: Annotated[str, values.secret_name_template] = "kubeconfig"  # noqa: S105 - the name of one
+    secret: Annotated[str, values.secret_name_template] = "kubeconfig"  # noqa: S105 - the name of a Secret
     """Name of the Secret; variables: `{name}`, and in mode `declarative` `{object}`, the name of the cluster's object,
     and `{secret}`, the name in `declarative.secret`."""
     key: Annotated[str, values.secret_key_template] = "kubeconfig"

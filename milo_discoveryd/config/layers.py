@@ -20,7 +20,7 @@ FILE_VARIABLE = "MILO_DISCOVERYD_CONFIG"
 # Kubernetes sets these variables for a Service named milo-discoveryd; they are not settings.
 _SERVICE_LINK = re.compile(r"(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
 
-# Spellings of existing operators' configuration, at the top level or under `discovery`.
+# Setting names in the configuration files of existing Milo operators, at the top level or under `discovery`.
 _OPERATORS_SPELLINGS: Mapping[str, SettingPath] = {
     "internalServiceDiscovery": ("mode",),
     "discoveryKubeconfigPath": ("discovery_kubeconfig",),
@@ -83,7 +83,7 @@ def variable_of(key: SettingPath) -> str:
 def from_flags(flags: Mapping[str, object]) -> Layer:
     """Return the layer of flags, keyed by setting ("mode", "log.level").
 
-    Empty flags count as not given, because manifests pass environment variables on, which may be empty.
+    Empty flags count as not given, because manifests may set a flag from an environment variable that is empty.
     """
     known = {dotted(key): key for key in LEAVES}
     return Layer(
@@ -104,12 +104,12 @@ def from_environment(environ: Mapping[str, str]) -> Layer:
         if key is not None:
             if environ[name]:  # manifests leave unset variables empty
                 given[key] = Given(environ[name], f"environment {name}")
-        elif name.startswith(ENVIRONMENT_PREFIX) and not _is_elses(name):
+        elif name.startswith(ENVIRONMENT_PREFIX) and not _is_reserved(name):
             problems.append(Problem(f"environment {name}", f"is not a setting{nearest(name, known)}"))
     return Layer(given, tuple(problems))
 
 
-def _is_elses(name: str) -> bool:
+def _is_reserved(name: str) -> bool:
     return name == FILE_VARIABLE or _SERVICE_LINK.fullmatch(name.removeprefix(ENVIRONMENT_PREFIX)) is not None
 
 
@@ -186,7 +186,7 @@ class _FileReader:
         known = [*(other[-1] for other in _TREE if other[:-1] == around), *_OPERATORS_SPELLINGS]
         if around == (_OPERATORS_GROUP,):
             known = list(_OPERATORS_SPELLINGS)
-        if "." in name:  # as settings are named in messages and in the documentation
+        if "." in name:  # the notation of messages and of the documentation
             self.problems.append(Problem(self._place(key), f"is not a setting{_nested(name)}"))
             return
         self.problems.append(Problem(self._place(key), f"is not a setting{nearest(name, known, around)}"))

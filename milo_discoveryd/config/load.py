@@ -85,7 +85,7 @@ def _disagreements(settings: Settings, given: Mapping[SettingPath, Given]) -> It
     """Yield the problems of settings that contradict each other."""
     yield from _issuers_that_do_not_exist(settings, given)
     yield from _too_short_for_tokens(settings, given)
-    yield from _rules_about_nothing(settings, given)
+    yield from _unknown_names_in_rules(settings, given)
     if settings.connectivity.per == "host" and settings.connectivity.disengage_unreachable_after is not None:
         complaint = '"host" does not probe each cluster, which disengage_unreachable_after requires: use "cluster"'
         yield Problem(given[("connectivity", "per")].place, complaint)
@@ -156,7 +156,7 @@ def _served(settings: Settings, issuer: IssuerSettings) -> Iterator[str]:
             yield f"{source.name}: {refusal}" if source.name else refusal
 
 
-def _rules_about_nothing(settings: Settings, given: Mapping[SettingPath, Given]) -> Iterator[Problem]:
+def _unknown_names_in_rules(settings: Settings, given: Mapping[SettingPath, Given]) -> Iterator[Problem]:
     listeners = [listener.title for listener in settings.listen]
     issuers = [issuer.name for issuer in settings.kubeconfigs.issuers if issuer.hand_out]
     sources = [source.name for source in settings.sources if source.name]
@@ -173,13 +173,15 @@ def _rules_about_nothing(settings: Settings, given: Mapping[SettingPath, Given])
         for name in rule.clusters.names if rule.clusters else ():
             if complaint := _of_no_cluster(name, sources):
                 place = f"{given[('rights',)].place}[{number}].clusters.names"
-                yield Problem(place, f"{layers.quoted(name)} is the name of no cluster: {complaint}")
+                yield Problem(place, f"{layers.quoted(name)} matches no cluster: {complaint}")
 
 
 def _of_no_cluster(name: str, sources: Sequence[str]) -> str:
     """Return why a name or a pattern of a rule matches no cluster of any source; empty if it may match one."""
     if not sources:
-        return f"sources have no names, so no {SOURCE_SEPARATOR} is in it" if SOURCE_SEPARATOR in name else ""
+        if SOURCE_SEPARATOR in name:
+            return f"names contain {SOURCE_SEPARATOR} only if sources have names"
+        return ""
     beginnings = [key_of("", source) for source in sources]
     complete, pattern, _ = name.partition("*")
     if any(complete.startswith(beginning) or (pattern and beginning.startswith(complete)) for beginning in beginnings):

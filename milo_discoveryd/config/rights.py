@@ -96,7 +96,7 @@ class ClusterSelection(Group, frozen=True, kw_only=True):
     names: Annotated[tuple[str, ...], _some(_cluster)] = ()
     """Names of the clusters (`SOURCE#NAME` if `sources` have names), or patterns with `*`. Default: any."""
     sources: _Texts = ()
-    """Names of the `sources` of the clusters, such as that of a service's consumers. Default: any."""
+    """Names of the `sources` of the clusters. Default: any."""
 
 
 def _who(value: object) -> object:
@@ -123,7 +123,7 @@ def _clusters(value: object) -> object:
 
 def _extra(value: object) -> tuple[tuple[str, tuple[str, ...]], ...]:
     if not isinstance(value, Mapping):
-        raise ValueError("must map keys to a value or a list of values")  # noqa: TRY004 - what a parser raises
+        raise ValueError("must map keys to a value or a list of values")  # noqa: TRY004 - parsers raise ValueError
     found: list[tuple[str, tuple[str, ...]]] = []
     for key, given in value.items():
         several = tuple(map(str, _several(given)))
@@ -159,7 +159,7 @@ class RuleSettings(Group, frozen=True, kw_only=True):
     name: Annotated[str, values.cluster_name]
     """Name of the rule, in audit events and in `check --as`."""
     who: Annotated[Who, Nested(Who, _who)]
-    """`everybody`, or conditions that a caller must meet: every one of them, by any of its values."""
+    """`everybody`, or conditions that a caller must meet: all of them, each by any of its values."""
     clusters: Annotated[ClusterSelection | None, Nested(ClusterSelection, _clusters)]
     """`all`, `none` (the caller is denied), or conditions that a cluster must meet: all of them."""
     kubeconfigs: bool = False
@@ -167,8 +167,8 @@ class RuleSettings(Group, frozen=True, kw_only=True):
     issuers: _Texts = ()
     """Names of the permitted `kubeconfigs.issuers`; the first that matches a cluster serves it. Default: all."""
     as_: Annotated[ActingUser | None, Nested(ActingUser)] = field(default=None, name="as")
-    """The user that callers act as, by impersonation: their kubeconfigs carry it, and API servers refuse it unless the
-    identity of the issuer may impersonate that user. Default: the identity of the issuer."""
+    """The user that callers impersonate: their kubeconfigs set it, and API servers deny requests unless the identity of
+    the issuer may impersonate that user. Default: no impersonation."""
     max_ttl: Annotated[timedelta, span("1s", "24h")] | None = None
     """Maximum lifetime requested from a credential issuer; issuers with a fixed lifetime ignore it. Default:
     `kubeconfigs.max_ttl`."""
@@ -187,7 +187,7 @@ class RuleSettings(Group, frozen=True, kw_only=True):
 
 
 def ordered(rules: tuple[RuleSettings, ...]) -> None:
-    """Check that no rule follows one that matches every caller: only the first match applies."""
+    """Check that names are unique, and that no rule follows one that matches every caller, which would hide it."""
     names = [rule.name for rule in rules]
     if len(set(names)) < len(names):
         raise ValueError("has rules with the same name")

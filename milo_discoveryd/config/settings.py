@@ -64,10 +64,10 @@ class WatchSettings(Group, frozen=True, kw_only=True):
     request_timeout: Annotated[timedelta, span("1s", "1h")] = timedelta(seconds=60)
     """Timeout for a complete response, such as a page of a list or a single object."""
     objects_limit: Annotated[int, size(1 << 20, 64 << 30)] = 128 << 20
-    """Maximum size of what is kept of all objects of a source, of which each counts 512 bytes besides its content, and
-    each label and annotation from the ninth on 160. A source with more is stale with the reason `OverBudget`, and is
-    listed again after five minutes. The default is enough for about 150,000 projects. One response may have as many
-    bytes."""
+    """Memory budget for the objects of a source: the size of their kept fields, 512 bytes for each object, and 160 for
+    each of its labels and annotations beyond eight. A source that exceeds it is stale with the reason `OverBudget`, and
+    is listed again after five minutes. The default is enough for about 150,000 projects. Also the maximum size of one
+    response."""
     credentials: Annotated[str | None, Text(most=63)] = None
     """Name of the credential issuer in `kubeconfigs.issuers` that authenticates discovery. Default: the user of the
     discovery kubeconfig."""
@@ -96,8 +96,9 @@ class RemovalSettings(Group, frozen=True, kw_only=True):
     per_second: Annotated[float, Number(0, 10_000, is_above=True)] = 50.0
     """Rate at which confirmed removals are released; each deletion is confirmed by a GET."""
     hold_not_ready: bool = True
-    """Apply the mass-removal limit to clusters that become not ready, too: if more do within `removals.verify_after`,
-    the others stay engaged for that time. `false` disengages each cluster as soon as its `not_ready_grace` is over."""
+    """Apply the mass-removal limit to clusters that become not ready, too: if more than the limit do within
+    `removals.verify_after`, those not yet disengaged stay engaged for that time. `false` disengages each cluster as
+    soon as its `not_ready_grace` is over."""
 
 
 class MetricsSettings(Group, frozen=True, kw_only=True):
@@ -135,7 +136,7 @@ class TokenReview(Group, frozen=True, kw_only=True):
     the cluster that the daemon runs in."""
     audiences: Annotated[tuple[str, ...], ListOf(Text(least=1, most=253))] = ("milo-discovery",)
     """Accepted audiences: a caller's token must have one of them. If empty, tokens for the API server itself are
-    accepted, which should not be shared."""
+    accepted, which callers should not send to other servers."""
 
 
 class ConnectivitySettings(Group, frozen=True, kw_only=True):
@@ -194,7 +195,7 @@ class ShardingSettings(Group, frozen=True, kw_only=True):
     """Name of the group of daemons that share the clusters: each cluster is engaged by one of them. Default: no group;
     the daemon engages all clusters."""
     member: Annotated[str | None, Text(least=1, most=170)] = None
-    """This daemon's name in the group. Default: the environment variable POD_NAME, or else the host name."""
+    """This daemon's name in the group. Default: the environment variable POD_NAME, or else the hostname."""
     namespace: Annotated[str | None, values.cluster_name] = None
     """Namespace of the group's Leases. Default: the environment variable POD_NAMESPACE, or else the pod's namespace."""
     kubeconfig: Annotated[Path | None, values.file_path] = None
@@ -271,7 +272,7 @@ class Settings(Group, frozen=True, kw_only=True):
     heartbeat_interval: Annotated[timedelta, span("1s", "1h")] = timedelta(seconds=30)
     """Interval of heartbeats on an idle stream, unless the subscriber requests another."""
     stalled_timeout: Annotated[timedelta, span("1s", "24h")] = timedelta(minutes=5)
-    """A stream is ended if its subscriber reads nothing for this time."""
+    """A stream is closed if its subscriber reads nothing for this time."""
     kubeconfigs: KubeconfigSettings = KubeconfigSettings()
     connectivity: ConnectivitySettings = ConnectivitySettings()
     http_listen: Annotated[values.TcpAddress | None, _http_listen] = values.TcpAddress("", 9464)

@@ -49,7 +49,7 @@ class Parser(Protocol):
 class Field(NamedTuple):
     name: str
     attribute: str
-    """Name of the attribute: another one where the setting's name is a keyword of Python."""
+    """Name of the struct's attribute, which differs from `name` if that is a Python keyword."""
     type: Any
     """The type, without None and annotations."""
     parse: Parser
@@ -126,7 +126,7 @@ def nearest(name: str, known: Collection[str], around: tuple[str, ...] = ()) -> 
         near = [same] if same else []
     if near:
         return f"; did you mean {'.'.join((*around, near[0]))}?"
-    return f"; valid names are {', '.join(known)}" if known else ": there are none"
+    return f"; valid names are {', '.join(known)}" if known else "; no settings are valid here"
 
 
 def _within(step: str | int, value: object, error: ValueError) -> Iterator[Complaint]:
@@ -167,7 +167,7 @@ class ByType:
     def __call__(self, value: object, /) -> Group:
         assert isinstance(value, Mapping)
         if "type" not in value:
-            raise ValueError("needs a type")
+            raise ValueError("type is missing")
         group = self.groups.get(str(value["type"]))
         if group is None:
             raise InvalidError([Complaint(("type",), value["type"], f"must be one of {', '.join(self.groups)}")])
@@ -258,7 +258,7 @@ class Text:
 
     def __call__(self, value: object, /) -> str:
         if not isinstance(value, str | int | float):
-            raise ValueError("must be a string")  # noqa: TRY004 - what a parser raises
+            raise ValueError("must be a string")  # noqa: TRY004 - parsers raise ValueError
         text = self._form(value)
         if len(text) < self.least:
             raise ValueError("must not be empty")

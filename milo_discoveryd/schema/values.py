@@ -1,6 +1,6 @@
 """Parsers for the values of settings, from the text of a flag, a variable or a file.
 
-A parser raises ValueError with what would be valid; the caller adds the place and the value.
+A parser raises ValueError, whose message describes the valid values; the caller adds the place and the given value.
 """
 
 import re
@@ -134,7 +134,7 @@ def listen_address(value: object) -> ListenAddress:
     if text.startswith(_INSECURE):
         address = tcp_address(text.removeprefix(_INSECURE))
         if not addresses.is_loopback(address.host):
-            raise ValueError("is not on loopback, so other machines could read everything: configure tls")
+            raise ValueError("is not on loopback, so the traffic would be readable on the network: configure tls")
         return InsecureAddress(address.host, address.port)
     if text.startswith(("/", "./", "../", "~/")):
         raise ValueError(
@@ -166,7 +166,7 @@ def tcp_address(value: object) -> TcpAddress:
     if match["v6"]:
         _require_ip(host)
     elif host and not _DNS_NAME.fullmatch(host.lower()):
-        raise ValueError("must have a host name or an IP address before the port")
+        raise ValueError("must have a hostname or an IP address before the port")
     return TcpAddress(host, port)
 
 

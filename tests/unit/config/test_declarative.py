@@ -66,7 +66,7 @@ def test_shared_credential_requires_endpoint_hosts_if_objects_choose_the_host(tm
     assert loaded(tmp_path, VALID + "    hosts: ['*.example.com']\n" + shared).title == "declarative"
 
 
-def test_kubeconfig_request_source_requires_declarative_mode(tmp_path: Path) -> None:
+def test_kubeconfig_request_issuer_requires_declarative_mode(tmp_path: Path) -> None:
     source = {"name": "x", "type": "kubeconfig-request", "subresource": "s", "api_version": "v1", "kind": "K"}
     with pytest.raises(ConfigError, match="x: it posts to the objects of a source of the kind declarative"):
         loaded(tmp_path, yaml.safe_dump({"kubeconfigs": {"issuers": [source]}}))

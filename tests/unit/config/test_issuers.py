@@ -42,7 +42,7 @@ def test_credential_issuer_types_are_parsed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "complaint"),
     [
-        ({"name": "a"}, "[0]: needs a type"),
+        ({"name": "a"}, "[0]: type is missing"),
         ({"name": "a", "type": "magic"}, '[0].type: "magic" must be one of project-kubeconfig, '),
         ({"name": "a", "type": "token-file"}, "[0].path: is missing"),
         ({"name": "a", "type": "token-file", "path": ""}, '[0].path: "" must be the path of a file'),

@@ -55,7 +55,7 @@ def test_loopback_without_tls_must_be_requested_explicitly(file: Path) -> None:
     ("item", "expected"),
     [
         ('"10.0.0.1:80"', '"10.0.0.1:80" is TCP, and requires tls with certificate, key and client_ca'),
-        ('"insecure://10.0.0.1:80"', "is not on loopback, so other machines could read everything"),
+        ('"insecure://10.0.0.1:80"', "is not on loopback, so the traffic would be readable on the network"),
         ("{name: a}", "[0].address: is missing"),
         (f'{{address: "unix:///a", {TLS}}}', "[0]: has tls, which is for TCP"),
         (f'{{address: "insecure://[::1]:80", {TLS}}}', "[0]: has tls, but its address is insecure"),

@@ -98,7 +98,7 @@ def test_flat_settings_are_those_of_a_source_without_a_name(
     assert replace(named, name="") == unnamed
 
 
-def test_bearer_tokens_are_reviewed_by_the_watched_server_unless_another_is_named() -> None:
+def test_bearer_tokens_are_reviewed_by_the_watched_server_unless_another_is_configured() -> None:
     watched = {"discovery_kubeconfig": "/d"}
     assert load(watched, {}, None).token_review.kubeconfig == Path("/d")
     assert load({**watched, "token_review.kubeconfig": "/r"}, {}, None).token_review.kubeconfig == Path("/r")
@@ -112,13 +112,13 @@ def test_bearer_tokens_are_reviewed_by_the_watched_server_unless_another_is_name
         ("sources: [{name: a, kind: nonsense}]", 'sources[0].kind: "nonsense" must be one of'),
         (
             "sources: [{name: a, kind: project, settings: {x: y}}]",
-            "sources[0].settings.x: is not a setting: there are none",
+            "sources[0].settings.x: is not a setting; no settings are valid here",
         ),
         ("sources: [{name: a, kind: project, settings: no}]", "sources[0].settings: "),
         ("sources: [{name: a, kind: service-consumer}]", "sources[0].settings.services: is missing"),
         (
             "mode: service-consumer",
-            "mode: needs settings: make it the kind of an item of sources: services is missing",
+            "mode: needs settings: configure it as an item of sources: services is missing",
         ),
         ("sources: [{name: a, kind: project, credentials: none}]", 'sources: "none" is not the name of one of'),
     ],
@@ -259,14 +259,14 @@ def test_rules_name_clusters_with_their_source(tmp_path: Path, name: str) -> Non
 
 
 @pytest.mark.parametrize("name", ["shop-1", "shop-*", "mlo#shop-1"])
-def test_name_in_a_rule_that_no_cluster_of_the_sources_has_is_rejected(tmp_path: Path, name: str) -> None:
+def test_cluster_name_in_a_rule_that_matches_no_source_is_rejected(tmp_path: Path, name: str) -> None:
     (problem,) = problems(tmp_path, TWO + RULE % name)
-    assert problem == f'rights[0].clusters.names: "{name}" is the name of no cluster: it must begin with milo# or dns#'
+    assert problem == f'rights[0].clusters.names: "{name}" matches no cluster: it must begin with milo# or dns#'
 
 
-def test_name_in_a_rule_has_no_source_where_sources_have_no_names(tmp_path: Path) -> None:
+def test_cluster_name_with_a_source_in_a_rule_is_rejected_if_sources_have_no_names(tmp_path: Path) -> None:
     (problem,) = problems(tmp_path, RULE % "milo#shop-1")
     assert (
         problem
-        == 'rights[0].clusters.names: "milo#shop-1" is the name of no cluster: sources have no names, so no # is in it'
+        == 'rights[0].clusters.names: "milo#shop-1" matches no cluster: names contain # only if sources have names'
     )

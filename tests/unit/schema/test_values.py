@@ -85,7 +85,9 @@ def test_listen_address_is_unix_path_or_port(text: str, address: values.ListenAd
 
 @pytest.mark.parametrize("text", ["0.0.0.0:80", ":80", "10.0.0.1:80", "[::]:80", "milo.example.com:80"])
 def test_insecure_address_must_be_loopback(text: str) -> None:
-    with pytest.raises(ValueError, match="is not on loopback, so other machines could read everything: configure tls"):
+    with pytest.raises(
+        ValueError, match="is not on loopback, so the traffic would be readable on the network: configure tls"
+    ):
         values.listen_address(f"insecure://{text}")
 
 
@@ -113,7 +115,7 @@ def test_unix_path_length_is_limited_by_the_system() -> None:
         ("host:70000", "65535"),
         ("[::g]:80", "HOST:PORT"),
         ("[1:2]:80", "IPv6"),
-        ("-host:80", "host name"),
+        ("-host:80", "hostname"),
         ("127.0.0.1:80\n", "HOST:PORT"),
     ],
 )
