@@ -30,10 +30,10 @@ class _HostClusters(msgspec.Struct):
 
 
 class HostSchedule:
-    """A `ProbeSchedule` of hosts. Each probe names one of the host's clusters, whose endpoint tells the host."""
+    """A `ProbeSchedule` of hosts. Each probe is sent to the endpoint of one of the host's clusters."""
 
     def __init__(self, policy: ProbePolicy, jitter: Callable[[], float]) -> None:
-        # A host that all clusters share is never disengaged: see the module `schedule`.
+        # A host that all clusters share is never disengaged: see the module `reachability`.
         self._schedule = ProbeSchedule(msgspec.structs.replace(policy, give_up_after_s=None), jitter)
         self._hosts: dict[str, _HostClusters] = {}
         self._host_of: dict[str, str] = {}
@@ -62,7 +62,7 @@ class HostSchedule:
             self._schedule.forget(host)
 
     def known_changes(self) -> list[ConnectivityChange]:
-        """Return, once, the connectivity of clusters that were added behind a host that was probed before."""
+        """Return, once, the connectivity of clusters that were added after their host had been probed."""
         known, self._known = self._known, []
         return known
 

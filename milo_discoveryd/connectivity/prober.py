@@ -62,7 +62,7 @@ class Prober:
             self._schedule.forget(name)
 
     async def run(self) -> None:
-        """Send probes until cancelled."""
+        """Send probes until canceled."""
         async with asyncio.TaskGroup() as tasks:
             while True:
                 for change in self._schedule.known_changes():

@@ -36,7 +36,7 @@ class ProbePolicy(msgspec.Struct, frozen=True, kw_only=True):
     give_up_after_s: float | None = None
     """How long a cluster must be unreachable before it is disengaged; None: never."""
     give_up_count: int = 10
-    """No cluster is disengaged while more than this number are unreachable, and more than `give_up_share`."""
+    """No cluster is disengaged while more than both this number and the share `give_up_share` are unreachable."""
     give_up_share: float = 0.2
     """Share of all clusters, see `give_up_count`. While more than half are unreachable, none is disengaged."""
 
@@ -46,7 +46,10 @@ AT_ONCE = 512
 
 
 def at_once(rate_per_s: float, timeout_s: float) -> int:
-    """Return how many probes are in flight if none is answered: a lower limit would delay probes of live servers."""
+    """Return the limit of probes in flight: the number that is sent within one timeout, capped at `AT_ONCE`.
+
+    With a lower limit, probes of servers that do not respond would delay those of servers that do.
+    """
     return min(AT_ONCE, math.ceil(rate_per_s * timeout_s))
 
 
@@ -100,7 +103,7 @@ class _Host(msgspec.Struct):
     failures: int = 0
     """Consecutive probes, of any of its clusters, without a response."""
     is_probed_for_all: bool = False
-    """Whether a probe is in flight while the host is down: no other is sent until then."""
+    """Whether a probe is in flight while the host is down: no other is sent to the host until that one has ended."""
     names: set[str] = msgspec.field(default_factory=set)
 
 
@@ -183,12 +186,12 @@ class ProbeSchedule:
         self.forget(probe.name)
 
     def known_changes(self) -> list[ConnectivityChange]:
-        """Return what is known without a probe: nothing, since each cluster has probes of its own."""
+        """Return no changes, since each cluster is probed itself. `HostSchedule` has the same method."""
         return []
 
     @property
     def next_at(self) -> float | None:
-        """The time from which `due` has a probe, if no outcome changes that; None if only an outcome makes one due."""
+        """When the next probe is due; None if none is due before the outcome of one in flight is recorded."""
         if not self._line or len(self._under_way) >= self._policy.at_once:
             return None
         return max(self._line[0][0], self._free_at)

@@ -36,15 +36,16 @@ CONFIRMATION_TIMEOUT_S = 5.0
 """Shorter than the timeout of a list, so that a read of one object that hangs soon releases its slot."""
 OVER_BUDGET_RETRY_S = 300.0
 BATCHES_PER_COLLECTION = 8
-"""Python starts a collection after many allocations, less deallocations. Where states of objects replace others it
-does not, until one collection examines the tuples of 100,000 objects at once, which takes 35 ms."""
+"""Batches after which the youngest generation is collected. Python itself starts a collection only when allocations
+exceed deallocations by a threshold. Updates, which replace objects, stay below it for long, until one collection
+examines the tuples of 100,000 objects at once, which takes 35 ms."""
 
 
 class Confirmations:
-    """The timers of one collection.
+    """The task that confirms the deletions of one collection, and ticks its source.
 
-    `read` reads one object, `trusted_from` says since when the source is trusted, or infinity while it is not, and
-    `is_proven` whether the server has sent anything of this collection since the connection to it was last lost.
+    `read` reads one object. `trusted_from` returns since when the source is trusted, or infinity while it is not.
+    `is_proven` returns whether the server has sent anything of this collection since the connection was last lost.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Confirmations:
             self._has_timers.set()
 
     async def run(self) -> None:
-        """Make confirmation requests and tick the source, each when it is due, until cancelled."""
+        """Make confirmation requests and tick the source, each when it is due, until canceled."""
         async with asyncio.TaskGroup() as tasks:
             while True:
                 self._source.tick(self._clock())
@@ -125,7 +126,7 @@ class Confirmations:
 
 
 class SourceApi(CollectionApi, Protocol):
-    """The requests that the driver makes."""
+    """The requests that the driver sends."""
 
     async def drop(self) -> None:
         """Close every connection; the next request opens a new one."""
@@ -166,7 +167,7 @@ class Driver:
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
 
     async def run(self) -> None:
-        """Follow the source until cancelled."""
+        """Follow the source until canceled."""
         self._source.set_followed(self._collection, self._reflector.status)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow(), name="follow the source")
@@ -211,7 +212,7 @@ class Driver:
         self._source.set_followed(self._collection, self._reflector.status)
 
     def _collect_garbage(self) -> None:
-        """Examine the youngest objects once in `BATCHES_PER_COLLECTION` batches."""
+        """Collect the youngest generation after every `BATCHES_PER_COLLECTION` batches."""
         self._uncollected_batches += 1
         if self._uncollected_batches >= BATCHES_PER_COLLECTION:
             self._uncollected_batches = 0
@@ -229,7 +230,7 @@ class Driver:
         if answer.status == 200:
             observation = self._decoder.object(answer.body)
             if observation is None or observation.name != key:
-                return Inconclusive(f"the response is not the object: it names {observation and observation.name!r}")
+                return Inconclusive(f"the response is not the object: its name is {observation and observation.name!r}")
             return await self._selected(observation, namespace, name)
         refused = error_status(answer.body, answer.status)
         # Only a Status that names the object is evidence: proxies and servers without the resource send 404 too.
@@ -238,7 +239,8 @@ class Driver:
         return _inconclusive(answer)
 
     async def _selected(self, observation: ObservedObject, namespace: str, name: str) -> ConfirmationResult:
-        """Return whether an object that exists is within the field selector, which only the API server can evaluate."""
+        """Return an existing object, as `Outside` unless a list with the field selector, which only the API server can
+        evaluate, contains it."""
         resource = self._watched.resource
         if not resource.field_selector:
             return Found(observation)

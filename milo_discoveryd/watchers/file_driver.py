@@ -51,7 +51,7 @@ class FileDriver:
         collection: ObjectCollection,
         status: ViewStatus | None = None,
     ) -> None:
-        """`status` is that of an earlier run's clusters, which the source has already."""
+        """`status` is the status of clusters that were restored from the state file; None if none were."""
         self._files = files
         self._observe = observe
         self._source = source
@@ -62,7 +62,7 @@ class FileDriver:
         self._confirmations = Confirmations(source, collection, self._read, lambda: self._trusted_from)
 
     async def run(self) -> None:
-        """Follow the files until cancelled."""
+        """Follow the files until canceled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow(), name="follow the files")
             tasks.create_task(self._confirmations.run(), name="confirm deletions and end grace periods")
@@ -74,13 +74,13 @@ class FileDriver:
     async def _follow(self) -> None:
         self._source.set_followed(self._collection, self._status)
         if (exposure := await asyncio.to_thread(self._files.exposure)) is not None:
-            log.warning("kubeconfig directory is writable by every user", problem=exposure)
+            log.warning("kubeconfig directory is world-writable", problem=exposure)
         inotify = Inotify()
         if not inotify.is_available:
             log.info("no notifications of changed files", checked_every_seconds=POLL_WITHOUT_INOTIFY_S)
         try:
             while True:
-                # Before the scan, so that no change between them is missed.
+                # Watch before the scan, so that no change in between is missed.
                 is_notified = await asyncio.to_thread(inotify.watch, self._files.directories)
                 inotify.changed.clear()
                 scan = await self._scan(inotify.take_renamed())
@@ -119,7 +119,7 @@ class FileDriver:
                 wait_s, most_s = max(scan.settles_in_s, RETRY_S), MAX_FIRST_S
             if self._clock() + wait_s > started_at + most_s:
                 return scan
-            # Not used again: a file may be written in place after it was renamed.
+            # Renames count for one scan only: a file may be written in place after it was renamed.
             renamed = frozenset()
             await asyncio.sleep(wait_s)
 

@@ -49,7 +49,7 @@ class Inotify:
     def take_renamed(self) -> frozenset[str]:
         """Return the names to which files were renamed since the last call.
 
-        Only these events tell a rename of a finished file from a file that is being written: the inode may be new in
+        Only these events distinguish a renamed, complete file from one that is being written: the inode may be new in
         both cases, and the times of a file that was renamed within a clock tick are equal as well.
         """
         renamed = frozenset(self._renamed)

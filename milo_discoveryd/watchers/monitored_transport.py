@@ -1,4 +1,4 @@
-"""The transport of the running daemon, which reports what will end its access, or that of operators, to the server."""
+"""The transport of the running daemon, which logs client certificates that expire and clocks that differ."""
 
 import os
 import time
@@ -45,7 +45,7 @@ class ExpiringAccess:
         try:
             expiry = expiry_of(self._certificate.chain, datetime.fromtimestamp(self._wall(), UTC))
         except ValueError:
-            return  # the TLS context is refused with the reason
+            return  # loading the TLS context reports the error
         self.expires_at = expiry.at.timestamp()
         if expiry.is_expired:
             log.warning("client certificate has expired", origin=self._upstream.origin, expired_at=str(expiry))

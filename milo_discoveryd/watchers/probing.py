@@ -31,20 +31,20 @@ _REFUSALS = {
 
 
 class ClusterAccess(msgspec.Struct, frozen=True, kw_only=True):
-    """How clusters are reached, and with which credentials."""
+    """The credentials and CAs for probes of clusters, and the receiver of rejected credentials."""
 
     held: Callable[[Cluster], Credential | None]
     """Returns the credential that was issued for a cluster."""
     trust_of: Callable[[Cluster], Awaitable[ClusterTrust]]
     rejected: Callable[[Cluster, bool], None] = lambda *_: None
-    """Called with each answer to an issued credential: whether that was refused with 401."""
+    """Called after each response to an issued credential, with whether it was rejected (401)."""
 
 
-class Asker:
+class ProbeSender:
     """Probes clusters with the credential issued for them, or else the daemon's own.
 
-    Hosts are probed with the latter. The credential of the cluster by which a host is probed is then tried at the
-    cluster's endpoint: a refusal is a failure of the issuer, and not of the host.
+    Hosts are probed with the daemon's own. Then the credential of the cluster that represents the host is tried at the
+    cluster's endpoint: a rejection counts as a failure of the issuer, not of the host.
     """
 
     def __init__(
@@ -71,16 +71,16 @@ class Asker:
         self._sends_own_credential = sends_own_credential
         self._pools = Pools(user_agent=USER_AGENT, idle_s=IDLE_S, kept=POOLS, environ=environ)
 
-    async def ask(self, cluster: Cluster) -> ProbeOutcome:
+    async def send(self, cluster: Cluster) -> ProbeOutcome:
         endpoint = cluster.target.endpoint
         try:
             trust = await self._access.trust_of(cluster)
             endpoint = trust.server or endpoint
             if not self._of_hosts:
-                return judged(
+                return outcome_of(
                     await self._send_issued(endpoint, cluster, trust) or await self._send_own(endpoint, trust)
                 )
-            outcome = judged(await self._send_own(_host(endpoint), trust))
+            outcome = outcome_of(await self._send_own(_host(endpoint), trust))
         except TimeoutError:
             return ProbeFailed("timeout", f"{endpoint} did not answer in time", is_of_host=True)
         except CredentialError as error:
@@ -96,7 +96,8 @@ class Asker:
         await self._pools.aclose()
 
     async def _send_issued(self, endpoint: str, cluster: Cluster, trust: ClusterTrust) -> int | None:
-        """Send the credential that was issued for the cluster, and report whether it was refused. Return the status."""
+        """Probe with the credential issued for the cluster, and report whether it was rejected. Return the status, or
+        None if none was issued."""
         if (issued := self._access.held(cluster)) is None:
             return None
         status = await self._send(endpoint, trust, issued)
@@ -134,8 +135,8 @@ def _host(endpoint: str) -> str:
     return f"{parts.scheme}://{parts.netloc}"
 
 
-def judged(status: int) -> ProbeOutcome:
-    """Return the outcome of a probe that was answered with this status."""
+def outcome_of(status: int) -> ProbeOutcome:
+    """Return the outcome of a probe by the status of its response."""
     if status in _REFUSALS:
         return ProbeReached(_REFUSALS[status])
     if status >= 500:

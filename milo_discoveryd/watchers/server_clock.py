@@ -7,7 +7,7 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 
 
 def seconds_ahead(date: str | None, sent_at: float, received_at: float) -> float:
-    """Return how far the server's clock is ahead of this machine's, negative if it is behind; 0 if nothing is stated.
+    """Return how far the server's clock is ahead of this machine's, negative if it is behind; 0 without a valid date.
 
     The server wrote the date between the two times, both in seconds since the epoch.
     """

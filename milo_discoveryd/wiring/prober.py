@@ -12,7 +12,7 @@ from milo_discoveryd.instruments import ProbeMetrics
 from milo_discoveryd.kubeconfigs.kubeconfigs import Kubeconfigs
 from milo_discoveryd.log.events import EventType
 from milo_discoveryd.registry.fleet import Fleet
-from milo_discoveryd.watchers.probing import Asker, ClusterAccess
+from milo_discoveryd.watchers.probing import ClusterAccess, ProbeSender
 from milo_discoveryd.wiring.configured_source import ConfiguredSource
 
 
@@ -34,9 +34,9 @@ async def probe(
         rejected=lambda cluster, is_rejected: kubeconfigs.probed(cluster, is_rejected=is_rejected),
     )
     async with AsyncExitStack() as stack:
-        askers: dict[str, Asker] = {}
+        senders: dict[str, ProbeSender] = {}
         for source in sources:
-            asker = Asker(
+            sender = ProbeSender(
                 source.project,
                 environ,
                 access,
@@ -45,10 +45,10 @@ async def probe(
                 timeout_s=connectivity.timeout.total_seconds(),
                 of_hosts=of_hosts,
             )
-            askers[source.of.name] = await stack.enter_async_context(aclosing(asker))
+            senders[source.of.name] = await stack.enter_async_context(aclosing(sender))
         prober = Prober(
             (HostSchedule if of_hosts else ProbeSchedule)(_policy(settings), random.random),
-            lambda cluster: askers[cluster.target.source].ask(cluster),
+            lambda cluster: senders[cluster.target.source].send(cluster),
             fleet.connectivity_changed,
             metrics,
             is_wanted=fleet.needs_probe,

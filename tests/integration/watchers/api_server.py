@@ -1,4 +1,4 @@
-"""A real HTTPS server on loopback with responses that a test writes."""
+"""A real HTTPS server on loopback with responses that the test defines."""
 
 import ssl
 from collections.abc import Awaitable, Callable

@@ -32,7 +32,7 @@ from tests.support.sources import new_source
 OK = b"HTTP/1.1 200 OK\r\n"
 ENDS = OK + b"Connection: close\r\n\r\n"
 BROKEN_FOR = 4
-"""Requests: lists, watches and retries."""
+"""Number of requests with broken responses: lists, watches and retries."""
 
 
 def sized(body: bytes, head: bytes = OK) -> bytes:
@@ -92,7 +92,7 @@ BROKEN: dict[str, bytes] = {
 
 
 class ApiServer:
-    """An API server that is written in bytes: two projects, a third one later, and broken responses in between."""
+    """An API server with scripted bytes: two projects, a third one later, and broken responses in between."""
 
     def __init__(self, broken: bytes) -> None:
         self._broken = broken
@@ -142,7 +142,7 @@ class ApiServer:
 
 @asynccontextmanager
 async def followed(api: ApiServer) -> AsyncIterator[tuple[ClusterSource, Ledger]]:
-    """Run a driver of the API server."""
+    """Run the API server, and a driver that follows it."""
     serving: set[asyncio.Task[None]] = set()
 
     def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

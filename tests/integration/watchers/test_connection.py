@@ -28,7 +28,7 @@ def test_socket_detects_vanished_peer() -> None:
 
 
 class Tunnels:
-    """A proxy that leads every CONNECT to one local port, whatever host was requested."""
+    """A proxy that connects every tunnel to one local port, whatever host is requested."""
 
     def __init__(self, leads_to: int) -> None:
         self._leads_to = leads_to

@@ -1,4 +1,4 @@
-"""A server that holds its connections without answering, and one that is merely quiet."""
+"""A server that keeps its connections open without responding, and one that is merely idle."""
 
 import asyncio
 import math
@@ -28,7 +28,7 @@ from tests.support.eventually import eventually
 
 OFTEN = LivenessPolicy(every_s=0.06)
 SELDOM = LivenessPolicy(every_s=60.0)
-"""A deadline that a busy machine keeps; the test moves the clock."""
+"""An interval that does not elapse on a busy machine; the test advances the clock."""
 PAGES = ReflectorPolicy(streaming_lists=False, backoff=QUICK, liveness=OFTEN)
 
 

@@ -13,7 +13,7 @@ from milo_discoveryd.connectivity.reachability import ProbeFailed, ProbeOutcome,
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.model.cluster import Cluster, Target
-from milo_discoveryd.watchers.probing import POOLS, Asker, ClusterAccess
+from milo_discoveryd.watchers.probing import POOLS, ClusterAccess, ProbeSender
 from milo_kube.credential import ClientCertificate, Credential, Secret
 from tests.integration.watchers.api_server import ApiServer, answering, upstream
 from tests.support.eventually import LIMIT_S
@@ -41,14 +41,14 @@ async def prober(
     trust: ClusterTrust | None = None,
     rejected: Callable[[Cluster, bool], None] = lambda *_: None,
     **differing: object,
-) -> AsyncIterator[Asker]:
-    """Without `trust`, clusters share that of the server, and may get the daemon's own credential."""
+) -> AsyncIterator[ProbeSender]:
+    """Yield a sender. Without `trust`, clusters have the server's CA, and may receive the daemon's own credential."""
     of_server = upstream(server, **differing)
 
     async def trust_of(_: Cluster) -> ClusterTrust:
         return trust or ClusterTrust(of_server.trusted(), of_server.tls_server_name)
 
-    made = Asker(
+    made = ProbeSender(
         of_server,
         {},
         ClusterAccess(held=(Held() if held is None else held).of, trust_of=trust_of, rejected=rejected),
@@ -67,7 +67,7 @@ async def test_probe_sends_no_credential_without_tls() -> None:
     held = Held({"http://10.0.0.1:1": Credential(token=Secret("t"))})
     async with ApiServer(answering()) as server, prober(server, held=held) as made:
         for endpoint in ("http://10.0.0.1:1", "http://elsewhere.test"):
-            outcome = await made.ask(at(endpoint))
+            outcome = await made.send(at(endpoint))
             assert isinstance(outcome, ProbeFailed)
             assert outcome.cause == "credential"
             assert "no TLS" in outcome.message
@@ -78,7 +78,7 @@ async def test_probe_of_host_has_the_path_and_the_credential_of_the_daemon() -> 
         endpoint = f"{server.url}/apis/projects/alpha/control-plane"
         held = Held({endpoint: Credential(token=Secret("theirs"))})
         async with asyncio.timeout(LIMIT_S), prober(server, held=held, of_hosts=True) as made:
-            assert await made.ask(at(endpoint)) == ProbeReached()
+            assert await made.send(at(endpoint)) == ProbeReached()
         assert server.requests[0].path == "/readyz"
         assert server.headers("Authorization")[0] == "Bearer t0"
 
@@ -95,8 +95,8 @@ async def test_probe_of_host_has_the_path_and_the_credential_of_the_daemon() -> 
     ],
 )
 async def test_probe_result_depends_on_response(status: int, holds: Callable[[ProbeOutcome], bool]) -> None:
-    async with ApiServer(answering(status=status)) as server, prober(server) as asking:
-        outcome = await asking.ask(at(f"{server.url}/projects/alpha/control-plane"))
+    async with ApiServer(answering(status=status)) as server, prober(server) as sender:
+        outcome = await sender.send(at(f"{server.url}/projects/alpha/control-plane"))
     assert holds(outcome), outcome
     (request,) = server.requests
     assert request.path == "/projects/alpha/control-plane/readyz"
@@ -107,8 +107,8 @@ async def test_probe_does_not_follow_redirect() -> None:
     async def away(_: web.Request) -> web.Response:
         raise web.HTTPFound("https://attacker.test/")
 
-    async with ApiServer(away) as server, prober(server) as asking:
-        outcome = await asking.ask(at(server.url))
+    async with ApiServer(away) as server, prober(server) as sender:
+        outcome = await sender.send(at(server.url))
     assert isinstance(outcome, ProbeFailed)
     assert outcome.cause == "302"
     assert len(server.requests) == 1
@@ -118,8 +118,8 @@ async def test_probe_of_closed_port_is_a_failure_of_the_host() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    async with ApiServer(answering()) as server, prober(server) as asking:
-        outcome = await asking.ask(at(f"https://127.0.0.1:{port}"))
+    async with ApiServer(answering()) as server, prober(server) as sender:
+        outcome = await sender.send(at(f"https://127.0.0.1:{port}"))
     assert isinstance(outcome, ProbeFailed)
     assert (outcome.cause, outcome.is_of_host) == ("connect", True)
 
@@ -128,23 +128,23 @@ async def test_probe_timeout_is_reported() -> None:
     async def never(request: web.Request) -> web.StreamResponse:
         return await asyncio.Future()
 
-    async with ApiServer(never) as server, prober(server, timeout_s=0.05) as asking:
-        outcome = await asking.ask(at(server.url))
+    async with ApiServer(never) as server, prober(server, timeout_s=0.05) as sender:
+        outcome = await sender.send(at(server.url))
     assert isinstance(outcome, ProbeFailed)
     assert outcome.cause == "timeout"
 
 
 async def test_untrusted_certificate_authority_is_reported_as_tls() -> None:
     other = trustme.CA()
-    async with ApiServer(answering()) as server, prober(server, authorities=other.cert_pem.bytes()) as asking:
-        outcome = await asking.ask(at(server.url))
+    async with ApiServer(answering()) as server, prober(server, authorities=other.cert_pem.bytes()) as sender:
+        outcome = await sender.send(at(server.url))
     assert isinstance(outcome, ProbeFailed)
     assert (outcome.cause, outcome.is_of_host) == ("tls", True)
 
 
 async def test_probe_of_unresolvable_host_is_dns_error() -> None:
-    async with ApiServer(answering()) as server, prober(server) as asking:
-        outcome = await asking.ask(at("https://no-such-host.invalid"))
+    async with ApiServer(answering()) as server, prober(server) as sender:
+        outcome = await sender.send(at("https://no-such-host.invalid"))
     assert isinstance(outcome, ProbeFailed)
     assert (outcome.cause, outcome.is_of_host) == ("dns", True)
 
@@ -155,8 +155,8 @@ async def test_probe_of_closing_peer_is_closed_error() -> None:
         request.transport.abort()
         return web.Response()
 
-    async with ApiServer(hang_up) as server, prober(server) as asking:
-        outcome = await asking.ask(at(server.url))
+    async with ApiServer(hang_up) as server, prober(server) as sender:
+        outcome = await sender.send(at(server.url))
     assert isinstance(outcome, ProbeFailed)
     assert (outcome.cause, outcome.is_of_host) == ("closed", True)
 
@@ -166,8 +166,8 @@ async def test_probe_credential_failure_is_not_a_failure_of_the_host() -> None:
         async def credential(self, *, refused: Credential | None = None) -> Credential:
             raise BackendError("the plugin failed")
 
-    async with ApiServer(answering()) as server, prober(server, credentials=Broken()) as asking:
-        outcome = await asking.ask(at(server.url))
+    async with ApiServer(answering()) as server, prober(server, credentials=Broken()) as sender:
+        outcome = await sender.send(at(server.url))
     assert isinstance(outcome, ProbeFailed)
     assert (outcome.cause, outcome.is_of_host) == ("credential", False)
     assert server.requests == []
@@ -176,14 +176,14 @@ async def test_probe_credential_failure_is_not_a_failure_of_the_host() -> None:
 async def test_probe_uses_credential_issued_for_cluster() -> None:
     async with ApiServer(answering()) as server:
         held = Held({f"{server.url}/alpha": Credential(token=Secret("theirs"))})
-        async with prober(server, held=held) as asking:
+        async with prober(server, held=held) as sender:
             for name in ("alpha", "beta"):
-                assert await asking.ask(at(f"{server.url}/{name}")) == ProbeReached()
+                assert await sender.send(at(f"{server.url}/{name}")) == ProbeReached()
     assert server.headers("Authorization") == ["Bearer theirs", "Bearer t0"]
 
 
 async def test_host_that_is_reachable_gets_the_issued_credential_of_the_probed_cluster_too() -> None:
-    """Reachability is that of the host; whether the credential is accepted is known nowhere else."""
+    """Only this request shows whether the credential is accepted: reachability is that of the host."""
     reported: list[tuple[str, bool]] = []
 
     async def refusing_theirs(request: web.Request) -> web.Response:
@@ -196,8 +196,8 @@ async def test_host_that_is_reachable_gets_the_issued_credential_of_the_probed_c
             held=Held({alpha: Credential(token=Secret("theirs"))}),
             of_hosts=True,
             rejected=lambda of, is_: reported.append((of.target.endpoint, is_)),
-        ) as asking:
-            assert await asking.ask(at(alpha)) == ProbeReached()
+        ) as sender:
+            assert await sender.send(at(alpha)) == ProbeReached()
     assert reported == [(alpha, True)]
     assert [request.path for request in server.requests] == ["/readyz", "/alpha/readyz"]
 
@@ -209,9 +209,9 @@ async def test_rejection_of_the_issued_credential_is_reported(status: int, is_re
         held = Held({f"{server.url}/alpha": Credential(token=Secret("theirs"))})
         async with prober(
             server, held=held, rejected=lambda of, is_: reported.append((of.target.endpoint, is_))
-        ) as asking:
+        ) as sender:
             for name in ("alpha", "beta"):
-                await asking.ask(at(f"{server.url}/{name}"))
+                await sender.send(at(f"{server.url}/{name}"))
     assert reported == [(f"{server.url}/alpha", is_rejected)]
 
 
@@ -231,10 +231,10 @@ async def test_probe_connections_are_per_certificate_and_bounded() -> None:
             chain = b"".join(pem.bytes() for pem in leaf.cert_chain_pems)
             certificate = ClientCertificate(chain=chain, key=Secret(leaf.private_key_pem.bytes().decode()))
             held[f"{server.url}/p-{number}"] = Credential(certificate=certificate)
-        async with prober(server, held=held) as asking:
+        async with prober(server, held=held) as sender:
             oldest, *others = held
             for endpoint in [oldest, *others, *others, oldest]:
-                assert await asking.ask(at(endpoint)) == ProbeReached()
+                assert await sender.send(at(endpoint)) == ProbeReached()
     assert callers[1:9] == callers[9:17]
     assert len(set(callers)) == POOLS + 2, "the oldest connection was evicted"
 
@@ -243,10 +243,10 @@ async def test_probe_of_a_cluster_with_its_own_ca_never_carries_the_daemons_cred
     async with ApiServer(answering()) as own, ApiServer(answering()) as foreign:
         held = Held()
         async with prober(own, held=held, trust=ClusterTrust(foreign.pem)) as made:
-            assert await made.ask(at(foreign.url)) == ProbeReached()
+            assert await made.send(at(foreign.url)) == ProbeReached()
             held[foreign.url] = Credential(token=Secret("its-own"))
-            assert await made.ask(at(foreign.url)) == ProbeReached()
-            outcome = await made.ask(at(own.url))
+            assert await made.send(at(foreign.url)) == ProbeReached()
+            outcome = await made.send(at(own.url))
         assert [each.headers.get("Authorization") for each in foreign.requests] == [None, "Bearer its-own"]
     assert isinstance(outcome, ProbeFailed)
     assert outcome.cause == "tls", "the upstream's CA is not trusted for clusters"
@@ -256,6 +256,6 @@ async def test_probe_reaches_the_server_that_came_with_the_credential_and_sends_
     async with ApiServer(answering()) as own, ApiServer(answering()) as tenant:
         trust = ClusterTrust(tenant.pem, "localhost", server=tenant.url)
         async with prober(own, trust=trust) as made:
-            assert await made.ask(at(own.url)) == ProbeReached()
+            assert await made.send(at(own.url)) == ProbeReached()
         assert tenant.headers("Authorization") == [None]
         assert not own.requests

@@ -141,7 +141,7 @@ async def test_future_version_leads_to_relist_and_disengages_nothing(sandbox: Sa
 
 async def test_watch_of_terminating_server_survives_its_closed_listener(sandbox: Sandbox, streaming: Follower) -> None:
     ending = asyncio.create_task(sandbox.terminate(grace=1.0))
-    # By then more liveness probes were refused than a hung server is allowed.
+    # Wait for more failed liveness probes than are tolerated of a hung server.
     await eventually(lambda: streaming.ledger.reads.count("connect") > POLICY.liveness.misses)
     assert streaming.source.status.state is ViewState.STREAMING
     await streaming.engages("gamma")

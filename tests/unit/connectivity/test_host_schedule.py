@@ -1,4 +1,4 @@
-"""One probe of a host stands for all clusters behind it."""
+"""The schedule of probes per host, whose outcomes apply to all clusters behind the host."""
 
 import pytest
 

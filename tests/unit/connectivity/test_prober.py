@@ -1,4 +1,4 @@
-"""The prober, which runs the schedule."""
+"""The prober, which sends the probes of the schedule."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""Fifty of five hundred clusters never answer: probes of the others are not delayed."""
+"""Probes are not delayed by unresponsive clusters: fifty of five hundred."""
 
 import heapq
 
