@@ -1,4 +1,4 @@
-"""Protects the credentials in the process's memory from other processes, and from variables that would leak them.
+"""Protects credentials in the process's memory from other processes and from environment variables that leak them.
 
 Root can still read all memory, and Python cannot erase its copies of secrets.
 """
@@ -70,4 +70,4 @@ def clean(environ: MutableMapping[str, str]) -> list[str]:
 
 
 _HARMLESS = ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE")
-"""Removed without being reported: images set them, and they have taken effect by now."""
+"""Variables that are removed without a warning: images set them, and they have taken effect by now."""

@@ -31,7 +31,7 @@ class IssuedCredential(msgspec.Struct, frozen=True, kw_only=True):
     credential: Credential
     issued_at: float
     expires_at: float
-    """Wall time, like `issued_at`; never later than the backend stated."""
+    """Wall time, like `issued_at`; never later than the expiry that the backend returned."""
     authorities: bytes | None = None
     """CA certificates of the cluster's API server as PEM, if the backend returned them with the credential."""
     server: str = ""

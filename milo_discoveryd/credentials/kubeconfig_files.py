@@ -25,7 +25,7 @@ _UNFINISHED = ("~", ".tmp", ".swp", ".lock", ".part")
 
 
 class FilesError(Exception):
-    """The directory or the file cannot be read, so nothing is known about any cluster."""
+    """The directory or the file cannot be read, so the clusters of the source are unknown."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -87,19 +87,19 @@ class KubeconfigFiles:
         """The directories to watch for changes of the files."""
         if self._of.is_directory:
             return (self.path,)
-        # Not `Path.resolve`, which raises RuntimeError for links that lead to each other.
+        # Not `Path.resolve`, which raises RuntimeError for loops of symbolic links.
         return tuple(dict.fromkeys((self.path.parent, Path(os.path.realpath(self.path)).parent)))
 
     def exposure(self) -> str | None:
-        """Return a warning if every user of this machine can add files to the directory, and so clusters."""
+        """Return a warning if the directory is world-writable, so that any user of this machine can add clusters."""
         try:
             mode = self.path.stat().st_mode
             is_writable = mode & stat.S_IWOTH and not os.statvfs(self.path).f_flag & os.ST_RDONLY
         except OSError:
-            return None  # a scan says why
+            return None  # a scan reports the error
         if not self._of.is_directory or not is_writable:
             return None
-        return f"{self.path} is writable by every user of this machine, who can add clusters: run chmod o-w on it"
+        return f"{self.path} is world-writable, so any user of this machine can add clusters: run chmod o-w on it"
 
     def subscribe(self, listener: Callable[[frozenset[str]], None]) -> None:
         """Call `listener` with the keys of objects whose files changed."""
@@ -138,7 +138,7 @@ class KubeconfigFiles:
         return Scan(tuple(objects.values()), frozenset(changed), min(settles_in_s, default=0.0))
 
     def objects_now(self) -> tuple[FileObject, ...]:
-        """Return the present objects of the files, complete or not. Raises FilesError."""
+        """Return the current objects of the files, which may be incomplete. Raises FilesError."""
         return self.scan(lambda _: True).objects
 
     def find(self, key: str) -> FileObject | None:
@@ -181,7 +181,7 @@ class KubeconfigFiles:
         return [(name, self.path / name) for name in names]
 
     def _state(self, name: str, path: Path, *, is_complete: bool = False) -> _ReadFile | None:
-        """Return None for a file that was deleted meanwhile. Raises FilesError."""
+        """Return the file, read again if it changed, or None if it no longer exists. Raises FilesError."""
         known = self._known.get(name)
         try:
             if known is not None and known.signature == file_version(path.stat()):
@@ -208,7 +208,7 @@ class KubeconfigFiles:
             if not stat.S_ISREG(status.st_mode):
                 raise _RefusedFileError("is not a regular file")
             if status.st_mode & stat.S_IWOTH:
-                raise _RefusedFileError("is writable by every user of this machine: run chmod o-w on it")
+                raise _RefusedFileError("is world-writable: run chmod o-w on it")
             content = stream.read(limit + 1)
             signature = file_version(status)
             is_changing = file_version(os.fstat(descriptor)) != signature
@@ -218,7 +218,7 @@ class KubeconfigFiles:
         known = self._known.get(name)
         if known is not None and digest == known.digest:
             return content, signature, digest
-        # The kubelet writes into a new directory, and then replaces the link that leads there.
+        # The kubelet writes complete files into a new directory, and then replaces the symbolic link to that directory.
         is_complete = is_complete or any(part.startswith("..") for part in opened.parts)
         age_s = self._wall() - status.st_mtime
         if is_changing or (abs(age_s) < SETTLED_S and not is_complete):
@@ -234,7 +234,7 @@ def _is_directory(entry: "os.DirEntry[str]") -> bool:
     try:
         return entry.is_dir()
     except OSError:
-        return False  # a link that leads to itself: reading it says so
+        return False  # a symbolic link to itself: reading it reports the error
 
 
 def _opened(descriptor: int, path: Path) -> Path:

@@ -37,7 +37,7 @@ class KubernetesApi(Protocol):
 def refuse(origin: str, answer: ApiAnswer, what: str, rule: str) -> NoReturn:
     """Raise a BackendError for a failed request: `what` names it, `rule` is the RBAC rule that allows it.
 
-    The response body is not repeated: it may contain a secret.
+    The message does not quote the response body, which may contain a secret.
     """
     status = answer.status
     if status in (401, 403):

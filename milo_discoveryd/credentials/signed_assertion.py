@@ -21,7 +21,7 @@ SigningKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 
 
 def load_key(pem: bytes, origin: str) -> SigningKey:
-    """Load a private key. Raises CredentialError, which names `origin` and quotes nothing."""
+    """Load a private key. Raises CredentialError, whose message names `origin` and quotes no data."""
     try:
         key = load_pem_private_key(pem, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -33,7 +33,7 @@ def load_key(pem: bytes, origin: str) -> SigningKey:
             return key
         case _:
             raise CredentialError(
-                f"{origin} is neither an RSA key of at least {_KEY_BITS} bits nor one of the curve P-256"
+                f"{origin} is neither an RSA key of at least {_KEY_BITS} bits nor an ECDSA key of curve P-256"
             )
 
 

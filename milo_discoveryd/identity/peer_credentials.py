@@ -44,7 +44,7 @@ def _groups(connected: socket.socket, own: int) -> tuple[int, ...]:
     try:
         found = connected.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _MAX_GROUPS * _GID.size)
     except OSError:
-        # Too many groups, or a kernel without this option. Rules only grant, so knowing fewer groups is safe.
+        # Too many groups, or a kernel without this option. Rules only grant access, so missing groups are safe.
         return ()
     return tuple(gid for (gid,) in _GID.iter_unpack(found) if gid != own)
 

@@ -23,7 +23,7 @@ class TokenOrigin(msgspec.Struct, frozen=True):
 
     connection: str = ""
     owners: tuple[str, ...] = ()
-    """A user, or each name of a certificate; empty if the listener can't tell."""
+    """A user, or each name of a certificate; empty if the listener does not identify its callers."""
 
 
 UNKNOWN_ORIGIN = TokenOrigin()

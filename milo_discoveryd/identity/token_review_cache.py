@@ -50,7 +50,7 @@ class TokenReviewCache:
         return rejected[0] if rejected is not None and now < rejected[1] else None
 
     def was_accepted(self, digest: bytes) -> bool:
-        """Return whether the last remembered review accepted the token, even if its result has expired."""
+        """Return whether the last cached review accepted the token, even if its result has expired."""
         return digest in self._accepted
 
     def put(self, digest: bytes, result: ReviewResult, now: float, left_s: float) -> None:

@@ -67,7 +67,7 @@ class RevokingIssuer(Protocol):
 
 @runtime_checkable
 class ServerStatingIssuer(Protocol):
-    """An issuer whose credentials may come with the server of the cluster."""
+    """An issuer whose credentials may include the address of the cluster's API server."""
 
     @property
     def states_server(self) -> bool: ...
@@ -83,7 +83,7 @@ class TimedIssuer(Protocol):
 
 @runtime_checkable
 class NotifyingIssuer(Protocol):
-    """An issuer that knows when a credential was replaced."""
+    """An issuer that reports when credentials were replaced."""
 
     def subscribe(self, renew: Callable[[Callable[[Target], bool]], None]) -> None:
         """Call `renew` when credentials were replaced, with a function that returns whether a cluster is affected."""

@@ -28,7 +28,7 @@ class KubeconfigFileIssuer:
         *,
         allow_long_lived: bool = False,
     ) -> None:
-        """`files` are those of each source of clusters, by its name."""
+        """`files` has the kubeconfig files of each source of clusters, by the source's name."""
         self.name = name
         self._files = files
         self._longest_s = inf if allow_long_lived else LONGEST_S
@@ -55,7 +55,7 @@ class KubeconfigFileIssuer:
             stored = await asyncio.to_thread(files.kubeconfig, target.object_name)
             received = await asyncio.to_thread(received_kubeconfig.parse, stored.content, stored.origin, stored.context)
             if received.server.rstrip("/") != target.endpoint:
-                raise BackendError(f"{stored.origin} names a server other than {target.endpoint}", of_cluster=True)
+                raise BackendError(f"{stored.origin} names a different server than {target.endpoint}", of_cluster=True)
             issued = validate(received.credential, time.time(), origin=stored.origin, longest_s=self._longest_s)
         except LongLivedError as error:
             raise LongLivedError(f"{error}; set allow_long_lived: true to issue it anyway") from None

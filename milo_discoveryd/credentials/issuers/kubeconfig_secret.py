@@ -36,7 +36,7 @@ _SECRET_DATA = msgspec.json.Decoder(_SecretData)
 
 
 class CredentialPaths(msgspec.Struct, frozen=True):
-    """Where a Secret without a kubeconfig has the credential and the CA."""
+    """The paths of the credential and the CA in a Secret without a kubeconfig."""
 
     token: FieldPath | None = None
     certificate: FieldPath | None = None
@@ -70,7 +70,7 @@ def _text(path: FieldPath, document: Mapping[str, Any]) -> str:
 
 
 def _pem(value: str) -> str:
-    """Return PEM from PEM, or from base64 of it."""
+    """Return the value as PEM, decoded from base64 if necessary."""
     if value.lstrip().startswith("-----BEGIN"):
         return value
     try:
@@ -95,7 +95,7 @@ class SecretPlace(msgspec.Struct, frozen=True):
         namespace, name = (_filled(template, values) for template in (self.namespace, self.name))
         if not _LABEL.fullmatch(namespace) or not _NAME.fullmatch(name):
             raise BackendError(
-                f"{self.namespace}/{self.name} gives no valid Secret for {target.name}"
+                f"{self.namespace}/{self.name} is not a valid Secret name for {target.name}"
                 f"{', whose object has not been received yet; retry' * ('{' in namespace + name)}",
                 of_cluster=True,
             )
@@ -125,8 +125,8 @@ class KubeconfigSecretIssuer:
         allow_long_lived: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`reading` is the key of a kubeconfig, or says where the credential is. With `states_server`, the kubeconfig
-        also decides how the cluster is reached."""
+        """`reading` is the key of a kubeconfig, or the paths of the credential's fields. With `states_server`, the
+        kubeconfig's server is used instead of the cluster's endpoint."""
         self.name = name
         self._api = api
         self._origin = f"the infrastructure cluster ({origin})"
@@ -148,7 +148,8 @@ class KubeconfigSecretIssuer:
             rule = f"get secrets, resourceNames [{self._place.name}], in every project's namespace"
             if answer.status == 404:
                 raise BackendError(f"{what} does not exist (404)", of_cluster=True, reason="missing")
-            # Without the name: a failure of the issuer is shown to callers that may not know this project.
+            # The message omits the Secret's name: failures of an issuer are shown to callers that may not see this
+            # project.
             kubernetes_api.refuse(self._origin, answer, "read the kubeconfig Secret of a project", rule)
         data = kubernetes_api.read(self._origin, answer, _SECRET_DATA).data or {}
         try:

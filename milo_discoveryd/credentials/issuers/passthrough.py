@@ -1,7 +1,7 @@
-"""Issues the token that the daemon itself uses or reads: of a token file, or of an exec plugin.
+"""Issues the token that the daemon itself uses or reads, from a token file or an exec plugin.
 
-Both are short-lived and renewed by others. A token written in a kubeconfig and a client certificate are not renewed,
-and are not issued.
+Such tokens are short-lived and renewed. A token that is written in a kubeconfig, or a client certificate, is not
+renewed, and is not issued.
 """
 
 import time
@@ -53,7 +53,7 @@ class PassthroughIssuer:
 
 
 def _unfit(provider: CredentialProvider) -> str | None:
-    """Return why the credential must not be issued, as the end of a sentence, or None."""
+    """Return why the provider's credential must not be issued, as a part of an error message, or None."""
     match provider:
         case ReloadedCredential():
             return _unfit(provider.current)

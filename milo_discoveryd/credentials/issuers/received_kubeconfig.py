@@ -20,7 +20,7 @@ class ReceivedCredential(msgspec.Struct, frozen=True):
 
 class ReceivedKubeconfig(ReceivedCredential, frozen=True):
     server: str
-    """Empty if the kubeconfig names none."""
+    """URL of the API server; empty if the kubeconfig has none."""
     tls_server_name: str
 
 

@@ -1,4 +1,4 @@
-"""Lets the daemon itself authenticate with a credential from one of the configured issuers."""
+"""The credential provider for discovery with a credential from one of the configured issuers."""
 
 import asyncio
 import time
@@ -21,7 +21,7 @@ class RenewingCredential:
         self._ttl_s = ttl_s
         self._clock = clock
         self._minted: IssuedCredential | None = None
-        self._asked_at = float("-inf")
+        self._requested_at = float("-inf")
         self._failure: CredentialError | None = None
         self._single_flight = asyncio.Lock()
 
@@ -32,12 +32,12 @@ class RenewingCredential:
             is_refused = held is not None and held.credential == refused
             if held is not None and not is_refused and now < held.issued_at + held.life_s / 2:
                 return held.credential
-            if 0 <= now - self._asked_at < RETRY_AFTER_S:
+            if 0 <= now - self._requested_at < RETRY_AFTER_S:
                 if held is not None:
                     return held.credential
                 if self._failure is not None:
                     raise self._failure
-            self._asked_at = now
+            self._requested_at = now
             request = MintRequest(ttl_s=self._ttl_s, held=None if held is None else held.credential)
             try:
                 self._minted = await self._issuer.mint(request)

@@ -27,7 +27,7 @@ _FILE = msgspec.json.Decoder(_File)
 
 
 class ServiceAccountKey:
-    """A parsed key file. The private key is never shown."""
+    """A parsed key file. Its repr does not contain the private key."""
 
     __slots__ = ("_private_key", "account", "client_id", "key_id", "scope", "token_uri")
 
@@ -49,7 +49,7 @@ class ServiceAccountKey:
 
 
 def parse(content: bytes, origin: str) -> ServiceAccountKey:
-    """Parse a key file. Raises CredentialError without its content."""
+    """Parse a key file. Raises CredentialError, whose message contains no values of the file."""
     try:
         file = _FILE.decode(content)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -1,7 +1,7 @@
 """A client of an OAuth 2 token endpoint: one request for an access token.
 
-Nothing of a response but the access token, its lifetime and a known error code is kept or repeated, since the rest
-may be a secret.
+Of a response, only the access token, its lifetime and known error codes are kept or quoted in errors, since the rest
+may contain secrets.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from milo_kube.tls_identity import TlsIdentity
 
 _BEARER = "Bearer"
 _NOT_AN_ACCESS_TOKEN = "N_A"  # noqa: S105 - the name of a type
-_TOKEN_TYPE = "urn:ietf:params:oauth:token-type:"  # noqa: S105 - the beginning of names
+_TOKEN_TYPE = "urn:ietf:params:oauth:token-type:"  # noqa: S105 - the prefix of type names
 _BEARER_TYPES = ("", f"{_TOKEN_TYPE}access_token", f"{_TOKEN_TYPE}jwt", f"{_TOKEN_TYPE}id_token")
 """The types of issued tokens that an API server accepts as bearer tokens."""
 
@@ -53,7 +53,7 @@ _REFUSAL = msgspec.json.Decoder(_Refusal)
 class AccessToken(msgspec.Struct, frozen=True):
     credential: Credential
     life_s: float | None
-    """The lifetime that the endpoint stated, in seconds; None if it stated none."""
+    """`expires_in` of the response, in seconds; None if it is absent."""
 
 
 class TokenEndpoint:
@@ -65,7 +65,7 @@ class TokenEndpoint:
     async def ask(
         self, url: str, form: Form, *, about: str, advice: Mapping[str, str], authorization: str = ""
     ) -> AccessToken:
-        """Request an access token. `about` names what is sent, and `advice` says what to do about each error code.
+        """Request an access token. `about` describes the sent token or key in errors; `advice` has a fix for each code.
 
         Raises CredentialError.
         """
@@ -102,7 +102,7 @@ class TokenEndpoint:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise BackendError(f"{url} answered 200 without an OAuth 2 token response") from None
         if answer.issued_token_type not in _BEARER_TYPES:
-            raise BackendError(f"{url} returned a token that is no access token; set requested_token_type")
+            raise BackendError(f"{url} returned a token that is not an access token; set requested_token_type")
         if answer.token_type.lower() != _BEARER.lower() and not (
             answer.issued_token_type and answer.token_type == _NOT_AN_ACCESS_TOKEN
         ):

@@ -47,7 +47,7 @@ class RenewedToken(msgspec.Struct, frozen=True):
     type: str
 
     def read(self, now: float) -> str:
-        """Return the token. Raises CredentialError if it is known to be unusable."""
+        """Return the token. Raises CredentialError if it is malformed, expired or not valid yet."""
         origin = str(self.file.path)
         token = token_of(self.file.read().decode("utf-8", "replace"), origin).reveal()
         try:
@@ -56,7 +56,9 @@ class RenewedToken(msgspec.Struct, frozen=True):
             raise CredentialError(f"{origin} is not a valid JWT: {error}") from None
         if claims is not None and claims.exp is not None and claims.exp <= now:
             expired_at = datetime.fromtimestamp(claims.exp, UTC).isoformat()
-            raise CredentialError(f"the token in {origin} expired at {expired_at}: what writes it must renew it")
+            raise CredentialError(
+                f"the token in {origin} expired at {expired_at}: the process that writes the file must renew it"
+            )
         if claims is not None and claims.nbf is not None and claims.nbf > now + SKEW_S:
             raise CredentialError(f"the token in {origin} is not valid yet: check this machine's clock")
         return token
@@ -78,7 +80,7 @@ class ClientKey(msgspec.Struct, frozen=True):
 
 
 class PublicClient(msgspec.Struct, frozen=True):
-    """A client without a secret: it sends its client ID, if it has one, and no proof."""
+    """A public client (RFC 6749): it sends its client ID, if it has one, and does not authenticate."""
 
     client_id: str = ""
 

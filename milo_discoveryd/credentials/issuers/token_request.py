@@ -157,7 +157,9 @@ class TokenRequestIssuer:
         identity = cluster.identity
         async with self._exclusive(identity):
             if self._ended.get(identity, 0) >= cluster.incarnation:
-                raise BackendError(f"{cluster.target.name} was disengaged meanwhile", of_cluster=True)
+                raise BackendError(
+                    f"{cluster.target.name} was disengaged before its credential was issued", of_cluster=True
+                )
             bound = self._bound.get(identity)
             if bound is not None and bound.incarnation != cluster.incarnation:
                 await self._delete_secrets(identity)
@@ -334,5 +336,5 @@ class _GoneError(BackendError):
 
 
 def _digest(text: str) -> str:
-    """Return a label value, and a part of a URL, for text that comes from objects upstream."""
+    """Return a hash of text from upstream objects, which is valid as a label value and in an object name."""
     return hashlib.sha256(text.encode()).hexdigest()[:32]

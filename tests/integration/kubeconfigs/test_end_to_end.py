@@ -111,7 +111,7 @@ async def no_answer(_: web.Request) -> web.Response:
 
 EXCHANGE_FAULTS: dict[str, tuple[dict[str, Any] | str, str]] = {
     "wrong audience": ({"aud": ["https://elsewhere.example.com"]}, "does not accept this subject token"),
-    "expired": ({"exp": time.time() - 60}, "what writes it must renew it"),
+    "expired": ({"exp": time.time() - 60}, "the process that writes the file must renew it"),
     "clock skew": ({"exp": time.time() + 7200, "nbf": time.time() + 3600}, "check this machine's clock"),
     "endpoint down": ("https://127.0.0.1:1/token", "127.0.0.1:1"),
     "slow": ("", "did not answer within 3 s"),

@@ -38,7 +38,7 @@ def a_source(directory: Path, key_file: Path, ca: bytes | None, **differing: obj
 async def endpoint_and_source(
     directory: Path, answer: Handler
 ) -> AsyncIterator[tuple[ApiServer, DatumServiceAccountIssuer]]:
-    """Run a token endpoint, and yield it with a source whose key file names it."""
+    """Run a token endpoint, and yield it with an issuer whose key file contains its URL."""
     async with Sandbox() as sandbox, ApiServer(answer) as server:
         key_file = sandbox.write_service_account_key(directory / "key.json")
         key = json.loads(key_file.read_text()) | {"token_uri": f"{server.url}/token"}

@@ -27,7 +27,7 @@ def of(chain: bytes) -> Credential:
     return Credential(certificate=ClientCertificate(chain=chain, key=Secret(CANARY)))
 
 
-def test_opaque_token_expires_as_backend_states() -> None:
+def test_opaque_token_has_the_expiry_that_the_backend_returned() -> None:
     minted = validate(token("opaque"), NOW, origin="it", expires_at=NOW + 600)
     assert (minted.issued_at, minted.expires_at, minted.life_s) == (NOW, NOW + 600, 600)
 
@@ -97,7 +97,7 @@ def test_issued_credential_is_masked_and_not_copied(spread: Callable[[object], o
     assert CANARY not in f"{raised.value}{minted}{minted!r}"
 
 
-def test_issued_credential_lifetime_is_limited_by_source() -> None:
+def test_issued_credential_lifetime_is_limited() -> None:
     with pytest.raises(UnfitError, match="is valid for 11 minutes; only credentials valid for up to 10 minutes"):
         validate(token("opaque"), NOW, origin="it", expires_at=NOW + 660, longest_s=600)
     assert validate(of(certificate(NOW, NOW + 9e6)), NOW, origin="it", longest_s=math.inf).life_s == 9e6

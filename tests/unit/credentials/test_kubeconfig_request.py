@@ -72,7 +72,7 @@ async def test_kubeconfig_request_posts_lifetime_to_subresource_of_the_object() 
     assert (issued.expires_at, issued.authorities) == (NOW + 900, b"CA")
 
 
-async def test_kubeconfig_request_asks_for_at_least_ten_minutes() -> None:
+async def test_kubeconfig_request_lifetime_is_at_least_ten_minutes() -> None:
     api = ScriptedApi(answer())
     await a_source(api).mint(wanted(ttl_s=1))
     assert json.loads(api.bodies[0])["spec"] == {"expirationSeconds": 600}

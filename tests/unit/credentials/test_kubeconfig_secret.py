@@ -129,7 +129,7 @@ async def test_invalid_kubeconfig_secret_is_rejected_and_not_quoted(
 async def test_invalid_project_uid_cannot_change_the_path_of_the_kubeconfig_secret(uid: str) -> None:
     api = ScriptedApi()
     target = Target(name="alpha", uid=uid, place=("https://a",))
-    with pytest.raises(BackendError, match="gives no valid Secret"):
+    with pytest.raises(BackendError, match="is not a valid Secret name"):
         await a_source(api, namespace="{uid}").mint(MintRequest(ttl_s=600, cluster=engaged(target)))
     assert not api.asked
 
@@ -244,7 +244,7 @@ def kubeconfig_of(**cluster: Any) -> Answer:
 CA = "-----BEGIN CERTIFICATE-----\nQ0E=\n-----END CERTIFICATE-----\n"
 
 
-async def test_kubeconfig_secret_of_a_namespace_of_its_own_states_the_server() -> None:
+async def test_kubeconfig_secret_in_a_namespace_of_its_own_determines_the_server() -> None:
     authorities = base64.b64encode(CA.encode()).decode()
     stated = {"server": "https://10.0.0.7:6443/", "certificate-authority-data": authorities, "tls-server-name": "own"}
     minted = await a_source(ScriptedApi(kubeconfig_of(**stated)), states_server=True).mint(WANTED)

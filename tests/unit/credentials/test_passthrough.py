@@ -132,7 +132,7 @@ PROJECT = Upstream(
 
 
 @pytest.mark.parametrize("per_cluster", [False, True])
-async def test_exec_source_receives_its_cluster(tmp_path: Path, per_cluster: bool) -> None:
+async def test_exec_issuer_receives_its_cluster(tmp_path: Path, per_cluster: bool) -> None:
     script = tmp_path / "login"
     token = jwt(exp=time.time() + 600)
     answer = json.dumps({"apiVersion": V1, "kind": "ExecCredential", "status": {"token": token}})
@@ -152,13 +152,13 @@ async def test_exec_source_receives_its_cluster(tmp_path: Path, per_cluster: boo
     }
 
 
-async def test_exec_source_without_expiry_is_rejected(tmp_path: Path) -> None:
+async def test_exec_credential_without_expiry_is_rejected(tmp_path: Path) -> None:
     command = ExecCommand(api_version=V1, argv=(plugin(tmp_path, {"token": "opaque"}),), environment={})
     with pytest.raises(UnfitError, match="without an expiry"):
         await ExecIssuer("exec", command, project=PROJECT).mint(WANTED)
 
 
-def test_exec_source_has_the_timeout_of_its_command() -> None:
+def test_exec_issuer_has_the_timeout_of_its_command() -> None:
     command = ExecCommand(api_version=V1, argv=("/bin/login",), environment={})
     source: Issuer = ExecIssuer("exec", command, project=PROJECT, timeout_s=120.0)
     assert isinstance(source, TimedIssuer)
@@ -166,7 +166,7 @@ def test_exec_source_has_the_timeout_of_its_command() -> None:
 
 
 class Script:
-    """A source that issues numbered tokens, or fails."""
+    """An issuer of numbered tokens, or one that fails."""
 
     name, type, scope, takes_ttl = "script", "script", Scope.IDENTITY, False
 
@@ -196,7 +196,7 @@ async def test_renewing_credential_is_renewed_at_half_of_its_lifetime() -> None:
     assert await mine.credential() == token_number(2)
 
 
-async def test_rejected_credential_of_source_is_replaced_once() -> None:
+async def test_rejected_credential_of_issuer_is_replaced_once() -> None:
     script = Script()
     mine = RenewingCredential(script, ttl_s=600, clock=lambda: script.now)
     first = await mine.credential()
@@ -206,7 +206,7 @@ async def test_rejected_credential_of_source_is_replaced_once() -> None:
     assert await mine.credential(refused=second) == second
 
 
-async def test_credential_of_source_is_used_until_expiry_while_source_is_down() -> None:
+async def test_credential_of_issuer_is_used_until_expiry_while_issuer_is_down() -> None:
     script = Script()
     mine = RenewingCredential(script, ttl_s=600, clock=lambda: script.now)
     first = await mine.credential()

@@ -107,7 +107,7 @@ async def test_renewed_subject_token_is_used(tmp_path: Path) -> None:
         (None, {"grant": "other"}, "(unsupported_grant_type): the endpoint does not support this grant"),
     ],
 )
-async def test_refusal_of_endpoint_says_what_to_do(
+async def test_error_of_the_token_endpoint_contains_a_fix(
     tmp_path: Path, audiences: list[str] | None, request_: dict[str, Any], expected: str
 ) -> None:
     async with Sandbox() as sandbox:
@@ -121,7 +121,10 @@ async def test_refusal_of_endpoint_says_what_to_do(
 @pytest.mark.parametrize(
     ("token", "expected"),
     [
-        (jwt(exp=1_700_000_000), "expired at 2023-11-14T22:13:20+00:00: what writes it must renew it"),
+        (
+            jwt(exp=1_700_000_000),
+            "expired at 2023-11-14T22:13:20+00:00: the process that writes the file must renew it",
+        ),
         (jwt(exp=time.time() + 7200, nbf=time.time() + 3600), "is not valid yet: check this machine's clock"),
         (jwt(exp="soon"), "is not a valid JWT"),
         (f"{CANARY}\n{CANARY}", "is not a bearer token"),
@@ -211,7 +214,7 @@ async def test_client_key_signs_an_assertion_for_the_endpoint(tmp_path: Path, ki
         (CANARY.encode(), "is not an unencrypted PEM key"),
         (
             ec.generate_private_key(ec.SECP384R1()).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
-            "is neither an RSA key of at least 2048 bits nor one of the curve P-256",
+            "is neither an RSA key of at least 2048 bits nor an ECDSA key of curve P-256",
         ),
     ],
 )

@@ -101,7 +101,7 @@ async def test_revocation_is_idempotent(api: Transport) -> None:
 async def test_late_mint_does_not_recreate_revoked_secret(sandbox: Sandbox, api: Transport) -> None:
     source = a_source(api)
     await source.revoke(engaged())
-    with pytest.raises(BackendError, match="was disengaged meanwhile"):
+    with pytest.raises(BackendError, match="was disengaged before its credential was issued"):
         await source.mint(WANTED)
     assert not sandbox.infrastructure.secret_names()
 
@@ -118,7 +118,7 @@ async def test_revocation_of_former_incarnation_keeps_tokens_of_the_next(sandbox
         sandbox.tokens.subject(old.reveal())
 
 
-async def test_restarted_daemon_revokes_what_the_same_run_identity_minted_before(
+async def test_restarted_daemon_revokes_earlier_tokens_of_the_same_run_identity(
     sandbox: Sandbox, api: Transport
 ) -> None:
     before = (await a_source(api).mint(WANTED)).credential.token
@@ -325,7 +325,7 @@ async def test_bound_secret_name_is_safe_for_hostile_uid() -> None:
     assert json.loads(api.bodies[0])["metadata"]["name"].replace("-", "").isalnum()
 
 
-async def test_member_revokes_what_other_members_minted_for_its_clusters(sandbox: Sandbox, api: Transport) -> None:
+async def test_member_revokes_tokens_of_other_members_for_its_clusters(sandbox: Sandbox, api: Transport) -> None:
     former = a_source(api, run="1", group="ops", member="operator-0")
     tokens = [(await former.mint(MintRequest(ttl_s=900, cluster=engaged(of)))).credential.token for of in (ALPHA, BETA)]
     other_group = (await a_source(api, run="2", group="other").mint(WANTED)).credential.token

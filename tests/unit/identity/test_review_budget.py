@@ -40,7 +40,7 @@ def test_review_budget_exhausted_by_two_owners_leaves_some_to_a_third() -> None:
     for now in range(1, 61):
         for name in later:
             later[name] += sum(review(budget, f"{name}{number % 10}", name, now) for number in range(50))
-        assert review(budget, "d", f"d{now}", now), "there is always some for another one"
+        assert review(budget, "d", f"d{now}", now), "part of the budget is always left for another owner"
     assert min(later.values()) > 500
 
 

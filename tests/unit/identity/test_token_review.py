@@ -76,7 +76,7 @@ async def test_token_review_is_shared_and_cached() -> None:
     assert not there.reviews._in_flight
 
 
-async def test_token_review_result_ends_with_the_token() -> None:
+async def test_token_review_result_expires_with_the_token() -> None:
     there = Reviewing(reviewed())
     await there.reviews.authenticate(token(exp=NOW + 10))
     there.passed = 10
@@ -160,7 +160,7 @@ async def test_token_reviews_are_rate_limited() -> None:
     assert len(there.api.asked) == 3
 
 
-async def test_cancelled_caller_does_not_cancel_shared_review() -> None:
+async def test_canceled_caller_does_not_cancel_shared_review() -> None:
     there = Reviewing(reviewed())
     going_on = asyncio.Event()
     post = there.api.post

@@ -27,7 +27,7 @@ def test_token_review_cache_entries_expire() -> None:
     assert cache.get(b"b", 10 + REJECTED_S) is None
 
 
-def test_token_review_cache_entry_ends_with_the_token() -> None:
+def test_token_review_cache_entry_expires_with_the_token() -> None:
     cache = TokenReviewCache()
     cache.put(b"a", OPERATOR, 10, 5)
     assert cache.get(b"a", 14.9) == OPERATOR
