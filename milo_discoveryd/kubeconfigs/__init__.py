@@ -1,1 +1,1 @@
-"""Kubeconfigs for engaged clusters: leases that renew credentials in time, and the documents made of them."""
+"""Kubeconfigs for engaged clusters: leases that renew credentials in time, and the kubeconfigs made from them."""

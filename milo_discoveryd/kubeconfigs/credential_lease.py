@@ -17,8 +17,8 @@ from milo_kube import retry_after
 from milo_kube.credential import CredentialError
 
 RENEWAL = (0.36, 0.42)
-"""Renewal starts at a random point in this part of a credential's life. It is early enough that an outage of half a
-lifetime goes unnoticed: the last backoff and the safety margin still fit before the expiry."""
+"""The part of a credential's life in which renewal starts, at a random point. It is early enough that the issuer can be
+down for half a lifetime: the last backoff and the safety margin still fit before the expiry."""
 FIRST_RENEWAL = (0.1, 0.42)
 """`RENEWAL` for a lease's first credential: leases that began together spread out instead of renewing together."""
 REFRESH = (0.5, 0.6)
@@ -30,7 +30,7 @@ BACKOFF_SHARE = 0.025
 MAX_RENEWAL_S = 3600.0
 """A long-lived credential is renewed after this time as well, because it may have been replaced."""
 UNCHANGED_RETRY_SHARE = 0.1
-"""An issuer that returns the same credential is asked again after this share of the remaining life."""
+"""If an issuer returns the same credential, the next request follows after this share of the remaining life."""
 UNCHANGED_RETRY_S = (0.2, 60.0)
 
 Draw: TypeAlias = Callable[[], float]
@@ -47,7 +47,7 @@ class HeldCredential(msgspec.Struct, frozen=True):
 
 
 class Empty(msgspec.Struct, frozen=True):
-    """Nothing was requested yet."""
+    """No credential is held, and no attempt to get one is in flight or has failed."""
 
 
 class Fresh(msgspec.Struct, frozen=True):
@@ -99,7 +99,7 @@ class CredentialLease:
 
     @property
     def due_at(self) -> float | None:
-        """When the next attempt is due (monotonic); None while one is in flight, or if none was requested."""
+        """When the next attempt is due (monotonic); None in the states Empty and Renewing."""
         match self.state:
             case Fresh(renew_at=at) | Retrying(retry_at=at) | Expired(retry_at=at):
                 return at
@@ -194,7 +194,7 @@ def useful_s(life_s: float) -> float:
 
 
 def margin_s(life_s: float) -> float:
-    """Return how long before its expiry a credential is no longer issued: it must still be received and used."""
+    """Return how long before its expiry a credential is no longer issued: a caller needs time to receive and use it."""
     return min(10.0, 0.05 * life_s)
 
 

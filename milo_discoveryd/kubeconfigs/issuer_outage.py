@@ -1,4 +1,4 @@
-"""The beginning and the end of an issuer's outage, which concerns all clusters and is logged."""
+"""Tracks and logs the outages of one credential issuer, which affect all clusters."""
 
 import asyncio
 from contextlib import AbstractAsyncContextManager, nullcontext
@@ -14,7 +14,7 @@ class IssuerOutage:
         self.failure: CredentialError | None = None
         """Why the last attempt failed; None if it succeeded."""
         self.is_noticed = False
-        """Whether a credential was ever requested; a lease that `keep_ready` began may be unused."""
+        """Whether a caller ever requested a credential: failures are then warnings. `keep_ready` does not count."""
         self._is_warned = False
         self._probing = asyncio.Lock()
 

@@ -130,7 +130,7 @@ class Kubeconfigs:
         return None if issued is None else issued.credential
 
     def probed(self, cluster: Cluster, *, is_rejected: bool) -> None:
-        """Record whether the cluster's API server rejects the issued credential, as a probe with it found."""
+        """Record whether a probe found that the cluster's API server rejects the issued credential."""
         minter = self._minter(cluster, UNLIMITED)
         if is_rejected and minter is not None:
             self._rejected[cluster.target.name] = minter.issuer.name
@@ -138,7 +138,7 @@ class Kubeconfigs:
             self._rejected.pop(cluster.target.name, None)
 
     async def trust_of(self, cluster: Cluster) -> ClusterTrust:
-        """Return how operators reach and verify the cluster. Requests a credential if only that brings the CA."""
+        """Return how operators reach and verify the cluster. Requests a credential if the CA comes with it."""
         handle = self.find(cluster, None, UNLIMITED)
         if handle is not None and handle.needs_credential_for_trust and self._held(cluster) is None:
             await handle.wait_for_credential()
@@ -163,7 +163,7 @@ class Kubeconfigs:
         self.issuance.metrics.kubeconfig_issued(result)
 
     def disengaged(self, cluster: Cluster) -> None:
-        """Drop the cluster's leases. To be called in the same step as its disengagement."""
+        """Drop the cluster's leases. Must be called in the same step of the event loop as the disengagement."""
         for _, minter in self._assigned:
             minter.drop(cluster)
         self._rejected.pop(cluster.target.name, None)

@@ -42,7 +42,7 @@ class CredentialUnavailableError(CredentialError):
 
 
 class Issuance:
-    """The inputs for a kubeconfig besides its credential: how clusters are reached, and where it is recorded."""
+    """What issuing kubeconfigs needs besides credentials: addresses and CAs, metrics, the audit log, and clocks."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Issuance:
 class LeaseHandle:
     """One request's handle on the lease of an engaged cluster.
 
-    The lease itself begins with the first use, so a handle alone costs the issuer nothing.
+    The lease is created at the first use, so an unused handle causes no request to the issuer.
     """
 
     def __init__(self, issuance: Issuance, minter: Minter, cluster: Cluster, ttl_s: float) -> None:
@@ -134,7 +134,7 @@ class LeaseHandle:
         )
 
     def issue_exec(self, incarnation: str, to: Recipient) -> IssuedKubeconfig:
-        """Issue a kubeconfig without a secret, whose exec plugin asks the daemon for a credential each time.
+        """Issue a kubeconfig without a secret, whose exec plugin requests the credential from the daemon at each use.
 
         Raises UnfitError if the daemon could never return one.
         """
@@ -180,4 +180,6 @@ def _unavailable(minter: Minter, entry: LeaseEntry) -> CredentialError:
         return unfit
     due_at = entry.lease.due_at
     wait_s = 1.0 if due_at is None else max(1.0, due_at - minter.now().steady)
-    return CredentialUnavailableError(str(failure or f"{minter.issuer.name} has not answered yet"), wait_s)
+    return CredentialUnavailableError(
+        str(failure or f"the credential issuer {minter.issuer.name} has not responded yet"), wait_s
+    )

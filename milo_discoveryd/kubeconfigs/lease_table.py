@@ -21,7 +21,7 @@ class LeaseKey(msgspec.Struct, frozen=True):
 
 
 class LeaseEntry:
-    """A lease with what the minter needs to know to schedule it."""
+    """A lease and its state in the minter's schedule."""
 
     def __init__(self, key: LeaseKey, cluster: Cluster | None, lease: CredentialLease) -> None:
         self.key = key
@@ -36,7 +36,7 @@ class LeaseEntry:
         self.is_outdated = False
         """The credential was replaced while a mint was in flight, which may return the former one."""
         self.failures = 0
-        """Consecutive failures that concern this cluster, and not the issuer."""
+        """Consecutive failures of this cluster, not of the issuer."""
         self._attempted = asyncio.Event()
 
     @property
@@ -49,7 +49,7 @@ class LeaseEntry:
         self.wake()
 
     def wake(self) -> None:
-        """Wake all tasks that wait for the end of an attempt."""
+        """Wake all tasks that wait in `attempt_ended`."""
         self._attempted.set()
         self._attempted = asyncio.Event()
 
@@ -70,7 +70,7 @@ class LeaseTable:
         return iter(self._entries.values())
 
     def begin(self, key: LeaseKey, cluster: Cluster | None) -> LeaseEntry:
-        """Return the lease for the key, which begins now if there is none."""
+        """Return the lease of the key, and create it if there is none."""
         entry = self._entries.get(key)
         if entry is None:
             self._entries[key] = entry = LeaseEntry(key, cluster, CredentialLease(self._draw))

@@ -46,7 +46,7 @@ class MintQueue(Generic[M]):
         self._parked: defaultdict[int, list[tuple[str, QueuedMint, M]]] = defaultdict(list)
 
     def add(self, entry: M, *, ends_at: float, failures: int) -> None:
-        """Add a lease that expires at `ends_at`. `failures`: those of the cluster itself since a success."""
+        """Add a lease that expires at `ends_at`. `failures` counts the cluster's own failures since a success."""
         kind = "retry" if failures else "first" if ends_at == float("-inf") else "renewal"
         self._number += 1
         self._push(kind, QueuedMint(ends_at, self._number), entry)

@@ -1,6 +1,6 @@
 """Keeps the leases of one issuer: renews each in time, within a rate limit, with one mint in flight per lease.
 
-Reading what a lease holds never waits, whatever state the issuer is in. While the issuer is down, one lease at a time
+Reading a held credential never waits, even if the issuer is down. While the issuer is down, one lease at a time
 probes it and the others wait.
 """
 
@@ -37,21 +37,21 @@ from milo_kube.credential import CredentialError
 from milo_kube.rate_limit import Rate, TokenBucket
 
 FIRST_ATTEMPT_S = 1.0
-"""How long a stream waits for an issuer that has never answered, so that its first events carry credentials."""
+"""How long a stream waits for an issuer that has not responded yet, so that its first events contain credentials."""
 MINT_TIMEOUT_S = 30.0
 TIMEOUT_MARGIN_S = 5.0
-"""How much longer than its own timeout an issuer may take, so that the error of the issuer is reported."""
+"""Added to the timeout of an issuer that has one, so that the issuer's own timeout error is reported."""
 CHECK_EVERY_S = 5.0
 """The maximum delay until a step of the wall clock is detected."""
 JUMP_S = 5.0
 TTL_STEPS_S = (10, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400)
 """A requested ttl is rounded down to one of these, so that few leases serve all requests."""
 CLUSTER_BACKOFF_S = 20.0
-"""The longest backoff after a failure that concerns one cluster."""
+"""The longest backoff after a failure of one cluster's credential."""
 
 LeaseListener: TypeAlias = Callable[[LeaseKey, str], None]
-"""Called with the key of each lease that got a new credential, and the name of its cluster if the former credential was
-replaced before its time; otherwise the name is empty."""
+"""Called with the key of each lease that received a new credential. The second argument is the name of its cluster if
+the issuer reported that the former credential was replaced, and empty otherwise."""
 
 
 class Minter:
@@ -103,7 +103,7 @@ class Minter:
         return LeaseKey(self.issuer.name, 0, ttl_step(ttl_s) if self.issuer.takes_ttl else 0)
 
     def keep_ready(self, ttl_s: float) -> None:
-        """Begin the lease that serves every cluster, if the issuer has such a lease, before the first request."""
+        """Request the shared credential before the first caller does, if the issuer has one for all clusters."""
         if self.issuer.scope is Scope.IDENTITY:
             self._requested(self._shared_key(ttl_s), None)
 
@@ -123,7 +123,7 @@ class Minter:
         return entry
 
     async def settle(self, entry: LeaseEntry, within_s: float) -> None:
-        """Wait until the lease is useful, or has failed, or was dropped."""
+        """Wait, for up to `within_s`, until the lease has a useful credential, has failed, or was dropped."""
         with suppress(TimeoutError):
             async with asyncio.timeout(within_s):
                 while not entry.is_dropped and not self._is_settled(entry):
@@ -133,14 +133,14 @@ class Minter:
         return entry.lease.useful(self.now()) is not None or not (entry.queued or entry.lease.is_renewing)
 
     async def first_attempt(self) -> None:
-        """Wait briefly for the first answer of an issuer whose one credential serves all clusters."""
+        """Wait, for up to a second, for the first attempt of an issuer with one credential for all clusters."""
         if self.issuer.scope is Scope.IDENTITY:
             with suppress(TimeoutError):
                 async with asyncio.timeout(FIRST_ATTEMPT_S):
                     await self._attempted.wait()
 
     def unfit_for_all(self) -> UnfitError | None:
-        """Return why an issuer whose one credential serves all clusters can serve none."""
+        """Return why an issuer with one credential for all clusters cannot serve any, or None."""
         is_shared = self.issuer.scope is Scope.IDENTITY
         return self.failure if is_shared and isinstance(self.failure, UnfitError) else None
 
@@ -283,7 +283,7 @@ class Minter:
             async with asyncio.timeout(timeout_s):
                 return await issuer.mint(request)
         except TimeoutError:
-            message = f"{issuer.name} did not answer within {timeout_s:g} s"
+            message = f"the credential issuer {issuer.name} did not answer within {timeout_s:g} s"
             raise BackendError(message, of_cluster=entry.cluster is not None, reason="timeout") from None
 
     def _failed(self, entry: LeaseEntry, error: CredentialError) -> None:
@@ -291,7 +291,7 @@ class Minter:
         if entry.cluster is not None and (isinstance(error, UnfitError) or _is_of_cluster(error)):
             if not entry.failures:
                 name = entry.cluster.target.name
-                log.warning("credential of a cluster failed", issuer=self.issuer.name, cluster=name, problem=str(error))
+                log.warning("cluster credential not issued", issuer=self.issuer.name, cluster=name, problem=str(error))
             self._outage.end_outage()
             entry.failures += 1
             entry.lease.failed(error, self.now(), retry_after_s, longest_s=CLUSTER_BACKOFF_S)

@@ -1,4 +1,4 @@
-"""Renders kubeconfigs as JSON, which is valid YAML, so that no name or label can be misread or escape its field.
+"""Renders kubeconfigs as JSON, which is valid YAML, so that no name is parsed as another type or ends its field.
 
 Pure and deterministic: the same cluster and credential give the same bytes. Only the fields listed here are written:
 no files, no proxy, no disabled TLS verification.
@@ -20,7 +20,7 @@ _HINT = "milo-discovery is not on PATH. It comes with the Python package milo-di
 
 
 class ClusterTrust(msgspec.Struct, frozen=True):
-    """The trust settings with which clients verify the API servers of all clusters."""
+    """How clients reach and verify the API server of a cluster."""
 
     authorities: bytes | None
     """PEM; None stands for the system's CAs."""
@@ -45,7 +45,7 @@ def embedded(name: str, server: str, trust: ClusterTrust, credential: Credential
 
 
 def exec_form(name: str, server: str, trust: ClusterTrust, address: str | None, act_as: ActAs | None = None) -> bytes:
-    """Render a kubeconfig without a secret: its exec plugin asks the daemon at `address` for each credential."""
+    """Render a kubeconfig without a secret: its exec plugin requests credentials from the daemon at `address`."""
     user: dict[str, object] = {} if act_as is None else act_as.fields()
     variables = {ADDRESS_VARIABLE: address} if address else {}
     if act_as is not None:

@@ -27,7 +27,7 @@ class RenewalTimer(Generic[L]):
             yield heapq.heappop(self._due)[2]
 
     async def wait_for_due(self, now: float, *, at_most_s: float) -> None:
-        """Wait until the next lease is due."""
+        """Wait until the next lease is due, for up to `at_most_s`."""
         self._due_sooner.clear()
         wait_s = at_most_s if not self._due else min(at_most_s, self._due[0][0] - now)
         timer = self._loop.call_later(max(0.0, wait_s), self._due_sooner.set)

@@ -12,7 +12,7 @@ CANARY = "CANARY-8c2e"
 
 
 class Backend:
-    """A source that responds while its gate is open."""
+    """An issuer that responds while its gate is open."""
 
     name, type = "backend", "test"
 

@@ -26,7 +26,7 @@ LOOK_EVERY_S = 15.0
 
 
 class Slow(Backend):
-    """A source that takes a moment for each request, and records their times."""
+    """An issuer that responds with a delay, and records the times of requests."""
 
     def __init__(self) -> None:
         super().__init__(Scope.CLUSTER, life_s=LIFE_S)
@@ -44,7 +44,7 @@ class Slow(Backend):
 
 
 class Fleet:
-    """Clusters whose holders take every credential at once."""
+    """Clusters whose holders fetch each new credential at once."""
 
     def __init__(self, size: int, backend: Backend, *, per_second: float = PER_SECOND) -> None:
         self._clusters = [a_cluster(f"p-{number}", number) for number in range(1, size + 1)]
@@ -112,7 +112,7 @@ def test_renewals_of_simultaneous_leases_spread_out() -> None:
 
 
 def test_backend_outage_of_half_a_lifetime_leaves_no_cluster_without_credential() -> None:
-    """All credentials are due meanwhile, and are renewed in order of expiry."""
+    """All credentials are due during the outage, and are renewed in order of expiry after it."""
     backend = Slow()
 
     async def play(fleet: Fleet) -> None:

@@ -1,4 +1,4 @@
-"""Kubeconfigs as they are issued."""
+"""Issued kubeconfigs."""
 
 from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
 

@@ -1,4 +1,4 @@
-"""The kubeconfigs: credentials from leases, independent of the backend's state."""
+"""Kubeconfigs with credentials from leases, whatever the state of the issuer's backend."""
 
 import asyncio
 import base64
@@ -215,12 +215,12 @@ async def test_hanging_credential_backend_times_out(monkeypatch: pytest.MonkeyPa
 
 
 class Timed(Backend):
-    """A source that limits its own time."""
+    """An issuer with its own timeout."""
 
     timeout_s = LIMIT_S
 
 
-async def test_credential_backend_with_its_own_timeout_is_not_ended_earlier(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_credential_issuer_with_its_own_timeout_is_not_canceled_earlier(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(minter, "MINT_TIMEOUT_S", 0.0)
     backend = Timed()
     async with issuing(backend) as kubeconfigs:
@@ -254,7 +254,7 @@ async def test_unsuitable_credential_is_refused_permanently() -> None:
         assert str(refusal) == "it lives for ever"
 
 
-async def test_issuer_without_a_credential_issuer_refuses_requests() -> None:
+async def test_kubeconfig_requests_without_a_credential_issuer_are_refused() -> None:
     async with issuing() as kubeconfigs:
         with pytest.raises(NoIssuerError, match="no credential issuer is configured"):
             await got(kubeconfigs)
@@ -473,13 +473,13 @@ async def test_held_credentials_are_inspectable_without_a_mint(scope: Scope) -> 
         assert len(backend.asked) == asked
 
 
-async def test_issuer_without_a_source_holds_no_credential() -> None:
+async def test_no_credential_is_held_without_a_credential_issuer() -> None:
     async with issuing() as kubeconfigs:
         assert kubeconfigs.held(ALPHA) is None
 
 
 class Hanging(Backend):
-    """A source that does not respond for some clusters."""
+    """An issuer that does not respond for some clusters."""
 
     def __init__(self, *names: str) -> None:
         super().__init__(Scope.CLUSTER)
@@ -530,7 +530,7 @@ async def test_mint_failure_of_one_cluster_does_not_make_credential_issuer_unhea
         beta = a_cluster("beta", 2)
         assert kubeconfigs.health()[0].problem == ""
         assert kubeconfigs.health()[0].failing == {"timeout": 1}
-        assert kubeconfigs.problem(ALPHA, UNLIMITED) == "backend did not answer within 0.05 s"
+        assert kubeconfigs.problem(ALPHA, UNLIMITED) == "the credential issuer backend did not answer within 0.05 s"
         assert kubeconfigs.problem(beta, UNLIMITED) is None
         assert await got(kubeconfigs, beta) in backend.given
         backend.hanging.clear()
@@ -549,7 +549,7 @@ async def test_cluster_that_fails_is_retried_with_a_backoff_of_its_own() -> None
 
 
 async def test_ca_of_a_declared_cluster_comes_with_its_credential() -> None:
-    """The CA is in the form without a secret as well, for which no credential is requested otherwise."""
+    """A kubeconfig without a secret contains the CA too, so a credential is requested for it."""
 
     class WithAuthorities(Backend):
         async def mint(self, request: MintRequest) -> IssuedCredential:

@@ -30,7 +30,7 @@ def first(queue: MintQueue[Entry], *entries: Entry) -> None:
 
 
 def taken(queue: MintQueue[Entry]) -> list[str]:
-    """Return everything that may run concurrently."""
+    """Return the names of all leases that may be minted now."""
     found = []
     while (each := queue.next_to_mint()) is not None:
         found.append(each.name)

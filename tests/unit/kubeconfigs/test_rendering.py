@@ -73,7 +73,7 @@ def test_exec_kubeconfig_has_no_secret_and_calls_client_command() -> None:
     }
 
 
-def test_exec_kubeconfig_states_the_user_to_act_as_to_its_plugin() -> None:
+def test_exec_kubeconfig_passes_the_impersonated_user_to_its_plugin() -> None:
     acting = ActAs(user="operator", groups=("tenants",))
     user = parts(exec_form("alpha", "https://milo", PLACE, None, acting))[1]
     statement = '{"as":"operator","as-groups":["tenants"]}'
@@ -95,7 +95,7 @@ def test_credential_over_plain_http_is_refused(server: str) -> None:
 
 
 @pytest.mark.parametrize("server", ["http://127.0.0.1:8080", "http://localhost", "http://[::1]:1"])
-def test_credential_over_plain_http_is_allowed_on_loopback_if_that_is_set(server: str) -> None:
+def test_credential_over_plain_http_is_allowed_on_loopback_if_configured(server: str) -> None:
     with pytest.raises(UnfitError, match="has no TLS"):
         embedded("alpha", server, PLACE, TOKEN)
     trust = ClusterTrust(None, plain_loopback=True)
@@ -116,7 +116,7 @@ def test_rendered_kubeconfig_keeps_any_name_and_token_unchanged(name: str, serve
 async def test_kubectl_reads_rendered_kubeconfig(tmp_path: Path) -> None:
     program = shutil.which("kubectl")
     if program is None:
-        pytest.skip("kubectl is not on PATH: nothing here was tried")
+        pytest.skip("kubectl is not on PATH")
     for name in TREACHEROUS:
         path = tmp_path / "kubeconfig"
         path.write_bytes(embedded(name, "https://milo", PLACE, Credential(token=Secret(name))))
