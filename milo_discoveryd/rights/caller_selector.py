@@ -14,7 +14,7 @@ class CallerSelector(msgspec.Struct, frozen=True, kw_only=True):
     uids: frozenset[int] = frozenset()
     gids: frozenset[int] = frozenset()
     sans: tuple[str, ...] = ()
-    """Subject alternative names as `Caller.sans` has them ("uri:spiffe://…"), or a prefix that ends with "*"."""
+    """Subject alternative names in the format of `Caller.sans` ("uri:spiffe://…"), or prefixes that end with "*"."""
     users: frozenset[str] = frozenset()
     groups: frozenset[str] = frozenset()
 
@@ -53,13 +53,13 @@ def _is_san(wanted: str, san: str) -> bool:
 
 
 def _is_plain_uri(uri: str) -> bool:
-    """Return whether every reader resolves the URI to the same path: no "..", "." or "%2e" in it."""
+    """Return whether every parser resolves the URI to the same path: it contains no "..", "." or "%2e"."""
     path = uri.partition("://")[2]
     return "%" not in path and "\\" not in path and not {"", ".", ".."} & set(path.split("/"))
 
 
 def verified_fields(caller: Caller) -> Iterator[tuple[str, object]]:
-    """Yield the fields of a caller that are known."""
+    """Yield the name and value of each field that identifies the caller."""
     for field in ("listener", "uid", "gid", "gids", "pid", "sans", "user", "groups", "peer"):
         value = getattr(caller, field)
         if value not in (None, "", ()):

@@ -1,4 +1,4 @@
-"""Quotas per caller: open streams and their filters, kubeconfigs per minute, and requests that miss. Pure.
+"""Quotas per caller: open streams and their filters, kubeconfigs per minute, and requests that find nothing. Pure.
 
 A caller may be counted under several keys (see `quota_keys`); it is denied when one of them has reached a limit.
 """
@@ -55,7 +55,7 @@ class Quotas:
         if self.open_streams(keys) >= each:
             message = f"stream limit ({each}) reached for this caller; close a stream or raise rights[].streams"
             return StreamDenial("TOO_MANY_STREAMS", "streams", message)
-        # A caller takes at most as many as it leaves free, so there is always one for another caller.
+        # A caller may have at most as many streams as remain free, so one is always left for another caller.
         if self.open_streams(keys) >= self.limits.streams - self._open:
             message = f"stream limit ({self.limits.streams}) of the daemon reached; retry or raise limits.streams"
             return StreamDenial("TOO_MANY_STREAMS", "streams", message)

@@ -13,7 +13,7 @@ from milo_kube.act_as import ActAs
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
-    """The terms on which a caller is given kubeconfigs."""
+    """The conditions and limits of the kubeconfigs that a caller receives."""
 
     issuers: frozenset[str] | None = None
     """Names of the credential issuers that may serve the caller. None: all issuers."""

@@ -24,7 +24,7 @@ RETRY_STREAM_S = 5.0
 
 
 class AccessControl:
-    """The rules and quotas that all calls go through."""
+    """The rules and quotas that apply to all calls."""
 
     def __init__(self, rights: Rights, limits: QuotaLimits, audit: CallAudit, clock: Callable[[], float]) -> None:
         self.rights = rights
@@ -89,7 +89,7 @@ class CallContext:
         return "" if self.grant is None else self.grant.rule
 
     def holder(self, shown: ClusterView) -> str:
-        """Return what revisions and page tokens are bound to: this caller and the clusters that it may see."""
+        """Return the identifier to which revisions and page tokens are bound: this caller and its view."""
         return f"{shown.fingerprint} {self.identity}"
 
     @property
@@ -156,13 +156,13 @@ class CallContext:
         await asyncio.sleep(self._access.quotas.count_miss(self._quota_keys, self._access.clock()))
 
     def noted(self, event: str, **about: object) -> None:
-        """Record in the audit that the call had an effect."""
+        """Record an effect of the call in the audit log."""
         self._access.audit.noted(self.caller, self.rule, event, **about)
 
     def noted_at_rate(self, event: str, **about: object) -> None:
-        """Record in the audit, up to the rate of denials, that the call had an effect."""
+        """Record an effect of the call in the audit log, within the rate limit of denials."""
         self._access.audit.noted_at_rate(self.caller, self.rule, event, **about)
 
     def refused(self, reason: str, **about: object) -> None:
-        """Record a denial in the audit."""
+        """Record a denial in the audit log."""
         self._access.audit.refused(self.caller, self.rule, reason, **about)

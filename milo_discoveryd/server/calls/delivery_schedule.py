@@ -1,4 +1,4 @@
-"""When one stream's next kubeconfig of each cluster is due."""
+"""The schedule of one stream's kubeconfigs: when the next one of each cluster is due."""
 
 import heapq
 import math
@@ -71,7 +71,7 @@ class DeliverySchedule:
         return delivery if delivery is not None and delivery.due_at == due_at else None
 
     def schedule(self, cluster: Cluster, issuer: str, credential: IssuedCredential | None, due_at: float) -> Delivery:
-        """Plan the next kubeconfig of a cluster, whose subscriber has this credential."""
+        """Plan the next kubeconfig of a cluster, for which the subscriber has this credential."""
         target = cluster.target
         name = target.name
         self._stop_waiting(name)
@@ -85,11 +85,11 @@ class DeliverySchedule:
         heapq.heappush(self._due, (delivery.due_at, delivery.name))
 
     def pause(self, wait_s: float) -> None:
-        """Deliver nothing for this time."""
+        """Deliver no kubeconfigs for this time."""
         self._paused_until = self.clock() + wait_s
 
     def await_lease(self, delivery: Delivery, key: LeaseKey) -> None:
-        """Plan nothing until the lease has another credential."""
+        """Plan no kubeconfig of the cluster until its lease has another credential."""
         self._stop_waiting(delivery.name)
         delivery.waits_for = key
         self._waiting[key].add(delivery.name)

@@ -23,7 +23,7 @@ Unary: TypeAlias = Callable[[Any, Caller], Awaitable[Any]]
 
 
 def handlers(service: Service, authenticator: Authenticator, in_flight: InFlightCalls) -> grpc.GenericRpcHandler:
-    """Return the handlers for one listener. Batches of a stream are serialized already."""
+    """Return the handlers for one listener. WatchClusters has no serializer: its batches are serialized already."""
 
     def unary(call: Unary, request_type: Any, *, max_age_s: float | None = None) -> "grpc.RpcMethodHandler[Any, Any]":
         async def answer(request: Any, context: RpcContext) -> Any:

@@ -8,10 +8,10 @@ from milo_discoveryd.server.calls.grpc_errors import TooManyCallsError
 MAX_PER_OWNER = 100
 """Maximum number of calls per owner of authenticated connections that are neither answered nor admitted as a stream."""
 MAX_PER_LISTENER = 1000
-"""Maximum number of such calls at a listener that does not distinguish owners."""
+"""Maximum number of such calls in total at a listener that does not distinguish owners of connections."""
 MAX_LARGE = 100
-"""Maximum number of calls with a large request at such a listener, because the request is kept for the call's
-duration."""
+"""Maximum number of calls with a large request at a listener that does not distinguish owners of connections, because
+requests are kept in memory for the duration of the call."""
 LARGE_BYTES = 4096
 RETRY_S = 1.0
 _ANYONE = ""

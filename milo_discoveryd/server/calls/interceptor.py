@@ -46,7 +46,7 @@ _PACED = (UnauthenticatedError, PermissionDeniedError, TooManyCallsError, TooMan
 
 
 class Refusals:
-    """The answers to failed calls. A caller with too many refused calls loses its connection."""
+    """Responds to failed calls, and counts refused calls. A caller with too many of them loses its connection."""
 
     def __init__(self, authenticator: Authenticator, audit: PacedAudit) -> None:
         self.authenticator = authenticator
@@ -181,8 +181,8 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
 
 
 def wrap_handler(handler: "Handler | None", wrap: Callable[[Any], Any]) -> "Handler | None":
-    """Return the handler with its calls wrapped. Handlers of request streams, of which only reflection has one, are
-    returned unchanged."""
+    """Return the handler with its calls wrapped. Handlers of request streams, which only reflection has, are returned
+    unchanged."""
     if handler is None or handler.request_streaming:
         return handler
     if handler.response_streaming:
@@ -199,7 +199,7 @@ def wrap_handler(handler: "Handler | None", wrap: Callable[[Any], Any]) -> "Hand
 
 
 async def abort(context: Any, status: status_pb2.Status) -> None:
-    """End the call. If the client reads nothing, gRPC ends it after the timeout."""
+    """Abort the call with the status. If the client does not read it in time, return, and gRPC ends the call."""
     try:
         async with asyncio.timeout(ABORT_S):
             await context.abort_with_status(rpc_status.to_status(status))
@@ -210,6 +210,7 @@ async def abort(context: Any, status: status_pb2.Status) -> None:
 
 
 def _disconnected() -> asyncio.CancelledError:
-    """End a call whose client has disconnected: writes fail with an internal error until gRPC cancels the call."""
+    """Return the error for a call whose client has disconnected: until gRPC cancels the call, writes fail with an
+    internal error."""
     log.debug("client disconnected")
     return asyncio.CancelledError()

@@ -161,7 +161,7 @@ class KubeconfigRotation:
         return self._schedule.schedule(cluster, self._issuer(cluster), None, self._schedule.clock())
 
     def _charge(self, delivery: Delivery) -> bool:
-        """Count a kubeconfig against the quota before the request to the issuer, so that this is limited too."""
+        """Count a kubeconfig against the quota before a credential is requested, so that requests are limited too."""
         if not delivery.is_charged:
             wait_s = self._call.take_kubeconfig()
             delivery.is_charged = not wait_s

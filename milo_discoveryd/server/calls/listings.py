@@ -130,7 +130,7 @@ class Listings:
             pass
         while self._entries.total() > MAX_ENTRIES:
             if not any(self._remove_oldest(caller, unless=key) for caller, _ in self._entries.most_common()):
-                break  # it is the only one
+                break  # only the new listing is left
         return key
 
     def _remove_oldest(self, caller: str, *, unless: str) -> bool:

@@ -30,7 +30,7 @@ HEARTBEAT_BOUNDS_S = (1.0, 3600.0)
 MAX_TOKEN_LENGTH = 256
 MAX_INCARNATION_LENGTH = 64
 MAX_REQUEST_BYTES = MAX_FILTER_BYTES + 8 * 1024
-"""Maximum size of a request, including fields that this version does not know."""
+"""Maximum size of a request, including unknown fields."""
 _LONGEST_NAME = 253 + 64
 """The longest name of a cluster, including the name of its source."""
 _SUBSCRIBER = re.compile(r"[A-Za-z0-9._:/@-]+")
@@ -69,24 +69,24 @@ class ListRequest(msgspec.Struct, frozen=True):
 
 
 def limited(parse: Callable[[bytes], M]) -> Callable[[bytes], M | None]:
-    """Return a parser of requests that keeps nothing of one that is too long."""
+    """Return a parser that does not parse requests that are too long, and returns None for them."""
     return lambda data: parse(data) if len(data) <= MAX_REQUEST_BYTES else None
 
 
 def size(request: Message | None) -> int:
-    """Return the bytes of a request that are kept."""
+    """Return the size of a request in memory, which is 0 if the request was too long."""
     return 0 if request is None else request.ByteSize()
 
 
 def whole(request: M | None) -> M:
-    """Return the request, unless it was too long."""
+    """Return the request. Raises InvalidRequestError if it was too long."""
     if request is None:
         raise InvalidRequestError("request", f"more than {MAX_REQUEST_BYTES} bytes")
     return request
 
 
 def watch(request: pb.WatchClustersRequest, default_heartbeat_s: float, *, sources: int = 1) -> WatchRequest:
-    """`sources`: the number of sources that the daemon has."""
+    """Validate a WatchClusters request. `sources` is the daemon's number of sources."""
     longest_revision = revision.longest(sources)
     if len(request.resume_revision) > longest_revision:
         problem = f"longer than any revision of this daemon ({longest_revision} characters)"
@@ -153,7 +153,7 @@ def name(text: str, field: str) -> str:
 
 
 def known_sources(wanted: Filter, fleet: Iterable[str]) -> None:
-    """Refuse a filter with a source that the fleet does not have."""
+    """Raise InvalidRequestError if the filter contains a source that the fleet does not have."""
     if unknown := wanted.sources - frozenset(fleet):
         there_are = ", ".join(filter(None, sorted(fleet))) or "none, because the daemon has one unnamed source"
         raise InvalidRequestError("filter.sources", f"unknown source {min(unknown)!r}; configured: {there_are}")

@@ -1,7 +1,7 @@
-"""Decides which sources a subscriber that knows clusters of an earlier run must not be shown yet. Pure.
+"""Decides which sources are not shown yet to a subscriber that has clusters from an earlier run. Pure.
 
-The state file, or the first list of this run, may lack clusters that the subscriber knows; they would appear as
-deleted. What a subscriber claims to know delays that subscriber only.
+The state file, or the first list of this run, may lack clusters that the subscriber has; they would appear as deleted.
+The subscriber's claim to have clusters delays only that subscriber.
 """
 
 import math
@@ -12,11 +12,11 @@ from milo_discoveryd.registry.first_list import FirstList
 from milo_discoveryd.server.calls.revision import NOTHING, KnownClusters, Position
 
 DOUBT_S = 1.0
-"""How soon a subscriber that waits for a second list is compared with the fleet again, doubled each time."""
+"""Delay before a subscriber that waits for a second list is compared with the fleet again. It doubles each time."""
 
 
 class ResumableSource(Protocol):
-    """A source, as far as its lists matter to a subscriber that resumes."""
+    """The properties of a source that decide when a subscriber that resumes is shown its clusters."""
 
     @property
     def name(self) -> str: ...
@@ -55,7 +55,7 @@ class Resumption:
         """`position` is where the subscriber resumes, and None if that cannot be read or it does not resume.
 
         `count` returns how many clusters of a source the subscriber would be shown. `is_visible` returns whether the
-        subscriber may see a source at present: it waits for no other, and is not told its name.
+        subscriber may see a source at present: the subscriber neither waits for other sources nor receives their names.
         """
         self.position = position
         self.pending = frozenset(source.name for source in sources)
@@ -66,7 +66,7 @@ class Resumption:
         self._is_resumed = is_resumed
         self._accepts_pending = accepts_pending
         self._is_visible = is_visible
-        self._judged: frozenset[tuple[str, int]] = frozenset()
+        self._compared: frozenset[tuple[str, int]] = frozenset()
         """The sources whose lists were compared with the subscriber's clusters, with their numbers of lists at that
         time."""
         self.doubted: Mapping[str, str] = {}
@@ -119,15 +119,15 @@ class Resumption:
     def _compare(self, complete: Sequence[ResumableSource], now: float) -> None:
         """Find the sources that wait for a second list: the first one lacks much of what the subscriber knows.
 
-        In a shard group, these can also be clusters that are about to move. No other member engages them meanwhile.
+        In a shard group, these can also be clusters that are about to move. No other member engages them before that.
         """
         position = self.position
         if not complete or position is None or position.is_complete_in(self._epoch) or not position.known.counts:
             self.doubted = {}
             return
-        judged = frozenset((source.name, source.lists) for source in complete)
-        if judged != self._judged:
-            self._judged, self._doubt_at, self._doubt_s = judged, now, DOUBT_S
+        compared = frozenset((source.name, source.lists) for source in complete)
+        if compared != self._compared:
+            self._compared, self._doubt_at, self._doubt_s = compared, now, DOUBT_S
         if now >= self._doubt_at:
             self._doubt_at, self._doubt_s = now + self._doubt_s, 2 * self._doubt_s
             doubts = {source.name: self._doubt(source, position.known, now) for source in complete}

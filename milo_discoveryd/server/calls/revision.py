@@ -1,4 +1,4 @@
-"""Revisions as subscribers see them: opaque, and signed for one holder.
+"""Revisions in the form that subscribers receive: opaque, and signed for one holder.
 
 The holder is a caller together with its view. For any other caller or view a revision is invalid.
 """
@@ -20,19 +20,20 @@ _SIGNATURE_BYTES = 16
 _WITHOUT_COUNTS = len("0123456789abcdef.") + 18 + len(".known.part") + 9 + len(".") + 22
 _COUNT_LENGTH = len("0123--_") + 9 + 18
 _FORMER_SOURCES = 64
-"""A revision may have counts of as many sources, although fewer are configured since a restart."""
+"""Revisions with counts of up to this many sources are accepted, even if fewer are configured: a revision may be from
+before a restart."""
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 
 class KnownClusters(msgspec.Struct, frozen=True):
-    """How many clusters of each source a subscriber knows, by a digest of the source's name."""
+    """The number of clusters of each source that a subscriber has, keyed by a digest of the source's name."""
 
     counts: Mapping[str, int] = msgspec.field(default_factory=dict)
     versions: Mapping[str, int] = msgspec.field(default_factory=dict)
-    """The resource version up to which the subscriber knows each source, as far as versions can be compared."""
+    """The resourceVersion up to which the subscriber has received each source, where versions can be compared."""
 
     def grown(self, by: Mapping[str, int]) -> "KnownClusters":
-        """Return what a subscriber knows after its view has grown."""
+        """Return the counts after the subscriber's view has grown by these numbers of clusters."""
         if not by:
             return self
         counts = dict(self.counts)
@@ -42,7 +43,7 @@ class KnownClusters(msgspec.Struct, frozen=True):
         return KnownClusters(counts, self.versions)
 
     def seen_at(self, versions: Mapping[str, int]) -> "KnownClusters":
-        """Return what a subscriber knows at the present versions of these sources, which are 0 if they are unknown."""
+        """Return the same counts at the current resourceVersions of these sources; 0 is an unknown version."""
         merged = {**self.versions, **{_digest(source): version for source, version in versions.items() if version}}
         return self if merged == self.versions else KnownClusters(self.counts, merged)
 
@@ -78,19 +79,19 @@ class Position(msgspec.Struct, frozen=True):
     epoch: str
     revision: int
     part: int | None = None
-    """The number of snapshot parts that were read. A stream cannot be resumed within a snapshot."""
+    """The number of snapshot parts that were received. A stream cannot be resumed within a snapshot."""
     known: KnownClusters = NOTHING
-    """The clusters that the subscriber knows, which another run of the daemon cannot verify."""
+    """The clusters that the subscriber has, which another run of the daemon cannot verify."""
 
     def is_complete_in(self, run: str) -> bool:
-        """Return whether everything that the subscriber knows is from that run of the daemon.
+        """Return whether everything that the subscriber has is from that run of the daemon.
 
-        Until a snapshot is complete, the subscriber keeps what it knew before.
+        Until a snapshot is complete, the subscriber keeps the clusters that it had before.
         """
         return self.part is None and self.epoch == run
 
     def is_contained_in(self, positions: Mapping[str, int]) -> bool:
-        """Return whether a state file with these positions contains everything that the subscriber knows."""
+        """Return whether a state file with these positions contains everything that the subscriber has received."""
         return self.part is None and self.revision <= positions.get(self.epoch, -1)
 
     def __str__(self) -> str:
@@ -117,13 +118,13 @@ class TokenSigner:
         return f"{text}.{self._signature(text, holder)}"
 
     def verify(self, signed: str, holder: str) -> str | None:
-        """Return the text if it was signed for this holder."""
+        """Return the text if it was signed for this holder, otherwise None."""
         text, _, signature = signed.rpartition(".")
         is_valid = hmac.compare_digest(signature.encode(), self._signature(text, holder).encode())
         return text if is_valid else None
 
     def _signature(self, text: str, holder: str) -> str:
-        # Neither contains NUL, so the boundary between them is unambiguous.
+        # Neither the text nor the holder contains NUL, so the boundary between them is unambiguous.
         digest = blake2b(f"{text}\0{holder}".encode(), key=self._key, digest_size=_SIGNATURE_BYTES).digest()
         return b2a_base64(digest, newline=False).translate(_URL_SAFE, b"=").decode()
 
@@ -136,7 +137,7 @@ class StreamRevisions:
         self.last = ""
         """The revision of the last batch, or the one from which the subscriber resumed."""
         self.known = NOTHING
-        """The clusters that the subscriber knows once it has received the next batch."""
+        """The clusters that the subscriber has once it has received the next batch."""
         self._signer = signer
         self._versions: Mapping[str, int] | None = None
         self._parts = 0
@@ -146,18 +147,19 @@ class StreamRevisions:
         self.last, self.known = revision, known_clusters
 
     def seen_at(self, known_clusters: KnownClusters, versions: Mapping[str, int]) -> KnownClusters:
-        """Return what the subscriber knows at the present versions of sources, a mapping that changes replace."""
+        """Return `KnownClusters.seen_at`, computed only if `versions` is another mapping than at the last call: each
+        change replaces the mapping."""
         if versions is self._versions and known_clusters.versions is self.known.versions:
             return known_clusters
         self._versions = versions
         return known_clusters.seen_at(versions)
 
     def is_own(self, revision: str, holder: str) -> bool:
-        """Return whether the daemon wrote a revision for this holder."""
+        """Return whether the daemon signed a revision for this holder."""
         return self._signer.verify(revision, holder) is not None
 
     def sign_next(self, revision: int, holder: str, *, is_whole: bool) -> str:
-        """Return the revision of the next batch. Those that are not whole are numbered, so that a client detects a
+        """Return the revision of the next batch. The parts of a snapshot are numbered, so that a client detects a
         missing part."""
         self._parts = 0 if is_whole else self._parts + 1
         position = Position(self.epoch, revision, known=self.known, part=self._parts or None)

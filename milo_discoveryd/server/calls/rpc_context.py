@@ -1,4 +1,4 @@
-"""The parts of gRPC's context and of a listener's authentication that calls use."""
+"""The parts of grpc.aio's ServicerContext and of a listener's authentication that RPC handlers use."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -8,7 +8,7 @@ from milo_discoveryd.identity.review_budget import TokenOrigin
 
 
 class RpcContext(Protocol):
-    """The part of grpc.aio's context that is used."""
+    """The part of grpc.aio.ServicerContext that RPC handlers use."""
 
     async def write(self, message: bytes) -> None: ...
 
@@ -36,4 +36,4 @@ class Authenticator(Protocol):
         """Count a call that begins (1) or ends (-1) on its connection."""
 
     def refused(self, context: RpcContext) -> None:
-        """Count a refused call. End its connection if the connection's owner had too many."""
+        """Count a refused call. Close its connection if the connection's owner had too many."""

@@ -24,7 +24,8 @@ CLUSTERS_PER_STEP = 250
 """The number of clusters that one step of the event loop converts or counts, in about two milliseconds."""
 DRAINING_NAMED = 100
 CREDENTIALS_FAILING = "CREDENTIALS_UNAVAILABLE"
-"""The message about a failing credential issuer for a caller with a limited scope: others may name clusters."""
+"""The message about a failing credential issuer for callers with a limited scope: the issuer's own error may contain
+names of other clusters."""
 
 
 class DaemonInfo(msgspec.Struct, frozen=True, kw_only=True):

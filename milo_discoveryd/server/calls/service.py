@@ -1,4 +1,4 @@
-"""The calls of DiscoveryService."""
+"""The RPCs of DiscoveryService."""
 
 import asyncio
 import random
@@ -79,7 +79,7 @@ class Service:
         self.streams: set[WatchStream] = set()
 
     def end_streams(self) -> None:
-        """End the streams, each after its pending changes."""
+        """End each stream after it has sent its pending changes."""
         self._stopping.set()
         self._fleet.notifier.notify_now()
 
@@ -131,7 +131,7 @@ class Service:
             )
         clusters, taken = await self._converted(page)
         listing = page.listing
-        # Without clusters of a pending source, the listing is a part of a snapshot: a stream starts over.
+        # A listing that lacks a pending source is a part of a snapshot: a stream cannot resume from its revision.
         part = 1 if listing.pending else None
         known = NOTHING.grown(listing.counts)
         known = known.seen_at(self._fleet.changes.versions)
@@ -147,7 +147,7 @@ class Service:
         )
 
     def _source_names(self, call: CallContext) -> list[str]:
-        """Return the names of the sources that the caller may learn."""
+        """Return the names of the sources that the caller may see."""
         return [source.name for source in visible_sources(self._fleet.sources, call.scope)]
 
     async def _converted(self, page: Page) -> tuple[list[pb.Cluster], int]:
@@ -307,7 +307,7 @@ class Service:
         return lease.issue_exec(incarnation, to) if parsed.as_command else lease.issue(incarnation, to)
 
     def _may_lack(self, source: ClusterSource | None, call: CallContext) -> bool:
-        """Return whether subscribers know clusters of a source, as the caller may learn, that its first list lacks."""
+        """Return whether a source that the caller may see has a first list that lacks clusters of subscribers."""
         return (
             source is not None and call.scope.covers_source(source.name) and self._fleet.waiting.is_any_for(source.name)
         )
@@ -359,12 +359,12 @@ class Service:
 
 @contextmanager
 def _credential_errors(call: CallContext) -> Iterator[None]:
-    """Map credential errors to call errors. Callers with a limited scope don't get messages that may name others."""
+    """Map credential errors to call errors. Messages may name other clusters, so limited scopes get generic ones."""
     is_limited = not call.scope.is_everything
     try:
         yield
     except UnfitError as error:
-        problem = "no credential issuer can serve it" if is_limited else str(error)
+        problem = "no credential issuer can serve the request" if is_limited else str(error)
         advice = "set kubeconfigs.issuers in its configuration, or send the request without kubeconfigs"
         raise PreconditionError("NO_CREDENTIAL_ISSUER", f"{problem}: {advice}") from error
     except CredentialUnavailableError as error:

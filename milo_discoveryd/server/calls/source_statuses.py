@@ -28,7 +28,7 @@ def source_statuses(
 
 
 def visible_sources(sources: Sequence[ClusterSource], scope: ClusterScope) -> tuple[ClusterSource, ...]:
-    """Return the sources whose names a caller with this scope may learn."""
+    """Return the sources whose names a caller with this scope may see."""
     return tuple(source for source in sources if scope.covers_source(source.name))
 
 

@@ -65,7 +65,7 @@ class StreamView:
         return self.call.holder(self.shown)
 
     def covers_source(self, source: str) -> bool:
-        """Return whether the subscriber may learn the name of a source."""
+        """Return whether the subscriber may see the name of a source."""
         return self.call.scope.covers_source(source)
 
     def follow_rights(self) -> bool:
@@ -107,7 +107,7 @@ class BatchSender:
         if cursor is None or len(data) < self._prefetched_bytes:
             await self._send(data)
         else:
-            # The send begins in this step of the event loop, and the look-ahead runs in the next one.
+            # The send begins in this iteration of the event loop, and the prefetch runs in the next one.
             prefetching = self._loop.call_soon(cursor.prefetch)
             try:
                 await self._send(data)
@@ -118,7 +118,7 @@ class BatchSender:
 
 
 class SourceReports:
-    """The statuses that one stream reports: when the state of a source changed, and with each heartbeat."""
+    """The source statuses that one stream sends: when the state of a source has changed, and with each heartbeat."""
 
     def __init__(self, sources: Sequence[ClusterSource], resumption: Resumption, call: CallContext) -> None:
         self._sources = sources
@@ -208,7 +208,7 @@ class WatchStream:
 
     @property
     def lag(self) -> int:
-        """The number of revisions that the subscriber has not been sent yet."""
+        """The number of revisions that were not sent to the subscriber yet."""
         return 0 if self.cursor is None else self.cursor.lag
 
     async def run(self) -> None:
@@ -248,14 +248,14 @@ class WatchStream:
                 await self._wait(waiter)
 
     def _update_pending(self) -> bool:
-        """Compute the sources that the subscriber is not shown yet. Return whether they changed."""
+        """Compute the sources that are not shown to the subscriber yet. Return whether they changed."""
         is_changed = self._resumption.compare_lists(self._clock())
         self._fleet.waiting.await_sources(self, frozenset(self._resumption.doubted))
         return is_changed
 
     async def _resume(self, cursor: Cursor, revision: int) -> None:
         """Send the first batch of a subscriber that resumes."""
-        assert self._resumption.position is not None, "it resumes from there"
+        assert self._resumption.position is not None, "a subscriber that resumes has a position"
         self._revisions.resume(self._asked.resume_revision, self._resumption.position.known)
         changes = cursor.next_batch() or Batch(NO_CHANGES, cursor.revision)
         if draining := [*self._still_draining(revision)]:
@@ -293,7 +293,7 @@ class WatchStream:
 
     @contextmanager
     def _awaited(self) -> Iterator[None]:
-        """Make drains wait for the subscriber's releases, even after this stream, until it ends its subscription."""
+        """Make drains wait for the subscriber's releases, and after the stream has ended for its reconnection."""
         if self._subscription is None:
             yield
             return

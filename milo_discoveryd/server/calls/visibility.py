@@ -1,4 +1,4 @@
-"""Limits on the names and counts that a caller learns, in addition to the clusters that it receives. Pure."""
+"""Limits on the names, counts and messages that a caller may see besides the clusters themselves. Pure."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -17,7 +17,7 @@ _PLACEHOLDER = Target(name="", uid="", place=())
 
 
 def visible_record(name: str, record: ClusterRecord | None, scope: ClusterScope) -> ClusterRecord | None:
-    """Return the record if the scope covers the present fields of its object.
+    """Return the record if the scope covers the current fields of its object.
 
     If only the name is known, as for a malformed object, the scope must cover every object of that name.
     """
@@ -42,7 +42,7 @@ def visible_transitions(record: ClusterRecord, scope: ClusterScope) -> Iterable[
 
 
 VisibleCounts = Counter[str]
-"""How many clusters the caller may know, by the fields of `FleetCounts`."""
+"""The number of clusters that the caller may see, by the fields of `FleetCounts`."""
 
 
 def total_counts(registry: Engagements) -> VisibleCounts:
@@ -79,7 +79,7 @@ def visible_problem(problem: str, scope: ClusterScope) -> str:
 
 
 def _fields(record: ClusterRecord | None) -> Target | ObjectFields | None:
-    """Return the present fields of the object; None if only its name is known."""
+    """Return the current fields of the object; None if only its name is known."""
     if record is None or (record.state is ObjectState.MALFORMED and not record.engaged):
         return None
     if record.present is not None:

@@ -113,7 +113,7 @@ def test_caller_key_is_per_caller_and_not_per_connection() -> None:
 def test_san_pattern_rejects_ambiguous_path(san: str) -> None:
     who = CallerSelector(sans=("uri:spiffe://prod/ns/shop/*",))
     assert not who.matches(Caller(listener="net", sans=(san,)))
-    assert CallerSelector(sans=(san,)).matches(Caller(listener="net", sans=(san,))), "an exact name is no pattern"
+    assert CallerSelector(sans=(san,)).matches(Caller(listener="net", sans=(san,))), "an exact name is not a pattern"
 
 
 def test_quota_keys_are_independent_of_gid_listener_and_extra_sans() -> None:

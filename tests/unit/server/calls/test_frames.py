@@ -66,7 +66,7 @@ def decode(frame: bytes) -> pb.ClusterEvent:
 
 
 @given(events)
-def test_frame_decodes_to_what_the_event_says(event: Event) -> None:
+def test_frame_decodes_to_the_fields_of_its_event(event: Event) -> None:
     target, decoded = event.cluster.target, decode(encode(event))
     cluster = decoded.cluster
     assert pb.ClusterEvent.Type.Name(decoded.type) == f"TYPE_{event.type.value}"

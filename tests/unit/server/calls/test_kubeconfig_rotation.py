@@ -62,7 +62,7 @@ class World:
     def __init__(self) -> None:
         self.now = 0.0
         self.ahead = 0.0
-        """The wall clock."""
+        """The difference between the wall clock and the steady clock."""
         self.wait_s = 0.0
         self.recipient: Recipient | None = Recipient(Caller(listener="api"), "shop")
         self.taken = 0
@@ -80,7 +80,7 @@ class World:
         self.taken += not self.wait_s
         return self.wait_s
 
-    # The issuer: it always has a credential for each cluster that a source covers
+    # The issuer, which always has a credential for each cluster that it covers
 
     def find(self, cluster: Cluster, ttl_s: float | None, terms: Terms) -> "Lease | None":
         return Lease(self, cluster) if self.source_of(cluster) else None
@@ -113,7 +113,7 @@ def world() -> World:
 
 
 def given(data: bytes) -> list[str]:
-    """Return the clusters whose events carry a kubeconfig."""
+    """Return the names of clusters whose events contain a kubeconfig."""
     events = pb.WatchClustersResponse.FromString(data).events
     return [event.cluster.name for event in events if event.HasField("kubeconfig")]
 
@@ -142,7 +142,7 @@ def test_rotation_sends_kubeconfig_of_cluster_with_changed_endpoint(world: World
     assert given(rotation.take_due()) == []
 
 
-def test_rotation_sends_kubeconfig_of_cluster_whose_labels_select_another_source(world: World) -> None:
+def test_rotation_sends_kubeconfig_of_cluster_whose_labels_select_another_issuer(world: World) -> None:
     rotation = world.rotation()
     change_labels(world, "2", source="")
     assert given(rotation.attach_kubeconfigs(world.snapshot())) == ["beta"]
@@ -210,7 +210,7 @@ def test_rotation_reissues_when_terms_change(world: World) -> None:
     assert sorted(given(rotation.take_due())) == ["alpha", "beta"]
 
 
-def test_rotation_counts_quota_before_it_asks_the_source(world: World) -> None:
+def test_rotation_counts_quota_before_it_requests_a_credential(world: World) -> None:
     rotation = world.rotation()
     world.wait_s = 7.0
     assert given(rotation.attach_kubeconfigs(world.snapshot())) == []
@@ -248,7 +248,7 @@ def test_rotation_renewals_are_kubeconfig_events(world: World) -> None:
     assert kinds == {pb.ClusterEvent.TYPE_KUBECONFIG}
 
 
-def test_rotation_forgets_clusters_disengaged_while_the_source_failed(
+def test_rotation_forgets_clusters_disengaged_while_the_issuer_failed(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Lease, "credential", lambda self: None)

@@ -48,7 +48,7 @@ def refusal(
     return raised.value.reason
 
 
-def test_release_of_a_draining_cluster_is_noted_once() -> None:
+def test_release_of_a_draining_cluster_is_recorded_once() -> None:
     fleet = draining()
     assert must_note(fleet)
     fleet.releases.release(OPENED.key, "a")

@@ -223,7 +223,7 @@ def test_filter_limits_requirements_and_values() -> None:
 def test_long_selector_is_rejected_before_parsing(monkeypatch: pytest.MonkeyPatch) -> None:
     longest = f"env in ({'x' * 60})".ljust(requests.MAX_SELECTOR_LENGTH)
     assert len(filtered(label_selector=longest).selector.requirements) == 1
-    monkeypatch.setattr(requests, "parse", lambda text: pytest.fail("it was read"))
+    monkeypatch.setattr(requests, "parse", lambda text: pytest.fail("the selector was parsed"))
     with pytest.raises(InvalidRequestError, match=r"^filter\.label_selector: 8193 characters"):
         filtered(label_selector=f"{longest} ")
 

@@ -1,4 +1,4 @@
-"""The sources that a subscriber of an earlier run is not shown yet."""
+"""The sources that are not shown yet to a subscriber of an earlier run."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -62,7 +62,7 @@ def test_subscriber_that_accepts_pending_sources_waits_for_one() -> None:
     assert (patient.must_wait, flexible.must_wait) == (True, False)
 
 
-def test_restored_source_is_shown_if_its_file_has_what_the_subscriber_knows() -> None:
+def test_restored_source_is_shown_if_its_state_file_has_everything_that_the_subscriber_received() -> None:
     for waiting, pending in (
         (resumption(Source("eu", is_restored=True), revision=7), frozenset()),
         (resumption(Source("eu", is_restored=True), revision=8), {"eu"}),
@@ -74,14 +74,14 @@ def test_restored_source_is_shown_if_its_file_has_what_the_subscriber_knows() ->
         assert waiting.pending == pending
 
 
-def test_subscriber_keeps_what_it_knows_of_pending_sources() -> None:
+def test_subscriber_keeps_its_clusters_of_pending_sources() -> None:
     waiting = resumption(Source("eu"), Source("us", synced=False), known={"eu": 3, "us": 5})
     waiting.compare_lists(0.0)
     assert (waiting.kept.count_of("eu"), waiting.kept.count_of("us")) == (0, 5)
     assert new_subscriber(Source("eu")).kept.counts == {}
 
 
-def test_doubted_source_stays_pending_until_a_list_settles_it() -> None:
+def test_doubted_source_stays_pending_until_another_list() -> None:
     source = Source("eu")
     source.first_list = FirstList(3, RemovalLimits())
     waiting = resumption(source, known={"eu": 50})
@@ -101,7 +101,7 @@ def test_verified_first_list_is_never_doubted() -> None:
     assert waiting.pending == frozenset()
 
 
-def test_source_that_shows_an_older_version_than_the_subscriber_knows_is_doubted() -> None:
+def test_source_with_an_older_version_than_the_subscriber_received_is_doubted() -> None:
     source = Source("eu")
     source.first_list = FirstList(100, RemovalLimits(), 41)
     position = Position(BEFORE, 7, known=KnownClusters().grown({"eu": 50}).seen_at({"eu": 42}))
@@ -113,14 +113,14 @@ def test_source_that_shows_an_older_version_than_the_subscriber_knows_is_doubted
     assert waiting.pending == frozenset()
 
 
-def test_source_is_doubted_by_what_the_subscribers_view_shows() -> None:
+def test_source_is_doubted_by_the_number_of_clusters_in_the_subscribers_view() -> None:
     source = Source("eu")
     waiting = resumption(source, known={"eu": 50}, count=lambda _name, _now: 7)
     waiting.compare_lists(0.0)
     assert "has 7 of the 50 clusters" in waiting.doubted["eu"]
 
 
-def test_clusters_are_counted_less_and_less_often_while_no_list_ends() -> None:
+def test_interval_between_counts_of_clusters_doubles_until_another_list() -> None:
     counted: list[str] = []
 
     def count(name: str, _: float) -> int:
@@ -133,7 +133,7 @@ def test_clusters_are_counted_less_and_less_often_while_no_list_ends() -> None:
     assert (len(counted), waiting.doubted_since) == (4, 0.0)
 
 
-def test_absurd_claim_counts_nothing() -> None:
+def test_claim_of_far_more_clusters_than_listed_is_doubted_without_a_count() -> None:
     waiting = resumption(
         Source("eu"), known={"eu": 999_999_999}, count=lambda _name, _now: pytest.fail("the fleet was counted")
     )
@@ -141,7 +141,7 @@ def test_absurd_claim_counts_nothing() -> None:
     assert waiting.pending == {"eu"}
 
 
-def test_subscriber_of_this_run_or_without_clusters_doubts_nothing() -> None:
+def test_no_source_is_doubted_for_a_subscriber_of_this_run_or_without_clusters() -> None:
     source = Source("eu")
     source.first_list = FirstList(0, RemovalLimits())
     for waiting in (resumption(source, known={"eu": 50}, epoch=NOW), resumption(source), new_subscriber(source)):

@@ -74,13 +74,11 @@ def test_invalid_revision_is_not_parsed_as_position(text: str) -> None:
         (Position("unknown", 0), False),
     ],
 )
-def test_state_file_never_contains_what_a_subscriber_of_a_partial_snapshot_knows(
-    position: Position, is_contained: bool
-) -> None:
+def test_position_within_a_snapshot_is_never_contained_in_a_state_file(position: Position, is_contained: bool) -> None:
     assert position.is_contained_in({"before": 7}) is is_contained
 
 
-def test_partial_snapshot_leaves_clusters_of_an_earlier_run() -> None:
+def test_position_within_a_snapshot_is_not_complete_in_its_run() -> None:
     assert Position("this", 7).is_complete_in("this")
     assert not Position("this", 7, part=1).is_complete_in("this")
     assert not Position("before", 7).is_complete_in("this")
@@ -102,7 +100,7 @@ def test_longest_revision_has_a_count_for_each_source(sources: int) -> None:
     assert longest(sources) == longest(64) or sources > 64
 
 
-def test_known_clusters_within_sources_leave_out_those_of_others() -> None:
+def test_known_clusters_within_sources_exclude_other_sources() -> None:
     known = NOTHING.grown({"eu": 3, "us": 2}).within(["us", "asia"])
     assert [known.count_of(source) for source in ("eu", "us", "asia")] == [0, 2, 0]
 
@@ -156,13 +154,13 @@ def test_tampered_signed_token_fails(data: st.DataObject) -> None:
 # --- of one stream ---
 
 
-def test_batches_that_are_not_whole_are_numbered() -> None:
+def test_parts_of_a_snapshot_are_numbered() -> None:
     revisions = StreamRevisions(EPOCH, SIGNER)
     made = [revisions.sign_next(42, "holder", is_whole=is_whole) for is_whole in (False, False, True, False)]
     assert [position.part for text in made if (position := parse(text))] == [1, 2, None, 1]
 
 
-def test_stream_revision_says_what_the_subscriber_knows() -> None:
+def test_stream_revision_contains_the_counts_of_the_subscribers_clusters() -> None:
     revisions = StreamRevisions(EPOCH, SIGNER)
     assert (revisions.last, revisions.known) == ("", NOTHING)
     revisions.resume("last", NOTHING.grown({"eu": 2}))
@@ -171,13 +169,13 @@ def test_stream_revision_says_what_the_subscriber_knows() -> None:
     assert revisions.last == "last"
 
 
-def test_stream_revision_is_that_of_one_holder() -> None:
+def test_stream_revision_is_bound_to_its_holder() -> None:
     revisions = StreamRevisions(EPOCH, SIGNER)
     text = revisions.sign_next(42, "holder", is_whole=True)
     assert (revisions.is_own(text, "holder"), revisions.is_own(text, "another")) == (True, False)
 
 
-def test_versions_are_recorded_again_only_when_they_or_what_is_known_changed() -> None:
+def test_versions_in_stream_revisions_are_computed_only_after_a_change() -> None:
     revisions = StreamRevisions(EPOCH, SIGNER)
     versions = {"eu": 7}
     revisions.known = revisions.seen_at(NOTHING.grown({"eu": 2}), versions)

@@ -1,4 +1,4 @@
-"""What a caller may learn about names and counts."""
+"""The names and counts that a caller may see."""
 
 import msgspec
 import pytest
@@ -100,8 +100,8 @@ def test_source_message_is_for_full_scope_only() -> None:
     assert visibility.visible_source(status, PROD) == ViewStatus(ViewState.STALE, 1.0, "RemovalsHeld", "", 0.5)
 
 
-def test_not_ready_object_is_visible_by_its_present_labels(registry: Engagements) -> None:
-    """The labels of the last engagement no longer count."""
+def test_not_ready_object_is_visible_by_its_current_labels(registry: Engagements) -> None:
+    """The labels of the last engagement no longer matter."""
     dev = ClusterScope(parse("env=dev"))
     for version in ("5", "6"):
         fields = ObjectFields("shop-1", "", (("env", "dev"),))
@@ -113,7 +113,7 @@ def test_not_ready_object_is_visible_by_its_present_labels(registry: Engagements
     assert "shop-1" not in visible(registry, dev)
 
 
-def test_object_outside_the_selector_is_visible_by_its_present_labels(registry: Engagements) -> None:
+def test_object_outside_the_selector_is_visible_by_its_current_labels(registry: Engagements) -> None:
     fields = ObjectFields("shop-1", "", (("env", "dev"),))
     registry.commit([Outside("shop-1", "u1", "5", "not selected", fields)], at(2))
     assert "shop-1" not in visible(registry, PROD)
