@@ -96,7 +96,7 @@ class Server:
             raise
 
     def certificate_expiries(self) -> Iterator[tuple[str, float]]:
-        """Return each listener that has a server certificate, as `listener NAME`, with its expiry."""
+        """Yield the expiry of each listener's server certificate, after the string `listener NAME`."""
         for listener in self._listeners:
             if listener.tls is not None and listener.tls.expires_at is not None:
                 yield f"listener {listener.name}", listener.tls.expires_at
@@ -172,7 +172,7 @@ class Server:
         server = grpc.aio.server(
             interceptors=interceptors,
             options=(*OPTIONS, *limit),
-            # Calls beyond it are rejected before they take memory.
+            # gRPC rejects calls above this limit before they take memory.
             maximum_concurrent_rpcs=access.quotas.limits.streams + MAX_PER_LISTENER,
         )
         self._servers.append(server)
@@ -238,7 +238,7 @@ def _listen(address: TcpEndpoint) -> socket.socket:
 
 
 def _cannot_listen(address: TcpEndpoint, why: str) -> StartError:
-    return StartError(f"can't listen on {address}: {why}; stop the process that does, or set another --listen")
+    return StartError(f"can't listen on {address}: {why}; stop the process that uses it, or set another --listen")
 
 
 def _address(address: UnixSocket | TcpEndpoint, listening: socket.socket) -> str:

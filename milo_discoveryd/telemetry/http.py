@@ -1,8 +1,9 @@
 """The HTTP port: `/metrics`, `/livez`, `/readyz`, `/readyz/sharding`, `/handed-over` and the status page at `/`.
 
-Live means that the process answers. Ready means that one complete list was seen, and stays so while the source is lost:
-a daemon with stale data serves better than none. A member of a shard group also answers whether it has its share of
-the clusters, which paces rollouts, and when it has handed them over, for which the end of its operator waits.
+`/livez` succeeds while the process responds. `/readyz` succeeds after one complete list, also while the source is lost:
+stale data is better than none. In a shard group, `/readyz/sharding` succeeds once the member has its share of the
+clusters, which paces rollouts, and `/handed-over` responds once it has handed them over, which the operator's preStop
+hook waits for.
 """
 
 import re
@@ -25,7 +26,7 @@ CONNECTIONS = 64
 _NAMED = frozenset(
     {"milo_discoveryd_cluster_info", "milo_discoveryd_cluster_reachable", "milo_discoveryd_organization_clusters"}
 )
-"""Metrics whose labels are names."""
+"""Metrics with names of clusters or organizations as label values, which are not shown to every client."""
 
 Checks = Callable[[], Mapping[str, str | None]]
 """Returns the problem of each check by name; None for a check that passed."""
@@ -60,8 +61,8 @@ class HttpEndpoint:
             return await self._server.start(host or None, port)
         except OSError as error:
             raise StartError(
-                f"can't listen on {host}:{port} for metrics: {error.strerror or error}; stop the process that does, or "
-                "set another --http-listen, or off"
+                f"can't listen on {host}:{port} for metrics: {error.strerror or error}; stop the process that uses it, "
+                "or set another --http-listen, or off"
             ) from error
 
     async def stop(self) -> None:
@@ -81,7 +82,7 @@ class HttpEndpoint:
             case "/metrics" | "/" if is_own_host(request.headers.get("Host", ""), self._hosts):
                 return await self._shown(request)
             case "/metrics" | "/":
-                return HttpReply(b"the Host header is not this daemon's; http_hosts can name more\n", status=421)
+                return HttpReply(b"the Host header is not accepted; add its name to http_hosts\n", status=421)
             case _:
                 return HttpReply(b"not found; there are /, /metrics, /livez and /readyz\n", status=404)
 
@@ -138,10 +139,10 @@ def _checked(found: Mapping[str, str | None], *, is_verbose: bool) -> HttpReply:
     return HttpReply(("\n".join(lines) + "\n").encode(), status=200 if is_ready else 503)
 
 
-# Newlines separate the lines of metrics.
+# Without the newline, which separates the lines of metrics.
 _HIDDEN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 
 
 def printable_metrics(encoded: bytes) -> bytes:
-    """Replace the characters that are not visible in metrics, whose labels have an escape for none of them."""
+    """Replace invisible characters in metrics: the exposition format has no escape sequences for them."""
     return _HIDDEN.sub("\N{REPLACEMENT CHARACTER}", encoded.decode()).encode()

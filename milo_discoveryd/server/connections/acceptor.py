@@ -42,7 +42,7 @@ HTTP2_FAILURE_S = 1.0
 """A connection that gRPC closes within this time is from a client that does not speak HTTP/2."""
 DESCRIPTORS_RETRY_S = 0.5
 ENDED_KEPT_S = 1.0
-"""How long a caller is known after its connection ended: gRPC still dispatches calls that it received before."""
+"""How long the peer of a closed connection is kept: gRPC still dispatches calls that it received before the close."""
 _EXCESS = "TOO_MANY_REFUSED_CALLS"
 _DESCRIPTORS_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -52,11 +52,11 @@ class _Peer(msgspec.Struct, frozen=True):
 
     caller: Caller
     owners: tuple[str, ...]
-    """The owners against whose share of the connections it counts."""
+    """The owners against whose shares of the connection limit the connection counts."""
     connection: "asyncio.Task[None]"
     """The task that serves the connection."""
     client_ca: bytes = b""
-    """The CA file that verified its certificate."""
+    """Content of the CA file that verified the client certificate."""
 
 
 class _NotHttp2Error(Exception):
@@ -71,7 +71,7 @@ class Acceptor:
         self._tls = listener.tls
         self._inner_socket = InnerSocket()
         self._peers: dict[str, _Peer] = {}
-        """The peers, by the address that gRPC sees."""
+        """The peers, by the peer address in gRPC's context."""
         self._slots: ConnectionSlots[asyncio.Task[None]] = ConnectionSlots(listener.connections)
         self._rate_limiter = ConnectRateLimiter()
         self._refused_calls = RefusedCallLimiter()
@@ -171,7 +171,7 @@ class Acceptor:
         self._tasks[task] = None
         task.add_done_callback(self._ended)
         if (evicted := self._slots.admit(task, network(address))) is not None:
-            evicted.cancel("evicted for a newer connection before it was authenticated")
+            evicted.cancel("evicted before it was authenticated, for a newer connection")
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         del self._tasks[task]

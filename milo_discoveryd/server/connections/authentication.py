@@ -39,7 +39,7 @@ class ListenerAuthentication:
         return Caller(listener=self._listener, peer=peer, over_tcp=not peer.startswith("unix:"))
 
     def count_call(self, context: RpcContext, change: int) -> None:
-        """Do nothing: gRPC divides the connections."""
+        """Do nothing: without an acceptor, the daemon does not evict idle connections."""
 
     def refused(self, context: RpcContext) -> None:
         """Do nothing: gRPC for Python cannot close a single connection."""

@@ -11,7 +11,7 @@ from milo_discoveryd.server.connections.listener import Listener
 T = TypeVar("T", bound=Hashable)
 
 CONNECTION_REFUSED = "CONNECTION_REFUSED"
-TAKEN = "all connections are taken, and another owner has fewer"
+TAKEN = "connection limit reached, and another owner has fewer connections"
 UNAUTHENTICATED = 128
 """Maximum number of unauthenticated connections of a listener. A handshake takes few round trips."""
 _FEW = 8
@@ -37,7 +37,8 @@ class ConnectionSlots(Generic[T]):
 
     When all slots are taken, an owner with fewer connections takes one from the owner with the most, and one without
     any takes the one that has been idle for longest. So no owner is locked out by others, and a single owner may have
-    all. An eighth as many unauthenticated connections are kept besides, half of them of one network.
+    all. Unauthenticated connections have slots of their own, about an eighth of the limit; one network may use half of
+    them.
     """
 
     def __init__(self, limit: int) -> None:
@@ -71,8 +72,7 @@ class ConnectionSlots(Generic[T]):
         """Count the connection for each of its owners: a certificate with more names gets no larger share.
 
         If it takes the slot of another connection, remove and return that. Raises ConnectionLimitError if no other
-        owner has more connections, unless
-        these owners have none and a connection is idle.
+        owner has more connections, unless these owners have none and a connection is idle.
         """
         owners, evicted = frozenset(owners), None
         if len(self._authenticated) >= self._limit:
@@ -95,7 +95,7 @@ class ConnectionSlots(Generic[T]):
         return evicted
 
     def count_call(self, connection: T, change: int) -> None:
-        """Count a call that begins or ends on an authenticated connection; 0 for one that has had no call yet."""
+        """Count a call that begins (1) or ends (-1) on an authenticated connection; 0 marks a new one as idle."""
         if connection not in self._authenticated:
             return
         self._calls[connection] += change

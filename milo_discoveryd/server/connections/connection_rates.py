@@ -1,6 +1,6 @@
 """Rate limits of connections, by network and owner, and the addresses of peers. Pure.
 
-A TLS handshake costs the server more than the client, and a refused call costs it as much as its caller.
+A TLS handshake costs the server more than the client, and a refused call costs the server as much as the client.
 """
 
 from collections.abc import Iterable

@@ -24,7 +24,7 @@ class UnixSocket(msgspec.Struct, frozen=True):
 
 class TcpEndpoint(msgspec.Struct, frozen=True):
     host: str
-    """Host name or IP address; empty for all interfaces."""
+    """Hostname or IP address; empty for all interfaces."""
     port: int
 
     def __str__(self) -> str:
@@ -61,6 +61,6 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def descriptors(self) -> int:
-        """File descriptors per connection: one of its own, two for the ends of the proxied connection, and one for an
-        unauthenticated connection besides, or for one that is accepted while all are taken."""
+        """File descriptors to reserve for each connection: one for the connection, two for the proxied connection to
+        gRPC if there is an acceptor, and one for a connection that is not authenticated yet or exceeds the limit."""
         return 4 if self.has_acceptor else 2

@@ -10,8 +10,8 @@ from milo_kube.http.tls import TlsTransport
 FLUSH_S = 5.0
 """How long buffered data may take to reach one side after the other side has closed."""
 HANDSHAKE_BYTES = 32 << 10
-"""Maximum bytes that a client may send before it is authenticated, most of them certificates. OpenSSL keeps a
-multiple."""
+"""Maximum bytes that a client may send before it is authenticated, most of them certificates. OpenSSL buffers
+a multiple."""
 
 
 class ProxySide(asyncio.Protocol):

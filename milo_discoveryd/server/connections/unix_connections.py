@@ -1,8 +1,9 @@
 """Divides the connections that gRPC accepts at a Unix socket fairly among users.
 
-gRPC for Python knows neither the user of a connection nor a limit for each, and an acceptor would copy every byte. But
-the accepted sockets are descriptors of this process: the kernel reports their users, and a shutdown is for gRPC as if
-the client had closed. They are read only when the number of descriptors allows too many of them.
+gRPC for Python neither exposes the user of a connection nor limits connections per user, and an acceptor would copy
+every byte. But the accepted sockets are file descriptors of this process: the kernel reports the user of each, and gRPC
+handles a socket that is shut down like one that the client closed. The sockets are inspected only when the number of
+open descriptors shows that there may be too many connections.
 """
 
 import asyncio
@@ -25,7 +26,8 @@ from milo_discoveryd.server.paced_audit import PacedAudit
 
 CALM_S = 0.1
 FLOODED_S = 0.02
-"""How often to check: a client that reconnects at once must not exceed gRPC's own limit within this time."""
+"""Interval of checks while there are too many connections: within this time, a client that reconnects at once must not
+exceed gRPC's own limit."""
 _DESCRIPTORS = "/proc/self/fd"
 
 
@@ -52,11 +54,11 @@ class UnixConnections:
         while True:
             is_flooded = False
             with suppress(OSError):  # no descriptor is free to read the directory
-                is_flooded = self._look(os.listdir(_DESCRIPTORS))  # noqa: PTH208 - pathlib takes several times as long
+                is_flooded = self._check(os.listdir(_DESCRIPTORS))  # noqa: PTH208 - pathlib takes several times as long
             await asyncio.sleep(FLOODED_S if is_flooded else CALM_S)
 
-    def _look(self, descriptors: Sequence[str]) -> bool:
-        """Return whether there were too many connections."""
+    def _check(self, descriptors: Sequence[str]) -> bool:
+        """Shut down excess connections. Return whether there were any."""
         closed, self._count = max(self._count - len(descriptors), 0), len(descriptors)
         self._others = max(self._others - closed, 0)
         if self._count - self._others <= self._listener.connections:
@@ -95,7 +97,7 @@ class UnixConnections:
 
 @contextmanager
 def _duplicate(descriptor: int) -> Iterator[socket.socket]:
-    """Duplicate a descriptor, which gRPC may close at any time. Raises OSError if it is not a socket's."""
+    """Duplicate a descriptor, which gRPC may close at any time. Raises OSError if it is not a socket."""
     own = os.dup(descriptor)
     try:
         connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=own)

@@ -69,7 +69,7 @@ def test_unauthenticated_connections_get_an_eighth_as_many_slots_and_one_network
     assert admitted(slots, "a", 12) == [2]
 
 
-def test_few_slots_leave_room_for_as_many_unauthenticated_connections() -> None:
+def test_few_slots_allow_an_equal_number_of_unauthenticated_connections() -> None:
     slots: ConnectionSlots[int] = ConnectionSlots(4)
     assert admitted(slots, "a", 0, 1, 2, 3) == [None, None, 0, 1]
     assert admitted(slots, "b", 4, 5) == [None, None]
@@ -87,7 +87,7 @@ def test_network_with_the_most_unauthenticated_connections_loses_its_oldest_to_o
     assert admitted(slots, "e", 5) == [1]
 
 
-def test_unauthenticated_connections_are_limited_however_many_may_be_authenticated() -> None:
+def test_unauthenticated_connections_have_a_fixed_maximum() -> None:
     slots: ConnectionSlots[int] = ConnectionSlots(100_000)
     evicted = [slots.admit(number, str(number)) for number in range(2 * UNAUTHENTICATED)]
     assert evicted == [*[None] * UNAUTHENTICATED, *range(UNAUTHENTICATED)]
@@ -107,13 +107,13 @@ def test_one_owner_may_take_all_slots_and_loses_its_newest_to_owners_with_fewer(
     slots: ConnectionSlots[int] = ConnectionSlots(4)
     assert [taken(slots, number, "a") for number in range(5)] == [None, None, None, None, -1]
     assert [taken(slots, number, "b") for number in (5, 6, 7)] == [3, 2, -1]
-    assert [taken(slots, number, "a") for number in (8,)] == [-1], "they have as many each"
+    assert [taken(slots, number, "a") for number in (8,)] == [-1], "all owners have the same number"
     assert taken(slots, 9, "c") in {1, 6}
     slots.remove(0)
     assert taken(slots, 10, "c") is None
 
 
-def test_owner_without_connections_takes_the_one_that_has_been_idle_for_longest() -> None:
+def test_owner_without_connections_takes_the_slot_of_the_longest_idle_connection() -> None:
     slots: ConnectionSlots[int] = ConnectionSlots(3)
     for number in range(3):
         taken(slots, number, str(number))
@@ -124,7 +124,7 @@ def test_owner_without_connections_takes_the_one_that_has_been_idle_for_longest(
     slots.count_call(1, 1)
     slots.count_call(1, -1)
     assert taken(slots, 3, "new") == 2
-    assert taken(slots, 4, "new") == -1, "this owner has one"
+    assert taken(slots, 4, "new") == -1, "this owner has a connection already"
     assert taken(slots, 5, "newer") == 1
     assert taken(slots, 6, "newest") == -1, "the others have calls, or were not used yet"
     slots.count_call(0, -1)

@@ -1,4 +1,4 @@
-"""Rate limits for new connections and for refused calls, and the networks that they count by."""
+"""Rate limits for new connections and for refused calls, and the networks of peers."""
 
 import pytest
 
