@@ -22,7 +22,7 @@ PENDING_SIZE = 64 * 1024
 """Maximum total length of the pending clusters' names in a Lease, whose annotations may have 256 KiB. With
 more, no cluster of the member moves until some of them are released, and the view does not change."""
 TICK_S = 1.0
-"""Longest wait between two checks of the clock: timers stand still while the machine is suspended."""
+"""Longest wait between two checks of the clock: timers do not advance while the machine is suspended."""
 
 
 class Leases(Protocol):
@@ -32,16 +32,16 @@ class Leases(Protocol):
 
 
 class Assignee(Protocol):
-    """The part that engages and disengages the clusters."""
+    """The receiver of ownership, which engages and disengages clusters."""
 
     def assign(self, ownership: Ownership) -> Iterable[None]:
-        """Engage and drain clusters as the ownership says, in batches."""
+        """Engage and drain clusters according to the ownership, in batches."""
 
     def lose_ownership(self) -> None:
         """Disengage everything at once."""
 
     def lost(self) -> Iterable[str] | None:
-        """Return the clusters that were taken away and are still engaged; None if that is not known yet."""
+        """Return the clusters that this member no longer owns and that are still engaged; None if that is unknown."""
 
     def unowned(self) -> int:
         """Return the number of ready clusters that are assigned to the member and not engaged."""
@@ -259,7 +259,7 @@ class ShardGroup:
             self._drained.set()
 
     def _note_share(self, ownership: Ownership) -> None:
-        """Note once that the share was taken over: later views move clusters, and a group that works is ready."""
+        """Record once that this member has taken over its share: later moves of clusters do not make it unready."""
         if not self._has_share:
             is_given = ownership.may_engage and (ownership.is_in_view or self.member.weight == 0)
             self._has_share = is_given and not self._assignee.unowned()

@@ -22,7 +22,7 @@ class LeaseApi(KubernetesApi, Protocol):
 
 
 class ConflictError(Exception):
-    """The object has another version, or does not exist."""
+    """The Lease was modified, created or deleted since it was read."""
 
 
 class LeaseClient:
@@ -44,7 +44,7 @@ class LeaseClient:
             raise BackendError(str(error)) from error
 
     async def write(self, request: Request) -> str:
-        """Write an object, and return its version. Raises ConflictError and BackendError."""
+        """Write a Lease, and return its new version. Raises ConflictError and BackendError."""
         try:
             answer = await self._written(request)
             if answer.status in (404, 409):

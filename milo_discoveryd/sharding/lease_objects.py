@@ -20,7 +20,7 @@ _MAX_NUMBER = 2**53
 
 
 class LeaseFormatError(ValueError):
-    """A response of the API server is not what was requested."""
+    """A malformed response of the API server."""
 
 
 class _LeaseMetadata(msgspec.Struct, frozen=True, rename="camel"):
@@ -119,7 +119,7 @@ def encode_precondition(version: str) -> bytes:
 def decode_list(body: bytes, names: LeaseNames) -> GroupState:
     """Decode a list of the group's Leases. Raises LeaseFormatError for anything but a list.
 
-    A member's Lease that cannot be read has a problem. A view that cannot be read counts as deleted.
+    A malformed Lease of a member is returned with its `problem`. A malformed view counts as deleted.
     """
     leases = _decode_leases(body)
     members: dict[str, MemberLease] = {}
@@ -131,7 +131,7 @@ def decode_list(body: bytes, names: LeaseNames) -> GroupState:
             try:
                 view = _view(lease)
             except _UNREADABLE as error:
-                problems.append(f"{_described(lease, names)} cannot be read ({_reason(error)}): it is written again")
+                problems.append(f"{_described(lease, names)} is malformed ({_reason(error)}): it will be written again")
         elif not name.startswith(names.member("")):
             problems.append(f"{_described(lease, names)} does not belong to the group: remove its label {GROUP_LABEL}")
         else:
@@ -199,7 +199,7 @@ def _unreadable(lease: _Lease, name: str, names: LeaseNames, error: Exception) -
         version=lease.version,
         holder=lease.spec.holder_identity or "unknown",
         term=lease.version if isinstance(error, _OtherFormatError) else "",
-        problem=f"{_described(lease, names)} cannot be read ({_reason(error)}): its member is treated as silent",
+        problem=f"{_described(lease, names)} is malformed ({_reason(error)}): its member counts as not renewing it",
     )
 
 

@@ -18,7 +18,7 @@ class MemberLease(msgspec.Struct, frozen=True, kw_only=True):
     eviction, the member starts another term."""
     weight: float = 1.0
     acknowledged: int = 0
-    """The latest view for which this member has released the clusters that the view took from it, but for `pending`."""
+    """The latest view for which this member has released the clusters that the view took from it, except `pending`."""
     pending: frozenset[str] = frozenset()
     """Clusters that a view took from this member and that its subscribers have not released."""
     is_leaving: bool = False
@@ -32,19 +32,19 @@ class MemberLease(msgspec.Struct, frozen=True, kw_only=True):
     fleet: str = ""
     """A digest of the settings that define which clusters there are. Members must agree on it."""
     problem: str = ""
-    """Why the Lease cannot be read; empty if it can. Such a member may own clusters until it is evicted."""
+    """Why the Lease is malformed, or empty. The member of a malformed Lease may own clusters until it is evicted."""
 
     @property
     def write_id(self) -> str:
         """Return an identifier of this write, unique among all writes of the Lease.
 
-        Writes that cannot be read count as one, since they are not the member's renewals.
+        Malformed writes count as one, since they are not renewals by the member.
         """
         return f"{self.term} {self.problem}" if self.problem else f"{self.version} {self.holder} {self.renewal}"
 
     @property
     def content(self) -> "MemberLease":
-        """Return the content that the member states, without the fields that change with each write."""
+        """Return the Lease without the fields that change with each write."""
         return msgspec.structs.replace(self, version="", renewal=0)
 
     @property
@@ -75,4 +75,4 @@ class GroupState(msgspec.Struct, frozen=True, kw_only=True):
     view_version: str = ""
     """The resource version of the view's Lease; empty if there is none."""
     problems: tuple[str, ...] = ()
-    """Leases with the group's label that cannot be read, or that are not the group's."""
+    """Problems of Leases with the group's label: a malformed view, and Leases that do not belong to the group."""

@@ -15,11 +15,11 @@ Safety rests on these rules:
   written while it did not.
 - The next view is written only when every member of the present and the previous view has acknowledged the present
   view, left or been evicted. So a key has at most two possible owners: the present one, and the former one that has
-  not released it. A member that acknowledges names the keys that it has not released, which no other member engages.
+  not released it. With the acknowledgment, a member lists the keys that it has not released, which no other engages.
 - A newcomer acknowledges the view, and so enters the next one, only when it may engage clusters: former owners release
   what the view takes from them at once.
-- What a member does not understand is not evidence: a Lease that cannot be read counts as one that is not renewed, and
-  a member whose own Lease was changed by others ends its term.
+- Malformed data is not evidence: a malformed Lease counts as one that is not renewed, and a member whose own Lease was
+  changed by others ends its term.
 - A process that started, or was interrupted, engages nothing until every other member has renewed its Lease since then:
   if the Leases were restored from a backup, the other members detect it, and their writes show it.
 """
@@ -70,7 +70,7 @@ class Member:
         return now >= self.fence_at
 
     def ownership(self, now: float) -> Ownership | None:
-        """Return what the member owns; None if it must not own anything, or knows no view yet."""
+        """Return what the member owns; None if it must not own anything, or has not read a view yet."""
         self.check(now)
         state, view = self.state, self._view
         if view is None or state.lease is None or state.resumed_at is None:
@@ -87,10 +87,10 @@ class Member:
         )
 
     def _awaits_successors(self, view: View, now: float) -> bool:
-        """Return whether the member leaves, and members to which its clusters move do not know the view yet.
+        """Return whether the member leaves, and members to which its clusters move have not acknowledged the view yet.
 
-        They engage nothing before this member has acknowledged the view, so it goes on owning what it had. Once it has
-        begun to release, it never owns that again, whatever their Leases say then.
+        They engage nothing before this member has acknowledged the view, so it keeps the clusters that it had. Once it
+        has begun to release them, it never owns them again, whatever the other Leases contain then.
         """
         assert self.state.lease is not None
         if self.state.drained >= view.number:
@@ -153,7 +153,7 @@ class Member:
         return (is_mine or not self.state.has_held) and not lease.problem and lease.acknowledged <= _number(group.view)
 
     def drained(self, number: int, pending: frozenset[str] = frozenset()) -> None:
-        """Record that all clusters that the view of this number took from the member are released, but for some."""
+        """Record that all clusters that the view of this number took from the member are released, except `pending`."""
         if number >= self.state.drained:
             self._set(drained=number, pending=pending)
 
@@ -224,7 +224,7 @@ class Member:
         self._confirm(group, started_at)
 
     def _last_pending(self, name: str, group: GroupState) -> frozenset[str]:
-        """Return a member's pending clusters. Those of a deleted Lease are remembered: its holder may still work."""
+        """Return a member's pending clusters. Those of a deleted Lease are kept: its holder may still be running."""
         if name in group.members:
             return group.members[name].pending
         return self.state.observed_writes[name].pending if name in self.state.observed_writes else frozenset()
@@ -256,7 +256,7 @@ class Member:
         return started_at - state.read_at < self._timing.fence_after_s and own_renewal >= state.own_renewal
 
     def _regained_without_a_write(self, group: GroupState, own_renewal: int) -> bool:
-        """Return whether the Lease names this process again after another process of its name had taken it over.
+        """Return whether this process holds the Lease again after another process of its name had taken it over.
 
         The Lease was then restored from a backup, and the other process remains an owner until its fence.
         """
@@ -292,14 +292,14 @@ class Member:
                 raise AssertionError("a read writes nothing")
 
     def conflicted(self, now: float) -> None:
-        """Record that a write was refused, because the object has another version or does not exist."""
+        """Record that a write failed with a conflict."""
         self.check(now)
         self._set(is_read_due=True)
 
     def failed(self, now: float) -> None:
         """Record that a request failed. A write may have taken effect, or may still do so."""
         self.check(now)
-        # Repeat the write of the own Lease first: if it did take effect, the version differs, and a read follows.
+        # Repeat the write of this member's Lease first: if it did take effect, the version differs, and a read follows.
         self._set(retry_at=now + self._timing.retry_interval_s)
 
     # Joining and renewing
@@ -440,15 +440,15 @@ class Member:
 
     def _lose_term(self, now: float) -> None:
         self._interrupt(now)
-        # A new term tells other members that the handlers of this one have ended, and those of the former process that
-        # had the term.
+        # A new term shows other members that the handlers of this member have ended, and those of the process that had
+        # the term before.
         self._set(rejoin_at=max(now + self._timing.margin_s, self.state.acknowledge_at))
         self._set(
             lease=None, attempts=(), latest_view=None, renewed_at=-inf, drained=0, pending=frozenset(), has_held=True
         )
 
     def _interrupt(self, now: float) -> None:
-        """End ownership. Acknowledge nothing until the handlers have had time to end."""
+        """End ownership. Acknowledge nothing until the handlers have had time to finish."""
         if self.state.resumed_at is not None:
             after = max(self.state.acknowledge_at, now + self._timing.margin_s)
             self._set(resumed_at=None, unconfirmed=None, acknowledge_at=after)
@@ -545,9 +545,9 @@ class Member:
         return self.state.latest_view if group is not None and self._is_authoritative(group) else None
 
     def _is_authoritative(self, group: GroupState) -> bool:
-        """Return whether no member knows a later view than the one that was read.
+        """Return whether no member has acknowledged a later view than the one that was read.
 
-        A member that follows the view is not misled by what another Lease claims.
+        A member that follows this view already ignores what other Leases acknowledge.
         """
         if self.state.latest_view is not None and self.state.latest_view == group.view:
             return True
@@ -561,7 +561,7 @@ class Member:
         for name, member in members.items():
             lease = group.members.get(name)
             if lease is None:
-                # The Lease was deleted manually, and its holder may not know yet.
+                # The Lease was deleted manually, and its holder may not have read that yet.
                 observed = self.state.observed_writes.get(name)
                 if observed is None or now < observed.since + self._timing.evict_after_s:
                     yield name

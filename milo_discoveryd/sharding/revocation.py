@@ -28,7 +28,7 @@ class CredentialRevocation:
         self._changed.set()
 
     async def run(self, cleared: Callable[[], None]) -> None:
-        """Make the revocations that are due, until canceled. `cleared` is called when more clusters may be engaged."""
+        """Perform due revocations until canceled. `cleared` is called when more clusters may be engaged."""
         while True:
             self._changed.clear()
             due = self.fence.due

@@ -43,11 +43,11 @@ class ObservedWrite(msgspec.Struct, frozen=True):
     write: str
     since: float
     pending: frozenset[str] = frozenset()
-    """The clusters that the Lease named as pending when it was last read."""
+    """The clusters that the Lease listed as pending when it was last read."""
 
 
 class Candidates(msgspec.Struct, frozen=True):
-    """The members that have joined and do not leave. The next view has those that may engage clusters."""
+    """The members that have joined and are not leaving. The next view has those that may engage clusters."""
 
     members: Mapping[str, ViewMember]
     since: float
@@ -87,7 +87,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     engage_at: float = -inf
     acknowledge_at: float = -inf
     drained: int = 0
-    """The latest view for which the clusters that it took from this member are released, but for `pending`."""
+    """The latest view for which the clusters that it took from this member are released, except `pending`."""
     pending: frozenset[str] = frozenset()
     problem: str = ""
     """Why the member left its term and joins again."""

@@ -66,7 +66,7 @@ def encode(fleet: StoredFleet) -> bytes:
 
 
 def decode(data: bytes, origin: StateOrigin | None) -> StoredFleet:
-    """Decode a fleet of that source, or of any. Raises StateFileError."""
+    """Decode the fleet of the source with this origin; None accepts any source. Raises StateFileError."""
     head, newline, body = data.partition(b"\n")
     words = head.removeprefix(_MAGIC).split(b" ")
     if not newline or not head.startswith(_MAGIC) or len(words) != 2 or not words[0].isdigit():

@@ -38,7 +38,7 @@ class StateFile:
         self._write_lock = threading.Lock()
 
     def load(self) -> StoredFleet | None:
-        """Return the stored fleet, or None (with a warning in the log) if there is none that can be used."""
+        """Return the stored fleet, or None if the file does not exist or, with a warning in the log, cannot be used."""
         try:
             data = _read(self._path)
         except FileNotFoundError:
@@ -142,7 +142,7 @@ def _writers_problem(status: os.stat_result, what: str, *, allow_sticky: bool) -
         return None
     mode = f"remove that permission (mode {status.st_mode & 0o7777:o})"
     if status.st_mode & stat.S_IWOTH:
-        return f"every user may write to {what}: {mode}"
+        return f"{what} is world-writable: {mode}"
     # The kubelet gives volumes to the pod's fsGroup, which is one of the daemon's groups.
     if status.st_mode & stat.S_IWGRP and status.st_gid not in (os.getegid(), *os.getgroups()):
         return f"group {status.st_gid}, which the daemon is not in, may write to {what}: {mode}"

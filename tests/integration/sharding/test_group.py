@@ -148,7 +148,7 @@ async def test_handed_over_is_answered_when_the_member_has_left(
 ) -> None:
     first, second, _ = await pair(daemons, "operator-7d9c5b8f6d-x2x7q", "operator-7d9c5b8f6d-abcde")
     monkeypatch.setattr(sharding, "BEGIN_S", 0.0)
-    await Membership(first.group, hand_over=False).handed_over()  # nothing begins, so it waits for nothing
+    await Membership(first.group, hand_over=False).handed_over()  # no hand-over begins, so it returns at once
     monkeypatch.setattr(sharding, "BEGIN_S", LIMIT_S)
     waiting = asyncio.create_task(Membership(first.group, hand_over=False).handed_over())
     first.group.hand_over()
@@ -187,7 +187,7 @@ async def test_leaving_shard_member_hands_over_after_its_operator_released(daemo
     await eventually(lambda: second.engaged == set(KEYS))
 
 
-async def test_planned_end_of_a_stateful_set_pod_hands_over_only_if_that_is_set(daemons: list[Daemon]) -> None:
+async def test_stateful_set_pod_hands_over_at_shutdown_only_if_configured(daemons: list[Daemon]) -> None:
     first, second, _ = await pair(daemons, "operator-0", "operator-1")
     before = set(second.engaged)
     await Membership(first.group, hand_over=False).leave()
@@ -195,10 +195,10 @@ async def test_planned_end_of_a_stateful_set_pod_hands_over_only_if_that_is_set(
     third, fourth, _ = await pair(daemons, "operator-0", "operator-1")
     await Membership(third.group, hand_over=True).leave()
     await eventually(lambda: fourth.engaged == set(KEYS))
-    assert "Evict ok" not in fourth.requests.results, "not because the member was silent"
+    assert "Evict ok" not in fourth.requests.results, "the member left and was not evicted"
 
 
-async def test_shard_member_keeps_clusters_that_its_subscribers_may_know(daemons: list[Daemon]) -> None:
+async def test_shard_member_keeps_clusters_that_its_subscribers_may_still_use(daemons: list[Daemon]) -> None:
     first, second, api = await pair(daemons)
     before = set(first.engaged)
     first.operator.is_lost_known = False
@@ -212,7 +212,7 @@ async def test_shard_member_keeps_clusters_that_its_subscribers_may_know(daemons
     assert first.engaged | second.engaged | third.engaged == set(KEYS)
 
 
-async def test_shard_member_gives_up_no_cluster_while_more_are_unreleased_than_its_lease_can_name(
+async def test_shard_member_keeps_moving_clusters_while_its_lease_cannot_list_them(
     daemons: list[Daemon], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second, api = await pair(daemons)
@@ -230,7 +230,7 @@ async def test_shard_member_gives_up_no_cluster_while_more_are_unreleased_than_i
     last = min(moving)
     first.operator.draining = {last}
     first.group.wake()
-    # The Lease names the last one, and all others move.
+    # The Lease lists the last cluster as pending, and all others move.
     await eventually(lambda: third.engaged & before == moving - {last})
 
 

@@ -1,4 +1,4 @@
-"""Revocations one after another: repeated when they fail, and counted when API servers have forgotten the tokens."""
+"""Revocations in sequence: retried when they fail, and complete when API servers' token caches have expired."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable

@@ -84,7 +84,7 @@ async def test_run_without_complete_list_keeps_previous_state_file(tmp_path: Pat
         fleet.now_holds(kept("alpha"))
         await eventually(lambda: names() == ["alpha"])
     async with running(StateFile(tmp_path, ORIGIN), Fleet()):
-        await asyncio.sleep(0)  # the write has begun to wait
+        await asyncio.sleep(0)  # the task waits for the first change
     assert names() == ["alpha"]
 
 

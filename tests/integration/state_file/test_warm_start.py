@@ -94,7 +94,7 @@ async def test_cluster_missing_from_state_file_stays_engaged_for_resuming_subscr
 
         async def follow() -> None:
             async for event in watch:
-                event_types.append(event.type)  # noqa: PERF401 - as it comes
+                event_types.append(event.type)  # noqa: PERF401 - recorded as it arrives
 
         following = tasks.create_task(follow())
         async with setting.daemon():

@@ -16,7 +16,7 @@ class Driver:
         self.holds_drain: set[str] = set()
         """Members whose operators have not released lost clusters."""
         self.pending: dict[str, set[str]] = {}
-        """The clusters that the operator of a member has not released, of those that the member lost."""
+        """The clusters that a member lost and that its operator has not released, by member."""
         self.requests: list[tuple[float, str, Request]] = []
 
     def add(self, name: str, member: Member) -> Member:
@@ -49,7 +49,7 @@ class Driver:
             member.was_written(action, version, self.now, self.now)
 
     def run(self, seconds: float, *names: str) -> None:
-        """Let members run; by default all of them."""
+        """Run these members for some seconds; by default all of them."""
         until = self.now + seconds
         while self.now < until:
             self.now += 0.25

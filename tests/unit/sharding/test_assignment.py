@@ -109,7 +109,7 @@ async def test_released_clusters_are_unknown_until_a_first_list_that_a_stream_wa
     waiting.await_sources(stream, frozenset([source.name]))
     assert assignment.lost() is None
     waiting.await_sources(stream, frozenset())
-    assert assignment.lost() is None, "the subscriber may return"
+    assert assignment.lost() is None, "the subscriber may reconnect"
     for _ in source.apply(source.collections[0], [ListStarted(), Listed(ready("x", uid="x")), ListEnded()], 100.0):
         pass
     assert lost(assignment) == set()
@@ -134,7 +134,7 @@ async def test_clusters_are_assigned_in_batches() -> None:
 
 
 class Revocation:
-    """A fence whose revocations the test ends."""
+    """A fence whose revocations the test completes."""
 
     def __init__(self) -> None:
         self.fence = CredentialFence()
@@ -160,7 +160,7 @@ async def test_clusters_are_engaged_once_the_credentials_of_former_owners_are_re
     assert (source.synced, source.engagements.engaged, assignment.unowned()) == (True, 2, 0)
 
 
-async def test_engaged_clusters_stay_so_while_credentials_are_revoked_for_another_view() -> None:
+async def test_clusters_stay_engaged_while_credentials_are_revoked_for_another_view() -> None:
     revocation = Revocation()
     source, assignment = listed("x", revocation=revocation)
     assign(assignment, ALONE)

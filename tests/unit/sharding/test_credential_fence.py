@@ -73,7 +73,7 @@ def test_credential_fence_requires_another_revocation_for_next_view() -> None:
     assert not fence.clears("key")
     assert due is not None
     fence.revoked(due)
-    assert not fence.clears("key"), "it was revoked before the view"
+    assert not fence.clears("key"), "the key's credentials were revoked before the view"
 
 
 def test_credential_fence_requires_another_revocation_after_lost_ownership() -> None:

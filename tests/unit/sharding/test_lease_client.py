@@ -27,7 +27,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Api:
-    """An API with scripted responses, of which it repeats the last, and which records its requests."""
+    """An API that records its requests, and has scripted responses, of which the last is repeated."""
 
     def __init__(self, *answers: Answer | TransportError) -> None:
         self._answers = [*answers]
@@ -110,7 +110,7 @@ async def test_lease_client_write_over_another_version_raises_conflict(status: i
 
 
 @pytest.mark.parametrize(("group", "whose"), [("dns-a", "the shard group 'dns-a'"), ("", "no shard group")])
-async def test_lease_client_names_the_group_that_has_the_name_of_a_new_lease(group: str, whose: str) -> None:
+async def test_lease_client_reports_the_group_that_owns_the_lease_name(group: str, whose: str) -> None:
     body = {"items": [{"metadata": {"name": "it", "uid": "u", "resourceVersion": "1", "labels": {GROUP_LABEL: group}}}]}
     leases, api = client(Answer(409, json.dumps(body).encode()), then=Answer(200, json.dumps(body).encode()))
     with pytest.raises(BackendError, match=f"milo-discovery-dns-a belongs to {whose}, not to 'dns': choose another"):

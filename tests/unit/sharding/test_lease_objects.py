@@ -66,7 +66,7 @@ def test_lease_update_contains_uid_and_version_that_it_replaces() -> None:
     }
 
 
-def test_lease_creation_contains_no_version_and_cleared_lease_no_holder() -> None:
+def test_encoded_lease_omits_empty_resource_version_and_holder_identity() -> None:
     body = json.loads(lease_objects.encode_member(MemberLease(member="a"), NAMES, WALL))
     assert "resourceVersion" not in body["metadata"]
     assert "holderIdentity" not in body["spec"]
@@ -118,16 +118,16 @@ def member_lease(name: str = "milo-discovery-dns-a", **annotations: str | None) 
         ({"pending": "{}"}, "Expected `array`"),
     ],
 )
-def test_lease_that_cannot_be_read_has_a_problem(annotations: dict[str, str | None], reason: str) -> None:
+def test_malformed_lease_has_a_problem(annotations: dict[str, str | None], reason: str) -> None:
     group = lease_objects.decode_list(listed(member_lease(**annotations)), NAMES)
     found = group.members["a"]
     assert reason in found.problem
-    assert "Lease operators/milo-discovery-dns-a of shard group dns cannot be read" in found.problem
+    assert "Lease operators/milo-discovery-dns-a of shard group dns is malformed" in found.problem
     assert (found.is_held, found.version) == (True, "uid-a/7")
     written_again = member_lease(**annotations)
     written_again["metadata"] |= {"resourceVersion": "8"}  # type: ignore[operator]
     again = lease_objects.decode_list(listed(written_again), NAMES).members["a"]
-    assert again.write_id == found.write_id, "a write that cannot be read is no renewal"
+    assert again.write_id == found.write_id, "a malformed write is not a renewal"
 
 
 def test_lease_of_another_format_is_renewed_by_its_writes() -> None:
@@ -148,13 +148,13 @@ def test_lease_that_is_not_the_groups_is_reported() -> None:
 
 
 @pytest.mark.parametrize("weight", ["null", "-1", "1e999"])
-def test_view_that_cannot_be_read_counts_as_deleted(weight: str) -> None:
+def test_malformed_view_counts_as_deleted(weight: str) -> None:
     body: Any = stored(lease_objects.encode_view(VIEW, "", NAMES, WALL), "uid-v/9")
     annotations = body["metadata"]["annotations"]
     annotations["discovery.miloapis.com/view"] = annotations["discovery.miloapis.com/view"].replace("2.5", weight)
     group = lease_objects.decode_list(listed(body), NAMES)
     assert (group.view, group.view_version) == (None, "uid-v/9")
-    assert "milo-discovery-dns-view of shard group dns cannot be read" in group.problems[0]
+    assert "milo-discovery-dns-view of shard group dns is malformed" in group.problems[0]
 
 
 def test_lease_names_and_label_selector_contain_the_group() -> None:

@@ -37,7 +37,7 @@ def test_pending_clusters_of_a_deleted_lease_are_released_after_33_seconds() -> 
     assert driver.now - deleted_at >= TIMING.evict_after_s
 
 
-def test_successor_names_the_pending_clusters_of_its_predecessor_while_operators_may_act() -> None:
+def test_successor_lists_the_pending_clusters_of_its_predecessor_while_operators_may_act() -> None:
     driver = settled("a", "b")
     moved = driver.owned("a")
     driver.pending = {"a": moved}
@@ -96,7 +96,7 @@ def test_fenced_member_acknowledges_nothing_while_its_handlers_end() -> None:
     assert driver.members["a"].state.acknowledge_at == driver.now + TIMING.margin_s
 
 
-def test_eviction_of_a_member_that_renewed_meanwhile_conflicts() -> None:
+def test_eviction_of_a_member_that_has_renewed_its_lease_conflicts() -> None:
     driver = settled("a", "b")
     driver.run(1)
     evictor = driver.members["b"]
@@ -136,8 +136,8 @@ def test_successor_continues_its_takeover_whose_response_was_lost() -> None:
 
 
 @pytest.mark.parametrize("seconds_since_settled", range(0, 12, 2))
-def test_leaving_member_owns_its_clusters_until_the_others_know_the_view(seconds_since_settled: int) -> None:
-    """They read every 12 seconds while nothing changes: they could not engage the clusters before."""
+def test_leaving_member_owns_its_clusters_until_the_others_have_read_the_view(seconds_since_settled: int) -> None:
+    """The others read every 12 seconds while nothing changes, and cannot engage the clusters before they do."""
     driver = settled("a", "b", "c")
     driver.run(30 + seconds_since_settled)
     driver.members["a"].leave()
@@ -147,7 +147,7 @@ def test_leaving_member_owns_its_clusters_until_the_others_know_the_view(seconds
         without_owner += 0.0 if driver.owned("a") | driver.owned("b") | driver.owned("c") == ALL else 0.25
         assert not driver.owned("b") & driver.owned("a"), "no cluster has two owners"
     assert without_owner <= 1.5
-    assert driver.now - left_at <= TIMING.read_interval_s + 3, "it does not wait until the members have been stable"
+    assert driver.now - left_at <= TIMING.read_interval_s + 3, "the view changes without the debounce delay"
 
 
 def test_clusters_that_a_leaving_member_releases_one_by_one_have_an_owner_again_within_a_second() -> None:
@@ -184,7 +184,7 @@ def test_clusters_that_move_to_a_newcomer_have_an_owner_while_another_member_ren
 @pytest.mark.parametrize(
     "changes", [{"acknowledged": 9999}, {"acknowledged": 0}, {"problem": "it cannot be read"}], ids=str
 )
-def test_leaving_member_never_owns_again_what_it_released(changes: dict[str, object]) -> None:
+def test_leaving_member_never_owns_released_clusters_again(changes: dict[str, object]) -> None:
     driver = settled("a", "b", "c")
     slow = min(driver.owned("c"))
     driver.pending = {"c": {slow}}
@@ -344,7 +344,7 @@ def test_dead_member_with_a_changed_lease_is_evicted(changes: dict[str, object])
         assert driver.now - died_at < latest, "writes of others do not count"
 
 
-def test_lease_that_only_another_annotation_was_added_to_is_kept() -> None:
+def test_lease_with_a_foreign_annotation_is_kept() -> None:
     driver = settled("a", "b")
     forge(driver, "b")
     driver.run(30)
@@ -369,7 +369,7 @@ def problems(driver: Driver, name: str) -> str:
     return "; ".join(driver.members[name].problems)
 
 
-def test_member_names_what_an_administrator_should_do() -> None:
+def test_member_reports_problems_for_an_administrator() -> None:
     driver = settled("a", "b")
     assert problems(driver, "a") == ""
     forge(driver, "b", **FORGED["unreadable"])
@@ -392,7 +392,7 @@ def test_restarted_member_has_no_problem_with_the_lease_of_its_former_process() 
     assert problems(driver, "a") == ""
 
 
-def test_member_names_members_with_other_settings() -> None:
+def test_member_reports_members_with_other_settings() -> None:
     driver = settled("a", "b")
     driver.add("c", Member("c", "c#1", fleet="other"))
     driver.run_until(lambda: is_settled(driver, *"abc"))

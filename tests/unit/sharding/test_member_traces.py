@@ -1,4 +1,4 @@
-"""What the members of a group decide, as text: see traces.py, and testdata beside it."""
+"""The decisions of the members of a group match recorded traces: see traces.py and testdata."""
 
 from pathlib import Path
 
@@ -8,5 +8,7 @@ from tests.unit.sharding.traces import TRACES, play
 
 
 @pytest.mark.parametrize("path", TRACES, ids=lambda path: path.stem)
-def test_shard_group_decides_as_its_trace_says(path: Path) -> None:
-    assert play(path.read_text()) == path.read_text(), "python -m tests.unit.sharding.traces writes what is decided now"
+def test_shard_group_decisions_match_the_recorded_trace(path: Path) -> None:
+    assert play(path.read_text()) == path.read_text(), (
+        "python -m tests.unit.sharding.traces records the current decisions"
+    )

@@ -1,7 +1,7 @@
-"""Plays traces of a shard group: what happens to its members, and what they decide, as text.
+"""Replays traces of a shard group, which contain commands and the decisions of the members as text.
 
 A trace (testdata/*.txt) has blocks: commands, a line `----`, and below it the decisions that followed, with the seconds
-since the start. `python -m tests.unit.sharding.traces` plays all of them and writes what the members decide now.
+since the start. `python -m tests.unit.sharding.traces` replays all of them and records the current decisions.
 
     start NAME [member=NAME] [weight=N] [instance=TEXT] [fleet=TEXT]    a process; it replaces one of the same name
     run SECONDS [NAME...]      these processes run, or all; the others send no requests meanwhile
@@ -35,7 +35,7 @@ KEYS = tuple(map(str, range(30)))
 
 
 class TracedGroup(Driver):
-    """A group that writes down what its members decide."""
+    """A group that records the decisions of its members."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class TracedGroup(Driver):
         self.lines: list[str] = []
         self._holdings: dict[str, str] = {}
         self._ownerships: dict[str, Ownership | None] = {}
-        """By which the holdings were computed: equal ones give equal decisions."""
+        """The ownerships from which the holdings were computed: equal ones give equal decisions."""
         self._processes: Counter[str] = Counter()
 
     def execute(self, command: str) -> None:
@@ -171,7 +171,7 @@ def _lease_changes(before: MemberLease | None, lease: MemberLease) -> Iterator[s
 
 
 def play(trace: str) -> str:
-    """Return the trace with what the members decide."""
+    """Return the trace with the current decisions of the members."""
     group, played = TracedGroup(), []
     is_output = False
     for line in trace.splitlines():
