@@ -1,4 +1,4 @@
-"""The metrics that a part of the daemon updates itself, in a class for each part."""
+"""Metrics that the measured code updates itself, in one class per component."""
 
 from typing import TypeAlias
 
@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 RpcLabels: TypeAlias = tuple[str, str, str]
-"""Type, service and method."""
+"""The type, service and method of an RPC."""
 _RPC_LABELS = ("grpc_type", "grpc_service", "grpc_method")
 """The metrics with these labels have the names of the common gRPC interceptors, so that existing dashboards work."""
 _WATCH: RpcLabels = ("server_stream", "milo.discovery.v1.DiscoveryService", "WatchClusters")
@@ -75,7 +75,7 @@ class CallMetrics:
     def call_handled(self, rpc: RpcLabels, code: str, seconds: float) -> None:
         """Count a completed RPC. `code` is the name of a status code as in the proto enum: `NOT_FOUND`."""
         self._calls_handled.labels(*rpc, _code_label(code)).inc()
-        if rpc[0] == "unary":  # the duration of a stream says nothing about the server
+        if rpc[0] == "unary":  # how long a stream lasts depends on the client
             self._call_seconds.labels(*rpc).observe(seconds)
 
 
@@ -109,7 +109,7 @@ class CredentialMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._issued = Counter(
             "milo_discoveryd_kubeconfigs_issued",
-            "Kubeconfigs issued and requests for one that failed, by result.",
+            "Requests for a kubeconfig, by result: ok or the reason of the failure.",
             ("result",),
             registry=registry,
         )

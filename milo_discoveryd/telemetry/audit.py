@@ -1,6 +1,6 @@
 """The audit log: issued credentials, releases, denied requests and changed authorization rules, without secrets.
 
-Events go to the log with `logger: audit`, and, whatever the log level, to a file of their own if one is configured.
+Events go to the log with `logger: audit` and, at every log level, to the audit file if one is configured.
 """
 
 import json
@@ -72,7 +72,7 @@ class AuditFile:
 
 
 def _ends_within_a_line(descriptor: int) -> bool:
-    """Return whether the process that wrote the file last could not finish its line."""
+    """Return whether the last line of the file is incomplete."""
     found = os.fstat(descriptor)
     return stat.S_ISREG(found.st_mode) and found.st_size > 0 and os.pread(descriptor, 1, found.st_size - 1) != b"\n"
 
@@ -101,7 +101,7 @@ class Audit:
         self._note(what, rule=to.rule, **about, caller=dict(verified_fields(to.caller)))
 
     def noted(self, caller: Caller, rule: str, event: str, **about: object) -> None:
-        """Record a call that had an effect."""
+        """Record an effect of a call."""
         self._note(event, rule=rule, **about, caller=dict(verified_fields(caller)))
 
     def refused(self, caller: Caller, rule: str, reason: str, **about: object) -> None:
@@ -115,7 +115,7 @@ class Audit:
     def object_refused(self, name: str, uid: str, problem: str) -> None:
         """Record a refused object, whose writer is not a caller but may be a tenant that tries hostile names.
 
-        Lines beyond a rate are counted, and the next one has their number.
+        Lines above the rate limit are only counted, and the next line contains their number.
         """
         now, cluster = self._clock(), name[:_LONGEST_NAME]
         if self._of_objects.bucket(cluster, _OBJECT_RATE, now).take(now) or self._objects.take(now):

@@ -37,7 +37,7 @@ class FleetCollector(Collector):
         )
         known = GaugeMetricFamily(
             "milo_discoveryd_known_clusters",
-            "Clusters that the daemon knows, engaged or not, by the state of their objects.",
+            "Known clusters, engaged or not, by the state of their objects.",
             labels=(*labels, "state"),
         )
         for of in fleet.sources:
@@ -57,7 +57,8 @@ class FleetCollector(Collector):
         )
         yield self._by_source(
             "milo_discoveryd_not_ready_held",
-            "Clusters that are not ready and stay engaged because more became so than the mass-removal limit allows.",
+            "Clusters that stay engaged although they are not ready, because more became not ready than the "
+            "mass-removal limit allows.",
             lambda of: of.engagements.not_ready.held_count,
         )
         outdated = CounterMetricFamily(
@@ -149,7 +150,7 @@ def _wall(steady: float | None) -> float:
 
 
 class StreamCollector(Collector):
-    """Aggregates over all streams: a series per subscriber would leave one behind with each reconnect."""
+    """Aggregates over all streams: with a series per subscriber, each reconnect would leave a series behind."""
 
     def __init__(self, lags: Callable[[], Iterable[int]]) -> None:
         self._lags = lags

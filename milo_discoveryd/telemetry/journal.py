@@ -1,4 +1,4 @@
-"""Counts and logs the changes of the fleet and of its source, and keeps those of the last hour."""
+"""Counts and logs changes of the fleet and its source, and keeps the recent ones and an hour of samples."""
 
 import time
 from collections import deque
@@ -43,7 +43,7 @@ class RecentHistory:
         self._changes.appendleft((done, wall))
 
     def sample(self, engaged: int, lag: int) -> None:
-        """Record the state of this moment. To be called every `SAMPLE_INTERVAL_S`."""
+        """Record the current values. Must be called every `SAMPLE_INTERVAL_S`."""
         self._samples.append(_Sample(engaged, self._unsampled, lag))
         self._unsampled = 0
 
@@ -145,18 +145,18 @@ class Journal:
             if self._was_reached:
                 log.warning("source lost", reason=status.reason, detail=status.message, **self._about)
             else:
-                log.warning("source not reached", reason=status.reason, detail=status.message, **self._about)
+                log.warning("source unreachable", reason=status.reason, detail=status.message, **self._about)
         elif status.reason == REMOVALS_HELD:
             log.warning("removals held", detail=status.message, **self._about)
         elif status.reason == NOT_READY_HELD:
             log.warning("not-ready clusters held", detail=status.message, **self._about)
         else:
             self._was_reached = self._was_reached or status.state is ViewState.STREAMING
-            log.info("source", state=status.state.value, reason=status.reason, **self._about)
+            log.info("source state changed", state=status.state.value, reason=status.reason, **self._about)
 
 
 def _time_to_ready(done: Event) -> float | None:
-    """Return the seconds from the creation of an object to its readiness, if the event states both."""
+    """Return the seconds from the creation of an object to its readiness, if the event contains both times."""
     if done.readiness is None:
         return None
     try:

@@ -64,7 +64,7 @@ class LogWriter(logging.Handler):
                 self._drop(1)
 
     def _report_drops(self) -> None:
-        """Queue a report of the dropped lines, behind the lines that came before them."""
+        """Write the number of dropped lines, once the lines that were queued before them are written."""
         with self._changed:
             count = 0 if self._lines else self._unreported
         if count and self._write(self._report(count)):

@@ -1,6 +1,6 @@
 """Formats and writes log lines: one event each, a constant message and fields; JSON in a pod.
 
-The key of the text is `message`, which log tools show.
+The JSON key of the message is `message`, which log tools display.
 """
 
 import json
@@ -21,8 +21,8 @@ _EVENT_WIDTH = 30
 class Logging:
     """The log while the daemon runs: its level, and what was dropped.
 
-    A signal changes the level, which only a user who may end the daemon can send. A request over HTTP could come from
-    anybody.
+    The level is changed by a signal, which only a user that may terminate the daemon can send. HTTP requests could come
+    from anyone.
     """
 
     def __init__(self, level: str, writer: LogWriter) -> None:
@@ -43,7 +43,7 @@ class Logging:
         """Switch between logging everything and the configured level."""
         self.current = self.configured if self.current == "debug" else "debug"
         logging.getLogger(NAME).setLevel(_NUMBERS[self.current])
-        log.error("log level", is_now=self.current)  # as an error, so that every level shows it
+        log.error("log level changed", is_now=self.current)  # as an error, so that every level shows it
 
 
 def configure(level: str, form: str, to: TextIO | None = None) -> Logging:
@@ -90,7 +90,7 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def _traceback(record: logging.LogRecord) -> str:
-    """Without local variables: they may hold secrets."""
+    """Format the exception without local variables, which may contain secrets."""
     assert record.exc_info is not None
     return "".join(traceback.format_exception(*record.exc_info)).rstrip()
 
@@ -100,7 +100,7 @@ def _shown(value: object) -> str:
 
 
 def printable(text: str) -> str:
-    """Escape the characters of tenants and callers that could hide or rearrange what an administrator reads."""
+    """Escape characters in text of tenants and callers that could hide or rearrange parts of the log."""
     if text.isprintable():
         return text
     return "".join(

@@ -25,7 +25,7 @@ from milo_discoveryd.telemetry.collectors import CredentialCollector, FleetColle
 from milo_discoveryd.telemetry.shard_metrics import MeasuredShard, ShardCollector, Unsharded
 
 _RESTARTS = ("Expired", "MalformedResponse", "Silence", "StreamingListUnsupported", "Verification")
-"""The reasons known in advance; an API server adds its own."""
+"""The reasons for relists whose series exist from the start; API servers may return others."""
 _DRAIN_RESULTS = ("released", "expired")
 _CONFIRMATIONS = ("not_found", "found", "inconclusive", "refused")
 _READINESS_S = (1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0)
@@ -44,7 +44,7 @@ class SourceMetrics:
             (*labels, "type", "reason"),
             registry=registry,
         )
-        self._transitioned = functools.cache(self._labelled)  # looking a child up costs more than counting
+        self._transitioned = functools.cache(self._labelled)  # `labels()` takes longer than `inc()`
         self._time_to_ready = Histogram(
             "milo_discoveryd_project_ready_duration_seconds",
             "Time from the creation of a project to its readiness, by the timestamps of the object, observed when a "
@@ -61,7 +61,7 @@ class SourceMetrics:
         )
         self._drains = Counter(
             "milo_discoveryd_drains",
-            "Drains of clusters that ended: released by all subscribers, or expired at their deadline.",
+            "Completed drains of clusters: released by all subscribers, or expired at their deadline.",
             (*labels, "result"),
             registry=registry,
         )
@@ -79,7 +79,7 @@ class SourceMetrics:
         )
         self._confirmations = Counter(
             "milo_discoveryd_deletion_confirmations",
-            "GETs that confirm an apparent deletion, by result; while the API server refuses them, all wait.",
+            "GETs that confirm an apparent deletion, by result; while the API server denies them, deletions wait.",
             (*labels, "result"),
             registry=registry,
         )
@@ -128,11 +128,11 @@ class SourceMetrics:
 
 
 class MeasuredDaemon(msgspec.Struct, frozen=True, kw_only=True):
-    """The sources of the metrics that are computed when they are collected."""
+    """The inputs of the metrics that are computed at each scrape."""
 
     fleet: Fleet
     cluster_cap: int
-    """How many clusters have series of their own."""
+    """Maximum number of clusters with series of their own."""
     version: str = ""
     mode: str = ""
     lags: Callable[[], Iterable[int]] = lambda: ()
@@ -143,7 +143,7 @@ class MeasuredDaemon(msgspec.Struct, frozen=True, kw_only=True):
     """Returns the number of log lines that were dropped."""
     issuer_health: Callable[[], Iterable[IssuerHealth]] = lambda: ()
     certificates: Callable[[], Iterable[tuple[str, float]]] = lambda: ()
-    """Returns each listener and source that has a certificate, with its expiry."""
+    """Returns the expiry of each certificate, after the name of its listener or source."""
     shard: MeasuredShard | None = None
 
 
@@ -173,7 +173,7 @@ class Metrics:
         self._loop_delay.observe(seconds)
 
     def follow(self, daemon: MeasuredDaemon) -> None:
-        """Export the state of a daemon. To be called once."""
+        """Export the state of a daemon. Must be called once."""
         for collector in (
             FleetCollector(daemon.fleet, daemon.cluster_cap),
             StreamCollector(daemon.lags),
@@ -197,5 +197,5 @@ Child = TypeVar("Child", bound=MetricWrapperBase)
 
 
 def _child(of: Child, labels: tuple[str, ...]) -> Child:
-    """Return the metric itself if it has no labels."""
+    """Return the metric with these labels, or the metric itself if there are none."""
     return of.labels(*labels) if labels else of

@@ -21,7 +21,7 @@ class MeasuredShard(Protocol):
         """The number of problems of the group that this daemon sees."""
 
     def unowned(self) -> int:
-        """Return the number of ready clusters that this daemon is to own and has not engaged."""
+        """Return the number of ready clusters that are assigned to this daemon and not engaged."""
 
 
 class Unsharded:
@@ -57,7 +57,7 @@ class ShardCollector(Collector):
         )
         yield GaugeMetricFamily(
             "milo_discoveryd_shard_view_unsettled_seconds",
-            "How long the shard group has been changing its view, or has waited for acknowledgements of it; 0 if it is"
+            "How long the shard group has been changing its view, or has waited for acknowledgments of it; 0 if it is"
             " settled.",
             value=self._shard.unsettled_s(),
         )
@@ -69,7 +69,7 @@ class ShardCollector(Collector):
         )
         yield GaugeMetricFamily(
             "milo_discoveryd_shard_unowned_clusters",
-            "Ready clusters that this daemon is to own and has not engaged, because their former owner has not released"
-            " them, or because this daemon's Lease is not renewed.",
+            "Ready clusters that are assigned to this daemon and not engaged, because their former owner has not"
+            " released them, or because this daemon's Lease is not renewed.",
             value=self._shard.unowned(),
         )

@@ -1,4 +1,4 @@
-"""Builds the metrics for all readers that wait for them, at a limited share of the time."""
+"""Builds the metrics once for all scrapes that wait for them, and limits the share of time that builds take."""
 
 import asyncio
 import time
@@ -16,17 +16,17 @@ _LONGEST_PAUSE_S = 2.0
 
 
 class ScrapeForm(msgspec.Struct, frozen=True):
-    """A form of the metrics; readers of one form share its text."""
+    """A variant of the metrics text, which scrapes of the same variant share."""
 
     content_type: str
     with_names: bool
 
 
 class SharedScrape:
-    """The metrics as text. Each reader gets a build that began after its request, together with all that wait."""
+    """The metrics as text. Waiting scrapes share a build that begins after their requests."""
 
     def __init__(self, collect: Callable[[bool], Iterable[Metric]]) -> None:
-        """`collect` is called with whether the metrics contain names."""
+        """The argument of `collect` is whether the metrics contain names of clusters and organizations."""
         self._collect = collect
         self._waiting: dict[ScrapeForm, tuple[Encode, asyncio.Future[bytes]]] = {}
         self._building: asyncio.Task[None] | None = None
@@ -61,13 +61,13 @@ class SharedScrape:
     async def _build(self, form: ScrapeForm, encode: Encode, text: "asyncio.Future[bytes]") -> None:
         self.builds += 1
         try:
-            # Collected in the event loop, where nothing changes meanwhile, and encoded in a thread, which takes most of
-            # the time.
+            # Collected in one step of the event loop, so that nothing changes during the collection. Encoding takes
+            # most of the time, and runs in a thread.
             families = _Collected(list(self._collect(form.with_names)))
             encoded = await asyncio.to_thread(encode, families)
-        except Exception as error:  # noqa: BLE001 - raised by the readers
+        except Exception as error:  # noqa: BLE001 - raised in the scrapes
             text.set_exception(error)
-            text.exception()  # retrieved: all readers may have left
+            text.exception()  # marked as retrieved: all scrapes may have been canceled
         except asyncio.CancelledError:
             text.cancel()
             raise

@@ -1,4 +1,4 @@
-"""Traces by OpenTelemetry, which is an extra. They are off until the settings name a receiver.
+"""Traces by OpenTelemetry, which is an extra. They are disabled unless traces.endpoint is set.
 
 There is a span for each gRPC call, in the caller's trace if it sent one, and for each request to an API server or token
 endpoint. Spans hold methods, addresses and statuses: no message, no header, no error text.
@@ -22,7 +22,7 @@ INSTALL_HINT = "install the extra `traces` of milo-discoveryd, or unset traces.e
 
 @asynccontextmanager
 async def exporting(endpoint: str, share: float, *, version: str, mode: str) -> "AsyncIterator[TracerProvider]":
-    """Export spans to an OTLP receiver over HTTP. A receiver that is down costs spans, and nothing else.
+    """Export spans to an OTLP receiver over HTTP. If the receiver is down, spans are lost, and nothing else fails.
 
     Requests are traced in the tasks that begin within this context.
     """

@@ -1,4 +1,4 @@
-"""Watches the event loop of the daemon: what takes long there delays every subscriber, and probes of the kubelet."""
+"""Monitors the daemon's event loop: a long step delays every subscriber and the responses to kubelet probes."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ from milo_discoveryd.logger import log
 from milo_kube.loop_watchdog import BlockedLoop, LoopWatchdog
 
 BLOCKED_S = 2.0
-"""A step of the loop that takes as long is logged. The kubelet's probe fails after five seconds."""
+"""Steps of the event loop that take at least this long are logged. The kubelet's probe fails after five seconds."""
 
 
 def watched_loop(observe: Callable[[float], None], *, blocked_s: float = BLOCKED_S) -> LoopWatchdog:

@@ -122,7 +122,7 @@ async def test_f43_daemon_paused_by_sigstop_sends_missed_changes_after_sigcont(w
     ("number", "logged"),
     [
         (signal.SIGHUP, "audit file not reopened"),
-        (signal.SIGUSR1, "log level"),
+        (signal.SIGUSR1, "log level changed"),
         (signal.SIGUSR2, "no removals held"),
     ],
 )

@@ -121,7 +121,7 @@ def test_audit_file_must_not_be_a_symlink_or_directory(tmp_path: Path) -> None:
 
 
 def test_audit_file_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a directory that others may write to, its owner would read the audit, and change it."""
+    """A user that can create the file first, in a directory that others may write to, could read and change the log."""
     path = tmp_path / "audit"
     path.touch()
     if os.geteuid() == 0:

@@ -37,7 +37,7 @@ async def address() -> AsyncIterator[str]:
         await endpoint.stop()
 
 
-async def test_share_and_hand_over_of_a_member_are_answered_apart_from_the_readiness_of_the_daemon() -> None:
+async def test_sharding_readiness_and_hand_over_have_endpoints_of_their_own() -> None:
     problem: str | None = "has not taken over"
     handed_over = asyncio.Event()
 
@@ -88,8 +88,8 @@ async def test_idle_connections_do_not_block_new_ones(address: str) -> None:
         assert not crowd[-1].at_eof()
 
 
-async def test_readers_of_metrics_share_each_build() -> None:
-    """A flood of readers costs the event loop no more than one."""
+async def test_concurrent_scrapes_share_a_build_of_the_metrics() -> None:
+    """A flood of scrapes costs the event loop no more than a single one."""
     endpoint = a_port()
     replies = await asyncio.gather(*(endpoint._answer(request("/metrics")) for _ in range(50)))
     assert len({reply.body for reply in replies}) == 1
@@ -107,7 +107,7 @@ def test_pause_between_builds_of_metrics_is_nine_times_as_long_and_bounded() -> 
     assert shared_scrape.pause_s(1.0) == 2.0
 
 
-async def test_failed_build_of_metrics_fails_its_readers_alone() -> None:
+async def test_failed_build_of_metrics_fails_only_its_scrapes() -> None:
     scrape = shared_scrape.SharedScrape(lambda _: ())
     form = shared_scrape.ScrapeForm("text", with_names=False)
     with pytest.raises(ZeroDivisionError):
@@ -116,7 +116,7 @@ async def test_failed_build_of_metrics_fails_its_readers_alone() -> None:
     await scrape.stop()
 
 
-async def test_readers_of_metrics_end_with_the_port() -> None:
+async def test_scrapes_are_canceled_when_the_port_is_closed() -> None:
     scrape = shared_scrape.SharedScrape(lambda _: ())
     reading = asyncio.create_task(scrape.read(shared_scrape.ScrapeForm("text", with_names=False), lambda _: b"never"))
     await asyncio.sleep(0)

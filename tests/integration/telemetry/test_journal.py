@@ -45,5 +45,5 @@ def test_restored_clusters_log_no_warning() -> None:
         journal.source_status_changed(ViewStatus(ViewState.STALE, 0.0, "Unreachable", "refused"))
     assert [(entry["log_level"], entry["event"]) for entry in logs] == [
         ("info", "clusters restored"),
-        ("warning", "source not reached"),
+        ("warning", "source unreachable"),
     ]

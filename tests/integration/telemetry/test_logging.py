@@ -129,7 +129,7 @@ def test_log_level_toggles_to_debug_and_back(output: Output) -> None:
     log.debug("meanwhile")
     logging_.toggle()
     log.debug("after")
-    assert output.events() == ["log level", "meanwhile", "log level"]
+    assert output.events() == ["log level changed", "meanwhile", "log level changed"]
 
 
 def test_log_level_debug_is_unchanged_by_a_toggle(output: Output) -> None:

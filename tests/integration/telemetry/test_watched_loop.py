@@ -13,7 +13,7 @@ async def test_blocked_event_loop_is_measured_and_logged_with_its_stack() -> Non
     metrics = Metrics()
 
     def a_long_step() -> None:
-        time.sleep(0.8)  # the event loop cannot observe a state meanwhile
+        time.sleep(0.8)  # the event loop is blocked, so no state can be awaited
 
     def measured(name: str) -> float:
         return metrics.registry.get_sample_value(f"milo_discoveryd_event_loop_delay_seconds_{name}") or 0.0
