@@ -75,8 +75,8 @@ class ConfigReloader:
         except ConfigError as error:
             return self._refused(error.problems)
         if before and not settings.rights:
-            # Without rules everyone is allowed everything, and a file can lose them by accident.
-            problem = "rights: all rules were removed, which would allow everything to everyone; restart to apply that"
+            # Without rules every caller has full access, and rules can be missing from a file by accident.
+            problem = "rights: all rules were removed, which would give every caller full access; restart to apply that"
             return self._refused((problem,))
         unread = [name for name in Settings.__struct_fields__ if _differ(name, self._settings, settings)]
         if unread:

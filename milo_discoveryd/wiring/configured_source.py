@@ -107,7 +107,7 @@ class ConfiguredSource:
 
     @property
     def origin(self) -> StateOrigin:
-        """The origin of the clusters, which is the same whatever the source is called."""
+        """The origin of the clusters, which does not depend on the name of the source."""
         if self.discovery is not None:
             return StateOrigin(self.discovery.server, self.of.kind)
         return StateOrigin(f"file:{self.files.path}" if self.files else self.project.server, self.of.kind)
@@ -131,5 +131,5 @@ def configured_sources(settings: Settings, environ: Mapping[str, str]) -> list[C
 
 
 def at_server(upstream: Upstream, server: str) -> Upstream:
-    """Return another URL of an API server with the same identity; the same one if `server` is empty."""
+    """Return the API server with another URL and the same identity; unchanged if `server` is empty."""
     return replace(upstream, server=server) if server else upstream

@@ -17,7 +17,7 @@ from milo_discoveryd.wiring.configured_source import ConfiguredSource
 def new_fleet(
     sources: Sequence[ConfiguredSource], settings: Settings, log: ChangeLog, observer: Callable[[str], Observer]
 ) -> Fleet:
-    """Return the fleet of the configured sources. `observer` makes that of a source."""
+    """Return the fleet of the configured sources. `observer` returns the observer of a source, given its name."""
     limits, grace_s = _limits(settings), settings.not_ready_grace.total_seconds()
     fleet = Fleet(log)
     for source in sources:

@@ -160,7 +160,7 @@ class Issuers:
     ) -> Issuer:
         """Return an issuer that reads each cluster's object at the API server of the cluster's source.
 
-        Raises ConfigError if one API server has the objects of several sources, and names could not tell them apart.
+        Raises ConfigError if one API server has the objects of several sources, and names would not distinguish them.
         """
         served = self._served(of)
         goes_by_uid = isinstance(of, issuers.KubeconfigSecret) and "{uid}" in of.namespace_template + of.secret
@@ -168,7 +168,7 @@ class Issuers:
             raise ConfigError(
                 [
                     f"kubeconfigs.issuers: {of.name} would give clusters that have the same name in different sources"
-                    " the same credential: remove kubeconfig, so that each source's own API server is asked, or"
+                    " the same credential: remove kubeconfig, so that each source's own API server is used, or"
                     " configure an issuer per source"
                 ]
             )
@@ -176,7 +176,7 @@ class Issuers:
         return EachSourceIssuer(made) if len(made) > 1 else next(iter(made.values()))
 
     def _require_distinct_names(self, of: issuers.ClientCertificateSettings) -> None:
-        """Refuse certificates that give clusters with the same name in different sources the same user.
+        """Reject templates that give clusters with the same name in different sources the same identity.
 
         Raises ConfigError.
         """
@@ -190,7 +190,7 @@ class Issuers:
 
     def _kubeconfig_secret(self, of: issuers.KubeconfigSecret, served: ConfiguredSource) -> Issuer:
         api, origin = self._infrastructure(of, served)
-        # The namespace is that of one cluster, so its Secret speaks for no other cluster.
+        # With a namespace for each cluster, whoever can write a Secret can change the server of that cluster only.
         is_own_namespace = "{uid}" in of.namespace_template or "{name}" in of.namespace_template
         return KubeconfigSecretIssuer(
             of.name,

@@ -31,9 +31,10 @@ from milo_kube.upstream import SERVICE_ACCOUNT
 LEAVE_S = 20.0
 """The time to leave the group, within the grace period of a pod, which is 30 s by default."""
 BEGIN_S = 3.0
-"""The time for `milo-discoveryd leave` to begin the hand-over: the kubelet runs it beside the hook that waits."""
+"""How long `/handed-over` waits for the hand-over to begin: the kubelet runs the hooks with `milo-discoveryd leave` and
+with `/handed-over` concurrently."""
 _STABLE = re.compile(r".*-[0-9]{1,4}")
-"""Names of a StatefulSet's pods, which return after a restart."""
+"""Names of a StatefulSet's pods: a pod has the same name again after a restart."""
 _MEMBER = re.compile(r"[a-z0-9]([-.a-z0-9]{0,168}[a-z0-9])?")
 
 
@@ -48,15 +49,15 @@ def member_name(settings: Settings, environ: Mapping[str, str]) -> str:
 
 
 def is_stable(member: str) -> bool:
-    """Return whether a process with the same name is expected to follow, so that clusters should not move meanwhile."""
+    """Return whether a process with the same name is expected to follow, for which the clusters should stay."""
     return _STABLE.fullmatch(member) is not None
 
 
 def fleet_digest(sources: Iterable[ConfiguredSource]) -> str:
-    """Return a digest of what defines which clusters there are: all members must have the same.
+    """Return a digest of the settings that define which clusters exist: it must be the same for all members.
 
-    A source is known by the URL of its API server: members may have different kubeconfigs for it. A source of files is
-    known by their path: when a file changes, members read it at different times.
+    A source is identified by the URL of its API server: members may have different kubeconfigs for it. A source of
+    files is identified by their path: when a file changes, members read it at different times.
     """
     defining = [
         [source.of.name, source.of.kind, source.of.settings, source.of.label_selector, source.origin.server]
@@ -79,18 +80,18 @@ class Membership:
     def hand_over(self) -> None:
         """Hand the clusters over to the other members."""
         if not self.is_leaving and not self._keeps_term:
-            log.info("clusters are handed over", member=self.group.member.name)
+            log.info("hand-over of clusters began", member=self.group.member.name)
             self.group.hand_over()
 
     async def handed_over(self) -> None:
-        """Return when the member has handed its clusters over, or soon if the hand-over does not begin."""
+        """Wait until the member has handed its clusters over; only briefly if the hand-over does not begin."""
         if self._keeps_term:
             return
         with suppress(TimeoutError):
             async with asyncio.timeout(BEGIN_S):
                 await self.group.leaving.wait()
         if self.group.leaving.is_set():
-            # The operator is to end before it is killed, even if the Leases cannot be written.
+            # The operator must terminate before the kubelet kills it, even if the Leases cannot be written.
             with suppress(TimeoutError):
                 async with asyncio.timeout(LEAVE_S):
                     await self.group.ended.wait()
@@ -122,7 +123,7 @@ def shard_group(
 ) -> ShardGroup:
     """Return the configured group. `closing` closes its connections. Raises StartError.
 
-    `fencing` returns the sources whose credentials are revoked before clusters are engaged.
+    `fencing` returns the issuers whose credentials are revoked before clusters are engaged.
     """
     wanted = settings.sharding
     assert wanted.group is not None

@@ -11,7 +11,7 @@ INTERVAL_S = 0.2
 
 @contextmanager
 def handled(handlers: Mapping[signal.Signals, Callable[[], None]]) -> Iterator[None]:
-    """Call a handler in the event loop after its signal, for all signals within `INTERVAL_S` once.
+    """Call each handler in the event loop after its signal, at most once per `INTERVAL_S`.
 
     Afterwards the signals are ignored: the process is about to end.
     """

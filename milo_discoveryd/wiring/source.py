@@ -1,4 +1,4 @@
-"""The source: a driver feeds the fleet, and the state file keeps the fleet over restarts."""
+"""Runs a source: drivers update the fleet, and the state file keeps the fleet across restarts."""
 
 import asyncio
 import time
@@ -23,7 +23,7 @@ from milo_kube.reflect.view_status import ViewState, ViewStatus
 
 
 class FleetStore(Protocol):
-    """Keeps the fleet over restarts of the daemon."""
+    """Keeps the fleet across restarts of the daemon."""
 
     @property
     def origin(self) -> StateOrigin: ...
@@ -35,7 +35,7 @@ class FleetStore(Protocol):
 
 
 EARLIER_RUNS = 20
-"""How many earlier runs of the daemon the state file names."""
+"""Maximum number of earlier runs of the daemon in the state file."""
 ANY_REVISION = 2**63 - 1
 
 
@@ -69,8 +69,8 @@ class Discovery:
         collections: Sequence[FollowedCollection],
         restored_place: RestoredPlace,
     ) -> None:
-        """Follow the source until canceled. `collections` has an item for each one of the source, and `api_at` returns
-        the API server of one by `FollowedCollection.server`.
+        """Follow the source until canceled. `collections` are those of the source, in the same order, and `api_at`
+        returns the API server of a collection, given its `server`.
         """
         status, version = self._storage.restore(restored_place)
         now = asyncio.get_running_loop().time()

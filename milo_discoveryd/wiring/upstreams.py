@@ -1,4 +1,4 @@
-"""Loads the API servers of sources, and opens those that are asked for small responses."""
+"""Loads the API servers of sources, and opens transports for requests with small responses, such as TokenReviews."""
 
 from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack, aclosing

@@ -1,4 +1,4 @@
-"""The source `project-kubeconfig`, whose credential may be the one that the daemon itself uses."""
+"""The issuer `project-kubeconfig`, whose credential may be the one that the daemon itself uses."""
 
 import json
 from collections.abc import Callable
@@ -66,7 +66,7 @@ def make(configured: Settings) -> None:
 def test_discovery_identity_is_not_issued_without_share_discovery_identity(
     tmp_path: Path, files: Callable[..., str], discovery: dict[str, Any], project: dict[str, Any], *, is_link: bool
 ) -> None:
-    """Another path of the kubeconfig makes no other identity."""
+    """A kubeconfig at another path can contain the same identity."""
     given = {"discovery_kubeconfig": files("discovery", **discovery), "project_kubeconfig": files("project", **project)}
     if is_link:
         (tmp_path / "link").symlink_to(tmp_path / "discovery")
@@ -174,7 +174,7 @@ DECLARED = {
 def test_credential_requests_go_to_server_of_the_cluster_source_that_is_served(
     tmp_path: Path, files: Callable[..., str], monkeypatch: pytest.MonkeyPatch, issuing: dict[str, Any], count: int
 ) -> None:
-    """Not to the cluster that the daemon runs in, and another kubeconfig can be set."""
+    """The default is not the cluster that the daemon runs in; another kubeconfig can be set."""
     one, other, third = (files(name, token=name) for name in ("one", "other", "third"))
     sources = [
         {"name": "a", "discovery_kubeconfig": one, **DECLARED},
@@ -202,7 +202,7 @@ def test_credential_requests_go_to_server_of_the_cluster_source_that_is_served(
         ("project", "project-{uid}", False),
     ],
 )
-def test_secret_states_the_server_in_a_namespace_of_the_control_plane_alone(
+def test_secret_determines_the_server_only_in_a_namespace_of_its_control_plane(
     tmp_path: Path,
     files: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,

@@ -1,4 +1,4 @@
-"""`milo-discoveryd leave`, which tells the first process of the container to hand its clusters over."""
+"""`milo-discoveryd leave`, which signals process 1 of the container to hand its clusters over."""
 
 import os
 import signal
@@ -16,7 +16,9 @@ def test_leave_signals_the_first_process(monkeypatch: pytest.MonkeyPatch) -> Non
     assert sent == [(1, signal.SIGRTMIN)]
 
 
-def test_leave_says_where_to_run_it_if_process_1_belongs_to_another_user(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leave_error_explains_where_to_run_it_if_process_1_belongs_to_another_user(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def refuse(*_: int) -> None:
         raise PermissionError
 

@@ -1,4 +1,4 @@
-"""Positions of a state file: the subscribers that know nothing which it lacks."""
+"""Positions in a state file: up to which revision of each run it contains everything that subscribers received."""
 
 import msgspec
 
@@ -63,7 +63,7 @@ def test_fleet_with_a_draining_cluster_has_no_resume_positions() -> None:
 
 
 def test_declared_clusters_have_no_resume_positions() -> None:
-    """The file has not all that is sent of them, such as their CA."""
+    """Subscribers receive fields of them that the file does not contain, such as their CA."""
     of = source()
     seen = ready("a", "1")
     fields = {name: getattr(seen.target, name) for name in seen.target.__struct_fields__}

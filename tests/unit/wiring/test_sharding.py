@@ -95,7 +95,7 @@ def digest(environ: Mapping[str, str] | None = None, **given: object) -> str:
     return fleet_digest([ConfiguredSource(each, settings, environ or {}) for each in settings.sources])
 
 
-def test_fleet_digest_differs_with_what_defines_the_clusters(kubeconfig: Callable[[str, str], str]) -> None:
+def test_fleet_digest_differs_with_the_settings_that_define_the_clusters(kubeconfig: Callable[[str, str], str]) -> None:
     at: dict[str, object] = {"discovery_kubeconfig": kubeconfig("milo", "https://milo.example.com")}
     ours = digest(**at, label_selector="env=prod")
     assert ours == digest(**at, label_selector="env=prod", heartbeat_interval="5s")
