@@ -36,7 +36,7 @@ def kubeconfig(server: ApiServer, life: dt.timedelta) -> str:
 
 
 async def test_expired_client_certificate_is_in_the_metric_and_in_the_clients_message(tmp_path: Path) -> None:
-    """As an API server does, the other accepts the connection and responds 401. The second source is not affected."""
+    """The API server of `eu` accepts the TLS connection and responds 401. The source `us` is not affected."""
     async with ApiServer(answering(UNAUTHORIZED, 401)) as refusing, Sandbox() as sandbox:
         (tmp_path / "eu").write_text(kubeconfig(refusing, -dt.timedelta(minutes=5)))
         sandbox.write_kubeconfig(tmp_path / "us")

@@ -43,7 +43,7 @@ async def workspace(tmp_path: Path) -> AsyncIterator[Workspace]:
 
 
 Look = Callable[[str], Awaitable[tuple[int, str]]]
-"""Return the response at a path, as status and text."""
+"""Returns the status and the text of the response at a path."""
 
 
 @asynccontextmanager

@@ -62,7 +62,7 @@ async def workspace(tmp_path: Path) -> AsyncIterator[Workspace]:
 
 
 async def tokens(client: DiscoveryClient, *names: str) -> dict[str, str]:
-    """Return the token of each cluster's kubeconfig; of a cluster that gets none, why it is not engaged."""
+    """Return the token in each cluster's kubeconfig, or the cluster's engagement message if none is issued."""
     found = {}
     for name in names:
         try:
@@ -74,7 +74,7 @@ async def tokens(client: DiscoveryClient, *names: str) -> dict[str, str]:
 
 
 class ControlPlanes:
-    """Two sources of ProjectControlPlanes with one issuer, which reads the Secrets of the infrastructure of `eu`."""
+    """Two sources of ProjectControlPlanes with one issuer, which reads Secrets of `eu`'s infrastructure cluster."""
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
@@ -102,7 +102,7 @@ class ControlPlanes:
 
 @asynccontextmanager
 async def attacked(make: Callable[[], Daemon], attack: Callable[[], None], *, restarts: bool) -> AsyncIterator[Daemon]:
-    """Attack a daemon after its first lists, or while it is down; then let it see what the attack has written."""
+    """Attack a daemon after its first lists, or while it is down. Yield it once it has received the changes."""
     daemon = make()
     async with serving(daemon):
         await eventually(lambda: daemon._fleet.synced)
@@ -136,7 +136,7 @@ async def test_forged_project_uid_gets_no_token_of_the_project(
         workspace.client() as client,
     ):
         found = await tokens(client, "eu#bank", f"{thief}#thief")
-    assert found["eu#bank"] == planes.token, "what was known before wins"
+    assert found["eu#bank"] == planes.token, "the earlier claim wins"
     assert CLAIMED in found[f"{thief}#thief"]
 
 
@@ -216,7 +216,7 @@ async def test_server_that_copies_an_objects_uid_neither_shares_nor_revokes_its_
 async def test_cluster_that_names_the_address_of_another_is_refused(
     workspace: Workspace, names: tuple[str, ...], restarts: bool
 ) -> None:
-    """With a credential for all clusters, it would give callers that may see one of them access to the other."""
+    """One credential is valid for all clusters, so callers that may see one of the two would have access to both."""
     token = workspace.eu.token(life=600)
     (workspace.directory / "token").write_text(token)
     settings = {
@@ -241,7 +241,7 @@ async def test_cluster_that_names_the_address_of_another_is_refused(
     assert f"address bank.example.com:6443 {CLAIMED}" in found[f"{names[-1]}#a-thief"]
 
 
-async def test_issuer_that_cannot_tell_clusters_of_two_sources_apart_is_refused(workspace: Workspace) -> None:
+async def test_issuer_that_identifies_clusters_of_two_sources_by_name_is_rejected(workspace: Workspace) -> None:
     sources = [workspace.source(name, "project-control-plane") for name in ("eu", "us")]
     issuer = {"type": "kubeconfig-secret", "namespace_template": "project-{name}"}
     by_name = {**issuer, "kubeconfig": str(workspace.directory / "infrastructure")}

@@ -21,7 +21,7 @@ NOT_OF_A_PROJECT = {
     "milo_discoveryd/engagement/contribution_index.py",
     "milo_discoveryd/sources/keyed.py",
 }
-"""Files that the description names for other kinds of sources."""
+"""Files in the description of docs/architecture.md that are used only for other kinds of sources."""
 ARCHITECTURE = Path(__file__).parents[3] / "docs" / "architecture.md"
 
 
@@ -67,7 +67,7 @@ async def test_change_passes_few_files_on_its_way_to_a_subscriber(tmp_path: Path
                 milo.projects.set_condition("beta")
                 event = await anext(watch)
             assert (event.type, event.cluster.name) == (EventType.ENGAGED, "beta")
-    called.pop("milo_kube/loop_watchdog.py", None)  # watches the event loop at its own times
+    called.pop("milo_kube/loop_watchdog.py", None)  # called at irregular times, not for the change
     assert len(called) <= MAX_FILES, sorted(called)
     described = set(
         re.findall(r"(milo_\w+/\S+\.py)`", ARCHITECTURE.read_text().split("## Life of a change")[1].split("##")[0])

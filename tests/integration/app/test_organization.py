@@ -1,4 +1,4 @@
-"""A daemon in the context of an organization, whose projects alone it engages."""
+"""A daemon in the context of an organization engages the projects of that organization only."""
 
 import json
 from collections.abc import AsyncIterator

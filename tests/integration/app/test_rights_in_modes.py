@@ -25,11 +25,11 @@ class Mode(NamedTuple):
     settings: Mapping[str, Any]
     """Settings of the daemon; for `service-consumer`, of its source."""
     create: Callable[[Sandbox, str, str, str], None]
-    """Creates what engages a cluster with this name, organization and label `env`."""
+    """Creates the objects that engage a cluster with this name, organization and label `env`."""
     relabel: Callable[[Sandbox, str, str], None]
     has_organizations: bool = True
     prefix: str = ""
-    """What the keys of clusters begin with."""
+    """The prefix of cluster keys."""
 
 
 def create_project(sandbox: Sandbox, name: str, organization: str, env: str) -> None:

@@ -214,11 +214,11 @@ async def test_second_restart_without_a_source_reports_no_cluster_of_its_outdate
 
 
 PAGES = {"streaming_lists": "off"}
-"""A list of the sandbox can only be empty by pages."""
+"""Use paged lists: the sandbox's fault `empty_lists` does not affect streaming lists."""
 
 
 async def run_before(workspace: Workspace, events: AsyncIterator[Event]) -> None:
-    """Run a daemon until the subscriber knows a cluster of each source."""
+    """Run a daemon until the subscriber has received a cluster of each source."""
     async with serving(workspace.daemon(watch=PAGES)):
         assert {await engaged(events) for _ in range(2)} == {"eu#shop", "us#shop"}
 
@@ -235,13 +235,13 @@ async def test_short_first_list_of_a_source_is_held_while_another_one_does_not_a
                 await eventually(lambda: held._fleet.waiting.is_any_for("eu"))
                 await workspace.us.start()
                 workspace.us.projects.create("farm", ready=True)
-                assert await engaged(events) == "us#farm", "the other source does not wait for it"
+                assert await engaged(events) == "us#farm", "the other source is not delayed"
                 workspace.eu.faults.empty_lists(on=False)
                 workspace.eu.projects.create("bank", ready=True)
                 assert await engaged(events) == "eu#bank"
 
 
-async def test_clusters_of_a_source_that_did_not_answer_are_known_after_another_restart(workspace: Workspace) -> None:
+async def test_clusters_of_an_unavailable_source_are_held_after_a_second_restart(workspace: Workspace) -> None:
     held = workspace.daemon(watch=PAGES, removals={"verify_after": "3s"})
     async with workspace.client() as client:
         events = client.watch()
@@ -282,7 +282,7 @@ async def test_listing_goes_on_when_a_pending_source_becomes_complete(workspace:
 
 
 @pytest.mark.parametrize("scope", [{"sources": ["eu"]}, {"names": ["eu#*"]}], ids=["sources", "names"])
-async def test_caller_that_is_limited_to_one_source_learns_no_other_name(
+async def test_caller_that_is_limited_to_one_source_sees_no_name_of_another(
     workspace: Workspace, scope: dict[str, Any]
 ) -> None:
     await workspace.us.stop()

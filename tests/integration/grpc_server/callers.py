@@ -67,7 +67,7 @@ class RulesHarness:
 
 @pytest.fixture(params=["one source", "two sources", "after a restart"], autouse=True)
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The forms of a fleet in which attacks are tried; in the last two a project's UID is not that of its object."""
+    """Run the test with each form of a fleet; in the last two, a project's UID differs from that of its object."""
     monkeypatch.setattr(Harness, "has_rival", request.param == "two sources")
     monkeypatch.setattr(Harness, "is_restarted", request.param == "after a restart")
     if request.param != "one source":

@@ -58,7 +58,7 @@ def not_ready(name: str, *, uid: str = "", version: str = "2", **labels: str) ->
 
 
 class AuditedLines:
-    """An audit file that keeps its lines."""
+    """An audit file that keeps its lines in memory."""
 
     def __init__(self, lines: list[dict[str, Any]]) -> None:
         self._lines = lines
@@ -68,7 +68,7 @@ class AuditedLines:
 
 
 class Harness:
-    """The fleet, the kubeconfigs and the gRPC server; the test is their source."""
+    """The fleet, the kubeconfigs and the gRPC server; the test feeds the fleet instead of an API server."""
 
     object_uid: Callable[[str], str] = staticmethod(str)
     """Return the UID of the watched object for the UID of its project."""

@@ -83,7 +83,7 @@ async def rapid_reset(raw: Raw) -> None:
 
 
 async def streams_without_end(raw: Raw) -> None:
-    """Send ten thousand frames as fast as possible."""
+    """Open ten thousand streams, far more than the limit of concurrent streams, as fast as possible."""
     await raw.greet()
     block = Encoder().encode([NeverIndexedHeaderTuple(*each) for each in headers("WatchClusters")])
     for first in range(1, 20_000, 200):

@@ -261,7 +261,7 @@ async def test_explanation_names_pending_releases_within_the_scope(tmp_path: Pat
 
 
 class Group:
-    """A shard group, as far as the service uses it."""
+    """A fake shard group with the methods that the service calls."""
 
     def valid_s(self) -> float | None:
         return None

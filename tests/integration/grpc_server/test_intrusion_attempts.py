@@ -38,7 +38,7 @@ __all__ = ["form"]
 
 FRIEND = "spiffe://example.com/ns/milo/sa/operator"
 THEIRS = ("zz-name", "zz-label", "zz-uid", "zz-organization")
-"""What intruders must not learn: a cluster besides `ours`, which some of them may see."""
+"""Values that intruders must not receive, of a cluster besides `ours`, which some of them may see."""
 
 
 def ours_and_theirs(harness: Harness) -> None:
@@ -67,7 +67,7 @@ class Intruder:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 self.heard.append(str(await asked))
             self.heard.append(
-                f"{caught.value} {caught.value.trailing_metadata()}".replace(f"{name} ", "what he asked ")
+                f"{caught.value} {caught.value.trailing_metadata()}".replace(f"{name} ", "the requested name ")
             )
             has_status = any(key == "grpc-status-details-bin" for key, _ in caught.value.trailing_metadata() or ())
             found.add((caught.value.code(), error_fields(caught.value)[1] if has_status else ""))
@@ -183,7 +183,7 @@ def open_directory() -> Iterator[Path]:
         yield Path(made)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 async def test_peer_with_unmatched_uid_is_denied(open_directory: Path) -> None:
     us = RightsRule(CallerSelector(uids=frozenset({os.getuid()})), Grant(rule="us", scope=ALL_CLUSTERS))
     listener = Listener(name="local", address=UnixSocket(open_directory / "d.sock", 0o666), peer_credentials=True)
@@ -220,7 +220,7 @@ def of_organization(organization: str, name: str, *, owner: str = "", **labels: 
 
 @pytest.fixture
 async def shop(tmp_path: Path) -> AsyncIterator[RulesHarness]:
-    """Yield a caller whose scope is the organization `shop`, and one whose scope is names."""
+    """Yield a server with a caller whose scope is an organization, and one whose scope is a name pattern."""
     by_organization = rule("shop", ClusterScope(organizations=frozenset({"shop"})))
     by_name = rule("bank", ClusterScope(names=name_patterns(["bank-*"])))
     async with open_rules_harness(tmp_path, by_organization, by_name, rule("root", ALL_CLUSTERS)) as made:
@@ -228,7 +228,7 @@ async def shop(tmp_path: Path) -> AsyncIterator[RulesHarness]:
         yield made
 
 
-async def test_what_tenants_may_change_of_a_project_does_not_change_its_organization(shop: RulesHarness) -> None:
+async def test_forged_owner_of_a_project_does_not_change_its_organization(shop: RulesHarness) -> None:
     async with shop.caller("shop") as guest, guest.watching() as mine:
         assert event_texts(await mine.until_synced()) == ["ENGAGED ours"]
         forged = of_organization("zz-organization", "theirs", owner="shop", organization_name="shop")

@@ -103,7 +103,7 @@ async def test_issue_kubeconfig_checks_incarnation(tmp_path: Path) -> None:
     assert f"is engaged as incarnation {EPOCH}." in message
 
 
-async def test_issue_kubeconfig_without_source_fails_precondition(harness: Harness) -> None:
+async def test_issue_kubeconfig_without_issuer_fails_precondition(harness: Harness) -> None:
     harness.listed(ready("alpha"))
     for form in (pb.KUBECONFIG_FORMAT_EMBEDDED, pb.KUBECONFIG_FORMAT_EXEC):
         code, reason, message = await refused(harness, cluster="alpha", format=form)
@@ -123,7 +123,7 @@ async def test_issue_kubeconfig_with_unfit_credential_fails_precondition(tmp_pat
     assert "it stands in the kubeconfig" in message
 
 
-async def test_issue_kubeconfig_while_source_is_down_is_unavailable(tmp_path: Path) -> None:
+async def test_issue_kubeconfig_while_issuer_is_down_is_unavailable(tmp_path: Path) -> None:
     backend = Backend(Scope.CLUSTER)
     backend.failure = BackendError("the backend is down")
     async with a_harness(tmp_path, sources=[IssuerAssignment(backend)]) as harness:

@@ -58,7 +58,7 @@ with grpc.insecure_channel(sys.argv[1]) as channel:
 
 @pytest.fixture
 def callers(monkeypatch: pytest.MonkeyPatch) -> list[Caller]:
-    """The callers of ListClusters, as the service saw them."""
+    """Return the callers of ListClusters, in the form that the service receives."""
     seen: list[Caller] = []
     answer = Service.list_clusters
 
@@ -132,7 +132,7 @@ async def test_peer_credentials_identify_connecting_process(callers: list[Caller
     assert set(caller.gids) == set(os.getgroups()) - {os.getgid()}
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 async def test_peer_credentials_tell_users_apart(callers: list[Caller], directory: Path) -> None:
     async with guarded(directory) as harness:
         clients = await asyncio.gather(*(as_another(harness.address, uid) for uid in (1001, 1002)))
@@ -141,7 +141,7 @@ async def test_peer_credentials_tell_users_apart(callers: list[Caller], director
     assert seen == [(1001, 1001, clients[0][0]), (1002, 1002, clients[1][0])]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 async def test_group_rule_matches_supplementary_groups(directory: Path) -> None:
     rule = RightsRule(CallerSelector(gids=frozenset({4242})), Grant(rule="members", scope=ALL_CLUSTERS))
     async with guarded(directory, rights=Rights((rule,))) as harness:
@@ -156,7 +156,7 @@ async def test_group_rule_matches_supplementary_groups(directory: Path) -> None:
     assert {line["caller"]["uid"] for line in harness.audited} == {1002, 1003}
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 async def test_socket_mode_denies_other_users(callers: list[Caller], directory: Path) -> None:
     async with guarded(directory, mode=0o660) as harness:
         _, event_texts = await as_another(harness.address, 1001)
@@ -165,7 +165,7 @@ async def test_socket_mode_denies_other_users(callers: list[Caller], directory: 
 
 
 async def test_peer_credentials_stay_with_inherited_connection(callers: list[Caller], tmp_path: Path) -> None:
-    """The process has exited and its pid may be reused, so it is not reported."""
+    """The process has exited and its pid may be reused, so the pid is not reported."""
     async with guarded(tmp_path) as harness:
         ours, theirs = socket.socketpair()
         code = (
@@ -248,7 +248,7 @@ async def test_closed_connections_leave_nothing_behind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("peer_credentials", [True, False], ids=["guarded", "plain"])
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 async def test_user_takes_connections_from_a_user_who_has_all(peer_credentials: bool, directory: Path) -> None:
     """The user with all of the connections is refused another one."""
     async with guarded(directory, connections=6, peer_credentials=peer_credentials) as harness:
@@ -290,7 +290,7 @@ async def test_idle_connections_of_many_users_do_not_lock_out_a_new_user(
         assert await subscriber.events() == ["ENGAGED beta"], "a stream keeps its connection"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 async def test_caller_with_too_many_refused_calls_loses_its_connection_and_pauses(
     monkeypatch: pytest.MonkeyPatch, directory: Path
 ) -> None:
@@ -366,7 +366,7 @@ def has_ended(connected: socket.socket) -> bool:
     connected.setblocking(False)
     with suppress(BlockingIOError):
         while connected.recv(4096):
-            """HTTP/2 settings."""
+            pass  # the server's HTTP/2 settings
         return True
     return False
 

@@ -1,4 +1,4 @@
-"""Authorization: callers see the clusters of their rule, and learn of no others."""
+"""Authorization: callers see the clusters of their rule, and nothing of others."""
 
 import asyncio
 import time
@@ -104,7 +104,7 @@ async def test_invisible_cluster_is_answered_like_unknown_name(rules_harness: Ru
         assert {code for code, *_ in hidden} == {grpc.StatusCode.NOT_FOUND}
         rules_harness.harness.seen(not_ready(SECRET))
         after = [error_fields(await error(call)) for call in calls(shop, SECRET)]
-        assert after == hidden, "its end is not sent either"
+        assert after == hidden, "its disengagement is not sent either"
     assert len(rules_harness.denials()) == 12
     assert set(rules_harness.denials()) == {("shop", "NEVER_SEEN"), ("shop", "NOT_ENGAGED")}
 

@@ -1,4 +1,4 @@
-"""Authorization of kubeconfigs: sources, terms and quotas."""
+"""Authorization of kubeconfigs: issuers, terms and quotas."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ async def refused(call: Any) -> tuple[grpc.StatusCode, str, str, float | None]:
 
 
 def names(batch: pb.WatchClustersResponse) -> dict[str, bool]:
-    """Return the names in the batch that have a kubeconfig."""
+    """Return, for each cluster in the batch, whether its event has a kubeconfig."""
     return {event.cluster.name: event.HasField("kubeconfig") for event in batch.events}
 
 
@@ -114,9 +114,9 @@ async def test_stream_gets_remaining_kubeconfigs_as_quota_refills(tmp_path: Path
 
 
 async def test_limited_caller_gets_reason_codes_of_failing_credential_issuers(tmp_path: Path) -> None:
-    """Messages of a source may name other clusters."""
+    """Messages of an issuer may name other clusters."""
     backend = Backend(scope=Kind.CLUSTER)
-    backend.failure = BackendError("the source failed for zz-secret")
+    backend.failure = BackendError("the issuer failed for zz-secret")
     root = rule("root", ALL_CLUSTERS)
     async with open_rules_harness(tmp_path, SHOP, root, sources=[IssuerAssignment(backend)]) as rules_harness:
         rules_harness.harness.listed(ready("alpha", env="prod"))

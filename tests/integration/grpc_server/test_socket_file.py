@@ -127,7 +127,7 @@ async def test_symlinked_socket_directory_is_rejected(bound: Bind, server: grpc.
         bound(server, tmp_path / "link" / "d.sock")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives directories away")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the owner of a directory")
 async def test_socket_directory_of_another_user_is_rejected(
     bound: Bind, server: grpc.aio.Server, tmp_path: Path
 ) -> None:
@@ -136,7 +136,7 @@ async def test_socket_directory_of_another_user_is_rejected(
         bound(server, tmp_path / "d.sock")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives sockets away")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the owner of a socket")
 async def test_socket_has_configured_owner(bound: Bind, server: grpc.aio.Server, tmp_path: Path) -> None:
     bound(server, tmp_path / "d.sock", owner=12345)
     assert (tmp_path / "d.sock").stat().st_uid == 12345

@@ -27,7 +27,7 @@ die_at_every_line(socket_file.__file__, serve)
 def test_socket_file_is_usable_after_kill_at_any_line(tmp_path: Path) -> None:
     path = tmp_path / "d.sock"
     died = left = 0
-    for died in deaths(DYING, path):  # noqa: B007 - how often is told below
+    for died in deaths(DYING, path):  # noqa: B007 - the number of deaths is asserted below
         left += path.exists()
         with socket.socket(socket.AF_UNIX) as listening:
             next_one = SocketFile(UnixSocket(path))

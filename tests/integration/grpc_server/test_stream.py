@@ -152,7 +152,7 @@ async def test_closed_stream_leaves_nothing_behind(harness: Harness) -> None:
     await eventually(lambda: not harness.service.streams and not len(harness.fleet.notifier))
 
 
-async def test_stream_with_kubeconfigs_needs_a_source(harness: Harness) -> None:
+async def test_stream_with_kubeconfigs_requires_an_issuer(harness: Harness) -> None:
     harness.listed(ready("alpha"))
     async with harness.subscriber(include_kubeconfigs=True) as subscriber:
         assert (await subscriber.error()).code() is grpc.StatusCode.FAILED_PRECONDITION

@@ -102,7 +102,7 @@ _SECRET = Input(
     64 * _KIB,
     30,
     TENANT,
-    "unit/test_kubeconfig.py::test_received_kubeconfig_takes_little_time_whatever_it_is",
+    "unit/test_kubeconfig.py::test_received_kubeconfig_with_any_content_is_parsed_quickly",
 )
 
 OBJECT_FIELDS = {
@@ -182,9 +182,7 @@ _OWN_FILE = Input(
     ADMIN,
     "integration/state_file/test_state_file.py::test_untrusted_state_file_is_ignored",
 )
-_LEASES = Input(
-    "1 MiB", _MIB, 30, SERVER, "unit/sharding/test_lease_objects.py::test_lease_that_cannot_be_read_has_a_problem"
-)
+_LEASES = Input("1 MiB", _MIB, 30, SERVER, "unit/sharding/test_lease_objects.py::test_malformed_lease_has_a_problem")
 _JWT = Input(
     "8 KiB of metadata",
     _KIB,
@@ -274,7 +272,7 @@ CONNECTIONS = {
         64 * _KIB,
         1,
         STRANGER,
-        "integration/telemetry/test_http.py::test_readers_of_metrics_share_each_build",
+        "integration/telemetry/test_http.py::test_concurrent_scrapes_share_a_build_of_the_metrics",
     ),
 }
 """Inputs of connections, by the module that listens."""
