@@ -172,6 +172,6 @@ async def test_temporary_directory_is_removed_by_a_signal_during_startup(
 
 
 def started(command: str, directory: Path, stdout: int) -> subprocess.Popen[bytes]:
-    """Start a command whose temporary files are in `directory`, and that SIGHUP ends even in a session under nohup."""
+    """Start a command with temporary files in `directory`, and with the default action for SIGHUP, even under nohup."""
     words = ("env", "--default-signal=HUP", sys.executable, "-m", "milo_discoveryd", command)
     return subprocess.Popen(words, stdout=stdout, env={**os.environ, "TMPDIR": str(directory)})

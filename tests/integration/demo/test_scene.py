@@ -1,4 +1,4 @@
-"""The state that the demo shows, from events."""
+"""The state that the demo displays, computed from events."""
 
 from milo_discovery import (
     Cluster,

@@ -82,7 +82,7 @@ def test_named_pipe_and_socket_do_not_block(directory: Path) -> None:
 
 
 @pytest.mark.parametrize(("mode", "is_exposed"), [(0o700, False), (0o775, False), (0o777, True), (0o1777, True)])
-def test_directory_that_every_user_can_write_to_is_reported(directory: Path, mode: int, is_exposed: bool) -> None:
+def test_world_writable_directory_is_reported(directory: Path, mode: int, is_exposed: bool) -> None:
     directory.chmod(mode)
     files = of_directory(directory)
     assert (files.exposure() is not None) == is_exposed
@@ -158,18 +158,18 @@ def test_scan_reports_files_with_changed_content(directory: Path) -> None:
 
 WHOLE = content("any", server="https://127.0.0.1:12345")
 OTHER_PORT = WHOLE.replace(b"12345", b"123")
-"""A truncated address can be valid."""
+"""A kubeconfig whose address was truncated and is still valid."""
 
 
 class Live:
-    """Files of a source, read at the present time, which can be moved."""
+    """Files of a source, read with a clock that the test can advance."""
 
     def __init__(self, kind: str, path: Path) -> None:
         self.passed_s = 0.0
         self.files = KubeconfigFiles(files_of(kind, path=str(path)), wall=lambda: time.time() + self.passed_s)
 
     def clusters(self, *renamed: str) -> dict[str, str]:
-        """Return the address of each usable cluster, as a scan finds them after these were renamed to their names."""
+        """Scan the files, of which `renamed` were just renamed, and return the address of each usable cluster."""
         found = self.files.scan(renamed.__contains__).objects
         targets = [each.contributions[0].content.target for each in found if each.contributions]  # type: ignore[union-attr]
         return {each.name: each.endpoint for each in targets}

@@ -1,4 +1,4 @@
-"""A server that speaks HTTP/2 by a script, also against the rules."""
+"""A scripted HTTP/2 server, which can violate the protocol."""
 
 import asyncio
 import ssl
@@ -30,7 +30,7 @@ class Accepted:
         self.h2.local_settings = Settings(client=False, initial_values=peer.settings)
         self.requests: list[dict[str, str]] = []
         self.streams: list[int] = []
-        """Those of the requests."""
+        """The stream IDs of the requests."""
         self.bodies: dict[int, bytes] = {}
         self.resets: dict[int, ErrorCodes | int | None] = {}
         self.pings = 0
@@ -186,9 +186,9 @@ async def serving(
     greeting: bytes | None = None,
     acknowledges: bool = True,
 ) -> AsyncIterator[Peer]:
-    """Run a server, with `begun` for the heads of requests.
+    """Run a server. `begun` is called with the head of each request, before its body.
 
-    With a `greeting` it sends nothing else. Unless it `acknowledges`, it never opens a window.
+    With a `greeting`, the server sends nothing else. Without `acknowledges`, it sends no WINDOW_UPDATE frames.
     """
     peer = Peer(script, begun, settings or {}, greeting=greeting, acknowledges=acknowledges)
     server = await asyncio.start_server(peer.accept, "127.0.0.1", 0, ssl=authority.server(list(alpn)))

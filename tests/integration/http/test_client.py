@@ -318,7 +318,7 @@ async def test_https_request_uses_a_connect_tunnel_of_an_https_proxy() -> None:
 
 
 class Tunnel:
-    """An HTTPS proxy, which connects to a port of this host whatever it is asked for."""
+    """An HTTPS proxy that connects every tunnel to one local port, whatever host is requested."""
 
     def __init__(self, port: int) -> None:
         self._port = port

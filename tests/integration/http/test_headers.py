@@ -17,7 +17,7 @@ def test_received_headers_are_not_interned() -> None:
         [(name, received)] = fields("X-Never-Sent-Before", value.strip()).items()
         for text in (name, received):
             equal = "".join(list(text))
-            assert sys.intern(equal) is equal, "the first one to be interned"
+            assert sys.intern(equal) is equal, "an equal string was interned before"
 
 
 def test_equal_short_headers_share_their_strings() -> None:

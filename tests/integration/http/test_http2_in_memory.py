@@ -157,7 +157,7 @@ async def test_interleaved_streams_deliver_their_own_bytes(steps: list[Step], cu
     responses = []
 
     def exchange() -> None:
-        """Pass on what each side has sent, in pieces of other sizes than it was sent in."""
+        """Deliver the bytes that each side has sent; those of the server in pieces of other sizes."""
         while transport.written or (data := server.data_to_send()):
             if transport.written:
                 server.receive_data(bytes(transport.written))

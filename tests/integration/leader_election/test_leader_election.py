@@ -13,7 +13,7 @@ from milo_sandbox import Sandbox
 from tests.support.eventually import eventually
 
 PATIENT = LeaseTiming(lease_duration=120.0, renew_deadline=60.0, retry_period=0.05)
-"""Leadership is not lost because the machine is slow."""
+"""Timing with which a slow machine does not lose leadership."""
 QUICK = LeaseTiming(lease_duration=2.0, renew_deadline=1.0, retry_period=0.05)
 DEADLINE_S = 60.0
 

@@ -1,4 +1,4 @@
-"""A plain HTTP client for the sandbox, which knows only JSON lines."""
+"""A plain HTTP client for the sandbox, which reads watches as lines of JSON."""
 
 import asyncio
 import json

@@ -156,7 +156,7 @@ async def test_control_plane_serves_kinds_without_a_meaning_there(client: Client
         assert (await client.get(behind("alpha", path))).names == []
 
 
-async def test_unknown_fields_warn_unless_the_client_wants_otherwise(client: Client, sandbox: Sandbox) -> None:
+async def test_unknown_fields_warn_unless_field_validation_is_ignore(client: Client, sandbox: Sandbox) -> None:
     sandbox.projects.create("alpha")
     for name, wanted, warning in (
         ("one", "", '299 - "unknown field \\"dat\\""'),
@@ -177,7 +177,7 @@ async def test_refusal_for_a_suspended_project_names_the_object(client: Client, 
     assert refused["details"]["name"] == "one"
 
 
-async def test_conditions_say_which_generation_they_observed(client: Client, sandbox: Sandbox) -> None:
+async def test_conditions_have_the_observed_generation(client: Client, sandbox: Sandbox) -> None:
     sandbox.projects.create("alpha", ready=True)
     await client.call("PATCH", f"{PROJECTS}/alpha", {"spec": {"ownerRef": {"kind": "Organization", "name": "other"}}})
     sandbox.projects.set_condition("alpha", "False")

@@ -60,7 +60,7 @@ async def test_created_project_becomes_ready_with_a_control_plane(client: Client
     assert (await client.get(behind("alpha", NAMESPACES))).names == ["default", "milo-system"]
 
 
-async def test_empty_project_ends_at_once(client: Client) -> None:
+async def test_empty_project_is_deleted_at_once(client: Client) -> None:
     async with client.watch(CONTROL_PLANES, resourceVersion="0") as watch:
         await client.call("DELETE", f"{PROJECTS}/alpha")
         assert await watch.take(2) == [("ADDED", "alpha"), ("DELETED", "alpha")]
@@ -93,7 +93,9 @@ async def test_deletion_waits_for_what_is_left_and_names_it(client: Client) -> N
         assert (await client.get(f"{path}/alpha")).status == 404
 
 
-async def test_deletion_purges_again_what_was_created_meanwhile(client: Client, sandbox: Sandbox) -> None:
+async def test_deletion_purges_objects_that_were_created_after_the_first_purge(
+    client: Client, sandbox: Sandbox
+) -> None:
     await client.call("POST", behind("alpha", CONFIG_MAPS), HELD)
     await client.call("DELETE", f"{PROJECTS}/alpha")
     await client.call("POST", behind("alpha", CONFIG_MAPS), {"metadata": {"name": "late"}})
@@ -119,7 +121,7 @@ async def test_recreated_project_keeps_cluster_scoped_objects_and_its_default_na
     assert (await client.get(behind("alpha", "/apis/example.com/v1/widgets"))).names == ["one"]
 
 
-async def test_suspensions_are_listed_and_only_those_that_hold_are_named(client: Client) -> None:
+async def test_status_lists_all_suspensions_and_its_message_only_active_ones(client: Client) -> None:
     await suspend(client, "s1", "alpha", "Fraud")
     await suspend(client, "s2", "alpha", "Billing")
     message = "Project is suspended due to active suspensions: s1, s2"

@@ -84,7 +84,7 @@ class Kubectl:
 async def kubectl(sandbox: Sandbox, tmp_path: Path) -> Kubectl:
     program = shutil.which("kubectl")
     if program is None:
-        pytest.skip("kubectl is not on PATH: nothing here was tried")
+        pytest.skip("kubectl is not on PATH")
     return Kubectl(program, tmp_path, sandbox.write_kubeconfig(tmp_path / "kubeconfig"))
 
 

@@ -70,7 +70,7 @@ def test_compaction_does_not_affect_current_watches(store: Store) -> None:
     assert [event.record.name for event in store[PROJECTS].history.following(kept_up)] == ["b"]
 
 
-def test_reader_behind_history_limit_gets_410(store: Store) -> None:
+def test_watch_from_a_version_before_the_history_limit_is_expired(store: Store) -> None:
     short = Store([PROJECTS], history_limit=3)
     start = short.version
     for number in range(7):

@@ -18,7 +18,7 @@ from tests.end_to_end.scenarios import kubeconfig
 from tests.integration.sandbox_conformance.transcripts import Transcript
 
 DELETED_WITHIN_S = 180.0
-"""Milo looks for what is left of a deleted project every 30 seconds."""
+"""Milo looks for remaining objects of a deleted project every 30 seconds."""
 
 GROUP = "/apis/resourcemanager.miloapis.com/v1alpha1"
 PROJECTS = f"{GROUP}/projects"
@@ -54,7 +54,7 @@ class Places(NamedTuple):
     core: Path
     infrastructure: Path
     tenant: Path
-    """That of a user without special rights, at the core API."""
+    """The kubeconfig of a user without special permissions, at the core API."""
 
 
 class Witness:
@@ -131,7 +131,7 @@ class Witness:
         self.transcript.append({"asked": asked, **where, "status": status, "answer": self._summary(answer)})
 
     def _summary(self, answer: Any) -> Any:
-        """Return what of a response is the same in each run, and about Milo."""
+        """Return the parts of a response that are the same in each run, and that Milo determines."""
         match answer:
             case {"kind": "Status", **status}:
                 causes = [cause["reason"] for cause in status.get("details", {}).get("causes", [])]
@@ -190,7 +190,7 @@ async def begin(witness: Witness, name: str, *, organization: str = "") -> None:
         lambda _, answer: condition(answer, "Ready") == "True" and bool(condition(answer, "Suspended")),
         f"{PROJECTS}/{name}",
     )
-    # Of the root, since Milo's RBAC knows no other; in the sandbox, which has none, everyone may do everything.
+    # Roles at the root, since Milo's RBAC uses no others. The sandbox has no RBAC, and allows everything.
     rules = [{"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}]
     await witness.send("POST", f"{_ROLES}/clusterroles", {"metadata": {"name": "all"}, "rules": rules})
     binding = {
@@ -241,7 +241,7 @@ async def config_map(witness: Witness, project: str, name: str, *finalizers: str
 
 
 def says(kind: str, words: str) -> Callable[[int, Any], bool]:
-    """Hold if the message of a project's condition contains the words."""
+    """Return a predicate for `until`: the message of the project's condition contains the words."""
     return lambda _, answer: words in _field(answer, kind, "message")
 
 
@@ -337,7 +337,7 @@ async def a_suspended_project_refuses_to_create_and_to_change(witness: Witness) 
     await witness.until(says("Suspended", "first, second"), f"{PROJECTS}/paused")
     one, held = f"{CONFIG_MAPS}/one", f"{CONFIG_MAPS}/held"
     data = {"data": {"changed": "yes"}}
-    # The admission of the API server learns of it by a watch.
+    # The API server's admission receives the suspension by a watch, so it applies with a delay.
     async with asyncio.timeout(DELETED_WITHIN_S):
         while await config_map(witness, "paused", "probe", of="tenant") != 403:  # noqa: ASYNC110
             await asyncio.sleep(0.1)

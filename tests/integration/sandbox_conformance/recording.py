@@ -10,7 +10,7 @@ from tests.integration.sandbox_conformance.transcripts import Transcript
 
 
 async def record(name: str, mode: Mode, servers: Servers, directory: Path) -> Transcript:
-    """Hold one conversation; return its transcript."""
+    """Run one conversation; return its transcript."""
     async with servers.acquire(mode, directory) as server, Speaker(server, mode) as speaker:
         await CONVERSATIONS[name](speaker)
     return speaker.transcript

@@ -161,9 +161,9 @@ class Speaker:
 class Lines:
     """The lines of an open watch, each recorded as it is read."""
 
-    def __init__(self, body: aiohttp.StreamReader, telling: Normalizer, transcript: Transcript) -> None:
+    def __init__(self, body: aiohttp.StreamReader, normalizer: Normalizer, transcript: Transcript) -> None:
         self._body = body
-        self._normalizer = telling
+        self._normalizer = normalizer
         self._transcript = transcript
 
     async def read(self, count: int = 1) -> None:

@@ -1,4 +1,4 @@
-"""Projects live in a sandbox with controllers as in the recordings of Milo with its own."""
+"""The life of a project in a sandbox with controllers matches the recording of Milo with its own controllers."""
 
 from pathlib import Path
 
