@@ -35,7 +35,7 @@ def test_name_with_path_syntax_is_not_a_path_segment(name: str, is_safe: bool) -
     assert is_segment(name) is is_safe
 
 
-def test_headers_have_the_token_and_the_user_to_act_as() -> None:
+def test_headers_have_the_token_and_the_impersonated_user() -> None:
     acting = ActAs(user="jane", groups=("a", "b"))
     access = Access(server="https://api", credential=Credential(token=Secret("t")), act_as=acting)
     assert ApiRequest("PATCH", "/x", body=b"{}", content_type="application/json-patch+json").headers(access) == {

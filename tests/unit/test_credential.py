@@ -19,7 +19,7 @@ def test_token_unsafe_for_header_is_rejected_and_not_shown(text: str) -> None:
 def test_credential_equality_ignores_expiry() -> None:
     one, other = (Credential(token=Secret("t"), expires_at=expires_at) for expires_at in (1.0, 2.0))
     assert one == other
-    assert not one != other  # noqa: SIM202 - an operation of its own
+    assert not one != other  # noqa: SIM202 - `!=` is tested separately from `==`
     assert one != Credential(token=Secret("u"), expires_at=1.0)
     assert one != "t"
     assert hash(one) == hash(other)
@@ -40,6 +40,6 @@ def test_credential_is_sent_with_tls_or_within_this_machine(url: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://[::1]:1", "http://localhost"])
-def test_credential_is_sent_to_loopback_without_tls_only_if_that_is_set(url: str) -> None:
+def test_credential_is_sent_to_loopback_without_tls_only_if_configured(url: str) -> None:
     with pytest.raises(CredentialError, match="no TLS"):
         for_url(Credential(token=Secret("t")), url, plain_loopback=False)

@@ -276,7 +276,7 @@ async def test_daemonized_child_of_exec_plugin_does_not_block(script: Script, tm
     os.kill(daemon, signal.SIGKILL)
 
 
-async def test_cancelled_exec_plugin_is_killed_and_run_again(script: Script, tmp_path: Path) -> None:
+async def test_canceled_exec_plugin_is_killed_and_run_again(script: Script, tmp_path: Path) -> None:
     started = tmp_path / "started"
     script.does(f"echo >{started}; sleep 1000")
     os.mkfifo(started)

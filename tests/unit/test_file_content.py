@@ -50,7 +50,7 @@ async def test_token_file_behind_replaced_symlink_is_read(tmp_path: Path) -> Non
 
 
 def rewrite_unnoticed(path: Path, content: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rewrite a file on a file system whose times are too coarse to show it."""
+    """Rewrite a file on a file system whose timestamps are too coarse to show the change."""
     before = path.stat()
     path.write_text(content)
     monkeypatch.setattr(Path, "stat", lambda _: before)
@@ -70,7 +70,7 @@ def test_file_change_that_stat_does_not_show_is_read_within_a_minute(
     assert content.read() == b"two"
 
 
-def test_file_written_in_place_takes_effect_when_it_is_no_longer_written(path: Path) -> None:
+def test_file_written_in_place_takes_effect_once_it_is_settled(path: Path) -> None:
     clock = Clock()
     path.write_text("one token")
     content = FileContent(path, clock)

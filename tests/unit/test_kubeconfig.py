@@ -110,7 +110,7 @@ def test_received_kubeconfig_needs_no_cluster() -> None:
         (EXACT, {"user": {"token": f"{CANARY}\n"}}, "not a bearer token"),
     ],
 )
-def test_what_a_policy_does_not_allow_is_refused_without_its_value(
+def test_field_that_a_policy_forbids_is_rejected_without_quoting_its_value(
     policy: Policy, parts: dict[str, Any], problem: str
 ) -> None:
     assert problem in refused(policy, content(**parts))
@@ -223,7 +223,7 @@ COSTLY = {
 
 
 @pytest.mark.parametrize("content", COSTLY.values(), ids=COSTLY)
-def test_received_kubeconfig_takes_little_time_whatever_it_is(content: bytes) -> None:
+def test_received_kubeconfig_with_any_content_is_parsed_quickly(content: bytes) -> None:
     assert len(content) <= kubeconfig.RECEIVED_BYTES
     began = time.process_time()
     with suppress(KubeconfigError):
@@ -236,7 +236,7 @@ def test_received_kubeconfig_that_is_too_long_is_not_parsed() -> None:
         kubeconfig.parse_received(b" " * 65_537)
 
 
-def test_what_is_wrong_with_received_content_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_problem_of_received_content_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kubeconfig, "_REFUSED", {})
     monkeypatch.setattr(kubeconfig, "_MOST_REFUSED", 2)
     for content, problem in ((b"1", "not a mapping"), (b"[", "is not YAML"), (b"2", "not a mapping")) * 2:

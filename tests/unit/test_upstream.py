@@ -114,7 +114,7 @@ def test_kubeconfig_proxy_is_kept_and_masked(write: Write) -> None:
     assert "s3cret" not in repr(upstream)
 
 
-def test_kubeconfig_exec_plugin_is_a_source(write: Write, tmp_path: Path) -> None:
+def test_kubeconfig_exec_plugin_is_a_credential_provider(write: Write, tmp_path: Path) -> None:
     for version in ("v1", "v1beta1"):
         spec = {
             "apiVersion": f"client.authentication.k8s.io/{version}",

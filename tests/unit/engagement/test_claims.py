@@ -1,4 +1,4 @@
-"""Several objects that claim one project UID or address: the earlier claim holds; without an earlier one, none does."""
+"""Objects that claim one project UID or address: the earliest wins; if their order is unknown, all are rejected."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -52,7 +52,7 @@ class RecordingRegistry(Claimants):
         (self.engagements,) = self.sources
 
     def observe(self, *seen: Observation | ConfirmedDeletion, listed: bool = False) -> list[tuple[EventType, str]]:
-        """Apply observations of a watch, or of a list, which is the first one until it is ended."""
+        """Apply observations of a watch, or of the first list with `listed`; return the changes."""
         return [(each.type, each.cluster.target.name) for each in self.commit(0, *seen, listed=listed)]
 
     def list_ended(self) -> None:
@@ -131,7 +131,7 @@ def test_conflicting_uid_claims_of_one_list_are_all_rejected(names: Iterable[str
     assert fleet.engaged_names() == set()
     assert fleet.engagements.count(ObjectState.MALFORMED) == 2
     assert sorted(fleet.refused) == ["bank", "shop-x"]
-    assert fleet.observe(claims("bank", version="2")) == [], "an event makes neither of them the earlier claim"
+    assert fleet.observe(claims("bank", version="2")) == [], "an update does not make a claim the earlier one"
     assert sorted(fleet.refused) == ["bank", "shop-x"], "the conflict is audited once"
 
 
@@ -247,7 +247,7 @@ class Sources(Claimants):
 
 
 def declared(name: str, url: str, version: str = "1", **fields: Any) -> Ready:
-    """Return an object that states the address of its cluster."""
+    """Return an object that contains the address of its cluster."""
     target = DeclaredTarget(
         name=name, uid=f"object-{name}", place=(url,), object_namespace="", object_name=name, **fields
     )
@@ -278,7 +278,7 @@ def test_uid_claims_in_the_first_lists_of_two_sources_are_all_rejected() -> None
 def test_project_that_two_sources_of_one_milo_show_is_that_of_the_source_configured_first(
     of_projects: int, engaged: str, lists_first: int
 ) -> None:
-    """A Project has its own UID, and the ProjectControlPlane of another API server states it in a label."""
+    """A Project has its own UID, and the ProjectControlPlane of another API server has that UID in a label."""
     sources = Sources()
     for source in (lists_first, 1 - lists_first):
         seen = own("bank", "uid-1") if source == of_projects else claims("pcp-bank", "uid-1")
@@ -293,7 +293,7 @@ def test_restored_uid_claim_precedes_the_first_list_of_another_source() -> None:
     assert sources.observe(0, claims("bank"), listed=True) == {"bank"}
 
 
-def test_later_list_claims_after_what_an_earlier_one_contained() -> None:
+def test_claims_in_a_later_list_follow_those_of_an_earlier_list() -> None:
     sources = Sources()
     sources.observe(0, claims("bank"), listed=True)
     sources.positions[0].end_list(0)
@@ -328,7 +328,7 @@ def test_object_without_a_cluster_has_its_own_uid_before_labels_are_seen() -> No
     assert sources.observe(1, claims("thief", "uid-1")) == set()
 
 
-def test_later_object_that_states_an_address_is_refused() -> None:
+def test_later_claim_on_an_address_is_rejected() -> None:
     sources = Sources()
     assert sources.observe(0, declared("bank", "https://bank.example.com")) == {"bank"}
     assert sources.observe(1, declared("thief", "https://BANK.example.com:443/")) == {"bank"}
@@ -338,7 +338,7 @@ def test_later_object_that_states_an_address_is_refused() -> None:
     assert sources.observe(1, declared("thief", "https://thief.example.com", "2")) == {"bank", "thief"}
 
 
-def test_address_of_the_configuration_precedes_a_stated_one() -> None:
+def test_configured_address_precedes_the_address_of_an_object() -> None:
     sources = Sources()
     url = "https://bank.example.com"
     assert sources.observe(0, declared("thief", url)) == {"thief"}
@@ -364,7 +364,7 @@ def test_object_that_claims_no_address_keeps_its_uid_claim_where_other_objects_s
     assert sources.observe(0, claims("bank", version="3")) == {"shop", "bank"}
 
 
-def test_addresses_that_no_object_states_may_be_equal() -> None:
+def test_addresses_from_files_may_be_equal() -> None:
     sources = Sources()
     shared = ("https://one.example.com",)
     for source, name in enumerate(("a", "b")):

@@ -132,7 +132,7 @@ def thing(
 
 
 def test_cluster_that_its_objects_make_unusable_is_reported_once() -> None:
-    """Its objects are valid, so that their collection reports nothing."""
+    """The objects themselves are valid, so their collection reports nothing."""
 
     def reduce(cluster: str, contributions: Sequence[ObjectContribution], uid: str) -> Observation | None:
         del uid
@@ -170,7 +170,7 @@ CHANGES = st.lists(st.tuples(st.sampled_from("xyz"), st.sets(st.sampled_from(["s
 
 
 @given(CHANGES)
-def test_changes_in_one_batch_mean_what_they_mean_one_by_one(changes: list[tuple[str, set[str]]]) -> None:
+def test_changes_in_one_batch_have_the_same_result_as_one_by_one(changes: list[tuple[str, set[str]]]) -> None:
     events = [
         ObjectChanged(thing(name, version, **dict.fromkeys(contributions, True)))
         for version, (name, contributions) in enumerate(changes, 1)

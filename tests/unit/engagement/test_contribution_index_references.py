@@ -1,4 +1,4 @@
-"""Clusters whose objects need other objects, such as Secrets that they name."""
+"""Clusters whose objects reference other objects, such as Secrets."""
 
 from collections.abc import Sequence
 
@@ -25,7 +25,7 @@ RESTORED = ViewStatus(ViewState.STALE, 0.0, "Restored", "")
 
 
 def at_secret(cluster: str, contributions: Sequence[ObjectContribution], uid: str) -> Observation | None:
-    """Engage the earliest object's cluster at the server that its Secret states."""
+    """Engage the earliest object's cluster at the server in its Secret."""
     seen = earliest(cluster, [contribution for contribution in contributions if contribution.watch == OBJECTS])
     if not isinstance(seen, Ready):
         return seen
@@ -37,7 +37,7 @@ def at_secret(cluster: str, contributions: Sequence[ObjectContribution], uid: st
 
 
 def an_object(name: str, needs: str, version: int = 1, *, ready: bool = True, cluster: str = "") -> ContributingObject:
-    """Return an object of the cluster that is named as it, or of another one, with the Secret that it needs."""
+    """Return an object that references the Secret `needs`, for the cluster of the same name or another one."""
     uid, cluster = f"uid-{name}", cluster or name
     seen = (
         Ready(uid, str(version), target(cluster, uid, organization=needs))
@@ -182,7 +182,7 @@ def test_list_that_lacks_most_secrets_is_held() -> None:
 
 
 def restarted(before: JoinedFleet, *, without: str = "") -> JoinedFleet:
-    """Return a fleet with the state of another one; `without` is a Secret that the state lacks."""
+    """Return a fleet restored from the state of another one, without the Secret `without`."""
     fleet = JoinedFleet()
     stored = [(Ready(each.target.uid, "", each.target), 5.0) for each in before.source.engagements.clusters()]
     objects = [each for each in before.source.stored_objects() if each.key != without]

@@ -1,4 +1,4 @@
-"""Planned ends wait for subscribers that confirm releases; all other ends are immediate."""
+"""Planned disengagements wait for subscribers that confirm releases; all others are immediate."""
 
 import msgspec
 import pytest
@@ -60,7 +60,7 @@ def drained(fleet: Engagements | None = None) -> Engagements:
 
 
 def moved(fleet: Engagements, now: float = 10) -> list[Event]:
-    """Give the cluster to another member of the shard group."""
+    """Assign the cluster to another member of the shard group."""
     fleet.assigned_elsewhere = lambda _: "another member owns it"
     return fleet.reassign("a", 30.0, at(now))
 
@@ -250,7 +250,7 @@ def test_slow_reader_receives_only_disengagement_after_drain_ended() -> None:
     assert other.cluster.draining is None
 
 
-def test_draining_cluster_is_sent_again_to_a_reader_that_knows_it_drains() -> None:
+def test_draining_cluster_is_sent_again_to_a_reader_that_received_the_drain() -> None:
     fleet = with_subscriber()
     engaged_at = fleet.log.head
     drained(fleet)
@@ -260,7 +260,7 @@ def test_draining_cluster_is_sent_again_to_a_reader_that_knows_it_drains() -> No
     entries = [record.entry]
     assert read(fleet.log.draining_frames(entries, draining_at, CONFIRMING)) == [updated(draining())]
     assert read(fleet.log.draining_frames(entries, engaged_at, CONFIRMING)) == [], (
-        "the drain is an update for a reader that knows the cluster"
+        "the drain is an update for a reader that has the cluster"
     )
     assert read(fleet.log.draining_frames(entries, draining_at, EVERYTHING)) == []
 

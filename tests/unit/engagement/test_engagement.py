@@ -1,4 +1,4 @@
-"""Engagements, for what is known of the objects."""
+"""Engagements that result from observations of objects."""
 
 import msgspec
 import pytest
@@ -97,7 +97,7 @@ def test_object_no_longer_ready_is_disengaged() -> None:
     fleet = after(ready())
     assert fleet.commit([not_ready(message="degraded")], at(1)) == [done(disengaged(cluster(), NOT_READY, "degraded"))]
     assert fleet.engaged == 0
-    assert known(fleet).latest == cluster(), "the event carries the cluster as last engaged"
+    assert known(fleet).latest == cluster(), "the event contains the cluster as last engaged"
 
 
 def test_object_outside_selector_is_disengaged() -> None:

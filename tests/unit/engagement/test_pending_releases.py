@@ -266,7 +266,7 @@ def test_clear_of_pending_releases_keeps_subscribers() -> None:
 
 
 def restarted() -> PendingReleases:
-    """Return the drain of "a" that began before any subscriber of the last run was back."""
+    """Return the pending releases of a drain of "a" that began before subscribers of the last run reconnected."""
     releases = PendingReleases()
     releases.expect_return(0.0)
     assert releases.begin_drain(cluster("a"), 300.0, 10.0)
@@ -279,13 +279,13 @@ def test_drain_after_a_restart_waits_a_minute_for_a_subscriber() -> None:
     assert releases.due_at == REMEMBERED_S
     assert releases.due(REMEMBERED_S - 1) == []
     assert releases.due(REMEMBERED_S) == ["a"]
-    assert not releases.begin_drain(cluster("b"), 300.0, REMEMBERED_S), "it is too late to return"
+    assert not releases.begin_drain(cluster("b"), 300.0, REMEMBERED_S), "the time for subscribers to reconnect is over"
 
 
 def test_drain_after_a_restart_has_its_own_deadline_once_a_subscriber_is_back() -> None:
     releases = restarted()
     releases.open(stream(TWO, Filter(names=frozenset("b"), confirms_releases=True)), 20.0)
-    assert awaited(releases) == [RETURNING.name], "it does not see the cluster"
+    assert awaited(releases) == [RETURNING.name], "the new subscriber does not see the cluster"
     releases.open(stream(ONE), 20.0)
     assert awaited(releases) == ["one"]
     assert releases.due_at == 300.0

@@ -83,7 +83,7 @@ def test_change_of_unreachable_object_disengages_its_cluster_once(item: Observat
     assert fleet.set_connectivity("a", 1, BACK, at(4)) == []
 
 
-def test_unreachable_cluster_not_ready_meanwhile_is_engaged_when_ready() -> None:
+def test_cluster_that_became_not_ready_while_unreachable_is_engaged_when_ready() -> None:
     fleet = with_unreachable_cluster()
     fleet.commit([not_ready(version="3")], at(3))
     (change,) = fleet.commit([ready(version="4")], at(4))

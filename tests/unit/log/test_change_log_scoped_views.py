@@ -1,4 +1,4 @@
-"""What readers with a limited scope receive when a cluster ends."""
+"""The events that readers with a limited scope receive when a cluster is disengaged or leaves the scope."""
 
 from milo_discoveryd.log.cursor import Cursor
 from milo_discoveryd.log.events import Event

@@ -1,4 +1,4 @@
-"""Sweeping of superseded log entries, and readers that are within a part meanwhile."""
+"""Sweeping of superseded log entries while readers have received only part of the log."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""The table of the states of objects, and all that is called after it, in every language."""
+"""The table of object states, and the names in every language that must match it."""
 
 import re
 from pathlib import Path

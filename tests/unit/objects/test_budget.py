@@ -44,7 +44,7 @@ def objects(count: int, first: int = 0) -> Iterable[Observation]:
     return (ready(f"p-{number:03}") for number in range(first, first + count))
 
 
-def test_object_with_many_short_labels_counts_what_they_take_in_memory() -> None:
+def test_many_short_labels_count_with_their_memory_overhead() -> None:
     labels = tuple((f"{number:03}", "") for number in range(1000))
     content = NotReady(name="p", uid="u", version="1", message="", fields=ObjectFields("p", "", labels))
     size = sys.getsizeof(labels) + sum(sys.getsizeof(each) + sys.getsizeof(each[0]) for each in labels)
@@ -97,7 +97,7 @@ def test_changes_of_the_same_object_do_not_exhaust_the_budget() -> None:
     assert collection.store.outdated == 0
 
 
-def test_object_that_grows_counts_what_it_takes_now() -> None:
+def test_object_that_grows_counts_with_its_current_size() -> None:
     collection = Collection()
     collection.lists_clusters(1)
     collection.take(ObjectChanged(ready("p-000", "2", labels={"mark": "x" * 1000})))
@@ -113,7 +113,7 @@ def test_former_state_of_an_object_counts_while_it_is_kept() -> None:
     assert collection.weight.used > SIZE + 1000
 
 
-def test_object_that_leaves_a_list_before_its_end_counts_until_then() -> None:
+def test_object_removed_from_an_incomplete_list_counts_until_it_is_complete() -> None:
     collection = Collection()
     collection.take(ListStarted(), Listed(ready("a")), Unlisted("a"))
     assert collection.weight.used > 0

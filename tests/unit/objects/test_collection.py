@@ -173,7 +173,7 @@ def test_object_found_missing_while_a_relist_is_read_does_not_hide_another() -> 
     assert source.requested_names() == ["c"]
 
 
-def test_object_missing_from_relist_is_confirmed_and_stays_engaged_meanwhile() -> None:
+def test_object_missing_from_relist_stays_engaged_until_its_deletion_is_confirmed() -> None:
     source = Source(ready("a"), ready("b"), ready("c"))
     assert source.lists(ready("b")) == []
     assert sorted(source.requested_names()) == ["a", "c"]
@@ -258,7 +258,7 @@ def test_abandoned_first_list_after_restore_changes_nothing() -> None:
 # --- reported deletions ---
 
 
-def test_watch_deletion_is_confirmed_and_cluster_stays_engaged_meanwhile() -> None:
+def test_cluster_stays_engaged_until_watch_deletion_is_confirmed() -> None:
     source = Source(ready())
     assert source.take(DeletionReported("a", "u1")) == []
     assert source.engagements.engaged == 1
@@ -376,7 +376,7 @@ def test_large_list_is_applied_in_batches(count: int) -> None:
         assert max(map(len, batches)) <= EVENTS_PER_STEP
 
 
-def test_intake_without_a_removal_guard_believes_the_first_list() -> None:
+def test_collection_without_a_removal_guard_verifies_the_first_list_at_once() -> None:
     source = Source(ready("a"))
     assert source.intake.unverified is None
     assert source.intake.relist_at is None
@@ -388,8 +388,8 @@ def test_collection_without_a_removal_guard_holds_nothing() -> None:
     assert not source.intake.accept(source.now)
 
 
-def test_reported_deletion_of_object_whose_name_is_no_path_segment_is_believed() -> None:
-    """Nobody knows a cluster of that name, and the object cannot be read."""
+def test_reported_deletion_of_object_with_invalid_name_is_applied_without_a_read() -> None:
+    """No subscriber has a cluster of that name, and a GET of the object is impossible."""
     source = Source(malformed("..", uid="u9"))
     source.take(DeletionReported("..", "u9"))
     assert source.requested_names() == []

@@ -43,7 +43,7 @@ class Source(ListedClusters):
 
     @classmethod
     def restored(cls) -> "Source":
-        """Return a fleet that a state file had, which stores no versions."""
+        """Return a fleet that was restored from a state file, which stores no versions."""
         source = cls.unlisted()
         source.restore(((ready(each.name, version=""), 0.0) for each in FLEET), at(0.0))
         return source
@@ -140,7 +140,7 @@ def test_held_removals_are_dropped_if_second_list_has_the_objects() -> None:
     assert (source.engaged, len(source.pending_deletions), source.intake.held) == (6, 0, None)
 
 
-def test_held_removal_is_cancelled_by_watch_event() -> None:
+def test_held_removal_is_canceled_by_watch_event() -> None:
     source = Source()
     source.lists()
     source.take(*(ObjectChanged(ready(name, "2")) for name in "abcdef"))
@@ -377,7 +377,7 @@ def test_first_list_of_another_server_is_ignored_beside_restored_clusters() -> N
     assert not source.intake.is_restored
 
 
-def test_restored_clusters_end_once_two_lists_name_none_of_them() -> None:
+def test_restored_clusters_are_disengaged_after_two_lists_without_any_of_them() -> None:
     source = Source.restored()
     source.lists(*OTHERS)
     source.now = 30.0
@@ -387,7 +387,7 @@ def test_restored_clusters_end_once_two_lists_name_none_of_them() -> None:
     assert len(source.requested_names()) == 5
 
 
-def test_clusters_that_the_first_held_list_lacks_stay_although_later_ones_lack_few() -> None:
+def test_clusters_that_the_first_held_list_lacks_stay_although_later_lists_lack_few() -> None:
     source = Source()
     source.lists()
     source.now = 2.0

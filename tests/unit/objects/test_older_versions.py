@@ -48,7 +48,7 @@ def test_list_of_a_lagging_replica_after_a_list_without_a_version_is_ignored() -
     source = Source()
     source.lists(*NEW)
     source.lists(*OLD, version="0")
-    assert not source.intake.ignores_lists, "a server may say 0 always"
+    assert not source.intake.ignores_lists, "a server may always return version 0"
     source.lists(*NEW)
     assert source.lists(*OLD, version="50") == []
     assert source.intake.ignores_lists
@@ -227,7 +227,7 @@ def test_refuted_deletion_is_confirmed_by_a_later_read() -> None:
 
 
 def test_object_whose_deletion_was_refuted_by_a_read_is_no_reference_object() -> None:
-    """Nor for itself: the deletion of the only known object could never be confirmed."""
+    """Otherwise the deletion of the only known object could never be confirmed."""
     source = Source()
     source.lists(*FLEET[1:])
     source.answers(Found(FLEET[0]))
@@ -316,7 +316,7 @@ def test_list_takes_no_cluster_back_behind_a_read_that_overtook_it() -> None:
     assert labels["a"] == (("from", "read"),)
 
 
-def test_older_object_that_cannot_be_read_keeps_its_cluster_as_it_was() -> None:
+def test_older_malformed_object_keeps_its_cluster_engaged() -> None:
     source = at_version_120()
     assert source.lists(malformed("a", "50"), *NEW[1:]) == []
     record = source.engagements["a"]

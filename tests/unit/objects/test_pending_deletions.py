@@ -112,7 +112,7 @@ def test_concurrent_confirmations_are_limited() -> None:
         pending.add(name, "u", 0.0)
     first, second = pending.take_due(0.0)
     assert [first.name, second.name] == ["c", "b"], "the newest are first"
-    assert pending.next_at == 0.1, "reads that hang take no place"
+    assert pending.next_at == 0.1, "reads that hang use no slot"
     assert pending.take_due(0.0) == []
     pending.resolve(first, Absent(), 1.0)
     assert pending.next_at is not None

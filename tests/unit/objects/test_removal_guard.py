@@ -1,4 +1,4 @@
-"""The removal guard: when a list that lacks much of the fleet is believed."""
+"""The removal guard: when a list that lacks much of the fleet is applied."""
 
 import pytest
 
@@ -70,7 +70,7 @@ def test_second_list_releases_removals_at_limited_rate() -> None:
 
 
 def test_list_that_lacks_fewer_clusters_does_not_end_the_hold() -> None:
-    """A directory that is filled again, or a server that loads its store, has a few more objects in each list."""
+    """Each list of a directory that is being filled, or of a server that loads its store, has a few more objects."""
     guard = RemovalGuard(LIMITS)
     judge(guard, 100, 100)
     ruling = judge(guard, 3, 100, now=1.0)

@@ -39,7 +39,7 @@ def test_restored_cluster_missing_from_first_list_is_confirmed() -> None:
     listed = source.lists(ready("beta", labels={"env": "prod"}), ready("gamma"))
     assert summarized(listed) == [(EventType.UPDATED, "beta", None), (EventType.ENGAGED, "gamma", None)]
     (request,) = source.pending_deletions.take_due(source.now)
-    assert source.intake.is_restored, "a subscriber that knows of the deletion must not see the cluster again"
+    assert source.intake.is_restored, "a subscriber that received the deletion must not see the cluster again"
     answered = source.resolve(request, Absent())
     assert summarized(answered) == [(EventType.DISENGAGED, "alpha", DisengageReason.DELETED)]
     assert not source.intake.is_restored

@@ -1,4 +1,4 @@
-"""What the store knows of objects, and which observations it takes for newer."""
+"""The store's records of objects, and which observations count as newer."""
 
 from collections.abc import Sequence
 
@@ -41,14 +41,14 @@ def test_change_has_the_content_before_and_after_it() -> None:
     assert watched(store, gone := not_ready(version="3")) == [ObjectChange("a", seen.target, None, gone)]
 
 
-def test_object_that_cannot_be_read_keeps_its_content() -> None:
+def test_malformed_object_keeps_its_content() -> None:
     store = after(ready())
     (change,) = watched(store, malformed(uid=""))
     assert (change.before, change.after) == (ready().target, ready().target)
     assert (known(store).state, known(store).message, known(store).uid) == (ObjectState.MALFORMED, "nonsense", "u1")
 
 
-def test_another_object_of_the_name_that_cannot_be_read_has_no_content() -> None:
+def test_malformed_object_with_another_uid_has_no_content() -> None:
     (change,) = watched(after(ready()), malformed(uid="u2"))
     assert (change.before, change.after, change.is_replaced) == (ready().target, None, True)
 
@@ -212,7 +212,7 @@ def test_versions_are_compared_with_those_of_all_objects() -> None:
     assert not store.is_older_than_any("10")
 
 
-def test_few_absent_objects_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_remembered_absent_objects_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ABSENT_RECORDS_KEPT", 2)
     store = after(outside("b"), ready("a"), DELETED, outside("c"))
     assert store["b"] is None

@@ -205,7 +205,7 @@ def test_retry_after_of_busy_server_is_respected_after_first_view() -> None:
     driver = listed(STREAMING)
     driver.now += 60
     driver.failed(EXPIRED)
-    driver.request  # noqa: B018 - to be asked is what makes it go on
+    driver.request  # noqa: B018 - reading the property advances the reflector
     driver.failed(Failure("TooManyRequests", "storage is (re)initializing", 429, 3.0))
     assert driver.request == Wait(driver.now + 3.0)
     driver.now += 3.0

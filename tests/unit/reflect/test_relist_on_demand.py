@@ -1,4 +1,4 @@
-"""Lists that are requested besides a healthy watch, and what resource versions say about the server."""
+"""Lists that are requested despite a healthy watch, and lists whose resourceVersions are older."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The watch after a complete list: how it ends, where it resumes, and the source status meanwhile."""
+"""The watch after a complete list: how it ends, where it resumes, and the status of the source."""
 
 import math
 

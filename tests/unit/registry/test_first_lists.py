@@ -1,4 +1,4 @@
-"""What the first list of a run proves to subscribers that know clusters of an earlier one."""
+"""When the first list of a run is shown to subscribers that have clusters from an earlier run."""
 
 import msgspec
 import pytest
@@ -34,7 +34,7 @@ def lists(of: ClusterSource, *seen: Observation, now: float = 0.0) -> None:
 
 
 def waits(of: ClusterSource, known: int, visible: int) -> bool:
-    """Return whether a subscriber waits that knows so many clusters, of which the fleet has so many in its view."""
+    """Return whether a subscriber with `known` clusters waits for a second list if its view has `visible` clusters."""
     first = of.first_list
     return first.may_lack(known, min(first.clusters, visible))
 
@@ -42,7 +42,9 @@ def waits(of: ClusterSource, known: int, visible: int) -> bool:
 @pytest.mark.parametrize(
     ("known", "present", "may_lack"), [(20, 0, True), (20, 9, True), (20, 10, False), (1, 0, True), (0, 5, False)]
 )
-def test_first_list_may_lack_much_or_all_of_what_a_subscriber_knows(known: int, present: int, may_lack: bool) -> None:
+def test_first_list_that_lacks_most_or_all_clusters_of_a_subscriber_is_doubted(
+    known: int, present: int, may_lack: bool
+) -> None:
     assert FirstList(present, RemovalLimits()).may_lack(known, present) is may_lack
     assert not FirstList(present, None).may_lack(known, present)
 
@@ -50,7 +52,9 @@ def test_first_list_may_lack_much_or_all_of_what_a_subscriber_knows(known: int, 
 @pytest.mark.parametrize(
     ("version", "known", "is_older"), [(41, 42, True), (42, 42, False), (0, 42, False), (41, 0, False)]
 )
-def test_first_list_may_be_older_than_what_a_subscriber_knows(version: int, known: int, is_older: bool) -> None:
+def test_first_list_with_an_older_version_than_the_subscriber_received_is_doubted(
+    version: int, known: int, is_older: bool
+) -> None:
     assert FirstList(3, RemovalLimits(), version).is_older(known) is is_older
     assert not FirstList(3, None, version).is_older(known)
 
@@ -86,7 +90,7 @@ def test_clusters_that_the_watch_adds_do_not_complete_a_short_first_list() -> No
     assert not waits(of, 20, 0)
 
 
-def test_first_list_is_judged_by_the_subscribers_view() -> None:
+def test_first_list_is_compared_with_the_subscribers_view() -> None:
     of = source()
     lists(of, *map(ready, "abcdef"))
     assert waits(of, 4, 1)
@@ -138,14 +142,14 @@ def test_restored_clusters_are_complete_before_the_first_list() -> None:
     assert not waits(of, 1, 1)
 
 
-def test_restored_cluster_that_the_first_list_lacks_is_not_described_by_it() -> None:
+def test_restored_cluster_that_the_first_list_lacks_does_not_count_as_listed() -> None:
     of = source()
     of.restore([(ready("a", ""), 1.0)], (), ViewStatus(ViewState.STALE, 0.0, "Restored", ""))
     lists(of)
     assert waits(of, 2, 1)
 
 
-def test_first_list_of_few_objects_may_describe_many_clusters() -> None:
+def test_first_list_of_few_objects_may_have_many_clusters() -> None:
     fleet = RecordedFleet()
     fleet.listed(thing("x", **{f"c{number}": True for number in range(20)}))
     assert not waits(fleet.source, 20, 20)
@@ -153,7 +157,7 @@ def test_first_list_of_few_objects_may_describe_many_clusters() -> None:
 
 @pytest.mark.parametrize("foreign", [0, 1])
 def test_foreign_first_list_of_one_of_two_collections_gives_way_to_two_right_ones(foreign: int) -> None:
-    """As of service consumers and their projects: each collection has its own lists."""
+    """Each collection has its own lists, such as service consumers and their projects."""
     fleet = RecordedFleet(resources=2)
     names = [f"c{number}" for number in range(20)]
     right = (

@@ -1,4 +1,4 @@
-"""A fleet of which many clusters become not ready at once: source status, log and subscribers."""
+"""A fleet in which many clusters become not ready at once: source status, log and subscribers."""
 
 import pytest
 
@@ -60,7 +60,7 @@ def test_list_in_which_much_of_the_fleet_is_not_ready_is_held(source: ClusterSou
     assert source.engagements.engaged == 90
 
 
-def test_restored_fleet_that_became_not_ready_meanwhile_is_held() -> None:
+def test_restored_fleet_that_became_not_ready_during_the_restart_is_held() -> None:
     source = new_source(
         Ledger(),
         not_ready=NotReadyClusters(0.0, LIMITS),

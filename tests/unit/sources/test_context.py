@@ -25,7 +25,7 @@ PROJECT = f"{RESOURCES}/projects/apollo/control-plane"
         ("/apis/iam.miloapis.com/v1alpha1/users/ada/control-plane", MiloContext(ContextKind.USER, "ada")),
     ],
 )
-def test_context_is_that_of_the_end_of_the_path(path: str, context: MiloContext) -> None:
+def test_context_is_the_last_one_in_the_path(path: str, context: MiloContext) -> None:
     assert context_of(f"https://milo.example.com:6443{path}") == context
 
 
@@ -40,7 +40,7 @@ def test_context_is_that_of_the_end_of_the_path(path: str, context: MiloContext)
         (ORGANIZATION + PROJECT, ""),
     ],
 )
-def test_root_is_what_is_before_the_contexts(path: str, root: str) -> None:
+def test_root_is_the_path_before_the_contexts(path: str, root: str) -> None:
     assert root_of(f"https://milo.example.com:6443{path}") == f"https://milo.example.com:6443{root}"
 
 

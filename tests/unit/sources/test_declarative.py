@@ -364,7 +364,7 @@ BY_SECRET: dict[str, Any] = {
 
 
 def reduced(mode: DeclaredObjects, obj: DeclaredObject, *secrets: tuple[str, StatedServer]) -> Any:
-    """Return what an object means together with Secrets."""
+    """Return the observation of the cluster that an object and Secrets describe."""
     [contribution] = mode.contributions(obj)
     contributions = [ObjectContribution(0, "team/alpha", "1", "7", 0, contribution.content, contribution.needs)]
     contributions += [ObjectContribution(SECRETS, key, "2", "8", 0, server) for key, server in secrets]

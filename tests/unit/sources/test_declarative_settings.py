@@ -1,4 +1,4 @@
-"""The settings of the kind `declarative`: what they refuse, and which issuers may serve the clusters."""
+"""The settings of the kind `declarative`: validation, and which issuers may serve the clusters."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def a_kind(**differing: Any) -> DeclarativeKind:
         ({"ready": {"field": "status.phase", "values": ["A", "B"]}}, "field status.phase is 'A' or 'B'"),
     ],
 )
-def test_declaration_names_what_a_ready_object_states(ready: dict[str, Any], expected: str) -> None:
+def test_ready_when_describes_the_readiness_rule_of_a_declaration(ready: dict[str, Any], expected: str) -> None:
     assert a_kind(**ready).ready_when == expected
 
 

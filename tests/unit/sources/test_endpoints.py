@@ -18,7 +18,7 @@ from milo_discoveryd.sources.reading import MalformedError
     ],
 )
 def test_endpoint_with_spaces_or_controls_is_malformed(endpoint: str) -> None:
-    """`urlsplit` judges it without them, and whoever uses it would have them."""
+    """`urlsplit` removes such characters before it parses, but the endpoint would contain them."""
     with pytest.raises(MalformedError, match="is not https://HOST:PORT"):
         checked_url(endpoint, ())
 

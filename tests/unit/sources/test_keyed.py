@@ -1,4 +1,4 @@
-"""What a source follows, under the keys of its clusters."""
+"""The collections and contributions of a source, under the keys of its clusters."""
 
 import base64
 from typing import Any

@@ -48,7 +48,7 @@ def test_kind_of_another_package_is_found_by_entry_point(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("name", sorted(kinds.KINDS))
-def test_kind_states_which_api_servers_it_uses(name: str) -> None:
+def test_kind_declares_which_api_servers_it_uses(name: str) -> None:
     kind = kinds.load(name)
     assert kind.is_watched or kind.project_server is not ProjectServer.IDENTITY
     assert kind.is_watched or not kind.contexts
@@ -56,7 +56,7 @@ def test_kind_states_which_api_servers_it_uses(name: str) -> None:
     assert kind.addresses_are_configured == (name not in {"declarative", "kind", "kubeconfig-directory"})
 
 
-def test_kind_without_more_follows_nothing_and_refuses_issuers_that_need_its_files_or_objects() -> None:
+def test_minimal_kind_follows_nothing_and_rejects_issuers_that_need_files_or_objects() -> None:
     with pytest.raises(NotImplementedError):
         SourceKind().follow(SourceOptions())
     assert SourceKind().authorities_file is None

@@ -188,7 +188,7 @@ def test_fields_invisible_to_subscribers_do_not_change_target() -> None:
     assert one.target == other.target
 
 
-def test_ready_project_states_when_it_was_created_and_became_ready() -> None:
+def test_ready_project_has_the_times_of_its_creation_and_readiness() -> None:
     at = {"lastTransitionTime": "2026-01-01T00:00:05Z"}
     seen = MODE.observe(project("apollo", condition("Ready") | at, creationTimestamp="2026-01-01T00:00:00Z"))
     assert isinstance(seen, Ready)

@@ -58,7 +58,7 @@ def reduced(*said: list[Contribution], uid: str = "") -> Observation | None:
 
 
 def followed(*said: list[Contribution], shop: KubeObject | None, uid: str = "") -> Observation | None:
-    """Return what consumers of the project `shop` mean together with it."""
+    """Return the observation that consumers and the project `shop` result in."""
     made = [
         ObjectContribution(CONSUMERS, f"sc-{n}", f"uid-{n}", str(n + 8), n, contribution.content)
         for n, [contribution] in enumerate(said, start=1)
@@ -211,7 +211,7 @@ def test_followed_project_gives_its_cluster_uid_organization_and_deletion() -> N
     )
 
 
-def test_end_of_a_followed_project_ends_its_cluster() -> None:
+def test_deleted_followed_project_has_no_ready_cluster() -> None:
     active = contributions()
     assert followed(active, shop=None, uid="uid-shop") is None
     assert followed(contributions(phase="Denied"), shop=None, uid="uid-shop") is None
