@@ -1,4 +1,4 @@
-"""The checks for given settings, in the order in which a starting daemon needs what they verify."""
+"""Runs the checks of `milo-discoveryd check`, in the order in which a starting daemon depends on what they verify."""
 
 import os
 from collections import Counter

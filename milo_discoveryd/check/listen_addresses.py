@@ -72,7 +72,7 @@ def certificate(subject: str, tls: Tls) -> Finding:
         return fail(subject, str(error), "use a matching pair of PEM files, the key without a passphrase")
     expiry = expiry_of(tls.certificate.read_bytes(), datetime.now(UTC))
     if expiry.is_expired:
-        return fail(subject, f"the certificate expired at {expiry}: no client connects", _RENEW)
+        return fail(subject, f"the certificate expired at {expiry}, so clients refuse to connect", _RENEW)
     if expiry.is_soon:
         return warn(subject, f"the certificate expires at {expiry}", _RENEW)
     return ok(subject, "certificate and key match")

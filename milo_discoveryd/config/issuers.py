@@ -72,11 +72,11 @@ class TokenExchange(_Issuer, frozen=True, kw_only=True):
     """File with the token that is exchanged, reloaded when it changes: a projected service-account token, a JWT-SVID,
     or any token that another process renews."""
     subject_token_type: _Text = "urn:ietf:params:oauth:token-type:jwt"  # noqa: S105 - the name of a type
-    """Type of the subject token, as the token endpoint names it."""
+    """Type URI of the subject token."""
     actor_token_file: _File = None
     """File with the actor token: a token of the party that acts for the subject. Default: none."""
     actor_token_type: _Text = "urn:ietf:params:oauth:token-type:jwt"  # noqa: S105 - as above
-    """Type of the actor token."""
+    """Type URI of the actor token."""
     grant: Annotated[str, one_of("token-exchange", "jwt-bearer")] = "token-exchange"
     """`token-exchange` (RFC 8693), or `jwt-bearer` to send the subject token as an assertion (RFC 7523)."""
     audience: _Words = ()

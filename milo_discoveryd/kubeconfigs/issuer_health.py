@@ -11,7 +11,7 @@ class IssuerHealth(msgspec.Struct, frozen=True):
     problem: str
     """Why the last attempt failed; empty if it succeeded."""
     expires_at: float | None
-    """When the first of the credentials held from this issuer expires."""
+    """Earliest expiry of the credentials held from this issuer; None if none is held."""
     leases: int
     failing: Mapping[str, int] = {}
     """Clusters that fail to get a credential of their own, by reason."""

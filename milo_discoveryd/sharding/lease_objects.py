@@ -222,13 +222,13 @@ def _annotations(lease: _Lease) -> dict[str, str]:
 
 def _weight(weight: float) -> float:
     if not 0 <= weight <= _MAX_WEIGHT:
-        raise ValueError(f"its weight is {weight}")
+        raise ValueError(f"its weight {weight} is not between 0 and {_MAX_WEIGHT:g}")
     return weight
 
 
 def _number(number: int) -> int:
     if not 0 <= number <= _MAX_NUMBER:
-        raise ValueError(f"it has the number {number}")
+        raise ValueError(f"its number {number} is not between 0 and {_MAX_NUMBER}")
     return number
 
 

@@ -30,7 +30,7 @@ class MemberLease(msgspec.Struct, frozen=True, kw_only=True):
     instance: str = ""
     """An identifier that no two running processes share, such as that of a container of a pod."""
     fleet: str = ""
-    """A digest of the settings that define which clusters there are. Members must agree on it."""
+    """A digest of the settings that define which clusters exist. It must be the same for all members."""
     problem: str = ""
     """Why the Lease is malformed, or empty. The member of a malformed Lease may own clusters until it is evicted."""
 

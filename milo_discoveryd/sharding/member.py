@@ -402,7 +402,7 @@ class Member:
         view = self._view
         return view is not None and self.name not in view.members and acknowledged >= view.number
 
-    # Effects of what was read
+    # Effects of a read
 
     def _check_own_lease(self, group: GroupState, now: float) -> None:
         lease, own_lease = self.state.lease, group.members.get(self.name)
@@ -431,7 +431,7 @@ class Member:
             self._set(latest_view=read)
 
     def _rejoin(self, now: float, problem: str) -> None:
-        """End the term and join again: the Leases are not as they were written, as after a restore from a backup."""
+        """End the term and join again, because the Leases differ from what was written, as after a restored backup."""
         self._lose_term(now)
         self._set(problem=f"{problem}: the member left the group and joins again")
         # Other members may have joined after the backup. Within this time, they detect the restore or are fenced.

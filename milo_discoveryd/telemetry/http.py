@@ -56,7 +56,7 @@ class HttpEndpoint:
         self._scrape = SharedScrape(self._collected)
 
     async def start(self, host: str, port: int) -> str:
-        """Return the URL. Raises StartError."""
+        """Start the server, and return its URL. Raises StartError."""
         try:
             return await self._server.start(host or None, port)
         except OSError as error:

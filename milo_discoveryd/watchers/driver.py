@@ -94,7 +94,7 @@ class Confirmations:
     async def _confirm(self, request: ConfirmationRequest) -> None:
         result = await self._confirmed(request.name)
         if not self._is_trusted or (request.was_refuted and not self._is_proven()):
-            result = Inconclusive("the source was lost before the response came")
+            result = Inconclusive("the source was lost before the response arrived")
         self._source.resolve(self._collection, request, result, self._clock())
         self._has_timers.set()
 
@@ -111,7 +111,7 @@ class Confirmations:
         if not isinstance(result, Absent) or not reference_objects:
             return result
         # Another server, such as a wrong backend behind the same address, answers "not found" too, but for all objects.
-        problem = "the server has none of the other objects either, and may be another server"
+        problem = "the server lacks other known objects too, so it may be a different server"
         refusal: Inconclusive | None = None
         for reference, uid in reference_objects:
             answer = await self._read(reference)

@@ -77,7 +77,7 @@ class FileDriver:
             log.warning("kubeconfig directory is world-writable", problem=exposure)
         inotify = Inotify()
         if not inotify.is_available:
-            log.info("no notifications of changed files", checked_every_seconds=POLL_WITHOUT_INOTIFY_S)
+            log.info("file change notifications unavailable", checked_every_seconds=POLL_WITHOUT_INOTIFY_S)
         try:
             while True:
                 # Watch before the scan, so that no change in between is missed.

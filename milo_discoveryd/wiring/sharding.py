@@ -159,4 +159,4 @@ def _own_namespace(environ: Mapping[str, str], service_account: Path = SERVICE_A
     try:
         return (service_account / "namespace").read_text().strip()
     except OSError as error:
-        raise StartError(f"sharding.namespace: not set, and not in a pod ({error}): set it") from error
+        raise StartError(f"sharding.namespace is not set, and the daemon is not in a pod ({error}): set it") from error

@@ -39,7 +39,7 @@ def test_retry_after_accepts_seconds_and_dates_and_ignores_the_rest(text: str, w
         (0.4, None, 0.4),
         (0.4, 5.0, 5.4),  # with the jitter of the client's own delay
         (8.0, 5.0, 8.0),
-        (8.0, 7.5, 8.5),  # at most a second of it
+        (8.0, 7.5, 8.5),  # at most a second of jitter
         (0.4, 0.0, 0.4),
         (0.4, 1e9, LONGEST_S + 0.4),
     ],

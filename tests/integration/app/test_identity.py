@@ -140,7 +140,7 @@ async def test_forged_project_uid_gets_no_token_of_the_project(
     assert CLAIMED in found[f"{thief}#thief"]
 
 
-async def test_forged_project_uid_of_unknown_age_gets_no_token_and_neither_does_the_project(
+async def test_forged_project_uid_of_unknown_age_gets_no_token_for_either_claimant(
     workspace: Workspace,
 ) -> None:
     planes = ControlPlanes(workspace)

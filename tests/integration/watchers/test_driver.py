@@ -35,7 +35,7 @@ from tests.support.sources import new_source
 PATH = PROJECTS.path
 QUICK = Backoff(first_s=0.001, cap_s=0.01)
 DEFAULT_POLICY = ReflectorPolicy(backoff=QUICK)
-LOST = "the source was lost before the response came"
+LOST = "the source was lost before the response arrived"
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -329,7 +329,7 @@ async def test_deletion_is_not_confirmed_by_server_without_other_objects() -> No
         assert run.events == ["ENGAGED alpha", "ENGAGED beta", "ENGAGED gamma"]
         why = run.source.collections[0].pending_deletions.explain("alpha")
         assert why is not None
-        assert why[1] == "the server has none of the other objects either, and may be another server"
+        assert why[1] == "the server lacks other known objects too, so it may be a different server"
 
 
 async def test_failed_read_of_reference_objects_is_reported() -> None:

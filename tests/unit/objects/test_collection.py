@@ -1,4 +1,4 @@
-"""The intake, from findings of the reflector to commits: list comparison and deletion confirmation."""
+"""The collection of objects: comparison of lists, and confirmation of deletions."""
 
 from collections.abc import Iterable
 

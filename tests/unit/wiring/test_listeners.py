@@ -1,4 +1,4 @@
-"""From settings to listeners."""
+"""Conversion of settings to listeners."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""From settings to the rights of callers."""
+"""Conversion of settings to authorization rules."""
 
 from pathlib import Path
 
