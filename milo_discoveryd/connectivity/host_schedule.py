@@ -30,7 +30,7 @@ class _HostClusters(msgspec.Struct):
 
 
 class HostSchedule:
-    """A `ProbeSchedule` of hosts. Each probe is sent to the endpoint of one of the host's clusters."""
+    """A `ProbeSchedule` of hosts. Each probe names a cluster behind the host, whose endpoint has the host."""
 
     def __init__(self, policy: ProbePolicy, jitter: Callable[[], float]) -> None:
         # A host that all clusters share is never disengaged: see the module `reachability`.

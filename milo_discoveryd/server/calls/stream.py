@@ -293,7 +293,7 @@ class WatchStream:
 
     @contextmanager
     def _awaited(self) -> Iterator[None]:
-        """Make drains wait for the subscriber's releases, and after the stream has ended for its reconnection."""
+        """Make drains wait for the subscriber's releases, also for a while after this stream has ended."""
         if self._subscription is None:
             yield
             return
