@@ -254,7 +254,7 @@ class ProbeSchedule:
         all_clusters = len(self._watched)
         limit = max(policy.give_up_count, policy.give_up_share * all_clusters)
         if 2 * self._away > all_clusters or self._away > limit:
-            # The daemon itself may be cut off: time during which so many are unreachable does not count.
+            # The daemon itself may be cut off: time during which too many clusters are unreachable does not count.
             watched.away_since = now
             return False
         return now - watched.away_since >= policy.give_up_after_s

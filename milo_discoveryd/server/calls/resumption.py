@@ -110,14 +110,14 @@ class Resumption:
         return self.visible_pending != before
 
     def _may_know_more(self, restored: ResumableSource) -> bool:
-        """Return whether the subscriber may know changes that the state file lacks: the daemon may have been killed."""
+        """Return whether the subscriber may have received changes that the state file lacks, as after a kill."""
         if self.position is None:
             return self._is_resumed
         position = self.position
         return not (position.is_complete_in(self._epoch) or position.is_contained_in(restored.restored_positions))
 
     def _compare(self, complete: Sequence[ResumableSource], now: float) -> None:
-        """Find the sources that wait for a second list: the first one lacks much of what the subscriber knows.
+        """Find the sources that wait for a second list: the first one lacks much of what the subscriber has.
 
         In a shard group, these can also be clusters that are about to move. No other member engages them before that.
         """

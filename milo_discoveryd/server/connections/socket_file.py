@@ -159,7 +159,7 @@ _SUBDIRECTORY = "listen in a subdirectory, which the daemon creates: unix://{dir
 
 
 def directory_problem(directory: Path) -> tuple[str, str] | None:
-    """Return why another user could replace a socket in this directory, and the fix; None if nobody could."""
+    """Return why another user could replace a socket in this directory, and the fix; None if no other user could."""
     state = directory.lstat()
     how = None
     if stat.S_ISLNK(state.st_mode):

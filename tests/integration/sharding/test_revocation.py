@@ -28,7 +28,7 @@ class Source:
 
 
 class Clock:
-    """Sleeps until the test lets time pass."""
+    """Sleeps until the test advances the clock."""
 
     def __init__(self) -> None:
         self.slept: list[float] = []
