@@ -44,7 +44,7 @@ class SourceMetrics:
             (*labels, "type", "reason"),
             registry=registry,
         )
-        self._transitioned = functools.cache(self._labelled)  # `labels()` takes longer than `inc()`
+        self._transitioned = functools.cache(self._labelled)  # cached, as `labels()` takes longer than `inc()`
         self._time_to_ready = Histogram(
             "milo_discoveryd_project_ready_duration_seconds",
             "Time from the creation of a project to its readiness, by the timestamps of the object, observed when a "

@@ -46,7 +46,7 @@ class UnixConnections:
         self._bound = bound
         self._audit = audit
         self._count = 0
-        """The number of descriptors."""
+        """The number of open descriptors at the last check."""
         self._others = 0
         """A lower bound on the number of descriptors that are not connections of this listener."""
 

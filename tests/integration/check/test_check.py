@@ -101,7 +101,7 @@ async def test_context_of_an_organization_is_named_with_its_projects(sandbox: Sa
     assert "clusters: 0 of 2 engaged, 0 of other organizations, 2 not ready; first" in output.text
 
 
-async def test_server_that_sends_projects_of_other_organizations_is_a_warning(
+async def test_server_that_sends_projects_of_other_organizations_causes_a_warning(
     sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sandbox.milo.found("a", "acme", {})
@@ -284,7 +284,7 @@ async def test_silence_limit_below_the_bookmark_interval_is_a_warning(tmp_path: 
     assert "http_listen" not in out.getvalue()
 
 
-async def test_addresses_in_use_by_the_running_daemon_are_warnings(tmp_path: Path) -> None:
+async def test_addresses_in_use_by_the_running_daemon_cause_warnings(tmp_path: Path) -> None:
     path = tmp_path / "d.sock"
     with (
         path.with_name("d.sock.lock").open("w") as lock,

@@ -267,7 +267,7 @@ async def test_tls_close_notify_closes_the_connection() -> None:
     async with (
         serving(OK, ends=True, tls=server) as peer,
         aclosing(Client(trusting, user_agent="tests")) as using,
-        asyncio.timeout(15),  # less than the server waits
+        asyncio.timeout(15),  # shorter than the wait of the server
     ):
         assert await got(using, peer.url) == (200, b"ok")
         await peer.ended()

@@ -66,7 +66,7 @@ async def test_dependent_of_an_absent_owner_is_deleted(
     assert await names(client) == []
 
 
-async def test_dependent_with_finalizer_is_marked(client: Client, owner: dict[str, Any]) -> None:
+async def test_dependent_with_finalizer_is_marked_as_terminating(client: Client, owner: dict[str, Any]) -> None:
     await dependent(client, "held", owned_by(owner), finalizers=["example.com/hold"])
     await delete_owner(client)
     assert (await client.get(behind(f"{CONFIG_MAPS}/held"))).json["metadata"]["deletionTimestamp"]

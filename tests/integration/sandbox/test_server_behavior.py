@@ -162,7 +162,7 @@ class TestOtherFaults:
             sandbox.end_watches()
             assert await stream.rest() == []
 
-    async def test_silent_watches_hang_and_catch_up(self, client: Client, sandbox: Sandbox) -> None:
+    async def test_silenced_watch_sends_missed_events_later(self, client: Client, sandbox: Sandbox) -> None:
         sandbox.silence_watches()
         async with client.watch(PROJECTS) as stream:
             sandbox.projects.create("alpha")

@@ -149,7 +149,7 @@ async def test_plain_http_port_is_tls_error() -> None:
     assert "does the port speak plain HTTP?" in str(error)
 
 
-async def test_peer_that_speaks_no_http_is_closed_error() -> None:
+async def test_invalid_http_response_is_a_closed_error() -> None:
     async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"220 smtp.example.com\r\n")
         await writer.drain()
@@ -161,7 +161,7 @@ async def test_peer_that_speaks_no_http_is_closed_error() -> None:
     assert "sent an invalid HTTP response" in str(error)
 
 
-async def test_peer_that_closes_without_response_is_closed_error() -> None:
+async def test_connection_closed_without_response_is_a_closed_error() -> None:
     async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.close()

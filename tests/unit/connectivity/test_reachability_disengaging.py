@@ -102,7 +102,7 @@ def test_unreachable_cluster_with_its_own_host_is_disengaged() -> None:
         (1, 1, True),
         (2, 1, False),  # more than half of the clusters
         (10, 10, True),
-        (11, 20, False),  # more than ten, and than a fifth
+        (11, 20, False),  # more than ten, and more than a fifth
         (20, 80, True),
         (21, 79, False),
         (100, 0, False),

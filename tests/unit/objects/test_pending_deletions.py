@@ -308,7 +308,7 @@ def test_reads_that_hang_delay_a_later_one_by_a_second_whatever_their_number(cou
         now = step / 20
         while hanging and hanging[0][0] <= now:
             pending.resolve(hanging.popleft()[1], Inconclusive("timeout"), now)
-        if step % 37 == 0:  # at any time within the timeout of the others
+        if step % 37 == 0:  # at varying times within the timeout of the others
             pending.add(f"quick-{now}", "uid", now)
         for request in pending.take_due(now):
             if request.name.startswith("quick"):

@@ -248,7 +248,7 @@ def test_deletions_that_the_watch_reports_are_held_beyond_the_limit() -> None:
     assert guard.reported(10, 11.0) == held
 
 
-def test_deletions_that_the_watch_reports_are_counted_within_a_time_and_of_a_share() -> None:
+def test_watched_deletions_are_held_only_if_they_are_fast_and_exceed_the_share() -> None:
     guard = RemovalGuard(LIMITS)
     assert [guard.reported(20, 31.0 * each) for each in range(30)] == [None] * 30
     guard = RemovalGuard(LIMITS)

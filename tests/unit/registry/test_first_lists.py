@@ -112,7 +112,7 @@ def test_clusters_of_a_view_are_counted_once_for_all_subscribers_and_each_list()
     assert len(counted) == 3
 
 
-def test_clusters_of_a_view_of_everything_are_not_counted() -> None:
+def test_clusters_are_not_counted_one_by_one_without_a_filter() -> None:
     fleet = Fleet(ChangeLog(msgspec.json.encode, Retention()))
     of = new_source(Ledger(), fleet=fleet)
     lists(of, ready("a"), ready("b"))

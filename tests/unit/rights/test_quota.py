@@ -71,7 +71,7 @@ def test_kubeconfig_quota_allows_burst_of_one_minute() -> None:
     assert asked.take_kubeconfig(["a"], None, 30.0) == pytest.approx(30.0)
 
 
-def test_kubeconfig_quota_never_exceeds_one_minute() -> None:
+def test_unused_kubeconfig_quota_accumulates_for_one_minute_at_most() -> None:
     asked = quotas(per_minute=2)
     asked.take_kubeconfig(["a"], None, 0.0)
     assert [asked.take_kubeconfig(["a"], None, 1000.0) for _ in range(3)] == [0.0, 0.0, 30.0]

@@ -478,7 +478,7 @@ def test_deleted_view_is_not_recreated_by_a_new_member_while_others_acknowledge_
         assert isinstance(member.next(float(now)), WaitUntil)
 
 
-def test_ownership_of_a_member_outside_the_view_owns_nothing() -> None:
+def test_member_outside_the_view_owns_nothing() -> None:
     driver = settled("a", "b")
     driver.add("c", Member("c", "c#1"))
     driver.run(2)

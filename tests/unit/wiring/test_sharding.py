@@ -162,6 +162,6 @@ def test_credentials_that_cannot_be_revoked_are_not_fenced(tmp_path: Path) -> No
         credential_issuers(file).fencing()
 
 
-def test_credential_issuer_that_is_not_issued_needs_no_fence(tmp_path: Path) -> None:
+def test_credential_issuer_that_callers_cannot_use_needs_no_fence(tmp_path: Path) -> None:
     file = TokenFileSettings(name="file", path=tmp_path / "token", hand_out=False)
     assert credential_issuers(file).fencing() == []

@@ -66,7 +66,7 @@ async def test_signal_handler_that_fails_handles_later_signals(monkeypatch: pyte
         await eventually(lambda: len(reported) == 2)
 
 
-async def test_signal_is_ignored_afterwards() -> None:
+async def test_signal_is_ignored_once_its_handler_is_removed() -> None:
     with handled({USR2: lambda: None}):
         pass
     assert signal.getsignal(USR2) is signal.SIG_IGN
