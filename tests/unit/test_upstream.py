@@ -288,4 +288,4 @@ def test_file_that_is_not_a_kubeconfig_is_rejected(tmp_path: Path) -> None:
     assert problems(path) == ("is not a kubeconfig: it is empty or not a mapping",)
     path.write_text("a: 1\na: 2\n")
     assert problems(path) == ('line 2: has the key "a" twice (first on line 1)',)
-    assert "name one" in problems(Path(f"{path}:{path}"))[0]
+    assert "pass one file" in problems(Path(f"{path}:{path}"))[0]

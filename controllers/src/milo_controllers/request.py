@@ -271,7 +271,7 @@ class Request(Generic[ObjectT]):
     async def set_condition(self, type_: str, status: ConditionStatus, reason: str, message: str = "") -> bool:
         """Set a condition in the status of the object, with its observedGeneration. Return whether it was changed.
 
-        lastTransitionTime changes only if `status` changes. Conflicts are retried on the newer object, up to four times.
+        lastTransitionTime changes only if `status` changes. On a conflict, the newer object is tried, up to four times.
         """
 
         def changed(found: Document) -> Document | None:

@@ -200,7 +200,7 @@ async def test_truncated_response_is_an_error(answer: bytes) -> None:
         (
             b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 12\r\n\r\n"
             + gzip.compress(b"ok", mtime=0)[:12],
-            "cut off",
+            "truncated",
         ),
     ],
 )

@@ -70,7 +70,7 @@ async def test_probe_sends_no_credential_without_tls() -> None:
             outcome = await made.send(at(endpoint))
             assert isinstance(outcome, ProbeFailed)
             assert outcome.cause == "credential"
-            assert "no TLS" in outcome.message
+            assert "does not use TLS" in outcome.message
 
 
 async def test_probe_of_host_has_the_path_and_the_credential_of_the_daemon() -> None:

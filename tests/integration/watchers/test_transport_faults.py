@@ -70,7 +70,7 @@ def closed_port() -> int:
 async def test_unresolvable_host_is_dns_error() -> None:
     error = await failure(nobody("https://milo.invalid"))
     assert error.cause == "dns"
-    assert "milo.invalid cannot be found" in str(error)
+    assert "milo.invalid cannot be resolved" in str(error)
 
 
 async def test_closed_port_is_connect_error() -> None:
