@@ -5,7 +5,7 @@ import asyncio
 import sys
 import time
 
-from milo_conformance.__main__ import Candidate, judge_each, select
+from milo_conformance.__main__ import Candidate, run_candidates, select
 from milo_conformance.cases import every_case
 from milo_conformance.report import table
 from milo_conformance.run import CaseOutcome, Profile
@@ -21,10 +21,10 @@ def cell(client: Client, outcomes: list[CaseOutcome], profile: Profile) -> str:
     of_profile = [outcome for outcome in outcomes if outcome.case.profile is profile]
     if not of_profile:
         return "" if profile in client.profiles else "not claimed"
-    judged = [outcome for outcome in of_profile if outcome.skipped is None]
-    passed = sum(outcome.passed for outcome in judged)
-    total = f"{len(judged)} of {len(of_profile)}" if len(judged) < len(of_profile) else f"{len(judged)}"
-    return f"✓ {total}" if passed == len(judged) else f"FAILED {len(judged) - passed}"
+    ran = [outcome for outcome in of_profile if outcome.skipped is None]
+    passed = sum(outcome.passed for outcome in ran)
+    total = f"{len(ran)} of {len(of_profile)}" if len(ran) < len(of_profile) else f"{len(ran)}"
+    return f"✓ {total}" if passed == len(ran) else f"FAILED {len(ran) - passed}"
 
 
 def main() -> int:
@@ -50,9 +50,9 @@ def main() -> int:
         cases = select([profile.value for profile in client.profiles], given.case)
         candidates[language] = Candidate(Program(command), cases, client.lacks_features)
     built = time.monotonic()
-    judged = asyncio.run(judge_each(list(candidates.values()), JOBS, is_verbose=given.verbose))
+    finished = asyncio.run(run_candidates(list(candidates.values()), JOBS, is_verbose=given.verbose))
     rows, failed = [], False
-    for language, outcomes in zip(candidates, judged, strict=True):
+    for language, outcomes in zip(candidates, finished, strict=True):
         if any(outcome.failure is not None for outcome in outcomes):
             failed = True
             print(f"=== {language}\n{table(outcomes)}\n")
@@ -61,7 +61,7 @@ def main() -> int:
     heads = ["language", *(profile.value for profile in Profile), "build"]
     for row in (heads, ["---"] * len(heads), *rows):
         print(f"| {' | '.join(row)} |")
-    print(f"judged in {time.monotonic() - built:.0f} s")
+    print(f"finished in {time.monotonic() - built:.0f} s")
     return 1 if failed else 0
 
 
