@@ -117,7 +117,7 @@ class TestErrors:
 
     async def test_unknown_host_is_named(self, command):
         outcome = await command("list", "--address", "nowhere.invalid:7070")
-        assert "no address is known for the host nowhere.invalid" in outcome.err
+        assert "cannot resolve the host nowhere.invalid" in outcome.err
 
     async def test_cli_help_needs_no_daemon(self, command):
         outcome = await command("--help")

@@ -52,7 +52,7 @@ async def test_client_rejects_server_with_another_uid(daemon):
 async def test_socket_directory_writable_by_others_is_rejected(daemon):
     daemon.socket.parent.chmod(0o777)
     async with DiscoveryClient(daemon.address, credentials=OWN) as client:
-        with pytest.raises(UntrustedServer, match="writable by other users"):
+        with pytest.raises(UntrustedServer, match="writable by users other than"):
             await client.server_info()
 
 

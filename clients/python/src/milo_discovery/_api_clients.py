@@ -33,7 +33,7 @@ class _Shared(Generic[TransportT]):
 
 
 class SharedTransports(Generic[TransportT]):
-    """Transports with the number of users of each. Thread-safe."""
+    """Reference-counted transports. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -49,7 +49,7 @@ class SharedTransports(Generic[TransportT]):
             return shared.transport
 
     def release(self, key: Hashable) -> TransportT | None:
-        """Return the transport to close if that was its last user."""
+        """Release the transport of a user. Return the transport, for the caller to close, if that was its last user."""
         with self._lock:
             shared = self._shared[key]
             shared.users -= 1
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 
 
 class ApiClients:
-    """The factory of API clients whose credentials are renewed on the running event loop."""
+    """A factory of API clients whose credentials are renewed on the running event loop."""
 
     def __init__(self, issuer: KubeconfigIssuer) -> None:
         self._issuer = issuer
@@ -106,7 +106,7 @@ class ApiClients:
         ttl: timedelta | None = None,
         proxy: str | None = None,
     ) -> AsyncIterator[ApiClient]:
-        """Open a blocking `kubernetes` client, for threads beside the event loop."""
+        """Open a blocking `kubernetes` client, for use in threads other than the event loop's."""
         module = _kubernetes_module("milo_discovery._kubernetes_sync")
         async with self.renewer(current, pushed, ttl) as renewer:
             credential = ConnectionCredential(renewer.cache.current)
@@ -124,7 +124,7 @@ class ApiClients:
                         unused.clear()
 
     def renewer(self, current: Current, pushed: PushedKubeconfigs | None, ttl: timedelta | None) -> AsyncRenewer:
-        """Return the renewer of a cluster's credential, which works while its context is entered."""
+        """Return the renewer of a cluster's credential, a context manager that renews it while entered."""
         return AsyncRenewer(ClusterReference(self._issuer, current, ttl).issue_kubeconfig, pushed)
 
 

@@ -1,4 +1,4 @@
-"""Event loops in threads of their own, on which threads and other event loops run coroutines."""
+"""Event loops in background threads, on which other threads and event loops run coroutines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class BackgroundLoop:
     """An event loop that is started lazily, so that the process can fork before its first use."""
 
     def __init__(self) -> None:
-        # Reentrant, because a signal handler may run a coroutine, or close the loop, on the thread that holds it.
+        # Reentrant, because a signal handler may run a coroutine, or close the loop, on the thread that holds the lock.
         self._lock = threading.RLock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -25,25 +25,25 @@ class BackgroundLoop:
         self._closed = False
 
     def run(self, coroutine: Coroutine[Any, Any, ResultT]) -> ResultT:
-        """Run a coroutine on the loop, and return its result. An interrupt of the waiting thread cancels it.
+        """Run a coroutine on the loop, and return its result. KeyboardInterrupt in the waiting thread cancels it.
 
-        Raises CallFailed if the loop is closed before the end.
+        Raises CallFailed if the loop is closed before the coroutine finishes.
         """
         try:
             future = self._submit(coroutine)
-        except BaseException:  # also KeyboardInterrupt, before or after the loop has the coroutine
+        except BaseException:  # also KeyboardInterrupt, before or after the coroutine is scheduled
             self._end(coroutine)
             raise
         try:
             return future.result()
         except CancelledError:
             raise _closed_error() from None
-        except BaseException:  # also KeyboardInterrupt: the coroutine would go on without its caller
+        except BaseException:  # also KeyboardInterrupt: the coroutine would keep running without its caller
             future.cancel()
             raise
 
     def close(self, last: Coroutine[Any, Any, None]) -> None:
-        """Run a last coroutine, cancel all others, and end the thread. A repeated call is a no-op."""
+        """Run a last coroutine, cancel all others, and stop the thread. A repeated call is a no-op."""
         with self._lock:
             future = None if self._closed or self._loop is None else asyncio.run_coroutine_threadsafe(last, self._loop)
             self._closed = True
@@ -56,7 +56,7 @@ class BackgroundLoop:
             self.stop()
 
     def stop(self) -> None:
-        """Cancel all coroutines, and end the thread."""
+        """Cancel all coroutines, and stop the thread."""
         with self._lock:
             self._closed = True
             loop, self._loop = self._loop, None
@@ -66,7 +66,7 @@ class BackgroundLoop:
             self._thread.join()
 
     def start(self) -> asyncio.AbstractEventLoop:
-        """Return the event loop, which is started if it does not run yet."""
+        """Return the event loop, which is started if it is not running."""
         with self._lock:
             if self._closed:
                 raise _closed_error()
@@ -80,7 +80,10 @@ class BackgroundLoop:
             return asyncio.run_coroutine_threadsafe(coroutine, self.start())
 
     def _end(self, coroutine: Coroutine[Any, Any, object]) -> None:
-        """Cancel the coroutine if the loop has it, and close it if not: one that is never awaited is a warning."""
+        """Cancel the coroutine's task if it is scheduled; otherwise close the coroutine.
+
+        Python warns of a coroutine that was never awaited, unless it is closed.
+        """
 
         def end() -> None:
             tasks = [task for task in asyncio.all_tasks() if task.get_coro() is coroutine]
@@ -113,7 +116,7 @@ class BackgroundLoop:
 
 
 async def run_on(loop: asyncio.AbstractEventLoop, work: Callable[[], Coroutine[Any, Any, ResultT]]) -> ResultT:
-    """Run work on the event loop of another thread. If the caller is canceled, so is the work, and its end awaited."""
+    """Run work on the event loop of another thread. If the caller is canceled, cancel the work and wait for its end."""
     here = asyncio.get_running_loop()
     ended = here.create_future()
     tasks: list[asyncio.Task[ResultT]] = []
@@ -140,7 +143,7 @@ async def run_on(loop: asyncio.AbstractEventLoop, work: Callable[[], Coroutine[A
 
 
 async def run_in_thread(work: Callable[[], Coroutine[Any, Any, ResultT]]) -> ResultT:
-    """Run work on an event loop in a thread of its own, which a blocked caller's loop does not delay."""
+    """Run work on an event loop in a new thread, so that a blocked event loop of the caller does not delay it."""
     background = BackgroundLoop()
     try:
         return await run_on(background.start(), work)

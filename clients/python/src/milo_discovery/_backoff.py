@@ -22,8 +22,8 @@ class BackoffPolicy:
 class StreamBackoff:
     """A counter of consecutive failures, from which the next delay is computed.
 
-    Each delay is drawn from the upper half of its range, so that clients which lost the same daemon do not all
-    reconnect at the same moment.
+    Each delay is drawn from the upper half of its range, so that clients that lost the connection to the same
+    daemon do not all reconnect at the same moment.
     """
 
     def __init__(self, policy: BackoffPolicy, *, draw: Callable[[], float] = random.random) -> None:

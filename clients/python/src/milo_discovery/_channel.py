@@ -46,8 +46,8 @@ def open_aio_channel(target: str, credentials: ClientCredentials) -> grpc.aio.Ch
 def _verified_target(target: str, server_uid: int | None) -> tuple[str, int | None]:
     """Return a target relative to a file descriptor of the socket's directory, and that descriptor.
 
-    gRPC makes its own connections, so checking one connection says nothing about the next. Instead, the directory is
-    opened once, and it must be one in which only the expected user (or root) can create or rename files. The descriptor
+    gRPC makes its own connections, so verifying one connection does not cover the next. Instead, the directory is
+    opened once, and only the expected user (or root) may be able to create or rename files in it. The descriptor
     keeps pointing to that directory if another one takes its path.
     """
     if server_uid is None:
@@ -82,7 +82,7 @@ def _directory_problem(directory: int, server_uid: int) -> str | None:
     if status.st_uid not in trusted:
         return f"its directory is owned by uid {status.st_uid}, expected {' or '.join(map(str, trusted))}"
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return f"its directory is writable by other users than uid {server_uid}"
+        return f"its directory is writable by users other than uid {server_uid}"
     return None
 
 

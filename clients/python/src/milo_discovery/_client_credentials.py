@@ -38,7 +38,7 @@ class ClientCredentials:
     token_file: Path | str | None = None
     """Bearer token, such as a projected Kubernetes service account token."""
     server_uid: int | None = None
-    """The uid that the server of a Unix socket must run as. Its directory must not be writable by other users."""
+    """The uid that the server of a Unix socket must run as. Other users must not have write access to its directory."""
 
     def __post_init__(self) -> None:
         if (self.certificate_file is None) != (self.key_file is None):
@@ -76,7 +76,7 @@ class ClientCredentials:
             return None
         import grpc  # noqa: PLC0415  (loaded only where a connection is made)
 
-        self.tls_context()  # gRPC would connect again and again with files that it cannot use
+        self.tls_context()  # gRPC would retry indefinitely with files that it cannot use
         key = None if self.key_file is None else _read(self.key_file)
         certificate = None if self.certificate_file is None else _read(self.certificate_file)
         return grpc.ssl_channel_credentials(_read(self.ca_file), key, certificate)
@@ -91,7 +91,7 @@ class ClientCredentials:
         try:
             context.load_verify_locations(cadata=authorities.decode("ascii"))
         except (ssl.SSLError, ValueError) as error:
-            raise InvalidCredentials(f"{self.ca_file} has no CA certificate in PEM") from error
+            raise InvalidCredentials(f"{self.ca_file} contains no CA certificate in PEM format") from error
         if self.certificate_file is None or self.key_file is None:
             return context
         _read(self.certificate_file)
@@ -102,7 +102,9 @@ class ClientCredentials:
             raise InvalidCredentials(f"{self.key_file} is encrypted: use a key without a passphrase") from None
         except (ssl.SSLError, ValueError) as error:
             mismatch = getattr(error, "reason", "") == "KEY_VALUES_MISMATCH"
-            problem = "are not of one key pair" if mismatch else "are not a certificate and its key in PEM"
+            problem = "are not a certificate and its key in PEM format"
+            if mismatch:
+                problem = "do not belong to the same key pair"
             raise InvalidCredentials(f"{self.certificate_file} and {self.key_file} {problem}") from error
         return context
 

@@ -10,11 +10,11 @@ from milo_discovery.errors import ClusterNotFound, PreconditionFailed
 from milo_discovery.model import Cluster, ClusterReport, Kubeconfig
 
 Current = Callable[[], Cluster | str]
-"""Returns the cluster as last known, or a name."""
+"""Returns the last known state of the cluster, or only its name."""
 
 
 class KubeconfigIssuer(Protocol):
-    """The calls of a client that credentials are renewed with."""
+    """The client's calls with which credentials are renewed."""
 
     async def issue_kubeconfig(
         self, name: str, *, ttl: timedelta | None = None, incarnation: str = ""
@@ -26,8 +26,8 @@ class KubeconfigIssuer(Protocol):
 class ClusterReference:
     """A reference to one cluster, and never to a later cluster of the same name.
 
-    The daemon identifies clusters by incarnation, and another daemon assigns other incarnations. Where the daemon does
-    not know the incarnation, the UID decides whether it is the same cluster. A reference by name alone means whichever
+    The daemon identifies clusters by incarnation, and another daemon assigns other incarnations. If the daemon has
+    another incarnation, the UID decides whether it is the same cluster. A reference by name alone matches whichever
     cluster has the name.
     """
 

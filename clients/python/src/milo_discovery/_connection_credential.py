@@ -1,4 +1,4 @@
-"""The credential that an API client's connections are made with, and the Authorization header of its requests."""
+"""The credential of an API client's connections, and the Authorization header of its requests."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ class ConnectionCredential:
 
 
 class RequestUrls:
-    """Maps the URLs of an API client's requests, which begin with any server that the cluster has had, to the current
-    one."""
+    """Rewrites the URLs of an API client's requests, which may name a former server of the cluster, to the current
+    server."""
 
     def __init__(self, server: str) -> None:
         self._servers = {server.rstrip("/")}
 
     def add(self, server: str) -> None:
-        """Record that requests may be made for this server of the cluster."""
+        """Record a server of the cluster: URLs that begin with it are accepted."""
         self._servers.add(server.rstrip("/"))
 
     def moved(self, url: str, server: str) -> str:
-        """Return the URL on the server that the credential is for: no other server may receive the credential."""
+        """Return the URL with the server that the credential is for: no other server may receive the credential."""
         self.add(server)
         made_for = [each for each in tuple(self._servers) if url.startswith((f"{each}/", f"{each}?"))]
         if not made_for:
-            raise DiscoveryError(f"a request for {url.partition('?')[0]!r} is not for a server of the cluster")
+            raise DiscoveryError(f"a request for {url.partition('?')[0]!r} does not belong to a server of the cluster")
         return server.rstrip("/") + url[len(max(made_for, key=len)) :]
 
 

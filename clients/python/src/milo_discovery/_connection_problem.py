@@ -1,4 +1,4 @@
-"""Finds out why a TCP address of the daemon cannot be used: gRPC reports most causes as a closed socket."""
+"""Diagnoses failed connections to a TCP address of the daemon: gRPC reports most causes as a closed socket."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\x04\0\0\0\0\0"
 _SETTINGS_FRAME = 4
 _HTTP1_REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
-# X509_V_ERR_ codes of OpenSSL.
+# OpenSSL's X509_V_ERR_ codes.
 _CERTIFICATE_PROBLEMS = {
     9: "is not valid yet",
     10: "has expired",
-    62: "is not for {host}: connect to a name that it has, or issue one for {host}",
-    64: "is not for {host}: connect to an address that it has, or issue one for {host}",
+    62: "is not for {host}: connect to a name in the certificate, or issue one for {host}",
+    64: "is not for {host}: connect to an address in the certificate, or issue one for {host}",
 }
 
 _HTTP_INSTEAD = "this port speaks HTTP, not gRPC: connect to an address of --listen, not of --http-listen"
@@ -36,9 +36,9 @@ def connection_problem(target: str, credentials: ClientCredentials) -> str | Non
             return _plain_problem(target)
         return _handshake_problem(target, credentials)
     except socket.gaierror as error:
-        return f"no address is known for the host {target.rpartition(':')[0]}: {error.strerror}"
+        return f"cannot resolve the host {target.rpartition(':')[0]}: {error.strerror}"
     except OSError:
-        return None  # gRPC's message says it
+        return None  # gRPC's own message has the reason
     except InvalidCredentials as error:
         return str(error)
 
@@ -83,7 +83,7 @@ def _handshake_problem(target: str, credentials: ClientCredentials) -> str | Non
 
 
 def _protocol_problem(target: str) -> str:
-    """Return why a server does not answer a TLS handshake."""
+    """Return why the TLS handshake with a server failed."""
     match _protocol(target):
         case "HTTP":
             return _HTTP_INSTEAD
@@ -95,7 +95,7 @@ def _protocol_problem(target: str) -> str:
 
 def _refused_certificate(credentials: ClientCredentials) -> str:
     if credentials.certificate_file is None:
-        return "the listener asks for a client certificate: set --certificate-file and --key-file"
+        return "the listener requires a client certificate: set --certificate-file and --key-file"
     return (
         f"the listener does not accept the client certificate {credentials.certificate_file}: "
         "its client_ca must have signed it"
@@ -103,7 +103,7 @@ def _refused_certificate(credentials: ClientCredentials) -> str:
 
 
 def _protocol(target: str) -> Protocol | None:
-    """Return what the server at HOST:PORT speaks, by its answers to the first bytes of each protocol."""
+    """Return the protocol of the server at HOST:PORT, detected by sending the first bytes of each protocol."""
     answer = _answer(target, _HTTP2_PREFACE)
     if answer[3:4] == bytes([_SETTINGS_FRAME]):
         return "gRPC"

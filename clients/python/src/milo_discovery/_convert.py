@@ -48,14 +48,14 @@ class WatchOptions(FilterOptions, total=False):
     """Have planned disengagements wait for a release of the cluster: see `Cluster.draining` and `Watch.release`."""
     subscriber: str
     """The name under which this watch releases clusters, which no other watch of the caller may have at the same time.
-    By default the host's name with a random number."""
+    By default the hostname with a random suffix."""
     heartbeat_interval: timedelta
     """Interval of heartbeats on an idle stream, 30 s by default. Three missed heartbeats end the connection."""
 
 
 def filter_message(options: FilterOptions | WatchOptions) -> pb.ClusterFilter:
     for key in ("names", "organizations", "sources"):
-        # A string would be taken as a collection of its characters.
+        # A string would be treated as a collection of its characters.
         if isinstance(options.get(key), str):
             raise TypeError(f"{key} must be a collection of strings: use {key}=[{options.get(key)!r}]")
     return pb.ClusterFilter(
@@ -86,7 +86,7 @@ def new_subscriber() -> str:
 
 
 def silence_limit(options: WatchOptions) -> timedelta:
-    """Return how long a stream may be silent: three heartbeats, with the interval clamped as the daemon clamps it."""
+    """Return the heartbeat timeout of a stream: three heartbeat intervals, clamped as the daemon clamps them."""
     interval = options.get("heartbeat_interval", DEFAULT_HEARTBEAT)
     return HEARTBEATS_MISSED * min(max(interval, SHORTEST_HEARTBEAT), LONGEST_HEARTBEAT)
 
@@ -278,7 +278,7 @@ def _time(message: Message, name: str) -> datetime | None:
     if not message.HasField(name):
         return None
     stamp: Timestamp = getattr(message, name)
-    with suppress(ValueError, OverflowError):  # out of range: unknown, rather than an error that stops a watch
+    with suppress(ValueError, OverflowError):  # out of range: treated as unknown, because an error would end the watch
         return stamp.ToDatetime(tzinfo=UTC)
     return None
 

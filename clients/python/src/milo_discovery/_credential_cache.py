@@ -12,10 +12,10 @@ from milo_discovery._kubeconfig_access import KubeconfigAccess, read_access
 if TYPE_CHECKING:
     from milo_discovery.model import Kubeconfig
 
-# A credential is not used in the last part of its life, because the request takes time to arrive.
+# A credential is not used in the last part of its lifetime, because the request takes time to arrive.
 _EXPIRY_MARGIN = timedelta(seconds=5)
 _EXPIRY_MARGIN_SHARE = 0.1
-# Share of the time between `refresh_after` and expiry to wait for a pushed credential before asking for one.
+# Share of the time between `refresh_after` and expiry to wait for a pushed credential before requesting one.
 _PUSH_WAIT_SHARE = 0.25
 _RETRY_AFTER = timedelta(seconds=1)
 
@@ -40,7 +40,7 @@ class CachedCredential:
     issued_at: datetime | None = None
 
     def replaces(self, other: CachedCredential) -> bool:
-        """Return whether this is the newer one. The time of issue alone is no proof, because clocks are set back."""
+        """Return whether this credential is newer. `issued_at` alone does not decide: clocks can be set back."""
         if self.expires_at is None or other.expires_at is None or self.expires_at >= other.expires_at:
             return True
         return self.issued_at is not None and other.issued_at is not None and self.issued_at > other.issued_at
@@ -62,7 +62,7 @@ class CredentialCache:
     def offer(self, kubeconfig: Kubeconfig, *, pushed: bool = False) -> None:
         """Store the credential of a kubeconfig, unless the cached one is newer.
 
-        With `pushed`, the stream is expected to deliver the next one too, so the request for it is delayed.
+        With `pushed`, the stream is expected to deliver the next credential too, so a request for it is delayed.
         """
         if kubeconfig is self._last_pushed:
             return

@@ -1,7 +1,7 @@
-"""Renews credentials on the event loop on which they are used, also for threads beside it.
+"""Renews credentials on the event loop on which they are used, and on behalf of other threads.
 
 A caller with a valid credential never waits: the next one is fetched in the background. Callers without one share a
-single fetch, and go on earlier if the stream delivers one.
+single fetch, and continue earlier if the stream delivers one.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _LOOP_WAIT_LIMIT_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class PushedKubeconfigs:
-    """The kubeconfigs that a stream delivers for one engagement. After its end, both functions raise."""
+    """The kubeconfigs that a stream delivers for one engagement. Both functions raise after the engagement ended."""
 
     newest: Callable[[], Kubeconfig | None]
     following: Callable[[], Coroutine[Any, Any, Kubeconfig]]
-    """Waits for the one after the newest."""
+    """Waits for the kubeconfig after the newest one."""
 
 
 class AsyncRenewer:
-    """A renewed credential on one event loop: a context manager, which is entered with a valid credential."""
+    """Renews a credential on one event loop. A context manager, which is entered once there is a valid credential."""
 
     __slots__ = ("_issue", "_pushed", "_renewal", "cache")
 
@@ -48,7 +48,7 @@ class AsyncRenewer:
     async def __aenter__(self) -> Self:
         try:
             await self.access()
-        except BaseException:  # also CancelledError: without __aexit__, nothing else would end the renewal
+        except BaseException:  # also CancelledError: without __aexit__, nothing else would stop the renewal
             await self.close()
             raise
         return self
@@ -57,7 +57,7 @@ class AsyncRenewer:
         await self.close()
 
     async def access(self) -> KubeconfigAccess:
-        """Return the credential to use now. Raises why there is none."""
+        """Return the credential to use now. Raises the error of the renewal if there is no valid one."""
         is_renewed = False
         while (state := self.state()) is CredentialState.EXPIRED and not is_renewed:
             is_renewed = await self._renewed_before_push()
@@ -66,12 +66,12 @@ class AsyncRenewer:
         return self.cache.current.access
 
     async def access_after_401(self, refused: str | None) -> KubeconfigAccess:
-        """Return the credential to use after the server refused a token: the same one if there is none newer."""
+        """Return the credential to use after the server rejected a token: the same one if no newer one exists."""
         self.state()  # raises after the end of the engagement
         if self.cache.current.access.token == refused:
-            with suppress(DiscoveryError):  # logged; the caller gets the 401, which says more
+            with suppress(DiscoveryError):  # logged; the caller gets the 401, which is more specific
                 await self._renewed_before_push()
-            self.state()  # as above, since the engagement may have ended meanwhile
+            self.state()  # raises if the engagement ended during the renewal
         return self.cache.current.access
 
     def state(self) -> CredentialState:
@@ -97,8 +97,8 @@ class AsyncRenewer:
     async def _renewed_before_push(self) -> bool:
         """Wait for the renewal, or until the stream delivers a kubeconfig; return whether it was the renewal.
 
-        A caller that is canceled does not cancel the renewal, which others wait for too. Raises why it failed, or that
-        the engagement has ended.
+        Cancellation of one caller does not cancel the renewal, which others wait for too. Raises the error of the
+        renewal, or an error if the engagement has ended.
         """
         renewal = self.start_renewal()
         pushing = None if self._pushed is None else asyncio.create_task(self._pushed.following())
@@ -122,7 +122,7 @@ class AsyncRenewer:
 
 
 class LoopBridge:
-    """The access of threads to an AsyncRenewer: both methods may block them, but never the event loop's own thread."""
+    """Access to an AsyncRenewer from other threads. Its methods may block, so the event loop must not call them."""
 
     def __init__(self, renewer: AsyncRenewer) -> None:
         self._renewer = renewer

@@ -5,12 +5,12 @@ from contextlib import contextmanager
 
 
 class MissingPackageError(ImportError):
-    """The import of a package that an extra installs, which is not installed."""
+    """Raised when a package is imported whose extra is not installed."""
 
 
 @contextmanager
 def needs_extra(extra: str) -> Iterator[None]:
-    """Replace the error of an import for which the extra is not installed.
+    """Replace the error of an import that fails because the extra is not installed.
 
     Raises MissingPackageError.
     """

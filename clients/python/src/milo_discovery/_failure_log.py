@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 INTERVAL_S = 30.0
-# Failures of many kinds at once are logged as if they were one kind.
+# Limits memory: while this many kinds are tracked, failures of further kinds are logged as one kind.
 _MAX_KINDS = 64
 
 
@@ -62,7 +62,7 @@ class FailureLog:
         return False
 
     def summaries(self, now: float, *, final: bool = False) -> list[Summary]:
-        """Return the failures since the last log line, of each kind whose interval is over."""
+        """Return the failures since the last log line, for each kind whose interval has elapsed."""
         found: list[Summary] = []
         for key, kind in tuple(self._kinds.items()):
             if now - kind.logged_at < self._interval and not final:

@@ -57,7 +57,7 @@ def status_error(
             bad = error_details_pb2.BadRequest.FromString(detail.value)
             violations = tuple(FieldViolation(each.field, each.description) for each in bad.field_violations)
         elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
-            with suppress(ValueError, OverflowError):  # out of range: as if there were none
+            with suppress(ValueError, OverflowError):  # out of range: treated as absent
                 retry_after = error_details_pb2.RetryInfo.FromString(detail.value).retry_delay.ToTimedelta()
     return _BY_CODE.get(code, CallFailed)(
         message or code.name, code=code.name, reason=reason, violations=violations, retry_after=retry_after
@@ -71,7 +71,7 @@ def status_error_of_call(error: grpc.RpcError) -> StatusError:
 
 
 def is_connection_loss(error: StatusError) -> bool:
-    """Return whether the daemon was not reached: its own errors carry a reason."""
+    """Return whether the daemon was unreachable: errors that it returns itself have a reason."""
     return isinstance(error, Unavailable) and not error.reason
 
 

@@ -1,6 +1,6 @@
 """Reads the kubeconfigs that the daemon issues, strictly, and renders kubeconfigs.
 
-The daemon writes JSON with all data inline. Whatever answers at the daemon's address could send a kubeconfig that runs
+The daemon writes JSON with all data inline. A process that impersonates the daemon could send a kubeconfig that runs
 a program, so everything that the daemon does not write is refused.
 """
 
@@ -54,24 +54,25 @@ def read_access(kubeconfig: bytes) -> KubeconfigAccess:
 
 
 def read_exec_access(kubeconfig: bytes, cluster: str) -> KubeconfigAccess:
-    """Read a kubeconfig without a credential, whose exec plugin must be this package's own for this cluster.
+    """Read a kubeconfig without a credential, whose exec plugin must be that of this package, for this cluster.
 
-    The result holds only the server, its trust root and the user to act as: callers build the exec entry themselves.
+    The result has only the server, its CA and the user to impersonate: callers build the exec entry themselves.
     """
     found = _read(kubeconfig, _PLUGIN)
     if found.plugin is None or (found.plugin.command, [*found.plugin.args]) != (EXEC_COMMAND, exec_arguments(cluster)):
-        raise UnusableKubeconfig(f"the kubeconfig calls a program other than `{EXEC_COMMAND} credential`: refused")
+        expected = " ".join((EXEC_COMMAND, *exec_arguments(cluster)))
+        raise UnusableKubeconfig(f"the kubeconfig's exec plugin is not `{expected}`")
     return inline_access(found, "the kubeconfig")
 
 
 @lru_cache(maxsize=16)
 def _shared(authorities: str) -> str:
-    """Return one instance for equal CAs: the clusters of a fleet have the same, which is then held in memory once."""
+    """Return one instance for equal CAs: the clusters of a fleet share a CA, which is then held in memory once."""
     return authorities
 
 
 def inline_access(found: ContextAccess, origin: str) -> KubeconfigAccess:
-    """Return what a context has as inline data. Raises UnusableKubeconfig."""
+    """Return the inline data of a context. Raises UnusableKubeconfig."""
     authorities = _pem(found.authorities, origin)
     return KubeconfigAccess(
         server=found.server,
@@ -118,7 +119,7 @@ def _pem(content: bytes | None, origin: str) -> str | None:
     try:
         return None if content is None else content.decode("ascii")
     except UnicodeDecodeError:
-        raise UnusableKubeconfig(f"{origin} has a CA, a certificate or a key that is not PEM") from None
+        raise UnusableKubeconfig(f"{origin} contains a CA, a certificate or a key that is not PEM") from None
 
 
 def _bytes(pem: str | None) -> bytes | None:

@@ -19,7 +19,7 @@ _WATCH_GRACE_S = 30.0
 
 
 class ClusterResponse(aiohttp.ClientResponse):
-    """The response of an API server, which must not be a redirect: the request is for this server alone."""
+    """A response that raises ApiException for a redirect: no other server may receive the credential."""
 
     async def start(self, connection: Any) -> aiohttp.ClientResponse:
         await super().start(connection)
@@ -63,7 +63,7 @@ class RenewingApiClient(ApiClient):
         urls = RequestUrls(access.server)
 
         # A function rather than a method: a deep copy of the configuration would copy the object that a method is bound
-        # to. The package calls it only if there is an API key.
+        # to. The `kubernetes` package calls it only if there is an API key.
         async def refresh(target: Configuration) -> None:
             newest = await renewer.access()
             header = credential.authorization(newest)
@@ -108,7 +108,7 @@ class RenewingApiClient(ApiClient):
         used = headers.get("authorization")
         if response.status != _UNAUTHORIZED or used is None:
             return response
-        # The token may have been revoked. The package would return the 401 to the caller.
+        # The token may have been revoked. The `kubernetes` package would return the 401 to the caller.
         newest = await self._renewer.access_after_401(used.removeprefix("Bearer "))
         headers = self._headers(newest, header_params or {})
         if headers.get("authorization") in {None, used}:
@@ -117,7 +117,7 @@ class RenewingApiClient(ApiClient):
         return await super().call_api(method, self._urls.moved(url, newest.server), headers, **arguments)
 
     def _headers(self, access: KubeconfigAccess, given: dict[str, str]) -> CIMultiDict[str]:
-        """Return the headers of a request with the token and the user to act as of one credential."""
+        """Return the headers of a request, with one credential's token and impersonated user."""
         headers = CIMultiDict(given)
         authorization = self._credential.authorization(access)
         if authorization is not None and "authorization" in headers:
@@ -128,10 +128,10 @@ class RenewingApiClient(ApiClient):
 
 
 def request_timeout(url: str, requested: Any) -> Any:
-    """Return the timeout for a request, working around two defects of the package.
+    """Return the timeout for a request, working around two defects of the `kubernetes` package.
 
-    It passes (connect, read) pairs to aiohttp, which refuses them. And it ends every request without a timeout after
-    five minutes, including watches with a longer `timeout_seconds`.
+    The package passes (connect, read) pairs to aiohttp, which rejects them. And it cancels every request without a
+    timeout after five minutes, including watches with a longer `timeout_seconds`.
     """
     if isinstance(requested, tuple):
         return aiohttp.ClientTimeout(total=None, sock_connect=requested[0], sock_read=requested[1])

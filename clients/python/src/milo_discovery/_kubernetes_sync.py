@@ -25,7 +25,7 @@ _MAX_IDLE_CONNECTIONS = 256
 def create_pool(access: KubeconfigAccess, certificate: str | None, proxy: str | None) -> urllib3.PoolManager:
     """Create the connection pools for the API clients of one trust root, with one SSL context.
 
-    urllib3 by itself makes a context for each connection.
+    By default, urllib3 creates a context for each connection.
     """
     context = ssl.create_default_context(cadata=access.authorities)
     if certificate is not None:
@@ -35,7 +35,7 @@ def create_pool(access: KubeconfigAccess, certificate: str | None, proxy: str | 
     pool: urllib3.PoolManager = RESTClientObject(configuration).pool_manager
     for name in ("ca_certs", "ca_cert_data", "cert_file", "key_file"):
         pool.connection_pool_kw.pop(name, None)
-    # Idle connections kept per host. urllib3 warns of each one that it discards.
+    # Idle connections kept per host. urllib3 logs a warning for each one that it discards.
     pool.connection_pool_kw |= {"ssl_context": context, "maxsize": _MAX_IDLE_CONNECTIONS}
     send = pool.urlopen
 
@@ -58,11 +58,11 @@ class _SharedRestClient(RESTClientObject):
 
 
 _OWN_HEADERS: ContextVar[Sequence[str] | None] = ContextVar("_OWN_HEADERS", default=None)
-"""The headers of the user to act as, while an API client of this module opens a stream; None for all others."""
+"""The impersonation headers, while an API client of this module opens a stream; None for other API clients."""
 
 
 class _WebSocket(WebSocket):
-    """A WebSocket that follows no redirect and acts as the stated user, if an API client of this module opens it."""
+    """A WebSocket that follows no redirect and sends impersonation headers if an API client of this module opens it."""
 
     def connect(self, url: str, **options: Any) -> None:
         headers = _OWN_HEADERS.get()
@@ -71,7 +71,7 @@ class _WebSocket(WebSocket):
         super().connect(url, **options)  # type: ignore[no-untyped-call]
 
 
-# `kubernetes.stream` offers no other place: it makes the WebSocket, and drops all headers but the token's.
+# `kubernetes.stream` has no other hook: it creates the WebSocket itself, and drops all headers but Authorization.
 ws_client.WebSocket = _WebSocket  # type: ignore[attr-defined]
 
 
@@ -93,11 +93,11 @@ class RenewingSyncApiClient(ApiClient):
             tls_server_name=access.tls_server_name,
             cert_file=certificate,
         )
-        configuration.proxy = proxy  # also None: the constructor would take the environment's
+        configuration.proxy = proxy  # also None: the constructor would use the environment's proxies
         urls = RequestUrls(access.server)
 
         # A function rather than a method: a deep copy of the configuration would copy the object that a method is bound
-        # to. The package calls it only if there is an API key.
+        # to. The `kubernetes` package calls it only if there is an API key.
         def refresh(target: Configuration) -> None:
             newest = renewer.access()
             header = credential.authorization(newest)
@@ -117,7 +117,10 @@ class RenewingSyncApiClient(ApiClient):
         self._urls = urls
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Limit what `kubernetes.stream` puts into the place of `call_api` for one call to this server and user."""
+        """Wrap the function with which `kubernetes.stream` replaces `call_api` for one call.
+
+        The call then follows no redirect, and sends the impersonation headers.
+        """
         if name != "call_api":
             super().__setattr__(name, value)
         elif value == RenewingSyncApiClient.call_api.__get__(self):
@@ -154,7 +157,7 @@ class RenewingSyncApiClient(ApiClient):
         used = headers.get("authorization")
         if response.status != _UNAUTHORIZED or used is None:
             return response
-        # The token may have been revoked. The package would return the 401 to the caller.
+        # The token may have been revoked. The `kubernetes` package would return the 401 to the caller.
         newest = self._renewer.access_after_401(used.removeprefix("Bearer "))
         headers = self._headers(newest, header_params or {})
         if headers.get("authorization") in {None, used}:
@@ -163,7 +166,7 @@ class RenewingSyncApiClient(ApiClient):
         return self._sent(method, self._urls.moved(url, newest.server), headers, arguments)
 
     def _sent(self, method: str, url: str, headers: urllib3.HTTPHeaderDict, arguments: dict[str, Any]) -> Any:
-        """Send a request. Raises ApiException for a redirect: the request is for this server alone."""
+        """Send a request. Raises ApiException for a redirect: no other server may receive the credential."""
         response = super().call_api(method, url, headers, **arguments)
         if 300 <= response.status < 400:
             _finish(response)
@@ -171,7 +174,7 @@ class RenewingSyncApiClient(ApiClient):
         return response
 
     def _headers(self, access: KubeconfigAccess, given: dict[str, str]) -> urllib3.HTTPHeaderDict:
-        """Return the headers of a request with the token and the user to act as of one credential."""
+        """Return the headers of a request, with one credential's token and impersonated user."""
         headers = urllib3.HTTPHeaderDict(given)
         authorization = self._credential.authorization(access)
         if authorization is not None and "authorization" in headers:
@@ -183,9 +186,9 @@ class RenewingSyncApiClient(ApiClient):
 
 
 def _finish(response: Any) -> None:
-    """Read a response to its end, or the next request on the connection fails after it was sent.
+    """Read a response to its end. Otherwise, the next request on its connection would fail after it was sent.
 
-    urllib3 repeats only reads.
+    urllib3 retries only idempotent requests.
     """
     response.response.drain_conn()
     response.response.release_conn()

@@ -59,16 +59,16 @@ class LeaseLock:
 
     @property
     def holder(self) -> str:
-        """The holder's identity as last seen, or an empty string."""
+        """The last observed holder's identity, or an empty string."""
         return str(_spec(self._seen).get("holderIdentity") or "")
 
     @property
     def lease(self) -> Mapping[str, Any] | None:
-        """The Lease as last seen."""
+        """The last observed Lease."""
         return self._seen
 
     def stops_at(self) -> float:
-        """Return when the holder has to stop its work if the lock is not renewed before."""
+        """Return the time at which the holder has to stop its work unless the lock is renewed before."""
         assert self._renewed_at is not None, "the lock is not held"
         return self._renewed_at + self._timing.renew_deadline
 
@@ -100,13 +100,13 @@ class LeaseLock:
         }
 
     def written(self, lease: Mapping[str, Any], began_at: float) -> None:
-        """Record a successful write. The lock counts from `began_at`, the time before the request was sent."""
+        """Record a successful write. The lock is held from `began_at`, the time before the request was sent."""
         self._seen = lease
         self._seen_at = began_at
         self._renewed_at = began_at
 
     def release(self, wall_clock: datetime) -> dict[str, Any] | None:
-        """Return the spec to write so that another candidate need not wait; None if the lock is not held."""
+        """Return the spec that frees the lock for other candidates at once; None if the lock is not held."""
         if self._renewed_at is None:
             return None
         self._renewed_at = None

@@ -1,7 +1,7 @@
 """The deadline of a sharded daemon's ownership of its clusters, without I/O.
 
 A daemon that is killed or stopped cannot report that it lost its clusters, and another one engages them. So a
-subscriber requests the remaining time of the ownership, and ends its work when that has passed without a new response.
+subscriber requests the remaining time of the ownership, and stops its work when it elapses without a new response.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SHORTEST_RENEWAL_S = 0.2
 
 
 def boottime() -> float:
-    """Return the time of a clock that also advances while the machine is suspended, where there is one."""
+    """Return the time of CLOCK_BOOTTIME, which advances while the machine is suspended, or of the monotonic clock."""
     clock = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if clock is None else time.clock_gettime(clock)
 
@@ -33,7 +33,7 @@ class OwnershipDeadline:
 
     @property
     def until(self) -> float:
-        """When the ownership ends; never for a daemon that shares the clusters with no other."""
+        """The time at which the ownership expires; infinite for a daemon that is not sharded."""
         return self._until if self.sharded else inf
 
     def is_held(self, now: float) -> bool:
@@ -47,7 +47,7 @@ class OwnershipDeadline:
             self._until = max(self._until, asked_at + valid_for.total_seconds())
 
     def next_renewal_s(self, now: float, *, was_owner: bool) -> float:
-        """Return how long to wait before the next request, or before the end of ownership that was held is handled.
+        """Return the delay before the next renewal; 0 if the ownership of a `was_owner` has expired.
 
         The interval gets shorter towards the deadline, because the daemon may renew its own Lease late.
         """
@@ -57,6 +57,6 @@ class OwnershipDeadline:
         return min(RENEWAL_INTERVAL_S, max(left / 2, min(left, SHORTEST_RENEWAL_S)))
 
     def timeout_s(self, now: float) -> float:
-        """Return how long to wait for a response: no longer than the ownership lasts."""
+        """Return the timeout of a renewal: not longer than the remaining ownership."""
         left = self._until - now
         return min(RENEWAL_TIMEOUT_S, left) if left > 0 else RENEWAL_TIMEOUT_S

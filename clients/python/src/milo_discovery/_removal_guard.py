@@ -1,8 +1,8 @@
 """The guard against mass removal: which objects or files without an engaged cluster may be deleted. No I/O.
 
-The daemon guards the ends that it reports. But a complete view that lacks published clusters may be the view of another
-daemon, of other rights or of another filter. So what it lacks is deleted after a second check, and what lacks much of
-the fleet is held until an administrator accepts it.
+The daemon guards the disengagements that it reports. But a complete view that lacks published clusters may be that of
+another daemon, of other rights or of another filter. So objects of missing clusters are deleted after a second check.
+If much of the fleet is missing, its objects are kept until an administrator accepts the removals.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ COUNT = 10
 SHARE = 0.2
 """Removals are held if they exceed both `COUNT` and this share of the objects, or half of the objects."""
 SECOND_LOOK_S = 10.0
-"""The time after which a missing cluster is confirmed: a daemon of the group may see a cluster later than its owner."""
+"""Delay of the second check of a missing cluster: a daemon of a group may see a cluster later than its owner."""
 CONTESTED_S = 3600.0
-"""How long after a deletion an object that is written again is kept: longer than other runs take to observe the
-deletion."""
+"""How long after a deletion an object that reappears is kept: longer than other runs take to observe the deletion."""
 ENDS = frozenset(
     {
         DisengageReason.DELETED,
@@ -35,12 +34,12 @@ ENDS = frozenset(
         DisengageReason.REMOVED,
     }
 )
-"""Reasons with which the daemon ends a cluster for all subscribers. After others it may exist, also in this group."""
+"""Reasons that apply to all subscribers. After any other reason, the cluster may still exist, also in this group."""
 
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """An object that stands for a cluster which is not engaged."""
+    """An object or file whose cluster is not engaged."""
 
     name: str
     cluster: str
@@ -53,12 +52,12 @@ class Removals:
     """The objects or files whose clusters a complete view lacks."""
 
     def __init__(self, *, accepts: bool = False) -> None:
-        """`accepts`: an administrator accepts what the first complete view lacks."""
+        """`accepts`: an administrator accepts the removal of everything that the first complete view lacks."""
         self.accepts = accepts
         self.problem = ""
         """Why the removals are held; empty if they are not."""
         self.is_foreign = False
-        """Whether the view lacks all objects: it may be that of another fleet, so nothing is written."""
+        """Whether the view has no published cluster: it may be that of another fleet, so nothing is written."""
         self._missing_since: dict[Removal, float] = {}
         self._deleted: dict[tuple[str, str], tuple[str, float]] = {}
         """The UID of each object whose deletion was confirmed, and when, keyed by (object name, cluster UID)."""
@@ -92,7 +91,7 @@ class Removals:
         return confirmed
 
     def _is_contested(self, removal: Removal, now: float) -> bool:
-        """Return whether an object was written again after its deletion, by a run that has its cluster."""
+        """Return whether another run, to which the cluster is engaged, wrote the object again after its deletion."""
         uid, at = self._deleted.get(_subject(removal), (removal.uid, now))
         if self.accepts or uid == removal.uid:
             return False
@@ -116,10 +115,10 @@ def _subject(removal: Removal) -> tuple[str, str]:
 
 
 def is_followed(watch: Watch, cluster: str) -> bool:
-    """Return whether a cluster that is not engaged is disengaged for certain, since its source is followed.
+    """Return whether the cluster's source is followed, so that a cluster missing from the view is disengaged.
 
     A daemon that starts while Milo is unreachable sends the clusters of its state file, which can be older than what
-    was written. Clusters of a source that the daemon does not have any more are judged by the least current one.
+    was written. For a source that the daemon no longer has, the status of the least current source decides.
     """
     status = watch.sources.get(cluster.partition("#")[0] if "#" in cluster else "", watch.source)
     return watch.connected and status is not None and status.state is SourceState.STREAMING

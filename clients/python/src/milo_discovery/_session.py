@@ -119,7 +119,7 @@ class Session:
     def receive(self, batch: pb.WatchClustersResponse) -> tuple[Event | StreamNotice, ...]:
         """Apply a batch and return what changed. Raises StreamBroken without any effect if it contradicts the view."""
         phase = self._phase
-        self._phase = _Closed()  # unless the batch is valid
+        self._phase = _Closed()  # kept if the batch is invalid
         if batch.reset:
             # It starts over, so no earlier batch can be missing.
             snapshot: dict[str, KnownCluster] = {}

@@ -51,12 +51,12 @@ class SharedChannel:
         return connection.has_succeeded
 
     def release(self, connection: SharedConnection) -> grpc.aio.Channel | None:
-        """End a call; return the channel to close if that was the last call on a failed one."""
+        """Record the end of a call; return the channel, for the caller to close, if it failed and has no more calls."""
         connection.calls_in_flight -= 1
         is_done = connection is not self._current and not connection.calls_in_flight
         return connection.channel if is_done else None
 
     def close(self) -> grpc.aio.Channel | None:
-        """Return the channel to close, if there is one."""
+        """Return the current channel, if any, for the caller to close."""
         current, self._current = self._current, None
         return current.channel if current else None

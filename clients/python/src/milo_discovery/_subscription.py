@@ -24,7 +24,7 @@ log = logging.getLogger("milo_discovery.watch")
 
 
 class StreamSubscription:
-    """The session, the events not yet taken, and the connection state. Times are seconds of one monotonic clock."""
+    """The session, the pending events, and the connection state. Times are seconds of one monotonic clock."""
 
     def __init__(self, options: WatchOptions, backoff: BackoffPolicy) -> None:
         self._request = _convert.watch_request(options)
@@ -36,7 +36,7 @@ class StreamSubscription:
         """The name under which clusters are released; empty if releases are not confirmed."""
         self.ownership = OwnershipDeadline()
         self.silence_limit = _convert.silence_limit(options)
-        """A stream that is silent for this long is dead."""
+        """Heartbeat timeout: a stream without a message for this long is dead."""
         self.pending: deque[Event | StreamNotice] = deque()
         """Events and notices that the user has not taken yet, oldest first."""
 
@@ -53,7 +53,7 @@ class StreamSubscription:
         return request
 
     def received(self, batch: pb.WatchClustersResponse, now: float) -> None:
-        """Apply a batch. Raises StreamBroken if it does not follow from the ones before."""
+        """Apply a batch. Raises StreamBroken if it does not continue the previous one."""
         changes = self.session.receive(batch)
         if self._connected_at is None:
             self._connected_at = now
@@ -76,12 +76,12 @@ class StreamSubscription:
         return self._backoff.failed(ran=ran, retry_after=error.retry_after if isinstance(error, StatusError) else None)
 
     def stream_closed(self) -> None:
-        """Record that this side closed the stream."""
+        """Record that the client closed the stream."""
         self._connected_at = None
 
 
 def _usable(item: Event | StreamNotice) -> Event | StreamNotice | None:
-    """Remove a kubeconfig that could run a program; return None for an event that has nothing else."""
+    """Remove a kubeconfig that the daemon would not write; return None if the event contains nothing else."""
     if isinstance(item, Event) and item.kubeconfig is not None:
         try:
             read_access(item.kubeconfig.kubeconfig)
@@ -106,12 +106,12 @@ class WatchState:
 
     @property
     def connected(self) -> bool:
-        """Whether the daemon answers on the current stream."""
+        """Whether the daemon has sent a message on the current stream."""
         return self._subscription.connected
 
     @property
     def is_owner(self) -> bool:
-        """Whether the daemon's clusters are its own. Only a sharded daemon can lose them to another one."""
+        """Whether the daemon owns its clusters. Only a sharded daemon can lose them to another one."""
         return self._subscription.ownership.is_held(boottime())
 
     @property

@@ -1,4 +1,4 @@
-"""Errors and cancellation of asyncio tasks."""
+"""Helpers for errors and cancellation of asyncio tasks."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class unwrap_single_error:  # noqa: N801  (used like a function)
 
 
 def cancelled_from_outside() -> bool:
-    """Return whether another task canceled this one: a CancelledError can also come from what it awaits."""
+    """Return whether another task canceled this one: a CancelledError can also come from an awaited task."""
     task = asyncio.current_task()
     assert task is not None
     return task.cancelling() > 0
 
 
 async def wait_uninterrupted(future: asyncio.Future[Any]) -> None:
-    """Wait until the future is done, also while this task is canceled."""
+    """Wait until the future is done, ignoring cancellation of this task."""
     while not future.done():
         with suppress(asyncio.CancelledError):
             await asyncio.wait([future])

@@ -53,7 +53,7 @@ class DiscoveryClient:
     """A client of the daemon at `address`: `unix:///path` or `HOST:PORT`.
 
     The default address is MILO_DISCOVERY_ADDRESS, or unix:///run/milo-discovery/discovery.sock. `timeout` applies to
-    unary calls, which fail with Unavailable if the daemon is not reached. Watches reconnect, with the delays of
+    unary calls, which fail with Unavailable if the daemon is unreachable. Watches reconnect, with the delays of
     `backoff`. `credentials` are read from the environment by default. `connect` opens a channel to a gRPC target, for
     example to add interceptors. A client belongs to the event loop that first uses it. As a context manager in the main
     thread it handles SIGTERM like Ctrl-C, unless the program has a handler of its own.
@@ -77,7 +77,7 @@ class DiscoveryClient:
         self._shared_channel = SharedChannel(self._connect)
         self._watches: set[Watch] = set()
         self.api_clients = ApiClients(self)
-        """The factory of API clients, for use within this package."""
+        """A factory of API clients, for use within this package."""
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __aenter__(self) -> Self:
@@ -93,7 +93,7 @@ class DiscoveryClient:
     async def close(self) -> None:
         """Close all watches and connections."""
         if self._loop not in {None, asyncio.get_running_loop()}:
-            return  # they ended with their event loop
+            return  # their event loop has ended, and closed them
         for watch in tuple(self._watches):
             await watch.close()
         channel = self._shared_channel.close()
@@ -123,7 +123,7 @@ class DiscoveryClient:
         return _convert.listing(pages)
 
     async def get(self, name: str) -> ClusterReport:
-        """Return what the daemon knows of a name, engaged or not. Raises ClusterNotFound if it never saw the name."""
+        """Return the daemon's state of a cluster, engaged or not. Raises ClusterNotFound if the name is unknown."""
         return _convert.cluster_report(await self._call("GetCluster", pb.GetClusterRequest(name=name)))
 
     async def server_info(self) -> ServerInfo:
@@ -140,7 +140,7 @@ class DiscoveryClient:
     ) -> Kubeconfig:
         """Issue a short-lived kubeconfig for an engaged cluster; with `incarnation`, only for that incarnation.
 
-        Raises UnusableKubeconfig if the daemon returns one of another format.
+        Raises UnusableKubeconfig if the daemon returns a kubeconfig of another format.
         """
         request = pb.IssueKubeconfigRequest(
             cluster=name,
@@ -156,7 +156,7 @@ class DiscoveryClient:
         return kubeconfig
 
     async def release(self, cluster: Cluster, *, subscriber: str) -> None:
-        """Confirm that a subscriber has ended its work on a draining cluster. A repeated call is a no-op.
+        """Confirm that a subscriber has finished its work on a draining cluster. A repeated call is a no-op.
 
         Raises PreconditionFailed if the cluster is not draining, or has another incarnation now.
         """
@@ -164,7 +164,7 @@ class DiscoveryClient:
         await self._call("ReleaseCluster", request)
 
     async def end_subscription(self, subscriber: str) -> None:
-        """Notify the daemon that a subscriber has ended all its work, so that no draining cluster waits for it."""
+        """Notify the daemon that a subscriber has finished all its work, so that no draining cluster waits for it."""
         await self._call("EndSubscription", pb.EndSubscriptionRequest(subscriber=subscriber))
 
     def api_client(

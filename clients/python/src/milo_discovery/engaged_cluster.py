@@ -1,4 +1,4 @@
-"""The object that a Fleet's handler works with: one engagement of a cluster."""
+"""EngagedCluster, the argument of a Fleet's handler: one engagement of a cluster."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class EngagedCluster:
         self.name = cluster.name
         self.uid = cluster.uid
         self.proxy = proxy
-        """The URL of the proxy that leads to the cluster, if its kubeconfig names one."""
+        """The URL of the proxy through which the cluster is reached, if any."""
         self._current = cluster
         self._kubeconfig = kubeconfig
         self._api_clients = api_clients
@@ -51,7 +51,7 @@ class EngagedCluster:
 
     @property
     def current(self) -> Cluster:
-        """The cluster as of now, or as of its disengagement."""
+        """The current state of the cluster, or its last state before the disengagement."""
         return self._current
 
     @property
@@ -66,7 +66,7 @@ class EngagedCluster:
 
     @property
     def draining(self) -> Draining | None:
-        """Why and when the engagement is about to end; None while it is not."""
+        """Why and when the engagement is about to end; None if the cluster is not draining."""
         return self._current.draining
 
     async def drained(self) -> None:
@@ -94,7 +94,7 @@ class EngagedCluster:
         before = since or self._kubeconfig
         await self._signal.wait_for(lambda: not self._engaged or self._kubeconfig != before)
         self._require_engaged()
-        assert self._kubeconfig is not None  # it is replaced, never removed
+        assert self._kubeconfig is not None  # a kubeconfig is replaced, never removed
         return self._kubeconfig
 
     def api_client(
@@ -122,7 +122,7 @@ class EngagedCluster:
         return self._api_clients.renewer(lambda: self._current, pushed=self._pushed, ttl=None)
 
     def refresh(self, cluster: Cluster, kubeconfig: Kubeconfig | None = None) -> None:
-        """Replace the cluster and, if one is given, the kubeconfig. Called by the Fleet."""
+        """Replace the state of the cluster and, if set, the kubeconfig. Called by the Fleet."""
         self._current = cluster
         self._kubeconfig = kubeconfig or self._kubeconfig
         self._signal.notify()
@@ -137,7 +137,7 @@ class EngagedCluster:
         return PushedKubeconfigs(self._pushed_kubeconfig, self.renewed)
 
     def _pushed_kubeconfig(self) -> Kubeconfig | None:
-        self._require_engaged()  # a credential belongs to the engagement, also while it is still valid
+        self._require_engaged()  # a credential must not be used after the engagement, even if it is still valid
         return self._kubeconfig
 
     def _require_engaged(self) -> None:

@@ -3,18 +3,18 @@
 DiscoveryError
 ├── InvalidAddress            the address is malformed
 ├── InvalidCredentials        the client's credentials cannot be read, or cannot be used with this address
-├── UntrustedServer           another user than expected runs the server of the Unix socket
+├── UntrustedServer           the server of the Unix socket runs as another user than expected
 ├── StatusError               a call ended with a gRPC status other than OK
 │   ├── ClusterNotFound           the cluster is unknown, or not engaged
-│   ├── InvalidRequest            the daemon refused an argument: `violations` name the fields
+│   ├── InvalidRequest            the daemon rejected an argument: `violations` has the invalid fields
 │   ├── PermissionDenied          the caller is authenticated but not allowed
 │   ├── Unauthenticated           the daemon does not accept the caller's credentials
 │   ├── PreconditionFailed        the daemon's configuration or the cluster's state does not allow it
 │   ├── Unimplemented             the daemon is older than this client
-│   ├── Unavailable               the daemon is not reached or not synced: retry later
+│   ├── Unavailable               the daemon is unreachable or not synced: retry later
 │   ├── TimedOut                  the deadline was exceeded
 │   └── CallFailed                any other status
-├── UnusableKubeconfig        a kubeconfig is not one that this client accepts
+├── UnusableKubeconfig        this client does not accept a kubeconfig
 ├── CertificateRenewed        an API client's certificate expired; create another API client
 ├── StreamBroken              a stream violated the protocol; watches recover by themselves
 └── HandlerFailed             a Fleet's handler raised, with on_error="raise"
@@ -30,7 +30,7 @@ from datetime import timedelta
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
-    """A refused field of a request."""
+    """An invalid field of a request."""
 
     field: str
     description: str
@@ -71,9 +71,9 @@ class StatusError(DiscoveryError):
         self.reason = reason
         """The daemon's machine-readable reason; empty if the daemon did not answer."""
         self.violations = violations
-        """The fields that were refused."""
+        """The invalid fields of the request."""
         self.retry_after = retry_after
-        """How long to wait before a retry, if the daemon says."""
+        """How long to wait before a retry, if the daemon specified it."""
 
 
 class ClusterNotFound(StatusError):
@@ -81,7 +81,7 @@ class ClusterNotFound(StatusError):
 
 
 class InvalidRequest(StatusError):
-    """The daemon refused an argument. `violations` name the fields at fault."""
+    """The daemon rejected an argument. `violations` has the invalid fields."""
 
 
 class PermissionDenied(StatusError):
@@ -97,11 +97,11 @@ class PreconditionFailed(StatusError):
 
 
 class Unimplemented(StatusError):
-    """The server does not know this call: the daemon is older than this client, or it is another program."""
+    """The server does not implement this call: it is a daemon older than this client, or another program."""
 
 
 class Unavailable(StatusError):
-    """The daemon is not reached or not synced. Retry later."""
+    """The daemon is unreachable or not synced. Retry later."""
 
 
 class TimedOut(StatusError):
@@ -117,7 +117,7 @@ class StreamBroken(DiscoveryError):
 
 
 class UnusableKubeconfig(DiscoveryError):
-    """A kubeconfig that this client does not accept, or a file of it that cannot be read. No content is quoted."""
+    """A kubeconfig is not accepted, or a file that it refers to cannot be read. Messages quote no content."""
 
 
 class CertificateRenewed(DiscoveryError):

@@ -10,7 +10,7 @@ from milo_discovery.model import Cluster, DisengageReason, EventType, Kubeconfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """A change to one cluster. `cluster` is complete in every type; for DISENGAGED it is as last known."""
+    """A change to one cluster. `cluster` is complete in every type; for DISENGAGED it is the last known state."""
 
     type: EventType
     cluster: Cluster
@@ -21,7 +21,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Synced:
-    """The events so far make up a complete view."""
+    """The events received so far make up a complete view."""
 
     clusters: int
     """The number of clusters in the view."""
@@ -29,7 +29,7 @@ class Synced:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connected:
-    """The daemon answered on a new stream. No event was lost."""
+    """A new stream is connected. No event was lost."""
 
     resumed: bool
     """Whether the stream continues from the last revision. Otherwise a snapshot follows, up to `Synced`."""
@@ -37,7 +37,7 @@ class Connected:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disconnected:
-    """The daemon does not answer. Clusters stay engaged, and the watch reconnects."""
+    """The stream broke, or the daemon is unreachable. Clusters stay engaged, and the watch reconnects."""
 
     error: DiscoveryError
 
@@ -46,8 +46,8 @@ class Disconnected:
 class Refreshed:
     """The same cluster, with new values only in fields that the daemon assigns, such as the incarnation.
 
-    It follows a daemon restart. Work on the cluster can continue; a kubeconfig for a specific incarnation needs the new
-    one.
+    It follows a restart of the daemon. Work on the cluster can continue. To issue a kubeconfig for a specific
+    incarnation, use the new one.
     """
 
     cluster: Cluster

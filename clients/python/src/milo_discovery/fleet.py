@@ -1,7 +1,7 @@
 """One task per engaged cluster: started when the cluster is engaged, canceled when it is disengaged.
 
 The task corresponds to the context that multicluster-runtime passes to Engage: its cancellation ends all work on the
-cluster. A cluster that drains is released to the daemon when the task has ended, and not before.
+cluster. A draining cluster is released to the daemon only after the task has ended.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ the Fleet with HandlerFailed. A function: called with the error, returns whether
 
 
 class ClusterFeed(Protocol):
-    """The events of a watch, and the releases of clusters that drain."""
+    """The events of a watch, and the release of draining clusters."""
 
     @property
     def subscriber(self) -> str: ...
@@ -67,11 +67,11 @@ class DiscoveryState:
 
     connected: bool
     synced: bool
-    """Whether all clusters that were engaged at the beginning are known."""
+    """Whether the first complete view of the engaged clusters has arrived."""
     since: datetime
     """When the connection was established or lost."""
     problem: str = ""
-    """Why there is no connection."""
+    """Why there is no connection; empty if there is one."""
 
 
 @dataclass(slots=True)
@@ -82,7 +82,7 @@ class _Member:
     releasing: asyncio.Task[None] | None = None
 
     def cancel(self) -> None:
-        """Cancel the handler once: a second time would interrupt its cleanup."""
+        """Cancel the handler once: a second cancellation would interrupt its cleanup."""
         if self.task is not None and not self.is_cancelled:
             self.is_cancelled = True
             self.task.cancel()
@@ -136,11 +136,11 @@ class Fleet(RunsInBackground):
 
     @property
     def clusters(self) -> Mapping[str, EngagedCluster]:
-        """The engaged clusters by name, as of now."""
+        """The currently engaged clusters by name."""
         return MappingProxyType({name: member.cluster for name, member in self._members.items()})
 
     def get(self, name: str) -> EngagedCluster:
-        """Return the engaged cluster of this name, the object that its handler has. Raises ClusterNotFound."""
+        """Return the engaged cluster of this name, the same object that its handler got. Raises ClusterNotFound."""
         member = self._members.get(name)
         if member is None:
             raise ClusterNotFound(f"cluster {name!r} is not engaged", code="NOT_FOUND")
@@ -155,7 +155,7 @@ class Fleet(RunsInBackground):
     async def run(self) -> None:
         """Run until canceled. Raises errors that a retry cannot fix, and HandlerFailed with on_error="raise".
 
-        It returns or raises after all handlers have ended.
+        It returns or raises only after all handlers have ended.
         """
         if self._state != "new":
             raise RuntimeError("a Fleet can run only once: create another")
@@ -185,7 +185,7 @@ class Fleet(RunsInBackground):
                 await self._end_subscription(subscriber)
 
     async def _end_subscription(self, subscriber: str) -> None:
-        """Notify the daemon that all handlers have ended; it otherwise detects that later."""
+        """Notify the daemon that all handlers have ended, which it would otherwise detect only after a while."""
         with suppress(DiscoveryError, TimeoutError):
             async with asyncio.timeout(_END_LIMIT_S):
                 await self._client.end_subscription(subscriber)
@@ -252,7 +252,7 @@ class Fleet(RunsInBackground):
             try:
                 await watch.release(released)
             except (*NOT_RETRYABLE, ClusterNotFound) as error:
-                # Where another daemon has taken over, it sends the cluster again with its own incarnation.
+                # If another daemon has taken over, it sends the cluster again with its own incarnation.
                 log.info("cluster %s was not released: %s", cluster.name, error)
             except DiscoveryError as error:
                 log.debug("release of cluster %s failed; retrying: %s", cluster.name, error)
@@ -290,7 +290,7 @@ class Fleet(RunsInBackground):
             if error is None:
                 return
             delay = backoff.failed(ran=timedelta(seconds=clock() - began))
-            # If the handler was ended, the error is from its cleanup, and there is no restart.
+            # If the handler was canceled or asked to finish, the error is from its cleanup, and there is no restart.
             is_ending = cancelled_from_outside() or cluster.draining is not None
             if not self._should_restart(cluster, error, None if is_ending else delay) or is_ending:
                 return
@@ -330,7 +330,7 @@ class Fleet(RunsInBackground):
 
 
 async def _attempt(handler: Callable[[EngagedCluster], Awaitable[None]], cluster: EngagedCluster) -> Exception | None:
-    """Call the handler and return its error. Only a cancellation by the Fleet passes through."""
+    """Call the handler and return its error. Only a cancellation by the Fleet is raised."""
     try:
         await handler(cluster)
     except asyncio.CancelledError as cancelled:

@@ -62,14 +62,14 @@ async def run(
 
 
 async def _login(*, memo: Any, **_: Any) -> kopf.AiohttpSession:
-    """Give an operator the newest credential of its cluster. kopf calls it again at the expiry, and after a 401."""
+    """Return a session with the newest credential of the operator's cluster. kopf calls it again on expiry or a 401."""
     sessions: _Sessions = memo.milo_sessions
     return await sessions.create()
 
 
 @dataclass
 class _Sessions:
-    """The HTTP sessions of one operator, each with the credential that was the newest at its creation.
+    """The HTTP sessions of one operator, each with the newest credential at the time of its creation.
 
     The credentials are renewed on an event loop other than the operator's.
     """
@@ -99,7 +99,7 @@ class _Sessions:
         return kopf.AiohttpSession(server=access.server, aiohttp_session=session, expiration=expires_at)
 
     async def close(self) -> None:
-        """Close all connections. kopf does not wait for those of its watches, nor close any after a failed startup."""
+        """Close all connections. kopf does not wait for those of watches, and closes none after a failed startup."""
         for session in self._open:
             await session.close()
         with suppress(TimeoutError):
@@ -129,7 +129,7 @@ class _Sessions:
 
 
 class _Operator:
-    """A kopf operator in a thread of its own."""
+    """A kopf operator that runs in its own thread."""
 
     def __init__(self, name: str, memo: kopf.Memo, sessions: _Sessions) -> None:
         self._name = name

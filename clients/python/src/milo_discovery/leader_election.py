@@ -39,17 +39,17 @@ _CONFLICT: Final = 409
 
 
 class LeadershipLost(Exception):  # noqa: N818  (named like the errors of this package)
-    """The lease could not be renewed in time, so the work was canceled. End the process, or run the election again."""
+    """The Lease was not renewed in time, so the work was canceled. Exit the process, or run the election again."""
 
 
 class _AttemptError(Exception):
-    """The failure of a request to the API server; the next attempt may succeed."""
+    """A request to the API server failed; the next attempt may succeed."""
 
 
 class LeaderElection:
     """An election that runs work on one replica at a time.
 
-    The holder stops before another candidate can take the lock, also while the API server does not answer.
+    The holder stops before another candidate can take the lock, even if the API server is unreachable.
     """
 
     def __init__(
@@ -80,15 +80,14 @@ class LeaderElection:
 
     @property
     def leader(self) -> str:
-        """The holder's identity as last seen, or an empty string."""
+        """The last observed holder's identity, or an empty string."""
         return self._lock.holder
 
     async def run(self, work: Callable[[], Awaitable[ResultT]]) -> ResultT:
         """Wait for the lock, run the work while it is held, and release it.
 
-        Returns the result of the work, or raises its error. Raises LeadershipLost after the canceled work has ended, if
-        the lock is
-        not renewed in time or another replica holds it.
+        Returns the result of the work, or raises its error. If the lock is not renewed in time or another replica holds
+        it, cancels the work, and raises LeadershipLost when the work has ended.
         """
         await self._acquire()
         log.info("leading: lease %s/%s is held by %s", self._namespace, self._name, self.identity)
@@ -117,7 +116,7 @@ class LeaderElection:
             if self._lock.holder != last_holder:
                 last_holder = self._lock.holder
                 log.info("waiting: lease %s/%s is held by %s", self._namespace, self._name, last_holder or "none")
-            # A released Lease is taken at the next attempt, so candidates look more often than the holder renews.
+            # A released Lease is taken at the next attempt, so candidates poll more often than the holder renews.
             await asyncio.sleep(self._timing.retry_period / 4)
 
     async def _renew_until_lost(self) -> None:
@@ -162,7 +161,7 @@ class LeaderElection:
         self._lock.observe(lease if status == _OK else None, asyncio.get_running_loop().time())
 
     async def _write(self, spec: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """Create or replace the Lease; return None if another candidate did."""
+        """Create or replace the Lease; return None on a conflict with another candidate."""
         lease = self._lock.lease
         metadata = {"name": self._name} if lease is None else lease["metadata"]
         body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec}
@@ -214,7 +213,7 @@ async def _call(work: Callable[[], Awaitable[ResultT]]) -> ResultT:
 
 
 async def _ended(task: asyncio.Future[Any]) -> bool:
-    """Cancel a task and wait for its end; return whether the caller was canceled meanwhile."""
+    """Cancel a task and wait for its end; return whether the caller was canceled during the wait."""
     task.cancel()
     is_cancelled = False
     while not task.done():

@@ -12,7 +12,7 @@ from enum import Enum
 
 
 class _OpenEnum(Enum):
-    """An enum with the proto file's numbers. Numbers that a newer daemon added become UNSPECIFIED."""
+    """An enum with the proto file's numbers. Unknown numbers, from a newer daemon, become UNSPECIFIED."""
 
     @classmethod
     def _missing_(cls, value: object) -> _OpenEnum:
@@ -53,7 +53,7 @@ class SourceState(_OpenEnum):
 
 
 class EngagementReason(_OpenEnum):
-    """The reason for which a name is or is not engaged."""
+    """The reason why a cluster is or is not engaged."""
 
     UNSPECIFIED = 0
     ENGAGED = 1
@@ -80,7 +80,7 @@ class EventType(_OpenEnum):
 
 
 class KubeconfigFormat(_OpenEnum):
-    """The form in which a kubeconfig carries its credential."""
+    """How a kubeconfig provides its credential: embedded, or by an exec plugin."""
 
     UNSPECIFIED = 0
     EMBEDDED = 1
@@ -98,7 +98,7 @@ class Connectivity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draining:
-    """The planned end of an engagement: end your work on the cluster, and release it."""
+    """A planned disengagement: finish your work on the cluster, and release it."""
 
     reason: DisengageReason = DisengageReason.UNSPECIFIED
     """The reason that DISENGAGED will have."""
@@ -109,7 +109,7 @@ class Draining:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suspension:
-    """A reason for which a cluster is suspended."""
+    """One suspension of a cluster. A cluster can have several."""
 
     reason: str = ""
     suspended_at: datetime | None = None
@@ -139,7 +139,7 @@ class Cluster:
     incarnation: str = ""
     draining: Draining | None = None
     source: str = ""
-    """The source that the cluster comes from, if the daemon has several."""
+    """The name of the cluster's source, if the daemon has several."""
     suspensions: tuple[Suspension, ...] = ()
 
 
@@ -156,7 +156,7 @@ class Kubeconfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceStatus:
-    """The freshness of the daemon's view of Milo. The connection to the daemon is a separate matter."""
+    """The freshness of the daemon's view of Milo, independent of the connection to the daemon."""
 
     state: SourceState = SourceState.UNSPECIFIED
     since: datetime | None = None
@@ -164,7 +164,7 @@ class SourceStatus:
     message: str = ""
     last_contact: datetime | None = None
     name: str = ""
-    """The source, if the daemon has several."""
+    """The name of the source, if the daemon has several."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +189,7 @@ class Listing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engagement:
-    """Whether a name is engaged, and why."""
+    """Whether a cluster is engaged, and why."""
 
     engaged: bool = False
     reason: EngagementReason = EngagementReason.UNSPECIFIED
@@ -221,20 +221,20 @@ class PendingRelease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterReport:
-    """A report of what the daemon knows of one name. `cluster` is None if it never was engaged."""
+    """The daemon's state of one cluster. `cluster` is None if it was never engaged."""
 
     cluster: Cluster | None = None
     engagement: Engagement = Engagement()
     transitions: tuple[Transition, ...] = ()
     pending_releases: tuple[PendingRelease, ...] = ()
-    """The subscribers that a draining cluster waits for, as far as the caller may see them."""
+    """The subscribers that have not released the draining cluster, as far as the caller may see them."""
     source: SourceStatus = SourceStatus()
-    """How current the report is. UNSPECIFIED if the daemon does not send it."""
+    """The freshness of the report. UNSPECIFIED if the daemon does not send it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetCounts:
-    """The numbers of clusters that the daemon knows, by state, and of its subscribers."""
+    """The numbers of clusters by state, and of the daemon's subscribers."""
 
     engaged: int = 0
     not_ready: int = 0
@@ -242,16 +242,16 @@ class FleetCounts:
     malformed: int = 0
     unreachable: int = 0
     unassigned: int = 0
-    """Ready, and owned by other members of the shard group, or by none at present."""
+    """Ready clusters that other members of the shard group own, or currently none."""
     subscribers: int = 0
     draining: int = 0
     refused: int = 0
-    """Objects of other organizations that the API server sent in the context of one."""
+    """Objects of other organizations that the API server sent to a source that watches one organization."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A configured source of clusters, in a daemon with several."""
+    """A configured source of clusters. Reported by a daemon with several."""
 
     name: str = ""
     kind: str = ""
@@ -272,7 +272,7 @@ class CredentialIssuer:
     message: str = ""
     expires_at: datetime | None = None
     failing_clusters: Mapping[str, int] = field(default_factory=dict)
-    """Numbers of clusters that get no new credential because of a failure specific to the cluster, by reason."""
+    """Numbers of clusters that get no new credential because of a cluster-specific failure, by reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,7 +293,7 @@ class ShardMember:
     name: str = ""
     weight: float = 0.0
     in_view: bool = False
-    """Whether the clusters are distributed among this member and others."""
+    """Whether the member is in the current view, and so gets a share of the clusters."""
     alive: bool = False
     leaving: bool = False
     acknowledged_view: int = 0
@@ -312,11 +312,11 @@ class Sharding:
     """Whether every member has acknowledged the view, and none is joining or leaving."""
     members: tuple[ShardMember, ...] = ()
     valid_for: timedelta | None = None
-    """How long the daemon's ownership remains valid; None while the daemon owns nothing."""
+    """How long the daemon's ownership remains valid; None while the daemon owns no clusters."""
     problem: str = ""
     draining: tuple[str, ...] = ()
-    """The daemon's clusters that wait for subscribers to release them: the first 100. `FleetCounts.draining` counts
-    all."""
+    """The first 100 of the daemon's clusters that wait for subscribers to release them. `FleetCounts.draining` is the
+    number of all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -326,7 +326,7 @@ class ServerInfo:
     version: str = ""
     mode: str = ""
     context: str = ""
-    """The context of Milo that the only source watches; empty for kinds that do not depend on it."""
+    """The context of Milo that a daemon's only source watches; empty for kinds without a context."""
     incarnation: str = ""
     started_at: datetime | None = None
     source: SourceStatus = SourceStatus()

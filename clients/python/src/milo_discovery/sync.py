@@ -1,4 +1,4 @@
-"""The blocking client, for programs without asyncio: the asyncio client on an event loop in a thread of its own."""
+"""The blocking client, for programs without asyncio: the asyncio client on an event loop in a background thread."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def _blocking(
 
 
 class SyncDiscoveryClient:
-    """The blocking twin of DiscoveryClient. It is thread-safe; each watch is iterated over by one thread.
+    """The blocking counterpart of DiscoveryClient. It is thread-safe; each watch is iterated over by one thread.
 
-    Its thread starts with the first call, so a client that was not used yet can be passed on by `fork`.
+    Its background thread starts with the first call, so the process may fork before that.
     """
 
     def __init__(
@@ -104,10 +104,10 @@ class SyncDiscoveryClient:
 
 
 class SyncWatch(WatchState):
-    """The blocking twin of Watch: `for event in watch`.
+    """The blocking counterpart of Watch: `for event in watch`.
 
-    It reads in the background from the first iteration on. Events are handed over when the watch is iterated over, so
-    work that takes longer than a few seconds belongs in a thread of its own, or checks `is_owner` before it writes.
+    It reads in the background from the first iteration on. Events are delivered only by the iteration, so run work
+    that takes longer than a few seconds in another thread, or check `is_owner` before it writes.
     """
 
     def __init__(self, watch: Watch, client: SyncDiscoveryClient) -> None:
@@ -117,7 +117,7 @@ class SyncWatch(WatchState):
         self._taken: deque[Event | StreamNotice] = deque()
 
     def synced(self) -> None:
-        """Wait until `clusters` holds the first complete view, whether or not its events were iterated over."""
+        """Wait until `clusters` holds the first complete view, even if its events were not iterated over."""
         self._run(self._watch.synced())
 
     def reconnect(self) -> None:
@@ -125,7 +125,7 @@ class SyncWatch(WatchState):
         self._run(self._watch.reconnect())
 
     def release(self, cluster: Cluster) -> None:
-        """Confirm that the work on a draining cluster has ended, with `confirm_releases`. A repeated call is a no-op.
+        """Confirm, with `confirm_releases`, that the work on a draining cluster has ended. A repeated call is a no-op.
 
         Raises PreconditionFailed if the cluster is not draining, or has another incarnation now. Thread-safe.
         """
@@ -133,7 +133,7 @@ class SyncWatch(WatchState):
 
     def close(self) -> None:
         """Close the stream, drop pending events and end the iteration. May be called from any thread."""
-        with suppress(CallFailed):  # a closed client has closed it
+        with suppress(CallFailed):  # a closed client has closed the watch
             self._run(self._watch.close())
 
     def feed(self) -> Iterator[Event | StreamNotice]:

@@ -22,7 +22,7 @@ from milo_discovery.model import Cluster
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 
-# Backpressure: no further batch is read while this many events are pending, and the daemon coalesces meanwhile.
+# Backpressure: while this many events are pending, no further batch is read, and the daemon coalesces changes.
 # Only the differences from a snapshot are queued all at once.
 _MAX_PENDING = 256
 
@@ -68,7 +68,7 @@ class Watch(WatchState):
         return self._closed
 
     async def synced(self) -> None:
-        """Wait until `clusters` holds the first complete view, whether or not its events were iterated over."""
+        """Wait until `clusters` holds the first complete view, even if its events were not iterated over."""
         if not await self._read_until(lambda: self.is_synced):
             raise RuntimeError("the watch was closed before it was synced")
 
@@ -79,7 +79,7 @@ class Watch(WatchState):
             raise RuntimeError("the watch is closed")
 
     async def release(self, cluster: Cluster) -> None:
-        """Confirm that the work on a draining cluster has ended, with `confirm_releases`. A repeated call is a no-op.
+        """Confirm, with `confirm_releases`, that the work on a draining cluster has ended. A repeated call is a no-op.
 
         Raises PreconditionFailed if the cluster is not draining, or has another incarnation now.
         """
@@ -196,14 +196,14 @@ class Watch(WatchState):
             async with self._connect() as channel:
                 call = DiscoveryServiceStub(channel).WatchClusters(request, metadata=metadata)
                 while True:
-                    # The timeout covers only the read: time that the user spends on events is not silence.
+                    # The timeout covers only the read, and not the time that the user spends on events.
                     async with asyncio.timeout(silence_limit):
                         batch = await call.read()
                     if not isinstance(batch, pb.WatchClustersResponse):
                         raise StreamBroken("the daemon ended the stream")
                     if batch.sharded and self._keeper is None:
                         await self._renew_ownership(channel, boottime())
-                        # Once: ownership that ends before the renewals begin has to disengage the clusters too.
+                        # Once: if the ownership expires before the renewals begin, the clusters are disengaged too.
                         if not (was_owner := self.is_owner):
                             subscription.ownership_ended()  # of clusters from before the daemon was sharded
                         # Runs in a thread, so that a blocked event loop cannot lose the ownership.
@@ -211,7 +211,7 @@ class Watch(WatchState):
                         self._keeper = asyncio.create_task(run_in_thread(keep), name="milo-discovery ownership")
                         self._keeper.add_done_callback(self._keeper_ended)
                     if batch.events and not self.is_owner:
-                        raise StreamBroken("the daemon does not own its clusters at present")
+                        raise StreamBroken("the daemon does not own its clusters")
                     subscription.received(batch, clock())
                     self._signal.notify()
                     await asyncio.sleep(0)  # waiters get the events before the next batch is read
@@ -222,7 +222,7 @@ class Watch(WatchState):
             raise StreamBroken(f"no heartbeat for {silence_limit:g} s") from error
 
     async def _renew_ownership(self, channel: grpc.aio.Channel, asked_at: float) -> None:
-        """Request how long the daemon owns its clusters. A failure leaves the last response to expire."""
+        """Request how long the daemon owns its clusters. After a failure, the last response applies."""
         ownership = self._subscription.ownership
         renew = DiscoveryServiceStub(channel).RenewOwnership
         ownership.sharded = True
@@ -232,16 +232,16 @@ class Watch(WatchState):
             ownership.renewed(response, asked_at)
 
     async def _keep_ownership(self, loop: asyncio.AbstractEventLoop, *, was_owner: bool) -> None:
-        """Renew the ownership while the daemon is sharded; have `loop`, that of the watch, follow its changes."""
+        """Renew the ownership while the daemon is sharded, and report changes of it on `loop`, the watch's loop."""
         ownership = self._subscription.ownership
         while ownership.sharded:
             await asyncio.sleep(ownership.next_renewal_s(boottime(), was_owner=was_owner))
-            # Before the check: a suspension after it must not be covered by the response.
+            # Before the check: if the machine is suspended after the check, the response must not extend the ownership.
             asked_at = boottime()
-            # Ownership that has ended is not renewed before the watch has disengaged all clusters.
+            # Expired ownership is not renewed before the watch has disengaged all clusters.
             if not was_owner or self.is_owner:
-                with suppress(DiscoveryError):  # it cannot connect: the last response expires
-                    # A new channel per call, because one that lost its daemon waits long before it reconnects.
+                with suppress(DiscoveryError):  # no connection: the last response expires
+                    # A new channel per call: a channel that lost its connection has a reconnect backoff.
                     async with self._connect_in_thread() as channel:
                         await self._renew_ownership(channel, asked_at)
             if was_owner != self.is_owner:

@@ -43,11 +43,11 @@ COMMANDS_GROUP = "milo_discovery.commands"
 _PACKAGE_OF = {"publish": "milo-publishing"}
 
 _SIMILAR = 0.85
-"""The similarity from which a variable counts as misspelled: all of them share half of their letters."""
+"""Minimum similarity of a misspelled variable; high, because all variables share a long prefix."""
 
 
 class LazyGroup(click.Group):
-    """A command group that imports each command on use, and exits by SIGPIPE when the reader of its output closes."""
+    """A command group that imports each command on use, and exits by SIGPIPE when the reader of stdout is closed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*_MODULE_OF, *_added_commands().names})
@@ -93,7 +93,7 @@ def _added_commands() -> EntryPoints:
 
 
 def _print_plugin_manifest(ctx: click.Context, _: click.Parameter, is_requested: bool) -> None:
-    """Answer datumctl, which runs a `milo-NAME` on the PATH as its command NAME and asks for this manifest."""
+    """Print the plugin manifest for datumctl, which runs a `milo-NAME` on the PATH as its command NAME."""
     if not is_requested or ctx.resilient_parsing:
         return
     from importlib.metadata import version  # noqa: PLC0415  (`credential` has to start fast)

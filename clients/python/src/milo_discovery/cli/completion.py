@@ -16,7 +16,7 @@ def completion(shell: str) -> None:
     zsh:  source <(milo-discovery completion zsh)
     fish: milo-discovery completion fish | source
 
-    Names of clusters are completed by asking the daemon.
+    Cluster names are completed with those that the daemon lists.
     """
     print_script("milo-discovery", shell)
 

@@ -41,7 +41,7 @@ def credential(connection: ConnectionOptions, *, name: str | None, cluster: str 
     """Print a credential as an exec credential plugin does.
 
     kubectl and client libraries call this command, through the kubeconfigs that `milo-discovery kubeconfig` creates.
-    Consumers of the ClusterProfiles that `milo-discovery publish` writes call it without NAME, which the profile has.
+    Consumers of the ClusterProfiles that `milo-discovery publish` writes call it without NAME: the profile contains it.
     """
     if name is not None and cluster is not None:
         raise click.UsageError("--cluster and NAME both name the cluster: give one of them.")
@@ -85,7 +85,7 @@ def _issue(connection: ConnectionOptions, cluster: str) -> pb.Kubeconfig:
 
 
 def _parse_exec_info(value: str | None) -> dict[str, Any]:
-    """Return the caller's ExecCredential; a default one if a user runs the command by hand."""
+    """Return the caller's ExecCredential, or a default one if a user runs the command manually."""
     if not value:
         return {"apiVersion": _VERSION}
     try:
@@ -98,7 +98,7 @@ def _parse_exec_info(value: str | None) -> dict[str, Any]:
 
 
 def _cluster_of(exec_info: dict[str, Any]) -> str | None:
-    """Return the name in the configuration that a ClusterProfile gives to the plugin (KEP-4322), if there is one."""
+    """Return the cluster name in the configuration that a ClusterProfile passes to the plugin (KEP-4322), if any."""
     value: Any = exec_info
     for key in ("spec", "cluster", "config", "clusterName"):
         value = value.get(key) if isinstance(value, dict) else None
@@ -106,7 +106,7 @@ def _cluster_of(exec_info: dict[str, Any]) -> str | None:
 
 
 def _require_same_server(exec_info: dict[str, Any], access: KubeconfigAccess, cluster: str) -> None:
-    """Raise CommandFailure if the caller states its connection and the credential could reach another server by it."""
+    """Raise CommandFailure if the caller passes its connection and would send the credential to another server."""
     spec = exec_info.get("spec")
     stated = spec.get("cluster") if isinstance(spec, dict) else None
     if not isinstance(stated, dict):
@@ -117,7 +117,7 @@ def _require_same_server(exec_info: dict[str, Any], access: KubeconfigAccess, cl
     elif stated.get("insecure-skip-tls-verify"):
         refused = "is for a verified server, but the caller does not verify it (insecure-skip-tls-verify)"
     elif _certificates(stated.get("certificate-authority-data")) != (access.authorities or "").split():
-        refused = "is for a server with another CA than the caller trusts (certificate-authority-data)"
+        refused = "is for a server with a different CA than the caller trusts (certificate-authority-data)"
     elif stated.get("tls-server-name") not in {None, "", access.tls_server_name}:
         refused = f"is not for a server named {stated['tls-server-name']} (tls-server-name)"
     elif stated.get("proxy-url"):
@@ -127,20 +127,20 @@ def _require_same_server(exec_info: dict[str, Any], access: KubeconfigAccess, cl
 
 
 def _require_same_user(access: KubeconfigAccess, cluster: str) -> None:
-    """Raise CommandFailure unless the caller states that it acts as the user for which the credential is meant.
+    """Raise CommandFailure unless the calling kubeconfig impersonates the user for which the credential is meant.
 
-    Without it, the requests would have all rights of the credential's own identity.
+    Without impersonation, its requests would have all rights of the credential's own identity.
     """
     acting = access.act_as
     if acting is not None and os.environ.get(STATEMENT_VARIABLE) != acting.statement():
         raise CommandFailure(
-            f"the credential of {cluster} is for requests that act as {acting.user}, which the kubeconfig does not "
-            f"state, or not as it is configured now: create it again by `milo-discovery kubeconfig {cluster}`"
+            f"the credential of {cluster} is for requests that impersonate {acting.user} as the daemon is configured, "
+            f"which those of the kubeconfig do not: recreate it with `milo-discovery kubeconfig {cluster}`"
         )
 
 
 def _certificates(data: Any) -> list[str] | None:
-    """Return the words of the CA's PEM; None if it cannot be decoded."""
+    """Return the CA's PEM, split at whitespace for comparison; None if it cannot be decoded."""
     try:
         return base64.b64decode(data or "", validate=True).decode().split()
     except (TypeError, ValueError):

@@ -70,7 +70,7 @@ def exit_status(error: DiscoveryError) -> ExitStatus:
 
 
 def describe(error: DiscoveryError, address: str, credentials: ClientCredentials | None = None) -> str:
-    """Return the message for a person. With credentials, connects to find out why no connection can be made."""
+    """Return the error message for the user. With credentials, connects again to find out why the connection failed."""
     match error:
         case InvalidRequest(violations=(_, *_)):
             refused = (
@@ -100,7 +100,7 @@ def _hint(address: str, reason: str) -> str:
 
 def _connection_problem(address: str, credentials: ClientCredentials) -> str | None:
     if address.startswith("unix:"):
-        return None  # gRPC's message names the operating system's error
+        return None  # gRPC's message contains the operating system's error
     from milo_discovery._connection_problem import connection_problem  # noqa: PLC0415  (loads TLS)
 
     return connection_problem(address, credentials)
@@ -134,10 +134,10 @@ class CommandFailure(click.ClickException):
 
 
 def exit_by_sigpipe() -> NoReturn:
-    """End the process by SIGPIPE, as other tools in a pipeline do. Python ignores the signal by default."""
+    """Terminate the process by SIGPIPE, as other tools in a pipeline do. Python ignores the signal by default."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.raise_signal(signal.SIGPIPE)
-    raise AssertionError("SIGPIPE with the default action ends the process")
+    raise AssertionError("SIGPIPE with the default action did not terminate the process")
 
 
 def exit_by_full_output(error: OSError) -> NoReturn:
@@ -147,10 +147,10 @@ def exit_by_full_output(error: OSError) -> NoReturn:
 
 
 def print_message(text: str) -> None:
-    """Print a message to stderr, which is not data."""
+    """Print a message to stderr, since stdout is for data."""
     click.echo(f"milo-discovery: {printable(text)}", err=True)
 
 
 def printable(text: str) -> str:
-    """Escape control characters and bidirectional overrides: labels and messages come from other parties."""
+    """Escape control characters and bidirectional overrides: labels and messages are untrusted."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

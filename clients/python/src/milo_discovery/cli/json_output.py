@@ -1,4 +1,4 @@
-"""Renders values as proto3 JSON: field names in camelCase, and all fields but timestamps that are not set."""
+"""Renders values as proto3 JSON: field names in camelCase, with all fields except those that are None."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ENUM_PREFIXES: dict[type[Enum], str] = {
 
 @singledispatch
 def to_json(value: Any) -> Any:
-    """Convert to what `json.dumps` accepts."""
+    """Convert a value to types that `json.dumps` accepts."""
     if not is_dataclass(value):
         raise TypeError(f"{type(value).__name__} has no JSON form")
     pairs = ((_camel(field.name), getattr(value, field.name)) for field in fields(value))
@@ -76,7 +76,7 @@ def _array(value: tuple[Any, ...]) -> list[Any]:
 
 
 def line(value: Any) -> str:
-    """Format as one line, for streams."""
+    """Format as a single line, for output of one value per line."""
     return _escaped(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
 
 
@@ -86,7 +86,7 @@ def document(value: Any) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Escape control characters. Outside of strings, only the line breaks of the layout are not printable."""
+    """Escape control characters, except line breaks: JSON contains these only between tokens, as its indentation."""
     return "".join(each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text)
 
 

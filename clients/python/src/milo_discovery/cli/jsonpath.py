@@ -1,4 +1,4 @@
-"""JSONPath templates as kubectl has them: `{.clusters[*].name}`, `{range .clusters[*]}{.name}{"\\n"}{end}`."""
+"""JSONPath templates in kubectl's syntax: `{.clusters[*].name}`, `{range .clusters[*]}{.name}{"\\n"}{end}`."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _until_end(tokens: Iterator[str]) -> Iterator[str]:
 
 
 def text(value: Any) -> str:
-    """Return a value as kubectl prints it: texts as they are, others as JSON."""
+    """Return a value as kubectl prints it: strings without quotes, others as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -103,7 +103,7 @@ def _literal(token: str) -> str:
 
 
 def _within(value: Any) -> Iterator[Any]:
-    """Yield a value, and all that it contains."""
+    """Yield a value, and recursively every value that it contains."""
     yield value
     for each in _children(value):
         yield from _within(each)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from milo_discovery.model import Kubeconfig
 
 _NOT_ENGAGED = "NOT_ENGAGED"
-"""The daemon's reason where it knows the cluster."""
+"""The daemon's error reason for a cluster that exists and is not engaged."""
 
 
 @click.command("kubeconfig")
@@ -42,7 +42,7 @@ _NOT_ENGAGED = "NOT_ENGAGED"
 )
 @click.option("--ttl", type=Duration(), help="Requested lifetime of the token. The daemon may shorten it.")
 @click.option("-w", "--write", "path", type=click.Path(path_type=Path), help="Write to this file, with mode 0600.")
-@click.option("--merge", is_flag=True, help="Add context milo-NAME to the -w file, by default kubectl's own.")
+@click.option("--merge", is_flag=True, help="Add context milo-NAME to the -w file, by default kubectl's kubeconfig.")
 @click.option("--force", is_flag=True, help="With -w: replace the file, whatever it contains.")
 @unary
 def kubeconfig(
@@ -129,7 +129,7 @@ def _token_document(name: str, issued: Kubeconfig, requested: timedelta | None) 
 
 def _require_regular(path: Path) -> None:
     """Refuse to replace a device such as /dev/null, and to wait for the writer of a pipe."""
-    with suppress(OSError):  # it does not exist, or an error follows that says why
+    with suppress(OSError):  # if stat fails for another reason than a missing file, so does the write, with that reason
         if not stat.S_ISREG(path.stat().st_mode):
             raise CommandFailure(f"{path} is not a regular file")
 

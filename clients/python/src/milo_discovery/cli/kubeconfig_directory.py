@@ -3,7 +3,7 @@
 Two files track the state. The index, `index.json`, lists the kubeconfigs for readers: it is written after new files are
 created and before old ones are removed. The ledger, `.milo-discovery.json`, lists for this program which files are its
 own: it is written before a file is created and after one is removed. So after a crash at any point, the next process
-knows its own files and leaves all others alone. The ledger also records the shard group of the daemon, and the filter.
+identifies its own files and leaves all others alone. The ledger also records the daemon's shard group and the filter.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
         self._lock = -1
         self._own: set[str] = set()
         self._fleet: tuple[str | None, str | None] = None, None
-        """The shard group and the filter that the files stand for; None for those that are not recorded yet."""
+        """The shard group and the filter to record; None for those that are not known yet."""
         self._recorded: tuple[str | None, str | None] = None, None
         self._written: dict[str, tuple[str, Kubeconfig]] = {}
         """The UID and kubeconfig of each file that this process wrote."""
@@ -69,7 +69,7 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
             if owns_index:
                 self._indexed = _read_index(self.path / INDEX)
             else:
-                self._contribution_index()
+                self._claim_index()
             atomic_files.remove_leftovers(self.path)
         except BaseException as error:
             os.close(self._lock)
@@ -89,15 +89,15 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
         return frozenset(self._own)
 
     def difference(self, group: str, only: str) -> str:
-        """Return which other shard group or filter the files stand for; empty if none."""
+        """Return how the files' recorded shard group or filter differs from these; empty if it does not."""
         return difference(self._recorded, (group, only)) if self._own else ""
 
     def claim(self, group: str, only: str) -> None:
-        """Record with the next files that all stand for this shard group and filter."""
+        """Record this shard group and filter in the ledger when files are next written."""
         self._fleet = group, only
 
     def reconcile(self, desired: Mapping[str, DesiredFile], *, ended: Collection[str]) -> None:
-        """Write new files. Remove those of ended clusters, unless desired; keep all others."""
+        """Write the files of desired clusters. Remove those of ended clusters, unless desired; keep all others."""
         self.skipped = {}
         to_write = {
             name: each for name, each in desired.items() if each.kubeconfig is not None and self._may_write(name)
@@ -118,7 +118,7 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
         self._write_index(desired, without=to_remove)
         self._remove(to_remove)
 
-    def _contribution_index(self) -> None:
+    def _claim_index(self) -> None:
         index = self.path / INDEX
         if os.path.lexists(index):
             raise CommandFailure(
@@ -155,7 +155,7 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
             self._indexed = index
 
     def _write_ledger(self, own: set[str]) -> None:
-        # The set in memory changes with the file: after a failed write, the next one is attempted again.
+        # The fields are set after the write: if it fails, the next reconcile writes the ledger again.
         group, only = self._fleet
         ledger = {"files": sorted(own), "index": True, "group": group, "filter": only}
         atomic_files.replace(self.path / _LEDGER, _json(ledger))
@@ -177,7 +177,7 @@ def _index_entry(cluster: Cluster, file: str) -> dict[str, Any]:
 
 
 def _read_index(path: Path) -> dict[str, Any] | None:
-    """Return the entries by name; None if the file is missing or damaged."""
+    """Return the entries by name; None if the file is missing or corrupt."""
     try:
         return {each["name"]: each for each in json.loads(path.read_bytes())["clusters"]}
     except (OSError, ValueError, TypeError, LookupError):
@@ -185,14 +185,14 @@ def _read_index(path: Path) -> dict[str, Any] | None:
 
 
 def _read_ledger(path: Path) -> tuple[set[str], bool, tuple[str | None, str | None]]:
-    """Return the names of the own files, whether the index is an own file, and the recorded shard group and filter.
+    """Return the clusters of this command's files, whether it owns the index, and the recorded shard group and filter.
 
-    Ledgers of earlier versions record neither.
+    Ledgers of earlier versions record neither group nor filter.
     """
     try:
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as stream:
             if (owner := os.fstat(stream.fileno()).st_uid) != os.geteuid():
-                # In a directory that others can write to, they could name files that this command then removes.
+                # In a world-writable directory, another user's ledger could list files that this command then removes.
                 raise CommandFailure(
                     f"{path} is owned by user {owner}, and not by the user of this process ({os.geteuid()}): use a "
                     "directory of this user"

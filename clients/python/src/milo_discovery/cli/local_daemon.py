@@ -1,4 +1,4 @@
-"""The daemon that a command uses without an address: the one of this machine, or a demo that this user runs."""
+"""The daemon that a command uses if no address is set: the one of this machine, or a demo that this user runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LIMIT_S = 1.0
 
 
 def local_address() -> str | None:
-    """Return the default address if a daemon listens there, or else the address of the newest demo that runs."""
+    """Return the default address if a daemon listens there, or else the address of the newest running demo."""
     if _is_listening(Path(DEFAULT_ADDRESS.removeprefix("unix://"))):
         return DEFAULT_ADDRESS
     demos = sorted(_sockets_of_demos(), key=lambda path: path.lstat().st_mtime, reverse=True)
@@ -23,7 +23,7 @@ def local_address() -> str | None:
 
 
 def _sockets_of_demos() -> Iterator[Path]:
-    """Yield the sockets of this user's demos, also of ended ones, which other users can neither make nor replace."""
+    """Yield the sockets of this user's demos, also of stopped ones, in directories that other users cannot write to."""
     for directory in Path(tempfile.gettempdir()).glob("milo-demo-*"):
         try:
             holder, found = directory.lstat(), (directory / "discovery.sock").lstat()

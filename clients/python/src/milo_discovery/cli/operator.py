@@ -43,7 +43,7 @@ def run(program: Path, arguments: tuple[str, ...], *, address: str | None, no_re
     address = address or local_address()
     if address is None:
         raise CommandFailure(
-            "no daemon and no demo runs on this machine: start ./dev demo in another terminal, or pass --address"
+            "no daemon and no demo is running on this machine: start ./dev demo in another terminal, or pass --address"
         )
     environment = {**os.environ, ADDRESS_VARIABLE: address}
     print_message(f"running {program} against {address}")
@@ -59,7 +59,7 @@ def run(program: Path, arguments: tuple[str, ...], *, address: str | None, no_re
             if ending.is_set() or no_restart:
                 sys.exit(status)
             if not has_changed:
-                print_message(f"{program} ended with status {status}; it is restarted when it changes")
+                print_message(f"{program} exited with status {status}; it is restarted when a file changes")
                 while _versions(program) == before:
                     if ending.wait(_POLL_S):
                         sys.exit(status)
@@ -67,7 +67,7 @@ def run(program: Path, arguments: tuple[str, ...], *, address: str | None, no_re
 
 
 def _versions(program: Path) -> Mapping[Path, int]:
-    """Return when each Python file was changed. Hidden directories, such as virtual environments, are left out."""
+    """Return the modification time of each Python file, without hidden directories such as virtual environments."""
     found: dict[Path, int] = {}
     for directory, subdirectories, names in os.walk(program.parent):
         subdirectories[:] = [each for each in subdirectories if not each.startswith((".", "__"))]
@@ -75,7 +75,7 @@ def _versions(program: Path) -> Mapping[Path, int]:
             try:
                 found[path] = path.stat().st_mtime_ns
             except FileNotFoundError:
-                continue  # it was replaced just now
+                continue  # it was removed after the directory was read
     return found
 
 
@@ -92,13 +92,13 @@ def _signaled() -> Iterator[threading.Event]:
 
 
 def _ended(process: subprocess.Popen[bytes]) -> int:
-    """End the operator by SIGTERM, and return its status."""
+    """Terminate the operator, by SIGKILL after a timeout, and return its exit status."""
     if process.poll() is None:
         process.terminate()
     deadline = time.monotonic() + _END_LIMIT_S
     while process.poll() is None:
         if time.monotonic() > deadline:
-            print_message(f"the operator did not end within {_END_LIMIT_S:g} s: killing it")
+            print_message(f"the operator did not exit within {_END_LIMIT_S:g} s: killing it")
             process.kill()
         time.sleep(_POLL_S / 10)
     return process.returncode
@@ -120,7 +120,7 @@ def _ended(process: subprocess.Popen[bytes]) -> int:
 def objects(*, pages: str, cluster: str | None, form: str, headers: bool) -> None:
     """List the objects whose last reconcile failed, with the error, the attempts and the next try.
 
-    The operator is one that `milo_controllers.main` runs.
+    Works with operators that `milo_controllers.main` runs.
     """
     match = HOST_AND_PORT.fullmatch(pages if pages.rpartition(":")[0] else f"127.0.0.1{pages}")
     if match is None or not 0 < int(match["port"]) <= 65535:

@@ -73,7 +73,7 @@ class ConnectionOptions:
     credentials: ClientCredentials
 
     def environment(self) -> dict[str, str]:
-        """Return the variables that lead another call of this command to the same daemon."""
+        """Return the environment variables with which another call of this command uses the same daemon."""
         files = {
             variable: getattr(self.credentials, name.replace("-", "_")) for name, variable, *_ in _CREDENTIAL_FILES
         }
@@ -86,7 +86,7 @@ class ConnectionOptions:
         return variables
 
     def run(self, use: Callable[[DiscoveryClient], Awaitable[R]]) -> R:
-        """Run a coroutine with a client; errors end the command."""
+        """Run a coroutine with a client. Raises CallFailure, with which the command exits."""
         # gRPC would log connection problems to stderr.
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         import asyncio  # noqa: PLC0415  (not needed for help and usage errors)
@@ -110,8 +110,8 @@ def address_option(command: Callable[..., R]) -> Callable[..., R]:
         envvar=ADDRESS_VARIABLE,
         show_default=True,
         show_envvar=True,
-        help="The daemon's address: unix:///PATH or HOST:PORT. If nothing listens at the default, commands for people "
-        "use the newest demo that you run.",
+        help="The daemon's address: unix:///PATH or HOST:PORT. If nothing listens at the default, interactive "
+        "commands use the newest demo that you run.",
     )(command)
 
 
@@ -163,10 +163,10 @@ def timeout_option(default: str | None, description: str) -> Callable[[Callable[
 def connecting(
     *, timeout: str | None, timeout_help: str, finds_demo: bool = False
 ) -> Callable[[Callable[..., R]], Callable[..., R]]:
-    """Decorate a command that connects: it gets a `Connection` as its first argument.
+    """Decorate a command that connects: it gets `ConnectionOptions` as its first argument.
 
-    With `finds_demo`, it uses a demo if no address is given and no daemon listens at the default one. Commands that
-    run unattended do not, since they would replace what they have written by the demo's clusters.
+    With `finds_demo`, it uses a demo if no address is set and no daemon listens at the default one. Commands that run
+    unattended do not use a demo, because they would replace the clusters that they have written with the demo's.
     """
 
     def decorate(command: Callable[..., R]) -> Callable[..., R]:
@@ -227,7 +227,7 @@ def completion_connection(context: click.Context, timeout: timedelta) -> Connect
 
 
 def _or_group_option(name: str, value: T) -> T:
-    """Return the option's value after the command's name, or else the one before it."""
+    """Return the value of an option given after the command's name, or else before it."""
     context = click.get_current_context()
     group = context.find_root()
     is_set_here = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
@@ -261,7 +261,7 @@ _TEMPLATES = "jsonpath=TEMPLATE, or custom-columns=HEADER:.PATH,... of each"
 
 
 class OutputFormat(click.Choice[str]):
-    """One of some formats; with `name`, objects are printed, and a template is one too."""
+    """An output format. Commands that print objects, which have the format `name`, also accept templates."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         kind, separator, template = str(value).partition("=")

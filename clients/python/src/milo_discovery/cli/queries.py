@@ -31,7 +31,7 @@ _CAUSES = (
 @click.command("list")
 @filtering
 @formatted("table", "wide", "json", "yaml", "name")
-@click.option("--sort-by", metavar="PATH", help="Sort by a field, as JSON has it: .engagedAt, .labels.env.")
+@click.option("--sort-by", metavar="PATH", help="Sort by a field of the JSON output, such as .labels.env.")
 @unary
 @click.pass_context
 def list_clusters(
@@ -79,7 +79,7 @@ def _no_clusters(only: FilterOptions) -> str:
 @formatted("table", "wide", "json", "yaml", "name")
 @unary
 def get_cluster(connection: ConnectionOptions, *, name: str, form: str, headers: bool) -> None:
-    """Show what the daemon knows of a project, engaged or not."""
+    """Show the daemon's state of a project, engaged or not."""
     report = _report(connection, name)
     if form in {"table", "wide"}:
         wide = form == "wide"
@@ -106,7 +106,7 @@ def explain(connection: ConnectionOptions, *, name: str, form: str, headers: boo
 
 
 def _report(connection: ConnectionOptions, name: str) -> ClusterReport:
-    """Get a cluster; for an unknown name, suggest names of engaged clusters, and name the causes."""
+    """Get a cluster; for an unknown name, suggest names of engaged clusters, and list the possible causes."""
 
     async def get(client: DiscoveryClient) -> ClusterReport:
         try:
@@ -165,7 +165,7 @@ def _print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]], *, heade
 
 
 def _sorted(clusters: Iterable[Cluster], path: str) -> list[Cluster]:
-    """Return the clusters by a field of their JSON; those without it come last."""
+    """Return the clusters, sorted by a field of their JSON; those without it come last."""
     from milo_discovery.cli import json_output  # noqa: PLC0415  (loads protobuf)
 
     def key(cluster: Cluster) -> tuple[bool, str]:

@@ -37,7 +37,7 @@ _RETRY_S = 1.0
 _LOOKUPS = 8
 """Maximum number of concurrent requests to the daemon about missing clusters."""
 _ENDS = removals.ENDS | {DisengageReason.MOVED, DisengageReason.OWNERSHIP_LOST}
-"""Reasons after which a file is removed at once: also where another replica works in the cluster."""
+"""Reasons after which a file is removed at once, including those after which another replica owns the cluster."""
 
 
 @click.command("sync")
@@ -45,13 +45,13 @@ _ENDS = removals.ENDS | {DisengageReason.MOVED, DisengageReason.OWNERSHIP_LOST}
     "--dir", "directory", type=click.Path(path_type=Path, file_okay=False), required=True, help="The directory."
 )
 @click.option("--ttl", type=Duration(), help="Requested lifetime of the credentials. The daemon may shorten it.")
-@click.option("--once", is_flag=True, help="Exit when each engaged cluster has its file, and all others are removed.")
+@click.option("--once", is_flag=True, help="Exit when each engaged cluster has its file, and other files are removed.")
 @click.option(
     "--accept-removals",
     "accepts_removals",
     is_flag=True,
-    help="Remove the files that the first complete view lacks, however many these are, and take over those of another "
-    "filter or shard group.",
+    help="Remove all files whose clusters are missing from the first complete view, however many, and take over those "
+    "of another filter or shard group.",
 )
 @filtering
 @connecting(timeout=None, timeout_help="With --once: time limit for the run. Default: no limit.")
@@ -113,7 +113,7 @@ class _Synchronizer:
         self._ended: set[str] = set()
         """Clusters whose files are to be removed."""
         self._has_view = False
-        """Whether `_desired` is a complete view, and not a snapshot that is arriving."""
+        """Whether `_desired` is a complete view, and not a partially received snapshot."""
         self._may_write = False
         """Whether the view was reviewed, and is not that of another fleet."""
         self._review_at: float | None = None
@@ -218,7 +218,7 @@ class _Synchronizer:
             changed.clear()
 
     async def _review(self, client: DiscoveryClient, watch: Watch, now: float) -> None:
-        """Look for the clusters that the view lacks, and end those that are confirmed to be disengaged."""
+        """Check the clusters that are missing from the view, and mark those confirmed as disengaged as ended."""
         import asyncio  # noqa: PLC0415
 
         if not watch.connected:
@@ -240,11 +240,11 @@ class _Synchronizer:
         names = self._directory.own - set(self._desired) - self._ended
         followed = [name for name in names if removals.is_followed(watch, name)]
         lookups = asyncio.Semaphore(_LOOKUPS)
-        # Only in a group, since a lookup that finds nothing counts against a caller with limited rights.
+        # Only in a shard group, because the daemon rate-limits failed lookups of callers with limited rights.
         looked_up = followed if fleet[0] else []
         elsewhere = await asyncio.gather(*(_is_elsewhere(client, name, lookups) for name in looked_up))
         if not self._has_view or self._review_at is not None:
-            return  # another view arrives, and is reviewed
+            return  # a newer view has arrived, and is reviewed next
         self._ended.update(name for name, moved in zip(looked_up, elsewhere, strict=True) if moved)
         self._ended -= self._desired.keys()
         missing = [Removal(name, name, "", "") for name in followed if name not in self._desired.keys() | self._ended]
@@ -259,13 +259,13 @@ class _Synchronizer:
             self._review_at = now + removals.SECOND_LOOK_S
 
     def _report(self, problem: str) -> None:
-        """Report a problem once; an empty one resolves it."""
+        """Report a problem once. An empty string reports that the last problem is resolved."""
         if problem != self._reported:
             print_message(problem or f"resolved: {self._reported}")
         self._reported = problem
 
     def _report_longer_lifetime(self, kubeconfig: Kubeconfig | None) -> None:
-        """Report once if credentials live longer than requested."""
+        """Report once if credentials are valid for longer than requested."""
         requested = self._unreported_ttl
         if requested is None or kubeconfig is None or kubeconfig.expires_at is None or kubeconfig.issued_at is None:
             return

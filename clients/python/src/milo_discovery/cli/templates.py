@@ -24,7 +24,7 @@ def find(path: str, document: Any) -> list[Any]:
 
 
 class Columns:
-    """The columns that a specification names: HEADER:.PATH,..."""
+    """The columns of a specification HEADER:.PATH,..."""
 
     def __init__(self, specification: str) -> None:
         pairs = [each.partition(":") for each in specification.split(",")]

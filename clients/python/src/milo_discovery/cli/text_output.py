@@ -1,4 +1,4 @@
-"""Text for people: tables, durations and explanations."""
+"""Human-readable output: tables, durations and explanations."""
 
 from __future__ import annotations
 
@@ -108,10 +108,10 @@ def report_row(name: str, report: ClusterReport, now: datetime, *, wide: bool) -
 
 EVENT_COLUMNS = ("EVENT", "NAME", "ORGANIZATION", "DETAILS")
 EVENT_COLUMNS_WIDE = (*EVENT_COLUMNS[:-1], "UID", "ENDPOINT", "LABELS", EVENT_COLUMNS[-1])
-# Lines are printed one by one, so column widths are fixed. Without -o wide, a line fits into 120 columns unless name or
-# organization are longer than their columns.
+# Events are printed as they arrive, so column widths are fixed. Without -o wide, a line fits into 120 columns unless
+# name or organization are longer than their columns.
 _LINE_WIDTH = 120
-_MIN_DETAILS_WIDTH = 18  # what a name of 63 characters, the longest DNS label, leaves
+_MIN_DETAILS_WIDTH = 18  # the width that remains after a name of 63 characters, the longest DNS label
 _EVENT_WIDTHS = {"EVENT": 10, "NAME": 30, "ORGANIZATION": 20, "UID": 36, "ENDPOINT": 60, "LABELS": 30}
 
 
@@ -129,7 +129,7 @@ def event_line(cells: Sequence[str], *, wide: bool, indent: int = 0) -> str:
 
 
 def event_row(event: Event, before: Cluster | None, *, wide: bool) -> tuple[str, ...]:
-    """Return the cells of an event; `before` is the cluster as previously received."""
+    """Return the cells of an event; `before` is the previously received state of the cluster."""
     cluster = event.cluster
     head = (event.type.name, cluster.name, cluster.organization or NONE)
     if wide:
@@ -152,7 +152,7 @@ def _details(event: Event, before: Cluster | None) -> str:
 
 
 def changes(before: Cluster, after: Cluster) -> Iterator[str]:
-    """Yield what an update changed."""
+    """Yield a description of each change of an update."""
     for name in ("endpoint", "organization"):
         if (value := getattr(after, name)) != getattr(before, name):
             yield f"{name} {value or NONE}"
@@ -335,7 +335,7 @@ def shard_row(member: ShardMember) -> tuple[str, ...]:
 
 
 def out_of_date(status: SourceStatus, now: datetime) -> str | None:
-    """Return a warning if what is shown of a source may be out of date."""
+    """Return a warning that the output may be out of date if the source is stale, or None."""
     if status.state is not SourceState.STALE:
         return None
     which = f"source {printable(status.name)}" if status.name else "the source"

@@ -1,4 +1,4 @@
-"""Usage errors of command lines, also of the daemon's: one line, with one form of suggestions."""
+"""Usage errors of the command lines of client and daemon: one line each, with suggestions in the same form."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str
 
 
 def print_usage_error(program: str, error: click.UsageError) -> None:
-    """Print the error with the command whose help says more."""
+    """Print the error with the command to see for help."""
     where = program if error.ctx is None else error.ctx.command_path
     if isinstance(error, click.NoSuchOption):
         problem = error.message.rstrip(".") + did_you_mean(error.option_name, error.possibilities or ())

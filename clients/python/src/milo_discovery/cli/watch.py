@@ -1,4 +1,4 @@
-"""The command `watch`, and the stream messages that `sync` prints too."""
+"""The command `watch`, and the messages about the stream, which `sync` prints as well."""
 
 from __future__ import annotations
 
@@ -83,14 +83,14 @@ async def _print_events(
 
 
 def _exit_with_reader(loop: asyncio.AbstractEventLoop) -> None:
-    """Exit as soon as the reader of a pipe is closed: the next event, whose write would fail, may be hours away."""
+    """Exit as soon as the read end of stdout's pipe is closed: the next write, which would fail, may be hours away."""
     if stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode):
-        # The write end of a pipe polls as readable only in its error state, when no reader is left.
+        # The write end of a pipe polls as readable only in its error state, when the read end is closed.
         loop.add_reader(sys.stdout.fileno(), exit_by_sigpipe)
 
 
 class EventPrinter:
-    """The output of events to stdout, one by one."""
+    """Prints events to stdout, one by one."""
 
     def __init__(self, form: str, *, headers: bool, timestamps: bool) -> None:
         self._form, _, self._template = form.partition("=")
@@ -145,7 +145,7 @@ class EventPrinter:
                 self._print_line(self._aligned(columns.row(document)))
 
     def _aligned(self, cells: tuple[str, ...]) -> str:
-        """Format a row of custom columns. A column becomes wider with its cells, since later ones are not known."""
+        """Format a row of custom columns. A column becomes wider with its cells, since later rows are not known yet."""
         cells = tuple(map(printable, cells))
         self._widths = list(map(max, self._widths or [0] * len(cells), map(len, cells)))
         return text_output.aligned(cells, self._widths)
@@ -161,14 +161,14 @@ class EventPrinter:
 
 
 class StreamMessages:
-    """The messages about the stream, such as a lost connection, on stderr."""
+    """Prints messages about the stream, such as a lost connection, to stderr."""
 
     def __init__(self, connection: ConnectionOptions) -> None:
         self._connection = connection
         self._was_connected = False
         self._last_loss = ""
         self.last_error: DiscoveryError | None = None
-        """Why the daemon is not connected, while it is not."""
+        """Why the stream is not connected; None while it is connected."""
 
     def print(self, notice: StreamNotice) -> None:
         match notice:

@@ -12,7 +12,7 @@ from typing import Any
 
 # A letter, then letters, digits and punctuation without a meaning in YAML.
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*")
-# Words that some version of YAML does not read as a string.
+# Words that YAML 1.1 or 1.2 does not parse as a string.
 _NOT_A_STRING = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n"})
 
 
@@ -52,7 +52,7 @@ def _item(value: Any) -> Iterator[str]:
 def _scalar(value: Any) -> str:
     if isinstance(value, str) and _WORD.fullmatch(value) and value.lower() not in _NOT_A_STRING:
         return value
-    # ensure_ascii would escape some characters as surrogate pairs, which YAML reads as two characters.
+    # ensure_ascii would escape some characters as surrogate pairs, which YAML parses as two characters.
     return "".join(map(_escaped, json.dumps(value, ensure_ascii=False)))
 
 

@@ -1,4 +1,4 @@
-"""A project's control plane in the sandbox, as a test works with it."""
+"""A project's control plane in the sandbox, for use in tests."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _FIELD_MANAGER = "test"
 
 
 class ControlPlane:
-    """A project's control plane, to read and write objects of any kind. It blocks; each call is a request.
+    """A project's control plane, to read and write objects of any kind. Each call is a blocking request.
 
-    A resource is named as `Controllers` name it: "v1/configmaps", "example.com/v1/widgets".
+    Resources are named as in `Controllers`: "v1/configmaps", "example.com/v1/widgets".
     """
 
     def __init__(self, http: SandboxHttp, project: str, path: str) -> None:
@@ -41,7 +41,7 @@ class ControlPlane:
     @overload
     def apply(self, manifest: Mapping[str, Any], /, *, namespace: str = "default") -> dict[str, Any]: ...
     def apply(self, *what: Any, namespace: str = "default") -> dict[str, Any]:
-        """Apply an object by server-side apply, taking over fields of other managers."""
+        """Apply an object by server-side apply, with force: it takes over fields of other managers."""
         resource, manifest = self._named(*what)
         path = self._object_path(resource, manifest["metadata"]["name"], _place(manifest, namespace))
         query = urlencode({"fieldManager": _FIELD_MANAGER, "force": "true"})
@@ -52,7 +52,7 @@ class ControlPlane:
     @overload
     def create(self, manifest: Mapping[str, Any], /, *, namespace: str = "default") -> dict[str, Any]: ...
     def create(self, *what: Any, namespace: str = "default") -> dict[str, Any]:
-        """Create an object: of a kind, as `Request.create` does, or by its manifest alone."""
+        """Create an object, from its kind and body, as with `Request.create`, or from its manifest alone."""
         resource, manifest = self._named(*what)
         return self._document("POST", self._collection(resource, _place(manifest, namespace)), manifest)
 

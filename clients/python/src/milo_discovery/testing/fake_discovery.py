@@ -29,13 +29,13 @@ _LIFETIME = timedelta(minutes=5)
 
 
 class FakeDiscovery:
-    """A replacement for the DiscoveryClient of one Fleet; the test engages and disengages the clusters.
+    """A fake DiscoveryClient for one Fleet; the test engages and disengages the clusters.
 
-    A kubeconfig comes with each engagement, as with `include_kubeconfigs`; filters are ignored.
+    Each ENGAGED event has a kubeconfig, as with `include_kubeconfigs`; filters are ignored.
     """
 
     def __init__(self, *control_planes: ControlPlane) -> None:
-        """The clusters of the given control planes are engaged from the beginning."""
+        """Create a fleet in which the clusters of the given control planes are engaged from the start."""
         self.api_clients = ApiClients(self)
         self._feed: asyncio.Queue[Event | StreamNotice] = asyncio.Queue()
         self._engaged: dict[str, tuple[Cluster, ControlPlane]] = {}
@@ -43,7 +43,7 @@ class FakeDiscovery:
         self.lifetimes: dict[str, timedelta] = {}
         """The lifetime of the next kubeconfigs of each engaged cluster."""
         self.issued = 0
-        """The number of kubeconfigs issued on request, after those that came with engagements."""
+        """The number of kubeconfigs issued on request, without those that events delivered."""
         self.released: list[str] = []
         """The clusters that the Fleet has released after `drain`."""
         for each in control_planes:
@@ -51,7 +51,7 @@ class FakeDiscovery:
         self._feed.put_nowait(Synced(clusters=len(control_planes)))
 
     def engage(self, control_plane: ControlPlane, *, lifetime: timedelta = _LIFETIME, **fields: Any) -> Cluster:
-        """Engage a cluster; `lifetime` is that of its kubeconfigs, `fields` are those of Cluster, such as `labels`."""
+        """Engage a cluster. `lifetime`: of its kubeconfigs. `fields`: of Cluster, such as `labels`."""
         self._incarnations += 1
         name = control_plane.project
         given = {"uid": f"uid-{name}", "endpoint": control_plane.access().server, **fields}
@@ -71,7 +71,7 @@ class FakeDiscovery:
         return cluster
 
     def disengage(self, name: str, reason: DisengageReason = DisengageReason.DELETED) -> None:
-        """Disengage a cluster. Its control plane stays as it is."""
+        """Disengage a cluster. Its control plane keeps running."""
         cluster, _ = self._engaged.pop(name)
         self._feed.put_nowait(Event(type=EventType.DISENGAGED, cluster=cluster, reason=reason))
 
@@ -90,7 +90,7 @@ class FakeDiscovery:
         return _opened(_Feed(self._feed, self._release, "fleet" if options.get("confirm_releases") else ""))
 
     async def end_subscription(self, subscriber: str) -> None:
-        """Do nothing: no other subscriber waits for the end of the Fleet."""
+        """Do nothing: there is no daemon to notify."""
 
     def _release(self, cluster: Cluster) -> None:
         known = self._engaged.get(cluster.name)
@@ -106,8 +106,8 @@ class FakeDiscovery:
         return self._kubeconfig(name)
 
     async def get(self, name: str) -> ClusterReport:
-        """Answer no further call."""
-        raise NotImplementedError("FakeDiscovery does not answer GetCluster")
+        """Raise NotImplementedError: tests of a Fleet do not call this method."""
+        raise NotImplementedError("FakeDiscovery does not implement GetCluster")
 
     def _kubeconfig(self, name: str) -> Kubeconfig:
         _, control_plane = self._engaged[name]

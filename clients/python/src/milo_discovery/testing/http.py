@@ -16,7 +16,7 @@ MERGE_PATCH = "application/merge-patch+json"
 
 
 class RefusedError(Exception):
-    """The API server refused a request. `code` and `reason` are those of its Status."""
+    """The API server rejected a request. `code` and `reason` are those of its Status."""
 
     def __init__(self, request: str, code: int, status: Mapping[str, Any]) -> None:
         super().__init__(f"{request}: {code} {status.get('message', '')}".rstrip())
@@ -30,11 +30,11 @@ class ObjectNotFoundError(RefusedError):
 
 
 class KindNotServedError(ObjectNotFoundError):
-    """The control plane does not serve the kind, so that no object of it can appear. `eventually` raises it at once."""
+    """The control plane does not serve the kind, so no object of it can appear. `eventually` raises it at once."""
 
 
 class SandboxHttp:
-    """Requests with the administrator's identity. The sandbox renews its token in a file."""
+    """Sends requests with the administrator's identity, whose token the sandbox renews in a file."""
 
     def __init__(self, kubeconfig: Path) -> None:
         self._kubeconfig = kubeconfig
@@ -49,7 +49,7 @@ class SandboxHttp:
         return cluster["server"], authority, Path(user["tokenFile"]).read_text()
 
     def request(self, method: str, path: str, body: Any = None, *, content_type: str = "") -> Any:
-        """Return the JSON of the response. Raises RefusedError."""
+        """Send a request, and return the JSON of the response. Raises RefusedError."""
         server, authority, token = self.access()
         kind = content_type or (MERGE_PATCH if method == "PATCH" else "application/json")
         request = urllib.request.Request(  # noqa: S310  (the opener below supports only https)

@@ -33,7 +33,7 @@ class SandboxError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Resource:
-    """The resource that a mode watches."""
+    """The resource that the daemon watches in a mode."""
 
     path: str
     api_version: str
@@ -61,7 +61,7 @@ _VERBS = ("get", "list", "watch", "create", "update", "patch", "delete", "delete
 _STATUSES = (403, 404, 409, 429, 500, 503, "hang")
 _SUSPENSIONS = "/apis/resourcemanager.miloapis.com/v1alpha1/projectsuspensions"
 
-# The sandbox has one user: the daemon issues kubeconfigs with the identity that it uses itself.
+# The sandbox has one user: the daemon issues kubeconfigs with its own identity.
 _DAEMON_CONFIG = """\
 kubeconfigs:
   issuers:
@@ -70,7 +70,7 @@ kubeconfigs:
 
 
 class MiloSandbox:
-    """A running sandbox and daemon. Both end with the `with` block."""
+    """A running sandbox and daemon. Both stop at the end of the `with` block."""
 
     def __init__(self, directory: Path, mode: Mode) -> None:
         self.mode: Mode = mode
@@ -204,11 +204,12 @@ class MiloSandbox:
     def fail(
         self, project: str, verb: str, kind: str, *, status: int | Literal["hang"], times: int | None = None
     ) -> None:
-        """Refuse requests to a project's control plane, the first `times` or all until `stop_failing`.
+        """Fail requests to a project's control plane: the first `times` requests, or all until `stop_failing`.
 
-        `verb` is that of Kubernetes (get, list, watch, create, update, patch, delete, deletecollection), or `*`.
+        `verb` is a verb of Kubernetes (get, list, watch, create, update, patch, delete, deletecollection), or `*`.
         "create" includes an apply that creates the object, and "list" a watch that begins with a list.
-        `status` is 403, 404, 409, 429, 500 or 503; `hang` answers after `stop_failing`. Open watches go on.
+        `status` is 403, 404, 409, 429, 500 or 503; with `hang`, responses are delayed until `stop_failing`. Open
+        watches are not affected.
         """
         if verb not in _VERBS:
             raise ValueError(f"verb {verb!r} is none of {', '.join(_VERBS)}")
@@ -219,18 +220,18 @@ class MiloSandbox:
         try:
             self._http.request("GET", f"{self._resource.path}/{project}")
         except ObjectNotFoundError:
-            raise ValueError(f"project {project!r} does not exist; create it before its faults") from None
+            raise ValueError(f"project {project!r} does not exist; create it before you call fail()") from None
         self.control_plane(project).require_served(kind)
         fault = {"project": project, "verb": verb, "kind": kind, "status": status, "times": times}
         self._http.request("POST", _FAULTS, fault)
 
     def stop_failing(self) -> None:
-        """End all faults of `fail`."""
+        """Remove all faults that `fail` added."""
         self._http.request("DELETE", _FAULTS)
 
     @property
     def hanging(self) -> int:
-        """The number of requests that `fail(status="hang")` keeps waiting."""
+        """The number of requests that are hanging because of `fail(status="hang")`."""
         return int(self._http.request("GET", _FAULTS)["hanging"])
 
     def delete_project(self, name: str) -> None:
@@ -247,7 +248,7 @@ class MiloSandbox:
                 return False  # not listening yet
 
 
-# Tests that are killed stop no process, but the kernel closes their end of the pipe.
+# A test process that is killed cannot stop its child processes, but the kernel closes its end of the pipe.
 _UNTIL_ABANDONED = """\
 import os, runpy, shutil, signal, sys, threading
 
@@ -263,14 +264,14 @@ runpy.run_module("milo_discoveryd", run_name="__main__")
 
 
 class _Process:
-    """A `milo-discoveryd` process that logs to a file, and ends with this process however that ends."""
+    """A `milo-discoveryd` process that logs to a file, and exits when this process exits, even if it is killed."""
 
     def __init__(self, arguments: Sequence[str], log: Path) -> None:
         self._name = f"milo-discoveryd {arguments[0]}"
         self._log = log
-        # These variables are meant for the operator under test, not for this daemon.
+        # Variables for another daemon must not configure this one.
         environment = {key: value for key, value in os.environ.items() if not key.startswith("MILO_DISCOVERYD_")}
-        # Probe results would arrive at any time, between the events that a test expects.
+        # Otherwise, events with probe results could arrive between the events that a test expects.
         environment["MILO_DISCOVERYD_CONNECTIVITY__INTERVAL"] = "off"
         with log.open("ab") as output:
             self._process = subprocess.Popen(  # noqa: S603  (a fixed program, no shell)

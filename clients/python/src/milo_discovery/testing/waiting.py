@@ -1,4 +1,4 @@
-"""Waits for a state that an operator brings about."""
+"""Helpers for tests that wait for an operator to reach a state."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from milo_discovery.testing.http import KindNotServedError
 
 
 class FakeClock:
-    """The clock of the running event loop, ahead of the real one by as much as the test has moved it."""
+    """The clock of the running event loop, which a test can advance."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._real_time = loop.time
@@ -24,16 +24,16 @@ class FakeClock:
         return self._real_time() + self._ahead_s
 
     def advance(self, by: timedelta) -> None:
-        """Move the clock forward: everything that the loop would have done in that time is due at once.
+        """Advance the clock, so that all timers of the loop within that time are due at once.
 
-        That includes the time limits of requests that are in flight, so move it while the operator is idle.
+        That includes timeouts of requests in flight, so advance the clock while the operator is idle.
         """
         self._ahead_s += by.total_seconds()
 
 
 @contextmanager
 def fake_clock() -> Iterator[FakeClock]:
-    """Replace the clock of the running event loop until the end of the block; wall clock times stay as they are."""
+    """Replace the clock of the running event loop until the end of the block; the wall clock is unaffected."""
     loop = asyncio.get_running_loop()
     clock = FakeClock(loop)
     loop.time = clock.time  # type: ignore[method-assign]
@@ -49,10 +49,10 @@ _INTERVAL_S = 0.02
 
 
 async def eventually(check: Callable[[], ResultT | Awaitable[ResultT]], *, within_s: float = 60.0) -> ResultT:
-    """Call a check until its result is true, and return that. The event loop runs between the calls.
+    """Call a check until its result is true, and return the result. The event loop runs between the calls.
 
-    A check that raises is repeated, unless no time can help: KindNotServedError. At the end of the time its last error
-    is raised, or else TimeoutError.
+    A check that raises is repeated, except after KindNotServedError, which is raised at once. At the deadline, the
+    check's last error is raised, or else TimeoutError.
     """
     deadline = time.monotonic() + within_s
     while True:
@@ -60,7 +60,7 @@ async def eventually(check: Callable[[], ResultT | Awaitable[ResultT]], *, withi
         try:
             called = check()
             outcome = await called if inspect.isawaitable(called) else called
-        except Exception as error:  # noqa: BLE001  (raised at the end of the time)
+        except Exception as error:  # noqa: BLE001  (raised at the deadline)
             outcome = error
         if _is_final(outcome, deadline, within_s):
             return outcome  # type: ignore[return-value]  # errors are raised
@@ -74,7 +74,7 @@ def eventually_blocking(check: Callable[[], ResultT], *, within_s: float = 60.0)
         outcome: ResultT | Exception
         try:
             outcome = check()
-        except Exception as error:  # noqa: BLE001  (raised at the end of the time)
+        except Exception as error:  # noqa: BLE001  (raised at the deadline)
             outcome = error
         if _is_final(outcome, deadline, within_s):
             return outcome  # type: ignore[return-value]  # errors are raised
@@ -89,4 +89,4 @@ def _is_final(outcome: object, deadline: float, within_s: float) -> bool:
         return False
     if isinstance(outcome, Exception):
         raise outcome
-    raise TimeoutError(f"the check was still {outcome!r} after {within_s:g} s")
+    raise TimeoutError(f"the check still returned {outcome!r} after {within_s:g} s")
