@@ -12,24 +12,25 @@ import (
 )
 
 const (
-	// DefaultAddress is the address of the daemon if neither [Options] nor the environment name one.
+	// DefaultAddress is the daemon's address if neither [Options] nor the environment specifies one.
 	DefaultAddress = "unix:///run/milo-discovery/discovery.sock"
-	// AddressVariable is the environment variable that names the daemon's address.
+	// AddressVariable is the environment variable for the daemon's address.
 	AddressVariable = "MILO_DISCOVERY_ADDRESS"
-	// actAsVariable states to the exec plugin which user a kubeconfig acts as.
+	// actAsVariable passes to the exec plugin the user that a kubeconfig impersonates.
 	actAsVariable = "MILO_DISCOVERY_ACT_AS"
 
-	// sun_path of Linux has 108 bytes, the last of which is a NUL.
+	// On Linux, sun_path has 108 bytes, including the terminating NUL.
 	longestSocketPath = 107
 	socketScheme      = "unix://"
 )
 
-// ErrInvalidAddress is the error of an address that is neither unix:///path nor HOST:PORT.
+// ErrInvalidAddress is returned when an address is neither unix:///path nor HOST:PORT.
 var ErrInvalidAddress = errors.New("invalid address")
 
 var hostAndPort = regexp.MustCompile(`^(?:\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._~-]+)?\]|[A-Za-z0-9._-]+):([0-9]{1,5})$`)
 
-// target returns a valid address. If it is empty, the address from the environment is used, or else the default.
+// target validates an address and returns it. If it is empty, target returns the address from the environment, or else
+// the default.
 func target(address string) (string, error) {
 	address = cmp.Or(address, os.Getenv(AddressVariable), DefaultAddress)
 	if path, ok := strings.CutPrefix(address, socketScheme); ok {
@@ -51,8 +52,8 @@ func target(address string) (string, error) {
 	return address, nil
 }
 
-// grpcTarget returns the target for gRPC, which parses it as a URL, whereas the path of a socket and the zone of an IPv6
-// address are literal.
+// grpcTarget returns the gRPC target for an address. It escapes socket paths and the zones of IPv6 addresses, because
+// gRPC parses targets as URLs.
 func grpcTarget(address string) string {
 	if path, ok := strings.CutPrefix(address, socketScheme); ok {
 		return (&url.URL{Scheme: "unix", Path: path}).String()

@@ -25,7 +25,7 @@ func (b Backoff) withDefaults() Backoff {
 	}
 }
 
-// retries counts failed attempts and decides on the delay before the next.
+// retries computes the delay before the next attempt from consecutive failures.
 type retries struct {
 	policy Backoff
 	draw   func() float64 // from [0, 1)
@@ -39,5 +39,5 @@ func (r *retries) failed(ran, retryAfter time.Duration) time.Duration {
 	ceiling := min(r.delay, r.policy.Max)
 	r.delay = min(2*ceiling, r.policy.Max)
 	delay := time.Duration(float64(ceiling) * (0.5 + r.draw()/2))
-	return max(delay, delay+retryAfter) // a negative sum overflowed: as if the daemon requested no delay
+	return max(delay, delay+retryAfter) // if the sum overflows, the requested delay is ignored
 }

@@ -22,18 +22,18 @@ func TestBackoff(t *testing.T) {
 		}
 	}
 	if got := shortest.failed(9*time.Second, 0); got != 2500*time.Millisecond {
-		t.Errorf("the delay after a short stream is %v", got)
+		t.Errorf("the delay after a short stream is %v, want 2.5s", got)
 	}
 	if got := shortest.failed(10*time.Second, 3*time.Second); got != 3050*time.Millisecond {
-		t.Errorf("the delay after a healthy stream is %v, with what the daemon asks for", got)
+		t.Errorf("the delay after a healthy stream, with RetryInfo, is %v, want 3.05s", got)
 	}
 	if got := shortest.failed(10*time.Second, math.MaxInt64); got != 50*time.Millisecond {
-		t.Errorf("the delay is %v if the daemon asks for one that is too long for time.Duration", got)
+		t.Errorf("the delay is %v, want 50ms, if the sum with the delay of RetryInfo overflows", got)
 	}
 	own := retries{policy: Backoff{Initial: time.Minute, Max: time.Second}.withDefaults(), draw: always(0)}
 	for range 2 {
 		if got := own.failed(0, 0); got != time.Second/2 {
-			t.Errorf("the delay is %v although Max is a second", got)
+			t.Errorf("the delay is %v, want 500ms, since Max is a second", got)
 		}
 	}
 }

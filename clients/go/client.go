@@ -23,22 +23,23 @@ import (
 
 const (
 	defaultTimeout = 10 * time.Second
-	// The default of gRPC, 4 MiB, is less than a page of clusters with long annotations.
+	// gRPC's default, 4 MiB, is less than a page of clusters with long annotations.
 	maxMessageBytes = 64 << 20
 )
 
-// Options configure a [Client]. The zero value takes the address and the credentials from the environment.
+// Options configures a [Client]. With the zero value, address and credentials are read from the environment.
 type Options struct {
-	// Address of the daemon: unix:///path or HOST:PORT. Empty: that of MILO_DISCOVERY_ADDRESS, or [DefaultAddress].
+	// Address is the daemon's address: unix:///path or HOST:PORT. The default is MILO_DISCOVERY_ADDRESS, or else
+	// [DefaultAddress].
 	Address string
-	// Credentials of the client; nil: those of the environment.
+	// Credentials are the client's credentials; nil means [CredentialsFromEnvironment].
 	Credentials *Credentials
-	// Timeout of single calls, beside the deadline of their context; zero means 10 s, and negative none. Watches have
-	// no timeout.
+	// Timeout is the timeout of unary calls, in addition to the deadline of their context. Zero means 10 s, and a negative
+	// value no timeout. Watches have no timeout.
 	Timeout time.Duration
-	// Backoff of watches.
+	// Backoff configures the delays before watches reconnect.
 	Backoff Backoff
-	// DialOptions are added to those of the client, for interceptors or a dialer.
+	// DialOptions are added to those of the client, for example interceptors or a dialer.
 	DialOptions []grpc.DialOption
 }
 
@@ -51,15 +52,15 @@ type Client struct {
 	clock       clock
 	dialOptions []grpc.DialOption
 	calls       sharedConn
-	untrusted   atomic.Pointer[error] // why the last connection was refused; nil if it was not
+	untrusted   atomic.Pointer[error] // ErrUntrustedServer of the last connection attempt, or nil
 
 	// closed is canceled by Close and ends the watches.
 	closed context.Context
 	close  context.CancelFunc
 }
 
-// Dial returns a client of the daemon. It does not connect: calls and watches do. The error is an [ErrInvalidAddress] or
-// an [ErrInvalidCredentials].
+// Dial returns a client of the daemon. It does not connect; calls and watches do. It fails with [ErrInvalidAddress] or
+// [ErrInvalidCredentials].
 func Dial(options Options) (*Client, error) {
 	target, err := target(options.Address)
 	if err != nil {
@@ -87,7 +88,8 @@ func Dial(options Options) (*Client, error) {
 	return client, nil
 }
 
-// Close ends all calls and watches of the client with [ErrClosed]. It is idempotent, and its error is always nil.
+// Close cancels all calls and watches of the client, which fail with [ErrClosed]. It is idempotent, and always returns
+// nil.
 func (c *Client) Close() error {
 	c.close()
 	c.calls.close()
@@ -116,8 +118,8 @@ func (c *Client) List(ctx context.Context, filter Filter) (*Listing, error) {
 	}
 }
 
-// Get returns what the daemon knows of a name, engaged or not. It fails with [ErrNotFound] only for a name that the
-// daemon has never seen.
+// Get returns the daemon's state of a cluster, engaged or not. It fails with [ErrNotFound] only if the name is unknown
+// to the daemon.
 func (c *Client) Get(ctx context.Context, name string) (*Report, error) {
 	response, err := call(ctx, c, "GetCluster", pb.DiscoveryServiceClient.GetCluster, &pb.GetClusterRequest{Name: name})
 	if err != nil {
@@ -126,7 +128,7 @@ func (c *Client) Get(ctx context.Context, name string) (*Report, error) {
 	return toReport(response), nil
 }
 
-// Info describes the daemon.
+// Info returns the daemon's version, state and limits.
 func (c *Client) Info(ctx context.Context) (*ServerInfo, error) {
 	response, err := call(ctx, c, "GetServerInfo", pb.DiscoveryServiceClient.GetServerInfo, &pb.GetServerInfoRequest{})
 	if err != nil {
@@ -135,22 +137,22 @@ func (c *Client) Info(ctx context.Context) (*ServerInfo, error) {
 	return toServerInfo(response), nil
 }
 
-// IssueOptions configure [Client.Issue].
+// IssueOptions configures [Client.Issue].
 type IssueOptions struct {
-	// TTL is the requested lifetime of the kubeconfig; zero means the default of the daemon. The daemon may shorten it:
+	// TTL is the requested lifetime of the kubeconfig; zero means the daemon's default. The daemon may shorten it:
 	// see Kubeconfig.ExpiresAt.
 	TTL time.Duration
-	// Format of the kubeconfig; empty means FormatEmbedded.
+	// Format is the format of the kubeconfig; empty means FormatEmbedded.
 	Format KubeconfigFormat
-	// Incarnation restricts the call to that incarnation of the cluster; with another one, Issue fails with
+	// Incarnation restricts the call to that incarnation of the cluster. If the cluster has another one, Issue fails with
 	// [ErrPreconditionFailed].
 	Incarnation string
 }
 
 // Issue returns a short-lived kubeconfig for an engaged cluster. It fails with [ErrNotFound] if the cluster is not
-// engaged, with [ErrPreconditionFailed] if the daemon has no credential issuer, and with [ErrUnavailable] while that
-// source does not answer and nothing valid is cached. A kubeconfig that the daemon would not write, such as one that
-// runs another program or reads a file, is refused with [ErrUnusableKubeconfig].
+// engaged, with [ErrPreconditionFailed] if the daemon has no credential issuer, and with [ErrUnavailable] while the
+// issuer is unreachable and no valid kubeconfig is cached. If the response is a kubeconfig that the daemon would not
+// write, such as one that runs another program or reads a file, it fails with [ErrUnusableKubeconfig].
 func (c *Client) Issue(ctx context.Context, cluster string, options IssueOptions) (*Kubeconfig, error) {
 	request := &pb.IssueKubeconfigRequest{
 		Cluster:     cluster,
@@ -177,9 +179,9 @@ func (c *Client) Issue(ctx context.Context, cluster string, options IssueOptions
 	return toKubeconfig(response.GetKubeconfig()), nil
 }
 
-// Release confirms that a subscriber has ended its work on a draining cluster, which is disengaged when all subscribers
-// have released it. A repeated call is a no-op. It fails with [ErrPreconditionFailed] if the cluster is not draining, or
-// has another incarnation now.
+// Release confirms that a subscriber has finished its work on a draining cluster, which is disengaged when all
+// subscribers have released it. A repeated call is a no-op. It fails with [ErrPreconditionFailed] if the cluster is not
+// draining, or has another incarnation now.
 func (c *Client) Release(ctx context.Context, cluster Cluster, subscriber string) error {
 	request := &pb.ReleaseClusterRequest{
 		Cluster: cluster.Name, Incarnation: cluster.Incarnation, Subscriber: subscriber,
@@ -188,8 +190,8 @@ func (c *Client) Release(ctx context.Context, cluster Cluster, subscriber string
 	return err
 }
 
-// EndSubscription notifies the daemon that a subscriber has ended all of its work, so that no draining cluster waits for
-// it. Without this call the daemon waits for a while for a subscriber whose watch has ended.
+// EndSubscription notifies the daemon that a subscriber has finished all its work, so that no draining cluster waits
+// for it. Without this call the daemon waits for a while for a subscriber whose watch has ended.
 func (c *Client) EndSubscription(ctx context.Context, subscriber string) error {
 	request := &pb.EndSubscriptionRequest{Subscriber: subscriber}
 	_, err := call(ctx, c, "EndSubscription", pb.DiscoveryServiceClient.EndSubscription, request)
@@ -198,7 +200,7 @@ func (c *Client) EndSubscription(ctx context.Context, subscriber string) error {
 
 var unfitForSubscriber = regexp.MustCompile(`[^A-Za-z0-9._-]`)
 
-// NewSubscriber returns a unique name for WatchOptions.Subscriber: the name of the host with a random number.
+// NewSubscriber returns a unique name for WatchOptions.Subscriber: the hostname with a random suffix.
 func NewSubscriber() string {
 	host, err := os.Hostname()
 	if err != nil {
@@ -208,7 +210,7 @@ func NewSubscriber() string {
 	return fmt.Sprintf("%.200s/%08x", host, rand.Uint32())
 }
 
-// call makes a single call. If the call loses a connection on which calls succeeded before, it is repeated on a new
+// call makes a unary call. If its connection is lost after earlier calls succeeded on it, call retries on a new
 // connection, because the daemon may have restarted.
 func call[Request, Response any](
 	ctx context.Context,
@@ -278,8 +280,8 @@ func (c *Client) dial() (*grpc.ClientConn, error) {
 	return grpc.NewClient(grpcTarget(c.target), append(options, c.dialOptions...)...)
 }
 
-// statusError converts the error of a gRPC call. The cause of a failed connection is kept separately, since gRPC reports
-// it as text only.
+// statusError converts a gRPC error. It adds the ErrUntrustedServer of a failed connection, which gRPC reports only as
+// text.
 func (c *Client) statusError(ctx context.Context, call string, err error) error {
 	converted := statusError(ctx, call, err)
 	var failed *StatusError

@@ -38,7 +38,7 @@ func TestList(t *testing.T) {
 		}
 	})
 
-	inBubble(t, "filters", func(t *testing.T) {
+	inBubble(t, "returns the clusters that match the filter", func(t *testing.T) {
 		daemon := discoverytest.New(t)
 		daemon.Engage(
 			discovery.Cluster{Name: "a", Organization: "acme", Labels: map[string]string{"env": "prod"}},
@@ -82,13 +82,13 @@ func TestList(t *testing.T) {
 		daemon := discoverytest.New(t)
 		daemon.SetSynced(false)
 		if _, err := daemon.Client().List(t.Context(), discovery.Filter{}); !errors.Is(err, discovery.ErrUnavailable) {
-			t.Errorf("it fails with %v", err)
+			t.Errorf("List() error = %v, want ErrUnavailable", err)
 		}
 	})
 }
 
 func TestGet(t *testing.T) {
-	inBubble(t, "explains a cluster and its past", func(t *testing.T) {
+	inBubble(t, "returns the engagement, the cluster and its transitions", func(t *testing.T) {
 		daemon := discoverytest.New(t)
 		daemon.Engage(discovery.Cluster{Name: "a"})
 		daemon.Disengage("a", discovery.ReasonNotReady)
@@ -108,7 +108,7 @@ func TestGet(t *testing.T) {
 		}
 	})
 
-	inBubble(t, "has no cluster where none was engaged", func(t *testing.T) {
+	inBubble(t, "returns no cluster for a name that was never engaged", func(t *testing.T) {
 		daemon := newScriptedDaemon(t)
 		daemon.get = func() (*pb.GetClusterResponse, error) {
 			engagement := &pb.Engagement{Reason: pb.Engagement_REASON_MALFORMED, Message: "no endpoint"}
@@ -120,17 +120,17 @@ func TestGet(t *testing.T) {
 		}
 	})
 
-	inBubble(t, "fails for a name that was never seen", func(t *testing.T) {
+	inBubble(t, "fails for an unknown name", func(t *testing.T) {
 		_, err := discoverytest.New(t).Client().Get(t.Context(), "a")
 		var failed *discovery.StatusError
 		if !errors.Is(err, discovery.ErrNotFound) || !errors.As(err, &failed) || failed.Code != codes.NotFound {
-			t.Errorf("it fails with %v", err)
+			t.Errorf("Get() error = %v, want ErrNotFound", err)
 		}
 	})
 }
 
 func TestInfo(t *testing.T) {
-	inBubble(t, "describes the daemon", func(t *testing.T) {
+	inBubble(t, "returns the daemon's state, counts and limits", func(t *testing.T) {
 		daemon := discoverytest.New(t)
 		daemon.Engage(discovery.Cluster{Name: "a"}, discovery.Cluster{Name: "b"})
 		daemon.Disengage("b", discovery.ReasonNotReady)
@@ -146,7 +146,7 @@ func TestInfo(t *testing.T) {
 }
 
 func TestIssue(t *testing.T) {
-	inBubble(t, "returns another kubeconfig each time", func(t *testing.T) {
+	inBubble(t, "returns a new kubeconfig for each call", func(t *testing.T) {
 		daemon := discoverytest.New(t)
 		daemon.Engage(discovery.Cluster{Name: "a"})
 		client := daemon.Client()
@@ -163,7 +163,7 @@ func TestIssue(t *testing.T) {
 			}
 		}
 		if daemon.Issued("a") != 2 || daemon.Issued("b") != 0 {
-			t.Errorf("%d and %d are issued", daemon.Issued("a"), daemon.Issued("b"))
+			t.Errorf("issued kubeconfigs of a and b: %d and %d, want 2 and 0", daemon.Issued("a"), daemon.Issued("b"))
 		}
 	})
 
@@ -184,24 +184,24 @@ func TestIssue(t *testing.T) {
 		}
 	})
 
-	inBubble(t, "fails for a format that it does not know, and for an empty answer", func(t *testing.T) {
+	inBubble(t, "fails for an unknown format and for an empty response", func(t *testing.T) {
 		daemon := newScriptedDaemon(t)
 		daemon.issue = func() (*pb.IssueKubeconfigResponse, error) { return &pb.IssueKubeconfigResponse{}, nil }
 		_, err := daemon.client(t).Issue(t.Context(), "a", discovery.IssueOptions{Format: "PAPER"})
 		if !errors.Is(err, discovery.ErrInvalidRequest) {
-			t.Errorf("a format fails with %v", err)
+			t.Errorf("Issue() with an unknown format: error = %v, want ErrInvalidRequest", err)
 		}
 		if issued, err := daemon.client(t).Issue(t.Context(), "a", discovery.IssueOptions{}); err == nil {
-			t.Errorf("an empty answer is %v", issued)
+			t.Errorf("Issue() with an empty response = %v, want an error", issued)
 		}
 	})
 
-	inBubble(t, "returns a kubeconfig without a secret", func(t *testing.T) {
+	inBubble(t, "returns an exec kubeconfig, which contains no secret", func(t *testing.T) {
 		daemon := discoverytest.New(t)
 		daemon.Engage(discovery.Cluster{Name: "a"})
 		issued, err := daemon.Client().Issue(t.Context(), "a", discovery.IssueOptions{Format: discovery.FormatExec})
 		if err != nil || !strings.Contains(string(issued.Content), `"command":"milo-discovery"`) || !issued.ExpiresAt.IsZero() {
-			t.Errorf("it is %v, %v", issued, err)
+			t.Errorf("Issue() with FormatExec = %v, %v; want the exec plugin and no expiry", issued, err)
 		}
 	})
 }
@@ -225,31 +225,31 @@ func TestKubeconfigWithUnexpectedFieldsIsRefused(t *testing.T) {
 		"a token":                   {"", with(token), ""},
 		"a certificate":             {"", with(`{"client-certificate-data": "eA==", "client-key-data": "eA=="}`), ""},
 		"our plugin":                {"EXEC", with(plugin), ""},
-		"our plugin, not asked":     {"", with(plugin), "fields"},
-		"a token, not asked":        {"EXEC", with(token), "fields"},
+		"our plugin, unrequested":   {"", with(plugin), "fields"},
+		"a token, unrequested":      {"EXEC", with(token), "fields"},
 		"no credential":             {"", with(`{}`), "neither a token"},
 		"a certificate alone":       {"", with(`{"client-certificate-data": "eA=="}`), "neither a token"},
-		"another program":           {"EXEC", with(strings.Replace(plugin, "milo-discovery", "/bin/sh", 1)), "a program other than"},
-		"other arguments":           {"EXEC", with(strings.Replace(plugin, `"a"]`, `"b"]`, 1)), "a program other than"},
+		"another program":           {"EXEC", with(strings.Replace(plugin, "milo-discovery", "/bin/sh", 1)), "exec plugin is not"},
+		"other arguments":           {"EXEC", with(strings.Replace(plugin, `"a"]`, `"b"]`, 1)), "exec plugin is not"},
 		"another variable":          {"EXEC", with(strings.Replace(plugin, "MILO_DISCOVERY_ADDRESS", "LD_PRELOAD", 1)), "variable"},
 		"two spellings: a program":  {"EXEC", with(strings.Replace(plugin, `"command"`, `"command": "/bin/sh", "Command"`, 1)), "fields"},
 		"two spellings: a variable": {"EXEC", with(strings.Replace(plugin, `{"name"`, `{"name": "LD_PRELOAD", "Name"`, 1)), "fields"},
 		"a repeated field":          {"EXEC", with(strings.Replace(plugin, `"command"`, `"command": "/bin/sh", "command"`, 1)), "fields"},
 		"an auth provider":          {"", with(`{"token": "secret", "auth-provider": {"name": "oidc"}}`), "fields"},
 		"a token file":              {"", with(`{"tokenFile": "/etc/secret"}`), "fields"},
-		"an acting user":            {"", with(`{"token": "secret", "as": "a", "as-groups": ["b"], "as-user-extra": {"c/d": ["e"]}}`), ""},
-		"our plugin, acting":        {"EXEC", with(strings.Replace(plugin, `{"exec"`, `{"as": "a", "exec"`, 1)), ""},
+		"an impersonated user":      {"", with(`{"token": "secret", "as": "a", "as-groups": ["b"], "as-user-extra": {"c/d": ["e"]}}`), ""},
+		"our plugin, impersonating": {"EXEC", with(strings.Replace(plugin, `{"exec"`, `{"as": "a", "exec"`, 1)), ""},
 		"an impersonated UID":       {"", with(`{"token": "secret", "as": "a", "as-uid": "1"}`), "fields"},
 		"a repeated extra field":    {"", with(`{"token": "secret", "as": "a", "as-user-extra": {"c": [], "c": []}}`), "fields"},
 		"a proxy":                   {"", strings.Replace(with(token), `"server"`, `"proxy-url": "http://p", "server"`, 1), "fields"},
-		"a file of an authority":    {"", strings.Replace(with(token), `"tls-server-name"`, `"certificate-authority"`, 1), "fields"},
+		"a CA file":                 {"", strings.Replace(with(token), `"tls-server-name"`, `"certificate-authority"`, 1), "fields"},
 		"an unverified server":      {"", strings.Replace(with(token), `"server"`, `"insecure-skip-tls-verify": true, "server"`, 1), "fields"},
 		"no server":                 {"", strings.Replace(with(token), "https://a", "", 1), "no server"},
 		"another context":           {"", strings.Replace(with(token), `"current-context": "a"`, `"current-context": "b"`, 1), "current context"},
 		"two users":                 {"", strings.Replace(with(token), `"users": [`, `"users": [{"name": "b", "user": {}}, `, 1), "not have exactly one cluster"},
 		"YAML":                      {"", "apiVersion: v1\nkind: Config\n", "not JSON"},
-		"nothing":                   {"", "", "not JSON"},
-		"something that follows":    {"", with(token) + "{}", "data after its end"},
+		"empty":                     {"", "", "not JSON"},
+		"trailing data":             {"", with(token) + "{}", "data after its end"},
 		"the wrong type of a value": {"", with(`{"token": ["secret"]}`), "not JSON"},
 	} {
 		inBubble(t, name, func(t *testing.T) {
@@ -261,13 +261,13 @@ func TestKubeconfigWithUnexpectedFieldsIsRefused(t *testing.T) {
 			_, err := daemon.client(t).Issue(t.Context(), "a", discovery.IssueOptions{Format: each.format})
 			if each.problem == "" {
 				if err != nil {
-					t.Errorf("it is refused with %v", err)
+					t.Errorf("Issue() error = %v, want none", err)
 				}
 				return
 			}
 			if !errors.Is(err, discovery.ErrUnusableKubeconfig) || !strings.Contains(err.Error(), each.problem) ||
 				strings.Contains(err.Error(), "secret") {
-				t.Errorf("it is refused with %v, want %q", err, each.problem)
+				t.Errorf("Issue() error = %v, want ErrUnusableKubeconfig with %q and without the secret", err, each.problem)
 			}
 		})
 	}
@@ -289,7 +289,7 @@ func TestKubeconfigHidesItsContent(t *testing.T) {
 }
 
 func TestCalls(t *testing.T) {
-	inBubble(t, "a daemon that restarted is found again", func(t *testing.T) {
+	inBubble(t, "a call reconnects after a restart of the daemon", func(t *testing.T) {
 		daemon := discoverytest.New(t)
 		client := daemon.Client()
 		for range 3 {
@@ -300,16 +300,16 @@ func TestCalls(t *testing.T) {
 		}
 	})
 
-	inBubble(t, "a call without a daemon fails at once and the next finds it", func(t *testing.T) {
+	inBubble(t, "a call fails at once while the daemon is stopped, and succeeds after its start", func(t *testing.T) {
 		daemon := discoverytest.New(t)
 		client := daemon.Client()
 		daemon.Stop()
 		begun := time.Now()
 		if _, err := client.Info(t.Context()); !errors.Is(err, discovery.ErrUnavailable) || discovery.IsTerminal(err) {
-			t.Errorf("it fails with %v", err)
+			t.Errorf("Info() error = %v, want ErrUnavailable, which is not terminal", err)
 		}
 		if waited := time.Since(begun); waited != 0 {
-			t.Errorf("it fails after %v", waited)
+			t.Errorf("Info() failed after %v, want at once", waited)
 		}
 		daemon.Start()
 		if _, err := client.Info(t.Context()); err != nil {
@@ -317,7 +317,7 @@ func TestCalls(t *testing.T) {
 		}
 	})
 
-	inBubble(t, "calls at once survive a restart", func(t *testing.T) {
+	inBubble(t, "concurrent calls succeed after a restart of the daemon", func(t *testing.T) {
 		daemon := discoverytest.New(t)
 		client := daemon.Client()
 		if _, err := client.Info(t.Context()); err != nil {
@@ -335,7 +335,7 @@ func TestCalls(t *testing.T) {
 		calls.Wait()
 	})
 
-	inBubble(t, "a call that is not answered times out", func(t *testing.T) {
+	inBubble(t, "a call without a response times out", func(t *testing.T) {
 		daemon := newScriptedDaemon(t)
 		released := make(chan struct{})
 		daemon.get = func() (*pb.GetClusterResponse, error) { <-released; return nil, status.Error(codes.Aborted, "") }
@@ -343,14 +343,14 @@ func TestCalls(t *testing.T) {
 		begun := time.Now()
 		_, err := daemon.client(t).Get(t.Context(), "a")
 		if !errors.Is(err, discovery.ErrTimedOut) || !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("it fails with %v", err)
+			t.Errorf("Get() error = %v, want ErrTimedOut and DeadlineExceeded", err)
 		}
 		if waited := time.Since(begun); waited != 10*time.Second {
-			t.Errorf("it fails after %v", waited)
+			t.Errorf("Get() failed after %v, want 10s", waited)
 		}
 	})
 
-	inBubble(t, "a call ends with its context", func(t *testing.T) {
+	inBubble(t, "a call is canceled with its context", func(t *testing.T) {
 		daemon := newScriptedDaemon(t)
 		called, released := make(chan struct{}), make(chan struct{})
 		daemon.get = func() (*pb.GetClusterResponse, error) {
@@ -362,11 +362,11 @@ func TestCalls(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		go func() { <-called; cancel() }()
 		if _, err := daemon.client(t).Get(ctx, "a"); !errors.Is(err, context.Canceled) {
-			t.Errorf("it fails with %v", err)
+			t.Errorf("Get() error = %v, want Canceled", err)
 		}
 	})
 
-	inBubble(t, "a closed client refuses calls and ends those that run", func(t *testing.T) {
+	inBubble(t, "Close cancels calls in flight, and later calls fail", func(t *testing.T) {
 		daemon := newScriptedDaemon(t)
 		called, released := make(chan struct{}), make(chan struct{})
 		daemon.get = func() (*pb.GetClusterResponse, error) {
@@ -378,17 +378,17 @@ func TestCalls(t *testing.T) {
 		client := daemon.client(t)
 		go func() { <-called; _ = client.Close() }()
 		if _, err := client.Get(t.Context(), "a"); !errors.Is(err, discovery.ErrClosed) {
-			t.Errorf("a running call fails with %v", err)
+			t.Errorf("Get() in flight during Close: error = %v, want ErrClosed", err)
 		}
 		if _, err := client.Get(t.Context(), "a"); !errors.Is(err, discovery.ErrClosed) {
-			t.Errorf("a call fails with %v", err)
+			t.Errorf("Get() after Close: error = %v, want ErrClosed", err)
 		}
 		if err := client.Close(); err != nil {
 			t.Error(err)
 		}
 	})
 
-	inBubble(t, "an error has what its details say", func(t *testing.T) {
+	inBubble(t, "an error contains the reason, violations and retry delay of the status details", func(t *testing.T) {
 		daemon := newScriptedDaemon(t)
 		daemon.get = func() (*pb.GetClusterResponse, error) {
 			violation := &errdetails.BadRequest_FieldViolation{Field: "name", Description: "too long"}
@@ -405,7 +405,7 @@ func TestCalls(t *testing.T) {
 		_, err := daemon.client(t).Get(t.Context(), "a")
 		var failed *discovery.StatusError
 		if !errors.As(err, &failed) {
-			t.Fatalf("it fails with %v", err)
+			t.Fatalf("Get() error = %v, want a StatusError", err)
 		}
 		violations := []discovery.FieldViolation{{Field: "name", Description: "too long"}}
 		if failed.Reason != "INVALID_REQUEST" || failed.RetryAfter != time.Second ||
@@ -417,7 +417,7 @@ func TestCalls(t *testing.T) {
 		}
 	})
 
-	inBubble(t, "a call fails as the test says", func(t *testing.T) {
+	inBubble(t, "each call fails with the error of Daemon.Fail", func(t *testing.T) {
 		daemon := discoverytest.New(t)
 		client := daemon.Client()
 		calls := map[string]func() error{
@@ -432,7 +432,7 @@ func TestCalls(t *testing.T) {
 		for method, call := range calls {
 			daemon.Fail(method, discoverytest.Error(codes.PermissionDenied, "FORBIDDEN", "no"))
 			if err := call(); !errors.Is(err, discovery.ErrPermissionDenied) {
-				t.Errorf("%s fails with %v", method, err)
+				t.Errorf("%s error = %v, want ErrPermissionDenied", method, err)
 			}
 			daemon.Fail(method, nil)
 		}

@@ -2,10 +2,9 @@ package discovery
 
 import "time"
 
-// clock counts the time since it was made. It includes the time for which the machine was suspended, on platforms that
-// report it.
+// clock measures the time since it was created. On Linux, that includes time for which the machine was suspended.
 //
-// It also follows the fake time of testing/synctest, which the clock of the machine does not.
+// It also follows the fake time of testing/synctest, unlike CLOCK_BOOTTIME.
 type clock struct {
 	made   time.Time
 	booted time.Duration

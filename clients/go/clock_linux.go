@@ -6,7 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// boottime returns the time since the machine was started, or 0 if the call is forbidden.
+// boottime returns the time since the machine booted, or 0 if the system call fails.
 func boottime() time.Duration {
 	var now unix.Timespec
 	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &now) != nil {

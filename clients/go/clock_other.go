@@ -4,5 +4,5 @@ package discovery
 
 import "time"
 
-// boottime is known on Linux only.
+// boottime returns 0: it is supported only on Linux.
 func boottime() time.Duration { return 0 }

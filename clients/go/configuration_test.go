@@ -50,26 +50,26 @@ func TestAddress(t *testing.T) {
 		t.Setenv(AddressVariable, each.variable)
 		got, err := target(each.address)
 		if each.problem == "" && (err != nil || got != each.want) {
-			t.Errorf("%q with the variable %q is %q, %v", each.address, each.variable, got, err)
+			t.Errorf("target(%q) with the variable %q = %q, %v; want %q", each.address, each.variable, got, err, each.want)
 		}
 		if each.problem != "" && (!errors.Is(err, ErrInvalidAddress) || !strings.Contains(err.Error(), each.problem)) {
-			t.Errorf("%q is refused with %v, want %q", each.address, err, each.problem)
+			t.Errorf("target(%q) error = %v, want %q", each.address, err, each.problem)
 		}
 	}
 }
 
-func TestAddressWithAZoneIsATarget(t *testing.T) {
+func TestGRPCTargetKeepsTheZoneOfAnIPv6Address(t *testing.T) {
 	connection, err := grpc.NewClient(grpcTarget("[::1%lo]:443"), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if got := connection.CanonicalTarget(); got != "dns:///[::1%lo]:443" {
-		t.Errorf("the target is %s", got)
+		t.Errorf("the target is %s, want dns:///[::1%%lo]:443", got)
 	}
 	_ = connection.Close()
 }
 
-func TestDialRefusesCredentials(t *testing.T) {
+func TestDialRejectsInvalidCredentials(t *testing.T) {
 	const socket, port = "unix:///run/d.sock", "localhost:443"
 	for _, each := range []struct {
 		address     string
@@ -131,7 +131,7 @@ func TestCredentialsFromEnvironment(t *testing.T) {
 }
 
 func TestServerUID(t *testing.T) {
-	directory, err := os.MkdirTemp("", "milo-") // a short one: the path of a socket has 107 bytes
+	directory, err := os.MkdirTemp("", "milo-") // shorter than t.TempDir(): the path of a socket is limited to 107 bytes
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -153,10 +153,10 @@ func TestServerUID(t *testing.T) {
 		}
 		_, err = client.Info(t.Context())
 		if trusted && err != nil {
-			t.Errorf("a trusted server is refused with %v", err)
+			t.Errorf("Info() of a trusted server: error = %v", err)
 		}
 		if !trusted && (!errors.Is(err, ErrUntrustedServer) || !errors.Is(err, ErrUnavailable)) {
-			t.Errorf("another user's server is refused with %v", err)
+			t.Errorf("Info() of another user's server: error = %v, want ErrUntrustedServer and ErrUnavailable", err)
 		}
 		if err := client.Close(); err != nil {
 			t.Error(err)
@@ -169,12 +169,12 @@ func TestServerUID(t *testing.T) {
 	}
 	defer func() { _ = client.Close() }()
 	if _, err := client.Info(t.Context()); !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrUntrustedServer) {
-		t.Errorf("a socket that is missing fails with %v", err)
+		t.Errorf("Info() without a socket: error = %v, want ErrUnavailable", err)
 	}
 }
 
 func TestSocketPathIsTakenLiterally(t *testing.T) {
-	directory, err := os.MkdirTemp("", "milo-") // a short one: the path of a socket has 107 bytes
+	directory, err := os.MkdirTemp("", "milo-") // shorter than t.TempDir(): the path of a socket is limited to 107 bytes
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -223,8 +223,8 @@ func TestInvalidCredentialFilesAreReported(t *testing.T) {
 	}{
 		{Credentials{TokenFile: missing}, "cannot read " + missing},
 		{Credentials{TokenFile: file("token", " \n")}, "is empty"},
-		{Credentials{TokenFile: file("token", "two\nlines")}, "has no token"},
-		{Credentials{TokenFile: file("token", "Grüße")}, "has no token"},
+		{Credentials{TokenFile: file("token", "two\nlines")}, "does not contain a token"},
+		{Credentials{TokenFile: file("token", "Grüße")}, "does not contain a token"},
 		{Credentials{CAFile: missing}, "cannot read " + missing},
 		{Credentials{CAFile: file("ca", "nothing")}, "has no PEM certificate"},
 		{Credentials{CAFile: ca, CertificateFile: missing, KeyFile: key}, "cannot read " + missing},
@@ -243,14 +243,14 @@ func TestInvalidCredentialFilesAreReported(t *testing.T) {
 		if !errors.Is(err, ErrInvalidCredentials) || !strings.Contains(err.Error(), each.problem) {
 			t.Errorf("%+v fails with %v, want %q", each.credentials, err, each.problem)
 		}
-		// A watch retries, because the files may be in the middle of a renewal.
+		// A watch retries, because the files may be partially renewed.
 		ctx, stop := context.WithCancel(t.Context())
 		hooks := Hooks{Disconnected: func(lost error) { err = lost; stop() }}
 		if ended := client.Watch(ctx, WatchOptions{Hooks: hooks}, nil); !errors.Is(ended, context.Canceled) {
-			t.Errorf("the watch ends with %v", ended)
+			t.Errorf("Watch() error = %v, want Canceled", ended)
 		}
 		if !errors.Is(err, ErrInvalidCredentials) {
-			t.Errorf("the watch is disconnected by %v", err)
+			t.Errorf("the watch was disconnected by %v, want ErrInvalidCredentials", err)
 		}
 		if err := client.Close(); err != nil {
 			t.Error(err)
@@ -258,7 +258,7 @@ func TestInvalidCredentialFilesAreReported(t *testing.T) {
 	}
 }
 
-// identifiedDaemon records the identity of its callers.
+// identifiedDaemon returns the caller's certificate as the mode, and its token as the version.
 type identifiedDaemon struct {
 	pb.UnimplementedDiscoveryServiceServer
 }
@@ -334,12 +334,12 @@ func TestRenewedCredentialFilesAreUsed(t *testing.T) {
 			t.Fatal(err)
 		}
 		if info.Mode != certificate || info.Version != "Bearer "+token {
-			t.Errorf("the caller has certificate %q and token %q", info.Mode, info.Version)
+			t.Errorf("the caller has certificate %q and token %q, want %q and %q", info.Mode, info.Version, certificate, token)
 		}
 	}
 	expect("first", "first")
 	renew("second")
-	expect("first", "second") // the connection is the same
+	expect("first", "second") // the same connection, with the former certificate
 	server.Stop()
 	if listener, err = net.Listen("tcp", listener.Addr().String()); err != nil {
 		t.Fatal(err)
@@ -376,7 +376,7 @@ func newAuthority(t *testing.T) *authority {
 	return &authority{certificate, key, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})}
 }
 
-// issue returns the files of a certificate and its key.
+// issue returns the paths of a new certificate and its key.
 func (a *authority) issue(t *testing.T, name string) (certificate, key string) {
 	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

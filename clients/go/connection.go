@@ -6,11 +6,11 @@ import (
 	"google.golang.org/grpc"
 )
 
-// sharedConn is the connection that single calls share until it fails.
+// sharedConn is the connection that unary calls share until it fails.
 //
-// A connection that just failed rejects calls until its reconnect backoff is over, even if the daemon is running again.
-// So the next call gets another connection, and the failed one is closed after the last call on it: closing it earlier
-// would cancel the calls in flight.
+// A failed connection rejects calls until its reconnect backoff is over, even if the daemon is running again. So the
+// next call gets a new connection, and the failed one is closed after the last call on it: closing it earlier would
+// cancel the calls in flight.
 type sharedConn struct {
 	dial func() (*grpc.ClientConn, error)
 
@@ -42,8 +42,8 @@ func (s *sharedConn) enter() (*lane, error) {
 	return s.current, nil
 }
 
-// leave ends a call. It reports whether the call may succeed on another connection: if calls succeeded on this one, the
-// daemon ended since, and may have been restarted. Calls are idempotent, so the call can be repeated.
+// leave records the end of a call. It reports whether to retry the call, which is idempotent, on another connection: if
+// earlier calls succeeded on this one, the daemon has stopped since, and may have been restarted.
 func (s *sharedConn) leave(used *lane, err error) (retry bool) {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()

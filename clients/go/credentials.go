@@ -27,31 +27,32 @@ const (
 	ServerUIDVariable   = "MILO_DISCOVERY_SERVER_UID"
 )
 
-// ErrInvalidCredentials is the error of credentials that cannot be read or must not be sent to the address.
+// ErrInvalidCredentials is returned when credentials cannot be read or must not be sent to the address.
 var ErrInvalidCredentials = errors.New("invalid credentials")
 
-// ErrUntrustedServer is the error of a Unix socket whose server is not run by [Credentials].ServerUID. It is an
-// [ErrUnavailable]: watches retry.
+// ErrUntrustedServer is returned when the server of a Unix socket does not run as [Credentials].ServerUID. The error
+// also matches [ErrUnavailable], so watches retry.
 var ErrUntrustedServer = errors.New("untrusted server")
 
-// Credentials identify the client to the daemon, and the daemon to the client. The zero value has none: on a Unix
-// socket the kernel tells the daemon which process connects.
+// Credentials authenticates the client and the daemon to each other. The zero value has no credentials: on a Unix
+// socket, the kernel reports the user of the client to the daemon.
 //
-// The certificates are read for each connection and the token for each call, so all files may be renewed meanwhile.
+// The certificates are read for each connection and the token for each call, so all files may be renewed in place.
 type Credentials struct {
-	// CAFile has the CA certificates of the daemon, in PEM. It enables TLS, which HOST:PORT addresses alone support.
+	// CAFile contains the CA certificates that verify the daemon, in PEM. It enables TLS, which only HOST:PORT addresses
+	// support.
 	CAFile string
 	// CertificateFile and KeyFile are a client certificate and its key, in PEM. They need CAFile.
 	CertificateFile string
 	KeyFile         string
-	// TokenFile has a bearer token, such as a projected service account token. With a HOST:PORT address it needs CAFile,
-	// since a token is never sent unencrypted.
+	// TokenFile contains a bearer token, such as a projected service account token. With a HOST:PORT address it needs
+	// CAFile, since a token is never sent unencrypted.
 	TokenFile string
-	// ServerUID is the user that must run the server of a Unix socket. It is verified for each connection, on Linux.
+	// ServerUID is the user ID that the server of a Unix socket must run as. It is verified for each connection, on Linux.
 	ServerUID *int
 }
 
-// CredentialsFromEnvironment returns the credentials that the environment names.
+// CredentialsFromEnvironment returns the credentials of the environment variables.
 func CredentialsFromEnvironment() (Credentials, error) {
 	credentials := Credentials{
 		CAFile:          os.Getenv(CAVariable),
@@ -89,7 +90,7 @@ func (c Credentials) check(target string) error {
 	return nil
 }
 
-// transport returns the transport credentials of a gRPC connection, which connects more than once.
+// transport returns the transport credentials of a gRPC connection, which reads the files again when it reconnects.
 func (c Credentials) transport() (credentials.TransportCredentials, error) {
 	if c.CAFile == "" {
 		return insecure.NewCredentials(), nil
@@ -140,7 +141,7 @@ func (c Credentials) tls() (credentials.TransportCredentials, error) {
 	return credentials.NewTLS(config), nil
 }
 
-// dialSocket connects to the daemon's Unix socket and verifies the user that serves it.
+// dialSocket connects to the daemon's Unix socket and verifies the user that runs the server.
 func (c Credentials) dialSocket(ctx context.Context, path string) (net.Conn, error) {
 	conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
 	if err != nil {
@@ -173,7 +174,7 @@ func (c Credentials) certificate() (tls.Certificate, error) {
 	return pair, nil
 }
 
-// authorize returns the context of a new call, which carries the token.
+// authorize returns the context for a new call, with the current token in its metadata.
 func (c Credentials) authorize(ctx context.Context) (context.Context, error) {
 	if c.TokenFile == "" {
 		return ctx, nil
@@ -185,7 +186,7 @@ func (c Credentials) authorize(ctx context.Context) (context.Context, error) {
 	token := bytes.TrimSpace(content)
 	for _, char := range token {
 		if char <= ' ' || char > '~' {
-			return nil, fmt.Errorf("%w: %s has no token", ErrInvalidCredentials, c.TokenFile)
+			return nil, fmt.Errorf("%w: %s does not contain a token", ErrInvalidCredentials, c.TokenFile)
 		}
 	}
 	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+string(token)), nil

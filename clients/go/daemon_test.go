@@ -10,14 +10,14 @@ import (
 	"go.miloapis.com/discovery"
 )
 
-// daemonVariable names the address of a milo-discoveryd that issues kubeconfigs and on which the project alpha is
-// engaged. tests/end_to_end/go_modules starts one.
+// daemonVariable is the environment variable for the address of a milo-discoveryd that issues kubeconfigs and on which
+// the project alpha is engaged. tests/end_to_end/go_modules starts one.
 const daemonVariable = "MILO_DISCOVERY_TEST_ADDRESS"
 
 func TestAgainstDaemon(t *testing.T) {
 	address := os.Getenv(daemonVariable)
 	if address == "" {
-		t.Skipf("%s names no daemon", daemonVariable)
+		t.Skipf("%s is not set", daemonVariable)
 	}
 	client, err := discovery.Dial(discovery.Options{Address: address, Credentials: &discovery.Credentials{}})
 	if err != nil {
@@ -58,15 +58,15 @@ func TestAgainstDaemon(t *testing.T) {
 		var failed *discovery.StatusError
 		_, err := client.Get(t.Context(), "omega")
 		if !errors.Is(err, discovery.ErrNotFound) || !errors.As(err, &failed) || failed.Reason == "" {
-			t.Errorf("an unknown name fails with %v", err)
+			t.Errorf("Get() of an unknown name: error = %v, want ErrNotFound with a reason", err)
 		}
 		_, err = client.List(t.Context(), discovery.Filter{LabelSelector: "in (("})
 		if !errors.Is(err, discovery.ErrInvalidRequest) || !errors.As(err, &failed) || len(failed.Violations) != 1 {
-			t.Errorf("an invalid selector fails with %v", err)
+			t.Errorf("List() with an invalid selector: error = %v, want ErrInvalidRequest with one violation", err)
 		}
 		_, err = client.Issue(t.Context(), "alpha", discovery.IssueOptions{Incarnation: "another"})
 		if !errors.Is(err, discovery.ErrPreconditionFailed) {
-			t.Errorf("another incarnation fails with %v", err)
+			t.Errorf("Issue() for another incarnation: error = %v, want ErrPreconditionFailed", err)
 		}
 	})
 

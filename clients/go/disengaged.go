@@ -2,12 +2,12 @@ package discovery
 
 import "fmt"
 
-// Disengaged is the cause of a context that ended because its cluster was disengaged, or is about to be.
+// Disengaged is the cancellation cause of a context whose cluster was disengaged, or is draining.
 type Disengaged struct {
-	// Cluster is the cluster as last known.
+	// Cluster is the last known state of the cluster.
 	Cluster Cluster
 	Reason  DisengageReason
-	// Message is for people.
+	// Message is human-readable.
 	Message string
 }
 

@@ -18,16 +18,16 @@
 //
 // Whatever happens to the connection or to the daemon, each cluster is engaged once and disengaged once:
 //
-//   - A broken stream is resumed from the last batch that arrived whole. Nothing is lost and nothing is repeated.
-//   - A daemon that restarted sends a snapshot, which is compared with what was reported before. Only the differences
-//     are reported. A cluster with the same name and UID is the same cluster.
+//   - A broken stream is resumed from the last complete batch. No event is lost or repeated.
+//   - After a restart, the daemon sends a snapshot. Only its differences from the earlier events are reported. A cluster
+//     with the same name and UID is the same cluster.
 //   - A snapshot takes effect when it is complete. An incomplete one is dropped.
-//   - A cluster that is missing from a snapshot is disengaged with [ReasonUnspecified], since the reason is not
-//     known. Do not treat that as [ReasonDeleted].
-//   - While the daemon does not answer, no cluster is disengaged. The watch retries with backoff and jitter, and treats
-//     a stream that missed three heartbeats as dead.
-//   - A daemon that shares the clusters with others owns them for a time that the watch renews, on a clock that also
-//     advances while the machine is suspended. When that time ends, all clusters are disengaged with
+//   - A cluster that is missing from a snapshot is disengaged with [ReasonUnspecified], since the reason is unknown. Do not
+//     treat that as [ReasonDeleted].
+//   - While the daemon is unreachable, no cluster is disengaged. The watch retries with backoff and jitter, and treats a
+//     stream that missed three heartbeats as dead.
+//   - A sharded daemon owns its clusters for a limited time, which the watch renews, and measures with a clock that also
+//     advances while the machine is suspended. When that time expires, all clusters are disengaged with
 //     [ReasonOwnershipLost], since another daemon may engage them.
 //   - Only errors that a retry cannot fix end a watch: see [IsTerminal].
 //
@@ -42,6 +42,6 @@
 //	MILO_DISCOVERY_KEY_FILE          its private key
 //	MILO_DISCOVERY_SERVER_UID        the user that must run the server of the Unix socket
 //
-// Package discoverytest has a daemon for tests. The module go.miloapis.com/discovery/multicluster has a provider for
-// operators on multicluster-runtime.
+// Package discoverytest provides a fake daemon for tests. The module go.miloapis.com/discovery/multicluster provides a
+// multicluster-runtime provider for operators.
 package discovery

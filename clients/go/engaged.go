@@ -9,8 +9,9 @@ import (
 )
 
 const (
-	expiryMargin = 5 * time.Second // before its expiry a kubeconfig is not used any more: requests take time to arrive
-	// How much of the time between RefreshAfter and ExpiresAt the stream has to bring the next kubeconfig.
+	expiryMargin = 5 * time.Second // a kubeconfig is not used so shortly before its expiry: requests take time to arrive
+	// Share of the time between RefreshAfter and ExpiresAt to wait for the stream to push a kubeconfig, before requesting
+	// one.
 	pushShare = 0.25
 )
 
@@ -20,16 +21,16 @@ var issueBackoff = Backoff{Initial: time.Second, Max: 30 * time.Second}.withDefa
 type EngagedCluster struct {
 	client *Client
 	ttl    time.Duration
-	ctx    context.Context // of requests for kubeconfigs; ends with the engagement
+	ctx    context.Context // of requests for kubeconfigs; canceled when the engagement ends
 	cancel context.CancelCauseFunc
 
 	mu         sync.Mutex
 	current    Cluster
 	updated    chan struct{}
 	kubeconfig *Kubeconfig
-	isPushed   bool // the kubeconfig came with the stream, as the next one does
+	isPushed   bool // the stream pushed the kubeconfig, and will push the next one
 	renewal    chan struct{}
-	pushed     chan struct{} // closed when the stream brings a kubeconfig
+	pushed     chan struct{} // closed when the stream pushes a kubeconfig
 	retries    retries
 	failure    error
 	notBefore  time.Time // no request before this time
@@ -42,26 +43,26 @@ func newEngagedCluster(ctx context.Context, client *Client, ttl time.Duration) *
 	return e
 }
 
-// Name of the cluster.
+// Name returns the name of the cluster.
 func (e *EngagedCluster) Name() string { return e.Current().Name }
 
-// Current returns the cluster as of now, or as of its disengagement.
+// Current returns the current state of the cluster, or its last state before the disengagement.
 func (e *EngagedCluster) Current() Cluster {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.current
 }
 
-// Updated returns a channel that is closed when the cluster is updated next, as by another Endpoint.
+// Updated returns a channel that is closed at the next update of the cluster, for example a new Endpoint.
 func (e *EngagedCluster) Updated() <-chan struct{} {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.updated
 }
 
-// Kubeconfig returns a kubeconfig to send requests with now: that of the stream where [WatchOptions].IncludeKubeconfigs is
-// set, or one that is requested from the daemon when the last one is due to be refreshed. Call it again for later requests.
-// After the end of the engagement it fails with the [*Disengaged], since the name may be that of another project by then.
+// Kubeconfig returns a currently valid kubeconfig. It is pushed by the stream if [WatchOptions].IncludeKubeconfigs is
+// set, and otherwise requested from the daemon and cached until it is due to be refreshed. Call Kubeconfig again for
+// later requests. After the engagement it fails with [*Disengaged], because another project may have the name by then.
 func (e *EngagedCluster) Kubeconfig(ctx context.Context) (*Kubeconfig, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -127,7 +128,7 @@ func (e *EngagedCluster) renew(done chan struct{}) {
 	e.failure, e.notBefore = err, time.Now().Add(e.retries.failed(0, retryAfter))
 }
 
-// offer is called with the lock held.
+// offer stores a kubeconfig, unless the current one is newer. It is called with the lock held.
 func (e *EngagedCluster) offer(k *Kubeconfig, isPushed bool) {
 	if e.kubeconfig == nil || !k.IssuedAt.Before(e.kubeconfig.IssuedAt) { // a response can arrive after a newer push
 		e.kubeconfig, e.isPushed = k, isPushed
@@ -135,7 +136,7 @@ func (e *EngagedCluster) offer(k *Kubeconfig, isPushed bool) {
 	e.failure, e.notBefore, e.retries.delay = nil, time.Time{}, 0
 }
 
-// usableUntil and refreshAt are called with the lock held, and a kubeconfig.
+// usableUntil returns when to stop using the kubeconfig. It is called with the lock held, if there is a kubeconfig.
 func (e *EngagedCluster) usableUntil() time.Time {
 	k := e.kubeconfig
 	if k.ExpiresAt.IsZero() {

@@ -13,34 +13,34 @@ import (
 	"go.miloapis.com/discovery/internal/session"
 )
 
-// The errors that [errors.Is] finds in a [StatusError], by its gRPC code.
+// Errors that a [StatusError] matches with [errors.Is], depending on its gRPC code.
 var (
-	// ErrNotFound: the cluster does not exist, or is not engaged.
+	// ErrNotFound is returned when the cluster does not exist or is not engaged.
 	ErrNotFound = errors.New("not found")
-	// ErrInvalidRequest: the daemon rejected an argument. StatusError.Violations name the fields.
+	// ErrInvalidRequest is returned when the daemon rejected an argument. StatusError.Violations has the invalid fields.
 	ErrInvalidRequest = errors.New("invalid request")
-	// ErrPermissionDenied: the caller is authenticated but not allowed to make the call.
+	// ErrPermissionDenied is returned when the caller is authenticated but not allowed to make the call.
 	ErrPermissionDenied = errors.New("permission denied")
-	// ErrUnauthenticated: the daemon does not accept the credentials of the caller.
+	// ErrUnauthenticated is returned when the daemon does not accept the caller's credentials.
 	ErrUnauthenticated = errors.New("unauthenticated")
-	// ErrPreconditionFailed: the configuration of the daemon or the state of the cluster does not allow the call.
+	// ErrPreconditionFailed is returned when the daemon's configuration or the cluster's state does not allow the call.
 	ErrPreconditionFailed = errors.New("precondition failed")
-	// ErrUnimplemented: the daemon is older than this client, or another program answers at its address.
+	// ErrUnimplemented is returned when the daemon is older than this client, or another program listens at its address.
 	ErrUnimplemented = errors.New("unimplemented")
-	// ErrUnavailable: the daemon is not reached or not synced. Retry later.
+	// ErrUnavailable is returned when the daemon is unreachable or not synced. Retry later.
 	ErrUnavailable = errors.New("unavailable")
-	// ErrTimedOut: the deadline was exceeded.
+	// ErrTimedOut is returned when the deadline was exceeded.
 	ErrTimedOut = errors.New("timed out")
 )
 
 var (
-	// ErrStreamBroken is the error of a stream that violated the protocol: a batch is missing, an event contradicts
-	// earlier ones, or heartbeats are missing. Watches recover from it and report it to [Hooks].Disconnected only.
+	// ErrStreamBroken is reported when a stream violated the protocol: a batch is missing, an event contradicts earlier
+	// ones, or heartbeats are missing. Watches recover from it and report it to [Hooks].Disconnected only.
 	ErrStreamBroken = session.ErrBroken
-	// ErrOwnershipLost is the error of a stream that was ended because the daemon did not confirm in time that the clusters
-	// are still its own. It is reported to [Hooks].Disconnected only.
+	// ErrOwnershipLost is reported when a watch closed its stream because the daemon did not confirm in time that it still
+	// owns its clusters. It is reported to [Hooks].Disconnected only.
 	ErrOwnershipLost = fmt.Errorf("%w: the daemon did not confirm in time that it owns its clusters", ErrStreamBroken)
-	// ErrClosed is the error of a call or watch of a client that was closed.
+	// ErrClosed is returned by calls and watches of a client that was closed.
 	ErrClosed = errors.New("discovery client is closed")
 )
 
@@ -61,19 +61,19 @@ type FieldViolation struct {
 	Description string
 }
 
-// StatusError is the error of a call that ended with a gRPC status other than OK.
+// StatusError is returned when a call ended with a gRPC status other than OK.
 type StatusError struct {
 	// Call is the method, such as "ListClusters".
 	Call string
 	// Code is the gRPC status code.
 	Code codes.Code
-	// Message is for people.
+	// Message is human-readable.
 	Message string
-	// Reason is stable and machine-readable. It is empty if the daemon did not answer.
+	// Reason is stable and machine-readable. It is empty if the daemon did not respond.
 	Reason string
 	// Violations are the fields of the request that were rejected.
 	Violations []FieldViolation
-	// RetryAfter is how long to wait before a retry; zero if the daemon does not say.
+	// RetryAfter is how long to wait before a retry; zero if the daemon did not specify it.
 	RetryAfter time.Duration
 
 	causes []error
@@ -84,17 +84,18 @@ func (e *StatusError) Error() string {
 	return fmt.Sprintf("%s: %s: %s", e.Call, e.Code, e.Message)
 }
 
-// Is reports whether target is the error of this code, such as [ErrNotFound].
+// Is reports whether target is the error for this code, such as [ErrNotFound].
 func (e *StatusError) Is(target error) bool {
 	known, ok := codeErrors[e.Code]
 	return ok && target == known
 }
 
-// Unwrap returns the gRPC status error, and the error of the caller's context if that ended the call.
+// Unwrap returns the gRPC status error, and the cause of the caller's context if that was canceled.
 func (e *StatusError) Unwrap() []error { return e.causes }
 
-// IsTerminal reports whether a retry fails too until the request or a configuration is changed. Such an error ends a
-// watch: [ErrInvalidRequest], [ErrPermissionDenied], [ErrUnauthenticated], [ErrPreconditionFailed], [ErrUnimplemented].
+// IsTerminal reports whether a retry would fail too until the request or a configuration is changed. Such an error ends
+// a watch: [ErrInvalidRequest], [ErrPermissionDenied], [ErrUnauthenticated], [ErrPreconditionFailed],
+// [ErrUnimplemented].
 func IsTerminal(err error) bool {
 	for _, terminal := range []error{
 		ErrInvalidRequest, ErrPermissionDenied, ErrUnauthenticated, ErrPreconditionFailed, ErrUnimplemented,
@@ -106,7 +107,7 @@ func IsTerminal(err error) bool {
 	return false
 }
 
-// statusError converts the error of a gRPC call.
+// statusError converts a gRPC error to a StatusError.
 func statusError(ctx context.Context, call string, err error) error {
 	received, ok := status.FromError(err)
 	if !ok {
@@ -132,7 +133,7 @@ func statusError(ctx context.Context, call string, err error) error {
 	return converted
 }
 
-// lostConnection reports whether the daemon was not reached: its own errors have a reason.
+// lostConnection reports whether the daemon was unreachable: errors that it returns itself have a reason.
 func lostConnection(err error) bool {
 	var failed *StatusError
 	return errors.As(err, &failed) && failed.Code == codes.Unavailable && failed.Reason == ""

@@ -14,7 +14,7 @@ import (
 	"go.miloapis.com/discovery/discoverytest"
 )
 
-// A program that follows all clusters until it is terminated. The environment names the address of the daemon.
+// A program that follows all clusters until SIGTERM. Dial reads the daemon's address from MILO_DISCOVERY_ADDRESS.
 func Example() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
@@ -33,8 +33,8 @@ func Example() {
 	}
 }
 
-// One handler for each engaged cluster. The handler of a name begins after the one before has returned, and a cluster that
-// moves to another replica is released after that.
+// RunFleet runs one handler for each engaged cluster. A new handler of the same cluster starts only after the previous
+// one has returned. A draining cluster is released when its handler has returned.
 func ExampleClient_RunFleet() {
 	daemon, done := startDaemon()
 	defer done()
@@ -49,10 +49,10 @@ func ExampleClient_RunFleet() {
 			return err // the handler is called again after a backoff
 		}
 		fmt.Println("working on", kubeconfig.Cluster)
-		daemon.Disengage("alpha", discovery.ReasonDeleted) // this example's next event
+		daemon.Disengage("alpha", discovery.ReasonDeleted) // cancels ctx
 		<-ctx.Done()
 		fmt.Println(context.Cause(ctx))
-		stop() // where an operator would return
+		stop() // ends the example; an operator would only return
 		return nil
 	})
 	fmt.Println(err)
@@ -62,7 +62,7 @@ func ExampleClient_RunFleet() {
 	// context canceled
 }
 
-// Why is a project not engaged?
+// Get explains why a project is not engaged.
 func ExampleClient_Get() {
 	daemon, done := startDaemon()
 	defer done()
@@ -83,7 +83,7 @@ func ExampleClient_Get() {
 	// not found: true
 }
 
-// A short-lived kubeconfig of an engaged cluster.
+// Issue returns a short-lived kubeconfig for an engaged cluster.
 func ExampleClient_Issue() {
 	daemon, done := startDaemon()
 	defer done()
@@ -98,7 +98,7 @@ func ExampleClient_Issue() {
 	// Output: alpha 1h0m0s
 }
 
-// startDaemon starts a daemon for examples, which have no testing.T.
+// startDaemon starts a fake daemon for examples, which have no testing.T.
 func startDaemon() (*discoverytest.Daemon, func()) {
 	test := &exampleTest{}
 	return discoverytest.New(test), test.done

@@ -11,27 +11,28 @@ import (
 
 const endSubscriptionTimeout = time.Second // the program is about to exit
 
-// handlerBackoff is that of a handler that returned an error.
+// handlerBackoff is the backoff of a handler that returned an error.
 var handlerBackoff = Backoff{Initial: time.Second, Max: time.Minute}.withDefaults()
 
-// Handler works on one engaged cluster until its context ends. The cause of the context is a [*Disengaged] if the cluster
-// was disengaged or drains, and otherwise that of the fleet.
+// Handler works on one engaged cluster until its context is canceled. The cancellation cause is a [*Disengaged] if the
+// cluster was disengaged or is draining, and otherwise the reason why the fleet ends.
 type Handler func(ctx context.Context, cluster *EngagedCluster) error
 
-// FleetOptions configure [Client.RunFleet].
+// FleetOptions configures [Client.RunFleet].
 type FleetOptions struct {
-	// WatchOptions are those of the fleet's watch. Its Subscriber is [NewSubscriber] if empty.
+	// WatchOptions configures the fleet's watch. If Subscriber is empty, [NewSubscriber] is used.
 	WatchOptions
 	// OnError is called with each error of a handler. If nil, the error is logged with [slog.Default]. Calls may overlap.
 	OnError func(*EngagedCluster, error)
 }
 
-// RunFleet runs one handler for each engaged cluster, and returns what [Client.Watch] returns, after all handlers have.
+// RunFleet runs one handler for each engaged cluster. It returns the error of [Client.Watch], after all handlers have
+// returned.
 //
-// The handler of a name begins after the one before has returned, also if the cluster was replaced or engaged again. A
-// handler that returns an error is called again after a backoff, as long as its cluster is engaged; one that returns nil is
-// not. The context of the handler ends when the cluster drains, and the cluster is released when the handler has returned.
-// When all have returned after the end of ctx, the fleet calls EndSubscription.
+// If a cluster was replaced or engaged again, its new handler starts after the previous handler of that name has
+// returned. A handler that returns an error is called again after a backoff while its cluster is engaged; one that
+// returns nil is not. When a cluster drains, the context of its handler is canceled, and the cluster is released once
+// the handler has returned. After ctx is canceled and all handlers have returned, RunFleet calls EndSubscription.
 func (c *Client) RunFleet(ctx context.Context, options FleetOptions, handler Handler) error {
 	if options.Subscriber == "" {
 		options.Subscriber = NewSubscriber()
@@ -58,14 +59,14 @@ type fleet struct {
 	running sync.WaitGroup // handlers and releases
 
 	mu      sync.Mutex
-	members map[string]*member // by name; disengaged ones until their handler has returned
+	members map[string]*member // by name; disengaged members stay until their handler has returned
 }
 
 // member is one engagement.
 type member struct {
 	cluster *EngagedCluster
 	cancel  context.CancelCauseFunc // of the handler
-	ended   chan struct{}           // closed when this handler and the one before have returned
+	ended   chan struct{}           // closed when this handler and previous ones of the name have returned
 }
 
 func (f *fleet) apply(events []Event) {
@@ -115,7 +116,7 @@ func (f *fleet) disengage(of *member, cause *Disengaged) {
 	f.forget(of)
 }
 
-// forget removes an engagement that has ended, with its handler. It is called with the lock held.
+// forget removes an engagement if both it and its handler have ended. It is called with the lock held.
 func (f *fleet) forget(of *member) {
 	name := of.cluster.Name()
 	select {
@@ -132,7 +133,7 @@ func (f *fleet) drain(of *member, cluster Cluster) {
 	f.running.Go(func() {
 		<-of.ended
 		if !of.cluster.hasEnded() {
-			// If this does not reach the daemon, the next stream has the cluster as draining again.
+			// If the call fails, the next stream sends the cluster as draining again.
 			_ = f.client.Release(context.WithoutCancel(f.ctx), cluster, f.options.Subscriber)
 		}
 	})
@@ -151,7 +152,7 @@ func (f *fleet) work(ctx context.Context, cluster *EngagedCluster) {
 	}
 }
 
-// end waits for all handlers, whose credentials are renewed until then.
+// end cancels all handlers and waits for them. Their credentials are renewed until they return.
 func (f *fleet) end(cause error) {
 	f.mu.Lock()
 	for _, of := range f.members {

@@ -16,7 +16,7 @@ import (
 	pb "go.miloapis.com/discovery/v1"
 )
 
-// scriptedFleet is a fleet whose handlers say when they begin and are signaled, and end on command.
+// scriptedFleet is a fleet whose handlers report when they begin and are canceled, and return on command.
 type scriptedFleet struct {
 	daemon   *discoverytest.Daemon
 	lines    chan string
@@ -61,7 +61,7 @@ func runFleet(t *testing.T, options discovery.FleetOptions) *scriptedFleet {
 	return f
 }
 
-// expect waits until nothing moves in the bubble, and compares what happened since the last call.
+// expect waits until all goroutines of the bubble are blocked, and compares the reports since the last call.
 func (f *scriptedFleet) expect(t *testing.T, wanted ...string) {
 	t.Helper()
 	synctest.Wait()
@@ -116,7 +116,7 @@ func TestFleet(t *testing.T) {
 		f.finish["alpha uid-alpha-1"] <- nil
 		f.expect(t, "end alpha uid-alpha-1", "begin alpha uid-alpha-2")
 	})
-	testFleet(t, "handler runs across updates and restarts of the daemon", none, func(t *testing.T, f *scriptedFleet) {
+	testFleet(t, "handler keeps running during updates and restarts of the daemon", none, func(t *testing.T, f *scriptedFleet) {
 		f.engage(t)
 		cluster := f.clusters["alpha"]
 		updated := cluster.Updated()
@@ -143,12 +143,12 @@ func TestFleet(t *testing.T) {
 		time.Sleep(time.Hour)
 		f.expect(t, "end alpha uid-alpha-1")
 	})
-	testFleet(t, "draining cluster is released after its handler, which may fail", none, func(t *testing.T, f *scriptedFleet) {
+	testFleet(t, "draining cluster is released after its handler returns, even with an error", none, func(t *testing.T, f *scriptedFleet) {
 		f.engage(t)
 		f.daemon.Drain("alpha", discovery.ReasonMoved)
 		f.expect(t, "signal alpha uid-alpha-1: cluster alpha was disengaged (MOVED)")
 		if f.daemon.Released("alpha", "test/fleet") {
-			t.Error("it was released while the handler worked")
+			t.Error("the cluster was released while its handler was running")
 		}
 		if _, err := f.clusters["alpha"].Kubeconfig(t.Context()); err != nil {
 			t.Errorf("the credential while the cluster drains: %v", err)
@@ -156,10 +156,10 @@ func TestFleet(t *testing.T) {
 		f.finish["alpha uid-alpha-1"] <- errors.New("broken")
 		f.expect(t, "end alpha uid-alpha-1", "error alpha: broken")
 		if report, err := f.daemon.Client().Get(t.Context(), "alpha"); err != nil || report.Engagement.Engaged {
-			t.Errorf("it was not released: %+v, %v", report, err)
+			t.Errorf("the cluster was not released: %+v, %v", report, err)
 		}
 	})
-	testFleet(t, "stop waits for handlers, whose credentials work", none, func(t *testing.T, f *scriptedFleet) {
+	testFleet(t, "RunFleet waits for handlers, whose credentials stay valid", none, func(t *testing.T, f *scriptedFleet) {
 		f.engage(t)
 		cluster := f.clusters["alpha"]
 		f.stop()
@@ -179,7 +179,7 @@ func TestFleet(t *testing.T) {
 }
 
 func TestKubeconfigOfAnEngagement(t *testing.T) {
-	testFleet(t, "is requested once until it is due, and then beside its use", discovery.FleetOptions{},
+	testFleet(t, "is requested once, and refreshed in the background when it is due", discovery.FleetOptions{},
 		func(t *testing.T, f *scriptedFleet) {
 			f.engage(t)
 			cluster := f.clusters["alpha"]
@@ -194,49 +194,49 @@ func TestKubeconfigOfAnEngagement(t *testing.T) {
 			}
 			first := get()
 			if get() != first || f.daemon.Issued("alpha") != 1 {
-				t.Errorf("%d were issued", f.daemon.Issued("alpha"))
+				t.Errorf("%d kubeconfigs were issued, want 1", f.daemon.Issued("alpha"))
 			}
 			time.Sleep(time.Until(first.RefreshAfter))
 			f.daemon.Fail("IssueKubeconfig", discoverytest.Error(codes.Unavailable, "ISSUER", "down"))
 			if get() != first {
-				t.Error("the one that is valid was not used")
+				t.Error("the valid kubeconfig was not used")
 			}
 			f.daemon.Fail("IssueKubeconfig", nil)
 			time.Sleep(time.Second)
 			get()
 			if second := get(); second == first || f.daemon.Issued("alpha") != 2 {
-				t.Errorf("%d were issued", f.daemon.Issued("alpha"))
+				t.Errorf("%d kubeconfigs were issued, want 2", f.daemon.Issued("alpha"))
 			}
 		})
-	testFleet(t, "requests are limited while the issuer is down", discovery.FleetOptions{}, func(t *testing.T, f *scriptedFleet) {
+	testFleet(t, "requests back off while the issuer returns unusable kubeconfigs", discovery.FleetOptions{}, func(t *testing.T, f *scriptedFleet) {
 		f.engage(t)
 		f.daemon.SetKubeconfigs(func(c discovery.Cluster, _ int) discovery.Kubeconfig {
 			return discovery.Kubeconfig{Content: []byte("refused")}
 		})
 		for range 600 {
 			if _, err := f.clusters["alpha"].Kubeconfig(t.Context()); !errors.Is(err, discovery.ErrUnusableKubeconfig) {
-				t.Fatalf("the error is %v", err)
+				t.Fatalf("Kubeconfig() error = %v, want ErrUnusableKubeconfig", err)
 			}
 			time.Sleep(100 * time.Millisecond)
 		}
 		if issued := f.daemon.Issued("alpha"); issued > 10 {
-			t.Errorf("%d requests in a minute", issued)
+			t.Errorf("%d requests in a minute, want at most 10", issued)
 		}
 	})
 	pushed := discovery.FleetOptions{WatchOptions: discovery.WatchOptions{IncludeKubeconfigs: true}}
-	testFleet(t, "is the one that the stream brought last", pushed, func(t *testing.T, f *scriptedFleet) {
+	testFleet(t, "is the last one that the stream pushed", pushed, func(t *testing.T, f *scriptedFleet) {
 		f.engage(t)
 		for number := range 3 {
 			found, err := f.clusters["alpha"].Kubeconfig(t.Context())
 			if err != nil || f.daemon.Issued("alpha") != number+1 {
-				t.Fatalf("kubeconfig %d: %v, %v; %d were issued", number, found, err, f.daemon.Issued("alpha"))
+				t.Fatalf("kubeconfig %d: %v, %v; %d were issued, want %d", number, found, err, f.daemon.Issued("alpha"), number+1)
 			}
 			time.Sleep(time.Second)
 			f.daemon.Rotate("alpha")
 			synctest.Wait()
 		}
 	})
-	inBubble(t, "of the stream ends the wait for a response", func(t *testing.T) {
+	inBubble(t, "pushed by the stream is returned before a pending response", func(t *testing.T) {
 		daemon := newScriptedDaemon(t)
 		respond := make(chan struct{})
 		daemon.issue = func() (*pb.IssueKubeconfigResponse, error) {

@@ -9,14 +9,15 @@ import (
 	"slices"
 )
 
-// ErrUnusableKubeconfig is the error of a kubeconfig that is not of the form that the daemon writes. It never quotes the
-// content.
+// ErrUnusableKubeconfig is returned when a kubeconfig is not of the form that the daemon writes. Its message never
+// quotes the content.
 var ErrUnusableKubeconfig = errors.New("kubeconfig refused")
 
 const execCommand = "milo-discovery"
 
-// kubeconfigNames are the names of all fields that the daemon writes. The decoder ignores the case of names and takes the
-// last of several; other programs do neither, and would find another command in the same kubeconfig.
+// kubeconfigNames are the names of all fields that the daemon writes. Names are compared exactly, because the JSON
+// decoder ignores their case and uses the last of repeated fields: other programs could read another command from the
+// same kubeconfig.
 var kubeconfigNames = []string{
 	"apiVersion", "kind", "current-context", "contexts", "context", "clusters", "cluster", "users", "user", "name",
 	"server", "certificate-authority-data", "tls-server-name",
@@ -25,18 +26,18 @@ var kubeconfigNames = []string{
 	"as", "as-groups", extraField,
 }
 
-// extraField has the extra fields of the user to act as, under keys of any name.
+// extraField contains the extra fields of the impersonated user, with keys of any name.
 const extraField = "as-user-extra"
 
-// actingUser has the fields of a user to act as.
+// actingUser has the fields for impersonation.
 type actingUser struct {
 	User   string              `json:"as"`
 	Groups []string            `json:"as-groups"`
 	Extra  map[string][]string `json:"as-user-extra"`
 }
 
-// kubeconfigFile has the fields that the daemon writes, as JSON with all data inline. All others are refused: whatever
-// answers at the address of the daemon could name a program to run, a file to read, or a proxy.
+// kubeconfigFile has the fields that the daemon writes, as JSON with all data inline. All other fields are rejected: a
+// server that impersonates the daemon could send a program to run, a file to read, or a proxy.
 type kubeconfigFile[User any] struct {
 	APIVersion     string `json:"apiVersion"`
 	Kind           string `json:"kind"`
@@ -85,7 +86,8 @@ type execUser struct {
 	} `json:"exec"`
 }
 
-// checkKubeconfig returns an error unless the kubeconfig is one that the daemon writes in that format for the cluster.
+// checkKubeconfig returns an error unless the kubeconfig is of the form that the daemon writes for this format and
+// cluster.
 func checkKubeconfig(content []byte, format KubeconfigFormat, cluster string) error {
 	if format == FormatExec {
 		user, err := readKubeconfig[execUser](content)
@@ -93,10 +95,10 @@ func checkKubeconfig(content []byte, format KubeconfigFormat, cluster string) er
 			return err
 		}
 		if user.Exec.Command != execCommand || !slices.Equal(user.Exec.Args, []string{"credential", "--cluster", cluster}) {
-			return fmt.Errorf("%w: it runs a program other than %s credential", ErrUnusableKubeconfig, execCommand)
+			return fmt.Errorf("%w: its exec plugin is not '%s credential --cluster %s'", ErrUnusableKubeconfig, execCommand, cluster)
 		}
 		for _, variable := range user.Exec.Env {
-			if variable.Name != AddressVariable && variable.Name != actAsVariable { // another could make the loader run a library
+			if variable.Name != AddressVariable && variable.Name != actAsVariable { // others, such as LD_PRELOAD, could run other code
 				return fmt.Errorf("%w: it sets an environment variable other than %s and %s",
 					ErrUnusableKubeconfig, AddressVariable, actAsVariable)
 			}
@@ -117,7 +119,7 @@ func readKubeconfig[User any](content []byte) (*User, error) {
 	decoder := json.NewDecoder(bytes.NewReader(content))
 	decoder.DisallowUnknownFields()
 	var file kubeconfigFile[User]
-	// The error of the decoder is omitted, since it could quote a secret.
+	// The decoder's error is omitted, since it could quote a secret.
 	if decoder.Decode(&file) != nil {
 		return nil, fmt.Errorf("%w: it is not JSON with the fields that the daemon writes", ErrUnusableKubeconfig)
 	}
@@ -125,7 +127,7 @@ func readKubeconfig[User any](content []byte) (*User, error) {
 		return nil, fmt.Errorf("%w: there is data after its end", ErrUnusableKubeconfig)
 	}
 	if !hasExactNames(json.NewDecoder(bytes.NewReader(content)), kubeconfigNames) {
-		return nil, fmt.Errorf("%w: it has fields that are repeated, or not named as the daemon does", ErrUnusableKubeconfig)
+		return nil, fmt.Errorf("%w: it has fields that are repeated, or that the daemon does not write", ErrUnusableKubeconfig)
 	}
 	if len(file.Contexts) != 1 || len(file.Clusters) != 1 || len(file.Users) != 1 {
 		return nil, fmt.Errorf("%w: it does not have exactly one cluster, one user and one context", ErrUnusableKubeconfig)
@@ -133,7 +135,7 @@ func readKubeconfig[User any](content []byte) (*User, error) {
 	context := file.Contexts[0]
 	if file.CurrentContext != context.Name || context.Context.Cluster != file.Clusters[0].Name ||
 		context.Context.User != file.Users[0].Name {
-		return nil, fmt.Errorf("%w: its current context does not name its cluster and its user", ErrUnusableKubeconfig)
+		return nil, fmt.Errorf("%w: its current context does not refer to its cluster and its user", ErrUnusableKubeconfig)
 	}
 	if file.Clusters[0].Cluster.Server == "" {
 		return nil, fmt.Errorf("%w: it has no server", ErrUnusableKubeconfig)
@@ -141,8 +143,8 @@ func readKubeconfig[User any](content []byte) (*User, error) {
 	return &file.Users[0].User, nil
 }
 
-// hasExactNames reports whether each object in the next value has only fields of these names, and each of them once. No names
-// stand for any.
+// hasExactNames reports whether each object in the next value has only fields with known names, and each of them once.
+// If known is nil, all names are accepted.
 func hasExactNames(decoder *json.Decoder, known []string) bool {
 	opening, err := decoder.Token()
 	if err != nil {

@@ -6,135 +6,136 @@ import (
 	"time"
 )
 
-// The types of this file mirror the messages of milo.discovery.v1. An enum value that is not set, or that this client is
-// too old to know, is the zero value of its type.
+// The types of this file mirror the messages of milo.discovery.v1. An enum value that is not set or unknown to this
+// client is the zero value of its type.
 
 // EventType is the type of a change to a cluster.
 type EventType string
 
 // The types of events.
 const (
-	// EventEngaged: the cluster is ready. Start working on it.
+	// EventEngaged means that the cluster is ready. Start working on it.
 	EventEngaged EventType = "ENGAGED"
-	// EventUpdated: a field of the cluster changed. It is the same cluster: keep caches and connections.
+	// EventUpdated means that a field of the cluster changed. It is the same cluster: keep caches and connections.
 	EventUpdated EventType = "UPDATED"
-	// EventDisengaged: stop working on the cluster. Event.Reason says why.
+	// EventDisengaged means that you must stop working on the cluster. Event.Reason is the reason.
 	EventDisengaged EventType = "DISENGAGED"
-	// EventKubeconfig: a new kubeconfig replaces the one before, which stays valid for a while. Nothing else changed.
+	// EventKubeconfig means that a new kubeconfig replaces the previous one, which stays valid for a while. Nothing else
+	// changed.
 	EventKubeconfig EventType = "KUBECONFIG"
-	// EventRefreshed: only fields that the daemon assigns changed, such as the incarnation. The client reports it after
-	// a restart of the daemon. Ignore it, unless you store Cluster.Incarnation.
+	// EventRefreshed means that only fields that the daemon assigns changed, such as the incarnation. The client reports
+	// it after a restart of the daemon. Ignore it, unless you store Cluster.Incarnation.
 	EventRefreshed EventType = "REFRESHED"
 )
 
-// DisengageReason is why a cluster was disengaged.
+// DisengageReason is the reason why a cluster was disengaged.
 type DisengageReason string
 
 // The reasons of disengagements.
 const (
-	// ReasonUnspecified: not known. The cluster was missing when the connection to the daemon was restored. Do not treat
-	// it as ReasonDeleted.
+	// ReasonUnspecified means that the reason is unknown: the cluster was missing when the connection to the daemon was
+	// restored. Do not treat it as ReasonDeleted.
 	ReasonUnspecified DisengageReason = ""
-	// ReasonDeleted: the project was deleted, and the API server confirmed it.
+	// ReasonDeleted means that the project was deleted, which the API server confirmed.
 	ReasonDeleted DisengageReason = "DELETED"
-	// ReasonNotReady: the condition that engages the cluster is no longer True.
+	// ReasonNotReady means that the readiness condition of the cluster is no longer True.
 	ReasonNotReady DisengageReason = "NOT_READY"
-	// ReasonReplaced: the name belongs to another project now, whose EventEngaged follows if it is ready.
+	// ReasonReplaced means that another project has the name now. Its EventEngaged follows if it is ready.
 	ReasonReplaced DisengageReason = "REPLACED"
-	// ReasonLabelsChanged: the cluster left the selector of the daemon or the filter of the watch.
+	// ReasonLabelsChanged means that the daemon's selector or the watch's filter no longer matches the cluster.
 	ReasonLabelsChanged DisengageReason = "LABELS_CHANGED"
-	// ReasonUnreachable: the control plane was unreachable for longer than the daemon tolerates.
+	// ReasonUnreachable means that the control plane was unreachable for longer than the daemon is configured to tolerate.
 	ReasonUnreachable DisengageReason = "UNREACHABLE"
-	// ReasonRevoked: the rights of the subscriber no longer cover the cluster.
+	// ReasonRevoked means that the subscriber's rights no longer cover the cluster.
 	ReasonRevoked DisengageReason = "REVOKED"
-	// ReasonMoved: another daemon of the shard group owns the cluster now. Only the work in this process ends, not
-	// the cluster: clean up nothing in it.
+	// ReasonMoved means that another daemon of the shard group owns the cluster now. Stop the work of this process, but do
+	// not clean up in the cluster.
 	ReasonMoved DisengageReason = "MOVED"
-	// ReasonRemoved: the source of the daemon removed the cluster by its own rules.
+	// ReasonRemoved means that the daemon's source removed the cluster by its own rules.
 	ReasonRemoved DisengageReason = "REMOVED"
-	// ReasonOwnershipLost: the daemon cannot renew its ownership, or did not confirm it in time, and another member of its
-	// shard group may engage the cluster. As for ReasonMoved, clean up nothing.
+	// ReasonOwnershipLost means that the daemon cannot renew its ownership, or did not confirm it in time, and another
+	// member of its shard group may engage the cluster. As with ReasonMoved, do not clean up in the cluster.
 	ReasonOwnershipLost DisengageReason = "OWNERSHIP_LOST"
 )
 
-// Event is one change to one cluster. For each cluster there is EventEngaged first, then any number of others, then
-// EventDisengaged.
+// Event is one change to one cluster. Each engagement begins with EventEngaged and ends with EventDisengaged.
 type Event struct {
 	Type EventType
-	// Cluster is complete in every type of event; as last known for EventDisengaged.
+	// Cluster is complete in every type of event. For EventDisengaged it is the last known state.
 	Cluster Cluster
 	// Reason is set for EventDisengaged.
 	Reason DisengageReason
-	// Message is for people.
+	// Message is human-readable.
 	Message string
-	// Kubeconfig is set for EventKubeconfig, and for EventEngaged if one is available, where
-	// WatchOptions.IncludeKubeconfigs is set. An engagement does not wait for a kubeconfig.
+	// Kubeconfig is set, with WatchOptions.IncludeKubeconfigs, for EventKubeconfig, and for EventEngaged if a kubeconfig
+	// is available. An engagement does not wait for a kubeconfig.
 	Kubeconfig *Kubeconfig
 }
 
 // Cluster is an engaged project control plane.
 type Cluster struct {
-	// Name is the key of the cluster: the name of the project or, from a daemon with several sources, SOURCE#NAME.
+	// Name is the key of the cluster: the project's name or, from a daemon with several sources, SOURCE#NAME.
 	Name string
-	// UID of the project.
+	// UID is the UID of the project.
 	UID string
-	// Endpoint of its API server: scheme, host, and path if there is one.
+	// Endpoint is the URL of its API server: scheme, host, and path if there is one.
 	Endpoint string
-	// Organization that owns the project; empty if that is not known.
+	// Organization is the organization that owns the project; empty if unknown.
 	Organization string
 	Labels       map[string]string
-	// Annotations that the daemon is configured to pass on.
+	// Annotations are the annotations that the daemon is configured to include.
 	Annotations map[string]string
 	EngagedAt   time.Time
-	// DeletionRequestedAt is set once the deletion of the project was requested. Its control plane answers until the
-	// finalizers are removed: finish the cleanup; the cluster is disengaged afterwards.
+	// DeletionRequestedAt is set once the deletion of the project was requested. Its control plane is available until the
+	// finalizers are removed: finish the cleanup before. The cluster is disengaged afterwards.
 	DeletionRequestedAt time.Time
 	// DeletionMessage describes what the deletion waits for.
 	DeletionMessage string
-	// Suspended projects serve reads and refuse writes. They stay engaged: keep what was created in them, and pause.
+	// Suspended is set for projects that serve reads and reject writes. They stay engaged: pause, and keep the objects
+	// that you created in them.
 	Suspended bool
 	// Suspensions are the reasons for the suspension. Empty if the source does not report them.
 	Suspensions []Suspension
 	// Connectivity is the result of the daemon's probes of the API server.
 	Connectivity Connectivity
-	// SourceResourceVersion is the resource version of the upstream object that the cluster was read from.
+	// SourceResourceVersion is the resourceVersion of the source object that represents the cluster.
 	SourceResourceVersion string
 	// Incarnation is new each time that the daemon engages the cluster, and the same for all subscribers.
 	Incarnation string
-	// Source of the daemon that the cluster comes from, if the daemon has several.
+	// Source is the name of the cluster's source, if the daemon has several.
 	Source string
-	// Draining is set once the cluster is about to be disengaged, in watches with WatchOptions.Subscriber: end the work
-	// on it, and call [Client.Release]. Its credentials work until it is disengaged.
+	// Draining is set once the cluster is about to be disengaged, in watches with WatchOptions.Subscriber: finish the work
+	// on it, and call [Client.Release]. Its credentials are valid until it is disengaged.
 	Draining *Draining
 }
 
-// Suspension is a reason for which a cluster is suspended.
+// Suspension is one suspension of a cluster. A cluster can have several.
 type Suspension struct {
 	// Reason is its category, such as "Billing" or "Fraud".
 	Reason      string
 	SuspendedAt time.Time
 	// ReinstateAuthority is who can reinstate the project: "Operator" or "Consumer".
 	ReinstateAuthority string
-	// Message is what the source says of the suspension as a whole.
+	// Message is the source's message about the suspension.
 	Message string
 }
 
-// Draining is the planned end of an engagement.
+// Draining describes a planned disengagement.
 type Draining struct {
-	// Reason that EventDisengaged will have.
+	// Reason is the reason that EventDisengaged will have.
 	Reason DisengageReason
-	// Deadline at which the cluster is disengaged, released or not.
+	// Deadline is when the cluster is disengaged, even if it was not released.
 	Deadline time.Time
-	// Message is for people.
+	// Message is human-readable.
 	Message string
 }
 
-// ConnectivityState is whether the daemon reaches the API server of a cluster.
+// ConnectivityState is whether a cluster's API server is reachable from the daemon.
 type ConnectivityState string
 
 // The states of connectivity.
 const (
-	// ConnectivityUnknown: not probed.
+	// ConnectivityUnknown means that the API server was not probed.
 	ConnectivityUnknown     ConnectivityState = "UNKNOWN"
 	ConnectivityReachable   ConnectivityState = "REACHABLE"
 	ConnectivityUnreachable ConnectivityState = "UNREACHABLE"
@@ -152,50 +153,51 @@ type SourceState string
 
 // The states of a source.
 const (
-	// SourceStreaming: the view follows Milo as it changes.
+	// SourceStreaming means that the daemon receives changes as they happen.
 	SourceStreaming SourceState = "STREAMING"
-	// SourceCatchingUp: the daemon reads a complete list. What was known before is still valid.
+	// SourceCatchingUp means that the daemon reads a complete list. The last known state is still valid.
 	SourceCatchingUp SourceState = "CATCHING_UP"
-	// SourceStale: the daemon cannot follow Milo at present. What was known may be out of date.
+	// SourceStale means that the daemon currently cannot follow Milo. Its state may be out of date.
 	SourceStale SourceState = "STALE"
 )
 
-// SourceStatus is how fresh the daemon's view of Milo is, which is independent of the connection to the daemon.
+// SourceStatus is the freshness of the daemon's view of Milo. It is independent of the connection to the daemon.
 type SourceStatus struct {
 	State SourceState
-	// Since when the state holds.
+	// Since is when the source entered the state.
 	Since time.Time
-	// Reason is one CamelCase word for programs, such as "Unauthorized". Empty while streaming.
+	// Reason is a machine-readable CamelCase word, such as "Unauthorized". Empty while streaming.
 	Reason string
-	// Message is for people.
+	// Message is human-readable.
 	Message string
 	// LastContact is the time of Milo's last response.
 	LastContact time.Time
-	// Name of the source, in a daemon with several.
+	// Name is the name of the source, if the daemon has several.
 	Name string
 }
 
-// KubeconfigFormat is how a kubeconfig carries its credential.
+// KubeconfigFormat is how a kubeconfig provides its credential.
 type KubeconfigFormat string
 
 // The formats of kubeconfigs.
 const (
-	// FormatEmbedded: the credential is embedded, and valid until it expires. The default.
+	// FormatEmbedded means that the kubeconfig contains a short-lived credential. It is the default.
 	FormatEmbedded KubeconfigFormat = "EMBEDDED"
-	// FormatExec: without a credential; an exec credential plugin requests one from the daemon each time.
+	// FormatExec means that the kubeconfig contains no credential, but calls an exec credential plugin, which requests one
+	// from the daemon.
 	FormatExec KubeconfigFormat = "EXEC"
 )
 
-// Kubeconfig is a kubeconfig with its lifetime. Its content is secret: it is omitted when the value is formatted or
-// logged; keep it in memory only.
+// Kubeconfig is a kubeconfig with its lifetime. Its content is secret: formatting and logging omit it. Keep it in
+// memory only.
 type Kubeconfig struct {
 	// Cluster is the name of the cluster.
 	Cluster string
-	// Content is a kubeconfig file.
+	// Content is the content of the kubeconfig file.
 	Content []byte
-	// ExpiresAt is when its credential expires; zero for FormatExec, which has none.
+	// ExpiresAt is when its credential expires; zero for FormatExec, which contains no credential.
 	ExpiresAt time.Time
-	// RefreshAfter is when to request the next one.
+	// RefreshAfter is when to request the next kubeconfig.
 	RefreshAfter time.Time
 	IssuedAt     time.Time
 }
@@ -206,10 +208,10 @@ func (k Kubeconfig) String() string {
 		k.Cluster, formatTime(k.IssuedAt), formatTime(k.ExpiresAt))
 }
 
-// GoString is String, so that %#v omits the content as well.
+// GoString returns String, so that %#v omits the content as well.
 func (k Kubeconfig) GoString() string { return k.String() }
 
-// LogValue is String for log/slog.
+// LogValue returns String, so that log/slog omits the content.
 func (k Kubeconfig) LogValue() slog.Value { return slog.StringValue(k.String()) }
 
 func formatTime(at time.Time) string {
@@ -221,56 +223,57 @@ func formatTime(at time.Time) string {
 
 // Filter selects clusters. All fields that are set must match; the zero value selects all clusters.
 type Filter struct {
-	// LabelSelector in Kubernetes syntax, such as "env in (prod, staging),tier!=silver".
+	// LabelSelector is a Kubernetes label selector, such as "env in (prod, staging),tier!=silver".
 	LabelSelector string
-	// Names selects any of these clusters.
+	// Names selects the clusters with one of these names.
 	Names []string
-	// Organizations selects the clusters of any of these.
+	// Organizations selects the clusters of these organizations.
 	Organizations []string
-	// Sources selects the clusters of any of these sources of the daemon. An unknown source is an [ErrInvalidRequest].
+	// Sources selects the clusters of these sources of the daemon. An unknown source is an [ErrInvalidRequest].
 	Sources []string
 }
 
-// Listing is the engaged clusters at one revision.
+// Listing contains the engaged clusters at one revision.
 type Listing struct {
 	// Clusters are ordered by name.
 	Clusters []Cluster
 	Revision string
-	// Source is the state of the daemon's view of Milo; with several sources, the worst of their states.
+	// Source is the status of the daemon's view of Milo; with several sources, that of the least current one.
 	Source SourceStatus
-	// Sources are the states of all sources that the filter covers, in a daemon with several.
+	// Sources has the status of each source that the filter covers, if the daemon has several.
 	Sources []SourceStatus
-	// PendingSources are those of which the daemon has no complete list yet: their clusters are missing.
+	// PendingSources are the sources of which the daemon has no complete list yet. Their clusters are missing.
 	PendingSources []string
 }
 
-// EngagementReason is the reason for which a name is or is not engaged.
+// EngagementReason is the reason why a cluster is or is not engaged.
 type EngagementReason string
 
 // The reasons of an engagement or its absence.
 const (
 	EngagementEngaged  EngagementReason = "ENGAGED"
 	EngagementNotReady EngagementReason = "NOT_READY"
-	// EngagementOutsideSelector: the object exists, and the selector of the daemon does not cover it.
+	// EngagementOutsideSelector means that the daemon's selector does not match the object.
 	EngagementOutsideSelector EngagementReason = "OUTSIDE_SELECTOR"
-	// EngagementMalformed: the object cannot be used; Message says why.
+	// EngagementMalformed means that the object is invalid; see Message.
 	EngagementMalformed EngagementReason = "MALFORMED"
 	EngagementDeleted   EngagementReason = "DELETED"
-	// EngagementConfirmingDeletion: it is engaged, and the daemon confirms a deletion that was reported.
+	// EngagementConfirmingDeletion means that the cluster is engaged, and the daemon is confirming a reported deletion.
 	EngagementConfirmingDeletion EngagementReason = "CONFIRMING_DELETION"
 	EngagementUnreachable        EngagementReason = "UNREACHABLE"
-	// EngagementDraining: it is engaged, and about to be disengaged. Cluster.Draining says why and when.
+	// EngagementDraining means that the cluster is engaged, and about to be disengaged: see Cluster.Draining.
 	EngagementDraining EngagementReason = "DRAINING"
-	// EngagementRemoved: the source ended the engagement by its own rules; Message says by which.
+	// EngagementRemoved means that the source ended the engagement by one of its own rules; see Message.
 	EngagementRemoved EngagementReason = "REMOVED"
-	// EngagementUnassigned: it is ready, and another daemon of the shard group owns it, or has not released it yet.
+	// EngagementUnassigned means that the cluster is ready, and another daemon of the shard group owns it, or has not
+	// released it yet.
 	EngagementUnassigned EngagementReason = "UNASSIGNED"
-	// EngagementRefused: it belongs to an organization other than that of the daemon's context, and the API server sent it
-	// anyway.
+	// EngagementRefused means that the API server sent an object of an organization other than the one that the source
+	// watches.
 	EngagementRefused EngagementReason = "REFUSED"
 )
 
-// Engagement is whether a name is engaged, and why.
+// Engagement is whether a cluster is engaged, and why.
 type Engagement struct {
 	Engaged bool
 	Reason  EngagementReason
@@ -287,16 +290,16 @@ type Transition struct {
 	Incarnation string
 }
 
-// Report is what the daemon knows of one name.
+// Report is the daemon's state of one cluster.
 type Report struct {
-	// Cluster as engaged, or as last engaged; nil if it never was.
+	// Cluster is the current state of an engaged cluster, or its last state; nil if it was never engaged.
 	Cluster    *Cluster
 	Engagement Engagement
-	// Transitions are the last few, oldest first.
+	// Transitions are the last few engagements and disengagements, oldest first.
 	Transitions []Transition
-	// PendingReleases are the subscribers that a draining cluster waits for, as far as the caller may see them.
+	// PendingReleases are the subscribers that have not released the draining cluster, as far as the caller may see them.
 	PendingReleases []PendingRelease
-	// Source says how current the report is; its State is empty if the daemon does not send it.
+	// Source is the freshness of the report; its State is empty if the daemon does not send it.
 	Source SourceStatus
 }
 
@@ -306,16 +309,16 @@ type PendingRelease struct {
 	// Caller is the authenticated identity of the subscriber, if there is one.
 	Caller    string
 	Connected bool
-	// Since when it is connected, or disconnected.
+	// Since is when the subscriber connected or disconnected.
 	Since time.Time
 }
 
 // ServerInfo describes the daemon.
 type ServerInfo struct {
-	// Version of the program.
+	// Version is the daemon's version.
 	Version string
-	// Mode is "project", "project-control-plane", "single", "declarative", that of an added package, or "sources" for a
-	// daemon with several sources.
+	// Mode is "project", "project-control-plane", "single", "declarative", a mode of another package, or "sources" if the
+	// daemon has several sources.
 	Mode string
 	// Incarnation is new with each start of the daemon.
 	Incarnation string
@@ -324,15 +327,15 @@ type ServerInfo struct {
 	// Synced is set once the daemon has read a complete list of its source.
 	Synced bool
 	Counts FleetCounts
-	// CredentialIssuers of the kubeconfigs that the daemon issues; empty if it issues none.
+	// CredentialIssuers issue the credentials of the daemon's kubeconfigs; empty if it issues none.
 	CredentialIssuers []CredentialIssuer
 	Limits            Limits
-	// Sources of clusters, in a daemon with several.
+	// Sources are the sources of clusters, if the daemon has several.
 	Sources []Source
-	// Sharding is nil for a daemon that shares the clusters with no other.
+	// Sharding is nil if the daemon is not sharded.
 	Sharding *Sharding
-	// Context of Milo that the only source watches: "root", "organization ORG" or "project PROJECT". Empty for kinds
-	// that do not depend on it, and for callers that may not see all clusters.
+	// Context is the context of Milo that the daemon's only source watches: "root", "organization ORG" or "project
+	// PROJECT". Empty for kinds without a context, and for callers that may not see all clusters.
 	Context string
 }
 
@@ -344,24 +347,24 @@ type Source struct {
 	Status SourceStatus
 	// Synced is set once the daemon has read a complete list of the source.
 	Synced bool
-	// Counts of its clusters, without Subscribers.
+	// Counts are the numbers of its clusters, without Subscribers.
 	Counts FleetCounts
-	// Context of Milo that it watches, as in ServerInfo.
+	// Context is the context of Milo that it watches, as in ServerInfo.
 	Context string
 }
 
-// Sharding describes the group of daemons that share the clusters, as this one sees it.
+// Sharding describes the shard group from this daemon's point of view.
 type Sharding struct {
 	Group string
 	// Member is the name of this daemon.
 	Member string
-	// View is the number of the set of members among which the clusters are distributed.
+	// View is the number of the current view, the set of members among which the clusters are distributed.
 	View int64
 	// Settled is set if all members have acknowledged the view, and none is joining or leaving.
 	Settled bool
 	// Members are set for callers that may see all clusters.
 	Members []ShardMember
-	// ValidFor is for how long the daemon's ownership of its clusters holds; zero while it owns none.
+	// ValidFor is how long the daemon's ownership of its clusters remains valid; zero while it owns none.
 	ValidFor time.Duration
 	// Problem is why the Leases of the group cannot be read or written; empty if they can.
 	Problem string
@@ -383,7 +386,7 @@ type ShardMember struct {
 	Clusters int
 }
 
-// FleetCounts counts the clusters that the daemon knows, and its subscribers.
+// FleetCounts has the numbers of clusters by state, and of the daemon's subscribers.
 type FleetCounts struct {
 	Engaged         int
 	NotReady        int
@@ -393,11 +396,12 @@ type FleetCounts struct {
 	Subscribers int
 	// Draining counts the engaged clusters that are about to be disengaged.
 	Draining int
-	// Unreachable counts the clusters that do not answer the daemon's probes.
+	// Unreachable counts the clusters whose API server does not respond to the daemon's probes.
 	Unreachable int
 	// Unassigned counts the clusters that are ready and owned by other members of the shard group, or by none.
 	Unassigned int
-	// Refused counts the objects of other organizations that the API server sent in the context of one.
+	// Refused counts the objects of other organizations that the API server sent to a source that watches one
+	// organization.
 	Refused int
 }
 
@@ -411,8 +415,8 @@ type CredentialIssuer struct {
 	Message string
 	// ExpiresAt is when its own credential expires, if it has one.
 	ExpiresAt time.Time
-	// FailingClusters counts engaged clusters that get no new credential because of a failure specific to the cluster,
-	// by reason. Only callers that may see all clusters get it.
+	// FailingClusters counts engaged clusters that get no new credential because of a cluster-specific failure, by reason.
+	// It is set only for callers that may see all clusters.
 	FailingClusters map[string]uint32
 }
 

@@ -13,7 +13,7 @@ import (
 	pb "go.miloapis.com/discovery/v1"
 )
 
-// constantsOf returns the values of the constants of each string type in model.go.
+// constantsOf parses model.go, and returns the values of its constants by type.
 func constantsOf(t *testing.T) map[string][]string {
 	t.Helper()
 	file, err := parser.ParseFile(token.NewFileSet(), "model.go", nil, 0)
@@ -36,7 +36,7 @@ func constantsOf(t *testing.T) map[string][]string {
 	return found
 }
 
-func TestConstantsNameAllValuesOfTheProtocol(t *testing.T) {
+func TestEnumsHaveAllValuesOfTheProtoFile(t *testing.T) {
 	constants := constantsOf(t)
 	for kind, values := range map[string]struct {
 		prefix string
@@ -57,7 +57,7 @@ func TestConstantsNameAllValuesOfTheProtocol(t *testing.T) {
 	}
 }
 
-func TestCountsHaveAllFieldsOfTheProtocol(t *testing.T) {
+func TestFleetCountsHasAllFieldsOfTheProtoFile(t *testing.T) {
 	message := &pb.FleetCounts{}
 	fields := message.ProtoReflect().Descriptor().Fields()
 	for i := range fields.Len() {
@@ -73,7 +73,7 @@ func TestCountsHaveAllFieldsOfTheProtocol(t *testing.T) {
 	slices.Sort(counted)
 	for i := range fields.Len() {
 		if len(counted) != fields.Len() || counted[i] != int64(i+1) {
-			t.Fatalf("counts are %v, of %d in the protocol", counted, fields.Len())
+			t.Fatalf("the converted counts are %v, want 1 to %d", counted, fields.Len())
 		}
 	}
 }

@@ -10,9 +10,9 @@ import (
 	pb "go.miloapis.com/discovery/v1"
 )
 
-var errNotOwner = fmt.Errorf("%w: the daemon does not own its clusters at present", ErrStreamBroken)
+var errNotOwner = fmt.Errorf("%w: the daemon does not own its clusters", ErrStreamBroken)
 
-// keeper renews the ownership of a sharded daemon, concurrently with the stream and also while the stream is broken.
+// keeper renews the ownership of a sharded daemon, concurrently with the stream and even while the stream is broken.
 type keeper struct {
 	ctx     context.Context
 	client  *Client
@@ -21,7 +21,7 @@ type keeper struct {
 	mutex     sync.Mutex
 	ownership session.Ownership
 	renewing  bool
-	term      context.Context // ends with the ownership, with ErrOwnershipLost
+	term      context.Context // canceled with ErrOwnershipLost when the ownership expires
 	end       context.CancelCauseFunc
 	begun     chan struct{} // closed when the next term begins
 }
@@ -32,10 +32,10 @@ func newKeeper(ctx context.Context, client *Client) *keeper {
 	return k
 }
 
-// wait waits for the renewals to end. Cancel the context first.
+// wait waits for the renewals to stop. Cancel the context first.
 func (k *keeper) wait() { k.running.Wait() }
 
-// owned waits until the daemon owns its clusters, and returns a context that ends when it no longer does.
+// owned waits until the daemon owns its clusters, and returns a context that is canceled when it no longer does.
 func (k *keeper) owned() (context.Context, error) {
 	for {
 		k.mutex.Lock()
@@ -84,13 +84,14 @@ func (k *keeper) keep() {
 	defer k.running.Done()
 	for k.ctx.Err() == nil && k.settle() {
 		sleep(k.ctx, k.nextRenewal())
-		asked := k.client.clock.now() // before the check: a suspension after it must not be covered by the response
-		k.settle()                    // an ownership that ended meanwhile is lost, even if it can be renewed
+		asked := k.client.clock.now() // before the check: if the machine is suspended after it, the response must not cover that time
+		k.settle()                    // ownership that has expired is lost, even if it can be renewed
 		k.renew(asked)
 	}
 }
 
-// settle ends the term, or begins another. It reports whether to continue.
+// settle ends the term if the ownership has expired, or begins a new one. It reports whether the daemon is still
+// sharded.
 func (k *keeper) settle() bool {
 	k.mutex.Lock()
 	defer k.mutex.Unlock()
@@ -112,7 +113,7 @@ func (k *keeper) nextRenewal() time.Duration {
 	return k.ownership.NextRenewal(k.client.clock.now(), k.term.Err() == nil)
 }
 
-// renew requests how long the daemon owns its clusters. A failure leaves the last response to expire.
+// renew requests how long the daemon owns its clusters. After a failure, the last response applies until it expires.
 func (k *keeper) renew(asked time.Duration) {
 	k.mutex.Lock()
 	timeout := k.ownership.Timeout(asked)

@@ -13,7 +13,7 @@ import (
 	"go.miloapis.com/discovery/discoverytest"
 )
 
-// events reads lines up to the first event, and returns it.
+// event reads lines up to the first event, and returns it.
 func (w *watched) event(t *testing.T) string {
 	t.Helper()
 	for {
@@ -23,7 +23,7 @@ func (w *watched) event(t *testing.T) string {
 				return line
 			}
 		case <-time.After(time.Hour): // of a bubble
-			t.Fatal("the watch reports no event")
+			t.Fatal("the watch reported no event within an hour")
 		}
 	}
 }
@@ -38,7 +38,7 @@ func TestOwnership(t *testing.T) {
 		daemon.Engage(discovery.Cluster{Name: "a"})
 		seen := watch(t, daemon.Client(), discovery.WatchOptions{})
 		if got := seen.event(t); got != "ENGAGED a" {
-			t.Fatalf("the watch reports %q", got)
+			t.Fatalf("the watch reports %q, want ENGAGED a", got)
 		}
 		return daemon, seen
 	}
@@ -47,7 +47,7 @@ func TestOwnership(t *testing.T) {
 		daemon, seen := begin(t, 20*time.Second)
 		time.Sleep(time.Minute)
 		if renewals := daemon.Renewals(); renewals < 20 || renewals > 22 {
-			t.Errorf("%d renewals in a minute", renewals)
+			t.Errorf("%d renewals in a minute, want about 20", renewals)
 		}
 		daemon.Disengage("a", discovery.ReasonMoved)
 		if got := seen.event(t); got != "DISENGAGED a" {
@@ -55,11 +55,11 @@ func TestOwnership(t *testing.T) {
 		}
 	})
 
-	inBubble(t, "that is not renewed ends the work when its time has passed", func(t *testing.T) {
+	inBubble(t, "that is not renewed disengages all clusters when it expires", func(t *testing.T) {
 		for name, lose := range map[string]func(*discoverytest.Daemon){
-			"the daemon was killed":     func(d *discoverytest.Daemon) { d.Stop() },
-			"the daemon owns nothing":   func(d *discoverytest.Daemon) { d.Shard(0) },
-			"the daemon fails the call": func(d *discoverytest.Daemon) { d.Fail("RenewOwnership", silent) },
+			"the daemon was killed":       func(d *discoverytest.Daemon) { d.Stop() },
+			"the daemon owns no clusters": func(d *discoverytest.Daemon) { d.Shard(0) },
+			"the daemon fails the call":   func(d *discoverytest.Daemon) { d.Fail("RenewOwnership", silent) },
 		} {
 			daemon, seen := begin(t, 20*time.Second)
 			lost := time.Now()
@@ -67,25 +67,25 @@ func TestOwnership(t *testing.T) {
 			if got := seen.event(t); got != "DISENGAGED a" {
 				t.Fatalf("%s: the watch reports %q", name, got)
 			}
-			// The last renewal was up to 3 s before, and real time passes beside that of the bubble.
+			// The last renewal was up to 3 s before. CLOCK_BOOTTIME, which the bubble does not control, advances too.
 			if took := time.Since(lost); took < 17*time.Second || took > 21*time.Second {
-				t.Errorf("%s: reported after %v", name, took)
+				t.Errorf("%s: reported after %v, want about 20s", name, took)
 			}
 			daemon.Fail("RenewOwnership", nil)
 			daemon.Shard(20 * time.Second)
 			daemon.Start()
 			if got := seen.event(t); got != "ENGAGED a" {
-				t.Errorf("%s: the watch reports %q when the daemon owns its clusters again", name, got)
+				t.Errorf("%s: the watch reports %q when the daemon owns its clusters again, want ENGAGED a", name, got)
 			}
 			requests := daemon.WatchRequests()
 			if last := requests[len(requests)-1]; last.GetResumeRevision() != "" {
-				t.Errorf("%s: resumed from %q", name, last.GetResumeRevision())
+				t.Errorf("%s: the stream resumed from %q, want a snapshot", name, last.GetResumeRevision())
 			}
 			seen.stop()
 		}
 	})
 
-	inBubble(t, "is kept while the daemon restarts in time", func(t *testing.T) {
+	inBubble(t, "is kept if the daemon restarts before it expires", func(t *testing.T) {
 		daemon, seen := begin(t, 20*time.Second)
 		daemon.Stop()
 		time.Sleep(10 * time.Second)
@@ -100,7 +100,7 @@ func TestOwnership(t *testing.T) {
 		}
 	})
 
-	inBubble(t, "of a daemon that owns nothing yet is awaited", func(t *testing.T) {
+	inBubble(t, "is awaited before clusters are engaged", func(t *testing.T) {
 		daemon := discoverytest.New(t)
 		daemon.Shard(0)
 		daemon.Engage(discovery.Cluster{Name: "a"})
@@ -112,11 +112,11 @@ func TestOwnership(t *testing.T) {
 			t.Errorf("the watch reports %q", got)
 		}
 		if took := time.Since(owned); took < 0 || took > 5*time.Second {
-			t.Errorf("engaged %v after the daemon owned its clusters", took)
+			t.Errorf("engaged %v after the daemon owned its clusters, want within 5s", took)
 		}
 	})
 
-	inBubble(t, "that a daemon does not have yet is not reported as lost", func(t *testing.T) {
+	inBubble(t, "that was never held is not reported as lost", func(t *testing.T) {
 		daemon := discoverytest.New(t)
 		daemon.Shard(0)
 		seen := watch(t, daemon.Client(), discovery.WatchOptions{})
@@ -130,7 +130,7 @@ func TestOwnership(t *testing.T) {
 		}
 	})
 
-	inBubble(t, "ends the work before a refused watch returns", func(t *testing.T) {
+	inBubble(t, "disengages all clusters before a watch returns a terminal error", func(t *testing.T) {
 		daemon, seen := begin(t, 20*time.Second)
 		daemon.Fail("WatchClusters", discoverytest.Error(codes.PermissionDenied, "FORBIDDEN", "no"))
 		daemon.BreakStreams(nil)
@@ -138,17 +138,17 @@ func TestOwnership(t *testing.T) {
 			t.Errorf("the watch reports %q", got)
 		}
 		if err := <-seen.result; !discovery.IsTerminal(err) {
-			t.Errorf("the watch ended with %v", err)
+			t.Errorf("Watch() error = %v, want a terminal one", err)
 		}
 	})
 
-	inBubble(t, "is not asked for where the daemon shares with no other", func(t *testing.T) {
+	inBubble(t, "is not requested from a daemon that is not sharded", func(t *testing.T) {
 		daemon := discoverytest.New(t)
 		daemon.Engage(discovery.Cluster{Name: "a"})
 		watch(t, daemon.Client(), discovery.WatchOptions{})
 		time.Sleep(time.Minute)
 		if daemon.Renewals() != 0 {
-			t.Errorf("%d renewals", daemon.Renewals())
+			t.Errorf("%d renewals, want none", daemon.Renewals())
 		}
 	})
 }
@@ -168,8 +168,8 @@ func TestWatchKeepsClustersOfPendingSources(t *testing.T) {
 	})
 }
 
-func TestSourcesAndSharding(t *testing.T) {
-	inBubble(t, "are filtered by and listed", func(t *testing.T) {
+func TestListSources(t *testing.T) {
+	inBubble(t, "filters by source, and returns suspensions and pending sources", func(t *testing.T) {
 		daemon := discoverytest.New(t)
 		daemon.Engage(
 			discovery.Cluster{Name: "x#a", Source: "x", Suspended: true, Suspensions: []discovery.Suspension{{Reason: "Billing"}}},
@@ -185,7 +185,7 @@ func TestSourcesAndSharding(t *testing.T) {
 		}
 		daemon.SetPendingSources("y")
 		if listing, err = client.List(t.Context(), discovery.Filter{}); err != nil || fmt.Sprint(listing.PendingSources) != "[y]" {
-			t.Errorf("pending are %v: %v", listing.PendingSources, err)
+			t.Errorf("the pending sources are %v, %v; want [y]", listing.PendingSources, err)
 		}
 	})
 }

@@ -5,7 +5,7 @@ import (
 	"syscall"
 )
 
-// peerUID returns the user that runs the server of a connection to a Unix socket.
+// peerUID returns the user ID of the process that listens on the Unix socket of a connection.
 func peerUID(conn *net.UnixConn) (int, error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {

@@ -25,7 +25,7 @@ type scriptedDaemon struct {
 	get      func() (*pb.GetClusterResponse, error)
 }
 
-// scriptedStream is one open stream, which ends with the error that is sent to end.
+// scriptedStream is one open stream. A test closes it by sending an error on end.
 type scriptedStream struct {
 	request *pb.WatchClustersRequest
 	batches chan *pb.WatchClustersResponse
@@ -36,7 +36,7 @@ type scriptedStream struct {
 func newScriptedDaemon(t *testing.T) *scriptedDaemon {
 	t.Helper()
 	daemon := &scriptedDaemon{listener: bufconn.Listen(1 << 16), streams: make(chan *scriptedStream)}
-	// As the real daemon does, it allows keepalive pings on quiet streams.
+	// Like the real daemon, allow keepalive pings on idle streams.
 	server := grpc.NewServer(grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second}))
 	pb.RegisterDiscoveryServiceServer(server, daemon)
 	var serving sync.WaitGroup
@@ -102,7 +102,7 @@ func (d *scriptedDaemon) GetCluster(context.Context, *pb.GetClusterRequest) (*pb
 	return d.get()
 }
 
-// begin returns the next stream, after sending its first batches.
+// begin waits for the next stream, sends its first batches, and returns it.
 func (d *scriptedDaemon) begin(batches ...*pb.WatchClustersResponse) *scriptedStream {
 	stream := <-d.streams
 	stream.send(batches...)

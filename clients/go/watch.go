@@ -19,69 +19,69 @@ const (
 	defaultHeartbeat  = 30 * time.Second
 	shortestHeartbeat = time.Second
 	longestHeartbeat  = time.Hour
-	heartbeatsMissed  = 3 // consecutive ones after which a stream is considered dead
+	heartbeatsMissed  = 3 // number of missed heartbeats after which a stream is considered dead
 )
 
-// WatchOptions configure [Client.Watch]. The zero value watches all clusters, without kubeconfigs.
+// WatchOptions configures [Client.Watch]. The zero value watches all clusters, without kubeconfigs.
 type WatchOptions struct {
 	Filter
-	// IncludeKubeconfigs asks for a kubeconfig with each engagement, and for another before it expires.
+	// IncludeKubeconfigs requests a kubeconfig with each engagement, and a new one before it expires.
 	IncludeKubeconfigs bool
 	// KubeconfigTTL is the requested lifetime of these kubeconfigs; zero means the daemon's default. The daemon may
 	// shorten it.
 	KubeconfigTTL time.Duration
 	// HeartbeatInterval is the interval of heartbeats on an idle stream; zero means 30 s. The daemon supports 1 s to 1
-	// hour. A stream that is silent for three intervals is considered dead.
+	// hour. A stream without a message for three intervals is considered dead.
 	HeartbeatInterval time.Duration
-	// Subscriber makes planned disengagements wait until the cluster is released with [Client.Release] under this name,
-	// which no other watch of the caller may have at the same time: see [NewSubscriber]. If empty, they do not wait.
+	// Subscriber is the name under which the watch releases draining clusters with [Client.Release]. No other watch of the
+	// caller may have it at the same time: see [NewSubscriber]. If empty, planned disengagements do not wait for a
+	// release.
 	Subscriber string
 	// Hooks observe the stream.
 	Hooks Hooks
 }
 
-// Hooks are called with what happens to the stream of a watch, as opposed to the clusters. Each may be nil. They are
-// called in order with the handler of the events, and never concurrently with it.
+// Hooks are called when the state of a watch's stream changes, as opposed to its clusters. Each may be nil. They are
+// called in order with the event handler, and never concurrently with it.
 type Hooks struct {
-	// Connected: the first batch of a stream arrived. With resumed, the stream continues from the last revision;
-	// otherwise a snapshot follows, whose differences are reported before Synced is called again.
+	// Connected is called when the first batch of a stream arrives. If resumed, the stream continues from the last
+	// revision; otherwise a snapshot follows, whose differences are reported before Synced is called again.
 	Connected func(resumed bool)
-	// Disconnected: the stream broke, and every cluster stays as it is; unless the error is an [ErrOwnershipLost], which
-	// disengages all. It is called once for each loss, and not again for attempts that fail before the next Connected.
+	// Disconnected is called when the stream breaks. All clusters stay engaged, except after [ErrOwnershipLost], which
+	// disengages all. It is not called again for failed attempts to reconnect.
 	Disconnected func(err error)
-	// Synced: the events up to here make up a complete view of that many clusters. It is called for each snapshot.
+	// Synced is called after the events of each complete snapshot, with the number of clusters in the view.
 	Synced func(clusters int)
-	// Pending: the view that is complete with the next Synced lacks the clusters of these sources of the daemon, of which
-	// the daemon has no complete list yet. Those reported before stay engaged. It is called before each Synced, with no
-	// sources if nothing is missing.
+	// Pending is called before each Synced, with the sources of which the daemon has no complete list yet, if any. The
+	// snapshot lacks their clusters; clusters that were reported before stay engaged.
 	Pending func(sources []string)
-	// Source: the daemon reported the state of its own view of Milo; with several sources, the worst
-	// of their states. It does so in the first batch of a stream, with each heartbeat, and on changes.
+	// Source is called with the status of the daemon's view of Milo; with several sources, that of the least current one.
+	// The daemon sends it in the first batch of a stream, with each heartbeat, and on changes.
 	Source func(SourceStatus)
-	// Sources: a daemon with several sources reported the state of each.
+	// Sources is called with the status of each source, if the daemon has several.
 	Sources func([]SourceStatus)
-	// KubeconfigRefused: a kubeconfig arrived that the daemon would not write (an [ErrUnusableKubeconfig]). Its event is
-	// reported without it, or not at all if it had nothing else.
+	// KubeconfigRefused is called with [ErrUnusableKubeconfig] when a kubeconfig arrives that the daemon would not write.
+	// Its event is reported without the kubeconfig, or not at all if it contains nothing else.
 	KubeconfigRefused func(err error)
-	// Received: a batch arrived, with or without events.
+	// Received is called for each batch, with or without events.
 	Received func()
 }
 
 // Watch calls handle with the events of the clusters that match the options, until ctx is done, the client is closed,
-// or an error is terminal (see [IsTerminal]). It reconnects by itself, and always returns an error: the cause of ctx,
-// [ErrClosed], or the terminal one.
+// or an error is terminal (see [IsTerminal]). It reconnects automatically, and always returns an error: the cause of
+// ctx, [ErrClosed], or the terminal error.
 //
-// Each call of handle has the events of one batch, or all differences that a snapshot makes; a replaced cluster is
-// disengaged and engaged in the same call. Calls do not overlap, and nothing more is read before handle returns: the
-// daemon then coalesces changes, and ends a stream that is not read for long (5 minutes by default), which is then
-// resumed. Start work on clusters in goroutines of their own.
+// Each call of handle gets the events of one batch, or all differences of a snapshot; a replaced cluster is disengaged
+// and engaged in the same call. Calls do not overlap, and no further batch is read before handle returns. The daemon
+// then coalesces changes, and closes a stream that is not read for long (5 minutes by default), which is then resumed.
+// Start work on clusters in separate goroutines.
 //
-// A daemon of a shard group owns its clusters for a time that the watch renews. When that is not possible, all clusters
+// A daemon of a shard group owns its clusters for a limited time, which the watch renews. If that fails, all clusters
 // are disengaged with [ReasonOwnershipLost] before another daemon engages them, and engaged again once the daemon owns
-// them; a handle that does not return delays that. They are disengaged as well before the watch returns a terminal error,
-// since it renews no longer.
+// them. A handle that does not return delays that. They are also disengaged before the watch returns a terminal error,
+// since the ownership is not renewed afterwards.
 //
-// Each watch has a connection of its own. Watches of one client are independent of each other.
+// Each watch has its own connection. Watches of one client are independent of each other.
 func (c *Client) Watch(ctx context.Context, options WatchOptions, handle func([]Event)) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	keeper := newKeeper(ctx, c)
@@ -123,7 +123,7 @@ func (c *Client) Watch(ctx context.Context, options WatchOptions, handle func([]
 		}
 		sleep(owned, watch.lost(err, &retries))
 		if owned.Err() == nil {
-			continue // an ownership that ends from here on ends the next stream, and is handled then
+			continue // if the ownership expires after this check, the next stream fails, and the loss is handled then
 		}
 		if ctx.Err() == nil {
 			watch.disown()
@@ -134,7 +134,7 @@ func (c *Client) Watch(ctx context.Context, options WatchOptions, handle func([]
 	}
 }
 
-// sleep waits for a delay, or until ctx ends.
+// sleep waits for a delay, or until ctx is done.
 func sleep(ctx context.Context, delay time.Duration) {
 	timer := time.NewTimer(delay)
 	defer timer.Stop()
@@ -144,7 +144,7 @@ func sleep(ctx context.Context, delay time.Duration) {
 	}
 }
 
-// watch is one subscription, over as many streams as it takes.
+// watch is one subscription, which outlives its streams.
 type watch struct {
 	client  *Client
 	request *pb.WatchClustersRequest
@@ -158,7 +158,7 @@ type watch struct {
 	reportedDisconnected bool
 }
 
-// stream reads one stream, on a connection of its own, until it breaks, and returns why it did.
+// stream opens a stream on a new connection and reads it until it breaks. It returns the error.
 func (w *watch) stream(ctx context.Context) error {
 	w.connectedAt = time.Time{}
 	conn, err := w.client.dial()
@@ -173,7 +173,7 @@ func (w *watch) stream(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	silent := fmt.Errorf("%w: no heartbeat for %v", ErrStreamBroken, w.silence)
-	// The deadline covers reading alone: a slow handler does not make the daemon silent.
+	// The heartbeat timeout covers only reads, and not the time that the handler takes.
 	deadline := time.AfterFunc(w.silence, func() { cancel(silent) })
 	defer deadline.Stop()
 	w.request.ResumeRevision = w.session.Open()
@@ -213,7 +213,7 @@ func (w *watch) broken(ctx context.Context, err, silent error) error {
 	return w.client.statusError(ctx, "WatchClusters", err)
 }
 
-// take applies a batch and reports its events to the user.
+// take applies a batch, and calls the hooks and the handler.
 func (w *watch) take(batch *pb.WatchClustersResponse) error {
 	result, err := w.session.Receive(batch)
 	if err != nil {
@@ -267,7 +267,7 @@ func (w *watch) events(changes []session.Change) []Event {
 	return events
 }
 
-// lost reports a broken stream and returns how long to wait before the next.
+// lost reports a broken stream, and returns the delay before the next one.
 func (w *watch) lost(err error, retries *retries) time.Duration {
 	var ran, retryAfter time.Duration
 	if !w.connectedAt.IsZero() {
@@ -278,7 +278,7 @@ func (w *watch) lost(err error, retries *retries) time.Duration {
 		retryAfter = failed.RetryAfter
 	}
 	if errors.Is(err, ErrOwnershipLost) && w.session.Len() == 0 {
-		err = errNotOwner // as at the start of a member: no cluster is lost
+		err = errNotOwner // no cluster is lost, for example when a member of a shard group starts
 	}
 	if !w.reportedDisconnected {
 		w.reportedDisconnected = true

@@ -20,7 +20,7 @@ import (
 	pb "go.miloapis.com/discovery/v1"
 )
 
-// watched has the reports of a watch: events as "TYPE name", and the state of the stream.
+// watched records a watch: its events as "TYPE name", and the state of its stream.
 type watched struct {
 	lines  chan string
 	result chan error
@@ -54,7 +54,7 @@ func watch(t *testing.T, client *discovery.Client, options discovery.WatchOption
 	return seen
 }
 
-// expect reads the next lines, of which each begins as wanted.
+// expect reads the next lines, each of which must begin with the wanted text.
 func (w *watched) expect(t *testing.T, wanted ...string) {
 	t.Helper()
 	for _, each := range wanted {
@@ -64,7 +64,7 @@ func (w *watched) expect(t *testing.T, wanted ...string) {
 				t.Fatalf("the watch reports %q, want %q", line, each)
 			}
 		case <-time.After(time.Hour): // of a bubble
-			t.Fatalf("the watch reports nothing, want %q", each)
+			t.Fatalf("the watch reported nothing within an hour, want %q", each)
 		}
 	}
 }
@@ -75,7 +75,7 @@ func inBubble(t *testing.T, name string, test func(t *testing.T)) {
 }
 
 func TestWatchStreams(t *testing.T) {
-	inBubble(t, "the fleet is engaged first and changes follow", func(t *testing.T) {
+	inBubble(t, "a snapshot is reported first, and then changes", func(t *testing.T) {
 		daemon := discoverytest.New(t)
 		daemon.Engage(discovery.Cluster{Name: "a"}, discovery.Cluster{Name: "b"})
 		seen := watch(t, daemon.Client(), discovery.WatchOptions{})
@@ -98,14 +98,14 @@ func TestWatchStreams(t *testing.T) {
 		daemon.Replace(discovery.Cluster{Name: "a"})
 		second := <-calls
 		if len(second) != 2 || second[0].Reason != discovery.ReasonReplaced || second[1].Type != discovery.EventEngaged {
-			t.Errorf("the replacement is reported as %+v", second)
+			t.Errorf("the replacement is reported as %+v, want DISENGAGED REPLACED and ENGAGED", second)
 		}
 		if first[0].Cluster.UID == second[1].Cluster.UID {
-			t.Error("the replacement has the UID of the cluster before it")
+			t.Error("the replacement has the UID of the replaced cluster")
 		}
 	})
 
-	inBubble(t, "the request has the options", func(t *testing.T) {
+	inBubble(t, "the request contains the options", func(t *testing.T) {
 		daemon := newScriptedDaemon(t)
 		watch(t, daemon.client(t), discovery.WatchOptions{
 			Filter: discovery.Filter{
@@ -152,7 +152,7 @@ func TestWatchStreams(t *testing.T) {
 		}
 	})
 
-	inBubble(t, "an event is reported without a kubeconfig that the daemon would not write", func(t *testing.T) {
+	inBubble(t, "an unusable kubeconfig is removed from its event", func(t *testing.T) {
 		daemon := newScriptedDaemon(t)
 		lines := make(chan string, 10)
 		ctx, stop := context.WithCancel(t.Context())
@@ -176,7 +176,7 @@ func TestWatchStreams(t *testing.T) {
 		}
 	})
 
-	inBubble(t, "the source is reported apart from the connection", func(t *testing.T) {
+	inBubble(t, "the source's state is reported without a disconnect", func(t *testing.T) {
 		daemon := discoverytest.New(t)
 		states := make(chan discovery.SourceState, 10)
 		ctx, stop := context.WithCancel(t.Context())
@@ -189,11 +189,11 @@ func TestWatchStreams(t *testing.T) {
 			_ = daemon.Client().Watch(ctx, discovery.WatchOptions{Hooks: hooks}, func([]discovery.Event) {})
 		}()
 		if state := <-states; state != discovery.SourceStreaming {
-			t.Errorf("the first state is %q", state)
+			t.Errorf("the first state is %q, want STREAMING", state)
 		}
 		daemon.SetSource(discovery.SourceStatus{State: discovery.SourceStale, Reason: "ConnectFailed"})
 		if state := <-states; state != discovery.SourceStale {
-			t.Errorf("the second state is %q", state)
+			t.Errorf("the second state is %q, want STALE", state)
 		}
 	})
 
@@ -213,7 +213,7 @@ func TestWatchStreams(t *testing.T) {
 		seen.expect(t, "synced: 1201")
 	})
 
-	inBubble(t, "a filter makes events of clusters that enter and leave it", func(t *testing.T) {
+	inBubble(t, "a cluster that enters or leaves the filter is engaged or disengaged", func(t *testing.T) {
 		daemon := discoverytest.New(t)
 		daemon.Engage(discovery.Cluster{Name: "a", Labels: map[string]string{"env": "dev"}})
 		filter := discovery.Filter{LabelSelector: "env in (prod, staging), !hidden"}
@@ -230,7 +230,7 @@ func TestWatchStreams(t *testing.T) {
 }
 
 func TestWatchReconnects(t *testing.T) {
-	inBubble(t, "a broken stream is resumed and nothing is repeated", func(t *testing.T) {
+	inBubble(t, "a broken stream is resumed without repeated events", func(t *testing.T) {
 		daemon := discoverytest.New(t)
 		daemon.Engage(discovery.Cluster{Name: "a"})
 		seen := watch(t, daemon.Client(), discovery.WatchOptions{})
@@ -281,7 +281,7 @@ func TestWatchReconnects(t *testing.T) {
 		seen.expect(t, "synced: 1")
 	})
 
-	inBubble(t, "a daemon that starts late is waited for", func(t *testing.T) {
+	inBubble(t, "a watch reconnects until the daemon is started", func(t *testing.T) {
 		daemon := discoverytest.New(t)
 		daemon.Stop()
 		seen := watch(t, daemon.Client(), discovery.WatchOptions{})
@@ -319,7 +319,7 @@ func TestWatchReconnects(t *testing.T) {
 		first := daemon.begin(snapshot("1"), following("2", "3", engaged("b")))
 		second := daemon.begin(following("1", "3", engaged("a"), engaged("b")))
 		if second.request.GetResumeRevision() != "1" {
-			t.Errorf("the stream resumes from %q", second.request.GetResumeRevision())
+			t.Errorf("the stream resumes from %q, want 1", second.request.GetResumeRevision())
 		}
 		seen.expect(t, "connected", "synced: 0", "disconnected", "connected", "ENGAGED a", "ENGAGED b")
 		<-first.ended
@@ -331,7 +331,7 @@ func TestWatchReconnects(t *testing.T) {
 		daemon.begin(snapshot("1", engaged("a")), following("1", "2", engaged("a")))
 		second := daemon.begin(snapshot("2", engaged("a"), engaged("b")))
 		if second.request.GetResumeRevision() != "" {
-			t.Errorf("the stream resumes from %q", second.request.GetResumeRevision())
+			t.Errorf("the stream resumes from %q, want a snapshot", second.request.GetResumeRevision())
 		}
 		seen.expect(t, "connected", "ENGAGED a", "synced: 1", "disconnected", "connected", "ENGAGED b", "synced: 2")
 	})
@@ -342,7 +342,7 @@ func TestWatchReconnects(t *testing.T) {
 		{time.Millisecond, 3 * time.Second},
 		{24 * time.Hour, 3 * time.Hour},
 	} {
-		name := fmt.Sprintf("a stream with heartbeats every %v is dead after %v of silence", each.asked, each.silence)
+		name := fmt.Sprintf("the heartbeat timeout is %[2]v for an interval of %[1]v", each.asked, each.silence)
 		inBubble(t, name, func(t *testing.T) {
 			daemon := newScriptedDaemon(t)
 			seen := watch(t, daemon.client(t), discovery.WatchOptions{HeartbeatInterval: each.asked})
@@ -351,7 +351,7 @@ func TestWatchReconnects(t *testing.T) {
 			begun := time.Now()
 			second := daemon.begin()
 			if waited := time.Since(begun); waited < each.silence || waited > each.silence+time.Second {
-				t.Errorf("another stream is opened after %v", waited)
+				t.Errorf("a new stream is opened after %v, want %v", waited, each.silence)
 			}
 			seen.expect(t, fmt.Sprintf("disconnected: discovery stream is inconsistent: no heartbeat for %v", each.silence))
 			second.send(following("1", "2", engaged("a")))
@@ -359,7 +359,7 @@ func TestWatchReconnects(t *testing.T) {
 		})
 	}
 
-	inBubble(t, "heartbeats keep a quiet stream alive", func(t *testing.T) {
+	inBubble(t, "heartbeats keep an idle stream alive", func(t *testing.T) {
 		daemon := discoverytest.New(t)
 		seen := watch(t, daemon.Client(), discovery.WatchOptions{})
 		seen.expect(t, "connected", "synced: 0")
@@ -368,7 +368,7 @@ func TestWatchReconnects(t *testing.T) {
 		seen.expect(t, "ENGAGED a")
 	})
 
-	inBubble(t, "a slow handler is no silent daemon", func(t *testing.T) {
+	inBubble(t, "the heartbeat timeout excludes the time of a slow handler", func(t *testing.T) {
 		daemon := newScriptedDaemon(t)
 		ctx, stop := context.WithCancel(t.Context())
 		defer stop()
@@ -386,7 +386,7 @@ func TestWatchReconnects(t *testing.T) {
 		<-handled
 	})
 
-	inBubble(t, "a daemon that stays silent is retried with backoff", func(t *testing.T) {
+	inBubble(t, "failing streams are retried with backoff", func(t *testing.T) {
 		daemon := newScriptedDaemon(t)
 		seen := watch(t, daemon.client(t), discovery.WatchOptions{})
 		waits := make([]time.Duration, 0, 12)
@@ -399,11 +399,11 @@ func TestWatchReconnects(t *testing.T) {
 			next.end <- status.Error(codes.Unavailable, "not now")
 		}
 		if waits[0] > 200*time.Millisecond || slices.Max(waits) > 5*time.Second || slices.Max(waits) < 2*time.Second {
-			t.Errorf("the waits between streams are %v", waits)
+			t.Errorf("the delays between streams are %v, want about 100ms to 5s", waits)
 		}
 		seen.expect(t, "disconnected")
 		if len(seen.lines) != 0 {
-			t.Errorf("a loss is reported more than once: %q", <-seen.lines)
+			t.Errorf("the disconnect is reported more than once: %q", <-seen.lines)
 		}
 	})
 }
@@ -416,7 +416,7 @@ func TestWatchEnds(t *testing.T) {
 		codes.Unimplemented:      discovery.ErrUnimplemented,
 		codes.FailedPrecondition: discovery.ErrPreconditionFailed,
 	} {
-		inBubble(t, "by "+code.String(), func(t *testing.T) {
+		inBubble(t, "with the terminal status "+code.String(), func(t *testing.T) {
 			daemon := discoverytest.New(t)
 			daemon.Engage(discovery.Cluster{Name: "a"})
 			seen := watch(t, daemon.Client(), discovery.WatchOptions{})
@@ -425,7 +425,7 @@ func TestWatchEnds(t *testing.T) {
 			err := <-seen.result
 			var failed *discovery.StatusError
 			if !errors.Is(err, want) || !discovery.IsTerminal(err) || !errors.As(err, &failed) || failed.Reason != "BECAUSE" {
-				t.Errorf("the watch ends with %v", err)
+				t.Errorf("Watch() error = %v, want %v with reason BECAUSE", err, want)
 			}
 			if len(seen.lines) != 0 {
 				t.Errorf("the watch reports %q after its end", <-seen.lines)
@@ -433,29 +433,29 @@ func TestWatchEnds(t *testing.T) {
 		})
 	}
 
-	inBubble(t, "by its context", func(t *testing.T) {
+	inBubble(t, "when its context is canceled", func(t *testing.T) {
 		daemon := discoverytest.New(t)
 		seen := watch(t, daemon.Client(), discovery.WatchOptions{})
 		seen.expect(t, "connected", "synced: 0")
 		seen.stop()
 		if err := <-seen.result; !errors.Is(err, context.Canceled) {
-			t.Errorf("the watch ends with %v", err)
+			t.Errorf("Watch() error = %v, want Canceled", err)
 		}
 		daemon.WaitForStreams(0)
 	})
 
-	inBubble(t, "by its context, between two streams", func(t *testing.T) {
+	inBubble(t, "when its context is canceled between two streams", func(t *testing.T) {
 		daemon := discoverytest.New(t)
 		daemon.Stop()
 		seen := watch(t, daemon.Client(), discovery.WatchOptions{})
 		seen.expect(t, "disconnected")
 		seen.stop()
 		if err := <-seen.result; !errors.Is(err, context.Canceled) {
-			t.Errorf("the watch ends with %v", err)
+			t.Errorf("Watch() error = %v, want Canceled", err)
 		}
 	})
 
-	inBubble(t, "by the end of its client", func(t *testing.T) {
+	inBubble(t, "when its client is closed", func(t *testing.T) {
 		daemon := discoverytest.New(t)
 		client := daemon.Client()
 		seen := watch(t, client, discovery.WatchOptions{})
@@ -464,14 +464,14 @@ func TestWatchEnds(t *testing.T) {
 			t.Error(err)
 		}
 		if err := <-seen.result; !errors.Is(err, discovery.ErrClosed) {
-			t.Errorf("the watch ends with %v", err)
+			t.Errorf("Watch() error = %v, want ErrClosed", err)
 		}
 		if err := client.Watch(t.Context(), discovery.WatchOptions{}, nil); !errors.Is(err, discovery.ErrClosed) {
-			t.Errorf("a watch of a closed client ends with %v", err)
+			t.Errorf("Watch() of a closed client: error = %v, want ErrClosed", err)
 		}
 	})
 
-	inBubble(t, "by its handler, and reports nothing after that", func(t *testing.T) {
+	inBubble(t, "when its handler cancels the context, without further events", func(t *testing.T) {
 		daemon := discoverytest.New(t)
 		ctx, stop := context.WithCancel(t.Context())
 		defer stop()
@@ -483,7 +483,7 @@ func TestWatchEnds(t *testing.T) {
 			stop()
 		})
 		if !errors.Is(err, context.Canceled) || calls != 1 {
-			t.Errorf("the watch ends with %v after %d calls", err, calls)
+			t.Errorf("Watch() error = %v after %d calls, want Canceled after 1", err, calls)
 		}
 	})
 }

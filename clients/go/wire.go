@@ -23,7 +23,7 @@ func fromFilter(filter Filter) *pb.ClusterFilter {
 	}
 }
 
-// fromSpan converts a duration; zero is left unset.
+// fromSpan converts a duration; zero becomes nil, an unset field.
 func fromSpan(span time.Duration) *durationpb.Duration {
 	if span == 0 {
 		return nil
@@ -38,7 +38,7 @@ func toTime(at *timestamppb.Timestamp) time.Time {
 	return at.AsTime()
 }
 
-// convert converts each message. It returns nil if there are none.
+// convert converts each message. It returns nil for an empty slice.
 func convert[Message, Value any](messages []Message, value func(Message) Value) []Value {
 	if len(messages) == 0 {
 		return nil
@@ -50,7 +50,8 @@ func convert[Message, Value any](messages []Message, value func(Message) Value) 
 	return values
 }
 
-// toName converts an enum to the name of its value without the prefix. A value that this client does not know is empty.
+// toName converts an enum value to its name without the prefix. It returns "" for values that are unknown to this
+// client.
 func toName[T ~string](value fmt.Stringer, prefix string) T {
 	name, known := strings.CutPrefix(value.String(), prefix)
 	if !known || name == "UNSPECIFIED" {

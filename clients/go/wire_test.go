@@ -10,13 +10,13 @@ import (
 	pb "go.miloapis.com/discovery/v1"
 )
 
-// TestEveryFieldIsConverted fails when the proto file has a field that the model of this client lacks.
+// TestEveryFieldIsConverted fails if the proto file has a field that the client's model lacks.
 func TestEveryFieldIsConverted(t *testing.T) {
 	check := func(message proto.Message, converted any) {
 		t.Helper()
 		fields, value := message.ProtoReflect().Descriptor().Fields(), reflect.ValueOf(converted)
 		if fields.Len() != value.NumField() {
-			t.Errorf("%T has %d fields, and its message %d", converted, value.NumField(), fields.Len())
+			t.Errorf("%T has %d fields, want %d as in its message", converted, value.NumField(), fields.Len())
 		}
 		for i := range value.NumField() {
 			if value.Field(i).IsZero() {
@@ -55,7 +55,7 @@ func TestEveryFieldIsConverted(t *testing.T) {
 	}
 }
 
-// filled sets each field of a message, and of those in it, to a value other than its default.
+// filled sets each field of a message, recursively, to a value other than its default.
 func filled[M proto.Message](message M) M {
 	fill(message.ProtoReflect())
 	return message

@@ -130,7 +130,7 @@ func fromSource(source discovery.SourceStatus) *pb.SourceStatus {
 	}
 }
 
-// issue returns the next kubeconfig of a cluster.
+// issue creates, records and returns the next kubeconfig of a cluster.
 func (d *Daemon) issue(known *record) *pb.Kubeconfig {
 	known.issued++
 	cluster := toCluster(known.cluster)
@@ -162,7 +162,7 @@ func defaultKubeconfig(cluster discovery.Cluster, number int) discovery.Kubeconf
 	return discovery.Kubeconfig{Content: kubeconfig(cluster, object{"token": fmt.Sprintf("%s-%d", cluster.Name, number)})}
 }
 
-// execKubeconfig returns a kubeconfig of the format EXEC, which calls the exec credential plugin of the daemon.
+// execKubeconfig returns a kubeconfig of the format EXEC, which runs the exec credential plugin milo-discovery.
 func execKubeconfig(cluster discovery.Cluster) []byte {
 	return kubeconfig(cluster, object{"exec": object{
 		"apiVersion":      "client.authentication.k8s.io/v1",

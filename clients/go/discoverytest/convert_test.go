@@ -9,7 +9,7 @@ import (
 	pb "go.miloapis.com/discovery/v1"
 )
 
-// fill sets every field of a message to something that differs from its default.
+// fill sets every field of a message to a value other than its default.
 func fill(message protoreflect.Message) {
 	fields := message.Descriptor().Fields()
 	for i := range fields.Len() {

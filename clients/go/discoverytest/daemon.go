@@ -1,8 +1,8 @@
-// Package discoverytest has a daemon for tests of programs that use package discovery.
+// Package discoverytest provides a fake daemon for tests of programs that use package discovery.
 //
-// A [Daemon] runs in the process of the test, on a connection in memory. It serves all calls of the real daemon, with a
-// fleet that the test engages, updates and disengages, and with faults: broken and silent streams, restarts, resets,
-// errors, and a source that is stale.
+// A [Daemon] runs in the process of the test, with in-memory connections. It implements all calls of the real daemon,
+// with a fleet that the test engages, updates and disengages, and with faults: broken streams, missing heartbeats,
+// restarts, resets, errors, and a stale source.
 //
 //	func TestOperator(t *testing.T) {
 //		daemon := discoverytest.New(t)
@@ -48,13 +48,13 @@ const (
 	bufferBytes = 1 << 20
 )
 
-// Daemon is a daemon in memory. Its methods are safe for concurrent use; those that can fail end the test, so call them
-// from the goroutine of the test.
+// Daemon is an in-memory fake daemon. Its methods are safe for concurrent use. On a mistake, some call t.Fatalf, so
+// call them from the goroutine of the test.
 type Daemon struct {
 	t testing.TB
 
 	mutex   sync.Mutex
-	changed chan struct{} // closed and replaced whenever something below changed
+	changed chan struct{} // closed and replaced at each change of the fields below
 
 	listener *bufconn.Listener // nil while stopped
 	server   *grpc.Server
@@ -88,7 +88,7 @@ type entry struct {
 	source  *pb.SourceStatus
 }
 
-// daemons counts the daemons of the process, for the names of the members of a shard group.
+// daemons counts the daemons of the process, for unique names of shard group members.
 var daemons atomic.Int64
 
 // New starts a daemon with an empty fleet and a complete view. It stops at the end of the test.
@@ -109,8 +109,8 @@ func New(t testing.TB) *Daemon {
 	return daemon
 }
 
-// Options are those for [discovery.Dial] to reach the daemon. Change what the test needs, such as Backoff; keep Address,
-// Credentials and DialOptions.
+// Options returns the options with which [discovery.Dial] connects to the daemon. Change what the test needs, such as
+// Backoff; keep Address, Credentials and DialOptions.
 func (d *Daemon) Options() discovery.Options {
 	return discovery.Options{
 		Address:     address,
@@ -123,7 +123,7 @@ func (d *Daemon) Options() discovery.Options {
 	}
 }
 
-// Client returns another client of the daemon, with a short backoff. It is closed at the end of the test.
+// Client returns a new client of the daemon, with a short backoff. It is closed at the end of the test.
 func (d *Daemon) Client() *discovery.Client {
 	d.t.Helper()
 	client, err := discovery.Dial(d.Options())
@@ -144,8 +144,8 @@ func (d *Daemon) dial(ctx context.Context) (net.Conn, error) {
 	return listener.DialContext(ctx)
 }
 
-// Start starts the daemon after Stop. It is another incarnation: it keeps the fleet, with the changes made
-// while it was stopped, but cannot resume earlier streams, so that clients receive a snapshot.
+// Start starts the daemon after Stop, with a new incarnation. It keeps the fleet, including changes made while it was
+// stopped, but cannot resume earlier streams, so clients receive a snapshot.
 func (d *Daemon) Start() {
 	d.mutex.Lock()
 	defer d.mutex.Unlock()
@@ -162,16 +162,16 @@ func (d *Daemon) Start() {
 	}
 	d.listener = bufconn.Listen(bufferBytes)
 	d.server = grpc.NewServer(
-		// As the real daemon does, it allows keepalive pings on quiet streams.
+		// Like the real daemon, allow keepalive pings on idle streams.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second}),
-		grpc.WaitForHandlers(true), // so that Streams and WaitForStreams count no stream from before Stop
+		grpc.WaitForHandlers(true), // so that Streams and WaitForStreams do not count streams from before Stop
 	)
 	pb.RegisterDiscoveryServiceServer(d.server, service{daemon: d})
 	go func(server *grpc.Server, listener net.Listener) { _ = server.Serve(listener) }(d.server, d.listener)
 	d.notify()
 }
 
-// Stop ends the daemon and all connections to it. Clusters stay engaged; the fleet can be changed before Start.
+// Stop stops the daemon and closes all connections. Clusters stay engaged; the fleet can be changed before Start.
 func (d *Daemon) Stop() {
 	d.mutex.Lock()
 	server := d.server
@@ -182,7 +182,7 @@ func (d *Daemon) Stop() {
 	}
 }
 
-// Restart is Stop and Start.
+// Restart calls Stop and Start.
 func (d *Daemon) Restart() {
 	d.Stop()
 	d.Start()
@@ -212,7 +212,7 @@ func (d *Daemon) Drain(name string, reason discovery.DisengageReason) {
 	d.Batch(func(changes *Changes) { changes.Drain(name, reason) })
 }
 
-// Released reports whether a subscriber has released the present engagement of a cluster, or its last one.
+// Released reports whether a subscriber has released the current engagement of a cluster, or its last one.
 func (d *Daemon) Released(name, subscriber string) bool {
 	d.mutex.Lock()
 	defer d.mutex.Unlock()
@@ -250,9 +250,9 @@ func (d *Daemon) Batch(collect func(*Changes)) {
 	d.notify()
 }
 
-// SetKubeconfigs sets the function that makes the kubeconfigs issued from now on. Its number counts the kubeconfigs of
-// the cluster, from 1. The content has to be JSON of the form that the real daemon writes, or clients refuse it. Fields among
-// Cluster, IssuedAt, RefreshAfter and ExpiresAt that are not set get a value; the lifetime is an hour.
+// SetKubeconfigs sets the function that creates kubeconfigs from now on. Its number counts the kubeconfigs of the
+// cluster, from 1. Clients reject content other than JSON of the form that the real daemon writes. Cluster, IssuedAt,
+// RefreshAfter and ExpiresAt have defaults, with a lifetime of an hour.
 func (d *Daemon) SetKubeconfigs(issue func(cluster discovery.Cluster, number int) discovery.Kubeconfig) {
 	d.mutex.Lock()
 	defer d.mutex.Unlock()
@@ -268,8 +268,8 @@ func (d *Daemon) SetSource(source discovery.SourceStatus) {
 	d.notify()
 }
 
-// SetSynced sets whether the daemon has a complete view of Milo; by default it has. Without one, new streams receive
-// only heartbeats, and ListClusters and IssueKubeconfig are unavailable.
+// SetSynced sets whether the daemon has a complete view of Milo. The default is true. While it is false, new streams
+// receive only heartbeats, and ListClusters and IssueKubeconfig fail with UNAVAILABLE.
 func (d *Daemon) SetSynced(synced bool) {
 	d.mutex.Lock()
 	defer d.mutex.Unlock()
@@ -277,8 +277,8 @@ func (d *Daemon) SetSynced(synced bool) {
 	d.notify()
 }
 
-// SetPendingSources sets the sources of which the daemon has no complete list yet, and starts all streams over: the
-// clusters of these sources are missing from snapshots and listings.
+// SetPendingSources sets the sources of which the daemon has no complete list yet, and sends a snapshot to all streams.
+// The clusters of these sources are missing from snapshots and listings.
 func (d *Daemon) SetPendingSources(sources ...string) {
 	d.mutex.Lock()
 	defer d.mutex.Unlock()
@@ -288,8 +288,8 @@ func (d *Daemon) SetPendingSources(sources ...string) {
 }
 
 // Shard makes the daemon a member of a shard group from the next batch on. Each renewal of the ownership is valid for
-// validFor; with zero the daemon owns nothing, and earlier renewals expire. Use Fail("RenewOwnership", err) to make
-// renewals fail.
+// validFor; with zero, the daemon owns no clusters, and earlier renewals expire. Use Fail("RenewOwnership", err) to
+// make renewals fail.
 func (d *Daemon) Shard(validFor time.Duration) {
 	d.mutex.Lock()
 	defer d.mutex.Unlock()
@@ -311,7 +311,7 @@ func (d *Daemon) Reset() {
 	d.notify()
 }
 
-// BreakStreams ends all open streams with an error, by default UNAVAILABLE. Clients resume.
+// BreakStreams closes all open streams with an error; nil means UNAVAILABLE. Clients resume.
 func (d *Daemon) BreakStreams(err error) {
 	if err == nil {
 		err = status.Error(codes.Unavailable, "the stream was broken by the test")
@@ -323,9 +323,9 @@ func (d *Daemon) BreakStreams(err error) {
 	d.notify()
 }
 
-// Fail makes all calls of a method fail with an error, such as
-// Fail("IssueKubeconfig", discoverytest.Error(codes.PermissionDenied, "FORBIDDEN", "no")). A nil error ends that. Open
-// streams are not affected by failures of WatchClusters.
+// Fail makes all calls of a method fail with an error, such as Fail("IssueKubeconfig",
+// discoverytest.Error(codes.PermissionDenied, "FORBIDDEN", "no")). With a nil error, calls succeed again. Failures of
+// WatchClusters do not affect open streams.
 func (d *Daemon) Fail(method string, err error) {
 	d.t.Helper()
 	known := slices.ContainsFunc(pb.DiscoveryService_ServiceDesc.Methods, func(each grpc.MethodDesc) bool {
@@ -339,7 +339,7 @@ func (d *Daemon) Fail(method string, err error) {
 	d.failures[method] = err
 }
 
-// Error is an error as the daemon sends it: a gRPC status with a reason for programs.
+// Error returns an error in the form that the daemon returns: a gRPC status with a machine-readable reason.
 func Error(code codes.Code, reason, message string) error {
 	plain := status.New(code, message)
 	detailed, err := plain.WithDetails(&errdetails.ErrorInfo{Reason: reason, Domain: errorDomain})
@@ -349,8 +349,8 @@ func Error(code codes.Code, reason, message string) error {
 	return detailed.Err()
 }
 
-// SetSilent sets whether open and new streams are silent: connections stay open, but nothing is sent on streams, not
-// even heartbeats. Unary calls are answered.
+// SetSilent sets whether streams are silent: connections stay open, but the daemon sends nothing on open and new
+// streams, not even heartbeats. Unary calls are not affected.
 func (d *Daemon) SetSilent(silent bool) {
 	d.mutex.Lock()
 	defer d.mutex.Unlock()
@@ -358,7 +358,7 @@ func (d *Daemon) SetSilent(silent bool) {
 	d.notify()
 }
 
-// Cluster returns a cluster as engaged, or as last engaged.
+// Cluster returns the state of an engaged cluster, or its last state before it was disengaged.
 func (d *Daemon) Cluster(name string) discovery.Cluster {
 	d.t.Helper()
 	d.mutex.Lock()
@@ -371,7 +371,7 @@ func (d *Daemon) Cluster(name string) discovery.Cluster {
 	return toCluster(found.cluster)
 }
 
-// Issued returns how many kubeconfigs of a cluster were issued so far.
+// Issued returns the number of kubeconfigs that were issued for a cluster.
 func (d *Daemon) Issued(name string) int {
 	d.mutex.Lock()
 	defer d.mutex.Unlock()
@@ -388,7 +388,7 @@ func (d *Daemon) Streams() int {
 	return len(d.streams)
 }
 
-// WatchRequests returns the requests of all streams that were opened so far, oldest first.
+// WatchRequests returns the requests of all streams opened so far, oldest first.
 func (d *Daemon) WatchRequests() []*pb.WatchClustersRequest {
 	d.mutex.Lock()
 	defer d.mutex.Unlock()
@@ -402,7 +402,7 @@ func (d *Daemon) EndedSubscriptions() []string {
 	return slices.Clone(d.ended)
 }
 
-// WaitForStreams waits until that many streams are open and everything was sent to them, and fails the test after 30 s.
+// WaitForStreams waits until count streams are open and have received all changes. It fails the test after 30 s.
 func (d *Daemon) WaitForStreams(count int) {
 	d.t.Helper()
 	limit := time.NewTimer(waitLimit)
@@ -428,7 +428,7 @@ func (d *Daemon) WaitForStreams(count int) {
 	}
 }
 
-// notify wakes the streams and the waiters.
+// notify wakes the streams and WaitForStreams.
 func (d *Daemon) notify() {
 	close(d.changed)
 	d.changed = make(chan struct{})

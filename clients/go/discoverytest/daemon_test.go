@@ -17,7 +17,7 @@ import (
 	"go.miloapis.com/discovery/discoverytest"
 )
 
-// events starts a watch and returns what it reports, one string for each batch.
+// events starts a watch and returns a channel of its events, as one string per batch.
 func events(t *testing.T, daemon *discoverytest.Daemon, options discovery.WatchOptions) <-chan string {
 	t.Helper()
 	reported := make(chan string, 1000)
@@ -98,7 +98,7 @@ func TestDaemon(t *testing.T) {
 				t.Errorf("EndSubscription: %v, %v", err, daemon.EndedSubscriptions())
 			}
 		},
-		"a batch is one batch": func(t *testing.T, daemon *discoverytest.Daemon) {
+		"changes of one Batch arrive as one batch": func(t *testing.T, daemon *discoverytest.Daemon) {
 			daemon.Engage(discovery.Cluster{Name: "a"}, discovery.Cluster{Name: "b"})
 			reported := events(t, daemon, discovery.WatchOptions{})
 			expect(t, reported, "ENGAGED a, ENGAGED b")
@@ -129,7 +129,7 @@ func TestDaemon(t *testing.T) {
 				t.Errorf("the UIDs are %s", got)
 			}
 		},
-		"kubeconfigs are as the test makes them": func(t *testing.T, daemon *discoverytest.Daemon) {
+		"SetKubeconfigs sets the content of kubeconfigs": func(t *testing.T, daemon *discoverytest.Daemon) {
 			daemon.SetKubeconfigs(named)
 			daemon.Engage(discovery.Cluster{Name: "a"})
 			reported := events(t, daemon, discovery.WatchOptions{IncludeKubeconfigs: true})
@@ -141,7 +141,7 @@ func TestDaemon(t *testing.T) {
 			daemon.Restart()
 			expect(t, reported, "REFRESHED a, KUBECONFIG a a#3, REFRESHED b, KUBECONFIG b b#2")
 		},
-		"streams that replay an engagement of the past get no kubeconfig": func(t *testing.T, daemon *discoverytest.Daemon) {
+		"streams that replay a past engagement get no kubeconfig": func(t *testing.T, daemon *discoverytest.Daemon) {
 			reported := events(t, daemon, discovery.WatchOptions{IncludeKubeconfigs: true})
 			daemon.WaitForStreams(1)
 			daemon.SetSilent(true)
@@ -151,7 +151,7 @@ func TestDaemon(t *testing.T) {
 			daemon.SetSilent(false)
 			expect(t, reported, "ENGAGED a", "DISENGAGED a DELETED")
 		},
-		"a silent daemon sends nothing until it speaks again": func(t *testing.T, daemon *discoverytest.Daemon) {
+		"SetSilent holds events until it is reset": func(t *testing.T, daemon *discoverytest.Daemon) {
 			reported := events(t, daemon, discovery.WatchOptions{})
 			daemon.WaitForStreams(1)
 			daemon.SetSilent(true)
@@ -178,12 +178,12 @@ func TestDaemon(t *testing.T) {
 				t.Errorf("the requests are %v", requests)
 			}
 		},
-		"a daemon that runs is not started again": func(t *testing.T, daemon *discoverytest.Daemon) {
+		"Start of a running daemon is a no-op": func(t *testing.T, daemon *discoverytest.Daemon) {
 			daemon.Engage(discovery.Cluster{Name: "a"})
 			before := daemon.Cluster("a").Incarnation
 			daemon.Start()
 			if after := daemon.Cluster("a").Incarnation; after != before {
-				t.Errorf("the incarnation is %s after %s", after, before)
+				t.Errorf("the incarnation is %s, want %s", after, before)
 			}
 		},
 	} {
@@ -193,7 +193,7 @@ func TestDaemon(t *testing.T) {
 	}
 }
 
-// recorder is a test that fails without ending the test around it.
+// recorder is a testing.TB that records a failure, without failing the enclosing test.
 type recorder struct {
 	testing.TB
 	failure string
@@ -224,7 +224,7 @@ func TestStoppedDaemonHasNoStreams(t *testing.T) {
 func TestDaemonMisuseFailsTheTest(t *testing.T) {
 	for want, mistake := range map[string]func(*discoverytest.Daemon){
 		"the cluster has no Name": func(d *discoverytest.Daemon) { d.Engage(discovery.Cluster{}) },
-		`cluster "a" is engaged already`: func(d *discoverytest.Daemon) {
+		`cluster "a" is already engaged`: func(d *discoverytest.Daemon) {
 			d.Engage(discovery.Cluster{Name: "a"}, discovery.Cluster{Name: "a"})
 		},
 		`cluster "b" is not engaged`: func(d *discoverytest.Daemon) { d.Rotate("b") },

@@ -9,9 +9,9 @@ import (
 	"go.miloapis.com/discovery/discoverytest"
 )
 
-// A subscriber receives the fleet that a test makes.
+// A subscriber receives the changes that a test makes to the fleet.
 func Example() {
-	t := &testing.T{} // in a test, its own, at whose end both are closed
+	t := &testing.T{} // in a test, use the test's t, which stops the daemon and closes the client at its end
 	daemon := discoverytest.New(t)
 	defer daemon.Stop()
 	client := daemon.Client()

@@ -17,7 +17,7 @@ type predicate = func(*pb.Cluster) bool
 var requirement = regexp.MustCompile(
 	`^\s*(?:(!)?\s*([\w./-]+)|([\w./-]+)\s*(==?|!=)\s*([\w.-]*)|([\w./-]+)\s+(in|notin)\s*\(([^()]*)\))\s*(?:,|$)`)
 
-// filter returns whether a cluster matches a filter.
+// filter returns a predicate that reports whether a cluster matches a filter.
 func filter(filter *pb.ClusterFilter) (predicate, error) {
 	terms, err := selector(filter.GetLabelSelector())
 	if err != nil {
@@ -66,7 +66,7 @@ func exists(key string, wanted bool) predicate {
 	}
 }
 
-// isIn requires that a label has one of the values; or, if not wanted, that it has none of them or is missing.
+// isIn returns a predicate: if wanted, the label has one of the values; otherwise, it has none of them or is missing.
 func isIn(key string, values []string, wanted bool) predicate {
 	return func(cluster *pb.Cluster) bool {
 		value, ok := cluster.GetLabels()[key]

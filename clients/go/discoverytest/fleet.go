@@ -25,9 +25,9 @@ type change struct {
 	before, after *pb.Cluster
 }
 
-// record is what the daemon knows of one name.
+// record is the daemon's state of one cluster.
 type record struct {
-	cluster     *pb.Cluster // as engaged, or as last engaged; never modified, only replaced
+	cluster     *pb.Cluster // the current or last state; never modified, only replaced
 	engaged     bool
 	engagements int
 	projects    int // number of projects that have had this name
@@ -39,8 +39,8 @@ type record struct {
 	released    map[string]bool // subscribers that have released this engagement
 }
 
-// Engage engages clusters. Fields among UID, Endpoint, Organization, EngagedAt and Incarnation that are not set get a
-// value. A name that was engaged before keeps its UID, unless it was disengaged as deleted or replaced.
+// Engage engages clusters. UID, Endpoint, Organization, EngagedAt and Incarnation have defaults. A name that was
+// engaged before keeps its UID, unless it was disengaged as deleted or replaced.
 func (c *Changes) Engage(clusters ...discovery.Cluster) {
 	c.daemon.t.Helper()
 	for _, cluster := range clusters {
@@ -53,7 +53,7 @@ func (c *Changes) Engage(clusters ...discovery.Cluster) {
 			c.daemon.records[cluster.Name] = known
 		}
 		if known.engaged {
-			c.daemon.t.Fatalf("discoverytest: cluster %q is engaged already", cluster.Name)
+			c.daemon.t.Fatalf("discoverytest: cluster %q is already engaged", cluster.Name)
 		}
 		known.engaged = true
 		known.engagements++
@@ -103,8 +103,8 @@ func (c *Changes) Disengage(name string, reason discovery.DisengageReason) {
 }
 
 // Drain begins a planned disengagement. Streams with confirm_releases receive the cluster as draining, and it is
-// disengaged once the subscribers of all open streams have released it; use Disengage to simulate the deadline. Other
-// streams receive its disengagement.
+// disengaged once the subscribers of all these streams have released it; use Disengage to simulate the deadline. Other
+// streams receive DISENGAGED at once.
 func (c *Changes) Drain(name string, reason discovery.DisengageReason) {
 	c.daemon.t.Helper()
 	c.Update(name, func(cluster *discovery.Cluster) {
@@ -132,7 +132,7 @@ func (c *Changes) Rotate(name string) {
 	c.collected = append(c.collected, change{event: event, before: known.cluster, after: known.cluster})
 }
 
-// absences maps the reason of a disengagement to the reason for which the cluster is not engaged.
+// absences maps the reason of a disengagement to the reason why the cluster is not engaged afterwards.
 var absences = map[discovery.DisengageReason]pb.Engagement_Reason{
 	discovery.ReasonDeleted:       pb.Engagement_REASON_DELETED,
 	discovery.ReasonReplaced:      pb.Engagement_REASON_DELETED,
@@ -143,7 +143,7 @@ var absences = map[discovery.DisengageReason]pb.Engagement_Reason{
 	discovery.ReasonMoved:         pb.Engagement_REASON_UNASSIGNED,
 }
 
-// engageAgain engages a cluster that the daemon finds when it starts.
+// engageAgain engages a cluster with a new incarnation, after a restart of the daemon.
 func (r *record) engageAgain(starts int) {
 	r.engagements++
 	r.cluster = proto.CloneOf(r.cluster)
@@ -160,7 +160,7 @@ func (r *record) explain(reason pb.Engagement_Reason, transition *pb.Transition)
 	r.transitions = append(r.transitions, transition)
 }
 
-// mustBeEngaged returns the record of an engaged cluster, or ends the test.
+// mustBeEngaged returns the record of an engaged cluster, or fails the test.
 func (d *Daemon) mustBeEngaged(name string) *record {
 	d.t.Helper()
 	known := d.records[name]

@@ -21,7 +21,7 @@ const (
 	defaultHeartbeat  = 30 * time.Second
 	shortestHeartbeat = time.Second
 	longestHeartbeat  = time.Hour
-	chunk             = 500 // maximum clusters per batch of a snapshot, and per page
+	chunk             = 500 // maximum number of clusters per batch of a snapshot, and default page size
 )
 
 type service struct {
@@ -285,7 +285,7 @@ type stream struct {
 	last     string // revision of the last batch
 	position int    // in the log
 	started  bool   // a batch was sent
-	whole    bool   // the snapshot was sent, or the stream resumed without one
+	whole    bool   // the complete snapshot was sent, or the stream was resumed
 	beat     bool   // a heartbeat is due
 	resets   int    // number of resets of the daemon that this stream has handled
 	breaks   int
@@ -302,7 +302,7 @@ func (s *stream) open(d *Daemon) {
 	}
 }
 
-// isCurrent reports whether nothing is left to be sent.
+// isCurrent reports whether everything was sent to the stream.
 func (s *stream) isCurrent(d *Daemon) bool {
 	return s.started && s.breaks == d.breaks &&
 		(!d.synced || s.whole && s.resets == d.resets && s.position == len(d.log))
@@ -337,7 +337,7 @@ func (s *stream) next(d *Daemon) ([]*pb.WatchClustersResponse, error) {
 	return batches, nil
 }
 
-// heartbeat returns a heartbeat if one is due, or nothing was sent yet.
+// heartbeat returns a heartbeat if one is due, or if the stream has no batch yet.
 func (s *stream) heartbeat(d *Daemon, revision string) []*pb.WatchClustersResponse {
 	if s.started && !s.beat {
 		return nil
@@ -347,7 +347,7 @@ func (s *stream) heartbeat(d *Daemon, revision string) []*pb.WatchClustersRespon
 	return []*pb.WatchClustersResponse{s.follow(d, batch, revision)}
 }
 
-// follow makes a batch the next of the stream.
+// follow sets the revisions of a batch, as the next one of the stream.
 func (s *stream) follow(d *Daemon, batch *pb.WatchClustersResponse, revision string) *pb.WatchClustersResponse {
 	if !s.started {
 		s.started = true
@@ -379,7 +379,7 @@ func (s *stream) snapshot(d *Daemon) []*pb.WatchClustersResponse {
 		if batch.Synced {
 			batch.PendingSources = d.pending
 		} else {
-			revision = fmt.Sprintf("%s/%d", revision, i+1) // not to be resumed from
+			revision = fmt.Sprintf("%s/%d", revision, i+1) // a stream cannot be resumed from it
 		}
 		batches[i] = s.follow(d, batch, revision)
 	}
@@ -387,7 +387,7 @@ func (s *stream) snapshot(d *Daemon) []*pb.WatchClustersResponse {
 	return batches
 }
 
-// filtered returns the event that a change is to this stream, or nil.
+// filtered returns the event of a change for this stream, with its filter, or nil.
 func (s *stream) filtered(d *Daemon, change change) *pb.ClusterEvent {
 	before := change.before != nil && s.covers(change.before)
 	after := change.after != nil && s.covers(change.after)
@@ -414,7 +414,7 @@ func (s *stream) filtered(d *Daemon, change change) *pb.ClusterEvent {
 	return change.event
 }
 
-// engaged returns an engagement, with a kubeconfig if the stream includes them and the cluster is still engaged with
+// engaged returns an ENGAGED event, with a kubeconfig if the stream includes them and the cluster is still engaged with
 // that incarnation.
 func (s *stream) engaged(d *Daemon, cluster *pb.Cluster) *pb.ClusterEvent {
 	event := &pb.ClusterEvent{Type: pb.ClusterEvent_TYPE_ENGAGED, Cluster: cluster}
@@ -430,7 +430,7 @@ func (s *stream) engaged(d *Daemon, cluster *pb.Cluster) *pb.ClusterEvent {
 
 func (d *Daemon) revision(position int) string { return fmt.Sprintf("%d:%d", d.starts, position) }
 
-// failure returns the error with which calls of a method fail, as the test has set it.
+// failure returns the error that the test set for calls of a method, or nil.
 func (d *Daemon) failure(method string) error { return d.failures[method] }
 
 var errNotSynced = Error(codes.Unavailable, "NOT_SYNCED", "the daemon has no complete view yet")

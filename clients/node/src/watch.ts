@@ -132,7 +132,7 @@ export class Watch implements AsyncIterable<Event> {
         if (next === undefined || next.done) return;
         const batch = next.value;
         if (batch.sharded) await this.#ownership.begin();
-        if (!this.#ownership.isHeld) throw new StreamBroken("the daemon does not own its clusters at present");
+        if (!this.#ownership.isHeld) throw new StreamBroken("the daemon does not own its clusters");
         this.#backoffMs = BACKOFF_MS.first;
         yield batch;
       }
@@ -153,7 +153,7 @@ export class Watch implements AsyncIterable<Event> {
       next.then(resolve, reject).finally(() => clearTimeout(timer));
       this.#wake = () => {
         if (this.options.signal?.aborted) resolve(undefined);
-        else if (!this.#ownership.isHeld) reject(new StreamBroken("the daemon does not own its clusters at present"));
+        else if (!this.#ownership.isHeld) reject(new StreamBroken("the daemon does not own its clusters"));
         else return;
         clearTimeout(timer);
       };

@@ -14,13 +14,13 @@ import (
 	"go.miloapis.com/discovery"
 )
 
-// running is a handler, with the command that ends it.
+// running is a running handler, and the channel for the command that ends it.
 type running struct {
 	cluster *discovery.EngagedCluster
 	command chan string
 }
 
-// handlers are those that run, by cluster and in the order of their begin.
+// handlers contains the running handlers of each cluster, oldest first.
 type handlers struct {
 	mu     sync.Mutex
 	byName map[string][]*running
@@ -41,12 +41,12 @@ func (h *handlers) work(ctx context.Context, cluster *discovery.EngagedCluster) 
 	h.mu.Lock()
 	h.byName[name] = append(h.byName[name], handler)
 	h.mu.Unlock()
-	tell(line{Event: "BEGIN", Cluster: name, UID: uid})
+	printLine(line{Event: "BEGIN", Cluster: name, UID: uid})
 	command := ""
 	select {
 	case command = <-handler.command:
 	case <-ctx.Done():
-		tell(line{Event: "SIGNALED", Cluster: name, UID: uid})
+		printLine(line{Event: "SIGNALED", Cluster: name, UID: uid})
 		if os.Getenv("CONFORMANCE_LINGER") != "" {
 			command = <-handler.command
 		}
@@ -54,7 +54,7 @@ func (h *handlers) work(ctx context.Context, cluster *discovery.EngagedCluster) 
 	h.mu.Lock()
 	h.byName[name] = slices.DeleteFunc(h.byName[name], func(other *running) bool { return other == handler })
 	h.mu.Unlock()
-	tell(line{Event: "END", Cluster: name, UID: uid})
+	printLine(line{Event: "END", Cluster: name, UID: uid})
 	if command == "fail" {
 		return errors.New("scripted")
 	}
@@ -70,7 +70,7 @@ func runFleet(ctx context.Context, client *discovery.Client, options discovery.W
 			case "stop":
 				stop()
 			case "credential":
-				tellCredential(h.oldest(name).cluster)
+				printCredential(h.oldest(name).cluster)
 			default:
 				h.oldest(name).command <- verb
 			}
@@ -82,13 +82,13 @@ func runFleet(ctx context.Context, client *discovery.Client, options discovery.W
 	}
 }
 
-// tellCredential prints what a request that is made with the kubeconfig would be sent with.
-func tellCredential(cluster *discovery.EngagedCluster) {
-	told := line{Event: "CREDENTIAL", Cluster: cluster.Name()}
+// printCredential prints the server, the token and the impersonated user of the cluster's kubeconfig.
+func printCredential(cluster *discovery.EngagedCluster) {
+	printed := line{Event: "CREDENTIAL", Cluster: cluster.Name()}
 	kubeconfig, err := cluster.Kubeconfig(context.Background())
 	if err != nil {
-		told.Code = err.Error()
-		tell(told)
+		printed.Code = err.Error()
+		printLine(printed)
 		return
 	}
 	var file struct {
@@ -98,7 +98,7 @@ func tellCredential(cluster *discovery.EngagedCluster) {
 	if err := json.Unmarshal(kubeconfig.Content, &file); err != nil {
 		log.Fatal(err)
 	}
-	told.Server = file.Clusters[0].Cluster.Server
-	told.Token, told.As = file.Users[0].User.Token, file.Users[0].User.As
-	tell(told)
+	printed.Server = file.Clusters[0].Cluster.Server
+	printed.Token, printed.As = file.Users[0].User.Token, file.Users[0].User.As
+	printLine(printed)
 }

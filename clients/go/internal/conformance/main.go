@@ -1,4 +1,4 @@
-// The subscriber that the conformance kit judges this client by.
+// Command conformance is the subscriber with which the conformance kit tests this client.
 package main
 
 import (
@@ -33,7 +33,7 @@ type line struct {
 	As         string `json:"as,omitempty"`
 }
 
-// The names that gRPC has for them in every language.
+// codeNames maps status codes to their canonical names.
 var codeNames = map[codes.Code]string{
 	codes.InvalidArgument:    "INVALID_ARGUMENT",
 	codes.NotFound:           "NOT_FOUND",
@@ -46,21 +46,21 @@ var codeNames = map[codes.Code]string{
 
 var output sync.Mutex
 
-func tell(told line) {
+func printLine(printed line) {
 	output.Lock()
 	defer output.Unlock()
-	if err := json.NewEncoder(os.Stdout).Encode(told); err != nil {
+	if err := json.NewEncoder(os.Stdout).Encode(printed); err != nil {
 		log.Fatal(err)
 	}
 }
 
-func tellError(event, cluster string, err error) {
+func printError(event, cluster string, err error) {
 	var failed *discovery.StatusError
 	code := err.Error()
 	if errors.As(err, &failed) {
 		code = codeNames[failed.Code]
 	}
-	tell(line{Event: event, Cluster: cluster, Code: code})
+	printLine(line{Event: event, Cluster: cluster, Code: code})
 }
 
 func main() {
@@ -89,11 +89,11 @@ func main() {
 		err := client.Watch(ctx, options, func(events []discovery.Event) {
 			for _, event := range events {
 				clusters.Store(event.Cluster.Name, event.Cluster)
-				tellEvent(event)
+				printEvent(event)
 			}
 		})
 		if ctx.Err() == nil {
-			tellError("FATAL", "", err)
+			printError("FATAL", "", err)
 		}
 	}()
 	commands := bufio.NewScanner(os.Stdin)
@@ -106,14 +106,14 @@ func main() {
 				log.Fatalf("cluster %s is not engaged", name)
 			}
 			if err := client.Release(ctx, cluster.(discovery.Cluster), options.Subscriber); err != nil {
-				tellError("FAILED", name, err)
+				printError("FAILED", name, err)
 			}
 		case "kubeconfig":
 			issued, err := client.Issue(ctx, name, discovery.IssueOptions{})
 			if err != nil {
-				tellError("FAILED", name, err)
+				printError("FAILED", name, err)
 			} else {
-				tell(line{Event: "ISSUED", Cluster: name, Kubeconfig: string(issued.Content)})
+				printLine(line{Event: "ISSUED", Cluster: name, Kubeconfig: string(issued.Content)})
 			}
 		case "stop":
 			stop()
@@ -125,8 +125,8 @@ func main() {
 	}
 }
 
-func tellEvent(event discovery.Event) {
-	told := line{
+func printEvent(event discovery.Event) {
+	printed := line{
 		Event:     string(event.Type),
 		Cluster:   event.Cluster.Name,
 		UID:       event.Cluster.UID,
@@ -135,12 +135,12 @@ func tellEvent(event discovery.Event) {
 		Reason:    string(event.Reason),
 	}
 	if event.Cluster.Draining != nil {
-		told.Draining = string(event.Cluster.Draining.Reason)
+		printed.Draining = string(event.Cluster.Draining.Reason)
 	}
 	if event.Kubeconfig != nil {
-		told.Kubeconfig = string(event.Kubeconfig.Content)
+		printed.Kubeconfig = string(event.Kubeconfig.Content)
 	}
 	if event.Type != discovery.EventRefreshed {
-		tell(told)
+		printLine(printed)
 	}
 }

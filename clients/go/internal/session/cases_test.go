@@ -15,7 +15,7 @@ import (
 	pb "go.miloapis.com/discovery/v1"
 )
 
-// casesFile is shared with the Python client. It is absent where the module is used outside of the repository.
+// casesFile is shared with the other clients. It is missing if the module is used outside of the repository.
 var casesFile = filepath.Join("..", "..", "..", "testdata", "session_cases.json")
 
 type sessionCase struct {
@@ -55,7 +55,7 @@ func sharedCases(t testing.TB) []sessionCase {
 	t.Helper()
 	content, err := os.ReadFile(casesFile)
 	if os.IsNotExist(err) {
-		t.Skipf("the shared cases are in the repository only: %v", err)
+		t.Skipf("the shared cases exist only in the repository: %v", err)
 	}
 	var file struct {
 		Cases []sessionCase `json:"cases"`

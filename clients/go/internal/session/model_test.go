@@ -14,8 +14,8 @@ import (
 	pb "go.miloapis.com/discovery/v1"
 )
 
-// Whatever the sequence of changes, lost batches, broken connections, restarts and compactions is, the user's view
-// equals the daemon's in the end, and the user saw each cluster engaged and disengaged in turn.
+// These tests apply arbitrary sequences of changes, lost batches, broken connections, restarts and compactions. At the
+// end, the user's view must equal the daemon's, and each cluster must have been engaged and disengaged in turn.
 
 const (
 	modelSeeds = 300
@@ -44,7 +44,7 @@ func FuzzSubscription(f *testing.F) {
 	})
 }
 
-// FuzzBatches applies batches that no daemon would send: each is applied completely, or rejected without an effect.
+// FuzzBatches applies arbitrary batches: each must be applied completely, or rejected without an effect.
 func FuzzBatches(f *testing.F) {
 	for _, each := range sharedCases(f) {
 		var batches [][]byte
@@ -72,13 +72,13 @@ func FuzzBatches(f *testing.F) {
 			}
 			before := maps.Clone(session.view)
 			if _, err := session.Receive(&batch); err != nil && !maps.Equal(before, session.view) {
-				t.Fatalf("a batch that was refused (%v) changed the view", err)
+				t.Fatalf("a rejected batch (%v) changed the view", err)
 			}
 		}
 	})
 }
 
-// fakeDaemon is a fleet, a log of batches, and what is on its way to one subscriber.
+// fakeDaemon is a fleet, a log of batches, and the batches in flight to one subscriber.
 type fakeDaemon struct {
 	fleet     map[string]*pb.Cluster
 	log       [][]*pb.ClusterEvent
@@ -122,7 +122,7 @@ func (d *fakeDaemon) engage(name string) *pb.ClusterEvent {
 	return &pb.ClusterEvent{Type: pb.ClusterEvent_TYPE_ENGAGED, Cluster: d.fleet[name]}
 }
 
-// open replaces the batches in flight by those of a stream that resumes at that revision.
+// open replaces the batches in flight by those of a new stream that resumes from a revision.
 func (d *fakeDaemon) open(resume string) {
 	d.inFlight = nil
 	now := len(d.log)
@@ -164,18 +164,18 @@ func (d *fakeDaemon) heartbeat() {
 	d.inFlight = append(d.inFlight, &pb.WatchClustersResponse{PreviousRevision: now, Revision: now, Synced: true})
 }
 
-// user keeps the clusters of the changes that it received, and relies on their order.
+// user applies the changes that it received, and checks their order.
 type user struct {
 	engaged map[string]*pb.Cluster
 }
 
-func (u *user) hear(changes []Change) error {
+func (u *user) apply(changes []Change) error {
 	for _, change := range changes {
 		name := change.Cluster.GetName()
 		known, ok := u.engaged[name]
 		switch {
 		case ok == (change.Kind == Engaged):
-			return fmt.Errorf("%v of cluster %q, which was engaged: %t", change.Kind, name, ok)
+			return fmt.Errorf("%v of cluster %q, for which engaged is %t", change.Kind, name, ok)
 		case ok && known.GetUid() != change.Cluster.GetUid():
 			return fmt.Errorf("%v of cluster %q has another UID", change.Kind, name)
 		}
@@ -199,7 +199,7 @@ func play(steps []byte) error {
 		if err != nil {
 			return err
 		}
-		return user.hear(result.Changes)
+		return user.apply(result.Changes)
 	}
 	for at, step := range steps {
 		name := string('a' + step/16%4)
@@ -243,7 +243,7 @@ func play(steps []byte) error {
 					err = receive()
 				}
 				if err == nil && len(lost.GetEvents()) > 0 {
-					err = errors.New("a lost batch went unnoticed")
+					err = errors.New("a lost batch was not detected")
 				} else if errors.Is(err, ErrBroken) {
 					err = nil
 				}
@@ -258,11 +258,11 @@ func play(steps []byte) error {
 				err = receive()
 			}
 			if err == nil && !maps.EqualFunc(user.engaged, daemon.fleet, sameCluster) {
-				err = fmt.Errorf("the user knows %v, and the daemon %v", user.engaged, daemon.fleet)
+				err = fmt.Errorf("the user's clusters are %v, those of the daemon %v", user.engaged, daemon.fleet)
 			}
 		}
 		if err == nil && !maps.EqualFunc(user.engaged, session.view, isCluster) {
-			err = fmt.Errorf("the user knows %v, and the session %v", user.engaged, session.view)
+			err = fmt.Errorf("the user's clusters are %v, those of the session %v", user.engaged, session.view)
 		}
 		if err != nil {
 			return fmt.Errorf("step %d (%d): %w", at, step, err)
@@ -273,4 +273,4 @@ func play(steps []byte) error {
 
 func sameCluster(a, b *pb.Cluster) bool { return proto.Equal(a, b) }
 
-func isCluster(told *pb.Cluster, known Known) bool { return proto.Equal(told, known.Cluster) }
+func isCluster(cluster *pb.Cluster, known Known) bool { return proto.Equal(cluster, known.Cluster) }

@@ -17,10 +17,10 @@ const (
 
 // Ownership is the deadline of a sharded daemon's ownership of its clusters.
 //
-// A daemon that is killed or stopped cannot report that it lost its clusters, and another daemon of its shard group engages
-// them. So a subscriber requests the remaining time of the ownership, and ends its work when that has passed without a
-// new response. Times are those of a clock that also advances while the machine is suspended. The zero value is the
-// ownership of a daemon that shares the clusters with no other, which does not end.
+// A daemon that is killed or stopped cannot report that it lost its clusters, and another daemon of its shard group
+// engages them. So a subscriber requests the remaining time of the ownership, and stops its work when it elapses
+// without a new response. Times are those of a clock that also advances while the machine is suspended. The zero value
+// is the ownership of a daemon that is not sharded, which never expires.
 type Ownership struct {
 	sharded bool
 	until   time.Duration
@@ -41,8 +41,8 @@ func (o *Ownership) Renewed(response *pb.RenewOwnershipResponse, asked time.Dura
 	o.until = max(o.until, Expiry(response.GetValidFor(), asked))
 }
 
-// Expiry returns when something expires that is valid for a duration from the request for it. A duration that is missing
-// or out of range of the protocol counts as zero.
+// Expiry returns the time that is validFor after asked, the time of the request. A duration that is missing or invalid
+// counts as zero.
 func Expiry(validFor *durationpb.Duration, asked time.Duration) time.Duration {
 	if !validFor.IsValid() {
 		return asked
@@ -50,8 +50,8 @@ func Expiry(validFor *durationpb.Duration, asked time.Duration) time.Duration {
 	return asked + min(validFor.AsDuration(), math.MaxInt64-asked)
 }
 
-// NextRenewal returns how long to wait before the next request, or before the end of ownership that was held is handled.
-// The interval gets shorter towards the deadline, because the daemon may renew its own Lease late.
+// NextRenewal returns the delay before the next renewal; 0 if ownership that was held has expired. The interval gets
+// shorter towards the deadline, because the daemon may renew its own Lease late.
 func (o *Ownership) NextRenewal(now time.Duration, wasHeld bool) time.Duration {
 	switch left := o.until - now; {
 	case left > 0:
@@ -63,7 +63,7 @@ func (o *Ownership) NextRenewal(now time.Duration, wasHeld bool) time.Duration {
 	}
 }
 
-// Timeout returns how long to wait for a response: no longer than the ownership lasts.
+// Timeout returns the timeout of a renewal: not longer than the remaining ownership.
 func (o *Ownership) Timeout(now time.Duration) time.Duration {
 	if left := o.until - now; left > 0 {
 		return min(renewalTimeout, left)

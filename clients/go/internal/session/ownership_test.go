@@ -17,15 +17,15 @@ func owned(span time.Duration) *pb.RenewOwnershipResponse {
 func TestOwnershipWithoutShardingNeverEnds(t *testing.T) {
 	var ownership Ownership
 	if !ownership.Held(1 << 60) {
-		t.Error("it ended")
+		t.Error("the ownership of a daemon that is not sharded ended")
 	}
 	ownership.Share()
 	if ownership.Held(1) {
-		t.Error("a sharded daemon owns clusters before it was asked")
+		t.Error("a sharded daemon owns clusters before the first renewal")
 	}
 	ownership.Renewed(&pb.RenewOwnershipResponse{}, time.Minute)
 	if !ownership.Held(1<<60) || ownership.Sharded() {
-		t.Error("a daemon that is no longer sharded owns nothing")
+		t.Error("a daemon that is no longer sharded does not own its clusters")
 	}
 }
 
@@ -33,20 +33,20 @@ func TestOwnershipCountsFromTheRequest(t *testing.T) {
 	var ownership Ownership
 	ownership.Renewed(owned(10*time.Second), 100*time.Second)
 	if !ownership.Held(110*time.Second-1) || ownership.Held(110*time.Second) {
-		t.Error("it does not end 10 s after the request")
+		t.Error("the ownership does not end 10 s after the request")
 	}
 }
 
 func TestRenewalResponseDoesNotShortenOwnership(t *testing.T) {
 	for name, response := range map[string]*pb.RenewOwnershipResponse{
-		"without a time": {Sharded: true},
-		"delayed":        owned(time.Second),
+		"without a duration": {Sharded: true},
+		"delayed":            owned(time.Second),
 	} {
 		var ownership Ownership
 		ownership.Renewed(owned(10*time.Second), 100*time.Second)
 		ownership.Renewed(response, 105*time.Second)
 		if !ownership.Held(110*time.Second - 1) {
-			t.Errorf("%s: it did", name)
+			t.Errorf("the response %s shortened the ownership", name)
 		}
 	}
 }
@@ -57,15 +57,15 @@ func TestExpiry(t *testing.T) {
 		validFor *durationpb.Duration
 		want     time.Duration
 	}{
-		"counts from the request":          {durationpb.New(time.Minute), asked + time.Minute},
-		"is at once without a duration":    {nil, asked},
-		"is not after a negative duration": {durationpb.New(-time.Minute), asked - time.Minute},
-		"is at once if out of range":       {&durationpb.Duration{Seconds: math.MaxInt64}, asked},
-		"is at once with invalid nanos":    {&durationpb.Duration{Seconds: 60, Nanos: 2e9}, asked},
-		"is never after centuries":         {&durationpb.Duration{Seconds: 300 * 365 * 24 * 3600}, math.MaxInt64},
+		"counts from the request":            {durationpb.New(time.Minute), asked + time.Minute},
+		"is at once without a duration":      {nil, asked},
+		"is before with a negative duration": {durationpb.New(-time.Minute), asked - time.Minute},
+		"is at once if out of range":         {&durationpb.Duration{Seconds: math.MaxInt64}, asked},
+		"is at once with invalid nanos":      {&durationpb.Duration{Seconds: 60, Nanos: 2e9}, asked},
+		"is never after centuries":           {&durationpb.Duration{Seconds: 300 * 365 * 24 * 3600}, math.MaxInt64},
 	} {
 		if got := Expiry(each.validFor, asked); got != each.want {
-			t.Errorf("%s: it is %v", name, got)
+			t.Errorf("Expiry %s: got %v, want %v", name, got, each.want)
 		}
 	}
 }
@@ -77,7 +77,7 @@ func TestOwnershipIsNotExtendedByInvalidDuration(t *testing.T) {
 		invalid := &durationpb.Duration{Seconds: seconds}
 		ownership.Renewed(&pb.RenewOwnershipResponse{Sharded: true, ValidFor: invalid}, 0)
 		if !ownership.Held(10*time.Second-1) || ownership.Held(10*time.Second) {
-			t.Errorf("it does not end after 10 s with %d s", seconds)
+			t.Errorf("the ownership does not end after 10 s with a response of %d s", seconds)
 		}
 	}
 }
@@ -93,20 +93,20 @@ func TestRenewalsTimeOutBeforeOwnershipEnds(t *testing.T) {
 	} {
 		now := 110*time.Second - each.left
 		if next, timeout := ownership.NextRenewal(now, true), ownership.Timeout(now); next != each.next || timeout != each.timeout {
-			t.Errorf("with %v left: the next renewal is after %v with a timeout of %v", each.left, next, timeout)
+			t.Errorf("with %v left: renewal after %v with timeout %v, want %v and %v", each.left, next, timeout, each.next, each.timeout)
 		}
 	}
 }
 
-func TestEndOfOwnershipIsHandledAtOnceAndThenRenewalsGoOn(t *testing.T) {
+func TestExpiredOwnershipIsHandledAtOnceAndThenRenewalsContinue(t *testing.T) {
 	var ownership Ownership
 	ownership.Renewed(owned(10*time.Second), 100*time.Second)
 	for _, now := range []time.Duration{110 * time.Second, time.Hour} {
 		if next := ownership.NextRenewal(now, true); next != 0 {
-			t.Errorf("at %v the end of the ownership is handled after %v", now, next)
+			t.Errorf("at %v the end of the ownership is handled after %v, want 0", now, next)
 		}
 		if next, timeout := ownership.NextRenewal(now, false), ownership.Timeout(now); next != time.Second || timeout != renewalTimeout {
-			t.Errorf("at %v the next renewal is after %v with a timeout of %v", now, next, timeout)
+			t.Errorf("at %v: renewal after %v with timeout %v, want 1s and %v", now, next, timeout, renewalTimeout)
 		}
 	}
 }

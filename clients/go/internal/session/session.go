@@ -1,18 +1,18 @@
-// Package session interprets the batches of a WatchClusters stream, without the stream.
+// Package session interprets the batches of a WatchClusters stream, without I/O.
 //
-// A Session outlives connections and daemons. It holds the view (what its user was notified of) and the resume
-// revision, takes batches, and returns the changes that its user is to see: each cluster engaged once and disengaged
-// once, whatever happened to the connection. The rules:
+// A Session outlives connections and daemons. It holds the view (the clusters that its user was notified of) and the
+// resume revision. It applies batches, and returns the changes for its user: each cluster is engaged once and
+// disengaged once, whatever happens to the connection. The rules:
 //
-//   - A snapshot takes effect when it is complete. Nothing of it is reported before synced, and an incomplete one is
+//   - A snapshot takes effect when it is complete. No change is reported before synced, and an incomplete snapshot is
 //     dropped.
 //   - A snapshot is reported as its differences from the view. A cluster with the same name and UID is the same
 //     cluster: a new incarnation alone means that another daemon engaged it, and work on it continues. But a cluster
 //     that was draining and no longer is was disengaged and engaged again.
 //   - A batch is applied completely or not at all, and only then does its revision become the resume revision.
-//   - A snapshot says nothing of sources that the daemon does not know yet: their clusters stay as they are.
+//   - Clusters of pending sources, which the daemon has not listed completely yet, are kept even if a snapshot lacks them.
 //
-// The Python client implements the same rules; clients/testdata/session_cases.json is run by the tests of both.
+// The other clients implement the same rules; the cases of clients/testdata/session_cases.json test all of them.
 package session
 
 import (
@@ -28,12 +28,12 @@ import (
 	pb "go.miloapis.com/discovery/v1"
 )
 
-// ErrBroken is the error of a stream that violated the protocol: a batch is missing, or an event contradicts earlier
-// ones. Open another stream to continue.
+// ErrBroken is returned when a stream violated the protocol: a batch is missing, or an event contradicts earlier ones.
+// Open another stream to continue.
 var ErrBroken = errors.New("discovery stream is inconsistent")
 
 const (
-	// MissingAfterReconnect is the message of a disengagement that was found by comparing snapshots.
+	// MissingAfterReconnect is the message of a disengagement because a snapshot lacks the cluster.
 	MissingAfterReconnect = "it was missing when the connection to the daemon was restored"
 	// OwnershipNotRenewed is the message of a disengagement by LoseOwnership.
 	OwnershipNotRenewed = "the daemon did not confirm in time that it still owns the cluster"
@@ -48,7 +48,7 @@ const (
 	Updated
 	Disengaged
 	Kubeconfig
-	// Refreshed means that only the daemon's own bookkeeping of the cluster is new, such as its incarnation.
+	// Refreshed means that only fields that the daemon assigns changed, such as the incarnation.
 	Refreshed
 )
 
@@ -56,7 +56,7 @@ func (k Kind) String() string {
 	return [...]string{"UNSPECIFIED", "ENGAGED", "UPDATED", "DISENGAGED", "KUBECONFIG", "REFRESHED"}[k]
 }
 
-// Change is one change to one cluster, to be reported to the user of the session.
+// Change is one change to one cluster, for the user of the session.
 type Change struct {
 	Kind       Kind
 	Cluster    *pb.Cluster
@@ -68,7 +68,7 @@ type Change struct {
 // Result is the outcome of a batch for the user of the session.
 type Result struct {
 	Changes []Change
-	// Completed is set by the batch that completes a snapshot: with its changes, the view is complete.
+	// Completed is set if the batch completed a snapshot: after these changes, the view is complete.
 	Completed bool
 }
 
@@ -94,7 +94,7 @@ const (
 // an empty view. It is not safe for concurrent use.
 type Session struct {
 	phase    phase
-	last     string // revision of the last batch of this stream, or what the stream resumes from
+	last     string // revision of the last batch of this stream, or the resume revision
 	view     map[string]Known
 	snapshot map[string]Known
 	arrivals uint64
@@ -105,19 +105,19 @@ type Session struct {
 	pending  []string
 }
 
-// Revision is what the next stream resumes from; empty to start over.
+// Revision returns the revision from which the next stream resumes; empty to start over.
 func (s *Session) Revision() string { return s.revision }
 
 // Synced reports whether the view was ever complete. It stays true when a stream ends.
 func (s *Session) Synced() bool { return s.synced }
 
-// Source is the daemon's own view of Milo as last received; nil before that.
+// Source returns the last received status of the daemon's view of Milo, or nil.
 func (s *Session) Source() *pb.SourceStatus { return s.source }
 
-// PendingSources are the sources of which the daemon has no complete list yet. Their clusters stay as they were known.
+// PendingSources returns the sources of which the daemon has no complete list yet. Their clusters are kept.
 func (s *Session) PendingSources() []string { return s.pending }
 
-// Len is the number of clusters in the view.
+// Len returns the number of clusters in the view.
 func (s *Session) Len() int { return len(s.view) }
 
 // Open begins another stream and returns the revision to resume from. An incomplete snapshot of the
@@ -127,11 +127,11 @@ func (s *Session) Open() string {
 	return s.revision
 }
 
-// Receive applies a batch. If the batch contradicts earlier ones, nothing of it is applied, the stream is closed
-// for further batches, and the error is an ErrBroken.
+// Receive applies a batch. If the batch contradicts earlier ones, it has no effect, the session accepts no further
+// batches of this stream, and the error is ErrBroken.
 func (s *Session) Receive(batch *pb.WatchClustersResponse) (Result, error) {
 	before := s.phase
-	s.phase = closed // unless the batch is valid
+	s.phase = closed // stays if the batch is invalid
 	var result Result
 	var err error
 	if batch.GetReset_() {
@@ -155,7 +155,7 @@ func (s *Session) Receive(batch *pb.WatchClustersResponse) (Result, error) {
 }
 
 // LoseOwnership empties the view, because another daemon may have engaged its clusters, and returns their
-// disengagements. The stream is closed for further batches, and the next one begins with a snapshot.
+// disengagements. The session accepts no further batches of this stream, and the next one begins with a snapshot.
 func (s *Session) LoseOwnership() []Change {
 	lost := make([]Change, 0, len(s.view))
 	for _, name := range byArrival(s.view) {
@@ -193,8 +193,8 @@ func (s *Session) advance(before phase, batch *pb.WatchClustersResponse) (Result
 
 func (s *Session) continues(batch *pb.WatchClustersResponse) error {
 	if batch.GetPreviousRevision() != s.last {
-		return fmt.Errorf("%w: a batch is missing: one that follows '%s' came after '%s'",
-			ErrBroken, batch.GetPreviousRevision(), s.last)
+		return fmt.Errorf("%w: a batch is missing: expected one after '%s', got one after '%s'",
+			ErrBroken, s.last, batch.GetPreviousRevision())
 	}
 	return nil
 }
@@ -204,13 +204,13 @@ func (s *Session) wait(batch *pb.WatchClustersResponse) error {
 		return err
 	}
 	if len(batch.GetEvents()) > 0 || batch.GetSynced() {
-		return s.contradiction("events came before the snapshot that they belong to")
+		return s.contradiction("events arrived before the snapshot")
 	}
 	s.phase = waiting
 	return nil
 }
 
-// contradiction returns the error of a batch that contradicts the view. Only a snapshot can resolve it.
+// contradiction drops the resume revision, since only a snapshot can resolve the contradiction, and returns the error.
 func (s *Session) contradiction(what string) error {
 	s.revision = ""
 	return fmt.Errorf("%w: %s", ErrBroken, what)
@@ -224,7 +224,7 @@ func (s *Session) gather(batch *pb.WatchClustersResponse) Result {
 			s.snapshot[name] = s.merge(event, s.snapshot[name])
 		case pb.ClusterEvent_TYPE_DISENGAGED:
 			delete(s.snapshot, name)
-		default: // of a newer daemon: users of this client cannot know the type
+		default: // an event type of a newer daemon
 		}
 	}
 	if !batch.GetSynced() {
@@ -289,7 +289,7 @@ func (s *Session) follow(batch *pb.WatchClustersResponse) (Result, error) {
 	for _, event := range batch.GetEvents() {
 		kind, ok := kinds[event.GetType()]
 		if !ok {
-			continue // of a newer daemon: users of this client cannot know the type
+			continue // an event type of a newer daemon
 		}
 		name := event.GetCluster().GetName()
 		before, isPending := pending[name]
@@ -383,8 +383,8 @@ func visiblyEqual(a, b *pb.Cluster) bool {
 		slices.EqualFunc(a.GetSuspensions(), b.GetSuspensions(), func(x, y *pb.Suspension) bool { return proto.Equal(x, y) })
 }
 
-// sameBookkeeping compares the fields that describe the daemon's handling of the cluster: when and under which
-// incarnation it engaged the cluster, since when it probes it, and which upstream version it read.
+// sameBookkeeping compares the fields that the daemon assigns: when and under which incarnation it engaged the cluster,
+// since when its connectivity has its state, and the resourceVersion of the source object.
 func sameBookkeeping(a, b *pb.Cluster) bool {
 	return sameTime(a.GetEngagedAt(), b.GetEngagedAt()) &&
 		sameTime(a.GetConnectivity().GetSince(), b.GetConnectivity().GetSince()) &&

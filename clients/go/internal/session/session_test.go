@@ -10,14 +10,15 @@ import (
 	pb "go.miloapis.com/discovery/v1"
 )
 
-// TestEveryClusterFieldIsCompared fails when the proto file has a new field that visiblyEqual and sameBookkeeping do not know.
+// TestEveryClusterFieldIsCompared fails if neither visiblyEqual nor sameBookkeeping compares a new field of the proto
+// file.
 func TestEveryClusterFieldIsCompared(t *testing.T) {
 	bookkeeping := []protoreflect.Name{"engaged_at", "source_resource_version", "incarnation", "since"}
 	plain := &pb.Cluster{}
 	check := func(cluster *pb.Cluster, field protoreflect.Name) {
 		isBookkeeping := slices.Contains(bookkeeping, field)
 		if visiblyEqual(plain, cluster) != isBookkeeping || sameBookkeeping(plain, cluster) == isBookkeeping {
-			t.Errorf("a change of %s is not compared as it should be", field)
+			t.Errorf("a change of %s must be detected by exactly one of visiblyEqual and sameBookkeeping", field)
 		}
 	}
 	fields := plain.ProtoReflect().Descriptor().Fields()
@@ -37,7 +38,7 @@ func TestEveryClusterFieldIsCompared(t *testing.T) {
 	}
 }
 
-// set gives a field a value other than its default.
+// set sets a field to a value other than its default.
 func set(message protoreflect.Message, field protoreflect.FieldDescriptor) {
 	switch {
 	case field.IsMap():

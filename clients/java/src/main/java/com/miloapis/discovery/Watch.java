@@ -201,7 +201,7 @@ public final class Watch implements AutoCloseable {
 
   private void requireOwnership() {
     if (!ownership.isHeld()) {
-      throw new StreamBrokenException("the daemon does not own its clusters at present");
+      throw new StreamBrokenException("the daemon does not own its clusters");
     }
   }
 
