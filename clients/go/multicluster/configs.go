@@ -12,7 +12,7 @@ import (
 	"go.miloapis.com/discovery/multicluster/internal/credential"
 )
 
-// configs makes the rest config of each cluster. Only one of its ways is in use.
+// configs creates the rest.Config of each cluster, from ProjectRestConfig, Kubeconfigs or ConfigFor.
 type configs struct {
 	options Options
 	base    http.RoundTripper // of ProjectRestConfig, shared by all clusters
@@ -33,8 +33,8 @@ func newConfigs(options Options, renewed func(credential.Outcome)) (*configs, er
 	return c, nil
 }
 
-// credential returns the credential of an engagement, or nil where the daemon issues none. The cluster is asked for, since
-// its incarnation is another one after a restart of the daemon.
+// credential returns the credential of an engagement, or nil without Options.Kubeconfigs. It calls info for each
+// request, because the cluster has another incarnation after a restart of the daemon.
 func (c *configs) credential(info func() discovery.Cluster) *credential.Credential {
 	if !c.options.Kubeconfigs {
 		return nil
@@ -91,7 +91,8 @@ func (c *configs) config(ctx context.Context, cluster discovery.Cluster, held *c
 	}
 }
 
-// unlimited leaves the rate limit to the API server's priority and fairness. Client-go takes 0 for 5 a second.
+// unlimited disables client-go's rate limit, in favor of the API server's priority and fairness. With 0, client-go
+// would limit requests to 5 per second.
 const unlimited = -1
 
 func (c *configs) fromTemplate(endpoint string) *rest.Config {
@@ -107,8 +108,8 @@ func (c *configs) fromTemplate(endpoint string) *rest.Config {
 		}
 		return config
 	}
-	// The shared transport has the identity and the TLS settings. In the config they would be applied twice, or refused;
-	// a proxy function, a dialer or an exec plugin would have client-go open connections for each cluster.
+	// The shared transport has the identity and the TLS settings. In the config they would be applied twice, or rejected;
+	// with a proxy function, a dialer or an exec plugin, client-go would open connections for each cluster.
 	config.Transport = c.base
 	config.TLSClientConfig = rest.TLSClientConfig{}
 	config.Username, config.Password, config.BearerToken, config.BearerTokenFile = "", "", "", ""

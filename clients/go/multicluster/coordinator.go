@@ -19,30 +19,32 @@ import (
 	"go.miloapis.com/discovery/multicluster/internal/prompt"
 )
 
-// CoordinatorOptions configure a Coordinator. All are optional.
+// CoordinatorOptions configures a Coordinator. All fields are optional.
 type CoordinatorOptions struct {
-	// Address of the daemon: unix:///path or HOST:PORT. Empty: that of MILO_DISCOVERY_ADDRESS, or the default one.
+	// Address is the daemon's address: unix:///path or HOST:PORT. The default is MILO_DISCOVERY_ADDRESS, or else
+	// discovery.DefaultAddress.
 	Address string
-	// Client of the daemon, instead of one for Address. The coordinator does not close it.
+	// Client is the daemon's client to use, instead of one for Address. The coordinator does not close it.
 	Client *discovery.Client
-	// Filter selects clusters. The zero value selects all that the daemon has.
+	// Filter selects clusters. The zero value selects all of the daemon's clusters.
 	Filter discovery.Filter
-	// Subscriber is the name under which clusters are released to the daemon. Empty: that of the host with a random number.
+	// Subscriber is the name under which clusters are released to the daemon. The default is discovery.NewSubscriber.
 	Subscriber string
-	// Logger of the coordinator. The zero value is controller-runtime's, named "milo-discovery".
+	// Logger is the coordinator's logger. The default is controller-runtime's, with the name "milo-discovery".
 	Logger logr.Logger
 }
 
-// Coordinator shares the clusters of any provider between the replicas of an operator, in place of multicluster-runtime's
-// sharded coordinator:
+// Coordinator shares the clusters of any provider between the replicas of an operator, in place of
+// multicluster-runtime's sharded coordinator:
 //
 //	mcmanager.New(config, provider, options, mcmanager.WithCoordinator(discoverymc.NewCoordinator(discoverymc.CoordinatorOptions{})))
 //
-// It engages a cluster of the provider while the daemon beside the replica has a cluster of that name engaged: the shard
-// group of the daemons decides who owns what, and no Lease is written here. A cluster that is to move is released when its
-// context has been canceled and its controllers have returned from Engage; its reconciles in flight are not waited for.
+// It engages a cluster of the provider while a cluster of that name is engaged in the replica's daemon: the daemons'
+// shard group assigns the clusters, and the Coordinator writes no Lease. When a cluster is about to move, its context
+// is canceled, and it is released once its controllers have returned from Engage, without waiting for reconciles in
+// flight.
 //
-// The provider of this package follows the same daemon, and needs no Coordinator.
+// The provider of this package watches the same daemon, and needs no Coordinator.
 type Coordinator struct {
 	options CoordinatorOptions
 
@@ -50,20 +52,20 @@ type Coordinator struct {
 	awares  []multicluster.Aware
 	offered map[multicluster.ClusterName]*offer
 	owned   map[multicluster.ClusterName]discovery.Cluster
-	calls   map[multicluster.ClusterName]<-chan struct{} // closed when no call of Engage is in flight any more
+	calls   map[multicluster.ClusterName]<-chan struct{} // closed when no call of Engage is in flight
 	workers sync.WaitGroup
 }
 
 var _ mcmanager.Coordinator = &Coordinator{}
 
-// offer is a cluster that the provider has.
+// offer is a cluster that the provider has engaged with the coordinator.
 type offer struct {
 	ctx     context.Context
 	cluster cluster.Cluster
-	end     context.CancelCauseFunc // ends its engagement; nil without one
+	end     context.CancelCauseFunc // cancels its engagement with the components; nil if it is not engaged
 }
 
-// NewCoordinator returns a coordinator, which engages nothing before the manager starts.
+// NewCoordinator returns a coordinator. It engages no clusters before the manager starts.
 func NewCoordinator(options CoordinatorOptions) *Coordinator {
 	if options.Logger.GetSink() == nil {
 		options.Logger = log.Log.WithName("milo-discovery")
@@ -79,14 +81,14 @@ func NewCoordinator(options CoordinatorOptions) *Coordinator {
 	}
 }
 
-// AddAware adds a component that is engaged with each cluster from then on.
+// AddAware adds a component, with which each cluster is engaged from then on.
 func (c *Coordinator) AddAware(aware multicluster.Aware) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.awares = append(c.awares, aware)
 }
 
-// Owns reports whether this replica owns a cluster, and is not about to hand it over.
+// Owns reports whether this replica owns a cluster that is not draining.
 func (c *Coordinator) Owns(name multicluster.ClusterName) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -94,7 +96,7 @@ func (c *Coordinator) Owns(name multicluster.ClusterName) bool {
 	return owned
 }
 
-// Engage tells the coordinator that the provider has a cluster until ctx ends. It does not wait.
+// Engage records a cluster that the provider has until ctx is done. It does not wait until components are engaged.
 func (c *Coordinator) Engage(ctx context.Context, name multicluster.ClusterName, cl cluster.Cluster) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -124,7 +126,7 @@ func (c *Coordinator) forget(name multicluster.ClusterName, ended *offer) {
 	}
 }
 
-// stop ends the engagement of an offer. It is called with the lock held.
+// stop cancels the engagement of an offer. It is called with the lock held.
 func (o *offer) stop(cause error) {
 	if o.end != nil {
 		o.end(cause)
@@ -160,7 +162,7 @@ func (c *Coordinator) finish(name multicluster.ClusterName, done chan struct{}) 
 	}
 }
 
-// work engages a cluster, and retries until that succeeds or ctx ends.
+// work engages a cluster, and retries until that succeeds or ctx is done.
 func (c *Coordinator) work(ctx context.Context, name multicluster.ClusterName, cl cluster.Cluster) {
 	retry := retries
 	for ctx.Err() == nil {
@@ -186,9 +188,9 @@ func (c *Coordinator) work(ctx context.Context, name multicluster.ClusterName, c
 	}
 }
 
-// engageAll engages a cluster with each component. Only controllers of multicluster-runtime get a context under which the
-// caches of this package's provider do not block: Cache.WaitForCacheSync is true at once under it, and informers may be
-// placeholders, which other components could take for the truth.
+// engageAll engages a cluster with each component. Only controllers of multicluster-runtime get a context with which
+// the caches of this package's provider do not block. With such a context, Cache.WaitForCacheSync returns true at once
+// and informers may be placeholders, which would mislead other components.
 func engageAll(ctx context.Context, awares []multicluster.Aware, name multicluster.ClusterName, cl cluster.Cluster) error {
 	ordinary := prompt.Ordinary(ctx)
 	for _, aware := range awares {
@@ -203,13 +205,13 @@ func engageAll(ctx context.Context, awares []multicluster.Aware, name multiclust
 	return nil
 }
 
-// isController returns whether a component is a TypedController of multicluster-runtime, whatever its requests are.
+// isController reports whether a component is a TypedController of multicluster-runtime, with any type of request.
 func isController(aware multicluster.Aware) bool {
 	_, ok := reflect.TypeOf(aware).MethodByName("MultiClusterWatch")
 	return ok
 }
 
-// Runnable follows the daemon. It fails if the daemon refuses the subscription.
+// Runnable returns the runnable that watches the daemon. It fails if the daemon rejects the subscription.
 func (c *Coordinator) Runnable() manager.Runnable { return following{c} }
 
 type following struct{ coordinator *Coordinator }
@@ -272,7 +274,7 @@ func (c *Coordinator) apply(ctx context.Context, client *discovery.Client, event
 	}
 }
 
-// disown is called with the lock held.
+// disown cancels the engagement of a cluster that is no longer owned. It is called with the lock held.
 func (c *Coordinator) disown(name multicluster.ClusterName, cause *Disengaged) {
 	delete(c.owned, name)
 	if o := c.offered[name]; o != nil {
@@ -288,8 +290,8 @@ func (c *Coordinator) disownAll() {
 	}
 }
 
-// Coordinator returns a coordinator for mcmanager.WithCoordinator, which engages what the provider has. With it, components
-// other than controllers are engaged under an ordinary context: what their calls of the cluster's cache return holds.
+// Coordinator returns a coordinator for mcmanager.WithCoordinator, which engages all clusters of the provider. With it,
+// components other than controllers get an ordinary context, with which the cluster's cache waits until it is synced.
 func (p *Provider) Coordinator() mcmanager.Coordinator { return &providerCoordinator{owns: p.Owns} }
 
 type providerCoordinator struct {

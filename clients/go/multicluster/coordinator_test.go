@@ -33,7 +33,8 @@ import (
 	"go.miloapis.com/discovery/multicluster"
 )
 
-// coordinated is a coordinator with the daemon of its replica, and what it engages. The clusters of its provider are nil.
+// coordinated is a coordinator with its replica's daemon, and records its engagements. The clusters of its provider are
+// nil.
 type coordinated struct {
 	*engagements
 
@@ -56,13 +57,13 @@ func newCoordinated(t *testing.T) *coordinated {
 			t.Error(err)
 		}
 		if left := c.names(); len(left) > 0 {
-			t.Errorf("%v are engaged after the end", left)
+			t.Errorf("%v are engaged after the coordinator stopped", left)
 		}
 	})
 	return c
 }
 
-// offer has the provider engage clusters, until the function that it returns is called.
+// offer engages clusters on behalf of the provider, until the returned function is called.
 func (c *coordinated) offer(names ...mc.ClusterName) context.CancelFunc {
 	c.env.t.Helper()
 	ctx, cancel := context.WithCancel(c.env.t.Context())
@@ -86,20 +87,20 @@ func (c *coordinated) until(want ...mc.ClusterName) {
 	c.env.untilEngaged(c.engagements, want...)
 }
 
-func TestCoordinatorEngagesWhatItsReplicaOwns(t *testing.T) {
+func TestCoordinatorEngagesClustersThatItsReplicaOwns(t *testing.T) {
 	c := newCoordinated(t)
 	c.offer("alpha", "beta", "gamma")
 	c.own("alpha", "gamma", "unknown to the provider")
 	c.until("alpha", "gamma")
 	if !c.coordinator.Owns("alpha") || c.coordinator.Owns("beta") {
-		t.Error("Owns is true of what is not engaged, or false of what is")
+		t.Errorf("Owns(alpha) = %t, Owns(beta) = %t; want true and false", c.coordinator.Owns("alpha"), c.coordinator.Owns("beta"))
 	}
 	c.own("delta")
 	c.offer("delta")
 	c.until("alpha", "delta", "gamma")
 }
 
-func TestCoordinatorEndsWhatMovesAndNothingElse(t *testing.T) {
+func TestCoordinatorDisengagesOnlyTheClusterThatMoved(t *testing.T) {
 	c := newCoordinated(t)
 	c.offer("alpha", "beta")
 	c.own("alpha", "beta")
@@ -109,17 +110,17 @@ func TestCoordinatorEndsWhatMovesAndNothingElse(t *testing.T) {
 	c.until("beta")
 	var cause *multicluster.Disengaged
 	if !errors.As(context.Cause(lost), &cause) || cause.Reason != discovery.ReasonMoved || c.coordinator.Owns("alpha") {
-		t.Errorf("the cause is %v", context.Cause(lost))
+		t.Errorf("the cancellation cause is %v, want MOVED; Owns = %t, want false", context.Cause(lost), c.coordinator.Owns("alpha"))
 	}
 	c.own("alpha")
 	c.until("alpha", "beta")
 	if c.count() != 3 || c.overlaps() != 0 {
-		t.Errorf("%d Engage calls, %d before the last engagement had ended", c.count(), c.overlaps())
+		t.Errorf("%d Engage calls, %d before the last engagement had ended; want 3 and 0", c.count(), c.overlaps())
 	}
 }
 
-// multicluster-runtime's sharded coordinator ends other clusters with one that the provider removes.
-func TestClusterThatTheProviderRemovesEndsNoOther(t *testing.T) {
+// multicluster-runtime's sharded coordinator also disengages other clusters when the provider removes one.
+func TestClusterThatTheProviderRemovesDisengagesNoOther(t *testing.T) {
 	c := newCoordinated(t)
 	c.offer("alpha")
 	remove := c.offer("beta")
@@ -131,7 +132,7 @@ func TestClusterThatTheProviderRemovesEndsNoOther(t *testing.T) {
 	c.until("alpha", "beta")
 }
 
-func TestCoordinatorReleasesWhatMoves(t *testing.T) {
+func TestCoordinatorReleasesDrainingCluster(t *testing.T) {
 	c := newCoordinated(t)
 	c.offer("alpha")
 	c.own("alpha")
@@ -140,18 +141,18 @@ func TestCoordinatorReleasesWhatMoves(t *testing.T) {
 	c.daemon.Drain("alpha", discovery.ReasonMoved)
 	within(t, "the release", func() error {
 		if c.daemon.Cluster("alpha"); draining.Err() == nil {
-			return errors.New("it is engaged")
+			return errors.New("its context is not canceled")
 		}
 		report, err := c.daemon.Client().Get(t.Context(), "alpha")
 		if err == nil && report.Engagement.Engaged {
-			return errors.New("the daemon waits")
+			return errors.New("it is engaged in the daemon")
 		}
 		return err
 	})
 	c.until()
 }
 
-func TestCoordinatorEndsEverythingWithTheOwnership(t *testing.T) {
+func TestCoordinatorDisengagesAllClustersWhenOwnershipExpires(t *testing.T) {
 	c := newCoordinated(t)
 	c.daemon.Shard(4 * time.Second)
 	c.offer("alpha", "beta")
@@ -172,7 +173,7 @@ func TestCoordinatorRetriesFailedEngagement(t *testing.T) {
 	c.env.untilEngaged(&failing.engagements, "alpha")
 	c.until("alpha")
 	if c.count() != 2 || c.overlaps() != 0 {
-		t.Errorf("%d Engage calls, %d before the last engagement had ended", c.count(), c.overlaps())
+		t.Errorf("%d Engage calls, %d before the last engagement had ended; want 2 and 0", c.count(), c.overlaps())
 	}
 }
 
@@ -184,26 +185,26 @@ func TestReplacedClusterIsEngagedAgain(t *testing.T) {
 	c.daemon.Replace(discovery.Cluster{Name: "alpha"})
 	within(t, "the next engagement", func() error {
 		if c.count() != 2 {
-			return errors.New("there is none")
+			return fmt.Errorf("%d Engage calls, want 2", c.count())
 		}
 		return nil
 	})
 	c.until("alpha")
 	if c.overlaps() != 0 {
-		t.Error("it began before the last one had ended")
+		t.Error("the next engagement began before the last one had ended")
 	}
 }
 
-func TestRefusedSubscriptionEndsTheCoordinator(t *testing.T) {
+func TestCoordinatorFailsIfTheDaemonRejectsItsSubscription(t *testing.T) {
 	daemon := discoverytest.New(t)
 	daemon.Fail("WatchClusters", discoverytest.Error(7, "FORBIDDEN", "no rule for you"))
 	coordinator := multicluster.NewCoordinator(multicluster.CoordinatorOptions{Client: daemon.Client()})
 	if err := coordinator.Runnable().Start(t.Context()); !errors.Is(err, discovery.ErrPermissionDenied) {
-		t.Errorf("Start: %v", err)
+		t.Errorf("Start() error = %v, want ErrPermissionDenied", err)
 	}
 }
 
-// handled is what a replica of the example reconciled, as "namespace name".
+// handled records the objects that a replica of the example reconciled, as "namespace name".
 type handled struct {
 	coordinator *multicluster.Coordinator
 	mu          sync.Mutex
@@ -216,7 +217,8 @@ func (h *handled) all() []string {
 	return slices.Sorted(maps.Keys(h.seen))
 }
 
-// shardedNamespaces makes a replica of multicluster-runtime's example sharded-namespace, in which the coordinator is another one.
+// shardedNamespaces creates a replica of multicluster-runtime's example sharded-namespace, with this package's
+// coordinator.
 func shardedNamespaces(t *testing.T, config *rest.Config, daemon *discovery.Client) (*handled, func(context.Context) error) {
 	t.Helper()
 	h := &handled{seen: map[string]bool{}}
@@ -260,7 +262,7 @@ func shardedNamespaces(t *testing.T, config *rest.Config, daemon *discovery.Clie
 	}
 }
 
-// startReplica starts a replica of the example on the API server of the environment, until the test ends.
+// startReplica runs a replica of the example on the API server of the environment, until the test ends.
 func (env *environment) startReplica() (*handled, *discoverytest.Daemon) {
 	env.t.Helper()
 	daemon := discoverytest.New(env.t)
@@ -291,7 +293,7 @@ func (env *environment) untilHandled(h *handled, want ...string) {
 	env.t.Helper()
 	within(env.t, fmt.Sprintf("%q to be reconciled", want), func() error {
 		if got := h.all(); !slices.Equal(got, want) {
-			return fmt.Errorf("reconciled are %q", got)
+			return fmt.Errorf("%q are reconciled", got)
 		}
 		return nil
 	})
@@ -316,12 +318,12 @@ func TestShardedNamespaceExampleRunsWithTheCoordinator(t *testing.T) {
 	for i, name := range zoo {
 		env.untilHandled(replicas[i], name+" first")
 	}
-	// The first replica gives its namespace to the second.
+	// The namespace of the first replica moves to the second.
 	daemons[0].Drain("island", discovery.ReasonMoved)
 	within(t, "the release of island", func() error {
 		report, err := daemons[0].Client().Get(t.Context(), "island")
 		if err == nil && report.Engagement.Engaged {
-			return errors.New("it is engaged")
+			return errors.New("it is engaged in the daemon")
 		}
 		return err
 	})
@@ -332,7 +334,7 @@ func TestShardedNamespaceExampleRunsWithTheCoordinator(t *testing.T) {
 	env.untilHandled(replicas[2], "zoo first")
 }
 
-func TestClusterOfAnotherMemberIsNotOwned(t *testing.T) {
+func TestGetReturnsErrClusterNotOwnedForClusterOfAnotherMember(t *testing.T) {
 	env := newEnvironment(t)
 	env.daemon.Shard(time.Minute)
 	env.engage("alpha", "beta", "gamma")
@@ -346,7 +348,7 @@ func TestClusterOfAnotherMemberIsNotOwned(t *testing.T) {
 		within(t, "Get of "+name.String(), func() error {
 			_, err := provider.Get(t.Context(), name)
 			if !errors.Is(err, mc.ErrClusterNotFound) || errors.Is(err, multicluster.ErrClusterNotOwned) == owned {
-				return fmt.Errorf("Get: %w", err)
+				return fmt.Errorf("Get() error = %w", err)
 			}
 			return nil
 		})
@@ -354,14 +356,14 @@ func TestClusterOfAnotherMemberIsNotOwned(t *testing.T) {
 	if _, err := provider.Get(t.Context(), "gamma"); err != nil {
 		t.Error(err)
 	}
-	env.daemon.Stop() // then nobody can say
+	env.daemon.Stop() // the owner is unknown then
 	if _, err := provider.Get(t.Context(), "alpha"); !errors.Is(err, mc.ErrClusterNotFound) {
-		t.Errorf("Get: %v", err)
+		t.Errorf("Get() error = %v, want ErrClusterNotFound", err)
 	}
 }
 
-// TestOwnedClustersOfAShardGroupAreAllAndDisjoint is step 4 of the validation in milo-os/milo#640.
-func TestOwnedClustersOfAShardGroupAreAllAndDisjoint(t *testing.T) {
+// TestMembersOfAShardGroupOwnDisjointClustersAndTogetherAll is step 4 of the validation in milo-os/milo#640.
+func TestMembersOfAShardGroupOwnDisjointClustersAndTogetherAll(t *testing.T) {
 	env := newEnvironment(t)
 	want := numbered(9)
 	union := make([]string, 0, len(want))
@@ -397,13 +399,13 @@ func TestOwnedClustersOfAShardGroupAreAllAndDisjoint(t *testing.T) {
 	}
 	slices.Sort(union)
 	if !slices.Equal(union, want) || len(series) != 3 {
-		t.Errorf("the members %v own %v", slices.Collect(maps.Keys(series)), union)
+		t.Errorf("the members %v own %v, want %v", slices.Collect(maps.Keys(series)), union, want)
 	}
 }
 
-// TestReplicasOfAShardGroupHaveTheirShareOfTheGoroutines is steps 1 to 3 of the validation in milo-os/milo#640: a replica with
-// all projects, then two with half of them each.
-func TestReplicasOfAShardGroupHaveTheirShareOfTheGoroutines(t *testing.T) {
+// TestGoroutinesOfAReplicaAreProportionalToItsClusters is steps 1 to 3 of the validation in milo-os/milo#640: a replica
+// with all projects, then two with half of them each.
+func TestGoroutinesOfAReplicaAreProportionalToItsClusters(t *testing.T) {
 	env := newEnvironment(t)
 	names := numbered(24)
 	moving := names[len(names)/2:]
@@ -433,7 +435,7 @@ func TestReplicasOfAShardGroupHaveTheirShareOfTheGoroutines(t *testing.T) {
 			}
 			if settled = sum; settled != before {
 				time.Sleep(200 * time.Millisecond)
-				return fmt.Errorf("%d, and %d before", settled, before)
+				return fmt.Errorf("%d goroutines, and %d before", settled, before)
 			}
 			return nil
 		})
@@ -448,7 +450,7 @@ func TestReplicasOfAShardGroupHaveTheirShareOfTheGoroutines(t *testing.T) {
 	isHalf := func(of string, half func() int) {
 		within(t, of+" to have half of the goroutines", func() error {
 			if got := half(); 2*got < whole*9/10 || 2*got > whole*11/10 {
-				return fmt.Errorf("%d, and one replica alone has %d", got, whole)
+				return fmt.Errorf("%d goroutines, and a single replica has %d", got, whole)
 			}
 			return nil
 		})
@@ -460,7 +462,7 @@ func TestReplicasOfAShardGroupHaveTheirShareOfTheGoroutines(t *testing.T) {
 	t.Logf("%d goroutines with one replica, %d in the first of two, %d in the second", whole, before-none, count()-before)
 }
 
-// patient is a runnable that works with the informers of the clusters it is engaged with.
+// patient is a runnable that waits for the cache of each cluster, and records the state of its informer.
 type patient struct {
 	engagements
 
@@ -475,7 +477,7 @@ func (p *patient) Engage(ctx context.Context, name mc.ClusterName, cl cluster.Cl
 	}
 	shared, ok := informer.(toolscache.SharedIndexInformer)
 	if !ok {
-		return fmt.Errorf("it is no SharedIndexInformer, but a %T", informer)
+		return fmt.Errorf("the informer is a %T, want a SharedIndexInformer", informer)
 	}
 	if !cl.GetCache().WaitForCacheSync(ctx) {
 		return errors.New("the cache has not synced")
@@ -486,7 +488,7 @@ func (p *patient) Engage(ctx context.Context, name mc.ClusterName, cl cluster.Cl
 	return p.engagements.Engage(ctx, name, cl)
 }
 
-func TestRunnablesMayRelyOnCachesWithTheProvidersCoordinator(t *testing.T) {
+func TestProviderCoordinatorEngagesRunnablesWithSyncedCaches(t *testing.T) {
 	env := newEnvironment(t)
 	env.animal("alpha", "dog")
 	env.engage("alpha", "silent")
@@ -508,6 +510,6 @@ func TestRunnablesMayRelyOnCachesWithTheProvidersCoordinator(t *testing.T) {
 	runnable.mu.Lock()
 	defer runnable.mu.Unlock()
 	if want := map[mc.ClusterName]string{"alpha": "synced true, 1 objects"}; !maps.Equal(runnable.results, want) {
-		t.Errorf("%v", runnable.results)
+		t.Errorf("the informers of the runnable are %v, want %v", runnable.results, want)
 	}
 }

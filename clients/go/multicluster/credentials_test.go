@@ -39,7 +39,7 @@ func TestPushedKubeconfigIsUsedWithoutReopeningWatches(t *testing.T) {
 		env.animal("alpha", name)
 		env.untilFed("alpha", name)
 		if project.Count("watch configmaps") != watches || project.Watches() != 1 {
-			return errors.New("it was opened meanwhile")
+			return errors.New("the watch was opened during this check")
 		}
 		return nil
 	})
@@ -80,28 +80,28 @@ func TestRevokedTokenIsRenewedAndRequestRetriedOnce(t *testing.T) {
 	made := &corev1.ConfigMap{}
 	made.Namespace, made.Name = "default", "made"
 	if err := cl.GetClient().Create(ctx, made); err != nil {
-		t.Fatalf("the caller saw the revocation: %v", err)
+		t.Fatalf("Create() with a revoked token: %v", err)
 	}
 	if refused, now := project.Count("refused"), env.daemon.Issued("alpha"); refused != 1 || now != issued+1 {
 		t.Errorf("%d requests refused, %d kubeconfigs issued; want 1 and 1", refused, now-issued)
 	}
 	want := "# HELP milo_discovery_client_credential_renewals_total Kubeconfigs requested from milo-discoveryd, " +
-		"by result; those that it sends unrequested are not counted.\n# TYPE milo_discovery_client_credential_renewals_total counter\n" +
+		"by result; pushed kubeconfigs are not counted.\n# TYPE milo_discovery_client_credential_renewals_total counter\n" +
 		"milo_discovery_client_credential_renewals_total{result=\"failed\"} 0\n" +
 		"milo_discovery_client_credential_renewals_total{result=\"renewed\"} 1\n" +
 		"milo_discovery_client_credential_renewals_total{result=\"unchanged\"} 0\n"
 	if err := testutil.GatherAndCompare(registry, strings.NewReader(want), "milo_discovery_client_credential_renewals_total"); err != nil {
 		t.Error(err)
 	}
-	// If the daemon has no newer token either, the 401 is returned, and not every request calls the daemon.
+	// If the daemon has no newer token either, the 401 is returned, and calls of the daemon are rate limited.
 	project.SetTokens("nobody has this one")
 	for range 10 {
 		if err := cl.GetAPIReader().Get(ctx, client.ObjectKeyFromObject(made), made); err == nil {
-			t.Fatal("a refused request succeeded")
+			t.Fatal("Get() succeeded without an accepted token")
 		}
 	}
 	if again := env.daemon.Issued("alpha") - issued; again > 3 {
-		t.Errorf("the daemon was asked %d times", again)
+		t.Errorf("%d kubeconfigs were requested, want at most 3", again)
 	}
 }
 
@@ -112,7 +112,7 @@ func TestClusterWaitsForItsFirstKubeconfig(t *testing.T) {
 	env.engage("alpha")
 	provider := env.provider(withKubeconfigs)
 	env.start(env.manager(provider, nil))
-	within(t, "the failure to be shown", func() error { return failure(provider, "alpha", "get a kubeconfig") })
+	within(t, "the debug handler to show the failure", func() error { return failure(provider, "alpha", "get a kubeconfig") })
 	env.untilGone(provider, "alpha")
 	env.daemon.SetKubeconfigs(func(cluster discovery.Cluster, number int) discovery.Kubeconfig {
 		return discovery.Kubeconfig{Content: env.kubeconfig(cluster.Endpoint, token(cluster.Name, number))}
@@ -121,7 +121,7 @@ func TestClusterWaitsForItsFirstKubeconfig(t *testing.T) {
 	env.untilGot(provider, "alpha")
 }
 
-// hostile kubeconfigs would run a program or read a file in the operator's process.
+// hostile contains kubeconfig users that would run a program or read a file in the operator's process, by kind.
 var hostile = map[string]string{
 	"exec":          `"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "/bin/sh", "args": ["-c", "touch PLACE"], "interactiveMode": "Never"}`,
 	"auth provider": `"auth-provider": {"name": "oidc", "config": {"idp-issuer-url": "https://127.0.0.1"}}`,
@@ -131,7 +131,7 @@ var hostile = map[string]string{
 	"nothing":       ``,
 }
 
-func TestHostileKubeconfigsAreRefused(t *testing.T) {
+func TestHostileKubeconfigsAreRejected(t *testing.T) {
 	for name, user := range hostile {
 		t.Run(name, func(t *testing.T) {
 			env := newEnvironment(t)
@@ -151,13 +151,13 @@ func TestHostileKubeconfigsAreRefused(t *testing.T) {
 			within(t, "the refusal", func() error { return failure(provider, "alpha", "kubeconfig refused") })
 			env.untilGone(provider, "alpha")
 			if _, err := os.Stat(place); err == nil {
-				t.Fatal("its command was run")
+				t.Fatal("the command of the kubeconfig was run")
 			}
 		})
 	}
 }
 
-// failure returns nil if the debug handler shows that failure of a cluster.
+// failure returns an error unless the debug handler shows a failure of the cluster that contains want.
 func failure(provider *multicluster.Provider, name, want string) error {
 	response := httptest.NewRecorder()
 	provider.DebugHandler().ServeHTTP(response, httptest.NewRequest(http.MethodGet, "/", nil))
@@ -170,7 +170,7 @@ func failure(provider *multicluster.Provider, name, want string) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("shown is %v", shown)
+	return fmt.Errorf("the debug handler shows %v", shown)
 }
 
 func TestDebugHandlerListsEngagedNames(t *testing.T) {
@@ -183,7 +183,7 @@ func TestDebugHandlerListsEngagedNames(t *testing.T) {
 	response := httptest.NewRecorder()
 	provider.DebugHandler().ServeHTTP(response, httptest.NewRequest(http.MethodGet, "/?format=names", nil))
 	if got := response.Body.String(); got != "alpha\nbeta\n" {
-		t.Errorf("it lists %q", got)
+		t.Errorf("the debug handler lists %q, want alpha and beta", got)
 	}
 }
 
@@ -197,7 +197,7 @@ func TestClustersShareConnections(t *testing.T) {
 			func(o *multicluster.Options) { o.ProjectRestConfig.Proxy = http.ProxyFromEnvironment }, 1, 2,
 		},
 		"from kubeconfigs":              {withKubeconfigs, 1, 2},
-		"with connections of their own": {func(o *multicluster.Options) { o.OwnTransports = true }, 20, 30},
+		"with OwnTransports": {func(o *multicluster.Options) { o.OwnTransports = true }, 20, 30},
 	} {
 		t.Run(name, func(t *testing.T) {
 			env := newEnvironment(t)
@@ -210,13 +210,13 @@ func TestClustersShareConnections(t *testing.T) {
 			provider := env.provider(test.change)
 			mgr := env.manager(provider, nil)
 			env.feeder(mgr)
-			// One more connection is that of the manager's own client.
+			// The manager's own client already has a connection.
 			before := env.api.Connections()
 			env.start(mgr)
 			for _, each := range names {
 				env.untilFed(each, "dog")
 			}
-			// Of several that were dialed at once, all but one are closed.
+			// If several connections were dialed concurrently, all but one are closed.
 			within(t, fmt.Sprintf("%d to %d connections", test.least, test.most), func() error {
 				if got := env.api.Connections() - before; got < test.least || got > test.most {
 					return fmt.Errorf("%d connections", got)
@@ -232,7 +232,7 @@ var identities = map[string]func(*environment) func(*multicluster.Options){
 	"rest config": func(*environment) func(*multicluster.Options) {
 		return func(o *multicluster.Options) { o.ProjectRestConfig.BearerToken = "secret" }
 	},
-	"rest config with connections of its own": func(*environment) func(*multicluster.Options) {
+	"rest config with OwnTransports": func(*environment) func(*multicluster.Options) {
 		return func(o *multicluster.Options) { o.ProjectRestConfig.BearerToken, o.OwnTransports = "secret", true }
 	},
 	"kubeconfigs": func(*environment) func(*multicluster.Options) { return withKubeconfigs },
@@ -248,7 +248,7 @@ var identities = map[string]func(*environment) func(*multicluster.Options){
 	},
 }
 
-func TestRedirectsOfAClusterAreNotFollowed(t *testing.T) {
+func TestRedirectsOfClustersAreNotFollowed(t *testing.T) {
 	for name, identity := range identities {
 		t.Run(name, func(t *testing.T) {
 			env := newEnvironment(t)
@@ -278,7 +278,7 @@ func TestRedirectsOfAClusterAreNotFollowed(t *testing.T) {
 						"DELETE": cl.GetClient().Delete(ctx, object.DeepCopy()),
 					} {
 						if err == nil || !strings.Contains(err.Error(), "redirect refused") {
-							t.Errorf("%s answered with a %d: %v", method, status, err)
+							t.Errorf("%s with a redirect %d: error = %v, want redirect refused", method, status, err)
 						}
 					}
 				}
@@ -290,8 +290,8 @@ func TestRedirectsOfAClusterAreNotFollowed(t *testing.T) {
 	}
 }
 
-// TestClientsOfAnEndedEngagementSendNothing has a handler that keeps the cluster of an engagement after its end.
-func TestClientsOfAnEndedEngagementSendNothing(t *testing.T) {
+// TestClientOfEndedEngagementSendsNoRequests uses a cluster that a handler kept after the engagement ended.
+func TestClientOfEndedEngagementSendsNoRequests(t *testing.T) {
 	for name, identity := range identities {
 		for end, change := range map[string]func(*environment){
 			"disengaged": func(env *environment) { env.daemon.Disengage("alpha", discovery.ReasonRevoked) },
@@ -314,7 +314,7 @@ func TestClientsOfAnEndedEngagementSendNothing(t *testing.T) {
 				change(env)
 				within(t, "the end of the engagement", func() error {
 					if found, err := provider.Get(t.Context(), "alpha"); err == nil && found == kept {
-						return errors.New("Get returns it")
+						return errors.New("Get returns the cluster of the engagement")
 					}
 					return nil
 				})
@@ -322,7 +322,7 @@ func TestClientsOfAnEndedEngagementSendNothing(t *testing.T) {
 				object.Namespace, object.Name = "default", "late"
 				var ended *multicluster.Disengaged
 				if err := kept.GetClient().Create(t.Context(), object); !errors.As(err, &ended) {
-					t.Errorf("Create: %v", err)
+					t.Errorf("Create() error = %v, want Disengaged", err)
 				}
 				for _, project := range []string{"alpha", "elsewhere"} {
 					if env.data(project, "late") != nil {
@@ -334,9 +334,9 @@ func TestClientsOfAnEndedEngagementSendNothing(t *testing.T) {
 	}
 }
 
-// TestCredentialIsIssuedForItsEngagementOnly has a request that is refused while the daemon knows the next project of the
-// name, and the provider does not yet.
-func TestCredentialIsIssuedForItsEngagementOnly(t *testing.T) {
+// TestCredentialIsIssuedOnlyForItsEngagement sends a request that is rejected after the project was replaced, and
+// before the provider was notified.
+func TestCredentialIsIssuedOnlyForItsEngagement(t *testing.T) {
 	env := newEnvironment(t)
 	env.engage("alpha")
 	provider := env.provider(withKubeconfigs)
@@ -354,10 +354,10 @@ func TestCredentialIsIssuedForItsEngagementOnly(t *testing.T) {
 	object = &corev1.ConfigMap{}
 	object.Namespace, object.Name = "default", "late"
 	if err := cl.GetClient().Create(t.Context(), object); !apierrors.IsUnauthorized(err) {
-		t.Errorf("Create: %v", err)
+		t.Errorf("Create() error = %v, want Unauthorized", err)
 	}
 	if got := env.daemon.Issued("alpha"); got != issued {
-		t.Errorf("%d kubeconfigs of the next project were issued", got-issued)
+		t.Errorf("%d kubeconfigs of the next project were issued, want none", got-issued)
 	}
 }
 
@@ -371,11 +371,11 @@ func TestCredentialIsSentToTheServerOfItsKubeconfig(t *testing.T) {
 	env.animal("behind-alpha", "dog")
 	env.untilFed("behind-alpha", "dog")
 	if got := env.api.Project("alpha").LastToken(); got != "" {
-		t.Errorf("the endpoint of the cluster was sent %q", got)
+		t.Errorf("the token %q was sent to the endpoint of the cluster", got)
 	}
 }
 
-func TestProvidersInOneProcessHaveRegisterersWithOneLabel(t *testing.T) {
+func TestSeveralProvidersCanShareARegistryWithWrappedLabels(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	for _, name := range []string{"own", "webhooks"} {
 		registerer := prometheus.WrapRegistererWith(prometheus.Labels{"provider": name}, registry)
@@ -393,16 +393,16 @@ func TestOptionsRequireExactlyOneIdentity(t *testing.T) {
 	} {
 		options.Client = daemon.Client()
 		if _, err := multicluster.New(options); err == nil {
-			t.Errorf("%s: it is accepted", name)
+			t.Errorf("New() with identities %q succeeded", name)
 		}
 	}
 	_, err := multicluster.New(multicluster.Options{Kubeconfigs: true, Client: daemon.Client(), SyncTimeout: -time.Second})
 	if err == nil {
-		t.Error("a negative timeout is accepted")
+		t.Error("New() with a negative SyncTimeout succeeded")
 	}
 }
 
-func TestConfigForMayNameAnotherHostThanTheDaemon(t *testing.T) {
+func TestConfigForCanReturnAnotherHostThanTheEndpoint(t *testing.T) {
 	env := newEnvironment(t)
 	env.daemon.Engage(discovery.Cluster{Name: "alpha"}) // its endpoint cannot be resolved
 	provider := env.provider(func(o *multicluster.Options) {
@@ -418,17 +418,17 @@ func TestConfigForMayNameAnotherHostThanTheDaemon(t *testing.T) {
 	env.untilFed("alpha", "dog")
 }
 
-func TestProviderIsMadeAfterAnAttemptWithUnreadableFiles(t *testing.T) {
+func TestNewSucceedsAfterAnAttemptWithUnreadableFiles(t *testing.T) {
 	options := multicluster.Options{
 		Client:            discoverytest.New(t).Client(),
 		ProjectRestConfig: &rest.Config{TLSClientConfig: rest.TLSClientConfig{CAFile: t.TempDir() + "/missing"}},
 		Registerer:        prometheus.NewRegistry(),
 	}
 	if _, err := multicluster.New(options); err == nil {
-		t.Fatal("a missing file is accepted")
+		t.Fatal("New() with a missing CA file succeeded")
 	}
 	options.ProjectRestConfig = &rest.Config{}
 	if _, err := multicluster.New(options); err != nil {
-		t.Errorf("the next attempt fails: %v", err)
+		t.Errorf("New() after a failed attempt: error = %v", err)
 	}
 }

@@ -14,12 +14,12 @@ type debugCluster struct {
 	Endpoint string `json:"endpoint"`
 	State    state  `json:"state"`
 	Failure  string `json:"failure,omitempty"`
-	// Unsynced are the kinds whose informers have not synced, or have failed since.
+	// Unsynced are the kinds whose informers have not synced, or failed after they synced.
 	Unsynced []prompt.Unsynced `json:"unsynced,omitempty"`
 }
 
-// DebugHandler lists the clusters, ordered by name. With ?format=names it lists the names of those that Get returns, one on
-// each line, as `milo-discovery list -o name` does. Serve it beside the metrics:
+// DebugHandler returns a handler that lists the clusters, ordered by name. With ?format=names it lists the names of the
+// clusters that Get returns, one per line, like `milo-discovery list -o name`. Serve it beside the metrics:
 //
 //	metricsserver.Options{ExtraHandlers: map[string]http.Handler{"/debug/clusters": provider.DebugHandler()}}
 func (p *Provider) DebugHandler() http.Handler {

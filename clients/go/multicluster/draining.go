@@ -17,34 +17,35 @@ import (
 	"go.miloapis.com/discovery"
 )
 
-// endTimeout limits the call that ends the subscription, since the operator is about to exit.
+// endTimeout is the timeout of EndSubscription, which delays the exit of the operator.
 const endTimeout = time.Second
 
-// Owns reports whether the cluster is engaged, and not about to be disengaged: whether Get returns it.
+// Owns reports whether the cluster is engaged and not draining, so that Get returns it.
 func (p *Provider) Owns(name multicluster.ClusterName) bool {
 	e := p.entry(name)
 	return e != nil && e.cluster() != nil
 }
 
-// ReconcilerOption changes which requests Reconciler passes on.
+// ReconcilerOption changes which requests Reconciler passes to the inner reconciler.
 type ReconcilerOption func(*guard)
 
-// WhileDeleting also reconciles objects that are not terminating in a project whose deletion was requested. It is for
-// reconcilers that create nothing there: Milo deletes a project when nothing is left in it.
+// WhileDeleting also passes requests for objects that are not terminating in a project whose deletion was requested.
+// Use it only for reconcilers that create no objects then: Milo deletes a project once it is empty.
 func WhileDeleting() ReconcilerOption { return func(g *guard) { g.whileDeleting = true } }
 
 type guard struct{ whileDeleting bool }
 
-// Reconciler returns the reconciler of the object's kind, limited to the clusters that the provider owns. Requests that are
-// still queued for another cluster are dropped: multicluster-runtime keeps the queue of a cluster that was disengaged. Those
+// Reconciler wraps a reconciler of the object's kind, and passes it only requests for clusters that the provider owns.
+// It drops requests for other clusters, since multicluster-runtime keeps the queue of a disengaged cluster. Reconciles
 // in flight may finish while their cluster drains, and the cluster is released to the daemon after they have returned;
-// without this, it is released when its cache has stopped. Their context ends when the cluster is disengaged, with a
-// *Disengaged as cause.
+// without Reconciler, it is released when its cache has stopped. When the cluster is disengaged, their context is
+// canceled with a *Disengaged as cause.
 //
-// In a project whose deletion was requested, only terminating objects are reconciled. Milo empties such a project again and
-// again, and what a reconciler restores keeps it from ending.
+// In a project whose deletion was requested, only terminating objects are reconciled: Milo deletes the project's
+// objects repeatedly until it is empty, which objects that a reconciler recreates would prevent.
 //
-// The names in requests must be the provider's: inside another provider that adds a prefix, it drops everything.
+// The cluster names in requests must be those of the provider. With another provider that adds a prefix, all requests
+// are dropped.
 func Reconciler(
 	p *Provider, object client.Object, inner reconcile.TypedReconciler[mcreconcile.Request], options ...ReconcilerOption,
 ) reconcile.TypedReconciler[mcreconcile.Request] {
@@ -74,10 +75,10 @@ func Reconciler(
 	})
 }
 
-// isTerminating reports whether the object exists in the cluster, and was deleted.
+// isTerminating reports whether the object exists in the cluster and has a deletionTimestamp.
 func (e *entry) isTerminating(ctx context.Context, kind runtime.Object, name types.NamespacedName) (bool, error) {
 	of := e.cluster()
-	if of == nil { // it began to drain
+	if of == nil { // the cluster began to drain
 		return false, nil
 	}
 	found, ok := kind.DeepCopyObject().(client.Object)
@@ -90,7 +91,7 @@ func (e *entry) isTerminating(ctx context.Context, kind runtime.Object, name typ
 	return !found.GetDeletionTimestamp().IsZero(), nil
 }
 
-// enterReconcile counts a reconcile, unless Get does not return the cluster.
+// enterReconcile counts a reconcile, and returns true. It returns false if Get does not return the cluster.
 func (e *entry) enterReconcile() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -111,7 +112,7 @@ func (e *entry) leaveReconcile() {
 	}
 }
 
-// untilIdle returns a channel that is closed when no reconcile is in flight. It is for an entry that begins no more.
+// untilIdle returns a channel that is closed when no reconcile is in flight. The entry must not begin new reconciles.
 func (e *entry) untilIdle() <-chan struct{} {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -126,15 +127,15 @@ func (e *entry) untilIdle() <-chan struct{} {
 	return e.idle
 }
 
-// drain is the planned end of an engagement, from the event that says so to DISENGAGED.
+// drain is a planned disengagement, from the first event with Draining to DISENGAGED.
 type drain struct {
 	entry   *entry                 // nil if the cluster was never engaged here
 	pending chan discovery.Cluster // the cluster to release; a newer one replaces it
 	cancel  context.CancelFunc
 }
 
-// drain ends the work on a cluster and then releases it, each time that the daemon sends it as draining. It is called with
-// the lock held; e may be nil.
+// drain handles an event of a draining cluster: it cancels the work on it, and releases the cluster when the work has
+// ended, again for each event. It is called with the lock held; e may be nil.
 func (p *Provider) drain(ctx context.Context, e *entry, event discovery.Event) {
 	name := multicluster.ClusterName(event.Cluster.Name)
 	d := p.drains[name]
@@ -155,7 +156,7 @@ func (p *Provider) drain(ctx context.Context, e *entry, event discovery.Event) {
 		})
 	}
 	if d.entry != nil {
-		d.entry.update(event.Cluster) // its credential is renewed until the cluster is disengaged
+		d.entry.update(event.Cluster) // the entry's credential is renewed until the cluster is disengaged
 	}
 	if event.Kubeconfig != nil && d.entry != nil && d.entry.credential != nil {
 		if err := d.entry.credential.Offer(received(event.Kubeconfig)); err != nil {
@@ -172,13 +173,13 @@ func (p *Provider) drain(ctx context.Context, e *entry, event discovery.Event) {
 	d.pending <- event.Cluster
 }
 
-// drainsProject reports whether the project that drains under a name has that UID. It is called with the lock held.
+// drainsProject reports whether the draining project of this name has the UID. It is called with the lock held.
 func (p *Provider) drainsProject(name multicluster.ClusterName, uid string) bool {
 	d := p.drains[name]
 	return d != nil && d.entry != nil && d.entry.info().UID == uid
 }
 
-// endDrain is called with the lock held.
+// endDrain removes a drain when its cluster is disengaged. It is called with the lock held.
 func (p *Provider) endDrain(name multicluster.ClusterName, cause *Disengaged) {
 	d := p.drains[name]
 	if d == nil {
@@ -194,8 +195,8 @@ func (p *Provider) endDrain(name multicluster.ClusterName, cause *Disengaged) {
 	}
 }
 
-// releaseWhenIdle confirms the release of a draining cluster when nothing works on it any more, until ctx ends. before is
-// closed when the last engagement of the name has ended; it may be nil.
+// releaseWhenIdle releases a draining cluster, once all work on it has ended, until ctx is done. before is closed when
+// the last engagement of the name has ended; it may be nil.
 func (p *Provider) releaseWhenIdle(ctx context.Context, d *drain, before <-chan struct{}) {
 	waits := []<-chan struct{}{before}
 	if d.entry != nil {
@@ -221,7 +222,7 @@ func (p *Provider) releaseWhenIdle(ctx context.Context, d *drain, before <-chan 
 	}
 }
 
-// release confirms the release of a cluster, and retries while the daemon does not answer. A newer state of the cluster
+// release releases a cluster to the daemon, and retries while the daemon is unreachable. A newer state of the cluster
 // from pending replaces it.
 func release(
 	ctx context.Context, client *discovery.Client, subscriber string, log logr.Logger, cluster discovery.Cluster, pending <-chan discovery.Cluster,
@@ -246,7 +247,8 @@ func release(
 	}
 }
 
-// endSubscription notifies the daemon that no cluster has to wait for this operator, unless a reconcile has not returned.
+// endSubscription notifies the daemon that draining clusters need not wait for this operator, unless a reconcile is in
+// flight.
 func (p *Provider) endSubscription() {
 	p.mu.RLock()
 	busy := false

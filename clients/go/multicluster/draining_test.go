@@ -46,7 +46,7 @@ func draining(t *testing.T) (*environment, *multicluster.Provider, *engagements,
 	return env, provider, engaged, end
 }
 
-// reconciling calls the guarded reconciler, and returns when the call has begun; release ends the call.
+// reconciling calls the guarded reconciler, and returns when the call has begun; end lets the call return.
 func reconciling(within context.Context, provider *multicluster.Provider, name mc.ClusterName) (ctx context.Context, end func(), ended <-chan struct{}) {
 	began, may, done := make(chan context.Context), make(chan struct{}), make(chan struct{})
 	guarded := multicluster.Reconciler(provider, &corev1.ConfigMap{}, mcreconcile.Func(
@@ -68,11 +68,11 @@ func TestDrainingClusterIsReleasedAfterItsContextEnded(t *testing.T) {
 	env.untilReleased("alpha")
 	env.untilGone(provider, "alpha")
 	if provider.Owns("alpha") {
-		t.Error("the provider owns a cluster that drains")
+		t.Error("the provider owns a draining cluster")
 	}
 	var cause *multicluster.Disengaged
 	if !errors.As(context.Cause(engaged.context("alpha")), &cause) || cause.Reason != discovery.ReasonNotReady {
-		t.Errorf("the cause is %v", context.Cause(engaged.context("alpha")))
+		t.Errorf("the cancellation cause is %v, want NOT_READY", context.Cause(engaged.context("alpha")))
 	}
 	env.engage("alpha")
 	env.untilEngaged(engaged, "alpha")
@@ -85,18 +85,18 @@ func TestDrainingClusterIsReleasedAfterItsReconcilesReturned(t *testing.T) {
 	env.daemon.Drain("alpha", discovery.ReasonMoved)
 	env.untilEngaged(engaged)
 	env.daemon.Engage(discovery.Cluster{Name: "beta", Endpoint: env.api.Endpoint("beta")})
-	env.untilEngaged(engaged, "beta") // by then a release would have been sent
+	env.untilEngaged(engaged, "beta") // a release of alpha would have been sent before
 	if env.daemon.Released("alpha", subscriber) {
-		t.Fatal("released while a reconcile is in flight")
+		t.Fatal("alpha was released while a reconcile was in flight")
 	}
 	if ctx.Err() != nil {
-		t.Fatal("a drain ended the context of a reconcile")
+		t.Fatal("the drain canceled the context of a reconcile")
 	}
 	end()
 	env.untilReleased("alpha")
 }
 
-func TestDeadlineEndsTheContextOfReconciles(t *testing.T) {
+func TestDisengagementAtTheDeadlineCancelsReconciles(t *testing.T) {
 	env, provider, _, _ := draining(t)
 	ctx, end, ended := reconciling(t.Context(), provider, "alpha")
 	defer end()
@@ -106,12 +106,12 @@ func TestDeadlineEndsTheContextOfReconciles(t *testing.T) {
 	<-ctx.Done()
 	var cause *multicluster.Disengaged
 	if !errors.As(context.Cause(ctx), &cause) || cause.Reason != discovery.ReasonMoved {
-		t.Errorf("the cause is %v", context.Cause(ctx))
+		t.Errorf("the cancellation cause is %v, want MOVED", context.Cause(ctx))
 	}
 	end()
 	<-ended
 	if env.daemon.Released("alpha", subscriber) {
-		t.Error("released after the disengagement")
+		t.Error("alpha was released after it was disengaged")
 	}
 }
 
@@ -172,12 +172,12 @@ func TestOnlyTerminatingObjectsAreReconciledInAProjectThatIsBeingDeleted(t *test
 	}
 	guarded := multicluster.Reconciler(provider, &corev1.ConfigMap{}, inner)
 	if found := all(guarded); len(found) != 3 {
-		t.Errorf("reconciled %q before the deletion was requested", found)
+		t.Errorf("reconciled %q before the deletion was requested, want all", found)
 	}
 	env.daemon.Update("alpha", func(c *discovery.Cluster) { c.DeletionRequestedAt = time.Now() })
-	within(t, "the deletion to be known", func() error {
+	within(t, "the provider to receive the deletion request", func() error {
 		if known, _ := provider.Info("alpha"); known.DeletionRequestedAt.IsZero() {
-			return errors.New("it is not requested")
+			return errors.New("DeletionRequestedAt is not set")
 		}
 		return nil
 	})
@@ -185,11 +185,11 @@ func TestOnlyTerminatingObjectsAreReconciledInAProjectThatIsBeingDeleted(t *test
 		t.Errorf("reconciled %q, want the terminating one", found)
 	}
 	if found := all(multicluster.Reconciler(provider, &corev1.ConfigMap{}, inner, multicluster.WhileDeleting())); len(found) != 3 {
-		t.Errorf("reconciled %q with WhileDeleting", found)
+		t.Errorf("reconciled %q with WhileDeleting, want all", found)
 	}
 }
 
-func TestClusterEngagedAsDrainingIsReleasedAndNotEngaged(t *testing.T) {
+func TestClusterThatIsDrainingAtStartIsReleasedAndNotEngaged(t *testing.T) {
 	env := newEnvironment(t)
 	env.engage("alpha", "beta")
 	env.daemon.Drain("alpha", discovery.ReasonNotReady)
@@ -202,17 +202,17 @@ func TestClusterEngagedAsDrainingIsReleasedAndNotEngaged(t *testing.T) {
 	env.untilReleased("alpha")
 	env.untilEngaged(engaged, "beta")
 	if engaged.count() != 1 {
-		t.Errorf("%d clusters were engaged", engaged.count())
+		t.Errorf("%d clusters were engaged, want 1", engaged.count())
 	}
 }
 
-func TestFailedReleaseIsRepeated(t *testing.T) {
+func TestFailedReleaseIsRetried(t *testing.T) {
 	env, _, _, _ := draining(t)
 	env.daemon.Fail("ReleaseCluster", discoverytest.Error(codes.Unavailable, "NOT_NOW", "later"))
 	env.daemon.Drain("alpha", discovery.ReasonNotReady)
 	within(t, "the drain", func() error {
 		if env.daemon.Cluster("alpha").Draining == nil {
-			return errors.New("it has not begun")
+			return errors.New("the cluster is not draining")
 		}
 		return nil
 	})
@@ -231,12 +231,12 @@ func TestDrainRepeatedByRestartedWatchWaitsForReconciles(t *testing.T) {
 	env.daemon.WaitForStreams(0)
 	env.daemon.WaitForStreams(1)
 	env.daemon.Engage(discovery.Cluster{Name: "beta", Endpoint: env.api.Endpoint("beta")})
-	env.untilGot(provider, "beta") // by then a release would have been sent
+	env.untilGot(provider, "beta") // a release of alpha would have been sent before
 	if env.daemon.Released("alpha", subscriber) {
-		t.Fatal("released while a reconcile is in flight")
+		t.Fatal("alpha was released while a reconcile was in flight")
 	}
 	if ctx.Err() != nil {
-		t.Fatalf("a restarted watch ended the context of a reconcile: %v", context.Cause(ctx))
+		t.Fatalf("the restarted watch canceled the context of a reconcile: %v", context.Cause(ctx))
 	}
 	end()
 	env.untilReleased("alpha")
@@ -262,25 +262,25 @@ func TestClusterIsEngagedAgainIfRestartedDaemonNoLongerDrainsIt(t *testing.T) {
 	env.daemon.Start()
 	env.untilEngaged(engaged, "alpha")
 	if engaged.count() != 2 {
-		t.Errorf("engaged %d times", engaged.count())
+		t.Errorf("alpha was engaged %d times, want 2", engaged.count())
 	}
 }
 
-func TestEndedProviderEndsItsSubscription(t *testing.T) {
+func TestStoppedProviderEndsItsSubscription(t *testing.T) {
 	env, _, _, end := draining(t)
 	end()
 	if ended := env.daemon.EndedSubscriptions(); !slices.Equal(ended, []string{subscriber}) {
-		t.Errorf("ended are %q", ended)
+		t.Errorf("the ended subscriptions are %q, want %q", ended, subscriber)
 	}
 }
 
-func TestProviderThatEndsDuringReconcileKeepsItsSubscription(t *testing.T) {
+func TestProviderThatStopsDuringReconcileKeepsItsSubscription(t *testing.T) {
 	env, provider, _, end := draining(t)
 	_, endReconcile, _ := reconciling(t.Context(), provider, "alpha")
 	defer endReconcile()
 	end()
 	if ended := env.daemon.EndedSubscriptions(); len(ended) > 0 {
-		t.Errorf("ended are %q, with a reconcile in flight", ended)
+		t.Errorf("the ended subscriptions are %q, want none while a reconcile is in flight", ended)
 	}
 }
 
@@ -303,6 +303,6 @@ func TestProvidersHaveDifferentSubscribersByDefault(t *testing.T) {
 		names[env.daemon.WatchRequests()[i].GetSubscriber()] = true
 	}
 	if len(names) != 2 || names[""] {
-		t.Errorf("the subscribers are %v", names)
+		t.Errorf("the subscribers are %v, want two different names", names)
 	}
 }

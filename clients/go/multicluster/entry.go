@@ -20,23 +20,23 @@ type state string
 // The states of a cluster that the daemon has engaged.
 const (
 	stateWaiting  state = "waiting"  // for a slot
-	stateStarting state = "starting" // being made
-	stateStandby  state = "standby"  // started; Get returns it, and no controller has it, since this replica doesn't lead
-	stateEngaged  state = "engaged"  // controllers have it
-	stateFailed   state = "failed"   // to be tried again
+	stateStarting state = "starting" // being created
+	stateStandby  state = "standby"  // started; Get returns it, but it is not engaged with controllers, since this replica does not lead
+	stateEngaged  state = "engaged"  // engaged with controllers
+	stateFailed   state = "failed"   // retried after a backoff
 )
 
 var allStates = []state{stateWaiting, stateStarting, stateStandby, stateEngaged, stateFailed}
 
-// entry is one engagement of a cluster, from ENGAGED to DISENGAGED. After a failure it gets another instance.
+// entry is one engagement of a cluster, from ENGAGED to DISENGAGED. After a failure it gets a new instance.
 type entry struct {
 	name       multicluster.ClusterName
 	ctx        context.Context
 	cancel     context.CancelCauseFunc
-	credential *credential.Credential // nil where the daemon issues none
-	done       chan struct{}          // closed when its worker has ended
+	credential *credential.Credential // nil without Options.Kubeconfigs
+	done       chan struct{}          // closed when its worker has returned
 
-	// owned is the context of reconciles. Unlike ctx it does not end with a drain, in which they may finish.
+	// owned is the parent context of reconciles. Unlike ctx it is not canceled by a drain, during which they may finish.
 	owned  context.Context
 	disown context.CancelCauseFunc
 
@@ -44,9 +44,9 @@ type entry struct {
 	last      discovery.Cluster
 	now       state
 	failure   error
-	instance  *instance     // nil while Get must not return it
-	reconcile int           // how many reconciles are in flight
-	idle      chan struct{} // closed when the last of them returns; nil if nothing waits for that
+	instance  *instance     // nil while Get must not return the cluster
+	reconcile int           // number of reconciles in flight
+	idle      chan struct{} // closed when the last reconcile returns; nil if there is no waiter
 }
 
 func newEntry(ctx context.Context, info discovery.Cluster) *entry {
@@ -77,7 +77,7 @@ func (e *entry) cluster() cluster.Cluster {
 	return nil
 }
 
-// unsynced returns the informers of the cluster that have not synced, or have failed since.
+// unsynced returns the informers of the cluster that have not synced, or failed after they synced.
 func (e *entry) unsynced() []prompt.Unsynced {
 	if found := e.current(); found != nil && found.cache != nil {
 		return found.cache.Unsynced()
@@ -117,7 +117,7 @@ type instance struct {
 	cancel  context.CancelCauseFunc
 
 	indexing sync.Mutex
-	indexed  int // how many of the provider's indexes it has
+	indexed  int // number of the provider's indexes that were added
 }
 
 var (
@@ -125,7 +125,7 @@ var (
 	errEngageTimeout = errors.New("the manager did not engage the cluster in time")
 )
 
-// work engages an entry, and does so again after each failure, until the entry is disengaged.
+// work runs an entry, and retries with backoff after a failure, until the entry is disengaged.
 func (p *Provider) work(e *entry) {
 	retry := retries
 	for e.ctx.Err() == nil {
@@ -148,7 +148,7 @@ func (p *Provider) work(e *entry) {
 	}
 }
 
-// run makes an instance, engages it, and returns when it has ended, with the reason.
+// run creates an instance, engages it, and returns the reason when it has stopped.
 func (p *Provider) run(e *entry) error {
 	e.enter(stateWaiting, nil)
 	taken, err := p.slots.take(e.ctx)
@@ -165,7 +165,7 @@ func (p *Provider) run(e *entry) error {
 		return err
 	}
 	i.cancel = cancel
-	// Get has to return the cluster before the first event. An index that is added now is added to it by one of the two.
+	// Get has to return the cluster before the first event. The second call adds the indexes that were added concurrently.
 	if err := p.index(ctx, i); err != nil {
 		return err
 	}
@@ -191,7 +191,7 @@ func (p *Provider) run(e *entry) error {
 	return context.Cause(ctx)
 }
 
-// offer has the manager engage an instance, and waits until its informers have synced.
+// offer engages an instance with the manager, once this replica leads, and waits until its informers have synced.
 func (p *Provider) offer(ctx context.Context, e *entry, i *instance, taken *slot, began time.Time) error {
 	defer func() { taken.release() }()
 	if err := p.sync(ctx, i); err != nil {
@@ -219,7 +219,7 @@ func (p *Provider) offer(ctx context.Context, e *entry, i *instance, taken *slot
 	e.enter(stateEngaged, nil)
 	p.metrics.engaged.Observe(time.Since(began).Seconds())
 	if i.cache != nil {
-		// The slot is released by its own timer if this takes long.
+		// If this takes long, the slot's timer releases the slot.
 		_ = i.cache.Settled(ctx)
 	}
 	return nil

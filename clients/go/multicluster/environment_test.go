@@ -34,7 +34,7 @@ import (
 
 const patience = 30 * time.Second
 
-// site is where the clusters of a test are.
+// site is the environment of a test's clusters: in memory, or real servers.
 type site interface {
 	// client returns a client of the daemon.
 	client() *discovery.Client
@@ -49,13 +49,13 @@ type site interface {
 	drain(name string)
 	remove(name string)
 	endpoint(project string) string
-	// put stores a ConfigMap in a project.
+	// put creates or replaces a ConfigMap in a project.
 	put(project, name string, data map[string]string)
-	// data returns the content of a ConfigMap in a project; nil if there is none.
+	// data returns the data of a ConfigMap in a project; nil if it does not exist.
 	data(project, name string) map[string]string
 }
 
-// environment is a site with the objects of a test. The daemon and the API server are nil on a real site.
+// environment is a site with the objects of a test. daemon and api are nil on a real site.
 type environment struct {
 	site
 	t      *testing.T
@@ -63,7 +63,7 @@ type environment struct {
 	api    *apitest.Server
 }
 
-// anyEnvironment returns an environment on real servers if the environment has them, and otherwise one in memory.
+// anyEnvironment returns an environment on real servers if realVariable is set, and otherwise one in memory.
 func anyEnvironment(t *testing.T) *environment {
 	t.Helper()
 	if path := os.Getenv(realVariable); path != "" {
@@ -98,7 +98,7 @@ func (env *environment) config() *rest.Config {
 	return &rest.Config{TLSClientConfig: rest.TLSClientConfig{CAData: env.api.CA()}}
 }
 
-// provider returns a provider with the identity of the site, unless the options have another.
+// provider returns a provider with the identity of the site, unless change sets another one.
 func (env *environment) provider(change func(*multicluster.Options)) *multicluster.Provider {
 	env.t.Helper()
 	options := multicluster.Options{Client: env.client(), Registerer: prometheus.NewRegistry()}
@@ -115,7 +115,7 @@ func (env *environment) provider(change func(*multicluster.Options)) *multiclust
 
 func withKubeconfigs(o *multicluster.Options) { o.ProjectRestConfig, o.Kubeconfigs = nil, true }
 
-// manager returns a manager, whose own cluster is a project of the API server.
+// manager returns a manager whose local cluster is a project of the API server.
 func (env *environment) manager(provider mc.Provider, change func(*manager.Options)) mcmanager.Manager {
 	env.t.Helper()
 	options := manager.Options{Metrics: metricsserver.Options{BindAddress: "0"}, HealthProbeBindAddress: "0"}
@@ -129,8 +129,9 @@ func (env *environment) manager(provider mc.Provider, change func(*manager.Optio
 	return mgr
 }
 
-// controllerOptions returns options for a controller in tests. A priority queue of controller-runtime before 0.25 that shuts down
-// while it hands out an item can keep its lock and its goroutines for good (kubernetes-sigs/controller-runtime#3538).
+// controllerOptions returns options for a controller in tests. They disable the priority queue: before
+// controller-runtime 0.25 it can deadlock and leak goroutines if it shuts down during Get
+// (kubernetes-sigs/controller-runtime#3538).
 func controllerOptions(reconciliationTimeout time.Duration) mccontroller.Options {
 	skip, usePriorityQueue := true, false
 	return mccontroller.Options{
@@ -145,7 +146,7 @@ type running struct {
 	err  error
 }
 
-// start starts a manager, which is stopped with the test at the latest.
+// start starts a manager, which is stopped at the end of the test at the latest.
 func (env *environment) start(mgr mcmanager.Manager) *running {
 	ctx, cancel := context.WithCancel(env.t.Context())
 	r := &running{stop: cancel, done: make(chan struct{})}
@@ -155,12 +156,12 @@ func (env *environment) start(mgr mcmanager.Manager) *running {
 	}()
 	env.t.Cleanup(func() {
 		cancel()
-		within(env.t, "the manager to end", func() error {
+		within(env.t, "the manager to stop", func() error {
 			select {
 			case <-r.done:
 				return r.err
 			default:
-				return errors.New("it runs")
+				return errors.New("it is running")
 			}
 		})
 	})
@@ -238,10 +239,10 @@ func (env *environment) untilFed(project, name string) {
 	within(env.t, name+" in "+project+" to be fed", func() error {
 		found := env.data(project, name)
 		if found == nil {
-			return errors.New("it is not there")
+			return errors.New("it does not exist")
 		}
 		if found["stomach"] != "food" {
-			return fmt.Errorf("its stomach has %q", found["stomach"])
+			return fmt.Errorf("its stomach is %q, want food", found["stomach"])
 		}
 		return nil
 	})
@@ -254,13 +255,13 @@ func (env *environment) untilReleased(name string) {
 	within(env.t, name+" to be released", func() error {
 		report, err := client.Get(env.t.Context(), name)
 		if err == nil && report.Engagement.Engaged {
-			return errors.New("it is engaged")
+			return errors.New("it is engaged in the daemon")
 		}
 		return err
 	})
 }
 
-// untilGot waits until the provider has a cluster, and returns it.
+// untilGot waits until Get of the provider returns a cluster, and returns it.
 func (env *environment) untilGot(provider mc.Provider, name mc.ClusterName) (found cluster.Cluster) {
 	env.t.Helper()
 	within(env.t, "cluster "+name.String(), func() (err error) {
@@ -272,13 +273,13 @@ func (env *environment) untilGot(provider mc.Provider, name mc.ClusterName) (fou
 
 func (env *environment) untilGone(provider mc.Provider, name mc.ClusterName) {
 	env.t.Helper()
-	within(env.t, "cluster "+name.String()+" to be gone", func() error {
+	within(env.t, "Get not to return cluster "+name.String(), func() error {
 		_, err := provider.Get(env.t.Context(), name)
 		if err == nil {
 			return errors.New("Get returns it")
 		}
 		if !errors.Is(err, mc.ErrClusterNotFound) {
-			env.t.Fatalf("Get: %v, which is not an ErrClusterNotFound", err)
+			env.t.Fatalf("Get() error = %v, want ErrClusterNotFound", err)
 		}
 		return nil
 	})
@@ -288,7 +289,7 @@ func (env *environment) untilGone(provider mc.Provider, name mc.ClusterName) {
 type engagements struct {
 	mu          sync.Mutex
 	calls       int
-	overlapping int // calls for a name whose last context had not ended
+	overlapping int // calls for a name whose last context was not canceled
 	live        map[mc.ClusterName]context.Context
 	of          map[mc.ClusterName]cluster.Cluster
 }
@@ -332,7 +333,7 @@ func (e *engagements) overlaps() int {
 	return e.overlapping
 }
 
-// context is that of the last engagement of a cluster.
+// context returns the context of the last engagement of a cluster.
 func (e *engagements) context(name mc.ClusterName) context.Context {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -343,7 +344,7 @@ func (env *environment) untilEngaged(e *engagements, want ...mc.ClusterName) {
 	env.t.Helper()
 	within(env.t, fmt.Sprintf("%v to be engaged", want), func() error {
 		if got := e.names(); !slices.Equal(got, want) {
-			return fmt.Errorf("engaged are %v", got)
+			return fmt.Errorf("%v are engaged", got)
 		}
 		return nil
 	})

@@ -22,11 +22,11 @@ import (
 	"go.miloapis.com/discovery/multicluster/apitest"
 )
 
-// An operator with a daemon and API servers in the process of its test.
+// An operator with a fake daemon and fake API servers, all in the process of its test.
 func ExampleProvider() {
 	api := apitest.Start(0)
 	defer api.Close()
-	t := &testing.T{} // in a test, its own, at whose end both are closed
+	t := &testing.T{} // in a test, use the test's t, which stops the daemon and closes the client at its end
 	daemon := discoverytest.New(t)
 	defer daemon.Stop()
 	client := daemon.Client()
@@ -71,7 +71,7 @@ func ExampleProvider() {
 	// working in alpha on the namespace kube-system
 }
 
-// An operator whose credentials the daemon issues, with options for each cluster.
+// An operator with credentials that the daemon issues, and with options for each cluster.
 func ExampleNew() {
 	provider, err := multicluster.New(multicluster.Options{
 		Address:        "unix:///run/milo-discovery/discovery.sock",

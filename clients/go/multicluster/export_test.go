@@ -2,5 +2,5 @@ package multicluster
 
 import "time"
 
-// SetDiscoveryTimeout sets how long a cluster may take to answer a request for a discovery document.
+// SetDiscoveryTimeout sets the timeout of requests for a cluster's API discovery documents.
 func (p *Provider) SetDiscoveryTimeout(timeout time.Duration) { p.documents.Timeout = timeout }

@@ -32,13 +32,12 @@ import (
 	"go.miloapis.com/discovery/multicluster"
 )
 
-// The cases that other providers for multicluster-runtime have no tests for: a cluster that does not answer, a stream
-// that resumes, a token that expires, a label that changes, a name that is used again, a leader that changes, an engagement
-// that fails, and goroutines that are left.
+// These are tests of cases that other multicluster-runtime providers do not test: unresponsive clusters, resumed
+// streams, expired tokens, changed labels, reused names, leader changes, failed engagements, and goroutine leaks.
 
 func TestUnresponsiveProjectDelaysNoOther(t *testing.T) {
 	env := newEnvironment(t)
-	// The first ones, so that nothing is known of the API server when the others are engaged.
+	// Engage the unresponsive clusters first, so that no API discovery is cached when the others are engaged.
 	silent, names := []string{"black-hole-1", "black-hole-2"}, numbered(40)
 	for _, each := range silent {
 		env.api.Project(each).SetHanging(true)
@@ -47,7 +46,7 @@ func TestUnresponsiveProjectDelaysNoOther(t *testing.T) {
 		env.animal(each, "dog")
 	}
 	env.engage(slices.Concat(silent, names)...)
-	// No time limit of a request to a black hole ends before the test has failed.
+	// No timeout of a request to an unresponsive cluster may expire before the test has failed.
 	provider := env.provider(func(o *multicluster.Options) { o.SyncTimeout, o.EngageTimeout = time.Hour, time.Hour })
 	provider.SetDiscoveryTimeout(time.Hour)
 	mgr := env.manager(provider, nil)
@@ -61,7 +60,7 @@ func TestUnresponsiveProjectDelaysNoOther(t *testing.T) {
 	env.untilFed("black-hole-1", "cat")
 }
 
-func TestKindThatNeverAnswersHoldsNoWorker(t *testing.T) {
+func TestReadOfUnresponsiveKindDoesNotBlockTheWorker(t *testing.T) {
 	env := newEnvironment(t)
 	mgr := env.manager(env.provider(nil), nil)
 	var seen sync.Map
@@ -85,7 +84,7 @@ func TestKindThatNeverAnswersHoldsNoWorker(t *testing.T) {
 	until := func(what mc.ClusterName) {
 		within(t, what.String(), func() error {
 			if _, ok := seen.Load(what); !ok {
-				return errors.New("it has not")
+				return errors.New("no such reconcile")
 			}
 			return nil
 		})
@@ -134,7 +133,7 @@ func TestRestartedDaemonChangesNoEngagement(t *testing.T) {
 	env.daemon.BreakStreams(nil)
 	env.daemon.WaitForStreams(1)
 	if noted.count() != 3 || env.api.Requests() != requests || env.untilGot(provider, "alpha") != before {
-		t.Errorf("%d Engage calls, %d requests to projects", noted.count()-3, env.api.Requests()-requests)
+		t.Errorf("%d Engage calls and %d requests to projects after the restart, want none", noted.count()-3, env.api.Requests()-requests)
 	}
 	env.daemon.Stop()
 	env.daemon.Disengage("beta", discovery.ReasonDeleted)
@@ -144,13 +143,13 @@ func TestRestartedDaemonChangesNoEngagement(t *testing.T) {
 	env.untilFed("alpha", "cat")
 }
 
-func TestRefusedSubscriptionEndsManagerOnlyBeforeFirstView(t *testing.T) {
+func TestRejectedSubscriptionStopsManagerOnlyBeforeFirstView(t *testing.T) {
 	env := newEnvironment(t)
 	refusal := discoverytest.Error(codes.PermissionDenied, "FORBIDDEN", "no rule for you")
 	env.daemon.Fail("WatchClusters", refusal)
 	provider := env.provider(nil)
 	if err := provider.Start(t.Context(), &engagements{}); !errors.Is(err, discovery.ErrPermissionDenied) {
-		t.Fatalf("Start: %v", err)
+		t.Fatalf("Start() error = %v, want ErrPermissionDenied", err)
 	}
 	env.daemon.Fail("WatchClusters", nil)
 	env.engage("alpha", "beta")
@@ -162,7 +161,7 @@ func TestRefusedSubscriptionEndsManagerOnlyBeforeFirstView(t *testing.T) {
 	env.daemon.Disengage("beta", discovery.ReasonDeleted)
 	env.animal("alpha", "dog")
 	if got := noted.names(); len(got) != 2 {
-		t.Fatalf("%v are left while the subscription is refused", got)
+		t.Fatalf("%v are engaged while the subscription is rejected, want alpha and beta", got)
 	}
 	env.daemon.Fail("WatchClusters", nil)
 	env.untilEngaged(noted, "alpha")
@@ -171,7 +170,7 @@ func TestRefusedSubscriptionEndsManagerOnlyBeforeFirstView(t *testing.T) {
 	}
 }
 
-func TestConnectedMetricIsZeroAfterARefusalEndsTheStream(t *testing.T) {
+func TestConnectedMetricIsZeroWhileTheSubscriptionIsRejected(t *testing.T) {
 	env := newEnvironment(t)
 	env.engage("alpha")
 	registry := prometheus.NewRegistry()
@@ -197,7 +196,7 @@ func TestClusterThatLeavesFilterIsDisengaged(t *testing.T) {
 	env.untilEngaged(noted)
 	var cause *multicluster.Disengaged
 	if !errors.As(context.Cause(noted.context("alpha")), &cause) || cause.Reason != discovery.ReasonLabelsChanged {
-		t.Errorf("the cause is %v", context.Cause(noted.context("alpha")))
+		t.Errorf("the cancellation cause is %v, want LABELS_CHANGED", context.Cause(noted.context("alpha")))
 	}
 }
 
@@ -212,20 +211,20 @@ func TestReusedNameIsAnotherCluster(t *testing.T) {
 	env.animal("alpha-again", "dog")
 	env.untilFed("alpha-again", "dog")
 	if env.untilGot(provider, "alpha") == before {
-		t.Error("the old instance is offered, with the cache of the deleted project")
+		t.Error("Get returns the former instance, with the cache of the deleted project")
 	}
 	var cause *multicluster.Disengaged
 	if !errors.As(context.Cause(old), &cause) || cause.Reason != discovery.ReasonReplaced {
-		t.Errorf("the cause is %v", context.Cause(old))
+		t.Errorf("the cancellation cause is %v, want REPLACED", context.Cause(old))
 	}
 	if noted.count() != 2 || noted.context("alpha").Err() != nil {
-		t.Errorf("%d Engage calls; the new one has %v", noted.count(), noted.context("alpha").Err())
+		t.Errorf("%d Engage calls, want 2; the error of the last context is %v, want none", noted.count(), noted.context("alpha").Err())
 	}
 }
 
-// TestEngagementsOfANameDoNotOverlap has names that end and begin again in each way, at the same time. The context of an
-// engagement has ended when Engage is called with the next one of its name. What a runnable does because that context ended
-// may be later: one that counts its engagements down in a context.AfterFunc finds two at once.
+// TestEngagementsOfANameDoNotOverlap disengages and engages several names concurrently, in all ways. When Engage is
+// called for the next engagement of a name, the context of the last one must be canceled. A context.AfterFunc of that
+// context may still run: a runnable that counts engagements in one can count two.
 func TestEngagementsOfANameDoNotOverlap(t *testing.T) {
 	env := newEnvironment(t)
 	names := numbered(8)
@@ -264,7 +263,7 @@ func TestEngagementsOfANameDoNotOverlap(t *testing.T) {
 	}
 }
 
-// refusing is an Aware that refuses some engagements, or takes its time.
+// refusing is an Aware whose first Engage calls fail, or block until their context is canceled.
 type refusing struct {
 	engagements
 	refusals int
@@ -288,7 +287,7 @@ func (r *refusing) Engage(ctx context.Context, name mc.ClusterName, cl cluster.C
 
 func TestFailedEngagementIsCleanedUpAndRetried(t *testing.T) {
 	for name, aware := range map[string]*refusing{
-		"refused":   {refusals: 1},
+		"failed":    {refusals: 1},
 		"timed out": {refusals: 1, block: time.Hour},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -310,8 +309,8 @@ func TestFailedEngagementIsCleanedUpAndRetried(t *testing.T) {
 	}
 }
 
-// goroutines counts those of the provider, the client and the clusters' caches by their creator, and separately
-// those that multicluster-runtime leaves for each ended source: see docs/reviewers/upstream.md.
+// goroutines returns the number of goroutines of the provider, the client and the clusters' caches, by their creator,
+// and the number of those that multicluster-runtime leaks for each stopped source: see docs/reviewers/upstream.md.
 func goroutines() (ours map[string]int, left int) {
 	var text strings.Builder
 	_ = pprof.Lookup("goroutine").WriteTo(&text, 2)
@@ -341,7 +340,7 @@ func TestChurnLeavesNoGoroutines(t *testing.T) {
 	env.start(mgr)
 	env.untilFed("stays", "dog")
 	env.animal("stays", "cat")
-	env.untilFed("stays", "cat") // by the watch that follows the list
+	env.untilFed("stays", "cat") // an event of the watch, so that its goroutines are counted
 	before, _ := goroutines()
 	const rounds = 100
 	for round := range rounds {
@@ -356,11 +355,11 @@ func TestChurnLeavesNoGoroutines(t *testing.T) {
 		now, left := goroutines()
 		for creator, count := range now {
 			if count > before[creator] {
-				return fmt.Errorf("%d by %s, which were %d before", count, creator, before[creator])
+				return fmt.Errorf("%d goroutines by %s, and %d before", count, creator, before[creator])
 			}
 		}
 		if sources := rounds + 1; left > sources {
-			return fmt.Errorf("%d that multicluster-runtime leaves, of %d sources", left, sources)
+			return fmt.Errorf("%d goroutines leaked by multicluster-runtime, want at most %d", left, sources)
 		}
 		return nil
 	})
@@ -409,7 +408,7 @@ func TestFollowersHaveClustersAndEngageThemWhenElectedLeader(t *testing.T) {
 	env.untilFed("alpha", "dog")
 }
 
-// always has a provider engage clusters on replicas that don't lead, as Milo's EngageAlways does.
+// always starts a provider on all replicas, including those that do not lead, like Milo's EngageAlways.
 type always struct {
 	provider *multicluster.Provider
 	mgr      mcmanager.Manager
@@ -418,14 +417,14 @@ type always struct {
 func (a always) Start(ctx context.Context) error { return a.provider.Start(ctx, a.mgr) }
 func (a always) NeedLeaderElection() bool        { return false }
 
-// hidden is a provider that the manager does not start.
+// hidden is a provider without a Start method that the manager could call.
 type hidden struct{ mc.Provider }
 
-func TestElectionAfterADisengagementDoesNotEndTheManager(t *testing.T) {
+func TestManagerSurvivesElectionAfterADisengagement(t *testing.T) {
 	env := newEnvironment(t)
 	env.engage("alpha", "beta")
 	held := newLock()
-	held.take("somebody else")
+	held.take("another replica")
 	provider := env.provider(nil)
 	mgr, noted := env.manager(hidden{provider}, elected(held, "us")), &engagements{}
 	env.feeder(mgr)
@@ -441,7 +440,7 @@ func TestElectionAfterADisengagementDoesNotEndTheManager(t *testing.T) {
 	env.untilFed("alpha", "dog")
 }
 
-func TestDisengagementWhileTheClusterWaitsForTheLeaderAffectsNoOther(t *testing.T) {
+func TestDisengagementOfClusterThatWaitsForASlotAffectsNoOther(t *testing.T) {
 	env := newEnvironment(t)
 	env.engage("alpha", "beta", "gamma")
 	provider := env.provider(func(o *multicluster.Options) { o.MaxConcurrent = 1 })
@@ -470,7 +469,7 @@ func TestDisengagementWhileTheClusterWaitsForTheLeaderAffectsNoOther(t *testing.
 	env.untilEngaged(&aware.engagements, "alpha", "beta", "gamma")
 }
 
-// blocking is an Aware whose calls do not return before its end.
+// blocking is an Aware whose Engage calls do not return before end is called.
 type blocking struct {
 	engagements
 
@@ -491,7 +490,7 @@ func (b *blocking) Engage(ctx context.Context, name mc.ClusterName, cl cluster.C
 	return b.engagements.Engage(ctx, name, cl)
 }
 
-func TestShardedCoordinatorIsRefused(t *testing.T) {
+func TestShardedCoordinatorIsRejected(t *testing.T) {
 	env := newEnvironment(t)
 	kube, err := client.New(env.local(), client.Options{})
 	if err != nil {
@@ -504,6 +503,6 @@ func TestShardedCoordinatorIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := mgr.Start(t.Context()); err == nil || !strings.Contains(err.Error(), "sharded coordinator") {
-		t.Errorf("the manager ended with %v", err)
+		t.Errorf("Start() error = %v, want one about the sharded coordinator", err)
 	}
 }

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// hostileWatches are bodies of watches that no API server should send.
+// hostileWatches are malformed response bodies of watches.
 var hostileWatches = map[string]string{
 	"empty":              "",
 	"garbage":            "\xff\x00}]garbage\n",
@@ -52,9 +52,9 @@ func TestHostileProjectsAffectNoOther(t *testing.T) {
 	env.untilFed("other", "dog")
 	for name := range hostileWatches {
 		project := env.api.Project(name)
-		within(t, "the watch of "+name+" to be followed by a request", func() error {
-			if project.Count("answer configmaps") < 4 { // the watch that is refused, a list, the hostile watch, and what follows
-				return errors.New("it was not")
+		within(t, "a request after the watch of "+name, func() error {
+			if project.Count("answer configmaps") < 4 { // the rejected watch list, a list, the hostile watch, and one more request
+				return errors.New("there were fewer than 4 requests")
 			}
 			return nil
 		})

@@ -24,12 +24,12 @@ func (i index) key() string {
 	return fmt.Sprintf("%T %s %s", i.object, kind, i.field)
 }
 
-// IndexField adds a field index to all clusters, those that are engaged and those to come.
+// IndexField adds a field index to all clusters, including those that are engaged later.
 //
-// A cluster that does not get the index in time is created again with it, and Get does not return it until then. That
-// is not an error, since one cluster that does not answer must not end the operator.
+// A cluster to which the index cannot be added in time is restarted with it, and Get does not return it until then.
+// That is not an error, since one unresponsive cluster must not stop the operator.
 func (p *Provider) IndexField(ctx context.Context, obj client.Object, field string, extract client.IndexerFunc) error {
-	object, ok := obj.DeepCopyObject().(client.Object) // kept for clusters to come, while the caller may reuse its own
+	object, ok := obj.DeepCopyObject().(client.Object) // kept for later clusters, while the caller may reuse its object
 	if !ok {
 		return fmt.Errorf("%T is not an object", obj)
 	}
@@ -38,7 +38,7 @@ func (p *Provider) IndexField(ctx context.Context, obj client.Object, field stri
 	for _, each := range p.indexes {
 		if each.key() == added.key() {
 			p.mu.Unlock()
-			return fmt.Errorf("field %q of %T is indexed already", field, obj)
+			return fmt.Errorf("field %q of %T is already indexed", field, obj)
 		}
 	}
 	p.indexes = append(p.indexes, added)
@@ -61,7 +61,8 @@ func (p *Provider) IndexField(ctx context.Context, obj client.Object, field stri
 	return nil
 }
 
-// indexLive gives an index to an instance that is engaged, or ends the instance so that it is made again.
+// indexLive adds the missing indexes to a running instance. If that fails, it stops the instance, which is restarted
+// with the indexes.
 func (p *Provider) indexLive(ctx context.Context, i *instance, limit chan struct{}) {
 	select {
 	case limit <- struct{}{}:
@@ -84,12 +85,12 @@ func (p *Provider) indexLive(ctx context.Context, i *instance, limit chan struct
 			i.cancel(err)
 		}
 	case <-ctx.Done():
-		// The cluster's discovery may take longer, and has no context.
+		// The cluster's API discovery has no context, and may take longer.
 		i.cancel(context.Cause(ctx))
 	}
 }
 
-// index gives an instance the indexes that it doesn't have yet.
+// index adds the missing indexes to an instance.
 func (p *Provider) index(ctx context.Context, i *instance) error {
 	i.indexing.Lock()
 	defer i.indexing.Unlock()

@@ -18,7 +18,7 @@ func (env *environment) untilWatching(project string, want int) {
 	env.t.Helper()
 	within(env.t, fmt.Sprintf("%d watches in %s", want, project), func() error {
 		if open := env.api.Project(project).Watches(); open != want {
-			return fmt.Errorf("%d are open", open)
+			return fmt.Errorf("%d watches are open", open)
 		}
 		return nil
 	})
@@ -34,18 +34,18 @@ func TestRemovedInformerStopsWatching(t *testing.T) {
 	env.untilWatching("alpha", 1)
 	caches := env.untilGot(provider, "alpha").GetCache()
 	within(t, "no watch in alpha", func() error {
-		// Again if the reconcile of the last change, which reads, made another one.
+		// Repeated, because a read of the last reconcile may have created the informer again.
 		if err := caches.RemoveInformer(t.Context(), &corev1.ConfigMap{}); err != nil {
 			return err
 		}
 		if open := env.api.Project("alpha").Watches(); open != 0 {
-			return fmt.Errorf("%d are open", open)
+			return fmt.Errorf("%d watches are open", open)
 		}
 		return nil
 	})
 }
 
-func TestInformersEndWithTheirCluster(t *testing.T) {
+func TestInformersStopWithTheirCluster(t *testing.T) {
 	env := newEnvironment(t)
 	env.engage("alpha", "beta")
 	provider := env.provider(nil)
@@ -57,7 +57,7 @@ func TestInformersEndWithTheirCluster(t *testing.T) {
 	env.untilWatching("beta", 1)
 }
 
-func TestOperatorsOwnInformersAreKept(t *testing.T) {
+func TestNewInformerOfClusterOptionsIsUsed(t *testing.T) {
 	env := newEnvironment(t)
 	env.engage("alpha")
 	var made atomic.Int64
@@ -75,6 +75,6 @@ func TestOperatorsOwnInformersAreKept(t *testing.T) {
 	env.animal("alpha", "dog")
 	env.untilFed("alpha", "dog")
 	if made.Load() != 1 {
-		t.Errorf("%d informers were made", made.Load())
+		t.Errorf("%d informers were created, want 1", made.Load())
 	}
 }

@@ -29,11 +29,11 @@ import (
 	"go.miloapis.com/discovery/multicluster/apitest"
 )
 
-// Kinds that not every cluster serves, or not alike.
+// These are tests of kinds that not every cluster serves, or that clusters serve as different resources.
 
 var thing = schema.GroupVersionKind{Group: "example.com", Version: "v1", Kind: "Thing"}
 
-// things is a controller that notes the clusters whose Thing it reconciled.
+// things is a controller that records the clusters in which it reconciled a Thing.
 type things struct {
 	mu  sync.Mutex
 	saw map[string]bool
@@ -63,7 +63,7 @@ func newThing() *unstructured.Unstructured {
 	return object
 }
 
-// serveThing has a project serve the kind as a resource, with one object.
+// serveThing makes a project serve Thing as a resource, and creates an object of it.
 func (env *environment) serveThing(project, resource string) {
 	env.api.Project(project).Serve(thing, resource)
 	object := newThing()
@@ -78,11 +78,11 @@ func (env *environment) untilReconciled(c *things, want ...string) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if len(c.saw) != len(want) {
-			return fmt.Errorf("reconciled in %d of %d", len(c.saw), len(want))
+			return fmt.Errorf("reconciled in %d clusters, want %d", len(c.saw), len(want))
 		}
 		for _, each := range want {
 			if !c.saw[each] {
-				return errors.New("not in " + each)
+				return errors.New("not reconciled in " + each)
 			}
 		}
 		return nil
@@ -97,7 +97,7 @@ func numbered(count int) []string {
 	return names
 }
 
-func TestKindOfSomeProjectsIsReconciledInThem(t *testing.T) {
+func TestKindThatOnlySomeProjectsServeIsReconciledThere(t *testing.T) {
 	env := newEnvironment(t)
 	names := numbered(30)
 	for _, each := range names[27:] {
@@ -115,7 +115,7 @@ func TestKindOfSomeProjectsIsReconciledInThem(t *testing.T) {
 	env.untilReconciled(reconciled, append(names[27:], names[1])...)
 }
 
-func TestProjectWithAnotherPluralDoesNotDecideForOthers(t *testing.T) {
+func TestProjectsMayServeAKindAsDifferentResources(t *testing.T) {
 	env := newEnvironment(t)
 	names := numbered(21)
 	env.serveThing(names[0], "thingies")
@@ -147,16 +147,16 @@ func TestKindsWithoutSyncedInformersAreCountedAndListed(t *testing.T) {
 	response := httptest.NewRecorder()
 	provider.DebugHandler().ServeHTTP(response, httptest.NewRequest(http.MethodGet, "/debug/clusters", nil))
 	if got := strings.Count(response.Body.String(), `"kind":"Thing.v1.example.com","reason":"absent"`); got != 11 {
-		t.Errorf("%d clusters without things in %s", got, response.Body)
+		t.Errorf("%d clusters without Things, want 11, in %s", got, response.Body)
 	}
 }
 
-// untilUnsynced waits until the metric of unsynced informers has one series, or none.
+// untilUnsynced waits until the metric of unsynced informers has only this series, or none.
 func (env *environment) untilUnsynced(registry *prometheus.Registry, series string) {
 	env.t.Helper()
 	const metric = "milo_discovery_client_unsynced_informers"
 	if series != "" {
-		series = "# HELP " + metric + " Informers of engaged clusters that have not synced, or have failed since, by their kind and why.\n" +
+		series = "# HELP " + metric + " Informers of engaged clusters that have not synced, or failed after they synced, by kind and reason.\n" +
 			"# TYPE " + metric + " gauge\n" + metric + series + "\n"
 	}
 	within(env.t, "the metric of informers", func() error {
@@ -208,34 +208,34 @@ func TestKindThatIsNoLongerServedIsListedAndLoggedOnce(t *testing.T) {
 	env.untilUnsynced(registry, "")
 }
 
-// untilCounted waits until each project had a number of requests.
+// untilCounted waits until each project has received a number of requests.
 func (env *environment) untilCounted(projects []string, what string, count int) {
 	env.t.Helper()
 	for _, each := range projects {
 		within(env.t, fmt.Sprintf("%q in %s", what, each), func() error {
 			if got := env.api.Project(each).Count(what); got < count {
-				return fmt.Errorf("%d of %d", got, count)
+				return fmt.Errorf("%d requests, want %d", got, count)
 			}
 			return nil
 		})
 	}
 }
 
-// untilLoggedOnce waits until an absent kind was logged, by the provider and nothing else.
+// untilLoggedOnce waits until the provider has logged an absent kind, and checks that nothing else was logged about it.
 func untilLoggedOnce(t *testing.T, before int) {
 	t.Helper()
-	within(t, "a line", func() error {
+	within(t, "a log line about a Thing", func() error {
 		if len(loggedFrom(before)) == 0 {
 			return errors.New("there is none")
 		}
 		return nil
 	})
 	if lines := loggedFrom(before); len(lines) != 1 || !strings.Contains(lines[0], `"reason"="absent"`) {
-		t.Errorf("%q", lines)
+		t.Errorf("the log lines about Things are %q, want one with reason absent", lines)
 	}
 }
 
-func TestServerLeavesOutKinds(t *testing.T) {
+func TestAPIServerServesOnlyKindsOfServeOnly(t *testing.T) {
 	api := apitest.Start(0)
 	t.Cleanup(api.Close)
 	api.ServeOnly(func(kind schema.GroupVersionKind) bool { return kind.Group == "" })
@@ -249,9 +249,9 @@ func TestServerLeavesOutKinds(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := mapper.RESTMapping(schema.GroupKind{Kind: "ConfigMap"}, "v1"); err != nil {
-		t.Errorf("a kind that is served: %v", err)
+		t.Errorf("RESTMapping() of a served kind: error = %v", err)
 	}
 	if _, err := mapper.RESTMapping(schema.GroupKind{Group: "apps", Kind: "Deployment"}, "v1"); !meta.IsNoMatchError(err) {
-		t.Errorf("a kind that is left out: %v", err)
+		t.Errorf("RESTMapping() of a removed kind: error = %v, want NoMatch", err)
 	}
 }

@@ -12,7 +12,7 @@ import (
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
 )
 
-// lock is a leader election lock in memory, shared by replicas.
+// lock is an in-memory leader election lock, shared by replicas.
 type lock struct {
 	mu     sync.Mutex
 	record *resourcelock.LeaderElectionRecord
@@ -20,7 +20,7 @@ type lock struct {
 
 func newLock() *lock { return &lock{} }
 
-// take gives the lock to another holder until free is called.
+// take lets another holder hold the lock until free is called.
 func (l *lock) take(holder string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -18,13 +18,13 @@ import (
 // logVariable enables the log output of controller-runtime and the provider in tests, if it is set.
 const logVariable = "TEST_LOG"
 
-// logged has the failures that klog, controller-runtime and providers log about Things, in all tests.
+// logged records the failures that klog, controller-runtime and providers log about Things, in all tests.
 var logged struct {
 	mu    sync.Mutex
 	lines []string
 }
 
-// logger returns a logger for tests, whose output is shown or not.
+// logger returns a logger for tests, which records failures, and prints its output to stderr if shown.
 func logger(shown bool) logr.Logger {
 	return funcr.New(func(prefix, args string) {
 		if shown {
@@ -49,7 +49,7 @@ func TestMain(m *testing.M) {
 	log.SetLogger(logger(os.Getenv(logVariable) != ""))
 	klog.SetLogger(logger(true))
 	if os.Getenv(realVariable) != "" || os.Getenv(shardsVariable) != "" {
-		os.Exit(m.Run()) // client-go keeps idle connections to API servers that outlive the tests
+		os.Exit(m.Run()) // without goleak: client-go keeps idle connections to the real API servers
 	}
 	goleak.VerifyTestMain(m)
 }

@@ -51,14 +51,15 @@ func (p *Provider) make(ctx context.Context, e *entry) (*instance, error) {
 	return i, nil
 }
 
-// reportUnsynced logs the first failure of a kind: a kind that all clusters lack would fill the log.
+// reportUnsynced logs only the first failure of a kind with a reason: a kind that no cluster serves would flood the
+// log.
 func (p *Provider) reportUnsynced(name multicluster.ClusterName, u prompt.Unsynced) {
 	if _, known := p.reported.LoadOrStore(u.Kind+" "+string(u.Reason), nil); known {
 		return
 	}
 	p.options.Logger.Info(
-		"informer failed, and is retried; later failures of the kind are counted in the metric "+
-			"milo_discovery_client_unsynced_informers and listed by the debug handler",
+		"informer failed and is retried; see the metric milo_discovery_client_unsynced_informers and the debug handler "+
+			"for later failures of the kind",
 		"kind", u.Kind, "reason", u.Reason, "cluster", name, "message", u.Message,
 	)
 }

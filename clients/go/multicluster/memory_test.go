@@ -12,11 +12,11 @@ import (
 	"go.miloapis.com/discovery/multicluster"
 )
 
-const operators = "local" // the project that is the operator's own cluster
+const operators = "local" // the project that serves as the operator's own cluster
 
 var configMaps = schema.GroupVersionResource{Version: "v1", Resource: "configmaps"}
 
-// memorySite runs the daemon and the API server in the test's own process.
+// memorySite is a site with a fake daemon and a fake API server in the test's process.
 type memorySite struct{ environment *environment }
 
 func (s memorySite) client() *discovery.Client { return s.environment.daemon.Client() }

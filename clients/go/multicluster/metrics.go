@@ -13,7 +13,7 @@ import (
 
 const namespace = "milo_discovery_client"
 
-// clientMetrics are the metrics of a provider. None has a label for a cluster.
+// clientMetrics contains the metrics of a provider. None has cluster names as label values.
 type clientMetrics struct {
 	connected, synced, received prometheus.Gauge
 	disconnects, snapshots      prometheus.Counter
@@ -30,7 +30,7 @@ func newMetrics(registerer prometheus.Registerer, p *Provider) (*clientMetrics, 
 		return prometheus.NewCounter(prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help})
 	}
 	m := &clientMetrics{
-		connected:   gauge("connected", "Whether the stream from milo-discoveryd is open."),
+		connected:   gauge("connected", "Whether the stream from milo-discoveryd is connected."),
 		synced:      gauge("synced", "Whether a complete view of the clusters was received."),
 		received:    gauge("last_received_timestamp_seconds", "Time of the last message from milo-discoveryd, heartbeats included."),
 		disconnects: counter("disconnects_total", "Streams from milo-discoveryd that broke."),
@@ -38,12 +38,12 @@ func newMetrics(registerer prometheus.Registerer, p *Provider) (*clientMetrics, 
 		failures:    counter("engage_failures_total", "Failed attempts to engage a cluster, and clusters that stopped; both are retried."),
 		engaged: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Namespace: namespace, Name: "engage_seconds",
-			Help:    "Seconds from the start of an engagement until the controllers have the cluster.",
+			Help:    "Seconds from the start of an engagement until the cluster is engaged with the controllers.",
 			Buckets: prometheus.ExponentialBuckets(0.005, 3, 9),
 		}),
 		renewals: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: namespace, Name: "credential_renewals_total",
-			Help: "Kubeconfigs requested from milo-discoveryd, by result; those that it sends unrequested are not counted.",
+			Help: "Kubeconfigs requested from milo-discoveryd, by result; pushed kubeconfigs are not counted.",
 		}, []string{"result"}),
 	}
 	for _, result := range []credential.Outcome{credential.Renewed, credential.Unchanged, credential.Failed} {
@@ -85,7 +85,7 @@ func (m *clientMetrics) hooks() discovery.Hooks {
 	}
 }
 
-// clusterStates counts the clusters by state when it is scraped.
+// clusterStates is a collector of the number of clusters by state.
 type clusterStates func() map[state]int
 
 var clustersDesc = prometheus.NewDesc(
@@ -101,7 +101,7 @@ func (c clusterStates) Collect(into chan<- prometheus.Metric) {
 	}
 }
 
-// ownedClusters counts the clusters that this replica owns when it is scraped.
+// ownedClusters is a collector of the number of clusters that this replica owns.
 type ownedClusters struct{ provider *Provider }
 
 var ownedDesc = prometheus.NewDesc(
@@ -121,11 +121,12 @@ type unsyncedKey struct {
 	reason prompt.Reason
 }
 
-// unsyncedInformers counts the informers that have not synced, or have failed since, by kind and reason, when it is scraped.
+// unsyncedInformers is a collector of the number of informers that have not synced, or failed after they synced, by
+// kind and reason.
 type unsyncedInformers func() map[unsyncedKey]int
 
 var unsyncedDesc = prometheus.NewDesc(
-	namespace+"_unsynced_informers", "Informers of engaged clusters that have not synced, or have failed since, by their kind and why.",
+	namespace+"_unsynced_informers", "Informers of engaged clusters that have not synced, or failed after they synced, by kind and reason.",
 	[]string{"kind", "reason"}, nil,
 )
 

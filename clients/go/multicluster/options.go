@@ -16,62 +16,64 @@ import (
 	"go.miloapis.com/discovery"
 )
 
-// Options configure a Provider. One of ProjectRestConfig, Kubeconfigs and ConfigFor is required.
+// Options configures a Provider. Exactly one of ProjectRestConfig, Kubeconfigs and ConfigFor is required.
 type Options struct {
-	// Address of the daemon: unix:///path or HOST:PORT. Empty: that of MILO_DISCOVERY_ADDRESS, or the default one.
+	// Address is the daemon's address: unix:///path or HOST:PORT. The default is MILO_DISCOVERY_ADDRESS, or else
+	// discovery.DefaultAddress.
 	Address string
-	// Client of the daemon, instead of one for Address. The provider does not close it.
+	// Client is the daemon's client to use, instead of one for Address. The provider does not close it.
 	Client *discovery.Client
-	// Filter selects clusters. The zero value selects all that the daemon has.
+	// Filter selects clusters. The zero value selects all of the daemon's clusters.
 	Filter discovery.Filter
 
-	// ClusterOptions apply to every cluster. They override what the provider sets.
+	// ClusterOptions apply to every cluster. They override the options that the provider sets.
 	ClusterOptions []cluster.Option
 
-	// ProjectRestConfig gives the identity, the TLS settings and the rate limits for all clusters. Its host is not used:
-	// each cluster is reached at the endpoint that the daemon has for it.
+	// ProjectRestConfig has the identity, the TLS settings and the rate limits for all clusters. Its host is not used:
+	// clients of a cluster connect to the endpoint that the daemon reports.
 	ProjectRestConfig *rest.Config
 	// Kubeconfigs requests the credentials of each cluster from the daemon, and renews them while they are in use.
 	Kubeconfigs bool
-	// KubeconfigTTL is the requested lifetime of these kubeconfigs. Zero: the daemon's default.
+	// KubeconfigTTL is the requested lifetime of these kubeconfigs; zero means the daemon's default.
 	KubeconfigTTL time.Duration
-	// ConfigFor returns the configuration for one cluster, which is used as it is. It is called again after a failure.
+	// ConfigFor returns the configuration for a cluster, which is used unchanged. It is called again after a failure.
 	ConfigFor func(context.Context, discovery.Cluster) (*rest.Config, error)
 
-	// MaxConcurrent is how many clusters are engaged at once. Zero: 32.
+	// MaxConcurrent is the maximum number of clusters that are engaged concurrently; zero means 32.
 	MaxConcurrent int
-	// SyncTimeout is how long a cluster's informers may take to sync before it is engaged. Only indexed types have
-	// informers by then. Zero: 30 s.
+	// SyncTimeout limits how long a cluster's informers may take to sync before it is engaged. Only indexed types have
+	// informers by then. Zero means 30 s.
 	SyncTimeout time.Duration
-	// EngageTimeout is how long the manager may take to engage a cluster. Zero: 30 s.
+	// EngageTimeout limits how long the manager may take to engage a cluster; zero means 30 s.
 	EngageTimeout time.Duration
 
-	// HeartbeatInterval is the interval of heartbeats on the stream from the daemon, which is reopened after three
-	// silent intervals. Zero: 30 s.
+	// HeartbeatInterval is the interval of heartbeats on the stream from the daemon, which is reopened after three missed
+	// heartbeats; zero means 30 s.
 	HeartbeatInterval time.Duration
 
 	// Subscriber is the name under which the provider releases clusters whose disengagement is planned, once their
-	// reconciles have returned: see Reconciler. Empty: that of the host with a random number.
+	// reconciles have returned: see Reconciler. The default is discovery.NewSubscriber.
 	Subscriber string
 
-	// OwnTransports gives each cluster connections of its own. Otherwise clusters with the same TLS settings share them.
+	// OwnTransports makes each cluster use its own connections. By default, clusters with the same TLS settings share
+	// them.
 	OwnTransports bool
-	// BlockingCaches makes the manager wait for a cluster's informers while it engages the cluster, even if the cluster
-	// does not answer.
+	// BlockingCaches makes the manager wait for a cluster's informers while it engages the cluster, even if the cluster is
+	// unresponsive.
 	BlockingCaches bool
 
-	// Logger of the provider. The zero value is controller-runtime's, named "milo-discovery".
+	// Logger is the provider's logger. The default is controller-runtime's, with the name "milo-discovery".
 	Logger logr.Logger
-	// Registerer of the provider's metrics. Nil: controller-runtime's registry. Providers in one process need registerers of
-	// their own, each made by prometheus.WrapRegistererWith with another value of one label.
+	// Registerer registers the provider's metrics. The default is controller-runtime's registry. Several providers in one
+	// process need separate registerers, from prometheus.WrapRegistererWith with different values of a label.
 	Registerer prometheus.Registerer
 }
 
 const (
 	defaultMaxConcurrent = 32
 	defaultTimeout       = 30 * time.Second
-	// A cluster whose informers have not synced after moveAfter does not make others wait, and after endAfter it is no
-	// longer counted.
+	// A cluster whose informers have not synced after moveAfter moves to the second set of slots, and after endAfter it
+	// frees its slot: see slots.
 	moveAfter = 250 * time.Millisecond
 	endAfter  = 10 * time.Second
 )

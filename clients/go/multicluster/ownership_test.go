@@ -16,7 +16,7 @@ import (
 	"go.miloapis.com/discovery/multicluster"
 )
 
-func TestClustersAreDisengagedWhenTheOwnershipIsNotRenewed(t *testing.T) {
+func TestClustersAreDisengagedWhenOwnershipExpires(t *testing.T) {
 	env := newEnvironment(t)
 	env.daemon.Shard(4 * time.Second)
 	env.engage("alpha", "beta")
@@ -26,13 +26,13 @@ func TestClustersAreDisengagedWhenTheOwnershipIsNotRenewed(t *testing.T) {
 	lost := noted.context("alpha")
 	ctx, end, ended := reconciling(t.Context(), provider, "alpha")
 	defer end()
-	env.daemon.Stop() // as one that is killed, it says nothing
+	env.daemon.Stop() // like a killed daemon, it sends no disengagements
 	<-lost.Done()
 	<-ctx.Done()
 	var cause *multicluster.Disengaged
 	for _, each := range []context.Context{lost, ctx} {
 		if !errors.As(context.Cause(each), &cause) || cause.Reason != discovery.ReasonOwnershipLost {
-			t.Errorf("the cause is %v", context.Cause(each))
+			t.Errorf("the cancellation cause is %v, want OWNERSHIP_LOST", context.Cause(each))
 		}
 	}
 	end()
@@ -44,7 +44,7 @@ func TestClustersAreDisengagedWhenTheOwnershipIsNotRenewed(t *testing.T) {
 	env.untilFed("alpha", "dog")
 }
 
-func TestClustersOfUnknownSourceAreKept(t *testing.T) {
+func TestClustersOfPendingSourceAreKept(t *testing.T) {
 	env := newEnvironment(t)
 	for name, source := range map[string]string{"x#alpha": "x", "x#beta": "x", "y#gamma": "y"} {
 		env.daemon.Engage(discovery.Cluster{Name: name, Source: source, Endpoint: env.api.Endpoint("any")})
@@ -60,7 +60,7 @@ func TestClustersOfUnknownSourceAreKept(t *testing.T) {
 	})
 	noted := env.startNoting(provider)
 	env.untilEngaged(noted, "x#alpha", "x#beta", "y#gamma")
-	// The watch is rejected and reopened, at a daemon that knows only one of its sources.
+	// The watch is rejected and reopened, at a daemon that has listed only one of its two sources.
 	env.daemon.Fail("WatchClusters", discoverytest.Error(codes.PermissionDenied, "FORBIDDEN", "no rule for you"))
 	env.daemon.BreakStreams(nil)
 	<-refused

@@ -27,10 +27,10 @@ var (
 	_ multicluster.ProviderRunnable = &Provider{}
 )
 
-// Disengaged is the cancellation cause of a cluster's context after its disengagement: see context.Cause.
+// Disengaged is the cancellation cause of a cluster's context after the cluster was disengaged: see context.Cause.
 type Disengaged = discovery.Disengaged
 
-// Provider follows the daemon, and engages the clusters that it reports. It is made by New.
+// Provider watches the daemon, and engages the clusters that the daemon reports. Create it with New.
 type Provider struct {
 	options   Options
 	configs   *configs
@@ -40,27 +40,27 @@ type Provider struct {
 	metrics   *clientMetrics
 
 	shard       atomic.Pointer[discovery.Sharding] // nil without a shard group
-	reconnected chan struct{}                      // has an element when a stream has begun
+	reconnected chan struct{}                      // receives an element when a stream is connected
 
-	// aware is closed once Start has supplied engage.
+	// aware is closed once Start has set engage.
 	aware  chan struct{}
 	engage multicluster.Aware
-	// synced is closed with the first complete view.
+	// synced is closed at the first complete view.
 	synced chan struct{}
 
 	mu          sync.RWMutex
 	entries     map[multicluster.ClusterName]*entry
 	indexes     []index
 	leaving     map[multicluster.ClusterName]<-chan struct{} // closed when the last engagement has ended
-	unconfirmed map[multicluster.ClusterName]struct{}        // not yet in the view of a restarted watch
+	unconfirmed map[multicluster.ClusterName]struct{}        // clusters that a restarted watch has not reported yet
 	drains      map[multicluster.ClusterName]*drain
 	started     bool
 	onAll       bool
 	workers     sync.WaitGroup
-	closeClient func() // no-op for a client that was given
+	closeClient func() // no-op for Options.Client
 }
 
-// New returns a provider, which does nothing before Start.
+// New returns a provider. It does not connect before Start.
 func New(options Options) (*Provider, error) {
 	given := options.Client
 	options, err := options.complete()
@@ -87,7 +87,7 @@ func New(options Options) (*Provider, error) {
 	if p.configs, err = newConfigs(options, renewed); err != nil {
 		return nil, err
 	}
-	// Last, since the metrics stay registered: after an error, New can be called again.
+	// Last, because metrics stay registered: after an earlier error, New can be called again.
 	if p.metrics, err = newMetrics(options.Registerer, p); err != nil {
 		return nil, err
 	}
@@ -97,10 +97,10 @@ func New(options Options) (*Provider, error) {
 // retries are the delays after a failure.
 var retries = wait.Backoff{Duration: time.Second, Factor: 2, Jitter: 0.2, Steps: 7, Cap: time.Minute}
 
-// Get returns the cluster with the name, the same instance until it is disengaged. It works on every replica after
-// OnAllReplicas. The error of an unknown cluster is a multicluster.ErrClusterNotFound. It is an ErrClusterNotOwned as well if
-// another member of the shard group owns the cluster: with a shard group, Get asks the daemon about a cluster that is not
-// engaged here.
+// Get returns the cluster with the name. It returns the same instance until the cluster is disengaged. After
+// OnAllReplicas it works on every replica. For a cluster that is not engaged, it fails with
+// multicluster.ErrClusterNotFound. With a shard group, it then requests the state of the cluster from the daemon, and
+// also fails with ErrClusterNotOwned if another member owns the cluster.
 func (p *Provider) Get(ctx context.Context, name multicluster.ClusterName) (cluster.Cluster, error) {
 	if e := p.entry(name); e != nil {
 		if found := e.cluster(); found != nil {
@@ -111,7 +111,7 @@ func (p *Provider) Get(ctx context.Context, name multicluster.ClusterName) (clus
 	return nil, p.absence(ctx, name)
 }
 
-// Info returns what the daemon last reported of an engaged cluster.
+// Info returns the last state of an engaged cluster that the daemon reported.
 func (p *Provider) Info(name multicluster.ClusterName) (discovery.Cluster, bool) {
 	if e := p.entry(name); e != nil {
 		return e.info(), true
@@ -137,9 +137,10 @@ func (p *Provider) snapshot() []*entry {
 	return found
 }
 
-// ReadyCheck succeeds once the provider has had a complete view of the clusters. It stays ready while the daemon is
-// unreachable, since work on the clusters continues. With leader election, call OnAllReplicas as well: without
-// it a replica is not ready before it leads, so a rolling update waits for a replica that waits for the former leader.
+// ReadyCheck returns a check that succeeds once the provider has received a complete view of the clusters. It still
+// succeeds if the daemon becomes unreachable, since work on the clusters continues. With leader election, call
+// OnAllReplicas as well. Otherwise a replica is not ready before it leads, so a rolling update waits for a replica that
+// waits for the former leader.
 func (p *Provider) ReadyCheck() healthz.Checker {
 	return func(*http.Request) error {
 		select {
@@ -151,9 +152,9 @@ func (p *Provider) ReadyCheck() healthz.Checker {
 	}
 }
 
-// OnAllReplicas makes every replica follow the daemon, so that Get works on replicas that are not the leader, as webhooks
-// need it. Controllers get their clusters once their replica leads. Without OnAllReplicas only the leader follows
-// the daemon. It must be called before the manager starts.
+// OnAllReplicas makes every replica watch the daemon, so that Get also works on replicas that do not lead, for example
+// for webhooks. Clusters are engaged with controllers once their replica leads. Without OnAllReplicas only the leader
+// watches the daemon. It must be called before the manager starts.
 func (p *Provider) OnAllReplicas(mgr mcmanager.Manager) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -171,7 +172,7 @@ func (e everywhere) Start(ctx context.Context) error { return e.provider.follow(
 
 func (e everywhere) NeedLeaderElection() bool { return false }
 
-// Start engages clusters with aware until ctx ends. The manager calls it. It fails only if the daemon refuses the
+// Start engages clusters with aware until ctx is done. The manager calls it. It fails only if the daemon rejects the
 // subscription before the first complete view, or if the manager has the sharded coordinator.
 func (p *Provider) Start(ctx context.Context, aware multicluster.Aware) error {
 	if isSharded(aware) {
@@ -193,7 +194,7 @@ func (p *Provider) Start(ctx context.Context, aware multicluster.Aware) error {
 	return p.follow(ctx)
 }
 
-// follow applies what the daemon reports until ctx ends, and returns when all clusters have stopped.
+// follow watches the daemon until ctx is done, and returns when all clusters have stopped.
 func (p *Provider) follow(ctx context.Context) error {
 	defer p.closeClient()
 	defer p.endSubscription()
@@ -221,8 +222,8 @@ func (p *Provider) follow(ctx context.Context) error {
 		default:
 			return fmt.Errorf("follow milo-discoveryd: %w", err)
 		}
-		p.metrics.connected.Set(0) // a refusal also ends an open stream
-		// Work on the engaged clusters continues, whatever was misconfigured.
+		p.metrics.connected.Set(0) // a rejection can also close an open stream, without a call of Disconnected
+		// After the first view, work on the engaged clusters continues despite the error.
 		if time.Since(began) > retries.Cap {
 			retry = retries
 		}
@@ -272,8 +273,8 @@ func (p *Provider) hooks() discovery.Hooks {
 	return hooks
 }
 
-// confirm is called with each complete view. Clusters missing from the view of a restarted watch are disengaged, but for
-// those of sources that the daemon does not know yet.
+// confirm is called for each complete view. It disengages clusters that are missing from the view of a restarted watch,
+// except for those of pending sources.
 func (p *Provider) confirm(pending []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -293,7 +294,7 @@ func (p *Provider) confirm(pending []string) {
 	}
 }
 
-// sourceOf is called with the lock held.
+// sourceOf returns the source of a cluster. It is called with the lock held.
 func (p *Provider) sourceOf(name multicluster.ClusterName) string {
 	if e := p.entries[name]; e != nil {
 		return e.info().Source
@@ -304,7 +305,7 @@ func (p *Provider) sourceOf(name multicluster.ClusterName) string {
 	return ""
 }
 
-// apply takes the events of one batch in one step, so that a replaced cluster is never missing.
+// apply applies the events of a batch atomically, so that a replaced cluster is never missing.
 func (p *Provider) apply(ctx context.Context, events []discovery.Event) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -319,7 +320,7 @@ func (p *Provider) apply(ctx context.Context, events []discovery.Event) {
 			p.disengage(e, ended)
 			continue
 		case discovery.EventEngaged:
-			// A restarted watch repeats the engagement of a cluster that drains, whose reconciles may be in flight.
+			// A restarted watch repeats the engagement of a draining cluster, whose reconciles may be in flight.
 			if event.Cluster.Draining == nil || !p.drainsProject(name, event.Cluster.UID) {
 				p.endDrain(name, &Disengaged{Message: "the cluster was engaged again"})
 			}
@@ -367,7 +368,7 @@ func (p *Provider) begin(e *entry) {
 	})
 }
 
-// disengage is called with the lock held; e may be nil.
+// disengage removes a cluster and cancels its contexts. It is called with the lock held; e may be nil.
 func (p *Provider) disengage(e *entry, cause *Disengaged) {
 	if e == nil {
 		return
@@ -387,7 +388,7 @@ func (p *Provider) remove(e *entry) {
 	p.leaving[e.name] = e.done
 }
 
-// end is called when everything of an entry has ended but reconciles that have not returned.
+// end is called when the worker of an entry has returned. Its credential is closed once no reconcile is in flight.
 func (p *Provider) end(e *entry) {
 	if idle := e.untilIdle(); e.credential != nil {
 		select {
@@ -417,7 +418,7 @@ func (p *Provider) states() map[state]int {
 	return counts
 }
 
-// unsynced counts the informers that have not synced, or have failed since.
+// unsynced counts the informers that have not synced, or failed after they synced, by kind and reason.
 func (p *Provider) unsynced() map[unsyncedKey]int {
 	counts := map[unsyncedKey]int{}
 	for _, e := range p.snapshot() {

@@ -20,8 +20,8 @@ import (
 	"go.miloapis.com/discovery/multicluster"
 )
 
-// These are the cases that multicluster-runtime's own providers are tested with. On real servers they run by
-// tests/end_to_end/real/test_go_provider.py.
+// These are the test cases of multicluster-runtime's own providers. tests/end_to_end/real/test_go_provider.py runs them
+// on real servers.
 
 func TestProviderHasNoClustersInitially(t *testing.T) {
 	env := anyEnvironment(t)
@@ -29,7 +29,7 @@ func TestProviderHasNoClustersInitially(t *testing.T) {
 	env.start(env.manager(provider, nil))
 	within(t, "the ready check", func() error { return provider.ReadyCheck()(nil) })
 	if _, err := provider.Get(t.Context(), "alpha"); !errors.Is(err, mc.ErrClusterNotFound) {
-		t.Fatalf("Get: %v", err)
+		t.Fatalf("Get() error = %v, want ErrClusterNotFound", err)
 	}
 }
 
@@ -72,7 +72,7 @@ func typeOf(object client.Object) []string {
 
 func listHumans(ctx context.Context, env *environment, provider mc.Provider, project mc.ClusterName, want int) {
 	env.t.Helper()
-	within(env.t, "the human by the index", func() error {
+	within(env.t, fmt.Sprintf("%d humans by the index", want), func() error {
 		cl, err := provider.Get(ctx, project)
 		if err != nil {
 			return err
@@ -84,13 +84,13 @@ func listHumans(ctx context.Context, env *environment, provider mc.Provider, pro
 			return err
 		}
 		if len(found.Items) != want {
-			return errors.New("not found")
+			return fmt.Errorf("%d humans", len(found.Items))
 		}
 		return nil
 	})
 }
 
-func TestProviderQueriesOneClusterByAnIndex(t *testing.T) {
+func TestProviderIndexesEachCluster(t *testing.T) {
 	env := anyEnvironment(t)
 	env.put("alpha", "anna", map[string]string{"type": "human"})
 	env.put("alpha", "rex", map[string]string{"type": "animal"})
@@ -107,7 +107,7 @@ func TestProviderQueriesOneClusterByAnIndex(t *testing.T) {
 	listHumans(ctx, env, provider, "beta", 1)
 }
 
-func TestProviderQueriesAllClustersThroughOneIndex(t *testing.T) {
+func TestProviderIndexIsAvailableInAllClustersAndNamespaces(t *testing.T) {
 	env := anyEnvironment(t)
 	env.put("alpha", "anna", map[string]string{"type": "human"})
 	env.animal("alpha", "rex")
@@ -164,16 +164,16 @@ func TestProviderAddsIndexToRunningClusters(t *testing.T) {
 	}
 	listHumans(ctx, env, provider, "alpha", 1)
 	if got := env.untilGot(provider, "alpha"); got != before {
-		t.Error("the index made another instance")
+		t.Error("the instance was replaced to add the index")
 	}
 	env.engage("beta")
 	listHumans(ctx, env, provider, "beta", 1)
 	if err := provider.IndexField(ctx, &corev1.ConfigMap{}, "type", typeOf); err == nil {
-		t.Error("the same field was indexed twice")
+		t.Error("IndexField() of an indexed field succeeded")
 	}
 }
 
-// With controller-runtime 0.23 the cluster is made again; with 0.24 the index is added to an informer that syncs later.
+// With controller-runtime 0.23 the cluster is restarted; with 0.24 the index is added to an informer that syncs later.
 func TestProviderIndexesClusterThatIsUnresponsiveAtFirst(t *testing.T) {
 	env := newEnvironment(t)
 	env.engage("alpha", "beta")
@@ -185,10 +185,10 @@ func TestProviderIndexesClusterThatIsUnresponsiveAtFirst(t *testing.T) {
 	ctx := t.Context()
 	began := time.Now()
 	if err := provider.IndexField(ctx, &corev1.ConfigMap{}, "type", typeOf); err != nil {
-		t.Fatalf("one cluster that does not answer failed the index: %v", err)
+		t.Fatalf("IndexField() with an unresponsive cluster: error = %v", err)
 	}
 	if took := time.Since(began); took > patience/3 {
-		t.Errorf("one cluster that does not answer held the index up for %v", took)
+		t.Errorf("IndexField() with an unresponsive cluster took %v", took)
 	}
 	env.put("beta", "ben", map[string]string{"type": "human"})
 	listHumans(ctx, env, provider, "beta", 1)
@@ -211,14 +211,14 @@ func TestProviderFollowsAMovedEndpoint(t *testing.T) {
 	env.move("alpha", "elsewhere")
 	env.untilFed("elsewhere", "cat")
 	if got := env.untilGot(provider, "alpha"); got == before || got.GetConfig().Host != env.endpoint("elsewhere") {
-		t.Errorf("the cluster is at %s", got.GetConfig().Host)
+		t.Errorf("the host of the cluster is %s, want a new instance at %s", got.GetConfig().Host, env.endpoint("elsewhere"))
 	}
 	if env.api == nil {
 		return // a real server does not report whose watches are open
 	}
-	within(t, "the old watches to end", func() error {
+	within(t, "the former watches to be closed", func() error {
 		if open := env.api.Project("alpha").Watches(); open > 0 {
-			return fmt.Errorf("%d are open", open)
+			return fmt.Errorf("%d watches are open", open)
 		}
 		return nil
 	})
@@ -243,7 +243,7 @@ func TestProviderKeepsTheInstanceWhenAClusterIsUpdated(t *testing.T) {
 	}
 }
 
-func TestProviderEndsTheContextOfARemovedClusterWithTheReason(t *testing.T) {
+func TestProviderCancelsTheContextOfARemovedClusterWithTheReason(t *testing.T) {
 	env := anyEnvironment(t)
 	env.engage("alpha", "beta", "gamma")
 	provider := env.provider(nil)
@@ -253,7 +253,7 @@ func TestProviderEndsTheContextOfARemovedClusterWithTheReason(t *testing.T) {
 	env.untilEngaged(noted, "alpha", "gamma")
 	var cause *multicluster.Disengaged
 	if !errors.As(context.Cause(noted.context("beta")), &cause) || cause.Reason != discovery.ReasonDeleted || cause.Cluster.Name != "beta" {
-		t.Errorf("the cause is %v", context.Cause(noted.context("beta")))
+		t.Errorf("the cancellation cause is %v, want DELETED of beta", context.Cause(noted.context("beta")))
 	}
 }
 
@@ -333,7 +333,7 @@ func TestProviderRunsInsideMulti(t *testing.T) {
 	env.untilFed("beta", "dog")
 	listHumans(ctx, env, all, "first#alpha", 1)
 	listHumans(ctx, env, second, "beta", 0)
-	// Each of them releases the cluster.
+	// Both providers release the cluster.
 	env.drain("beta")
 	env.untilEngaged(noted, "first#alpha")
 	env.untilReleased("beta")

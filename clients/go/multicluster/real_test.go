@@ -22,28 +22,29 @@ import (
 	"go.miloapis.com/discovery/multicluster"
 )
 
-// realVariable names a file that describes a real daemon and real API servers, as tests/end_to_end/real writes it. The
-// daemon makes a cluster of each Secret with a kubeconfig, and issues that.
+// realVariable is the environment variable for the path of a JSON file that describes a real daemon and real API
+// servers. tests/end_to_end/real writes the file. For the daemon, each Secret with a kubeconfig is a cluster, and it
+// issues that kubeconfig.
 const realVariable = "MILO_DISCOVERY_TEST_REAL"
 
-const drainLabel = "drain" // of Secrets that are outside of the daemon's selector
+const drainLabel = "drain" // the daemon's selector excludes Secrets with this label
 
-// realSite has a daemon process, and projects on several real API servers.
+// realSite is a site with a daemon process, and projects on several real API servers.
 type realSite struct {
 	t *testing.T
 
 	Address   string            `json:"address"`
 	Platform  string            `json:"platform"` // kubeconfig of the API server with the Secrets
 	Namespace string            `json:"namespace"`
-	Labels    map[string]string `json:"labels"`  // of Secrets that are clusters
-	Servers   []string          `json:"servers"` // kubeconfigs of those with the projects
+	Labels    map[string]string `json:"labels"`  // of Secrets that represent clusters
+	Servers   []string          `json:"servers"` // kubeconfigs of the API servers with the projects
 
 	daemon   *discovery.Client
 	secrets  client.Client
 	projects []client.Client
 
 	mu        sync.Mutex
-	addresses map[string]string // of projects: the daemon engages one cluster for an address
+	addresses map[string]string // of projects: each has its own, since the daemon engages one cluster per address
 }
 
 // newRealSite returns a site without clusters and objects.
@@ -106,7 +107,7 @@ func (s *realSite) clear() {
 	}
 }
 
-// server is the index of the API server that a project is on. Projects on one server share its objects.
+// server returns the index of a project's API server. Projects on the same server share its objects.
 func (s *realSite) server(project string) int {
 	if project == "alpha" || project == "gamma" {
 		return 0
@@ -132,7 +133,7 @@ func (s *realSite) secret(project string) map[string][]byte {
 	return map[string][]byte{"kubeconfig": kubeconfig}
 }
 
-// forward returns an address that leads to a server, until the test ends.
+// forward returns an address from which connections are forwarded to a server, until the test ends.
 func (s *realSite) forward(server string) string {
 	s.t.Helper()
 	to, err := url.Parse(server)
@@ -198,7 +199,7 @@ func (s *realSite) drain(name string) {
 }
 
 func (s *realSite) remove(name string) {
-	// Called by several goroutines, which must not end the test.
+	// Called by several goroutines, which must not call Fatal.
 	meta := metav1.ObjectMeta{Namespace: s.Namespace, Name: name}
 	if err := s.secrets.Delete(s.t.Context(), &corev1.Secret{ObjectMeta: meta}); err != nil {
 		s.t.Error(err)

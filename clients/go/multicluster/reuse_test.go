@@ -16,7 +16,7 @@ import (
 
 var configMap = corev1.SchemeGroupVersion.WithKind("ConfigMap")
 
-// reusable are objects with which a caller can read more than one kind, or one object after the other.
+// reusable contains types of objects into which a caller can read several kinds or objects.
 var reusable = map[string]struct {
 	make func() client.Object
 	// others are the kinds that are read with the object between ConfigMaps.
@@ -27,8 +27,8 @@ var reusable = map[string]struct {
 	"typed":        {func() client.Object { return &corev1.ConfigMap{} }, nil},
 }
 
-// TestCallersMayReuseTheirObjects is for the race detector as well: it writes to an object that was used to create an
-// informer, while the informer lists and watches again.
+// TestCallersMayReuseTheirObjects modifies an object that was used to create an informer, while the informer lists and
+// watches again. The race detector would find unsynchronized access.
 func TestCallersMayReuseTheirObjects(t *testing.T) {
 	for name, each := range reusable {
 		t.Run(name, func(t *testing.T) {
@@ -63,7 +63,7 @@ func TestCallersMayReuseTheirObjects(t *testing.T) {
 					fresh := each.make()
 					read(t, caches, fresh, configMap)
 					if got := fresh.GetResourceVersion(); got != version {
-						return fmt.Errorf("it has version %s, and the server has %s", got, version)
+						return fmt.Errorf("the resourceVersion is %s, want %s", got, version)
 					}
 					return nil
 				})
@@ -75,7 +75,7 @@ func TestCallersMayReuseTheirObjects(t *testing.T) {
 	}
 }
 
-// read reads the object `one` of a kind.
+// read reads the object "one" of a kind.
 func read(t *testing.T, from cache.Cache, into client.Object, kind schema.GroupVersionKind) {
 	t.Helper()
 	into.GetObjectKind().SetGroupVersionKind(kind)

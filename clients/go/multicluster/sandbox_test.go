@@ -14,7 +14,8 @@ import (
 	"go.miloapis.com/discovery/multicluster"
 )
 
-// addressVariable has the address of a daemon that has engaged the project alpha, and issues kubeconfigs for it.
+// addressVariable is the environment variable for the address of a daemon that has engaged the project alpha, and
+// issues kubeconfigs for it.
 const addressVariable = "MILO_DISCOVERY_TEST_ADDRESS"
 
 func TestAgainstDaemon(t *testing.T) {
@@ -22,7 +23,7 @@ func TestAgainstDaemon(t *testing.T) {
 	if address == "" {
 		t.Skip(addressVariable + " is not set: tests/end_to_end/go_modules sets it")
 	}
-	env := newEnvironment(t) // its API server has the manager's own cluster alone
+	env := newEnvironment(t) // its API server serves only the manager's own cluster
 	daemon, err := discovery.Dial(discovery.Options{Address: address})
 	if err != nil {
 		t.Fatal(err)
@@ -52,7 +53,7 @@ func TestAgainstDaemon(t *testing.T) {
 			return err
 		}
 		if found.Data["stomach"] != "food" {
-			return errors.New("it is hungry")
+			return fmt.Errorf("its stomach is %q, want food", found.Data["stomach"])
 		}
 		return nil
 	}

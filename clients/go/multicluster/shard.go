@@ -11,15 +11,15 @@ import (
 	"go.miloapis.com/discovery"
 )
 
-// ErrClusterNotOwned is the error of Get for a cluster that another member of the shard group owns, or none at present. It
-// is expected: that member works in the cluster, and this process may own it later. The error is a
-// multicluster.ErrClusterNotFound as well, for which multicluster-runtime drops a request instead of retrying it.
+// ErrClusterNotOwned is returned by Get for a cluster that another member of the shard group owns, or currently none.
+// It is expected: that member works on the cluster, and this process may own it later. The error also matches
+// multicluster.ErrClusterNotFound, for which multicluster-runtime drops a request instead of retrying it.
 var ErrClusterNotOwned = errors.New("cluster is not owned by this member of the shard group")
 
-// askWithin limits the question to the daemon about a cluster that is not engaged here.
+// askWithin is the timeout of Client.Get for a cluster that is not engaged.
 const askWithin = 2 * time.Second
 
-// absence returns why Get does not return a cluster that is not engaged here.
+// absence returns the error of Get for a cluster that is not engaged.
 func (p *Provider) absence(ctx context.Context, name multicluster.ClusterName) error {
 	unknown := fmt.Errorf("cluster %s is not engaged: %w", name, multicluster.ErrClusterNotFound)
 	if p.shard.Load() == nil {
@@ -34,7 +34,7 @@ func (p *Provider) absence(ctx context.Context, name multicluster.ClusterName) e
 	return fmt.Errorf("%w: %s: %s (%w)", ErrClusterNotOwned, name, report.Engagement.Message, multicluster.ErrClusterNotFound)
 }
 
-// followShard asks the daemon for its place in a shard group each time that a stream begins, until ctx ends.
+// followShard requests the daemon's state in a shard group each time that a stream is connected, until ctx is done.
 func (p *Provider) followShard(ctx context.Context) {
 	for {
 		select {
@@ -61,7 +61,7 @@ func (p *Provider) followShard(ctx context.Context) {
 	}
 }
 
-// member returns the name of the daemon in its shard group; empty if it has none.
+// member returns the daemon's name in its shard group, or "" without a group.
 func (p *Provider) member() string {
 	if shard := p.shard.Load(); shard != nil {
 		return shard.Member

@@ -9,11 +9,12 @@ import (
 )
 
 var errSharded = errors.New(
-	"the manager has multicluster-runtime's sharded coordinator, in which the disengagement of one cluster ends others: " +
-		"remove it, and have milo-discoveryd share the clusters (docs/sharding.md), so that each replica is given its own",
+	"the manager has multicluster-runtime's sharded coordinator, in which the disengagement of one cluster also ends others: " +
+		"remove it, and enable sharding in milo-discoveryd (docs/sharding.md), which assigns each replica its clusters",
 )
 
-// isSharded returns whether a manager has the sharded coordinator, for which it has no method.
+// isSharded reports whether a manager has the sharded coordinator. It uses reflection, since the manager has no
+// accessor.
 func isSharded(aware multicluster.Aware) bool {
 	manager := reflect.Indirect(reflect.ValueOf(aware))
 	if manager.Kind() != reflect.Struct {

@@ -23,14 +23,14 @@ import (
 )
 
 const (
-	// shardsVariable names a file that describes a real API server, and the daemons of a shard group whose clusters are its
-	// namespaces, as tests/end_to_end/real writes it.
+	// shardsVariable is the environment variable for the path of a JSON file that describes a real API server, and the
+	// daemons of a shard group whose clusters are its namespaces. tests/end_to_end/real writes the file.
 	shardsVariable = "MILO_DISCOVERY_TEST_REAL_SHARDS"
-	settledWithin  = 3 * time.Minute  // the group waits for half a minute before it takes the clusters of a killed member
-	evictedWithin  = 50 * time.Second // as docs/sharding.md states it
+	settledWithin  = 3 * time.Minute  // the group waits for half a minute before it reassigns the clusters of a killed member
+	evictedWithin  = 50 * time.Second // as documented in docs/sharding.md
 )
 
-// shares counts what each member owns.
+// shares returns the number of namespaces that each member owns.
 func shares(owners map[string]int) map[int]int {
 	counts := map[int]int{}
 	for _, member := range owners {
@@ -39,7 +39,7 @@ func shares(owners map[string]int) map[int]int {
 	return counts
 }
 
-// realShards is a shard group of daemon processes, each with a replica of the example beside it.
+// realShards is a shard group of daemon processes, each with a replica of the example.
 type realShards struct {
 	t          *testing.T
 	config     *rest.Config
@@ -47,10 +47,10 @@ type realShards struct {
 	namespaces []string
 	replicas   map[int]*exampleReplica
 	round      int
-	sharedAt   time.Time // when share found the members to share all namespaces
+	sharedAt   time.Time // when share first found that all namespaces have owners
 
 	Kubeconfig string            `json:"kubeconfig"`
-	Labels     map[string]string `json:"labels"` // of namespaces that are clusters
+	Labels     map[string]string `json:"labels"` // of namespaces that represent clusters
 	Members    []struct {
 		Address     string   `json:"address"`
 		Command     []string `json:"command"`
@@ -70,7 +70,7 @@ func newRealShards(t *testing.T, namespaces int) *realShards {
 	t.Helper()
 	path := os.Getenv(shardsVariable)
 	if path == "" {
-		t.Skipf("%s names no shard group", shardsVariable)
+		t.Skipf("%s is not set", shardsVariable)
 	}
 	s := &realShards{t: t, replicas: map[int]*exampleReplica{}, namespaces: numbered(namespaces)}
 	content, err := os.ReadFile(path)
@@ -88,7 +88,7 @@ func newRealShards(t *testing.T, namespaces int) *realShards {
 		for _, r := range s.replicas {
 			r.stop()
 			if err := <-r.ended; err != nil {
-				t.Logf("a replica ended: %v", err)
+				t.Logf("a replica exited: %v", err)
 			}
 			_ = r.daemon.Process.Kill()
 			_ = r.daemon.Wait()
@@ -105,7 +105,7 @@ func (s *realShards) must(err error) {
 	}
 }
 
-// start starts the daemon of a member and the replica beside it.
+// start starts the daemon and the replica of a member.
 func (s *realShards) start(member int) {
 	s.t.Helper()
 	described := s.Members[member]
@@ -123,7 +123,7 @@ func (s *realShards) start(member int) {
 	s.replicas[member] = r
 }
 
-// terminate ends a replica and then its daemon, as the kubelet ends a sidecar.
+// terminate stops a replica and then its daemon, in the order in which the kubelet stops a sidecar.
 func (s *realShards) terminate(member int) {
 	s.t.Helper()
 	r := s.replicas[member]
@@ -135,14 +135,14 @@ func (s *realShards) terminate(member int) {
 	delete(s.replicas, member)
 }
 
-// killDaemon kills the daemon of a member, whose replica runs on.
+// killDaemon kills the daemon of a member, whose replica keeps running.
 func (s *realShards) killDaemon(member int) {
 	s.t.Helper()
 	s.must(s.replicas[member].daemon.Process.Kill())
 	_ = s.replicas[member].daemon.Wait()
 }
 
-// owned returns the namespaces that each replica owns. A namespace that two own at once fails the test.
+// owned returns the owner of each namespace. It fails the test if two replicas own the same namespace.
 func (s *realShards) owned() map[string]int {
 	s.t.Helper()
 	owners := map[string]int{}
@@ -151,7 +151,7 @@ func (s *realShards) owned() map[string]int {
 			if !r.coordinator.Owns(mc.ClusterName(name)) {
 				continue
 			}
-			// It may have moved since the other replica was looked at.
+			// The namespace may have moved since the other replica was checked.
 			if other, known := owners[name]; known && s.replicas[other].coordinator.Owns(mc.ClusterName(name)) {
 				s.t.Errorf("%s is owned by %d and %d", name, other, member)
 			}
@@ -161,8 +161,8 @@ func (s *realShards) owned() map[string]int {
 	return owners
 }
 
-// share waits until these members share all namespaces, and each object is reconciled by the owner of its namespace alone. It
-// returns the owners.
+// share waits until these members own all namespaces, and checks that only the owner of a namespace reconciles its
+// objects. It returns the owners.
 func (s *realShards) share(members ...int) map[string]int {
 	s.t.Helper()
 	var owners map[string]int
@@ -170,10 +170,10 @@ func (s *realShards) share(members ...int) map[string]int {
 	withinLimit(s.t, settledWithin, fmt.Sprintf("%v to share the namespaces", members), func() error {
 		owners = s.owned()
 		if len(owners) != len(s.namespaces) {
-			return fmt.Errorf("owned are %v", owners)
+			return fmt.Errorf("%d namespaces have owners, want %d: %v", len(owners), len(s.namespaces), owners)
 		}
 		if got := slices.Sorted(maps.Values(owners)); !slices.Equal(slices.Compact(got), members) {
-			return fmt.Errorf("the owners are %v", owners)
+			return fmt.Errorf("the owners are %v, want %v", owners, members)
 		}
 		if s.sharedAt.Before(began) {
 			s.sharedAt = time.Now()
@@ -208,7 +208,7 @@ func (s *realShards) share(members ...int) map[string]int {
 			}
 		}
 		if !maps.Equal(reconciled, owners) {
-			return fmt.Errorf("it was reconciled by %v, and the owners are %v", reconciled, owners)
+			return fmt.Errorf("reconciled by %v, want the owners %v", reconciled, owners)
 		}
 		return nil
 	})
@@ -216,10 +216,10 @@ func (s *realShards) share(members ...int) map[string]int {
 	return owners
 }
 
-// TestShardedNamespaceExampleOnRealServers has steps 2 and 4 to 6 of the validation in milo-os/milo#640: two replicas, each
-// namespace in one of them, the gap after a kill, and one replica more.
+// TestShardedNamespaceExampleOnRealServers performs steps 2 and 4 to 6 of the validation in milo-os/milo#640: two
+// replicas, each namespace in one of them, the gap after a kill, and an additional replica.
 func TestShardedNamespaceExampleOnRealServers(t *testing.T) {
-	s := newRealShards(t, 30) // fewer have no equal shares: the owners follow from the names
+	s := newRealShards(t, 30) // with fewer, shares can be unequal, since a hash of the name determines the owner
 	s.start(0)
 	s.start(1)
 	before := s.share(0, 1)
@@ -241,7 +241,7 @@ func TestShardedNamespaceExampleOnRealServers(t *testing.T) {
 	after = s.share(0, 2)
 
 	killed := time.Now()
-	s.killDaemon(2) // its replica runs, and loses its ownership before the other takes over
+	s.killDaemon(2) // its replica keeps running, and loses its ownership before the other member takes over
 	s.share(0)
 	if gap := s.sharedAt.Sub(killed); gap > evictedWithin+10*time.Second {
 		t.Errorf("namespaces had no owner for %s after a kill", gap)
@@ -251,18 +251,18 @@ func TestShardedNamespaceExampleOnRealServers(t *testing.T) {
 	lost := s.replicas[2]
 	select {
 	case err := <-lost.ended:
-		t.Fatalf("the replica whose daemon was killed ended: %v", err)
+		t.Fatalf("the replica whose daemon was killed exited: %v", err)
 	default:
 	}
 	lost.stop()
 	if err := <-lost.ended; err != nil {
-		t.Logf("the replica whose daemon was killed ended: %v", err)
+		t.Logf("the replica whose daemon was killed exited: %v", err)
 	}
 	s.must(lost.client.Close())
 	delete(s.replicas, 2)
 
 	s.start(2)
 	if again := s.share(0, 2); !maps.Equal(again, after) {
-		t.Errorf("the member that returned owns other namespaces: %v, before %v", again, after)
+		t.Errorf("after the restart of a member, the owners are %v, want %v", again, after)
 	}
 }

@@ -6,11 +6,11 @@ import (
 	"time"
 )
 
-// slots limits the number of clusters that are engaged at once.
+// slots limits the number of clusters that are engaged concurrently.
 //
-// A cluster keeps its slot until its informers have synced, so that an API server that gets slower is sent fewer lists.
-// A cluster that does not answer would keep its slot for long. So after a while it moves to a second set of slots of the
-// same size, if that has room, and frees its first slot. If the whole server is slow, both sets fill up.
+// A cluster keeps its slot until its informers have synced, so that a slower API server gets fewer concurrent lists. An
+// unresponsive cluster would keep its slot for long. So after moveAfter it moves to a second set of slots of the same
+// size, if one is free there, and frees its first slot. If the whole server is slow, both sets fill up.
 type slots struct {
 	first, second       chan struct{}
 	moveAfter, endAfter time.Duration
@@ -25,11 +25,11 @@ func newSlots(size int, moveAfter, endAfter time.Duration) *slots {
 	}
 }
 
-// slot is held until it is released, or until endAfter has passed.
+// slot is released by release, or after endAfter.
 type slot struct {
 	of        *slots
 	mu        sync.Mutex
-	set       chan struct{} // the one that the slot is in; nil after its release
+	set       chan struct{} // the set that contains the slot; nil after its release
 	move, end *time.Timer
 }
 

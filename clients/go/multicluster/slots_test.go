@@ -18,7 +18,7 @@ func TestSlotsLimitConcurrentEngagements(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 		defer cancel()
 		if _, err := s.take(ctx); !errors.Is(err, context.DeadlineExceeded) {
-			t.Fatalf("a second slot was given: %v", err)
+			t.Fatalf("take() of a second slot: error = %v, want DeadlineExceeded", err)
 		}
 		held.release()
 		held.release()
@@ -28,27 +28,27 @@ func TestSlotsLimitConcurrentEngagements(t *testing.T) {
 	})
 }
 
-func TestSlowEngagementLeavesItsSlotWhileSecondSlotIsFree(t *testing.T) {
+func TestSlowEngagementMovesToTheSecondSetOfSlots(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		began := time.Now()
 		s := newSlots(1, time.Second, 10*time.Second)
 		slow := make([]*slot, 0, 3)
-		for range 3 { // the first moves after 1 s, the second stays until the first ends
+		for range 3 { // the first moves after 1 s; the second cannot move until the first is released
 			taken, err := s.take(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
 			slow = append(slow, taken)
 		}
-		// The second slot was taken at 1 s, and at 2 s too many were slow already; its engagement ends at 11 s.
+		// The second slot is taken at 1 s. At 2 s it cannot move, because the second set is full. It is released at 11 s.
 		if waited := time.Since(began); waited != 11*time.Second {
-			t.Errorf("the third one waited %v", waited)
+			t.Errorf("the third slot was taken after %v, want 11s", waited)
 		}
 		for _, each := range slow {
 			each.release()
 		}
 		if len(s.first) != 0 || len(s.second) != 0 {
-			t.Errorf("%d and %d slots are held", len(s.first), len(s.second))
+			t.Errorf("%d and %d slots are taken, want none", len(s.first), len(s.second))
 		}
 	})
 }

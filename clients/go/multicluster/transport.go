@@ -7,18 +7,18 @@ import (
 	"net/http"
 )
 
-// engagedTransport is the transport of all clients of a cluster. It sends nothing once the engagement has ended: the name,
-// and in some sources the address, may be those of another project by then. And it follows no redirect: net/http would
-// send the request again to whichever server the cluster names, and the transport would add the credential to it.
+// engagedTransport is the transport of all clients of a cluster. It sends no requests after the engagement: another
+// project may have the name, and in some sources the address, by then. And it returns an error for a redirect: net/http
+// would follow it to any server, and the transport would add the credential to that request.
 type engagedTransport struct {
 	base http.RoundTripper
-	// owned ends with the engagement, with a *Disengaged as cause.
+	// owned is canceled at the end of the engagement, with a *Disengaged as cause.
 	owned context.Context
 }
 
 func (t *engagedTransport) RoundTrip(request *http.Request) (*http.Response, error) {
 	var ended *Disengaged
-	// Requests may finish while the process ends.
+	// If the context was canceled because the process exits, requests may finish.
 	if t.owned.Err() != nil && errors.As(context.Cause(t.owned), &ended) {
 		if request.Body != nil { // a RoundTripper closes it, also on errors
 			_ = request.Body.Close()
@@ -33,7 +33,7 @@ func (t *engagedTransport) RoundTrip(request *http.Request) (*http.Response, err
 	return nil, fmt.Errorf("redirect refused: the cluster answered %s %s with %s", request.Method, request.URL.Path, response.Status)
 }
 
-// WrappedRoundTripper lets client-go find the transport below.
+// WrappedRoundTripper returns the wrapped transport, for client-go.
 func (t *engagedTransport) WrappedRoundTripper() http.RoundTripper { return t.base }
 
 func isRedirect(status int) bool {

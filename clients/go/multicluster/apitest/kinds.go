@@ -20,13 +20,13 @@ var (
 	clusterWide = map[string]bool{"Namespace": true, "Node": true, "ClusterRole": true, "ClusterRoleBinding": true, "PersistentVolume": true}
 )
 
-// catalog is what a project serves: kinds by resource, and their discovery documents by path.
+// catalog contains the kinds that a project serves, by resource, and their discovery documents, by path.
 type catalog struct {
 	kinds     map[schema.GroupVersionResource]schema.GroupVersionKind
 	documents map[string][]byte
 }
 
-// builtin has every kind of client-go's scheme.
+// builtin returns the catalog of all kinds of client-go's scheme.
 var builtin = sync.OnceValue(func() *catalog {
 	found := map[schema.GroupVersionResource]schema.GroupVersionKind{}
 	known := scheme.Scheme.AllKnownTypes()
@@ -41,14 +41,15 @@ var builtin = sync.OnceValue(func() *catalog {
 	return &catalog{found, documents(found)}
 })
 
-// changed returns the catalog with a change of its kinds.
+// changed returns a copy of the catalog with changed kinds.
 func (c *catalog) changed(change func(map[schema.GroupVersionResource]schema.GroupVersionKind)) *catalog {
 	kinds := maps.Clone(c.kinds)
 	change(kinds)
 	return &catalog{kinds, documents(kinds)}
 }
 
-// documents returns the aggregated discovery documents of /api and /apis, and the list of resources of each group version.
+// documents returns the aggregated discovery documents of /api and /apis, and the list of resources of each group
+// version.
 func documents(kinds map[schema.GroupVersionResource]schema.GroupVersionKind) map[string][]byte {
 	found := map[string][]byte{}
 	groups := map[string]map[string][]apidiscovery.APIResourceDiscovery{}
@@ -105,7 +106,7 @@ func document(groups []apidiscovery.APIGroupDiscovery) []byte {
 	})
 }
 
-// resourceList returns the path and the list of the resources of one group version.
+// resourceList returns the path and the APIResourceList of a group version.
 func resourceList(of schema.GroupVersion, resources []apidiscovery.APIResourceDiscovery) (string, metav1.APIResourceList) {
 	path := "/apis/" + of.String()
 	if of.Group == "" {
@@ -124,7 +125,7 @@ func resourceList(of schema.GroupVersion, resources []apidiscovery.APIResourceDi
 func marshaled(document any) []byte {
 	content, err := json.Marshal(document)
 	if err != nil {
-		panic(err) // of types that can be marshaled
+		panic(err) // cannot happen: all types can be marshaled
 	}
 	return content
 }

@@ -29,13 +29,13 @@ type Project struct {
 	now       uint64
 	objects   map[schema.GroupVersionResource]map[types.NamespacedName]*unstructured.Unstructured
 	watches   map[*watch]struct{}
-	hanging   chan struct{} // closed when requests continue; nil if they are not held
+	hanging   chan struct{} // closed when held requests continue; nil if requests are not held
 	answers   map[string]http.HandlerFunc
-	tokens    map[string]bool // nil: no token is needed
+	tokens    map[string]bool // accepted bearer tokens; nil means that no token is required
 	counted   map[string]int
 	changes   []change
-	forgotten uint64   // the version of the last change that is not in changes
-	answered  []string // tokens of the requests that were served
+	forgotten uint64   // the resourceVersion of the last change that was dropped from changes
+	answered  []string // tokens of the last authenticated requests
 }
 
 type watch struct {
@@ -45,7 +45,7 @@ type watch struct {
 	ended     chan struct{}
 }
 
-// change is an event that watches may begin before.
+// change is a past event, for watches that begin at an earlier resourceVersion.
 type change struct {
 	version   uint64
 	resource  schema.GroupVersionResource
@@ -53,7 +53,7 @@ type change struct {
 	event     []byte
 }
 
-// rememberedChanges is how many changes a project has for watches that begin before them.
+// rememberedChanges is the number of past events that a project keeps. Watches from before them fail with 410 Gone.
 const rememberedChanges = 1000
 
 func (w *watch) follows(c change) bool {
@@ -75,7 +75,7 @@ func newProject(catalog *catalog) *Project {
 	return p
 }
 
-// SetHanging holds all requests without a response, or lets them continue.
+// SetHanging sets whether requests hang. Held requests continue when it is reset.
 func (p *Project) SetHanging(hanging bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -88,7 +88,7 @@ func (p *Project) SetHanging(hanging bool) {
 	}
 }
 
-// Forbid makes the server refuse requests for a resource, such as "configmaps".
+// Forbid makes the server reject requests for a resource, such as "configmaps", with 403 Forbidden.
 func (p *Project) Forbid(resource string) {
 	p.Answer(resource, func(w http.ResponseWriter, _ *http.Request) {
 		p.count("forbidden", resource)
@@ -96,7 +96,7 @@ func (p *Project) Forbid(resource string) {
 	})
 }
 
-// Serve makes the project serve a kind as a resource, as the definition of a custom resource does.
+// Serve makes the project serve a kind as a resource, like a CustomResourceDefinition.
 func (p *Project) Serve(kind schema.GroupVersionKind, resource string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -106,19 +106,20 @@ func (p *Project) Serve(kind schema.GroupVersionKind, resource string) {
 	})
 }
 
-// Silence makes the server answer no request for a resource, such as "configmaps".
+// Silence makes requests for a resource, such as "configmaps", hang.
 func (p *Project) Silence(resource string) {
 	p.Answer(resource, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 }
 
-// Answer has a handler answer the requests for a resource, such as "configmaps". With nil the server answers them again.
+// Answer sets the handler of the requests for a resource, such as "configmaps". With nil, the server handles them
+// again.
 func (p *Project) Answer(resource string, handler http.HandlerFunc) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.answers[resource] = handler
 }
 
-// SetTokens makes the server refuse requests without one of these bearer tokens. Open watches stay open.
+// SetTokens makes the server reject requests without one of these bearer tokens. Open watches stay open.
 func (p *Project) SetTokens(tokens ...string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -128,15 +129,15 @@ func (p *Project) SetTokens(tokens ...string) {
 	}
 }
 
-// Count returns the number of requests of a kind: a verb and a resource as in "watch configmaps", "answer" and a resource for
-// those that a handler answered, or "refused" for requests with a token that is not accepted.
+// Count returns the number of requests of a kind: a verb and a resource, as in "watch configmaps"; "answer" and a
+// resource for requests that a handler of Answer received; or "refused" for requests without an accepted token.
 func (p *Project) Count(what string) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.counted[what]
 }
 
-// LastToken is the bearer token of the request that was served last.
+// LastToken returns the bearer token of the last authenticated request.
 func (p *Project) LastToken() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -146,14 +147,14 @@ func (p *Project) LastToken() string {
 	return p.answered[len(p.answered)-1]
 }
 
-// Watches is the number of open watches.
+// Watches returns the number of open watches.
 func (p *Project) Watches() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return len(p.watches)
 }
 
-// EndWatches ends all watches, as a server that restarts does.
+// EndWatches closes all watches, as during a restart of a server.
 func (p *Project) EndWatches() { p.end() }
 
 func (p *Project) end() {
@@ -227,7 +228,7 @@ func (p *Project) serve(w http.ResponseWriter, r *http.Request, path string) {
 	}
 }
 
-// discover answers with a discovery document, whose ETag is a hash as that of kube-apiserver.
+// discover sends a discovery document. Like kube-apiserver, it uses a hash as the ETag.
 func (p *Project) discover(w http.ResponseWriter, r *http.Request, path string, document []byte) {
 	p.count("discover", path)
 	etag := fmt.Sprintf("\"%X\"", sha512.Sum512(document))
@@ -353,7 +354,7 @@ func (p *Project) watch(w http.ResponseWriter, r *http.Request, resource schema.
 func event(kind string, object *unstructured.Unstructured) []byte {
 	content, err := json.Marshal(map[string]any{"type": kind, "object": object.Object})
 	if err != nil {
-		panic(err) // of JSON that was decoded
+		panic(err) // cannot happen: the object was decoded from JSON
 	}
 	return append(content, '\n')
 }
@@ -382,13 +383,14 @@ func (p *Project) write(w http.ResponseWriter, r *http.Request, resource schema.
 	before = p.Get(resource, name)
 	switch {
 	case r.Method == http.MethodPost && before != nil:
-		refuse(w, http.StatusConflict, metav1.StatusReasonAlreadyExists, name.Name+" exists already")
+		refuse(w, http.StatusConflict, metav1.StatusReasonAlreadyExists, fmt.Sprintf("%s %q already exists", resource.Resource, name.Name))
 		return
 	case r.Method != http.MethodPost && before == nil:
 		p.reply(w, resource, name, nil)
 		return
 	case before != nil && written.GetResourceVersion() != "" && written.GetResourceVersion() != before.GetResourceVersion():
-		refuse(w, http.StatusConflict, metav1.StatusReasonConflict, name.Name+" was changed meanwhile")
+		refuse(w, http.StatusConflict, metav1.StatusReasonConflict, fmt.Sprintf("Operation cannot be fulfilled on %s %q: the object has been "+
+			"modified; please apply your changes to the latest version and try again", resource.Resource, name.Name))
 		return
 	}
 	if before != nil && strings.HasSuffix(r.URL.Path, "/status") {
@@ -458,7 +460,7 @@ func (p *Project) Apply(resource schema.GroupVersionResource, object *unstructur
 	return p.store(resource, "MODIFIED", object)
 }
 
-// Delete deletes an object, or marks it if it has finalizers.
+// Delete deletes an object. If it has finalizers, Delete only sets its deletionTimestamp.
 func (p *Project) Delete(resource schema.GroupVersionResource, name types.NamespacedName) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -476,7 +478,7 @@ func (p *Project) Delete(resource schema.GroupVersionResource, name types.Namesp
 	p.store(resource, "MODIFIED", object)
 }
 
-// store is called with the lock held.
+// store applies a change, records its event, and sends it to the watches. It is called with the lock held.
 func (p *Project) store(resource schema.GroupVersionResource, what string, object *unstructured.Unstructured) *unstructured.Unstructured {
 	p.now++
 	object.SetResourceVersion(version(p.now))
@@ -504,7 +506,7 @@ func (p *Project) store(resource schema.GroupVersionResource, what string, objec
 		}
 		select {
 		case each.events <- happened.event:
-		default: // a reader that is that far behind begins another watch
+		default: // the watch is too far behind: close it, so that its client begins a new one
 			close(each.ended)
 			delete(p.watches, each)
 		}

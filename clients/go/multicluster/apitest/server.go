@@ -1,4 +1,4 @@
-// Package apitest has an API server with many project control planes, for tests of operators without binaries.
+// Package apitest provides an in-process API server with many project control planes, for tests of operators.
 //
 //	api := apitest.Start(0)
 //	defer api.Close()
@@ -6,8 +6,8 @@
 //	daemon.Engage(discovery.Cluster{Name: "alpha", Endpoint: api.Endpoint("alpha")})
 //
 // It serves discovery, list, watch (with streaming lists), get, create, update, patch and delete of every kind of
-// client-go's scheme and of those that are added by Serve, over HTTP/2, to clients that trust its certificate. A project can be
-// made to hang, to forbid a resource, or to refuse a token. It validates nothing, and has no selectors and no history.
+// client-go's scheme and of kinds that Serve added, over HTTP/2, to clients that trust its certificate. A project can
+// be made to hang, to forbid a resource, or to reject a token. The server validates nothing, and supports no selectors.
 package apitest
 
 import (
@@ -32,7 +32,7 @@ import (
 
 const prefix = "/apis/resourcemanager.miloapis.com/v1alpha1/projects/"
 
-// Server is an API server. Its methods are safe for concurrent use.
+// Server is a fake API server. Its methods are safe for concurrent use.
 type Server struct {
 	http    *httptest.Server
 	latency time.Duration
@@ -44,7 +44,7 @@ type Server struct {
 	catalog  *catalog // of new projects
 }
 
-// Start starts a server on a loopback address. Each request takes latency before it is answered.
+// Start starts a server on a loopback address, which delays each response by latency.
 func Start(latency time.Duration) *Server {
 	s := &Server{latency: latency, projects: map[string]*Project{}, catalog: builtin()}
 	s.http = httptest.NewUnstartedServer(http.HandlerFunc(s.serve))
@@ -56,14 +56,14 @@ func Start(latency time.Duration) *Server {
 			s.conns.Add(1)
 		case http.StateClosed, http.StateHijacked:
 			s.conns.Add(-1)
-		case http.StateActive, http.StateIdle: // it is open
+		case http.StateActive, http.StateIdle: // already counted
 		}
 	}
 	s.http.StartTLS()
 	return s
 }
 
-// Close ends the server and all connections to it.
+// Close stops the server and closes all connections.
 func (s *Server) Close() {
 	s.mu.Lock()
 	for _, p := range s.projects {
@@ -75,7 +75,7 @@ func (s *Server) Close() {
 	s.http.Close()
 }
 
-// Serve adds kinds to all projects that are made later, with the usual names of their resources.
+// Serve adds kinds to all projects that are created later, with the default names of their resources.
 func (s *Server) Serve(kinds ...schema.GroupVersionKind) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -87,7 +87,7 @@ func (s *Server) Serve(kinds ...schema.GroupVersionKind) {
 	})
 }
 
-// ServeOnly leaves out the other kinds in all projects that are made later.
+// ServeOnly removes the kinds for which is returns false from all projects that are created later.
 func (s *Server) ServeOnly(is func(schema.GroupVersionKind) bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -96,38 +96,38 @@ func (s *Server) ServeOnly(is func(schema.GroupVersionKind) bool) {
 	})
 }
 
-// Kinds is the number of kinds of the projects that are made later.
+// Kinds returns the number of kinds of projects that are created later.
 func (s *Server) Kinds() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.catalog.kinds)
 }
 
-// Config returns the configuration of a client of a project.
+// Config returns a client configuration for a project.
 func (s *Server) Config(project string) *rest.Config {
 	return &rest.Config{Host: s.Endpoint(project), TLSClientConfig: rest.TLSClientConfig{CAData: s.CA()}}
 }
 
-// CA is the certificate of the server, in PEM.
+// CA returns the server's certificate, in PEM.
 func (s *Server) CA() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.http.Certificate().Raw})
 }
 
-// URL is the URL of the server.
+// URL returns the URL of the server.
 func (s *Server) URL() string { return s.http.URL }
 
-// Endpoint is the URL of the control plane of a project.
+// Endpoint returns the URL of a project's control plane.
 func (s *Server) Endpoint(project string) string {
 	return s.http.URL + prefix + project + "/control-plane"
 }
 
-// Connections is the number of open connections.
+// Connections returns the number of open connections.
 func (s *Server) Connections() int { return int(s.conns.Load()) }
 
-// Requests is the number of requests so far, of all projects.
+// Requests returns the number of requests to all projects so far.
 func (s *Server) Requests() int { return int(s.total.Load()) }
 
-// Project returns a project, which is created by the first call.
+// Project returns a project. The first call creates it.
 func (s *Server) Project(name string) *Project {
 	s.mu.Lock()
 	defer s.mu.Unlock()

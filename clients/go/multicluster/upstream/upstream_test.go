@@ -1,5 +1,5 @@
-// Package upstream has reproductions of defects in multicluster-runtime and client-go. Its tests pass as long as the defects exist: see
-// docs/reviewers/upstream.md.
+// Package upstream reproduces defects of multicluster-runtime and client-go. Its tests pass while the defects exist:
+// see docs/reviewers/upstream.md.
 package upstream
 
 import (
@@ -49,7 +49,7 @@ func config(api *apitest.Server, project string) *rest.Config {
 	return &rest.Config{Host: api.Endpoint(project), TLSClientConfig: rest.TLSClientConfig{CAData: api.CA()}}
 }
 
-// working returns a manager whose controller has begun to work. Before that, Engage only notes the clusters to begin with.
+// working returns a manager whose controller is running. Before that, Engage only records clusters.
 func working(t *testing.T, api *apitest.Server) mcmanager.Manager {
 	t.Helper()
 	reconciled := make(chan struct{}, 1)
@@ -71,7 +71,8 @@ func working(t *testing.T, api *apitest.Server) mcmanager.Manager {
 	return mgr
 }
 
-// started returns a manager whose provider has no clusters of its own, which watches ConfigMaps, and what its Start returns.
+// started returns a manager that watches ConfigMaps, with a provider without clusters, and the channel of Start's
+// result.
 func started(t *testing.T, api *apitest.Server, change func(*manager.Options)) (mcmanager.Manager, <-chan error) {
 	t.Helper()
 	return reconciling(t, api, change, func() {})
@@ -88,7 +89,7 @@ func reconciling(t *testing.T, api *apitest.Server, change func(*manager.Options
 	if err != nil {
 		t.Fatal(err)
 	}
-	// A priority queue before controller-runtime 0.25 can keep its goroutines when it shuts down (controller-runtime#3538).
+	// Before controller-runtime 0.25, a priority queue can leak goroutines when it shuts down (controller-runtime#3538).
 	skip, usePriorityQueue := true, false
 	err = mcbuilder.ControllerManagedBy(mgr).Named("upstream").For(&corev1.ConfigMap{}).
 		WithOptions(mccontroller.Options{SkipNameValidation: &skip, UsePriorityQueue: &usePriorityQueue}).
@@ -106,7 +107,7 @@ func reconciling(t *testing.T, api *apitest.Server, change func(*manager.Options
 	return mgr, ended
 }
 
-// running returns a cluster that is started until ctx ends.
+// running returns a cluster that runs until ctx is done.
 func running(ctx context.Context, t *testing.T, api *apitest.Server, project string) cluster.Cluster {
 	t.Helper()
 	cl, err := cluster.New(config(api, project))
@@ -142,12 +143,12 @@ func TestEngageWaitsForEachInformer(t *testing.T) {
 	engaging.Wait()
 	took := time.Since(began)
 	t.Logf("%d clusters with one informer each, engaged concurrently: %v", count, took)
-	if took < 2*syncPoll { // together they would need one; some may have synced before their first
-		t.Errorf("it took %v: the defect is gone", took)
+	if took < 2*syncPoll { // concurrently they would need one; some may have synced before their first
+		t.Errorf("Engage of all clusters took %v: the defect is fixed", took)
 	}
 }
 
-func TestEngageOfASilentClusterBlocksOthers(t *testing.T) {
+func TestEngageOfUnresponsiveClusterBlocksOthers(t *testing.T) {
 	api := apitest.Start(0)
 	t.Cleanup(api.Close)
 	api.Project("silent").Forbid("configmaps")
@@ -162,7 +163,7 @@ func TestEngageOfASilentClusterBlocksOthers(t *testing.T) {
 	go func() { engaged <- mgr.Engage(t.Context(), "other", other) }()
 	select {
 	case err := <-engaged:
-		t.Fatalf("the other one is engaged (%v): the defect is gone", err)
+		t.Fatalf("the other cluster was engaged (%v): the defect is fixed", err)
 	case <-time.After(10 * syncPoll):
 	}
 	giveUp()
@@ -171,7 +172,7 @@ func TestEngageOfASilentClusterBlocksOthers(t *testing.T) {
 	}
 }
 
-func TestEachEngagementLeavesAGoroutine(t *testing.T) {
+func TestEachEngagementLeaksAGoroutine(t *testing.T) {
 	api := apitest.Start(0)
 	t.Cleanup(api.Close)
 	mgr := working(t, api)
@@ -185,11 +186,11 @@ func TestEachEngagementLeavesAGoroutine(t *testing.T) {
 		cancel()
 	}
 	if got := left() - before; got < rounds {
-		t.Errorf("%d are left of %d engagements: the defect is gone", got, rounds)
+		t.Errorf("%d goroutines leaked by %d engagements: the defect is fixed", got, rounds)
 	}
 }
 
-// left counts goroutines that startWithinContext started.
+// left returns the number of goroutines that startWithinContext started.
 func left() (count int) {
 	var text strings.Builder
 	_ = pprof.Lookup("goroutine").WriteTo(&text, 2)
@@ -228,10 +229,10 @@ func (l *heldLock) RecordEvent(string) {}
 func (l *heldLock) Identity() string   { return "us" }
 func (l *heldLock) Describe() string   { return "in memory" }
 
-func TestElectionAfterADisengagementEndsTheManager(t *testing.T) {
+func TestElectionAfterADisengagementStopsTheManager(t *testing.T) {
 	api := apitest.Start(0)
 	t.Cleanup(api.Close)
-	held := &heldLock{holder: "somebody else"}
+	held := &heldLock{holder: "another replica"}
 	lease, renew, retry := 3*time.Second, 2*time.Second, 20*time.Millisecond
 	mgr, ended := started(t, api, func(o *manager.Options) {
 		o.LeaderElection, o.LeaderElectionResourceLockInterface = true, held
@@ -247,16 +248,16 @@ func TestElectionAfterADisengagementEndsTheManager(t *testing.T) {
 	held.mu.Unlock()
 	select {
 	case err := <-ended:
-		t.Logf("the manager ended: %v", err)
+		t.Logf("the manager stopped: %v", err)
 		if err == nil {
-			t.Error("without an error: the defect is another one")
+			t.Error("the manager stopped without an error: the defect has changed")
 		}
 	case <-time.After(30 * time.Second):
-		t.Error("the manager runs: the defect is gone")
+		t.Error("the manager is running: the defect is fixed")
 	}
 }
 
-// everywhere is a provider that needs no leader election, and sends the holder of the lock when it is started.
+// everywhere is a provider that needs no leader election, and reports the holder of the lock when it is started.
 type everywhere struct {
 	*nop.Provider
 	held    *heldLock
@@ -278,7 +279,7 @@ func TestProviderIsNotStartedBeforeTheElection(t *testing.T) {
 	log.SetLogger(logr.Discard())
 	api := apitest.Start(0)
 	t.Cleanup(api.Close)
-	held := &heldLock{holder: "somebody else"}
+	held := &heldLock{holder: "another replica"}
 	provider := everywhere{Provider: nop.New(), held: held, started: make(chan string, 1)}
 	lease, renew, retry := 3*time.Second, 2*time.Second, 20*time.Millisecond
 	mgr, err := mcmanager.New(config(api, "local"), provider, manager.Options{
@@ -298,7 +299,7 @@ func TestProviderIsNotStartedBeforeTheElection(t *testing.T) {
 		held.mu.Unlock()
 	}
 	if holder := <-provider.started; holder != held.Identity() {
-		t.Errorf("it was started while the lock had the holder %q: the defect is gone", holder)
+		t.Errorf("the provider was started while %q held the lock: the defect is fixed", holder)
 	}
 }
 
@@ -339,14 +340,14 @@ func TestIndexDuringAddLosesTheCluster(t *testing.T) {
 	err = all.Add(t.Context(), "project", duringAdd{cl, index}, nil)
 	t.Logf("Add: %v", err)
 	if err == nil {
-		t.Fatal("it was added: the defect is gone")
+		t.Fatal("the cluster was added: the defect is fixed")
 	}
 	if _, err := all.Get(t.Context(), "project"); !errors.Is(err, mc.ErrClusterNotFound) {
-		t.Errorf("Get: %v", err)
+		t.Errorf("Get() error = %v, want ErrClusterNotFound", err)
 	}
 }
 
-// undecided is the registry and the sharder of a coordinator that owns nothing until the test allows it.
+// undecided is the registry and the sharder of a coordinator that owns no cluster until the test sets owns.
 type undecided struct {
 	owns  atomic.Bool
 	asked atomic.Int64
@@ -366,7 +367,7 @@ func (u *undecided) ShouldOwn(string, []sharder.PeerInfo, sharder.PeerInfo) bool
 	return owns
 }
 
-// engaged is an Aware that passes the context of each engagement on.
+// engaged is an Aware that sends the context of each engagement of a name on a channel.
 type engaged struct {
 	ctxs chan context.Context
 	name mc.ClusterName
@@ -395,7 +396,7 @@ func TestDisengagementInShardedCoordinatorEndsAnotherCluster(t *testing.T) {
 	for group.asked.Load() == 0 {
 		time.Sleep(time.Millisecond)
 	}
-	// Another replica ended, so that this one owns both. What starts "stays" is the engagement of "goes".
+	// As if another replica had stopped, this one now owns both clusters. The engagement of "goes" starts "stays" as well.
 	group.owns.Store(true)
 	goes, disengage := context.WithCancel(t.Context())
 	if err := coordinator.Engage(goes, "goes", nil); err != nil {
@@ -406,30 +407,30 @@ func TestDisengagementInShardedCoordinatorEndsAnotherCluster(t *testing.T) {
 	select {
 	case <-ctx.Done():
 	case <-time.After(10 * time.Second):
-		t.Fatal("the other cluster works on: the defect is gone")
+		t.Fatal("the other cluster is still engaged: the defect is fixed")
 	}
-	// Each engagement has the coordinator decide again, and it does not start the one that has ended.
+	// At each engagement the coordinator checks all clusters, but does not restart the one that has ended.
 	if err := coordinator.Engage(t.Context(), "comes", nil); err != nil {
 		t.Fatal(err)
 	}
 	select {
 	case <-stays.ctxs:
-		t.Error("it was started again: the defect is smaller than described")
+		t.Error("the cluster was engaged again: the defect is smaller than described")
 	case <-time.After(10 * syncPoll):
 	}
 }
 
-func TestStoppedFilterWaitsForAReceiver(t *testing.T) {
+func TestStoppedWatchFilterBlocksOnItsPendingEvent(t *testing.T) {
 	inner := watch.NewRaceFreeFake()
 	filtered := watch.Filter(inner, func(e watch.Event) (watch.Event, bool) { return e, true })
 	inner.Add(&corev1.ConfigMap{})
 	filtered.Stop()
 	if _, held := <-filtered.ResultChan(); !held {
-		t.Error("the event is not held")
+		t.Error("the pending event was dropped: the defect is fixed")
 	}
 }
 
-func TestWatchesWithAnEventAreNotDelayed(t *testing.T) {
+func TestInformerReopensWatchesWithAnEventWithoutBackoff(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	opened := make(chan struct{})
@@ -439,7 +440,7 @@ func TestWatchesWithAnEventAreNotDelayed(t *testing.T) {
 		},
 		WatchFuncWithContext: func(_ context.Context, options metav1.ListOptions) (watch.Interface, error) {
 			if options.SendInitialEvents != nil {
-				return nil, apierrors.NewBadRequest("lists in watches are off")
+				return nil, apierrors.NewBadRequest("streaming lists are disabled")
 			}
 			select {
 			case opened <- struct{}{}:
@@ -461,7 +462,7 @@ func TestWatchesWithAnEventAreNotDelayed(t *testing.T) {
 		select {
 		case <-opened:
 		case <-enough:
-			t.Fatalf("%d watches were opened", n)
+			t.Fatalf("%d watches were opened in 10 s, want 100: the defect is fixed", n)
 		}
 	}
 	cancel()

@@ -16,7 +16,7 @@ import (
 // Outcome is the outcome of an attempt to renew a credential.
 type Outcome string
 
-// The outcomes of an attempt to renew.
+// The outcomes of an attempt to renew a credential.
 const (
 	Renewed   Outcome = "renewed"
 	Unchanged Outcome = "unchanged"
@@ -25,14 +25,14 @@ const (
 
 const (
 	issueWithin = 15 * time.Second
-	// Minimum time between requests to the daemon, also if its kubeconfigs are refused or expire soon.
+	// Minimum interval between requests to the daemon, even if its kubeconfigs are rejected or expire soon.
 	renewEvery = 5 * time.Second
 )
 
-// Options configure a Credential.
+// Options configures a Credential.
 type Options struct {
-	// Server is the URL in front of the paths of requests. It is replaced by the server of the kubeconfig in use, so that a
-	// credential is sent to no other.
+	// Server is the URL with which requests begin. It is replaced by the server of the current kubeconfig, so that a
+	// credential is sent only to its own server.
 	Server string
 	// Issue requests a kubeconfig from the daemon.
 	Issue func(context.Context) (Kubeconfig, error)
@@ -44,22 +44,22 @@ type Options struct {
 	Now func() time.Time
 }
 
-// Credential is a round tripper that adds the newest credential of one cluster to each request. Watches that are open stay
-// open when it is replaced.
+// Credential is a round tripper that adds the newest credential of one cluster to each request. Open watches stay open
+// when it is replaced.
 type Credential struct {
 	options Options
-	ctx     context.Context // of attempts; ends with Close
+	ctx     context.Context // of attempts; canceled by Close
 	cancel  context.CancelFunc
 
 	mu      sync.Mutex
 	held    *held
 	renewal *renewal
-	offered chan struct{} // closed by the next kubeconfig that the daemon sends unrequested
-	notYet  time.Time     // no attempt before this time; reset by a kubeconfig that the daemon sends unrequested
+	offered chan struct{} // closed when the daemon pushes the next kubeconfig
+	notYet  time.Time     // no attempt before this time; reset when the daemon pushes a kubeconfig
 	closed  bool
 }
 
-// held is one kubeconfig in use.
+// held is a kubeconfig in use, with its transport.
 type held struct {
 	from      Kubeconfig
 	server    *url.URL
@@ -67,7 +67,7 @@ type held struct {
 	release   func()
 }
 
-// send sends a request to the server of the kubeconfig. The path of the request begins with that of the URL given.
+// send sends a request to the server of the kubeconfig, in place of the server with which the request's URL begins.
 func (h *held) send(request *http.Request, instead string) (*http.Response, error) {
 	if h.server.String() == instead {
 		return h.transport.RoundTrip(request)
@@ -97,13 +97,14 @@ type renewal struct {
 
 var errClosed = errors.New("the cluster was disengaged")
 
-// New returns a Credential that holds nothing yet.
+// New returns a Credential without a kubeconfig.
 func New(options Options) *Credential {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Credential{options: options, ctx: ctx, cancel: cancel, offered: make(chan struct{})}
 }
 
-// Offer replaces the credential by a newer one. A kubeconfig that was issued before the current one is ignored.
+// Offer replaces the kubeconfig by one that the daemon pushed. A kubeconfig that is older than the current one is
+// ignored.
 func (c *Credential) Offer(k Kubeconfig) error {
 	outcome, err := c.offer(k)
 	if outcome == Renewed {
@@ -157,18 +158,18 @@ func (c *Credential) offer(k Kubeconfig) (Outcome, error) {
 	return Renewed, nil
 }
 
-// supersedes returns whether a kubeconfig replaces the current one: a response and a push may arrive in another order than they
-// were issued in. It is called with the lock held.
+// supersedes reports whether a kubeconfig is newer than the current one: a response and a push may arrive in another
+// order than they were issued. It is called with the lock held.
 func (c *Credential) supersedes(k Kubeconfig) bool {
 	if c.held == nil {
 		return true
 	}
 	issued := c.held.from.IssuedAt
-	// A time in the future is from before the clock was set back.
+	// If the current one was issued in the future, the clock was set back since.
 	return k.IssuedAt.After(issued) || issued.After(c.options.Now()) && !k.IssuedAt.Equal(issued)
 }
 
-// Close releases the transport. Later requests fail.
+// Close releases the transport and cancels attempts. Later requests fail.
 func (c *Credential) Close() {
 	c.cancel()
 	c.mu.Lock()
@@ -207,7 +208,7 @@ func (c *Credential) current(ctx context.Context) (*held, error) {
 	return c.held, nil
 }
 
-// RoundTrip sends the request, and repeats it once with a newer credential after a 401.
+// RoundTrip sends the request, and retries it once with a newer credential after a 401.
 func (c *Credential) RoundTrip(request *http.Request) (*http.Response, error) {
 	used, err := c.current(request.Context())
 	if err != nil {
@@ -234,7 +235,7 @@ func (c *Credential) RoundTrip(request *http.Request) (*http.Response, error) {
 	return newer.send(again, c.options.Server)
 }
 
-// rewound returns the request for a second attempt, and false if its body can't be sent again.
+// rewound returns a copy of the request for a retry, and false if its body cannot be sent again.
 func rewound(request *http.Request) (*http.Request, bool) {
 	again := request.Clone(request.Context())
 	if request.Body == nil || request.Body == http.NoBody {
@@ -251,7 +252,7 @@ func rewound(request *http.Request) (*http.Request, bool) {
 	return again, true
 }
 
-// newerThan returns a credential that is newer than one that was refused, or nil if there is none.
+// newerThan returns a kubeconfig that replaced the rejected one, or nil if there is none. It requests one if necessary.
 func (c *Credential) newerThan(ctx context.Context, refused *held) *held {
 	c.mu.Lock()
 	offered := c.offered
@@ -261,7 +262,7 @@ func (c *Credential) newerThan(ctx context.Context, refused *held) *held {
 	}
 	attempt := c.renewBeside(renewEvery)
 	if attempt == nil {
-		return c.heldOtherThan(refused) // an attempt may have ended meanwhile
+		return c.heldOtherThan(refused) // an attempt may have ended after the first check
 	}
 	select {
 	case <-attempt.done:
@@ -281,7 +282,7 @@ func (c *Credential) heldOtherThan(refused *held) *held {
 	return c.held
 }
 
-// renew waits for an attempt to renew the credential, or for a kubeconfig that the daemon sends unrequested.
+// renew waits for an attempt to renew the credential, or for a kubeconfig that the daemon pushes.
 func (c *Credential) renew(ctx context.Context, offered <-chan struct{}) error {
 	attempt := c.renewBeside(0)
 	select {

@@ -16,14 +16,14 @@ import (
 	"time"
 )
 
-// issuer is a daemon with scripted kubeconfigs.
+// issuer issues scripted kubeconfigs in place of the daemon.
 type issuer struct {
 	mu     sync.Mutex
 	token  string
 	number int
 	err    error
 	calls  atomic.Int64
-	gate   chan struct{} // held while it is not nil
+	gate   chan struct{} // if not nil, calls block until it is closed
 }
 
 func (i *issuer) issue(ctx context.Context) (Kubeconfig, error) {
@@ -36,7 +36,7 @@ func (i *issuer) issue(ctx context.Context) (Kubeconfig, error) {
 	return kubeconfig(i.token, i.number), i.err
 }
 
-// testServer is in all kubeconfigs. Requests go where the test sends them.
+// testServer is the server of all kubeconfigs, and Options.Server, so that requests keep the URL of the test.
 const testServer = "http://127.0.0.1"
 
 func kubeconfig(token string, number int) Kubeconfig {
@@ -93,10 +93,10 @@ func TestUnauthorizedRequestIsRetriedWithItsBody(t *testing.T) {
 		t.Fatal(err)
 	}
 	if code := post(t, c, server.URL, strings.NewReader("content")); code != http.StatusOK {
-		t.Fatalf("status %d", code)
+		t.Fatalf("status %d, want 200", code)
 	}
 	if len(*bodies) != 1 || (*bodies)[0] != "content" || len(*outcomes) != 1 || (*outcomes)[0] != Renewed {
-		t.Errorf("the server has %q; outcomes %v", *bodies, *outcomes)
+		t.Errorf("the server received %q, with outcomes %v; want content and [renewed]", *bodies, *outcomes)
 	}
 }
 
@@ -107,11 +107,11 @@ func TestUnauthorizedResponseIsReturnedIfRequestBodyCannotBeResent(t *testing.T)
 		t.Fatal(err)
 	}
 	if code := post(t, c, server.URL, io.MultiReader(strings.NewReader("once"))); code != http.StatusUnauthorized {
-		t.Fatalf("status %d", code)
+		t.Fatalf("status %d, want 401", code)
 	}
 	// The credential is still renewed, for the next request.
 	if code := post(t, c, server.URL, strings.NewReader("again")); code != http.StatusOK {
-		t.Fatalf("status %d", code)
+		t.Fatalf("status %d, want 200", code)
 	}
 }
 
@@ -125,16 +125,16 @@ func TestUnauthorizedResponseIsReturnedIfDaemonHasNoNewerKubeconfig(t *testing.T
 	}
 	for range 3 {
 		if code := post(t, c, server.URL, nil); code != http.StatusUnauthorized {
-			t.Fatalf("status %d", code)
+			t.Fatalf("status %d, want 401", code)
 		}
 	}
 	if of.calls.Load() != 1 || (*outcomes)[0] != Unchanged {
-		t.Errorf("%d calls, outcomes %v", of.calls.Load(), *outcomes)
+		t.Errorf("%d calls with outcomes %v, want one with unchanged", of.calls.Load(), *outcomes)
 	}
 	now = now.Add(renewEvery)
 	post(t, c, server.URL, nil)
 	if of.calls.Load() != 2 {
-		t.Errorf("%d calls after the pause", of.calls.Load())
+		t.Errorf("%d calls after the minimum interval, want 2", of.calls.Load())
 	}
 }
 
@@ -162,11 +162,11 @@ func TestRenewalsAreSingleFlightAndShared(t *testing.T) {
 	close(of.gate)
 	callers.Wait()
 	if served.Load() != 20 || of.calls.Load() != 1 {
-		t.Errorf("%d served, %d calls", served.Load(), of.calls.Load())
+		t.Errorf("%d requests succeeded with %d calls of the daemon, want 20 and 1", served.Load(), of.calls.Load())
 	}
 }
 
-func TestDueKubeconfigIsRenewedInBackgroundOfRequests(t *testing.T) {
+func TestRequestRenewsDueKubeconfigInTheBackground(t *testing.T) {
 	server, _ := accepting(t, "held")
 	of := &issuer{token: "held", number: 2}
 	now := time.Unix(1000, 0)
@@ -178,7 +178,7 @@ func TestDueKubeconfigIsRenewedInBackgroundOfRequests(t *testing.T) {
 	}
 	post(t, c, server.URL, nil)
 	if of.calls.Load() != 0 {
-		t.Fatal("it was renewed before it was due")
+		t.Fatal("the kubeconfig was renewed before it was due")
 	}
 	now = now.Add(2 * time.Minute)
 	post(t, c, server.URL, nil)
@@ -196,7 +196,7 @@ func TestCredentialKeepsKubeconfigWithNewestIssueTime(t *testing.T) {
 		}
 	}
 	if code := post(t, c, server.URL, nil); code != http.StatusOK {
-		t.Errorf("status %d", code)
+		t.Errorf("status %d, want 200", code)
 	}
 }
 
@@ -233,20 +233,20 @@ func TestRequestGoesToServerOfItsCredential(t *testing.T) {
 		want = append(want, name+" "+host+each.path+"/api/with%2Fslash?x=y Bearer "+token)
 	}
 	if !slices.Equal(paths, want) {
-		t.Errorf("%q", paths)
+		t.Errorf("the requests are %q, want %q", paths, want)
 	}
 	if err := c.Offer(at("nowhere", "token", 9)); err == nil || !strings.HasPrefix(err.Error(), "kubeconfig refused") {
-		t.Errorf("a server that is not a URL: %v", err)
+		t.Errorf("Offer() with a server that is not a URL: error = %v, want kubeconfig refused", err)
 	}
 }
 
-func TestClockThatIsSetBackDoesNotKeepAnOldKubeconfig(t *testing.T) {
+func TestKubeconfigIsReplacedAfterTheClockWasSetBack(t *testing.T) {
 	c, _ := newCredential(&issuer{}, func() time.Time { return time.Unix(1000, 0) })
 	if err := errors.Join(c.Offer(kubeconfig("before", 5000)), c.Offer(kubeconfig("after", 1000))); err != nil {
 		t.Fatal(err)
 	}
 	if got := c.held.from.IssuedAt; !got.Equal(time.Unix(1000, 0)) {
-		t.Errorf("the one issued at %v is used", got)
+		t.Errorf("the kubeconfig issued at %v is used, want the one issued at 1000", got)
 	}
 }
 
@@ -257,12 +257,12 @@ func TestClosedCredentialReleasesItsTransport(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := c.Offer(kubeconfig("another", 2)); err != nil || len(pool.shared) != 1 {
-		t.Fatalf("%v; %d transports for the same TLS settings", err, len(pool.shared))
+		t.Fatalf("Offer() error = %v; %d transports for the same TLS settings, want 1", err, len(pool.shared))
 	}
 	c.Close()
 	request, _ := http.NewRequest(http.MethodGet, "http://127.0.0.1", nil)
 	if _, err := c.RoundTrip(request); !errors.Is(err, errClosed) || len(pool.shared) != 0 {
-		t.Errorf("RoundTrip: %v; %d transports left", err, len(pool.shared))
+		t.Errorf("RoundTrip() error = %v, want errClosed; %d transports, want none", err, len(pool.shared))
 	}
 }
 
@@ -290,10 +290,10 @@ func TestCloseCancelsRenewalInFlight(t *testing.T) {
 	<-asked
 	c.Close()
 	if err := <-ended; !errors.Is(err, errClosed) {
-		t.Errorf("RoundTrip: %v", err)
+		t.Errorf("RoundTrip() error = %v, want errClosed", err)
 	}
 	if attempted || !body.closed {
-		t.Errorf("counted as an attempt: %t; the body is closed: %t", attempted, body.closed)
+		t.Errorf("counted as an attempt: %t, want false; body closed: %t, want true", attempted, body.closed)
 	}
 }
 
@@ -320,18 +320,18 @@ func TestParseRejectsKubeconfigWithFilesProxyOrMismatchedNames(t *testing.T) {
 		"a proxy":                    strings.Replace(good, `"server"`, `"proxy-url": "http://elsewhere", "server"`, 1),
 		"a file for the key":         strings.Replace(good, `"token"`, `"client-key": "/etc/passwd", "token"`, 1),
 		"a file for the certificate": strings.Replace(good, `"token"`, `"client-certificate": "/etc/passwd", "token"`, 1),
-		"more than anybody needs":    good + strings.Repeat(" ", maxContent),
+		"more than the maximum size": good + strings.Repeat(" ", maxContent),
 	} {
 		if _, err := Parse([]byte(content)); err == nil || !strings.HasPrefix(err.Error(), "kubeconfig refused") {
-			t.Errorf("%s: %v", name, err)
+			t.Errorf("Parse() with %s: error = %v, want kubeconfig refused", name, err)
 		}
 	}
 	if config, err := Parse([]byte(good)); err != nil || config.BearerToken != "x" {
-		t.Errorf("%v, %v", config, err)
+		t.Errorf("Parse() = %v, %v; want the token x", config, err)
 	}
 }
 
-func TestCallerThatWaitsHasTheKubeconfigThatIsSentUnrequested(t *testing.T) {
+func TestPushedKubeconfigUnblocksRequestThatWaitsForTheIssuer(t *testing.T) {
 	server, _ := accepting(t, "pushed")
 	of := &issuer{err: errors.New("the issuer is down"), gate: make(chan struct{})}
 	c, _ := newCredential(of, time.Now)
@@ -352,7 +352,7 @@ func TestCallerThatWaitsHasTheKubeconfigThatIsSentUnrequested(t *testing.T) {
 			t.Fatal(err)
 		}
 		if found := <-code; found != http.StatusOK { // while the request to the issuer is pending
-			t.Errorf("after %q: status %d", first, found)
+			t.Errorf("with the former token %q: status %d, want 200", first, found)
 		}
 	}
 	close(of.gate)

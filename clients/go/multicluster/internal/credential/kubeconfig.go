@@ -1,4 +1,4 @@
-// Package credential authenticates the requests to one cluster with the kubeconfigs that the daemon issues for it, and
+// Package credential authenticates requests to a cluster with the kubeconfigs that the daemon issues for it, and
 // replaces them without interrupting requests and watches.
 package credential
 
@@ -12,20 +12,20 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 )
 
-// Kubeconfig is a kubeconfig as the daemon issued it.
+// Kubeconfig is a kubeconfig that the daemon issued.
 type Kubeconfig struct {
 	Content      []byte
 	IssuedAt     time.Time
-	RefreshAfter time.Time // zero: it is not renewed before it expires
+	RefreshAfter time.Time // when to renew it; zero means never
 }
 
-// maxContent is the maximum size of a kubeconfig, far more than one for a single cluster needs.
+// maxContent is the maximum size of a kubeconfig. One for a single cluster is far smaller.
 const maxContent = 1 << 20
 
 // Parse returns the TLS settings and the identity in a kubeconfig.
 //
-// A kubeconfig comes from another process. One that would run a command or read a file in this process is refused, so
-// that a compromised daemon gets access to nothing but the clusters for which it issues credentials.
+// It rejects kubeconfigs that would run a command or read a file in this process, so that a compromised daemon gets
+// access only to the clusters for which it issues credentials.
 func Parse(content []byte) (*rest.Config, error) {
 	if len(content) > maxContent {
 		return nil, fmt.Errorf("kubeconfig refused: %d bytes, more than %d", len(content), maxContent)
@@ -84,7 +84,7 @@ func refuse(cluster *clientcmdapi.Cluster, user *clientcmdapi.AuthInfo) error {
 	case cluster.InsecureSkipTLSVerify:
 		return errors.New("it disables TLS verification of the server (insecure-skip-tls-verify)")
 	case cluster.ProxyURL != "":
-		return fmt.Errorf("it names a proxy, %q", cluster.ProxyURL)
+		return fmt.Errorf("it uses the proxy %q", cluster.ProxyURL)
 	case user.Impersonate == "" && (user.ImpersonateUID != "" || len(user.ImpersonateGroups)+len(user.ImpersonateUserExtra) > 0):
 		return errors.New("it impersonates groups without a user")
 	case user.Token == "" && len(user.ClientCertificateData) == 0:

@@ -12,10 +12,11 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// Pool shares transports, and thereby connections, between clusters with the same TLS settings. Its zero value is ready to use.
+// Pool shares transports, and so connections, between clusters with the same TLS settings. The zero value is ready to
+// use.
 //
-// client-go shares transports too, and keeps each of them until the process ends. A transport of a Pool is closed when the
-// last credential that uses it is replaced, so that client certificates can be renewed.
+// client-go shares transports too, but never closes them. A Pool closes a transport when the last credential that uses
+// it is replaced, so that connections with a renewed client certificate do not accumulate.
 type Pool struct {
 	mu     sync.Mutex
 	shared map[string]*shared

@@ -1,5 +1,5 @@
-// Command engagements prints the clusters that the provider engages and disengages, for the tests of the rules that
-// subscribers follow (tests/end_to_end/examples).
+// Command engagements prints the clusters that the provider engages and disengages, for the tests of subscribers in
+// tests/end_to_end/examples.
 package main
 
 import (
@@ -54,10 +54,10 @@ func main() {
 	}
 }
 
-// printer prints the clusters that are engaged with it, until they are disengaged.
+// printer is an Aware that prints engagements, updates of labels, and disengagements.
 type printer struct {
 	provider *multicluster.Provider
-	// For each name, a channel that is closed after the end of its engagement was printed.
+	// ended has, for each name, a channel that is closed after the end of its engagement was printed.
 	ended sync.Map
 }
 

@@ -1,8 +1,8 @@
 // Package mapping shares REST mappers between clusters that serve the same kinds.
 //
-// A REST mapper takes about 300 KiB. API servers send a hash of each discovery document as its ETag, so a cluster can be asked
-// whether it serves a document that is known already. Clusters with the same document share the mapper made of it; every
-// other cluster has a mapper of its own document, and none waits for the answer of another cluster.
+// A REST mapper takes about 300 KiB. API servers send a hash of each discovery document as its ETag, so a conditional
+// request shows whether a cluster serves a cached document. Clusters with the same document share its mapper, and no
+// cluster waits for the response of another one.
 package mapping
 
 import (
@@ -30,16 +30,17 @@ import (
 )
 
 const (
-	// answerWithin limits a request. A mapper has no context, and holds the locks of its cluster's cache for that time.
+	// answerWithin is the timeout of a request. A mapper gets no context, and holds the locks of its cluster's cache
+	// meanwhile.
 	answerWithin = 15 * time.Second
 	// maxDocument is the maximum size of a discovery document.
 	maxDocument = 64 << 20
-	// minETag is the length from which an ETag is a hash of the content, as that of kube-apiservers, so that it means the same
-	// in each cluster of a server.
+	// minETag is the minimum length of an ETag that is used for conditional requests: a hash of the content, like that of
+	// kube-apiserver, has the same meaning in each cluster of a server.
 	minETag = 64
 )
 
-// errNotAggregated is that of a server without aggregated discovery, as before Kubernetes 1.30.
+// errNotAggregated is returned for servers without aggregated discovery, such as those before Kubernetes 1.30.
 var errNotAggregated = errors.New("the server does not serve aggregated discovery documents")
 
 // document is an aggregated discovery document: the kinds of the core group, or of all other groups.
@@ -48,26 +49,26 @@ type document struct {
 	mapper meta.RESTMapper
 }
 
-// Documents holds the discovery documents that clusters serve at present, each once. It forgets a document with the last
-// mapper that uses it.
+// Documents caches the discovery documents of all clusters, each once. A document is dropped when no mapper uses it.
 type Documents struct {
-	Timeout time.Duration // of a request, set by tests; 0 means answerWithin
+	Timeout time.Duration // of a request; zero means answerWithin. Set only by tests.
 
 	mu    sync.Mutex
 	known map[[sha256.Size]byte]weak.Pointer[document]
-	last  map[string]weak.Pointer[document] // what was served last, by API server and path
+	last  map[string]weak.Pointer[document] // the last document of each API server and path
 }
 
-// server is where a cluster's discovery documents are.
+// server is the API server of a cluster.
 type server struct {
-	lifetime  context.Context // of the cluster; requests end with it
+	lifetime  context.Context // of the cluster, and of its requests
 	base      *url.URL
 	transport http.RoundTripper
 }
 
-// read returns the document that a server has at a path. It is `before`, or that of another cluster, if it is the same.
+// read returns the server's document at a path. If it is unchanged, or the same as that of another cluster, the result
+// is the cached document.
 func (d *Documents) read(from server, path string, before *document) (*document, error) {
-	// An ETag of one API server is not believed of another one, which may lie about it.
+	// ETags of one API server are not used for another one, which could send them with different content.
 	place := from.base.Scheme + "://" + from.base.Host + path
 	asked := before
 	if asked == nil {
@@ -114,7 +115,7 @@ func (d *Documents) read(from server, path string, before *document) (*document,
 	return found, nil
 }
 
-// document returns the document with this content and ETag.
+// document returns the document with this content and ETag, from the cache if possible.
 func (d *Documents) document(content []byte, etag string) (*document, error) {
 	hash := sha256.Sum256(slices.Concat([]byte(etag), []byte{0}, content))
 	d.mu.Lock()

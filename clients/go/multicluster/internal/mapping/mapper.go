@@ -14,8 +14,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/apiutil"
 )
 
-// Mapper is the REST mapper of one cluster. It reads the cluster's documents when it is first used, and again when a kind is
-// not in them.
+// Mapper is the REST mapper of one cluster. It reads the cluster's discovery documents when it is first used, and again
+// when they lack a kind.
 type Mapper struct {
 	documents *Documents
 	from      server
@@ -24,14 +24,14 @@ type Mapper struct {
 	attempts  singleflight.Group
 }
 
-// reading is the result of reading the documents of a cluster. Each has an address of its own.
+// reading is the result of reading the discovery documents of a cluster. Results are compared by address.
 type reading struct {
 	mapper meta.RESTMapper
-	// Both are nil for a server without aggregated discovery, whose mapper reads documents by itself.
+	// core and groups are nil for a server without aggregated discovery, whose mapper reads documents itself.
 	core, groups *document
 }
 
-// Mapper returns the mapper of a cluster. Its requests end with ctx.
+// Mapper returns the mapper of a cluster. Its requests are canceled with ctx.
 func (d *Documents) Mapper(ctx context.Context, config *rest.Config, client *http.Client) (*Mapper, error) {
 	transport := client.Transport
 	if transport == nil {
@@ -50,7 +50,7 @@ func (d *Documents) Mapper(ctx context.Context, config *rest.Config, client *htt
 	}, nil
 }
 
-// after returns the newest reading. If that is `seen`, it reads the documents once more.
+// after returns the current reading. If that is seen, it reads the documents again.
 func (m *Mapper) after(seen *reading) (*reading, error) {
 	if now := m.current.Load(); now != seen || seen != nil && seen.core == nil {
 		return now, nil
@@ -131,7 +131,8 @@ func (m *Mapper) ResourceSingularizer(resource string) (string, error) {
 	return find(m, func(in meta.RESTMapper) (string, error) { return in.ResourceSingularizer(resource) })
 }
 
-// bounded ends requests with the cluster, and after a time. controller-runtime's mapper gives its requests no context.
+// bounded cancels requests with the cluster's context, and after a timeout. controller-runtime's mapper passes no
+// context.
 type bounded struct {
 	lifetime  context.Context
 	transport http.RoundTripper
@@ -139,6 +140,6 @@ type bounded struct {
 
 func (b bounded) RoundTrip(request *http.Request) (*http.Response, error) {
 	ctx, cancel := context.WithTimeout(b.lifetime, answerWithin)
-	context.AfterFunc(ctx, cancel) // not here: the body is read after the return
+	context.AfterFunc(ctx, cancel) // not deferred, because the body is read after the return
 	return b.transport.RoundTrip(request.WithContext(ctx))
 }

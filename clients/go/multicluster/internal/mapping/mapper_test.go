@@ -52,7 +52,7 @@ func mapper(t *testing.T, documents *Documents, config *rest.Config) *Mapper {
 	return made
 }
 
-// resource returns the resource of a kind; empty if there is none.
+// resource returns the resource of a kind, or "" if the kind is not served.
 func resource(t *testing.T, in meta.RESTMapper, kind schema.GroupVersionKind) string {
 	t.Helper()
 	found, err := in.RESTMapping(kind.GroupKind(), kind.Version)
@@ -72,43 +72,43 @@ func TestClustersWithEqualDocumentsShareTheirMappers(t *testing.T) {
 	one, two := c.mapper("one"), c.mapper("two")
 	for _, each := range []*Mapper{one, two} {
 		if got := resource(t, each, configMap); got != "configmaps" {
-			t.Fatalf("resource %q", got)
+			t.Fatalf("resource %q, want configmaps", got)
 		}
 	}
 	if first, second := one.current.Load(), two.current.Load(); first.core != second.core || first.groups != second.groups {
 		t.Error("the documents are not shared")
 	}
 	if asked, sent := c.Project("two").Count("discover /apis"), c.Project("two").Count("send /apis"); asked != 1 || sent != 0 {
-		t.Errorf("the second cluster was asked %d times, and sent %d documents", asked, sent)
+		t.Errorf("the second cluster got %d requests and sent %d documents, want 1 and 0", asked, sent)
 	}
 }
 
-func TestKindIsFoundWhereItIsServed(t *testing.T) {
+func TestMapperUsesTheResourceThatItsClusterServes(t *testing.T) {
 	c := start(t)
 	c.Project("first").Serve(thing, "thingies")
 	c.Project("second").Serve(thing, "things")
 	for project, want := range map[string]string{"first": "thingies", "second": "things", "third": ""} {
 		if got := resource(t, c.mapper(project), thing); got != want {
-			t.Errorf("in %s: %q, not %q", project, got, want)
+			t.Errorf("in %s: resource %q, want %q", project, got, want)
 		}
 	}
 }
 
-func TestKindThatIsAddedLaterIsFound(t *testing.T) {
+func TestMapperFindsKindThatIsServedLater(t *testing.T) {
 	c := start(t)
 	with, without := c.mapper("with"), c.mapper("without")
 	for _, each := range []*Mapper{with, without} {
 		if got := resource(t, each, thing); got != "" {
-			t.Fatalf("it is found before: %q", got)
+			t.Fatalf("resource %q before the kind is served, want none", got)
 		}
 	}
 	c.Project("with").Serve(thing, "things")
 	if one, other := resource(t, with, thing), resource(t, without, thing); one != "things" || other != "" {
-		t.Errorf("%q, and %q elsewhere", one, other)
+		t.Errorf("resource %q, and %q in the other cluster; want things and none", one, other)
 	}
 }
 
-func TestClusterThatDoesNotAnswerDelaysNoOther(t *testing.T) {
+func TestUnresponsiveClusterDelaysNoOtherMapper(t *testing.T) {
 	c := start(t)
 	c.documents.Timeout = time.Hour
 	c.Project("silent").SetHanging(true)
@@ -116,20 +116,20 @@ func TestClusterThatDoesNotAnswerDelaysNoOther(t *testing.T) {
 	waiting := c.mapper("silent")
 	go func() { silent <- resource(t, waiting, configMap) }()
 	if got := resource(t, c.mapper("other"), configMap); got != "configmaps" {
-		t.Errorf("resource %q", got)
+		t.Errorf("resource %q, want configmaps", got)
 	}
 	c.Project("silent").SetHanging(false)
 	if got := <-silent; got != "configmaps" {
-		t.Errorf("resource %q", got)
+		t.Errorf("resource %q, want configmaps", got)
 	}
 }
 
-func TestRequestEndsAfterATimeAndWithItsCluster(t *testing.T) {
+func TestRequestIsCanceledByItsTimeoutAndWithItsCluster(t *testing.T) {
 	c := start(t)
 	c.Project("silent").SetHanging(true)
 	c.documents.Timeout = time.Millisecond
 	if _, err := c.mapper("silent").RESTMapping(thing.GroupKind()); !errors.Is(err, context.DeadlineExceeded) {
-		t.Error(err)
+		t.Errorf("RESTMapping() error = %v, want DeadlineExceeded", err)
 	}
 	c.documents.Timeout = time.Hour
 	config := c.Config("silent")
@@ -144,11 +144,11 @@ func TestRequestEndsAfterATimeAndWithItsCluster(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := mapper.RESTMapping(thing.GroupKind()); !errors.Is(err, context.Canceled) {
-		t.Error(err)
+		t.Errorf("RESTMapping() error = %v, want Canceled", err)
 	}
 }
 
-func TestKnownKindsAreFoundWhileAnUnknownOneIsLookedFor(t *testing.T) {
+func TestKnownKindIsMappedWhileDocumentsAreReadForAnUnknownKind(t *testing.T) {
 	c := start(t)
 	found := c.mapper("one")
 	resource(t, found, configMap)
@@ -156,7 +156,7 @@ func TestKnownKindsAreFoundWhileAnUnknownOneIsLookedFor(t *testing.T) {
 	unknown := make(chan string)
 	go func() { unknown <- resource(t, found, thing) }()
 	if got := resource(t, found, configMap); got != "configmaps" {
-		t.Errorf("resource %q", got)
+		t.Errorf("resource %q, want configmaps", got)
 	}
 	c.Project("one").SetHanging(false)
 	<-unknown
@@ -173,11 +173,11 @@ func TestConcurrentCallsReadTheDocumentsOnce(t *testing.T) {
 	c.Project("one").SetHanging(false)
 	calls.Wait()
 	if asked := c.Project("one").Count("discover /apis"); asked != 1 {
-		t.Errorf("asked %d times", asked)
+		t.Errorf("%d requests of the cluster, want 1", asked)
 	}
 }
 
-func TestDocumentsThatNoClusterServesAreForgotten(t *testing.T) {
+func TestDocumentsThatNoMapperUsesAreDropped(t *testing.T) {
 	c := start(t)
 	c.Project("one").Serve(thing, "things")
 	one, two := c.mapper("one"), c.mapper("two")
@@ -187,12 +187,12 @@ func TestDocumentsThatNoClusterServesAreForgotten(t *testing.T) {
 	runtime.GC()
 	resource(t, two, thing)
 	if held := len(c.documents.known); held != 2 {
-		t.Errorf("%d documents are held, not those of one cluster", held)
+		t.Errorf("%d documents are cached, want the 2 of one cluster", held)
 	}
 	runtime.KeepAlive(two)
 }
 
-func TestServerWithoutAggregatedDiscovery(t *testing.T) {
+func TestMapperOfServerWithoutAggregatedDiscovery(t *testing.T) {
 	lists := map[string]string{
 		"/api": `{"kind": "APIVersions", "versions": ["v1"]}`,
 		"/apis": `{"kind": "APIGroupList", "apiVersion": "v1", "groups": [{"name": "example.com",
@@ -212,23 +212,23 @@ func TestServerWithoutAggregatedDiscovery(t *testing.T) {
 	t.Cleanup(server.Close)
 	made := mapper(t, &Documents{}, &rest.Config{Host: server.URL})
 	if got := resource(t, made, thing); got != "things" {
-		t.Errorf("resource %q", got)
+		t.Errorf("resource %q, want things", got)
 	}
 	if got := resource(t, made, thing.GroupVersion().WithKind("Other")); got != "" {
-		t.Errorf("a kind that is not served: %q", got)
+		t.Errorf("resource %q for a kind that is not served, want none", got)
 	}
 }
 
-func TestErrorOfTheClusterIsReturned(t *testing.T) {
+func TestMapperReturnsTheErrorOfItsCluster(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) }))
 	t.Cleanup(server.Close)
 	made := mapper(t, &Documents{}, &rest.Config{Host: server.URL})
 	if _, err := made.KindFor(thing.GroupVersion().WithResource("things")); err == nil || meta.IsNoMatchError(err) {
-		t.Error(err)
+		t.Errorf("KindFor() error = %v, want that of the server", err)
 	}
 }
 
-func TestFalseETagMisleadsNoOtherServer(t *testing.T) {
+func TestETagOfOneServerIsNotUsedForAnother(t *testing.T) {
 	c := start(t)
 	c.Project("good").Serve(thing, "things")
 	request, err := http.NewRequest(http.MethodGet, c.Endpoint("good")+"/apis", nil)
@@ -252,9 +252,9 @@ func TestFalseETagMisleadsNoOtherServer(t *testing.T) {
 	}))
 	t.Cleanup(liar.Close)
 	if got := resource(t, mapper(t, c.documents, &rest.Config{Host: liar.URL}), thing); got != "" {
-		t.Fatalf("the lying server has %q", got)
+		t.Fatalf("resource %q of the server with the copied ETag, want none", got)
 	}
 	if got := resource(t, c.mapper("good"), thing); got != "things" {
-		t.Errorf("resource %q", got)
+		t.Errorf("resource %q, want things", got)
 	}
 }

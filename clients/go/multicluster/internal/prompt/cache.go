@@ -1,8 +1,8 @@
-// Package prompt prevents a cluster that is slow or broken from blocking the engagement of others.
+// Package prompt prevents a slow or unresponsive cluster from blocking the engagement of others.
 //
-// multicluster-runtime holds a controller's lock while it engages a cluster, and waits for the cluster's informers in
-// that time. A Cache answers at once under a context from Engaging: informers are created and synced in the background.
-// Readers, and every caller with another context, wait as with any cache.
+// multicluster-runtime holds a controller's lock while it engages a cluster and waits for the cluster's informers. With
+// a context from Engaging, a Cache does not wait: informers are created and synced in the background. Reads, and calls
+// with other contexts, wait as with any cache.
 package prompt
 
 import (
@@ -24,12 +24,12 @@ import (
 
 type engaging struct{}
 
-// Engaging returns a context under which a Cache does not block.
+// Engaging returns a context with which a Cache does not block.
 func Engaging(ctx context.Context) context.Context {
 	return context.WithValue(ctx, engaging{}, true)
 }
 
-// Ordinary returns a context under which a Cache blocks as any other, also within one from Engaging.
+// Ordinary returns a context with which a Cache blocks like any other cache, even if ctx is from Engaging.
 func Ordinary(ctx context.Context) context.Context {
 	return context.WithValue(ctx, engaging{}, false)
 }
@@ -42,21 +42,21 @@ func isEngaging(ctx context.Context) bool {
 // Retry is the backoff for informers that cannot be created, for example because their kind is not served yet.
 var Retry = wait.Backoff{Duration: time.Second, Factor: 2, Jitter: 0.2, Steps: 7, Cap: time.Minute}
 
-// Cache is a cache that does not block under a context from Engaging.
+// Cache is a cache that does not block with a context from Engaging.
 type Cache struct {
 	cache.Cache
 	scheme *runtime.Scheme
 	report func(Unsynced)
 
-	unanswered sync.Map // the time of the first read that was not answered, by type
+	unanswered sync.Map // when the first read since the last success began, by type
 
 	mu       sync.Mutex
 	pending  map[*informer]Unsynced
-	failures map[toolscache.SharedIndexInformer]Unsynced // some of them are of informers that have stopped
+	failures map[toolscache.SharedIndexInformer]Unsynced // may include stopped informers
 	changed  chan struct{}                               // closed and replaced when an informer leaves pending
 }
 
-// NewFunc returns a function that creates caches with create, and calls created with each of them, and report with each
+// NewFunc returns a function that creates caches with create. It calls created for each cache, and report for each
 // failure of an informer.
 func NewFunc(create cache.NewCacheFunc, created func(*Cache), report func(Unsynced)) cache.NewCacheFunc {
 	return func(config *rest.Config, options cache.Options) (cache.Cache, error) {
@@ -72,7 +72,7 @@ func NewFunc(create cache.NewCacheFunc, created func(*Cache), report func(Unsync
 	}
 }
 
-// New returns a Cache on top of inner.
+// New returns a Cache that wraps inner.
 func New(inner cache.Cache, scheme *runtime.Scheme, report func(Unsynced)) *Cache {
 	return &Cache{
 		Cache: inner, scheme: scheme, report: report,
@@ -80,7 +80,7 @@ func New(inner cache.Cache, scheme *runtime.Scheme, report func(Unsynced)) *Cach
 	}
 }
 
-// GetInformer returns the informer for obj, which may not exist yet if ctx is from Engaging.
+// GetInformer returns the informer for obj. If ctx is from Engaging, it returns a placeholder at once.
 func (c *Cache) GetInformer(ctx context.Context, obj client.Object, opts ...cache.InformerGetOption) (cache.Informer, error) {
 	if !isEngaging(ctx) {
 		return c.Cache.GetInformer(ctx, obj, opts...)
@@ -91,8 +91,8 @@ func (c *Cache) GetInformer(ctx context.Context, obj client.Object, opts ...cach
 		return nil, fmt.Errorf("%T is not an object", obj)
 	}
 	if ctx.Err() != nil {
-		// The cluster was disengaged before a controller that waited for its election started this source. An error
-		// would end the manager.
+		// The cluster was disengaged before a controller that waited for leader election started this source. An error
+		// would stop the manager.
 		return i, nil //nolint:nilerr // see above
 	}
 	c.mu.Lock()
@@ -103,7 +103,7 @@ func (c *Cache) GetInformer(ctx context.Context, obj client.Object, opts ...cach
 	return i, nil
 }
 
-// follow creates the informer behind i, and removes i from pending once it has synced.
+// follow creates the informer for the placeholder i, and removes i from pending once the informer has synced.
 func (c *Cache) follow(ctx context.Context, i *informer, obj client.Object, opts []cache.InformerGetOption) {
 	defer c.forget(i)
 	backoff := Retry
@@ -140,21 +140,21 @@ func (c *Cache) forget(i *informer) {
 	c.changed = make(chan struct{})
 }
 
-// Unsynced returns the informers that have not synced, or have failed since, ordered by kind. Several sources may wait for
-// one informer.
+// Unsynced returns the informers that have not synced, or failed after they synced, ordered by kind. An informer for
+// which several sources wait is returned once.
 func (c *Cache) Unsynced() []Unsynced {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	maps.DeleteFunc(c.failures, func(made toolscache.SharedIndexInformer, _ Unsynced) bool { return made.IsStopped() })
 	all := slices.AppendSeq(slices.Collect(maps.Values(c.pending)), maps.Values(c.failures))
 	slices.SortFunc(all, func(a, b Unsynced) int {
-		// What failed says more than what is syncing.
+		// An entry with a failure comes before one that is syncing, so that it is kept.
 		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.description, b.description), cmp.Compare(b.Message, a.Message))
 	})
 	return slices.CompactFunc(all, func(a, b Unsynced) bool { return a.Kind == b.Kind && a.description == b.description })
 }
 
-// Settled waits until every informer that was requested under a context from Engaging has synced.
+// Settled waits until every informer that was requested with a context from Engaging has synced.
 func (c *Cache) Settled(ctx context.Context) error {
 	for {
 		c.mu.Lock()

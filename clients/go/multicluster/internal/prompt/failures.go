@@ -14,20 +14,19 @@ import (
 
 type newInformerFunc = func(toolscache.ListerWatcher, runtime.Object, time.Duration, toolscache.Indexers) toolscache.SharedIndexInformer
 
-// observed returns a constructor for informers whose failures are recorded and reported. DefaultWatchErrorHandler of
-// client-go logs each attempt, of each cluster.
+// observed returns a constructor for informers whose failures are recorded and reported. client-go's
+// DefaultWatchErrorHandler would log each attempt of each cluster.
 func (c *Cache) observed(create newInformerFunc) newInformerFunc {
 	if create == nil {
 		create = toolscache.NewSharedIndexInformer
 	}
 	return func(lw toolscache.ListerWatcher, example runtime.Object, resync time.Duration, indexers toolscache.Indexers) toolscache.SharedIndexInformer {
-		// The example is an object of the cache's caller, who may write to it, or reuse it for another kind, while the
-		// informer runs.
+		// Copied, because the cache's caller may modify the object, or reuse it for another kind, while the informer runs.
 		example = example.DeepCopyObject()
 		var made toolscache.SharedIndexInformer
 		made = create(accepted{lw, func() { c.recovered(made) }}, example, resync, indexers)
-		// An error is that the informer was started, which is left to those who did. The cache replaces the handler if its
-		// options have one.
+		// This fails only if create already started the informer; it keeps its handler then. If the cache's options have a
+		// handler, the cache replaces this one.
 		_ = made.SetWatchErrorHandlerWithContext(func(ctx context.Context, r *toolscache.Reflector, err error) {
 			if apierrors.IsResourceExpired(err) || apierrors.IsGone(err) { // the next list is not a retry
 				toolscache.DefaultWatchErrorHandler(ctx, r, err)
@@ -39,7 +38,7 @@ func (c *Cache) observed(create newInformerFunc) newInformerFunc {
 	}
 }
 
-// failed records and reports why an informer failed.
+// failed records and reports the failure of an informer.
 func (c *Cache) failed(made toolscache.SharedIndexInformer, u Unsynced) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -56,7 +55,7 @@ func (c *Cache) recovered(made toolscache.SharedIndexInformer) {
 	delete(c.failures, made)
 }
 
-// accepted calls a function for each list that was received, and each watch that was opened.
+// accepted calls a function after each successful list, and each watch that was opened.
 type accepted struct {
 	toolscache.ListerWatcher
 	call func()
@@ -79,8 +78,8 @@ func (a accepted) WatchWithContext(ctx context.Context, options metav1.ListOptio
 	return drained{opened}, nil
 }
 
-// drained is a watch that discards its pending events when it is stopped. Otherwise the goroutine of watch.Filter, which
-// controller-runtime uses for metadata, stays blocked.
+// drained is a watch that discards its pending events when it is stopped. Otherwise the goroutine of watch.Filter,
+// which controller-runtime uses for metadata, stays blocked.
 type drained struct{ watch.Interface }
 
 func (d drained) Stop() {
@@ -91,7 +90,7 @@ func (d drained) Stop() {
 	}()
 }
 
-// IsWatchListSemanticsUnSupported is asked by client-go, which does not look at what is embedded.
+// IsWatchListSemanticsUnSupported passes on the answer of the ListerWatcher. client-go checks only the outer type.
 func (a accepted) IsWatchListSemanticsUnSupported() bool {
 	return watchlist.DoesClientNotSupportWatchListSemantics(a.ListerWatcher)
 }

@@ -12,14 +12,14 @@ import (
 )
 
 // Newer versions of client-go and controller-runtime add methods to the interfaces that informer and registration
-// implement. Both embed a part of an informer that never runs, so that the same source fits all supported versions: what
-// they don't implement answers "not synced".
+// implement. Both types embed an informer that never runs, so that the same source compiles with all supported
+// versions: methods that they do not implement report "not synced".
 var (
 	neverRuns          = toolscache.NewSharedIndexInformer(&toolscache.ListWatch{}, &metav1.PartialObjectMetadata{}, 0, nil)
 	neverRegistered, _ = neverRuns.AddEventHandler(toolscache.ResourceEventHandlerFuncs{})
 )
 
-// informer is the placeholder for an informer that is created in the background.
+// informer is a placeholder for an informer that is created in the background.
 type informer struct {
 	cache.Informer
 
@@ -62,7 +62,7 @@ func (i *informer) attach(real cache.Informer) error {
 	return nil
 }
 
-// attach is called with owner.mu held.
+// attach adds the handler to the real informer. It is called with owner.mu held.
 func (r *registration) attach(real cache.Informer) (err error) {
 	if r.real == nil {
 		r.real, err = real.AddEventHandlerWithOptions(r.handler, r.options)
@@ -70,8 +70,8 @@ func (r *registration) attach(real cache.Informer) (err error) {
 	return err
 }
 
-// Bounds of the interval at which awaitSync polls. toolscache.WaitForCacheSync polls every 100 ms, for which each cluster
-// would keep its slot.
+// Bounds of the polling interval of awaitSync. toolscache.WaitForCacheSync polls every 100 ms, and a cluster would keep
+// its slot for that time.
 const (
 	minPoll = 5 * time.Millisecond
 	maxPoll = time.Second

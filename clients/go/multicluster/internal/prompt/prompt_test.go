@@ -17,7 +17,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// slow is a cache whose informers become available when the test allows it.
+// slow is a cache whose GetInformer blocks until the test closes gate.
 type slow struct {
 	cache.Cache
 	mu       sync.Mutex
@@ -63,7 +63,7 @@ func engaged(t *testing.T, s *slow) (*Cache, cache.Informer, context.CancelFunc)
 	t.Cleanup(cancel)
 	informer, err := c.GetInformer(ctx, &corev1.ConfigMap{})
 	if err != nil || !c.WaitForCacheSync(ctx) {
-		t.Fatalf("it waits, or failed: %v", err)
+		t.Fatalf("GetInformer() error = %v, or WaitForCacheSync() = false", err)
 	}
 	return c, informer, cancel
 }
@@ -85,7 +85,7 @@ func TestEventHandlersAreAttachedOnceInformerExists(t *testing.T) {
 		t.Fatal(err)
 	}
 	if early.HasSynced() || informer.HasSynced() || informer.IsStopped() {
-		t.Error("it has synced, or stopped, before it exists")
+		t.Error("the placeholder has synced, or stopped, before the informer exists")
 	}
 	close(s.gate)
 	for !attached(informer) {
@@ -143,7 +143,7 @@ func TestInformerOfTwoSourcesIsUnsyncedOnce(t *testing.T) {
 		got = append(got, each.Kind+" "+string(each.Reason))
 	}
 	if want := []string{"ConfigMap.v1 failing", "ConfigMap.v1 syncing", "Secret.v1 syncing"}; !slices.Equal(got, want) {
-		t.Errorf("%q", got)
+		t.Errorf("the unsynced informers are %q, want %q", got, want)
 	}
 }
 
@@ -153,7 +153,7 @@ func TestSettledWaitsForInformersUntilClusterIsDisengaged(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
 	if err := c.Settled(ctx); !errors.Is(err, context.DeadlineExceeded) {
-		t.Fatalf("Settled: %v", err)
+		t.Fatalf("Settled() error = %v, want DeadlineExceeded", err)
 	}
 	disengage()
 	if err := c.Settled(t.Context()); err != nil {
@@ -168,10 +168,10 @@ func TestSourceStartedAfterDisengagementDoesNotFail(t *testing.T) {
 	cancel()
 	informer, err := c.GetInformer(ctx, &corev1.ConfigMap{})
 	if err != nil || !c.WaitForCacheSync(ctx) || s.asked != 0 {
-		t.Fatalf("GetInformer: %v; asked %d times", err, s.asked)
+		t.Fatalf("GetInformer() error = %v, with %d calls of the inner cache; want none", err, s.asked)
 	}
 	if registered, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{}); err != nil || registered.HasSynced() {
-		t.Errorf("AddEventHandler: %v", err)
+		t.Errorf("AddEventHandler() error = %v, or the handler has synced", err)
 	}
 }
 
@@ -180,12 +180,13 @@ func TestGetInformerBlocksOutsideOfEngagement(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
 	if _, err := c.GetInformer(ctx, &corev1.ConfigMap{}); err == nil || c.WaitForCacheSync(ctx) {
-		t.Errorf("GetInformer: %v", err)
+		t.Errorf("GetInformer() error = %v, want one, and WaitForCacheSync() = false", err)
 	}
 }
 
-// TestReadsAreBoundedAfterARemovedInformer reads a kind of a cluster that is silent after its informer was removed.
-func TestReadsAreBoundedAfterARemovedInformer(t *testing.T) {
+// TestReadsTimeOutAfterInformerIsRemoved reads a kind from a cluster that is unresponsive since its informer was
+// removed.
+func TestReadsTimeOutAfterInformerIsRemoved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &removable{}
 		c := New(s, scheme.Scheme, func(Unsynced) {})
@@ -195,7 +196,7 @@ func TestReadsAreBoundedAfterARemovedInformer(t *testing.T) {
 		}
 		for name, each := range read {
 			if err := each(); err != nil {
-				t.Errorf("%s with an informer: %v", name, err)
+				t.Errorf("%s with an informer: error = %v", name, err)
 			}
 		}
 		if err := c.RemoveInformer(t.Context(), &corev1.ConfigMap{}); err != nil {
@@ -203,13 +204,13 @@ func TestReadsAreBoundedAfterARemovedInformer(t *testing.T) {
 		}
 		for name, each := range read {
 			if err := each(); !errors.Is(err, context.DeadlineExceeded) {
-				t.Errorf("%s without an informer: %v", name, err)
+				t.Errorf("%s without an informer: error = %v, want DeadlineExceeded", name, err)
 			}
 		}
 	})
 }
 
-// removable is a cache of a cluster that does not answer any more once the informer was removed.
+// removable is a cache whose reads block once the informer was removed.
 type removable struct {
 	cache.Cache
 	removed bool
@@ -236,6 +237,6 @@ func (r *removable) read(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-time.After(time.Hour):
-		return errors.New("it waited for an hour")
+		return errors.New("the read blocked for an hour")
 	}
 }

@@ -12,8 +12,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// readWithin is how long reads of a type wait for its informer, from the first one that was not answered. Without a limit a
-// cluster that does not answer holds the worker that reconciles it, and with it all other clusters.
+// readWithin is how long reads of a type wait for its informer, from the first read that did not succeed. Without a
+// limit, an unresponsive cluster would block the worker that reconciles it, and so all other clusters.
 const readWithin = 5 * time.Second
 
 type typeKey struct {
@@ -21,7 +21,7 @@ type typeKey struct {
 	kind   schema.GroupVersionKind // of an unstructured object
 }
 
-// bounded reads objects of a type. Reads that were answered are bounded again, since an informer can be removed.
+// bounded calls read with a deadline for the type, which is reset after a success, since an informer can be removed.
 func (c *Cache) bounded(ctx context.Context, of runtime.Object, read func(context.Context) error) error {
 	kind := typeKey{reflect.TypeOf(of), of.GetObjectKind().GroupVersionKind()}
 	first, _ := c.unanswered.LoadOrStore(kind, time.Now())

@@ -12,19 +12,19 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/apiutil"
 )
 
-// Reason says why an informer has not synced.
+// Reason is the reason why an informer has not synced.
 type Reason string
 
 const (
-	Syncing   Reason = "syncing"   // it was not refused; the cluster has not answered completely
+	Syncing   Reason = "syncing"   // no failure yet; the first list is not complete
 	Absent    Reason = "absent"    // the cluster does not serve the kind
-	Forbidden Reason = "forbidden" // the cluster refuses the identity
+	Forbidden Reason = "forbidden" // the cluster rejects the identity, or does not authorize it
 	Failing   Reason = "failing"   // anything else
 )
 
-// Unsynced is an informer that has not synced, or has failed since.
+// Unsynced is an informer that has not synced, or failed after it synced.
 type Unsynced struct {
-	Kind    string    `json:"kind"` // as kubectl takes it: KIND.VERSION.GROUP
+	Kind    string    `json:"kind"` // in the format of kubectl arguments: KIND.VERSION.GROUP
 	Reason  Reason    `json:"reason"`
 	Message string    `json:"message,omitempty"`
 	Since   time.Time `json:"since"`
@@ -36,7 +36,7 @@ func newUnsynced(obj runtime.Object, scheme *runtime.Scheme) Unsynced {
 	u := Unsynced{Reason: Syncing, Since: time.Now(), description: reflect.TypeOf(obj).String()}
 	kind, err := apiutil.GVKForObject(obj, scheme)
 	if err != nil {
-		u.Kind = u.description // of a type that is not registered
+		u.Kind = u.description // the type is not registered in the scheme
 		return u
 	}
 	u.Kind = kindName(kind)
