@@ -1,4 +1,4 @@
-// In a repository of your own the path is yours.
+// In your repository, replace the module path.
 module go.miloapis.com/discovery/multicluster/example
 
 go 1.25.0

@@ -4,7 +4,7 @@ go 1.25.0
 
 require go.miloapis.com/discovery v0.1.0
 
-// The client of this repository. Outside of it, leave this line out and run: go get go.miloapis.com/discovery
+// Uses the client of this repository. Elsewhere, remove this line and run: go get go.miloapis.com/discovery
 replace go.miloapis.com/discovery => ../../clients/go
 
 require (

@@ -1,4 +1,4 @@
-// Prints project clusters as they are engaged, updated and disengaged:
+// Subscriber prints the clusters of projects as they are engaged, updated and disengaged:
 //
 //	MILO_DISCOVERY_ADDRESS=unix:///run/milo-discovery/discovery.sock go run .
 package main
@@ -38,7 +38,7 @@ func main() {
 		Hooks: discovery.Hooks{
 			Disconnected: func(err error) {
 				if !errors.Is(err, discovery.ErrOwnershipLost) {
-					log.Printf("the stream broke, every cluster stays as it is: %v", err)
+					log.Printf("stream broken, all clusters stay engaged: %v", err)
 				}
 			},
 		},
@@ -48,12 +48,12 @@ func main() {
 		release(ctx, client, subscriber, events)
 	})
 	if !errors.Is(err, context.Canceled) {
-		log.Fatalf("refused: %v", err)
+		log.Fatalf("subscription refused: %v", err)
 	}
 }
 
-// release confirms that the work on clusters that are about to be disengaged has ended. This program does none. If the
-// daemon cannot be reached, it sends the clusters again on the next stream.
+// release confirms that the work on draining clusters has ended; this program does no work on them. If the daemon is
+// unreachable, it sends the clusters again on the next stream.
 func release(ctx context.Context, client *discovery.Client, subscriber string, events []discovery.Event) {
 	for _, event := range events {
 		if event.Cluster.Draining == nil || event.Type == discovery.EventDisengaged {
@@ -61,7 +61,7 @@ func release(ctx context.Context, client *discovery.Client, subscriber string, e
 		}
 		go func() {
 			if err := client.Release(ctx, event.Cluster, subscriber); err != nil {
-				log.Printf("%s was not released: %v", event.Cluster.Name, err)
+				log.Printf("cluster %s was not released: %v", event.Cluster.Name, err)
 			}
 		}()
 	}
@@ -76,7 +76,7 @@ func show(events []discovery.Event) {
 		case discovery.EventDisengaged:
 			words = append(words, string(event.Reason))
 		default:
-			continue // a renewal without a change to the cluster
+			continue // such as a new kubeconfig
 		}
 		fmt.Println(strings.Join(append(words, event.Message), "  "))
 	}

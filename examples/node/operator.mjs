@@ -1,4 +1,4 @@
-// Keeps one ConfigMap in each project: it is created where it is missing, and repaired where somebody changed it.
+// Maintains one ConfigMap in each project: creates it if it is missing, and reverts changes to it.
 //
 //   MILO_DISCOVERY_ADDRESS=unix:///run/milo-discovery/discovery.sock node operator.mjs
 import { once } from "node:events";
@@ -11,7 +11,7 @@ const NAME = "greeting";
 const fleet = new Fleet(new DiscoveryClient(), {
   includeKubeconfigs: true,
   heartbeatIntervalMs: 10_000,
-  onDisconnect: (error) => console.error(`the stream broke, every cluster stays as it is: ${error.message}`),
+  onDisconnect: (error) => console.error(`stream broken, all clusters stay engaged: ${error.message}`),
 });
 
 async function keepGreeting(cluster) {
@@ -30,14 +30,14 @@ async function keepGreeting(cluster) {
   const list = () => api.listNamespacedConfigMap({ namespace: NAMESPACE, fieldSelector: `metadata.name=${NAME}` });
   const path = `/api/v1/namespaces/${NAMESPACE}/configmaps`;
   const informer = makeInformer(config, path, list, undefined, `metadata.name=${NAME}`);
-  // What fails is tried again at the next event, or after the interval below.
+  // A failed reconcile is retried at the next event, or after the interval below.
   const attempt = (found) => reconcile(found).catch((error) => console.error(`${cluster.name}: ${error.message}`));
   informer.on("add", attempt);
   informer.on("update", attempt);
   informer.on("delete", () => attempt(undefined));
   informer.on("error", (error) => {
     if (cluster.signal.aborted) return;
-    console.error(`${cluster.name}: the watch broke: ${error.message}`);
+    console.error(`${cluster.name}: the watch failed: ${error.message}`);
     setTimeout(() => cluster.signal.aborted || informer.start().catch(() => {}), 1000);
   });
   const again = setInterval(() => attempt(informer.get(NAME, NAMESPACE)), 5000);

@@ -1,4 +1,4 @@
-// Prints project clusters as they are engaged, updated and disengaged:
+// Prints the clusters of projects as they are engaged, updated and disengaged:
 //
 //   MILO_DISCOVERY_ADDRESS=unix:///run/milo-discovery/discovery.sock node subscriber.mjs
 import { hostname } from "node:os";
@@ -7,21 +7,21 @@ import { DiscoveryClient, StatusError } from "@miloapis/discovery";
 const watch = new DiscoveryClient().watch({
   heartbeatIntervalMs: Number(process.env.HEARTBEAT_S || 10) * 1000,
   subscriber: `${hostname()}/${process.pid}`,
-  onDisconnect: (error) => console.error(`the stream broke, every cluster stays as it is: ${error.message}`),
+  onDisconnect: (error) => console.error(`stream broken, all clusters stay engaged: ${error.message}`),
 });
 try {
   for await (const event of watch) {
     const { type, cluster, reason, message } = event;
     const why = type === "DISENGAGED" ? [reason, message] : [cluster.endpoint];
     console.log([type.padEnd(10), cluster.name, ...why].filter((word) => word && word !== "UNSPECIFIED").join("  "));
-    // A cluster that drains is about to be disengaged. End your work on it, here none, and then release it. The daemon sends
-    // the cluster again on the next stream if the release did not reach it.
+    // A draining cluster is about to be disengaged. Stop the work on it (none in this example), then release it. If the release
+    // does not reach the daemon, it sends the cluster again on the next stream.
     if (cluster.draining && type !== "DISENGAGED") {
-      watch.release(cluster.name).catch((error) => console.error(`${cluster.name} was not released: ${error.message}`));
+      watch.release(cluster.name).catch((error) => console.error(`cluster ${cluster.name} was not released: ${error.message}`));
     }
   }
 } catch (error) {
   if (!(error instanceof StatusError)) throw error;
-  console.error(`refused: ${error.message}`);
+  console.error(`subscription refused: ${error.message}`);
   process.exit(1);
 }

@@ -1,8 +1,8 @@
-"""The greeter for those who have a kopf operator: its handlers, in every engaged project.
+"""The greeter as a kopf operator, whose handlers run for every engaged project.
 
     MILO_DISCOVERY_ADDRESS=unix:///... python kopf_greeter.py
 
-Each project costs threads of its own. For a new operator, or for thousands of projects, see greeter.py.
+Each project occupies several threads. For a new operator, or for thousands of projects, see greeter.py.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ def greet(spec: kopf.Spec, name: str, memo: kopf.Memo, body: kopf.Body, **_: Any
     data = {"text": spec["text"], "project": memo.cluster.name}
     config_map: dict[str, Any] = {"metadata": {"name": name, "namespace": namespace}, "data": data}
     kopf.adopt(config_map, owner=body)
-    core: Any = CoreV1Api(memo.api)  # takes dicts too
+    core: Any = CoreV1Api(memo.api)  # Any, since its methods also accept dicts
     try:
         core.replace_namespaced_config_map(name, namespace, config_map)
     except ApiException as error:

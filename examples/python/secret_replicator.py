@@ -1,10 +1,10 @@
-"""An operator that copies Secrets from one project to the projects that a label selector names.
+"""An operator that copies Secrets from one project to the projects that a label selector matches.
 
     MILO_DISCOVERY_ADDRESS=unix:///... SOURCE_PROJECT=shared python secret_replicator.py
 
 A Secret of the source project is copied if it has the label `replicate.example.com/role: source`. Its annotation
-`replicate.example.com/projects` selects projects by their labels, as in `env=prod`. A copy is deleted with its source,
-and when its project is no longer selected.
+`replicate.example.com/projects` selects projects by their labels, such as `env=prod`. A copy is deleted when its source
+is deleted, or when its project is no longer selected.
 """
 
 import logging
@@ -31,51 +31,51 @@ ROLE = "replicate.example.com/role"
 SECRETS = Kind("v1/secrets", selector=ROLE)
 PROJECTS = "replicate.example.com/projects"
 SOURCE = os.environ.get("SOURCE_PROJECT", "shared")
-# A change of a project's labels reconciles what its cache has, and so no Secret that has no copy there yet.
+# A change of a project's labels reconciles only Secrets in the project's cache. Missing copies wait for this interval.
 AGAIN = Result(requeue_after=timedelta(minutes=5))
 
 controllers = Controllers()
 
 
 def selects(selector: str, labels: dict[str, str]) -> bool:
-    """Return whether all of the selector's KEY=VALUE pairs are among the labels. An empty one selects nothing."""
+    """Return whether the labels contain all KEY=VALUE pairs of the selector. An empty selector matches nothing."""
     wanted = dict(pair.strip().split("=", 1) for pair in selector.split(",") if "=" in pair)
     return bool(wanted) and wanted.items() <= labels.items()
 
 
 async def reconcile(request: Request) -> Result | None:
-    """Bring the copy of one Secret in one project into the wanted state."""
+    """Create, update or delete the copy of one Secret in one project."""
     if request.cluster.name == SOURCE:
         return None
     shared = request.clusters.cluster(SOURCE)
     if shared is None:
-        return AGAIN  # unknown is not deleted: keep the copies
+        return AGAIN  # the source project is not engaged: keep the copies
     source = shared.get(SECRETS, request.name, request.namespace)
     selector = (source or {}).get("metadata", {}).get("annotations", {}).get(PROJECTS, "")
     if source is not None and selects(selector, dict(request.cluster.current.labels)):
         metadata = {"name": request.name, "namespace": request.namespace, "labels": {ROLE: "copy"}}
         copy = {"apiVersion": "v1", "kind": "Secret", "metadata": metadata}
         await request.apply(SECRETS, copy | {"type": source["type"], "data": source.get("data", {})})
-        log.info("%s: has %s", request.cluster.name, request.name)
+        log.info("%s: copied %s", request.cluster.name, request.name)
         return AGAIN
     found = await request.get()
     if found is not None and found["metadata"]["labels"][ROLE] == "copy":
         await request.delete(SECRETS, request.name, uid=found["metadata"]["uid"])
-        log.info("%s: no longer has %s", request.cluster.name, request.name)
+        log.info("%s: deleted the copy of %s", request.cluster.name, request.name)
     return AGAIN if source is not None else None
 
 
 def copies_of_a_source(change: Watched) -> Iterator[ReconcileTarget]:
-    """A changed Secret of the source project concerns its copy in every project."""
+    """Map a Secret of the source project to its copy in every project."""
     if change.cluster.name == SOURCE:
         for name in change.clusters.names():
             yield ReconcileTarget(change.name, change.namespace, name)
 
 
 def copies_in_a_namespace(change: Watched) -> Iterator[ReconcileTarget]:
-    """A new namespace, such as those of a project that was just engaged, may need copies."""
+    """Map a namespace to the copies that it may need, such as in a project that was just engaged."""
     shared = change.clusters.cluster(SOURCE)
-    with suppress(NotSynced):  # each source is mapped when it is listed
+    with suppress(NotSynced):  # copies_of_a_source maps each source once the cache is synced
         for source in shared.list(SECRETS, change.name) if shared else ():
             yield ReconcileTarget(source["metadata"]["name"], change.name, change.cluster.name)
 

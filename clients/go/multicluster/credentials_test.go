@@ -196,7 +196,7 @@ func TestClustersShareConnections(t *testing.T) {
 		"from a rest config with a proxy function, which client-go does not share": {
 			func(o *multicluster.Options) { o.ProjectRestConfig.Proxy = http.ProxyFromEnvironment }, 1, 2,
 		},
-		"from kubeconfigs":              {withKubeconfigs, 1, 2},
+		"from kubeconfigs":   {withKubeconfigs, 1, 2},
 		"with OwnTransports": {func(o *multicluster.Options) { o.OwnTransports = true }, 20, 30},
 	} {
 		t.Run(name, func(t *testing.T) {

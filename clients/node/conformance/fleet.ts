@@ -1,4 +1,4 @@
-// The Fleet that the conformance kit judges this client by.
+// The Fleet with which the conformance kit tests this client.
 import { createInterface } from "node:readline";
 import { CoreV1Api } from "@kubernetes/client-node";
 import { DiscoveryClient, Fleet, StatusError, type EngagedCluster } from "../src/index.js";
@@ -13,7 +13,7 @@ interface Running {
 const environment = process.env;
 const stop = new AbortController();
 const running = new Map<string, Running[]>();
-const tell = (event: string, cluster: string, fields: object) => console.log(JSON.stringify({ event, cluster, ...fields }));
+const print = (event: string, cluster: string, fields: object) => console.log(JSON.stringify({ event, cluster, ...fields }));
 
 async function work(cluster: EngagedCluster): Promise<void> {
   const { name, signal } = cluster;
@@ -26,19 +26,19 @@ async function work(cluster: EngagedCluster): Promise<void> {
     };
   });
   running.set(name, [...(running.get(name) ?? []), handler]);
-  tell("BEGIN", name, { uid });
+  print("BEGIN", name, { uid });
   const ended = new Promise<void>((resolve) => signal.addEventListener("abort", () => resolve(), { once: true }));
   await Promise.race([ended, handler.commanded]);
   if (!handler.verb) {
-    tell("SIGNALED", name, { uid });
+    print("SIGNALED", name, { uid });
     if ("CONFORMANCE_LINGER" in environment) await handler.commanded;
   }
   running.set(name, running.get(name)!.filter((each) => each !== handler));
-  tell("END", name, { uid });
+  print("END", name, { uid });
   if (handler.verb === "fail") throw new Error("scripted");
 }
 
-/** Send a request by an API client. Return its error, empty if it succeeded. */
+/** Send a request with an API client. Return its error, or an empty string if it succeeded. */
 async function request(cluster: EngagedCluster): Promise<string> {
   try {
     await (await cluster.kubeConfig()).makeApiClient(CoreV1Api).listNamespace();
@@ -48,15 +48,15 @@ async function request(cluster: EngagedCluster): Promise<string> {
   }
 }
 
-async function obey(verb: string, name: string): Promise<void> {
+async function execute(verb: string, name: string): Promise<void> {
   const handler = running.get(name)?.[0];
-  if (verb === "request") return tell("ANSWERED", name, { code: await request(handler!.cluster) });
+  if (verb === "request") return print("ANSWERED", name, { code: await request(handler!.cluster) });
   if (verb !== "credential") return handler?.command(verb);
   try {
     const { token, server, actAs } = await handler!.cluster.credential.access();
-    tell("CREDENTIAL", name, { token, server, as: actAs?.user ?? "" });
+    print("CREDENTIAL", name, { token, server, as: actAs?.user ?? "" });
   } catch (error) {
-    tell("CREDENTIAL", name, { code: error instanceof StatusError ? error.code : String(error) });
+    print("CREDENTIAL", name, { code: error instanceof StatusError ? error.code : String(error) });
   }
 }
 
@@ -70,7 +70,7 @@ export async function runFleet(): Promise<void> {
   createInterface(process.stdin).on("line", (line) => {
     const [verb = "", name = ""] = line.split(" ");
     if (verb === "stop") stop.abort();
-    else void obey(verb, name);
+    else void execute(verb, name);
   });
   await fleet.run(work);
 }

@@ -1,4 +1,4 @@
-// The subscriber that the conformance kit judges this client by.
+// The subscriber with which the conformance kit tests this client.
 import { createInterface } from "node:readline";
 import { DisengageReason, DiscoveryClient, StatusError, type Credential, type Event, type Kubeconfig } from "../src/index.js";
 import { runFleet } from "./fleet.js";
@@ -12,16 +12,16 @@ const subscriber = environment.CONFORMANCE_SUBSCRIBER ?? "";
 const stop = new AbortController();
 const credentials = new Map<string, Credential>();
 
-const tell = (line: Record<string, unknown>) => console.log(JSON.stringify(line));
+const print = (line: Record<string, unknown>) => console.log(JSON.stringify(line));
 const text = (kubeconfig: Kubeconfig) => new TextDecoder().decode(kubeconfig.kubeconfig);
 const code = (error: unknown) => (error instanceof StatusError ? error.code : String(error));
 
-function tellEvent(event: Event): void {
+function printEvent(event: Event): void {
   const { name, uid, endpoint, suspended, draining } = event.cluster;
   const reason = event.type === "DISENGAGED" ? event.reason : "";
   const kubeconfig = "kubeconfig" in event && event.kubeconfig ? text(event.kubeconfig) : "";
   const drains = draining ? DisengageReason[draining.reason] : "";
-  tell({ event: event.type, cluster: name, uid, endpoint, suspended, draining: drains, reason, kubeconfig });
+  print({ event: event.type, cluster: name, uid, endpoint, suspended, draining: drains, reason, kubeconfig });
 }
 
 const client = new DiscoveryClient();
@@ -37,18 +37,18 @@ async function follow(): Promise<void> {
   try {
     for await (const event of watch) {
       if (event.type === "ENGAGED") credentials.set(event.cluster.name, watch.credential(event));
-      tellEvent(event);
+      printEvent(event);
     }
   } catch (error) {
-    tell({ event: "FATAL", code: code(error) });
+    print({ event: "FATAL", code: code(error) });
   }
 }
 
-async function obey(verb: string, name: string): Promise<void> {
+async function execute(verb: string, name: string): Promise<void> {
   if (verb === "release") await watch.release(name);
-  if (verb === "kubeconfig") tell({ event: "ISSUED", cluster: name, kubeconfig: text(await client.issueKubeconfig(name)) });
+  if (verb === "kubeconfig") print({ event: "ISSUED", cluster: name, kubeconfig: text(await client.issueKubeconfig(name)) });
   if (verb === "credential") {
-    tell({ event: "CREDENTIAL", cluster: name, token: (await credentials.get(name)?.access())?.token });
+    print({ event: "CREDENTIAL", cluster: name, token: (await credentials.get(name)?.access())?.token });
   }
 }
 
@@ -56,8 +56,8 @@ const following = follow();
 for await (const line of createInterface(process.stdin)) {
   const [verb = "", name = ""] = line.split(" ");
   if (verb === "stop") break;
-  await obey(verb, name).catch((error: unknown) => {
-    tell({ event: verb === "credential" ? "CREDENTIAL" : "FAILED", cluster: name, code: code(error) });
+  await execute(verb, name).catch((error: unknown) => {
+    print({ event: verb === "credential" ? "CREDENTIAL" : "FAILED", cluster: name, code: code(error) });
   });
 }
 stop.abort();

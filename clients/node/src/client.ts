@@ -26,26 +26,26 @@ import { duration, Watch } from "./watch.js";
 const DEFAULT_ADDRESS = "unix:///run/milo-discovery/discovery.sock";
 const TIMEOUT_MS = 30_000;
 
-/** Which clusters. All that is set must match. */
+/** Selects clusters. All fields that are set must match. */
 export interface Filter {
   /** Kubernetes syntax: "env=prod", "tier!=silver", "env in (prod, staging)". */
   labelSelector?: string;
   names?: string[];
   organizations?: string[];
-  /** Of a daemon with several sources. */
+  /** Names of sources, of a daemon with several. */
   sources?: string[];
 }
 
 export interface WatchOptions extends Filter {
-  /** Deliver a kubeconfig with each ENGAGED, and another in a KUBECONFIG event before it expires. */
+  /** Deliver a kubeconfig with each ENGAGED, and a new one in a KUBECONFIG event before it expires. */
   includeKubeconfigs?: boolean;
   /** Requested lifetime of these kubeconfigs; the daemon may shorten it. */
   kubeconfigTtlMs?: number;
-  /** Interval of heartbeats on an idle stream, 30 s by default. Three missed heartbeats end the connection. */
+  /** Interval of heartbeats on an idle stream, 30 s by default. After three missed heartbeats, the watch reconnects. */
   heartbeatIntervalMs?: number;
-  /** Have planned disengagements wait for a release under this name, which no other watch of the caller may use. */
+  /** Name under which the watch releases draining clusters. No other watch of the caller may use it at the same time. */
   subscriber?: string;
-  /** Ends the watch. */
+  /** Ends the watch when it is aborted. */
   signal?: AbortSignal;
   /** Called with the reason when a stream breaks. Every cluster stays engaged, and the watch reconnects. */
   onDisconnect?: (error: Error) => void;
@@ -76,12 +76,12 @@ export class DiscoveryClient {
     checkCredentials(this.#credentials, this.address);
   }
 
-  /** Follow the clusters: `for await (const event of client.watch())`. */
+  /** Return a watch of the clusters: `for await (const event of client.watch())`. */
   watch(options: WatchOptions = {}): Watch {
     return new Watch(this, options);
   }
 
-  /** All engaged clusters, ordered by name. */
+  /** Return all engaged clusters that match the filter, ordered by name. */
   async list(filter: Filter = {}): Promise<Cluster[]> {
     const clusters: Cluster[] = [];
     let pageToken = "";
@@ -93,7 +93,7 @@ export class DiscoveryClient {
     return clusters;
   }
 
-  /** What the daemon knows of a name, engaged or not. */
+  /** Return the daemon's state of a cluster, engaged or not. */
   async get(name: string): Promise<GetClusterResponse> {
     return await this.call("getCluster", { name });
   }
@@ -109,12 +109,12 @@ export class DiscoveryClient {
       incarnation: options.incarnation ?? "",
       ...(options.ttlMs === undefined ? {} : { ttl: duration(options.ttlMs) }),
     });
-    if (!kubeconfig) throw new DiscoveryError(`the daemon's answer has no kubeconfig for ${name}`);
+    if (!kubeconfig) throw new DiscoveryError(`the daemon's response contains no kubeconfig for ${name}`);
     readAccess(kubeconfig);
     return kubeconfig;
   }
 
-  /** Tell the daemon that a subscriber has ended all of its work, so that no draining cluster waits for it. */
+  /** Notify the daemon that a subscriber has finished all its work, so that no draining cluster waits for it. */
   async endSubscription(subscriber: string): Promise<void> {
     await this.call("endSubscription", { subscriber });
   }
@@ -124,7 +124,7 @@ export class DiscoveryClient {
     return await this.#issuing.run(() => this.issueKubeconfig(name, { incarnation }), isRetry);
   }
 
-  /** @internal Make a unary call, on the connection that all of them share. */
+  /** @internal Make a unary call, on the connection that all unary calls share. */
   async call<Name extends Unary>(name: Name, init: Input<Name>, timeoutMs = TIMEOUT_MS): Promise<Output<Name>> {
     const connection = this.#sharedConnection();
     const metadata = callMetadata(this.#credentials);
@@ -135,14 +135,14 @@ export class DiscoveryClient {
         (connection[name] as Call).call(connection, request, metadata, { deadline: Date.now() + timeoutMs }, done);
       });
     } catch (error) {
-      // The connection may be half-open, or to a daemon that is no longer there: the next call opens another.
+      // The connection may be half-open, or to a daemon that has stopped: the next call opens a new one.
       if (BROKEN.has((error as Partial<ServiceError>).code)) this.#replace(connection);
       throw converted(error);
     }
   }
 
   #sharedConnection(): Connection {
-    const files = channelFiles(this.#credentials); // certificates are renewed in place
+    const files = channelFiles(this.#credentials); // certificates can be renewed in place
     if (this.#shared && this.#shared.files !== files) this.#replace(this.#shared.connection);
     this.#shared ??= { connection: this.connect(), files };
     return this.#shared.connection;
@@ -151,7 +151,7 @@ export class DiscoveryClient {
   #replace(connection: Connection): void {
     if (this.#shared?.connection !== connection) return;
     this.#shared = undefined;
-    connection.close(); // its other calls go on
+    connection.close(); // calls in flight continue
   }
 
   /** @internal */

@@ -4,7 +4,7 @@ import { readAccess, type Access } from "./kubeconfig.js";
 import type { Known } from "./session.js";
 import { time } from "./watch.js";
 
-const MARGIN_MS = 5000; // a credential is not used shortly before it expires, since the request takes time to arrive
+const MARGIN_MS = 5000; // a credential is not used shortly before it expires, since requests take time to arrive
 const BACKOFF_MS = { first: 1000, longest: 30_000 };
 
 interface Current {
@@ -15,9 +15,10 @@ interface Current {
 }
 
 /**
- * The credential of one engagement, which is refused after its end. A valid one is used at once, and the next one is requested in
- * the background when it is due; callers wait only when there is none, for the response or for the stream to bring one. After a
- * failed request, the next one waits for a backoff: until then, callers without a valid credential get its error.
+ * The credential of one engagement. After the engagement, it throws an error. A valid credential is returned at once, and the next
+ * one is requested in the background when it is due; callers wait only if there is no valid one, until the response arrives or the
+ * stream pushes one. After a failed request, the next one waits for a backoff: until then, callers without a valid credential get
+ * the error.
  */
 export class Credential {
   #current: Current | undefined;
@@ -29,18 +30,18 @@ export class Credential {
   /** @internal */
   constructor(
     private readonly name: string,
-    /** The engaged cluster as of now; undefined after the end of the engagement. */
+    /** Returns the current state of the engaged cluster; undefined after the engagement. */
     private readonly engaged: () => Known | undefined,
     private readonly issue: (incarnation: string, isRetry: boolean) => Promise<Kubeconfig>,
-    /** Calls a listener with the next event of the cluster, once; returns a function that removes it. */
+    /** Calls a listener once, at the next event of the cluster. Returns a function that removes the listener. */
     private readonly onEvent: (listener: () => void) => () => void,
   ) {}
 
-  /** Return the credential to use now. Throws why there is none. */
+  /** Return the credential to use now. Throws an error with the reason if there is none. */
   async access(): Promise<Access> {
     for (;;) {
       const { kubeconfig } = this.#require();
-      if (kubeconfig && kubeconfig !== this.#pushed) this.#offer((this.#pushed = kubeconfig), 0.25); // the stream brings the next one too
+      if (kubeconfig && kubeconfig !== this.#pushed) this.#offer((this.#pushed = kubeconfig), 0.25); // the stream is expected to push the next one too
       const now = Date.now();
       const mayAsk = now >= (this.#failure?.retryAt ?? 0);
       if (this.#current !== undefined && now < this.#current.usableUntil) {
@@ -49,7 +50,7 @@ export class Credential {
       }
       if (!mayAsk && !this.#renewing) throw this.#failure?.error;
       if (await this.#renewedBeforeNextEvent()) {
-        this.#require(); // the cluster may have been disengaged meanwhile
+        this.#require(); // the cluster may have been disengaged during the wait
         return this.#current!.access;
       }
     }
@@ -57,11 +58,11 @@ export class Credential {
 
   #require(): Known {
     const known = this.engaged();
-    if (!known) throw new StatusError("NOT_FOUND", `cluster ${this.name} is no longer engaged: its credential is not used any more`);
+    if (!known) throw new StatusError("NOT_FOUND", `cluster ${this.name} is no longer engaged: its credential must not be used`);
     return known;
   }
 
-  /** Wait for the renewal, or for an event of the cluster: a kubeconfig, or the end of the engagement. Returns whether it was renewed. */
+  /** Wait for the renewal, or for an event of the cluster, such as a kubeconfig or DISENGAGED. Returns whether it was renewed. */
   #renewedBeforeNextEvent(): Promise<boolean> {
     return new Promise((resolve, reject) => {
       const forget = this.onEvent(() => resolve(false));
@@ -93,7 +94,7 @@ export class Credential {
     const issuedAt = time(kubeconfig.issuedAt) ?? -Infinity;
     const refreshAt = time(kubeconfig.refreshAfter) ?? Infinity;
     const access = readAccess(kubeconfig);
-    // A response can arrive after the stream has brought a newer one, which may be for another server.
+    // A response can arrive after the stream has pushed a newer kubeconfig, which may be for another server.
     if (this.#current === undefined || issuedAt >= this.#current.issuedAt) {
       this.#current = {
         access,

@@ -20,7 +20,7 @@ export interface Credentials {
 export function credentialsFromEnvironment(): Credentials {
   const { MILO_DISCOVERY_SERVER_UID: uid, ...variables } = process.env;
   if (uid) {
-    throw new InvalidCredentials("MILO_DISCOVERY_SERVER_UID is set, and Node.js cannot tell who serves a socket: unset it");
+    throw new InvalidCredentials("MILO_DISCOVERY_SERVER_UID is set, but Node.js cannot verify the user that runs a server: unset it");
   }
   return {
     caFile: variables.MILO_DISCOVERY_CA_FILE || undefined,
@@ -33,7 +33,7 @@ export function credentialsFromEnvironment(): Credentials {
 /** Throw unless the credentials may be used with the address. */
 export function checkCredentials(given: Credentials, address: string): void {
   const isSocket = address.startsWith("unix:");
-  if (!given.certificateFile !== !given.keyFile) throw new InvalidCredentials("set certificateFile and keyFile, or neither");
+  if (!given.certificateFile !== !given.keyFile) throw new InvalidCredentials("certificateFile and keyFile must be set together");
   if (given.certificateFile && !given.caFile) throw new InvalidCredentials("certificateFile needs TLS: set caFile as well");
   if (isSocket && given.caFile) throw new InvalidCredentials(`${address} is a Unix socket, which has no TLS: remove caFile`);
   if (!isSocket && given.tokenFile && !given.caFile) {
@@ -46,12 +46,12 @@ export function channelCredentials({ caFile, certificateFile, keyFile }: Credent
   return credentials.createSsl(read(caFile), keyFile ? read(keyFile) : null, certificateFile ? read(certificateFile) : null);
 }
 
-/** Return what the files of the channel contain, as one string. */
+/** Return the contents of the TLS files, as one string. */
 export function channelFiles({ caFile, certificateFile, keyFile }: Credentials): string {
   return JSON.stringify([caFile, certificateFile, keyFile].map((path) => path && read(path).toString("latin1")));
 }
 
-/** Return the metadata of a new call. */
+/** Return the metadata for a new call, with the current token. */
 export function callMetadata({ tokenFile }: Credentials): Metadata {
   const metadata = new Metadata();
   if (tokenFile) {

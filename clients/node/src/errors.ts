@@ -1,27 +1,27 @@
 import { status, type Metadata, type ServiceError } from "@grpc/grpc-js";
 import { BinaryReader } from "@bufbuild/protobuf/wire";
 
-/** The base of all errors of this package. */
+/** Base class of all errors of this package. */
 export class DiscoveryError extends Error {
   override name = "DiscoveryError";
 }
 
-/** Credentials cannot be read, or must not be sent to the address. */
+/** Thrown when credentials cannot be read, or must not be sent to the address. */
 export class InvalidCredentials extends DiscoveryError {
   override name = "InvalidCredentials";
 }
 
-/** A kubeconfig is not of the form that the daemon writes. The message never quotes it. */
+/** Thrown when a kubeconfig is not of the form that the daemon writes. The message never quotes its content. */
 export class UnusableKubeconfig extends DiscoveryError {
   override name = "UnusableKubeconfig";
 }
 
-/** The stream violated the protocol, or fell silent. A watch recovers by itself. */
+/** Thrown when a stream violated the protocol, or missed its heartbeats. Watches recover from it. */
 export class StreamBroken extends DiscoveryError {
   override name = "StreamBroken";
 }
 
-/** A call ended with a gRPC status other than OK. */
+/** Thrown when a call ended with a gRPC status other than OK. */
 export class StatusError extends DiscoveryError {
   override name = "StatusError";
 
@@ -29,13 +29,13 @@ export class StatusError extends DiscoveryError {
     /** The name of the status, such as "NOT_FOUND". */
     readonly code: keyof typeof status,
     message: string,
-    /** How long the daemon asks to wait before a retry. */
+    /** How long to wait before a retry, if the daemon specified it. */
     readonly retryAfterMs?: number,
   ) {
     super(`${code}: ${message}`);
   }
 
-  /** Whether a retry fails too, until the request or a configuration is changed. */
+  /** Whether a retry would fail too, until the request or a configuration is changed. */
   get isFinal(): boolean {
     return FINAL.has(this.code);
   }
@@ -49,7 +49,7 @@ const FINAL = new Set<string>([
   "FAILED_PRECONDITION",
 ]);
 
-/** Call a callback of the user. What it throws, or rejects with, is logged: nothing else depends on it. */
+/** Call a callback of the user. Log its error if it throws or rejects, so that the caller is not affected. */
 export function report(name: string, callback: () => unknown): void {
   const failed = (error: unknown) => console.error(`${name} failed:`, error);
   try {
@@ -59,7 +59,7 @@ export function report(name: string, callback: () => unknown): void {
   }
 }
 
-/** Convert an error of grpc-js; others are returned as they are. */
+/** Convert an error of grpc-js; other errors are returned unchanged. */
 export function converted(error: unknown): Error {
   if (!(error instanceof Error)) return new DiscoveryError(String(error));
   const { code, details, metadata } = error as Partial<ServiceError>;

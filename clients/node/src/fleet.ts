@@ -13,11 +13,11 @@ const BACKOFF_MS = { first: 1000, longest: 60_000 };
 /** One engagement of a cluster: the same object from ENGAGED to DISENGAGED. */
 export class EngagedCluster {
   constructor(
-    /** The credential of the cluster, renewed as long as it is engaged, and refused afterwards. */
+    /** The credential of the cluster. It is renewed while the cluster is engaged; afterwards, its access throws. */
     readonly credential: Credential,
-    /** The cluster as of now, or as of its disengagement. */
+    /** The current state of the cluster, or its last state before it was disengaged. */
     public current: Cluster,
-    /** Aborted when the cluster is disengaged, or about to be. */
+    /** Aborted when the cluster is disengaged or draining. */
     readonly signal: AbortSignal,
   ) {}
 
@@ -25,18 +25,18 @@ export class EngagedCluster {
     return this.current.name;
   }
 
-  /** A KubeConfig for @kubernetes/client-node, whose credential is renewed. */
+  /** Return a KubeConfig for @kubernetes/client-node, whose credential is renewed. */
   async kubeConfig(): Promise<RenewingKubeConfig> {
     const { RenewingKubeConfig } = await import("./kubernetes.js"); // an optional dependency
     return await RenewingKubeConfig.open(this.name, this.credential);
   }
 }
 
-/** The work on one cluster: it ends when the signal of the cluster is aborted. */
+/** The work on one cluster. It has to end when the signal of the cluster is aborted. */
 export type Handler = (cluster: EngagedCluster) => Promise<void>;
 
 export interface FleetOptions extends Omit<WatchOptions, "subscriber"> {
-  /** Identifies this part of the program to the daemon; by default the host's name and a random number. */
+  /** The name under which the fleet releases clusters; by default the hostname with a random suffix. */
   subscriber?: string;
   /** Called with each error of a handler, which is then called again after a backoff unless the cluster is disengaged. */
   onError?: (cluster: EngagedCluster, error: unknown) => void;
@@ -48,7 +48,7 @@ interface Member {
   done: Promise<void>;
 }
 
-/** Runs one handler per engaged cluster. A cluster that drains is released when its handler has ended. */
+/** Runs one handler per engaged cluster. A draining cluster is released when its handler has ended. */
 export class Fleet {
   readonly #members = new Map<string, Member>();
   readonly #ending = new Map<string, Promise<void>>();
@@ -63,7 +63,7 @@ export class Fleet {
     return new Map([...this.#members].map(([name, { cluster }]) => [name, cluster]));
   }
 
-  /** Run until the signal is aborted. Throws errors that a retry cannot fix. Settles after all handlers have ended. */
+  /** Run until the signal is aborted and all handlers have ended. Throws errors that a retry cannot fix. */
   async run(handler: Handler): Promise<void> {
     const subscriber = this.options.subscriber ?? `${hostname()}/${Math.random().toString(36).slice(2, 10)}`;
     const watch = this.client.watch({ ...this.options, subscriber });
@@ -76,9 +76,9 @@ export class Fleet {
         else if (event.cluster.draining) void this.#drain(watch, event.cluster.name);
       }
     } finally {
-      for (const name of this.#members.keys()) this.#disengage(name, "the program ends");
+      for (const name of this.#members.keys()) this.#disengage(name, "the fleet stopped");
       await Promise.all(this.#ending.values());
-      await this.client.endSubscription(subscriber).catch(() => {}); // the daemon waits until the deadline of a drain
+      await this.client.endSubscription(subscriber).catch(() => {}); // draining clusters then wait until their deadline
     }
   }
 
@@ -105,21 +105,21 @@ export class Fleet {
     const member = this.#members.get(name);
     member?.end.abort(new Error("draining"));
     await member?.done;
-    // If the release does not reach the daemon, it sends the cluster again on the next stream.
+    // If the release does not reach the daemon, the next stream sends the cluster as draining again.
     if (member && this.#members.get(name) === member) await watch.release(name).catch(() => {});
   }
 
   async #work(cluster: EngagedCluster, handler: Handler): Promise<void> {
-    await this.#ending.get(cluster.name); // of an earlier cluster of this name
+    await this.#ending.get(cluster.name); // the handler of an earlier engagement of this name
     for (let backoffMs = BACKOFF_MS.first; !cluster.signal.aborted; backoffMs = Math.min(2 * backoffMs, BACKOFF_MS.longest)) {
       try {
         await handler(cluster);
         return;
       } catch (error) {
-        if (cluster.signal.aborted && isAbort(cluster.signal, error)) return; // how a handler ends that passed its signal on
+        if (cluster.signal.aborted && isAbort(cluster.signal, error)) return; // the handler passed the signal on to a call, which was aborted
         const { onError } = this.options;
         if (onError) report("onError", () => onError(cluster, error));
-        else console.error(`the handler of ${cluster.name} failed:`, error);
+        else console.error(`the handler of cluster ${cluster.name} failed:`, error);
       }
       await sleep(backoffMs, undefined, { signal: cluster.signal }).catch(() => {});
     }

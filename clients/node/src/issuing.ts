@@ -2,8 +2,8 @@ const AT_ONCE = 16;
 const REST_MS = 1000;
 
 /**
- * Limits the requests for credentials of all clusters: a few in flight, each of which counts for another second if it fails. Clusters
- * whose last request failed wait for all others, so that an issuer that is down delays nothing else.
+ * Limits concurrent requests for credentials, over all clusters. A failed request occupies its place for another second. Requests of
+ * clusters whose last request failed come after all others, so that an unavailable issuer delays no other cluster.
  */
 export class IssueLimit {
   #free = AT_ONCE;

@@ -1,7 +1,7 @@
 import { UnusableKubeconfig } from "./errors.js";
 import type { Kubeconfig } from "./gen/milo/discovery/v1/discovery_pb.js";
 
-/** What a kubeconfig of the daemon says: where the API server is, and how to authenticate there. */
+/** The API server of a kubeconfig that the daemon issued, and the credential for it. */
 export interface Access {
   server: string;
   caData?: string | undefined;
@@ -23,7 +23,7 @@ type Fields = Record<string, unknown>;
 
 /**
  * Read a kubeconfig of the form that the daemon writes, JSON with a token or a client certificate. Everything else is refused:
- * whatever answers at the daemon's address could name a program to run, a file to read or a proxy.
+ * a server that impersonates the daemon could send a program to run, a file to read or a proxy.
  */
 export function readAccess(kubeconfig: Kubeconfig): Access {
   let file: unknown;
@@ -64,18 +64,18 @@ function actAs(fields: Fields): ActAs | undefined {
   const isMapping = typeof extra === "object" && extra !== null && Object.values(extra).every(texts);
   if (user === undefined && !("as-groups" in fields || "as-user-extra" in fields)) return undefined;
   if (typeof user !== "string" || !user || !texts(groups) || !isMapping) {
-    throw new UnusableKubeconfig("kubeconfig refused: the user to act as is not of the form that the daemon writes");
+    throw new UnusableKubeconfig("kubeconfig refused: the impersonated user is not of the form that the daemon writes");
   }
   return { user, groups: groups as string[], extra: extra as Record<string, string[]> };
 }
 
-/** Return the kubeconfig if the daemon would write it. Refusing its event instead would stop the watch. */
+/** Return the kubeconfig if it is of the form that the daemon writes. Otherwise log an error: an exception would end the watch. */
 export function usable(kubeconfig: Kubeconfig | undefined): Kubeconfig | undefined {
   try {
     if (kubeconfig) readAccess(kubeconfig);
     return kubeconfig;
   } catch (error) {
-    console.error(`cluster ${kubeconfig?.cluster}: ${(error as Error).message}`); // without the content, which is secret
+    console.error(`cluster ${kubeconfig?.cluster}: ${(error as Error).message}`); // the content is secret
     return undefined;
   }
 }

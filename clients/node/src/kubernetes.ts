@@ -10,11 +10,11 @@ type FetchOptions = Awaited<ReturnType<KubeConfig["applyToFetchOptions"]>>;
 /**
  * A KubeConfig whose credential is renewed while it is used: create API clients and informers from it once.
  *
- * The server, the credential and the user to act as are read together for each request, so that none of them is combined with an
- * earlier one of another. A redirect is an error, since the credential is for this server alone.
+ * Each request uses the server, the token and the impersonated user of one credential, and never combines those of different ones. A
+ * redirect is an error, since the credential is only for this server.
  */
 export class RenewingKubeConfig extends KubeConfig {
-  /** All servers that the cluster has had, as URLs: an API client sends its requests to the one that it was created with. */
+  /** The URLs of the current and former servers: an API client builds request URLs with the server at the time of its creation. */
   readonly #servers = new Set<string>();
 
   constructor(
@@ -24,7 +24,7 @@ export class RenewingKubeConfig extends KubeConfig {
     super();
   }
 
-  /** Return the KubeConfig of a cluster, with its first credential. */
+  /** Return the KubeConfig of a cluster, after its first credential was obtained. */
   static async open(name: string, credential: Credential): Promise<RenewingKubeConfig> {
     const config = new RenewingKubeConfig(name, credential);
     config.#load(await credential.access());
@@ -35,7 +35,7 @@ export class RenewingKubeConfig extends KubeConfig {
     return { ...(await super.applyToFetchOptions(options)), redirect: "error" };
   }
 
-  /** Apply the credential to a request whose URL begins with the server of this KubeConfig as of the call. */
+  /** Apply the credential to a request. Throws if the server has changed, since the caller has already built the request's URL. */
   override async applyToHTTPSOptions(options: RequestOptions): Promise<void> {
     const server = this.getCurrentCluster()?.server;
     const access = await this.credential.access();
@@ -55,19 +55,19 @@ export class RenewingKubeConfig extends KubeConfig {
     for (const [name, value] of Object.entries(impersonation(access.actAs))) context.setHeaderParam(name, value);
     const agent = context.getAgent();
     let isRedirected = false;
-    // node-fetch calls it for the request, and again for each redirect. It has no other means to refuse one.
+    // node-fetch calls this function for the request, and again for each redirect. It has no other hook to refuse redirects.
     context.setAgent((() => {
-      if (isRedirected) throw new DiscoveryError(`the API server of cluster ${this.name} answered with a redirect, which is not followed`);
+      if (isRedirected) throw new DiscoveryError(`the API server of cluster ${this.name} responded with a redirect, which is not followed`);
       isRedirected = true;
       return agent;
     }) as unknown as Agent);
   }
 
-  /** Return the URL of a request at the present server. */
+  /** Replace the server in the URL of a request with the current one. */
   #moved(url: string, server: string): string {
     const before = [...this.#servers].filter((each) => url === each || url.startsWith(`${each}/`) || url.startsWith(`${each}?`));
     const [longest] = before.sort((a, b) => b.length - a.length);
-    if (longest === undefined) throw new DiscoveryError(`a request for cluster ${this.name} is for another server`);
+    if (longest === undefined) throw new DiscoveryError(`the request URL does not belong to a server of cluster ${this.name}`);
     return server + url.slice(longest.length);
   }
 
@@ -93,15 +93,15 @@ function optionsOf(name: string, access: Access): Parameters<KubeConfig["loadFro
 }
 
 /**
- * Return the headers of a user to act as. Throws for several groups, or several values of an extra field: they need one header each,
- * which the Kubernetes library cannot send, and to omit some would mean another user.
+ * Return the impersonation headers of a user. Throws for several groups, or several values of an extra field: they need repeated
+ * headers, which the Kubernetes library cannot send, and without some of them the request would have other rights.
  */
 export function impersonation(actAs: ActAs | undefined): Record<string, string> {
   if (!actAs) return {};
   const headers: Record<string, string> = { "Impersonate-User": actAs.user };
   const fields = Object.entries(actAs.extra).map(([key, values]): [string, string[]] => [`Extra-${encodeURIComponent(key)}`, values]);
   for (const [name, values] of [["Group", actAs.groups] as [string, string[]], ...fields]) {
-    if (values.length > 1) throw new UnusableKubeconfig(`kubeconfig refused: the library for Node sends one Impersonate-${name} at most`);
+    if (values.length > 1) throw new UnusableKubeconfig(`kubeconfig refused: the Kubernetes library sends at most one Impersonate-${name} header`);
     if (values[0] !== undefined) headers[`Impersonate-${name}`] = values[0];
   }
   return headers;

@@ -3,9 +3,9 @@ import type { RenewOwnershipResponse } from "./gen/milo/discovery/v1/discovery_p
 
 const INTERVAL_MS = 3000;
 const SHORTEST_MS = 200;
-const LONGEST_DURATION_S = 315_576_000_000n; // of protobuf
+const LONGEST_DURATION_S = 315_576_000_000n; // maximum of a protobuf Duration
 
-/** Milliseconds of a clock that, unlike that of timers, also advances while the machine is suspended. */
+/** Milliseconds of a clock that, unlike the clock of timers, also advances while the machine is suspended. */
 export const now = (): number => uptime() * 1000;
 
 function isValid({ seconds, nanos }: { seconds: bigint; nanos: number }): boolean {
@@ -13,8 +13,8 @@ function isValid({ seconds, nanos }: { seconds: bigint; nanos: number }): boolea
 }
 
 /**
- * Until when a sharded daemon's clusters are its own. A daemon that is killed cannot say that it lost them, and another one
- * engages them: so ask every few seconds, and stop when the time of the last response has passed.
+ * The deadline of a sharded daemon's ownership of its clusters. A daemon that is killed cannot report that it lost them, and another
+ * daemon engages them. So the ownership is renewed every few seconds, and is lost when the time of the last response has elapsed.
  */
 export class Ownership {
   #until = Infinity;
@@ -23,7 +23,7 @@ export class Ownership {
 
   constructor(
     private readonly renew: (timeoutMs: number) => Promise<RenewOwnershipResponse>,
-    /** Called when the ownership is lost, or held again. */
+    /** Called when the ownership is lost, and when it is held again. */
     private readonly onChange: () => void = () => {},
   ) {}
 
@@ -31,7 +31,7 @@ export class Ownership {
     return now() < this.#until;
   }
 
-  /** Begin to renew, with the first batch that is `sharded`. Settles after the first response. */
+  /** Begin to renew, when the first `sharded` batch arrives. Resolves after the first response. */
   async begin(): Promise<void> {
     if (this.#renewing) return;
     this.#until = 0;
@@ -53,8 +53,8 @@ export class Ownership {
     };
     while (this.#until !== Infinity && !this.#closed) {
       await new Promise((resolve) => setTimeout(resolve, this.#pause(wasHeld)));
-      const asked = now(); // before the check: a suspension after it must not be covered by the response
-      notify(); // what has ended meanwhile is lost, even if it can be renewed
+      const asked = now(); // before the check: if the machine is suspended after it, the response must not cover that time
+      notify(); // ownership that has expired is lost, even if it can be renewed
       await this.#renew(asked);
       notify();
     }
@@ -65,17 +65,17 @@ export class Ownership {
     const left = this.#until - asked;
     try {
       const { sharded, validFor } = await this.renew(left > 0 ? Math.min(left, INTERVAL_MS) : INTERVAL_MS);
-      // A duration counts from the request, since the response may have been delayed.
+      // The duration counts from the request, since the response may have been delayed.
       if (!sharded) this.#until = Infinity;
       else if (validFor && isValid(validFor)) {
         this.#until = Math.max(this.#until, asked + Number(validFor.seconds) * 1000 + validFor.nanos / 1e6);
       }
     } catch {
-      // The last response stands until its time has passed.
+      // The last response applies until it expires.
     }
   }
 
-  // Shorter towards the deadline, since the daemon may renew its own Lease late. None if an ownership that was held has ended.
+  // The delay before the next renewal: shorter towards the deadline, since the daemon may renew its own Lease late; 0 after a loss.
   #pause(wasHeld: boolean): number {
     const left = this.#until - now();
     if (left > 0) return Math.min(INTERVAL_MS, Math.max(left / 2, Math.min(left, SHORTEST_MS)));

@@ -2,7 +2,7 @@ import { fromBinary, toBinary, type DescMessage, type MessageShape } from "@bufb
 import { makeClientConstructor, type Client, type MethodDefinition, type ServiceDefinition } from "@grpc/grpc-js";
 import { DiscoveryService } from "./gen/milo/discovery/v1/discovery_pb.js";
 
-/** The service for grpc-js, made of the descriptor in the generated code. */
+/** The service definition for grpc-js, built from the generated descriptor. */
 export const definition: ServiceDefinition = Object.fromEntries(
   DiscoveryService.methods.map((method) => [
     method.localName,
@@ -25,12 +25,12 @@ function codec(direction: "request" | "response", schema: DescMessage): Record<s
 
 const Service = makeClientConstructor(definition, DiscoveryService.typeName);
 
-/** Open a connection: grpc-js would otherwise share one, with its backoff, among all clients of an address. */
+/** Open a connection of its own: by default, grpc-js shares one, with its backoff, between all clients of an address. */
 export function connect(...[address, credentials]: ConstructorParameters<typeof Client>): InstanceType<typeof Service> {
   return new Service(address, credentials, {
     "grpc.use_local_subchannel_pool": 1,
     "grpc.initial_reconnect_backoff_ms": 100,
-    "grpc.max_reconnect_backoff_ms": 1000, // the daemon is local: reconnect soon after it is back
+    "grpc.max_reconnect_backoff_ms": 1000, // the daemon is local: reconnect soon after it restarts
     "grpc.enable_http_proxy": 0,
     "grpc.keepalive_time_ms": 30_000,
     "grpc.keepalive_timeout_ms": 10_000,

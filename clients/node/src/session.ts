@@ -15,8 +15,8 @@ import {
 export type DisengageReasonName = keyof typeof Reason;
 
 /**
- * A change to one cluster. `cluster` is complete in every type; for DISENGAGED it is as last known. `engagement` is the same from
- * ENGAGED to DISENGAGED, and differs from that of every other engagement, also of the same cluster.
+ * A change to one cluster. `cluster` is complete in every type; for DISENGAGED it is the last known state. `engagement` identifies the
+ * engagement: it is the same symbol from ENGAGED to DISENGAGED, and differs from every other engagement's.
  */
 export type Event = { cluster: Cluster; engagement: symbol } & (
   | { type: "ENGAGED" | "KUBECONFIG"; kubeconfig?: Kubeconfig | undefined }
@@ -24,7 +24,7 @@ export type Event = { cluster: Cluster; engagement: symbol } & (
   | { type: "DISENGAGED"; reason: DisengageReasonName; message: string }
 );
 
-/** An engaged cluster, as last known. */
+/** The last known state of an engaged cluster. */
 export interface Known {
   cluster: Cluster;
   engagement: symbol;
@@ -38,12 +38,12 @@ type Phase =
   | { name: "receiving snapshot"; last: string; snapshot: Map<string, Known> };
 
 /**
- * Turns batches into events, without I/O. It outlives connections and daemons, and reports one ENGAGED and one DISENGAGED for
- * each cluster.
+ * Converts batches to events, without I/O. It outlives connections and daemons, and reports one ENGAGED and one DISENGAGED for each
+ * engagement.
  *
- * A snapshot takes effect when it is complete, as its differences from the view. A cluster with the same name and UID is the same
- * cluster, whatever its incarnation; but one that was draining and no longer is was disengaged and engaged again. A batch is
- * applied completely or not at all, and only then does its revision become the resume revision.
+ * A complete snapshot is reported as its differences from the view. A cluster with the same name and UID is the same engagement, even
+ * with another incarnation; but a cluster that was draining and no longer is was disengaged and engaged again. A batch is applied
+ * completely or not at all, and only if it was applied does its revision become the resume revision.
  */
 export class Session {
   readonly view = new Map<string, Known>();
@@ -55,17 +55,17 @@ export class Session {
     this.#usable = options.usable;
   }
 
-  /** Begin another stream, dropping an incomplete snapshot. Returns the revision to resume from. */
+  /** Begin a new stream, and drop an incomplete snapshot. Returns the revision to resume from. */
   open(): string {
     this.#phase = { name: "opened", resuming: this.revision };
     return this.revision;
   }
 
-  /** Apply a batch. Throws StreamBroken, without any effect, if it does not follow from the ones before. */
+  /** Apply a batch. If it does not continue the previous one, throws StreamBroken without any effect. */
   receive(batch: WatchClustersResponse): Event[] {
     const phase = this.#phase;
-    this.#phase = { name: "closed" }; // unless the batch is valid
-    if (batch.reset) return this.#receiveSnapshot(new Map(), batch); // it starts over: no earlier batch can be missing
+    this.#phase = { name: "closed" }; // stays if the batch is invalid
+    if (batch.reset) return this.#receiveSnapshot(new Map(), batch); // the stream starts over, so no earlier batch can be missing
     switch (phase.name) {
       case "closed":
         throw new StreamBroken("a batch arrived on a stream that is not open");
@@ -83,7 +83,7 @@ export class Session {
     }
   }
 
-  /** Empty the view: the daemon may have lost its clusters to another one. The next stream begins with a snapshot. */
+  /** Disengage all clusters: another daemon may have engaged them. The next stream begins with a snapshot. */
   loseOwnership(): Event[] {
     const lost = [...this.view.values()].map((known) =>
       disengaged(known, Reason.OWNERSHIP_LOST, "the daemon did not confirm in time that it still owns the cluster"),
@@ -182,7 +182,7 @@ export class Session {
     return { cluster: event.cluster, engagement, kubeconfig: this.#usable(event.kubeconfig) ?? kubeconfig };
   }
 
-  /** Drop the resume revision: only a snapshot can tell what is true. */
+  /** Drop the resume revision, since only a snapshot can resolve the contradiction, and return the error. */
   #contradiction(detail: string): StreamBroken {
     this.revision = "";
     return new StreamBroken(detail);
@@ -207,13 +207,13 @@ function disengaged({ cluster, engagement }: Known, reason: Reason, message = ""
   return { type: "DISENGAGED", cluster, engagement, reason: (Reason[reason] ?? "UNSPECIFIED") as DisengageReasonName, message };
 }
 
-/** Why the engagement before has ended, if the cluster of a snapshot is another engagement. */
+/** Return why the former engagement has ended, if the cluster in a snapshot is a new engagement; otherwise undefined. */
 function endOf(before: Cluster, now: Cluster): Reason | undefined {
   if (before.uid !== now.uid) return Reason.REPLACED;
   return before.draining && !now.draining ? before.draining.reason : undefined;
 }
 
-/** Compare without what describes the daemon rather than the cluster. */
+/** Compare clusters without the fields that the daemon assigns. */
 function sameContent(a: Cluster, b: Cluster): boolean {
   return equals(ClusterSchema, content(a), content(b));
 }

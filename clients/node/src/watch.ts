@@ -18,18 +18,18 @@ const BACKOFF_MS = { first: 200, longest: 5000 };
 const HEARTBEATS_MISSED = 3;
 
 /**
- * One subscription, over as many streams as it takes: an async iterable of events, which connects on first use. It ends when the
- * signal of its options is aborted, and throws only errors that a retry cannot fix. While an event is worked on, nothing more is
- * read: the daemon coalesces changes meanwhile.
+ * A subscription, which outlives its streams: an async iterable of events, which connects on first use. It ends when the signal of its
+ * options is aborted, and throws only errors that a retry cannot fix. While the caller handles an event, no further events are read,
+ * and the daemon coalesces changes.
  */
 export class Watch implements AsyncIterable<Event> {
   readonly #session = new Session({ usable });
   readonly #ownership: Ownership;
   readonly #heartbeatMs: number;
   #backoffMs = BACKOFF_MS.first;
-  /** Ends the present wait, where the ownership has changed or the watch was aborted. */
+  /** Ends the current wait if the ownership has changed or the watch was aborted. */
   #wake: () => void = () => {};
-  /** Callers that wait for a kubeconfig, by the name of the cluster. */
+  /** Callbacks of callers that wait for a kubeconfig, by cluster name. */
   readonly #listeners = new Map<string, Set<() => void>>();
 
   constructor(
@@ -40,22 +40,22 @@ export class Watch implements AsyncIterable<Event> {
     this.#ownership = new Ownership((timeoutMs) => client.call("renewOwnership", {}, timeoutMs), () => this.#wake());
   }
 
-  /** The name under which clusters are released. Empty without it in the options. */
+  /** The subscriber name of releases. Empty unless it is set in the options. */
   get subscriber(): string {
     return this.options.subscriber ?? "";
   }
 
-  /** The engaged cluster of this name, as last known. */
+  /** Return the last known state of the engaged cluster of this name. */
   cluster(name: string): Cluster | undefined {
     return this.#session.view.get(name)?.cluster;
   }
 
-  /** The newest kubeconfig that the stream delivered for a cluster. */
+  /** Return the newest kubeconfig that the stream delivered for a cluster. */
   kubeconfig(name: string): Kubeconfig | undefined {
     return this.#session.view.get(name)?.kubeconfig;
   }
 
-  /** The credential of the engagement that an event belongs to: it is renewed, and refused once the engagement has ended. */
+  /** Return the credential of an event's engagement. It is renewed, and throws once the engagement has ended. */
   credential({ cluster: { name }, engagement }: Event): Credential {
     const engaged = () => {
       const known = this.#session.view.get(name);
@@ -108,7 +108,7 @@ export class Watch implements AsyncIterable<Event> {
     };
   }
 
-  /** Call the listeners of the clusters of events, which the view has by now. */
+  /** Call the listeners of these clusters, after the events were applied to the view. */
   #notified(events: Event[]): Event[] {
     for (const { cluster } of events) {
       const listeners = this.#listeners.get(cluster.name);
@@ -118,7 +118,7 @@ export class Watch implements AsyncIterable<Event> {
     return events;
   }
 
-  /** Read one stream, on a connection of its own, until it ends. */
+  /** Read one stream, on a new connection, until it ends. */
   async *#stream(): AsyncGenerator<WatchClustersResponse> {
     const connection = this.client.connect();
     let stream: ClientReadableStream<WatchClustersResponse> | undefined;
@@ -143,8 +143,8 @@ export class Watch implements AsyncIterable<Event> {
   }
 
   /**
-   * Wait for a batch: at most for three heartbeats, until the ownership is lost, or undefined once the watch is aborted. What settles
-   * it is held by this one wait: a race with promises that outlive it would keep its memory for as long as they do.
+   * Wait for a batch. Rejects after three missed heartbeats, or when the ownership is lost; resolves to undefined when the watch is
+   * aborted. No Promise.race with promises that outlive this wait: they would keep its result in memory.
    */
   #within<T>(next: Promise<T>): Promise<T | undefined> {
     const limitMs = HEARTBEATS_MISSED * this.#heartbeatMs;
@@ -157,7 +157,7 @@ export class Watch implements AsyncIterable<Event> {
         else return;
         clearTimeout(timer);
       };
-      this.#wake(); // what happened before
+      this.#wake(); // the ownership or the signal may have changed before this call
     });
   }
 
@@ -181,7 +181,7 @@ export class Watch implements AsyncIterable<Event> {
     return delayMs;
   }
 
-  /** Sleep, or without a time wait, until the ownership changes or the watch is aborted. */
+  /** Wait until the time has elapsed, if one is given, the ownership changes or the watch is aborted. */
   async #changes(ms?: number): Promise<void> {
     let timer: NodeJS.Timeout | undefined;
     await new Promise<void>((resolve) => {

@@ -1,4 +1,4 @@
-// A daemon whose streams and answers a test scripts, on a port of loopback.
+// A fake daemon on a loopback port, with scripted streams and responses.
 import { once } from "node:events";
 import { create, type MessageInitShape } from "@bufbuild/protobuf";
 import { timestampFromMs } from "@bufbuild/protobuf/wkt";
@@ -22,10 +22,10 @@ type Fields = Omit<MessageInitShape<typeof ClusterEventSchema>, "$typeName" | "t
 
 const WITHIN_MS = 300_000;
 
-/** Wait for a state. */
+/** Wait until a condition is true. */
 export async function until(condition: () => boolean, what: string): Promise<void> {
   for (const limit = Date.now() + WITHIN_MS; !condition(); ) {
-    if (Date.now() > limit) throw new Error(`not within ${WITHIN_MS} ms: ${what}`);
+    if (Date.now() > limit) throw new Error(`timed out after ${WITHIN_MS} ms waiting for: ${what}`);
     await new Promise((resolve) => setTimeout(resolve, 5));
   }
 }
@@ -98,9 +98,9 @@ export class Stream {
 export class FakeDaemon {
   readonly streams: Stream[] = [];
   readonly calls: { method: string; request: Record<string, unknown> }[] = [];
-  /** The answers to unary calls, by method. */
+  /** The responses to unary calls, by method. */
   readonly answers: Partial<Record<Method, (request: never) => object | Promise<object>>> = {};
-  /** The addresses that unary calls came from. */
+  /** The remote addresses of unary calls. */
   readonly callers = new Set<string>();
   revisions = 0;
   port = 0;
@@ -123,12 +123,12 @@ export class FakeDaemon {
     return this;
   }
 
-  /** End without a word, as when it is killed. */
+  /** Stop without closing streams, as if the daemon was killed. */
   kill(): void {
     this.#server?.forceShutdown();
   }
 
-  /** Return the stream of this number, once it was opened. */
+  /** Wait until the stream with this number is open, and return it. */
   async stream(number = 1): Promise<Stream> {
     await until(() => this.streams.length >= number, `stream ${number}`);
     return this.streams[number - 1]!;

@@ -45,7 +45,7 @@ function issues(daemon: FakeDaemon, lifeMs?: number, refreshMs?: number): void {
     create(IssueKubeconfigResponseSchema, { kubeconfig: kubeconfig(cluster, `token-${++number}`, { lifeMs, refreshMs }) });
 }
 
-test("a replaced cluster's handler ends before the next begins, and its credential ends with the engagement", async (t) => {
+test("a replaced cluster's handler ends before the next begins, and its credential is refused", async (t) => {
   const steps: string[] = [];
   const clusters: EngagedCluster[] = [];
   let linger!: () => void;
@@ -64,7 +64,7 @@ test("a replaced cluster's handler ends before the next begins, and its credenti
   stream.send([engaged("a")], { reset: true });
   await until(() => steps.length === 1, "the handler begins");
   stream.send([disengaged("a", DisengageReason.REPLACED), engaged("a", { uid: "other", incarnation: "a-2" })]);
-  await until(() => steps.length === 2, "the handler is told of the end");
+  await until(() => steps.length === 2, "the handler is notified of the end");
   linger();
   await until(() => steps.length === 4, "the next handler begins");
   assert.deepEqual(steps, ["begin uid-a token-1", "signal uid-a NOT_FOUND", "end uid-a", "begin other token-2"]);
@@ -72,7 +72,7 @@ test("a replaced cluster's handler ends before the next begins, and its credenti
   assert.deepEqual(daemon.called("issueKubeconfig").map(({ incarnation }) => incarnation), ["a-1", "a-2"]);
 });
 
-test("a cluster that is engaged again gives the earlier handler no credential", async (t) => {
+test("a reengaged cluster gives no credential to the former handler", async (t) => {
   const tokens: Promise<string | undefined>[] = [];
   let begun = 0;
   const { daemon, fleet } = await started(
@@ -95,19 +95,19 @@ test("a cluster that is engaged again gives the earlier handler no credential", 
   assert.equal(await token(fleet.clusters.get("a")!), "two");
 });
 
-test("a credential of a cluster is for its incarnation after a restart of the daemon", async (t) => {
+test("a credential is issued for the new incarnation after a restart of the daemon", async (t) => {
   const { daemon, fleet } = await started(t, (cluster) => ended(cluster.signal));
   issues(daemon);
   (await daemon.stream()).send([engaged("a")], { reset: true });
   await until(() => fleet.clusters.size === 1, "the cluster is engaged");
   (await daemon.stream()).end(status.UNAVAILABLE);
   (await daemon.stream(2)).send([engaged("a", { incarnation: "a-2" }), engaged("b")], { reset: true });
-  await until(() => fleet.clusters.size === 2, "the daemon is back");
+  await until(() => fleet.clusters.size === 2, "the stream is restored");
   assert.equal(await token(fleet.clusters.get("a")!), "token-1");
   assert.deepEqual(daemon.called("issueKubeconfig").map(({ incarnation }) => incarnation), ["a-2"]);
 });
 
-test("whatever a handler or onError throws is reported, and the fleet goes on", async (t) => {
+test("a fleet reports errors of handlers and onError, and continues", async (t) => {
   const reported: unknown[] = [];
   const begun: Record<string, number> = {};
   const logged = t.mock.method(console, "error", () => {});
@@ -140,7 +140,7 @@ test("whatever a handler or onError throws is reported, and the fleet goes on", 
   assert.equal(daemon.called("endSubscription").length, 1);
 });
 
-test("an error after the end of an engagement is reported, and that of its own signal is not", async (t) => {
+test("an error of a handler after the end of its engagement is reported, unless it is the reason of its signal", async (t) => {
   const reported: string[] = [];
   let begun = 0;
   let returned = 0;
@@ -163,7 +163,7 @@ test("an error after the end of an engagement is reported, and that of its own s
   assert.deepEqual(reported, ["Error: while cleaning up"]);
 });
 
-test("a watch goes on when onDisconnect throws", async (t) => {
+test("a watch continues when onDisconnect throws", async (t) => {
   const logged = t.mock.method(console, "error", () => {});
   const onDisconnect = () => {
     throw new Error("of onDisconnect");
@@ -175,7 +175,7 @@ test("a watch goes on when onDisconnect throws", async (t) => {
   assert.match(String(logged.mock.calls[0]?.arguments[0]), /onDisconnect failed/);
 });
 
-test("a draining cluster is released once its slow handler has ended, also if that throws", async (t) => {
+test("a draining cluster is released after its handler ends, even with an error", async (t) => {
   let finish!: () => void;
   const slow = new Promise<void>((resolve) => (finish = resolve));
   const tokens: (string | undefined)[] = [];
@@ -196,15 +196,15 @@ test("a draining cluster is released once its slow handler has ended, also if th
   stream.send([engaged("a")], { reset: true });
   await until(() => begun === 1, "the handler begins");
   stream.send([event(Type.UPDATED, "a", draining)]);
-  await until(() => tokens.length === 1, "the handler is told of the drain");
-  assert.deepEqual(tokens, ["token-1"], "the credential works until the cluster is disengaged");
+  await until(() => tokens.length === 1, "the handler is notified of the drain");
+  assert.deepEqual(tokens, ["token-1"], "the credential is valid until the cluster is disengaged");
   assert.equal(daemon.called("releaseCluster").length, 0);
   finish();
   await until(() => daemon.called("releaseCluster").length === 1, "the cluster is released");
   assert.equal(daemon.called("releaseCluster")[0]?.incarnation, "a-1");
 });
 
-test("a cluster that drains from its engagement on waits for the lingering handler before it", async (t) => {
+test("a cluster that is engaged while draining waits for the former engagement's handler", async (t) => {
   const steps: string[] = [];
   let finish!: () => void;
   const lingering = new Promise<void>((resolve) => (finish = resolve));
@@ -219,7 +219,7 @@ test("a cluster that drains from its engagement on waits for the lingering handl
   stream.send([engaged("a")], { reset: true });
   await until(() => steps.length === 1, "the handler begins");
   stream.send([disengaged("a", DisengageReason.NOT_READY), engaged("a", { incarnation: "a-2", ...draining }), engaged("b")]);
-  await until(() => steps.length === 3, "the handler is told of the end, and that of another cluster begins");
+  await until(() => steps.length === 3, "the handler is notified of the end, and the handler of another cluster begins");
   stream.send([disengaged("a", DisengageReason.NOT_READY), engaged("a", { incarnation: "a-3" }), engaged("c")]);
   await until(() => steps.length === 4, "the handler of another cluster begins");
   assert.deepEqual(steps, ["begin", "signal", "begin", "begin"]);
@@ -228,7 +228,7 @@ test("a cluster that drains from its engagement on waits for the lingering handl
   assert.deepEqual(steps.slice(4), ["end after 0 releases", "begin"]);
 });
 
-test("a kubeconfig of the stream ends the wait for a response, which is not used later", async (t) => {
+test("a pushed kubeconfig is used instead of a pending older response", async (t) => {
   const { daemon, fleet } = await started(t, (cluster) => ended(cluster.signal), { includeKubeconfigs: true });
   let respond!: () => void;
   const response = new Promise<void>((resolve) => (respond = resolve));
@@ -243,16 +243,16 @@ test("a kubeconfig of the stream ends the wait for a response, which is not used
   const cluster = fleet.clusters.get("a")!;
   const first = token(cluster);
   await until(() => daemon.called("issueKubeconfig").length === 1, "a kubeconfig is requested");
-  await new Promise((resolve) => setTimeout(resolve, 5)); // kubeconfigs are issued at another millisecond
+  await new Promise((resolve) => setTimeout(resolve, 5)); // the next kubeconfig must be issued in another millisecond
   stream.send([event(Type.KUBECONFIG, "a", {}, { kubeconfig: kubeconfig("a", "newer") }), engaged("b")]);
-  await until(() => fleet.clusters.has("b"), "the stream has brought a newer one");
+  await until(() => fleet.clusters.has("b"), "the stream has pushed a newer kubeconfig");
   assert.equal(await token(cluster), "newer");
-  assert.equal(await first, "newer", "a caller that waits for the response has the kubeconfig of the stream at once");
+  assert.equal(await first, "newer", "a caller that waits for the response gets the pushed kubeconfig at once");
   respond();
   assert.equal(await token(cluster), "newer");
 });
 
-test("a fleet that is stopped waits for its handlers, whose credentials work, before it ends its subscription", async (t) => {
+test("a stopped fleet ends its subscription after its handlers, whose credentials stay valid", async (t) => {
   const steps: string[] = [];
   const { daemon, stop } = await started(t, async (cluster) => {
     steps.push("begin");
@@ -278,11 +278,11 @@ test("5,000 handlers share one connection for their credentials", async (t) => {
   });
   issues(daemon);
   (await daemon.stream()).send(names.map((name) => engaged(name)), { reset: true });
-  await until(() => done === names.length, "each handler has its credential");
+  await until(() => done === names.length, "each handler gets its credential");
   assert.equal(daemon.callers.size, 1);
 });
 
-test("an issuer that is down is asked a few times a second, whatever the number of handlers, and not for each request", async (t) => {
+test("requests to an unavailable issuer are rate-limited for any number of handlers", async (t) => {
   const names = Array.from({ length: 500 }, (_, number) => `c${number}`);
   let asked = 0;
   let answered = 0;
@@ -295,16 +295,16 @@ test("an issuer that is down is asked a few times a second, whatever the number 
   daemon.answers.issueKubeconfig = () => new Refusal(status.UNAVAILABLE);
   const since = Date.now();
   (await daemon.stream()).send(names.map((name) => engaged(name)), { reset: true });
-  await until(() => asked > 1000 && Date.now() - since > 3000, "handlers ask for some seconds");
+  await until(() => asked > 1000 && Date.now() - since > 3000, "handlers request credentials for some seconds");
   const seconds = (Date.now() - since) / 1000;
   const calls = daemon.called("issueKubeconfig").length;
-  // However slow the machine is: each of 16 requests in flight counts for another second.
+  // On a machine of any speed: each of the 16 requests in flight occupies its place for another second.
   assert.ok(calls <= 16 * (seconds + 1), `${calls} calls in ${seconds} s`);
   issues(daemon);
-  await until(() => answered > 0, "handlers get credentials when the issuer is back");
+  await until(() => answered > 0, "handlers get credentials when the issuer is available again");
 });
 
-test("short credentials are renewed before they expire, also while the daemon is killed and silent", async (t) => {
+test("credentials are renewed before expiry while the daemon restarts and misses heartbeats", async (t) => {
   const found: (string | undefined)[] = [];
   const { daemon, fleet } = await started(
     t,
@@ -313,18 +313,18 @@ test("short credentials are renewed before they expire, also while the daemon is
     },
     { heartbeatIntervalMs: 1000 },
   );
-  issues(daemon, 60_000, 5_000); // due while the daemon is silent, and valid for as long as a slow machine needs
+  issues(daemon, 60_000, 5_000); // due while the daemon sends no heartbeats, and valid for as long as a slow machine needs
   (await daemon.stream()).send([engaged("a")], { reset: true });
-  await until(() => found.length > 3, "the handler works");
+  await until(() => found.length > 3, "the handler gets credentials");
   const cluster = fleet.clusters.get("a");
   daemon.kill();
   await daemon.start();
-  const again = await daemon.stream(2); // which falls silent
+  const again = await daemon.stream(2); // sends no heartbeats
   again.send([engaged("a", { incarnation: "a-2" })], { reset: true });
-  const third = await daemon.stream(3); // after three heartbeats
+  const third = await daemon.stream(3); // opened after three missed heartbeats
   third.send([]);
   await until(() => found.includes("token-2"), "the credential is renewed");
-  assert.equal(fleet.clusters.get("a"), cluster, "the handler works on");
+  assert.equal(fleet.clusters.get("a"), cluster, "the handler keeps running");
   assert.deepEqual(found.filter((each) => !each?.startsWith("token-")), []);
 });
 

@@ -24,7 +24,7 @@ test("a kubeconfig with a token is read", () => {
   assert.equal(access.caData, "Y2E=");
 });
 
-test("requests act as the user of a kubeconfig", () => {
+test("requests impersonate the user of a kubeconfig", () => {
   const extra = { "example.com/why": ["tested"] };
   const access = readAccess(kubeconfig({ token: "secret", as: "shop", "as-groups": ["operators"], "as-user-extra": extra }));
   assert.deepEqual(access.actAs, { user: "shop", groups: ["operators"], extra });
@@ -34,7 +34,7 @@ test("requests act as the user of a kubeconfig", () => {
     "Impersonate-Extra-example.com%2Fwhy": "tested",
   });
   assert.deepEqual(impersonation(readAccess(kubeconfig({ token: "secret" })).actAs), {});
-  assert.throws(() => impersonation({ user: "shop", groups: ["a", "b"], extra: {} }), /one Impersonate-Group at most/);
+  assert.throws(() => impersonation({ user: "shop", groups: ["a", "b"], extra: {} }), /at most one Impersonate-Group header/);
 });
 
 const refused: Record<string, ReturnType<typeof kubeconfig>> = {
@@ -43,8 +43,8 @@ const refused: Record<string, ReturnType<typeof kubeconfig>> = {
   "names a proxy": kubeconfig({ token: "secret" }, { server: "https://milo.test", "proxy-url": "http://other" }),
   "skips verification": kubeconfig({ token: "secret" }, { server: "https://milo.test", "insecure-skip-tls-verify": true }),
   "has no credential": kubeconfig({}),
-  "acts as groups without a user": kubeconfig({ token: "secret", "as-groups": ["a"] }),
-  "acts as groups that are no list": kubeconfig({ token: "secret", as: "a", "as-groups": "b" }),
+  "impersonates groups without a user": kubeconfig({ token: "secret", "as-groups": ["a"] }),
+  "impersonates groups that are not a list": kubeconfig({ token: "secret", as: "a", "as-groups": "b" }),
   "has no server": kubeconfig({ token: "secret" }, {}),
   "has two users": kubeconfig({}, undefined, { users: [{ name: "a", user: { token: "x" } }, { name: "b", user: {} }] }),
 };

@@ -1,4 +1,4 @@
-// API clients of @kubernetes/client-node against servers of a cluster: redirects, and another endpoint.
+// Tests of @kubernetes/client-node API clients with redirects, changed endpoints and impersonation.
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
@@ -97,7 +97,7 @@ const requests: Record<string, () => Promise<unknown>> = {
 };
 
 for (const [what, request] of Object.entries(requests)) {
-  test(`a redirect of ${what} is an error, and nothing is sent to where it leads`, async () => {
+  test(`a redirect of ${what} is an error, and is not followed`, async () => {
     for (const location of [second.url, first.url.replace("/prefix", "/other"), second.url.replace("https:", "http:")]) {
       first.requests.length = 0;
       first.redirectTo = location;
@@ -108,7 +108,7 @@ for (const [what, request] of Object.entries(requests)) {
   });
 }
 
-test("an API client sends the token of another endpoint there, and never to the one before", async () => {
+test("an API client sends the new token only to the new endpoint", async () => {
   const client = config.makeApiClient(CoreV1Api);
   const objects = KubernetesObjectApi.makeApiClient(config);
   await client.listNamespace();
@@ -121,7 +121,7 @@ test("an API client sends the token of another endpoint there, and never to the 
   assert.ok(second.requests.every((request) => request.headers["impersonate-user"] === "shop"));
 });
 
-test("a watch that begins while the endpoint changes fails, and the next one is of the new endpoint", async () => {
+test("a watch that begins while the endpoint changes fails, and the next watch uses the new endpoint", async () => {
   access = { server: second.url, caData, token: "two" };
   assert.match(String(await watchEnds()), /endpoint of cluster a has changed/);
   await watchEnds();
@@ -129,7 +129,7 @@ test("a watch that begins while the endpoint changes fails, and the next one is 
   assert.deepEqual(second.tokens(), ["Bearer two"]);
 });
 
-test("the user to act as is that of the token of each request", async () => {
+test("the impersonated user and the token of a request are from one credential", async () => {
   const client = config.makeApiClient(CoreV1Api);
   for (const user of ["first", undefined, "second"]) {
     access = { server: first.url, caData, token: `of ${user}`, actAs: user === undefined ? undefined : { user, groups: [], extra: {} } };

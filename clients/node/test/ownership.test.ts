@@ -13,7 +13,7 @@ async function isHeldAfter(validFor: MessageInitShape<typeof RenewOwnershipRespo
 }
 
 for (const [seconds, nanos] of [[60n, 0], [0n, 999_999_999]] as const) {
-  test(`ownership holds for ${seconds} s and ${nanos} ns`, async () => {
+  test(`ownership is held for a duration of ${seconds} s and ${nanos} ns`, async () => {
     assert.equal(await isHeldAfter({ seconds, nanos }), true);
   });
 }

@@ -1,4 +1,4 @@
-// The package as its users see it.
+// Tests of the published package: README samples, exports and package.json.
 import assert from "node:assert/strict";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
@@ -7,13 +7,13 @@ import ts from "typescript";
 
 const PACKAGE = new URL("../../", import.meta.url);
 
-test("the samples of the README compile as they stand", () => {
+test("the samples of the README compile unchanged", () => {
   const readme = readFileSync(new URL("README.md", PACKAGE), "utf8");
   const samples = [...readme.matchAll(/```js\n(.*?)```/gs)].map(([, sample]) => sample!);
   assert.ok(samples.length >= 2);
-  // An event that was before is not waited for: the handler would never end.
+  // A handler that awaits the abort event of a signal that is already aborted would never end.
   for (const sample of samples) assert.doesNotMatch(sample, /^\s*await once\(cluster\.signal/m);
-  const directory = new URL("dist/readme/", PACKAGE); // within the package, which resolves its own name
+  const directory = new URL("dist/readme/", PACKAGE); // within the package, so that its name resolves to itself
   mkdirSync(directory, { recursive: true });
   const files = samples.map((sample, number) => {
     const file = fileURLToPath(new URL(`sample-${number}.mjs`, directory));
@@ -43,7 +43,7 @@ test("enums have values at run time", async () => {
   assert.equal(exported.DisengageReason?.NOT_READY, 2);
 });
 
-test("the package says where its source is, and exports types with its code", () => {
+test("package.json has the source directory, and exports types with the code", () => {
   const described = JSON.parse(readFileSync(new URL("package.json", PACKAGE), "utf8"));
   assert.equal(described.repository.directory, "clients/node");
   assert.deepEqual(Object.keys(described.exports["."]), ["types", "default"]);

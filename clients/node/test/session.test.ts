@@ -1,4 +1,4 @@
-// The cases that all clients share: what a session makes of batches.
+// Runs the session test cases that all clients share.
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
@@ -29,13 +29,13 @@ function line(words: string[], cluster: Cluster, kubeconfig: Kubeconfig | undefi
   return words.join(" ");
 }
 
-function told(event: Event): string {
+function describe(event: Event): string {
   const kubeconfig = "kubeconfig" in event ? event.kubeconfig : undefined;
   const [reason, message] = event.type === "DISENGAGED" ? [event.reason, event.message] : ["", ""];
   return line([event.type, event.cluster.name], event.cluster, kubeconfig, reason, message);
 }
 
-// Notices of other clients, which this one does not have.
+// Return the expected events of a step, without notices that this client does not report.
 const events = (news: string[]) => news.filter((each) => !/^(SYNCED|REFRESHED)/.test(each));
 
 for (const { name, steps } of cases) {
@@ -47,11 +47,11 @@ for (const { name, steps } of cases) {
         const batch = fromJson(WatchClustersResponseSchema, step.batch, { ignoreUnknownFields: true });
         if (step.breaks !== undefined) assert.throws(() => session.receive(batch), { name: "StreamBroken" });
         else {
-          const found = session.receive(batch).map(told);
+          const found = session.receive(batch).map(describe);
           if (step.news) assert.deepEqual(found, events(step.news));
         }
       }
-      if (step.lose) assert.deepEqual(session.loseOwnership().map(told), step.news);
+      if (step.lose) assert.deepEqual(session.loseOwnership().map(describe), step.news);
       if (step.state) {
         const view = [...session.view.values()].map(({ cluster, kubeconfig }) => line([cluster.name], cluster, kubeconfig));
         assert.deepEqual(view.sort(), [...step.state.view].sort());

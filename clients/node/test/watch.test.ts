@@ -18,7 +18,7 @@ function heapBytes(): number {
   return process.memoryUsage().heapUsed;
 }
 
-test(`a watch keeps no memory of ${BATCHES} batches and heartbeats`, async () => {
+test(`a watch does not leak memory over ${BATCHES} batches`, async () => {
   const stop = new AbortController();
   const sizes: number[] = [];
 

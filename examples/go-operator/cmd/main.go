@@ -44,7 +44,7 @@ func run(ctx context.Context, metricsAddress, probeAddress string, leaderElectio
 			return err
 		}
 	}
-	// The daemon's address comes from MILO_DISCOVERY_ADDRESS, and the credentials of each project from the daemon.
+	// The environment variable MILO_DISCOVERY_ADDRESS has the daemon's address; the daemon issues the credentials.
 	provider, err := discoverymc.New(discoverymc.Options{
 		Kubeconfigs:    true,
 		ClusterOptions: []cluster.Option{func(o *cluster.Options) { o.Scheme = scheme }},
@@ -69,7 +69,7 @@ func run(ctx context.Context, metricsAddress, probeAddress string, leaderElectio
 	if err != nil {
 		return err
 	}
-	// A replica that does not lead has to be ready too, or a rolling update would wait for it.
+	// Replicas that are not the leader have to become ready too, or a rolling update would wait for them.
 	if err := provider.OnAllReplicas(mgr); err != nil {
 		return err
 	}
@@ -83,7 +83,7 @@ func run(ctx context.Context, metricsAddress, probeAddress string, leaderElectio
 		Manager: mgr, Projects: provider,
 		CleanUp: func(context.Context, string, string) error { return nil },
 	}
-	// A project that does not answer must not occupy a worker.
+	// The timeout keeps an unresponsive project from occupying a worker.
 	options := mccontroller.Options{MaxConcurrentReconciles: 4, ReconciliationTimeout: time.Minute}
 	if err := greetings.SetupWithManager(provider, options); err != nil {
 		return err

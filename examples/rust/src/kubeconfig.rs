@@ -1,11 +1,11 @@
-//! Kubeconfigs of the form that the daemon writes: JSON with a token. Everything else is refused, since whatever answers at the daemon's
-//! address could name a program to run, a file to read or a proxy.
+//! Reads kubeconfigs of the form that the daemon writes: JSON with a token. Everything else is refused, since a server that impersonates
+//! the daemon could send a program to run, a file to read or a proxy.
 
 use serde_json::{Map, Value};
 
 use crate::proto::Kubeconfig;
 
-/// Where an API server is, and how to authenticate there.
+/// The API server of a kubeconfig, and the credential for it.
 pub struct Access {
     pub server: String,
     pub ca_data: Option<String>,

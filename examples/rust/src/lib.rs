@@ -1,9 +1,9 @@
-//! A client of milo-discoveryd in Rust, to copy: the rules of the stream, and reconnects.
+//! A client of milo-discoveryd in Rust, to copy into programs. It implements the rules of the stream, and reconnects.
 
 pub mod kubeconfig;
 pub mod session;
 
-/// The code that build.rs generates of the proto file.
+/// The code that build.rs generates from the proto file.
 pub mod proto {
     #![allow(clippy::all)]
     tonic::include_proto!("milo.discovery.v1");
@@ -33,7 +33,8 @@ pub type Client = DiscoveryServiceClient<Channel>;
 
 /// Connect to the daemon at `unix:///path`.
 pub async fn connect(address: &str) -> Result<Client, Status> {
-    let path = address.strip_prefix("unix://").ok_or_else(|| Status::invalid_argument("the address is not unix:///path"))?.to_owned();
+    let invalid = || Status::invalid_argument(format!("address {address} is not of the form unix:///path"));
+    let path = address.strip_prefix("unix://").ok_or_else(invalid)?.to_owned();
     let connector = tower::service_fn(move |_: Uri| {
         let path = path.clone();
         async move { UnixStream::connect(path).await.map(TokioIo::new) }
@@ -46,7 +47,7 @@ pub async fn connect(address: &str) -> Result<Client, Status> {
     Ok(DiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES))
 }
 
-/// Call the handler with each event, over as many streams as it takes. Returns only errors that a retry cannot fix.
+/// Call the handler with each event, and reconnect after a broken stream. Returns only errors that a retry cannot fix.
 pub async fn watch(address: &str, request: WatchClustersRequest, heartbeat: Duration, mut handle: impl FnMut(Event)) -> Status {
     let mut session = Session::new();
     let mut backoff = FIRST_BACKOFF;
@@ -63,14 +64,14 @@ pub async fn watch(address: &str, request: WatchClustersRequest, heartbeat: Dura
         if FINAL.contains(&error.code()) {
             return error;
         }
-        eprintln!("the stream broke, every cluster stays as it is: {}", error.message());
+        eprintln!("stream broken, all clusters stay engaged: {}", error.message());
         let asked = error.get_details_retry_info().and_then(|info| info.retry_delay).unwrap_or_default();
         tokio::time::sleep(asked.max(backoff.mul_f64(rand::random_range(0.5..1.0)))).await;
         backoff = LONGEST_BACKOFF.min(2 * backoff);
     }
 }
 
-/// Read one stream, on a connection of its own, until it ends.
+/// Read one stream, on a new connection, until it ends.
 async fn read_stream(
     address: &str,
     request: WatchClustersRequest,
@@ -79,7 +80,7 @@ async fn read_stream(
 ) -> Status {
     let silent = |_| Status::unavailable(format!("no heartbeat for {silence:?}"));
     let opening = async { Ok::<_, Status>(connect(address).await?.watch_clusters(request).await?.into_inner()) };
-    // A daemon that hangs accepts the connection, and may answer nothing on it.
+    // The kernel accepts connections for a daemon that hangs, so the call may get no response.
     let mut stream = match tokio::time::timeout(silence, opening).await.map_err(silent).flatten() {
         Ok(stream) => stream,
         Err(error) => return error,
@@ -88,7 +89,7 @@ async fn read_stream(
         match tokio::time::timeout(silence, stream.message()).await.map_err(silent).flatten() {
             Ok(Some(batch)) if batch.sharded => {
                 return Status::failed_precondition(format!(
-                    "the daemon shares the clusters, and this program does not renew the ownership ({})",
+                    "the daemon is sharded, but this client does not renew its ownership of clusters (revision {})",
                     batch.revision
                 ));
             }

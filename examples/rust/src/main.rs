@@ -1,4 +1,4 @@
-//! Keeps one ConfigMap in each project: it is created where it is missing, and repaired where somebody changed it.
+//! Maintains one ConfigMap in each project: creates it if it is missing, and reverts changes to it.
 //!
 //!     MILO_DISCOVERY_ADDRESS=unix:///run/milo-discovery/discovery.sock cargo run
 
@@ -24,7 +24,7 @@ const NAMESPACE: &str = "default";
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// The work on one cluster: a task, and the newest kubeconfig for it.
+/// The task for one cluster, and the channel for its newest kubeconfig.
 struct Work {
     task: JoinHandle<()>,
     kubeconfig: Sender<Option<Kubeconfig>>,
@@ -54,11 +54,11 @@ async fn main() {
         }
     })
     .await;
-    eprintln!("refused: {error}");
+    eprintln!("subscription refused: {error}");
     std::process::exit(1);
 }
 
-/// Keep the ConfigMap until the task is aborted.
+/// Maintain the ConfigMap until the task is aborted.
 async fn operate(name: String, mut kubeconfig: Receiver<Option<Kubeconfig>>) {
     loop {
         if let Err(error) = follow(&name, &mut kubeconfig).await {
@@ -101,8 +101,8 @@ async fn keep(greetings: &Api<ConfigMap>, name: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// A client that sends the newest token with each request, and none once that is for another server: the request then fails, and
-/// `operate` makes another client.
+/// Create a client that sends the newest token with each request. If the newest kubeconfig is for another server, requests are sent
+/// without a token: they fail, and `operate` creates a new client.
 fn client(access: Access, kubeconfig: Receiver<Option<Kubeconfig>>) -> Result<kube::Client, Error> {
     let server = access.server;
     let mut config = kube::Config::new(server.parse()?);

@@ -1,4 +1,4 @@
-//! Turns batches into events, without I/O: one ENGAGED and one DISENGAGED for each cluster, across connections and daemons.
+//! Converts batches to events, without I/O. Each engagement has one ENGAGED and one DISENGAGED, across connections and daemons.
 
 use std::collections::{HashMap, HashSet};
 
@@ -11,7 +11,7 @@ pub enum Event {
     Engaged(Cluster, Option<Kubeconfig>),
     Updated(Cluster),
     Renewed(Cluster, Kubeconfig),
-    /// With a reason of `Unspecified`, the cluster was missing when the daemon was back: do not treat it as deleted.
+    /// The reason `Unspecified` means that the cluster was missing after a reconnect: do not treat it as deleted.
     Disengaged(Cluster, DisengageReason),
 }
 
@@ -39,7 +39,7 @@ pub struct Session {
     phase: Phase,
 }
 
-/// Why a batch does not follow from the ones before: open another stream.
+/// The reason why a batch does not continue the previous one. The caller has to open a new stream.
 #[derive(Debug)]
 pub struct Broken(pub String);
 
@@ -48,18 +48,18 @@ impl Session {
         Session { view: View::new(), revision: String::new(), last: String::new(), phase: Phase::Closed }
     }
 
-    /// Begin another stream, dropping an incomplete snapshot, and return the revision to resume from.
+    /// Begin a new stream, drop an incomplete snapshot, and return the revision to resume from.
     pub fn open(&mut self) -> String {
         self.phase = Phase::Opened;
         self.last = self.revision.clone();
         self.revision.clone()
     }
 
-    /// Apply a batch; one that is refused has no effect.
+    /// Apply a batch. A batch that is refused has no effect.
     pub fn receive(&mut self, batch: WatchClustersResponse) -> Result<Vec<Event>, Broken> {
-        let phase = std::mem::replace(&mut self.phase, Phase::Closed); // unless the batch is valid
+        let phase = std::mem::replace(&mut self.phase, Phase::Closed); // stays if the batch is invalid
         if batch.reset {
-            return Ok(self.receive_snapshot(View::new(), batch)); // it starts over: no earlier batch can be missing
+            return Ok(self.receive_snapshot(View::new(), batch)); // the stream starts over, so no earlier batch can be missing
         }
         match phase {
             Phase::Closed => Err(Broken("a batch arrived on a stream that is not open".into())),
@@ -189,14 +189,14 @@ impl Session {
         Err(Broken(format!("a batch is missing: expected one after '{}', got one after '{}'", self.last, batch.previous_revision)))
     }
 
-    /// Drop the resume revision: only a snapshot can tell what is true.
+    /// Drop the resume revision, since only a snapshot can resolve the contradiction, and return the error.
     fn contradiction(&mut self, detail: String) -> Broken {
         self.revision.clear();
         Broken(detail)
     }
 }
 
-/// The parts of an event; None for types of a newer daemon. A kubeconfig that the daemon would not write is left out.
+/// Return the components of an event; None for event types of a newer daemon. Kubeconfigs of an unexpected form are omitted.
 fn parts(event: ClusterEvent) -> Option<(Type, Cluster, Option<Kubeconfig>)> {
     let kind = Type::try_from(event.r#type).ok().filter(|kind| *kind != Type::Unspecified)?;
     let kubeconfig = event.kubeconfig.filter(|kubeconfig| match kubeconfig::read(kubeconfig) {
@@ -209,7 +209,7 @@ fn parts(event: ClusterEvent) -> Option<(Type, Cluster, Option<Kubeconfig>)> {
     Some((kind, event.cluster?, kubeconfig))
 }
 
-/// Why the engagement before has ended, if the cluster of a snapshot is another engagement.
+/// Return why the former engagement has ended, if the cluster in a snapshot is a new engagement; otherwise None.
 fn end_of(before: &Cluster, now: &Cluster) -> Option<DisengageReason> {
     if before.uid != now.uid {
         return Some(DisengageReason::Replaced);
@@ -217,7 +217,7 @@ fn end_of(before: &Cluster, now: &Cluster) -> Option<DisengageReason> {
     before.draining.as_ref().filter(|_| now.draining.is_none()).map(|draining| draining.reason())
 }
 
-/// The cluster without what describes the daemon.
+/// Return the cluster without the fields that the daemon assigns.
 fn content(cluster: &Cluster) -> Cluster {
     let mut content = cluster.clone();
     content.engaged_at = None;

@@ -1,4 +1,4 @@
-// The same code as controller-gen writes, written by hand so that the example needs no generator.
+// Hand-written equivalent of the code that controller-gen generates, so that the example needs no generator.
 
 package v1alpha1
 

@@ -2,19 +2,19 @@ package v1alpha1
 
 import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-// ConditionReady says whether the greeting is in place.
+// ConditionReady is the type of the condition that is true when the ConfigMap is up to date.
 const ConditionReady = "Ready"
 
 // GreetingSpec is the desired state of a Greeting.
 type GreetingSpec struct {
-	// Text of the greeting.
+	// Text is the text of the greeting.
 	// +kubebuilder:validation:MinLength=1
 	Text string `json:"text"`
 }
 
 // GreetingStatus is the observed state of a Greeting.
 type GreetingStatus struct {
-	// Conditions of the greeting; Ready is one of them.
+	// Conditions are the conditions of the greeting, such as Ready.
 	// +listType=map
 	// +listMapKey=type
 	Conditions []metav1.Condition `json:"conditions,omitempty"`

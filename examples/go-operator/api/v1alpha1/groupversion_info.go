@@ -1,4 +1,4 @@
-// Package v1alpha1 has the API of the example operator.
+// Package v1alpha1 contains the API types of the example operator.
 // +kubebuilder:object:generate=true
 // +groupName=example.miloapis.com
 package v1alpha1

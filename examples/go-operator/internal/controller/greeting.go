@@ -1,4 +1,4 @@
-// Package controller has the controllers of the example operator.
+// Package controller contains the controllers of the example operator.
 package controller
 
 import (
@@ -25,10 +25,10 @@ import (
 	"go.miloapis.com/discovery/multicluster/example/api/v1alpha1"
 )
 
-// Finalizer keeps a Greeting until the resources that belong to it were cleaned up.
+// Finalizer blocks the deletion of a Greeting until its resources are cleaned up.
 const Finalizer = "example.miloapis.com/greeting"
 
-// Projects returns the daemon's information about a project. The provider implements it.
+// Projects provides the daemon's information about projects. *discoverymc.Provider implements it.
 type Projects interface {
 	Info(multicluster.ClusterName) (discovery.Cluster, bool)
 }
@@ -41,8 +41,8 @@ type GreetingReconciler struct {
 	CleanUp func(ctx context.Context, project, name string) error
 }
 
-// SetupWithManager adds the controller to a manager, limited to the clusters that the provider owns: those about to be
-// disengaged are released when their reconciles have returned.
+// SetupWithManager adds the controller to the manager. It reconciles only in clusters that the provider owns, and draining
+// clusters are released when their reconciles have returned.
 func (r *GreetingReconciler) SetupWithManager(provider *discoverymc.Provider, options mccontroller.Options) error {
 	return mcbuilder.ControllerManagedBy(r.Manager).Named("greeting").
 		For(&v1alpha1.Greeting{}).
@@ -51,9 +51,9 @@ func (r *GreetingReconciler) SetupWithManager(provider *discoverymc.Provider, op
 		Complete(discoverymc.Reconciler(provider, &v1alpha1.Greeting{}, mcreconcile.Reconciler(r)))
 }
 
-// Reconcile puts a Greeting's ConfigMap in place, or cleans up.
+// Reconcile applies the ConfigMap of a Greeting, or cleans up if the Greeting is being deleted.
 func (r *GreetingReconciler) Reconcile(ctx context.Context, request mcreconcile.Request) (ctrl.Result, error) {
-	// The cluster is looked up by the name in the request: each project has a client of its own.
+	// Look up the cluster by the name in the request: each project has its own client.
 	cl, err := r.Manager.GetCluster(ctx, request.ClusterName)
 	if err != nil {
 		return ctrl.Result{}, err

@@ -36,7 +36,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// operator is the controller, running against a daemon and an API server in this process.
+// operator is the running controller, with a fake daemon and a fake API server in this process.
 type operator struct {
 	t       *testing.T
 	daemon  *discoverytest.Daemon
@@ -67,7 +67,7 @@ func start(t *testing.T) *operator {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// A priority queue before controller-runtime 0.25 can keep its goroutines when it shuts down (controller-runtime#3538).
+	// Before controller-runtime 0.25, a priority queue can leak goroutines when it shuts down (controller-runtime#3538).
 	skip, usePriorityQueue := true, false
 	greetings := &GreetingReconciler{Manager: mgr, Projects: provider, CleanUp: o.cleanUp}
 	options := mccontroller.Options{SkipNameValidation: &skip, UsePriorityQueue: &usePriorityQueue}
@@ -101,7 +101,7 @@ func (o *operator) cleanUp(_ context.Context, project, name string) error {
 	return nil
 }
 
-// user returns the client of a project's user.
+// user returns a client with which the test acts as a user of the project.
 func (o *operator) user(project string) client.Client {
 	o.t.Helper()
 	c, err := client.New(o.config(project), client.Options{Scheme: o.scheme})
@@ -140,7 +140,7 @@ func (o *operator) untilGreeted(c client.Client, project, text string) {
 		}
 		ready := meta.IsStatusConditionTrue(made.Status.Conditions, v1alpha1.ConditionReady)
 		if !ready || found.Data["text"] != text || found.Data["project"] != project || found.Data["organization"] != "acme" {
-			return fmt.Errorf("the ConfigMap has %v, the Greeting %v", found.Data, made.Status)
+			return fmt.Errorf("ConfigMap data %v and Greeting status %v, want text %q and Ready", found.Data, made.Status, text)
 		}
 		if !metav1.IsControlledBy(found, made) {
 			return errors.New("the ConfigMap is not owned by the Greeting")
@@ -161,7 +161,7 @@ func TestGreetingsAreReconciledInEachProject(t *testing.T) {
 	o.untilGreeted(o.user("beta"), "beta", "Hello")
 }
 
-func TestDeletedConfigMapIsCreatedAgain(t *testing.T) {
+func TestDeletedConfigMapIsRecreated(t *testing.T) {
 	o := start(t)
 	o.engage("alpha")
 	user := o.user("alpha")
@@ -186,15 +186,15 @@ func TestGreetingIsCleanedUpBeforeItIsDeleted(t *testing.T) {
 	if err := user.Delete(t.Context(), greeting()); err != nil {
 		t.Fatal(err)
 	}
-	within(t, "the greeting to be gone", func() error {
+	within(t, "the Greeting to be deleted", func() error {
 		if err := user.Get(t.Context(), client.ObjectKeyFromObject(greeting()), &v1alpha1.Greeting{}); client.IgnoreNotFound(err) != nil || err == nil {
-			return fmt.Errorf("Get: %w", err)
+			return fmt.Errorf("got error %v from Get, want NotFound", err)
 		}
 		return nil
 	})
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if len(o.cleaned) == 0 || o.cleaned[0] != "alpha/hello" {
-		t.Errorf("cleaned up: %v", o.cleaned)
+		t.Errorf("got %v cleaned up, want alpha/hello", o.cleaned)
 	}
 }

@@ -1,4 +1,4 @@
-//! The subscriber that the conformance kit judges this example by.
+//! The subscriber with which the conformance kit tests this example.
 
 use std::time::Duration;
 
@@ -21,11 +21,11 @@ fn short(reason: DisengageReason) -> &'static str {
     reason.as_str_name().trim_start_matches("DISENGAGE_REASON_")
 }
 
-fn tell(line: Value) {
+fn print(line: Value) {
     println!("{line}");
 }
 
-fn tell_event(event: Event) {
+fn print_event(event: Event) {
     let line = |kind: &str, cluster: Cluster, reason: &str, kubeconfig: Option<Kubeconfig>| {
         let draining = cluster.draining.as_ref().map(|draining| short(draining.reason()));
         json!({
@@ -34,7 +34,7 @@ fn tell_event(event: Event) {
             "kubeconfig": kubeconfig.as_ref().map(text),
         })
     };
-    tell(match event {
+    print(match event {
         Event::Engaged(cluster, kubeconfig) => line("ENGAGED", cluster, "", kubeconfig),
         Event::Updated(cluster) => line("UPDATED", cluster, "", None),
         Event::Renewed(cluster, kubeconfig) => line("KUBECONFIG", cluster, "", Some(kubeconfig)),
@@ -73,13 +73,13 @@ async fn main() {
     };
     let followed = address.clone();
     tokio::spawn(async move {
-        let error = watch(&followed, request, heartbeat, tell_event).await;
-        tell(json!({"event": "FATAL", "code": code(&error)}));
+        let error = watch(&followed, request, heartbeat, print_event).await;
+        print(json!({"event": "FATAL", "code": code(&error)}));
     });
     let mut commands = BufReader::new(tokio::io::stdin()).lines();
     while let Ok(Some(line)) = commands.next_line().await {
         if let Some(name) = line.strip_prefix("kubeconfig ") {
-            tell(match issue(&address, name).await {
+            print(match issue(&address, name).await {
                 Ok(issued) => json!({"event": "ISSUED", "cluster": name, "kubeconfig": text(&issued)}),
                 Err(error) => json!({"event": "FAILED", "cluster": name, "code": code(&error)}),
             });

@@ -36,7 +36,7 @@ func main() {
 	heartbeat, _ := strconv.Atoi(os.Getenv("HEARTBEAT_S"))
 	logger := funcr.NewJSON(func(line string) {
 		if strings.Contains(line, "stream from milo-discoveryd broke") {
-			show("the stream broke, every cluster stays as it is:", line)
+			show("stream broken, all clusters stay engaged:", line)
 		}
 	}, funcr.Options{})
 	ctrllog.SetLogger(logger)

@@ -10,7 +10,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Set;
 
-/** What a kubeconfig of the daemon says: where the API server is, and how to authenticate there. Unset parts are null. */
+/** The API server of a kubeconfig that the daemon issued, and the credential for it. Unset components are null. */
 public record Access(
     String server,
     String caData,
@@ -25,7 +25,7 @@ public record Access(
 
   /**
    * Read a kubeconfig of the form that the daemon writes, JSON with a token or a client certificate. Everything else is refused:
-   * whatever answers at the daemon's address could name a program to run, a file to read or a proxy.
+   * a server that impersonates the daemon could send a program to run, a file to read or a proxy.
    */
   static Access of(Kubeconfig kubeconfig) {
     try {
@@ -52,7 +52,7 @@ public record Access(
     }
   }
 
-  /** Whether the daemon would write the kubeconfig. To refuse its event instead would stop the watch. */
+  /** Return whether a kubeconfig is of the form that the daemon writes, and log an error if not: an exception would end the watch. */
   static boolean isUsable(Kubeconfig kubeconfig) {
     try {
       of(kubeconfig);
@@ -89,7 +89,7 @@ public record Access(
     }
     var name = text(user, "as");
     if (name == null) {
-      throw new DiscoveryException("kubeconfig refused: it has groups to act as, and no user");
+      throw new DiscoveryException("kubeconfig refused: it impersonates groups without a user");
     }
     return new ActAs(name, user.has("as-groups") ? texts(user.get("as-groups")) : List.of(), extra);
   }
@@ -104,7 +104,7 @@ public record Access(
   }
 
   @Override
-  public String toString() { // without what is secret
+  public String toString() { // without the secrets
     return "Access[" + server + "]";
   }
 }

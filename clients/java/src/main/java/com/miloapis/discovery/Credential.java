@@ -11,13 +11,13 @@ import java.util.concurrent.ThreadLocalRandom;
 import java.util.function.Supplier;
 
 /**
- * The credential of one engagement, which is refused after its end. A valid one is used at once, and the next one is requested in the
- * background when it is due; callers wait only when there is none, for the response or for the stream to bring one. After a failed
- * request, the next one waits for a backoff: until then, callers without a valid credential get its error. It may be used from any
- * thread.
+ * The credential of one engagement. After the engagement, it throws an exception. A valid credential is returned at once, and the next
+ * one is requested in the background when it is due; callers wait only if there is no valid one, until the response arrives or the
+ * stream pushes one. After a failed request, the next one waits for a backoff: until then, callers without a valid credential get the
+ * error. It may be used from any thread.
  */
 public final class Credential {
-  private static final Duration MARGIN = Duration.ofSeconds(5); // the request that uses it takes time to arrive
+  private static final Duration MARGIN = Duration.ofSeconds(5); // requests take time to arrive
   private static final Duration FIRST_BACKOFF = Duration.ofSeconds(1);
   private static final Duration LONGEST_BACKOFF = Duration.ofSeconds(30);
 
@@ -40,8 +40,8 @@ public final class Credential {
   private Duration backoff = FIRST_BACKOFF;
 
   /**
-   * @param engaged returns the engaged cluster as of now; null after the end of the engagement
-   * @param nextEvent returns what is completed by the next event of the cluster
+   * @param engaged returns the current state of the engaged cluster; null after the engagement
+   * @param nextEvent returns a future that the next event of the cluster completes
    */
   Credential(
       String name, Supplier<Session.Known> engaged, Issuer issuer, Supplier<CompletableFuture<Void>> nextEvent) {
@@ -51,7 +51,7 @@ public final class Credential {
     this.nextEvent = nextEvent;
   }
 
-  /** Return the credential to use now. Throws a DiscoveryException that says why there is none. */
+  /** Return the credential to use now. Throws a DiscoveryException with the reason if there is none. */
   public Access access() {
     while (true) {
       Session.Known known;
@@ -60,7 +60,7 @@ public final class Credential {
         known = require();
         if (known.kubeconfig() != null && known.kubeconfig() != lastPushed) {
           lastPushed = known.kubeconfig();
-          offer(lastPushed, 0.25); // the stream brings the next one too: wait for it a while
+          offer(lastPushed, 0.25); // the stream is expected to push the next one too: wait for it a while
         }
         var now = Instant.now();
         boolean isValid = current != null && now.isBefore(current.usableUntil);
@@ -79,7 +79,7 @@ public final class Credential {
         awaited = renewal;
       }
       if (isRenewed(awaited, known)) {
-        require(); // the cluster may have been disengaged meanwhile
+        require(); // the cluster may have been disengaged during the wait
         synchronized (this) {
           return current.access;
         }
@@ -87,11 +87,11 @@ public final class Credential {
     }
   }
 
-  /** Wait for a renewal, or for an event of the cluster: a kubeconfig, or the end of the engagement. Returns whether it was renewed. */
+  /** Wait for a renewal, or for an event of the cluster, such as a kubeconfig or DISENGAGED. Returns whether it was renewed. */
   private boolean isRenewed(CompletableFuture<Void> awaited, Session.Known asOf) {
     var event = nextEvent.get();
     if (engaged.get() != asOf) {
-      return false; // the event was before
+      return false; // the event arrived before this call
     }
     try {
       CompletableFuture.anyOf(awaited, event).join();
@@ -105,7 +105,7 @@ public final class Credential {
     var known = engaged.get();
     if (known == null) {
       throw new DiscoveryException(
-          Status.Code.NOT_FOUND, "cluster " + name + " is no longer engaged: its credential is not used any more");
+          Status.Code.NOT_FOUND, "cluster " + name + " is no longer engaged: its credential must not be used");
     }
     return known;
   }
@@ -155,7 +155,7 @@ public final class Credential {
     backoff = FIRST_BACKOFF;
     var issuedAt = kubeconfig.hasIssuedAt() ? instant(kubeconfig.getIssuedAt()) : Instant.MIN;
     if (current != null && issuedAt.isBefore(current.issuedAt)) {
-      return; // a response can arrive after the stream has brought a newer one, which may be for another server
+      return; // a response can arrive after the stream has pushed a newer kubeconfig, which may be for another server
     }
     if (!kubeconfig.hasExpiresAt()) {
       current = new Current(access, issuedAt, Instant.MAX, Instant.MAX);

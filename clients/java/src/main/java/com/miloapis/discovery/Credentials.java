@@ -15,11 +15,11 @@ import javax.net.ssl.SSLException;
 
 /**
  * Credentials for the daemon. None are needed on a Unix socket, where the kernel reports the caller's uid. Certificates are read for
- * each connection and the token for each call, so all of them can be renewed in place. Each may be null.
+ * each connection and the token for each call, so all of them can be renewed in place. All components may be null.
  *
  * @param caFile CA certificates that the daemon's certificate is verified against; enables TLS
  * @param certificateFile client certificate for mutual TLS
- * @param keyFile its key, in PKCS#8
+ * @param keyFile private key of the client certificate, in PKCS#8
  * @param tokenFile bearer token, such as a projected service account token; never sent over TCP without TLS
  */
 public record Credentials(Path caFile, Path certificateFile, Path keyFile, Path tokenFile) {
@@ -29,7 +29,7 @@ public record Credentials(Path caFile, Path certificateFile, Path keyFile, Path 
   /** Read MILO_DISCOVERY_CA_FILE, _CERTIFICATE_FILE, _KEY_FILE and _TOKEN_FILE. */
   public static Credentials fromEnvironment() {
     if (path("SERVER_UID") != null) {
-      throw new DiscoveryException("MILO_DISCOVERY_SERVER_UID is set, and this client does not verify who serves a socket: unset it");
+      throw new DiscoveryException("MILO_DISCOVERY_SERVER_UID is set, but this client cannot verify the user that runs a server: unset it");
     }
     return new Credentials(path("CA_FILE"), path("CERTIFICATE_FILE"), path("KEY_FILE"), path("TOKEN_FILE"));
   }
@@ -44,7 +44,7 @@ public record Credentials(Path caFile, Path certificateFile, Path keyFile, Path 
     boolean isSocket = address.startsWith("unix:");
     var problems =
         Map.of(
-            "set the certificate and its key, or neither", (certificateFile == null) != (keyFile == null),
+            "a client certificate needs its key: set both files or neither", (certificateFile == null) != (keyFile == null),
             "a client certificate needs TLS: set the CA file as well", certificateFile != null && caFile == null,
             address + " is a Unix socket, which has no TLS: remove the CA file", isSocket && caFile != null,
             "the token would be sent to " + address + " unencrypted: set the CA file to use TLS",
@@ -57,7 +57,7 @@ public record Credentials(Path caFile, Path certificateFile, Path keyFile, Path 
         });
   }
 
-  /** What the files of a channel contain. */
+  /** Return the contents of the TLS files. */
   List<String> channelFiles() {
     return Stream.of(caFile, certificateFile, keyFile)
         .map(path -> path == null ? "" : new String(read(path), StandardCharsets.ISO_8859_1))
@@ -76,7 +76,7 @@ public record Credentials(Path caFile, Path certificateFile, Path keyFile, Path 
     }
   }
 
-  /** The metadata of a new call, with the current token. */
+  /** Return the metadata for a new call, with the current token. */
   Metadata metadata() {
     var metadata = new Metadata();
     if (tokenFile != null) {

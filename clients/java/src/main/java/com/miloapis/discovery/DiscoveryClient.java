@@ -46,10 +46,10 @@ public final class DiscoveryClient implements AutoCloseable {
   private final Credentials credentials;
   private final EventLoopGroup sockets;
   private final Issuing issuing = new Issuing();
-  private ManagedChannel shared; // of all unary calls
+  private ManagedChannel shared; // for all unary calls
   private List<String> sharedFiles;
 
-  /** A client of the daemon at MILO_DISCOVERY_ADDRESS, with the credentials of the environment. */
+  /** Create a client of the daemon at MILO_DISCOVERY_ADDRESS, with the credentials of the environment. */
   public DiscoveryClient() {
     this(System.getenv().getOrDefault("MILO_DISCOVERY_ADDRESS", DEFAULT_ADDRESS), Credentials.fromEnvironment());
   }
@@ -65,12 +65,12 @@ public final class DiscoveryClient implements AutoCloseable {
     this.sockets = address.startsWith("unix:") ? new EpollEventLoopGroup(1, threads) : null;
   }
 
-  /** Follow the clusters; the watch begins with {@link Watch#run}. */
+  /** Return a watch of the clusters. It begins with {@link Watch#run}. */
   public Watch watch(WatchOptions options) {
     return new Watch(this, options);
   }
 
-  /** All engaged clusters that match the filter, ordered by name. */
+  /** Return all engaged clusters that match the filter, ordered by name. */
   public List<Cluster> list(ClusterFilter filter) {
     var clusters = new ArrayList<Cluster>();
     String token = "";
@@ -83,7 +83,7 @@ public final class DiscoveryClient implements AutoCloseable {
     return clusters;
   }
 
-  /** What the daemon knows of a name, engaged or not. */
+  /** Return the daemon's state of a cluster, engaged or not. */
   public GetClusterResponse get(String name) {
     return call(TIMEOUT, stub -> stub.getCluster(GetClusterRequest.newBuilder().setName(name).build()));
   }
@@ -96,7 +96,7 @@ public final class DiscoveryClient implements AutoCloseable {
   public Kubeconfig issueKubeconfig(String cluster, String incarnation) {
     var request = IssueKubeconfigRequest.newBuilder().setCluster(cluster).setIncarnation(incarnation).build();
     var issued = call(TIMEOUT, stub -> stub.issueKubeconfig(request)).getKubeconfig();
-    Access.of(issued); // refused if it is not of the form that the daemon writes
+    Access.of(issued); // throws unless it is of the form that the daemon writes
     return issued;
   }
 
@@ -116,7 +116,7 @@ public final class DiscoveryClient implements AutoCloseable {
     call(TIMEOUT, stub -> stub.releaseCluster(request));
   }
 
-  /** Tell the daemon that a subscriber has ended all of its work, so that no draining cluster waits for it. */
+  /** Notify the daemon that a subscriber has finished all its work, so that no draining cluster waits for it. */
   public void endSubscription(String subscriber) {
     var request = EndSubscriptionRequest.newBuilder().setSubscriber(subscriber).build();
     call(TIMEOUT, stub -> stub.endSubscription(request));
@@ -126,13 +126,13 @@ public final class DiscoveryClient implements AutoCloseable {
     return call(timeout, stub -> stub.renewOwnership(RenewOwnershipRequest.getDefaultInstance()));
   }
 
-  /** Open a connection, with the present certificates. */
+  /** Open a connection, with the current certificates. */
   ManagedChannel connect() {
     NettyChannelBuilder builder;
     if (sockets != null) {
       var socket = new DomainSocketAddress(address.substring("unix://".length()));
       builder = NettyChannelBuilder.forAddress(socket).eventLoopGroup(sockets).channelType(EpollDomainSocketChannel.class);
-      // A null removes an option. Netty warns of these, for each socket, since they are for TCP.
+      // Null removes an option. Netty would log a warning for each socket, since these options are only for TCP.
       builder.withOption(ChannelOption.SO_KEEPALIVE, null).withOption(EpollChannelOption.TCP_USER_TIMEOUT, null);
     } else {
       builder = NettyChannelBuilder.forTarget("dns:///" + address);
@@ -162,14 +162,14 @@ public final class DiscoveryClient implements AutoCloseable {
       return method.apply(stub.withDeadlineAfter(timeout.toMillis(), TimeUnit.MILLISECONDS));
     } catch (StatusRuntimeException error) {
       if (BROKEN.contains(error.getStatus().getCode())) {
-        replace(channel); // it may be half-open, or to a daemon that is no longer there
+        replace(channel); // its connection may be half-open, or to a daemon that has stopped
       }
       throw DiscoveryException.of(error);
     }
   }
 
   private synchronized ManagedChannel sharedChannel() {
-    var files = credentials.channelFiles(); // certificates are renewed in place
+    var files = credentials.channelFiles(); // certificates can be renewed in place
     if (shared != null && !files.equals(sharedFiles)) {
       replace(shared);
     }
@@ -180,7 +180,7 @@ public final class DiscoveryClient implements AutoCloseable {
     return shared;
   }
 
-  /** Have the next call open another channel; the calls in flight go on. */
+  /** Make the next call open a new channel. Calls in flight continue. */
   private synchronized void replace(ManagedChannel channel) {
     channel.shutdown();
     if (shared == channel) {

@@ -8,7 +8,7 @@ import io.grpc.protobuf.StatusProto;
 import java.time.Duration;
 import java.util.Set;
 
-/** The error of a call, a watch, or credentials. */
+/** Thrown when a call, a watch or credentials fail. */
 public class DiscoveryException extends RuntimeException {
   private static final Set<Status.Code> FINAL =
       Set.of(
@@ -35,17 +35,17 @@ public class DiscoveryException extends RuntimeException {
     this.retryAfter = retryAfter;
   }
 
-  /** The status with which the call ended; UNKNOWN if the daemon was not asked. */
+  /** The status with which the call ended; UNKNOWN if no call was made. */
   public Status.Code code() {
     return code;
   }
 
-  /** How long the daemon asks to wait before a retry; zero if it does not say. */
+  /** How long to wait before a retry; zero if the daemon did not specify it. */
   public Duration retryAfter() {
     return retryAfter;
   }
 
-  /** Whether a retry fails too, until the request or a configuration is changed. */
+  /** Whether a retry would fail too, until the request or a configuration is changed. */
   public boolean isFinal() {
     return FINAL.contains(code);
   }

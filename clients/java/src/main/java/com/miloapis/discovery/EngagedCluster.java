@@ -25,34 +25,34 @@ public final class EngagedCluster {
     return current.getName();
   }
 
-  /** The cluster as of now, or as of its disengagement. */
+  /** The current state of the cluster, or its last state before it was disengaged. */
   public Cluster current() {
     return current;
   }
 
-  /** The credential of the cluster, renewed as long as it is engaged, and refused afterwards. */
+  /** The credential of the cluster. It is renewed while the cluster is engaged; afterwards, its access throws. */
   public Credential credential() {
     return credential;
   }
 
-  /** Wait until the cluster is disengaged, or about to be: the handler has to end then. */
+  /** Wait until the cluster is disengaged or draining. The handler has to return then. */
   public void awaitEnd() throws InterruptedException {
     end.await();
   }
 
-  /** Wait until the cluster is disengaged, or about to be, at most for a while. Returns whether it is. */
+  /** Wait until the cluster is disengaged or draining, at most for {@code limit}. Returns whether it is. */
   public boolean awaitEnd(Duration limit) throws InterruptedException {
     return end.await(limit.toMillis(), TimeUnit.MILLISECONDS);
   }
 
-  /** Whether the cluster is disengaged, or about to be. */
+  /** Whether the cluster is disengaged or draining. */
   public boolean hasEnded() {
     return end.getCount() == 0;
   }
 
   /**
-   * A client of the fabric8 library: create it once, and close it at the end. The server, the token and the user to act as are read
-   * together for each request. A redirect is an error.
+   * Create a client of the fabric8 library. Create it once, and close it at the end. Each request uses the server, the token and the
+   * impersonated user of one credential. A redirect is an error.
    */
   public KubernetesClient kubernetesClient() {
     Access access = credential.access();
@@ -62,12 +62,12 @@ public final class EngagedCluster {
             .withCaCertData(access.caData())
             .withClientCertData(access.certificateData())
             .withClientKeyData(access.keyData())
-            .withOnlyHttpWatches(true) // WebSockets need more of proxies and servers
+            .withOnlyHttpWatches(true) // not all proxies and servers support WebSockets
             .build();
     var requests = new RenewedRequests(credential, config.getMasterUrl());
     return new KubernetesClientBuilder()
         .withConfig(config)
-        // In its place: it would look for a token in the files of the environment after a 401.
+        // Replaces TokenRefreshInterceptor, which after a 401 would look for a token in the files of the environment.
         .withHttpClientBuilderConsumer(builder -> builder.addOrReplaceInterceptor(TokenRefreshInterceptor.NAME, requests))
         .build();
   }

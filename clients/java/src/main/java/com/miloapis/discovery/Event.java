@@ -5,18 +5,18 @@ import com.miloapis.discovery.v1.DisengageReason;
 import com.miloapis.discovery.v1.Kubeconfig;
 
 /**
- * A change to one cluster. There is ENGAGED first, then any number of others, then DISENGAGED.
+ * A change to one cluster. Each engagement begins with ENGAGED and ends with DISENGAGED.
  *
- * @param cluster complete in every type; for DISENGAGED as last known
- * @param reason set for DISENGAGED. UNSPECIFIED means that the cluster was missing when the daemon was back: do not treat it as
- *     DELETED
+ * @param cluster complete in every type; for DISENGAGED the last known state
+ * @param reason set for DISENGAGED. UNSPECIFIED means that the cluster was missing when the connection to the daemon was restored: do
+ *     not treat it as DELETED
  * @param message human-readable
  * @param kubeconfig with KUBECONFIG, and with ENGAGED if one is available; otherwise null
- * @param engagement the same from ENGAGED to DISENGAGED, and not equal to that of any other engagement, also of the same cluster
+ * @param engagement identifies the engagement: the same object from ENGAGED to DISENGAGED, and never equal to another engagement's
  */
 public record Event(
     Type type, Cluster cluster, DisengageReason reason, String message, Kubeconfig kubeconfig, Object engagement) {
-  /** What happened. */
+  /** The type of a change. */
   public enum Type {
     ENGAGED,
     UPDATED,
@@ -31,7 +31,7 @@ public record Event(
   }
 
   static Event disengaged(Session.Known ended, DisengageReason reason, String message) {
-    // A reason that a newer daemon adds is an unknown one.
+    // A reason that a newer daemon added becomes UNSPECIFIED.
     boolean isKnown = reason != DisengageReason.UNRECOGNIZED;
     var understood = isKnown ? reason : DisengageReason.DISENGAGE_REASON_UNSPECIFIED;
     return new Event(Type.DISENGAGED, ended.cluster(), understood, message, null, ended.engagement());

@@ -10,16 +10,16 @@ import java.util.concurrent.Executor;
 import java.util.function.BiConsumer;
 
 /**
- * Runs one handler per engaged cluster, each in a thread of its own. A cluster that drains is released when its handler has ended.
+ * Runs one handler per engaged cluster, each in its own thread. A draining cluster is released when its handler has returned.
  *
- * <p>A handler ends when {@link EngagedCluster#awaitEnd} returns. One that throws is called again after a backoff; one that returns is
- * not. A cluster of the same name that is engaged later gets a new call, which begins after the old one has ended.
+ * <p>A handler has to return when {@link EngagedCluster#awaitEnd} returns. A handler that throws is called again after a backoff; one
+ * that returns is not. For a later engagement of the same name, it is called after the previous call has ended.
  */
 public final class Fleet implements AutoCloseable {
   private static final Duration FIRST_BACKOFF = Duration.ofSeconds(1);
   private static final Duration LONGEST_BACKOFF = Duration.ofMinutes(1);
 
-  /** Not the handlers' threads, which an executor may limit. */
+  /** Runs releases in separate threads, because the handlers' executor may limit its threads. */
   private static final Executor RELEASING = work -> thread(work).start();
 
   /** The work on one cluster. */
@@ -34,17 +34,17 @@ public final class Fleet implements AutoCloseable {
   private final String subscriber;
   private final Executor threads;
   private final BiConsumer<EngagedCluster, Throwable> onError;
-  private final Map<String, Member> members = new HashMap<>(); // of the thread of run()
+  private final Map<String, Member> members = new HashMap<>(); // used only by the thread of run()
   private final Map<String, CompletableFuture<Void>> ending = new HashMap<>();
 
-  /** A fleet whose handlers run in threads of their own, and whose errors are logged. */
+  /** Create a fleet that runs each handler in its own thread, and logs errors. */
   public Fleet(DiscoveryClient client, WatchOptions options) {
     this(client, options, work -> thread(work).start(), Fleet::log);
   }
 
   /**
-   * @param threads runs the handlers; each keeps a thread while its cluster is engaged
-   * @param onError called with whatever a handler throws, also after the end of its cluster
+   * @param threads runs the handlers; each occupies a thread while its cluster is engaged
+   * @param onError called with everything that a handler throws, even after the end of its engagement
    */
   public Fleet(
       DiscoveryClient client, WatchOptions options, Executor threads, BiConsumer<EngagedCluster, Throwable> onError) {
@@ -55,7 +55,7 @@ public final class Fleet implements AutoCloseable {
     this.onError = onError;
   }
 
-  /** Run until the fleet is closed. Throws errors that a retry cannot fix. Returns after all handlers have ended. */
+  /** Run until the fleet is closed, and all handlers have ended. Throws errors that a retry cannot fix. */
   public void run(Handler handler) throws InterruptedException {
     try {
       watch.run(event -> receive(event, handler));
@@ -67,7 +67,7 @@ public final class Fleet implements AutoCloseable {
       try {
         client.endSubscription(subscriber);
       } catch (DiscoveryException error) {
-        // The daemon waits until the deadline of a drain.
+        // Draining clusters then wait for this subscriber until their deadline.
       }
     }
   }
@@ -98,7 +98,7 @@ public final class Fleet implements AutoCloseable {
     var engaged = new EngagedCluster(watch.credential(event), cluster);
     var before = ending.getOrDefault(cluster.getName(), CompletableFuture.completedFuture(null));
     var done = cluster.hasDraining() ? before : before.thenRunAsync(() -> work(engaged, handler), threads);
-    // An executor may refuse the work. It never ends with an error, which would end what waits for it.
+    // If the executor rejects the work, the error is reported. The future must not fail, because the next engagement waits for it.
     members.put(cluster.getName(), new Member(engaged, done.exceptionally(error -> report(engaged, error))));
   }
 
@@ -118,7 +118,7 @@ public final class Fleet implements AutoCloseable {
           try {
             client.release(member.cluster.current(), subscriber);
           } catch (DiscoveryException error) {
-            // It is sent again on the next stream if the release did not reach the daemon.
+            // If the release did not reach the daemon, the next stream sends the cluster as draining again.
           }
         },
         RELEASING);
@@ -132,7 +132,7 @@ public final class Fleet implements AutoCloseable {
       } catch (Throwable error) {
         report(cluster, error);
         if (error instanceof InterruptedException || !sleep(cluster, backoff)) {
-          return; // somebody else wants the thread to end
+          return; // the thread was interrupted: stop
         }
       }
     }

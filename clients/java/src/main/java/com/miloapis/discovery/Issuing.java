@@ -9,8 +9,8 @@ import java.util.concurrent.atomic.AtomicLong;
 import java.util.function.Supplier;
 
 /**
- * Limits the requests for credentials of all clusters: a few in flight, each of which counts for another second if it fails. Clusters
- * whose last request failed wait for all others, so that an issuer that is down delays nothing else.
+ * Limits concurrent requests for credentials, over all clusters. A failed request occupies its place for another second. Requests of
+ * clusters whose last request failed come after all others, so that an unavailable issuer delays no other cluster.
  */
 final class Issuing implements AutoCloseable {
   private static final int AT_ONCE = 16;
@@ -24,7 +24,7 @@ final class Issuing implements AutoCloseable {
     threads.allowCoreThreadTimeOut(true);
   }
 
-  /** A request, with its place in the queue. */
+  /** A request, ordered by its priority and its number. */
   private record Request(boolean isRetry, long number, Runnable call) implements Runnable, Comparable<Request> {
     @Override
     public void run() {

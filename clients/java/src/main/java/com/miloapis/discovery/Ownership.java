@@ -7,14 +7,14 @@ import java.nio.file.Path;
 import java.time.Duration;
 
 /**
- * Until when a sharded daemon's clusters are its own. A daemon that is killed cannot say that it lost them, and another one engages
- * them: so ask every few seconds, and stop when the time of the last response has passed.
+ * The deadline of a sharded daemon's ownership of its clusters. A daemon that is killed cannot report that it lost them, and another
+ * daemon engages them. So the ownership is renewed every few seconds, and is lost when the time of the last response has elapsed.
  */
 final class Ownership implements Runnable, AutoCloseable {
   private static final long INTERVAL_MS = 3000;
   private static final long SHORTEST_MS = 200;
   private static final long NEVER = Long.MAX_VALUE;
-  private static final long LONGEST_DURATION_S = 315_576_000_000L; // of protobuf
+  private static final long LONGEST_DURATION_S = 315_576_000_000L; // maximum of a protobuf Duration
 
   /** Calls RenewOwnership. */
   interface Renewal {
@@ -33,24 +33,24 @@ final class Ownership implements Runnable, AutoCloseable {
     this.onChange = onChange;
   }
 
-  /** False from when it has ended until {@link #acknowledgeLoss}, even if it was renewed meanwhile. */
+  /** Whether the ownership is held. After it has expired, false until {@link #acknowledgeLoss}, even if it was renewed. */
   boolean isHeld() {
     return !isLost && (until == NEVER || now() < until);
   }
 
-  /** To be called after the clusters were disengaged: others may have engaged them. */
+  /** Record that all clusters were disengaged after a loss, so that the ownership can be held again. */
   void acknowledgeLoss() {
     isLost = false;
   }
 
-  /** Begin to renew, with the first batch that is sharded. Returns after the first response. */
+  /** Begin to renew, when the first sharded batch arrives. Returns after the first response. */
   void begin() {
     if (keeper != null) {
       return;
     }
     until = 0;
     renew(now());
-    wasHeld = isHeld(); // here: ownership that ends before the thread runs has to disengage the clusters too
+    wasHeld = isHeld(); // set before the thread starts: if the ownership expires until then, the clusters are disengaged too
     keeper = new Thread(this, "milo-discovery ownership");
     keeper.setDaemon(true);
     keeper.start();
@@ -68,8 +68,8 @@ final class Ownership implements Runnable, AutoCloseable {
     try {
       while (until != NEVER) {
         Thread.sleep(pause());
-        long asked = now(); // before the check: a suspension after it must not be covered by the response
-        notifyIfChanged(); // what has ended meanwhile is lost, even if it can be renewed
+        long asked = now(); // before the check: if the machine is suspended after it, the response must not cover that time
+        notifyIfChanged(); // ownership that has expired is lost, even if it can be renewed
         renew(asked);
         notifyIfChanged();
       }
@@ -96,11 +96,11 @@ final class Ownership implements Runnable, AutoCloseable {
       if (!response.getSharded()) {
         until = NEVER;
       } else if (response.hasValidFor() && isValid(validFor)) {
-        // It counts from the request, since the response may have been delayed.
+        // The duration counts from the request, since the response may have been delayed.
         until = Math.max(until, asked + validFor.getSeconds() * 1000 + validFor.getNanos() / 1_000_000);
       }
     } catch (DiscoveryException error) {
-      // The last response stands until its time has passed.
+      // The last response applies until it expires.
     }
   }
 
@@ -109,7 +109,7 @@ final class Ownership implements Runnable, AutoCloseable {
     return hasSeconds && duration.getNanos() >= 0 && duration.getNanos() < 1_000_000_000;
   }
 
-  /** Shorter towards the deadline, since the daemon may renew its own Lease late. None if an ownership that was held has ended. */
+  /** The delay before the next renewal: shorter towards the deadline, since the daemon may renew its own Lease late; 0 after a loss. */
   private long pause() {
     long left = until - now();
     if (left > 0) {
@@ -118,7 +118,7 @@ final class Ownership implements Runnable, AutoCloseable {
     return wasHeld ? 0 : INTERVAL_MS / 3;
   }
 
-  /** Milliseconds of a clock that, unlike System.nanoTime, also advances while the machine is suspended, where there is one. */
+  /** Milliseconds of the boot-time clock, which unlike System.nanoTime advances while the machine is suspended; on Linux only. */
   static long now() {
     try {
       String uptime = Files.readString(Path.of("/proc/uptime"));

@@ -9,8 +9,8 @@ import java.nio.charset.StandardCharsets;
 import java.util.List;
 
 /**
- * Gives each request of an API client the server, the token and the user to act as of one credential, so that none of them is combined
- * with an earlier one of another.
+ * Sets the server, the token and the impersonated user of each request of an API client from the same credential, so that they are
+ * never combined from different ones.
  */
 final class RenewedRequests implements Interceptor {
   private final Credential credential;
@@ -29,7 +29,7 @@ final class RenewedRequests implements Interceptor {
     Access access = credential.access();
     String url = request.uri().toString();
     if (!url.startsWith(madeFor)) {
-      throw new DiscoveryException("a request is for a server other than the cluster's: " + request.uri().getHost());
+      throw new DiscoveryException("the request URL does not belong to a server of the cluster: host " + request.uri().getHost());
     }
     builder.uri(URI.create(withoutSlash(access.server()) + url.substring(madeFor.length())));
     if (access.token() != null) {

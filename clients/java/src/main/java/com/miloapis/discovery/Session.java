@@ -46,7 +46,7 @@ final class Session {
     this.isUsable = isUsable;
   }
 
-  /** The engaged cluster of this name; null if there is none. */
+  /** Return the engaged cluster of this name; null if there is none. */
   synchronized Known get(String name) {
     return view.get(name);
   }
@@ -66,12 +66,12 @@ final class Session {
     return revision;
   }
 
-  /** Apply a batch. Throws, without any effect, if it does not follow from the ones before. */
+  /** Apply a batch. If it does not continue the previous one, throws without any effect. */
   synchronized List<Event> receive(WatchClustersResponse batch) {
     Phase before = phase;
-    phase = Phase.CLOSED; // unless the batch is valid
+    phase = Phase.CLOSED; // stays if the batch is invalid
     if (batch.getReset()) {
-      snapshot = new LinkedHashMap<>(); // it starts over: no earlier batch can be missing
+      snapshot = new LinkedHashMap<>(); // the stream starts over, so no earlier batch can be missing
       return receiveSnapshot(batch);
     }
     switch (before) {
@@ -122,7 +122,7 @@ final class Session {
       switch (event.getType()) {
         case TYPE_ENGAGED, TYPE_UPDATED, TYPE_KUBECONFIG -> snapshot.put(name, known(event, snapshot.get(name)));
         case TYPE_DISENGAGED -> snapshot.remove(name);
-        default -> {} // of a newer daemon
+        default -> {} // an event type of a newer daemon
       }
     }
     if (!batch.getSynced()) {
@@ -183,7 +183,7 @@ final class Session {
     for (ClusterEvent event : batch.getEventsList()) {
       var type = event.getType();
       if (type == ClusterEvent.Type.TYPE_UNSPECIFIED || type == ClusterEvent.Type.UNRECOGNIZED) {
-        continue; // of a newer daemon
+        continue; // an event type of a newer daemon
       }
       String name = event.getCluster().getName();
       Known before = changed.containsKey(name) ? changed.get(name) : view.get(name);
@@ -197,7 +197,7 @@ final class Session {
         case TYPE_UPDATED -> events.add(Event.of(Event.Type.UPDATED, after));
         case TYPE_DISENGAGED -> events.add(Event.disengaged(after, event.getReason(), event.getMessage()));
         default -> {
-          if (after.kubeconfig() != before.kubeconfig()) { // it was not refused
+          if (after.kubeconfig() != before.kubeconfig()) { // isUsable accepted it
             events.add(Event.of(Event.Type.KUBECONFIG, after));
           }
         }
@@ -236,13 +236,13 @@ final class Session {
     }
   }
 
-  /** Drop the resume revision: only a snapshot can tell what is true. */
+  /** Drop the resume revision, since only a snapshot can resolve the contradiction, and return the exception. */
   private StreamBrokenException contradiction(String detail) {
     revision = "";
     return new StreamBrokenException(detail);
   }
 
-  /** Why the engagement before has ended, if the cluster of a snapshot is another engagement. */
+  /** Return why the former engagement has ended, if the cluster in a snapshot is a new engagement; otherwise null. */
   private static DisengageReason endOf(Cluster before, Cluster now) {
     if (!before.getUid().equals(now.getUid())) {
       return DisengageReason.DISENGAGE_REASON_REPLACED;
@@ -250,7 +250,7 @@ final class Session {
     return before.hasDraining() && !now.hasDraining() ? before.getDraining().getReason() : null;
   }
 
-  /** The cluster without what describes the daemon. */
+  /** Return the cluster without the fields that the daemon assigns. */
   private static Cluster content(Cluster cluster) {
     var content = cluster.toBuilder().clearEngagedAt().clearIncarnation().clearSourceResourceVersion();
     if (cluster.hasConnectivity()) {

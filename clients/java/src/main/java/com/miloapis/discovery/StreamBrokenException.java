@@ -1,6 +1,6 @@
 package com.miloapis.discovery;
 
-/** The stream violated the protocol, or fell silent. A watch recovers by itself. */
+/** Thrown when a stream violated the protocol, or missed its heartbeats. Watches recover from it. */
 final class StreamBrokenException extends DiscoveryException {
   StreamBrokenException(String message) {
     super(message);

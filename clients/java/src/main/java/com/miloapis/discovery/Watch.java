@@ -21,13 +21,13 @@ import java.util.concurrent.ThreadLocalRandom;
 import java.util.concurrent.TimeUnit;
 import java.util.function.Consumer;
 
-/** One subscription, over as many streams as it takes. */
+/** A subscription, which outlives its streams. */
 public final class Watch implements AutoCloseable {
   private static final int HEARTBEATS_MISSED = 3;
   private static final Duration FIRST_BACKOFF = Duration.ofMillis(200);
   private static final Duration LONGEST_BACKOFF = Duration.ofSeconds(5);
 
-  /** What the thread of {@link #run} waits for. */
+  /** An event for which the thread of {@link #run} waits. */
   private sealed interface Signal {}
 
   private record Batch(WatchClustersResponse message) implements Signal {}
@@ -43,7 +43,7 @@ public final class Watch implements AutoCloseable {
   private final WatchOptions options;
   private final Session session = new Session(Access::isUsable);
   private final Ownership ownership;
-  /** By name: completed by the next event of the cluster, so that callers that wait for its kubeconfig go on. */
+  /** Futures by name: the next event of the cluster completes them, for callers that wait for its kubeconfig. */
   private final Map<String, CompletableFuture<Void>> nextEvents = new ConcurrentHashMap<>();
   private volatile LinkedBlockingQueue<Signal> signals = new LinkedBlockingQueue<>();
   private volatile boolean isClosed;
@@ -55,12 +55,12 @@ public final class Watch implements AutoCloseable {
     this.ownership = new Ownership(client::renewOwnership, () -> signals.add(Notice.OWNERSHIP_CHANGED));
   }
 
-  /** The engaged clusters, as last known. */
+  /** The last known state of the engaged clusters. */
   public List<Cluster> clusters() {
     return session.view().stream().map(Session.Known::cluster).toList();
   }
 
-  /** The engaged cluster of this name, as last known; null if there is none. */
+  /** The last known state of the engaged cluster of this name; null if there is none. */
   public Cluster cluster(String name) {
     Session.Known known = session.get(name);
     return known == null ? null : known.cluster();
@@ -72,7 +72,7 @@ public final class Watch implements AutoCloseable {
     return known == null ? null : known.kubeconfig();
   }
 
-  /** The credential of the engagement that an event belongs to: it is renewed, and refused once the engagement has ended. */
+  /** Return the credential of an event's engagement. It is renewed, and throws once the engagement has ended. */
   public Credential credential(Event event) {
     String name = event.cluster().getName();
     return new Credential(
@@ -88,15 +88,15 @@ public final class Watch implements AutoCloseable {
   /** Confirm that the work on a draining cluster has ended. */
   public void release(String name) {
     Cluster cluster = cluster(name);
-    if (cluster != null) { // otherwise it has ended already
+    if (cluster != null) { // otherwise it is already disengaged
       client.release(cluster, options.subscriber());
     }
   }
 
   /**
-   * Call the handler with each event until the watch is closed. Throws errors that a retry cannot fix, and what the handler throws.
-   * Nothing more is read while the handler runs, and the loss of an ownership is not reported: leave long work to other threads, as
-   * {@link Fleet} does.
+   * Call the handler with each event until the watch is closed. Throws errors that a retry cannot fix, and exceptions of the handler.
+   * While the handler runs, no further events are read, and a lost ownership is not reported: run long work in other threads, like
+   * {@link Fleet}.
    */
   public void run(Consumer<Event> handler) throws InterruptedException {
     try (ownership) {
@@ -108,7 +108,7 @@ public final class Watch implements AutoCloseable {
           continue;
         }
         DiscoveryException error = readStream(handler);
-        Duration delay = nextDelay(); // short again after a stream that worked
+        Duration delay = nextDelay(); // reset by a stream that delivered a batch
         if (error != null) {
           if (error.isFinal()) {
             throw error;
@@ -137,7 +137,7 @@ public final class Watch implements AutoCloseable {
     signals.add(Notice.CLOSED);
   }
 
-  /** Read one stream, on a connection of its own, until it ends. Returns why; null if the watch was closed. */
+  /** Read one stream, on a new connection, until it ends. Returns the error; null if the watch was closed. */
   private DiscoveryException readStream(Consumer<Event> handler) throws InterruptedException {
     var received = new LinkedBlockingQueue<Signal>();
     signals = received;
@@ -156,7 +156,7 @@ public final class Watch implements AutoCloseable {
         } catch (DiscoveryException error) {
           return error;
         }
-        events.forEach(handler); // not in the try: what it throws is no end of the stream
+        events.forEach(handler); // outside of the try, because exceptions of the handler do not break the stream
         call.request(1);
       }
       return null;
@@ -165,10 +165,10 @@ public final class Watch implements AutoCloseable {
     }
   }
 
-  /** Wait for a batch, and apply it. Returns nothing if the watch was closed. */
+  /** Wait for a batch, and apply it. Returns no events if the watch was closed. */
   private List<Event> nextEvents(LinkedBlockingQueue<Signal> received) throws InterruptedException {
     while (!isClosed) {
-      requireOwnership(); // a change from before the queue was replaced
+      requireOwnership(); // it may have been lost before the queue was replaced
       Duration silence = options.heartbeat().multipliedBy(HEARTBEATS_MISSED);
       Signal signal = received.poll(silence.toMillis(), TimeUnit.MILLISECONDS);
       if (signal == null) {
@@ -188,7 +188,7 @@ public final class Watch implements AutoCloseable {
     return List.of();
   }
 
-  /** Complete what waits for events of these clusters, which the view has by now. */
+  /** Complete the futures that wait for events of these clusters, after the events were applied to the view. */
   private List<Event> notified(List<Event> events) {
     for (Event event : events) {
       var waiting = nextEvents.remove(event.cluster().getName());
@@ -229,7 +229,7 @@ public final class Watch implements AutoCloseable {
 
           @Override
           public void onClose(Status status, Metadata trailers) {
-            // A stream that ends without an error has ended all the same.
+            // A stream that ends with OK is broken as well.
             received.add(new Ended(status.isOk() ? Status.UNKNOWN.withDescription("the daemon ended the stream") : status, trailers));
           }
         },
@@ -247,9 +247,9 @@ public final class Watch implements AutoCloseable {
     return delay;
   }
 
-  /** Sleep, or until the ownership changes or the watch is closed. */
+  /** Sleep until the delay has elapsed, the ownership changes or the watch is closed. */
   private void sleep(Duration delay) throws InterruptedException {
-    signals = new LinkedBlockingQueue<>(); // what the stream still sends does not count
+    signals = new LinkedBlockingQueue<>(); // discards late signals of the former stream
     if (!isClosed && ownership.isHeld()) {
       signals.poll(delay.toMillis(), TimeUnit.MILLISECONDS);
     }

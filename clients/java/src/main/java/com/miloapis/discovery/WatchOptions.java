@@ -7,9 +7,9 @@ import java.util.function.Consumer;
 /**
  * Options of a watch.
  *
- * @param filter which clusters
- * @param includeKubeconfigs deliver a kubeconfig with each ENGAGED, and another in a KUBECONFIG event before it expires
- * @param heartbeatInterval of an idle stream; three missed heartbeats end the connection
+ * @param filter selects the clusters
+ * @param includeKubeconfigs deliver a kubeconfig with each ENGAGED, and a new one in a KUBECONFIG event before it expires
+ * @param heartbeatInterval interval of heartbeats on an idle stream; after three missed heartbeats, the watch reconnects
  * @param subscriber if not empty, planned disengagements wait for a release under this name, which no other watch of the caller may use
  * @param onDisconnect called with the reason when a stream breaks; every cluster stays engaged, and the watch reconnects
  */
@@ -20,7 +20,7 @@ public record WatchOptions(
     String subscriber,
     Consumer<RuntimeException> onDisconnect) {
 
-  /** All clusters, without kubeconfigs and releases. */
+  /** Options for all clusters, without kubeconfigs and releases. */
   public static WatchOptions defaults() {
     return new WatchOptions(ClusterFilter.getDefaultInstance(), false, Duration.ofSeconds(30), "", error -> {});
   }
@@ -46,7 +46,7 @@ public record WatchOptions(
     return new WatchOptions(filter, includeKubeconfigs, heartbeatInterval, subscriber, handler);
   }
 
-  /** The interval within the daemon's limits. */
+  /** The heartbeat interval, clamped to the daemon's limits. */
   Duration heartbeat() {
     var atLeast = heartbeatInterval.compareTo(Duration.ofSeconds(1)) < 0 ? Duration.ofSeconds(1) : heartbeatInterval;
     return atLeast.compareTo(Duration.ofHours(1)) > 0 ? Duration.ofHours(1) : atLeast;

@@ -32,7 +32,7 @@ class AccessTest {
   }
 
   @Test
-  void userToActAsIsRead() {
+  void impersonatedUserIsRead() {
     var user =
         """
         {"token": "secret", "as": "shop", "as-groups": ["a", "b"], "as-user-extra": {"example.com/why": ["c"]}}""";
@@ -51,7 +51,7 @@ class AccessTest {
         "{}",
         "[]",
       })
-  void otherUserIsRefused(String user) {
+  void unexpectedUserFieldIsRefused(String user) {
     var error = assertThrows(DiscoveryException.class, () -> Access.of(kubeconfig("{\"server\": \"https://milo.test\"}", user)));
     assertFalse(error.getMessage().contains("secret"));
   }
@@ -63,7 +63,7 @@ class AccessTest {
         "{\"server\": \"https://milo.test\", \"proxy-url\": \"http://other\"}",
         "{\"server\": \"https://milo.test\", \"insecure-skip-tls-verify\": true}",
       })
-  void otherClusterIsRefused(String cluster) {
+  void unexpectedClusterFieldIsRefused(String cluster) {
     assertThrows(DiscoveryException.class, () -> Access.of(kubeconfig(cluster, "{\"token\": \"secret\"}")));
   }
 }

@@ -9,11 +9,11 @@ import java.util.concurrent.ConcurrentLinkedQueue;
 import java.util.concurrent.LinkedBlockingQueue;
 import java.util.concurrent.TimeUnit;
 
-/** The fleet that the conformance kit judges this client by. */
+/** The fleet with which the conformance kit tests this client. */
 final class ConformanceFleet {
   private static final boolean LINGERS = System.getenv().containsKey("CONFORMANCE_LINGER");
 
-  /** A handler at work, with the commands for it. */
+  /** A running handler, with the commands for it. */
   private record Running(EngagedCluster cluster, LinkedBlockingQueue<String> commands) {}
 
   private static final Map<String, Queue<Running>> RUNNING = new ConcurrentHashMap<>();
@@ -22,9 +22,9 @@ final class ConformanceFleet {
 
   static void run(DiscoveryClient client, WatchOptions options, BufferedReader input) throws InterruptedException {
     try (var fleet = new Fleet(client, options)) {
-      var obeying = new Thread(() -> input.lines().forEach(line -> obey(fleet, line.split(" "))));
-      obeying.setDaemon(true);
-      obeying.start();
+      var executing = new Thread(() -> input.lines().forEach(line -> execute(fleet, line.split(" "))));
+      executing.setDaemon(true);
+      executing.start();
       fleet.run(ConformanceFleet::work);
     }
   }
@@ -33,30 +33,30 @@ final class ConformanceFleet {
     String uid = cluster.current().getUid();
     var handler = new Running(cluster, new LinkedBlockingQueue<>());
     RUNNING.computeIfAbsent(cluster.name(), name -> new ConcurrentLinkedQueue<>()).add(handler);
-    tell("BEGIN", cluster, uid);
+    print("BEGIN", cluster, uid);
     String command = null;
     while (command == null && !cluster.hasEnded()) {
       command = handler.commands.poll(20, TimeUnit.MILLISECONDS);
     }
     if (command == null) {
-      tell("SIGNALED", cluster, uid);
+      print("SIGNALED", cluster, uid);
       command = LINGERS ? handler.commands.take() : "finish";
     }
     RUNNING.get(cluster.name()).remove(handler);
-    tell("END", cluster, uid);
+    print("END", cluster, uid);
     if (command.equals("fail")) {
       throw new AssertionError("scripted");
     }
   }
 
-  private static void obey(Fleet fleet, String[] words) {
+  private static void execute(Fleet fleet, String[] words) {
     if (words[0].equals("stop")) {
       fleet.close();
       return;
     }
     Running handler = RUNNING.get(words[1]).peek();
     if (words[0].equals("request")) {
-      ConformanceSubscriber.tell("ANSWERED", "cluster", words[1], "code", request(handler.cluster));
+      ConformanceSubscriber.print("ANSWERED", "cluster", words[1], "code", request(handler.cluster));
       return;
     }
     if (!words[0].equals("credential")) {
@@ -66,13 +66,13 @@ final class ConformanceFleet {
     try {
       Access access = handler.cluster.credential().access();
       String user = access.actAs() == null ? "" : access.actAs().user();
-      ConformanceSubscriber.tell("CREDENTIAL", "cluster", words[1], "token", access.token(), "server", access.server(), "as", user);
+      ConformanceSubscriber.print("CREDENTIAL", "cluster", words[1], "token", access.token(), "server", access.server(), "as", user);
     } catch (DiscoveryException error) {
-      ConformanceSubscriber.tell("CREDENTIAL", "cluster", words[1], "code", error.code().name());
+      ConformanceSubscriber.print("CREDENTIAL", "cluster", words[1], "code", error.code().name());
     }
   }
 
-  /** Sends a request by an API client; returns its error, empty if it succeeded. */
+  /** Send a request with an API client. Returns its error, or an empty string if it succeeded. */
   private static String request(EngagedCluster cluster) {
     try (var client = cluster.kubernetesClient()) {
       client.namespaces().list();
@@ -82,7 +82,7 @@ final class ConformanceFleet {
     }
   }
 
-  private static void tell(String event, EngagedCluster cluster, String uid) {
-    ConformanceSubscriber.tell(event, "cluster", cluster.name(), "uid", uid);
+  private static void print(String event, EngagedCluster cluster, String uid) {
+    ConformanceSubscriber.print(event, "cluster", cluster.name(), "uid", uid);
   }
 }

@@ -8,7 +8,7 @@ import java.time.Duration;
 import java.util.Map;
 import java.util.concurrent.ConcurrentHashMap;
 
-/** The subscriber that the conformance kit judges this client by. */
+/** The subscriber with which the conformance kit tests this client. */
 public final class ConformanceSubscriber {
   private static final Map<String, Credential> CREDENTIALS = new ConcurrentHashMap<>();
 
@@ -36,9 +36,9 @@ public final class ConformanceSubscriber {
     for (String line = commands.readLine(); line != null && !line.equals("stop"); line = commands.readLine()) {
       String[] words = line.split(" ");
       try {
-        obey(client, watch, words[0], words[1]);
+        execute(client, watch, words[0], words[1]);
       } catch (DiscoveryException error) {
-        tell(words[0].equals("credential") ? "CREDENTIAL" : "FAILED", "cluster", words[1], "code", error.code().name());
+        print(words[0].equals("credential") ? "CREDENTIAL" : "FAILED", "cluster", words[1], "code", error.code().name());
       }
     }
     watch.close();
@@ -56,28 +56,28 @@ public final class ConformanceSubscriber {
             if (event.type() == Event.Type.ENGAGED) {
               CREDENTIALS.put(event.cluster().getName(), watch.credential(event));
             }
-            tell(event);
+            print(event);
           });
     } catch (DiscoveryException error) {
-      tell("FATAL", "code", error.code().name());
+      print("FATAL", "code", error.code().name());
     } catch (InterruptedException closed) {
       Thread.currentThread().interrupt();
     }
   }
 
-  private static void obey(DiscoveryClient client, Watch watch, String verb, String name) {
+  private static void execute(DiscoveryClient client, Watch watch, String verb, String name) {
     switch (verb) {
       case "release" -> watch.release(name);
-      case "kubeconfig" -> tell("ISSUED", "cluster", name, "kubeconfig", text(client.issueKubeconfig(name, "")));
+      case "kubeconfig" -> print("ISSUED", "cluster", name, "kubeconfig", text(client.issueKubeconfig(name, "")));
       default -> {
-        tell("CREDENTIAL", "cluster", name, "token", CREDENTIALS.get(name).access().token());
+        print("CREDENTIAL", "cluster", name, "token", CREDENTIALS.get(name).access().token());
       }
     }
   }
 
-  private static void tell(Event event) {
+  private static void print(Event event) {
     var cluster = event.cluster();
-    tell(
+    print(
         event.type().name(),
         "cluster", cluster.getName(),
         "uid", cluster.getUid(),
@@ -96,7 +96,7 @@ public final class ConformanceSubscriber {
     return kubeconfig.getKubeconfig().toStringUtf8();
   }
 
-  static synchronized void tell(String event, String... fields) {
+  static synchronized void print(String event, String... fields) {
     var line = new JsonObject();
     line.addProperty("event", event);
     for (int field = 0; field < fields.length; field += 2) {

@@ -40,17 +40,17 @@ import java.util.concurrent.atomic.AtomicInteger;
 import java.util.function.BooleanSupplier;
 import java.util.function.Function;
 
-/** A daemon whose streams and answers a test scripts, on a port of loopback. */
+/** A fake daemon on a loopback port, with scripted streams and responses. */
 final class FakeDaemon implements AutoCloseable {
   private static final long WITHIN_MS = 300_000;
 
   final List<Stream> streams = new CopyOnWriteArrayList<>();
   final List<Message> calls = new CopyOnWriteArrayList<>();
 
-  /** The addresses that unary calls came from. */
+  /** The remote addresses of unary calls. */
   final Set<String> callers = ConcurrentHashMap.newKeySet();
 
-  /** Answers a request for a kubeconfig. A StatusRuntimeException refuses it. */
+  /** Handles requests for kubeconfigs. The call fails with a StatusRuntimeException that it throws. */
   volatile Function<IssueKubeconfigRequest, Kubeconfig> issue = issuing(Duration.ofHours(1));
 
   private final AtomicInteger revisions = new AtomicInteger();
@@ -65,12 +65,12 @@ final class FakeDaemon implements AutoCloseable {
     var address = new InetSocketAddress("127.0.0.1", port);
     var service = ServerInterceptors.intercept(new Service(), new Callers());
     var builder = NettyServerBuilder.forAddress(address).executor(Executors.newCachedThreadPool()).addService(service);
-    // As the real daemon does, it allows keepalive pings on quiet streams.
+    // Like the real daemon, allow keepalive pings on idle streams.
     server = builder.permitKeepAliveTime(1, TimeUnit.SECONDS).permitKeepAliveWithoutCalls(true).build().start();
     port = server.getPort();
   }
 
-  /** End without a word, as when it is killed. */
+  /** Stop without closing streams, as if the daemon was killed. */
   void kill() throws InterruptedException {
     server.shutdownNow().awaitTermination();
   }
@@ -84,7 +84,7 @@ final class FakeDaemon implements AutoCloseable {
     return new DiscoveryClient("127.0.0.1:" + port, new Credentials(null, null, null, null));
   }
 
-  /** Return the stream of this number, once it was opened. */
+  /** Wait until the stream with this number is open, and return it. */
   Stream stream(int number) {
     until(() -> streams.size() >= number, "stream " + number);
     return streams.get(number - 1);
@@ -103,12 +103,12 @@ final class FakeDaemon implements AutoCloseable {
     return request -> kubeconfig(request.getCluster(), "token-" + number.incrementAndGet(), life, refresh);
   }
 
-  /** Wait for a state. */
+  /** Wait until a condition is true. */
   static void until(BooleanSupplier condition, String what) {
     long limit = System.currentTimeMillis() + WITHIN_MS;
     while (!condition.getAsBoolean()) {
       if (System.currentTimeMillis() > limit) {
-        throw new AssertionError("not within " + WITHIN_MS + " ms: " + what);
+        throw new AssertionError("timed out after " + WITHIN_MS + " ms waiting for: " + what);
       }
       try {
         Thread.sleep(5);
@@ -160,7 +160,7 @@ final class FakeDaemon implements AutoCloseable {
     return Timestamp.newBuilder().setSeconds(at.getEpochSecond()).setNanos(at.getNano()).build();
   }
 
-  /** The daemon's side of a stream. */
+  /** The server side of a stream. */
   final class Stream {
     private final StreamObserver<WatchClustersResponse> responses;
     private String revision;

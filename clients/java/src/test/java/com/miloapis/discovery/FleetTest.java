@@ -104,7 +104,7 @@ class FleetTest {
   }
 
   @Test
-  void handlerOfReplacedClusterEndsBeforeTheNextBeginsAndItsCredentialEndsWithTheEngagement() {
+  void replacedClusterRevokesItsCredentialAndItsHandlerEndsBeforeTheNextBegins() {
     var linger = new CountDownLatch(1);
     start(
         cluster -> {
@@ -122,7 +122,7 @@ class FleetTest {
     until(() -> steps.size() == 1, "the handler begins");
     var other = event(ClusterEvent.Type.TYPE_ENGAGED, cluster("a").setUid("other").setIncarnation("a-2")).build();
     daemon.stream(1).send(disengaged("a", DISENGAGE_REASON_REPLACED), other);
-    until(() -> steps.size() == 2, "the handler is told of the end");
+    until(() -> steps.size() == 2, "the handler is notified of the end");
     linger.countDown();
     until(() -> steps.size() == 4, "the next handler begins");
     assertEquals(List.of("begin uid-a token-1", "signal uid-a NOT_FOUND", "end uid-a", "begin other token-2"), steps);
@@ -131,7 +131,7 @@ class FleetTest {
   }
 
   @Test
-  void clusterThatIsEngagedAgainGivesTheEarlierHandlerNoCredential() {
+  void reengagedClusterGivesNoCredentialToTheFormerHandler() {
     start(
         WatchOptions.defaults().withKubeconfigs(),
         (cluster, error) -> reported.add(error),
@@ -153,7 +153,7 @@ class FleetTest {
   }
 
   @Test
-  void credentialIsForTheIncarnationAfterRestartOfTheDaemon() {
+  void credentialIsIssuedForTheNewIncarnationAfterRestartOfTheDaemon() {
     start(this::untilEnd);
     daemon.stream(1).snapshot(engaged("a"));
     until(() -> clusters.size() == 1, "the cluster is engaged");
@@ -165,7 +165,7 @@ class FleetTest {
   }
 
   @Test
-  void whateverHandlerOrOnErrorThrowsIsReportedAndTheFleetGoesOn() throws InterruptedException {
+  void fleetContinuesAfterHandlerAndOnErrorThrow() throws InterruptedException {
     var begun = new ConcurrentHashMap<String, Integer>();
     var thrown = Map.of("exception", new IOException("broken"), "error", new StackOverflowError(), "unchecked", new IllegalStateException());
     start(
@@ -197,7 +197,7 @@ class FleetTest {
   }
 
   @Test
-  void drainingClusterIsReleasedOnceItsSlowHandlerHasEndedAlsoWithAnError() {
+  void drainingClusterIsReleasedAfterItsHandlerEndsEvenWithAnError() {
     var finish = new CountDownLatch(1);
     start(
         cluster -> {
@@ -212,8 +212,8 @@ class FleetTest {
     var draining = cluster("a");
     draining.getDrainingBuilder().setReason(DISENGAGE_REASON_NOT_READY);
     daemon.stream(1).send(event(ClusterEvent.Type.TYPE_UPDATED, draining).build());
-    until(() -> steps.size() == 1, "the handler is told of the drain");
-    assertEquals(List.of("token-1"), steps, "the credential works until the cluster is disengaged");
+    until(() -> steps.size() == 1, "the handler is notified of the drain");
+    assertEquals(List.of("token-1"), steps, "the credential is valid until the cluster is disengaged");
     assertEquals(0, daemon.called(ReleaseClusterRequest.class).size());
     finish.countDown();
     until(() -> daemon.called(ReleaseClusterRequest.class).size() == 1, "the cluster is released");
@@ -222,7 +222,7 @@ class FleetTest {
   }
 
   @Test
-  void clusterWhoseWorkTheExecutorRefusesIsReleasedAndReported() {
+  void clusterIsReleasedAndReportedIfTheExecutorRejectsItsHandler() {
     fleet =
         new Fleet(
             client,
@@ -254,7 +254,7 @@ class FleetTest {
   }
 
   @Test
-  void kubeconfigOfTheStreamEndsTheWaitForAResponseWhichIsNotUsedLater() {
+  void pushedKubeconfigIsUsedInsteadOfAPendingOlderResponse() {
     var hour = Duration.ofHours(1);
     var older = FakeDaemon.kubeconfig("a", "older", hour);
     var respond = new CountDownLatch(1);
@@ -275,9 +275,9 @@ class FleetTest {
     until(() -> daemon.called(IssueKubeconfigRequest.class).size() == 1, "a kubeconfig is requested");
     var pushed = event(ClusterEvent.Type.TYPE_KUBECONFIG, cluster("a")).setKubeconfig(FakeDaemon.kubeconfig("a", "newer", hour));
     daemon.stream(1).send(pushed.build(), engaged("b"));
-    until(() -> clusters.containsKey("b"), "the stream has brought a newer one");
+    until(() -> clusters.containsKey("b"), "the stream has pushed a newer kubeconfig");
     assertEquals("newer", token(clusters.get("a")));
-    until(() -> steps.contains("a newer"), "the caller that waits for the response has the kubeconfig of the stream");
+    until(() -> steps.contains("a newer"), "the caller that waits for the response gets the pushed kubeconfig");
     respond.countDown();
     until(() -> steps.size() == 2, "the other response has arrived");
     assertEquals(List.of("a newer", "b older"), steps);
@@ -293,7 +293,7 @@ class FleetTest {
   }
 
   @Test
-  void closedFleetWaitsForItsHandlersWhoseCredentialsWorkBeforeItEndsItsSubscription() throws InterruptedException {
+  void closedFleetEndsItsSubscriptionAfterItsHandlersWhoseCredentialsStayValid() throws InterruptedException {
     var finish = new CountDownLatch(1);
     start(
         cluster -> {
@@ -306,8 +306,8 @@ class FleetTest {
     daemon.stream(1).snapshot(engaged("a"));
     until(() -> steps.size() == 1, "the handler begins");
     fleet.close();
-    until(() -> steps.size() == 2, "the handler is told of the end");
-    assertTrue(running.isAlive(), "the fleet waits");
+    until(() -> steps.size() == 2, "the handler is notified of the end");
+    assertTrue(running.isAlive(), "the fleet waits for its handler");
     finish.countDown();
     running.join();
     assertEquals(List.of("begin", "cleaning up with token-1", "subscriptions ended: 0"), steps);
@@ -325,12 +325,12 @@ class FleetTest {
           cluster.awaitEnd();
         });
     daemon.stream(1).send(true, IntStream.range(0, 5000).mapToObj(number -> engaged("c" + number)).toList());
-    until(() -> done.get() == 5000, "each handler has its credential");
+    until(() -> done.get() == 5000, "each handler gets its credential");
     assertEquals(1, daemon.callers.size());
   }
 
   @Test
-  void issuerThatIsDownIsAskedFewTimesASecondWhateverTheNumberOfHandlers() {
+  void requestsToAnUnavailableIssuerAreRateLimitedForAnyNumberOfHandlers() {
     var asked = new AtomicInteger();
     var answered = new AtomicInteger();
     daemon.issue =
@@ -346,19 +346,19 @@ class FleetTest {
         });
     long since = System.nanoTime();
     daemon.stream(1).send(true, IntStream.range(0, 300).mapToObj(number -> engaged("c" + number)).toList());
-    until(() -> asked.get() > 500 && System.nanoTime() - since > 3_000_000_000L, "handlers ask for some seconds");
+    until(() -> asked.get() > 500 && System.nanoTime() - since > 3_000_000_000L, "handlers request credentials for some seconds");
     int calls = daemon.called(IssueKubeconfigRequest.class).size();
     double seconds = (System.nanoTime() - since) / 1e9;
-    // However slow the machine is: each of 16 requests in flight counts for another second.
+    // On a machine of any speed: each of the 16 requests in flight occupies its place for another second.
     assertTrue(calls <= 16 * (seconds + 1), calls + " calls in " + seconds + " s");
     daemon.issue = FakeDaemon.issuing(Duration.ofHours(1));
-    until(() -> answered.get() > 0, "handlers get credentials when the issuer is back");
+    until(() -> answered.get() > 0, "handlers get credentials when the issuer is available again");
   }
 
   @Test
-  void shortCredentialsAreRenewedBeforeTheyExpireAlsoWhileTheDaemonIsKilledAndSilent() throws Exception {
+  void credentialsAreRenewedBeforeExpiryWhileTheDaemonRestartsAndMissesHeartbeats() throws Exception {
     Set<String> found = ConcurrentHashMap.newKeySet();
-    // Due while the daemon is silent, and valid for as long as a slow machine needs.
+    // Due while the daemon sends no heartbeats, and valid for as long as a slow machine needs.
     daemon.issue = FakeDaemon.issuing(Duration.ofSeconds(60), Duration.ofSeconds(5));
     start(
         WatchOptions.defaults().withHeartbeatInterval(Duration.ofSeconds(1)),
@@ -371,14 +371,14 @@ class FleetTest {
           }
         });
     daemon.stream(1).snapshot(engaged("a"));
-    until(() -> found.size() == 1, "the handler works");
+    until(() -> found.size() == 1, "the handler gets a credential");
     EngagedCluster before = clusters.get("a");
     daemon.kill();
     daemon.start();
-    daemon.stream(2).snapshot(event(ClusterEvent.Type.TYPE_ENGAGED, cluster("a").setIncarnation("a-2")).build()); // and is silent
-    daemon.stream(3).send(); // after three heartbeats
+    daemon.stream(2).snapshot(event(ClusterEvent.Type.TYPE_ENGAGED, cluster("a").setIncarnation("a-2")).build()); // without heartbeats after it
+    daemon.stream(3).send(); // opened after three missed heartbeats
     until(() -> found.contains("token-2"), "the credential is renewed");
-    assertSame(before, clusters.get("a"), "the handler works on");
+    assertSame(before, clusters.get("a"), "the handler keeps running");
     assertEquals(List.of(), found.stream().filter(each -> !each.startsWith("token-")).toList());
   }
 }

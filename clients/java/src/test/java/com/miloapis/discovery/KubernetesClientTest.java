@@ -23,7 +23,7 @@ import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 
-/** API clients of fabric8 against servers of a cluster: redirects, and another endpoint. */
+/** Tests of fabric8 API clients with redirects, changed endpoints and impersonation. */
 class KubernetesClientTest {
   private ControlPlane first;
   private ControlPlane second;
@@ -56,7 +56,7 @@ class KubernetesClientTest {
   }
 
   @Test
-  void redirectIsAnErrorAndNothingIsSentToWhereItLeads() throws Exception {
+  void redirectIsAnErrorAndIsNotFollowed() throws Exception {
     first.redirectTo = second.url();
     try (KubernetesClient client = cluster.kubernetesClient()) {
       var maps = client.configMaps().inNamespace("default");
@@ -65,7 +65,7 @@ class KubernetesClientTest {
       assertThrows(KubernetesClientException.class, () -> maps.resource(created).create());
       assertThrows(KubernetesClientException.class, () -> maps.withName("old").delete());
       try (var watch = maps.watch(new Ignoring())) {
-        FakeDaemon.until(() -> first.requests.size() > 4, "the watch is tried again");
+        FakeDaemon.until(() -> first.requests.size() > 4, "the watch is retried");
       }
       first.redirectTo = first.url() + "/other";
       assertThrows(KubernetesClientException.class, maps::list);
@@ -75,7 +75,7 @@ class KubernetesClientTest {
   }
 
   @Test
-  void clientSendsTheTokenOfAnotherEndpointThereAndNeverToTheOneBefore() {
+  void clientSendsTheNewTokenOnlyToTheNewEndpoint() {
     try (KubernetesClient client = cluster.kubernetesClient()) {
       client.namespaces().list();
       serve(second, "{\"token\": \"two\", \"as\": \"shop\", \"as-groups\": [\"a\", \"b\"], \"as-user-extra\": {\"example.com/why\": [\"c\"]}}");
@@ -92,7 +92,7 @@ class KubernetesClientTest {
   }
 
   @Test
-  void userToActAsIsThatOfTheTokenOfEachRequest() {
+  void impersonatedUserAndTokenOfARequestAreFromOneKubeconfig() {
     try (KubernetesClient client = cluster.kubernetesClient()) {
       for (String user : List.of("{\"token\": \"one\", \"as\": \"first\"}", "{\"token\": \"two\"}", "{\"token\": \"three\", \"as\": \"third\"}")) {
         serve(first, user);
@@ -104,7 +104,7 @@ class KubernetesClientTest {
   }
 
   @Test
-  void clientIsRefusedItsCredentialAfterTheEndOfTheEngagement() {
+  void clientGetsNoCredentialAfterTheEngagement() {
     try (KubernetesClient client = cluster.kubernetesClient()) {
       client.namespaces().list();
       known = null;
@@ -118,7 +118,7 @@ class KubernetesClientTest {
     assertEquals(1, first.requests.size());
   }
 
-  /** An API server without objects, which records the requests to it. */
+  /** A fake API server without objects, which records requests. */
   private static final class ControlPlane {
     final List<HttpExchange> requests = new CopyOnWriteArrayList<>();
     final HttpServer server;

@@ -13,13 +13,13 @@ class OwnershipTest {
   private static final int SHORT_NANOS = 300_000_000;
 
   @Test
-  void ownershipThatEndedIsNotHeldAgainBeforeTheLossIsAcknowledged() throws InterruptedException {
+  void expiredOwnershipIsNotHeldAgainBeforeItsLossIsAcknowledged() throws InterruptedException {
     var ended = new CountDownLatch(1);
     var renewals = new AtomicInteger();
     Ownership.Renewal renewal = timeout -> {
       renewals.incrementAndGet();
       if (ended.getCount() > 0 && renewals.get() > 1) {
-        throw new StreamBrokenException("the daemon is away");
+        throw new StreamBrokenException("the daemon is unreachable");
       }
       var validFor = renewals.get() == 1 ? Duration.newBuilder().setNanos(SHORT_NANOS) : Duration.newBuilder().setSeconds(100);
       return RenewOwnershipResponse.newBuilder().setSharded(true).setValidFor(validFor).build();
@@ -28,7 +28,7 @@ class OwnershipTest {
       ownership.begin();
       ended.await();
       int before = renewals.get();
-      while (renewals.get() < before + 2) { // the first of these was answered, and counts
+      while (renewals.get() < before + 2) { // the first of these renewals has succeeded by then
         Thread.sleep(10);
       }
 

@@ -17,7 +17,7 @@ import javax.tools.ToolProvider;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 
-/** The samples of the README compile as they stand, with the dependencies that it names. */
+/** Tests that the samples of the README compile unchanged, with its dependencies. */
 class ReadmeTest {
   private static final Pattern FILE = Pattern.compile("`src/main/java/(\\w+)\\.java`:\n\n```java\n(.*?)```", Pattern.DOTALL);
   private static final Pattern JAVA = Pattern.compile("```java\n");
@@ -29,7 +29,7 @@ class ReadmeTest {
   }
 
   @Test
-  void samplesCompileAsTheyStand(@TempDir Path classes) throws IOException {
+  void samplesCompileUnchanged(@TempDir Path classes) throws IOException {
     String readme = read("README.md");
     List<JavaFileObject> sources = FILE.matcher(readme).results().map(found -> source(found.group(1), found.group(2))).toList();
     assertEquals(JAVA.matcher(readme).results().count(), sources.size(), "each sample is a file");
@@ -40,7 +40,7 @@ class ReadmeTest {
   }
 
   @Test
-  void dependenciesHaveTheVersionsThatTheyAreTestedWith() throws IOException {
+  void dependenciesHaveTheTestedVersions() throws IOException {
     String pom = read("pom.xml");
     var named = DEPENDENCY.matcher(read("README.md")).results().collect(Collectors.toMap(found -> found.group(2), found -> found.group(3)));
     assertEquals(property(pom, "fabric8.version"), named.get("kubernetes-client"));

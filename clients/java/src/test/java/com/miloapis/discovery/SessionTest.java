@@ -23,7 +23,7 @@ import java.util.stream.Stream;
 import org.junit.jupiter.api.DynamicTest;
 import org.junit.jupiter.api.TestFactory;
 
-/** The cases that all clients share: what a session makes of batches. */
+/** Runs the session test cases that all clients share. */
 class SessionTest {
   @TestFactory
   Stream<DynamicTest> sharedCases() throws IOException {
@@ -44,7 +44,7 @@ class SessionTest {
         receive(session, step);
       }
       if (step.has("lose")) {
-        assertEquals(news(step), told(session.loseOwnership()));
+        assertEquals(news(step), describe(session.loseOwnership()));
       }
       if (step.has("state")) {
         var state = step.getAsJsonObject("state");
@@ -61,14 +61,14 @@ class SessionTest {
     if (step.has("breaks")) {
       assertThrows(StreamBrokenException.class, () -> session.receive(batch.build()));
     } else {
-      var found = told(session.receive(batch.build()));
+      var found = describe(session.receive(batch.build()));
       if (step.has("news")) {
         assertEquals(news(step), found);
       }
     }
   }
 
-  /** The news without notices of other clients, which this one does not have. */
+  /** Return the expected events of a step, without notices that this client does not report. */
   private static List<String> news(JsonObject step) {
     return strings(step.getAsJsonArray("news")).stream().filter(line -> !line.matches("(SYNCED|REFRESHED).*")).toList();
   }
@@ -77,7 +77,7 @@ class SessionTest {
     return array.asList().stream().map(JsonElement::getAsString).toList();
   }
 
-  private static List<String> told(List<Event> events) {
+  private static List<String> describe(List<Event> events) {
     return events.stream()
         .map(event -> describe(event.type() + " " + event.cluster().getName(), event.cluster(), event.kubeconfig(), reason(event.reason()), event.message()))
         .toList();

@@ -17,7 +17,7 @@ class WatchTest {
   private static final ClusterEvent[] TEN = IntStream.range(0, 10).mapToObj(number -> engaged("c" + number)).toArray(ClusterEvent[]::new);
 
   @Test
-  void exceptionOfTheHandlerEndsTheRunAndIsNotTakenForTheStreams() throws Exception {
+  void exceptionOfTheHandlerEndsTheRunWithoutADisconnect() throws Exception {
     try (var daemon = new FakeDaemon();
         var client = daemon.client()) {
       for (RuntimeException thrown : List.of(new DiscoveryException("of the handler"), new IllegalStateException())) {
@@ -47,7 +47,7 @@ class WatchTest {
   }
 
   @Test
-  void watchGoesOnWhenOnDisconnectThrows() throws Exception {
+  void watchContinuesAfterOnDisconnectThrows() throws Exception {
     try (var daemon = new FakeDaemon();
         var client = daemon.client()) {
       var watch = new AtomicReference<Watch>();

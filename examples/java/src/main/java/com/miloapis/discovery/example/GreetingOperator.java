@@ -26,8 +26,8 @@ import java.util.Map;
 import java.util.Set;
 
 /**
- * Keeps one ConfigMap in the namespace "default" of each project, with one {@link Operator} of the Java Operator SDK for each engaged
- * cluster: an Operator has one client, and is stopped without effect on the others.
+ * Maintains one ConfigMap in the namespace "default" of each project, with one {@link Operator} of the Java Operator SDK for each
+ * engaged cluster: an Operator has one client, and can be stopped without effect on the others.
  */
 public final class GreetingOperator {
   private static final String NAME = "greeting";
@@ -38,7 +38,7 @@ public final class GreetingOperator {
         WatchOptions.defaults()
             .withKubeconfigs()
             .withHeartbeatInterval(Duration.ofSeconds(10))
-            .withOnDisconnect(error -> System.err.println("the stream broke, every cluster stays as it is: " + error.getMessage()));
+            .withOnDisconnect(error -> System.err.println("stream broken, all clusters stay engaged: " + error.getMessage()));
     try (var client = new DiscoveryClient();
         var fleet = new Fleet(client, options)) {
       fleet.run(GreetingOperator::operate);
@@ -61,7 +61,7 @@ public final class GreetingOperator {
     }
   }
 
-  /** Reconciles the namespace, and so is called for it and for each change of the ConfigMap. */
+  /** Reconciles the ConfigMap: called for the namespace, and for each change of the ConfigMap. */
   @ControllerConfiguration(name = "greeter")
   private record Greeter(EngagedCluster cluster) implements Reconciler<Namespace> {
     @Override
