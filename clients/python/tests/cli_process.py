@@ -1,4 +1,4 @@
-"""The command line as a process."""
+"""Helpers that run the command line as a process, and its test data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from milo_discovery.v1 import discovery_pb2 as pb
 from .messages import cluster
 
 COMMAND = str(Path(sys.executable).with_name("milo-discovery"))
-# Printed in days and hours, so that the duration of the tests does not change it.
+# Long enough that its rounded output, in days and hours, does not change while the tests run.
 AGO = timedelta(days=2, hours=5, minutes=30)
 
 

@@ -1,4 +1,4 @@
-"""Waits for a state without a notification."""
+"""Polling for conditions in tests."""
 
 from __future__ import annotations
 

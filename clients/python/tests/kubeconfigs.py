@@ -1,4 +1,4 @@
-"""Kubeconfigs as the daemon writes them, and an API server that accepts them."""
+"""Kubeconfigs of the form that the daemon writes, and a fake API server that accepts them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def text(
     tls_server_name: str | None = None,
     **user: str,
 ) -> bytes:
-    """Return a kubeconfig. `user` is its user entry, with underscores for dashes: token="t"."""
+    """Return a kubeconfig. `user` has the fields of its user entry, with underscores for dashes, such as token="t"."""
     cluster: dict[str, Any] = {"server": server}
     if authorities is not None:
         cluster["certificate-authority-data"] = base64.b64encode(authorities).decode()
@@ -48,7 +48,7 @@ def text(
 
 
 def value(content: bytes, *, now: datetime, age: timedelta = timedelta(), life: timedelta = 10 * MINUTE) -> Kubeconfig:
-    """Return the client's value: issued `age` ago, due for renewal after half its lifetime."""
+    """Return a Kubeconfig that was issued `age` ago, and is due for renewal after half its lifetime."""
     issued = now - age
     return Kubeconfig(
         cluster="alpha",
@@ -60,7 +60,7 @@ def value(content: bytes, *, now: datetime, age: timedelta = timedelta(), life: 
 
 
 def message(content: bytes, *, age: timedelta = timedelta(), life: timedelta = 10 * MINUTE) -> pb.Kubeconfig:
-    """Return the daemon's message."""
+    """Return the protobuf message of a kubeconfig."""
     given = value(content, now=datetime.now(UTC), age=age, life=life)
     made = pb.Kubeconfig(cluster="alpha", kubeconfig=content)
     assert given.issued_at is not None
@@ -79,7 +79,7 @@ def issued(
 
 
 class ControlPlane:
-    """An API server over TLS without namespaces. It records the credentials of each request."""
+    """A fake API server over TLS without objects. It records the credentials of each request."""
 
     def __init__(self, authority: trustme.CA) -> None:
         self.authority = authority
@@ -87,15 +87,15 @@ class ControlPlane:
         self.asked_with: list[str | None] = []
         self.certificates: list[str] = []
         self.refused: set[str] = set()
-        """Authorization headers that are answered by 401."""
+        """Authorization headers to which the server responds with 401."""
         self.redirect_to: str | None = None
-        """Where requests are redirected to."""
+        """The base URL to which requests are redirected, if set."""
         self.acting: list[str | None] = []
         """The users that requests impersonated."""
         self.paths: list[str] = []
         self.connections = 0
         self.barrier: threading.Barrier | None = None
-        """Requests are answered when this many have arrived."""
+        """If set, responses wait until as many requests as the barrier's parties have arrived."""
 
     def kubeconfig(self, **user: str) -> bytes:
         return text(self.url, authorities=self.authority.cert_pem.bytes(), tls_server_name="alpha.test", **user)
@@ -115,7 +115,7 @@ class ControlPlane:
 
 @contextmanager
 def control_plane() -> Iterator[ControlPlane]:
-    """Run a server whose certificate is for alpha.test, on an address that the certificate does not contain."""
+    """Run a server on loopback with a certificate that is only valid for alpha.test."""
     plane = ControlPlane(trustme.CA())
 
     class Handler(BaseHTTPRequestHandler):
@@ -140,12 +140,12 @@ def control_plane() -> Iterator[ControlPlane]:
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             if status == 401:
-                time.sleep(0.05)  # as over a network, where a body arrives after its headers
+                time.sleep(0.05)  # over a network, the body can arrive after its headers
             self.wfile.write(body)
 
         do_POST = do_DELETE = do_GET  # noqa: N815
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (so the base class has it)
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (the name in the base class)
             pass
 
     class Server(ThreadingHTTPServer):

@@ -1,4 +1,4 @@
-"""Builders for messages of the daemon."""
+"""Builders for the daemon's protobuf messages."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ def _event(
 def snapshot(
     revision: str, *events: pb.ClusterEvent, synced: bool = True, source: pb.SourceStatus | None = None
 ) -> pb.WatchClustersResponse:
-    """Return a reset batch: a complete snapshot, or its first part with `synced=False`."""
+    """Return a reset batch: a complete snapshot, or with `synced=False` the first batch of one."""
     return pb.WatchClustersResponse(events=events, revision=revision, synced=synced, reset=True, source=source)
 
 
 def following(
     previous: str, revision: str, *events: pb.ClusterEvent, synced: bool = True, source: pb.SourceStatus | None = None
 ) -> pb.WatchClustersResponse:
-    """Return a batch that follows another one; without events it is a heartbeat."""
+    """Return the batch after the revision `previous`; without events it is a heartbeat."""
     return pb.WatchClustersResponse(
         events=events, revision=revision, previous_revision=previous, synced=synced, source=source
     )

@@ -1,6 +1,6 @@
-"""A real gRPC server on a Unix socket with scripted responses."""
+"""A fake daemon: a gRPC server on a Unix socket with scripted responses."""
 
-# ruff: noqa: N802  (gRPC names its methods so)
+# ruff: noqa: N802  (method names of gRPC)
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceServicer, add_D
 
 @dataclass(frozen=True)
 class Refusal:
-    """A status with google.rpc details."""
+    """A gRPC error with google.rpc details."""
 
     code: grpc.StatusCode
     message: str = ""
@@ -38,12 +38,12 @@ class Refusal:
 
 
 SILENCE = object()
-"""The response to a call that never ends."""
+"""In place of a response: the call never ends."""
 
 
 @dataclass
 class Stream:
-    """The server's side of one WatchClusters call."""
+    """The server side of one WatchClusters call."""
 
     request: pb.WatchClustersRequest
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -72,7 +72,7 @@ class Stream:
 
 
 class ScriptedDaemon(DiscoveryServiceServicer):
-    """A daemon with responses in `answers`, by method name, and with streams that the test controls."""
+    """A fake daemon. `answers` has the responses by method name; the test controls the streams."""
 
     def __init__(self, socket: Path) -> None:
         self.socket = socket
@@ -83,7 +83,7 @@ class ScriptedDaemon(DiscoveryServiceServicer):
         self.releases: asyncio.Queue[pb.ReleaseClusterRequest] = asyncio.Queue()
         self.ended_subscriptions: list[str] = []
         self.ownership: pb.RenewOwnershipResponse | None = None
-        """The response to each renewal of the ownership; with None there is no response."""
+        """The response to each RenewOwnership call; with None, the call never ends."""
         self.renewals = 0
         self._streams: asyncio.Queue[Stream] = asyncio.Queue()
         self._server: grpc.aio.Server | None = None

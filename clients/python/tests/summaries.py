@@ -1,4 +1,4 @@
-"""Short texts for events and notices, for comparisons in tests."""
+"""Short descriptions of events and notices, for assertions in tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Valid and malformed addresses of the daemon."""
+"""Tests of valid and malformed addresses of the daemon."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _no_variable(monkeypatch):
 @pytest.mark.parametrize(
     "address", ["unix:///run/d.sock", "localhost:8080", "127.0.0.1:1", "[::1]:65535", "milo-discoveryd.example:443"]
 )
-def test_address_is_a_unix_socket_or_a_host_and_port(address):
+def test_unix_socket_or_host_and_port_is_a_valid_address(address):
     assert grpc_target(address) == address
 
 
@@ -45,7 +45,7 @@ def test_longest_valid_socket_path_is_accepted():
     assert grpc_target("unix:///" + "x" * 106)
 
 
-def test_default_address_comes_from_the_environment(monkeypatch):
+def test_environment_variable_overrides_the_default_address(monkeypatch):
     assert grpc_target(None) == DEFAULT_ADDRESS
     monkeypatch.setenv(ADDRESS_VARIABLE, "localhost:1234")
     assert grpc_target(None) == "localhost:1234"

@@ -1,4 +1,4 @@
-"""Kubernetes API clients against an API server: credentials per request, renewals, and shared connections."""
+"""Tests of Kubernetes API clients: credentials per request, renewals, redirects, and shared connections."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ async def by_threads(daemon: ScriptedDaemon, target: Cluster | str = "alpha") ->
 
 @pytest.fixture(params=[by_aio, by_threads_beside_a_loop, by_threads])
 def opened(request: pytest.FixtureRequest):
-    """Open each kind of API client."""
+    """Return a context manager for each kind of API client."""
     return request.param
 
 
@@ -101,7 +101,7 @@ def issues(daemon: ScriptedDaemon) -> list[pb.IssueKubeconfigRequest]:
 
 class TestRequests:
     async def test_api_client_sends_its_token_to_the_server_of_the_kubeconfig(self, opened, daemon, plane):
-        # Verified with the kubeconfig's CA and tls-server-name.
+        # The client verifies the server with the kubeconfig's CA and tls-server-name.
         daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(token="t-1"))]
         async with opened(daemon) as listing:
             await listing()
@@ -121,7 +121,7 @@ class TestRequests:
         assert "Bearer t-1" not in plane.asked_with
         assert len(issues(daemon)) == 3
 
-    async def test_api_client_keeps_a_valid_token_while_the_daemon_is_down(self, opened, daemon, plane):
+    async def test_api_client_keeps_a_valid_token_while_the_daemon_is_unavailable(self, opened, daemon, plane):
         daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(token="t-1"), age=DUE), AWAY]
         async with opened(daemon) as listing:
             await listing()
@@ -138,7 +138,7 @@ class TestRequests:
             await listing()
         assert plane.asked_with == ["Bearer t-1", "Bearer t-2"]
 
-    async def test_api_client_returns_a_401_without_a_newer_token(self, opened, daemon, plane):
+    async def test_api_client_raises_a_401_if_there_is_no_newer_token(self, opened, daemon, plane):
         plane.refused = {"Bearer t-1"}
         daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(token="t-1"))] * 2
         async with opened(daemon) as listing:
@@ -167,7 +167,7 @@ class TestRequests:
             await listing()
         assert plane.asked_with == ["Bearer t-1"]
 
-    async def test_api_client_raises_without_a_credential(self, opened, daemon):
+    async def test_api_client_raises_unavailable_without_a_credential(self, opened, daemon):
         daemon.answers["IssueKubeconfig"] = [AWAY]
         with pytest.raises(Unavailable):
             async with opened(daemon):
@@ -175,7 +175,7 @@ class TestRequests:
 
 
 class TestClusterIdentity:
-    """An API client for a Cluster never works in a later cluster of the same name."""
+    """Tests that an API client for a Cluster never sends requests to a later cluster of the same name."""
 
     async def test_api_client_requests_kubeconfig_of_the_incarnation(self, opened, daemon, plane):
         daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(token="t-1"))]
@@ -205,7 +205,7 @@ class TestClusterIdentity:
 
 
 async def all_kinds_of_requests(api: object) -> list[str]:
-    """Send requests through an API client of either kind; return what they raise, as text."""
+    """Send requests with an asyncio or blocking API client; return the HTTP status of each error."""
     is_aio = isinstance(api, kubernetes.aio.client.ApiClient)
     core = kubernetes.aio.client.CoreV1Api(api) if is_aio else kubernetes.client.CoreV1Api(api)
     watch = kubernetes.aio.watch.Watch() if is_aio else kubernetes.watch.Watch()
@@ -237,7 +237,7 @@ async def all_kinds_of_requests(api: object) -> list[str]:
 
 
 class TestOtherServers:
-    """A credential is sent to the server of its kubeconfig, and to no other."""
+    """Tests that a credential is sent only to the server of its kubeconfig."""
 
     @pytest.mark.parametrize("opening", ["api_client", "sync_api_client"])
     async def test_redirect_is_an_error_and_is_not_followed(self, client, daemon, plane, opening):
@@ -257,7 +257,7 @@ class TestOtherServers:
             plane.redirect_to = elsewhere.url
             daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(token="t"))]
             async with client.api_client("alpha") as api:
-                # The package's client of WebSockets makes its session so, and does not verify by the server name.
+                # The WebSocket client of the package creates its session like this, without the TLS server name.
                 session = aiohttp.ClientSession(**api.configuration.client_session_kwargs, connector_owner=False)
                 async with session:
                     with pytest.raises(kubernetes.aio.client.ApiException, match="redirect"):
@@ -265,13 +265,11 @@ class TestOtherServers:
             assert plane.paths
             assert elsewhere.asked_with == []
 
-    async def test_blocking_stream_follows_no_redirect_and_acts_as_the_stated_user(
-        self, client, daemon, plane, tmp_path
-    ):
+    async def test_blocking_stream_follows_no_redirect_and_impersonates_the_user(self, client, daemon, plane, tmp_path):
         trusted = tmp_path / "ca.pem"
 
         def run(api: kubernetes.client.ApiClient) -> None:
-            api.configuration.ssl_ca_cert = str(trusted)  # the package's streams know no other authorities
+            api.configuration.ssl_ca_cert = str(trusted)  # the only CA setting of the package's streams
             core = kubernetes.client.CoreV1Api(api)
             kubernetes.stream.stream(core.connect_get_namespaced_pod_exec, "web", "default", command=["id"])
 
@@ -282,13 +280,11 @@ class TestOtherServers:
             async with client.sync_api_client("alpha") as api:
                 with pytest.raises(kubernetes.client.ApiException, match="Redirect"):
                     await asyncio.to_thread(run, api)
-                assert "call_api" not in vars(api), "the next request is no stream"
+                assert "call_api" not in vars(api), "call_api is still patched after the stream"
             assert (plane.asked_with, plane.acting) == (["Bearer t"], ["shop"])
             assert elsewhere.asked_with == []
 
-    async def test_client_sends_the_token_of_another_endpoint_there_and_never_to_the_one_before(
-        self, opened, daemon, plane
-    ):
+    async def test_client_sends_a_new_endpoints_token_only_to_the_new_endpoint(self, opened, daemon, plane):
         daemon.answers["IssueKubeconfig"] = [
             issued(plane.kubeconfig(token="t-1"), age=DUE),
             issued(plane.kubeconfig(token="t-2").replace(b"/projects/alpha", b"/moved/alpha"), age=DUE),
@@ -300,7 +296,7 @@ class TestOtherServers:
         paths = {"Bearer t-1": "/projects/", "Bearer t-2": "/moved/", "Bearer t-3": "/again/"}
         assert all(path.startswith(paths[token]) for token, path in zip(plane.asked_with, plane.paths, strict=True))
 
-    async def test_token_after_a_401_is_sent_to_its_own_endpoint(self, opened, daemon, plane):
+    async def test_newer_token_after_a_401_is_sent_to_its_own_endpoint(self, opened, daemon, plane):
         plane.refused = {"Bearer t-1"}
         second = plane.kubeconfig(token="t-2", **{"as": "shop"}).replace(b"/projects/alpha", b"/moved/alpha")
         daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(token="t-1")), issued(second)]
@@ -310,7 +306,7 @@ class TestOtherServers:
         assert [path.split("/")[1] for path in plane.paths] == ["projects", "moved"]
         assert plane.acting == [None, "shop"]
 
-    def test_request_for_a_server_that_the_cluster_never_had_is_refused(self):
+    def test_request_to_an_unknown_server_is_refused(self):
         urls = RequestUrls("https://a/p")
         assert urls.moved("https://a/p/api", "https://b") == "https://b/api"
         assert urls.moved("https://b/api?x", "https://a/p/") == "https://a/p/api?x"
@@ -377,7 +373,7 @@ class TestEngagedCluster:
 
 
 async def test_copied_api_client_configuration_uses_renewed_token(client, daemon, plane):
-    """The package's WebSocket client, for example, copies the configuration."""
+    """The WebSocket client of the Kubernetes package, for example, copies the configuration."""
     daemon.answers["IssueKubeconfig"] = [
         issued(plane.kubeconfig(token="t-1"), age=OVER),
         issued(plane.kubeconfig(token="t-2")),
@@ -448,7 +444,7 @@ class TestSharedTransports:
         assert plane.connections == 2
         assert plane.asked_with == [f"Bearer t-{n}" for n in range(6)]
 
-    async def test_closed_client_leaves_the_others_connected(self, client, daemon, plane):
+    async def test_closing_a_client_keeps_shared_connections_open(self, client, daemon, plane):
         daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(token=f"t-{n}")) for n in range(4)]
         async with client.api_client("a") as first, client.sync_api_client("a") as first_blocking:
             async with client.api_client("b") as second, client.sync_api_client("b") as second_blocking:
@@ -458,9 +454,9 @@ class TestSharedTransports:
             await asyncio.to_thread(kubernetes.client.CoreV1Api(first_blocking).list_namespace)
         assert plane.connections == 2
 
-    async def test_concurrent_requests_do_not_wait_for_connections(self, client, daemon, plane):
+    async def test_concurrent_requests_are_not_limited_by_the_connection_pool(self, client, daemon, plane):
         daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(token="t"))]
-        plane.barrier = threading.Barrier(120)  # answered only when all of them have arrived
+        plane.barrier = threading.Barrier(120)  # the server responds only when all requests have arrived
         async with client.api_client("a") as api:
             await asyncio.gather(*(kubernetes.aio.client.CoreV1Api(api).list_namespace() for _ in range(120)))
 

@@ -1,4 +1,4 @@
-"""Delays of the exponential backoff."""
+"""Tests of the delays of the exponential backoff."""
 
 from __future__ import annotations
 

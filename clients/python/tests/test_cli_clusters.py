@@ -1,4 +1,4 @@
-"""The commands `list`, `get` and `explain`."""
+"""Tests of the commands `list`, `get` and `explain`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TestList:
         wanted = pb.ClusterFilter(label_selector="env=prod", organizations=["acme", "initech"])
         assert daemon.requests == [pb.ListClustersRequest(filter=wanted)]
 
-    async def test_list_wide_has_more_columns_and_no_headers_omits_the_header(self, command, daemon):
+    async def test_list_wide_has_more_columns_and_no_headers_omits_the_header_row(self, command, daemon):
         daemon.answers["ListClusters"] = [FLEET]
         outcome = await command("list", "-o", "wide", "--no-headers")
         assert outcome.lines[0] == ["alpha", "acme", "Ready", "2d5h", "u-1", "https://a", "b=2,env=prod"]
@@ -66,7 +66,7 @@ class TestList:
         if form == "json":
             assert json.loads(out)["clusters"][0]["labels"] == {"\u202e": "\U000e0001\x85"}
 
-    async def test_list_to_full_stdout_prints_one_line_error(self, daemon):
+    async def test_list_to_a_full_device_prints_a_one_line_error(self, daemon):
         daemon.answers["ListClusters"] = [FLEET]
         process = await asyncio.create_subprocess_shell(
             f"{COMMAND} list --address {daemon.address} > /dev/full", stderr=asyncio.subprocess.PIPE
@@ -87,7 +87,7 @@ class TestTemplates:
             (("-o", "name", "--sort-by", ".name"), "alpha\nbeta\n"),
         ],
     )
-    async def test_list_prints_by_templates(self, command, daemon, arguments, printed):
+    async def test_list_output_follows_jsonpath_and_custom_columns(self, command, daemon, arguments, printed):
         daemon.answers["ListClusters"] = [FLEET]
         assert (await command("list", *arguments)).out == printed
 
@@ -191,7 +191,7 @@ class TestGetAndExplain:
         assert first.startswith("  operator-0/1   uid 7   connected since 20")
         assert second == "  operator-1/1   uid 7   disconnected since an unknown time"
 
-    async def test_explain_of_a_cluster_of_another_member_names_the_member(self, command, daemon):
+    async def test_explain_names_the_shard_member_that_owns_the_cluster(self, command, daemon):
         elsewhere = pb.Engagement(
             reason=pb.Engagement.REASON_UNASSIGNED, message="member b of the shard group owns it (view 3)"
         )
@@ -201,12 +201,12 @@ class TestGetAndExplain:
             "  member b of the shard group owns it (view 3)",
         ]
 
-    async def test_explain_of_a_cluster_that_was_never_engaged_says_so(self, command, daemon):
-        malformed = pb.Engagement(reason=pb.Engagement.REASON_MALFORMED, message="its name is no label")
+    async def test_explain_reports_that_a_cluster_was_never_engaged(self, command, daemon):
+        malformed = pb.Engagement(reason=pb.Engagement.REASON_MALFORMED, message="its name is not a DNS label")
         daemon.answers["GetCluster"] = [pb.GetClusterResponse(engagement=malformed)]
         outcome = await command("explain", "x")
         assert outcome.out.splitlines() == [
             "x is not engaged: MALFORMED, since an unknown time.",
-            "  its name is no label",
+            "  its name is not a DNS label",
             "  This daemon has never engaged it.",
         ]

@@ -1,4 +1,4 @@
-"""Error messages, usage and exit statuses of the command line."""
+"""Tests of error messages, usage and exit statuses of the command line."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class TestErrors:
             "(is milo-discoveryd running? set its address with --address or MILO_DISCOVERY_ADDRESS)\n"
         )
 
-    def test_socket_without_permission_names_its_group(self):
+    def test_permission_error_of_a_socket_suggests_joining_its_group(self):
         problem = "failed to connect to all addresses; last error: UNKNOWN: unix:/d.sock: Permission denied"
         refused = Unavailable(problem, code="UNAVAILABLE")
         message = describe(refused, "unix:///d.sock")
@@ -95,7 +95,7 @@ class TestErrors:
         assert "Traceback" not in outcome.err
 
     @pytest.mark.parametrize("printed", ["99d", "3d4h", "5m10s", "42s", "500ms", "1.5h"])
-    async def test_duration_is_accepted_as_it_is_printed(self, command, daemon, printed):
+    async def test_printed_durations_are_accepted_as_options(self, command, daemon, printed):
         daemon.answers["ListClusters"] = [FLEET]
         assert (await command("list", "--timeout", printed)).status == 0
 
@@ -106,7 +106,7 @@ class TestErrors:
 
     async def test_misspelled_variable_is_reported(self, command, daemon):
         daemon.answers["ListClusters"] = [FLEET]
-        # Kubernetes sets variables like the last two for a Service of this name.
+        # Kubernetes sets variables like the last two for a Service named milo-discovery.
         variables = {"ADRESS": "x", "SOCKET": "x", "SERVICE_HOST": "x", "PORT_7070_TCP_ADDR": "x"}
         outcome = await command("list", **{f"MILO_DISCOVERY_{name}": value for name, value in variables.items()})
         assert outcome.status == 0
@@ -115,7 +115,7 @@ class TestErrors:
         assert "did you mean MILO_DISCOVERY_ADDRESS?" in first
         assert "MILO_DISCOVERY_SOCKET is not a variable" in second
 
-    async def test_unknown_host_is_named(self, command):
+    async def test_dns_error_names_the_host(self, command):
         outcome = await command("list", "--address", "nowhere.invalid:7070")
         assert "cannot resolve the host nowhere.invalid" in outcome.err
 

@@ -1,4 +1,4 @@
-"""The directory of kubeconfigs: its files over time, and which files it leaves alone."""
+"""Tests of the kubeconfig directory: files that it writes, replaces and removes, and foreign files that it keeps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .kubeconfigs import text
 
 
 def wanted(name: str, content: str | None = "k", *, uid: str = "u", **fields: object) -> dict[str, DesiredFile]:
-    cluster = Cluster(name=name, uid=uid, **fields)  # type: ignore[arg-type]  # as given
+    cluster = Cluster(name=name, uid=uid, **fields)  # type: ignore[arg-type]
     return {
         name: DesiredFile(
             cluster, None if content is None else Kubeconfig(cluster=name, kubeconfig=text(token=content))
@@ -79,7 +79,7 @@ def test_kubeconfig_file_of_a_disengaged_cluster_is_removed(path: Path):
     assert list(files(path)) == index(path) == ["b.kubeconfig"]
 
 
-def test_cluster_that_has_not_ended_keeps_its_kubeconfig_file_and_index_entry(path: Path):
+def test_missing_cluster_keeps_its_kubeconfig_file_until_it_is_disengaged(path: Path):
     with KubeconfigDirectory(path) as directory:
         directory.reconcile(wanted("a"), ended=())
     with KubeconfigDirectory(path) as directory:
@@ -89,10 +89,10 @@ def test_cluster_that_has_not_ended_keeps_its_kubeconfig_file_and_index_entry(pa
     assert list(files(path)) == index(path) == ["b.kubeconfig"]
 
 
-def test_kubeconfig_ledger_says_which_fleet_the_files_stand_for(path: Path):
+def test_kubeconfig_ledger_records_shard_group_and_filter(path: Path):
     with KubeconfigDirectory(path) as directory:
         directory.claim("dns", "-l a=b")
-        assert directory.difference("", "") == "", "no file is there yet"
+        assert directory.difference("", "") == "", "the directory has no files yet"
         directory.reconcile(wanted("a"), ended=())
     with KubeconfigDirectory(path) as directory:
         assert directory.difference("dns", "-l a=b") == ""
@@ -102,7 +102,7 @@ def test_kubeconfig_ledger_says_which_fleet_the_files_stand_for(path: Path):
         assert directory.difference("dns", "") == "was written with the filter `-l a=b`, but this run has no filter"
 
 
-def test_kubeconfig_ledger_of_an_earlier_version_is_read_and_takes_the_fleet_of_this_run(path: Path):
+def test_kubeconfig_ledger_of_an_earlier_version_is_upgraded(path: Path):
     path.mkdir()
     ledger = path / ".milo-discovery.json"
     ledger.write_text('{"files": ["a"], "index": true}')
@@ -153,7 +153,7 @@ def test_kubeconfig_directory_does_not_follow_foreign_symlink(path: Path, tmp_pa
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_cluster_of_a_named_source_has_a_file(path: Path):
+def test_kubeconfig_file_name_of_a_cluster_contains_its_source(path: Path):
     with KubeconfigDirectory(path) as directory:
         directory.reconcile(wanted("eu#a") | wanted("us#a"), ended=())
         assert directory.skipped == {}
@@ -167,7 +167,7 @@ def test_cluster_of_a_named_source_has_a_file(path: Path):
     "name",
     ["..", "../a", "a/b", "", ".a", "a\n", "A", "a" * 300, "a..b", "a\0b", "#a", "a#", "a#b#c", "../a#b", "a#../b"],
 )
-def test_cluster_name_that_is_no_valid_file_name_is_skipped(path: Path, name: str):
+def test_cluster_whose_name_is_not_a_valid_file_name_is_skipped(path: Path, name: str):
     with KubeconfigDirectory(path) as directory:
         directory.reconcile(wanted(name) | wanted("a"), ended=())
         assert directory.skipped == {name: "the name is not a valid file name"}
@@ -231,7 +231,7 @@ def test_written_kubeconfig_contains_only_known_fields(path: Path):
     assert document["users"] == [{"name": "a", "user": {"token": "k"}}]
 
 
-def test_failed_kubeconfig_ledger_write_is_repeated(path: Path, monkeypatch):
+def test_failed_kubeconfig_ledger_write_is_retried(path: Path, monkeypatch):
     with KubeconfigDirectory(path) as directory:
         with monkeypatch.context() as full:
             full.setattr(atomic_files, "replace", _disk_full)

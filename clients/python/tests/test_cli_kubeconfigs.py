@@ -1,4 +1,4 @@
-"""The commands `credential` and `kubeconfig` as processes: their output and files, and which secrets stay out."""
+"""Tests of the commands `credential` and `kubeconfig`: output, files, and secrets that must not leak."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def exec_form() -> pb.IssueKubeconfigResponse:
         "interactiveMode": "Never",
     }
     return pb.IssueKubeconfigResponse(
-        kubeconfig=pb.Kubeconfig(cluster="alpha", kubeconfig=text(exec=call))  # type: ignore[arg-type]  # it is no text
+        kubeconfig=pb.Kubeconfig(cluster="alpha", kubeconfig=text(exec=call))  # type: ignore[arg-type]
     )
 
 
@@ -61,7 +61,7 @@ class TestCredential:
         assert (outcome.status, outcome.err) == (0, "")
         assert daemon.requests == [pb.IssueKubeconfigRequest(cluster="alpha")]
 
-    async def test_credential_of_a_user_to_act_as_is_for_kubeconfigs_that_state_it(self, command, daemon):
+    async def test_credential_of_an_impersonated_user_needs_a_kubeconfig_with_the_same_user(self, command, daemon):
         acting = {"as": "system:serviceaccount:milo:operator", "as-groups": ["tenants"]}
         statement = json.dumps(acting, separators=(",", ":"), sort_keys=True)
         for stated, status in (("", 1), ('{"as":"another"}', 1), (statement, 0)):
@@ -72,7 +72,7 @@ class TestCredential:
             assert CANARY not in outcome.err
         assert outcome.err == ""
 
-    async def test_exec_kubeconfig_states_the_user_to_act_as(self, command, daemon):
+    async def test_exec_kubeconfig_contains_the_impersonated_user(self, command, daemon):
         content = json.loads(exec_form().kubeconfig.kubeconfig)
         content["users"][0]["user"]["as"] = "operator"
         daemon.answers["IssueKubeconfig"] = [issued(json.dumps(content).encode())]
@@ -95,7 +95,7 @@ class TestCredential:
         assert outcome.err.startswith("milo-discovery: KUBERNETES_EXEC_INFO")
         assert daemon.requests == []
 
-    async def test_credential_refuses_a_caller_of_another_server(self, command, daemon):
+    async def test_credential_refuses_a_caller_that_connects_to_another_server(self, command, daemon):
         daemon.answers["IssueKubeconfig"] = [issued(EMBEDDED)] * 2
         elsewhere = {**EXEC_INFO, "spec": {"cluster": {"server": "https://elsewhere.test"}}}
         refused = await command("credential", "--cluster", "alpha", KUBERNETES_EXEC_INFO=json.dumps(elsewhere))
@@ -119,7 +119,7 @@ class TestCredential:
             ({"tls-server-name": "alpha.internal"}, ""),
         ],
     )
-    async def test_credential_is_for_callers_with_the_same_trust(self, command, daemon, change, message):
+    async def test_credential_refuses_callers_with_other_tls_settings(self, command, daemon, change, message):
         daemon.answers["IssueKubeconfig"] = [
             issued(text(token=CANARY, authorities=b"PEM\n", tls_server_name="alpha.internal"))
         ]
@@ -129,7 +129,7 @@ class TestCredential:
         assert message in outcome.err
         assert (outcome.status, CANARY in outcome.out) == ((1, False) if message else (0, True))
 
-    async def test_credential_takes_the_name_from_the_profile_of_a_cluster(self, command, daemon):
+    async def test_credential_takes_the_cluster_name_from_exec_info(self, command, daemon):
         daemon.answers["IssueKubeconfig"] = [issued(EMBEDDED)]
         cluster = {"server": "https://alpha.test", "config": {"clusterName": "alpha"}}
         outcome = await command(
@@ -177,13 +177,13 @@ class TestKubeconfig:
         assert outcome.status == 3
         assert "; did you mean alpha?" in outcome.err
 
-    async def test_name_that_is_not_engaged_suggests_no_other(self, command, daemon):
+    async def test_error_for_a_known_name_that_is_not_engaged_has_no_suggestions(self, command, daemon):
         daemon.answers["IssueKubeconfig"] = [NOT_ENGAGED]
         daemon.answers["ListClusters"] = [FLEET]
         outcome = await command("kubeconfig", "alpha")
         assert (outcome.status, outcome.err) == (3, "milo-discovery: alpha is not engaged\n")
 
-    async def test_exec_kubeconfig_has_no_secret_and_calls_the_same_address(self, command, daemon):
+    async def test_exec_kubeconfig_has_no_secret_and_uses_the_address_of_the_command(self, command, daemon):
         daemon.answers["IssueKubeconfig"] = [exec_form()]
         outcome = await command("kubeconfig", "alpha", PATH=os.environ["PATH"] + f":{Path(sys.executable).parent}")
         call = json.loads(outcome.out)["users"][0]["user"]["exec"]
@@ -220,7 +220,7 @@ class TestKubeconfig:
         assert CANARY not in outcome.err
 
     @pytest.mark.parametrize("content", ["a: b", "{}", "[", text(exec={"command": "x"}).decode()])  # type: ignore[arg-type]
-    async def test_write_refuses_a_file_of_others_without_force(self, command, daemon, tmp_path, content):
+    async def test_write_refuses_to_overwrite_a_foreign_file_without_force(self, command, daemon, tmp_path, content):
         daemon.answers["IssueKubeconfig"] = [exec_form()] * 2
         (path := tmp_path / "config").write_text(content)
         refused = await command("kubeconfig", "alpha", "-w", str(path))
@@ -265,7 +265,7 @@ class TestKubeconfig:
     async def test_written_kubeconfig_does_not_replace_a_special_file(self, command, daemon, tmp_path, option):
         daemon.answers["IssueKubeconfig"] = [exec_form()]
         os.mkfifo(path := tmp_path / "fifo")
-        # Keeps the command from blocking where it reads.
+        # With an open writer, the command does not block in open() for reading.
         writer = os.open(path, os.O_RDWR | os.O_NONBLOCK)
         try:
             outcome = await command("kubeconfig", "alpha", "-w", str(path), option)
@@ -274,7 +274,7 @@ class TestKubeconfig:
         assert (outcome.status, outcome.err) == (1, f"milo-discovery: {path} is not a regular file\n")
         assert path.is_fifo()
 
-    async def test_exec_kubeconfig_of_the_module_calls_the_installed_command(self, daemon):
+    async def test_exec_kubeconfig_written_by_the_module_runs_the_installed_command(self, daemon):
         daemon.answers["IssueKubeconfig"] = [exec_form()]
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "milo_discovery", "kubeconfig", "alpha", "--address", daemon.address),
@@ -344,7 +344,7 @@ class TestMerge:
         assert path.read_text() == content
         assert not path.with_name("config.lock").exists()
 
-    async def test_merge_reads_utf8_whatever_the_locale_is(self, command, daemon, path):
+    async def test_merge_reads_utf8_in_any_locale(self, command, daemon, path):
         daemon.answers["IssueKubeconfig"] = [exec_form()]
         path.write_text(MINE.replace("preferences: {}", "preferences: {note: schön}"), encoding="utf-8")
         environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -352,7 +352,7 @@ class TestMerge:
         assert outcome.status == 0, outcome.err
         assert yaml.safe_load(path.read_text(encoding="utf-8"))["preferences"] == {"note": "schön"}
 
-    async def test_merge_does_not_change_a_file_that_is_not_text(self, command, daemon, path):
+    async def test_merge_does_not_change_a_file_that_is_not_utf8(self, command, daemon, path):
         daemon.answers["IssueKubeconfig"] = [exec_form()]
         path.write_bytes(b"apiVersion: \xff\xff")
         outcome = await command("kubeconfig", "alpha", "--merge", "-w", str(path))

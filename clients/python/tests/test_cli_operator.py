@@ -1,4 +1,4 @@
-"""The commands for authors of operators."""
+"""Tests of the commands `run` and `objects`, and of the demo's address."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def test_run_waits_for_a_change_after_the_operator_failed(tmp_path: Path):
         assert await process.stdout.readline() == b"fixed\n"
 
 
-async def test_run_without_a_demo_says_how_to_start_one(tmp_path: Path):
+async def test_run_error_without_a_demo_names_the_command_that_starts_one(tmp_path: Path):
     program = tmp_path / "my_operator.py"
     program.write_text("")
     async with running("run", str(program), address="", TMPDIR=str(tmp_path)) as process:
@@ -59,7 +59,7 @@ async def test_run_without_a_demo_says_how_to_start_one(tmp_path: Path):
         assert (process.returncode, b"start ./dev demo" in err) == (1, True)
 
 
-async def test_objects_without_an_operator_says_which_address_was_tried():
+async def test_objects_error_names_the_unreachable_address():
     async with running("objects", "--operator", "127.0.0.1:1", address="unix:///daemon.sock") as process:
         _, err = await process.communicate()
         assert process.returncode == 1
@@ -68,7 +68,7 @@ async def test_objects_without_an_operator_says_which_address_was_tried():
 
 @pytest.fixture
 async def demo() -> AsyncIterator[ScriptedDaemon]:
-    """A demo in a temporary directory of its own."""
+    """A fake daemon with the socket of a demo, in its own temporary directory."""
     with tempfile.TemporaryDirectory(prefix="t-") as name:
         directory = Path(name) / "milo-demo-a"
         directory.mkdir(mode=0o700)
@@ -82,7 +82,7 @@ def temporary_directory(demo: ScriptedDaemon) -> Path:
     return Path(demo.address.removeprefix("unix://")).parents[1]
 
 
-async def test_commands_without_an_address_use_the_demo_that_runs(command, demo: ScriptedDaemon, tmp_path: Path):
+async def test_commands_without_an_address_use_the_running_demo(command, demo: ScriptedDaemon, tmp_path: Path):
     demo.answers["ListClusters"] = [FLEET]
     there = temporary_directory(demo)
     ended = there / "milo-demo-b" / "discovery.sock"
@@ -101,7 +101,7 @@ async def test_commands_without_an_address_use_the_demo_that_runs(command, demo:
 
 
 @pytest.mark.parametrize("plant", ["writable directory", "linked directory", "linked socket", "other user"])
-async def test_demo_that_another_user_can_replace_is_not_used(command, demo: ScriptedDaemon, plant: str):
+async def test_demo_socket_that_another_user_can_replace_is_not_used(command, demo: ScriptedDaemon, plant: str):
     there = temporary_directory(demo)
     planted = there / "milo-demo-a"
     match plant:

@@ -1,4 +1,4 @@
-"""JSON and YAML output: the names of the proto file, and values that any YAML library reads back."""
+"""Tests of JSON and YAML output: protobuf field names, and quoting for all YAML parsers."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_json_output_of_a_response_equals_protobuf_json(answer):
         pb.GetServerInfoResponse: _convert.server_info,
     }[type(answer)]
     expected = MessageToDict(answer, always_print_fields_with_no_presence=True)
-    expected.pop("nextPageToken", None)  # a listing joins all pages
+    expected.pop("nextPageToken", None)  # a listing contains all pages
     assert json_output.to_json(convert(answer)) == expected
 
 

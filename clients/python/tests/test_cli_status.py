@@ -1,4 +1,4 @@
-"""The commands `status`, `shards`, `version` and `completion`."""
+"""Tests of the commands `status`, `shards`, `version` and `completion`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ class TestStatus:
             (False, pb.SourceStatus.STATE_CATCHING_UP, 7),
         ],
     )
-    async def test_status_exits_with_the_health_of_the_daemon(self, command, daemon, synced, state, status):
+    async def test_status_exits_with_7_if_the_daemon_is_stale_or_not_synced(
+        self, command, daemon, synced, state, status
+    ):
         daemon.answers["GetServerInfo"] = [
             pb.GetServerInfoResponse(
                 version="1.2",
@@ -103,7 +105,7 @@ class TestShards:
         [line] = [line for line in (await command("shards")).lines if line and line[0] == "draining"]
         assert " ".join(line[1:]) == text
 
-    async def test_shards_reports_a_daemon_without_a_group(self, command, daemon):
+    async def test_shards_of_a_daemon_without_a_group_prints_nothing_to_stdout(self, command, daemon):
         daemon.answers["GetServerInfo"] = [pb.GetServerInfoResponse()]
         outcome = await command("shards")
         assert (outcome.status, outcome.out) == (0, "")
@@ -115,14 +117,14 @@ class TestVersionAndCompletion:
         assert [line[0] for line in (await command("version")).lines] == ["client:", "daemon:"]
         assert json.loads((await command("version", "-o", "json")).out)["daemon"] == "1.2"
 
-    async def test_version_without_a_daemon_prints_the_clients(self, command, daemon):
+    async def test_version_without_a_daemon_prints_the_client_version(self, command, daemon):
         await daemon.stop()
         outcome = await command("version")
         assert (outcome.status, [line[0] for line in outcome.lines]) == (5, ["client:"])
         assert (await command("version", "--client")).status == 0
 
     @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-    async def test_completion_script_names_its_variable(self, command, shell):
+    async def test_completion_script_contains_its_environment_variable(self, command, shell):
         assert "_MILO_DISCOVERY_COMPLETE" in (await command("completion", shell)).out
 
     async def test_completion_completes_commands_and_cluster_names(self, command, daemon):

@@ -1,4 +1,4 @@
-"""`milo-discovery sync` as a process: its files follow the stream, and stay without it or with another fleet's."""
+"""Tests of `milo-discovery sync`: files follow the stream, and are kept without one or with that of another fleet."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def snapshot(revision: str, *events: pb.ClusterEvent, synced: bool = True) -> pb
 def content(path: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for each in path.glob("*.kubeconfig"):
-        with suppress(FileNotFoundError):  # removed meanwhile
+        with suppress(FileNotFoundError):  # removed after the glob
             found[each.stem] = read_access(each.read_bytes()).token or ""
     return dict(sorted(found.items()))
 
@@ -49,7 +49,7 @@ def index(path: Path) -> list[dict[str, object]]:
 
 
 def sync(daemon, path: Path, *arguments: str):
-    """Run the command, with a second look after a tenth of a second."""
+    """Run `sync` with SECOND_LOOK_S reduced to 0.1 s."""
     site = path.parent / "site"
     site.mkdir(exist_ok=True)
     (site / "sitecustomize.py").write_text(
@@ -59,7 +59,7 @@ def sync(daemon, path: Path, *arguments: str):
 
 
 async def sync_once(daemon, path: Path, names: str, *arguments: str) -> tuple[int, str]:
-    """Run `sync --once` with a view of these clusters; return its exit status and its messages."""
+    """Run `sync --once` while these clusters are engaged. Return its exit status and stderr."""
     async with sync(daemon, path, "--once", *arguments) as process:
         (await daemon.stream()).send(snapshot("1", *(engaged(name, token=f"{name}-1") for name in names)))
         _, err = await process.communicate()
@@ -110,13 +110,13 @@ async def test_sync_restart_removes_files_only_with_a_complete_view(daemon, path
         stream = await daemon.stream()
         stream.send(snapshot("5", engaged("b", token="b-2"), synced=False))
         stream.end()
-        stream = await daemon.stream()  # so the end of the first one was read
+        stream = await daemon.stream()  # opened after the client read the end of the first stream
         assert content(path) == {"a": "a-1", "b": "b-1"}
         stream.send(snapshot("5", engaged("b", token="b-2"), engaged("c", token="c-1")))
         await until(lambda: content(path) == {"b": "b-2", "c": "c-1"})
 
 
-async def test_sync_with_another_filter_or_group_stops_and_removes_nothing(daemon, path):
+async def test_sync_with_another_filter_or_group_fails_and_removes_nothing(daemon, path):
     assert (await sync_once(daemon, path, "a"))[0] == 0
     before = {each.name: each.read_bytes() for each in path.iterdir()}
     status, err = await sync_once(daemon, path, "", "-l", "nothing=here")
@@ -133,7 +133,7 @@ async def test_sync_with_another_filter_or_group_stops_and_removes_nothing(daemo
 
 
 @pytest.mark.parametrize("there", ["a", "ab"])
-async def test_sync_of_another_fleet_removes_and_writes_nothing_until_that_is_accepted(daemon, path, there):
+async def test_sync_of_another_fleet_changes_nothing_without_accept_removals(daemon, path, there):
     assert (await sync_once(daemon, path, there))[0] == 0
     before = {each.name: each.read_bytes() for each in path.iterdir()}
     for others in ("", "cd"):
@@ -144,14 +144,14 @@ async def test_sync_of_another_fleet_removes_and_writes_nothing_until_that_is_ac
     assert content(path) == {"c": "c-1", "d": "d-1"}
 
 
-async def test_sync_keeps_what_a_much_smaller_view_lacks_and_writes_what_it_has(daemon, path):
+async def test_sync_with_a_much_smaller_view_writes_new_files_and_removes_none(daemon, path):
     assert (await sync_once(daemon, path, "abc"))[0] == 0
     status, err = await sync_once(daemon, path, "ad")
     assert (status, "2 of 3 clusters that were written are not engaged" in err) == (1, True)
     assert list(content(path)) == [each["name"] for each in index(path)] == list("abcd")
 
 
-async def test_sync_that_reconnects_to_another_daemon_removes_and_writes_nothing(daemon, path):
+async def test_sync_that_reconnects_to_another_fleet_changes_nothing(daemon, path):
     async with sync(daemon, path) as process:
         (await daemon.stream()).send(snapshot("1", engaged("a", token="a-1"), engaged("b", token="b-1")))
         await until(lambda: len(content(path)) == 2)
@@ -174,7 +174,7 @@ async def test_sync_keeps_files_when_its_rights_are_revoked(daemon, path):
     assert content(path) == {"a": "a-1", "b": "b-1"}
 
 
-async def test_sync_removes_the_file_of_a_missing_cluster_only_while_its_source_is_followed(daemon, path):
+async def test_sync_keeps_the_file_of_a_missing_cluster_while_the_source_state_is_unknown(daemon, path):
     assert (await sync_once(daemon, path, "ab"))[0] == 0
     async with sync(daemon, path, "--once") as process:
         (await daemon.stream()).send(messages.snapshot("1", engaged("b", token="b-2")))
@@ -223,7 +223,7 @@ async def test_sync_reports_a_longer_lifetime_than_requested_once(daemon, path):
 
 
 async def test_sync_killed_during_a_write_leaves_no_partial_file(daemon, path):
-    """Each file that is there is complete, and the next process continues."""
+    """All existing files are complete, and the next process continues."""
     whole = {letter: letter * (1 << 19) for letter in "abcdefgh"}
     for attempt in range(3):
         async with sync(daemon, path, "--accept-removals") as process:
@@ -249,7 +249,7 @@ def _batches(names: list[str], tokens: list[str]):
 
 
 async def test_sync_waits_for_space_on_a_full_disk_and_catches_up(daemon, path, tmp_path):
-    """The disk is full for as long as a file exists: a sitecustomize module makes the replacement of files fail."""
+    """A sitecustomize module makes Path.replace fail with ENOSPC while the file `full` exists."""
     (full := tmp_path / "full").touch()
     (tmp_path / "sitecustomize.py").write_text(
         "import errno, os, pathlib\n"
@@ -279,6 +279,6 @@ def mode(request: pytest.FixtureRequest, path: Path) -> int:
     return request.param
 
 
-async def test_sync_into_a_directory_that_every_user_can_write_to_is_reported(daemon, path: Path, mode: int):
+async def test_sync_warns_of_a_world_writable_directory(daemon, path: Path, mode: int):
     status, err = await sync_once(daemon, path, "a")
     assert (status, "is writable by every user" in err) == (0, mode == 0o777)

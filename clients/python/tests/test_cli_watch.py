@@ -1,4 +1,4 @@
-"""The command `watch`."""
+"""Tests of the command `watch`."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class TestWatch:
             (("-o", "custom-columns=N:.cluster.name", "--no-headers"), "alpha\nbeta-1\n"),
         ],
     )
-    async def test_watch_prints_by_templates(self, command, daemon, arguments, printed):
+    async def test_watch_output_follows_jsonpath_and_custom_columns(self, command, daemon, arguments, printed):
         watching = asyncio.create_task(command("watch", "--once", *arguments))
         (await daemon.stream()).send(snapshot("1", engaged(ALPHA), engaged("beta-1")))
         assert (await watching).out == printed
@@ -111,7 +111,7 @@ class TestWatch:
         ]
         assert all(each["receivedAt"].endswith("Z") for each in events)
 
-    async def test_watch_interrupt_prints_nothing(self, daemon):
+    async def test_watch_interrupted_by_sigint_exits_with_130_and_prints_nothing(self, daemon):
         async with running("watch", "-o", "name", address=daemon.address) as process:
             (await daemon.stream()).send(snapshot("1", engaged("a")))
             await process.stdout.readline()
@@ -148,7 +148,7 @@ class TestWatch:
         assert (outcome.status, outcome.out) == (6, "")
         assert outcome.err.startswith("milo-discovery: no complete view from unix:")
 
-    async def test_watch_timeout_without_a_daemon_is_no_connection(self, command, daemon):
+    async def test_watch_timeout_without_a_daemon_reports_a_connection_error(self, command, daemon):
         await daemon.stop()
         outcome = await command("watch", "--timeout", "1s")
         assert outcome.status == 5

@@ -1,4 +1,4 @@
-"""Unary calls of the async client: requests, results and errors."""
+"""Tests of the async client's unary calls: requests, results and errors."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ async def test_listed_cluster_has_all_fields(client, daemon):
     assert hash(received) == hash(received)
 
 
-async def test_get_reports_a_name_that_is_not_engaged(client, daemon):
+async def test_get_returns_the_report_of_a_cluster_that_is_not_engaged(client, daemon):
     daemon.answers["GetCluster"] = [
         pb.GetClusterResponse(
             engagement=pb.Engagement(reason=pb.Engagement.REASON_NOT_READY, message="not yet", since=STAMP),
@@ -182,7 +182,7 @@ async def test_unreachable_daemon_fails_fast_and_is_retried_by_the_next_call(cli
     assert len(await client.list()) == 0
 
 
-async def test_concurrent_calls_fail_together(client, daemon):
+async def test_concurrent_calls_to_an_unreachable_daemon_all_raise_unavailable(client, daemon):
     await daemon.stop()
     outcomes = await asyncio.gather(*(client.list() for _ in range(5)), return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [Unavailable] * 5
@@ -233,7 +233,7 @@ async def test_timestamp_out_of_range_is_none(client, daemon, seconds):
     await client.server_info()
 
 
-async def test_page_larger_than_grpcs_default_limit_is_received(client, daemon):
+async def test_page_larger_than_the_default_message_limit_is_received(client, daemon):
     annotations = {f"a{n}": "x" * 10_000 for n in range(600)}
     daemon.answers["ListClusters"] = [pb.ListClustersResponse(clusters=[pb.Cluster(name="a", annotations=annotations)])]
     assert len((await client.list()).clusters) == 1
@@ -258,7 +258,7 @@ def test_client_of_another_event_loop_is_refused():
     asyncio.run(use(client))
 
 
-async def test_client_made_outside_of_an_event_loop_works(daemon):
+async def test_client_can_be_created_outside_of_an_event_loop(daemon):
     daemon.answers["GetServerInfo"] = [pb.GetServerInfoResponse(mode="single")]
     client = await asyncio.to_thread(DiscoveryClient, daemon.address)
     async with client:
@@ -281,7 +281,7 @@ async def test_call_in_flight_fails_when_the_client_is_closed(client, daemon):
     assert failed.value.code == "CANCELLED"
 
 
-async def test_client_leaves_a_handler_of_sigterm_as_it_is():
+async def test_client_does_not_replace_the_sigterm_handler():
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         async with DiscoveryClient("unix:///nowhere"):

@@ -1,4 +1,4 @@
-"""Client credentials: files that are read again, and combinations that are refused."""
+"""Tests of client credentials: files that are reread, and combinations that are refused."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_default_client_credentials_are_empty():
 
 
 @pytest.mark.parametrize("content", [b"\0\0\0\0", b"to\x7fken", b"to\tken", b"to\nken", b"\xff"])
-def test_token_that_cannot_be_sent_is_refused(token_file, content):
+def test_token_with_characters_that_http_forbids_is_refused(token_file, content):
     token_file.write_bytes(content)
     with pytest.raises(InvalidCredentials, match="does not contain a token"):
         ClientCredentials(token_file=token_file).metadata()
@@ -67,7 +67,7 @@ def test_token_without_tls_is_refused_over_tcp(client, token_file):
         ("ä".encode(), "does not contain a token"),
     ],
 )
-async def test_invalid_token_file_fails_the_call_with_its_name(content, complaint, tmp_path):
+async def test_error_for_an_invalid_token_file_names_the_file(content, complaint, tmp_path):
     path = tmp_path / "token"
     if content is not None:
         path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Every field of a message reaches the value that the client returns for it."""
+"""Tests that every field of a protobuf message is converted to the model."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -30,7 +30,7 @@ def is_text(field: FieldDescriptor) -> bool:
 
 
 def fill(message: Message) -> None:
-    """Set every field of a message, and of the messages in it."""
+    """Set all fields of a message recursively."""
     for field in message.DESCRIPTOR.fields:
         value = getattr(message, field.name)
         if is_map(field):
@@ -45,7 +45,7 @@ def fill(message: Message) -> None:
 
 
 def paths(message: Message, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Yield the path of each field of a filled message, and of the messages in it."""
+    """Yield the paths of all fields of a filled message recursively."""
     for field in message.DESCRIPTOR.fields:
         yield (*path, field.name)
         value = getattr(message, field.name)

@@ -1,4 +1,4 @@
-"""The state of a cached credential over time, and which of two credentials is kept."""
+"""Tests of cached credentials: their states over time, and which of two credentials is kept."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_credential_cache_keeps_a_credential_issued_later_with_a_shorter_lifetim
     assert holding(FIRST, shorter).current.access.token == "shorter"
 
 
-def test_requested_credential_is_not_replaced_by_the_one_that_was_pushed_before():
+def test_issued_credential_is_not_replaced_by_an_older_pushed_credential():
     shorter = value(text(token="shorter"), now=NOON + MINUTE, life=MINUTE)
     cache = holding(FIRST, pushed=True)
     cache.offer(shorter)
@@ -91,5 +91,5 @@ def test_failed_refresh_does_not_extend_an_expired_credential():
     ("life", "margin"),
     [(10 * MINUTE, 5 * SECOND), (20 * SECOND, 2 * SECOND), (2 * SECOND, 0.2 * SECOND)],
 )
-def test_expiry_margin_is_a_share_of_short_lifetimes(life, margin):
+def test_expiry_margin_is_a_tenth_of_short_lifetimes(life, margin):
     assert usable_until(NOON + life, NOON) == NOON + life - margin

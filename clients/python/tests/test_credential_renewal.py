@@ -1,4 +1,4 @@
-"""Credential renewals: which callers wait for one, and which do not."""
+"""Tests of credential renewals: which callers wait for a renewal, and which get the cached credential."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def kubeconfig(token: str, age: timedelta = FRESH) -> Kubeconfig:
 
 
 class Daemon:
-    """Issues a kubeconfig when the test sets the answer."""
+    """A fake daemon that issues a kubeconfig when the test sets the answer."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -116,7 +116,7 @@ class TestAsyncRenewer:
         renewal = cluster.credentials()
         waiting = asyncio.create_task(renewal.access_after_401("refused") if after_401 else renewal.access())
         await eventually(lambda: daemon.asked)
-        cluster.refresh(CLUSTER)  # an update is no reason to go on
+        cluster.refresh(CLUSTER)  # an update without a kubeconfig does not end the wait
         await asyncio.sleep(0)
         assert not waiting.done()
         cluster.refresh(CLUSTER, kubeconfig("pushed", -timedelta(seconds=1)))

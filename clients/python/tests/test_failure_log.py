@@ -1,4 +1,4 @@
-"""Rate limiting of repeated handler failures."""
+"""Tests of rate-limited logs of repeated handler failures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_repeated_failures_are_counted_and_summarized_once_per_interval():
     assert failures.summaries(20) == [(1, 1, "")]
 
 
-def test_failure_kind_absent_for_an_interval_is_logged_as_new():
+def test_failure_that_did_not_occur_for_an_interval_is_logged_as_new():
     failures = FailureLog(interval=10)
     failures.is_new("a", failure(), 0)
     assert failures.summaries(10) == []
@@ -27,14 +27,14 @@ def test_failure_kind_absent_for_an_interval_is_logged_as_new():
     assert failures.is_new("a", failure(), 11)
 
 
-def test_failures_of_different_exception_types_are_different_kinds():
+def test_each_exception_type_is_logged_as_new():
     failures = FailureLog(interval=10)
     assert failures.is_new("a", failure(ValueError), 0)
     assert failures.is_new("a", failure(KeyError), 0)
     assert not failures.is_new("a", failure(KeyError), 0)
 
 
-def test_number_of_failure_kinds_is_bounded():
+def test_number_of_tracked_exception_types_is_bounded():
     failures = FailureLog(interval=10)
     new = [failures.is_new("a", failure(type(f"E{n}", (Exception,), {})), 0) for n in range(100)]
     assert new.count(True) == 65

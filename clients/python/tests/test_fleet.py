@@ -1,4 +1,4 @@
-"""Fleet: one handler task per engaged cluster, cancelled at disengagement."""
+"""Tests of Fleet: one handler task per engaged cluster, cancelled at disengagement."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .scripted_daemon import Refusal, ScriptedDaemon, Stream
 
 
 class HandlerLog:
-    """A log of what handlers did. Tests wait for entries."""
+    """Records events of handlers, for which tests can wait."""
 
     def __init__(self) -> None:
         self._entries: asyncio.Queue[str] = asyncio.Queue()
@@ -135,7 +135,7 @@ async def test_replaced_cluster_gets_a_new_handler_after_the_old_one_ended(clien
         assert await handler_log.read(2) == ["end 1", "start 3"]
 
 
-async def test_connection_loss_cancels_no_handler(fleet, begin, handler_log, daemon):
+async def test_lost_connection_does_not_cancel_handlers(fleet, begin, handler_log, daemon):
     async with fleet:
         await begin(snapshot("1", engaged("a"), engaged("b")))
         await handler_log.read(2)
@@ -146,7 +146,7 @@ async def test_connection_loss_cancels_no_handler(fleet, begin, handler_log, dae
         assert fleet.get("a").current.incarnation == "new"
 
 
-async def test_get_raises_for_a_cluster_that_is_not_engaged(fleet, begin):
+async def test_fleet_get_raises_cluster_not_found_unless_the_cluster_is_engaged(fleet, begin):
     with pytest.raises(ClusterNotFound):
         fleet.get("a")
     async with fleet:
@@ -173,7 +173,7 @@ async def test_fleet_without_a_handler_tracks_clusters(client, begin):
         assert repr(member) == "<EngagedCluster 'a' uid='uid-of-a' disengaged>"
 
 
-async def test_updated_since_returns_at_once_if_cluster_changed_meanwhile(client, begin):
+async def test_updated_since_returns_at_once_if_the_cluster_has_already_changed(client, begin):
     fleet = Fleet(client)
     async with fleet:
         stream = await begin(snapshot("1", engaged("a")))
@@ -182,7 +182,7 @@ async def test_updated_since_returns_at_once_if_cluster_changed_meanwhile(client
         seen = member.current
         stream.send(following("1", "2", updated(cluster("a", suspended=True))))
         await member.updated()
-        assert (await member.updated(since=seen)).suspended, "it returns at once, since the cluster has changed already"
+        assert (await member.updated(since=seen)).suspended, "updated(since=seen) returns the current cluster"
 
 
 async def test_renewed_kubeconfig_reaches_the_running_handler(client, begin):
@@ -224,7 +224,7 @@ class TestFailures:
         assert second.exc_info is None
         assert second.getMessage() == "handler failures repeated: 1 in 1 clusters"
 
-    async def test_failed_handler_does_not_affect_the_others(self, client, begin, handler_log):
+    async def test_failed_handler_does_not_affect_other_clusters(self, client, begin, handler_log):
         fleet = Fleet(client, backoff=AT_ONCE)
 
         @fleet.on_engage
@@ -252,7 +252,7 @@ class TestFailures:
             await eventually(lambda: fleet.clusters.keys() == {"b"})
             assert [task.get_name() for task in asyncio.all_tasks() if task.get_name() == "cluster a"] == []
 
-    async def test_on_error_raise_ends_the_fleet_and_cancels_the_others(self, client, begin, handler_log):
+    async def test_on_error_raise_ends_the_fleet_and_cancels_other_handlers(self, client, begin, handler_log):
         fleet = Fleet(client, on_error="raise")
 
         @fleet.on_engage
@@ -298,7 +298,9 @@ class TestFailures:
         assert await handler_log.read(1) == ["end a"]
 
     @pytest.mark.parametrize("again", [True, False])
-    async def test_on_error_function_decides_about_the_restart(self, client, begin, handler_log, again):
+    async def test_on_error_return_value_decides_whether_the_handler_is_restarted(
+        self, client, begin, handler_log, again
+    ):
         failures: list[tuple[str, str]] = []
 
         def decide(member: EngagedCluster, error: Exception) -> bool:
@@ -317,7 +319,7 @@ class TestFailures:
             await handler_log.read(3 if again else 1)
         assert failures == [("a", "no")] * (3 if again else 1)
 
-    async def test_handler_cancelled_by_something_else_counts_as_failed(self, client, begin, handler_log):
+    async def test_handler_with_a_foreign_cancelled_error_counts_as_failed(self, client, begin, handler_log):
         errors: list[Exception] = []
 
         def note_error(_: object, error: Exception) -> bool:

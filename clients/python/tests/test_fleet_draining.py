@@ -1,4 +1,4 @@
-"""Fleet and draining: a cluster is released when its handler has ended, and not before."""
+"""Tests of a Fleet's draining clusters: they are released only after their handlers have ended."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OTHER_INCARNATION = Refusal(
 
 
 class Work:
-    """Handlers that end when the test lets them."""
+    """Handlers whose cleanup ends when the test sets `may_end`."""
 
     def __init__(self) -> None:
         self.started: list[str] = []
@@ -60,7 +60,7 @@ def fleet(client: DiscoveryClient, work: Work) -> Fleet:
 
 @pytest.fixture
 async def stream(daemon: ScriptedDaemon, fleet: Fleet) -> AsyncIterator[Stream]:
-    """The stream of a running Fleet."""
+    """The server side of a running Fleet's stream."""
     async with fleet:
         yield await daemon.stream()
 
@@ -75,7 +75,7 @@ async def test_cluster_is_released_after_its_handler_ended(fleet, stream, daemon
     await eventually(lambda: work.started)
     stream.send(following("1", "2", updated(draining("a", incarnation="i"))))
     await eventually(lambda: work.ending)
-    assert fleet.get("a").engaged, "the cluster stays until the daemon disengages it"
+    assert fleet.get("a").engaged, "the cluster stays engaged until the daemon disengages it"
     assert fleet.get("a").draining is not None
     assert daemon.releases.empty()
     work.may_end.set()
@@ -98,7 +98,7 @@ async def test_cluster_whose_handler_returned_is_released_at_once(client, daemon
         assert await daemon.releases.get() == release_of("a", stream)
 
 
-async def test_cluster_that_is_engaged_as_draining_gets_no_handler_and_is_released(stream, daemon, work):
+async def test_cluster_that_is_engaged_while_draining_is_released_without_a_handler(stream, daemon, work):
     stream.send(snapshot("1", engaged(draining("a")), engaged("b")))
     assert await daemon.releases.get() == release_of("a", stream)
     assert work.started == ["b"]
@@ -124,17 +124,17 @@ async def test_cluster_engaged_again_after_its_drain_gets_a_new_handler(stream, 
     await eventually(lambda: work.started == ["a", "a"])
 
 
-# --- failed releases, and changes of the daemon ---
+# --- failed releases and restarts of the daemon ---
 
 
-async def test_failed_release_is_repeated(stream, daemon, work):
+async def test_failed_release_is_retried(stream, daemon, work):
     work.may_end.set()
     daemon.answers["ReleaseCluster"] = [Refusal(grpc.StatusCode.UNAVAILABLE), Refusal(grpc.StatusCode.INTERNAL)]
     stream.send(snapshot("1", engaged("a")), following("1", "2", updated(draining("a"))))
     assert [await daemon.releases.get() for _ in range(3)] == [release_of("a", stream)] * 3
 
 
-async def test_refused_release_is_repeated_for_the_next_incarnation(stream, daemon, work):
+async def test_refused_release_is_sent_again_for_the_next_incarnation(stream, daemon, work):
     work.may_end.set()
     daemon.answers["ReleaseCluster"] = [OTHER_INCARNATION]
     stream.send(snapshot("1", engaged("a")), following("1", "2", updated(draining("a", incarnation="old"))))
@@ -147,7 +147,7 @@ async def test_renewed_kubeconfig_does_not_release_a_draining_cluster_again(flee
     work.may_end.set()
     stream.send(snapshot("1", engaged("a")), following("1", "2", updated(draining("a"))))
     await daemon.releases.get()
-    # The release in flight would answer the second request as well.
+    # While a release is in flight, no second one is sent.
     await eventually(lambda: "release a" not in {task.get_name() for task in asyncio.all_tasks()})
     member = fleet.get("a")
     stream.send(following("2", "3", renewed(draining("a"), "token")))
@@ -165,10 +165,10 @@ async def test_handler_is_restarted_for_cluster_that_no_longer_drains_after_a_re
     await eventually(lambda: work.started == ["a", "a"])
 
 
-# --- handlers that finish their work ---
+# --- on_drain="wait" ---
 
 
-async def test_handler_that_finishes_its_work_is_not_cancelled(client, daemon):
+async def test_on_drain_wait_does_not_cancel_the_handler(client, daemon):
     fleet, finished = Fleet(client, on_drain="wait"), asyncio.Event()
     seen = []
 
@@ -188,7 +188,7 @@ async def test_handler_that_finishes_its_work_is_not_cancelled(client, daemon):
         assert await daemon.releases.get() == release_of("a", stream)
 
 
-async def test_handler_that_did_not_finish_by_the_deadline_is_cancelled(client, daemon, work):
+async def test_on_drain_wait_cancels_the_handler_at_disengagement(client, daemon, work):
     fleet = Fleet(client, on_drain="wait")
     fleet.on_engage(work.handle)
     work.may_end.set()

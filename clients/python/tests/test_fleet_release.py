@@ -1,4 +1,4 @@
-"""The order of a Fleet's release: no handler runs when a cluster is released, also if its cleanup takes long."""
+"""Tests that a Fleet releases a cluster only after its handler has ended, even if the cleanup takes long."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DRAINING = Draining(reason=DisengageReason.MOVED, deadline=datetime.now(UTC) + t
 
 
 class Client:
-    """A client with one watch, whose events the test sends."""
+    """A fake client with one watch, whose events the test sends."""
 
     api_clients = None
     subscriber = "operator-0"
@@ -45,7 +45,7 @@ class Client:
 
 
 @pytest.mark.parametrize("on_drain", ["cancel", "wait"])
-async def test_cluster_is_released_when_no_handler_runs(on_drain: str) -> None:
+async def test_cluster_is_released_only_after_its_handler_has_ended(on_drain: str) -> None:
     client, cleaning, may_end = Client(), asyncio.Event(), asyncio.Event()
     working = {ALPHA.name: asyncio.Event(), BETA.name: asyncio.Event()}
     fleet = Fleet(client, on_drain=on_drain)
@@ -66,7 +66,7 @@ async def test_cluster_is_released_when_no_handler_runs(on_drain: str) -> None:
         await working[ALPHA.name].wait()
         client.events.put_nowait(Event(type=EventType.UPDATED, cluster=replace(ALPHA, draining=DRAINING)))
         await cleaning.wait()
-        # The Fleet handles events in their order, so it has handled the one before when this handler runs.
+        # The Fleet handles events in order: when BETA's handler runs, the draining of ALPHA was handled.
         client.events.put_nowait(Event(type=EventType.ENGAGED, cluster=BETA))
         await working[BETA.name].wait()
         assert client.running_at_release.empty()

@@ -1,4 +1,4 @@
-"""Translation of gRPC statuses into errors."""
+"""Tests of the conversion of gRPC statuses to exceptions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""kopf operators, one per engaged cluster, against control planes of the sandbox."""
+"""Tests of kopf operators, one per engaged cluster, with control planes of the sandbox."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ async def test_kopf_operator_uses_renewed_credentials(milo_sandbox: MiloSandbox,
     (alpha,) = milo_sandbox.create_control_planes("alpha")
     discovery = FakeDiscovery()
     discovery.engage(alpha, lifetime=timedelta(seconds=2))
-    # On a busy machine a request can take two seconds: kopf would not complete one with such credentials.
+    # Renewed credentials are valid for longer: on a busy machine, a request can take two seconds.
     discovery.lifetimes["alpha"] = timedelta(hours=1)
     async with operating(discovery, registry):
         names = (f"next-{number}" for number in count())
@@ -97,7 +97,7 @@ async def test_kopf_operator_uses_renewed_credentials(milo_sandbox: MiloSandbox,
         async def is_renewed() -> bool:
             name = next(names)
             alpha.create(config_map(name))
-            await eventually(lambda: greeted_in(alpha, name) == "alpha")  # kopf checks the expiry before a request
+            await eventually(lambda: greeted_in(alpha, name) == "alpha")  # a request makes kopf check the expiry
             return discovery.issued > 0
 
         await eventually(is_renewed)
@@ -105,7 +105,7 @@ async def test_kopf_operator_uses_renewed_credentials(milo_sandbox: MiloSandbox,
         await eventually(lambda: greeted_in(alpha, "last") == "alpha")
 
 
-# kopf does not await all coroutines of an operator whose startup fails.
+# kopf leaves coroutines unawaited if the startup of an operator fails.
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited", "ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_failed_kopf_operator_is_restarted(milo_sandbox: MiloSandbox, registry: kopf.OperatorRegistry):
     (alpha,) = milo_sandbox.create_control_planes("alpha")

@@ -1,4 +1,4 @@
-"""Strict reading of the kubeconfigs that the daemon issues."""
+"""Tests of strict parsing of the kubeconfigs that the daemon issues."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_kubeconfig_with_a_client_certificate_is_read():
         text("https://api.test:port", token=CANARY),
         text(token=CANARY + "\n"),
         text(token=CANARY + "\u00e9"),
-        text(token=5),  # type: ignore[arg-type]  # that is what is wrong
+        text(token=5),  # type: ignore[arg-type]  # not a string
         (b"[" * 100_000),
     ],
 )
@@ -95,7 +95,7 @@ def test_kubeconfig_with_unknown_field_is_rejected(part: str, fields: dict[str, 
         read_access(changed(text(token=CANARY), part, **fields))
 
 
-def test_kubeconfig_states_the_impersonated_user():
+def test_impersonated_user_of_a_kubeconfig_is_read():
     acting = ActAs(user="shop", groups=("a", "b"), extra=(("example.com/why", ("c", "d")),))
     content = changed(text(token=CANARY), "user", **acting.fields())
     access = read_access(content)
@@ -127,7 +127,7 @@ def exec_kubeconfig(**fields: object) -> bytes:
     return text(exec={**call, "args": ["credential", "--cluster", "alpha"], **fields})  # type: ignore[arg-type]
 
 
-def test_exec_kubeconfig_is_read_without_its_plugin():
+def test_server_of_an_exec_kubeconfig_is_read():
     assert read_exec_access(exec_kubeconfig(), "alpha") == KubeconfigAccess(server="https://alpha.test")
 
 

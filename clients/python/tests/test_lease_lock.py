@@ -14,7 +14,7 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
 class Server:
-    """Stores one Lease, as an API server does: a write needs the version that it replaces."""
+    """A fake API server with one Lease: a write needs the current resourceVersion."""
 
     def __init__(self) -> None:
         self.lease: dict[str, Any] | None = None
@@ -29,7 +29,7 @@ class Server:
 
 
 def take(lock: LeaseLock, server: Server, now: float) -> bool:
-    """Read, and write if the lock is free; return whether the candidate holds it."""
+    """Read the Lease, and write it if the lock is free. Return whether the candidate wrote it."""
     lock.observe(server.lease, now)
     spec = lock.claim(now, NOON + timedelta(seconds=now))
     written = None if spec is None else server.write(lock.lease, spec)
@@ -70,7 +70,7 @@ def test_lease_renewal_keeps_acquire_time() -> None:
 def test_lease_lock_can_be_taken_after_lease_is_unchanged_for_its_duration() -> None:
     server, a, b = candidates()
     take(a, server, 0.0)
-    assert not take(b, server, 10.0)  # sees it for the first time
+    assert not take(b, server, 10.0)  # first observation
     assert not take(b, server, 24.9)
     assert take(b, server, 25.0)
     assert server.lease is not None
@@ -79,7 +79,7 @@ def test_lease_lock_can_be_taken_after_lease_is_unchanged_for_its_duration() -> 
     assert not a.is_held
 
 
-def test_candidate_waits_for_lease_duration_of_the_holder() -> None:
+def test_candidate_waits_for_the_lease_duration_of_the_holder() -> None:
     server, _, b = candidates()
     take(LeaseLock("slow", LeaseTiming(lease_duration=60.0)), server, 0.0)
     take(b, server, 0.0)
@@ -87,7 +87,7 @@ def test_candidate_waits_for_lease_duration_of_the_holder() -> None:
     assert take(b, server, 60.0)
 
 
-def test_holder_stops_before_the_lease_ends_whose_duration_is_not_a_whole_number() -> None:
+def test_holder_with_a_fractional_lease_duration_stops_before_the_lease_expires() -> None:
     server, _, b = candidates()
     holder = LeaseLock("holder", LeaseTiming(lease_duration=1.9, renew_deadline=1.5, retry_period=0.5))
     take(holder, server, 0.0)
@@ -139,7 +139,7 @@ def test_deleted_lease_can_be_taken_by_another_candidate() -> None:
         {"retry_period": 10.0},
     ],
 )
-def test_lease_timing_without_time_to_stop_is_rejected(wrong: dict[str, float]) -> None:
+def test_inconsistent_lease_timing_is_rejected(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="lease_duration"):
         LeaseTiming(**wrong)
 
@@ -150,7 +150,7 @@ def test_empty_lease_identity_is_rejected() -> None:
 
 
 class Election(RuleBasedStateMachine):
-    """Candidates whose requests take time, get lost, and answer late. Their clocks differ but run equally fast."""
+    """Candidates with slow and lost requests and responses. Their clocks differ, but advance at the same rate."""
 
     NAMES = ("a", "b", "c")
 

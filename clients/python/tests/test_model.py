@@ -1,4 +1,4 @@
-"""The client's data types have what the proto file has."""
+"""Tests that the enums of the model match the proto file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ownership of a daemon that shares the clusters with others, which a subscriber renews."""
+"""Tests of a sharded daemon's ownership of clusters, which subscribers renew."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ UNREADABLE = pb.RenewOwnershipResponse(sharded=True, valid_for=Duration(seconds=
 
 
 class Connector:
-    """Opens channels unless they are refused, as for a server that does not run as the expected user."""
+    """Opens channels, or raises Unavailable while `is_refused` is set."""
 
     def __init__(self, connect) -> None:
         self._connect = connect
@@ -61,17 +61,17 @@ class Connector:
 
 
 class TestDeadline:
-    def test_ownership_without_sharding_never_ends(self):
+    def test_ownership_without_sharding_never_expires(self):
         assert OwnershipDeadline().until == inf
         assert OwnershipDeadline().is_held(1e9)
 
-    def test_ownership_counts_from_the_request(self):
+    def test_ownership_deadline_counts_from_the_request(self):
         ownership = OwnershipDeadline()
         ownership.renewed(LONG, 100.0)
         assert ownership.until == 700.0
         assert (ownership.is_held(699.0), ownership.is_held(700.0)) == (True, False)
 
-    def test_ownership_response_without_a_time_keeps_previous_deadline(self):
+    def test_ownership_response_without_a_duration_keeps_the_deadline(self):
         ownership = OwnershipDeadline()
         ownership.renewed(NONE, 50.0)
         assert not ownership.is_held(50.0)
@@ -79,7 +79,7 @@ class TestDeadline:
         ownership.renewed(NONE, 200.0)
         assert ownership.until == 700.0
 
-    def test_ownership_response_with_a_time_out_of_range_keeps_previous_deadline(self):
+    def test_ownership_response_with_a_duration_out_of_range_keeps_the_deadline(self):
         ownership = OwnershipDeadline()
         ownership.renewed(LONG, 100.0)
         ownership.renewed(UNREADABLE, 200.0)
@@ -91,7 +91,7 @@ class TestDeadline:
         ownership.renewed(LONG, 90.0)
         assert ownership.until == 700.0
 
-    def test_ownership_renewal_times_out_before_ownership_ends(self):
+    def test_ownership_renewal_times_out_before_the_ownership_expires(self):
         ownership = OwnershipDeadline()
         ownership.renewed(LONG, 100.0)
         next_renewal_s = partial(ownership.next_renewal_s, was_owner=True)
@@ -101,19 +101,19 @@ class TestDeadline:
         assert next_renewal_s(699.875) == ownership.timeout_s(699.875) == 0.125
 
     @pytest.mark.parametrize("now", [700.0, 5000.0])
-    def test_end_of_ownership_is_handled_at_once_and_then_renewals_go_on(self, now):
+    def test_expired_ownership_is_handled_at_once_and_renewals_continue(self, now):
         ownership = OwnershipDeadline()
         ownership.renewed(LONG, 100.0)
         assert ownership.next_renewal_s(now, was_owner=True) == 0.0
         assert (ownership.next_renewal_s(now, was_owner=False), ownership.timeout_s(now)) == (1.0, 3.0)
 
     def test_boottime_advances_while_the_machine_is_suspended(self, monkeypatch):
-        monkeypatch.setattr(time, "CLOCK_BOOTTIME", 7, raising=False)  # Linux has it
+        monkeypatch.setattr(time, "CLOCK_BOOTTIME", 7, raising=False)  # missing on other systems than Linux
         shown = {time.CLOCK_BOOTTIME: 7200.0, time.CLOCK_MONOTONIC: 60.0, time.CLOCK_REALTIME: 1e9}
         monkeypatch.setattr(time, "clock_gettime", shown.__getitem__)
         assert boottime() == 7200.0
 
-    def test_boottime_advances_without_clock_boottime(self, monkeypatch):
+    def test_boottime_is_monotonic_without_clock_boottime(self, monkeypatch):
         monkeypatch.delattr(time, "CLOCK_BOOTTIME", raising=False)
         assert boottime() <= boottime()
 
@@ -128,7 +128,7 @@ class TestWatch:
             assert (await anext(watch)).reason is DisengageReason.MOVED
         assert daemon.renewals == 1
 
-    async def test_ownership_ends_and_is_renewed_after_a_renewal_that_cannot_connect(self, daemon):
+    async def test_ownership_expires_while_renewals_cannot_connect_and_is_renewed_afterwards(self, daemon):
         daemon.ownership = SHORT
         connect = Connector(grpc.aio.insecure_channel)
         async with DiscoveryClient(daemon.address, backoff=AT_ONCE, connect=connect) as client, client.watch() as watch:
@@ -142,7 +142,7 @@ class TestWatch:
             await daemon_stream(daemon, sharded(snapshot("7", engaged("a"))))
             assert (await reading).type is EventType.ENGAGED
 
-    async def test_suspension_while_a_renewal_connects_ends_the_ownership(self, daemon, monkeypatch):
+    async def test_ownership_expires_if_the_machine_is_suspended_while_a_renewal_connects(self, daemon, monkeypatch):
         asleep = [0.0]
         suspends = False
 
@@ -159,7 +159,9 @@ class TestWatch:
             suspends = True
             assert (await anext(watch)).reason is DisengageReason.OWNERSHIP_LOST
 
-    async def test_suspension_before_renewals_begin_ends_the_ownership(self, client, daemon, monkeypatch):
+    async def test_ownership_expires_if_the_machine_is_suspended_before_renewals_begin(
+        self, client, daemon, monkeypatch
+    ):
         asleep, begins = [0.0], asyncio.Event()
 
         async def suspended(keep):
@@ -177,7 +179,7 @@ class TestWatch:
             begins.set()
             assert (await anext(watch)).reason is DisengageReason.OWNERSHIP_LOST
 
-    async def test_canceled_close_ends_the_renewals(self, client, daemon):
+    async def test_cancelled_close_stops_the_renewals(self, client, daemon):
         daemon.ownership = LONG
         async with client.watch() as watch:
             await daemon_stream(daemon, sharded(snapshot("1", engaged("a"))))
@@ -189,7 +191,7 @@ class TestWatch:
                 lambda: "milo-discovery ownership" not in {each.get_name() for each in asyncio.all_tasks()}
             )
 
-    async def test_call_that_blocks_the_event_loop_does_not_end_the_ownership(self):
+    async def test_ownership_is_renewed_while_the_event_loop_is_blocked(self):
         background = BackgroundLoop()
         loop = background.start()
         with tempfile.TemporaryDirectory(prefix="milo-") as directory:
@@ -199,14 +201,14 @@ class TestWatch:
             async with DiscoveryClient(daemon.address) as client, client.watch() as watch:
                 stream = await run_on(loop, partial(daemon_stream, daemon, sharded(snapshot("1", engaged("a")))))
                 assert (await anext(watch)).type is EventType.ENGAGED
-                time.sleep(3 * SHORT.valid_for.seconds)  # noqa: ASYNC251  (the call that blocks)
+                time.sleep(3 * SHORT.valid_for.seconds)  # noqa: ASYNC251  (blocks the event loop)
                 moved = following("1", "2", disengaged("a", pb.DISENGAGE_REASON_MOVED))
                 loop.call_soon_threadsafe(stream.send, moved)
                 assert (await anext(watch)).reason is DisengageReason.MOVED
             await run_on(loop, daemon.stop)
         background.stop()
 
-    async def test_fleet_cancels_handlers_of_lost_clusters(self, client, daemon):
+    async def test_fleet_cancels_handlers_when_the_ownership_is_lost(self, client, daemon):
         daemon.ownership = SHORT
         fleet = Fleet(client)
         running: set[str] = set()
@@ -243,7 +245,7 @@ class TestSyncWatch:
         assert (await asyncio.to_thread(next, watch)).reason is DisengageReason.MOVED
         assert daemon.renewals == 1
 
-    async def test_close_ends_a_renewal_that_is_not_answered(self, sync_client, daemon):
+    async def test_close_cancels_a_renewal_without_a_response(self, sync_client, daemon):
         daemon.ownership = None
         watch = sync_client.watch()
         reading = asyncio.create_task(asyncio.to_thread(next, watch, None))

@@ -1,4 +1,4 @@
-"""The README's samples run as printed."""
+"""Tests that the samples of the README and the docs run unchanged."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ TESTS += [sample for sample in samples(CONTROLLERS) if "import pytest" in sample
     "number",
     [pytest.param(signal.SIGINT, id="SIGINT", marks=pytest.mark.nightly), pytest.param(signal.SIGTERM, id="SIGTERM")],
 )
-def test_readme_example_prints_what_happens(
+def test_readme_example_prints_events_and_exits_on_signal(
     milo_sandbox: MiloSandbox, tmp_path: Path, program: str, first_line: str, number: signal.Signals
 ):
     milo_sandbox.create_project("alpha", labels={"env": "prod"})
@@ -77,7 +77,7 @@ def next_line(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline()
 
 
-def test_sharding_example_hands_the_cleanup_over(milo_sandbox: MiloSandbox, tmp_path: Path):
+def test_sharding_example_elects_a_new_leader(milo_sandbox: MiloSandbox, tmp_path: Path):
     milo_sandbox.create_project("alpha")
     own_cluster = milo_sandbox.control_plane("alpha").write_kubeconfig(tmp_path / "kubeconfig")
     environment = {**os.environ, "MILO_DISCOVERY_ADDRESS": milo_sandbox.address, "KUBECONFIG": str(own_cluster)}

@@ -1,4 +1,4 @@
-"""The guard against mass removal of published objects."""
+"""Tests of the guard against mass removal of published objects."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_removal_is_confirmed_by_a_second_check():
     assert removals.next_look_at(SECOND_LOOK_S) is None
 
 
-def test_removal_that_the_second_check_contradicts_begins_again():
+def test_removal_that_the_second_check_does_not_confirm_starts_over():
     removals = Removals()
     removals.review(missing(1), 10, 0.0)
     removals.review([], 10, SECOND_LOOK_S)
@@ -31,7 +31,7 @@ def test_removal_that_the_second_check_contradicts_begins_again():
     ("lacks", "published", "is_held"),
     [(1, 1, True), (1, 2, False), (2, 2, True), (2, 3, True), (10, 30, False), (11, 30, True), (11, 55, False)],
 )
-def test_removals_of_much_of_the_fleet_are_held(lacks: int, published: int, is_held: bool):
+def test_mass_removal_is_held(lacks: int, published: int, is_held: bool):
     removals = Removals()
     removals.review(missing(lacks), published, 0.0)
     confirmed = removals.review(missing(lacks), published, SECOND_LOOK_S)
@@ -64,11 +64,11 @@ def deleted_once() -> Removals:
     return removals
 
 
-def test_object_that_is_not_deleted_yet_remains_confirmed():
+def test_confirmed_removal_of_an_object_that_still_exists_remains_confirmed():
     assert deleted_once().review(missing(1), 10, SECOND_LOOK_S + 1) == missing(1)
 
 
-def test_object_that_another_run_writes_again_after_its_deletion_is_kept():
+def test_object_that_another_run_recreates_is_kept():
     removals = deleted_once()
     for now in (SECOND_LOOK_S + 1, 2 * SECOND_LOOK_S + 1, 2 * SECOND_LOOK_S + CONTESTED_S):
         assert removals.review(missing(1, writing=2), 10, now) == []
@@ -77,20 +77,20 @@ def test_object_that_another_run_writes_again_after_its_deletion_is_kept():
     assert removals.problem == ""
 
 
-def test_object_that_is_written_again_much_later_is_deleted():
+def test_object_that_is_recreated_much_later_is_deleted():
     removals, later = deleted_once(), SECOND_LOOK_S + CONTESTED_S + 1
     assert removals.review(missing(1, writing=2), 10, later) == []
     assert removals.review(missing(1, writing=2), 10, later + SECOND_LOOK_S) == missing(1, writing=2)
 
 
-def test_contested_object_delays_no_other_removal():
+def test_contested_object_does_not_delay_other_removals():
     removals, others = deleted_once(), missing(2)[1:]
     now = SECOND_LOOK_S + 1
     removals.review([*missing(1, writing=2), *others], 10, now)
     assert removals.review([*missing(1, writing=2), *others], 10, now + SECOND_LOOK_S) == others
 
 
-def test_contested_object_is_deleted_if_that_is_accepted():
+def test_contested_object_is_deleted_with_accepts():
     removals = deleted_once()
     removals.accepts = True
     removals.review(missing(1, writing=2), 10, SECOND_LOOK_S + 1)

@@ -1,4 +1,4 @@
-"""The check of the user that runs the server of a Unix socket."""
+"""Tests of the server_uid check, which verifies the user that runs the server of a Unix socket."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from milo_discovery.errors import InvalidCredentials
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 
-from .conftest import daemon as daemon  # noqa: PLC0414  (the mutants run without conftest)
+from .conftest import daemon as daemon  # noqa: PLC0414  (mutation tests run without conftest)
 from .messages import engaged, snapshot
 from .scripted_daemon import ScriptedDaemon
 
@@ -57,14 +57,14 @@ async def test_socket_directory_writable_by_others_is_rejected(daemon):
 
 
 async def test_channel_connects_only_through_the_verified_socket_directory(daemon):
-    """Another server under the same path, put there after the check, receives nothing."""
+    """A server that takes over the socket path after the check gets no requests."""
     directory = daemon.socket.parent
     with tempfile.TemporaryDirectory(prefix="milo-") as elsewhere:
         other = ScriptedDaemon(Path(elsewhere) / "d.sock")
         await other.start()
         daemon.answers["GetServerInfo"] = [pb.GetServerInfoResponse(mode="real")]
         with_channel = DiscoveryClient(daemon.address, credentials=OWN)
-        with_channel._shared_channel.acquire()  # opened, but gRPC has not connected yet
+        with_channel._shared_channel.acquire()  # the channel is open, but gRPC connects later
         moved = directory.rename(directory.with_name(directory.name + "-moved"))
         try:
             directory.symlink_to(elsewhere)
@@ -83,7 +83,7 @@ def test_missing_socket_raises_unavailable(tmp_path):
 
 
 async def test_directory_descriptor_is_closed_with_the_channel(daemon):
-    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208  (its entries vanish while pathlib reads them)
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208  (entries can vanish while pathlib reads them)
     channel = open_channel(daemon.address, OWN)
     DiscoveryServiceStub(channel)
     channel.close()
@@ -91,7 +91,7 @@ async def test_directory_descriptor_is_closed_with_the_channel(daemon):
     assert len(os.listdir("/proc/self/fd")) <= before + 1  # noqa: PTH208
 
 
-def test_server_uid_is_refused_where_it_cannot_be_checked(monkeypatch):
+def test_server_uid_is_refused_for_tcp_and_outside_of_linux(monkeypatch):
     with pytest.raises(InvalidCredentials, match="Unix sockets"):
         DiscoveryClient("localhost:1", credentials=OWN)
     monkeypatch.setattr(sys, "platform", "darwin")
@@ -99,7 +99,7 @@ def test_server_uid_is_refused_where_it_cannot_be_checked(monkeypatch):
         DiscoveryClient("unix:///d.sock", credentials=OWN)
 
 
-def test_server_uid_comes_from_the_environment(monkeypatch):
+def test_server_uid_is_read_from_the_environment(monkeypatch):
     monkeypatch.setenv("MILO_DISCOVERY_SERVER_UID", "65532")
     assert ClientCredentials.from_environment().server_uid == 65532
     monkeypatch.setenv("MILO_DISCOVERY_SERVER_UID", "root")

@@ -1,4 +1,4 @@
-"""The session: the cases shared by all clients, and those specific to Python."""
+"""Runs the session test cases that all clients share, and tests specific to Python."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def describe(item: Event | StreamNotice) -> str:
         case Synced():
             return f"SYNCED {item.clusters}"
         case _:
-            raise AssertionError(f"a session reports no {type(item).__name__}")
+            raise AssertionError(f"unexpected {type(item).__name__} from a session")
 
 
 def cluster_words(
@@ -83,7 +83,7 @@ def cluster_words(
         yield f"kubeconfig={kubeconfig.kubeconfig.decode()}"
 
 
-def test_each_cluster_field_is_content_or_daemon_assigned() -> None:
+def test_each_cluster_field_is_either_content_or_assigned_by_the_daemon() -> None:
     content = {name.partition(".")[0] for name in _CLUSTER_FIELDS}
     assert {field.name for field in fields(Cluster)} - content == {
         "incarnation",

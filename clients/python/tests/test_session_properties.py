@@ -1,4 +1,4 @@
-"""Property test of the session: after any batches, disconnects, restarts and resets, client and daemon agree."""
+"""Property test that a session's view equals the daemon's fleet after any batches, disconnects, restarts and resets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMES = st.sampled_from("abcd")
 
 
 class Daemon:
-    """A model of the daemon: its fleet, its log of batches, and the batches of one stream."""
+    """A model of the daemon: its fleet, its log of batches, and the streams that it serves."""
 
     def __init__(self) -> None:
         self.fleet: dict[str, pb.Cluster] = {}
@@ -50,7 +50,7 @@ class Daemon:
         return engaged(self.fleet[name])
 
     def stream(self, resume: str) -> deque[pb.WatchClustersResponse]:
-        """Return the batches of a stream that is opened now."""
+        """Return the batches of a new stream."""
         now = len(self.log)
         resumable = {self.revision(position): position for position in range(self.compacted, now + 1)}
         if resume in resumable:
@@ -135,7 +135,7 @@ class Subscriptions(RuleBasedStateMachine):
         except StreamBroken:
             pass
         else:
-            assert not lost.events, "only a heartbeat was lost"
+            assert not lost.events, "a batch with events was lost, but the session did not raise StreamBroken"
         self.connect()
 
     @precondition(lambda self: self.in_flight)
@@ -159,13 +159,13 @@ class Subscriptions(RuleBasedStateMachine):
                 self.update_user_view(item)
 
     def update_user_view(self, event: Event) -> None:
-        """Apply an event to the user's view, which relies on the order ENGAGED, other events, DISENGAGED."""
+        """Apply an event to the user's view, and check the order ENGAGED, other events, DISENGAGED."""
         name = event.cluster.name
         if event.type is EventType.ENGAGED:
-            assert name not in self.user_view, "engaged twice"
+            assert name not in self.user_view, f"{name} was engaged twice"
             self.user_view[name] = event.cluster.uid
         else:
-            assert self.user_view[name] == event.cluster.uid, "an event of a cluster that is not engaged"
+            assert self.user_view[name] == event.cluster.uid, f"{event.type.name} for {name}, whose UID is not engaged"
         self.suspended[name] = event.cluster.suspended
         if event.type is EventType.DISENGAGED:
             del self.user_view[name], self.suspended[name]

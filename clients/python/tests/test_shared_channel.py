@@ -1,4 +1,4 @@
-"""Which channel a unary call runs on, and when a channel is closed."""
+"""Tests of the channel that unary calls share: when it is reused, replaced and closed."""
 
 from __future__ import annotations
 
@@ -32,11 +32,13 @@ def test_call_after_a_connection_loss_gets_a_new_channel():
 def test_call_is_retried_if_the_channel_worked_before():
     shared = shared_channel()
     connection = shared.acquire()
-    assert not shared.should_retry(connection, CONNECTION_LOSS), "a call is not retried on a channel that never worked"
+    assert not shared.should_retry(connection, CONNECTION_LOSS), (
+        "a call is not retried if no call has succeeded on its channel"
+    )
     connection = shared.acquire()
     connection.has_succeeded = True
     assert shared.should_retry(connection, CONNECTION_LOSS)
-    assert not shared.should_retry(shared.acquire(), CONNECTION_LOSS), "the new channel has not worked yet"
+    assert not shared.should_retry(shared.acquire(), CONNECTION_LOSS), "no call has succeeded on the new channel"
 
 
 def test_call_with_error_response_is_not_retried():
@@ -45,7 +47,7 @@ def test_call_with_error_response_is_not_retried():
     connection.has_succeeded = True
     assert not shared.should_retry(connection, PermissionDenied("no", code="PERMISSION_DENIED"))
     assert not shared.should_retry(connection, Unavailable("not synced", code="UNAVAILABLE", reason="NOT_SYNCED"))
-    assert shared.release(connection) is None, "the channel still works"
+    assert shared.release(connection) is None, "the channel is kept after an error response"
 
 
 def test_failed_channel_is_closed_after_its_last_call():

@@ -1,4 +1,4 @@
-"""A watch without I/O: reconnects, backoff and notices."""
+"""Tests of the watch logic without I/O: reconnects, backoff and notices."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_subscription_reports_disconnect_once_per_connection_loss():
     assert not watched.connected
 
 
-def test_subscription_backoff_counts_only_connected_time_as_healthy():
+def test_subscription_backoff_is_reset_by_connected_time_only():
     watched = subscription()
     watched.next_request()
     assert watched.stream_lost(StreamBroken("after an hour of connecting"), 3600) <= SECOND
@@ -59,7 +59,7 @@ def test_subscription_reopens_with_the_resume_revision():
     assert (first.resume_revision, watched.next_request().resume_revision) == ("", "2")
 
 
-def test_connected_notice_tells_whether_the_stream_resumed():
+def test_connected_notice_contains_whether_the_stream_resumed():
     watched = subscription()
     watched.next_request()
     watched.received(snapshot("1"), 0)
@@ -69,7 +69,7 @@ def test_connected_notice_tells_whether_the_stream_resumed():
     assert taken(watched) == ["connected", "synced 0", "resumed"]
 
 
-def test_kubeconfig_with_a_credential_plugin_is_removed_from_its_event(caplog):
+def test_kubeconfig_with_a_credential_plugin_is_omitted_from_its_event(caplog):
     watched = subscription()
     watched.next_request()
     refused = engaged("a")

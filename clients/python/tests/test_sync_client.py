@@ -1,4 +1,4 @@
-"""The blocking client: calls and streams on gRPC's testing channel, connections to a real server."""
+"""Tests of the blocking client, with gRPC's testing channel and with a server on a Unix socket."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SERVICE = pb.DESCRIPTOR.services_by_name["DiscoveryService"]
 
 
 class Wire:
-    """The server's end of a testing channel, with a thread for the blocking client."""
+    """The server side of a testing channel, with threads for the blocking client."""
 
     def __init__(self, pool: ThreadPoolExecutor) -> None:
         self.channel = grpc_testing.channel([SERVICE], grpc_testing.strict_fake_time(0))
@@ -51,7 +51,7 @@ class Wire:
         return self._pool.submit(work, *arguments, **options)
 
     def answer(self, method: str, response: Any) -> Any:
-        """Answer the next call of the method, and return its request."""
+        """Respond to the next call of the method, and return its request."""
         _, request, rpc = self.channel.take_unary_unary(SERVICE.methods_by_name[method])
         rpc.terminate(response, (), grpc.StatusCode.OK, "")
         return request
@@ -108,7 +108,7 @@ class TestCalls:
         assert issued.result().kubeconfig == text(token="t")
         assert (request.ttl.seconds, request.format, request.incarnation) == (60, pb.KUBECONFIG_FORMAT_EMBEDDED, "i")
 
-    def test_draining_cluster_is_released_under_the_name_of_the_watch(self, wire):
+    def test_release_contains_the_subscriber_name_of_the_watch(self, wire):
         with wire.client.watch(confirm_releases=True, subscriber="operator-0") as watch:
             reading = wire.start(next, watch)
             request, _ = wire.stream(snapshot("1", engaged(draining("a", incarnation="i"))))
@@ -160,7 +160,7 @@ class TestWatch:
             wire.stream(snapshot("1", engaged("a")))
             again = wire.start(watch.close)
             again.result()
-            assert loop.result() in (["ENGAGED a"], []), "events before the end are returned"
+            assert loop.result() in (["ENGAGED a"], []), "events before close may be returned"
 
     def test_closed_watch_stays_closed(self, wire):
         watch = wire.client.watch()
@@ -176,7 +176,7 @@ class TestWatch:
 
 
 class TestConnections:
-    """Connections to a real server on a Unix socket."""
+    """Tests of connections to a server on a Unix socket."""
 
     @pytest.fixture
     def client(self, daemon: ScriptedDaemon) -> Iterator[SyncDiscoveryClient]:
@@ -212,13 +212,13 @@ class TestConnections:
 
 
 def interrupt_reader(wire: Wire, by: signal.Signals) -> None:
-    """Send a signal to the main thread once it reads a stream."""
+    """Send a signal to the main thread when it reads a stream."""
     wire.stream()
     signal.pthread_kill(threading.main_thread().ident, by)
 
 
 class TestLoop:
-    """The event loop of a blocking client."""
+    """Tests of a blocking client's background event loop: close, signals and threads."""
 
     def test_closed_client_refuses_calls(self, wire):
         wire.client.close()
@@ -226,7 +226,7 @@ class TestLoop:
         with pytest.raises(CallFailed, match="closed"):
             wire.client.list()
 
-    async def test_close_ends_a_call_that_is_not_answered(self, daemon):
+    async def test_close_cancels_a_call_without_a_response(self, daemon):
         daemon.answers["ListClusters"] = [SILENCE]
         client = SyncDiscoveryClient(daemon.address)
         listing = asyncio.create_task(asyncio.to_thread(client.list))
@@ -236,7 +236,7 @@ class TestLoop:
             await listing
 
     @pytest.mark.parametrize("is_submitted", [False, True], ids=["before", "after"])
-    def test_interrupt_of_a_submission_ends_the_coroutine(self, is_submitted, monkeypatch):
+    def test_keyboard_interrupt_during_submission_cancels_the_coroutine(self, is_submitted, monkeypatch):
         submit, submitted = asyncio.run_coroutine_threadsafe, []
 
         def interrupted(coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> None:
@@ -254,7 +254,7 @@ class TestLoop:
         assert inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED
         assert all(each.cancelled() for each in submitted)
 
-    def test_interrupt_of_the_waiting_thread_leaves_the_client_usable(self, wire):
+    def test_client_is_usable_after_a_keyboard_interrupt(self, wire):
         wire.start(interrupt_reader, wire, signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             next(wire.client.watch())
@@ -262,7 +262,7 @@ class TestLoop:
         wire.answer("GetServerInfo", pb.GetServerInfoResponse(mode="single"))
         assert info.result().mode == "single"
 
-    def test_signal_handler_may_close_the_client_that_its_thread_waits_for(self, wire):
+    def test_signal_handler_can_close_the_client_while_its_thread_waits(self, wire):
         def stop(*_: object) -> None:
             wire.client.close()
 

@@ -1,4 +1,4 @@
-"""The pytest fixture for operators' tests, and the sandbox behind it."""
+"""Tests of the pytest fixture milo_sandbox, and of MiloSandbox."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def test_sandbox_project_lifecycle(milo_sandbox: MiloSandbox):
 
 
 async def disengagement(watch: Watch) -> Event:
-    """Return the next disengagement. Before it, Milo requests the deletion of the project, which is an update."""
+    """Return the next DISENGAGED event. UPDATED events before it report the requested deletion of the project."""
     while (event := await anext(watch)).type is EventType.UPDATED:
         assert event.cluster.deletion_requested_at is not None
     assert event.type is EventType.DISENGAGED
@@ -103,7 +103,7 @@ def test_sandbox_fixture_names_the_missing_package(pytester_like):
     assert outcome.returncode == 1
 
 
-def test_pytest_plugin_loads_no_grpc_and_warns_of_nothing(pytester_like):
+def test_pytest_plugin_loads_without_grpc_and_without_warnings(pytester_like):
     outcome = pytester_like(
         """
         import sys

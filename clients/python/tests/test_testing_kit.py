@@ -1,4 +1,4 @@
-"""The control planes, the fleet in memory and the waiting of operators' tests."""
+"""Tests of the test kit for operators: control planes, FakeDiscovery, fake_clock, eventually and injected faults."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_control_plane_stores_objects_of_an_installed_kind(alpha: ControlPlane, 
     assert alpha.find("example.com/v1/widgets", "one") is None
 
 
-def test_control_plane_applies_and_refuses(alpha: ControlPlane):
+def test_control_plane_applies_manifests_and_raises_refused_error(alpha: ControlPlane):
     manifest = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "one"}, "data": {"a": "1"}}
     alpha.apply(manifest)
     assert alpha.apply({**manifest, "data": {"b": "2"}})["data"] == {"b": "2"}
@@ -89,7 +89,7 @@ def test_control_plane_applies_and_refuses(alpha: ControlPlane):
     assert (refused.value.code, refused.value.reason) == (409, "AlreadyExists")
 
 
-async def test_fleet_in_memory_has_working_api_clients(milo_sandbox: MiloSandbox):
+async def test_fleet_of_fake_discovery_has_working_api_clients(milo_sandbox: MiloSandbox):
     alpha, beta = milo_sandbox.create_control_planes("alpha", "beta")
     discovery = FakeDiscovery(alpha)
     fleet = Fleet(discovery)
@@ -118,7 +118,7 @@ async def test_fleet_in_memory_has_working_api_clients(milo_sandbox: MiloSandbox
         await eventually(lambda: set(fleet.clusters) == {"beta"})
 
 
-async def test_fake_clock_makes_timers_due():
+async def test_fake_clock_advances_timers_of_the_event_loop():
     loop = asyncio.get_running_loop()
     with fake_clock() as clock:
         before = loop.time()
@@ -145,7 +145,7 @@ async def test_eventually_returns_the_first_true_result():
     assert await eventually(slowly) == "slowly"
 
 
-async def test_eventually_repeats_failed_assertions_and_raises_the_last():
+async def test_eventually_retries_failed_assertions_and_raises_the_last_one():
     calls = 0
 
     def check() -> bool:
@@ -171,7 +171,7 @@ def test_eventually_blocking_works_without_an_event_loop():
         eventually_blocking(lambda: None, within_s=0.0)
 
 
-async def test_fleet_in_memory_drains_until_the_cluster_is_released(alpha: ControlPlane):
+async def test_fake_discovery_drains_a_cluster_until_it_is_released(alpha: ControlPlane):
     discovery = FakeDiscovery(alpha)
     fleet, ended = Fleet(discovery), []
 
@@ -245,17 +245,17 @@ def test_injected_fault_of_create_refuses_an_apply_that_creates(milo_sandbox: Mi
 STREAMING_LIST = {"watch": "1", "sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
 
 
-def test_injected_fault_of_list_refuses_a_watch_that_begins_with_a_list(milo_sandbox: MiloSandbox):
+def test_injected_fault_of_list_refuses_a_streaming_list(milo_sandbox: MiloSandbox):
     milo_sandbox.create_control_planes("alpha")
     path = "/apis/resourcemanager.miloapis.com/v1alpha1/projects/alpha/control-plane/api/v1/secrets?timeoutSeconds=1&"
     milo_sandbox.fail("alpha", "list", "v1/secrets", status=403)
     with pytest.raises(RefusedError, match="403"):
         milo_sandbox._http.request("GET", path + urlencode(STREAMING_LIST))
-    with pytest.raises(ValueError, match="Expecting value"):  # the empty body of a watch without events
+    with pytest.raises(ValueError, match="Expecting value"):  # the body of a watch without events is empty
         milo_sandbox._http.request("GET", path + "watch=1")
 
 
-async def test_request_that_hangs_is_answered_after_the_fault(milo_sandbox: MiloSandbox):
+async def test_hanging_request_gets_its_response_after_stop_failing(milo_sandbox: MiloSandbox):
     [alpha] = milo_sandbox.create_control_planes("alpha")
     milo_sandbox.fail("alpha", "list", "v1/secrets", status="hang", times=1)
     hanging = asyncio.create_task(asyncio.to_thread(alpha.list, "v1/secrets"))
@@ -275,7 +275,7 @@ REFUSED_FAULTS: list[tuple[tuple[Any, ...], str]] = [
 ]
 
 
-def test_fault_that_would_never_apply_is_refused(milo_sandbox: MiloSandbox):
+def test_fault_for_an_unknown_project_verb_or_kind_is_refused(milo_sandbox: MiloSandbox):
     milo_sandbox.create_control_planes("alpha")
     for (project, verb, kind, status), message in REFUSED_FAULTS:
         with pytest.raises((ValueError, KindNotServedError), match=message):

@@ -1,4 +1,4 @@
-"""The processes of the test kit end with the tests, however these end."""
+"""Tests that the processes of the test kit end when the test process is killed."""
 
 from __future__ import annotations
 

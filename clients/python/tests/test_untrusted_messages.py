@@ -1,4 +1,4 @@
-"""Property test: whatever fields a message has, it is converted, printed, or refused as StreamBroken."""
+"""Property tests that messages with any field values are converted and printed, or raise StreamBroken."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_any_parsed_watch_response_is_applied_or_rejected(content: bytes):
     batch = pb.WatchClustersResponse()
     try:
         batch.ParseFromString(content)
-    except Exception:  # noqa: BLE001  (protobuf's own error, whose type depends on its implementation)
+    except Exception:  # noqa: BLE001  (the exception type depends on the protobuf implementation)
         return
     test_any_watch_batch_is_applied_or_rejected.hypothesis.inner_test(batch)
 

@@ -1,4 +1,4 @@
-"""The async watch: events, reconnects, errors and cancellation."""
+"""Tests of the async watch: events, reconnects, errors and cancellation."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def take(watch: Watch, count: int) -> list[str]:
 
 
 async def begin(daemon: ScriptedDaemon, *batches: pb.WatchClustersResponse) -> Stream:
-    """Wait for the next stream of a watch that is iterated over, and send its first batches."""
+    """Wait for the next stream of a watch, and send its first batches."""
     stream = await daemon.stream()
     stream.send(*batches)
     return stream
@@ -71,7 +71,7 @@ class TestStreams:
             await begin(daemon, snapshot("1", engaged("a")), following("1", "2", disengaged("a")))
         assert loop.result() == ["ENGAGED a", "DISENGAGED a"]
 
-    async def test_watch_request_has_the_options(self, client, daemon):
+    async def test_watch_request_contains_all_options(self, client, daemon):
         options = {
             "label_selector": "env=prod",
             "names": ["a"],
@@ -135,7 +135,7 @@ class TestStreams:
             while len(watch.clusters) < 250:
                 await client.list()
             for _ in range(10):
-                await client.list()  # enough time to read all of them
+                await client.list()  # gives the watch enough time to read all batches
             assert len(watch.clusters) < 260
             assert (await take(watch, 2000))[-1] == "ENGAGED c1999"
 
@@ -183,7 +183,7 @@ class TestReconnecting:
     def test_silence_limit_is_three_clamped_heartbeats(self, asked, silent):
         assert silence_limit(asked) == silent
 
-    async def test_reconnect_resumes(self, client, daemon):
+    async def test_reconnect_resumes_from_the_last_revision(self, client, daemon):
         async with client.watch() as watch, asyncio.TaskGroup() as group:
             stream = await begin(daemon, snapshot("1", engaged("a")))
             await take(watch, 1)
@@ -236,7 +236,7 @@ class TestErrors:
             with pytest.raises(PermissionDenied, match="revoked"):
                 await anext(watch)
 
-    async def test_close_ends_iterations_and_the_call(self, client, daemon):
+    async def test_close_ends_iterations_and_the_stream(self, client, daemon):
         async with asyncio.TaskGroup() as group:
             async with client.watch() as watch:
                 stream = await begin(daemon, snapshot("1", engaged("a")))
@@ -279,7 +279,7 @@ class TestErrors:
 
 
 class TestCancellation:
-    """Cancellation of waits, and closing at any point."""
+    """Tests of cancelled waits, and of close at any point."""
 
     async def test_cancelled_iteration_keeps_the_stream(self, client, daemon):
         async with client.watch() as watch:
@@ -317,7 +317,7 @@ class TestCancellation:
 
 
 async def _serve(daemon: ScriptedDaemon) -> None:
-    """Break each stream after a few batches."""
+    """Serve streams that each end after a few batches."""
     revision = 0
     while True:
         stream = await begin(daemon, snapshot("0"))

@@ -1,4 +1,4 @@
-"""gRPC's testing channel as an asyncio channel: each call waits for the test's answer in a thread."""
+"""Adapts gRPC's testing channel to asyncio: each call waits in a thread for the test's response."""
 
 from __future__ import annotations
 

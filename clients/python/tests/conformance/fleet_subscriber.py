@@ -1,4 +1,4 @@
-"""The subscriber that the conformance kit judges this client's Fleet by."""
+"""The subscriber with which the conformance kit tests this client's Fleet."""
 
 import asyncio
 import os
@@ -11,11 +11,11 @@ from typing import Any
 from milo_discovery import DiscoveryClient, DiscoveryError, EngagedCluster, Fleet
 
 LINGERS = "CONFORMANCE_LINGER" in os.environ
-Tell = Callable[..., None]
+Report = Callable[..., None]
 
 
 class Handler:
-    """The work on one cluster, which ends when its cluster does or when it is told to."""
+    """The handler of one cluster. It ends with the engagement, or on a command."""
 
     def __init__(self, cluster: EngagedCluster) -> None:
         self.cluster = cluster
@@ -30,7 +30,7 @@ class Handler:
     async def until_signaled(self) -> None:
         waits = [asyncio.ensure_future(each) for each in (self.cluster.drained(), self._commanded.wait())]
         try:
-            with suppress(asyncio.CancelledError):  # how a handler is told that its cluster was disengaged
+            with suppress(asyncio.CancelledError):  # the cluster was disengaged
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for wait in waits:
@@ -42,8 +42,8 @@ class Handler:
                 await self._commanded.wait()
 
     async def request(self) -> str:
-        """Send a request by an API client; return its error, empty if it succeeded."""
-        # Not at the start, which cases judge, and not in the event loop, which has heartbeats to read.
+        """Send a request with an API client. Return its error, or an empty string if it succeeded."""
+        # Not imported at the start, which cases time, and not in the event loop, which has to read heartbeats.
         aiohttp = await asyncio.to_thread(import_module, "aiohttp")
         kubernetes = await asyncio.to_thread(import_module, "kubernetes.aio.client")
         try:
@@ -61,41 +61,41 @@ class Handler:
 class Handlers:
     """The running handlers by cluster, oldest first."""
 
-    def __init__(self, tell: Tell) -> None:
-        self._tell = tell
+    def __init__(self, report: Report) -> None:
+        self._report = report
         self._running: dict[str, list[Handler]] = {}
 
     async def work(self, cluster: EngagedCluster) -> None:
         handler = Handler(cluster)
         self._running.setdefault(cluster.name, []).append(handler)
-        self._tell("BEGIN", cluster=cluster.name, uid=cluster.uid)
+        self._report("BEGIN", cluster=cluster.name, uid=cluster.uid)
         await handler.until_signaled()
         if not handler.verb:
-            self._tell("SIGNALED", cluster=cluster.name, uid=cluster.uid)
+            self._report("SIGNALED", cluster=cluster.name, uid=cluster.uid)
             if LINGERS:
                 await handler.linger()
         self._running[cluster.name].remove(handler)
-        self._tell("END", cluster=cluster.name, uid=cluster.uid)
+        self._report("END", cluster=cluster.name, uid=cluster.uid)
         if handler.verb == "fail":
             raise RuntimeError("scripted")
 
-    async def obey(self, verb: str, name: str) -> None:
+    async def execute(self, verb: str, name: str) -> None:
         handler = self._running[name][0]
         if verb == "request":
-            self._tell("ANSWERED", cluster=name, code=await handler.request())
+            self._report("ANSWERED", cluster=name, code=await handler.request())
             return
         if verb != "credential":
             handler.command(verb)
             return
         try:
-            self._tell("CREDENTIAL", cluster=name, **await handler.credential())
+            self._report("CREDENTIAL", cluster=name, **await handler.credential())
         except DiscoveryError as error:
-            self._tell("CREDENTIAL", cluster=name, code=getattr(error, "code", ""))
+            self._report("CREDENTIAL", cluster=name, code=getattr(error, "code", ""))
 
 
-async def run_fleet(stdin: asyncio.StreamReader, tell: Tell) -> None:
+async def run_fleet(stdin: asyncio.StreamReader, report: Report) -> None:
     environment = os.environ
-    handlers = Handlers(tell)
+    handlers = Handlers(report)
     async with DiscoveryClient() as client:
         fleet = Fleet(
             client,
@@ -107,16 +107,16 @@ async def run_fleet(stdin: asyncio.StreamReader, tell: Tell) -> None:
         )
         fleet.on_engage(handlers.work)
         running = asyncio.create_task(fleet.run())
-        commands = asyncio.create_task(obey_all(stdin, handlers.obey, running.cancel))
+        commands = asyncio.create_task(execute_all(stdin, handlers.execute, running.cancel))
         await asyncio.wait([running])
         commands.cancel()
 
 
-async def obey_all(
-    stdin: asyncio.StreamReader, obey: Callable[[str, str], Awaitable[None]], stop: Callable[[], object]
+async def execute_all(
+    stdin: asyncio.StreamReader, execute: Callable[[str, str], Awaitable[None]], stop: Callable[[], object]
 ) -> None:
     while words := (await stdin.readline()).decode().split():
         if words == ["stop"]:
             stop()
         else:
-            await obey(*words)
+            await execute(*words)

@@ -1,4 +1,4 @@
-"""The subscriber that the conformance kit judges this client by."""
+"""The subscriber with which the conformance kit tests this client."""
 
 import asyncio
 import json
@@ -16,13 +16,13 @@ renewers: dict[str, AsyncRenewer] = {}
 pushed: dict[str, Kubeconfig] = {}
 
 
-def tell(event: str, **fields: Any) -> None:
+def report(event: str, **fields: Any) -> None:
     print(json.dumps({"event": event, **fields}), flush=True)
 
 
-def tell_event(event: Event) -> None:
+def print_event(event: Event) -> None:
     cluster = event.cluster
-    tell(
+    report(
         event.type.name,
         cluster=cluster.name,
         uid=cluster.uid,
@@ -50,7 +50,7 @@ async def main() -> None:
     stdin = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stdin), sys.stdin)
     if "CONFORMANCE_FLEET" in os.environ:
-        await run_fleet(stdin, tell)
+        await run_fleet(stdin, report)
         return
     async with DiscoveryClient() as client:
         watch = client.watch(**options())
@@ -75,38 +75,38 @@ async def follow(watch: Any) -> None:
         async for event in watch:
             if event.kubeconfig:
                 pushed[event.cluster.name] = event.kubeconfig
-            tell_event(event)
+            print_event(event)
     except DiscoveryError as error:
-        tell("FATAL", code=error.code if isinstance(error, StatusError) else type(error).__name__)
+        report("FATAL", code=error.code if isinstance(error, StatusError) else type(error).__name__)
 
 
 async def release(watch: Any, name: str) -> None:
     try:
         await watch.release(watch.clusters[name])
     except DiscoveryError as error:
-        tell("FAILED", cluster=name, code=getattr(error, "code", ""))
+        report("FAILED", cluster=name, code=getattr(error, "code", ""))
 
 
 async def credential(client: DiscoveryClient, watch: Any, name: str) -> None:
-    """Tell the token with which an API client for the cluster would send a request now."""
+    """Print the token that an API client for the cluster would send now."""
     if name not in renewers:
         current = lambda: watch.clusters[name]  # noqa: E731
         renewers[name] = client.api_clients.renewer(
             current, PushedKubeconfigs(lambda: pushed.get(name), asyncio.Event().wait), None
         )
     try:
-        tell("CREDENTIAL", cluster=name, token=(await renewers[name].access()).token)
+        report("CREDENTIAL", cluster=name, token=(await renewers[name].access()).token)
     except DiscoveryError as error:
-        tell("CREDENTIAL", cluster=name, code=getattr(error, "code", ""))
+        report("CREDENTIAL", cluster=name, code=getattr(error, "code", ""))
 
 
 async def issue(client: DiscoveryClient, name: str) -> None:
     try:
         issued = await client.issue_kubeconfig(name)
     except DiscoveryError as error:
-        tell("FAILED", cluster=name, code=getattr(error, "code", ""))
+        report("FAILED", cluster=name, code=getattr(error, "code", ""))
     else:
-        tell("ISSUED", cluster=name, kubeconfig=issued.kubeconfig.decode())
+        report("ISSUED", cluster=name, kubeconfig=issued.kubeconfig.decode())
 
 
 asyncio.run(main())
