@@ -31,10 +31,10 @@ func TestList(t *testing.T) {
 			t.Fatal(err)
 		}
 		if len(listing.Clusters) != 1001 || listing.Clusters[1000].Name != "cluster-1000" {
-			t.Errorf("%d clusters are listed, the last of which is %+v", len(listing.Clusters), listing.Clusters[1000])
+			t.Errorf("got %d clusters, the last of which is %+v; want 1001 clusters and cluster-1000", len(listing.Clusters), listing.Clusters[1000])
 		}
 		if listing.Source.State != discovery.SourceStreaming || listing.Revision == "" {
-			t.Errorf("the source is %+v, at revision %q", listing.Source, listing.Revision)
+			t.Errorf("got source %+v and revision %q, want state STREAMING and a revision", listing.Source, listing.Revision)
 		}
 	})
 
@@ -74,7 +74,7 @@ func TestList(t *testing.T) {
 		}
 		_, err := client.List(t.Context(), discovery.Filter{LabelSelector: "env in prod"})
 		if !errors.Is(err, discovery.ErrInvalidRequest) {
-			t.Errorf("a selector that cannot be parsed fails with %v", err)
+			t.Errorf("List() with an invalid selector: error = %v, want ErrInvalidRequest", err)
 		}
 	})
 
@@ -97,14 +97,14 @@ func TestGet(t *testing.T) {
 			t.Fatal(err)
 		}
 		if report.Engagement.Engaged || report.Engagement.Reason != discovery.EngagementNotReady {
-			t.Errorf("the engagement is %+v", report.Engagement)
+			t.Errorf("got engagement %+v, want not engaged with reason NOT_READY", report.Engagement)
 		}
 		if report.Cluster == nil || report.Cluster.Name != "a" {
-			t.Errorf("the cluster is %+v", report.Cluster)
+			t.Errorf("got cluster %+v, want a", report.Cluster)
 		}
 		if len(report.Transitions) != 2 || report.Transitions[0].Type != discovery.EventEngaged ||
 			report.Transitions[1].Reason != discovery.ReasonNotReady {
-			t.Errorf("the transitions are %+v", report.Transitions)
+			t.Errorf("got transitions %+v, want ENGAGED and a disengagement with reason NOT_READY", report.Transitions)
 		}
 	})
 
@@ -116,7 +116,7 @@ func TestGet(t *testing.T) {
 		}
 		report, err := daemon.client(t).Get(t.Context(), "a")
 		if err != nil || report.Cluster != nil || report.Engagement.Reason != discovery.EngagementMalformed {
-			t.Errorf("the report is %+v, %v", report, err)
+			t.Errorf("got report %+v and error %v, want no cluster and reason MALFORMED", report, err)
 		}
 	})
 
@@ -140,7 +140,7 @@ func TestInfo(t *testing.T) {
 		}
 		if !info.Synced || info.Counts != (discovery.FleetCounts{Engaged: 1, NotReady: 1}) ||
 			info.Limits.DefaultHeartbeatInterval != 30*time.Second || !info.CredentialIssuers[0].Healthy {
-			t.Errorf("the daemon is %+v", info)
+			t.Errorf("got %+v, want a synced daemon with 1 engaged cluster, 1 that is not ready, and a healthy issuer", info)
 		}
 	})
 }
@@ -173,14 +173,14 @@ func TestIssue(t *testing.T) {
 		client := daemon.Client()
 		_, err := client.Issue(t.Context(), "a", discovery.IssueOptions{Incarnation: "another"})
 		if !errors.Is(err, discovery.ErrPreconditionFailed) {
-			t.Errorf("another incarnation fails with %v", err)
+			t.Errorf("Issue() for another incarnation: error = %v, want ErrPreconditionFailed", err)
 		}
 		if _, err := client.Issue(t.Context(), "b", discovery.IssueOptions{}); !errors.Is(err, discovery.ErrNotFound) {
-			t.Errorf("a cluster that is not engaged fails with %v", err)
+			t.Errorf("Issue() for a cluster that is not engaged: error = %v, want ErrNotFound", err)
 		}
 		daemon.SetSynced(false)
 		if _, err := client.Issue(t.Context(), "a", discovery.IssueOptions{}); !errors.Is(err, discovery.ErrUnavailable) {
-			t.Errorf("a daemon without a complete view fails with %v", err)
+			t.Errorf("Issue() by a daemon that is not synced: error = %v, want ErrUnavailable", err)
 		}
 	})
 
@@ -284,7 +284,7 @@ func TestKubeconfigHidesItsContent(t *testing.T) {
 		}
 	}
 	if value := kubeconfig.LogValue().String(); strings.Contains(value, "secret") {
-		t.Errorf("the log value is %q", value)
+		t.Errorf("got log value %q, want no secret", value)
 	}
 }
 
@@ -410,10 +410,10 @@ func TestCalls(t *testing.T) {
 		violations := []discovery.FieldViolation{{Field: "name", Description: "too long"}}
 		if failed.Reason != "INVALID_REQUEST" || failed.RetryAfter != time.Second ||
 			!slices.Equal(failed.Violations, violations) || status.Code(err) != codes.InvalidArgument {
-			t.Errorf("the error is %+v", failed)
+			t.Errorf("got %+v, want reason INVALID_REQUEST, RetryAfter 1s and violations %v", failed, violations)
 		}
 		if err.Error() != "GetCluster: InvalidArgument: name: too long" {
-			t.Errorf("the error is %q", err)
+			t.Errorf("got error %q, want the first violation in its message", err)
 		}
 	})
 

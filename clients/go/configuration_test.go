@@ -91,7 +91,7 @@ func TestDialRejectsInvalidCredentials(t *testing.T) {
 		client, err := Dial(Options{Address: each.address, Credentials: &each.credentials})
 		if each.problem == "" {
 			if err != nil {
-				t.Errorf("%+v at %s is refused: %v", each.credentials, each.address, err)
+				t.Errorf("%+v at %s: got error %v, want none", each.credentials, each.address, err)
 			} else if err := client.Close(); err != nil {
 				t.Error(err)
 			}
@@ -100,7 +100,7 @@ func TestDialRejectsInvalidCredentials(t *testing.T) {
 		}
 	}
 	if _, err := Dial(Options{Address: "nowhere"}); !errors.Is(err, ErrInvalidAddress) {
-		t.Errorf("an invalid address is refused with %v", err)
+		t.Errorf("Dial() with an invalid address: error = %v, want ErrInvalidAddress", err)
 	}
 }
 
@@ -116,16 +116,16 @@ func TestCredentialsFromEnvironment(t *testing.T) {
 	defer func() { _ = client.Close() }()
 	want := Credentials{TokenFile: "token", CAFile: "ca", CertificateFile: "certificate", KeyFile: "key"}
 	if client.credentials != want {
-		t.Errorf("the credentials are %+v", client.credentials)
+		t.Errorf("got credentials %+v, want %+v", client.credentials, want)
 	}
 	t.Setenv(ServerUIDVariable, "65532")
 	if credentials, err := CredentialsFromEnvironment(); err != nil || *credentials.ServerUID != 65532 {
-		t.Errorf("the credentials are %+v, %v", credentials, err)
+		t.Errorf("got credentials %+v and error %v, want ServerUID 65532", credentials, err)
 	}
 	for _, wrong := range []string{"root", "-1", "4294967296"} {
 		t.Setenv(ServerUIDVariable, wrong)
 		if _, err := Dial(Options{}); !errors.Is(err, ErrInvalidCredentials) {
-			t.Errorf("the user %q is refused with %v", wrong, err)
+			t.Errorf("Dial() with server UID %q: error = %v, want ErrInvalidCredentials", wrong, err)
 		}
 	}
 }
@@ -195,7 +195,7 @@ func TestSocketPathIsTakenLiterally(t *testing.T) {
 				t.Fatal(err)
 			}
 			if _, err := client.Info(t.Context()); err != nil {
-				t.Errorf("%q with %+v fails with %v", name, credentials, err)
+				t.Errorf("%q with %+v: got error %v, want none", name, credentials, err)
 			}
 			if err := client.Close(); err != nil {
 				t.Error(err)

@@ -32,7 +32,7 @@ func TestAgainstDaemon(t *testing.T) {
 		}
 		if !info.Synced || info.Mode != "project" || info.Counts.Engaged != 1 || info.StartedAt.IsZero() ||
 			info.Limits.DefaultHeartbeatInterval <= 0 || len(info.CredentialIssuers) == 0 {
-			t.Errorf("the daemon is %+v", info)
+			t.Errorf("got %+v, want a synced daemon in mode project with 1 engaged cluster", info)
 		}
 	})
 
@@ -43,14 +43,14 @@ func TestAgainstDaemon(t *testing.T) {
 		}
 		if len(listing.Clusters) != 1 || listing.Clusters[0].Name != "alpha" || listing.Clusters[0].UID == "" ||
 			listing.Source.State != discovery.SourceStreaming || listing.Revision == "" {
-			t.Errorf("the listing is %+v", listing)
+			t.Errorf("got listing %+v, want alpha with a UID, and source state STREAMING", listing)
 		}
 		report, err := client.Get(t.Context(), "alpha")
 		if err != nil {
 			t.Fatal(err)
 		}
 		if !report.Engagement.Engaged || report.Cluster.Endpoint != listing.Clusters[0].Endpoint {
-			t.Errorf("the report is %+v", report)
+			t.Errorf("got report %+v, want engaged with the endpoint of the listing", report)
 		}
 	})
 
@@ -76,14 +76,14 @@ func TestAgainstDaemon(t *testing.T) {
 			t.Fatal(err)
 		}
 		if !embedded.ExpiresAt.After(time.Now()) || embedded.IssuedAt.IsZero() || embedded.RefreshAfter.IsZero() {
-			t.Errorf("the kubeconfig is %v", embedded)
+			t.Errorf("got kubeconfig %v, want IssuedAt, RefreshAfter, and ExpiresAt in the future", embedded)
 		}
 		plugin, err := client.Issue(t.Context(), "alpha", discovery.IssueOptions{Format: discovery.FormatExec})
 		if err != nil {
 			t.Fatal(err)
 		}
 		if !plugin.ExpiresAt.IsZero() {
-			t.Errorf("the kubeconfig without a secret is %v", plugin)
+			t.Errorf("got exec kubeconfig %v, want no ExpiresAt", plugin)
 		}
 	})
 
@@ -92,7 +92,7 @@ func TestAgainstDaemon(t *testing.T) {
 		defer stop()
 		options := discovery.WatchOptions{IncludeKubeconfigs: true, HeartbeatInterval: time.Second}
 		options.Hooks.KubeconfigRefused = func(err error) { t.Error(err) }
-		options.Hooks.Disconnected = func(err error) { t.Errorf("the stream broke: %v", err) }
+		options.Hooks.Disconnected = func(err error) { t.Errorf("got disconnect %v, want none", err) }
 		heartbeats, hasKubeconfig := 0, false
 		options.Hooks.Received = func() {
 			if heartbeats++; heartbeats > 3 && hasKubeconfig {
@@ -102,13 +102,13 @@ func TestAgainstDaemon(t *testing.T) {
 		err := client.Watch(ctx, options, func(events []discovery.Event) {
 			for _, event := range events {
 				if event.Cluster.Name != "alpha" {
-					t.Errorf("the watch reports %+v", event)
+					t.Errorf("got event %+v, want only alpha", event)
 				}
 				hasKubeconfig = hasKubeconfig || event.Kubeconfig != nil
 			}
 		})
 		if !errors.Is(err, context.Canceled) {
-			t.Errorf("the watch ends with %v", err)
+			t.Errorf("Watch(): error = %v, want context.Canceled", err)
 		}
 	})
 }

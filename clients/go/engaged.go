@@ -21,7 +21,7 @@ var issueBackoff = Backoff{Initial: time.Second, Max: 30 * time.Second}.withDefa
 type EngagedCluster struct {
 	client *Client
 	ttl    time.Duration
-	ctx    context.Context // of requests for kubeconfigs; canceled when the engagement ends
+	ctx    context.Context // for requests of kubeconfigs; canceled when the engagement ends
 	cancel context.CancelCauseFunc
 
 	mu         sync.Mutex

@@ -65,7 +65,7 @@ type fleet struct {
 // member is one engagement.
 type member struct {
 	cluster *EngagedCluster
-	cancel  context.CancelCauseFunc // of the handler
+	cancel  context.CancelCauseFunc // context of the handler
 	ended   chan struct{}           // closed when this handler and previous ones of the name have returned
 }
 

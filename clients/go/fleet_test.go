@@ -111,7 +111,7 @@ func TestFleet(t *testing.T) {
 		f.expect(t, "signal alpha uid-alpha-1: cluster alpha was disengaged (REPLACED)")
 		var cause *discovery.Disengaged
 		if _, err := before.Kubeconfig(t.Context()); !errors.As(err, &cause) || cause.Reason != discovery.ReasonReplaced {
-			t.Errorf("the credential of the replaced cluster: %v", err)
+			t.Errorf("Kubeconfig() of the replaced cluster: error = %v, want Disengaged with reason REPLACED", err)
 		}
 		f.finish["alpha uid-alpha-1"] <- nil
 		f.expect(t, "end alpha uid-alpha-1", "begin alpha uid-alpha-2")
@@ -124,10 +124,10 @@ func TestFleet(t *testing.T) {
 		f.daemon.Update("alpha", func(c *discovery.Cluster) { c.Endpoint = "https://moved.invalid" })
 		<-updated
 		if got := cluster.Current().Endpoint; got != "https://moved.invalid" {
-			t.Errorf("the endpoint is %s", got)
+			t.Errorf("got endpoint %s, want https://moved.invalid", got)
 		}
 		if _, err := cluster.Kubeconfig(t.Context()); err != nil {
-			t.Errorf("the incarnation is that of the former daemon: %v", err)
+			t.Errorf("Kubeconfig() after a restart of the daemon: error = %v, want a request for the new incarnation", err)
 		}
 		f.expect(t)
 	})
@@ -151,12 +151,12 @@ func TestFleet(t *testing.T) {
 			t.Error("the cluster was released while its handler was running")
 		}
 		if _, err := f.clusters["alpha"].Kubeconfig(t.Context()); err != nil {
-			t.Errorf("the credential while the cluster drains: %v", err)
+			t.Errorf("Kubeconfig() of a draining cluster: error = %v, want none", err)
 		}
 		f.finish["alpha uid-alpha-1"] <- errors.New("broken")
 		f.expect(t, "end alpha uid-alpha-1", "error alpha: broken")
 		if report, err := f.daemon.Client().Get(t.Context(), "alpha"); err != nil || report.Engagement.Engaged {
-			t.Errorf("the cluster was not released: %+v, %v", report, err)
+			t.Errorf("got report %+v and error %v after the handler returned, want a disengaged cluster", report, err)
 		}
 	})
 	testFleet(t, "RunFleet waits for handlers, whose credentials stay valid", none, func(t *testing.T, f *scriptedFleet) {
@@ -165,15 +165,15 @@ func TestFleet(t *testing.T) {
 		f.stop()
 		f.expect(t, "signal alpha uid-alpha-1: context canceled")
 		if _, err := cluster.Kubeconfig(t.Context()); err != nil || len(f.daemon.EndedSubscriptions()) > 0 {
-			t.Errorf("the credential: %v; ended subscriptions: %v", err, f.daemon.EndedSubscriptions())
+			t.Errorf("Kubeconfig() during the cleanup: error = %v, ended subscriptions = %v; want none", err, f.daemon.EndedSubscriptions())
 		}
 		f.finish["alpha uid-alpha-1"] <- nil
 		f.expect(t, "end alpha uid-alpha-1")
 		if ended := f.daemon.EndedSubscriptions(); !slices.Equal(ended, []string{"test/fleet"}) {
-			t.Errorf("ended subscriptions: %v", ended)
+			t.Errorf("got ended subscriptions %v, want only test/fleet", ended)
 		}
 		if _, err := cluster.Kubeconfig(t.Context()); !errors.Is(err, context.Canceled) {
-			t.Errorf("the credential after the end: %v", err)
+			t.Errorf("Kubeconfig() after the end of the fleet: error = %v, want context.Canceled", err)
 		}
 	})
 }
@@ -262,7 +262,7 @@ func TestKubeconfigOfAnEngagement(t *testing.T) {
 		brought.Type, brought.Kubeconfig = pb.ClusterEvent_TYPE_KUBECONFIG, &pb.Kubeconfig{Cluster: "a", Kubeconfig: []byte(ofToken)}
 		stream.send(following("1", "2", brought))
 		if kubeconfig := <-found; kubeconfig == nil || string(kubeconfig.Content) != ofToken {
-			t.Errorf("the kubeconfig is %v", kubeconfig)
+			t.Errorf("got kubeconfig %v, want the pushed one", kubeconfig)
 		}
 		close(respond)
 		stop()

@@ -22,7 +22,7 @@ func (w *watched) event(t *testing.T) string {
 			if strings.HasPrefix(line, strings.ToUpper(line[:1])) {
 				return line
 			}
-		case <-time.After(time.Hour): // of a bubble
+		case <-time.After(time.Hour): // in synctest's fake time
 			t.Fatal("the watch reported no event within an hour")
 		}
 	}
@@ -51,7 +51,7 @@ func TestOwnership(t *testing.T) {
 		}
 		daemon.Disengage("a", discovery.ReasonMoved)
 		if got := seen.event(t); got != "DISENGAGED a" {
-			t.Errorf("the watch reports %q", got)
+			t.Errorf("got event %q, want DISENGAGED a", got)
 		}
 	})
 
@@ -65,9 +65,9 @@ func TestOwnership(t *testing.T) {
 			lost := time.Now()
 			lose(daemon)
 			if got := seen.event(t); got != "DISENGAGED a" {
-				t.Fatalf("%s: the watch reports %q", name, got)
+				t.Fatalf("%s: got event %q, want DISENGAGED a", name, got)
 			}
-			// The last renewal was up to 3 s before. CLOCK_BOOTTIME, which the bubble does not control, advances too.
+			// The last renewal was up to 3 s ago. CLOCK_BOOTTIME advances as well, since synctest does not fake it.
 			if took := time.Since(lost); took < 17*time.Second || took > 21*time.Second {
 				t.Errorf("%s: reported after %v, want about 20s", name, took)
 			}
@@ -93,10 +93,10 @@ func TestOwnership(t *testing.T) {
 		time.Sleep(time.Minute)
 		daemon.Engage(discovery.Cluster{Name: "b"})
 		if got := seen.event(t); got != "REFRESHED a" {
-			t.Errorf("the watch reports %q", got)
+			t.Errorf("got event %q, want REFRESHED a", got)
 		}
 		if got := seen.event(t); got != "ENGAGED b" {
-			t.Errorf("the watch reports %q", got)
+			t.Errorf("got event %q, want ENGAGED b", got)
 		}
 	})
 
@@ -109,7 +109,7 @@ func TestOwnership(t *testing.T) {
 		daemon.Shard(20 * time.Second)
 		owned := time.Now()
 		if got := seen.event(t); got != "ENGAGED a" {
-			t.Errorf("the watch reports %q", got)
+			t.Errorf("got event %q, want ENGAGED a", got)
 		}
 		if took := time.Since(owned); took < 0 || took > 5*time.Second {
 			t.Errorf("engaged %v after the daemon owned its clusters, want within 5s", took)
@@ -125,7 +125,7 @@ func TestOwnership(t *testing.T) {
 		daemon.Engage(discovery.Cluster{Name: "a"})
 		for line := ""; line != "ENGAGED a"; line = <-seen.lines {
 			if strings.Contains(line, discovery.ErrOwnershipLost.Error()) {
-				t.Errorf("the watch reports %q", line)
+				t.Errorf("got %q, want no lost ownership", line)
 			}
 		}
 	})
@@ -135,7 +135,7 @@ func TestOwnership(t *testing.T) {
 		daemon.Fail("WatchClusters", discoverytest.Error(codes.PermissionDenied, "FORBIDDEN", "no"))
 		daemon.BreakStreams(nil)
 		if got := seen.event(t); got != "DISENGAGED a" {
-			t.Errorf("the watch reports %q", got)
+			t.Errorf("got event %q, want DISENGAGED a", got)
 		}
 		if err := <-seen.result; !discovery.IsTerminal(err) {
 			t.Errorf("Watch() error = %v, want a terminal one", err)
@@ -178,10 +178,10 @@ func TestListSources(t *testing.T) {
 		client := daemon.Client()
 		listing, err := client.List(t.Context(), discovery.Filter{Sources: []string{"x"}})
 		if err != nil || len(listing.Clusters) != 1 || listing.Clusters[0].Source != "x" {
-			t.Fatalf("listed %+v: %v", listing, err)
+			t.Fatalf("got listing %+v and error %v, want one cluster of source x", listing, err)
 		}
 		if got := fmt.Sprint(listing.Clusters[0].Suspensions); !strings.Contains(got, "Billing") {
-			t.Errorf("the suspensions are %v", got)
+			t.Errorf("got suspensions %v, want one with reason Billing", got)
 		}
 		daemon.SetPendingSources("y")
 		if listing, err = client.List(t.Context(), discovery.Filter{}); err != nil || fmt.Sprint(listing.PendingSources) != "[y]" {

@@ -63,7 +63,7 @@ func (w *watched) expect(t *testing.T, wanted ...string) {
 			if !strings.HasPrefix(line, each) {
 				t.Fatalf("the watch reports %q, want %q", line, each)
 			}
-		case <-time.After(time.Hour): // of a bubble
+		case <-time.After(time.Hour): // in synctest's fake time
 			t.Fatalf("the watch reported nothing within an hour, want %q", each)
 		}
 	}
@@ -183,7 +183,7 @@ func TestWatchStreams(t *testing.T) {
 		defer stop()
 		hooks := discovery.Hooks{
 			Source:       func(source discovery.SourceStatus) { states <- source.State },
-			Disconnected: func(err error) { t.Errorf("the stream broke: %v", err) },
+			Disconnected: func(err error) { t.Errorf("got disconnect %v, want none", err) },
 		}
 		go func() {
 			_ = daemon.Client().Watch(ctx, discovery.WatchOptions{Hooks: hooks}, func([]discovery.Event) {})
@@ -373,7 +373,7 @@ func TestWatchReconnects(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
 		defer stop()
 		handled := make(chan struct{})
-		hooks := discovery.Hooks{Disconnected: func(err error) { t.Errorf("the stream broke: %v", err) }}
+		hooks := discovery.Hooks{Disconnected: func(err error) { t.Errorf("got disconnect %v, want none", err) }}
 		go func() {
 			_ = daemon.client(t).Watch(ctx, discovery.WatchOptions{Hooks: hooks}, func([]discovery.Event) {
 				time.Sleep(time.Hour)
@@ -403,7 +403,7 @@ func TestWatchReconnects(t *testing.T) {
 		}
 		seen.expect(t, "disconnected")
 		if len(seen.lines) != 0 {
-			t.Errorf("the disconnect is reported more than once: %q", <-seen.lines)
+			t.Errorf("got a second disconnect %q, want one", <-seen.lines)
 		}
 	})
 }
@@ -428,7 +428,7 @@ func TestWatchEnds(t *testing.T) {
 				t.Errorf("Watch() error = %v, want %v with reason BECAUSE", err, want)
 			}
 			if len(seen.lines) != 0 {
-				t.Errorf("the watch reports %q after its end", <-seen.lines)
+				t.Errorf("got event %q after the end of the watch, want none", <-seen.lines)
 			}
 		})
 	}

@@ -1,8 +1,8 @@
 """An operator that maintains a ConfigMap for each Greeting in every engaged project.
 
-    milo-discovery run greeter.py                  # in the projects of `./dev demo`
+    milo-discovery run greeter.py                  # runs in the projects of `./dev demo`
     MILO_DISCOVERY_ADDRESS=unix:///... python greeter.py
-    KUBECONFIG=... python greeter.py --single      # in one cluster, without a daemon
+    KUBECONFIG=... python greeter.py --single      # runs in one cluster, without a daemon
 
 Install the CRD from examples/go-operator/config/crd/greetings.yaml. For several replicas, set LEASE to the name of a
 Lease for leader election.

@@ -73,20 +73,20 @@ func TestDaemon(t *testing.T) {
 			expect(t, other, "ENGAGED a")
 			client := daemon.Client()
 			if err := client.Release(t.Context(), daemon.Cluster("a"), "s"); !errors.Is(err, discovery.ErrPreconditionFailed) {
-				t.Errorf("Release: %v", err)
+				t.Errorf("Release() of a cluster that is not draining: error = %v, want ErrPreconditionFailed", err)
 			}
 			daemon.Drain("a", discovery.ReasonMoved)
 			expect(t, confirming, "UPDATED a")
 			expect(t, other, "DISENGAGED a MOVED")
 			draining := daemon.Cluster("a")
 			if draining.Draining.Reason != discovery.ReasonMoved || daemon.Released("a", "s") {
-				t.Errorf("%+v, released: %v", draining.Draining, daemon.Released("a", "s"))
+				t.Errorf("got %+v and Released() = %v, want reason MOVED and false", draining.Draining, daemon.Released("a", "s"))
 			}
 			expect(t, events(t, daemon, discovery.WatchOptions{Subscriber: "s"}), "ENGAGED a")
 			stale := draining
 			stale.Incarnation = "stale"
 			if err := client.Release(t.Context(), stale, "s"); !errors.Is(err, discovery.ErrPreconditionFailed) {
-				t.Errorf("Release of another incarnation: %v", err)
+				t.Errorf("Release() of another incarnation: error = %v, want ErrPreconditionFailed", err)
 			}
 			for range 2 { // the second is a no-op
 				if err := client.Release(t.Context(), draining, "s"); err != nil {
@@ -95,7 +95,7 @@ func TestDaemon(t *testing.T) {
 			}
 			expect(t, confirming, "DISENGAGED a MOVED")
 			if err := client.EndSubscription(t.Context(), "s"); err != nil || !slices.Equal(daemon.EndedSubscriptions(), []string{"s"}) {
-				t.Errorf("EndSubscription: %v, %v", err, daemon.EndedSubscriptions())
+				t.Errorf("EndSubscription(): error = %v, ended = %v; want only s", err, daemon.EndedSubscriptions())
 			}
 		},
 		"changes of one Batch arrive as one batch": func(t *testing.T, daemon *discoverytest.Daemon) {
@@ -111,7 +111,7 @@ func TestDaemon(t *testing.T) {
 			})
 			expect(t, reported, "DISENGAGED a, UPDATED b")
 			if state := daemon.Cluster("b").Connectivity.State; state != discovery.ConnectivityUnreachable {
-				t.Errorf("the state is %q", state)
+				t.Errorf("got connectivity %q, want UNREACHABLE", state)
 			}
 		},
 		"a project keeps its UID until it is deleted": func(t *testing.T, daemon *discoverytest.Daemon) {
@@ -126,7 +126,7 @@ func TestDaemon(t *testing.T) {
 			daemon.Engage(discovery.Cluster{Name: "a", UID: "given"})
 			uids = append(uids, daemon.Cluster("a").UID)
 			if got := strings.Join(uids, " "); got != "uid-a-1 uid-a-1 uid-a-2 given" {
-				t.Errorf("the UIDs are %s", got)
+				t.Errorf("got UIDs %s, want uid-a-1 uid-a-1 uid-a-2 given", got)
 			}
 		},
 		"SetKubeconfigs sets the content of kubeconfigs": func(t *testing.T, daemon *discoverytest.Daemon) {
@@ -158,7 +158,7 @@ func TestDaemon(t *testing.T) {
 			daemon.Engage(discovery.Cluster{Name: "a"})
 			time.Sleep(time.Minute)
 			if len(reported) != 0 {
-				t.Errorf("the watch reports %q", <-reported)
+				t.Errorf("got event %q, want none", <-reported)
 			}
 			daemon.SetSilent(false)
 			expect(t, reported, "ENGAGED a")
@@ -171,11 +171,11 @@ func TestDaemon(t *testing.T) {
 			}
 			daemon.WaitForStreams(2)
 			if daemon.Streams() != 2 {
-				t.Errorf("%d streams are open", daemon.Streams())
+				t.Errorf("got %d open streams, want 2", daemon.Streams())
 			}
 			requests := daemon.WatchRequests()
 			if len(requests) != 2 || requests[1].GetFilter().GetOrganizations()[0] != "other" {
-				t.Errorf("the requests are %v", requests)
+				t.Errorf("got requests %v, want 2, the second with the organization other", requests)
 			}
 		},
 		"Start of a running daemon is a no-op": func(t *testing.T, daemon *discoverytest.Daemon) {
@@ -214,7 +214,7 @@ func TestStoppedDaemonHasNoStreams(t *testing.T) {
 			daemon.WaitForStreams(1)
 			daemon.Stop()
 			if open := daemon.Streams(); open != 0 {
-				t.Fatalf("%d streams are open after Stop", open)
+				t.Fatalf("got %d open streams after Stop, want 0", open)
 			}
 			daemon.Start()
 		}

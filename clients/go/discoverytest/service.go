@@ -283,7 +283,7 @@ type stream struct {
 	covers  func(*pb.Cluster) bool
 
 	last     string // revision of the last batch
-	position int    // in the log
+	position int    // position in the log
 	started  bool   // a batch was sent
 	whole    bool   // the complete snapshot was sent, or the stream was resumed
 	beat     bool   // a heartbeat is due

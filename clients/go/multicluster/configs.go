@@ -15,8 +15,8 @@ import (
 // configs creates the rest.Config of each cluster, from ProjectRestConfig, Kubeconfigs or ConfigFor.
 type configs struct {
 	options Options
-	base    http.RoundTripper // of ProjectRestConfig, shared by all clusters
-	pool    credential.Pool   // of Kubeconfigs
+	base    http.RoundTripper // with the TLS settings of ProjectRestConfig, shared by all clusters
+	pool    credential.Pool   // set with Options.Kubeconfigs
 	renewed func(credential.Outcome)
 }
 

@@ -57,7 +57,7 @@ func newCoordinated(t *testing.T) *coordinated {
 			t.Error(err)
 		}
 		if left := c.names(); len(left) > 0 {
-			t.Errorf("%v are engaged after the coordinator stopped", left)
+			t.Errorf("got engaged clusters %v after the coordinator stopped, want none", left)
 		}
 	})
 	return c
@@ -293,7 +293,7 @@ func (env *environment) untilHandled(h *handled, want ...string) {
 	env.t.Helper()
 	within(env.t, fmt.Sprintf("%q to be reconciled", want), func() error {
 		if got := h.all(); !slices.Equal(got, want) {
-			return fmt.Errorf("%q are reconciled", got)
+			return fmt.Errorf("got %q", got)
 		}
 		return nil
 	})
@@ -435,7 +435,7 @@ func TestGoroutinesOfAReplicaAreProportionalToItsClusters(t *testing.T) {
 			}
 			if settled = sum; settled != before {
 				time.Sleep(200 * time.Millisecond)
-				return fmt.Errorf("%d goroutines, and %d before", settled, before)
+				return fmt.Errorf("got %d goroutines, %d in the previous check", settled, before)
 			}
 			return nil
 		})
@@ -450,7 +450,7 @@ func TestGoroutinesOfAReplicaAreProportionalToItsClusters(t *testing.T) {
 	isHalf := func(of string, half func() int) {
 		within(t, of+" to have half of the goroutines", func() error {
 			if got := half(); 2*got < whole*9/10 || 2*got > whole*11/10 {
-				return fmt.Errorf("%d goroutines, and a single replica has %d", got, whole)
+				return fmt.Errorf("got %d goroutines, want half of the %d of a single replica", got, whole)
 			}
 			return nil
 		})

@@ -50,11 +50,11 @@ func TestPushedKubeconfigIsUsedWithoutReopeningWatches(t *testing.T) {
 			return errors.New("a ConfigMap without a name was created")
 		}
 		if got := project.LastToken(); got != token("alpha", 2) {
-			return fmt.Errorf("the token is %s", got)
+			return fmt.Errorf("got token %s, want %s", got, token("alpha", 2))
 		}
 		return nil
 	})
-	project.SetTokens(token("alpha", 2)) // the old one expires while the watch is open
+	project.SetTokens(token("alpha", 2)) // the former token expires while the watch is open
 	env.animal("alpha", "cat")
 	env.untilFed("alpha", "cat")
 	if got := project.Count("watch configmaps"); got != watches || project.Watches() != 1 || project.Count("refused") != 0 || noted.count() != 1 {
@@ -80,7 +80,7 @@ func TestRevokedTokenIsRenewedAndRequestRetriedOnce(t *testing.T) {
 	made := &corev1.ConfigMap{}
 	made.Namespace, made.Name = "default", "made"
 	if err := cl.GetClient().Create(ctx, made); err != nil {
-		t.Fatalf("Create() with a revoked token: %v", err)
+		t.Fatalf("Create() with a revoked token: error = %v, want a retry with a new token", err)
 	}
 	if refused, now := project.Count("refused"), env.daemon.Issued("alpha"); refused != 1 || now != issued+1 {
 		t.Errorf("%d requests refused, %d kubeconfigs issued; want 1 and 1", refused, now-issued)
@@ -170,7 +170,7 @@ func failure(provider *multicluster.Provider, name, want string) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("the debug handler shows %v", shown)
+	return fmt.Errorf("got debug state %v", shown)
 }
 
 func TestDebugHandlerListsEngagedNames(t *testing.T) {
@@ -219,7 +219,7 @@ func TestClustersShareConnections(t *testing.T) {
 			// If several connections were dialed concurrently, all but one are closed.
 			within(t, fmt.Sprintf("%d to %d connections", test.least, test.most), func() error {
 				if got := env.api.Connections() - before; got < test.least || got > test.most {
-					return fmt.Errorf("%d connections", got)
+					return fmt.Errorf("got %d connections", got)
 				}
 				return nil
 			})
@@ -284,7 +284,7 @@ func TestRedirectsOfClustersAreNotFollowed(t *testing.T) {
 				}
 			}
 			if got := elsewhere.Load(); got > 0 {
-				t.Errorf("%d requests arrived at another project or server", got)
+				t.Errorf("got %d requests at another project or server, want none", got)
 			}
 		})
 	}
@@ -326,7 +326,7 @@ func TestClientOfEndedEngagementSendsNoRequests(t *testing.T) {
 				}
 				for _, project := range []string{"alpha", "elsewhere"} {
 					if env.data(project, "late") != nil {
-						t.Errorf("the object arrived in %s", project)
+						t.Errorf("got the object in project %s, want it nowhere", project)
 					}
 				}
 			})
@@ -371,7 +371,7 @@ func TestCredentialIsSentToTheServerOfItsKubeconfig(t *testing.T) {
 	env.animal("behind-alpha", "dog")
 	env.untilFed("behind-alpha", "dog")
 	if got := env.api.Project("alpha").LastToken(); got != "" {
-		t.Errorf("the token %q was sent to the endpoint of the cluster", got)
+		t.Errorf("got token %q at the endpoint of the cluster, want no request", got)
 	}
 }
 

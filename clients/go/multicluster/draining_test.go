@@ -46,7 +46,7 @@ func draining(t *testing.T) (*environment, *multicluster.Provider, *engagements,
 	return env, provider, engaged, end
 }
 
-// reconciling calls the guarded reconciler, and returns when the call has begun; end lets the call return.
+// reconciling calls the guarded reconciler, and returns when the call has begun. The call returns after end is called.
 func reconciling(within context.Context, provider *multicluster.Provider, name mc.ClusterName) (ctx context.Context, end func(), ended <-chan struct{}) {
 	began, may, done := make(chan context.Context), make(chan struct{}), make(chan struct{})
 	guarded := multicluster.Reconciler(provider, &corev1.ConfigMap{}, mcreconcile.Func(
@@ -85,7 +85,7 @@ func TestDrainingClusterIsReleasedAfterItsReconcilesReturned(t *testing.T) {
 	env.daemon.Drain("alpha", discovery.ReasonMoved)
 	env.untilEngaged(engaged)
 	env.daemon.Engage(discovery.Cluster{Name: "beta", Endpoint: env.api.Endpoint("beta")})
-	env.untilEngaged(engaged, "beta") // a release of alpha would have been sent before
+	env.untilEngaged(engaged, "beta") // by now, a premature release of alpha would have been sent
 	if env.daemon.Released("alpha", subscriber) {
 		t.Fatal("alpha was released while a reconcile was in flight")
 	}
@@ -231,7 +231,7 @@ func TestDrainRepeatedByRestartedWatchWaitsForReconciles(t *testing.T) {
 	env.daemon.WaitForStreams(0)
 	env.daemon.WaitForStreams(1)
 	env.daemon.Engage(discovery.Cluster{Name: "beta", Endpoint: env.api.Endpoint("beta")})
-	env.untilGot(provider, "beta") // a release of alpha would have been sent before
+	env.untilGot(provider, "beta") // by now, a premature release of alpha would have been sent
 	if env.daemon.Released("alpha", subscriber) {
 		t.Fatal("alpha was released while a reconcile was in flight")
 	}
@@ -294,7 +294,7 @@ func TestProvidersHaveDifferentSubscribersByDefault(t *testing.T) {
 		following.Go(func() { _ = provider.Start(ctx, &engagements{}) })
 		within(t, "the stream", func() error {
 			if got := len(env.daemon.WatchRequests()); got != i+1 {
-				return fmt.Errorf("%d streams", got)
+				return fmt.Errorf("got %d streams", got)
 			}
 			return nil
 		})

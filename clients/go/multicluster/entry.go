@@ -19,7 +19,7 @@ type state string
 
 // The states of a cluster that the daemon has engaged.
 const (
-	stateWaiting  state = "waiting"  // for a slot
+	stateWaiting  state = "waiting"  // wait for a slot
 	stateStarting state = "starting" // being created
 	stateStandby  state = "standby"  // started; Get returns it, but it is not engaged with controllers, since this replica does not lead
 	stateEngaged  state = "engaged"  // engaged with controllers
@@ -237,7 +237,7 @@ func (p *Provider) sync(ctx context.Context, i *instance) error {
 	return fmt.Errorf("informers of indexed types have not synced within %v", p.options.SyncTimeout)
 }
 
-// offerToManager asks the manager to engage an instance.
+// offerToManager calls the manager's Engage with an instance.
 func (p *Provider) offerToManager(ctx context.Context, e *entry, i *instance) error {
 	timer := time.AfterFunc(p.options.EngageTimeout, func() { i.cancel(errEngageTimeout) })
 	defer timer.Stop()

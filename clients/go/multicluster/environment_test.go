@@ -344,7 +344,7 @@ func (env *environment) untilEngaged(e *engagements, want ...mc.ClusterName) {
 	env.t.Helper()
 	within(env.t, fmt.Sprintf("%v to be engaged", want), func() error {
 		if got := e.names(); !slices.Equal(got, want) {
-			return fmt.Errorf("%v are engaged", got)
+			return fmt.Errorf("got %v", got)
 		}
 		return nil
 	})

@@ -259,7 +259,7 @@ func TestEngagementsOfANameDoNotOverlap(t *testing.T) {
 		env.untilFed(name, "dog")
 	}
 	if overlaps := noted.overlaps(); overlaps > 0 {
-		t.Errorf("%d of %d engagements began before the last one of their name had ended", overlaps, noted.count())
+		t.Errorf("got %d of %d engagements that began before the previous one of the same name ended, want 0", overlaps, noted.count())
 	}
 }
 
@@ -355,7 +355,7 @@ func TestChurnLeavesNoGoroutines(t *testing.T) {
 		now, left := goroutines()
 		for creator, count := range now {
 			if count > before[creator] {
-				return fmt.Errorf("%d goroutines by %s, and %d before", count, creator, before[creator])
+				return fmt.Errorf("got %d goroutines created by %s, want at most %d", count, creator, before[creator])
 			}
 		}
 		if sources := rounds + 1; left > sources {
@@ -397,7 +397,7 @@ func TestFollowersHaveClustersAndEngageThemWhenElectedLeader(t *testing.T) {
 	env.untilGot(provider, "beta")
 	within(t, "the follower to be ready", func() error { return provider.ReadyCheck()(nil) })
 	if following.count() != 0 {
-		t.Fatalf("a follower engaged %v", following.names())
+		t.Fatalf("got clusters %v engaged by a follower, want none", following.names())
 	}
 	// A cluster that was engaged and disengaged before the election must not end the manager.
 	env.daemon.Disengage("beta", discovery.ReasonDeleted)

@@ -20,7 +20,7 @@ type lock struct {
 
 func newLock() *lock { return &lock{} }
 
-// take lets another holder hold the lock until free is called.
+// take acquires the lock for another holder, until free is called.
 func (l *lock) take(holder string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

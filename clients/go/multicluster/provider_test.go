@@ -84,7 +84,7 @@ func listHumans(ctx context.Context, env *environment, provider mc.Provider, pro
 			return err
 		}
 		if len(found.Items) != want {
-			return fmt.Errorf("%d humans", len(found.Items))
+			return fmt.Errorf("got %d humans", len(found.Items))
 		}
 		return nil
 	})
@@ -139,7 +139,7 @@ func TestProviderIndexIsAvailableInAllClustersAndNamespaces(t *testing.T) {
 				}
 			}
 			if want := map[mc.ClusterName][]string{"alpha": {"anna"}, "beta": {"ben"}}; !reflect.DeepEqual(humans, want) {
-				return fmt.Errorf("the index has %v in namespace %q", humans, namespace)
+				return fmt.Errorf("got %v from the index in namespace %q", humans, namespace)
 			}
 			return nil
 		})
@@ -188,7 +188,7 @@ func TestProviderIndexesClusterThatIsUnresponsiveAtFirst(t *testing.T) {
 		t.Fatalf("IndexField() with an unresponsive cluster: error = %v", err)
 	}
 	if took := time.Since(began); took > patience/3 {
-		t.Errorf("IndexField() with an unresponsive cluster took %v", took)
+		t.Errorf("IndexField() with an unresponsive cluster took %v, want at most %v", took, patience/3)
 	}
 	env.put("beta", "ben", map[string]string{"type": "human"})
 	listHumans(ctx, env, provider, "beta", 1)
@@ -218,7 +218,7 @@ func TestProviderFollowsAMovedEndpoint(t *testing.T) {
 	}
 	within(t, "the former watches to be closed", func() error {
 		if open := env.api.Project("alpha").Watches(); open > 0 {
-			return fmt.Errorf("%d watches are open", open)
+			return fmt.Errorf("got %d open watches, want 0", open)
 		}
 		return nil
 	})
@@ -234,7 +234,7 @@ func TestProviderKeepsTheInstanceWhenAClusterIsUpdated(t *testing.T) {
 	env.label("alpha", "tier", "gold")
 	within(t, "the new label", func() error {
 		if info, ok := provider.Info("alpha"); !ok || info.Labels["tier"] != "gold" {
-			return fmt.Errorf("Info has %v, %t", info.Labels, ok)
+			return fmt.Errorf("got labels %v and ok = %t from Info()", info.Labels, ok)
 		}
 		return nil
 	})
@@ -279,11 +279,11 @@ func TestProviderHandlesConcurrentCalls(t *testing.T) {
 			case 0:
 				field := fmt.Sprintf("field-%d", i)
 				if err := provider.IndexField(ctx, &corev1.ConfigMap{}, field, typeOf); err != nil {
-					t.Errorf("IndexField: %v", err)
+					t.Errorf("IndexField(): error = %v, want none", err)
 				}
 			case 1:
 				if _, err := provider.Get(ctx, mc.ClusterName(name)); err != nil && !errors.Is(err, mc.ErrClusterNotFound) {
-					t.Errorf("Get: %v", err)
+					t.Errorf("Get(): error = %v, want none or ErrClusterNotFound", err)
 				}
 			case 2:
 				provider.DebugHandler().ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
@@ -333,7 +333,7 @@ func TestProviderRunsInsideMulti(t *testing.T) {
 	env.untilFed("beta", "dog")
 	listHumans(ctx, env, all, "first#alpha", 1)
 	listHumans(ctx, env, second, "beta", 0)
-	// Both providers release the cluster.
+	// Both providers have to release the cluster.
 	env.drain("beta")
 	env.untilEngaged(noted, "first#alpha")
 	env.untilReleased("beta")

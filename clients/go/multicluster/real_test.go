@@ -36,7 +36,7 @@ type realSite struct {
 	Address   string            `json:"address"`
 	Platform  string            `json:"platform"` // kubeconfig of the API server with the Secrets
 	Namespace string            `json:"namespace"`
-	Labels    map[string]string `json:"labels"`  // of Secrets that represent clusters
+	Labels    map[string]string `json:"labels"`  // namespace of Secrets that represent clusters
 	Servers   []string          `json:"servers"` // kubeconfigs of the API servers with the projects
 
 	daemon   *discovery.Client
@@ -44,7 +44,7 @@ type realSite struct {
 	projects []client.Client
 
 	mu        sync.Mutex
-	addresses map[string]string // of projects: each has its own, since the daemon engages one cluster per address
+	addresses map[string]string // addresses of projects: each has its own, since the daemon engages one cluster per address
 }
 
 // newRealSite returns a site without clusters and objects.
@@ -98,7 +98,7 @@ func (s *realSite) clear() {
 	within(s.t, "all clusters to be disengaged", func() error {
 		listing, err := s.daemon.List(ctx, discovery.Filter{})
 		if err == nil && len(listing.Clusters) > 0 {
-			return fmt.Errorf("%d are engaged", len(listing.Clusters))
+			return fmt.Errorf("got %d engaged clusters, want none", len(listing.Clusters))
 		}
 		return err
 	})

@@ -81,6 +81,6 @@ func read(t *testing.T, from cache.Cache, into client.Object, kind schema.GroupV
 	into.GetObjectKind().SetGroupVersionKind(kind)
 	key := client.ObjectKey{Namespace: metav1.NamespaceDefault, Name: "one"}
 	if err := from.Get(t.Context(), key, into); err != nil {
-		t.Fatalf("%s with a %T: %v", kind.Kind, into, err)
+		t.Fatalf("Get() of a %s into a %T: error = %v", kind.Kind, into, err)
 	}
 }

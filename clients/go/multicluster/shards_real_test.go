@@ -50,7 +50,7 @@ type realShards struct {
 	sharedAt   time.Time // when share first found that all namespaces have owners
 
 	Kubeconfig string            `json:"kubeconfig"`
-	Labels     map[string]string `json:"labels"` // of namespaces that represent clusters
+	Labels     map[string]string `json:"labels"` // number of namespaces that represent clusters
 	Members    []struct {
 		Address     string   `json:"address"`
 		Command     []string `json:"command"`
@@ -153,7 +153,7 @@ func (s *realShards) owned() map[string]int {
 			}
 			// The namespace may have moved since the other replica was checked.
 			if other, known := owners[name]; known && s.replicas[other].coordinator.Owns(mc.ClusterName(name)) {
-				s.t.Errorf("%s is owned by %d and %d", name, other, member)
+				s.t.Errorf("got members %[2]d and %[3]d as owners of %[1]s, want one", name, other, member)
 			}
 			owners[name] = member
 		}
@@ -202,7 +202,7 @@ func (s *realShards) share(members ...int) map[string]int {
 					continue
 				}
 				if other, known := reconciled[name]; known {
-					s.t.Errorf("%s of %s was reconciled by %d and %d", object, name, other, member)
+					s.t.Errorf("%s of %s was reconciled by members %d and %d, want one", object, name, other, member)
 				}
 				reconciled[name] = member
 			}
@@ -228,12 +228,12 @@ func TestShardedNamespaceExampleOnRealServers(t *testing.T) {
 	after := s.share(0, 1, 2)
 	for name, owner := range after {
 		if owner != 2 && owner != before[name] {
-			t.Errorf("%s moved from %d to %d, which is not the new member", name, before[name], owner)
+			t.Errorf("%s moved from member %d to %d, want it unmoved or at the new member 2", name, before[name], owner)
 		}
 	}
 	for member, count := range shares(after) {
 		if count < len(after)/6 || count > len(after)/2 {
-			t.Errorf("member %d of three owns %d of %d namespaces", member, count, len(after))
+			t.Errorf("member %d of three owns %d of %d namespaces, want about a third", member, count, len(after))
 		}
 	}
 
@@ -244,19 +244,19 @@ func TestShardedNamespaceExampleOnRealServers(t *testing.T) {
 	s.killDaemon(2) // its replica keeps running, and loses its ownership before the other member takes over
 	s.share(0)
 	if gap := s.sharedAt.Sub(killed); gap > evictedWithin+10*time.Second {
-		t.Errorf("namespaces had no owner for %s after a kill", gap)
+		t.Errorf("namespaces had no owner for %s after a kill, want less than the eviction time plus 10 s", gap)
 	} else {
 		t.Logf("all namespaces have an owner %s after a kill", gap)
 	}
 	lost := s.replicas[2]
 	select {
 	case err := <-lost.ended:
-		t.Fatalf("the replica whose daemon was killed exited: %v", err)
+		t.Fatalf("the replica whose daemon was killed exited with %v, want it to keep running", err)
 	default:
 	}
 	lost.stop()
 	if err := <-lost.ended; err != nil {
-		t.Logf("the replica whose daemon was killed exited: %v", err)
+		t.Logf("the replica whose daemon was killed exited with %v, want it to keep running", err)
 	}
 	s.must(lost.client.Close())
 	delete(s.replicas, 2)

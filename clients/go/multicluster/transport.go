@@ -20,7 +20,7 @@ func (t *engagedTransport) RoundTrip(request *http.Request) (*http.Response, err
 	var ended *Disengaged
 	// If the context was canceled because the process exits, requests may finish.
 	if t.owned.Err() != nil && errors.As(context.Cause(t.owned), &ended) {
-		if request.Body != nil { // a RoundTripper closes it, also on errors
+		if request.Body != nil { // a RoundTripper has to close the request body, even on errors
 			_ = request.Body.Close()
 		}
 		return nil, ended

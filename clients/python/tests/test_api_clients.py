@@ -311,7 +311,7 @@ class TestOtherServers:
         assert urls.moved("https://a/p/api", "https://b") == "https://b/api"
         assert urls.moved("https://b/api?x", "https://a/p/") == "https://a/p/api?x"
         for url in ("https://c/api", "https://a/prefix/api", "https://bb/api"):
-            with pytest.raises(DiscoveryError, match="not for a server of the cluster"):
+            with pytest.raises(DiscoveryError, match="does not belong to a server of the cluster"):
                 urls.moved(url, "https://b")
 
 

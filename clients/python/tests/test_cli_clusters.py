@@ -49,7 +49,7 @@ class TestList:
         outcome = await command("list")
         assert outcome.status == 7
         assert "may be out of date: the source is STALE since 20" in outcome.err
-        assert "Milo last answered 2d5h ago (Unauthorized)" in outcome.err
+        assert "last response from Milo 2d5h ago (Unauthorized)" in outcome.err
 
     async def test_table_escapes_control_characters(self, command, daemon):
         evil = cluster("a", organization="\x1b[31mred\r\n")
@@ -153,7 +153,7 @@ class TestGetAndExplain:
         assert "this may be out of date: source core is STALE since 20" in got.err
         explained = (await command("explain", "beta")).out.splitlines()
         assert explained[2].startswith("  This may be out of date: source core is STALE since 20")
-        assert explained[2].endswith("Milo last answered 2d5h ago (Unauthorized).")
+        assert explained[2].endswith("last response from Milo 2d5h ago (Unauthorized).")
         as_json = json.loads((await command("get", "beta", "-o", "json")).out)
         assert as_json["source"]["state"] == "STATE_STALE"
 
@@ -162,8 +162,8 @@ class TestGetAndExplain:
         daemon.answers["ListClusters"] = [FLEET]
         outcome = await command("get", "alpa")
         causes = (
-            "Milo has no project of this name, or it was deleted and the daemon has forgotten it, "
-            "or the daemon's rules (rights) do not let you see it"
+            "Milo has no project of this name, or it was deleted long ago, "
+            "or the daemon's rules (rights) do not permit you to see it"
         )
         assert (outcome.status, outcome.err) == (
             3, f"milo-discovery: alpa was never seen: {causes}; did you mean alpha?\n"

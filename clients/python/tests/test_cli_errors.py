@@ -63,7 +63,7 @@ class TestErrors:
         daemon.answers["ListClusters"] = [SILENCE]
         outcome = await command("list", "--timeout", "50ms")
         assert outcome.status == 6
-        assert outcome.err == f"milo-discovery: no answer from {daemon.address} within --timeout\n"
+        assert outcome.err == f"milo-discovery: no response from {daemon.address} within --timeout\n"
 
     @pytest.mark.parametrize(
         ("arguments", "complaint"),

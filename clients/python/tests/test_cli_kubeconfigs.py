@@ -108,9 +108,9 @@ class TestCredential:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"certificate-authority-data": encoded("OTHER")}, "another CA"),
-            ({"certificate-authority-data": None}, "another CA"),
-            ({"certificate-authority-data": "?"}, "another CA"),
+            ({"certificate-authority-data": encoded("OTHER")}, "a different CA"),
+            ({"certificate-authority-data": None}, "a different CA"),
+            ({"certificate-authority-data": "?"}, "a different CA"),
             ({"insecure-skip-tls-verify": True}, "does not verify it"),
             ({"tls-server-name": "other.test"}, "not for a server named other.test"),
             ({"proxy-url": "http://proxy.test"}, "set HTTPS_PROXY"),

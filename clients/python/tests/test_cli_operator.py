@@ -44,7 +44,7 @@ async def test_run_waits_for_a_change_after_the_operator_failed(tmp_path: Path):
     program.write_text("raise SystemExit(3)")
     async with running("run", str(program), address="unix:///daemon.sock") as process:
         assert process.stderr is not None
-        while b"ended with status 3" not in await process.stderr.readline():
+        while b"exited with status 3" not in await process.stderr.readline():
             pass
         program.write_text("print('fixed', flush=True)")
         assert process.stdout is not None
@@ -63,7 +63,7 @@ async def test_objects_error_names_the_unreachable_address():
     async with running("objects", "--operator", "127.0.0.1:1", address="unix:///daemon.sock") as process:
         _, err = await process.communicate()
         assert process.returncode == 1
-        assert b"no operator answers on http://127.0.0.1:1/debug/objects" in err
+        assert b"no operator responds at http://127.0.0.1:1/debug/objects" in err
 
 
 @pytest.fixture

@@ -92,7 +92,7 @@ class TestShards:
         outcome = await command("shards")
         assert outcome.status == 7
         assert ["problem", "late"] in outcome.lines
-        assert "owns nothing at present" in outcome.out
+        assert "currently owns no clusters" in outcome.out
 
     @pytest.mark.parametrize(
         ("count", "names", "text"),

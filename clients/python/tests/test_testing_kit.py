@@ -158,7 +158,7 @@ async def test_eventually_retries_failed_assertions_and_raises_the_last_one():
     calls = -1_000_000
     with pytest.raises(AssertionError, match="call"):
         await eventually(check, within_s=0.0)
-    with pytest.raises(TimeoutError, match="still 0 after"):
+    with pytest.raises(TimeoutError, match="still returned 0 after"):
         await eventually(lambda: 0, within_s=0.0)
 
 

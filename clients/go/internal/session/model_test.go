@@ -175,9 +175,9 @@ func (u *user) apply(changes []Change) error {
 		known, ok := u.engaged[name]
 		switch {
 		case ok == (change.Kind == Engaged):
-			return fmt.Errorf("%v of cluster %q, for which engaged is %t", change.Kind, name, ok)
+			return fmt.Errorf("got %v for cluster %q, whose engaged state is %t", change.Kind, name, ok)
 		case ok && known.GetUid() != change.Cluster.GetUid():
-			return fmt.Errorf("%v of cluster %q has another UID", change.Kind, name)
+			return fmt.Errorf("got %v for cluster %q with another UID than that of ENGAGED", change.Kind, name)
 		}
 		u.engaged[name] = change.Cluster
 		if change.Kind == Disengaged {
@@ -258,11 +258,11 @@ func play(steps []byte) error {
 				err = receive()
 			}
 			if err == nil && !maps.EqualFunc(user.engaged, daemon.fleet, sameCluster) {
-				err = fmt.Errorf("the user's clusters are %v, those of the daemon %v", user.engaged, daemon.fleet)
+				err = fmt.Errorf("got clusters %v in the user's view, want those of the daemon: %v", user.engaged, daemon.fleet)
 			}
 		}
 		if err == nil && !maps.EqualFunc(user.engaged, session.view, isCluster) {
-			err = fmt.Errorf("the user's clusters are %v, those of the session %v", user.engaged, session.view)
+			err = fmt.Errorf("got clusters %v in the user's view, want those of the session: %v", user.engaged, session.view)
 		}
 		if err != nil {
 			return fmt.Errorf("step %d (%d): %w", at, step, err)

@@ -41,7 +41,7 @@ type Server struct {
 
 	mu       sync.Mutex
 	projects map[string]*Project
-	catalog  *catalog // of new projects
+	catalog  *catalog // applied to new projects
 }
 
 // Start starts a server on a loopback address, which delays each response by latency.

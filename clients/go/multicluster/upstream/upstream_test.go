@@ -43,7 +43,7 @@ import (
 	"go.miloapis.com/discovery/multicluster/apitest"
 )
 
-const syncPoll = 100 * time.Millisecond // of client-go
+const syncPoll = 100 * time.Millisecond // default of client-go
 
 func config(api *apitest.Server, project string) *rest.Config {
 	return &rest.Config{Host: api.Endpoint(project), TLSClientConfig: rest.TLSClientConfig{CAData: api.CA()}}

@@ -1,4 +1,4 @@
-"""Turns the batches of a stream into events, without I/O.
+"""Converts the batches of a stream to events, without I/O.
 
 A session outlives connections and daemons. It holds the view (the clusters that its user was notified of) and the
 resume revision, and guarantees one ENGAGED and one DISENGAGED per cluster, whatever happened to the connection:

@@ -111,7 +111,7 @@ class WatchState:
 
     @property
     def is_owner(self) -> bool:
-        """Whether the daemon owns its clusters. Only a sharded daemon can lose them to another one."""
+        """Whether the daemon owns its clusters. Only a sharded daemon can lose its ownership."""
         return self._subscription.ownership.is_held(boottime())
 
     @property

@@ -109,7 +109,7 @@ class TimedOut(StatusError):
 
 
 class CallFailed(StatusError):
-    """Any other status."""
+    """A call failed with a gRPC status for which there is no other exception."""
 
 
 class StreamBroken(DiscoveryError):

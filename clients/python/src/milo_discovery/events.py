@@ -46,7 +46,7 @@ class Disconnected:
 class Refreshed:
     """The same cluster, with new values only in fields that the daemon assigns, such as the incarnation.
 
-    It follows a restart of the daemon. Work on the cluster can continue. To issue a kubeconfig for a specific
+    Sent after a restart of the daemon. Work on the cluster can continue. To issue a kubeconfig for a specific
     incarnation, use the new one.
     """
 

@@ -290,7 +290,7 @@ class Fleet(RunsInBackground):
             if error is None:
                 return
             delay = backoff.failed(ran=timedelta(seconds=clock() - began))
-            # If the handler was canceled or asked to finish, the error is from its cleanup, and there is no restart.
+            # If the handler was canceled or its cluster drains, the error is from its cleanup, and there is no restart.
             is_ending = cancelled_from_outside() or cluster.draining is not None
             if not self._should_restart(cluster, error, None if is_ending else delay) or is_ending:
                 return

@@ -1,6 +1,6 @@
 """Leader election between the replicas of an operator, on a Lease in the operator's own cluster.
 
-async with ApiClient() as api:  # of kubernetes.aio
+async with ApiClient() as api:  # from kubernetes.aio.client
     await LeaderElection(api, "greeter", namespace="operators").run(controllers.run)
 """
 

@@ -48,7 +48,7 @@ type Options struct {
 // when it is replaced.
 type Credential struct {
 	options Options
-	ctx     context.Context // of attempts; canceled by Close
+	ctx     context.Context // for attempts; canceled by Close
 	cancel  context.CancelFunc
 
 	mu      sync.Mutex

@@ -30,8 +30,8 @@ import (
 )
 
 const (
-	// answerWithin is the timeout of a request. A mapper gets no context, and holds the locks of its cluster's cache
-	// meanwhile.
+	// answerWithin is the timeout of a request. A mapper gets no context, and holds the locks of its cluster's cache during
+	// the request.
 	answerWithin = 15 * time.Second
 	// maxDocument is the maximum size of a discovery document.
 	maxDocument = 64 << 20
@@ -51,7 +51,7 @@ type document struct {
 
 // Documents caches the discovery documents of all clusters, each once. A document is dropped when no mapper uses it.
 type Documents struct {
-	Timeout time.Duration // of a request; zero means answerWithin. Set only by tests.
+	Timeout time.Duration // timeout of a request; zero means answerWithin. Set only by tests.
 
 	mu    sync.Mutex
 	known map[[sha256.Size]byte]weak.Pointer[document]
@@ -60,7 +60,7 @@ type Documents struct {
 
 // server is the API server of a cluster.
 type server struct {
-	lifetime  context.Context // of the cluster, and of its requests
+	lifetime  context.Context // context of the cluster, and of its requests
 	base      *url.URL
 	transport http.RoundTripper
 }

@@ -18,7 +18,7 @@ const readWithin = 5 * time.Second
 
 type typeKey struct {
 	object reflect.Type
-	kind   schema.GroupVersionKind // of an unstructured object
+	kind   schema.GroupVersionKind // set for unstructured objects
 }
 
 // bounded calls read with a deadline for the type, which is reset after a success, since an informer can be removed.

@@ -84,7 +84,7 @@ def describe(error: DiscoveryError, address: str, credentials: ClientCredentials
         case InvalidCredentials():
             return _FILE_FIELD.sub(lambda match: f"--{match[0].replace('_', '-')}", str(error))
         case TimedOut(code="DEADLINE_EXCEEDED", message="Deadline Exceeded"):
-            return f"no answer from {address} within --timeout"
+            return f"no response from {address} within --timeout"
         case _:
             return str(error)
 

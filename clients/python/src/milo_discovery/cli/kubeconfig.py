@@ -43,7 +43,7 @@ _NOT_ENGAGED = "NOT_ENGAGED"
 @click.option("--ttl", type=Duration(), help="Requested lifetime of the token. The daemon may shorten it.")
 @click.option("-w", "--write", "path", type=click.Path(path_type=Path), help="Write to this file, with mode 0600.")
 @click.option("--merge", is_flag=True, help="Add context milo-NAME to the -w file, by default kubectl's kubeconfig.")
-@click.option("--force", is_flag=True, help="With -w: replace the file, whatever it contains.")
+@click.option("--force", is_flag=True, help="With -w: overwrite the file, even if it has other content.")
 @unary
 def kubeconfig(
     connection: ConnectionOptions,

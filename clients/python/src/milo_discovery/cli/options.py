@@ -237,7 +237,7 @@ def _or_group_option(name: str, value: T) -> T:
     return group_value
 
 
-unary = connecting(timeout="10s", timeout_help="How long to wait for the answer.", finds_demo=True)
+unary = connecting(timeout="10s", timeout_help="How long to wait for the response.", finds_demo=True)
 """Decorates a command that makes unary calls."""
 
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 _CAUSES = (
-    "Milo has no project of this name, or it was deleted and the daemon has forgotten it, or the daemon's rules "
-    "(rights) do not let you see it"
+    "Milo has no project of this name, or it was deleted long ago, or the daemon's rules (rights) do not permit you to "
+    "see it"
 )
 
 

@@ -50,7 +50,7 @@ _ENDS = removals.ENDS | {DisengageReason.MOVED, DisengageReason.OWNERSHIP_LOST}
     "--accept-removals",
     "accepts_removals",
     is_flag=True,
-    help="Remove all files whose clusters are missing from the first complete view, however many, and take over those "
+    help="Remove all files whose clusters are missing from the first complete view, without a limit, and take over those "
     "of another filter or shard group.",
 )
 @filtering

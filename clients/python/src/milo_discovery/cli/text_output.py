@@ -303,7 +303,7 @@ def shards(sharding: Sharding, draining: int) -> Iterator[str]:
 
     `draining`: the number of this daemon's clusters that wait for subscribers to release them.
     """
-    held = "owns nothing at present" if sharding.valid_for is None else "owns its share"
+    held = "currently owns no clusters" if sharding.valid_for is None else "owns its share"
     settled = "settled" if sharding.settled else "waits for acknowledgements, or for members that join or leave"
     facts = [
         ("group", sharding.group),
@@ -344,7 +344,7 @@ def out_of_date(status: SourceStatus, now: datetime) -> str | None:
 
 def source(status: SourceStatus, now: datetime) -> str:
     why = ": ".join(part for part in (status.reason, status.message) if part)
-    contact = f"; Milo last answered {age(status.last_contact, now)} ago" if status.last_contact else ""
+    contact = f"; last response from Milo {age(status.last_contact, now)} ago" if status.last_contact else ""
     healthy = status.state is SourceState.STREAMING
     return f"{status.state.name} {_since(status.since, now)}{'' if healthy else contact}{f' ({why})' if why else ''}"
 
@@ -353,7 +353,7 @@ def _credential_issuer(each: CredentialIssuer, now: datetime) -> str:
     health = "healthy" if each.healthy else f"unhealthy: {each.message}"
     ends = f", its credential expires in {format_duration(each.expires_at - now)}" if each.expires_at else ""
     failing = ", ".join(f"{count} {reason}" for reason, count in sorted(each.failing_clusters.items()))
-    clusters = f"; clusters without a usable credential: {failing} (explain says why)" if failing else ""
+    clusters = f"; clusters without a usable credential: {failing} (run explain for the reason)" if failing else ""
     return f"{each.name} ({each.type}), {health}{ends}{clusters}"
 
 

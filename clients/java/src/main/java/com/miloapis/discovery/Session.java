@@ -96,7 +96,7 @@ final class Session {
     }
   }
 
-  /** Empty the view: the daemon may have lost its clusters to another one. The next stream begins with a snapshot. */
+  /** Disengage all clusters: another daemon may have engaged them. The next stream begins with a snapshot. */
   synchronized List<Event> loseOwnership() {
     var lost = new ArrayList<Event>();
     for (Known known : view.values()) {
