@@ -228,7 +228,7 @@ func (p *Provider) follow(ctx context.Context) error {
 			retry = retries
 		}
 		delay := retry.Step()
-		p.options.Logger.Error(err, "subscription refused; clusters stay as they are", "retryAfter", delay.String())
+		p.options.Logger.Error(err, "subscription refused; clusters stay engaged", "retryAfter", delay.String())
 		select {
 		case <-ctx.Done():
 			return nil
@@ -259,7 +259,7 @@ func (p *Provider) hooks() discovery.Hooks {
 	hooks.Disconnected = func(err error) {
 		counted(err)
 		if !errors.Is(err, discovery.ErrOwnershipLost) {
-			p.options.Logger.Info("stream from milo-discoveryd broke; clusters stay as they are", "reason", err.Error())
+			p.options.Logger.Info("stream from milo-discoveryd broken; clusters stay engaged", "reason", err.Error())
 			return
 		}
 		p.options.Logger.Error(err, "ownership of the clusters lost; all are disengaged")

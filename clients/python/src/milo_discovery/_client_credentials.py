@@ -82,7 +82,7 @@ class ClientCredentials:
         return grpc.ssl_channel_credentials(_read(self.ca_file), key, certificate)
 
     def tls_context(self) -> ssl.SSLContext:
-        """Return the TLS context of the files. Raises InvalidCredentials if they are not a CA and a key pair in PEM."""
+        """Return an SSLContext with the files. Raises InvalidCredentials if they are not a CA and a key pair in PEM."""
         import ssl  # noqa: PLC0415  (as above)
 
         assert self.ca_file is not None, "without a CA there is no TLS"

@@ -53,7 +53,9 @@ class RequestUrls:
         self.add(server)
         made_for = [each for each in tuple(self._servers) if url.startswith((f"{each}/", f"{each}?"))]
         if not made_for:
-            raise DiscoveryError(f"a request for {url.partition('?')[0]!r} does not belong to a server of the cluster")
+            raise DiscoveryError(
+                f"the request URL {url.partition('?')[0]!r} does not belong to a server of the cluster"
+            )
         return server.rstrip("/") + url[len(max(made_for, key=len)) :]
 
 

@@ -56,7 +56,7 @@ class EngagedCluster:
 
     @property
     def kubeconfig(self) -> Kubeconfig | None:
-        """The newest kubeconfig, with `include_kubeconfigs`."""
+        """The newest pushed kubeconfig. None without `include_kubeconfigs`."""
         return self._kubeconfig
 
     @property

@@ -50,8 +50,8 @@ _ENDS = removals.ENDS | {DisengageReason.MOVED, DisengageReason.OWNERSHIP_LOST}
     "--accept-removals",
     "accepts_removals",
     is_flag=True,
-    help="Remove all files whose clusters are missing from the first complete view, without a limit, and take over those "
-    "of another filter or shard group.",
+    help="Remove all files whose clusters are missing from the first complete view, without a limit, and take over "
+    "those of another filter or shard group.",
 )
 @filtering
 @connecting(timeout=None, timeout_help="With --once: time limit for the run. Default: no limit.")
@@ -67,9 +67,9 @@ def sync(
     """Keep a directory of kubeconfigs up to date.
 
     It has a file NAME.kubeconfig for each engaged cluster, and an index.json that lists them. Files are replaced
-    atomically before their credentials expire, and removed when their clusters are disengaged. If the daemon lacks much
-    of what an earlier run wrote, nothing is removed until --accept-removals. Files that this command did not write are
-    left alone. All files stay when it exits.
+    atomically before their credentials expire, and removed when their clusters are disengaged. If many clusters of an
+    earlier run are missing, nothing is removed without --accept-removals. Files that this command did not write are not
+    changed. All files stay when it exits.
     """
     options = cast("WatchOptions", {**only, "include_kubeconfigs": True})
     if ttl is not None:

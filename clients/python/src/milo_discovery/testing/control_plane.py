@@ -52,7 +52,7 @@ class ControlPlane:
     @overload
     def create(self, manifest: Mapping[str, Any], /, *, namespace: str = "default") -> dict[str, Any]: ...
     def create(self, *what: Any, namespace: str = "default") -> dict[str, Any]:
-        """Create an object, from its kind and body, as with `Request.create`, or from its manifest alone."""
+        """Create an object from its kind and body, like `Request.create`, or only from its manifest."""
         resource, manifest = self._named(*what)
         return self._document("POST", self._collection(resource, _place(manifest, namespace)), manifest)
 
