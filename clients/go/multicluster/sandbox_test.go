@@ -2,6 +2,7 @@ package multicluster_test
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"testing"
 
