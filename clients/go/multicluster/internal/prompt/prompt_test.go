@@ -121,7 +121,7 @@ func TestFailedInformerCreationIsRetried(t *testing.T) {
 	}
 }
 
-func TestInformerOfTwoSourcesIsUnsyncedOnce(t *testing.T) {
+func TestInformerRequestedByTwoSourcesIsReportedOnce(t *testing.T) {
 	s := newSlow()
 	s.failures = 1
 	c, _, _ := engaged(t, s)
