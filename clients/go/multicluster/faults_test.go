@@ -181,7 +181,7 @@ func TestConnectedMetricIsZeroWhileTheSubscriptionIsRejected(t *testing.T) {
 	env.daemon.BreakStreams(refusal)
 	const metric = "milo_discovery_client_connected"
 	within(t, metric+" to be 0", func() error {
-		want := "# HELP " + metric + " Whether the stream from milo-discoveryd is open.\n# TYPE " + metric + " gauge\n" + metric + " 0\n"
+		want := "# HELP " + metric + " Whether the stream from milo-discoveryd is connected.\n# TYPE " + metric + " gauge\n" + metric + " 0\n"
 		return testutil.GatherAndCompare(registry, strings.NewReader(want), metric)
 	})
 }

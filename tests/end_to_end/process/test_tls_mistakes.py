@@ -29,7 +29,7 @@ CASES = [
     ("--address {tls} --ca-file {ca} --certificate-file {strangers} --key-file {strangers_key}", "cannot connect to the daemon at {tls}: the listener does not accept the client certificate {strangers}: its client_ca must have signed it"),
     ("--address {tls} --ca-file {ca} --certificate-file {expired} --key-file {expired_key}", "cannot connect to the daemon at {tls}: the client certificate {expired} has expired: renew it"),
     ("--address {tls} --ca-file {other_ca}", "cannot connect to the daemon at {tls}: the daemon's certificate is not signed by CA {other_ca}"),
-    ("--address {misnamed} --ca-file {ca}", "cannot connect to the daemon at {misnamed}: the daemon's certificate is not for 127.0.0.1: connect to an address that it has, or issue one for 127.0.0.1"),
+    ("--address {misnamed} --ca-file {ca}", "cannot connect to the daemon at {misnamed}: the daemon's certificate is not for 127.0.0.1: connect to an address in the certificate, or issue one for 127.0.0.1"),
     ("--address {http}", f"cannot connect to the daemon at {{http}}: {HTTP_INSTEAD}"),
     ("--address {http} --ca-file {ca}", f"cannot connect to the daemon at {{http}}: {HTTP_INSTEAD}"),
     ("--address {nothing}", f"cannot connect to the daemon at {{nothing}}: Connection refused {IS_IT_RUNNING}"),

@@ -159,7 +159,7 @@ class FleetTest {
     until(() -> clusters.size() == 1, "the cluster is engaged");
     daemon.stream(1).end(Status.UNAVAILABLE);
     daemon.stream(2).snapshot(event(ClusterEvent.Type.TYPE_ENGAGED, cluster("a").setIncarnation("a-2")).build(), engaged("b"));
-    until(() -> clusters.size() == 2, "the daemon is back");
+    until(() -> clusters.size() == 2, "the stream is restored");
     assertEquals("token-1", token(clusters.get("uid-a")));
     assertEquals(List.of("a-2"), issuedFor());
   }
