@@ -242,7 +242,7 @@ func (env *environment) untilFed(project, name string) {
 			return errors.New("it does not exist")
 		}
 		if found["stomach"] != "food" {
-			return fmt.Errorf("its stomach is %q, want food", found["stomach"])
+			return fmt.Errorf("got data.stomach %q, want food", found["stomach"])
 		}
 		return nil
 	})

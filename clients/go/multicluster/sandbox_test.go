@@ -54,7 +54,7 @@ func TestAgainstDaemon(t *testing.T) {
 			return err
 		}
 		if found.Data["stomach"] != "food" {
-			return fmt.Errorf("its stomach is %q, want food", found.Data["stomach"])
+			return fmt.Errorf("got data.stomach %q, want food", found.Data["stomach"])
 		}
 		return nil
 	}
