@@ -84,7 +84,7 @@ async def test_subscriber_prints_only_differences_after_daemon_restart(
         by_cluster: dict[str, list[str]] = {}  # there is no order between clusters
         while sum(map(len, by_cluster.values())) < 5:
             line = await printed.line()
-            if "the stream broke" not in line:
+            if "stream broken" not in line:
                 by_cluster.setdefault(line.split()[1], []).append(line)
         assert by_cluster == {
             "goes": ["DISENGAGED goes it was missing when the connection to the daemon was restored"],
@@ -106,7 +106,7 @@ async def test_subscriber_resumes_after_cut_connection(
         sandbox.projects.create("second", ready=True)
 
         lines = await printed.until("second")
-        assert [line for line in lines if "the stream broke" not in line] == [engaged(sandbox, "second")]
+        assert [line for line in lines if "stream broken" not in line] == [engaged(sandbox, "second")]
 
 
 @of_the_provider
@@ -141,7 +141,7 @@ async def test_subscriber_that_reconnects_releases_draining_cluster(
     async with relaying(directory, socket) as relay, subscriber(relay.address) as printed:
         assert await printed.line() == engaged(sandbox, "first")
         relay.cut()
-        await printed.until("the stream broke")
+        await printed.until("stream broken")
         sandbox.projects.set_condition("first", "False", reason="Broken", message="it broke")
         assert (await printed.until("DISENGAGED"))[-1].startswith("DISENGAGED first NOT_READY")
         await eventually_released(draining_daemon, "first")
@@ -183,6 +183,6 @@ async def test_subscriber_waits_for_daemon(sandbox: Sandbox, daemon: DaemonProce
     await daemon.terminate()
     sandbox.projects.create("first", ready=True)
     async with subscriber() as printed:
-        await printed.until("the stream broke")
+        await printed.until("stream broken")
         await daemon.start()
         assert (await printed.until("ENGAGED"))[-1] == engaged(sandbox, "first")
