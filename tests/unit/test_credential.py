@@ -29,7 +29,7 @@ def test_credential_equality_ignores_expiry() -> None:
     "url", ["http://milo", "http://10.0.0.1:8080", "http:///", "ftp://milo", "http://127.0.0.1.test"]
 )
 def test_credential_is_not_sent_without_tls(url: str) -> None:
-    with pytest.raises(CredentialError, match="no TLS"):
+    with pytest.raises(CredentialError, match="does not use TLS"):
         for_url(Credential(token=Secret("t")), url, plain_loopback=True)
     assert for_url(Credential(), url, plain_loopback=False) == Credential()
 
@@ -41,5 +41,5 @@ def test_credential_is_sent_with_tls_or_within_this_machine(url: str) -> None:
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://[::1]:1", "http://localhost"])
 def test_credential_is_sent_to_loopback_without_tls_only_if_configured(url: str) -> None:
-    with pytest.raises(CredentialError, match="no TLS"):
+    with pytest.raises(CredentialError, match="does not use TLS"):
         for_url(Credential(token=Secret("t")), url, plain_loopback=False)
