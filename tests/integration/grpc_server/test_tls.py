@@ -291,7 +291,7 @@ async def test_endless_tls_handshake_is_refused(tls_files: TlsFiles) -> None:
             with suppress(ConnectionError):
                 while await asyncio.to_thread(endless.recv, 100):
                     pass
-        await eventually(lambda: "too long" in str(harness.audited[-1:]))
+        await eventually(lambda: "too many bytes" in str(harness.audited[-1:]))
 
 
 async def test_connect_rate_limit_spares_established_connections(tls_files: TlsFiles) -> None:
