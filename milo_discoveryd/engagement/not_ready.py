@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from milo_discoveryd.objects.removal_guard import RemovalLimits
+from milo_discoveryd.model.removal_limits import RemovalLimits
 
 SETTLE_S = 1.0
 """How long clusters beyond the first few wait before they are compared with the mass-removal limit."""

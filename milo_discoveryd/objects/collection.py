@@ -9,6 +9,7 @@ from milo_discoveryd.model.contributions import ObservedObject
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import Malformed, Outside
+from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_discoveryd.model.resource import NAMES, ObjectKeys
 from milo_discoveryd.objects.pending_deletions import (
     ConfirmationRequest,
@@ -25,7 +26,6 @@ from milo_discoveryd.objects.removal_guard import (
     JudgedRemovals,
     ListJudgement,
     RemovalGuard,
-    RemovalLimits,
 )
 from milo_discoveryd.objects.staged_list import StagedList
 from milo_discoveryd.objects.store import (
@@ -365,15 +365,15 @@ class ObjectCollection:
     def _judge(self, lacking: "_Lacking", now: Moment, *, versions_went_back: bool) -> ListJudgement:
         if self._guard is None:
             return ListJudgement([JudgedRemovals(lacking.established + lacking.replaced, ConfirmEach())])
-        uids = self._list.uids
         return self._guard.judge(
             lacking.established + lacking.replaced,
-            self.store.established_count - len(lacking.announced),
+            self.store,
             versions_went_back=versions_went_back,
             now=now.steady,
+            announced=lacking.announced,
+            listed_count=len(self._list.uids),
             is_foreign=lacking.is_foreign,
             is_restored=self.progress.awaits_list,
-            is_much_larger=self._guard.limits.is_mass(len(uids) - self.store.present_count, len(uids)),
             still_held=self.pending_deletions.held if self._guard.holds_restored else 0,
         )
 
@@ -496,7 +496,7 @@ class ObjectCollection:
             return []
         held, is_expected = None, self.pending_deletions.is_doubted(name) or record.is_terminating
         if self._guard is not None and record.is_established and not is_expected:
-            held = self._guard.reported(self.store.established_count, now.steady)
+            held = self._guard.reported(self.store, now.steady)
         if held is None:
             return self._confirm(name, record.uid, now)
         self.pending_deletions.hold(name, record.uid, now.steady, held.message)

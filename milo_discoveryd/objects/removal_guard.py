@@ -11,29 +11,13 @@ clusters too: when the definition of a resource is deleted, the API server delet
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import msgspec
 
+from milo_discoveryd.model.removal_limits import RemovalLimits
+from milo_discoveryd.objects.store import ObjectStore
 from milo_kube.reflect.versions import is_older
-
-
-class RemovalLimits(msgspec.Struct, frozen=True, kw_only=True):
-    count: int = 10
-    """The number of engaged clusters that a list may lack."""
-    share: float = 0.2
-    """The share of engaged clusters that a list may lack, if that is more than `count`. More than half of the engaged
-    clusters, or all of two or more, are always too many."""
-    verify_after_s: float = 30.0
-    per_second: float = 50.0
-    """The rate at which verified removals are confirmed one by one."""
-
-    def is_mass(self, missing: int, engaged: int) -> bool:
-        """Return whether the number of missing clusters is a mass removal."""
-        if engaged < 2:
-            return False
-        return 2 * missing > engaged or missing > max(self.count, self.share * engaged)
-
 
 ACCEPT = "an administrator accepts what the server shows (SIGUSR2)"
 _LISTS_WHILE_BEHIND = 6
@@ -75,86 +59,147 @@ class ListJudgement(msgspec.Struct, frozen=True):
     """The list is from another server: nothing in it is used."""
 
 
-class _Evidence(msgspec.Struct, frozen=True):
+class AwaitsSecondList(msgspec.Struct, frozen=True):
     """A list, or the watch, has shown a removal of many clusters, which a second list confirms."""
 
-    confirmed_from: float
-    """The time from which on a second list counts as confirmation."""
-    is_foreign: bool = False
-    """The list was from another server."""
+    held: HeldRemovals
+    relist_at: float
+    """When the second list is due. An earlier list confirms nothing."""
+
+
+class AwaitsKnownObjects(msgspec.Struct, frozen=True):
+    """A list named no known object, so it may be that of another server. It is evidence about no other list."""
+
+    held: HeldRemovals
+    relist_at: float
+
+
+class AwaitsNewerList(msgspec.Struct, frozen=True):
+    """A list was older than what was seen, so nothing of it was used: the server lags behind, or was restored."""
+
+    held: HeldRemovals
+    relist_at: float
+
+
+class AwaitsAdministrator(msgspec.Struct, frozen=True):
+    """The server was restored from a backup, so that no list of it is evidence."""
+
+    held: HeldRemovals
+    relist_at: float | None = None
+    """Set once an administrator accepts what the server shows."""
+
+
+Hold = AwaitsSecondList | AwaitsKnownObjects | AwaitsNewerList | AwaitsAdministrator
+"""What the guard waits for while it holds removals, with the message for operators and when to list again."""
+
+
+class FirstListExpected(msgspec.Struct, frozen=True):
+    """This run has not accepted a list yet, or gave up the one that it had accepted."""
+
+
+class FirstListUnverified(msgspec.Struct, frozen=True):
+    """This run accepted one list. A second one tells whether that was complete."""
+
+    verify_at: float
+
+
+class FirstListVerified(msgspec.Struct, frozen=True):
+    """This run accepted a list and, later, a second one."""
 
 
 class RemovalGuard:
     def __init__(self, limits: RemovalLimits) -> None:
         self.limits = limits
-        self.held: HeldRemovals | None = None
-        """The message for operators about removals that are held, or lists that are ignored."""
-        self.relist_at: float | None = None
-        """When to list again because of held removals; None if lists of the current server are not accepted as
-        evidence."""
-        self.ignores_lists = False
-        """The last list was older than what was seen, so nothing of it was used."""
-        self._evidence: _Evidence | None = None
+        self._hold: Hold | None = None
+        self._restore: AwaitsAdministrator | None = None
+        """The hold since a restore. It lasts while `_hold` is another one, and stands again after that."""
         self._behind_since: float | None = None
         self.restored_at: str | None = None
         """The latest version of a server that counts as restored, while its lists are older than before the restore."""
-        self._held_by_restore: HeldRemovals | None = None
         self._accepts = False
         self._reported: deque[float] = deque()
         """When the watch reported recent deletions of engaged clusters."""
-        self.verify_first_at: float | None = None
-        """When the second list of this run is due, which tells whether the first one was complete; None before the
-        first one, and if it is verified."""
-        self.is_verified = False
-        """Whether this run accepted a list and, later, a second one."""
+        self._first_list: FirstListExpected | FirstListUnverified | FirstListVerified = FirstListExpected()
+
+    @property
+    def held(self) -> HeldRemovals | None:
+        """The message for operators about removals that are held, or lists that are ignored."""
+        return None if self._hold is None else self._hold.held
+
+    @property
+    def relist_at(self) -> float | None:
+        """When to list again because of held removals; None if lists of the current server are not accepted as
+        evidence."""
+        return None if self._hold is None else self._hold.relist_at
+
+    @property
+    def ignores_lists(self) -> bool:
+        """Whether the last list was older than what was seen, so that nothing of it was used."""
+        return isinstance(self._hold, AwaitsNewerList)
 
     @property
     def holds_restored(self) -> bool:
         """Whether clusters are held because the server was restored."""
-        return self._held_by_restore is not None
+        return self._restore is not None
 
     @property
     def is_accepting(self) -> bool:
         """Whether the next list is accepted whatever it lacks."""
         return self._accepts
 
+    @property
+    def is_verified(self) -> bool:
+        """Whether this run accepted a list and, later, a second one."""
+        return isinstance(self._first_list, FirstListVerified)
+
+    @property
+    def verify_first_at(self) -> float | None:
+        """When the second list of this run is due, which tells whether the first one was complete; None before the
+        first one, and if it is verified."""
+        return self._first_list.verify_at if isinstance(self._first_list, FirstListUnverified) else None
+
     def _listed(self, now: float, *, is_accepted: bool) -> None:
         """Record a complete list that is applied."""
-        if self.verify_first_at is None:
-            self.verify_first_at = now + self.limits.verify_after_s
-        elif now >= self.verify_first_at or is_accepted:
-            self.is_verified, self.verify_first_at = True, None
+        match self._first_list:
+            case FirstListExpected():
+                self._first_list = FirstListUnverified(now + self.limits.verify_after_s)
+            case FirstListUnverified(verify_at) if now >= verify_at or is_accepted:
+                self._first_list = FirstListVerified()
 
     def verify_first(self, now: float) -> None:
         """Make the second list of this run due, which verifies the first one."""
-        if self.verify_first_at is not None:
-            self.verify_first_at = min(self.verify_first_at, now)
+        if isinstance(self._first_list, FirstListUnverified):
+            self._first_list = FirstListUnverified(min(self._first_list.verify_at, now))
 
     def accept(self, now: float) -> bool:
         """Request another list and accept it. Return whether any removals are held."""
-        if self.held is not None:
-            self._accepts, self.relist_at = True, now
+        if self._hold is not None:
+            self._accepts, self._hold = True, msgspec.structs.replace(self._hold, relist_at=now)
         return self._accepts
 
-    def reported(self, engaged: int, now: float) -> HeldRemovals | None:
-        """Count a deletion that the watch reported, of one of `engaged` clusters; return why it is held, if it is."""
+    def reported(self, known: ObjectStore, now: float) -> HeldRemovals | None:
+        """Count a deletion that the watch reported, of one of the established objects in `known`; return why it is
+        held, if it is."""
         while self._reported and self._reported[0] <= now - self.limits.verify_after_s:
             self._reported.popleft()
         self._reported.append(now)
         count = len(self._reported)
-        if count <= max(self.limits.count, self.limits.share * (engaged + count)):
+        if count <= max(self.limits.count, self.limits.share * (known.established_count + count)):
             return None
-        if self.held is not None:
-            return self.held
+        if self._hold is not None:
+            return self._hold.held
         message = (
             f"the API server's watch reported the deletion of {count} of its clusters within "
             f"{self.limits.verify_after_s:g} s: further ones stay engaged until a list lacks them too"
         )
-        return self._hold(HeldRemovals(now, message), _Evidence(now + self.limits.verify_after_s))
+        return self._await_second_list(HeldRemovals(now, message), now + self.limits.verify_after_s)
 
-    def _hold(self, held: HeldRemovals, evidence: _Evidence | None = None) -> HeldRemovals:
-        self.held, self._evidence, self.ignores_lists = held, evidence, False
-        self.relist_at = None if evidence is None else evidence.confirmed_from
+    def _await_second_list(self, held: HeldRemovals, due_at: float) -> HeldRemovals:
+        self._hold = AwaitsSecondList(held, due_at)
+        return held
+
+    def _await_administrator(self, held: HeldRemovals) -> HeldRemovals:
+        self._hold = self._restore = AwaitsAdministrator(held)
         return held
 
     def is_behind(self, version: str, *, versions_went_back: bool) -> bool:
@@ -190,94 +235,96 @@ class RemovalGuard:
             "the API server's list is older than what it showed before: it is ignored until the server has caught up, "
             f"or for {self.limits.verify_after_s:g} s"
         )
-        self._hold(HeldRemovals(self._behind_since, message))
-        self.ignores_lists, self.relist_at = True, now + self.limits.verify_after_s / _LISTS_WHILE_BEHIND
+        relist_at = now + self.limits.verify_after_s / _LISTS_WHILE_BEHIND
+        self._hold = AwaitsNewerList(HeldRemovals(self._behind_since, message), relist_at)
         return True
 
     def judge(
         self,
         missing: Sequence[tuple[str, str]],
-        engaged: int,
+        known: ObjectStore,
         *,
         versions_went_back: bool,
         now: float,
+        announced: Set[str] = frozenset(),
+        listed_count: int = 0,
         is_foreign: bool = False,
         is_restored: bool = False,
-        is_much_larger: bool = False,
         still_held: int = 0,
     ) -> ListJudgement:
-        """Decide about the clusters that a complete list lacks, out of `engaged` ones.
+        """Decide about the objects that a complete list lacks, out of the established ones in `known`, without those
+        whose deletion was `announced`.
 
-        The list `is_foreign` if it contains objects, but none that is known, and `is_much_larger` if it has so many
-        more than are known that lacking these would be a mass removal. `is_restored`: no list of this run was accepted,
-        so the known state is that of an earlier run. `still_held` clusters are held since a restore: the list lacks
-        them as well, or shows them in
-        their old state.
+        The list `is_foreign` if it contains objects, but none that is known. `is_restored`: no list of this run was
+        accepted, so the known state is that of an earlier run. `still_held` objects are held since a restore: the list
+        lacks them as well, or shows them in their old state.
         """
-        evidence, is_accepted = self._evidence, self._accepts
-        since = now if self.held is None or self.ignores_lists else self.held.since
-        self.held = self.relist_at = self._evidence = None
-        self._accepts = self.ignores_lists = False
+        hold, is_accepted = self._hold, self._accepts
+        since = now if hold is None or isinstance(hold, AwaitsNewerList) else hold.held.since
+        self._hold, self._accepts = None, False
         if is_accepted or not (still_held or versions_went_back):
-            self._held_by_restore = None
+            self._restore = None
+        engaged = known.established_count - len(announced)
         decision: RemovalDecision
         if is_accepted:
             decision = ConfirmAtRate(self.limits.per_second) if missing else ConfirmEach()
         elif not missing:
-            self.held, decision = self._held_by_restore, ConfirmEach()
+            self._hold, decision = self._restore, ConfirmEach()
         elif is_foreign and engaged > 1 and not (is_restored and versions_went_back):
-            is_yielding = is_restored or (is_much_larger and self.verify_first_at is not None)
-            decision = self._judge_foreign(engaged, since, evidence, now, is_yielding=is_yielding)
+            is_much_larger = self.limits.is_mass(listed_count - known.present_count, listed_count)
+            is_yielding = is_restored or (is_much_larger and isinstance(self._first_list, FirstListUnverified))
+            decision = self._judge_foreign(engaged, since, hold, now, is_yielding=is_yielding)
         elif versions_went_back:
             decision = self._hold_restored(len(missing), engaged, since)
         else:
-            decision = self._judge_own(len(missing), engaged, since, evidence, now)
+            decision = self._judge_own(len(missing), engaged, since, hold, now)
         # A list that is ignored or held is no evidence about the first one.
-        if not (self.is_verified or isinstance(decision, HeldRemovals)):
+        if not isinstance(decision, HeldRemovals):
             self._listed(now, is_accepted=is_accepted)
-        is_ignored = self._evidence is not None and self._evidence.is_foreign
-        return ListJudgement([JudgedRemovals(missing, decision)], is_ignored)
+        return ListJudgement([JudgedRemovals(missing, decision)], isinstance(self._hold, AwaitsKnownObjects))
 
     def _judge_foreign(
-        self, engaged: int, since: float, evidence: _Evidence | None, now: float, *, is_yielding: bool
+        self, engaged: int, since: float, hold: Hold | None, now: float, *, is_yielding: bool
     ) -> RemovalDecision:
         """Decide about a list that names no known object.
 
         It is ignored. What is known `is_yielding` to a second such list if it is that of a state file, or if it may be
         of another server itself, as of one that started on an empty store: it is that of the first list of this run,
-        which is not verified, and this one has far more objects.
+        which is not verified, and this one has so many more objects that lacking these would be a mass removal.
         """
-        due_at = evidence.confirmed_from if evidence is not None and evidence.is_foreign else None
+        due_at = hold.relist_at if isinstance(hold, AwaitsKnownObjects) else None
         is_second = due_at is not None and now >= due_at
         if is_second and is_yielding:
-            self.verify_first_at = None
+            if not self.is_verified:
+                self._first_list = FirstListExpected()
             return ConfirmAtRate(self.limits.per_second)
         message = (
             f"the API server's list names none of the {engaged} engaged clusters, so it may be another server: "
             f"its lists are ignored until one names a known object{', or until a second list' if is_yielding else ''}"
         )
+        held = HeldRemovals(since, message)
         due_at = now + self.limits.verify_after_s if due_at is None or is_second else due_at
-        return self._hold(HeldRemovals(since, message), _Evidence(due_at, is_foreign=True))
+        self._hold = AwaitsKnownObjects(held, due_at)
+        return held
 
     def _hold_restored(self, missing: int, engaged: int, since: float) -> HeldRemovals:
-        self._held_by_restore = HeldRemovals(
-            since,
-            "the API server's resource versions went back, as after a restore from a backup, and its list lacks "
-            f"{missing} of {engaged} engaged clusters or shows them in an older state: these stay as they are until "
-            f"they are seen again, or until {ACCEPT}",
+        return self._await_administrator(
+            HeldRemovals(
+                since,
+                "the API server's resource versions went back, as after a restore from a backup, and its list lacks "
+                f"{missing} of {engaged} engaged clusters or shows them in an older state: these stay as they are "
+                f"until they are seen again, or until {ACCEPT}",
+            )
         )
-        return self._hold(self._held_by_restore)
 
-    def _judge_own(
-        self, missing: int, engaged: int, since: float, evidence: _Evidence | None, now: float
-    ) -> RemovalDecision:
+    def _judge_own(self, missing: int, engaged: int, since: float, hold: Hold | None, now: float) -> RemovalDecision:
         """Decide about the clusters that a list of the followed server lacks."""
         is_mass = self.limits.is_mass(missing, engaged)
-        if self._held_by_restore is not None:
-            self.held = self._held_by_restore
-            return self.held if is_mass else ConfirmEach()
-        # Another server's list is no evidence about this server.
-        due_at = evidence.confirmed_from if evidence is not None and not evidence.is_foreign else None
+        if self._restore is not None:
+            self._hold = self._restore
+            return self._restore.held if is_mass else ConfirmEach()
+        # Only the same kind of removal counts as the first list: another server's list says nothing about this server.
+        due_at = hold.relist_at if isinstance(hold, AwaitsSecondList) else None
         # Later lists may lack fewer: a server that loads its store, or a directory that is filled again.
         is_early = due_at is not None and now < due_at
         if not (is_early or is_mass):
@@ -288,8 +335,9 @@ class RemovalGuard:
             f"its list lacks {missing} of {engaged} engaged clusters: these stay engaged until a second list lacks "
             "them too"
         )
-        due_at = now + self.limits.verify_after_s if due_at is None else due_at
-        return self._hold(HeldRemovals(since, message), _Evidence(due_at))
+        return self._await_second_list(
+            HeldRemovals(since, message), now + self.limits.verify_after_s if due_at is None else due_at
+        )
 
     def is_catching_up(self, since: float, now: float) -> bool:
         """Return whether reads that have returned older states since `since` may come from a lagging replica."""
@@ -302,12 +350,13 @@ class RemovalGuard:
         """
         if self.is_catching_up(since, now):
             return None
-        self._held_by_restore = HeldRemovals(
-            since if self.held is None else self.held.since,
-            "the API server has a cluster in an older version than it showed before, as after a restore from a backup: "
-            f"it stays as it is until it is seen again, or until {ACCEPT}",
+        return self._await_administrator(
+            HeldRemovals(
+                since if self._hold is None else self._hold.held.since,
+                "the API server has a cluster in an older version than it showed before, as after a restore from a "
+                f"backup: it stays as it is until it is seen again, or until {ACCEPT}",
+            )
         )
-        return self._hold(self._held_by_restore)
 
     def contradicted(self, now: float) -> HeldRemovals:
         """Hold again: a cluster that both lists lacked was found, so neither list is evidence."""
@@ -315,4 +364,4 @@ class RemovalGuard:
             "the API server has clusters that its lists lack: all missing clusters stay engaged until its lists are "
             "complete"
         )
-        return self._hold(HeldRemovals(now, message), _Evidence(now + self.limits.verify_after_s))
+        return self._await_second_list(HeldRemovals(now, message), now + self.limits.verify_after_s)

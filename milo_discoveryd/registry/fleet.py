@@ -10,11 +10,37 @@ from milo_discoveryd.log.change_log import ChangeLog
 from milo_discoveryd.log.filter import ClusterView
 from milo_discoveryd.model.cluster import Cluster, source_of
 from milo_discoveryd.registry.changes import FleetChanges
-from milo_discoveryd.registry.first_list import WaitingStreams
 from milo_discoveryd.registry.source import ClusterSource, worst
 from milo_kube.reflect.view_status import ViewStatus
 
 COUNT_AGE_S = 1.0
+
+
+class WaitingStreams:
+    """The streams that wait until the first list of a source is verified."""
+
+    def __init__(self) -> None:
+        self._sources: dict[object, frozenset[str]] = {}
+        self._former: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def await_sources(self, stream: object, sources: frozenset[str]) -> None:
+        """Record the sources for which a stream waits; none if it ended."""
+        if sources:
+            self._sources[stream] = sources
+            self._former |= sources
+        else:
+            self._sources.pop(stream, None)
+
+    def is_any_for(self, source: str) -> bool:
+        """Return whether any stream waits for a source."""
+        return any(source in sources for sources in self._sources.values())
+
+    def had_any_for(self, source: str) -> bool:
+        """Return whether any stream has waited for a source: its subscriber keeps its clusters, and may reconnect."""
+        return source in self._former
 
 
 class Fleet:

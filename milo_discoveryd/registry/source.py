@@ -20,6 +20,7 @@ from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.contributions import ObjectReference, ObservedObject
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import NotWanted, Ready
+from milo_discoveryd.model.removal_limits import FirstList
 from milo_discoveryd.model.resource import NAMES, ObjectKeys
 from milo_discoveryd.objects.budget import UNLIMITED, CollectionWeight, ObjectBudget
 from milo_discoveryd.objects.collection import ObjectCollection
@@ -34,7 +35,6 @@ from milo_discoveryd.objects.pending_deletions import (
 from milo_discoveryd.objects.removal_guard import RemovalGuard
 from milo_discoveryd.objects.store import ObjectChanges, ObjectPosition, ObjectStore, SourcePositions
 from milo_discoveryd.registry.changes import FleetChanges, Observer, SourceClusters, moment, steady_now
-from milo_discoveryd.registry.first_list import FirstList
 from milo_discoveryd.state_file.encoding import StoredObject
 from milo_kube.reflect.messages import (
     EventIgnored,

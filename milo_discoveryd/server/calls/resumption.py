@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from milo_discoveryd.registry.first_list import FirstList
+from milo_discoveryd.model.removal_limits import FirstList
 from milo_discoveryd.server.calls.revision import NOTHING, KnownClusters, Position
 
 DOUBT_S = 1.0

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_discoveryd.objects.pending_deletions import PendingDeletions
-from milo_discoveryd.objects.removal_guard import RemovalGuard, RemovalLimits
+from milo_discoveryd.objects.removal_guard import RemovalGuard
 from milo_discoveryd.sources.keyed import KeyedSource
 from milo_discoveryd.sources.kind import SourceOptions
 from milo_discoveryd.sources.project import ProjectKind

@@ -22,10 +22,11 @@ from milo_discoveryd.log.change_log import FRAME_EVICTION_INTERVAL_S, ChangeLog,
 from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.observation import Malformed, Refused
+from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_discoveryd.model.resource import WatchedCollection
 from milo_discoveryd.objects.collection import REMOVALS_HELD
 from milo_discoveryd.objects.pending_deletions import PendingDeletions
-from milo_discoveryd.objects.removal_guard import RemovalGuard, RemovalLimits
+from milo_discoveryd.objects.removal_guard import RemovalGuard
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.source import ClusterSource, SourcePolicy
 from milo_discoveryd.rights.quota import QuotaLimits

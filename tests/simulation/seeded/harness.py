@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from random import Random
 from typing import Any
 
-from milo_discoveryd.objects.removal_guard import RemovalLimits
+from milo_discoveryd.model.removal_limits import RemovalLimits
 from tests.end_to_end.process.issued_credentials import IssuedCredential, credential_violations
 from tests.end_to_end.process.validators import alternating, breaches
 from tests.simulation.properties.api_server import ApiObject, Server

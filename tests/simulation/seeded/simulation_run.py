@@ -9,7 +9,7 @@ from random import Random
 
 from milo_discoveryd.engagement.pending_releases import SubscriberKey
 from milo_discoveryd.model.cluster import Cluster, DisengageReason
-from milo_discoveryd.objects.removal_guard import RemovalLimits
+from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_discoveryd.rights.caller_selector import caller_key
 from milo_discoveryd.server.calls.revision import wire_incarnation
 from milo_kube.reflect.view_status import ViewState

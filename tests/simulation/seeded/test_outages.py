@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from milo_discoveryd.objects.removal_guard import RemovalLimits
+from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_kube.api_request import Answer
 from milo_kube.http.errors import TransportError
 from tests.simulation.seeded.harness import Harness, run_steps

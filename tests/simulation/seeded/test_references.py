@@ -13,8 +13,9 @@ from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.contributions import Contribution, ObjectContribution, earliest
 from milo_discoveryd.model.observation import NotReady, Observation, Ready
+from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_discoveryd.objects.pending_deletions import PendingDeletions
-from milo_discoveryd.objects.removal_guard import RemovalGuard, RemovalLimits
+from milo_discoveryd.objects.removal_guard import RemovalGuard
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.source import ClusterSource, SourcePolicy
 from milo_discoveryd.server.calls.frames import encoder

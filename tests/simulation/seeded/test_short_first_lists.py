@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.model.cluster import Cluster
-from milo_discoveryd.objects.removal_guard import RemovalLimits
+from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_kube.reflect.view_status import ViewState
 from tests.simulation.properties.api_server import ApiObject, Server
 from tests.simulation.seeded.harness import TRAITS, Harness, run_steps

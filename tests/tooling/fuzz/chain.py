@@ -24,8 +24,9 @@ from milo_discoveryd.kubeconfigs.kubeconfigs import CredentialLimits, Kubeconfig
 from milo_discoveryd.kubeconfigs.lease_handle import Issuance
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.log.change_log import ChangeLog, Retention
+from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_discoveryd.objects.pending_deletions import PendingDeletions
-from milo_discoveryd.objects.removal_guard import RemovalGuard, RemovalLimits
+from milo_discoveryd.objects.removal_guard import RemovalGuard
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.source import ClusterSource, SourcePolicy
 from milo_discoveryd.rights.quota import QuotaLimits

@@ -21,10 +21,11 @@ from milo_discoveryd.model.contributions import (
 )
 from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Ready, Refused, Withdrawn
+from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_discoveryd.model.resource import NAMES, ObjectKeys
 from milo_discoveryd.objects.collection import REMOVALS_HELD, ObjectCollection
 from milo_discoveryd.objects.pending_deletions import Absent, Inconclusive, PendingDeletions
-from milo_discoveryd.objects.removal_guard import RemovalGuard, RemovalLimits
+from milo_discoveryd.objects.removal_guard import RemovalGuard
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.source import ClusterSource, SourcePolicy
 from milo_discoveryd.telemetry.audit import Audit

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from milo_discoveryd.engagement.not_ready import SETTLE_S, NotReadyClusters
-from milo_discoveryd.objects.removal_guard import RemovalLimits
+from milo_discoveryd.model.removal_limits import RemovalLimits
 
 LIMITS = RemovalLimits(count=10, share=0.2, verify_after_s=30.0, per_second=50.0)
 

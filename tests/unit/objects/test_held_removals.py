@@ -6,14 +6,15 @@ from typing import Any
 from milo_discoveryd.log.events import Event
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.observation import Observation
+from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_discoveryd.objects.pending_deletions import Absent, ConfirmationResult, Found
 from milo_discoveryd.objects.removal_guard import (
     HeldRemovals,
     JudgedRemovals,
     ListJudgement,
     RemovalGuard,
-    RemovalLimits,
 )
+from milo_discoveryd.objects.store import ObjectStore
 from milo_kube.reflect.messages import (
     DeletionReported,
     Listed,
@@ -61,10 +62,10 @@ class Source(ListedClusters):
 class GuardOfTwo(RemovalGuard):
     """A guard that holds the removal of two objects alone, and decides about the others as usual."""
 
-    def judge(self, missing: Sequence[tuple[str, str]], engaged: int, **about: Any) -> ListJudgement:
+    def judge(self, missing: Sequence[tuple[str, str]], known: ObjectStore, **about: Any) -> ListJudgement:
         kept = [each for each in missing if each[0] in "ab"]
         rest = [each for each in missing if each[0] not in "ab"]
-        judgement = super().judge(rest, engaged, **about)
+        judgement = super().judge(rest, known, **about)
         return ListJudgement([*judgement.removals, JudgedRemovals(kept, HeldRemovals(0.0, "not these"))])
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_discoveryd.objects.removal_guard import (
     ConfirmAtRate,
     ConfirmEach,
@@ -9,8 +10,9 @@ from milo_discoveryd.objects.removal_guard import (
     ListJudgement,
     RemovalDecision,
     RemovalGuard,
-    RemovalLimits,
 )
+from milo_discoveryd.objects.store import ObjectStore
+from tests.unit.registry.fleets import ready
 
 LIMITS = RemovalLimits(count=10, share=0.2, verify_after_s=30.0, per_second=50.0)
 
@@ -18,9 +20,16 @@ LIMITS = RemovalLimits(count=10, share=0.2, verify_after_s=30.0, per_second=50.0
 def judge(
     guard: RemovalGuard, missing: int, engaged: int, *, now: float = 0.0, went_back: bool = False, still_held: int = 0
 ) -> RemovalDecision:
-    return decision(
-        guard.judge(names(missing), engaged, versions_went_back=went_back, now=now, still_held=still_held), missing
+    judgement = guard.judge(
+        names(missing), established(engaged), versions_went_back=went_back, now=now, still_held=still_held
     )
+    return decision(judgement, missing)
+
+
+def established(count: int) -> ObjectStore:
+    store = ObjectStore()
+    store.apply_listed((ready(name, uid=uid), 0) for name, uid in names(count))
+    return store
 
 
 def names(count: int) -> list[tuple[str, str]]:
@@ -188,14 +197,22 @@ def test_refuted_deletion_restarts_verification_of_held_removals() -> None:
 def test_f21_another_server_is_verified_again_and_never_accepted() -> None:
     guard = RemovalGuard(LIMITS)
     for now in (0.0, 30.0, 60.0):
-        assert guard.judge(names(5), 5, versions_went_back=True, now=now, is_foreign=True).is_foreign
+        assert guard.judge(names(5), established(5), versions_went_back=True, now=now, is_foreign=True).is_foreign
         assert guard.held is not None
         assert (guard.held.since, guard.relist_at) == (0.0, now + 30.0)
 
 
-def foreign(guard: RemovalGuard, engaged: int, now: float, *, is_much_larger: bool = True) -> ListJudgement:
+def foreign(
+    guard: RemovalGuard, engaged: int, now: float, *, is_much_larger: bool = True, is_restored: bool = False
+) -> ListJudgement:
     return guard.judge(
-        names(engaged), engaged, versions_went_back=False, now=now, is_foreign=True, is_much_larger=is_much_larger
+        names(engaged),
+        established(engaged),
+        versions_went_back=False,
+        now=now,
+        listed_count=100 * engaged if is_much_larger else engaged,
+        is_foreign=True,
+        is_restored=is_restored,
     )
 
 
@@ -233,33 +250,42 @@ def test_verified_or_larger_first_list_gives_way_to_no_other_server(is_verified:
         assert foreign(guard, 3, now, is_much_larger=is_much_larger).is_foreign
 
 
+def test_restored_clusters_give_way_to_two_lists_of_another_server() -> None:
+    guard = RemovalGuard(LIMITS)
+    judge(guard, 0, 3)
+    judge(guard, 0, 3, now=30.0)
+    assert foreign(guard, 3, 40.0, is_restored=True).is_foreign
+    assert decision(foreign(guard, 3, 70.0, is_restored=True), 3) == ConfirmAtRate(50.0)
+    assert guard.is_verified
+
+
 def test_f21_server_identity_is_undecidable_with_one_cluster() -> None:
     assert decision(foreign(RemovalGuard(LIMITS), 1, 0.0), 1) == ConfirmEach()
 
 
 def test_deletions_that_the_watch_reports_are_held_beyond_the_limit() -> None:
     guard = RemovalGuard(LIMITS)
-    assert [guard.reported(20 - each, float(each)) for each in range(10)] == [None] * 10
-    held = guard.reported(10, 10.0)
+    assert [guard.reported(established(20 - each), float(each)) for each in range(10)] == [None] * 10
+    held = guard.reported(established(10), 10.0)
     assert held is not None
     assert held == guard.held
     assert (held.since, guard.relist_at) == (10.0, 40.0)
     assert held.message.startswith("the API server's watch reported the deletion of 11 of its clusters within 30 s")
-    assert guard.reported(10, 11.0) == held
+    assert guard.reported(established(10), 11.0) == held
 
 
 def test_watched_deletions_are_held_only_if_they_are_fast_and_exceed_the_share() -> None:
     guard = RemovalGuard(LIMITS)
-    assert [guard.reported(20, 31.0 * each) for each in range(30)] == [None] * 30
+    assert [guard.reported(established(20), 31.0 * each) for each in range(30)] == [None] * 30
     guard = RemovalGuard(LIMITS)
-    assert [guard.reported(1000 - each, 0.0) for each in range(200)] == [None] * 200
-    assert guard.reported(800, 0.0) is not None
+    assert [guard.reported(established(1000 - each), 0.0) for each in range(200)] == [None] * 200
+    assert guard.reported(established(800), 0.0) is not None
 
 
 def test_list_that_confirms_held_reports_releases_them_at_the_limited_rate() -> None:
     guard = RemovalGuard(LIMITS)
     for each in range(30):
-        guard.reported(100 - each, 0.0)
+        guard.reported(established(100 - each), 0.0)
     assert isinstance(judge(guard, 60, 80, now=29.0), HeldRemovals)
     assert judge(guard, 60, 80, now=30.0) == ConfirmAtRate(50.0)
 

@@ -6,9 +6,9 @@ import pytest
 from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.log.filter import Filter
 from milo_discoveryd.model.observation import Observation
-from milo_discoveryd.objects.removal_guard import RemovalGuard, RemovalLimits
-from milo_discoveryd.registry.first_list import FirstList, WaitingStreams
-from milo_discoveryd.registry.fleet import Fleet
+from milo_discoveryd.model.removal_limits import FirstList, RemovalLimits
+from milo_discoveryd.objects.removal_guard import RemovalGuard
+from milo_discoveryd.registry.fleet import Fleet, WaitingStreams
 from milo_discoveryd.registry.source import ClusterSource
 from milo_kube.label_selector import parse
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent

@@ -4,7 +4,8 @@ import pytest
 
 from milo_discoveryd.engagement.not_ready import NotReadyClusters
 from milo_discoveryd.model.cluster import DisengageReason
-from milo_discoveryd.objects.removal_guard import RemovalGuard, RemovalLimits
+from milo_discoveryd.model.removal_limits import RemovalLimits
+from milo_discoveryd.objects.removal_guard import RemovalGuard
 from milo_discoveryd.registry.source import NOT_READY_HELD, ClusterSource
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
 from milo_kube.reflect.view_status import ViewState, ViewStatus

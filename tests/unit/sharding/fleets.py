@@ -3,7 +3,8 @@
 import msgspec
 
 from milo_discoveryd.log.change_log import ChangeLog, Retention
-from milo_discoveryd.objects.removal_guard import RemovalGuard, RemovalLimits
+from milo_discoveryd.model.removal_limits import RemovalLimits
+from milo_discoveryd.objects.removal_guard import RemovalGuard
 from milo_discoveryd.registry.fleet import Fleet
 from tests.support.sources import new_source
 from tests.unit.registry.test_fleet_malformed import Ledger

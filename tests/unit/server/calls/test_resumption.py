@@ -5,8 +5,7 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from milo_discoveryd.objects.removal_guard import RemovalLimits
-from milo_discoveryd.registry.first_list import FirstList
+from milo_discoveryd.model.removal_limits import FirstList, RemovalLimits
 from milo_discoveryd.server.calls.resumption import DOUBT_S, Resumption
 from milo_discoveryd.server.calls.revision import KnownClusters, Position
 

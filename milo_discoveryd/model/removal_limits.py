@@ -1,4 +1,4 @@
-"""Judges whether the first list of a run may lack clusters that subscribers know from an earlier run. Pure.
+"""The mass-removal limit, and whether the first list of a run may lack clusters that subscribers know. Pure.
 
 What a subscriber claims to know delays that subscriber only. In a shard group the member also acknowledges no view
 until the first list is verified, which takes `removals.verify_after`: the subscriber may keep clusters that the list
@@ -7,7 +7,22 @@ lacks, and no other member may engage these meanwhile.
 
 import msgspec
 
-from milo_discoveryd.objects.removal_guard import RemovalLimits
+
+class RemovalLimits(msgspec.Struct, frozen=True, kw_only=True):
+    count: int = 10
+    """The number of engaged clusters that a list may lack."""
+    share: float = 0.2
+    """The share of engaged clusters that a list may lack, if that is more than `count`. More than half of the engaged
+    clusters, or all of two or more, are always too many."""
+    verify_after_s: float = 30.0
+    per_second: float = 50.0
+    """The rate at which verified removals are confirmed one by one."""
+
+    def is_mass(self, missing: int, engaged: int) -> bool:
+        """Return whether the number of missing clusters is a mass removal."""
+        if engaged < 2:
+            return False
+        return 2 * missing > engaged or missing > max(self.count, self.share * engaged)
 
 
 class FirstList(msgspec.Struct, frozen=True):
@@ -34,30 +49,3 @@ class FirstList(msgspec.Struct, frozen=True):
         if self.limits is None or present_count >= known_count:
             return False
         return not present_count or self.limits.is_mass(known_count - present_count, known_count)
-
-
-class WaitingStreams:
-    """The streams that wait until the first list of a source is verified."""
-
-    def __init__(self) -> None:
-        self._sources: dict[object, frozenset[str]] = {}
-        self._former: set[str] = set()
-
-    def __len__(self) -> int:
-        return len(self._sources)
-
-    def await_sources(self, stream: object, sources: frozenset[str]) -> None:
-        """Record the sources for which a stream waits; none if it ended."""
-        if sources:
-            self._sources[stream] = sources
-            self._former |= sources
-        else:
-            self._sources.pop(stream, None)
-
-    def is_any_for(self, source: str) -> bool:
-        """Return whether any stream waits for a source."""
-        return any(source in sources for sources in self._sources.values())
-
-    def had_any_for(self, source: str) -> bool:
-        """Return whether any stream has waited for a source: its subscriber keeps its clusters, and may reconnect."""
-        return source in self._former
