@@ -132,10 +132,10 @@ class ObjectCollection:
     def held(self) -> HeldRemovals | None:
         """The reason why clusters that are missing from a list stay engaged, or why the list is not applied."""
         guard = self._guard
-        if guard is None or guard.held is None:
+        if guard is None or guard.hold is None:
             return None
         is_current = guard.ignores_lists or self.pending_deletions.held or self.progress.awaits_list
-        return guard.held if is_current else None
+        return guard.hold.held if is_current else None
 
     @property
     def status(self) -> ViewStatus:

@@ -110,9 +110,9 @@ class FirstListVerified(msgspec.Struct, frozen=True):
 class RemovalGuard:
     def __init__(self, limits: RemovalLimits) -> None:
         self.limits = limits
-        self._hold: Hold | None = None
+        self.hold: Hold | None = None
         self._restore: AwaitsAdministrator | None = None
-        """The hold since a restore. It lasts while `_hold` is another one, and stands again after that."""
+        """The hold since a restore. It lasts while `hold` is another one, and stands again after that."""
         self._behind_since: float | None = None
         self.restored_at: str | None = None
         """The latest version of a server that counts as restored, while its lists are older than before the restore."""
@@ -124,18 +124,18 @@ class RemovalGuard:
     @property
     def held(self) -> HeldRemovals | None:
         """The message for operators about removals that are held, or lists that are ignored."""
-        return None if self._hold is None else self._hold.held
+        return None if self.hold is None else self.hold.held
 
     @property
     def relist_at(self) -> float | None:
         """When to list again because of held removals; None if lists of the current server are not accepted as
         evidence."""
-        return None if self._hold is None else self._hold.relist_at
+        return None if self.hold is None else self.hold.relist_at
 
     @property
     def ignores_lists(self) -> bool:
         """Whether the last list was older than what was seen, so that nothing of it was used."""
-        return isinstance(self._hold, AwaitsNewerList)
+        return isinstance(self.hold, AwaitsNewerList)
 
     @property
     def holds_restored(self) -> bool:
@@ -173,8 +173,8 @@ class RemovalGuard:
 
     def accept(self, now: float) -> bool:
         """Request another list and accept it. Return whether any removals are held."""
-        if self._hold is not None:
-            self._accepts, self._hold = True, msgspec.structs.replace(self._hold, relist_at=now)
+        if self.hold is not None:
+            self._accepts, self.hold = True, msgspec.structs.replace(self.hold, relist_at=now)
         return self._accepts
 
     def reported(self, known: ObjectStore, now: float) -> HeldRemovals | None:
@@ -186,8 +186,8 @@ class RemovalGuard:
         count = len(self._reported)
         if count <= max(self.limits.count, self.limits.share * (known.established_count + count)):
             return None
-        if self._hold is not None:
-            return self._hold.held
+        if self.hold is not None:
+            return self.hold.held
         message = (
             f"the API server's watch reported the deletion of {count} of its clusters within "
             f"{self.limits.verify_after_s:g} s: further ones stay engaged until a list lacks them too"
@@ -195,11 +195,11 @@ class RemovalGuard:
         return self._await_second_list(HeldRemovals(now, message), now + self.limits.verify_after_s)
 
     def _await_second_list(self, held: HeldRemovals, due_at: float) -> HeldRemovals:
-        self._hold = AwaitsSecondList(held, due_at)
+        self.hold = AwaitsSecondList(held, due_at)
         return held
 
     def _await_administrator(self, held: HeldRemovals) -> HeldRemovals:
-        self._hold = self._restore = AwaitsAdministrator(held)
+        self.hold = self._restore = AwaitsAdministrator(held)
         return held
 
     def is_behind(self, version: str, *, versions_went_back: bool) -> bool:
@@ -236,7 +236,7 @@ class RemovalGuard:
             f"or for {self.limits.verify_after_s:g} s"
         )
         relist_at = now + self.limits.verify_after_s / _LISTS_WHILE_BEHIND
-        self._hold = AwaitsNewerList(HeldRemovals(self._behind_since, message), relist_at)
+        self.hold = AwaitsNewerList(HeldRemovals(self._behind_since, message), relist_at)
         return True
 
     def judge(
@@ -259,9 +259,9 @@ class RemovalGuard:
         accepted, so the known state is that of an earlier run. `still_held` objects are held since a restore: the list
         lacks them as well, or shows them in their old state.
         """
-        hold, is_accepted = self._hold, self._accepts
+        hold, is_accepted = self.hold, self._accepts
         since = now if hold is None or isinstance(hold, AwaitsNewerList) else hold.held.since
-        self._hold, self._accepts = None, False
+        self.hold, self._accepts = None, False
         if is_accepted or not (still_held or versions_went_back):
             self._restore = None
         engaged = known.established_count - len(announced)
@@ -269,7 +269,7 @@ class RemovalGuard:
         if is_accepted:
             decision = ConfirmAtRate(self.limits.per_second) if missing else ConfirmEach()
         elif not missing:
-            self._hold, decision = self._restore, ConfirmEach()
+            self.hold, decision = self._restore, ConfirmEach()
         elif is_foreign and engaged > 1 and not (is_restored and versions_went_back):
             is_much_larger = self.limits.is_mass(listed_count - known.present_count, listed_count)
             is_yielding = is_restored or (is_much_larger and isinstance(self._first_list, FirstListUnverified))
@@ -281,7 +281,7 @@ class RemovalGuard:
         # A list that is ignored or held is no evidence about the first one.
         if not isinstance(decision, HeldRemovals):
             self._listed(now, is_accepted=is_accepted)
-        return ListJudgement([JudgedRemovals(missing, decision)], isinstance(self._hold, AwaitsKnownObjects))
+        return ListJudgement([JudgedRemovals(missing, decision)], isinstance(self.hold, AwaitsKnownObjects))
 
     def _judge_foreign(
         self, engaged: int, since: float, hold: Hold | None, now: float, *, is_yielding: bool
@@ -304,7 +304,7 @@ class RemovalGuard:
         )
         held = HeldRemovals(since, message)
         due_at = now + self.limits.verify_after_s if due_at is None or is_second else due_at
-        self._hold = AwaitsKnownObjects(held, due_at)
+        self.hold = AwaitsKnownObjects(held, due_at)
         return held
 
     def _hold_restored(self, missing: int, engaged: int, since: float) -> HeldRemovals:
@@ -321,7 +321,7 @@ class RemovalGuard:
         """Decide about the clusters that a list of the followed server lacks."""
         is_mass = self.limits.is_mass(missing, engaged)
         if self._restore is not None:
-            self._hold = self._restore
+            self.hold = self._restore
             return self._restore.held if is_mass else ConfirmEach()
         # Only the same kind of removal counts as the first list: another server's list says nothing about this server.
         due_at = hold.relist_at if isinstance(hold, AwaitsSecondList) else None
@@ -352,7 +352,7 @@ class RemovalGuard:
             return None
         return self._await_administrator(
             HeldRemovals(
-                since if self._hold is None else self._hold.held.since,
+                since if self.hold is None else self.hold.held.since,
                 "the API server has a cluster in an older version than it showed before, as after a restore from a "
                 f"backup: it stays as it is until it is seen again, or until {ACCEPT}",
             )

@@ -29,7 +29,7 @@ async def _not_there(*_: object) -> Absent:
 
 
 def _nothing_held(guard: RemovalGuard, missing: Sequence[tuple[str, str]], *_: object, **__: object) -> ListJudgement:
-    guard._hold = None
+    guard.hold = None
     return ListJudgement([JudgedRemovals(missing, ConfirmEach())])
 
 
