@@ -46,12 +46,18 @@ class StateMeaning(msgspec.Struct, frozen=True, kw_only=True):
     """The end is not planned: the cluster does not drain."""
     is_absent: bool = False
     """A complete list within the selector does not contain the object."""
+    overrides_selector: bool = False
+    """The object is in this state even if the daemon's label selector does not match it."""
     is_forgettable: bool = False
     """Only a limited number of records is kept in this state."""
     is_reported: bool = False
     """The audit log and the journal get a line when an object enters the state, because its author made a mistake."""
     remedy: str = ""
     """What `check` advises if objects are in this state; empty if the state is no problem."""
+    tone: str = "plain"
+    """How the status page shows the state: good, poor, bad or plain."""
+    is_usual: bool = False
+    """The status page shows the number of such objects even if there are none."""
 
 
 MEANINGS = {
@@ -61,6 +67,8 @@ MEANINGS = {
         count="malformed",
         is_reported=True,
         remedy="correct the object, or the settings of the source if all of its objects are malformed",
+        tone="bad",
+        is_usual=True,
     ),
     ObjectState.REFUSED: StateMeaning(
         reason="REFUSED",
@@ -69,12 +77,14 @@ MEANINGS = {
         words="of other organizations",
         count="refused",
         is_absent=True,
+        overrides_selector=True,
         is_forgettable=True,
         is_reported=True,
+        tone="bad",
         remedy="the server ignores label selectors: check which proxy is before Milo, and what the identity may list",
     ),
     ObjectState.UNREACHABLE: StateMeaning(
-        reason="UNREACHABLE", words="disengaged: unreachable", count="unreachable", is_ready=True
+        reason="UNREACHABLE", words="disengaged: unreachable", count="unreachable", is_ready=True, tone="bad"
     ),
     ObjectState.NOT_READY: StateMeaning(
         reason="NOT_READY",
@@ -82,8 +92,10 @@ MEANINGS = {
         words="not ready",
         count="not_ready",
         remedy="no object is ready: wait, or correct the condition or field that the source reads as readiness",
+        tone="poor",
+        is_usual=True,
     ),
-    ObjectState.READY: StateMeaning(reason="ENGAGED", words="engaged", is_ready=True),
+    ObjectState.READY: StateMeaning(reason="ENGAGED", words="engaged", is_ready=True, tone="good"),
     ObjectState.UNASSIGNED: StateMeaning(
         reason="UNASSIGNED", words="owned by other members", count="unassigned", is_ready=True
     ),
@@ -94,11 +106,14 @@ MEANINGS = {
         count="outside_selector",
         is_absent=True,
         is_forgettable=True,
+        is_usual=True,
     ),
     ObjectState.WITHDRAWN: StateMeaning(
         reason="REMOVED", ends=DisengageReason.REMOVED, words="withdrawn", is_forgettable=True
     ),
-    ObjectState.DELETED: StateMeaning(reason="DELETED", words="deleted", is_absent=True, is_forgettable=True),
+    ObjectState.DELETED: StateMeaning(
+        reason="DELETED", words="deleted", is_absent=True, is_forgettable=True, is_usual=True
+    ),
 }
 """All states. Those that need attention come first."""
 
@@ -106,4 +121,5 @@ MEANINGS = {
 READY_STATES = tuple(state for state, meaning in MEANINGS.items() if meaning.is_ready)
 ABSENT_STATES = tuple(state for state, meaning in MEANINGS.items() if meaning.is_absent)
 FORGETTABLE_STATES = tuple(state for state, meaning in MEANINGS.items() if meaning.is_forgettable)
+STATES_BEYOND_SELECTOR = tuple(state for state, meaning in MEANINGS.items() if meaning.overrides_selector)
 REPORTED_STATES = tuple(state for state, meaning in MEANINGS.items() if meaning.is_reported)

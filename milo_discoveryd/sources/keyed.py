@@ -9,7 +9,8 @@ from msgspec.structs import replace
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.model.cluster import Target, key_of
 from milo_discoveryd.model.contributions import ContributingObject, ObjectContent, ObjectContribution, ObservedObject
-from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready, Refused
+from milo_discoveryd.model.object_state import STATES_BEYOND_SELECTOR
+from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready
 from milo_discoveryd.model.resource import NAMES, ObjectKeys, Resource, WatchedCollection
 from milo_discoveryd.sources.kind import (
     ContributionWatch,
@@ -201,7 +202,7 @@ def _within(
         if selector.matches((metadata.labels or {}).items()):
             return observe(obj)
         observation = observe(obj)
-        if isinstance(observation, Refused):
+        if observation.state in STATES_BEYOND_SELECTOR:
             return observation
         message = f"its labels do not match the daemon's label selector {selector}"
         return Outside(key(obj), metadata.uid, metadata.resourceVersion, message, observation.fields)

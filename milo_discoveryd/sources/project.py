@@ -14,12 +14,10 @@ from milo_discoveryd.sources.reading import (
     MalformedError,
     checked,
     checked_organization,
-    deletion_message,
-    deletion_requested_at,
     labels,
     malformed,
+    milo_target,
     not_ready,
-    passed_on,
     readiness,
     suspensions,
 )
@@ -68,16 +66,15 @@ class ProjectObjects:
             condition = obj.condition(CONDITION)
             if condition is None or condition.status != "True":
                 return not_ready(obj, CONDITION, condition, organization)
-            target = Target(
-                name=name,
-                uid=metadata.uid,
-                place=self.place,
-                organization=organization,
-                labels=labels(metadata),
-                annotations=passed_on(metadata.annotations, self._annotation_prefixes),
-                deletion_requested_at=deletion_requested_at(metadata),
-                deletion_message=deletion_message(obj, "ResourceCleanup"),
-                suspensions=suspensions(obj),
+            target = milo_target(
+                obj,
+                name,
+                metadata.uid,
+                self.place,
+                organization,
+                annotation_prefixes=self._annotation_prefixes,
+                cleanup_condition="ResourceCleanup",
+                suspended_by=suspensions(obj),
             )
         except MalformedError as error:
             return malformed(metadata, error)

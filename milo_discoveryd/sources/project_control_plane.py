@@ -18,12 +18,9 @@ from milo_discoveryd.sources.reading import (
     MalformedError,
     checked,
     checked_organization,
-    deletion_message,
-    deletion_requested_at,
-    labels,
     malformed,
+    milo_target,
     not_ready,
-    passed_on,
     readiness,
 )
 
@@ -81,15 +78,13 @@ class ControlPlaneObjects:
             if condition is None or condition.status != "True":
                 return replace(not_ready(obj, CONDITION, condition, organization), project_uid=claimed_uid)
             project_uid = claimed_uid or metadata.uid
-            target = Target(
-                name=name,
-                uid=project_uid,
-                place=self._place or self._place_of(name, project_uid),
-                organization=organization,
-                labels=labels(metadata),
-                annotations=passed_on(metadata.annotations, self._annotation_prefixes),
-                deletion_requested_at=deletion_requested_at(metadata),
-                deletion_message=deletion_message(obj),
+            target = milo_target(
+                obj,
+                name,
+                project_uid,
+                self._place or self._place_of(name, project_uid),
+                organization,
+                annotation_prefixes=self._annotation_prefixes,
             )
         except MalformedError as error:
             return malformed(metadata, error)

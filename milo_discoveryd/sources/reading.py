@@ -11,7 +11,7 @@ from itertools import chain, starmap
 
 import msgspec
 
-from milo_discoveryd.model.cluster import Pairs, SuspensionReason
+from milo_discoveryd.model.cluster import Pairs, SuspensionReason, Target
 from milo_discoveryd.model.observation import Malformed, NotReady, ObjectFields
 
 # ruff: noqa: N815
@@ -121,6 +121,36 @@ def not_ready(obj: KubeObject, kind: str, condition: Condition | None, organizat
     metadata = obj.metadata
     fields = ObjectFields(metadata.name, organization, labels(metadata))
     return NotReady(metadata.name, metadata.uid, metadata.resourceVersion, message, fields=fields)
+
+
+def milo_target(
+    obj: KubeObject,
+    name: str,
+    uid: str,
+    place: tuple[str, ...],
+    organization: str,
+    *,
+    annotation_prefixes: tuple[str, ...],
+    cleanup_condition: str | None = None,
+    suspended_by: tuple[SuspensionReason, ...] | None = None,
+) -> Target:
+    """Return the cluster of an object of Milo, with the fields that all kinds of such objects state alike.
+
+    `cleanup_condition` says what a deletion waits for.
+    """
+    metadata = obj.metadata
+    is_terminating = metadata.deletionTimestamp is not None
+    return Target(
+        name=name,
+        uid=uid,
+        place=place,
+        organization=organization,
+        labels=labels(metadata),
+        annotations=passed_on(metadata.annotations, annotation_prefixes),
+        deletion_requested_at=deletion_requested_at(metadata) if is_terminating else None,
+        deletion_message=deletion_message(obj, cleanup_condition) if is_terminating else "",
+        suspensions=suspended_by,
+    )
 
 
 def readiness(metadata: Metadata, condition: Condition) -> tuple[str, str] | None:
@@ -254,8 +284,6 @@ def _moment(text: str) -> float | None:
 def deletion_message(obj: KubeObject, condition: str | None = None) -> str:
     """Return what the deletion of an object is waiting for: the message of a condition, or the remaining finalizers."""
     metadata = obj.metadata
-    if metadata.deletionTimestamp is None:
-        return ""
     cleanup = None if condition is None else obj.condition(condition)
     if cleanup is not None and cleanup.message:
         return excerpt(cleanup.message)

@@ -6,10 +6,22 @@ alone. Names, messages and labels come from tenants: the script inserts them as 
 
 import base64
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
-PAGE = Path(__file__).with_name("status_page.html").read_bytes()
+from milo_discoveryd.model.object_state import MEANINGS
+
+_STATES = {
+    state.value: {"tone": meaning.tone, "isReady": meaning.is_ready, "isUsual": meaning.is_usual}
+    for state, meaning in MEANINGS.items()
+}
+PAGE = (
+    Path(__file__)
+    .with_name("status_page.html")
+    .read_bytes()
+    .replace(b"{/* filled in from model/object_state.py */}", json.dumps(_STATES).encode())
+)
 
 
 def _hash(element: str) -> str:

@@ -1,11 +1,14 @@
 """The table of object states, and the names in every language that must match it."""
 
+import json
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from milo_discovery import EngagementReason, FleetCounts
+from milo_discovery import EngagementReason, FleetCounts, ServerInfo, Sharding
+from milo_discovery.cli import text_output
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.model import observation
 from milo_discoveryd.model.object_state import MEANINGS, ObjectState
@@ -59,11 +62,41 @@ def test_troubleshooting_explains_each_reason_for_which_a_cluster_is_not_engaged
     assert [reason for reason in sorted(REASONS - OF_ENGAGED - {"ENGAGED"}) if f"- `{reason}`:" not in text] == []
 
 
-def test_status_page_names_no_other_state() -> None:
+def test_status_page_has_the_table_and_names_no_other_state() -> None:
     page = PAGE.decode()
-    known = {state.value for state in ObjectState}
-    for constant in ("AS_FACTS", "USUAL"):
-        [names] = re.findall(rf"{constant} = \[(.*?)\]", page)
-        assert set(re.findall(r'"(\w+)"', names)) <= known
-    [tones] = re.findall(r"TONES = \{(.*?)\}", page, re.DOTALL)
-    assert {name for name in re.findall(r"(\w+):", tones) if name.islower()} <= known
+    [table] = re.findall(r"STATES = (\{.*?\}\});", page)
+    states = json.loads(table)
+    assert states.keys() == {state.value for state in ObjectState}
+    for state in states.values():
+        assert state["tone"] == "plain" or f".{state['tone']} " in page, "the page has a style of that tone"
+    script = page.replace(table, "").partition("<script>")[2]
+    named = {state.value for state in ObjectState if f'"{state.value}"' in script}
+    assert named <= {"ready", "unassigned"}, "what the page says of other states is in the table"
+
+
+def test_status_command_prints_each_count() -> None:
+    numbers = {count: 100 + place for place, count in enumerate(sorted(COUNTS))}
+    info = ServerInfo(counts=FleetCounts(**numbers), sharding=Sharding())
+    printed = "\n".join(text_output.status(info, datetime.now(UTC)))
+    assert [count for count, number in numbers.items() if str(number) not in printed] == []
+
+
+def test_alert_is_on_the_states_that_are_reported() -> None:
+    alerts = (ROOT / "deploy/components/prometheus-monitoring/alerts.yaml").read_text()
+    [states] = re.findall(r'milo_discoveryd_known_clusters\{state=~"(.*?)"\} > 0', alerts)
+    assert set(states.split("|")) == {state.value for state, meaning in MEANINGS.items() if meaning.is_reported}
+
+
+@pytest.mark.parametrize(
+    ("source", "form", "is_upper"),
+    [
+        ("clients/go/model.go", "\t{} ", True),
+        ("clients/go/wire.go", "counts.Get{}()", True),
+        ("clients/node/src/gen/milo/discovery/v1/discovery_pb.ts", "  {}: number;", False),
+    ],
+)
+def test_other_clients_have_each_count(source: str, form: str, is_upper: bool) -> None:
+    text = (ROOT / source).read_text()
+    words = {count: "".join(word.capitalize() for word in count.split("_")) for count in sorted(COUNTS)}
+    names = {count: name if is_upper else name[0].lower() + name[1:] for count, name in words.items()}
+    assert [count for count, name in names.items() if form.format(name) not in text] == []
