@@ -150,7 +150,7 @@ class ContributionIndex:
             states = [state for state in map(self._state, batch) if state is not None]
             for state in states:
                 if isinstance(state, Malformed):
-                    self._clusters.report_refused(state)
+                    self._clusters.report_malformed(state)
             for name in batch:
                 self._settle(name)
             yield ClusterStates(states, position)

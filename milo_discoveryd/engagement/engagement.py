@@ -58,12 +58,12 @@ class Engagements:
         self,
         log: ChangeLog,
         not_ready: NotReadyClusters | None = None,
-        refused: Callable[[Malformed], None] = lambda _: None,
+        report: Callable[[Malformed], None] = lambda _: None,
         *,
         drain_timeout_s: float = 0.0,
         releases: PendingReleases | None = None,
     ) -> None:
-        """`refused` is called with each object that begins to be contested. `log` and `releases` are those of all
+        """`report` is called with each object that begins to be contested. `log` and `releases` are those of all
         sources of the daemon.
         """
         self.log = log
@@ -72,7 +72,7 @@ class Engagements:
         self.assigned_elsewhere: Callable[[str], str | None] = lambda _: None
         """Returns why this daemon must not engage a cluster; None if it may."""
         self._drain_timeout_s = drain_timeout_s
-        self._refused = refused
+        self._report = report
         self._contested: dict[str, Ready] = {}
         """Ready objects whose claims are not valid, by cluster. Such a cluster is reported as malformed."""
         self.dropped_names: list[str] = []
@@ -225,7 +225,7 @@ class Engagements:
     def contest(self, observation: Ready, problem: str, now: Moment) -> list[Event]:
         """Record that a ready object must not stand for its cluster, which stays as it is if it is engaged."""
         contested = Malformed(observation.name, observation.uid, observation.version, problem)
-        self.report_refused(contested)
+        self.report_malformed(contested)
         self._contested[observation.name] = observation
         return self._not_wanted(contested, now)
 
@@ -242,11 +242,11 @@ class Engagements:
         observation = self._contested.pop(name, None)
         return [] if observation is None else self._ready(observation, now)
 
-    def report_refused(self, observation: Malformed) -> None:
+    def report_malformed(self, observation: Malformed) -> None:
         """Report that a cluster cannot be used, unless its last observation said the same."""
         record = self._records.by_key.get(observation.name)
         if record is None or record.state is not ObjectState.MALFORMED:
-            self._refused(observation)
+            self._report(observation)
 
     def _ready(self, observation: Ready, now: Moment) -> list[Event]:
         former = self._records.by_key.get(observation.name)

@@ -496,7 +496,7 @@ class ObjectCollection:
             return []
         held, is_expected = None, self.pending_deletions.is_doubted(name) or record.is_terminating
         if self._guard is not None and record.is_established and not is_expected:
-            held = self._guard.reported(self.store, now.steady)
+            held = self._guard.deletion_reported(self.store, now.steady)
         if held is None:
             return self._confirm(name, record.uid, now)
         self.pending_deletions.hold(name, record.uid, now.steady, held.message)

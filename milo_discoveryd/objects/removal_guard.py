@@ -117,7 +117,7 @@ class RemovalGuard:
         self.restored_at: str | None = None
         """The latest version of a server that counts as restored, while its lists are older than before the restore."""
         self._accepts = False
-        self._reported: deque[float] = deque()
+        self._deletions_reported: deque[float] = deque()
         """When the watch reported recent deletions of engaged clusters."""
         self._first_list: FirstListExpected | FirstListUnverified | FirstListVerified = FirstListExpected()
 
@@ -177,13 +177,13 @@ class RemovalGuard:
             self._accepts, self.hold = True, msgspec.structs.replace(self.hold, relist_at=now)
         return self._accepts
 
-    def reported(self, known: ObjectStore, now: float) -> HeldRemovals | None:
+    def deletion_reported(self, known: ObjectStore, now: float) -> HeldRemovals | None:
         """Count a deletion that the watch reported, of one of the established objects in `known`; return why it is
         held, if it is."""
-        while self._reported and self._reported[0] <= now - self.limits.verify_after_s:
-            self._reported.popleft()
-        self._reported.append(now)
-        count = len(self._reported)
+        while self._deletions_reported and self._deletions_reported[0] <= now - self.limits.verify_after_s:
+            self._deletions_reported.popleft()
+        self._deletions_reported.append(now)
+        count = len(self._deletions_reported)
         if count <= max(self.limits.count, self.limits.share * (known.established_count + count)):
             return None
         if self.hold is not None:

@@ -109,8 +109,8 @@ class ObjectChange(msgspec.Struct, frozen=True, gc=False):
     observation: ObservedObject | ConfirmedDeletion
     is_replaced: bool = False
     """A different object now has the key."""
-    is_newly_refused: bool = False
-    """The object is in a state of which operators must learn, and was not before."""
+    is_newly_reported: bool = False
+    """The object is in a state that `is_reported`, and was not in it before."""
 
 
 class ObjectChanges(msgspec.Struct, frozen=True, gc=False):
@@ -181,7 +181,7 @@ class ObjectStore:
     def _put(self, observation: ObservedObject, weight: int) -> ObjectChange:
         name, state, content = observation.name, observation.state, observation.content
         record = self._records.get(name)
-        is_newly_refused = state in REPORTED_STATES and (record is None or record.state is not state)
+        is_newly_reported = state in REPORTED_STATES and (record is None or record.state is not state)
         if record is None:
             record = self._records[name] = ObjectRecord(uid=observation.uid, version=observation.version, state=state)
         is_ready, is_same = state is ObjectState.READY, observation.uid in ("", record.uid)
@@ -200,7 +200,7 @@ class ObjectStore:
             self._set_weight(record, weight)
         if not is_ready or name in self._absent:
             self._note_absent(name, state)
-        return ObjectChange(name, before, content, observation, not is_same, is_newly_refused)
+        return ObjectChange(name, before, content, observation, not is_same, is_newly_reported)
 
     def _delete(self, deleted: ConfirmedDeletion) -> list[ObjectChange]:
         record = self._records.get(deleted.name)

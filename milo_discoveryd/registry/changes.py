@@ -33,8 +33,8 @@ class Observer(Protocol):
 
     def event_ignored(self, problem: str) -> None: ...
 
-    def object_refused(self, observation: NotWanted) -> None:
-        """Record that an object became unusable, or forbidden, with this observation."""
+    def object_reported(self, observation: NotWanted) -> None:
+        """Record that an object entered a state that `is_reported`, with this observation."""
 
     def source_status_changed(self, status: ViewStatus) -> None:
         """Record that the source's state, or the reason for it, changed."""

@@ -141,7 +141,7 @@ class ClusterSource:
         self.engagements = Engagements(
             changes.log,
             policy.not_ready,
-            observer.object_refused,
+            observer.object_reported,
             drain_timeout_s=policy.drain_timeout_s,
             releases=changes.releases,
         )
@@ -229,8 +229,8 @@ class ClusterSource:
     def _commit(self, collection: ObjectCollection, objects: ObjectChanges, now: Moment) -> Iterator[None]:
         """Apply the cluster states that follow from changes of a collection's objects."""
         for change in objects.changes:
-            if change.is_newly_refused and isinstance(change.observation, NotWanted):
-                self.observer.object_refused(change.observation)
+            if change.is_newly_reported and isinstance(change.observation, NotWanted):
+                self.observer.object_reported(change.observation)
         for states in self._meaning.states(collection.number, objects):
             self.changes.commit(self.name, states, now)
             yield

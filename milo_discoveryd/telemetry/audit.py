@@ -112,8 +112,8 @@ class Audit:
         """Count a denial that has no line of its own: see `server.paced_audit`."""
         self._metrics.refused(reason.lower())
 
-    def object_refused(self, name: str, uid: str, problem: str) -> None:
-        """Record a refused object, whose writer is not a caller but may be a tenant that tries hostile names.
+    def object_reported(self, name: str, uid: str, problem: str) -> None:
+        """Record an object that is not used, whose writer is not a caller but may be a tenant that tries hostile names.
 
         Lines above the rate limit are only counted, and the next line contains their number.
         """

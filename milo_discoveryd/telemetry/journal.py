@@ -114,8 +114,8 @@ class Journal:
         self._metrics.event_ignored(self._source)
         log.debug("event ignored", problem=problem, **self._about)
 
-    def object_refused(self, observation: NotWanted) -> None:
-        self._audit.object_refused(observation.name, observation.uid, observation.message)
+    def object_reported(self, observation: NotWanted) -> None:
+        self._audit.object_reported(observation.name, observation.uid, observation.message)
 
     def drained(self, cluster: Cluster, unreleased: Sequence[AwaitedRelease]) -> None:
         self._metrics.drained("expired" if unreleased else "released", self._source)

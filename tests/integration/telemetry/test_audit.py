@@ -29,7 +29,7 @@ def test_audit_event_is_logged_and_written_to_file(tmp_path: Path) -> None:
         audit.refused(CALLER, "", "NO_RULE", call="ListClusters")
         audit.rights_changed(rules=["ops"])
         audit.reload_rejected(problems=["bad"])
-        audit.object_refused("x" * 300, "u2", "its name is not a DNS name")
+        audit.object_reported("x" * 300, "u2", "its name is not a DNS name")
     file.close()
     found = lines(tmp_path / "audit")
     caller = {"listener": "api", "uid": 0, "sans": ["uri:spiffe://a/b"], "peer": "unix:"}
@@ -49,14 +49,14 @@ def test_refused_objects_are_recorded_up_to_a_rate(tmp_path: Path) -> None:
     file, now = AuditFile(tmp_path / "audit"), [0.0]
     audit = Audit(Metrics().audit, file, clock=lambda: now[0])
     for _ in range(100):
-        audit.object_refused("evil", "u", "its endpoint is not a URL")
-    audit.object_refused("other", "v", "its endpoint is not a URL")
+        audit.object_reported("evil", "u", "its endpoint is not a URL")
+    audit.object_reported("other", "v", "its endpoint is not a URL")
     now[0] = 1.0
     for _ in range(2):
-        audit.object_refused("evil", "u", "its endpoint is not a URL")
+        audit.object_reported("evil", "u", "its endpoint is not a URL")
     now[0] = 10.0
     for number in range(1_000):
-        audit.object_refused(f"evil-{number}", "u", "its endpoint is not a URL")
+        audit.object_reported(f"evil-{number}", "u", "its endpoint is not a URL")
     file.close()
     found = lines(tmp_path / "audit")
     assert [line["cluster"] for line in found[:22]] == [*["evil"] * 20, "other", "evil"]

@@ -165,7 +165,7 @@ class Ledger:
     def event_ignored(self, problem: str) -> None:
         self._note("daemon: ignores an event,", problem)
 
-    def object_refused(self, observation: Malformed | Refused) -> None:
+    def object_reported(self, observation: Malformed | Refused) -> None:
         self._note("daemon: refuses", observation.name)
 
     def source_status_changed(self, status: ViewStatus) -> None:

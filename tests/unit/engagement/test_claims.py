@@ -29,7 +29,7 @@ class Claimants:
         self.refused: list[str] = []
         self.sources: list[Engagements] = []
         for number, server in enumerate(servers or ("eu", "us")):
-            self.sources.append(Engagements(log, refused=lambda seen: self.refused.append(seen.name)))
+            self.sources.append(Engagements(log, report=lambda seen: self.refused.append(seen.name)))
             self.fleet.add_source(f"{number}", self.sources[-1], server)
         positions = Positions()
         self.positions = [SourcePositions(positions, [0]) for _ in self.sources]

@@ -67,7 +67,7 @@ class RecordingJournal(Journal):
         self.statuses: list[str] = []
         self.refused: list[tuple[str, str]] = []
 
-    def object_refused(self, observation: Malformed | Refused) -> None:
+    def object_reported(self, observation: Malformed | Refused) -> None:
         self.refused.append((observation.name, observation.message))
 
     def changed(self, done: Event, *, is_live: bool) -> None:

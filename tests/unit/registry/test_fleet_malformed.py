@@ -14,7 +14,7 @@ class Ledger(Journal):
         super().__init__(Metrics().sources, Audit(Metrics().audit))
         self.refused: list[tuple[str, str]] = []
 
-    def object_refused(self, observation: Malformed | Refused) -> None:
+    def object_reported(self, observation: Malformed | Refused) -> None:
         self.refused.append((observation.name, observation.version))
 
 
