@@ -207,6 +207,33 @@ class ContributionIndex:
         return record if record is not None and record.content is not None else None
 
 
+class ObjectsAreClusters:
+    """Each object is the cluster of its name. It has the methods of `ContributionIndex`, for kinds without `reduce`."""
+
+    def restored_objects(
+        self, clusters: Sequence[Ready], objects: Iterable[StoredObject]
+    ) -> Iterable[Sequence[ObservedObject]]:
+        del objects
+        return (clusters,)
+
+    def restore(self, collection: int, objects: ObjectChanges) -> None:
+        pass
+
+    def states(self, collection: int, objects: ObjectChanges) -> Iterator[ClusterStates]:
+        del collection
+        yield ClusterStates([change.observation for change in objects.changes], objects.position)  # type: ignore[misc]
+
+    def states_once_listed(self, position: ObjectPosition) -> Iterator[ClusterStates]:
+        del position
+        return iter(())
+
+    def objects_of(self, cluster: str) -> tuple[ObjectReference, ...]:
+        return ((0, cluster),)
+
+    def stored_objects(self) -> Iterator[StoredObject]:
+        return iter(())
+
+
 def _content(record: ObjectRecord) -> ObjectContent:
     assert isinstance(record.content, ObjectContent), "the object is not a cluster itself"
     return record.content

@@ -2,16 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Protocol
 
-import msgspec
-
+from milo_discoveryd.connectivity.reachability import ConnectivityChange
 from milo_discoveryd.engagement.claims import FleetEngagements
+from milo_discoveryd.engagement.contribution_index import CLUSTERS_PER_STEP
 from milo_discoveryd.engagement.engagement import ClusterStates, Engagements
 from milo_discoveryd.engagement.pending_releases import AwaitedRelease, PendingReleases, SubscriberKey, Subscription
 from milo_discoveryd.log.change_log import ChangeLog
-from milo_discoveryd.log.change_notifier import ChangeNotifier
+from milo_discoveryd.log.change_notifier import LOW_PRIORITY_DELAY_S, ChangeNotifier
 from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.log.filter import ClusterView
 from milo_discoveryd.model.cluster import Cluster, source_of
@@ -56,18 +57,6 @@ class Observer(Protocol):
         """Record that the API server answers confirmation reads again."""
 
 
-class SourceClusters(msgspec.Struct):
-    """The clusters of one source, and the receiver of their changes for metrics and the log."""
-
-    source: str
-    server: str
-    """Identifies the API server: sources with equal values follow the same one."""
-    engagements: Engagements
-    observer: Observer
-    is_synced: bool = False
-    """Whether the first lists were applied, so that changes concern subscribers."""
-
-
 class FleetChanges:
     """The log, listeners and subscribers that all sources of a daemon share."""
 
@@ -83,7 +72,7 @@ class FleetChanges:
         self._listeners: list[tuple[EventType, Callable[[Cluster], None]]] = []
         self._drain_timer: asyncio.TimerHandle | None = None
 
-    def add_source(self, clusters: SourceClusters) -> None:
+    def add_source(self, clusters: "SourceClusters") -> None:
         self._sources[clusters.source] = clusters
         self.engagements.add_source(clusters.source, clusters.engagements, clusters.server)
 
@@ -160,6 +149,55 @@ class FleetChanges:
         self._drain_timer = None
         self._end_drains(self.releases.due(steady_now()))
         self._set_drain_timer()
+
+
+class SourceClusters:
+    """The clusters of one source, and their changes that no object makes."""
+
+    def __init__(
+        self, source: str, server: str, engagements: Engagements, observer: Observer, changes: FleetChanges
+    ) -> None:
+        """`server` identifies the API server: sources with equal values follow the same one."""
+        self.source = source
+        self.server = server
+        self.engagements = engagements
+        self.observer = observer
+        """The receiver of changes for metrics and the log."""
+        self.is_synced = False
+        """Whether the first lists were applied, so that changes concern subscribers."""
+        self._changes = changes
+
+    def connectivity_changed(self, change: ConnectivityChange) -> None:
+        now = moment(time.monotonic())
+        name, incarnation, connectivity = change.name, change.incarnation, change.connectivity
+        events = list(self.engagements.set_connectivity(name, incarnation, connectivity, now))
+        if change.disengages:
+            message = f"unreachable for too long; {connectivity.message}"
+            events += self.engagements.disengage_unreachable(name, incarnation, message, now)
+        is_urgent = any(event.type is not EventType.UPDATED for event in events)
+        self._changes.publish(events, now.steady if is_urgent else None)
+        if events and not is_urgent:
+            self._changes.notifier.notify(LOW_PRIORITY_DELAY_S)
+
+    def assign(self, elsewhere: Callable[[str], str | None], timeout_s: float) -> Iterator[None]:
+        """Engage the clusters that this daemon owns, and drain the others, in batches; see `Engagements.reassign`.
+
+        `elsewhere` returns why this daemon does not own a cluster.
+        """
+        self.engagements.assigned_elsewhere = elsewhere
+        names = iter([name for name, _ in self.engagements.items()])
+        while batch := [*islice(names, CLUSTERS_PER_STEP)]:
+            now = moment(steady_now())
+            reassigned = (self.engagements.reassign(name, timeout_s, now) for name in batch if self.engagements[name])
+            self._changes.publish([event for events in reassigned for event in events], now.steady)
+            yield
+
+    def lose_ownership(self, message: str) -> None:
+        """Disengage everything at once, until `assign` is called again."""
+        self.engagements.assigned_elsewhere = lambda _: message
+        now = moment(steady_now())
+        lost = (self.engagements.lose(name, message, now) for name, _ in [*self.engagements.items()])
+        self._changes.publish([event for events in lost for event in events], now.steady)
 
 
 def steady_now() -> float:

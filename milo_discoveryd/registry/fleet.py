@@ -10,8 +10,8 @@ from milo_discoveryd.log.change_log import ChangeLog
 from milo_discoveryd.log.filter import ClusterView
 from milo_discoveryd.model.cluster import Cluster, source_of
 from milo_discoveryd.registry.changes import FleetChanges
-from milo_discoveryd.registry.source import ClusterSource, worst
-from milo_kube.reflect.view_status import ViewStatus
+from milo_discoveryd.registry.source import ClusterSource
+from milo_kube.reflect.view_status import ViewStatus, worst
 
 COUNT_AGE_S = 1.0
 
@@ -105,7 +105,7 @@ class Fleet:
     # --- probes ---
 
     def connectivity_changed(self, change: ConnectivityChange) -> None:
-        self._sources[source_of(change.name)].connectivity_changed(change)
+        self._sources[source_of(change.name)].clusters.connectivity_changed(change)
 
     def needs_probe(self, cluster: str, incarnation: int) -> bool:
         """Return whether a probe of that cluster is still needed."""

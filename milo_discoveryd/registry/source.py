@@ -6,18 +6,14 @@ of their event loop.
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 
 import msgspec
 
-from milo_discoveryd.connectivity.reachability import ConnectivityChange
-from milo_discoveryd.engagement.contribution_index import CLUSTERS_PER_STEP, ContributionIndex, Reduce
-from milo_discoveryd.engagement.engagement import ClusterStates, Engagements
+from milo_discoveryd.engagement.contribution_index import ContributionIndex, ObjectsAreClusters, Reduce
+from milo_discoveryd.engagement.engagement import Engagements
 from milo_discoveryd.engagement.not_ready import HeldNotReady, NotReadyClusters
-from milo_discoveryd.log.change_notifier import LOW_PRIORITY_DELAY_S
-from milo_discoveryd.log.events import EventType
 from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.model.contributions import ObjectReference, ObservedObject
+from milo_discoveryd.model.contributions import ObservedObject
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import NotWanted, Ready
 from milo_discoveryd.model.removal_limits import FirstList
@@ -33,7 +29,7 @@ from milo_discoveryd.objects.pending_deletions import (
     PendingDeletions,
 )
 from milo_discoveryd.objects.removal_guard import RemovalGuard
-from milo_discoveryd.objects.store import ObjectChanges, ObjectPosition, ObjectStore, SourcePositions
+from milo_discoveryd.objects.store import ObjectChanges, ObjectStore, SourcePositions
 from milo_discoveryd.registry.changes import FleetChanges, Observer, SourceClusters, moment, steady_now
 from milo_discoveryd.state_file.encoding import StoredObject
 from milo_kube.reflect.messages import (
@@ -44,7 +40,7 @@ from milo_kube.reflect.messages import (
     Relisting,
     SourceEvent,
 )
-from milo_kube.reflect.view_status import ViewState, ViewStatus
+from milo_kube.reflect.view_status import ViewState, ViewStatus, worst
 
 _RESULTS = {Absent: "not_found", Found: "found", Inconclusive: "inconclusive"}
 RESTORED = "Restored"
@@ -92,33 +88,6 @@ class SourcePolicy(msgspec.Struct, frozen=True, kw_only=True):
     not_ready: NotReadyClusters | None = None
     drain_timeout_s: float = 0.0
     objects_limit: int = UNLIMITED
-
-
-class ObjectsAreClusters:
-    """Each object is the cluster of its name. It has the methods of `ContributionIndex`, for kinds without `reduce`."""
-
-    def restored_objects(
-        self, clusters: Sequence[Ready], objects: Iterable[StoredObject]
-    ) -> Iterable[Sequence[ObservedObject]]:
-        del objects
-        return (clusters,)
-
-    def restore(self, collection: int, objects: ObjectChanges) -> None:
-        pass
-
-    def states(self, collection: int, objects: ObjectChanges) -> Iterator[ClusterStates]:
-        del collection
-        yield ClusterStates([change.observation for change in objects.changes], objects.position)  # type: ignore[misc]
-
-    def states_once_listed(self, position: ObjectPosition) -> Iterator[ClusterStates]:
-        del position
-        return iter(())
-
-    def objects_of(self, cluster: str) -> tuple[ObjectReference, ...]:
-        return ((0, cluster),)
-
-    def stored_objects(self) -> Iterator[StoredObject]:
-        return iter(())
 
 
 class ClusterSource:
@@ -170,7 +139,9 @@ class ClusterSource:
             for number, store in enumerate(stores)
         )
         self.progress = SourceProgress()
-        self.clusters = SourceClusters(self.name, self.description.server or self.name, self.engagements, observer)
+        self.clusters = SourceClusters(
+            self.name, self.description.server or self.name, self.engagements, observer, changes
+        )
 
     @property
     def name(self) -> str:
@@ -349,7 +320,7 @@ class ClusterSource:
         self.changes.publish(events, status.since)
         self._update_progress(moment(status.since))
 
-    # --- changes that no object makes ---
+    # --- assignment by a shard group, and clusters without objects ---
 
     def set_targets(self, targets: Iterable[Target], now: float) -> None:
         """Engage the clusters of a source whose clusters are all known from the start."""
@@ -358,18 +329,6 @@ class ClusterSource:
             pass
         self.set_followed(self.collections[0], ViewStatus(ViewState.STREAMING, now, last_contact=now))
 
-    def connectivity_changed(self, change: ConnectivityChange) -> None:
-        now = moment(time.monotonic())
-        name, incarnation, connectivity = change.name, change.incarnation, change.connectivity
-        events = list(self.engagements.set_connectivity(name, incarnation, connectivity, now))
-        if change.disengages:
-            message = f"unreachable for too long; {connectivity.message}"
-            events += self.engagements.disengage_unreachable(name, incarnation, message, now)
-        is_urgent = any(event.type is not EventType.UPDATED for event in events)
-        self.changes.publish(events, now.steady if is_urgent else None)
-        if events and not is_urgent:
-            self.changes.notifier.notify(LOW_PRIORITY_DELAY_S)
-
     def await_assignment(self, message: str) -> None:
         """Engage nothing, and stay unsynced, until `assign` says which clusters this daemon owns."""
         self._is_assigned = False
@@ -377,27 +336,11 @@ class ClusterSource:
         self.engagements.assigned_elsewhere = lambda _: message
 
     def assign(self, elsewhere: Callable[[str], str | None], timeout_s: float, *, is_decided: bool) -> Iterator[None]:
-        """Engage the clusters that this daemon owns, and drain the others, in batches; see `Engagements.reassign`.
-
-        `elsewhere` returns why this daemon does not own a cluster. The source is not synced before the first decision.
-        """
-        self.engagements.assigned_elsewhere = elsewhere
-        names = iter([name for name, _ in self.engagements.items()])
-        while batch := [*islice(names, CLUSTERS_PER_STEP)]:
-            now = moment(steady_now())
-            reassigned = (self.engagements.reassign(name, timeout_s, now) for name in batch if self.engagements[name])
-            self.changes.publish([event for events in reassigned for event in events], now.steady)
-            yield
+        """Assign the clusters in batches: see `SourceClusters`. The source is not synced before the first decision."""
+        yield from self.clusters.assign(elsewhere, timeout_s)
         if is_decided and not self._is_assigned:
             self._is_assigned = True
             self._update_progress(moment(steady_now()))
-
-    def lose_ownership(self, message: str) -> None:
-        """Disengage everything at once, until `assign` is called again."""
-        self.engagements.assigned_elsewhere = lambda _: message
-        now = moment(steady_now())
-        lost = (self.engagements.lose(name, message, now) for name, _ in [*self.engagements.items()])
-        self.changes.publish([event for events in lost for event in events], now.steady)
 
     # --- what is known about one cluster ---
 
@@ -432,16 +375,3 @@ class ClusterSource:
 
     def _objects_of(self, cluster: str) -> Iterable[tuple[ObjectCollection, str]]:
         return ((self.collections[number], key) for number, key in self._meaning.objects_of(cluster))
-
-
-_SEVERITY = {ViewState.STREAMING: 0, ViewState.CATCHING_UP: 1, ViewState.STALE: 2}
-
-
-def worst(statuses: Sequence[ViewStatus]) -> ViewStatus:
-    """Return a status that summarizes several: the worst one, with the oldest contact."""
-    if len(statuses) == 1:
-        return statuses[0]
-    worst_status = max(statuses, key=lambda status: _SEVERITY[status.state])
-    contacts = [status.last_contact for status in statuses if status.last_contact is not None]
-    last_contact = min(contacts) if len(contacts) == len(statuses) else None
-    return msgspec.structs.replace(worst_status, last_contact=last_contact)

@@ -82,7 +82,7 @@ class FleetAssignment:
     def lose_ownership(self) -> None:
         self._follow(None)
         for source in self._fleet.sources:
-            source.lose_ownership(LOST)
+            source.clusters.lose_ownership(LOST)
 
     def lost(self) -> Iterator[str] | None:
         """Return the clusters that this daemon no longer owns and that are still draining; None if that is unknown.

@@ -83,7 +83,7 @@ class World:
 
     def _tell(self, verdict: ConnectivityChange) -> None:
         self.reached.setdefault(verdict.name, self._clock())
-        self.source.connectivity_changed(verdict)
+        self.source.clusters.connectivity_changed(verdict)
 
 
 def run_steps(steps: Callable[[World], Awaitable[None]], policy: ProbePolicy) -> None:

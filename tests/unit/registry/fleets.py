@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from milo_discoveryd.engagement.contribution_index import ObjectsAreClusters
 from milo_discoveryd.engagement.engagement import Engagements
 from milo_discoveryd.engagement.not_ready import NotReadyClusters
 from milo_discoveryd.log.change_log import ChangeLog, Retention
@@ -21,7 +22,6 @@ from milo_discoveryd.objects.collection import ObjectCollection
 from milo_discoveryd.objects.pending_deletions import ConfirmationRequest, ConfirmationResult, PendingDeletions
 from milo_discoveryd.objects.removal_guard import RemovalGuard
 from milo_discoveryd.objects.store import ObjectChanges, ObjectStore, Positions, SourcePositions
-from milo_discoveryd.registry.source import ObjectsAreClusters
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEvent
 
 WALL_AT_ZERO = 1_000_000.0

@@ -36,8 +36,8 @@ async def test_unreachable_cluster_is_disengaged_with_reason_and_engaged_again_w
     (cluster,) = source.engagements.clusters()
     incarnation = cluster.incarnation
     with source.changes.notifier.waiter() as waiter:
-        source.connectivity_changed(ConnectivityChange("a", incarnation, AWAY))
-        source.connectivity_changed(ConnectivityChange("a", incarnation, AWAY, disengages=True))
+        source.clusters.connectivity_changed(ConnectivityChange("a", incarnation, AWAY))
+        source.clusters.connectivity_changed(ConnectivityChange("a", incarnation, AWAY, disengages=True))
         assert heard == ["UPDATED a", "DISENGAGED a"]
         await waiter.wait_for_change(1.0)
     record = source.engagements["a"]
@@ -47,6 +47,6 @@ async def test_unreachable_cluster_is_disengaged_with_reason_and_engaged_again_w
     for _ in source.apply(source.collections[0], [ObjectChanged(ready(version="2"))], 1.0):
         pass
     assert source.engagements.engaged == 0
-    source.connectivity_changed(ConnectivityChange("a", incarnation, BACK))
+    source.clusters.connectivity_changed(ConnectivityChange("a", incarnation, BACK))
     assert heard[2:] == ["ENGAGED a"]
     assert source.engagements.engaged == 1
