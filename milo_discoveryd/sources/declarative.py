@@ -14,7 +14,14 @@ from milo_discoveryd.model.observation import Malformed, NotReady, ObjectFields,
 from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.schema import values
 from milo_discoveryd.schema.fields import Group, ListOf, Nested, Text, Whole, selector_text
-from milo_discoveryd.sources.endpoints import HostPattern, checked_authorities, checked_url, host_pattern
+from milo_discoveryd.sources.endpoints import (
+    HostPattern,
+    checked_authorities,
+    checked_url,
+    decoded_kubeconfig,
+    host_pattern,
+    server_of,
+)
 from milo_discoveryd.sources.field_path import DecodedData, FieldPath, Template, text
 from milo_discoveryd.sources.kind import (
     SENT_WHERE_OBJECTS_SAY,
@@ -36,7 +43,6 @@ from milo_discoveryd.sources.reading import (
     passed_on,
     shared,
 )
-from milo_discoveryd.sources.stated_kubeconfig import decoded, server_of
 from milo_kube import addresses
 from milo_kube.kubeconfig import SERVER
 
@@ -359,7 +365,7 @@ class DeclaredObjects:
         if not encoded:
             return None
         origin = f"the key {key!r} of Secret {metadata.namespace}/{metadata.name}"
-        url, authorities = server_of(decoded(encoded, origin), SERVER, origin)
+        url, authorities = server_of(decoded_kubeconfig(encoded, origin), SERVER, origin)
         try:
             return StatedServer(self._kind.endpoint.checked(url), authorities)
         except MalformedError as error:
@@ -436,7 +442,7 @@ class DeclaredObjects:
         if endpoint.kubeconfig is not None:
             origin = endpoint.kubeconfig.source
             server, kubeconfig_authorities = server_of(
-                decoded(_required(endpoint.kubeconfig, document), origin), SERVER, origin
+                decoded_kubeconfig(_required(endpoint.kubeconfig, document), origin), SERVER, origin
             )
             authorities = authorities or kubeconfig_authorities
         elif endpoint.field is not None:

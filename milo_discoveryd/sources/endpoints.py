@@ -1,14 +1,18 @@
-"""Validation of clusters' addresses and CA certificates that come from objects. Pure."""
+"""Validation of clusters' addresses and CA certificates that come from objects, or from kubeconfigs in objects or
+files. Pure.
+"""
 
 import base64
 import binascii
 import re
+from collections.abc import Callable
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
 from milo_discoveryd.sources.reading import DNS_SUBDOMAIN, MalformedError
-from milo_kube import addresses
+from milo_kube import addresses, kubeconfig
+from milo_kube.kubeconfig import KubeconfigError, ParsedKubeconfig, Policy
 
 _PEM = re.compile(rb"\s*-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s-]+-----END CERTIFICATE-----\s*")
 _HOST = re.compile(r"(?:\*\.)?[A-Za-z0-9](?:[-A-Za-z0-9.:]*[A-Za-z0-9])?")
@@ -92,3 +96,39 @@ def _covers(pattern: HostPattern, host: str) -> bool:
         address = addresses.ip_address(host)
         return address is not None and address.version == pattern.version and address in pattern
     return host.endswith(pattern[1:]) if pattern.startswith("*.") else host == pattern
+
+
+def parsed_kubeconfig(content: bytes, origin: str) -> ParsedKubeconfig:
+    """Parse a kubeconfig. Raises MalformedError, which quotes no value of the content, since values may be secret."""
+    return _parsed_kubeconfig(kubeconfig.parse, content, origin)
+
+
+def decoded_kubeconfig(encoded: str, origin: str) -> ParsedKubeconfig:
+    """Parse a kubeconfig in base64. Raises MalformedError."""
+    try:
+        content = base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError):
+        raise MalformedError(f"{origin} does not contain a kubeconfig in base64") from None
+    return _parsed_kubeconfig(kubeconfig.parse_received, content, origin)
+
+
+def _parsed_kubeconfig(parse: Callable[[bytes], ParsedKubeconfig], content: bytes, origin: str) -> ParsedKubeconfig:
+    try:
+        return parse(content)
+    except KubeconfigError as error:
+        raise MalformedError(f"{origin}: {error}") from None
+
+
+def server_of(
+    config: ParsedKubeconfig, policy: Policy, origin: str, context: str | None = None
+) -> tuple[str, bytes | None]:
+    """Return a context's server, and its CA certificates as PEM. Raises MalformedError."""
+    try:
+        selected = config.select(policy, context)
+    except KubeconfigError as error:
+        raise MalformedError(f"{origin}: {error}") from None
+    authorities = selected.authorities
+    if authorities is not None:
+        pem = authorities.decode(errors="replace")
+        authorities = checked_authorities(pem, f"certificate-authority-data of {origin}")
+    return selected.server, authorities

@@ -11,10 +11,9 @@ from milo_discoveryd.model.cluster import FileTarget, Target
 from milo_discoveryd.model.contributions import Contribution
 from milo_discoveryd.model.observation import Ready
 from milo_discoveryd.schema.fields import Text
-from milo_discoveryd.sources.endpoints import checked_url
+from milo_discoveryd.sources.endpoints import checked_url, parsed_kubeconfig, server_of
 from milo_discoveryd.sources.kind import FileObject, Files, IssuerTraits, ProjectServer, SourceKind, SourceOptions
 from milo_discoveryd.sources.reading import DNS_SUBDOMAIN, MalformedError, checked
-from milo_discoveryd.sources.stated_kubeconfig import parsed, server_of
 from milo_kube.kubeconfig import STATED, ParsedKubeconfig
 
 ENDINGS = (".kubeconfig", ".yaml", ".yml", ".conf", ".config", ".json")
@@ -57,7 +56,7 @@ class KindKind(_KubeconfigKind, frozen=True, kw_only=True):
 
 def _file(file: str, content: bytes) -> Iterable[FileObject]:
     try:
-        yield _object(file, cluster_name(file), parsed(content, file), None, file)
+        yield _object(file, cluster_name(file), parsed_kubeconfig(content, file), None, file)
     except MalformedError as error:
         yield FileObject(file, problem=str(error))
 
@@ -68,7 +67,7 @@ def _file_of(key: str) -> tuple[str, str]:
 
 def _contexts(file: str, content: bytes) -> Iterable[FileObject]:
     """Read the contexts. Raises MalformedError if the file cannot be read as a whole: then no cluster is known."""
-    config = parsed(content, file)
+    config = parsed_kubeconfig(content, file)
     for context in dict.fromkeys(config.contexts):
         if not context.startswith(KIND_PREFIX):
             continue

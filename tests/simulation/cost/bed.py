@@ -10,8 +10,7 @@ from typing import TypeVar
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.config import Settings
-from milo_discoveryd.log.change_log import BATCH_BYTES
-from milo_discoveryd.log.slots import STALE_SLOTS
+from milo_discoveryd.log.change_log import BATCH_BYTES, STALE_SLOTS
 from milo_discoveryd.model.cluster import DeclaredTarget, key_of
 from milo_discoveryd.objects.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.source import ClusterSource, SourceDescription, SourcePolicy

@@ -10,9 +10,8 @@ import msgspec
 from milo_discoveryd.engagement.contribution_index import ObjectsAreClusters
 from milo_discoveryd.engagement.engagement import Engagements
 from milo_discoveryd.engagement.not_ready import NotReadyClusters
-from milo_discoveryd.log.change_log import ChangeLog, Retention
+from milo_discoveryd.log.change_log import STALE_SLOTS, ChangeLog, Retention
 from milo_discoveryd.log.events import Event, EventType, Frame, LogEntry
-from milo_discoveryd.log.slots import STALE_SLOTS
 from milo_discoveryd.model.cluster import Cluster, DisengageReason, Target
 from milo_discoveryd.model.contributions import ObservedObject
 from milo_discoveryd.model.moment import Moment
