@@ -42,8 +42,7 @@ from milo_discoveryd.telemetry.status import DaemonIdentity, when
 from milo_discoveryd.telemetry.traces import exporting
 from milo_discoveryd.telemetry.watched_loop import watched_loop
 from milo_discoveryd.wiring.config_reload import ConfigReloader, Load
-from milo_discoveryd.wiring.configured_source import ConfiguredSource, configured_sources
-from milo_discoveryd.wiring.fleets import new_fleet
+from milo_discoveryd.wiring.configured_source import ConfiguredSource, configured_sources, new_fleet
 from milo_discoveryd.wiring.issuers import Issuers
 from milo_discoveryd.wiring.listeners import listeners, token_reviewer
 from milo_discoveryd.wiring.prober import probe

@@ -11,10 +11,9 @@ from milo_discoveryd.daemon_errors import UnfitError
 from milo_discoveryd.instruments import CredentialMetrics
 from milo_discoveryd.kubeconfigs import rendering
 from milo_discoveryd.kubeconfigs.credential_lease import Draw, refresh_at
-from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
 from milo_discoveryd.kubeconfigs.lease_table import LeaseEntry
 from milo_discoveryd.kubeconfigs.minter import Minter
-from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
+from milo_discoveryd.kubeconfigs.rendering import ClusterTrust, IssuedKubeconfig
 from milo_discoveryd.model.cluster import Cluster, DeclaredTarget, Target
 from milo_discoveryd.rights.rights import Recipient
 from milo_kube.credential import CredentialError

@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from typing import TypeAlias
 
 from msgspec.structs import replace
@@ -25,10 +25,8 @@ from milo_discoveryd.credentials.issuers.issuer import (
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
 from milo_discoveryd.instruments import CredentialMetrics
 from milo_discoveryd.kubeconfigs.credential_lease import Draw
-from milo_discoveryd.kubeconfigs.issuer_outage import IssuerOutage
-from milo_discoveryd.kubeconfigs.lease_table import LeaseEntry, LeaseKey, LeaseTable
+from milo_discoveryd.kubeconfigs.lease_table import LeaseEntry, LeaseKey, LeaseTable, RenewalTimer
 from milo_discoveryd.kubeconfigs.mint_queue import MintQueue
-from milo_discoveryd.kubeconfigs.renewal_timer import RenewalTimer
 from milo_discoveryd.kubeconfigs.revocations import Revocations
 from milo_discoveryd.logger import log
 from milo_discoveryd.model.cluster import Cluster, Target
@@ -311,3 +309,34 @@ def _is_of_cluster(error: CredentialError) -> bool:
 
 def ttl_step(ttl_s: float) -> float:
     return max((step for step in TTL_STEPS_S if step <= ttl_s), default=ttl_s)
+
+
+class IssuerOutage:
+    """Tracks and logs the outages of the issuer, which affect all clusters."""
+
+    def __init__(self, issuer: Issuer) -> None:
+        self._issuer = issuer
+        self.failure: CredentialError | None = None
+        """Why the last attempt failed; None if it succeeded."""
+        self.is_noticed = False
+        """Whether a caller ever requested a credential: failures are then warnings. `keep_ready` does not count."""
+        self._is_warned = False
+        self._probing = asyncio.Lock()
+
+    def attempt(self) -> AbstractAsyncContextManager[None]:
+        """Return the context of an attempt. While the issuer is down, one attempt at a time probes it."""
+        return nullcontext() if self.failure is None else self._probing
+
+    def begin_outage(self, failure: CredentialError) -> None:
+        is_new = self.failure is None or str(self.failure) != str(failure)
+        if is_new or (self.is_noticed and not self._is_warned):
+            note = log.warning if self.is_noticed else log.info
+            note("credential issuer failed", issuer=self._issuer.name, type=self._issuer.type, problem=str(failure))
+            self._is_warned = self.is_noticed
+        self.failure = failure
+
+    def end_outage(self) -> None:
+        if self.failure is not None:
+            log.info("credential issuer recovered", issuer=self._issuer.name)
+        self.failure = None
+        self._is_warned = False

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.daemon_errors import UnfitError
 from milo_kube import kubeconfig
 from milo_kube.act_as import STATEMENT_VARIABLE, ActAs
@@ -69,3 +70,17 @@ def _config(name: str, server: str, trust: ClusterTrust, user: Mapping[str, obje
         name, server=server, authorities=trust.authorities, tls_server_name=trust.tls_server_name, user=user
     )
     return msgspec.json.encode(document)
+
+
+class IssuedKubeconfig(msgspec.Struct, frozen=True):
+    """A kubeconfig for one cluster. The text may contain a secret, so its repr masks it."""
+
+    cluster: str
+    text: bytes
+    issued_at: float
+    expires_at: float | None = None
+    refresh_at: float | None = None
+    credential: IssuedCredential | None = None
+
+    def __repr__(self) -> str:
+        return f"IssuedKubeconfig(cluster={self.cluster!r}, text=***)"

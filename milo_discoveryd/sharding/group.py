@@ -10,9 +10,8 @@ import msgspec
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.instruments import ShardLeaseMetrics
 from milo_discoveryd.logger import log
-from milo_discoveryd.sharding.actions import Evict, Read, Request, WaitUntil, WriteView
 from milo_discoveryd.sharding.lease_client import ConflictError
-from milo_discoveryd.sharding.leases import GroupState
+from milo_discoveryd.sharding.leases import Evict, GroupState, Read, Request, WaitUntil, WriteView
 from milo_discoveryd.sharding.member import Member
 from milo_discoveryd.sharding.ownership import Ownership
 from milo_discoveryd.sharding.revocation import CredentialRevocation

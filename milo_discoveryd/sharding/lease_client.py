@@ -7,9 +7,8 @@ from typing import Protocol
 from milo_discoveryd.credentials.kubernetes_api import ApiAnswer, KubernetesApi, refuse
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.sharding import lease_objects
-from milo_discoveryd.sharding.actions import Delete, Evict, Request, WriteLease, WriteView
 from milo_discoveryd.sharding.lease_objects import LeaseFormatError, LeaseNames
-from milo_discoveryd.sharding.leases import GroupState
+from milo_discoveryd.sharding.leases import Delete, Evict, GroupState, Request, WriteLease, WriteView
 from milo_kube.http.errors import TransportError
 
 TIMEOUT_S = 4.0

@@ -1,6 +1,9 @@
-"""The Leases of a group, as its members see them: one for each member, and one for the view."""
+"""The Leases of a group, as its members see them: one for each member, and one for the view. The requests of a member
+to the Lease API; writes contain the resource version that they replace.
+"""
 
 from collections.abc import Mapping
+from typing import TypeAlias
 
 import msgspec
 
@@ -76,3 +79,38 @@ class GroupState(msgspec.Struct, frozen=True, kw_only=True):
     """The resource version of the view's Lease; empty if there is none."""
     problems: tuple[str, ...] = ()
     """Problems of Leases with the group's label: a malformed view, and Leases that do not belong to the group."""
+
+
+class Read(msgspec.Struct, frozen=True):
+    """A consistent list of all Leases of the group."""
+
+
+class WriteLease(msgspec.Struct, frozen=True):
+    """A write that creates or renews the member's own Lease."""
+
+    lease: MemberLease
+
+
+class Evict(msgspec.Struct, frozen=True):
+    """A write that clears the Lease of another member, so that its holder's next renewal fails."""
+
+    lease: MemberLease
+
+
+class Delete(msgspec.Struct, frozen=True):
+    """The deletion of the Lease of a member that left long ago."""
+
+    lease: MemberLease
+
+
+class WriteView(msgspec.Struct, frozen=True):
+    view: View
+    version: str
+
+
+class WaitUntil(msgspec.Struct, frozen=True):
+    until: float
+
+
+Request: TypeAlias = Read | WriteLease | Evict | Delete | WriteView
+Action: TypeAlias = Request | WaitUntil

@@ -29,8 +29,20 @@ from math import inf
 
 import msgspec
 
-from milo_discoveryd.sharding.actions import Action, Delete, Evict, Read, Request, WaitUntil, WriteLease, WriteView
-from milo_discoveryd.sharding.leases import GroupState, MemberLease, View, ViewMember
+from milo_discoveryd.sharding.leases import (
+    Action,
+    Delete,
+    Evict,
+    GroupState,
+    MemberLease,
+    Read,
+    Request,
+    View,
+    ViewMember,
+    WaitUntil,
+    WriteLease,
+    WriteView,
+)
 from milo_discoveryd.sharding.ownership import Ownership
 from milo_discoveryd.sharding.state import TIMING, Candidates, Intent, ObservedWrite, State, Timing
 

@@ -1,10 +1,18 @@
 """Requests of the daemon to one API server."""
 
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 
 from milo_discoveryd import USER_AGENT
-from milo_kube.api_server import CONNECT_TIMEOUT_S, ApiServer, Pools
+from milo_discoveryd.logger import log
+from milo_discoveryd.watchers.server_clock import TOLERATED_S, seconds_ahead
+from milo_kube.api_request import Access, ApiRequest
+from milo_kube.api_server import CONNECT_TIMEOUT_S, ApiServer, OpenResponse, Pools
+from milo_kube.credential import ClientCertificate, Credential
+from milo_kube.http.errors import TransportError
+from milo_kube.tls_identity import expiry_of
 from milo_kube.upstream import Upstream
 
 RESPONSE_LIMIT = 128 << 20
@@ -39,3 +47,83 @@ class Transport(ApiServer):
 
     async def aclose(self) -> None:
         await self._pools.aclose()
+
+
+class ExpiringAccess:
+    """The access to an API server, with the expiry of the client certificate that is in use."""
+
+    def __init__(self, upstream: Upstream, wall: Callable[[], float]) -> None:
+        self._upstream = upstream
+        self._wall = wall
+        self._certificate: ClientCertificate | None = None
+        self.expires_at: float | None = None
+        """When the client certificate expires, in seconds since the epoch; None without one."""
+
+    async def access(self, *, refused: Credential | None = None) -> Access:
+        access = await self._upstream.access(refused=refused)
+        if access.credential.certificate != self._certificate:
+            self._certificate = access.credential.certificate
+            self._note_expiry()
+        # Only after the server refused it: this machine's clock may be wrong.
+        if refused == access.credential and self.expires_at is not None and self.expires_at <= self._wall():
+            expired_at = f"{datetime.fromtimestamp(self.expires_at, UTC):%Y-%m-%d %H:%M} UTC"
+            message = f"{access.server} refused the client certificate of {self._upstream.origin}, which expired at "
+            raise TransportError("credential", f"{message}{expired_at}: renew it")
+        return access
+
+    def _note_expiry(self) -> None:
+        self.expires_at = None
+        if self._certificate is None:
+            return
+        try:
+            expiry = expiry_of(self._certificate.chain, datetime.fromtimestamp(self._wall(), UTC))
+        except ValueError:
+            return  # loading the TLS context reports the error
+        self.expires_at = expiry.at.timestamp()
+        if expiry.is_expired:
+            log.warning("client certificate has expired", origin=self._upstream.origin, expired_at=str(expiry))
+        elif expiry.is_soon:
+            log.warning("client certificate expires soon", origin=self._upstream.origin, expires_at=str(expiry))
+
+
+class MonitoredTransport(Transport):
+    """Warns of a client certificate that expires, and of a clock that differs from the server's."""
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        *,
+        environ: Mapping[str, str] = os.environ,
+        response_limit: int,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__(upstream, environ=environ, response_limit=response_limit, connect_timeout_s=connect_timeout_s)
+        self._provider = self._expiring = ExpiringAccess(upstream, wall)
+        self._wall = wall
+        self._is_clock_wrong = False
+
+    @property
+    def certificate_expires_at(self) -> float | None:
+        return self._expiring.expires_at
+
+    async def _opened(
+        self, request: ApiRequest, access: Access, connect_timeout_s: float, silence_s: float | None
+    ) -> OpenResponse:
+        sent_at = self._wall()
+        response = await super()._opened(request, access, connect_timeout_s, silence_s)
+        self._compare_clocks(seconds_ahead(response.headers.get("Date"), sent_at, self._wall()))
+        return response
+
+    def _compare_clocks(self, ahead_s: float) -> None:
+        is_wrong = abs(ahead_s) > TOLERATED_S
+        if is_wrong and not self._is_clock_wrong:
+            log.warning(
+                "clock differs from the API server's",
+                server=self.host,
+                server_is_ahead_s=round(ahead_s),
+                effect="credentials expire earlier or later than this daemon and its clients assume",
+            )
+        elif self._is_clock_wrong and not is_wrong:
+            log.info("clock agrees with the API server's again", server=self.host)
+        self._is_clock_wrong = is_wrong

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 
 from msgspec.structs import replace
@@ -10,13 +10,20 @@ from msgspec.structs import replace
 from milo_discoveryd.config import Settings, SourceSettings
 from milo_discoveryd.credentials.kubeconfig_files import KubeconfigFiles
 from milo_discoveryd.daemon_errors import ConfigError
-from milo_discoveryd.registry.source import ClusterSource
+from milo_discoveryd.engagement.not_ready import NotReadyClusters
+from milo_discoveryd.log.change_log import ChangeLog
+from milo_discoveryd.model.removal_limits import RemovalLimits
+from milo_discoveryd.objects.pending_deletions import PendingDeletions
+from milo_discoveryd.objects.removal_guard import RemovalGuard
+from milo_discoveryd.registry.changes import Observer
+from milo_discoveryd.registry.fleet import Fleet
+from milo_discoveryd.registry.source import ClusterSource, SourceDescription, SourcePolicy
 from milo_discoveryd.sources.context import context_of, wrong_context
 from milo_discoveryd.sources.keyed import KeyedSource
 from milo_discoveryd.sources.kind import SourceOptions
 from milo_discoveryd.state_file.encoding import StateOrigin
 from milo_discoveryd.state_file.state_file import StateFile
-from milo_discoveryd.watchers.monitored_transport import MonitoredTransport
+from milo_discoveryd.watchers.transport import MonitoredTransport
 from milo_discoveryd.wiring.source import Discovery, FileDiscovery
 from milo_discoveryd.wiring.upstreams import discovery_upstream, project_upstream
 from milo_kube.reflect.liveness_policy import LivenessPolicy
@@ -133,3 +140,44 @@ def configured_sources(settings: Settings, environ: Mapping[str, str]) -> list[C
 def at_server(upstream: Upstream, server: str) -> Upstream:
     """Return the API server with another URL and the same identity; unchanged if `server` is empty."""
     return replace(upstream, server=server) if server else upstream
+
+
+def new_fleet(
+    sources: Sequence[ConfiguredSource], settings: Settings, log: ChangeLog, observer: Callable[[str], Observer]
+) -> Fleet:
+    """Return the fleet of the configured sources. `observer` returns the observer of a source, given its name."""
+    limits, grace_s = _limits(settings), settings.not_ready_grace.total_seconds()
+    fleet = Fleet(log)
+    for source in sources:
+        made = ClusterSource(
+            fleet.changes,
+            observer(source.of.name),
+            SourcePolicy(
+                pending_deletions=lambda: PendingDeletions(random.random),
+                guard=lambda: RemovalGuard(limits),
+                not_ready=NotReadyClusters(grace_s, limits if settings.removals.hold_not_ready else None),
+                objects_limit=settings.watch.objects_limit,
+                drain_timeout_s=settings.drain_timeout.total_seconds(),
+            ),
+            SourceDescription(
+                name=source.of.name,
+                kind=source.of.kind,
+                context=source.context,
+                ready_when=source.of.settings.ready_when,
+                server=source.discovery.server if source.discovery else "",
+            ),
+            keys=source.followed.keys,
+            reduce=source.followed.reduce,
+        )
+        fleet.add(made)
+    return fleet
+
+
+def _limits(settings: Settings) -> RemovalLimits:
+    removals = settings.removals
+    return RemovalLimits(
+        count=removals.count,
+        share=removals.share,
+        verify_after_s=removals.verify_after.total_seconds(),
+        per_second=removals.per_second,
+    )

@@ -7,8 +7,7 @@ from pathlib import Path
 from milo_discoveryd.config import Settings, SourceSettings
 from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.sources.kind import ProjectServer
-from milo_discoveryd.watchers.monitored_transport import MonitoredTransport
-from milo_discoveryd.watchers.transport import Transport
+from milo_discoveryd.watchers.transport import MonitoredTransport, Transport
 from milo_kube.credential import Credential
 from milo_kube.credential_providers import StaticCredential
 from milo_kube.upstream import Upstream, UpstreamError, load_in_cluster, load_kubeconfig

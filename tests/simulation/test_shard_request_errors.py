@@ -4,8 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from milo_discoveryd.sharding.actions import Evict, Read, Request, WriteLease, WriteView
-from milo_discoveryd.sharding.leases import GroupState
+from milo_discoveryd.sharding.leases import Evict, GroupState, Read, Request, WriteLease, WriteView
 from tests.simulation.sharding.pod import Pod, Traits
 from tests.simulation.sharding.simulation_run import CLUSTERS, OWNED_WITHIN_S, Simulation
 

@@ -5,8 +5,7 @@ from random import Random
 import pytest
 
 from milo_discoveryd.sharding import rendezvous
-from milo_discoveryd.sharding.actions import Evict, WriteLease, WriteView
-from milo_discoveryd.sharding.leases import MemberLease, View, ViewMember
+from milo_discoveryd.sharding.leases import Evict, MemberLease, View, ViewMember, WriteLease, WriteView
 from milo_discoveryd.sharding.state import Timing
 from tests.simulation.sharding.host import Host, Timeline
 from tests.simulation.sharding.lease_api import ConflictError, LeaseApi

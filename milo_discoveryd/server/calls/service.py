@@ -13,9 +13,9 @@ from milo_discoveryd.engagement.pending_releases import SubscriberKey
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.instruments import StreamMetrics
 from milo_discoveryd.kubeconfigs.credential_lease import Draw
-from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
 from milo_discoveryd.kubeconfigs.kubeconfigs import Kubeconfigs
 from milo_discoveryd.kubeconfigs.lease_handle import CredentialUnavailableError
+from milo_discoveryd.kubeconfigs.rendering import IssuedKubeconfig
 from milo_discoveryd.log.filter import without_sources
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment

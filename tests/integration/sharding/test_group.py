@@ -7,10 +7,9 @@ import pytest
 
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.sharding import group, rendezvous
-from milo_discoveryd.sharding.actions import Read, Request
 from milo_discoveryd.sharding.group import ShardGroup
 from milo_discoveryd.sharding.lease_client import ConflictError
-from milo_discoveryd.sharding.leases import GroupState
+from milo_discoveryd.sharding.leases import GroupState, Read, Request
 from milo_discoveryd.sharding.member import Member
 from milo_discoveryd.sharding.ownership import KeyOwnership, Ownership
 from milo_discoveryd.sharding.state import Timing

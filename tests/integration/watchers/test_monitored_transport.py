@@ -8,7 +8,7 @@ from email.utils import formatdate
 import pytest
 from aiohttp import web
 
-from milo_discoveryd.watchers.monitored_transport import MonitoredTransport
+from milo_discoveryd.watchers.transport import MonitoredTransport
 from milo_kube.credential import ClientCertificate, Credential, Secret
 from milo_kube.credential_providers import StaticCredential
 from milo_kube.http.errors import TransportError

@@ -2,8 +2,17 @@
 
 import msgspec
 
-from milo_discoveryd.sharding.actions import Delete, Evict, Read, Request, WriteLease, WriteView
-from milo_discoveryd.sharding.leases import GroupState, MemberLease, View
+from milo_discoveryd.sharding.leases import (
+    Delete,
+    Evict,
+    GroupState,
+    MemberLease,
+    Read,
+    Request,
+    View,
+    WriteLease,
+    WriteView,
+)
 
 EMPTY = GroupState(members={})
 

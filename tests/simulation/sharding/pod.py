@@ -4,8 +4,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Protocol
 
-from milo_discoveryd.sharding.actions import Read, Request, WaitUntil
-from milo_discoveryd.sharding.leases import GroupState
+from milo_discoveryd.sharding.leases import GroupState, Read, Request, WaitUntil
 from milo_discoveryd.sharding.member import Member
 from milo_discoveryd.sharding.ownership import KeyOwnership, Ownership
 from tests.simulation.sharding.host import Host

@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from milo_discoveryd.sharding import rendezvous
-from milo_discoveryd.sharding.actions import Read, Request
-from milo_discoveryd.sharding.leases import GroupState, View
+from milo_discoveryd.sharding.leases import GroupState, Read, Request, View
 from milo_discoveryd.sharding.member import Member
 from milo_discoveryd.sharding.state import TIMING, Timing
 from tests.simulation.sharding.host import Host, Timeline

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from milo_discoveryd.sharding.actions import Read, Request, WaitUntil
-from milo_discoveryd.sharding.leases import GroupState, MemberLease, View, ViewMember
+from milo_discoveryd.sharding.leases import GroupState, MemberLease, Read, Request, View, ViewMember, WaitUntil
 from milo_discoveryd.sharding.member import Member
 from milo_discoveryd.sharding.ownership import KeyOwnership
 from milo_discoveryd.sharding.state import Candidates, ObservedWrite, State, Timing

@@ -1,6 +1,6 @@
 """Issued kubeconfigs."""
 
-from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
+from milo_discoveryd.kubeconfigs.rendering import IssuedKubeconfig
 
 
 def test_issued_kubeconfig_repr_masks_its_text() -> None:

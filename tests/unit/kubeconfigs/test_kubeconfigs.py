@@ -18,7 +18,6 @@ from milo_discoveryd.daemon_errors import BackendError, UnfitError
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs import minter, revocations
 from milo_discoveryd.kubeconfigs.cluster_ca import cluster_trust
-from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
 from milo_discoveryd.kubeconfigs.kubeconfigs import (
     CredentialLimits,
     IssuerAssignment,
@@ -26,7 +25,7 @@ from milo_discoveryd.kubeconfigs.kubeconfigs import (
     NoIssuerError,
 )
 from milo_discoveryd.kubeconfigs.lease_handle import CredentialUnavailableError, Issuance
-from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
+from milo_discoveryd.kubeconfigs.rendering import ClusterTrust, IssuedKubeconfig
 from milo_discoveryd.model.cluster import Cluster, DeclaredTarget
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.rights.rights import UNLIMITED, Recipient, Terms

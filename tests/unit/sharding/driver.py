@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from milo_discoveryd.sharding.actions import Read, Request, WaitUntil
+from milo_discoveryd.sharding.leases import Read, Request, WaitUntil
 from milo_discoveryd.sharding.member import Member
 from milo_discoveryd.sharding.ownership import KeyOwnership
 from tests.simulation.sharding.lease_api import ConflictError, LeaseApi

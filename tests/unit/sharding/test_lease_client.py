@@ -8,10 +8,19 @@ import pytest
 
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.sharding import lease_objects
-from milo_discoveryd.sharding.actions import Delete, Evict, Read, Request, WriteLease, WriteView
 from milo_discoveryd.sharding.lease_client import ConflictError, LeaseClient
 from milo_discoveryd.sharding.lease_objects import GROUP_LABEL, LeaseNames
-from milo_discoveryd.sharding.leases import GroupState, MemberLease, View
+from milo_discoveryd.sharding.leases import (
+    Delete,
+    Evict,
+    GroupState,
+    MemberLease,
+    Read,
+    Request,
+    View,
+    WriteLease,
+    WriteView,
+)
 from milo_kube.http.errors import TransportError
 
 NAMES = LeaseNames("operators", "dns")

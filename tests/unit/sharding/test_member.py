@@ -5,8 +5,18 @@ from math import inf
 import msgspec
 import pytest
 
-from milo_discoveryd.sharding.actions import Delete, Evict, Read, WaitUntil, WriteLease, WriteView
-from milo_discoveryd.sharding.leases import GroupState, MemberLease, View, ViewMember
+from milo_discoveryd.sharding.leases import (
+    Delete,
+    Evict,
+    GroupState,
+    MemberLease,
+    Read,
+    View,
+    ViewMember,
+    WaitUntil,
+    WriteLease,
+    WriteView,
+)
 from milo_discoveryd.sharding.member import Member
 from milo_discoveryd.sharding.ownership import KeyOwnership
 from milo_discoveryd.sharding.state import TIMING

@@ -22,8 +22,7 @@ from pathlib import Path
 
 import msgspec
 
-from milo_discoveryd.sharding.actions import Delete, Evict, Read, Request, WriteLease, WriteView
-from milo_discoveryd.sharding.leases import MemberLease
+from milo_discoveryd.sharding.leases import Delete, Evict, MemberLease, Read, Request, WriteLease, WriteView
 from milo_discoveryd.sharding.member import Member
 from milo_discoveryd.sharding.ownership import KeyOwnership, Ownership
 from tests.simulation.sharding.lease_api import ConflictError

@@ -11,8 +11,8 @@ from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.identity.caller import Caller
-from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
 from milo_discoveryd.kubeconfigs.lease_table import LeaseKey
+from milo_discoveryd.kubeconfigs.rendering import IssuedKubeconfig
 from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.log.cursor import Cursor
 from milo_discoveryd.log.events import EventType, Frame, Slice, slice_of
