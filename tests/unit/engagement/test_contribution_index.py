@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milo_discoveryd.engagement.contribution_index import Reduce
+from milo_discoveryd.engagement.contribution_index import ObjectsAreClusters, Reduce
 from milo_discoveryd.engagement.not_ready import NotReadyClusters
 from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.log.events import Event
@@ -26,6 +26,7 @@ from milo_discoveryd.model.resource import NAMES, ObjectKeys
 from milo_discoveryd.objects.collection import REMOVALS_HELD, ObjectCollection
 from milo_discoveryd.objects.pending_deletions import Absent, Inconclusive, PendingDeletions
 from milo_discoveryd.objects.removal_guard import RemovalGuard
+from milo_discoveryd.objects.store import ObjectChange, ObjectChanges, ObjectPosition
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.source import ClusterSource, SourcePolicy
 from milo_discoveryd.telemetry.audit import Audit
@@ -41,7 +42,7 @@ from milo_kube.reflect.messages import (
     SourceEvent,
 )
 from milo_kube.reflect.view_status import ViewState, ViewStatus
-from tests.unit.registry.fleets import malformed, target
+from tests.unit.registry.fleets import malformed, ready, target
 
 STREAMING = ViewStatus(ViewState.STREAMING, 0.0, last_contact=0.0)
 
@@ -385,3 +386,16 @@ def test_withdrawn_cluster_is_disengaged_as_removed() -> None:
     fleet.listed(thing("x", shop=True))
     assert fleet.take(ObjectChanged(thing("x", 2, shop=False))) == [("DISENGAGED", "shop", "REMOVED")]
     assert fleet.source.engagements["shop"].state is ObjectState.WITHDRAWN  # type: ignore[union-attr]
+
+
+def test_object_that_is_a_cluster_contributes_to_nothing_else() -> None:
+    meaning, position = ObjectsAreClusters(), ObjectPosition(1)
+    clusters = [ready()]
+    assert [*meaning.restored_objects(clusters, [])] == [clusters]
+    change = ObjectChange("a", None, clusters[0].target, clusters[0])
+    [states] = meaning.states(0, ObjectChanges([change], position))
+    assert (states.states, states.position) == (clusters, position)
+    meaning.restore(0, ObjectChanges([change], position))
+    assert [*meaning.states_once_listed(position)] == []
+    assert meaning.objects_of("a") == ((0, "a"),)
+    assert [*meaning.stored_objects()] == []

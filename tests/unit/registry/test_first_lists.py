@@ -6,7 +6,7 @@ import pytest
 from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.log.filter import Filter
 from milo_discoveryd.model.observation import Observation
-from milo_discoveryd.model.removal_limits import FirstList, RemovalLimits
+from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_discoveryd.objects.removal_guard import RemovalGuard
 from milo_discoveryd.registry.fleet import Fleet, WaitingStreams
 from milo_discoveryd.registry.source import ClusterSource
@@ -37,26 +37,6 @@ def waits(of: ClusterSource, known: int, visible: int) -> bool:
     """Return whether a subscriber with `known` clusters waits for a second list if its view has `visible` clusters."""
     first = of.first_list
     return first.may_lack(known, min(first.clusters, visible))
-
-
-@pytest.mark.parametrize(
-    ("known", "present", "may_lack"), [(20, 0, True), (20, 9, True), (20, 10, False), (1, 0, True), (0, 5, False)]
-)
-def test_first_list_that_lacks_most_or_all_clusters_of_a_subscriber_is_doubted(
-    known: int, present: int, may_lack: bool
-) -> None:
-    assert FirstList(present, RemovalLimits()).may_lack(known, present) is may_lack
-    assert not FirstList(present, None).may_lack(known, present)
-
-
-@pytest.mark.parametrize(
-    ("version", "known", "is_older"), [(41, 42, True), (42, 42, False), (0, 42, False), (41, 0, False)]
-)
-def test_first_list_with_an_older_version_than_the_subscriber_received_is_doubted(
-    version: int, known: int, is_older: bool
-) -> None:
-    assert FirstList(3, RemovalLimits(), version).is_older(known) is is_older
-    assert not FirstList(3, None, version).is_older(known)
 
 
 def test_source_is_followed_up_to_the_version_of_its_lists_and_changes() -> None:
