@@ -96,10 +96,12 @@ class ClusterRecords:
         self._counts[state] += 1
         return record
 
-    def move(self, record: ClusterRecord, state: ObjectState, now: Moment) -> None:
+    def move(self, name: str, record: ClusterRecord, state: ObjectState, now: Moment) -> str | None:
+        """Record that a cluster's object entered a state. Return the key of a record that is dropped for it."""
         self._counts[record.state] -= 1
         self._counts[state] += 1
         record.state, record.since = state, now.wall
+        return self.note_absent(name, state)
 
     def keep(self, name: str) -> None:
         """Keep a record: only absent ones are dropped, oldest first."""

@@ -320,7 +320,7 @@ class Engagements:
         if record is None:
             record = self._records.add(observation, state, now)
             if state in FORGETTABLE_STATES:
-                self._note_absent(observation.name, state)
+                self._note_dropped(self._records.note_absent(observation.name, state))
         elif record.state is not state or _replaced_by(record, observation):
             self._move(observation.name, record, state, now)
         record.uid, record.version, record.message = (
@@ -391,7 +391,7 @@ class Engagements:
         self.not_ready.ended(name)
         if cluster.draining is not None:
             self.releases.end_drain(name)
-            self._note_absent(name, record.state)
+            self._note_dropped(self._records.note_absent(name, record.state))
         ended = record.record_end(cluster, reason, message, now.wall)
         record.former = without_draining(cluster)
         self.log.append(record.entry, ended, now.steady)
@@ -403,11 +403,9 @@ class Engagements:
         was_not_ready = record.state is ObjectState.NOT_READY and record.latest is not None
         if was_not_ready and state is not ObjectState.NOT_READY:
             self.not_ready.forget(name)
-        self._records.move(record, state, now)
-        self._note_absent(name, state)
+        self._note_dropped(self._records.move(name, record, state, now))
 
-    def _note_absent(self, name: str, state: ObjectState) -> None:
-        dropped = self._records.note_absent(name, state)
+    def _note_dropped(self, dropped: str | None) -> None:
         if dropped is not None:
             self.dropped_names.append(dropped)
 

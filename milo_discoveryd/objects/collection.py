@@ -154,7 +154,7 @@ class ObjectCollection:
         """When to list again, to verify a previous list."""
         if self._guard is None:
             return None
-        return self._guard.verify_first_at if self.held is None else self._guard.relist_at
+        return self._guard.first_list.verify_at if self.held is None else self._guard.relist_at
 
     @property
     def unverified(self) -> RemovalLimits | None:

@@ -12,6 +12,7 @@ clusters too: when the definition of a resource is deleted, the API server delet
 
 from collections import deque
 from collections.abc import Sequence, Set
+from typing import ClassVar
 
 import msgspec
 
@@ -96,15 +97,20 @@ Hold = AwaitsSecondList | AwaitsKnownObjects | AwaitsNewerList | AwaitsAdministr
 class FirstListExpected(msgspec.Struct, frozen=True):
     """This run has not accepted a list yet, or gave up the one that it had accepted."""
 
+    verify_at: ClassVar[None] = None
+
 
 class FirstListUnverified(msgspec.Struct, frozen=True):
     """This run accepted one list. A second one tells whether that was complete."""
 
     verify_at: float
+    """When the second list is due."""
 
 
 class FirstListVerified(msgspec.Struct, frozen=True):
     """This run accepted a list and, later, a second one."""
+
+    verify_at: ClassVar[None] = None
 
 
 class RemovalGuard:
@@ -119,7 +125,7 @@ class RemovalGuard:
         self._accepts = False
         self._deletions_reported: deque[float] = deque()
         """When the watch reported recent deletions of engaged clusters."""
-        self._first_list: FirstListExpected | FirstListUnverified | FirstListVerified = FirstListExpected()
+        self.first_list: FirstListExpected | FirstListUnverified | FirstListVerified = FirstListExpected()
 
     @property
     def held(self) -> HeldRemovals | None:
@@ -150,26 +156,20 @@ class RemovalGuard:
     @property
     def is_verified(self) -> bool:
         """Whether this run accepted a list and, later, a second one."""
-        return isinstance(self._first_list, FirstListVerified)
-
-    @property
-    def verify_first_at(self) -> float | None:
-        """When the second list of this run is due, which tells whether the first one was complete; None before the
-        first one, and if it is verified."""
-        return self._first_list.verify_at if isinstance(self._first_list, FirstListUnverified) else None
+        return isinstance(self.first_list, FirstListVerified)
 
     def _listed(self, now: float, *, is_accepted: bool) -> None:
         """Record a complete list that is applied."""
-        match self._first_list:
+        match self.first_list:
             case FirstListExpected():
-                self._first_list = FirstListUnverified(now + self.limits.verify_after_s)
+                self.first_list = FirstListUnverified(now + self.limits.verify_after_s)
             case FirstListUnverified(verify_at) if now >= verify_at or is_accepted:
-                self._first_list = FirstListVerified()
+                self.first_list = FirstListVerified()
 
     def verify_first(self, now: float) -> None:
         """Make the second list of this run due, which verifies the first one."""
-        if isinstance(self._first_list, FirstListUnverified):
-            self._first_list = FirstListUnverified(min(self._first_list.verify_at, now))
+        if isinstance(self.first_list, FirstListUnverified):
+            self.first_list = FirstListUnverified(min(self.first_list.verify_at, now))
 
     def accept(self, now: float) -> bool:
         """Request another list and accept it. Return whether any removals are held."""
@@ -272,7 +272,7 @@ class RemovalGuard:
             self.hold, decision = self._restore, ConfirmEach()
         elif is_foreign and engaged > 1 and not (is_restored and versions_went_back):
             is_much_larger = self.limits.is_mass(listed_count - known.present_count, listed_count)
-            is_yielding = is_restored or (is_much_larger and isinstance(self._first_list, FirstListUnverified))
+            is_yielding = is_restored or (is_much_larger and isinstance(self.first_list, FirstListUnverified))
             decision = self._judge_foreign(engaged, since, hold, now, is_yielding=is_yielding)
         elif versions_went_back:
             decision = self._hold_restored(len(missing), engaged, since)
@@ -296,7 +296,7 @@ class RemovalGuard:
         is_second = due_at is not None and now >= due_at
         if is_second and is_yielding:
             if not self.is_verified:
-                self._first_list = FirstListExpected()
+                self.first_list = FirstListExpected()
             return ConfirmAtRate(self.limits.per_second)
         message = (
             f"the API server's list names none of the {engaged} engaged clusters, so it may be another server: "

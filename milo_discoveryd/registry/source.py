@@ -40,7 +40,7 @@ from milo_kube.reflect.messages import (
     Relisting,
     SourceEvent,
 )
-from milo_kube.reflect.view_status import ViewState, ViewStatus, worst
+from milo_kube.reflect.view_status import ViewState, ViewStatus
 
 _RESULTS = {Absent: "not_found", Found: "found", Inconclusive: "inconclusive"}
 RESTORED = "Restored"
@@ -375,3 +375,16 @@ class ClusterSource:
 
     def _objects_of(self, cluster: str) -> Iterable[tuple[ObjectCollection, str]]:
         return ((self.collections[number], key) for number, key in self._meaning.objects_of(cluster))
+
+
+_SEVERITY = {ViewState.STREAMING: 0, ViewState.CATCHING_UP: 1, ViewState.STALE: 2}
+
+
+def worst(statuses: Sequence[ViewStatus]) -> ViewStatus:
+    """Return a status that summarizes several: the worst one, with the oldest contact."""
+    if len(statuses) == 1:
+        return statuses[0]
+    worst_status = max(statuses, key=lambda status: _SEVERITY[status.state])
+    contacts = [status.last_contact for status in statuses if status.last_contact is not None]
+    last_contact = min(contacts) if len(contacts) == len(statuses) else None
+    return msgspec.structs.replace(worst_status, last_contact=last_contact)

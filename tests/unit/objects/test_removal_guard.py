@@ -237,7 +237,7 @@ def test_unverified_first_list_gives_way_to_two_larger_lists_of_another_server()
     assert foreign(guard, 3, 20.0).is_foreign, "the second list is not due yet"
     assert decision(foreign(guard, 3, 32.0), 3) == ConfirmAtRate(50.0)
     assert guard.held is None
-    assert guard.verify_first_at == 62.0, "this is the first list of that server"
+    assert guard.first_list.verify_at == 62.0, "this is the first list of that server"
 
 
 @pytest.mark.parametrize(("is_verified", "is_much_larger"), [(True, True), (False, False)])
@@ -292,13 +292,13 @@ def test_list_that_confirms_held_reports_releases_them_at_the_limited_rate() -> 
 
 def test_first_list_is_verified_by_a_list_after_the_verify_after_delay() -> None:
     guard = RemovalGuard(LIMITS)
-    assert guard.verify_first_at is None, "the first list is on its way"
+    assert guard.first_list.verify_at is None, "the first list is on its way"
     judge(guard, 0, 3, now=2.0)
-    assert guard.verify_first_at == 32.0
+    assert guard.first_list.verify_at == 32.0
     judge(guard, 0, 3, now=10.0)
     assert not guard.is_verified
     judge(guard, 0, 3, now=32.0)
-    assert (guard.is_verified, guard.verify_first_at) == (True, None)
+    assert (guard.is_verified, guard.first_list.verify_at) == (True, None)
 
 
 def test_second_list_can_be_brought_forward() -> None:
@@ -306,7 +306,7 @@ def test_second_list_can_be_brought_forward() -> None:
     guard.verify_first(0.0)
     judge(guard, 0, 3, now=2.0)
     guard.verify_first(6.0)
-    assert guard.verify_first_at == 6.0
+    assert guard.first_list.verify_at == 6.0
     assert not guard.is_accepting, "nothing is held"
     judge(guard, 0, 3, now=7.0)
     assert guard.is_verified
