@@ -446,6 +446,8 @@ def _is_unreachable(cluster: Cluster) -> bool:
 
 
 def _with_fields(cluster: Cluster, present: ObjectFields | Target | None) -> Cluster:
+    """Return a draining cluster with the labels and the organization that its object has now, which may have left the
+    filter or the rights of a subscriber."""
     target = cluster.target
     if present is None or (present.labels, present.organization) == (target.labels, target.organization):
         return cluster

@@ -244,15 +244,10 @@ def test_object_states_are_counted() -> None:
         ConfirmedDeletion("e", "u1"),
         ready("b", "3"),
     )
-    assert {state: fleet.count(state) for state in ObjectState} == {
+    assert {state: fleet.count(state) for state in ObjectState if fleet.count(state)} == {
         ObjectState.READY: 2,
-        ObjectState.NOT_READY: 0,
         ObjectState.MALFORMED: 1,
-        ObjectState.REFUSED: 0,
         ObjectState.OUTSIDE: 1,
-        ObjectState.WITHDRAWN: 0,
-        ObjectState.UNASSIGNED: 0,
-        ObjectState.UNREACHABLE: 0,
         ObjectState.DELETED: 1,
     }
 
