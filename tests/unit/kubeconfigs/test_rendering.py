@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from milo_discoveryd.daemon_errors import UnfitError
-from milo_discoveryd.kubeconfigs.rendering import ClusterTrust, embedded, exec_form
+from milo_discoveryd.kubeconfigs.rendering import ClusterTrust, IssuedKubeconfig, embedded, exec_form
 from milo_kube.act_as import ActAs
 from milo_kube.credential import ClientCertificate, Credential, Secret
 
@@ -140,3 +140,7 @@ def test_kubernetes_package_reads_rendered_kubeconfig() -> None:
             "Bearer t1",
         )
         api.close()
+
+
+def test_issued_kubeconfig_repr_masks_its_text() -> None:
+    assert "SECRET" not in repr(IssuedKubeconfig(cluster="alpha", text=b"SECRET", issued_at=0))
