@@ -221,7 +221,8 @@ class ObjectsAreClusters:
 
     def states(self, collection: int, objects: ObjectChanges) -> Iterator[ClusterStates]:
         del collection
-        yield ClusterStates([change.observation for change in objects.changes], objects.position)  # type: ignore[misc]
+        observations = [change.observation for change in objects.changes]
+        return iter((ClusterStates(observations, objects.position),))  # type: ignore[arg-type]
 
     def states_once_listed(self, position: ObjectPosition) -> Iterator[ClusterStates]:
         del position
