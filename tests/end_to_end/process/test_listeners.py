@@ -2,7 +2,12 @@
 
 import json
 import os
+import signal
 import socket
+import sys
+from asyncio.subprocess import PIPE, Process, create_subprocess_exec
+
+import pytest
 
 from milo_discovery import ClientCredentials, DiscoveryClient, PermissionDenied, Unauthenticated
 from tests.end_to_end.process.conftest import Workspace
@@ -66,3 +71,75 @@ async def refused(call: object) -> type[Exception]:
     except (PermissionDenied, Unauthenticated) as error:
         return type(error)
     raise AssertionError("the call was not rejected")
+
+
+USERS = 1000
+GROUP = "4242"
+IDLE_USERS = """
+import os, socket, sys, time
+path, first, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+connections = []
+os.setgid(int(sys.argv[4]))
+for uid in range(first, first + count):
+    connections.append(socket.socket(socket.AF_UNIX))
+    os.seteuid(uid)
+    connections[-1].connect(path)
+    os.seteuid(0)
+    # After the preface and the settings, the client may be idle.
+    connections[-1].sendall(b"PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n" + b"\\0\\0\\0\\4\\0\\0\\0\\0\\0")
+    connections[-1].recv(1)
+print("connected", flush=True)
+time.sleep(3600)
+"""
+AS_USER = """
+import asyncio, os, sys
+from milo_discovery import DiscoveryClient
+
+async def main(address, call):
+    async with DiscoveryClient(address) as client:
+        if call == "list":
+            print(*[cluster.name for cluster in await client.list()], flush=True)
+            return
+        async with client.watch() as watch:
+            async for event in watch:
+                print(event.cluster.name, flush=True)
+
+os.setgid(int(sys.argv[2]))
+os.setuid(int(sys.argv[1]))
+asyncio.run(main(*sys.argv[3:]))
+"""
+
+
+async def python(program: str, *arguments: str) -> Process:
+    return await create_subprocess_exec(sys.executable, "-c", program, *arguments, stdout=PIPE)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes other users")
+async def test_idle_connections_of_a_thousand_users_lock_out_no_new_user(workspace: Workspace) -> None:
+    """They take all connections that the listener has by default. Two further users watch and list."""
+    workspace.directory.chmod(0o711)
+    peers = f"unix://{workspace.directory}/peers/d.sock"
+    listen = [
+        workspace.address,
+        {"name": "peers", "address": peers, "peer_credentials": True, "mode": "0660", "group": GROUP},
+    ]
+    rights = [{"name": "all", "who": "everybody", "clusters": "all"}]
+    workspace.sandbox.projects.create("alpha", ready=True)
+    async with workspace.daemon(listen=listen, rights=rights) as daemon:
+        await daemon.start()
+        await daemon.wait_for_output('"synced"')
+        watching = await python(AS_USER, "60001", GROUP, peers, "watch")
+        assert watching.stdout is not None
+        assert b"alpha" in await watching.stdout.readline()
+        crowd = await python(IDLE_USERS, peers.removeprefix("unix://"), "20000", str(USERS), GROUP)
+        try:
+            assert crowd.stdout is not None
+            assert await daemon.during(crowd.stdout.readline()) == b"connected\n"
+            listing = await python(AS_USER, "60002", GROUP, peers, "list")
+            assert await daemon.during(listing.communicate()) == (b"alpha\n", None)
+            workspace.sandbox.projects.create("beta", ready=True)
+            assert b"beta" in await daemon.during(watching.stdout.readline()), "a stream keeps its connection"
+        finally:
+            for process in (crowd, watching):
+                process.send_signal(signal.SIGKILL)
+                await process.communicate()
