@@ -28,6 +28,7 @@ current-context: x
 DAEMON = "milo-discoveryd"
 CLIENT = "milo-discovery"
 SETTINGS = f"{DAEMON} run --config settings.yaml"
+TWO_SOURCES = "sources: [{name: a, kind: project, discovery_kubeconfig: kubeconfig}, {name: b, kind: project, discovery_kubeconfig: second}]"
 
 
 def line(prefix: str) -> str:
@@ -57,6 +58,7 @@ def line(prefix: str) -> str:
         (SETTINGS, "rights: [{name: a, clusters: all}]", line("rights[0].who: is missing")),
         (SETTINGS, "sources: [{name: a, kind: project}, {name: a, kind: project}]", line("sources: has items with the same name")),
         (SETTINGS, "kubeconfigs: {issuers: [{name: x, type: token}]}", line('kubeconfigs.issuers[0].type: "token" must be one of *, token-request, *')),
+        (SETTINGS, TWO_SOURCES + "\nkubeconfigs: {issuers: [{name: own, type: client-certificate, sources: [a, b], ca_certificate: kubeconfig, ca_key: kubeconfig, common_name: 'project:{name}'}]}", f"{DAEMON}: kubeconfigs.issuers: own would give clusters that have the same name in different sources the same identity: use {{uid}} instead of {{name}}, or configure an issuer per source"),
         (SETTINGS, "mode", f"{DAEMON}: file settings.yaml: must be a mapping of settings to values"),
         (SETTINGS, "mode: [", f"{DAEMON}: file settings.yaml line 1: is not YAML: *"),
         (SETTINGS, "mode: project\nmode: single", f"{DAEMON}: file settings.yaml line 2: *mode*"),
@@ -87,6 +89,25 @@ async def test_invalid_input_prints_a_one_line_error(
     assert re.fullmatch(pattern, shown), shown
 
 
+CONTEXTS = {
+    "iam.miloapis.com/v1alpha1/users/jane": "user jane, which shows everything that the user may see, not the projects of one organization",
+    "resourcemanager.miloapis.com/v1alpha1/projects/shop": "project shop, which shows the project's own objects, and no projects",
+}
+
+
+@pytest.mark.parametrize("settings", ["discovery_kubeconfig: second", TWO_SOURCES], ids=["one source", "two sources"])
+@pytest.mark.parametrize("context", CONTEXTS)
+async def test_run_refuses_the_context_of_milo_that_check_refuses(directory: Path, context: str, settings: str) -> None:
+    (directory / "second").write_text(KUBECONFIG.replace(':1"', f':1/apis/{context}/control-plane"'))
+    [refused] = await refusal(directory, SETTINGS, settings)
+    sentence = (
+        f"the server of the discovery kubeconfig is the context of {CONTEXTS[context]}; mode project cannot work there"
+    )
+    assert sentence in refused
+    checked = await refusal(directory, f"{DAEMON} check --config settings.yaml", settings)
+    assert [line for line in checked if line.startswith("fail") and sentence in line]
+
+
 async def test_all_invalid_settings_are_reported_at_once(directory: Path) -> None:
     lines = await refusal(directory, SETTINGS, "mode: other\nheartbeat_interval: -1s\nlabel_selector: a in")
     keys = [shown.removeprefix(f"{DAEMON}: file settings.yaml ").partition(":")[0] for shown in lines]
@@ -95,17 +116,20 @@ async def test_all_invalid_settings_are_reported_at_once(directory: Path) -> Non
 
 async def refusal(directory: Path, command: str, settings: str) -> list[str]:
     """Return the lines that a command prints before it exits with an error."""
-    (directory / "kubeconfig").write_text(KUBECONFIG)
+    for name in ("kubeconfig", "second"):
+        if not (directory / name).exists():
+            (directory / name).write_text(KUBECONFIG)
     (directory / "settings.yaml").write_text(settings)
     taken = socket.create_server(("127.0.0.1", 0))
     command = command.replace("{taken}", str(taken.getsockname()[1]))
     environ = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "MILO_DISCOVERYD_DISCOVERY_KUBECONFIG": "kubeconfig",
         "MILO_DISCOVERYD_HTTP_LISTEN": "off",
     }
     if "--listen" not in command and "listen:" not in settings:
         environ["MILO_DISCOVERYD_LISTEN"] = f"unix://{directory}/daemon/d.sock"
+    if "discovery_kubeconfig:" not in settings:
+        environ["MILO_DISCOVERYD_DISCOVERY_KUBECONFIG"] = "kubeconfig"
     if command.startswith("MILO_"):
         name, _, value = command.partition("=")
         environ[name], command = value, f"{DAEMON} run"
