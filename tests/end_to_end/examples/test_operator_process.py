@@ -7,11 +7,13 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -20,7 +22,8 @@ from milo_discovery.testing import MiloSandbox, eventually_blocking
 pytestmark = pytest.mark.timeout(600)
 
 eventually = partial(eventually_blocking, within_s=120)
-CONFIG_MAPS = "v1/configmaps"
+PROXY = "127.0.0.6"
+"""An address that is not this machine's own: a service mesh forwards others' requests from it."""
 PROGRAM = """\
 import asyncio, logging, time
 from datetime import timedelta
@@ -44,6 +47,11 @@ async def reconcile(request: Request) -> None:
             await request.read("v1/secrets", "missing")
         if work == "block":
             time.sleep(12)
+        if work == "events":
+            async with asyncio.TaskGroup() as tasks:
+                for number in range(20):
+                    tasks.create_task(request.event(f"Seen{{number}}", "note"))
+                    await asyncio.sleep(0.001)  # shorter than a request takes
     finally:
         log.info("ended %s", work)
 
@@ -89,13 +97,14 @@ class Operator:
         [line] = eventually(lambda: self.logged("serving probes"))
         return line.split()[-1]
 
-    def page(self, path: str) -> tuple[int, bytes]:
-        try:
-            with urllib.request.urlopen(self.pages + path, timeout=10) as response:
-                return response.status, response.read()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read()
+    def page(self, path: str, *, peer: str = "127.0.0.1", **headers: str) -> tuple[int, bytes]:
+        """Read a page, from an address of this machine."""
+        server = urlsplit(self.pages).netloc
+        connection = HTTPConnection(server, timeout=10, source_address=(peer, 0))
+        with closing(connection):
+            connection.request("GET", path, headers=headers)
+            response = connection.getresponse()
+            return response.status, response.read()
 
 
 @pytest.fixture
@@ -203,6 +212,12 @@ def test_pages_show_readiness_metrics_and_failing_objects(
         in running.page("/metrics")[1]
     )
     assert running.page("/unknown")[0] == 404
+    for page in ("/debug/objects", "/debug/health", "/metrics", "/livez", "/readyz"):
+        shown = {PROXY: running.page(page, peer=PROXY), "Host": running.page(page, Host="attacker.example")}
+        is_probe, has_names = page in ("/livez", "/readyz"), page.startswith("/debug")
+        assert shown[PROXY][0] == (403 if has_names else 200)
+        assert shown["Host"][0] == (200 if is_probe else 421)
+        assert not any(b"it is not valid" in text for _, text in shown.values())
     # Beta's failure is logged although alpha has one too.
     assert running.logged("beta: reconciling default/missing failed")
     listed = subprocess.run(
@@ -219,6 +234,22 @@ def test_pages_show_readiness_metrics_and_failing_objects(
     rows = {line.split()[2]: line for line in listed.splitlines()}
     assert "when it changes" in rows["default/invalid"]
     assert "404" in rows["default/missing"]
+
+
+def test_events_are_recorded_although_others_learn_meanwhile_that_the_server_lacks_their_kind(
+    milo_sandbox: MiloSandbox, operator: Callable[..., Operator]
+) -> None:
+    """Like Milo, the server answers 404 to those of events.k8s.io."""
+    planes = milo_sandbox.create_control_planes("alpha", "beta")
+    for plane in planes:
+        plane.create(config_map("one", "events"))
+        plane.create(config_map("two", "events"))
+    running = operator()
+    eventually(lambda: len(running.logged("ended events")) == 4)
+    assert not running.logged("was not recorded")
+    for plane in planes:
+        recorded = [(event["involvedObject"]["name"], event["reason"]) for event in plane.list("v1/events")]
+        assert sorted(recorded) == sorted((name, f"Seen{number}") for name in ("one", "two") for number in range(20))
 
 
 def test_replica_takes_over_with_synced_caches_within_two_seconds_of_sigterm(
