@@ -3,10 +3,12 @@
 import asyncio
 import json
 import sys
+import time
 from asyncio.subprocess import create_subprocess_exec
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from copy import deepcopy
+from email.utils import formatdate
 from typing import Any
 
 import pytest
@@ -251,6 +253,21 @@ async def test_second_restart_while_a_source_is_unavailable_brings_no_cluster_ba
         right.put("later")
         await found.seen("a#later")
         assert found.subscriber.events == [*(f"ENGAGED b#run-{run}" for run in range(3)), "ENGAGED a#later"]
+
+
+async def test_clock_that_is_an_hour_behind_that_of_one_server_is_logged(workspace: Workspace) -> None:
+    """Only a server's responses show it, and only those of the right server."""
+    async with rig(workspace, has_state=False) as found:
+        found.a.headers = {"Date": formatdate(time.time() + 3600, usegmt=True)}
+        found.a.cut()
+        found.b.cut()
+        await found.daemon.wait_for_output("clock differs from the API server's")
+        found.a.headers = {}
+        found.a.cut()
+        await found.daemon.wait_for_output("clock agrees with the API server's again")
+    [warning] = found.daemon.events("clock differs from the API server's")
+    assert (warning["level"], warning["server"]) == ("warning", found.a.url)
+    assert warning["server_is_ahead_s"] == pytest.approx(3600, abs=30)
 
 
 async def test_both_modes_of_one_milo_engage_each_project_once_and_sync_its_kubeconfig(workspace: Workspace) -> None:
