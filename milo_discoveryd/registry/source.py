@@ -148,6 +148,10 @@ class ClusterSource:
         return self.description.name
 
     @property
+    def kind(self) -> str:
+        return self.description.kind
+
+    @property
     def observer(self) -> Observer:
         return self.clusters.observer
 

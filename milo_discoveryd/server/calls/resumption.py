@@ -11,6 +11,8 @@ from typing import Protocol
 from milo_discoveryd.model.removal_limits import FirstList
 from milo_discoveryd.server.calls.revision import NOTHING, KnownClusters, Position
 
+_MODES_OF_MILO = {"project", "project-control-plane"}
+"""The kinds of source of which two can show the same projects, under different keys."""
 DOUBT_S = 1.0
 """Delay before a subscriber that waits for a second list is compared with the fleet again. It doubles each time."""
 
@@ -20,6 +22,9 @@ class ResumableSource(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def kind(self) -> str: ...
 
     @property
     def synced(self) -> bool: ...
@@ -107,7 +112,19 @@ class Resumption:
         before = self.visible_pending
         self._compare(complete, now)
         self.pending = self.pending - {source.name for source in complete} | self.doubted.keys()
+        self.pending |= {source.name for source in complete if self._may_show_kept_projects(source)}
         return self.visible_pending != before
+
+    def _may_show_kept_projects(self, source: ResumableSource) -> bool:
+        """Return whether the subscriber keeps clusters of a pending source in the other mode of Milo, and none of this.
+
+        Until that source is complete, this one may engage the same projects, and the subscriber would have both.
+        """
+        if self.position is None or self.position.known.count_of(source.name):
+            return False
+        return any(
+            {source.kind, other.kind} == _MODES_OF_MILO and self.kept.count_of(other.name) for other in self._sources
+        )
 
     def _may_know_more(self, restored: ResumableSource) -> bool:
         """Return whether the subscriber may have received changes that the state file lacks, as after a kill."""

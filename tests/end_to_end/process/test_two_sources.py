@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from milo_discovery import DiscoveryClient, Event, EventType
+from milo_sandbox.milo import PROJECT_UID_LABEL
 from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.daemon import DaemonProcess
 from tests.end_to_end.process.project_server import Projects, ProjectServer
@@ -268,6 +269,55 @@ async def test_clock_that_is_an_hour_behind_that_of_one_server_is_logged(workspa
     [warning] = found.daemon.events("clock differs from the API server's")
     assert (warning["level"], warning["server"]) == ("warning", found.a.url)
     assert warning["server_is_ahead_s"] == pytest.approx(3600, abs=30)
+
+
+@pytest.mark.parametrize("away", ["projects", "planes"])
+async def test_project_of_both_modes_has_one_cluster_while_the_source_configured_first_is_away(
+    workspace: Workspace, away: str
+) -> None:
+    """Without a state file, a restarted daemon learns of its projects by the other source."""
+    projects, planes = ProjectServer(Projects(["bank", "shop"])), workspace.sandbox
+    for name, found in projects.projects.objects.items():
+        planes.control_planes.create(name, labels={PROJECT_UID_LABEL: found["metadata"]["uid"]}, ready=True)
+    async with projects.listening():
+        kinds = {
+            "projects": ("project", projects.kubeconfig(workspace.directory / "projects.kubeconfig")),
+            "planes": ("project-control-plane", str(workspace.kubeconfig)),
+        }
+        sources = [
+            {"name": name, "kind": kinds[name][0], "discovery_kubeconfig": kinds[name][1]}
+            for name in sorted(kinds, key=lambda name: name != away)
+        ]
+        pages = {"streaming_lists": "off"}
+        settings: dict[str, Any] = {"discovery_kubeconfig": None, "plain_loopback": True, "watch": pages}
+        async with workspace.daemon(sources=sources, **settings) as daemon:
+            await daemon.start()
+            subscriber = Subscriber(workspace)
+            subscriber.connect()
+            following = asyncio.create_task(subscriber.run())
+            wanted = {f"{away}#bank", f"{away}#shop"}
+            await daemon.during(eventually(lambda: subscriber.view == wanted))
+            subscriber.events.clear()
+            await daemon.kill()
+            server = projects if away == "projects" else planes
+            await server.stop()
+            await daemon.start()
+            async with workspace.client() as client, client.watch(accept_pending_sources=True) as watch:
+                # A subscriber that keeps nothing has them of the other source.
+                others = {f"{name}#{project}" for name in kinds if name != away for project in ("bank", "shop")}
+                await daemon.during(read_until(watch, lambda: set(watch.clusters) == others))
+                await daemon.during(subscribers(workspace, 2))
+                await server.start()
+                await daemon.during(read_until(watch, lambda: set(watch.clusters) == wanted))
+            projects.projects.put("later")
+            await daemon.during(eventually(lambda: "projects#later" in subscriber.view))
+            assert subscriber.events == ["ENGAGED projects#later"]
+            following.cancel()
+
+
+async def subscribers(workspace: Workspace, count: int) -> None:
+    while await workspace.subscribers() < count:  # noqa: ASYNC110 - it has no event
+        await asyncio.sleep(0.05)
 
 
 async def test_both_modes_of_one_milo_engage_each_project_once_and_sync_its_kubeconfig(workspace: Workspace) -> None:

@@ -13,8 +13,9 @@ NOW, BEFORE = "1" * 16, "0" * 16
 
 
 class Source:
-    def __init__(self, name: str, *, synced: bool = True, is_restored: bool = False) -> None:
+    def __init__(self, name: str, *, synced: bool = True, is_restored: bool = False, kind: str = "project") -> None:
         self.name = name
+        self.kind = kind
         self.synced = synced
         self.is_restored = is_restored
         self.restored_positions: Mapping[str, int] = {BEFORE: 7}
@@ -71,6 +72,27 @@ def test_restored_source_is_shown_if_its_state_file_has_everything_that_the_subs
     ):
         waiting.compare_lists(0.0)
         assert waiting.pending == pending
+
+
+@pytest.mark.parametrize(
+    ("known", "kind", "pending"),
+    [
+        ({"projects": 3}, "project-control-plane", {"projects", "planes"}),
+        ({"projects": 3, "planes": 1}, "project-control-plane", {"projects"}),
+        ({}, "project-control-plane", {"projects"}),
+        ({"projects": 3}, "project", {"projects"}),
+    ],
+)
+def test_projects_that_a_subscriber_keeps_are_not_shown_by_a_source_in_the_other_mode(
+    known: Mapping[str, int], kind: str, pending: set[str]
+) -> None:
+    projects, planes = Source("projects", synced=False), Source("planes", kind=kind)
+    waiting = resumption(projects, planes, known=known)
+    waiting.compare_lists(0.0)
+    assert waiting.pending == pending
+    projects.synced = True
+    waiting.compare_lists(1.0)
+    assert waiting.pending == set()
 
 
 def test_subscriber_keeps_its_clusters_of_pending_sources() -> None:
