@@ -37,6 +37,9 @@ class Authority:
         made = _builder(self._name, self._name, self._key, now - dt.timedelta(days=1), now + dt.timedelta(days=1))
         made = made.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         self.pem = made.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+        self.key = self._key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
 
     def issue(
         self,
