@@ -1,6 +1,7 @@
 """Probes of hosts instead of clusters, for clusters that are paths of one API server. Pure.
 
-One probe of a host stands for all clusters behind it. A cluster that is engaged later has its host's connectivity.
+One probe of a host stands for all clusters of a source behind it: each source has issuers of its own, whose credentials
+are tried too. A cluster that is engaged later has its host's connectivity.
 A host that answers makes no cluster REACHABLE, since it answers under the path of every cluster, existing or not.
 """
 
@@ -16,15 +17,16 @@ from milo_discoveryd.connectivity.reachability import (
     ProbePolicy,
     ProbeSchedule,
 )
-from milo_discoveryd.model.cluster import ConnectivityStatus, Reachability
+from milo_discoveryd.model.cluster import ConnectivityStatus, Reachability, source_of
 from milo_discoveryd.model.moment import Moment
 
 HOST_ANSWERS = "the API server answers; a probe by path cannot tell whether the project exists"
 
 
 class _HostClusters(msgspec.Struct):
-    """The clusters behind a host, by name and incarnation."""
+    """The clusters of a source behind a host, by name and incarnation."""
 
+    host: str
     incarnations: dict[str, int] = msgspec.field(default_factory=dict)
     connectivity: ConnectivityStatus | None = None
 
@@ -36,6 +38,7 @@ class HostSchedule:
         # A host that all clusters share is never disengaged: see the module `reachability`.
         self._schedule = ProbeSchedule(msgspec.structs.replace(policy, give_up_after_s=None), jitter)
         self._hosts: dict[str, _HostClusters] = {}
+        """By source and host."""
         self._host_of: dict[str, str] = {}
         self._in_flight: dict[Probe, Probe] = {}
         """In-flight probes of hosts, keyed by the cluster probe that represents the host."""
@@ -43,23 +46,24 @@ class HostSchedule:
 
     def watch(self, name: str, host: str, incarnation: int, now: float) -> None:
         self.forget(name)
-        if host not in self._hosts:
-            self._hosts[host] = _HostClusters()
-            self._schedule.watch(host, host, 0, now)
-        clusters = self._hosts[host]
+        key = f"{source_of(name)} {host}"
+        if key not in self._hosts:
+            self._hosts[key] = _HostClusters(host)
+            self._schedule.watch(key, host, 0, now)
+        clusters = self._hosts[key]
         clusters.incarnations[name] = incarnation
-        self._host_of[name] = host
+        self._host_of[name] = key
         if clusters.connectivity is not None:
             self._known.append(ConnectivityChange(name, incarnation, clusters.connectivity))
 
     def forget(self, name: str) -> None:
-        host = self._host_of.pop(name, None)
-        if host is None:
+        key = self._host_of.pop(name, None)
+        if key is None:
             return
-        del self._hosts[host].incarnations[name]
-        if not self._hosts[host].incarnations:
-            del self._hosts[host]
-            self._schedule.forget(host)
+        del self._hosts[key].incarnations[name]
+        if not self._hosts[key].incarnations:
+            del self._hosts[key]
+            self._schedule.forget(key)
 
     def known_changes(self) -> list[ConnectivityChange]:
         """Return, once, the connectivity of clusters that were added after their host had been probed."""
@@ -81,7 +85,7 @@ class HostSchedule:
         self._schedule.drop(of_host)
         self.forget(probe.name)
         if of_host.name in self._hosts:
-            self._schedule.watch(of_host.name, of_host.name, 0, -math.inf)
+            self._schedule.watch(of_host.name, self._hosts[of_host.name].host, 0, -math.inf)
 
     @property
     def next_at(self) -> float | None:

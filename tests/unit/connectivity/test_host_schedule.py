@@ -1,4 +1,4 @@
-"""The schedule of probes per host, whose outcomes apply to all clusters behind the host."""
+"""One probe of a host stands for all clusters of a source behind it."""
 
 import pytest
 
@@ -68,6 +68,15 @@ def test_host_schedule_probes_each_host_separately() -> None:
     by_name = {probe.name: probe for probe in probes}
     changes = schedule.record(by_name["b"], ProbeReached(), at(0))
     assert [(change.name, change.incarnation) for change in changes] == [("b", 7)]
+
+
+def test_host_of_two_sources_is_probed_by_a_cluster_of_each() -> None:
+    """Each source has issuers of its own, and the probes try their credentials."""
+    schedule = hosts("eu#a", "eu#b", "us#a")
+    probes = {probe.name: probe for probe in schedule.due(10.0)}
+    assert set(probes) == {"eu#a", "us#a"}
+    assert set(states(schedule.record(probes["eu#a"], ProbeReached(), at(0)))) == {"eu#a", "eu#b"}
+    assert set(states(schedule.record(probes["us#a"], ProbeReached(), at(0)))) == {"us#a"}
 
 
 def test_cluster_added_after_host_was_probed_has_connectivity_of_its_host() -> None:
