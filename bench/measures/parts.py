@@ -1,4 +1,6 @@
-"""The daemon's own steps for a change, in this process, without the kernel, gRPC and asyncio."""
+"""CPU time of the daemon's steps for a change, and of a list of objects that reference clusters, with its memory.
+
+It runs in this process, without the kernel, gRPC and asyncio."""
 
 import gc
 import time

@@ -11,7 +11,7 @@ from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import Malformed, Observation
 
 ObjectReference = tuple[int, str]
-"""Position of a watched resource among those of the kind, and the key of an object: NAME or NAMESPACE/NAME."""
+"""Index of a watched resource among those of the kind of source, and the key of an object: NAME or NAMESPACE/NAME."""
 
 
 class Contribution(msgspec.Struct, frozen=True, gc=False):
@@ -29,7 +29,7 @@ class ObjectContribution(msgspec.Struct, frozen=True, gc=False):
     """A contribution, with its object; or the content of an object that a contribution needs."""
 
     watch: int
-    """Position of the watched resource among those of the kind."""
+    """Index of the watched resource among those of the kind of source."""
     object: str
     """The object's name, or NAMESPACE/NAME."""
     uid: str

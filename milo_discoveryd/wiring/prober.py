@@ -70,7 +70,7 @@ def probes_hosts(settings: Settings) -> bool:
 
 def _policy(settings: Settings) -> ProbePolicy:
     connectivity = settings.connectivity
-    assert connectivity.interval is not None, "clusters are probed"
+    assert connectivity.interval is not None, "connectivity.interval must be set if clusters are probed"
     give_up_after = connectivity.disengage_unreachable_after
     return ProbePolicy(
         interval_s=connectivity.interval.total_seconds(),

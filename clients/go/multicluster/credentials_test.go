@@ -157,7 +157,8 @@ func TestHostileKubeconfigsAreRejected(t *testing.T) {
 	}
 }
 
-// failure returns an error unless the debug handler shows a failure of the cluster that contains want.
+// failure returns nil if the debug handler shows the named cluster as failed, with a message that contains want, and an
+// error otherwise.
 func failure(provider *multicluster.Provider, name, want string) error {
 	response := httptest.NewRecorder()
 	provider.DebugHandler().ServeHTTP(response, httptest.NewRequest(http.MethodGet, "/", nil))

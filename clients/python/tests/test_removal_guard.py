@@ -90,7 +90,7 @@ def test_contested_object_does_not_delay_other_removals():
     assert removals.review([*missing(1, writing=2), *others], 10, now + SECOND_LOOK_S) == others
 
 
-def test_contested_object_is_deleted_with_accepts():
+def test_contested_object_is_deleted_if_removals_are_accepted():
     removals = deleted_once()
     removals.accepts = True
     removals.review(missing(1, writing=2), 10, SECOND_LOOK_S + 1)

@@ -74,10 +74,10 @@ _DATA: Final = frozenset({"token", "client-certificate-data", "client-key-data"}
 _FILES: Final = frozenset({"tokenFile", "client-certificate", "client-key"})
 _PATHS: Final = _FILES | {"certificate-authority"}
 _INLINE_ONLY: Final = (
-    "only a server with certificate-authority-data and tls-server-name, and a token, or client-certificate-data with "
-    "client-key-data, are accepted"
+    "the cluster can have only server, certificate-authority-data and tls-server-name; the user only token, or "
+    "client-certificate-data with client-key-data"
 )
-_INLINE: Final = "only a token, or client-certificate-data with client-key-data, is accepted"
+_INLINE: Final = "the user can have only token, or client-certificate-data with client-key-data"
 
 LOCAL: Final = Policy(
     cluster=_WITHOUT_EFFECT

@@ -11,7 +11,7 @@ from milo_discoveryd.server.connections.listener import Listener
 T = TypeVar("T", bound=Hashable)
 
 CONNECTION_REFUSED = "CONNECTION_REFUSED"
-TAKEN = "connection limit reached, and another owner has fewer connections"
+TAKEN = "evicted at the connection limit, for a caller with fewer connections"
 UNAUTHENTICATED = 128
 """Maximum number of unauthenticated connections of a listener. A handshake takes few round trips."""
 _FEW = 8

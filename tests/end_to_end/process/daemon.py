@@ -20,7 +20,7 @@ ENDED_WITHIN_S = 60.0
 _LONGEST_LINE = 1 << 20
 _LINES_KEPT = 2000
 _LOOK_EVERY_S = 0.01
-# Variables that affect a daemon in this environment, and would affect the one under test.
+# Prefixes of variables that configure a daemon: those of this environment are not passed to the one under test.
 _FOREIGN = ("MILO_DISCOVERY", "KUBERNETES_SERVICE_")
 
 

@@ -100,7 +100,7 @@ def cpu_s(daemon: DaemonProcess) -> float:
     return (int(fields[11]) + int(fields[12])) / 100
 
 
-async def test_false_claims_of_known_clusters_after_a_restart_cost_little(workspace: Workspace) -> None:
+async def test_resume_revisions_with_false_known_counts_do_not_block_the_restarted_daemon(workspace: Workspace) -> None:
     """Each stream claims to know most of a fleet that never existed, with a view of its own."""
     async with AsyncExitStack() as stack:
         servers = [

@@ -261,7 +261,7 @@ async def test_user_takes_connections_from_a_user_who_has_all(peer_credentials: 
             assert sum(has_ended(each) for each in clients) <= 16
         await eventually(lambda: len(descriptors()) <= before)
         assert harness.audited[0]["problem"].endswith("connection limit (6) of the listener reached")
-        evicted = [line for line in harness.audited if "another owner has fewer" in line["problem"]]
+        evicted = [line for line in harness.audited if "a caller with fewer connections" in line["problem"]]
         if peer_credentials:
             assert {line["caller"]["uid"] for line in evicted} == {os.getuid()}
         assert all(f"uid {os.getuid()}" in line["problem"] or peer_credentials for line in harness.audited)

@@ -460,7 +460,7 @@ def test_list_that_lacks_much_of_the_rest_is_held_beside_announced_deletions() -
     assert source.pending_deletions.held == 3
 
 
-def test_announced_deletion_whose_name_has_another_object_is_a_replacement_at_once() -> None:
+def test_terminating_object_recreated_under_its_name_is_replaced_at_once() -> None:
     source = Source()
     source.take(*(ObjectChanged(terminating(name)) for name in "abcde"))
     done = source.lists(FLEET[5], *recreated("abcde"))
