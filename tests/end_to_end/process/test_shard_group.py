@@ -1,0 +1,184 @@
+"""Attacks on a shard group of daemons, as processes, with two sources: killed members, and a source that is away."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from time import monotonic
+
+import pytest
+import yaml
+
+from milo_discovery import DiscoveryClient, EventType
+from tests.end_to_end.matrix.cell import create_hub, pod, record, sharding
+from tests.end_to_end.matrix.validator import Validator
+from tests.end_to_end.process.conftest import Workspace
+from tests.end_to_end.process.daemon import DaemonProcess
+from tests.end_to_end.process.project_server import Projects, ProjectServer
+from tests.support.eventually import eventually
+
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(400)]
+
+MEMBERS = 3
+NAMES = [f"p-{number:02}" for number in range(24)]
+SETTLED_WITHIN_S = 120.0
+RENEWED_WITHIN_S = 11.0
+WITHOUT_OWNER_S = 51.0
+"""How long clusters of a killed member have no owner at most, by docs/sharding.md."""
+
+
+class Group:
+    """Daemons with the sources `a` and `b`, each with a subscriber, and what must hold of all of them together."""
+
+    def __init__(self, workspace: Workspace, a: ProjectServer, b: ProjectServer) -> None:
+        self.servers = {"a": a, "b": b}
+        self._directory, self._hub = workspace.directory, workspace.directory / "hub"
+        create_hub(workspace.sandbox, self._hub)
+        self.validator = Validator(is_shared=True)
+        self.told: list[str] = []
+        """The engagements and disengagements that the first member's subscriber was told."""
+        self.daemons = [self._daemon(number) for number in range(MEMBERS)]
+
+    def _daemon(self, number: int) -> DaemonProcess:
+        state = self._directory / f"state-{number}"
+        state.mkdir(mode=0o700)
+        sources = [
+            {"name": name, "kind": "project", "discovery_kubeconfig": server.kubeconfig(self._directory / name)}
+            for name, server in self.servers.items()
+        ]
+        config = {
+            "sources": sources,
+            "plain_loopback": True,
+            "listen": [self._address(number)],
+            "http_listen": "off",
+            "connectivity": {"interval": "off"},
+            "watch": {"streaming_lists": "off"},
+            "state_directory": str(state),
+            "sharding": sharding(self._hub),
+        }
+        file = self._directory / f"{number}.yaml"
+        file.write_text(yaml.safe_dump(config))
+        return DaemonProcess(self._address(number), "--config", str(file), environ=pod(number), is_forked=True)
+
+    def _address(self, number: int) -> str:
+        return f"unix://{self._directory}/{number}.sock"
+
+    def put(self, source: str, name: str) -> None:
+        self.validator.created(f"{source}#{name}")
+        self.servers[source].projects.put(name)
+
+    def delete(self, source: str, name: str) -> None:
+        self.validator.deleted(f"{source}#{name}")
+        self.servers[source].projects.delete(name)
+
+    async def follow(self, number: int) -> None:
+        async with (
+            DiscoveryClient(self._address(number)) as client,
+            client.watch(accept_pending_sources=True) as watch,
+        ):
+            async for event in watch:
+                record(self.validator, f"subscriber-{number}", event)
+                if number == 0 and event.type in (EventType.ENGAGED, EventType.DISENGAGED):
+                    reason = event.reason.name if event.type is EventType.DISENGAGED else ""
+                    self.told.append(f"{event.type.name} {event.cluster.name} {reason}")
+
+    async def settled(self) -> None:
+        """Wait until each cluster that exists has an owner."""
+        await eventually(lambda: self.validator.breaches or self.validator.is_current, within_s=SETTLED_WITHIN_S)
+        assert not self.validator.breaches, "; ".join(self.validator.breaches)
+
+    async def told_of_one(self, source: str, name: str) -> None:
+        """Create clusters, and wait until the first member's subscriber is told of one: others are other members'."""
+        names = {f"{name}-{number}" for number in range(12)}
+        for each in names:
+            self.put(source, each)
+        await eventually(
+            lambda: self.validator.breaches or any(f"{source}#{each}" in self.view for each in names),
+            within_s=SETTLED_WITHIN_S,
+        )
+        assert not self.validator.breaches, "; ".join(self.validator.breaches)
+
+    @property
+    def view(self) -> set[str]:
+        """The clusters of the first member's subscriber."""
+        return self.validator.views["subscriber-0"]
+
+    @property
+    def file(self) -> Path:
+        """The state file of source `a` of the first member."""
+        return self._directory / "state-0" / "fleet-a.state"
+
+    def are_stored(self) -> bool:
+        """Return whether the first member's state file has the clusters of its subscriber."""
+        content = self.file.read_bytes() if self.file.exists() else b""
+        return all(name.removeprefix("a#").encode() in content for name in self.view if name.startswith("a#"))
+
+    async def start(self) -> None:
+        for daemon in self.daemons:
+            await daemon.start()
+
+
+@asynccontextmanager
+async def group(workspace: Workspace) -> AsyncIterator[Group]:
+    async with AsyncExitStack() as stack:
+        a, b = [await stack.enter_async_context(ProjectServer(Projects(of=of)).listening()) for of in ("a", "b")]
+        made = Group(workspace, a, b)
+        for name in NAMES:
+            made.put("a", name)
+        made.put("b", "other")
+        for daemon in made.daemons:
+            await stack.enter_async_context(daemon)
+        await made.start()
+        for number in range(MEMBERS):
+            following = asyncio.create_task(made.follow(number))
+            stack.callback(following.cancel)
+        await made.settled()
+        yield made
+
+
+async def test_clusters_of_a_killed_member_have_an_owner_within_the_documented_time(workspace: Workspace) -> None:
+    async with group(workspace) as found:
+        views = found.validator.views
+        await eventually(lambda: all(len(views[f"subscriber-{number}"]) > 1 for number in range(MEMBERS)))
+        lost = set(views["subscriber-0"])
+        began = monotonic()
+        await found.daemons[0].kill()
+        found.put("b", "later")  # whose owner may be the killed member
+        others = [views[f"subscriber-{number}"] for number in range(1, MEMBERS)]
+        await eventually(
+            lambda: found.validator.breaches or lost | {"b#later"} <= set().union(*others),
+            within_s=WITHOUT_OWNER_S + 30,
+        )
+        took = monotonic() - began
+        await found.settled()
+    assert 30.0 < took < WITHOUT_OWNER_S, f"{len(lost)} clusters had no owner for {took:.1f} s"
+
+
+async def test_second_restart_of_a_member_while_a_source_is_away_brings_no_cluster_back(workspace: Workspace) -> None:
+    """Its state file lacks what changed before it was killed, and the source answers no restart."""
+    async with group(workspace) as found:
+        member, a = found.daemons[0], found.servers["a"]
+        await eventually(found.are_stored)
+        outdated = found.file.read_bytes()
+        *gone, recreated = [name for name in NAMES if f"a#{name}" in found.view][:3]
+        for name in (*gone, recreated):
+            found.delete("a", name)
+        await found.settled()
+        for name in (recreated, *(f"new-{number}" for number in range(12))):
+            found.put("a", name)
+        await found.settled()
+        found.told.clear()
+        await member.kill()
+        found.file.write_bytes(outdated)
+        await a.stop()
+        for run in range(2):
+            await member.start()
+            await found.told_of_one("b", f"run-{run}")
+            await asyncio.sleep(RENEWED_WITHIN_S)  # an ownership that ends meanwhile ends all clusters
+            await member.kill()
+        await member.start()
+        await a.start()
+        await found.told_of_one("a", "later")
+        await found.settled()
+        unexpected = [told for told in found.told if not told.startswith(("ENGAGED b#run-", "ENGAGED a#later-"))]
+        assert unexpected == []
