@@ -162,15 +162,15 @@ SIZING = (
 )
 
 HEADLINES = (
-    "**Milo's controller-manager** works in 400 projects after {milo milo.whole.ours.seconds} s, "
-    "with its embedded provider after {milo milo.whole.own.seconds} s.",
-    "**A Go operator** works in 1,000 projects after {go go.1_informers.seconds} s, with the embedded provider after "
-    "{go go.1_informers.peer_seconds} s.",
-    "**1,000 projects** that change once a second take {capacity capacity.1000.1.1.rss_mib} MiB and "
-    "{capacity capacity.1000.1.1.cpu_percent} % of a core in the daemon.",
+    "**Milo's controller-manager**, started with 400 projects of a real Milo, works in all after "
+    "{milo milo.whole.ours.seconds} s, with its embedded provider after {milo milo.whole.own.seconds} s.",
+    "**A Go operator** with one informer works in 1,000 projects {go go.1_informers.seconds} s after its start, with "
+    "the embedded provider {go go.1_informers.peer_seconds} s after it.",
+    "**Each daemon** takes {capacity capacity.1000.1.1.rss_mib} MiB and {capacity capacity.1000.1.1.cpu_percent} % of "
+    "a core for 1,000 projects, of which one changes each second.",
     "**100,000 projects** take {sandbox sync_100k.rss_mib} MiB in the daemon, {sandbox sync_100k.client_go_rss_mib} "
     "MiB in client-go's informer.",
-    "**A change** reaches the operator {sandbox latency.over_raw_watch_ms} ms after a raw watch shows it.",
+    "**A change** reaches the operator {sandbox latency.over_raw_watch_ms} ms after a raw watch shows it (median).",
     "**An operator in Python** needs {controllers controllers.http2_kib} KiB for a further cluster, one on "
     "controller-runtime {controllers controllers.go_kib} KiB.",
     "**When a replica is killed**, the others work in its projects {sharding sharding.kill.hand_over_p50_s} s later "
