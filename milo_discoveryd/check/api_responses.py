@@ -140,7 +140,7 @@ def unreachable(subject: str, error: TransportError, origin: str) -> Finding:
 
 def identity(subject: str, status: int, body: bytes, origin: str) -> Finding:
     """Return the finding for the response to a SelfSubjectReview."""
-    rejected = f"the token or certificate of {origin} is not valid for this server: renew it, or use another kubeconfig"
+    rejected = f"the token or certificate of {origin} is not valid for this server: renew it, or use another one"
     if status == 401:
         return fail(subject, "the server rejects the credential (401)", rejected)
     if status in _BUSY:

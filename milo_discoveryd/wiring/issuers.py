@@ -87,7 +87,8 @@ class Issuers:
         if issuer.scope is not Scope.IDENTITY:
             raise ConfigError([f"watch.credentials: {name} mints per cluster, and has no credential for discovery"])
         ttl_s = self._settings.kubeconfigs.default_ttl.total_seconds()
-        return msgspec.structs.replace(discovery, credentials=RenewingCredential(issuer, ttl_s=ttl_s))
+        origin = f"{discovery.origin} with credentials of the issuer {name}"
+        return msgspec.structs.replace(discovery, origin=origin, credentials=RenewingCredential(issuer, ttl_s=ttl_s))
 
     def _make(self, of: issuers.IssuerSettings) -> Issuer:  # noqa: PLR0911 - one for each type
         match of:

@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from milo_discoveryd.check import check
 from milo_discoveryd.config import load
 from milo_sandbox import Sandbox
 from milo_sandbox.rights import Rule
+from tests.unit.credentials.tokens import jwt
 
 
 @pytest.fixture
@@ -33,7 +36,11 @@ async def lines(tmp_path: Path, *sources: dict[str, Any], **settings: Any) -> li
     }
     out = io.StringIO()
     await check(load(flags, {}, file), out, {})
-    return [line for line in out.getvalue().splitlines() if "kubeconfigs" in line or "identity" in line]
+    return [
+        line
+        for line in out.getvalue().splitlines()
+        if re.search("kubeconfigs|identity|of the issuer .* is not valid", line)
+    ]
 
 
 async def test_project_kubeconfig_user_with_short_lived_token_is_an_issuer(sandbox: Sandbox, tmp_path: Path) -> None:
@@ -91,6 +98,16 @@ async def test_check_reports_a_requested_token_that_the_project_does_not_accept(
         )
         assert not another.infrastructure.secret_names()
     assert "fail  kubeconfigs requested identity: the server rejects the credential (401)" in found
+
+
+async def test_rejected_credential_of_an_issuer_for_discovery_is_reported_with_its_issuer(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text(jwt(exp=time.time() + 600))
+    issuer = {"name": "file", "type": "token-file", "path": str(tmp_path / "token")}
+    found = await lines(tmp_path, issuer, watch={"credentials": "file"})
+    at = found.index("fail  discovery identity: the server rejects the credential (401)")
+    assert "with credentials of the issuer file is not valid for this server" in found[at + 1]
 
 
 async def test_per_cluster_issuer_cannot_authenticate_discovery(sandbox: Sandbox, tmp_path: Path) -> None:

@@ -345,7 +345,9 @@ def test_unusable_kubeconfig_is_parsed_once(directory: Path, monkeypatch: pytest
     (directory / "alpha").write_bytes(b"a: [")
     files = of_directory(directory)
     first = files.scan()
-    monkeypatch.setattr("milo_discoveryd.sources.kubeconfig_files.parsed", lambda *_: pytest.fail("parsed again"))
+    monkeypatch.setattr(
+        "milo_discoveryd.sources.kubeconfig_files.parsed_kubeconfig", lambda *_: pytest.fail("parsed again")
+    )
     assert files.scan().objects == first.objects
 
 
