@@ -169,7 +169,8 @@ class Node:
             )
 
     def _make_cgroups(self) -> list[Path]:
-        made = self.cgroups()
+        made = [each / f"milo-discoveryd-{self.name}" for each in _own_cgroups()]
+        (self._state / "cgroups").write_text("\n".join(map(str, made)))
         for each in made:
             each.mkdir(exist_ok=True)
             for name in ("cpuset.cpus", "cpuset.mems"):  # a new v1 cgroup cannot be joined while they are empty
@@ -181,8 +182,9 @@ class Node:
         return made
 
     def cgroups(self) -> list[Path]:
-        """Return the node's root cgroup in each hierarchy, below this process' own."""
-        return [each / f"milo-discoveryd-{self.name}" for each in _own_cgroups()]
+        """Return the node's root cgroup in each hierarchy, below those of the process that started it."""
+        made = self._state / "cgroups"
+        return [*map(Path, made.read_text().splitlines())] if made.exists() else []
 
     def _clean(self) -> None:
         for each in self.cgroups():

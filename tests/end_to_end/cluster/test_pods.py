@@ -176,11 +176,12 @@ def test_second_cluster_runs_beside_the_first_and_leaves_nothing_behind(node: No
     before = host()
     second = Node(f"beside-{os.getpid()}")
     second.up(say)
+    cgroups = second.cgroups()
     try:
         assert node.get("nodes")["items"][0]["metadata"]["uid"] != second.get("nodes")["items"][0]["metadata"]["uid"]
         assert host() == before
     finally:
         second.down()
     assert second.process is None
-    assert not any(each.exists() for each in second.cgroups())
+    assert not any(each.exists() for each in cgroups)
     assert host() == before
