@@ -101,15 +101,15 @@ async def test_secret_with_long_lived_certificate_requires_setting() -> None:
         (secret(kubeconfig({"token": CANARY + "\n x"})), "not a bearer token"),
         (
             secret(kubeconfig({"tokenFile": "/etc/passwd"})),
-            "only a token, or client-cert",
+            "only token, or client-cert",
         ),
         (
             secret(kubeconfig({"client-certificate": "/a", "client-key": "/b"})),
-            "only a token, or client-cert",
+            "only token, or client-cert",
         ),
         (
             secret(kubeconfig({"exec": {"apiVersion": "v1", "command": "/bin/sh"}})),
-            "only a token, or client-cert",
+            "only token, or client-cert",
         ),
         (secret(kubeconfig(pair(NOW + 600) | {"client-key-data": "!"})), "not valid base64"),
         (secret(kubeconfig(pair(NOW + 600) | {"client-key-data": ""})), "only one of a client certificate and its key"),
@@ -263,8 +263,11 @@ async def test_kubeconfig_secret_in_a_namespace_of_its_own_determines_the_server
         ({"server": "https://a b"}, "has a space or a control character"),
         ({"server": "https://a_b"}, "is not https://HOST:PORT"),
         ({"server": "https://a", "insecure-skip-tls-verify": True}, "set certificate-authority-data"),
-        ({"server": "https://a", "proxy-url": "http://p:1"}, "only a server with certificate-authority-data"),
-        ({"server": "https://a", "certificate-authority": "/etc/ca"}, "only a server with certificate-authority-data"),
+        ({"server": "https://a", "proxy-url": "http://p:1"}, "can have only server, certificate-authority-data"),
+        (
+            {"server": "https://a", "certificate-authority": "/etc/ca"},
+            "can have only server, certificate-authority-data",
+        ),
         (
             {"server": "https://a", "certificate-authority-data": base64.b64encode(b"CA").decode()},
             "does not contain CA certificates",
