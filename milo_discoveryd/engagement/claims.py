@@ -1,15 +1,15 @@
 """The clusters of all sources, and which object stands for a cluster if several claim the same project UID or address.
 
 A user who can write an object can write another project's UID in a label, or another cluster's address in a field. So
-claims are judged over all sources of the daemon, in the order in which it learned of them: the earliest is valid. If
-none is known to be earlier, because one list contained several, or the first lists of several sources did, none is.
-But a project that two sources show, as a Project and by a label of a ProjectControlPlane, is that of the source which
-is configured first.
+claims are compared across all sources, in the order in which the daemon observed them: the earliest is valid. If the
+order is unknown, because one list contained several claims, or the first lists of several sources did, none is valid.
+But a project that two sources show, as a Project and by a label of a ProjectControlPlane, belongs to the source that is
+configured first.
 
-A claim that is not valid contests a cluster: its object is ready, and must not stand for it. What makes or drops a
-claim names the clusters to judge again. Those that are contested now end first, then the observed state is applied,
-and then those begin that are no longer contested. So no two clusters are engaged at the same revision by the same
-claim.
+A cluster is contested if its object is ready, but has a claim that is not valid. Adding or dropping a claim returns the
+clusters whose claims must be evaluated again. Clusters that are contested now are disengaged first, then the observed
+state is applied, and then the clusters that are no longer contested are engaged. So no two clusters are engaged by the
+same claim at the same revision.
 """
 
 from abc import ABC, abstractmethod
@@ -32,13 +32,13 @@ _CLAIMING = (Ready, NotReady)
 
 
 class ValueClaim(msgspec.Struct, frozen=True, gc=False):
-    """An object's claim on a value. Positions grow with the time at which the daemon learned of the claims."""
+    """An object's claim on a value. Positions increase in the order in which the daemon observed the claims."""
 
     server: str
     uid: str
     """The object's UID at that API server."""
     is_stated: bool
-    """The object states the value; otherwise its API server or the daemon's configuration does."""
+    """The value is in the object; otherwise it comes from the API server or the daemon's configuration."""
     position: int
     is_first: bool
     """The claim was found in the first list of a source, so it may be older than its position."""
@@ -51,12 +51,12 @@ ClaimedCluster = tuple[int, str]
 
 
 class ValueClaims(ABC):
-    """The claims on UIDs, or on addresses. Nothing is stored until an object states such a value."""
+    """The claims on UIDs, or on addresses. Nothing is stored until an object contains such a value."""
 
     what: str
     trusts_servers: bool
-    """Whether a value that no object states is valid for all API servers. Otherwise it is valid only among the objects
-    of its own server."""
+    """Whether a claim on a value that is not in the object precedes the others on all API servers; otherwise only those
+    of the same server."""
 
     def __init__(self) -> None:
         self.is_active = False
@@ -67,17 +67,17 @@ class ValueClaims(ABC):
 
     @abstractmethod
     def states(self, observation: Ready | NotReady) -> bool:
-        """Return whether the object itself states the value."""
+        """Return whether the value is in the object itself."""
 
     @abstractmethod
     def value_of(self, observation: Ready | NotReady) -> str:
         """Return the value that an object claims; empty if it claims none."""
 
     def add(self, key: str, value: str, claim: ValueClaim) -> set[ClaimedCluster]:
-        """Claim a value for a cluster. Return the other clusters to judge again.
+        """Claim a value for a cluster. Return the other clusters whose claims to evaluate again.
 
-        An object that changes its claim keeps the former one as well while the new one is not valid, because its
-        cluster stays engaged as it was.
+        An object that changes its claim also keeps the former one while the new one is not valid, because its cluster
+        stays engaged as it was.
         """
         claims = self._by_value.setdefault(value, {})
         former = claims.get(key)
@@ -89,7 +89,7 @@ class ValueClaims(ABC):
         return affected | self.drop_former(key) if self.is_valid(key) else affected
 
     def drop_former(self, key: str) -> set[ClaimedCluster]:
-        """Drop the former claims of an object whose current one is valid. Return the clusters to judge again."""
+        """Drop the former claims of an object whose current one is valid. Return the clusters to evaluate again."""
         *former, value = self._by_key.get(key, ("",))
         if not former:
             return set()
@@ -108,7 +108,7 @@ class ValueClaims(ABC):
         return self._by_key[key][-1]
 
     def release(self, key: str) -> set[ClaimedCluster]:
-        """Drop the claims of a cluster's object. Return the clusters to judge again."""
+        """Drop the claims of a cluster's object. Return the clusters to evaluate again."""
         return set[ClaimedCluster]().union(*(self._remove(key, value) for value in self._by_key.pop(key, ())))
 
     def _remove(self, key: str, value: str) -> set[ClaimedCluster]:
@@ -129,7 +129,7 @@ class ValueClaims(ABC):
 
 
 class UidClaims(ValueClaims):
-    """Claims on UIDs: a label of a ProjectControlPlane states one. Any other object claims its own UID."""
+    """Claims on UIDs. A ProjectControlPlane claims the UID in its label, any other object its own UID."""
 
     what = "project UID"
     trusts_servers = False
@@ -144,7 +144,8 @@ class UidClaims(ValueClaims):
 
 
 class AddressClaims(ValueClaims):
-    """Claims on addresses, which objects of kind `declarative` state in a field. Others follow from the settings."""
+    """Claims on addresses. Objects of the kind `declarative` contain addresses; other addresses follow from
+    settings."""
 
     what = "address"
     trusts_servers = True
@@ -191,7 +192,7 @@ class FleetEngagements:
         self._claimants.append(self._by_source[source])
 
     def commit(self, source: str, states: ClusterStates, now: Moment) -> list[Event]:
-        """Apply states of clusters of a source. The changes may be of clusters of other sources too."""
+        """Apply states of a source's clusters. The returned events may also be about clusters of other sources."""
         claimant = self._by_source[source]
         if not self._stores_claims(states.states):
             claimant.engagements.dropped_names.clear()
@@ -202,7 +203,8 @@ class FleetEngagements:
         return events
 
     def restore(self, source: str, stored: Iterable[tuple[Ready, float]], steady: float) -> list[Event]:
-        """Engage clusters of an earlier run, with their times. Only allowed before anything was published."""
+        """Engage clusters of an earlier run, with the times at which they were engaged. Only allowed before anything
+        was published."""
         self._by_source[source].is_restored = True
         position = ObjectPosition(RESTORED)
         return [
@@ -212,7 +214,8 @@ class FleetEngagements:
         ]
 
     def _stores_claims(self, states: Sequence[ClusterState]) -> bool:
-        """Return whether any claims are stored: UIDs or addresses, once an object states one."""
+        """Return whether any claims are stored. Begins to store those on UIDs or addresses once an object contains
+        one."""
         is_any = False
         for claims in self._kinds:
             if not claims.is_active and any(
@@ -279,7 +282,7 @@ class FleetEngagements:
         return next((f"{claims.what} {claims.value(name)} is claimed by another object too" for claims in invalid), "")
 
     def _release(self, name: str) -> set[ClaimedCluster]:
-        """Drop the claims of a cluster's object. Return the clusters to judge again."""
+        """Drop the claims of a cluster's object. Return the clusters to evaluate again."""
         return set[ClaimedCluster]().union(*(claims.release(name) for claims in self._active_kinds()))
 
 

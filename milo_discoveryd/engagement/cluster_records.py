@@ -10,7 +10,8 @@ from milo_discoveryd.model.observation import ObjectFields, Observation
 
 TRANSITIONS_KEPT = 8
 ABSENT_RECORDS_KEPT = 10_000
-"""How many clusters are remembered whose objects are absent or withdrawn, to explain why they are not engaged."""
+"""Maximum number of records of clusters whose objects are absent or withdrawn, which are kept to explain why these are
+not engaged."""
 
 
 class RecordedTransition(msgspec.Struct, frozen=True):
@@ -66,7 +67,8 @@ class ClusterRecord(msgspec.Struct, kw_only=True, gc=False):
         return (*self.past, RecordedTransition(EventType.ENGAGED, self.cluster.engaged_at, self.cluster.incarnation))
 
     def record_end(self, cluster: Cluster, reason: DisengageReason, message: str, ended_at: float) -> Event:
-        """Record the end of `cluster` as a transition, and return its event. Call it before the log has it."""
+        """Record the end of `cluster` as a transition, and return its event. Call it before the event is appended to
+        the log."""
         ended = RecordedTransition(EventType.DISENGAGED, ended_at, cluster.incarnation, reason, message)
         self.past = (*self.transitions, ended)[-TRANSITIONS_KEPT:]
         return Event(EventType.DISENGAGED, cluster, reason, message)
@@ -97,18 +99,18 @@ class ClusterRecords:
         return record
 
     def move(self, name: str, record: ClusterRecord, state: ObjectState, now: Moment) -> str | None:
-        """Record that a cluster's object entered a state. Return the key of a record that is dropped for it."""
+        """Record that a cluster's object entered a state. Return the key of the record that is dropped, if any."""
         self._counts[record.state] -= 1
         self._counts[state] += 1
         record.state, record.since = state, now.wall
         return self.note_absent(name, state)
 
     def keep(self, name: str) -> None:
-        """Keep a record: only absent ones are dropped, oldest first."""
+        """Prevent that a record is dropped as absent."""
         self._absent.pop(name, None)
 
     def note_absent(self, name: str, state: ObjectState) -> str | None:
-        """Remember a record of that state only for as long as there are few. Return the key of one that is dropped."""
+        """Limit the number of records in such states. Return the key of the record that is dropped, if any."""
         self._absent.pop(name, None)
         if state not in FORGETTABLE_STATES:
             return None

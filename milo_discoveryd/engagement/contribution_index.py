@@ -20,7 +20,7 @@ from milo_discoveryd.objects.store import ObjectChange, ObjectChanges, ObjectPos
 from milo_discoveryd.state_file.encoding import StoredObject
 
 CLUSTERS_PER_STEP = 250
-"""The number of clusters that are changed in one step of the event loop."""
+"""Maximum number of clusters changed per event-loop iteration."""
 Reduce = Callable[[str, Sequence[ObjectContribution], str], Observation | None]
 """Combines contributions to a cluster into one observation. Arguments: the cluster, its contributions, its UID."""
 _Members = tuple[ObjectContribution, ...]
@@ -61,12 +61,16 @@ class ContributionIndex:
             self._settle(name)
 
     def states(self, collection: int, objects: ObjectChanges) -> Iterator[ClusterStates]:
-        # Of the contributions that a batch made, none is known to be earlier.
+        # The order of the contributions within a batch is unknown, so they share a position.
         position = msgspec.structs.replace(objects.position, is_shared=True)
         return self._states_of(self._apply(collection, objects), position)
 
     def states_once_listed(self, position: ObjectPosition) -> Iterator[ClusterStates]:
-        """Yield also the end of clusters that no object names: the earlier run ended before it disengaged them."""
+        """Yield the states of clusters that depend on complete lists.
+
+        These are engaged clusters without contributions, which the earlier run did not disengage before it ended, and
+        clusters that need an object that does not exist.
+        """
         self._is_listed = True
         without_contribution = [
             name for name, record in self._clusters.items() if record.engaged and name not in self._members
@@ -103,7 +107,7 @@ class ContributionIndex:
         before, contributions = _named(change.before), _named(change.after)
         removed = {cluster: self._remove(cluster, member) for cluster in before | contributions}
         for cluster, contribution in contributions.items():
-            assert not isinstance(change.observation, ConfirmedDeletion), "a deleted object contributes nothing"
+            assert not isinstance(change.observation, ConfirmedDeletion), "a deleted object has contributions"
             former, uid = removed[cluster], change.observation.uid
             order = position if former is None or former.uid != uid else former.order
             self._add(
@@ -176,7 +180,7 @@ class ContributionIndex:
         result = self._reduce(name, contributions, record.uid if continues else "")
         if result is None:
             return ConfirmedDeletion(name, record.uid) if is_complete else None
-        # An object that was not read since the restart may be the reason for which the cluster is engaged.
+        # An object that was not read since the restart may be the reason why the cluster is engaged.
         return result if is_complete or isinstance(result, Ready) or not record.engaged else None
 
     def _settle(self, name: str) -> None:
@@ -197,7 +201,7 @@ class ContributionIndex:
             del self._dependents[needed]
 
     def _is_absent(self, needed: ObjectReference) -> bool:
-        """Return whether an object does not exist or has no content, as far as the lists are known."""
+        """Return whether an object does not exist or has no content, according to the lists of this run."""
         record = self._found(needed)
         return self._is_listed and (record is None or _content(record).value is None)
 
@@ -236,7 +240,7 @@ class ObjectsAreClusters:
 
 
 def _content(record: ObjectRecord) -> ObjectContent:
-    assert isinstance(record.content, ObjectContent), "the object is not a cluster itself"
+    assert isinstance(record.content, ObjectContent), "the object has no contributions: its content is a cluster"
     return record.content
 
 

@@ -1,12 +1,13 @@
 """The reconciliation of each cluster's desired state with the engaged state.
 
-Only this module writes to the change log. `commit` applies what the source reported, `end_overdue` ends clusters whose
-grace period is over, `set_connectivity` and `disengage_unreachable` apply the results of probes, and `contest` and its
-neighbors what several claims on one UID or address mean.
+Only this module writes to the change log. `commit` applies what the source reported, `end_overdue` disengages clusters
+whose grace period is over, `set_connectivity` and `disengage_unreachable` apply the results of probes, and `contest`,
+`end_contested` and `begin_uncontested` those of comparing claims on one UID or address.
 
-An end is planned if the cluster's API server stays available: the object is not ready, or left the selector. Such a
-cluster drains first, if a subscriber confirms releases. All other ends are immediate, even during a drain: the object
-was deleted or replaced, the API server is unreachable, or another object has a better claim on the UID or address.
+A disengagement is planned if the cluster's API server stays available: the object is not ready, or left the selector.
+Such a cluster drains first, if a subscriber confirms releases. All other disengagements are immediate, even during a
+drain: the object was deleted or replaced, the API server is unreachable, or another object has an earlier claim on the
+UID or address.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -63,8 +64,8 @@ class Engagements:
         drain_timeout_s: float = 0.0,
         releases: PendingReleases | None = None,
     ) -> None:
-        """`report` is called with each object that begins to be contested. `log` and `releases` are those of all
-        sources of the daemon.
+        """`report` is called with each cluster that becomes contested or malformed. `log` and `releases` are those of
+        all sources of the daemon.
         """
         self.log = log
         self._records = ClusterRecords()
@@ -76,7 +77,7 @@ class Engagements:
         self._contested: dict[str, Ready] = {}
         """Ready objects whose claims are not valid, by cluster. Such a cluster is reported as malformed."""
         self.dropped_names: list[str] = []
-        """Clusters that are no longer known, although no deletion was confirmed."""
+        """Clusters whose records were dropped at the limit, although no deletion was confirmed."""
         self.not_ready = not_ready or NotReadyClusters()
         self.unreachable = 0
         """The number of engaged clusters that do not answer connectivity probes."""
@@ -136,7 +137,7 @@ class Engagements:
         """Disengage a draining cluster, and engage it again if the reason for the drain no longer applies."""
         record = self._known(name)
         cluster = record.cluster
-        assert cluster is not None, "a draining cluster is engaged"
+        assert cluster is not None, "the cluster is not engaged"
         assert cluster.draining is not None, "the cluster does not drain"
         events = self._end(record, cluster.draining.reason, cluster.draining.message, now)
         elsewhere = self.assigned_elsewhere(name)
@@ -154,7 +155,7 @@ class Engagements:
         if elsewhere is None:
             if record.state is not ObjectState.UNASSIGNED:
                 return []
-            assert record.target is not None, "it is ready"
+            assert record.target is not None, "the record of a ready cluster has no target"
             return self._ready(Ready(record.uid, record.version, record.target), now)
         events = self._plan_end(record, DisengageReason.MOVED, elsewhere, now, timeout_s)
         self._unassign_ready(record, elsewhere, now)
@@ -170,7 +171,7 @@ class Engagements:
     def _unassign_ready(self, record: ClusterRecord, message: str, now: Moment) -> None:
         """Record that another daemon owns the cluster, unless it still drains here."""
         if record.cluster is None and record.state in READY_STATES:
-            assert record.target is not None, "it is ready"
+            assert record.target is not None, "the record of a ready cluster has no target"
             self._unassign(record, record.target, message, now)
 
     def _unassign(self, record: ClusterRecord, target: Target, message: str, now: Moment) -> None:
@@ -191,11 +192,11 @@ class Engagements:
     def set_connectivity(
         self, name: str, incarnation: int, connectivity: ConnectivityStatus, now: Moment
     ) -> list[Event]:
-        """Apply the result of probes. The result is ignored for a cluster that was disengaged meanwhile."""
+        """Apply the result of probes. The result is ignored if no probe of the cluster is needed any more."""
         if not self.needs_probe(name, incarnation):
             return []
         record = self._known(name)
-        assert record.latest is not None, "a cluster that needs a probe is or was engaged"
+        assert record.latest is not None, "the cluster was never engaged"
         probed = msgspec.structs.replace(record.latest, connectivity=connectivity)
         if probed == record.latest:
             return []
@@ -233,7 +234,7 @@ class Engagements:
         """Disengage a cluster at once, because its object must not stand for it any longer."""
         record, events = self._known(name), list[Event]()
         if record.state in READY_STATES:
-            assert record.target is not None, "it is ready"
+            assert record.target is not None, "the record of a ready cluster has no target"
             events += self.contest(Ready(record.uid, record.version, record.target), problem, now)
         return events + self._end(record, DisengageReason.NOT_READY, problem, now)
 
@@ -243,7 +244,7 @@ class Engagements:
         return [] if observation is None else self._ready(observation, now)
 
     def report_malformed(self, observation: Malformed) -> None:
-        """Report that a cluster cannot be used, unless its last observation said the same."""
+        """Report that a cluster cannot be used, unless its record is `MALFORMED` already."""
         record = self._records.by_key.get(observation.name)
         if record is None or record.state is not ObjectState.MALFORMED:
             self._report(observation)
@@ -309,14 +310,15 @@ class Engagements:
         return self._plan_end(record, reason, message, now, drain_s)
 
     def _keeps_for_now(self, name: str, record: ClusterRecord, now: Moment) -> bool:
-        """Return whether a cluster that is not ready stays engaged for a grace period, or because too many are not."""
+        """Return whether a cluster that is not ready stays engaged for a grace period, or because too many are not
+        ready."""
         is_graced = record.engaged and name not in self.releases
         return is_graced and not self.not_ready.begin_wait(name, now.steady)
 
     def _record(
         self, record: ClusterRecord | None, observation: Observation, state: ObjectState, now: Moment
     ) -> ClusterRecord:
-        """Return the record of the observed object, in that state. `record` is the one that its cluster has."""
+        """Return the record of the observed object, in that state. `record` is the cluster's existing one."""
         if record is None:
             record = self._records.add(observation, state, now)
             if state in FORGETTABLE_STATES:
@@ -411,7 +413,7 @@ class Engagements:
 
     def _known(self, name: str) -> ClusterRecord:
         record = self._records.by_key.get(name)
-        assert record is not None, "the cluster has a record"
+        assert record is not None, f"no record of cluster {name!r}"
         return record
 
 
@@ -419,7 +421,7 @@ def _stays_unreachable(record: ClusterRecord, observation: Ready) -> bool:
     """Update a cluster disengaged as unreachable; return False if it is another object or has another endpoint."""
     if record.state is not ObjectState.UNREACHABLE or observation.uid not in ("", record.uid):
         return False
-    assert record.former is not None, "it was engaged before"
+    assert record.former is not None, "the unreachable cluster was never engaged"
     if observation.target.endpoint != record.former.target.endpoint:
         return False
     record.version = observation.version
@@ -446,8 +448,8 @@ def _is_unreachable(cluster: Cluster) -> bool:
 
 
 def _with_fields(cluster: Cluster, present: ObjectFields | Target | None) -> Cluster:
-    """Return a draining cluster with the labels and the organization that its object has now, which may have left the
-    filter or the rights of a subscriber."""
+    """Return a draining cluster with the present labels and organization of its object, which may no longer match a
+    subscriber's filter or authorization rules."""
     target = cluster.target
     if present is None or (present.labels, present.organization) == (target.labels, target.organization):
         return cluster

@@ -27,7 +27,7 @@ class HeldNotReady(msgspec.Struct, frozen=True):
 
 
 class NotReadyClusters:
-    """The engaged clusters whose objects are not ready, and when to disengage each. `limits` is None for no guard."""
+    """The engaged clusters whose objects are not ready, and when to disengage each. Without `limits`, none is held."""
 
     def __init__(self, grace_s: float = 0.0, limits: RemovalLimits | None = None) -> None:
         self._grace_s = grace_s
@@ -73,16 +73,16 @@ class NotReadyClusters:
         if self._grace_s:
             self._graces[name] = now + self._grace_s
             return False
-        return self._is_let_go(name, now)
+        return self._disengages_at_once(name, now)
 
     def take_overdue(self, engaged: int, now: float) -> list[str]:
         """Return the clusters to disengage now. `engaged` is the number of engaged clusters."""
-        overdue = [name for name in _due(self._graces, now) if self._is_let_go(name, now)]
+        overdue = [name for name in _due(self._graces, now) if self._disengages_at_once(name, now)]
         if now >= self._decide_at:
             overdue += self._decided(engaged, now)
         return [*overdue, *_due(self._releases, now)]
 
-    def _is_let_go(self, name: str, now: float) -> bool:
+    def _disengages_at_once(self, name: str, now: float) -> bool:
         """Return whether the cluster is one of the first few, to disengage at once. If not, make it wait."""
         if self._limits is not None:
             self._forget_disengaged(now)
@@ -99,7 +99,7 @@ class NotReadyClusters:
 
     def _decided(self, engaged: int, now: float) -> Iterable[str]:
         """Return the waiting clusters to disengage now. The others are held, or disengaged later at a limited rate."""
-        assert self._limits is not None, "clusters wait only if there is a guard"
+        assert self._limits is not None, "a cluster waits without removal limits"
         waiting = [*self._waiting]
         self._forget_disengaged(now)
         share = len(waiting) + len(self._disengaged), engaged + len(self._disengaged)
@@ -109,7 +109,7 @@ class NotReadyClusters:
                 now,
                 self._decide_at,
                 f"{share[0]} of {share[1]} engaged clusters became not ready within {self._limits.verify_after_s:g} s: "
-                f"the others stay engaged for another {self._limits.verify_after_s:g} s, in case they are ready again",
+                f"those still engaged stay so for another {self._limits.verify_after_s:g} s, in case they become ready",
             )
             return ()
         was_held, self.held = self.held, None

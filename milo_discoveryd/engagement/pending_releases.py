@@ -21,7 +21,8 @@ REMEMBERED_S = 60.0
 REMEMBERED_EACH = 100
 """Maximum number of subscribers without a stream that are remembered per caller. The oldest are dropped first."""
 REMEMBERED_FILTER_BYTES = 256 * 1024
-"""Maximum total size of their filters. In memory, a filter takes about twenty times its size in a request."""
+"""Maximum total size of the filters of a caller's subscribers without a stream. In memory, a filter takes about twenty
+times its size in a request."""
 
 
 class SubscriberKey(msgspec.Struct, frozen=True):
@@ -33,7 +34,7 @@ class SubscriberKey(msgspec.Struct, frozen=True):
     """The name that the subscriber chose."""
 
 
-RETURNING = SubscriberKey("", "one of the daemon's last run")
+RETURNING = SubscriberKey("", "a subscriber of the daemon's previous run")
 """Stands for the subscribers of an earlier run of the daemon. No caller's key is empty."""
 
 
@@ -144,7 +145,8 @@ class PendingReleases:
                 self._forget(next(iter(gone)))
 
     def change_view(self, subscription: Subscription, view: ClusterView) -> list[str]:
-        """Apply a change of the caller's rights. Return the names of drains that waited only for this subscriber."""
+        """Apply a change of the caller's authorization rules. Return the names of drains that waited only for this
+        subscriber."""
         subscription.view = view
         subscriber = self._subscribers[subscription.key]
         lost = [drain.cluster.target.name for drain in self._drains.values() if not subscriber.sees(drain.cluster)]

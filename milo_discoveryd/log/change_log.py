@@ -2,8 +2,8 @@
 
 A reader that starts at the revision of a snapshot receives the live stream. A reader that fell behind, or that resumes
 from an old revision, receives the same changes merged per cluster. Past states of a cluster (engaged and then removed,
-or with other labels) are kept for a while, so that such a reader learns what ended. A revision older than the oldest
-kept state cannot be served: see `reads_from`.
+or with other labels) are kept for a while, so that such a reader receives the disengagements. A revision older than the
+oldest kept state cannot be served: see `reads_from`.
 
 `read` and `read_snapshot` define what a reader is sent. `since` and `snapshot_part` return their results and share
 them between readers.
@@ -112,7 +112,7 @@ class LogSlots:
         self._compacted_to = 0
 
     def append(self, entry: LogEntry, revision: int, stale: int) -> None:
-        """Append a slot. `stale`: how many others are no longer needed because of it, or will not be."""
+        """Append a slot. `stale` is the number of slots that the change makes stale, now or with their past states."""
         self.revisions.append(revision)
         self.entries.append(entry)
         self._stale += stale
@@ -120,8 +120,8 @@ class LogSlots:
             self._compact()
 
     def engaged(self) -> list[LogEntry]:
-        # The entries are scattered over memory. In a loop as tight as this one the processor fetches several at once,
-        # which takes a third of the time.
+        # The entries are scattered over memory. In a loop as tight as this one, the processor prefetches several at
+        # once, which takes a third of the time.
         return [
             entry
             for entry, slot_revision in zip(self.entries, self.revisions, strict=True)
@@ -304,7 +304,7 @@ class ChangeLog:
                 and known_cluster.incarnation == cluster.incarnation
                 and (known_cluster is cluster or matches(known_cluster))
             ):
-                # Nearly always: the reader knows this incarnation, and goes on seeing it.
+                # The common case: the reader knows this incarnation, and its view still contains the cluster.
                 frames.append(frame := self.frame(entry, cluster, EventType.UPDATED))
                 size += len(frame.data)
             else:
@@ -393,7 +393,7 @@ def _changes_view(before: Cluster, now: Cluster) -> bool:
 
 
 def _end_event(past: PastState | None, before: Cluster, now: Cluster | None, view: ClusterView) -> Event:
-    """Return how `before` ended for a reader: as `past` says, or by leaving the reader's view.
+    """Return the event that ends `before` for a reader: for the reason in `past`, or because it left the view.
 
     `now` is the cluster that has the name now. The event contains nothing that the reader may not see.
     """

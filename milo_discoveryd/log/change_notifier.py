@@ -1,4 +1,4 @@
-"""Wakes subscribers that wait for changes. Only this module and `fleet` in this package use the event loop."""
+"""Wakes subscribers that wait for changes. No other module of this package uses the event loop."""
 
 import asyncio
 from collections import deque

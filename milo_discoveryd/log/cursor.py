@@ -82,7 +82,7 @@ class Cursor:
     def next_batch(self) -> Batch | None:
         """Return the next batch, or None if nothing changed."""
         if not isinstance(self._state, _InSnapshot) and not self._log.reads_from(self._state.revision):
-            # The subscriber was idle for longer than past states are kept.
+            # Past states of the subscriber's revision were dropped while it was idle.
             self._state = _InSnapshot(self._log.snapshot())
         if isinstance(self._state, _InSnapshot):
             return self._from_snapshot(self._state.snapshot, self._state.position)

@@ -22,7 +22,7 @@ class Event(msgspec.Struct, frozen=True):
     reason: DisengageReason | None = None
     message: str = ""
     readiness: tuple[str, str] | None = None
-    """On the first engagement of an object: when it was created and when it became ready, as the object states."""
+    """On the first engagement of an object: when it was created and when it became ready, according to the object."""
 
 
 Encode = Callable[[Event], bytes]
@@ -44,14 +44,14 @@ class Slice(msgspec.Struct, frozen=True):
     data: bytes
     """The frames, joined."""
     growth: Mapping[str, int]
-    """By how many clusters of each source a view grows with the frames."""
+    """The net change of the number of clusters in a view, by source."""
 
 
 NO_CHANGES = Slice((), b"", {})
 
 
 def slice_of(frames: Sequence[Frame]) -> Slice:
-    """Join frames, and count by how many clusters of each source a view grows with them."""
+    """Join frames, and count the net change of the number of clusters in a view, by source."""
     growth: dict[str, int] = {}
     engaged, updated = EventType.ENGAGED, EventType.UPDATED
     for frame in frames:

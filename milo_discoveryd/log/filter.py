@@ -11,7 +11,7 @@ from milo_kube.label_selector import Predicate, Selector, all_of
 
 
 class ClusterView(Protocol):
-    """The view of one reader of the log: its filter, within its rights."""
+    """The view of one reader of the log: its filter, restricted by its authorization rules."""
 
     @property
     def fingerprint(self) -> str:
@@ -29,7 +29,7 @@ class ClusterView(Protocol):
     def matches(self) -> Predicate[Cluster]: ...
 
     def shows(self, cluster: Cluster | None) -> bool:
-        """Return whether the reader may learn the state of a cluster that does not match. None: an unknown cluster."""
+        """Return whether the reader may see the state of a cluster that does not match. None: an unknown cluster."""
 
 
 class Filter(msgspec.Struct, frozen=True, dict=True):

@@ -1,6 +1,7 @@
 """The change of a reader's view: the clusters that leave and enter the view, as of the reader's revision.
 
-It examines all clusters that the reader may know, in steps. Changes made meanwhile follow, as after a snapshot.
+It examines all clusters that the reader may know, in steps. Changes made during the transition follow after it, as
+after a snapshot.
 """
 
 import msgspec
@@ -36,7 +37,7 @@ class FilterTransition(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, view=view, earlier=earlier, position=0)
 
     def step(self, log: ChangeLog) -> tuple[Slice, "FilterTransition"]:
-        """Return the next slice to send, and the transition after them."""
+        """Return the next slice to send, and the transition after it."""
         frames: list[Frame] = []
         ahead: set[tuple[str, int]] = set()
         size = 0

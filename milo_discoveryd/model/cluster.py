@@ -19,14 +19,14 @@ def key_of(name: str, source: str) -> str:
 
 
 def source_of(key: str) -> str:
-    """Return the source of the cluster with a key that a caller or a log names."""
+    """Return the source in the key of a cluster; empty if the key contains none."""
     return key.rpartition(SOURCE_SEPARATOR)[0]
 
 
 class ClusterIdentity(msgspec.Struct, frozen=True, gc=False):
-    """The identity of a cluster, whatever its object is named, or states about itself.
+    """The identity of a cluster, independent of the name and the fields of its object.
 
-    The UID is unique only within the source: the API server of another one may copy it.
+    The UID is unique only within the source: the API server of another source may use the same one.
     """
 
     source: str
@@ -72,16 +72,17 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The name of the source; empty if the only source has none."""
     uid: str
     place: tuple[str, ...]
-    """Endpoint without the local name, split where it belongs. Clusters whose endpoints differ only by it share it."""
+    """The parts of the endpoint around the local name. Clusters whose endpoints differ only in the name share one
+    tuple."""
     organization: str = ""
     labels: Pairs = ()
     annotations: Pairs = ()
     deletion_requested_at: float | None = None
     deletion_message: str = ""
     suspensions: tuple[SuspensionReason, ...] | None = None
-    """Why the cluster is suspended, as far as the source says; None if it is not suspended."""
+    """Why the cluster is suspended, as far as the source reports it; None if it is not suspended."""
     states_address: ClassVar[bool] = False
-    """Whether the object itself states the address, so that its author chooses where the daemon connects."""
+    """Whether the address is in the object itself, so that the object's author chooses where the daemon connects."""
 
     @property
     def suspended(self) -> bool:
@@ -94,7 +95,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def endpoint(self) -> str:
-        # The common case, without a call: this is part of every encoded event.
+        # Without a call if there is one source, since every encoded event contains the endpoint.
         return (self.local_name if self.source else self.name).join(self.place)
 
 
@@ -129,7 +130,7 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     source_version: str
     engaged_at: float
     incarnation: int
-    """The revision that engaged it: unique within a run of the daemon."""
+    """The revision that engaged the cluster: unique within a run of the daemon."""
     object_uid: str = ""
     """UID of the upstream object; `target.uid` may come from a label."""
     connectivity: ConnectivityStatus = UNPROBED
@@ -146,22 +147,22 @@ def without_draining(cluster: Cluster) -> Cluster:
 
 
 class DeclaredTarget(Target, frozen=True, kw_only=True, gc=False):
-    """A cluster whose API server has a CA of its own, with the fields of its object that credentials and connections
-    need: one of kind `declarative`, or of a kubeconfig file."""
+    """A cluster of the kind `declarative` or of a kubeconfig file, whose API server has a CA of its own, with the
+    fields of its object that credentials and connections need."""
 
     object_namespace: str
     """Empty for an object without a namespace, and for one in a file."""
     object_name: str
     secret: tuple[str, str] = ("", "")
-    """Namespace and name of the Secret that the object names, where the configuration says how."""
+    """Namespace and name of the Secret to which the object refers, if the source has the setting `secret`."""
     secret_key: str = ""
-    """Key in that Secret, where the configuration says how the object names it."""
+    """Key in that Secret, if the source has the setting `secret.key`."""
     authorities: bytes | None = None
-    """CA certificates of the API server as PEM, where the object has them."""
+    """CA certificates of the API server as PEM, if the object, its Secret or its file contains them."""
     states_address: ClassVar[bool] = True
 
 
 class FileTarget(DeclaredTarget, frozen=True, kw_only=True, gc=False):
-    """A cluster in a kubeconfig file, whose author configures the daemon."""
+    """A cluster in a kubeconfig file. The file's author also configures the daemon, so the address is trusted."""
 
     states_address: ClassVar[bool] = False

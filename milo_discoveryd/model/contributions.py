@@ -11,7 +11,7 @@ from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import Malformed, Observation
 
 ObjectReference = tuple[int, str]
-"""Index of a watched resource among those of the kind of source, and the key of an object: NAME or NAMESPACE/NAME."""
+"""Index of a watched resource in the source kind's list, and the key of an object: NAME or NAMESPACE/NAME."""
 
 
 class Contribution(msgspec.Struct, frozen=True, gc=False):
@@ -22,21 +22,21 @@ class Contribution(msgspec.Struct, frozen=True, gc=False):
     content: Any
     """An `Observation`, or a value for the kind's `reduce`. Equal contents mean that nothing changed."""
     needs: tuple[ObjectReference, ...] = ()
-    """Other objects that decide what the contribution means."""
+    """Other objects whose contents `reduce` needs together with the contribution."""
 
 
 class ObjectContribution(msgspec.Struct, frozen=True, gc=False):
     """A contribution, with its object; or the content of an object that a contribution needs."""
 
     watch: int
-    """Index of the watched resource among those of the kind of source."""
+    """Index of the watched resource in the source kind's list."""
     object: str
     """The object's name, or NAMESPACE/NAME."""
     uid: str
     version: str
     order: int
-    """Grows with the time at which the contribution was first seen. Equal for those of which none is known to be
-    earlier, because one list contained them."""
+    """Increases in the order in which contributions were first observed. Equal if that order is unknown, because one
+    list contained them."""
     content: Any
     needs: tuple[ObjectReference, ...] = ()
 
@@ -65,7 +65,7 @@ class ContributingObject(msgspec.Struct, frozen=True, gc=False):
 
 
 ObservedObject = Observation | ContributingObject
-"""An object as a source's kind decodes it."""
+"""An object, as decoded by the kind of source."""
 
 
 class Unread:
@@ -76,9 +76,9 @@ UNREAD = Unread()
 
 
 def earliest(cluster: str, contributions: Sequence[ObjectContribution], _uid: str = "") -> Observation | None:
-    """Reduce contributions that are observations: the earliest stands, and none if two of them are the earliest.
+    """Return the earliest of contributions that are observations; a malformed one if two are the earliest.
 
-    A user who can create objects could otherwise take over a cluster by an object that names it too.
+    Otherwise a user who can create objects could take over a cluster by another object with its name.
     """
     if not contributions:
         return None

@@ -1,7 +1,7 @@
-"""The states of a cluster's object, and what each means: the one table that all names of states are made from.
+"""The states of a cluster's object, and what each means: the one table from which all names of states are derived.
 
-A new reason for which a cluster is not engaged is a state here, with its row, and an observation that has it, which a
-kind of source returns. The log, the status page, `check`, the responses and the metrics follow from the row.
+To add a reason why clusters are not engaged, add a state with its row here, and an observation in that state, which a
+kind of source returns. The log, the status page, `check`, the responses and the metrics are derived from the row.
 """
 
 import enum
@@ -25,7 +25,7 @@ class ObjectState(enum.Enum):
     UNASSIGNED = "unassigned"
     """The object is ready; another member of the shard group owns the cluster, or has not released it yet."""
     UNREACHABLE = "disengaged_unreachable"
-    """The object is ready; the cluster was disengaged because it could not be reached for long."""
+    """The object is ready; the cluster was disengaged because it was unreachable for too long."""
     DELETED = "deleted"
 
 
@@ -35,7 +35,7 @@ class StateMeaning(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     """The `Engagement.Reason` of the protocol, without its prefix."""
     words: str
-    """The state's name for people, after a number of clusters or as the state of one."""
+    """The displayed name of the state, which also fits after a number of clusters."""
     count: str = ""
     """The field of `FleetCounts` that counts objects in this state; empty if none does."""
     is_ready: bool = False
@@ -51,7 +51,7 @@ class StateMeaning(msgspec.Struct, frozen=True, kw_only=True):
     is_forgettable: bool = False
     """Only a limited number of records is kept in this state."""
     is_reported: bool = False
-    """The audit log and the journal get a line when an object enters the state, because its author made a mistake."""
+    """The audit log and the journal get an entry when an object enters the state, because its author made a mistake."""
     remedy: str = ""
     """What `check` advises if objects are in this state; empty if the state is no problem."""
     tone: str = "plain"
@@ -81,7 +81,7 @@ MEANINGS = {
         is_forgettable=True,
         is_reported=True,
         tone="bad",
-        remedy="the server ignores label selectors: check which proxy is before Milo, and what the identity may list",
+        remedy="the server ignores label selectors: check for a proxy in front of Milo, and what the identity may list",
     ),
     ObjectState.UNREACHABLE: StateMeaning(
         reason="UNREACHABLE", words="disengaged: unreachable", count="unreachable", is_ready=True, tone="bad"

@@ -16,7 +16,7 @@ class Ready(msgspec.Struct, frozen=True, gc=False):
     version: str
     target: Target
     readiness: tuple[str, str] | None = None
-    """When the object was created and when its condition became True, as the object states them."""
+    """When the object was created and when its condition became True, according to the object."""
     state: ClassVar = ObjectState.READY
     message: ClassVar = ""
 
@@ -30,7 +30,7 @@ class Ready(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def fields(self) -> Target:
-        """The fields that scopes filter by."""
+        """The fields by which scopes filter."""
         return self.target
 
     @property
@@ -46,7 +46,7 @@ class Unready(msgspec.Struct, frozen=True, gc=False):
 
 
 class ObjectFields(msgspec.Struct, frozen=True, gc=False):
-    """The fields of an object that is not engaged which scopes filter by."""
+    """The fields by which scopes filter an object whose cluster is not engaged."""
 
     name: str
     organization: str
@@ -61,7 +61,7 @@ class NotReady(Unready, frozen=True, gc=False):
     version: str
     message: str
     project_uid: str = ""
-    """UID of the project, if the object states one besides its own UID."""
+    """UID of the project, if the object contains one besides its own UID."""
     fields: ObjectFields | Target | None = None
     state: ClassVar = ObjectState.NOT_READY
 
@@ -78,14 +78,14 @@ class Outside(Unready, frozen=True, gc=False):
 
 
 class Refused(Outside, frozen=True, gc=False):
-    """An object that the API server must not have sent: it belongs to an organization other than that of the
+    """An object that the API server should not have sent: it belongs to an organization other than that of the
     context."""
 
     state: ClassVar = ObjectState.REFUSED
 
 
 class Withdrawn(Unready, frozen=True, gc=False):
-    """An object that ends its cluster by the rules of the source: a planned end."""
+    """An object whose cluster is disengaged by rules of the source, as a planned disengagement."""
 
     name: str
     uid: str

@@ -1,8 +1,8 @@
 """The mass-removal limit, and whether the first list of a run may lack clusters that subscribers know. Pure.
 
-What a subscriber claims to know delays that subscriber only. In a shard group the member also acknowledges no view
-until the first list is verified, which takes `removals.verify_after`: the subscriber may keep clusters that the list
-lacks, and no other member may engage these meanwhile.
+A subscriber that claims to know more clusters only delays itself. In a shard group, the member also acknowledges no
+view until the first list is verified, which takes `removals.verify_after`: the subscriber may keep clusters that the
+list lacks, and no other member may engage these before then.
 """
 
 import msgspec
@@ -27,7 +27,7 @@ class RemovalLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 class FirstList(msgspec.Struct, frozen=True):
     clusters: int
-    """The number of engaged clusters that lists of this run described."""
+    """The number of engaged clusters that lists of this run contained."""
     limits: RemovalLimits | None
     """The limits of what the list may lack; None if a second list verified it, or no verification is needed."""
     version: int = 0
@@ -44,7 +44,7 @@ class FirstList(msgspec.Struct, frozen=True):
     def may_lack(self, known_count: int, present_count: int) -> bool:
         """Return whether the list may be incomplete, for a subscriber that knows more clusters than are `present`.
 
-        A list that lacks everything may be incomplete even if that is one cluster: waiting only costs time.
+        A list without any cluster may be incomplete even if only one is known: waiting only costs time.
         """
         if self.limits is None or present_count >= known_count:
             return False

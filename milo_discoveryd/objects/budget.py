@@ -1,6 +1,6 @@
 """The memory budget of the objects of one source.
 
-An API server that is broken, or an attacker's, can list pages and send watch events without end. Pure.
+A broken or malicious API server can list pages and send watch events without end. Pure.
 """
 
 from typing import Any
@@ -14,16 +14,17 @@ OBJECT_OVERHEAD = 512
 """Weight of each object besides its content, in bytes."""
 _FREE_PAIRS = 8
 PAIR_OVERHEAD = 160
-"""Weight of each further label and annotation besides its content, in bytes: a tuple and two strings."""
+"""Weight of each label or annotation beyond the first `_FREE_PAIRS`, besides its content, in bytes: a tuple and two
+strings."""
 _PAIR = b"\x92"
-"""The prefix of a two-item array in MessagePack. A string that contains this byte weighs more than it takes."""
+"""The prefix of a two-item array in MessagePack. Strings that contain this byte increase the weight too."""
 _encode = msgspec.msgpack.Encoder(enc_hook=repr).encode
 
 
 def weigh(content: Any) -> int:
     """Return the object's weight in the memory budget, in bytes; `content` is what the daemon keeps of the object.
 
-    A multiple of 16: most objects weigh one of a few small integers, which take no memory of their own.
+    It is rounded down to a multiple of 16.
     """
     encoded = _encode(content)
     return (OBJECT_OVERHEAD + len(encoded) + PAIR_OVERHEAD * max(0, encoded.count(_PAIR) - _FREE_PAIRS)) & ~15
@@ -40,7 +41,7 @@ class ObjectBudget:
 class CollectionWeight:
     """The total weight of one collection's objects in the budget: a sum that each change adjusts.
 
-    A list in progress counts instead of the known objects: a source at its limit is repaired by a shorter list.
+    A list in progress counts instead of the known objects, so that a source at its limit recovers with a shorter list.
     """
 
     def __init__(self, budget: ObjectBudget) -> None:
@@ -59,13 +60,13 @@ class CollectionWeight:
         if more <= 0 or self._budget.used + more <= self._budget.limit:
             return True
         self.problem = (
-            f"the API server has sent more objects than the daemon keeps of one source ({self._budget.limit} bytes, "
-            "watch.objects_limit): the clusters stay as they are, and the objects are listed again later"
+            f"the API server sent objects beyond watch.objects_limit ({self._budget.limit} bytes per source): the "
+            "clusters stay as they are, and the objects are listed again later; raise the limit for a larger source"
         )
         return False
 
     def add(self, more: int) -> None:
-        """Add the weight of a change of the known objects."""
+        """Add a change in the weight of the known objects."""
         self._known += more
         if self._listed is None:
             self._budget.used += more
@@ -76,7 +77,7 @@ class CollectionWeight:
 
     def add_listed(self, weight: int) -> bool:
         """Add the weight of an object of the list in progress, unless the budget is exhausted."""
-        assert self._listed is not None, "a list started"
+        assert self._listed is not None, "no list was started"
         if not self.fits(weight):
             return False
         self._listed += weight
@@ -84,6 +85,6 @@ class CollectionWeight:
         return True
 
     def list_ended(self) -> None:
-        assert self._listed is not None, "a list started"
+        assert self._listed is not None, "no list was started"
         self._budget.used += self._known - self._listed
         self._listed = None

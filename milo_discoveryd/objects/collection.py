@@ -71,8 +71,10 @@ class ListProgress(msgspec.Struct):
 
 
 class ObjectCollection:
-    """A list is staged until it is complete, and then only its changes are applied. Without a guard, the deletion of
-    everything that a list lacks is confirmed at once.
+    """The objects of one collection, with their pending deletions.
+
+    A list is staged until it is complete, and then only its changes are applied. Without a guard, the confirmation of a
+    deletion starts at once for every object that a list lacks.
     """
 
     def __init__(
@@ -86,7 +88,7 @@ class ObjectCollection:
         keys: ObjectKeys = NAMES,
         status: ViewStatus | None = None,
     ) -> None:
-        """`number` is the position of the collection among those of the source."""
+        """`number` is the index of the collection within the source."""
         self.number = number
         self.store = store
         self.pending_deletions = pending_deletions
@@ -123,7 +125,8 @@ class ObjectCollection:
 
     @property
     def is_restored(self) -> bool:
-        """True while the state is not that of a list of this run, or contains objects that the first one lacks."""
+        """True while the state is from an earlier run, or contains objects that the first list of this run lacks and
+        that were not read since."""
         if self.progress.awaits_list or not self._unconfirmed:
             return self.progress.awaits_list
         return any(map(self.pending_deletions.awaits_read, self._unconfirmed))
@@ -146,7 +149,7 @@ class ObjectCollection:
 
     @property
     def over_budget(self) -> str:
-        """Why source events were dropped; empty if none was."""
+        """Why source events were dropped; empty if none were."""
         return self.store.weight.problem
 
     @property
@@ -158,12 +161,13 @@ class ObjectCollection:
 
     @property
     def unverified(self) -> RemovalLimits | None:
-        """The limits that judge the first list of this run; None if a second one verified it, or if none is needed."""
+        """The removal limits for the first list of this run; None if a second list verified it, or no verification is
+        needed."""
         return None if self._guard is None or self._guard.is_verified else self._guard.limits
 
     @property
     def ignores_lists(self) -> bool:
-        """True while lists are older than what was seen: the server lags behind, or was restored from a backup."""
+        """True while lists are older than the known state: the server lags behind, or was restored from a backup."""
         return self._guard is not None and self._guard.ignores_lists
 
     @property
@@ -212,10 +216,10 @@ class ObjectCollection:
         return ObjectChanges(changes, self._positions.of_changes(len(changes)))
 
     def _contradicts_list(self, observation: ObservedObject) -> bool:
-        """Return whether to apply a state that is older than the last list, although the list did not show it.
+        """Return whether a read returned a state that is older than the last list and that this list should have shown.
 
-        No list shows an object outside of the selector. If that is another object than the known one, whose version
-        is not known after a restart, then either may be the later one.
+        A list does not show an object outside of the selector. But if that is a different object than the known one,
+        whose version is unknown after a restart, then either may be the later one, so the read is not trusted.
         """
         if self._last_list.replacing.get(observation.name) == (observation.uid, observation.version):
             return False
@@ -240,7 +244,7 @@ class ObjectCollection:
                     if self._accepts(observation):
                         changed.append(observation)
                 case DeletionReported(name, uid, namespace) if not self._last_list.is_foreign:
-                    # The UID that has the name depends on the changes before this event, so apply them first.
+                    # The changes before this event decide which UID has the name, so apply them first.
                     if changed:
                         yield self._unlisted_changes(self.store.apply_watched(changed))
                         changed = []
@@ -306,7 +310,7 @@ class ObjectCollection:
             if not isinstance(group.decision, ConfirmEach):
                 self._list.remove_changes(name for name, _ in group.objects)
         yield from self._apply_differences()
-        # Other tasks ran between batches: a confirmation may have settled some of these. Others were replaced.
+        # Other tasks ran between batches: a read may have settled some of these objects. The list replaced others.
         missing = self._still_present(lacking.missing)
         judged = [JudgedRemovals(self._still_present(group.objects), group.decision) for group in judgement.removals]
         self.pending_deletions.discard_all(self._list.uids.keys())
@@ -409,7 +413,7 @@ class ObjectCollection:
                         self._released.add(name)
 
     def _keep_newer_objects(self, *, versions_went_back: bool) -> set[str]:
-        """Leave established objects as they are that the list shows in an older state, and return their names.
+        """Keep the established objects that the list shows in an older state, and return their names.
 
         A server that was restored from a backup lists the state at the time of the backup.
         """
@@ -427,7 +431,8 @@ class ObjectCollection:
         return {observation.name for observation in older}
 
     def _suspects(self, *, everything: bool = False) -> Iterator[tuple[ObservedObject, ObjectRecord]]:
-        """Yield the suspects of the list whose known objects are established, or all of its changes of such objects."""
+        """Yield the list's suspects among established objects, or, with `everything`, all its changes of such
+        objects."""
         for observation in self._list.differing() if everything else self._list.suspects():
             record = self.store[observation.name]
             if record is not None and record.is_established:
@@ -481,7 +486,7 @@ class ObjectCollection:
         return record is not None and settled.uid in ("", record.uid)
 
     def _hold_again(self, now: float) -> None:
-        """Hold removals again whose only evidence are lists, because an object that the lists lack was found."""
+        """Hold the removals again for which only lists are evidence: a read found an object that these lists lack."""
         assert self._guard is not None
         held = self._guard.contradicted(now)
         for name in self._released:
@@ -511,14 +516,14 @@ class ObjectCollection:
 
 
 class _LastList(msgspec.Struct):
-    """What the last complete list said, for the events and reads after it."""
+    """The properties of the last complete list that affect how later events and reads are applied."""
 
     is_foreign: bool = False
     """The list came from another server, so the watch that follows it is ignored too."""
     replacing: Mapping[str, tuple[str, str]] = {}
-    """UIDs and versions of the objects that it has under the names of established ones, by name."""
+    """UID and version of each listed object that has the name of a different established object, by name."""
     version: str = ""
-    """The version of the last list that was applied, and was not foreign."""
+    """The resource version of the last list that was applied and not foreign."""
 
 
 class _Lacking(msgspec.Struct, frozen=True):
@@ -526,12 +531,12 @@ class _Lacking(msgspec.Struct, frozen=True):
 
     missing: list[tuple[str, str]]
     established: list[tuple[str, str]]
-    """The objects of `missing` that the guard judges."""
+    """The objects of `missing` about which the guard decides."""
     replaced: list[tuple[str, str]]
     """Established objects whose names belong to different objects in the list."""
     announced: set[str] = set()
-    """Names of established objects whose deletion was requested before, which the guard does not judge."""
+    """Names of established objects whose deletion was requested before. The guard does not count these."""
     is_foreign: bool = False
     """The list contains objects, but none of them is known."""
     replacing: Mapping[str, tuple[str, str]] = {}
-    """UIDs and versions of the objects that the list has in place of established ones."""
+    """UID and version of each listed object that has the name of a different established object, by name."""

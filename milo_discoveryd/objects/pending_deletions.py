@@ -76,9 +76,8 @@ _RECHECK = Backoff(first_s=1.0, cap_s=300.0)
 
 
 _HANGING_S = 0.1
-"""How long a read occupies a slot, times the number of reads in flight per slot; then the slot is free for another
-read. So reads that hang delay the next one by a second at most: the more reads are in flight, the slower further ones
-follow, and the maximum is hardly ever reached."""
+"""A read occupies its slot for this time, multiplied by the number of reads in flight per slot. So hanging reads delay
+the next read by at most a second, and the more reads hang, the more slowly new ones are sent."""
 _HANGING = 10
 """Maximum number of reads in flight, as a multiple of the concurrency."""
 
@@ -87,8 +86,7 @@ class PendingDeletions:
     """The deletions that await confirmation. Reads are repeated until they are conclusive, `concurrency` at a time.
 
     Reads that hang do not delay the others: the newest report is confirmed first, a read that hangs occupies no slot,
-    and
-    retries use at most half of the concurrency. After a refusal all reads wait, and then one read at a time is sent
+    and retries use at most half of the concurrency. After a refusal all reads wait, and then one read at a time is sent
     until the server answers again.
     """
 
@@ -180,7 +178,7 @@ class PendingDeletions:
         return self._refusal if self._refusals and self._pending else None
 
     def explain(self, name: str) -> tuple[float, str] | None:
-        """Return when the deletion was reported, and what keeps it from being confirmed."""
+        """Return when the deletion was reported, and why it is not confirmed yet."""
         pending = self._pending.get(name)
         return None if pending is None else (pending.since, pending.problem)
 
@@ -214,7 +212,7 @@ class PendingDeletions:
         return slot_at is not None and slot_at <= now
 
     def _slot_at(self, *, is_retry: bool) -> float | None:
-        """Return when another request may be sent; None if one in flight has to end first."""
+        """Return when another request may be sent; None if one in flight must finish first."""
         in_flight = [*self._in_flight.values()]
         is_full = len(in_flight) >= self._concurrency * _HANGING
         if (self._refusals and in_flight) or is_full:
@@ -244,7 +242,7 @@ class PendingDeletions:
         self._note_refusal(result, now)
         pending = self._pending.get(request.name) or self._refuted.get(request.name)
         if pending is None or pending.ticket != request.ticket:
-            return None  # the deletion was settled meanwhile by the watch or a list
+            return None  # the watch or a list settled the deletion while the read was in flight
         if isinstance(result, Found) and _is_unreadable(result.observation, pending.uid):
             # The object exists, but may now be outside the selector, where the watch does not report it.
             result = Inconclusive("the object can't be decoded")

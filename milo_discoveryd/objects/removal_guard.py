@@ -69,21 +69,22 @@ class AwaitsSecondList(msgspec.Struct, frozen=True):
 
 
 class AwaitsKnownObjects(msgspec.Struct, frozen=True):
-    """A list named no known object, so it may be that of another server. It is evidence about no other list."""
+    """A list named no known object, so it may be that of another server. It is no evidence for or against other
+    lists."""
 
     held: HeldRemovals
     relist_at: float
 
 
 class AwaitsNewerList(msgspec.Struct, frozen=True):
-    """A list was older than what was seen, so nothing of it was used: the server lags behind, or was restored."""
+    """A list was older than the known state, so it was ignored: the server lags behind, or was restored."""
 
     held: HeldRemovals
     relist_at: float
 
 
 class AwaitsAdministrator(msgspec.Struct, frozen=True):
-    """The server was restored from a backup, so that no list of it is evidence."""
+    """The server was restored from a backup, so its lists are no evidence."""
 
     held: HeldRemovals
     relist_at: float | None = None
@@ -101,7 +102,7 @@ class FirstListExpected(msgspec.Struct, frozen=True):
 
 
 class FirstListUnverified(msgspec.Struct, frozen=True):
-    """This run accepted one list. A second one tells whether that was complete."""
+    """This run accepted one list. A second one shows whether it was complete."""
 
     verify_at: float
     """When the second list is due."""
@@ -118,7 +119,7 @@ class RemovalGuard:
         self.limits = limits
         self.hold: Hold | None = None
         self._restore: AwaitsAdministrator | None = None
-        """The hold since a restore. It lasts while `hold` is another one, and stands again after that."""
+        """The hold since a restore. It is kept while `hold` is a different one, and becomes `hold` again after that."""
         self._behind_since: float | None = None
         self.restored_at: str | None = None
         """The latest version of a server that counts as restored, while its lists are older than before the restore."""
@@ -140,7 +141,7 @@ class RemovalGuard:
 
     @property
     def ignores_lists(self) -> bool:
-        """Whether the last list was older than what was seen, so that nothing of it was used."""
+        """Whether the last list was older than the known state, and ignored for that reason."""
         return isinstance(self.hold, AwaitsNewerList)
 
     @property
@@ -178,8 +179,8 @@ class RemovalGuard:
         return self._accepts
 
     def deletion_reported(self, known: ObjectStore, now: float) -> HeldRemovals | None:
-        """Count a deletion that the watch reported, of one of the established objects in `known`; return why it is
-        held, if it is."""
+        """Count a deletion of one of the established objects in `known` that the watch reported. Return the hold if the
+        deletion is held, and otherwise None."""
         while self._deletions_reported and self._deletions_reported[0] <= now - self.limits.verify_after_s:
             self._deletions_reported.popleft()
         self._deletions_reported.append(now)
@@ -190,7 +191,7 @@ class RemovalGuard:
             return self.hold.held
         message = (
             f"the API server's watch reported the deletion of {count} of its clusters within "
-            f"{self.limits.verify_after_s:g} s: further ones stay engaged until a list lacks them too"
+            f"{self.limits.verify_after_s:g} s: further clusters stay engaged until a list lacks them too"
         )
         return self._await_second_list(HeldRemovals(now, message), now + self.limits.verify_after_s)
 
@@ -286,11 +287,12 @@ class RemovalGuard:
     def _judge_foreign(
         self, engaged: int, since: float, hold: Hold | None, now: float, *, is_yielding: bool
     ) -> RemovalDecision:
-        """Decide about a list that names no known object.
+        """Decide about a list that contains no known object.
 
-        It is ignored. What is known `is_yielding` to a second such list if it is that of a state file, or if it may be
-        of another server itself, as of one that started on an empty store: it is that of the first list of this run,
-        which is not verified, and this one has so many more objects that lacking these would be a mass removal.
+        The list is ignored. If the known state `is_yielding`, a second such list replaces it. That is so if the known
+        state is from the state file, or if it may itself be another server's, such as one that started on an empty
+        store: it is from the unverified first list of this run, and this list has so many more objects that lacking
+        them would be a mass removal.
         """
         due_at = hold.relist_at if isinstance(hold, AwaitsKnownObjects) else None
         is_second = due_at is not None and now >= due_at
@@ -299,8 +301,8 @@ class RemovalGuard:
                 self.first_list = FirstListExpected()
             return ConfirmAtRate(self.limits.per_second)
         message = (
-            f"the API server's list names none of the {engaged} engaged clusters, so it may be another server: "
-            f"its lists are ignored until one names a known object{', or until a second list' if is_yielding else ''}"
+            f"the API server's list contains none of the {engaged} engaged clusters, so it may be another server: "
+            f"its lists are ignored until one has a known object{', or until a second list' if is_yielding else ''}"
         )
         held = HeldRemovals(since, message)
         due_at = now + self.limits.verify_after_s if due_at is None or is_second else due_at
@@ -323,17 +325,17 @@ class RemovalGuard:
         if self._restore is not None:
             self.hold = self._restore
             return self._restore.held if is_mass else ConfirmEach()
-        # Only the same kind of removal counts as the first list: another server's list says nothing about this server.
+        # Only a list of this server counts as the first of two: a list of another server is no evidence about this one.
         due_at = hold.relist_at if isinstance(hold, AwaitsSecondList) else None
-        # Later lists may lack fewer: a server that loads its store, or a directory that is filled again.
+        # Later lists may lack fewer clusters: a server may be loading its store, or a directory is filled again.
         is_early = due_at is not None and now < due_at
         if not (is_early or is_mass):
             return ConfirmEach()
         if due_at is not None and not is_early:
             return ConfirmAtRate(self.limits.per_second)
         message = (
-            f"its list lacks {missing} of {engaged} engaged clusters: these stay engaged until a second list lacks "
-            "them too"
+            f"the source's list lacks {missing} of {engaged} engaged clusters: these stay engaged until a second list "
+            "lacks them too"
         )
         return self._await_second_list(
             HeldRemovals(since, message), now + self.limits.verify_after_s if due_at is None else due_at

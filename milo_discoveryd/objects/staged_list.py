@@ -44,7 +44,8 @@ class StagedList:
         else:
             if self._known is not None and name not in self._uids:
                 self._known += 1
-            # One string for both, unless they differ: to free those of a long list blocks the event loop.
+            # Share the record's string if they are equal: freeing the strings of a long list would block the event
+            # loop.
             self._uids[name] = record.uid if record.uid == listed.uid else listed.uid
         if record is not None and not store.would_change(listed):
             store.weight.add_listed(record.weight)
@@ -62,7 +63,7 @@ class StagedList:
         self._staged.pop(name, None)
 
     def remove_changes(self, names: Iterable[str]) -> None:
-        """Leave known objects as they are, although the list may show other states of them."""
+        """Drop the listed states of known objects, which stay as they are."""
         for name in names:
             self._staged.pop(name, None)
 
@@ -75,7 +76,7 @@ class StagedList:
     def missing(self) -> list[tuple[str, str]]:
         """Return the names and UIDs of the present objects that the list lacks."""
         if self._known == self._store.present_count:
-            return []  # nearly always, and to compare the names of a long list blocks the event loop
+            return []  # nearly always; comparing the names of a long list would block the event loop
         return self._store.missing_from(self._uids)
 
     def suspects(self) -> Iterator[ObservedObject]:
@@ -87,8 +88,8 @@ class StagedList:
         return (listed for listed, _ in [*self._staged.values()])
 
     def portions(self, size: int) -> Iterator[list[tuple[ObservedObject, int]]]:
-        """Yield the differing objects with their weights, at most `size` at once, and drop them: to free all of a long
-        list at once would block the event loop.
+        """Yield the differing objects with their weights, at most `size` at once, and drop them: freeing a long list
+        at once would block the event loop.
         """
         rest, self._staged = deque(self._staged.values()), {}
         while rest:

@@ -1,8 +1,8 @@
 """The objects of one collection that are proven to exist, by key, and comparisons of observations with them.
 
-Each change has a position: the order in which the daemon learned of objects, over all of its sources. Objects of one
-list have the same position, since none of them is known to be earlier; so have those of the first lists of a source.
-Each change that a watch reports has its own.
+Each change has a position in the order in which the daemon observed objects, across all sources. The objects of one
+list share a position, since none of them is known to be earlier; so do those of a source's first lists. Each change
+that a watch reports has a position of its own.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,11 +19,11 @@ from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
 from milo_kube.reflect.versions import is_older
 
 ABSENT_RECORDS_KEPT = 10_000
-"""How many objects are remembered that are absent or withdrawn, to recognize later observations of them."""
+"""Maximum number of records of absent or withdrawn objects, which are kept to recognize later observations of them."""
 
 
 RESTORED = 0
-"""The position of objects that an earlier run of the daemon knew: before all other positions."""
+"""The position of objects from an earlier run of the daemon: before all other positions."""
 
 
 class ObjectPosition(msgspec.Struct, frozen=True, gc=False):

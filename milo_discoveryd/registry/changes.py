@@ -1,4 +1,4 @@
-"""The changes of all sources: appends each to the log, and notifies the journal, listeners and subscribers."""
+"""Commits the changes of all sources to the log, and notifies the journal, listeners and subscribers."""
 
 import asyncio
 import time
@@ -85,7 +85,8 @@ class FleetChanges:
         self.publish(self.engagements.commit(source, states, read_at), read_at.steady)
 
     def publish(self, events: Iterable[Event], read_at: float | None) -> None:
-        """Notify listeners of changes in the log; subscribers later if `read_at` is None or a source is unsynced."""
+        """Notify listeners of changes in the log, and subscribers too, unless `read_at` is None or no source of the
+        changes is synced."""
         is_live, has_drain = False, self._drain_timer is not None
         for event in events:
             cluster = event.cluster
@@ -152,7 +153,7 @@ class FleetChanges:
 
 
 class SourceClusters:
-    """The clusters of one source, and their changes that no object makes."""
+    """The clusters of one source, and the changes that do not come from objects: connectivity and shard assignment."""
 
     def __init__(
         self, source: str, server: str, engagements: Engagements, observer: Observer, changes: FleetChanges
@@ -164,7 +165,7 @@ class SourceClusters:
         self.observer = observer
         """The receiver of changes for metrics and the log."""
         self.is_synced = False
-        """Whether the first lists were applied, so that changes concern subscribers."""
+        """Whether the first lists were applied: from then on, changes are live and subscribers are notified at once."""
         self._changes = changes
 
     def connectivity_changed(self, change: ConnectivityChange) -> None:

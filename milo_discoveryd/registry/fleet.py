@@ -1,4 +1,4 @@
-"""All clusters that the daemon knows, by source."""
+"""All known clusters, by source."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -52,7 +52,7 @@ class Fleet:
         self.waiting = WaitingStreams()
         self._sources: dict[str, ClusterSource] = {}
         self._counts: dict[tuple[str, int], tuple[float, Counter[str]]] = {}
-        """Results of `count_by_source`, which many subscribers of one view request at once, after a restart."""
+        """Results of `count_by_source`, which many subscribers with the same view request at once after a restart."""
 
     def add(self, source: ClusterSource) -> ClusterSource:
         self._sources[source.name] = source
@@ -79,7 +79,7 @@ class Fleet:
         return tuple(source for name, source in self._sources.items() if not names or name in names)
 
     def source_of(self, cluster: str) -> ClusterSource | None:
-        """Return the source of a cluster, which the cluster's key names."""
+        """Return the source of a cluster, by the cluster's key; None if there is no such source."""
         return self._sources.get(source_of(cluster))
 
     def __getitem__(self, cluster: str) -> ClusterRecord | None:

@@ -1,7 +1,7 @@
 """A source of clusters: its collections, its clusters, and how current they are.
 
-It gives the pure parts the wall-clock time. The monotonic time comes from its callers: it is the time
-of their event loop.
+`ClusterSource` passes the wall-clock time to the pure modules. Its callers pass the monotonic time, which is that of
+their event loop.
 """
 
 import time
@@ -44,7 +44,7 @@ from milo_kube.reflect.view_status import ViewState, ViewStatus
 
 _RESULTS = {Absent: "not_found", Found: "found", Inconclusive: "inconclusive"}
 RESTORED = "Restored"
-"""Reason of the status until the source answers, of a fleet from the state file."""
+"""The status reason of a source whose clusters are from the state file, until the source answers."""
 NOT_READY_HELD = "NotReadyHeld"
 """The status reason of a source in which a large part of the fleet is not ready."""
 
@@ -69,11 +69,11 @@ class SourceDescription(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""
     kind: str = ""
     context: str = ""
-    """The context of Milo that it follows."""
+    """The context of Milo that the source follows."""
     ready_when: str = ""
     """`SourceKind.ready_when` of the source's kind."""
     server: str = ""
-    """Sources with equal ones follow one API server."""
+    """Identifies the API server: sources with equal values follow the same one."""
 
 
 def _no_guard() -> None:
@@ -155,7 +155,7 @@ class ClusterSource:
     def observer(self) -> Observer:
         return self.clusters.observer
 
-    # --- what is read of the server ---
+    # --- what was read from the server ---
 
     @property
     def synced(self) -> bool:
@@ -196,7 +196,7 @@ class ClusterSource:
         self._update_progress(now)
 
     def set_followed(self, collection: ObjectCollection, followed: ViewStatus) -> None:
-        """Record how a collection is followed."""
+        """Set the watch status of a collection."""
         collection.followed = followed
         self._pause_graces(worst([collection.followed for collection in self.collections]))
         self._set_status()
@@ -264,7 +264,7 @@ class ClusterSource:
     def version(self) -> int:
         """The resource version up to which the source is followed; 0 if versions cannot be compared.
 
-        Several collections can be those of several API servers.
+        Several collections may be on different API servers, whose versions cannot be compared.
         """
         return self.collections[0].progress.version if len(self.collections) == 1 else 0
 
@@ -313,7 +313,7 @@ class ClusterSource:
     def restore(
         self, stored: Iterable[tuple[Ready, float]], objects: Iterable[StoredObject], status: ViewStatus
     ) -> None:
-        """Serve the clusters of an earlier run at once, with a status that says how old they are."""
+        """Serve the clusters of an earlier run at once, with a status that shows how old they are."""
         clusters = list(stored)
         events = self.changes.engagements.restore(self.name, clusters, status.since)
         restored = self._meaning.restored_objects([observation for observation, _ in clusters], objects)
@@ -334,7 +334,7 @@ class ClusterSource:
         self.set_followed(self.collections[0], ViewStatus(ViewState.STREAMING, now, last_contact=now))
 
     def await_assignment(self, message: str) -> None:
-        """Engage nothing, and stay unsynced, until `assign` says which clusters this daemon owns."""
+        """Engage nothing, and stay unsynced, until `assign` decides which clusters this daemon owns."""
         self._is_assigned = False
         self.progress, self.clusters.is_synced = self._present_progress(), False
         self.engagements.assigned_elsewhere = lambda _: message
@@ -369,7 +369,7 @@ class ClusterSource:
     def problem_of(self, cluster: str) -> str:
         """Return why objects that describe a cluster cannot be used, so that the cluster stays as last described.
 
-        Empty if the cluster's state says so already.
+        Empty if the cluster's record has the same message.
         """
         record = self.engagements[cluster]
         problems = (collection.problem_of(key) for collection, key in self._objects_of(cluster))

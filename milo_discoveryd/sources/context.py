@@ -49,7 +49,7 @@ _SERVERS = {
 
 
 def root_of(server: str) -> str:
-    """Return the URL of the whole API that has the context of a server's URL."""
+    """Return the URL of the root of the API for a server's URL, which may be that of a context."""
     root = server.rstrip("/")
     while (context := _CONTEXT.search(root)) is not None:
         root = root[: context.start()]

@@ -158,7 +158,7 @@ class EndpointFields(Group, frozen=True, kw_only=True):
     """Accepted hosts of endpoints: names and addresses, patterns such as `*.example.com` for all names below a domain,
     and networks such as `10.0.0.0/8`. Required if clusters share a credential. Default: all."""
     port: Annotated[int, Whole(1, 65535)] = 443
-    """Port of the endpoints that state none."""
+    """Port of endpoints that do not specify one."""
 
     def __post_init__(self) -> None:
         if [self.template, self.field, self.kubeconfig, self.secret_key or None].count(None) != 3:
@@ -448,7 +448,7 @@ class DeclaredObjects:
         elif endpoint.field is not None:
             server = _required(endpoint.field, document)
         else:
-            assert endpoint.template is not None, "one of the four is set"
+            assert endpoint.template is not None, "no endpoint setting is set"
             server = endpoint.template.fill(document, _address_part)
         return (endpoint.checked(server),), authorities
 

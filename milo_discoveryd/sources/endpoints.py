@@ -42,7 +42,7 @@ def host_pattern(text: str) -> HostPattern:
 
 
 def checked_url(endpoint: str, hosts: tuple[HostPattern, ...], port: int = 443) -> str:
-    """Return the endpoint's URL without a trailing slash. A bare host or address, with or without a port, is completed.
+    """Return the endpoint's URL without a trailing slash. A bare host or address is completed.
 
     Raises MalformedError if the daemon must not connect to it.
     """
@@ -53,7 +53,7 @@ def checked_url(endpoint: str, hosts: tuple[HostPattern, ...], port: int = 443) 
     except ValueError:
         raise MalformedError(f"the endpoint {endpoint[:80]!r} is not a URL") from None
     is_plain = not (parts.query or parts.fragment or "@" in parts.netloc) and _PATH.fullmatch(parts.path)
-    # urlsplit judges a URL without its tabs, line ends and leading controls, and others would use it with them.
+    # urlsplit strips tabs, newlines and leading control characters; other parsers do not.
     is_visible = endpoint.isprintable() and " " not in endpoint
     if parts.scheme != "https" or not is_plain or not is_visible or not _is_host(host):
         raise MalformedError(
@@ -87,7 +87,7 @@ def _is_host(host: str) -> bool:
 
 
 def _bracketed(endpoint: str) -> str:
-    """Return an endpoint without a scheme as it stands in a URL: an IPv6 address needs brackets there."""
+    """Return an endpoint without a scheme in the form for a URL, in which an IPv6 address needs brackets."""
     return addresses.bracketed(endpoint) if addresses.ip_address(endpoint) is not None else endpoint
 
 

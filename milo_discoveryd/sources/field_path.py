@@ -2,7 +2,8 @@
 
 A path begins at `metadata`, `spec`, `status`, `data` or `stringData`, which is the decoded data of a Secret. `.name` is
 a field, `[key]` a key of any characters or a position in a list, and `[field=value]` the first element of a list with
-that field: `status.addresses[type=URL].value`. A step into text reads it as JSON: `stringData[config].bearerToken`.
+that field: `status.addresses[type=URL].value`. A step into a string parses it as JSON:
+`stringData[config].bearerToken`.
 """
 
 import base64
@@ -147,7 +148,7 @@ class Template(msgspec.Struct, frozen=True):
 
 
 def _opened(value: Any) -> Any:
-    """Return JSON in a text, and anything else as it is."""
+    """Return the value of a string that contains JSON, and any other value as it is."""
     if not isinstance(value, str):
         return value
     try:

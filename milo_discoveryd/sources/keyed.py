@@ -1,4 +1,5 @@
-"""The collections that a source follows, under their clusters' keys: `SOURCE#NAME`, or `NAME` without a name."""
+"""The collections that a source follows, under their clusters' keys: `SOURCE#NAME`, or `NAME` for a source
+without a name."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -46,7 +47,7 @@ class KeyedSource:
         self.name = name
         self.files: Files | None = None
         self.targets: tuple[Target, ...] = ()
-        """The clusters of a source that follows nothing."""
+        """The clusters of a source that watches nothing."""
         self.collections: tuple[FollowedCollection, ...] = ()
         self.keys: Sequence[ObjectKeys] = (ObjectKeys(prefix=key_of("", name)),)
         """The keys of the objects of each collection; files count as one."""
@@ -73,9 +74,9 @@ class KeyedSource:
         """Return the address of a cluster from the state file. Raises ValueError for one that must not be served."""
         is_ours = (stored.source, stored.name) == (self.name, key_of(stored.local_name, self.name))
         if self._restored_place is None or not is_ours:
-            raise ValueError(f"{stored.name!r} is not of the source {self.name!r}")
+            raise ValueError(f"{stored.name!r} does not belong to the source {self.name!r}")
         if not self._selector.matches(stored.labels):
-            raise ValueError(f"{stored.name!r} is not within {self._selector}")
+            raise ValueError(f"{stored.name!r} does not match the label selector {self._selector}")
         return self._restored_place(replace(stored, name=stored.local_name, source=""))
 
     def observe_file(self, file: FileObject) -> ObservedObject:
@@ -136,15 +137,16 @@ class KeyedSource:
         return FollowedCollection(WatchedCollection(resource, keys), decoder, server)
 
     def _checked(self, object_type: Any) -> Any:
-        """Return a type of objects. Raises StartError for one without the metadata that is read of every object."""
+        """Return the type of objects if it has the metadata that is read from every object. Otherwise raises
+        StartError."""
         is_struct = isinstance(object_type, type) and issubclass(object_type, msgspec.Struct)
         types = {field.name: field.type for field in msgspec.structs.fields(object_type)} if is_struct else {}
         metadata = types.get("metadata")
         if not (isinstance(metadata, type) and issubclass(metadata, Metadata)):
             source = f"source {self.name}" if self.name else "source"
             raise StartError(
-                f"{source}: object_type {object_type!r} of its kind is no msgspec.Struct with a field metadata: "
-                "Metadata, such as KubeObject"
+                f"{source}: object_type {object_type!r} of the source's kind is not a msgspec.Struct with a field "
+                "metadata: Metadata; derive it from KubeObject"
             )
         return object_type
 
@@ -192,7 +194,7 @@ def _selecting(resource: Resource, label_selector: str) -> Resource:
 def _within(
     resource: Resource, observe: Callable[[Any], Decoded], key: Callable[[KubeObject], str]
 ) -> Callable[[Any], Decoded | Outside]:
-    """Extend `observe` by a check of the label selector: a GET by name also returns objects that do not match it."""
+    """Return `observe` with a check of the label selector: a GET by name also returns objects that do not match it."""
     selector = parse_selector(resource.label_selector)
     if not selector:
         return observe

@@ -29,7 +29,7 @@ KINDS = {
     "single": "milo_discoveryd.sources.single:SingleKind",
 }
 
-SENT_WHERE_OBJECTS_SAY = "objects decide where its credential is sent, which other clusters accept too"
+SENT_WHERE_OBJECTS_SAY = "objects decide where the issuer's credential is sent, and other clusters accept it too"
 
 Reduce = Callable[[str, Sequence[ObjectContribution], str], Observation | None]
 """Returns the observation of a cluster from all its objects, or None if it is to be reported as deleted.
@@ -82,7 +82,7 @@ class ReferencedWatch(msgspec.Struct, frozen=True):
 
 
 class SeveralResources(msgspec.Struct, frozen=True):
-    """The resources of a source whose clusters are not named like objects of one cluster-scoped resource.
+    """The resources of a source whose clusters do not have the names of objects of one cluster-scoped resource.
 
     Several objects may stand for one cluster: `reduce` decides what they mean together.
     """
@@ -121,7 +121,7 @@ class Files(msgspec.Struct, frozen=True):
 
 
 class FixedClusters(msgspec.Struct, frozen=True):
-    """A source that follows nothing: its clusters are known from the start."""
+    """A source that watches nothing: its clusters are known from the start."""
 
     targets: tuple[Target, ...]
 
@@ -138,7 +138,7 @@ class ProjectServer(enum.Enum):
     IDENTITY = "identity"
     """Its identity and CA are used at the clusters' own addresses. Its server is not contacted."""
     NONE = "none"
-    """Not at all: there is no such kubeconfig."""
+    """There is no such kubeconfig."""
 
 
 class SourceOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -175,7 +175,7 @@ class SourceKind(Group, frozen=True, kw_only=True):
     """Whether the source watches an API server, that of `discovery_kubeconfig`."""
     project_server: ClassVar[ProjectServer] = ProjectServer.SERVES
     shares_host: ClassVar[bool] = False
-    """Whether all clusters are paths of the project server, so that one probe says whether it is there."""
+    """Whether all clusters are paths of the project server, so that one probe shows whether it is reachable."""
     addresses_are_configured: ClassVar[bool] = False
     """Whether the addresses of all clusters follow from the configuration, so that they have the CA and accept the
     credential of the project kubeconfig. Otherwise each has its own CA, and the daemon sends its credential to none."""
@@ -189,13 +189,13 @@ class SourceKind(Group, frozen=True, kw_only=True):
 
     @property
     def ready_when(self) -> str:
-        """What a ready cluster's object states, such as `condition Ready is True`, as `explain` reports it; empty if
-        nothing does, or several objects."""
+        """When a cluster is ready, such as `condition Ready is True`, as `explain` reports it; empty if nothing decides
+        that, or several objects do."""
         return ""
 
     @property
     def has_fixed_hosts(self) -> bool:
-        """Whether a credential that several clusters accept reaches configured hosts only."""
+        """Whether a credential that several clusters accept is sent only to configured hosts."""
         return self.addresses_are_configured
 
     @property

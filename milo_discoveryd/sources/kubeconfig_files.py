@@ -31,11 +31,12 @@ class _KubeconfigKind(SourceKind, frozen=True, kw_only=True):
     def refusal(self, issuer: IssuerTraits) -> str:
         if issuer.type == "kubeconfig-file":
             return ""
-        return "files decide where its credential is sent: use an issuer of type kubeconfig-file"
+        return "files decide where the issuer's credential is sent: use an issuer of type kubeconfig-file"
 
 
 class KubeconfigDirectoryKind(_KubeconfigKind, frozen=True, kw_only=True):
-    """Each file of a directory describes one cluster: its name is the file's, its server the current context's."""
+    """Each file of a directory describes one cluster, with the name of the file and the server of the current
+    context."""
 
     path: Annotated[str, Text(least=1, most=4096)]
     """Directory with one kubeconfig per cluster."""
@@ -66,7 +67,7 @@ def _file_of(key: str) -> tuple[str, str]:
 
 
 def _contexts(file: str, content: bytes) -> Iterable[FileObject]:
-    """Read the contexts. Raises MalformedError if the file cannot be read as a whole: then no cluster is known."""
+    """Read the contexts. Raises MalformedError if the whole file is malformed: then no cluster is known."""
     config = parsed_kubeconfig(content, file)
     for context in dict.fromkeys(config.contexts):
         if not context.startswith(KIND_PREFIX):
@@ -96,7 +97,7 @@ def _object(key: str, name: str, config: ParsedKubeconfig, context: str | None, 
     checked(name, DNS_SUBDOMAIN, 253, "the name of the cluster")
     server, authorities = server_of(config, STATED, origin, context)
     place = checked_url(server, ())
-    # A kubeconfig contains no UID, but a cluster that was created again has another CA.
+    # A kubeconfig contains no UID, but a re-created cluster has a new CA.
     uid = str(uuid.uuid5(_IDENTITIES, "\n".join((name, place, (authorities or b"").decode("latin-1")))))
     target = FileTarget(
         name=name, uid=uid, place=(place,), object_namespace="", object_name=key, authorities=authorities

@@ -48,7 +48,7 @@ class ProjectObjects:
         self.place = (f"{options.project_endpoint}{PROJECTS.path}/", "/control-plane")
         context = context_of(options.discovery_server)
         self._organization = context.name if context.kind is ContextKind.ORGANIZATION else ""
-        # Milo (v0.32.5) selects the organization's projects in lists only, and not in watches.
+        # Milo (v0.32.5) filters the organization's projects in lists, but not in watches.
         selector = f"{ORGANIZATION_LABEL}={self._organization}" if self._organization else ""
         self.resource = replace(PROJECTS, label_selector=selector)
 

@@ -134,9 +134,9 @@ def milo_target(
     cleanup_condition: str | None = None,
     suspended_by: tuple[SuspensionReason, ...] | None = None,
 ) -> Target:
-    """Return the cluster of an object of Milo, with the fields that all kinds of such objects state alike.
+    """Return the cluster of an object of Milo, with the fields that all kinds of such objects have in common.
 
-    `cleanup_condition` says what a deletion waits for.
+    `cleanup_condition` is the type of the condition whose message explains what a deletion waits for.
     """
     metadata = obj.metadata
     is_terminating = metadata.deletionTimestamp is not None
@@ -208,8 +208,8 @@ def _shared_pair(key: str, value: str) -> tuple[str, str]:
 
 
 def shared(text: str) -> str:
-    """Return one instance for equal short strings, which saves memory. Unlike interned ones they can be freed, in each
-    version of Python."""
+    """Return one instance for equal short strings, which saves memory. Unlike interned strings, these can be freed in
+    every supported version of Python."""
     return _shared(text) if len(text) <= _SHARED_CHARACTERS else text
 
 
@@ -232,11 +232,11 @@ def excerpt(message: str) -> str:
 
 
 def suspensions(obj: KubeObject) -> tuple[SuspensionReason, ...] | None:
-    """Return the suspensions that hold, of a suspended object. An invalid time is omitted, but the object still counts
-    as suspended.
+    """Return the active suspensions of a suspended object. An invalid time is omitted, but the object still counts as
+    suspended.
 
-    Milo also lists suspensions that were lifted. The condition's message names the others, by names that the list
-    lacks: if they are fewer, it is not known which of the list hold.
+    Milo's list also contains suspensions that were lifted. The condition's message contains the names of the active
+    ones, which the list lacks: if there are fewer names, it is unknown which suspensions of the list are active.
     """
     condition = obj.condition("Suspended")
     if condition is None or condition.status != "True":

@@ -2,7 +2,7 @@
 
 Watches the ServiceConsumers in the control plane of the provider's project, to which the discovery kubeconfig belongs.
 There is one for each service and consumer project; its name contains neither. A ServiceConsumer survives its project:
-only the Project, at the root of the API, says that it ended.
+only the Project, at the root of the API, shows that the project was deleted.
 """
 
 from collections.abc import Iterable, Sequence
@@ -100,7 +100,7 @@ class ServiceConsumer(KubeObject, gc=False):
 
 
 class Consumer(msgspec.Struct, frozen=True, gc=False):
-    """The state of a project's use of a service, as its ServiceConsumer states it."""
+    """The state of a project's use of a service, according to its ServiceConsumer."""
 
     service: str
     phase: str
@@ -157,7 +157,7 @@ class ConsumerObjects:
             (contribution.content for contribution in contributions if contribution.watch == FOLLOWED_PROJECTS), None
         )
         if project is None:
-            # Without a UID, which is that of a project.
+            # The UID is empty, because it would be that of a project.
             return None if uid else NotReady(cluster, "", consumers[0].version, "there is no project of this name")
         consumption = self._by_consumers(cluster, consumers, project.uid)
         if not isinstance(consumption, Ready):
@@ -175,7 +175,8 @@ class ConsumerObjects:
         return Ready(project.uid, consumption.version, replace(target, suspensions=suspensions))
 
     def _by_consumers(self, cluster: str, contributions: Sequence[ObjectContribution], uid: str) -> Observation:
-        """Return the observation that follows from a project's consumers. It is suspended while all active ones are."""
+        """Return the observation that follows from a project's consumers. The project is suspended while all active
+        consumers are."""
         if not contributions:
             message = "the project no longer uses any of the services"
             return Withdrawn(cluster, uid, "", message, self._drain_s)

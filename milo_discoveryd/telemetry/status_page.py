@@ -1,7 +1,7 @@
 """The status page: one document, whose script shows the status that the same address returns as JSON.
 
-Its Content-Security-Policy allows its one style sheet and its one script, by their hashes, and requests to the daemon
-alone. Names, messages and labels come from tenants: the script inserts them as text, never as HTML.
+Its Content-Security-Policy allows its one style sheet and its one script, by their hashes, and only
+requests to the daemon. Names, messages and labels come from tenants: the script inserts them as text, never as HTML.
 """
 
 import base64

@@ -66,7 +66,7 @@ async def test_status_page_updates_live_at_each_width(
         assert browser.complaints == []
         await daemon.kill()
         await browser.until(shows("NO CONNECTION"))
-        await browser.until(shows("this page is old"))
+        await browser.until(shows("this page is out of date"))
         assert await browser.evaluate("document.querySelector('.banner').className") == "banner bad"
         assert await browser.evaluate("document.title.startsWith('NO CONNECTION')")
 

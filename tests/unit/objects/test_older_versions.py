@@ -171,7 +171,7 @@ def test_list_with_only_known_not_ready_objects_is_not_foreign() -> None:
     source = Source(*others)
     source.lists(*others)
     assert source.intake.held is not None
-    assert "names none of" not in source.intake.held.message
+    assert "contains none of" not in source.intake.held.message
     source.now = 30.0
     source.lists(*others)
     gone = []
@@ -184,7 +184,7 @@ def test_list_with_other_uids_of_known_not_ready_names_is_foreign() -> None:
     source = Source(not_ready("u"))
     source.lists(not_ready("u", uid="another"))
     assert source.intake.held is not None
-    assert "names none of" in source.intake.held.message
+    assert "contains none of" in source.intake.held.message
 
 
 def test_confirmation_read_of_an_older_version_neither_refutes_nor_applies() -> None:

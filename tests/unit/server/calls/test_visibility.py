@@ -95,7 +95,7 @@ def test_source_counts_include_only_visible_records(registry: Engagements) -> No
 
 
 def test_source_message_is_for_full_scope_only() -> None:
-    status = ViewStatus(ViewState.STALE, 1.0, "RemovalsHeld", "its list lacks 3 of 9", 0.5)
+    status = ViewStatus(ViewState.STALE, 1.0, "RemovalsHeld", "the source's list lacks 3 of 9", 0.5)
     assert visibility.visible_source(status, ALL_CLUSTERS) is status
     assert visibility.visible_source(status, PROD) == ViewStatus(ViewState.STALE, 1.0, "RemovalsHeld", "", 0.5)
 
