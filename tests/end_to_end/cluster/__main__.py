@@ -37,8 +37,9 @@ def main(argv: list[str]) -> int:
                 node.down()
                 return 0
             case "load":
-                contexts = dict(each.split("=", 1) for each in given.contexts)
-                node.load(parts.images({name: Path(path) for name, path in contexts.items()}, say))
+                node.load(parts.images(parts.OURS, say))
+                for name, context in (each.split("=", 1) for each in given.contexts):
+                    node.load(parts.images({name: Path(context)}, say))
     except MissingError as error:
         say(str(error))
         return 3

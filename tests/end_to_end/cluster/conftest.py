@@ -18,7 +18,7 @@ def node(pytestconfig: pytest.Config) -> Iterator[Node]:
     assert capture is not None
     node = Node(f"test-{os.getpid()}")
     with capture.global_and_fixture_disabled():
-        archive = parts.images({}, say)
+        archive = parts.images(parts.OURS, say)
     try:
         node.up(say)
         node.load(archive)
@@ -28,14 +28,8 @@ def node(pytestconfig: pytest.Config) -> Iterator[Node]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    rows = [
-        str(value)
-        for reports in terminalreporter.stats.values()
-        for report in reports
-        for name, value in getattr(report, "user_properties", ())
-        if name == "without an owner" and report.when == "call"
-    ]
-    if rows:
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    properties = [each for report in reports if report.when == "call" for each in report.user_properties]
+    if rows := [str(value) for name, value in properties if name == "without an owner"]:
         terminalreporter.section("clusters without an owner")
-        for row in rows:
-            terminalreporter.line(row)
+        terminalreporter.write_line("\n".join(rows))

@@ -1,12 +1,14 @@
 #!/bin/sh
-# Builds images into the OCI layout /images/layout: images.sh VERSION "NAME TARGET CONTEXT"...
+# Builds images, and writes them into an archive: images.sh ARCHIVE VERSION "NAME TARGET CONTEXT"...
+# In the archive is also the image of a pod's infrastructure container.
 set -eu
-version=$1
-shift
+archive=$1 version=$2
+shift 2
 export HOME=/root STORAGE_DRIVER=overlay BUILDAH_ISOLATION=chroot
 mkdir -p /var/lib/containers && mount --bind /images/containers /var/lib/containers
 options="--volume /etc/ssl/certs:/etc/ssl/certs:ro"
 [ ! -e /etc/pip.conf ] || options="$options --volume /etc/pip.conf:/etc/pip.conf:ro"
+push() { buildah push --quiet "$1" "oci:/tmp/layout:docker.io/library/$1"; }
 
 # The base image is built again if its archive has changed.
 base=base:$(stat -c %i-%Y /base.tar)
@@ -17,11 +19,12 @@ if ! buildah inspect --type image "$base" >/dev/null 2>&1; then
     buildah config --entrypoint '["/bin/sleep","infinity"]' --user 65535 "$container"
     buildah commit --quiet --rm "$container" pause:1
 fi
-buildah push --quiet pause:1 oci:/images/layout:pause:1
+push pause:1
 printf '%s\n' "$@" | while read -r name target context; do
     [ "$target" = - ] && target= || target="--target $target"
     # shellcheck disable=SC2086
     buildah build --quiet --layers --from "$base" $target $options --build-arg "VERSION=$version" \
         --tag "$name:$version" "$context" </dev/null
-    buildah push --quiet "$name:$version" "oci:/images/layout:$name:$version"
+    push "$name:$version"
 done
+tar -cf "$archive" -C /tmp/layout .

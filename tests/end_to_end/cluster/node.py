@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +83,13 @@ class Node:
         self._write_files()
         binds = {self._state: "/state", **{each: f"/programs/{each.name}" for each in programs}}
         private = parts.Private(tree, self._state, binds)
-        namespaces = ("--net", "--uts", "--ipc", "--cgroup")
-        argv = private.argv([_HERE / "node.sh", ADDRESS], *namespaces)
-        join = 'for each in $1; do echo $$ >"$each/cgroup.procs"; done; shift; exec "$@"'
-        joined = ["/bin/sh", "-c", join, "sh", " ".join(map(str, self._make_cgroups())), *argv]
-        parent = start("node", joined, log=self._state / "log", tied=False)
+        argv = private.argv([_HERE / "node.sh", ADDRESS], "--net", "--uts", "--ipc")
+        made = self._make_cgroups()
+        # The root of a cgroup namespace is the cgroup of the process that makes it. In v2 a cgroup with processes has
+        # no controllers for those below it, so the processes of the node are in one of their own.
+        inner = [each / "init" for each in made if (each / "init").exists()]
+        argv = [*_joined(made), "unshare", "--cgroup", *_joined(inner), *argv]
+        parent = start("node", argv, log=self._state / "log", tied=False)
         self._wait(lambda: _child(parent.pid) is not None or not parent.running(), "its first process to start")
         if (pid := _child(parent.pid)) is None:
             raise ProcessError(f"{self.name} exited during its start: {parent.last_words()}")
@@ -169,12 +171,17 @@ class Node:
             )
 
     def _make_cgroups(self) -> list[Path]:
-        made = [each / f"milo-discoveryd-{self.name}" for each in _own_cgroups()]
+        mine = own_cgroups(*(Path("/proc/self", each).read_text() for each in ("mountinfo", "cgroup")))
+        made = [each / f"milo-discoveryd-{self.name}" for each in mine]
         (self._state / "cgroups").write_text("\n".join(map(str, made)))
         for each in made:
             each.mkdir(exist_ok=True)
-            for name in ("cpuset.cpus", "cpuset.mems"):  # a new v1 cgroup cannot be joined while they are empty
-                if (each / name).exists() and (each / "cgroup.clone_children").exists():
+            if (each / "cgroup.controllers").exists():
+                if "memory" not in (each / "cgroup.controllers").read_text().split():
+                    raise MissingError(f"needs the controller memory in {each.parent}/cgroup.subtree_control")
+                (each / "init").mkdir()
+            elif (each / "cpuset.cpus").exists():  # empty in a new cgroup of v1, which nothing can join then
+                for name in ("cpuset.cpus", "cpuset.mems"):
                     (each / name).write_text((each.parent / name).read_text())
             for name, share in _SHARES.items():
                 if (each / name).exists():
@@ -205,6 +212,12 @@ class Node:
 _READY = "jsonpath={.status.conditions[?(@.type=='Ready')].status}"
 
 
+def _joined(cgroups: Sequence[Path]) -> list[str]:
+    """Return the beginning of a command that runs the rest of it in these cgroups."""
+    join = 'for each in $1; do echo $$ >"$each/cgroup.procs"; done; shift; exec "$@"'
+    return ["/bin/sh", "-c", join, "sh", " ".join(map(str, cgroups))]
+
+
 def _child(pid: int) -> int | None:
     """Return the first process in the namespaces that `unshare` made."""
     try:
@@ -214,22 +227,24 @@ def _child(pid: int) -> int | None:
     return int(children[0]) if children else None
 
 
-def _own_cgroups() -> Iterator[Path]:
-    mounts: Mapping[str, tuple[str, str]] = {}
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+def own_cgroups(mounts: str, memberships: str) -> Iterator[Path]:
+    """Yield the directory of a process' cgroup in each hierarchy, by its `mountinfo` and `cgroup` of /proc.
+
+    Where there is only v2 it is the root: a cgroup with processes cannot have controllers for others below it.
+    """
+    mounted: dict[str, list[str]] = {}
+    for line in mounts.splitlines():
         before, _, after = line.partition(" - ")
         kind, _, options = after.split(" ", 2)
         if kind in {"cgroup", "cgroup2"}:
-            _, _, _, root, place, *_ = before.split(" ")
-            for name in ("",) if kind == "cgroup2" else options.split(","):
-                mounts = {**mounts, name: (root, place)}
-    lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
-    is_v2 = len(lines) == 1
-    for _, controllers, path in lines:
-        if controllers or is_v2:
-            root, place = mounts[controllers.split(",")[0]]
-            # A v2 cgroup with processes cannot enable controllers for child cgroups.
-            yield Path(place) if is_v2 else Path(place) / os.path.relpath(path, root)
+            mounted |= dict.fromkeys(options.split(",") if kind == "cgroup" else [""], before.split(" ")[3:5])
+    for line in memberships.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers:
+            root, directory = mounted[controllers.split(",")[0]]
+            yield Path(directory, os.path.relpath(path, root))
+        elif line == memberships.rstrip():
+            yield Path(mounted[""][1])
 
 
 def _has_processes(cgroup: Path) -> bool:

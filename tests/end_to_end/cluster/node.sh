@@ -17,10 +17,8 @@ for setting in vm/overcommit_memory=1 vm/panic_on_oom=0 kernel/panic=10 kernel/p
 done
 
 # The namespace of cgroups shows the node's own as the root of each hierarchy.
-if [ "$(cat /proc/self/cgroup)" = "0::/" ]; then
+if [ "$(cat /proc/self/cgroup)" = 0::/init ]; then
     mount -t cgroup2 cgroup2 /sys/fs/cgroup
-    mkdir /sys/fs/cgroup/init
-    for pid in $(cat /sys/fs/cgroup/cgroup.procs); do echo "$pid" >/sys/fs/cgroup/init/cgroup.procs; done
     for each in $(cat /sys/fs/cgroup/cgroup.controllers); do echo "+$each" >/sys/fs/cgroup/cgroup.subtree_control; done
 else
     mount -t tmpfs tmpfs /sys/fs/cgroup

@@ -4,12 +4,9 @@ All of it is cached in the user's cache directory, by version and definition.
 """
 
 import hashlib
-import json
-import secrets
 import shutil
 import subprocess
-import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from milo_discoveryd import __version__
@@ -34,36 +31,33 @@ _NODE = (
 _BASE = "python3,python3-venv,python3-pip,ca-certificates,libstdc++6"
 """The packages of the base image, as documented in docs/releasing.md."""
 
+_TARGETS = {"milo-discoveryd": "daemon", "milo-discoveryd-sandbox": "sandbox"}
+OURS = dict.fromkeys(_TARGETS, ROOT)
+"""The Dockerfile's images."""
+
 _NOT_IN_IMAGES = {"bench", "changelog.d", "conformance", "docs", "examples", "tests", "tools"}
 """Directories of this repository from which the Dockerfile copies nothing."""
 
 
-def _of_kubernetes(name: str) -> GoProgram:
+def _program(name: str, version: str, module: str, package: str, definition: str, link: str = "-s -w") -> GoProgram:
     return GoProgram(
-        name=name,
-        version=_API_SERVER.version,
-        module=_API_SERVER.module,
-        package=f"k8s.io/kubernetes/cmd/{name}",
-        definition=_HERE / "go" / "kubernetes-1.35",
-        link=_API_SERVER.link,
+        name=name, version=version, module=module, package=package, definition=_HERE / "go" / definition, link=link
     )
 
 
-_COREDNS = GoProgram(
-    name="coredns",
-    version="v1.14.2",
-    module="github.com/coredns/coredns",
-    package=".",
-    definition=_HERE / "go" / "coredns",
+def _of_kubernetes(name: str) -> GoProgram:
+    package, link = f"{_API_SERVER.module}/cmd/{name}", _API_SERVER.link
+    return _program(name, _API_SERVER.version, _API_SERVER.module, package, "kubernetes-1.35", link)
+
+
+_ROUTER = "github.com/cloudnativelabs/kube-router/v2"
+_PROGRAMS = (
+    ETCD,
+    _API_SERVER,
+    *map(_of_kubernetes, ("kubelet", "kube-controller-manager", "kube-scheduler", "kube-proxy", "kubectl")),
+    _program("coredns", "v1.14.2", "github.com/coredns/coredns", ".", "coredns"),
+    _program("kube-router", "v2.1.0", _ROUTER, f"{_ROUTER}/cmd/kube-router", "kube-router"),
 )
-_KUBE_ROUTER = GoProgram(
-    name="kube-router",
-    version="v2.1.0",
-    module="github.com/cloudnativelabs/kube-router/v2",
-    package="github.com/cloudnativelabs/kube-router/v2/cmd/kube-router",
-    definition=_HERE / "go" / "kube-router",
-)
-_KUBERNETES = ("kubelet", "kube-controller-manager", "kube-scheduler", "kube-proxy", "kubectl")
 
 
 def directory() -> Path:
@@ -71,10 +65,8 @@ def directory() -> Path:
 
 
 def programs(say: Say) -> list[Path]:
-    """Return all programs; those that are not cached are built."""
-    return [
-        obtain(each, say) for each in (ETCD, _API_SERVER, *map(_of_kubernetes, _KUBERNETES), _COREDNS, _KUBE_ROUTER)
-    ]
+    """Return all programs, which are built unless they are cached."""
+    return [obtain(each, say) for each in _PROGRAMS]
 
 
 def node_tree(say: Say) -> Path:
@@ -118,53 +110,41 @@ def _mmdebstrap() -> str:
 
 
 def images(contexts: Mapping[str, Path], say: Say) -> Path:
-    """Build the Dockerfile's images, and those of other directories by their names, as one archive.
+    """Build the images of directories by their names, each with its own Dockerfile, as one archive.
 
-    The base image of each is the cached one. The archive also contains the image of a pod's infrastructure container.
+    The base image of each is the cached one. Of the directory of this repository the target of that name is built.
     """
     work = directory() / "images"
     (work / "containers").mkdir(parents=True, exist_ok=True)
-    wanted = {"milo-discoveryd": ("daemon", ROOT), "milo-discoveryd-sandbox": ("sandbox", ROOT)}
-    wanted |= {name: ("", context) for name, context in contexts.items()}
-    archive, inputs, digest = work / "images.tar", work / "inputs", _digest(contexts)
+    archive = work / f"{'+'.join(contexts)}.tar"
+    inputs, digest = archive.with_suffix(".inputs"), _digest(contexts.values())
     with exclusively(work):
         if archive.exists() and inputs.exists() and inputs.read_text() == digest:
             return archive
-        shutil.rmtree(work / "layout", ignore_errors=True)
-        say(f"images {', '.join(wanted)}: building")
-        lines = [f"{name} {target or '-'} {context.resolve()}" for name, (target, context) in wanted.items()]
-        binds: dict[Path, str] = {
-            base_archive(say): "/base.tar",
-            work: "/images",
-            **{path.resolve(): "" for _, path in wanted.values()},
-        }
-        binds |= {Path(each): "" for each in ("/etc/ssl/certs", "/etc/resolv.conf", "/etc/pip.conf")}
-        private = Private(
-            node_tree(say), work / "root", {source: to for source, to in binds.items() if source.exists()}
-        )
-        private.run([_HERE / "images.sh", __version__, *lines])
-        index = work / "layout" / "index.json"
-        found = json.loads(index.read_text())
-        for manifest in found["manifests"]:
-            name = manifest["annotations"]["org.opencontainers.image.ref.name"]
-            manifest["annotations"]["io.containerd.image.name"] = f"docker.io/library/{name}"
-        index.write_text(json.dumps(found))
-        with tarfile.open(archive, "w") as tar:
-            tar.add(work / "layout", ".")
+        say(f"images {', '.join(contexts)}: building")
+        lines = [f"{name} {_TARGETS.get(name, '-')} {context.resolve()}" for name, context in contexts.items()]
+        outside = (*contexts.values(), *map(Path, ("/etc/ssl/certs", "/etc/resolv.conf", "/etc/pip.conf")))
+        binds = {base_archive(say): "/base.tar", work: "/images"}
+        binds |= {each.resolve(): str(each.absolute()) for each in outside if each.exists()}
+        private = Private(node_tree(say), work / "root", binds)
+        private.run([_HERE / "images.sh", f"/images/{archive.name}", __version__, *lines])
         inputs.write_text(digest)
     return archive
 
 
-def _digest(contexts: Mapping[str, Path]) -> str:
-    """Return a digest of all files that this repository's images can contain; with other images a random one, which is
-    never cached.
-    """
-    tracked = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-    named = subprocess.run(tracked, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
-    digest = hashlib.sha256((secrets.token_hex() if contexts else _BASE).encode())
-    for name in sorted(each for each in named if each.partition("/")[0] not in _NOT_IN_IMAGES):
-        digest.update(name.encode() + ((ROOT / name).read_bytes() if (ROOT / name).is_file() else b""))
+def _digest(contexts: Iterable[Path]) -> str:
+    """Return a digest of all files that the images can contain."""
+    digest = hashlib.sha256(_BASE.encode())
+    for context in contexts:
+        for path in sorted(_tracked() if context == ROOT else context.rglob("*")):
+            digest.update(str(path).encode() + (path.read_bytes() if path.is_file() else b""))
     return digest.hexdigest()
+
+
+def _tracked() -> Iterator[Path]:
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    done = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True)
+    yield from (ROOT / each for each in done.stdout.split("\0") if each.partition("/")[0] not in _NOT_IN_IMAGES)
 
 
 class Private:

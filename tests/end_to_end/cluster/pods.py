@@ -14,31 +14,18 @@ from tests.tooling.deploy.manifests import DEPLOY, manifests, with_components
 
 IMAGE = f"milo-discoveryd:{__version__}"
 ACCOUNT = "milo-discoveryd"
-SOCKET = "unix:///run/milo-discovery/daemon/discovery.sock"
-_RESTRICTED = {
-    "runAsNonRoot": True,
-    "runAsUser": 65532,
-    "readOnlyRootFilesystem": True,
-    "allowPrivilegeEscalation": False,
-    "capabilities": {"drop": ["ALL"]},
-    "seccompProfile": {"type": "RuntimeDefault"},
-}
+[_CHANGES] = yaml.safe_load((DEPLOY / "overlays/standalone/deployment.yaml").read_text())["spec"]["template"]["spec"][
+    "containers"
+]
 
 
 def container(
     name: str, *command: str, mounts: Sequence[dict[str, Any]] = (), variables: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, Any]:
     """Return a container with the daemon's socket, its image and these environment variables."""
-    socket = {"name": "milo-discovery", "mountPath": "/run/milo-discovery", "readOnly": True}
-    environment = {"MILO_DISCOVERY_ADDRESS": SOCKET, **variables}
-    return {
-        "name": name,
-        "image": IMAGE,
-        "command": [*command],
-        "env": [{"name": key, "value": value} for key, value in environment.items()],
-        "securityContext": _RESTRICTED,
-        "volumeMounts": [socket, *mounts],
-    }
+    environment = [*_CHANGES["env"], *({"name": key, "value": value} for key, value in variables.items())]
+    volumes = [*_CHANGES["volumeMounts"], *mounts]
+    return _CHANGES | {"name": name, "command": [*command], "env": environment, "volumeMounts": volumes}
 
 
 def watcher(name: str) -> dict[str, Any]:
