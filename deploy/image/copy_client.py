@@ -46,13 +46,16 @@ def main() -> None:
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     target, library = Path(sys.argv[1]), Path(sysconfig.get_path("stdlib"))
-    python, packages = target / "bin" / "python3", target / "lib" / library.name / "site-packages"
+    python, libraries = target / "bin" / "python3", {"LD_LIBRARY_PATH": str(target / "lib")}
     python.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy2(Path(sys._base_executable).resolve(), python)  # type: ignore[attr-defined]
     shutil.copytree(library, target / "lib" / library.name, ignore=LEFT_OUT, dirs_exist_ok=True)
     if sysconfig.get_config_var("Py_ENABLE_SHARED"):
-        name = sysconfig.get_config_var("INSTSONAME")
-        shutil.copy2(Path(sysconfig.get_config_var("LIBDIR")) / name, target / "lib" / name)
+        shared = Path(sysconfig.get_config_var("LIBDIR")) / sysconfig.get_config_var("INSTSONAME")
+        if shared.exists():  # Debian's executable contains it
+            shutil.copy2(shared, target / "lib")
+    sites = [python, "-I", "-c", "import site; print(site.getsitepackages()[-1])"]  # Debian has another name for it
+    packages = Path(subprocess.check_output(sites, env=libraries, text=True).strip())  # noqa: S603 - copied just now
     for package in needed(CLIENT, {}).values():
         for file in package.files or ():
             if ".." not in file.parts and file.suffix != ".pyc":
@@ -63,7 +66,6 @@ def main() -> None:
     launcher.write_text(LAUNCHER)
     launcher.chmod(0o755)
     subprocess.run([launcher, "--version"], check=True)  # noqa: S603 - what has just been written
-    libraries = {"LD_LIBRARY_PATH": str(target / "lib")}
     subprocess.run([python, "-I", "-c", LOADED], check=True, env=libraries)  # noqa: S603
 
 

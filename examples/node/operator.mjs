@@ -8,7 +8,11 @@ import { DiscoveryClient, Fleet } from "@miloapis/discovery";
 const NAMESPACE = "default";
 const NAME = "greeting";
 
+const ending = new AbortController();
+process.once("SIGTERM", () => ending.abort()); // how a pod is ended
+
 const fleet = new Fleet(new DiscoveryClient(), {
+  signal: ending.signal,
   includeKubeconfigs: true,
   heartbeatIntervalMs: 10_000,
   onDisconnect: (error) => console.error(`stream broken, all clusters stay engaged: ${error.message}`),

@@ -33,6 +33,7 @@ _COMPONENTS = {
     "kube-scheduler": ("system:kube-scheduler", []),
     "kube-proxy": ("system:kube-proxy", []),
     "coredns": ("system:kube-dns", ["system:masters"]),
+    "discovery": ("milo-discoveryd", []),
 }
 
 
@@ -95,44 +96,27 @@ class Node:
             raise ProcessError(f"{self.name} exited during its start: {parent.last_words()}")
         self._record.write_bytes(msgspec.json.encode(Process(name="node", pid=pid, born=birth_of(pid) or 0, log="")))
         try:
-            self._wait(
-                lambda: "True" in self._kubectl("get", "node", "node", "-o", _READY).stdout, "the node to be ready"
-            )
+            self._wait(self._is_ready, "the node to be ready")
         except ProcessError as error:
             raise ProcessError(f"{error}\n{(self._state / 'log').read_text()[-2000:]}") from None
 
     def down(self) -> None:
-        """Kill every process of the node, and clean up."""
-        found = self.process
-        if found is not None:
+        """End every process of the node, and remove what is left of it."""
+        if (found := self.process) is not None:
             os.kill(found.pid, signal.SIGKILL)
-        self._wait(
-            lambda: self.process is None and not any(map(_has_processes, self.cgroups())), "its processes to end"
-        )
+        self._wait(lambda: not (self.process or any(map(_has_processes, self.cgroups()))), "its processes to end")
         self._clean()
 
-    def kubectl(self, *arguments: str, given: str | None = None) -> str:
+    def kubectl(self, *arguments: str, given: str = "") -> str:
         """Run kubectl in the node's namespaces, and return what it prints. Raises ProcessError."""
-        done = self._kubectl(*arguments, given=given)
-        if done.returncode:
-            raise ProcessError(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")
-        return done.stdout
+        return self._run("kubectl", *arguments, given=given.encode())
 
     def get(self, *arguments: str) -> Any:
         return json.loads(self.kubectl("get", *arguments, "-o", "json"))
 
     def load(self, archive: Path) -> None:
         """Import the images of an archive."""
-        with archive.open("rb") as images:
-            done = subprocess.run(
-                self.enter("ctr", "--namespace", "k8s.io", "images", "import", "--digests", "-"),
-                stdin=images,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-        if done.returncode:
-            raise ProcessError(f"ctr images import: {done.stderr.strip()}")
+        self._run("ctr", "--namespace", "k8s.io", "images", "import", "--digests", "-", given=archive.read_bytes())
 
     def enter(self, *command: str) -> list[str]:
         """Return the command line that runs a command in the node."""
@@ -149,9 +133,17 @@ class Node:
             return int(stat.get("total_rss") or stat["anon"]) >> 20
         return None
 
-    def _kubectl(self, *arguments: str, given: str | None = None) -> "subprocess.CompletedProcess[str]":
-        command = self.enter("kubectl", *arguments)
-        return subprocess.run(command, input=given, capture_output=True, text=True, check=False)
+    def _run(self, *command: str, given: bytes = b"") -> str:
+        done = subprocess.run(self.enter(*command), input=given, capture_output=True, check=False)
+        if done.returncode:
+            raise ProcessError(f"{' '.join(command)}: {done.stderr.decode().strip()}")
+        return done.stdout.decode()
+
+    def _is_ready(self) -> bool:
+        try:
+            return "True" in self.kubectl("get", "node", "node", "-o", _READY)
+        except ProcessError:
+            return False
 
     def _write_files(self) -> None:
         (self._state / "containerd").mkdir(parents=True)
@@ -161,14 +153,10 @@ class Node:
         authority = Authority(pki)
         authority.server("server", ADDRESS, _SERVICES, "node", "kubernetes.default.svc", "kubernetes.default")
         authority.signing_key("tokens")
-        for name, (user, groups) in _COMPONENTS.items():
-            certificate, key = authority.client(user, groups)
-            credential = kubeconfig.with_certificate(certificate, key)
-            certificate.rename(pki / f"{name}.crt")
-            key.rename(pki / f"{name}.key")
-            kubeconfig.write(
-                pki / f"{name}.conf", server=f"https://{ADDRESS}:6443", authority=authority.pem, user=credential
-            )
+        for name, (user_name, groups) in _COMPONENTS.items():
+            user = kubeconfig.with_certificate(*authority.client(user_name, groups))
+            server = f"https://{ADDRESS}:6443"
+            kubeconfig.write(pki / f"{name}.conf", server=server, authority=authority.pem, user=user)
 
     def _make_cgroups(self) -> list[Path]:
         mine = own_cgroups(*(Path("/proc/self", each).read_text() for each in ("mountinfo", "cgroup")))

@@ -137,7 +137,7 @@ def _digest(contexts: Iterable[Path]) -> str:
     digest = hashlib.sha256(_BASE.encode())
     for context in contexts:
         for path in sorted(_tracked() if context == ROOT else context.rglob("*")):
-            digest.update(str(path).encode() + (path.read_bytes() if path.is_file() else b""))
+            digest.update(str(path.relative_to(context)).encode() + (path.read_bytes() if path.is_file() else b""))
     return digest.hexdigest()
 
 

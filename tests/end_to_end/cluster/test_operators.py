@@ -133,10 +133,9 @@ def test_daemon_continues_while_its_state_volume_is_full(node: Node, tmp_path: P
 
 
 def test_callers_are_identified_by_projected_tokens(node: Node, tmp_path: Path) -> None:
-    address = "unix:///run/milo-discovery/daemon/discovery.sock"
     user = f"system:serviceaccount:tokens:{ACCOUNT}"
     configuration = {
-        "listen": [{"address": address, "tokens": True}],
+        "listen": [{"address": "unix:///run/milo-discovery/daemon/discovery.sock", "tokens": True}],
         "rights": [{"name": "operators", "who": {"user": user}, "clusters": {"names": ["alpha"]}}],
     }
     objects = configured(
@@ -223,8 +222,9 @@ def configured(
         "caller", "sleep", "infinity", mounts=[mounted], variables={"MILO_DISCOVERY_TOKEN_FILE": "/var/run/token/token"}
     )
     objects = operator(directory, namespace, [caller], volumes=volumes, **options)
-    [deployment] = [each for each in objects if each["kind"] == "Deployment"]
-    [daemon] = deployment["spec"]["template"]["spec"]["initContainers"]
+    [workload] = [each for each in objects if each["kind"] in {"Deployment", "StatefulSet"}]
+    containers = workload["spec"]["template"]["spec"]["initContainers"]
+    [daemon] = [each for each in containers if each["name"] == "milo-discoveryd"]
     daemon["volumeMounts"] += [CONFIGURATION, mounted]
     given = {each["name"]: each for each in daemon["env"]}
     given["MILO_DISCOVERYD_CONFIG"] = {"name": "MILO_DISCOVERYD_CONFIG", "value": "/etc/milo-discoveryd/config.yaml"}

@@ -116,25 +116,32 @@ def test_kubeconfig_of_a_tenant_has_the_server_and_the_ca_of_its_secret(node: No
     try:
         node.kubectl("wait", "--for=condition=Established", "-f", "-", given=DEFINITION.read_text())
         node.kubectl("delete", "projectcontrolplanes", "--all")  # check requests a credential for the first one
-        engage(node, "tenant")
-        [uid] = [each["metadata"]["uid"] for each in [node.get("projectcontrolplane", "tenant")]]
-        node.kubectl("create", "namespace", f"project-{uid}")
-        kubeconfig.write(
-            node.files / "tmp-kubeconfig",
-            server="https://10.96.0.1",
-            authority=(node.files / "etc/kubernetes/ca.crt").read_bytes(),
-            user={"token": node.kubectl("-n", f"project-{uid}", "create", "token", "default").strip()},
-        )
-        secret = ["create", "secret", "generic", "kubeconfig", "--from-file=kubeconfig=/tmp-kubeconfig"]
-        node.kubectl("-n", f"project-{uid}", *secret)
+        namespace_of_tenant = make_tenant(node, "tenant")
         node.kubectl("-n", namespace, "rollout", "status", "deployment", "--timeout=180s")
         pod = ["-n", namespace, "exec", "deployment/greeting-operator", "-c", "milo-discoveryd", "--"]
         checked = eventually(lambda: ended(node, *pod, "milo-discoveryd", "check"))
-        assert f"authenticated as system:serviceaccount:project-{uid}:default" in checked
+        assert f"authenticated as system:serviceaccount:{namespace_of_tenant}:default" in checked
         issued = node.kubectl(*pod, "milo-discovery", "kubeconfig", "tenant")
         assert yaml.safe_load(issued)["clusters"][0]["cluster"]["server"] == "https://10.96.0.1"
     finally:
         node.kubectl("delete", "-f", "-", given=yaml.safe_dump_all(objects))
+
+
+def make_tenant(node: Node, name: str) -> str:
+    """Create a control plane whose API server, by the Secret of its kubeconfig, is the node. Return its namespace."""
+    engage(node, name)
+    namespace = f"project-{node.get('projectcontrolplane', name)['metadata']['uid']}"
+    node.kubectl("create", "namespace", namespace)
+    path = node.files / "tmp-kubeconfig"
+    kubeconfig.write(
+        path,
+        server="https://10.96.0.1",
+        authority=(node.files / "etc/kubernetes/ca.crt").read_bytes(),
+        user={"token": eventually(lambda: ended(node, "-n", namespace, "create", "token", "default").strip())},
+    )
+    secret = ["create", "secret", "generic", "kubeconfig", f"--from-file=kubeconfig=/{path.name}"]
+    node.kubectl("-n", namespace, *secret)
+    return namespace
 
 
 def ended(node: Node, *command: str) -> str:

@@ -24,7 +24,7 @@ INVENTORY_API = GoProgram(
     package=".",
     definition=INVENTORY,
 )
-_PROFILES_DEFINITION = Path("config/crd/bases/multicluster.x-k8s.io_clusterprofiles.yaml")
+PROFILES_DEFINITION = Path("config/crd/bases/multicluster.x-k8s.io_clusterprofiles.yaml")
 _COMPONENTS = Path(__file__).parents[3] / "deploy" / "components"
 _COLLECTIONS = {
     "cluster-profiles": "/apis/multicluster.x-k8s.io/v1alpha1/namespaces/{}/clusterprofiles",
@@ -77,7 +77,7 @@ async def publication_namespace(server: RealApi, kind: str) -> AsyncIterator[Pub
     """Create a namespace in which the publishing user has the shipped rights."""
     namespace = f"publishing-{kind}"
     async with server.api() as api:
-        definition = (await asyncio.to_thread(source_directory, INVENTORY_API)) / _PROFILES_DEFINITION
+        definition = (await asyncio.to_thread(source_directory, INVENTORY_API)) / PROFILES_DEFINITION
         await api.define(yaml.safe_load(await asyncio.to_thread(definition.read_text)))
         await _create(api.call, "/api/v1/namespaces", {"metadata": {"name": namespace}})
         role, binding = yaml.safe_load_all((_COMPONENTS / f"publish-{kind}" / "role.yaml").read_text())

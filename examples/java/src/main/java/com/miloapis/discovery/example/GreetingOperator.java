@@ -41,7 +41,19 @@ public final class GreetingOperator {
             .withOnDisconnect(error -> System.err.println("stream broken, all clusters stay engaged: " + error.getMessage()));
     try (var client = new DiscoveryClient();
         var fleet = new Fleet(client, options)) {
+      var running = Thread.currentThread();
+      Runtime.getRuntime().addShutdownHook(new Thread(() -> end(fleet, running)));
       fleet.run(GreetingOperator::operate);
+    }
+  }
+
+  /** Without it, SIGTERM would end the JVM while handlers work. */
+  private static void end(Fleet fleet, Thread running) {
+    fleet.close();
+    try {
+      running.join();
+    } catch (InterruptedException interrupted) {
+      Thread.currentThread().interrupt();
     }
   }
 
