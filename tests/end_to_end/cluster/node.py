@@ -83,8 +83,7 @@ class Node:
         self._clean()
         self._write_files()
         binds = {self._state: "/state", **{each: f"/programs/{each.name}" for each in programs}}
-        private = parts.Private(tree, self._state, binds)
-        argv = private.argv([_HERE / "node.sh", ADDRESS], "--net", "--uts", "--ipc")
+        argv = parts.in_copy(tree, self._state, binds, (_HERE / "node.sh", ADDRESS), "--net", "--uts", "--ipc")
         made = self._make_cgroups()
         # The root of a cgroup namespace is the cgroup of the process that makes it. In v2 a cgroup with processes has
         # no controllers for those below it, so the processes of the node are in one of their own.

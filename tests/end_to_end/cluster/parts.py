@@ -122,12 +122,13 @@ def images(contexts: Mapping[str, Path], say: Say) -> Path:
         if archive.exists() and inputs.exists() and inputs.read_text() == digest:
             return archive
         say(f"images {', '.join(contexts)}: building")
-        lines = [f"{name} {_TARGETS.get(name, '-')} {context.resolve()}" for name, context in contexts.items()]
+        lines = [f"{name} {_TARGETS.get(name, '-')} {context.absolute()}" for name, context in contexts.items()]
         outside = (*contexts.values(), *map(Path, ("/etc/ssl/certs", "/etc/resolv.conf", "/etc/pip.conf")))
         binds = {base_archive(say): "/base.tar", work: "/images"}
         binds |= {each.resolve(): str(each.absolute()) for each in outside if each.exists()}
-        private = Private(node_tree(say), work / "root", binds)
-        private.run([_HERE / "images.sh", f"/images/{archive.name}", __version__, *lines])
+        shutil.rmtree(work / "root", ignore_errors=True)
+        script = (_HERE / "images.sh", f"/images/{archive.name}", __version__, *lines)
+        _run(in_copy(node_tree(say), work / "root", binds, script))
         inputs.write_text(digest)
     return archive
 
@@ -147,27 +148,19 @@ def _tracked() -> Iterator[Path]:
     yield from (ROOT / each for each in done.stdout.split("\0") if each.partition("/")[0] not in _NOT_IN_IMAGES)
 
 
-class Private:
-    """A copy of a tree in a mount namespace, in which nothing is written to the tree or to the host."""
+def in_copy(
+    tree: Path, state: Path, binds: Mapping[Path, str], script: Sequence[object], *namespaces: str
+) -> list[str]:
+    """Return the command that runs a script as the first process in a writable copy of a tree.
 
-    def __init__(self, tree: Path, state: Path, binds: Mapping[Path, str]) -> None:
-        """`binds` are paths of the host and where they appear, by default under the same path."""
-        self._tree = tree
-        self._state = state
-        self._binds = binds
-
-    def argv(self, script: Sequence[object], *namespaces: str) -> list[str]:
-        """Return the command that runs a script in the copy, as the first process of its namespaces."""
-        for each in ("upper", "work", "root"):
-            (self._state / each).mkdir(parents=True, exist_ok=True)
-        named: list[tuple[object, str]] = [(script[0], "/run.sh"), *self._binds.items()]
-        binds = "\n".join(f"{source}\t{to or source}" for source, to in named)
-        command = ["unshare", "--mount", "--pid", "--fork", "--kill-child", *namespaces, "sh", _HERE / "private.sh"]
-        return [str(each) for each in (*command, self._tree, self._state, binds, "/bin/sh", "/run.sh", *script[1:])]
-
-    def run(self, script: Sequence[object]) -> None:
-        shutil.rmtree(self._state, ignore_errors=True)
-        _run(self.argv(script))
+    It is in a mount namespace, in which nothing is written to the tree or to the host. `binds` are paths of the host
+    and where they appear.
+    """
+    for each in ("upper", "work", "root"):
+        (state / each).mkdir(parents=True, exist_ok=True)
+    bound = "\n".join(f"{source}\t{to}" for source, to in ((script[0], "/run.sh"), *binds.items()))
+    command = ["unshare", "--mount", "--pid", "--fork", "--kill-child", *namespaces, "sh", _HERE / "private.sh"]
+    return [str(each) for each in (*command, tree, state, bound, "/bin/sh", "/run.sh", *script[1:])]
 
 
 def _run(command: Sequence[object], cwd: Path | None = None) -> None:

@@ -223,8 +223,9 @@ def configured(
     )
     objects = operator(directory, namespace, [caller], volumes=volumes, **options)
     [workload] = [each for each in objects if each["kind"] in {"Deployment", "StatefulSet"}]
-    containers = workload["spec"]["template"]["spec"]["initContainers"]
-    [daemon] = [each for each in containers if each["name"] == "milo-discoveryd"]
+    pod = workload["spec"]["template"]["spec"]
+    pod["terminationGracePeriodSeconds"] = 1  # `sleep` ignores SIGTERM
+    [daemon] = [each for each in pod["initContainers"] if each["name"] == "milo-discoveryd"]
     daemon["volumeMounts"] += [CONFIGURATION, mounted]
     given = {each["name"]: each for each in daemon["env"]}
     given["MILO_DISCOVERYD_CONFIG"] = {"name": "MILO_DISCOVERYD_CONFIG", "value": "/etc/milo-discoveryd/config.yaml"}

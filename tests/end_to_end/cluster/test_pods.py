@@ -105,6 +105,7 @@ def test_kubeconfig_of_a_tenant_has_the_server_and_the_ca_of_its_secret(node: No
     node.kubectl("apply", "-f", "-", given=DEFINITION.read_text())
     objects = manifests(OPERATOR)
     [pod] = [each["spec"]["template"]["spec"] for each in objects if each["kind"] == "Deployment"]
+    pod["terminationGracePeriodSeconds"] = 1  # `sleep` ignores SIGTERM
     [manager] = pod["containers"]
     manager |= {"image": "milo-discoveryd:0.1.0", "command": ["sleep", "infinity"]}
     [daemon] = pod["initContainers"]
