@@ -109,6 +109,8 @@ class Program:
     """What it needs of the container in the manifests, and others have not."""
     status: int = 0
     writes: bool = True
+    unpacks: bool = False
+    """Whether it needs a /tmp."""
 
     def container(self, shown: dict[str, Any]) -> dict[str, Any]:
         ours = {"name": shown["name"], "image": f"{self.image}:{__version__}"}
@@ -125,7 +127,7 @@ PROGRAMS = {
     "go-operator": Program("example-go", of_go_examples, keeps=("args", "livenessProbe", "readinessProbe")),
     "go": Program("example-go", of_go_examples, DEPLOY / "examples/operator", command=["/subscriber"], writes=False),
     "node": Program("example-node", of_node),
-    "java": Program("example-java", of_java, status=SIGTERM_OF_JAVA),
+    "java": Program("example-java", of_java, status=SIGTERM_OF_JAVA, unpacks=True),
     "tutorial": Program("my-operator", of_tutorial, MULTI_TENANT / "operator", "docs/tutorial.md"),
     "tutorial-go": Program("my-operator-in-go", of_go_tutorial, MULTI_TENANT / "operator", "docs/tutorial-go.md"),
 }
@@ -162,6 +164,9 @@ def test_operator_works_in_a_project_and_ends_at_sigterm(node: Node, tenant: str
     [operator], [daemon] = pod["containers"], pod["initContainers"]
     daemon["image"] = IMAGE
     pod["containers"] = [program.container(operator)]
+    if program.unpacks:
+        pod["volumes"].append({"name": "tmp", "emptyDir": {}})
+        pod["containers"][0]["volumeMounts"].append({"name": "tmp", "mountPath": "/tmp"})
     workload, given = f"deployment/{deployment['metadata']['name']}", yaml.safe_dump_all(objects)
     node.kubectl("delete", "configmap", "greeting", "--ignore-not-found")
     node.kubectl("apply", "-f", "-", given=given)

@@ -72,7 +72,7 @@ def test_components_of_one_pod_work_beside_each_other(node: Node, tmp_path: Path
     )  # fmt: skip
     objects = [each for each in objects if each["kind"] not in OF_PROMETHEUS]
     [workload] = [each for each in objects if each["kind"] == "StatefulSet"]
-    [caller, *_] = workload["spec"]["template"]["spec"]["containers"]
+    [caller] = [each for each in workload["spec"]["template"]["spec"]["containers"] if each["name"] == "caller"]
     caller["volumeMounts"].append({"name": "milo-discovery-client", "mountPath": "/opt/milo-discovery"})
     execute = ["-n", "components", "exec", "example-operator-0", "-c", "caller", "--"]
     metrics = "import socket as s, urllib.request as r; "
