@@ -175,7 +175,7 @@ def test_operator_works_in_a_project_and_ends_at_sigterm(node: Node, tenant: str
         if program.writes:
             eventually(lambda: ended(node, "get", "configmap", "greeting"))
         logs = ["-n", namespace, "logs", workload, "-c", operator["name"]]
-        eventually(lambda: program.writes or f"ENGAGED    {tenant}" in node.kubectl(*logs))
+        eventually(lambda: program.writes or f"ENGAGED {tenant}" in " ".join(node.kubectl(*logs).split()))
         node.kubectl("-n", namespace, "scale", workload, "--replicas=1")
         eventually(lambda: len(node.get("-n", namespace, "pods")["items"]) == 1)
         begun = time.time()
