@@ -183,7 +183,7 @@ def test_any_document_is_read_or_refused(cluster: Any, user: Any, whole: Any) ->
                 parse(json.dumps(body).encode()).select(policy)
 
 
-def test_first_file_with_a_name_determines_it_with_paths_relative_to_that_file() -> None:
+def test_merged_kubeconfig_uses_the_first_entry_of_a_name_with_paths_relative_to_its_file() -> None:
     plugin = {"apiVersion": V1, "command": "bin/login"}
     first = document(user={"tokenFile": "token", "exec": plugin})
     second = {**document(cluster={"server": "https://later.test"}), "current-context": "there"}

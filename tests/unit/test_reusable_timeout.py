@@ -79,7 +79,7 @@ def test_timeout_can_be_expired_early() -> None:
     assert timed_out_at(waits) == 1.0
 
 
-def test_timeout_that_is_expiring_can_be_given_up() -> None:
+def test_expiring_timeout_can_be_given_up() -> None:
     async def waits(kept: Deadline) -> None:
         kept.set(5.0)
         try:

@@ -200,7 +200,7 @@ func TestClusterThatLeavesFilterIsDisengaged(t *testing.T) {
 	}
 }
 
-func TestReusedNameIsAnotherCluster(t *testing.T) {
+func TestRecreatedProjectWithTheSameNameIsANewCluster(t *testing.T) {
 	env := newEnvironment(t)
 	env.engage("alpha")
 	provider := env.provider(nil)

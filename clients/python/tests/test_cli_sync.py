@@ -163,7 +163,7 @@ async def test_sync_that_reconnects_to_another_fleet_changes_nothing(daemon, pat
     assert content(path) == {"a": "a-1", "b": "b-1"}
 
 
-async def test_sync_keeps_files_when_its_rights_are_revoked(daemon, path):
+async def test_sync_keeps_files_when_its_authorization_is_revoked(daemon, path):
     async with sync(daemon, path) as process:
         stream = await daemon.stream()
         stream.send(snapshot("1", engaged("a", token="a-1"), engaged("b", token="b-1")))

@@ -111,7 +111,7 @@ class TestAsyncRenewer:
         assert daemon.asked == 0
 
     @pytest.mark.parametrize("after_401", [False, True])
-    async def test_pushed_credential_ends_the_wait_for_a_renewal(self, daemon, after_401):
+    async def test_pushed_credential_interrupts_the_wait_for_a_renewal(self, daemon, after_401):
         cluster = EngagedCluster(CLUSTER, kubeconfig("refused") if after_401 else None, ApiClients(daemon))
         renewal = cluster.credentials()
         waiting = asyncio.create_task(renewal.access_after_401("refused") if after_401 else renewal.access())
@@ -124,7 +124,7 @@ class TestAsyncRenewer:
         await renewal.close()
 
     @pytest.mark.parametrize("after_401", [False, True])
-    async def test_end_of_the_engagement_ends_the_wait_for_a_renewal(self, daemon, after_401):
+    async def test_disengagement_interrupts_the_wait_for_a_renewal(self, daemon, after_401):
         cluster = EngagedCluster(CLUSTER, kubeconfig("refused") if after_401 else None, ApiClients(daemon))
         renewal = cluster.credentials()
         waiting = asyncio.create_task(renewal.access_after_401("refused") if after_401 else renewal.access())

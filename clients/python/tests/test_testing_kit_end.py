@@ -28,7 +28,7 @@ def is_running(process: str) -> bool:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_sandbox_and_daemon_end_when_the_tests_are_killed(number: signal.Signals):
+def test_sandbox_and_daemon_terminate_when_the_test_process_is_killed(number: signal.Signals):
     with subprocess.Popen([sys.executable, "-c", TESTS], stdout=subprocess.PIPE, text=True) as tests:
         assert tests.stdout is not None
         kubeconfig = Path(tests.stdout.readline().strip())

@@ -180,7 +180,7 @@ class TestReconnecting:
             ({"heartbeat_interval": timedelta(days=1)}, timedelta(hours=3)),
         ],
     )
-    def test_silence_limit_is_three_clamped_heartbeats(self, asked, silent):
+    def test_silence_limit_is_three_clamped_heartbeat_intervals(self, asked, silent):
         assert silence_limit(asked) == silent
 
     async def test_reconnect_resumes_from_the_last_revision(self, client, daemon):
@@ -308,7 +308,7 @@ class TestCancellation:
             await asyncio.wait([server])
             assert not [task for task in asyncio.all_tasks() if task.get_name() == "milo-discovery watch"]
 
-    async def test_close_ends_a_backoff(self, daemon):
+    async def test_close_interrupts_a_backoff(self, daemon):
         await daemon.stop()
         async with DiscoveryClient(daemon.address) as client, client.watch() as watch:
             lost = await anext(watch.feed())

@@ -316,7 +316,7 @@ def test_changed_detects_generation_label_and_annotation_changes(
     assert {part for part in ("generation", "labels", "annotations") if changed(part, change)} == parts  # type: ignore[arg-type]
 
 
-def test_creation_deletion_and_replacement_affect_every_part() -> None:
+def test_creation_deletion_and_replacement_count_as_generation_changes() -> None:
     one, other = cached("a"), cached("a", uid="other")
     for change in (Change(None, one, True), Change(one, None, True), Change(one, other, True)):
         assert changed("generation", change)

@@ -25,7 +25,9 @@ from milo_kube.http.server import ServerRequest
         ("/readyz", "10.0.0.9", "attacker.example", 503),
     ],
 )
-async def test_pages_with_names_are_for_loopback_and_known_hosts(path: str, peer: str, host: str, status: int) -> None:
+async def test_pages_with_names_are_served_only_to_loopback_peers_and_known_hosts(
+    path: str, peer: str, host: str, status: int
+) -> None:
     pages = Pages(Controllers(Fleet(FakeDiscovery()), registry=CollectorRegistry()))
     headers = Headers()
     headers.add(b"Host", host.encode())

@@ -194,7 +194,7 @@ def test_work_queue_holds_object_until_it_is_settled() -> None:
     queue.settle(key("x", "unknown"), 1.0)
 
 
-def test_work_queue_holds_object_whose_delay_ends() -> None:
+def test_work_queue_holds_unsettled_object_after_its_delay() -> None:
     queue = queue_of()
     queue.add(key("x"), 0.0)
     taken(queue)

@@ -175,7 +175,7 @@ def test_deleting_one_operator_leaves_the_rights_of_another(node: Node) -> None:
         node.kubectl("delete", "-f", "-", given=yaml.safe_dump_all(manifests(second)))
 
 
-def test_second_cluster_runs_beside_the_first_and_leaves_nothing_behind(node: Node) -> None:
+def test_second_cluster_beside_the_first_leaves_no_mounts_links_or_sysctls(node: Node) -> None:
     def host() -> tuple[str, str, list[str]]:
         settings = ("vm/overcommit_memory", "kernel/panic", "net/ipv4/ip_forward")
         links = subprocess.run(["ip", "-brief", "link"], capture_output=True, text=True, check=False).stdout

@@ -236,7 +236,7 @@ def test_pages_show_readiness_metrics_and_failing_objects(
     assert "404" in rows["default/missing"]
 
 
-def test_events_are_recorded_although_others_learn_meanwhile_that_the_server_lacks_their_kind(
+def test_concurrent_events_are_recorded_in_the_core_group_if_events_k8s_io_is_not_served(
     milo_sandbox: MiloSandbox, operator: Callable[..., Operator]
 ) -> None:
     """Like Milo, the server answers 404 to those of events.k8s.io."""

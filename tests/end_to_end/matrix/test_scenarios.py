@@ -53,7 +53,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(("scenario", "mode", "sources", "state", "daemons"), wanted.values(), ids=wanted.keys())
 
 
-async def test_scenario_passes_in_a_cell(
+async def test_scenario_passes_in_each_cell_of_the_matrix(
     scenario: Scenario, mode: Mode, sources: str, state: str, daemons: int, directory: Path
 ) -> None:
     def adapt(number: int, settings: dict[str, Any]) -> dict[str, Any]:

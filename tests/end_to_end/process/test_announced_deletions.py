@@ -71,7 +71,7 @@ async def test_announced_deletions_of_most_of_the_fleet_disengage_at_once(worksp
         await fleet.only_these_ended(NAMES)
 
 
-async def test_announced_deletions_end_at_once_when_a_killed_milo_is_back(workspace: Workspace) -> None:
+async def test_announced_deletions_disengage_at_once_after_an_outage_of_milo(workspace: Workspace) -> None:
     """Milo stops answering while some deletions are being confirmed; others follow before it answers again."""
     async with announced(workspace) as fleet:
         sandbox, half = workspace.sandbox, len(NAMES) // 2

@@ -32,7 +32,7 @@ def source(name: str, kubeconfig: object, **more: object) -> dict[str, object]:
     return {"name": name, "kind": "project", "discovery_kubeconfig": str(kubeconfig), **more}
 
 
-async def test_check_warns_of_certificates_that_expire_and_not_of_its_own_which_are_short_lived(
+async def test_check_warns_of_expiring_certificates_except_those_that_the_daemon_issues(
     workspace: Workspace,
 ) -> None:
     authority = Authority()
@@ -69,7 +69,7 @@ async def test_check_warns_of_certificates_that_expire_and_not_of_its_own_which_
     ]
 
 
-async def test_check_says_that_milo_serves_no_token_request(workspace: Workspace) -> None:
+async def test_check_reports_that_milo_does_not_serve_token_requests(workspace: Workspace) -> None:
     workspace.sandbox.projects.create("alpha", ready=True)
     issuers = [
         {"name": f"of-{name}", "type": "token-request", "sources": [name], **SERVICE_ACCOUNT} for name in ("a", "b")

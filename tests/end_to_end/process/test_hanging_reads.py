@@ -15,7 +15,7 @@ WITHIN_S = 8.0
 
 
 @pytest.mark.parametrize("count", [60, 300])
-async def test_deletion_beside_reads_that_hang_is_confirmed_soon(workspace: Workspace, count: int) -> None:
+async def test_deletion_is_confirmed_while_other_confirmation_reads_hang(workspace: Workspace, count: int) -> None:
     projects, faults = workspace.sandbox.projects, workspace.sandbox.faults
     hanging = [f"hangs-{number}" for number in range(count)]
     for name in (*hanging, "stays", "quick-0", "quick-1"):

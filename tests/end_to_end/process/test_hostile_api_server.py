@@ -93,7 +93,9 @@ class HostileServer:
         ("large objects", "OverBudget"),
     ],
 )
-async def test_memory_is_bounded_and_other_sources_are_unharmed(workspace: Workspace, what: str, reason: str) -> None:
+async def test_hostile_api_server_has_bounded_memory_and_no_effect_on_other_sources(
+    workspace: Workspace, what: str, reason: str
+) -> None:
     server = HostileServer(what)
     async with _beside(server, workspace) as (daemon, watch):
 
@@ -108,7 +110,7 @@ async def test_memory_is_bounded_and_other_sources_are_unharmed(workspace: Works
         assert server.sent <= sent + PAGE, "nothing further is read"
 
 
-async def test_endless_changes_of_few_objects_take_no_memory(workspace: Workspace) -> None:
+async def test_endless_changes_of_few_objects_do_not_increase_memory(workspace: Workspace) -> None:
     server = HostileServer("changes")
     async with _beside(server, workspace) as (daemon, watch):
         await daemon.during(eventually(lambda: server.sent > 20 * PAGE))

@@ -104,7 +104,7 @@ async def why_not(client: DiscoveryClient, name: str) -> str:
     return report.engagement.message
 
 
-async def test_objects_that_are_refused_again_and_again_write_few_lines(tenants: Tenants) -> None:
+async def test_repeatedly_refused_objects_write_few_log_lines(tenants: Tenants) -> None:
     """Each tenant makes an engaged cluster unusable and usable repeatedly; it stays as last known."""
     async with following(daemon := tenants.daemon()) as (_, watch):
         for number in range(WRITES):

@@ -150,7 +150,7 @@ async def test_resume_revisions_with_false_known_counts_do_not_block_the_restart
                 await another.close()
 
 
-async def test_readers_of_metrics_delay_no_subscriber(workspace: Workspace) -> None:
+async def test_metrics_scrapes_do_not_delay_subscribers(workspace: Workspace) -> None:
     server = ProjectServer(Projects(f"p-{number}" for number in range(10_000)))
     async with server.listening():
         settings = server.settings(workspace.directory / "plain")

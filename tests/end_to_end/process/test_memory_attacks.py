@@ -138,7 +138,7 @@ LONG = 250 * 1024
     ],
     ids=["resume_revision", "subscriber", "unknown field"],
 )
-async def test_streams_with_long_requests_keep_nothing(limited: Limited, request_: pb.WatchClustersRequest) -> None:
+async def test_streams_do_not_retain_long_requests(limited: Limited, request_: pb.WatchClustersRequest) -> None:
     limited.workspace.sandbox.projects.create("alpha", ready=True)
     async with limited.daemon() as daemon:
         await daemon.wait_for_output('"synced"')
@@ -151,7 +151,7 @@ async def test_streams_with_long_requests_keep_nothing(limited: Limited, request
         assert peak_bytes(daemon.pid) - before < 32 * _MIB
 
 
-async def test_health_watches_keep_no_long_names(limited: Limited) -> None:
+async def test_health_watches_do_not_retain_long_service_names(limited: Limited) -> None:
     async with (
         limited.daemon() as daemon,
         grpc.aio.insecure_channel(limited.workspace.address.replace("//", "")) as channel,
@@ -172,7 +172,7 @@ async def test_health_watches_keep_no_long_names(limited: Limited) -> None:
             call.cancel()
 
 
-async def test_repeated_changes_of_an_object_with_many_labels_keep_little_memory(limited: Limited) -> None:
+async def test_repeated_changes_of_an_object_with_many_labels_retain_little_memory(limited: Limited) -> None:
     words = [
         "".join(letters) for letters in itertools.islice(itertools.product(string.ascii_lowercase, repeat=4), 60_000)
     ]
@@ -195,7 +195,7 @@ async def test_repeated_changes_of_an_object_with_many_labels_keep_little_memory
 
 
 @pytest.mark.parametrize("size", [LONG, 70 * 1024], ids=["too long", "as long as allowed"])
-async def test_long_requests_that_are_denied_keep_little(limited: Limited, size: int) -> None:
+async def test_denied_long_requests_retain_little_memory(limited: Limited, size: int) -> None:
     """Denials are delayed, and a request is kept for as long as its call."""
     field = b"\xfa\x3f" + bytes([size & 127 | 128, size >> 7 & 127 | 128, size >> 14]) + bytes(size)
     request = pb.ListClustersRequest.FromString(field)

@@ -31,7 +31,7 @@ def written(workspace: Workspace, document: dict[str, Any]) -> str:
     return str(path)
 
 
-async def test_missing_rights_are_reported_as_forbidden_until_granted(workspace: Workspace) -> None:
+async def test_missing_permissions_are_reported_as_forbidden_until_granted(workspace: Workspace) -> None:
     workspace.sandbox.projects.create("alpha", ready=True)
     token = workspace.sandbox.token("poor", rules=[])
     path = written(workspace, workspace.sandbox.kubeconfig(token=token))

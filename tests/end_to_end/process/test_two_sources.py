@@ -272,7 +272,7 @@ async def test_clock_that_is_an_hour_behind_that_of_one_server_is_logged(workspa
 
 
 @pytest.mark.parametrize("away", ["projects", "planes"])
-async def test_project_of_both_modes_has_one_cluster_while_the_source_configured_first_is_away(
+async def test_project_of_both_modes_has_one_cluster_while_the_source_configured_first_is_unavailable(
     workspace: Workspace, away: str
 ) -> None:
     """Without a state file, a restarted daemon learns of its projects by the other source."""

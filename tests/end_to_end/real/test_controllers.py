@@ -348,7 +348,7 @@ async def test_children_with_generated_names_are_created_once_despite_stale_cach
             await api.call("DELETE", f"{CONFIG_MAPS}?labelSelector=role")
 
 
-async def test_operator_without_rights_reports_forbidden_and_works_once_they_are_granted(server: RealApi) -> None:
+async def test_operator_without_permissions_reports_forbidden_and_works_once_they_are_granted(server: RealApi) -> None:
     controllers = Controllers(SingleCluster(server.kubeconfig_as("newcomer")), registry=CollectorRegistry())
     reconciled: list[str] = []
 

@@ -96,7 +96,7 @@ async def test_f11_changes_lost_by_compaction_are_found_by_list(server: RealApi,
 
 
 @pytest.mark.parametrize("mode", ["project-control-plane"])
-async def test_f17_revoked_token_is_stale_until_renewed(server: RealApi, directory: Path) -> None:
+async def test_f17_revoked_token_makes_source_stale_until_renewed(server: RealApi, directory: Path) -> None:
     """The token is bound to a Secret, as with TokenRequest, and is revoked with it."""
     async with server.api() as api:
         for path in (f"{ACCOUNTS}/discovery", f"{SECRETS}/first", f"{SECRETS}/second"):
@@ -124,7 +124,7 @@ async def test_f17_revoked_token_is_stale_until_renewed(server: RealApi, directo
         assert token not in observer.daemon.output
 
 
-async def test_f18_withdrawn_rights_are_stale_until_restored(server: RealApi, directory: Path) -> None:
+async def test_f18_revoked_permissions_make_source_stale_until_granted(server: RealApi, directory: Path) -> None:
     rights = Rights(server, user("discovery"))
     await rights.give(shipped_role(server.mode))
     await create_ready(server, *NAMES)
@@ -143,7 +143,9 @@ async def test_f18_withdrawn_rights_are_stale_until_restored(server: RealApi, di
         await observer.expect_last(disengaged("alpha", "DELETED"))
 
 
-async def test_f19_deleted_crd_is_stale_and_new_objects_are_new_clusters(server: RealApi, directory: Path) -> None:
+async def test_f19_deleted_crd_makes_source_stale_and_recreated_objects_are_new_clusters(
+    server: RealApi, directory: Path
+) -> None:
     await create_ready(server, *NAMES)
     async with DaemonObserver(server, directory, removals={"verify_after": "2s"}) as observer:
         await observer.expect(*map(engaged, NAMES))

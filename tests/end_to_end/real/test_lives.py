@@ -10,5 +10,5 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 @pytest.mark.parametrize("name", LIVES)
-async def test_recorded_life_matches_milo(name: str, whole_milo: WholeMilo) -> None:
+async def test_recorded_project_lifecycle_matches_milo(name: str, whole_milo: WholeMilo) -> None:
     assert await record(name, whole_milo.places) == transcripts.read("lives")[name]

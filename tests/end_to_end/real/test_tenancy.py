@@ -133,7 +133,7 @@ async def test_recreated_project_is_engaged_as_a_new_cluster(milo: Installation)
     await milo.inside.expect(engaged("gamma", at=f"https://{ADDRESSES}".format(uid=second.uid)))
 
 
-async def test_recreated_project_is_opened_by_its_new_secret(milo: Installation) -> None:
+async def test_recreated_project_is_accessible_with_its_new_secret(milo: Installation) -> None:
     first = await ready(milo, "zeta")
     await milo.inside.kubeconfig_of("zeta")
     await first.ask_to_delete()

@@ -56,7 +56,9 @@ def tenant_daemon(core: MiloApi) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-async def test_projects_end_deleted_in_every_order(whole_milo: WholeMilo, directory: Path, operator: str) -> None:
+async def test_projects_are_deleted_after_every_order_of_steps(
+    whole_milo: WholeMilo, directory: Path, operator: str
+) -> None:
     settings = tenant_daemon(whole_milo.core)
 
     async def take(number: int, order: str) -> None:
@@ -168,7 +170,7 @@ async def _next(watch: Watch, type_: EventType) -> Event:
     return event
 
 
-async def test_life_of_a_project_in_both_modes(whole_milo: WholeMilo, directory: Path) -> None:
+async def test_project_lifecycle_matches_in_both_modes(whole_milo: WholeMilo, directory: Path) -> None:
     async with AsyncExitStack() as stack:
         observers = []
         for server, settings in (

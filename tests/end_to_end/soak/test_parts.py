@@ -87,7 +87,7 @@ async def test_soak_piece_continues_with_objects_and_state_of_the_previous_piece
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-async def test_shape_settles_and_reports(shape: str) -> None:
+async def test_soak_of_each_shape_settles_without_failures(shape: str) -> None:
     with TemporaryDirectory(prefix="milo-") as name:
         found = await ShapeSoak(shape, Path(name), 1, lambda _: None).run(0.0)
     assert found.failures == []

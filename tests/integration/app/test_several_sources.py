@@ -76,7 +76,7 @@ async def test_same_name_in_two_sources_is_two_clusters(workspace: Workspace) ->
             await client.list(sources=["asia"])
 
 
-async def test_named_source_is_named_in_metrics_also_if_it_is_alone(workspace: Workspace, tmp_path: Path) -> None:
+async def test_only_source_is_labeled_with_its_name_in_metrics(workspace: Workspace, tmp_path: Path) -> None:
     daemon = workspace.daemon(sources=[{"name": "eu", "kind": "project", "discovery_kubeconfig": str(tmp_path / "eu")}])
     async with serving(daemon) as get:
         await eventually(lambda: daemon._fleet.synced)
@@ -260,7 +260,7 @@ async def test_clusters_of_an_unavailable_source_are_held_after_a_second_restart
                 assert await engaged(events) == "us#farm"
 
 
-async def test_listing_goes_on_when_a_pending_source_becomes_complete(workspace: Workspace) -> None:
+async def test_listing_continues_when_a_pending_source_becomes_complete(workspace: Workspace) -> None:
     await workspace.us.stop()
     workspace.eu.projects.create("bank", ready=True)
     daemon = workspace.daemon()

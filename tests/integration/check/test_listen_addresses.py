@@ -166,7 +166,7 @@ def test_socket_owner_must_exist_and_only_root_can_set_another(monkeypatch: pyte
         (timedelta(days=30), "ok", "certificate and key match", []),
     ],
 )
-def test_server_certificate_that_has_expired_or_expires_soon_is_found(
+def test_expired_or_soon_expiring_server_certificate_is_reported(
     tmp_path: Path, life: timedelta, level: str, message: str, logged: list[str]
 ) -> None:
     authority = Authority()

@@ -66,7 +66,7 @@ def test_description_has_state_reason_and_own_labels() -> None:
     assert describe(ended) == "DELETED: it is gone"
 
 
-def test_description_of_a_failed_source_says_why() -> None:
+def test_description_of_a_failed_source_contains_the_reason() -> None:
     stale = SourceStatus(state=SourceState.STALE, reason="Unauthorized", message="401 from https://milo")
     assert describe_source(stale) == "STALE: Unauthorized: 401 from https://milo"
     assert describe_source(SourceStatus(state=SourceState.STREAMING, reason="x")) == "STREAMING"

@@ -309,7 +309,7 @@ def test_file_written_again_with_the_same_content_stays_usable(directory: Path) 
     assert live.files.kubeconfig("alpha").content == WHOLE
 
 
-def test_file_from_the_future_is_settled(directory: Path) -> None:
+def test_file_with_a_modification_time_in_the_future_is_settled(directory: Path) -> None:
     (directory / "alpha").write_bytes(WHOLE)
     live = Live("kubeconfig-directory", directory)
     live.passed_s = -3600

@@ -179,7 +179,7 @@ async def test_hostile_clients_do_not_affect_others_and_leave_nothing_behind(tar
         call.cancel()
 
 
-async def test_connection_stream_limit(target: Target) -> None:
+async def test_streams_per_connection_are_limited(target: Target) -> None:
     harness = target.harness
     harness.listed(ready("alpha"))
     with closing(await target.raw()) as raw:
@@ -193,7 +193,7 @@ async def test_connection_stream_limit(target: Target) -> None:
         assert len(harness.service.streams) == STREAMS
 
 
-async def test_message_and_metadata_size_limits(target: Target) -> None:
+async def test_message_and_metadata_sizes_are_limited(target: Target) -> None:
     target.harness.listed(ready("alpha"))
     async with target.channel() as channel:
         listing = DiscoveryServiceStub(channel).ListClusters

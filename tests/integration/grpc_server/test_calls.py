@@ -110,7 +110,7 @@ async def test_get_cluster_explains_why_not_engaged(harness: Harness) -> None:
     assert not beta.HasField("cluster")
 
 
-async def test_get_cluster_says_that_its_source_is_stale(harness: Harness) -> None:
+async def test_get_cluster_reports_a_stale_source(harness: Harness) -> None:
     harness.listed(ready("alpha"))
     status = ViewStatus(ViewState.STALE, 0.0, "Unauthorized", "401: the token expired")
     harness.followed.set_followed(harness.followed.collections[0], status)

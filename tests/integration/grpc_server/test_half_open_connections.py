@@ -33,7 +33,7 @@ def twentieth(options: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ..
     )
 
 
-async def test_half_open_stream_is_ended_by_daemon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_half_open_stream_is_closed_by_daemon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(server, "OPTIONS", twentieth(server.OPTIONS))
     async with (
         a_harness(tmp_path, heartbeat_s=0.2) as harness,
@@ -49,7 +49,7 @@ async def test_half_open_stream_is_ended_by_daemon(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("peer_credentials", [False, True], ids=["plain", "guarded"])
-async def test_f44_half_open_stream_is_ended_alone_under_load(
+async def test_f44_only_the_half_open_stream_is_closed_under_load(
     peer_credentials: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Other subscribers receive each change while the half-open stream is still waiting."""

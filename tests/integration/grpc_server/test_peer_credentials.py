@@ -133,7 +133,7 @@ async def test_peer_credentials_identify_connecting_process(callers: list[Caller
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-async def test_peer_credentials_tell_users_apart(callers: list[Caller], directory: Path) -> None:
+async def test_peer_credentials_distinguish_users(callers: list[Caller], directory: Path) -> None:
     async with guarded(directory) as harness:
         clients = await asyncio.gather(*(as_another(harness.address, uid) for uid in (1001, 1002)))
     assert [event_texts for _, event_texts in clients] == ["OK", "OK"]
@@ -249,7 +249,9 @@ async def test_closed_connections_leave_nothing_behind(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("peer_credentials", [True, False], ids=["guarded", "plain"])
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-async def test_user_takes_connections_from_a_user_who_has_all(peer_credentials: bool, directory: Path) -> None:
+async def test_new_user_evicts_connections_of_the_user_with_all_of_them(
+    peer_credentials: bool, directory: Path
+) -> None:
     """The user with all of the connections is refused another one."""
     async with guarded(directory, connections=6, peer_credentials=peer_credentials) as harness:
         before = len(descriptors())
@@ -291,7 +293,7 @@ async def test_idle_connections_of_many_users_do_not_lock_out_a_new_user(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-async def test_caller_with_too_many_refused_calls_loses_its_connection_and_pauses(
+async def test_caller_with_too_many_refused_calls_is_disconnected_and_paused(
     monkeypatch: pytest.MonkeyPatch, directory: Path
 ) -> None:
     monkeypatch.setattr(connection_rates, "REFUSED_CALL_RATE", Rate(per_second=0.001, burst=20.0))

@@ -236,7 +236,7 @@ async def test_stream_waiting_for_sync_uses_current_rights(tmp_path: Path) -> No
         assert event_texts(await mine.until_synced()) == ["ENGAGED beta"]
 
 
-async def test_listing_ends_when_rights_change(rules_harness: RulesHarness) -> None:
+async def test_page_token_is_rejected_after_authorization_rules_change(rules_harness: RulesHarness) -> None:
     async with rules_harness.caller("shop") as shop:
         first = await shop.stub.ListClusters(pb.ListClustersRequest(page_size=1))
         rules_harness.harness.service.change_rights(Rights((rule("shop", ALL_CLUSTERS),)))

@@ -253,7 +253,7 @@ async def test_client_ca_change_closes_connections_of_the_old_ca(tls_files: TlsF
             await another.ListClusters(pb.ListClustersRequest())
 
 
-async def test_connection_ends_when_certificate_expires(tls_files: TlsFiles) -> None:
+async def test_connection_is_closed_when_client_certificate_expires(tls_files: TlsFiles) -> None:
     brief = tls_files.ca.issue(SPIFFE, life=dt.timedelta(seconds=2))
     async with tcp(tls_files) as harness, client(harness, tls_files.credentials(brief)) as stub:
         call = stub.WatchClusters(pb.WatchClustersRequest())
@@ -263,7 +263,7 @@ async def test_connection_ends_when_certificate_expires(tls_files: TlsFiles) -> 
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_connections_without_tls_handshake_lose_the_oldest_to_newer_ones(
+async def test_oldest_connection_without_tls_handshake_is_evicted_for_a_newer_one(
     tls_files: TlsFiles,
 ) -> None:
     async with tcp(tls_files, connections=4) as harness:

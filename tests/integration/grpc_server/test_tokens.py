@@ -103,7 +103,7 @@ async def test_token_review_outage_affects_token_callers_only(callers: list[Call
     assert [caller.user for caller in callers] == [""]
 
 
-async def test_stream_ends_when_token_expires(tmp_path: Path) -> None:
+async def test_stream_is_closed_when_token_expires(tmp_path: Path) -> None:
     async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as harness, harness.client() as stub:
         token = sandbox.token(OPERATOR, audiences=["milo-discovery"], life=1.0)
         call = stub.WatchClusters(pb.WatchClustersRequest(), metadata=(("authorization", f"Bearer {token}"),))
@@ -114,7 +114,7 @@ async def test_stream_ends_when_token_expires(tmp_path: Path) -> None:
     assert (caught.value.code(), reason(caught.value)) == (grpc.StatusCode.UNAVAILABLE, "IDENTITY_ENDED")
 
 
-async def test_revoked_token_ends_its_stream(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_stream_of_revoked_token_is_closed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(verification, "STREAM_MAX_AGE_S", 0.1)
     monkeypatch.setattr(verification, "HANDOUT_MAX_AGE_S", 0.0)
     async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as harness, harness.client() as stub:

@@ -75,7 +75,7 @@ async def test_definition_written_to_the_store_of_a_control_plane_is_kept_at_the
     assert (await client.get(behind("beta", WIDGETS))).status == 200
 
 
-async def test_name_without_a_project_answers_and_stores(client: Client, sandbox: Sandbox) -> None:
+async def test_control_plane_without_a_project_serves_and_stores_objects(client: Client, sandbox: Sandbox) -> None:
     assert (await client.get(behind("alpha", "/readyz"))).status == 200
     assert (await client.get(behind("alpha", "/api/v1/namespaces"))).names == []
     maps = "/api/v1/namespaces/tenant/configmaps"
@@ -144,7 +144,7 @@ async def test_namespaces_of_the_api_server_cannot_be_deleted(client: Client, sa
     assert (await client.call("DELETE", behind("alpha", "/api/v1/namespaces/milo-system"))).status == 200
 
 
-async def test_control_plane_serves_kinds_without_a_meaning_there(client: Client, sandbox: Sandbox) -> None:
+async def test_control_plane_serves_empty_lists_of_kinds_of_the_root_api(client: Client, sandbox: Sandbox) -> None:
     sandbox.projects.create("alpha")
     for path in (
         PROJECTS,

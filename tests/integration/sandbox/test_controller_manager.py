@@ -152,7 +152,7 @@ async def test_suspension_does_not_change_once_the_project_is_deleted(client: Cl
     assert (await client.get(f"{PROJECTS}/alpha")).status == 404
 
 
-async def test_suspension_that_is_left_suspends_the_next_project_of_the_name(client: Client) -> None:
+async def test_remaining_suspension_suspends_a_recreated_project(client: Client) -> None:
     await suspend(client, "s1", "alpha")
     await client.call("DELETE", f"{PROJECTS}/alpha")
     await create(client, "alpha")

@@ -129,7 +129,7 @@ async def test_secret_string_data_is_base64_encoded(client: Client) -> None:
     assert (created["data"], created["type"], "stringData" in created) == ({"key": "dmFsdWU="}, "Opaque", False)
 
 
-async def test_events_are_those_of_the_core_group(client: Client) -> None:
+async def test_events_are_served_only_in_the_core_group(client: Client) -> None:
     event = {"metadata": {"name": "one.1"}, "reason": "Greeted", "involvedObject": {"kind": "Widget", "name": "one"}}
     assert (await create(client, "/api/v1/namespaces/default/events", event))["reason"] == "Greeted"
     assert (await client.get(behind("/apis/events.k8s.io/v1/events"))).status == 404

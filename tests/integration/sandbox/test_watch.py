@@ -51,7 +51,7 @@ def test_write_during_initial_events_follows_them(store: Store) -> None:
     assert len(first) + len(rest) == 302
 
 
-def test_bookmarks_come_each_minute_and_shortly_before_the_end(store: Store) -> None:
+def test_bookmarks_are_sent_every_minute_and_shortly_before_the_watch_times_out(store: Store) -> None:
     opened = watch(store, resourceVersion="1", allowWatchBookmarks="true", timeoutSeconds="90")
     assert sent(opened) == []
     assert opened.wakes_at == START + 60

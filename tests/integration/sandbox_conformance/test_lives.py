@@ -10,7 +10,7 @@ from tests.integration.sandbox_conformance.lives import LIVES, Places, record
 
 
 @pytest.mark.parametrize("name", LIVES)
-async def test_project_lives_as_recorded(name: str, tmp_path: Path) -> None:
+async def test_project_lifecycle_matches_the_recording(name: str, tmp_path: Path) -> None:
     async with Sandbox(controllers=True) as sandbox:
         kubeconfig = sandbox.write_kubeconfig(tmp_path / "kubeconfig")
         assert await record(name, Places(kubeconfig, kubeconfig, kubeconfig)) == transcripts.read("lives")[name]

@@ -125,7 +125,7 @@ async def pair(daemons: list[Daemon], *names: str) -> tuple[Daemon, Daemon, Leas
     return first, second, api
 
 
-async def test_member_is_ready_when_it_has_taken_over_its_share_and_until_it_loses_its_term(
+async def test_member_is_ready_from_the_takeover_of_its_share_until_it_leaves(
     daemons: list[Daemon],
 ) -> None:
     first, second, api = await pair(daemons)
@@ -142,7 +142,7 @@ async def test_member_is_ready_when_it_has_taken_over_its_share_and_until_it_los
     assert joining.group.share_problem() is not None
 
 
-async def test_handed_over_is_answered_when_the_member_has_left(
+async def test_handed_over_returns_when_the_member_has_left(
     daemons: list[Daemon], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second, _ = await pair(daemons, "operator-7d9c5b8f6d-x2x7q", "operator-7d9c5b8f6d-abcde")

@@ -102,7 +102,7 @@ async def test_concurrent_scrapes_share_a_build_of_the_metrics() -> None:
     await endpoint.stop()
 
 
-def test_pause_between_builds_of_metrics_is_nine_times_as_long_and_bounded() -> None:
+def test_pause_between_metrics_builds_is_nine_times_the_build_time_and_bounded() -> None:
     assert shared_scrape.pause_s(0.02) == pytest.approx(0.18)
     assert shared_scrape.pause_s(1.0) == 2.0
 

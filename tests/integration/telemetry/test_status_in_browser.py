@@ -300,7 +300,7 @@ async def test_recent_changes_are_listed_newest_first_with_deleted_clusters(work
     assert [(row["name"], row["state"], row["endpoint"]) for row in status["clusters"]] == [("alpha", "deleted", "")]
 
 
-async def test_status_page_and_metrics_without_names_have_none(workspace: Workspace) -> None:
+async def test_status_page_and_metrics_hide_names_if_http_names_is_nobody(workspace: Workspace) -> None:
     workspace.sandbox.projects.create("alpha", ready=True)
     async with workspace.daemon(http_listen="127.0.0.1:0", http_names="nobody") as daemon:
         url = await page_of(daemon)

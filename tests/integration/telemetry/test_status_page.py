@@ -20,7 +20,7 @@ from milo_discoveryd.telemetry.status import ORDER, SORTING, ClusterQuery, Daemo
 from tests.unit.registry.fleets import cluster
 
 
-def test_status_page_runs_its_own_script_and_style_alone() -> None:
+def test_status_page_allows_only_its_own_script_and_style() -> None:
     page, policy = status_page.PAGE.decode(), status_page.HEADERS["Content-Security-Policy"]
     for element in ("style", "script"):
         [text] = re.findall(f"<{element}>(.*?)</{element}>", page, re.DOTALL)
@@ -31,7 +31,7 @@ def test_status_page_runs_its_own_script_and_style_alone() -> None:
     assert not re.search(r"\son\w+=|\sstyle=|https?://(?!www\.w3\.org)", page), "nothing that the policy would block"
 
 
-def test_status_page_inserts_values_as_text_alone() -> None:
+def test_status_page_inserts_values_only_as_text() -> None:
     assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", status_page.PAGE.decode())
 
 
@@ -39,16 +39,16 @@ def test_links_of_status_page_are_relative() -> None:
     assert not re.search(r"""(?:href|action|fetch\()\s*[=:(]\s*["'`]/""", status_page.PAGE.decode())
 
 
-def test_every_state_of_an_object_has_a_place_in_the_order() -> None:
+def test_every_object_state_has_a_sort_order() -> None:
     assert set(ORDER) == set(ObjectState)
 
 
-def test_pages_before_the_first_and_after_the_last_are_these() -> None:
+def test_page_number_out_of_range_selects_the_first_or_last_page() -> None:
     assert [ClusterQuery(page=page).first_row(120) for page in (-3, 0, 1, 2, 3, 4, 999)] == [0, 0, 0, 50, 100, 100, 100]
     assert ClusterQuery(page=7).first_row(0) == 0
 
 
-def test_unknown_sorting_is_the_default() -> None:
+def test_unknown_sort_field_selects_the_default_order() -> None:
     assert {"", "name", "state", "since", "organization"} == set(SORTING)
     assert ClusterQuery(sort="-nothing").sorted([]) == []
 

@@ -94,7 +94,7 @@ async def test_hung_list_is_abandoned() -> None:
 
 
 @pytest.mark.parametrize("status", [200, 403, 404])
-async def test_liveness_probe_accepts_any_status_but_failures(status: int) -> None:
+async def test_liveness_probe_accepts_responses_that_are_not_server_errors(status: int) -> None:
     server_script = ScriptedServer()
     server_script.alive = answering(lambda: web.Response(status=status))
     watch = ScriptedResponse(bookmark(5, ends_list=True))

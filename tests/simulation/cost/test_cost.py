@@ -35,7 +35,7 @@ def test_change_reads_few_elements(clusters: int, subscribers: int) -> None:
     assert meter.elements <= MOST_ELEMENTS_OF_CHANGE, _reader(meter)
 
 
-def test_garbage_collector_examines_no_object_of_each_cluster() -> None:
+def test_garbage_collector_tracks_no_objects_per_cluster() -> None:
     """Otherwise a collection blocks the event loop for longer in a large fleet."""
     few, many = tracked_objects(1000), tracked_objects(2000)
     assert [kind for kind in many if many[kind] - few[kind] >= 500] == []

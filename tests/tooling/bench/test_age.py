@@ -29,7 +29,7 @@ def _since(commit: str, packages: tuple[str, ...]) -> int | None:
         ("sandbox", "elsewhere", "not in the history of this checkout"),
     ],
 )
-def test_stale_results_are_a_problem(name: str, commit: str | None, problem: str | None) -> None:
+def test_stale_results_are_reported(name: str, commit: str | None, problem: str | None) -> None:
     found = [*age.problems({name: _results(commit)}, {}, _since)]
     assert len(found) == (problem is not None)
     assert all(problem is not None and problem in each for each in found)

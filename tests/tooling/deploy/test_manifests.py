@@ -128,7 +128,7 @@ def test_bindings_refer_to_existing_roles_and_accounts(directory: Path) -> None:
 
 
 @every_pod
-def test_objects_of_no_namespace_are_named_after_the_namespace_of_the_pods(directory: Path) -> None:
+def test_cluster_scoped_objects_are_named_after_the_namespace_of_the_pods(directory: Path) -> None:
     """The objects of two operators then differ, and deleting one operator leaves the rights of the other."""
     found = [each for kind in ("ClusterRole", "ClusterRoleBinding") for each in of_kind(directory, kind)]
     [deployment] = of_kind(directory, "Deployment")
@@ -191,7 +191,7 @@ def test_subscribers_use_the_address_that_the_daemon_listens_on(directory: Path)
 
 
 @pytest.mark.parametrize("directory", WITH_DAEMON, ids=lambda path: path.name)
-def test_no_variable_has_an_empty_value_which_each_apply_would_write_again(directory: Path) -> None:
+def test_no_variable_of_the_manifests_has_an_empty_value(directory: Path) -> None:
     assert [
         each["name"] for made in containers(directory) for each in made.get("env", ()) if each.get("value") == ""
     ] == []

@@ -22,7 +22,7 @@ EXPRESSIONS += monitoring.dashboard_expressions()
 
 
 @pytest.mark.parametrize(("name", "expression"), EXPRESSIONS, ids=[name for name, _ in EXPRESSIONS])
-def test_expressions_name_only_what_is_exported_or_recorded(name: str, expression: str) -> None:
+def test_expressions_use_only_exported_or_recorded_metrics(name: str, expression: str) -> None:
     allowed = set(SCRAPE_LABELS)
     for metric, labels in monitoring.selected(expression):
         assert metric in KNOWN, f"{metric} is not exported"

@@ -128,7 +128,7 @@ def test_release_is_checked_and_signed_before_anything_is_published() -> None:
     assert script.index("sha256sum --check") < script.index("cosign sign-blob") < first
 
 
-def test_release_builds_third_party_code_without_rights_and_publishes_in_another_job() -> None:
+def test_release_builds_third_party_code_without_permissions_and_publishes_in_another_job() -> None:
     """Otherwise the built code could sign, push and publish anything."""
     assert "permissions" not in jobs(RELEASE)["build"], "those of the workflow: contents may be read"
     assert "build" in ancestors("release")

@@ -53,7 +53,7 @@ def calls(node: ast.AST, name: str) -> Iterator[ast.Call]:
                 yield found
 
 
-def test_types_are_prepared_at_import() -> None:
+def test_decoder_types_are_built_at_import() -> None:
     files = [file for package in PACKAGES if package.name != "milo_sandbox" for file in package.rglob("*.py")]
     found = {str(file.relative_to(ROOT)): [*unprepared(file.read_text())] for file in files}
     assert [file for file in LATER if not found[file]] == [], "these modules build no decoder in a function any more"
@@ -81,11 +81,11 @@ def test_types_are_prepared_at_import() -> None:
         "import msgspec as m\ndef parse(value): return m.convert(value, Answer)",
     ],
 )
-def test_type_that_is_prepared_later_is_found(late: str) -> None:
+def test_decoder_type_that_is_built_in_a_function_is_reported(late: str) -> None:
     assert [*unprepared(late)]
 
 
-def test_prepared_type_is_accepted() -> None:
+def test_decoder_type_that_is_built_at_import_is_accepted() -> None:
     early = "import msgspec\nmsgspec.json.Decoder(Answer)\ndef parse(value): return msgspec.convert(value, Answer)"
     assert not [*unprepared(early)]
     assert not [*unprepared("from msgspec.structs import replace\ndef newer(value): return replace(value, version=2)")]

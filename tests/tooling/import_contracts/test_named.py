@@ -22,7 +22,7 @@ def test_comments_and_docstrings_are_searched_and_strings_are_not() -> None:
     ]
 
 
-def test_name_that_occurs_only_in_prose_does_not_exist() -> None:
+def test_name_that_occurs_only_in_prose_is_reported_as_missing() -> None:
     assert "OldRegistry" not in code(MODULE)
     assert [*missing(MODULE, {"Registry", "name", "LIMIT"})] == [(3, "Registry.clear"), (7, "OldRegistry")]
     assert [*missing(MODULE, {"Registry", "clear", "OldRegistry"})] == []

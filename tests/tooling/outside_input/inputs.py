@@ -28,7 +28,7 @@ STRANGER = "anybody who can connect"
 _MEMORY = "end_to_end/process/test_memory_attacks.py"
 _REQUESTS = "unit/server/calls/test_requests.py"
 _BOUNDS = "unit/sources/test_bounds.py"
-_LONG_FIELD = f"{_MEMORY}::test_streams_with_long_requests_keep_nothing"
+_LONG_FIELD = f"{_MEMORY}::test_streams_do_not_retain_long_requests"
 _FLAG = Input("one value", 8, 0.1, SUBSCRIBER, f"{_REQUESTS}::test_watch_request_fields_are_parsed")
 _NAME = Input(
     "317 characters", 0, 0.1, SUBSCRIBER, "tooling/outside_input/test_outside_input.py::test_long_field_is_refused"
@@ -88,7 +88,7 @@ _READ_ONCE = Input(
     0,
     1,
     TENANT,
-    "end_to_end/process/test_hostile_api_server.py::test_memory_is_bounded_and_other_sources_are_unharmed",
+    "end_to_end/process/test_hostile_api_server.py::test_hostile_api_server_has_bounded_memory_and_no_effect_on_other_sources",
 )
 _DECLARED = Input(
     "2048 characters of a text; the object within watch.objects_limit",
@@ -115,7 +115,7 @@ OBJECT_FIELDS = {
         700 * _KIB,
         30,
         TENANT,
-        f"{_MEMORY}::test_repeated_changes_of_an_object_with_many_labels_keep_little_memory",
+        f"{_MEMORY}::test_repeated_changes_of_an_object_with_many_labels_retain_little_memory",
     ),
     "Metadata.annotations": Input(
         "1000 that are sent, 512 KiB",
@@ -172,7 +172,7 @@ _LINE = Input(
     128 * _MIB,
     100,
     SERVER,
-    "end_to_end/process/test_hostile_api_server.py::test_memory_is_bounded_and_other_sources_are_unharmed",
+    "end_to_end/process/test_hostile_api_server.py::test_hostile_api_server_has_bounded_memory_and_no_effect_on_other_sources",
 )
 _CHECK_ANSWER = Input("watch.objects_limit of a response", 0, 0, SERVER, "integration/check/test_api_responses.py")
 _OWN_FILE = Input(

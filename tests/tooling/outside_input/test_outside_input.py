@@ -174,7 +174,7 @@ def test_each_module_that_listens_has_an_entry() -> None:
 
 
 @pytest.mark.parametrize("found", ALL.values(), ids=ALL)
-def test_entry_states_a_limit_a_cost_a_sender_and_an_attack_that_exists(found: Input) -> None:
+def test_entry_has_a_limit_a_cost_a_sender_and_an_existing_attack(found: Input) -> None:
     assert found.limit
     assert found.sender
     assert 0 <= found.kept <= 128 << 20

@@ -40,14 +40,14 @@ class ClusterFleet:
             self.now = max(self.now, after)
 
 
-def test_unreachable_cluster_disengages_after_configured_time() -> None:
+def test_unreachable_cluster_is_disengaged_after_configured_time() -> None:
     fleet = ClusterFleet(well=9)
     fleet.engage("alpha", away=SICK)
     fleet.run(1200.0)
     assert fleet.given_up == {"alpha": pytest.approx(60.0 + 600.0, abs=60.0)}
 
 
-def test_unreachable_cluster_never_disengages_by_default() -> None:
+def test_unreachable_cluster_is_never_disengaged_by_default() -> None:
     fleet = ClusterFleet(POLICY, well=9)
     fleet.engage("alpha", away=SICK)
     fleet.run(20_000.0)
@@ -108,7 +108,7 @@ def test_unreachable_cluster_with_its_own_host_is_disengaged() -> None:
         (100, 0, False),
     ],
 )
-def test_no_cluster_disengages_while_too_many_are_unreachable(away: int, well: int, given_up: bool) -> None:
+def test_no_cluster_is_disengaged_while_too_many_are_unreachable(away: int, well: int, given_up: bool) -> None:
     fleet = ClusterFleet(well=well)
     for number in range(away):
         fleet.engage(f"away-{number}", away=SICK)

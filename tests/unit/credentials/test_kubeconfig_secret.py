@@ -220,7 +220,7 @@ async def test_certificate_that_is_not_pem_is_refused() -> None:
         await a_source(ScriptedApi(fields(c="!")), reading=CredentialPaths(**paths)).mint(WANTED)
 
 
-async def test_key_in_the_secret_is_that_which_the_object_names() -> None:
+async def test_secret_key_is_the_one_that_the_object_references() -> None:
     target = DeclaredTarget(
         name="n.a", uid="u", place=("https://a",), object_namespace="n", object_name="a", secret_key="admin"
     )
@@ -274,9 +274,7 @@ async def test_kubeconfig_secret_in_a_namespace_of_its_own_determines_the_server
         ),
     ],
 )
-async def test_kubeconfig_secret_that_leads_elsewhere_or_without_verification_is_refused(
-    cluster: dict[str, Any], expected: str
-) -> None:
+async def test_kubeconfig_secret_with_an_unacceptable_server_is_refused(cluster: dict[str, Any], expected: str) -> None:
     with pytest.raises(CredentialError, match="refused") as raised:
         await a_source(ScriptedApi(kubeconfig_of(**cluster)), states_server=True).mint(WANTED)
     assert expected in str(raised.value)

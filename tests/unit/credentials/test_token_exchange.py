@@ -238,7 +238,9 @@ def responding(**answer: object) -> Handler:
         ({"access_token": jwt(exp=time.time() + 600, aud="theirs")}, "an audience other than ours"),
     ],
 )
-async def test_token_of_other_kind_is_rejected(tmp_path: Path, answer: dict[str, object], expected: str) -> None:
+async def test_token_of_unaccepted_type_or_audience_is_rejected(
+    tmp_path: Path, answer: dict[str, object], expected: str
+) -> None:
     given = {"access_token": CANARY, "expires_in": 600, "token_type": "Bearer"} | answer
     async with ApiServer(responding(**given)) as server:
         issuer = an_issuer(tmp_path, f"{server.url}/token", server.pem, "opaque", accepted_audiences=["ours"])

@@ -160,7 +160,7 @@ def test_object_is_engaged_when_the_conflicting_uid_claim_ends() -> None:
     ]
 
 
-def test_uid_claim_is_given_up_before_another_cluster_is_engaged_by_it() -> None:
+def test_uid_claim_is_released_before_another_cluster_is_engaged_by_it() -> None:
     fleet = registry_with(claims("shop-x"), claims("bank"))
     assert fleet.observe(claims("shop-x", "uid-of-shop", "2")) == [
         (EventType.UPDATED, "shop-x"),
@@ -275,7 +275,7 @@ def test_uid_claims_in_the_first_lists_of_two_sources_are_all_rejected() -> None
 
 @pytest.mark.parametrize("lists_first", [0, 1])
 @pytest.mark.parametrize(("of_projects", "engaged"), [(0, "bank"), (1, "pcp-bank")])
-def test_project_that_two_sources_of_one_milo_show_is_that_of_the_source_configured_first(
+def test_project_that_two_sources_of_one_milo_show_belongs_to_the_source_configured_first(
     of_projects: int, engaged: str, lists_first: int
 ) -> None:
     """A Project has its own UID, and the ProjectControlPlane of another API server has that UID in a label."""
@@ -308,7 +308,7 @@ def test_object_that_two_sources_of_one_server_show_is_engaged_in_both(first: in
     assert sources.observe(1 - first, seen[1 - first]) == {"a#bank", "b#bank"}
 
 
-def test_server_that_copies_the_uid_of_another_servers_object_makes_another_claim() -> None:
+def test_equal_uids_of_objects_on_different_servers_are_different_claims() -> None:
     sources = Sources()
     copied = Ready("object-bank", "1", target("thief", BANK))
     assert sources.observe(0, claims("bank")) == {"bank"}
@@ -322,7 +322,7 @@ def test_own_uid_precedes_an_earlier_label_only_among_objects_of_one_server() ->
         assert sources.observe(1, own("bank", "uid-1")) == {engaged}
 
 
-def test_object_without_a_cluster_has_its_own_uid_before_labels_are_seen() -> None:
+def test_not_ready_object_claims_its_own_uid_before_any_label_claims_it() -> None:
     sources = Sources("eu", "eu")
     sources.observe(0, NotReady("bank", "uid-1", "1", "not yet"))
     assert sources.observe(1, claims("thief", "uid-1")) == set()
@@ -374,7 +374,7 @@ def test_addresses_from_files_may_be_equal() -> None:
     assert sources.engaged == {"a", "b", "c"}
 
 
-def test_draining_cluster_whose_claim_is_refused_ends_at_once() -> None:
+def test_draining_cluster_whose_claim_is_refused_is_disengaged_at_once() -> None:
     sources = Sources()
     sources.observe(0, claims("thief"), listed=True)
     sources.sources[0].assigned_elsewhere = lambda _: "member b owns it"
@@ -398,5 +398,5 @@ def test_draining_cluster_whose_claim_is_refused_ends_at_once() -> None:
         ("https://[::ffff:192.0.2.1]", "192.0.2.1:443"),
     ],
 )
-def test_equal_addresses_are_written_alike(url: str, expected: str) -> None:
+def test_equal_addresses_have_the_same_form(url: str, expected: str) -> None:
     assert address(Target(name="x", uid="u", place=(url,))) == expected

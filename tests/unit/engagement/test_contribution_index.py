@@ -133,7 +133,7 @@ def thing(
     return ContributingObject(name, uid, str(version), ObjectContent(said), is_terminating)
 
 
-def test_cluster_that_its_objects_make_unusable_is_reported_once() -> None:
+def test_cluster_with_malformed_contributions_is_reported_once() -> None:
     """The objects themselves are valid, so their collection reports nothing."""
 
     def reduce(cluster: str, contributions: Sequence[ObjectContribution], uid: str) -> Observation | None:
@@ -289,7 +289,7 @@ def test_relist_of_reduced_fleet_without_objects_whose_deletion_was_announced_is
     assert fleet.source.deletions_held == 0
 
 
-def test_not_ready_grace_in_reduced_fleet_ends_by_timer_of_its_feed() -> None:
+def test_not_ready_grace_in_reduced_fleet_ends_at_its_due_time() -> None:
     fleet = RecordedFleet(grace_s=10.0)
     fleet.listed(thing("x", shop=True))
     fleet.source.set_followed(fleet.collection(), STREAMING)
@@ -299,7 +299,7 @@ def test_not_ready_grace_in_reduced_fleet_ends_by_timer_of_its_feed() -> None:
     assert fleet.journal.events[-1] == ("DISENGAGED", "shop", "NOT_READY")
 
 
-def test_reduced_fleet_ignores_relisting_and_liveness_findings() -> None:
+def test_relisting_and_liveness_checks_do_not_change_reduced_fleet() -> None:
     fleet = RecordedFleet()
     assert fleet.take(Relisting("Expired")) == []
     fleet.source.observer.liveness_checked("answered")
@@ -331,7 +331,7 @@ def test_restored_clusters_stay_engaged_until_all_their_objects_were_seen_again(
     assert restored.engaged == {"shop"}
 
 
-def test_restored_cluster_ends_when_the_deletion_of_its_objects_is_confirmed(restored: RecordedFleet) -> None:
+def test_restored_cluster_is_disengaged_when_the_deletion_of_its_objects_is_confirmed(restored: RecordedFleet) -> None:
     assert restored.listed(thing("x", 9, shop=False), thing("w", 9)) == []
     collection = restored.collection()
     for request in collection.pending_deletions.take_due(0.0):

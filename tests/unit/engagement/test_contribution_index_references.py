@@ -207,7 +207,7 @@ def test_restored_cluster_whose_secret_is_not_in_the_state_file_stays_until_all_
     assert after.listed(*lists[1 - first], watch=1 - first) == [("DISENGAGED", "bank", "NOT_READY")]
 
 
-def test_restored_cluster_ends_when_the_deletion_of_its_secret_is_confirmed(fleet: JoinedFleet) -> None:
+def test_restored_cluster_is_disengaged_when_the_deletion_of_its_secret_is_confirmed(fleet: JoinedFleet) -> None:
     after = restarted(fleet)
     after.listed(an_object("shop", "k", 8), an_object("bank", "m", 8))
     assert after.listed(a_secret("k", version=9), watch=SECRETS) == []

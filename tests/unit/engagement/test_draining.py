@@ -148,7 +148,7 @@ def test_deletion_and_replacement_disengage_at_once_without_drain(
         assert len(fleet.releases) == 0
 
 
-def test_unreachable_cluster_ends_its_drain() -> None:
+def test_draining_cluster_that_becomes_unreachable_is_disengaged_at_once() -> None:
     fleet = with_subscriber()
     moved(fleet)
     (ended,) = fleet.disengage_unreachable("a", 1, "not reached", at(20))

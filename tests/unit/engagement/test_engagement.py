@@ -124,7 +124,7 @@ def test_malformed_object_without_uid_is_matched_by_name() -> None:
     assert known(fleet).uid == "u1"
 
 
-def test_deletion_of_object_never_engaged_is_silent() -> None:
+def test_deletion_of_object_never_engaged_sends_no_event() -> None:
     fleet = after(not_ready())
     assert fleet.commit([ConfirmedDeletion("a", "u1")], at(1)) == []
     assert known(fleet).state is ObjectState.DELETED

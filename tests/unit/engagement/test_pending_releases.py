@@ -137,7 +137,7 @@ def test_drain_waits_for_reconnected_subscriber_until_it_releases() -> None:
     assert not releases.awaits("a", ONE)
 
 
-def test_drain_waits_for_a_subscriber_that_arrives_during_it() -> None:
+def test_drain_waits_for_a_subscriber_that_connects_during_it() -> None:
     releases = draining(ONE)
     releases.open(stream(TWO), 5.0)
     assert awaited(releases) == ["one", "two"]
@@ -198,7 +198,7 @@ def test_new_stream_restarts_an_ended_subscription() -> None:
 # --- views that change ---
 
 
-def test_drain_does_not_wait_for_a_subscriber_that_lost_its_rights() -> None:
+def test_drain_does_not_wait_for_a_subscriber_that_lost_its_authorization() -> None:
     releases = opened(TWO)
     releases.open(of := stream(), 0.0)
     releases.begin_drain(cluster("a"), 100.0, 0.0)
@@ -207,7 +207,7 @@ def test_drain_does_not_wait_for_a_subscriber_that_lost_its_rights() -> None:
     assert releases.release(TWO, "a")
 
 
-def test_lost_rights_of_the_last_subscriber_end_the_drain() -> None:
+def test_drain_ends_when_the_last_subscriber_loses_its_authorization() -> None:
     releases = PendingReleases()
     releases.open(of := stream(), 0.0)
     releases.begin_drain(cluster("a"), 100.0, 0.0)
@@ -307,7 +307,7 @@ def test_drain_after_a_restart_with_known_subscribers_keeps_its_deadline() -> No
     assert (awaited(releases), releases.due_at) == (["one"], 300.0)
 
 
-def test_drain_after_a_restart_that_awaits_no_return_needs_subscribers() -> None:
+def test_drain_after_a_restart_that_awaits_no_former_subscribers_begins_only_with_known_ones() -> None:
     releases = PendingReleases()
     releases.expect_return(0.0)
     assert not releases.begin_drain(cluster("a"), 300.0, 10.0, awaits_return=False)

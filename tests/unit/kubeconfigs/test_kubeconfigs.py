@@ -289,7 +289,7 @@ async def test_ttl_is_capped_and_rounded_down(asked_s: float | None, minted_s: f
     assert [wanted.ttl_s for wanted in backend.asked] == [minted_s]
 
 
-async def test_expiry_is_that_of_backend_and_refresh_precedes_it() -> None:
+async def test_kubeconfig_has_the_expiry_of_its_credential_and_an_earlier_refresh_time() -> None:
     backend = Backend(life_s=100)
     async with issuing(backend) as kubeconfigs:
         lease = kubeconfigs.require_lease(ALPHA, 10, UNLIMITED)

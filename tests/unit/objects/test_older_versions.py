@@ -303,7 +303,7 @@ class TestReadThatContradictsTheList:
         assert source.pending_deletions.explain("a") is None
 
 
-def test_list_takes_no_cluster_back_behind_a_read_that_overtook_it() -> None:
+def test_list_does_not_overwrite_the_newer_state_of_a_read_during_it() -> None:
     source = at_version_120()
     source.take(DeletionReported("a", "u1"))
     (request,) = source.pending_deletions.take_due(source.now)

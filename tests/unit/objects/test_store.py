@@ -76,7 +76,7 @@ def test_object_that_is_not_a_cluster_is_kept_by_its_key() -> None:
     assert not store.is_terminating("ns/b")
 
 
-def test_object_stays_announced_as_terminating_while_it_is_not_ready() -> None:
+def test_object_stays_terminating_while_it_is_not_ready() -> None:
     store = after(ready(deletion_requested_at=1.0), not_ready(version="2"))
     assert store.is_terminating("a")
     watched(store, not_ready(version="3", uid="u2"))

@@ -130,7 +130,7 @@ def test_malformed_lease_has_a_problem(annotations: dict[str, str | None], reaso
     assert again.write_id == found.write_id, "a malformed write is not a renewal"
 
 
-def test_lease_of_another_format_is_renewed_by_its_writes() -> None:
+def test_lease_of_another_format_is_reported_and_its_writes_count_as_renewals() -> None:
     first, second = (member_lease(format="2") for _ in range(2))
     second["metadata"] |= {"resourceVersion": "8"}  # type: ignore[operator]
     found, again = (lease_objects.decode_list(listed(each), NAMES).members["a"] for each in (first, second))

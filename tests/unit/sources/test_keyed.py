@@ -215,7 +215,7 @@ def test_watched_collection_has_the_path_and_query_of_its_resource() -> None:
     assert watched.query_for("x") == [("fieldSelector", "metadata.name=x,a=b")]
 
 
-def test_file_with_the_ca_of_clusters_and_a_template_are_those_of_the_settings() -> None:
+def test_declarative_kind_has_the_ca_file_and_the_template_of_its_settings() -> None:
     given = {"resource": {"version": "v1", "plural": "x"}, "endpoint": {"template": "https://a/{metadata.name}"}}
     kind = parse_group(DeclarativeKind, {**given, "ca_file": "/ca"})
     assert (str(kind.authorities_file), str(kind.endpoint.template)) == ("/ca", "https://a/{metadata.name}")

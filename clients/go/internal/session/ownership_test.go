@@ -29,7 +29,7 @@ func TestOwnershipWithoutShardingNeverEnds(t *testing.T) {
 	}
 }
 
-func TestOwnershipCountsFromTheRequest(t *testing.T) {
+func TestOwnershipDeadlineCountsFromTheRequest(t *testing.T) {
 	var ownership Ownership
 	ownership.Renewed(owned(10*time.Second), 100*time.Second)
 	if !ownership.Held(110*time.Second-1) || ownership.Held(110*time.Second) {

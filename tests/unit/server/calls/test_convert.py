@@ -195,7 +195,7 @@ def test_engagement_of_unengaged_cluster_is_never_confirming() -> None:
     assert engagement(record(ObjectState.NOT_READY), "")[1] == "REASON_NOT_READY"
 
 
-def test_engagement_within_not_ready_grace_says_until_when() -> None:
+def test_engagement_within_not_ready_grace_contains_its_end() -> None:
     assert engagement(record(ObjectState.NOT_READY, engaged=True), grace_until=1_700_000_000.9) == (
         True,
         "REASON_NOT_READY",
@@ -217,7 +217,7 @@ def test_engagement_of_draining_cluster_has_reason_draining(
     assert engagement(of) == (True, "REASON_DRAINING", message, 100)
 
 
-def test_engagement_of_draining_cluster_that_another_member_owns_meanwhile() -> None:
+def test_engagement_of_draining_cluster_that_another_member_owns_announces_no_reengagement() -> None:
     of = record(ObjectState.READY)
     of.entry.cluster = msgspec.structs.replace(SMALL, draining=Drain(DisengageReason.NOT_READY, "", 1_700_000_000.0))
     found = convert.engagement(of, None, "member b of the shard group owns it (view 3)")

@@ -40,7 +40,7 @@ def new_subscriber(*sources: Source, is_resumed: bool = False) -> Resumption:
     return Resumption(None, sources, NOW, lambda _name, _now: 0, is_resumed=is_resumed, accepts_pending=True)
 
 
-def test_everything_is_pending_before_the_first_update() -> None:
+def test_all_sources_are_pending_before_the_first_update() -> None:
     waiting = new_subscriber(Source("eu"), Source("us"))
     assert (waiting.pending, waiting.must_wait) == ({"eu", "us"}, True)
 
