@@ -19,7 +19,7 @@ def kind_name(value: object) -> str:
 
 
 def _own(value: object) -> SourceKind:
-    assert isinstance(value, SourceKind), "parsed by SourceParser"
+    assert isinstance(value, SourceKind), f"a {type(value).__name__} that SourceParser did not parse"
     return value
 
 

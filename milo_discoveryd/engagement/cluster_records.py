@@ -106,7 +106,7 @@ class ClusterRecords:
         return self.note_absent(name, state)
 
     def keep(self, name: str) -> None:
-        """Prevent that a record is dropped as absent."""
+        """Prevent a record from being dropped as absent."""
         self._absent.pop(name, None)
 
     def note_absent(self, name: str, state: ObjectState) -> str | None:

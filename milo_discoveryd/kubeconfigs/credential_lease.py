@@ -127,7 +127,7 @@ class CredentialLease:
 
     def begin(self) -> IssuedCredential | None:
         """Begin an attempt, and return the credential that it is to replace."""
-        assert not self.is_renewing, "one attempt at a time"
+        assert not self.is_renewing, "a renewal is in progress already"
         held = self._held
         attempts = self.state.attempts if isinstance(self.state, Retrying | Expired) else 0
         self.state = Renewing(held, attempts, self.failure)

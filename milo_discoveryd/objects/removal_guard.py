@@ -215,7 +215,7 @@ class RemovalGuard:
 
     def note_version(self, version: str) -> None:
         """Record the version of a change, to detect a second restore, from a backup made since the first."""
-        assert self.restored_at is not None, "the server counts as restored"
+        assert self.restored_at is not None, "the server does not count as restored"
         if is_older(self.restored_at, version):
             self.restored_at = version
 

@@ -67,7 +67,7 @@ class LeaseClient:
                 body = lease_objects.encode_view(view, version, names, self._wall())
                 return await self._put_or_post(names.view, version, body)
             case _:
-                raise AssertionError("a read writes nothing")
+                raise AssertionError(f"not a write: {request}")
 
     async def _put_or_post(self, name: str, version: str, body: bytes) -> ApiAnswer:
         if version:

@@ -283,7 +283,7 @@ class Member:
         """Apply a successful write. `version` is the new version of the object."""
         self.check(now)
         state, group = self.state, self.state.group
-        assert group is not None, "the group is read before it is written"
+        assert group is not None, "the group has not been read yet"
         self._set(retry_at=-inf)
         match request:
             case WriteLease(lease):
@@ -301,7 +301,7 @@ class Member:
                     observed_writes={**dict.fromkeys(view.previous, ObservedWrite("", now)), **state.observed_writes}
                 )
             case _:
-                raise AssertionError("a read writes nothing")
+                raise AssertionError(f"not a write: {request}")
 
     def conflicted(self, now: float) -> None:
         """Record that a write failed with a conflict."""

@@ -42,7 +42,7 @@ def host_pattern(text: str) -> HostPattern:
 
 
 def checked_url(endpoint: str, hosts: tuple[HostPattern, ...], port: int = 443) -> str:
-    """Return the endpoint's URL without a trailing slash. A bare host or address is completed.
+    """Return the endpoint's URL without a trailing slash. A bare host or address is completed to a URL.
 
     Raises MalformedError if the daemon must not connect to it.
     """

@@ -166,7 +166,7 @@ class StatusBoard:
 
     def _row(self, name: str, record: ClusterRecord) -> ClusterRow:
         source = self._fleet.source_of(name)
-        assert source is not None, "the cluster has a record"
+        assert source is not None, f"no source of the cluster {name!r}"
         waits_for = [release.key.name for release in self._fleet.releases.awaited(name)]
         is_graced = source.engagements.not_ready.until(name) is not None
         return _row(name, record, source.pending_deletion(name), waits_for, is_graced=is_graced)

@@ -104,7 +104,7 @@ def test_received_kubeconfig_needs_no_cluster() -> None:
         (LOCAL, {"cluster": {"server": f"https://{CANARY}@a"}}, "has a user, a query or a fragment"),
         (LOCAL, {"cluster": {"server": "https://a/../b"}}, "an ambiguous path"),
         (LOCAL, {"context": {"namespace": 5}}, "wrong type of namespace"),
-        (STATED, {"user": {"tokenFile": "/etc/passwd"}}, "user has tokenFile: only"),
+        (STATED, {"user": {"tokenFile": "/etc/passwd"}}, "user has tokenFile: the cluster can have only"),
         (STATED, {"cluster": {"tls-server-name": "x"}}, 'cluster "c" has tls-server-name'),
         (EXACT, {"context": {"namespace": "n"}}, "fields that are not supported: ['namespace']"),
         (EXACT, {"user": {"token": f"{CANARY}\n"}}, "not a bearer token"),

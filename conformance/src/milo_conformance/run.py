@@ -116,7 +116,7 @@ class Run:
 
     @property
     def subscriber(self) -> ClientProgram:
-        assert self._subscriber is not None, "the case starts its subscriber first"
+        assert self._subscriber is not None, "the case has not started its subscriber"
         return self._subscriber
 
     async def stream(self, *, resuming: str | None = None, limit_s: float | None = None) -> ScriptedStream:

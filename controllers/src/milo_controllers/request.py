@@ -355,7 +355,7 @@ class Request(Generic[ObjectT]):
                 found = current
             else:
                 return True
-        raise AssertionError("the last attempt returns or raises")
+        raise AssertionError("no attempt returned or raised")
 
     def _document(self) -> Document:
         """Return the object as a dict. Raises NotFound if it does not exist."""

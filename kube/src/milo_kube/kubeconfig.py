@@ -88,13 +88,14 @@ LOCAL: Final = Policy(
 SERVER: Final = Policy(
     cluster=_WITHOUT_EFFECT | {"server", "certificate-authority-data"},
     user=None,
-    instead="only a server and certificate-authority-data are used",
+    instead="only server and certificate-authority-data are used",
 )
 """A kubeconfig of which only the server and its CA are used."""
 STATED: Final = Policy(
     cluster=SERVER.cluster,
     user=_DATA | _WITHOUT_EFFECT,
-    instead=f"only a server and certificate-authority-data are used of a cluster, and {_INLINE}",
+    instead="the cluster can have only server and certificate-authority-data; the user only token, or "
+    "client-certificate-data with client-key-data",
 )
 """A kubeconfig of another author: it cannot refer to files or commands, which this process would read or run."""
 RECEIVED: Final = Policy(

@@ -96,7 +96,7 @@ class _Parser:
         end = len(text.rstrip(_BLANK))
         while position < end:
             token = _TOKEN.match(text, position)
-            assert token is not None, "every character is an operator, a part of a word, or blank"
+            assert token is not None, f"no token matches {self._text!r} at {position}"
             kind = token.lastgroup
             assert kind is not None
             self._tokens.append((kind, token[kind], token.start(kind)))

@@ -73,7 +73,7 @@ class LivenessProbe:
     async def _check(self, check: LivenessCheck) -> None:
         result = await self._send_check()
         if self.tracker.result(check, is_silent=result in _SILENCE or bool(self._failure)):
-            assert self.deadline is not None, "only a wait can be ended early"
+            assert self.deadline is not None, "no wait is in progress"
             self.is_lost = True
             self.deadline.give_up()
 

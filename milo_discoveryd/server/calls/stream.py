@@ -255,7 +255,7 @@ class WatchStream:
 
     async def _resume(self, cursor: Cursor, revision: int) -> None:
         """Send the first batch of a subscriber that resumes."""
-        assert self._resumption.position is not None, "a subscriber that resumes has a position"
+        assert self._resumption.position is not None, "the resuming subscriber has no position"
         self._revisions.resume(self._asked.resume_revision, self._resumption.position.known)
         changes = cursor.next_batch() or Batch(NO_CHANGES, cursor.revision)
         if draining := [*self._still_draining(revision)]:

@@ -477,7 +477,7 @@ def test_catching_up_state_keeps_its_start_time_over_repeated_failures() -> None
 def test_reflector_failure_without_request_in_flight_raises() -> None:
     driver = ReflectorDriver()
     driver.failed()
-    with pytest.raises(AssertionError, match="no request was made"):
+    with pytest.raises(AssertionError, match="without a request in flight"):
         driver.failed()
 
 

@@ -68,7 +68,7 @@ class WithoutMetadata(msgspec.Struct):
 def test_object_type_without_metadata_is_refused(source: str, named: str, object_type: Any) -> None:
     resource = Resource("", "v1", "namespaces")
     with pytest.raises(
-        StartError, match=rf"^{named}: object_type .* no msgspec.Struct with a field metadata: Metadata"
+        StartError, match=rf"^{named}: object_type .* is not a msgspec.Struct with a field metadata: Metadata"
     ):
         KeyedSource(OneResource(resource, Mock(), Mock(), object_type), source)
     with pytest.raises(StartError, match=rf"^{named}: object_type "):

@@ -99,10 +99,13 @@ def test_uid_of_kubeconfig_file_cluster_depends_on_server_and_ca_not_on_credenti
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"user": {"exec": {"command": "rm"}}}, "user has exec: only"),
+        ({"user": {"exec": {"command": "rm"}}}, "user has exec: the cluster can have only"),
         ({"user": {"auth-provider": {"name": "x"}}}, "auth-provider: Kubernetes removed it"),
-        ({"user": {"tokenFile": "/var/run/secrets/token"}}, "user has tokenFile: only"),
-        ({"user": {"client-certificate": "/c", "client-key": "/k"}}, "user has client-certificate, client-key: only"),
+        ({"user": {"tokenFile": "/var/run/secrets/token"}}, "user has tokenFile: the cluster can have only"),
+        (
+            {"user": {"client-certificate": "/c", "client-key": "/k"}},
+            "user has client-certificate, client-key: the cluster can have only",
+        ),
         ({"user": {"username": "admin", "password": "CANARY"}}, "user has password, username"),
         ({"user": {"token": "CANARY", "as": "system:admin"}}, "impersonates another user"),
         ({"certificate-authority": "/ca", "certificate-authority-data": ""}, "certificate-authority"),

@@ -85,7 +85,7 @@ class ClientCredentials:
         """Return an SSLContext with the files. Raises InvalidCredentials if they are not a CA and a key pair in PEM."""
         import ssl  # noqa: PLC0415  (as above)
 
-        assert self.ca_file is not None, "without a CA there is no TLS"
+        assert self.ca_file is not None, "TLS is used without a CA"
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         authorities = _read(self.ca_file)
         try:

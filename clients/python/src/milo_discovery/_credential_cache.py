@@ -56,7 +56,7 @@ class CredentialCache:
 
     @property
     def current(self) -> CachedCredential:
-        assert self._current is not None, "read before the first credential was stored"
+        assert self._current is not None, "the cache contains no credential"
         return self._current
 
     def offer(self, kubeconfig: Kubeconfig, *, pushed: bool = False) -> None:

@@ -146,7 +146,7 @@ class Client:
                 else:
                     status = response.status
                     return key, connection, response
-            raise AssertionError("the last attempt raises")
+            raise AssertionError("no attempt returned or raised")
         finally:
             if span is not None:
                 span.end(status)

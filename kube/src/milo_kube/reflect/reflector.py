@@ -264,7 +264,7 @@ class Reflector(Generic[Seen]):
         return [ListStarted()]  # discards an incomplete list
 
     def failed(self, failure: Failure, now: float) -> list[SourceEvent[Seen]]:
-        assert not isinstance(self.state, Waiting), "no request was made, so none can have failed"
+        assert not isinstance(self.state, Waiting), "a failure was reported without a request in flight"
         # A server that lists and then refuses each version that it listed is still the one that listed.
         refuses_own_list = self._attempts.list_is_unproven and failure.status in _VERSION_REFUSED
         self.trust.is_known = self.trust.is_known and refuses_own_list

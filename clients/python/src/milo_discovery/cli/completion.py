@@ -24,7 +24,7 @@ def completion(shell: str) -> None:
 def print_script(program: str, shell: str) -> None:
     """Print the completion script of a program."""
     script_class = get_completion_class(shell)
-    assert script_class is not None, "click supports these shells"
+    assert script_class is not None, f"click does not support the shell {shell}"
     group = click.get_current_context().find_root().command
     variable = f"_{program.replace('-', '_').upper()}_COMPLETE"
     click.echo(script_class(group, {}, program, variable).source())

@@ -134,8 +134,8 @@ def _require_same_user(access: KubeconfigAccess, cluster: str) -> None:
     acting = access.act_as
     if acting is not None and os.environ.get(STATEMENT_VARIABLE) != acting.statement():
         raise CommandFailure(
-            f"the credential of {cluster} is for requests that impersonate {acting.user} as the daemon is configured, "
-            f"which those of the kubeconfig do not: recreate it with `milo-discovery kubeconfig {cluster}`"
+            f"the daemon issues the credential of {cluster} for requests that impersonate {acting.user}, and this "
+            f"kubeconfig does not impersonate that user: recreate it with `milo-discovery kubeconfig {cluster}`"
         )
 
 

@@ -212,9 +212,9 @@ class MiloSandbox:
         watches are not affected.
         """
         if verb not in _VERBS:
-            raise ValueError(f"verb {verb!r} is none of {', '.join(_VERBS)}")
+            raise ValueError(f"verb {verb!r} is not one of {', '.join(_VERBS)}")
         if status not in _STATUSES:
-            raise ValueError(f"status {status!r} is none of {', '.join(map(str, _STATUSES))}")
+            raise ValueError(f"status {status!r} is not one of {', '.join(map(str, _STATUSES))}")
         if kind.count("/") not in (1, 2):
             raise ValueError(f"{kind!r} is not a kind: write GROUP/VERSION/PLURAL, or VERSION/PLURAL")
         try:
