@@ -89,7 +89,7 @@ class Group:
             )
         )
 
-    def kubectl(self, *arguments: str, given: str | None = None) -> str:
+    def kubectl(self, *arguments: str, given: str = "") -> str:
         return self._node.kubectl("-n", self.namespace, *arguments, given=given)
 
     def pods(self) -> list[str]:
