@@ -14,9 +14,8 @@ from tests.tooling.deploy.manifests import DEPLOY, manifests, with_components
 
 IMAGE = f"milo-discoveryd:{__version__}"
 ACCOUNT = "milo-discoveryd"
-[_CHANGES] = yaml.safe_load((DEPLOY / "overlays/standalone/deployment.yaml").read_text())["spec"]["template"]["spec"][
-    "containers"
-]
+_STANDALONE = yaml.safe_load((DEPLOY / "overlays/standalone/deployment.yaml").read_text())
+_CHANGES: dict[str, Any] = _STANDALONE["spec"]["template"]["spec"]["containers"][0]
 
 
 def container(

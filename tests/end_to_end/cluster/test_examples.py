@@ -116,7 +116,7 @@ class Program:
         ours = {"name": shown["name"], "image": f"{self.image}:{__version__}"}
         if self.page:
             [found] = CONTAINER.findall((ROOT / self.page).read_text())
-            container = yaml.safe_load(found)
+            container: dict[str, Any] = yaml.safe_load(found)
             return container | ours | {"securityContext": shown["securityContext"] | container["securityContext"]}
         left_out = {"args", "livenessProbe", "readinessProbe"} - {*self.keeps}
         ours |= {"command": [*self.command]} if self.command else {}

@@ -80,13 +80,12 @@ def test_components_of_one_pod_work_beside_each_other(node: Node, tmp_path: Path
     with started(node, objects):
         namespace = make_tenant(node, "alpha")
         written = (
-            ("clusterprofile", "alpha"),
-            ("secret", "alpha-argocd-cluster"),
-            ("secret", "alpha-kubeconfig"),
-            ("configmap", "alpha-kubeconfig"),
+            "clusterprofile/alpha",
+            "secret/alpha-argocd-cluster",
+            "secret/alpha-kubeconfig",
+            "configmap/alpha-kubeconfig",
         )
-        for named in written:
-            eventually(lambda named=named: ended(node, "-n", "components", "get", *named))
+        eventually(lambda: ended(node, "-n", "components", "get", *written))
         assert "alpha" in node.kubectl(*execute, "/opt/milo-discovery/milo-discovery", "list")
         assert 'milo_discoveryd_cluster_info{cluster="alpha"' in node.kubectl(*execute, "python3", "-c", metrics)
         node.kubectl("-n", "components", "delete", "pod", "example-operator-0")
