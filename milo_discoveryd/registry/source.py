@@ -346,7 +346,7 @@ class ClusterSource:
             self._is_assigned = True
             self._update_progress(moment(steady_now()))
 
-    # --- what is known about one cluster ---
+    # --- totals of the source, and what is known about one cluster ---
 
     @property
     def deletions_unconfirmed(self) -> int:

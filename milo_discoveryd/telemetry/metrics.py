@@ -163,7 +163,7 @@ class Metrics:
         self.leases = ShardLeaseMetrics(registry)
         self._loop_delay = Histogram(
             "milo_discoveryd_event_loop_delay_seconds",
-            "Delay of due callbacks of the event loop, caused by long steps.",
+            "Event loop lag: how late callbacks run, because earlier ones blocked the event loop.",
             buckets=_LOOP_DELAYS_S,
             registry=registry,
         )

@@ -80,7 +80,7 @@ class TcpProxy:
         if connections:
             await asyncio.wait(connections)
         for connection in connections.values():
-            connection.close()  # its task was canceled before it began
+            connection.close()  # a task that was canceled before it started has not closed its connection
 
     async def close(self) -> None:
         await self.shut()

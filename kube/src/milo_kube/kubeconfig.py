@@ -443,7 +443,9 @@ class _Reader:
                 for variable in env
             )
         ):
-            self._problems.append(f"{about} whose args or env are not lists of strings")
+            self._problems.append(
+                f"{about} whose args is no list of strings, or whose env is no list of objects with name and value"
+            )
         if len(self._problems) > before:
             return None
         return ExecEntry(

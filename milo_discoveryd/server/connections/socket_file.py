@@ -21,6 +21,9 @@ import msgspec
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.server.connections.listener import UnixSocket
 
+_CHANGED = "another process changes its directory; listen in a directory that only the daemon writes to"
+_NOT_STORED = "its file system does not store modes and owners; listen on another file system"
+
 
 class _FileState(msgspec.Struct, frozen=True):
     """The properties of the file that another process could change."""
@@ -60,9 +63,7 @@ class SocketFile:
             made.unlink(missing_ok=True)
         self._state = _file_state(path)
         if (problem := self._unlike_address()) is not None:
-            raise StartError(
-                f"{path} {problem}: its file system does not store modes and owners; listen on another file system"
-            )
+            raise StartError(f"{path} {problem}")
 
     def lost(self) -> str | None:
         """Return what is wrong with the path, or None."""
@@ -102,12 +103,12 @@ class SocketFile:
     def _unlike_address(self) -> str | None:
         asked, state = self._address, self._state
         if state is None:
-            return "disappeared as soon as it was created"
+            return f"disappeared as soon as it was created: {_CHANGED}"
         if stat.S_IMODE(state.mode) != asked.mode:
-            return f"has mode {stat.S_IMODE(state.mode):#o} instead of {asked.mode:#o}"
+            return f"has mode {stat.S_IMODE(state.mode):#o} instead of {asked.mode:#o}: {_NOT_STORED}"
         if asked.owner not in (None, state.owner) or asked.group not in (None, state.group):
-            return f"belongs to user {state.owner} and group {state.group} instead of the configured ones"
-        return None if state.links == 1 else f"has {state.links} hard links"
+            return f"belongs to user {state.owner} and group {state.group}, not to the configured ones: {_NOT_STORED}"
+        return None if state.links == 1 else f"has {state.links} hard links: {_CHANGED}"
 
     def _prepare_directory(self, directory: Path) -> None:
         try:

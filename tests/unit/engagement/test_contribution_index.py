@@ -208,7 +208,7 @@ def test_cluster_is_disengaged_when_the_deletion_of_its_last_object_is_confirmed
     assert fleet.source.engagements["shop"].state is ObjectState.DELETED  # type: ignore[union-attr]
 
 
-def test_object_may_contribute_to_several_clusters_and_change_them() -> None:
+def test_object_may_contribute_to_several_clusters_and_replace_one_by_another() -> None:
     fleet = RecordedFleet()
     assert fleet.listed(thing("x", shop=True, bank=True)) == [("ENGAGED", "shop"), ("ENGAGED", "bank")]
     assert fleet.take(ObjectChanged(thing("x", 2, bank=True, farm=True))) == [

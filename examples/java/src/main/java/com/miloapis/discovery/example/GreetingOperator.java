@@ -47,7 +47,7 @@ public final class GreetingOperator {
     }
   }
 
-  /** Without it, SIGTERM would end the JVM while handlers work. */
+  /** Closes the fleet and waits for its handlers; otherwise the JVM would exit on SIGTERM while they run. */
   private static void end(Fleet fleet, Thread running) {
     fleet.close();
     try {
