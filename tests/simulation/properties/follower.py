@@ -131,7 +131,7 @@ class Follower:
     def _apply_findings(self, findings: Iterable[SourceEvent[ObservedObject]]) -> None:
         def noted() -> Iterable[SourceEvent[ObservedObject]]:
             for finding in findings:
-                if isinstance(finding, ListStarted) and not self.listed.intake.progress.is_synced:
+                if isinstance(finding, ListStarted) and not self.listed.collection.progress.is_synced:
                     self.done.clear()  # nothing is published before the first list is complete
                 yield finding
                 if isinstance(finding, ListEnded):

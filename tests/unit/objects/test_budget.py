@@ -23,13 +23,12 @@ LIMIT = 10
 SIZE = weigh(ready("p-000").target)
 
 
-class Collection(ListedClusters):
+class BudgetedClusters(ListedClusters):
     """The clusters of a collection that shares a budget for ten of them."""
 
     def __init__(self, budget: ObjectBudget | None = None) -> None:
         self.weight = CollectionWeight(budget or ObjectBudget(LIMIT * SIZE))
         super().__init__(weight=self.weight)
-        self.clusters = self.engagements
 
     def lists_clusters(self, count: int) -> None:
         self.lists(*objects(count))
@@ -54,88 +53,88 @@ def test_many_short_labels_count_with_their_memory_overhead() -> None:
 
 
 def test_list_within_the_budget_is_applied() -> None:
-    collection = Collection()
+    clusters = BudgetedClusters()
     for _ in range(2):
-        collection.lists_clusters(LIMIT)
-    assert (collection.clusters.engaged, collection.weight.used) == (LIMIT, LIMIT * SIZE)
-    assert collection.weight.problem == ""
+        clusters.lists_clusters(LIMIT)
+    assert (clusters.engagements.engaged, clusters.weight.used) == (LIMIT, LIMIT * SIZE)
+    assert clusters.weight.problem == ""
 
 
 def test_list_that_exceeds_the_budget_is_not_applied() -> None:
-    collection = Collection()
-    collection.lists_clusters(LIMIT + 1)
-    assert not collection.intake.progress.is_synced
-    assert collection.clusters.engaged == 0
-    assert "watch.objects_limit" in collection.intake.over_budget
+    clusters = BudgetedClusters()
+    clusters.lists_clusters(LIMIT + 1)
+    assert not clusters.collection.progress.is_synced
+    assert clusters.engagements.engaged == 0
+    assert "watch.objects_limit" in clusters.collection.over_budget
 
 
 def test_new_objects_of_a_watch_are_applied_up_to_the_budget() -> None:
-    collection = Collection()
-    collection.lists_clusters(5)
-    collection.take(*map(ObjectChanged, objects(100, first=100)))
-    assert collection.clusters.engaged == LIMIT
-    assert collection.weight.problem
-    collection.take(*map(ObjectChanged, objects(5, first=300)))
-    assert collection.clusters.engaged == LIMIT
+    clusters = BudgetedClusters()
+    clusters.lists_clusters(5)
+    clusters.take(*map(ObjectChanged, objects(100, first=100)))
+    assert clusters.engagements.engaged == LIMIT
+    assert clusters.weight.problem
+    clusters.take(*map(ObjectChanged, objects(5, first=300)))
+    assert clusters.engagements.engaged == LIMIT
 
 
 def test_source_over_its_budget_is_repaired_by_a_shorter_list() -> None:
-    collection = Collection()
-    collection.take(*map(ObjectChanged, objects(LIMIT + 5)))
-    assert collection.weight.problem
-    collection.lists_clusters(3)
-    assert collection.weight.problem == ""
-    assert collection.weight.used == 3 * SIZE
+    clusters = BudgetedClusters()
+    clusters.take(*map(ObjectChanged, objects(LIMIT + 5)))
+    assert clusters.weight.problem
+    clusters.lists_clusters(3)
+    assert clusters.weight.problem == ""
+    assert clusters.weight.used == 3 * SIZE
 
 
 def test_changes_of_the_same_object_do_not_exhaust_the_budget() -> None:
-    collection = Collection()
-    collection.lists_clusters(5)
+    clusters = BudgetedClusters()
+    clusters.lists_clusters(5)
     for version in range(2, 1000):
-        collection.take(ObjectChanged(ready("p-000", str(version), labels={"mark": f"{version:04}"})))
-    assert collection.weight.problem == ""
-    assert collection.store.outdated == 0
+        clusters.take(ObjectChanged(ready("p-000", str(version), labels={"mark": f"{version:04}"})))
+    assert clusters.weight.problem == ""
+    assert clusters.store.outdated == 0
 
 
 def test_object_that_grows_counts_with_its_current_size() -> None:
-    collection = Collection()
-    collection.lists_clusters(1)
-    collection.take(ObjectChanged(ready("p-000", "2", labels={"mark": "x" * 1000})))
-    assert collection.weight.used > SIZE + 1000
-    collection.take(ObjectChanged(ready("p-000", "3")))
-    assert collection.weight.used == SIZE
+    clusters = BudgetedClusters()
+    clusters.lists_clusters(1)
+    clusters.take(ObjectChanged(ready("p-000", "2", labels={"mark": "x" * 1000})))
+    assert clusters.weight.used > SIZE + 1000
+    clusters.take(ObjectChanged(ready("p-000", "3")))
+    assert clusters.weight.used == SIZE
 
 
 def test_former_state_of_an_object_counts_while_it_is_kept() -> None:
-    collection = Collection()
-    collection.take(ObjectChanged(ready("p-000", labels={"mark": "x" * 1000})))
-    collection.take(ObjectChanged(not_ready("p-000")))
-    assert collection.weight.used > SIZE + 1000
+    clusters = BudgetedClusters()
+    clusters.take(ObjectChanged(ready("p-000", labels={"mark": "x" * 1000})))
+    clusters.take(ObjectChanged(not_ready("p-000")))
+    assert clusters.weight.used > SIZE + 1000
 
 
 def test_object_removed_from_an_incomplete_list_counts_until_it_is_complete() -> None:
-    collection = Collection()
-    collection.take(ListStarted(), Listed(ready("a")), Unlisted("a"))
-    assert collection.weight.used > 0
-    collection.take(ListEnded())
-    assert collection.weight.used == 0
+    clusters = BudgetedClusters()
+    clusters.take(ListStarted(), Listed(ready("a")), Unlisted("a"))
+    assert clusters.weight.used > 0
+    clusters.take(ListEnded())
+    assert clusters.weight.used == 0
 
 
 def test_deletion_is_applied_although_the_budget_is_exceeded() -> None:
-    collection = Collection()
-    collection.lists_clusters(LIMIT)
-    collection.take(ObjectChanged(ready("big", labels={"mark": "x" * 1000})))
-    assert collection.weight.problem
-    collection.confirm("p-000")
-    assert collection.clusters.engaged == LIMIT - 1
+    clusters = BudgetedClusters()
+    clusters.lists_clusters(LIMIT)
+    clusters.take(ObjectChanged(ready("big", labels={"mark": "x" * 1000})))
+    assert clusters.weight.problem
+    clusters.confirm("p-000")
+    assert clusters.engagements.engaged == LIMIT - 1
 
 
 def test_collections_of_a_source_share_its_budget() -> None:
     budget = ObjectBudget(LIMIT * SIZE)
-    first, second = Collection(budget), Collection(budget)
+    first, second = BudgetedClusters(budget), BudgetedClusters(budget)
     first.lists_clusters(6)
     second.lists_clusters(6)
-    assert (first.clusters.engaged, second.clusters.engaged) == (6, 0)
+    assert (first.engagements.engaged, second.engagements.engaged) == (6, 0)
     assert second.weight.problem
 
 

@@ -71,10 +71,10 @@ class Source(ListedClusters):
 def test_first_list_is_staged_until_complete() -> None:
     source = Source()
     assert source.take(ListStarted(), Listed(ready("a"))) == []
-    assert not source.intake.progress.is_synced
+    assert not source.collection.progress.is_synced
     made = source.take(Listed(ready("b")), ListEnded())
     assert made == [done(engaged(cluster("a", 1))), done(engaged(cluster("b", 2)))]
-    assert source.intake.progress.is_synced
+    assert source.collection.progress.is_synced
 
 
 def test_restarted_first_list_starts_empty() -> None:
@@ -182,23 +182,23 @@ def test_object_missing_from_relist_stays_engaged_until_its_deletion_is_confirme
 
 def test_reference_objects_are_three_existing_ones_without_pending_deletion() -> None:
     source = Source(*(ready(name, uid=f"uid-{name}") for name in "abcd"), not_ready("e", uid="uid-e"))
-    first = source.intake.reference_objects
+    first = source.collection.reference_objects
     assert first == (("a", "uid-a"), ("b", "uid-b"), ("c", "uid-c"))
-    assert source.intake.reference_objects is first
+    assert source.collection.reference_objects is first
     source.take(DeletionReported("b", "uid-b"))
-    assert source.intake.reference_objects == (("a", "uid-a"), ("c", "uid-c"), ("d", "uid-d"))
+    assert source.collection.reference_objects == (("a", "uid-a"), ("c", "uid-c"), ("d", "uid-d"))
     source.take(ObjectChanged(ready("a", "7", uid="another")))
-    assert source.intake.reference_objects == (("a", "another"), ("c", "uid-c"), ("d", "uid-d"))
+    assert source.collection.reference_objects == (("a", "another"), ("c", "uid-c"), ("d", "uid-d"))
     source.take(
         DeletionReported("c", "uid-c"), DeletionReported("d", "uid-d"), ObjectChanged(outside("a", "8", uid="another"))
     )
-    assert source.intake.reference_objects == (("e", "uid-e"),)
+    assert source.collection.reference_objects == (("e", "uid-e"),)
 
 
 def test_reference_objects_are_unavailable_if_all_objects_are_missing() -> None:
     source = Source(ready("a"), ready("b"))
     source.take(DeletionReported("a", "u1"), DeletionReported("b", "u1"))
-    assert source.intake.reference_objects == ()
+    assert source.collection.reference_objects == ()
 
 
 def test_relist_cancels_pending_deletion_of_listed_object() -> None:
@@ -237,7 +237,7 @@ def restored() -> Source:
 
 def test_restored_clusters_are_engaged_at_once_with_their_times() -> None:
     source = restored()
-    assert source.intake.progress.is_synced
+    assert source.collection.progress.is_synced
     assert list(source.engagements.clusters()) == [cluster("a", 1, engaged_at=5), cluster("b", 2, engaged_at=5)]
     assert [record.uid for _, record in source.engagements.items()] == ["u1", "u1"]
 
@@ -378,14 +378,14 @@ def test_large_list_is_applied_in_batches(count: int) -> None:
 
 def test_collection_without_a_removal_guard_verifies_the_first_list_at_once() -> None:
     source = Source(ready("a"))
-    assert source.intake.unverified is None
-    assert source.intake.relist_at is None
+    assert source.collection.unverified is None
+    assert source.collection.relist_at is None
 
 
 def test_collection_without_a_removal_guard_holds_nothing() -> None:
     source = Source(ready("a"))
     source.lists()
-    assert not source.intake.accept(source.now)
+    assert not source.collection.accept(source.now)
 
 
 def test_reported_deletion_of_object_with_invalid_name_is_applied_without_a_read() -> None:

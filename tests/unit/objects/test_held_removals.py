@@ -1,4 +1,4 @@
-"""The intake with a removal guard: lists that lack much of the fleet."""
+"""A collection with a removal guard: lists that lack much of the fleet."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -84,7 +84,7 @@ def test_empty_relist_is_held_with_reason() -> None:
     source.lists()
     assert source.requested_names() == []
     assert (source.engaged, source.pending_deletions.held) == (6, 6)
-    assert source.intake.held is not None
+    assert source.collection.held is not None
     why = source.pending_deletions.explain("a")
     assert why is not None
     assert "lacks 6 of 6 engaged clusters" in why[1]
@@ -123,7 +123,7 @@ def test_removals_confirmed_by_second_list_are_released_at_limited_rate() -> Non
     source.lists()
     source.now = 30.0
     source.lists()
-    assert source.intake.held is None
+    assert source.collection.held is None
     gone = []
     for second in range(6):
         source.now = 30.0 + second
@@ -138,7 +138,7 @@ def test_held_removals_are_dropped_if_second_list_has_the_objects() -> None:
     source.lists()
     source.now = 30.0
     assert source.lists(*FLEET) == []
-    assert (source.engaged, len(source.pending_deletions), source.intake.held) == (6, 0, None)
+    assert (source.engaged, len(source.pending_deletions), source.collection.held) == (6, 0, None)
 
 
 def test_held_removal_is_canceled_by_watch_event() -> None:
@@ -146,7 +146,7 @@ def test_held_removal_is_canceled_by_watch_event() -> None:
     source.lists()
     source.take(*(ObjectChanged(ready(name, "2")) for name in "abcdef"))
     assert len(source.pending_deletions) == 0
-    assert source.intake.held is None
+    assert source.collection.held is None
 
 
 def test_refuted_deletion_stops_release_of_held_removals() -> None:
@@ -158,7 +158,7 @@ def test_refuted_deletion_stops_release_of_held_removals() -> None:
     source.now = 40.0
     assert source.requested_names() == ["a"]  # a refuted deletion is checked again
     assert (source.engaged, source.pending_deletions.held) == (6, 5)
-    assert source.intake.held is not None
+    assert source.collection.held is not None
 
 
 def test_removals_released_before_a_refuted_deletion_are_not_held() -> None:
@@ -221,16 +221,16 @@ def test_removals_of_objects_that_are_not_engaged_are_not_held() -> None:
     source = Source(not_ready("x"), not_ready("y"), not_ready("z"))
     source.lists(*FLEET)
     assert sorted(source.requested_names()) == ["x", "y", "z"]
-    assert source.intake.held is None
+    assert source.collection.held is None
 
 
 def test_restored_clusters_remain_known_while_lists_are_held() -> None:
     source = Source()
     source.restore([], at(0.0))
     source.lists()
-    assert source.intake.is_restored
+    assert source.collection.is_restored
     source.lists(*FLEET)
-    assert not source.intake.is_restored
+    assert not source.collection.is_restored
 
 
 def test_f35_second_list_is_requested_even_if_all_held_objects_reappear() -> None:
@@ -240,10 +240,10 @@ def test_f35_second_list_is_requested_even_if_all_held_objects_reappear() -> Non
     source.lists()
     source.take(*(ObjectChanged(ready(name, "2")) for name in "abcdef"))
     assert source.pending_deletions.held == 0
-    assert source.intake.held is not None
-    assert source.intake.relist_at == 30.0
+    assert source.collection.held is not None
+    assert source.collection.relist_at == 30.0
     source.lists(*(ready(name, "2") for name in "abcdef"))
-    assert (source.intake.is_restored, source.intake.held) == (False, None)
+    assert (source.collection.is_restored, source.collection.held) == (False, None)
 
 
 OTHERS = tuple(ready(name, uid="u9") for name in "xyz")
@@ -258,8 +258,8 @@ def test_f21_list_of_another_server_is_ignored() -> None:
     assert source.lists(*OTHERS) == []
     assert (source.engaged, source.pending_deletions.held) == (6, 6)
     assert source.engagements["x"] is None
-    assert source.intake.held is not None
-    assert "none of the 6 engaged clusters" in source.intake.held.message
+    assert source.collection.held is not None
+    assert "none of the 6 engaged clusters" in source.collection.held.message
 
 
 def test_f21_watch_of_another_server_is_ignored() -> None:
@@ -288,7 +288,7 @@ def test_f21_list_of_own_server_ends_the_hold() -> None:
     (engaged,) = source.lists(*FLEET[1:], ready("g"))
     assert engaged.cluster.target.name == "g"
     assert source.requested_names() == ["a"]
-    assert source.intake.held is None
+    assert source.collection.held is None
     assert [done.cluster.target.name for done in source.take(ObjectChanged(ready("h")))] == ["h"]
 
 
@@ -299,12 +299,12 @@ def test_unverified_first_list_of_another_server_ends_once_two_larger_lists_agre
     assert source.lists(*FLEET) == []
     source.now = 32.0
     assert {event.cluster.target.name for event in source.lists(*FLEET)} == set("abcdef")
-    assert source.intake.is_restored, "a subscriber of an earlier run must not see the clusters of the other server"
+    assert source.collection.is_restored, "a subscriber of an earlier run must not see the clusters of the other server"
     ended = []
     for source.now in (32.0, 33.0, 34.0):
         ended += source.answers(Absent())
     assert {event.cluster.target.name for event in ended} == set("xyz")
-    assert not source.intake.is_restored
+    assert not source.collection.is_restored
 
 
 def test_f21_empty_list_after_another_server_requires_a_second() -> None:
@@ -343,13 +343,13 @@ def test_f35_restored_cluster_with_another_uid_is_replaced_at_once() -> None:
     source = Source.restored()
     done = source.lists(*FLEET[1:], *recreated("a"))
     assert [each.reason for each in done] == [DisengageReason.REPLACED, None]
-    assert not source.intake.is_restored
+    assert not source.collection.is_restored
 
 
 def test_replacement_of_most_restored_clusters_is_held_as_in_a_running_daemon() -> None:
     source = Source.restored()
     assert source.lists(*recreated("abcdef")) == []
-    assert (source.engaged, source.pending_deletions.held, source.intake.is_restored) == (6, 6, True)
+    assert (source.engaged, source.pending_deletions.held, source.collection.is_restored) == (6, 6, True)
     source.now = 30.0
     source.lists(*recreated("abcdef"))
     events = []
@@ -357,7 +357,7 @@ def test_replacement_of_most_restored_clusters_is_held_as_in_a_running_daemon() 
         source.now = 30.0 + place
         events += source.answers(Found(recreated(name)[0]))
     assert [each.reason for each in events] == [DisengageReason.REPLACED, None] * 6
-    assert not source.intake.is_restored
+    assert not source.collection.is_restored
 
 
 def test_read_of_a_replacement_that_the_second_list_has_applies_it() -> None:
@@ -372,10 +372,10 @@ def test_read_of_a_replacement_that_the_second_list_has_applies_it() -> None:
 def test_first_list_of_another_server_is_ignored_beside_restored_clusters() -> None:
     source = Source.restored()
     assert source.lists(*OTHERS) == []
-    assert (source.engaged, source.intake.is_restored) == (6, True)
+    assert (source.engaged, source.collection.is_restored) == (6, True)
     source.now = 2.0
     assert source.lists(*FLEET) == []
-    assert not source.intake.is_restored
+    assert not source.collection.is_restored
 
 
 def test_restored_clusters_are_disengaged_after_two_lists_without_any_of_them() -> None:
@@ -403,13 +403,13 @@ def test_deletions_that_the_watch_reports_at_once_are_held_until_a_list_lacks_th
     source = Source()
     assert source.take(*(DeletionReported(name, "u1") for name in "abcd")) == []
     assert source.requested_names() == ["a"]
-    held = source.intake.held
+    held = source.collection.held
     assert held is not None
     assert held.message in (source.pending_deletions.explain("d") or (0.0, ""))[1]
 
     source.now = 30.0
     source.lists(*FLEET[4:])
-    assert source.intake.held is None
+    assert source.collection.held is None
     assert source.requested_names() == []
     source.now = 33.0
     assert source.requested_names() == ["b", "c", "d"]
@@ -421,15 +421,15 @@ def test_cluster_whose_reported_deletion_is_held_stays_engaged_when_it_is_listed
     source.answers(Absent())
     source.now = 30.0
     assert source.lists(*FLEET[1:]) == []
-    assert (source.engaged, source.intake.held, len(source.pending_deletions)) == (5, None, 0)
+    assert (source.engaged, source.collection.held, len(source.pending_deletions)) == (5, None, 0)
 
 
 def test_second_list_is_due_until_the_first_is_verified_and_while_removals_are_held() -> None:
     source = Source()
-    assert source.intake.relist_at == 30.0
+    assert source.collection.relist_at == 30.0
     source.now = 20.0
     source.lists()
-    assert source.intake.relist_at == 50.0
+    assert source.collection.relist_at == 50.0
 
 
 def terminating(name: str, version: str = "2") -> Observation:
@@ -441,7 +441,7 @@ def test_announced_deletions_that_the_watch_reports_are_not_counted_as_a_mass_re
     source.take(*(ObjectChanged(terminating(name)) for name in "abcde"))
     source.take(*(DeletionReported(name, "u1") for name in "abcde"))
     assert len(source.answers(Absent())) == 5
-    assert (source.engaged, source.intake.held) == (1, None)
+    assert (source.engaged, source.collection.held) == (1, None)
 
 
 def test_list_without_objects_whose_deletion_was_announced_is_not_a_mass_removal() -> None:
@@ -449,7 +449,7 @@ def test_list_without_objects_whose_deletion_was_announced_is_not_a_mass_removal
     source.take(*(ObjectChanged(terminating(name)) for name in "abcde"))
     source.lists(FLEET[5])
     assert len(source.answers(Absent())) == 5
-    assert (source.engaged, source.intake.held) == (1, None)
+    assert (source.engaged, source.collection.held) == (1, None)
 
 
 def test_list_that_lacks_much_of_the_rest_is_held_beside_announced_deletions() -> None:

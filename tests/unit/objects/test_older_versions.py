@@ -29,13 +29,13 @@ def restored(source: Source, *listed: Observation, version: str = "") -> None:
 def test_list_of_a_lagging_replica_is_ignored() -> None:
     source = at_version_120()
     assert source.lists(*OLD, versions_went_back=True) == []
-    assert source.intake.held is not None
-    assert source.intake.relist_at == 5.0
-    assert source.intake.ignores_lists
+    assert source.collection.held is not None
+    assert source.collection.relist_at == 5.0
+    assert source.collection.ignores_lists
     source.now = 5.0
     assert source.lists(*NEW) == []
-    assert not source.intake.ignores_lists
-    assert (source.engaged, source.intake.held, source.pending_deletions.held) == (6, None, 0)
+    assert not source.collection.ignores_lists
+    assert (source.engaged, source.collection.held, source.pending_deletions.held) == (6, None, 0)
 
 
 def test_list_of_a_lagging_replica_reports_no_deletion() -> None:
@@ -48,10 +48,10 @@ def test_list_of_a_lagging_replica_after_a_list_without_a_version_is_ignored() -
     source = Source()
     source.lists(*NEW)
     source.lists(*OLD, version="0")
-    assert not source.intake.ignores_lists, "a server may always return version 0"
+    assert not source.collection.ignores_lists, "a server may always return version 0"
     source.lists(*NEW)
     assert source.lists(*OLD, version="50") == []
-    assert source.intake.ignores_lists
+    assert source.collection.ignores_lists
     [end] = source.lists(not_ready("a", "130"), *NEW[1:], version="130")
     assert end.reason is DisengageReason.NOT_READY
 
@@ -60,8 +60,8 @@ def test_restored_server_with_older_objects_disengages_no_cluster() -> None:
     source = at_version_120()
     restored(source, *OLD)
     assert (source.engaged, source.pending_deletions.held) == (6, 6)
-    assert source.intake.held is not None
-    assert "went back" in source.intake.held.message
+    assert source.collection.held is not None
+    assert "went back" in source.collection.held.message
 
 
 @pytest.mark.parametrize(
@@ -135,23 +135,23 @@ def test_deletion_after_a_server_restore_is_confirmed_although_others_are_held()
     source.lists(*OLD[:3], ready("d", "50"), versions_went_back=True)
     assert [each.cluster.target.name for each in source.answers(Absent())] == ["e"]
     assert (source.engaged, source.pending_deletions.held) == (5, 4)
-    assert source.intake.held is not None
+    assert source.collection.held is not None
 
 
 def test_accepted_restore_disengages_missing_clusters() -> None:
     source = at_version_120()
     restored(source, *OLD[:3], *(ready(name, "50") for name in "de"))
     source.now = 100.0
-    assert source.intake.accept(source.now)
+    assert source.collection.accept(source.now)
     gone = source.lists(*OLD[:3], *(ready(name, "50") for name in "de"), versions_went_back=True)
     assert [each.cluster.target.name for each in gone] == ["a", "b", "c"]
     assert [each.cluster.target.name for each in source.answers(Absent())] == ["f"]
-    assert (source.engaged, source.pending_deletions.held, source.intake.held) == (2, 0, None)
+    assert (source.engaged, source.pending_deletions.held, source.collection.held) == (2, 0, None)
 
 
 def test_accept_without_held_removals_changes_nothing() -> None:
     source = at_version_120()
-    assert not source.intake.accept(0.0)
+    assert not source.collection.accept(0.0)
     source.lists()
     assert source.engaged == 6
 
@@ -159,7 +159,7 @@ def test_accept_without_held_removals_changes_nothing() -> None:
 def test_hold_after_a_server_restore_survives_a_daemon_restart() -> None:
     source = Source.__new__(Source)
     Source.__init__(source)
-    source.intake.progress.awaits_list = True
+    source.collection.progress.awaits_list = True
     for ready_one in FLEET:
         source.store.set_version(ready_one.name, "")
     restored(source, *OLD[:3])
@@ -170,8 +170,8 @@ def test_list_with_only_known_not_ready_objects_is_not_foreign() -> None:
     others = tuple(not_ready(name) for name in "uvwxyz")
     source = Source(*others)
     source.lists(*others)
-    assert source.intake.held is not None
-    assert "contains none of" not in source.intake.held.message
+    assert source.collection.held is not None
+    assert "contains none of" not in source.collection.held.message
     source.now = 30.0
     source.lists(*others)
     gone = []
@@ -183,8 +183,8 @@ def test_list_with_only_known_not_ready_objects_is_not_foreign() -> None:
 def test_list_with_other_uids_of_known_not_ready_names_is_foreign() -> None:
     source = Source(not_ready("u"))
     source.lists(not_ready("u", uid="another"))
-    assert source.intake.held is not None
-    assert "contains none of" in source.intake.held.message
+    assert source.collection.held is not None
+    assert "contains none of" in source.collection.held.message
 
 
 def test_confirmation_read_of_an_older_version_neither_refutes_nor_applies() -> None:
@@ -201,8 +201,8 @@ def test_reads_that_keep_returning_an_older_version_count_as_a_server_restore() 
     source.answers(Found(not_ready("a", "100")))
     source.now = 30.0
     assert source.answers(Found(not_ready("a", "100"))) == []
-    assert source.intake.held is not None
-    assert source.intake.relist_at is None
+    assert source.collection.held is not None
+    assert source.collection.relist_at is None
     assert (source.engaged, source.pending_deletions.held) == (6, 1)
 
 
@@ -231,7 +231,7 @@ def test_object_whose_deletion_was_refuted_by_a_read_is_no_reference_object() ->
     source = Source()
     source.lists(*FLEET[1:])
     source.answers(Found(FLEET[0]))
-    assert [name for name, _ in source.intake.reference_objects] == ["b", "c", "d"]
+    assert [name for name, _ in source.collection.reference_objects] == ["b", "c", "d"]
     source.take(ObjectChanged(ready("a", "2")))
     assert source.store.is_present("a", "u1")
 
@@ -280,7 +280,7 @@ class TestReadThatContradictsTheList:
         assert source.answers(Found(ready("a", "110", "u2"))) == []
         source.now = 35.0
         assert source.answers(Found(not_ready("a", "0"))) == []
-        assert source.intake.held is None, "the replica may still catch up"
+        assert source.collection.held is None, "the replica may still catch up"
         source.now = 60.0
         assert [each.reason for each in source.answers(Absent())] == [DisengageReason.DELETED]
 

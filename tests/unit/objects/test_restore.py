@@ -22,7 +22,7 @@ def summarized(done: list[Event]) -> list[tuple[EventType, str, DisengageReason 
 def test_restored_fleet_is_served_at_once_with_its_times() -> None:
     source = restored("alpha", "beta")
     record = source.engagements["alpha"]
-    assert source.intake.progress.is_synced
+    assert source.collection.progress.is_synced
     assert source.engagements.engaged == len(list(source.engagements.items())) == 2
     assert record is not None
     assert record.cluster is not None
@@ -39,10 +39,10 @@ def test_restored_cluster_missing_from_first_list_is_confirmed() -> None:
     listed = source.lists(ready("beta", labels={"env": "prod"}), ready("gamma"))
     assert summarized(listed) == [(EventType.UPDATED, "beta", None), (EventType.ENGAGED, "gamma", None)]
     (request,) = source.pending_deletions.take_due(source.now)
-    assert source.intake.is_restored, "a subscriber that received the deletion must not see the cluster again"
+    assert source.collection.is_restored, "a subscriber that received the deletion must not see the cluster again"
     answered = source.resolve(request, Absent())
     assert summarized(answered) == [(EventType.DISENGAGED, "alpha", DisengageReason.DELETED)]
-    assert not source.intake.is_restored
+    assert not source.collection.is_restored
 
 
 def test_state_is_not_restored_once_a_confirmation_failed() -> None:
@@ -51,11 +51,11 @@ def test_state_is_not_restored_once_a_confirmation_failed() -> None:
     source.lists(ready("beta"))
     (request,) = source.pending_deletions.take_due(source.now)
     assert source.resolve(request, Inconclusive("refused")) == []
-    assert not source.intake.is_restored
+    assert not source.collection.is_restored
 
 
 def test_state_is_not_restored_once_a_missing_cluster_is_seen_again() -> None:
     source = restored("alpha", "beta")
     source.lists(ready("beta"))
     source.take(ObjectChanged(ready("alpha", version="9")))
-    assert not source.intake.is_restored
+    assert not source.collection.is_restored

@@ -128,15 +128,15 @@ class ListedClusters:
         self.engagements = registry() if clusters is None else clusters
         self.pending_deletions = PendingDeletions(lambda: 0.0) if pending_deletions is None else pending_deletions
         positions = SourcePositions(Positions(), [0])
-        self.intake = ObjectCollection(0, ObjectStore(weight), self.pending_deletions, positions, guard)
+        self.collection = ObjectCollection(0, ObjectStore(weight), self.pending_deletions, positions, guard)
         self.now = 0.0
 
     @property
     def store(self) -> ObjectStore:
-        return self.intake.store
+        return self.collection.store
 
     def take_batches(self, events: Iterable[SourceEvent[ObservedObject]]) -> Iterator[list[Event]]:
-        for objects in self.intake.apply_events(events, at(self.now)):
+        for objects in self.collection.apply_events(events, at(self.now)):
             yield self._commit(objects)
 
     def take(self, *events: SourceEvent[ObservedObject]) -> list[Event]:
@@ -146,11 +146,11 @@ class ListedClusters:
         return self.take(ListStarted(), *map(Listed, objects), ListEnded(versions_went_back, version))
 
     def resolve(self, request: ConfirmationRequest, result: ConfirmationResult) -> list[Event]:
-        return self._commit(self.intake.resolve(request, result, at(self.now)))
+        return self._commit(self.collection.resolve(request, result, at(self.now)))
 
     def restore(self, stored: Iterable[tuple[Ready, float]], now: Moment) -> None:
         stored = [*stored]
-        self.intake.restore(seen for seen, _ in stored)
+        self.collection.restore(seen for seen, _ in stored)
         for seen, engaged_at in stored:
             self.engagements.commit([seen], Moment(engaged_at, now.steady))
 
