@@ -2,12 +2,18 @@
 
 An API server that was restored from a backup, that started on an empty store, or that is another one behind the same
 address answers lists and single reads consistently but incorrectly. Accepting them would make every operator stop work
-on every cluster. So such a list is held: it disengages nothing until a later list lacks the same clusters. If the
-server's resource versions went back, the clusters are held until an administrator accepts what the server shows.
-Clusters that the restored server has shown are not affected: later lists may lack them.
+on every cluster. So the removals are held until a second list, `verify_after_s` later. Whatever that list lacks, the
+same clusters or others, is confirmed by a read of each object, at a limited rate, and a read that finds its object
+holds the rest again. If the server's resource versions went back, the clusters are held until an administrator accepts
+what the server shows. Clusters that the restored server has shown are not affected: later lists may lack them.
 
-Deletions that a watch reports are held in the same way, if they are many within a short time, until a list lacks the
-clusters too: when the definition of a resource is deleted, the API server deletes all objects one by one.
+Deletions that a watch reports are held in the same way, if they are many within a short time: when the definition of a
+resource is deleted, the API server deletes all objects one by one.
+
+To hold a removal means that the cluster stays engaged, and that no read is sent that could confirm the deletion. `Hold`
+is what the guard awaits meanwhile, `HeldRemovals` tells operators since when and why, and `PendingDeletions.is_held`
+says it of one object. The guard counts established objects, which were ready at least once; its messages call them
+engaged clusters.
 """
 
 from collections import deque
@@ -26,7 +32,7 @@ _LISTS_WHILE_BEHIND = 6
 
 
 class HeldRemovals(msgspec.Struct, frozen=True):
-    """The message for operators when removals are held, so that the clusters stay engaged."""
+    """The message for operators while removals are held."""
 
     since: float
     message: str
@@ -125,7 +131,7 @@ class RemovalGuard:
         """The latest version of a server that counts as restored, while its lists are older than before the restore."""
         self._accepts = False
         self._deletions_reported: deque[float] = deque()
-        """When the watch reported recent deletions of engaged clusters."""
+        """When the watch reported recent deletions of established objects."""
         self.first_list: FirstListExpected | FirstListUnverified | FirstListVerified = FirstListExpected()
 
     @property
@@ -265,27 +271,27 @@ class RemovalGuard:
         self.hold, self._accepts = None, False
         if is_accepted or not (still_held or versions_went_back):
             self._restore = None
-        engaged = known.established_count - len(announced)
+        established = known.established_count - len(announced)
         decision: RemovalDecision
         if is_accepted:
             decision = ConfirmAtRate(self.limits.per_second) if missing else ConfirmEach()
         elif not missing:
             self.hold, decision = self._restore, ConfirmEach()
-        elif is_foreign and engaged > 1 and not (is_restored and versions_went_back):
+        elif is_foreign and established > 1 and not (is_restored and versions_went_back):
             is_much_larger = self.limits.is_mass(listed_count - known.present_count, listed_count)
             is_yielding = is_restored or (is_much_larger and isinstance(self.first_list, FirstListUnverified))
-            decision = self._judge_foreign(engaged, since, hold, now, is_yielding=is_yielding)
+            decision = self._judge_foreign(established, since, hold, now, is_yielding=is_yielding)
         elif versions_went_back:
-            decision = self._hold_restored(len(missing), engaged, since)
+            decision = self._hold_restored(len(missing), established, since)
         else:
-            decision = self._judge_own(len(missing), engaged, since, hold, now)
+            decision = self._judge_own(len(missing), established, since, hold, now)
         # A list that is ignored or held is no evidence about the first one.
         if not isinstance(decision, HeldRemovals):
             self._listed(now, is_accepted=is_accepted)
         return ListJudgement([JudgedRemovals(missing, decision)], isinstance(self.hold, AwaitsKnownObjects))
 
     def _judge_foreign(
-        self, engaged: int, since: float, hold: Hold | None, now: float, *, is_yielding: bool
+        self, established: int, since: float, hold: Hold | None, now: float, *, is_yielding: bool
     ) -> RemovalDecision:
         """Decide about a list that contains no known object.
 
@@ -301,7 +307,7 @@ class RemovalGuard:
                 self.first_list = FirstListExpected()
             return ConfirmAtRate(self.limits.per_second)
         message = (
-            f"the API server's list contains none of the {engaged} engaged clusters, so it may be another server: "
+            f"the API server's list contains none of the {established} engaged clusters, so it may be another server: "
             f"its lists are ignored until one has a known object{', or until a second list' if is_yielding else ''}"
         )
         held = HeldRemovals(since, message)
@@ -309,19 +315,21 @@ class RemovalGuard:
         self.hold = AwaitsKnownObjects(held, due_at)
         return held
 
-    def _hold_restored(self, missing: int, engaged: int, since: float) -> HeldRemovals:
+    def _hold_restored(self, missing: int, established: int, since: float) -> HeldRemovals:
         return self._await_administrator(
             HeldRemovals(
                 since,
                 "the API server's resource versions went back, as after a restore from a backup, and its list lacks "
-                f"{missing} of {engaged} engaged clusters or shows them in an older state: these stay as they are "
+                f"{missing} of {established} engaged clusters or shows them in an older state: these stay as they are "
                 f"until they are seen again, or until {ACCEPT}",
             )
         )
 
-    def _judge_own(self, missing: int, engaged: int, since: float, hold: Hold | None, now: float) -> RemovalDecision:
+    def _judge_own(
+        self, missing: int, established: int, since: float, hold: Hold | None, now: float
+    ) -> RemovalDecision:
         """Decide about the clusters that a list of the followed server lacks."""
-        is_mass = self.limits.is_mass(missing, engaged)
+        is_mass = self.limits.is_mass(missing, established)
         if self._restore is not None:
             self.hold = self._restore
             return self._restore.held if is_mass else ConfirmEach()
@@ -334,8 +342,8 @@ class RemovalGuard:
         if due_at is not None and not is_early:
             return ConfirmAtRate(self.limits.per_second)
         message = (
-            f"the source's list lacks {missing} of {engaged} engaged clusters: these stay engaged until a second list "
-            "lacks them too"
+            f"the source's list lacks {missing} of {established} engaged clusters: these stay engaged until a second "
+            "list lacks them too"
         )
         return self._await_second_list(
             HeldRemovals(since, message), now + self.limits.verify_after_s if due_at is None else due_at
