@@ -25,7 +25,7 @@ from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import NotReady, Ready
 from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
-from milo_discoveryd.objects.store import RESTORED, ObjectPosition
+from milo_discoveryd.objects.store import RESTORED_POSITION, ObjectPosition
 from milo_kube import addresses
 
 _CLAIMING = (Ready, NotReady)
@@ -206,7 +206,7 @@ class FleetEngagements:
         """Engage clusters of an earlier run, with the times at which they were engaged. Only allowed before anything
         was published."""
         self._by_source[source].is_restored = True
-        position = ObjectPosition(RESTORED)
+        position = ObjectPosition(RESTORED_POSITION)
         return [
             event
             for observation, engaged_at in stored
@@ -231,7 +231,7 @@ class FleetEngagements:
             for name, record in claimant.engagements.items():
                 target = record.target
                 observation = NotReady(name, record.uid, "", "") if target is None else Ready(record.uid, "", target)
-                claimant.add_claim(claims, observation, RESTORED, is_first=not claimant.is_restored)
+                claimant.add_claim(claims, observation, RESTORED_POSITION, is_first=not claimant.is_restored)
 
     # --- one state ---
 

@@ -5,13 +5,10 @@ import msgspec
 from milo_discoveryd.log.events import Event, EventType, LogEntry
 from milo_discoveryd.model.cluster import Cluster, DisengageReason, Target
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.model.object_state import ABSENT_STATES, FORGETTABLE_STATES, ObjectState
+from milo_discoveryd.model.object_state import ABSENT_STATES, FORGETTABLE_RECORDS_KEPT, FORGETTABLE_STATES, ObjectState
 from milo_discoveryd.model.observation import ObjectFields, Observation
 
 TRANSITIONS_KEPT = 8
-ABSENT_RECORDS_KEPT = 10_000
-"""Maximum number of records of clusters whose objects are absent or withdrawn, which are kept to explain why these are
-not engaged."""
 
 
 class RecordedTransition(msgspec.Struct, frozen=True):
@@ -115,7 +112,7 @@ class ClusterRecords:
         if state not in FORGETTABLE_STATES:
             return None
         self._absent[name] = None
-        if len(self._absent) <= ABSENT_RECORDS_KEPT:
+        if len(self._absent) <= FORGETTABLE_RECORDS_KEPT:
             return None
         dropped = next(iter(self._absent))
         del self._absent[dropped]

@@ -10,6 +10,10 @@ import msgspec
 
 from milo_discoveryd.model.cluster import DisengageReason
 
+FORGETTABLE_RECORDS_KEPT = 10_000
+"""Maximum number of records in states that are `is_forgettable`: of the objects of a collection, to recognize later
+observations of them, and of the clusters of a source, to explain why they are not engaged."""
+
 
 class ObjectState(enum.Enum):
     """The state of a cluster's object, which decides whether the cluster is engaged."""
@@ -49,7 +53,7 @@ class StateMeaning(msgspec.Struct, frozen=True, kw_only=True):
     overrides_selector: bool = False
     """The object is in this state even if the daemon's label selector does not match it."""
     is_forgettable: bool = False
-    """Only a limited number of records is kept in this state."""
+    """Only `FORGETTABLE_RECORDS_KEPT` records in such states are kept."""
     is_reported: bool = False
     """The audit log and the journal get an entry when an object enters the state, because its author made a mistake."""
     remedy: str = ""

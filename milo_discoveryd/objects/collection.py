@@ -29,7 +29,7 @@ from milo_discoveryd.objects.removal_guard import (
 )
 from milo_discoveryd.objects.staged_list import StagedList
 from milo_discoveryd.objects.store import (
-    RESTORED,
+    RESTORED_POSITION,
     ObjectChange,
     ObjectChanges,
     ObjectPosition,
@@ -121,7 +121,7 @@ class ObjectCollection:
         """Start with the objects of an earlier run. The first list is then compared with them, like any later one."""
         self.progress.is_synced = self.progress.awaits_list = True
         weighed = ((observation, self.store.weight_of(observation)) for observation in stored)
-        return ObjectChanges(self.store.apply_listed(weighed), ObjectPosition(RESTORED))
+        return ObjectChanges(self.store.apply_listed(weighed), ObjectPosition(RESTORED_POSITION))
 
     @property
     def is_restored(self) -> bool:

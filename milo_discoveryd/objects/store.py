@@ -13,16 +13,18 @@ import msgspec
 
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.contributions import ObjectContent, ObservedObject
-from milo_discoveryd.model.object_state import ABSENT_STATES, FORGETTABLE_STATES, REPORTED_STATES, ObjectState
+from milo_discoveryd.model.object_state import (
+    ABSENT_STATES,
+    FORGETTABLE_RECORDS_KEPT,
+    FORGETTABLE_STATES,
+    REPORTED_STATES,
+    ObjectState,
+)
 from milo_discoveryd.objects.budget import CollectionWeight, ObjectBudget, weigh
 from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
 from milo_kube.reflect.versions import is_older
 
-ABSENT_RECORDS_KEPT = 10_000
-"""Maximum number of records of absent or withdrawn objects, which are kept to recognize later observations of them."""
-
-
-RESTORED = 0
+RESTORED_POSITION = 0
 """The position of objects from an earlier run of the daemon: before all other positions."""
 
 
@@ -44,7 +46,7 @@ class Positions:
     """The positions of all sources, in increasing order."""
 
     def __init__(self) -> None:
-        self._latest = RESTORED
+        self._latest = RESTORED_POSITION
 
     def take_next(self, count: int = 1) -> int:
         """Return the first of `count` new positions."""
@@ -88,8 +90,8 @@ class ObjectRecord(msgspec.Struct, kw_only=True, gc=False):
     version: str
     state: ObjectState
     content: Target | ObjectContent | None = None
-    """The cluster or content that the object describes, or last described before it became unreadable; None if
-    unknown."""
+    """What the object describes while it is ready, a cluster or an `ObjectContent`; a malformed object keeps what it
+    described before. None in all other states, or if unknown."""
     message: str = ""
     weight: int = 0
     """The record's weight in the memory budget of its source, in bytes."""
@@ -224,7 +226,7 @@ class ObjectStore:
         self._absent.pop(name, None)
         if state in FORGETTABLE_STATES:
             self._absent[name] = None
-            if len(self._absent) > ABSENT_RECORDS_KEPT:
+            if len(self._absent) > FORGETTABLE_RECORDS_KEPT:
                 self._drop(next(iter(self._absent)))
 
     def _drop(self, name: str) -> None:

@@ -23,8 +23,7 @@ from milo_discoveryd.model.contributions import (
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Ready
 from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
-from milo_discoveryd.objects.store import RESTORED as POSITION_OF_RESTORED
-from milo_discoveryd.objects.store import ObjectChanges, ObjectPosition, ObjectStore
+from milo_discoveryd.objects.store import RESTORED_POSITION, ObjectChanges, ObjectPosition, ObjectStore
 from tests.unit.engagement.test_contribution_index_references import OBJECTS, SECRETS, a_secret, an_object, at_secret
 
 NAMES, KEYS = ("a", "b", "c"), ("k", "m")
@@ -58,7 +57,7 @@ class ReductionOfReferences(RuleBasedStateMachine):
             contributions = tuple(Contribution(each.cluster, UNREAD) for each in seen.content.contributions)
             unread = msgspec.structs.replace(seen, version="", content=ObjectContent(contributions, UNREAD))
             changes = self.stores[watch].apply_read(unread)
-            self.index.restore(watch, ObjectChanges(changes, ObjectPosition(POSITION_OF_RESTORED)))
+            self.index.restore(watch, ObjectChanges(changes, ObjectPosition(RESTORED_POSITION)))
 
     def apply(self, watch: int, *seen: ContributingObject | ConfirmedDeletion) -> None:
         self.version += 1

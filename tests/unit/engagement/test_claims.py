@@ -219,7 +219,7 @@ def test_restored_uid_claim_is_the_earlier_one() -> None:
 
 
 def test_uid_claim_ends_with_evicted_record_of_object_outside_selector(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ABSENT_RECORDS_KEPT", 1)
+    monkeypatch.setattr(module, "FORGETTABLE_RECORDS_KEPT", 1)
     fleet = registry_with(claims("bank"), outside("bank", "2", "object-bank"), claims("shop-x"))
     assert fleet.engaged_names() == set()
     assert fleet.observe(outside("other", "2", "object-other")) == [(EventType.ENGAGED, "shop-x")]

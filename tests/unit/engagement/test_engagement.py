@@ -253,7 +253,7 @@ def test_object_states_are_counted() -> None:
 
 
 def test_recent_deletions_are_kept_and_older_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ABSENT_RECORDS_KEPT", 2)
+    monkeypatch.setattr(module, "FORGETTABLE_RECORDS_KEPT", 2)
     fleet = after(ready("a"), outside("b"), ConfirmedDeletion("a", "u1"))
     assert fleet["b"] is not None
     fleet.commit([ready("c"), ConfirmedDeletion("c", "u1")], at(9))
@@ -265,7 +265,7 @@ def test_recent_deletions_are_kept_and_older_forgotten(monkeypatch: pytest.Monke
 
 
 def test_resume_reports_disengagement_of_evicted_record(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ABSENT_RECORDS_KEPT", 0)
+    monkeypatch.setattr(module, "FORGETTABLE_RECORDS_KEPT", 0)
     fleet = after(ready("a"))
     reader = Cursor(fleet.log, EVERYTHING, fleet.log.head)
     fleet.commit([ConfirmedDeletion("a", "u1")], at(1))
@@ -280,7 +280,7 @@ def test_resume_reports_disengagement_of_evicted_record(monkeypatch: pytest.Monk
 
 
 def test_recreated_object_does_not_count_toward_kept_deletions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ABSENT_RECORDS_KEPT", 1)
+    monkeypatch.setattr(module, "FORGETTABLE_RECORDS_KEPT", 1)
     fleet = after(
         ready("a"), ConfirmedDeletion("a", "u1"), ready("a", "5", "u2"), ready("b"), ConfirmedDeletion("b", "u1")
     )

@@ -213,7 +213,7 @@ def test_versions_are_compared_with_those_of_all_objects() -> None:
 
 
 def test_number_of_remembered_absent_objects_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ABSENT_RECORDS_KEPT", 2)
+    monkeypatch.setattr(module, "FORGETTABLE_RECORDS_KEPT", 2)
     store = after(outside("b"), ready("a"), DELETED, outside("c"))
     assert store["b"] is None
     assert [name for name, _ in store.items()] == ["a", "c"]
