@@ -408,8 +408,9 @@ class ObjectCollection:
                     for name, uid in group.objects:
                         self.pending_deletions.hold(name, uid, now, message)
                 case at_rate:
-                    for position, (name, uid) in enumerate(group.objects):
-                        self.pending_deletions.add(name, uid, now, confirm_at=now + position / at_rate.per_second)
+                    for name, uid in group.objects:
+                        confirm_at = now + len(self._released) / at_rate.per_second  # over all groups
+                        self.pending_deletions.add(name, uid, now, confirm_at=confirm_at)
                         self._released.add(name)
 
     def _keep_newer_objects(self, *, versions_went_back: bool) -> set[str]:

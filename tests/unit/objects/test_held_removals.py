@@ -9,6 +9,7 @@ from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_discoveryd.objects.pending_deletions import Absent, ConfirmationResult, Found
 from milo_discoveryd.objects.removal_guard import (
+    ConfirmAtRate,
     HeldRemovals,
     JudgedRemovals,
     ListJudgement,
@@ -69,6 +70,14 @@ class GuardOfTwo(RemovalGuard):
         return ListJudgement([*judgement.removals, JudgedRemovals(kept, HeldRemovals(0.0, "not these"))])
 
 
+class GuardAtRate(RemovalGuard):
+    """A guard that releases missing objects at a limited rate, in groups of two."""
+
+    def judge(self, missing: Sequence[tuple[str, str]], known: ObjectStore, **about: Any) -> ListJudgement:
+        at_rate = ConfirmAtRate(self.limits.per_second)
+        return ListJudgement([JudgedRemovals(group, at_rate) for group in (missing[:2], missing[2:])])
+
+
 def test_each_group_of_missing_objects_has_its_own_decision() -> None:
     source = ListedClusters(GuardOfTwo(LIMITS))
     source.lists(*FLEET)
@@ -77,6 +86,15 @@ def test_each_group_of_missing_objects_has_its_own_decision() -> None:
     assert source.pending_deletions.held == 2
     assert source.pending_deletions.explain("b") == (0.0, "not these")
     assert source.engagements.engaged == 6, "the object that has the name of b waits too"
+
+
+def test_rate_of_confirmations_counts_the_objects_of_all_groups() -> None:
+    source = ListedClusters(GuardAtRate(LIMITS))
+    source.lists(*FLEET)
+    source.lists(*FLEET[4:])
+    for now, names in ((0.0, ["a"]), (0.9, []), (1.0, ["b"]), (2.0, ["c"]), (3.0, ["d"])):
+        source.now = now
+        assert source.requested_names() == names
 
 
 def test_empty_relist_is_held_with_reason() -> None:
