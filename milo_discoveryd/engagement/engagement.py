@@ -30,13 +30,12 @@ from milo_discoveryd.model.cluster import (
     without_draining,
 )
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.model.object_state import FORGETTABLE_STATES, MEANINGS, READY_STATES, ObjectState
+from milo_discoveryd.model.object_state import FORGETTABLE_STATES, GRACED_STATES, MEANINGS, READY_STATES, ObjectState
 from milo_discoveryd.model.observation import (
     Malformed,
-    NotReady,
+    NotWanted,
     ObjectFields,
     Observation,
-    Outside,
     Ready,
     Withdrawn,
 )
@@ -130,7 +129,9 @@ class Engagements:
         events: list[Event] = []
         for name in self.not_ready.take_overdue(self.engaged, now.steady):
             record = self._known(name)
-            events += self._plan_end(record, DisengageReason.NOT_READY, record.message, now)
+            reason = MEANINGS[record.state].ends
+            assert reason is not None, "the grace period of a cluster that its state does not disengage"
+            events += self._plan_end(record, reason, record.message, now)
         return events
 
     def end_drain(self, name: str, now: Moment) -> list[Event]:
@@ -294,7 +295,7 @@ class Engagements:
         cluster = msgspec.structs.replace(before, target=observation.target, source_version=observation.version)
         return self._update(record, cluster, now)
 
-    def _not_wanted(self, observation: NotReady | Withdrawn | Outside | Malformed, now: Moment) -> list[Event]:
+    def _not_wanted(self, observation: NotWanted, now: Moment) -> list[Event]:
         former = self._records.by_key.get(observation.name)
         replaced = _replaced_by(former, observation)
         record = self._record(former, observation, observation.state, now)
@@ -304,7 +305,7 @@ class Engagements:
             return []  # the cluster stays as it last was
         if replaced or meaning.ends_at_once:
             return self._end(record, reason, message, now)
-        if isinstance(observation, NotReady) and self._keeps_for_now(observation.name, record, now):
+        if meaning.has_grace and self._keeps_for_now(observation.name, record, now):
             return []
         drain_s = observation.drain_s if isinstance(observation, Withdrawn) else None
         return self._plan_end(record, reason, message, now, drain_s)
@@ -402,8 +403,8 @@ class Engagements:
         return [ended]
 
     def _move(self, name: str, record: ClusterRecord, state: ObjectState, now: Moment) -> None:
-        was_not_ready = record.state is ObjectState.NOT_READY and record.latest is not None
-        if was_not_ready and state is not ObjectState.NOT_READY:
+        had_grace = record.state in GRACED_STATES and record.latest is not None
+        if had_grace and state not in GRACED_STATES:
             self.not_ready.forget(name)
         self._note_dropped(self._records.move(name, record, state, now))
 

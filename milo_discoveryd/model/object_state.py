@@ -48,6 +48,8 @@ class StateMeaning(msgspec.Struct, frozen=True, kw_only=True):
     """Why a cluster is disengaged when its object enters the state; None if that does not end the engagement."""
     ends_at_once: bool = False
     """The end is not planned: the cluster does not drain."""
+    has_grace: bool = False
+    """The cluster is kept for a grace period, or while many clusters are not ready: see `engagement/not_ready.py`."""
     is_absent: bool = False
     """A complete list within the selector does not contain the object."""
     overrides_selector: bool = False
@@ -93,6 +95,7 @@ MEANINGS = {
     ObjectState.NOT_READY: StateMeaning(
         reason="NOT_READY",
         ends=DisengageReason.NOT_READY,
+        has_grace=True,
         words="not ready",
         count="not_ready",
         remedy="no object is ready: wait, or correct the condition or field that the source reads as readiness",
@@ -123,6 +126,7 @@ MEANINGS = {
 
 # Tuples: faster than sets, because members of an Enum are slow to hash.
 READY_STATES = tuple(state for state, meaning in MEANINGS.items() if meaning.is_ready)
+GRACED_STATES = tuple(state for state, meaning in MEANINGS.items() if meaning.has_grace)
 ABSENT_STATES = tuple(state for state, meaning in MEANINGS.items() if meaning.is_absent)
 FORGETTABLE_STATES = tuple(state for state, meaning in MEANINGS.items() if meaning.is_forgettable)
 STATES_BEYOND_SELECTOR = tuple(state for state, meaning in MEANINGS.items() if meaning.overrides_selector)

@@ -7,8 +7,8 @@ import msgspec
 
 from milo_discoveryd.model.contributions import ObservedObject
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.model.object_state import ObjectState
-from milo_discoveryd.model.observation import Malformed, Outside
+from milo_discoveryd.model.object_state import ABSENT_STATES, ObjectState
+from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_discoveryd.model.resource import NAMES, ObjectKeys
 from milo_discoveryd.objects.pending_deletions import (
@@ -223,11 +223,11 @@ class ObjectCollection:
         """
         if self._last_list.replacing.get(observation.name) == (observation.uid, observation.version):
             return False
-        record = self.store[observation.name]
+        record, is_absent = self.store[observation.name], observation.state in ABSENT_STATES
         if record is not None and observation.uid == record.uid:
-            is_expected = isinstance(observation, Outside) or observation.version == record.version
+            is_expected = is_absent or observation.version == record.version
         else:
-            is_expected = isinstance(observation, Outside) and (record is None or record.version != "")
+            is_expected = is_absent and (record is None or record.version != "")
         return not is_expected and is_older(observation.version, self._last_list.version)
 
     def _hold(self, observation: ObservedObject, held: HeldRemovals, now: float) -> None:
@@ -481,7 +481,7 @@ class ObjectCollection:
     # --- deletions ---
 
     def _still_exists(self, settled: ConfirmedDeletion | ObservedObject | None) -> bool:
-        if settled is None or isinstance(settled, ConfirmedDeletion | Outside):
+        if settled is None or isinstance(settled, ConfirmedDeletion) or settled.state in ABSENT_STATES:
             return False
         record = self.store[settled.name]
         return record is not None and settled.uid in ("", record.uid)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Set
 import msgspec
 
 from milo_discoveryd.model.contributions import ObservedObject
-from milo_discoveryd.model.object_state import ObjectState
+from milo_discoveryd.model.object_state import FORGETTABLE_STATES
 from milo_discoveryd.model.observation import Malformed
 from milo_kube.reflect.backoff import Backoff
 
@@ -256,7 +256,7 @@ class PendingDeletions:
         if isinstance(result, Absent):
             return ConfirmedDeletion(request.name, pending.uid)
         observation = result.observation
-        if observation.state in (ObjectState.READY, ObjectState.NOT_READY) and observation.uid == pending.uid:
+        if observation.state not in FORGETTABLE_STATES and observation.uid == pending.uid:
             pending.older_since = None
             self._refuted[request.name] = pending
             self._try_again(request.name, pending, _RECHECK, now)
