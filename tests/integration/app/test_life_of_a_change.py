@@ -17,11 +17,6 @@ from tests.support.eventually import eventually
 
 MAX_FILES = 42
 PRODUCT = ("/milo_discoveryd/", "/milo_kube/")
-NOT_OF_A_PROJECT = {
-    "milo_discoveryd/engagement/contribution_index.py",
-    "milo_discoveryd/sources/keyed.py",
-}
-"""Files in the description of docs/architecture.md that are used only for other kinds of sources."""
 ARCHITECTURE = Path(__file__).parents[3] / "docs" / "architecture.md"
 
 
@@ -72,4 +67,4 @@ async def test_change_passes_few_files_on_its_way_to_a_subscriber(tmp_path: Path
     described = set(
         re.findall(r"(milo_\w+/\S+\.py)`", ARCHITECTURE.read_text().split("## Life of a change")[1].split("##")[0])
     )
-    assert described - called.keys() - NOT_OF_A_PROJECT == set()
+    assert described - called.keys() == set()
