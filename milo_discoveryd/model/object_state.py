@@ -1,7 +1,8 @@
 """The states of a cluster's object, and what each means: the one table from which all names of states are derived.
 
-To add a reason why clusters are not engaged, add a state with its row here, and an observation in that state, which a
-kind of source returns. The log, the status page, `check`, the responses and the metrics are derived from the row.
+To add a reason why clusters are not engaged, add a state with its row here, and an observation in that state (see
+`model/observation.py`), which a kind of source returns. The log, the status page, `check`, the responses and the
+metrics are derived from the row.
 """
 
 import enum
