@@ -204,7 +204,5 @@ COMMANDS = {
 REASONS = {
     "latency.cpu_ratio_to_client_go": "The daemon forwards each change over gRPC, and client-go's informer forwards "
     "nothing: gRPC, HTTP, the event loop and TLS take most of the time of a lone change.",
-    "status_page.subscriber_p99_ratio": "The page is built on the event loop, which takes about 1 ms of the 99th "
-    "percentile. That of subscribers without a page fell from 5.0 to 3.1 ms, so that this millisecond weighs more.",
 }
 """Why bars are missed, by key."""
