@@ -187,10 +187,11 @@ func TestGreetingIsCleanedUpBeforeItIsDeleted(t *testing.T) {
 		t.Fatal(err)
 	}
 	within(t, "the Greeting to be deleted", func() error {
-		if err := user.Get(t.Context(), client.ObjectKeyFromObject(greeting()), &v1alpha1.Greeting{}); client.IgnoreNotFound(err) != nil || err == nil {
-			return fmt.Errorf("got error %v from Get, want NotFound", err)
+		err := user.Get(t.Context(), client.ObjectKeyFromObject(greeting()), &v1alpha1.Greeting{})
+		if err == nil {
+			return errors.New("Get succeeded, want NotFound")
 		}
-		return nil
+		return client.IgnoreNotFound(err)
 	})
 	o.mu.Lock()
 	defer o.mu.Unlock()
