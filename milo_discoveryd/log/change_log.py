@@ -82,20 +82,14 @@ class SnapshotPart(msgspec.Struct, frozen=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True, weakref=True):
-    """All engaged clusters at one revision."""
+    """All entries that were engaged or had past states at one revision: `LogEntry.known_at` returns the clusters.
 
-    clusters: Sequence[Cluster]
+    It is valid as long as the log can be read from its revision.
+    """
+
     entries: Sequence[LogEntry]
-    """The entry of each cluster; some may have changed since."""
     revision: int
     parts: Recent[tuple[int, str, int], SnapshotPart]
-
-
-class LogIndex(msgspec.Struct, frozen=True, weakref=True):
-    """All entries at one revision that are engaged or have past states."""
-
-    entries: Sequence[LogEntry]
-    revision: int
 
 
 class LogSlots:
@@ -119,17 +113,10 @@ class LogSlots:
         if self._stale >= self._stale_allowed:
             self._compact()
 
-    def engaged(self) -> list[LogEntry]:
-        # The entries are scattered over memory. In a loop as tight as this one, the processor prefetches several at
-        # once, which takes a third of the time.
-        return [
-            entry
-            for entry, slot_revision in zip(self.entries, self.revisions, strict=True)
-            if entry.cluster is not None and entry.revision == slot_revision
-        ]
-
     def readable(self) -> list[LogEntry]:
         """Return the entries that are engaged or have past states."""
+        # The entries are scattered over memory. In a loop as tight as this one, the processor prefetches several at
+        # once, which takes a third of the time.
         return [
             entry
             for entry, slot_revision in zip(self.entries, self.revisions, strict=True)
@@ -165,7 +152,6 @@ class ChangeLog:
         self._past_states: deque[tuple[int, float, LogEntry]] = deque()
         self._oldest_readable = 0
         self._snapshot: weakref.ref[Snapshot] | None = None
-        self._index: weakref.ref[LogIndex] | None = None
         self._slices: Recent[tuple[int, str, ReadAhead], Changes] = Recent(_SLICES_KEPT)
         self._has_frames = False
         self._snapshot_was_read = False
@@ -226,30 +212,22 @@ class ChangeLog:
         return self._oldest_readable <= revision <= self.head
 
     def clusters(self) -> list[Cluster]:
-        return _clusters(self._slots.engaged())
+        return [entry.cluster for entry in self._slots.readable() if entry.cluster is not None]
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, since: int | None = None) -> Snapshot:
         """Return a snapshot, shared by readers that start at about the same time while one of them still reads it.
 
-        A slightly older snapshot is sufficient, because the changes since then follow it.
+        A slightly older snapshot is sufficient, because the changes since then follow it. It is not older than the
+        revision `since`, so that it has all entries that a reader at this revision may know.
         """
         current = self._snapshot() if self._snapshot is not None else None
         if (
             current is None
             or current.revision < self._oldest_readable
-            or self.head - current.revision > len(current.clusters) // 50
+            or current.revision < (self.head - len(current.entries) // 50 if since is None else since)
         ):
-            entries = self._slots.engaged()
-            current = Snapshot(_clusters(entries), entries, self.head, Recent(_SNAPSHOT_PARTS_KEPT))
+            current = Snapshot(self._slots.readable(), self.head, Recent(_SNAPSHOT_PARTS_KEPT))
             self._snapshot = weakref.ref(current)
-        return current
-
-    def index(self, revision: int) -> LogIndex:
-        """Return all entries that a reader at `revision` may know. Shared in the same way as snapshots."""
-        current = self._index() if self._index is not None else None
-        if current is None or current.revision < revision:
-            current = LogIndex(self._slots.readable(), self.head)
-            self._index = weakref.ref(current)
         return current
 
     def snapshot_part(self, snapshot: Snapshot, start: int, view: ClusterView, overhead: int) -> SnapshotPart:
@@ -267,17 +245,18 @@ class ChangeLog:
         """Return the clusters in view from position `start` on. Each frame counts as `overhead` bytes more."""
         frames: list[Frame] = []
         size = 0
-        position, last_position = start, min(len(snapshot.clusters), start + RECORDS_PER_STEP)
+        position, last_position = start, min(len(snapshot.entries), start + RECORDS_PER_STEP)
         while position < last_position and size < self.batch_bytes:
-            cluster = snapshot.clusters[position]
-            if view.matches(cluster):
-                frames.append(self.frame(snapshot.entries[position], cluster))
+            entry = snapshot.entries[position]
+            cluster = entry.known_at(snapshot.revision)
+            if cluster is not None and view.matches(cluster):
+                frames.append(self.frame(entry, cluster))
                 size += len(frames[-1].data) + overhead
             position += 1
         return SnapshotPart(slice_of(frames), position)
 
     def read(self, revision: int, view: ClusterView, ahead: ReadAhead = frozenset()) -> Changes:
-        """Return the changes after `revision`, merged per cluster, up to the size of a batch.
+        """Return the changes after `revision`, merged per cluster, up to the size of a batch or of a step.
 
         A reader that continues passes the `ahead` of its last slice, and does not receive those states again.
         """
@@ -285,9 +264,11 @@ class ChangeLog:
         overtaken: dict[int, LogEntry] = {}  # entries at a stale slot, by identity: they changed again later
         matches = view.matches
         entries, revisions = self._slots.entries, self._slots.revisions
-        reached = self.head
+        first = bisect_right(revisions, revision)
+        last = min(len(entries), first + RECORDS_PER_STEP)
+        reached = self.head if last == len(entries) else revisions[last - 1]
         size = 0
-        for slot in range(bisect_right(revisions, revision), len(entries)):
+        for slot in range(first, last):
             entry = entries[slot]
             cluster = entry.cluster
             if ahead and cluster is not None and (cluster.target.name, entry.revision) in ahead:
@@ -380,10 +361,6 @@ class ChangeLog:
         # Past states are dropped in the order in which they were added, so this is the entry's first.
         entry.history = entry.history[1:]
         self._oldest_readable = max(self._oldest_readable, until)
-
-
-def _clusters(engaged: list[LogEntry]) -> list[Cluster]:
-    return [entry.cluster for entry in engaged if entry.cluster is not None]
 
 
 def _changes_view(before: Cluster, now: Cluster) -> bool:

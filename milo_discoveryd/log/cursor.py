@@ -3,7 +3,7 @@
 import msgspec
 
 from milo_discoveryd.log.change_log import ChangeLog, Snapshot
-from milo_discoveryd.log.events import ReadAhead, Slice
+from milo_discoveryd.log.events import NO_CHANGES, ReadAhead, Slice
 from milo_discoveryd.log.filter import ClusterView
 from milo_discoveryd.log.filter_transition import FilterTransition, start_transition
 
@@ -61,7 +61,7 @@ class Cursor:
         """The number of unread revisions, and of unread clusters of a snapshot."""
         unread = self._log.head - self.revision
         if isinstance(self._state, _InSnapshot):
-            unread += len(self._state.snapshot.clusters) - self._state.position
+            unread += len(self._state.snapshot.entries) - self._state.position
         elif isinstance(self._state, FilterTransition):
             unread += self._state.remaining
         return unread
@@ -81,8 +81,8 @@ class Cursor:
 
     def next_batch(self) -> Batch | None:
         """Return the next batch, or None if nothing changed."""
-        if not isinstance(self._state, _InSnapshot) and not self._log.reads_from(self._state.revision):
-            # Past states of the subscriber's revision were dropped while it was idle.
+        if not self._log.reads_from(self.revision):
+            # Past states of the subscriber's revision were dropped while it was idle or read a snapshot.
             self._state = _InSnapshot(self._log.snapshot())
         if isinstance(self._state, _InSnapshot):
             return self._from_snapshot(self._state.snapshot, self._state.position)
@@ -99,7 +99,7 @@ class Cursor:
 
     def _from_snapshot(self, snapshot: Snapshot, start: int) -> Batch:
         part = self._log.snapshot_part(snapshot, start, self._view, self._overhead)
-        synced = part.end == len(snapshot.clusters)
+        synced = part.end == len(snapshot.entries)
         self._state = _Following(snapshot.revision) if synced else _InSnapshot(snapshot, part.end)
         return Batch(part.slice, snapshot.revision, reset=start == 0, synced=synced, is_whole=synced)
 
@@ -112,10 +112,10 @@ class Cursor:
         return Batch(changes, now.revision) if changes.frames else self._from_log(now.revision, now.ahead)
 
     def _from_log(self, revision: int, ahead: ReadAhead) -> Batch | None:
-        while revision < self._log.head:
-            changes = self._log.since(revision, self._view, ahead)
-            revision, ahead = changes.revision, changes.ahead
-            self._state = _Following(revision, ahead)
-            if changes.slice.frames:
-                return Batch(changes.slice, revision)
-        return None
+        if revision == self._log.head:
+            return None
+        changes = self._log.since(revision, self._view, ahead)
+        self._state = _Following(changes.revision, changes.ahead)
+        if changes.slice.frames:
+            return Batch(changes.slice, changes.revision)
+        return None if changes.revision == self._log.head else Batch(NO_CHANGES, changes.revision, is_whole=False)

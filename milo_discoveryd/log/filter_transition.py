@@ -6,30 +6,30 @@ after a snapshot.
 
 import msgspec
 
-from milo_discoveryd.log.change_log import RECORDS_PER_STEP, ChangeLog, LogIndex
+from milo_discoveryd.log.change_log import RECORDS_PER_STEP, ChangeLog, Snapshot
 from milo_discoveryd.log.events import Frame, ReadAhead, Slice, slice_of
 from milo_discoveryd.log.filter import ClusterView
 
 
 class FilterTransition(msgspec.Struct, frozen=True):
-    index: LogIndex
+    snapshot: Snapshot
     revision: int
     """The revision up to which the reader has read the log."""
     view: ClusterView
     """The new view."""
     earlier: tuple[tuple[int, ClusterView], ...]
-    """The reader's former view, up to each of these positions in the index. More than one if the view changes again
+    """The reader's former view, up to each of these positions in the snapshot. More than one if the view changes again
     before the transition is done."""
     position: int = 0
     ahead: ReadAhead = frozenset()
 
     @property
     def is_done(self) -> bool:
-        return self.position == len(self.index.entries)
+        return self.position == len(self.snapshot.entries)
 
     @property
     def remaining(self) -> int:
-        return len(self.index.entries) - self.position
+        return len(self.snapshot.entries) - self.position
 
     def restart(self, view: ClusterView) -> "FilterTransition":
         """Return a transition to another view that continues from the current position of this one."""
@@ -41,9 +41,9 @@ class FilterTransition(msgspec.Struct, frozen=True):
         frames: list[Frame] = []
         ahead: set[tuple[str, int]] = set()
         size = 0
-        position, last_position = self.position, min(len(self.index.entries), self.position + RECORDS_PER_STEP)
+        position, last_position = self.position, min(len(self.snapshot.entries), self.position + RECORDS_PER_STEP)
         while position < last_position and size < log.batch_bytes:
-            entry, before = self.index.entries[position], self._view_before(position)
+            entry, before = self.snapshot.entries[position], self._view_before(position)
             position += 1
             cluster = entry.known_at(self.revision)
             if cluster is None:
@@ -68,5 +68,5 @@ def start_transition(
     log: ChangeLog, revision: int, ahead: ReadAhead, before: ClusterView, view: ClusterView
 ) -> FilterTransition:
     """Return the transition of a reader at `revision` from one view to another."""
-    index = log.index(revision)
-    return FilterTransition(index, revision, view, ((len(index.entries), before),), ahead=ahead)
+    snapshot = log.snapshot(revision)
+    return FilterTransition(snapshot, revision, view, ((len(snapshot.entries), before),), ahead=ahead)

@@ -191,7 +191,7 @@ def _places(log: NamedLog) -> int:
 
 
 def _remembered(log: NamedLog) -> int:
-    return len(log.index(log.head).entries)
+    return len(log.snapshot(log.head).entries)
 
 
 def test_prefetched_slice_is_returned_by_next_read() -> None:

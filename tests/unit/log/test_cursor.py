@@ -51,7 +51,8 @@ def received(cursor: Cursor) -> list[Event]:
 
 
 def parts(cursor: Cursor) -> list[tuple[int, list[Event]]]:
-    return [(batch.revision, read(batch.slice.frames)) for batch in iter(cursor.next_batch, None)]
+    batches = [batch for batch in iter(cursor.next_batch, None) if batch.is_sendable]
+    return [(batch.revision, read(batch.slice.frames)) for batch in batches]
 
 
 # --- snapshots ---
@@ -108,6 +109,21 @@ def test_sparse_filter_search_yields_and_reports_only_matches() -> None:
     assert third is not None
     assert (len(third.slice.frames), third.reset, third.synced) == (1, False, True)
     assert (first_frame.is_sendable, second.is_sendable, third.is_sendable) == (True, False, True)
+
+
+def test_sparse_filter_search_of_many_changes_yields_and_reports_only_matches() -> None:
+    log = readable_log()
+    cursor = following(log, Filter(names=frozenset({"b"})))
+    for index in range(RECORDS_PER_STEP + 1):
+        engage(log, f"a{index}")
+    b = engage(log, "b")
+    step, last = cursor.next_batch(), cursor.next_batch()
+    assert step == Batch(NO_CHANGES, RECORDS_PER_STEP, is_whole=False)
+    assert not step.is_sendable
+    assert last is not None
+    assert (read(last.slice.frames), last.revision, last.is_whole) == ([engaged(b)], log.head, True)
+    engage(log, "c")
+    assert cursor.next_batch() is None
 
 
 def test_snapshot_is_followed_by_changes_made_while_it_is_read() -> None:
@@ -373,6 +389,35 @@ def test_idle_reader_beyond_retention_receives_snapshot() -> None:
     assert batch is not None
     assert read(batch.slice.frames) == [engaged(b)]
     assert (batch.reset, batch.synced, batch.revision) == (True, True, 3)
+
+
+def test_reader_of_snapshot_beyond_retention_receives_another_snapshot() -> None:
+    log = readable_log(Retention(count=1), batch_bytes=1)
+    a, *_ = [engage(log, name) for name in "abc"]
+    cursor = reader(log)
+    first = cursor.next_batch()
+    assert first is not None
+    assert (read(first.slice.frames), first.reset, first.synced) == ([engaged(a)], True, False)
+    for name in "bc":
+        log.disengage(log.entry(name), DELETED, "", 0.0)
+    second = cursor.next_batch()
+    assert second is not None
+    assert (read(second.slice.frames), second.reset, second.revision) == ([engaged(a)], True, 5)
+    assert received(cursor) == []
+
+
+def test_snapshot_has_the_clusters_of_its_revision() -> None:
+    log = readable_log(batch_bytes=1)
+    a, b = (engage(log, name, labels={"env": "dev"}) for name in "ab")
+    cursor = reader(log, Filter(parse("env=dev")))
+    first = cursor.next_batch()
+    assert first is not None
+    assert read(first.slice.frames) == [engaged(a)]
+    relabeled = update(log, b, labels={"env": "prod"})
+    second = cursor.next_batch()
+    assert second is not None
+    assert (read(second.slice.frames), second.revision, second.synced) == ([engaged(b)], 2, True)
+    assert received(cursor) == [disengaged(relabeled, LABELS_CHANGED, "the cluster left the filter")]
 
 
 # --- readers that are far behind ---

@@ -157,14 +157,14 @@ def test_filter_transition_during_snapshot_restarts_it() -> None:
     assert [*read(batch.slice.frames), *received(cursor)] == [engaged(b)]
 
 
-def test_log_index_is_shared_at_one_revision() -> None:
+def test_snapshot_for_a_transition_is_shared_up_to_its_revision() -> None:
     log = readable_log()
     engage(log, "a")
-    first = log.index(1)
-    assert log.index(1) is first
+    first = log.snapshot(1)
+    assert log.snapshot(1) is first
     engage(log, "b")
-    assert log.index(1) is first
-    assert log.index(2) is not first
+    assert log.snapshot(1) is first
+    assert log.snapshot(2) is not first
 
 
 def test_filter_transition_beyond_retention_restarts_with_snapshot() -> None:
