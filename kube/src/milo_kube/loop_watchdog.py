@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
-_EVERY_S = 0.1
+_EVERY_S = 0.25
 _STACK_DEPTH = 12
 
 
