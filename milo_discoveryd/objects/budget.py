@@ -18,16 +18,20 @@ PAIR_OVERHEAD = 160
 strings."""
 _PAIR = b"\x92"
 """The prefix of a two-item array in MessagePack. Strings that contain this byte increase the weight too."""
+_GRAIN = 16
+_USUAL = tuple(range(0, 4096, _GRAIN))
+"""The usual weights: objects of equal weight share an int object."""
 _encode = msgspec.msgpack.Encoder(enc_hook=repr).encode
 
 
 def weigh(content: Any) -> int:
     """Return the object's weight in the memory budget, in bytes; `content` is what the daemon keeps of the object.
 
-    It is rounded down to a multiple of 16.
+    It is rounded down to a multiple of `_GRAIN`.
     """
     encoded = _encode(content)
-    return (OBJECT_OVERHEAD + len(encoded) + PAIR_OVERHEAD * max(0, encoded.count(_PAIR) - _FREE_PAIRS)) & ~15
+    grains = (OBJECT_OVERHEAD + len(encoded) + PAIR_OVERHEAD * max(0, encoded.count(_PAIR) - _FREE_PAIRS)) // _GRAIN
+    return _USUAL[grains] if grains < len(_USUAL) else grains * _GRAIN
 
 
 class ObjectBudget:
