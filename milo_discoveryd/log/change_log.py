@@ -248,7 +248,9 @@ class ChangeLog:
         position, last_position = start, min(len(snapshot.entries), start + RECORDS_PER_STEP)
         while position < last_position and size < self.batch_bytes:
             entry = snapshot.entries[position]
-            cluster = entry.known_at(snapshot.revision)
+            cluster = entry.cluster
+            if cluster is None or entry.same_view_since > snapshot.revision:
+                cluster = entry.known_at(snapshot.revision)
             if cluster is not None and view.matches(cluster):
                 frames.append(self.frame(entry, cluster))
                 size += len(frames[-1].data) + overhead
