@@ -79,6 +79,7 @@ class SnapshotPart(msgspec.Struct, frozen=True):
     slice: Slice
     end: int
     """The position at which the next part starts."""
+    ahead: ReadAhead
 
 
 class Snapshot(msgspec.Struct, frozen=True, weakref=True):
@@ -244,6 +245,7 @@ class ChangeLog:
     def read_snapshot(self, snapshot: Snapshot, start: int, view: ClusterView, overhead: int) -> SnapshotPart:
         """Return the clusters in view from position `start` on. Each frame counts as `overhead` bytes more."""
         frames: list[Frame] = []
+        ahead: set[tuple[str, int]] = set()
         size = 0
         position, last_position = start, min(len(snapshot.entries), start + RECORDS_PER_STEP)
         while position < last_position and size < self.batch_bytes:
@@ -254,8 +256,10 @@ class ChangeLog:
             if cluster is not None and view.matches(cluster):
                 frames.append(self.frame(entry, cluster))
                 size += len(frames[-1].data) + overhead
+                if entry.revision > snapshot.revision and cluster is entry.cluster:
+                    ahead.add((cluster.target.name, entry.revision))
             position += 1
-        return SnapshotPart(slice_of(frames), position)
+        return SnapshotPart(slice_of(frames), position, frozenset(ahead))
 
     def read(self, revision: int, view: ClusterView, ahead: ReadAhead = frozenset()) -> Changes:
         """Return the changes after `revision`, merged per cluster, up to the size of a batch or of a step.

@@ -25,6 +25,7 @@ class Batch(msgspec.Struct, frozen=True):
 class _InSnapshot(msgspec.Struct, frozen=True):
     snapshot: Snapshot
     position: int = 0
+    ahead: ReadAhead = frozenset()
 
 
 class _Following(msgspec.Struct, frozen=True):
@@ -85,7 +86,7 @@ class Cursor:
             # Past states of the subscriber's revision were dropped while it was idle or read a snapshot.
             self._state = _InSnapshot(self._log.snapshot())
         if isinstance(self._state, _InSnapshot):
-            return self._from_snapshot(self._state.snapshot, self._state.position)
+            return self._from_snapshot(self._state)
         if isinstance(self._state, FilterTransition):
             return self._from_transition(self._state)
         return self._from_log(self._state.revision, self._state.ahead)
@@ -97,11 +98,12 @@ class Cursor:
         elif isinstance(self._state, _Following) and self._log.reads_from(self._state.revision):
             self._log.since(self._state.revision, self._view, self._state.ahead)
 
-    def _from_snapshot(self, snapshot: Snapshot, start: int) -> Batch:
-        part = self._log.snapshot_part(snapshot, start, self._view, self._overhead)
-        synced = part.end == len(snapshot.entries)
-        self._state = _Following(snapshot.revision) if synced else _InSnapshot(snapshot, part.end)
-        return Batch(part.slice, snapshot.revision, reset=start == 0, synced=synced, is_whole=synced)
+    def _from_snapshot(self, before: _InSnapshot) -> Batch:
+        snapshot = before.snapshot
+        part = self._log.snapshot_part(snapshot, before.position, self._view, self._overhead)
+        ahead, synced = before.ahead | part.ahead, part.end == len(snapshot.entries)
+        self._state = _Following(snapshot.revision, ahead) if synced else _InSnapshot(snapshot, part.end, ahead)
+        return Batch(part.slice, snapshot.revision, reset=before.position == 0, synced=synced, is_whole=synced)
 
     def _from_transition(self, before: FilterTransition) -> Batch | None:
         changes, now = before.step(self._log)

@@ -132,8 +132,9 @@ async def test_subscriber_that_reconnects_receives_the_drain_again(draining_harn
 
 async def test_subscriber_that_released_does_not_receive_the_drain_again(draining_harness: Harness) -> None:
     harness = draining_harness
-    async with confirming(harness, "other"), confirming(harness) as mine:
-        await mine.until_synced()
+    async with confirming(harness, "other") as other, confirming(harness) as mine:
+        for each in (other, mine):
+            await each.until_synced()
         harness.seen(not_ready("alpha"))
         told_at = (await mine.batch()).revision
         await release(harness)

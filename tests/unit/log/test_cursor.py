@@ -406,6 +406,15 @@ def test_reader_of_snapshot_beyond_retention_receives_another_snapshot() -> None
     assert received(cursor) == []
 
 
+def test_snapshot_has_later_state_of_a_cluster_once() -> None:
+    log = readable_log()
+    a = engage(log)
+    cursor = reader(log)
+    changed = update(log, a, version="2")
+    assert parts(cursor) == [(1, [engaged(changed)])]
+    assert cursor.revision == log.head
+
+
 def test_snapshot_has_the_clusters_of_its_revision() -> None:
     log = readable_log(batch_bytes=1)
     a, b = (engage(log, name, labels={"env": "dev"}) for name in "ab")
