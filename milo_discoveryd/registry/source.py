@@ -31,6 +31,7 @@ from milo_discoveryd.objects.pending_deletions import (
 from milo_discoveryd.objects.removal_guard import RemovalGuard
 from milo_discoveryd.objects.store import ObjectChanges, ObjectStore, SourcePositions
 from milo_discoveryd.registry.changes import FleetChanges, Observer, SourceClusters, moment, steady_now
+from milo_discoveryd.sources.kind import ProjectUids
 from milo_discoveryd.state_file.encoding import StoredObject
 from milo_kube.reflect.messages import (
     EventIgnored,
@@ -72,6 +73,7 @@ class SourceDescription(msgspec.Struct, frozen=True, kw_only=True):
     """The context of Milo that the source follows."""
     ready_when: str = ""
     """`SourceKind.ready_when` of the source's kind."""
+    project_uids: ProjectUids = ProjectUids.NONE
     server: str = ""
     """Identifies the API server: sources with equal values follow the same one."""
 
@@ -148,8 +150,8 @@ class ClusterSource:
         return self.description.name
 
     @property
-    def kind(self) -> str:
-        return self.description.kind
+    def project_uids(self) -> ProjectUids:
+        return self.description.project_uids
 
     @property
     def observer(self) -> Observer:

@@ -141,6 +141,21 @@ class ProjectServer(enum.Enum):
     """There is no such kubeconfig."""
 
 
+class ProjectUids(enum.Enum):
+    """Where a source finds the UIDs of Milo's projects.
+
+    Of a source that reads the Projects and one whose objects state their UIDs, only one engages a project: see
+    `milo_discoveryd/engagement/claims.py`.
+    """
+
+    READ = "read"
+    """In the Projects."""
+    STATED = "stated"
+    """In other objects, which state the UIDs of their projects."""
+    NONE = "none"
+    """Nowhere: its clusters have other UIDs."""
+
+
 class SourceOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The options that a kind may use besides its own settings."""
 
@@ -181,6 +196,11 @@ class SourceKind(Group, frozen=True, kw_only=True):
     credential of the project kubeconfig. Otherwise each has its own CA, and the daemon sends its credential to none."""
     contexts: ClassVar[tuple[ContextKind, ...]] = ()
     """The contexts of Milo in which the kind can work; empty if it does not depend on them."""
+
+    @property
+    def project_uids(self) -> ProjectUids:
+        """Where the source finds the UIDs of Milo's projects, by which claims recognize a project in two sources."""
+        return ProjectUids.NONE
 
     @property
     def unseen(self) -> str:

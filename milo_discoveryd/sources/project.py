@@ -6,7 +6,7 @@ from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.observation import ObjectFields, Observation, Ready, Refused
 from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.sources.context import ContextKind, context_of
-from milo_discoveryd.sources.kind import OneResource, SourceKind, SourceOptions
+from milo_discoveryd.sources.kind import OneResource, ProjectUids, SourceKind, SourceOptions
 from milo_discoveryd.sources.reading import (
     DNS_SUBDOMAIN,
     ORGANIZATION_LABEL,
@@ -30,6 +30,10 @@ class ProjectKind(SourceKind, frozen=True, kw_only=True):
     contexts = (ContextKind.ROOT, ContextKind.ORGANIZATION)
     addresses_are_configured = True
     shares_host = True
+
+    @property
+    def project_uids(self) -> ProjectUids:
+        return ProjectUids.READ
 
     @property
     def ready_when(self) -> str:

@@ -10,7 +10,7 @@ from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.observation import Observation, Ready
 from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.schema import values
-from milo_discoveryd.sources.kind import OneResource, ProjectServer, SourceKind, SourceOptions
+from milo_discoveryd.sources.kind import OneResource, ProjectServer, ProjectUids, SourceKind, SourceOptions
 from milo_discoveryd.sources.reading import (
     DNS_LABEL,
     ORGANIZATION_LABEL,
@@ -48,6 +48,10 @@ class ProjectControlPlaneKind(SourceKind, frozen=True, kw_only=True):
         address = self.address_template.replace("{namespace}", self.namespace_template)
         if "{name}" not in address and "{uid}" not in address:
             raise ValueError(f"{address!r} gives all projects the same address: use {{name}} or {{uid}}")
+
+    @property
+    def project_uids(self) -> ProjectUids:
+        return ProjectUids.STATED
 
     @property
     def ready_when(self) -> str:

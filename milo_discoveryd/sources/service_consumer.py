@@ -19,7 +19,14 @@ from milo_discoveryd.model.observation import Malformed, NotReady, Observation, 
 from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.schema.fields import ListOf, Text, span
 from milo_discoveryd.sources.context import ContextKind, root_of
-from milo_discoveryd.sources.kind import ContributionWatch, ReferencedWatch, SeveralResources, SourceKind, SourceOptions
+from milo_discoveryd.sources.kind import (
+    ContributionWatch,
+    ProjectUids,
+    ReferencedWatch,
+    SeveralResources,
+    SourceKind,
+    SourceOptions,
+)
 from milo_discoveryd.sources.project import PROJECTS, ProjectObjects
 from milo_discoveryd.sources.reading import (
     DNS_SUBDOMAIN,
@@ -51,6 +58,10 @@ class ServiceConsumerKind(SourceKind, frozen=True, kw_only=True):
     follow_projects: bool = False
     """Whether to watch the Projects at the root of the API too: a project that is deleted, created again or being
     deleted is reported then. The identity must be allowed to get, list and watch them there."""
+
+    @property
+    def project_uids(self) -> ProjectUids:
+        return ProjectUids.READ if self.follow_projects else ProjectUids.NONE
 
     @property
     def unseen(self) -> str:

@@ -164,6 +164,7 @@ def new_fleet(
                 kind=source.of.kind,
                 context=source.context,
                 ready_when=source.of.settings.ready_when,
+                project_uids=source.of.settings.project_uids,
                 server=source.discovery.server if source.discovery else "",
             ),
             keys=source.followed.keys,

@@ -10,9 +10,8 @@ from typing import Protocol
 
 from milo_discoveryd.model.removal_limits import FirstList
 from milo_discoveryd.server.calls.revision import NOTHING, KnownClusters, Position
+from milo_discoveryd.sources.kind import ProjectUids
 
-_MODES_OF_MILO = {"project", "project-control-plane"}
-"""The kinds of source of which two can show the same projects, under different keys."""
 DOUBT_S = 1.0
 """Delay before a subscriber that waits for a second list is compared with the fleet again. It doubles each time."""
 
@@ -24,7 +23,7 @@ class ResumableSource(Protocol):
     def name(self) -> str: ...
 
     @property
-    def kind(self) -> str: ...
+    def project_uids(self) -> ProjectUids: ...
 
     @property
     def synced(self) -> bool: ...
@@ -116,14 +115,17 @@ class Resumption:
         return self.visible_pending != before
 
     def _may_show_kept_projects(self, source: ResumableSource) -> bool:
-        """Return whether the subscriber keeps clusters of a pending source in the other mode of Milo, and none of this.
+        """Return whether the subscriber keeps projects of a pending source that this one may show under other keys.
 
-        Until that source is complete, this one may engage the same projects, and the subscriber would have both.
+        Of two sources that show one project, the pending one may be the one that engages it. A subscriber that has
+        clusters of both was sent different projects by them.
         """
         if self.position is None or self.position.known.count_of(source.name):
             return False
+        one_of_two = {ProjectUids.READ, ProjectUids.STATED}
         return any(
-            {source.kind, other.kind} == _MODES_OF_MILO and self.kept.count_of(other.name) for other in self._sources
+            {source.project_uids, other.project_uids} == one_of_two and self.kept.count_of(other.name)
+            for other in self._sources
         )
 
     def _may_know_more(self, restored: ResumableSource) -> bool:

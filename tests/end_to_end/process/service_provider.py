@@ -26,17 +26,9 @@ class ServiceProvider:
     def daemon(self, drain_s: int = 300, *, follow_projects: bool = False, **settings: Any) -> DaemonProcess:
         """Return a daemon for the service, whose kubeconfigs have a token of the sandbox's administrator."""
         directory, sandbox = self.workspace.directory, self.workspace.sandbox
-        (directory / "provider").write_bytes(self.kubeconfig)
         (directory / "token").write_text(sandbox.token())
-        source = {
-            "name": "dns",
-            "kind": "service-consumer",
-            "discovery_kubeconfig": str(directory / "provider"),
-            "project_kubeconfig": str(self.workspace.kubeconfig),
-            "settings": {"services": [SERVICE], "drain": f"{drain_s}s", "follow_projects": follow_projects},
-        }
         config = {
-            "sources": [source],
+            "sources": [self.source("dns", drain_s, follow_projects=follow_projects)],
             "kubeconfigs": {"issuers": [{"name": "token", "type": "token-file", "path": str(directory / "token")}]},
             "listen": [self.workspace.address],
             "http_listen": "off",
@@ -46,6 +38,18 @@ class ServiceProvider:
         file = directory / "config.yaml"
         file.write_text(yaml.safe_dump(config))
         return DaemonProcess(self.workspace.address, "--config", str(file), is_forked=True)
+
+    def source(self, name: str, drain_s: int = 300, *, follow_projects: bool) -> dict[str, Any]:
+        """Return the settings of a source of the service's consumers."""
+        kubeconfig = self.workspace.directory / "provider"
+        kubeconfig.write_bytes(self.kubeconfig)
+        return {
+            "name": name,
+            "kind": "service-consumer",
+            "discovery_kubeconfig": str(kubeconfig),
+            "project_kubeconfig": str(self.workspace.kubeconfig),
+            "settings": {"services": [SERVICE], "drain": f"{drain_s}s", "follow_projects": follow_projects},
+        }
 
     def activate(self, project: str) -> None:
         """Activate the service for a project."""

@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 
 from milo_discovery import DiscoveryClient, Event, EventType
+from milo_sandbox import Sandbox
 from milo_sandbox.milo import PROJECT_UID_LABEL
 from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.daemon import DaemonProcess
 from tests.end_to_end.process.project_server import Projects, ProjectServer
+from tests.end_to_end.process.service_provider import ServiceProvider
 from tests.support.eventually import eventually
 
 NAMES = [f"p-{number:02}" for number in range(53)]
@@ -272,25 +274,32 @@ async def test_clock_that_is_an_hour_behind_that_of_one_server_is_logged(workspa
 
 
 @pytest.mark.parametrize("away", ["projects", "planes"])
-async def test_project_of_both_modes_has_one_cluster_while_the_source_configured_first_is_unavailable(
-    workspace: Workspace, away: str
+@pytest.mark.parametrize("kind", ["project", "service-consumer"])
+async def test_project_of_two_kinds_has_one_cluster_while_the_source_configured_first_is_unavailable(
+    workspace: Workspace, kind: str, away: str
 ) -> None:
     """Without a state file, a restarted daemon learns of its projects by the other source."""
-    projects, planes = ProjectServer(Projects(["bank", "shop"])), workspace.sandbox
-    for name, found in projects.projects.objects.items():
-        planes.control_planes.create(name, labels={PROJECT_UID_LABEL: found["metadata"]["uid"]}, ready=True)
-    async with projects.listening():
-        kinds = {
-            "projects": ("project", projects.kubeconfig(workspace.directory / "projects.kubeconfig")),
-            "planes": ("project-control-plane", str(workspace.kubeconfig)),
-        }
-        sources = [
-            {"name": name, "kind": kinds[name][0], "discovery_kubeconfig": kinds[name][1]}
-            for name in sorted(kinds, key=lambda name: name != away)
+    projects, provider = workspace.sandbox, ServiceProvider(workspace) if kind == "service-consumer" else None
+    async with Sandbox() as planes:
+
+        def create(name: str) -> None:
+            projects.projects.create(name, ready=True)
+            if provider is not None:
+                provider.activate(name)
+
+        for name in ("bank", "shop"):
+            create(name)
+            uid = projects.projects.read(name)["metadata"]["uid"]
+            planes.control_planes.create(name, labels={PROJECT_UID_LABEL: uid}, ready=True)
+        kubeconfig = planes.write_kubeconfig(workspace.directory / "planes")
+        sources: list[dict[str, Any]] = [
+            {"name": "projects", "kind": kind, "discovery_kubeconfig": str(workspace.kubeconfig)},
+            {"name": "planes", "kind": "project-control-plane", "discovery_kubeconfig": str(kubeconfig)},
         ]
-        pages = {"streaming_lists": "off"}
-        settings: dict[str, Any] = {"discovery_kubeconfig": None, "plain_loopback": True, "watch": pages}
-        async with workspace.daemon(sources=sources, **settings) as daemon:
+        if provider is not None:
+            sources[0] = provider.source("projects", follow_projects=True)
+        sources.sort(key=lambda source: source["name"] != away)
+        async with workspace.daemon(sources=sources, discovery_kubeconfig=None) as daemon:
             await daemon.start()
             subscriber = Subscriber(workspace)
             subscriber.connect()
@@ -304,12 +313,13 @@ async def test_project_of_both_modes_has_one_cluster_while_the_source_configured
             await daemon.start()
             async with workspace.client() as client, client.watch(accept_pending_sources=True) as watch:
                 # A subscriber that keeps nothing has them of the other source.
-                others = {f"{name}#{project}" for name in kinds if name != away for project in ("bank", "shop")}
+                (other,) = {"projects", "planes"} - {away}
+                others = {f"{other}#bank", f"{other}#shop"}
                 await daemon.during(read_until(watch, lambda: set(watch.clusters) == others))
                 await daemon.during(subscribers(workspace, 2))
                 await server.start()
                 await daemon.during(read_until(watch, lambda: set(watch.clusters) == wanted))
-            projects.projects.put("later")
+            create("later")
             await daemon.during(eventually(lambda: "projects#later" in subscriber.view))
             assert subscriber.events == ["ENGAGED projects#later"]
             following.cancel()

@@ -7,9 +7,17 @@ import pytest
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.schema.fields import parse_group
 from milo_discoveryd.sources import kind as kinds
-from milo_discoveryd.sources.kind import FixedClusters, IssuerTraits, ProjectServer, SourceKind, SourceOptions
+from milo_discoveryd.sources.kind import (
+    FixedClusters,
+    IssuerTraits,
+    ProjectServer,
+    ProjectUids,
+    SourceKind,
+    SourceOptions,
+)
 from milo_discoveryd.sources.project import ProjectKind
 from milo_discoveryd.sources.project_control_plane import ProjectControlPlaneKind
+from milo_discoveryd.sources.service_consumer import ServiceConsumerKind
 from milo_discoveryd.sources.single import SingleKind
 
 
@@ -32,6 +40,14 @@ def test_kinds_name_the_condition_of_ready_clusters() -> None:
     assert ProjectKind().ready_when == "condition Ready is True"
     assert ProjectControlPlaneKind().ready_when == "condition ControlPlaneReady is True"
     assert SingleKind().ready_when == ""
+
+
+def test_kinds_declare_where_the_uids_of_projects_come_from() -> None:
+    assert ProjectKind().project_uids is ProjectUids.READ
+    assert ProjectControlPlaneKind().project_uids is ProjectUids.STATED
+    consumers = [ServiceConsumerKind(services=("dns",), follow_projects=follows) for follows in (True, False)]
+    assert [kind.project_uids for kind in consumers] == [ProjectUids.READ, ProjectUids.NONE]
+    assert SingleKind().project_uids is ProjectUids.NONE
 
 
 def test_unknown_kind_lists_available_kinds() -> None:

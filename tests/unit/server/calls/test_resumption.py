@@ -8,14 +8,22 @@ import pytest
 from milo_discoveryd.model.removal_limits import FirstList, RemovalLimits
 from milo_discoveryd.server.calls.resumption import DOUBT_S, Resumption
 from milo_discoveryd.server.calls.revision import KnownClusters, Position
+from milo_discoveryd.sources.kind import ProjectUids
 
 NOW, BEFORE = "1" * 16, "0" * 16
 
 
 class Source:
-    def __init__(self, name: str, *, synced: bool = True, is_restored: bool = False, kind: str = "project") -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        synced: bool = True,
+        is_restored: bool = False,
+        project_uids: ProjectUids = ProjectUids.READ,
+    ) -> None:
         self.name = name
-        self.kind = kind
+        self.project_uids = project_uids
         self.synced = synced
         self.is_restored = is_restored
         self.restored_positions: Mapping[str, int] = {BEFORE: 7}
@@ -75,22 +83,24 @@ def test_restored_source_is_shown_if_its_state_file_has_everything_that_the_subs
 
 
 @pytest.mark.parametrize(
-    ("known", "kind", "pending"),
+    ("known", "kept", "shown", "pending"),
     [
-        ({"projects": 3}, "project-control-plane", {"projects", "planes"}),
-        ({"projects": 3, "planes": 1}, "project-control-plane", {"projects"}),
-        ({}, "project-control-plane", {"projects"}),
-        ({"projects": 3}, "project", {"projects"}),
+        ({"kept": 3}, ProjectUids.READ, ProjectUids.STATED, {"kept", "shown"}),
+        ({"kept": 3}, ProjectUids.STATED, ProjectUids.READ, {"kept", "shown"}),
+        ({"kept": 3, "shown": 1}, ProjectUids.READ, ProjectUids.STATED, {"kept"}),
+        ({}, ProjectUids.READ, ProjectUids.STATED, {"kept"}),
+        ({"kept": 3}, ProjectUids.READ, ProjectUids.READ, {"kept"}),
+        ({"kept": 3}, ProjectUids.NONE, ProjectUids.STATED, {"kept"}),
     ],
 )
-def test_projects_that_a_subscriber_keeps_are_not_shown_by_a_source_in_the_other_mode(
-    known: Mapping[str, int], kind: str, pending: set[str]
+def test_projects_that_a_subscriber_keeps_are_not_shown_under_other_keys(
+    known: Mapping[str, int], kept: ProjectUids, shown: ProjectUids, pending: set[str]
 ) -> None:
-    projects, planes = Source("projects", synced=False), Source("planes", kind=kind)
-    waiting = resumption(projects, planes, known=known)
+    kept_source = Source("kept", synced=False, project_uids=kept)
+    waiting = resumption(kept_source, Source("shown", project_uids=shown), known=known)
     waiting.compare_lists(0.0)
     assert waiting.pending == pending
-    projects.synced = True
+    kept_source.synced = True
     waiting.compare_lists(1.0)
     assert waiting.pending == set()
 
