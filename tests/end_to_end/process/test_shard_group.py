@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from milo_discovery import DiscoveryClient, EventType
+from milo_discovery._ownership import OwnershipDeadline, boottime
 from tests.end_to_end.matrix.cell import create_hub, pod, record, sharding
 from tests.end_to_end.matrix.validator import Validator
 from tests.end_to_end.process.conftest import Workspace
@@ -22,7 +23,8 @@ pytestmark = [pytest.mark.nightly, pytest.mark.timeout(400)]
 MEMBERS = 3
 NAMES = [f"p-{number:02}" for number in range(24)]
 SETTLED_WITHIN_S = 120.0
-RENEWED_WITHIN_S = 11.0
+RESTART_S = 16.0
+"""How long the ownership of a subscriber must last when its daemon is killed, so that the next process renews it."""
 WITHOUT_OWNER_S = 51.0
 """How long clusters of a killed member have no owner at most, by docs/sharding.md."""
 
@@ -37,6 +39,8 @@ class Group:
         self.validator = Validator(is_shared=True)
         self.told: list[str] = []
         """The engagements and disengagements that the first member's subscriber was told."""
+        self._ownership: OwnershipDeadline | None = None
+        """The ownership of the first member's subscriber."""
         self.daemons = [self._daemon(number) for number in range(MEMBERS)]
 
     def _daemon(self, number: int) -> DaemonProcess:
@@ -76,6 +80,8 @@ class Group:
             DiscoveryClient(self._address(number)) as client,
             client.watch(accept_pending_sources=True) as watch,
         ):
+            if number == 0:
+                self._ownership = watch._subscription.ownership
             async for event in watch:
                 record(self.validator, f"subscriber-{number}", event)
                 if number == 0 and event.type in (EventType.ENGAGED, EventType.DISENGAGED):
@@ -97,6 +103,14 @@ class Group:
             within_s=SETTLED_WITHIN_S,
         )
         assert not self.validator.breaches, "; ".join(self.validator.breaches)
+
+    async def kill_first(self) -> None:
+        """Kill the first member once its subscriber's ownership outlasts a restart.
+
+        A subscriber that loses its ownership begins as a new one, to which the daemon sends its state file.
+        """
+        await eventually(lambda: self._ownership is not None and self._ownership.until - boottime() > RESTART_S)
+        await self.daemons[0].kill()
 
     @property
     def view(self) -> set[str]:
@@ -168,14 +182,13 @@ async def test_second_restart_of_a_member_while_a_source_is_away_brings_no_clust
             found.put("a", name)
         await found.settled()
         found.told.clear()
-        await member.kill()
+        await found.kill_first()
         found.file.write_bytes(outdated)
         await a.stop()
         for run in range(2):
             await member.start()
             await found.told_of_one("b", f"run-{run}")
-            await asyncio.sleep(RENEWED_WITHIN_S)  # an ownership that ends meanwhile ends all clusters
-            await member.kill()
+            await found.kill_first()
         await member.start()
         await a.start()
         await found.told_of_one("a", "later")
