@@ -1,4 +1,4 @@
-"""The credentials in issued kubeconfigs: where they come from (`issuers`), and what is valid.
+"""The credentials in issued kubeconfigs: their issuers, and their validation.
 
 No error or log message of this package contains a secret.
 """

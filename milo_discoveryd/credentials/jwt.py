@@ -32,7 +32,7 @@ _HEADER = msgspec.json.Decoder(_JwtHeader)
 
 
 def claims(token: str) -> JwtClaims | None:
-    """Return the claims, or None if the token is not a JWT.
+    """Return the claims, or None if the token is not a JWT or is too long.
 
     Raises ValueError if they are malformed. The message does not quote the token.
     """
@@ -47,7 +47,9 @@ def claims(token: str) -> JwtClaims | None:
         return _CLAIMS.decode(_decoded(parts[1]))
     except (msgspec.MsgspecError, binascii.Error, ValueError, RecursionError):
         # msgspec's message may contain what it read.
-        raise ValueError("malformed claims: exp, nbf and iat must be numbers, aud and sub strings") from None
+        raise ValueError(
+            "malformed claims: exp, nbf and iat must be numbers, sub a string, and aud a string or a list of strings"
+        ) from None
 
 
 def _decoded(part: str) -> bytes:

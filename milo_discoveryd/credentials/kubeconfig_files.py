@@ -234,7 +234,7 @@ def _is_directory(entry: "os.DirEntry[str]") -> bool:
     try:
         return entry.is_dir()
     except OSError:
-        return False  # a symbolic link to itself: reading it reports the error
+        return False  # such as a symbolic link to itself: reading it reports the error
 
 
 def _opened(descriptor: int, path: Path) -> Path:

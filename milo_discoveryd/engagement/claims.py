@@ -55,8 +55,8 @@ class ValueClaims(ABC):
 
     what: str
     trusts_servers: bool
-    """Whether a claim on a value that is not in the object precedes the others on all API servers; otherwise only those
-    of the same server."""
+    """Whether a claim on a value that is not in the object precedes the claims of objects on all API servers, and not
+    only those of objects on the same server."""
 
     def __init__(self) -> None:
         self.is_active = False

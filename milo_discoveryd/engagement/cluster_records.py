@@ -30,7 +30,7 @@ class ClusterRecord(msgspec.Struct, kw_only=True, gc=False):
     """The time at which `state` last changed."""
     message: str = ""
     present: ObjectFields | Target | None = None
-    """The fields that authorization scopes match, if the object was last seen in a state that is not engaged."""
+    """The fields that authorization scopes match, if the last observation of the object did not engage the cluster."""
     former: Cluster | None = None
     """The cluster as it was last engaged, if it is not engaged now."""
     past: tuple[RecordedTransition, ...] = ()
@@ -78,7 +78,7 @@ class ClusterRecords:
         self.engaged = 0
         self.by_key: dict[str, ClusterRecord] = {}
         self._absent: dict[str, None] = {}
-        """Keys of clusters without an object, oldest first."""
+        """Keys of clusters in forgettable states, oldest first."""
         self._counts = dict.fromkeys(ObjectState, 0)
 
     def count(self, state: ObjectState) -> int:
@@ -103,11 +103,12 @@ class ClusterRecords:
         return self.note_absent(name, state)
 
     def keep(self, name: str) -> None:
-        """Prevent a record from being dropped as absent."""
+        """Exempt a record from the limit of records in forgettable states."""
         self._absent.pop(name, None)
 
     def note_absent(self, name: str, state: ObjectState) -> str | None:
-        """Limit the number of records in such states. Return the key of the record that is dropped, if any."""
+        """Count a record in a forgettable state toward their limit. Return the key of the record that is dropped, if
+        any."""
         self._absent.pop(name, None)
         if state not in FORGETTABLE_STATES:
             return None

@@ -1,13 +1,15 @@
 """The reconciliation of each cluster's desired state with the engaged state.
 
 Only this module writes to the change log. `commit` applies what the source reported, `end_overdue` disengages clusters
-whose grace period is over, `set_connectivity` and `disengage_unreachable` apply the results of probes, and `contest`,
+whose grace period is over, `end_drain` those whose drain has ended, `reassign` and `lose` apply changes of ownership
+within a shard group, `set_connectivity` and `disengage_unreachable` apply the results of probes, and `contest`,
 `end_contested` and `begin_uncontested` those of comparing claims on one UID or address.
 
-A disengagement is planned if the cluster's API server stays available: the object is not ready, or left the selector.
-Such a cluster drains first, if a subscriber confirms releases. All other disengagements are immediate, even during a
-drain: the object was deleted or replaced, the API server is unreachable, or another object has an earlier claim on the
-UID or address.
+A disengagement is planned if the cluster's API server stays available: the object is not ready, left the selector or
+was withdrawn by its source, or another member of the shard group owns the cluster. Such a cluster drains first, if a
+subscriber confirms releases. All other disengagements are immediate, even during a drain: the object was deleted or
+replaced, or belongs to another organization, the API server is unreachable, the ownership was lost, or the object's
+claim on the UID or address is not valid.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -130,7 +132,7 @@ class Engagements:
         for name in self.not_ready.take_overdue(self.engaged, now.steady):
             record = self._known(name)
             reason = MEANINGS[record.state].ends
-            assert reason is not None, "the grace period of a cluster that its state does not disengage"
+            assert reason is not None, "the state of a cluster with a grace period does not disengage it"
             events += self._plan_end(record, reason, record.message, now)
         return events
 
@@ -181,7 +183,7 @@ class Engagements:
         record.present, record.message = target, message
 
     def needs_probe(self, name: str, incarnation: int) -> bool:
-        """Return whether a probe of that cluster is still needed."""
+        """Return whether a probe of the cluster is still needed."""
         record = self._records.by_key.get(name)
         return (
             record is not None
@@ -225,7 +227,7 @@ class Engagements:
     # --- claims of several objects ---
 
     def contest(self, observation: Ready, problem: str, now: Moment) -> list[Event]:
-        """Record that a ready object must not stand for its cluster, which stays as it is if it is engaged."""
+        """Record that a ready object must not stand for its cluster. An engaged cluster stays as it is."""
         contested = Malformed(observation.name, observation.uid, observation.version, problem)
         self.report_malformed(contested)
         self._contested[observation.name] = observation
@@ -319,7 +321,7 @@ class Engagements:
     def _record(
         self, record: ClusterRecord | None, observation: Observation, state: ObjectState, now: Moment
     ) -> ClusterRecord:
-        """Return the record of the observed object, in that state. `record` is the cluster's existing one."""
+        """Create or update the record of an observed object, and return it. `record` is the cluster's existing one."""
         if record is None:
             record = self._records.add(observation, state, now)
             if state in FORGETTABLE_STATES:
@@ -419,7 +421,10 @@ class Engagements:
 
 
 def _stays_unreachable(record: ClusterRecord, observation: Ready) -> bool:
-    """Update a cluster disengaged as unreachable; return False if it is another object or has another endpoint."""
+    """Return whether a cluster stays disengaged as unreachable, and update its record if so.
+
+    It does not if it has another endpoint or belongs to another object.
+    """
     if record.state is not ObjectState.UNREACHABLE or observation.uid not in ("", record.uid):
         return False
     assert record.former is not None, "the unreachable cluster was never engaged"

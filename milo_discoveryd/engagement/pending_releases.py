@@ -4,7 +4,8 @@ deadline.
 A cluster waits for each subscriber that confirms releases and whose view contains it. A subscriber whose stream was
 interrupted goes on working and will reconnect, so it is remembered for `REMEMBERED_S`, unless it ends its
 subscription. A drain also waits for subscribers that connect during the drain, because they receive the cluster. After
-a restart, the subscribers of the earlier run are unknown, so a drain waits for `REMEMBERED_S` for the first to connect.
+a restart, the subscribers of the earlier run are unknown, so a drain waits for the first to connect, until
+`REMEMBERED_S` after the restart.
 """
 
 import heapq
@@ -188,9 +189,9 @@ class PendingReleases:
         return True
 
     def update_drain(self, cluster: Cluster) -> bool:
-        """Apply a change of a cluster. Return whether it drains and has left the views of all awaited subscribers.
+        """Apply a change of a cluster. Return whether its drain is over, because the cluster left a subscriber's view.
 
-        It is disengaged for them at once, as for any subscriber whose filter it leaves.
+        The cluster is disengaged for that subscriber at once, as for any subscriber whose filter it leaves.
         """
         name = cluster.target.name
         drain = self._drains.get(name)

@@ -24,11 +24,11 @@ FIRST_RENEWAL = (0.1, 0.42)
 REFRESH = (0.5, 0.6)
 """The part of a credential's life after which holders are to fetch the next one. By then it has been renewed."""
 BACKOFF_S = (0.5, 15.0)
-"""The first and the longest wait between attempts; it doubles in between."""
+"""The first and the longest wait between attempts; the wait doubles with each failure."""
 BACKOFF_SHARE = 0.025
 """While a credential is held, no backoff is longer than this share of its life."""
 MAX_RENEWAL_S = 3600.0
-"""A long-lived credential is renewed after this time as well, because it may have been replaced."""
+"""The approximate maximum time until a renewal: even a long-lived credential may have been replaced at its issuer."""
 UNCHANGED_RETRY_SHARE = 0.1
 """If an issuer returns the same credential, the next request follows after this share of the remaining life."""
 UNCHANGED_RETRY_S = (0.2, 60.0)

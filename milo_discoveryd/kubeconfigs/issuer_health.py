@@ -14,4 +14,4 @@ class IssuerHealth(msgspec.Struct, frozen=True):
     """Earliest expiry of the credentials held from this issuer; None if none is held."""
     leases: int
     failing: Mapping[str, int] = {}
-    """Clusters that fail to get a credential of their own, by reason."""
+    """The number of clusters that get no credential of their own, or whose API servers reject it, by reason."""

@@ -24,7 +24,7 @@ from milo_kube.credential import Credential
 from milo_kube.label_selector import Selector
 
 REJECTED = "rejected"
-"""The reason of clusters whose API servers answer 401 to the issued credential."""
+"""The reason for clusters whose API servers answer 401 to the issued credential."""
 NO_ISSUER = "no credential issuer is configured, so this daemon issues no kubeconfigs"
 
 
@@ -120,8 +120,8 @@ class Kubeconfigs:
         if not self._assigned:
             raise NoIssuerError(NO_ISSUER)
         raise NoIssuerError(
-            f"no credential issuer covers {cluster.target.name}: its labels match none of kubeconfigs.issuers"
-            f"{'' if terms.issuers is None else ' that the rule for this caller allows'}"
+            f"no credential issuer covers {cluster.target.name}: its labels and source match no entry of "
+            f"kubeconfigs.issuers{'' if terms.issuers is None else ' that the rule for this caller allows'}"
         )
 
     def held(self, cluster: Cluster) -> Credential | None:

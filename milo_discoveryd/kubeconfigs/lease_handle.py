@@ -24,7 +24,7 @@ FIRST_CREDENTIAL_TIMEOUT_S = 10.0
 FRESH_CREDENTIAL_TIMEOUT_S = 2.0
 """How long a caller waits for a fresh credential if an old but valid one is held."""
 CA_RETRY_AFTER_S = 5.0
-"""How long callers wait if the file with the CA of a cluster cannot be read."""
+"""The retry delay of callers if the file with the CA of a cluster cannot be read."""
 NOT_OWNED = "this daemon's Lease in the shard group was not renewed in time, so another daemon may own the cluster"
 
 
@@ -41,7 +41,7 @@ class CredentialUnavailableError(CredentialError):
 
 
 class Issuance:
-    """What issuing kubeconfigs needs besides credentials: addresses and CAs, metrics, the audit log, and clocks."""
+    """The dependencies of issuing kubeconfigs besides credentials: addresses, CAs, metrics, audit log and clocks."""
 
     def __init__(
         self,

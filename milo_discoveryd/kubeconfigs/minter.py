@@ -145,7 +145,7 @@ class Minter:
     def drop(self, cluster: Cluster) -> None:
         """Discard the leases of a disengaged cluster, including the result of a mint in flight."""
         self._leases.drop(cluster)
-        # Even without a lease: an earlier run of the daemon may have minted for this cluster.
+        # Revoke even without a lease: an earlier run of the daemon may have minted for this cluster.
         if self._revocations is not None and self.issuer.scope is Scope.CLUSTER:
             self._revocations.add(cluster)
 

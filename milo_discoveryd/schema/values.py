@@ -320,7 +320,8 @@ def object_name(value: object) -> str:
 
 
 def subject_template(value: object) -> str:
-    """Parse a name in a certificate, with placeholders."""
+    """Parse the template of a certificate's subject name (common name or organization), with the placeholders `{name}`
+    and `{uid}`."""
     text = str(value)
     if not _filled(text, ("name", "uid")).isprintable() or not text.strip():
         raise ValueError('must be a name, such as "milo-operator:{name}"')

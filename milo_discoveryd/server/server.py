@@ -57,7 +57,7 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc]
     ) -> None:
         # The servicer keeps the request, and its name as a key, for as long as the call.
         if request.ByteSize() > _HEALTH_REQUEST_BYTES:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "service: longer than any name of a service")
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "service: longer than any service name")
         await super().Watch(request, context)
 
 

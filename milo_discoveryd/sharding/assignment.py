@@ -87,7 +87,7 @@ class FleetAssignment:
     def lost(self) -> Iterator[str] | None:
         """Return the clusters that this daemon no longer owns and that are still draining; None if that is unknown.
 
-        Subscribers of an earlier run may keep clusters that the first list of this one lacks, until it is verified.
+        Until the first list of this run is verified, subscribers of an earlier run may keep clusters that it lacks.
         """
         waiting = self._fleet.waiting
         if any(

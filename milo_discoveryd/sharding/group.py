@@ -106,7 +106,7 @@ class GroupRequests:
 
 
 class _Application(msgspec.Struct):
-    """An ownership as it was last applied."""
+    """The ownership that was last applied."""
 
     ownership: Ownership | None = None
     is_complete: bool = False

@@ -193,7 +193,10 @@ def _member(lease: _Lease, name: str) -> MemberLease:
 
 
 def _unreadable(lease: _Lease, name: str, names: LeaseNames, error: Exception) -> MemberLease:
-    """Return the Lease of a member that may be running. A running one of another format renews it."""
+    """Return a malformed Lease. It counts as held, because its member may be running.
+
+    A running member with another format renews its Lease, which changes the term returned here.
+    """
     return MemberLease(
         member=name,
         version=lease.version,

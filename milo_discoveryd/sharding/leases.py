@@ -1,5 +1,6 @@
-"""The Leases of a group, as its members see them: one for each member, and one for the view. The requests of a member
-to the Lease API; writes contain the resource version that they replace.
+"""The Leases of a shard group, one for each member and one for the view, and a member's requests to the Lease API.
+
+Writes contain the resource version that they replace.
 """
 
 from collections.abc import Mapping
@@ -41,7 +42,8 @@ class MemberLease(msgspec.Struct, frozen=True, kw_only=True):
     def write_id(self) -> str:
         """Return an identifier of this write, unique among all writes of the Lease.
 
-        Malformed writes count as one, since they are not renewals by the member.
+        Writes that are malformed in the same way count as one, since they are not renewals by the member. Writes in
+        another format count separately: see `lease_objects`.
         """
         return f"{self.term} {self.problem}" if self.problem else f"{self.version} {self.holder} {self.renewal}"
 

@@ -17,7 +17,7 @@ Safety rests on these rules:
   view, left or been evicted. So a key has at most two possible owners: the present one, and the former one that has
   not released it. With the acknowledgment, a member lists the keys that it has not released, which no other engages.
 - A newcomer acknowledges the view, and so enters the next one, only when it may engage clusters: former owners release
-  what the view takes from them at once.
+  at once what the view takes from them.
 - Malformed data is not evidence: a malformed Lease counts as one that is not renewed, and a member whose own Lease was
   changed by others ends its term.
 - A process that started, or was interrupted, engages nothing until every other member has renewed its Lease since then:
@@ -117,7 +117,7 @@ class Member:
 
     @property
     def is_settled(self) -> bool:
-        """Whether the view contains all present members, and each has acknowledged it."""
+        """Whether the view contains all present members, each has acknowledged it, and none has clusters to release."""
         view, group = self._view, self.state.group
         return (
             view is not None
@@ -141,8 +141,8 @@ class Member:
                 yield lease.problem
             elif state.lease is None and lease.member == self.name and self._must_wait_for(lease, state.group):
                 yield (
-                    f"another process ({lease.holder}) holds the Lease of member {self.name}: this one joins when that "
-                    "one has ended; if both are to run, give them different names (sharding.member)"
+                    f"another process ({lease.holder}) holds the Lease of member {self.name}: this process joins after "
+                    "the other has ended; if both are to run, give them different names (sharding.member)"
                 )
             elif lease.is_held and state.lease is not None and lease.fleet != state.lease.fleet:
                 yield (
@@ -452,8 +452,8 @@ class Member:
 
     def _lose_term(self, now: float) -> None:
         self._interrupt(now)
-        # A new term shows other members that the handlers of this member have ended, and those of the process that had
-        # the term before.
+        # A new term shows other members that the handlers of the former term have ended, including those of a process
+        # that had the term before this one.
         self._set(rejoin_at=max(now + self._timing.margin_s, self.state.acknowledge_at))
         self._set(
             lease=None, attempts=(), latest_view=None, renewed_at=-inf, drained=0, pending=frozenset(), has_held=True
@@ -540,7 +540,8 @@ class Member:
         return staying == self._next_members(group)
 
     def _next_members(self, group: GroupState) -> dict[str, ViewMember]:
-        """Return the candidates without newcomers that may not engage clusters yet. The first view has all."""
+        """Return the candidates without newcomers that may not engage clusters yet. The first view has all
+        candidates."""
         view, candidates = group.view, self.state.candidates.members
         if view is None:
             return dict(candidates)
@@ -557,9 +558,9 @@ class Member:
         return self.state.latest_view if group is not None and self._is_authoritative(group) else None
 
     def _is_authoritative(self, group: GroupState) -> bool:
-        """Return whether no member has acknowledged a later view than the one that was read.
+        """Return whether no held Lease acknowledges a later view than the one that was read.
 
-        A member that follows this view already ignores what other Leases acknowledge.
+        Once this member follows the view that was read, the acknowledgments in other Leases no longer matter.
         """
         if self.state.latest_view is not None and self.state.latest_view == group.view:
             return True
@@ -567,7 +568,7 @@ class Member:
         return not any(lease.acknowledged > latest and lease.is_held for lease in group.members.values())
 
     def _unsettled(self, view: View, members: Mapping[str, ViewMember], now: float) -> Iterator[str]:
-        """Yield the members that may still own what the view took from them."""
+        """Yield the members that have not acknowledged the view, and may still own what it took from them."""
         group = self.state.group
         assert group is not None
         for name, member in members.items():

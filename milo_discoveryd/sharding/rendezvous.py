@@ -21,6 +21,6 @@ def score(key: str, member: str, weight: float) -> float:
 
 
 def owner(key: str, weights: Mapping[str, float]) -> str | None:
-    """Return the member with the highest score; None without members. Of equal scores, the last name by order wins."""
+    """Return the member with the highest score; None without members. A tie goes to the name that sorts last."""
     best = max(((score(key, member, weight), member) for member, weight in weights.items()), default=None)
     return None if best is None else best[1]

@@ -79,16 +79,17 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     terms: int = 0
     rejoin_at: float = -inf
     latest_view: View | None = None
-    """The latest view that was received."""
+    """The latest view that was read or written."""
     resumed_at: float | None = None
     """When the first renewal since the last interruption started; None while fenced."""
     unconfirmed: Mapping[str, str] | None = None
-    """Writes of the other members' Leases that have not changed since `resumed_at`; None before the first read."""
+    """The last write of each other member's Lease that has not changed since `resumed_at`; None before the first
+    read."""
     engage_at: float = -inf
     acknowledge_at: float = -inf
     drained: int = 0
     """The latest view for which the clusters that it took from this member are released, except `pending`."""
     pending: frozenset[str] = frozenset()
     problem: str = ""
-    """Why the member left its term and joins again."""
+    """Why the member ended its term and joins again."""
     intent: Intent = Intent.STAY

@@ -83,7 +83,7 @@ def test_received_kubeconfig_needs_no_cluster() -> None:
         (LOCAL, {"cluster": {"insecure-skip-tls-verify": True}}, "set certificate-authority-data"),
         (LOCAL, {"user": {"username": CANARY, "password": CANARY}}, "user has password, username: API servers"),
         (LOCAL, {"user": {"as": CANARY, "as-uid": CANARY}}, "impersonates another user"),
-        (LOCAL, {"user": {"unheard-of": CANARY}}, "user has unheard-of: it is not supported"),
+        (LOCAL, {"user": {"unheard-of": CANARY}}, "user has unheard-of: not supported"),
         (LOCAL, {"user": {"token": 5}}, "wrong type of token: it must be a string"),
         (LOCAL, {"user": {"exec": "rm"}}, "wrong type of exec: it must be a mapping"),
         (LOCAL, {"user": {"token": f"{CANARY} x"}}, "not a bearer token"),

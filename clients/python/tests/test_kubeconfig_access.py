@@ -91,7 +91,7 @@ def changed(content: bytes, part: str, **fields: object) -> bytes:
     ],
 )
 def test_kubeconfig_with_unknown_field_is_rejected(part: str, fields: dict[str, object]):
-    with pytest.raises(UnusableKubeconfig, match="is not one that the daemon writes"):
+    with pytest.raises(UnusableKubeconfig, match="the daemon does not write such kubeconfigs"):
         read_access(changed(text(token=CANARY), part, **fields))
 
 

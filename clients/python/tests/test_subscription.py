@@ -81,8 +81,8 @@ def test_kubeconfig_with_a_credential_plugin_is_omitted_from_its_event(caplog):
     assert (first.kubeconfig, caplog.messages) == (
         None,
         [
-            "kubeconfig of cluster 'a' refused: the kubeconfig is not one that the daemon writes: "
-            "user has exec: it is not supported"
+            "kubeconfig of cluster 'a' refused: the daemon does not write such kubeconfigs: "
+            "user has exec: not supported"
         ],
     )
     assert second.kubeconfig is not None

@@ -63,7 +63,7 @@ class Policy:
     cluster: frozenset[str]
     user: frozenset[str] | None
     """None: the user is not read."""
-    instead: str = "it is not supported"
+    instead: str = "not supported"
     """The advice about a field that only other policies allow."""
     needs_server: bool = True
     is_exact: bool = False

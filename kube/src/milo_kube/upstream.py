@@ -238,9 +238,7 @@ class _Loader(msgspec.Struct):
         if "\0" in file:
             self._give_up("refers to a file whose path contains a NUL character")
         if ".." in Path(file).parts:
-            self._give_up(
-                f"refers to {file}: relative paths must not leave the kubeconfig's directory; use an absolute path"
-            )
+            self._give_up(f'refers to {file}: a path must not contain ".."; use an absolute path without it')
         return self.path.absolute().parent / file
 
     def _give_up(self, *problems: str) -> NoReturn:

@@ -169,7 +169,7 @@ class TokenRequestIssuer:
             try:
                 return await self._request(request.ttl_s, bound)
             except _GoneError:
-                del self._bound[identity]  # the Secret was deleted by others: the next attempt creates another
+                del self._bound[identity]  # the Secret may have been deleted: the next attempt creates another
                 raise
 
     async def unbound(self, ttl_s: float) -> IssuedCredential:
@@ -222,10 +222,12 @@ class TokenRequestIssuer:
         hint = _NOT_SERVED if answer.status == 404 else ""
         if bound is not None and answer.status in (404, 409):
             raise _GoneError(
-                f"{self._origin} no longer has the Secret or the service account to {what}{hint}", of_cluster=True
+                f"{self._origin} could not {what} ({answer.status}): the Secret or the service account no longer "
+                f"exists{hint}",
+                of_cluster=True,
             )
         if hint:
-            raise BackendError(f"{self._origin} has no service account to {what} (404){hint}")
+            raise BackendError(f"{self._origin} could not {what} (404): the service account does not exist{hint}")
         if answer.status not in (200, 201):
             account = f"resourceNames [{self._tokens.service_account}], in namespace {self._tokens.namespace}"
             rule = f"create serviceaccounts/token, {account}"
@@ -332,7 +334,7 @@ class TokenRequestIssuer:
 
 
 class _GoneError(BackendError):
-    """The Secret that the token was to be bound to does not exist."""
+    """The Secret to bind a token to, or the service account, does not exist."""
 
 
 def _digest(text: str) -> str:

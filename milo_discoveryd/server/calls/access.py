@@ -135,7 +135,7 @@ class CallContext:
             quotas.close_stream(self._quota_keys, filter_bytes)
 
     def shares_quotas(self, other: Caller) -> bool:
-        """Return whether quotas count the other caller as this one."""
+        """Return whether the other caller shares a quota with this one."""
         return not frozenset(self._quota_keys).isdisjoint(quota_keys(other))
 
     def take_kubeconfig(self) -> float:

@@ -101,7 +101,7 @@ def engagement(
     grace_until: float | None = None,
     ready_when: str = "",
 ) -> pb.Engagement:
-    """Convert an engagement.
+    """Convert the record of a cluster to its engagement.
 
     `confirming`: why a reported deletion is not confirmed yet; None if none was reported. `elsewhere`: why this
     daemon must not engage the cluster; None if it may. `grace_until`: the result of `Engagements.grace_until`.
@@ -193,7 +193,7 @@ def _fill_timestamp(message: Timestamp, seconds: float) -> None:
 
 @lru_cache(maxsize=256)
 def _seconds_and_nanos(seconds: float) -> tuple[int, int]:
-    """Cached, because all clusters of a list were engaged at the same time."""
+    """Split a time. Cached, because all clusters of a list were engaged at the same time."""
     whole, rest = divmod(round(seconds * 1e6), 1_000_000)
     return whole, rest * 1000
 

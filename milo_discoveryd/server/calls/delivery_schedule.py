@@ -89,7 +89,7 @@ class DeliverySchedule:
         self._paused_until = self.clock() + wait_s
 
     def await_lease(self, delivery: Delivery, key: LeaseKey) -> None:
-        """Plan no kubeconfig of the cluster until its lease has another credential."""
+        """Schedule the cluster's next kubeconfig when its lease gets another credential."""
         self._stop_waiting(delivery.name)
         delivery.waits_for = key
         self._waiting[key].add(delivery.name)
@@ -107,7 +107,7 @@ class DeliverySchedule:
         self._deliveries.pop(name, None)
 
     def follow_wall_clock(self) -> None:
-        """Reschedule all deliveries if the wall clock was set or the machine was suspended: they would be late."""
+        """Reschedule all deliveries if the wall clock was set or the machine was suspended, so that none is late."""
         ahead = self._wall() - self.clock()
         if abs(ahead - self._ahead) > JUMP_S:
             self._ahead = ahead

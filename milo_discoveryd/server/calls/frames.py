@@ -52,7 +52,7 @@ def batch(
     pending_sources: Iterable[str] = (),
     sharded: bool = False,
 ) -> bytes:
-    """Return the message with these encoded events."""
+    """Serialize the message of a batch, whose events are serialized already."""
     rest = pb.WatchClustersResponse(
         revision=revision,
         previous_revision=previous_revision,

@@ -54,7 +54,7 @@ class KubeconfigRotation:
 
     @contextmanager
     def subscribed(self, wake: Callable[[], None]) -> Iterator[None]:
-        """Call `wake` when a credential arrives that a delivery waits for, or the caller's token was reviewed."""
+        """Call `wake` when a lease has a new credential, or the caller's token was reviewed."""
 
         def lease_changed(key: LeaseKey, replaced: str) -> None:
             self._schedule.lease_changed(key, replaced)
@@ -124,7 +124,8 @@ class KubeconfigRotation:
 
     @property
     def due_in_s(self) -> float:
-        """Seconds until `take_due` returns an event; infinite while nothing is scheduled."""
+        """Seconds until `take_due` may return an event; infinite while nothing is scheduled, or while a due kubeconfig
+        waits for a review of the caller's token."""
         due_in_s = self._schedule.due_in_s
         return due_in_s if due_in_s > 0 or self._call.freshness.is_fresh() else math.inf
 

@@ -24,7 +24,8 @@ def subscription(caller: Caller, name: str, view: ClusterView, filter_bytes: int
 def must_note(
     asked: ReleaseRequest, record: ClusterRecord | None, key: SubscriberKey, releases: PendingReleases, epoch: str
 ) -> bool:
-    """Return whether a release is new; False if it is repeated. `record` is limited to what the caller may see.
+    """Return whether to record a release; False if it has no effect, such as a repeated one. `record` is None if the
+    caller may not see it.
 
     Raises NotFoundError and PreconditionError.
     """

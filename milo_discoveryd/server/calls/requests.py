@@ -23,7 +23,7 @@ MAX_SELECTOR_LENGTH = 8 * 1024
 MAX_REQUIREMENTS = 64
 """Maximum requirements of a label selector. Each is evaluated for each cluster at each change."""
 MAX_VALUES = 5000
-"""Maximum names in a filter, and maximum organizations."""
+"""Maximum number of names, of organizations and of sources in a filter."""
 MAX_PAGE_SIZE = 5000
 DEFAULT_PAGE_SIZE = 500
 HEARTBEAT_BOUNDS_S = (1.0, 3600.0)

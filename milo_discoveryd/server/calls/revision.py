@@ -172,8 +172,8 @@ def longest(sources: int) -> int:
 
 
 def parse(text: str, sources: Iterable[str] | None = None) -> Position | None:
-    """Parse a revision, with the counts of these sources, or of all. Return None for any text that the daemon did not
-    write: such a caller receives a snapshot."""
+    """Parse a revision, with the counts of these sources, or of all. Return None for text in any other form: the
+    subscriber then receives a snapshot. The signature is not verified."""
     form = _FORM.fullmatch(text)
     if form is None:
         return None

@@ -373,7 +373,7 @@ def _credential_errors(call: CallContext) -> Iterator[None]:
 
 
 _FIELD_OVERHEAD = 5
-"""The size of the tag and length of one cluster within a page."""
+"""The maximum size, in bytes, of the tag and length prefix of one cluster in a page."""
 
 
 async def _completed(steps: Generator[None, None, Page]) -> Page:

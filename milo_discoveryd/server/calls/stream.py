@@ -374,7 +374,7 @@ class WatchStream:
     async def _resume_from(self) -> int | None:
         position = self._resumption.position
         if position is None or position.epoch != self._options.epoch:
-            return None  # a revision of another run, or a forged one
+            return None  # no revision, one that the daemon cannot parse, or one of another run
         if not self._revisions.is_own(self._asked.resume_revision, self._view.holder):
             self._view.call.refused("REVISION_OF_ANOTHER", call="WatchClusters")
             await self._view.call.penalize_miss()  # a snapshot is expensive

@@ -13,7 +13,7 @@ HANDOUT_MAX_AGE_S = 10.0
 STREAM_MAX_AGE_S = 60.0
 """The interval between reviews of a running stream's token."""
 GRACE_S = 300.0
-"""How long after the last review a stream still gets kubeconfigs while the API server is unreachable."""
+"""How long after the last review a stream still gets kubeconfigs while no review is possible."""
 RETRY_S = 5.0
 
 

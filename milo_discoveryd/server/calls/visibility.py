@@ -60,7 +60,7 @@ def visible_counts(records: Iterable[tuple[str, ClusterRecord]], scope: ClusterS
 
 
 def _counts(states: Mapping[ObjectState, int], engaged: int, unreachable: int, draining: int) -> VisibleCounts:
-    """Count states, engaged clusters, and those of the engaged ones that are unreachable or about to be disengaged."""
+    """Return the counts by field of `FleetCounts`. Unreachable and draining clusters are engaged too."""
     counts = Counter(engaged=engaged, unreachable=unreachable, draining=draining)
     for state, meaning in MEANINGS.items():
         if meaning.count:

@@ -82,7 +82,7 @@ class Acceptor:
         """Whether gRPC is being stopped, and closes connections for that reason."""
 
     def bind(self, server: grpc.aio.Server) -> None:
-        """Bind the socket. Raises StartError."""
+        """Bind gRPC to the inner socket, and check the TLS files. Raises StartError."""
         if self._tls is not None:
             self._tls.context()
         self._inner_socket.bind(server)

@@ -35,10 +35,10 @@ def fit_connections(listeners: Sequence[Listener], descriptors: int) -> list[Lis
 class ConnectionSlots(Generic[T]):
     """The connections of one listener.
 
-    When all slots are taken, an owner with fewer connections takes one from the owner with the most, and one without
-    any takes the one that has been idle for longest. So no owner is locked out by others, and a single owner may have
-    all. Unauthenticated connections have slots of their own, about an eighth of the limit; one network may use half of
-    them.
+    When all slots are taken, an owner with fewer connections takes a slot from the owner with the most, and an owner
+    without connections takes the slot of the connection that has been idle for longest. So no owner is locked out by
+    others, and a single owner may have all slots. Unauthenticated connections have slots of their own, about an eighth
+    of the limit; one network may use half of them.
     """
 
     def __init__(self, limit: int) -> None:
@@ -71,8 +71,8 @@ class ConnectionSlots(Generic[T]):
     def authenticate(self, connection: T, owners: Iterable[str]) -> T | None:
         """Count the connection for each of its owners: a certificate with more names gets no larger share.
 
-        If it takes the slot of another connection, remove and return that. Raises ConnectionLimitError if no other
-        owner has more connections, unless these owners have none and a connection is idle.
+        If it takes the slot of another connection, remove and return the other one. Raises ConnectionLimitError if
+        there is no slot for it: see the class.
         """
         owners, evicted = frozenset(owners), None
         if len(self._authenticated) >= self._limit:

@@ -75,7 +75,7 @@ class SocketFile:
         before = self._state
         if before is None or (present.device, present.inode) != (before.device, before.inode):
             return f"{path} was replaced by another file"
-        return f"the mode, owner or name of {path} was changed"
+        return f"the mode, owner, group or number of hard links of {path} was changed"
 
     def close(self) -> None:
         """Remove the socket unless it was replaced, and release the lock."""

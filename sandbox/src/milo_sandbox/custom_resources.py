@@ -1,5 +1,6 @@
 """The resource CustomResourceDefinition, with the validation of an API server."""
 
+import json
 from collections.abc import Iterator
 
 from milo_sandbox.resources import OPEN, Cause, Column, Document, ResourceDefinition
@@ -8,11 +9,12 @@ from milo_sandbox.resources import OPEN, Cause, Column, Document, ResourceDefini
 def _violations(definition: Document) -> Iterator[Cause]:
     """Return the violations of a definition that its schema does not detect."""
     spec = definition["spec"]
-    name = f"{spec['names']['plural']}.{spec['group']}"
-    if definition["metadata"].get("name") != name:
-        yield _invalid("metadata.name", f'must be spec.names.plural+"."+spec.group: {name}')
+    name = definition["metadata"].get("name", "")
+    if name != f"{spec['names']['plural']}.{spec['group']}":
+        yield _invalid("metadata.name", name, 'must be spec.names.plural+"."+spec.group')
     if sum(1 for each in spec["versions"] if each["storage"]) != 1:
-        yield _invalid("spec.versions", "must have exactly one version marked as storage version")
+        names = [each["name"] for each in spec["versions"]]
+        yield _invalid("spec.versions", names, "must have exactly one version marked as storage version")
     for i, each in enumerate(spec["versions"]):
         schema = each.get("schema", {}).get("openAPIV3Schema")
         if not isinstance(schema, dict):
@@ -20,8 +22,8 @@ def _violations(definition: Document) -> Iterator[Cause]:
             yield Cause(reason="FieldValueRequired", message="Required value: schemas are required", field=field)
 
 
-def _invalid(field: str, why: str) -> Cause:
-    return Cause(reason="FieldValueInvalid", message=f"Invalid value: {why}", field=field)
+def _invalid(field: str, value: object, why: str) -> Cause:
+    return Cause(reason="FieldValueInvalid", message=f"Invalid value: {json.dumps(value)}: {why}", field=field)
 
 
 CUSTOM_RESOURCE_DEFINITIONS = ResourceDefinition(

@@ -204,7 +204,7 @@ async def test_deleted_secret_is_created_again(sandbox: Sandbox, api: Transport)
     await source.mint(WANTED)
     (name,) = sandbox.infrastructure.secret_names()
     await api.delete(f"/api/v1/namespaces/milo/secrets/{name}", b"{}", timeout_s=5)
-    with pytest.raises(BackendError, match="no longer has the Secret"):
+    with pytest.raises(BackendError, match="the Secret or the service account no longer exists"):
         await source.mint(WANTED)
     minted = await source.mint(WANTED)
     assert minted.credential.token is not None
@@ -275,7 +275,7 @@ ENDS = "2100-01-01T00:00:00Z"
         ([answering(403, {"message": CANARY})], "create, list and delete secrets in namespace milo"),
         ([answering(500, {"message": CANARY})], "answered 500"),
         ([Answer(201, CANARY.encode())], "is not a Kubernetes object"),
-        ([SECRET, answering(404, {})], "no longer has the Secret or the service account"),
+        ([SECRET, answering(404, {})], "the Secret or the service account no longer exists"),
         ([SECRET, answering(429, {}, **{"Retry-After": "3"})], "answered 429"),
         ([SECRET, Answer(201, b"<html>")], "is not a Kubernetes object"),
         ([SECRET, given({"token": CANARY})], "is not a Kubernetes object"),

@@ -273,7 +273,7 @@ async def test_first_credential_issuer_whose_selector_matches_serves_cluster() -
         assert await got(kubeconfigs, dev) in other.given
         assert kubeconfigs.find(none, None, UNLIMITED) is None
         assert kubeconfigs.problem(none, UNLIMITED) is None
-        with pytest.raises(NoIssuerError, match="its labels match none"):
+        with pytest.raises(NoIssuerError, match="its labels and source match no entry"):
             await got(kubeconfigs, none)
         assert await kubeconfigs.refusal(UNLIMITED) is None
         assert [each.name for each in kubeconfigs.health()] == ["one", "other"]

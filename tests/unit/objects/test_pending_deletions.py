@@ -67,7 +67,7 @@ def test_deletion_is_confirmed_once_per_name() -> None:
     assert pending.resolve(request, Absent(), 6.0) == ConfirmedDeletion("a", "u1")
 
 
-def test_unanswered_confirmation_is_retried_with_backoff() -> None:
+def test_inconclusive_confirmation_is_retried_with_backoff() -> None:
     pending = pending_deletions()
     pending.add("a", "u1", 0.0)
     now = 0.0

@@ -241,7 +241,9 @@ def test_unverified_first_list_gives_way_to_two_larger_lists_of_another_server()
 
 
 @pytest.mark.parametrize(("is_verified", "is_much_larger"), [(True, True), (False, False)])
-def test_verified_or_larger_first_list_gives_way_to_no_other_server(is_verified: bool, is_much_larger: bool) -> None:
+def test_first_list_gives_way_only_if_unverified_and_the_other_is_much_larger(
+    is_verified: bool, is_much_larger: bool
+) -> None:
     guard = RemovalGuard(LIMITS)
     judge(guard, 0, 3)
     if is_verified:

@@ -57,7 +57,7 @@ def _plain_problem(target: str) -> str | None:
         case "TLS":
             return "this listener uses TLS: set --ca-file"
         case None:
-            return "the connection was closed: no gRPC server listens on this port"
+            return "no gRPC server listens on this port"
 
 
 def _handshake_problem(target: str, credentials: ClientCredentials) -> str | None:

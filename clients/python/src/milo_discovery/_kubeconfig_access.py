@@ -112,7 +112,7 @@ def _read(content: bytes, policy: Policy) -> ContextAccess:
     try:
         return kubeconfig_reader.parse(content, yaml=False).select(policy)
     except KubeconfigError as error:
-        raise UnusableKubeconfig(f"the kubeconfig is not one that the daemon writes: {error}") from None
+        raise UnusableKubeconfig(f"the daemon does not write such kubeconfigs: {error}") from None
 
 
 def _pem(content: bytes | None, origin: str) -> str | None:

@@ -31,9 +31,9 @@ class LeaseTiming:
             )
         if not 0 < self.retry_period < self.renew_deadline < self.lease_duration:
             raise ValueError(
-                f"retry_period ({self.retry_period:g} s) must be less than renew_deadline ({self.renew_deadline:g} s), "
-                f"which must be less than lease_duration ({self.lease_duration:g} s): a holder that cannot renew stops "
-                "its work between the two"
+                f"retry_period ({self.retry_period:g} s), renew_deadline ({self.renew_deadline:g} s) and "
+                f"lease_duration ({self.lease_duration:g} s) must be positive and increase in this order: a holder "
+                "that cannot renew must stop its work before another candidate takes the lock"
             )
 
 

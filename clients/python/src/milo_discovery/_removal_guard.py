@@ -94,7 +94,7 @@ class Removals:
         return confirmed
 
     def _is_contested(self, removal: Removal, now: float) -> bool:
-        """Return whether another run, to which the cluster is engaged, wrote the object again after its deletion."""
+        """Return whether another run, for which the cluster is engaged, wrote the object again after its deletion."""
         uid, at = self._deleted.get(_subject(removal), (removal.uid, now))
         if self.accepts or uid == removal.uid:
             return False

@@ -41,7 +41,7 @@ class SharedChannel:
     def should_retry(self, connection: SharedConnection, failure: StatusError) -> bool:
         """Record a failed call; return whether to make it again on a new channel.
 
-        A retry helps if calls succeeded on this channel before: the daemon has restarted, and may be running again. All
+        A retry helps only if a call succeeded on this channel before: the daemon may have been restarted since. All
         calls are read-only or idempotent.
         """
         if not is_connection_loss(failure):

@@ -126,7 +126,7 @@ public final class DiscoveryClient implements AutoCloseable {
     return call(timeout, stub -> stub.renewOwnership(RenewOwnershipRequest.getDefaultInstance()));
   }
 
-  /** Open a connection, with the current certificates. */
+  /** Open a channel with the current certificates. It connects on the first call. */
   ManagedChannel connect() {
     NettyChannelBuilder builder;
     if (sockets != null) {
