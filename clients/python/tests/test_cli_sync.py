@@ -281,4 +281,4 @@ def mode(request: pytest.FixtureRequest, path: Path) -> int:
 
 async def test_sync_warns_of_a_world_writable_directory(daemon, path: Path, mode: int):
     status, err = await sync_once(daemon, path, "a")
-    assert (status, "is writable by every user" in err) == (0, mode == 0o777)
+    assert (status, "is world-writable" in err) == (0, mode == 0o777)

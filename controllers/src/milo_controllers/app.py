@@ -168,7 +168,7 @@ async def _start(server: HttpServer, given: str | None) -> str:
     try:
         return await server.start(interface, int(port))
     except OSError as error:
-        if given is None and interface is not None:  # the default port is in use, for example by another operator
+        if given is None and interface is not None:  # for example, another operator uses the default port
             return await server.start(interface, 0)
         raise _StartError(
             f"cannot listen on {given or default} for probes and metrics: {error.strerror}; "

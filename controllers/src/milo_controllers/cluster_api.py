@@ -25,7 +25,7 @@ IDLE_S = 60.0
 """How long an idle connection is kept open."""
 REQUEST_TIMEOUT_S = 30.0
 RESPONSE_LIMIT = 8 << 20
-"""Bytes of a response other than a page of a list: more than any API server stores in an object."""
+"""Maximum bytes of a response other than a page of a list: more than any API server stores in an object."""
 METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json"
 METADATA_LIST_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
 MERGE_PATCH = "application/merge-patch+json"
@@ -93,7 +93,7 @@ class ClusterApi(ApiServer):
                 return _MAPPING.decode(answer.body)
             except msgspec.DecodeError as error:
                 raise Unreachable(
-                    "closed", f"{method} {path}: the response of {self.name} is no JSON object"
+                    "closed", f"{method} {path}: the response of {self.name} is not a JSON object"
                 ) from error
 
 

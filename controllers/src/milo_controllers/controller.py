@@ -41,7 +41,7 @@ from milo_discovery._failure_log import FailureLog
 
 
 class Shared(NamedTuple):
-    """The clusters, metrics, failure log and tracer that all controllers of a set share."""
+    """The clusters, metrics, failure log, threads and tracer that all controllers of a set share."""
 
     members: Mapping[str, ReconciledCluster]
     clusters: FleetView
@@ -137,7 +137,7 @@ class Controller:
         return tuple(self._running.values())
 
     def failing(self) -> Iterator[tuple[ObjectKey, ReconcileFailure, float | None]]:
-        """Return the objects whose last reconcile failed, and the time of the next one. Safe in any thread."""
+        """Return the objects whose last reconcile failed, with the time of a delayed retry. Safe in any thread."""
         for key, failure in self.failures:
             yield key, failure, None if failure.is_stopped else self.queue.retry_at(key)
 

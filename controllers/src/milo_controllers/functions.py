@@ -36,7 +36,7 @@ def check_timedelta(option: str, given: timedelta | None) -> None:
 
 def _check(function: Callable[..., Any], role: str, parameter: str) -> None:
     if not callable(function):
-        raise TypeError(f"{function!r} is not {role}: it is not a function")
+        raise TypeError(f"{function!r} cannot be {role}, because it is not callable")
     try:
         inspect.signature(function).bind(object())
     except TypeError as error:

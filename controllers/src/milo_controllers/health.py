@@ -19,7 +19,7 @@ class CacheProblem:
     """`forbidden`: the rights are missing; `not_served`: the cluster does not have the kind; `over_budget`: it is too
     large to be cached; `stale`: list or watch fails for another reason; `starting`: its first list is being read."""
     is_synced: bool
-    """Whether the cache has contained a complete list."""
+    """Whether the cache contains a complete list, which may be out of date."""
     problem: str
     since: datetime
 

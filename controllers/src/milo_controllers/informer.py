@@ -36,7 +36,7 @@ _STATES: Final[dict[str, InformerState]] = {
 }
 _CHECK_KIND = "check its group, version and plural, and whether its CustomResourceDefinition is installed there"
 _APPLIED_AT_ONCE = 250
-"""Source events that are applied before the informer yields to the event loop."""
+"""Maximum number of source events applied before the informer yields to the event loop."""
 
 
 class InformerSpec(NamedTuple):

@@ -10,7 +10,7 @@ current_cluster: ContextVar[str] = ContextVar("milo_cluster", default="")
 current_object: ContextVar[str] = ContextVar("milo_object", default="")
 """Namespace and name of the object that is reconciled."""
 current_reconcile: ContextVar[str] = ContextVar("milo_reconcile", default="")
-"""An ID of the reconcile."""
+"""Random ID of the running reconcile."""
 
 
 class ClusterFilter(logging.Filter):

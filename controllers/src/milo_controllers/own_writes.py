@@ -57,7 +57,7 @@ class Cached(Protocol):
 
 
 def is_seen(write: Write, informer: Cached) -> bool:
-    """Return whether the cache contains the write, or never will."""
+    """Return whether the cache contains the write, or is not expected to receive it."""
     key, found = informer.key, informer.cache.get(*write.place)
     if key.resource != write.resource or key.namespace not in ("", write.place[0]) or not informer.cache.synced:
         return True

@@ -207,7 +207,7 @@ class WorkQueue:
                 cluster, _ = turns.popitem(last=False)
                 queue = self._clusters.get(cluster)
                 if queue is None or not queue.ready[priority]:
-                    continue  # its last object of this priority was moved to another priority
+                    continue  # the cluster has no ready object of this priority any more
                 key, added_at = queue.ready[priority].popitem(last=False)
                 queue.in_flight[key] = priority
                 if priority is Priority.RETRY:

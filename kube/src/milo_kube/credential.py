@@ -89,5 +89,5 @@ def token_of(text: str, origin: str) -> Secret:
     if not text:
         raise CredentialError(f"{origin} is empty")
     if not text.isascii() or not text.isprintable() or " " in text:
-        raise CredentialError(f"{origin} is not a bearer token: it contains spaces or control characters")
+        raise CredentialError(f"{origin} is not a bearer token: only printable ASCII without spaces is allowed")
     return Secret(text)

@@ -41,10 +41,10 @@ _EXEC_FIELDS: Final = frozenset(
 )
 _INSTEAD: Final = {
     "insecure-skip-tls-verify": "set certificate-authority-data, or tls-server-name if only the name differs",
-    "auth-provider": "Kubernetes removed it; use an exec credential plugin or a tokenFile",
-    "username": "API servers no longer accept it; use a token or a certificate",
-    "password": "API servers no longer accept it; use a token or a certificate",
-    "as": "it impersonates another user; use a credential of that user",
+    "auth-provider": "Kubernetes removed auth providers; use an exec credential plugin or a tokenFile",
+    "username": "API servers no longer accept basic authentication; use a token or a certificate",
+    "password": "API servers no longer accept basic authentication; use a token or a certificate",
+    "as": "the kubeconfig impersonates another user; use a credential of that user",
 }
 
 
@@ -200,13 +200,13 @@ class ParsedKubeconfig:
         if unknown:
             raise KubeconfigError(f"has fields that are not supported: {sorted(unknown)!a:.200}")
         if any(len(entries) != 1 for entries in self._entries.values()):
-            raise KubeconfigError("has more than one cluster, user or context")
+            raise KubeconfigError("does not have exactly one cluster, one user and one context")
 
 
 def merged(files: Sequence[tuple[str, ParsedKubeconfig]]) -> ParsedKubeconfig:
-    """Merge kubeconfigs as kubectl does: the first file with a name, or with a current context, determines it.
+    """Merge kubeconfigs as kubectl does: of entries with the same name, and of current contexts, the first applies.
 
-    Each is passed with its directory, to which the paths in it are relative.
+    Each kubeconfig is passed with its directory, to which the paths in it are relative.
     """
     entries: dict[str, list[dict[str, Any]]] = {kind: [] for kind in _LISTS}
     for directory, each in files:
@@ -391,7 +391,9 @@ class _Reader:
     def _token(self, token: str) -> str:
         token = token if self._policy.is_exact else token.strip()
         if token and (not token.isascii() or not token.isprintable() or " " in token):
-            self._problems.append("user has a token that is not a bearer token: it has spaces or control characters")
+            self._problems.append(
+                "user has a token that is not a bearer token: only printable ASCII without spaces is allowed"
+            )
         return token
 
     def _proxy(self, about: str, url: str) -> str:
@@ -444,7 +446,8 @@ class _Reader:
             )
         ):
             self._problems.append(
-                f"{about} whose args is no list of strings, or whose env is no list of objects with name and value"
+                f"{about} whose args are not a list of strings, or whose env is not a list of objects with name and "
+                "value"
             )
         if len(self._problems) > before:
             return None

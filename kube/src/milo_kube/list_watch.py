@@ -1,4 +1,4 @@
-"""Lists and watches a collection: sends the requests that the reflector needs, and yields what the responses mean."""
+"""Lists and watches a collection: sends the reflector's requests, and yields the resulting source events."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable

@@ -58,7 +58,8 @@ class TokenBucket:
 
 
 class KeyedBuckets(Generic[K]):
-    """One token bucket per key. Beyond `capacity` keys, the least recently used bucket is evicted and starts full."""
+    """One token bucket per key. Beyond `capacity` keys, the least recently used bucket is evicted, and a later bucket
+    of its key starts full."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity

@@ -27,7 +27,7 @@ SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
 class UpstreamError(Exception):
-    """All problems of a kubeconfig or a service account, a line each."""
+    """All problems of a kubeconfig or a service account, one per line."""
 
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
@@ -119,7 +119,7 @@ class ReloadedCredential:
 
     @property
     def current(self) -> CredentialProvider:
-        """The provider of the kubeconfig as it was last read."""
+        """The credential provider of the last valid kubeconfig."""
         return self._loaded.credentials
 
     async def credential(self, *, refused: Credential | None = None) -> Credential:
@@ -174,7 +174,7 @@ class _Loader(msgspec.Struct):
 
     def _content(self) -> bytes:
         if ":" in str(self.path) and not self.path.exists():
-            self._give_up("is a list of files; pass one file (kubectl config view --flatten merges several)")
+            self._give_up("does not exist; pass one file, not a list (kubectl config view --flatten merges several)")
         try:
             with self.path.open("rb") as stream:
                 return stream.read(kubeconfig.MAX_BYTES + 1)

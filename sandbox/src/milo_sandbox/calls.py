@@ -1,4 +1,4 @@
-"""Method and path of a request, parsed into a verb on an object as the API server does it."""
+"""Method and path of a request, parsed into a verb and an object as an API server does."""
 
 from collections.abc import Mapping, Sequence
 

@@ -71,7 +71,7 @@ class Gateway:
         return await api.answer(request, below, subject)
 
     async def _answer_faults(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Inject a fault, clear all faults, or only return how many requests hang."""
+        """Inject a fault, remove all injected faults, or only return how many requests hang."""
         if request.method == "POST":
             wanted = await request.json()
             times = inf if wanted["times"] is None else wanted["times"]

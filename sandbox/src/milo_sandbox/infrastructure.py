@@ -52,7 +52,9 @@ class Infrastructure:
         spec = question["spec"]
         life = spec.get("expirationSeconds", 3600)
         if life < _LEAST_S:
-            raise refusals.bad_request(f"spec.expirationSeconds: {life} is less than {_LEAST_S}")
+            raise refusals.bad_request(
+                f"spec.expirationSeconds: Invalid value: {life}: may not specify a duration less than 10 minutes"
+            )
         bound = None
         if reference := spec.get("boundObjectRef"):
             bound = BoundTo(namespace=namespace, name=reference["name"], uid=reference["uid"])

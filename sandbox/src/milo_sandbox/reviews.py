@@ -38,7 +38,7 @@ def _whose(spec: Document, tokens: Tokens) -> Document:
     try:
         subject = tokens.subject(token)
     except refusals.RefusalError:
-        return {"user": {}, "error": "the token was not issued by this server, or has expired"}
+        return {"user": {}, "error": "the token was not issued by this server, has expired or was revoked"}
     audiences = tokens.claims(token).aud
     both = [audience for audience in requested if audience in audiences]
     if not both and (requested or audiences):

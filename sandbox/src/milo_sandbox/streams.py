@@ -11,7 +11,7 @@ from milo_sandbox.watch import ObjectWatch
 
 
 class Bell:
-    """A notification for waiting streams. They check their state before they wait, so that none is missed."""
+    """A notification for waiting streams, which check their state before they wait, so that they miss no change."""
 
     def __init__(self) -> None:
         self._waiters: set[asyncio.Future[None]] = set()

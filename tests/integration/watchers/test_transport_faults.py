@@ -192,7 +192,7 @@ async def test_unaccepted_connection_is_timeout_error() -> None:
 
     async with peer(sit) as port:
         transport = Transport(nobody(f"https://127.0.0.1:{port}"))
-        with pytest.raises(TransportError, match="did not accept a connection in time") as raised:
+        with pytest.raises(TransportError, match="no connection to ") as raised:
             async with transport.stream("/watch", connect_timeout_s=0.1, silence_s=10):
                 pass
         await transport.aclose()

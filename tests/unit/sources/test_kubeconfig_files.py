@@ -100,7 +100,7 @@ def test_uid_of_kubeconfig_file_cluster_depends_on_server_and_ca_not_on_credenti
     ("change", "problem"),
     [
         ({"user": {"exec": {"command": "rm"}}}, "user has exec: the cluster can have only"),
-        ({"user": {"auth-provider": {"name": "x"}}}, "auth-provider: Kubernetes removed it"),
+        ({"user": {"auth-provider": {"name": "x"}}}, "auth-provider: Kubernetes removed auth providers"),
         ({"user": {"tokenFile": "/var/run/secrets/token"}}, "user has tokenFile: the cluster can have only"),
         (
             {"user": {"client-certificate": "/c", "client-key": "/k"}},

@@ -26,7 +26,7 @@ SERVER_UID_VARIABLE = "MILO_DISCOVERY_SERVER_UID"
 class ClientCredentials:
     """Credentials for the daemon. None are needed on a Unix socket, where the kernel reports the caller's uid.
 
-    Certificates are read for each connection and the token for each call, so both can be renewed in place.
+    Certificates are read for each channel and the token for each call, so both can be renewed in place.
     """
 
     ca_file: Path | str | None = None
@@ -71,7 +71,7 @@ class ClientCredentials:
             raise InvalidCredentials(f"the token would be sent to {target} unencrypted: set ca_file to use TLS")
 
     def channel_credentials(self) -> grpc.ChannelCredentials | None:
-        """Return the TLS credentials for a new connection, or None without TLS. Raises InvalidCredentials."""
+        """Return the TLS credentials for a new channel, or None without TLS. Raises InvalidCredentials."""
         if self.ca_file is None:
             return None
         import grpc  # noqa: PLC0415  (loaded only where a connection is made)

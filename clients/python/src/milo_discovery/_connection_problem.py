@@ -90,7 +90,7 @@ def _protocol_problem(target: str) -> str:
         case "gRPC":
             return "this listener does not use TLS: remove --ca-file"
         case _:
-            return "the TLS handshake failed: no gRPC server with TLS listens on this port"
+            return "the TLS handshake failed: check that a gRPC server with TLS listens on this port"
 
 
 def _refused_certificate(credentials: ClientCredentials) -> str:

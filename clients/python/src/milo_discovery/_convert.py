@@ -21,7 +21,7 @@ DEFAULT_HEARTBEAT = timedelta(seconds=30)
 SHORTEST_HEARTBEAT = timedelta(seconds=1)
 LONGEST_HEARTBEAT = timedelta(hours=1)
 HEARTBEATS_MISSED = 3
-"""Number of heartbeat intervals without a message after which a connection is considered dead."""
+"""Number of heartbeat intervals without a message after which a stream is considered dead."""
 
 
 class FilterOptions(TypedDict, total=False):
@@ -41,7 +41,7 @@ class WatchOptions(FilterOptions, total=False):
     """Options of a watch."""
 
     include_kubeconfigs: bool
-    """Deliver a kubeconfig with each ENGAGED, and a new one in a KUBECONFIG event before it expires."""
+    """Deliver a kubeconfig with each ENGAGED event, and a new one in a KUBECONFIG event before it expires."""
     kubeconfig_ttl: timedelta
     """Requested lifetime of these kubeconfigs; the daemon may shorten it."""
     confirm_releases: bool
@@ -50,7 +50,7 @@ class WatchOptions(FilterOptions, total=False):
     """The name under which this watch releases clusters, which no other watch of the caller may have at the same time.
     By default the hostname with a random suffix."""
     heartbeat_interval: timedelta
-    """Interval of heartbeats on an idle stream, 30 s by default. Three missed heartbeats end the connection."""
+    """Interval of heartbeats on an idle stream, 30 s by default. Three missed heartbeats end the stream."""
 
 
 def filter_message(options: FilterOptions | WatchOptions) -> pb.ClusterFilter:

@@ -95,7 +95,7 @@ class AsyncRenewer:
             await asyncio.wait([renewal])
 
     async def _renewed_before_push(self) -> bool:
-        """Wait for the renewal, or until the stream delivers a kubeconfig; return whether it was the renewal.
+        """Wait for the renewal, or until the stream delivers a kubeconfig; return whether the renewal was first.
 
         Cancellation of one caller does not cancel the renewal, which others wait for too. Raises the error of the
         renewal, or an error if the engagement has ended.

@@ -30,7 +30,7 @@ class _Kind:
 
 
 class FailureLog:
-    """The log policy for failures. By default, those of one kind have the same exception type, raised by the same line.
+    """The log policy for failures. Failures of one kind have, by default, the same exception type and line.
 
     A kind that does not occur for an interval is forgotten, so its next failure is logged with a traceback again.
     """

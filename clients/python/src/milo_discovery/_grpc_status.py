@@ -71,7 +71,7 @@ def status_error_of_call(error: grpc.RpcError) -> StatusError:
 
 
 def is_connection_loss(error: StatusError) -> bool:
-    """Return whether the daemon was unreachable: errors that it returns itself have a reason."""
+    """Return whether the daemon was unreachable: errors that the daemon returns have a reason."""
     return isinstance(error, Unavailable) and not error.reason
 
 

@@ -47,7 +47,7 @@ class OwnershipDeadline:
             self._until = max(self._until, asked_at + valid_for.total_seconds())
 
     def next_renewal_s(self, now: float, *, was_owner: bool) -> float:
-        """Return the delay before the next renewal; 0 if the ownership of a `was_owner` has expired.
+        """Return the delay before the next renewal; 0 with `was_owner` if the ownership has expired.
 
         The interval gets shorter towards the deadline, because the daemon may renew its own Lease late.
         """

@@ -105,7 +105,7 @@ class Removals:
         return True
 
     def next_look_at(self, now: float) -> float | None:
-        """Return the time of the next check of missing clusters; None if none is missing."""
+        """Return the time of the next check of missing clusters; None if none is pending."""
         if self.problem:
             return now + SECOND_LOOK_S
         return min(
@@ -140,7 +140,7 @@ def filter_text(options: FilterOptions) -> str:
 
 
 def difference(recorded: tuple[str | None, str | None], current: tuple[str, str]) -> str:
-    """Return how the recorded shard group and filter differ from those of this run; empty if none was recorded."""
+    """Return how the recorded shard group and filter differ from those of this run; empty if they do not."""
     if recorded[0] is not None and recorded[0] != current[0]:
         return f"belongs to {_of_group(recorded[0])}, but this daemon belongs to {_of_group(current[0])}"
     if recorded[1] is not None and recorded[1] != current[1]:

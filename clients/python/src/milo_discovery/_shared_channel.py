@@ -24,7 +24,7 @@ class SharedChannel:
     """The channel of the unary calls.
 
     A channel whose connection was lost fails calls until its reconnect backoff is over, so the next call gets a new
-    channel. The failed one is closed after its last call: closing it earlier would cancel the calls in flight.
+    channel. A failed channel is closed after its last call: closing it earlier would cancel the calls in flight.
     """
 
     def __init__(self, connect: Callable[[], grpc.aio.Channel]) -> None:

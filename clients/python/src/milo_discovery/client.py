@@ -91,9 +91,9 @@ class DiscoveryClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close all watches and connections."""
+        """Close all watches and channels."""
         if self._loop not in {None, asyncio.get_running_loop()}:
-            return  # their event loop has ended, and closed them
+            return  # they belong to another event loop, which closes them when it ends
         for watch in tuple(self._watches):
             await watch.close()
         channel = self._shared_channel.close()

@@ -9,7 +9,7 @@ DiscoveryError
 │   ├── InvalidRequest            the daemon rejected an argument: `violations` has the invalid fields
 │   ├── PermissionDenied          the caller is authenticated but not allowed
 │   ├── Unauthenticated           the daemon does not accept the caller's credentials
-│   ├── PreconditionFailed        the daemon's configuration or the cluster's state does not allow it
+│   ├── PreconditionFailed        the daemon's configuration or the cluster's state does not allow the call
 │   ├── Unimplemented             the daemon is older than this client
 │   ├── Unavailable               the daemon is unreachable or not synced: retry later
 │   ├── TimedOut                  the deadline was exceeded
@@ -93,7 +93,7 @@ class Unauthenticated(StatusError):
 
 
 class PreconditionFailed(StatusError):
-    """The daemon's configuration or the cluster's state does not allow it."""
+    """The daemon's configuration or the cluster's state does not allow the call."""
 
 
 class Unimplemented(StatusError):

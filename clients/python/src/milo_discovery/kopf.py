@@ -122,7 +122,7 @@ class _Sessions:
     async def _renewed(self) -> tuple[KubeconfigAccess, datetime | None]:
         access = await self.renewer.access()
         if access == self.last:
-            # kopf rejects a credential that it has already seen refused or expired.
+            # kopf rejects a credential that was refused or had expired before.
             access = await self.renewer.access_after_401(access.token)
         self.last = access
         return access, self.renewer.cache.current.expires_at
@@ -156,7 +156,7 @@ class _Operator:
                 asyncio.run(self._operate(options))
             except BaseException as raised:  # noqa: BLE001  (the top of a thread: passed to the loop that waits)
                 error = raised
-            with suppress(RuntimeError):  # that loop was closed
+            with suppress(RuntimeError):  # the waiting loop was closed
                 loop.call_soon_threadsafe(self._end, error)
 
         thread = threading.Thread(target=work, name=f"kopf {self._name}", daemon=True)

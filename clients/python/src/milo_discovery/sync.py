@@ -73,7 +73,7 @@ class SyncDiscoveryClient:
         self.close()
 
     def close(self) -> None:
-        """Close all watches and connections. A closed client makes no further calls."""
+        """Close all watches and channels. A closed client makes no further calls."""
         self._loop.close(self._client.close())
 
     def watch(self, **options: Unpack[WatchOptions]) -> SyncWatch:

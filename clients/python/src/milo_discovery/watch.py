@@ -187,7 +187,7 @@ class Watch(WatchState):
             self._subscription.stream_closed()
 
     async def _read_stream(self, clock: Callable[[], float]) -> None:
-        """Read one stream on a new connection until it ends, which always raises."""
+        """Read one stream on a new channel until it ends, which always raises."""
         subscription = self._subscription
         request = subscription.next_request()
         metadata = self._metadata()

@@ -174,7 +174,7 @@ class Client:
                     return connection
                 connection = await self._dialed(key, dials)
         except TimeoutError:
-            raise TransportError("timeout", f"{origin} did not accept a connection in time") from None
+            raise TransportError("timeout", f"no connection to {origin} within {timeout_s:g} s") from None
         if self._is_closed:
             connection.abort()
             raise TransportError("closed", f"the connection to {origin} was closed by this process")

@@ -2,8 +2,8 @@
 
 asyncio's own TLS keeps a read buffer of 256 KiB for each connection. With thousands of idle watches, these buffers
 would take most of the memory of a process, and idle clients could exhaust that of a server. An idle watch takes 25 KiB
-here, 290 KiB with asyncio's TLS, and 42 KiB with that and a buffer of 4 KiB (`max_size`), since it also holds OpenSSL's
-write buffer.
+here, and 290 KiB with asyncio's TLS. With a read buffer of 4 KiB (`max_size`), asyncio's TLS takes 42 KiB, because it
+also holds OpenSSL's write buffer.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         handshake_bytes: int | None = None,
     ) -> None:
         """`server_name`: the name to verify; None for the server's side. `alpn`: the protocols to offer. `protocol` is
-        called with the one that the server selected. `handshake_bytes`: limit of what the peer may send before the
+        called with the protocol that the server selected. `handshake_bytes`: limit of what the peer may send before the
         handshake is complete."""
         super().__init__()
         self._made = protocol

@@ -37,7 +37,7 @@ Request = Wait | FetchPage | OpenWatch | ReadWatch
 
 MALFORMED_RESPONSE = "MalformedResponse"
 UNRESPONSIVE = "Unresponsive"
-"""The server did not answer liveness checks."""
+"""The server did not answer liveness checks, or failed them."""
 
 
 class Failure(msgspec.Struct, frozen=True):

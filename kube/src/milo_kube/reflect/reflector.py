@@ -258,7 +258,7 @@ class Reflector(Generic[Seen]):
         return self._catching_up("Silence", "the watch has received no data since it was resumed", now)
 
     def give_up(self, failure: Failure, until: float, now: float) -> list[SourceEvent[Seen]]:
-        """End the list or watch because of a failure on this side, and list again at `until`."""
+        """End the list or watch because of a failure in this process, and list again at `until`."""
         self.trust.is_known = False
         self._stale("", failure, now, until - now)
         return [ListStarted()]  # discards an incomplete list

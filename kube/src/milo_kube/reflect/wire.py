@@ -70,7 +70,7 @@ class Undecodable(msgspec.Struct, frozen=True):
 
 
 class UnknownEvent(msgspec.Struct, frozen=True):
-    """An event of an unknown type, or one without an object's name."""
+    """An event of an unknown type, an object without a name, or a bookmark without a version."""
 
     problem: str
 

@@ -60,7 +60,7 @@ class Scene:
 
 
 def _is_first_probe(before: Cluster, event: Event) -> bool:
-    """Return whether an event reports only that a new cluster is reachable, as most are."""
+    """Return whether an event only reports that a new cluster is reachable."""
     is_new = before.connectivity.state in (ConnectivityState.UNSPECIFIED, ConnectivityState.UNKNOWN)
     is_reachable = event.cluster.connectivity.state is ConnectivityState.REACHABLE
     others = replace(event.cluster, connectivity=before.connectivity)
@@ -84,7 +84,7 @@ def describe(event: Event) -> str:
 
 
 def describe_source(source: SourceStatus | None) -> str:
-    """Return the state of the daemon's source, and why it is stale."""
+    """Return the state of the daemon's source, with the reason if it is not streaming."""
     if source is None:
         return "connecting"
     if source.state is SourceState.STREAMING:

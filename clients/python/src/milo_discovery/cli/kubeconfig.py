@@ -129,7 +129,7 @@ def _token_document(name: str, issued: Kubeconfig, requested: timedelta | None) 
 
 def _require_regular(path: Path) -> None:
     """Refuse to replace a device such as /dev/null, and to wait for the writer of a pipe."""
-    with suppress(OSError):  # if stat fails for another reason than a missing file, so does the write, with that reason
+    with suppress(OSError):  # the write reports the error, unless the file is only missing
         if not stat.S_ISREG(path.stat().st_mode):
             raise CommandFailure(f"{path} is not a regular file")
 

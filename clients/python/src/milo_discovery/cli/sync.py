@@ -78,7 +78,7 @@ def sync(
         with KubeconfigDirectory(directory) as kubeconfigs:
             if directory.stat().st_mode & stat.S_IWOTH:
                 print_message(
-                    f"{directory} is writable by every user of this machine, who can replace what is written there: "
+                    f"{directory} is world-writable, so any user of this machine can replace the kubeconfigs in it: "
                     "run chmod o-w on it"
                 )
             guard = removals.Removals(accepts=accepts_removals)
@@ -143,7 +143,7 @@ class _Synchronizer:
                     for task in tasks:
                         task.cancel()
         except TimeoutError:
-            timed_out = TimedOut(f"{self._directory.path} is not complete within --timeout", code="DEADLINE_EXCEEDED")
+            timed_out = TimedOut(f"{self._directory.path} was not complete within --timeout", code="DEADLINE_EXCEEDED")
             raise messages.last_error or timed_out from None
 
     async def _follow(self, watch: Watch, messages: StreamMessages, changed: asyncio.Event) -> None:
@@ -244,7 +244,7 @@ class _Synchronizer:
         looked_up = followed if fleet[0] else []
         elsewhere = await asyncio.gather(*(_is_elsewhere(client, name, lookups) for name in looked_up))
         if not self._has_view or self._review_at is not None:
-            return  # a newer view has arrived, and is reviewed next
+            return  # the view changed during the lookups, and is reviewed again
         self._ended.update(name for name, moved in zip(looked_up, elsewhere, strict=True) if moved)
         self._ended -= self._desired.keys()
         missing = [Removal(name, name, "", "") for name in followed if name not in self._desired.keys() | self._ended]

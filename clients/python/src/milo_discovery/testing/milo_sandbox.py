@@ -28,7 +28,7 @@ _POLL_INTERVAL_S = 0.02
 
 
 class SandboxError(Exception):
-    """The sandbox or the daemon failed to start. The message includes the end of its log."""
+    """The sandbox or the daemon cannot be started. If its process failed, the message includes the end of its log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +245,7 @@ class MiloSandbox:
             try:
                 return client.server_info().synced
             except DiscoveryError:
-                return False  # not listening yet
+                return False  # such as before the daemon listens
 
 
 # A test process that is killed cannot stop its child processes, but the kernel closes its end of the pipe.
@@ -294,7 +294,7 @@ class _Process:
             if time.monotonic() > deadline:
                 self.end(kill=True)
                 raise SandboxError(
-                    f"{self._name} ran for {_START_LIMIT_S:g} s before it {expected}:\n{self._log_tail()}"
+                    f"timeout of {_START_LIMIT_S:g} s exceeded before {self._name} {expected}:\n{self._log_tail()}"
                 )
             time.sleep(_POLL_INTERVAL_S)
 
