@@ -128,7 +128,10 @@ def _extra(value: object) -> tuple[tuple[str, tuple[str, ...]], ...]:
     for key, given in value.items():
         several = tuple(map(str, _several(given)))
         if not _EXTRA_KEY.fullmatch(str(key)) or not all(map(_is_header_value, several)):
-            raise ValueError(f"{str(key)[:80]!r} is invalid: keys must be lowercase, and values printable ASCII text")
+            raise ValueError(
+                f'{str(key)[:80]!r} is invalid: keys must be lowercase letters, digits and "./_-", and values '
+                "printable ASCII text"
+            )
         found.append((str(key), several))
     return tuple(found)
 

@@ -103,7 +103,7 @@ class _Host(msgspec.Struct):
     failures: int = 0
     """Consecutive probes, of any of its clusters, without a response."""
     is_probed_for_all: bool = False
-    """Whether a probe is in flight while the host is down: no other is sent to the host until that one has ended."""
+    """Whether a probe is in flight while the host is down. No other probe is sent to the host until it has ended."""
     names: set[str] = msgspec.field(default_factory=set)
 
 

@@ -239,8 +239,8 @@ class RemovalGuard:
             self.restored_at, self._behind_since = version, None
             return False
         message = (
-            "the API server's list is older than what it showed before: it is ignored until the server has caught up, "
-            f"or for {self.limits.verify_after_s:g} s"
+            "the API server's list is older than the state it returned before: older lists are ignored until the "
+            f"server has caught up, or for {self.limits.verify_after_s:g} s"
         )
         relist_at = now + self.limits.verify_after_s / _LISTS_WHILE_BEHIND
         self.hold = AwaitsNewerList(HeldRemovals(self._behind_since, message), relist_at)
@@ -295,9 +295,9 @@ class RemovalGuard:
     ) -> RemovalDecision:
         """Decide about a list that contains no known object.
 
-        The list is ignored. If the known state `is_yielding`, a second such list replaces it. That is so if the known
-        state is from the state file, or if it may itself be another server's, such as one that started on an empty
-        store: it is from the unverified first list of this run, and this list has so many more objects that lacking
+        The list is ignored. If the known state `is_yielding`, a second such list replaces it. The known state yields if
+        it is from the state file, or if it may itself be another server's, such as one that started on an empty store:
+        then it is from the unverified first list of this run, and the new list has so many more objects that losing
         them would be a mass removal.
         """
         due_at = hold.relist_at if isinstance(hold, AwaitsKnownObjects) else None

@@ -315,7 +315,7 @@ def required_file(value: object) -> Path:
 def object_name(value: object) -> str:
     text = str(value)
     if len(text) > 253 or not _DNS_NAME.fullmatch(text):
-        raise ValueError("must be a Kubernetes object name: lowercase letters, digits, hyphens and dots")
+        raise ValueError("must be a Kubernetes object name: up to 253 lowercase letters, digits, hyphens and dots")
     return text
 
 
@@ -324,7 +324,7 @@ def subject_template(value: object) -> str:
     and `{uid}`."""
     text = str(value)
     if not _filled(text, ("name", "uid")).isprintable() or not text.strip():
-        raise ValueError('must be a name, such as "milo-operator:{name}"')
+        raise ValueError('must be a name of printable characters, such as "milo-operator:{name}"')
     return text
 
 

@@ -43,7 +43,7 @@ from milo_kube.reflect.view_status import ViewState, ViewStatus
 from milo_kube.rfc3339 import rfc3339
 
 SLICE = 250
-"""The number of records that are searched in one step of the event loop."""
+"""The maximum number of records that are searched before the event loop may run other tasks."""
 LISTING_SHARE = 0.02
 """The share of the time that listings for one search may take."""
 _NAMES_SHOWN = 3

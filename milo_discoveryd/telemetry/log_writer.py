@@ -6,7 +6,7 @@ import threading
 from collections import deque
 
 QUEUE_LIMIT = 4 << 20
-"""The size of the queue in bytes. Lines beyond it are dropped and counted."""
+"""The maximum size of the queue in bytes. Lines that exceed it are dropped and counted."""
 _FLUSH_WITHIN_S = 1.0
 
 

@@ -43,7 +43,8 @@ def member_name(settings: Settings, environ: Mapping[str, str]) -> str:
     name = settings.sharding.member or environ.get("POD_NAME") or socket.gethostname()
     if not _MEMBER.fullmatch(name) or name == VIEW:
         raise StartError(
-            f"sharding.member: {name!r} can't be a member's name; set a DNS name in lower case, and not {VIEW!r}"
+            f"sharding.member: {name!r} can't be a member's name; set a lowercase DNS name of up to 170 characters, "
+            f"and not {VIEW!r}"
         )
     return name
 

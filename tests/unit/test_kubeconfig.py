@@ -125,7 +125,7 @@ def test_problems_of_cluster_and_user_are_reported_together() -> None:
 def test_exact_policy_refuses_a_second_cluster() -> None:
     twice = document()
     twice["clusters"] *= 2
-    assert "more than one cluster" in refused(EXACT, json.dumps(twice).encode())
+    assert "does not have exactly one cluster" in refused(EXACT, json.dumps(twice).encode())
     assert parse(content()).select(EXACT).token == "t"
 
 

@@ -4,7 +4,7 @@ import { InvalidCredentials } from "./errors.js";
 
 /**
  * Credentials for the daemon. None are needed on a Unix socket, where the kernel reports the caller's uid. Certificates are read
- * for each connection and the token for each call, so all of them can be renewed in place.
+ * for each channel and the token for each call, so all of them can be renewed in place.
  */
 export interface Credentials {
   /** CA certificates that the daemon's certificate is verified against. Enables TLS. */

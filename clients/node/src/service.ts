@@ -25,7 +25,7 @@ function codec(direction: "request" | "response", schema: DescMessage): Record<s
 
 const Service = makeClientConstructor(definition, DiscoveryService.typeName);
 
-/** Open a connection of its own: by default, grpc-js shares one, with its backoff, between all clients of an address. */
+/** Create a client with its own connection: by default, grpc-js shares one, with its backoff, between clients. */
 export function connect(...[address, credentials]: ConstructorParameters<typeof Client>): InstanceType<typeof Service> {
   return new Service(address, credentials, {
     "grpc.use_local_subchannel_pool": 1,

@@ -121,7 +121,9 @@ def subscriber(text: str) -> str:
     if not text:
         raise InvalidRequestError("subscriber", "empty; give the name under which this subscriber confirms releases")
     if len(text) > _LONGEST_SUBSCRIBER or _SUBSCRIBER.fullmatch(text) is None:
-        raise InvalidRequestError("subscriber", f'must be at most {_LONGEST_SUBSCRIBER} letters, digits and "-._:/@"')
+        raise InvalidRequestError(
+            "subscriber", f'must be at most {_LONGEST_SUBSCRIBER} characters: ASCII letters, digits and "-._:/@"'
+        )
     return text
 
 

@@ -62,7 +62,7 @@ class Etcd:
         return int(answer["header"]["revision"])
 
     async def compact(self) -> int:
-        """Compact all revisions before a new one, and return that one."""
+        """Create a revision, compact all earlier ones, and return it."""
         revision = await self.tick()
         await self._call("/v3/kv/compaction", {"revision": str(revision), "physical": True})
         return revision

@@ -252,7 +252,7 @@ async def test_probe_of_a_cluster_with_its_own_ca_never_carries_the_daemons_cred
     assert outcome.cause == "tls", "the upstream's CA is not trusted for clusters"
 
 
-async def test_probe_reaches_the_server_that_came_with_the_credential_and_sends_it_no_other() -> None:
+async def test_probe_reaches_the_server_of_the_credential_without_a_bearer_token() -> None:
     async with ApiServer(answering()) as own, ApiServer(answering()) as tenant:
         trust = ClusterTrust(tenant.pem, "localhost", server=tenant.url)
         async with prober(own, trust=trust) as made:

@@ -15,7 +15,7 @@ import javax.net.ssl.SSLException;
 
 /**
  * Credentials for the daemon. None are needed on a Unix socket, where the kernel reports the caller's uid. Certificates are read for
- * each connection and the token for each call, so all of them can be renewed in place. All components may be null.
+ * each channel and the token for each call, so all of them can be renewed in place. All components may be null.
  *
  * @param caFile CA certificates that the daemon's certificate is verified against; enables TLS
  * @param certificateFile client certificate for mutual TLS

@@ -137,7 +137,7 @@ public final class Watch implements AutoCloseable {
     signals.add(Notice.CLOSED);
   }
 
-  /** Read one stream, on a new connection, until it ends. Returns the error; null if the watch was closed. */
+  /** Read one stream, on a new channel, until it ends. Returns the error; null if the watch was closed. */
   private DiscoveryException readStream(Consumer<Event> handler) throws InterruptedException {
     var received = new LinkedBlockingQueue<Signal>();
     signals = received;
