@@ -2,7 +2,7 @@
 
 DaemonError
 ├── ConfigError    the settings, or a file that they name, are invalid; contains all problems
-└── StartError     the daemon cannot listen at its addresses, or set up its process
+└── StartError     the daemon cannot start or continue to serve
 
 CredentialError    of milo_kube: no credential is available
 ├── BackendError   the backend failed or returned an invalid credential; a retry may succeed
@@ -31,7 +31,7 @@ class ConfigError(DaemonError):
 
 
 class StartError(DaemonError):
-    """The daemon cannot start or continue to serve, because of its addresses or process; the message states a fix."""
+    """The daemon cannot start or continue to serve; the message says what to correct."""
 
 
 class BackendError(CredentialError):

@@ -61,7 +61,8 @@ def descriptors() -> int:
 
 
 def clean(environ: MutableMapping[str, str]) -> list[str]:
-    """Remove variables that make this process or its commands leak secrets or run other code; return their names."""
+    """Remove variables that make this process or its commands leak secrets or run other code. Return the names of those
+    that are worth a warning."""
     found = [name for name in sorted(environ) if name in _MISLEADING or name.startswith("PYTHON")]
     dropped = [name for name in found if environ[name] and name not in _HARMLESS]
     for name in found:

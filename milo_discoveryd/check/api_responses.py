@@ -216,7 +216,7 @@ def _rejected(subject: str, resource: Resource, status: int, body: bytes) -> Fin
         return fail(
             subject,
             f"the server has no {_named(resource)} ({resource.version})",
-            "check the API server for the mode: project watches the core Milo API, "
+            "check that this API server serves the resource: mode project watches the core Milo API, "
             "project-control-plane the infrastructure cluster, where Milo's CRDs must be installed",
         )
     if status in _BUSY:

@@ -65,7 +65,7 @@ async def print_effective_rights(settings: Settings, caller: Caller, out: TextIO
 
 def _lines(settings: Settings, grant: Grant | None) -> Iterator[str]:
     if grant is None:
-        yield f"rule         no authorization rule matches this caller (of {len(settings.rights)}); it is denied"
+        yield f"rule         none of the {len(settings.rights)} authorization rules matches this caller, who is denied"
         return
     if not grant.rule:
         yield "rule         no rules are configured: every caller has full access"

@@ -42,8 +42,8 @@ def _account(value: object) -> str:
     text = str(value)
     if "*" in text or not text.isprintable() or not text.strip():
         raise ValueError(
-            "must be a complete name, not a pattern; all service accounts of a namespace are in the group "
-            '"system:serviceaccounts:<namespace>"'
+            "must be a complete name of printable characters, not a pattern; all service accounts of a namespace are "
+            'in the group "system:serviceaccounts:<namespace>"'
         )
     return text
 
@@ -139,7 +139,7 @@ def _extra(value: object) -> tuple[tuple[str, tuple[str, ...]], ...]:
 def _acting(value: object) -> str:
     text = str(value)
     if not _is_header_value(text) or text.strip() != text:
-        raise ValueError("must be a complete name, of printable ASCII text")
+        raise ValueError("must be a complete name, of printable ASCII text, without spaces at its ends")
     return text
 
 

@@ -69,7 +69,7 @@ class Prober:
                     self._report(change)
                 for probe in self._schedule.due(self._clock()):
                     if not self._is_wanted(probe.name, probe.incarnation):
-                        # It was already disengaged as unreachable, so its removal sent no further DISENGAGED event.
+                        # It was disengaged as unreachable and later removed, which sent no second DISENGAGED event.
                         del self._clusters[probe.name]
                         self._schedule.drop(probe)
                         continue

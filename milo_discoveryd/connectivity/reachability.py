@@ -66,7 +66,7 @@ class ProbeFailed(msgspec.Struct, frozen=True):
     """One word: dns, connect, tls, timeout, closed, credential, 429, 404, 5xx."""
     message: str
     is_of_host: bool = False
-    """Nothing answered at the host, so that the outcome applies to every cluster behind it."""
+    """Whether nothing answered at the host: the outcome then applies to every cluster behind it."""
 
 
 ProbeOutcome = ProbeReached | ProbeFailed

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-_SO_PEERGROUPS = 59  # Linux 4.13; the socket module of Python 3.11 defines neither this option nor the next
+_SO_PEERGROUPS = 59  # Linux 4.13; the socket module of Python 3.11 defines neither this option nor SO_PEERPIDFD
 _MAX_GROUPS = 256  # getsockopt in Python returns at most 1024 bytes
 _SO_PEERPIDFD = 77  # Linux 6.5
 _UCRED = struct.Struct("iII")
@@ -18,9 +18,9 @@ class PeerCredentials(msgspec.Struct, frozen=True):
     uid: int
     gid: int
     gids: tuple[int, ...]
-    """Supplementary groups. Empty if the process has more than getsockopt can return."""
+    """Supplementary groups. Empty if getsockopt cannot return them: see `_groups`."""
     pid: int | None
-    """None if the process has exited: its pid may have been reused."""
+    """None if the process has exited, since its pid may have been reused, or is outside this PID namespace."""
 
 
 def peer_credentials(connected: socket.socket) -> PeerCredentials:

@@ -59,7 +59,7 @@ class ObjectFields(msgspec.Struct, frozen=True, gc=False):
 
 
 class NotReady(Unready, frozen=True, gc=False):
-    """An object whose readiness condition is not True."""
+    """An object that is not ready."""
 
     name: str
     uid: str
@@ -72,7 +72,7 @@ class NotReady(Unready, frozen=True, gc=False):
 
 
 class Outside(Unready, frozen=True, gc=False):
-    """An object that the daemon's label selector does not match."""
+    """An object that the daemon's label selector or field selector does not match."""
 
     name: str
     uid: str

@@ -218,8 +218,9 @@ class ObjectCollection:
     def _contradicts_list(self, observation: ObservedObject) -> bool:
         """Return whether a read returned a state that is older than the last list and that this list should have shown.
 
-        A list does not show an object outside of the selector. But if that is a different object than the known one,
-        whose version is unknown after a restart, then either may be the later one, so the read is not trusted.
+        A list does not contain objects outside of the selector. But the version of the known object may be unknown, as
+        after a restart: if the read returns a different object, either may be the later one, and the read is not
+        trusted.
         """
         if self._last_list.replacing.get(observation.name) == (observation.uid, observation.version):
             return False
@@ -259,7 +260,7 @@ class ObjectCollection:
                     yield from self._end_list(ended, now)
                     self.store.weight.list_ended()
                 case _:
-                    pass  # Relisting and EventIgnored change no object
+                    pass  # Relisting and EventIgnored change no object, and deletions by a foreign server are ignored
         if changed:
             self.progress.version = max(self.progress.version, comparable(changed[-1].version))
             yield self._unlisted_changes(self.store.apply_watched(changed))

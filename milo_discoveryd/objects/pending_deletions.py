@@ -242,7 +242,7 @@ class PendingDeletions:
         self._note_refusal(result, now)
         pending = self._pending.get(request.name) or self._refuted.get(request.name)
         if pending is None or pending.ticket != request.ticket:
-            return None  # the watch or a list settled the deletion while the read was in flight
+            return None  # the deletion was settled, held or reported again while the read was in flight
         if isinstance(result, Found) and _is_unreadable(result.observation, pending.uid):
             # The object exists, but may now be outside the selector, where the watch does not report it.
             result = Inconclusive("the object can't be decoded")

@@ -1,4 +1,4 @@
-"""The guard against mass removal: a list that lacks most of the fleet is not accepted at once.
+"""The guard against mass removal: a list that lacks a large part of the fleet is not accepted at once.
 
 An API server that was restored from a backup, that started on an empty store, or that is another one behind the same
 address answers lists and single reads consistently but incorrectly. Accepting them would make every operator stop work
@@ -12,8 +12,8 @@ resource is deleted, the API server deletes all objects one by one.
 
 To hold a removal means that the cluster stays engaged, and that no read is sent that could confirm the deletion. `Hold`
 is what the guard awaits meanwhile, `HeldRemovals` tells operators since when and why, and `PendingDeletions.is_held`
-says it of one object. The guard counts established objects, which were ready at least once; its messages call them
-engaged clusters.
+returns whether the removal of one object is held. The guard counts established objects, which were ready at least once;
+its messages call them engaged clusters.
 """
 
 from collections import deque
@@ -141,8 +141,8 @@ class RemovalGuard:
 
     @property
     def relist_at(self) -> float | None:
-        """When to list again because of held removals; None if lists of the current server are not accepted as
-        evidence."""
+        """When to list again because of held removals; None if none are held, or if lists of the current server are not
+        accepted as evidence."""
         return None if self.hold is None else self.hold.relist_at
 
     @property
@@ -363,8 +363,8 @@ class RemovalGuard:
         return self._await_administrator(
             HeldRemovals(
                 since if self.hold is None else self.hold.held.since,
-                "the API server has a cluster in an older version than it showed before, as after a restore from a "
-                f"backup: it stays as it is until it is seen again, or until {ACCEPT}",
+                "the API server returned an older version of a cluster than before, as after a restore from a backup: "
+                f"the cluster stays as it is until it is seen again, or until {ACCEPT}",
             )
         )
 

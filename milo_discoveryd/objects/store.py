@@ -1,4 +1,4 @@
-"""The objects of one collection that are proven to exist, by key, and comparisons of observations with them.
+"""The known states of the objects of one collection, by key, and comparisons of observations with them.
 
 Each change has a position in the order in which the daemon observed objects, across all sources. The objects of one
 list share a position, since none of them is known to be earlier; so do those of a source's first lists. Each change

@@ -137,7 +137,7 @@ class FleetChanges:
             self.publish(events, now.steady)
 
     def _set_drain_timer(self) -> None:
-        """Set the timer of the next drain. Unlike grace periods, drains end on time even while the source is lost."""
+        """Set the timer of the next deadline. Unlike grace periods, drains end on time while the source is lost."""
         due_at, timer = self.releases.due_at, self._drain_timer
         if timer is not None and timer.when() != due_at:
             timer.cancel()

@@ -72,7 +72,8 @@ def caller_key(caller: Caller) -> str:
 
 
 def quota_keys(caller: Caller) -> tuple[str, ...]:
-    """Return the keys that a caller's quotas are counted under: one verified name, or each of a certificate's names.
+    """Return the keys that a caller's quotas are counted under: one verified name, or each of a certificate's names;
+    the listener if it verifies none.
 
     A process can choose among its groups, and a certificate can hold extra names. Neither gives the process another
     quota.

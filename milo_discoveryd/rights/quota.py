@@ -57,7 +57,10 @@ class Quotas:
             return StreamDenial("TOO_MANY_STREAMS", "streams", message)
         # A caller may have at most as many streams as remain free, so one is always left for another caller.
         if self.open_streams(keys) >= self.limits.streams - self._open:
-            message = f"stream limit ({self.limits.streams}) of the daemon reached; retry or raise limits.streams"
+            message = (
+                f"this caller has as many streams as are free of the daemon's {self.limits.streams}; retry or raise "
+                "limits.streams"
+            )
             return StreamDenial("TOO_MANY_STREAMS", "streams", message)
         own = max(self._filter_bytes[key] for key in keys)
         if own + filter_bytes > min(FILTER_BYTES_EACH, FILTER_BYTES - self._all_filter_bytes):

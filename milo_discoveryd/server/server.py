@@ -238,7 +238,7 @@ def _listen(address: TcpEndpoint) -> socket.socket:
 
 
 def _cannot_listen(address: TcpEndpoint, why: str) -> StartError:
-    return StartError(f"can't listen on {address}: {why}; stop the process that uses it, or set another --listen")
+    return StartError(f"can't listen on {address}: {why}; set another --listen, or stop any process that uses the port")
 
 
 def _address(address: UnixSocket | TcpEndpoint, listening: socket.socket) -> str:

@@ -57,7 +57,7 @@ def checked_url(endpoint: str, hosts: tuple[HostPattern, ...], port: int = 443) 
     is_visible = endpoint.isprintable() and " " not in endpoint
     if parts.scheme != "https" or not is_plain or not is_visible or not _is_host(host):
         raise MalformedError(
-            f"the endpoint {endpoint[:80]!r} is not https://HOST:PORT with an optional path, or HOST:PORT"
+            f"the endpoint {endpoint[:80]!r} is not of the form https://HOST[:PORT][/PATH] or HOST[:PORT]"
         )
     if hosts and not any(_covers(pattern, host) for pattern in hosts):
         raise MalformedError(f"the endpoint's host {host[:80]!r} is not among endpoint.hosts")
@@ -75,7 +75,7 @@ def checked_authorities(value: str, origin: str) -> bytes:
         except (binascii.Error, ValueError):
             content = b""
     if len(content) > _MAX_AUTHORITIES or not _PEM.fullmatch(content):
-        raise MalformedError(f"{origin} does not contain CA certificates, as PEM or in base64")
+        raise MalformedError(f"{origin} does not contain CA certificates of at most 64 KiB, as PEM or in base64")
     return content
 
 

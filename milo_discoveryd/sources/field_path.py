@@ -158,7 +158,7 @@ def _opened(value: Any) -> Any:
 
 
 def text(value: Any) -> str:
-    """Return a scalar as it is written in YAML; an empty string for anything else."""
+    """Return a string, an integer or a Boolean as it is written in YAML; an empty string for anything else."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str | int):

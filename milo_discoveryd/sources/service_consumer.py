@@ -138,7 +138,7 @@ class ConsumerObjects:
 
     def contributions(self, consumer: ServiceConsumer) -> Iterable[Contribution]:
         status, metadata = consumer.status, consumer.metadata
-        # Until the controller has resolved the service, the consumer cannot be Active.
+        # The service is another one, or the controller has not resolved it yet: then the consumer cannot be Active.
         if status is None or status.serviceName not in self._services:
             return
         reference = "" if consumer.spec is None else consumer.spec.consumerProjectRef.name

@@ -65,7 +65,7 @@ class AuditFile:
         if stat.S_ISREG(status.st_mode) and status.st_uid not in (0, os.geteuid()):
             os.close(descriptor)
             raise StartError(
-                f"audit.file: {self._path} belongs to user {status.st_uid}, which could change the audit: remove it, "
+                f"audit.file: {self._path} belongs to user {status.st_uid}, who could change the audit: remove it, "
                 "or give it to the daemon's user"
             )
         return descriptor

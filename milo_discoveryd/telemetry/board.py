@@ -240,7 +240,7 @@ def _source(status: ViewStatus, now: Moment, *, synced: bool, with_message: bool
 class _Listing(NamedTuple):
     clusters: list[tuple[str, ClusterRecord]]
     until: float
-    """When another one is made, on the monotonic clock."""
+    """When the listing expires, on the monotonic clock."""
 
 
 def _rows(subscribers: Iterable[Subscriber], *, with_names: bool) -> tuple[SubscriberRow, ...]:

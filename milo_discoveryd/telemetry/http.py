@@ -61,8 +61,8 @@ class HttpEndpoint:
             return await self._server.start(host or None, port)
         except OSError as error:
             raise StartError(
-                f"can't listen on {host}:{port} for metrics: {error.strerror or error}; stop the process that uses it, "
-                "or set another --http-listen, or off"
+                f"can't listen on {host}:{port} for metrics: {error.strerror or error}; set another --http-listen, or "
+                "off, or stop any process that uses the port"
             ) from error
 
     async def stop(self) -> None:
@@ -84,7 +84,7 @@ class HttpEndpoint:
             case "/metrics" | "/":
                 return HttpReply(b"the Host header is not accepted; add its name to http_hosts\n", status=421)
             case _:
-                return HttpReply(b"not found; there are /, /metrics, /livez and /readyz\n", status=404)
+                return HttpReply(b"not found; try /, /metrics, /livez or /readyz\n", status=404)
 
     async def _shown(self, request: ServerRequest) -> HttpReply:
         match request.path:

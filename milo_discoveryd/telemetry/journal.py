@@ -162,5 +162,5 @@ def _time_to_ready(done: Event) -> float | None:
     try:
         created, ready = map(datetime.fromisoformat, done.readiness)
         return max(0.0, (ready - created).total_seconds())
-    except (ValueError, TypeError):  # not a time; one with and one without a time zone
+    except (ValueError, TypeError):  # not both times, or only one with a time zone
         return None

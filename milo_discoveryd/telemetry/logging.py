@@ -1,4 +1,4 @@
-"""Formats and writes log lines: one event each, a constant message and fields; JSON in a pod.
+"""Formats log lines, each of which is an event with a constant message and fields, as JSON or for a terminal.
 
 The JSON key of the message is `message`, which log tools display.
 """

@@ -62,7 +62,7 @@ class ShardSummary(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
     group: GroupStatus
     owns: bool
-    """Whether this daemon's Lease is renewed, so that its clusters are its own."""
+    """Whether this daemon's Lease is renewed, so that it may engage its clusters."""
     draining: int
     """Clusters that this daemon is about to disengage."""
     unowned: int
@@ -163,7 +163,7 @@ class ClusterQuery(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """Selects the clusters to show."""
 
     search: str = ""
-    """Words, of which each must be in the name, the organization, the message or a label, in any case."""
+    """Words, each of which must occur in the name, the organization, the message or a label, in upper or lower case."""
     state: str = ""
     page: int = 1
     sort: str = ""

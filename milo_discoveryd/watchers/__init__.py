@@ -1,1 +1,1 @@
-"""The HTTP connection to a Kubernetes-style API server, and the driver that runs a reflector against it."""
+"""Drivers that follow the sources (API servers and files), requests to API servers, and connectivity probes."""

@@ -94,7 +94,7 @@ class Confirmations:
     async def _confirm(self, request: ConfirmationRequest) -> None:
         result = await self._confirmed(request.name)
         if not self._is_trusted or (request.was_refuted and not self._is_proven()):
-            result = Inconclusive("the source was lost before the response arrived")
+            result = Inconclusive("the source was not trusted when the response arrived")
         self._source.resolve(self._collection, request, result, self._clock())
         self._has_timers.set()
 

@@ -41,9 +41,9 @@ class ClusterAccess(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProbeSender:
-    """Probes clusters with the credential issued for them, or else the daemon's own.
+    """Probes clusters with the credential issued for them, or else with the daemon's own credential or none.
 
-    Hosts are probed with the daemon's own. Then the credential of the cluster that represents the host is tried at the
+    Hosts are probed without an issued credential. Then that of the cluster that represents the host is tried at the
     cluster's endpoint: a rejection counts as a failure of the issuer, not of the host.
     """
 

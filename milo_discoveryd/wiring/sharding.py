@@ -29,7 +29,7 @@ from milo_discoveryd.wiring.upstreams import open_upstream
 from milo_kube.upstream import SERVICE_ACCOUNT
 
 LEAVE_S = 20.0
-"""The time to leave the group, within the grace period of a pod, which is 30 s by default."""
+"""The maximum time to leave the group, within the grace period of a pod, which is 30 s by default."""
 BEGIN_S = 3.0
 """How long `/handed-over` waits for the hand-over to begin: the kubelet runs the hooks with `milo-discoveryd leave` and
 with `/handed-over` concurrently."""
@@ -160,4 +160,6 @@ def _own_namespace(environ: Mapping[str, str], service_account: Path = SERVICE_A
     try:
         return (service_account / "namespace").read_text().strip()
     except OSError as error:
-        raise StartError(f"sharding.namespace is not set, and the daemon is not in a pod ({error}): set it") from error
+        raise StartError(
+            f"sharding.namespace is not set, and the pod's namespace cannot be read ({error}): set sharding.namespace"
+        ) from error

@@ -195,6 +195,6 @@ def restorable(clusters: Iterable[StoredCluster], restored_place: RestoredPlace)
         try:
             place = restored_place(cluster.target)
         except ValueError:
-            continue  # a name that the kind never engages
+            continue  # the source no longer accepts the cluster's name, labels or address
         # With an empty version, the first list always replaces the stored state.
         yield Ready(cluster.uid, "", msgspec.structs.replace(cluster.target, place=place)), cluster.engaged_at

@@ -132,7 +132,7 @@ def test_empty_list_is_a_warning() -> None:
     [
         (401, "fail", RULE),
         (403, "fail", RULE),
-        (404, "fail", "check the API server for the mode"),
+        (404, "fail", "check that this API server serves the resource"),
         (429, "fail", "repeat the check"),
         (503, "fail", "repeat the check"),
         (400, "fail", "does not behave like"),

@@ -93,7 +93,7 @@ async def test_check_as_names_issuers_whose_credentials_are_valid_beyond_the_sco
 async def test_check_as_without_a_matching_rule_is_denied(tmp_path: Path) -> None:
     status, lines = await check_as(tmp_path, "uid=1")
     assert status == 1
-    assert lines == {"rule": "no authorization rule matches this caller (of 3); it is denied"}
+    assert lines == {"rule": "none of the 3 authorization rules matches this caller, who is denied"}
 
 
 async def test_check_as_with_an_empty_scope_sees_no_clusters(tmp_path: Path) -> None:

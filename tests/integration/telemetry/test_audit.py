@@ -129,7 +129,7 @@ def test_audit_file_of_another_user_is_refused(tmp_path: Path, monkeypatch: pyte
     else:
         owner = os.geteuid()
         monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
-    with pytest.raises(StartError, match=r"audit.file: \S+/audit belongs to user \d+, which could change the audit"):
+    with pytest.raises(StartError, match=r"audit.file: \S+/audit belongs to user \d+, who could change the audit"):
         AuditFile(path)
 
 
