@@ -90,7 +90,7 @@ async def test_hostile_endpoints_are_not_engaged_and_are_logged_and_audited(tena
         await until(watch, lambda seen: {"declared#later", "planes#later"} <= set(seen.clusters))
         assert set(watch.clusters) == {"declared#good", "declared#later", "planes#plane", "planes#later"}
         for name in HOSTILE:
-            problem = "not among endpoint.hosts" if name in OUTSIDE else "is not https://HOST:PORT"
+            problem = "not among endpoint.hosts" if name in OUTSIDE else "is not of the form https://HOST"
             assert problem in await why_not(client, f"declared#{name}")
     expected = {f"declared#{name}": 1 for name in (*HOSTILE, "listed-line-feed", "listed-metadata-service")}
     assert refused(written(tenants.audit)) == expected

@@ -231,7 +231,7 @@ def _with_client_certificate(server: ApiServer, clients: trustme.CA, left: timed
     }
 
 
-async def test_invalid_kubeconfig_is_reported_once_and_other_checks_continue(tmp_path: Path) -> None:
+async def test_missing_kubeconfig_is_reported_once_and_other_checks_continue(tmp_path: Path) -> None:
     output = await run_check(tmp_path, discovery_kubeconfig=str(tmp_path / "none"))
     assert output.text.count("cannot be read: No such file or directory") == 1
     assert "--discovery-kubeconfig FILE" in output.text

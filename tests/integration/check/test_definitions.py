@@ -81,7 +81,7 @@ async def test_check_evaluates_the_objects_and_uses_one_credential(sandbox: Sand
     assert status == 0
 
 
-async def test_definition_by_which_no_object_can_engage_fails(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_source_with_a_malformed_object_and_no_engaged_cluster_fails(sandbox: Sandbox, tmp_path: Path) -> None:
     put(sandbox, "alpha", content="{}")
     status, (clusters, minted) = await findings(tmp_path)
     assert clusters.startswith("fail  clusters: 0 of 2 engaged")
@@ -89,12 +89,12 @@ async def test_definition_by_which_no_object_can_engage_fails(sandbox: Sandbox, 
         "1 malformed, 1 not ready; first problem: garden-team/alpha-kubeconfig: the key 'value' of Secret" in clusters
     )
     assert minted == "ok    kubeconfigs secrets: not checked: kubeconfig-secret issues credentials per cluster, " + (
-        "and no cluster of it is ready"
+        "and no cluster that it serves is ready"
     )
     assert status == 1
 
 
-async def test_credential_that_no_operator_could_get_fails(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_secret_without_the_configured_key_fails(sandbox: Sandbox, tmp_path: Path) -> None:
     put(sandbox, "alpha")
     status, (_, minted) = await findings(tmp_path, key="kubeconfig")
     assert minted.startswith(

@@ -107,7 +107,7 @@ async def test_check_as_without_rules_has_full_access(tmp_path: Path) -> None:
     assert (status, lines["rule"]) == (0, "no rules are configured: every caller has full access")
 
 
-async def test_check_as_with_an_unreachable_source_reports_unknown(tmp_path: Path) -> None:
+async def test_check_as_without_the_kubeconfig_of_the_source_reports_unknown_clusters(tmp_path: Path) -> None:
     status, lines = await check_as(tmp_path, "san=uri:spiffe://prod/a", discovery_kubeconfig=str(tmp_path / "none"))
     assert status == 0
     assert lines["clusters"].startswith("unknown: ")

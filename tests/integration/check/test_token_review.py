@@ -28,7 +28,7 @@ async def review_lines(tmp_path: Path, upstream: Path, **reviews: str) -> list[s
     ]
 
 
-async def test_token_review_that_rejects_an_invalid_token_is_ok(tmp_path: Path) -> None:
+async def test_token_review_that_rejects_an_invalid_token_is_ok_and_a_missing_kubeconfig_fails(tmp_path: Path) -> None:
     async with Sandbox() as sandbox:
         kubeconfig = sandbox.write_kubeconfig(tmp_path / "kubeconfig")
         line, *_ = await review_lines(tmp_path, kubeconfig)

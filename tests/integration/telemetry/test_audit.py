@@ -112,7 +112,7 @@ def test_audit_line_truncated_by_an_earlier_process_does_not_corrupt_the_next(tm
     assert path.read_bytes() == b"one\ntw\nthree\n"
 
 
-def test_audit_file_must_not_be_a_symlink_or_directory(tmp_path: Path) -> None:
+def test_audit_file_must_be_a_regular_file_in_an_existing_directory(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     for path in (tmp_path / "link", tmp_path, tmp_path / "none" / "audit"):
         with pytest.raises(StartError, match=r"audit.file: cannot append to"):

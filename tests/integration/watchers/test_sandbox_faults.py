@@ -184,7 +184,7 @@ async def test_false_deletion_of_live_objects_is_refuted(sandbox: Sandbox, strea
 
 
 @pytest.mark.parametrize("fault", ["overloaded", "failing", "unauthorized", "forbidden"])
-async def test_rejected_requests_make_source_stale_and_disengage_nothing(
+async def test_error_responses_make_source_stale_and_disengage_nothing(
     sandbox: Sandbox, streaming: Follower, fault: str
 ) -> None:
     with streaming.without_events():

@@ -131,7 +131,7 @@ async def test_missing_client_certificate_is_tls_error() -> None:
     assert "the server requires a client certificate, or rejected the one" in str(error)
 
 
-async def test_invalid_ca_is_tls_error() -> None:
+async def test_invalid_ca_is_credential_error() -> None:
     error = await failure(nobody("https://127.0.0.1:1", authorities=b"not a certificate"))
     assert error.cause == "credential"
     assert "PEM" in str(error)

@@ -60,7 +60,7 @@ def test_socket_permissions_are_parsed_as_octal(text: object, mode: int) -> None
     ("text", "complaint"),
     [("rw-", "in octal"), ("0999", "in octal"), ("66", "in octal"), ("0060", "the owner"), ("0666", "world-writable")],
 )
-def test_socket_permissions_without_owner_access_or_world_writable_are_rejected(text: str, complaint: str) -> None:
+def test_invalid_or_insecure_socket_permissions_are_rejected(text: str, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         values.permissions(text)
 

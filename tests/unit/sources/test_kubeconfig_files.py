@@ -112,7 +112,7 @@ def test_uid_of_kubeconfig_file_cluster_depends_on_server_and_ca_not_on_credenti
         ({"insecure-skip-tls-verify": True}, "insecure-skip-tls-verify"),
         ({"tls-server-name": "x"}, "tls-server-name"),
         ({"proxy-url": "http://proxy"}, "proxy-url"),
-        ({"server": "http://127.0.0.1"}, "is not https://HOST:PORT"),
+        ({"server": "http://127.0.0.1"}, "is not of the form https://HOST"),
         ({"server": "https://user@host"}, "has a user"),
         ({"certificate-authority-data": "!"}, "is not valid base64"),
         ({"certificate-authority-data": encoded("x")}, "does not contain CA certificates"),
