@@ -60,7 +60,8 @@ class IssuersCheck:
             return
         if is_of_cluster and cluster is None and not isinstance(issuer, ClientCertificateIssuer):
             yield ok(
-                subject, f"not checked: {issuer.type} issues credentials per cluster, and no cluster that it serves is ready"
+                subject,
+                f"not checked: {issuer.type} issues credentials per cluster, and no cluster that it serves is ready",
             )
             return
         ttl_s = self._settings.kubeconfigs.default_ttl.total_seconds()

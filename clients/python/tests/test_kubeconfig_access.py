@@ -90,7 +90,7 @@ def changed(content: bytes, part: str, **fields: object) -> bytes:
         ("context", {"namespace": "kube-system"}),
     ],
 )
-def test_kubeconfig_with_unknown_field_is_rejected(part: str, fields: dict[str, object]):
+def test_kubeconfig_with_unsupported_field_is_rejected(part: str, fields: dict[str, object]):
     with pytest.raises(UnusableKubeconfig, match="the daemon does not write such kubeconfigs"):
         read_access(changed(text(token=CANARY), part, **fields))
 

@@ -74,6 +74,6 @@ def test_conflicting_listener_settings_are_reported_with_place(file: Path, item:
     assert expected in str(caught.value)
 
 
-def test_duplicate_listener_names_are_rejected(file: Path) -> None:
+def test_duplicate_listener_names_and_addresses_are_rejected(file: Path) -> None:
     assert "the same name" in problem(file, "{name: a, address: unix:///a}", "{name: a, address: unix:///b}")
     assert "an address twice" in problem(file, "{name: a, address: unix:///a}", "unix:///a")

@@ -194,7 +194,7 @@ def test_kubernetes_service_variables_are_ignored() -> None:
         ("\xff", "is not UTF-8 text"),
     ],
 )
-def test_settings_file_that_is_not_a_mapping_is_rejected(file: Path, content: str, complaint: str) -> None:
+def test_malformed_settings_file_is_rejected(file: Path, content: str, complaint: str) -> None:
     file.write_bytes(content.encode("latin-1"))
     (problem,) = problems(file=file)
     assert problem.startswith(f"file {file}")

@@ -103,7 +103,7 @@ def test_issued_credential_lifetime_is_limited() -> None:
     assert validate(of(certificate(NOW, NOW + 9e6)), NOW, origin="it", longest_s=math.inf).life_s == 9e6
 
 
-def test_issued_token_for_other_audience_is_rejected() -> None:
+def test_issued_token_for_other_audience_or_subject_is_rejected() -> None:
     mine = token(jwt(exp=NOW + 600, aud=["milo", "other"], sub="me"))
     assert validate(mine, NOW, origin="it", audiences=["milo"], subject="me").life_s == 600
     with pytest.raises(BackendError, match="for an audience other than milo"):

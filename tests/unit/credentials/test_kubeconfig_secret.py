@@ -116,7 +116,7 @@ async def test_secret_with_long_lived_certificate_requires_setting() -> None:
         (secret(kubeconfig(pair(NOW - 1))), "an expired credential"),
     ],
 )
-async def test_invalid_kubeconfig_secret_is_rejected_and_not_quoted(
+async def test_unusable_kubeconfig_secret_is_reported_without_quoting_it(
     answer: Answer | TransportError, expected: str
 ) -> None:
     with pytest.raises(CredentialError) as raised:

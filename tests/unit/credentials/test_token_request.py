@@ -292,7 +292,7 @@ ENDS = "2100-01-01T00:00:00Z"
         ([SECRET, given({"token": jwt(aud=["milo"], sub="you"), "expirationTimestamp": ENDS})], "whose subject is not"),
     ],
 )
-async def test_invalid_token_response_is_rejected_and_not_quoted(
+async def test_failed_token_request_is_reported_without_quoting_the_response(
     answers: list[Answer | TransportError], expected: str
 ) -> None:
     with pytest.raises(CredentialError) as raised:

@@ -78,14 +78,14 @@ def test_error_event_is_decoded_to_error_status() -> None:
     ],
     ids=lambda text: text[:40],
 )
-def test_invalid_watch_line_is_malformed_response(content: str, problem: str) -> None:
+def test_invalid_watch_line_is_undecodable(content: str, problem: str) -> None:
     found = DECODER.line(content.encode())
     assert isinstance(found, Undecodable)
     assert found.problem.startswith("a line of the watch is not an event: ")
     assert problem in found.problem
 
 
-def test_invalid_unicode_is_malformed_or_skipped() -> None:
+def test_invalid_unicode_is_undecodable_or_skipped() -> None:
     assert isinstance(DECODER.line(b'{"type":"\xff","object":{}}'), Undecodable)
     skipped = line("ADDED", thing("a", "7") | {"x": "@"}).replace(b"@", b"\xff")
     assert DECODER.line(skipped) == ObjectSeen(seen("a", "7"))
@@ -178,7 +178,7 @@ def test_malformed_object_in_list_page_does_not_affect_others() -> None:
     ],
     ids=lambda body: repr(body[:40]),
 )
-def test_list_body_that_is_not_a_list_is_malformed_response(body: bytes) -> None:
+def test_response_that_is_not_a_list_raises_list_page_error(body: bytes) -> None:
     with pytest.raises(ListPageError, match="the response is not a list: "):
         DECODER.page(body)
 

@@ -155,7 +155,7 @@ def test_values_that_could_change_the_endpoint_are_rejected(spec: Any) -> None:
         7,
     ],
 )
-def test_url_with_extra_parts_is_rejected(url: Any) -> None:
+def test_invalid_endpoint_url_is_rejected(url: Any) -> None:
     assert problem(a_mode(endpoint={"field": "spec.url"}), an_object({"url": url}))
 
 
