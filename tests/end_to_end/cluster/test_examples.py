@@ -32,7 +32,7 @@ SIGTERM_OF_JAVA = 143
 FILE = re.compile(r"^`([\w.]+)`[^\n]*:\n\n```\w+\n(.*?)^```", re.MULTILINE | re.DOTALL)
 CONTAINER = re.compile(r"^```yaml\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LIKE_PYTHON_IMAGE = "RUN ln -s python3 /usr/bin/python && rm -f /usr/lib/python3*/EXTERNALLY-MANAGED\n"
-"""What makes Debian's Python, of which the base image is, like that of the image `python`."""
+"""Makes the Debian Python of the base image like the Python of the image `python`."""
 MODULES = "java.se,jdk.unsupported,jdk.crypto.ec,jdk.naming.dns,jdk.zipfs"
 
 
@@ -106,7 +106,7 @@ class Program:
     """Where its container is shown."""
     command: Sequence[str] = ()
     keeps: Sequence[str] = ()
-    """What it needs of the container in the manifests, and others have not."""
+    """Fields of the container in the manifests that this program needs, and that others do not keep."""
     status: int = 0
     writes: bool = True
     unpacks: bool = False

@@ -34,7 +34,7 @@ CORE = "milo-system"
 
 @pytest.fixture(autouse=True)
 def definitions(node: Node) -> Iterator[None]:
-    """Those of clusters and profiles, and no cluster of another test."""
+    """Install the definitions of clusters and profiles, and delete the clusters of other tests."""
     profiles = source_directory(INVENTORY_API) / PROFILES_DEFINITION
     projects = ROOT / "sandbox/src/milo_sandbox/crds/projects.yaml"
     given = "\n---\n".join(each.read_text() for each in (DEFINITION, projects, profiles))
@@ -54,7 +54,7 @@ def test_overlay_publishing_writes_a_profile_for_a_cluster(node: Node) -> None:
 
 
 def test_components_of_one_pod_work_beside_each_other(node: Node, tmp_path: Path) -> None:
-    """Those that a daemon with an issuer can have, on a StatefulSet."""
+    """The components that a daemon with an issuer can have, on a StatefulSet."""
     issuer = {"name": "project", "type": "kubeconfig-secret"}
     publishers = ("cluster-profiles", "argocd-clusters", "flux-kubeconfigs", "flux-configmaps")
     components = (
@@ -95,7 +95,8 @@ def test_components_of_one_pod_work_beside_each_other(node: Node, tmp_path: Path
 
 
 def test_daemon_reads_projects_of_the_core_api_with_a_kubeconfig(node: Node, tmp_path: Path) -> None:
-    """With the overlay of the rights there. The core Milo API is the cluster's, under another user."""
+    """Uses the overlay with the rights at the core API. The cluster's API server stands for the core Milo API, with a
+    kubeconfig of another user."""
     rights = yaml.safe_dump_all(manifests(DEPLOY / "overlays" / "core-control-plane"))
     project = {"apiVersion": "resourcemanager.miloapis.com/v1alpha1", "kind": "Project", "metadata": {"name": "alpha"}}
     project["spec"] = {"ownerRef": {"kind": "Organization", "name": "acme"}}

@@ -26,7 +26,7 @@ SETTLED_WITHIN_S = 120.0
 RESTART_S = 16.0
 """How long the ownership of a subscriber must last when its daemon is killed, so that the next process renews it."""
 WITHOUT_OWNER_S = 51.0
-"""How long clusters of a killed member have no owner at most, by docs/sharding.md."""
+"""The maximum time for which clusters of a killed member have no owner, by docs/sharding.md."""
 
 
 class Group:
@@ -94,7 +94,8 @@ class Group:
         assert not self.validator.breaches, "; ".join(self.validator.breaches)
 
     async def told_of_one(self, source: str, name: str) -> None:
-        """Create clusters, and wait until the first member's subscriber is told of one: others are other members'."""
+        """Create clusters, and wait until the first member's subscriber is told of at least one of them. Other members
+        own the rest."""
         names = {f"{name}-{number}" for number in range(12)}
         for each in names:
             self.put(source, each)
@@ -168,8 +169,9 @@ async def test_clusters_of_a_killed_member_have_an_owner_within_the_documented_t
     assert 30.0 < took < WITHOUT_OWNER_S, f"{len(lost)} clusters had no owner for {took:.1f} s"
 
 
-async def test_second_restart_of_a_member_while_a_source_is_away_brings_no_cluster_back(workspace: Workspace) -> None:
-    """Its state file lacks what changed before it was killed, and the source answers no restart."""
+async def test_second_restart_of_a_member_during_a_source_outage_brings_no_cluster_back(workspace: Workspace) -> None:
+    """The member's state file lacks the changes before it was killed, and the source does not answer after two
+    restarts."""
     async with group(workspace) as found:
         member, a = found.daemons[0], found.servers["a"]
         await eventually(found.are_stored)

@@ -259,7 +259,7 @@ async def test_second_restart_while_a_source_is_unavailable_brings_no_cluster_ba
 
 
 async def test_clock_that_is_an_hour_behind_that_of_one_server_is_logged(workspace: Workspace) -> None:
-    """Only a server's responses show it, and only those of the right server."""
+    """The clock is compared with the header Date of each server's responses, and only that server is named."""
     async with rig(workspace, has_state=False) as found:
         found.a.headers = {"Date": formatdate(time.time() + 3600, usegmt=True)}
         found.a.cut()

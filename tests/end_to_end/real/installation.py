@@ -87,7 +87,7 @@ class Project:
             await api.call("POST", self._config_maps, kept)
 
     async def undo(self, name: str) -> None:
-        """Clean up that object, as its operator does: remove its finalizer."""
+        """Clean up an object that `keep` created, as its operator does: remove its finalizer."""
         async with self._infrastructure.api() as api:
             await api.call("PATCH", f"{self._config_maps}/{name}", {"metadata": {"finalizers": None}})
 

@@ -106,7 +106,8 @@ async def test_cluster_api_source_engages_clusters_with_their_kubeconfig_secrets
 async def test_cluster_api_source_reads_endpoints_from_kubeconfig_secrets(
     platform: RealApi, workload: RealApi, directory: Path
 ) -> None:
-    """Join the Clusters with their Secrets: whichever comes first, renamed servers, lost Secrets, and a restart."""
+    """Clusters and their Secrets are created in either order. Servers change, Secrets are lost, and the daemon is
+    restarted."""
     clusters = f"/apis/cluster.x-k8s.io/v1beta2/namespaces/{NAMESPACE}/clusters"
     secrets = f"/api/v1/namespaces/{NAMESPACE}/secrets"
     changes: dict[str, Any] = {
@@ -131,7 +132,7 @@ async def test_cluster_api_source_reads_endpoints_from_kubeconfig_secrets(
             await api.call("PATCH", f"{clusters}/{name}/status", initialized(True))
 
         async def put_secret(name: str, server: RealApi, user: str) -> None:
-            """Create the Secret of a Cluster, as Cluster API does, and others that it has."""
+            """Create the Secrets of a Cluster, as Cluster API does: one with the kubeconfig, and another one."""
             labels = {"cluster.x-k8s.io/cluster-name": name}
             for purpose, data in (
                 ("ca", {"tls.crt": "eA==", "tls.key": "eA=="}),

@@ -1,7 +1,7 @@
 """Published ClusterProfiles as multicluster-runtime consumes them: by our exec plugin, into a project's control plane.
 
-The operator (inventory/main.go) is built with multicluster-runtime's own provider for the Cluster Inventory API, and
-with a small one on the library of KEP-4322 (sigs.k8s.io/cluster-inventory-api), which the former calls too.
+The operator (inventory/main.go) is built twice: with multicluster-runtime's own provider for the Cluster Inventory API,
+and with a small provider. Both call the library of KEP-4322 (sigs.k8s.io/cluster-inventory-api).
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """The sandbox as a process whose objects outlive it, as those of an API server do in etcd.
 
 Commands are lines of JSON on its standard input: the name of a method of the sandbox or of its faults, with
-arguments. Each is answered by an empty line once it is done. The process exits when it closes.
+arguments. Each is answered by an empty line once it is done. The process exits when its standard input closes.
 """
 
 import asyncio

@@ -38,7 +38,7 @@ __all__ = ["form"]
 
 FRIEND = "spiffe://example.com/ns/milo/sa/operator"
 THEIRS = ("zz-name", "zz-label", "zz-uid", "zz-organization")
-"""Values that intruders must not receive, of a cluster besides `ours`, which some of them may see."""
+"""Values of a cluster that no intruder may see. Some intruders may see the other cluster, `ours`."""
 
 
 def ours_and_theirs(harness: Harness) -> None:

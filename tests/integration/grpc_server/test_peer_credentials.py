@@ -322,7 +322,7 @@ async def test_caller_with_too_many_refused_calls_is_disconnected_and_paused(
 async def test_calls_beyond_the_limit_in_flight_are_audited(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
     monkeypatch.setattr(in_flight, "MAX_PER_OWNER", 1)
     monkeypatch.setattr(quota, "MISS_BURST", 0)
-    monkeypatch.setattr(quota, "MISSES_PER_S", 0.2)  # the answer to the one that is admitted is delayed
+    monkeypatch.setattr(quota, "MISSES_PER_S", 0.2)  # the response to the only admitted call is delayed
     async with guarded(directory, rights=Rights((NOBODY,))) as harness, harness.client() as stub:
         calls = [stub.ListClusters(pb.ListClustersRequest()) for _ in range(5)]
         codes = [await code for code in islice(asyncio.as_completed([call.code() for call in calls]), 4)]

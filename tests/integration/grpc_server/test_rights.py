@@ -149,7 +149,7 @@ async def test_name_enumeration_is_throttled_without_effect_on_others(
 async def test_foreign_revisions_and_denied_calls_are_throttled(
     rules_harness: RulesHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quota, "MISS_BURST", 0)  # the first call is delayed already, by a tenth of a second
+    monkeypatch.setattr(quota, "MISS_BURST", 0)  # even the first call is delayed, by a tenth of a second
     async with (
         rules_harness.caller("shop") as shop,
         rules_harness.caller("root") as root,

@@ -1,7 +1,7 @@
 """Lives of projects under Milo's controllers, from creation to deletion, as seen at its API servers.
 
-Each is recorded on Milo with its own controllers, and held against a sandbox with controllers. What is recorded are
-states that last, since the steps between them take another time in each run.
+Each is recorded on Milo with its own controllers, and compared with a sandbox with controllers. Only lasting states are
+recorded, since the steps between them take a different time in each run.
 """
 
 import asyncio

@@ -122,8 +122,8 @@ async def test_server_whose_liveness_check_fails_is_stale_until_it_succeeds() ->
     server_script.watches = list(watches)
     async with running(server_script, ReflectorPolicy(backoff=QUICK, liveness=OFTEN)) as run:
         await run.synced()
-        # On a busy machine some checks are not answered in time before one is answered by a failure, and the watch is
-        # opened again.
+        # On a busy machine, some checks may time out before one is answered by a failure. Then the watch is opened
+        # again.
         failure = "the server answers /livez with 500: [-]etcd failed: reason withheld"
         await eventually(lambda: run.source.status.message == failure)
         opened = sum(watch.asked.is_set() for watch in watches)

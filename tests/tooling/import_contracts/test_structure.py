@@ -1,4 +1,4 @@
-"""Large classes and import circles are found, also of imports for type checkers alone."""
+"""Large classes and import cycles are found, including cycles of imports that are for type checkers only."""
 
 import ast
 

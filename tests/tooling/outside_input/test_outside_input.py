@@ -36,7 +36,7 @@ _WRITTEN = frozenset(
         "milo_discoveryd.telemetry.status_page",
     }
 )
-"""Modules that open something, and read nothing from outside."""
+"""Modules that open files or sockets, and read nothing from outside."""
 _OF_ONE_PROCESS = frozenset({"milo_discoveryd.server.connections.inner_socket"})
 """Modules with a listener that no other process can connect to."""
 
