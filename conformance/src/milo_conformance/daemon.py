@@ -99,7 +99,7 @@ class ScriptedStream:
         pending_sources: Sequence[str] = (),
         unknown_fields: bool = False,
     ) -> None:
-        """Send a batch. Its revision is the daemon's next one, and the one before it that of the last batch."""
+        """Send a batch. By default it has the daemon's next revision, and continues the last batch of the stream."""
         batch = pb.WatchClustersResponse(
             events=events,
             revision=self.daemon.next_revision() if revision is None else revision,

@@ -22,9 +22,10 @@ class SubscriberLine:
     """One line that the subscriber under test printed: an event, or the answer to a command."""
 
     event: str
-    """ENGAGED, UPDATED, DISENGAGED, KUBECONFIG, or the answer to a command: ISSUED, CREDENTIAL, FAILED, FATAL.
+    """ENGAGED, UPDATED, DISENGAGED or KUBECONFIG; FATAL, an error that a retry cannot fix; or the answer to a command:
+    ISSUED, CREDENTIAL or FAILED.
 
-    In the profile `fleet`: BEGIN, SIGNALED and END of a handler.
+    In the profile `fleet`: BEGIN, SIGNALED and END of a handler, and ANSWERED.
     """
     fields: dict[str, Any] = field(default_factory=dict)
     at: float = field(default_factory=time.monotonic)

@@ -27,7 +27,7 @@ _RETRY = BackoffPolicy(initial=timedelta(milliseconds=500), maximum=timedelta(se
 
 
 class Accesses:
-    """The server and CA of each cluster, as received from the daemon; None if the daemon issues no kubeconfig."""
+    """The server and CA of each cluster, as received from the daemon; None if it is published without them."""
 
     def __init__(self, client: DiscoveryClient, changed: Callable[[str], None], report: Callable[[str], None]) -> None:
         self._client = client
@@ -74,7 +74,7 @@ class Accesses:
             try:
                 access = await self._issue(name)
             except ClusterNotFound:
-                pass  # the cluster is being disengaged
+                pass  # the cluster is no longer engaged
             except StatusError as error:
                 if not isinstance(error, Unavailable | TimedOut) and error.retry_after is None:
                     self._report_once(f"no access to {name!r}: {error}")  # the next resync requests it again

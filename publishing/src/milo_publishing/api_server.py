@@ -110,7 +110,7 @@ async def open_api_server(
     """Open the API server; yield the objects of a namespace. Credentials are renewed. Raises UnusableKubeconfig."""
     proxy = (await asyncio.to_thread(source.read)).proxy
     credentials = AsyncRenewer(lambda: issue("target", source))
-    # A write fails, and is not repeated, if the server has closed the idle connection: these are kept only briefly.
+    # A write on a connection that the server has closed fails, and is not repeated: idle ones are kept only briefly.
     pools = Pools(user_agent="milo-discovery-publish", idle_s=5.0)
     api = ClusterApi("the target", credentials, pools, proxy=proxy)
     try:

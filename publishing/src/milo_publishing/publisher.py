@@ -124,10 +124,10 @@ class Publisher:
                 await self._write_dirty(watch)
             except TargetUnavailable as error:
                 delay = self._backoff.failed(ran=timedelta(), retry_after=error.retry_after)
-                self._reports.add_problem("", f"cannot write to the API server: {error}; retrying")
+                self._reports.add_problem("", f"publishing is interrupted: {error}; retrying")
                 await asyncio.sleep(delay.total_seconds())
                 continue
-            self._reports.resolve("", "writing again")
+            self._reports.resolve("", "publishing continues")
             self._backoff = StreamBackoff(_RETRY)
             if once and self._is_done:
                 done.set()
@@ -211,12 +211,12 @@ class Publisher:
                     except TargetRefused as error:
                         if error.status != HTTPStatus.CONFLICT:
                             raise
-                        # Another client changed the object first: the next decision is made from its current state.
+                        # Another client created or changed the object first: decide again from its current state.
                         self._publication.observe(name, found := await self._server.get(name))
                         self._review.require_own(found)
         self._reports.add_problem(
             name,
-            "the object keeps being changed back after each write; look for another controller or a mutating webhook "
+            f"the object still differs after {_MAX_STEPS} writes; look for another controller or a mutating webhook "
             "that changes it",
         )
 

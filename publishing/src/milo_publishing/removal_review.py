@@ -23,7 +23,7 @@ _LOOKUPS = 8
 
 
 class RemovalReview:
-    """Confirms with the daemon which missing clusters are not engaged, and records them as ended."""
+    """Confirms with the daemon which clusters are not engaged, or not selected, and records them as ended."""
 
     def __init__(
         self, client: DiscoveryClient, publication: Publication, removals: Removals, reports: ProblemReports
@@ -52,7 +52,7 @@ class RemovalReview:
         self.due_at = now
 
     async def missing(self, watch: Watch) -> list[Removal]:
-        """Return the objects whose clusters the daemon confirms not to be engaged.
+        """Return the objects whose clusters are not engaged or do not match the filter, as confirmed by the daemon.
 
         Raises PublishedByAnother if an object was written for another group or filter.
         """
@@ -105,7 +105,7 @@ class RemovalReview:
         self._publication.identity, self.has_identity = identity, True
 
     async def _is_missing(self, removal: Removal, lookups: asyncio.Semaphore) -> bool:
-        """Return whether the daemon confirms that a cluster is not engaged."""
+        """Return whether the daemon confirms that a cluster is not engaged, or engaged outside of the filter."""
         try:
             async with lookups:
                 report = await self._client.get(removal.cluster)

@@ -151,7 +151,7 @@ async def test_publisher_reports_a_foreign_object_of_the_same_name_and_does_not_
     created = await profiles.call("POST", body=foreign)
     workspace.sandbox.projects.create("beta", ready=True)
     async with Publishing.running(workspace, profiles) as publishing:
-        await publishing.says("alpha: an object with this name exists, which milo-discovery publish did not create")
+        await publishing.says("alpha: an object with this name exists that this command did not create")
         found = await profiles.until(healthy("beta"))
         assert found["alpha"] == created | {"apiVersion": found["alpha"]["apiVersion"]}
         workspace.sandbox.projects.delete("alpha")
@@ -168,9 +168,9 @@ async def test_publisher_catches_up_after_an_outage_of_the_api_server(
         await profiles.server.stop()
         workspace.sandbox.projects.create("gamma", ready=True)
         workspace.sandbox.projects.delete("beta")
-        await publishing.says("cannot write")
+        await publishing.says("publishing is interrupted")
         await profiles.server.start()
-        await publishing.says("writing again")
+        await publishing.says("publishing continues")
         await profiles.until_named("alpha", "gamma")
 
 

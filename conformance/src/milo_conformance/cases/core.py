@@ -543,7 +543,8 @@ async def retry_info(run: Run) -> None:
 
 @core(
     "Reconnects start soon, and back off",
-    why="Without backoff, a daemon that refuses streams is flooded; with a long first delay, a restarted one is idle.",
+    why="Without backoff, a daemon that refuses streams is flooded. With a long first delay, operators "
+    "are idle after a restart of the daemon.",
     demands="at first soon, then with backoff",
 )
 async def backoff(run: Run) -> None:

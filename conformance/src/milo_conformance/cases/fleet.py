@@ -108,7 +108,7 @@ async def credential_of_a_replaced_cluster(run: Run) -> None:
 
 
 @fleet(
-    "A handler gets no credential after the end of its cluster",
+    "A handler gets no credential after its cluster was disengaged",
     why="Another daemon's operator may work there, or the caller's rights were revoked. The old token still works.",
     demands="Stop working on it.",
 )
