@@ -22,10 +22,10 @@ class SubscriberLine:
     """One line that the subscriber under test printed: an event, or the answer to a command."""
 
     event: str
-    """ENGAGED, UPDATED, DISENGAGED or KUBECONFIG; FATAL, an error that a retry cannot fix; or the answer to a command:
-    ISSUED, CREDENTIAL or FAILED.
+    """ENGAGED, UPDATED, DISENGAGED, KUBECONFIG, FATAL, or the answer to a command: ISSUED, CREDENTIAL, FAILED.
 
-    In the profile `fleet`: BEGIN, SIGNALED and END of a handler, and ANSWERED.
+    FATAL is an error that a retry cannot fix. In the profile `fleet` also BEGIN, SIGNALED and END of a handler,
+    and ANSWERED.
     """
     fields: dict[str, Any] = field(default_factory=dict)
     at: float = field(default_factory=time.monotonic)
