@@ -151,5 +151,5 @@ def _page(pages: str, path: str) -> list[dict[str, Any]]:
             found: list[dict[str, Any]] = json.load(response)
     except (OSError, ValueError) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
-        raise CommandFailure(f"cannot read {url}: {reason}; pass the operator's --operator HOST:PORT") from error
+        raise CommandFailure(f"cannot read {url}: {reason}; set --operator to the operator's HOST:PORT") from error
     return found
