@@ -132,13 +132,16 @@ class SocketFile:
         lock = os.fdopen(descriptor, "r+")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             holder = lock.read(20).strip()
             lock.close()
             raise StartError(
                 f"{path} is in use by another daemon{f' (process {holder})' if holder else ''}: "
                 "stop it, or listen on another path"
             ) from None
+        except OSError as error:
+            lock.close()
+            raise StartError(f"can't lock {lock_path}: {error.strerror}") from error
         lock.seek(0)
         lock.truncate()
         lock.write(f"{os.getpid()}\n")

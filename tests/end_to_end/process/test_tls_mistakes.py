@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from tests.end_to_end.process.conftest import Workspace, directory, workspace
 from tests.end_to_end.process.daemon import DaemonProcess
@@ -30,6 +31,7 @@ CASES = [
     ("--address {tls} --ca-file {ca} --certificate-file {expired} --key-file {expired_key}", "cannot connect to the daemon at {tls}: the client certificate {expired} has expired: renew it"),
     ("--address {tls} --ca-file {other_ca}", "cannot connect to the daemon at {tls}: the daemon's certificate is not signed by CA {other_ca}"),
     ("--address {misnamed} --ca-file {ca}", "cannot connect to the daemon at {misnamed}: the daemon's certificate is not for 127.0.0.1: connect to an address in the certificate, or issue one for 127.0.0.1"),
+    ("--address {misused} --ca-file {ca}", "cannot connect to the daemon at {misused}: the daemon's certificate is not for servers: issue one with the extended key usage serverAuth"),
     ("--address {http}", f"cannot connect to the daemon at {{http}}: {HTTP_INSTEAD}"),
     ("--address {http} --ca-file {ca}", f"cannot connect to the daemon at {{http}}: {HTTP_INSTEAD}"),
     ("--address {nothing}", f"cannot connect to the daemon at {{nothing}}: Connection refused {IS_IT_RUNNING}"),
@@ -50,23 +52,25 @@ async def places(workspace: Workspace) -> AsyncIterator[dict[str, str]]:
     in_here = workspace.directory
     certificate, key = authority.server().write(in_here, "server")
     misnamed, misnamed_key = authority.issue(LOOPBACK[0]).write(in_here, "misnamed")
+    misused, misused_key = authority.issue(*LOOPBACK, use=ExtendedKeyUsageOID.CLIENT_AUTH).write(in_here, "misused")
     expired, expired_key = authority.issue(*LOOPBACK, life=timedelta(minutes=-5)).write(in_here, "expired")
     strangers, strangers_key = other.issue(*LOOPBACK).write(in_here, "stranger")
     (in_here / "ca.crt").write_bytes(authority.pem)
     (in_here / "other-ca.crt").write_bytes(other.pem)
-    plain, tls, other_name, http, nothing = free_addresses(5)
+    plain, tls, other_name, other_use, http, nothing = free_addresses(6)
     ca = str(in_here / "ca.crt")
     listen: list[dict[str, object]] = [
         {"name": "unix", "address": workspace.address},
         {"name": "plain", "address": f"insecure://{plain}"},
         {"name": "tls", "address": tls, "tls": {"certificate": str(certificate), "key": str(key), "client_ca": ca}},
         {"name": "misnamed", "address": other_name, "tls": {"certificate": str(misnamed), "key": str(misnamed_key), "client_ca": ca}},
+        {"name": "misused", "address": other_use, "tls": {"certificate": str(misused), "key": str(misused_key), "client_ca": ca}},
     ]  # fmt: skip
     async with workspace.daemon(listen=listen, http_listen=http) as daemon:
         daemon.address = workspace.address
         await start(daemon)
         yield {
-            "plain": plain, "tls": tls, "misnamed": other_name, "http": http, "nothing": nothing,
+            "plain": plain, "tls": tls, "misnamed": other_name, "misused": other_use, "http": http, "nothing": nothing,
             "unix": workspace.address, "certificate": str(certificate), "key": str(key),
             "expired": str(expired), "expired_key": str(expired_key),
             "strangers": str(strangers), "strangers_key": str(strangers_key),

@@ -1,5 +1,7 @@
 """Socket files: exclusive to the daemon, and detected when replaced."""
 
+import errno
+import fcntl
 import os
 import socket
 import stat
@@ -66,6 +68,17 @@ async def test_socket_in_use_is_refused(bound: Bind, server: grpc.aio.Server, tm
     with pytest.raises(StartError, match=rf"in use by another daemon \(process {os.getpid()}\)"):
         bound(grpc.aio.server(), tmp_path / "d.sock")
     assert first.lost() is None
+
+
+async def test_file_system_without_locks_is_refused(
+    bound: Bind, server: grpc.aio.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(StartError, match=r"can't lock .*d\.sock\.lock: No locks available"):
+        bound(server, tmp_path / "d.sock")
 
 
 async def test_stale_socket_is_replaced(bound: Bind, server: grpc.aio.Server, tmp_path: Path) -> None:

@@ -18,8 +18,10 @@ _HTTP1_REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\
 
 # OpenSSL's X509_V_ERR_ codes.
 _CERTIFICATE_PROBLEMS = {
+    **dict.fromkeys((2, 7, 18, 19, 20, 21), "is not signed by CA {ca_file}"),
     9: "is not valid yet",
     10: "has expired",
+    26: "is not for servers: issue one with the extended key usage serverAuth",
     62: "is not for {host}: connect to a name in the certificate, or issue one for {host}",
     64: "is not for {host}: connect to an address in the certificate, or issue one for {host}",
 }
@@ -73,8 +75,9 @@ def _handshake_problem(target: str, credentials: ClientCredentials) -> str | Non
             secured.sendall(_HTTP2_PREFACE)
             return None if secured.recv(1) else _refused_certificate(credentials)
     except ssl.SSLCertVerificationError as error:
-        reason = _CERTIFICATE_PROBLEMS.get(error.verify_code, f"is not signed by CA {credentials.ca_file}")
-        return f"the daemon's certificate {reason.format(host=host)}"
+        if (reason := _CERTIFICATE_PROBLEMS.get(error.verify_code)) is None:
+            return f"the daemon's certificate is not valid: {error.verify_message}"
+        return f"the daemon's certificate {reason.format(host=host, ca_file=credentials.ca_file)}"
     except (ConnectionResetError, ssl.SSLError) as error:
         if "CERTIFICATE_EXPIRED" in (getattr(error, "reason", None) or ""):
             return f"the client certificate {credentials.certificate_file} has expired: renew it"
