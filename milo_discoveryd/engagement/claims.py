@@ -1,15 +1,16 @@
 """The clusters of all sources, and which object stands for a cluster if several claim the same project UID or address.
 
 A user who can write an object can write another project's UID in a label, or another cluster's address in a field. So
-claims are compared across all sources, in the order in which the daemon observed them: the earliest is valid. If the
-order is unknown, because one list contained several claims, or the first lists of several sources did, none is valid.
-But a project that two sources show, as a Project and by a label of a ProjectControlPlane, belongs to the source that is
-configured first.
+claims are compared across all sources. Values that come from API servers or the settings do not conflict with each
+other, and precede values in objects: an address always, and a UID on the same API server. Other claims are compared in
+the order in which the daemon observed them: the earliest is valid. If the order is unknown, because one list contained
+several claims, or the first lists of several sources did, none is valid, except for a project that two sources show, as
+a Project and by a label of a ProjectControlPlane: it belongs to the source that is configured first.
 
 A cluster is contested if its object is ready, but has a claim that is not valid. Adding or dropping a claim returns the
 clusters whose claims must be evaluated again. Clusters that are contested now are disengaged first, then the observed
-state is applied, and then the clusters that are no longer contested are engaged. So no two clusters are engaged by the
-same claim at the same revision.
+state is applied, and then the clusters that are no longer contested are engaged. So no two clusters are engaged by
+claims on the same value at the same revision.
 """
 
 from abc import ABC, abstractmethod

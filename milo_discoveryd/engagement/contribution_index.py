@@ -69,7 +69,7 @@ class ContributionIndex:
         """Yield the states of clusters that depend on complete lists.
 
         These are engaged clusters without contributions, which the earlier run did not disengage before it ended, and
-        clusters that need an object that does not exist.
+        clusters that need an object that does not exist or has no content.
         """
         self._is_listed = True
         without_contribution = [

@@ -185,7 +185,7 @@ class ShardGroup:
         self.wake()
 
     async def run(self) -> None:
-        """Take part in the group until the member has left, or the task is canceled."""
+        """Take part in the group until the membership has ended, or the task is canceled."""
         async with asyncio.TaskGroup() as tasks:
             working = [tasks.create_task(self._apply_in_time(), name="apply ownership")]
             if self._revocation is not None:
