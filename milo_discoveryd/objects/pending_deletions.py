@@ -4,10 +4,10 @@ On the wire, an object that was deleted and one that left the selector look alik
 reporting live objects as deleted. Operators delete data when a cluster is disengaged. So each reported deletion is
 confirmed: only "not found", or another UID under the name, is evidence.
 
-A read that finds the object refutes the report, but so does a cache that lags behind the watch. So a refuted report is
-checked again, at growing intervals, until the watch or a list shows the object. A server that was restored from a
-backup may lack the object for that reason alone. So these checks wait until the server has proved that it was not
-replaced.
+A read that finds the object refutes the report, but so does a read from a cache that lags behind the watch. So a
+refuted report is checked again, at growing intervals, until the watch or a list shows the object. A server that was
+restored from a backup may lack the object for that reason alone. So these checks wait until the server has proved that
+it was not replaced.
 """
 
 import heapq

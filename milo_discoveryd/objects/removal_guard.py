@@ -179,7 +179,7 @@ class RemovalGuard:
             self.first_list = FirstListUnverified(min(self.first_list.verify_at, now))
 
     def accept(self, now: float) -> bool:
-        """Request another list and accept it. Return whether any removals are held."""
+        """Request another list and accept it. Return False if nothing is held."""
         if self.hold is not None:
             self._accepts, self.hold = True, msgspec.structs.replace(self.hold, relist_at=now)
         return self._accepts

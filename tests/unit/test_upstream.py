@@ -236,10 +236,8 @@ def test_unsupported_kubeconfig_is_rejected_with_a_correction(
         ({"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "../login"}}, "../login"),
     ],
 )
-def test_path_with_parent_directory_in_kubeconfig_is_rejected(
-    write: Write, user: dict[str, Any], file: str
-) -> None:
-    with pytest.raises(UpstreamError, match='must not contain ".."') as raised:
+def test_path_with_parent_directory_in_kubeconfig_is_rejected(write: Write, user: dict[str, Any], file: str) -> None:
+    with pytest.raises(UpstreamError, match=r'must not contain "\.\."') as raised:
         load_kubeconfig(write(user=user), plugins=["*"])
     assert file in str(raised.value)
 
