@@ -32,7 +32,7 @@ MAX_INCARNATION_LENGTH = 64
 MAX_REQUEST_BYTES = MAX_FILTER_BYTES + 8 * 1024
 """Maximum size of a request, including unknown fields."""
 _LONGEST_NAME = 253 + 64
-"""The longest name of a cluster, including the name of its source."""
+"""Maximum length of a cluster's name, including the name of its source."""
 _SUBSCRIBER = re.compile(r"[A-Za-z0-9._:/@-]+")
 _LONGEST_SUBSCRIBER = 253
 
@@ -74,7 +74,7 @@ def limited(parse: Callable[[bytes], M]) -> Callable[[bytes], M | None]:
 
 
 def size(request: Message | None) -> int:
-    """Return the size of a request in memory, which is 0 if the request was too long."""
+    """Return the encoded size of a request; 0 if the request was too long, and so not parsed."""
     return 0 if request is None else request.ByteSize()
 
 
