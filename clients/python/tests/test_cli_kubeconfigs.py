@@ -258,7 +258,7 @@ class TestKubeconfig:
         daemon.answers["IssueKubeconfig"] = [issued(content)]
         outcome = await command("kubeconfig", "alpha", *arguments)
         assert (outcome.status, outcome.out) == (1, "")
-        assert "the kubeconfig " in outcome.err
+        assert "the daemon does not write such kubeconfigs: " in outcome.err
         assert CANARY not in outcome.err
 
     @pytest.mark.parametrize("option", ["--force", "--merge"])

@@ -66,7 +66,7 @@ async def test_wrong_option_is_refused(options: dict[str, Any], error: type[Exce
 @pytest.mark.parametrize(
     ("reconciler", "message"),
     [
-        (5, "5 is not a reconciler"),
+        (5, "5 cannot be a reconciler"),
         (without_request, "without_request cannot be a reconciler, which is called with one argument"),
         (generator, "generator is a generator"),
         (async_generator, "async_generator is a generator"),
