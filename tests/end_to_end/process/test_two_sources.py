@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from milo_discovery import DiscoveryClient, Event, EventType
+from milo_discovery import DiscoveryClient, Event, EventType, SourceState
 from milo_sandbox import Sandbox
 from milo_sandbox.milo import PROJECT_UID_LABEL
 from tests.end_to_end.process.conftest import Workspace
@@ -351,6 +351,7 @@ async def test_both_modes_of_one_milo_engage_each_project_once_and_sync_its_kube
         async with workspace.client() as client, client.watch() as watch:
             wanted = {"projects#bank", "projects#shop"}  # whichever source answers first
             await daemon.during(read_until(watch, lambda: set(watch.clusters) == wanted))
+            await daemon.during(eventually(lambda: watch.sources["planes"].state is SourceState.STREAMING))
             report = await client.get("planes#bank")
             assert "is claimed by another object too" in report.engagement.message
         arguments = ("--address", workspace.address, "sync", "--once", "--dir", f"{directory}/files")
