@@ -29,19 +29,14 @@ CommitsSince = Callable[[str, tuple[str, ...]], int | None]
 """Returns how many commits changed the packages since a commit; None if the history lacks that commit."""
 
 KNOWN_STALE = {
-    "again": "2026-11-21T06:18:21+00:00",
     "capacity": "2026-11-21T20:56:07+00:00",
     "churn": "2026-11-21T08:54:01+00:00",
     "fleet": "2026-11-21T06:28:45+00:00",
     "floods": "2026-11-22T00:19:12+00:00",
-    "go": "2026-11-21T18:49:28+00:00",
-    "go_memory": "2026-11-24T16:42:39+00:00",
     "hostile_clients": "2026-11-21T06:53:41+00:00",
     "milo": "2026-11-24T16:18:05+00:00",
     "milo_cost": "2026-11-23T02:24:32+00:00",
     "milo_groups": "2026-11-25T02:24:09+00:00",
-    "real": "2026-11-21T06:48:13+00:00",
-    "sandbox": "2026-11-21T06:13:25+00:00",
     "sharding": "2026-11-22T01:26:28+00:00",
 }
 """Files that were stale when the core was rewritten, with the time of their run. Only remove entries."""
