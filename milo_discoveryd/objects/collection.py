@@ -294,6 +294,9 @@ class ObjectCollection:
         versions_went_back = ended.versions_went_back
         if (guard := self._guard) and self.progress.is_synced:
             versions_went_back = versions_went_back or self._is_older_than_objects(ended.version)
+            if self._last_list.is_foreign and guard.restored_at is None:
+                # The versions of a foreign list are those of another server: compare with the last list before it.
+                guard.restored_at = self._last_list.version
             versions_went_back = guard.is_behind(ended.version, versions_went_back=versions_went_back)
             if guard.ignores(ended.version, is_behind=versions_went_back, now=now.steady):
                 self._list.drop()

@@ -128,7 +128,8 @@ class RemovalGuard:
         """The hold since a restore. It is kept while `hold` is a different one, and becomes `hold` again after that."""
         self._behind_since: float | None = None
         self.restored_at: str | None = None
-        """The latest version of a server that counts as restored, while its lists are older than before the restore."""
+        """The latest version of a server that counts as restored, while its lists are older than before the restore, or
+        older than a foreign list."""
         self._accepts = False
         self._deletions_reported: deque[float] = deque()
         """When the watch reported recent deletions of established objects."""

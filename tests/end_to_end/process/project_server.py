@@ -1,4 +1,5 @@
-"""An API server of Projects over plain HTTP, which a test can replace with another one, or with a lagging replica."""
+"""API servers of Projects and ServiceConsumers over plain HTTP, which a test can replace with another one, or with a
+lagging replica."""
 
 import asyncio
 import json
@@ -11,7 +12,10 @@ import yaml
 from aiohttp import web
 
 from milo_discoveryd.sources.project import PROJECTS
+from milo_discoveryd.sources.service_consumer import SERVICE_CONSUMERS
 
+_SERVICE = "dns.example.com"
+_CONTROL_PLANE = f"{PROJECTS.path}/provider/control-plane"
 _READ_AGAIN_S = 0.02
 
 
@@ -35,7 +39,7 @@ class Projects:
         known = self.objects.get(name)
         uid = known["metadata"]["uid"] if known else f"{self._of}{name}-{self.version}"
         metadata = {"name": name, "uid": uid, "resourceVersion": str(self.version), "labels": labels}
-        self.objects[name] = {"metadata": metadata, "status": {"conditions": [{"type": "Ready", "status": "True"}]}}
+        self.objects[name] = {"metadata": metadata, **self._content(name)}
         self.changes.append((self.version, "MODIFIED" if known else "ADDED", self.objects[name]))
 
     def delete(self, name: str) -> None:
@@ -48,12 +52,27 @@ class Projects:
         self.oldest = self.version
         self.changes.clear()
 
+    def _content(self, name: str) -> dict[str, Any]:
+        del name
+        return {"status": {"conditions": [{"type": "Ready", "status": "True"}]}}
+
+
+class Consumers(Projects):
+    """ServiceConsumers that are active, each with the name of its project."""
+
+    def _content(self, name: str) -> dict[str, Any]:
+        return {
+            "spec": {"consumerProjectRef": {"name": name}},
+            "status": {"serviceName": _SERVICE, "phase": "Active"},
+        }
+
 
 class ProjectServer:
     """Serves Projects; `projects` can be replaced while it runs."""
 
-    def __init__(self, projects: Projects) -> None:
+    def __init__(self, projects: Projects, path: str = PROJECTS.path) -> None:
         self.projects = projects
+        self._path = path
         self.status = 200
         """The status of all responses except those to health checks, unless it is 200."""
         self.headers: dict[str, str] = {}
@@ -99,8 +118,13 @@ class ProjectServer:
         for ended in self._streams:
             ended.set()
 
-    def kubeconfig(self, path: Path) -> str:
-        cluster = {"name": "c", "cluster": {"server": self.url}}
+    def source(self, name: str, directory: Path) -> dict[str, Any]:
+        """Return the settings of a source that follows the server."""
+        kubeconfig = self.kubeconfig(directory / f"{name}.kubeconfig")
+        return {"name": name, "kind": "project", "discovery_kubeconfig": kubeconfig}
+
+    def kubeconfig(self, path: Path, context: str = "") -> str:
+        cluster = {"name": "c", "cluster": {"server": f"{self.url}{context}"}}
         user, context = {"name": "u", "user": {"token": "t"}}, {"name": "x", "context": {"cluster": "c", "user": "u"}}
         found = {"clusters": [cluster], "users": [user], "contexts": [context], "current-context": "x"}
         path.write_text(yaml.safe_dump({"apiVersion": "v1", "kind": "Config", **found}))
@@ -113,13 +137,13 @@ class ProjectServer:
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         self.requests.append(f"{request.method} {request.path_qs}")
-        if not request.path.startswith(PROJECTS.path):
+        if not request.path.startswith(self._path):
             return web.Response(text="ok", headers=self.headers)
         if self.status != 200:
             return web.json_response({"kind": "Status", "code": self.status}, status=self.status, headers=self.headers)
         if "watch" in request.query:
             return await self._watch(request)
-        projects, name = self.projects, request.path.removeprefix(PROJECTS.path).strip("/")
+        projects, name = self.projects, request.path.removeprefix(self._path).strip("/")
         if name:
             missing = {"kind": "Status", "code": 404, "reason": "NotFound", "details": {"name": name}}
             found = projects.objects.get(name, missing)
@@ -150,3 +174,28 @@ class ProjectServer:
                     await response.write(json.dumps({"type": kind, "object": found}).encode() + b"\n")
                     sent = version
             await asyncio.sleep(_READ_AGAIN_S)
+
+
+class ProviderServer(ProjectServer):
+    """Serves Projects, and ServiceConsumers in the control plane of the project `provider`."""
+
+    def __init__(self, projects: Projects, consumers: Consumers) -> None:
+        super().__init__(projects)
+        self.consumers = ProjectServer(consumers, f"{_CONTROL_PLANE}{SERVICE_CONSUMERS.path}")
+
+    def cut(self) -> None:
+        super().cut()
+        self.consumers.cut()
+
+    def source(self, name: str, directory: Path) -> dict[str, Any]:
+        kubeconfigs = {
+            "discovery_kubeconfig": self.kubeconfig(directory / f"{name}.kubeconfig", _CONTROL_PLANE),
+            "project_kubeconfig": self.kubeconfig(directory / f"{name}.root.kubeconfig"),
+        }
+        settings = {"services": [_SERVICE], "follow_projects": True}
+        return {"name": name, "kind": "service-consumer", "settings": settings, **kubeconfigs}
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        if request.path.startswith(_CONTROL_PLANE):
+            return await self.consumers._answer(request)
+        return await super()._answer(request)

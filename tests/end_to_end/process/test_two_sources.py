@@ -18,7 +18,7 @@ from milo_sandbox import Sandbox
 from milo_sandbox.milo import PROJECT_UID_LABEL
 from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.daemon import DaemonProcess
-from tests.end_to_end.process.project_server import Projects, ProjectServer
+from tests.end_to_end.process.project_server import Consumers, Projects, ProjectServer, ProviderServer
 from tests.end_to_end.process.service_provider import ServiceProvider
 from tests.support.eventually import eventually
 
@@ -84,21 +84,16 @@ class Rig:
 
 
 @asynccontextmanager
-async def rig(workspace: Workspace, *, has_state: bool, **settings: Any) -> AsyncIterator[Rig]:
+async def rig(
+    workspace: Workspace, *, has_state: bool, a: ProjectServer | None = None, **settings: Any
+) -> AsyncIterator[Rig]:
+    """Yield a rig whose source `a` follows this server, by default one of Projects."""
     async with AsyncExitStack() as stack:
-        a, b = [
-            await stack.enter_async_context(ProjectServer(Projects(names, of=of)).listening())
-            for of, names in (("a", NAMES), ("b", ["other"]))
-        ]
+        a, b = a or ProjectServer(Projects(NAMES, of="a")), ProjectServer(Projects(["other"], of="b"))
+        for server in (a, b):
+            await stack.enter_async_context(server.listening())
         given = {
-            "sources": [
-                {
-                    "name": name,
-                    "kind": "project",
-                    "discovery_kubeconfig": server.kubeconfig(workspace.directory / f"{name}.kubeconfig"),
-                }
-                for name, server in (("a", a), ("b", b))
-            ],
+            "sources": [server.source(name, workspace.directory) for name, server in (("a", a), ("b", b))],
             "discovery_kubeconfig": None,
             "plain_loopback": True,
             "watch": {"streaming_lists": "off"},
@@ -116,17 +111,13 @@ async def rig(workspace: Workspace, *, has_state: bool, **settings: Any) -> Asyn
         yield made
 
 
-def another(count: int, version: int = 5000) -> Projects:
-    return Projects([f"foreign-{number}" for number in range(count)], version=version, of="foreign")
-
-
 def bad_first_list(kind: str, right: Projects) -> Projects:
-    """Return the Projects that the server of `a` serves for two seconds after the daemon's restart."""
+    """Return the objects that the server of `a` serves for two seconds after the daemon's restart."""
     match kind:
         case "three others":
-            return another(3)
+            return type(right)((f"foreign-{number}" for number in range(3)), version=5000, of="foreign")
         case "twenty others, older":
-            return another(20, version=10)
+            return type(right)((f"foreign-{number}" for number in range(20)), version=10, of="foreign")
         case "other UIDs":
             return Projects([*right.objects], version=5000, of="restored")
         case "third":
@@ -151,21 +142,50 @@ async def test_bad_first_list_of_one_of_two_sources_disengages_nothing(
     async with rig(workspace, has_state=has_state) as found:
         if has_state:
             await found.stored(*NAMES)
-        await found.daemon.kill()
-        right, lists = found.a.projects, found.a.lists
-        found.a.replace(bad_first_list(kind, right))
-        found.subscriber.events.clear()
-        await found.daemon.start()
-        await found.daemon.during(eventually(lambda: found.a.lists > lists))
-        await asyncio.sleep(2.0)  # the attack
-        right.version = max(right.version, found.a.projects.version if kind == "empty" else 0)
-        found.a.replace(right)
-        await asyncio.sleep(2.5 * VERIFY_AFTER_S)  # until the second list and the one after it
-        right.put("later")
+        await restart_with_bad_first_list(found, found.a, kind)
+        found.a.projects.put("later")
         await found.seen("a#later")
         found.b.projects.put("later")
         await found.seen("b#later")
         assert found.subscriber.events == ["ENGAGED a#later", "ENGAGED b#later"]
+        await source_is_streaming(workspace)
+
+
+async def restart_with_bad_first_list(found: Rig, attacked: ProjectServer, kind: str) -> None:
+    await found.daemon.kill()
+    right, lists = attacked.projects, attacked.lists
+    attacked.replace(bad_first_list(kind, right))
+    found.subscriber.events.clear()
+    await found.daemon.start()
+    await found.daemon.during(eventually(lambda: attacked.lists > lists))
+    await asyncio.sleep(2.0)  # the attack
+    right.version = max(right.version, attacked.projects.version if kind == "empty" else 0)
+    attacked.replace(right)
+    await asyncio.sleep(2.5 * VERIFY_AFTER_S)  # until the second list and the one after it
+
+
+async def source_is_streaming(workspace: Workspace) -> None:
+    """Check that the daemon waits for nobody before it follows its sources again."""
+    async with workspace.client() as client:
+        status = (await client.server_info()).source
+        assert (status.state, status.reason) == (SourceState.STREAMING, ""), status.message
+
+
+@pytest.mark.parametrize(("kind", "has_state"), [("three others", True), ("twenty others, older", False)])
+@pytest.mark.parametrize("attacked", ["consumers", "projects"])
+async def test_foreign_first_list_of_service_consumers_or_their_projects_disengages_nothing(
+    workspace: Workspace, attacked: str, kind: str, has_state: bool
+) -> None:
+    provider = ProviderServer(Projects(NAMES, of="a"), Consumers(NAMES, of="a"))
+    async with rig(workspace, has_state=has_state, a=provider) as found:
+        if has_state:
+            await found.stored(*NAMES)
+        await restart_with_bad_first_list(found, provider.consumers if attacked == "consumers" else provider, kind)
+        for server in (provider, provider.consumers, found.b):
+            server.projects.put("later")
+        await found.seen("a#later", "b#later")
+        assert sorted(found.subscriber.events) == ["ENGAGED a#later", "ENGAGED b#later"]
+        await source_is_streaming(workspace)
 
 
 async def test_other_clusters_that_the_watch_adds_to_an_empty_first_list_disengage_nothing(

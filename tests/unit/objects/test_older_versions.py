@@ -187,6 +187,18 @@ def test_list_with_other_uids_of_known_not_ready_names_is_foreign() -> None:
     assert "contains none of" in source.collection.held.message
 
 
+@pytest.mark.parametrize(("version", "is_ignored"), [("121", False), ("119", True)])
+def test_list_after_a_foreign_list_is_compared_with_the_list_before_that(version: str, is_ignored: bool) -> None:
+    source = Source()
+    source.lists(*NEW, version="120")
+    source.lists(*(ready(name, "5000") for name in "uvw"), version="5000")
+    assert source.collection.held is not None
+    for _ in range(2):
+        source.lists(*NEW, version=version, versions_went_back=True)
+        assert source.collection.ignores_lists is is_ignored
+    assert (source.engaged, source.collection.held is None) == (6, not is_ignored)
+
+
 def test_confirmation_read_of_an_older_version_neither_refutes_nor_applies() -> None:
     source = at_version_120()
     source.lists(*NEW[1:])
