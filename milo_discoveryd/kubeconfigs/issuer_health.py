@@ -15,3 +15,5 @@ class IssuerHealth(msgspec.Struct, frozen=True):
     leases: int
     failing: Mapping[str, int] = {}
     """The number of clusters that get no credential of their own, or whose API servers reject it, by reason."""
+    sources: frozenset[str] = frozenset()
+    """The sources of the issuer's clusters; all if empty."""

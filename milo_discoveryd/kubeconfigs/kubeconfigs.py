@@ -182,8 +182,9 @@ class Kubeconfigs:
                 expires_at=min((issued.expires_at for issued in minter.held()), default=None),
                 leases=len(minter),
                 failing=minter.failing() + self._rejected_of(minter.issuer.name),
+                sources=assignment.sources,
             )
-            for _, minter in self._assigned
+            for assignment, minter in self._assigned
         ]
 
     def _rejected_of(self, issuer: str) -> Counter[str]:

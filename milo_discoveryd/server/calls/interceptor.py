@@ -9,10 +9,12 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import grpc
 from google.rpc import code_pb2, status_pb2
+from grpc_health.v1 import health_pb2
 from grpc_status import rpc_status
 
 from milo_discoveryd.instruments import CallMetrics
 from milo_discoveryd.logger import log
+from milo_discoveryd.rights.scope import ClusterScope
 from milo_discoveryd.server.calls.access import AccessControl
 from milo_discoveryd.server.calls.grpc_errors import (
     CallError,
@@ -28,6 +30,7 @@ from milo_discoveryd.server.calls.rpc_context import Authenticator
 from milo_discoveryd.server.paced_audit import PacedAudit
 
 ABORT_S = 5.0
+_UNKNOWN_SERVICE = "unknown"
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in its type stubs only
 Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]"
@@ -149,8 +152,9 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
 
     def _guarded(self, method: str, call: Any, *, is_stream: bool) -> Any:
         async def guarded(request: Any, context: Any) -> Any:
-            async with self._admitted(method, context, is_stream=is_stream, request_bytes=request.ByteSize()):
-                return await call(request, context)
+            size = request.ByteSize()
+            async with self._admitted(method, context, is_stream=is_stream, request_bytes=size) as scope:
+                return await call(self._visible(request, scope), context)
 
         return guarded
 
@@ -165,19 +169,27 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
 
         return guarded
 
+    def _visible(self, request: Any, scope: ClusterScope) -> Any:
+        """Return the request, or one for an unknown service instead of the health of a source outside of the scope."""
+        if not isinstance(request, health_pb2.HealthCheckRequest) or not request.service.startswith(self._prefix[1:]):
+            return request
+        is_visible = scope.covers_source(request.service.removeprefix(self._prefix[1:]))
+        return request if is_visible else health_pb2.HealthCheckRequest(service=_UNKNOWN_SERVICE)
+
     @asynccontextmanager
     async def _admitted(
         self, method: str, context: Any, *, is_stream: bool, request_bytes: int = 0
-    ) -> AsyncIterator[None]:
+    ) -> AsyncIterator[ClusterScope]:
+        """Yield the caller's scope."""
         with self._in_flight.slot(self._authenticator.origin(context).owners, request_bytes) as slot:
             caller = await self._authenticator.identify(context)
             async with self._access.authorize(caller, method) as call:
                 if not is_stream:
-                    yield
+                    yield call.scope
                     return
                 with call.stream_slot():
                     slot.release()
-                    yield
+                    yield call.scope
 
 
 def wrap_handler(handler: "Handler | None", wrap: Callable[[Any], Any]) -> "Handler | None":

@@ -63,7 +63,12 @@ class DaemonDescription:
         counts = [await _counts(followed.engagements, scope) for followed in sources]
         source, *statuses = source_statuses(self._fleet.sources, scope, now)
         issuers = [
-            followed for followed in self._kubeconfigs.health() if to is not None and to.terms.allow(followed.name)
+            followed
+            for followed in self._kubeconfigs.health()
+            if to is not None
+            and to.terms.allow(followed.name)
+            # An issuer may be named after its sources.
+            and (not followed.sources or any(map(scope.covers_source, followed.sources)))
         ]
         problem = None if scope.is_everything else CREDENTIALS_FAILING
         max_ttl_s = self._kubeconfigs.max_ttl_s

@@ -172,7 +172,9 @@ class Service:
             record = self._visible(name, call)
             source = self._fleet.source_of(name)
             if record is None or source is None:
-                hint = "" if self._fleet.synced else "; not every source has been listed completely yet"
+                sources = visible_sources(self._fleet.sources, call.scope)
+                is_synced = all(visible.synced for visible in sources)
+                hint = "" if is_synced else "; not every source has been listed completely yet"
                 if self._may_lack(source, call):
                     hint = f"; {FIRST_LIST_HELD}"
                 raise NotFoundError("NEVER_SEEN", f"cluster {name!r} is not known{hint}")

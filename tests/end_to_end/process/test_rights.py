@@ -1,4 +1,5 @@
-"""Authorization rules of a running daemon: caller identification, reload and the audit log."""
+"""Authorization rules of a running daemon: caller identification, reload, the audit log, and what a caller with limited
+rights can learn."""
 
 import json
 import os
@@ -6,13 +7,19 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import yaml
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discoveryd.server.calls.handlers import NAME
 from tests.end_to_end.process.conftest import Workspace
+from tests.end_to_end.process.project_server import Projects, ProjectServer
 from tests.end_to_end.process.streams import Stream
+from tests.end_to_end.process.watching import until
 from tests.support.eventually import eventually
+from tests.support.forked_command import forked
 
 
 async def events(stream: Stream) -> list[str]:
@@ -20,6 +27,14 @@ async def events(stream: Stream) -> list[str]:
     while not (batch := await stream.batch()).events:
         pass
     return [f"{pb.ClusterEvent.Type.Name(event.type)[5:]} {event.cluster.name}" for event in batch.events]
+
+
+def write_rules(workspace: Workspace, *rules: object) -> None:
+    """Replace the rules in the configuration file of a running daemon."""
+    config = workspace.directory / "config.yaml"
+    written = yaml.safe_load(config.read_text()) | {"rights": list(rules)}
+    config.with_suffix(".new").write_text(yaml.safe_dump(written))
+    config.with_suffix(".new").rename(config)
 
 
 @pytest.mark.parametrize("mode", ["project", "project-control-plane"])
@@ -34,26 +49,19 @@ async def test_rules_identify_process_users_and_are_reloaded_during_streams(work
     }
     daemon = workspace.daemon(**settings, rights=[{"name": "other", "who": {"uid": 4242}, "clusters": "all"}, ours])
     daemon.address = workspace.address
-    config = workspace.directory / "config.yaml"
-
-    def says(*rules: object) -> None:
-        written = yaml.safe_load(config.read_text()) | {"rights": list(rules)}
-        config.with_suffix(".new").write_text(yaml.safe_dump(written))
-        config.with_suffix(".new").rename(config)
-
     async with daemon:
         await daemon.start()
         async with workspace.stream() as stream:
             seen = {event.cluster.name for batch in await stream.until_synced() for event in batch.events}
             assert seen == {first, second}
 
-            says({**ours, "clusters": {"names": [second, third]}})
+            write_rules(workspace, {**ours, "clusters": {"names": [second, third]}})
             assert sorted(await events(stream)) == [f"DISENGAGED {first}", f"ENGAGED {third}"]
 
-            says({**ours, "clusters": "som"})
+            write_rules(workspace, {**ours, "clusters": "som"})
             await daemon.wait_for_output("configuration rejected")
             moved = audit.rename(workspace.directory / "audit.1")
-            says({**ours, "clusters": {"names": [first]}})
+            write_rules(workspace, {**ours, "clusters": {"names": [first]}})
             daemon.signal(signal.SIGHUP)
             assert sorted(await events(stream)) == sorted(
                 [f"ENGAGED {first}", f"DISENGAGED {second}", f"DISENGAGED {third}"]
@@ -70,3 +78,68 @@ async def test_rules_identify_process_users_and_are_reloaded_during_streams(work
 
 def written(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+async def test_caller_limited_to_one_source_learns_neither_name_nor_state_of_another(workspace: Workspace) -> None:
+    servers = {"open": ProjectServer(Projects(["shop"])), "hidden": ProjectServer(Projects(["treasury"]))}
+    operator, token = f"unix://{workspace.directory}/operator.sock", workspace.directory / "token"
+    token.write_text(workspace.sandbox.token())
+    issuer: dict[str, Any] = {"type": "token-file", "path": str(token)}
+    limited = {"who": {"listener": "operator"}, "clusters": {"sources": ["open"]}, "kubeconfigs": True}
+    settings: dict[str, Any] = {
+        "discovery_kubeconfig": None,
+        "plain_loopback": True,
+        "watch": {"streaming_lists": "off"},
+        "kubeconfigs": {"issuers": [issuer | {"name": name, "sources": [name]} for name in servers]},
+        "listen": [{"name": "all", "address": workspace.address}, {"name": "operator", "address": operator}],
+        "rights": [{"name": "all", "who": {"listener": "all"}, "clusters": "all"}, {"name": "limited", **limited}],
+    }
+    async with servers["open"].listening(), servers["hidden"].listening():
+        sources = [server.source(name, workspace.directory) for name, server in servers.items()]
+        daemon = workspace.daemon(sources=sources, **settings)
+        daemon.address = workspace.address
+        await servers["hidden"].stop()
+        async with daemon:
+            await daemon.start()
+            while_away = await daemon.during(answers_about_hidden_source(operator))
+            await servers["hidden"].start()
+            async with workspace.client() as client, client.watch() as watch:
+                await daemon.during(until(watch, lambda seen: "hidden#treasury" in seen.clusters))
+            assert await daemon.during(answers_about_hidden_source(operator)) == while_away
+
+
+async def answers_about_hidden_source(address: str) -> list[str]:
+    """Return what a caller that guesses the name of the hidden source is answered, with another name in its place."""
+
+    async def run(*arguments: str) -> str:
+        status, out, err = await forked("milo-discovery", ("--address", address, *arguments), {})
+        return f"exit status {status}: {out}{err}"
+
+    async def check(source: str) -> str:
+        stub, request = health_pb2_grpc.HealthStub(channel), health_pb2.HealthCheckRequest(service=f"{NAME}/{source}")
+        watched = await stub.Watch(request).read()
+        try:
+            return f"{watched}{await stub.Check(request)}"
+        except grpc.aio.AioRpcError as error:
+            return f"{watched}{error.code()}: {error.details()}"
+
+    for arguments in (("watch", "--once", "-o", "json"), ("list", "-o", "json"), ("status",)):
+        answer = await run(*arguments)
+        assert answer.startswith("exit status 0")
+        assert "hidden" not in answer
+    async with grpc.aio.insecure_channel(address) as channel:
+        assert "NOT_SERVING" not in await check("open")
+        hidden, absent = [
+            [
+                answer.replace(name, "another")
+                for answer in (
+                    await run("get", f"{name}#treasury"),
+                    await run("kubeconfig", f"{name}#treasury"),
+                    await run("list", "--source", name),
+                    await check(name),
+                )
+            ]
+            for name in ("hidden", "absent")
+        ]
+    assert hidden == absent
+    return hidden
