@@ -80,6 +80,50 @@ def written(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+async def test_kubeconfigs_from_before_a_rule_set_or_changed_as_get_no_credential(workspace: Workspace) -> None:
+    names, audit = workspace.sandbox.populate(2), workspace.directory / "audit.jsonl"
+    issuer = {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True}
+    rule: dict[str, Any] = {"name": "ours", "who": "everybody", "clusters": "all", "kubeconfigs": True}
+    settings = {"kubeconfigs": {"issuers": [issuer]}, "audit": {"file": str(audit)}, "rights": [rule]}
+
+    async def users(name: str = "") -> list[dict[str, Any]]:
+        """Return the user of a new kubeconfig for each cluster, once all impersonate this user."""
+        while True:
+            made = [
+                await forked("milo-discovery", ("--address", workspace.address, "kubeconfig", each), {})
+                for each in names
+            ]
+            found = [json.loads(out)["users"][0]["user"] for _, out, _ in made]
+            if all(user.get("as", "") == name for user in found):
+                return found
+
+    async def credential(user: dict[str, Any]) -> tuple[int, str, str]:
+        """Run the plugin as a client of the kubeconfig does."""
+        variables = {each["name"]: each["value"] for each in user["exec"]["env"]}
+        return await forked("milo-discovery", user["exec"]["args"], variables)
+
+    async with workspace.daemon(**settings) as daemon:
+        await daemon.start()
+        async with workspace.client() as client, client.watch() as watch:
+            await until(watch, lambda seen: seen.clusters.keys() >= {*names})
+        outdated = await daemon.during(users())
+        for user in outdated:
+            status, out, _ = await credential(user)
+            assert (status, bool(json.loads(out)["status"]["token"])) == (0, True)
+        for acting in ("ann", "bob"):
+            write_rules(workspace, {**rule, "as": {"user": acting}})
+            current = await daemon.during(users(acting))
+            for user in outdated:
+                status, out, err = await credential(user)
+                assert (status, out) == (1, "")
+                assert f"impersonate {acting}" in err
+            for user in current:
+                assert (await credential(user))[0] == 0
+            outdated += current
+    issued = [line for line in written(audit) if line["event"] == "kubeconfig issued"]
+    assert {line.get("act_as") for line in issued} == {None, "ann", "bob"}
+
+
 async def test_caller_limited_to_one_source_learns_neither_name_nor_state_of_another(workspace: Workspace) -> None:
     servers = {"open": ProjectServer(Projects(["shop"])), "hidden": ProjectServer(Projects(["treasury"]))}
     operator, token = f"unix://{workspace.directory}/operator.sock", workspace.directory / "token"
