@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import pytest
 import yaml
@@ -25,6 +26,7 @@ NAMES = [f"p-{number:02}" for number in range(24)]
 SETTLED_WITHIN_S = 120.0
 RESTART_S = 16.0
 """How long the ownership of a subscriber must last when its daemon is killed, so that the next process renews it."""
+VERIFY_AFTER_S = 4.0
 WITHOUT_OWNER_S = 51.0
 """The maximum time for which clusters of a killed member have no owner, by docs/sharding.md."""
 
@@ -32,8 +34,9 @@ WITHOUT_OWNER_S = 51.0
 class Group:
     """Daemons with the sources `a` and `b`, each with a subscriber, and what must hold of all of them together."""
 
-    def __init__(self, workspace: Workspace, a: ProjectServer, b: ProjectServer) -> None:
+    def __init__(self, workspace: Workspace, a: ProjectServer, b: ProjectServer, **settings: Any) -> None:
         self.servers = {"a": a, "b": b}
+        self._settings = settings
         self._directory, self._hub = workspace.directory, workspace.directory / "hub"
         create_hub(workspace.sandbox, self._hub)
         self.validator = Validator(is_shared=True)
@@ -46,12 +49,8 @@ class Group:
     def _daemon(self, number: int) -> DaemonProcess:
         state = self._directory / f"state-{number}"
         state.mkdir(mode=0o700)
-        sources = [
-            {"name": name, "kind": "project", "discovery_kubeconfig": server.kubeconfig(self._directory / name)}
-            for name, server in self.servers.items()
-        ]
         config = {
-            "sources": sources,
+            "sources": [server.source(name, self._directory) for name, server in self.servers.items()],
             "plain_loopback": True,
             "listen": [self._address(number)],
             "http_listen": "off",
@@ -59,6 +58,7 @@ class Group:
             "watch": {"streaming_lists": "off"},
             "state_directory": str(state),
             "sharding": sharding(self._hub),
+            **self._settings,
         }
         file = self._directory / f"{number}.yaml"
         file.write_text(yaml.safe_dump(config))
@@ -134,10 +134,10 @@ class Group:
 
 
 @asynccontextmanager
-async def group(workspace: Workspace) -> AsyncIterator[Group]:
+async def group(workspace: Workspace, **settings: Any) -> AsyncIterator[Group]:
     async with AsyncExitStack() as stack:
         a, b = [await stack.enter_async_context(ProjectServer(Projects(of=of)).listening()) for of in ("a", "b")]
-        made = Group(workspace, a, b)
+        made = Group(workspace, a, b, **settings)
         for name in NAMES:
             made.put("a", name)
         made.put("b", "other")
@@ -196,4 +196,25 @@ async def test_second_restart_of_a_member_during_a_source_outage_brings_no_clust
         await found.told_of_one("a", "later")
         await found.settled()
         unexpected = [told for told in found.told if not told.startswith(("ENGAGED b#run-", "ENGAGED a#later-"))]
+        assert unexpected == []
+
+
+async def test_foreign_first_list_of_a_restarted_member_disengages_nothing(workspace: Workspace) -> None:
+    """Without a state file, the member knows of its former clusters by its subscriber alone."""
+    settings: dict[str, Any] = {"state_directory": None, "removals": {"verify_after": f"{VERIFY_AFTER_S:g}s"}}
+    async with group(workspace, **settings) as found:
+        a = found.servers["a"]
+        found.told.clear()
+        await found.kill_first()
+        right, lists = a.projects, a.lists
+        a.replace(Projects((f"foreign-{number}" for number in range(3)), version=5000, of="foreign"))
+        await found.daemons[0].start()
+        await eventually(lambda: a.lists >= lists + MEMBERS)  # the other members list again
+        await asyncio.sleep(2.0)  # the attack
+        a.replace(right)
+        await asyncio.sleep(2.5 * VERIFY_AFTER_S)  # until the second list and the one after it
+        await found.told_of_one("a", "later")
+        await found.told_of_one("b", "later")
+        await found.settled()
+        unexpected = [told for told in found.told if not told.startswith(("ENGAGED a#later-", "ENGAGED b#later-"))]
         assert unexpected == []
