@@ -81,7 +81,7 @@ def test_log_sweep_bounds_log_size_independently_of_history(log: NamedLog) -> No
     assert len(log._slots.entries) <= 5
 
 
-def test_log_sweep_runs_in_steps_until_complete(log: NamedLog) -> None:
+def test_log_sweep_keeps_every_cluster_and_bounds_log_size(log: NamedLog) -> None:
     names = [f"cluster-{number}" for number in range(10)]
     for name in names:
         log.engage(log.entry(name), partial(cluster, name))

@@ -13,7 +13,7 @@ async def asleep(waiter: Waiter) -> "asyncio.Task[None]":
     return waiting
 
 
-async def test_notifier_wakes_at_once_after_a_quiet_period() -> None:
+async def test_notifier_wakes_waiter_at_once_after_a_quiet_period() -> None:
     notifier = ChangeNotifier()
     with notifier.waiter() as waiter:
         waiting = await asleep(waiter)

@@ -205,7 +205,7 @@ def test_cluster_engaged_and_disengaged_between_reads_is_omitted() -> None:
     assert cursor.revision == 2
 
 
-def test_cluster_disengaged_and_engaged_again_is_sent_as_both() -> None:
+def test_cluster_disengaged_and_engaged_again_is_sent_as_two_events() -> None:
     log = readable_log()
     first_frame = engage(log)
     cursor = following(log)
@@ -214,7 +214,7 @@ def test_cluster_disengaged_and_engaged_again_is_sent_as_both() -> None:
     assert received(cursor) == [disengaged(first_frame, NOT_READY, "degraded"), engaged(second)]
 
 
-def test_repeated_reengagements_are_coalesced_to_first_end_and_last_start() -> None:
+def test_repeated_reengagements_are_coalesced_to_first_disengagement_and_last_engagement() -> None:
     log = readable_log()
     first_frame = engage(log)
     cursor = following(log)
@@ -295,7 +295,7 @@ def test_replacement_outside_filter_disengages_previous_incarnation() -> None:
     assert received(cursor) == [disengaged(first_frame, REPLACED, "another UID")]
 
 
-def test_organization_change_moves_cluster_between_filters() -> None:
+def test_organization_change_that_leaves_the_filter_disengages_the_cluster() -> None:
     log = readable_log()
     a = engage(log, organization="nasa")
     cursor = following(log, Filter(organizations=frozenset({"nasa"})))
@@ -406,7 +406,7 @@ def test_reader_of_snapshot_beyond_retention_receives_another_snapshot() -> None
     assert received(cursor) == []
 
 
-def test_snapshot_has_later_state_of_a_cluster_once() -> None:
+def test_snapshot_has_cluster_that_changes_before_it_is_read_once_in_its_latest_state() -> None:
     log = readable_log()
     a = engage(log)
     cursor = reader(log)
@@ -415,7 +415,7 @@ def test_snapshot_has_later_state_of_a_cluster_once() -> None:
     assert cursor.revision == log.head
 
 
-def test_snapshot_has_the_clusters_of_its_revision() -> None:
+def test_snapshot_has_cluster_that_left_the_filter_after_its_revision() -> None:
     log = readable_log(batch_bytes=1)
     a, b = (engage(log, name, labels={"env": "dev"}) for name in "ab")
     cursor = reader(log, Filter(parse("env=dev")))
@@ -458,7 +458,7 @@ def test_batch_part_has_state_of_its_revision_and_later_change_follows() -> None
     ]
 
 
-def test_filter_exit_and_reentry_across_parts_is_sent_as_both() -> None:
+def test_filter_exit_and_reentry_across_parts_is_sent_as_disengagement_and_engagement() -> None:
     log = readable_log(batch_bytes=1)
     before = engage(log, "a", labels={"env": "prod"})  # 1
     cursor = following(log, PROD)

@@ -67,7 +67,7 @@ def test_changes_after_filter_transition_use_new_filter() -> None:
     assert received(cursor) == [disengaged(b, REVOKED, NO_LONGER), updated(a)]
 
 
-def test_filter_transition_reports_unread_disengagement_as_last_known() -> None:
+def test_filter_transition_is_sent_before_unread_disengagements() -> None:
     log = readable_log()
     a, b = engage(log, "a", "prod"), engage(log, "b", "dev")
     cursor = following(log, PROD)
