@@ -398,5 +398,5 @@ def test_draining_cluster_whose_claim_is_refused_is_disengaged_at_once() -> None
         ("https://[::ffff:192.0.2.1]", "192.0.2.1:443"),
     ],
 )
-def test_equal_addresses_have_the_same_form(url: str, expected: str) -> None:
+def test_addresses_are_normalized_for_comparison(url: str, expected: str) -> None:
     assert address(Target(name="x", uid="u", place=(url,))) == expected

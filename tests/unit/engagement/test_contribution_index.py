@@ -281,7 +281,7 @@ def test_relist_of_reduced_fleet_without_most_objects_is_held() -> None:
     assert fleet.collection().relist_at is not None
 
 
-def test_relist_of_reduced_fleet_without_objects_whose_deletion_was_announced_is_not_held() -> None:
+def test_relist_of_reduced_fleet_that_lacks_terminating_objects_is_not_held() -> None:
     fleet = RecordedFleet()
     fleet.listed(*(thing(f"x{n}", **{f"c{n}": True}) for n in range(30)), thing("y", shop=True))
     fleet.take(*(ObjectChanged(thing(f"x{n}", 2, is_terminating=True, **{f"c{n}": True})) for n in range(30)))

@@ -110,7 +110,7 @@ def test_deleted_object_is_disengaged() -> None:
     ]
 
 
-def test_malformed_object_keeps_its_last_state() -> None:
+def test_malformed_object_keeps_its_cluster_engaged() -> None:
     fleet = after(ready())
     assert fleet.commit([malformed()], at(1)) == []
     record = known(fleet)
@@ -131,7 +131,7 @@ def test_deletion_of_object_never_engaged_sends_no_event() -> None:
 
 
 @pytest.mark.parametrize("gone", [ConfirmedDeletion("b", "u1"), ConfirmedDeletion("a", "u2")])
-def test_deletion_of_other_name_or_incarnation_changes_nothing(gone: ConfirmedDeletion) -> None:
+def test_deletion_of_other_name_or_uid_changes_nothing(gone: ConfirmedDeletion) -> None:
     fleet = after(ready())
     assert fleet.commit([gone], at(1)) == []
     assert known(fleet).engaged
@@ -218,7 +218,7 @@ def test_cluster_transitions_are_kept_with_their_reasons() -> None:
     )
 
 
-def test_last_eight_cluster_transitions_are_kept() -> None:
+def test_last_eight_past_cluster_transitions_are_kept() -> None:
     fleet = registry()
     for second in range(40):
         fleet.commit(
@@ -307,7 +307,7 @@ def test_identical_change_has_no_revision() -> None:
     assert fleet.log.head == head
 
 
-def test_target_contains_only_fields_visible_to_subscribers() -> None:
+def test_ready_observation_has_the_name_of_its_target() -> None:
     assert ready().name == target().name
 
 

@@ -247,7 +247,7 @@ def test_not_ready_cluster_is_eventually_disengaged_and_ready_cluster_never(
 
 
 @given(st.integers(11, 2000), st.integers(0, 2000), st.floats(0.0, 0.9))
-def test_not_ready_disengagements_within_a_second_stay_below_the_limit(
+def test_only_a_mass_of_clusters_not_ready_within_a_second_is_held(
     engaged: int, not_ready: int, spread_s: float
 ) -> None:
     fleet = Engaged(engaged)

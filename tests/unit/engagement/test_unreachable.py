@@ -76,7 +76,7 @@ def test_unreachable_cluster_is_engaged_in_current_state_once_reached() -> None:
 
 
 @pytest.mark.parametrize("item", [not_ready(), outside(), malformed(), ConfirmedDeletion("a", "u1")])
-def test_change_of_unreachable_object_disengages_its_cluster_once(item: Observation | ConfirmedDeletion) -> None:
+def test_change_of_unreachable_object_ends_its_probes_without_an_event(item: Observation | ConfirmedDeletion) -> None:
     fleet = with_unreachable_cluster()
     assert fleet.commit([item], at(3)) == []
     assert not fleet.needs_probe("a", 1)
@@ -96,7 +96,7 @@ def test_recreated_object_of_unreachable_cluster_is_another_cluster() -> None:
     assert (change.type, change.cluster.target.uid) == (EventType.ENGAGED, "u2")
 
 
-def test_unreachable_cluster_with_changed_endpoint_is_probed_there() -> None:
+def test_unreachable_cluster_with_changed_endpoint_is_engaged_again() -> None:
     fleet = with_unreachable_cluster()
     (change,) = fleet.commit([moved()], at(3))
     assert (change.type, change.cluster.target.endpoint) == (EventType.ENGAGED, "https://elsewhere.example.com")

@@ -138,7 +138,7 @@ def test_collections_of_a_source_share_its_budget() -> None:
     assert second.weight.problem
 
 
-def test_object_without_clusters_counts_its_overhead() -> None:
+def test_not_ready_object_without_fields_counts_its_record_overhead() -> None:
     store = ObjectStore()
     store.apply_watched([NotReady(name="p", uid="u", version="1", message="")])
     assert 512 <= store.weight.used < 1024

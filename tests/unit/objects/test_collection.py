@@ -157,13 +157,13 @@ def test_relist_is_applied_although_versions_went_back() -> None:
     ]
 
 
-def test_relist_that_names_an_object_twice_still_lacks_another() -> None:
+def test_relist_that_contains_an_object_twice_does_not_hide_a_missing_one() -> None:
     source = Source(ready("a"), ready("b"))
     source.lists(ready("a"), ready("a"))
     assert source.requested_names() == ["b"]
 
 
-def test_object_found_missing_while_a_relist_is_read_does_not_hide_another() -> None:
+def test_object_deleted_while_a_relist_is_read_does_not_hide_another_missing_one() -> None:
     source = Source(ready("a"), ready("b"), ready("c"))
     source.lists(ready("b"), ready("c"))
     (request,) = source.due_requests()
@@ -292,7 +292,7 @@ def test_confirmation_applies_state_that_was_found(found: Observation, reason: D
     assert source.answer(Found(found))[0].reason is reason
 
 
-def test_confirmation_read_of_an_older_version_is_applied_without_a_guard() -> None:
+def test_confirmation_read_of_an_older_version_is_applied_without_a_removal_guard() -> None:
     source = Source(ready(version="100"))
     source.lists()
     assert source.answer(Found(outside(version="50")))[0].reason is LABELS_CHANGED

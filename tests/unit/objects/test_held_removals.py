@@ -179,7 +179,7 @@ def test_refuted_deletion_stops_release_of_held_removals() -> None:
     assert source.collection.held is not None
 
 
-def test_removals_released_before_a_refuted_deletion_are_not_held() -> None:
+def test_refuted_deletion_holds_only_removals_that_were_not_yet_released() -> None:
     source = Source()
     source.lists()
     source.now = 30.0
@@ -221,7 +221,7 @@ def test_watch_deletion_is_confirmed_although_it_is_held() -> None:
     assert source.pending_deletions.held == 5
 
 
-def test_deletion_confirmed_during_list_is_not_held() -> None:
+def test_pending_deletion_resolved_during_list_is_not_held() -> None:
     source = Source()
     source.take(DeletionReported("a", "u1"))
     [requested_names] = source.pending_deletions.take_due(source.now)
@@ -242,7 +242,7 @@ def test_removals_of_objects_that_are_not_engaged_are_not_held() -> None:
     assert source.collection.held is None
 
 
-def test_restored_clusters_remain_known_while_lists_are_held() -> None:
+def test_state_counts_as_restored_while_the_first_list_is_held() -> None:
     source = Source()
     source.restore([], at(0.0))
     source.lists()
@@ -310,7 +310,7 @@ def test_f21_list_of_own_server_ends_the_hold() -> None:
     assert [done.cluster.target.name for done in source.take(ObjectChanged(ready("h")))] == ["h"]
 
 
-def test_unverified_first_list_of_another_server_ends_once_two_larger_lists_agree() -> None:
+def test_clusters_of_an_unverified_first_list_end_once_two_larger_lists_agree() -> None:
     source = Source.unlisted()
     source.lists(*OTHERS)
     source.now = 2.0
@@ -378,7 +378,7 @@ def test_replacement_of_most_restored_clusters_is_held_as_in_a_running_daemon() 
     assert not source.collection.is_restored
 
 
-def test_read_of_a_replacement_that_the_second_list_has_applies_it() -> None:
+def test_confirmation_read_applies_a_replacement_that_the_second_list_contains() -> None:
     source = Source.restored()
     for source.now in (0.0, 30.0):
         source.lists(*recreated("abcdef"), version="20")
@@ -406,7 +406,7 @@ def test_restored_clusters_are_disengaged_after_two_lists_without_any_of_them() 
     assert len(source.requested_names()) == 5
 
 
-def test_clusters_that_the_first_held_list_lacks_stay_although_later_lists_lack_few() -> None:
+def test_removal_stays_held_although_a_later_list_lacks_only_few_clusters() -> None:
     source = Source()
     source.lists()
     source.now = 2.0
@@ -417,7 +417,7 @@ def test_clusters_that_the_first_held_list_lacks_stay_although_later_lists_lack_
     assert source.requested_names() == ["a"]
 
 
-def test_deletions_that_the_watch_reports_at_once_are_held_until_a_list_lacks_the_clusters_too() -> None:
+def test_mass_deletion_reported_by_the_watch_is_held_until_a_list_confirms_it() -> None:
     source = Source()
     assert source.take(*(DeletionReported(name, "u1") for name in "abcd")) == []
     assert source.requested_names() == ["a"]
@@ -454,7 +454,7 @@ def terminating(name: str, version: str = "2") -> Observation:
     return ready(name, version, deletion_requested_at=7.0)
 
 
-def test_announced_deletions_that_the_watch_reports_are_not_counted_as_a_mass_removal() -> None:
+def test_watched_deletions_of_terminating_objects_are_not_a_mass_removal() -> None:
     source = Source()
     source.take(*(ObjectChanged(terminating(name)) for name in "abcde"))
     source.take(*(DeletionReported(name, "u1") for name in "abcde"))
@@ -462,7 +462,7 @@ def test_announced_deletions_that_the_watch_reports_are_not_counted_as_a_mass_re
     assert (source.engaged, source.collection.held) == (1, None)
 
 
-def test_list_without_objects_whose_deletion_was_announced_is_not_a_mass_removal() -> None:
+def test_list_that_lacks_terminating_objects_is_not_a_mass_removal() -> None:
     source = Source()
     source.take(*(ObjectChanged(terminating(name)) for name in "abcde"))
     source.lists(FLEET[5])
@@ -470,7 +470,7 @@ def test_list_without_objects_whose_deletion_was_announced_is_not_a_mass_removal
     assert (source.engaged, source.collection.held) == (1, None)
 
 
-def test_list_that_lacks_much_of_the_rest_is_held_beside_announced_deletions() -> None:
+def test_mass_removal_is_held_although_deletions_of_terminating_objects_are_confirmed() -> None:
     source = Source()
     source.take(*(ObjectChanged(terminating(name)) for name in "ab"))
     source.lists(FLEET[5])
@@ -485,14 +485,14 @@ def test_terminating_object_recreated_under_its_name_is_replaced_at_once() -> No
     assert [each.reason for each in done] == [DisengageReason.REPLACED, None] * 5
 
 
-def test_f21_list_of_another_server_confirms_no_announced_deletion() -> None:
+def test_f21_list_of_another_server_confirms_no_deletion_of_terminating_objects() -> None:
     source = Source()
     source.take(*(ObjectChanged(terminating(name)) for name in "abcdef"))
     assert source.lists(*OTHERS) == []
     assert (source.requested_names(), source.pending_deletions.held) == ([], 6)
 
 
-def test_list_of_restored_server_confirms_no_announced_deletion() -> None:
+def test_list_of_restored_server_confirms_no_deletion_of_terminating_objects() -> None:
     source = Source()
     source.take(*(ObjectChanged(terminating(name)) for name in "ab"))
     source.lists(*FLEET[2:], versions_went_back=True)

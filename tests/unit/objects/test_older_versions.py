@@ -166,7 +166,7 @@ def test_hold_after_a_server_restore_survives_a_daemon_restart() -> None:
     assert (source.engaged, source.pending_deletions.held) == (6, 6)
 
 
-def test_list_with_only_known_not_ready_objects_is_not_foreign() -> None:
+def test_list_with_only_known_not_ready_objects_is_not_of_another_server() -> None:
     others = tuple(not_ready(name) for name in "uvwxyz")
     source = Source(*others)
     source.lists(*others)
@@ -180,7 +180,7 @@ def test_list_with_only_known_not_ready_objects_is_not_foreign() -> None:
     assert (len(gone), source.engaged) == (6, 0)
 
 
-def test_list_with_other_uids_of_known_not_ready_names_is_foreign() -> None:
+def test_list_with_other_uids_of_known_not_ready_names_is_of_another_server() -> None:
     source = Source(not_ready("u"))
     source.lists(not_ready("u", uid="another"))
     assert source.collection.held is not None
@@ -199,7 +199,7 @@ def test_list_after_a_foreign_list_is_compared_with_the_list_before_that(version
     assert (source.engaged, source.collection.held is None) == (6, not is_ignored)
 
 
-def test_confirmation_read_of_an_older_version_neither_refutes_nor_applies() -> None:
+def test_confirmation_read_of_an_older_version_is_inconclusive() -> None:
     source = at_version_120()
     source.lists(*NEW[1:])
     assert source.answers(Found(not_ready("a", "100"))) == []

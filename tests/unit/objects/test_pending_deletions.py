@@ -254,7 +254,7 @@ def test_confirmation_reads_continue_at_full_rate_after_the_first_answer() -> No
     assert len(pending.take_due(10.0)) == 20
 
 
-def test_confirmation_retries_use_at_most_half_of_the_reads() -> None:
+def test_confirmation_retries_use_at_most_half_of_the_concurrency() -> None:
     pending = pending_deletions(concurrency=4)
     for number in range(8):
         pending.add(f"hangs{number}", "u", 0.0)
@@ -299,7 +299,7 @@ def test_refuted_deletion_that_is_reported_again_is_pending_again() -> None:
 
 
 @pytest.mark.parametrize("count", [20, 60, 300, 3000])
-def test_reads_that_hang_delay_a_later_one_by_a_second_whatever_their_number(count: int) -> None:
+def test_hanging_reads_delay_a_later_read_by_at_most_a_second(count: int) -> None:
     pending = pending_deletions(concurrency=20)
     for number in range(count):
         pending.add(f"hanging-{number}", "uid", 0.0)
@@ -321,9 +321,7 @@ def test_reads_that_hang_delay_a_later_one_by_a_second_whatever_their_number(cou
 
 
 @pytest.mark.parametrize(("count", "within_s"), [(60, 1.0), (300, 9.0)])
-def test_deletion_reported_before_reads_that_hang_in_the_same_batch_is_confirmed_within_seconds(
-    count: int, within_s: float
-) -> None:
+def test_deletion_reported_before_many_whose_reads_hang_is_read_within_seconds(count: int, within_s: float) -> None:
     pending = pending_deletions(concurrency=20)
     pending.add("quick", "uid", 0.0)
     for number in range(count):

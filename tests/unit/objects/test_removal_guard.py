@@ -194,7 +194,7 @@ def test_refuted_deletion_restarts_verification_of_held_removals() -> None:
     assert judge(guard, 99, 100, now=61.0) == ConfirmAtRate(50.0)
 
 
-def test_f21_another_server_is_verified_again_and_never_accepted() -> None:
+def test_f21_list_of_another_server_stays_held_and_is_relisted() -> None:
     guard = RemovalGuard(LIMITS)
     for now in (0.0, 30.0, 60.0):
         assert guard.judge(names(5), established(5), versions_went_back=True, now=now, is_foreign=True).is_foreign

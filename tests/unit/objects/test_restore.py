@@ -34,7 +34,7 @@ def test_first_list_identical_to_restored_fleet_changes_nothing() -> None:
     assert source.lists(ready("alpha")) == []
 
 
-def test_restored_cluster_missing_from_first_list_is_confirmed() -> None:
+def test_deletion_of_restored_cluster_missing_from_first_list_is_confirmed() -> None:
     source = restored("alpha", "beta")
     listed = source.lists(ready("beta", labels={"env": "prod"}), ready("gamma"))
     assert summarized(listed) == [(EventType.UPDATED, "beta", None), (EventType.ENGAGED, "gamma", None)]
@@ -45,7 +45,7 @@ def test_restored_cluster_missing_from_first_list_is_confirmed() -> None:
     assert not source.collection.is_restored
 
 
-def test_state_is_not_restored_once_a_confirmation_failed() -> None:
+def test_state_no_longer_counts_as_restored_once_a_confirmation_failed() -> None:
     """A server that refuses such reads does not keep subscribers waiting."""
     source = restored("alpha", "beta")
     source.lists(ready("beta"))
@@ -54,7 +54,7 @@ def test_state_is_not_restored_once_a_confirmation_failed() -> None:
     assert not source.collection.is_restored
 
 
-def test_state_is_not_restored_once_a_missing_cluster_is_seen_again() -> None:
+def test_state_no_longer_counts_as_restored_once_a_missing_cluster_is_seen_again() -> None:
     source = restored("alpha", "beta")
     source.lists(ready("beta"))
     source.take(ObjectChanged(ready("alpha", version="9")))
