@@ -68,7 +68,7 @@ def test_too_many_annotations_that_are_sent_are_malformed() -> None:
 
 
 @every_mode
-def test_labels_of_tenants_are_kept_by_no_cache_if_they_are_large(observe: Observe) -> None:
+def test_large_label_sets_are_not_cached(observe: Observe) -> None:
     gc.collect()
     tracemalloc.start()
     try:

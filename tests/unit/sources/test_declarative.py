@@ -211,7 +211,7 @@ def test_decoded_data_of_a_secret_and_json_in_it_are_fields() -> None:
     assert "is not text in base64" in problem(mode, an_object(data={"server": "!"}))
 
 
-def test_step_into_text_that_is_no_json_finds_nothing() -> None:
+def test_field_path_into_a_string_that_is_not_json_finds_nothing() -> None:
     mode = a_mode(endpoint={"field": "spec.url.inside"})
     assert problem(mode, an_object({"url": "[" * 5000})) == "the field spec.url.inside is not set"
 

@@ -140,7 +140,7 @@ def test_secrets_are_not_watched_if_they_do_not_contain_endpoints() -> None:
     assert objects.resource.plural == "things"
 
 
-def test_issuer_with_the_key_of_a_secret_requires_that_setting() -> None:
+def test_secret_key_placeholder_of_an_issuer_requires_the_setting_secret_key() -> None:
     issuer = IssuerTraits("kubeconfig-secret", templates=("{secret_key}",), is_of_cluster=True)
     assert a_kind(secret=SECRET).refusal(issuer) == "{secret_key} needs the setting secret.key of the source"
     assert not a_kind(secret={**SECRET, "key": "{metadata.name}-kubeconfig"}).refusal(issuer)

@@ -9,7 +9,7 @@ import pytest
 
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.model.cluster import Target, source_of
-from milo_discoveryd.model.contributions import ContributingObject, Contribution, ObjectContent
+from milo_discoveryd.model.contributions import ContributingObject, Contribution, ObjectContent, ObjectContribution
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready, Refused
 from milo_discoveryd.model.resource import Resource, WatchedCollection
 from milo_discoveryd.schema.fields import parse_group
@@ -155,7 +155,7 @@ def test_restored_cluster_of_another_organization_than_the_context_is_skipped() 
     assert placed(follows, "web", labels=evil) is placed(follows, "web") is None
 
 
-def test_restored_cluster_of_another_source_or_of_none_that_is_followed_is_skipped() -> None:
+def test_restored_cluster_of_another_source_or_of_one_that_watches_nothing_is_skipped() -> None:
     follows = ProjectKind().follow(OPTIONS)
     assert placed(follows, "eu#web", "eu") == placed(follows, "web")
     assert placed(follows, "us#web", "eu") is placed(follows, "web", "eu") is placed(follows, "eu#web") is None
@@ -191,6 +191,10 @@ def test_reduced_clusters_of_a_named_source_have_its_name_before_their_own() -> 
     assert kind.reduce is not None
     assert unnamed.reduce is follows.reduce
     assert kind.reduce("local#alpha", (), "") is None
+    content = Ready("1", "", Target(name="alpha", uid="1", place=("https://a.test",)))
+    reduced = kind.reduce("local#alpha", [ObjectContribution(0, "kind-alpha", "1", "", 0, content)], "")
+    assert isinstance(reduced, Ready)
+    assert (reduced.name, reduced.target.local_name) == ("local#alpha", "alpha")
 
 
 def test_file_contributes_to_clusters_under_the_key_of_its_source() -> None:

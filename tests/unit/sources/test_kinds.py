@@ -79,8 +79,8 @@ def test_minimal_kind_follows_nothing_and_rejects_issuers_that_need_files_or_obj
     assert SourceKind().unseen == ""
     assert "objects decide" in SourceKind().refusal(IssuerTraits("token-file"))
     assert SourceKind().refusal(IssuerTraits("kubeconfig-secret", is_of_cluster=True)) == ""
-    assert "it reads the files" in SourceKind().refusal(IssuerTraits("kubeconfig-file"))
-    assert "it posts to the objects" in SourceKind().refusal(IssuerTraits("kubeconfig-request"))
+    assert "serves only sources that read kubeconfig files" in SourceKind().refusal(IssuerTraits("kubeconfig-file"))
+    assert "serves only sources of kind declarative" in SourceKind().refusal(IssuerTraits("kubeconfig-request"))
 
 
 def test_single_kind_has_the_configured_cluster() -> None:

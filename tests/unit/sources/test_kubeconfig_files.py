@@ -119,7 +119,7 @@ def test_uid_of_kubeconfig_file_cluster_depends_on_server_and_ca_not_on_credenti
         ({"certificate-authority-data": 5}, "wrong type"),
     ],
 )
-def test_kubeconfig_that_refers_to_files_or_commands_is_rejected(change: dict[str, Any], problem: str) -> None:
+def test_kubeconfig_with_unsupported_or_invalid_content_is_rejected(change: dict[str, Any], problem: str) -> None:
     found = one("alpha", content("any", **change))
     assert problem in found.problem
     assert not found.contributions
@@ -140,7 +140,7 @@ def test_file_whose_name_is_not_a_dns_name_is_refused(file: str) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_kubeconfig_file_parser_accepts_any_bytes(body: bytes) -> None:
+def test_kubeconfig_file_parser_does_not_raise_for_any_bytes(body: bytes) -> None:
     assert one("alpha", body).key == "alpha"
 
 
@@ -231,7 +231,7 @@ def test_kind_mode_reads_a_file_and_kubeconfig_directory_mode_a_directory() -> N
     assert not KIND.is_directory
 
 
-def test_clusters_in_files_have_only_the_credentials_in_the_files() -> None:
+def test_kind_mode_accepts_only_issuers_of_type_kubeconfig_file() -> None:
     kind = parse_group(load("kind"), {})
     assert kind.refusal(IssuerTraits("kubeconfig-file", is_of_cluster=True)) == ""
     assert "use an issuer of type kubeconfig-file" in kind.refusal(

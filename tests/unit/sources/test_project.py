@@ -94,7 +94,7 @@ def test_labels_are_passed_on_sorted() -> None:
     assert target(labels={"b": "2", "a": "1"}).labels == (("a", "1"), ("b", "2"))
 
 
-def test_annotations_are_passed_on_only_where_the_settings_allow() -> None:
+def test_only_annotations_with_configured_prefixes_are_passed_on() -> None:
     annotations = {"b.example.com/x": "1", "a.example.com/y": "2", "secret": "3"}
     assert target(annotations=annotations).annotations == ()
     allowing = ProjectObjects(

@@ -89,7 +89,7 @@ def test_consumer_of_another_service_contributes_to_no_project() -> None:
     assert contributions(project="shop")[0].cluster == "shop"
 
 
-def test_consumer_project_must_be_a_name() -> None:
+def test_consumer_project_must_be_a_dns_name() -> None:
     with pytest.raises(MalformedError, match=r"the consumer project '\.\./bank' is not a DNS name"):
         contributions(project="../bank")
 
@@ -218,7 +218,7 @@ def test_deleted_followed_project_has_no_ready_cluster() -> None:
     assert followed(active, shop=None) == NotReady("shop", "", "9", "there is no project of this name")
 
 
-def test_cluster_of_a_followed_project_is_ready_as_the_project_is() -> None:
+def test_cluster_of_a_followed_project_is_not_ready_if_the_project_is_not() -> None:
     found = followed(contributions(), shop=project("shop", condition("Ready", "False")))
     assert isinstance(found, NotReady)
     assert (found.uid, found.message) == ("uid-shop", "condition Ready is False")
