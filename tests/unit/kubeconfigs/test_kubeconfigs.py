@@ -191,7 +191,7 @@ async def test_credential_is_issued_until_expiry_while_backend_is_down() -> None
         assert kubeconfigs.problem(ALPHA, UNLIMITED) is None
 
 
-async def test_first_kubeconfig_request_waits_for_credential_or_fails_at_once() -> None:
+async def test_first_kubeconfig_request_waits_for_the_mint_and_fails_with_it() -> None:
     backend = Backend(Scope.CLUSTER)
     backend.gate.clear()
     async with issuing(backend) as kubeconfigs:

@@ -138,7 +138,7 @@ def test_lease_of_another_format_is_reported_and_its_writes_count_as_renewals() 
     assert found.write_id != again.write_id
 
 
-def test_lease_that_is_not_the_groups_is_reported() -> None:
+def test_lease_that_does_not_belong_to_the_group_is_reported() -> None:
     group = lease_objects.decode_list(listed(member_lease("other")), NAMES)
     assert group.members == {}
     assert group.problems == (

@@ -35,7 +35,7 @@ def is_settled(driver: Driver, *names: str) -> bool:
     return all(driver.members[name].is_settled for name in names) and set().union(*map(driver.owned, names)) == ALL
 
 
-def test_pending_clusters_of_a_deleted_lease_are_released_after_33_seconds() -> None:
+def test_pending_clusters_of_a_deleted_lease_have_no_new_owner_for_33_seconds() -> None:
     driver = settled("a", "b")
     driver.pending = {"a": driver.owned("a")}
     driver.members["a"].leave()
@@ -67,7 +67,7 @@ def test_successor_lists_the_pending_clusters_of_its_predecessor_while_operators
 # Cost
 
 
-def test_settled_members_send_less_than_one_request_in_5_seconds() -> None:
+def test_settled_members_send_at_most_one_request_each_in_5_seconds() -> None:
     driver = settled("a", "b", "c", "d", "e")
     driver.run(30)
     driver.requests.clear()
@@ -234,7 +234,7 @@ def test_leaving_member_waits_for_no_member_that_has_left_before() -> None:
     driver.run_until(lambda: driver.owned("c") == ALL, "c")
 
 
-def test_last_member_that_leaves_keeps_its_lease_until_it_expires() -> None:
+def test_last_member_that_leaves_does_not_delete_its_lease() -> None:
     driver = settled("a")
     driver.members["a"].leave()
     driver.run_until(lambda: driver.members["a"].has_ended)
@@ -354,7 +354,7 @@ def test_dead_member_with_a_changed_lease_is_evicted(changes: dict[str, object])
         assert driver.now - died_at < latest, "writes of others do not count"
 
 
-def test_lease_with_a_foreign_annotation_is_kept() -> None:
+def test_lease_rewritten_by_another_program_without_a_change_ends_no_term() -> None:
     driver = settled("a", "b")
     forge(driver, "b")
     driver.run(30)
@@ -509,7 +509,7 @@ def test_member_is_confirmed_by_later_renewals_of_all_other_members() -> None:
     assert driver.members["b"].is_confirmed
 
 
-def test_view_names_members_whose_leases_never_existed() -> None:
+def test_view_member_whose_lease_never_existed_is_observed_without_a_write() -> None:
     view = View(number=1, id="1", members={"gone": ViewMember("gone.1")})
     member = Member("a", "a#1")
     member.was_read(GroupState(members={}, view=view, view_version="5"), 0.0, 0.0)

@@ -80,7 +80,7 @@ def test_cluster_message_has_all_fields() -> None:
     )
 
 
-def test_cluster_message_names_source_and_endpoint_of_a_key() -> None:
+def test_cluster_message_of_a_named_source_has_the_endpoint_of_the_local_name() -> None:
     target = Target(name="eu#a", source="eu", uid="u", place=("https://", ".example.com"))
     message = convert.cluster(msgspec.structs.replace(SMALL, target=target), EPOCH)
     assert (message.name, message.source, message.endpoint) == ("eu#a", "eu", "https://a.example.com")
@@ -101,7 +101,7 @@ def test_cluster_message_omits_unknown_fields() -> None:
         (-0.25, Timestamp(seconds=-1, nanos=750_000_000)),
     ],
 )
-def test_timestamps_have_microseconds(seconds: float, expected: Timestamp) -> None:
+def test_timestamps_are_rounded_to_microseconds(seconds: float, expected: Timestamp) -> None:
     assert convert.timestamp(seconds) == expected
 
 
@@ -191,7 +191,7 @@ def test_engagement_of_cluster_with_pending_deletion_has_reason_confirming_delet
     assert result == (True, "REASON_CONFIRMING_DELETION", message, 100)
 
 
-def test_engagement_of_unengaged_cluster_is_never_confirming() -> None:
+def test_engagement_of_unengaged_cluster_never_has_reason_confirming_deletion() -> None:
     assert engagement(record(ObjectState.NOT_READY), "")[1] == "REASON_NOT_READY"
 
 

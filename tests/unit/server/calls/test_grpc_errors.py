@@ -82,7 +82,7 @@ def test_exhausted_error_carries_quota_failure_and_retry_info() -> None:
     assert [(each.subject, each.description) for each in quota.violations] == [("streams", "5 are open already")]
 
 
-def test_unexpected_error_is_reported_as_incident_number() -> None:
+def test_unexpected_error_is_reported_with_incident_number_and_without_details() -> None:
     incident, status = internal_error()
     assert status.code == code_pb2.INTERNAL
     assert incident in status.message

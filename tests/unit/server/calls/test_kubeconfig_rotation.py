@@ -263,7 +263,7 @@ def test_rotation_forgets_clusters_disengaged_while_the_issuer_failed(
     assert not rotation._schedule._deliveries
 
 
-def test_rotation_repeats_a_kubeconfig_that_could_not_be_issued(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rotation_retries_a_kubeconfig_that_could_not_be_issued(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     rotation = world.rotation()
     with monkeypatch.context() as while_it_fails:
         while_it_fails.setattr(Lease, "issue", refuse)

@@ -48,7 +48,7 @@ def new_subscriber(*sources: Source, is_resumed: bool = False) -> Resumption:
     return Resumption(None, sources, NOW, lambda _name, _now: 0, is_resumed=is_resumed, accepts_pending=True)
 
 
-def test_all_sources_are_pending_before_the_first_update() -> None:
+def test_all_sources_are_pending_before_lists_are_compared() -> None:
     waiting = new_subscriber(Source("eu"), Source("us"))
     assert (waiting.pending, waiting.must_wait) == ({"eu", "us"}, True)
 
@@ -60,7 +60,7 @@ def test_complete_sources_are_shown_to_a_new_subscriber() -> None:
     assert not waiting.compare_lists(1.0)
 
 
-def test_subscriber_that_accepts_pending_sources_waits_for_one() -> None:
+def test_only_subscriber_that_does_not_accept_pending_sources_waits_for_one() -> None:
     sources = Source("eu"), Source("us", synced=False)
     patient = resumption(*sources, accepts_pending=False)
     flexible = resumption(*sources)
@@ -151,7 +151,7 @@ def test_source_is_doubted_by_the_number_of_clusters_in_the_subscribers_view() -
     assert "has 7 of the 50 clusters" in waiting.doubted["eu"]
 
 
-def test_interval_between_counts_of_clusters_doubles_until_another_list() -> None:
+def test_clusters_of_a_doubted_source_are_counted_at_growing_intervals() -> None:
     counted: list[str] = []
 
     def count(name: str, _: float) -> int:

@@ -74,7 +74,9 @@ def test_invalid_revision_is_not_parsed_as_position(text: str) -> None:
         (Position("unknown", 0), False),
     ],
 )
-def test_position_within_a_snapshot_is_never_contained_in_a_state_file(position: Position, is_contained: bool) -> None:
+def test_position_is_contained_in_a_state_file_only_if_complete_and_not_newer(
+    position: Position, is_contained: bool
+) -> None:
     assert position.is_contained_in({"before": 7}) is is_contained
 
 
@@ -122,7 +124,7 @@ def test_known_clusters_are_counted_for_each_source() -> None:
 
 
 @given(st.text())
-def test_revision_parser_accepts_any_text(text: str) -> None:
+def test_revision_parser_does_not_raise_for_any_text(text: str) -> None:
     position = parse(text)
     assert position is None or text.startswith(str(position))
     assert SIGNER.verify(text, "anybody") is None

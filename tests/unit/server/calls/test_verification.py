@@ -82,7 +82,7 @@ async def test_stream_token_is_reviewed_although_no_kubeconfig_is_issued(monkeyp
         (Caller(listener="api", user="operator", groups=("fewer",)), "IDENTITY_CHANGED"),
     ],
 )
-async def test_rejected_or_changed_token_ends_verification(answer: Caller | CallError, reason: str) -> None:
+async def test_rejected_token_or_changed_identity_ends_verification(answer: Caller | CallError, reason: str) -> None:
     there = Reviewing()
     there.answer = answer
     there.now = HANDOUT_MAX_AGE_S + 0.1

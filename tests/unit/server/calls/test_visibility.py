@@ -65,7 +65,7 @@ def test_replaced_object_is_not_visible_by_former_labels(registry: Engagements) 
     assert "shop-1" in visible(registry, SHOPS)
 
 
-def test_transitions_of_earlier_incarnations_are_hidden(registry: Engagements) -> None:
+def test_transitions_of_earlier_incarnations_are_hidden_from_limited_scopes(registry: Engagements) -> None:
     registry.commit([ready("shop-1", "5", uid="u2", labels={"env": "prod"})], at(2))
     record = registry["shop-1"]
     assert record is not None

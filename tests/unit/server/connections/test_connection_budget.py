@@ -140,7 +140,7 @@ def test_owner_with_additional_certificate_names_gets_no_more_slots() -> None:
 
 
 @given(st.integers(1, 8), st.lists(st.tuples(st.booleans(), st.sampled_from("abcdef")), max_size=40))
-def test_slots_are_divided_fairly(limit: int, changes: list[tuple[bool, str]]) -> None:
+def test_connection_slots_are_divided_fairly_among_owners(limit: int, changes: list[tuple[bool, str]]) -> None:
     """No owner is refused while another has two more connections, and the limit is never exceeded."""
     slots: ConnectionSlots[int] = ConnectionSlots(limit)
     open_ones: dict[int, str] = {}
