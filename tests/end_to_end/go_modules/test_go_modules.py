@@ -64,7 +64,7 @@ def modules_with_code() -> list[str]:
     )
     files = [Path(line) for line in listed.stdout.splitlines()]
     modules = {path.parent for path in files if path.name == "go.mod"}
-    # The module of a file is that of the nearest directory.
+    # A file belongs to the module of the nearest parent directory with a go.mod.
     owners = {
         next(each for each in path.parents if each in modules)
         for path in files

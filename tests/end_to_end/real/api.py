@@ -41,7 +41,7 @@ class Api:
 
     async def __aenter__(self) -> Self:
         connector = aiohttp.TCPConnector(ssl=self._tls, force_close=True)
-        # Not the default, with which a connection has 30 s: a busy test process takes longer.
+        # aiohttp's default allows only 30 s to connect, which a busy test process exceeds.
         timeout = aiohttp.ClientTimeout(total=300.0)
         self._session = aiohttp.ClientSession(connector=connector, headers=self._headers, timeout=timeout)
         return self

@@ -99,7 +99,10 @@ class SideBySide:
         self.provider.forget(_FIRST)
 
     async def _settled(self) -> None:
-        """Wait until both agree, or have had enough time to differ."""
+        """Wait until daemon and provider have reported the same events; give up after `_AGREED_WITHIN_S`.
+
+        Events that became equal during the wait must still be equal after `_QUIET_S`.
+        """
         with contextlib.suppress(TimeoutError):
             while self.daemon.events() != self.provider.events():
                 await eventually(

@@ -38,7 +38,7 @@ async def test_list_clusters_returns_engaged_clusters_by_name(harness: Harness) 
     assert (answer.total_size, answer.next_page_token) == (2, "")
 
 
-async def test_large_page_does_not_block_other_calls(harness: Harness) -> None:
+async def test_large_page_yields_to_the_event_loop(harness: Harness) -> None:
     harness.listed(*(ready(f"p-{number}") for number in range(4 * CLUSTERS_PER_STEP)))
     page = asyncio.create_task(
         harness.service.list_clusters(pb.ListClustersRequest(page_size=5000), Caller(listener="here"))
@@ -124,7 +124,7 @@ async def test_get_cluster_reports_a_stale_source(harness: Harness) -> None:
 @pytest.mark.parametrize(
     ("name", "code"), [("nobody", "NOT_FOUND"), ("", "INVALID_ARGUMENT"), ("x" * 400, "INVALID_ARGUMENT")]
 )
-async def test_get_cluster_of_unknown_name_is_not_found(harness: Harness, name: str, code: str) -> None:
+async def test_get_cluster_of_unknown_or_invalid_name_fails(harness: Harness, name: str, code: str) -> None:
     harness.listed()
     async with harness.client() as stub:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -143,7 +143,9 @@ async def test_server_info_has_counts(harness: Harness) -> None:
     assert info.limits.max_page_size == 5000
 
 
-async def test_internal_error_is_reported_as_incident_number(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_internal_error_is_reported_with_incident_number_and_without_its_text(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(registry: Engagements, name: str) -> None:
         raise ValueError("token=SECRET123")
 
@@ -156,7 +158,7 @@ async def test_internal_error_is_reported_as_incident_number(harness: Harness, m
     assert "incident" in (caught.value.details() or "")
 
 
-async def test_health_follows_readiness_and_shutdown(harness: Harness) -> None:
+async def test_health_check_follows_readiness(harness: Harness) -> None:
     async with grpc.aio.insecure_channel(harness.address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         for is_ready, expected in ((False, "NOT_SERVING"), (True, "SERVING")):

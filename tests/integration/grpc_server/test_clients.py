@@ -76,7 +76,7 @@ async def test_client_authenticates_with_token_and_its_successor(callers: list[C
     assert [caller.user for caller in callers] == ["another"]
 
 
-async def test_cli_authenticates_with_its_options(callers: list[Caller], tmp_path: Path) -> None:
+async def test_cli_authenticates_with_token_file_option(callers: list[Caller], tmp_path: Path) -> None:
     async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as harness:
         file = tmp_path / "token"
         file.write_text(sandbox.token(OPERATOR, audiences=["milo-discovery"]))

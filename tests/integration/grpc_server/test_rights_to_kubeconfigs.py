@@ -100,7 +100,8 @@ async def test_stream_gets_remaining_kubeconfigs_as_quota_refills(tmp_path: Path
     ):
         clock = rules_harness.harness.access.clock
         now = clock()
-        rules_harness.harness.access.clock = lambda: now  # the quota refills while the snapshot is sent
+        # Frozen: otherwise the quota would refill while the snapshot is sent.
+        rules_harness.harness.access.clock = lambda: now
         rules_harness.harness.listed(*(ready(f"p-{number}", env="prod") for number in range(count)))
         at_first = {name: has for batch in await watching.until_synced() for name, has in names(batch).items()}
         assert (len(at_first), sum(at_first.values())) == (count, 300)

@@ -167,7 +167,7 @@ async def test_changed_socket_mode_is_detected(bound: Bind, server: grpc.aio.Ser
 
 
 @pytest.mark.parametrize("replaced", [False, True])
-async def test_replaced_socket_is_detected(
+async def test_removed_or_replaced_socket_is_detected(
     bound: Bind, server: grpc.aio.Server, tmp_path: Path, replaced: bool
 ) -> None:
     path = tmp_path / "d.sock"

@@ -92,21 +92,21 @@ async def test_source_status_change_is_sent_at_once(harness: Harness) -> None:
     assert (batch.source.state, batch.source.reason) == (pb.SourceStatus.STATE_STALE, "ConnectFailed")
 
 
-async def test_slow_reader_gets_coalesced_state(harness: Harness) -> None:
+async def test_resumed_stream_gets_coalesced_changes(harness: Harness) -> None:
     harness.listed(ready("alpha"), ready("beta"))
     async with harness.subscriber() as subscriber:
         seen = (await subscriber.until_synced())[-1].revision
     for number in range(100):
         harness.seen(ready("alpha", version=str(number + 2), step=str(number)))
-        harness.seen(ready("report_recreated", version=str(number)))
-        harness.seen(NotReady("report_recreated", "uid-report_recreated", str(number), "no more"))
+        harness.seen(ready("flapping", version=str(number)))
+        harness.seen(NotReady("flapping", "uid-flapping", str(number), "no more"))
     async with harness.subscriber(resume_revision=seen) as subscriber:
         batch = await subscriber.batch()
     assert event_texts([batch]) == ["UPDATED alpha"]
     assert batch.events[0].cluster.labels == {"step": "99"}
 
 
-async def test_draining_stream_ends_with_unavailable_and_retry_info(harness: Harness) -> None:
+async def test_stream_of_stopping_server_ends_with_unavailable_and_retry_info(harness: Harness) -> None:
     harness.listed(ready("alpha"))
     async with harness.subscriber() as subscriber:
         await subscriber.until_synced()

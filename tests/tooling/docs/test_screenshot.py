@@ -18,7 +18,7 @@ async def test_screenshot_shows_the_current_page(directory: Path) -> None:
     pytest.fail(f"the status page has changed: {screenshot.PICTURE.name} was taken again, commit it")
 
 
-async def test_screenshot_of_the_sandbox_can_be_taken(directory: Path) -> None:
+async def test_screenshot_of_the_status_page_can_be_taken(directory: Path) -> None:
     picture = directory / "page.png"
     await screenshot.take(directory, picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
