@@ -101,7 +101,7 @@ class Daemon:
     ) -> None:
         """`load` reloads the settings after `file` changed.
 
-        `log_problems` logs failed checks of the sources' API servers, if a source fails before its first complete list.
+        `log_problems` logs failed checks of sources and issuers, if a source fails before its first complete list.
         """
         self._settings = settings
         self._log_problems = log_problems

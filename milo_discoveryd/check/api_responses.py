@@ -15,7 +15,7 @@ VERBS = ("get", "list", "watch")
 _ANONYMOUS = "system:anonymous"
 _SERVICE_ACCOUNT = "system:serviceaccount:"
 _BUSY = frozenset({429, 500, 503, 504})
-_BUSY_FIX = "the API server is overloaded or starting, which the daemon would retry: repeat the check"
+_BUSY_FIX = "the API server may be overloaded or still starting; the daemon would retry: run the check again"
 _NOT_AN_API_SERVER = "check that the kubeconfig has the right server URL, including the path"
 
 _TRANSPORT_FIXES = {

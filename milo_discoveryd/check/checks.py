@@ -88,7 +88,7 @@ async def check(settings: Settings, out: TextIO, environ: Mapping[str, str] = os
 
 
 async def log_problems(settings: Settings, environ: Mapping[str, str] = os.environ) -> None:
-    """Run the checks of the sources' API servers, and log those that fail."""
+    """Run the checks of the sources and of the credential issuers, and log those that fail."""
     async with aclosing(_upstreams(settings, environ)) as findings:
         async for finding in findings:
             if finding.level == "fail":

@@ -11,7 +11,7 @@ Level: TypeAlias = Literal["ok", "warn", "fail"]
 class Finding(msgspec.Struct, frozen=True):
     level: Level
     subject: str
-    """The thing that was checked, in one or two words."""
+    """The thing that was checked, such as `discovery permissions` or `http_listen :9464`."""
     message: str
     fix: str = ""
 

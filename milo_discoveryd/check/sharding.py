@@ -1,4 +1,4 @@
-"""Checks that the Leases of the shard group can be read."""
+"""Checks the Leases of the shard group: access, problems, and whether all members have the same sources."""
 
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -13,7 +13,7 @@ SUBJECT = "sharding"
 
 
 async def check_leases(settings: Settings, environ: Mapping[str, str]) -> Finding | None:
-    """Check access to the Leases of the shard group. Return None if no group is configured."""
+    """Check the Leases of the shard group. Return None if no group is configured."""
     group = settings.sharding.group
     if group is None:
         return None

@@ -117,7 +117,7 @@ class KubeconfigSettings(Group, frozen=True, kw_only=True):
     """Maximum lifetime requested from a credential issuer."""
     # Ten minutes is also the minimum of the Kubernetes TokenRequest API.
     default_ttl: Annotated[timedelta, span("1s", "24h")] = timedelta(minutes=10)
-    """Lifetime of credentials if a subscriber requests none, at most `kubeconfigs.max_ttl`."""
+    """Lifetime of credentials if a request sets no lifetime; at most `kubeconfigs.max_ttl`."""
     concurrent_mints: Annotated[int, Whole(1, 1_000)] = 10
     """Maximum concurrent requests to an issuer with one credential per cluster."""
     # Ten thousand clusters with a lifetime of ten minutes need 43 per second.

@@ -230,9 +230,12 @@ class SourceKind(Group, frozen=True, kw_only=True):
     def refusal(self, issuer: IssuerTraits) -> str:
         """Return why an issuer must not serve the clusters; empty if it may."""
         if issuer.type == "kubeconfig-file":
-            return "it reads the files of kinds such as kubeconfig-directory, and the source has none"
+            return (
+                "an issuer of type kubeconfig-file serves only sources that read kubeconfig files, such as those of "
+                "kind kubeconfig-directory"
+            )
         if issuer.type == "kubeconfig-request":
-            return "it posts to the objects of a source of the kind declarative"
+            return "an issuer of type kubeconfig-request serves only sources of kind declarative"
         if not self.has_fixed_hosts and not issuer.is_of_cluster:
             return SENT_WHERE_OBJECTS_SAY
         return ""

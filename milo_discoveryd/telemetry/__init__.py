@@ -1,1 +1,1 @@
-"""Logs, metrics, the audit, and the HTTP port."""
+"""Logs, metrics, traces, the audit log, and the HTTP port with the status page."""

@@ -55,7 +55,7 @@ class AuditFile:
         os.close(self._descriptor)
 
     def _open(self) -> int:
-        # A write to a pipe without a reader would block the event loop.
+        # A write to a full pipe would block the event loop.
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         try:
             descriptor = os.open(self._path, flags, 0o600)

@@ -6,7 +6,8 @@ from milo_discoveryd.logger import log
 from milo_kube.loop_watchdog import BlockedLoop, LoopWatchdog
 
 BLOCKED_S = 2.0
-"""Steps of the event loop that take at least this long are logged. The kubelet's probe fails after five seconds."""
+"""Steps of the event loop that take at least this long are logged. In the manifests, the liveness probe times out after
+five seconds."""
 
 
 def watched_loop(observe: Callable[[float], None], *, blocked_s: float = BLOCKED_S) -> LoopWatchdog:

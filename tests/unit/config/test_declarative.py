@@ -68,7 +68,9 @@ def test_shared_credential_requires_endpoint_hosts_if_objects_choose_the_host(tm
 
 def test_kubeconfig_request_issuer_requires_declarative_mode(tmp_path: Path) -> None:
     source = {"name": "x", "type": "kubeconfig-request", "subresource": "s", "api_version": "v1", "kind": "K"}
-    with pytest.raises(ConfigError, match="x: it posts to the objects of a source of the kind declarative"):
+    with pytest.raises(
+        ConfigError, match="x: an issuer of type kubeconfig-request serves only sources of kind declarative"
+    ):
         loaded(tmp_path, yaml.safe_dump({"kubeconfigs": {"issuers": [source]}}))
 
 

@@ -213,7 +213,7 @@ def test_kubeconfig_directory_is_accepted_as_cluster_source(tmp_path: Path) -> N
         (
             "sources: [files]",
             "sources: [milo]",
-            "line 14 key kubeconfigs.issuers: files: milo: it reads the files",
+            "line 14 key kubeconfigs.issuers: files: milo: an issuer of type kubeconfig-file serves only sources",
         ),
         (
             "sources: [files]",
