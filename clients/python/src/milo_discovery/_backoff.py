@@ -32,7 +32,10 @@ class StreamBackoff:
         self._failures = 0
 
     def failed(self, *, ran: timedelta, retry_after: timedelta | None = None) -> timedelta:
-        """Record a failure after running for `ran`; return the delay, not less than the server's `retry_after`."""
+        """Record a failure after running for `ran`, and return the delay.
+
+        It is at least the server's `retry_after`, of which at most five minutes count.
+        """
         if ran >= self._policy.healthy:
             self._failures = 0
         # Capped at 2^32: the maximum applies anyway, and the product would eventually overflow.

@@ -86,7 +86,10 @@ def document(value: Any) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Escape control characters, except line breaks: JSON contains these only between tokens, as its indentation."""
+    """Escape non-printable characters, such as terminal controls and bidirectional overrides.
+
+    Line breaks are kept: in JSON they occur only between tokens.
+    """
     return "".join(each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text)
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from milo_discovery.model import Kubeconfig
 
 _NOT_ENGAGED = "NOT_ENGAGED"
-"""The daemon's error reason for a cluster that exists and is not engaged."""
+"""The daemon's error reason for a cluster that is not engaged."""
 
 
 @click.command("kubeconfig")

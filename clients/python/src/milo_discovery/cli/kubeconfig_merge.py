@@ -1,4 +1,4 @@
-"""Merges one cluster into an existing kubeconfig file."""
+"""Merges one cluster into a kubeconfig file, which is created if it does not exist."""
 
 from __future__ import annotations
 
