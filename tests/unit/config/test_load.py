@@ -219,7 +219,7 @@ def test_duplicate_and_missing_addresses_are_rejected() -> None:
     assert "at least one address" in problems({}, {"MILO_DISCOVERYD_LISTEN": ","}, None)[0]
 
 
-def test_address_template_without_project_is_rejected(file: Path) -> None:
+def test_address_template_without_name_and_uid_is_rejected(file: Path) -> None:
     file.write_text(
         "mode: project-control-plane\ninternal_address_template: '{namespace}.svc'\ninternal_namespace_template: milo\n"
     )

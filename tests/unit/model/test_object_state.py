@@ -21,25 +21,25 @@ REASONS = {name.removeprefix("REASON_") for name in pb.Engagement.Reason.DESCRIP
 COUNTS = {field.name for field in pb.FleetCounts.DESCRIPTOR.fields}
 
 
-def test_each_state_has_a_row_with_a_reason_and_words_of_its_own() -> None:
+def test_each_object_state_has_a_distinct_reason_and_description() -> None:
     assert MEANINGS.keys() == set(ObjectState)
     for told in ("reason", "words"):
         assert len({getattr(meaning, told) for meaning in MEANINGS.values()}) == len(MEANINGS)
 
 
-def test_each_observation_has_the_state_of_an_object() -> None:
+def test_each_object_state_is_that_of_an_observation_or_set_by_the_daemon() -> None:
     states = {kind.state for kind in vars(observation).values() if hasattr(kind, "state")}
     of_daemon = {ObjectState.UNASSIGNED, ObjectState.UNREACHABLE, ObjectState.DELETED}
     assert states | of_daemon == set(ObjectState)
 
 
-def test_protocol_has_each_reason_and_count() -> None:
+def test_proto_file_has_each_engagement_reason_and_fleet_count() -> None:
     assert {meaning.reason for meaning in MEANINGS.values()} | OF_ENGAGED == REASONS
     counts = {meaning.count for meaning in MEANINGS.values() if meaning.count}
     assert counts | {"engaged", "draining", "subscribers"} == COUNTS
 
 
-def test_python_client_has_each_reason_and_count() -> None:
+def test_python_client_has_each_engagement_reason_and_fleet_count() -> None:
     assert {each.name for each in EngagementReason} - {"UNSPECIFIED"} == REASONS
     assert set(FleetCounts.__annotations__) == COUNTS
 
@@ -52,7 +52,7 @@ def test_python_client_has_each_reason_and_count() -> None:
         ("clients/node/src/gen/milo/discovery/v1/discovery_pb.ts", "  {} ="),
     ],
 )
-def test_other_clients_have_each_reason(source: str, form: str) -> None:
+def test_go_and_node_clients_have_each_engagement_reason(source: str, form: str) -> None:
     text = (ROOT / source).read_text()
     assert [reason for reason in sorted(REASONS) if form.format(reason) not in text] == []
 
@@ -62,7 +62,7 @@ def test_troubleshooting_explains_each_reason_for_which_a_cluster_is_not_engaged
     assert [reason for reason in sorted(REASONS - OF_ENGAGED - {"ENGAGED"}) if f"- `{reason}`:" not in text] == []
 
 
-def test_status_page_has_the_table_and_names_no_other_state() -> None:
+def test_status_page_reads_object_states_from_its_generated_table() -> None:
     page = PAGE.decode()
     [table] = re.findall(r"STATES = (\{.*?\}\});", page)
     states = json.loads(table)
@@ -74,14 +74,14 @@ def test_status_page_has_the_table_and_names_no_other_state() -> None:
     assert named <= {"ready", "unassigned"}, "what the page says of other states is in the table"
 
 
-def test_status_command_prints_each_count() -> None:
+def test_status_command_prints_each_fleet_count() -> None:
     numbers = {count: 100 + place for place, count in enumerate(sorted(COUNTS))}
     info = ServerInfo(counts=FleetCounts(**numbers), sharding=Sharding())
     printed = "\n".join(text_output.status(info, datetime.now(UTC)))
     assert [count for count, number in numbers.items() if str(number) not in printed] == []
 
 
-def test_alert_is_on_the_states_that_are_reported() -> None:
+def test_alert_covers_the_object_states_that_are_reported() -> None:
     alerts = (ROOT / "deploy/components/prometheus-monitoring/alerts.yaml").read_text()
     [states] = re.findall(r'milo_discoveryd_known_clusters\{state=~"(.*?)"\} > 0', alerts)
     assert set(states.split("|")) == {state.value for state, meaning in MEANINGS.items() if meaning.is_reported}
@@ -95,7 +95,7 @@ def test_alert_is_on_the_states_that_are_reported() -> None:
         ("clients/node/src/gen/milo/discovery/v1/discovery_pb.ts", "  {}: number;", False),
     ],
 )
-def test_other_clients_have_each_count(source: str, form: str, is_upper: bool) -> None:
+def test_go_and_node_clients_have_each_fleet_count(source: str, form: str, is_upper: bool) -> None:
     text = (ROOT / source).read_text()
     words = {count: "".join(word.capitalize() for word in count.split("_")) for count in sorted(COUNTS)}
     names = {count: name if is_upper else name[0].lower() + name[1:] for count, name in words.items()}

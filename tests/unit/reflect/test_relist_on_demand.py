@@ -93,7 +93,7 @@ def test_opaque_list_version_is_not_compared(version: str) -> None:
     ]
 
 
-def test_list_or_watch_that_was_given_up_is_followed_by_a_list() -> None:
+def test_reflector_that_gives_up_a_list_or_watch_lists_again_at_the_given_time() -> None:
     for driver in (watching(), ReflectorDriver(PAGES)):
         until = driver.now + 300.0
         assert driver.give_up(Failure("OverBudget", "too many objects"), until) == [ListStarted()]
