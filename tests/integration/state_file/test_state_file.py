@@ -107,7 +107,7 @@ def test_untrusted_state_file_is_ignored(tmp_path: Path, content: bytes) -> None
     assert StateFile(tmp_path, ORIGIN).load() is None
 
 
-async def test_state_of_another_source_is_ignored_and_replaced(tmp_path: Path) -> None:
+async def test_state_of_another_source_is_ignored(tmp_path: Path) -> None:
     fleet = Fleet()
     async with running(StateFile(tmp_path, StateOrigin("https://other.test", "project")), fleet):
         fleet.now_holds(kept("alpha"))

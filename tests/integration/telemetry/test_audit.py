@@ -145,7 +145,7 @@ def test_failed_audit_file_reopen_keeps_writing_to_the_old_file(tmp_path: Path) 
     assert (tmp_path / "audit.1").read_bytes() == b"one\n"
 
 
-def test_full_disk_is_counted_and_does_not_block_callers() -> None:
+def test_audit_event_lost_to_a_full_disk_is_counted_and_fails_no_caller() -> None:
     metrics = Metrics()
     with capture_logs() as logged:
         audit = Audit(metrics.audit, AuditFile(Path("/dev/full")))

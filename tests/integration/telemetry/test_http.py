@@ -65,7 +65,7 @@ async def test_sharding_readiness_and_hand_over_have_endpoints_of_their_own() ->
         assert (await waiting).status == 200
 
 
-async def test_member_of_no_group_is_ready_and_hands_nothing_over(address: str) -> None:
+async def test_daemon_without_a_shard_group_is_ready_and_hands_nothing_over(address: str) -> None:
     async with aiohttp.ClientSession() as session:
         assert (await session.get(address + "/readyz/sharding")).status == 200
         assert (await session.get(address + "/handed-over")).status == 404

@@ -192,7 +192,7 @@ def test_full_disk_drops_log_lines_and_reports_their_number_afterwards(tmp_path:
         writer.handle(record(str(number)))
     writer.flush()
     assert writer.dropped == 3
-    os.dup2(target, descriptor)  # the pipe has space again
+    os.dup2(target, descriptor)  # the disk has space again
     writer.handle(record("next"))
     writer.flush()
     assert (tmp_path / "log").read_text().splitlines() == ["next", "log lines dropped"]

@@ -21,7 +21,7 @@ from tests.support.sources import new_source
 PROJECTS = 2_000
 ANSWER_S = 0.05
 LONGEST_S = 0.02
-"""Time for subscribers to be notified, which happens at most every 50 ms."""
+"""Maximum CPU time of one step, below the 50 ms by which notifications of subscribers may be delayed."""
 
 
 def targets() -> Iterator[Target]:

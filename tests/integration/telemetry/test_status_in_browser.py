@@ -226,7 +226,7 @@ async def test_paused_status_page_does_not_change(workspace: Workspace, browser:
         await browser.until(shows("beta"))
 
 
-async def test_values_of_tenants_are_shown_as_text(workspace: Workspace, browser: Browser) -> None:
+async def test_status_page_shows_values_of_tenants_as_text(workspace: Workspace, browser: Browser) -> None:
     hostile = "<img src=x onerror=alert(1)>\u202ex\x1b"
     workspace.sandbox.projects.create("alpha", ready=True, organization=hostile)
     async with workspace.daemon(http_listen="127.0.0.1:0") as daemon:
@@ -237,7 +237,7 @@ async def test_values_of_tenants_are_shown_as_text(workspace: Workspace, browser
         assert browser.complaints == []
 
 
-async def test_clusters_are_sorted_by_column(workspace: Workspace, browser: Browser) -> None:
+async def test_status_page_sorts_clusters_by_column(workspace: Workspace, browser: Browser) -> None:
     for name, organization in (("alpha", "zeta"), ("beta", "acme"), ("gamma", "mint")):
         workspace.sandbox.projects.create(name, ready=True, organization=organization)
     names = "[...document.querySelectorAll('#clusters ~ table td:first-child')].map(each => each.textContent).join()"
@@ -288,7 +288,7 @@ async def test_explanation_names_what_delays_a_deletion(workspace: Workspace) ->
     assert found["deletionWaitsFor"] == "waiting for finalizers: example.com/cleanup"
 
 
-async def test_recent_changes_are_listed_newest_first_with_deleted_clusters(workspace: Workspace) -> None:
+async def test_status_lists_recent_changes_and_deleted_clusters(workspace: Workspace) -> None:
     workspace.sandbox.projects.create("alpha", ready=True)
     async with workspace.daemon(http_listen="127.0.0.1:0") as daemon:
         url = await page_of(daemon)

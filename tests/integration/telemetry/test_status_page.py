@@ -48,7 +48,7 @@ def test_page_number_out_of_range_selects_the_first_or_last_page() -> None:
     assert ClusterQuery(page=7).first_row(0) == 0
 
 
-def test_unknown_sort_field_selects_the_default_order() -> None:
+def test_sort_fields_are_complete_and_an_unknown_one_is_no_error() -> None:
     assert {"", "name", "state", "since", "organization"} == set(SORTING)
     assert ClusterQuery(sort="-nothing").sorted([]) == []
 

@@ -15,7 +15,7 @@ from milo_kube.http.errors import TransportError
 from tests.integration.watchers.api_server import ApiServer, answering, upstream
 
 
-def test_socket_detects_vanished_peer() -> None:
+def test_socket_options_detect_a_vanished_peer_within_45_seconds() -> None:
     with socket.socket() as made:
         keep_alive(made)
         assert made.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)

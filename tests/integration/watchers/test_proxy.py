@@ -20,7 +20,7 @@ def test_proxy_without_scheme_is_http() -> None:
 @pytest.mark.parametrize(
     "server", ["https://localhost:6443", "https://127.0.0.1", "https://127.1.2.3", "https://[::1]"]
 )
-def test_loopback_never_goes_through_a_proxy(server: str) -> None:
+def test_environment_proxy_never_applies_to_loopback(server: str) -> None:
     assert environment_proxy(server, {"HTTPS_PROXY": PROXY}) is None
 
 
@@ -42,7 +42,7 @@ def test_loopback_never_goes_through_a_proxy(server: str) -> None:
         ("https://milo.example.com", "*"),
     ],
 )
-def test_no_proxy_matches(server: str, no_proxy: str) -> None:
+def test_no_proxy_variable_excludes_the_server(server: str, no_proxy: str) -> None:
     assert environment_proxy(server, {"HTTPS_PROXY": PROXY, "NO_PROXY": no_proxy}) is None
 
 
@@ -58,5 +58,5 @@ def test_no_proxy_matches(server: str, no_proxy: str) -> None:
         ("https://milo.example.com", " , "),
     ],
 )
-def test_no_proxy_does_not_match(server: str, no_proxy: str) -> None:
+def test_no_proxy_variable_does_not_exclude_the_server(server: str, no_proxy: str) -> None:
     assert environment_proxy(server, {"HTTPS_PROXY": PROXY, "NO_PROXY": no_proxy}) == PROXY

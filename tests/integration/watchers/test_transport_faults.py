@@ -185,7 +185,7 @@ async def test_server_without_response_is_timeout_error() -> None:
     assert "did not answer within" in str(error)
 
 
-async def test_unaccepted_connection_is_timeout_error() -> None:
+async def test_unanswered_tls_handshake_is_timeout_error() -> None:
     async def sit(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()  # the first message of the TLS handshake, which is never answered
         writer.close()

@@ -49,7 +49,7 @@ def test_unresponsive_cluster_does_not_delay_probes_of_others() -> None:
     assert max(without.values()) < 11.0
 
 
-def test_probes_in_flight_are_bounded_when_every_probe_times_out() -> None:
+def test_probe_concurrency_follows_rate_and_timeout_within_bounds() -> None:
     assert at_once(50.0, 5.0) == 250
     assert at_once(0.1, 5.0) == 1
     assert at_once(1000.0, 60.0) == 512

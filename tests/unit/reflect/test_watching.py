@@ -139,7 +139,7 @@ def test_interrupted_quiet_watch_is_resumed_at_once() -> None:
     assert driver.request == resumes_from("10")
 
 
-def test_failed_resume_makes_source_stale() -> None:
+def test_unresponsive_server_makes_source_stale() -> None:
     driver = watching()
     driver.now += 60.0
     driver.failed(Failure(UNRESPONSIVE, "it did not answer"))

@@ -39,7 +39,7 @@ def waits(of: ClusterSource, known: int, visible: int) -> bool:
     return first.may_lack(known, min(first.clusters, visible))
 
 
-def test_source_is_followed_up_to_the_version_of_its_lists_and_changes() -> None:
+def test_source_version_is_that_of_its_latest_list_or_change() -> None:
     of = source()
     take(of, 0.0, ListStarted(), Listed(ready("a", "3")), ListEnded(version="5"))
     assert of.version == of.first_list.version == 5
@@ -49,7 +49,7 @@ def test_source_is_followed_up_to_the_version_of_its_lists_and_changes() -> None
     assert of.version == 0
 
 
-def test_streams_wait_for_sources_until_they_end() -> None:
+def test_stream_counts_as_waiting_until_it_awaits_no_source() -> None:
     waiting, stream = WaitingStreams(), object()
     waiting.await_sources(stream, frozenset())
     assert (len(waiting), waiting.is_any_for("eu"), waiting.had_any_for("eu")) == (0, False, False)

@@ -103,7 +103,7 @@ def test_held_not_ready_cluster_that_is_replaced_is_disengaged_at_once(source: C
     assert source.engagements.engaged == 89
 
 
-def test_hold_does_not_end_while_the_source_is_lost(source: ClusterSource) -> None:
+def test_hold_of_not_ready_clusters_does_not_end_while_the_source_is_lost(source: ClusterSource) -> None:
     take(source, 10.0, *(ObjectChanged(not_ready(name)) for name in NAMES))
     run(source, 15.0)
     source.set_followed(source.collections[0], ViewStatus(ViewState.STALE, 16.0, "ConnectionLost", "", 15.0))

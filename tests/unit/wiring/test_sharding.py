@@ -156,7 +156,7 @@ def credential_issuers(*issuers: IssuerSettings) -> Issuers:
     return Issuers(settings, [], {}, AsyncExitStack(), run="r")
 
 
-def test_credentials_that_cannot_be_revoked_are_not_fenced(tmp_path: Path) -> None:
+def test_fencing_of_credentials_that_cannot_be_revoked_is_rejected(tmp_path: Path) -> None:
     file = TokenFileSettings(name="file", path=tmp_path / "token")
     with pytest.raises(ConfigError, match=r"sharding\.fence_credentials: kubeconfigs of file cannot be revoked"):
         credential_issuers(file).fencing()
