@@ -133,8 +133,8 @@ def test_empty_list_is_a_warning() -> None:
         (401, "fail", RULE),
         (403, "fail", RULE),
         (404, "fail", "check that this API server serves the resource"),
-        (429, "fail", "repeat the check"),
-        (503, "fail", "repeat the check"),
+        (429, "fail", "run the check again"),
+        (503, "fail", "run the check again"),
         (400, "fail", "does not behave like"),
     ],
 )

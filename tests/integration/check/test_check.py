@@ -205,7 +205,7 @@ async def test_client_certificate_that_expires_within_a_day_is_a_warning(tmp_pat
         assert await warned(timedelta(minutes=1), age=timedelta(minutes=9))
 
 
-async def test_expired_client_certificate_is_named_before_its_refusal(tmp_path: Path) -> None:
+async def test_expired_client_certificate_is_reported_in_addition_to_its_rejection(tmp_path: Path) -> None:
     async with ApiServer(answering(b"{}", 401)) as server:
         expired = _with_client_certificate(server, trustme.CA(), left=-timedelta(minutes=5), age=timedelta(days=300))
         path = str(saved(tmp_path / "kubeconfig", expired))

@@ -8,7 +8,7 @@ from milo_discoveryd.check import files
 from tests.support.certificates import Authority
 
 
-def test_missing_state_directory_will_be_created(tmp_path: Path) -> None:
+def test_missing_state_directory_is_ok_and_not_created(tmp_path: Path) -> None:
     assert files.state_directory(tmp_path).level == "ok"
     assert files.state_directory(tmp_path / "new" / "state").level == "ok"
     assert list(tmp_path.iterdir()) == []

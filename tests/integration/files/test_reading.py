@@ -72,7 +72,7 @@ def test_dangling_symlink_is_unreadable_and_not_deleted(directory: Path) -> None
     assert files.find("alpha") == FileObject("alpha", problem=problems(files)["alpha"])
 
 
-def test_named_pipe_and_socket_do_not_block(directory: Path) -> None:
+def test_named_pipe_and_socket_are_rejected_without_blocking(directory: Path) -> None:
     os.mkfifo(directory / "pipe")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(directory / "socket"))

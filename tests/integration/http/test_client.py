@@ -204,7 +204,7 @@ async def test_truncated_response_is_an_error(answer: bytes) -> None:
         ),
     ],
 )
-async def test_response_that_is_not_http_is_an_error(answer: bytes, problem: str) -> None:
+async def test_invalid_http1_response_is_an_error(answer: bytes, problem: str) -> None:
     error = await failure(answer)
     assert error.cause == "closed"
     assert problem in str(error)

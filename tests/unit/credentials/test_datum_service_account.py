@@ -68,7 +68,7 @@ async def test_key_file_is_exchanged_for_a_token(tmp_path: Path) -> None:
         assert sandbox.token_endpoint.answered == ["ok", "ok"]
 
 
-async def test_replaced_key_file_is_used_and_revoked_key_is_named(tmp_path: Path) -> None:
+async def test_revoked_key_is_reported_with_its_account_and_replaced_key_file_is_used(tmp_path: Path) -> None:
     async with Sandbox() as sandbox:
         path = sandbox.write_service_account_key(tmp_path / "key.json")
         source = a_source(tmp_path, path, sandbox.ca_pem)
@@ -82,7 +82,7 @@ async def test_replaced_key_file_is_used_and_revoked_key_is_named(tmp_path: Path
         assert isinstance(await source.mint(WANTED), IssuedCredential)
 
 
-async def test_assertion_is_single_use_for_one_endpoint_and_a_minute(tmp_path: Path) -> None:
+async def test_assertion_with_the_time_of_a_wrong_clock_is_rejected(tmp_path: Path) -> None:
     async with Sandbox() as sandbox:
         path = sandbox.write_service_account_key(tmp_path / "key.json")
         for now in (time.time() - 120, time.time() + 120):
@@ -115,7 +115,7 @@ async def test_token_endpoint_with_untrusted_ca_receives_nothing(tmp_path: Path)
         assert not sandbox.token_endpoint.answered
 
 
-async def test_unreachable_token_endpoint_is_named(tmp_path: Path) -> None:
+async def test_unreachable_token_endpoint_is_reported(tmp_path: Path) -> None:
     async with Sandbox() as sandbox:
         source = a_source(tmp_path, sandbox.write_service_account_key(tmp_path / "key.json"), sandbox.ca_pem)
         await sandbox.stop()

@@ -112,7 +112,7 @@ def test_issued_token_for_other_audience_or_subject_is_rejected() -> None:
         validate(token(jwt(exp=NOW + 600, sub="you")), NOW, origin="it", subject="me")
 
 
-def test_fingerprint_distinguishes_credentials_and_reveals_nothing() -> None:
+def test_fingerprints_of_credentials_differ_and_their_repr_hides_the_token() -> None:
     one, other, third = (
         validate(each, NOW, origin="it", expires_at=NOW + 600)
         for each in (token("one"), token("two"), of(certificate(NOW, NOW + 600)))

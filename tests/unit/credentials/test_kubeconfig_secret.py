@@ -228,7 +228,7 @@ async def test_secret_key_is_the_one_that_the_object_references() -> None:
     await a_source(api, reading="{secret_key}").mint(MintRequest(ttl_s=600, cluster=engaged(target)))
 
 
-async def test_token_without_an_expiry_requires_setting_and_is_read_again_after_an_hour() -> None:
+async def test_token_without_an_expiry_requires_setting_and_is_issued_for_an_hour() -> None:
     answer = secret(kubeconfig({"token": "kubeconfig-u-1:opaque"}))
     with pytest.raises(UnfitError, match=r"without an expiry.*allow_long_lived"):
         await a_source(ScriptedApi(answer)).mint(WANTED)

@@ -218,7 +218,9 @@ async def test_client_key_signs_an_assertion_for_the_endpoint(tmp_path: Path, ki
         ),
     ],
 )
-async def test_unusable_client_key_is_named(tmp_path: Path, key: bytes, expected: str) -> None:
+async def test_unusable_client_key_is_reported_and_no_request_is_sent(
+    tmp_path: Path, key: bytes, expected: str
+) -> None:
     async with recording() as (server, received):
         client = ClientKey("daemon", written(tmp_path / "key.pem", key), "")
         error = await complaint(an_issuer(tmp_path, f"{server.url}/token", server.pem, "opaque", client=client))

@@ -218,7 +218,7 @@ async def test_unbound_token_has_identity_scope_and_no_secret(sandbox: Sandbox, 
     assert not sandbox.infrastructure.secret_names()
 
 
-async def test_revoked_tokens_are_invalid_in_any_order_of_mints_and_revocations(
+async def test_revoked_tokens_are_invalid_after_mints_and_revocations_in_a_random_order(
     sandbox: Sandbox, api: Transport
 ) -> None:
     """Incarnations of one project start and end while tokens for them are requested."""
@@ -302,14 +302,14 @@ async def test_failed_token_request_is_reported_without_quoting_the_response(
 
 
 @pytest.mark.parametrize("bound", [True, False])
-async def test_error_distinguishes_a_server_without_token_request(bound: bool) -> None:
+async def test_error_of_a_server_without_token_request_contains_the_cause(bound: bool) -> None:
     answers = [LISTED, SECRET] if bound else []
     source = a_source(ScriptedApi(*answers, answering(404, {})), bound=bound)
     with pytest.raises(BackendError, match="Milo's own API server serves no TokenRequest"):
         await source.mint(WANTED if bound else MintRequest(ttl_s=900))
 
 
-async def test_failed_revocation_is_reported_and_retried() -> None:
+async def test_failed_revocation_is_reported_and_can_be_repeated() -> None:
     api = ScriptedApi(answering(500, {}), LISTED)
     source = a_source(api)
     with pytest.raises(BackendError, match="answered 500"):
