@@ -1,5 +1,5 @@
-"""A state machine on the sandbox: in whatever order a project is suspended, deleted, reinstated and created again, it
-always ends deleted, with nothing left of what the operator held."""
+"""A state machine on the sandbox: a project that is suspended, deleted, reinstated and created again in random orders
+ends deleted, with nothing left of what the operator held."""
 
 import asyncio
 import shutil

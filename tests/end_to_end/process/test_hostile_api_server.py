@@ -93,7 +93,7 @@ class HostileServer:
         ("large objects", "OverBudget"),
     ],
 )
-async def test_hostile_api_server_has_bounded_memory_and_no_effect_on_other_sources(
+async def test_hostile_api_server_does_not_exhaust_memory_or_affect_other_sources(
     workspace: Workspace, what: str, reason: str
 ) -> None:
     server = HostileServer(what)

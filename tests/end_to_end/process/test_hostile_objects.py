@@ -71,7 +71,7 @@ def tenants(workspace: Workspace) -> Tenants:
 
 
 def refused(lines: list[dict[str, Any]]) -> Counter[str]:
-    """Return how many lines there are about each refused cluster, with those that the rate limit left out."""
+    """Return how many lines there are about each refused cluster; the rate limit leaves out others."""
     return Counter(line["cluster"] for line in lines if line["event"] == "object refused")
 
 

@@ -119,7 +119,7 @@ async def flood(closing: ExitStack, port: int, hello: bytes, each: int) -> None:
 
 
 LONG = 250 * 1024
-"""Nearly the longest message that gRPC accepts."""
+"""Nearly the longest message that the daemon accepts."""
 
 
 @pytest.mark.parametrize(

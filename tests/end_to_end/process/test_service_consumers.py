@@ -73,7 +73,9 @@ async def test_recreated_project_is_replaced_where_projects_are_followed(workspa
             assert again.cluster.uid == projects.read("bank")["metadata"]["uid"] != before["dns#bank"].uid
 
 
-async def test_deletion_of_a_followed_project_is_announced_and_its_operator_finishes_it(workspace: Workspace) -> None:
+async def test_deletion_of_a_followed_project_is_announced_before_its_finalizers_are_removed(
+    workspace: Workspace,
+) -> None:
     provider, projects = ServiceProvider(workspace), workspace.sandbox.projects
     projects.create("shop", ready=True, finalizers=["example.com/held"])
     provider.activate("shop")

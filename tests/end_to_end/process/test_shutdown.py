@@ -86,7 +86,7 @@ async def test_daemon_starts_on_leftover_socket_after_sigkill(workspace: Workspa
 
 
 @pytest.mark.parametrize(("harm", "words"), [("remove", "was removed"), ("replace", "was replaced by another file")])
-async def test_daemon_exits_if_its_socket_is_removed(workspace: Workspace, harm: str, words: str) -> None:
+async def test_daemon_exits_if_its_socket_is_removed_or_replaced(workspace: Workspace, harm: str, words: str) -> None:
     async with workspace.daemon() as daemon:
         await daemon.start()
         workspace.socket.unlink()

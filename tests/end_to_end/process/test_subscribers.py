@@ -71,7 +71,7 @@ async def test_stream_of_stalled_subscriber_is_aborted_and_can_resume(workspace:
             assert "late" in names
 
 
-async def test_stalled_subscriber_leaves_no_task_behind(workspace: Workspace) -> None:
+async def test_aborted_stream_of_a_stalled_subscriber_logs_no_error(workspace: Workspace) -> None:
     populate(workspace)
     settings: dict[str, Any] = {"annotation_prefixes": ["example.com/"], "stalled_timeout": "1s"}
     async with workspace.daemon(http_listen="127.0.0.1:0", **settings) as daemon:

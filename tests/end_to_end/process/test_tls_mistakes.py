@@ -105,7 +105,7 @@ async def test_mistakes_in_tls_options_print_one_line(places: dict[str, str], tm
     assert list(printed.items()) == list(expected.items())
 
 
-async def test_watch_repeats_no_connection_problem(places: dict[str, str]) -> None:
+async def test_watch_does_not_repeat_a_connection_problem_while_it_retries(places: dict[str, str]) -> None:
     process = await asyncio.create_subprocess_exec(
         Path(sys.executable).with_name("milo-discovery"), "watch", "--address", places["tls"], "--timeout", "3s",
         stdout=PIPE, stderr=PIPE, env={},

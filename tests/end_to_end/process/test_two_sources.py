@@ -239,15 +239,15 @@ async def test_replica_that_lags_behind_at_the_restart_disengages_nothing(
         lists = found.a.lists
         await found.daemon.start()
         await found.daemon.during(eventually(lambda: found.a.lists > lists))
-        await asyncio.sleep(2.0)  # the replica is three seconds behind
+        await asyncio.sleep(2.0)  # the replica lags behind
         found.a.replace(right)
         right.put("later")
         await found.seen("a#later")
         assert found.subscriber.events == ["ENGAGED a#later"]
 
 
-async def test_second_restart_while_a_source_is_unavailable_brings_no_cluster_back(workspace: Workspace) -> None:
-    """The state file lacks the changes before the daemon was killed, and the source is unavailable at both restarts."""
+async def test_repeated_restarts_while_a_source_is_unavailable_bring_no_cluster_back(workspace: Workspace) -> None:
+    """The state file lacks the changes before the daemon was killed, and the source is unavailable at each restart."""
     async with rig(workspace, has_state=True) as found:
         await found.stored(*NAMES)
         file = found.state / "fleet-a.state"

@@ -64,7 +64,7 @@ def test_scenarios_of_this_repository_are_valid_with_unique_names() -> None:
     ],
     ids=str,
 )
-def test_unknown_step_is_named(document: dict[str, Any], problem_text: str) -> None:
+def test_invalid_step_is_reported_with_its_problem(document: dict[str, Any], problem_text: str) -> None:
     assert problem_text in problem(document)
 
 

@@ -78,11 +78,11 @@ async def failure(*steps: dict[str, Any], **fields: Any) -> str:
     ],
     ids=lambda value: "" if isinstance(value, str) else next(iter(value[-1])),
 )
-async def test_failed_expectation_reports_actual_events(steps: Sequence[dict[str, Any]], complaint: str) -> None:
+async def test_failed_step_is_reported_with_its_problem(steps: Sequence[dict[str, Any]], complaint: str) -> None:
     assert complaint in await failure(*steps)
 
 
-async def test_unknown_daemon_setting_fails_by_name() -> None:
+async def test_unknown_daemon_setting_fails_the_scenario_and_is_named() -> None:
     why = await failure({"expect": []}, settings={"stalled_timeuot": "5s"})
     assert why.startswith("at the start: the daemon exited with status 1: milo-discoveryd: ")
     assert "key stalled_timeuot: is not a setting" in why

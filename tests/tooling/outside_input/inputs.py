@@ -88,7 +88,7 @@ _READ_ONCE = Input(
     0,
     1,
     TENANT,
-    "end_to_end/process/test_hostile_api_server.py::test_hostile_api_server_has_bounded_memory_and_no_effect_on_other_sources",
+    "end_to_end/process/test_hostile_api_server.py::test_hostile_api_server_does_not_exhaust_memory_or_affect_other_sources",
 )
 _DECLARED = Input(
     "2048 characters of a text; the object within watch.objects_limit",
@@ -172,7 +172,7 @@ _LINE = Input(
     128 * _MIB,
     100,
     SERVER,
-    "end_to_end/process/test_hostile_api_server.py::test_hostile_api_server_has_bounded_memory_and_no_effect_on_other_sources",
+    "end_to_end/process/test_hostile_api_server.py::test_hostile_api_server_does_not_exhaust_memory_or_affect_other_sources",
 )
 _CHECK_ANSWER = Input("watch.objects_limit of a response", 0, 0, SERVER, "integration/check/test_api_responses.py")
 _OWN_FILE = Input(
