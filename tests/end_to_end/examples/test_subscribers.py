@@ -168,7 +168,7 @@ async def test_subscriber_disengages_clusters_when_the_ownership_of_a_killed_dae
 
 
 @of_the_provider
-async def test_subscriber_exits_on_permanent_rejection(subscriber: Subscriber, directory: Path) -> None:
+async def test_subscriber_reports_a_permanent_rejection(subscriber: Subscriber, directory: Path) -> None:
     address = f"unix://{directory}/other.sock"
     server = grpc.aio.server()
     server.add_insecure_port(address)

@@ -114,7 +114,9 @@ async def test_bound_token_with_shipped_rights_is_valid_until_disengagement(
         ("secrets", "delete", "create, list and delete secrets in namespace default"),
     ],
 )
-async def test_missing_right_of_token_source_is_named(server: RealApi, resource: str, verb: str, missed: str) -> None:
+async def test_missing_right_for_token_requests_is_named(
+    server: RealApi, resource: str, verb: str, missed: str
+) -> None:
     rights = Rights(server, user("discovery"))
     await rights.give(withheld(shipped_role_of_tokens(), resource, verb))
     with pytest.raises(BackendError, match=r"\(403\): grant the daemon's role") as refusal:
@@ -167,7 +169,7 @@ async def test_two_daemons_with_one_service_account_do_not_revoke_each_others_to
 
 @on_the_infrastructure
 @pytest.mark.usefixtures("operators")
-async def test_replicas_without_sharding_do_not_interfere(server: RealApi, directory: Path) -> None:
+async def test_replicas_without_sharding_do_not_revoke_each_others_tokens(server: RealApi, directory: Path) -> None:
     """Two daemons with the same settings and service account, as beside an operator with leader election."""
     await Rights(server, user("discovery")).give(shipped_role(server.mode), shipped_role_of_tokens())
     await create_ready(server, "alpha", "beta")

@@ -185,7 +185,7 @@ def started(directory: Path, settings: dict[str, Any]) -> DaemonProcess:
     return DaemonProcess(f"unix://{directory}/dns.sock", "--config", str(file))
 
 
-async def test_operators_of_two_services_are_fenced_from_each_others_projects(
+async def test_operators_of_two_services_have_no_access_to_each_others_projects(
     platform: RealApi, projects: dict[str, RealApi], fleet: Api, directory: Path
 ) -> None:
     for service, name in OPERATORS.items():

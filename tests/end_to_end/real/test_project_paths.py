@@ -24,7 +24,7 @@ def _of_milo(built: Programs) -> None:
 
 @pytest.mark.usefixtures("_of_milo")
 @pytest.mark.parametrize("mode", CORE)
-async def test_project_path_isolates_objects(server: RealApi, directory: Path) -> None:
+async def test_projects_at_paths_of_one_server_have_separate_objects(server: RealApi, directory: Path) -> None:
     source = {
         "type": "client-certificate",
         "ca_certificate": str(server.authority.file),

@@ -358,7 +358,9 @@ async def test_flux_kubeconfig_secret_is_renewed_before_its_credential_expires(
         assert workspace.refused == []
 
 
-async def test_publisher_requires_every_right_of_its_shipped_role(workspace: Workspace, inventory: RealApi) -> None:
+async def test_shipped_role_of_the_publisher_is_sufficient_and_grants_no_other_verbs(
+    workspace: Workspace, inventory: RealApi
+) -> None:
     """The granted verbs are exactly those that the publisher uses."""
     async with publication_namespace(inventory, PROFILES) as profiles:
         await publish_once(workspace, profiles)

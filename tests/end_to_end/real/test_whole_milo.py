@@ -170,7 +170,7 @@ async def _next(watch: Watch, type_: EventType) -> Event:
     return event
 
 
-async def test_project_lifecycle_matches_in_both_modes(whole_milo: WholeMilo, directory: Path) -> None:
+async def test_project_lifecycle_is_received_in_both_modes(whole_milo: WholeMilo, directory: Path) -> None:
     async with AsyncExitStack() as stack:
         observers = []
         for server, settings in (
