@@ -171,7 +171,8 @@ class TestCredential:
 
 class TestKubeconfig:
     async def test_unknown_name_suggests_similar_names(self, command, daemon):
-        daemon.answers["IssueKubeconfig"] = [Refusal(grpc.StatusCode.NOT_FOUND, "alpa was never seen")]
+        daemon.answers["IssueKubeconfig"] = [NOT_ENGAGED]
+        daemon.answers["GetCluster"] = [Refusal(grpc.StatusCode.NOT_FOUND, "alpa is not known")]
         daemon.answers["ListClusters"] = [FLEET]
         outcome = await command("kubeconfig", "alpa")
         assert outcome.status == 3
@@ -179,7 +180,7 @@ class TestKubeconfig:
 
     async def test_error_for_a_known_name_that_is_not_engaged_has_no_suggestions(self, command, daemon):
         daemon.answers["IssueKubeconfig"] = [NOT_ENGAGED]
-        daemon.answers["ListClusters"] = [FLEET]
+        daemon.answers["GetCluster"] = [pb.GetClusterResponse(cluster=pb.Cluster(name="alpha"))]
         outcome = await command("kubeconfig", "alpha")
         assert (outcome.status, outcome.err) == (3, "milo-discovery: alpha is not engaged\n")
 

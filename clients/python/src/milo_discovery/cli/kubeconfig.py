@@ -20,16 +20,13 @@ from milo_discovery.cli.exit_status import CommandFailure, print_message
 from milo_discovery.cli.names import NAME, suggestion
 from milo_discovery.cli.options import ConnectionOptions, Duration, unary
 from milo_discovery.cli.text_output import format_duration
-from milo_discovery.errors import ClusterNotFound, UnusableKubeconfig
+from milo_discovery.errors import ClusterNotFound, DiscoveryError, UnusableKubeconfig
 from milo_discovery.model import KubeconfigFormat
 from milo_kube.act_as import STATEMENT_VARIABLE
 
 if TYPE_CHECKING:
     from milo_discovery.client import DiscoveryClient
     from milo_discovery.model import Kubeconfig
-
-_NOT_ENGAGED = "NOT_ENGAGED"
-"""The daemon's error reason for a cluster that is not engaged."""
 
 
 @click.command("kubeconfig")
@@ -88,9 +85,20 @@ async def _issued(
     try:
         return await client.issue_kubeconfig(name, ttl=ttl, kubeconfig_format=kubeconfig_format)
     except ClusterNotFound as error:
-        if error.reason != _NOT_ENGAGED:
+        if not await _is_known(client, name):
             error.args = (f"{error}{await suggestion(client, name)}",)
         raise
+
+
+async def _is_known(client: DiscoveryClient, name: str) -> bool:
+    """Return whether the daemon knows the cluster, engaged or not; True if it cannot be asked."""
+    try:
+        await client.get(name)
+    except ClusterNotFound:
+        return False
+    except DiscoveryError:
+        pass
+    return True
 
 
 def _exec_document(name: str, issued: Kubeconfig, connection: ConnectionOptions) -> dict[str, Any]:
