@@ -55,7 +55,7 @@ class Quotas:
         if self.open_streams(keys) >= each:
             message = f"stream limit ({each}) reached for this caller; close a stream or raise rights[].streams"
             return StreamDenial("TOO_MANY_STREAMS", "streams", message)
-        # A caller may have at most as many streams as remain free, so one is always left for another caller.
+        # A caller opens a stream only while it has fewer than are free, so that another caller can open one too.
         if self.open_streams(keys) >= self.limits.streams - self._open:
             message = (
                 f"this caller has as many streams as are free of the daemon's {self.limits.streams}; retry or raise "

@@ -109,7 +109,7 @@ def file_path(value: object) -> Path | None:
     """Parse a path; empty means None, because deployments pass `--flag=$(VARIABLE)` with empty variables."""
     text = str(value) if value is not None else ""
     if "\0" in text:
-        raise ValueError("must be the path of a file")
+        raise ValueError("must be a path without NUL characters")
     return Path(text).expanduser() if text else None
 
 

@@ -172,8 +172,9 @@ func (e everywhere) Start(ctx context.Context) error { return e.provider.follow(
 
 func (e everywhere) NeedLeaderElection() bool { return false }
 
-// Start engages clusters with aware until ctx is done. The manager calls it. It fails only if the daemon rejects the
-// subscription before the first complete view, or if the manager has the sharded coordinator.
+// Start engages clusters with aware until ctx is done. The manager calls it, once. It returns an error if the manager
+// has the sharded coordinator, if it was called before, or if the daemon rejects the subscription before the first
+// complete view.
 func (p *Provider) Start(ctx context.Context, aware multicluster.Aware) error {
 	if isSharded(aware) {
 		return errSharded

@@ -148,7 +148,10 @@ class Run:
             )
         name = wanted.get("CONFORMANCE_SUBSCRIBER", "")
         if name and (request.subscriber, request.confirm_releases) != (name, True):
-            raise CaseFailed(f"the stream was opened without confirm_releases as the subscriber {name!r}")
+            raise CaseFailed(
+                f"the stream was opened with subscriber={request.subscriber!r} and "
+                f"confirm_releases={request.confirm_releases}, not {name!r} and True"
+            )
         return stream
 
     @property

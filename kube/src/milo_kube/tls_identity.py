@@ -88,7 +88,7 @@ def _load_certificate(context: ssl.SSLContext, certificate: ClientCertificate) -
 
 @contextmanager
 def as_file(content: bytes) -> Iterator[str]:
-    """Provide the content as a file, in memory if the system can: OpenSSL loads key pairs from files only."""
+    """Provide the content as a file, in memory if the system can: SSLContext.load_cert_chain takes only paths."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("client-certificate", os.MFD_CLOEXEC)
         try:

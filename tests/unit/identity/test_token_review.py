@@ -178,7 +178,7 @@ async def test_canceled_caller_does_not_cancel_shared_review() -> None:
     assert first.cancelled()
 
 
-async def test_token_review_failure_is_logged_once_and_hidden_from_callers() -> None:
+async def test_token_review_failure_is_logged_once_until_recovery() -> None:
     there = Reviewing(answering(403, {}), answering(403, {}), reviewed(), answering(403, {}))
     with capture_logs() as logs:
         for number in range(4):

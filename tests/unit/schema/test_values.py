@@ -186,7 +186,7 @@ def test_file_path_may_be_empty_and_expands_home_directory(monkeypatch: pytest.M
     assert values.file_path("") is None
     assert values.file_path(None) is None
     assert values.file_path("~/.kube/config") == Path("/home/somebody/.kube/config")
-    with pytest.raises(ValueError, match="path of a file"):
+    with pytest.raises(ValueError, match="path without NUL characters"):
         values.file_path("a\0b")
 
 
