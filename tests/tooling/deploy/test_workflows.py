@@ -128,11 +128,22 @@ def test_release_is_checked_and_signed_before_anything_is_published() -> None:
     assert script.index("sha256sum --check") < script.index("cosign sign-blob") < first
 
 
-def test_release_builds_third_party_code_without_permissions_and_publishes_in_another_job() -> None:
+@pytest.mark.parametrize(("builds", "publishes"), [("build", "release"), ("site-build", "site")])
+def test_release_builds_third_party_code_without_permissions_and_publishes_in_another_job(
+    builds: str, publishes: str
+) -> None:
     """Otherwise the built code could sign, push and publish anything."""
-    assert "permissions" not in jobs(RELEASE)["build"], "those of the workflow: contents may be read"
-    assert "build" in ancestors("release")
-    assert not re.search(r"\./dev (release|verify)|\btar -\w*c|npm (ci|install|run)|\bmake\b", scripts("release"))
+    assert "permissions" not in jobs(RELEASE)[builds], "those of the workflow: contents may be read"
+    assert builds in ancestors(publishes)
+
+
+def test_release_runs_no_third_party_code_in_jobs_with_permissions() -> None:
+    for name, job in jobs(RELEASE).items():
+        if "permissions" in job:
+            script = scripts(name)
+            assert not re.search(r"\./dev (release|verify|site)|\btar -\w*c|npm (ci|install|run)|\bmake\b", script), (
+                name
+            )
     assert "--ignore-scripts" in scripts("release")
 
 
