@@ -111,16 +111,24 @@ async def test_open_streams_do_not_count_as_calls_in_flight(monkeypatch: pytest.
         await stub.ListClusters(pb.ListClustersRequest())
 
 
-async def test_filters_of_open_streams_are_limited(monkeypatch: pytest.MonkeyPatch, harness: Harness) -> None:
-    asked = pb.ClusterFilter(names=[f"name-{number:04}" for number in range(4000)])
-    request = pb.WatchClustersRequest(filter=asked)
+@pytest.mark.parametrize(
+    "asked",
+    [
+        pytest.param({"filter": pb.ClusterFilter(names=[f"name-{number:04}" for number in range(4000)])}, id="filter"),
+        pytest.param({"subscriber": "operator" * 8}, id="another-field"),
+    ],
+)
+async def test_requests_of_open_streams_are_limited(
+    monkeypatch: pytest.MonkeyPatch, harness: Harness, asked: dict[str, Any]
+) -> None:
+    request = pb.WatchClustersRequest(**asked)
     monkeypatch.setattr(quota, "FILTER_BYTES_EACH", request.ByteSize() * 2)
     assert request.ByteSize() * 2 < FILTER_BYTES_EACH
     harness.listed(ready("alpha"))
-    async with harness.subscriber(filter=asked) as one, harness.subscriber(filter=asked) as two:
+    async with harness.subscriber(**asked) as one, harness.subscriber(**asked) as two:
         await one.until_synced()
         await two.until_synced()
-        async with harness.subscriber(filter=asked) as three:
+        async with harness.subscriber(**asked) as three:
             assert reason(await three.error()) == "TOO_MANY_FILTER_BYTES"
         async with harness.subscriber() as unfiltered:
             await unfiltered.until_synced()
