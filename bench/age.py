@@ -31,7 +31,6 @@ CommitsSince = Callable[[str, tuple[str, ...]], int | None]
 KNOWN_STALE = {
     "capacity": "2026-11-21T20:56:07+00:00",
     "fleet": "2026-11-21T06:28:45+00:00",
-    "floods": "2026-11-22T00:19:12+00:00",
     "hostile_clients": "2026-11-21T06:53:41+00:00",
     "milo": "2026-11-24T16:18:05+00:00",
     "milo_cost": "2026-11-23T02:24:32+00:00",
