@@ -162,19 +162,20 @@ SIZING = (
 )
 
 HEADLINES = (
-    "**Milo's controller-manager**, started with 400 projects of a real Milo and 28 watches in each, works in all "
-    "after {milo milo.whole.ours.seconds} s, with its embedded provider after {milo milo.whole.own.seconds} s.",
-    "**A Go operator** with one informer works in 1,000 projects {go go.1_informers.seconds} s after its start, with "
-    "the embedded provider {go go.1_informers.peer_seconds} s after it.",
-    "**Each daemon** takes {capacity capacity.1000.1.1.rss_mib} MiB and {capacity capacity.1000.1.1.cpu_percent} % of "
-    "a core for 1,000 projects, of which one changes each second.",
-    "**100,000 projects** take {sandbox sync_100k.rss_mib} MiB in the daemon, {sandbox sync_100k.client_go_rss_mib} "
-    "MiB in client-go's informer.",
-    "**A change** reaches the operator {sandbox latency.over_raw_watch_ms} ms after a raw watch shows it (median).",
-    "**An operator in Python** needs {controllers controllers.http2_kib} KiB for a further cluster, one on "
-    "controller-runtime {controllers controllers.go_kib} KiB.",
-    "**When a replica is killed**, the others work in its projects {sharding sharding.kill.hand_over_p50_s} s later "
-    "in the median; {sharding sharding.overlaps} writes by two owners.",
+    "**Milo's controller-manager**, with 400 projects of a real Milo and 28 watches in each, works in all "
+    "{milo milo.whole.ours.seconds} s after its start with milo-discoveryd, and {milo milo.whole.own.seconds} s after "
+    "it with its embedded provider.",
+    "**A Go operator** with one informer works in all of 1,000 projects {go go.1_informers.seconds} s after it started "
+    "together with the daemon, and {go go.1_informers.peer_seconds} s after its start with the embedded provider.",
+    "**Each daemon** takes {capacity capacity.1000.1.1.rss_mib} MiB (RSS) and {capacity capacity.1000.1.1.cpu_percent} "
+    "% of a core with 1,000 projects, one subscriber and one change a second.",
+    "**100,000 projects**: {sandbox sync_100k.rss_mib} MiB (RSS) in the daemon, {sandbox sync_100k.client_go_rss_mib} "
+    "MiB in a program with client-go's informer.",
+    "**A change** reaches the operator {sandbox latency.over_raw_watch_ms} ms (median) after a raw watch receives it.",
+    "**An operator in Python** needs {controllers controllers.http2_kib} KiB for each further cluster, an operator in "
+    "Go on controller-runtime {controllers controllers.go_kib} KiB.",
+    "**When a replica of an operator is killed**, other replicas work in its projects {sharding "
+    "sharding.kill.hand_over_p50_s} s later (median), with {sharding sharding.overlaps} writes by two owners.",
 )
 """Lines of the README; `{FILE KEY}` is a figure."""
 
