@@ -29,7 +29,6 @@ CommitsSince = Callable[[str, tuple[str, ...]], int | None]
 """Returns how many commits changed the packages since a commit; None if the history lacks that commit."""
 
 KNOWN_STALE = {
-    "capacity": "2026-11-21T20:56:07+00:00",
     "fleet": "2026-11-21T06:28:45+00:00",
     "hostile_clients": "2026-11-21T06:53:41+00:00",
     "milo": "2026-11-24T16:18:05+00:00",
