@@ -29,7 +29,6 @@ CommitsSince = Callable[[str, tuple[str, ...]], int | None]
 """Returns how many commits changed the packages since a commit; None if the history lacks that commit."""
 
 KNOWN_STALE = {
-    "fleet": "2026-11-21T06:28:45+00:00",
     "milo": "2026-11-24T16:18:05+00:00",
     "milo_cost": "2026-11-23T02:24:32+00:00",
     "milo_groups": "2026-11-25T02:24:09+00:00",
