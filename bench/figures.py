@@ -158,7 +158,9 @@ SIZING = (
         "KiB",
     ),
     Row("Milo's API server, each informer", "milo_cost", "milo_cost.controller.goroutines_per_informer", "goroutines"),
-    Row("Milo's API server, each informer", "milo_cost", "milo_cost.controller.mib_per_informer", "MiB"),
+    Row(
+        "Milo's API server, each informer: heap and stacks", "milo_cost", "milo_cost.controller.mib_per_informer", "MiB"
+    ),
 )
 
 HEADLINES = (

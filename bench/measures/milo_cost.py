@@ -32,7 +32,8 @@ kubeconfigs:
       common_name: bench
       organizations: [system:masters]
 """
-_METRIC = re.compile(r"^(go_goroutines|process_resident_memory_bytes) (\S+)$", re.MULTILINE)
+_HEAP, _STACKS = "go_memstats_heap_alloc_bytes", "go_memstats_stack_inuse_bytes"
+_METRIC = re.compile(rf"^(go_goroutines|{_HEAP}|{_STACKS}) (\S+)$", re.MULTILINE)
 
 
 async def measure(setting: Setting) -> Samples:
@@ -103,6 +104,10 @@ async def _steady(access: Access) -> _Cost:
 
 
 async def _cost(access: Access) -> _Cost:
-    async with access.session() as session, session.get("/metrics") as response:
-        found = dict(_METRIC.findall(await response.text()))
-    return _Cost(float(found["go_goroutines"]), float(found["process_resident_memory_bytes"]) / 2**20)
+    """Return the cost after a garbage collection. The resident memory also has what earlier work left behind."""
+    async with access.session() as session:
+        async with session.get("/debug/pprof/heap", params={"gc": "1"}) as profile:
+            profile.raise_for_status()
+        async with session.get("/metrics") as response:
+            found = dict(_METRIC.findall(await response.text()))
+    return _Cost(float(found["go_goroutines"]), (float(found[_HEAP]) + float(found[_STACKS])) / 2**20)
