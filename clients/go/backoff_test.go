@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-func TestBackoff(t *testing.T) {
+func TestBackoffDoublesUntilMaxAndResetsAfterHealthyStream(t *testing.T) {
 	always := func(value float64) func() float64 { return func() float64 { return value } }
 	most := always(math.Nextafter(1, 0))
 

@@ -46,7 +46,7 @@ type Credentials struct {
 	CertificateFile string
 	KeyFile         string
 	// TokenFile contains a bearer token, such as a projected service account token. With a HOST:PORT address it needs
-	// CAFile, since a token is never sent unencrypted.
+	// CAFile, since a token is never sent over a network unencrypted.
 	TokenFile string
 	// ServerUID is the user ID that the server of a Unix socket must run as. It is verified for each connection, on Linux.
 	ServerUID *int
@@ -71,7 +71,7 @@ func CredentialsFromEnvironment() (Credentials, error) {
 	return credentials, nil
 }
 
-// check reports whether the credentials may be used at a gRPC target.
+// check returns an error if the credentials must not be used at an address.
 func (c Credentials) check(target string) error {
 	isSocket := strings.HasPrefix(target, socketScheme)
 	switch {

@@ -32,7 +32,7 @@ type FleetOptions struct {
 // If a cluster was replaced or engaged again, its new handler starts after the previous handler of that name has
 // returned. A handler that returns an error is called again after a backoff while its cluster is engaged; one that
 // returns nil is not. When a cluster drains, the context of its handler is canceled, and the cluster is released once
-// the handler has returned. After ctx is canceled and all handlers have returned, RunFleet calls EndSubscription.
+// the handler has returned. When the watch has ended and all handlers have returned, RunFleet calls EndSubscription.
 func (c *Client) RunFleet(ctx context.Context, options FleetOptions, handler Handler) error {
 	if options.Subscriber == "" {
 		options.Subscriber = NewSubscriber()

@@ -24,7 +24,7 @@ const (
 	// changed.
 	EventKubeconfig EventType = "KUBECONFIG"
 	// EventRefreshed means that only fields that the daemon assigns changed, such as the incarnation. The client reports
-	// it after a restart of the daemon. Ignore it, unless you store Cluster.Incarnation.
+	// it after a snapshot, such as that of a restarted daemon. Ignore it, unless you store Cluster.Incarnation.
 	EventRefreshed EventType = "REFRESHED"
 )
 
@@ -38,7 +38,7 @@ const (
 	ReasonUnspecified DisengageReason = ""
 	// ReasonDeleted means that the project was deleted, which the API server confirmed.
 	ReasonDeleted DisengageReason = "DELETED"
-	// ReasonNotReady means that the readiness condition of the cluster is no longer True.
+	// ReasonNotReady means that the cluster's source no longer reports it as ready.
 	ReasonNotReady DisengageReason = "NOT_READY"
 	// ReasonReplaced means that another project has the name now. Its EventEngaged follows if it is ready.
 	ReasonReplaced DisengageReason = "REPLACED"
@@ -317,8 +317,8 @@ type PendingRelease struct {
 type ServerInfo struct {
 	// Version is the daemon's version.
 	Version string
-	// Mode is "project", "project-control-plane", "single", "declarative", a mode of another package, or "sources" if the
-	// daemon has several sources.
+	// Mode is the mode or kind of the daemon's only source, such as "project" or "single", or "sources" if it has
+	// several.
 	Mode string
 	// Incarnation is new with each start of the daemon.
 	Incarnation string

@@ -121,7 +121,8 @@ func TestClusterWaitsForItsFirstKubeconfig(t *testing.T) {
 	env.untilGot(provider, "alpha")
 }
 
-// hostile contains kubeconfig users that would run a program or read a file in the operator's process, by kind.
+// hostile contains users of kubeconfigs that the provider must reject, by kind: some would run a program or read a file
+// in the operator's process.
 var hostile = map[string]string{
 	"exec":          `"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "/bin/sh", "args": ["-c", "touch PLACE"], "interactiveMode": "Never"}`,
 	"auth provider": `"auth-provider": {"name": "oidc", "config": {"idp-issuer-url": "https://127.0.0.1"}}`,

@@ -32,8 +32,9 @@ import (
 	"go.miloapis.com/discovery/multicluster"
 )
 
-// These are tests of cases that other multicluster-runtime providers do not test: unresponsive clusters, resumed
-// streams, expired tokens, changed labels, reused names, leader changes, failed engagements, and goroutine leaks.
+// These are tests of cases that other multicluster-runtime providers do not test, such as unresponsive clusters,
+// restarted daemons, rejected subscriptions, changed labels, reused names, leader changes, failed engagements, and
+// goroutine leaks.
 
 func TestUnresponsiveProjectDelaysNoOther(t *testing.T) {
 	env := newEnvironment(t)

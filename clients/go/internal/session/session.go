@@ -127,7 +127,7 @@ func (s *Session) Open() string {
 	return s.revision
 }
 
-// Receive applies a batch. If the batch contradicts earlier ones, it has no effect, the session accepts no further
+// Receive applies a batch. If the batch contradicts earlier ones, none of it is applied, the session accepts no further
 // batches of this stream, and the error is ErrBroken.
 func (s *Session) Receive(batch *pb.WatchClustersResponse) (Result, error) {
 	before := s.phase

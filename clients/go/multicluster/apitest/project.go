@@ -130,7 +130,9 @@ func (p *Project) SetTokens(tokens ...string) {
 }
 
 // Count returns the number of requests of a kind: a verb and a resource, as in "watch configmaps"; "answer" and a
-// resource for requests that a handler of Answer received; or "refused" for requests without an accepted token.
+// resource for requests that a handler of Answer received; "forbidden" and a resource for those that Forbid rejected;
+// "discover" or "send" and a path for requests of a discovery document, or responses with it; or "refused" for requests
+// without an accepted token.
 func (p *Project) Count(what string) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -171,7 +171,7 @@ func (c *Cache) Settled(ctx context.Context) error {
 	}
 }
 
-// WaitForCacheSync waits until all informers have synced, unless ctx is from Engaging.
+// WaitForCacheSync waits until all informers have synced. If ctx is from Engaging, it returns true at once.
 func (c *Cache) WaitForCacheSync(ctx context.Context) bool {
 	return isEngaging(ctx) || c.Cache.WaitForCacheSync(ctx)
 }

@@ -29,7 +29,7 @@ type Unsynced struct {
 	Message string    `json:"message,omitempty"`
 	Since   time.Time `json:"since"`
 
-	description string // number of informers of the type
+	description string // type of the informer's objects
 }
 
 func newUnsynced(obj runtime.Object, scheme *runtime.Scheme) Unsynced {
