@@ -1,1 +1,1 @@
-"""Benchmarks of the daemon as a process, on an API server in another process, beside other clients and servers."""
+"""Benchmarks of the daemon beside other clients and servers: mostly as a process, with an API server in another one."""

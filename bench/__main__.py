@@ -1,4 +1,4 @@
-"""The command `./dev bench`: runs the named measurements, or all, and prints figures."""
+"""The command `./dev bench`: runs the named measurements, or the usual ones, and prints figures."""
 
 import argparse
 import asyncio

@@ -1,8 +1,8 @@
 """Measurements of the working tree and of an earlier commit, in turns: `./dev bench --against REF`.
 
-Each run is `./dev bench NAME… --json FILE` in one of the trees, with the environment of that tree. A change of speed of
-the machine affects both sides of a pair of runs, so the ratio is taken pair by pair. A figure counts as worse if the
-median of its ratios is worse by more than `TOLERANCE`, and the ranges of the two trees' rounds do not overlap.
+Each run is `./dev bench NAME… --json FILE` in one of the trees, with the environment of that tree. A change in the
+machine's speed affects both sides of a pair of runs, so the ratio is taken pair by pair. A figure counts as worse if
+the median of its ratios is worse by more than `TOLERANCE`, and the ranges of the two trees' rounds do not overlap.
 """
 
 import os

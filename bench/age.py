@@ -1,4 +1,4 @@
-"""`python -m bench.age`: exits with 1 if a file of bench/results is stale and must be measured again.
+"""`python -m bench.age`: exits with 1 if a file of bench/results is stale and not in `KNOWN_STALE`.
 
 A file is stale if it does not name the measured commit, if that commit had uncommitted changes, or if many later
 commits changed the measured packages.

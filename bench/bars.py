@@ -105,7 +105,8 @@ REAL: Bars = {**FULL, "sync_100k.ratio_to_curl": Bar(1.5)}
 """The sandbox serves prepared bytes, so that curl is faster there than on a real API server."""
 
 QUICK: Bars = {
-    # On a shared machine only ratios are meaningful. The limits tolerate a busy neighbor, but no tenfold regression.
+    # Ratios, differences and counts, since absolute figures mean little on a shared machine. The limits tolerate a busy
+    # neighbor, but no tenfold regression.
     "sync_1k.ratio_to_kubernetes_aio": Bar(4),
     "latency.over_raw_watch_ms": Bar(12),
     "fanout.*.ratio_to_bare": Bar(0.1, is_floor=True),

@@ -38,7 +38,7 @@ _OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 
 Figures = Counter[str]
-"""Numbers of responses by gRPC code, and of open streams or connections."""
+"""Numbers of responses by gRPC code, and of attempted, established and open streams or connections."""
 Flood = Callable[[str, int, Figures], Coroutine[Any, Any, None]]
 """Floods an address with this many calls, streams or connections and updates the figures, until it is cancelled."""
 
@@ -197,7 +197,7 @@ class FloodProcess:
 
 @asynccontextmanager
 async def flood(kind: str, address: str, directory: Path, wanted: int) -> AsyncIterator[FloodProcess]:
-    """Run a flood; the block begins once the daemon has answered the first `wanted` attempts."""
+    """Run a flood; the block begins once its process has printed `begun`."""
     process = Process([sys.executable, "-m", "bench.floods", kind, address, str(wanted)], directory / f"{kind}.log")
     try:
         await process.wait_for_lines(1, within_s=300)

@@ -34,7 +34,7 @@ HANDSHAKES_PER_S = 40.0
 JUNK_PER_S = 20.0
 _RESETS = 100
 _ELSEWHERE = "127.0.0.2"
-"""The address of the hostile clients, which differs from that of the others."""
+"""The address from which handshakes and malformed HTTP/2 come, which differs from that of the other clients."""
 _GIVES_UP_AFTER_S = 5.0
 _METHOD = "/milo.discovery.v1.DiscoveryService/"
 

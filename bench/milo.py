@@ -113,7 +113,7 @@ class RealMilo:
 
 @asynccontextmanager
 async def real_milo(count: int, directory: Path) -> AsyncIterator[Milo]:
-    """Milo's own API server with an etcd, as `./dev real` builds them."""
+    """Run Milo's own API server with an etcd, as `./dev real` builds them."""
     from tests.end_to_end.real.builds import say_to_stderr  # noqa: PLC0415 - these modules build programs in Go
     from tests.end_to_end.real.programs import programs  # noqa: PLC0415
     from tests.end_to_end.real.servers import MiloApi  # noqa: PLC0415

@@ -57,7 +57,7 @@ async def serve(kubeconfig: Path, count: int) -> None:
 async def burst(sandbox: Sandbox, first: int, total: int, size: int, mark: str) -> None:
     for begin in range(first, first + total, size):
         plant(sandbox, range(begin, min(begin + size, first + total)), mark)
-        await asyncio.sleep(0)  # sent by the watches
+        await asyncio.sleep(0)  # the watches send the burst
 
 
 def fill(sandbox: Sandbox, count: int, each: int) -> None:

@@ -1,8 +1,8 @@
 """`python -m bench.page [--check]`: writes figures of bench/results into documents, and draws their plots.
 
-The text is written by hand. The text between `<!-- figures: KIND -->` and `<!-- end -->` is generated: tables of
-bench/figures.py, bars that are missed, and the files of results with their commands and commits. `--print NAME` prints
-all figures of one file.
+The text is written by hand. The text between `<!-- figures: KIND -->` and `<!-- end -->` is generated: headlines and
+tables of bench/figures.py, the capacity, bars that are missed, the files of results with their commands and commits,
+and the noise. `--print NAME` prints all figures of one file.
 """
 
 import argparse

@@ -59,7 +59,7 @@ def body(index: int, *, uid: str = "", version: int = 0, mark: str = "", is_read
 
 
 def control_plane(index: int, *, uid: str, version: int, mark: str) -> bytes:
-    """Return a project's ProjectControlPlane: of the same size, with the project's UID and owner in its metadata."""
+    """Return a project's ProjectControlPlane: of a similar size, with the project's UID and owner in its metadata."""
     organization = labels(index, mark)["resourcemanager.miloapis.com/organization-name"]
     metadata = f"""\
 "annotations":{{"resourcemanager.miloapis.com/owner-name":"{organization}"}},\

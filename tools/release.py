@@ -324,7 +324,7 @@ def _json(value: Any) -> bytes:
 
 
 def _tar(directory: Path, epoch: int, under: str = "") -> bytes:
-    """Return a gzipped archive that depends only on the files' names and contents."""
+    """Return a gzipped archive that depends only on the files' names and contents, and on `epoch`."""
     buffer = io.BytesIO()
     with (
         gzip.GzipFile(fileobj=buffer, mode="wb", mtime=epoch) as packed,

@@ -29,7 +29,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 _TABLE = re.compile(r"<!-- settings: (?P<names>[^>]+) -->\n.*?<!-- end -->\n", re.DOTALL)
 _DEFAULT_IN_WORDS = re.compile(r" *Default: ([^.]+(?:\.\w[^.]*)*)\.$")
 _FLAT_KINDS = tuple(field.type for field in fields(GivenSettings).values())
-"""Kinds whose settings are also a group of flat ones, whose table describes them."""
+"""Kinds whose settings are also a group outside of `sources`; the table of that group describes them."""
 _NOTHING: tuple[object, ...] = (None, "", (), {})
 
 
@@ -165,7 +165,7 @@ def _written(field: Field) -> str:
 
 
 def _by_type(groups: Mapping[str, type[Group]], place: str) -> Iterator[Entry]:
-    """Return the fields of all types, then the additional fields of each."""
+    """Yield the fields of all types, then the additional fields of each."""
     [base] = {group.__base__ for group in groups.values()}
     assert base is not None
     yield from entries(base, f"{place}[].")

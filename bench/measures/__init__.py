@@ -1,1 +1,1 @@
-"""Measurements, one module each: a coroutine takes a `Setting` and returns figures by key."""
+"""Measurements: each is a coroutine that takes a `Setting` and returns figures by key."""

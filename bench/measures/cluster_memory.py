@@ -27,7 +27,7 @@ _KINDS: dict[type, str] = {
     Cluster: "cluster",
     Target: "target",
     str: "text",
-    # The positions of a cluster by its name and by its revision, an int object.
+    # A cluster's place in a dict by name and in a list by revision, and the revision itself.
     dict: "places",
     list: "places",
     int: "places",

@@ -78,7 +78,7 @@ async def measure(setting: Setting) -> Samples:
 
 
 async def measure_groups(setting: Setting) -> Samples:
-    """Measure replicas of the program that follows the daemon."""
+    """Measure groups of controller-managers that follow daemons and share the projects."""
     moved = os.environ.get(MOVED)
     if moved is None:
         return {}

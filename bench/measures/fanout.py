@@ -58,7 +58,7 @@ async def measure(setting: Setting) -> Samples:
 
 
 class Bursts:
-    """Bursts of changes, each of which changes each cluster once, so that nothing is coalesced."""
+    """Changes in bursts. They change each cluster at most once, so that nothing is coalesced."""
 
     def __init__(self, milo: Milo, daemon: Daemon, changes: int, size: int) -> None:
         self._milo = milo

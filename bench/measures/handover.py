@@ -1,7 +1,7 @@
 """A rolling update of the example operator: two replicas with a Lease, while objects are created.
 
 `handover.seconds` is the time from SIGTERM to the leader until the next replica has reconciled an object that was
-created after it. `handover.unreconciled` counts objects that no replica has reconciled at the end.
+created after the signal. `handover.unreconciled` counts objects that no replica has reconciled at the end.
 """
 
 import asyncio

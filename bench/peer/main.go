@@ -70,8 +70,8 @@ func run(ctx context.Context, opts options) error {
 	ctrl.SetLogger(logger(opts.verbose))
 	go countWhenAsked()
 
-	// The settings that operators use. Without the cache, each project is read by a request, at client-go's default of 5
-	// per second.
+	// The settings that operators use. Without the cache, each project is read by a request; client-go's default rate is
+	// 5 requests per second.
 	config.QPS, config.Burst = 50, 100
 	local, err := ctrl.NewManager(config, ctrl.Options{
 		Metrics: server.Options{BindAddress: "0"},

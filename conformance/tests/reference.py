@@ -1,4 +1,4 @@
-"""A small subscriber that passes every case, and a broken variant for each case, which only this case catches.
+"""A small subscriber that passes every case, and for each case a broken variant, which it catches (see matrix.py).
 
 It is run as `python -m conformance.tests.reference [CASE]`. With the name of a case it breaks one rule, where the
 source calls `broken` with this name. It uses no client library: all that a client has to do is in this file.

@@ -3,7 +3,7 @@
 The budgets are in seconds, in `cpu_budget` of pyproject.toml; the budget of other directories is DEFAULT_S. They are
 enforced for the selection of `./dev test` and the stages of CI, ENFORCED_WITH. `--cpu-budget` prints the used CPU time.
 
-CPU time, because it limits `./dev test` on two cores, and because it hardly depends on other load on the machine:
+The budgets are of CPU time, since it limits `./dev test` on two cores, and hardly depends on other load on the machine:
 durations are ten times as long on a machine at load 25. So the budgets, about twice what was measured there, are
 enforced at any load. A wait costs nothing here: tests wait for states, and others run during a wait.
 

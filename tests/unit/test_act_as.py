@@ -8,7 +8,7 @@ from milo_kube import act_as
 from milo_kube.act_as import ActAs
 
 
-def test_user_groups_and_extra_are_read_and_sent() -> None:
+def test_impersonated_user_groups_and_extra_are_read_and_sent() -> None:
     fields = {"as": "ann", "as-groups": ["a", "b"], "as-user-extra": {"example.com/x": ["1", "2"]}}
     found = act_as.read({"token": "t", **fields})
     assert found == ActAs(user="ann", groups=("a", "b"), extra=(("example.com/x", ("1", "2")),))
@@ -22,7 +22,7 @@ def test_user_groups_and_extra_are_read_and_sent() -> None:
     ]
 
 
-def test_user_alone_has_no_other_fields_or_headers() -> None:
+def test_impersonated_user_alone_has_no_other_fields_or_headers() -> None:
     found = act_as.read({"as": "ann"})
     assert found is not None
     assert (found.fields(), found.headers()) == ({"as": "ann"}, [("Impersonate-User", "ann")])
@@ -43,6 +43,6 @@ def test_user_alone_has_no_other_fields_or_headers() -> None:
         ({"as": "a", "as-user-extra": {"ä": ["1"]}}, "as-user-extra"),
     ],
 )
-def test_invalid_user_is_refused(user: dict[str, Any], words: str) -> None:
+def test_invalid_impersonated_user_is_refused(user: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         act_as.read(user)

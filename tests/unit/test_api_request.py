@@ -23,7 +23,7 @@ def test_request_url_is_the_servers_with_path_and_query(path: str) -> None:
     assert ApiRequest("GET", path).url("https://api/prefix") == f"https://api/prefix{path}"
 
 
-def test_query_is_encoded() -> None:
+def test_request_query_is_percent_encoded() -> None:
     url = ApiRequest("GET", "/x", (("labelSelector", "a in (b, c)"), ("limit", "5"))).url("https://api")
     assert url == "https://api/x?labelSelector=a%20in%20%28b%2C%20c%29&limit=5"
 
@@ -35,7 +35,7 @@ def test_name_with_path_syntax_is_not_a_path_segment(name: str, is_safe: bool) -
     assert is_segment(name) is is_safe
 
 
-def test_headers_have_the_token_and_the_impersonated_user() -> None:
+def test_request_headers_have_the_token_and_the_impersonated_user() -> None:
     acting = ActAs(user="jane", groups=("a", "b"))
     access = Access(server="https://api", credential=Credential(token=Secret("t")), act_as=acting)
     assert ApiRequest("PATCH", "/x", body=b"{}", content_type="application/json-patch+json").headers(access) == {

@@ -50,7 +50,7 @@ async def test_token_file_behind_replaced_symlink_is_read(tmp_path: Path) -> Non
 
 
 def rewrite_unnoticed(path: Path, content: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rewrite a file on a file system whose timestamps are too coarse to show the change."""
+    """Rewrite a file as on a file system whose timestamps are too coarse to show the change."""
     before = path.stat()
     path.write_text(content)
     monkeypatch.setattr(Path, "stat", lambda _: before)
@@ -111,7 +111,7 @@ def test_last_valid_credential_is_kept_while_file_is_invalid(path: Path) -> None
     path.unlink()
     assert content.read() == b"good"
     replace(path, "better")
-    os.utime(path, (0, 0))  # the file system may give it the inode of the one before, as if that was written in place
+    os.utime(path, (0, 0))  # the new file can get the former one's inode, and then counts as written in place
     assert content.read() == b"better"
 
 

@@ -175,7 +175,7 @@ DOCUMENTS = st.recursive(
 
 
 @given(DOCUMENTS, DOCUMENTS, DOCUMENTS)
-def test_any_document_is_read_or_refused(cluster: Any, user: Any, whole: Any) -> None:
+def test_kubeconfig_parser_raises_only_kubeconfig_errors_for_any_document(cluster: Any, user: Any, whole: Any) -> None:
     parts = {"clusters": [{"name": "c", "cluster": cluster}], "users": [{"name": "u", "user": user}]}
     for body in (whole, {**document(), **parts}):
         for policy in (LOCAL, STATED, RECEIVED, SERVER, EXACT):
@@ -204,7 +204,7 @@ def test_merged_kubeconfig_uses_the_first_entry_of_a_name_with_paths_relative_to
     assert merged([]).current_context == ""
 
 
-def test_impersonated_user_is_read_or_refused_where_a_policy_accepts_one() -> None:
+def test_policy_with_impersonation_accepts_a_user_and_refuses_groups_without_one() -> None:
     acting = Policy(cluster=frozenset({"server"}), user=frozenset({"token"}) | act_as.FIELDS)
     found = parse(content(user={"token": "t", "as": "ann"})).select(acting)
     assert found.act_as == ActAs(user="ann")
@@ -247,7 +247,7 @@ def test_problem_of_received_content_is_cached(monkeypatch: pytest.MonkeyPatch) 
         kubeconfig.parse_received(b"2")
 
 
-def test_received_kubeconfig_is_read_like_others() -> None:
+def test_received_kubeconfig_has_its_contexts_as_entries() -> None:
     content = b"{contexts: [{name: a, context: {cluster: b}}]}"
     assert kubeconfig.parse_received(content).entries("contexts") == [("a", {"cluster": "b"})]
 

@@ -272,7 +272,7 @@ documents = st.recursive(
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(documents)
-def test_kubeconfig_parser_accepts_or_rejects_any_document(tmp_path: Path, document: object) -> None:
+def test_upstream_kubeconfig_raises_only_upstream_errors_for_any_document(tmp_path: Path, document: object) -> None:
     path = tmp_path / "kubeconfig"
     path.write_text(json.dumps(document))
     with suppress(UpstreamError):

@@ -89,6 +89,6 @@ def test_yaml_document_size_and_nesting_are_limited() -> None:
 
 
 @given(st.binary(max_size=200))
-def test_yaml_parser_accepts_or_rejects_any_bytes(content: bytes) -> None:
+def test_yaml_parser_raises_only_document_errors_for_any_bytes(content: bytes) -> None:
     with suppress(DocumentError):
         read(content, scalars="typed")

@@ -37,7 +37,7 @@ export interface Filter {
 }
 
 export interface WatchOptions extends Filter {
-  /** Deliver a kubeconfig with each ENGAGED, and a new one in a KUBECONFIG event before it expires. */
+  /** Deliver a kubeconfig with each ENGAGED, if available, and a new one in a KUBECONFIG event before it expires. */
   includeKubeconfigs?: boolean;
   /** Requested lifetime of these kubeconfigs; the daemon may shorten it. */
   kubeconfigTtlMs?: number;
@@ -47,7 +47,7 @@ export interface WatchOptions extends Filter {
   subscriber?: string;
   /** Ends the watch when it is aborted. */
   signal?: AbortSignal;
-  /** Called with the reason when a stream breaks. Every cluster stays engaged, and the watch reconnects. */
+  /** Called with the reason when a stream breaks. Clusters stay engaged unless the daemon's ownership expired; the watch reconnects. */
   onDisconnect?: (error: Error) => void;
 }
 

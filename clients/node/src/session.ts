@@ -61,7 +61,7 @@ export class Session {
     return this.revision;
   }
 
-  /** Apply a batch. If it does not continue the previous one, throws StreamBroken without any effect. */
+  /** Apply a batch. If it does not continue the previous one, throws StreamBroken and applies none of it. */
   receive(batch: WatchClustersResponse): Event[] {
     const phase = this.#phase;
     this.#phase = { name: "closed" }; // stays if the batch is invalid

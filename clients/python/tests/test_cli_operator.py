@@ -123,7 +123,7 @@ async def test_demo_socket_that_another_user_can_replace_is_not_used(command, de
     assert "or start ./dev demo" in outcome.err
 
 
-async def test_publishing_commands_do_not_use_a_demo(command, demo: ScriptedDaemon, tmp_path: Path):
+async def test_sync_without_an_address_does_not_use_a_demo(command, demo: ScriptedDaemon, tmp_path: Path):
     there = temporary_directory(demo)
     outcome = await command(
         "sync",

@@ -1,4 +1,4 @@
-"""Tests of JSON and YAML output: protobuf field names, and quoting for all YAML parsers."""
+"""Tests of JSON and YAML output, its protobuf field names and quoting, and of the plugin manifest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of `milo-discovery sync`: files follow the stream, and are kept without one or with that of another fleet."""
+"""Tests of `milo-discovery sync`: files follow the stream, and are kept without one or if another fleet sends it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests that JSONPath templates render like in kubectl."""
+"""Tests that JSONPath templates render as in kubectl."""
 
 import pytest
 
@@ -31,7 +31,7 @@ DOCUMENT = {
         ("{.clusters[0].labels}", '{"env": "prod", "example.com/tier": "1"}'),
     ],
 )
-def test_jsonpath_template_renders_like_in_kubectl(template: str, printed: str) -> None:
+def test_jsonpath_template_renders_as_in_kubectl(template: str, printed: str) -> None:
     assert jsonpath.render(template, DOCUMENT) == printed
 
 

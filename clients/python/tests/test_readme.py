@@ -1,4 +1,4 @@
-"""Tests that the samples of the README and the docs run unchanged."""
+"""Tests that samples of the README, docs/controllers.md and docs/sharding.md run unchanged."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class Daemon:
         self.restart()
 
     def restart(self) -> None:
-        """Start a new incarnation, which cannot resume from earlier revisions."""
+        """Start a new run, which cannot resume streams from earlier revisions."""
         self.starts += 1
         self.log: list[list[pb.ClusterEvent]] = []
         self.compacted = 0

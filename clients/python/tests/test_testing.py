@@ -119,7 +119,7 @@ def test_pytest_plugin_loads_without_grpc_and_without_warnings(pytester_like):
 
 @pytest.fixture
 def pytester_like(tmp_path):
-    """Run a test file in a separate pytest process, with warnings as errors."""
+    """Return a function that runs a test file in a separate pytest process, with warnings as errors."""
 
     def run(source: str, *, hide: str = "") -> subprocess.CompletedProcess[str]:
         lines = source.splitlines()[1:]

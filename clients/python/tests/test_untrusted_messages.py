@@ -59,7 +59,7 @@ BATCHES = st.builds(
 
 @given(BATCHES)
 @example(pb.WatchClustersResponse(reset=True, synced=True, source=pb.SourceStatus(since=Timestamp(seconds=2**62))))
-def test_any_watch_batch_is_applied_or_rejected(batch: pb.WatchClustersResponse):
+def test_watch_batch_with_any_fields_raises_only_stream_broken(batch: pb.WatchClustersResponse):
     subscription = StreamSubscription({}, BackoffPolicy())
     subscription.next_request()
     try:
@@ -76,13 +76,13 @@ def test_any_watch_batch_is_applied_or_rejected(batch: pb.WatchClustersResponse)
 
 
 @given(st.binary(max_size=200))
-def test_any_parsed_watch_response_is_applied_or_rejected(content: bytes):
+def test_watch_response_of_any_bytes_raises_only_stream_broken(content: bytes):
     batch = pb.WatchClustersResponse()
     try:
         batch.ParseFromString(content)
     except Exception:  # noqa: BLE001  (the exception type depends on the protobuf implementation)
         return
-    test_any_watch_batch_is_applied_or_rejected.hypothesis.inner_test(batch)
+    test_watch_batch_with_any_fields_raises_only_stream_broken.hypothesis.inner_test(batch)
 
 
 @given(st.builds(Duration, seconds=INT64, nanos=INT32), STAMPS, INT32)

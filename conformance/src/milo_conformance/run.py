@@ -246,7 +246,7 @@ class Run:
         await self.nothing_else(stream)
 
     async def fatal(self, code: str) -> None:
-        """Wait until the subscriber has reported an error that a retry cannot fix, and nothing else."""
+        """Wait until the subscriber reports, as its next event, an error that a retry cannot fix."""
         await self.reported(f"FATAL code={code}")
 
     async def answer(self, command: str, *expected: str) -> SubscriberLine:

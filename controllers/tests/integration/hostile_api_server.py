@@ -30,7 +30,7 @@ FLOODS = {
     "empty DATA": DataFrame(1, b""),
     "padding": DataFrame(1, b"x", flags=["PADDED"], pad_length=200),
 }
-"""Frames without content, by name."""
+"""Frames that are sent without end, by name."""
 BODIES = ("pages", "watch", "line", "gzip")
 REFUSALS = ("forbidden", "silent")
 OK_HEAD = b"\x88"  # HPACK of ":status: 200"

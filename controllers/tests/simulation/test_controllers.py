@@ -1,6 +1,6 @@
 """Controllers on virtual time: informers, work queue and Fleet under faults of API servers, seed by seed.
 
-After the last fault, the newest version of every object has been reconciled, successfully; and no object was reconciled
+After the last fault, the newest version of every object has been reconciled successfully, and no object was reconciled
 twice at the same time.
 """
 

@@ -58,7 +58,7 @@ async def async_mapper(_change: Watched[Any]) -> list[ReconcileTarget]:
         ({"timeout": 30}, TypeError, r"timeout=30: write timedelta\(seconds=30\)"),
     ],
 )
-async def test_wrong_option_is_refused(options: dict[str, Any], error: type[Exception], message: str) -> None:
+async def test_wrong_reconcile_option_is_refused(options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         controllers().reconcile(WIDGETS, **options)
 

@@ -109,7 +109,7 @@ def test_work_queue_raises_priority_of_listed_object_that_changes() -> None:
     assert [taken(queue), taken(queue)] == ["first", None]
 
 
-def test_work_queue_takes_listed_object_that_changes_once() -> None:
+def test_work_queue_takes_a_listed_and_changed_object_once() -> None:
     queue = queue_of()
     queue.add(key("x"), 0.0, Priority.BACKGROUND)
     queue.add(key("x"), 0.0)

@@ -176,7 +176,7 @@ class Node:
         return made
 
     def cgroups(self) -> list[Path]:
-        """Return the node's root cgroup in each hierarchy, below those of the process that started it."""
+        """Return the node's top-level cgroup in each hierarchy, as recorded when it was started."""
         made = self._state / "cgroups"
         return [*map(Path, made.read_text().splitlines())] if made.exists() else []
 
@@ -217,7 +217,7 @@ def _child(pid: int) -> int | None:
 def own_cgroups(mounts: str, memberships: str) -> Iterator[Path]:
     """Yield the directory of a process' cgroup in each hierarchy, by its `mountinfo` and `cgroup` of /proc.
 
-    Where there is only v2 it is the root: a cgroup with processes cannot have controllers for others below it.
+    On a host with only v2 it is the root, since a cgroup with processes cannot have controllers for cgroups below it.
     """
     mounted: dict[str, list[str]] = {}
     for line in mounts.splitlines():

@@ -112,7 +112,7 @@ def _mmdebstrap() -> str:
 def images(contexts: Mapping[str, Path], say: Say) -> Path:
     """Build the images of directories by their names, each with its own Dockerfile, as one archive.
 
-    The base image of each is the cached one. Of the directory of this repository the target of that name is built.
+    All use the cached base image. From this repository's Dockerfile, the target of the image's name is built.
     """
     work = directory() / "images"
     (work / "containers").mkdir(parents=True, exist_ok=True)

@@ -63,7 +63,7 @@ def of_java(directory: Path) -> None:
 
 
 def of_tutorial(directory: Path) -> None:
-    """The image of the page, from a clone inside its context."""
+    """Write the context of the tutorial's image, with copies of the directories that its Dockerfile needs."""
     files = dict(FILE.findall((ROOT / "docs/tutorial.md").read_text()))
     for source in re.findall(r"^COPY --from=milo-discoveryd (\S+)", files["Dockerfile"], re.MULTILINE):
         shutil.copytree(ROOT / source, directory / source, ignore=shutil.ignore_patterns(*BUILT))
@@ -73,7 +73,7 @@ def of_tutorial(directory: Path) -> None:
 
 
 def of_go_tutorial(directory: Path) -> None:
-    """The image of the page's last stage, with the program built as in its first one."""
+    """Write the context of the last stage of the tutorial's image, with the program built as in the first stage."""
     page = (ROOT / "docs/tutorial-go.md").read_text()
     files = dict(FILE.findall(page))
     module, clone = directory.parent / "module", directory.parent / "milo-discoveryd"
@@ -103,7 +103,7 @@ class Program:
     directory: Path = OPERATOR
     """The manifests, in which its container replaces the operator's."""
     page: str = ""
-    """Where its container is shown."""
+    """The documentation page that shows the container's manifest."""
     command: Sequence[str] = ()
     keeps: Sequence[str] = ()
     """Fields of the container in the manifests that this program needs, and that others do not keep."""

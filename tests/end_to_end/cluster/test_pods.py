@@ -129,7 +129,7 @@ def test_kubeconfig_of_a_tenant_has_the_server_and_the_ca_of_its_secret(node: No
 
 
 def make_tenant(node: Node, name: str) -> str:
-    """Create a control plane whose API server, by the Secret of its kubeconfig, is the node. Return its namespace."""
+    """Create a control plane whose kubeconfig Secret has the node's API server; return the Secret's namespace."""
     engage(node, name)
     namespace = f"project-{node.get('projectcontrolplane', name)['metadata']['uid']}"
     node.kubectl("create", "namespace", namespace)

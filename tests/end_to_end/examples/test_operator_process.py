@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(600)
 
 eventually = partial(eventually_blocking, within_s=120)
 PROXY = "127.0.0.6"
-"""An address that is not this machine's own: a service mesh forwards others' requests from it."""
+"""The loopback address from which Istio's sidecar forwards requests of other hosts."""
 PROGRAM = """\
 import asyncio, logging, time
 from datetime import timedelta
@@ -239,7 +239,7 @@ def test_pages_show_readiness_metrics_and_failing_objects(
 def test_concurrent_events_are_recorded_in_the_core_group_if_events_k8s_io_is_not_served(
     milo_sandbox: MiloSandbox, operator: Callable[..., Operator]
 ) -> None:
-    """Like Milo, the server answers 404 to those of events.k8s.io."""
+    """The sandbox, like Milo, answers 404 to requests for events.k8s.io."""
     planes = milo_sandbox.create_control_planes("alpha", "beta")
     for plane in planes:
         plane.create(config_map("one", "events"))

@@ -91,7 +91,7 @@ async def test_cli_prints_tokens_only_on_request(start: Start) -> None:
 
 
 def _of(workspace: Workspace, pid: int) -> list[str]:
-    """Return what other users of the host can read about processes."""
+    """Return the command lines and environments of the process and of the daemon."""
     return [
         Path(f"/proc/{each}/{what}").read_bytes().decode(errors="replace")
         for each in (pid, workspace.daemon.pid)

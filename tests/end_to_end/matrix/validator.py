@@ -5,7 +5,7 @@ with the daemon.
 from collections.abc import Iterable
 
 _OWNERSHIP = ("MOVED", "OWNERSHIP_LOST")
-"""Reasons for which an existing cluster may be disengaged for one of several owners."""
+"""Reasons for which one of several consumers may lose a cluster that still exists."""
 
 
 class Validator:

@@ -1,4 +1,4 @@
-"""Reports of `check` and `status` about credentials that Milo rejects, or does not issue."""
+"""Reports of `check` and `status` on expiring certificates, and on credentials that Milo rejects or does not issue."""
 
 import base64
 import json

@@ -81,7 +81,7 @@ class ProjectWriter:
 
 
 class Faults:
-    """Faults that end no process of the test."""
+    """Faults of watches, of the API server and of the daemon's process."""
 
     def __init__(self, workspace: Workspace, daemon: DaemonProcess, writer: ProjectWriter, random: Random) -> None:
         self._workspace = workspace
@@ -202,7 +202,7 @@ def token_source(workspace: Workspace) -> dict[str, Any]:
 
 
 def object_digests(workspace: Workspace) -> dict[str, str]:
-    """Return the object label of each Secret that tokens are bound to, deleted ones included, by name."""
+    """Return the cluster label of each Secret that tokens are bound to, by name; deleted Secrets are kept."""
     store, found = workspace.sandbox.infrastructure.api.store, dict[str, str]()
 
     def note() -> None:

@@ -116,7 +116,7 @@ async def python(program: str, *arguments: str) -> Process:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes other users")
 async def test_idle_connections_of_a_thousand_users_lock_out_no_new_user(workspace: Workspace) -> None:
-    """They take all connections that the listener has by default. Two further users watch and list."""
+    """The idle connections reach the listener's default limit; two further users still watch and list."""
     workspace.directory.chmod(0o711)
     peers = f"unix://{workspace.directory}/peers/d.sock"
     listen = [

@@ -51,7 +51,7 @@ async def others_are_served(workspace: Workspace) -> AsyncIterator[None]:
 
 
 def yaml_of(size: int) -> str:
-    """Return YAML of this size that has many nodes, each of which costs a parser much."""
+    """Return YAML of this size with many nodes that are expensive to parse."""
     return "[" + "&a {? [1] : 'b'}, " * (size // 19) + "1]"
 
 

@@ -26,7 +26,7 @@ def own_by_another(*paths: Path) -> None:
         os.chown(path, ANOTHER_USER, ANOTHER_USER, follow_symlinks=False)
 
 
-async def test_log_and_check_name_the_kubeconfig_directory_that_another_user_added_a_cluster_to(
+async def test_log_and_check_report_a_world_writable_kubeconfig_directory(
     workspace: Workspace,
 ) -> None:
     sources = []

@@ -1,4 +1,4 @@
-"""Output that cannot be written: of a daemon, of one terminated during its start, and of `check`."""
+"""Output of the daemon and of commands that cannot be written, and signals during their start."""
 
 import asyncio
 import os
@@ -90,7 +90,7 @@ async def test_sigterm_during_startup_terminates_the_daemon(workspace: Workspace
 
 @pytest.mark.parametrize("lines", range(1, 9))
 async def test_check_exits_without_a_traceback_when_its_stdout_pipe_closes(workspace: Workspace, lines: int) -> None:
-    workspace.daemon()  # write the configuration
+    workspace.daemon()  # writes the configuration
     command = (sys.executable, "-m", "milo_discoveryd", "check", "--config", str(workspace.directory / "config.yaml"))
     reading, writing = os.pipe()
     process = await asyncio.create_subprocess_exec(*command, stdout=writing, stderr=asyncio.subprocess.PIPE)
@@ -106,7 +106,7 @@ async def test_check_exits_without_a_traceback_when_its_stdout_pipe_closes(works
 
 @pytest.mark.parametrize("command", ["milo-discoveryd check", "milo-discoveryd --help", "milo-discovery --help"])
 async def test_full_disk_on_stdout_prints_a_one_line_error(workspace: Workspace, command: str) -> None:
-    workspace.daemon()  # write the configuration
+    workspace.daemon()  # writes the configuration
     program, *words = command.split()
     environ = {**os.environ, "MILO_DISCOVERYD_CONFIG": str(workspace.directory / "config.yaml")}
     full = os.open("/dev/full", os.O_WRONLY)

@@ -153,7 +153,7 @@ async def test_caller_limited_to_one_source_learns_neither_name_nor_state_of_ano
 
 
 async def answers_about_hidden_source(address: str) -> list[str]:
-    """Return what a caller that guesses the name of the hidden source is answered, with another name in its place."""
+    """Return the responses to a caller that guesses the name of the hidden source, with that name replaced."""
 
     async def run(*arguments: str) -> str:
         status, out, err = await forked("milo-discovery", ("--address", address, *arguments), {})

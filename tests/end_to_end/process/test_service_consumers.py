@@ -1,4 +1,4 @@
-"""An operator of a service cleans up in a project that stopped using it, before the project is disengaged."""
+"""Projects that stop using a service: cleanup before they are disengaged, deletions, and use of the service again."""
 
 from milo_discovery import EventType
 from milo_sandbox.resources import CONFIG_MAPS

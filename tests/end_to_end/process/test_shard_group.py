@@ -94,8 +94,8 @@ class Group:
         assert not self.validator.breaches, "; ".join(self.validator.breaches)
 
     async def told_of_one(self, source: str, name: str) -> None:
-        """Create clusters, and wait until the first member's subscriber is told of at least one of them. Other members
-        own the rest."""
+        """Create clusters, and wait until the first member's subscriber has received one of them; other members may own
+        the rest."""
         names = {f"{name}-{number}" for number in range(12)}
         for each in names:
             self.put(source, each)
@@ -200,7 +200,7 @@ async def test_second_restart_of_a_member_during_a_source_outage_brings_no_clust
 
 
 async def test_foreign_first_list_of_a_restarted_member_disengages_nothing(workspace: Workspace) -> None:
-    """Without a state file, the member knows of its former clusters by its subscriber alone."""
+    """Without a state file, only the subscriber's revision shows that the member had clusters before."""
     settings: dict[str, Any] = {"state_directory": None, "removals": {"verify_after": f"{VERIFY_AFTER_S:g}s"}}
     async with group(workspace, **settings) as found:
         a = found.servers["a"]

@@ -1,4 +1,4 @@
-"""Restart of the daemon while Milo's lists are incomplete: reconnecting subscribers keep their clusters."""
+"""Restart of the daemon while Milo's lists are empty: subscribers keep clusters until a second list lacks them too."""
 
 import asyncio
 import json

@@ -100,7 +100,7 @@ async def test_daemon_exits_if_its_socket_is_removed_or_replaced(workspace: Work
         assert "Traceback" not in daemon.output
 
 
-async def test_no_other_signal_terminates_a_starting_daemon(workspace: Workspace) -> None:
+async def test_sighup_and_user_signals_do_not_terminate_a_starting_daemon(workspace: Workspace) -> None:
     async with workspace.daemon() as daemon:
         await daemon.spawn()
         await daemon.during(eventually(lambda: signal.SIGTERM in caught(daemon.pid)))

@@ -165,7 +165,7 @@ async def restart_with_bad_first_list(found: Rig, attacked: ProjectServer, kind:
 
 
 async def source_is_streaming(workspace: Workspace) -> None:
-    """Check that the daemon waits for nobody before it follows its sources again."""
+    """Check that the daemon follows its sources, and holds no list back for a subscriber."""
     async with workspace.client() as client:
         status = (await client.server_info()).source
         assert (status.state, status.reason) == (SourceState.STREAMING, ""), status.message
@@ -298,7 +298,7 @@ async def test_clock_that_is_an_hour_behind_that_of_one_server_is_logged(workspa
 async def test_project_of_two_kinds_has_one_cluster_while_the_source_configured_first_is_unavailable(
     workspace: Workspace, kind: str, away: str
 ) -> None:
-    """Without a state file, a restarted daemon learns of its projects by the other source."""
+    """After a restart without a state file, only the available source has the projects."""
     projects, provider = workspace.sandbox, ServiceProvider(workspace) if kind == "service-consumer" else None
     async with Sandbox() as planes:
 
@@ -332,7 +332,7 @@ async def test_project_of_two_kinds_has_one_cluster_while_the_source_configured_
             await server.stop()
             await daemon.start()
             async with workspace.client() as client, client.watch(accept_pending_sources=True) as watch:
-                # A subscriber that keeps nothing has them of the other source.
+                # A new subscriber receives the clusters of the available source.
                 (other,) = {"projects", "planes"} - {away}
                 others = {f"{other}#bank", f"{other}#shop"}
                 await daemon.during(read_until(watch, lambda: set(watch.clusters) == others))

@@ -89,7 +89,7 @@ def batch(stream: int, index: int, **changes: object) -> Harm:
 
 
 def events(stream: int, index: int, *those: RecordedEvent) -> Harm:
-    """Return a batch with these events and no other content."""
+    """Replace the events of a batch."""
     return batch(stream, index, events=those)
 
 

@@ -20,7 +20,7 @@ class State:
 States: TypeAlias = dict[str, list[State | None]]
 
 Cause: TypeAlias = str
-"""A DisengageReason that the object caused."""
+"""The name of a DisengageReason that changes of the object explain."""
 
 
 class Upstream:

@@ -216,7 +216,7 @@ def no_phantoms(history: History, upstream: Upstream) -> Iterator[str]:
 
 
 def _is_before(one: Position | None, other: Position | None) -> bool:
-    """Return whether a position is certainly older; those of two daemons have no order."""
+    """Return whether a position is older than another one; positions of different daemon runs have no order."""
     return one is not None and other is not None and one.epoch == other.epoch and one.revision < other.revision
 
 

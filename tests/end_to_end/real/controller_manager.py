@@ -37,7 +37,7 @@ class ControllerManager:
         self._log = directory / "controller-manager.log"
         self._process: Process | None = None
         self.starts = 0
-        """How often the process was started."""
+        """How many times the process was started."""
         # The process reads the certificate of its webhooks from this directory of TMPDIR.
         certificates = directory / "controller-manager" / "k8s-webhook-server" / "serving-certs"
         certificates.mkdir(parents=True)

@@ -27,8 +27,8 @@ async def handing_out(
 ) -> AsyncIterator[DiscoveryClient]:
     """Run a daemon with this credential issuer, and yield a client.
 
-    The daemon reads the server's clusters with `kubeconfig`, and authenticates with the source as well if
-    `authenticates` is set.
+    The daemon reads the server's clusters with `kubeconfig` or, if `authenticates` is set, with a credential of the
+    issuer.
     """
     config = {
         "mode": server.mode,

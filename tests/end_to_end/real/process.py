@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-LONGEST_END_S = 90  # an API server serves open watches for 60 s after SIGTERM
+LONGEST_END_S = 90  # by default, an API server serves open watches for 60 s after SIGTERM
 
 
 class ProcessError(Exception):

@@ -15,7 +15,7 @@ _OURS = {"real-test": "rights"}
 
 
 class _RolePaths(NamedTuple):
-    """The scope of a kind of roles, with its kind of binding."""
+    """The API paths of a kind of role and of its bindings."""
 
     roles: str
     bindings: str
@@ -42,7 +42,7 @@ def shipped_role(mode: Mode) -> dict[str, Any]:
 
 
 def shipped_role_of_tokens() -> dict[str, Any]:
-    """Return the additional rights of a kubeconfig source of type `token-request`."""
+    """Return the additional rights for a credential issuer of type `token-request`."""
     return _shipped("token-request", "role.yaml")
 
 
@@ -54,12 +54,12 @@ def shipped_bound_tokens() -> tuple[dict[str, Any], dict[str, Any], dict[str, An
 
 
 def shipped_role_of_secrets() -> dict[str, Any]:
-    """Return the rights of a kubeconfig source of type `kubeconfig-secret`."""
+    """Return the rights for a credential issuer of type `kubeconfig-secret`."""
     return _shipped("kubeconfig-secret", "cluster-role.yaml")
 
 
 def shipped_role_of_reviews() -> dict[str, Any]:
-    """Return the rights of a listener that accepts bearer tokens."""
+    """Return the rights for a listener that accepts bearer tokens."""
     return _shipped("token-review", "cluster-role.yaml")
 
 

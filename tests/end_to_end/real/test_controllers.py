@@ -233,7 +233,7 @@ async def test_controllers_repair_drift_after_restarts_of_daemon_and_api_servers
                 await until_copied(planes, "first", "three")
                 await until_copied(planes, "second", "two")
 
-                # The first credentials have expired by now, or soon will.
+                # The first credentials have expired by now, or will soon.
                 await eventually(lambda: issuer.given >= given + 2, within_s=4 * LIFE_S)
                 await put_everywhere(planes, "first", "four")
                 for plane in set(planes.values()):

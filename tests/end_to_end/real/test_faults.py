@@ -51,7 +51,7 @@ async def test_f1_killed_server_disengages_nothing(server: RealApi, directory: P
 
 
 async def test_f1_terminated_server_disengages_nothing(servers: RealServers) -> None:
-    """Open watches are served for a minute, so both modes are tested concurrently."""
+    """A server continues open watches for some time after SIGTERM, so both modes are tested concurrently."""
 
     async def in_mode(mode: Mode, directory: Path) -> None:
         async with AsyncExitStack() as stack:

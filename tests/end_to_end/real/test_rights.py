@@ -81,7 +81,7 @@ async def test_missing_get_right_leaves_deletions_unconfirmed(
         await observer.expect(disengaged("alpha", "DELETED"))
 
 
-async def test_shipped_role_allows_nothing_else(server: RealApi, rights: Rights) -> None:
+async def test_shipped_role_denies_writes_and_other_resources(server: RealApi, rights: Rights) -> None:
     await rights.give(shipped_role(server.mode))
     await create(server, "alpha")
     async with server.client_as("operator") as api:

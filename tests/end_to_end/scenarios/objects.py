@@ -63,7 +63,7 @@ KINDS: Mapping[Mode, Kind] = {
 
 
 class Objects:
-    """The objects in a server, each as its last write returned it."""
+    """The objects of a mode's kind on a server, with all UIDs that each name has had."""
 
     def __init__(self, mode: Mode, access: Access, *, has_controllers: bool = False) -> None:
         """`has_controllers`: Milo's controllers set the conditions, and empty a project before they delete it."""

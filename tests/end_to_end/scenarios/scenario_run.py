@@ -247,7 +247,7 @@ class ScenarioRun:
         await self._settled()
 
     async def _settled(self) -> None:
-        """Wait until all subscribers have the current state; a new daemon has none without its source."""
+        """Wait until all subscribers have the current state or, while the API server is stopped, are connected."""
         for subscriber in self._present.values():
             await (subscriber.current() if self._server_runs else subscriber.connected())
 

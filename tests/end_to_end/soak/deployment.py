@@ -111,7 +111,7 @@ class Daemon:
         if self._keeps_state:
             settings["state_directory"] = str(self.state)
         if self.server.is_sandbox:
-            settings["watch"] = {"silence_limit": "20s"}  # bookmarks every 5 s instead of every 60 s
+            settings["watch"] = {"silence_limit": "20s"}  # the sandbox sends bookmarks every 5 s here
             issuer = {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True}
             settings["kubeconfigs"] = {"issuers": [issuer]}
         return settings
@@ -124,7 +124,7 @@ class Deployment:
         self.fast = [Recorder("fast", f"unix://{faulted.socket}"), Recorder("fast beside", f"unix://{steady.socket}")]
         self.prod = Recorder("prod", f"unix://{steady.socket}", "env=prod")
         self.slow = Recorder("slow", f"unix://{steady.socket}")
-        # Clients of a real API server use certificates with a long life, so none are issued.
+        # The identity at a real API server is a certificate with a long life, so the daemons have no issuer there.
         with_kubeconfigs = faulted.server.is_sandbox
         self.restless = Recorder("restless", f"unix://{faulted.socket}", with_kubeconfigs=with_kubeconfigs)
         self.subscriber_proxy = TcpProxy(str(steady.socket))

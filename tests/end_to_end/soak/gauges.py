@@ -39,7 +39,7 @@ class Slope:
 class Gauges:
     samples: list[Sample] = field(default_factory=list)
     last: dict[str, float] = field(default_factory=dict)
-    """All series of the metric, as name and labels."""
+    """The values of the latest scrape, by metric name and label values."""
 
     async def follow(self, url: str, pid: int) -> None:
         """Sample until canceled."""

@@ -31,7 +31,7 @@ class ProjectWriter:
         self._random = random
         self._writes = 0
         self._piece = 0
-        """The number of earlier pieces, whose label values must differ from those of this piece."""
+        """The number of earlier pieces of the soak; a part of each label value, so that pieces write different ones."""
         self._doubtful = ""
         self._turn = asyncio.Lock()
         self.upstream = Upstream()

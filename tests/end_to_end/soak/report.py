@@ -49,7 +49,7 @@ class Report:
     subscribers: list[Subscriber]
     client_events: int
     handed: int
-    """The number of credentials."""
+    """The number of credentials that the daemons issued."""
     stalled: int
     """Streams that the steady daemon closed because the subscriber stalled."""
     slopes: dict[str, Slope]

@@ -78,12 +78,12 @@ def test_identity_finding_depends_on_status_and_body(status: int, content: bytes
     assert bool(finding.fix) == (level == "fail")
 
 
-def test_identity_review_with_a_foreign_body_raises() -> None:
+def test_identity_review_with_a_body_that_is_not_json_raises() -> None:
     with pytest.raises(msgspec.MsgspecError):
         api_responses.identity("identity", 200, b"<html>", "x")
 
 
-def test_namespaced_resource_is_reviewed_in_its_namespace_and_suggests_a_role() -> None:
+def test_permissions_of_a_namespaced_resource_are_reviewed_in_its_namespace_and_suggest_a_role() -> None:
     secrets = Resource("", "v1", "secrets", namespaced=True, namespace="fleet")
     review = msgspec.json.decode(api_responses.access_review(secrets, "list"))
     assert review["spec"]["resourceAttributes"] == {

@@ -121,7 +121,7 @@ async def test_server_that_sends_projects_of_other_organizations_causes_a_warnin
         ("service-consumer", "", "root"),
     ],
 )
-async def test_context_that_does_not_fit_the_mode_fails(
+async def test_check_rejects_a_discovery_kubeconfig_whose_context_does_not_fit_the_mode(
     mode: str, context: str, found: str, sandbox: Sandbox, tmp_path: Path
 ) -> None:
     kubeconfig = sandbox.kubeconfig()
@@ -263,7 +263,7 @@ async def test_project_kubeconfig_server_is_not_contacted_in_mode_project_contro
     assert "fail  project credential: exec plugin /no/login cannot be started" in output.text
 
 
-async def test_mode_single_checks_only_its_cluster(kubeconfig: Path, tmp_path: Path) -> None:
+async def test_check_in_mode_single_skips_the_checks_of_discovery(kubeconfig: Path, tmp_path: Path) -> None:
     output = await run_check(tmp_path, mode="single", project_kubeconfig=str(kubeconfig), label_selector="a=b")
     assert list(output.levels()) == [
         "settings",
@@ -310,7 +310,7 @@ async def test_invalid_member_name_fails_and_other_checks_continue(kubeconfig: P
     assert (levels["sharding"], levels[f"listen unix://{tmp_path}/d.sock"]) == ("fail", "ok")
 
 
-async def test_output_never_contains_a_token(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_check_output_never_contains_a_token(sandbox: Sandbox, tmp_path: Path) -> None:
     token = sandbox.token()
     path = saved(tmp_path / "kubeconfig", sandbox.kubeconfig(token=token))
     assert token not in (await run_check(tmp_path, discovery_kubeconfig=str(path))).text

@@ -1,4 +1,4 @@
-"""Checks of the state directory, the audit file and the trace exporter."""
+"""Checks of the state directory, the audit file, the package of the trace exporter, and CA files."""
 
 from pathlib import Path
 

@@ -316,7 +316,7 @@ def test_file_with_a_modification_time_in_the_future_is_settled(directory: Path)
     assert live.clusters() == with_port(12345)
 
 
-def test_check_reads_files_as_they_are_now(directory: Path) -> None:
+def test_objects_now_reads_an_unsettled_file(directory: Path) -> None:
     (directory / "alpha").write_bytes(WHOLE)
     (found,) = Live("kubeconfig-directory", directory).files.objects_now()
     assert not found.problem

@@ -52,7 +52,7 @@ class Race:
             answer = await self._harness.service.issue_kubeconfig(request, Caller(listener="test"))
         except CallError:
             return
-        # Still in the step of the event loop that sent the response.
+        # No other task has run since the response was created.
         record = self._harness.fleet["alpha"]
         assert record is not None
         assert record.cluster is not None

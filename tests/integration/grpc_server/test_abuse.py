@@ -73,7 +73,7 @@ async def target(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
 
 
 async def rapid_reset(raw: Raw) -> None:
-    """Send CVE-2023-44487, rapid reset: streams are canceled at once, so that they never reach the limit."""
+    """Attack with rapid reset (CVE-2023-44487): streams are canceled at once, so that they never reach the limit."""
     await raw.greet()
     for _ in range(40):
         for _ in range(100):
@@ -95,7 +95,7 @@ async def streams_without_end(raw: Raw) -> None:
 
 
 async def headers_without_end(raw: Raw) -> None:
-    """Send CVE-2024-27316 and similar: endless CONTINUATION frames."""
+    """Send many CONTINUATION frames without END_HEADERS (CVE-2024-27316 and similar)."""
     await raw.greet()
     await raw.send(HeadersFrame(1, b"\x00\x01a\x01b" * 1000).serialize())
     for _ in range(300):

@@ -1,6 +1,6 @@
 """Half-open connections: each end detects that the network drops everything.
 
-Timeouts are divided by twenty, which leaves a busy machine enough to answer pings.
+Timeouts are divided by twenty, which leaves a busy machine enough time to answer pings.
 """
 
 import asyncio

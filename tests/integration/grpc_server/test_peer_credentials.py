@@ -72,7 +72,7 @@ def callers(monkeypatch: pytest.MonkeyPatch) -> list[Caller]:
 
 @pytest.fixture
 def proxy_sides(monkeypatch: pytest.MonkeyPatch) -> list[ProxySide]:
-    """Return the proxy side of each connection, followed by its inner side."""
+    """Return both sides of each proxied connection: the client's, then the inner one."""
     made: list[ProxySide] = []
     begin = ProxySide.__init__
 

@@ -8,7 +8,7 @@ from milo_discoveryd.server.connections.proxy import ProxySide, proxy
 
 
 async def two_ends() -> tuple[socket.socket, socket.socket, "asyncio.Task[bool]"]:
-    """Yield the outer ends of two proxied connections."""
+    """Return the outer ends of two proxied connections, and the task of the proxy."""
     loop = asyncio.get_running_loop()
     (client, ours), (server, theirs) = socket.socketpair(), socket.socketpair()
     for each in (client, ours, server, theirs):

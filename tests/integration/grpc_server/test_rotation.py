@@ -134,7 +134,7 @@ async def test_resumed_stream_reissues_kubeconfigs(tmp_path: Path) -> None:
             assert await subscriber.events() == ["ENGAGED delta"]
 
 
-async def test_disengaged_cluster_gets_no_kubeconfig_and_is_revoked(tmp_path: Path) -> None:
+async def test_disengaged_cluster_gets_no_kubeconfig_and_its_credential_is_revoked(tmp_path: Path) -> None:
     backend = RevokingBackend(life_s=1.5)
     async with a_harness(tmp_path, sources=[IssuerAssignment(backend)]) as harness:
         harness.listed(ready("alpha"), ready("beta"))
@@ -178,7 +178,7 @@ async def test_replaced_or_returned_cluster_gets_new_kubeconfig(tmp_path: Path) 
     assert first < second
 
 
-async def test_ten_thousand_kubeconfigs_fit_batches_from_one_mint(tmp_path: Path) -> None:
+async def test_ten_thousand_kubeconfigs_of_one_mint_fit_into_batches(tmp_path: Path) -> None:
     backend = Backend()
     async with a_harness(tmp_path, sources=[IssuerAssignment(backend)]) as harness:
         harness.listed(*(ready(f"p-{number}") for number in range(10_000)))

@@ -129,7 +129,7 @@ async def test_stream_of_revoked_token_is_closed(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_revoked_token_gets_no_kubeconfig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Other calls accept it for up to a minute."""
+    """Calls that are not about kubeconfigs accept a revoked token for up to a minute."""
     monkeypatch.setattr(handlers, "HANDOUT_MAX_AGE_S", 0.0)
     async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as harness, harness.client() as stub:
         token = sandbox.token(OPERATOR, audiences=["milo-discovery"])

@@ -117,7 +117,7 @@ class Accepted:
 
 
 Script = Callable[[Accepted, int], None]
-"""Called with each request that was received completely."""
+"""Called with the connection and the stream of each request."""
 
 
 class Peer:

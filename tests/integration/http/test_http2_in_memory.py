@@ -68,7 +68,7 @@ async def test_flood_of_frames_without_content_ends_the_connection_and_never_blo
         await rest(response)
 
 
-async def test_http2_many_short_responses_are_not_counted_as_a_flood() -> None:
+async def test_many_short_http2_responses_are_not_counted_as_a_flood() -> None:
     connection, transport = connected()
     server = H2Connection(H2Configuration(client_side=False, validate_outbound_headers=False))
     server.initiate_connection()

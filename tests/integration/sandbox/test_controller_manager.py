@@ -67,7 +67,7 @@ async def test_empty_project_is_deleted_at_once(client: Client) -> None:
     assert (await client.get(f"{PROJECTS}/alpha")).status == 404
 
 
-async def test_deletion_waits_for_what_is_left_and_names_it(client: Client) -> None:
+async def test_project_deletion_waits_for_remaining_objects_and_names_them(client: Client) -> None:
     await client.call("POST", behind("alpha", NAMESPACES), {"metadata": {"name": "tenant"}})
     for namespace in ("default", "tenant"):
         await client.call("POST", behind("alpha", f"{NAMESPACES}/{namespace}/configmaps"), HELD)

@@ -41,7 +41,7 @@ def answer(faults: Faults, approach: Approach) -> tuple[int, Any]:
     return 0, None
 
 
-def test_initializing_server_answers_429_to_streaming_lists(faults: Faults, clock: Clock) -> None:
+def test_initializing_server_answers_429_with_increasing_retry_after(faults: Faults, clock: Clock) -> None:
     faults.initializing(seconds=20)
     waits = []
     for now in (100, 104, 110, 119, 120):

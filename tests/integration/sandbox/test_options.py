@@ -52,7 +52,7 @@ def test_page_at_version_is_of_exactly_that_version() -> None:
         ({"resourceVersionMatch": "NotOlderThan", "resourceVersion": "1"}, 200),
     ],
 )
-def test_list_options_are_parsed(query: dict[str, str], code: int) -> None:
+def test_list_options_are_validated(query: dict[str, str], code: int) -> None:
     assert code_of_list(**query) == code
 
 
@@ -67,7 +67,7 @@ def test_list_options_are_parsed(query: dict[str, str], code: int) -> None:
         ({"sendInitialEvents": "false", "resourceVersionMatch": "NotOlderThan"}, 200),
     ],
 )
-def test_watch_options_are_parsed(query: dict[str, str], code: int) -> None:
+def test_watch_options_are_validated(query: dict[str, str], code: int) -> None:
     assert code_of_watch(**query) == code
 
 

@@ -53,7 +53,7 @@ def test_invalid_protobuf_is_a_bad_request(body: bytes) -> None:
     assert error.value.code == 400
 
 
-def test_unsupported_kind_is_rejected_as_media_type() -> None:
+def test_protobuf_of_an_unsupported_kind_is_an_unsupported_media_type() -> None:
     with pytest.raises(RefusalError, match="Pod") as error:
         protobuf.read(message("Pod", b""))
     assert error.value.code == 415

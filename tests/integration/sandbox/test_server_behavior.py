@@ -1,4 +1,4 @@
-"""Behavior of real API servers in lists and watches, in the order in which it was recorded."""
+"""Behavior of real API servers in the sandbox: overload, restarts, changes of definitions, and other faults."""
 
 import asyncio
 import ssl

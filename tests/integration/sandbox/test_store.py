@@ -177,7 +177,7 @@ _nearly = st.recursive(
 
 
 @given(created=_nearly, patch=_nearly, part=st.sampled_from(Part))
-def test_store_accepts_or_refuses_arbitrary_writes(created: Any, patch: Any, part: Part) -> None:
+def test_arbitrary_writes_to_the_store_raise_only_refusals(created: Any, patch: Any, part: Part) -> None:
     store = Store([PROJECTS])
     store.create(PROJECTS, project())
     for write in (

@@ -37,7 +37,7 @@ async def object_lifecycle(speaker: Speaker) -> None:
 @conversation
 async def status_is_a_subresource(speaker: Speaker) -> None:
     await speaker.ask("POST", "", speaker.minimal_object("alpha") | {"status": {"conditions": []}})
-    if speaker.mode == "project":  # the other kind has its default already, and such a write changes managedFields only
+    if speaker.mode == "project":  # a ProjectControlPlane has this default already: only managedFields would change
         await speaker.ask("PATCH", "/alpha/status", {"status": {}})
     condition = {"type": "Ready", "status": "True", "reason": "Told", "message": "", "lastTransitionTime": _NOON}
     change = {"metadata": {"labels": {"ignored": "yes"}}, "status": {"conditions": [condition]}}

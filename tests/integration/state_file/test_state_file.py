@@ -102,7 +102,7 @@ def test_missing_state_file_restores_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"junk"])
-def test_untrusted_state_file_is_ignored(tmp_path: Path, content: bytes) -> None:
+def test_malformed_state_file_is_ignored(tmp_path: Path, content: bytes) -> None:
     (tmp_path / FILE).write_bytes(content)
     assert StateFile(tmp_path, ORIGIN).load() is None
 

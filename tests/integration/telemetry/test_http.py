@@ -132,7 +132,7 @@ def request(path: str, *, host: str = "127.0.0.1:9464", peer: str = "10.0.0.9") 
 
 
 def a_port(names_for: str = "loopback", hosts: Sequence[str] = ()) -> HttpEndpoint:
-    """Run the HTTP port of a daemon with one cluster, `shop`, whose failures contain its name."""
+    """Return the HTTP endpoint of a daemon with one cluster, `shop`, which an issuer's failure names."""
     fleet = Fleet(ChangeLog(lambda _: b"", Retention()))
     source = new_source(Journal(Metrics().sources, Audit(Metrics().audit)), fleet=fleet)
     source.set_targets([Target(name="shop", uid="u", place=("https://shop.test",), organization="acme")], 0.0)

@@ -1,4 +1,4 @@
-"""Counters exist before their first event, since `increase()` would miss it otherwise."""
+"""Counters, which exist before their first event since `increase()` would miss it otherwise, and metrics of RPCs."""
 
 import pytest
 

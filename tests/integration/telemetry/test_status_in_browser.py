@@ -179,7 +179,9 @@ async def test_status_page_has_no_accessibility_violation(
             assert await violations(browser) == []
 
 
-async def test_status_page_is_used_by_keyboard_while_clusters_change(workspace: Workspace, browser: Browser) -> None:
+async def test_status_page_can_be_used_by_keyboard_while_clusters_change(
+    workspace: Workspace, browser: Browser
+) -> None:
     for number in range(40):
         workspace.sandbox.projects.create(f"p-{number:02}", ready=True)
     async with workspace.daemon(http_listen="127.0.0.1:0") as daemon:

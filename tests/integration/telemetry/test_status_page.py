@@ -68,7 +68,7 @@ def test_history_keeps_the_last_changes_and_an_hour_of_samples() -> None:
     assert len(history.samples().engaged) == SAMPLES
 
 
-def test_times_in_the_json_are_rfc_3339() -> None:
+def test_times_in_the_status_json_are_rfc_3339() -> None:
     history = RecentHistory()
     history.note(Event(EventType.DISENGAGED, cluster("alpha")), 1_800_000_000.0)
     [change] = json.loads(msgspec.json.encode([*history]))

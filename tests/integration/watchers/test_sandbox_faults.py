@@ -109,7 +109,7 @@ async def streaming(follower: Follower) -> Follower:
 
 
 async def test_paged_list_engages_clusters_while_watch_cache_initializes(sandbox: Sandbox, follower: Follower) -> None:
-    sandbox.faults.initializing(seconds=30.0)  # its task has not run yet, so it has sent no request
+    sandbox.faults.initializing(seconds=30.0)  # the follower's task has not sent a request yet
     await eventually(lambda: follower.source.synced)
     assert sorted(follower.events) == ["ENGAGED alpha", "ENGAGED beta"]
     await follower.shows_reason("TooManyRequests")

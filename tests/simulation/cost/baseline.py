@@ -20,7 +20,7 @@ TOLERANCE = 0.05
 functions must be equal.
 """
 CLUSTERS, CHANGES = 20_000, 6
-"""Size of the long life: its objects exceed `watch.objects_limit` if each change counts."""
+"""Size of the long life: its objects would exceed `watch.objects_limit` if the budget counted each change again."""
 
 Figure = int | float | dict[str, int | float]
 """A number of calls or elements, or the number of calls of each expensive function."""

@@ -210,7 +210,7 @@ def _run_path(path: Path, clusters: int, subscribers: int) -> Meter:
 
 
 _LARGE_NAMES = f".{'x' * 63}" * 3
-"""Objects with these names need fewer changes to exceed `watch.objects_limit` if each change counts."""
+"""Long, so that fewer changes would exceed `watch.objects_limit` if the budget counted each change again."""
 
 
 def long_life(clusters: int, changes: int, stack_above: int = 0) -> Meter:
@@ -242,7 +242,7 @@ _SHARED = (type, ModuleType, FunctionType, type(cache(len)))
 
 
 def tracked_objects(clusters: int) -> Counter[str]:
-    """Return the objects of a fleet that the garbage collector examines, by type. One subscriber follows it."""
+    """Count the objects of a fleet with one subscriber that the garbage collector tracks, by type."""
 
     async def steps(loop: MeteredLoop) -> Counter[str]:
         bed = Bed(loop, clusters)
@@ -275,7 +275,7 @@ def _referents(obj: object) -> list[Any]:
 
 
 def time_ratio(small: int, large: int, changes: int) -> float:
-    """Return the ratio of the shortest change in a large fleet to the shortest change in a small one."""
+    """Return the ratio of the shortest CPU time of a change in a large fleet to that in a small one."""
 
     async def steps(loop: MeteredLoop) -> float:
         beds = [Bed(loop, clusters) for clusters in (small, large)]
@@ -296,7 +296,7 @@ def time_ratio(small: int, large: int, changes: int) -> float:
 
 
 async def _follow(bed: Bed, subscribers: int) -> None:
-    """Wait until the subscribers have the whole fleet and some changes."""
+    """Add subscribers, and wait until they have the whole fleet and some changes."""
     await bed.sync()
     bed.subscribe(subscribers)
     for number in range(_WARM_UP):

@@ -10,7 +10,7 @@ LARGE = 20_000
 MOST_ELEMENTS_OF_CHANGE = 64
 """A change may search the fleet, but not iterate over it."""
 MOST_TIME_RATIO = 1.4
-"""Between 0.95 and 1.05 if nothing depends on the size of the fleet, on a busy machine too."""
+"""The measured ratio is between 0.95 and 1.05, also on a busy machine, if nothing depends on the size of the fleet."""
 
 
 @pytest.mark.skipif(not baseline.IS_COMPARABLE, reason="the baseline is of Python 3.11")

@@ -32,7 +32,9 @@ from tests.unit.registry.fleets import ready
 CLUSTERS = [f"p-{number:03}" for number in range(500)]
 GIVE_UP_AFTER_S = 240.0
 NOTICED_S = 200.0
-"""The additional time of two probe intervals and a probe timeout."""
+"""How long after `GIVE_UP_AFTER_S`, or after a recovery, the daemon may act: more than two probe intervals and a
+timeout.
+"""
 
 
 class TimedJournal(Ledger):

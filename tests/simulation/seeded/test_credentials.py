@@ -32,7 +32,7 @@ def test_subscriber_always_has_valid_kubeconfigs() -> None:
     run_steps(steps, SHORT, with_kubeconfigs=True)
 
 
-def test_f50_outage_of_a_third_of_a_lifetime_is_unnoticed() -> None:
+def test_f50_token_api_outage_of_a_third_of_a_lifetime_interrupts_no_credential() -> None:
     async def steps(harness: Harness) -> None:
         await holds_all(harness)
         harness.tokens.down_until = harness.loop.time() + 20.0

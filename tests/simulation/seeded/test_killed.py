@@ -48,7 +48,7 @@ def test_daemon_killed_at_any_step_is_replaced_without_loss(has_memory: bool) ->
 
 
 def _iterations_without_kill(seed: int, traits: Traits) -> range:
-    """Return the number of loop iterations of the scenario without a kill."""
+    """Return the loop iterations in which the clusters change, in a scenario without a kill."""
     loop = Counting(seed)
     spans: list[range] = []
 

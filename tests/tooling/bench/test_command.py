@@ -63,7 +63,9 @@ def test_bench_of_go_programs_rejects_quick(
     assert f"{name} measures Go programs, which --quick does not build" in capsys.readouterr().err
 
 
-def test_bench_of_groups_needs_a_program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_of_milo_groups_needs_the_variable_of_its_program(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.delenv("MILO_CONTROLLER_MANAGER_MOVED", raising=False)
 
     with pytest.raises(SystemExit):

@@ -1,4 +1,4 @@
-"""Each measurement runs at a small size; its figures are not compared."""
+"""Each measurement runs at a small size and returns its figures; only counts have expected values."""
 
 import shutil
 

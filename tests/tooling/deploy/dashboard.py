@@ -1,7 +1,7 @@
 """`./dev python -m tests.tooling.deploy.dashboard [FILE]`: draws docs/images/dashboard.svg.
 
-A daemon runs beside a sandbox for two minutes: subscribers connect and disconnect, and the source stops, returns and is
-compacted. The exit status is 3 if Prometheus is not available.
+A daemon runs beside a sandbox for two and a half minutes: subscribers connect and disconnect, and the source stops,
+returns and is compacted. The exit status is 3 if Prometheus is not available.
 """
 
 import argparse

@@ -49,7 +49,7 @@ def dashboard() -> list[dict[str, Any]]:
 
 
 def dashboard_expressions() -> Iterator[tuple[str, str]]:
-    """Return the expressions by panel title, with Grafana's variables expanded."""
+    """Yield each panel's title and its expressions, with Grafana's variables expanded."""
     for panel in panels():
         for target in panel["targets"]:
             yield panel["title"], filled(target["expr"])
@@ -63,7 +63,7 @@ def filled(expression: str, *, rate_interval: str = "5m") -> str:
 
 
 def selected(expression: str) -> Iterator[tuple[str, Labels]]:
-    """Return the metrics of an expression, with the labels of their selectors."""
+    """Yield the metrics of an expression, with the labels of their selectors."""
     for selector in _selectors(promql.parse(expression)):
         yield selector.name, frozenset(matcher.name for matcher in selector.matchers.matchers)
 

@@ -53,6 +53,8 @@ def test_values_of_the_chart_are_valid_and_all_described(packed: Path, tmp_path:
     ],
     ids=["unknown", "empty", "text", "no table", "number", "no variable"],
 )
-def test_wrong_value_is_rejected_by_its_name(packed: Path, tmp_path: Path, wrong: dict[str, Any], problem: str) -> None:
+def test_invalid_chart_value_is_rejected_by_name(
+    packed: Path, tmp_path: Path, wrong: dict[str, Any], problem: str
+) -> None:
     values = yaml.safe_load((packed / "values.yaml").read_text()) | wrong
     assert problem in problems(packed, values, tmp_path)

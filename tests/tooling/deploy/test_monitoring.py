@@ -73,7 +73,7 @@ def test_runbook_has_an_alert() -> None:
     assert {path.name for path in (monitoring.ROOT / "docs" / "runbooks").glob("*.md")} == named
 
 
-def test_panels_of_the_dashboard_have_titles_of_their_own_and_do_not_overlap() -> None:
+def test_dashboard_panels_have_unique_titles_and_do_not_overlap() -> None:
     panels = monitoring.panels()
     assert len({panel["title"] for panel in panels}) == len(panels)
     squares = [

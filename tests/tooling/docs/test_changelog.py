@@ -11,7 +11,7 @@ TYPES = {
 NOTES = sorted(path for path in (ROOT / "changelog.d").iterdir() if path.name != "template.md")
 
 
-def test_each_note_has_a_type_and_a_text() -> None:
+def test_each_changelog_note_has_a_type_and_a_text() -> None:
     wrong = [path.name for path in NOTES if path.suffixes[-2:] not in [[f".{kind}", ".md"] for kind in TYPES]]
     assert wrong == []
     assert [path.name for path in NOTES if not path.read_text(encoding="utf-8").strip()] == []

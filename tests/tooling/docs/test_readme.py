@@ -1,4 +1,4 @@
-"""The commands of the README and of the Go provider's lead to a working operator.
+"""The commands of the README, and those of the Go provider's README, lead to a working operator.
 
 `./dev readme` runs them in a fresh clone, with empty caches.
 """

@@ -11,7 +11,7 @@ __all__ = ["directory"]
 
 
 async def test_screenshot_shows_the_current_page(directory: Path) -> None:
-    """The test renews the screenshot if a browser is installed."""
+    """If the page has changed, the test fails and renews the screenshot, where a browser is installed."""
     if screenshot.digest_of(screenshot.PICTURE) == screenshot.digest():
         return
     await screenshot.take(directory, screenshot.PICTURE)

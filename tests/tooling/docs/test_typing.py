@@ -95,13 +95,13 @@ def expected(checker: Callable[[str], bool]) -> set[tuple[int, str]]:
     }
 
 
-def test_wrong_uses_are_refused_by_mypy(tmp_path: Path) -> None:
+def test_mypy_refuses_wrong_uses_of_controllers(tmp_path: Path) -> None:
     shutil.copy(WRONG_USES, tmp_path / "wrong_uses.py")
     found = re.findall(r"^wrong_uses\.py:(\d+): error: .*\[([\w-]+)\]$", mypy(tmp_path, ".").stdout, re.MULTILINE)
     assert {(int(line), code) for line, code in found} == expected(lambda code: code.islower())
 
 
-def test_wrong_uses_are_refused_by_pyright(tmp_path: Path, pyright: Path) -> None:
+def test_pyright_refuses_wrong_uses_of_controllers(tmp_path: Path, pyright: Path) -> None:
     shutil.copy(WRONG_USES, tmp_path / "wrong_uses.py")
     found = json.loads(run_pyright(pyright, tmp_path, "--outputjson").stdout)["generalDiagnostics"]
     lines = {(each["range"]["start"]["line"] + 1, each["rule"]) for each in found}

@@ -57,7 +57,7 @@ NEED_A_CLUSTER = (
     "kubectl -n NAMESPACE top pod POD --containers",
     "kubectl get pods -A -l discovery.miloapis.com/daemon=milo-discoveryd",
 )
-"""Commands that no test runs."""
+"""Commands that no test runs; their flags are tested."""
 
 
 class UntestedError(Exception):

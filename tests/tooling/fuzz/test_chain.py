@@ -107,7 +107,7 @@ def test_fuzz_chain_engages_and_disengages(mode: SourceKind, streaming: bool) ->
 @pytest.mark.parametrize("mode", chain.KINDS, ids=lambda mode: type(mode).__name__)
 @settings(max_examples=60)
 @given(path=st.sampled_from(PATHS), value=JSON, streaming=st.booleans(), where=st.integers(0, 2))
-def test_any_field_of_an_object_is_served_or_malformed(
+def test_object_with_an_arbitrary_field_is_served_or_malformed(
     mode: SourceKind, path: tuple[str | int, ...], value: Any, streaming: bool, where: int
 ) -> None:
     odd, sound = changed(path, value), document("beta")

@@ -30,7 +30,7 @@ FORBIDDEN = {
     "shared-layers": ("milo_kube/retry_after.py", "import milo_kube.reflect.backoff"),
     "client-layers": ("milo_discovery/watch.py", "import milo_discovery.cli.options"),
 }
-"""An import for each contract that breaks it."""
+"""For each contract, a file and an import that breaks the contract there."""
 START_UP = {"__init__", "__main__", "app", "check", "cli", "config", "wiring"}
 """The parts of the daemon that may read settings."""
 

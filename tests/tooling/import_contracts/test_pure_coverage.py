@@ -15,7 +15,7 @@ def coverage(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.timeout(900)  # it traces thousands of tests
+@pytest.mark.timeout(900)  # coverage traces thousands of tests
 def test_unit_tests_cover_every_branch_of_pure_modules(tmp_path: Path) -> None:
     pure = modules("pure")
     tests = sorted(map(str, unit_tests_of_pure_modules()))

@@ -57,7 +57,7 @@ def test_kubeconfigs_are_returned_by_two_rpcs_only() -> None:
     assert pb.WatchClustersRequest().include_kubeconfigs is False, "a stream has kubeconfigs only on request"
 
 
-def test_messages_have_no_other_field_for_a_secret() -> None:
+def test_proto_messages_have_no_unexpected_field_for_a_secret() -> None:
     named = {
         f"{message.name}.{field.name}"
         for message in all_messages().values()
@@ -125,7 +125,7 @@ def test_fleet_state_file_and_status_types_contain_no_secret(kind: type) -> None
         # the states of credential issuers: IssuerHealth, whose own fields are checked here as well
         "DaemonStatus.credentials",
         "StoredObject.key",  # name and namespace
-        "ClusterExplanation.credential",  # source and expiry: CredentialSummary, likewise
+        "ClusterExplanation.credential",  # CredentialSummary, whose own fields are checked too
     }
 
 

@@ -27,6 +27,6 @@ def test_attributes_and_constructor_arguments_are_counted() -> None:
     assert sizes({"module": ast.parse(LARGE)}) == {"module.Large": Size(4, 2)}
 
 
-def test_import_circle_includes_imports_for_type_checkers() -> None:
+def test_import_cycle_includes_imports_for_type_checkers() -> None:
     graph = imports({module: ast.parse(text) for module, text in CIRCLE.items()})
     assert circles(graph) == {("a", "b.c", "b.d")}

@@ -122,7 +122,7 @@ OBJECT_FIELDS = {
         700 * _KIB,
         30,
         TENANT,
-        f"{_BOUNDS}::test_too_many_annotations_that_are_sent_are_malformed",
+        f"{_BOUNDS}::test_too_many_sent_annotations_make_an_object_malformed",
     ),
     "Metadata.creationTimestamp": _READ_ONCE,
     "Metadata.deletionTimestamp": _TIME,
@@ -180,7 +180,7 @@ _OWN_FILE = Input(
     128 * _MIB,
     500,
     ADMIN,
-    "integration/state_file/test_state_file.py::test_untrusted_state_file_is_ignored",
+    "integration/state_file/test_state_file.py::test_malformed_state_file_is_ignored",
 )
 _LEASES = Input("1 MiB", _MIB, 30, SERVER, "unit/sharding/test_lease_objects.py::test_malformed_lease_has_a_problem")
 _JWT = Input(

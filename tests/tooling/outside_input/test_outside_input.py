@@ -22,7 +22,7 @@ from tests.tooling.outside_input.inputs import CONNECTIONS, FILES, OBJECT_FIELDS
 TESTS = Path(__file__).parents[2]
 ALL = {**REQUEST_FIELDS, **OBJECT_FIELDS, **RESPONSES, **FILES, **CONNECTIONS}
 MAX_LOOP_MS = 500
-"""A tenth of the timeout of the kubelet's probe."""
+"""A tenth of the timeout of the liveness probe in the shipped manifests."""
 _READS = frozenset({"open", "read_bytes", "read_text"})
 _LISTENS = frozenset({"create_server", "create_unix_server", "start_server", "add_insecure_port"})
 _WRITTEN = frozenset(

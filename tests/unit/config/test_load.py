@@ -168,7 +168,7 @@ def test_unknown_key_suggests_nearest(file: Path, written: str, meant: str) -> N
     assert meant in problem
 
 
-def test_unknown_key_value_is_not_printed(file: Path) -> None:
+def test_value_of_an_unknown_setting_is_not_printed(file: Path) -> None:
     file.write_text("token: hunter2\n")
     assert "hunter2" not in "".join(problems({}, {"MILO_DISCOVERYD_TOKEN": "hunter2"}, file))
 

@@ -48,7 +48,7 @@ STREAMING = ViewStatus(ViewState.STREAMING, 0.0, last_contact=0.0)
 
 
 def any_of(cluster: str, contributions: Sequence[ObjectContribution], uid: str) -> Observation | None:
-    """Engage while any object contributes to it; the identity is that of the first object of an engagement."""
+    """Engage a cluster while any object contributes to it; its identity is that of the engagement's first object."""
     if not contributions:
         return None
     first = contributions[0]

@@ -1,4 +1,4 @@
-"""Clusters that become not ready: grace, limit, and the hold of a mass."""
+"""Clusters that become not ready: grace, limit, and the hold if many become not ready at once."""
 
 from collections.abc import Iterable
 

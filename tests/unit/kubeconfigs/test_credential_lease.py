@@ -33,7 +33,7 @@ DOWN = BackendError("it is down")
 
 
 def at(steady: float, *, wall: float | None = None) -> Moment:
-    """Return a moment; the wall clock is 1000 s ahead unless it was set."""
+    """Return a moment, with a wall clock that is 1000 s ahead of the steady clock unless it is given."""
     return Moment(steady + 1000 if wall is None else wall, steady)
 
 
@@ -142,7 +142,7 @@ def test_lease_retry_interval_depends_on_lifetime() -> None:
 
 @pytest.mark.parametrize("life_s", [10, 20, 60, 200, 600, 3600])
 def test_lease_issues_credentials_throughout_outage_of_half_a_lifetime(life_s: float) -> None:
-    """An outage may begin at any time before the renewal is due."""
+    """The outage begins at the latest time at which a renewal is due."""
     made = fresh(life_s=life_s)
     now = RENEWAL[1] * life_s
     back_at = now + life_s / 2

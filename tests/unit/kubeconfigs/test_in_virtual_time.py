@@ -55,7 +55,7 @@ class Fleet:
             draw=Random(1).random,
             concurrency=BURST,
             per_second=per_second,
-            wall=lambda: time.time(),  # noqa: PLW0108 - the clock of that moment, which is not that of the import
+            wall=lambda: time.time(),  # noqa: PLW0108 - time.time is replaced after the import
         )
 
     def want(self) -> None:

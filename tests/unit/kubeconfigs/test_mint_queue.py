@@ -30,7 +30,7 @@ def first(queue: MintQueue[Entry], *entries: Entry) -> None:
 
 
 def taken(queue: MintQueue[Entry]) -> list[str]:
-    """Return the names of all leases that may be minted now."""
+    """Take each lease that may be minted now, and return the names of their clusters."""
     found = []
     while (each := queue.next_to_mint()) is not None:
         found.append(each.name)

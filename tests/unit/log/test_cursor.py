@@ -406,7 +406,7 @@ def test_reader_of_snapshot_beyond_retention_receives_another_snapshot() -> None
     assert received(cursor) == []
 
 
-def test_snapshot_has_cluster_that_changes_before_it_is_read_once_in_its_latest_state() -> None:
+def test_change_before_a_snapshot_is_read_is_part_of_the_snapshot() -> None:
     log = readable_log()
     a = engage(log)
     cursor = reader(log)
@@ -507,7 +507,7 @@ def test_snapshot_frames_are_cached_briefly_and_rebuilt_later() -> None:
     engage(log)
 
     def first_frame() -> bytes:
-        """Return the first frame of a new reader; each ends before the next begins, so they share no snapshot."""
+        """Return the first frame of a new reader, which shares no snapshot: each ends before the next begins."""
         batch = reader(log).next_batch()
         assert batch is not None
         return batch.slice.data

@@ -61,7 +61,7 @@ def test_filter_by_source_matches_its_clusters() -> None:
     assert wanted.fingerprint != Filter(sources=frozenset({"us"})).fingerprint
 
 
-def test_filter_without_sources_excludes_their_clusters() -> None:
+def test_view_without_sources_excludes_clusters_of_those_sources() -> None:
     view = without_sources(EVERYTHING, frozenset({"eu"}))
     assert not view.matches(cluster("eu#a", source="eu"))
     assert view.matches(cluster("us#a", source="us"))

@@ -61,7 +61,7 @@ class Source(ListedClusters):
 
 
 class GuardOfTwo(RemovalGuard):
-    """A guard that holds the removal of two objects alone, and decides about the others as usual."""
+    """A guard that holds the removal of `a` and `b`, and decides about the others as usual."""
 
     def judge(self, missing: Sequence[tuple[str, str]], known: ObjectStore, **about: Any) -> ListJudgement:
         kept = [each for each in missing if each[0] in "ab"]

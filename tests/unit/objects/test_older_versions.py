@@ -260,7 +260,7 @@ def test_refuted_deletion_is_dropped_when_the_watch_shows_the_object() -> None:
 
 
 class TestReadThatContradictsTheList:
-    """A list at version 120 lacks `a`, whose deletion is then confirmed by a read."""
+    """A list at version 120 lacks `a`, and the read that is to confirm its deletion returns an object."""
 
     @pytest.fixture
     def source(self) -> Source:

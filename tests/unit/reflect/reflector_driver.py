@@ -25,7 +25,7 @@ def changed(name: str, version: str) -> ObjectSeen[Observation]:
 
 
 class ReflectorDriver:
-    """Drives a reflector with a manual clock, and asserts that each step is what it requested."""
+    """Drives a reflector with a manual clock, and asserts that each step is what the reflector requested."""
 
     def __init__(self, policy: ReflectorPolicy = PAGES) -> None:
         self.now = START

@@ -1,4 +1,4 @@
-"""Lists that are requested despite a healthy watch, and lists whose resourceVersions are older."""
+"""Lists that are requested despite a healthy watch or after giving up, and lists older than the known version."""
 
 import math
 

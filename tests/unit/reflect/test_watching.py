@@ -419,7 +419,7 @@ def test_watch_silent_from_start_with_future_version_leads_to_relist() -> None:
 
 
 def cut() -> ReflectorDriver:
-    """Return a driver whose watch without bookmarks lost its connection, at the time of the next attempt."""
+    """Return a driver at the time of its next attempt, after the connection of a watch without bookmarks was lost."""
     driver = watching()
     driver.failed(CUT)
     assert isinstance(driver.request, Wait)

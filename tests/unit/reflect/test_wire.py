@@ -24,7 +24,7 @@ NAMED = '"name":"a","uid":"u","resourceVersion":"7"'
 
 
 @pytest.mark.parametrize("kind", ["ADDED", "MODIFIED"])
-def test_watch_event_object_is_decoded_by_mode(kind: str) -> None:
+def test_added_or_modified_event_is_decoded_as_seen_object(kind: str) -> None:
     assert DECODER.line(line(kind, thing("a", "7"))) == ObjectSeen(seen("a", "7"))
 
 

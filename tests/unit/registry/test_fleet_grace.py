@@ -30,7 +30,7 @@ def take(source: ClusterSource, now: float, *events: SourceEvent) -> None:
 
 @pytest.fixture
 def source() -> ClusterSource:
-    """Return a fleet with one cluster, not ready since second 100."""
+    """Return a source with one cluster, not ready since second 100."""
     log = ChangeLog(msgspec.json.encode, Retention())
     made = new_source(Ledger(), log, not_ready=NotReadyClusters(GRACE_S))
     take(made, 0.0, ListStarted(), Listed(ready("a", "1")), ListEnded())

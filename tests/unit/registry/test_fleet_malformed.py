@@ -1,4 +1,4 @@
-"""Malformed objects are reported once each, however often they are written."""
+"""Malformed objects are reported once each until they recover, however often they are written."""
 
 from milo_discoveryd.model.observation import Malformed, Refused
 from milo_discoveryd.telemetry.audit import Audit

@@ -1,4 +1,4 @@
-"""Quotas per caller."""
+"""Quotas of streams, kubeconfigs and filter bytes, and the delay of requests for unknown names."""
 
 import pytest
 

@@ -77,7 +77,7 @@ def test_invalid_or_insecure_socket_permissions_are_rejected(text: str, complain
         ("insecure://[::1]:80", InsecureAddress("::1", 80)),
     ],
 )
-def test_listen_address_is_unix_path_or_port(text: str, address: values.ListenAddress) -> None:
+def test_listen_address_is_unix_path_or_tcp_address(text: str, address: values.ListenAddress) -> None:
     assert values.listen_address(text) == address
     assert values.listen_address(str(address)) == address
     assert values.listen_address(address) is address

@@ -1,4 +1,4 @@
-"""A fleet with one source, which is empty."""
+"""A fleet with one empty source."""
 
 import msgspec
 

@@ -67,7 +67,7 @@ def test_successor_lists_the_pending_clusters_of_its_predecessor_while_operators
 # Cost
 
 
-def test_settled_members_send_at_most_one_request_each_in_5_seconds() -> None:
+def test_settled_members_send_at_most_one_request_per_5_seconds_on_average() -> None:
     driver = settled("a", "b", "c", "d", "e")
     driver.run(30)
     driver.requests.clear()

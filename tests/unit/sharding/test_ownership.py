@@ -2,7 +2,6 @@ from milo_discoveryd.sharding.leases import View, ViewMember
 from milo_discoveryd.sharding.ownership import Decision, KeyOwnership, Ownership
 
 BOTH = {"a": ViewMember("a.1"), "b": ViewMember("b.1")}
-# "x" belongs to `a` of these two, and "y" to `b`: see the first test.
 VIEW = View(number=1, id="1", members=BOTH)
 
 

@@ -1,4 +1,4 @@
-"""Values too large for a message make the object malformed; long messages are truncated."""
+"""Values too large for a protobuf message make the object malformed; long condition messages are truncated."""
 
 import gc
 import tracemalloc
@@ -42,7 +42,7 @@ def test_deletion_time_outside_the_range_of_protobuf_is_malformed(observe: Obser
 
 
 @every_mode
-def test_labels_larger_than_a_message_are_malformed(observe: Observe) -> None:
+def test_labels_over_the_size_limit_make_an_object_malformed(observe: Observe) -> None:
     assert isinstance(observe(labels={"a": "b" * LABEL_CHARACTERS}), Malformed)
     assert isinstance(observe(labels={"a": "b" * (LABEL_CHARACTERS - 1)}), Ready)
     many = METADATA_BYTES // 4096
@@ -51,14 +51,14 @@ def test_labels_larger_than_a_message_are_malformed(observe: Observe) -> None:
 
 
 @every_mode
-def test_too_many_labels_are_malformed(observe: Observe) -> None:
+def test_too_many_labels_make_an_object_malformed(observe: Observe) -> None:
     observed = observe(labels={f"a{number:03}": "" for number in range(METADATA_PAIRS + 1)})
     assert isinstance(observed, Malformed)
     assert observed.message == "it has 1001 labels; at most 1000 are accepted"
     assert isinstance(observe(labels={f"a{number:03}": "" for number in range(METADATA_PAIRS)}), Ready)
 
 
-def test_too_many_annotations_that_are_sent_are_malformed() -> None:
+def test_too_many_sent_annotations_make_an_object_malformed() -> None:
     sending = ControlPlaneObjects(
         ProjectControlPlaneKind(), SourceOptions(project_server=API, annotation_prefixes=("a/",))
     )
@@ -89,7 +89,7 @@ def test_equal_small_sets_of_labels_share_one_instance(observe: Observe) -> None
     assert one.target.labels is other.target.labels
 
 
-def test_annotations_that_are_sent_and_larger_than_a_message_are_malformed() -> None:
+def test_sent_annotations_over_the_size_limit_make_an_object_malformed() -> None:
     sending = ControlPlaneObjects(
         ProjectControlPlaneKind(), SourceOptions(project_server=API, annotation_prefixes=("a/",))
     )

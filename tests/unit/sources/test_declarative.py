@@ -188,7 +188,7 @@ def test_endpoint_without_scheme_or_port_is_completed(stated: str, port: int, ex
         ("b.example", True),
     ],
 )
-def test_accepted_hosts_include_networks(host: str, is_accepted: bool) -> None:
+def test_accepted_endpoint_hosts_are_networks_or_names(host: str, is_accepted: bool) -> None:
     mode = a_mode(endpoint={"field": "spec.url", "hosts": ["10.0.0.0/8", "fd00::/8", "b.example"]})
     assert isinstance(content(mode, an_object({"url": host})), Ready if is_accepted else Malformed)
 

@@ -167,7 +167,7 @@ async def test_config_reload_waits_until_file_is_completely_written(reloaded_fil
         def look() -> config_reload.State:
             nonlocal looked
             looked += 1
-            # The size differs at each check, as while another process writes.
+            # The size differs at each of the first 20 checks, as while another process writes.
             return (state.st_ino, state.st_mtime_ns, min(looked, 20))
 
         followed._state = look  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""The issuer `project-kubeconfig`, whose credential may be the one that the daemon itself uses."""
+"""Issuers from settings: identities that they do not issue, and the servers that they request credentials from."""
 
 import json
 from collections.abc import Callable
@@ -174,7 +174,7 @@ DECLARED = {
 def test_credential_requests_go_to_server_of_the_cluster_source_that_is_served(
     tmp_path: Path, files: Callable[..., str], monkeypatch: pytest.MonkeyPatch, issuing: dict[str, Any], count: int
 ) -> None:
-    """The default is not the cluster that the daemon runs in; another kubeconfig can be set."""
+    """The default is the source's discovery server, not the daemon's own cluster; another kubeconfig can be set."""
     one, other, third = (files(name, token=name) for name in ("one", "other", "third"))
     sources = [
         {"name": "a", "discovery_kubeconfig": one, **DECLARED},

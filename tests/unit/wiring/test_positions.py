@@ -63,7 +63,7 @@ def test_fleet_with_a_draining_cluster_has_no_resume_positions() -> None:
 
 
 def test_declared_clusters_have_no_resume_positions() -> None:
-    """Subscribers receive fields of them that the file does not contain, such as their CA."""
+    """The state file lacks some of the fields that subscribers receive, such as the CA."""
     of = source()
     seen = ready("a", "1")
     fields = {name: getattr(seen.target, name) for name in seen.target.__struct_fields__}

@@ -1,4 +1,4 @@
-"""The member of a shard group, from settings and the pod's environment."""
+"""The member of a shard group, its fleet digest and its fenced issuers, from settings and the pod's environment."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
@@ -80,7 +80,7 @@ def test_member_name_of_a_stateful_set_pod_is_stable(name: str, *, stable: bool)
 
 @pytest.fixture
 def kubeconfig(tmp_path: Path) -> Callable[[str, str], str]:
-    """Write a kubeconfig of a name and a server, and return its path."""
+    """Return a function that writes a kubeconfig with a name and a server, and returns its path."""
 
     def write(name: str, server: str) -> str:
         path = tmp_path / name

@@ -16,7 +16,7 @@ from milo_discovery.v1 import discovery_pb2 as pb
 
 HEARTBEAT_TIMEOUT_S = 3 * HEARTBEAT_S
 LARGE_LIMIT_S = 150.0
-"""Time limit for a client on a busy machine that reads megabytes."""
+"""Time limit for a client that reads megabytes on a busy machine."""
 LONG_HEARTBEAT = {"CONFORMANCE_HEARTBEAT_S": "60"}
 """On a busy machine, a large message takes seconds to arrive, and delays the heartbeats behind it."""
 REFUSALS_TO_THE_LONGEST_DELAY = 7

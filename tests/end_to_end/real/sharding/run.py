@@ -47,7 +47,7 @@ class Moved(msgspec.Struct, frozen=True):
 
     @property
     def projects(self) -> int:
-        """The number of projects that another member writes to."""
+        """The number of projects that moved to another member."""
         return len({each.project for each in self.hand_overs if each.former != each.next})
 
 
@@ -162,7 +162,7 @@ class ShardingRun:
         return found is None or found.valid_for is not None
 
     async def lease_requests(self, members: Iterable[int], for_s: float) -> float:
-        """Observe a group in which nothing changes; return the most requests to Leases of a member in 5 seconds."""
+        """Observe a group in which nothing changes; return a member's mean number of Lease requests in 5 s, at most."""
         began = time.time()
         await asyncio.sleep(for_s)
         counts = self._infrastructure.lease_requests(began, began + for_s)

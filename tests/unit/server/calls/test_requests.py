@@ -114,7 +114,7 @@ def test_incarnation_that_is_too_long_is_rejected() -> None:
         requests.release(pb.ReleaseClusterRequest(cluster="a", incarnation=long, subscriber="s"))
 
 
-def test_empty_filter_is_everything() -> None:
+def test_empty_filter_matches_every_cluster() -> None:
     assert filtered() == EVERYTHING
 
 

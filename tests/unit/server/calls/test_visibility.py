@@ -1,4 +1,4 @@
-"""The names and counts that a caller may see."""
+"""The records, transitions, counts and messages that a caller may see."""
 
 import msgspec
 import pytest

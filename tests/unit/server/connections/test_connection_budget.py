@@ -25,7 +25,7 @@ def connections(*listeners: Listener, descriptors: int) -> list[int]:
     return [each.connections for each in fit_connections(listeners, descriptors)]
 
 
-def test_connection_budget_unchanged_with_enough_descriptors() -> None:
+def test_connection_budget_is_unchanged_with_enough_descriptors() -> None:
     assert connections(listener(1000), listener(500), descriptors=RESERVED + 3000) == [1000, 500]
 
 

@@ -66,7 +66,7 @@ final class Session {
     return revision;
   }
 
-  /** Apply a batch. If it does not continue the previous one, throws without any effect. */
+  /** Apply a batch. If it does not continue the previous one, throws and applies none of it. */
   synchronized List<Event> receive(WatchClustersResponse batch) {
     Phase before = phase;
     phase = Phase.CLOSED; // stays if the batch is invalid

@@ -8,10 +8,10 @@ import java.util.function.Consumer;
  * Options of a watch.
  *
  * @param filter selects the clusters
- * @param includeKubeconfigs deliver a kubeconfig with each ENGAGED, and a new one in a KUBECONFIG event before it expires
+ * @param includeKubeconfigs deliver a kubeconfig with each ENGAGED, if available, and a new one in a KUBECONFIG event before it expires
  * @param heartbeatInterval interval of heartbeats on an idle stream; after three missed heartbeats, the watch reconnects
  * @param subscriber if not empty, planned disengagements wait for a release under this name, which no other watch of the caller may use
- * @param onDisconnect called with the reason when a stream breaks; every cluster stays engaged, and the watch reconnects
+ * @param onDisconnect called with the reason when a stream breaks; clusters stay engaged unless the daemon's ownership expired
  */
 public record WatchOptions(
     ClusterFilter filter,
