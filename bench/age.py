@@ -20,7 +20,6 @@ _MORE = {
     "controllers": ("controllers/src", "clients/python/src"),
     "go": ("clients/go",),
     "go_memory": ("clients/go",),
-    "milo": ("clients/go",),
     "milo_groups": ("clients/go",),
 }
 """The packages that a file measures besides the daemon."""
@@ -29,7 +28,6 @@ CommitsSince = Callable[[str, tuple[str, ...]], int | None]
 """Returns how many commits changed the packages since a commit; None if the history lacks that commit."""
 
 KNOWN_STALE = {
-    "milo": "2026-11-24T16:18:05+00:00",
     "milo_cost": "2026-11-23T02:24:32+00:00",
     "milo_groups": "2026-11-25T02:24:09+00:00",
 }
