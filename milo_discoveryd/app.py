@@ -122,11 +122,12 @@ class Daemon:
         self.started = asyncio.Event()
 
     async def run(self, logging: Logging | None = None) -> None:
-        """Run until SIGTERM or SIGINT, then drain the streams; a second signal skips that.
+        """Run until SIGTERM or SIGINT, then leave the shard group, if any, and drain the streams. Each further signal
+        ends the current step.
 
-        SIGUSR1 toggles debug logging. SIGUSR2 accepts the source's current state and releases held clusters. SIGHUP
-        reloads the authorization rules and reopens the audit file. SIGRTMIN, from `milo-discoveryd leave`, hands the
-        clusters over to the other members of the shard group.
+        SIGUSR1 toggles debug logging. SIGUSR2 accepts the current state of all sources, so that held removals are
+        released. SIGHUP reloads the authorization rules and reopens the audit file. SIGRTMIN, from
+        `milo-discoveryd leave`, hands the clusters over to the other members of the shard group.
 
         Raises expected errors (`daemon_errors.EXPECTED`), alone or in an exception group.
         """
@@ -371,7 +372,7 @@ class Daemon:
             tasks.create_task(self._report_failed_start(), name="report why no list was read")
 
     async def _report_failed_start(self) -> None:
-        """Log, as soon as a source fails before its first complete list, what is wrong with its API server."""
+        """Log the failed checks, once, as soon as a source becomes stale before its first complete list."""
         while self._log_problems is not None and not all(source.synced for source in self._fleet.sources):
             failing = (source for source in self._fleet.sources if not source.synced)
             if any(source.status.state is ViewState.STALE for source in failing):
@@ -389,7 +390,7 @@ class Daemon:
                 await waiter.wait_for_change(60.0)
 
     def _ready(self) -> Mapping[str, str | None]:
-        problem = "no complete list was received from the source yet"
+        problem = "no complete list has been received from the source yet"
         return {f"synced {source.name}".rstrip(): None if source.synced else problem for source in self._fleet.sources}
 
     def _info(self) -> DaemonInfo:

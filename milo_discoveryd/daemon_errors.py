@@ -35,7 +35,7 @@ class StartError(DaemonError):
 
 
 class BackendError(CredentialError):
-    """The backend of a credential issuer failed."""
+    """The backend of a credential issuer failed, or returned an invalid credential."""
 
     def __init__(
         self, message: str, *, retry_after_s: float | None = None, of_cluster: bool = False, reason: str = "failed"
@@ -49,6 +49,6 @@ class BackendError(CredentialError):
 
 
 class UnfitError(CredentialError):
-    """The credential exists, but must not be issued."""
+    """There is no credential that may be issued, and a retry does not help."""
 
     reason = "unfit"

@@ -25,7 +25,7 @@ var (
 	ErrUnauthenticated = errors.New("unauthenticated")
 	// ErrPreconditionFailed is returned when the daemon's configuration or the cluster's state does not allow the call.
 	ErrPreconditionFailed = errors.New("precondition failed")
-	// ErrUnimplemented is returned when the daemon is older than this client, or another program listens at its address.
+	// ErrUnimplemented is returned when the daemon is older than this client, or another program listens on its address.
 	ErrUnimplemented = errors.New("unimplemented")
 	// ErrUnavailable is returned when the daemon is unreachable or not synced. Retry later.
 	ErrUnavailable = errors.New("unavailable")

@@ -1,4 +1,4 @@
-"""The command `milo-discoveryd check`: tests everything that the settings refer to, and suggests corrections."""
+"""The command `milo-discoveryd check`: checks the settings and what they refer to, and suggests corrections."""
 
 from milo_discoveryd.check.checks import check, log_problems
 from milo_discoveryd.check.effective_rights import parse_caller, print_effective_rights

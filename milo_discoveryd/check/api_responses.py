@@ -35,7 +35,7 @@ class _ListMetaBody(
     version: str = ""
     next: str = ""
     left: int | None = None
-    """The number of objects on further pages, which API servers omit if there is a selector."""
+    """The number of objects on further pages. API servers omit it if the list has a selector."""
 
 
 class _Page(msgspec.Struct):
@@ -161,7 +161,7 @@ def identity(subject: str, status: int, body: bytes, origin: str) -> Finding:
 
 
 def allowed(status: int, body: bytes) -> bool | None:
-    """Return the decision of an access review, or None if the server does not serve these reviews."""
+    """Return the decision of an access review, or None if the server did not return one."""
     return _REVIEW.decode(body).status.allowed if status in (200, 201) else None
 
 
@@ -201,7 +201,7 @@ def watching(subject: str, resource: Resource, status: int, body: bytes) -> Find
 
 
 def clock(date: str | None, now: datetime) -> Finding | None:
-    """Compare the clocks: a wrong one makes credentials and certificates expire early on either side."""
+    """Compare the clocks: with a wrong clock, valid credentials and certificates appear expired or not valid yet."""
     apart_s = abs(seconds_ahead(date, now.timestamp(), now.timestamp()))
     if apart_s <= TOLERATED_S:
         return None

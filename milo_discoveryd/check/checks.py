@@ -183,7 +183,10 @@ async def _upstreams(settings: Settings, environ: Mapping[str, str]) -> AsyncGen
 async def _sources(
     sources: Sequence[ConfiguredSource], settings: Settings, environ: Mapping[str, str]
 ) -> AsyncIterator[Finding]:
-    """Check the sources whose kubeconfigs could be read. Check the issuers only if all sources' kubeconfigs could."""
+    """Check the sources whose kubeconfigs could be read, and the issuers if all kubeconfigs could be read.
+
+    If the issuers cannot be built from their settings, report only that.
+    """
     async with AsyncExitStack() as closing:
         issuers = None
         if len(sources) == len(settings.sources):

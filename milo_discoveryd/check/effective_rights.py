@@ -1,4 +1,4 @@
-"""Prints the access that a caller gets by the configured rules: `check --as`."""
+"""Prints the access that the configured rules grant a caller: `check --as`."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TextIO

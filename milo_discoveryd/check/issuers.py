@@ -1,4 +1,8 @@
-"""Checks each credential issuer by minting and using one credential, unless minting creates objects in a cluster."""
+"""Checks each credential issuer: mints a credential, and uses it in an engaged cluster, if there is one.
+
+An issuer that would create objects is not checked, and most issuers of one credential per cluster are checked only if a
+cluster is engaged.
+"""
 
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -89,7 +93,7 @@ class IssuersCheck:
     async def _used(
         self, subject: str, issuer: str, cluster: Cluster, minted: IssuedCredential
     ) -> AsyncIterator[Finding]:
-        """Authenticate to the cluster with the issued credential, as operators do."""
+        """Authenticate to the cluster with the issued credential, as operators do, and check impersonation."""
         target = cluster.target
         project, trust_of = self._sources[target.source]
         try:

@@ -33,7 +33,7 @@ def unix_socket(address: UnixAddress) -> Finding:
 
 
 def tcp_port(subject: str, address: TcpAddress, *, daemon_is_running: bool = False) -> Finding:
-    """Check a port. If a daemon with these settings is running, the port is probably its own."""
+    """Check that a port is free. If a daemon with these settings is running, a port in use is probably its own."""
     subject = f"{subject} {address}"
     try:
         family = _family(address)
@@ -59,7 +59,7 @@ def used_twice(subject: str, address: TcpAddress, others: Iterable[TcpAddress]) 
 
 
 def _includes(host: str, other: str) -> bool:
-    """Return whether a listener at `host` also listens at `other`."""
+    """Return whether a listener on `host` also listens on `other`."""
     if host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
         return (":" in host) == (":" in other)
     return host in ("", other)

@@ -32,10 +32,10 @@ class _HostClusters(msgspec.Struct):
 
 
 class HostSchedule:
-    """A `ProbeSchedule` of hosts. Each probe names a cluster behind the host, whose endpoint has the host."""
+    """A `ProbeSchedule` of hosts. Each probe names one cluster behind the host: its endpoint contains the host."""
 
     def __init__(self, policy: ProbePolicy, jitter: Callable[[], float]) -> None:
-        # A host that all clusters share is never disengaged: see the module `reachability`.
+        # Clusters that share the probe of a host are never disengaged as unreachable.
         self._schedule = ProbeSchedule(msgspec.structs.replace(policy, give_up_after_s=None), jitter)
         self._hosts: dict[str, _HostClusters] = {}
         """By source and host."""

@@ -63,7 +63,7 @@ class ProbeFailed(msgspec.Struct, frozen=True):
     """A probe without a usable response."""
 
     cause: str
-    """One word: dns, connect, tls, timeout, closed, credential, 429, 404, 5xx."""
+    """One word, such as `timeout`: the cause of the `TransportError`, the status, or `5xx`."""
     message: str
     is_of_host: bool = False
     """Whether nothing answered at the host: the outcome then applies to every cluster behind it."""
@@ -103,7 +103,7 @@ class _Host(msgspec.Struct):
     failures: int = 0
     """Consecutive probes, of any of its clusters, without a response."""
     is_probed_for_all: bool = False
-    """Whether a probe is in flight while the host is down. No other probe is sent to the host until it has ended."""
+    """Whether a probe is in flight while the host is down. Until it ends, no other probe is sent to the host."""
     names: set[str] = msgspec.field(default_factory=set)
 
 
@@ -121,7 +121,7 @@ class _ProbedCluster(msgspec.Struct):
     by_host: bool = False
     """Whether the cluster became unreachable together with its host, and so becomes reachable together with it."""
     away_since: float = 0.0
-    """When the cluster became unreachable (steady clock), not counting outages of its host or of many clusters."""
+    """When the cluster became unreachable (steady clock), not counting outages of shared hosts or of many clusters."""
 
 
 class ProbeSchedule:
@@ -191,7 +191,7 @@ class ProbeSchedule:
 
     @property
     def next_at(self) -> float | None:
-        """When the next probe is due; None if none is due before the outcome of one in flight is recorded."""
+        """When the next probe is due; None if none is planned, or too many are in flight."""
         if not self._line or len(self._under_way) >= self._policy.at_once:
             return None
         return max(self._line[0][0], self._free_at)

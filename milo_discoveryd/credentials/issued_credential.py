@@ -16,7 +16,7 @@ from milo_kube.credential import Credential
 SKEW_S = 30.0
 """The clock skew that is tolerated."""
 LONGEST_S = 24 * 3600.0
-"""The maximum lifetime of an issued credential."""
+"""The maximum lifetime of an issued credential, unless its issuer allows long-lived ones."""
 UNSTATED_LIFE_S = 3600.0
 """The assumed lifetime of a credential without a stated expiry: holders request the current one after this time."""
 

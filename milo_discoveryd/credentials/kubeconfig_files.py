@@ -25,7 +25,7 @@ _UNFINISHED = ("~", ".tmp", ".swp", ".lock", ".part")
 
 
 class FilesError(Exception):
-    """The directory or the file cannot be read, so the clusters of the source are unknown."""
+    """The directory or a file cannot be used, so the state of its clusters is unknown."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -50,7 +50,7 @@ class Scan(msgspec.Struct, frozen=True):
     changed: frozenset[str]
     """Keys of the objects whose files changed since the previous scan."""
     settles_in_s: float = 0.0
-    """When to scan again because a file may be incomplete; 0 if none is."""
+    """After how long to scan again because a file may be incomplete; 0 if no file may be."""
 
 
 class StoredKubeconfig(msgspec.Struct, frozen=True):
@@ -142,9 +142,9 @@ class KubeconfigFiles:
         return self.scan(lambda _: True).objects
 
     def find(self, key: str) -> FileObject | None:
-        """Return an object as it is now, or None if its file, or its context there, does not exist.
+        """Return an object as it is now, or None if its file in the directory, or its context, does not exist.
 
-        Raises FilesError, also for a file that may be incomplete: what it lacks does not count as deleted.
+        Raises FilesError if that is unknown, as when the directory is missing or a file may be incomplete.
         """
         file, _ = self._of.context_of(key)
         path = self.path / file if file else self.path

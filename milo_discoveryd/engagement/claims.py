@@ -145,8 +145,8 @@ class UidClaims(ValueClaims):
 
 
 class AddressClaims(ValueClaims):
-    """Claims on addresses. Objects of the kind `declarative` contain addresses; other addresses follow from
-    settings."""
+    """Claims on addresses. Objects of the kind `declarative` contain addresses; other addresses follow from settings,
+    or are in kubeconfig files on this machine."""
 
     what = "address"
     trusts_servers = True

@@ -107,8 +107,8 @@ class ClusterRecords:
         self._absent.pop(name, None)
 
     def note_absent(self, name: str, state: ObjectState) -> str | None:
-        """Count a record in a forgettable state toward their limit. Return the key of the record that is dropped, if
-        any."""
+        """Count a record in a forgettable state toward the limit of such records. Return the key of the record that is
+        dropped, if any."""
         self._absent.pop(name, None)
         if state not in FORGETTABLE_STATES:
             return None

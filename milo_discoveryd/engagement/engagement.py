@@ -127,7 +127,7 @@ class Engagements:
         return None if until is None else now.wall + until - now.steady
 
     def end_overdue(self, now: Moment) -> list[Event]:
-        """Disengage the clusters whose grace period is over, unless there are too many at once."""
+        """Disengage, or begin to drain, the clusters whose grace period is over, unless there are too many at once."""
         events: list[Event] = []
         for name in self.not_ready.take_overdue(self.engaged, now.steady):
             record = self._known(name)
@@ -137,7 +137,7 @@ class Engagements:
         return events
 
     def end_drain(self, name: str, now: Moment) -> list[Event]:
-        """Disengage a draining cluster, and engage it again if the reason for the drain no longer applies."""
+        """Disengage a draining cluster, and engage it again if it is ready and no other daemon owns it."""
         record = self._known(name)
         cluster = record.cluster
         assert cluster is not None, "the cluster is not engaged"
@@ -152,7 +152,7 @@ class Engagements:
         return events
 
     def reassign(self, name: str, timeout_s: float, now: Moment) -> list[Event]:
-        """Engage or drain a ready cluster, according to the current result of `assigned_elsewhere`."""
+        """Apply the current result of `assigned_elsewhere`: engage a ready cluster, or drain or disengage it."""
         record = self._known(name)
         elsewhere = self.assigned_elsewhere(name)
         if elsewhere is None:
@@ -227,7 +227,8 @@ class Engagements:
     # --- claims of several objects ---
 
     def contest(self, observation: Ready, problem: str, now: Moment) -> list[Event]:
-        """Record that a ready object must not stand for its cluster. An engaged cluster stays as it is."""
+        """Record that a ready object must not stand for its cluster. If the cluster is engaged for the same object, it
+        stays as it is."""
         contested = Malformed(observation.name, observation.uid, observation.version, problem)
         self.report_malformed(contested)
         self._contested[observation.name] = observation
@@ -242,7 +243,7 @@ class Engagements:
         return events + self._end(record, DisengageReason.NOT_READY, problem, now)
 
     def begin_uncontested(self, name: str, now: Moment) -> list[Event]:
-        """Engage a cluster, if it was contested."""
+        """Engage a cluster that was contested and no longer is; no-op for other clusters."""
         observation = self._contested.pop(name, None)
         return [] if observation is None else self._ready(observation, now)
 
@@ -313,8 +314,8 @@ class Engagements:
         return self._plan_end(record, reason, message, now, drain_s)
 
     def _keeps_for_now(self, name: str, record: ClusterRecord, now: Moment) -> bool:
-        """Return whether a cluster that is not ready stays engaged for a grace period, or because too many are not
-        ready."""
+        """Return whether a cluster that is not ready stays engaged for now: for a grace period, or until it is decided
+        whether too many clusters are not ready."""
         is_graced = record.engaged and name not in self.releases
         return is_graced and not self.not_ready.begin_wait(name, now.steady)
 
@@ -454,7 +455,7 @@ def _is_unreachable(cluster: Cluster) -> bool:
 
 
 def _with_fields(cluster: Cluster, present: ObjectFields | Target | None) -> Cluster:
-    """Return a draining cluster with the present labels and organization of its object, which may no longer match a
+    """Return the cluster with the present labels and organization of its object, which may no longer match a
     subscriber's filter or authorization rules."""
     target = cluster.target
     if present is None or (present.labels, present.organization) == (target.labels, target.organization):

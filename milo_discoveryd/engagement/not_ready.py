@@ -137,7 +137,7 @@ class NotReadyClusters:
                 self.held, self._decide_at = None, math.inf
 
     def forget(self, name: str) -> None:
-        """Forget the cluster: its object is ready again, or no longer exists."""
+        """Forget the cluster: its state no longer has a grace period."""
         self.ended(name)
         self._disengaged.pop(name, None)
 

@@ -18,7 +18,7 @@ from milo_discoveryd.log.filter import ClusterView
 from milo_discoveryd.model.cluster import Cluster
 
 REMEMBERED_S = 60.0
-"""How long a subscriber without a stream is expected to reconnect: twice the longest backoff of a client."""
+"""How long a subscriber without a stream is expected to reconnect: much longer than the backoff of a client."""
 REMEMBERED_EACH = 100
 """Maximum number of subscribers without a stream that are remembered per caller. The oldest are dropped first."""
 REMEMBERED_FILTER_BYTES = 256 * 1024
@@ -89,7 +89,8 @@ class PendingReleases:
     def __init__(self) -> None:
         self._drains: dict[str, _Drain] = {}
         self._deadlines: list[tuple[float, str]] = []
-        """A heap of deadlines. Entries whose drain has ended are stale and skipped."""
+        """A heap of (deadline, name). An entry whose drain has ended, or has another deadline by now, is stale and
+        skipped."""
         self._subscribers: dict[SubscriberKey, _Subscriber] = {}
         self._gone: dict[str, dict[SubscriberKey, int]] = {}
         """Subscribers without a stream, by caller, oldest first, with the size of their filters."""
@@ -113,7 +114,7 @@ class PendingReleases:
         self._return_until = now + REMEMBERED_S
 
     def open(self, subscription: Subscription, now: float) -> None:
-        """Add a stream. Drains wait for its subscriber from now on."""
+        """Add a stream. The drains of clusters in its view wait for its subscriber from now on."""
         key = subscription.key
         self._recall(key)
         subscriber = self._subscribers.get(key)
@@ -233,7 +234,7 @@ class PendingReleases:
 
     @property
     def due_at(self) -> float | None:
-        """The earliest deadline."""
+        """The earliest deadline of a drain; None if there are no drains."""
         while self._deadlines:
             until, name = self._deadlines[0]
             if (drain := self._drains.get(name)) is not None and drain.until == until:
@@ -242,7 +243,7 @@ class PendingReleases:
         return None
 
     def due(self, now: float) -> list[str]:
-        """Return the names of the drains whose deadline has passed."""
+        """Return the names of the draining clusters whose deadline has passed."""
         return [name for name, drain in self._drains.items() if drain.until <= now]
 
     def clear(self) -> None:

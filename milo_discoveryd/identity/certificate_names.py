@@ -1,4 +1,4 @@
-"""Subject alternative names of client certificates. The common name is ignored: CAs don't verify it."""
+"""Subject alternative names of client certificates. The common name is ignored: CAs need not verify it."""
 
 from datetime import datetime
 
@@ -25,7 +25,7 @@ def certificate_names(der: bytes) -> CertificateNames:
 
 
 def _text(name: x509.GeneralName) -> str | None:
-    """Return the name prefixed with its kind, so that a DNS name can't pass for a URI."""
+    """Return the name prefixed with its kind, so that a DNS name can't pass for a URI; None for other kinds."""
     match name:
         case x509.DNSName():
             return f"dns:{name.value.lower()}"

@@ -47,7 +47,7 @@ class TokenReviewUnavailableError(Exception):
 
 
 class TokenReviewLimitError(TokenReviewUnavailableError):
-    """The caller exceeded its share of token reviews."""
+    """The rate limit for token reviews was reached, for the caller or in total."""
 
 
 class _ReviewedUser(msgspec.Struct, frozen=True):
@@ -178,7 +178,7 @@ class TokenReviewer:
         return result
 
     def _log_problem(self, problem: str) -> None:
-        """Log each problem once, however many tokens it affects."""
+        """Log the problem only when it changes, however many tokens it affects."""
         if problem and problem != self._logged_problem:
             log.warning("token reviews failing", problem=problem)
         elif self._logged_problem and not problem:

@@ -24,13 +24,14 @@ FIRST_RENEWAL = (0.1, 0.42)
 REFRESH = (0.5, 0.6)
 """The part of a credential's life after which holders are to fetch the next one. By then it has been renewed."""
 BACKOFF_S = (0.5, 15.0)
-"""The first and the longest wait between attempts; the wait doubles with each failure."""
+"""The first wait between attempts and, by default, the longest; the wait doubles with each failure."""
 BACKOFF_SHARE = 0.025
-"""While a credential is held, no backoff is longer than this share of its life."""
+"""While a credential is held, the backoff is capped at this share of its life, but not below the first wait."""
 MAX_RENEWAL_S = 3600.0
 """The approximate maximum time until a renewal: even a long-lived credential may have been replaced at its issuer."""
 UNCHANGED_RETRY_SHARE = 0.1
-"""If an issuer returns the same credential, the next request follows after this share of the remaining life."""
+"""If an issuer returns the same credential, the next request follows after this share of the remaining life, within
+the bounds of `UNCHANGED_RETRY_S`."""
 UNCHANGED_RETRY_S = (0.2, 60.0)
 
 Draw: TypeAlias = Callable[[], float]
@@ -90,7 +91,7 @@ class CredentialLease:
 
     @property
     def failure(self) -> CredentialError | None:
-        """Why the last attempt failed; None if it succeeded."""
+        """Why the last attempt failed; None if it did not."""
         return self.state.failure if isinstance(self.state, Renewing | Retrying | Expired) else None
 
     @property

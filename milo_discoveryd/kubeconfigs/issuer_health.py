@@ -9,7 +9,7 @@ class IssuerHealth(msgspec.Struct, frozen=True):
     name: str
     type: str
     problem: str
-    """Why the last attempt failed; empty if it succeeded."""
+    """Why the last attempt failed, apart from failures of one cluster; empty if it did not."""
     expires_at: float | None
     """Earliest expiry of the credentials held from this issuer; None if none is held."""
     leases: int

@@ -24,7 +24,7 @@ from milo_kube.credential import Credential
 from milo_kube.label_selector import Selector
 
 REJECTED = "rejected"
-"""The reason for clusters whose API servers answer 401 to the issued credential."""
+"""The failure that counts clusters whose API servers answer 401 to the issued credential."""
 NO_ISSUER = "no credential issuer is configured, so this daemon issues no kubeconfigs"
 
 
@@ -125,7 +125,7 @@ class Kubeconfigs:
         )
 
     def held(self, cluster: Cluster) -> Credential | None:
-        """Return the credential that the cluster's operators have at present, without requesting one."""
+        """Return the credential that is held for the cluster, without requesting one."""
         issued = self._held(cluster)
         return None if issued is None else issued.credential
 
@@ -145,8 +145,8 @@ class Kubeconfigs:
         return self.issuance.trust(cluster.target, self._held(cluster))
 
     def describe(self, cluster: Cluster) -> CredentialDescription | None:
-        """Describe the credential that the cluster's operators have at present, without requesting one; None if no
-        issuer covers the cluster."""
+        """Describe the credential that is held for the cluster, without requesting one; None if no issuer covers the
+        cluster."""
         minter = self._minter(cluster, UNLIMITED)
         if minter is None:
             return None
@@ -192,7 +192,7 @@ class Kubeconfigs:
         return Counter({REJECTED: count} if count else ())
 
     def problem(self, cluster: Cluster, terms: Terms) -> str | None:
-        """Return why no kubeconfig can be issued for the cluster at present, or None."""
+        """Return why the cluster gets no new credential from its issuer; None if it gets one, or has no issuer."""
         minter = self._minter(cluster, terms)
         problem = None if minter is None else minter.problem(cluster)
         return None if problem is None else str(problem)

@@ -135,7 +135,7 @@ class LeaseHandle:
     def issue_exec(self, incarnation: str, to: Recipient) -> IssuedKubeconfig:
         """Issue a kubeconfig without a secret, whose exec plugin requests the credential from the daemon at each use.
 
-        Raises UnfitError if the daemon could never return one.
+        Raises UnfitError if the daemon could never return one, and CredentialUnavailableError if it has no CA yet.
         """
         if (unfit := self._minter.unfit_for_all()) is not None:
             raise unfit

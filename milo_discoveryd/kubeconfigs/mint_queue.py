@@ -2,7 +2,7 @@
 
 Of the concurrent mints, at most a quarter are retries after a failure of the cluster itself, and at most three quarters
 are first credentials and retries. An organization uses at most half of the places that others leave free, and
-the organization with the fewest mints in flight is next. A cluster has one mint in flight.
+the organization with the fewest mints in flight is next. A cluster has at most one mint in flight.
 """
 
 import heapq

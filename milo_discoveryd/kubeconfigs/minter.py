@@ -86,7 +86,7 @@ class Minter:
 
     @property
     def failure(self) -> CredentialError | None:
-        """Why the last attempt failed; None if it succeeded."""
+        """Why the last attempt failed, apart from failures of one cluster; None if it did not."""
         return self._outage.failure
 
     def now(self) -> Moment:
@@ -317,7 +317,7 @@ class IssuerOutage:
     def __init__(self, issuer: Issuer) -> None:
         self._issuer = issuer
         self.failure: CredentialError | None = None
-        """Why the last attempt failed; None if it succeeded."""
+        """Why the last attempt failed, apart from failures of one cluster; None if it did not."""
         self.is_noticed = False
         """Whether a caller ever requested a credential: failures are then warnings. `keep_ready` does not count."""
         self._is_warned = False

@@ -96,7 +96,7 @@ class Snapshot(msgspec.Struct, frozen=True, weakref=True):
 class LogSlots:
     """The last change of each cluster, as two parallel lists in revision order. Only `append` changes them.
 
-    An entry that changes again leaves a stale slot behind, and stale slots are removed in portions.
+    An entry that changes again leaves a stale slot behind, and stale slots are removed in batches.
     """
 
     def __init__(self, stale_allowed: int) -> None:
@@ -243,7 +243,8 @@ class ChangeLog:
         return self._slices.get(key) or self._slices.put(key, self.read(revision, view, ahead))
 
     def read_snapshot(self, snapshot: Snapshot, start: int, view: ClusterView, overhead: int) -> SnapshotPart:
-        """Return the clusters in view from position `start` on. Each frame counts as `overhead` bytes more."""
+        """Return the next part of a snapshot, from position `start` on. Each frame counts as `overhead` bytes more than
+        its size."""
         frames: list[Frame] = []
         ahead: set[tuple[str, int]] = set()
         size = 0

@@ -101,7 +101,7 @@ class ChangeNotifier:
         self._wake_all()
 
     def notify(self, after_s: float = 0.0) -> None:
-        """Wake all waiters after at least `after_s`, or with an earlier wake-up that is already due."""
+        """Wake all waiters after at least `after_s`, or with an earlier wake-up that is already scheduled."""
         if not self._waiters:
             return
         loop = asyncio.get_running_loop()

@@ -18,7 +18,7 @@ class Batch(msgspec.Struct, frozen=True):
 
     @property
     def is_sendable(self) -> bool:
-        """Whether the batch has events; False for a step of a longer read in which nothing matched."""
+        """Whether to send the batch; False for a step of a longer read in which nothing matched."""
         return bool(self.slice.frames) or self.reset or self.is_whole
 
 

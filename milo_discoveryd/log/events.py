@@ -81,7 +81,7 @@ class PastState(msgspec.Struct, frozen=True, gc=False):
     since: int
     until: int
     reason: DisengageReason | None
-    """Why the cluster was disengaged at `until`; None if only its labels or its organization changed."""
+    """Why the cluster was disengaged at `until`; None if only its labels, its organization or its drain changed."""
     message: str
 
 
@@ -96,8 +96,8 @@ class LogEntry(msgspec.Struct, gc=False):
     """The last revision that could change the result of a filter for the cluster."""
     history: tuple[PastState, ...] = ()
     frame: Frame | None = None
-    """The frame of the current cluster, of the type that was last requested. All live readers need UPDATED and all
-    snapshots need ENGAGED, so caching one type is enough."""
+    """The frame of the current cluster, of the type that was last requested. Nearly all live readers need UPDATED and
+    all snapshots need ENGAGED, so caching one type is enough."""
 
     def known_at(self, revision: int) -> Cluster | None:
         """Return the cluster as a reader at `revision` knows it, as far as filters and incarnations are concerned."""

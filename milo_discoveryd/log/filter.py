@@ -15,7 +15,7 @@ class ClusterView(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """A string that is equal for two views that show the same clusters."""
+        """A string that is equal only for views that show the same clusters."""
 
     @property
     def is_everything(self) -> bool:

@@ -32,7 +32,7 @@ class FilterTransition(msgspec.Struct, frozen=True):
         return len(self.snapshot.entries) - self.position
 
     def restart(self, view: ClusterView) -> "FilterTransition":
-        """Return a transition to another view that continues from the current position of this one."""
+        """Return a transition to another view, from the start. Up to the current position, it replaces `self.view`."""
         earlier = ((self.position, self.view), *(former for former in self.earlier if former[0] > self.position))
         return msgspec.structs.replace(self, view=view, earlier=earlier, position=0)
 

@@ -1,4 +1,4 @@
-"""Project control planes, as the daemon tracks them and subscribers see them."""
+"""Clusters, as the daemon tracks them and subscribers see them."""
 
 import enum
 from typing import ClassVar

@@ -76,7 +76,7 @@ UNREAD = Unread()
 
 
 def earliest(cluster: str, contributions: Sequence[ObjectContribution], _uid: str = "") -> Observation | None:
-    """Return the earliest of contributions that are observations; a malformed one if two are the earliest.
+    """Return the observation that is the earliest contribution; a malformed one if two contributions are the earliest.
 
     Otherwise a user who can create objects could take over a cluster by another object with its name.
     """

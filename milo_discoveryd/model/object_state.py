@@ -58,7 +58,7 @@ class StateMeaning(msgspec.Struct, frozen=True, kw_only=True):
     is_forgettable: bool = False
     """Only `FORGETTABLE_RECORDS_KEPT` records in such states are kept."""
     is_reported: bool = False
-    """The audit log and the journal get an entry when an object enters the state, because its author made a mistake."""
+    """The audit log and the journal get an entry when an object enters the state, because somebody must correct it."""
     remedy: str = ""
     """What `check` advises if objects are in this state; empty if the state is no problem."""
     tone: str = "plain"

@@ -42,7 +42,7 @@ class FirstList(msgspec.Struct, frozen=True):
         return self.limits is not None and 0 < self.version < version
 
     def may_lack(self, known_count: int, present_count: int) -> bool:
-        """Return whether the list may be incomplete, for a subscriber that knows more clusters than are `present`.
+        """Return whether the list may be incomplete, for a subscriber that knows more clusters than are present.
 
         A list without any cluster may be incomplete even if only one is known: waiting only costs time.
         """

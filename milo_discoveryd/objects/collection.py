@@ -100,7 +100,7 @@ class ObjectCollection:
         self._guard = guard
         self._list = StagedList(store, pending_deletions)
         self._released: set[str] = set()
-        """Objects that two lists lack, and whose deletion is being confirmed."""
+        """Objects whose held removal was released, so that their deletion is being confirmed."""
         self._reference_objects: tuple[tuple[str, str], ...] = ()
         self._last_list = _LastList()
         self._unconfirmed: set[str] = set()
@@ -260,7 +260,7 @@ class ObjectCollection:
                     yield from self._end_list(ended, now)
                     self.store.weight.list_ended()
                 case _:
-                    pass  # Relisting and EventIgnored change no object, and deletions by a foreign server are ignored
+                    pass  # Relisting and EventIgnored change no object; reports of a foreign server do not count
         if changed:
             self.progress.version = max(self.progress.version, comparable(changed[-1].version))
             yield self._unlisted_changes(self.store.apply_watched(changed))
@@ -491,7 +491,7 @@ class ObjectCollection:
         return record is not None and settled.uid in ("", record.uid)
 
     def _hold_again(self, now: float) -> None:
-        """Hold the removals again for which only lists are evidence: a read found an object that these lists lack."""
+        """Hold again the removals that only lists show: a read found an object that these lists lack."""
         assert self._guard is not None
         held = self._guard.contradicted(now)
         for name in self._released:

@@ -164,7 +164,7 @@ class PendingDeletions:
         return pending is not None and pending.is_held
 
     def awaits_read(self, name: str) -> bool:
-        """Return whether a deletion is pending, and no read was answered or failed yet."""
+        """Return whether a deletion is pending, and no read has been answered or has failed yet."""
         pending = self._pending.get(name)
         return pending is not None and not pending.failures
 
@@ -178,12 +178,12 @@ class PendingDeletions:
         return self._refusal if self._refusals and self._pending else None
 
     def explain(self, name: str) -> tuple[float, str] | None:
-        """Return when the deletion was reported, and why it is not confirmed yet."""
+        """Return when the deletion was reported, and why it is not confirmed yet; None if none is pending."""
         pending = self._pending.get(name)
         return None if pending is None else (pending.since, pending.problem)
 
     def older_since(self, name: str) -> float | None:
-        """Return when a read of the object first returned an older state than the watch or a list."""
+        """Return when a read of the object first returned an older state than the watch or a list; None if none did."""
         pending = self._pending.get(name) or self._refuted.get(name)
         return None if pending is None else pending.older_since
 

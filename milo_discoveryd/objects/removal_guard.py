@@ -11,8 +11,8 @@ Deletions that a watch reports are held in the same way, if they are many within
 resource is deleted, the API server deletes all objects one by one.
 
 To hold a removal means that the cluster stays engaged, and that no read is sent that could confirm the deletion. `Hold`
-is what the guard awaits meanwhile, `HeldRemovals` tells operators since when and why, and `PendingDeletions.is_held`
-returns whether the removal of one object is held. The guard counts established objects, which were ready at least once;
+is what the guard waits for, `HeldRemovals` is the message for operators, and `PendingDeletions.is_held` returns whether
+the removal of one object is held. The guard counts established objects, which were ready at least once;
 its messages call them engaged clusters.
 """
 
@@ -61,13 +61,13 @@ class JudgedRemovals(msgspec.Struct, frozen=True):
 
 class ListJudgement(msgspec.Struct, frozen=True):
     removals: Sequence[JudgedRemovals]
-    """Each object is in one group."""
+    """All removals of the list, in groups. Each object is in one group."""
     is_foreign: bool = False
     """The list is from another server: nothing in it is used."""
 
 
 class AwaitsSecondList(msgspec.Struct, frozen=True):
-    """A list, or the watch, has shown a removal of many clusters, which a second list confirms."""
+    """A list, or the watch, has shown a removal of many clusters, which a second list has to confirm."""
 
     held: HeldRemovals
     relist_at: float
@@ -128,8 +128,8 @@ class RemovalGuard:
         """The hold since a restore. It is kept while `hold` is a different one, and becomes `hold` again after that."""
         self._behind_since: float | None = None
         self.restored_at: str | None = None
-        """The latest version of a server that counts as restored, while its lists are older than before the restore, or
-        older than a foreign list."""
+        """While lists are older than earlier ones, the latest version of a server that counts as restored, or that of
+        the last list before a foreign one; otherwise None."""
         self._accepts = False
         self._deletions_reported: deque[float] = deque()
         """When the watch reported recent deletions of established objects."""
@@ -175,7 +175,7 @@ class RemovalGuard:
                 self.first_list = FirstListVerified()
 
     def verify_first(self, now: float) -> None:
-        """Make the second list of this run due, which verifies the first one."""
+        """Make the second list of this run, which verifies the first one, due now."""
         if isinstance(self.first_list, FirstListUnverified):
             self.first_list = FirstListUnverified(min(self.first_list.verify_at, now))
 

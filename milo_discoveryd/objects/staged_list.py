@@ -57,7 +57,7 @@ class StagedList:
                 self._suspects[name] = None
 
     def remove(self, name: str) -> None:
-        """Remove an object that the server removed again before the list ended."""
+        """Remove an object from the list, as when the server removed it again before the list ended."""
         self._known = None
         self._uids.pop(name, None)
         self._staged.pop(name, None)

@@ -1,8 +1,8 @@
 """The known states of the objects of one collection, by key, and comparisons of observations with them.
 
 Each change has a position in the order in which the daemon observed objects, across all sources. The objects of one
-list share a position, since none of them is known to be earlier; so do those of a source's first lists. Each change
-that a watch reports has a position of its own.
+list share a position, since none of them is known to be earlier; so do those of a source's first lists. After
+these, each change that a watch or a read shows has a position of its own.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -176,7 +176,10 @@ class ObjectStore:
         self._records[name].version = version
 
     def forget_weight(self, names: Iterable[str]) -> None:
-        """Remove objects that a list lacks from the budget. One that still exists is added when it is seen again."""
+        """Subtract from the budget the weight of objects that are missing from a list.
+
+        An object that still exists is counted again when it is next seen.
+        """
         for name in names:
             self._set_weight(self._records[name], 0)
 

@@ -1,1 +1,1 @@
-"""The registry: known and engaged clusters, one commit point, one change log, a cursor per reader."""
+"""The registry: the clusters of all sources, and the commits of their changes to the change log."""

@@ -26,7 +26,7 @@ class Observer(Protocol):
     """The receiver of events for metrics and the log."""
 
     def changed(self, event: Event, *, is_live: bool) -> None:
-        """Record a change. `is_live` is False for the changes of the first complete list."""
+        """Record a change. `is_live` is False until the source is synced."""
 
     def synced(self, engaged: int) -> None: ...
 
@@ -165,7 +165,7 @@ class SourceClusters:
         self.observer = observer
         """The receiver of changes for metrics and the log."""
         self.is_synced = False
-        """Whether the first lists were applied: from then on, changes are live and subscribers are notified at once."""
+        """Whether the source is synced, so that its changes are live and wake subscribers."""
         self._changes = changes
 
     def connectivity_changed(self, change: ConnectivityChange) -> None:

@@ -127,7 +127,7 @@ class ClusterSource:
         self._is_assigned = True
         """Whether it is known which clusters this daemon must engage."""
         self._meaning = ObjectsAreClusters() if reduce is None else ContributionIndex(reduce, self.engagements, stores)
-        self.status = ViewStatus(ViewState.CATCHING_UP, time.monotonic(), "Starting", "nothing was read yet")
+        self.status = ViewStatus(ViewState.CATCHING_UP, time.monotonic(), "Starting", "nothing has been read yet")
         self.collections = tuple(
             ObjectCollection(
                 number,
@@ -254,7 +254,8 @@ class ClusterSource:
         """The first list of this run, without clusters that the watch added: they do not show that it was complete."""
         engaged = self.engagements.engaged
         limits = (collection.unverified for collection in self.collections)
-        # What a held list lacks stays engaged. The versions of a restored server may never catch up.
+        # While a list is held, its version is not compared: what it lacks stays engaged, and the versions of a restored
+        # server may never catch up.
         is_held = any(collection.held for collection in self.collections)
         return FirstList(
             engaged if self._listed is None else min(engaged, self._listed),
@@ -299,7 +300,7 @@ class ClusterSource:
         return None if self._lost_at is not None or not_ready.is_idle else not_ready.due_at
 
     def tick(self, now: float) -> None:
-        """Disengage the clusters whose grace period is over. No grace period ends while the source is lost."""
+        """Disengage, or begin to drain, clusters whose grace period is over; none ends while the source is lost."""
         if self._lost_at is not None:
             return
         self.changes.publish(self.engagements.end_overdue(moment(now)), now)

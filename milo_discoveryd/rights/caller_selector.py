@@ -53,7 +53,8 @@ def _is_san(wanted: str, san: str) -> bool:
 
 
 def _is_plain_uri(uri: str) -> bool:
-    """Return whether every parser resolves the URI to the same path: it contains no "..", "." or "%2e"."""
+    """Return whether every parser resolves the URI to the same path: no segment is empty, "." or "..", and it contains
+    no "%" or backslash."""
     path = uri.partition("://")[2]
     return "%" not in path and "\\" not in path and not {"", ".", ".."} & set(path.split("/"))
 
@@ -73,7 +74,7 @@ def caller_key(caller: Caller) -> str:
 
 def quota_keys(caller: Caller) -> tuple[str, ...]:
     """Return the keys that a caller's quotas are counted under: one verified name, or each of a certificate's names;
-    the listener if it verifies none.
+    the listener if no name was verified.
 
     A process can choose among its groups, and a certificate can hold extra names. Neither gives the process another
     quota.

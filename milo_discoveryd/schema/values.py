@@ -299,10 +299,10 @@ def cluster_name(value: object) -> str:
 
 
 def items(value: object) -> tuple[object, ...]:
-    """Parse a list of mappings, which only a file can have."""
+    """Parse a list of mappings, which can be set only in the configuration file."""
     if isinstance(value, list | tuple) and all(isinstance(item, Mapping) for item in value):
         return tuple(value)
-    raise ValueError("must be a list of mappings, which only the configuration file can have")
+    raise ValueError("must be a list of mappings, which can be set only in the configuration file")
 
 
 def required_file(value: object) -> Path:

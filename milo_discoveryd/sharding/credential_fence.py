@@ -30,7 +30,7 @@ class CredentialFence:
         self._cleared: list[Ownership] = []
         """The ownerships in the present view for which the credentials of others were revoked."""
         self._period = 0
-        """Counts views and interruptions: credentials revoked before one of them may have been issued again since."""
+        """Counts views and interruptions. Credentials may have been issued since a revocation in an earlier period."""
 
     def follow(self, ownership: Ownership | None) -> None:
         """Set the ownership of the member; None if it must not own anything."""
@@ -54,7 +54,7 @@ class CredentialFence:
 
     @property
     def is_cleared(self) -> bool:
-        """Whether any cluster may be engaged."""
+        """Whether at least some clusters may be engaged."""
         return bool(self._cleared)
 
     def clears(self, key: str) -> bool:

@@ -163,7 +163,7 @@ class ShardGroup:
         )
 
     def valid_s(self) -> float | None:
-        """Return the seconds for which the present ownership is valid; None while the member owns nothing."""
+        """Return the seconds for which the present ownership is valid; None while the member may engage nothing."""
         now = self._clock()
         ownership = self.member.ownership(now)
         if ownership is None or self._applied.ownership is None or not ownership.may_engage:
@@ -176,7 +176,7 @@ class ShardGroup:
         return 0.0 if self.member.is_settled else self._clock() - self._view_since[1]
 
     def wake(self) -> None:
-        """Check the fleet again after the release of a cluster that moves to another member."""
+        """Check the fleet again, as after the release of a cluster that moves to another member."""
         self._woken.set()
 
     def reassign(self) -> None:

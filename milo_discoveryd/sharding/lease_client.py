@@ -78,7 +78,7 @@ class LeaseClient:
         return answer
 
     async def _require_own(self, name: str) -> None:
-        """Raise BackendError if a Lease of this name belongs to another group."""
+        """Raise BackendError if a Lease of this name does not belong to the group."""
         query = (("fieldSelector", f"metadata.name={name}"),)
         answer = await self._api.get(self._names.collection, query, timeout_s=TIMEOUT_S)
         owner = lease_objects.decode_owner(answer.body) if answer.status == 200 else None

@@ -311,7 +311,7 @@ class Member:
     def failed(self, now: float) -> None:
         """Record that a request failed. A write may have taken effect, or may still do so."""
         self.check(now)
-        # Repeat the write of this member's Lease first: if it did take effect, the version differs, and a read follows.
+        # No read is due: a write is repeated. If it did take effect, the version differs, and a read follows.
         self._set(retry_at=now + self._timing.retry_interval_s)
 
     # Joining and renewing
@@ -421,7 +421,7 @@ class Member:
         if lease is None:
             return
         if own_lease is None:
-            self._lose_term(now)  # the Lease was deleted manually
+            self._lose_term(now)  # the Lease was deleted, for example manually
         elif not own_lease.problem and own_lease.holder != self.holder:
             self._lose_term(now)
         elif own_lease.content not in self._written:
@@ -574,7 +574,7 @@ class Member:
         for name, member in members.items():
             lease = group.members.get(name)
             if lease is None:
-                # The Lease was deleted manually, and its holder may not have read that yet.
+                # The Lease was deleted, for example manually, and its holder may not have read that yet.
                 observed = self.state.observed_writes.get(name)
                 if observed is None or now < observed.since + self._timing.evict_after_s:
                     yield name

@@ -47,7 +47,8 @@ class ObservedWrite(msgspec.Struct, frozen=True):
 
 
 class Candidates(msgspec.Struct, frozen=True):
-    """The members that have joined and are not leaving. The next view has those that may engage clusters."""
+    """The members with a valid Lease and a weight above 0 that are not leaving. The next view has those that may engage
+    clusters."""
 
     members: Mapping[str, ViewMember]
     since: float
@@ -72,7 +73,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     renewed_at: float = -inf
     """When the last successful renewal started."""
     has_held: bool = False
-    """Whether this process has held the Lease. If so, it does not take the Lease from another process again."""
+    """Whether this process has held the Lease. If so, it does not continue the term of another process."""
     renewals: int = 0
     own_renewal: int = 0
     """The renewal number of the member's own Lease as last read or written."""

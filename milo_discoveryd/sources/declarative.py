@@ -166,7 +166,7 @@ class EndpointFields(Group, frozen=True, kw_only=True):
 
     @property
     def has_fixed_host(self) -> bool:
-        """Whether the configuration alone decides where the daemon connects."""
+        """Whether the configuration alone decides to which hosts the daemon may connect."""
         if self.hosts:
             return True
         return self.template is not None and "/" in self.template.literals[0].removeprefix("https://")
@@ -480,7 +480,7 @@ class DeclaredObjects:
 
 
 def _secret_key(target: Target) -> str:
-    """Return the key of the Secret that a cluster's object names."""
+    """Return NAMESPACE/NAME of the Secret that a cluster's object names."""
     assert isinstance(target, DeclaredTarget)
     return "/".join(target.secret)
 

@@ -106,7 +106,7 @@ class DecodedData(Mapping[str, str]):
         try:
             return base64.b64decode(self._data[key], validate=True).decode()
         except (TypeError, ValueError, binascii.Error):
-            raise MalformedError(f"the key {key!r} of the Secret is not text in base64") from None
+            raise MalformedError(f"the value of key {key!r} in the Secret is not base64-encoded text") from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._data)
@@ -148,7 +148,7 @@ class Template(msgspec.Struct, frozen=True):
 
 
 def _opened(value: Any) -> Any:
-    """Return the value of a string that contains JSON, and any other value as it is."""
+    """Return the value of a string that contains JSON, None for any other string, and other values as they are."""
     if not isinstance(value, str):
         return value
     try:

@@ -178,7 +178,8 @@ class IssuerTraits(msgspec.Struct, frozen=True):
 
     type: str
     templates: tuple[str, ...] = ()
-    """Templates of names, in which an issuer refers to fields of a cluster's object."""
+    """The issuer's templates for the namespace, name and key of each cluster's Secret, with placeholders such as
+    `{secret}`."""
     is_of_cluster: bool = False
     """Whether a cluster's credential comes from its own object or Secret, so that no other cluster accepts it."""
 

@@ -271,7 +271,7 @@ def deletion_requested_at(metadata: Metadata) -> float | None:
 
 
 def _moment(text: str) -> float | None:
-    """Return a time with a time zone that protobuf can hold, or None."""
+    """Parse a time. Return None if it is invalid, has no time zone, or is outside the range of protobuf."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:

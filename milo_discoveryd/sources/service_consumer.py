@@ -168,7 +168,7 @@ class ConsumerObjects:
             (contribution.content for contribution in contributions if contribution.watch == FOLLOWED_PROJECTS), None
         )
         if project is None:
-            # The UID is empty, because it would be that of a project.
+            # The UID is empty, because a cluster has the UID of its Project, which does not exist.
             return None if uid else NotReady(cluster, "", consumers[0].version, "there is no project of this name")
         consumption = self._by_consumers(cluster, consumers, project.uid)
         if not isinstance(consumption, Ready):

@@ -24,7 +24,7 @@ class StoredObject(msgspec.Struct, frozen=True, gc=False):
     """An object of a source whose clusters are not objects of one resource."""
 
     watch: int
-    """Position of the resource among those that the mode watches."""
+    """Position of the resource among those that the source watches."""
     key: str
     uid: str
     clusters: tuple[str, ...]

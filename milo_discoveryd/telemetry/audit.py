@@ -1,4 +1,5 @@
-"""The audit log: issued credentials, releases, denied requests and changed authorization rules, without secrets.
+"""The audit log: issued credentials, denied requests, refused objects, changed authorization rules and other effects of
+calls, without secrets.
 
 Events go to the log with `logger: audit` and, at every log level, to the audit file if one is configured.
 """
@@ -101,7 +102,7 @@ class Audit:
         self._note(what, rule=to.rule, **about, caller=dict(verified_fields(to.caller)))
 
     def noted(self, caller: Caller, rule: str, event: str, **about: object) -> None:
-        """Record an effect of a call."""
+        """Record a call that succeeded."""
         self._note(event, rule=rule, **about, caller=dict(verified_fields(caller)))
 
     def refused(self, caller: Caller, rule: str, reason: str, **about: object) -> None:

@@ -76,7 +76,7 @@ class ShardStatus(Protocol):
 
 
 class StatusBoard:
-    """Gathers the status. Without names, it leaves out everything that could contain one: filters and messages."""
+    """Gathers the status. Without names, it leaves out everything that could contain one, such as messages."""
 
     def __init__(
         self,

@@ -1,9 +1,9 @@
 """The HTTP port: `/metrics`, `/livez`, `/readyz`, `/readyz/sharding`, `/handed-over` and the status page at `/`.
 
-`/livez` succeeds while the process responds. `/readyz` succeeds after one complete list, also while the source is lost:
-stale data is better than none. In a shard group, `/readyz/sharding` succeeds once the member has its share of the
-clusters, which paces rollouts, and `/handed-over` responds once it has handed them over, which the operator's preStop
-hook waits for.
+`/livez` succeeds while the process responds. `/readyz` succeeds after one complete list of each source, also while a
+source is lost: stale data is better than none. In a shard group, `/readyz/sharding` succeeds once the member has its
+share of the clusters, which paces rollouts, and `/handed-over` responds once it has handed them over, which the
+operator's preStop hook waits for.
 """
 
 import re

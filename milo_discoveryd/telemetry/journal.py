@@ -31,7 +31,8 @@ class _Sample(msgspec.Struct, frozen=True):
 
 
 class RecentHistory:
-    """Engagements and disengagements. Updates are left out: connectivity probes alone make too many."""
+    """Recent engagements and disengagements, and samples of an hour. Connectivity probes make too many updates to
+    keep."""
 
     def __init__(self) -> None:
         self._changes: deque[tuple[Event, float]] = deque(maxlen=RECENT_CHANGES_KEPT)
@@ -79,7 +80,7 @@ class Journal:
         self.history = RecentHistory()
 
     def of_source(self, name: str) -> "Journal":
-        """Return the journal of one of several sources; itself for an empty name."""
+        """Return the journal of one of several sources; this one if the name is empty."""
         if not name:
             return self
         journal = Journal(self._metrics, self._audit)

@@ -1,4 +1,4 @@
-"""Formats log lines, each of which is an event with a constant message and fields, as JSON or for a terminal.
+"""Formats log lines as JSON or for a terminal. Each line is an event: a constant message, and fields.
 
 The JSON key of the message is `message`, which log tools display.
 """

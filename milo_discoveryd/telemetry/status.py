@@ -44,11 +44,11 @@ class SourceSummary(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     message: str
     last_contact: datetime | None
     synced: bool
-    """Whether one complete list was received."""
+    """Whether one complete list of each collection was applied, in this run or in an earlier one."""
 
 
 class SourceRow(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """One of several sources."""
+    """A source that has a name."""
 
     name: str
     kind: str
@@ -64,9 +64,9 @@ class ShardSummary(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     owns: bool
     """Whether this daemon's Lease is renewed, so that it may engage its clusters."""
     draining: int
-    """Clusters that this daemon is about to disengage."""
+    """Number of clusters that this daemon is about to disengage."""
     unowned: int
-    """Clusters that this daemon is to own, and has not engaged."""
+    """Number of ready clusters that this daemon is to own, and has not engaged."""
 
 
 class ClusterRow(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -99,7 +99,7 @@ class SubscriberRow(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class CredentialSummary(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """The credential that operators of one cluster have."""
+    """The credential that the daemon holds for one cluster."""
 
     issuer: str
     type: str
@@ -114,12 +114,12 @@ class IssuerRow(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     name: str
     type: str
     problem: str
-    """Why the last attempt failed; empty if it succeeded."""
+    """Why the last attempt failed, apart from failures of one cluster; empty if it did not."""
     expires_at: datetime | None
     """When the first of its credentials expires."""
     leases: int
     failing: Mapping[str, int] = {}
-    """Clusters that fail to get a credential of their own, by reason."""
+    """The number of clusters that get no credential of their own, or whose API servers reject it, by reason."""
 
 
 class History(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -247,7 +247,7 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """The source; of several, the one whose view is least current."""
     engaged: int
     counts: dict[str, int]
-    """Known objects, by state, the states that need attention first."""
+    """Number of known objects by state. The states that need attention come first."""
     words: Mapping[str, str] = msgspec.field(default_factory=lambda: WORDS)
     """The name of each state for people."""
     unreachable: int
@@ -270,6 +270,6 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     history: History
     explanation: ClusterExplanation | None = None
     sources: tuple[SourceRow, ...] = ()
-    """Empty if there is one source."""
+    """Empty if the only source has no name."""
     sharding: ShardSummary | None = None
     """None if this daemon shares the clusters with no other."""

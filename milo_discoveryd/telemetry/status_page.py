@@ -1,6 +1,6 @@
 """The status page: one document, whose script shows the status that the same address returns as JSON.
 
-Its Content-Security-Policy allows its one style sheet and its one script, by their hashes, and only
+Its Content-Security-Policy allows only its style sheet and its script, by their hashes, images in data URLs, and
 requests to the daemon. Names, messages and labels come from tenants: the script inserts them as text, never as HTML.
 """
 

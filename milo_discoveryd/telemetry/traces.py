@@ -1,4 +1,4 @@
-"""Traces by OpenTelemetry, which is an extra. They are disabled unless traces.endpoint is set.
+"""OpenTelemetry traces, which need the extra `traces`. They are disabled unless traces.endpoint is set.
 
 There is a span for each gRPC call, in the caller's trace if it sent one, and for each request to an API server or token
 endpoint. Spans hold methods, addresses and statuses: no message, no header, no error text.

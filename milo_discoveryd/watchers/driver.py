@@ -33,7 +33,7 @@ from milo_kube.reflect.reflector import Reflector
 from milo_kube.reflect.wire import Decoder, ListPageError, error_status
 
 CONFIRMATION_TIMEOUT_S = 5.0
-"""Shorter than the timeout of a list, so that a read of one object that hangs soon releases its slot."""
+"""Usually shorter than the timeout of a list, so that a read of one object that hangs soon releases its slot."""
 OVER_BUDGET_RETRY_S = 300.0
 BATCHES_PER_COLLECTION = 8
 """Batches after which the youngest generation is collected. Python itself starts a collection only when allocations

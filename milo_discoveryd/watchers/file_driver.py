@@ -32,7 +32,7 @@ POLL_S = 5.0
 """Interval of scans without a notification: network file systems send none, nor do links to other directories."""
 POLL_WITHOUT_INOTIFY_S = 1.0
 RETRY_S = 0.1
-"""Interval of scans while the files cannot be read."""
+"""Interval of scans while the files cannot be read, for up to `MAX_RETRY_S`."""
 MAX_RETRY_S = 2.0
 """How long a failed scan is repeated before the source becomes stale: a directory may be missing for a moment."""
 MAX_FIRST_S = 2 * SETTLED_S

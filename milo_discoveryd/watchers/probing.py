@@ -18,7 +18,7 @@ from milo_kube.http.errors import TransportError
 from milo_kube.upstream import Upstream
 
 POOLS = 8
-"""Maximum connection pools that are kept, one per client certificate. Clusters with tokens share one."""
+"""Maximum connection pools that are kept, one per CA and client certificate."""
 IDLE_S = 120.0
 """Idle timeout of connections, longer than the usual interval between probes of a host, so that probes reuse them."""
 BODY_LIMIT = 64 << 10
@@ -34,7 +34,7 @@ class ClusterAccess(msgspec.Struct, frozen=True, kw_only=True):
     """The credentials and CAs for probes of clusters, and the receiver of rejected credentials."""
 
     held: Callable[[Cluster], Credential | None]
-    """Returns the credential that was issued for a cluster."""
+    """Returns the credential that was issued for a cluster, if one is held."""
     trust_of: Callable[[Cluster], Awaitable[ClusterTrust]]
     rejected: Callable[[Cluster, bool], None] = lambda *_: None
     """Called after each response to an issued credential, with whether it was rejected (401)."""
@@ -43,8 +43,8 @@ class ClusterAccess(msgspec.Struct, frozen=True, kw_only=True):
 class ProbeSender:
     """Probes clusters with the credential issued for them, or else with the daemon's own credential or none.
 
-    Hosts are probed without an issued credential. Then that of the cluster that represents the host is tried at the
-    cluster's endpoint: a rejection counts as a failure of the issuer, not of the host.
+    Hosts are probed without an issued credential. Then the credential issued for the cluster that represents the host
+    is tried at the cluster's endpoint: a rejection counts as a failure of the issuer, not of the host.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The difference between this machine's clock and an API server's, by the header Date of its responses. Pure."""
+"""The difference between this machine's clock and an API server's, from the Date header of its responses. Pure."""
 
 from datetime import UTC, datetime
 

@@ -55,7 +55,7 @@ class ConfigReloader:
         self._requested.set()
 
     async def run(self, apply: Callable[[tuple[RuleSettings, ...]], None]) -> None:
-        """Pass the rules to `apply` when they differ from those in force, at first those of the settings."""
+        """Pass reloaded rules to `apply` if they differ from those in force: at first, the rules of the settings."""
         read = seen = self._begun
         while True:
             with suppress(TimeoutError):
@@ -95,7 +95,7 @@ class ConfigReloader:
         return "refused"
 
     def _state(self) -> State | None:
-        """Return values that change with each version of the file; None if there is no file."""
+        """Return values that change with each version of the file; None if there is no file, or no access to it."""
         try:
             return None if self._file is None else file_version(self._file.stat())
         except OSError:

@@ -195,7 +195,7 @@ class Pages:
         return HttpReply(b"pages: /livez /readyz /metrics /debug/health /debug/objects\n", status=404)
 
     async def _shown(self, request: ServerRequest) -> HttpReply:
-        """Answer a request for metrics or a debug page, with the access rules of the daemon's HTTP port."""
+        """Answer a request with an accepted Host header: metrics to everyone, debug pages only on loopback."""
         if not is_own_host(request.headers.get("Host", "")):
             return HttpReply(b"the Host header is not this operator's\n", status=421)
         if request.path != "/metrics" and not is_on_loopback(request.peer):

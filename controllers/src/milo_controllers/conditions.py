@@ -1,4 +1,4 @@
-"""Status conditions, finalizers and owner references: pure functions of an object."""
+"""Status conditions, owner references and pending deletion: pure functions of an object."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ class EngagedClusters:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def begin(self, controllers: Iterable[Controller]) -> None:
-        """Run these controllers, in the running event loop."""
+        """Add these controllers, which use the running event loop."""
         self._loop = asyncio.get_running_loop()
         self.controllers.extend(controllers)
 

@@ -2,7 +2,7 @@
 
 ControllerError
 ├── Permanent               raised by reconcilers: stop retrying
-├── NotCached               no informer for the kind
+├── NotCached               the kind, or the part of an object that was read, is not cached
 ├── NotSynced               the informer has not completed its first list
 ├── ReconcileTimeout        a reconcile took longer than its timeout
 ├── Unreachable             the API server sent no usable response
@@ -30,7 +30,7 @@ class Permanent(ControllerError):
 
 
 class NotCached(ControllerError):
-    """No informer of the controllers caches the kind; the message says how to declare one."""
+    """The kind, or the part of an object that was read, is not cached; the message says what to change."""
 
 
 class NotSynced(ControllerError):
@@ -45,7 +45,10 @@ class ReconcileTimeout(ControllerError):
 
 
 class Unreachable(ControllerError):
-    """The API server sent no usable response. `cause` is machine-readable: dns, connect, tls, timeout, closed."""
+    """The API server sent no usable response.
+
+    `cause` is machine-readable: dns, connect, tls, timeout, closed or too_large.
+    """
 
     def __init__(self, cause: str, message: str) -> None:
         self.cause = cause

@@ -22,7 +22,7 @@ _CORE_FIELDS = {"reportingController": "reportingComponent", "note": "message", 
 SERIES_S = 360.0
 """A series ends if its event is not repeated for this long."""
 _REPORT_EVERY_S = 30.0
-"""Minimum time between two writes of a series."""
+"""Minimum time between two writes of a series. Only its first repetition is written at once."""
 _CAPACITY = 4096
 _LONGEST_NOTE = 1024
 

@@ -62,6 +62,6 @@ class Health:
     problems: tuple[CacheProblem, ...]
     crashing: tuple[ClusterProblem, ...]
     failing: int
-    """Objects whose last reconcile failed: `Controllers.failing` lists them."""
+    """Number of objects whose last reconcile failed: `Controllers.failing` lists them."""
     oldest_queued: timedelta
     """Time that the longest-waiting object has been ready to be reconciled."""

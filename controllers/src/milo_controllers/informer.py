@@ -119,7 +119,7 @@ class Informer:
 
     @property
     def problem(self) -> str:
-        """Why the cache is not current; empty if it is."""
+        """Why the cache is not current; empty if it is, or before the informer runs."""
         if self._exceeded:
             return f"OverBudget: {self._exceeded}"
         status = self.status

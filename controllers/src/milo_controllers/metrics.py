@@ -1,4 +1,4 @@
-"""Metrics of controllers, with the names that controller-runtime uses, so that its dashboards work."""
+"""Metrics of controllers. Those that controller-runtime has too have its names, so that its dashboards work."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ _ABSENT = msgspec.Raw()
 LARGEST_OBJECT = 4 << 20
 """Maximum bytes of an object, more than any API server stores. A decoded object can take 20 times as much memory."""
 _OBJECT_BYTES = 512
-"""Estimated memory of an object besides its JSON."""
+"""Estimated memory of an object besides its JSON and its references to owners."""
 _OWNER_BYTES = 192
 _TOO_LARGE = f"it has more than {LARGEST_OBJECT} bytes"
 
@@ -246,7 +246,9 @@ class ObjectCache:
         if index is None:
             if name not in self._functions:
                 indexes = ", ".join(map(repr, self._functions)) or "none"
-                raise KeyError(f"index {name!r} does not exist (there are: {indexes}); add it with Controllers.cache")
+                raise KeyError(
+                    f"index {name!r} does not exist (existing indexes: {indexes}); add it with Controllers.cache"
+                )
             index = self._indexes[name] = {}
             for found in self._objects.values():
                 _insert(index, self._values(name, found), found.place)
@@ -341,7 +343,7 @@ def _size(found: CachedObject) -> int:
 
 @lru_cache(maxsize=4096)
 def _shared(namespace: str) -> str:
-    """Return a shared instance of a namespace, to save memory. Some Pythons never free interned strings."""
+    """Return a shared instance of a namespace, to save memory. Some versions of Python never free interned strings."""
     return namespace
 
 

@@ -1,4 +1,4 @@
-"""The registrations before controllers run: reconcilers with their options, and the informers that they need."""
+"""What is registered before controllers run: reconcilers with their options, and the informers that they need."""
 
 from __future__ import annotations
 

@@ -367,7 +367,7 @@ class Request(Generic[ObjectT]):
         return found
 
     async def _whole_document(self) -> Document:
-        """Return the object with its kind and status, which a cache of metadata lacks. Raises NotFound."""
+        """Return the object with its kind and status, which a partial cache may lack. Raises NotFound."""
         if self._written is None and self._member.view.is_partial(self.kind):
             self._written = await self.read(self.kind, self.name, self.namespace)
         return self._document()

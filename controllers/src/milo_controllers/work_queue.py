@@ -32,7 +32,7 @@ class Priority(enum.IntEnum):
     RETRY = 1
     """An object that failed."""
     BACKGROUND = 2
-    """An object of an initial list or a resync."""
+    """An object of an initial list or a resync, or one that was parked."""
 
 
 class ObjectKey(NamedTuple):
@@ -85,7 +85,7 @@ class Failed(msgspec.Struct, frozen=True):
     """The reconcile failed, and is retried."""
 
     retry_after_s: float | None = None
-    """Delay that the API server requested: there is no retry before, unless the object changes."""
+    """Delay that the API server requested, capped at the longest backoff. It ends early if the object changes."""
 
 
 class Stopped(msgspec.Struct, frozen=True):
@@ -175,7 +175,10 @@ class WorkQueue:
     # --- objects ---
 
     def add(self, key: ObjectKey, now: float, priority: Priority = Priority.LIVE) -> None:
-        """Make the object ready at once, even if its retry was delayed. Ignored for a cluster that is not engaged."""
+        """Make the object ready, even if its retry was delayed, at once or as soon as it is neither in flight nor held.
+
+        Ignored for a cluster that is not engaged.
+        """
         cluster = key[:2]
         if cluster not in self._is_open:
             return
@@ -243,7 +246,7 @@ class WorkQueue:
         return delay_s
 
     def settle(self, key: ObjectKey, now: float) -> None:
-        """Release a held object. It is due at once if it changed while in flight or held, otherwise after its delay."""
+        """Release a held object. It is due at once if it changed while in flight or held, otherwise after any delay."""
         queue = self._clusters.get(key[:2])
         if queue is None or key not in queue.held:
             return

@@ -17,7 +17,7 @@ from milo_kube.rate_limit import KeyedBuckets, Rate
 log = logging.getLogger("milo_controllers")
 
 _WRITING = Rate(per_second=5.0, burst=20.0)
-"""Rate limit of an object's reconciles that write: if each write causes the next reconcile, they would never end."""
+"""Rate limit of an object's reconciles that write: each write may cause the next reconcile."""
 _LOG_AGAIN_S = 10.0
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 FIELDS: Final = frozenset({"as", "as-groups", "as-user-extra"})
-"""The fields of a kubeconfig's user, besides `as-uid`, which the daemon does not issue."""
+"""The impersonation fields of a kubeconfig's user, without `as-uid`, which the daemon does not issue."""
 
 STATEMENT_VARIABLE: Final = "MILO_DISCOVERY_ACT_AS"
 """The environment variable in which a kubeconfig's exec entry repeats the impersonated user for the plugin."""
@@ -17,7 +17,7 @@ STATEMENT_VARIABLE: Final = "MILO_DISCOVERY_ACT_AS"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActAs:
-    """A user to impersonate, with only that user's rights."""
+    """A user that requests impersonate, so that they have only that user's rights."""
 
     user: str
     groups: tuple[str, ...] = ()

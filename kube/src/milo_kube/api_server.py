@@ -1,7 +1,7 @@
 """Authenticated requests to one API server; every failure is a `TransportError`.
 
 Renews the credential once when the server responds 401, opens new connections when a CA or certificate was renewed
-(requests on the old ones may finish), and bounds every wait and every body.
+(requests on the old ones may finish), and limits the duration and the size of each response, except for streams.
 """
 
 import asyncio

@@ -10,7 +10,7 @@ from milo_kube import addresses
 
 
 class CredentialError(Exception):
-    """No credential is available; the message contains the source that failed, and a fix."""
+    """No credential is available, or it cannot be used."""
 
     reason: str = "failed"
     """Value of the label `reason` in metrics."""

@@ -26,7 +26,7 @@ class CredentialProvider(Protocol):
 
 
 class StaticCredential(msgspec.Struct, frozen=True):
-    """A credential written in the kubeconfig itself."""
+    """A fixed credential, such as one written in the kubeconfig itself."""
 
     value: Credential
 

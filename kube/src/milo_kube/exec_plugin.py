@@ -25,8 +25,8 @@ _INHERITED = re.compile(
     r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_\w+|TZ|TMPDIR|XDG_\w+|SSL_CERT_(?:FILE|DIR)"
     r"|(?i:HTTPS?_PROXY|NO_PROXY)|KUBERNETES_\w+|(?:AWS|AZURE|GOOGLE|CLOUDSDK|DATUM)_\w+"
 )
-"""The environment variables that plugins receive: locations of programs, files, CAs and proxies, and logins of cloud
-tools."""
+"""The environment variables that plugins inherit: the user, shell, locale and time zone, the locations of programs,
+files, CAs, proxies and Services of Kubernetes, and the logins of cloud tools."""
 
 _TOKEN_LIKE = re.compile(
     r"""(?ix)
@@ -118,7 +118,7 @@ def read_answer(output: bytes, command: ExecCommand, now: float) -> ExecAnswer:
 
 
 def inherited(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the part of the environment that a plugin receives: no settings or secrets of other programs."""
+    """Return the part of the environment that a plugin receives, without the settings and secrets of this process."""
     return {name: value for name, value in environ.items() if _INHERITED.fullmatch(name)}
 
 

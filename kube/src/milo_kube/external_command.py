@@ -1,4 +1,4 @@
-"""Runs an external command with limits on time and output, and kills all processes that it started.
+"""Runs an external command with limits on time and output, and kills its process group afterwards.
 
 asyncio's own pipes are not used: waiting for a process would then wait for every holder of its pipes, including a child
 that became a daemon.

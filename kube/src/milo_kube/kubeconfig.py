@@ -64,7 +64,7 @@ class Policy:
     user: frozenset[str] | None
     """None: the user is not read."""
     instead: str = "not supported"
-    """The advice about a field that only other policies allow."""
+    """The advice about refused fields for which `_INSTEAD` has none."""
     needs_server: bool = True
     is_exact: bool = False
     """Whether the document must contain exactly one cluster, user and context, and nothing else."""
@@ -310,7 +310,7 @@ def _rendered(fields: Mapping[str, Any]) -> dict[str, Any]:
 def server_problem(server: str) -> str | None:
     """Return what is wrong with an API server's URL, as a predicate such as "is not a URL", or None."""
     if not server.isprintable() or " " in server:
-        return "has a space or a control character"  # which urlsplit strips
+        return "has a space or a control character"  # urlsplit strips some of them
     try:
         parts = urlsplit(server)
         port = parts.port
@@ -434,7 +434,7 @@ class _Reader:
         if not isinstance(command, str) or not command:
             self._problems.append(f"{about} without a command")
         if entry.get("interactiveMode") == "Always":
-            self._problems.append(f"{about} that needs a terminal (interactiveMode: Always); there is none")
+            self._problems.append(f"{about} that needs a terminal (interactiveMode: Always), and there is no terminal")
         if {*entry} - _EXEC_FIELDS:
             self._problems.append(f"{about} with fields that are not supported")
         if (

@@ -221,7 +221,7 @@ def _compared(operator: str, bound: int) -> Predicate[str]:
 
 
 def _whole(text: str) -> int | None:
-    """Parse a label value as a number: no sign, and at most 63 digits. None if it is not one."""
+    """Parse a label value as a number without a sign, of at most 63 digits and 2^63 - 1. None if it is not one."""
     number = int(text) if len(text) <= 63 and _NUMBER.fullmatch(text) else None
     return number if number is not None and number <= _GREATEST else None
 

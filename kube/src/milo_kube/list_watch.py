@@ -91,7 +91,7 @@ class _OpenedStream:
 class ListWatch(Generic[Seen]):
     """The list and watch of one collection.
 
-    With `liveness`, the server is probed while nothing arrives, and a wait is aborted if it does not answer the probes.
+    With `liveness`, the server is checked while nothing arrives, and a wait is aborted if the checks fail.
     """
 
     __slots__ = (
@@ -251,7 +251,7 @@ class ListWatch(Generic[Seen]):
         return None if self._liveness is None else await self._liveness.outage()
 
     async def _wait_ended(self) -> Iterable[SourceEvent[Seen]]:
-        """Handle the early end of a wait: the server answered no liveness probes, or nothing arrived on the watch."""
+        """Handle the early end of a wait: the server failed its liveness checks, or nothing arrived on the watch."""
         failure = None if self._liveness is None else await self._liveness.give_up()
         return self._reflector.silent(self._clock()) if failure is None else self._failed(failure)
 

@@ -27,7 +27,7 @@ class LivenessApi(Protocol):
 
 
 class LivenessProbe:
-    """Sends liveness checks to an API server, and ends the wait for one that does not answer.
+    """Sends liveness checks to an API server, and ends the wait for one that fails them or does not answer.
 
     The wait is that of `ListWatch`, which assigns `deadline` and `tracker.waiting_since`.
     """
@@ -40,11 +40,11 @@ class LivenessProbe:
         self.deadline: Deadline | None = None
         """Ends the wait in progress early."""
         self.is_lost = False
-        """Whether the last wait was ended because the server did not answer checks."""
+        """Whether the last wait was ended because the server failed checks or did not answer them."""
         self._failure = ""
         """How the server answered the last check, if that was a failure (5xx)."""
         self._is_failing = False
-        """Whether a wait was ended because checks failed, and none has succeeded since."""
+        """Whether a wait was ended because of a failure (5xx), and no check has succeeded since."""
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
 
     async def run(self) -> None:
@@ -55,7 +55,7 @@ class LivenessProbe:
             await asyncio.sleep(self.tracker.next_at(self._clock()) - self._clock())
 
     async def outage(self) -> Failure | None:
-        """If the server failed its checks, check again. Return the failure if no request may be sent yet."""
+        """Check again if a wait ended with a failure (5xx). Return the failure if no request may be sent yet."""
         if not self._is_failing:
             return None
         result = await self._send_check()

@@ -1,4 +1,4 @@
-"""Rate limits by token bucket. Pure: callers pass the time, which must not go backwards."""
+"""Token-bucket rate limits. Pure: callers pass the time, which must not go backwards."""
 
 import math
 from collections import OrderedDict
@@ -44,7 +44,7 @@ class TokenBucket:
         return max(0.0, -self._level / self._rate.per_second)
 
     def spent(self, now: float) -> float:
-        """Return the tokens that were taken and are not refilled yet."""
+        """Return the number of tokens that were taken and have not been refilled yet."""
         self._refill(now)
         return self._rate.burst - self._level
 

@@ -21,7 +21,7 @@ class CertificateExpiry(msgspec.Struct, frozen=True):
     at: datetime
     is_expired: bool
     is_soon: bool
-    """Less than a day is left. A certificate with a lifetime of minutes or hours expires soon only in its last
+    """Less than a day is left. A certificate with a lifetime of less than five days expires soon only in its last
     fifth."""
 
     def __str__(self) -> str:

@@ -1,1 +1,1 @@
-"""Issuers of the credentials that the daemon issues."""
+"""Issuers of credentials, which the daemon issues to callers or uses itself."""

@@ -17,7 +17,7 @@ GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 _ADVICE = {
     "invalid_grant": "the key has expired or was removed (put a new one into the key file), or the clock is wrong",
     "invalid_client": "the account is unknown; it may have been deleted",
-    "invalid_request": "the endpoint expects another request; check token_uri",
+    "invalid_request": "the endpoint does not accept this kind of request; check token_uri",
     "invalid_scope": "the endpoint does not grant the scope in the key file; correct or remove the scope",
     "unauthorized_client": "the account may not use this grant type",
     "unsupported_grant_type": "the endpoint does not support signed assertions; check token_uri",

@@ -1,4 +1,4 @@
-"""The protocol of issuers: they mint the credentials that are issued."""
+"""The protocol of issuers, which mint credentials."""
 
 import enum
 from collections.abc import Callable, Mapping

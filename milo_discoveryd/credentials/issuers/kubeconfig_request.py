@@ -1,4 +1,4 @@
-"""Requests kubeconfigs by a subresource of each cluster's object, such as `adminkubeconfig` of Gardener's Shoots."""
+"""Requests kubeconfigs through a subresource of each cluster's object, such as Gardener's `adminkubeconfig`."""
 
 import time
 from collections.abc import Callable

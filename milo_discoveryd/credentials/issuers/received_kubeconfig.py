@@ -54,7 +54,7 @@ def _selected(
         raise BackendError(f"{what} contains a kubeconfig that is refused: {error}") from None
     token = token_of(found.token, f"the token of {what}") if found.token else None
     certificate = None
-    # API servers that receive a certificate and a token use the token.
+    # If the kubeconfig has both, only the token is issued: the certificate may be valid for years.
     if token is None and found.certificate is not None and found.key is not None:
         certificate = ClientCertificate(chain=found.certificate, key=Secret(found.key.decode(errors="replace")))
     credential = Credential(token=token, certificate=certificate)

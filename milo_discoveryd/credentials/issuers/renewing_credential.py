@@ -13,8 +13,8 @@ RETRY_AFTER_S = 5.0
 
 
 class RenewingCredential:
-    """A credential that is renewed at half its lifetime and after a 401. While renewal fails, the old one is used until
-    it expires."""
+    """A credential that is renewed at half its lifetime and after a 401. If renewal at half the lifetime fails, the old
+    one is used until it expires."""
 
     def __init__(self, issuer: Issuer, *, ttl_s: float, clock: Callable[[], float] = time.time) -> None:
         self._issuer = issuer

@@ -1,7 +1,7 @@
 """A client of an OAuth 2 token endpoint: one request for an access token.
 
-Of a response, only the access token, its lifetime and known error codes are kept or quoted in errors, since the rest
-may contain secrets.
+Of a response body, only the access token, its lifetime and known error codes are kept or quoted in errors, since the
+rest may contain secrets.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Access tokens in exchange for a token that another process renews: a projected service-account token, a JWT-SVID.
+"""Access tokens in exchange for a token that another process renews, such as a projected service-account token.
 
 No long-lived key is needed. One access token is valid for every cluster of the identity, so one exchange serves the
 whole fleet.

@@ -1,8 +1,9 @@
-"""Tokens of a service account of the infrastructure cluster, by TokenRequest.
+"""Issues tokens of a service account of the infrastructure cluster with the TokenRequest API.
 
-Bound tokens belong to a Secret per engagement. Deleting the Secret at disengagement revokes them. A Secret is
-identified by the daemon's run and the cluster's identity, so that two daemons with one service account do not
-interfere, nor two sources that follow one object, or whose API servers give two objects one UID.
+Bound tokens are bound to a Secret of the engagement, which is replaced once a day. At disengagement its Secrets are
+deleted, which revokes the tokens. The labels of a Secret identify the daemon's run and the cluster, so that daemons
+with one service account do not delete each other's Secrets, and neither do sources that follow one object, or whose API
+servers have objects with the same UID.
 """
 
 import asyncio
@@ -276,7 +277,7 @@ class TokenRequestIssuer:
         self._bound.pop(identity, None)
 
     async def _clean_up(self) -> None:
-        """Periodically delete Secrets of earlier runs, once all tokens bound to them have expired."""
+        """Periodically delete Secrets of all runs, once all tokens bound to them have expired."""
         now = self._clock()
         if now < self._clean_up_at:
             return

@@ -156,7 +156,7 @@ class CallContext:
         await asyncio.sleep(self._access.quotas.count_miss(self._quota_keys, self._access.clock()))
 
     def noted(self, event: str, **about: object) -> None:
-        """Record an effect of the call in the audit log."""
+        """Record the successful call in the audit log."""
         self._access.audit.noted(self.caller, self.rule, event, **about)
 
     def noted_at_rate(self, event: str, **about: object) -> None:

@@ -85,11 +85,11 @@ class ExhaustedError(CallError):
 
 
 class TooManyCallsError(ExhaustedError):
-    """A caller has too many calls in flight."""
+    """Too many calls are in flight, of the caller or of a listener's callers together."""
 
 
 class TooManyReviewsError(UnavailableError):
-    """A caller sends more unknown bearer tokens than the limit of token reviews allows."""
+    """The rate limit for token reviews is reached, of the caller or of all callers."""
 
 
 class StalledError(CallError):

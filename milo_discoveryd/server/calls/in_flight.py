@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from milo_discoveryd.server.calls.grpc_errors import TooManyCallsError
 
 MAX_PER_OWNER = 100
-"""Maximum number of calls per owner of authenticated connections that are neither answered nor admitted as a stream."""
+"""Maximum number of calls, neither answered nor admitted as a stream, per owner of authenticated connections."""
 MAX_PER_LISTENER = 1000
 """Maximum number of such calls in total at a listener that does not distinguish owners of connections."""
 MAX_LARGE = 100

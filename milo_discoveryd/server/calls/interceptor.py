@@ -1,4 +1,5 @@
-"""Interceptors around every call: metrics, the mapping of errors to gRPC status codes, and access to health checks."""
+"""Interceptors around calls: metrics, the mapping of errors to gRPC statuses, and access to health checks and
+reflection."""
 
 import asyncio
 import time

@@ -1,7 +1,7 @@
-"""Rotation of one stream's kubeconfigs: one with each ENGAGED event, and a KUBECONFIG event before it expires.
+"""Rotation of one stream's kubeconfigs: one in each ENGAGED event, and a KUBECONFIG event before each expires.
 
-Frames of the log are shared by all subscribers; kubeconfigs are added to copies of them here. No event waits for a
-credential: without one the event is sent as it is, and a KUBECONFIG event follows.
+Frames of the log are shared by all subscribers; kubeconfigs are added to copies of them here. Once the stream has
+begun, no event waits for a credential: without one the event is sent as it is, and a KUBECONFIG event follows.
 """
 
 import math
@@ -186,7 +186,7 @@ class KubeconfigRotation:
         try:
             made = lease.issue(wire_incarnation(self._epoch, cluster.incarnation), self._to)
         except UnfitError:
-            return None  # no further attempt until the endpoint or the issuer of the cluster changes
+            return None  # no further attempt until the cluster's endpoint or issuer, or the caller's terms change
         except CredentialError:
             self._schedule.postpone(delivery, retry_s)
             return None

@@ -99,7 +99,7 @@ class Resumption:
 
     @property
     def due_at(self) -> float:
-        """When to call `update` again, if nothing else happens."""
+        """When to call `compare_lists` again, if nothing else happens."""
         return self._doubt_at if self.doubted else math.inf
 
     def compare_lists(self, now: float) -> bool:
@@ -138,7 +138,8 @@ class Resumption:
     def _compare(self, complete: Sequence[ResumableSource], now: float) -> None:
         """Find the sources that wait for a second list: the first one lacks much of what the subscriber has.
 
-        In a shard group, these can also be clusters that are about to move. No other member engages them before that.
+        In a shard group, the list may also lack clusters that are about to move. No other member engages these before
+        the second list.
         """
         position = self.position
         if not complete or position is None or position.is_complete_in(self._epoch) or not position.known.counts:

@@ -43,7 +43,7 @@ class ShardMembership(Protocol):
     """The membership of this daemon in a shard group."""
 
     def valid_s(self) -> float | None:
-        """Return the seconds for which the present ownership is valid; None while the daemon owns nothing."""
+        """Return the seconds for which the present ownership is valid; None while the daemon may engage nothing."""
 
     def status(self) -> GroupStatus: ...
 

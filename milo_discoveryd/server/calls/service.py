@@ -48,6 +48,7 @@ FIRST_LIST_HELD = (
 )
 PAGE_BYTES = 2 << 20
 """Size limit of a page. Many clients accept messages of at most 4 MiB."""
+_ISSUER_ADVICE = "check kubeconfigs.issuers in the daemon's configuration"
 
 
 class Service:
@@ -309,7 +310,8 @@ class Service:
         return lease.issue_exec(incarnation, to) if parsed.as_command else lease.issue(incarnation, to)
 
     def _may_lack(self, source: ClusterSource | None, call: CallContext) -> bool:
-        """Return whether a source that the caller may see has a first list that lacks clusters of subscribers."""
+        """Return whether a stream waits for a second list of a source that the caller may see: the first list may lack
+        clusters."""
         return (
             source is not None and call.scope.covers_source(source.name) and self._fleet.waiting.is_any_for(source.name)
         )
@@ -336,7 +338,7 @@ class Service:
         return problem if problem is None or call.scope.is_everything else CREDENTIALS_FAILING
 
     async def _rotation(self, parsed: requests.WatchRequest, call: CallContext) -> KubeconfigRotation:
-        with _credential_errors(call):
+        with _credential_errors(call, f"{_ISSUER_ADVICE}, or watch without include_kubeconfigs"):
             refusal = await self._kubeconfigs.refusal(call.require_kubeconfigs().terms)
             if refusal is not None:
                 raise refusal
@@ -354,21 +356,20 @@ class Service:
         statuses = source_statuses(self._fleet.sources, call.scope, Moment(time.time(), self._clock()))
         return UnavailableError(
             "NOT_SYNCED",
-            f"no complete list of the source was read yet ({statuses[0].message or statuses[0].reason}); retry",
+            f"no complete list of the source has been read yet ({statuses[0].message or statuses[0].reason}); retry",
             retry_after_s=RETRY_S,
         )
 
 
 @contextmanager
-def _credential_errors(call: CallContext) -> Iterator[None]:
+def _credential_errors(call: CallContext, advice: str = _ISSUER_ADVICE) -> Iterator[None]:
     """Map credential errors to call errors. Messages may name other clusters, so limited scopes get generic ones."""
     is_limited = not call.scope.is_everything
     try:
         yield
     except UnfitError as error:
         problem = "no credential issuer can serve the request" if is_limited else str(error)
-        advice = "set kubeconfigs.issuers in its configuration, or send the request without kubeconfigs"
-        raise PreconditionError("NO_CREDENTIAL_ISSUER", f"{problem}: {advice}") from error
+        raise PreconditionError("NO_CREDENTIAL_ISSUER", f"{problem}; {advice}") from error
     except CredentialUnavailableError as error:
         message = "no credential can be obtained at present; retry" if is_limited else str(error)
         raise UnavailableError(CREDENTIALS_FAILING, message, retry_after_s=error.retry_after_s) from error

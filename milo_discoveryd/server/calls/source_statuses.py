@@ -18,7 +18,7 @@ def source_statuses(
     *,
     status_of: Callable[[ClusterSource], ViewStatus] = lambda source: source.status,
 ) -> list[pb.SourceStatus]:
-    """Return a summary, followed by the status of each source if the daemon has several.
+    """Return a summary, followed by the status of each source if sources have names.
 
     Sources that the scope does not cover are left out; if it covers none, the summary is that of all.
     """
@@ -33,5 +33,5 @@ def visible_sources(sources: Sequence[ClusterSource], scope: ClusterScope) -> tu
 
 
 def source_status(source: ClusterSource, scope: ClusterScope, now: Moment) -> pb.SourceStatus:
-    """Return the status of one source, with its name if the daemon has several."""
+    """Return the status of one source, with its name, if it has one."""
     return convert.source(visible_source(source.status, scope), now, source.name)

@@ -9,7 +9,7 @@ from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.server.calls.grpc_errors import UnavailableError
 
 HANDOUT_MAX_AGE_S = 10.0
-"""The maximum age of the last review when a kubeconfig is issued."""
+"""The maximum age of the last review when a kubeconfig is issued, unless reviews fail: see `GRACE_S`."""
 STREAM_MAX_AGE_S = 60.0
 """The interval between reviews of a running stream's token."""
 GRACE_S = 300.0

@@ -30,7 +30,8 @@ def visible_record(name: str, record: ClusterRecord | None, scope: ClusterScope)
 
 
 def visible_transitions(record: ClusterRecord, scope: ClusterScope) -> Iterable[RecordedTransition]:
-    """Return the transitions of the current object's last incarnation: earlier ones may belong to another tenant."""
+    """Return the transitions; for a limited scope, only those of the current object's last incarnation, because earlier
+    ones may belong to another tenant."""
     if scope.is_everything:
         return record.transitions
     cluster = _current(record)

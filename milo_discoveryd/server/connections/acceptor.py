@@ -39,7 +39,7 @@ from milo_discoveryd.server.paced_audit import PacedAudit
 
 HANDSHAKE_S = 10.0
 HTTP2_FAILURE_S = 1.0
-"""A connection that gRPC closes within this time is from a client that does not speak HTTP/2."""
+"""If gRPC closes a connection within this time, the client is assumed not to speak HTTP/2."""
 DESCRIPTORS_RETRY_S = 0.5
 ENDED_KEPT_S = 1.0
 """How long the peer of a closed connection is kept: gRPC still dispatches calls that it received before the close."""

@@ -16,8 +16,8 @@ UNAUTHENTICATED = 128
 """Maximum number of unauthenticated connections of a listener. A handshake takes few round trips."""
 _FEW = 8
 RESERVED = 512
-"""File descriptors reserved for API servers, probes, commands, files and the HTTP port. Without the reserve, many
-clients could keep the daemon from reconnecting to its API server."""
+"""File descriptors, at most half of all, reserved for API servers, probes, commands, files and the HTTP port. Without
+the reserve, many clients could keep the daemon from reconnecting to its API server."""
 
 
 def fit_connections(listeners: Sequence[Listener], descriptors: int) -> list[Listener]:

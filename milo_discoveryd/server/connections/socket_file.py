@@ -5,7 +5,7 @@ removes its path when it stops, even if the path belongs to another daemon by th
 runs, checks the path every few seconds, and binds a temporary name that is then renamed.
 
 A process that can write to the directory could replace the socket and impersonate the daemon. So only the owner of the
-directory may have write access, and the owner must be the daemon's user or root.
+directory, which must be the daemon's user or root, may have write access, and its group if the sticky bit is set.
 """
 
 import fcntl
@@ -163,7 +163,7 @@ _SUBDIRECTORY = "listen in a subdirectory, which the daemon creates: unix://{dir
 
 
 def directory_problem(directory: Path) -> tuple[str, str] | None:
-    """Return why another user could replace a socket in this directory, and the fix; None if no other user could."""
+    """Return what is wrong with a socket's directory, and the fix; None if no other user could replace the socket."""
     state = directory.lstat()
     how = None
     if stat.S_ISLNK(state.st_mode):

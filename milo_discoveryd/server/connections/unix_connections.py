@@ -33,7 +33,7 @@ _DESCRIPTORS = "/proc/self/fd"
 
 class _GrpcConnection(NamedTuple):
     descriptor: int
-    """The kernel assigns the lowest free number, so the highest numbers are those of the newest connections."""
+    """The kernel assigns the lowest free number, so the highest are usually those of the newest connections."""
     inode: int
     """Identifies the socket: gRPC may close the descriptor, and another socket get it, at any time."""
     owner: str

@@ -10,7 +10,7 @@ from milo_discovery.errors import DiscoveryError
 
 
 class TargetUnavailable(DiscoveryError):
-    """The target API server is unreachable or overloaded; the request is retried."""
+    """A request to the target API server, or to the daemon, failed; it is retried."""
 
     def __init__(self, message: str, retry_after: timedelta | None = None) -> None:
         super().__init__(message)

@@ -160,7 +160,7 @@ class ObservedObject:
 def object_name(cluster: str, suffix: str = "") -> str | None:
     """Return the name of a cluster's object; None if the cluster's key cannot be converted.
 
-    The key of a cluster of several sources is SOURCE#NAME, and "#" is not allowed in names.
+    The key of a cluster of a named source is SOURCE#NAME, and "#" is not allowed in names.
     """
     name = cluster.replace("#", ".") + suffix
     return name if len(name) <= _MAX_NAME_LENGTH and _NAME.fullmatch(name) else None

@@ -1,4 +1,4 @@
-"""The contents of the published objects: ClusterProfiles, and Secrets for Argo CD and Flux. No I/O."""
+"""The contents of the published objects: ClusterProfiles, Secrets for Argo CD and Flux, and ConfigMaps for Flux."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The problems of a publisher, each of which is reported once, and again when it is resolved."""
+"""The problems of a publisher, each of which is reported when its message changes, and when it is resolved."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ async def parts(request: web.BaseRequest, data: Iterable[bytes]) -> web.StreamRe
 
 
 def _pieces(data: Iterable[bytes]) -> Iterator[bytes]:
-    """Join small parts into pieces of about the size of a write."""
+    """Join small parts into pieces of at least `_PIECE` bytes, except the last."""
     gathered: list[bytes] = []
     size = 0
     for part in data:

@@ -1,4 +1,4 @@
-"""The HTTP API of one store: the Milo API, or a project's control plane."""
+"""The HTTP API of one store, such as the Milo API or a project's control plane."""
 
 import asyncio
 import json
@@ -82,9 +82,10 @@ class Api:
         }
         store.listen(self.streams.wake)
         self.project = ""
-        """The project whose control plane this is; empty for the Milo API."""
+        """The project whose control plane this is; empty for other APIs."""
         self.admit: Callable[[Call, Document | None], None] = lambda *_: None
-        """Raises RefusalError for a client's write to an object, which is None if the client creates it."""
+        """Called before a client writes an object, unless it deletes it; raises RefusalError to refuse the write. The
+        object is None if it does not exist yet."""
 
     async def answer(self, request: web.BaseRequest, segments: list[str], subject: str) -> web.StreamResponse:
         """Answer a request to this API, given the path segments below its root."""

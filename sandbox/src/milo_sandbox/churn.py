@@ -1,7 +1,7 @@
 """Churn: projects are created, become ready, change, are suspended, deleted and re-created.
 
-Each project that is changing has a story: a generator that makes one change per step. Which story starts or continues
-is drawn from a seeded random generator, so that a run is reproducible.
+Each project that is changing has a story: a generator that makes a change in most steps. Which story starts or
+continues is drawn from a seeded random generator, so that a run is reproducible.
 """
 
 import asyncio

@@ -15,7 +15,7 @@ _COMMAS_BETWEEN_REQUIREMENTS = re.compile(r",(?![^(]*\))")
 
 
 class Entered(msgspec.Struct, frozen=True):
-    """A request's path without its contexts, and the names of the contexts."""
+    """A request's path without its contexts, and the organization and the project of the contexts."""
 
     segments: list[str]
     organization: str = ""
@@ -23,7 +23,7 @@ class Entered(msgspec.Struct, frozen=True):
 
 
 def entered(segments: list[str]) -> Entered:
-    """Return the contexts of a path. A project's context may follow an organization's."""
+    """Return the contexts of a path. A project's context may follow that of an organization or a user."""
     organization = ""
     match segments:
         case ("apis", PROJECTS.group, PROJECTS.version, "organizations", organization, "control-plane", *below):
@@ -39,7 +39,7 @@ def entered(segments: list[str]) -> Entered:
 
 
 def constrained(of: Entered, method: str, query: Mapping[str, str], *, watches: bool) -> MultiDict[str] | None:
-    """Return the query with the selector of the context's organization, or None if it is not limited.
+    """Return a request's query with the selector of the context's organization, or None if the request is not limited.
 
     Milo v0.32.5 limits only lists; `watches` limits watches too.
     """

@@ -1,7 +1,8 @@
 """The API of each project's control plane, created on the first request.
 
-It serves namespaces, ConfigMaps, Secrets, events, leases, and the kinds of the installation's
-CustomResourceDefinitions. It garbage-collects dependents, and tracks field managers.
+It serves namespaces, ConfigMaps, Secrets, events, leases, other kinds of Kubernetes and Milo, for which no controller
+runs, and those of the installation's CustomResourceDefinitions. It garbage-collects dependents, and tracks field
+managers.
 """
 
 from collections.abc import Callable
@@ -77,7 +78,7 @@ class ControlPlanes:
         self.changed(project)
 
     def _refuse_if_suspended(self, project: str, call: Call, before: Document | None) -> None:
-        """Refuse to create or change an object of a suspended project, unless it is terminating."""
+        """Refuse to create or change an object of a suspended project, unless the object is terminating."""
         if before is not None and before["metadata"].get("deletionTimestamp"):
             return
         record = self._milo[PROJECTS].get(project)

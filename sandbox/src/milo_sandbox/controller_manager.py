@@ -39,7 +39,7 @@ class ControllerManager:
         store.add_controller(self)
 
     async def run(self) -> None:
-        """Purge the projects that are being deleted periodically, until canceled."""
+        """Periodically purge the projects that are being deleted, until canceled."""
         while True:
             await asyncio.sleep(PURGED_EVERY_S)
             self.purge()
@@ -51,7 +51,7 @@ class ControllerManager:
                 _purge(self._control_planes.of(name).store)
 
     def after(self, resource: ResourceDefinition, event: RecordedChange) -> None:
-        """Enqueue the projects and objects that a write affects."""
+        """Reconcile the project that a write affects."""
         if resource == PROJECT_SUSPENSIONS:
             self._enqueue(event.record.document()["spec"]["projectRef"]["name"])
         elif resource in (PROJECTS, PROJECT_CONTROL_PLANES):
@@ -141,7 +141,7 @@ def _purge(store: Store) -> None:
 
 
 def _blockers(store: Store) -> Iterator[tuple[tuple[str, str, str], str]]:
-    """Yield the remaining objects as text, each with its sort key in the message."""
+    """Yield the objects that hold up a deletion: the key that sorts each one in the message, and its text."""
     for record in store[NAMESPACES]:
         if record.name != DEFAULT_NAMESPACE:
             yield (record.name, "", ""), f'namespace "{record.name}" is still terminating{_remains(store, record.name)}'

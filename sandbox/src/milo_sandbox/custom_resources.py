@@ -1,4 +1,4 @@
-"""The resource CustomResourceDefinition, with the validation of an API server."""
+"""The resource CustomResourceDefinition, with some of an API server's validation."""
 
 import json
 from collections.abc import Iterator

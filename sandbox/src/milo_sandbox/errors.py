@@ -15,7 +15,7 @@ class CommandError(Exception):
 
 
 class OutputError(CommandError):
-    """Standard output cannot be written; the message is empty if its reader was closed."""
+    """Standard output cannot be written. The message is empty if the reader closed the pipe."""
 
     def __init__(self, error: OSError) -> None:
         went_away = isinstance(error, BrokenPipeError)
@@ -38,7 +38,7 @@ def write(text: str) -> None:
 
 
 def run(program: str, main: Coroutine[Any, Any, None], *expected: type[Exception]) -> None:
-    """Run a command; an expected error becomes a line on standard error and exit status 1."""
+    """Run a command, and exit. Expected errors are reported on standard error, with exit status 1."""
     status = 0
     reported: tuple[type[Exception], ...] = (CommandError, *expected)
     try:

@@ -1,4 +1,4 @@
-"""Injected faults of responses, each of which was observed on real API servers."""
+"""Injected faults of responses: those that were observed on real API servers, and those that tests define."""
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping
@@ -34,7 +34,7 @@ class Fault(msgspec.Struct, kw_only=True):
 
 
 class Injected(msgspec.Struct, kw_only=True):
-    """A fault of one kind in one project's control plane, as the test kit injects it."""
+    """A fault of requests for one kind in one project's control plane, as the test kit injects it."""
 
     project: str
     verb: str
@@ -91,9 +91,9 @@ class Faults:
         self._stopped = asyncio.Event()
 
     async def held(self, project: str, call: Call, verbs: Collection[str]) -> None:
-        """Raise the response of the first injected fault that applies, or wait while it hangs.
+        """Raise the response of the first injected fault that applies, or wait until the fault ends if it is a hang.
 
-        `verbs` are those that an API server authorizes the call for.
+        `verbs` are those for which an API server authorizes the call.
         """
         fault = next((each for each in self._injected if each.concerns(project, call, verbs)), None)
         if fault is None:

@@ -16,7 +16,7 @@ Key = tuple[ResourceDefinition, str]
 
 
 class DependentStore(Protocol):
-    """The writes of a store that the collector uses."""
+    """The methods of a store that the collector uses."""
 
     def find(self, resource: ResourceDefinition, key: str) -> SandboxRecord | None: ...
     def discard(self, resource: ResourceDefinition, key: str, *, propagation: str = "") -> None: ...

@@ -1,4 +1,4 @@
-"""Authenticates requests and routes them to an API. Errors become responses here and nowhere else."""
+"""Authenticates requests and routes them to an API. RefusalError and PlainError become responses here."""
 
 from collections import Counter
 from collections.abc import Callable

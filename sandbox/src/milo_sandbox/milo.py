@@ -16,7 +16,7 @@ PROJECT_FINALIZER = "resourcemanager.miloapis.com/project-controller"
 
 
 class Milo:
-    """Milo's controllers: they maintain a project and its control plane, with its name, labels and conditions."""
+    """The steps of Milo's controllers: they change a project, and the ProjectControlPlane of the same name."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -63,7 +63,7 @@ class Milo:
         self.projects.set_condition(name, type_="Suspended", reason="Suspended", message=message)
 
     def reinstate(self, name: str) -> None:
-        """Lift the suspension of a project, whose status still lists it."""
+        """Lift the suspension of a project. The project's status still lists the suspension."""
         self.projects.set_condition(name, "False", type_="Suspended", reason="Active", message="Project is active")
 
     def report_suspensions(self, name: str, listed: Sequence[Document], active: Sequence[str]) -> None:
@@ -93,7 +93,7 @@ class Milo:
             self.control_planes.discard(name)
 
     def populate(self, count: int, names: Names, *, ready: bool = True, finalizers: Iterable[str] = ()) -> list[str]:
-        """Create many projects with their control planes, in their final state."""
+        """Create many projects with their control planes, each object in a single write."""
         held = list(finalizers)
         fresh = iter(names.project, "")
         # A client may have created a project of such a name.

@@ -1,4 +1,4 @@
-"""Direct writes to one resource, without HTTP, for tests and the demo."""
+"""Direct reads and writes of one resource, without HTTP."""
 
 from collections.abc import Iterable, Mapping
 from random import Random
@@ -110,7 +110,7 @@ class Objects:
         return self._patch_metadata(name, {"finalizers": [*held, finalizer]})
 
     def unfinalize(self, name: str, finalizer: str = "") -> Document:
-        """Remove a finalizer, or all of them; the last one completes a pending deletion."""
+        """Remove a finalizer, or all of them. A pending deletion is complete when no finalizer remains."""
         held = self.read(name)["metadata"].get("finalizers", [])
         kept = [each for each in held if finalizer and each != finalizer]
         return self._patch_metadata(name, {"finalizers": kept or None})

@@ -115,7 +115,7 @@ def watch_options(
         selector=_selector(query, namespace, selectable),
         version=version,
         bookmarks=_flag(query, "allowWatchBookmarks"),
-        # Without a version, a watch begins with the current objects.
+        # Without a version, or with version 0, a watch begins with the current objects.
         initial_events=streaming_list or (version == 0 and not requested),
         streaming_list=streaming_list,
         timeout=timeout or None,

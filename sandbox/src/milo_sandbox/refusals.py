@@ -1,4 +1,4 @@
-"""Errors of the API, as Kubernetes Status objects."""
+"""Errors of the API: as Kubernetes Status objects, or in plain text."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -134,7 +134,7 @@ def unsupported_media_type(given: str, supported: Sequence[str]) -> RefusalError
 
 
 def invalid(resource: ResourceDefinition, name: str, causes: Sequence[Cause], *, kind: str = "") -> RefusalError:
-    """Return a 422; `kind` is the kind that the client sent, if it differs from the resource's."""
+    """Return a 422. `kind` is reported in place of the resource's kind."""
     kind = kind or resource.kind
     details = {"name": name, "group": resource.group, "kind": kind}
     what = f"{kind}.{resource.group}" if resource.group else kind

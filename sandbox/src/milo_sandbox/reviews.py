@@ -31,7 +31,7 @@ def answer(review: Review, question: Document, subject: str, rights: SubjectRigh
 
 
 def _whose(spec: Document, tokens: Tokens) -> Document:
-    """Review a token; as in kube-apiserver, without audiences it must be for the server itself."""
+    """Review a token. As in kube-apiserver, a token must be for the server itself if no audiences are requested."""
     token, requested = spec.get("token"), spec.get("audiences") or []
     if not isinstance(token, str):
         raise refusals.bad_request("spec.token must be a string")

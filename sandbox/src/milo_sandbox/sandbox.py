@@ -1,4 +1,4 @@
-"""The sandbox as an object, for the demo, the benchmark, and tests of this project and of operators."""
+"""The sandbox as an object, for the commands, the benchmark, and tests of this project and of operators."""
 
 import asyncio
 import json
@@ -269,7 +269,7 @@ class Sandbox:
             api.streams.end()
 
     def silence_watches(self, *, silent: bool = True) -> None:
-        """Stop sending on all current and future watches, bookmarks included, or let them catch up."""
+        """Stop sending on all current and future watches of the Milo API, also bookmarks, or let them catch up."""
         self._backends.milo.streams.set_silent(silent=silent)
 
     def freeze_etcd(self) -> None:
@@ -282,7 +282,8 @@ class Sandbox:
         self.store.compact()
 
     def change_schema(self, *, initializing: float = 0.0) -> None:
-        """Act as a server whose CRD changed: watches end, nothing is served for a while, and versions are compacted."""
+        """Act as a server whose CRD changed: watches end, versions are compacted, and for `initializing` seconds only
+        paged lists are served."""
         self._backends.milo.streams.end(last_bookmark=False)
         self.store.compact()
         if initializing:
@@ -306,7 +307,7 @@ class Sandbox:
         return self.store.snapshot()
 
     def restore(self, snapshot: StoreBackup) -> None:
-        """Restore a backup, including its versions; resumed watches wait for a version in the future."""
+        """Restore a backup with its versions. A watch that resumes at a later version waits for that version."""
         self.store.restore(snapshot)
 
     # Data

@@ -1,6 +1,6 @@
 """Structural schemas: pruning, defaulting and validation.
 
-Not evaluated: allOf, anyOf, oneOf and not, CEL rules, and formats other than date-time.
+Not evaluated, among others: allOf, anyOf, oneOf and not, CEL rules, and formats other than date-time.
 """
 
 import re
@@ -22,7 +22,7 @@ _PYTHON_TYPES: dict[str, type | tuple[type, ...]] = {
 _PRESERVES = "x-kubernetes-preserve-unknown-fields"
 _EMBEDDED = "x-kubernetes-embedded-resource"
 _INT_OR_STRING = "x-kubernetes-int-or-string"
-# Validated by metadata.py.
+# Validated in admission.py and metadata.py.
 _ENVELOPE = frozenset({"apiVersion", "kind", "metadata"})
 
 

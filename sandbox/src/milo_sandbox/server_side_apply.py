@@ -116,7 +116,7 @@ def apply(
     still_owned = frozenset().union(*others.values()) | fields
     given_up = owners.get(writer, frozenset()) - fields
     for path in sorted(given_up, key=len):
-        # A field stays while another manager owns it, or a part of it.
+        # A field stays while a manager owns it, or a part of it.
         if not any(each[: len(path)] == path for each in still_owned):
             _remove(result, path, schema)
     metadata = {

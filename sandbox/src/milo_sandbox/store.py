@@ -22,7 +22,7 @@ Change = Callable[[Document], Any]
 
 
 class StoreController(Protocol):
-    """A controller, which is called after each write and may write itself."""
+    """A controller, which is called after each committed write and may write itself."""
 
     def after(self, resource: ResourceDefinition, event: RecordedChange) -> None: ...
 
@@ -66,11 +66,11 @@ class Store:
         return self._collections[resource]
 
     def listen(self, listener: Callable[[], None]) -> None:
-        """Call a listener after each write. The listener must not write."""
+        """Call a listener after each change of the store. The listener must not write."""
         self._listeners.append(listener)
 
     def add_controller(self, controller: StoreController) -> None:
-        """Call a controller after each write, in order, before the next request is served."""
+        """Call a controller after each committed write, in order, before the next request is served."""
         self._controllers.append(controller)
 
     def define(self, resource: ResourceDefinition) -> None:
@@ -251,7 +251,8 @@ class Store:
         propagation: str = "",
         dry_run: bool = False,
     ) -> tuple[SandboxRecord, bool]:
-        """Delete an object; return it and whether it is removed. With finalizers it is only marked as terminating."""
+        """Delete an object; return it and whether it is removed. With finalizers, it is only marked as terminating, as
+        is a namespace with objects."""
         before = self.get(resource, name, namespace)
         if preconditions:
             admission.check_preconditions(preconditions, resource, before)
@@ -295,7 +296,7 @@ class Store:
         self.modify(resource, name, change, namespace=namespace, part=part)
 
     def load(self, resource: ResourceDefinition, documents: Iterable[Document]) -> list[SandboxRecord]:
-        """Create many objects with their status, without validation."""
+        """Create many objects with their status, without validation and without calls of controllers."""
         events = []
         for document in documents:
             if self._collections[resource].get(document["metadata"]["name"]) is not None:
@@ -369,7 +370,7 @@ class Store:
         deleted: bool = False,
         dry_run: bool,
     ) -> SandboxRecord:
-        """Commit a write: the only code that increments the version."""
+        """Commit a write, unless it is a dry run, and call the listeners and controllers."""
         if dry_run:
             return record_of(after, before.version if before else 0)
         self.version += 1

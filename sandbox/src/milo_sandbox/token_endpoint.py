@@ -1,4 +1,8 @@
-"""The token endpoint of service accounts: exchanges an assertion, signed with a registered key, for an access token."""
+"""The token endpoint of service accounts.
+
+It exchanges an assertion, signed with a registered key, or a token that was issued for this endpoint, for an access
+token.
+"""
 
 import secrets
 from binascii import Error as Base64Error
@@ -44,11 +48,11 @@ class _Account(msgspec.Struct, frozen=True):
 
 
 class _Refused(Exception):  # noqa: N818 - named after the response
-    """An error code of RFC 6749."""
+    """An OAuth error code."""
 
 
 class AssertionEndpoint:
-    """The token endpoint. `answered` has the result of each request: an error code of RFC 6749, or "ok"."""
+    """The token endpoint. `answered` has the result of each request: an OAuth error code, or "ok"."""
 
     def __init__(self, tokens: Tokens, clock: Callable[[], float]) -> None:
         self._tokens = tokens
@@ -79,7 +83,7 @@ class AssertionEndpoint:
         self._accounts.clear()
 
     async def answer(self, request: web.BaseRequest, url: str) -> web.StreamResponse:
-        """Answer a request; the audience of its assertion must be the server's `url`."""
+        """Answer a request; its assertion or token must have the server's `url` as an audience."""
         form = dict(parse_qsl((await request.read()).decode("ascii", "replace")))
         answer: Document = {"token_type": "Bearer", "expires_in": self._tokens.life}
         try:

@@ -24,7 +24,7 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
 
     bookmark_interval: float = 60.0
     lifetime: float = 2700.0  # without a timeout in the request; real servers draw 30 to 60 minutes
-    patience: float = 3.0  # for a watch from a future version
+    patience: float = 3.0  # for a list or a watch that has to wait for a future version
 
 
 class Rendering(Protocol):
@@ -65,7 +65,7 @@ class WatchTimes:
 
 
 class ObjectWatch:
-    """A watch of one resource: a cursor in its history, without a queue. Later errors are lines of type ERROR."""
+    """A watch of one resource: a cursor in its history, without a queue. Errors are lines of type ERROR."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class ObjectWatch:
         self._silent = silent
 
     def end(self, *, last_bookmark: bool = True) -> None:
-        """End at the next step as a server that shuts down does: with pending events, a bookmark, and a clean end."""
+        """End at the next step as a server that shuts down does: after pending events and, by default, a bookmark."""
         self._ending = True
         self._last_bookmark = last_bookmark
 

@@ -124,7 +124,7 @@ class ApiClients:
                         unused.clear()
 
     def renewer(self, current: Current, pushed: PushedKubeconfigs | None, ttl: timedelta | None) -> AsyncRenewer:
-        """Return the renewer of a cluster's credential, a context manager that renews it while entered."""
+        """Return a context manager that renews a cluster's credential in its body."""
         return AsyncRenewer(ClusterReference(self._issuer, current, ttl).issue_kubeconfig, pushed)
 
 

@@ -24,11 +24,10 @@ class KubeconfigIssuer(Protocol):
 
 
 class ClusterReference:
-    """A reference to one cluster, and never to a later cluster of the same name.
+    """A reference to a cluster: a name, which means whichever cluster has it, or a Cluster, which never means another.
 
     The daemon identifies clusters by incarnation, and another daemon assigns other incarnations. If the daemon has
-    another incarnation, the UID decides whether it is the same cluster. A reference by name alone matches whichever
-    cluster has the name.
+    another incarnation, the UID decides whether it is the same cluster.
     """
 
     def __init__(self, issuer: KubeconfigIssuer, current: Current, ttl: timedelta | None) -> None:

@@ -25,7 +25,8 @@ class ConnectionCredential:
         self.made_with = made_with
 
     def authorization(self, access: KubeconfigAccess) -> str | None:
-        """Return the header for a request; None for certificates. Raises CertificateRenewed after expiry."""
+        """Return the header for a request; None without a token. Raises CertificateRenewed if the certificate of the
+        connections has expired and was renewed."""
         made, expires_at = self.made_with.access, self.made_with.expires_at
         if access.token is not None:
             return f"Bearer {access.token}"
@@ -61,7 +62,7 @@ class RequestUrls:
 
 @contextmanager
 def certificate_file(access: KubeconfigAccess) -> Iterator[str | None]:
-    """Provide the path of the client certificate and key while the block runs; None if there is a token."""
+    """Provide the path of the client certificate and key while the block runs; None if they are not used."""
     if access.token is not None or access.certificate is None:
         yield None
     else:

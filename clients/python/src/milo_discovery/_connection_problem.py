@@ -32,7 +32,7 @@ Protocol = Literal["gRPC", "HTTP", "TLS"]
 
 
 def connection_problem(target: str, credentials: ClientCredentials) -> str | None:
-    """Connect to HOST:PORT, and return what is wrong with TLS or the protocol; None if these are not the problem."""
+    """Connect to HOST:PORT, and return what is wrong with the name, TLS or protocol; None if that is unknown."""
     try:
         if credentials.ca_file is None:
             return _plain_problem(target)
@@ -106,7 +106,7 @@ def _refused_certificate(credentials: ClientCredentials) -> str:
 
 
 def _protocol(target: str) -> Protocol | None:
-    """Return the protocol of the server at HOST:PORT, detected by sending the first bytes of each protocol."""
+    """Return the protocol of the server at HOST:PORT, detected by sending the first bytes of each; None if unknown."""
     answer = _answer(target, _HTTP2_PREFACE)
     if answer[3:4] == bytes([_SETTINGS_FRAME]):
         return "gRPC"

@@ -40,7 +40,7 @@ _BY_CODE: dict[grpc.StatusCode, type[StatusError]] = {
 }
 
 NOT_RETRYABLE = (InvalidRequest, PermissionDenied, Unauthenticated, PreconditionFailed, Unimplemented)
-"""Errors that end a watch: a retry fails too until the request, the daemon's configuration or its rules change."""
+"""Errors that end a watch: a retry would fail too, until the client or the daemon is changed."""
 
 
 def status_error(

@@ -20,7 +20,7 @@ from milo_kube.kubeconfig import ContextAccess, KubeconfigError, Policy
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KubeconfigAccess:
-    """The cluster and user of a kubeconfig's current context."""
+    """The cluster and user of a kubeconfig's context."""
 
     server: str
     authorities: str | None = None

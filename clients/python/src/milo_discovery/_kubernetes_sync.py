@@ -186,9 +186,10 @@ class RenewingSyncApiClient(ApiClient):
 
 
 def _finish(response: Any) -> None:
-    """Read a response to its end. Otherwise, the next request on its connection would fail after it was sent.
+    """Read a response to its end.
 
-    urllib3 retries only idempotent requests.
+    Otherwise, the next request on its connection would fail after it was sent, and urllib3 would retry it only if it is
+    idempotent.
     """
     response.response.drain_conn()
     response.response.release_conn()

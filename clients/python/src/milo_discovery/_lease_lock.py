@@ -64,7 +64,7 @@ class LeaseLock:
 
     @property
     def lease(self) -> Mapping[str, Any] | None:
-        """The last observed Lease."""
+        """The last observed Lease; None if there is none."""
         return self._seen
 
     def stops_at(self) -> float:

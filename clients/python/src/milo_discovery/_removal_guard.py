@@ -34,7 +34,8 @@ ENDS = frozenset(
         DisengageReason.REMOVED,
     }
 )
-"""Reasons that apply to all subscribers. After any other reason, the cluster may still exist, also in this group."""
+"""Reasons that lie in the cluster, and not in the subscriber or the daemon. After any other reason, the cluster may
+still be engaged, by this daemon or another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +82,10 @@ class Removals:
         contested = {each for each in missing if self._is_contested(each, now)}
         if contested:
             name, others = min(contested, key=lambda each: each.name).name, len(contested) - 1
+            more = f" and {others} other cluster{'s' if others > 1 else ''}" if others else ""
             self.problem = (
-                f"{name} was written again after its deletion{f', and {others} more were' if others else ''}: another "
-                "run publishes other clusters under this publisher's name: the objects are kept; give each run its own "
-                "--publisher"
+                f"the objects of {name}{more} were written again after their deletion, because another run publishes "
+                "other clusters under this publisher's name. The objects are kept; give each run its own --publisher"
             )
         if not missing:
             self.accepts = False

@@ -107,7 +107,7 @@ class Session:
         self.source: SourceStatus | None = None
         """The freshness of the daemon's view of Milo, as last received."""
         self.sources: Mapping[str, SourceStatus] = {}
-        """The freshness of each source of clusters, if the daemon has several."""
+        """The freshness of each source of clusters, by name; empty if the daemon's only source has no name."""
         self.pending_sources: tuple[str, ...] = ()
         """Sources of which the daemon has no complete list yet. Their clusters are kept as last received."""
 
@@ -117,7 +117,7 @@ class Session:
         return self.revision
 
     def receive(self, batch: pb.WatchClustersResponse) -> tuple[Event | StreamNotice, ...]:
-        """Apply a batch and return what changed. Raises StreamBroken without any effect if it contradicts the view."""
+        """Apply a batch and return what changed. If it is invalid, keeps the view and raises StreamBroken."""
         phase = self._phase
         self._phase = _Closed()  # kept if the batch is invalid
         if batch.reset:

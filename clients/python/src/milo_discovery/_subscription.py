@@ -53,7 +53,7 @@ class StreamSubscription:
         return request
 
     def received(self, batch: pb.WatchClustersResponse, now: float) -> None:
-        """Apply a batch. Raises StreamBroken if it does not continue the previous one."""
+        """Apply a batch. Raises StreamBroken if it is invalid, as when a batch before it is missing."""
         changes = self.session.receive(batch)
         if self._connected_at is None:
             self._connected_at = now
@@ -121,7 +121,7 @@ class WatchState:
 
     @property
     def sources(self) -> Mapping[str, SourceStatus]:
-        """The freshness of each source by name, as last received. Empty unless the daemon has several."""
+        """The freshness of each source by name, as last received; empty if the daemon's only source has no name."""
         return self._subscription.session.sources
 
     @property
@@ -136,7 +136,7 @@ class WatchState:
 
 
 class _ClusterView(Mapping[str, Cluster]):
-    """The clusters of a session. Threads may iterate over a copy while the event loop changes them."""
+    """The clusters of a session. Iteration is over a copy, so threads may iterate while the event loop changes them."""
 
     def __init__(self, view: MappingProxyType[str, KnownCluster]) -> None:
         self._view = view

@@ -56,7 +56,7 @@ class EngagedCluster:
 
     @property
     def kubeconfig(self) -> Kubeconfig | None:
-        """The newest pushed kubeconfig. None without `include_kubeconfigs`."""
+        """The newest pushed kubeconfig. None without `include_kubeconfigs`, or before the first one arrives."""
         return self._kubeconfig
 
     @property

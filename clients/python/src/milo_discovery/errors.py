@@ -2,7 +2,7 @@
 
 DiscoveryError
 ├── InvalidAddress            the address is malformed
-├── InvalidCredentials        the client's credentials cannot be read, or cannot be used with this address
+├── InvalidCredentials        the client's credentials are invalid or unreadable, or cannot be used with this address
 ├── UntrustedServer           the server of the Unix socket runs as another user than expected
 ├── StatusError               a call ended with a gRPC status other than OK
 │   ├── ClusterNotFound           the cluster is unknown, or not engaged
@@ -10,13 +10,13 @@ DiscoveryError
 │   ├── PermissionDenied          the caller is authenticated but not allowed
 │   ├── Unauthenticated           the daemon does not accept the caller's credentials
 │   ├── PreconditionFailed        the daemon's configuration or the cluster's state does not allow the call
-│   ├── Unimplemented             the daemon is older than this client
-│   ├── Unavailable               the daemon is unreachable or not synced: retry later
+│   ├── Unimplemented             the server does not implement the call
+│   ├── Unavailable               the daemon is unreachable, or cannot answer at present: retry later
 │   ├── TimedOut                  the deadline was exceeded
 │   └── CallFailed                any other status
-├── UnusableKubeconfig        this client does not accept a kubeconfig
+├── UnusableKubeconfig        a kubeconfig is not accepted, or it provides no credential
 ├── CertificateRenewed        an API client's certificate expired; create another API client
-├── StreamBroken              a stream violated the protocol; watches recover by themselves
+├── StreamBroken              a stream cannot continue; watches recover by themselves
 └── HandlerFailed             a Fleet's handler raised, with on_error="raise"
 """
 
@@ -45,7 +45,7 @@ class InvalidAddress(DiscoveryError, ValueError):
 
 
 class InvalidCredentials(DiscoveryError, ValueError):
-    """The client's credentials cannot be read, or cannot be used with this address."""
+    """The client's credentials are invalid or unreadable, or cannot be used with this address."""
 
 
 class UntrustedServer(DiscoveryError):
@@ -69,7 +69,7 @@ class StatusError(DiscoveryError):
         self.code = code
         """The gRPC status code, such as "UNAVAILABLE"."""
         self.reason = reason
-        """The daemon's machine-readable reason; empty if the daemon did not answer."""
+        """The daemon's machine-readable reason; empty if there is none, as when the daemon did not answer."""
         self.violations = violations
         """The invalid fields of the request."""
         self.retry_after = retry_after
@@ -101,7 +101,7 @@ class Unimplemented(StatusError):
 
 
 class Unavailable(StatusError):
-    """The daemon is unreachable or not synced. Retry later."""
+    """The daemon is unreachable, or cannot answer at present, for example because it is not synced. Retry later."""
 
 
 class TimedOut(StatusError):
@@ -113,11 +113,11 @@ class CallFailed(StatusError):
 
 
 class StreamBroken(DiscoveryError):
-    """A stream violated the protocol: a batch is missing, or an event contradicts earlier ones."""
+    """A stream cannot continue: it violated the protocol, its heartbeats stopped, or the daemon ended it."""
 
 
 class UnusableKubeconfig(DiscoveryError):
-    """A kubeconfig is not accepted, or a file that it refers to cannot be read. Messages quote no content."""
+    """A kubeconfig is not accepted, or it provides no credential. Messages quote no content."""
 
 
 class CertificateRenewed(DiscoveryError):

@@ -46,8 +46,8 @@ class Disconnected:
 class Refreshed:
     """The same cluster, with new values only in fields that the daemon assigns, such as the incarnation.
 
-    Sent after a restart of the daemon. Work on the cluster can continue. To issue a kubeconfig for a specific
-    incarnation, use the new one.
+    Sent after a restart of the daemon, or if another daemon engages the cluster now. Work on the cluster can continue.
+    To issue a kubeconfig for a specific incarnation, use the new one.
     """
 
     cluster: Cluster

@@ -42,9 +42,9 @@ async def run(
 ) -> None:
     """Run the registry's handlers in each engaged cluster of the fleet until canceled.
 
-    The handlers of all clusters run in different threads. Their `memo.cluster` is the EngagedCluster, and `memo.api` a
-    blocking client of the kubernetes package for it. Without `namespaces` an operator watches all namespaces;
-    `standalone=False` enables kopf's peering.
+    The handlers of each cluster run in a thread of their own. Their `memo.cluster` is the EngagedCluster, and
+    `memo.api` a blocking client of the kubernetes package for it. Without `namespaces` an operator watches all
+    namespaces; `standalone=False` enables kopf's peering.
 
     An operator that fails is restarted as the fleet's `on_error` says. At disengagement it is stopped, and its running
     handlers are canceled.
@@ -122,7 +122,7 @@ class _Sessions:
     async def _renewed(self) -> tuple[KubeconfigAccess, datetime | None]:
         access = await self.renewer.access()
         if access == self.last:
-            # kopf rejects a credential that was refused or had expired before.
+            # kopf does not accept a credential again that was refused or has expired.
             access = await self.renewer.access_after_401(access.token)
         self.last = access
         return access, self.renewer.cache.current.expires_at

@@ -39,7 +39,7 @@ _CONFLICT: Final = 409
 
 
 class LeadershipLost(Exception):  # noqa: N818  (named like the errors of this package)
-    """The Lease was not renewed in time, so the work was canceled. Exit the process, or run the election again."""
+    """The lock was lost, so the work was canceled. Exit the process, or run the election again."""
 
 
 class _AttemptError(Exception):

@@ -103,7 +103,7 @@ class Draining:
     reason: DisengageReason = DisengageReason.UNSPECIFIED
     """The reason that DISENGAGED will have."""
     deadline: datetime | None = None
-    """When the cluster is disengaged, released or not."""
+    """When the cluster is disengaged at the latest, released or not."""
     message: str = ""
 
 
@@ -124,7 +124,7 @@ class Cluster:
     """An engaged project control plane."""
 
     name: str
-    """The cluster's key: the project's name or, from a daemon with several sources, SOURCE#NAME."""
+    """The cluster's key: the project's name or, if its source has a name, SOURCE#NAME."""
     uid: str = ""
     endpoint: str = ""
     organization: str = ""
@@ -139,7 +139,7 @@ class Cluster:
     incarnation: str = ""
     draining: Draining | None = None
     source: str = ""
-    """The name of the cluster's source, if the daemon has several."""
+    """The name of the cluster's source; empty if the daemon's only source has no name."""
     suspensions: tuple[Suspension, ...] = ()
 
 
@@ -164,7 +164,7 @@ class SourceStatus:
     message: str = ""
     last_contact: datetime | None = None
     name: str = ""
-    """The name of the source, if the daemon has several."""
+    """The name of the source; empty if the daemon's only source has no name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +176,7 @@ class Listing:
     total_size: int = 0
     source: SourceStatus = SourceStatus()
     sources: tuple[SourceStatus, ...] = ()
-    """Each source that the filter covers, if the daemon has several."""
+    """Each source that the filter covers; empty if the daemon's only source has no name."""
     pending_sources: tuple[str, ...] = ()
     """Sources whose clusters are missing, because the daemon has no complete list of them yet."""
 
@@ -242,7 +242,7 @@ class FleetCounts:
     malformed: int = 0
     unreachable: int = 0
     unassigned: int = 0
-    """Ready clusters that other members of the shard group own, or currently none."""
+    """Ready clusters that other members of the shard group own, or that no member owns at present."""
     subscribers: int = 0
     draining: int = 0
     refused: int = 0
@@ -251,7 +251,7 @@ class FleetCounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A configured source of clusters. Reported by a daemon with several."""
+    """A configured source of clusters. Reported by a daemon whose sources have names."""
 
     name: str = ""
     kind: str = ""
@@ -264,7 +264,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CredentialIssuer:
-    """A configured source of the kubeconfigs that the daemon issues."""
+    """A configured issuer of the credentials in kubeconfigs."""
 
     name: str = ""
     type: str = ""

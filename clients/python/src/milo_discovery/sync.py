@@ -121,7 +121,7 @@ class SyncWatch(WatchState):
         self._run(self._watch.synced())
 
     def reconnect(self) -> None:
-        """Close the stream, and return once a new one has resumed from the last revision."""
+        """Close the stream, and return once a new one is connected. It resumes from the last revision if possible."""
         self._run(self._watch.reconnect())
 
     def release(self, cluster: Cluster) -> None:

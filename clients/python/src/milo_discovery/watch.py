@@ -73,7 +73,7 @@ class Watch(WatchState):
             raise RuntimeError("the watch was closed before it was synced")
 
     async def reconnect(self) -> None:
-        """Close the stream, and return once a new one has resumed from the last revision."""
+        """Close the stream, and return once a new one is connected. It resumes from the last revision if possible."""
         await self._stop_reading()
         if not await self._read_until(lambda: self.connected):
             raise RuntimeError("the watch is closed")
@@ -203,7 +203,7 @@ class Watch(WatchState):
                         raise StreamBroken("the daemon ended the stream")
                     if batch.sharded and self._keeper is None:
                         await self._renew_ownership(channel, boottime())
-                        # Once: if the ownership expires before the renewals begin, the clusters are disengaged too.
+                        # Read once: if the ownership expires before the renewals, the clusters are disengaged too.
                         if not (was_owner := self.is_owner):
                             subscription.ownership_ended()  # of clusters from before the daemon was sharded
                         # Runs in a thread, so that a blocked event loop cannot lose the ownership.

@@ -12,7 +12,7 @@ from milo_kube.http.errors import TransportError
 from milo_kube.http.headers import Headers, SentHeaders
 
 OVERHEAD_LIMIT = 64 << 10
-"""Maximum bytes of headers, chunk sizes and trailers between two pieces of body: bounds the memory they use."""
+"""Maximum bytes of headers, chunk sizes and trailers between two pieces of body, because they are kept in memory."""
 _UNZIP_AT_ONCE = 1 << 20
 _HEADER_VALUE = re.compile(r"[^\r\n\0]*")
 
@@ -56,7 +56,7 @@ class Connection(Protocol):
 
 
 def close_at_once(transport: asyncio.Transport | None) -> None:
-    """Close a transport: sends the TLS close_notify, and does not wait for the peer's."""
+    """Close a transport: send the TLS close_notify, and do not wait for the peer's."""
     if transport is not None:
         transport.close()
         transport.abort()

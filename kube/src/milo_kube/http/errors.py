@@ -1,4 +1,4 @@
-"""TransportError, for HTTP requests that fail without a response, and the conversion of socket and TLS errors to it."""
+"""TransportError, for requests without a usable response, and the conversion of socket and TLS errors to it."""
 
 import socket
 import ssl

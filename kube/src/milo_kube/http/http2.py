@@ -21,7 +21,7 @@ from milo_kube.http.http2_core import (
 )
 
 PING_AFTER_S = 30.0
-"""Idle time after which a PING checks the connection."""
+"""Time without received data after which a PING checks a connection that has open requests."""
 PING_WITHIN_S = 15.0
 _STATUS = re.compile(rb"[1-9][0-9]{2}")
 _CONNECTION_HEADERS = frozenset({"host", "connection", "keep-alive", "proxy-connection", "transfer-encoding"})

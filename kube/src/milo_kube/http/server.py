@@ -18,7 +18,7 @@ from milo_kube.http.headers import Headers
 REQUEST_LIMIT = 64 << 10
 """Maximum bytes of a request, with its headers and body."""
 IDLE_S = 60.0
-"""Maximum time from the start of a connection, or its last response, to the end of the next request."""
+"""Maximum time from the start of a connection, or its last response, to the next response."""
 _METHODS = ("GET", "HEAD")
 
 

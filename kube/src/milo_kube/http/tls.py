@@ -217,7 +217,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
 
     def _end_of_data(self) -> None:
         self.eof_received()
-        self.close()  # TLS has no half-close
+        self.close()  # this transport has no half-close
 
     def _encrypt(self) -> None:
         try:

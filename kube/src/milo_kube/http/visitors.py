@@ -33,5 +33,5 @@ def is_own_host(host_header: str, names: Collection[str] = ()) -> bool:
 
 
 def is_on_loopback(peer: str) -> bool:
-    """Return whether a client's address is that of this machine or pod."""
+    """Return whether a client's address is 127.0.0.1 or ::1, so that it is on this machine or in this pod."""
     return addresses.ip_address(peer) in _LOCAL

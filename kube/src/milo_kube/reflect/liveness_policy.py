@@ -13,7 +13,7 @@ class LivenessPolicy(msgspec.Struct, frozen=True, kw_only=True):
     every_s: float = 15.0
     """Interval between checks, and before the first. Each must be answered within a third of it."""
     misses: int = 3
-    """Consecutive unanswered checks that abort the wait. With the interval above, a hung server is detected in 50 s."""
+    """Consecutive failures that abort the wait. With the interval above, a hung server is detected in 50 s."""
 
     @property
     def timeout_s(self) -> float:
@@ -27,7 +27,7 @@ class LivenessCheck(msgspec.Struct, frozen=True):
 
 
 class LivenessTracker:
-    """The count of unanswered checks, over consecutive waits."""
+    """Counts the consecutive checks during a wait that failed or were not answered."""
 
     __slots__ = ("_check_at", "_misses", "_policy", "_since", "waiting_since")
 

@@ -7,7 +7,7 @@
 A list comes in pages or, if the server supports it, as a streaming list: a watch that begins with the list (Opening
 without a version, then Filling). Either way it ends with one `ListEnded`, and an incomplete list proves nothing.
 
-Silence, refusals and errors never lead to a deletion: they change the source's status and nothing else.
+Silence, refusals and errors are never evidence of a deletion: the objects stay, and at most the source becomes stale.
 """
 
 import math
@@ -67,7 +67,7 @@ class ReflectorPolicy(msgspec.Struct, frozen=True, kw_only=True):
     silence_s: float = 90.0
     """Maximum time without data on a watch, if the server sends bookmarks (every 60 s)."""
     fill_silence_s: float = 15.0
-    """Maximum time without data before the final bookmark of a streaming list, until pages are requested instead."""
+    """Maximum time without data within a streaming list; after that, pages are requested instead."""
     line_s: float = 30.0
     """Maximum time for one event to arrive completely, even if its bytes keep arriving."""
     min_watch_s: float = 1.0

@@ -1,4 +1,4 @@
-"""Decodes lists and watch events from bytes. Malformed input yields a value, not an exception.
+"""Decodes lists and watch events from bytes. A malformed object or line yields a value, not an exception.
 
 One malformed object does not affect the others. A line that is not an event at all ends its watch.
 """

@@ -30,13 +30,13 @@ kubeconfigs:
   issuers:
     - {name: sandbox, type: project-kubeconfig, share_discovery_identity: true}
 """
-"""Kubeconfigs for the examples, whose identity may do everything in the sandbox."""
+"""Has the daemon issue kubeconfigs, for the examples, with its own identity, which may do everything in the sandbox."""
 EXPECTED = (DaemonError,)
 """Errors of the daemon that are reported in one line each, without a traceback."""
 
 
 async def demo(seconds: float | None, changes_per_s: float, existing: Path | None = None) -> None:
-    """Run until the time is up or a signal arrives. `existing` is the kubeconfig of an API to watch instead."""
+    """Run until the time is up or a signal arrives. `existing` is the kubeconfig of an API to use without a sandbox."""
     # Signals must not terminate the process before the directory, which has a token, is removed.
     with _stop_after(seconds) as stopping, TemporaryDirectory(prefix="milo-demo-") as name:
         directory = Path(name)

@@ -8,7 +8,7 @@ from milo_discovery import Cluster, ConnectivityState, Event, EventType, SourceS
 HIGHLIGHTED_S = 4.0
 RECENT_EVENTS = 200
 
-# The result of the first probe of a cluster arrives as an UPDATED event without other changes.
+# Shown because the result of a probe may be the only change in an UPDATED event.
 _PROBED = {ConnectivityState.REACHABLE: ", reachable", ConnectivityState.UNREACHABLE: ", unreachable"}
 
 
@@ -37,7 +37,7 @@ class Scene:
         return sum(row.last is not EventType.DISENGAGED for row in self._rows.values())
 
     def add(self, event: Event, now: float) -> bool:
-        """Add an event. Return whether it is shown as a recent event: a cluster's first probe result is not."""
+        """Add an event. Return whether it is shown as recent: the first report that a cluster is reachable is not."""
         self.counts[event.type] += 1
         before = self._rows.pop(event.cluster.name, None)
         if before is not None and _is_first_probe(before.cluster, event):

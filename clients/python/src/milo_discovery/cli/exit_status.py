@@ -64,7 +64,7 @@ _STATUSES: dict[type[DiscoveryError], ExitStatus] = {
 
 def exit_status(error: DiscoveryError) -> ExitStatus:
     if isinstance(error, Unavailable):
-        # Only the daemon sets a reason: it was reached, but is not synced.
+        # Only the daemon sets a reason: it was reached, but cannot answer, most often because it is not synced.
         return ExitStatus.NOT_SYNCED if error.reason else ExitStatus.NO_CONNECTION
     return _STATUSES.get(type(error), ExitStatus.FAILED)
 
@@ -152,5 +152,5 @@ def print_message(text: str) -> None:
 
 
 def printable(text: str) -> str:
-    """Escape control characters and bidirectional overrides: labels and messages are untrusted."""
+    """Escape non-printable characters, such as terminal controls and bidirectional overrides, in untrusted text."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

@@ -43,7 +43,7 @@ class DesiredFile:
 
 
 class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
-    """The directory, locked by this process while entered."""
+    """A directory of kubeconfig files. The context manager holds its lock, so that no other process writes to it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -97,7 +97,7 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
         self._fleet = group, only
 
     def reconcile(self, desired: Mapping[str, DesiredFile], *, ended: Collection[str]) -> None:
-        """Write the files of desired clusters. Remove those of ended clusters, unless desired; keep all others."""
+        """Write the files of desired clusters. Remove those of ended or replaced clusters, and keep all others."""
         self.skipped = {}
         to_write = {
             name: each for name, each in desired.items() if each.kubeconfig is not None and self._may_write(name)

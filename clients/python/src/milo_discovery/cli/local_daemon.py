@@ -15,7 +15,7 @@ _LIMIT_S = 1.0
 
 
 def local_address() -> str | None:
-    """Return the default address if a daemon listens there, or else the address of the newest running demo."""
+    """Return the default address if a daemon listens there, or else the address of the newest running demo, if any."""
     if _is_listening(Path(DEFAULT_ADDRESS.removeprefix("unix://"))):
         return DEFAULT_ADDRESS
     demos = sorted(_sockets_of_demos(), key=lambda path: path.lstat().st_mtime, reverse=True)

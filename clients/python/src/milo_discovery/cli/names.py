@@ -39,7 +39,7 @@ class ClusterName(click.ParamType[str]):
 
 
 async def suggestion(client: DiscoveryClient, name: str) -> str:
-    """Return the engaged clusters of similar names, to append to an error message; empty if there are none."""
+    """Return a suggestion of engaged clusters with similar names, to append to an error; empty if there are none."""
     try:
         return did_you_mean(name, [each.name for each in await client.list()])
     except DiscoveryError:

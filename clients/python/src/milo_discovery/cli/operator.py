@@ -67,7 +67,7 @@ def run(program: Path, arguments: tuple[str, ...], *, address: str | None, no_re
 
 
 def _versions(program: Path) -> Mapping[Path, int]:
-    """Return the modification time of each Python file, without hidden directories such as virtual environments."""
+    """Return the modification times of the Python files, except those in hidden directories such as .venv."""
     found: dict[Path, int] = {}
     for directory, subdirectories, names in os.walk(program.parent):
         subdirectories[:] = [each for each in subdirectories if not each.startswith((".", "__"))]

@@ -110,7 +110,7 @@ def address_option(command: Callable[..., R]) -> Callable[..., R]:
         envvar=ADDRESS_VARIABLE,
         show_default=True,
         show_envvar=True,
-        help="The daemon's address: unix:///PATH or HOST:PORT. If nothing listens at the default, interactive "
+        help="The daemon's address: unix:///PATH or HOST:PORT. If nothing listens on the default, interactive "
         "commands use the newest demo that you run.",
     )(command)
 
@@ -165,7 +165,7 @@ def connecting(
 ) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Decorate a command that connects: it gets `ConnectionOptions` as its first argument.
 
-    With `finds_demo`, it uses a demo if no address is set and no daemon listens at the default one. Commands that run
+    With `finds_demo`, it uses a demo if no address is set and no daemon listens on the default one. Commands that run
     unattended do not use a demo, because they would replace the clusters that they have written with the demo's.
     """
 
@@ -227,7 +227,7 @@ def completion_connection(context: click.Context, timeout: timedelta) -> Connect
 
 
 def _or_group_option(name: str, value: T) -> T:
-    """Return the value of an option given after the command's name, or else before it."""
+    """Return the value of an option: the one given after the command's name, or else the one given before it."""
     context = click.get_current_context()
     group = context.find_root()
     is_set_here = context.get_parameter_source(name) is ParameterSource.COMMANDLINE

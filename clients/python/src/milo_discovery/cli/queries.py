@@ -43,7 +43,7 @@ def list_clusters(
     headers: bool,
     sort_by: str | None,
 ) -> None:
-    """List the engaged clusters. Exits with 7 if a source is stale, or was not listed completely yet."""
+    """List the engaged clusters. Exits with 7 if a source is stale, or has not been listed completely yet."""
     listing = connection.run(lambda client: client.list(**only))
     if sort_by is not None:
         listing = replace(listing, clusters=tuple(_sorted(listing.clusters, sort_by)))
@@ -57,7 +57,7 @@ def list_clusters(
         _print(form, listing, names=(each.name for each in listing), headers=headers)
     if listing.pending_sources:
         pending = ", ".join(listing.pending_sources)
-        print_message(f"clusters are missing: no complete list of {pending} was read yet")
+        print_message(f"clusters are missing: no complete list of {pending} has been read yet")
     for each in listing.sources or (listing.source,):
         if (warning := text_output.out_of_date(each, _now())) is not None:
             print_message(f"the list {warning}")
@@ -79,7 +79,7 @@ def _no_clusters(only: FilterOptions) -> str:
 @formatted("table", "wide", "json", "yaml", "name")
 @unary
 def get_cluster(connection: ConnectionOptions, *, name: str, form: str, headers: bool) -> None:
-    """Show the daemon's state of a project, engaged or not."""
+    """Show what the daemon knows about a project, whether or not it is engaged."""
     report = _report(connection, name)
     if form in {"table", "wide"}:
         wide = form == "wide"
