@@ -217,11 +217,9 @@ class FleetEngagements:
     def _stores_claims(self, states: Sequence[ClusterState]) -> bool:
         """Return whether any claims are stored. Begins to store those on UIDs or addresses once an object contains
         one."""
-        is_any = False
+        is_any, claiming = False, [state for state in states if isinstance(state, _CLAIMING)]
         for claims in self._kinds:
-            if not claims.is_active and any(
-                claims.states(observation) for observation in states if isinstance(observation, _CLAIMING)
-            ):
+            if not claims.is_active and any(map(claims.states, claiming)):
                 self._begin_claims(claims)
             is_any = is_any or claims.is_active
         return is_any

@@ -38,6 +38,8 @@ class ClusterIdentity(msgspec.Struct, frozen=True, gc=False):
 
 
 class DisengageReason(enum.Enum):
+    __hash__ = object.__hash__  # Enum has one in Python, several times slower
+
     DELETED = "DELETED"
     NOT_READY = "NOT_READY"
     REPLACED = "REPLACED"
@@ -100,6 +102,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Reachability(enum.Enum):
+    __hash__ = object.__hash__  # Enum has one in Python, several times slower
+
     UNKNOWN = "UNKNOWN"
     REACHABLE = "REACHABLE"
     UNREACHABLE = "UNREACHABLE"

@@ -141,10 +141,11 @@ class ObjectStore:
         """
         changes: list[ObjectChange] = []
         for observation in observed:
-            if self._is_outdated(observation):
+            record = self._records.get(observation.name)
+            if self._is_outdated(observation, record):
                 self.outdated += 1
                 continue
-            weight, record = self.weight_of(observation), self._records.get(observation.name)
+            weight = _weight_of(observation, record)
             if not self.weight.fits(weight if record is None else weight - record.weight):
                 break
             changes.append(self._put(observation, weight))
@@ -270,16 +271,8 @@ class ObjectStore:
         return record is not None and record.is_terminating
 
     def weight_of(self, observation: ObservedObject) -> int:
-        """Return the object's weight in the memory budget, in bytes, once the observation is applied.
-
-        The cluster of an object that is no longer ready is kept, so the object weighs no less than before.
-        """
-        if observation.state is ObjectState.READY:
-            return weigh(observation.content)
-        record = self._records.get(observation.name)
-        return (
-            weigh((observation, None)) if record is None else max(record.weight, weigh((observation, record.content)))
-        )
+        """Return the object's weight in the memory budget, in bytes, once the observation is applied."""
+        return _weight_of(observation, self._records.get(observation.name))
 
     # --- comparisons ---
 
@@ -302,7 +295,8 @@ class ObjectStore:
 
     def is_news(self, observation: ObservedObject) -> bool:
         """Return whether an observation is newer than the known state, and not a repetition of it."""
-        return self.would_change(observation) and not self._is_outdated(observation)
+        record = self._records.get(observation.name)
+        return self.would_change(observation) and not self._is_outdated(observation, record)
 
     def is_older_than_known(self, observation: ObservedObject) -> bool:
         record = self._records.get(observation.name)
@@ -312,10 +306,17 @@ class ObjectStore:
         """Return whether a version is older than that of any object."""
         return any(is_older(version, record.version) for record in self._records.values())
 
-    def _is_outdated(self, observation: ObservedObject) -> bool:
-        record = self._records.get(observation.name)
+    @staticmethod
+    def _is_outdated(observation: ObservedObject, record: ObjectRecord | None) -> bool:
         if record is None:
             return False
         if observation.version == record.version and observation.uid == record.uid:
             return record.state is ObjectState.DELETED  # repeated after the deletion was confirmed
         return is_older(observation.version, record.version)
+
+
+def _weight_of(observation: ObservedObject, record: ObjectRecord | None) -> int:
+    if observation.state is ObjectState.READY:
+        return weigh(observation.content)
+    # The cluster of an object that is no longer ready is kept, so the object weighs no less than before.
+    return weigh((observation, None)) if record is None else max(record.weight, weigh((observation, record.content)))

@@ -20,7 +20,7 @@ def is_older(one: str, other: str) -> bool:
 
 def comparable(version: str) -> int:
     """Return the version as a number; 0 if it cannot be compared: not a decimal number, or more than 18 digits."""
-    return int(version) if len(version) <= 18 and is_number(version) else 0
+    return int(version) if len(version) <= 18 and version.isascii() and version.isdecimal() else 0
 
 
 def oldest(versions: Iterable[str]) -> str:
