@@ -124,7 +124,7 @@ def main(argv: Sequence[str]) -> int:
     )
     asked = parser.parse_args(argv)
     if unknown := [name for name in asked.names if name not in MEASURES]:
-        parser.error(f"no such measurement: {', '.join(unknown)}; there are {', '.join(MEASURES)}")
+        parser.error(f"unknown measurement: {', '.join(unknown)}; measurements: {', '.join(MEASURES)}")
     for name in {"sharding", "milo_cost"} & set(asked.names):
         if not asked.real:
             parser.error(f"{name} is measured on real API servers: add --real")

@@ -25,7 +25,7 @@ class Daemon(Process):
     ) -> None:
         """Start the daemon. `probed` enables connectivity probes.
 
-        With `listens`, it listens at `address`; otherwise only at the listeners in `config`. `program` is a module that
+        With `listens`, it listens on `address`; otherwise only on the listeners in `config`. `program` is a module that
         runs the daemon.
         """
         self._socket = directory / "daemon.sock"

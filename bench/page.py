@@ -290,7 +290,7 @@ def _fanout(figures: Figures) -> str:
     names = {
         "events_per_s": "catching up",
         "bare_events_per_s": "bare gRPC, bytes ready",
-        "live_events_per_s": "live, with the API server's part",
+        "live_events_per_s": "live, including the API server's time",
     }
     for key, value in figures.items():
         if (found := re.fullmatch(r"fanout\.(\d+)\.(\w+)", key)) and found[2] in names and value is not None:

@@ -1,4 +1,4 @@
-"""Processor time of a single change, by part of the daemon, with one subscriber."""
+"""CPU time of a single change in each part of the daemon, with one subscriber."""
 
 import json
 import signal

@@ -80,7 +80,7 @@ def test_case_names_are_unique() -> None:
     assert len(set(names)) == len(names)
 
 
-def test_failure_is_reported_in_every_output_format(tmp_path: Path) -> None:
+def test_failure_is_reported_in_tap_junit_and_report(tmp_path: Path) -> None:
     junit, report = tmp_path / "junit.xml", tmp_path / "report.json"
     chosen = [option for name in ("empty-fleet", "first-snapshot") for option in ("--case", name)]
     forms = ["--output", "tap", "--junit", str(junit), "--report", str(report), "--client", "reference 1"]

@@ -1,4 +1,4 @@
-"""The validators of the simulation of a shard group: each reports the fault that it checks for."""
+"""The validators of the shard group simulation: each reports the breach that it checks for."""
 
 from random import Random
 

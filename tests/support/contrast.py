@@ -1,4 +1,4 @@
-"""Contrast of text by WCAG 2, measured on a rendered page."""
+"""Text contrast as defined by WCAG 2, measured on a rendered page."""
 
 CONTRASTS = """
 (() => {

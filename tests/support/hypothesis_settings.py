@@ -1,4 +1,4 @@
-"""The profiles of hypothesis, as a pytest plugin for all tests.
+"""Hypothesis profiles, as a pytest plugin for all tests.
 
 Examples are the same in each run, so that failures in CI are reproducible. To explore others:
 `./dev test tests/simulation/properties --hypothesis-profile=explore`

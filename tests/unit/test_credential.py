@@ -41,5 +41,7 @@ def test_credential_is_sent_with_tls_or_within_this_machine(url: str) -> None:
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://[::1]:1", "http://localhost"])
 def test_credential_is_sent_to_loopback_without_tls_only_if_configured(url: str) -> None:
+    credential = Credential(token=Secret("t"))
+    assert for_url(credential, url, plain_loopback=True) == credential
     with pytest.raises(CredentialError, match="does not use TLS"):
-        for_url(Credential(token=Secret("t")), url, plain_loopback=False)
+        for_url(credential, url, plain_loopback=False)

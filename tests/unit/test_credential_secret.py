@@ -8,7 +8,7 @@ import pytest
 from milo_kube.credential import ClientCertificate, Credential, Secret
 
 
-def test_secret_value_is_revealed_only_explicitly() -> None:
+def test_secret_value_is_returned_by_reveal() -> None:
     assert Secret("hunter2").reveal() == "hunter2"
 
 

@@ -15,7 +15,7 @@ async def sh(script: str, **differing: float) -> Outcome:
     return await run(("/bin/sh", "-c", script), {"PATH": os.environ["PATH"]}, **(LIMITS | differing))  # type: ignore[arg-type]
 
 
-async def test_external_command_returns_output_end_of_stderr_and_status() -> None:
+async def test_external_command_returns_stdout_stderr_and_exit_status() -> None:
     assert await sh("echo out; echo err >&2; exit 7") == Outcome("exited", 7, b"out\n", b"err\n")
 
 

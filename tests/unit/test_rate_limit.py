@@ -1,4 +1,4 @@
-"""Token buckets, alone and by key."""
+"""Token buckets, single and keyed."""
 
 import math
 

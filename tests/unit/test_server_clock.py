@@ -1,4 +1,4 @@
-"""Comparison of clocks by the header Date."""
+"""Comparison of this machine's clock with the Date header of a response."""
 
 from datetime import UTC, datetime
 

@@ -29,7 +29,7 @@ class TestList:
         wanted = pb.ClusterFilter(label_selector="env=prod", organizations=["acme", "initech"])
         assert daemon.requests == [pb.ListClustersRequest(filter=wanted)]
 
-    async def test_list_wide_has_more_columns_and_no_headers_omits_the_header_row(self, command, daemon):
+    async def test_list_prints_wide_columns_without_a_header_row(self, command, daemon):
         daemon.answers["ListClusters"] = [FLEET]
         outcome = await command("list", "-o", "wide", "--no-headers")
         assert outcome.lines[0] == ["alpha", "acme", "Ready", "2d5h", "u-1", "https://a", "b=2,env=prod"]

@@ -38,7 +38,7 @@ class TestErrors:
         ],
         ids=lambda value: value.code.name if isinstance(value, Refusal) else None,
     )
-    async def test_each_grpc_status_has_its_exit_status(self, command, daemon, refusal, status):
+    async def test_exit_status_depends_on_the_grpc_status(self, command, daemon, refusal, status):
         daemon.answers["ListClusters"] = [refusal]
         outcome = await command("list")
         assert (outcome.status, outcome.out, outcome.err) == (status, "", "milo-discovery: no\n")

@@ -224,7 +224,7 @@ def test_kubeconfig_directory_neither_replaces_nor_removes_foreign_index(path: P
     assert (path / "index.json").read_text() == "mine"
 
 
-def test_written_kubeconfig_contains_only_known_fields(path: Path):
+def test_user_of_a_written_kubeconfig_has_only_the_token(path: Path):
     with KubeconfigDirectory(path) as directory:
         directory.reconcile(wanted("a"), ended=())
     document = json.loads((path / "a.kubeconfig").read_bytes())

@@ -147,7 +147,7 @@ class TestCredential:
             (Refusal(grpc.StatusCode.FAILED_PRECONDITION, "none", (ErrorInfo(reason="NO_CREDENTIAL_ISSUER"),)), 1),
         ],
     )
-    async def test_credential_exits_with_the_status_of_each_grpc_status(self, command, daemon, refusal, status):
+    async def test_exit_status_of_credential_depends_on_the_grpc_status(self, command, daemon, refusal, status):
         daemon.answers["IssueKubeconfig"] = [refusal]
         outcome = await command("credential", "--cluster", "alpha")
         assert (outcome.status, outcome.out) == (status, "")

@@ -112,7 +112,7 @@ class TestShards:
 
 
 class TestVersionAndCompletion:
-    async def test_version_prints_client_and_daemon(self, command, daemon):
+    async def test_version_prints_client_and_daemon_versions(self, command, daemon):
         daemon.answers["GetServerInfo"] = [pb.GetServerInfoResponse(version="1.2")] * 2
         assert [line[0] for line in (await command("version")).lines] == ["client:", "daemon:"]
         assert json.loads((await command("version", "-o", "json")).out)["daemon"] == "1.2"

@@ -111,7 +111,7 @@ class TestWatch:
         ]
         assert all(each["receivedAt"].endswith("Z") for each in events)
 
-    async def test_watch_interrupted_by_sigint_exits_with_130_and_prints_nothing(self, daemon):
+    async def test_watch_interrupted_by_sigint_exits_with_130_and_prints_no_error(self, daemon):
         async with running("watch", "-o", "name", address=daemon.address) as process:
             (await daemon.stream()).send(snapshot("1", engaged("a")))
             await process.stdout.readline()

@@ -61,7 +61,7 @@ async def test_list_reads_all_pages(client, daemon):
     ]
 
 
-async def test_listed_cluster_has_all_fields(client, daemon):
+async def test_listed_cluster_is_converted(client, daemon):
     sent = pb.Cluster(
         name="a",
         uid="u",
@@ -118,7 +118,7 @@ async def test_get_of_an_unknown_name_raises_cluster_not_found(client, daemon):
         await client.get("a")
 
 
-async def test_server_info_has_all_fields(client, daemon):
+async def test_server_info_is_converted(client, daemon):
     daemon.answers["GetServerInfo"] = [
         pb.GetServerInfoResponse(
             version="1.2",

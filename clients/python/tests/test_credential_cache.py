@@ -73,7 +73,7 @@ def test_credential_without_expiry_never_expires():
     assert holding(without_expiry).state(NOON + timedelta(days=999)) is CredentialState.FRESH
 
 
-def test_failed_credential_refresh_is_delayed():
+def test_failed_credential_refresh_is_retried_after_a_delay():
     credentials = holding(FIRST)
     due = NOON + 5 * MINUTE
     credentials.refresh_failed(due)

@@ -157,7 +157,7 @@ class TestLoopBridge:
         assert (await asyncio.to_thread(LoopBridge(renewal).access)).token == "held"
         await eventually(lambda: daemon.asked == 1)
 
-    async def test_bridge_never_blocks_the_loops_thread(self, renewal):
+    async def test_bridge_refuses_to_wait_on_the_loops_thread(self, renewal):
         with pytest.raises(RuntimeError, match=r"api_client\(\)"):
             LoopBridge(renewal).access()
 

@@ -236,7 +236,7 @@ async def test_ended_fleet_ends_its_subscription_after_its_handlers(client, daem
     assert daemon.ended_subscriptions == ["operator-0"]
 
 
-async def test_fleets_have_different_subscribers_by_default(client, daemon):
+async def test_fleets_have_different_subscriber_names_by_default(client, daemon):
     names = set()
     for _ in range(2):
         fleet = Fleet(client)

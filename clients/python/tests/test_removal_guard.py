@@ -39,7 +39,7 @@ def test_mass_removal_is_held(lacks: int, published: int, is_held: bool):
     assert removals.is_foreign is (is_held and lacks == published)
 
 
-def test_held_removals_are_released_when_the_clusters_are_engaged_again():
+def test_mass_removal_is_dropped_when_the_clusters_are_engaged_again():
     removals = Removals()
     removals.review(missing(8), 10, 0.0)
     assert removals.next_look_at(0.0) == SECOND_LOOK_S
@@ -72,7 +72,7 @@ def test_object_that_another_run_recreates_is_kept():
     removals = deleted_once()
     for now in (SECOND_LOOK_S + 1, 2 * SECOND_LOOK_S + 1, 2 * SECOND_LOOK_S + CONTESTED_S):
         assert removals.review(missing(1, writing=2), 10, now) == []
-        assert removals.problem.startswith("p-0 was written again after its deletion: another run publishes")
+        assert removals.problem.startswith("the objects of p-0 were written again after their deletion, because")
     assert removals.review([], 10, 3 * CONTESTED_S) == []
     assert removals.problem == ""
 

@@ -124,7 +124,7 @@ class TestCalls:
 
 
 class TestWatch:
-    def test_watch_yields_engagements_and_changes(self, wire):
+    def test_watch_yields_engagements_and_disengagements(self, wire):
         with wire.client.watch(label_selector="env=prod") as watch:
             reading = wire.start(take, watch, 3)
             request, _ = wire.stream(

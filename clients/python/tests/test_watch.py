@@ -71,7 +71,7 @@ class TestStreams:
             await begin(daemon, snapshot("1", engaged("a")), following("1", "2", disengaged("a")))
         assert loop.result() == ["ENGAGED a", "DISENGAGED a"]
 
-    async def test_watch_request_contains_all_options(self, client, daemon):
+    async def test_watch_request_contains_the_options(self, client, daemon):
         options = {
             "label_selector": "env=prod",
             "names": ["a"],

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class Relay:
-    """Listens at the daemon's address and forwards bytes to its server, at a socket path or a loopback port."""
+    """Listens on the daemon's address, a socket path or a loopback port, and forwards bytes to its server."""
 
     def __init__(self, path: Path) -> None:
         self.target: str | int = ""
@@ -29,7 +29,7 @@ class Relay:
         return f"localhost:{self._port}" if self.is_tcp else f"unix://{self._path}"
 
     async def listen(self) -> None:
-        """Listen, at a new socket."""
+        """Listen on a new socket."""
         if self.is_tcp:
             self._listener = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
             self._port = self._listener.sockets[0].getsockname()[1]

@@ -157,7 +157,7 @@ class Program:
             for name, value in os.environ.items()
             if not name.startswith(("MILO_DISCOVERY", "CONFORMANCE_")) and name.lower() not in PROXY_VARIABLES
         }
-        # Nothing listens at this proxy, so a client that uses a proxy for the daemon fails.
+        # Nothing listens on this proxy's address, so a client that uses a proxy for the daemon fails.
         inherited |= dict.fromkeys(PROXY_VARIABLES, "http://127.0.0.1:9") | {"no_proxy": ""}
         try:
             process = await asyncio.create_subprocess_exec(

@@ -311,7 +311,7 @@ async def test_predicates_select_the_changes_to_reconcile(plane: ControlPlane) -
             await eventually(lambda expected=expected: sorted(seen) == expected)  # type: ignore[misc]
 
 
-async def test_on_cluster_change_reconciles_objects_when_project_labels_change(plane: ControlPlane) -> None:
+async def test_on_cluster_change_option_reconciles_objects_of_a_changed_project(plane: ControlPlane) -> None:
     plane.create(widget("one"))
     seen: list[Any] = []
 

@@ -17,7 +17,7 @@ class Widget(msgspec.Struct):
     size: int = 0
 
 
-def test_kind_of_named_group_has_apis_paths() -> None:
+def test_path_of_a_kind_in_a_named_group_begins_with_apis() -> None:
     kind = Kind("example.com/v1/widgets")
     assert kind.api_version == "example.com/v1"
     assert kind.collection() == "/apis/example.com/v1/widgets"
@@ -25,7 +25,7 @@ def test_kind_of_named_group_has_apis_paths() -> None:
     assert repr(kind) == "Kind('example.com/v1/widgets')"
 
 
-def test_kind_of_core_group_has_api_paths() -> None:
+def test_path_of_a_kind_in_the_core_group_begins_with_api() -> None:
     kind = kind_of("v1/configmaps")
     assert (kind.api_version, kind.path("x", "ns")) == ("v1", "/api/v1/namespaces/ns/configmaps/x")
     assert kind_of(kind) is kind
@@ -51,7 +51,7 @@ def test_kind_decodes_objects_to_its_model() -> None:
     assert typed.metadata.name == "x"
 
 
-def test_bodies_of_all_models_are_converted_to_dictionaries() -> None:
+def test_bodies_of_models_are_converted_to_dictionaries() -> None:
     plain: dict[str, Any] = {"kind": "ConfigMap"}
     assert document(plain) is plain
     assert document(Widget("Widget", 1)) == {"kind": "Widget", "size": 1}

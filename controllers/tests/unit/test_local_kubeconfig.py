@@ -166,8 +166,9 @@ def test_unknown_kubeconfig_context_is_rejected(tmp_path: Path):
 def test_file_that_is_not_a_kubeconfig_is_refused_without_quoting_it(tmp_path: Path, content: str):
     path = tmp_path / "kubeconfig"
     path.write_text(content)
-    with pytest.raises(UnusableKubeconfig, match=str(path)):
+    with pytest.raises(UnusableKubeconfig, match=str(path)) as refused:
         KubeconfigFile(path).read()
+    assert not content or content not in str(refused.value)
 
 
 def test_missing_kubeconfig_file_and_invalid_data_are_rejected(tmp_path: Path):

@@ -148,7 +148,7 @@ def test_index_function_follows_changes() -> None:
     assert (names(cache.indexed("color", "red")), names(cache.indexed("color", "blue"))) == (["a", "b"], ["c"])
     applied(cache, DeletionReported("c", "", "default"))
     assert names(cache.indexed("color", "blue")) == []
-    with pytest.raises(KeyError, match=r"index 'colour' does not exist \(there are: 'color'\)"):
+    with pytest.raises(KeyError, match=r"index 'colour' does not exist \(existing indexes: 'color'\)"):
         cache.indexed("colour", "red")
 
 
@@ -227,7 +227,7 @@ def test_decoder_drops_managed_fields() -> None:
     assert msgspec.json.decode(decoded(document("a", managedFields=[{"manager": "m"}])).raw) == document("a")
 
 
-def test_decoder_keeps_metadata_only() -> None:
+def test_metadata_only_decoder_drops_other_fields() -> None:
     seen = decoded(document("a", labels={"x": "y"}), metadata_only=True)
     expected = document("a", labels={"x": "y"})
     del expected["data"]

@@ -83,7 +83,7 @@ async def test_reconcile_without_parentheses_is_refused() -> None:
 
 
 @pytest.mark.parametrize("given", [5, 0.5, "5s", True])
-def test_number_is_refused_as_requeue_after(given: Any) -> None:
+def test_requeue_after_that_is_no_timedelta_is_refused(given: Any) -> None:
     with pytest.raises(TypeError, match=r"requeue_after=.*: write timedelta\(seconds="):
         Result(given)
 

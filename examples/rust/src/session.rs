@@ -39,7 +39,7 @@ pub struct Session {
     phase: Phase,
 }
 
-/// The reason why a batch does not continue the previous one. The caller has to open a new stream.
+/// Why a batch was refused. The caller has to open a new stream.
 #[derive(Debug)]
 pub struct Broken(pub String);
 

@@ -1,4 +1,4 @@
-"""Authorization by rules per subject, as in Kubernetes' RBAC."""
+"""Authorization rules per subject, as in Kubernetes RBAC."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""A real kubectl in a project's control plane, by kubeconfigs of both forms."""
+"""A real kubectl in a project's control plane, with kubeconfigs of both forms."""
 
 import json
 

@@ -32,7 +32,7 @@ class DaemonEndedError(Exception):
 
 
 class DaemonProcess:
-    """A daemon, over all its restarts."""
+    """A daemon under test, which may be restarted: the output of all its runs is kept together."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class DaemonProcess:
 
     @property
     def output(self) -> str:
-        """The output of all processes so far, within the limit of kept lines."""
+        """The output of the daemon over all its runs; only the last `_LINES_KEPT` lines are kept."""
         return "\n".join(self._lines)
 
     def tail(self, lines: int = 20) -> str:
@@ -106,8 +106,8 @@ class DaemonProcess:
 
         Raises DaemonEndedError if the daemon exits first.
         """
-        working = asyncio.create_task(work, name="during the daemon's life")
-        ending = asyncio.create_task(self._wait(), name="the daemon's end")
+        working = asyncio.create_task(work, name="work while the daemon runs")
+        ending = asyncio.create_task(self._wait(), name="exit of the daemon")
         try:
             await asyncio.wait((working, ending), return_when=asyncio.FIRST_COMPLETED)
             if working.done():
@@ -130,7 +130,7 @@ class DaemonProcess:
                 limit=_LONGEST_LINE,
             )  # fmt: skip
         assert self._process.stdout is not None
-        self._reading = asyncio.create_task(self._read(self._process.stdout), name="what the daemon says")
+        self._reading = asyncio.create_task(self._read(self._process.stdout), name="reader of the daemon's output")
 
     async def ended(self) -> int:
         """Wait for the exit, and for the end of the output; return the exit status."""

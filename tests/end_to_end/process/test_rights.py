@@ -80,7 +80,9 @@ def written(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-async def test_kubeconfigs_from_before_a_rule_set_or_changed_as_get_no_credential(workspace: Workspace) -> None:
+async def test_kubeconfigs_from_before_a_rule_set_or_changed_the_impersonated_user_get_no_credential(
+    workspace: Workspace,
+) -> None:
     names, audit = workspace.sandbox.populate(2), workspace.directory / "audit.jsonl"
     issuer = {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True}
     rule: dict[str, Any] = {"name": "ours", "who": "everybody", "clusters": "all", "kubeconfigs": True}

@@ -28,7 +28,7 @@ RESTART_S = 16.0
 """How long the ownership of a subscriber must last when its daemon is killed, so that the next process renews it."""
 VERIFY_AFTER_S = 4.0
 WITHOUT_OWNER_S = 51.0
-"""The maximum time for which clusters of a killed member have no owner, by docs/sharding.md."""
+"""The maximum time for which clusters of a killed member have no owner, according to docs/sharding.md."""
 
 
 class Group:

@@ -61,7 +61,7 @@ class Caller:
             return Counter(await asyncio.gather(*(self.call(stub) for stub in stubs for _ in range(each))))
 
 
-async def test_two_callers_at_their_limit_of_token_reviews_leave_some_for_a_third(workspace: Workspace) -> None:
+async def test_two_callers_at_their_limit_leave_token_reviews_for_a_third_caller(workspace: Workspace) -> None:
     authority = Authority()
     certificate, key = authority.server().write(workspace.directory, "server")
     ca = workspace.directory / "ca.crt"
@@ -82,7 +82,7 @@ async def test_two_callers_at_their_limit_of_token_reviews_leave_some_for_a_thir
         assert of_alice == {grpc.StatusCode.OK: 10}
 
 
-async def test_two_organizations_at_their_limit_of_mints_leave_some_for_a_third(workspace: Workspace) -> None:
+async def test_two_organizations_at_their_limit_leave_mints_for_a_third_organization(workspace: Workspace) -> None:
     asked, plugin = workspace.directory / "asked", workspace.directory / "plugin"
     asked.mkdir()
     expires = (datetime.now(UTC) + timedelta(minutes=10)).isoformat().replace("+00:00", "Z")

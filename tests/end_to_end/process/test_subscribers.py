@@ -1,4 +1,4 @@
-"""Subscribers that stall, die or come in large numbers do not affect others, and leak nothing."""
+"""Subscribers that stall, are killed or connect in large numbers do not affect others, and leak nothing."""
 
 import asyncio
 import sys

@@ -86,7 +86,7 @@ def test_invalid_scenario_field_is_named(fields: dict[str, Any], problem_text: s
     assert problem_text in problem({"expect": []}, **fields)
 
 
-def test_invalid_scenario_fails_in_its_modes() -> None:
+def test_invalid_scenario_keeps_its_modes() -> None:
     assert read({"wait": 1}, modes=["project"]).modes == ("project",)
     assert read({"wait": 1}, modes="project").modes == MODES
 

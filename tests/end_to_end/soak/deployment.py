@@ -44,7 +44,7 @@ time.sleep(100_000)
 
 
 class Daemon:
-    """One of the two daemons, and its connection to the API server."""
+    """A daemon, and the TCP proxy through which it reaches the API server."""
 
     def __init__(self, name: str, directory: Path, server: Server, port: int = 0, *, keeps_state: bool = True) -> None:
         """`port` is that of the proxy to the API server, 0 for any. With `keeps_state`, the daemon has a state

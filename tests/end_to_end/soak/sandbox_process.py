@@ -66,7 +66,7 @@ async def serve(directory: Path, port: int) -> None:
     loop = asyncio.get_running_loop()
     async with sandbox:
         sandbox.write_kubeconfig(directory / TOKEN.removesuffix(".token"))
-        obeying = loop.create_task(_obey(sandbox), name="obey")
+        obeying = loop.create_task(_run_commands(sandbox), name="run commands")
         loop.add_signal_handler(signal.SIGTERM, obeying.cancel)
         sys.stdout.write(f"{READY}\n")
         sys.stdout.flush()
@@ -75,7 +75,7 @@ async def serve(directory: Path, port: int) -> None:
             await sandbox.terminate(grace=_GRACE_S)
 
 
-async def _obey(sandbox: Sandbox) -> None:
+async def _run_commands(sandbox: Sandbox) -> None:
     orders = asyncio.StreamReader(limit=1 << 20)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), sys.stdin)
     while line := await orders.readline():

@@ -23,7 +23,7 @@ User = dict[str, Any]
 
 
 class Server(Protocol):
-    """A server that keeps its objects and its port over restarts."""
+    """A server that keeps its objects and its port across restarts."""
 
     title: str
     is_sandbox: bool

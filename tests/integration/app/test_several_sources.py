@@ -76,7 +76,7 @@ async def test_same_name_in_two_sources_is_two_clusters(workspace: Workspace) ->
             await client.list(sources=["asia"])
 
 
-async def test_only_source_is_labeled_with_its_name_in_metrics(workspace: Workspace, tmp_path: Path) -> None:
+async def test_single_named_source_is_labeled_in_metrics(workspace: Workspace, tmp_path: Path) -> None:
     daemon = workspace.daemon(sources=[{"name": "eu", "kind": "project", "discovery_kubeconfig": str(tmp_path / "eu")}])
     async with serving(daemon) as get:
         await eventually(lambda: daemon._fleet.synced)
@@ -125,7 +125,7 @@ async def test_daemon_is_ready_although_a_source_never_answered(workspace: Works
             answer = await health.Check(health_pb2.HealthCheckRequest(service=f"{NAME}{source and '/'}{source}"))
             return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
-        missing = "no complete list was received from the source yet"
+        missing = "no complete list has been received from the source yet"
         assert await get("/readyz") == (503, f"[-]synced eu {missing}\n[-]synced us {missing}\nfailed\n")
         assert not await is_serving()
 

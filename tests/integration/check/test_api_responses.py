@@ -27,7 +27,7 @@ def test_finding_prints_its_fix_on_a_second_line() -> None:
     assert list(Finding("fail", "list", "403", "do this").lines()) == ["fail  list: 403", "      -> do this"]
 
 
-def test_reviews_request_identity_and_permissions() -> None:
+def test_review_bodies_are_those_of_self_subject_and_access_reviews() -> None:
     assert msgspec.json.decode(api_responses.identity_review())["kind"] == "SelfSubjectReview"
     review = msgspec.json.decode(api_responses.access_review(PROJECTS, "watch"))
     assert review["kind"] == "SelfSubjectAccessReview"

@@ -43,7 +43,7 @@ def test_demo_stops_after_the_given_seconds() -> None:
     assert done.stdout.splitlines()[-1].startswith("Events received: ")
 
 
-def test_demo_without_changes_shows_engagements_only() -> None:
+def test_demo_without_changes_reports_no_disengagement() -> None:
     demo = [*DEMO, "--seconds", "2", "--churn", "0"]
     done = subprocess.run(demo, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -29,7 +29,7 @@ def details(error: grpc.aio.AioRpcError) -> tuple[error_details_pb2.ErrorInfo, e
     return info, bad
 
 
-async def test_list_clusters_returns_engaged_clusters_by_name(harness: Harness) -> None:
+async def test_list_clusters_returns_engaged_clusters_sorted_by_name(harness: Harness) -> None:
     harness.listed(ready("gamma"), ready("alpha"), ready("beta"))
     harness.seen(not_ready("beta"))
     async with harness.client() as stub:

@@ -229,7 +229,7 @@ async def test_acceptor_buffers_are_bounded_for_stalled_reader(tmp_path: Path, p
         await eventually(lambda: proxy_sides[0].lost.done() and proxy_sides[1].lost.done())
 
 
-async def test_closed_connections_leave_nothing_behind(tmp_path: Path) -> None:
+async def test_closed_connections_leave_no_descriptors_or_tasks(tmp_path: Path) -> None:
     async with guarded(tmp_path) as harness:
         before, tasks = len(descriptors()), len(asyncio.all_tasks())
         for half_open in (False, True) * 10:

@@ -22,7 +22,7 @@ async def two_ends() -> tuple[socket.socket, socket.socket, "asyncio.Task[bool]"
     return client, server, asyncio.create_task(proxy(one, other))
 
 
-async def test_proxy_forwards_both_directions() -> None:
+async def test_proxy_forwards_in_both_directions() -> None:
     loop = asyncio.get_running_loop()
     client, server, passing = await two_ends()
     await loop.sock_sendall(client, b"then")

@@ -92,7 +92,7 @@ async def test_failing_credential_issuer_delays_no_event(tmp_path: Path) -> None
     assert all(token(event) for event in owed)
 
 
-async def test_hanging_credential_issuer_delays_first_event_only(tmp_path: Path) -> None:
+async def test_event_is_sent_without_a_kubeconfig_while_its_issuer_hangs(tmp_path: Path) -> None:
     backend = Backend()
     backend.gate.clear()
     async with a_harness(tmp_path, sources=[IssuerAssignment(backend)]) as harness:

@@ -37,7 +37,7 @@ async def test_renew_ownership_without_shard_group_has_no_time_limit(harness: Ha
     assert not info.HasField("sharding")
 
 
-async def test_renew_ownership_of_a_shard_member_has_a_time_limit(harness: Harness) -> None:
+async def test_renew_ownership_returns_how_long_a_shard_members_ownership_is_valid(harness: Harness) -> None:
     harness.service.shard = shard = Shard()
     async with harness.client() as stub:
         answer = await stub.RenewOwnership(pb.RenewOwnershipRequest())

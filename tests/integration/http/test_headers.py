@@ -1,4 +1,4 @@
-"""Header fields that were received."""
+"""Received header fields."""
 
 import sys
 

@@ -56,7 +56,9 @@ async def test_request_body_is_sent_as_flow_control_windows_open(authority: Auth
     assert peer.accepted[0].bodies == {1: body}
 
 
-async def test_response_before_the_end_of_the_request_is_read(authority: Authority, using: Client) -> None:
+async def test_response_that_arrives_before_the_request_body_is_sent_is_read(
+    authority: Authority, using: Client
+) -> None:
     def refuse(accepted: Accepted, stream: int) -> None:
         if stream == 1:
             accepted.answer(stream, b"too large")

@@ -37,7 +37,7 @@ async def test_project_of_another_organization_is_read_by_name(client: Client, s
 
 
 @pytest.mark.parametrize("is_limited", [False, True])
-async def test_watch_is_limited_to_the_organization_only_if_requested(
+async def test_watch_is_limited_to_the_organization_only_with_organization_watches(
     connect: Callable[[Sandbox], Client], *, is_limited: bool
 ) -> None:
     async with Sandbox(features=Features(organization_watches=is_limited)) as sandbox:

@@ -136,7 +136,7 @@ async def test_control_plane_requires_a_token(client: Client, sandbox: Sandbox) 
     assert (await client.get(behind("alpha", "/readyz"))).status == 200
 
 
-async def test_namespaces_of_the_api_server_cannot_be_deleted(client: Client, sandbox: Sandbox) -> None:
+async def test_immortal_namespaces_cannot_be_deleted(client: Client, sandbox: Sandbox) -> None:
     sandbox.projects.create("alpha")
     refused = await client.call("DELETE", behind("alpha", "/api/v1/namespaces/default"))
     assert (refused.status, refused.json["reason"]) == (403, "Forbidden")

@@ -48,7 +48,7 @@ def test_foreign_and_revoked_tokens_are_rejected() -> None:
         tokens.subject(token)
 
 
-def test_admin_is_allowed_everything_and_unknown_user_nothing() -> None:
+def test_admin_is_allowed_and_unknown_user_is_forbidden() -> None:
     rights = SubjectRights()
     rights.demand(ADMIN, LIST)
     with pytest.raises(RefusalError) as error:

@@ -22,13 +22,13 @@ def code_of_watch(*, streaming_lists: bool = True, **query: str) -> int:
     return 200
 
 
-def test_plain_list_reads_latest_version() -> None:
+def test_list_without_resource_version_or_at_0_reads_the_latest_version() -> None:
     wanted = options.list_options({"limit": "5"}, namespace="")
     assert (wanted.version, wanted.limit, wanted.continued) == (None, 5, None)
     assert options.list_options({"resourceVersion": "0"}, namespace="").version is None
 
 
-def test_page_at_version_is_of_exactly_that_version() -> None:
+def test_paged_list_with_a_resource_version_matches_it_exactly() -> None:
     assert options.list_options({"resourceVersion": "7"}, namespace="").match == options.NOT_OLDER_THAN
     assert options.list_options({"resourceVersion": "7", "limit": "5"}, namespace="").match == options.EXACT
 

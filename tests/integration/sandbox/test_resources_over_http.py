@@ -23,7 +23,7 @@ async def test_body_of_wrong_shape_is_bad_request(client: Client, sandbox: Sandb
         assert reason(await client.call("POST", reviews, {"spec": spec})) == (400, "BadRequest")
 
 
-async def test_unknown_path_is_404_and_wrong_method_is_405(client: Client) -> None:
+async def test_unknown_path_is_404_and_wrong_method_is_400_or_405(client: Client) -> None:
     for path in ("/apis/x/v1/projects", f"{PROJECTS}/a/b/c", "/nothing", "/api/v1/pods"):
         assert (await client.get(path)).body == b"404 page not found\n"
     assert reason(await client.get(f"{PROJECTS}/a/scale")) == (404, "NotFound")
@@ -80,7 +80,7 @@ async def test_large_lists_are_compressed_if_accepted_and_watches_never(client: 
 
 
 @pytest.mark.parametrize("token", [None, "", "junk", "a.b.c"])
-async def test_unauthenticated_client_may_read_health_only(client: Client, token: str | None) -> None:
+async def test_unauthenticated_client_may_read_only_health_and_version(client: Client, token: str | None) -> None:
     client.token = token
     assert reason(await client.get(PROJECTS)) == (401, "Unauthorized")
     assert reason(await client.get("/apis")) == (401, "Unauthorized")
@@ -123,7 +123,7 @@ async def test_access_reviews_are_answered(client: Client, sandbox: Sandbox) -> 
     assert who.json["status"]["userInfo"]["username"] == "reader"
 
 
-async def test_discovery_documents_list_every_resource(client: Client) -> None:
+async def test_discovery_documents_list_resources_of_each_group(client: Client) -> None:
     assert (await client.get("/api")).json["versions"] == []
     groups = {
         group["name"]: group["preferredVersion"]["groupVersion"] for group in (await client.get("/apis")).json["groups"]

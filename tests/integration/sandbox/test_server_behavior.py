@@ -16,7 +16,7 @@ STREAMING = {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"
 
 
 class TestTooManyRequests:
-    async def test_initializing_server_answers_only_paged_lists_and_health(
+    async def test_initializing_server_refuses_unpaged_lists_and_watches(
         self, client: Client, sandbox: Sandbox
     ) -> None:
         sandbox.projects.create("alpha")
@@ -170,7 +170,9 @@ class TestOtherFaults:
             sandbox.silence_watches(silent=False)
             assert await stream.take(1) == [("ADDED", "alpha")]
 
-    async def test_unauthorized_and_forbidden_faults_cover_all_requests(self, client: Client, sandbox: Sandbox) -> None:
+    async def test_unauthorized_and_forbidden_faults_refuse_api_requests(
+        self, client: Client, sandbox: Sandbox
+    ) -> None:
         sandbox.faults.unauthorized(times=1)
         assert (await client.get("/livez")).status == 200
         assert (await client.get(PROJECTS)).status == 401

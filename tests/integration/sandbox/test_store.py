@@ -151,7 +151,7 @@ def test_object_with_mismatched_identity_is_refused(store: Store) -> None:
         merge(store, {"metadata": {"name": "beta"}})
 
 
-def test_namespace_must_exist_and_deletes_its_contents(store: Store) -> None:
+def test_object_requires_its_namespace_and_is_deleted_with_it(store: Store) -> None:
     with pytest.raises(RefusalError, match='namespaces "work" not found'):
         store.create(CONFIG_MAPS, {"metadata": {"name": "one"}}, namespace="work")
     store.create(NAMESPACES, {"metadata": {"name": "work"}})

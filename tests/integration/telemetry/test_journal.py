@@ -38,7 +38,7 @@ def test_time_to_ready_is_observed_for_live_first_engagements(
     assert (value(f"{name}_count"), value(f"{name}_sum")) == (count, total)
 
 
-def test_restored_clusters_log_no_warning() -> None:
+def test_restored_clusters_are_logged_at_info() -> None:
     journal = Journal(Metrics().sources, Audit(Metrics().audit))
     with capture_logs() as logs:
         journal.source_status_changed(ViewStatus(ViewState.STALE, 0.0, RESTORED, "as last known"))

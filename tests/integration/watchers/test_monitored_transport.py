@@ -1,4 +1,4 @@
-"""Warnings about the client certificate and the clock, by the transport of the running daemon."""
+"""Warnings about the client certificate and the clock, logged by the transport of the running daemon."""
 
 import datetime as dt
 import time

@@ -42,7 +42,7 @@ def test_environment_proxy_never_applies_to_loopback(server: str) -> None:
         ("https://milo.example.com", "*"),
     ],
 )
-def test_no_proxy_variable_excludes_the_server(server: str, no_proxy: str) -> None:
+def test_server_in_the_no_proxy_variable_is_not_proxied(server: str, no_proxy: str) -> None:
     assert environment_proxy(server, {"HTTPS_PROXY": PROXY, "NO_PROXY": no_proxy}) is None
 
 
@@ -58,5 +58,5 @@ def test_no_proxy_variable_excludes_the_server(server: str, no_proxy: str) -> No
         ("https://milo.example.com", " , "),
     ],
 )
-def test_no_proxy_variable_does_not_exclude_the_server(server: str, no_proxy: str) -> None:
+def test_server_outside_the_no_proxy_variable_is_proxied(server: str, no_proxy: str) -> None:
     assert environment_proxy(server, {"HTTPS_PROXY": PROXY, "NO_PROXY": no_proxy}) == PROXY

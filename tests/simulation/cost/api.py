@@ -53,7 +53,7 @@ class Api:
         self.answers_lists = asyncio.Event()
         self.answers_lists.set()
         self.waits_at = 0
-        """The position in a list from which on pages wait for `answers_lists`."""
+        """The position in a list at and after which pages wait for `answers_lists`."""
         self._page_size = page_size
         self._version = 1
         self._watch: Watch | None = None

@@ -78,7 +78,7 @@ def test_bench_reports_an_unknown_name_with_the_known_ones(capsys: pytest.Captur
         main(["snyc_10k"])
 
     assert ended.value.code == 2
-    assert "no such measurement: snyc_10k; there are startup, cli, " in capsys.readouterr().err
+    assert "unknown measurement: snyc_10k; measurements: startup, cli, " in capsys.readouterr().err
 
 
 def test_bench_compares_figures_with_bars() -> None:

@@ -84,6 +84,6 @@ def test_missing_figures_are_reported() -> None:
     assert "bench/results/go.json and COMMANDS in bench/figures.py do not match" in problems
 
 
-def test_print_shows_all_figures_of_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+def test_print_shows_figures_of_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert page.main(["--print", "fleet"]) == 0
     assert "| `fleet_50k.p99_ms` |" in capsys.readouterr().out

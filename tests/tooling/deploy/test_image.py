@@ -137,7 +137,7 @@ def test_image_size_reports_the_layer_and_its_largest_packages(installed: Instal
     assert re.search(r"MiB  grpcio ", report)
 
 
-def test_commands_are_installed_and_print_their_version(installed: Installed) -> None:
+def test_commands_are_installed_and_the_daemon_prints_its_version(installed: Installed) -> None:
     for command in ("milo-discoveryd", "milo-discovery"):
         done = subprocess.run(
             [installed.venv / "bin" / command, "--help"], capture_output=True, text=True, check=True, timeout=60

@@ -69,7 +69,7 @@ def strictly_valid(manifests: str, version: str, path: Path) -> int:
 
 
 @every_pod
-def test_pods_pass_the_pod_security_profile_restricted(directory: Path) -> None:
+def test_pods_pass_the_restricted_pod_security_profile(directory: Path) -> None:
     assert list(violations(pod(directory))) == []
 
 
@@ -236,7 +236,7 @@ def test_disruption_budget_never_blocks_a_node_drain(directory: Path) -> None:
         assert budget["spec"]["selector"] == deployment["spec"]["selector"]
 
 
-def test_demo_pod_accepts_and_opens_no_connection() -> None:
+def test_network_policy_of_the_demo_denies_all_connections() -> None:
     [policy] = of_kind(DEPLOY / "overlays" / "demo", "NetworkPolicy")
     assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
     assert not policy["spec"].keys() & {"ingress", "egress"}

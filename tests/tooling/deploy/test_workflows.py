@@ -32,7 +32,7 @@ def steps(path: Path) -> Iterator[dict[str, Any]]:
 
 
 @every_workflow
-def test_workflow_is_read_only_unless_a_job_needs_more(path: Path) -> None:
+def test_workflow_permissions_are_read_only_and_jobs_have_a_timeout(path: Path) -> None:
     assert read(path)["permissions"] == {"contents": "read"}
     for job in jobs(path).values():
         assert "uses" in job or job["timeout-minutes"] <= 60
@@ -102,7 +102,7 @@ def scripts(job: str) -> str:
     return "\n".join(step.get("run", "") for step in jobs(RELEASE)[job]["steps"])
 
 
-def test_release_signs_everything_that_it_publishes_without_a_key() -> None:
+def test_release_signs_files_and_images_keylessly() -> None:
     script = scripts("release")
     assert 'cosign sign-blob --yes --bundle "$file.sigstore.json" "$file"' in script
     assert 'cosign sign --yes --recursive "$REGISTRY/$2@sha256:$digest"' in script

@@ -1,4 +1,4 @@
-"""Every target accepts its seeds, earlier findings, and examples of hypothesis."""
+"""Every target accepts its seeds, earlier findings, and seeds mutated by Hypothesis."""
 
 import pytest
 from hypothesis import given, settings

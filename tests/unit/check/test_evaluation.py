@@ -28,7 +28,7 @@ def test_clusters_are_engaged_after_complete_lists_of_objects_and_secrets() -> N
         assert len(found.others.get(ObjectState.NOT_READY, ())) == 1 - len(endpoints)
 
 
-def test_malformed_objects_that_stand_for_no_cluster_are_counted() -> None:
+def test_malformed_object_without_a_cluster_is_reported() -> None:
     followed = KeyedSource(by_secrets())
     members, secrets = followed.collections
     found = evaluate(followed, [[seen(members, metadata=METADATA)], [seen(secrets, data={"value": "!"})]])

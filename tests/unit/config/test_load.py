@@ -55,7 +55,7 @@ def test_config_flag_takes_precedence_over_config_environment_variable(file: Pat
     assert load({}, {"MILO_DISCOVERYD_CONFIG": str(other)}, file).title == "project-control-plane"
 
 
-def test_unset_flags_and_environment_variables_do_not_override_settings_file() -> None:
+def test_unset_flags_and_empty_environment_variables_are_ignored() -> None:
     flags = {"mode": None, "listen": (), "label_selector": None}
     assert load(flags, {"MILO_DISCOVERYD_MODE": ""}, None) == Settings()
 

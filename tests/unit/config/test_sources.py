@@ -61,7 +61,7 @@ def test_settings_without_sources_have_one_unnamed_source() -> None:
     assert settings.title == "single"
 
 
-def test_only_source_in_sources_list_has_its_name(tmp_path: Path) -> None:
+def test_single_source_in_sources_list_has_its_name(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("sources: [{name: milo, kind: single}]")
     assert [(each.name, each.kind) for each in load({}, {}, file).sources] == [("milo", "single")]

@@ -53,7 +53,7 @@ async def complaint(source: DatumServiceAccountIssuer) -> CredentialError:
     return raised.value
 
 
-def test_access_token_serves_every_cluster() -> None:
+def test_datum_access_token_has_identity_scope_and_takes_no_ttl() -> None:
     assert (DatumServiceAccountIssuer.scope, DatumServiceAccountIssuer.takes_ttl) == (Scope.IDENTITY, False)
 
 

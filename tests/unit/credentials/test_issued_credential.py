@@ -38,7 +38,7 @@ def test_jwt_lifetime_counts_from_its_issue_time() -> None:
 
 
 @pytest.mark.parametrize("iat", [None, 0, -5, NOW + 10])
-def test_jwt_without_issue_time_counts_from_receipt(iat: float | None) -> None:
+def test_lifetime_of_a_jwt_without_valid_issue_time_counts_from_receipt(iat: float | None) -> None:
     assert validate(token(jwt(iat=iat, exp=NOW + 500)), NOW, origin="it").issued_at == NOW
 
 
@@ -90,7 +90,7 @@ def test_unsuitable_issued_credential_is_rejected_without_quoting_it(
 
 
 @pytest.mark.parametrize("spread", [json.dumps, msgspec.json.encode, pickle.dumps, copy.deepcopy])
-def test_issued_credential_is_masked_and_not_copied(spread: Callable[[object], object]) -> None:
+def test_issued_credential_is_masked_and_cannot_be_copied(spread: Callable[[object], object]) -> None:
     minted = validate(token(CANARY), NOW, origin="it", expires_at=NOW + 600)
     with pytest.raises(TypeError) as raised:
         spread(minted)

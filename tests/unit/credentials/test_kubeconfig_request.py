@@ -1,4 +1,4 @@
-"""Kubeconfigs requested by a subresource of a cluster's object, as Gardener's adminkubeconfig."""
+"""Kubeconfigs requested through a subresource of a cluster's object, such as Gardener's adminkubeconfig."""
 
 import base64
 import json
@@ -110,7 +110,7 @@ async def test_kubeconfig_request_answer_without_a_credential_is_rejected() -> N
         await a_source(ScriptedApi(answer(kubeconfig=content))).mint(wanted())
 
 
-async def test_kubeconfig_request_for_restored_cluster_fails_until_its_object_is_seen() -> None:
+async def test_kubeconfig_request_for_restored_cluster_fails_before_its_object_is_seen() -> None:
     api = ScriptedApi()
     with pytest.raises(BackendError, match="has not been received"):
         await a_source(api).mint(MintRequest(ttl_s=600, cluster=engaged()))

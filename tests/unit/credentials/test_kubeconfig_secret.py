@@ -52,7 +52,7 @@ def a_source(
     return KubeconfigSecretIssuer("secret", api, origin="test", clock=lambda: NOW, **given)
 
 
-async def test_secret_certificate_is_issued_until_its_expiry() -> None:
+async def test_secret_certificate_is_issued_with_its_own_expiry() -> None:
     api = ScriptedApi(secret(kubeconfig(pair(NOW + 3600))))
     minted = await a_source(api).mint(WANTED)
     assert api.asked == [("GET", "/api/v1/namespaces/project-uid-alpha/secrets/kubeconfig")]
@@ -155,7 +155,7 @@ async def test_kubeconfig_secret_is_the_one_that_the_object_names() -> None:
     assert api.asked == [("GET", "/api/v1/namespaces/fleet/secrets/a-admin")]
 
 
-async def test_kubeconfig_secret_of_restored_cluster_is_not_read_until_its_object_is_seen() -> None:
+async def test_kubeconfig_secret_of_restored_cluster_is_not_read_before_its_object_is_seen() -> None:
     source = a_source(api := ScriptedApi(), namespace="{namespace}")
     with pytest.raises(BackendError, match="has not been received"):
         await source.mint(WANTED)

@@ -118,7 +118,7 @@ async def test_revocation_of_former_incarnation_keeps_tokens_of_the_next(sandbox
         sandbox.tokens.subject(old.reveal())
 
 
-async def test_restarted_daemon_revokes_earlier_tokens_of_the_same_run_identity(
+async def test_revocation_after_a_restart_includes_earlier_tokens_of_the_same_run_identity(
     sandbox: Sandbox, api: Transport
 ) -> None:
     before = (await a_source(api).mint(WANTED)).credential.token

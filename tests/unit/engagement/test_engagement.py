@@ -124,7 +124,7 @@ def test_malformed_object_without_uid_is_matched_by_name() -> None:
     assert known(fleet).uid == "u1"
 
 
-def test_deletion_of_object_never_engaged_sends_no_event() -> None:
+def test_deletion_of_an_object_that_was_never_engaged_sends_no_event() -> None:
     fleet = after(not_ready())
     assert fleet.commit([ConfirmedDeletion("a", "u1")], at(1)) == []
     assert known(fleet).state is ObjectState.DELETED
@@ -166,7 +166,7 @@ def test_recreated_object_that_is_not_ready_disengages_cluster_as_replaced(obser
     assert (known(fleet).uid, known(fleet).since) == ("u2", wall(1))
 
 
-def test_recreated_object_of_name_never_engaged_is_engaged() -> None:
+def test_object_recreated_under_a_name_that_was_never_engaged_is_engaged() -> None:
     fleet = after(not_ready())
     assert fleet.commit([ready(version="5", uid="u2")], at(1)) == [
         done(engaged(cluster(uid="u2", engaged_at=1, version="5")))
@@ -252,7 +252,7 @@ def test_object_states_are_counted() -> None:
     }
 
 
-def test_recent_deletions_are_kept_and_older_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recent_deletions_are_kept_and_older_records_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FORGETTABLE_RECORDS_KEPT", 2)
     fleet = after(ready("a"), outside("b"), ConfirmedDeletion("a", "u1"))
     assert fleet["b"] is not None
@@ -288,7 +288,7 @@ def test_recreated_object_does_not_count_toward_kept_deletions(monkeypatch: pyte
     assert known(fleet, "b").state is ObjectState.DELETED
 
 
-def test_registry_has_no_record_of_name_never_seen() -> None:
+def test_registry_has_no_record_of_an_unknown_name() -> None:
     assert registry()["a"] is None
 
 

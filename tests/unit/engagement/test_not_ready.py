@@ -53,7 +53,7 @@ def test_few_not_ready_clusters_are_disengaged_at_once_without_a_hold() -> None:
     assert (len(fleet.disengaged_at), fleet.clusters.due_at) == (10, None)
 
 
-def test_more_not_ready_clusters_wait_and_are_disengaged_if_they_stay_below_the_limit() -> None:
+def test_not_ready_clusters_beyond_the_count_limit_are_disengaged_after_a_delay() -> None:
     fleet = Engaged(1000)
     fleet.not_ready(names(200), 5.0)
     assert (len(fleet.disengaged_at), fleet.clusters.due_at) == (10, 5.0 + SETTLE_S)

@@ -86,7 +86,7 @@ def test_cluster_ready_again_within_grace_with_changes_is_updated() -> None:
     ]
 
 
-def test_not_ready_again_does_not_extend_grace_and_updates_message() -> None:
+def test_repeated_not_ready_state_updates_message_and_does_not_extend_grace() -> None:
     fleet = held()
     fleet.commit([not_ready(version="3", message="still degraded")], at(60))
     assert fleet.not_ready.due_at == 70.0
@@ -136,7 +136,7 @@ def test_overdue_not_ready_clusters_are_ordered_by_start_of_grace() -> None:
     assert fleet.not_ready.due_at == 63.0
 
 
-def test_object_never_engaged_has_no_not_ready_grace() -> None:
+def test_object_that_was_never_engaged_has_no_not_ready_grace() -> None:
     fleet = registry(grace_s=60.0)
     fleet.commit([not_ready()], at(0))
     assert fleet.not_ready.due_at is None

@@ -79,7 +79,7 @@ def test_lease_renews_aged_credential_at_once() -> None:
     assert made.due_at == pytest.approx(0.2)
 
 
-def test_long_lived_credential_is_renewed_within_an_hour() -> None:
+def test_renewal_interval_of_long_lived_credential_is_bounded() -> None:
     made = fresh(life_s=1e7)
     assert made.due_at is not None
     assert made.due_at <= MAX_RENEWAL_S * 1.1
@@ -185,7 +185,7 @@ def test_lease_credential_may_expire_during_renewal() -> None:
     assert isinstance(made.state, Expired)
 
 
-def test_leases_are_ordered_by_earliest_expiry() -> None:
+def test_ends_at_orders_leases_by_expiry() -> None:
     sooner, later = fresh(life_s=50), fresh(life_s=60)
     assert sorted([later, sooner, lease()], key=lambda made: made.ends_at)[1:] == [sooner, later]
 

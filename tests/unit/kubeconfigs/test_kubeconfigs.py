@@ -191,7 +191,7 @@ async def test_credential_is_issued_until_expiry_while_backend_is_down() -> None
         assert kubeconfigs.problem(ALPHA, UNLIMITED) is None
 
 
-async def test_first_kubeconfig_request_waits_for_the_mint_and_fails_with_it() -> None:
+async def test_first_kubeconfig_request_waits_for_the_mint_and_fails_if_the_mint_fails() -> None:
     backend = Backend(Scope.CLUSTER)
     backend.gate.clear()
     async with issuing(backend) as kubeconfigs:
@@ -434,7 +434,7 @@ async def test_issue_is_audited_without_secret() -> None:
     assert CANARY not in str(lines)
 
 
-async def test_metrics_count_kubeconfigs_mints_and_expiry() -> None:
+async def test_metrics_show_issued_kubeconfigs_mints_and_credential_expiry() -> None:
     metrics, backend = Metrics(), Backend()
     async with issuing(backend, metrics=metrics) as kubeconfigs:
         measured = MeasuredDaemon(fleet=Fleet(readable_log()), cluster_cap=0, issuer_health=kubeconfigs.health)
@@ -537,7 +537,7 @@ async def test_mint_failure_of_one_cluster_does_not_make_credential_issuer_unhea
         assert kubeconfigs.health()[0].failing == {}
 
 
-async def test_cluster_that_fails_is_retried_with_a_backoff_of_its_own() -> None:
+async def test_failed_mint_of_one_cluster_is_retried_without_an_issuer_problem() -> None:
     backend = Backend(Scope.CLUSTER)
     backend.failure = BackendError("its Secret is missing", of_cluster=True)
     async with issuing(backend) as kubeconfigs:

@@ -33,7 +33,7 @@ def parts(text: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     return cluster["cluster"], user["user"]
 
 
-def test_embedded_kubeconfig_has_server_ca_and_credential_only() -> None:
+def test_embedded_kubeconfig_contains_only_the_server_its_trust_and_the_credential() -> None:
     cluster, user = parts(embedded("alpha", "https://milo/alpha", PLACE, TOKEN))
     assert cluster == {
         "server": "https://milo/alpha",

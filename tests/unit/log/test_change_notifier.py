@@ -21,7 +21,7 @@ async def test_notifier_wakes_waiter_at_once_after_a_quiet_period() -> None:
         await waiting
 
 
-async def test_notifier_coalesces_changes_in_quick_succession() -> None:
+async def test_notifier_delays_notification_of_a_change_soon_after_another() -> None:
     notifier = ChangeNotifier()
     with notifier.waiter() as waiter:
         notifier.notify()
@@ -56,7 +56,7 @@ async def test_notifier_sends_non_urgent_changes_along_with_urgent_ones() -> Non
         await waiting
 
 
-async def test_notifier_without_waiters_schedules_nothing() -> None:
+async def test_notification_without_waiters_does_not_wake_a_later_waiter() -> None:
     notifier = ChangeNotifier()
     notifier.notify(after_s=0.0)
     with notifier.waiter() as waiter:

@@ -98,7 +98,7 @@ def test_unread_engagement_follows_filter_transition() -> None:
     assert received(cursor) == [engaged(b)]
 
 
-def test_filter_transition_in_parts_is_resumable_only_after_the_last() -> None:
+def test_filter_transition_in_parts_is_resumable_only_after_its_last_part() -> None:
     log = readable_log(batch_bytes=1)
     a, b = engage(log, "a", "prod"), engage(log, "b", "dev")
     cursor = following(log, PROD)

@@ -310,7 +310,7 @@ def test_f21_list_of_own_server_ends_the_hold() -> None:
     assert [done.cluster.target.name for done in source.take(ObjectChanged(ready("h")))] == ["h"]
 
 
-def test_clusters_of_an_unverified_first_list_end_once_two_larger_lists_agree() -> None:
+def test_clusters_of_an_unverified_first_list_are_disengaged_once_two_larger_lists_agree() -> None:
     source = Source.unlisted()
     source.lists(*OTHERS)
     source.now = 2.0

@@ -149,7 +149,7 @@ def test_accepted_restore_disengages_missing_clusters() -> None:
     assert (source.engaged, source.pending_deletions.held, source.collection.held) == (2, 0, None)
 
 
-def test_accept_without_held_removals_changes_nothing() -> None:
+def test_acceptance_without_held_removals_changes_nothing() -> None:
     source = at_version_120()
     assert not source.collection.accept(0.0)
     source.lists()
@@ -188,7 +188,7 @@ def test_list_with_other_uids_of_known_not_ready_names_is_of_another_server() ->
 
 
 @pytest.mark.parametrize(("version", "is_ignored"), [("121", False), ("119", True)])
-def test_list_after_a_foreign_list_is_compared_with_the_list_before_that(version: str, is_ignored: bool) -> None:
+def test_list_after_a_foreign_list_is_compared_with_the_last_accepted_list(version: str, is_ignored: bool) -> None:
     source = Source()
     source.lists(*NEW, version="120")
     source.lists(*(ready(name, "5000") for name in "uvw"), version="5000")

@@ -57,7 +57,7 @@ def test_malformed_object_with_another_uid_resolves_deletion() -> None:
     assert pending.resolve(next_request(pending), Found(another), 0.0) == another
 
 
-def test_deletion_is_confirmed_once_per_name() -> None:
+def test_deletion_reported_twice_is_confirmed_by_one_read() -> None:
     pending = pending_deletions()
     pending.add("a", "u1", 0.0)
     request = next_request(pending)

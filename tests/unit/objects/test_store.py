@@ -129,7 +129,7 @@ def test_observation_after_confirmed_deletion_is_discarded() -> None:
     assert watched(store, ready(version="11", uid="u2")) != []
 
 
-def test_repeated_observation_is_not_news() -> None:
+def test_only_an_observation_of_a_newer_version_is_news() -> None:
     store = after(ready(version="10"))
     watched(store, ready(version="10"))
     assert store.outdated == 0

@@ -21,7 +21,7 @@ def test_liveness_is_not_probed_without_pending_wait() -> None:
     assert tracker.next_at(1000.0) == 1015.0
 
 
-def test_liveness_is_probed_after_fifteen_seconds_of_silence_and_every_fifteen() -> None:
+def test_liveness_is_probed_every_fifteen_seconds_of_silence() -> None:
     tracker = silent_from(100.0)
     assert tracker.next_at(107.0) == 115.0
     assert tracker.take_due(114.9) is None

@@ -11,6 +11,7 @@ from milo_kube.reflect.messages import (
     ListEnded,
     ListStarted,
     ObjectChanged,
+    OpenWatch,
     ReadWatch,
     Relisting,
     Wait,
@@ -40,11 +41,12 @@ def test_watch_continues_if_relist_request_is_withdrawn() -> None:
     assert driver.request == before
 
 
-def test_watch_silence_is_detected_although_a_later_relist_is_requested() -> None:
+def test_silent_watch_is_reopened_although_a_later_relist_is_requested() -> None:
     driver = watching()
     driver.reflector.relist_by(START + 1000.0)
     driver.now += 250.0
     assert driver.silent() == []
+    assert isinstance(driver.request, OpenWatch)
 
 
 def relisted(driver: ReflectorDriver, version: str) -> list[object]:

@@ -428,7 +428,7 @@ def cut() -> ReflectorDriver:
     return driver
 
 
-def test_resumed_watch_without_bookmarks_is_relisted_after_ninety_seconds_of_silence() -> None:
+def test_ninety_seconds_of_silence_of_a_resumed_watch_without_bookmarks_lead_to_relist() -> None:
     driver = cut()
     driver.opened()
     assert driver.request == ReadWatch(driver.now + 90.0)
@@ -460,7 +460,7 @@ def test_failed_list_while_catching_up_makes_source_stale_since_first_failure() 
     assert driver.status == (ViewState.STALE, 105.0, "ServerError")
 
 
-def test_catching_up_state_keeps_its_start_time_over_repeated_failures() -> None:
+def test_catching_up_state_keeps_its_start_time_across_repeated_failures() -> None:
     driver = watching()
     driver.failed(EXPIRED)
     driver.now += 5.0

@@ -77,7 +77,7 @@ def test_first_list_is_compared_with_the_subscribers_view() -> None:
     assert not waits(of, 4, 4)
 
 
-def test_clusters_of_a_view_are_counted_once_for_all_subscribers_and_each_list() -> None:
+def test_clusters_of_a_view_are_counted_once_a_second_and_after_each_list() -> None:
     fleet = Fleet(ChangeLog(msgspec.json.encode, Retention()))
     of = new_source(Ledger(), fleet=fleet)
     lists(of, ready("a", labels={"team": "red"}), ready("b"))

@@ -55,7 +55,7 @@ def test_mass_of_not_ready_clusters_is_held_and_reported(source: ClusterSource) 
     assert source.engagements.not_ready.until("c050") is not None
 
 
-def test_list_in_which_much_of_the_fleet_is_not_ready_is_held(source: ClusterSource) -> None:
+def test_mass_of_not_ready_clusters_in_a_list_is_held(source: ClusterSource) -> None:
     take(source, 10.0, ListStarted(), *(Listed(not_ready(name)) for name in NAMES), ListEnded())
     run(source, 11.0)
     assert source.engagements.engaged == 90

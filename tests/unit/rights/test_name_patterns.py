@@ -41,7 +41,7 @@ def test_name_pattern_with_many_stars_takes_linear_time() -> None:
     assert not NamePattern("*a" * 120 + "*b").matches("a" * 253)
 
 
-def test_name_patterns_match_any_of_their_names() -> None:
+def test_name_patterns_match_a_name_that_one_of_them_matches() -> None:
     some = name_patterns(["a", "b-*"])
     assert [some.matches(name) for name in ("a", "b-1", "b", "c")] == [True, True, False, False]
     assert str(some) == "a, b-*"

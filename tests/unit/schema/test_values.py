@@ -124,7 +124,7 @@ def test_invalid_listen_address_is_rejected(text: str, complaint: str) -> None:
         values.tcp_address(text)
 
 
-def test_tcp_address_without_host_listens_on_all_interfaces() -> None:
+def test_tcp_address_may_omit_the_host() -> None:
     assert values.tcp_address(":9464") == TcpAddress("", 9464)
     assert values.tcp_address("[::]:9464") == TcpAddress("::", 9464)
 

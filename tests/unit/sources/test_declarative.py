@@ -208,7 +208,7 @@ def test_decoded_data_of_a_secret_and_json_in_it_are_fields() -> None:
         "the field stringData[config].tlsClientConfig.caData is not set"
     )
     mode = a_mode(ready=None, endpoint={"field": "stringData[server]"})
-    assert "is not text in base64" in problem(mode, an_object(data={"server": "!"}))
+    assert "is not base64-encoded text" in problem(mode, an_object(data={"server": "!"}))
 
 
 def test_field_path_into_a_string_that_is_not_json_finds_nothing() -> None:

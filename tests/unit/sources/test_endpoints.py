@@ -24,7 +24,7 @@ def test_endpoint_with_spaces_or_controls_is_malformed(endpoint: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["10.0.5", "167772165", "0xa000005", "10.0x5", "127.1", "a.1", "010.0.0.05"])
-def test_endpoint_whose_host_resolvers_take_for_another_address_is_malformed(host: str) -> None:
+def test_endpoint_host_that_resolvers_may_read_as_an_ip_address_is_malformed(host: str) -> None:
     for endpoint in (host, f"https://{host}", f"https://{host}:6443/x"):
         with pytest.raises(MalformedError, match="is not of the form https://HOST"):
             checked_url(endpoint, ())

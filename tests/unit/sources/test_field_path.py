@@ -107,5 +107,5 @@ def test_field_path_does_not_raise_for_any_document(tree: Any, path: str) -> Non
 def test_data_of_a_secret_is_decoded_when_it_is_read() -> None:
     data = DecodedData({"a": "QQ==", "b": "!"})
     assert (data["a"], list(data), len(data)) == ("A", ["a", "b"], 2)
-    with pytest.raises(MalformedError, match="the key 'b' of the Secret is not text in base64"):
+    with pytest.raises(MalformedError, match="the value of key 'b' in the Secret is not base64-encoded text"):
         data["b"]

@@ -72,7 +72,7 @@ def test_kind_declares_which_api_servers_it_uses(name: str) -> None:
     assert kind.addresses_are_configured == (name not in {"declarative", "kind", "kubeconfig-directory"})
 
 
-def test_minimal_kind_follows_nothing_and_rejects_issuers_that_need_files_or_objects() -> None:
+def test_base_kind_does_not_implement_follow_and_rejects_issuers_that_need_files_or_objects() -> None:
     with pytest.raises(NotImplementedError):
         SourceKind().follow(SourceOptions())
     assert SourceKind().authorities_file is None

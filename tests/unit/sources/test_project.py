@@ -59,7 +59,7 @@ def test_not_ready_project_has_reason(conditions: list[dict[str, str]], message:
     )
 
 
-def test_project_organization_is_its_label_rather_than_its_owner_which_tenants_can_change() -> None:
+def test_project_organization_is_its_label_before_its_owner_reference() -> None:
     label = {ORGANIZATION_LABEL: "labelled"}
     owned = {"ownerRef": {"kind": "Organization", "name": "owner"}}
     assert target(spec=owned, labels=label).organization == "labelled"
@@ -74,7 +74,7 @@ def test_context_of_an_organization_selects_its_projects() -> None:
     assert MODE.resource.label_selector == ""
 
 
-def test_project_of_another_organization_is_refused_in_the_context_of_one() -> None:
+def test_project_of_another_organization_is_refused_in_the_context_of_an_organization() -> None:
     ours, theirs = ({ORGANIZATION_LABEL: name} for name in ("acme", "evil"))
     claiming = {"ownerRef": {"kind": "Organization", "name": "acme"}}
     assert isinstance(IN_ACME.observe(project(labels=ours)), Ready)
@@ -123,7 +123,7 @@ def test_deletion_message_requires_deletion() -> None:
     assert target(deletionTimestamp="1970-01-01T00:00:00Z").deletion_message == ""
 
 
-def test_deletion_timestamp_in_any_time_zone_is_accepted() -> None:
+def test_deletion_timestamp_with_a_utc_offset_is_accepted() -> None:
     assert target(deletionTimestamp="1970-01-01T02:00:01+02:00").deletion_requested_at == 1.0
 
 

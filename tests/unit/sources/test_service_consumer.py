@@ -148,7 +148,7 @@ def suspended(status: str = "True") -> dict[str, str]:
         ),
     ],
 )
-def test_project_is_suspended_while_all_active_consumers_are(
+def test_project_is_suspended_while_all_active_consumers_are_suspended(
     said: tuple[list[Contribution], ...], suspensions: tuple[SuspensionReason, ...] | None
 ) -> None:
     found = reduced(*said)
@@ -181,7 +181,7 @@ def test_followed_projects_are_watched_at_the_root() -> None:
     assert (KIND.unseen[:40], FOLLOWING.unseen) == ("deletions and re-creations of projects a", "")
 
 
-def test_contributions_need_the_project_where_projects_are_followed() -> None:
+def test_contributions_need_the_project_if_projects_are_followed() -> None:
     (contribution,) = FOLLOWED.contributions(consumer("shop"))
     assert contribution.needs == ((FOLLOWED_PROJECTS, "shop"),)
     assert contributions("shop")[0].needs == ()

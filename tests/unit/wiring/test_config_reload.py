@@ -177,7 +177,7 @@ async def test_config_reload_waits_until_file_is_completely_written(reloaded_fil
         assert looked >= 20
 
 
-async def test_config_reload_without_file_waits_for_signal() -> None:
+async def test_config_reload_without_a_file_changes_nothing() -> None:
     metrics, applied = Metrics(), 0
 
     def apply(rules: tuple[RuleSettings, ...]) -> None:

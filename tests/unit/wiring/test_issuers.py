@@ -122,7 +122,7 @@ def test_discovery_identity_of_another_cluster_source_is_not_issued(tmp_path: Pa
         ({"common_name": "project:{name}", "sources": ["a"]}, False),
     ],
 )
-def test_certificates_of_the_same_name_in_several_sources_are_not_issued(
+def test_certificate_issuer_with_equal_names_in_several_sources_is_refused(
     tmp_path: Path, files: Callable[..., str], subject: dict[str, Any], is_refused: bool
 ) -> None:
     file = files("one", tokenFile="token")

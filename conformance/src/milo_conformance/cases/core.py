@@ -399,7 +399,7 @@ async def unknown_event_type(run: Run) -> None:
 
 @core(
     "Event types of a newer daemon are ignored in a snapshot",
-    why="A snapshot must not contain a cluster that no known event engages.",
+    why="A client must not engage a cluster that no event of a known type engages.",
     demands="Newer daemons add events, reasons and fields: ignore what you do not know.",
 )
 async def unknown_event_type_in_snapshot(run: Run) -> None:
@@ -561,7 +561,7 @@ async def backoff(run: Run) -> None:
         attempts += 1
         stream.end(UNAVAILABLE)
     if attempts > 12:
-        raise CaseFailed(f"{attempts} streams were opened within 3 s at a daemon that refuses them, not at most 12")
+        raise CaseFailed(f"{attempts} streams were opened within 3 s to a daemon that refuses them; the limit is 12")
     stream = await run.stream(resuming=stream.revision)
     await stream.send()
     await run.nothing_else(stream)
@@ -774,12 +774,12 @@ async def pending_source(run: Run) -> None:
 
 
 @core(
-    "A subscriber retries until the daemon listens at the address",
+    "A subscriber retries until the daemon listens on its address",
     why="A sidecar starts beside its operator, in any order.",
     demands="and where nothing listens yet, open it again",
 )
 async def address_not_there_yet(run: Run) -> None:
-    await run.no_stream(await run.start_again(listening=False), "although nothing listens at the address")
+    await run.no_stream(await run.start_again(listening=False), "although nothing listens on the address")
     await run.daemon.relay.listen()
     stream = await run.synced("a")
     await run.nothing_else(stream)

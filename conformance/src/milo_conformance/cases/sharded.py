@@ -148,7 +148,7 @@ async def starts_over_after_loss(run: Run) -> None:
 
 @sharded(
     "Nothing is engaged before the daemon owns its clusters",
-    why="A daemon that has just lost its Lease still sends its clusters, which another daemon owns.",
+    why="A daemon that has just lost its Lease still sends its former clusters, which another daemon may own by now.",
     demands="Unset while the daemon owns nothing",
 )
 async def not_owned_yet(run: Run) -> None:

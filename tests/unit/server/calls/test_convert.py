@@ -195,7 +195,7 @@ def test_engagement_of_unengaged_cluster_never_has_reason_confirming_deletion() 
     assert engagement(record(ObjectState.NOT_READY), "")[1] == "REASON_NOT_READY"
 
 
-def test_engagement_within_not_ready_grace_contains_its_end() -> None:
+def test_engagement_within_not_ready_grace_contains_the_end_of_the_grace() -> None:
     assert engagement(record(ObjectState.NOT_READY, engaged=True), grace_until=1_700_000_000.9) == (
         True,
         "REASON_NOT_READY",

@@ -250,7 +250,7 @@ def test_confirming_request_names_its_subscriber() -> None:
     assert watch(confirm_releases=True, subscriber="s").wanted == Filter(confirms_releases=True)
 
 
-def test_subscriber_is_ignored_without_confirmation() -> None:
+def test_subscriber_name_is_ignored_without_confirm_releases() -> None:
     assert watch(subscriber="not a name") == watch()
 
 

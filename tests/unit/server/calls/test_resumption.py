@@ -60,7 +60,7 @@ def test_complete_sources_are_shown_to_a_new_subscriber() -> None:
     assert not waiting.compare_lists(1.0)
 
 
-def test_only_subscriber_that_does_not_accept_pending_sources_waits_for_one() -> None:
+def test_only_subscribers_that_do_not_accept_pending_sources_wait_for_them() -> None:
     sources = Source("eu"), Source("us", synced=False)
     patient = resumption(*sources, accepts_pending=False)
     flexible = resumption(*sources)

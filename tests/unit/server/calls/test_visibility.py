@@ -113,7 +113,7 @@ def test_not_ready_object_is_visible_by_its_current_labels(registry: Engagements
     assert "shop-1" not in visible(registry, dev)
 
 
-def test_object_outside_the_selector_is_visible_by_its_current_labels(registry: Engagements) -> None:
+def test_object_outside_the_selector_is_not_visible_by_its_former_labels(registry: Engagements) -> None:
     fields = ObjectFields("shop-1", "", (("env", "dev"),))
     registry.commit([Outside("shop-1", "u1", "5", "not selected", fields)], at(2))
     assert "shop-1" not in visible(registry, PROD)
@@ -153,7 +153,7 @@ def test_counts_include_clusters_disengaged_as_unreachable() -> None:
     assert visibility.total_counts(registry) == VisibleCounts(unreachable=1)
 
 
-def test_problem_of_a_deletion_is_visible_to_callers_that_may_see_every_cluster() -> None:
+def test_problem_of_a_deletion_is_visible_only_to_callers_that_may_see_every_cluster() -> None:
     problem = "reading bank-1 from it failed"
     assert visibility.visible_problem(problem, ALL_CLUSTERS) == problem
     assert visibility.visible_problem(problem, PROD) == ""

@@ -1,4 +1,4 @@
-"""Connection limits by file descriptors, and connection slots."""
+"""Connection limits that fit the available file descriptors, and connection slots."""
 
 from collections import Counter
 from pathlib import Path
@@ -62,7 +62,7 @@ def admitted(slots: ConnectionSlots[int], network: str, *numbers: int) -> list[i
     return [slots.admit(number, network) for number in numbers]
 
 
-def test_unauthenticated_connections_get_an_eighth_as_many_slots_and_one_network_half_of_these() -> None:
+def test_unauthenticated_connections_are_limited_to_an_eighth_of_the_slots_and_to_half_of_that_per_network() -> None:
     slots: ConnectionSlots[int] = ConnectionSlots(80)
     assert admitted(slots, "a", *range(7)) == [*[None] * 5, 0, 1]
     assert admitted(slots, "b", *range(7, 12)) == [None] * 5
@@ -126,14 +126,14 @@ def test_owner_without_connections_takes_the_slot_of_the_longest_idle_connection
     assert taken(slots, 3, "new") == 2
     assert taken(slots, 4, "new") == -1, "this owner has a connection already"
     assert taken(slots, 5, "newer") == 1
-    assert taken(slots, 6, "newest") == -1, "the others have calls, or were not used yet"
+    assert taken(slots, 6, "newest") == -1, "the others have calls, or have not been used yet"
     slots.count_call(0, -1)
     assert taken(slots, 7, "newest") == 0
     slots.count_call(0, 1)
     assert len(slots) == 3, "a connection that ended is not counted again"
 
 
-def test_owner_with_additional_certificate_names_gets_no_more_slots() -> None:
+def test_owner_with_additional_certificate_names_gets_no_additional_slots() -> None:
     slots: ConnectionSlots[int] = ConnectionSlots(2)
     assert [taken(slots, number, "a", f"extra {number}") for number in range(3)] == [None, None, -1]
     assert taken(slots, 3, "b") == 1
