@@ -5,6 +5,8 @@ view until the first list is verified, which takes `removals.verify_after`: the 
 list lacks, and no other member may engage these before then.
 """
 
+import sys
+
 import msgspec
 
 
@@ -32,6 +34,8 @@ class FirstList(msgspec.Struct, frozen=True):
     """The limits of what the list may lack; None if a second list verified it, or no verification is needed."""
     version: int = 0
     """The resource version up to which the source is followed; 0 if versions cannot be compared."""
+    initial: int = sys.maxsize
+    """The number of clusters in the very first list."""
 
     @property
     def is_verified(self) -> bool:
@@ -41,11 +45,13 @@ class FirstList(msgspec.Struct, frozen=True):
         """Return whether the source is behind this version: the list may be that of a replica that lags behind."""
         return self.limits is not None and 0 < self.version < version
 
-    def may_lack(self, known_count: int, present_count: int) -> bool:
+    def may_lack(self, known_count: int, present_count: int, *, has_lacked: bool = False) -> bool:
         """Return whether the list may be incomplete, for a subscriber that knows more clusters than are present.
 
-        A list without any cluster may be incomplete even if only one is known: waiting only costs time.
+        A list without any cluster may be incomplete even if only one is known: waiting only costs time. Lists that grow
+        after a short one, or after one that `has_lacked` too many, may be incomplete until they have all clusters.
         """
         if self.limits is None or present_count >= known_count:
             return False
-        return not present_count or self.limits.is_mass(known_count - present_count, known_count)
+        fewest = min(present_count, self.initial)
+        return has_lacked or not present_count or self.limits.is_mass(known_count - fewest, known_count)

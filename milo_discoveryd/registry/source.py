@@ -117,8 +117,8 @@ class ClusterSource:
             releases=changes.releases,
         )
         self._shown_held: HeldNotReady | None = None
-        self._listed: int | None = None
-        """The number of clusters in the first list of this run, or in a later list that had more."""
+        self._listed: tuple[int, int] | None = None
+        """The number of clusters in the first list of this run, and in it or a later list that had more."""
         self._lost_at: float | None = None
         """The time of the last contact with the source, while the connection is lost."""
         self.restored_positions: Mapping[str, int] = {}
@@ -224,7 +224,9 @@ class ClusterSource:
                 self.changes.commit(self.name, states, read_at)
         if now.lists != before.lists and now.is_complete:
             lacking = sum(len(collection.pending_deletions) for collection in self.collections)
-            self._listed = max(self._listed or 0, self.engagements.present_count - lacking)
+            listed = self.engagements.present_count - lacking
+            first, most = self._listed or (listed, listed)
+            self._listed = first, max(most, listed)
         if now.synced and not before.synced:
             self.observer.synced(self.engagements.engaged)
         self.changes.notifier.notify()
@@ -253,14 +255,16 @@ class ClusterSource:
     def first_list(self) -> FirstList:
         """The first list of this run, without clusters that the watch added: they do not show that it was complete."""
         engaged = self.engagements.engaged
+        initial, most = self._listed or (engaged, engaged)
         limits = (collection.unverified for collection in self.collections)
         # While a list is held, its version is not compared: what it lacks stays engaged, and the versions of a restored
         # server may never catch up.
         is_held = any(collection.held for collection in self.collections)
         return FirstList(
-            engaged if self._listed is None else min(engaged, self._listed),
+            min(engaged, most),
             next(filter(None, limits), None),
             0 if is_held else self.version,
+            initial,
         )
 
     @property

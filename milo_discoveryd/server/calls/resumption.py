@@ -75,6 +75,9 @@ class Resumption:
         time."""
         self.doubted: Mapping[str, str] = {}
         """The sources that wait for a second list, and why."""
+        self._lacked: set[str] = set()
+        """The sources with a list that lacked much of what the subscriber has: the subscriber waits until lists have
+        all of it, or for a second list."""
         self.doubted_since = 0.0
         self._doubt_at = 0.0
         self._doubt_s = DOUBT_S
@@ -166,11 +169,12 @@ class Resumption:
                 f"the API server shows version {first.version}, but the subscriber has seen version {version}: the "
                 "subscriber keeps its clusters until the server has caught up, or until a second list"
             )
-        present = first.clusters
-        if not first.may_lack(known_count, present):
+        present, has_lacked = first.clusters, source.name in self._lacked
+        if not first.may_lack(known_count, present, has_lacked=has_lacked):
             present = min(present, self._count(source.name, now))
-            if not first.may_lack(known_count, present):
+            if not first.may_lack(known_count, present, has_lacked=has_lacked):
                 return ""
+        self._lacked.add(source.name)
         return (
             f"the first list since the daemon's start has {present} of the {known_count} clusters that the "
             "subscriber knows: the subscriber keeps its clusters until a second list lacks them too"

@@ -15,6 +15,15 @@ def test_first_list_that_lacks_most_or_all_clusters_of_a_subscriber_is_doubted(
     assert not FirstList(present, None).may_lack(known, present)
 
 
+def test_list_that_grows_after_a_short_one_is_doubted_until_it_has_all_clusters() -> None:
+    for present in (3, 43, 52):
+        assert FirstList(present, RemovalLimits(), initial=3).may_lack(53, present)
+        assert FirstList(present, RemovalLimits()).may_lack(53, present, has_lacked=True)
+    assert not FirstList(53, RemovalLimits(), initial=3).may_lack(53, 53, has_lacked=True)
+    assert not FirstList(52, RemovalLimits(), initial=50).may_lack(53, 52)
+    assert not FirstList(52, None, initial=3).may_lack(53, 52, has_lacked=True)
+
+
 @pytest.mark.parametrize(
     ("version", "known", "is_older"), [(41, 42, True), (42, 42, False), (0, 42, False), (41, 0, False)]
 )

@@ -116,6 +116,15 @@ def test_larger_list_completes_a_short_first_list() -> None:
     assert not waits(of, 4, 4)
 
 
+def test_larger_list_that_lacks_few_clusters_does_not_complete_a_short_first_list() -> None:
+    of = source()
+    lists(of, ready("a"))
+    lists(of, *map(ready, "abc"), now=2.0)
+    assert waits(of, 4, 3)
+    lists(of, *map(ready, "abc"), now=31.0)
+    assert not waits(of, 4, 3)
+
+
 def test_restored_clusters_are_complete_before_the_first_list() -> None:
     of = source()
     of.restore([(ready("a", ""), 1.0)], (), ViewStatus(ViewState.STALE, 0.0, "Restored", ""))

@@ -124,6 +124,17 @@ def test_doubted_source_stays_pending_until_another_list() -> None:
     assert (waiting.pending, waiting.doubted, waiting.due_at) == (frozenset(), {}, math.inf)
 
 
+def test_view_that_lacked_many_clusters_is_doubted_until_it_has_all() -> None:
+    source, visible = Source("eu"), [3]
+    waiting = resumption(source, known={"eu": 10}, count=lambda _name, _now: visible[0])
+    for source.lists, visible[0] in ((1, 3), (2, 8), (3, 9)):
+        waiting.compare_lists(0.0)
+        assert waiting.pending == {"eu"}
+    source.lists, visible[0] = 4, 10
+    waiting.compare_lists(0.0)
+    assert waiting.pending == frozenset()
+
+
 def test_verified_first_list_is_never_doubted() -> None:
     source = Source("eu")
     source.first_list = FirstList(3, None)
