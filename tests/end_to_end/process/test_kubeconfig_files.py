@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
-from milo_discovery import DiscoveryClient, SourceState
+from milo_discovery import DiscoveryClient, EventType, SourceState
 from milo_sandbox.kubeconfigs import write
 from tests.end_to_end.process.api_calls import user_of
 from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.daemon import DaemonProcess
-from tests.end_to_end.process.watching import following, until
+from tests.end_to_end.process.watching import following, next_event, until
 from tests.support.eventually import eventually
 
 _WITHIN_S = 60.0
@@ -211,23 +211,32 @@ async def test_deleted_kubeconfig_directory_makes_the_source_stale(files: Files)
         await until(watch, lambda seen: set(seen.clusters) == {"files#alpha", "files#beta", "files#gamma"})
 
 
-async def test_kubeconfig_directory_that_is_filled_again_slowly_loses_no_cluster(files: Files) -> None:
+@pytest.mark.parametrize("is_restarted", [False, True], ids=["running", "restarted"])
+async def test_kubeconfig_directory_that_is_filled_again_slowly_loses_no_cluster(
+    files: Files, is_restarted: bool
+) -> None:
     names = [f"c{number}" for number in range(10)]
     for name in names:
         files.put(name)
-    async with following(files.daemon("kubeconfig-directory", files.directory)) as (client, watch):
+    daemon = files.daemon("kubeconfig-directory", files.directory)
+    async with following(daemon) as (client, watch):
         assert len(watch.clusters) == 10
+        if is_restarted:
+            await daemon.kill()
         for name in names[3:]:
             (files.directory / name).unlink()
-        await source_is(client, SourceState.CATCHING_UP, "RemovalsHeld")
-        ended = asyncio.create_task(until(watch, lambda seen: len(seen.clusters) < 10))
-        for name in names[3:]:
+        ended = asyncio.create_task(next_event(watch, EventType.DISENGAGED))
+        if is_restarted:
+            await daemon.start()
+        await eventually(lambda: watch.source is not None and watch.source.reason == "RemovalsHeld")
+        for name in (*names[3:], "later"):
             files.put(name)
             await asyncio.sleep(0.3)  # a slow copy
+        await eventually(lambda: "files#later" in watch.clusters)
         await source_is(client, SourceState.STREAMING, "")
         assert not ended.done()
         ended.cancel()
-        assert len(watch.clusters) == 10
+        assert len(watch.clusters) == 11
 
 
 async def test_mounted_secret_volume_update_engages_new_clusters(files: Files) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 import urllib.request
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -15,11 +16,14 @@ import pytest
 
 from milo_discovery import DiscoveryError, SourceState
 from milo_discovery.v1 import discovery_pb2 as pb
+from milo_sandbox.platforms import SHOOT_ADMIN
 from milo_sandbox.rights import EVERYTHING
+from tests.end_to_end.process.api_calls import user_of
 from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.daemon import DaemonProcess
-from tests.end_to_end.process.project_server import Projects, ProjectServer
-from tests.end_to_end.process.test_secrets_of_objects import Fleet, explanation
+from tests.end_to_end.process.project_server import Consumers, Projects, ProjectServer, ProviderServer
+from tests.end_to_end.process.test_platforms import following_definition
+from tests.end_to_end.process.test_secrets_of_objects import NAMESPACE, Fleet, explanation
 from tests.end_to_end.process.watching import following, until
 from tests.support.eventually import eventually
 
@@ -51,8 +55,8 @@ async def others_are_served(workspace: Workspace) -> AsyncIterator[None]:
 
 
 def yaml_of(size: int) -> str:
-    """Return YAML of this size with many nodes that are expensive to parse."""
-    return "[" + "&a {? [1] : 'b'}, " * (size // 19) + "1]"
+    """Return YAML of this size with many nodes that are expensive to parse, without brackets."""
+    return "- ? a\n  : 'b'\n" * (size // 14)
 
 
 @pytest.mark.parametrize("size", [600_000, 65_000])
@@ -72,7 +76,75 @@ async def test_long_kubeconfig_in_a_secret_delays_no_other_caller(workspace: Wor
         await until(watch, lambda seen: seen.clusters["beta"].endpoint == fleet.url("moved"))
 
 
-async def test_changes_of_a_large_secret_exhaust_no_budget(workspace: Workspace) -> None:
+@pytest.mark.parametrize("size", [700_000, 300_000, 65_000])
+async def test_long_requested_kubeconfigs_delay_no_other_caller(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Gardener's API server issues long kubeconfigs for some of the Shoots."""
+    sandbox, hostile = workspace.sandbox, [f"hostile-{number}" for number in range(8)]
+    for name in (*hostile, "alpha", "beta"):
+        sandbox.projects.create(name, ready=True)
+        sandbox.garden.create(NAMESPACE, name)
+    issue = sandbox.garden._kubeconfig
+
+    def issue_long(request: dict[str, Any], namespace: str, name: str) -> dict[str, Any]:
+        response = issue(request, namespace, name)
+        if name in hostile:
+            content = f"# {name}\n{yaml_of(size)}"
+            response["status"]["kubeconfig"] = b64encode(content.encode()).decode()
+        return response
+
+    monkeypatch.setattr(sandbox.garden, "_kubeconfig", issue_long)
+    async with (
+        following_definition(workspace, "gardener", sandbox.garden_kubeconfig()) as (client, _),
+        others_are_served(workspace),
+    ):
+        calls = [client.issue_kubeconfig(f"{NAMESPACE}.{name}") for name in hostile]
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert all("does not contain a kubeconfig" in str(outcome) for outcome in outcomes), outcomes
+        for name in ("alpha", "beta"):
+            issued = await client.issue_kubeconfig(f"{NAMESPACE}.{name}")
+            assert await user_of(issued.kubeconfig) == SHOOT_ADMIN
+
+
+@pytest.mark.parametrize(
+    ("changes", "content_bytes", "limit"),
+    [
+        pytest.param(92, 10_000, "1MiB", id="few"),
+        pytest.param(190_000, 60, "128MiB", id="many", marks=pytest.mark.nightly),
+    ],
+)
+async def test_ordinary_changes_of_one_of_two_collections_exhaust_no_budget(
+    workspace: Workspace, changes: int, content_bytes: int, limit: str
+) -> None:
+    """Changes of one collection that together take nearly the whole budget, then changes of the other one."""
+    names = [f"p-{number:02}" for number in range(20)]
+    server = ProviderServer(Projects(names), Consumers(names))
+    async with server.listening():
+        watch_settings = {"streaming_lists": "off", "objects_limit": limit}
+        settings = {"discovery_kubeconfig": None, "plain_loopback": True, "watch": watch_settings}
+        daemon = workspace.daemon(sources=[server.source("a", workspace.directory)], **settings)
+        async with following(daemon) as (client, watch):
+            collections = server.projects, server.consumers.projects
+            for changed, count in zip(collections, (changes, changes // 5), strict=True):
+                for number in range(count):
+                    label = "x" * (content_bytes // 2 - number // len(names) % 2 * 20)
+                    changed.put(names[number % len(names)], a=label, b=label)
+                marker = f"marker-{count}"
+                for projects in collections:
+                    projects.put(marker)
+                await until(watch, lambda seen, marker=marker: f"a#{marker}" in seen.clusters)  # type: ignore[misc]
+            assert (await client.server_info()).source.state is SourceState.STREAMING
+        assert "OverBudget" not in daemon.output
+
+
+@pytest.mark.parametrize(
+    ("changes", "size", "limit"),
+    [(60, 60_000, "1MiB"), pytest.param(860, 400_000, "128MiB", marks=pytest.mark.nightly)],
+)
+async def test_changes_of_a_large_secret_exhaust_no_budget(
+    workspace: Workspace, changes: int, size: int, limit: str
+) -> None:
     """Two collections share the budget: objects and Secrets."""
     fleet = Fleet(workspace)
     fleet.put("alpha")
@@ -80,9 +152,10 @@ async def test_changes_of_a_large_secret_exhaust_no_budget(workspace: Workspace)
     config = json.dumps(
         workspace.sandbox.kubeconfig(project="alpha", token=workspace.sandbox.token("o", rules=[EVERYTHING]))
     )
-    async with following(fleet.daemon(watch={"objects_limit": "1MiB"})) as (client, watch):
-        for number in range(60):
-            fleet.put_secret("alpha", content=f"{config}\n# {number} {'x' * 60_000}")
+    async with following(fleet.daemon(watch={"objects_limit": limit})) as (client, watch):
+        for number in range(changes):
+            fleet.put_secret("alpha", content=f"{config}\n# {number} {'x' * size}")
+            await asyncio.sleep(0)  # the sandbox responds in this event loop
         fleet.put_secret("alpha", "moved")
         await until(watch, lambda seen: seen.clusters["alpha"].endpoint == fleet.url("moved"))
         assert (await client.server_info()).source.state is SourceState.STREAMING

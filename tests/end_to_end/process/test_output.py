@@ -1,6 +1,7 @@
 """Output of the daemon and of commands that cannot be written, and signals during their start."""
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.daemon import ENDED_WITHIN_S, STARTED_WITHIN_S
 from tests.support.eventually import LIMIT_S, eventually
 
+SECURITY = Path(__file__).parents[3] / "docs" / "security.md"
 CHANGES = 1_500
 """Each is a log line of over 100 bytes at level debug: together more than twice what a pipe holds."""
 
@@ -63,6 +65,34 @@ async def test_subscribers_are_served_while_the_log_cannot_be_written(workspace:
         os.close(writing)
         if output != "closed pipe":
             os.close(reading)
+
+
+async def test_moved_audit_file_is_written_until_sighup(workspace: Workspace) -> None:
+    """As docs/security.md says."""
+    assert "After moving it, send `SIGHUP`: until then" in " ".join(SECURITY.read_text().split())
+    path, moved = workspace.directory / "audit", workspace.directory / "audit.1"
+    for name in ("alpha", "beta", "gamma"):
+        workspace.sandbox.projects.create(name, ready=True)
+    issuer = {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True}
+
+    def issued(file: Path) -> list[str]:
+        lines = map(json.loads, file.read_text().splitlines())
+        return [line["cluster"] for line in lines if line["event"] == "kubeconfig issued"]
+
+    async with workspace.daemon(audit={"file": str(path)}, kubeconfigs={"issuers": [issuer]}) as daemon:
+        await daemon.start()
+        await daemon.wait_for_output('"synced"')
+        async with workspace.client() as client:
+            await client.issue_kubeconfig("alpha")
+            path.rename(moved)
+            await client.issue_kubeconfig("beta")
+            await daemon.during(eventually(lambda: issued(moved) == ["alpha", "beta"]))
+            assert not path.exists()
+            daemon.signal(signal.SIGHUP)
+            await daemon.during(eventually(path.exists))
+            await client.issue_kubeconfig("gamma")
+            await daemon.during(eventually(lambda: issued(path) == ["gamma"]))
+    assert issued(moved) == ["alpha", "beta"]
 
 
 def catches_sigterm(pid: int) -> bool:

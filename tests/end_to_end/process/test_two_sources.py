@@ -2,26 +2,35 @@
 
 import asyncio
 import json
+import re
 import sys
 import time
 from asyncio.subprocess import create_subprocess_exec
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from copy import deepcopy
 from email.utils import formatdate
+from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from milo_discovery import DiscoveryClient, Event, EventType, SourceState
+from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discoveryd.server.calls.revision import parse
+from milo_discoveryd.state_file.state_file import stored_fleets
 from milo_sandbox import Sandbox
 from milo_sandbox.milo import PROJECT_UID_LABEL
 from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.daemon import DaemonProcess
 from tests.end_to_end.process.project_server import Consumers, Projects, ProjectServer, ProviderServer
 from tests.end_to_end.process.service_provider import ServiceProvider
+from tests.end_to_end.process.test_check import checked
 from tests.support.eventually import eventually
 
+CONCEPTS = Path(__file__).parents[3] / "docs" / "concepts.md"
 NAMES = [f"p-{number:02}" for number in range(53)]
 VERIFY_AFTER_S = 4.0
 
@@ -164,6 +173,43 @@ async def restart_with_bad_first_list(found: Rig, attacked: ProjectServer, kind:
     await asyncio.sleep(2.5 * VERIFY_AFTER_S)  # until the second list and the one after it
 
 
+@pytest.mark.parametrize("start", ["running", "restarted", "restarted with a state file"])
+@pytest.mark.parametrize(("counts", "verify_after_s"), [((3, 17, 43, 48, 53), 60.0), ((3, 48), 8.0)])
+async def test_lists_that_grow_after_a_short_one_end_nothing_before_the_second_list(
+    workspace: Workspace, start: str, counts: Sequence[int], verify_after_s: float
+) -> None:
+    """A server that is loading its store: what no list has ends, but not before `removals.verify_after`."""
+    has_state, removals = "state" in start, {"verify_after": f"{verify_after_s:g}s"}
+    async with rig(workspace, has_state=has_state, removals=removals) as found:
+        if has_state:
+            await found.stored(*NAMES)
+        if start != "running":
+            await found.daemon.kill()
+        found.subscriber.events.clear()
+        right, began = found.a.projects, time.monotonic()
+        for count in counts:
+            lists, part = found.a.lists, deepcopy(right)
+            part.objects = dict([*right.objects.items()][:count])
+            part.version += count  # earlier versions have expired, so that the daemon lists again
+            found.a.replace(part)
+            if not found.daemon.is_running:
+                await found.daemon.start()
+            await listed_since(found, lists)
+        ended = [f"DISENGAGED a#{name}" for name in NAMES[counts[-1] :]]
+        if ended:
+            await found.daemon.during(eventually(lambda: found.subscriber.events))
+            assert time.monotonic() - began >= verify_after_s
+        for server in (found.a, found.b):
+            server.projects.put("later")
+        await found.seen("a#later", "b#later")
+        await found.daemon.during(eventually(lambda: len(found.subscriber.events) >= len(ended) + 2))
+        assert sorted(found.subscriber.events) == [*ended, "ENGAGED a#later", "ENGAGED b#later"]
+
+
+async def listed_since(found: Rig, lists: int) -> None:
+    await found.daemon.during(eventually(lambda: found.a.lists > lists))
+
+
 async def source_is_streaming(workspace: Workspace) -> None:
     """Check that the daemon follows its sources, and holds no list back for a subscriber."""
     async with workspace.client() as client:
@@ -278,6 +324,66 @@ async def test_repeated_restarts_while_a_source_is_unavailable_bring_no_cluster_
         assert found.subscriber.events == [*(f"ENGAGED b#run-{run}" for run in range(3)), "ENGAGED a#later"]
 
 
+@pytest.mark.parametrize("end", ["shutdown", "kill"])
+async def test_restarted_daemon_sends_its_state_files_as_reset_snapshots(workspace: Workspace, end: str) -> None:
+    """As docs/concepts.md says. A subscriber that has received what the files lack gets heartbeats until the lists."""
+    assert "Its snapshot is marked `reset`" in " ".join(CONCEPTS.read_text().split())
+    async with rig(workspace, has_state=True) as found:
+        earlier, before = await snapshot(workspace), set(found.subscriber.view)
+        await found.daemon.during(eventually(lambda: are_stored(found, earlier)))
+        files = {path: path.read_bytes() for path in found.state.iterdir()}
+        servers = found.a, found.b
+        for server in servers:
+            server.projects.put("late")
+        await found.seen("a#late", "b#late")
+        after, late = set(found.subscriber.view), await snapshot(workspace)
+        if end == "kill":
+            await found.daemon.kill()
+            for path, content in files.items():
+                path.write_bytes(content)
+        else:
+            assert await found.daemon.terminate() == 0
+        for server in servers:
+            await server.stop()
+        found.subscriber.events.clear()
+        await found.daemon.start()
+        for revision in ["", earlier, *([late] if end == "shutdown" else [])]:
+            async with workspace.stream(pb.WatchClustersRequest(resume_revision=revision)) as stream:
+                batches = await stream.until_synced()
+                assert batches[0].reset
+                assert engaged_by(batches) == (before if end == "kill" else after)
+                assert [each.state for each in batches[0].sources] == 2 * [pb.SourceStatus.STATE_STALE]
+        resumed = pb.WatchClustersRequest(resume_revision=late, heartbeat_interval=Duration(seconds=1))
+        async with workspace.stream(resumed) as stream:
+            if end == "kill":
+                for _ in range(2):
+                    heartbeat = await stream.batch()
+                    assert (heartbeat.synced, heartbeat.reset, [*heartbeat.events]) == (False, False, [])
+            for server in servers:
+                await server.start()
+            batches = await stream.until_synced()
+            assert next(batch for batch in batches if batch.events).reset
+            assert engaged_by(batches) == after
+        assert found.subscriber.events == []
+
+
+async def snapshot(workspace: Workspace) -> str:
+    """Return the revision of a subscriber that has received everything."""
+    async with workspace.stream() as stream:
+        return (await stream.until_synced())[-1].revision
+
+
+def are_stored(found: Rig, revision: str) -> bool:
+    """Return whether both state files have everything that a subscriber at this revision has received."""
+    position, fleets = parse(revision), [fleet for _, fleet in stored_fleets(found.state)]
+    assert position is not None
+    return len(fleets) == 2 and all(position.is_contained_in(fleet.positions) for fleet in fleets)
+
+
+def engaged_by(batches: Iterable[pb.WatchClustersResponse]) -> set[str]:
+    return {event.cluster.name for batch in batches for event in batch.events}
+
+
 async def test_clock_that_is_an_hour_behind_that_of_one_server_is_logged(workspace: Workspace) -> None:
     """The clock is compared with the header Date of each server's responses, and only that server is named."""
     async with rig(workspace, has_state=False) as found:
@@ -350,20 +456,52 @@ async def subscribers(workspace: Workspace, count: int) -> None:
         await asyncio.sleep(0.05)
 
 
-async def test_both_modes_of_one_milo_engage_each_project_once_and_sync_its_kubeconfig(workspace: Workspace) -> None:
-    sandbox, directory = workspace.sandbox, workspace.directory
+def both_modes(workspace: Workspace) -> list[dict[str, Any]]:
+    """Return sources of the Projects and of the ProjectControlPlanes of `bank` and `shop`, at different API servers."""
+    sandbox, planes = workspace.sandbox, workspace.sandbox.kubeconfig()
     for name in ("bank", "shop"):
         sandbox.milo.found(name, "acme", {})
         sandbox.milo.provision(name)
-    planes = sandbox.kubeconfig()
     cluster = planes["clusters"][0]["cluster"]
-    # ProjectControlPlanes are at another API server than Projects.
     cluster |= {"server": cluster["server"].replace("127.0.0.1", "localhost"), "tls-server-name": "127.0.0.1"}
-    (directory / "planes").write_text(json.dumps(planes))
-    sources = [
+    path = workspace.directory / "planes"
+    path.write_text(json.dumps(planes))
+    return [
         {"name": "projects", "kind": "project", "discovery_kubeconfig": str(workspace.kubeconfig)},
-        {"name": "planes", "kind": "project-control-plane", "discovery_kubeconfig": str(directory / "planes")},
+        {"name": "planes", "kind": "project-control-plane", "discovery_kubeconfig": str(path)},
     ]
+
+
+@pytest.mark.parametrize("first", ["projects", "planes"])
+async def test_project_in_both_modes_whose_control_plane_is_not_ready_is_engaged_or_explained(
+    workspace: Workspace, first: str
+) -> None:
+    """The source that is configured first decides, and `check` counts the clusters that the daemon engages."""
+    sources = sorted(both_modes(workspace), key=lambda source: bool(source["name"] != first))
+    planes = workspace.sandbox.control_planes
+    planes.set_condition("bank", "False", reason="Degraded", message="its etcd is full")
+    wanted = {"projects#bank", "projects#shop"} if first == "projects" else {"planes#shop"}
+    lines = await checked(workspace, sources=sources, discovery_kubeconfig=None)
+    found = re.findall(r"(\w+): clusters: (\d+) of 2 engaged", "\n".join(lines))
+    assert Counter({name: int(count) for name, count in found}) == Counter(name.partition("#")[0] for name in wanted)
+    async with workspace.daemon(sources=sources, discovery_kubeconfig=None) as daemon:
+        await daemon.start()
+        async with workspace.client() as client, client.watch() as watch:
+            await daemon.during(
+                eventually(lambda: [each.state for each in watch.sources.values()] == 2 * [SourceState.STREAMING])
+            )
+            await daemon.during(eventually(lambda: set(watch.clusters) == wanted))
+            reports = {name: (await client.get(name)).engagement for name in ("projects#bank", "planes#bank")}
+            assert "its etcd is full" in reports["planes#bank"].message
+            is_claimed = "is claimed by another object too" in reports["projects#bank"].message
+            assert (reports["projects#bank"].engaged, is_claimed) == (first == "projects", first == "planes")
+            planes.set_condition("bank", reason="Created", message="the control plane is up")
+            later = {f"{first}#bank", f"{first}#shop"}
+            await daemon.during(eventually(lambda: set(watch.clusters) == later))
+
+
+async def test_both_modes_of_one_milo_engage_each_project_once_and_sync_its_kubeconfig(workspace: Workspace) -> None:
+    sources, directory = both_modes(workspace), workspace.directory
     issuer = {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True, "sources": ["projects"]}
     settings: dict[str, Any] = {"sources": sources, "kubeconfigs": {"issuers": [issuer]}}
     async with workspace.daemon(discovery_kubeconfig=None, **settings) as daemon:

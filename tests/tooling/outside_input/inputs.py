@@ -197,7 +197,13 @@ RESPONSES = {
     "milo_discoveryd.check.api_responses._PAGE": _CHECK_ANSWER,
     "milo_discoveryd.check.api_responses._REVIEW": _CHECK_ANSWER,
     "milo_discoveryd.check.api_responses._STATUS_OBJECT": _CHECK_ANSWER,
-    "milo_discoveryd.credentials.issuers.kubeconfig_request._RESPONSE": _OBJECT_ANSWER,
+    "milo_discoveryd.credentials.issuers.kubeconfig_request._RESPONSE": Input(
+        "1 MiB",
+        64 * _KIB,
+        30,
+        SERVER,
+        "end_to_end/process/test_loop_attacks.py::test_long_requested_kubeconfigs_delay_no_other_caller",
+    ),
     "milo_discoveryd.credentials.issuers.kubeconfig_secret._SECRET_DATA": _OBJECT_ANSWER,
     "milo_discoveryd.credentials.issuers.service_account_key._FILE": Input(
         "1 MiB", _MIB, 10, ADMIN, "unit/credentials/test_datum_service_account.py"
