@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,26 +12,32 @@ _V1, _V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
 
 @contextmanager
 def memory_limit(limit: int) -> Iterator[Path | None]:
-    """Create a cgroup with a memory limit in bytes, and yield its file of processes; None where this user or machine
-    cannot create one.
+    """Create a cgroup with a memory limit in bytes, and yield its file of processes; None, with a warning, where this
+    user or machine cannot create one.
     """
     name = f"milo-test-{os.getpid()}-{secrets.token_hex(4)}"
     parent, file = (_V1, "memory.limit_in_bytes") if _V1.is_dir() else (_V2, "memory.max")
     directory = parent / name
     try:
         directory.mkdir()
-    except OSError:
+    except OSError as error:
+        _warn(error)
         yield None
         return
     try:
         try:
             (directory / file).write_text(str(limit))
-        except OSError:  # in version 2, the memory controller is not enabled here
+        except OSError as error:  # in version 2, the memory controller is not enabled here
+            _warn(error)
             yield None
         else:
             yield directory / "cgroup.procs"
     finally:
         directory.rmdir()
+
+
+def _warn(error: OSError) -> None:
+    warnings.warn(f"no cgroup here, only peaks of memory are compared ({error}); run as root", stacklevel=4)
 
 
 def peak_bytes(pid: int) -> int:

@@ -23,8 +23,11 @@ from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.daemon import DaemonProcess
 from tests.end_to_end.process.project_server import Projects, ProjectServer
+from tests.support import memory_limit as memory_limit_module
 from tests.support.certificates import Authority
 from tests.support.memory_limit import memory_limit, peak_bytes
+
+pytestmark = pytest.mark.filterwarnings("always:no cgroup here")  # shown in the summary, and no error
 
 SIDECAR = Path(__file__).parents[3] / "deploy/components/sidecar/sidecar.yaml"
 ATTACKERS = tuple(f"127.0.0.{number}" for number in range(2, 18))
@@ -57,6 +60,13 @@ class Limited:
             assert daemon.is_running, f"killed: {daemon.tail()}"
             assert peak_bytes(daemon.pid) < self.limit
             await daemon.terminate()
+
+
+def test_memory_limit_without_a_cgroup_warns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for version in ("_V1", "_V2"):
+        monkeypatch.setattr(memory_limit_module, version, tmp_path / "none")
+    with pytest.warns(UserWarning, match="no cgroup here, only peaks"), memory_limit(_MIB) as cgroup:
+        assert cgroup is None
 
 
 def shipped_limits() -> set[int]:
