@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -138,13 +139,22 @@ def test_release_builds_third_party_code_without_permissions_and_publishes_in_an
 
 
 def test_release_runs_no_third_party_code_in_jobs_with_permissions() -> None:
-    for name, job in jobs(RELEASE).items():
-        if "permissions" in job:
-            script = scripts(name)
-            assert not re.search(r"\./dev (release|verify|site)|\btar -\w*c|npm (ci|install|run)|\bmake\b", script), (
-                name
-            )
+    assert {name for name, job in jobs(RELEASE).items() if "permissions" in job} == {"release", "site"}
+    for name in ("release", "site"):
+        assert set(re.findall(r"\./dev (\w+)", scripts(name))) <= {"publish"}
+        builds = r"^\s*(npm (ci|install|run|pack)|helm package|buildah|docker|make|mvn|go|python3?|pip) "
+        assert not re.search(builds, scripts(name), re.MULTILINE)
     assert "--ignore-scripts" in scripts("release")
+
+
+def test_release_builds_with_no_cache_of_other_runs() -> None:
+    """A build cache has no checksums: a run with other code could put its own into a release."""
+    caches = {"actions/setup-go": "cache", "docker/setup-qemu-action": "cache-image"}  # by default
+    for step in steps(RELEASE):
+        action, options = step.get("uses", "").partition("@")[0], step.get("with", {})
+        assert not action.startswith("actions/cache")
+        cached = {name: value for name, value in options.items() if name.startswith("cache")}
+        assert cached == ({caches[action]: False} if action in caches else {})
 
 
 def test_release_signs_each_file_that_it_uploads() -> None:
@@ -153,6 +163,18 @@ def test_release_signs_each_file_that_it_uploads() -> None:
     [uploaded] = re.findall(r'gh release upload "\$VERSION" (.+)', script)
     assert {each.removesuffix("*") for each in uploaded.split()} == {each.removesuffix("*") for each in signed.split()}
     assert "tar.gz" in scripts("build").split(">> SHA256SUMS")[0].splitlines()[-1], "the archives have checksums"
+
+
+def test_release_publishes_only_signed_files_and_makes_none_after_signing() -> None:
+    script = scripts("release")
+    [signed] = re.findall(r"for file in (.+); do", script)
+    _, after = script.split("cosign sign-blob")
+    pushed = set(re.findall(r"^\s*push (dist/\S+)", script, re.MULTILINE))  # images, which are signed by digest
+    published = set(re.findall(r"dist/\S+", after)) - pushed
+    unsigned = {each for each in published if not any(fnmatchcase(each, pattern) for pattern in signed.split())}
+    assert {each.removesuffix("*") for each in unsigned} <= {"dist/*.tar.gz", "dist/SHA256SUMS"}, "with signatures"
+    makes_archive = r"\btar\b.* (-\w*c|--create)|\b(zip|gzip)\b|> *dist/"
+    assert [name for name in ("release", "site") if re.search(makes_archive, scripts(name))] == []
 
 
 def test_release_builds_every_target_that_is_an_image() -> None:
