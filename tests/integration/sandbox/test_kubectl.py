@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -91,22 +92,33 @@ async def kubectl(sandbox: Sandbox, tmp_path: Path) -> Kubectl:
 async def test_kubectl_creates_watches_and_deletes_a_project(kubectl: Kubectl, sandbox: Sandbox) -> None:
     async with kubectl.printing("get", "projects", "-w") as printed:
         sandbox.projects.create("first", ready=True)
-        assert (await printed("first")).startswith("first acme True")
+        assert (await printed("first")).startswith("first True")
 
         assert await kubectl("create", "-f", "-", stdin=PROJECT) == (
             "project.resourcemanager.miloapis.com/hello created\n"
         )
-        assert (await printed("hello")).startswith("hello acme")
+        assert (await printed("hello")).startswith("hello")
 
         status = {"conditions": [sandbox.projects.condition(reason="ByHand")]}
         patch = json.dumps({"status": status})
         await kubectl("patch", "project", "hello", "--subresource=status", "--type=merge", "-p", patch)
-        assert (await printed("hello")).startswith("hello acme True")
+        assert (await printed("hello")).startswith("hello True")
 
     assert "condition met" in await kubectl("wait", "--for=condition=Ready", "project/hello", "--timeout=10s")
     assert await kubectl("get", "project", "hello", "-o", "jsonpath={.status.conditions[0].reason}") == "ByHand"
     await kubectl("delete", "project", "hello")
     assert "hello" not in sandbox.projects
+
+
+async def test_kubectl_get_projects_prints_ready_and_age(kubectl: Kubectl, sandbox: Sandbox) -> None:
+    sandbox.projects.create("alpha", ready=True)
+    sandbox.projects.create("beta", ready=True)
+    sandbox.projects.set_condition("beta", "False")
+    for wide in ((), ("-o", "wide")):
+        heading, *lines = [line.split() for line in (await kubectl("get", "projects", *wide)).splitlines()]
+        assert heading == ["NAME", "READY", "AGE"]
+        assert [line[:2] for line in lines] == [["alpha", "True"], ["beta", "False"]]
+        assert all(re.fullmatch(r"\d+s", age) for _, _, age in lines)
 
 
 async def test_kubectl_labels_annotates_and_selects_projects(kubectl: Kubectl, sandbox: Sandbox) -> None:

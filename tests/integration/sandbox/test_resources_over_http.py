@@ -1,6 +1,7 @@
 """The resources over HTTP: methods, media types, statuses, lists, pages, tables."""
 
 import gzip
+import re
 from typing import Any
 
 import pytest
@@ -31,18 +32,14 @@ async def test_unknown_path_is_404_and_wrong_method_is_400_or_405(client: Client
     assert reason(await client.call("POST", f"{PROJECTS}/a/status", {})) == (405, "MethodNotAllowed")
 
 
-async def test_table_has_printer_columns(client: Client, sandbox: Sandbox) -> None:
+async def test_table_of_projects_has_the_printer_columns_of_milo(client: Client, sandbox: Sandbox) -> None:
     sandbox.projects.create("alpha", ready=True)
     sandbox.projects.create("beta")
     table = (await client.get(PROJECTS, headers=TABLE)).json
-    assert [column["name"] for column in table["columnDefinitions"]] == [
-        "Name",
-        "Organization",
-        "Ready",
-        "Suspended",
-        "Age",
-    ]
-    assert [row["cells"][:3] for row in table["rows"]] == [["alpha", "acme", "True"], ["beta", "acme", None]]
+    columns = [(column["name"], column["type"], column["priority"]) for column in table["columnDefinitions"]]
+    assert columns == [("Name", "string", 0), ("Ready", "string", 0), ("Age", "date", 0)]
+    assert [row["cells"][:2] for row in table["rows"]] == [["alpha", "True"], ["beta", None]]
+    assert all(re.fullmatch(r"\d+s", row["cells"][2]) for row in table["rows"])
     assert table["rows"][0]["object"]["kind"] == "PartialObjectMetadata"
     one = (await client.get(f"{PROJECTS}/alpha", headers=TABLE, includeObject="Object")).json
     assert one["rows"][0]["object"]["kind"] == "Project"
@@ -61,7 +58,7 @@ async def test_table_watch_sends_columns_once(client: Client, sandbox: Sandbox) 
     assert [first["type"], second["type"], third["type"]] == ["ADDED", "MODIFIED", "DELETED"]
     assert first["object"]["columnDefinitions"]
     assert second["object"]["columnDefinitions"] is None
-    assert second["object"]["rows"][0]["cells"][:3] == ["alpha", "acme", "True"]
+    assert second["object"]["rows"][0]["cells"][:2] == ["alpha", "True"]
 
 
 async def test_large_lists_are_compressed_if_accepted_and_watches_never(client: Client, sandbox: Sandbox) -> None:

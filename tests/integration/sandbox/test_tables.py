@@ -53,7 +53,7 @@ def test_age_column_uses_coarser_units_for_higher_ages(age: Callable[[], str], e
 
 @pytest.mark.parametrize("status", [None, 1, {}, {"conditions": 1}, {"conditions": [1, {"type": "Other"}]}])
 def test_status_column_accepts_any_shape(status: Any) -> None:
-    assert cells({"metadata": {"name": "alpha"}, "status": status})[2] is None
+    assert cells({"metadata": {"name": "alpha"}, "status": status})[1] is None
 
 
 def test_table_watch_omits_events_outside_selector() -> None:
