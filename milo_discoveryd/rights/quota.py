@@ -15,12 +15,10 @@ MAX_KEYS = 10_000
 MISS_BURST = 100
 MISSES_PER_S = 10.0
 MAX_MISS_DELAY_S = 5.0
-FILTER_BYTES_EACH = 2 << 20
-"""Size limit of the filters of a caller's open streams. In memory, filters take about twenty times their size in a
-request.
-"""
-FILTER_BYTES = 8 << 20
-"""Size limit of the filters of all open streams."""
+FILTER_BYTES_EACH = 24 << 20
+"""Limit of what the requests of a caller's open streams take in memory."""
+FILTER_BYTES = 96 << 20
+"""Limit of what the requests of all open streams take in memory."""
 
 
 class QuotaLimits(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.instruments import CallMetrics
 from milo_discoveryd.server.calls import reflection
 from milo_discoveryd.server.calls.handlers import NAME, handlers
-from milo_discoveryd.server.calls.in_flight import MAX_PER_LISTENER, InFlightCalls
+from milo_discoveryd.server.calls.in_flight import MAX_CALLS, InFlightCalls
 from milo_discoveryd.server.calls.interceptor import AccessInterceptor, CallInterceptor, Refusals
 from milo_discoveryd.server.calls.rpc_context import Authenticator
 from milo_discoveryd.server.calls.service import Service
@@ -158,7 +158,7 @@ class Server:
             acceptor.start(listening)
 
     def _server(self, listener: Listener, authenticator: Authenticator) -> grpc.aio.Server:
-        access, in_flight = self._service.access, InFlightCalls()
+        access, in_flight = self._service.access, InFlightCalls(len(self._listeners))
         refusals = Refusals(authenticator, self._audit)
         interceptors: list[grpc.aio.ServerInterceptor] = [
             CallInterceptor(self._metrics, refusals),
@@ -173,7 +173,7 @@ class Server:
             interceptors=interceptors,
             options=(*OPTIONS, *limit),
             # gRPC rejects calls above this limit before they take memory.
-            maximum_concurrent_rpcs=access.quotas.limits.streams + MAX_PER_LISTENER,
+            maximum_concurrent_rpcs=access.quotas.limits.streams + MAX_CALLS,
         )
         self._servers.append(server)
         server.add_generic_rpc_handlers((handlers(self._service, authenticator, in_flight),))

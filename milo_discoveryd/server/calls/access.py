@@ -123,7 +123,7 @@ class CallContext:
 
     @contextmanager
     def stream_slot(self, filter_bytes: int = 0) -> Iterator[None]:
-        """Count an open stream, and the size of its filter. Raises ExhaustedError."""
+        """Count an open stream, and the memory of its request. Raises ExhaustedError."""
         quotas = self._access.quotas
         limit = None if self.grant is None else self.grant.streams
         denial = quotas.open_stream(self._quota_keys, limit, filter_bytes)

@@ -1,4 +1,4 @@
-"""Limit on calls in flight, for each owner of connections. Pure."""
+"""Limit on calls in flight, for each owner of connections and in all. Pure."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,58 +7,75 @@ from milo_discoveryd.server.calls.grpc_errors import TooManyCallsError
 
 MAX_PER_OWNER = 100
 """Maximum number of calls, neither answered nor admitted as a stream, per owner of authenticated connections."""
-MAX_PER_LISTENER = 1000
-"""Maximum number of such calls in total at a listener that does not distinguish owners of connections."""
-MAX_LARGE = 100
-"""Maximum number of calls with a large request at a listener that does not distinguish owners of connections, because
-requests are kept in memory for the duration of the call."""
+MAX_CALLS = 1000
+"""Maximum number of such calls at all listeners together, which have equal shares."""
+MAX_LARGE = 20
+"""Maximum number of such calls with a large request. Its filter is kept in memory for the duration of the call."""
 LARGE_BYTES = 4096
 RETRY_S = 1.0
-_ANYONE = ""
-_LARGE = "large"
 
 
 class InFlightCalls:
     """The calls in flight at one listener."""
 
-    def __init__(self) -> None:
-        self._calls: Counter[str] = Counter()
+    def __init__(self, listeners: int = 1) -> None:
+        """`listeners` is how many listeners the daemon has."""
+        self._listeners = listeners
+        self._calls = _OwnedSlots()
+        self._large = _OwnedSlots()
 
     def slot(self, owners: Sequence[str], request_bytes: int = 0) -> "CallSlot":
         """Count a call for each of its owners, so that a certificate with more names gets no more calls.
 
         Raises TooManyCallsError.
         """
-        limits = dict.fromkeys(owners, MAX_PER_OWNER) or {_ANYONE: MAX_PER_LISTENER}
-        if not owners and request_bytes > LARGE_BYTES:
-            limits[_LARGE] = MAX_LARGE
-        keys = tuple(limits)
-        if any(self._calls[key] >= limit for key, limit in limits.items()):
+        limits = {self._calls: MAX_CALLS}
+        if request_bytes > LARGE_BYTES:
+            limits[self._large] = MAX_LARGE
+        if not all(slots.has_room(owners, max(1, limit // self._listeners)) for slots, limit in limits.items()):
             message = "too many calls in flight; wait for their responses before sending more"
             raise TooManyCallsError("TOO_MANY_CALLS", "calls in flight", message, retry_after_s=RETRY_S)
-        self._calls.update(keys)
-        return CallSlot(self._calls, keys)
+        return CallSlot(tuple(limits), owners)
 
     def __len__(self) -> int:
         """Return the number of owners with calls in flight."""
-        return len(self._calls)
+        return len(self._calls.by_owner)
+
+
+class _OwnedSlots:
+    """Slots, and how many of them each owner has taken."""
+
+    def __init__(self) -> None:
+        self._taken = 0
+        self.by_owner: Counter[str] = Counter()
+
+    def has_room(self, owners: Sequence[str], limit: int) -> bool:
+        """Return whether these owners may take a slot: they have fewer than are free, so that another owner can take
+        one too."""
+        own = max((self.by_owner[owner] for owner in owners), default=0)
+        return own < min(limit - self._taken, MAX_PER_OWNER)
+
+    def count(self, owners: Sequence[str], change: int) -> None:
+        self._taken += change
+        for owner in owners:
+            self.by_owner[owner] += change
+            if not self.by_owner[owner]:
+                del self.by_owner[owner]
 
 
 class CallSlot:
     """One call's slot among the calls in flight. A stream releases its slot once the stream quota has admitted it."""
 
-    def __init__(self, calls: Counter[str], keys: Sequence[str]) -> None:
-        self._calls = calls
-        self._keys = keys
-        self._is_released = False
+    def __init__(self, counted: Sequence[_OwnedSlots], owners: Sequence[str]) -> None:
+        self._counted = counted
+        self._owners = owners
+        for slots in counted:
+            slots.count(owners, 1)
 
     def release(self) -> None:
-        if not self._is_released:
-            self._is_released = True
-            for key in self._keys:
-                self._calls[key] -= 1
-                if not self._calls[key]:
-                    del self._calls[key]
+        for slots in self._counted:
+            slots.count(self._owners, -1)
+        self._counted = ()
 
     def __enter__(self) -> "CallSlot":
         return self

@@ -23,7 +23,9 @@ MAX_SELECTOR_LENGTH = 8 * 1024
 MAX_REQUIREMENTS = 64
 """Maximum requirements of a label selector. Each is evaluated for each cluster at each change."""
 MAX_VALUES = 5000
-"""Maximum number of names, of organizations and of sources in a filter."""
+"""Maximum number of names, organizations and sources in a filter."""
+VALUE_BYTES = 256
+"""Memory of a short value of a filter, in the request and in a set."""
 MAX_PAGE_SIZE = 5000
 DEFAULT_PAGE_SIZE = 500
 HEARTBEAT_BOUNDS_S = (1.0, 3600.0)
@@ -76,6 +78,13 @@ def limited(parse: Callable[[bytes], M]) -> Callable[[bytes], M | None]:
 def size(request: Message | None) -> int:
     """Return the encoded size of a request; 0 if the request was too long, and so not parsed."""
     return 0 if request is None else request.ByteSize()
+
+
+def kept_bytes(request: pb.WatchClustersRequest) -> int:
+    """Return about how much memory the request of an open stream takes: its bytes, the message, and the filter."""
+    wanted = request.filter
+    values = len(wanted.names) + len(wanted.organizations) + len(wanted.sources) + wanted.label_selector.count(",")
+    return 3 * request.ByteSize() + VALUE_BYTES * values
 
 
 def whole(request: M | None) -> M:
@@ -191,6 +200,7 @@ def _compiled(data: bytes, confirms_releases: bool) -> Filter:
         raise InvalidRequestError("filter.label_selector", str(error)) from error
     if (count := len(selector.requirements)) > MAX_REQUIREMENTS:
         raise InvalidRequestError("filter.label_selector", f"{count} requirements; the limit is {MAX_REQUIREMENTS}")
+    count = 0
     for field, values in (
         ("names", asked.names),
         ("organizations", asked.organizations),
@@ -198,8 +208,9 @@ def _compiled(data: bytes, confirms_releases: bool) -> Filter:
     ):
         if "" in values:
             raise InvalidRequestError(f"filter.{field}", "contains an empty string, which matches nothing")
-        if len(values) > MAX_VALUES:
-            raise InvalidRequestError(f"filter.{field}", f"{len(values)} values; the limit is {MAX_VALUES}")
+        count += len(values)
+        if count > MAX_VALUES:
+            raise InvalidRequestError(f"filter.{field}", f"{count} values; the limit of a filter is {MAX_VALUES}")
     return Filter(
         selector, frozenset(asked.names), frozenset(asked.organizations), confirms_releases, frozenset(asked.sources)
     )

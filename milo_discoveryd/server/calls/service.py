@@ -100,7 +100,7 @@ class Service:
     ) -> None:
         """Stream the clusters. `slot` is released once the stream quota has admitted the stream."""
         async with self.access.authorize(caller, "WatchClusters", freshness) as call:
-            with call.stream_slot(request.ByteSize()):
+            with call.stream_slot(requests.kept_bytes(request)):
                 if slot is not None:
                     slot.release()
                 parsed = requests.watch(request, self._info.heartbeat_s, sources=len(self._fleet.sources))

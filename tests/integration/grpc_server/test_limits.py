@@ -1,6 +1,7 @@
 """Limits on calls, connections, filters and pages, on a real server."""
 
 import asyncio
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from milo_discoveryd.rights.quota import FILTER_BYTES_EACH
 from milo_discoveryd.rights.scope import ALL_CLUSTERS
 from milo_discoveryd.server import server
 from milo_discoveryd.server.calls import in_flight
+from milo_discoveryd.server.calls.requests import kept_bytes
 from milo_discoveryd.server.calls.service import PAGE_BYTES
-from tests.integration.grpc_server.callers import PROD, error_fields, open_rules_harness, rule
+from tests.integration.grpc_server.callers import NAMES, PROD, error_fields, open_rules_harness, rule
 from tests.integration.grpc_server.conftest import Harness, a_harness, ready
 from tests.integration.grpc_server.test_peer_credentials import reason
 from tests.support.eventually import eventually
@@ -91,7 +93,7 @@ async def test_server_info_counts_only_watches_of_clusters_as_subscribers(tmp_pa
 
 
 async def test_denied_calls_in_flight_are_limited(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(in_flight, "MAX_PER_LISTENER", 5)
+    monkeypatch.setattr(in_flight, "MAX_CALLS", 5)
     monkeypatch.setattr(quota, "MISS_BURST", 0)
     async with open_rules_harness(tmp_path, rule("root", ALL_CLUSTERS)) as place, place.caller("nobody") as nobody:
         calls = [error(nobody.stub.ListClusters(pb.ListClustersRequest())) for _ in range(50)]
@@ -102,8 +104,18 @@ async def test_denied_calls_in_flight_are_limited(monkeypatch: pytest.MonkeyPatc
             await root.stub.GetServerInfo(pb.GetServerInfoRequest())
 
 
+async def test_listeners_share_the_calls_in_flight(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(in_flight, "MAX_CALLS", len(NAMES))
+    monkeypatch.setattr(quota, "MISS_BURST", 0)
+    monkeypatch.setattr(quota, "MISSES_PER_S", 0.2)  # the response to the only admitted call is delayed
+    async with open_rules_harness(tmp_path, rule("root", ALL_CLUSTERS)) as place, place.caller("nobody") as nobody:
+        calls = [nobody.stub.ListClusters(pb.ListClustersRequest()) for _ in range(5)]
+        codes = [await code for code in islice(asyncio.as_completed([call.code() for call in calls]), 4)]
+    assert codes == [grpc.StatusCode.RESOURCE_EXHAUSTED] * 4
+
+
 async def test_open_streams_do_not_count_as_calls_in_flight(monkeypatch: pytest.MonkeyPatch, harness: Harness) -> None:
-    monkeypatch.setattr(in_flight, "MAX_PER_LISTENER", 1)
+    monkeypatch.setattr(in_flight, "MAX_CALLS", 1)
     harness.listed(ready("alpha"))
     async with harness.subscriber() as one, harness.subscriber() as other, harness.client() as stub:
         await one.until_synced()
@@ -122,8 +134,8 @@ async def test_requests_of_open_streams_are_limited(
     monkeypatch: pytest.MonkeyPatch, harness: Harness, asked: dict[str, Any]
 ) -> None:
     request = pb.WatchClustersRequest(**asked)
-    monkeypatch.setattr(quota, "FILTER_BYTES_EACH", request.ByteSize() * 2)
-    assert request.ByteSize() * 2 < FILTER_BYTES_EACH
+    assert kept_bytes(request) * 2 < FILTER_BYTES_EACH
+    monkeypatch.setattr(quota, "FILTER_BYTES_EACH", kept_bytes(request) * 2)
     harness.listed(ready("alpha"))
     async with harness.subscriber(**asked) as one, harness.subscriber(**asked) as two:
         await one.until_synced()

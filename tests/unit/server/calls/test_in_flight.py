@@ -3,23 +3,19 @@
 import pytest
 
 from milo_discoveryd.server.calls.grpc_errors import TooManyCallsError
-from milo_discoveryd.server.calls.in_flight import (
-    LARGE_BYTES,
-    MAX_LARGE,
-    MAX_PER_LISTENER,
-    MAX_PER_OWNER,
-    InFlightCalls,
+from milo_discoveryd.server.calls.in_flight import LARGE_BYTES, MAX_CALLS, MAX_LARGE, MAX_PER_OWNER, InFlightCalls
+
+
+@pytest.mark.parametrize(
+    ("owners", "listeners", "limit"),
+    [(("uid 1",), 1, MAX_PER_OWNER), ((), 1, MAX_CALLS), ((), 4, MAX_CALLS // 4), ((), 10_000, 1)],
 )
-
-
-@pytest.mark.parametrize(("owners", "limit"), [(("uid 1",), MAX_PER_OWNER), ((), MAX_PER_LISTENER)])
-def test_calls_in_flight_are_limited_per_owner(owners: tuple[str, ...], limit: int) -> None:
-    calls = InFlightCalls()
+def test_calls_in_flight_are_limited_per_owner_and_in_all(owners: tuple[str, ...], listeners: int, limit: int) -> None:
+    calls = InFlightCalls(listeners)
     slots = [calls.slot(owners) for _ in range(limit)]
     with pytest.raises(TooManyCallsError) as caught:
         calls.slot(owners)
     assert (caught.value.reason, caught.value.retry_after_s) == ("TOO_MANY_CALLS", 1.0)
-    calls.slot(["uid 2"])
     with slots[0]:
         pass
     calls.slot(owners)
@@ -45,12 +41,25 @@ def test_call_slot_is_released_once() -> None:
     assert len(calls) == 0
 
 
-def test_large_requests_of_a_listener_without_owners_have_a_lower_limit() -> None:
+@pytest.mark.parametrize(
+    ("request_bytes", "slots"), [(LARGE_BYTES, [100, 100, 100, 100]), (LARGE_BYTES + 1, [10, 5, 3, 1])]
+)
+def test_calls_of_one_owner_leave_a_slot_for_each_other_owner(request_bytes: int, slots: list[int]) -> None:
+    calls = InFlightCalls()
+    for number, count in enumerate(slots):
+        for _ in range(count):
+            calls.slot([f"uid {number}"], request_bytes)
+        with pytest.raises(TooManyCallsError):
+            calls.slot([f"uid {number}"], request_bytes)
+    calls.slot(["uid 4"], request_bytes)
+
+
+def test_calls_with_large_requests_have_a_lower_limit() -> None:
     calls = InFlightCalls()
     large = [calls.slot((), LARGE_BYTES + 1) for _ in range(MAX_LARGE)]
-    with pytest.raises(TooManyCallsError):
-        calls.slot((), LARGE_BYTES + 1)
-    calls.slot((), LARGE_BYTES).release()
-    calls.slot(("uid 1",), LARGE_BYTES + 1).release()
+    for owners in ((), ("uid 1",)):
+        with pytest.raises(TooManyCallsError):
+            calls.slot(owners, LARGE_BYTES + 1)
+        calls.slot(owners, LARGE_BYTES).release()
     large[0].release()
     calls.slot((), LARGE_BYTES + 1)

@@ -218,6 +218,22 @@ def test_filter_limits_requirements_and_values() -> None:
         filtered(names=names)
     with pytest.raises(InvalidRequestError, match=r"filter\.organizations: 5001 values"):
         filtered(organizations=names)
+    assert len(filtered(names=names[:2500], sources=names[:2500]).sources) == 2500
+    with pytest.raises(InvalidRequestError, match=r"filter\.sources: 5001 values"):
+        filtered(names=names[:2500], sources=names[:2501])
+
+
+def test_memory_of_a_request_counts_each_value_of_its_filter() -> None:
+    """A short name takes some 40 times its size in the request."""
+    request = pb.WatchClustersRequest(resume_revision="x" * 100)
+    assert requests.kept_bytes(request) == 3 * request.ByteSize()
+    short = [f"{number:x}" for number in range(1, 1001)]
+    for wanted in (
+        pb.ClusterFilter(names=short, organizations=short),
+        pb.ClusterFilter(sources=short, label_selector=f"env in ({','.join(short)})"),
+    ):
+        request = pb.WatchClustersRequest(filter=wanted)
+        assert 1999 <= (requests.kept_bytes(request) - 3 * request.ByteSize()) / requests.VALUE_BYTES <= 2000
 
 
 def test_long_selector_is_rejected_before_parsing(monkeypatch: pytest.MonkeyPatch) -> None:
