@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
+from heapq import nsmallest
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -47,6 +48,8 @@ SLICE = 250
 LISTING_SHARE = 0.02
 """The share of the time that listings for one search may take."""
 _NAMES_SHOWN = 3
+_LONGEST = 200
+"""Maximum characters of what callers choose in a row of a subscriber: there may be thousands."""
 
 
 class Subscriber(Protocol):
@@ -248,12 +251,16 @@ def _rows(subscribers: Iterable[Subscriber], *, with_names: bool) -> tuple[Subsc
         SubscriberRow(
             since=when(subscriber.opened_at),
             lag=subscriber.lag,
-            caller=_identity(subscriber.caller) if with_names else "",
-            wants=_in_words(subscriber.wanted) if with_names else "",
+            caller=_excerpt(_identity(subscriber.caller)) if with_names else "",
+            wants=_excerpt(_in_words(subscriber.wanted)) if with_names else "",
         )
         for subscriber in subscribers
     )
     return tuple(sorted(rows, key=lambda row: (-row.lag, row.since)))
+
+
+def _excerpt(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def _identity(caller: Caller) -> str:
@@ -333,5 +340,5 @@ def _in_words(wanted: Filter) -> str:
     for kind, names in (("names", wanted.names), ("organizations", wanted.organizations), ("sources", wanted.sources)):
         if names:
             more = len(names) - _NAMES_SHOWN
-            parts.append(f"{kind} {', '.join(sorted(names)[:_NAMES_SHOWN])}{f' and {more} more' if more > 0 else ''}")
+            parts.append(f"{kind} {', '.join(nsmallest(_NAMES_SHOWN, names))}{f' and {more} more' if more > 0 else ''}")
     return "; ".join(parts) or "everything"

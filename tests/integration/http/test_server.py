@@ -3,12 +3,15 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import pytest
 
-from milo_kube.http.server import REQUEST_LIMIT, HttpReply, HttpServer, ServerRequest
+from milo_kube.http.server import FIELDS_LIMIT, REQUEST_LIMIT, HttpReply, HttpServer, ServerRequest
 from tests.support.eventually import LIMIT_S, eventually
+
+LARGE = 16 << 20
+"""More bytes than the buffers of two sockets take."""
 
 
 @asynccontextmanager
@@ -20,6 +23,8 @@ async def serving(connections: int = 8) -> AsyncIterator[tuple[str, int, list[Se
         seen.append(request)
         if request.path == "/never":
             await never.wait()
+        if request.path == "/large":
+            return HttpReply(bytes(LARGE))
         return HttpReply(f"{request.path} {dict(request.query)}".encode())
 
     server = HttpServer(answer, connections=connections)
@@ -88,10 +93,12 @@ async def test_protocol_upgrade_is_ignored() -> None:
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"400"),
         (b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", b"400"),
         (b"GET /" + b"x" * REQUEST_LIMIT, b"431"),
-        (b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * (REQUEST_LIMIT // 6), b"431"),
+        (b"GET / HTTP/1.1\r\nX: " + b"y" * REQUEST_LIMIT, b"431"),
+        (b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * (FIELDS_LIMIT + 1) + b"\r\n", b"431"),
+        (b"GET /?" + b"&a" * FIELDS_LIMIT + b" HTTP/1.1\r\nHost: x\r\n\r\n", b"400"),
         (b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 999999\r\n\r\n" + b"x" * REQUEST_LIMIT, b"431"),
     ],
-    ids=["method", "TLS", "smuggling", "target", "headers", "body"],
+    ids=["method", "TLS", "smuggling", "target", "header", "many headers", "query", "body"],
 )
 async def test_invalid_request_is_rejected_and_its_connection_closed(sent: bytes, status: bytes) -> None:
     async with serving() as (host, port, seen):
@@ -110,6 +117,36 @@ async def test_request_of_a_disconnected_client_is_canceled() -> None:
         writer.transport.abort()
         with pytest.raises(asyncio.CancelledError):
             await answering
+
+
+async def test_oldest_unread_replies_are_dropped_beyond_their_limit() -> None:
+    """Clients that read no reply must not take the memory of the process."""
+    async with serving() as (host, port, seen), AsyncExitStack() as closing:
+        crowd = [closing.enter_context(socket.create_connection((host, port), LIMIT_S)) for _ in range(6)]
+        for count, client in enumerate(crowd, 1):
+            client.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            await eventually(lambda: len(seen) == count)  # noqa: B023 - called before the next one
+        are_whole = [await asyncio.to_thread(read_all, client) > LARGE for client in crowd]
+    assert are_whole == [False, False, True, True, True, True]
+
+
+async def test_request_before_the_former_reply_was_read_is_not_answered() -> None:
+    async with serving() as (host, port, seen):
+        with socket.create_connection((host, port), LIMIT_S) as client:
+            client.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+            await eventually(lambda: len(seen) == 1)
+            client.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert LARGE < await asyncio.to_thread(read_all, client) < 2 * LARGE
+    assert len(seen) == 1
+
+
+def read_all(client: socket.socket) -> int:
+    """Return how many bytes are received until the server closes the connection."""
+    size = 0
+    with suppress(ConnectionError):
+        while data := client.recv(1 << 20):
+            size += len(data)
+    return size
 
 
 async def test_stopped_server_cancels_requests() -> None:

@@ -2,20 +2,23 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import msgspec
 import pytest
 
+from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.log.change_log import ChangeLog, Retention
-from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.log.filter import Filter
+from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.telemetry.audit import Audit
-from milo_discoveryd.telemetry.board import StatusBoard
+from milo_discoveryd.telemetry.board import StatusBoard, Subscriber
 from milo_discoveryd.telemetry.journal import Journal, RecentHistory
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.telemetry.status import ClusterQuery, DaemonIdentity, when
+from milo_kube.label_selector import parse
 from tests.support.sources import new_source
 
 PROJECTS = 2_000
@@ -35,8 +38,24 @@ def targets() -> Iterator[Target]:
         )
 
 
+class HostileSubscriber:
+    """A stream with a long selector and long names, of a caller with a long name."""
+
+    opened_at = 0.0
+    lag = 0
+    wanted = Filter(parse(f"env in ({','.join(f'{number}' for number in range(1000))})"), frozenset({"x" * 60_000}))
+    caller = Caller(listener="network", sans=("y" * 10_000,))
+
+    def covers(self, cluster: Cluster) -> bool:
+        return True
+
+
 @pytest.fixture
 def board() -> StatusBoard:
+    return board_of(())
+
+
+def board_of(subscribers: Sequence[Subscriber]) -> StatusBoard:
     metrics = Metrics()
     fleet = Fleet(ChangeLog(lambda _: b"", Retention()))
     source = new_source(Journal(metrics.sources, Audit(metrics.audit)), fleet=fleet)
@@ -45,7 +64,7 @@ def board() -> StatusBoard:
         DaemonIdentity(version="1", mode="project", epoch="e", started_at=when(0.0)),
         fleet,
         RecentHistory(),
-        subscribers=lambda: (),
+        subscribers=lambda: subscribers,
         credentials=lambda: (),
         credential_of=lambda _: None,
     )
@@ -80,6 +99,12 @@ async def test_status_of_2000_projects_blocks_the_event_loop_briefly(
         longest.append(max(later - earlier for earlier, later in pairwise(steps)))
         assert len(steps) > PROJECTS // 250
     assert min(longest) < LONGEST_S
+
+
+async def test_status_of_2000_hostile_streams_has_less_than_2_mib() -> None:
+    board = board_of([HostileSubscriber()] * 2_000)
+    for question in (ClusterQuery(), ClusterQuery(cluster="project-00001")):
+        assert len(msgspec.json.encode(await board.status(question, with_names=True))) < 2 << 20
 
 
 async def test_status_board_caches_the_result_of_a_search(board: StatusBoard) -> None:

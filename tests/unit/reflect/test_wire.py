@@ -1,11 +1,13 @@
 """Decoding of watch events, list pages and error responses."""
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
 
 from milo_discoveryd.model.observation import Malformed
+from milo_kube.reflect import wire
 from milo_kube.reflect.wire import (
     Bookmark,
     ErrorStatus,
@@ -190,6 +192,38 @@ def test_error_status_contains_object_name() -> None:
 
 def test_error_status_without_code_has_http_status() -> None:
     assert error_status(b'{"message":"no"}', 503) == ErrorStatus(503, "", "no")
+
+
+@pytest.mark.parametrize("item", ["1", "{}", '{"metadata":1}', '{"metadata":{}}', '{"m\\u0065tadata":{"name":"a"}}'])
+def test_page_of_tiny_items_is_rejected_before_they_take_memory(item: str) -> None:
+    """Each item of a page takes 64 bytes, whatever its size is."""
+    body = f'{{"metadata":{{}},"items":[{",".join([item] * (4_000_000 // (len(item) + 1)))}]}}'.encode()
+    tracemalloc.start()
+    try:
+        with pytest.raises(ListPageError, match="the response is not a list: "):
+            DECODER.page(body)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+def test_object_larger_than_a_line_of_a_watch_is_malformed(monkeypatch: pytest.MonkeyPatch) -> None:
+    large, small = thing("a", "7") | {"spec": "x" * 1000}, thing("b", "7")
+    body = json.dumps({"metadata": {"resourceVersion": "7"}, "items": [large, small]}).encode()
+    monkeypatch.setattr(wire, "MAX_LINE", 1000)
+    _, objects = DECODER.page(body)
+    assert [*objects] == [Malformed("a", "uid-a", "7", "larger than 1000 bytes"), seen("b", "7")]
+    assert DECODER.object(json.dumps(large).encode()) == Malformed("a", "uid-a", "7", "larger than 1000 bytes")
+
+
+def test_large_page_of_small_objects_is_decoded() -> None:
+    items = [thing(f"{number}", "7") for number in range(30_000)]
+    body = json.dumps({"metadata": {"resourceVersion": "7"}, "items": items}).encode()
+    assert len(body) > 2 << 20
+    page, objects = DECODER.page(body)
+    assert page == ListPage("7", "")
+    assert sum(1 for _ in objects) == 30_000
 
 
 def test_error_status_of_html_page_is_stripped_and_truncated() -> None:

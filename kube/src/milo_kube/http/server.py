@@ -1,4 +1,4 @@
-"""A small HTTP/1.1 server for GET and HEAD, with limits on connections, request size and idle time.
+"""A small HTTP/1.1 server for GET and HEAD, with limits on connections, requests, unread replies and idle time.
 
 A reply is sent as a whole, with its Content-Length.
 """
@@ -15,8 +15,15 @@ import msgspec
 from milo_kube import addresses
 from milo_kube.http.headers import Headers
 
-REQUEST_LIMIT = 64 << 10
+REQUEST_LIMIT = 16 << 10
 """Maximum bytes of a request, with its headers and body."""
+FIELDS_LIMIT = 100
+"""Maximum number of header fields of a request, and of fields of its query. In memory, short ones take many times their
+size in the request."""
+UNREAD_LIMIT = 8 << 20
+"""Maximum bytes of replies that clients have not read."""
+UNREAD_REPLIES = 4
+"""How many of the largest of these replies are kept even if they exceed that."""
 IDLE_S = 60.0
 """Maximum time from the start of a connection, or its last response, to the next response."""
 _METHODS = ("GET", "HEAD")
@@ -66,14 +73,26 @@ class HttpServer:
     def _accepted(self) -> asyncio.Protocol:
         for oldest in list(self._connections)[: max(0, len(self._connections) + 1 - self._limit)]:
             oldest.end()
-        made = _Connection(self._handler, lambda: self._connections.pop(made, None))
+        made = _Connection(self._handler, self._limit_unread, lambda: self._connections.pop(made, None))
         self._connections[made] = None
         return made
 
+    def _limit_unread(self, newest: "_Connection") -> None:
+        """Close the oldest connections whose clients do not read, while unread replies take too much memory."""
+        unread = {connection: connection.unread for connection in self._connections if connection.unread}
+        excess = sum(unread.values()) - max(UNREAD_LIMIT, UNREAD_REPLIES * max(unread.values(), default=0))
+        for connection, size in unread.items():
+            if excess > 0 and connection is not newest:
+                excess -= size
+                connection.end()
+
 
 class _Connection(asyncio.Protocol):
-    def __init__(self, handler: Handler, closed: Callable[[], object]) -> None:
+    def __init__(
+        self, handler: Handler, replied: "Callable[[_Connection], object]", closed: Callable[[], object]
+    ) -> None:
         self._handler = handler
+        self._replied = replied
         self._closed = closed
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -84,9 +103,15 @@ class _Connection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._target = b""
         self._headers = Headers()
+        self._fields = 0
         self._size = 0
         self._is_complete = False
         self._keep_alive = False
+
+    @property
+    def unread(self) -> int:
+        """The bytes of replies that the client has not read."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
 
     def end(self) -> asyncio.Task[None] | None:
         """Close at once, and return the canceled task of the handler, if any."""
@@ -107,6 +132,11 @@ class _Connection(asyncio.Protocol):
         self.end()
 
     def data_received(self, data: bytes) -> None:
+        if self.unread:
+            # Otherwise replies to a client that reads none would pile up.
+            assert self._transport is not None
+            self._transport.close()
+            return
         self._size += len(data)
         if self._is_complete:
             self._keep_alive = False  # pipelining is not supported; the client may retry the next request
@@ -131,6 +161,10 @@ class _Connection(asyncio.Protocol):
         self._target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        self._fields += 1
+        if self._fields > FIELDS_LIMIT:
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+            raise ValueError("too many header fields")
         self._headers.add(name, value)
 
     def on_message_complete(self) -> None:
@@ -141,9 +175,14 @@ class _Connection(asyncio.Protocol):
             self._refuse(HTTPStatus.METHOD_NOT_ALLOWED, {"Allow": ", ".join(_METHODS)})
             return
         path, _, query = self._target.decode("latin-1").partition("?")
+        try:
+            fields = parse_qsl(query, keep_blank_values=True, max_num_fields=FIELDS_LIMIT)
+        except ValueError:
+            self._refuse(HTTPStatus.BAD_REQUEST)
+            return
         request = ServerRequest(
             path=unquote(path),
-            query=dict(parse_qsl(query, keep_blank_values=True)),
+            query=dict(fields),
             headers=self._headers,
             peer=str((self._transport.get_extra_info("peername") or ("",))[0]),
         )
@@ -186,6 +225,7 @@ class _Connection(asyncio.Protocol):
         }
         head = _head(response.status, fields)
         self._transport.write(head + response.body if with_body else head)
+        self._replied(self)
 
     def _wait(self) -> None:
         if self._timer is not None:

@@ -12,6 +12,10 @@ import msgspec
 INITIAL_EVENTS_END: Final = "k8s.io/initial-events-end"
 MAX_LINE: Final = 8 * 1024 * 1024
 _LONGEST_ID = 128
+_UNCHECKED_PAGE = 2 << 20
+"""Maximum size of a page whose items are not counted before they are decoded."""
+_SMALLEST_ITEM = 64
+"""Minimum average size of the items of a larger page. Each item takes as much memory besides its content."""
 
 
 class Identified(Protocol):
@@ -134,11 +138,25 @@ class _List(msgspec.Struct):
     """Null in an empty list, but never absent: a response without items is not a list, and proves no deletion."""
 
 
+class _Empty(msgspec.Struct, frozen=True):
+    """An object whose fields are ignored."""
+
+
+class _AnyObject(msgspec.Struct, frozen=True):
+    metadata: _Empty
+
+
+class _Items(msgspec.Struct):
+    items: frozenset[_AnyObject] | None
+    """All items are equal, so that they take the memory of one."""
+
+
 _LINE = msgspec.json.Decoder(_Line[msgspec.Raw])
 _NAMED = msgspec.json.Decoder(_Named)
 _MARKED = msgspec.json.Decoder(_Marked)
 _STATUS = msgspec.json.Decoder(_StatusObject)
 _LIST = msgspec.json.Decoder(_List)
+_ITEMS = msgspec.json.Decoder(_Items)
 
 _OF_OBJECTS = frozenset({"ADDED", "MODIFIED"})
 
@@ -172,6 +190,8 @@ class Decoder(Generic[Object, Seen]):
     def object(self, raw: bytes | msgspec.Raw) -> Seen | None:
         """Decode one object; None if it has no name."""
         try:
+            if memoryview(raw).nbytes > MAX_LINE:  # its fields could take many times as much memory
+                raise msgspec.ValidationError(f"larger than {MAX_LINE} bytes")
             found = self._bounded(self._observe(self._objects.decode(raw)))
         except _UNDECODABLE as error:
             names = _names(raw)
@@ -182,6 +202,8 @@ class Decoder(Generic[Object, Seen]):
     def page(self, body: bytes) -> tuple[ListPage, Iterator[Seen]]:
         """Return the page's metadata, and its observations lazily: there may be thousands."""
         try:
+            if len(body) > _UNCHECKED_PAGE:
+                _check_items(body)
             listed = _LIST.decode(body)
         except _UNDECODABLE as error:
             raise ListPageError(f"the response is not a list: {_problem(error)}") from error
@@ -225,6 +247,15 @@ class Decoder(Generic[Object, Seen]):
             return found
         problem = f"its UID or its resourceVersion is longer than {_LONGEST_ID} characters"
         return self._malformed(found.name, found.uid[:_LONGEST_ID], found.version[:_LONGEST_ID], problem)
+
+
+def _check_items(body: bytes) -> None:
+    """Raise an error if the items of a page would take far more memory than the page."""
+    _ITEMS.decode(body)
+    # No API server escapes letters, so that each item but a hostile one has the first of these texts.
+    items = sum(map(body.count, (b'"metadata"', b"\\u006", b"\\u007")))
+    if items * _SMALLEST_ITEM > len(body):
+        raise ListPageError(f"the response is not a list: it has {items} items in {len(body)} bytes")
 
 
 def error_status(body: bytes, code: int = 0) -> ErrorStatus:
