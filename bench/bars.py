@@ -63,6 +63,8 @@ FULL: Bars = {
     "floods.*.audit_mib_per_day": Bar(100),
     "floods.idle_connections.served_after_s": Bar(65),
     "floods.silent_connections.others_percent": Bar(100, is_floor=True),
+    "floods.client_hellos.peak_mib": Bar(256),
+    "floods.client_hellos.survived": Bar(1, is_floor=True),
     "floods.client_hellos.others_percent": Bar(100, is_floor=True),
     "rotation.mints": Bar(1),
     "issue.p99_ms": Bar(5),

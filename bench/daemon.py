@@ -22,11 +22,12 @@ class Daemon(Process):
         listens: bool = True,
         program: str = "milo_discoveryd",
         http_listen: str = "off",
+        cgroup: Path | None = None,
     ) -> None:
         """Start the daemon. `probed` enables connectivity probes.
 
         With `listens`, it listens on `address`; otherwise only on the listeners in `config`. `program` is a module that
-        runs the daemon.
+        runs the daemon. `cgroup` is the file that takes the processes of its cgroup.
         """
         self._socket = directory / "daemon.sock"
         self.address = f"unix://{self._socket}"
@@ -44,6 +45,8 @@ class Daemon(Process):
         else:
             clean["MILO_DISCOVERYD_CONNECTIVITY__INTERVAL"] = "off"
         command = [sys.executable, "-m", program, "run", *arguments]
+        if cgroup is not None:
+            command = ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(cgroup), *command]
         super().__init__(command, directory / "daemon.log", environ=clean)
 
     async def listens(self) -> None:

@@ -67,6 +67,10 @@ class Process:
     def peak_mib(self) -> float:
         return self._status_mib("VmHWM")
 
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
     def tell(self, line: str) -> None:
         assert self._process.stdin is not None
         self._process.stdin.write(line.encode() + b"\n")
@@ -76,7 +80,7 @@ class Process:
         self._process.send_signal(number)
 
     def check(self) -> None:
-        if self._process.poll() is not None:
+        if not self.is_running:
             last_words = "\n".join(self.output.splitlines()[-20:])
             raise ProcessError(f"{self._process.args} exited with status {self._process.returncode}:\n{last_words}")
 
@@ -91,7 +95,7 @@ class Process:
                 await asyncio.sleep(0.002)
 
     async def end(self) -> None:
-        if self._process.poll() is None:
+        if self.is_running:
             self._process.send_signal(signal.SIGTERM)
             try:
                 await asyncio.to_thread(self._process.wait, _ENDS_WITHIN_S)

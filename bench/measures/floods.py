@@ -21,8 +21,10 @@ from bench.floods import OPEN, flood
 from bench.measures.hostile_clients import certificates
 from bench.process import free_port
 from bench.setting import Samples, Setting
+from bench.subscribers import synced
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
+from tests.support.memory_limit import memory_limit, shipped_limit
 
 _DAY_S = 86_400
 _PROJECTS = 100
@@ -123,17 +125,27 @@ async def _silent_connections(setting: Setting, wanted: int, handshakes: int) ->
 
 
 async def _client_hellos(setting: Setting, wanted: int, handshakes: int) -> dict[str, float]:
-    """Measure TLS connections that send only a ClientHello, from 16 addresses, beside another caller."""
-    async with _place(setting, "client_hellos") as (daemon, directory):
-        port, context = _as_friend(directory)
-        before = daemon.rss_mib
-        async with flood("client_hellos", f"127.0.0.1:{port}", directory, wanted):
-            succeeded = await _succeeded(port, context, handshakes)
-        return {
-            "client_hellos.memory_before_mib": before,
-            "client_hellos.memory_growth_mib": daemon.peak_mib - before,
-            "client_hellos.others_percent": 100 * succeeded / handshakes,
-        }
+    """Measure TLS connections that send only a ClientHello, from 16 addresses, beside another caller.
+
+    The daemon has many clusters, and the memory limit of the shipped manifest where this user may set one.
+    """
+    limit = shipped_limit()
+    with memory_limit(limit) as cgroup:
+        async with _place(setting, "client_hellos", setting.scale.clusters, cgroup=cgroup) as (daemon, directory):
+            port, context = _as_friend(directory)
+            async with synced(daemon.address, 1):
+                before = daemon.rss_mib
+            async with flood("client_hellos", f"127.0.0.1:{port}", directory, wanted):
+                succeeded = await _succeeded(port, context, handshakes)
+            peak = daemon.peak_mib if daemon.is_running else limit / 2**20
+            return {
+                "client_hellos.limit_mib": limit / 2**20 if cgroup else 0.0,
+                "client_hellos.memory_before_mib": before,
+                "client_hellos.memory_growth_mib": peak - before,
+                "client_hellos.peak_mib": peak,
+                "client_hellos.survived": float(daemon.is_running),
+                "client_hellos.others_percent": 100 * succeeded / handshakes,
+            }
 
 
 def _as_friend(directory: Path) -> tuple[int, ssl.SSLContext]:
@@ -153,7 +165,9 @@ async def _succeeded(port: int, context: ssl.SSLContext, handshakes: int) -> int
 
 
 @asynccontextmanager
-async def _place(setting: Setting, kind: str) -> AsyncIterator[tuple[Daemon, Path]]:
+async def _place(
+    setting: Setting, kind: str, projects: int = _PROJECTS, *, cgroup: Path | None = None
+) -> AsyncIterator[tuple[Daemon, Path]]:
     """Run a daemon with rules; callers at two of its Unix sockets match none."""
     directory = setting.directory / kind
     directory.mkdir()
@@ -176,7 +190,8 @@ async def _place(setting: Setting, kind: str) -> AsyncIterator[tuple[Daemon, Pat
         "audit": {"file": str(directory / "audit.jsonl")},
     }
     (directory / "config.yaml").write_bytes(msgspec.json.encode(config))  # JSON is YAML
-    async with setting.daemon(_PROJECTS, config=directory / "config.yaml", listens=False) as (_, daemon):
+    options = {"config": directory / "config.yaml", "listens": False, "cgroup": cgroup}
+    async with setting.daemon(projects, **options) as (_, daemon):
         await _answered(daemon.address)
         yield daemon, directory
 

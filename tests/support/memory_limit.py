@@ -7,7 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import yaml
+
+_SIDECAR = Path(__file__).parents[2] / "deploy/components/sidecar/sidecar.yaml"
 _V1, _V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+
+
+def shipped_limit() -> int:
+    """Return the memory limit of the daemon's container in the shipped manifest, in bytes."""
+    [container] = yaml.safe_load(_SIDECAR.read_text())["spec"]["template"]["spec"]["initContainers"]
+    return int(container["resources"]["limits"]["memory"].removesuffix("Mi")) << 20
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from typing import Any
 
 import grpc
 import pytest
-import yaml
 from cryptography import x509
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -25,11 +24,10 @@ from tests.end_to_end.process.daemon import DaemonProcess
 from tests.end_to_end.process.project_server import Projects, ProjectServer
 from tests.support import memory_limit as memory_limit_module
 from tests.support.certificates import Authority
-from tests.support.memory_limit import memory_limit, peak_bytes
+from tests.support.memory_limit import memory_limit, peak_bytes, shipped_limit
 
 pytestmark = pytest.mark.filterwarnings("always:no cgroup here")  # shown in the summary, and no error
 
-SIDECAR = Path(__file__).parents[3] / "deploy/components/sidecar/sidecar.yaml"
 ATTACKERS = tuple(f"127.0.0.{number}" for number in range(2, 18))
 """Addresses with separate rate limits."""
 CLUSTERS = 10_000
@@ -39,7 +37,7 @@ _MIB = 1 << 20
 
 @pytest.fixture
 def limited(workspace: Workspace) -> Iterator["Limited"]:
-    [limit] = shipped_limits()
+    limit = shipped_limit()
     with memory_limit(limit) as cgroup:
         yield Limited(workspace, limit, cgroup)
 
@@ -67,16 +65,6 @@ def test_memory_limit_without_a_cgroup_warns(monkeypatch: pytest.MonkeyPatch, tm
         monkeypatch.setattr(memory_limit_module, version, tmp_path / "none")
     with pytest.warns(UserWarning, match="no cgroup here, only peaks"), memory_limit(_MIB) as cgroup:
         assert cgroup is None
-
-
-def shipped_limits() -> set[int]:
-    """Return the memory limits of the daemon's container in the shipped manifest."""
-    [manifest] = yaml.safe_load_all(SIDECAR.read_text())
-    containers = manifest["spec"]["template"]["spec"]
-    found = [*containers.get("containers", ()), *containers.get("initContainers", ())]
-    return {
-        int(each["resources"]["limits"]["memory"].removesuffix("Mi")) * _MIB for each in found if "resources" in each
-    }
 
 
 def client_hello(server_name: str) -> bytes:

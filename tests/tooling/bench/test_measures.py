@@ -94,7 +94,10 @@ KEYS = {
     | {f"floods.filters.{figure}" for figure in ("open_streams", "memory_before_mib", "memory_growth_mib")}
     | {"floods.idle_connections.served_after_s"}
     | {"floods.silent_connections.per_s", "floods.silent_connections.others_percent"}
-    | {f"floods.client_hellos.{figure}" for figure in ("memory_before_mib", "memory_growth_mib", "others_percent")},
+    | {
+        f"floods.client_hellos.{figure}"
+        for figure in ("limit_mib", "memory_before_mib", "memory_growth_mib", "peak_mib", "survived", "others_percent")
+    },
     "churn": {f"churn.{key}" for key in CHURNED},
     "fleet_50k": {f"fleet_50k.{key}" for key in CHURNED},
     "status_page": {
