@@ -1,12 +1,19 @@
 """The defaults of the daemon fit the memory limit of the shipped manifest, if every limit is reached at once."""
 
+from contextlib import suppress
+
 import pytest
 
 from milo_discoveryd.config import load
 from milo_discoveryd.rights.quota import FILTER_BYTES
+from milo_discoveryd.server.calls.grpc_errors import TooManyCallsError
+from milo_discoveryd.server.calls.in_flight import InFlightCalls
+from milo_discoveryd.server.calls.requests import MAX_REQUEST_BYTES, MAX_VALUES, VALUE_BYTES
 from milo_discoveryd.server.connections.connection_budget import ConnectionSlots
+from milo_discoveryd.telemetry.http import CONNECTIONS
 from milo_discoveryd.wiring.listeners import listeners
-from tests.end_to_end.process.test_memory_attacks import shipped_limits
+from milo_kube.http.server import REQUEST_LIMIT, UNREAD_LIMIT, UNREAD_REPLIES
+from tests.support.memory_limit import shipped_limit
 
 _KIB, _MIB = 1 << 10, 1 << 20
 PROCESS = 90 * _MIB
@@ -15,9 +22,15 @@ CONNECTION = 96 * _KIB
 """A TLS connection that is authenticated, proxied and idle costs half of this."""
 HANDSHAKE = 192 * _KIB
 """A TLS handshake of which the maximum of bytes was received."""
-STREAM = 32 * _KIB
-FILTER_FACTOR = 20
-"""A filter in memory, as a multiple of its size in the request."""
+STREAM = 40 * _KIB
+"""An open stream without a filter takes 36."""
+CALL = 56 * _KIB
+"""A denied call, which waits for its answer, takes 50."""
+LARGE_REQUEST = 8 * MAX_REQUEST_BYTES + MAX_VALUES * VALUE_BYTES
+"""The message of a request, in which a name of one character takes 16 bytes instead of three, and its filter."""
+HTTP_REQUEST_FACTOR = 4
+REPLY = 2 * _MIB
+"""The metrics with the names of 1000 clusters and organizations, or the status page's rows of 2000 streams."""
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 20])
@@ -32,9 +45,23 @@ def test_defaults_of_all_listeners_fit_the_shipped_memory_limit(monkeypatch: pyt
         + connections * CONNECTION
         + handshakes * HANDSHAKE
         + settings.limits.streams * STREAM
-        + FILTER_BYTES * FILTER_FACTOR
+        + FILTER_BYTES
+        + count * calls_in_flight(count) * CALL
+        + count * calls_in_flight(count, MAX_REQUEST_BYTES) * LARGE_REQUEST
+        + CONNECTIONS * REQUEST_LIMIT * HTTP_REQUEST_FACTOR
+        + max(UNREAD_LIMIT, UNREAD_REPLIES * REPLY)
+        + 3 * REPLY  # one that is being made
     )
-    assert worst < min(shipped_limits())
+    assert worst < shipped_limit()
+
+
+def calls_in_flight(listeners: int, request_bytes: int = 0) -> int:
+    """Return how many calls of different callers a listener keeps in flight."""
+    calls = InFlightCalls(listeners)
+    with suppress(TooManyCallsError):
+        for number in range(1 << 20):
+            calls.slot([f"uid {number}"], request_bytes)
+    return len(calls)
 
 
 def unauthenticated(limit: int) -> int:

@@ -274,7 +274,7 @@ CONNECTIONS = {
         f"{_MEMORY}::test_client_hello_flood_is_bounded_and_leaves_room_for_others",
     ),
     "milo_kube.http.server": Input(
-        "64 connections, 64 KiB of a request",
+        "64 connections, 16 KiB and 100 fields of a request",
         64 * _KIB,
         1,
         STRANGER,
