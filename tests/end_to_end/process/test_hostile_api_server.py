@@ -36,7 +36,7 @@ def project(number: int, labels: dict[str, str]) -> dict[str, Any]:
 
 
 class HostileServer:
-    """Serves endless pages of a list, one page of any size, or a short list and an endless watch."""
+    """Serves endless pages of a list, one page of any size or of tiny items, or a short list and an endless watch."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -59,6 +59,10 @@ class HostileServer:
         return self._page(is_endless=self._what == "pages")
 
     def _page(self, *, is_endless: bool) -> web.Response:
+        if self._what == "tiny items":
+            ones = ",".join(["1"] * ((LIMIT_MIB - 1) << 19))
+            text = f'{{"metadata":{{"resourceVersion":"5"}},"items":[{ones}]}}'
+            return web.Response(text=text, content_type="application/json")
         size = WHOLE if self._what == "whole list" else PAGE if is_endless else 5
         items = [project(next(self._numbers), LABELS) for _ in range(size)]
         self.sent += len(items)
@@ -91,6 +95,7 @@ class HostileServer:
         ("whole list", "ResponseTooLarge"),
         ("events", "OverBudget"),
         ("large objects", "OverBudget"),
+        ("tiny items", "MalformedResponse"),
     ],
 )
 async def test_hostile_api_server_does_not_exhaust_memory_or_affect_other_sources(

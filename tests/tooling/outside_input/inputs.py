@@ -1,6 +1,6 @@
 """Input from outside of the daemon: for each field, its limit, its cost, its sender, and the test of an attack."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _KIB, _MIB = 1 << 10, 1 << 20
 
@@ -11,7 +11,7 @@ class Input:
 
     limit: str
     kept: int
-    """Bytes that a sender can make the daemon keep with one such input."""
+    """Bytes that a sender can make the daemon keep with one such input; of a response, while it is handled."""
     loop_ms: float
     """Milliseconds of the event loop that one such input may take."""
     sender: str
@@ -34,14 +34,14 @@ _NAME = Input(
     "317 characters", 0, 0.1, SUBSCRIBER, "tooling/outside_input/test_outside_input.py::test_long_field_is_refused"
 )
 _FILTER = Input(
-    "64 KiB", 20 * 64 * _KIB, 60, SUBSCRIBER, f"{_REQUESTS}::test_oversized_filter_is_rejected_before_parsing"
+    "64 KiB", 20 * 64 * _KIB, 10, SUBSCRIBER, f"{_REQUESTS}::test_oversized_filter_is_rejected_before_parsing"
 )
 _DURATION = Input("1 s to 1 h", 8, 0.1, SUBSCRIBER, f"{_REQUESTS}::test_nonpositive_duration_is_rejected")
 
 REQUEST_FIELDS = {
     "WatchClustersRequest.filter": _FILTER,
     "WatchClustersRequest.resume_revision": Input(
-        "15 bytes for each source, of at least 64", 2 * _KIB, 1, SUBSCRIBER, _LONG_FIELD
+        "36 bytes for each source, of at least 64", 8 * _KIB, 1, SUBSCRIBER, _LONG_FIELD
     ),
     "WatchClustersRequest.include_kubeconfigs": _FLAG,
     "WatchClustersRequest.kubeconfig_ttl": _DURATION,
@@ -51,8 +51,8 @@ REQUEST_FIELDS = {
     "WatchClustersRequest.accepts_pending_sources": _FLAG,
     "ClusterFilter.label_selector": Input(
         "8192 characters, 64 requirements",
-        200 * _KIB,
-        60,
+        300 * _KIB,
+        20,
         SUBSCRIBER,
         f"{_REQUESTS}::test_long_selector_is_rejected_before_parsing",
     ),
@@ -80,7 +80,13 @@ _ID = Input(
     SERVER,
     "unit/reflect/test_wire.py::test_object_with_an_oversized_identity_is_malformed",
 )
-_OBJECT_NAME = Input("253 characters of a DNS name", _KIB, 0.1, TENANT, "unit/sources/test_names.py")
+_OBJECT_NAME = Input(
+    "253 characters of a DNS name",
+    _KIB,
+    0.1,
+    TENANT,
+    "unit/sources/test_names.py::test_object_with_hostile_name_is_malformed",
+)
 _TRUNCATED = Input("2048 characters", 8 * _KIB, 1, TENANT, f"{_BOUNDS}::test_long_message_of_a_condition_is_truncated")
 _TIME = Input("a time", 100, 0.1, TENANT, f"{_BOUNDS}::test_deletion_time_outside_the_range_of_protobuf_is_malformed")
 _READ_ONCE = Input(
@@ -90,17 +96,21 @@ _READ_ONCE = Input(
     TENANT,
     "end_to_end/process/test_hostile_api_server.py::test_hostile_api_server_does_not_exhaust_memory_or_affect_other_sources",
 )
+_PARSED_TIME = replace(_READ_ONCE, loop_ms=5)
 _DECLARED = Input(
-    "2048 characters of a text; the object within watch.objects_limit",
+    "1.5 MiB of an object, by etcd; 2048 characters of a text that is used",
     8 * _KIB,
-    5,
+    150,
     TENANT,
-    "unit/sources/test_field_path.py",
+    "unit/sources/test_declarative.py::test_values_that_could_change_the_endpoint_are_rejected",
+)
+_SUSPENSIONS = Input(
+    "128 characters, of 100 suspensions", 64 * _KIB, 1, TENANT, f"{_BOUNDS}::test_suspensions_are_limited"
 )
 _SECRET = Input(
     "64 KiB and 2000 values of a kubeconfig",
     64 * _KIB,
-    30,
+    8,
     TENANT,
     "unit/test_kubeconfig.py::test_received_kubeconfig_with_any_content_is_parsed_quickly",
 )
@@ -113,14 +123,14 @@ OBJECT_FIELDS = {
     "Metadata.labels": Input(
         "1000, 512 KiB",
         700 * _KIB,
-        30,
+        5,
         TENANT,
         f"{_MEMORY}::test_repeated_changes_of_an_object_with_many_labels_retain_little_memory",
     ),
     "Metadata.annotations": Input(
         "1000 that are sent, 512 KiB",
         700 * _KIB,
-        30,
+        5,
         TENANT,
         f"{_BOUNDS}::test_too_many_sent_annotations_make_an_object_malformed",
     ),
@@ -130,7 +140,7 @@ OBJECT_FIELDS = {
         "2048 characters of a message", 8 * _KIB, 1, TENANT, f"{_BOUNDS}::test_long_message_of_a_deletion_is_truncated"
     ),
     "Condition.type": _READ_ONCE,
-    "Condition.status": _READ_ONCE,
+    "Condition.status": _TRUNCATED,
     "Condition.reason": _TRUNCATED,
     "Condition.message": _TRUNCATED,
     "Condition.lastTransitionTime": _READ_ONCE,
@@ -138,18 +148,14 @@ OBJECT_FIELDS = {
     "ObjectOwner.name": Input(
         "253 characters", _KIB, 0.1, TENANT, f"{_BOUNDS}::test_owner_that_is_longer_than_a_name_is_malformed"
     ),
-    "SuspensionInfo.reason": Input(
-        "128 characters, of 100 suspensions", 64 * _KIB, 1, TENANT, "unit/sources/test_reading.py"
-    ),
-    "SuspensionInfo.suspendedAt": _TIME,
-    "SuspensionInfo.reinstateAuthority": Input(
-        "128 characters, of 100 suspensions", 64 * _KIB, 1, TENANT, "unit/sources/test_reading.py"
-    ),
+    "SuspensionInfo.reason": _SUSPENSIONS,
+    "SuspensionInfo.suspendedAt": _SUSPENSIONS,
+    "SuspensionInfo.reinstateAuthority": _SUSPENSIONS,
     "ConsumerCondition.type": _READ_ONCE,
     "ConsumerCondition.status": _READ_ONCE,
     "ConsumerCondition.reason": _TRUNCATED,
     "ConsumerCondition.message": _TRUNCATED,
-    "ConsumerCondition.lastTransitionTime": _READ_ONCE,
+    "ConsumerCondition.lastTransitionTime": _PARSED_TIME,
     "ConsumerSpec.suspended": _READ_ONCE,
     "ConsumerStatus.phase": _TRUNCATED,
     "ConsumerStatus.serviceName": _READ_ONCE,
@@ -162,7 +168,7 @@ OBJECT_FIELDS = {
 
 _OBJECT_ANSWER = Input(
     "1 MiB",
-    64 * _KIB,
+    16 * _MIB,
     30,
     SERVER,
     "integration/watchers/test_transport.py::test_decompressed_response_over_limit_is_aborted",
@@ -174,7 +180,13 @@ _LINE = Input(
     SERVER,
     "end_to_end/process/test_hostile_api_server.py::test_hostile_api_server_does_not_exhaust_memory_or_affect_other_sources",
 )
-_CHECK_ANSWER = Input("watch.objects_limit of a response", 0, 0, SERVER, "integration/check/test_api_responses.py")
+_CHECK_ANSWER = Input(
+    "watch.objects_limit of a response",
+    0,
+    0,
+    SERVER,
+    "integration/check/test_api_responses.py::test_error_body_that_is_not_a_status_is_truncated",
+)
 _OWN_FILE = Input(
     "a file that only the daemon can write",
     128 * _MIB,
@@ -182,15 +194,23 @@ _OWN_FILE = Input(
     ADMIN,
     "integration/state_file/test_state_file.py::test_malformed_state_file_is_ignored",
 )
-_LEASES = Input("1 MiB", _MIB, 30, SERVER, "unit/sharding/test_lease_objects.py::test_malformed_lease_has_a_problem")
+_LEASES = Input(
+    "1 MiB", 16 * _MIB, 30, SERVER, "unit/sharding/test_lease_objects.py::test_malformed_lease_has_a_problem"
+)
 _JWT = Input(
-    "8 KiB of metadata",
-    _KIB,
+    "32 KiB of a token",
+    320 * _KIB,
     1,
     STRANGER,
     "unit/identity/test_token_review.py::test_token_with_invalid_claims_is_rejected_without_review",
 )
-_TOKEN_ANSWER = Input("1 MiB", 8 * _KIB, 10, "the token endpoint", "unit/credentials/test_token_exchange.py")
+_TOKEN_ANSWER = Input(
+    "64 KiB",
+    64 * _KIB,
+    1,
+    "the token endpoint",
+    "unit/credentials/test_datum_service_account.py::test_invalid_token_response_is_rejected_and_not_quoted",
+)
 
 RESPONSES = {
     "milo_discoveryd.check.api_responses._EVENT": _CHECK_ANSWER,
@@ -206,7 +226,11 @@ RESPONSES = {
     ),
     "milo_discoveryd.credentials.issuers.kubeconfig_secret._SECRET_DATA": _OBJECT_ANSWER,
     "milo_discoveryd.credentials.issuers.service_account_key._FILE": Input(
-        "1 MiB", _MIB, 10, ADMIN, "unit/credentials/test_datum_service_account.py"
+        "1 MiB",
+        _MIB,
+        10,
+        ADMIN,
+        "unit/credentials/test_datum_service_account.py::test_invalid_key_file_content_is_rejected",
     ),
     "milo_discoveryd.credentials.issuers.token_endpoint._ANSWER": _TOKEN_ANSWER,
     "milo_discoveryd.credentials.issuers.token_endpoint._REFUSAL": _TOKEN_ANSWER,
@@ -228,6 +252,7 @@ RESPONSES = {
         "the plugin that the administrator names",
         "unit/test_exec_plugin.py::test_exec_plugin_with_excessive_output_is_killed",
     ),
+    "milo_kube.reflect.wire._ITEMS": _LINE,
     "milo_kube.reflect.wire._LINE": _LINE,
     "milo_kube.reflect.wire._LIST": _LINE,
     "milo_kube.reflect.wire._MARKED": _LINE,
@@ -258,9 +283,19 @@ FILES = {
     ),
     "milo_discoveryd.state_file.state_file": _OWN_FILE,
     "milo_discoveryd.wiring.run_identity": _OWN_FILE,
-    "milo_discoveryd.wiring.sharding": Input("of the pod", _KIB, 0, "the kubelet", "unit/wiring/test_sharding.py"),
+    "milo_discoveryd.wiring.sharding": Input(
+        "of the pod",
+        _KIB,
+        0,
+        "the kubelet",
+        "unit/wiring/test_sharding.py::test_shard_group_namespace_must_be_set_outside_of_a_pod",
+    ),
     "milo_discoveryd.identity.peer_credentials": Input(
-        "of the kernel", 0, 0.1, "the kernel", "integration/grpc_server/test_peer_credentials.py"
+        "of the kernel",
+        0,
+        0.1,
+        "the kernel",
+        "integration/grpc_server/test_peer_credentials.py::test_peer_credentials_stay_with_inherited_connection",
     ),
 }
 """Inputs, by the module that reads them."""
@@ -278,7 +313,7 @@ CONNECTIONS = {
         64 * _KIB,
         1,
         STRANGER,
-        "integration/telemetry/test_http.py::test_concurrent_scrapes_share_a_build_of_the_metrics",
+        "integration/http/test_server.py::test_oldest_unread_replies_are_dropped_beyond_their_limit",
     ),
 }
 """Inputs of connections, by the module that listens."""

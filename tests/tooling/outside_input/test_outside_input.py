@@ -1,9 +1,16 @@
 """Every input from outside of the daemon has a limit, a cost, a sender and a tested attack."""
 
 import ast
+import asyncio
+import gc
 import importlib
+import math
 import pkgutil
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +21,9 @@ import pytest
 import milo_discoveryd
 import milo_kube
 from milo_discovery.v1 import discovery_pb2 as pb
-from milo_discoveryd.server.calls import requests
 from milo_discoveryd.server.calls.grpc_errors import InvalidRequestError
 from milo_discoveryd.sources.reading import Metadata
+from tests.tooling.outside_input.costs import NOT_MEASURED, VALIDATION, Handling, handling, request_with
 from tests.tooling.outside_input.inputs import CONNECTIONS, FILES, OBJECT_FIELDS, REQUEST_FIELDS, RESPONSES, Input
 
 TESTS = Path(__file__).parents[2]
@@ -68,17 +75,6 @@ def test_each_request_field_has_an_entry() -> None:
     assert {f"{message.name}.{field.name}" for message in messages() for field in message.fields} == set(REQUEST_FIELDS)
 
 
-VALIDATION: dict[str, Callable[[Any], object]] = {
-    "WatchClustersRequest": lambda request: requests.watch(request, 30.0),
-    "ListClustersRequest": requests.listing,
-    "GetClusterRequest": lambda request: requests.name(request.name, "name"),
-    "IssueKubeconfigRequest": requests.issue,
-    "ReleaseClusterRequest": requests.release,
-    "EndSubscriptionRequest": lambda request: requests.subscriber(request.subscriber),
-}
-VALID = {"cluster": "a", "name": "a", "incarnation": "1", "subscriber": "s"}
-
-
 def text_fields() -> Iterator[tuple[str, str]]:
     for message in messages():
         for field in message.fields:
@@ -88,18 +84,11 @@ def text_fields() -> Iterator[tuple[str, str]]:
 
 @pytest.mark.parametrize(("message", "field"), list(text_fields()))
 def test_long_field_is_refused(message: str, field: str) -> None:
-    in_filter = message == "ClusterFilter"
-    kind = getattr(pb, "ListClustersRequest" if in_filter else message)
-    names = {each.name for each in kind.DESCRIPTOR.fields}
-    request = kind(**{name: value for name, value in VALID.items() if name in names})
-    holder = request.filter if in_filter else request
     long = "x" * 100_000
-    if holder.DESCRIPTOR.fields_by_name[field].is_repeated:
-        getattr(holder, field).append(long)
-    else:
-        setattr(holder, field, long)
+    is_repeated = getattr(pb, message).DESCRIPTOR.fields_by_name[field].is_repeated
+    request = request_with(message, field, [long] if is_repeated else long)
     with pytest.raises(InvalidRequestError) as refused:
-        VALIDATION[kind.DESCRIPTOR.name](request)
+        VALIDATION[request.DESCRIPTOR.name](request)
     assert len(str(refused.value)) < 1_000
 
 
@@ -179,6 +168,70 @@ def test_entry_has_a_limit_a_cost_a_sender_and_an_existing_attack(found: Input) 
     assert found.sender
     assert 0 <= found.kept <= 128 << 20
     assert 0 <= found.loop_ms <= MAX_LOOP_MS
-    path, _, name = found.attack.partition("::")
-    assert (TESTS / path).is_file()
-    assert not name or f"def {name}(" in (TESTS / path).read_text()
+    assert "::" in found.attack
+
+
+def test_attacks_are_tests_that_pytest_collects() -> None:
+    attacks = sorted({f"tests/{found.attack}" for found in ALL.values()})
+    argv = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *attacks]
+    done = subprocess.run(argv, cwd=TESTS.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == pytest.ExitCode.OK, done.stdout[-1000:] + done.stderr[-1000:]
+
+
+# --- the costs ---
+
+MEASURED = [name for name, found in ALL.items() if name not in NOT_MEASURED and (found.kept or found.loop_ms)]
+SPARE_BYTES = 2 << 10
+"""What the values around the input take, such as a request or an observation."""
+SPARE = 5
+"""By how much a busy or slow machine may exceed the stated time of the event loop."""
+SHORTEST_MS = 1.0
+
+
+def test_entries_that_are_not_measured_exist() -> None:
+    assert NOT_MEASURED.keys() <= ALL.keys()
+
+
+@pytest.mark.parametrize("name", MEASURED)
+async def test_largest_input_costs_what_its_entry_states(name: str, tmp_path: Path) -> None:
+    # The loop does not wait for what takes no time of it: a thread does it.
+    limit_ms = max(SHORTEST_MS, SPARE * ALL[name].loop_ms) if ALL[name].loop_ms else math.inf
+    for mark in ("ta", "tb", "tc"):  # the first one imports modules
+        took_ms = cpu_ms(handling(name, mark, tmp_path))
+        if took_ms <= limit_ms:
+            break
+    kept = kept_bytes(handling(name, "ke", tmp_path))
+    assert took_ms <= limit_ms
+    assert kept <= ALL[name].kept + SPARE_BYTES
+    await canceled_tasks()
+
+
+def kept_bytes(handle: Handling) -> int:
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        held = handle()
+        gc.collect()
+        after, _ = tracemalloc.get_traced_memory()
+        del held
+        return after - before
+    finally:
+        tracemalloc.stop()
+
+
+def cpu_ms(handle: Handling) -> float:
+    gc.collect()
+    began = time.thread_time()
+    held = handle()
+    took_s = time.thread_time() - began
+    del held
+    return 1000 * took_s
+
+
+async def canceled_tasks() -> None:
+    """Cancel the requests that wait for a reply."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

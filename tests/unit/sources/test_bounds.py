@@ -5,8 +5,10 @@ import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
+from milo_discoveryd.model.cluster import SuspensionReason
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Ready
 from milo_discoveryd.sources.kind import SourceOptions
 from milo_discoveryd.sources.project_control_plane import ControlPlaneObjects, ProjectControlPlaneKind
@@ -16,6 +18,7 @@ from milo_discoveryd.sources.reading import (
     METADATA_BYTES,
     METADATA_PAIRS,
     ORGANIZATION_LABEL,
+    Status,
 )
 from tests.unit.sources.objects import condition, control_plane, project
 from tests.unit.sources.test_project import MODE
@@ -118,6 +121,15 @@ def test_long_message_of_a_condition_is_truncated(observe: Observe) -> None:
     assert isinstance(observed, NotReady)
     assert len(observed.message) == MESSAGE_CHARACTERS + 1
     assert observed.message.endswith("x…")
+
+
+def test_suspensions_are_limited() -> None:
+    suspension = {"reason": "r" * 1000, "suspendedAt": "1970-01-01T00:00:05Z", "reinstateAuthority": "a" * 1000}
+    conditions = [condition("Ready"), condition("Suspended")]
+    status = msgspec.convert({"conditions": conditions, "suspensions": [suspension] * 1000}, Status)
+    observed = MODE.observe(msgspec.structs.replace(project("apollo"), status=status))
+    assert isinstance(observed, Ready)
+    assert observed.target.suspensions == (SuspensionReason("r" * 128, 5.0, "a" * 128),) * 100
 
 
 def test_long_message_of_a_deletion_is_truncated() -> None:
