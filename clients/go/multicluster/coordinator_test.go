@@ -45,8 +45,14 @@ type coordinated struct {
 
 func newCoordinated(t *testing.T) *coordinated {
 	t.Helper()
+	return newCoordinatedWith(t, multicluster.CoordinatorOptions{})
+}
+
+func newCoordinatedWith(t *testing.T, options multicluster.CoordinatorOptions) *coordinated {
+	t.Helper()
 	c := &coordinated{engagements: &engagements{}, env: &environment{t: t}, daemon: discoverytest.New(t)}
-	c.coordinator = multicluster.NewCoordinator(multicluster.CoordinatorOptions{Client: c.daemon.Client()})
+	options.Client = c.daemon.Client()
+	c.coordinator = multicluster.NewCoordinator(options)
 	c.coordinator.AddAware(c.engagements)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
@@ -152,6 +158,28 @@ func TestCoordinatorReleasesDrainingCluster(t *testing.T) {
 	c.until()
 }
 
+func TestCoordinatorAppliesItsFilterAndSubscriber(t *testing.T) {
+	c := newCoordinatedWith(t, multicluster.CoordinatorOptions{
+		Filter: discovery.Filter{LabelSelector: "env=prod"}, Subscriber: subscriber,
+	})
+	c.offer("alpha", "beta", "gamma")
+	for name, env := range map[string]string{"alpha": "prod", "beta": "test", "gamma": "prod"} {
+		c.daemon.Engage(discovery.Cluster{Name: name, Labels: map[string]string{"env": env}})
+	}
+	c.until("alpha", "gamma")
+	if c.coordinator.Owns("beta") {
+		t.Error("the coordinator owns a cluster that its filter leaves out")
+	}
+	c.daemon.Drain("alpha", discovery.ReasonMoved)
+	within(t, "the release under the name of the subscriber", func() error {
+		if !c.daemon.Released("alpha", subscriber) {
+			return errors.New("alpha is not released")
+		}
+		return nil
+	})
+	c.until("gamma")
+}
+
 func TestCoordinatorDisengagesAllClustersWhenOwnershipExpires(t *testing.T) {
 	c := newCoordinated(t)
 	c.daemon.Shard(4 * time.Second)
@@ -207,6 +235,7 @@ func TestCoordinatorFailsIfTheDaemonRejectsItsSubscription(t *testing.T) {
 // handled records the objects that a replica of the example reconciled, as "namespace name".
 type handled struct {
 	coordinator *multicluster.Coordinator
+	mgr         mcmanager.Manager
 	mu          sync.Mutex
 	seen        map[string]bool
 }
@@ -233,6 +262,7 @@ func shardedNamespaces(t *testing.T, config *rest.Config, daemon *discovery.Clie
 	if err != nil {
 		t.Fatal(err)
 	}
+	h.mgr = mgr
 	err = mcbuilder.ControllerManagedBy(mgr).Named("multicluster-configmaps").For(&corev1.ConfigMap{}).
 		WithOptions(controllerOptions(0)).
 		Complete(mcreconcile.Func(func(ctx context.Context, request mcreconcile.Request) (reconcile.Result, error) {
@@ -299,16 +329,37 @@ func (env *environment) untilHandled(h *handled, want ...string) {
 	})
 }
 
-func TestShardedNamespaceExampleRunsWithTheCoordinator(t *testing.T) {
-	env := newEnvironment(t)
-	zoo := []string{"island", "jungle", "zoo"}
-	for _, name := range zoo {
+// namespaces stores Namespaces in the operator's own cluster, each with a ConfigMap.
+func (env *environment) namespaces(names ...string) {
+	for _, name := range names {
 		object := &unstructured.Unstructured{Object: map[string]any{}}
 		object.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Namespace"))
 		object.SetName(name)
 		env.api.Project(operators).Apply(corev1.SchemeGroupVersion.WithResource("namespaces"), object)
 		env.inNamespace(name, "first")
 	}
+}
+
+func TestManagerWithCoordinatorReturnsClusterOfAnotherReplica(t *testing.T) {
+	env := newEnvironment(t)
+	env.namespaces("island", "zoo")
+	replica, daemon := env.startReplica()
+	daemon.Engage(discovery.Cluster{Name: "zoo"})
+	env.untilHandled(replica, "zoo first")
+	within(t, "the cluster of another replica", func() error {
+		_, err := replica.mgr.GetCluster(t.Context(), "island")
+		return err
+	})
+	if replica.coordinator.Owns("island") || !replica.coordinator.Owns("zoo") {
+		t.Error("the coordinator owns island, or does not own zoo")
+	}
+	env.untilHandled(replica, "zoo first")
+}
+
+func TestShardedNamespaceExampleRunsWithTheCoordinator(t *testing.T) {
+	env := newEnvironment(t)
+	zoo := []string{"island", "jungle", "zoo"}
+	env.namespaces(zoo...)
 	var replicas [3]*handled
 	var daemons [3]*discoverytest.Daemon
 	for i, name := range zoo {

@@ -20,7 +20,8 @@
 //   - Disengaged, for any reason: Get no longer returns it, and its context is canceled with a *Disengaged as cause. From
 //     then on, its clients send no requests and return that error, because another project may have the name. The next
 //     cluster of the name is engaged with the manager after the context of the last one is canceled and its caches have
-//     stopped. Work that a component starts on the cancellation, as in a context.AfterFunc, may still run then.
+//     stopped. Work that a component starts on the cancellation, as in a context.AfterFunc, may still run then: a
+//     component that counts engagements there can count a name as engaged twice at once.
 //   - Daemon unreachable, or its view stale: work on the clusters continues. But a daemon of a shard group has to confirm
 //     every few seconds that it owns the clusters. Otherwise they are disengaged as OWNERSHIP_LOST when its ownership
 //     expires, since another daemon may engage them.

@@ -139,6 +139,33 @@ func TestReconcilerDropsRequestsOfClustersThatAreNotOwned(t *testing.T) {
 	}
 }
 
+func TestReconcilerReturnsTheErrorOfItsReconciler(t *testing.T) {
+	_, provider, _, _ := draining(t)
+	broken := errors.New("broken")
+	guarded := multicluster.Reconciler(provider, &corev1.ConfigMap{}, mcreconcile.Func(
+		func(context.Context, mcreconcile.Request) (reconcile.Result, error) {
+			return reconcile.Result{RequeueAfter: time.Hour}, broken
+		}))
+	for _, name := range []mc.ClusterName{"", "alpha"} {
+		result, err := guarded.Reconcile(t.Context(), mcreconcile.Request{ClusterName: name})
+		if !errors.Is(err, broken) || result.RequeueAfter != time.Hour {
+			t.Errorf("Reconcile() for cluster %q = %v, %v; want the result and error of the inner reconciler", name, result, err)
+		}
+	}
+}
+
+func TestProviderOwnsEveryClusterWithoutAShardGroup(t *testing.T) {
+	env := newEnvironment(t)
+	env.engage("alpha", "beta")
+	provider := env.provider(nil)
+	env.untilEngaged(env.startNoting(provider), "alpha", "beta")
+	for name, want := range map[mc.ClusterName]bool{"alpha": true, "beta": true, "unknown": false} {
+		if got := provider.Owns(name); got != want {
+			t.Errorf("Owns(%s) = %t, want %t", name, got, want)
+		}
+	}
+}
+
 func TestOnlyTerminatingObjectsAreReconciledInAProjectThatIsBeingDeleted(t *testing.T) {
 	env, provider, engaged, _ := draining(t)
 	maps := schema.GroupVersionResource{Version: "v1", Resource: "configmaps"}

@@ -32,6 +32,7 @@ var reusable = map[string]struct {
 func TestCallersMayReuseTheirObjects(t *testing.T) {
 	for name, each := range reusable {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel() // they mostly wait for the backoff of client-go
 			env := newEnvironment(t)
 			env.serveThing("alpha", "things")
 			env.animal("alpha", "one")
