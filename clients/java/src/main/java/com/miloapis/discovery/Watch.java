@@ -126,7 +126,7 @@ public final class Watch implements AutoCloseable {
   private void report(DiscoveryException error) {
     try {
       options.onDisconnect().accept(error);
-    } catch (RuntimeException thrown) {
+    } catch (Throwable thrown) { // an Error too: it must not end the watch
       System.getLogger("com.miloapis.discovery").log(System.Logger.Level.ERROR, "onDisconnect failed", thrown);
     }
   }

@@ -2,6 +2,7 @@ package com.miloapis.discovery;
 
 import static com.miloapis.discovery.FakeDaemon.engaged;
 import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertSame;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 
@@ -50,6 +51,8 @@ class WatchTest {
   void watchContinuesAfterOnDisconnectThrows() throws Exception {
     try (var daemon = new FakeDaemon();
         var client = daemon.client()) {
+      var thrown = List.of(new IllegalStateException("of onDisconnect"), new StackOverflowError(), new AssertionError());
+      var next = thrown.iterator();
       var watch = new AtomicReference<Watch>();
       var events = new ArrayList<String>();
       watch.set(
@@ -57,13 +60,19 @@ class WatchTest {
               WatchOptions.defaults()
                   .withOnDisconnect(
                       error -> {
-                        throw new IllegalStateException("of onDisconnect");
+                        var problem = next.next();
+                        if (problem instanceof Error fatal) {
+                          throw fatal;
+                        }
+                        throw (RuntimeException) problem;
                       })));
       var serving =
           new Thread(
               () -> {
-                daemon.stream(1).end(Status.UNAVAILABLE);
-                daemon.stream(2).snapshot(engaged("a"));
+                for (int number = 1; number <= thrown.size(); number++) {
+                  daemon.stream(number).end(Status.UNAVAILABLE);
+                }
+                daemon.stream(thrown.size() + 1).snapshot(engaged("a"));
               });
       serving.start();
       watch
@@ -75,6 +84,7 @@ class WatchTest {
               });
       serving.join();
       assertEquals(List.of("ENGAGED a"), events);
+      assertFalse(next.hasNext(), "each is thrown");
     }
   }
 }
