@@ -44,12 +44,14 @@ export const engaged = (name: string, cluster: Partial<Cluster> = {}, fields: Fi
 interface KubeconfigFields {
   lifeMs?: number | undefined;
   refreshMs?: number | undefined;
+  /** How long ago it was issued. */
+  ageMs?: number;
   server?: string;
   user?: object;
 }
 
 export function kubeconfig(name: string, token: string, fields: KubeconfigFields = {}): Kubeconfig {
-  const { lifeMs = 3_600_000, refreshMs = lifeMs / 2, server = "https://milo.test", user = {} } = fields;
+  const { lifeMs = 3_600_000, refreshMs = lifeMs / 2, ageMs = 0, server = "https://milo.test", user = {} } = fields;
   const file = {
     apiVersion: "v1",
     kind: "Config",
@@ -58,13 +60,13 @@ export function kubeconfig(name: string, token: string, fields: KubeconfigFields
     clusters: [{ name, cluster: { server } }],
     users: [{ name, user: { token, ...user } }],
   };
-  const now = Date.now();
+  const issuedAt = Date.now() - ageMs;
   return create(KubeconfigSchema, {
     cluster: name,
     kubeconfig: new TextEncoder().encode(JSON.stringify(file)),
-    issuedAt: timestampFromMs(now),
-    refreshAfter: timestampFromMs(now + refreshMs),
-    expiresAt: timestampFromMs(now + lifeMs),
+    issuedAt: timestampFromMs(issuedAt),
+    refreshAfter: timestampFromMs(issuedAt + refreshMs),
+    expiresAt: timestampFromMs(issuedAt + lifeMs),
   });
 }
 

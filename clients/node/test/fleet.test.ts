@@ -1,5 +1,9 @@
 import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { createInterface } from "node:readline";
 import { test, type TestContext } from "node:test";
+import { fileURLToPath } from "node:url";
 import { create } from "@bufbuild/protobuf";
 import { status } from "@grpc/grpc-js";
 import {
@@ -11,6 +15,7 @@ import {
 } from "../src/gen/milo/discovery/v1/discovery_pb.js";
 import { DiscoveryClient, Fleet, StatusError, type EngagedCluster, type FleetOptions, type Handler } from "../src/index.js";
 import { ended, engaged, event, FakeDaemon, kubeconfig, Refusal, until } from "./daemon.js";
+import { Relay } from "./relay.js";
 
 interface Started {
   daemon: FakeDaemon;
@@ -328,3 +333,94 @@ test("credentials are renewed before expiry while the daemon restarts and misses
   assert.deepEqual(found.filter((each) => !each?.startsWith("token-")), []);
 });
 
+test("a handler gets no error and no expired credential while the daemon is stopped", async (t) => {
+  const daemon = await new FakeDaemon().start();
+  const relay = new Relay();
+  const expiry = new Map<string, number>();
+  daemon.answers.issueKubeconfig = ({ cluster }: IssueKubeconfigRequest) => {
+    // Of 20 s, and issued 16 s ago: due in a second, and not used after another one.
+    const name = `token-${expiry.size}`;
+    expiry.set(name, Date.now() + 4000);
+    return create(IssueKubeconfigResponseSchema, {
+      kubeconfig: kubeconfig(cluster, name, { lifeMs: 20_000, refreshMs: 17_000, ageMs: 16_000 }),
+    });
+  };
+  const end = new AbortController();
+  const begun: string[] = [];
+  const errors: unknown[] = [];
+  const received: { cluster: string; token: string | undefined; at: number }[] = [];
+  let isAsking = false;
+  const client = new DiscoveryClient({ address: await relay.start(daemon.port) });
+  const fleet = new Fleet(client, { signal: end.signal, heartbeatIntervalMs: 1000, onError: (_, error) => errors.push(error) });
+  const running = fleet.run(async (cluster) => {
+    begun.push(cluster.name);
+    while (!cluster.signal.aborted) {
+      isAsking = true;
+      const found = await token(cluster);
+      isAsking = false;
+      received.push({ cluster: cluster.name, token: found, at: Date.now() });
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+  });
+  t.after(async () => {
+    relay.resume();
+    end.abort();
+    await running;
+    relay.close();
+    daemon.kill();
+  });
+  (await daemon.stream()).send([engaged("a")], { reset: true });
+  await until(() => received.length > 0, "the handler gets a credential");
+
+  relay.stop();
+  const connections = relay.accepted;
+  await until(() => relay.accepted > connections, "the watch has missed three heartbeats, and opens another connection");
+  await until(() => [...expiry.values()].every((at) => Date.now() > at), "the last credential has expired");
+  const misused = () => received.filter(({ token, at }) => !(at <= (expiry.get(token ?? "") ?? 0)));
+  await until(() => isAsking || misused().length > 0, "the handler waits for the next one");
+  const before = new Set(expiry.keys());
+  relay.resume();
+
+  let served = 1;
+  await until(() => {
+    if (served < daemon.streams.length) daemon.streams[served++]!.send([engaged("b")]);
+    return begun.includes("b");
+  }, "the stream is resumed");
+  await until(() => received.some(({ cluster, token }) => cluster === "a" && !before.has(token ?? "")), "the handler gets the next credential");
+  assert.deepEqual(begun, ["a", "b"]);
+  assert.deepEqual(misused(), []);
+  assert.deepEqual(errors, []);
+});
+
+test("an operator ends its handlers and its subscription after SIGTERM, and exits", async (t) => {
+  const exitsWithinS = 10; // of a pod's grace period of 30 s
+  const daemon = await new FakeDaemon().start();
+  issues(daemon);
+  const program = fileURLToPath(new URL("operator.js", import.meta.url));
+  const env = { PATH: process.env.PATH, MILO_DISCOVERY_ADDRESS: daemon.address };
+  const operator = spawn(process.execPath, [program], { env, stdio: ["pipe", "pipe", "inherit"] });
+  t.after(() => {
+    operator.kill("SIGKILL");
+    daemon.kill();
+  });
+  const printed: string[] = [];
+  createInterface(operator.stdout).on("line", (line) => printed.push(line));
+  (await daemon.stream()).send([engaged("a"), engaged("b")], { reset: true });
+  await until(() => printed.length === 2, "the handlers begin");
+  operator.kill("SIGTERM");
+  const hasExited = () => (operator.exitCode ?? operator.signalCode) !== null;
+  await until(() => printed.length === 4 || hasExited(), "the handlers are notified of the end");
+  assert.ok(!hasExited(), "the process waits for its handlers");
+  assert.equal(daemon.called("endSubscription").length, 0);
+  const since = Date.now();
+  const closed = once(operator, "close"); // after its output has ended
+  operator.stdin.write("finish\n");
+  assert.deepEqual(await closed, [0, null]);
+  const seconds = (Date.now() - since) / 1000;
+  t.diagnostic(`an operator in Node exited ${seconds} s after its last handler was allowed to end`);
+  assert.deepEqual(printed.slice(0, 2).sort(), ["begin a", "begin b"]);
+  assert.deepEqual(printed.slice(2, 4).map((line) => line.replace(/token-\d+$/, "token")).sort(), ["signal a token", "signal b token"]);
+  assert.deepEqual(printed.slice(4).sort(), ["end a", "end b"]);
+  assert.equal(daemon.called("endSubscription").length, 1);
+  assert.ok(seconds < exitsWithinS, `${seconds} s`);
+});

@@ -43,9 +43,11 @@ test("enums have values at run time", async () => {
   assert.equal(exported.DisengageReason?.NOT_READY, 2);
 });
 
-test("package.json has the source directory, and exports types with the code", () => {
+test("package.json has its repository, builds when it is prepared, and exports types with the code", () => {
   const described = JSON.parse(readFileSync(new URL("package.json", PACKAGE), "utf8"));
+  assert.match(described.repository.url, /^git\+https:\/\/.*\/milo-discoveryd\.git$/);
   assert.equal(described.repository.directory, "clients/node");
+  assert.equal(described.scripts.prepare, described.scripts.build, "an installation from a clone builds it");
   assert.deepEqual(Object.keys(described.exports["."]), ["types", "default"]);
   for (const file of Object.values<string>(described.exports["."])) readFileSync(new URL(file, PACKAGE));
 });

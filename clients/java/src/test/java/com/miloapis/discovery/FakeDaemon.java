@@ -24,6 +24,7 @@ import io.grpc.ServerCallHandler;
 import io.grpc.ServerInterceptor;
 import io.grpc.ServerInterceptors;
 import io.grpc.Status;
+import io.grpc.StatusRuntimeException;
 import io.grpc.netty.shaded.io.grpc.netty.NettyServerBuilder;
 import io.grpc.stub.StreamObserver;
 import java.io.IOException;
@@ -80,7 +81,15 @@ final class FakeDaemon implements AutoCloseable {
     server.shutdownNow();
   }
 
+  int port() {
+    return port;
+  }
+
   DiscoveryClient client() {
+    return client(port);
+  }
+
+  static DiscoveryClient client(int port) {
     return new DiscoveryClient("127.0.0.1:" + port, new Credentials(null, null, null, null));
   }
 
@@ -100,7 +109,7 @@ final class FakeDaemon implements AutoCloseable {
 
   static Function<IssueKubeconfigRequest, Kubeconfig> issuing(Duration life, Duration refresh) {
     var number = new AtomicInteger();
-    return request -> kubeconfig(request.getCluster(), "token-" + number.incrementAndGet(), life, refresh);
+    return request -> kubeconfig(request.getCluster(), "token-" + number.incrementAndGet(), Instant.now(), life, refresh);
   }
 
   /** Wait until a condition is true. */
@@ -135,10 +144,10 @@ final class FakeDaemon implements AutoCloseable {
   }
 
   static Kubeconfig kubeconfig(String name, String token, Duration life) {
-    return kubeconfig(name, token, life, life.dividedBy(2));
+    return kubeconfig(name, token, Instant.now(), life, life.dividedBy(2));
   }
 
-  private static Kubeconfig kubeconfig(String name, String token, Duration life, Duration refresh) {
+  static Kubeconfig kubeconfig(String name, String token, Instant issuedAt, Duration life, Duration refresh) {
     var file =
         """
         {"apiVersion": "v1", "kind": "Config", "current-context": "a",
@@ -146,13 +155,12 @@ final class FakeDaemon implements AutoCloseable {
          "clusters": [{"name": "a", "cluster": {"server": "https://milo.test"}}],
          "users": [{"name": "a", "user": {"token": "%s"}}]}"""
             .formatted(token);
-    var now = Instant.now();
     return Kubeconfig.newBuilder()
         .setCluster(name)
         .setKubeconfig(ByteString.copyFromUtf8(file))
-        .setIssuedAt(timestamp(now))
-        .setRefreshAfter(timestamp(now.plus(refresh)))
-        .setExpiresAt(timestamp(now.plus(life)))
+        .setIssuedAt(timestamp(issuedAt))
+        .setRefreshAfter(timestamp(issuedAt.plus(refresh)))
+        .setExpiresAt(timestamp(issuedAt.plus(life)))
         .build();
   }
 
@@ -189,6 +197,15 @@ final class FakeDaemon implements AutoCloseable {
               .setReset(reset)
               .setSynced(true)
               .build());
+    }
+
+    /** Send a batch, unless the client has ended the stream. */
+    void sendIfOpen(ClusterEvent... events) {
+      try {
+        send(events);
+      } catch (StatusRuntimeException cancelled) {
+        // It was on a connection that the client has closed.
+      }
     }
 
     void end(Status status) {

@@ -19,12 +19,14 @@ import com.miloapis.discovery.v1.ReleaseClusterRequest;
 import io.grpc.Status;
 import java.io.IOException;
 import java.time.Duration;
+import java.time.Instant;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.CopyOnWriteArrayList;
 import java.util.concurrent.CountDownLatch;
+import java.util.concurrent.atomic.AtomicBoolean;
 import java.util.concurrent.atomic.AtomicInteger;
 import java.util.function.BiConsumer;
 import java.util.stream.IntStream;
@@ -380,5 +382,69 @@ class FleetTest {
     until(() -> found.contains("token-2"), "the credential is renewed");
     assertSame(before, clusters.get("a"), "the handler keeps running");
     assertEquals(List.of(), found.stream().filter(each -> !each.startsWith("token-")).toList());
+  }
+
+  /** A credential that a handler received, and when. */
+  private record Received(String cluster, String token, Instant at) {}
+
+  @Test
+  void handlerGetsNoErrorAndNoExpiredCredentialWhileTheDaemonIsStopped() throws Exception {
+    // Of 20 s, and issued 16 s ago: due in a second, and not used after another one.
+    var expiry = new ConcurrentHashMap<String, Instant>();
+    var number = new AtomicInteger();
+    daemon.issue =
+        request -> {
+          var token = "token-" + number.incrementAndGet();
+          var issuedAt = Instant.now().minusSeconds(16);
+          expiry.put(token, issuedAt.plusSeconds(20));
+          return FakeDaemon.kubeconfig(request.getCluster(), token, issuedAt, Duration.ofSeconds(20), Duration.ofSeconds(17));
+        };
+    var received = new CopyOnWriteArrayList<Received>();
+    var isAsking = new AtomicBoolean();
+    try (var relay = new Relay(daemon.port())) {
+      client.close();
+      client = FakeDaemon.client(relay.port());
+      start(
+          WatchOptions.defaults().withHeartbeatInterval(Duration.ofSeconds(1)),
+          (cluster, error) -> reported.add(error),
+          cluster -> {
+            steps.add("begin " + cluster.name());
+            while (!cluster.hasEnded()) {
+              isAsking.set(true);
+              String token = token(cluster);
+              isAsking.set(false);
+              received.add(new Received(cluster.name(), token, Instant.now()));
+              cluster.awaitEnd(Duration.ofMillis(20));
+            }
+          });
+      daemon.stream(1).snapshot(engaged("a"));
+      until(() -> !received.isEmpty(), "the handler gets a credential");
+
+      relay.stop();
+      int connections = relay.accepted();
+      until(() -> relay.accepted() > connections, "the watch has missed three heartbeats, and opens another connection");
+      until(() -> expiry.values().stream().allMatch(Instant.now()::isAfter), "the last credential has expired");
+      until(isAsking::get, "the handler waits for the next one");
+      var before = Set.copyOf(expiry.keySet());
+      relay.resume();
+
+      var served = new AtomicInteger(1);
+      until(
+          () -> {
+            if (served.get() < daemon.streams.size()) {
+              daemon.streams.get(served.getAndIncrement()).sendIfOpen(engaged("b"));
+            }
+            return steps.contains("begin b");
+          },
+          "the stream is resumed");
+      until(
+          () -> received.stream().anyMatch(each -> each.cluster.equals("a") && !before.contains(each.token)),
+          "the handler gets the next credential");
+      assertEquals(List.of("begin a", "begin b"), steps);
+      assertEquals(List.of(), received.stream().filter(each -> !expiry.containsKey(each.token)).toList());
+      assertEquals(List.of(), received.stream().filter(each -> each.at.isAfter(expiry.get(each.token))).toList());
+      assertEquals(List.of(), reported);
+      stopFleet();
+    }
   }
 }
