@@ -160,3 +160,32 @@ def test_dev_lists_ten_commands(arguments: tuple[str, ...]) -> None:
 def test_dev_help_all_lists_every_command() -> None:
     verbs = set(re.findall(r"(?m)^(\w+)\) ", (ROOT / "dev").read_text())) | {"help"}
     assert set(listed("help", "--all")) == verbs
+
+
+GO = """#!/bin/sh
+# A go command that records each test.
+case $1 in
+env) echo 1 ;;
+*) echo "${PWD#"$ROOT"/}: $*" >>"$ROOT/calls" ;;
+esac
+"""
+
+
+def test_dev_go_runs_the_client_and_reused_objects_with_the_race_detector(tmp_path: Path) -> None:
+    for module in ("clients/go", "clients/go/multicluster", "examples/go"):
+        (tmp_path / module).mkdir(parents=True)
+        (tmp_path / module / "go.mod").touch()
+    (tmp_path / "dev").symlink_to(ROOT / "dev")
+    for name, script in (("go", GO), ("cc", "#!/bin/sh\n")):
+        (tmp_path / name).write_text(script)
+        (tmp_path / name).chmod(0o755)
+    environ = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "ROOT": str(tmp_path)}
+    subprocess.run(["sh", "dev", "go"], cwd=tmp_path, env=environ, capture_output=True, check=True)
+    assert (tmp_path / "calls").read_text().splitlines() == [
+        "clients/go: test -race ./...",
+        "clients/go/multicluster: test ./...",
+        "clients/go/multicluster: test -race -run ^TestCallersMayReuseTheirObjects$ .",
+        "examples/go: test ./...",
+    ]
+    [tested] = re.findall(r"-run '\^(\w+)\$'", (ROOT / "dev").read_text())
+    assert f"func {tested}(" in (ROOT / "clients/go/multicluster/reuse_test.go").read_text()
