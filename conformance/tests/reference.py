@@ -551,10 +551,10 @@ class Subscription:
             while not self.ownership.is_held:  # noqa: ASYNC110  (small)
                 await asyncio.sleep(0.05)
             self.lost.clear()
-            wait = 0.0
+            wait, before = 0.0, delay
             try:
                 async for _ in self.stream():
-                    delay = delay if broken("backoff-resets") else 0.2
+                    delay = max(0.2, before / 4) if broken("backoff-resets") else 0.2
             except grpc.aio.AioRpcError as error:
                 wait = self.after(error)
             except (Broken, OSError):
@@ -565,9 +565,8 @@ class Subscription:
             if broken("subscription-across-reconnect"):
                 await call("EndSubscription", pb.EndSubscriptionRequest(subscriber=SUBSCRIBER))
             jitter = 1.0 if broken("backoff-jitter") else random.uniform(0.5, 1)
-            delay = random.uniform(0.1, 0.8) / jitter if broken("backoff-doubles") else delay
             await asyncio.sleep(wait or (0 if broken("backoff") else delay * jitter))
-            delay = min(2 * delay, 5)
+            delay = min(delay + 0.5 if broken("backoff-doubles") else 2 * delay, 5)
 
     def after(self, error: grpc.aio.AioRpcError) -> float:
         """Return the minimum delay after an error. Raises Final for one that a retry cannot fix."""

@@ -199,6 +199,11 @@ class Run:
         """Start the subscriber without these settings, then with them; fail if it opens a stream then."""
         await self.no_stream(await self.start_again(environment, is_tcp=is_tcp), why)
 
+    async def restart(self) -> None:
+        """End the subscriber, and start it again with the same settings."""
+        await self.close()
+        self._subscriber = await self.launch(self._environment, self.trace)
+
     async def start_again(
         self, environment: Mapping[str, str] = NO_SETTINGS, *, listening: bool = True, is_tcp: bool = False
     ) -> float:
