@@ -6,12 +6,15 @@ import sys
 import tomllib
 import zipfile
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 import milo_discovery
 from milo_discoveryd import __version__
+from tests.end_to_end.examples.building import tool
 from tests.tooling.deploy.manifests import ROOT
+from tools.release import maven_artifact
 
 PACKAGES = {
     "milo_discoveryd": ROOT,
@@ -75,3 +78,45 @@ def test_packages_have_one_version() -> None:
     assert {project.get("version", __version__) for project in projects} == {__version__}
     assert {f"milo-discovery-client=={__version__}", f"milo-kube=={__version__}"} <= set(projects[0]["dependencies"])
     assert getattr(milo_discovery, "__version__", __version__) == __version__
+
+
+@pytest.mark.builds
+@pytest.mark.timeout(1800)  # the first build downloads the plugins of the profile
+def test_release_has_classes_sources_and_javadoc_for_maven_central(tmp_path: Path) -> None:
+    """The profile `release` of the pom, without the signatures, which need the owner's key."""
+    tool("mvn")
+    maven_artifact(tmp_path)
+    directory = tmp_path / "maven" / "com" / "miloapis" / "discovery" / __version__
+    name = f"discovery-{__version__}"
+    jars = {path.name: set(zipfile.ZipFile(path).namelist()) for path in directory.glob("*.jar")}
+    assert set(jars) == {f"{name}.jar", f"{name}-sources.jar", f"{name}-javadoc.jar"}
+    assert "com/miloapis/discovery/Fleet.class" in jars[f"{name}.jar"]
+    assert "com/miloapis/discovery/Fleet.java" in jars[f"{name}-sources.jar"]
+    assert "com/miloapis/discovery/v1/Cluster.java" in jars[f"{name}-sources.jar"], "the generated code too"
+    assert "com/miloapis/discovery/Fleet.html" in jars[f"{name}-javadoc.jar"]
+    assert (directory / f"{name}.pom").read_text() == (ROOT / "clients/java/pom.xml").read_text()
+
+
+def test_pom_has_what_maven_central_requires() -> None:
+    pom = ElementTree.parse(ROOT / "clients/java/pom.xml").getroot()
+
+    def text(path: str) -> str:
+        found = pom.findtext("{*}" + path.replace("/", "/{*}"))
+        assert found, f"the pom has no {path}"
+        return found
+
+    for path in (
+        "name",
+        "description",
+        "licenses/license/name",
+        "developers/developer/name",
+        "scm/developerConnection",
+    ):
+        assert text(path)
+    assert text("version") == __version__
+    assert text("url").startswith("https://")
+    assert text("scm/url").startswith("https://")
+    assert text("scm/connection").startswith("scm:git:https://")
+    release = next(one for one in pom.iterfind("{*}profiles/{*}profile") if one.findtext("{*}id") == "release")
+    plugins = [one.text for one in release.iterfind("{*}build/{*}plugins/{*}plugin/{*}artifactId")]
+    assert plugins == ["maven-source-plugin", "maven-javadoc-plugin", "maven-gpg-plugin"]
