@@ -1,8 +1,9 @@
 """`./dev readme [--list | DOCUMENT]`: runs documented commands in a fresh clone with empty caches, and reports times.
 
 By default those of the README, up to a working operator; then the tests of all other documents, in the clone as well.
-With `clients/go/multicluster/README.md`, those of that document up to the first reconcile beside the demo, which fails
-if they take longer than FIRST_RECONCILE_WITHIN_S. `--list` prints each documented command with the test that runs it.
+With `clients/go/multicluster/README.md`, those of that document up to the first reconcile beside the demo; with
+`clients/node/README.md` or `clients/java/README.md` up to the first cluster of the demo that is engaged. These fail if
+all steps take longer than FIRST_RESULT_WITHIN_S. `--list` prints each documented command with the test that runs it.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,8 +27,9 @@ ROOT = Path(__file__).parents[3]
 README = "README.md"
 GO_README = "clients/go/multicluster/README.md"
 ENDS_WITHIN_S = 30.0
-FIRST_RECONCILE_WITHIN_S = 600.0
-"""Most of it is for the first compilation of Kubernetes' libraries, on two cores."""
+CLIENT_READMES = ("clients/node/README.md", "clients/java/README.md")
+FIRST_RESULT_WITHIN_S = 600.0
+"""On two cores: most of it for the first compilation of Kubernetes' libraries, or for downloads."""
 
 
 def blocks(document: Path, *languages: str) -> list[str]:
@@ -153,6 +156,26 @@ def first_reconcile(clone: Path, directory: Path, environ: dict[str, str]) -> It
             yield f"{last} prints: {operator.until('^working in ').rstrip()}"
 
 
+def first_engaged(document: str, clone: Path, directory: Path, environ: dict[str, str]) -> Iterator[str]:
+    """Follow the README of a client, from an empty directory to the first engaged cluster of the demo."""
+    text = (clone / document).read_text()
+    install, program, *_ = (each.replace("PATH", str(clone)) for each in blocks(clone / document, "sh"))
+    [demo] = re.findall(r"run `(\./dev [^`]+)` in the clone", text)
+    own = directory / "operator"
+    for file, source in re.findall(r"^`([\w./]+)`:\n\n```\w+\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        (own / file).parent.mkdir(parents=True, exist_ok=True)
+        (own / file).write_text(source)
+    with closing(Terminal(own, environ, install)) as terminal:
+        terminal.finish()
+    yield "; ".join(install.splitlines())
+    with closing(Terminal(clone, environ, demo)) as running:
+        [_, assignment] = shlex.split(running.until("^export MILO_DISCOVERY_ADDRESS="))
+        environ = environ | {"MILO_DISCOVERY_ADDRESS": assignment.partition("=")[2]}
+        yield f"{demo} prints an address"
+        with closing(Terminal(own, environ, program)) as operator:
+            yield f"{program.rstrip()} prints: {operator.until('^ENGAGED ').rstrip()}"
+
+
 def working_operator(clone: Path, directory: Path, environ: dict[str, str]) -> Iterator[str]:
     """Follow the README to a working operator, and run the tests of the other documents."""
     stranger = Stranger(clone, directory, environ)
@@ -163,7 +186,11 @@ def working_operator(clone: Path, directory: Path, environ: dict[str, str]) -> I
     yield f"the commands of the other documents: {ways.summary()}"
 
 
-FOLLOWED = {README: (working_operator, math.inf), GO_README: (first_reconcile, FIRST_RECONCILE_WITHIN_S)}
+FOLLOWED: dict[str, tuple[Callable[[Path, Path, dict[str, str]], Iterator[str]], float]] = {
+    README: (working_operator, math.inf),
+    GO_README: (first_reconcile, FIRST_RESULT_WITHIN_S),
+    **{document: (partial(first_engaged, document), FIRST_RESULT_WITHIN_S) for document in CLIENT_READMES},
+}
 """How each document is followed, and the time in seconds that it may take."""
 
 
@@ -177,8 +204,8 @@ def in_fresh_clone(follow: Callable[[Path, Path, dict[str, str]], Iterator[str]]
         subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
         yield "a fresh clone, as of the last commit"
         environ = os.environ | {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
-        # Go derives these from HOME, unless they are set.
-        environ |= {"GOPATH": "", "GOCACHE": "", "GOMODCACHE": ""}
+        # Go derives these from HOME, unless they are set; Java does not read HOME.
+        environ |= {"GOPATH": "", "GOCACHE": "", "GOMODCACHE": "", "MAVEN_OPTS": f"-Duser.home={home}"}
         yield from follow(clone, directory, environ)
 
 
