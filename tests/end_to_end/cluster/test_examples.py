@@ -1,10 +1,12 @@
 """The operators of examples and tutorials in pods: they work in a project, and end at SIGTERM as first processes."""
 
 import json
+import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,8 +20,16 @@ from tests.end_to_end.cluster import parts
 from tests.end_to_end.cluster.__main__ import say
 from tests.end_to_end.cluster.node import Node
 from tests.end_to_end.cluster.pods import IMAGE
-from tests.end_to_end.cluster.test_pods import DEFINITION, OF_PROMETHEUS, ended, eventually, make_tenant
-from tests.end_to_end.conformance.clients import java_operator
+from tests.end_to_end.cluster.test_pods import (
+    DEFINITION,
+    OF_PROMETHEUS,
+    control_plane,
+    ended,
+    engage,
+    eventually,
+    make_tenant,
+)
+from tests.end_to_end.conformance.clients import java_operator, rust_operator
 from tests.end_to_end.examples.building import BUILT, EXAMPLES, go_program, go_subscriber, node_packages, run, tool
 from tests.tooling.deploy.manifests import DEPLOY, MULTI_TENANT, OPERATOR, ROOT, manifests
 
@@ -60,6 +70,20 @@ def of_java(directory: Path) -> None:
         )
     entry = ("/java/bin/java", *options, "-cp", ":".join(paths), main)
     image(directory, "COPY java /java\nCOPY classes /classes", *entry)
+
+
+def of_rust(directory: Path) -> None:
+    [program] = rust_operator()
+    shutil.copy(program, directory / "operator")
+    image(directory, "COPY operator /", "/operator")
+
+
+def of_python_examples(directory: Path) -> None:
+    """The image of the tutorial, with kopf, and with the examples instead of its program."""
+    of_tutorial(directory)
+    shutil.copytree(EXAMPLES / "python", directory / "python", ignore=shutil.ignore_patterns(*BUILT))
+    content = (directory / "Dockerfile").read_text().replace("/src/client ", "'/src/client[kopf]' ")
+    (directory / "Dockerfile").write_text(content.replace("COPY my_operator.py /", "COPY python /"))
 
 
 def of_tutorial(directory: Path) -> None:
@@ -108,56 +132,74 @@ class Program:
     keeps: Sequence[str] = ()
     """Fields of the container in the manifests that this program needs, and that others do not keep."""
     status: int = 0
-    writes: bool = True
+    logs: str = ""
+    """What its log has; a program without it writes the ConfigMap `greeting`."""
     unpacks: bool = False
     """Whether it needs a /tmp."""
 
     def container(self, shown: dict[str, Any]) -> dict[str, Any]:
         ours = {"name": shown["name"], "image": f"{self.image}:{__version__}"}
+        ours |= {"command": [*self.command]} if self.command else {}
         if self.page:
             [found] = CONTAINER.findall((ROOT / self.page).read_text())
             container: dict[str, Any] = yaml.safe_load(found)
             return container | ours | {"securityContext": shown["securityContext"] | container["securityContext"]}
         left_out = {"args", "livenessProbe", "readinessProbe"} - {*self.keeps}
-        ours |= {"command": [*self.command]} if self.command else {}
         return {key: value for key, value in shown.items() if key not in left_out} | ours
 
 
+TENANT = "tenant"
+ENGAGED = f"ENGAGED {TENANT}"
+OF_TUTORIAL = (MULTI_TENANT / "operator", "docs/tutorial.md")
 PROGRAMS = {
     "go-operator": Program("example-go", of_go_examples, keeps=("args", "livenessProbe", "readinessProbe")),
-    "go": Program("example-go", of_go_examples, DEPLOY / "examples/operator", command=["/subscriber"], writes=False),
+    "go": Program("example-go", of_go_examples, DEPLOY / "examples/operator", command=["/subscriber"], logs=ENGAGED),
     "node": Program("example-node", of_node),
+    "node-subscriber": Program(
+        "example-node", of_node, command=["/node", "/packages/examples/node/subscriber.mjs"], logs=ENGAGED
+    ),
     "java": Program("example-java", of_java, status=SIGTERM_OF_JAVA, unpacks=True),
-    "tutorial": Program("my-operator", of_tutorial, MULTI_TENANT / "operator", "docs/tutorial.md"),
+    "rust": Program("example-rust", of_rust),
+    "greeter": Program("example-python", of_python_examples, *OF_TUTORIAL, command=["python", "/greeter.py"]),
+    "kopf-greeter": Program("example-python", of_python_examples, command=["python", "/kopf_greeter.py"]),
+    "secret-replicator": Program(  # has one project here, and so nothing to copy
+        "example-python",
+        of_python_examples,
+        *OF_TUTORIAL,
+        command=["python", "/secret_replicator.py"],
+        logs="serving probes",
+    ),
+    "tutorial": Program("my-operator", of_tutorial, *OF_TUTORIAL),
     "tutorial-go": Program("my-operator-in-go", of_go_tutorial, MULTI_TENANT / "operator", "docs/tutorial-go.md"),
 }
 
 
 @pytest.fixture(scope="module")
-def tenant(node: Node) -> Iterator[str]:
+def tenant(node: Node) -> Iterator[None]:
     """A project whose API server is the cluster's, with all rights in it, and a Greeting."""
     definitions = [DEFINITION.read_text(), (EXAMPLES / "go-operator/config/crd/greetings.yaml").read_text()]
     given = "\n---\n".join(definitions)
     node.kubectl("apply", "-f", "-", given=given)
     node.kubectl("wait", "--for=condition=Established", "-f", "-", given=given)
     node.kubectl("delete", "projectcontrolplanes", "--all")
-    namespace = make_tenant(node, "tenant")
+    namespace = make_tenant(node, TENANT)
     bound = ["--clusterrole=cluster-admin", f"--serviceaccount={namespace}:default"]
     node.kubectl("create", "clusterrolebinding", "tenant", *bound)
     greeting = {"apiVersion": "example.miloapis.com/v1alpha1", "kind": "Greeting", "spec": {"text": "Hello"}}
     node.kubectl("apply", "-f", "-", given=yaml.safe_dump(greeting | {"metadata": {"name": "greeting"}}))
-    yield "tenant"
+    yield
     node.kubectl("delete", "clusterrolebinding", "tenant")
     node.kubectl("delete", "projectcontrolplanes", "--all")
     node.kubectl("delete", "namespace", namespace)
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_operator_works_in_a_project_and_ends_at_sigterm(node: Node, tenant: str, name: str, tmp_path: Path) -> None:
+@contextmanager
+def running(node: Node, name: str, context: Path) -> Iterator[tuple[str, str, str]]:
+    """Start a program; yield the namespace of its pods, its workload, and the name of its container."""
     program = PROGRAMS[name]
-    (tmp_path / "context").mkdir()
-    program.context(tmp_path / "context")
-    node.load(parts.images({program.image: tmp_path / "context"}, say))
+    context.mkdir()
+    program.context(context)
+    node.load(parts.images({program.image: context}, say))
     objects = [each for each in manifests(program.directory) if each["kind"] not in OF_PROMETHEUS]
     [deployment] = [each for each in objects if each["kind"] == "Deployment"]
     pod, namespace = deployment["spec"]["template"]["spec"], deployment["metadata"]["namespace"]
@@ -168,23 +210,85 @@ def test_operator_works_in_a_project_and_ends_at_sigterm(node: Node, tenant: str
         pod["volumes"].append({"name": "tmp", "emptyDir": {}})
         pod["containers"][0]["volumeMounts"].append({"name": "tmp", "mountPath": "/tmp"})
     workload, given = f"deployment/{deployment['metadata']['name']}", yaml.safe_dump_all(objects)
-    node.kubectl("delete", "configmap", "greeting", "--ignore-not-found")
     node.kubectl("apply", "-f", "-", given=given)
     try:
         node.kubectl("-n", namespace, "rollout", "status", workload, "--timeout=180s")
-        if program.writes:
+        yield namespace, workload, operator["name"]
+    finally:
+        node.kubectl("delete", "-f", "-", given=given)
+
+
+@pytest.mark.usefixtures("tenant")
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_operator_works_in_a_project_and_ends_at_sigterm(node: Node, name: str, tmp_path: Path) -> None:
+    program = PROGRAMS[name]
+    node.kubectl("delete", "configmap", "greeting", "--ignore-not-found")
+    with running(node, name, tmp_path / "context") as (namespace, workload, container):
+        logs = ["-n", namespace, "logs", workload, "-c", container]
+        if program.logs:
+            eventually(lambda: program.logs in " ".join(node.kubectl(*logs).split()))
+        else:
             eventually(lambda: ended(node, "get", "configmap", "greeting"))
-        logs = ["-n", namespace, "logs", workload, "-c", operator["name"]]
-        eventually(lambda: program.writes or f"ENGAGED {tenant}" in " ".join(node.kubectl(*logs).split()))
         node.kubectl("-n", namespace, "scale", workload, "--replicas=1")
         eventually(lambda: len(node.get("-n", namespace, "pods")["items"]) == 1)
         begun = time.time()
-        node.kubectl("-n", namespace, "exec", workload, "-c", operator["name"], "--", "sh", "-c", "kill 1")
-        state = eventually(lambda: end_of(node, namespace, operator["name"]))
+        node.kubectl("-n", namespace, "exec", workload, "-c", container, "--", "sh", "-c", "kill 1")
+        state = eventually(lambda: end_of(node, namespace, container))
         assert state["exitCode"] == program.status
         assert datetime.fromisoformat(state["finishedAt"]).timestamp() - begun <= ENDS_WITHIN_S
+
+
+@pytest.mark.usefixtures("tenant")
+def test_operator_works_in_a_project_with_an_api_server_of_its_own(node: Node, tmp_path: Path) -> None:
+    """The test makes the objects of Kyverno and Flux by the example's policies."""
+    (tmp_path / "programs").mkdir()
+    for program in parts.programs(say):
+        if program.name in {"etcd", "kube-apiserver", "kubectl"}:
+            shutil.copy(program, tmp_path / "programs")
+    image(tmp_path / "programs", "COPY etcd kube-apiserver kubectl /usr/bin/", "/usr/bin/kube-apiserver")
+    node.load(parts.images({"tenant": tmp_path / "programs"}, say))
+    node.kubectl("apply", "-f", "-", given=yaml.safe_dump(control_plane("own")))
+    namespace = f"project-{node.get('projectcontrolplane', 'own')['metadata']['uid']}"
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    by_policy = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": labels}}
+    node.kubectl("apply", "-f", "-", given=yaml.safe_dump_all([by_policy, *deployed_by_flux(tmp_path, namespace)]))
+    file, host = "/kubeconfig-of-tenant", f"api-server.{namespace}.svc.cluster.local"
+    try:
+        node.kubectl("-n", namespace, "rollout", "status", "deployment/api-server", "--timeout=300s")
+        config = kubeconfig_by_policy(namespace, node.get("-n", namespace, "secret", "certificates")["data"])
+        (node.files / file.lstrip("/")).write_text(yaml.safe_dump(config))
+        node.kubectl("-n", namespace, "create", "secret", "generic", "kubeconfig", f"--from-file=kubeconfig={file}")
+        engage(node, "own")
+        address = node.get("-n", namespace, "service", "api-server")["spec"]["clusterIP"]
+        inside = [f"--kubeconfig={file}", f"--server=https://{address}", f"--tls-server-name={host}"]
+        with running(node, "tutorial", tmp_path / "context"):
+            found = eventually(lambda: ended(node, *inside, "get", "configmap", "greeting", "-o", "json"))
+            assert json.loads(found)["data"] == {"greeting": "hello own"}
     finally:
-        node.kubectl("delete", "-f", "-", given=given)
+        node.kubectl("delete", "projectcontrolplane", "own")
+        node.kubectl("delete", "namespace", namespace)
+
+
+def deployed_by_flux(directory: Path, namespace: str) -> Sequence[Mapping[str, Any]]:
+    """Return what Flux deploys in the namespace of a project, with images that are available."""
+    (directory / "tenant").mkdir()
+    names = ("registry.k8s.io/etcd", "registry.k8s.io/kube-apiserver", "registry.example.com/tools")
+    kustomization = {
+        "namespace": namespace,
+        "resources": [os.path.relpath(MULTI_TENANT / "tenant", (directory / "tenant").resolve())],
+        "images": [{"name": name, "newName": "tenant", "newTag": __version__} for name in names],
+    }
+    (directory / "tenant/kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    return manifests(directory / "tenant")
+
+
+def kubeconfig_by_policy(namespace: str, certificates: Mapping[str, str]) -> Any:
+    policy = (MULTI_TENANT / "policies/kubeconfig.yaml").read_text().replace("{{ request.namespace }}", namespace)
+    for name, content in certificates.items():
+        policy = policy.replace(f'{{{{ request.object.data."{name}" }}}}', content)
+    [rule] = yaml.safe_load(policy)["spec"]["rules"]
+    [variable] = rule["context"]
+    return variable["variable"]["value"]
 
 
 def end_of(node: Node, namespace: str, container: str) -> dict[str, Any] | None:

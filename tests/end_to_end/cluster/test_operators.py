@@ -14,6 +14,7 @@ from tests.end_to_end.cluster.node import Node
 from tests.end_to_end.cluster.pods import ACCOUNT, IMAGE, container, operator, started, watcher
 from tests.end_to_end.cluster.test_pods import DEFINITION, ended, engage, eventually
 from tests.end_to_end.real.certificates import Authority
+from tests.tooling.deploy.manifests import DEPLOY, manifests
 
 CONFIGURATION = {"name": "configuration", "mountPath": "/etc/milo-discoveryd", "readOnly": True}
 ROTATED = "milo-discoveryd:rotated"
@@ -180,6 +181,41 @@ def test_daemon_exchanges_its_projected_token_for_the_credential_of_clusters(nod
         engage(node, "alpha")
         found = eventually(lambda: ended(node, *issue, "milo-discovery", "credential", "--cluster", "alpha"))
         assert json.loads(found)["status"]["token"] == f"of-system:serviceaccount:exchange:{ACCOUNT}"
+
+
+def test_tokens_of_the_shipped_namespace_are_valid_until_disengagement(node: Node, tmp_path: Path) -> None:
+    rights = [dict(each) for each in manifests(DEPLOY / "base/rbac/token-request")]
+    [namespace] = [each["metadata"]["name"] for each in rights if each["kind"] == "Namespace"]
+    [role] = [each["metadata"]["name"] for each in rights if each["kind"] == "Role"]
+    group = "rbac.authorization.k8s.io"
+    rights += [
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "operators", "namespace": namespace}},
+        {
+            "apiVersion": f"{group}/v1",
+            "kind": "RoleBinding",
+            "metadata": {"name": role, "namespace": namespace},
+            "roleRef": {"apiGroup": group, "kind": "Role", "name": role},
+            "subjects": [{"kind": "ServiceAccount", "name": ACCOUNT, "namespace": "requests"}],
+        },
+    ]
+    issuer = {"name": "operators", "type": "token-request", "namespace": namespace, "service_account": "operators"}
+    objects = configured(tmp_path / "operator", "requests", {"kubeconfigs": {"issuers": [issuer]}})
+    issue = ["-n", "requests", "exec", "deployment/example-operator", "-c", "caller", "--"]
+
+    def user_of(token: str) -> str:
+        review = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": token}}
+        return node.kubectl("create", "-f", "-", "-o", "jsonpath={.status.user.username}", given=json.dumps(review))
+
+    with started(node, [*rights, *objects]):
+        engage(node, "alpha")
+        found = eventually(lambda: ended(node, *issue, "milo-discovery", "credential", "--cluster", "alpha"))
+        token = json.loads(found)["status"]["token"]
+        assert user_of(token) == f"system:serviceaccount:{namespace}:operators"
+        create = ["-n", namespace, "create", "secret", "generic", "other", "--dry-run=server"]
+        assert ended(node, *create)
+        eventually(lambda: not ended(node, *create, "--from-literal=key=value"))
+        node.kubectl("delete", "projectcontrolplane", "alpha")
+        eventually(lambda: not user_of(token))
 
 
 def test_network_policy_lets_only_the_namespace_of_monitoring_reach_the_metrics(node: Node, tmp_path: Path) -> None:

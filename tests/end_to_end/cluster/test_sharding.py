@@ -1,6 +1,8 @@
 """Time for which clusters have no owner while a real kubelet replaces the pods of their shard group."""
 
 import json
+import re
+import shlex
 import subprocess
 import time
 from collections import defaultdict
@@ -8,21 +10,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 import pytest
 import yaml
 
 from tests.end_to_end.cluster.node import Node
+from tests.end_to_end.cluster.parts import ROOT
 from tests.end_to_end.cluster.pods import container, operator
 from tests.end_to_end.cluster.test_pods import DEFINITION, engage, eventually
 from tests.end_to_end.real.process import ProcessError
 
-AT_MOST_S = 8.0
-"""Limit on a busy machine: an idle one takes 2.5 s, or 11 to 19 s if pods terminate before their clusters have moved.
-"""
+PLANNED_AT_MOST_S, PLANNED_MEDIAN_S = 2.5, 1.0
+"""Limits where the clusters move before their pods terminate: 11 to 19 s if they do not."""
 KILLED_AT_MOST_S = 45.0
 """The restart, and the time until the others have renewed their Leases: about 12 s on an idle machine."""
 CLUSTERS = {f"cluster-{number:02}" for number in range(36)}
+COMMAND = re.compile(r"kubectl -n NAMESPACE exec POD -c milo-discoveryd -- ([^|#`\n]+)")
 OWNERS = "/var/lib/owners"
 """A directory on the node, in which each operator records when its work in a cluster begins and ends."""
 OPERATOR = """\
@@ -95,6 +99,10 @@ class Group:
     def pods(self) -> list[str]:
         return [pod["metadata"]["name"] for pod in self._node.get("-n", self.namespace, "pods")["items"]]
 
+    def restarts(self, pod: str) -> list[int]:
+        status = self._node.get("-n", self.namespace, "pod", pod)["status"]
+        return [each["restartCount"] for each in (*status["containerStatuses"], *status["initContainerStatuses"])]
+
     def evict(self, pod: str) -> None:
         eviction = {
             "apiVersion": "policy/v1",
@@ -161,7 +169,7 @@ class Group:
                 assert ends is not None, f"{name} has two owners"
                 assert ends <= begins, f"{name} has two owners"
                 found += [begins - ends] if begins > since else []
-        return sorted(found)
+        return found
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +219,9 @@ def test_clusters_of_replaced_pods_have_a_new_owner_within_seconds(
     before, begun = set(group.pods()), time.time()
     replace(group)
     eventually(lambda: set(group.pods()) != before and len(group.pods()) == group.replicas)
-    assert recorded(group, replace.__name__, begun, record_property) <= AT_MOST_S
+    found = recorded(group, replace.__name__, begun, record_property)
+    assert max(found) <= PLANNED_AT_MOST_S
+    assert median(found) <= PLANNED_MEDIAN_S
 
 
 @pytest.mark.timeout(900)
@@ -220,7 +230,20 @@ def test_clusters_of_a_killed_pod_have_an_owner_within_45_seconds(
 ) -> None:
     begun = time.time()
     kill_one(group)
-    assert recorded(group, "kill_one", begun, record_property) <= KILLED_AT_MOST_S
+    assert max(recorded(group, "kill_one", begun, record_property)) <= KILLED_AT_MOST_S
+
+
+def test_commands_of_the_pages_succeed_in_the_daemons_container(group: Group) -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    commands = {found.strip() for page in pages for found in COMMAND.findall(page.read_text())}
+    assert {"milo-discovery shards", "milo-discoveryd check", "sh -c 'kill -HUP 1'"} <= commands
+    [pod, *_] = group.pods()
+    restarts = group.restarts(pod)
+    for command in sorted(commands):
+        given = shlex.split(command.replace("CLUSTER", min(CLUSTERS)))
+        group.kubectl("exec", pod, "-c", "milo-discoveryd", "--", *given)
+    group.kubectl("wait", "--for=condition=Ready", f"pod/{pod}", "--timeout=60s")
+    assert group.restarts(pod) == restarts
 
 
 @pytest.mark.timeout(900)
@@ -230,14 +253,14 @@ def test_pods_of_a_stateful_set_return_to_their_clusters(
     with running(node, tmp_path / "overlay", "StatefulSet") as group:
         before, begun = group.owners(), time.time()
         roll_out(group)
-        assert recorded(group, "roll_out_of_stateful_set", begun, record_property) <= KILLED_AT_MOST_S
+        assert max(recorded(group, "roll_out_of_stateful_set", begun, record_property)) <= KILLED_AT_MOST_S
         assert group.owners() == before
 
 
-def recorded(group: Group, case: str, begun: float, record_property: Callable[[str, object], None]) -> float:
-    """Wait until the group is settled, add a row to the table, and return its maximum."""
+def recorded(group: Group, case: str, begun: float, record_property: Callable[[str, object], None]) -> list[float]:
+    """Wait until the group is settled, add a row to the table, and return the time without an owner of each move."""
     group.settle()
     found = group.without_owner_s(begun)
-    most, median = found[-1], found[len(found) // 2]
-    record_property("without an owner", f"{case}: {len(found)} moves, median {median:.2f} s, most {most:.2f} s")
-    return most
+    row = f"{case}: {len(found)} moves, median {median(found):.2f} s, most {max(found):.2f} s"
+    record_property("without an owner", row)
+    return found

@@ -157,7 +157,7 @@ def _own(file: str) -> Document:
     return document
 
 
-def _true(condition: str) -> list[Document]:
+def conditions(condition: str) -> list[Document]:
     since = "2026-01-01T00:00:00Z"
     return [{"type": condition, "status": "True", "reason": "Ready", "message": "", "lastTransitionTime": since}]
 
@@ -211,7 +211,7 @@ PLATFORMS: Sequence[Platform] = (
         status=lambda of: {
             "controlPlaneEndpoint": {"host": of.host, "port": of.port},
             "kubeconfig": {"name": f"{CLUSTER}-access"},
-            "conditions": _true("Available"),
+            "conditions": conditions("Available"),
         },
         secret=lambda of: {"kubeconfig": of.kubeconfig},
     ),
@@ -238,7 +238,7 @@ PLATFORMS: Sequence[Platform] = (
         name="crossplane-claim",
         definition=lambda: _own("crossplane-claims.yaml"),
         spec=lambda _: {"writeConnectionSecretToRef": {"name": f"{CLUSTER}-access"}},
-        status=lambda _: {"conditions": _true("Ready")},
+        status=lambda _: {"conditions": conditions("Ready")},
         secret=lambda of: {"kubeconfig": of.kubeconfig},
         secret_type="connection.crossplane.io/v1alpha1",
     ),
@@ -250,7 +250,7 @@ PLATFORMS: Sequence[Platform] = (
             "apiEndpoint": of.server.url,
             "secretRef": {"name": f"{CLUSTER}-access", "namespace": NAMESPACE},
         },
-        status=lambda _: {"conditions": _true("Ready")},
+        status=lambda _: {"conditions": conditions("Ready")},
         secret=lambda of: {"token": of.token.encode(), "caBundle": of.server.authority.pem},
         cluster=CLUSTER,
         user=TOKEN_USER,
@@ -284,7 +284,7 @@ PLATFORMS: Sequence[Platform] = (
             "owner": {"name": "group"},
             "operatorSpec": {"secrets": {"adminCredentials": {"name": f"{CLUSTER}-access", "key": "of-alpha"}}},
         },
-        status=lambda of: {"fqdn": of.host, "conditions": _true("Ready")},
+        status=lambda of: {"fqdn": of.host, "conditions": conditions("Ready")},
         secret=lambda of: {"of-alpha": of.kubeconfig},
         changes=_port,
     ),
@@ -296,7 +296,7 @@ PLATFORMS: Sequence[Platform] = (
         spec=lambda _: {"location": "europe-west1"},
         status=lambda of: {
             "endpoint": of.host,
-            "conditions": _true("Ready"),
+            "conditions": conditions("Ready"),
             "observedState": {"masterAuth": {"clusterCaCertificate": of.authorities}},
         },
         changes=lambda of: {
@@ -309,7 +309,7 @@ PLATFORMS: Sequence[Platform] = (
     Platform(
         name="rancher",
         definition=lambda: _own("rancher-clusters.yaml"),
-        status=lambda _: {"clientSecretName": f"{CLUSTER}-access", "conditions": _true("Ready")},
+        status=lambda _: {"clientSecretName": f"{CLUSTER}-access", "conditions": conditions("Ready")},
         secret=lambda of: {
             "token": of.token.encode(),
             "value": of.server.kubeconfig.read_bytes(),
