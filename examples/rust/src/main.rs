@@ -16,6 +16,7 @@ use milo_discovery_subscriber::kubeconfig::{read, Access};
 use milo_discovery_subscriber::proto::{Kubeconfig, WatchClustersRequest};
 use milo_discovery_subscriber::session::Event;
 use milo_discovery_subscriber::watch;
+use tokio::signal::unix::{signal, SignalKind};
 use tokio::sync::watch::{channel, Receiver, Sender};
 use tokio::task::JoinHandle;
 
@@ -35,7 +36,8 @@ async fn main() {
     let address = std::env::var("MILO_DISCOVERY_ADDRESS").unwrap_or("unix:///run/milo-discovery/discovery.sock".into());
     let request = WatchClustersRequest { include_kubeconfigs: true, ..Default::default() };
     let mut work: HashMap<String, Work> = HashMap::new();
-    let error = watch(&address, request, Duration::from_secs(10), |event| match event {
+    let mut terminated = signal(SignalKind::terminate()).expect("a handler for SIGTERM");
+    let watching = watch(&address, request, Duration::from_secs(10), |event| match event {
         Event::Engaged(cluster, first) => {
             println!("working in {}", cluster.name);
             let (kubeconfig, renewed) = channel(first);
@@ -52,8 +54,11 @@ async fn main() {
             }
             println!("stopped working in {}: {}", cluster.name, reason.as_str_name());
         }
-    })
-    .await;
+    });
+    let error = tokio::select! {
+        _ = terminated.recv() => return, // how a pod is ended
+        error = watching => error,
+    };
     eprintln!("subscription refused: {error}");
     std::process::exit(1);
 }
