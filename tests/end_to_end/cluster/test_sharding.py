@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 import subprocess
 import time
 from collections import defaultdict
@@ -18,7 +17,7 @@ import yaml
 from tests.end_to_end.cluster.node import Node
 from tests.end_to_end.cluster.parts import ROOT
 from tests.end_to_end.cluster.pods import container, operator
-from tests.end_to_end.cluster.test_pods import DEFINITION, engage, eventually
+from tests.end_to_end.cluster.test_pods import DEFINITION, ended, engage, eventually
 from tests.end_to_end.real.process import ProcessError
 
 PLANNED_AT_MOST_S, PLANNED_MEDIAN_S = 2.5, 1.0
@@ -233,15 +232,16 @@ def test_clusters_of_a_killed_pod_have_an_owner_within_45_seconds(
     assert max(recorded(group, "kill_one", begun, record_property)) <= KILLED_AT_MOST_S
 
 
-def test_commands_of_the_pages_succeed_in_the_daemons_container(group: Group) -> None:
+def test_commands_of_the_pages_succeed_in_the_daemons_container(node: Node, group: Group) -> None:
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     commands = {found.strip() for page in pages for found in COMMAND.findall(page.read_text())}
     assert {"milo-discovery shards", "milo-discoveryd check", "sh -c 'kill -HUP 1'"} <= commands
     [pod, *_] = group.pods()
     restarts = group.restarts(pod)
+    shell = ["-n", group.namespace, "exec", pod, "-c", "milo-discoveryd", "--", "sh", "-c"]
     for command in sorted(commands):
-        given = shlex.split(command.replace("CLUSTER", min(CLUSTERS)))
-        group.kubectl("exec", pod, "-c", "milo-discoveryd", "--", *given)
+        script = f"{command.replace('CLUSTER', min(CLUSTERS))} && echo succeeded"
+        eventually(lambda script=script: ended(node, *shell, script))
     group.kubectl("wait", "--for=condition=Ready", f"pod/{pod}", "--timeout=60s")
     assert group.restarts(pod) == restarts
 
