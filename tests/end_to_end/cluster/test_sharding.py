@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -241,7 +242,7 @@ def test_commands_of_the_pages_succeed_in_the_daemons_container(node: Node, grou
     shell = ["-n", group.namespace, "exec", pod, "-c", "milo-discoveryd", "--", "sh", "-c"]
     for command in sorted(commands):
         script = f"{command.replace('CLUSTER', min(CLUSTERS))} && echo succeeded"
-        eventually(lambda script=script: ended(node, *shell, script))
+        eventually(partial(ended, node, *shell, script))
     group.kubectl("wait", "--for=condition=Ready", f"pod/{pod}", "--timeout=60s")
     assert group.restarts(pod) == restarts
 

@@ -5,6 +5,7 @@ The objects are those that the platforms write, under definitions that accept ev
 
 import copy
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -167,6 +168,11 @@ def daemons(directory: Path, cluster: Workload) -> Iterator[dict[str, Any]]:
     yield common | {"kind": "ClusterRoleBinding", "roleRef": role, "subjects": [account]}
 
 
+def has_engaged(node: Node, name: str, cluster: str) -> bool:
+    """Return whether the operator beside the daemon with this definition has received the cluster."""
+    return f'"{cluster}"' in ended(node, "-n", NAMESPACE, "logs", f"deployment/{name}", "-c", "changes")
+
+
 @pytest.mark.timeout(900)
 def test_definition_of_each_platform_engages_its_cluster_in_a_pod(node: Node, tmp_path: Path) -> None:
     """Except `kind`, for the clusters of a developer's machine."""
@@ -181,7 +187,6 @@ def test_definition_of_each_platform_engages_its_cluster_in_a_pod(node: Node, tm
         daemons_of_all = [*daemons(tmp_path / "operator", cluster)]
         with started(node, [*daemons_of_all[:1], *objects_of_platforms(cluster), *daemons_of_all[1:]]):
             for name, platform in TRIED.items():
-                logs = ["-n", NAMESPACE, "logs", f"deployment/{name}", "-c", "changes"]
-                eventually(lambda logs=logs, name=platform.cluster: f'"{name}"' in ended(node, *logs))
+                eventually(partial(has_engaged, node, name, platform.cluster))
     finally:
         node.kubectl("delete", "-f", "-", given=given)
