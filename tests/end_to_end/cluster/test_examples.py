@@ -160,7 +160,12 @@ PROGRAMS = {
     ),
     "java": Program("example-java", of_java, status=SIGTERM_OF_JAVA, unpacks=True),
     "rust": Program("example-rust", of_rust),
-    "greeter": Program("example-python", of_python_examples, *OF_TUTORIAL, command=["python", "/greeter.py"]),
+    "greeter": Program(
+        "example-python",
+        of_python_examples,
+        page="docs/tutorial.md",
+        command=["env", "LEASE=greeter", "python", "/greeter.py"],
+    ),
     "kopf-greeter": Program("example-python", of_python_examples, command=["python", "/kopf_greeter.py"]),
     "secret-replicator": Program(  # has one project here, and so nothing to copy
         "example-python",
