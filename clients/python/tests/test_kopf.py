@@ -32,6 +32,16 @@ def config_map(name: str = "one", **labels: str) -> dict[str, Any]:
     }
 
 
+@pytest.fixture(autouse=True)
+def user_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the lookup of the user's name fail, as in a container whose user is only a number."""
+
+    def fail() -> str:
+        raise KeyError
+
+    monkeypatch.setattr("getpass.getuser", fail)
+
+
 @pytest.fixture
 def registry() -> kopf.OperatorRegistry:
     registry = kopf.OperatorRegistry()

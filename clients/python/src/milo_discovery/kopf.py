@@ -10,8 +10,10 @@ operators cannot share a loop.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import threading
+import uuid
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -65,6 +67,11 @@ async def _login(*, memo: Any, **_: Any) -> kopf.AiohttpSession:
     """Return a session with the newest credential of the operator's cluster. kopf calls it again on expiry or a 401."""
     sessions: _Sessions = memo.milo_sessions
     return await sessions.create()
+
+
+def _identity() -> str:
+    """Return this process's name in kopf's peering. kopf's default needs the user's name, which containers may lack."""
+    return os.environ.get("POD_ID") or f"{socket.gethostname()}/{uuid.uuid4()}"
 
 
 @dataclass
@@ -148,6 +155,7 @@ class _Operator:
             "namespaces": list(namespaces),
             "clusterwide": not namespaces,
             "standalone": standalone,
+            "identity": _identity(),
         }
 
         def work() -> None:
