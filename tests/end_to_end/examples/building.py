@@ -58,9 +58,10 @@ def node_packages() -> Path:
     def build() -> None:
         for package in packages:
             target = copy / package.relative_to(ROOT)
-            if not (target / "installed").exists():
+            installed = target / "node_modules" / "installed"
+            if not installed.exists():
                 run([npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"], target)
-                (target / "installed").touch()
+                installed.touch()
             if (target / "tsconfig.json").exists():
                 run([npm, "run", "build"], target)
 
@@ -80,10 +81,19 @@ def built_copy(copy: Path, sources: Sequence[Path], build: Callable[[], None]) -
             built_from.unlink(missing_ok=True)
             for source in sources:
                 target = copy / source.relative_to(ROOT)
+                _remove_others(source, target)
                 shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*BUILT))
             build()
             built_from.write_text(digest.hexdigest())
     return copy
+
+
+def _remove_others(source: Path, target: Path) -> None:
+    """Remove files that another tree or an older commit has copied, which the build would compile."""
+    for path in sorted(target.rglob("*")):
+        relative = path.relative_to(target)
+        if path.is_file() and BUILT.isdisjoint(relative.parts) and not (source / relative).exists():
+            path.unlink()
 
 
 def python_subscriber(kind: str) -> Command:
