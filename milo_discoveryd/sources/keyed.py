@@ -121,6 +121,9 @@ class KeyedSource:
 
         def observe(obj: KubeObject) -> ObservedObject:
             metadata, name = obj.metadata, key(obj)
+            if not keys.can_be_read(name):
+                problem = f"the name {name[:80]!r} is not valid in a URL"
+                return Malformed(name, metadata.uid, metadata.resourceVersion, problem)
             try:
                 if isinstance(watch, ReferencedWatch):
                     return _referenced(name, metadata, watch.content(obj))

@@ -219,7 +219,7 @@ RESPONSES = {
     "milo_discoveryd.check.api_responses._STATUS_OBJECT": _CHECK_ANSWER,
     "milo_discoveryd.credentials.issuers.kubeconfig_request._RESPONSE": Input(
         "1 MiB",
-        64 * _KIB,
+        16 * _MIB,
         30,
         SERVER,
         "end_to_end/process/test_loop_attacks.py::test_long_requested_kubeconfigs_delay_no_other_caller",

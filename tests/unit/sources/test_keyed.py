@@ -213,6 +213,14 @@ def test_objects_contribute_to_clusters_under_the_key_of_their_source(
     assert [each.cluster for each in found.content.contributions] == ["members#alpha"]
 
 
+@pytest.mark.parametrize("name", [";", "..", "a/b", "a?b"])
+def test_contributing_object_whose_name_is_not_valid_in_a_url_is_malformed(name: str) -> None:
+    watch = ContributionWatch(Resource("example.com", "v1", "members"), KubeObject, lambda _: ())
+    (members,) = KeyedSource(SeveralResources((watch,), Mock(), Mock())).collections
+    found = members.decoder.object(msgspec.json.encode({"metadata": METADATA | {"name": name}}))
+    assert found == Malformed(name, "1", "7", f"the name {name!r} is not valid in a URL")
+
+
 def test_watched_collection_has_the_path_and_query_of_its_resource() -> None:
     watched = WatchedCollection(Resource("", "v1", "pods", field_selector="a=b"))
     assert (watched.path, watched.query) == ("/api/v1/pods", [("fieldSelector", "a=b")])
