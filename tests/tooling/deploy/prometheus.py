@@ -106,7 +106,7 @@ async def prometheus(
         log.close()
 
 
-async def until(holds: Any, directory: Path, within_s: float = 60.0) -> None:
+async def until(holds: Any, directory: Path, within_s: float = 150.0) -> None:
     try:
         async with asyncio.timeout(within_s):
             while not await holds():  # noqa: ASYNC110 - Prometheus sends no event
