@@ -14,8 +14,8 @@ from milo_sandbox import Sandbox
 from milo_sandbox.kubeconfigs import write
 from milo_sandbox.resources import NAMESPACES, SECRETS
 from milo_sandbox.tokens import BoundTo
-from tests.end_to_end.process.test_tls_mistakes import free_addresses
 from tests.support.certificates import Authority
+from tests.support.ports import free_address
 
 TENANT, GREEDY, STRANGER = "tenant.example.com", "greedy.example.com", "stranger.example.com"
 """Names of certificates. A tenant may have the clusters of its organization, a greedy caller few streams and an issuer
@@ -40,7 +40,7 @@ class Gate:
     def __init__(self, sources: str, daemons: int, directory: Path, reviews: Sandbox) -> None:
         """`reviews` is the API server for the TokenReviews."""
         self.authority = Authority()
-        self.addresses = free_addresses(daemons)
+        self.addresses = [free_address() for _ in range(daemons)]
         self._scope, self._reviews = _SCOPES[sources], reviews
         certificate, key = self.authority.server().write(directory, "server")
         ca = directory / "ca.crt"

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import sys
 from asyncio.subprocess import PIPE, Process, create_subprocess_exec
 
@@ -13,6 +12,7 @@ from milo_discovery import ClientCredentials, DiscoveryClient, PermissionDenied,
 from tests.end_to_end.process.conftest import Workspace
 from tests.integration.grpc_server.test_tls import SPIFFE
 from tests.support.certificates import LOOPBACK, Authority
+from tests.support.ports import free_address
 
 OPERATOR = "system:serviceaccount:milo:operator"
 RULES = [
@@ -31,8 +31,7 @@ async def test_listeners_identify_their_callers_and_apply_their_rules(workspace:
     ca.write_bytes(authority.pem)
     token = workspace.directory / "token"
     token.write_text(workspace.sandbox.token(OPERATOR, audiences=["milo-discovery"]))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        network = f"127.0.0.1:{free.getsockname()[1]}"
+    network = free_address()
     tls = {"certificate": str(certificate), "key": str(key), "client_ca": str(ca)}
     listen = [
         {"name": "peers", "address": f"unix://{workspace.directory}/peers.sock", "peer_credentials": True},
@@ -93,6 +92,7 @@ time.sleep(3600)
 """
 AS_USER = """
 import asyncio, os, sys
+from tests.support.ports import free_address
 from milo_discovery import DiscoveryClient
 
 async def main(address, call):

@@ -25,6 +25,7 @@ from tests.end_to_end.process.project_server import Projects, ProjectServer
 from tests.support import memory_limit as memory_limit_module
 from tests.support.certificates import Authority
 from tests.support.memory_limit import memory_limit, peak_bytes, shipped_limit
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.filterwarnings("always:no cgroup here")  # shown in the summary, and no error
 
@@ -84,8 +85,7 @@ async def test_client_hello_flood_is_bounded_and_leaves_room_for_others(limited:
     certificate, key = authority.server().write(directory, "server")
     ours, our_key = authority.issue(SPIFFE).write(directory, "operator")
     (directory / "ca.crt").write_bytes(authority.pem)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     tls = {"certificate": str(certificate), "key": str(key), "client_ca": str(directory / "ca.crt")}
     listen = [limited.workspace.address, {"name": "net", "address": f"127.0.0.1:{port}", "tls": tls}]
     server = ProjectServer(Projects(f"p-{number}" for number in range(CLUSTERS)))

@@ -16,9 +16,9 @@ from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discovery.v1 import discovery_pb2_grpc as pb_grpc
 from milo_sandbox import Sandbox
 from tests.end_to_end.process.conftest import Workspace
-from tests.end_to_end.process.test_tls_mistakes import free_addresses
 from tests.support.certificates import Authority
 from tests.support.eventually import eventually
+from tests.support.ports import free_address
 
 OPERATOR = "system:serviceaccount:milo:operator"
 HANG_S = 20
@@ -66,7 +66,7 @@ async def test_two_callers_at_their_limit_leave_token_reviews_for_a_third_caller
     certificate, key = authority.server().write(workspace.directory, "server")
     ca = workspace.directory / "ca.crt"
     ca.write_bytes(authority.pem)
-    (address,) = free_addresses(1)
+    address = free_address()
     tls = {"certificate": str(certificate), "key": str(key), "client_ca": str(ca)}
     listen: list[object] = [workspace.address, {"name": "net", "address": address, "tls": tls, "tokens": True}]
     review = {"kubeconfig": str(workspace.kubeconfig), "audiences": ["milo-discovery"]}

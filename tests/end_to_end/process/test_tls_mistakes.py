@@ -3,7 +3,6 @@
 
 import asyncio
 import re
-import socket
 import sys
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
@@ -17,6 +16,7 @@ from tests.end_to_end.process.conftest import Workspace, directory, workspace
 from tests.end_to_end.process.daemon import DaemonProcess
 from tests.support.certificates import LOOPBACK, Authority
 from tests.support.eventually import LIMIT_S
+from tests.support.ports import free_address
 
 __all__ = ["directory", "workspace"]
 
@@ -57,7 +57,7 @@ async def places(workspace: Workspace) -> AsyncIterator[dict[str, str]]:
     strangers, strangers_key = other.issue(*LOOPBACK).write(in_here, "stranger")
     (in_here / "ca.crt").write_bytes(authority.pem)
     (in_here / "other-ca.crt").write_bytes(other.pem)
-    plain, tls, other_name, other_use, http, nothing = free_addresses(6)
+    plain, tls, other_name, other_use, http, nothing = (free_address() for _ in range(6))
     ca = str(in_here / "ca.crt")
     listen: list[dict[str, object]] = [
         {"name": "unix", "address": workspace.address},
@@ -81,14 +81,6 @@ async def places(workspace: Workspace) -> AsyncIterator[dict[str, str]]:
 async def start(daemon: DaemonProcess) -> None:
     await daemon.start()
     await daemon.wait_for_output('"synced"')
-
-
-def free_addresses(count: int) -> list[str]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
-    for each in sockets:
-        each.close()
-    return addresses
 
 
 async def test_mistakes_in_tls_options_print_one_line(places: dict[str, str], tmp_path: Path) -> None:

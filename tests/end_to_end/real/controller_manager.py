@@ -11,9 +11,9 @@ from typing import Self
 import aiohttp
 
 from tests.end_to_end.real import process
-from tests.end_to_end.real.ports import free_port
 from tests.end_to_end.real.process import Process
 from tests.end_to_end.real.servers import InfrastructureApi, MiloApi
+from tests.support.ports import free_port
 
 _STARTED_WITHIN_S = 180
 _LOOK_EVERY_S = 0.25

@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 
 from tests.end_to_end.real import process
-from tests.end_to_end.real.ports import free_port
+from tests.support.ports import free_port
 
 _STARTED_WITHIN_S = 60
 # A key outside every API server's prefix: writing it increments the revision and changes no object.

@@ -18,7 +18,7 @@ import pytest
 
 from tests.end_to_end.real.builds import cache_directory
 from tests.end_to_end.real.certificates import Authority
-from tests.end_to_end.real.ports import free_port
+from tests.support.ports import free_port
 
 VERSION = "26.4.2"
 REALM = "milo"

@@ -22,10 +22,10 @@ from tests.end_to_end.real import kubeconfig, process
 from tests.end_to_end.real.api import DEFINITIONS, Api
 from tests.end_to_end.real.certificates import LIFETIME, Authority
 from tests.end_to_end.real.etcd import Etcd
-from tests.end_to_end.real.ports import free_port
 from tests.end_to_end.real.process import Process, ProcessError
 from tests.end_to_end.real.programs import ApiProgram, Programs
 from tests.end_to_end.scenarios.steps import Mode
+from tests.support.ports import free_port
 from tests.support.tcp_proxy import TcpProxy
 
 _STARTED_WITHIN_S = 120

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 import yaml
 
 from tests.end_to_end.real.api import Api
-from tests.end_to_end.real.ports import free_port
 from tests.end_to_end.real.programs import Programs
 from tests.end_to_end.real.servers import MiloApi
 from tests.end_to_end.soak.sandbox_process import AUTHORITY, READY, TOKEN
+from tests.support.ports import free_port
 
 COLLECTION = MiloApi.collection
 

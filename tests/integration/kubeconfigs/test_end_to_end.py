@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import socket
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -22,6 +21,7 @@ from milo_sandbox.rights import EVERYTHING
 from tests.integration.kubeconfigs.daemon import a_daemon
 from tests.integration.watchers.api_server import ApiServer
 from tests.support.eventually import eventually
+from tests.support.ports import free_port
 from tests.unit.credentials.tokens import jwt
 
 WORKLOAD = "system:serviceaccount:milo:discovery"
@@ -197,8 +197,7 @@ async def test_tcp_listener_issues_no_kubeconfigs_without_a_rule(tmp_path: Path)
     rule = {"name": "local", "who": "everybody", "clusters": "all", "kubeconfigs": True}
     async with a_sandbox(tmp_path):
         for rights, is_issued in (([], False), ([rule], True)):
-            with socket.create_server(("127.0.0.1", 0)) as free:
-                port = free.getsockname()[1]
+            port = free_port()
             config = sources(
                 tmp_path,
                 {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True},

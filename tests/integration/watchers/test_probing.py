@@ -1,7 +1,6 @@
 """Connectivity probes against a real HTTPS server."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -17,6 +16,7 @@ from milo_discoveryd.watchers.probing import POOLS, ClusterAccess, ProbeSender
 from milo_kube.credential import ClientCertificate, Credential, Secret
 from tests.integration.watchers.api_server import ApiServer, answering, upstream
 from tests.support.eventually import LIMIT_S
+from tests.support.ports import free_address
 
 
 class Held(dict[str, Credential]):
@@ -115,11 +115,8 @@ async def test_probe_does_not_follow_redirect() -> None:
 
 
 async def test_probe_of_closed_port_is_a_failure_of_the_host() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     async with ApiServer(answering()) as server, prober(server) as sender:
-        outcome = await sender.send(at(f"https://127.0.0.1:{port}"))
+        outcome = await sender.send(at(f"https://{free_address()}"))
     assert isinstance(outcome, ProbeFailed)
     assert (outcome.cause, outcome.is_of_host) == ("connect", True)
 

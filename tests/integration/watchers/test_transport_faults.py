@@ -18,6 +18,7 @@ from milo_kube.credential_providers import StaticCredential
 from milo_kube.http.errors import TransportError
 from milo_kube.upstream import Upstream
 from tests.integration.watchers.api_server import ApiServer, answering, upstream
+from tests.support.ports import free_address
 
 Peer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -60,13 +61,6 @@ async def peer(behaviour: Peer) -> AsyncIterator[int]:
         await asyncio.gather(*served)
 
 
-def closed_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port
-
-
 async def test_unresolvable_host_is_dns_error() -> None:
     error = await failure(nobody("https://milo.invalid"))
     assert error.cause == "dns"
@@ -74,7 +68,7 @@ async def test_unresolvable_host_is_dns_error() -> None:
 
 
 async def test_closed_port_is_connect_error() -> None:
-    error = await failure(nobody(f"https://127.0.0.1:{closed_port()}"))
+    error = await failure(nobody(f"https://{free_address()}"))
     assert error.cause == "connect"
     assert "cannot be reached" in str(error)
 
@@ -210,7 +204,7 @@ async def test_unavailable_credential_is_credential_error() -> None:
 
 
 async def test_unreachable_proxy_is_connect_error() -> None:
-    proxy = Secret(f"http://user:hunter2@127.0.0.1:{closed_port()}")
+    proxy = Secret(f"http://user:hunter2@{free_address()}")
     error = await failure(nobody("https://milo.example.com", proxy=proxy))
     assert error.cause == "connect"
     assert "the proxy for https://milo.example.com" in str(error)
@@ -235,8 +229,8 @@ async def test_proxy_authentication_is_sent_and_rejection_reported() -> None:
 
 async def test_error_messages_contain_no_token_or_proxy_password() -> None:
     errors = [
-        await failure(nobody(f"https://127.0.0.1:{closed_port()}")),
-        await failure(nobody("https://milo.invalid", proxy=Secret(f"http://u:hunter2@127.0.0.1:{closed_port()}"))),
+        await failure(nobody(f"https://{free_address()}")),
+        await failure(nobody("https://milo.invalid", proxy=Secret(f"http://u:hunter2@{free_address()}"))),
     ]
     chained = [str(cause) for error in errors for cause in (error, error.__cause__, repr(error.__cause__))]
     assert not any("s3cret" in text or "hunter2" in text for text in chained)

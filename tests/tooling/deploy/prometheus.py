@@ -3,7 +3,6 @@
 import asyncio
 import json
 import re
-import socket
 import urllib.parse
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,6 +13,7 @@ import pytest
 import yaml
 
 from tests.support.debian import program
+from tests.support.ports import free_address
 from tests.tooling.deploy import monitoring
 from tests.tooling.deploy.web import get
 
@@ -73,9 +73,7 @@ async def prometheus(
     directory: Path, target: str, *, every: str = _OFTEN, speed: float = _SPEED
 ) -> AsyncIterator[Prometheus]:
     """Run a Prometheus. Durations in the rules are divided by `speed`: five minutes take three seconds."""
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        listen = f"127.0.0.1:{unused.getsockname()[1]}"
+    listen = free_address()
     # As with the PodMonitor: the job name, and the labels of a pod.
     labels = {"namespace": "ns", "pod": "operator", "container": "milo-discoveryd"}
     config = {

@@ -1,0 +1,38 @@
+"""Ports on loopback that nothing else uses, for servers whose port must be known before they start."""
+
+import os
+import random
+import re
+import socket
+from collections.abc import Iterator
+
+# Below the ephemeral ports: an outgoing connection, or a server that listens on port 0, could take one of those.
+_FIRST, _LAST = 10_240, 32_767
+_WORKERS = 16
+"""Each worker of a test run has ports of its own."""
+
+
+def _ports() -> Iterator[int]:
+    worker = int(re.sub(r"\D", "", os.environ.get("PYTEST_XDIST_WORKER", "")) or 0) % _WORKERS
+    ports = list(range(_FIRST + worker, _LAST + 1, _WORKERS))
+    random.shuffle(ports)
+    yield from ports
+
+
+_unused = _ports()
+
+
+def free_port() -> int:
+    """Return a port that is free, and that no other call returns."""
+    for port in _unused:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError("this process has asked for all its ports")
+
+
+def free_address() -> str:
+    return f"127.0.0.1:{free_port()}"
