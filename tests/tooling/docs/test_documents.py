@@ -31,6 +31,13 @@ def test_wrap_keeps_tables_headings_code_and_pictures(kept: str) -> None:
     assert wrapped(kept) == kept
 
 
+def test_wrap_keeps_the_paragraphs_of_a_quotation() -> None:
+    lines = wrapped(f"> {LONG}\n>\n> next").splitlines()
+    assert all(line.startswith(">") for line in lines)
+    assert max(map(len, lines)) <= WIDTH
+    assert lines[-2:] == [">", "> next"]
+
+
 def test_wrap_keeps_code_in_a_line() -> None:
     assert "`one two three`" in wrapped(f"{'x' * 112} `one two three` {LONG}")
 
