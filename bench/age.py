@@ -27,9 +27,7 @@ _MORE = {
 CommitsSince = Callable[[str, tuple[str, ...]], int | None]
 """Returns how many commits changed the packages since a commit; None if the history lacks that commit."""
 
-KNOWN_STALE = {
-    "milo_groups": "2026-11-25T02:24:09+00:00",
-}
+KNOWN_STALE: dict[str, str] = {}
 """Files that were stale when the core was rewritten, with the time of their run. Only remove entries."""
 
 
