@@ -1,4 +1,4 @@
-"""One probe of a host stands for all clusters of a source behind it."""
+"""The schedule of host probes: one probe represents all clusters of a source on the host."""
 
 import pytest
 
@@ -71,7 +71,7 @@ def test_host_schedule_probes_each_host_separately() -> None:
 
 
 def test_host_of_two_sources_is_probed_by_a_cluster_of_each() -> None:
-    """Each source has issuers of its own, and the probes try their credentials."""
+    """Each source has its own credential issuers, and probes use the credentials that these issue."""
     schedule = hosts("eu#a", "eu#b", "us#a")
     probes = {probe.name: probe for probe in schedule.due(10.0)}
     assert set(probes) == {"eu#a", "us#a"}

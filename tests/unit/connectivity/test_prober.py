@@ -28,7 +28,7 @@ class World:
         self.results: list[str] = []
         self.states: dict[str, Reachability] = {}
         self.answer: ProbeOutcome | None = ProbeReached()
-        """The outcome of the probe; None for one that never answers."""
+        """The outcome of every probe; None if probes never end."""
         self.waiting = 0
         self.gone: set[str] = set()
         self.prober = Prober(

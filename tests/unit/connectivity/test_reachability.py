@@ -57,11 +57,11 @@ class ScheduleDriver:
         return [f"{verdict.name} {verdict.connectivity.state.value}" for verdict in verdicts]
 
     def run(self, seconds: float, outcome: ProbeOutcome) -> list[str]:
-        """Run for `seconds`, with one answer to every probe."""
+        """Run for `seconds`; every probe has this outcome. Return the changes."""
         return self._run(seconds, lambda _: outcome)
 
     def run_each(self, seconds: float, **outcomes: ProbeOutcome) -> list[str]:
-        """Run for `seconds`, with an answer for each cluster."""
+        """Run for `seconds`, with an outcome for the probes of each cluster. Return the changes."""
         return self._run(seconds, outcomes.__getitem__)
 
     def _run(self, seconds: float, answer: Callable[[str], ProbeOutcome]) -> list[str]:

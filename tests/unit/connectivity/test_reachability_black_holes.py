@@ -1,4 +1,4 @@
-"""Probes are not delayed by unresponsive clusters: fifty of five hundred."""
+"""Probes of 450 responsive clusters are not delayed by 50 unresponsive ones."""
 
 import heapq
 
@@ -19,7 +19,7 @@ SWALLOWED = ProbeFailed("timeout", "it did not answer in time", is_of_host=True)
 
 
 def first_reports(clusters: int, black_holes: int, *, minutes: float = 5.0) -> dict[str, float]:
-    """Return when each responsive cluster was first reported, with default settings and a host per cluster."""
+    """Return the time of the first result of each responsive cluster, with default settings and a host per cluster."""
     rate = ProbePolicy().rate_per_s
     schedule = ProbeSchedule(ProbePolicy(at_once=at_once(rate, TIMEOUT_S)), lambda: 0.5)
     for number in range(clusters):

@@ -11,7 +11,7 @@ GIVING_UP = msgspec.structs.replace(POLICY, host_rate_per_s=100.0, rate_per_s=10
 
 
 class ClusterFleet:
-    """Clusters of which some fail their probes; by default, each is on a host of its own."""
+    """Clusters, some of which fail their probes; by default, each cluster has a host of its own."""
 
     def __init__(self, policy: ProbePolicy = GIVING_UP, *, well: int = 0) -> None:
         self.schedule = ProbeSchedule(policy, lambda: 0.5)

@@ -1,4 +1,4 @@
-"""An issuer with an API server for each source."""
+"""A credential issuer that uses the API server of each cluster's source."""
 
 import msgspec
 import pytest

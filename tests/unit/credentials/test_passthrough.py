@@ -48,7 +48,7 @@ def own_user(path: Path) -> PassthroughIssuer:
 def plugin(directory: Path, status: dict[str, Any]) -> str:
     path = directory / "login"
     answer = {"apiVersion": V1, "kind": "ExecCredential", "status": status}
-    # A new file moved into place, since a file that is open for writing cannot be executed.
+    # Write a new file and rename it, since a file that is open for writing cannot be executed.
     (directory / "login.new").write_text(f"#!/bin/sh\ncat <<'JSON'\n{json.dumps(answer)}\nJSON\n")
     (directory / "login.new").chmod(0o700)
     (directory / "login.new").replace(path)
@@ -166,7 +166,7 @@ def test_exec_issuer_has_the_timeout_of_its_command() -> None:
 
 
 class Script:
-    """An issuer of numbered tokens, or one that fails."""
+    """An issuer of numbered tokens, which raises `failure` if it is set."""
 
     name, type, scope, takes_ttl = "script", "script", Scope.IDENTITY, False
 

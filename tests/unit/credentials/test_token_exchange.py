@@ -1,4 +1,4 @@
-"""Tokens in exchange for a token in a file, from real HTTPS endpoints: the sandbox's, and faulty ones."""
+"""Token exchange: access tokens for a token in a file, from real HTTPS endpoints: the sandbox's, and faulty ones."""
 
 import base64
 import json

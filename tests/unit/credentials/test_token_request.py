@@ -52,7 +52,7 @@ async def api(sandbox: Sandbox, tmp_path: Path) -> AsyncIterator[Transport]:
 
 
 def a_source(api: object, **differing: object) -> TokenRequestIssuer:
-    """`differing`: fields of RequestedTokens and RequestingDaemon, and the clock."""
+    """Return an issuer; `differing` overrides fields of RequestedTokens and RequestingDaemon, or the clock."""
     tokens, daemon = {"namespace": "milo", "service_account": "operators"}, {"run": "r"}
     for struct, given in ((RequestedTokens, tokens), (RequestingDaemon, daemon)):
         given.update({key: differing.pop(key) for key in struct.__struct_fields__ if key in differing})
@@ -155,7 +155,7 @@ async def test_objects_that_claim_one_project_do_not_share_a_secret(sandbox: San
 
 
 async def test_sources_that_share_an_object_do_not_revoke_each_others_tokens(sandbox: Sandbox, api: Transport) -> None:
-    """Two sources follow one API server with overlapping selectors, or the server of one copies a UID of the other."""
+    """Objects of two sources have one UID: the sources follow one API server, or a server copies the UID of another."""
     source = a_source(api)
     clusters = [engaged(ALPHA, 1), engaged(IN_OTHER_SOURCE, 2)]
     assert clusters[0].object_uid == clusters[1].object_uid
@@ -168,7 +168,7 @@ async def test_sources_that_share_an_object_do_not_revoke_each_others_tokens(san
 async def test_secret_is_deleted_with_its_uid_as_precondition() -> None:
     kept = {"metadata": {"name": "s", "uid": "s1", "creationTimestamp": "2020-01-01T00:00:00Z"}}
     api = ScriptedApi(answering(200, {"items": [kept]}), answering(409, {}))
-    await a_source(api).revoke(engaged())  # a conflict means that another Secret has the name by now
+    await a_source(api).revoke(engaged())  # a conflict means that a new Secret has this name
     assert api.asked[-1] == ("DELETE", "/api/v1/namespaces/milo/secrets/s")
     assert json.loads(api.bodies[-1])["preconditions"] == {"uid": "s1"}
 
