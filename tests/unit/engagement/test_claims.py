@@ -22,7 +22,7 @@ BANK = "uid-of-bank"
 
 
 class Claimants:
-    """The clusters of sources that share a log and the claims, with a clock of one second per call."""
+    """The clusters of sources that share a change log and claims; the clock advances by a second per commit."""
 
     def __init__(self, *servers: str) -> None:
         log, self.fleet = readable_log(), FleetEngagements()
@@ -73,7 +73,7 @@ def position_of(positions: SourcePositions, count: int, *, listed: bool) -> Obje
 
 
 def claims(name: str, uid: str = BANK, version: str = "1") -> Ready:
-    """Return a ready object whose label claims this project."""
+    """Return a ready object whose label claims the project with this UID."""
     return Ready(f"object-{name}", version, target(name, uid))
 
 

@@ -48,7 +48,7 @@ STREAMING = ViewStatus(ViewState.STREAMING, 0.0, last_contact=0.0)
 
 
 def any_of(cluster: str, contributions: Sequence[ObjectContribution], uid: str) -> Observation | None:
-    """Engage a cluster while any object contributes to it; its identity is that of the engagement's first object."""
+    """Engage a cluster while any object contributes to it. It keeps the UID of the first object of the engagement."""
     if not contributions:
         return None
     first = contributions[0]
@@ -80,7 +80,7 @@ class RecordingJournal(Journal):
 
 
 class RecordedFleet:
-    """A reduced fleet and its journal."""
+    """A source that computes clusters from contributions of objects by `reduce`, and its journal."""
 
     def __init__(self, reduce: Reduce = any_of, resources: int = 1, grace_s: float = 0.0) -> None:
         self.journal = RecordingJournal()
@@ -159,7 +159,7 @@ def test_cluster_is_engaged_while_one_of_its_objects_contributes_to_it() -> None
 
 
 def test_object_with_several_changes_in_a_batch_contributes_to_a_cluster_once() -> None:
-    """A controller writes the status right after the object was created."""
+    """As when a controller writes the status right after an object was created."""
     fleet = RecordedFleet()
     fleet.listed()
     assert fleet.take(ObjectChanged(thing("x")), ObjectChanged(thing("x", 2, shop=True))) == [("ENGAGED", "shop")]

@@ -25,7 +25,7 @@ RESTORED = ViewStatus(ViewState.STALE, 0.0, "Restored", "")
 
 
 def at_secret(cluster: str, contributions: Sequence[ObjectContribution], uid: str) -> Observation | None:
-    """Engage the earliest object's cluster at the server in its Secret."""
+    """Engage the cluster of the earliest object, at the server that the Secret of this object contains."""
     seen = earliest(cluster, [contribution for contribution in contributions if contribution.watch == OBJECTS])
     if not isinstance(seen, Ready):
         return seen

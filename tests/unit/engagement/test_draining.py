@@ -211,7 +211,7 @@ def test_draining_record_is_not_evicted_with_absent_records(monkeypatch: pytest.
     assert fleet.count(ObjectState.OUTSIDE) == 1
 
 
-# --- what readers receive ---
+# --- events that readers receive ---
 
 
 def received(cursor: Cursor) -> list[Event]:

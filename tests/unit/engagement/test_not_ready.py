@@ -17,7 +17,7 @@ def names(count: int, first: int = 0) -> list[str]:
 
 
 class Engaged:
-    """A number of engaged clusters, with the disengagements so far."""
+    """Engaged clusters, with the time of each disengagement."""
 
     def __init__(self, count: int, *, grace_s: float = 0.0, limits: RemovalLimits | None = LIMITS) -> None:
         self.clusters = NotReadyClusters(grace_s, limits)
@@ -105,7 +105,7 @@ def test_cluster_that_becomes_not_ready_during_a_hold_is_held_as_well() -> None:
 
 
 def test_mass_of_not_ready_clusters_that_builds_up_over_seconds_is_held() -> None:
-    """Fifty per second of 5,000 are below the limit in each second, and above it over a hold."""
+    """50 of 5,000 clusters per second do not exceed the limit in any second, but in the time of a hold."""
     fleet = Engaged(5000)
     for second in range(30):
         fleet.not_ready(names(50, 50 * second), float(second))
@@ -115,7 +115,7 @@ def test_mass_of_not_ready_clusters_that_builds_up_over_seconds_is_held() -> Non
 
 
 def test_clusters_that_become_ready_again_do_not_count_toward_not_ready_limit() -> None:
-    """Clusters that flap, a few at a time, are not a mass."""
+    """Clusters that flap one after another are not held as a mass."""
     fleet = Engaged(100)
     for second in range(100):
         name = f"c{second}"

@@ -4,7 +4,7 @@ from milo_discoveryd.identity.review_budget import PER_CONNECTION, PER_OWNER, RE
 
 
 def flood(budget: ReviewBudget, origin: TokenOrigin, now: float = 0.0) -> int:
-    """Take rejected tokens until the budget denies one; return the number of allowed ones."""
+    """Charge reviews of rejected tokens until the budget denies one; return the number of allowed reviews."""
     allowed = 0
     while not budget.charge_review(origin, now, was_accepted=False):
         budget.rejected(origin, now)
