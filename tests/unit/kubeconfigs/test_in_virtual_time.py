@@ -44,7 +44,7 @@ class Slow(Backend):
 
 
 class Fleet:
-    """Clusters whose holders fetch each new credential at once."""
+    """Clusters whose subscribers fetch each new credential at once."""
 
     def __init__(self, size: int, backend: Backend, *, per_second: float = PER_SECOND) -> None:
         self._clusters = [a_cluster(f"p-{number}", number) for number in range(1, size + 1)]

@@ -51,10 +51,10 @@ def test_mint_queue_retries_use_at_most_a_quarter_of_the_slots() -> None:
         queue.add(entry(number), ends_at=-inf, failures=1)
     assert len(taken(queue)) == 2
     first(queue, *(entry(number) for number in range(20, 40)))
-    assert len(taken(queue)) == 4, "first credentials, beside the retries"
+    assert len(taken(queue)) == 4, "retries leave slots for first credentials"
     for number in range(40, 50):
         queue.add(entry(number), ends_at=5.0, failures=0)
-    assert len(taken(queue)) == 2, "renewals"
+    assert len(taken(queue)) == 2, "first credentials and retries leave slots for renewals"
 
 
 def test_mint_queue_organizations_take_at_most_as_many_slots_as_they_leave_free() -> None:
@@ -66,7 +66,7 @@ def test_mint_queue_organizations_take_at_most_as_many_slots_as_they_leave_free(
     first(queue, entry(40, "farm"))
     assert taken(queue) == ["p40"]
     first(queue, entry(41, "mill"))
-    assert taken(queue) == ["p41"], "eight of ten for first credentials"
+    assert taken(queue) == ["p41"], "first credentials use at most eight of ten slots"
 
 
 def test_mint_queue_takes_the_organization_with_the_fewest_slots_next() -> None:

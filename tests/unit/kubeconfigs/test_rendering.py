@@ -1,4 +1,4 @@
-"""Kubeconfigs: their fields, and parsers that read them alike."""
+"""Rendered kubeconfigs: their fields, and how kubectl and other parsers read them."""
 
 import asyncio
 import base64

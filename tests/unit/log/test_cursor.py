@@ -507,14 +507,14 @@ def test_snapshot_frames_are_cached_briefly_and_rebuilt_later() -> None:
     engage(log)
 
     def first_frame() -> bytes:
-        """Return the first frame of a new reader, which shares no snapshot: each ends before the next begins."""
+        """Return the first frame of a new reader. It shares no snapshot, since the previous reader has ended."""
         batch = reader(log).next_batch()
         assert batch is not None
         return batch.slice.data
 
     assert [first_frame(), first_frame()] == [b"1", b"1"]
     evict_frames(log)
-    assert first_frame() == b"1", "a reader began after the previous eviction"
+    assert first_frame() == b"1", "the eviction keeps frames, since a snapshot was read after the previous one"
     for _ in range(3):
         evict_frames(log)
     assert first_frame() == b"2"

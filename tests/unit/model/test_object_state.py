@@ -71,7 +71,7 @@ def test_status_page_reads_object_states_from_its_generated_table() -> None:
         assert state["tone"] == "plain" or f".{state['tone']} " in page, "the page has a style of that tone"
     script = page.replace(table, "").partition("<script>")[2]
     named = {state.value for state in ObjectState if f'"{state.value}"' in script}
-    assert named <= {"ready", "unassigned"}, "what the page says of other states is in the table"
+    assert named <= {"ready", "unassigned"}, "the words for all other states are in the table"
 
 
 def test_status_command_prints_each_fleet_count() -> None:

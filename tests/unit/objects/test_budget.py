@@ -24,7 +24,7 @@ SIZE = weigh(ready("p-000").target)
 
 
 class BudgetedClusters(ListedClusters):
-    """The clusters of a collection that shares a budget for ten of them."""
+    """The clusters of a collection whose budget is enough for ten clusters; collections can share a budget."""
 
     def __init__(self, budget: ObjectBudget | None = None) -> None:
         self.weight = CollectionWeight(budget or ObjectBudget(LIMIT * SIZE))

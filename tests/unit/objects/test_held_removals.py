@@ -61,7 +61,7 @@ class Source(ListedClusters):
 
 
 class GuardOfTwo(RemovalGuard):
-    """A guard that holds the removal of `a` and `b`, and decides about the others as usual."""
+    """A guard that holds the removal of `a` and `b`, and decides about other objects as usual."""
 
     def judge(self, missing: Sequence[tuple[str, str]], known: ObjectStore, **about: Any) -> ListJudgement:
         kept = [each for each in missing if each[0] in "ab"]
@@ -85,7 +85,7 @@ def test_each_group_of_missing_objects_has_its_own_decision() -> None:
     assert source.requested_names() == ["c"]
     assert source.pending_deletions.held == 2
     assert source.pending_deletions.explain("b") == (0.0, "not these")
-    assert source.engagements.engaged == 6, "the object that has the name of b waits too"
+    assert source.engagements.engaged == 6, "the new object with the name b is not applied either"
 
 
 def test_rate_of_confirmations_counts_the_objects_of_all_groups() -> None:

@@ -112,11 +112,11 @@ def test_concurrent_confirmations_are_limited() -> None:
         pending.add(name, "u", 0.0)
     first, second = pending.take_due(0.0)
     assert [first.name, second.name] == ["c", "b"], "the newest are first"
-    assert pending.next_at == 0.1, "reads that hang use no slot"
+    assert pending.next_at == 0.1, "a slot is free once a read counts as hanging"
     assert pending.take_due(0.0) == []
     pending.resolve(first, Absent(), 1.0)
     assert pending.next_at is not None
-    assert pending.next_at <= 1.0, "at once"
+    assert pending.next_at <= 1.0, "a slot is free"
     assert [request.name for request in pending.take_due(1.0)] == ["a"]
     pending.resolve(second, Inconclusive("no"), 2.0)
     assert pending.next_at == 3.0
@@ -308,7 +308,7 @@ def test_hanging_reads_delay_a_later_read_by_at_most_a_second(count: int) -> Non
         now = step / 20
         while hanging and hanging[0][0] <= now:
             pending.resolve(hanging.popleft()[1], Inconclusive("timeout"), now)
-        if step % 37 == 0:  # at varying times within the timeout of the others
+        if step % 37 == 0:  # at varying times within the timeout of the hanging reads
             pending.add(f"quick-{now}", "uid", now)
         for request in pending.take_due(now):
             if request.name.startswith("quick"):
@@ -335,7 +335,7 @@ def test_deletion_reported_before_many_whose_reads_hang_is_read_within_seconds(c
             assert now <= within_s
             return
         hanging.extend((now + 5.0, request) for request in requests)
-    raise AssertionError("it is not read within a minute")
+    raise AssertionError("the object `quick` was not read within a minute")
 
 
 def test_reads_that_hang_are_limited() -> None:

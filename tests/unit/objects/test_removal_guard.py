@@ -137,7 +137,7 @@ def test_later_lists_of_restored_server_are_not_behind() -> None:
         assert guard.is_behind(version, versions_went_back=True)
         assert guard.ignores(version, is_behind=True, now=now) is ignored
     assert not guard.is_behind("52", versions_went_back=True)
-    # a lagging replica of the restored server, or a second restore
+    # An earlier version is from a lagging replica of the restored server, or the server was restored again.
     assert guard.is_behind("51", versions_went_back=True)
     assert not guard.is_behind("121", versions_went_back=False)
 

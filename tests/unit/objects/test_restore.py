@@ -46,7 +46,7 @@ def test_deletion_of_restored_cluster_missing_from_first_list_is_confirmed() -> 
 
 
 def test_state_no_longer_counts_as_restored_once_a_confirmation_failed() -> None:
-    """A server that refuses such reads does not keep subscribers waiting."""
+    """A server that refuses confirmation reads does not keep subscribers waiting."""
     source = restored("alpha", "beta")
     source.lists(ready("beta"))
     (request,) = source.pending_deletions.take_due(source.now)
