@@ -1,4 +1,4 @@
-"""Lists that are requested despite a healthy watch or after giving up, and lists older than the known version."""
+"""Lists on request despite a healthy watch, lists at a given time after `give_up`, and lists of an older version."""
 
 import math
 

@@ -167,7 +167,7 @@ def test_server_that_stays_down_makes_source_stale() -> None:
     driver.failed(Failure("ConnectFailed", "connection refused"))
     assert driver.reflector.status == ViewStatus(
         ViewState.STALE, 101.0, "ConnectFailed", "connection refused", 100.0
-    ), "since the first failure, with the latest reason"
+    ), "stale since the first failure, with the reason of the latest one"
     driver.now += 4.0
     driver.opened()
     assert driver.reflector.status == ViewStatus(ViewState.STREAMING, 107.0, last_contact=107.0)

@@ -196,7 +196,7 @@ def test_error_status_without_code_has_http_status() -> None:
 
 @pytest.mark.parametrize("item", ["1", "{}", '{"metadata":1}', '{"metadata":{}}', '{"m\\u0065tadata":{"name":"a"}}'])
 def test_page_of_tiny_items_is_rejected_before_they_take_memory(item: str) -> None:
-    """Each item of a page takes 64 bytes, whatever its size is."""
+    """Each item of a decoded page takes 64 bytes of memory, however short it is in JSON."""
     body = f'{{"metadata":{{}},"items":[{",".join([item] * (4_000_000 // (len(item) + 1)))}]}}'.encode()
     tracemalloc.start()
     try:

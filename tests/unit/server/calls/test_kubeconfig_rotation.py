@@ -236,7 +236,7 @@ def test_rotation_pauses_while_quota_is_exhausted(world: World) -> None:
     world.take_kubeconfig = counted  # type: ignore[method-assign]
     world.now += 7.0
     assert rotation.take_due() == b""
-    assert looked == 1, "the first batch has all kubeconfigs"
+    assert looked == 1, "the quota is not checked again for the second cluster"
     assert rotation.due_in_s == 7.0
 
 

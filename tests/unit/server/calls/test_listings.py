@@ -118,7 +118,7 @@ def test_listing_pages_omit_clusters_that_became_invisible() -> None:
     listing.first(1)
     page = listing.listings.next(listing.token, 10, 0.0, ME, lambda cluster: cluster.target.name != "c")
     assert names(page) == ["b", "d"]
-    assert len(page.clusters) == 3, "skipped clusters count for the position as well"
+    assert len(page.clusters) == 3, "omitted clusters count for the position in the listing"
 
 
 @pytest.mark.parametrize(

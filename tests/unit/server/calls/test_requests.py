@@ -224,7 +224,7 @@ def test_filter_limits_requirements_and_values() -> None:
 
 
 def test_memory_of_a_request_counts_each_value_of_its_filter() -> None:
-    """A short name takes some 40 times its size in the request."""
+    """In memory, a short name takes about 40 times its size in the request."""
     request = pb.WatchClustersRequest(resume_revision="x" * 100)
     assert requests.kept_bytes(request) == 3 * request.ByteSize()
     short = [f"{number:x}" for number in range(1, 1001)]

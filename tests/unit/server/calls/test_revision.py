@@ -153,7 +153,7 @@ def test_tampered_signed_token_fails(data: st.DataObject) -> None:
     assert SIGNER.verify(sealed[:place] + other + sealed[place + 1 :], "one") is None
 
 
-# --- of one stream ---
+# --- revisions of one stream ---
 
 
 def test_parts_of_a_snapshot_are_numbered() -> None:

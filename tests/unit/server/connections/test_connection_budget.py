@@ -94,7 +94,7 @@ def test_unauthenticated_connections_have_a_fixed_maximum() -> None:
 
 
 def taken(slots: ConnectionSlots[int], number: int, *owners: str) -> int | None:
-    """Authenticate a connection; return the one whose slot it takes, or -1 if it is refused."""
+    """Authenticate a connection; return the connection that loses its slot to it, or None, or -1 if it is refused."""
     slots.admit(number, str(number))
     try:
         return slots.authenticate(number, owners)
@@ -126,7 +126,7 @@ def test_owner_without_connections_takes_the_slot_of_the_longest_idle_connection
     assert taken(slots, 3, "new") == 2
     assert taken(slots, 4, "new") == -1, "this owner has a connection already"
     assert taken(slots, 5, "newer") == 1
-    assert taken(slots, 6, "newest") == -1, "the others have calls, or have not been used yet"
+    assert taken(slots, 6, "newest") == -1, "the other connections have calls in flight, or have had no call yet"
     slots.count_call(0, -1)
     assert taken(slots, 7, "newest") == 0
     slots.count_call(0, 1)
@@ -141,7 +141,7 @@ def test_owner_with_additional_certificate_names_gets_no_additional_slots() -> N
 
 @given(st.integers(1, 8), st.lists(st.tuples(st.booleans(), st.sampled_from("abcdef")), max_size=40))
 def test_connection_slots_are_divided_fairly_among_owners(limit: int, changes: list[tuple[bool, str]]) -> None:
-    """No owner is refused while another has two more connections, and the limit is never exceeded."""
+    """No owner is refused while another owner has at least two connections more, and the limit is never exceeded."""
     slots: ConnectionSlots[int] = ConnectionSlots(limit)
     open_ones: dict[int, str] = {}
     for number, (ends, owner) in enumerate(changes):
