@@ -49,7 +49,7 @@ class Driver:
             member.was_written(action, version, self.now, self.now)
 
     def run(self, seconds: float, *names: str) -> None:
-        """Run these members for some seconds; by default all of them."""
+        """Run the named members, by default all, for this time in steps of a quarter of a second."""
         until = self.now + seconds
         while self.now < until:
             self.now += 0.25
@@ -62,7 +62,7 @@ class Driver:
             if holds():
                 return
             self.run(0.25, *names)
-        raise AssertionError("it never held")
+        raise AssertionError("the condition did not become true within 250 s")
 
     def owned(self, name: str, keys: int = 30) -> set[str]:
         ownership = self.members[name].ownership(self.now)

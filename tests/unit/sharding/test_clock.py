@@ -1,4 +1,4 @@
-"""The clock with which a member measures its fence, and the time since others renewed their Leases."""
+"""The clock with which a member measures its fence, and the time since other members renewed their Leases."""
 
 import time
 

@@ -92,7 +92,7 @@ def test_list_that_is_not_a_list_of_leases_is_refused(body: bytes) -> None:
 
 
 def member_lease(name: str = "milo-discovery-dns-a", **annotations: str | None) -> dict[str, object]:
-    """Return the Lease of member `a` with changed annotations; None removes one."""
+    """Return the Lease of member `a` with changed annotations; the value None removes an annotation."""
     found: Any = stored(lease_objects.encode_member(LEASE, NAMES, WALL), "uid-a/7")
     found["metadata"]["name"] = name
     for key, value in annotations.items():

@@ -147,7 +147,7 @@ def test_successor_continues_its_takeover_whose_response_was_lost() -> None:
 
 @pytest.mark.parametrize("seconds_since_settled", range(0, 12, 2))
 def test_leaving_member_owns_its_clusters_until_the_others_have_read_the_view(seconds_since_settled: int) -> None:
-    """The others read every 12 seconds while nothing changes, and cannot engage the clusters before they do."""
+    """Other members read the Leases every 12 seconds while nothing changes, and engage the clusters only after that."""
     driver = settled("a", "b", "c")
     driver.run(30 + seconds_since_settled)
     driver.members["a"].leave()
@@ -208,7 +208,7 @@ def test_leaving_member_never_owns_released_clusters_again(changes: dict[str, ob
 
 
 def test_clusters_of_a_killed_member_have_an_owner_within_the_documented_time() -> None:
-    """The others read its last renewal up to 12 s late, evict it after 33 s, and change the view after 5 s."""
+    """Other members read the last renewal up to 12 s late, evict the member after 33 s, and write a view after 5 s."""
     took = []
     for seconds in range(0, 12, 2):
         driver = settled("a", "b")
@@ -303,7 +303,7 @@ def test_members_that_start_concurrently_agree_on_one_view() -> None:
     assert driver.members["a"].state.latest_view == driver.members["b"].state.latest_view
 
 
-# Leases that others wrote
+# Leases that other programs wrote
 
 
 FORGED = {
@@ -351,7 +351,7 @@ def test_dead_member_with_a_changed_lease_is_evicted(changes: dict[str, object])
         assert driver.now < died_at + 70
     if "problem" in changes:
         latest = TIMING.read_interval_s + TIMING.evict_after_s + TIMING.debounce_s
-        assert driver.now - died_at < latest, "writes of others do not count"
+        assert driver.now - died_at < latest, "writes by another program do not count as renewals"
 
 
 def test_lease_rewritten_by_another_program_without_a_change_ends_no_term() -> None:
@@ -544,7 +544,7 @@ def test_member_with_failing_renewals_does_not_treat_leases_as_expired() -> None
     observer.was_read(backup, driver.now, driver.now)
     assert observer.state.observed_writes["a"].since == driver.now
     observer.was_read(backup, driver.now + 1, driver.now + 1)
-    assert observer.state.observed_writes["a"].since == driver.now, "the loss counts once"
+    assert observer.state.observed_writes["a"].since == driver.now, "the time starts again only once"
 
 
 def test_member_that_has_not_read_the_group_has_no_problems() -> None:

@@ -4,10 +4,10 @@ A trace (testdata/*.txt) has blocks: commands, a line `----`, and below it the d
 since the start. `python -m tests.unit.sharding.traces` replays all of them and records the current decisions.
 
     start NAME [member=NAME] [weight=N] [instance=TEXT] [fleet=TEXT]    a process; it replaces one of the same name
-    run SECONDS [NAME...]      these processes run, or all; the others send no requests meanwhile
-    leave NAME, stop NAME      a planned end: hand the clusters over, or keep them for a successor
-    hold NAME, release NAME    the operators beside a process do not release the clusters that it lost, or do
-    keep NAME                  the operators do not release the clusters that it owns now, and release all others
+    run SECONDS [NAME...]      these processes run, by default all; other processes send no requests during this time
+    leave NAME, stop NAME      a planned end: hand the clusters over (leave), or keep them for a successor (stop)
+    hold NAME, release NAME    the operators of a process keep the clusters that it lost (hold), or release them
+    keep NAME                  the operators keep the clusters that the process owns now, and release all others
     change MEMBER FIELD=VALUE  another program changes the Lease of a member
     delete MEMBER              someone deletes the Lease of a member
     delete-view                someone deletes the Lease of the view
@@ -42,7 +42,7 @@ class TracedGroup(Driver):
         self.lines: list[str] = []
         self._holdings: dict[str, str] = {}
         self._ownerships: dict[str, Ownership | None] = {}
-        """The ownerships from which the holdings were computed: equal ones give equal decisions."""
+        """The ownerships from which the holdings were computed: equal ownerships have equal holdings."""
         self._processes: Counter[str] = Counter()
 
     def execute(self, command: str) -> None:
