@@ -148,9 +148,9 @@ async def test_exec_credential_without_expiry_is_kept(script: Script) -> None:
 @pytest.mark.parametrize(
     ("end", "kept_s"),
     [
-        ("2027-01-15T09:00:00Z", 3300),  # an hour of lifetime: five minutes ahead
-        ("2027-01-15T08:10:00+00:00", 480),  # ten minutes: a fifth of them
-        ("2027-01-15T08:00:20.5Z", 10.5),  # seconds: ten seconds ahead
+        ("2027-01-15T09:00:00Z", 3300),  # an hour of lifetime: renewed five minutes before expiry
+        ("2027-01-15T08:10:00+00:00", 480),  # ten minutes: renewed when a fifth of them is left
+        ("2027-01-15T08:00:20.5Z", 10.5),  # seconds: renewed ten seconds before expiry
     ],
 )
 async def test_exec_credential_is_renewed_before_expiry(script: Script, end: str, kept_s: float) -> None:

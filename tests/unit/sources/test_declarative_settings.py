@@ -15,7 +15,7 @@ NAMESPACED = {"version": "v1", "plural": "things", "namespaced": True}
 
 
 def a_kind(**differing: Any) -> DeclarativeKind:
-    """Return a kind with cluster-scoped objects, with the given settings in place of those by default."""
+    """Return a kind with cluster-scoped objects; `differing` are settings that replace or complete the valid ones."""
     valid = {"resource": {"version": "v1", "plural": "things"}, "endpoint": {"template": "https://{spec.host}"}}
     return parse_group(DeclarativeKind, {**valid, **differing})
 

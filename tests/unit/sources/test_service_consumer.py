@@ -58,7 +58,7 @@ def reduced(*said: list[Contribution], uid: str = "") -> Observation | None:
 
 
 def followed(*said: list[Contribution], shop: KubeObject | None, uid: str = "") -> Observation | None:
-    """Return the observation that consumers and the project `shop` result in."""
+    """Return the observation that results from consumers and the project `shop`."""
     made = [
         ObjectContribution(CONSUMERS, f"sc-{n}", f"uid-{n}", str(n + 8), n, contribution.content)
         for n, [contribution] in enumerate(said, start=1)

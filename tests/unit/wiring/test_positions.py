@@ -52,7 +52,7 @@ def test_resume_positions_of_the_last_earlier_runs_are_kept() -> None:
 
 
 def test_fleet_with_a_draining_cluster_has_no_resume_positions() -> None:
-    """A drain is not stored: its subscribers would see it canceled."""
+    """A drain is not stored, so after a restart its subscribers would see a drain that was canceled."""
     of = source()
     lists(of, ready("a", "1"))
     key = SubscriberKey("caller", "name")
