@@ -74,9 +74,9 @@ class Browser:
         await self.until(f"document.readyState === 'complete' && location.href.startsWith({url.partition('#')[0]!r})")
 
     async def until(self, condition: str) -> None:
-        """Wait until a script returns true, even if the page navigates before."""
+        """Wait until a script returns true, even if the page navigates during the wait."""
         async with asyncio.timeout(_STARTED_WITHIN_S):
-            while not await self._holds(condition):  # noqa: ASYNC110 - what is waited for has no event
+            while not await self._holds(condition):  # noqa: ASYNC110 - no event reports the state
                 await asyncio.sleep(0.05)
 
     async def _holds(self, condition: str) -> bool:

@@ -4,8 +4,8 @@ The budgets are in seconds, in `cpu_budget` of pyproject.toml; the budget of oth
 enforced for the selection of `./dev test` and the stages of CI, ENFORCED_WITH. `--cpu-budget` prints the used CPU time.
 
 The budgets are of CPU time, since it limits `./dev test` on two cores, and hardly depends on other load on the machine:
-durations are ten times as long on a machine at load 25. So the budgets, about twice what was measured there, are
-enforced at any load. A wait costs nothing here: tests wait for states, and others run during a wait.
+durations are ten times as long on a machine at load 25. So the budgets, about twice the CPU time that was measured on
+such a machine, are enforced at any load. Waiting costs nothing: tests wait for states, and other tests run meanwhile.
 
 The time is that of the process that runs the test, and of the children that exited during it. Processes forked by
 tests/support/forked_command.py are not counted: their parent is the fork server.

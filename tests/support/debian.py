@@ -27,7 +27,7 @@ def unpacked(*packages: str) -> Path:
             pytest.skip(f"Debian's package {packages[0]} cannot be downloaded: {tool} is not installed")
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may do the same
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may unpack the same packages
         if not (directory / "usr").exists():
             _unpack(packages, directory)
     return directory

@@ -9,5 +9,5 @@ LIMIT_S = 60.0
 
 async def eventually(holds: Callable[[], object], *, within_s: float = LIMIT_S) -> None:
     async with asyncio.timeout(within_s):
-        while not holds():  # noqa: ASYNC110 - what is waited for has no event
+        while not holds():  # noqa: ASYNC110 - no event reports the state
             await asyncio.sleep(0.005)

@@ -1,7 +1,7 @@
 """Kills a process at every line of a file, without failpoints in the code.
 
-A process runs a function in one child after another; each is killed one line later than the one before, until one
-completes. After each, the test checks the state that is left.
+A process runs a function in a sequence of children. Each child is killed one line later than the previous one, until a
+child completes. After each child, the test checks the state that it left.
 """
 
 import os

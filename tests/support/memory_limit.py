@@ -36,7 +36,7 @@ def memory_limit(limit: int) -> Iterator[Path | None]:
     try:
         try:
             (directory / file).write_text(str(limit))
-        except OSError as error:  # in version 2, the memory controller is not enabled here
+        except OSError as error:  # cgroup v2 without the memory controller in this directory
             _warn(error)
             yield None
         else:

@@ -6,10 +6,10 @@ import re
 import socket
 from collections.abc import Iterator
 
-# Below the ephemeral ports: an outgoing connection, or a server that listens on port 0, could take one of those.
+# Below the ephemeral ports, which outgoing connections and servers that listen on port 0 take.
 _FIRST, _LAST = 10_240, 32_767
 _WORKERS = 16
-"""Each worker of a test run has ports of its own."""
+"""Number of disjoint sets of ports, one for each worker of a test run."""
 
 
 def _ports() -> Iterator[int]:
@@ -31,7 +31,7 @@ def free_port() -> int:
             except OSError:
                 continue
             return port
-    raise RuntimeError("this process has asked for all its ports")
+    raise RuntimeError(f"no free port is left among those of this worker ({_FIRST} to {_LAST})")
 
 
 def free_address() -> str:

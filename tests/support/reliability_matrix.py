@@ -42,7 +42,7 @@ def file_of(path: str) -> Path:
 
 
 def of_row(number: str, items: Iterable[pytest.Item]) -> list[pytest.Item]:
-    """Select the tests of a row; of a test with parameters for several rows, only this row's."""
+    """Select the tests of a row. Of a test with parameters for several rows, only those for this row are selected."""
     wanted = rows()[number].tests
     own = re.compile(rf"\[(?:{number}|[^FSOA].*)[-\]]|^[^\[]*$")
 
