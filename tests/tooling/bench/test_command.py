@@ -24,7 +24,7 @@ def test_bench_prints_a_table_and_writes_json(tmp_path: Path) -> None:
     assert "startup.import_ms" in done.stdout
     written = json.loads(file.read_text())
     assert set(written["figures"]) == {"startup.import_ms", "startup.python_ms", "startup.ratio_to_python"}
-    # Its figures are meaningless here, beside other tests.
+    # The figures are meaningless here, since other tests run at the same time.
     assert (done.returncode == 1) is bool(written["missed"]), done.stderr
     assert (written["scale"], written["upstream"]) == ("quick", "sandbox")
     assert f"built from {written['commits']['milo-discoveryd']} (milo-discoveryd)" in done.stdout
@@ -136,7 +136,7 @@ def test_bench_against_an_earlier_commit_prints_the_ratio_of_each_pair() -> None
         ("sync_10k.seconds", (1.0, 1.1), (1.11, 1.12), False),  # less than 15 %
         ("sync_10k.seconds", (1.0, 1.5), (1.4, 1.8), False),  # rounds overlap
         ("sync_10k.seconds", (1.3, 1.4), (1.0, 1.1), False),  # better
-        ("sync_10k.client_go_seconds", (1.0, 1.1), (1.3, 1.4), False),  # not the daemon's
+        ("sync_10k.client_go_seconds", (1.0, 1.1), (1.3, 1.4), False),  # not a figure of the daemon
         ("fanout.1.ratio_to_bare", (0.8, 0.9), (0.2, 0.3), True),  # its bar is a minimum
         ("fanout.1.live_events_per_s", (8.0, 9.0), (2.0, 3.0), True),
         ("fanout.1.live_events_per_s", (2.0, 3.0), (8.0, 9.0), False),

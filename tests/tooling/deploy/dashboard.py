@@ -82,17 +82,17 @@ class _Play:
                 tasks.create_task(churn.run(sandbox.churn(), _CHANGES_A_SECOND), name="churn"),
                 tasks.create_task(self._subscribed(), name="subscriber"),
             ]
-            await self._at(20, "a second subscriber comes")
+            await self._at(20, "a second subscriber connects")
             passing = tasks.create_task(self._subscribed(), name="passing subscriber")
-            await self._at(35, "a third comes, which asks for kubeconfigs")
+            await self._at(35, "a third subscriber connects, and requests kubeconfigs")
             lasting.append(tasks.create_task(self._subscribed(include_kubeconfigs=True), name="with kubeconfigs"))
             await self._at(45, "the source forgets its history, and cuts all watches")
             self._forget()
-            await self._at(55, "the second subscriber leaves")
+            await self._at(55, "the second subscriber disconnects")
             passing.cancel()
-            await self._at(65, "the source stops, and every control plane with it")
+            await self._at(65, "the source and every control plane stop")
             await sandbox.stop()
-            await self._at(85, "they are back")
+            await self._at(85, "the source and the control planes are back")
             await sandbox.start()
             await self._at(135, "the source forgets its history again, and cuts all watches")
             self._forget()

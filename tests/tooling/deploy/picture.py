@@ -171,7 +171,7 @@ def _legend(coloured: Sequence[tuple[Series, str]], box: _Box) -> Iterator[tuple
 
 
 def _runs(points: Points) -> Iterator[Points]:
-    """Split values into lines at missing ones."""
+    """Split a line where values are missing."""
     begin = 0
     for place, (before, after) in enumerate(pairwise(points), 1):
         if after[0] - before[0] > _NO_GAP_S:
@@ -181,7 +181,7 @@ def _runs(points: Points) -> Iterator[Points]:
 
 
 def _corners(run: Points) -> Iterator[tuple[float, float]]:
-    """Drop points between two of the same height."""
+    """Drop each point whose two neighbors have the same value as the point."""
     for place, point in enumerate(run):
         if not 0 < place < len(run) - 1 or {run[place - 1][1], run[place + 1][1]} != {point[1]}:
             yield point

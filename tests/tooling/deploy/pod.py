@@ -4,9 +4,9 @@
 
 POD is JSON: `spec` is the pod's, with variables expanded; `tree` lists paths of this machine that are in the image;
 `root` is an empty directory. Each container is chrooted into a read-only tree, as its user and without capabilities;
-only its volumes are writable, for everybody and with the pod's group. Sidecars start one after the other, each after
-the startup probe of the one before. Output is printed with the container's name before each line; the pod ends when
-standard input does.
+only its volumes are writable, for everybody and with the pod's group. Sidecars start one after the other, each once the
+startup probe of the previous one has succeeded. Each line of output begins with the container's name. The pod ends when
+standard input is closed.
 """
 
 import fcntl

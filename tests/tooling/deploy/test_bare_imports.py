@@ -54,7 +54,7 @@ print(json.dumps([len(names), errors]))
 
 
 def declared(distribution: str, found: dict[str, set[str]]) -> dict[str, set[str]]:
-    """Return the other requirements of a distribution, and of those of this repository that it depends on."""
+    """Return the dependencies of a distribution, and of the distributions of this repository that it depends on."""
     project = tomllib.loads((SOURCES[distribution][0] / "pyproject.toml").read_text())["project"]
     found[distribution] = set(project["dependencies"])
     for requirement in project["dependencies"]:

@@ -9,9 +9,9 @@ from tests.tooling.deploy.manifests import DEPLOY, of_kind, with_components
 
 KINDS = ("Deployment", "StatefulSet")
 NEEDED = {"sidecar": (), "milo-alert-labels": ("prometheus-monitoring",)}
-"""Components that another one needs before it, besides `sidecar`."""
+"""The components that a component requires, by component; `sidecar` is required by all others."""
 WITHOUT_PATCHES = {"network-policy", "prometheus-monitoring", "milo-alert-labels"}
-"""Components that only add objects, or patch others than the workload."""
+"""Components that only add objects, or patch objects other than the workload."""
 
 
 def pod_template(directory: Path, kind: str, *components: str) -> dict[str, Any]:

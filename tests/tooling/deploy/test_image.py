@@ -27,7 +27,7 @@ __all__ = ["directory", "workspace"]
 DEMO = DEPLOY / "overlays" / "demo"
 OURS = {"milo-discoveryd", "milo-discovery-client", "milo-controllers", "milo-publishing", "milo-kube"}
 
-# An installation takes about a minute, and several on a machine that runs other tests.
+# An installation takes about a minute, and several minutes on a machine that runs other tests.
 INSTALLED_WITHIN_S = 800
 pytestmark = [pytest.mark.builds, pytest.mark.timeout(900)]
 
@@ -132,7 +132,7 @@ def test_image_size_reports_the_layer_and_its_largest_packages(installed: Instal
     page = (ROOT / "docs" / "deploying.md").read_text()
     documented = re.search(r"adds (\d+) MiB to `python[^(]*\((\d+) MiB compressed\)", page)
     assert documented is not None
-    # Wheels for other Python versions and platforms differ a little.
+    # The sizes of wheels differ a little by Python version and platform.
     assert [size, compressed] == [pytest.approx(float(each), rel=0.2) for each in documented.groups()]
     assert re.search(r"MiB  grpcio ", report)
 

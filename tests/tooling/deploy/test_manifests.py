@@ -129,7 +129,7 @@ def test_bindings_refer_to_existing_roles_and_accounts(directory: Path) -> None:
 
 @every_pod
 def test_cluster_scoped_objects_are_named_after_the_namespace_of_the_pods(directory: Path) -> None:
-    """The objects of two operators then differ, and deleting one operator leaves the rights of the other."""
+    """Two operators then have objects of their own, and deleting one operator does not delete the RBAC of the other."""
     found = [each for kind in ("ClusterRole", "ClusterRoleBinding") for each in of_kind(directory, kind)]
     [deployment] = of_kind(directory, "Deployment")
     for each in found:
@@ -171,7 +171,7 @@ def test_sidecar_starts_before_the_operator_and_has_probes(directory: Path) -> N
     assert container["restartPolicy"] == "Always"
     assert container["startupProbe"]["httpGet"] == {"path": "/readyz", "port": "discovery-http"}
     assert container["livenessProbe"]["httpGet"] == {"path": "/livez", "port": "discovery-http"}
-    assert "readinessProbe" not in container, "a limit would apply to the whole pod"
+    assert "readinessProbe" not in container, "an unready sidecar would make the whole pod unready"
 
 
 @every_pod
@@ -261,7 +261,7 @@ def restricted(directory: Path) -> None:
             "seccompProfile": {"type": "RuntimeDefault"},
         }
         assert set(container["resources"]["requests"]) == {"cpu", "memory"}
-        assert set(container["resources"]["limits"]) == {"memory"}, "a limit on CPU would throttle its first list"
+        assert set(container["resources"]["limits"]) == {"memory"}, "a CPU limit would throttle the first list"
     assert pod(directory)["securityContext"]["fsGroup"] == 65532
 
 

@@ -19,13 +19,13 @@ _KIB, _MIB = 1 << 10, 1 << 20
 PROCESS = 90 * _MIB
 """The peak with 10,000 projects (`sync_10k.peak_mib` of `./dev bench`)."""
 CONNECTION = 96 * _KIB
-"""A TLS connection that is authenticated, proxied and idle costs half of this."""
+"""Twice the memory of an authenticated, proxied and idle TLS connection."""
 HANDSHAKE = 192 * _KIB
-"""A TLS handshake of which the maximum of bytes was received."""
+"""A TLS handshake of which as many bytes were received as are accepted."""
 STREAM = 40 * _KIB
-"""An open stream without a filter takes 36."""
+"""An open stream without a filter takes 36 KiB."""
 CALL = 56 * _KIB
-"""A denied call, which waits for its answer, takes 50."""
+"""A denied call whose response is delayed takes 50 KiB."""
 LARGE_REQUEST = 8 * MAX_REQUEST_BYTES + MAX_VALUES * VALUE_BYTES
 """The message of a request, in which a name of one character takes 16 bytes instead of three, and its filter."""
 HTTP_REQUEST_FACTOR = 4
@@ -50,7 +50,7 @@ def test_defaults_of_all_listeners_fit_the_shipped_memory_limit(monkeypatch: pyt
         + count * calls_in_flight(count, MAX_REQUEST_BYTES) * LARGE_REQUEST
         + CONNECTIONS * REQUEST_LIMIT * HTTP_REQUEST_FACTOR
         + max(UNREAD_LIMIT, UNREAD_REPLIES * REPLY)
-        + 3 * REPLY  # one that is being made
+        + 3 * REPLY  # a reply that is being rendered, with its copies
     )
     assert worst < shipped_limit()
 

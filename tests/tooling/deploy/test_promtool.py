@@ -19,7 +19,7 @@ from tests.tooling.deploy.web import get
 
 CASES = Path(__file__).parent / "rule_tests"
 LONG = {"slo"}
-"""Cases over days, which take most of the time."""
+"""Files of rule tests that evaluate days, and take most of the time."""
 
 Rule = tuple[str, str]
 RULES: Mapping[Rule, str] = {
@@ -73,7 +73,7 @@ def test_rules_pass_their_unit_tests(promtool: Path, tmp_path: Path, case: Path)
 
 
 def test_alert_without_inhibition_fires_while_the_source_is_lost(promtool: Path, tmp_path: Path) -> None:
-    """Alerts about anything that a lost source does not cause are not inhibited by it."""
+    """A lost source does not inhibit alerts about problems that it does not cause."""
     names = {alert["alert"] for alert in monitoring.alerts()}
     others = names - INHIBITED - {"MiloDiscoverydSourceLost"}
     cases = []

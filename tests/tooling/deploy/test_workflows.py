@@ -134,7 +134,7 @@ def test_release_builds_third_party_code_without_permissions_and_publishes_in_an
     builds: str, publishes: str
 ) -> None:
     """Otherwise the built code could sign, push and publish anything."""
-    assert "permissions" not in jobs(RELEASE)[builds], "those of the workflow: contents may be read"
+    assert "permissions" not in jobs(RELEASE)[builds], "the job has only the permissions of the workflow: read contents"
     assert builds in ancestors(publishes)
 
 
@@ -172,7 +172,7 @@ def test_release_publishes_only_signed_files_and_makes_none_after_signing() -> N
     pushed = set(re.findall(r"^\s*push (dist/\S+)", script, re.MULTILINE))  # images, which are signed by digest
     published = set(re.findall(r"dist/\S+", after)) - pushed
     unsigned = {each for each in published if not any(fnmatchcase(each, pattern) for pattern in signed.split())}
-    assert {each.removesuffix("*") for each in unsigned} <= {"dist/*.tar.gz", "dist/SHA256SUMS"}, "with signatures"
+    assert {each.removesuffix("*") for each in unsigned} <= {"dist/*.tar.gz", "dist/SHA256SUMS"}, "others are signed"
     makes_archive = r"\btar\b.* (-\w*c|--create)|\b(zip|gzip)\b|> *dist/"
     assert [name for name in ("release", "site") if re.search(makes_archive, scripts(name))] == []
 
