@@ -88,7 +88,7 @@ def main() -> None:
     total: Counter[bool] = Counter()
     unfinished = []
     for package, members in groupby(sorted(chosen), lambda module: ".".join(module.split(".")[:2])):
-        # One run per package: mutmut's server does not survive all of them.
+        # One run per package: mutmut's fork server does not survive a run of all packages.
         with TemporaryDirectory(prefix="mutants-") as name:
             directory = Path(name)
             prepare(directory, list(members))

@@ -37,8 +37,8 @@ OLDEST, NEWEST = "1.29", "1.37"
 FOREIGN_KINDS = {"PodMonitor", "PrometheusRule"}
 
 
-class Skipped(Exception):  # noqa: N818 - no error
-    """The machine lacks what the step needs."""
+class Skipped(Exception):  # noqa: N818 - not an error
+    """Raised if the machine or the release lacks what a step needs."""
 
 
 def run(*command: object, within_s: int = 900, cwd: Path | None = None, **variables: str) -> str:
@@ -206,7 +206,11 @@ def helm() -> Path:
 
 
 def objects(rendered: str) -> dict[tuple[str, str], Any]:
-    """Return the objects by kind and name, without what has to differ: the hash of the settings, and the manager."""
+    """Return the rendered objects by kind and name.
+
+    Placeholders replace what differs between Helm and Kustomize by design: the hash in the names of ConfigMaps, and the
+    value of the label `managed-by`.
+    """
     text = re.sub(r"milo-discoveryd-[0-9a-z]{10}\b", "milo-discoveryd-HASH", rendered)
     text = re.sub(r"managed-by: \w+", "managed-by: X", text)
     found = [each for each in yaml.safe_load_all(text) if each]

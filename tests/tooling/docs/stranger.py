@@ -1,9 +1,10 @@
 """`./dev readme [--list | DOCUMENT]`: runs documented commands in a fresh clone with empty caches, and reports times.
 
-By default those of the README, up to a working operator; then the tests of all other documents, in the clone as well.
-With `clients/go/multicluster/README.md`, those of that document up to the first reconcile beside the demo; with
-`clients/node/README.md` or `clients/java/README.md` up to the first cluster of the demo that is engaged. These fail if
-all steps take longer than FIRST_RESULT_WITHIN_S. `--list` prints each documented command with the test that runs it.
+By default, it runs the commands of the README up to a working operator, and then the tests of all other documents. With
+`clients/go/multicluster/README.md`, it runs the commands of that document up to the first reconcile beside the demo;
+with `clients/node/README.md` or `clients/java/README.md`, up to the first engaged cluster of the demo. For these
+three documents, it fails if the steps take longer than FIRST_RESULT_WITHIN_S in all. `--list` prints each documented
+command with the test that runs it.
 """
 
 import argparse
@@ -29,7 +30,7 @@ GO_README = "clients/go/multicluster/README.md"
 ENDS_WITHIN_S = 30.0
 CLIENT_READMES = ("clients/node/README.md", "clients/java/README.md")
 FIRST_RESULT_WITHIN_S = 600.0
-"""On two cores: most of it for the first compilation of Kubernetes' libraries, or for downloads."""
+"""On two cores. Most of this time is for the first compilation of Kubernetes' libraries, or for downloads."""
 
 
 def blocks(document: Path, *languages: str) -> list[str]:
@@ -108,18 +109,18 @@ class Stranger:
             running.until(r"^\d+ checks: .* 0 failed$")
             yield "check passes"
             running.until(r'"synced"')
-            yield "the daemon has the fleet"
+            yield "the daemon has synced"
             [name] = re.findall(r"^[a-z-]+", opened(subscriber.replace("NAME", "none")).until(r"  Ready  "))
             yield "list shows a cluster"
             asking = opened(subscriber.replace("NAME", name))
             asking.until(rf"^{name} is engaged, since ")
             yield "explain prints why it is engaged"
             asking.until(rf"^ENGAGED +{name} ")
-            yield "watch prints it"
+            yield "watch prints the cluster as engaged"
             entering, _ = subscriber.split("milo-discovery ", 1)
             (self._directory / "my_operator.py").write_text(self._operator)
             opened(f"{entering} python -u /tmp/my_operator.py").until(r"^start working in ")
-            yield "the operator of the page works in one"
+            yield "the operator of the README works in a cluster"
 
     @contextmanager
     def _terminal(self, typed: str) -> Iterator[Terminal]:

@@ -161,7 +161,7 @@ async def test_documented_kubectl_commands_and_flags_exist(words: Sequence[str])
     assert "refused" in said.decode()
 
 
-class ArgumentsParsed(Exception):  # noqa: N818 - it is what was wanted
+class ArgumentsParsed(Exception):  # noqa: N818 - not an error, but the expected end
     """Raised once the arguments have been parsed."""
 
 

@@ -22,7 +22,7 @@ def environ() -> dict[str, str]:
 
 def test_readme_commands_lead_to_a_working_operator(directory: Path, environ: dict[str, str]) -> None:
     *_, last = Stranger(ROOT, directory, environ).uses()
-    assert last == "the operator of the page works in one"
+    assert last == "the operator of the README works in a cluster"
 
 
 @pytest.mark.builds

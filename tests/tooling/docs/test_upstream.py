@@ -36,7 +36,7 @@ def test_tests_that_correspond_to_those_of_multicluster_runtime_exist(table: str
 
 def test_every_test_of_the_sharded_coordinator_has_a_row() -> None:
     if shutil.which("go") is None:
-        pytest.skip("there is no go on PATH, which knows where the module is")
+        pytest.skip("go, which locates the module, is not on PATH")
     listed = subprocess.run(
         ["go", "list", "-m", "-json", "sigs.k8s.io/multicluster-runtime"], cwd=GO, capture_output=True, check=True
     )

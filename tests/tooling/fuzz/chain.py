@@ -90,9 +90,9 @@ class Script(msgspec.Struct):
     """Lines of the first list, and of the watch after it; the list is ended properly between them."""
     watched: bytes = b""
     found: bytes = b""
-    """The response to the first read of each object; later ones are not found."""
+    """The response to the first read of each object; to later reads, the object does not exist."""
     page: bytes | None = None
-    """A page that is listed instead, where the daemon lists in pages."""
+    """The page of the first list, for a daemon that lists in pages instead of streaming."""
 
 
 class ScriptedServer:

@@ -307,7 +307,7 @@ def state_files(data: bytes) -> None:
 
 
 def _sound(observation: Observation) -> None:
-    """Check that a stored fleet can be stored again, sent and explained."""
+    """Check that an observation has a name, and that its fields can be encoded."""
     match observation:
         case Ready(uid, version, target_):
             assert observation.name

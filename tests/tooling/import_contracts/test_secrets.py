@@ -86,7 +86,7 @@ def test_proto_messages_have_no_unexpected_field_for_a_secret() -> None:
         for field in message.fields
         if field.type == FieldDescriptor.TYPE_BYTES or field.message_type is Any.DESCRIPTOR
     }
-    assert raw == {"Kubeconfig.kubeconfig"}, "a field of any type is only used for that"
+    assert raw == {"Kubeconfig.kubeconfig"}, "only kubeconfigs are in a field of arbitrary content"
 
 
 def parts(root: object) -> set[object]:

@@ -11,7 +11,7 @@ class Input:
 
     limit: str
     kept: int
-    """Bytes that a sender can make the daemon keep with one such input; of a response, while it is handled."""
+    """Bytes that the daemon keeps for one such input; for a response, only while it is handled."""
     loop_ms: float
     """Milliseconds of the event loop that one such input may take."""
     sender: str
@@ -22,7 +22,7 @@ class Input:
 SUBSCRIBER = "a caller with a rule"
 TENANT = "a tenant that writes objects"
 SERVER = "the API server of a source"
-ADMIN = "the administrator, and who can write the file"
+ADMIN = "the administrator, and anybody who can write the file"
 STRANGER = "anybody who can connect"
 
 _MEMORY = "end_to_end/process/test_memory_attacks.py"

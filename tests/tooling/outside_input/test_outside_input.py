@@ -182,9 +182,9 @@ def test_attacks_are_tests_that_pytest_collects() -> None:
 
 MEASURED = [name for name, found in ALL.items() if name not in NOT_MEASURED and (found.kept or found.loop_ms)]
 SPARE_BYTES = 2 << 10
-"""What the values around the input take, such as a request or an observation."""
+"""Memory of the values that contain the input, such as a request or an observation."""
 SPARE = 5
-"""By how much a busy or slow machine may exceed the stated time of the event loop."""
+"""The factor by which a busy or slow machine may exceed the stated time of the event loop."""
 SHORTEST_MS = 1.0
 
 
@@ -194,7 +194,7 @@ def test_entries_that_are_not_measured_exist() -> None:
 
 @pytest.mark.parametrize("name", MEASURED)
 async def test_largest_input_costs_what_its_entry_states(name: str, tmp_path: Path) -> None:
-    # The loop does not wait for what takes no time of it: a thread does it.
+    # Inputs that take no time of the event loop are handled in a thread, which may take any time.
     limit_ms = max(SHORTEST_MS, SPARE * ALL[name].loop_ms) if ALL[name].loop_ms else math.inf
     for mark in ("ta", "tb", "tc"):  # the first one imports modules
         took_ms = cpu_ms(handling(name, mark, tmp_path))
