@@ -93,7 +93,7 @@ def test_view_that_does_not_follow_the_one_it_replaces_is_a_breach(world: Simula
 
 def test_clusters_that_are_not_owned_after_the_last_fault_are_a_breach() -> None:
     [breach] = simulate(1, timing=Timing(debounce_s=1e6)).breaches
-    assert "not owned once" in breach
+    assert "not exactly one owner" in breach
 
 
 def test_lease_api_rejects_stale_versions_and_restores_backups() -> None:

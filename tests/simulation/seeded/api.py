@@ -148,14 +148,14 @@ class Api:
         self.down_until = 0.0
         self.busy_until = 0.0
         self.frozen_until = 0.0
-        """Until when etcd does not respond: health checks fail, requests hang, and open watches send nothing."""
+        """Until this time, etcd does not respond: health checks fail, requests hang, and open watches send nothing."""
         self.list_drips_s = 0.0
         """The time that each object of a streaming list takes to arrive."""
         self.open: dict[Open, None] = {}
         self.requests: Counter[str] = Counter()
         self.injected: Counter[str] = Counter()
         self.has_bookmarked = False
-        """Whether this run of the daemon received a bookmark, which shows it that the server sends them."""
+        """Whether this run of the daemon received a bookmark, so that it expects the server to send bookmarks."""
         self.lists = 0
         """The number of complete lists."""
         self.needs_relist = False

@@ -157,7 +157,7 @@ class Ledger:
         self._note("daemon:", done.type.value, target.name, target.uid, done.reason.value if done.reason else "")
 
     def synced(self, engaged: int) -> None:
-        self._note("daemon: synced, engaged are", engaged)
+        self._note("daemon: synced, engaged clusters:", engaged)
 
     def relisting(self, reason: str) -> None:
         self._note("daemon: lists again,", reason)
@@ -418,7 +418,7 @@ class Daemon:
 
     @property
     def is_quiet(self) -> bool:
-        """Whether it follows the source, with nothing left to confirm or to wait for."""
+        """Whether the daemon follows the source, with no confirmation, grace or release pending."""
         waits = self.source.due_at is not None or len(self.fleet.releases)
         is_following = self.fleet.status.state is ViewState.STREAMING
         return is_following and not len(self.collection.pending_deletions) and not waits

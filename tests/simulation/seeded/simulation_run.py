@@ -181,7 +181,7 @@ class SimulationRun:
         return is_known and not is_engaged
 
     def _check_not_ready(self, ended: Cluster) -> None:
-        """Check that the source was followed, and that the version that was not ready is later than the known one."""
+        """Check that the source was followed, and that the object was not ready in a version after the known one."""
         assert self._daemon is not None
         name, fleet, now = ended.target.name, self._daemon.fleet, self._clock()
 
@@ -247,7 +247,7 @@ class SimulationRun:
         assert self._daemon is not None
         dying, self._daemon = self._daemon, None
         if self._random.random() < 0.5:
-            self._api.inject("F34", "the daemon is told to end")
+            self._api.inject("F34", "the daemon receives SIGTERM")
             await dying.drain()
         else:
             self._api.inject("F35", "the daemon is killed")
@@ -346,7 +346,7 @@ class SimulationRun:
 
     async def _kill_daemon(self) -> None:
         assert self._daemon is not None
-        self._api.inject("F70", "the daemon is killed beside a restore")
+        self._api.inject("F70", "the daemon is killed during a restore")
         dying, self._daemon = self._daemon, None
         await dying.kill()
 
@@ -383,7 +383,7 @@ class SimulationRun:
                 self._api.inject("F47", f"{subscriber.history.who} is cut")
                 subscriber.cut()
             case "pause":
-                self._api.inject("F44", f"{subscriber.history.who} reads no more")
+                self._api.inject("F44", f"{subscriber.history.who} stops reading")
                 subscriber.pause()
             case "slow":
                 self._api.inject("F44", f"{subscriber.history.who} reads slowly")
@@ -459,7 +459,7 @@ class SimulationRun:
         if self._daemon.holds_for_good or (self._daemon.holds_removals and self._clock() > self._patient_until):
             # A fleet of which every object was replaced looks like another server's, and the state after a restore is
             # held: an administrator accepts it, or starts the daemon without its state file.
-            self._waited_for.add("a person")
+            self._waited_for.add("an administrator")
             if self._seed % 2:
                 self._daemon.collection.accept(self._clock())
             else:
@@ -496,7 +496,7 @@ class SimulationRun:
         histories = [subscriber.history for subscriber in self._subscribers if subscriber.worker is None]
         found = breaches(histories, self._world.upstream, forgets=self._traits.forgets)
         found += (f"credentials: {breach}" for breach in credential_violations(self._handed))
-        found += (f"credentials: those of {uid} were not revoked" for uid in self._unrevoked)
+        found += (f"credentials: the tokens of {uid} were not revoked" for uid in self._unrevoked)
         found += self._wrong_ends
         assert self._daemon is not None
         if not self._daemon.is_quiet:
@@ -538,7 +538,7 @@ class SimulationRun:
 
     @property
     def _can_detect_lies(self) -> bool:
-        """Whether the daemon can detect incomplete lists: it accepts two that lack the same clusters."""
+        """Whether the daemon can detect incomplete lists: it accepts two lists that lack the same clusters."""
         return self._has_listed and self._daemon is not None and not self._daemon.fleet.waiting
 
     def _start(self) -> None:

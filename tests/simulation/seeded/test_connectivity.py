@@ -139,6 +139,6 @@ def test_f58_unreachable_majority_is_never_disengaged(every: int) -> None:
         assert world.source.engagements.engaged == 500
         world.holes = set(CLUSTERS[:7])
         await asyncio.sleep(GIVE_UP_AFTER_S + NOTICED_S)
-        assert world.disengaged == world.holes, "the few that stay unreachable when the others have recovered"
+        assert world.disengaged == world.holes, "only clusters that stay unreachable are disengaged"
 
     run_steps(steps, ProbePolicy(give_up_after_s=GIVE_UP_AFTER_S))

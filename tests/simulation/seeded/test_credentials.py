@@ -9,7 +9,7 @@ from tests.end_to_end.process.issued_credentials import mark
 from tests.simulation.seeded.harness import TRAITS, Harness, run_steps
 from tests.simulation.seeded.tokens import TOKEN_FAULTS
 
-FOR_EVER = next(each for each in TOKEN_FAULTS if each.name == "a token for ever")
+FOR_EVER = next(each for each in TOKEN_FAULTS if each.name == "a token that does not expire")
 SHORT = replace(TRAITS, token_life_s=60.0)
 
 

@@ -40,11 +40,11 @@ RESET = TransportError("closed", "reset")
         pytest.param((HALF, None), 0, id="F3-ended-within-a-line"),
         pytest.param((line("ERROR", {"code": 410, "reason": "Expired"}), None), 1, id="F12-expired"),
         pytest.param((line("ERROR", {"code": 500, "reason": "InternalError"}),), 0, id="F13-internal-error"),
-        pytest.param((line("ERROR", {"code": 504, "reason": "Timeout"}),), 1, id="F13-a-version-of-the-future"),
-        pytest.param((line("ERROR", {}),), 0, id="F13-an-error-without-a-word"),
+        pytest.param((line("ERROR", {"code": 504, "reason": "Timeout"}),), 1, id="F13-a-future-version"),
+        pytest.param((line("ERROR", {}),), 0, id="F13-an-empty-error"),
         pytest.param((line("MODIFIED", {"metadata": {"name": "zz", "uid": "u"}}),), 0, id="F26-modified-before-added"),
         pytest.param((line("DELETED", {"metadata": {"name": "zz", "uid": "u"}}),), 0, id="F26-deleted-and-unknown"),
-        pytest.param((bookmark(1, ends_list=True),), 0, id="F26-a-bookmark-in-an-odd-place"),
+        pytest.param((bookmark(1, ends_list=True),), 0, id="F26-an-unexpected-initial-events-end"),
         pytest.param((line("RENAMED", {}),), 0, id="F26-an-unknown-type"),
         pytest.param((b"<html>\n",), 0, id="F28-junk"),
     ],
@@ -97,7 +97,7 @@ def test_f10_lagging_server_never_reverts_the_view() -> None:
     async def steps(harness: Harness) -> None:
         (harness.api.only,) = (each for each in REQUEST_FAULTS if each.row == "F10")
         harness.api.cut()
-        await harness.until(lambda: harness.api.injected["F10 a version of the future"])
+        await harness.until(lambda: harness.api.injected["F10 a future version"])
         harness.api.only = None
         harness.change("a", content=2)
         await harness.settled(60.0)

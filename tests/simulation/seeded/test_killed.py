@@ -44,7 +44,7 @@ def test_daemon_killed_at_any_step_is_replaced_without_loss(has_memory: bool) ->
         for turn in _iterations_without_kill(seed, traits):
             _kill_at(turn, seed, traits)
             deaths += 1
-    assert deaths > 10 * SCHEDULES, "credentials were issued"
+    assert deaths > 10 * SCHEDULES, "too few loop iterations in which clusters change"
 
 
 def _iterations_without_kill(seed: int, traits: Traits) -> range:

@@ -1,4 +1,4 @@
-"""Simulations detect bugs: with a seeded bug in the daemon, one of the first few hundred fails."""
+"""Simulations detect bugs: with a bug in the daemon, at least one of the first few hundred simulations fails."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

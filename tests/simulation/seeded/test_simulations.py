@@ -30,7 +30,7 @@ def test_simulation_loses_nothing_and_disengages_nothing_by_mistake(first: int) 
         assert outcome.breaches == [], f"see ./dev simulate --seed {seed}"
         report.add(outcome)
     assert report.faults.keys() >= EVERY_FAULT
-    assert report.events > 10 * AT_ONCE, "events were sent"
+    assert report.events > 10 * AT_ONCE, "too few events were sent"
     assert report.handed > 5 * AT_ONCE
     assert report.recovery_s(0.99) <= 35.0
     assert report.recovery_s(1.0) <= 45.0
@@ -38,7 +38,7 @@ def test_simulation_loses_nothing_and_disengages_nothing_by_mistake(first: int) 
 
 @pytest.mark.parametrize("seed", [907_829, 908_190, 910_544, 2_400_586, 2_402_628])
 def test_seed_that_found_a_defect_passes(seed: int) -> None:
-    """907829 was a false alarm of the validator: the cluster was deleted before the backup, while etcd was frozen."""
+    """907829 found a false alarm of the validator: a cluster was deleted before the backup, while etcd was frozen."""
     assert simulate(seed).breaches == []
 
 

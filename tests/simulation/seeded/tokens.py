@@ -1,7 +1,7 @@
 """A simulated token API of an infrastructure cluster.
 
-Each project has a Secret and tokens bound to it, which are valid while it exists. All are recorded, for the
-validators.
+Each project has a Secret and tokens bound to it, which are valid while the Secret exists. All tokens are recorded for
+the validators.
 """
 
 import asyncio
@@ -61,11 +61,11 @@ TOKEN_FAULTS = (
     TokenTrouble("F50", "no tokens: forbidden", Answered(status(403, "Forbidden"))),
     TokenTrouble("F50", "no tokens: too many", Answered(status(429, "TooManyRequests", **{"Retry-After": "3"}))),
     TokenTrouble("F50", "no tokens: internal error", Answered(status(500, "InternalError"))),
-    TokenTrouble("F51", "a token that has ended", IssuedFor("ended")),
-    TokenTrouble("F51", "a token for ever", IssuedFor("for ever")),
+    TokenTrouble("F51", "an expired token", IssuedFor("ended")),
+    TokenTrouble("F51", "a token that does not expire", IssuedFor("for ever")),
     TokenTrouble("F52", "junk for a token", Answered(text(201, b'{"status":{"token":"'))),
 )
-WITHDRAWN = ("F54", "somebody deletes what tokens are bound to")
+WITHDRAWN = ("F54", "the Secret that tokens are bound to is deleted")
 
 
 class _Reference(msgspec.Struct, frozen=True):

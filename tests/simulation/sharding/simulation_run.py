@@ -175,7 +175,7 @@ def simulate(seed: int, traits: Traits | None = None, *, timing: Timing = TIMING
             world.outcome.settled_s = world.timeline.now - last
     world.check_views()
     if not world.outcome.breaches and not world.is_owned:
-        world.breach(f"not owned once: {[(c, world.owners(c)) for c in CLUSTERS if len(world.owners(c)) != 1]}")
+        world.breach(f"not exactly one owner: {[(c, world.owners(c)) for c in CLUSTERS if len(world.owners(c)) != 1]}")
     world.outcome.views = len(world.api.views)
     world.outcome.virtual_s = world.timeline.now
     return world.outcome
