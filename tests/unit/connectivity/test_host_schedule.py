@@ -116,7 +116,7 @@ def test_probe_result_of_host_without_clusters_is_ignored() -> None:
     assert states(schedule.record(again, ProbeReached(), at(1))) == {"b": Reachability.UNKNOWN}
 
 
-def test_host_is_probed_through_another_cluster_after_the_probed_one_was_removed() -> None:
+def test_host_is_probed_through_another_cluster_after_the_probed_cluster_was_removed() -> None:
     schedule = hosts("a", "b")
     (probe,) = schedule.due(10.0)
     schedule.drop(probe)

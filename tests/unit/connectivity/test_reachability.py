@@ -189,7 +189,7 @@ def test_late_probe_result_of_disengaged_cluster_is_ignored() -> None:
     assert {name for _, name in driver.probed[2:]} == {"beta"}
 
 
-def test_probe_of_disengaged_cluster_is_skipped_and_its_slot_used_by_the_next() -> None:
+def test_probe_of_disengaged_cluster_is_skipped_and_its_slot_used_by_the_next_probe() -> None:
     driver = ScheduleDriver()
     driver.engage("alpha", "beta", "gamma")
     driver.schedule.forget("alpha")

@@ -145,7 +145,7 @@ async def test_kubeconfig_secret_is_found_by_the_object_of_a_declared_cluster() 
     assert issued.authorities == b"CA"
 
 
-async def test_kubeconfig_secret_is_the_one_that_the_object_names() -> None:
+async def test_kubeconfig_secret_that_the_object_names_is_used() -> None:
     api = ScriptedApi(secret(kubeconfig(pair(NOW + 600))))
     target = DeclaredTarget(
         name="n.a", uid="u", place=("https://a",), object_namespace="n", object_name="a", secret=("fleet", "a-admin")
@@ -220,7 +220,7 @@ async def test_certificate_that_is_not_pem_is_refused() -> None:
         await a_source(ScriptedApi(fields(c="!")), reading=CredentialPaths(**paths)).mint(WANTED)
 
 
-async def test_secret_key_is_the_one_that_the_object_references() -> None:
+async def test_secret_key_that_the_object_references_is_used() -> None:
     target = DeclaredTarget(
         name="n.a", uid="u", place=("https://a",), object_namespace="n", object_name="a", secret_key="admin"
     )

@@ -189,7 +189,7 @@ def test_uid_claim_passes_to_other_object_when_its_holder_is_deleted() -> None:
     assert fleet.observe(deleted("bank")) == [(EventType.DISENGAGED, "bank"), (EventType.ENGAGED, "shop-x")]
 
 
-def test_end_of_later_uid_claim_keeps_the_earlier_one() -> None:
+def test_earlier_uid_claim_is_kept_when_a_later_claim_ends() -> None:
     fleet = registry_with(claims("bank"), claims("shop-x"))
     assert fleet.observe(deleted("shop-x")) == []
     assert fleet.observe(claims("shop-y")) == []
@@ -275,7 +275,7 @@ def test_uid_claims_in_the_first_lists_of_two_sources_are_all_rejected() -> None
 
 @pytest.mark.parametrize("lists_first", [0, 1])
 @pytest.mark.parametrize(("of_projects", "engaged"), [(0, "bank"), (1, "pcp-bank")])
-def test_project_that_two_sources_of_one_milo_show_belongs_to_the_source_configured_first(
+def test_project_in_two_sources_of_one_milo_belongs_to_the_source_configured_first(
     of_projects: int, engaged: str, lists_first: int
 ) -> None:
     """A Project has its own UID, and the ProjectControlPlane of another API server has that UID in a label."""
@@ -301,7 +301,7 @@ def test_claims_in_a_later_list_follow_those_of_an_earlier_list() -> None:
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_object_that_two_sources_of_one_server_show_is_engaged_in_both(first: int) -> None:
+def test_object_in_two_sources_of_one_server_is_engaged_in_both(first: int) -> None:
     sources = Sources("milo", "milo")
     seen = [Ready("one-object", "1", target(name, BANK)) for name in ("a#bank", "b#bank")]
     sources.observe(first, seen[first])
@@ -348,7 +348,7 @@ def test_configured_address_precedes_the_address_of_an_object() -> None:
     assert sources.observe(1, declared("thief", url)) == {"bank"}
 
 
-def test_object_that_is_not_ready_keeps_its_claim_on_an_address_and_makes_no_new_one() -> None:
+def test_not_ready_object_keeps_its_address_claim_and_makes_no_new_claim() -> None:
     sources = Sources()
     sources.observe(1, NotReady("thief", "object-thief", "1", "not yet"))
     sources.observe(0, declared("bank", "https://bank.example.com"))
@@ -356,7 +356,7 @@ def test_object_that_is_not_ready_keeps_its_claim_on_an_address_and_makes_no_new
     assert sources.observe(1, declared("thief", "https://bank.example.com", "2")) == set()
 
 
-def test_object_that_claims_no_address_keeps_its_uid_claim_where_other_objects_state_addresses() -> None:
+def test_object_without_an_address_keeps_its_uid_claim_among_objects_with_addresses() -> None:
     sources = Sources()
     sources.observe(0, declared("shop", "https://shop.example.com"))
     sources.observe(0, unready("bank"))

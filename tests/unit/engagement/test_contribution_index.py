@@ -226,7 +226,7 @@ def test_cluster_is_replaced_only_when_all_its_objects_are_new() -> None:
     assert replaced == [("DISENGAGED", "shop", "REPLACED"), ("ENGAGED", "shop")]
 
 
-def test_earliest_object_keeps_cluster_that_another_names_later() -> None:
+def test_earliest_object_keeps_its_cluster_when_a_later_object_contributes_to_it() -> None:
     fleet = RecordedFleet(first_of)
     mine = Ready("mine", "1", target("shop", "mine"))
     theirs = Ready("theirs", "2", target("shop", "theirs"))

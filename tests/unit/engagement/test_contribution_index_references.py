@@ -198,7 +198,7 @@ def test_restored_cluster_stays_until_both_resources_were_listed(fleet: JoinedFl
 
 
 @pytest.mark.parametrize("first", [OBJECTS, SECRETS])
-def test_restored_cluster_whose_secret_is_not_in_the_state_file_stays_until_all_was_listed(
+def test_restored_cluster_whose_secret_is_not_in_the_state_file_stays_until_both_lists_are_complete(
     fleet: JoinedFleet, first: int
 ) -> None:
     after = restarted(fleet, without="m")

@@ -307,7 +307,7 @@ def test_drain_after_a_restart_with_known_subscribers_keeps_its_deadline() -> No
     assert (awaited(releases), releases.due_at) == (["one"], 300.0)
 
 
-def test_drain_that_awaits_no_return_after_a_restart_needs_a_known_subscriber() -> None:
+def test_drain_without_awaits_return_needs_a_known_subscriber_after_a_restart() -> None:
     releases = PendingReleases()
     releases.expect_return(0.0)
     assert not releases.begin_drain(cluster("a"), 300.0, 10.0, awaits_return=False)

@@ -57,7 +57,7 @@ def test_mint_queue_retries_use_at_most_a_quarter_of_the_slots() -> None:
     assert len(taken(queue)) == 2, "first credentials and retries leave slots for renewals"
 
 
-def test_mint_queue_organizations_take_at_most_as_many_slots_as_they_leave_free() -> None:
+def test_mint_queue_organization_takes_at_most_half_of_the_slots_that_others_leave_free() -> None:
     queue = MintQueue[Entry](10)
     first(
         queue, *(entry(number, "shop") for number in range(1, 20)), *(entry(number, "bank") for number in range(20, 40))

@@ -129,7 +129,7 @@ def test_second_filter_transition_reverts_only_what_was_sent() -> None:
     assert received(cursor) == [disengaged(a, REVOKED, NO_LONGER), disengaged(b, REVOKED, NO_LONGER)]
 
 
-def test_third_filter_transition_accounts_for_both_before_it() -> None:
+def test_third_filter_transition_accounts_for_the_first_two() -> None:
     log = readable_log(batch_bytes=1)
     for name, env in (("a", "prod"), ("b", "dev"), ("c", "prod")):
         engage(log, name, env)

@@ -15,7 +15,7 @@ def test_first_list_that_lacks_most_or_all_clusters_of_a_subscriber_is_doubted(
     assert not FirstList(present, None).may_lack(known, present)
 
 
-def test_list_that_grows_after_a_short_one_is_doubted_until_it_has_all_clusters() -> None:
+def test_list_after_a_short_list_is_doubted_until_it_has_all_clusters() -> None:
     for present in (3, 43, 52):
         assert FirstList(present, RemovalLimits(), initial=3).may_lack(53, present)
         assert FirstList(present, RemovalLimits()).may_lack(53, present, has_lacked=True)
