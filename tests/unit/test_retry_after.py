@@ -44,5 +44,7 @@ def test_retry_after_accepts_seconds_and_dates_and_ignores_the_rest(text: str, w
         (0.4, 1e9, LONGEST_S + 0.4),
     ],
 )
-def test_retry_delay_honors_retry_after_and_its_own_backoff(own_s: float, stated_s: float | None, delay: float) -> None:
+def test_retry_delay_honors_retry_after_and_the_backoff_of_the_client(
+    own_s: float, stated_s: float | None, delay: float
+) -> None:
     assert delay_s(own_s, stated_s) == delay

@@ -157,13 +157,13 @@ def test_relist_is_applied_although_versions_went_back() -> None:
     ]
 
 
-def test_relist_that_contains_an_object_twice_does_not_hide_a_missing_one() -> None:
+def test_relist_that_contains_an_object_twice_does_not_hide_a_missing_object() -> None:
     source = Source(ready("a"), ready("b"))
     source.lists(ready("a"), ready("a"))
     assert source.requested_names() == ["b"]
 
 
-def test_object_deleted_while_a_relist_is_read_does_not_hide_another_missing_one() -> None:
+def test_object_deleted_while_a_relist_is_read_does_not_hide_another_missing_object() -> None:
     source = Source(ready("a"), ready("b"), ready("c"))
     source.lists(ready("b"), ready("c"))
     (request,) = source.due_requests()
@@ -180,7 +180,7 @@ def test_object_missing_from_relist_stays_engaged_until_its_deletion_is_confirme
     assert source.engagements.engaged == 3
 
 
-def test_reference_objects_are_three_existing_ones_without_pending_deletion() -> None:
+def test_reference_objects_are_three_existing_objects_without_pending_deletion() -> None:
     source = Source(*(ready(name, uid=f"uid-{name}") for name in "abcd"), not_ready("e", uid="uid-e"))
     first = source.collection.reference_objects
     assert first == (("a", "uid-a"), ("b", "uid-b"), ("c", "uid-c"))

@@ -325,7 +325,7 @@ def test_clusters_of_an_unverified_first_list_are_disengaged_once_two_larger_lis
     assert not source.collection.is_restored
 
 
-def test_f21_empty_list_after_another_server_requires_a_second() -> None:
+def test_f21_empty_list_after_a_list_of_another_server_requires_a_second_list() -> None:
     source = Source()
     source.lists(*OTHERS)
     source.now = 30.0

@@ -188,7 +188,9 @@ def test_list_with_other_uids_of_known_not_ready_names_is_of_another_server() ->
 
 
 @pytest.mark.parametrize(("version", "is_ignored"), [("121", False), ("119", True)])
-def test_list_after_a_foreign_list_is_compared_with_the_last_accepted_list(version: str, is_ignored: bool) -> None:
+def test_list_after_one_of_another_server_is_compared_with_the_last_accepted_list(
+    version: str, is_ignored: bool
+) -> None:
     source = Source()
     source.lists(*NEW, version="120")
     source.lists(*(ready(name, "5000") for name in "uvw"), version="5000")

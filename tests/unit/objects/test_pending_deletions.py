@@ -321,7 +321,9 @@ def test_hanging_reads_delay_a_later_read_by_at_most_a_second(count: int) -> Non
 
 
 @pytest.mark.parametrize(("count", "within_s"), [(60, 1.0), (300, 9.0)])
-def test_deletion_reported_before_many_whose_reads_hang_is_read_within_seconds(count: int, within_s: float) -> None:
+def test_deletion_reported_before_many_with_hanging_reads_is_checked_within_seconds(
+    count: int, within_s: float
+) -> None:
     pending = pending_deletions(concurrency=20)
     pending.add("quick", "uid", 0.0)
     for number in range(count):

@@ -241,7 +241,7 @@ def test_unverified_first_list_gives_way_to_two_larger_lists_of_another_server()
 
 
 @pytest.mark.parametrize(("is_verified", "is_much_larger"), [(True, True), (False, False)])
-def test_first_list_gives_way_only_if_unverified_and_the_other_is_much_larger(
+def test_first_list_gives_way_to_list_of_another_server_only_if_unverified_and_much_smaller(
     is_verified: bool, is_much_larger: bool
 ) -> None:
     guard = RemovalGuard(LIMITS)

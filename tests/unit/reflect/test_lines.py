@@ -12,7 +12,7 @@ def fed(*chunks: bytes, limit: int = 100) -> list[bytes]:
     return [bytes(line) for chunk in chunks for line in lines.feed(chunk)]
 
 
-def test_line_splitter_returns_whole_lines_and_skips_empty_ones() -> None:
+def test_line_splitter_returns_whole_lines_and_skips_empty_lines() -> None:
     assert fed(STREAM) == [b'{"a":1}', b'{"b":\r', b'"two"}']
 
 

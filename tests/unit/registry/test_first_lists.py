@@ -145,7 +145,9 @@ def test_first_list_of_few_objects_may_have_many_clusters() -> None:
 
 
 @pytest.mark.parametrize("foreign", [0, 1])
-def test_first_list_of_another_server_in_one_of_two_collections_gives_way_to_two_right_lists(foreign: int) -> None:
+def test_first_list_of_another_server_in_one_of_two_collections_gives_way_to_two_lists_of_the_right_server(
+    foreign: int,
+) -> None:
     """Each collection has lists of its own: for example, one of service consumers and one of their projects."""
     fleet = RecordedFleet(resources=2)
     names = [f"c{number}" for number in range(20)]

@@ -102,5 +102,5 @@ def test_empty_scope_covers_nothing() -> None:
         (ClusterScope(organizations=frozenset({"acme"})), {"", "eu", "us"}),
     ],
 )
-def test_scope_covers_sources_of_which_it_can_cover_a_cluster(scope: ClusterScope, covered: set[str]) -> None:
+def test_scope_covers_each_source_that_may_have_a_cluster_in_scope(scope: ClusterScope, covered: set[str]) -> None:
     assert {source for source in ("", "eu", "us") if scope.covers_source(source)} == covered

@@ -43,7 +43,7 @@ def test_paced_audit_suppresses_flood_and_counts_it() -> None:
     assert there.audit.lines[BURST:] == [(JUNK, 1000 - BURST)]
 
 
-def test_paced_audit_reports_suppressed_denials_without_another_one() -> None:
+def test_paced_audit_reports_suppressed_denials_without_another_denial() -> None:
     there = Pacing()
     there.deny(JUNK, BURST + 5)
     there.paced.flush()

@@ -146,7 +146,7 @@ def test_successor_continues_its_takeover_whose_response_was_lost() -> None:
 
 
 @pytest.mark.parametrize("seconds_since_settled", range(0, 12, 2))
-def test_leaving_member_owns_its_clusters_until_the_others_have_read_the_view(seconds_since_settled: int) -> None:
+def test_leaving_member_owns_its_clusters_until_other_members_have_read_the_view(seconds_since_settled: int) -> None:
     """Other members read the Leases every 12 seconds while nothing changes, and engage the clusters only after that."""
     driver = settled("a", "b", "c")
     driver.run(30 + seconds_since_settled)
@@ -551,7 +551,7 @@ def test_member_that_has_not_read_the_group_has_no_problems() -> None:
     assert list(Member("a", "a#1").problems) == []
 
 
-def test_drain_of_a_former_view_does_not_replace_that_of_a_later_one() -> None:
+def test_drain_of_an_earlier_view_does_not_replace_the_drain_of_a_later_view() -> None:
     member = Member("a", "a#1")
     member.drained(2, frozenset({"x"}))
     member.drained(1)

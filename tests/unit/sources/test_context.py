@@ -25,7 +25,7 @@ PROJECT = f"{RESOURCES}/projects/apollo/control-plane"
         ("/apis/iam.miloapis.com/v1alpha1/users/ada/control-plane", MiloContext(ContextKind.USER, "ada")),
     ],
 )
-def test_milo_context_is_the_last_one_in_the_server_path(path: str, context: MiloContext) -> None:
+def test_milo_context_is_the_last_context_in_the_server_path(path: str, context: MiloContext) -> None:
     assert context_of(f"https://milo.example.com:6443{path}") == context
 
 
@@ -53,7 +53,7 @@ def test_context_that_a_mode_accepts_is_not_wrong(accepted: tuple[ContextKind, .
     assert wrong_context("any", f"https://milo.example.com{PROJECT}", accepted) is None
 
 
-def test_context_that_the_mode_rejects_is_reported_with_the_accepted_ones() -> None:
+def test_context_that_the_mode_rejects_is_reported_with_the_accepted_contexts() -> None:
     wrong = wrong_context("project", f"https://milo.example.com{PROJECT}", (ContextKind.ROOT,))
     assert wrong is not None
     assert "is the context of project apollo" in wrong[0]

@@ -167,7 +167,7 @@ def test_invalid_cluster_names_in_state_file_are_skipped(name: str) -> None:
     assert placed(ProjectKind().follow(OPTIONS), name) is None
 
 
-def test_clusters_of_a_named_source_have_its_name_before_their_own() -> None:
+def test_cluster_names_of_a_named_source_begin_with_the_source_name() -> None:
     projects = KeyedSource(ProjectKind().follow(OPTIONS), "eu")
     (collection,) = projects.collections
     condition = {"type": "Ready", "status": "True"}
@@ -184,7 +184,7 @@ def test_clusters_of_a_named_source_have_its_name_before_their_own() -> None:
     assert target.name == "one#single"
 
 
-def test_reduced_clusters_of_a_named_source_have_its_name_before_their_own() -> None:
+def test_names_of_reduced_clusters_of_a_named_source_begin_with_the_source_name() -> None:
     follows = KindKind().follow(OPTIONS)
     kind, unnamed = KeyedSource(follows, "local"), KeyedSource(follows)
     assert kind.files is follows

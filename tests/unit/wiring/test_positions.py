@@ -44,7 +44,7 @@ def test_resume_positions_of_earlier_runs_stay_until_a_complete_list() -> None:
     assert positions(of, "this") == {"before": ANY_REVISION, "this": of.changes.log.head}
 
 
-def test_resume_positions_of_the_last_earlier_runs_are_kept() -> None:
+def test_resume_positions_of_the_latest_earlier_runs_are_kept() -> None:
     of = source()
     of.restored_positions = {f"run-{number}": 1 for number in range(100)}
     lists(of, ready("a", "1"))

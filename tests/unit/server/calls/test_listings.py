@@ -159,7 +159,7 @@ def test_listings_of_one_caller_evict_its_oldest(monkeypatch: pytest.MonkeyPatch
     assert [names(listing.next(1)) for listing in each[1:]] == [["b"]] * 3
 
 
-def test_listings_of_all_callers_evict_from_the_largest_holder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listings_of_all_callers_evict_from_the_caller_with_the_most_entries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listings_module, "MAX_ENTRIES", 6 * (3 + OVERHEAD))
     listings = a_listing(fleet(*"abc"))
     greedy = [Listing(listings) for _ in range(4)]

@@ -95,7 +95,7 @@ def test_pending_releases_of_other_callers_require_full_scope() -> None:
     assert pending.since.seconds == at(12).wall
 
 
-def test_pending_release_of_a_forgotten_subscriber_has_no_time() -> None:
+def test_pending_release_of_a_forgotten_subscriber_has_no_disconnect_time() -> None:
     fleet = draining()
     fleet.releases.close(OPENED, 12.0)
     fleet.commit([ready("b", uid="u2")], at(100))
