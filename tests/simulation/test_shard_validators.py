@@ -80,7 +80,7 @@ def test_unnecessary_move_is_a_breach(world: Simulation, monkeypatch: pytest.Mon
     assert any("without need" in breach for breach in world.outcome.breaches)
 
 
-def test_view_that_does_not_follow_the_one_it_replaces_is_a_breach(world: Simulation) -> None:
+def test_view_that_does_not_follow_the_view_it_replaces_is_a_breach(world: Simulation) -> None:
     api = world.api
     api.has_preconditions = False
     for each in (view(1, "a", "b"), view(2, "a", "b", "c", previous=("a", "b")), view(2, "a", previous=("a", "b"))):

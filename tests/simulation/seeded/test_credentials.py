@@ -87,7 +87,7 @@ def test_f57_recreated_cluster_gets_its_own_credential() -> None:
     run_steps(steps)
 
 
-def test_f35_credentials_of_killed_run_are_revoked_by_next() -> None:
+def test_f35_credentials_of_killed_run_are_revoked_by_the_next_run() -> None:
     async def steps(harness: Harness) -> None:
         harness.subscriber.ask("b", None)
         await harness.until(lambda: tokens_of(harness, "b"))

@@ -89,7 +89,7 @@ def test_failed_confirmation_reads_are_limited_by_a_budget(
     ("hanging", "is_reported_last", "within_s"),
     [(20, True, 2.0), (60, True, 2.0), (300, True, 2.0), (60, False, 2.0), (300, False, 10.0)],
 )
-def test_f75_hung_confirmation_reads_delay_a_quick_one_by_seconds(
+def test_f75_hung_confirmation_reads_delay_a_quick_read_by_seconds(
     hanging: int, is_reported_last: bool, within_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [f"p-{number}" for number in range(hanging)]

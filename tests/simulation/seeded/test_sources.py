@@ -251,7 +251,7 @@ def run(seed: int, steps: Callable[[Simulation], Any]) -> None:
 
 
 @pytest.mark.parametrize("first", range(0, 30, CHUNK))
-def test_failing_source_does_not_affect_the_other(first: int) -> None:
+def test_failing_source_does_not_affect_the_other_source(first: int) -> None:
     struck = set[str]()
 
     async def steps(simulation: Simulation) -> None:

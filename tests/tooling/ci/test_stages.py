@@ -64,7 +64,7 @@ def test_stages_run_in_order_and_end_with_a_table(script: Path) -> None:
     )
 
 
-def test_failing_stage_is_the_last_one_and_is_reported(script: Path) -> None:
+def test_failing_stage_ends_the_run_and_is_reported(script: Path) -> None:
     status, out, err = run(script)
     assert status == 1
     assert out[-5:] == [

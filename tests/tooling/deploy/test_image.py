@@ -119,7 +119,7 @@ def test_daemon_image_has_neither_the_sandbox_nor_its_dependencies(installed: In
     assert "milo-sandbox" in done.stderr
 
 
-def test_installed_versions_are_the_locked_ones(installed: Installed) -> None:
+def test_installed_versions_are_the_locked_versions(installed: Installed) -> None:
     locked = set(re.findall(r"^([\w.-]+)==", (ROOT / "requirements" / "daemon.txt").read_text(), re.MULTILINE))
     assert installed.packages - OURS <= locked
 

@@ -318,7 +318,7 @@ def test_core_kubeconfig_component_selects_mode_project(overlay: Callable[..., P
     assert Path(variables["MILO_DISCOVERYD_DISCOVERY_KUBECONFIG"]).parent == Path(mounts["milo-kubeconfig"])
 
 
-def test_cluster_names_component_restricts_the_port_that_shows_them(overlay: Callable[..., Path]) -> None:
+def test_cluster_names_component_restricts_access_to_the_metrics_port(overlay: Callable[..., Path]) -> None:
     directory = overlay("sidecar", "prometheus-monitoring", "prometheus-cluster-names")
     assert environment(directory, daemon(directory))["MILO_DISCOVERYD_HTTP_NAMES"] == "everyone"
     [policy] = of_kind(directory, "NetworkPolicy")
