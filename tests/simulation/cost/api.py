@@ -19,7 +19,7 @@ _contents = count(1)
 
 
 class Watch:
-    """An open watch, which sends the queued chunks; None closes it."""
+    """An open watch, which sends the queued chunks; a queued None closes the watch."""
 
     status = 200
     headers: Mapping[str, str] = {}

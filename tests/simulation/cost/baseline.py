@@ -13,7 +13,7 @@ from tests.simulation.cost.paths import PATHS, long_life, measure
 FILE = Path(__file__).with_name("baseline.json")
 HINT = "if this is intended, run `./dev python -m tests.simulation.cost --rewrite`, and give the reason in the commit"
 IS_COMPARABLE = sys.version_info[:2] == (3, 11)
-"""Other versions of Python inline some calls."""
+"""Whether figures are comparable with the baseline: other versions of Python inline some calls."""
 MANY = 20
 TOLERANCE = 0.05
 """Tolerated relative difference of calls and elements; a difference of one is tolerated too. Calls of expensive

@@ -130,7 +130,7 @@ class Bed:
         self.daemon.check()
 
     def would_exceed_limit(self, changes: int) -> bool:
-        """Return whether the objects would exceed `watch.objects_limit` if `changes` changes of each counted too."""
+        """Return whether the objects would exceed `watch.objects_limit` if `changes` changes per object counted too."""
         return self.daemon.collection.store.weight.used * (1 + changes) > _SETTINGS.watch.objects_limit
 
     async def sync(self) -> None:

@@ -135,7 +135,7 @@ async def _snapshot(bed: Bed, subscribers: int) -> Meter:
 
 
 async def _late_snapshot(bed: Bed, subscribers: int) -> Meter:
-    """Send a snapshot while another subscriber still reads one from before a change."""
+    """Send a snapshot while another subscriber still reads a snapshot from before a change."""
     await bed.sync()
     bed.subscribe_slowly()
     await bed.settle()
@@ -210,7 +210,7 @@ def _run_path(path: Path, clusters: int, subscribers: int) -> Meter:
 
 
 _LARGE_NAMES = f".{'x' * 63}" * 3
-"""Long, so that fewer changes would exceed `watch.objects_limit` if the budget counted each change again."""
+"""A long suffix, so that fewer changes would exceed `watch.objects_limit` if the budget counted each change again."""
 
 
 def long_life(clusters: int, changes: int, stack_above: int = 0) -> Meter:

@@ -58,7 +58,7 @@ class Follower:
                 self._read(answer)
 
     def receive(self, *lines: bytes) -> None:
-        """Receive these bytes on the open watch, of complete or partial lines."""
+        """Receive bytes on the open watch: complete or partial lines."""
         events = [self.decoder.line(line) for chunk in lines for line in self._lines.feed(chunk)]
         self._apply_findings(self.reflector.events(events, self.now))
 

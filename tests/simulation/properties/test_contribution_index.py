@@ -158,7 +158,7 @@ class ReductionOfReferences(RuleBasedStateMachine):
         assert found == expected == self.truth
         for name in NAMES:
             assert set(self.index.objects_of(name)) == set(index.objects_of(name))
-        # Other entries would be a leak.
+        # Entries that a new index does not have would be a leak.
         assert self.index._dependents.keys() == index._dependents.keys()
         assert self.index._members.keys() == index._members.keys()
         assert not self.index._committed

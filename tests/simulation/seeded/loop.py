@@ -20,7 +20,7 @@ class NothingLeftError(RuntimeError):
 
 
 class Numbered(asyncio.Task[Any]):
-    """A task with a number, which makes the order of a set of tasks reproducible (task groups keep one)."""
+    """A task with a number, which makes the order of a set of tasks reproducible, such as that of a task group."""
 
     def __init__(self, *arguments: Any, number: int, **options: Any) -> None:
         self._number = number

@@ -253,7 +253,7 @@ class SimulationRun:
             self._api.inject("F35", "the daemon is killed")
             await dying.kill()
         is_torn = self._disk is not None and self._disk.data is not None and self._random.random() < 0.2
-        if is_torn and self._disk.data:  # an earlier fault may have left nothing of it
+        if is_torn and self._disk.data:  # an earlier fault may have emptied the file
             self._api.inject("F37", "the state file is torn")
             self._disk.data = self._disk.data[: self._random.randrange(len(self._disk.data))]
         if self._random.random() < 0.5:
@@ -263,7 +263,7 @@ class SimulationRun:
         self._start()
 
     def _repair_objects(self) -> None:
-        # Only a daemon with an earlier state of a malformed object engages it.
+        # A new daemon without an earlier state of a malformed object does not engage the object's cluster.
         self._world.repair_objects()
 
     async def _restart_daemon_with_bad_list(self) -> None:

@@ -95,12 +95,12 @@ class Subscriber:
 
     @property
     def has_read_all(self) -> bool:
-        """Whether it has received everything from a running daemon."""
+        """Whether the subscriber has received everything from a running daemon."""
         return self._call is not None and not self._call.done() and not self._pipe.waiting
 
     @property
     def can_work(self) -> bool:
-        """Whether it has a valid credential for each cluster, if it requested credentials."""
+        """Whether the subscriber has a valid credential for each cluster, if it requested credentials."""
         now = datetime.fromtimestamp(time.time(), UTC)
         return not self._with_kubeconfigs or all(
             known.kubeconfig is not None

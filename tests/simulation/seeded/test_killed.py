@@ -82,7 +82,7 @@ async def _can_work(harness: Harness) -> None:
 
 
 async def _change_several(harness: Harness) -> None:
-    """Change clusters until their credentials are issued, and those of the disengaged ones revoked."""
+    """Change clusters; wait until credentials are issued, and credentials of disengaged clusters are revoked."""
     harness.put("a", content=2)
     harness.world.delete("b")
     harness.put("c", uid="uid-another")

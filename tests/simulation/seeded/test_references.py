@@ -45,7 +45,7 @@ SECRETS = replace(RESOURCE, plural="secrets")
 
 
 class Joined:
-    """A kind of source with objects that each need one Secret, whose UID stands for the server in its content."""
+    """A kind of source whose objects each need a Secret. The UID of the Secret represents the server in it."""
 
     def follows(self) -> SeveralResources:
         watches = (

@@ -39,7 +39,7 @@ class ResponseLost:
 
 @dataclass(frozen=True)
 class IssuedFor:
-    """A token with another lifetime than requested."""
+    """A token with a different lifetime than requested."""
 
     lifetime: Lifetime
 

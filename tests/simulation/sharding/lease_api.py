@@ -27,7 +27,7 @@ class LeaseApi:
         self.revision = revision
         self.views: list[View] = []
         self.replaced: list[str] = []
-        """Views that were overwritten by one that does not follow them."""
+        """Breaches: views that were overwritten by a view that does not follow them."""
         self.has_preconditions = True
         self._past: list[tuple[float, GroupState, int]] = []
 

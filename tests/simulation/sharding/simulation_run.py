@@ -79,8 +79,8 @@ class Simulation:
     def send(self, pod: Pod, request: Request, answer: Callable[[GroupState | None, str | None], None]) -> None:
         random, host = self.random, pod.host
         if self.is_down or host in self.lost_to or random.random() < 0.5 * self.error_share:
-            # The request is lost or rejected before it takes effect. A lost one may still arrive, after its sender's
-            # timeout.
+            # The request is lost or rejected before it takes effect. A lost request may still arrive after its sender
+            # has timed out.
             if random.random() < 0.3:
                 self.timeline.after(random.uniform(0, 0.2), lambda: answer(None, None))
             elif host in self.lost_to and random.random() < 0.5:
