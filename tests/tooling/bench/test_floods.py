@@ -1,4 +1,4 @@
-"""Floods on a machine that is too busy for them."""
+"""Floods of connections on a machine that is too busy to reach the configured rate."""
 
 import asyncio
 import math

@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
 
 
 async def _recorded() -> Recorded:
-    # Short, so that the recording shows probes and renewals of tokens.
+    # Short intervals and lifetimes, so that the recording shows probes and renewals of tokens.
     probes = {"interval": "5s", "unreachable_after": "5s"}
     async with contextlib.AsyncExitStack() as stack:
         directory, records = (Path(stack.enter_context(TemporaryDirectory(prefix="milo-"))) for _ in range(2))

@@ -49,7 +49,7 @@ _COLUMN, _ROW, _COLUMNS = 58, 30, 24
 _GAP, _PADDING, _LINE = 3, 10, 14
 _LEGEND_LINES = 3
 _NO_GAP_S = 2.5
-"""Seconds between two values of a line, which breaks if more than one is missing."""
+"""Maximum seconds between two values of a line; with a larger gap, the line is interrupted."""
 _WIDE, _WIDER = 0.58, 0.72
 """Widths of a character and of a capital relative to their height, for any sans-serif font."""
 _COLOURS = ("#3274d9", "#e0752d", "#56a64b", "#a352cc", "#c4162a", "#0f8a8a", "#8f6b00", "#7a7a7a")
@@ -143,7 +143,7 @@ def _graph(unit: str, series: Sequence[Series], box: _Box, recorded: Recorded) -
         yield _text(across(second), plot.bottom + 13, f"{second} s", 40, size=10, anchor="middle", colour="#666")
     for moment, _ in recorded.moments:
         yield f'<path d="M{across(moment):.1f} {plot.top:.1f}V{plot.bottom:.1f}" stroke="#aaa" stroke-dasharray="2 3"/>'
-    for each, colour in reversed(coloured):  # the highest last, drawn above the others
+    for each, colour in reversed(coloured):  # the highest series last, so that it is above all others
         for run in _runs(each.points):
             if len(run) == 1:
                 yield f'<circle cx="{across(run[0][0]):.1f}" cy="{up(run[0][1]):.1f}" r="1.5" fill="{colour}"/>'

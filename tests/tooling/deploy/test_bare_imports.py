@@ -1,4 +1,4 @@
-"""Each module of a distribution can be imported with the dependencies that it declares, or names the extra it needs."""
+"""Modules can be imported with the declared dependencies of their distribution, or the error names the extra."""
 
 import fcntl
 import hashlib

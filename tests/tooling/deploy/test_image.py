@@ -1,4 +1,4 @@
-"""The images, without a container engine: their installation is run, and started as in a pod."""
+"""The images, without a container engine: their contents are installed, and run as in a pod."""
 
 import asyncio
 import json

@@ -24,7 +24,7 @@ def digest() -> bytes:
 
 
 def digest_of(picture: Path) -> bytes:
-    """Return the digest in a picture, or nothing."""
+    """Return the digest in a picture; empty if it has none."""
     _, _, rest = picture.read_bytes().partition(b"tEXt" + _KEY)
     return rest[:64]
 

@@ -35,7 +35,7 @@ class Command:
     """The output below a command with a prompt."""
 
     def parts(self) -> Iterator[tuple[str, ...]]:
-        """Yield the words of each command in a pipeline, and of a command that runs in a container."""
+        """Yield the words of each command of the line: `|`, `&&` and the `--` of `kubectl exec` separate commands."""
         words = shlex.split(self.text, comments=True)
         begins = 0
         for at, word in enumerate(words):

@@ -50,7 +50,7 @@ class Terminal:
         )  # fmt: skip
 
     def until(self, words: str) -> str:
-        """Read up to the line that matches, and return it."""
+        """Read up to a line that matches the pattern `words`, and return the line."""
         assert self._shell.stdout is not None
         for line in self._shell.stdout:
             self._said.append(line)
@@ -80,7 +80,7 @@ class Terminal:
 class Stranger:
     """Follows the README.
 
-    `directory` replaces /tmp, so that several can run concurrently.
+    `directory` replaces /tmp, so that several runs can be concurrent.
     """
 
     def __init__(self, clone: Path, directory: Path, environ: dict[str, str]) -> None:
@@ -197,7 +197,7 @@ FOLLOWED: dict[str, tuple[Callable[[Path, Path, dict[str, str]], Iterator[str]],
 
 def in_fresh_clone(follow: Callable[[Path, Path, dict[str, str]], Iterator[str]]) -> Iterator[str]:
     """Follow a document in a clone of the last commit, with empty caches."""
-    # Short, since socket paths are limited to 107 characters.
+    # The prefix is short, since socket paths are limited to 107 characters.
     with TemporaryDirectory(prefix="readme-") as name:
         directory = Path(name)
         clone, home = directory / "clone", directory / "home"

@@ -238,7 +238,7 @@ PYTHON = [
 )
 async def test_documented_programs_report_an_engaged_cluster(document: Path, number: int, workspace: Workspace) -> None:
     workspace.sandbox.projects.create("alpha", ready=True, labels={"env": "prod"})
-    greeted = {"metadata": {"name": "one", "labels": {"greet": "yes"}}}  # an object for programs that wait for one
+    greeted = {"metadata": {"name": "one", "labels": {"greet": "yes"}}}  # the object that some of the programs wait for
     workspace.sandbox.control_plane("alpha").create(CONFIG_MAPS, greeted, namespace="default")
     own_cluster = workspace.directory / "own-cluster.kubeconfig"
     own_cluster.write_text(json.dumps(workspace.sandbox.kubeconfig(project="alpha")))

@@ -56,7 +56,7 @@ def test_security_attack_table_has_29_rows() -> None:
 
 
 def dependencies() -> set[str]:
-    """Return the dependencies of the distributions, with the optional ones for running them."""
+    """Return the dependencies of the distributions, with the optional dependencies that are used in production."""
     found: set[str] = set()
     for directory in (ROOT, *(ROOT / name for name in ("clients/python", "controllers", "publishing", "kube"))):
         project = tomllib.loads((directory / "pyproject.toml").read_text())["project"]

@@ -1,4 +1,4 @@
-"""The kind in docs/adding-a-kind.md, as a package that adds it by an entry point."""
+"""The sample kind of docs/adding-a-kind.md, installed as a package with an entry point."""
 
 import json
 import re

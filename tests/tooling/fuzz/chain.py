@@ -87,7 +87,7 @@ class Script(msgspec.Struct):
     """The data that the API server sends."""
 
     listed: bytes
-    """Lines of the first list, and of the watch after it; the list is ended properly between them."""
+    """Lines of the first list. A valid end of the list follows, and then the lines `watched`."""
     watched: bytes = b""
     found: bytes = b""
     """The response to the first read of each object; to later reads, the object does not exist."""
@@ -279,7 +279,7 @@ async def _ask_about_everything(service: Service, fleet: Fleet) -> None:
     with suppress(CallError):  # before the first list is complete
         _convert.listing([await service.list_clusters(pb.ListClustersRequest(), CALLER)])
     for name, _ in [*fleet.items()]:
-        with suppress(CallError):  # a name that no request may have
+        with suppress(CallError):  # names that are invalid in requests
             report = await service.get_cluster(pb.GetClusterRequest(name=name), CALLER)
             assert report.ByteSize() <= MESSAGE_LIMIT
             _convert.cluster_report(report)

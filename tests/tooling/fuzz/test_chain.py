@@ -41,7 +41,7 @@ PATHS = (
 
 
 def document(name: str = "alpha") -> dict[str, Any]:
-    """Return an object that every mode engages: each reads fields of its own."""
+    """Return an object that every mode engages: each mode reads its own fields of the object."""
     conditions = [{"type": kind, "status": "True", "message": "m"} for kind in ("Ready", "ControlPlaneReady")]
     return {
         "metadata": {
@@ -93,7 +93,7 @@ def lines(kind: str, *documents: dict[str, Any]) -> bytes:
 @pytest.mark.parametrize("mode", chain.KINDS, ids=lambda mode: type(mode).__name__)
 @pytest.mark.parametrize("streaming", [True, False])
 def test_fuzz_chain_engages_and_disengages(mode: SourceKind, streaming: bool) -> None:
-    """Without invalid data everything is served, so that the other tests are meaningful."""
+    """Valid data is served. Otherwise, the tests with invalid data would prove nothing."""
     found = msgspec.json.encode(document())
     page = msgspec.json.encode({"metadata": {"resourceVersion": "9"}, "items": [document(), document("beta")]})
     listed = lines("ADDED", document(), document("beta"))

@@ -6,7 +6,7 @@ from collections import defaultdict
 from tests.tooling.import_contracts.contracts import PACKAGES
 
 SHARED = {"Cluster", "DisengageReason", "Event", "EventType", "Fleet"}
-"""Words of the protocol that the daemon and the client library both use, each for its own type."""
+"""Names from the protocol that the daemon and the client library each use for a type of their own."""
 
 
 def test_classes_of_all_packages_have_distinct_names() -> None:

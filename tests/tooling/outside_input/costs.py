@@ -117,7 +117,7 @@ def _request(message: str, field: str, mark: str) -> Handling:
 
 
 def _names(mark: str) -> list[str]:
-    """Return the most values, which are short: each of them takes far more memory than its characters."""
+    """Return the maximum number of values. They are short: each value takes far more memory than its characters."""
     return [f"{mark[1]}{number:x}" for number in range(requests.MAX_VALUES)]
 
 
@@ -129,7 +129,7 @@ _SECRET_KEY = "value"
 _LONG = 1 << 20
 """Characters of a text in an object. etcd accepts objects of 1.5 MiB."""
 _FILLING = b"[" + b"[]," * (1 << 19) + b"[]]"
-"""What takes the most memory: 1.5 MiB of empty lists."""
+"""The JSON that takes the most memory: 1.5 MiB of empty lists."""
 
 
 def _decoder(kind: SourceKind, position: int = 0) -> wire.Decoder[Any, Any]:
