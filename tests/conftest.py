@@ -51,12 +51,12 @@ FIRST = (
 """Tests that take tens of seconds each: if they started last, all workers but one would wait for them."""
 
 COVERAGE = Path(__file__).parents[1] / FIRST[0]
-"""Runs the unit tests of the pure modules, which a run of all tests does not run a second time."""
+"""The test that runs the unit tests of the pure modules. A run of all tests does not run these a second time."""
 _COVERED = pytest.StashKey[set[Path]]()
 
 
 class Sharing(LoadScopeScheduling):
-    """Distributes single tests over workers, and files of TOGETHER as a whole, which start first."""
+    """Distributes single tests over workers. Each file of TOGETHER runs in one worker, before other tests."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]

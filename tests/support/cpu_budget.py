@@ -27,7 +27,7 @@ _BEFORE = pytest.StashKey[float]()
 
 
 def directory_of(nodeid: str, budgets: Mapping[str, float]) -> str:
-    """Return the directory of a test: the nearest one that has a budget, or that of its file."""
+    """Return the directory of a test: the nearest directory that has a budget, or else the directory of its file."""
     file = PurePosixPath(nodeid.partition("::")[0])
     return next((str(parent) for parent in file.parents if str(parent) in budgets), str(file.parent))
 

@@ -1,4 +1,4 @@
-"""Commands in processes that are forked from one that has imported them, which saves most of their start-up time."""
+"""Commands in forks of a process that has imported the commands, which saves most of their start-up time."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""The evaluation of a source's complete lists, and the findings of `check` about it."""
+"""The evaluation of the complete lists of a source, and what `check` reports about the source."""
 
 import pytest
 

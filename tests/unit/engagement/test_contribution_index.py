@@ -48,7 +48,7 @@ STREAMING = ViewStatus(ViewState.STREAMING, 0.0, last_contact=0.0)
 
 
 def any_of(cluster: str, contributions: Sequence[ObjectContribution], uid: str) -> Observation | None:
-    """Engage a cluster while any object contributes to it. It keeps the UID of the first object of the engagement."""
+    """Engage a cluster while any object contributes to it, with the UID of the first object of the engagement."""
     if not contributions:
         return None
     first = contributions[0]

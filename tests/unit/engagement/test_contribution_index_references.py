@@ -37,7 +37,7 @@ def at_secret(cluster: str, contributions: Sequence[ObjectContribution], uid: st
 
 
 def an_object(name: str, needs: str, version: int = 1, *, ready: bool = True, cluster: str = "") -> ContributingObject:
-    """Return an object that references the Secret `needs`, for the cluster of the same name or another one."""
+    """Return an object that references the Secret `needs`, for the cluster `cluster`, by default of the same name."""
     uid, cluster = f"uid-{name}", cluster or name
     seen = (
         Ready(uid, str(version), target(cluster, uid, organization=needs))
@@ -182,7 +182,7 @@ def test_list_that_lacks_most_secrets_is_held() -> None:
 
 
 def restarted(before: JoinedFleet, *, without: str = "") -> JoinedFleet:
-    """Return a fleet restored from the state of another one, without the Secret `without`."""
+    """Return a fleet restored from the state of `before`, without the Secret `without`."""
     fleet = JoinedFleet()
     stored = [(Ready(each.target.uid, "", each.target), 5.0) for each in before.source.engagements.clusters()]
     objects = [each for each in before.source.stored_objects() if each.key != without]

@@ -33,7 +33,7 @@ DOWN = BackendError("it is down")
 
 
 def at(steady: float, *, wall: float | None = None) -> Moment:
-    """Return a moment, with a wall clock that is 1000 s ahead of the steady clock unless it is given."""
+    """Return a moment whose wall clock is 1000 s ahead of the steady clock, unless `wall` is given."""
     return Moment(steady + 1000 if wall is None else wall, steady)
 
 

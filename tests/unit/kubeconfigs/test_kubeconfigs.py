@@ -548,7 +548,7 @@ async def test_failed_mint_of_one_cluster_is_retried_without_an_issuer_problem()
 
 
 async def test_ca_of_a_declared_cluster_comes_with_its_credential() -> None:
-    """A kubeconfig without a secret contains the CA too, so a credential is requested for it."""
+    """A kubeconfig without a secret contains the CA too, so a credential is requested to receive the CA."""
 
     class WithAuthorities(Backend):
         async def mint(self, request: MintRequest) -> IssuedCredential:

@@ -14,7 +14,7 @@ class Driver:
         self.api = LeaseApi()
         self.members = {name: Member(name, f"{name}#1") for name in names}
         self.holds_drain: set[str] = set()
-        """Members whose operators have not released lost clusters."""
+        """Members whose operators release no lost clusters."""
         self.pending: dict[str, set[str]] = {}
         """The clusters that a member lost and that its operator has not released, by member."""
         self.requests: list[tuple[float, str, Request]] = []

@@ -26,7 +26,7 @@ class ReloadedFile:
         self.reloading: ConfigReloader | None = None
 
     def write_rules(self, *names: str, **others: object) -> None:
-        """Replace the file atomically by one with these rules."""
+        """Replace the config file atomically with a file that has these rules."""
         rules = [
             {"name": name, "who": {"uid": reloaded_file}, "clusters": "all"} for reloaded_file, name in enumerate(names)
         ]

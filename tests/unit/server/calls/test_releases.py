@@ -1,4 +1,4 @@
-"""Authorization of releases, and the list of pending ones."""
+"""Authorization of releases, and the list of pending releases."""
 
 import pytest
 
