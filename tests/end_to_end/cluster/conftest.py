@@ -1,4 +1,4 @@
-"""A node with the images of this tree, for all tests of the session; skipped where it cannot run."""
+"""A node with the images of this tree, for all tests of the session, which are skipped where it cannot run."""
 
 import os
 from collections.abc import Iterator

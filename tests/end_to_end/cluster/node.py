@@ -1,4 +1,4 @@
-"""One Kubernetes node in namespaces and cgroups of its own; its processes terminate with the first of them."""
+"""One Kubernetes node in namespaces and cgroups of its own. All its processes terminate with its PID 1."""
 
 import json
 import os
@@ -25,7 +25,9 @@ ADDRESS = "10.199.0.1"
 _SERVICES = "10.96.0.1"
 _STARTED_WITHIN_S = 180
 _SHARES = {"cpu.shares": "16384", "cpu.weight": "1600"}
-"""High, since a cgroup competes for CPU time with single processes of the host, and a node has more than a dozen."""
+"""High, since the cgroup of the whole node, with more than a dozen processes, competes for CPU time with single
+processes of the host.
+"""
 _COMPONENTS = {
     "admin": ("admin", ["system:masters"]),
     "kubelet": ("system:node:node", ["system:nodes"]),
@@ -85,8 +87,8 @@ class Node:
         binds = {self._state: "/state", **{each: f"/programs/{each.name}" for each in programs}}
         argv = parts.in_copy(tree, self._state, binds, (_HERE / "node.sh", ADDRESS), "--net", "--uts", "--ipc")
         made = self._make_cgroups()
-        # The root of a cgroup namespace is the cgroup of the process that makes it. In v2 a cgroup with processes has
-        # no controllers for those below it, so the processes of the node are in one of their own.
+        # The root of a cgroup namespace is the cgroup of the process that creates the namespace. In v2 a cgroup with
+        # processes cannot enable controllers for its children, so the node's processes are in the child `init`.
         inner = [each / "init" for each in made if (each / "init").exists()]
         argv = [*_joined(made), "unshare", "--cgroup", *_joined(inner), *argv]
         parent = start("node", argv, log=self._state / "log", tied=False)
@@ -167,7 +169,7 @@ class Node:
                 if "memory" not in (each / "cgroup.controllers").read_text().split():
                     raise MissingError(f"needs the controller memory in {each.parent}/cgroup.subtree_control")
                 (each / "init").mkdir()
-            elif (each / "cpuset.cpus").exists():  # empty in a new cgroup of v1, which nothing can join then
+            elif (each / "cpuset.cpus").exists():  # v1: empty in a new cgroup, which no process can join then
                 for name in ("cpuset.cpus", "cpuset.mems"):
                     (each / name).write_text((each.parent / name).read_text())
             for name, share in _SHARES.items():
@@ -217,7 +219,8 @@ def _child(pid: int) -> int | None:
 def own_cgroups(mounts: str, memberships: str) -> Iterator[Path]:
     """Yield the directory of a process' cgroup in each hierarchy, by its `mountinfo` and `cgroup` of /proc.
 
-    On a host with only v2 it is the root, since a cgroup with processes cannot have controllers for cgroups below it.
+    On a host with only v2, yield the root of the hierarchy, since any other cgroup with processes cannot enable
+    controllers for its children.
     """
     mounted: dict[str, list[str]] = {}
     for line in mounts.splitlines():

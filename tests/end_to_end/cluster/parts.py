@@ -153,8 +153,8 @@ def in_copy(
 ) -> list[str]:
     """Return the command that runs a script as the first process in a writable copy of a tree.
 
-    It is in a mount namespace, in which nothing is written to the tree or to the host. `binds` are paths of the host
-    and where they appear.
+    The script runs in a mount namespace, and can write to the host only through `binds`, which maps paths of the host
+    to paths in the copy. The tree stays as it is.
     """
     for each in ("upper", "work", "root"):
         (state / each).mkdir(parents=True, exist_ok=True)

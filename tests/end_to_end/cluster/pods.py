@@ -1,4 +1,4 @@
-"""Operators in pods beside the daemon, as the components make them."""
+"""Operators with the daemon in the same pod, as the Kustomize components define it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -60,7 +60,7 @@ def operator(
 
 
 def _bound(role: str, namespace: str) -> Iterator[dict[str, Any]]:
-    """Yield the shipped ClusterRole and its binding, under a name of the namespace."""
+    """Yield the shipped ClusterRole and its binding, with the namespace as a suffix of their names."""
     shipped = yaml.safe_load((DEPLOY / "base" / "rbac" / role / "cluster-role.yaml").read_text())
     metadata = {"name": f"{shipped['metadata']['name']}-{namespace}"}
     yield shipped | {"metadata": metadata}

@@ -1,4 +1,4 @@
-"""Where a node's cgroups are, on hosts with both versions of cgroups. It needs no cluster."""
+"""Where a node's cgroups are, on hosts with cgroups v1 and on hosts with v2 only. These tests need no cluster."""
 
 from pathlib import Path
 
@@ -23,5 +23,5 @@ def test_cgroups_of_version_1_are_below_those_of_the_process_in_each_hierarchy()
     ]
 
 
-def test_cgroup_of_version_2_is_below_the_root_which_alone_may_have_processes() -> None:
+def test_node_cgroup_of_version_2_is_below_the_root_of_the_hierarchy() -> None:
     assert list(own_cgroups(V2, "0::/user.slice/session-1.scope\n")) == [Path("/sys/fs/cgroup")]

@@ -36,7 +36,7 @@ from tests.tooling.deploy.manifests import DEPLOY, MULTI_TENANT, OPERATOR, ROOT,
 pytestmark = pytest.mark.timeout(1800)  # the first builds download and compile libraries
 
 ENDS_WITHIN_S = 5.0
-"""On a busy machine, and by times in whole seconds: about 1 s on an idle one."""
+"""Generous, for a busy machine and for timestamps in whole seconds: a program ends in about 1 s on an idle machine."""
 SIGTERM_OF_JAVA = 143
 """The exit status of a JVM that ends at SIGTERM, also after its shutdown hooks."""
 FILE = re.compile(r"^`([\w.]+)`[^\n]*:\n\n```\w+\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -79,7 +79,7 @@ def of_rust(directory: Path) -> None:
 
 
 def of_python_examples(directory: Path) -> None:
-    """The image of the tutorial, with kopf, and with the examples instead of its program."""
+    """Write the context of the tutorial's image, with kopf, and with the Python examples instead of its program."""
     of_tutorial(directory)
     shutil.copytree(EXAMPLES / "python", directory / "python", ignore=shutil.ignore_patterns(*BUILT))
     content = (directory / "Dockerfile").read_text().replace("/src/client ", "'/src/client[kopf]' ")
@@ -130,12 +130,12 @@ class Program:
     """The documentation page that shows the container's manifest."""
     command: Sequence[str] = ()
     keeps: Sequence[str] = ()
-    """Fields of the container in the manifests that this program needs, and that others do not keep."""
+    """Fields of the operator's container in the manifests that this program needs, and that the others do without."""
     status: int = 0
     logs: str = ""
-    """What its log has; a program without it writes the ConfigMap `greeting`."""
+    """Text that the program logs once it works; a program without such a text writes the ConfigMap `greeting`."""
     unpacks: bool = False
-    """Whether it needs a /tmp."""
+    """Whether the program needs a /tmp."""
 
     def container(self, shown: dict[str, Any]) -> dict[str, Any]:
         ours = {"name": shown["name"], "image": f"{self.image}:{__version__}"}
@@ -245,7 +245,7 @@ def test_operator_works_in_a_project_and_ends_at_sigterm(node: Node, name: str, 
 
 @pytest.mark.usefixtures("tenant")
 def test_operator_works_in_a_project_with_an_api_server_of_its_own(node: Node, tmp_path: Path) -> None:
-    """The test makes the objects of Kyverno and Flux by the example's policies."""
+    """The test creates the objects that Kyverno and Flux would create from the example's policies."""
     (tmp_path / "programs").mkdir()
     for program in parts.programs(say):
         if program.name in {"etcd", "kube-apiserver", "kubectl"}:
@@ -297,7 +297,7 @@ def kubeconfig_by_policy(namespace: str, certificates: Mapping[str, str]) -> Any
 
 
 def end_of(node: Node, namespace: str, container: str) -> dict[str, Any] | None:
-    """Return how the container of the only pod ended, or ended last; None if it has not."""
+    """Return the current or last `terminated` state of the container in the only pod; None if it has not terminated."""
     [pod] = node.get("-n", namespace, "pods")["items"]
     [found] = [each for each in pod["status"]["containerStatuses"] if each["name"] == container]
     state: dict[str, Any] | None = found["state"].get("terminated") or found["lastState"].get("terminated")

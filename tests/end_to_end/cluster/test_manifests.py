@@ -1,4 +1,4 @@
-"""Overlays, components and the chart in pods, beyond those of the other tests."""
+"""Overlays, components and the chart in pods, where no other test of this directory runs them."""
 
 import json
 import shutil
@@ -54,7 +54,7 @@ def test_overlay_publishing_writes_a_profile_for_a_cluster(node: Node) -> None:
 
 
 def test_components_of_one_pod_work_beside_each_other(node: Node, tmp_path: Path) -> None:
-    """The components that a daemon with an issuer can have, on a StatefulSet."""
+    """The components that a daemon with an issuer can have at the same time, on a StatefulSet."""
     issuer = {"name": "project", "type": "kubeconfig-secret"}
     publishers = ("cluster-profiles", "argocd-clusters", "flux-kubeconfigs", "flux-configmaps")
     components = (
@@ -95,8 +95,9 @@ def test_components_of_one_pod_work_beside_each_other(node: Node, tmp_path: Path
 
 
 def test_daemon_reads_projects_of_the_core_api_with_a_kubeconfig(node: Node, tmp_path: Path) -> None:
-    """Uses the overlay with the rights at the core API. The cluster's API server stands for the core Milo API, with a
-    kubeconfig of another user."""
+    """The overlay `core-control-plane` grants the rights at the core API. The node's API server stands for the core
+    Milo API, and the kubeconfig is that of another user.
+    """
     rights = yaml.safe_dump_all(manifests(DEPLOY / "overlays" / "core-control-plane"))
     project = {"apiVersion": "resourcemanager.miloapis.com/v1alpha1", "kind": "Project", "metadata": {"name": "alpha"}}
     project["spec"] = {"ownerRef": {"kind": "Organization", "name": "acme"}}

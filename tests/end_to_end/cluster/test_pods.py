@@ -99,8 +99,8 @@ def control_plane(name: str) -> dict[str, Any]:
 
 
 def test_kubeconfig_of_a_tenant_has_the_server_and_the_ca_of_its_secret(node: Node) -> None:
-    """Uses the Go operator's manifests. The tenant's API server is that of the cluster, at an address that no setting
-    has.
+    """Uses the Go operator's manifests. The tenant's API server is that of the cluster, whose address is only in the
+    Secret, and in no setting.
     """
     node.kubectl("apply", "-f", "-", given=DEFINITION.read_text())
     objects = manifests(OPERATOR)
@@ -116,7 +116,8 @@ def test_kubeconfig_of_a_tenant_has_the_server_and_the_ca_of_its_secret(node: No
     node.kubectl("apply", "-f", "-", given=yaml.safe_dump_all(objects))
     try:
         node.kubectl("wait", "--for=condition=Established", "-f", "-", given=DEFINITION.read_text())
-        node.kubectl("delete", "projectcontrolplanes", "--all")  # check requests a credential for the first one
+        # `milo-discoveryd check` requests a credential for the first control plane.
+        node.kubectl("delete", "projectcontrolplanes", "--all")
         namespace_of_tenant = make_tenant(node, "tenant")
         node.kubectl("-n", namespace, "rollout", "status", "deployment", "--timeout=180s")
         pod = ["-n", namespace, "exec", "deployment/greeting-operator", "-c", "milo-discoveryd", "--"]

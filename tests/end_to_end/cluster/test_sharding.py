@@ -22,7 +22,7 @@ from tests.end_to_end.cluster.test_pods import DEFINITION, ended, engage, eventu
 from tests.end_to_end.real.process import ProcessError
 
 PLANNED_AT_MOST_S, PLANNED_MEDIAN_S = 2.5, 1.0
-"""Limits where the clusters move before their pods terminate: 11 to 19 s if they do not."""
+"""Limits for clusters that move before their pods terminate. Without such a move, they have no owner for 11 to 19 s."""
 KILLED_AT_MOST_S = 45.0
 """The restart, and the time until the others have renewed their Leases: about 12 s on an idle machine."""
 CLUSTERS = {f"cluster-{number:02}" for number in range(36)}
@@ -233,11 +233,11 @@ def test_clusters_of_a_killed_pod_have_an_owner_within_45_seconds(
     assert max(recorded(group, "kill_one", begun, record_property)) <= KILLED_AT_MOST_S
 
 
-def test_commands_of_the_pages_succeed_in_the_daemons_container(node: Node, group: Group) -> None:
+def test_documented_commands_succeed_in_the_daemons_container(node: Node, group: Group) -> None:
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     commands = {found.strip() for page in pages for found in COMMAND.findall(page.read_text())}
     assert {"milo-discovery shards", "milo-discoveryd check", "sh -c 'kill -HUP 1'"} <= commands
-    [*_, pod] = group.pods()  # the first one was killed before, and may still be restarting
+    [*_, pod] = group.pods()  # the first pod was killed by another test, and may still restart
     restarts = group.restarts(pod)
     shell = ["-n", group.namespace, "exec", pod, "-c", "milo-discoveryd", "--", "sh", "-c"]
     for command in sorted(commands):

@@ -1,6 +1,6 @@
 """The ready-made definitions of sources, each in a pod whose daemon engages a cluster by it.
 
-The objects are those that the platforms write, under definitions that accept every field.
+The objects are those that the platforms write. Their CustomResourceDefinitions accept every field.
 """
 
 import copy
@@ -89,7 +89,7 @@ def resource(name: str) -> dict[str, Any]:
 
 
 def definition(of: dict[str, Any]) -> dict[str, Any]:
-    """Return a definition of the resource that accepts every field."""
+    """Return a CustomResourceDefinition of the resource that accepts every field."""
     schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
     version = {"name": of["version"], "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
     scope = "Namespaced" if of.get("namespaced") else "Cluster"
@@ -175,12 +175,12 @@ def has_engaged(node: Node, name: str, cluster: str) -> bool:
 
 @pytest.mark.timeout(900)
 def test_definition_of_each_platform_engages_its_cluster_in_a_pod(node: Node, tmp_path: Path) -> None:
-    """Except `kind`, for the clusters of a developer's machine."""
+    """Tests all definitions but `kind`, which is for clusters on a developer's machine."""
     assert {*TRIED, "kind"} == {path.stem for path in (DEPLOY / "sources").glob("*.yaml")}
     cluster = cluster_itself(node, tmp_path)
     definitions = [definition(of) for of in map(resource, TRIED) if "group" in of]
     given = yaml.safe_dump_all(definitions)
-    node.kubectl("delete", "--ignore-not-found", "-f", "-", given=given)  # other tests have that of ClusterProfiles
+    node.kubectl("delete", "--ignore-not-found", "-f", "-", given=given)  # other tests install ClusterProfiles
     node.kubectl("apply", "-f", "-", given=given)
     try:
         node.kubectl("wait", "--for=condition=Established", "-f", "-", given=given)

@@ -13,7 +13,7 @@ from milo_conformance.subscriber import Program
 from tests.end_to_end.conformance.clients import CLIENTS, Client, ToolMissing
 
 JOBS = 16
-"""Cases that run concurrently, over all languages: most of them wait, for a heartbeat or for the delay of a retry."""
+"""The number of cases that run concurrently, over all languages: most cases only wait for a heartbeat or a retry."""
 
 
 def cell(client: Client, outcomes: list[CaseOutcome], profile: Profile) -> str:

@@ -1,4 +1,4 @@
-"""The README's table of clients has the cases of the conformance kit; `./dev conformance` runs the cases."""
+"""The README's table of clients has the numbers of cases of the conformance kit; `./dev conformance` runs the cases."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from tests.end_to_end.conformance.clients import CLIENTS, ROOT
 
 
 @pytest.mark.parametrize("language", CLIENTS)
-def test_table_of_the_readme_has_the_cases_that_the_client_claims(language: str) -> None:
+def test_readme_table_has_the_number_of_cases_that_each_client_claims(language: str) -> None:
     client = CLIENTS[language]
     outcomes = [
         CaseOutcome(case, None, "not claimed" if case.needs in client.lacks_features else None, 0.0, ())

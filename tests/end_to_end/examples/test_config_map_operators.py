@@ -79,7 +79,7 @@ OPERATORS = {
 async def eventually(condition: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + WITHIN_S
     while not condition():
-        assert time.monotonic() < deadline, f"within {WITHIN_S:g} s: {what}"
+        assert time.monotonic() < deadline, f"not within {WITHIN_S:g} s: {what}"
         await asyncio.sleep(0.05)
 
 

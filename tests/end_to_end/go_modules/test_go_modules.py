@@ -19,7 +19,9 @@ BUILT_IN_COPIES = {
     "tests/end_to_end/real/inventory/library",
     "tests/end_to_end/real/inventory/upstream",
 }
-"""Modules whose go.sum the go command writes in a copy: they need Milo, or a file beside them completes them."""
+"""Modules without a go.sum in the repository, which therefore cannot be vetted in a clean clone. Their tests build a
+copy, to which the Milo sources or another file are added, and in which the go command writes go.sum.
+"""
 WITHOUT_KUBERNETES = {CLIENT, "examples/go"}
 
 MATRIX = sorted((ROOT / "clients/go/multicluster/matrix").glob("*.mod"))

@@ -22,7 +22,7 @@ _STEPS = 8
 
 
 class _Orders(RuleBasedStateMachine):
-    """Random paths, each in a new world, on one sandbox with one operator."""
+    """Random orders of steps, each with a new project, on one sandbox with one operator."""
 
     loop: asyncio.AbstractEventLoop
     places: Places

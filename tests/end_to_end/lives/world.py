@@ -68,7 +68,7 @@ OPERATORS = {
 
 
 class World:
-    """The steps of a path; `possible` returns those that are possible in the current state."""
+    """A project, and the steps that can happen to it."""
 
     def __init__(self, places: Places, project: str, finalizer: str) -> None:
         self._places = places
