@@ -24,7 +24,7 @@ from tests.end_to_end.kubeconfigs.workspace import open_workspace
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="./dev python -m tests.end_to_end.kubeconfigs.lifetimes")
     parser.add_argument("--life", type=float, default=20.0, metavar="SECONDS", help="lifetime of a token")
-    parser.add_argument("--lifetimes", type=int, default=10, metavar="N")
+    parser.add_argument("--lifetimes", type=int, default=10, metavar="N", help="duration, in token lifetimes")
     asked = parser.parse_args(argv)
     return asyncio.run(_run(asked.life, asked.life * asked.lifetimes))
 
@@ -39,7 +39,7 @@ async def _run(life_s: float, for_s: float) -> int:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="milo-")))
         workspace = await stack.enter_async_context(open_workspace(directory, token_life=life_s))
         ends_at = time.time() + for_s
-        click.echo(f"lifetimes: at work for {for_s:g} s, with tokens that live for {life_s:g} s")
+        click.echo(f"lifetimes: running operators for {for_s:g} s, with tokens that expire after {life_s:g} s")
         fed, asking = Operator("fed", ends_at), Operator("asking", ends_at)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(fed.work(workspace, fed=True))
@@ -47,10 +47,11 @@ async def _run(life_s: float, for_s: float) -> int:
             other = tasks.create_task(operate_in_go(workspace, in_go, ends_at=ends_at)) if in_go else None
     for operator in (fed, asking):
         operator.require_undisturbed()
-        click.echo(f"{operator.name}: wrote and saw {len(operator.written)}, with {len(operator.tokens)} tokens")
+        written, tokens = len(operator.written), len(operator.tokens)
+        click.echo(f"{operator.name}: wrote and received {written} ConfigMaps, with {tokens} tokens")
     if other is not None:
-        click.echo(f"in Go: wrote and saw {other.result()}")
-    click.echo(f"requests refused for their token: {len(workspace.refused)}")
+        click.echo(f"in Go: wrote and received {other.result()} ConfigMaps")
+    click.echo(f"requests rejected with 401: {len(workspace.refused)}")
     return 1 if workspace.refused else 0
 
 

@@ -26,9 +26,9 @@ SETTLED_WITHIN_S = 120.0
 VERIFY_AFTER_S = 10
 VERIFY_BAD_LIST_AFTER_S = 30
 VERIFY_BAD_LIST_IN_GROUP_AFTER_S = 60
-"""Time until a bad list is verified, by when the list must be good again. On a busy machine, two sources may be listed
-many seconds apart. A restarted member of a group engages nothing for 10 s or longer, while the files of all members are
-missing.
+"""Values of `removals.verify_after`. A bad list must be over before the second list. The values for cells with a bad
+list are longer, since on a busy machine two sources may be listed many seconds apart, and a restarted member of a group
+engages nothing for 10 s or longer, while the files of all members are missing.
 """
 HUB = "hub"
 _FLOOD = """import os, signal, sys, time
@@ -45,7 +45,7 @@ _FORGED = {
     "reduced": ("term", ""),
     "files": ("format", "9999"),
 }
-"""The annotation of a group's Lease that is forged in an attacked cell, by its sources."""
+"""The annotation that is forged in the Lease of a group's member, by the sources of the attacked cell."""
 
 
 def record(validator: Validator, consumer: str, event: Event) -> None:
@@ -74,7 +74,7 @@ def sharding(kubeconfig: Path) -> dict[str, str]:
 
 
 def pod(number: int) -> dict[str, str]:
-    """Return the environment of a daemon, by which it has the same name in the group after a restart."""
+    """Return the environment of a daemon, from which its name in the group follows, also after a restart."""
     return {"POD_NAME": f"member-{number}", "POD_UID": f"pod-{number}"}
 
 

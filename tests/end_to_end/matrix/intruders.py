@@ -83,7 +83,7 @@ async def tenant_with_a_forged_revision(world: World) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def caller_that_takes_all_it_can(world: World) -> AsyncIterator[None]:
-    """Open all streams that a caller may have, request kubeconfigs whose mint hangs, and request more of both."""
+    """Open all streams that a caller may have, request kubeconfigs from an issuer that hangs, and then more of both."""
     statuses: Counter[grpc.StatusCode] = Counter()
 
     async def watch(stub: Any) -> None:

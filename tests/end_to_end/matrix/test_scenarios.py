@@ -18,7 +18,7 @@ from tests.end_to_end.scenarios.servers import Sandboxes
 from tests.end_to_end.scenarios.steps import Mode, OnDaemon, Scenario
 
 ONE = ("one", "no-state", 1)
-"""The cell in which tests/end_to_end/scenarios runs them."""
+"""The cell in which tests/end_to_end/scenarios runs the scenarios."""
 CELLS = [each for each in product(("one", "two"), ("no-state", "state"), (1, 3)) if each != ONE]
 """Sources, state and number of daemons."""
 SOME = {
@@ -26,15 +26,15 @@ SOME = {
     "label-selector-limits-project-control-plane-two-state-1",
     "many-changes-across-a-compaction-project-two-no-state-3",
 }
-"""The runs of each CI run; all of them run nightly (`--cells all`)."""
+"""The test cases of each CI run; all of them run nightly (`--cells all`)."""
 
 
 def makes_sense(scenario: Scenario, sources: str, daemons: int) -> bool:
-    """Return whether a scenario can hold in a cell.
+    """Return whether a scenario can pass in a cell.
 
-    The former name of the mode is a setting of the only source. If a scenario stops the daemon, a group may disengage
-    its clusters: a member that returns engages nothing for 10 s, and its ownership expires 20 s after the last renewal.
-    The cells of the matrix cover that.
+    A scenario with the mode's former name, `internalServiceDiscovery`, needs a single source. A scenario that stops the
+    daemon needs a daemon without a group, in which its clusters may be disengaged: a member that returns engages
+    nothing for 10 s, and its ownership expires 20 s after the last renewal. Such cases are in the cells of the matrix.
     """
     is_of_one = "internalServiceDiscovery" in scenario.settings
     ends_daemon = any(isinstance(step, OnDaemon) for _, step in scenario.steps)

@@ -33,7 +33,7 @@ class Upstream(Protocol):
         """Serve an empty list, or all clusters again."""
 
     def damage(self, cluster: str) -> None:
-        """Do not answer reads of a cluster's object, or leave its file half-written."""
+        """Leave reads of a cluster's object unanswered, or its file half-written."""
 
     def repair(self, cluster: str) -> None: ...
 

@@ -59,7 +59,7 @@ def _difference(wanted: Expected, event: Event, uids: Sequence[str], *, is_last:
     if event.type.name != wanted.happening:
         return f"{tell(event)} came where {tell_expected(wanted)} was expected"
     if wanted.reason and event.reason.name != wanted.reason:
-        return f"{tell(event)} came where the reason was to be {wanted.reason}"
+        return f"{tell(event)} came, but the expected reason is {wanted.reason}"
     if wanted.endpoint:
         # An earlier event may be of any former object; the last one is of the current object.
         current = uids[-1:] if is_last and wanted.happening == "ENGAGED" else uids

@@ -23,7 +23,9 @@ DEFAULT_ORGANIZATION = "acme"
 _AT_ONCE = 16
 _LATER = (429, 503)
 _PATIENCE_S = 600.0
-"""For dozens of projects: Milo's controllers check a deleted project for remaining objects every 30 seconds."""
+"""Limit for each request and for each wait for a condition. It is this long because Milo's controllers check a deleted
+project for remaining objects only every 30 seconds, and scenarios delete dozens of projects at once.
+"""
 _ASK_AGAIN_S = 0.1
 
 

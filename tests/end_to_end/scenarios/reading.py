@@ -82,7 +82,7 @@ def _step(number: int, entry: dict[str, Any]) -> tuple[str, Step]:
         if word not in _WORDS:
             raise FormatError(f"step {number}: unknown step {word!r}{_nearest(word, _WORDS)}")
     if len(words) != 1:
-        raise FormatError(f"step {number}: one word makes a step, not {len(words)} ({', '.join(words) or 'none'})")
+        raise FormatError(f"step {number}: a step has one keyword, not {len(words)} ({', '.join(words) or 'none'})")
     word = words[0]
     try:
         if word not in _BY_A_SUBSCRIBER:
@@ -198,7 +198,7 @@ def _keys(body: Any) -> Iterator[str]:
 
 def _nearest(word: str, known: Collection[str]) -> str:
     near = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean {near[0]!r}?)" if near else f"; there are {', '.join(known)}"
+    return f" (did you mean {near[0]!r}?)" if near else f"; expected one of {', '.join(known)}"
 
 
 def _convert(body: Any, shape: type[T]) -> T:

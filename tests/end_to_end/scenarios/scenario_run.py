@@ -255,7 +255,7 @@ class ScenarioRun:
         seen: list[str] | str = ""
         try:
             async with asyncio.timeout(self._patience_s):
-                while not _matches(step, seen := await self._listed()):  # noqa: ASYNC110 - only asking tells
+                while not _matches(step, seen := await self._listed()):  # noqa: ASYNC110 - polled
                     await asyncio.sleep(_LOOK_EVERY_S)
         except TimeoutError:
             raise UnexpectedError(_mismatch(step, seen)) from None

@@ -48,7 +48,7 @@ def test_matching_compares_reason_if_given() -> None:
     left = [disengaged("a", DisengageReason.NOT_READY)]
     assert judge([OUT], left) == Fulfilled()
     assert judge([Expected("DISENGAGED", "a", "DELETED")], left) == Contradicted(
-        "DISENGAGED a (NOT_READY) came where the reason was to be DELETED"
+        "DISENGAGED a (NOT_READY) came, but the expected reason is DELETED"
     )
 
 

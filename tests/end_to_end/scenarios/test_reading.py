@@ -36,7 +36,7 @@ def test_scenarios_of_this_repository_are_valid_with_unique_names() -> None:
     ("document", "problem_text"),
     [
         ({"creat": {"name": "a"}}, "step 1: unknown step 'creat' (did you mean 'create'?)"),
-        ({"sleep": 3}, "step 1: unknown step 'sleep'; there are create, condition,"),
+        ({"sleep": 3}, "step 1: unknown step 'sleep'; expected one of create, condition,"),
         ({"create": {"name": "a", "redy": True}}, "step 1 (create): unknown field 'redy' (did you mean 'ready'?)"),
         ({"create": {}}, "step 1 (create): Object missing required field `name`"),
         ({"create": {"name": "a", "labels": {"k": 1}}}, "step 1 (create): Expected `str`, got `int` - at `$.labels"),
@@ -59,8 +59,8 @@ def test_scenarios_of_this_repository_are_valid_with_unique_names() -> None:
         ({"expect_engaged": {"number": 3}}, "unknown field 'number'"),
         ({"expect_source": "FINE"}, "step 1 (expect_source): Invalid enum value 'FINE'"),
         ({"create": {"name": "a"}, "by": "s"}, "step 1 (create): unknown field 'by'"),
-        ({"create": {"name": "a"}, "delete": {"name": "a"}}, "step 1: one word makes a step, not 2 (create, delete)"),
-        ({"by": "s"}, "step 1: one word makes a step, not 0"),
+        ({"create": {"name": "a"}, "delete": {"name": "a"}}, "step 1: a step has one keyword, not 2 (create, delete)"),
+        ({"by": "s"}, "step 1: a step has one keyword, not 0"),
     ],
     ids=str,
 )
@@ -82,7 +82,7 @@ def test_error_names_number_of_invalid_step() -> None:
         ({"settings": ["a"]}, "Expected `object`, got `array`"),
     ],
 )
-def test_invalid_scenario_field_is_named(fields: dict[str, Any], problem_text: str) -> None:
+def test_error_names_invalid_scenario_field(fields: dict[str, Any], problem_text: str) -> None:
     assert problem_text in problem({"expect": []}, **fields)
 
 
@@ -110,7 +110,7 @@ def test_invalid_scenario_does_not_stop_others(tmp_path: Path) -> None:
         ("- {name: a, name: b}", 'has the key "name" twice'),
     ],
 )
-def test_scenario_file_without_scenarios_is_named(tmp_path: Path, content: str, problem_text: str) -> None:
+def test_error_names_scenario_file_without_scenarios(tmp_path: Path, content: str, problem_text: str) -> None:
     path = tmp_path / "scenarios.yaml"
     path.write_text(content)
     with pytest.raises(reading.FileError, match=problem_text):

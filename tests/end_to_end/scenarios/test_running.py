@@ -43,7 +43,7 @@ async def failure(*steps: dict[str, Any], **fields: Any) -> str:
         ),
         (
             [ALPHA, ENGAGED, GONE, {"expect": [{"DISENGAGED": "alpha", "reason": "NOT_READY"}]}],
-            "step 4 (expect): DISENGAGED alpha (DELETED) came where the reason was to be NOT_READY",
+            "step 4 (expect): DISENGAGED alpha (DELETED) came, but the expected reason is NOT_READY",
         ),
         (
             [ALPHA, {"expect_updated": {"name": "alpha", "fields": ["labels"]}}],

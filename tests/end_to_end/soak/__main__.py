@@ -43,24 +43,24 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--report", type=Path, help="file to write the report to; it is also printed")
     parser.add_argument(
-        "--state", type=Path, metavar="DIRECTORY", help="continue the soak of this directory, or begin one"
+        "--state", type=Path, metavar="DIRECTORY", help="continue the soak in this directory, or begin one there"
     )
     parser.add_argument("--shape", choices=SHAPES, help="run the soak of a cell of the matrix instead")
     parser.add_argument("--storms", type=int, metavar="N", help="run N storms of overlapping faults and kills instead")
-    parser.add_argument("--seconds", type=float, default=100.0, help="duration of each storm")
+    parser.add_argument("--seconds", type=float, default=100.0, help="duration of each storm in seconds")
     parser.add_argument("--at-once", type=int, default=1, metavar="M", help="number of concurrent storms")
     asked = parser.parse_args()
     if asked.shape is not None:
         if asked.real or asked.state is not None:
-            parser.error("--shape needs the sandbox, and keeps no state")
+            parser.error("--shape excludes --real and --state: it needs the sandbox, and keeps no state")
         return asyncio.run(_shape(asked.shape, asked.minutes, asked.seed, asked.report))
     if asked.storms is not None:
         if asked.real or asked.state is not None:
-            parser.error("--storms needs the sandbox, and keeps no state")
+            parser.error("--storms excludes --real and --state: it needs the sandbox, and keeps no state")
         return asyncio.run(_storms(asked.storms, asked.seconds, asked.seed, asked.at_once, asked.report))
     saved = None if asked.state is None else SavedState(asked.state)
     if saved is not None and asked.real:
-        parser.error("--state needs the sandbox, whose objects outlive it")
+        parser.error("--state excludes --real: only the sandbox keeps its objects between pieces")
     earlier = [] if saved is None else saved.reports()
     seed = earlier[0].seed if earlier else asked.seed
     try:

@@ -103,7 +103,7 @@ class SandboxServer:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([what, given]).encode() + b"\n")
         if await self._line() != "":
-            raise RuntimeError(f"the sandbox does not {what}")
+            raise RuntimeError(f"the sandbox did not complete the command {what}")
 
     async def compact(self) -> None:
         await self.order("compact")

@@ -46,7 +46,7 @@ class Soak:
         self._recoveries: dict[str, list[Recovery]] = defaultdict(list)
 
     def end(self) -> None:
-        """End the piece after the current fault; it counts."""
+        """End the piece after the current fault, with a report as at its regular end."""
         self._is_ending = True
 
     async def run(self, minutes: float, saved: SavedState | None = None) -> Report:
@@ -136,7 +136,7 @@ class Soak:
 
     def _missing(self) -> str:
         return "; ".join(
-            f"{recorder.history.who} lacks or has too much: "
+            f"{recorder.history.who} differs from the API server in: "
             + ", ".join(sorted({name for name, _ in recorder.view.items() ^ self._truth(recorder).items()}))
             for recorder in self._deployment.prompt
         )

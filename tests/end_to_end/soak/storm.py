@@ -161,7 +161,7 @@ class Storm:
             try:
                 await fault()
             except (DaemonEndedError, OSError, RuntimeError, TimeoutError) as error:
-                # This target has no further fault. The storm continues, and its validators report more.
+                # No more faults for this target. The storm continues, since its validators may report more failures.
                 self._failures.append(f"{name}: {error!r}; {self._daemon.process.tail()}")
                 return
 
