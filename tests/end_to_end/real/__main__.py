@@ -96,7 +96,7 @@ async def _record() -> None:
         if found.controllers:
             async with a_whole_milo(found, directory / "whole-milo") as milo:
                 lives = {each: await record_life(each, milo.places) for each in LIVES}
-            say_to_stderr(f"{len(lives)} lives of projects in {transcripts.write('lives', lives)}")
+            say_to_stderr(f"{len(lives)} project lifecycles in {transcripts.write('lives', lives)}")
 
 
 def _status(session: Session) -> int:

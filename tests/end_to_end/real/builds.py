@@ -23,7 +23,7 @@ _DEFINITIONS = Path(__file__).parent / "go"
 _PEER = Path(__file__).parents[3] / "bench" / "peer"
 _SAY_EVERY_S = 15
 _LAST_LINES = 3
-_AT_A_PLACE = re.compile(r"^\S+:\d+:\d+: ")  # one of many lines with the import that required the module
+_AT_A_PLACE = re.compile(r"^\S+:\d+:\d+: ")  # the position of an import, before an error of its module
 
 Say = Callable[[str], None]
 

@@ -102,7 +102,9 @@ async def servers(built: Programs, tmp_path_factory: pytest.TempPathFactory) -> 
 async def runs_on_real_servers(
     request: pytest.FixtureRequest, built: Programs, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[ScenarioRuns]:
-    """Run scenarios on real servers; those of one mode have no streaming lists, so the daemon uses pages there."""
+    """Run scenarios on real servers. Those of mode `project-control-plane` have no streaming lists, so the daemon reads
+    lists in pages there.
+    """
     directory = tmp_path_factory.mktemp("servers-of-scenario-runs")
     async with RealServers(built, directory, of_each=_SERVERS_OF_A_MODE, streaming_lists=["project"]) as servers:
         made = selected(request, servers, at_once=_SERVERS_OF_A_MODE * len(MODES))

@@ -1,4 +1,4 @@
-"""Platforms with clusters: their published definitions, and one ready cluster of each as the platform reports it."""
+"""Platforms with clusters: the published CRD of each platform, and one ready cluster as the platform reports it."""
 
 import base64
 import json
@@ -68,9 +68,9 @@ class Workload:
 @dataclass(frozen=True)
 class Platform:
     name: str
-    """The name of the shipped definition."""
+    """The name of the shipped source definition."""
     definition: Callable[[], Document] | None
-    """Returns the definition of the objects; None for a built-in resource."""
+    """Returns the CustomResourceDefinition of the objects; None for a built-in resource."""
     spec: Callable[[Workload], Document] = lambda _: {}
     status: Callable[[Workload], Document] = lambda _: {}
     secret: Callable[[Workload], dict[str, bytes]] | None = None
@@ -88,7 +88,7 @@ def encoded(data: bytes) -> str:
 
 
 def published(module: str, version: str, file: str, *, name: str = "", serving: str = "") -> Document:
-    """Return a definition in a published Go module, limited to one version, and so without a conversion webhook."""
+    """Return a CustomResourceDefinition from a Go module with one version only, and therefore no conversion webhook."""
     program = GoProgram(name=module, version=version, module=module, package=".", definition=Path(__file__))
     documents = yaml.safe_load_all((source_directory(program) / file).read_text())
     found = next(
@@ -114,7 +114,7 @@ def cluster_api() -> Document:
 
 
 def karmada_clusters() -> Document:
-    """Return a definition with the schema that Karmada's aggregated API server publishes."""
+    """Return a CustomResourceDefinition with the schema that Karmada's aggregated API server publishes."""
     program = GoProgram(
         name="karmada",
         version="v1.13.0",

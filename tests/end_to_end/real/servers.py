@@ -38,8 +38,8 @@ _ADMINISTRATORS = "system:masters"
 class RealApi(ABC):
     """An API server, its etcd, and the proxy for its clients.
 
-    Without a proxy its connections cannot be cut, but it outlives this process, unless it is `tied`. With the rules
-    `audit` of an audit policy, it logs the beginning of each request that they select to `audit_log`.
+    Without a proxy, connections cannot be cut, but the server outlives this process, unless it is `tied`. `audit` has
+    rules of an audit policy: the server logs to `audit_log` the beginning of each request that they select.
     """
 
     mode: ClassVar[Mode]

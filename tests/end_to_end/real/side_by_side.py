@@ -22,7 +22,7 @@ _AGREED_WITHIN_S = 20.0
 _QUIET_S = 1.0
 _FIRST = "the-first"
 _OF_EVERY_SELECTOR = {"env": "prod"}
-"""The labels in the scenarios' own selectors."""
+"""Labels that match the label selector of every scenario that has one."""
 _PORT = re.compile(r"127\.0\.0\.1:\d+")
 
 ClusterEvents: TypeAlias = Sequence[str]
@@ -54,7 +54,7 @@ class RealServerPool(Protocol):
 
 
 class SideBySide:
-    """A provider of real servers, each with a running peer and a daemon with a subscriber."""
+    """Provides real servers, each with a running peer, which has Milo's provider, and a daemon with a subscriber."""
 
     def __init__(self, servers: RealServerPool, peer: Path, scenario: Scenario) -> None:
         self._servers = servers

@@ -252,7 +252,7 @@ def is_reconciled(greeter: Greeter, newest: dict[tuple[str, str], str]) -> Calla
 
 
 WATCHES = 300
-"""More than a server allows on one connection."""
+"""More watches than a server allows as streams of one connection."""
 
 
 async def test_informer_watches_share_connections_and_resume_after_connection_resets(

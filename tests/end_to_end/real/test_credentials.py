@@ -114,7 +114,7 @@ async def test_bound_token_with_shipped_rights_is_valid_until_disengagement(
         ("secrets", "delete", "create, list and delete secrets in namespace default"),
     ],
 )
-async def test_missing_right_for_token_requests_is_named(
+async def test_error_names_missing_right_for_token_requests(
     server: RealApi, resource: str, verb: str, missed: str
 ) -> None:
     rights = Rights(server, user("discovery"))

@@ -39,7 +39,7 @@ Document = dict[str, Any]
 
 
 async def define(api: Api, module: tuple[str, str, str]) -> None:
-    """Install a definition from a published Go module."""
+    """Install a CustomResourceDefinition from a published Go module."""
     name, version, file = module
     program = GoProgram(name=name, version=version, module=name, package=".", definition=Path(__file__))
     await api.define(yaml.safe_load((source_directory(program) / "config/crd/bases" / file).read_text()))
@@ -339,7 +339,10 @@ async def test_kind_source_follows_added_and_deleted_clusters(
 
 @asynccontextmanager
 async def context_of_a_project(platform: RealApi, directory: Path) -> AsyncIterator[Path]:
-    """Yield a kubeconfig whose server is a project's context, a path prefix that only Milo's server has."""
+    """Yield a kubeconfig whose server URL has a project's path prefix, as on Milo.
+
+    A proxy removes the prefix, which a plain kube-apiserver does not serve.
+    """
     prefix = PROJECTS.format("dns")
     config = yaml.safe_load(platform.kubeconfig.read_text())
     cluster = config["clusters"][0]["cluster"]

@@ -150,7 +150,7 @@ async def test_f19_deleted_crd_makes_source_stale_and_recreated_objects_are_new_
     async with DaemonObserver(server, directory, removals={"verify_after": "2s"}) as observer:
         await observer.expect(*map(engaged, NAMES))
 
-        await server.cut_off()  # otherwise it would observe the deletion of each object
+        await server.cut_off()  # otherwise the daemon would observe the deletion of each object
         definition = await server.delete_definition()
         await server.reconnect()
         await observer.source("STALE", "NotServing")

@@ -138,7 +138,8 @@ OPERATOR = ROOT / "examples/go-operator"
 SHARDED = re.compile(r"sharded\.New\(.*?^\t\t\t\)", re.DOTALL | re.MULTILINE)
 ITS_CLIENT = re.compile(r"^\t// Direct client for coordinator.*?^\t}\n\n", re.DOTALL | re.MULTILINE)
 RECONCILED = re.compile(r'Reconciling ConfigMap.*"cluster": "([^"]+)", "ns": "[^"]+", "name": "([^"]+)"')
-# A package variable of controller-runtime: without it, each replica listens on port 8080, which pods have of their own.
+# A package variable of controller-runtime. By default, each replica listens on port 8080, which works in pods, but not
+# for two processes of one host.
 WITHOUT_METRICS = "-X sigs.k8s.io/controller-runtime/pkg/metrics/server.DefaultBindAddress=0"
 
 
@@ -152,7 +153,7 @@ def upstream_example() -> str:
 def with_documented_change(source: str) -> str:
     """Return the example with the import and the line of docs/sharding.md.
 
-    Go compiles no unused variable: the client that only sharded.New used goes with it.
+    Go rejects unused variables, so the client that only sharded.New used is removed as well.
     """
     text = (ROOT / "docs/sharding.md").read_text()
     [imported] = re.findall(r'^import (discoverymc ".*")$', text, re.MULTILINE)
@@ -180,7 +181,7 @@ def difference(before: str, after: str) -> list[str]:
 
 
 def built_example(directory: Path) -> str:
-    """Build the changed example as a package of the example operator, in which nothing is written."""
+    """Build the changed example as a package of the example operator, with an overlay instead of a file in it."""
     (directory / "main.go").write_text(with_documented_change(upstream_example()))
     overlay, program = directory / "overlay.json", str(directory / "sharded-namespace")
     overlay.write_text(json.dumps({"Replace": {str(OPERATOR / "cmd/sharded/main.go"): str(directory / "main.go")}}))
@@ -239,7 +240,7 @@ async def test_sharded_namespace_example_runs_with_nothing_but_the_documented_ch
 
 
 async def settled(address: str, clusters: int, members: int) -> None:
-    """Wait until the group has its members, and this one a part of the clusters."""
+    """Wait until the group is settled with this number of members, and the daemon owns some, but not all, clusters."""
     async with DiscoveryClient(address) as client, asyncio.timeout(LIMIT_S):
         while True:
             with suppress(DiscoveryError):

@@ -1,4 +1,4 @@
-"""Lives of projects under Milo's own controllers; skipped unless MILO_CONTROLLER_MANAGER is set to their program."""
+"""Project lifecycles under Milo's own controllers; skipped unless MILO_CONTROLLER_MANAGER is set to their program."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The shipped definitions of ten platforms, with the platforms' own definitions on a real kube-apiserver.
+"""The shipped source definitions of ten platforms, with the platforms' own CRDs on a real kube-apiserver.
 
 A second real API server is the cluster: its credential is issued by the daemon and used by kubectl. After the run, a
 table of the platforms is printed.

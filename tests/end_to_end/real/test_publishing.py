@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(600
 
 PROFILES, ARGOCD, FLUX = "cluster-profiles", "argocd-clusters", "flux-kubeconfigs"
 SUFFIXES = {PROFILES: "", ARGOCD: "-argocd-cluster", FLUX: "-kubeconfig", "flux-configmaps": "-kubeconfig"}
-"""The suffix of the names of a form's objects."""
+"""The suffix of the names of published objects, by form."""
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -99,7 +99,7 @@ async def test_cluster_profiles_follow_engagements_and_are_deleted_with_them(
         again = await profiles.until(lambda found: "alpha" in found and _uid(found["alpha"]) != _uid(first))
     annotations = again["alpha"]["metadata"]["annotations"]
     assert annotations["discovery.miloapis.com/cluster-uid"] != _annotation(first, "cluster-uid"), (
-        "the profile is of another cluster"
+        "the profile still has the UID of the deleted cluster"
     )
 
 
@@ -366,7 +366,7 @@ async def test_shipped_role_of_the_publisher_is_sufficient_and_grants_no_other_v
         await publish_once(workspace, profiles)
         used = {("clusterprofiles", verb) for verb in ("create", "patch", "list")}
         async with Publishing.running(workspace, profiles) as publishing:
-            await publishing.says("synced: 1 cluster")  # without it, the removal of the only object is held
+            await publishing.says("synced: 1 cluster")  # before that, the removal of the only object is held
             workspace.sandbox.projects.delete("alpha")
             await profiles.until_named()
         used |= {("clusterprofiles", "delete"), ("clusterprofiles/status", "patch"), ("clusterprofiles", "get")}

@@ -25,7 +25,7 @@ async def test_projects_have_one_writer_at_a_time(built: Programs, directory: Pa
             await run.start(0, 1, 2)
         assert await run.lease_requests([0, 1, 2], QUIET_S) <= 1.0
 
-        # A pod is killed, while the daemon of another is stopped for longer than until its eviction.
+        # A pod is killed, while the daemon of another pod is suspended for longer than until its eviction.
         async with run.step([0, 3]) as moved:
             await run.pod(1).kill()
             run.pod(2).signal(signal.SIGSTOP, with_operator=False)
@@ -66,7 +66,7 @@ async def test_credential_of_a_stopped_owner_is_revoked_before_the_next_owner_wr
 
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(follow())
-            # The daemon that issued it is stopped, so another one has to revoke it.
+            # The daemon that issued the token is suspended, so another one has to revoke it.
             async with run.step([1]) as moved:
                 run.pod(0).signal(signal.SIGSTOP, with_operator=False)
         (taken,) = (each for each in moved[0].hand_overs if each.project == project)

@@ -40,7 +40,7 @@ ORDERS = (
     "create work suspend delete recreate create",
     "create work delete recreate create work suspend delete lift",
 )
-"""Paths of the state machine in tests/end_to_end/lives."""
+"""Fixed orders of the steps that tests/end_to_end/lives takes in random orders."""
 
 
 def tenant_daemon(core: MiloApi) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A shard group on two real API servers: steps that disturb it, and figures of the writes of its operators.
 
-Projects are in Milo's API server; Leases, and the objects that the operators write, in a kube-apiserver. Each step ends
-when the expected members are settled and every project was written to since.
+Projects are in Milo's API server; Leases, and the objects that the operators write, in a kube-apiserver. A step ends
+when the expected members are settled, and each project was written to afterwards.
 """
 
 import asyncio
@@ -122,7 +122,7 @@ class ShardingRun:
     async def settled(self, members: Iterable[int]) -> None:
         names = {f"operator-{number}" for number in members}
         async with asyncio.timeout(_STEP_S):
-            while not await self._agree(names):  # noqa: ASYNC110 - it is in other processes
+            while not await self._agree(names):  # noqa: ASYNC110 - polled
                 await asyncio.sleep(_LOOK_EVERY_S)
             since = time.monotonic()
             while not self._are_written(names, since):  # noqa: ASYNC110
