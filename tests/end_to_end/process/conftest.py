@@ -44,7 +44,7 @@ class Workspace:
         config = self.directory / "config.yaml"
         config.write_text(yaml.safe_dump(given))
         arguments = ("--config", str(config), *flags)
-        # Environment variables and limits apply from the start of a process, so one with its own is not forked.
+        # Environment variables and limits apply from the start of a process, so a daemon that has any is not forked.
         is_forked = environ is None and descriptors is None and cgroup is None
         return DaemonProcess(
             given["listen"][0],

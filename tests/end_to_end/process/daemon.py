@@ -20,7 +20,7 @@ ENDED_WITHIN_S = 60.0
 _LONGEST_LINE = 1 << 20
 _LINES_KEPT = 2000
 _LOOK_EVERY_S = 0.01
-# Prefixes of variables that configure a daemon: those of this environment are not passed to the one under test.
+# Prefixes of environment variables that configure a daemon. Those of the test itself are not passed to the daemon.
 _FOREIGN = ("MILO_DISCOVERY", "KUBERNETES_SERVICE_")
 
 
@@ -44,7 +44,7 @@ class DaemonProcess:
         is_forked: bool = False,
     ) -> None:
         """Prepare a daemon. `address` is that of its listener in `arguments`, `descriptors` its limit of open files,
-        `cgroup` the file that takes the processes of its cgroup.
+        `cgroup` the file with the processes of its cgroup.
 
         `is_forked`: each process is forked from one that has imported the daemon, which saves most of its start-up
         time.

@@ -74,7 +74,7 @@ class ProjectServer:
         self.projects = projects
         self._path = path
         self.status = 200
-        """The status of all responses except those to health checks, unless it is 200."""
+        """The status of all responses except those to health checks. Objects are served only with the status 200."""
         self.headers: dict[str, str] = {}
         """Headers of all responses."""
         self.lists = 0

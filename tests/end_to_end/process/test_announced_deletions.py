@@ -14,7 +14,7 @@ from tests.support.eventually import eventually
 NAMES = [f"p-{number}" for number in range(40)]
 FINALIZER = "example.com/held"
 AT_ONCE_S = 20.0
-"""Some two seconds on a quiet machine, of which one is the wait before the server is tried again."""
+"""It takes about two seconds on an idle machine, one of which is the delay before the daemon retries."""
 
 
 class Fleet:
@@ -87,12 +87,12 @@ async def test_deletions_of_a_terminating_fleet_disengage_at_once_after_an_outag
         await fleet.daemon.wait_for_output('"source lost"')
         fleet.b.projects.put("later")
         await fleet.daemon.during(eventually(lambda: "b#later" in fleet.watch.clusters))
-        assert fleet.ended == [], "unknown is not deleted"
+        assert fleet.ended == [], "an unconfirmed deletion was reported"
         fleet.b.projects.delete("later")
         await fleet.daemon.during(eventually(lambda: fleet.ended == ["b#later"]))
         fleet.ended.clear()
         sandbox.faults.clear()
-        sandbox.compact()  # so that a list shows it
+        sandbox.compact()  # so that only a list shows the deletions
         began = monotonic()
         await sandbox.start()
         await fleet.only_these_ended(NAMES)

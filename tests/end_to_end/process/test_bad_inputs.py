@@ -140,7 +140,7 @@ async def refusal(directory: Path, command: str, settings: str) -> list[str]:
     finally:
         taken.close()
     assert status > 0
-    assert not (directory / "daemon" / "d.sock").exists(), "nothing was started"
+    assert not (directory / "daemon" / "d.sock").exists(), "the daemon was started"
     return (out + err).splitlines()
 
 

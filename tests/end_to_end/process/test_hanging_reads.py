@@ -11,7 +11,7 @@ from tests.end_to_end.process.conftest import Workspace
 from tests.support.eventually import eventually
 
 WITHIN_S = 8.0
-"""Two seconds on a quiet machine."""
+"""The limit for both deletions, which take two seconds on an idle machine."""
 
 
 @pytest.mark.parametrize("count", [60, 300])

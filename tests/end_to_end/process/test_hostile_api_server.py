@@ -25,7 +25,7 @@ LIMIT_MIB = 8
 """Limit of objects. The daemon keeps each object in several forms, and reads pages of a limited size besides."""
 GROWTH_MIB = 64
 WHOLE = 60_000
-"""Objects of a page that a server sends whatever its limit: about 50 MiB."""
+"""Number of objects of a page that the server sends whatever limit the request has: about 50 MiB."""
 
 
 def project(number: int, labels: dict[str, str]) -> dict[str, Any]:
@@ -112,7 +112,7 @@ async def test_hostile_api_server_does_not_exhaust_memory_or_affect_other_source
         assert watch.sources["hostile"].state is SourceState.STALE
         sent = server.sent
     if reason == "OverBudget":
-        assert server.sent <= sent + PAGE, "nothing further is read"
+        assert server.sent <= sent + PAGE, "the daemon continued to read"
 
 
 async def test_endless_changes_of_few_objects_do_not_increase_memory(workspace: Workspace) -> None:
@@ -124,7 +124,7 @@ async def test_endless_changes_of_few_objects_do_not_increase_memory(workspace: 
 
 @asynccontextmanager
 async def _beside(server: HostileServer, workspace: Workspace) -> AsyncIterator[tuple[DaemonProcess, Watch]]:
-    """Run a daemon with the server and another one; at the end, the other one works and memory has not grown."""
+    """Run a daemon with the hostile server and a good one; at the end, the good one works and memory has not grown."""
     workspace.sandbox.projects.create("alpha", ready=True)
     async with server.listening() as url:
         config = _config(workspace, url)

@@ -27,7 +27,7 @@ HOSTILE = {
 OUTSIDE = {"metadata-service", "another-host"}
 WRITES = 100
 AUDITED = 25
-"""Lines about an object that is refused in half of the writes: 20, and one more for each second."""
+"""More than the log lines about an object that is refused in half of the writes: 20, and one more for each second."""
 
 
 class Tenants:
@@ -105,7 +105,7 @@ async def why_not(client: DiscoveryClient, name: str) -> str:
 
 
 async def test_repeatedly_refused_objects_write_few_log_lines(tenants: Tenants) -> None:
-    """Each tenant makes an engaged cluster unusable and usable repeatedly; it stays as last known."""
+    """Each tenant makes an engaged cluster unusable and usable repeatedly; the cluster stays as last known."""
     async with following(daemon := tenants.daemon()) as (_, watch):
         for number in range(WRITES):
             is_hostile = number % 2 == 0

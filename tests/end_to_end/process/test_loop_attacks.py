@@ -174,7 +174,7 @@ def cpu_s(daemon: DaemonProcess) -> float:
 
 
 async def test_resume_revisions_with_false_known_counts_do_not_block_the_restarted_daemon(workspace: Workspace) -> None:
-    """Each stream claims to know most of a fleet that never existed, with a view of its own."""
+    """Each stream claims to know most of a fleet that never existed, with a filter of its own."""
     async with AsyncExitStack() as stack:
         servers = [
             await stack.enter_async_context(
@@ -216,7 +216,7 @@ async def test_resume_revisions_with_false_known_counts_do_not_block_the_restart
                 slowest = max(slowest, await asyncio.to_thread(livez, http))
                 await asyncio.sleep(0.1)
             assert slowest < OTHERS_WAIT_S
-            assert (cpu_s(daemon) - spent) / (time.monotonic() - began) < 0.3, "a share of one core"
+            assert (cpu_s(daemon) - spent) / (time.monotonic() - began) < 0.3, "the daemon used 30 % of a core"
         async with workspace.stream() as another:
             assert sum(len(batch.events) for batch in await another.until_synced()) == 5020
             with suppress(grpc.aio.AioRpcError):

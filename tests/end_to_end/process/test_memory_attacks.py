@@ -44,7 +44,7 @@ def limited(workspace: Workspace) -> Iterator["Limited"]:
 
 
 class Limited:
-    """Daemons that are killed, or fail by their peak memory, if they exceed the shipped limit."""
+    """Daemons with the shipped memory limit: exceeding it gets one killed or, without a cgroup, fails the test."""
 
     def __init__(self, workspace: Workspace, limit: int, cgroup: Path | None) -> None:
         self.workspace = workspace

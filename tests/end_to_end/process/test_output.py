@@ -18,7 +18,7 @@ from tests.support.eventually import LIMIT_S, eventually
 
 SECURITY = Path(__file__).parents[3] / "docs" / "security.md"
 CHANGES = 1_500
-"""Each is a log line of over 100 bytes at level debug: together more than twice what a pipe holds."""
+"""Each change is a log line of over 100 bytes at level debug: together more than twice what a pipe holds."""
 
 
 @asynccontextmanager
@@ -68,7 +68,7 @@ async def test_subscribers_are_served_while_the_log_cannot_be_written(workspace:
 
 
 async def test_moved_audit_file_is_written_until_sighup(workspace: Workspace) -> None:
-    """As docs/security.md says."""
+    """Tests what docs/security.md says about moving the audit file."""
     assert "After moving it, send `SIGHUP`: until then" in " ".join(SECURITY.read_text().split())
     path, moved = workspace.directory / "audit", workspace.directory / "audit.1"
     for name in ("alpha", "beta", "gamma"):

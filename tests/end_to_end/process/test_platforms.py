@@ -1,4 +1,4 @@
-"""The shipped definitions of Gardener and kcp, against the sandbox serving the same resources."""
+"""The shipped source definitions of Gardener and kcp, against the sandbox serving the same resources."""
 
 import json
 from contextlib import AbstractAsyncContextManager

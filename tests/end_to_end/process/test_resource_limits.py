@@ -109,7 +109,7 @@ async def test_f43_daemon_paused_by_sigstop_sends_missed_changes_after_sigcont(w
                 nonlocal last
                 while len(received) < 2:
                     batch = await stream.batch()
-                    assert batch.previous_revision == last.revision, "late, and in order"
+                    assert batch.previous_revision == last.revision, "changes are missing or out of order"
                     last = batch
                     received.extend(pb.ClusterEvent.Type.Name(event.type) for event in batch.events)
 

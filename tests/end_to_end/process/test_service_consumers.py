@@ -61,7 +61,7 @@ async def test_recreated_project_is_replaced_where_projects_are_followed(workspa
             assert (ended.cluster.name, again.cluster.name) == ("dns#shop", "dns#shop")
             assert again.cluster.uid == projects.read("shop")["metadata"]["uid"] != before["dns#shop"].uid
 
-            # The same while the daemon was down: its state file has the former project.
+            # Replaced while the daemon is down, whose state file has the former project.
             await daemon.terminate()
             projects.delete("bank")
             projects.create("bank", ready=True)

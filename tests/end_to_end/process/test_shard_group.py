@@ -1,4 +1,4 @@
-"""Attacks on a shard group of daemons, as processes, with two sources: killed members, and a source that is away."""
+"""Attacks on a shard group of daemons, as processes, with two sources: killed members, and an unavailable source."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -32,7 +32,7 @@ WITHOUT_OWNER_S = 51.0
 
 
 class Group:
-    """Daemons with the sources `a` and `b`, each with a subscriber, and what must hold of all of them together."""
+    """Daemons with the sources `a` and `b`, each with a subscriber, and a validator of the events of all of them."""
 
     def __init__(self, workspace: Workspace, a: ProjectServer, b: ProjectServer, **settings: Any) -> None:
         self.servers = {"a": a, "b": b}
@@ -41,7 +41,7 @@ class Group:
         create_hub(workspace.sandbox, self._hub)
         self.validator = Validator(is_shared=True)
         self.told: list[str] = []
-        """The engagements and disengagements that the first member's subscriber was told."""
+        """The engagements and disengagements that the first member's subscriber received."""
         self._ownership: OwnershipDeadline | None = None
         """The ownership of the first member's subscriber."""
         self.daemons = [self._daemon(number) for number in range(MEMBERS)]
@@ -169,7 +169,7 @@ async def test_clusters_of_a_killed_member_have_an_owner_within_the_documented_t
     assert 30.0 < took < WITHOUT_OWNER_S, f"{len(lost)} clusters had no owner for {took:.1f} s"
 
 
-async def test_second_restart_of_a_member_during_a_source_outage_brings_no_cluster_back(workspace: Workspace) -> None:
+async def test_second_restart_of_a_member_during_an_outage_engages_no_deleted_cluster(workspace: Workspace) -> None:
     """The member's state file lacks the changes before it was killed, and the source does not answer after two
     restarts."""
     async with group(workspace) as found:
@@ -199,7 +199,7 @@ async def test_second_restart_of_a_member_during_a_source_outage_brings_no_clust
         assert unexpected == []
 
 
-async def test_foreign_first_list_of_a_restarted_member_disengages_nothing(workspace: Workspace) -> None:
+async def test_first_list_from_another_server_after_a_members_restart_disengages_nothing(workspace: Workspace) -> None:
     """Without a state file, only the subscriber's revision shows that the member had clusters before."""
     settings: dict[str, Any] = {"state_directory": None, "removals": {"verify_after": f"{VERIFY_AFTER_S:g}s"}}
     async with group(workspace, **settings) as found:

@@ -175,10 +175,10 @@ async def restart_with_bad_first_list(found: Rig, attacked: ProjectServer, kind:
 
 @pytest.mark.parametrize("start", ["running", "restarted", "restarted with a state file"])
 @pytest.mark.parametrize(("counts", "verify_after_s"), [((3, 17, 43, 48, 53), 60.0), ((3, 48), 8.0)])
-async def test_lists_that_grow_after_a_short_one_end_nothing_before_the_second_list(
+async def test_lists_that_grow_disengage_nothing_before_removals_are_verified(
     workspace: Workspace, start: str, counts: Sequence[int], verify_after_s: float
 ) -> None:
-    """A server that is loading its store: what no list has ends, but not before `removals.verify_after`."""
+    """A server that is loading its store: clusters that no list has are disengaged, after `removals.verify_after`."""
     has_state, removals = "state" in start, {"verify_after": f"{verify_after_s:g}s"}
     async with rig(workspace, has_state=has_state, removals=removals) as found:
         if has_state:
@@ -219,7 +219,7 @@ async def source_is_streaming(workspace: Workspace) -> None:
 
 @pytest.mark.parametrize(("kind", "has_state"), [("three others", True), ("twenty others, older", False)])
 @pytest.mark.parametrize("attacked", ["consumers", "projects"])
-async def test_foreign_first_list_of_service_consumers_or_their_projects_disengages_nothing(
+async def test_first_list_of_service_consumers_or_projects_from_another_server_disengages_nothing(
     workspace: Workspace, attacked: str, kind: str, has_state: bool
 ) -> None:
     provider = ProviderServer(Projects(NAMES, of="a"), Consumers(NAMES, of="a"))
@@ -292,7 +292,7 @@ async def test_replica_that_lags_behind_at_the_restart_disengages_nothing(
         assert found.subscriber.events == ["ENGAGED a#later"]
 
 
-async def test_repeated_restarts_while_a_source_is_unavailable_bring_no_cluster_back(workspace: Workspace) -> None:
+async def test_repeated_restarts_while_a_source_is_unavailable_engage_no_deleted_cluster(workspace: Workspace) -> None:
     """The state file lacks the changes before the daemon was killed, and the source is unavailable at each restart."""
     async with rig(workspace, has_state=True) as found:
         await found.stored(*NAMES)
@@ -326,7 +326,10 @@ async def test_repeated_restarts_while_a_source_is_unavailable_bring_no_cluster_
 
 @pytest.mark.parametrize("end", ["shutdown", "kill"])
 async def test_restarted_daemon_sends_its_state_files_as_reset_snapshots(workspace: Workspace, end: str) -> None:
-    """As docs/concepts.md says. A subscriber that has received what the files lack gets heartbeats until the lists."""
+    """Tests what docs/concepts.md says.
+
+    A subscriber that has received what the state files lack gets heartbeats until the lists are complete.
+    """
     assert "Its snapshot is marked `reset`" in " ".join(CONCEPTS.read_text().split())
     async with rig(workspace, has_state=True) as found:
         earlier, before = await snapshot(workspace), set(found.subscriber.view)

@@ -146,17 +146,17 @@ def test_validators_accept_a_snapshot_of_another_daemon() -> None:
         pytest.param("ordered", swap(0, 2), id="two batches change places"),
         pytest.param("ordered", drop(0, 2), id="a batch is lost"),
         pytest.param("ordered", batch(0, 4, revision=at(2)), id="a revision goes back"),
-        pytest.param("ordered", batch(1, 0, previous=at(5)), id="a resume goes on from elsewhere"),
+        pytest.param("ordered", batch(1, 0, previous=at(5)), id="a resume continues from another revision"),
         pytest.param("unique", insert(0, 3, Batch((RELABELLED,), at(5), at(4))), id="an update comes twice"),
         pytest.param("unique", events(0, 2, replace(RELABELLED, version=0)), id="an update is of the past"),
         pytest.param(
             "forward", events(1, 0, replace(BETA_AGAIN, version=1)), id="a cluster returns in an older version"
         ),
         pytest.param("reliable", drop(0, 4), id="the last batch before a cut is lost"),
-        pytest.param("reliable", events(0, 4, DELETED), id="an end is lost"),
+        pytest.param("reliable", events(0, 4, DELETED), id="a disengagement is lost"),
         pytest.param("reliable", events(1, 0), id="an engagement is lost"),
         pytest.param("reliable", events(1, 1, ALPHA_RECREATED), id="a replacement shows its second half only"),
-        pytest.param("reliable", events(1, 1, ALPHA_RECREATED, REPLACED), id="a replacement is the wrong way round"),
+        pytest.param("reliable", events(1, 1, ALPHA_RECREATED, REPLACED), id="a replacement is in the wrong order"),
         pytest.param("reliable", events(1, 2, RELABELLED), id="an update comes after the end"),
         pytest.param("reliable", events(1, 1, REPLACED, replace(ALPHA_RECREATED, labels=DEV)), id="labels are wrong"),
         pytest.param(
@@ -188,12 +188,12 @@ def test_validators_accept_a_snapshot_of_another_daemon() -> None:
         pytest.param(
             "no_phantoms",
             insert(1, 1, Batch((replace(DELTA, kind="DISENGAGED", reason="DELETED"),), at(7), at(7))),
-            id="a cluster that is well is disengaged",
+            id="a ready cluster is disengaged",
         ),
         pytest.param(
             "no_phantoms",
             snapshot(BETA_AGAIN, ALPHA_RECREATED, revision=at(2, epoch="b" * 16)),
-            id="a cluster that is well is left out of a snapshot",
+            id="a ready cluster is left out of a snapshot",
         ),
     ],
 )

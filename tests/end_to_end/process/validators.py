@@ -28,9 +28,9 @@ class Reader:
         for event in batch.events:
             before = known.get(event.name)
             if (before is None) != (event.kind == "ENGAGED"):
-                yield f"{event} came when it was {'not ' if before is None else ''}engaged"
+                yield f"{event} came when the cluster was {'not ' if before is None else ''}engaged"
             elif before is not None and before.incarnation != event.incarnation:
-                yield f"{event} came when it was engaged as {before.incarnation}"
+                yield f"{event} came when the cluster was engaged as {before.incarnation}"
             if event.kind == "DISENGAGED":
                 known.pop(event.name, None)
             else:
@@ -125,9 +125,9 @@ def atomic(history: History) -> Iterator[str]:
 
 
 def resumable(history: History, *, forgets: bool = False) -> Iterator[str]:
-    """Yield wrong resumes: one from a revision of this daemon continues there, any other receives a snapshot.
+    """Yield wrong resumes. A resume from a revision of this daemon continues there; any other one receives a snapshot.
 
-    A daemon that `forgets` early may answer any of them with a snapshot.
+    A daemon that `forgets` early may answer any resume with a snapshot.
     """
     for stream in history.streams:
         first = next((batch for batch in stream.batches if batch.position), None)
@@ -230,7 +230,7 @@ def alternating(events: Iterable[Event]) -> Iterator[str]:
     for event in events:
         name = event.cluster.name
         if (name in engaged) == (event.type is EventType.ENGAGED):
-            yield f"{event.type.name} of {name} when it was {'' if name in engaged else 'not '}engaged"
+            yield f"{event.type.name} of {name} when the cluster was {'' if name in engaged else 'not '}engaged"
         if event.type is EventType.ENGAGED:
             engaged.add(name)
         elif event.type is EventType.DISENGAGED:

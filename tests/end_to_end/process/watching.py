@@ -45,7 +45,7 @@ def is_reachable(watch: Watch, name: str) -> bool:
 
 
 def adapted(definition: str, **changes: Any) -> dict[str, Any]:
-    """Return a shipped definition, adapted where it says `yours`; a path's steps are joined by two underscores."""
+    """Return a shipped definition, adapted where it says `yours`; two underscores join the keys of nested settings."""
     config: dict[str, Any] = yaml.safe_load((_DEFINITIONS / f"{definition}.yaml").read_text())
     for path, value in changes.items():
         *around, last = path.split("__")
