@@ -235,7 +235,7 @@ async def test_short_first_list_of_a_source_is_held_while_another_one_does_not_a
                 await eventually(lambda: held._fleet.waiting.is_any_for("eu"))
                 await workspace.us.start()
                 workspace.us.projects.create("farm", ready=True)
-                assert await engaged(events) == "us#farm", "the other source is not delayed"
+                assert await engaged(events) == "us#farm", "the other source was delayed"
                 workspace.eu.faults.empty_lists(on=False)
                 workspace.eu.projects.create("bank", ready=True)
                 assert await engaged(events) == "eu#bank"

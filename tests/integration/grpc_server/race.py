@@ -85,8 +85,8 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="milo-") as directory:
         handed = asyncio.run(race(Path(directory), rounds=asked.rounds, seed=asked.seed))
     click.echo(
-        f"{asked.rounds} disengagements, {asked.rounds * _ASKING} requests beside them: {handed} were handed a "
-        "kubeconfig, and none after the disengagement"
+        f"{asked.rounds} disengagements, {asked.rounds * _ASKING} concurrent requests: {handed} received a "
+        "kubeconfig, none of them after the disengagement"
     )
     return 0
 

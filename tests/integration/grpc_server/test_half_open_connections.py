@@ -24,7 +24,7 @@ NARROW = (("grpc.http2.bdp_probe", 0),)
 MOST_BETWEEN = 500_000
 """Bytes that are buffered between the server and a client that reads nothing."""
 OLD_PATIENCE_S = 60.0
-"""gRPC's own ping timeout, which applied before the daemon set its options."""
+"""gRPC's default ping timeout, which applies without options of the daemon or the client."""
 
 
 def twentieth(options: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:

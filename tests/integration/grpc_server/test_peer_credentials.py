@@ -289,7 +289,7 @@ async def test_idle_connections_of_many_users_do_not_lock_out_a_new_user(
             async with harness.client() as stub:
                 await stub.ListClusters(pb.ListClustersRequest())
         harness.seen(ready("beta"))
-        assert await subscriber.events() == ["ENGAGED beta"], "a stream keeps its connection"
+        assert await subscriber.events() == ["ENGAGED beta"], "the stream lost its connection"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")

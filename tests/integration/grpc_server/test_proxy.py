@@ -15,7 +15,7 @@ async def two_ends() -> tuple[socket.socket, socket.socket, "asyncio.Task[bool]"
         each.setblocking(False)
     one, other = ProxySide(), ProxySide()
     await loop.create_connection(lambda: one, sock=ours)
-    # Data that arrives before they are joined is buffered.
+    # Data that arrives before the connections are joined is buffered.
     await loop.sock_sendall(client, b"early, ")
     await asyncio.sleep(0)
     await loop.create_connection(lambda: other, sock=theirs)

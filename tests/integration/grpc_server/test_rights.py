@@ -146,7 +146,7 @@ async def test_name_enumeration_is_throttled_without_effect_on_others(
         assert time.monotonic() - began > 0.4
 
 
-async def test_foreign_revisions_and_denied_calls_are_throttled(
+async def test_revisions_of_other_callers_and_denied_calls_are_throttled(
     rules_harness: RulesHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quota, "MISS_BURST", 0)  # even the first call is delayed, by a tenth of a second

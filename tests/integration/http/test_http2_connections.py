@@ -141,7 +141,7 @@ async def test_response_to_a_canceled_request_is_ignored(authority: Authority, u
     assert len(peer.accepted) == 1
 
 
-@pytest.mark.parametrize("alpn", [("http/1.1",), ()], ids=["selects HTTP/1.1", "knows no ALPN"])
+@pytest.mark.parametrize("alpn", [("http/1.1",), ()], ids=["selects HTTP/1.1", "without ALPN"])
 async def test_requests_to_a_server_without_http2_use_http1(
     authority: Authority, using: Client, alpn: tuple[str, ...]
 ) -> None:

@@ -59,7 +59,7 @@ async def test_flood_of_frames_without_content_ends_the_connection_and_never_blo
     connection._core._h2.receive_data = lambda data: processed.append(len(data)) or read(data)  # type: ignore[func-returns-value]
     while not transport.is_closing():
         if not transport.is_paused:
-            for _ in range(50):  # as TLS records are decrypted
+            for _ in range(50):  # several calls, one for each decrypted TLS record
                 connection.data_received(one * 10)
         assert sum(processed) <= FRAMES_AT_ONCE * len(one)
         processed.clear()
@@ -157,7 +157,7 @@ async def test_interleaved_streams_deliver_their_own_bytes(steps: list[Step], cu
     responses = []
 
     def exchange() -> None:
-        """Deliver the bytes that each side has sent; those of the server in pieces of other sizes."""
+        """Deliver the bytes that each side has sent to the other, those of the server in pieces of the sizes `cuts`."""
         while transport.written or (data := server.data_to_send()):
             if transport.written:
                 server.receive_data(bytes(transport.written))

@@ -91,7 +91,7 @@ async def test_secrets_never_appear_in_logs_metrics_errors_arguments_environment
             http = str(daemon.events("started")[0]["http"])
             (handed,) = await calls(daemon.address, outputs)
             token = json.loads(handed)["users"][0]["user"]["token"]
-            assert secrets.in_(token), "the searched tokens are those of issued kubeconfigs"
+            assert secrets.in_(token), "the token of an issued kubeconfig is not searched for"
             sandbox.faults.unauthorized(seconds=1)
             sandbox.drop_watches()
             sandbox.token_endpoint.revoke_keys()
@@ -101,7 +101,7 @@ async def test_secrets_never_appear_in_logs_metrics_errors_arguments_environment
                 for path in ("/metrics", "/readyz?verbose", "/livez?verbose", "/", "/?json", "/?json&cluster=alpha"):
                     async with session.get(http + path) as response:
                         outputs.append(await response.text())
-                assert "datum-service-account" in outputs[-1], "the page shows the credential"
+                assert "datum-service-account" in outputs[-1], "the page does not show the issuer"
             await eventually(lambda: len(secrets.found) > 5)
             await calls(daemon.address, outputs)
             process = Path(f"/proc/{daemon.pid}")

@@ -46,7 +46,7 @@ def test_churn_makes_every_kind_of_change() -> None:
     gone = {name for kind, name in events if kind == "DELETED"}
     added = [name for kind, name in events if kind == "ADDED"]
     assert gone
-    assert any(added.count(name) > 1 for name in gone), "a name was used again"
+    assert any(added.count(name) > 1 for name in gone), "no name was used again"
 
 
 def test_churn_keeps_projects_and_control_planes_consistent() -> None:

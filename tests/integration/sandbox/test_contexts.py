@@ -30,7 +30,7 @@ async def test_list_is_limited_to_the_organization_whatever_the_request_selects(
     ]
 
 
-async def test_project_of_another_organization_is_read_by_name(client: Client, sandbox: Sandbox) -> None:
+async def test_project_of_another_organization_can_be_read_by_name(client: Client, sandbox: Sandbox) -> None:
     populate(sandbox)
     assert (await client.get(f"{ACME}{PROJECTS}/c")).json["metadata"]["name"] == "c"
     assert (await client.get(f"{ACME}{PROJECTS}/c/control-plane/readyz")).status == 200

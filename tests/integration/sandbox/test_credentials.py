@@ -38,7 +38,7 @@ def test_modified_token_is_rejected(spoil: object) -> None:
         tokens.subject(spoil(tokens.issue("somebody")))
 
 
-def test_foreign_and_revoked_tokens_are_rejected() -> None:
+def test_tokens_of_another_issuer_and_revoked_tokens_are_rejected() -> None:
     tokens = Tokens(life=600, clock=Clock())
     with pytest.raises(RefusalError):
         tokens.subject(Tokens(life=600, clock=Clock()).issue("somebody"))

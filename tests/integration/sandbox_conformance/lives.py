@@ -1,7 +1,7 @@
-"""Lives of projects under Milo's controllers, from creation to deletion, as seen at its API servers.
+"""Project lifecycles under Milo's controllers, from creation to deletion, as seen at its API servers.
 
-Each is recorded on Milo with its own controllers, and compared with a sandbox with controllers. Only lasting states are
-recorded, since the steps between them take a different time in each run.
+Each is recorded on Milo with its own controllers, and a sandbox with controllers must match the recording. Only lasting
+states are recorded, since the steps between them take a different time in each run.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from tests.end_to_end.scenarios import kubeconfig
 from tests.integration.sandbox_conformance.transcripts import Transcript
 
 DELETED_WITHIN_S = 180.0
-"""Milo looks for remaining objects of a deleted project every 30 seconds."""
+"""Long, since Milo looks for remaining objects of a deleted project only every 30 seconds."""
 
 GROUP = "/apis/resourcemanager.miloapis.com/v1alpha1"
 PROJECTS = f"{GROUP}/projects"

@@ -1,4 +1,4 @@
-"""The life of a project in a sandbox with controllers matches the recording of Milo with its own controllers."""
+"""Project lifecycles in a sandbox with controllers match the recordings of Milo with its own controllers."""
 
 from pathlib import Path
 

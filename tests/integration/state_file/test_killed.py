@@ -61,8 +61,8 @@ def test_state_file_write_killed_at_any_line_leaves_one_image_and_is_repeatable(
         found.append([] if image is None else [each.target.name for each in image.clusters])
         start_over()
     assert found == sorted(found, key=lambda names: names == ["another"])
-    assert found.count(before) >= 10, "lines before the rename"
-    assert found.count(["another"]) >= 1, "lines after the rename"
+    assert found.count(before) >= 10, "too few kills before the rename"
+    assert found.count(["another"]) >= 1, "no kill after the rename"
 
 
 @pytest.mark.parametrize("seed", range(3))

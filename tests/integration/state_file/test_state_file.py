@@ -172,7 +172,7 @@ async def test_world_writable_state_file_is_rejected(tmp_path: Path) -> None:
     assert StateFile(tmp_path, ORIGIN).load() is None
 
 
-async def test_state_file_writable_by_a_foreign_group_is_rejected(
+async def test_state_file_writable_by_a_group_without_the_daemon_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = await written(tmp_path)

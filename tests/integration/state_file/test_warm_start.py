@@ -119,7 +119,7 @@ async def test_cluster_missing_from_state_file_stays_engaged_for_resuming_subscr
 
 
 async def test_resuming_subscriber_is_served_from_a_state_file_of_its_revision(setting: Setting) -> None:
-    """Also after another restart during the outage, and at once, whatever the source does."""
+    """The subscriber is served at once, although the source is unavailable, also after a second restart."""
     async with DiscoveryClient(setting.address) as client, client.watch() as watch, asyncio.TaskGroup() as tasks:
         items: list[str] = []
 

@@ -1,4 +1,4 @@
-"""Counters, which exist before their first event since `increase()` would miss it otherwise, and metrics of RPCs."""
+"""Counters, which are 0 before their first event, since `increase()` would otherwise miss it, and metrics of RPCs."""
 
 import pytest
 

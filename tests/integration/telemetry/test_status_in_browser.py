@@ -59,7 +59,7 @@ async def test_status_page_updates_live_at_each_width(
         workspace.sandbox.projects.delete("alpha")
         await browser.until(shows("DISENGAGED"))
         await browser.until("document.title.startsWith('STREAMING · 1 engaged')")
-        assert await browser.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing is cut off"
+        assert await browser.evaluate("document.documentElement.scrollWidth <= innerWidth"), "content is cut off"
         cells = "[...document.querySelector('#clusters ~ table td').parentElement.children]"
         tops = await browser.evaluate(f"new Set({cells}.map(cell => cell.getBoundingClientRect().top)).size")
         assert (tops > 1) == (size == NARROW), "rows are stacked on phones only"
@@ -154,7 +154,7 @@ async def test_status_page_search_results_link_to_explanations(workspace: Worksp
             )
             await browser.until("location.hash === '#clusters' && " + shows("shop-prod"))
             top = "document.getElementById('clusters').getBoundingClientRect().top"
-            assert 0 <= await browser.evaluate(top) < WIDE[1] / 2, "the results are in view"
+            assert 0 <= await browser.evaluate(top) < WIDE[1] / 2, "the results are not in view"
             await browser.evaluate("[...document.querySelectorAll('a')].find(a => a.text === 'shop-prod').click()")
             for words in ("its readiness condition is True", "own (project-kubeconfig)", "ENGAGED", "env in (prod)"):
                 await browser.until(shows(words))
@@ -190,7 +190,7 @@ async def test_status_page_can_be_used_by_keyboard_while_clusters_change(
         await browser.until(shows("p-39"))
         focused = "(document.activeElement.textContent || document.activeElement.name)"
         await browser.press("Tab")
-        assert await browser.evaluate(focused) == "q", "the search is first"
+        assert await browser.evaluate(focused) == "q", "the search field does not have the first focus"
         reached = set()
         for number in range(40):
             workspace.sandbox.projects.create(f"a-{number:02}", ready=True)
@@ -199,14 +199,14 @@ async def test_status_page_can_be_used_by_keyboard_while_clusters_change(
             await browser.press("Tab")
             reached.add(await browser.evaluate(focused))
         assert len([each for each in reached if each.startswith(("a-", "p-"))]) > 10, (
-            "the focus moves on through the rows"
+            "the focus did not move through the rows"
         )
         row = await browser.evaluate(focused)
         await browser.evaluate("getSelection().selectAllChildren(document.activeElement.closest('tr').firstChild)")
         workspace.sandbox.projects.create("a-last", ready=True)
         await browser.until(shows("a-last"))
-        assert await browser.evaluate(focused) == row, "focus survives changes"
-        assert await browser.evaluate("getSelection().toString()") == row, "and so does a selection"
+        assert await browser.evaluate(focused) == row, "a change moved the focus"
+        assert await browser.evaluate("getSelection().toString()") == row, "a change removed the selection"
         await browser.press("Enter")
         await browser.until(shows("its readiness condition is True"))
         assert browser.complaints == []
@@ -271,7 +271,7 @@ async def test_status_page_filters_clusters_by_search_and_state(workspace: Works
         assert await shown("q=env%3Dprod") == ["alpha", "beta"]
         assert await shown("q=org-of-beta") == ["beta"]
         assert await shown("q=env+alphabet") == ["alphabet"]
-        assert await shown("page=7") == ["alphabet", "alpha", "beta"], "the last page"
+        assert await shown("page=7") == ["alphabet", "alpha", "beta"], "page 7 is not the last one"
         assert await shown("state=unreachable") == []
 
 

@@ -273,7 +273,7 @@ async def test_list_of_endless_pages_makes_the_source_stale() -> None:
     async with running(server_script, policy, objects_limit=20 * OBJECT_OVERHEAD) as run:
         await eventually(lambda: run.source.status.reason == OVER_BUDGET)
         assert run.source.status.state is ViewState.STALE
-        assert run.source.engagements.engaged == 0, "a list that did not end is dropped"
+        assert run.source.engagements.engaged == 0, "clusters of an incomplete list were engaged"
         assert len(server_script.queries) < 9
 
 
@@ -407,7 +407,7 @@ async def test_confirmation_after_source_was_lost_is_ignored() -> None:
         assert run.events == ["ENGAGED alpha"]
 
 
-@pytest.mark.parametrize("where", ["head of the list", "list", "watch", "look", "back-off"])
+@pytest.mark.parametrize("where", ["head of the list", "list", "watch", "confirmation read", "back-off"])
 async def test_driver_canceled_at_any_point_ends_at_once_and_closes_everything(where: str) -> None:
     server_script = ScriptedServer()
     reached, gone = asyncio.Event(), asyncio.Event()
@@ -427,7 +427,7 @@ async def test_driver_canceled_at_any_point_ends_at_once_and_closes_everything(w
             server_script.watches, server_script.lists = [answering(lambda: error_status(422, "Invalid"))], [silent]
         case "watch":
             server_script.watches = [watch]
-        case "look":
+        case "confirmation read":
             server_script.watches, server_script.reads = [watch], [silent]
             watch.send(line("DELETED", project("alpha", 6)))
         case "back-off":

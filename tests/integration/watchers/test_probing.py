@@ -233,7 +233,7 @@ async def test_probe_connections_are_per_certificate_and_bounded() -> None:
             for endpoint in [oldest, *others, *others, oldest]:
                 assert await sender.send(at(endpoint)) == ProbeReached()
     assert callers[1:9] == callers[9:17]
-    assert len(set(callers)) == POOLS + 2, "the oldest connection was evicted"
+    assert len(set(callers)) == POOLS + 2, "the oldest connection was not evicted"
 
 
 async def test_probe_of_a_cluster_with_its_own_ca_never_carries_the_daemons_credential() -> None:
@@ -246,7 +246,7 @@ async def test_probe_of_a_cluster_with_its_own_ca_never_carries_the_daemons_cred
             outcome = await made.send(at(own.url))
         assert [each.headers.get("Authorization") for each in foreign.requests] == [None, "Bearer its-own"]
     assert isinstance(outcome, ProbeFailed)
-    assert outcome.cause == "tls", "the upstream's CA is not trusted for clusters"
+    assert outcome.cause == "tls", "the upstream's CA was trusted for a cluster"
 
 
 async def test_probe_reaches_the_server_of_the_credential_without_a_bearer_token() -> None:

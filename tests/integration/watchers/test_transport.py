@@ -112,7 +112,7 @@ async def test_request_with_unsafe_path_is_rejected_before_sending(path: str) ->
     assert server.requests == []
 
 
-async def test_netrc_and_foreign_environment_proxies_are_ignored(
+async def test_netrc_and_proxies_of_the_process_environment_are_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     netrc = tmp_path / "netrc"
