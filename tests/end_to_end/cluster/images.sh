@@ -1,6 +1,6 @@
 #!/bin/sh
 # Builds images, and writes them into an archive: images.sh ARCHIVE VERSION "NAME TARGET CONTEXT"...
-# In the archive is also the image of a pod's infrastructure container.
+# The archive also contains the image of the pause container, which each pod has.
 set -eu
 archive=$1 version=$2
 shift 2

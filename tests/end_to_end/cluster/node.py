@@ -169,7 +169,7 @@ class Node:
                 if "memory" not in (each / "cgroup.controllers").read_text().split():
                     raise MissingError(f"needs the controller memory in {each.parent}/cgroup.subtree_control")
                 (each / "init").mkdir()
-            elif (each / "cpuset.cpus").exists():  # v1: empty in a new cgroup, which no process can join then
+            elif (each / "cpuset.cpus").exists():  # in v1, no process can join a cgroup where it is empty
                 for name in ("cpuset.cpus", "cpuset.mems"):
                     (each / name).write_text((each.parent / name).read_text())
             for name, share in _SHARES.items():

@@ -16,7 +16,7 @@ for setting in vm/overcommit_memory=1 vm/panic_on_oom=0 kernel/panic=10 kernel/p
     mount --bind "$file" "/proc/sys/${setting%=*}"
 done
 
-# The namespace of cgroups shows the node's own as the root of each hierarchy.
+# The cgroup namespace shows the node's cgroup as the root of each hierarchy.
 if [ "$(cat /proc/self/cgroup)" = 0::/init ]; then
     mount -t cgroup2 cgroup2 /sys/fs/cgroup
     for each in $(cat /sys/fs/cgroup/cgroup.controllers); do echo "+$each" >/sys/fs/cgroup/cgroup.subtree_control; done

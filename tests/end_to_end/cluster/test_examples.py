@@ -125,7 +125,7 @@ class Program:
     image: str
     context: Callable[[Path], None]
     directory: Path = OPERATOR
-    """The manifests, in which its container replaces the operator's."""
+    """The directory of the manifests in which the program's container replaces that of the operator."""
     page: str = ""
     """The documentation page that shows the container's manifest."""
     command: Sequence[str] = ()

@@ -29,7 +29,6 @@ from tests.tooling.release import helm
 from tools.release import Commit, chart
 
 CORE = "milo-system"
-"""The namespace of a kubeconfig of the core Milo API's user."""
 
 
 @pytest.fixture(autouse=True)

@@ -108,7 +108,7 @@ BUILDERS = {
     "python-blocking": partial(python_subscriber, "blocking"),
 }
 NEEDS_KUBERNETES = {"provider", "tutorial"}
-"""Compiling Kubernetes libraries takes minutes without a build cache."""
+"""Programs that compile Kubernetes libraries, which takes minutes without a build cache."""
 
 
 def tool(name: str) -> str:

@@ -22,7 +22,7 @@ from tests.end_to_end.examples.building import BUILT, MAVEN, NEEDS_KUBERNETES, a
 from tests.end_to_end.kubeconfigs.workspace import open_workspace
 
 ENGAGED_WITHIN_S = 900.0
-pytestmark = [pytest.mark.builds, pytest.mark.nightly, pytest.mark.timeout(2700)]  # mostly for waiting for other builds
+pytestmark = [pytest.mark.builds, pytest.mark.nightly, pytest.mark.timeout(2700)]  # most of it waits for other builds
 
 FILE = re.compile(r"^`([\w./]+)`:\n\n```\w+\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 COMMANDS = re.compile(r"^```sh\n(.*?)^```$", re.DOTALL | re.MULTILINE)

@@ -52,7 +52,7 @@ async def test_synced_kubeconfig_files_are_renewed_and_removed_with_their_cluste
 
             def renewed_twice() -> bool:
                 token = token_in(alpha.read_text())
-                workspace.sandbox.tokens.subject(token)  # the file is valid at any time
+                workspace.sandbox.tokens.subject(token)  # raises if the token has expired
                 tokens.add(token)
                 return len(tokens) > 2
 

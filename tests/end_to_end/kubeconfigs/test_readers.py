@@ -49,7 +49,7 @@ def reader(request: pytest.FixtureRequest) -> Command:
 
 
 @pytest.mark.builds
-@pytest.mark.timeout(600)  # its packages may have to be downloaded and compiled
+@pytest.mark.timeout(600)  # the reader's packages may have to be downloaded and compiled
 async def test_clients_of_other_languages_read_embedded_and_exec_kubeconfigs(start: Start, reader: Command) -> None:
     program, *arguments = reader
     async with start() as workspace:

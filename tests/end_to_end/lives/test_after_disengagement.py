@@ -54,7 +54,7 @@ async def test_no_request_reaches_a_project_after_its_disengagement(operator: st
                     for project in ended:
                         sandbox.projects.set_condition(project, "False")
                     await _engaged(client, others)
-                    # Requests that were sent before have arrived once the operator has worked in other projects.
+                    # Requests from before the disengagement have arrived once the operator has worked elsewhere.
                     for project in others:
                         await worlds[project].do("work")
                     counts = {project: sandbox.requests_of(project) for project in ended}

@@ -80,7 +80,7 @@ def pod(number: int) -> dict[str, str]:
 
 class Cell(NamedTuple):
     sources: str
-    """The sources: one, two of a kind, reduced, or files."""
+    """The sources: `one` or `two` of Projects, two that are `reduced` from ServiceConsumers, or `files`."""
     state: str
     daemons: int
     consumer: str
@@ -252,8 +252,8 @@ class World:
         """Wait until the first daemon has compared its first lists with the clusters that it, or its consumer, had
         before.
         """
-        # Without a state file only the consumer's own stream waits. A member of a group stores its own clusters only:
-        # here that is one, whose deletion a read can refute.
+        # Without a state file, only the consumer's own stream waits. A member of a group stores only its own clusters:
+        # here it is a single one, whose deletion can be refuted by a read.
         expected = set() if self.cell.state == "no-state" else {(SourceState.CATCHING_UP, "RemovalsHeld")}
         if self.cell.daemons > 1 or self.cell.state == "no-state":
             expected.add((SourceState.STREAMING, ""))
@@ -291,7 +291,7 @@ class World:
             "http_listen": "off",
             "connectivity": {"interval": "off"},
             "removals": {"verify_after": f"{verify_after_s}s"},
-            "watch": {"streaming_lists": "off"},  # so that a list can be empty
+            "watch": {"streaming_lists": "off"},  # the fault `empty_lists` does not affect streaming lists
         }
         if self.cell.state == "state":
             (self._directory / f"state-{number}").mkdir(mode=0o700)

@@ -26,7 +26,7 @@ class Token:
 @dataclass(frozen=True)
 class IssuedCredential:
     at: float
-    """The wall time, as in all fields."""
+    """The wall-clock time at which the credential was issued. All other times are wall-clock times, too."""
     who: str
     cluster: str
     uid: str

@@ -14,7 +14,7 @@ from tests.support.eventually import eventually
 NAMES = [f"p-{number}" for number in range(40)]
 FINALIZER = "example.com/held"
 AT_ONCE_S = 20.0
-"""It takes about two seconds on an idle machine, one of which is the delay before the daemon retries."""
+"""Limit for the disengagements, which take about two seconds on an idle machine: one until the daemon retries."""
 
 
 class Fleet:

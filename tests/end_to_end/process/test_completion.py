@@ -43,7 +43,7 @@ def shells(home: Path, shell: str) -> tuple[list[str], dict[str, str]]:
         root = unpacked("fish", "fish-common", "libpcre2-32-0")
         program = str(root / "usr" / "bin" / "fish")
         if not (root / "usr" / "etc").exists():
-            (root / "usr" / "etc").symlink_to("../etc")  # where fish finds its files relative to itself
+            (root / "usr" / "etc").symlink_to("../etc")  # fish finds its files relative to its program
         [library] = root.glob("usr/lib/*/libpcre2-32.so.0")
         variables["LD_LIBRARY_PATH"] = str(library.parent)
     return [program, "-i"], variables

@@ -47,7 +47,7 @@ if os.fork() == 0:
             continue
         os._exit(1)
     os._exit(0)
-assert os.wait()[1] == 0, "another process of the same user reads ours"
+assert os.wait()[1] == 0, "another process of the same user could read this one"
 print("closed")
 """
 

@@ -22,7 +22,9 @@ from tests.support.eventually import eventually
 PAGE = 500
 LABELS = {f"label-{number}": "x" * 60 for number in range(10)}
 LIMIT_MIB = 8
-"""Limit of objects. The daemon keeps each object in several forms, and reads pages of a limited size besides."""
+"""The setting `watch.objects_limit`. The daemon needs more memory than that: it keeps each object in several forms, and
+reads pages of a limited size.
+"""
 GROWTH_MIB = 64
 WHOLE = 60_000
 """Number of objects of a page that the server sends whatever limit the request has: about 50 MiB."""
@@ -142,7 +144,7 @@ async def _beside(server: HostileServer, workspace: Workspace) -> AsyncIterator[
                 await daemon.during(eventually(lambda: {"good#alpha", "good#beta"} <= set(watch.clusters)))
                 for task in running:
                     task.cancel()
-            assert max(weights) - weights[0] < GROWTH_MIB, f"{weights[0]:.0f} to {max(weights):.0f} MiB"
+            assert max(weights) - weights[0] < GROWTH_MIB, f"memory grew: {weights[0]:.0f} to {max(weights):.0f} MiB"
 
 
 async def _weigh(daemon: DaemonProcess, weights: list[float]) -> None:

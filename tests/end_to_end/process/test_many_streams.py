@@ -21,7 +21,7 @@ from tests.support.eventually import eventually
 
 ROUNDS = 6
 SHARING = 50
-"""Streams of one connection."""
+"""The number of streams that share a connection."""
 HEARTBEATS = 5
 WITHIN_S = 120.0
 
@@ -132,7 +132,7 @@ async def test_every_stream_gets_its_heartbeats(workspace: Workspace, count: int
             for first in range(0, count, SHARING):
                 channel: grpc.aio.Channel = await stack.enter_async_context(streams.channel(workspace.address))
                 stub = DiscoveryServiceStub(channel)
-                # One connection after the other: the number of streams that are about to begin is limited.
+                # One connection after the other, since the daemon limits how many streams begin at the same time.
                 calls = [stub.WatchClusters(request) for _ in range(min(SHARING, count - first))]
                 synced |= zip(calls, await asyncio.gather(*map(until_synced, calls)), strict=True)
             async with asyncio.TaskGroup() as tasks:

@@ -96,7 +96,7 @@ async def test_client_hello_flood_is_bounded_and_leaves_room_for_others(limited:
         with ExitStack() as closing:
             await flood(closing, port, client_hello("localhost"), each=150)
             credentials = ClientCredentials(ca_file=directory / "ca.crt", certificate_file=ours, key_file=our_key)
-            # The attackers' connections, and a busy machine, may take the daemon some seconds.
+            # The attackers' connections, and a busy machine, may delay the daemon by some seconds.
             patient = DiscoveryClient(f"127.0.0.1:{port}", credentials=credentials, timeout=timedelta(minutes=2))
             async with patient as client:
                 assert len(await client.list()) == CLUSTERS
@@ -211,5 +211,5 @@ async def test_denied_long_requests_retain_little_memory(limited: Limited, size:
                 calls += [DiscoveryServiceStub(channel).ListClusters(request) for _ in range(100)]
             outcomes = await asyncio.gather(*calls, return_exceptions=True)
         assert {outcome.code() for outcome in outcomes if isinstance(outcome, grpc.aio.AioRpcError)}
-        # gRPC reads requests ahead of a busy event loop: half of what the shipped limit allows.
+        # gRPC reads requests ahead of a busy event loop, for which half of the shipped limit is allowed.
         assert peak_bytes(daemon.pid) - before < 256 * _MIB

@@ -62,7 +62,7 @@ async def test_f38_connection_flood_leaves_descriptors_for_the_api_server(
         assert len(await daemon.during(clusters_once_accepted(workspace))) == 4
         assert await daemon.terminate() == 0
     [received] = daemon.events("connection limit lowered: raise the limit of open files (RLIMIT_NOFILE)")
-    assert received["level"] == "info", "the limit is the default and not configured"
+    assert received["level"] == "info", "want level info, since the limit is not configured"
     assert (received["connections"], received["set"], received["limit"]) == (descriptors // 4, 1000, descriptors)
 
 

@@ -166,7 +166,7 @@ async def test_clusters_of_a_killed_member_have_an_owner_within_the_documented_t
         )
         took = monotonic() - began
         await found.settled()
-    assert 30.0 < took < WITHOUT_OWNER_S, f"{len(lost)} clusters had no owner for {took:.1f} s"
+    assert 30.0 < took < WITHOUT_OWNER_S, f"{len(lost)} clusters had no owner for {took:.1f} s, want 30 to 51 s"
 
 
 async def test_second_restart_of_a_member_during_an_outage_engages_no_deleted_cluster(workspace: Workspace) -> None:
@@ -210,7 +210,7 @@ async def test_first_list_from_another_server_after_a_members_restart_disengages
         a.replace(Projects((f"foreign-{number}" for number in range(3)), version=5000, of="foreign"))
         await found.daemons[0].start()
         await eventually(lambda: a.lists >= lists + MEMBERS)  # the other members list again
-        await asyncio.sleep(2.0)  # the attack
+        await asyncio.sleep(2.0)  # the server sends the list of another server
         a.replace(right)
         await asyncio.sleep(2.5 * VERIFY_AFTER_S)  # until the second list and the one after it
         await found.told_of_one("a", "later")

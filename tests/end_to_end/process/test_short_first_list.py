@@ -25,7 +25,7 @@ async def restart(workspace: Workspace, *, is_complete_again: bool) -> list[str]
     disengaged: list[str] = []
     for number in range(20):
         workspace.sandbox.projects.create(f"p-{number}", ready=True)
-    # An empty list is a fault of the sandbox for lists by pages.
+    # The sandbox's fault `empty_lists` does not affect streaming lists.
     settings = {"removals": REMOVALS, "watch": {"streaming_lists": "off"}, "http_listen": "127.0.0.1:0"}
     async with workspace.daemon(**settings) as daemon:
         await daemon.start()

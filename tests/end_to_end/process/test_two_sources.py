@@ -167,7 +167,7 @@ async def restart_with_bad_first_list(found: Rig, attacked: ProjectServer, kind:
     found.subscriber.events.clear()
     await found.daemon.start()
     await found.daemon.during(eventually(lambda: attacked.lists > lists))
-    await asyncio.sleep(2.0)  # the attack
+    await asyncio.sleep(2.0)  # the server sends the bad list
     right.version = max(right.version, attacked.projects.version if kind == "empty" else 0)
     attacked.replace(right)
     await asyncio.sleep(2.5 * VERIFY_AFTER_S)  # until the second list and the one after it

@@ -97,7 +97,7 @@ class RealApi(ABC):
         """Start what is stopped; return once the collection can be listed and watched."""
         if self.process is not None:
             if self._proxy:
-                self._proxy.open(self._port)  # in case it was cut off
+                self._proxy.open(self._port)  # in case `cut_off` shut the proxy
             return
         if self.etcd.process is None:
             await self.etcd.start()

@@ -312,7 +312,7 @@ async def by_service_account(server: RealApi, directory: Path, issuer: Issuer) -
     async with handing_out(server, directory, source, kubeconfig=nobody, authenticates=True) as client:
         alpha, beta = [await kubeconfig_of(client, name, directory) for name in ("alpha", "beta")]
     assert token_in(alpha) == token_in(beta)
-    assert issuer.given == 2, "one token for the daemon, one for all issued kubeconfigs"
+    assert issuer.given == 2, "want one token for the daemon, and one for all issued kubeconfigs"
     assert await bearer_of(server, token_in(alpha)) == "account:operator"
     assert await bearer_of(server, issuer.token("operator", audience="others")) is None
     if server.mode == "project-control-plane":  # a kube-apiserver in Milo's place has no control planes of projects

@@ -276,7 +276,7 @@ async def test_callers_impersonate_the_user_of_their_rule_if_the_identity_may(
             async with shop.api() as administrator:
                 await administrator.ensure(f"{RBAC}/clusterroles", FOLLOW)
                 await administrator.ensure(f"{RBAC}/clusterrolebindings", AGENTS_FOLLOW)
-            # with the rights of the impersonated user: the identity itself may list and watch nothing
+            # The reconciler has the rights of the impersonated user: the identity itself may list and watch nothing.
             assert await reconciled(client)
             for found in seen:
                 assert found["username"] == "dns-agent"

@@ -112,7 +112,7 @@ async def test_publisher_does_not_write_unchanged_objects(workspace: Workspace, 
     async with Publishing.running(workspace, profiles):
         workspace.sandbox.projects.create(
             "gamma", ready=True
-        )  # when this one is published, earlier ones have been processed
+        )  # once gamma is published, earlier changes have been processed
         found = await profiles.until(healthy("gamma"))
     assert {name: version for name, version in versions(found).items() if name != "gamma"} == before
 

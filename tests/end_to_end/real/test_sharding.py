@@ -25,7 +25,7 @@ async def test_projects_have_one_writer_at_a_time(built: Programs, directory: Pa
             await run.start(0, 1, 2)
         assert await run.lease_requests([0, 1, 2], QUIET_S) <= 1.0
 
-        # A pod is killed, while the daemon of another pod is suspended for longer than until its eviction.
+        # A pod is killed, while the daemon of another pod is suspended until after its eviction.
         async with run.step([0, 3]) as moved:
             await run.pod(1).kill()
             run.pod(2).signal(signal.SIGSTOP, with_operator=False)

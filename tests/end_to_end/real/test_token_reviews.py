@@ -178,7 +178,7 @@ async def test_forged_expired_and_wrong_audience_tokens_are_rejected(server: Rea
             assert why in await callers.rejection_of(token)
         assert callers.refused() == ["TOKEN_REJECTED"] * len(wrong)
         assert await callers.sees(signed(claims_of(good), key)) == ["alpha"], (
-            "the rejections are not due to the signature by the test"
+            "tokens with the test's signature are rejected in any case"
         )
 
 
@@ -208,7 +208,7 @@ async def test_missing_token_review_right_denies_callers_and_is_logged(
             await callers.sees(token)
         assert refusal.value.reason == "TOKEN_NOT_REVIEWED"
         assert server.url not in refusal.value.message, (
-            "an unauthenticated caller does not receive the API server's address"
+            "an unauthenticated caller received the API server's address"
         )
         [problem] = [line["problem"] for line in logs if line["event"] == "token reviews failing"]
         assert "tokenreviews.authentication.k8s.io" in problem

@@ -98,7 +98,7 @@ async def test_no_request_reaches_a_deleted_project(whole_milo: WholeMilo, direc
             async with asyncio.timeout(WITHIN_S):
                 while {cluster.name for cluster in await client.list()} & {*ended}:  # noqa: ASYNC110
                     await asyncio.sleep(0.1)
-            # Requests that were sent before have arrived once the operator has worked in other projects.
+            # Requests from before the deletion have arrived once the operator has worked in other projects.
             await all_do("work", others)
             counts = {name: whole_milo.requests_of(name) for name in ended}
             assert all(counts.values())
@@ -156,7 +156,7 @@ async def test_service_consumers_of_a_project_are_disengaged_with_it(whole_milo:
                 ended = await _next(watch, EventType.DISENGAGED)
                 assert ended.reason is not None
                 assert ended.reason.name == "DELETED"
-                # Its ServiceConsumer is still there.
+                # The ServiceConsumer still exists, so the recreated project is engaged as well.
                 await lives.begin(witness, "consumer")
                 again = await _next(watch, EventType.ENGAGED)
                 assert again.cluster.uid != first.cluster.uid

@@ -50,7 +50,7 @@ class WholeMiloServers:
 
     @asynccontextmanager
     async def acquire(self, mode: Mode, directory: Path) -> AsyncIterator[MiloApi]:
-        assert mode == MiloApi.mode, "its controllers write what the other mode watches"
+        assert mode == MiloApi.mode, "the controllers write the objects of the other mode"
         core = self._milo.core
         async with self._taken:
             await core.start()

@@ -16,7 +16,7 @@ class Access:
     server: str
     tls: ssl.SSLContext
     token: Callable[[], str | None]
-    """Read for each request, since another process renews the token file."""
+    """Returns the user's token, which is read for each request, since another process renews the token file."""
 
 
 def read(path: Path) -> Access:

@@ -8,7 +8,7 @@ Mode: TypeAlias = Literal["project", "project-control-plane"]
 MODES: tuple[Mode, ...] = ("project", "project-control-plane")
 
 MAIN = "main"
-"""The subscriber that exists without a step."""
+"""The subscriber that a scenario has from its beginning, unless its first step is `subscribe`."""
 
 Name: TypeAlias = Annotated[str, msgspec.Meta(min_length=1)]
 Reason: TypeAlias = Literal[

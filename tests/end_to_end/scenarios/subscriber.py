@@ -24,7 +24,7 @@ PATIENCE_S = 45.0
 """The limit for expected events; between two attempts to connect to its source the daemon may wait for half a minute.
 """
 QUIET_S = 0.5
-"""The time in which unexpected events are awaited."""
+"""How long a step waits for events that must not come."""
 
 
 class UnexpectedError(Exception):

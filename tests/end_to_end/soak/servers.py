@@ -163,7 +163,7 @@ class RealServer:
         os.kill(self._api.process.pid, number)
 
     async def order(self, what: str, **given: object) -> None:
-        raise RuntimeError(f"a real server cannot {what} on request")
+        raise RuntimeError(f"a real server has no command {what}")
 
     async def compact(self) -> None:
         await self._api.compact()

@@ -136,7 +136,7 @@ async def test_forged_project_uid_gets_no_token_of_the_project(
         workspace.client() as client,
     ):
         found = await tokens(client, "eu#bank", f"{thief}#thief")
-    assert found["eu#bank"] == planes.token, "the earlier claim wins"
+    assert found["eu#bank"] == planes.token, "the earlier claim did not win"
     assert CLAIMED in found[f"{thief}#thief"]
 
 
@@ -150,7 +150,7 @@ async def test_forged_project_uid_of_unknown_age_gets_no_token_for_either_claima
         await eventually(lambda: daemon._fleet.synced)
         found = await tokens(client, "eu#bank", "us#thief")
     assert CLAIMED in found["us#thief"]
-    assert CLAIMED in found["eu#bank"], "which claim is the earlier one is unknown"
+    assert CLAIMED in found["eu#bank"], "want no token, since the age of the claims is unknown"
 
 
 async def test_sources_that_follow_one_object_each_have_a_valid_token(workspace: Workspace) -> None:

@@ -53,7 +53,7 @@ async def test_only_projects_of_the_organization_are_engaged(features: Features,
         found(sandbox, "own", "org-1")
         sandbox.drop_watches()
         async with client.watch() as events:
-            # The other project was created before, so a watch event of it would have arrived before.
+            # The project of the other organization was created first, so its event would have arrived first.
             async for event in events:
                 if event.cluster.name == "own":
                     break

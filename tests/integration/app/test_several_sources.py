@@ -276,7 +276,7 @@ async def test_listing_continues_when_a_pending_source_becomes_complete(workspac
         assert first.revision == second.revision
         async with asyncio.timeout(LIMIT_S):
             started_over = await stub.WatchClusters(pb.WatchClustersRequest(resume_revision=first.revision)).read()
-        assert started_over.reset, "the listing lacks clusters of the pending source"
+        assert started_over.reset, "want a snapshot, since the listing lacks a source"
         _, metrics = await get("/metrics")
         assert '\nmilo_discoveryd_requests_denied_total{reason="revision_of_another"} 0.0' in metrics
 

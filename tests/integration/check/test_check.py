@@ -200,7 +200,7 @@ async def test_client_certificate_that_expires_within_a_day_is_a_warning(tmp_pat
     async with ApiServer(answering(b"{}", 201), wants_client_certificate_of=clients) as server:
         assert await warned(timedelta(hours=23))
         assert not await warned(timedelta(hours=25))
-        # The credential of an issuer of short-lived certificates
+        # A certificate with a lifetime of ten minutes, as an issuer renews it.
         assert not await warned(timedelta(minutes=9), age=timedelta(minutes=1))
         assert await warned(timedelta(minutes=1), age=timedelta(minutes=9))
 

@@ -89,7 +89,7 @@ async def test_draining_cluster_is_disengaged_after_its_subscriber_released(drai
         assert (draining.reason, draining.message) == (pb.DISENGAGE_REASON_NOT_READY, "condition Ready is False")
         assert draining.deadline.seconds > 0
         assert await other.events() == ["DISENGAGED alpha NOT_READY"], (
-            "a subscriber that does not confirm is notified at once"
+            "a subscriber that does not confirm was not notified at once"
         )
         await quiet(mine, harness)
         await release(harness)
@@ -357,4 +357,4 @@ async def test_drain_waits_for_the_engagement_handler_of_a_fleet(draining_harnes
             await eventually(lambda: not record.engaged)
     await eventually(lambda: not harness.service.streams)
     harness.seen(not_ready("beta"))
-    assert harness.followed.engagements.engaged == 0, "the drain does not wait for a closed Fleet"
+    assert harness.followed.engagements.engaged == 0, "the drain waits for a closed Fleet"

@@ -111,7 +111,7 @@ async def test_stream_gets_remaining_kubeconfigs_as_quota_refills(tmp_path: Path
             later += event_texts([await watching.batch()])
         assert {line.split()[0] for line in later} == {"KUBECONFIG"}
         assert {line.split()[1] for line in later} == {name for name, has in at_first.items() if not has}
-    assert rules_harness.denials() == [], "a wait for quota is not a denial"
+    assert rules_harness.denials() == [], "a wait for quota was audited as a denial"
 
 
 async def test_limited_caller_gets_reason_codes_of_failing_credential_issuers(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ async def test_failing_token_exchange_issues_nothing_and_harms_no_other_issuer(
             assert (await stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster="beta"))).kubeconfig.kubeconfig
             if fault == "slow":
                 await eventually(lambda: slow.requests)
-                assert not refused.done()  # while it waits, others are served
+                assert not refused.done()  # another request was served while this one waits
             with pytest.raises(grpc.aio.AioRpcError, match=expected):
                 await refused
 

@@ -194,7 +194,7 @@ async def test_stateful_set_pod_hands_over_at_shutdown_only_if_configured(daemon
     third, fourth, _ = await pair(daemons, "operator-0", "operator-1")
     await Membership(third.group, hand_over=True).leave()
     await eventually(lambda: fourth.engaged == set(KEYS))
-    assert "Evict ok" not in fourth.requests.results, "the member left and was not evicted"
+    assert "Evict ok" not in fourth.requests.results, "the member was evicted, although it had left"
 
 
 async def test_shard_member_keeps_clusters_that_its_subscribers_may_still_use(daemons: list[Daemon]) -> None:
@@ -223,7 +223,7 @@ async def test_shard_member_keeps_moving_clusters_while_its_lease_cannot_list_th
     monkeypatch.setattr(group, "PENDING_SIZE", max(map(len, moving)))
     daemons.append(third)
     await eventually(lambda: first.operator.draining == moving and third.engaged)
-    assert third.engaged < former, "those of other members move"
+    assert third.engaged < former, "clusters of other members did not move"
     assert first.group.member.state.pending == frozenset()
     assert first.group.unsettled_s() > 0
     last = min(moving)

@@ -82,7 +82,7 @@ async def test_calls_and_outgoing_requests_are_spans_without_secrets(tmp_path: P
     assert attributes(issued)["rpc.grpc.status_code"] == 0
     missed = spans[f"{SERVICE}/GetCluster"]
     assert attributes(missed)["rpc.grpc.status_code"] == grpc.StatusCode.NOT_FOUND.value[0]
-    assert missed.status.code == Status.STATUS_CODE_UNSET, "a client error is no error of the server's span"
+    assert missed.status.code == Status.STATUS_CODE_UNSET, "the span has an error that is the client's"
     assert not missed.events
     assert f"{SERVICE}/WatchClusters" in spans
     asked_upstream = [attributes(span) for name, span in spans.items() if re.match("GET|POST", name)]

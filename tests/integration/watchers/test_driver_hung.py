@@ -42,7 +42,7 @@ async def test_watch_of_hung_server_is_abandoned_and_resumed() -> None:
     async with running(server_script, ReflectorPolicy(backoff=QUICK, liveness=OFTEN)) as run:
         await run.synced()
         await resumed.asked.wait()
-        assert hung.gone.is_set(), "another connection was opened before this one was closed"
+        assert hung.gone.is_set(), "a connection was opened before the hung one was closed"
         assert server_script.queries[-1]["resourceVersion"] == "5"
         resumed.send(line("ADDED", project("beta", 6)))
         await run.expect_events("ENGAGED alpha", "ENGAGED beta")
