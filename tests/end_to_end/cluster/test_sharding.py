@@ -248,7 +248,7 @@ def test_documented_commands_succeed_in_the_daemons_container(node: Node, group:
 
 
 @pytest.mark.timeout(900)
-def test_pods_of_a_stateful_set_return_to_their_clusters(
+def test_stateful_set_pods_own_the_same_clusters_after_a_roll_out(
     node: Node, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     with running(node, tmp_path / "overlay", "StatefulSet") as group:

@@ -80,7 +80,7 @@ def written(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-async def test_kubeconfigs_from_before_a_rule_set_or_changed_the_impersonated_user_get_no_credential(
+async def test_kubeconfig_gets_no_credential_after_its_rule_sets_or_changes_the_impersonated_user(
     workspace: Workspace,
 ) -> None:
     names, audit = workspace.sandbox.populate(2), workspace.directory / "audit.jsonl"

@@ -317,7 +317,7 @@ def publishers(found: dict[str, Document]) -> dict[str, str]:
     return {name: _label(found, name, "publisher") for name in found}
 
 
-async def test_argocd_cluster_secret_connects_as_argocd_does(workspace: Workspace, inventory: RealApi) -> None:
+async def test_argocd_cluster_secret_connects_with_its_exec_provider(workspace: Workspace, inventory: RealApi) -> None:
     async with publication_namespace(inventory, ARGOCD) as secrets:
         plugin = str(COMMANDS / "milo-discovery")
         await publish_once(workspace, secrets, "--plugin-command", plugin, "--argocd-project", "tenants")

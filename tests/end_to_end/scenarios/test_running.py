@@ -114,7 +114,7 @@ def test_scenarios_are_selected_by_substring_of_name_and_by_mode() -> None:
     assert chosen(scenarios, name="owl", mode="project-control-plane") == []
 
 
-def test_scenario_results_are_printed_per_line_with_a_summary(
+def test_scenario_results_are_printed_one_per_line_with_a_summary(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "scenarios.yaml"

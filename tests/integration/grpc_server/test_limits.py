@@ -104,7 +104,7 @@ async def test_denied_calls_in_flight_are_limited(monkeypatch: pytest.MonkeyPatc
             await root.stub.GetServerInfo(pb.GetServerInfoRequest())
 
 
-async def test_listeners_share_the_calls_in_flight(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_listeners_share_the_limit_of_calls_in_flight(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(in_flight, "MAX_CALLS", len(NAMES))
     monkeypatch.setattr(quota, "MISS_BURST", 0)
     monkeypatch.setattr(quota, "MISSES_PER_S", 0.2)  # the response to the only admitted call is delayed

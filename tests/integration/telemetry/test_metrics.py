@@ -33,7 +33,7 @@ def test_counters_start_at_zero_before_the_first_event(name: str, labels: dict[s
     ("name", "label"),
     [("OK", "OK"), ("NOT_FOUND", "NotFound"), ("CANCELLED", "Canceled"), ("UNAVAILABLE", "Unavailable")],
 )
-def test_grpc_codes_are_spelled_as_by_the_common_interceptors(name: str, label: str) -> None:
+def test_grpc_code_labels_are_spelled_like_those_of_common_interceptors(name: str, label: str) -> None:
     metrics = Metrics()
     metrics.calls.call_handled(("unary", "service", "Get"), name, 0.1)
     labels = {"grpc_type": "unary", "grpc_service": "service", "grpc_method": "Get", "grpc_code": label}

@@ -48,7 +48,7 @@ def test_page_number_out_of_range_selects_the_first_or_last_page() -> None:
     assert ClusterQuery(page=7).first_row(0) == 0
 
 
-def test_sort_fields_are_complete_and_an_unknown_one_is_no_error() -> None:
+def test_sort_fields_are_complete_and_unknown_ones_are_ignored() -> None:
     assert {"", "name", "state", "since", "organization"} == set(SORTING)
     assert ClusterQuery(sort="-nothing").sorted([]) == []
 
@@ -90,6 +90,6 @@ def test_metrics_have_no_characters_that_hide_or_rearrange_text() -> None:
         (MemberStatus, pb.ShardMember, set()),
     ],
 )
-def test_status_json_has_the_names_of_the_proto_file(values: type, message: type, own: set[str]) -> None:
+def test_status_json_has_the_field_names_of_the_proto_file(values: type, message: type, own: set[str]) -> None:
     names = {field.encode_name for field in msgspec.structs.fields(values)}
     assert names - own <= {field.json_name for field in message.DESCRIPTOR.fields}  # type: ignore[attr-defined]

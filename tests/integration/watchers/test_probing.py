@@ -179,7 +179,7 @@ async def test_probe_uses_credential_issued_for_cluster() -> None:
     assert server.headers("Authorization") == ["Bearer theirs", "Bearer t0"]
 
 
-async def test_host_that_is_reachable_gets_the_issued_credential_of_the_probed_cluster_too() -> None:
+async def test_probe_of_a_host_also_requests_the_cluster_with_its_issued_credential() -> None:
     """Only this request shows whether the credential is accepted: reachability is that of the host."""
     reported: list[tuple[str, bool]] = []
 
