@@ -202,7 +202,7 @@ _READY = "jsonpath={.status.conditions[?(@.type=='Ready')].status}"
 
 
 def _joined(cgroups: Sequence[Path]) -> list[str]:
-    """Return the beginning of a command that runs the rest of it in these cgroups."""
+    """Return the prefix of a command line that runs the rest of it in these cgroups."""
     join = 'for each in $1; do echo $$ >"$each/cgroup.procs"; done; shift; exec "$@"'
     return ["/bin/sh", "-c", join, "sh", " ".join(map(str, cgroups))]
 

@@ -1,4 +1,4 @@
-"""The ready-made definitions of sources, each in a pod whose daemon engages a cluster by it.
+"""The ready-made source definitions: with each, a daemon in a pod engages a cluster.
 
 The objects are those that the platforms write. Their CustomResourceDefinitions accept every field.
 """

@@ -47,7 +47,7 @@ READMES = {
 
 
 def clone() -> Path:
-    """Return a copy of what users build, which their builds may write to."""
+    """Return a copy of the packages that users build, so that a build writes nothing into this repository."""
     copy = CACHE / "clone"
     for source in ("clients", "examples/rust", "proto"):
         shutil.copytree(ROOT / source, copy / source, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*BUILT))

@@ -74,7 +74,7 @@ def sharding(kubeconfig: Path) -> dict[str, str]:
 
 
 def pod(number: int) -> dict[str, str]:
-    """Return the environment of a daemon, from which its name in the group follows, also after a restart."""
+    """Return the environment variables of a daemon, which give it the same name in the group after a restart."""
     return {"POD_NAME": f"member-{number}", "POD_UID": f"pod-{number}"}
 
 

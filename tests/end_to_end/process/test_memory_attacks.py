@@ -44,7 +44,7 @@ def limited(workspace: Workspace) -> Iterator["Limited"]:
 
 
 class Limited:
-    """Daemons with the shipped memory limit: exceeding it gets one killed or, without a cgroup, fails the test."""
+    """Daemons with the shipped memory limit. One that exceeds it is killed or, without a cgroup, fails by its peak."""
 
     def __init__(self, workspace: Workspace, limit: int, cgroup: Path | None) -> None:
         self.workspace = workspace

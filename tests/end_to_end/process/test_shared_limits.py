@@ -114,5 +114,5 @@ async def _kubeconfig(client: DiscoveryClient, name: str) -> None:
 
 
 def _has_several(asked: Path) -> bool:
-    """Return whether at least five mints have started."""
+    """Return whether the plugin was started for five credentials or more."""
     return len([*asked.iterdir()]) >= 5

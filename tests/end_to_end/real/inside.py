@@ -21,7 +21,7 @@ class Inside:
         self._server = server
         self._tunnels = TcpProxy(greet=self._greet)
         self.asked: list[str] = []
-        """The requested addresses."""
+        """The addresses in the CONNECT requests of clients so far."""
 
     @property
     def proxy(self) -> str:

@@ -88,7 +88,7 @@ def encoded(data: bytes) -> str:
 
 
 def published(module: str, version: str, file: str, *, name: str = "", serving: str = "") -> Document:
-    """Return a CustomResourceDefinition from a Go module with one version only, and therefore no conversion webhook."""
+    """Return a CustomResourceDefinition from a Go module, reduced to one version, which needs no conversion webhook."""
     program = GoProgram(name=module, version=version, module=module, package=".", definition=Path(__file__))
     documents = yaml.safe_load_all((source_directory(program) / file).read_text())
     found = next(

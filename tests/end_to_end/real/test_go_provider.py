@@ -144,7 +144,7 @@ WITHOUT_METRICS = "-X sigs.k8s.io/controller-runtime/pkg/metrics/server.DefaultB
 
 
 def upstream_example() -> str:
-    """Return the source of multicluster-runtime's example `sharded-namespace`, from the module that is built with."""
+    """Return the source of multicluster-runtime's example `sharded-namespace`, in the version that the build uses."""
     command = [tool("go"), "mod", "download", "-json", "sigs.k8s.io/multicluster-runtime"]
     found = json.loads(subprocess.run(command, cwd=OPERATOR, capture_output=True, check=True).stdout)
     return (Path(found["Dir"]) / "examples/sharded-namespace/main.go").read_text()

@@ -1,4 +1,4 @@
-"""The deployment of a soak test besides its API server: two daemons and their subscribers.
+"""The deployment of a soak test, apart from its API server: two daemons and their subscribers.
 
 Faults that hit a daemon hit the `faulted` one. The `steady` one runs from start to end, so that its use of resources
 can be measured.

@@ -36,7 +36,7 @@ class ProjectWriter:
         self._turn = asyncio.Lock()
         self.upstream = Upstream()
         self.lost = 0
-        """Writes without a response."""
+        """The number of writes whose responses were lost."""
 
     async def churn(self, per_second: float) -> None:
         """Change projects until canceled."""

@@ -36,7 +36,7 @@ class Server(Protocol):
 
     @property
     def user(self) -> User:
-        """Return the user of a kubeconfig."""
+        """Return the user entry for a kubeconfig of this server."""
 
     async def start(self) -> None: ...
 

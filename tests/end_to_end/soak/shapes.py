@@ -28,7 +28,7 @@ SHAPES: Final = {
     "publisher": Cell("two", "state", 1, "publisher", "running"),
     "group": Cell("one", "state", 3, "subscriber", "running"),
 }
-"""Two sources with a publisher and a Python operator; a group of three daemons."""
+"""The cell of each shape: two sources with a publisher and a Python operator, or a group of three daemons."""
 
 PATIENCE_S = 150.0
 _MOST, _FEWEST = 20, 8

@@ -42,7 +42,7 @@ async def sandbox(tmp_path: Path) -> AsyncIterator[Sandbox]:
 
 
 def put(sandbox: Sandbox, name: str, *, content: str | None = None, is_available: bool = True) -> None:
-    """Create a Shoot with its project's control plane, and the Secret that it names."""
+    """Create a Shoot with its project's control plane, and the Secret that the Shoot names."""
     sandbox.projects.create(name, ready=True)
     sandbox.garden.create("garden-team", name, is_available=is_available)
     if content is None:

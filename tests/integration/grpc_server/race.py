@@ -1,6 +1,7 @@
 """`./dev python -m tests.integration.grpc_server.race [--rounds N] [--seed N]`
 
-Disengagements race with mints in random schedules: no kubeconfig may be issued after a disengagement.
+Disengagements race with requests for kubeconfigs in random schedules. No kubeconfig may be issued after a
+disengagement.
 """
 
 import argparse

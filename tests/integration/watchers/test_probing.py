@@ -180,7 +180,7 @@ async def test_probe_uses_credential_issued_for_cluster() -> None:
 
 
 async def test_probe_of_a_host_also_requests_the_cluster_with_its_issued_credential() -> None:
-    """Only this request shows whether the credential is accepted: reachability is that of the host."""
+    """Only this request shows whether the credential is accepted: the probe of the host has the daemon's own."""
     reported: list[tuple[str, bool]] = []
 
     async def refusing_theirs(request: web.Request) -> web.Response:
