@@ -1,7 +1,8 @@
 """Runs each broken subscriber against all cases of its profile: only its own case may catch it, with two exceptions.
 
 `./dev python -m conformance.tests.matrix [PROFILE|CASE...]` prints a table of the broken subscribers, by default of
-all, with the cases that catch each. The exit status is 1 if another case catches one as well, or none does.
+all, with the cases that catch each. The exit status is 1 if a broken subscriber is caught by another case as well, or
+by none.
 """
 
 import asyncio

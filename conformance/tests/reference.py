@@ -1,4 +1,4 @@
-"""A small subscriber that passes every case, and for each case a broken variant, which it catches (see matrix.py).
+"""A small subscriber that passes every case, and a broken variant for each case, which that case catches (matrix.py).
 
 It is run as `python -m conformance.tests.reference [CASE]`. With the name of a case it breaks one rule, where the
 source calls `broken` with this name. It uses no client library: all that a client has to do is in this file.
@@ -296,7 +296,8 @@ class Handler:
         self.issued: pb.Kubeconfig | None = None
         self.first: dict[str, Any] = {}
         running = HANDLERS.get(self.name, [])
-        # Other cases also test the order: for the same project, or after a credential was requested.
+        # Only in next-begins-after-end: other cases in which one handler follows another keep the UID, or request a
+        # credential.
         overlaps = broken("next-begins-after-end") and all(
             each.uid != self.uid and not each.was_asked for each in running
         )
@@ -494,7 +495,7 @@ class Ownership:
     async def keep(self, *, was_held: bool) -> None:
         while self.is_sharded:
             left = self.until - time.clock_gettime(time.CLOCK_BOOTTIME)
-            # With a longer time, the case `failed-renewal` would fail too.
+            # Only for a short ownership: with a long one, the case `failed-renewal` would fail too.
             wait = left * 0.9 if broken("renewals") and left <= 12 else min(3.0, left * 0.4)
             await asyncio.sleep((wait if left > 0.1 else max(left, 0.0)) if was_held else 0.5)
             has_run_out = was_held and not self.is_held
@@ -569,7 +570,7 @@ class Subscription:
             delay = min(delay + 0.5 if broken("backoff-doubles") else 2 * delay, 5)
 
     def after(self, error: grpc.aio.AioRpcError) -> float:
-        """Return the minimum delay after an error. Raises Final for one that a retry cannot fix."""
+        """Return the minimum delay after an error. Raise Final if a retry cannot fix the error."""
         code = error.code().name
         is_final = code in FINAL and not broken(f"fatal-{code.lower().replace('_', '-')}")
         if code == "UNAVAILABLE" and error.details() and self.has_connected:

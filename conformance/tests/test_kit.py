@@ -32,7 +32,7 @@ def kit(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.nightly  # each merge tests this too: it runs the kit on the clients
+@pytest.mark.nightly  # each merge runs the kit on the client libraries, which pass the same cases
 async def test_subscriber_that_breaks_no_rule_passes_every_case() -> None:
     outcomes = await run_cases(every_case(), matrix.subscriber(""), frozenset(), jobs=4)
     assert {one.case.name: one.failure for one in outcomes if one.failure} == {}
@@ -57,7 +57,7 @@ async def test_subscriber_that_breaks_a_rule_is_caught_even_if_it_starts_slowly(
 
 
 async def not_caught(cases: list[Case], *prefix: str) -> list[str]:
-    """Return the cases that pass the subscriber that breaks their rule, started with this command before its own."""
+    """Return the cases that do not catch the subscriber that breaks their rule; `prefix` precedes its command."""
     slots = asyncio.Semaphore(16)  # most wait for a timeout
 
     async def is_caught(one: Case) -> bool:

@@ -139,7 +139,7 @@ def test_published_condition_keeps_transition_time_while_status_is_unchanged(ser
     assert of.decide("alpha", may_delete=True) is None
 
 
-def test_removed_label_of_published_object_is_written(server):
+def test_label_removed_from_cluster_is_removed_from_published_object(server):
     of = publication()
     of.desire(desired(cluster(labels={"env": "prod"})))
     server.settle(of, "alpha")

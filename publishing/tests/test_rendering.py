@@ -28,7 +28,9 @@ SERVER = KubeconfigAccess(server="https://milo.test", authorities="PEM", tls_ser
         ("a" * 253, "-kubeconfig", None),
     ],
 )
-def test_published_object_name_is_cluster_name_with_suffix_or_none(cluster: str, suffix: str, name: str | None):
+def test_published_object_name_is_cluster_name_plus_suffix_and_none_if_invalid(
+    cluster: str, suffix: str, name: str | None
+):
     assert object_name(cluster, suffix) == name
 
 

@@ -26,7 +26,7 @@ def main() -> None:
 @main.command("list")
 @click.option("--profile", "profiles", multiple=True, type=click.Choice([each.value for each in Profile]))
 def list_cases(profiles: Sequence[str]) -> None:
-    """List the cases, each with its reason and the line of the proto file that requires it."""
+    """List the cases, each with its reason and the sentence of the proto file that requires it."""
     for one in select(profiles, ()):
         click.echo(f"{one.profile.value}/{one.name}\n    {one.title}.\n    {one.why}\n    {report.place(one)}")
 
@@ -46,7 +46,7 @@ def list_cases(profiles: Sequence[str]) -> None:
     type=click.Choice([each.value for each in Feature]),
     help="The client lacks this feature: skip the cases that need it.",
 )
-@click.option("--case", "names", multiple=True, help="Run this case only.")
+@click.option("--case", "names", multiple=True, help="Run only this case. May be repeated.")
 @click.option(
     "--jobs", default=4, show_default=True, type=click.IntRange(1, 64), help="Maximum number of concurrent cases."
 )
@@ -121,7 +121,7 @@ async def run_candidates(
         if is_verbose:
             click.echo("\n".join([f"=== {one.profile.value}/{one.name}", *outcome.exchange, ""]))
 
-    # Case by case, so that the programs that start at the same time are those of different candidates.
+    # In the order of the cases, so that programs that start at the same time are of different candidates.
     every = [
         (number, one) for one in every_case() for number, candidate in enumerate(candidates) if one in candidate.cases
     ]

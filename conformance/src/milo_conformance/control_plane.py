@@ -19,11 +19,11 @@ _LIST = {"kind": "NamespaceList", "apiVersion": "v1", "metadata": {"resourceVers
 
 
 class ScriptedControlPlane:
-    """Answers each request with an empty list, or with a redirect."""
+    """An API server that answers each request with an empty list, or with a redirect."""
 
     def __init__(self) -> None:
         self.redirect: tuple[int, str] | None = None
-        """The status, and the server to which requests are redirected."""
+        """The status of the redirect, and the server that it names; None: answer with an empty list."""
         self.tokens: list[str] = []
         """The Authorization header of each request; empty without one."""
         self._authority = Authority()

@@ -1,7 +1,7 @@
 """The errors of the kit."""
 
 
-class CaseFailed(Exception):  # noqa: N818  (what a case ends with, as a test's AssertionError)
+class CaseFailed(Exception):  # noqa: N818  (a verdict, like a test's AssertionError)
     """A subscriber violated the protocol."""
 
 

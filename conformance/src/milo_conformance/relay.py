@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class Relay:
-    """Listens on the daemon's address, a socket path or a loopback port, and forwards bytes to its server."""
+    """A proxy on the daemon's address, a socket path or a loopback port, that forwards bytes to the daemon's server."""
 
     def __init__(self, path: Path) -> None:
         self.target: str | int = ""

@@ -71,7 +71,7 @@ def case(
     name: str | None = None,
     is_large: bool = False,
 ) -> Callable[[Callable[[Run], Awaitable[None]]], Callable[[Run], Awaitable[None]]]:
-    """Register a case, under the name of its function."""
+    """Register a case under `name`, by default the name of its function with hyphens."""
 
     def register(script: Callable[[Run], Awaitable[None]]) -> Callable[[Run], Awaitable[None]]:
         own = name or getattr(script, "__name__", "").replace("_", "-")
@@ -156,7 +156,7 @@ class Run:
 
     @property
     def beginning(self) -> str:
-        """The word with which a subscriber reports an engaged cluster: its event, or the start of its handler."""
+        """The event that reports an engaged cluster: BEGIN from a subscriber that runs handlers, otherwise ENGAGED."""
         return "BEGIN" if "CONFORMANCE_FLEET" in self._environment else "ENGAGED"
 
     async def synced(self, *names: str) -> ScriptedStream:

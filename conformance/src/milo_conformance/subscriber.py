@@ -82,7 +82,7 @@ class ClientProgram(Protocol):
 
 
 class Launch(Protocol):
-    """Starts a subscriber with these environment variables."""
+    """A function that starts a subscriber with these environment variables."""
 
     async def __call__(self, environment: Mapping[str, str], trace: Trace) -> ClientProgram: ...
 
@@ -146,7 +146,7 @@ def parse(line: str, trace: Trace) -> SubscriberLine:
 
 
 class Program:
-    """Launches a command as the subscriber."""
+    """The command that runs as the subscriber."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self._command = command

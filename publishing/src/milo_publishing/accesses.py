@@ -51,7 +51,7 @@ class Accesses:
         self._known.pop(name, None)
 
     def request(self, name: str) -> None:
-        """Queue a request for the cluster's access, which `run` sends."""
+        """Queue a request for the cluster's server and CA, which `run` sends."""
         if name not in self._queued:
             self._queued.add(name)
             self._requested.put_nowait(name)

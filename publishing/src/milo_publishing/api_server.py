@@ -110,7 +110,7 @@ async def open_api_server(
     """Open the API server; yield the objects of a namespace. Credentials are renewed. Raises UnusableKubeconfig."""
     proxy = (await asyncio.to_thread(source.read)).proxy
     credentials = AsyncRenewer(lambda: issue("target", source))
-    # A write on a connection that the server has closed fails, and is not repeated: idle ones are kept only briefly.
+    # Idle connections are kept only briefly: a write on one that the server has closed fails, and is not repeated.
     pools = Pools(user_agent="milo-discovery-publish", idle_s=5.0)
     api = ClusterApi("the target", credentials, pools, proxy=proxy)
     try:

@@ -1,4 +1,4 @@
-"""The objects of the engaged clusters, made from their current states and accesses. No I/O."""
+"""The objects to publish for the engaged clusters, rendered from the state, server and CA of each cluster. No I/O."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class FleetObjects:
         return self._renderer.embeds_credentials
 
     def request_accesses(self) -> None:
-        """Request the accesses of all clusters again, unless the stream delivers kubeconfigs."""
+        """Request the server and CA of every cluster again, unless the stream delivers kubeconfigs."""
         self._accesses.request_all(self._clusters if not self.embeds_credentials else ())
 
     def engage(self, event: Event) -> list[str]:

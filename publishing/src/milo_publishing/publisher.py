@@ -135,7 +135,7 @@ class Publisher:
 
     @property
     def _is_done(self) -> bool:
-        """Whether each engaged cluster has its object, and all others are deleted or held; or nothing is written."""
+        """Whether all engaged clusters have objects and all others are deleted or held, or nothing may be written."""
         if not self._has_view or self._review.is_foreign:
             return self._has_view
         return self._review.is_done and not self._dirty and self._publication.is_complete()

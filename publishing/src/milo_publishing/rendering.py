@@ -38,7 +38,7 @@ class Renderer(Protocol):
     """Whether the objects contain a credential, which is renewed, or only the server and its CA."""
 
     def render(self, cluster: Cluster, access: KubeconfigAccess | None) -> Rendered | None:
-        """Return the content; None if it needs an access and there is none."""
+        """Return the content; None if it needs the cluster's server and CA, and `access` is None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

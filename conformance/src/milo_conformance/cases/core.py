@@ -25,13 +25,13 @@ REFUSALS_TO_THE_LONGEST_DELAY = 7
 ROUNDS = 6
 """Number of subscribers whose delays are averaged, since each delay has jitter."""
 CURVATURE = (2, -1, -2, -1, 2)
-"""Weights of five consecutive delays, whose sum is 0 if they grow by a constant amount, whatever it is and however long
-the machine takes for a reconnect."""
+"""Weights of five consecutive delays, whose weighted sum is 0 if the delays grow linearly. A constant time for each
+reconnect cancels out."""
 SLOPE = (-2, -1, 0, 1, 2)
 CURVATURE_OF_DOUBLING = 0.25
 """The ratio of curvature to slope that separates doubling, with 0.44, from linear growth, with 0."""
 LATEST_SHORT_DELAY_S = 0.6
-"""A fifth of a second, with time for a reconnect on a busy machine."""
+"""Upper limit of a delay after the backoff was reset: 0.2 s, and time for a reconnect on a busy machine."""
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 
 core = partial(case, Profile.CORE)
@@ -40,7 +40,7 @@ core = partial(case, Profile.CORE)
 @core(
     "A snapshot in one batch engages its clusters",
     why="Every operator begins with a snapshot.",
-    demands="The first batches are a snapshot of the fleet, every cluster as one",
+    demands="The first batches are a snapshot of the fleet, every cluster as one\n//     ENGAGED event.",
 )
 async def first_snapshot(run: Run) -> None:
     stream = await run.stream(resuming="")
@@ -51,7 +51,7 @@ async def first_snapshot(run: Run) -> None:
 @core(
     "A snapshot in many batches is reported once it is complete",
     why="A large fleet exceeds one batch. A cluster that is engaged too early may not be part of the snapshot.",
-    demands="`synced` is true from the batch that completes",
+    demands="`synced` is true from the batch that completes\n  // them.",
 )
 async def snapshot_in_many_batches(run: Run) -> None:
     stream = await run.stream(resuming="")
@@ -88,8 +88,8 @@ async def unsynced_heartbeats(run: Run) -> None:
 
 @core(
     "A disconnect before the first snapshot does not change the resume revision",
-    why="A client that resumes from the revision of another daemon's heartbeat misses the changes in between.",
-    demands="open it again with the last `revision` you",
+    why="A client that resumes from the revision of a heartbeat that precedes a snapshot misses changes.",
+    demands="The stream has delivered a complete view, and all that follows are changes to it.",
 )
 async def revision_before_snapshot(run: Run) -> None:
     stream = await run.resumed(await run.synced("a"))
@@ -129,7 +129,7 @@ async def replaced_in_one_batch(run: Run) -> None:
 @core(
     "A stream resumes from the last revision",
     why="Otherwise each reconnect costs a snapshot, or misses changes.",
-    demands="It goes on from there, or starts over and says so (`reset`).",
+    demands="open it again with the last `revision` you\n//     received. It goes on from there",
 )
 async def resume(run: Run) -> None:
     stream = await run.synced("a", "b")
@@ -144,7 +144,7 @@ async def resume(run: Run) -> None:
 @core(
     "The revision of a batch without events is the next resume revision",
     why="Changes outside the filter advance the revision. A resume from a revision that is too old costs a snapshot.",
-    demands="Where the stream stands after this batch.",
+    demands="Where the stream stands after this batch. Opaque: hand it back as `resume_revision`",
 )
 async def revision_of_empty_batch(run: Run) -> None:
     stream = await run.synced("a")
@@ -183,7 +183,8 @@ async def resume_refused(run: Run) -> None:
 @core(
     "A reset within a stream discards an incomplete snapshot",
     why="A daemon whose source became complete sends another snapshot on the same stream.",
-    demands="This batch starts over",
+    demands="This batch starts over: clusters known from before that are not named between here and `synced` are "
+    "disengaged",
 )
 async def reset_within_stream(run: Run) -> None:
     stream = await run.synced("a", "b")
@@ -214,15 +215,16 @@ for number in (1, 2, 3):
         f"A snapshot that is interrupted after batch {number} has no effect",
         why="A client that treats half a fleet as complete disengages the rest, or resumes within it and never "
         "receives the rest.",
-        demands="A revision that can't be resumed from (another incarnation of the daemon, too old, another filter, a",
+        demands="A revision that can't be resumed from (another incarnation of the daemon, too old, another filter, a"
+        "\n  // snapshot that was cut) is answered by a snapshot with `reset = true`",
         name=f"snapshot-cut-after-batch-{number}",
     )(cut_at(number))
 
 
 @core(
     "A restarted daemon with the same clusters disengages none",
-    why="Its incarnations are new, the clusters are not. A client that engages them again rebuilds every cache.",
-    demands="The same name and UID are the same cluster whatever its",
+    why="Only the incarnations are new. A client that engages the clusters again rebuilds every cache.",
+    demands="The same name and UID are the same cluster whatever its\n  // incarnation",
 )
 async def restart_with_same_clusters(run: Run) -> None:
     stream = await run.resumed(await run.synced("a", "b"))
@@ -246,7 +248,7 @@ async def restart_with_fewer_clusters(run: Run) -> None:
 @core(
     "A cluster that is new after a restart is engaged",
     why="Otherwise no operator works in projects that were created while the daemon was down.",
-    demands="that are not named between here and `synced` are disengaged",
+    demands="begins with `reset = true` and the clusters of the fleet as\n  // ENGAGED events",
 )
 async def restart_with_more_clusters(run: Run) -> None:
     stream = await run.resumed(await run.synced("a"))
@@ -258,7 +260,7 @@ async def restart_with_more_clusters(run: Run) -> None:
 @core(
     "Another UID after a restart is another cluster",
     why="The project was deleted and created again while the daemon was away. Only the name is the same.",
-    demands="its old name is another cluster",
+    demands="A project that was deleted and created again under\n  // its old name is another cluster",
 )
 async def restart_with_replaced_cluster(run: Run) -> None:
     stream = await run.resumed(await run.synced("a", "b"))
@@ -269,7 +271,7 @@ async def restart_with_replaced_cluster(run: Run) -> None:
 @core(
     "A cluster that changed while the daemon was away is updated",
     why="An operator that misses the update keeps the old endpoint, labels or suspension.",
-    demands="A field of it changed. It is the same cluster: keep your caches.",
+    demands="One that is named with the same UID is UPDATED if any field differs",
 )
 async def restart_with_changed_cluster(run: Run) -> None:
     stream = await run.resumed(await run.synced("a", "b"))
@@ -308,8 +310,8 @@ async def missing_batch_in_snapshot(run: Run) -> None:
 
 @core(
     "A resumed stream that continues from another revision is closed",
-    why="The first batch contains the revision that the stream resumes from. Another one answers another request.",
-    demands="in the first batch of a resumed stream, what it",
+    why="The first batch names the revision from which the stream resumes. After another one, changes may be missing.",
+    demands="in the first batch of a resumed stream, what it\n  // was resumed from",
 )
 async def resumed_from_another_revision(run: Run) -> None:
     stream = await run.resumed(await run.synced("a"))
@@ -323,7 +325,7 @@ async def resumed_from_another_revision(run: Run) -> None:
 @core(
     "A batch that arrives twice is applied once",
     why="A proxy or a bug can repeat a batch. Work would start twice.",
-    demands="Nothing is delivered twice on a stream, nor across a",
+    demands="Nothing is delivered twice on a stream, nor across a\n  // resume.",
 )
 async def duplicate_batch(run: Run) -> None:
     stream = await run.synced("a")
@@ -352,15 +354,21 @@ def contradiction(*events: pb.ClusterEvent, then: tuple[str, ...] = ()) -> Calla
     return script
 
 
-for what, event in (
-    ("ENGAGED of an engaged cluster", engaged("a", uid="other")),
-    ("UPDATED of an unknown cluster", updated("unknown")),
-    ("DISENGAGED of an unknown cluster", disengaged("unknown")),
+FIRST_ENGAGED = "ENGAGED first, then any number of UPDATED and KUBECONFIG, then DISENGAGED."
+
+for what, event, rule in (
+    (
+        "ENGAGED of an engaged cluster",
+        engaged("a", uid="other"),
+        "Never ENGAGED twice without a DISENGAGED between.",
+    ),
+    ("UPDATED of an unknown cluster", updated("unknown"), FIRST_ENGAGED),
+    ("DISENGAGED of an unknown cluster", disengaged("unknown"), FIRST_ENGAGED),
 ):
     core(
         f"{what} closes the stream",
         why="The client's view is wrong, and only a snapshot can correct it.",
-        demands="Never ENGAGED twice without a DISENGAGED between.",
+        demands=rule,
         name="contradiction-" + what.lower().replace(" of an ", "-").replace(" cluster", ""),
     )(contradiction(event))
 
@@ -410,7 +418,7 @@ async def unknown_event_type(run: Run) -> None:
 
 @core(
     "Event types of a newer daemon are ignored in a snapshot",
-    why="A client must not engage a cluster that no event of a known type engages.",
+    why="A client must not engage a cluster that appears only in an event of an unknown type.",
     demands="Newer daemons add events, reasons and fields: ignore what you do not know.",
 )
 async def unknown_event_type_in_snapshot(run: Run) -> None:
@@ -493,13 +501,13 @@ async def silent_from_the_start(run: Run) -> None:
 
 @core(
     "One late heartbeat does not close the stream",
-    why="A single missing heartbeat can be due to a busy machine. Otherwise all clients would reconnect at once.",
-    demands="After each `heartbeat_interval` without an event the daemon sends a batch without events.",
+    why="A busy machine delays heartbeats. Clients that do not tolerate that would all reconnect at once.",
+    demands="client that receives nothing for three intervals should treat the connection as dead",
 )
 async def late_heartbeat(run: Run) -> None:
     stream = await run.synced("a")
     stream.stop_heartbeats()
-    await run.no_stream(2.4, "2.4 s after the last batch, and three heartbeats are 3 s")
+    await run.no_stream(2.4, "less than 2.4 s after the last batch, although three heartbeat intervals are 3 s")
     await stream.heartbeat()
     await run.no_stream(1.2, "although a heartbeat arrived in time")
     await run.nothing_else(stream)
@@ -579,7 +587,7 @@ async def backoff(run: Run) -> None:
 
 
 async def refusals(run: Run, stream: ScriptedStream, count: int) -> tuple[ScriptedStream, list[float]]:
-    """End `count` streams at once. Return the next one, which stays open, and the subscriber's delay before each."""
+    """End each of `count` streams when it is opened. Return the next stream, and the delay before each new stream."""
     waits = []
     for _ in range(count):
         ended = time.monotonic()
@@ -607,7 +615,7 @@ async def backoff_doubles(run: Run) -> None:
             break
         if tries == 3:
             shown = ", ".join(f"{mean:.2f} s" for mean in means)
-            raise CaseFailed(f"the first delays before a reconnect do not double; they are {shown} in the mean")
+            raise CaseFailed(f"the first delays before a reconnect do not double; on average they are {shown}")
 
 
 @core(
@@ -669,7 +677,8 @@ for status in (
     core(
         f"{status.name} is reported to the user, and not retried",
         why="No retry can fix it, and a program that hides it looks healthy and does nothing.",
-        demands="FAILED_PRECONDITION end a stream permanently:\n// report them",
+        demands="INVALID_ARGUMENT, PERMISSION_DENIED, UNAUTHENTICATED, UNIMPLEMENTED and FAILED_PRECONDITION end a "
+        "stream permanently:\n// report them",
         name=f"fatal-{status.name.lower().replace('_', '-')}",
     )(fatal(status))
 
@@ -710,7 +719,7 @@ for status, reason in (
 @core(
     "GOAWAY does not end streams",
     why="A server that shuts down keeps its streams open, and may still send batches on them.",
-    demands="Keep every\n  // cluster and resume; the daemon that answers sends what changed.",
+    demands="A daemon that shuts down ends the stream with UNAVAILABLE and a RetryInfo.",
 )
 async def goaway(run: Run) -> None:
     stream = await run.synced("a")
@@ -724,8 +733,8 @@ async def goaway(run: Run) -> None:
 
 @core(
     "A batch of nearly 4 MiB is read",
-    why="One cluster with many labels, or a fleet in one batch, can be as large. gRPC's limit is 4 MiB.",
-    demands="in as many batches as it takes",
+    why="One cluster with many labels, or many clusters in one batch, can need as much as gRPC allows by default.",
+    demands="Messages can be larger than the 4 MiB that gRPC receives by default: allow 64 MiB.",
 )
 async def large_batch(run: Run) -> None:
     await run.start(LONG_HEARTBEAT)
@@ -739,7 +748,7 @@ async def large_batch(run: Run) -> None:
 
 @core(
     "A batch of more than 4 MiB is read",
-    why="gRPC rejects it by default, and a client that resumes receives it again each time.",
+    why="gRPC rejects such a batch by default, and a client that resumes receives the same batch again.",
     demands="Messages can be larger than the 4 MiB that gRPC receives by default: allow 64 MiB.",
 )
 async def larger_batch(run: Run) -> None:
@@ -751,7 +760,7 @@ async def larger_batch(run: Run) -> None:
 
 
 @core(
-    "A snapshot of 50,000 clusters is applied, and compared with the next, equal one",
+    "A snapshot of 50,000 clusters is applied, and an equal snapshot after it changes nothing",
     why="An algorithm that is quadratic in the number of clusters takes minutes, and blocks the stream.",
     demands="WatchClusters streams the fleet and then every change to it",
     is_large=True,

@@ -33,7 +33,7 @@ async def expect_token(run: Run, name: str, expected: str, when: str) -> None:
 
 
 async def request(run: Run, name: str) -> str:
-    """Send a request by the API client of the oldest handler; return its error, empty if it succeeded."""
+    """Send a request with the API client of the oldest handler; return its error, empty if it succeeded."""
     await run.command(f"request {name}")
     fields = (await run.reported(f"ANSWERED {name}", ignoring=ANSWER))[0].fields
     return str(fields.get("code") or "")
@@ -62,7 +62,7 @@ async def working(run: Run, environment: dict[str, str]) -> ScriptedStream:
 @fleet(
     "One handler runs from engagement to disengagement",
     why="An update, or a restart of the daemon, must not restart the work.",
-    demands="The same name and UID are the same cluster whatever its",
+    demands="The same name and UID are the same cluster whatever its\n  // incarnation",
 )
 async def one_handler(run: Run) -> None:
     await run.start(RUNS)
@@ -92,8 +92,8 @@ async def next_begins_after_end(run: Run) -> None:
 
 
 @fleet(
-    "A handler of a replaced cluster gets no credential of the next one",
-    why="Its cleanup would run in another project.",
+    "A handler of a replaced cluster gets no credential of the replacement cluster",
+    why="The cleanup for the former project would run in another project.",
     demands="A project that was deleted and created again under\n  // its old name is another cluster",
 )
 async def credential_of_a_replaced_cluster(run: Run) -> None:
@@ -103,7 +103,7 @@ async def credential_of_a_replaced_cluster(run: Run) -> None:
     await expect_token(run, "a", "refused", "after the cluster was replaced")
     await run.command("finish a")
     await run.reported("END a", "BEGIN a uid=other")
-    await expect_token(run, "a", "for-a-2", "of the replacing cluster")
+    await expect_token(run, "a", "for-a-2", "of the replacement cluster")
     await run.nothing_else(stream)
 
 
@@ -206,8 +206,9 @@ async def handler_error(run: Run) -> None:
 
 @fleet(
     "A draining cluster is released when its handler has ended",
-    why="Until then, it can clean up with valid credentials. After an early release, another operator works beside it.",
-    demands="Its credentials work, and are renewed, until it is disengaged.",
+    why="Until then, the handler can clean up with valid credentials. After an early release, another operator starts "
+    "to work in the cluster.",
+    demands="ReleaseCluster confirms that a subscriber has ended its work on a draining cluster.",
 )
 async def release_after_end(run: Run) -> None:
     stream = await working(run, LINGERS)

@@ -1,4 +1,4 @@
-"""Authentication of the daemon and of callers: TLS, tokens, client certificates, the owner of a socket."""
+"""Cases for authentication of the daemon and of callers: TLS, tokens, client certificates, the owner of a socket."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def trusts_only(run: Run, authority: Authority, false: TlsFiles, why: str)
 
 @identity(
     "A daemon with a certificate of another CA is not trusted",
-    why="It would receive the token, and decide in which clusters the operator works.",
+    why="Such a server would receive the token, and decide in which clusters the operator works.",
     demands="Verify its certificate",
 )
 async def tls_of_another_ca(run: Run) -> None:
@@ -70,7 +70,7 @@ async def tls_for_another_name(run: Run) -> None:
 
 @identity(
     "A token is sent with each call",
-    why="It identifies the caller, and so determines which clusters it may see.",
+    why="The token identifies the caller, and so determines which clusters the caller may see.",
     demands="send `authorization: Bearer TOKEN` with each call",
 )
 async def token(run: Run) -> None:
@@ -104,7 +104,7 @@ async def renewed_token(run: Run) -> None:
 
 @identity(
     "A token is never sent without TLS",
-    why="Everyone on the network path could use it.",
+    why="Everyone on the network path could read the token, and use it.",
     demands="never over TCP without TLS",
 )
 async def token_without_tls(run: Run) -> None:

@@ -1,4 +1,4 @@
-"""Kubeconfigs: with the stream, on request, and in the credentials of API clients."""
+"""Cases for kubeconfigs: with the stream, on request, and in the credentials of API clients."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ RUNS_A_PROGRAM = {"exec": {"apiVersion": "client.authentication.k8s.io/v1", "com
 
 @kubeconfigs(
     "A kubeconfig arrives with the engagement, or after it",
-    why="Work in a cluster needs one. Events do not wait for credentials.",
-    demands="with ENGAGED if one is available (events do not wait for",
+    why="Work in a cluster needs a kubeconfig, and events do not wait for credentials.",
+    demands="with ENGAGED if one is available (events do not wait for\n  // credentials), and with KUBECONFIG",
 )
 async def with_the_stream(run: Run) -> None:
     await run.start(WITH_STREAM)
@@ -34,7 +34,7 @@ async def with_the_stream(run: Run) -> None:
 
 @kubeconfigs(
     "A renewed kubeconfig replaces the previous one",
-    why="The old one expires. The cluster is the same: caches and connections stay.",
+    why="The old kubeconfig expires. The cluster is the same: caches and connections stay.",
     demands="A new kubeconfig replaces the one before, which is still valid for a while.",
 )
 async def renewed_with_the_stream(run: Run) -> None:
@@ -50,7 +50,8 @@ async def renewed_with_the_stream(run: Run) -> None:
 
 @kubeconfigs(
     "A restarted daemon's kubeconfig is reported as a renewal",
-    why="It issued a new one. Without it, work in the cluster fails when the old one expires.",
+    why="A restarted daemon issues a new kubeconfig. A client that does not report it leaves its operator with the old "
+    "one, and work in the cluster fails when that expires.",
     demands="A new kubeconfig replaces the one before",
 )
 async def other_kubeconfig_after_restart(run: Run) -> None:
@@ -68,8 +69,8 @@ async def other_kubeconfig_after_restart(run: Run) -> None:
 
 @kubeconfigs(
     "A replacement cluster does not inherit a kubeconfig",
-    why="The old one is for the previous project: work on the new project would be done there.",
-    demands="with ENGAGED if one is available (events do not wait for",
+    why="The old kubeconfig is for the previous project: work for the new project would be done in the previous one.",
+    demands="A project that was deleted and created again under\n  // its old name is another cluster",
 )
 async def replaced_without_kubeconfig(run: Run) -> None:
     await run.start(WITH_STREAM)
@@ -120,7 +121,7 @@ async def refused_with_the_stream(run: Run) -> None:
 
 @kubeconfigs(
     "A kubeconfig is issued on request",
-    why="A program that needs one occasionally does not subscribe to all of them.",
+    why="A program that needs a kubeconfig only occasionally does not subscribe to all of them.",
     demands="IssueKubeconfig issues a short-lived kubeconfig for an engaged cluster.",
 )
 async def on_request(run: Run) -> None:
@@ -141,7 +142,7 @@ async def on_request(run: Run) -> None:
 @kubeconfigs(
     "A request fails with the daemon's error code",
     why="NOT_FOUND ends the work in a cluster, UNAVAILABLE does not.",
-    demands="NOT_FOUND for a cluster that\n  // is not engaged",
+    demands="NOT_FOUND for a cluster that\n  // is not engaged, PERMISSION_DENIED",
 )
 async def request_for_other_cluster(run: Run) -> None:
     stream = await run.synced("a")
@@ -165,7 +166,8 @@ async def credential(run: Run, name: str) -> str:
 
 @kubeconfigs(
     "A credential is reused, and refreshed before it expires",
-    why="Requesting one for each API request overloads the daemon; refreshing it after its expiry fails requests.",
+    why="A client that requests a credential for each API request overloads the daemon. With one that is refreshed "
+    "only after its expiry, API requests fail.",
     demands="When to request another.",
     needs=Feature.CREDENTIALS,
 )
@@ -198,7 +200,7 @@ async def credential_is_refreshed(run: Run) -> None:
 
 
 @kubeconfigs(
-    "A credential is used while the daemon is away, until it expires",
+    "While the daemon is away, a credential is used until it expires",
     why="A restart of the daemon must not stop the work. An expired credential causes a 401 for each request.",
     demands="When its credential expires.",
     needs=Feature.CREDENTIALS,
@@ -237,7 +239,7 @@ async def daemon_away_across_expiry(run: Run) -> None:
 
 @kubeconfigs(
     "The stream's kubeconfigs are the credentials of API clients",
-    why="The daemon sends each of them in time; requesting others doubles its work.",
+    why="The daemon sends each kubeconfig in time; a request for another one doubles its work.",
     demands="Send a kubeconfig with each ENGAGED, and another in a KUBECONFIG event before it expires.",
     needs=Feature.CREDENTIALS,
 )

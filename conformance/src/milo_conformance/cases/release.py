@@ -1,4 +1,4 @@
-"""Draining: a disengagement waits until the subscriber has released the cluster."""
+"""Cases for draining: a disengagement waits until the subscriber has released the cluster."""
 
 from __future__ import annotations
 
@@ -112,7 +112,8 @@ async def drained_while_away(run: Run) -> None:
 @release(
     "A refused release does not disengage the cluster",
     why="The drain's deadline has passed, or the cluster was engaged again: the stream reports which.",
-    demands="FAILED_PRECONDITION with the reason",
+    demands="FAILED_PRECONDITION with the reason\n  // OTHER_INCARNATION for any incarnation but the last, "
+    "NOT_DRAINING for a cluster that is engaged and not about to end",
 )
 async def refused_release(run: Run) -> None:
     await run.start(CONFIRMS)

@@ -1,4 +1,4 @@
-"""Shard groups: work in clusters only while the daemon owns them."""
+"""Cases for shard groups: work in clusters only while the daemon owns them."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ async def lost(run: Run, *, by: float) -> float:
 @sharded(
     "Ownership is renewed early enough for a slow response",
     why="A busy daemon's response to a renewal that is sent just before the expiry arrives too late.",
-    demands="Call it every few seconds on streams",
+    demands="Call it every few seconds on streams\n  // that are `sharded`",
 )
 async def renewals(run: Run) -> None:
     async def slow(_: pb.RenewOwnershipRequest) -> pb.RenewOwnershipResponse:
@@ -110,7 +110,7 @@ async def ownership_runs_out(run: Run) -> None:
 
 
 @sharded(
-    "validFor of a response counts from its request",
+    "The ownership that a response grants counts from its request",
     why="A response may be delayed. Counted from its arrival, the work would end after another operator has started.",
     demands="counted from when\n  // you sent its request",
 )
@@ -165,9 +165,9 @@ async def not_owned_yet(run: Run) -> None:
 
 
 @sharded(
-    "A daemon that joins a shard group may own nothing",
+    "Clusters are disengaged if the daemon joins a shard group and owns none of them",
     why="The daemon was restarted with another configuration. Another daemon may own the known clusters by now.",
-    demands="stop working in all clusters when the time of the last response has passed",
+    demands="Work in them only while RenewOwnership says that they are this daemon's",
 )
 async def becomes_sharded(run: Run) -> None:
     run.daemon.answers["RenewOwnership"] = owned(None)
@@ -183,8 +183,9 @@ async def becomes_sharded(run: Run) -> None:
 
 
 @sharded(
-    "A response without validFor does not shorten the ownership",
-    why="The daemon cannot renew at present, and owns its clusters until then. To end all work would be an outage.",
+    "A response without `valid_for` does not shorten the ownership",
+    why="The daemon cannot renew its ownership at present, and keeps it for the time of an earlier response. To end "
+    "all work before that would be an outage.",
     demands="an earlier response stands until its time has passed",
 )
 async def response_without_time(run: Run) -> None:
@@ -233,7 +234,7 @@ async def renewals_without_stream(run: Run) -> None:
 
 @sharded(
     "The ownership of a daemon that leaves its shard group does not expire",
-    why="The daemon was reconfigured. Its responses no longer contain validFor, and the work continues.",
+    why="The daemon was reconfigured. Its responses no longer contain `valid_for`, and the work continues.",
     demands="on a daemon that\n  // shares clusters with no other, whose ownership does not end",
 )
 async def no_longer_sharded(run: Run) -> None:
