@@ -43,7 +43,9 @@ def main(arguments: list[str]) -> int:
     print(f"user documentation: {words:,} words (at most {MOST_WORDS:,}), and {total - words:,} generated words")
     problems = [f"{path.relative_to(ROOT)}:{number}: more than {WIDTH} characters" for path, number in long_lines()]
     if words > MOST_WORDS:
-        problems.append(f"the user documentation has more than {MOST_WORDS:,} words: shorten what you add to")
+        problems.append(
+            f"the user documentation has more than {MOST_WORDS:,} words: shorten the pages that you extended"
+        )
     print("\n".join(problems), file=sys.stderr, end="\n" if problems else "")
     return 1 if problems and "--check" in arguments else 0
 

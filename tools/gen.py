@@ -52,7 +52,7 @@ def generate_python() -> Files:
             f"--mypy_out=quiet:{out}",
             f"--mypy_grpc_out=quiet:{out}",
         )
-        # Kept flat here, while the descriptor keeps its full name, the same in every language.
+        # The Python modules are in one package; the descriptor keeps the full name of the proto file.
         module = SOURCE.removesuffix("/discovery.proto").replace("/", ".")
         generated = {
             path.name: path.read_text()
