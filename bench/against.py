@@ -1,4 +1,4 @@
-"""Measurements of the working tree and of an earlier commit, in turns: `./dev bench --against REF`.
+"""Alternating measurements of the working tree and of an earlier commit: `./dev bench --against REF`.
 
 Each run is `./dev bench NAME… --json FILE` in one of the trees, with the environment of that tree. A change in the
 machine's speed affects both sides of a pair of runs, so the ratio is taken pair by pair. A figure counts as worse if

@@ -1,7 +1,7 @@
 """Hundreds of changes a second for minutes: latency, completeness and memory growth.
 
-One subscriber maintains the whole fleet, which is compared with a list at the end. The revisions of each stream must
-be a chain without missing batches and resets.
+One subscriber keeps the state of the whole fleet, which is compared with a list at the end. The revisions of each
+stream must be a chain without missing batches and resets.
 """
 
 import asyncio

@@ -4,8 +4,9 @@ The programs are not published; environment variables contain their paths: `MILO
 and `MILO_CONTROLLER_MANAGER_MOVED`, which follows the daemon. Each runs on servers of its own, on which projects are
 created until it works in all of them: once without the two controllers that watch every kind without the provider, and
 once with all controllers. In groups, two and four replicas run, each beside a daemon of a shard group; one replica is
-killed and another one added. A group of one is measured to compare the sums with. All run without the program's own
-election of one leader for everything: the second program elects a leader only for what must run once.
+killed and another one added. A group of one is measured for comparison with the sums of the groups. The program's
+own leader election, of one replica for all work, is disabled: the second program elects a leader only for work that
+must run once.
 
 Without these programs, an operator of that shape is measured, which caches a dozen kinds in each project: with the
 provider for the daemon, and with a provider that makes the same calls as Milo's.
@@ -297,7 +298,7 @@ class _Installation:
         return _sum(await _metrics(self._access, "/metrics"), _LONG, label)
 
     async def _complete(self, count: int) -> float:
-        """Return when the last watch was opened: those of all projects are open, and their number is stable."""
+        """Wait until the watches of all projects are open; return when the last watch was opened."""
         known, of_quota, changed_at = -1.0, 0.0, time.perf_counter()
         all_open = self._of_member * len(self.members) + self._of_project * count
         try:

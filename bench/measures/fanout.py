@@ -1,7 +1,7 @@
 """Fan-out of bursts of changes to many subscribers.
 
-Caught up: the changes are in the daemon's log, and many subscribers resume from before them at once. The baseline is
-a bare gRPC server with the same batches as bytes.
+Caught up: the changes are in the daemon's log, and many subscribers resume from an earlier revision at once. The
+baseline is a bare gRPC server with the same batches as bytes.
 
 Live: the same changes, to connected subscribers, including the API server's time and the daemon's processing of each
 change; `intake` is the same with one subscriber, which selects only the cluster that changes last.

@@ -127,7 +127,7 @@ async def _silent_connections(setting: Setting, wanted: int, handshakes: int) ->
 async def _client_hellos(setting: Setting, wanted: int, handshakes: int) -> dict[str, float]:
     """Measure TLS connections that send only a ClientHello, from 16 addresses, beside another caller.
 
-    The daemon has many clusters, and the memory limit of the shipped manifest where this user may set one.
+    The daemon has many clusters, and the memory limit of the shipped manifest if this user may create a cgroup.
     """
     limit = shipped_limit()
     with memory_limit(limit) as cgroup:

@@ -65,9 +65,7 @@ def _round(count: int) -> dict[str, float]:
 
 
 def _reduced(count: int) -> dict[str, float]:
-    """Return the time and the memory that each cluster takes to commit a list of decoded objects that reference
-    clusters.
-    """
+    """Return the time and the memory per cluster to commit a list of decoded objects that reference clusters."""
     lines = [in_process.consumer(index) for index in range(count)]
 
     def commit(source: ClusterSource, seen: Iterable[ObservedObject]) -> None:

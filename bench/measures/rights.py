@@ -3,8 +3,8 @@
 Each subscriber uses one of ten listeners. With rules, each listener has a rule that covers all clusters by a different
 selector, so the same events are sent, and no result can be shared between rules.
 
-Live: the changes are made while all are connected. Caught up: they were made before, and all resume at once, so that
-work that is shared without rules is done ten times with them.
+Live: the changes are made while all subscribers are connected. Caught up: all subscribers resume at once from before
+the changes, so that work that is shared without rules is done once per rule.
 """
 
 import itertools

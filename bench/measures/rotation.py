@@ -65,9 +65,7 @@ class Renewed:
 
 
 async def _issued(address: str, times: int) -> list[float]:
-    """Return the latencies in ms of consecutive calls of IssueKubeconfig, for which a command with the exec plugin
-    waits.
-    """
+    """Return the latencies in ms of consecutive calls of IssueKubeconfig, for which the exec plugin waits."""
     took_ms: list[float] = []
     async with DiscoveryClient(address) as client:
         for number in range(times + 1):

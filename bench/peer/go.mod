@@ -1,4 +1,4 @@
-// The sums of these modules are made, and held against the public checksum database, where this is built.
+// The build generates go.sum, and verifies it with the public checksum database.
 module peer
 
 go 1.25.0

@@ -54,8 +54,7 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     pace: Pace = Pace()
     streaming_lists: bool = True
     organization_watches: bool = False
-    """Whether watches of projects in an organization's context are limited to its projects, if Milo ever does that:
-    v0.32.5 limits lists only."""
+    """Whether watches in an organization's context return only its projects. Milo v0.32.5 limits only lists to them."""
 
 
 class Api:
@@ -84,8 +83,8 @@ class Api:
         self.project = ""
         """The project whose control plane this is; empty for other APIs."""
         self.admit: Callable[[Call, Document | None], None] = lambda *_: None
-        """Called before a client writes an object, unless it deletes it; raises RefusalError to refuse the write. The
-        object is None if it does not exist yet."""
+        """Called before a client creates or changes an object, with its current state, or None for a new object. Raises
+        RefusalError to refuse the write."""
 
     async def answer(self, request: web.BaseRequest, segments: list[str], subject: str) -> web.StreamResponse:
         """Answer a request to this API, given the path segments below its root."""
@@ -107,7 +106,7 @@ class Api:
         self._rights.demand(subject, call.action)
         self._faults.check(Approach(segments=tuple(segments), query=request.query, project=self.project, call=call))
         await self._faults.held(self.project, call, self._verbs(request, call))
-        if call.verb != "watch":  # watches are opened from a cache
+        if call.verb != "watch":  # a real server opens watches from its cache, without etcd
             await self._faults.thawed(call)
         unknown: list[str] = []
         collecting = admission.WARNINGS.set(unknown)

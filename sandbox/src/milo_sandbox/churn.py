@@ -82,7 +82,7 @@ class Churn:
         except StopIteration:
             del self._stories[name]
         except RefusalError:
-            # Clients write as well: the project of this story may be deleted in the middle of it.
+            # A client may have deleted the project in the middle of its story.
             del self._stories[name]
             self._milo.sweep(name)
 

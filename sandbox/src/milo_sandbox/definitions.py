@@ -11,10 +11,10 @@ CLEANUP_FINALIZER = "customresourcecleanup.apiextensions.k8s.io"
 
 
 class Definitions:
-    """The controller that serves the resources of the stored definitions, and deletes their objects with them."""
+    """The controller that serves the resources of stored definitions, and deletes a definition's objects with it."""
 
     def __init__(self, store: Store, others: Callable[[], list[Store]] = list) -> None:
-        """`store` has the definitions; their resources are served in it and in the others."""
+        """`store` has the definitions. Their resources are served in `store` and in `others`."""
         self._store = store
         self._others = others
         self._served: dict[str, tuple[Document, ResourceDefinition]] = {}

@@ -96,7 +96,7 @@ class Milo:
         """Create many projects with their control planes, each object in a single write."""
         held = list(finalizers)
         fresh = iter(names.project, "")
-        # A client may have created a project of such a name.
+        # A client may have created a project with a generated name.
         free = islice((name for name in fresh if name not in self.projects and name not in self.control_planes), count)
         wanted = [self._project(name, names, ready=ready, finalizers=held) for name in free]
         projects = self._store.load(PROJECTS, wanted)

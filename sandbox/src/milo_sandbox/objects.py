@@ -28,7 +28,7 @@ class Objects:
         return [record.name for record in self._store[self.resource]]
 
     def pick(self, random: Random) -> str:
-        """Return an arbitrary object's name."""
+        """Return the name of a random object."""
         return random.choice(self._store[self.resource].keys)
 
     def read(self, name: str) -> Document:

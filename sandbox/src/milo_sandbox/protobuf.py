@@ -99,7 +99,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 def _as_bytes(wire: Wire) -> bytes:
     if isinstance(wire, int):
-        raise ValueError("expected a string or a message, found a number")  # noqa: TRY004 - of the message, not ours
+        raise ValueError("expected a string or a message, found a number")  # noqa: TRY004 - the message is invalid
     return wire
 
 

@@ -67,7 +67,7 @@ class ResourceDefinition(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     columns: tuple[Column, ...] = ()
     selectable_fields: tuple[str, ...] = ()  # paths, besides name and namespace
     prepare: Callable[[Document], None] = _unchanged  # changes an object in place before its validation
-    violations: Callable[[Document], Iterable[Cause]] = _no_violations  # beyond the schema, of an object that fits it
+    violations: Callable[[Document], Iterable[Cause]] = _no_violations  # that the schema does not detect
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, ResourceDefinition) and self._path == other._path)

@@ -134,7 +134,7 @@ class ObjectWatch:
         version, current = self._options.version, self._store.version
         if not self._options.initial_events:
             try:
-                # A future version is not an error: the watch sends nothing until then.
+                # A future version is not an error: the watch sends nothing until the store reaches it.
                 self._collection.history.since(version or current)
             except CompactedError as error:
                 return self._fail(refusals.gone(str(error)))
