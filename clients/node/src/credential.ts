@@ -15,10 +15,10 @@ interface Current {
 }
 
 /**
- * The credential of one engagement. After the engagement, it throws an error. A valid credential is returned at once, and the next
- * one is requested in the background when it is due; callers wait only if there is no valid one, until the response arrives or the
- * stream pushes one. After a failed request, the next one waits for a backoff: until then, callers without a valid credential get
- * the error.
+ * The credential of one engagement, which throws an error after it. A valid credential is returned at once, and a new one is
+ * requested in the background when that is due. Callers wait only if there is no valid credential, until the response arrives
+ * or the stream pushes a kubeconfig. A failed request is repeated after a backoff: until then, callers without a valid
+ * credential get the error of the failed request.
  */
 export class Credential {
   #current: Current | undefined;

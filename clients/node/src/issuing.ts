@@ -2,7 +2,7 @@ const AT_ONCE = 16;
 const REST_MS = 1000;
 
 /**
- * Limits concurrent requests for credentials, over all clusters. A failed request occupies its place for another second. Requests of
+ * Limits concurrent requests for credentials, over all clusters. A failed request keeps its slot for another second. Requests of
  * clusters whose last request failed come after all others, so that an unavailable issuer delays no other cluster.
  */
 export class IssueLimit {

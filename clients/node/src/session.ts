@@ -42,8 +42,8 @@ type Phase =
  * engagement.
  *
  * A complete snapshot is reported as its differences from the view. A cluster with the same name and UID is the same engagement, even
- * with another incarnation; but a cluster that was draining and no longer is was disengaged and engaged again. A batch is applied
- * completely or not at all, and only if it was applied does its revision become the resume revision.
+ * with another incarnation. But if a cluster was draining, and is not any more, it was disengaged and engaged again. A
+ * batch is applied completely or not at all; the resume revision is that of the last applied batch.
  */
 export class Session {
   readonly view = new Map<string, Known>();

@@ -248,7 +248,7 @@ test("a pushed kubeconfig is used instead of a pending older response", async (t
   const cluster = fleet.clusters.get("a")!;
   const first = token(cluster);
   await until(() => daemon.called("issueKubeconfig").length === 1, "a kubeconfig is requested");
-  await new Promise((resolve) => setTimeout(resolve, 5)); // the next kubeconfig must be issued in another millisecond
+  await new Promise((resolve) => setTimeout(resolve, 5)); // the next kubeconfig must be issued in a later millisecond
   stream.send([event(Type.KUBECONFIG, "a", {}, { kubeconfig: kubeconfig("a", "newer") }), engaged("b")]);
   await until(() => fleet.clusters.has("b"), "the stream has pushed a newer kubeconfig");
   assert.equal(await token(cluster), "newer");
@@ -303,7 +303,7 @@ test("requests to an unavailable issuer are rate-limited for any number of handl
   await until(() => asked > 1000 && Date.now() - since > 3000, "handlers request credentials for some seconds");
   const seconds = (Date.now() - since) / 1000;
   const calls = daemon.called("issueKubeconfig").length;
-  // On a machine of any speed: each of the 16 requests in flight occupies its place for another second.
+  // True on a machine of any speed: each failed request keeps one of the 16 slots for another second.
   assert.ok(calls <= 16 * (seconds + 1), `${calls} calls in ${seconds} s`);
   issues(daemon);
   await until(() => answered > 0, "handlers get credentials when the issuer is available again");
@@ -338,7 +338,7 @@ test("a handler gets no error and no expired credential while the daemon is stop
   const relay = new Relay();
   const expiry = new Map<string, number>();
   daemon.answers.issueKubeconfig = ({ cluster }: IssueKubeconfigRequest) => {
-    // Of 20 s, and issued 16 s ago: due in a second, and not used after another one.
+    // With a lifetime of 20 s, and issued 16 s ago: due for renewal in 1 s, and not used after 2 s.
     const name = `token-${expiry.size}`;
     expiry.set(name, Date.now() + 4000);
     return create(IssueKubeconfigResponseSchema, {

@@ -17,8 +17,8 @@ import java.util.function.Predicate;
  * cluster.
  *
  * <p>A snapshot takes effect when it is complete, as its differences from the view. A cluster with the same name and UID is the same
- * cluster, whatever its incarnation; but one that was draining and no longer is was disengaged and engaged again. A batch is applied
- * completely or not at all, and only then does its revision become the resume revision.
+ * cluster, whatever its incarnation. But if a cluster was draining, and is not any more, it was disengaged and engaged
+ * again. A batch is applied completely or not at all; the resume revision is that of the last applied batch.
  */
 final class Session {
   static final String MISSING = "it was missing when the connection to the daemon was restored";

@@ -51,7 +51,7 @@ final class FakeDaemon implements AutoCloseable {
   /** The remote addresses of unary calls. */
   final Set<String> callers = ConcurrentHashMap.newKeySet();
 
-  /** Handles requests for kubeconfigs. The call fails with a StatusRuntimeException that it throws. */
+  /** Handles IssueKubeconfig. If it throws a StatusRuntimeException, the call fails with that status. */
   volatile Function<IssueKubeconfigRequest, Kubeconfig> issue = issuing(Duration.ofHours(1));
 
   private final AtomicInteger revisions = new AtomicInteger();
@@ -204,7 +204,7 @@ final class FakeDaemon implements AutoCloseable {
       try {
         send(events);
       } catch (StatusRuntimeException cancelled) {
-        // It was on a connection that the client has closed.
+        // The stream was on a connection that the client has closed.
       }
     }
 

@@ -106,7 +106,7 @@ class FleetTest {
   }
 
   @Test
-  void replacedClusterRevokesItsCredentialAndItsHandlerEndsBeforeTheNextBegins() {
+  void handlerOfReplacedClusterGetsNoCredentialAndEndsBeforeTheNextBegins() {
     var linger = new CountDownLatch(1);
     start(
         cluster -> {
@@ -224,7 +224,7 @@ class FleetTest {
   }
 
   @Test
-  void clusterIsReleasedAndReportedIfTheExecutorRejectsItsHandler() {
+  void clusterIsReleasedAndErrorIsReportedIfTheExecutorRejectsItsHandler() {
     fleet =
         new Fleet(
             client,
@@ -351,7 +351,7 @@ class FleetTest {
     until(() -> asked.get() > 500 && System.nanoTime() - since > 3_000_000_000L, "handlers request credentials for some seconds");
     int calls = daemon.called(IssueKubeconfigRequest.class).size();
     double seconds = (System.nanoTime() - since) / 1e9;
-    // On a machine of any speed: each of the 16 requests in flight occupies its place for another second.
+    // True on a machine of any speed: each failed request keeps one of the 16 slots for another second.
     assertTrue(calls <= 16 * (seconds + 1), calls + " calls in " + seconds + " s");
     daemon.issue = FakeDaemon.issuing(Duration.ofHours(1));
     until(() -> answered.get() > 0, "handlers get credentials when the issuer is available again");
@@ -389,7 +389,7 @@ class FleetTest {
 
   @Test
   void handlerGetsNoErrorAndNoExpiredCredentialWhileTheDaemonIsStopped() throws Exception {
-    // Of 20 s, and issued 16 s ago: due in a second, and not used after another one.
+    // With a lifetime of 20 s, and issued 16 s ago: due for renewal in 1 s, and not used after 2 s.
     var expiry = new ConcurrentHashMap<String, Instant>();
     var number = new AtomicInteger();
     daemon.issue =

@@ -39,7 +39,7 @@ class SigtermTest {
         reading.start();
         daemon.stream(1).snapshot(engaged("a"), engaged("b"));
         until(() -> printed.size() == 2, "the handlers begin");
-        process.toHandle().destroy(); // SIGTERM; that of the process itself would close its output too
+        process.toHandle().destroy(); // sends SIGTERM, like Process.destroy, but does not close its output
         until(() -> printed.size() == 4 || !process.isAlive(), "the handlers are notified of the end");
         assertTrue(process.isAlive(), "the process waits for its handlers");
         assertEquals(0, daemon.called(EndSubscriptionRequest.class).size());

@@ -18,7 +18,7 @@ class WatchTest {
   private static final ClusterEvent[] TEN = IntStream.range(0, 10).mapToObj(number -> engaged("c" + number)).toArray(ClusterEvent[]::new);
 
   @Test
-  void exceptionOfTheHandlerEndsTheRunWithoutADisconnect() throws Exception {
+  void handlerExceptionEndsRunAndIsNotReportedToOnDisconnect() throws Exception {
     try (var daemon = new FakeDaemon();
         var client = daemon.client()) {
       for (RuntimeException thrown : List.of(new DiscoveryException("of the handler"), new IllegalStateException())) {
