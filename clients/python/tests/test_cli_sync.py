@@ -1,4 +1,4 @@
-"""Tests of `milo-discovery sync`: files follow the stream, and are kept without one or if another fleet sends it."""
+"""Tests of `milo-discovery sync`: files follow the stream, and are kept if it breaks or is of another fleet."""
 
 from __future__ import annotations
 

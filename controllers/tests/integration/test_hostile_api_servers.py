@@ -26,7 +26,8 @@ OBJECTS = 28
 MEMORY_MIB = 240
 """Expected peak: 96 MiB of caches and partial pages, a joined page of 60 MiB, and Python's overhead."""
 FOR_EACH_MERGE = ("PING", "pages", "line")
-"""One attack per layer. Tests of the HTTP client, of the watchers and of the cache budget cover all of them."""
+"""Attacks to test before each merge, one per layer. Tests of the HTTP client, the watchers and the cache budget cover
+every attack."""
 STATUS = Path("/proc/self/status")
 
 pytestmark = [pytest.mark.timeout(300)]
@@ -94,8 +95,8 @@ async def test_attack_does_not_stop_reconciles_of_other_tenants_and_takes_bounde
             stopped: dict[str, str] = {}
 
             def all_stopped() -> bool:
-                # Collected over time: between two attempts, a kind is not a problem, and a busy server may take longer
-                # to exceed the budget.
+                # States are collected over time: between two attempts no problem is reported, and a busy server may take
+                # longer to exceed the budget.
                 for each in controllers.health().problems:
                     if stopped.get(each.cluster) != "over_budget":
                         stopped[each.cluster] = each.state

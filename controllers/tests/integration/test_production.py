@@ -1,4 +1,4 @@
-"""What an operator meets in production: tenants that misbehave, caches that lag, and reconcilers with bugs."""
+"""Controllers under production conditions: tenants that misbehave, caches that lag, and reconcilers with bugs."""
 
 import asyncio
 import logging
@@ -404,7 +404,7 @@ async def test_call_that_blocks_the_event_loop_is_logged_with_its_stack_and_meas
         (None, "the reconcile was canceled after 0.05 s; pass timeout="),
     ],
 )
-async def test_failing_object_and_log_contain_the_error(
+async def test_reconcile_error_is_in_failing_objects_and_in_the_log(
     plane: ControlPlane, caplog: pytest.LogCaptureFixture, outcome: Any, message: str
 ) -> None:
     async def reconcile(_request: Request) -> Any:

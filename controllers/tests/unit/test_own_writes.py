@@ -132,7 +132,7 @@ def test_object_is_settled_when_its_written_object_was_deleted() -> None:
     ("deleted", "deleted_at", "write", "is_held"),
     [
         ("u", "5", written(), False),  # the write was seen, and then the deletion
-        ("u", "4", written(), False),  # the write and the deletion were one event, as that of the last finalizer
+        ("u", "4", written(), False),  # one event for both, as when a write removes the last finalizer
         ("former", "4", written(), True),
         ("next", "8", written(), False),
         ("former", "x", written(version="y"), True),

@@ -107,7 +107,7 @@ async def test_kinds_with_different_transforms_of_one_cache_are_refused() -> Non
         made.cache(WIDGETS)
 
 
-async def test_two_sets_with_the_same_controller_name_share_a_metrics_registry() -> None:
+async def test_metrics_registry_can_be_shared_by_two_controllers_of_the_same_name() -> None:
     registry = CollectorRegistry()
     first, second = controllers(registry), controllers(registry)
     for each in (first, second):

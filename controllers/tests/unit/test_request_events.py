@@ -1,4 +1,4 @@
-"""Events sent to an API server that serves only those of the core group, such as Milo's."""
+"""Requests that record events in an API server without events.k8s.io, such as Milo's."""
 
 import asyncio
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ OBJECT = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a", "na
 
 
 class CoreEventsApi:
-    """Answers 404 to events of events.k8s.io, in the order that the test chooses."""
+    """An API server that responds to events of events.k8s.io with 404, in the order that the test chooses."""
 
     def __init__(self) -> None:
         self.name = "shop"

@@ -43,7 +43,7 @@ class Handler:
 
     async def request(self) -> str:
         """Send a request with an API client. Return its error, or an empty string if it succeeded."""
-        # Not imported at the start, which cases time, and not in the event loop, which has to read heartbeats.
+        # Imported only here, since cases time the start, and in a thread, since the event loop has to read heartbeats.
         aiohttp = await asyncio.to_thread(import_module, "aiohttp")
         kubernetes = await asyncio.to_thread(import_module, "kubernetes.aio.client")
         try:
