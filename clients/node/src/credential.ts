@@ -15,10 +15,10 @@ interface Current {
 }
 
 /**
- * The credential of one engagement, which throws an error after it. A valid credential is returned at once, and a new one is
- * requested in the background when that is due. Callers wait only if there is no valid credential, until the response arrives
- * or the stream pushes a kubeconfig. A failed request is repeated after a backoff: until then, callers without a valid
- * credential get the error of the failed request.
+ * The credential of one engagement: its access throws an error once the engagement has ended. A valid credential is
+ * returned at once, and a new one is requested in the background when it is due for renewal. Callers wait only if there
+ * is no valid credential, until the response arrives or the stream pushes a kubeconfig. After a failed
+ * request, none is sent for a backoff: callers without a valid credential then get the error of the failed one.
  */
 export class Credential {
   #current: Current | undefined;

@@ -2,8 +2,9 @@ const AT_ONCE = 16;
 const REST_MS = 1000;
 
 /**
- * Limits concurrent requests for credentials, over all clusters. A failed request keeps its slot for another second. Requests of
- * clusters whose last request failed come after all others, so that an unavailable issuer delays no other cluster.
+ * Limits concurrent requests for credentials, over all clusters. A failed request keeps its slot for another second.
+ * Requests of clusters whose last request failed come after all others, so that an unavailable issuer delays no other
+ * cluster.
  */
 export class IssueLimit {
   #free = AT_ONCE;

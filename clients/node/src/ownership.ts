@@ -13,9 +13,9 @@ function isValid({ seconds, nanos }: { seconds: bigint; nanos: number }): boolea
 }
 
 /**
- * The deadline of a sharded daemon's ownership of its clusters. A daemon that is killed cannot report that it lost them, and another
- * daemon engages them. So the ownership is renewed every few seconds, and is lost when `validFor` of the last response has
- * elapsed.
+ * The deadline of a sharded daemon's ownership of its clusters. A daemon that is killed cannot report that it lost
+ * them, and another daemon engages them. So the ownership is renewed every few seconds, and is lost when `validFor` of
+ * the last response has elapsed.
  */
 export class Ownership {
   #until = Infinity;

@@ -95,8 +95,8 @@ async def test_attack_does_not_stop_reconciles_of_other_tenants_and_takes_bounde
             stopped: dict[str, str] = {}
 
             def all_stopped() -> bool:
-                # States are collected over time: between two attempts no problem is reported, and a busy server may take
-                # longer to exceed the budget.
+                # States are collected over time: between two attempts no problem is reported, and a busy server may
+                # need longer to exceed the budget.
                 for each in controllers.health().problems:
                     if stopped.get(each.cluster) != "over_budget":
                         stopped[each.cluster] = each.state

@@ -11,10 +11,11 @@ import java.util.concurrent.ThreadLocalRandom;
 import java.util.function.Supplier;
 
 /**
- * The credential of one engagement, which throws an exception after it. A valid credential is returned at once, and a new one is
- * requested in the background when that is due. Callers wait only if there is no valid credential, until the response arrives or
- * the stream pushes a kubeconfig. A failed request is repeated after a backoff: until then, callers without a valid credential get
- * the error of the failed request. A credential may be used from any thread.
+ * The credential of one engagement: its access throws an exception once the engagement has ended. A valid credential is
+ * returned at once, and a new one is requested in the background when it is due for renewal. Callers wait only if there
+ * is no valid credential, until the response arrives or the stream pushes a kubeconfig. After a failed
+ * request, none is sent for a backoff: callers without a valid credential then get the error of the failed one. A
+ * credential may be used from any thread.
  */
 public final class Credential {
   private static final Duration MARGIN = Duration.ofSeconds(5); // requests take time to arrive

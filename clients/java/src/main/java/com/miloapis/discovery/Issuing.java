@@ -9,8 +9,9 @@ import java.util.concurrent.atomic.AtomicLong;
 import java.util.function.Supplier;
 
 /**
- * Limits concurrent requests for credentials, over all clusters. A failed request keeps its slot for another second. Requests of
- * clusters whose last request failed come after all others, so that an unavailable issuer delays no other cluster.
+ * Limits concurrent requests for credentials, over all clusters. A failed request keeps its slot for another second.
+ * Requests of clusters whose last request failed come after all others, so that an unavailable issuer delays no other
+ * cluster.
  */
 final class Issuing implements AutoCloseable {
   private static final int AT_ONCE = 16;

@@ -7,9 +7,9 @@ import java.nio.file.Path;
 import java.time.Duration;
 
 /**
- * The deadline of a sharded daemon's ownership of its clusters. A daemon that is killed cannot report that it lost them, and another
- * daemon engages them. So the ownership is renewed every few seconds, and is lost when {@code valid_for} of the last response
- * has elapsed.
+ * The deadline of a sharded daemon's ownership of its clusters. A daemon that is killed cannot report that it lost
+ * them, and another daemon engages them. So the ownership is renewed every few seconds, and is lost when {@code
+ * valid_for} of the last response has elapsed.
  */
 final class Ownership implements Runnable, AutoCloseable {
   private static final long INTERVAL_MS = 3000;
