@@ -1,4 +1,4 @@
-"""The command `./dev bench`: runs the named measurements, or the usual ones, and prints figures."""
+"""The command `./dev bench`: runs the named measurements, by default the quick ones, and prints figures."""
 
 import argparse
 import asyncio

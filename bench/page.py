@@ -184,7 +184,7 @@ def _noise(files: Files) -> Iterator[str]:
     keys, apart = agreement.shared(one, other), list(agreement.apart(one, other))
     yield f"Of {len(keys)} figures of `sandbox` and `{_AGAIN}`, {len(keys) - len(apart)} agree."
     if apart:
-        yield from ("", "| those that don't | one run | rounds | the other | rounds |", "|---|--:|---|--:|---|")
+        yield from ("", "| figures that differ | one run | rounds | other run | rounds |", "|---|--:|---|--:|---|")
     for key in apart:
         figures = (
             f"{rounded(run.figures[key])} | {spread(*run.spread[key]) if key in run.spread else ''}"

@@ -48,7 +48,7 @@ def code(source: str) -> str:
 
 
 def missing(source: str, words: set[str]) -> Iterator[tuple[int, str]]:
-    """Yield the names in a module's comments and docstrings of which a part is not in `words`, with their lines."""
+    """Yield the line and text of each name in a module's comments and docstrings with a part that is not in `words`."""
     for line, text in sorted(prose(source)):
         for name in NAMED.findall(text):
             if not words.issuperset(WORD.findall(name)):

@@ -53,7 +53,7 @@ async def measure(setting: Setting) -> Samples:
 async def _refused(setting: Setting, kind: str, wanted: int, *, identified: bool = False) -> dict[str, float]:
     """Measure calls by a caller that no rule matches, beside a caller with a rule.
 
-    `identified`: at a listener that identifies callers, so that the daemon can close the connections of one.
+    `identified`: at a listener that identifies callers, so that the daemon can close the connections of one caller.
     """
     name = f"identified_{kind}" if identified else kind
     async with _place(setting, name) as (daemon, directory):
@@ -168,7 +168,7 @@ async def _succeeded(port: int, context: ssl.SSLContext, handshakes: int) -> int
 async def _place(
     setting: Setting, kind: str, projects: int = _PROJECTS, *, cgroup: Path | None = None
 ) -> AsyncIterator[tuple[Daemon, Path]]:
-    """Run a daemon with rules; callers at two of its Unix sockets match none."""
+    """Run a daemon with rules; callers at two of its Unix sockets match no rule."""
     directory = setting.directory / kind
     directory.mkdir()
     certificates(directory)

@@ -226,7 +226,7 @@ class _Bench:
         return found
 
     async def memory(self, kinds: str, informers: int) -> dict[str, float]:
-        """Measure memory and goroutines for each project, between two numbers of projects."""
+        """Measure memory and goroutines per project, by the difference between two numbers of projects."""
         few, many = self._setting.scale.operators_memory
         settled: dict[tuple[str, int], tuple[float, float]] = {}
         for count in (few, many):

@@ -1,6 +1,7 @@
-"""CPU time of the daemon's steps for a change, and of a list of objects that reference clusters, with its memory.
+"""CPU time of the daemon's steps for a change, and CPU time and memory of a list of objects that reference clusters.
 
-It runs in this process, without the kernel, gRPC and asyncio."""
+The steps run in this process, without the kernel, gRPC and asyncio.
+"""
 
 import gc
 import time

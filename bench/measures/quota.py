@@ -57,7 +57,7 @@ def consumers(count: int) -> list[Consumer]:
 
 
 class Quota:
-    """Grants and claims of a resource type of their own, which is named after the step."""
+    """Grants and claims of one resource type, which is named after the step."""
 
     def __init__(self, access: Access, step: str, of: Sequence[Consumer]) -> None:
         self._access, self._step, self._consumers = access, step, of

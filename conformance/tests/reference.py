@@ -535,7 +535,7 @@ class Ownership:
 
 
 class Subscription:
-    """Opens streams one after another, with backoff."""
+    """A subscription, which opens streams one after another, with backoff."""
 
     def __init__(self) -> None:
         self.view = View()

@@ -193,7 +193,7 @@ async def test_object_of_disengaged_cluster_is_taken_over_by_another_cluster_wit
 
 
 async def left_by_another(*clusters: str) -> Server:
-    """Return an API server with the objects of a stopped publisher: two at a time would undo each other's writes."""
+    """Return an API server with the objects of a publisher that was stopped, since two would undo each other's writes."""
     async with Publishing().running(*clusters) as another:
         await another.until_published(*clusters)
     return another.server
@@ -334,4 +334,4 @@ async def test_impersonated_access_is_not_published():
     running.cancel()
     assert accesses.get("alpha") is None
     [report] = reports
-    assert report.startswith("published without access: the rule for this publisher sets `as`")
+    assert report.startswith("no server and CA to publish: the rule for this publisher sets `as`")

@@ -91,7 +91,7 @@ async def by_threads(daemon: ScriptedDaemon, target: Cluster | str = "alpha") ->
 
 @pytest.fixture(params=[by_aio, by_threads_beside_a_loop, by_threads])
 def opened(request: pytest.FixtureRequest):
-    """Return a context manager for each kind of API client."""
+    """Return the function that opens an API client, once for each kind of client."""
     return request.param
 
 

@@ -29,7 +29,7 @@ from .scripted_daemon import Refusal, ScriptedDaemon, Stream
 
 
 class HandlerLog:
-    """Records events of handlers, for which tests can wait."""
+    """A log of handler events, for which tests can wait."""
 
     def __init__(self) -> None:
         self._entries: asyncio.Queue[str] = asyncio.Queue()

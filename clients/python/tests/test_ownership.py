@@ -46,7 +46,7 @@ UNREADABLE = pb.RenewOwnershipResponse(sharded=True, valid_for=Duration(seconds=
 
 
 class Connector:
-    """Opens channels, or raises Unavailable while `is_refused` is set."""
+    """A function that opens channels, or raises Unavailable while `is_refused` is set."""
 
     def __init__(self, connect) -> None:
         self._connect = connect

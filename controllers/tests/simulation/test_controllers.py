@@ -69,7 +69,7 @@ class SimulatedCluster:
 
 
 class SimulatedClusterApi:
-    """Requests to a simulated API server, in place of those over HTTP."""
+    """A ClusterApi that sends requests to a simulated API server instead of over HTTP."""
 
     servers: dict[str, SimulatedCluster]
 

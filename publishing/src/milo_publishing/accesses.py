@@ -77,12 +77,14 @@ class Accesses:
                 pass  # the cluster is no longer engaged
             except StatusError as error:
                 if not isinstance(error, Unavailable | TimedOut) and error.retry_after is None:
-                    self._report_once(f"no access to {name!r}: {error}")  # the next resync requests it again
+                    self._report_once(
+                        f"cannot get the server and CA of cluster {name!r}: {error}"
+                    )  # repeated at the next resync
                     continue
                 self.request(name)
                 await asyncio.sleep(backoff.failed(ran=timedelta(), retry_after=error.retry_after).total_seconds())
             except DiscoveryError as error:
-                self._report_once(f"no access to {name!r}: {error}")
+                self._report_once(f"cannot get the server and CA of cluster {name!r}: {error}")
             else:
                 backoff = StreamBackoff(_RETRY)
                 if name not in self._known or self._known[name] != access:
@@ -93,13 +95,13 @@ class Accesses:
         try:
             issued = await self._client.issue_kubeconfig(name, kubeconfig_format=KubeconfigFormat.EXEC)
         except PreconditionFailed as error:
-            self._report_once(f"published without access: {error}")
+            self._report_once(f"no server and CA to publish: {error}")
             return None
         access = read_exec_access(issued.kubeconfig, name)
         if access.act_as is not None:
             # Readers of the objects run the plugin themselves, and would use its credential without impersonation.
             self._report_once(
-                "published without access: the rule for this publisher sets `as`, "
+                "no server and CA to publish: the rule for this publisher sets `as`, "
                 "and a plugin cannot return an impersonated user"
             )
             return None

@@ -23,7 +23,7 @@ _LOOKUPS = 8
 
 
 class RemovalReview:
-    """Confirms with the daemon which clusters are not engaged, or not selected, and records them as ended."""
+    """A review of missing clusters: records those as ended that the daemon confirms as not engaged or not selected."""
 
     def __init__(
         self, client: DiscoveryClient, publication: Publication, removals: Removals, reports: ProblemReports

@@ -28,7 +28,7 @@ _NOT_PROBED = ("Unknown", "NotProbed", "milo-discoveryd has not probed the contr
 
 
 class Renderer(Protocol):
-    """Renders the published objects of one kind."""
+    """A renderer of the published objects of one kind."""
 
     publication: ClassVar[str]
     resource: ClassVar[PublishedResource]

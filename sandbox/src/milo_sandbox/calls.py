@@ -66,7 +66,7 @@ def read(
 
 
 def _on_a_custom_resource(method: str, subresource: str) -> str | None:
-    """Return the verb of a method that built-in resources do not allow on this path, or None if no resource does."""
+    """Return the verb of a request that only custom resources allow on its path; None if they do not allow it."""
     if method in {"PUT", "PATCH"}:
         raise refusals.bad_request("name must be provided")
     return "create" if method == "POST" and not subresource else None

@@ -10,7 +10,7 @@ _version = attrgetter("version")
 
 
 class CompactedError(Exception):
-    """The events since a version are no longer complete."""
+    """Events since the requested version were compacted."""
 
     def __init__(self, wanted: int, compacted: int) -> None:
         super().__init__(f"too old resource version: {wanted} ({compacted})")

@@ -85,7 +85,7 @@ def decode(body: bytes) -> Any:
 
 
 class RecordedChange(msgspec.Struct, kw_only=True):
-    """One change of an object: created, changed or deleted."""
+    """One change of an object: its creation, update or deletion."""
 
     version: int
     before: SandboxRecord | None

@@ -72,7 +72,7 @@ def create(resource: ResourceDefinition, born: Document, given: Document, writer
 
 
 def update(resource: ResourceDefinition, before: Document, after: Document, writer: Writer, now: str) -> Document:
-    """Return an object after an ordinary write with its owners: the writer owns what it changed."""
+    """Return an object with its owners after a write other than apply: the writer owns the fields that it changed."""
     schema = _schema(resource)
     old = field_sets.values_at(_owned(before), schema)
     new = field_sets.values_at(_owned(after), schema)

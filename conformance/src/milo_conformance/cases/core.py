@@ -587,7 +587,7 @@ async def backoff(run: Run) -> None:
 
 
 async def refusals(run: Run, stream: ScriptedStream, count: int) -> tuple[ScriptedStream, list[float]]:
-    """End each of `count` streams when it is opened. Return the next stream, and the delay before each new stream."""
+    """End `count` streams, each as soon as it is open. Return the next stream, and the delay before each new stream."""
     waits = []
     for _ in range(count):
         ended = time.monotonic()

@@ -246,7 +246,7 @@ async def no_longer_sharded(run: Run) -> None:
 
 
 @sharded(
-    "A program that was suspended until the ownership expired disengages all clusters first",
+    "A program that was suspended until the ownership expired disengages all clusters when it resumes",
     why="A laptop was closed, a machine was migrated: when the program resumes, another operator works in its "
     "clusters, and a renewal that succeeds then does not undo that.",
     demands="on a clock that also advances while the machine is suspended",
