@@ -104,7 +104,7 @@ FULL: Bars = {
 }
 
 REAL: Bars = {**FULL, "sync_100k.ratio_to_curl": Bar(1.5)}
-"""The sandbox serves prepared bytes, so that curl is faster there than on a real API server."""
+"""Limits on a real API server, where curl is slower than with the prepared bytes of the sandbox."""
 
 QUICK: Bars = {
     # Ratios, differences and counts, since absolute figures mean little on a shared machine. The limits tolerate a busy

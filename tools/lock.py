@@ -25,7 +25,7 @@ LOCKS: dict[str, tuple[str, ...]] = {
     "fuzz": (*SANDBOX, "--group", "fuzz"),
     **{group: ("--group", group) for group in ("audit", "build", "codegen", "lock", "manifests", "release", "site")},
 }
-"""What each file is resolved from: the published dependencies of packages, and groups of pyproject.toml."""
+"""The inputs of each lock file: dependencies of packages, with extras, and dependency groups of pyproject.toml."""
 
 OURS = ("milo-discoveryd", "milo-discovery-client", "milo-controllers", "milo-publishing", "milo-kube", "milo-sandbox")
 OPTIONS = (

@@ -41,7 +41,8 @@ KEYS = (
     "go.large.kib_ratio",
 )
 _WAYS = ("", "shared_mapper_", "plain_")
-"""With the provider for the daemon; and with Milo's calls, with one REST mapper for all projects or one for each."""
+"""Key prefixes of the operator with the provider for the daemon, and of the operators that make the calls of Milo's
+provider: with one REST mapper for all projects, and with one per project."""
 MEMORY_KEYS = tuple(
     f"go_memory.{kinds}_kinds.{key}"
     for kinds in ("stable", "all")

@@ -1,7 +1,7 @@
 """The cost of authentication: calls and snapshots on a plain socket, and on listeners that authenticate callers.
 
-With peer credentials or TLS the daemon accepts connections itself and passes their bytes on to gRPC: each is copied
-once more, and with TLS encrypted by Python's ssl rather than by gRPC.
+With peer credentials or TLS the daemon accepts connections itself and passes their bytes on to gRPC, which costs a
+further copy. With TLS, Python's ssl module encrypts them, not gRPC.
 """
 
 import json

@@ -193,7 +193,7 @@ async def test_object_of_disengaged_cluster_is_taken_over_by_another_cluster_wit
 
 
 async def left_by_another(*clusters: str) -> Server:
-    """Return an API server with the objects of a publisher that was stopped, since two would undo each other's writes."""
+    """Return an API server with the objects of a publisher that was stopped: two would undo each other's writes."""
     async with Publishing().running(*clusters) as another:
         await another.until_published(*clusters)
     return another.server

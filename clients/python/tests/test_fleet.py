@@ -319,7 +319,7 @@ class TestFailures:
             await handler_log.read(3 if again else 1)
         assert failures == [("a", "no")] * (3 if again else 1)
 
-    async def test_handler_with_a_foreign_cancelled_error_counts_as_failed(self, client, begin, handler_log):
+    async def test_handler_that_awaits_a_cancelled_task_counts_as_failed(self, client, begin, handler_log):
         errors: list[Exception] = []
 
         def note_error(_: object, error: Exception) -> bool:

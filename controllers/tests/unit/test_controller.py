@@ -130,7 +130,7 @@ async def test_mapper_that_reads_a_cache_before_its_first_list_logs_no_error(cap
     assert [each for each in caplog.records if each.levelno > logging.DEBUG] == []
 
 
-async def test_no_reconcile_begins_in_a_cluster_that_was_disengaged_after_its_task_was_created() -> None:
+async def test_created_reconcile_task_does_not_run_if_its_cluster_is_disengaged_first() -> None:
     reconciled: list[str] = []
 
     async def reconcile(request: Request) -> None:

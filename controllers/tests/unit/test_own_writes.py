@@ -118,7 +118,7 @@ def test_object_is_settled_when_every_cache_has_every_write() -> None:
     assert settled == [True]
 
 
-def test_object_is_settled_when_its_written_object_was_deleted() -> None:
+def test_object_is_settled_when_an_object_that_it_wrote_was_deleted() -> None:
     own, cache = OwnWrites(), informer()
     settled: list[bool] = []
     put(cache, "4")

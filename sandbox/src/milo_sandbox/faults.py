@@ -91,7 +91,7 @@ class Faults:
         self._stopped = asyncio.Event()
 
     async def held(self, project: str, call: Call, verbs: Collection[str]) -> None:
-        """Raise the response of the first injected fault that applies, or wait until the fault ends if it is a hang.
+        """Raise the response of the first injected fault that applies. If that makes requests hang, wait until it ends.
 
         `verbs` are those for which an API server authorizes the call.
         """
