@@ -64,7 +64,7 @@ export class Session {
   /** Apply a batch. If it does not continue the previous one, throws StreamBroken and applies none of it. */
   receive(batch: WatchClustersResponse): Event[] {
     const phase = this.#phase;
-    this.#phase = { name: "closed" }; // stays if the batch is invalid
+    this.#phase = { name: "closed" }; // remains closed if the batch is invalid
     if (batch.reset) return this.#receiveSnapshot(new Map(), batch); // the stream starts over, so no earlier batch can be missing
     switch (phase.name) {
       case "closed":

@@ -57,7 +57,7 @@ impl Session {
 
     /// Apply a batch. A batch that is refused has no effect.
     pub fn receive(&mut self, batch: WatchClustersResponse) -> Result<Vec<Event>, Broken> {
-        let phase = std::mem::replace(&mut self.phase, Phase::Closed); // stays if the batch is invalid
+        let phase = std::mem::replace(&mut self.phase, Phase::Closed); // remains closed if the batch is invalid
         if batch.reset {
             return Ok(self.receive_snapshot(View::new(), batch)); // the stream starts over, so no earlier batch can be missing
         }

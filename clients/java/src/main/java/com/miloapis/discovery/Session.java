@@ -69,7 +69,7 @@ final class Session {
   /** Apply a batch. If it does not continue the previous one, throws and applies none of it. */
   synchronized List<Event> receive(WatchClustersResponse batch) {
     Phase before = phase;
-    phase = Phase.CLOSED; // stays if the batch is invalid
+    phase = Phase.CLOSED; // remains closed if the batch is invalid
     if (batch.getReset()) {
       snapshot = new LinkedHashMap<>(); // the stream starts over, so no earlier batch can be missing
       return receiveSnapshot(batch);
