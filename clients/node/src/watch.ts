@@ -181,7 +181,7 @@ export class Watch implements AsyncIterable<Event> {
     return delayMs;
   }
 
-  /** Wait until the time has elapsed, if one is given, the ownership changes or the watch is aborted. */
+  /** Wait until `ms` have elapsed (if given), the ownership changes or the watch is aborted. */
   async #changes(ms?: number): Promise<void> {
     let timer: NodeJS.Timeout | undefined;
     await new Promise<void>((resolve) => {

@@ -51,7 +51,7 @@ final class Ownership implements Runnable, AutoCloseable {
     }
     until = 0;
     renew(now());
-    wasHeld = isHeld(); // set before the thread starts: if the ownership expires until then, the clusters are disengaged too
+    wasHeld = isHeld(); // set before the thread starts, so that an expiry in between counts as a loss
     keeper = new Thread(this, "milo-discovery ownership");
     keeper.setDaemon(true);
     keeper.start();
