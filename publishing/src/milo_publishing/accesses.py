@@ -77,10 +77,8 @@ class Accesses:
                 pass  # the cluster is no longer engaged
             except StatusError as error:
                 if not isinstance(error, Unavailable | TimedOut) and error.retry_after is None:
-                    self._report_once(
-                        f"cannot get the server and CA of cluster {name!r}: {error}"
-                    )  # repeated at the next resync
-                    continue
+                    self._report_once(f"cannot get the server and CA of cluster {name!r}: {error}")
+                    continue  # the next resync requests them again
                 self.request(name)
                 await asyncio.sleep(backoff.failed(ran=timedelta(), retry_after=error.retry_after).total_seconds())
             except DiscoveryError as error:
