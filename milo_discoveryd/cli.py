@@ -52,7 +52,8 @@ class _Commands(click.Group):
             return command
         if name in IN_SANDBOX_PACKAGE:
             raise click.UsageError(
-                f"{name!r} is part of the package milo-sandbox, which is not installed: pip install milo-sandbox",
+                f"{name!r} is part of the package milo-sandbox, which is not installed: in a clone of the repository, "
+                "run pip install ./kube ./clients/python . ./sandbox",
                 context,
             )
         from milo_discovery.cli.usage import did_you_mean

@@ -46,7 +46,7 @@ _LATENCIES_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
 
 
 class CallMetrics:
-    """RPCs."""
+    """Counts and durations of RPCs."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._calls_started = Counter(
@@ -65,7 +65,7 @@ class CallMetrics:
             buckets=_LATENCIES_S,
             registry=registry,
         )
-        # increase() misses the first event of a series that did not exist before it.
+        # Create the series: PromQL's increase() misses the first event of a series that did not exist before.
         for code in _STREAM_CODES:
             self._calls_handled.labels(*_WATCH, code)
 
@@ -126,7 +126,7 @@ class CredentialMetrics:
             buckets=_MINT_S,
             registry=registry,
         )
-        # increase() misses the first event of a series that did not exist before it.
+        # Create the series: PromQL's increase() misses the first event of a series that did not exist before.
         for result in _ISSUE_RESULTS:
             self._issued.labels(result)
 
@@ -153,7 +153,7 @@ class AuditMetrics:
             "Audit events that could not be written to the audit file.",
             registry=registry,
         )
-        # increase() misses the first event of a series that did not exist before it.
+        # Create the series: PromQL's increase() misses the first event of a series that did not exist before.
         for reason in _REFUSALS:
             self._refusals.labels(reason)
 
@@ -181,7 +181,7 @@ class ReloadMetrics:
         )
         self._rules = Gauge("milo_discoveryd_authorization_rules", "Authorization rules in force.", registry=registry)
         self._rights_current.set(1)
-        # increase() misses the first event of a series that did not exist before it.
+        # Create the series: PromQL's increase() misses the first event of a series that did not exist before.
         for result in _RELOADS:
             self._reloads.labels(result)
 

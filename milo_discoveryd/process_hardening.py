@@ -37,7 +37,7 @@ def close_off() -> None:
 
 
 def open_standard_streams() -> None:
-    """Open descriptors 0, 1 and 2 if they are closed: otherwise a socket could get one, and receive output."""
+    """Open descriptors 0, 1 and 2 if they are closed: otherwise a socket could get one of them, and receive output."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)

@@ -220,7 +220,7 @@ func TestKubeconfigWithUnexpectedFieldsIsRefused(t *testing.T) {
 	for name, each := range map[string]struct {
 		format  discovery.KubeconfigFormat
 		content string
-		problem string // empty: accepted
+		problem string // part of the expected error; empty if the kubeconfig is accepted
 	}{
 		"a token":                   {"", with(token), ""},
 		"a certificate":             {"", with(`{"client-certificate-data": "eA==", "client-key-data": "eA=="}`), ""},

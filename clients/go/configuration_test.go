@@ -74,7 +74,7 @@ func TestDialRejectsInvalidCredentials(t *testing.T) {
 	for _, each := range []struct {
 		address     string
 		credentials Credentials
-		problem     string // empty: accepted
+		problem     string // part of the expected error; empty if the credentials are accepted
 	}{
 		{socket, Credentials{TokenFile: "token"}, ""},
 		{port, Credentials{}, ""},
@@ -258,7 +258,8 @@ func TestInvalidCredentialFilesAreReported(t *testing.T) {
 	}
 }
 
-// identifiedDaemon returns the caller's certificate as the mode, and its token as the version.
+// identifiedDaemon is a daemon whose server info has the common name of the caller's certificate as the mode, and the
+// caller's authorization header as the version.
 type identifiedDaemon struct {
 	pb.UnimplementedDiscoveryServiceServer
 }

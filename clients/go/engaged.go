@@ -9,7 +9,7 @@ import (
 )
 
 const (
-	expiryMargin = 5 * time.Second // a kubeconfig is not used so shortly before its expiry: requests take time to arrive
+	expiryMargin = 5 * time.Second // a kubeconfig is not used for this long before it expires: requests take time
 	// Share of the time between RefreshAfter and ExpiresAt to wait for the stream to push a kubeconfig, before requesting
 	// one.
 	pushShare = 0.25

@@ -133,7 +133,7 @@ func statusError(ctx context.Context, call string, err error) error {
 	return converted
 }
 
-// lostConnection reports whether the daemon was unreachable: errors that it returns itself have a reason.
+// lostConnection reports whether the daemon was unreachable: errors that the daemon returns have a reason.
 func lostConnection(err error) bool {
 	var failed *StatusError
 	return errors.As(err, &failed) && failed.Code == codes.Unavailable && failed.Reason == ""

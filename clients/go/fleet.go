@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-const endSubscriptionTimeout = time.Second // the program is about to exit
+const endSubscriptionTimeout = time.Second // short, because the program is about to exit
 
 // handlerBackoff is the backoff of a handler that returned an error.
 var handlerBackoff = Backoff{Initial: time.Second, Max: time.Minute}.withDefaults()
@@ -62,7 +62,7 @@ type fleet struct {
 	members map[string]*member // by name; disengaged members stay until their handler has returned
 }
 
-// member is one engagement.
+// member is one engagement of a cluster, with its handler.
 type member struct {
 	cluster *EngagedCluster
 	cancel  context.CancelCauseFunc // context of the handler

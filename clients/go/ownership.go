@@ -79,7 +79,7 @@ func (k *keeper) share() {
 	}
 }
 
-// keep renews until the daemon is no longer sharded.
+// keep renews the ownership until the daemon is no longer sharded.
 func (k *keeper) keep() {
 	defer k.running.Done()
 	for k.ctx.Err() == nil && k.settle() {

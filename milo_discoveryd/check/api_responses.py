@@ -205,7 +205,9 @@ def clock(date: str | None, now: datetime) -> Finding | None:
     apart_s = abs(seconds_ahead(date, now.timestamp(), now.timestamp()))
     if apart_s <= TOLERATED_S:
         return None
-    return warn("clock", f"{round(apart_s)} s apart from the server's clock", "set this machine's clock")
+    return warn(
+        "clock", f"this machine's clock differs from the server's by {round(apart_s)} s", "set this machine's clock"
+    )
 
 
 def _rejected(subject: str, resource: Resource, status: int, body: bytes) -> Finding:

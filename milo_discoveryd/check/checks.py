@@ -260,7 +260,7 @@ async def _source(
 async def _followed(
     of: SourceSettings, watched: Upstream, settings: Settings, followed: KeyedSource
 ) -> AsyncIterator[Finding]:
-    """Check the API servers of the followed collections, which may be several contexts of one server."""
+    """Check the API server of each followed collection. Several may be contexts of Milo: paths of one server."""
     resources: dict[str, list[Resource]] = {"": []}
     for collection in followed.collections:
         resources.setdefault(collection.server, []).append(collection.watched.resource)

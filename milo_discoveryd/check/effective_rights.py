@@ -65,7 +65,8 @@ async def print_effective_rights(settings: Settings, caller: Caller, out: TextIO
 
 def _lines(settings: Settings, grant: Grant | None) -> Iterator[str]:
     if grant is None:
-        yield f"rule         none of the {len(settings.rights)} authorization rules matches this caller, who is denied"
+        rules = f"none of the {len(settings.rights)} authorization rules matches this caller"
+        yield f"rule         {rules}: its calls are denied"
         return
     if not grant.rule:
         yield "rule         no rules are configured: every caller has full access"
@@ -83,7 +84,8 @@ def _lines(settings: Settings, grant: Grant | None) -> Iterator[str]:
         acting = "" if terms.act_as is None else f", acting as {terms.act_as.user}"
         yield f"kubeconfigs  from {issuers}{acting}, for at most {ttl:g} s, {each_minute} per minute"
         if not grant.scope.is_everything and (wide := ", ".join(issuers_for_all_clusters(settings, terms))):
-            yield f"             credentials of {wide} are valid for all clusters of their identity, visible or not"
+            validity = "valid for all clusters of their identity, also for those that the caller cannot see"
+            yield f"             credentials of {wide} are {validity}"
     yield f"streams      {limits.streams_per_caller if grant.streams is None else grant.streams} concurrent"
 
 

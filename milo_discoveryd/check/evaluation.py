@@ -77,7 +77,7 @@ def evaluate(
 
 
 def findings(subject: str, found: Evaluation, *, refuses: bool = False) -> Iterator[Finding]:
-    """Report how many clusters are engaged, and the first problem of the others.
+    """Report how many clusters are engaged, and the first problem of the objects that engage no cluster.
 
     `refuses`: whether the source refuses objects of other organizations; their number is then reported even if it is 0.
     """

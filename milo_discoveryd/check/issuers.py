@@ -1,7 +1,7 @@
 """Checks each credential issuer: mints a credential, and uses it in an engaged cluster, if there is one.
 
-An issuer that would create objects is not checked, and most issuers of one credential per cluster are checked only if a
-cluster is engaged.
+Issuers that would create objects are not checked. Without an engaged cluster, issuers with one credential per cluster
+are not checked either, except `client-certificate`.
 """
 
 import time
@@ -72,7 +72,7 @@ class IssuersCheck:
         request = MintRequest(ttl_s=ttl_s, cluster=(cluster or _PROBE) if is_of_cluster else None)
         named = f" for {cluster.target.name}" if is_of_cluster and cluster is not None else ""
         try:
-            # An unbound token, since a bound one needs a Secret, which the check would leave behind.
+            # Request an unbound token: a bound one needs a Secret, which the check would leave behind.
             minting = issuer.unbound(ttl_s) if isinstance(issuer, TokenRequestIssuer) else issuer.mint(request)
             minted = await minting
         except UnfitError as error:

@@ -54,7 +54,7 @@ class SourceParser:
         except LookupError:
             return parse_group(
                 SourceSettings, {**value, "settings": SourceKind()}
-            )  # also raises for other invalid values
+            )  # raises for the unknown kind and all other invalid values
         given = value.get("settings")
         if not isinstance(given, Mapping | None):
             raise InvalidError([Complaint(("settings",), given, "must be a mapping of settings to values")])

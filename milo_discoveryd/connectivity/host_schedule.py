@@ -1,7 +1,7 @@
 """Probes of hosts instead of clusters, for clusters that are paths of one API server. Pure.
 
-One probe of a host stands for all clusters of a source behind it: each source has issuers of its own, whose credentials
-are tried too. A cluster that is engaged later has its host's connectivity.
+One probe of a host represents all clusters of a source behind that host. Each source has its own probes, because they
+also try the credentials of the source's issuers. A cluster that is engaged later has its host's connectivity.
 A host that answers makes no cluster REACHABLE, since it answers under the path of every cluster, existing or not.
 """
 
@@ -38,7 +38,7 @@ class HostSchedule:
         # Clusters that share the probe of a host are never disengaged as unreachable.
         self._schedule = ProbeSchedule(msgspec.structs.replace(policy, give_up_after_s=None), jitter)
         self._hosts: dict[str, _HostClusters] = {}
-        """By source and host."""
+        """The clusters, keyed by source and host."""
         self._host_of: dict[str, str] = {}
         self._in_flight: dict[Probe, Probe] = {}
         """In-flight probes of hosts, keyed by the cluster probe that represents the host."""

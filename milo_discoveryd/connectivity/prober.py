@@ -22,7 +22,7 @@ SendProbe = Callable[[Cluster], Awaitable[ProbeOutcome]]
 
 
 class Prober:
-    """The task that probes engaged clusters, or their hosts, as the schedule says."""
+    """The task that probes engaged clusters, or their hosts, when the schedule requires it."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Prober:
                     self._report(change)
                 for probe in self._schedule.due(self._clock()):
                     if not self._is_wanted(probe.name, probe.incarnation):
-                        # It was disengaged as unreachable and later removed, which sent no second DISENGAGED event.
+                        # The cluster was disengaged as unreachable. Its later removal sent no second DISENGAGED event.
                         del self._clusters[probe.name]
                         self._schedule.drop(probe)
                         continue

@@ -1,7 +1,7 @@
 """The schedule of connectivity probes, and the connectivity that follows from their outcomes. Pure.
 
 Probes are rate limited in total and per host: the more clusters share a host, the less often each is probed. While a
-host is down, one probe at a time stands for all clusters behind it. A cluster becomes unreachable only after its probes
+host is down, one probe at a time represents all clusters behind it. A cluster becomes unreachable only after its probes
 failed for `unreachable_after_s`, so that the restart of an API server is not reported.
 
 With `give_up_after_s`, a cluster that stays unreachable is disengaged. An outage of a host that several clusters share

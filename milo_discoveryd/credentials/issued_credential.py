@@ -35,8 +35,8 @@ class IssuedCredential(msgspec.Struct, frozen=True, kw_only=True):
     authorities: bytes | None = None
     """CA certificates of the cluster's API server as PEM, if the backend returned them with the credential."""
     server: str = ""
-    """URL of the cluster's API server, if the backend decides how it is reached; `authorities` and `tls_server_name`
-    then verify it. Empty if it is at the cluster's endpoint."""
+    """URL of the cluster's API server, if the backend returned one; `authorities` and `tls_server_name` then verify the
+    server. Empty: the cluster's endpoint is used."""
     tls_server_name: str = ""
     is_endless: bool = False
     """Whether the credential has no stated expiry; `expires_at` is then when to read it again."""
@@ -63,7 +63,7 @@ def validate(
     audiences: Collection[str] = (),
     subject: str = "",
 ) -> IssuedCredential:
-    """Return the credential with its lifetime: the shortest of backend (`expires_at`), token and certificate.
+    """Return the credential, with the earliest expiry of the backend (`expires_at`), the token and the certificate.
 
     Raises BackendError if it is invalid, and UnfitError if it must not be issued.
     """

@@ -34,7 +34,7 @@ _HEADER = msgspec.json.Decoder(_JwtHeader)
 def claims(token: str) -> JwtClaims | None:
     """Return the claims, or None if the token is not a JWT or is too long.
 
-    Raises ValueError if they are malformed. The message does not quote the token.
+    Raises ValueError if the claims are malformed. The message does not quote the token.
     """
     parts = token.split(".")
     if len(parts) != 3 or len(token) > MAX_LENGTH:
@@ -46,7 +46,7 @@ def claims(token: str) -> JwtClaims | None:
     try:
         return _CLAIMS.decode(_decoded(parts[1]))
     except (msgspec.MsgspecError, binascii.Error, ValueError, RecursionError):
-        # msgspec's message may contain what it read.
+        # The original error is not quoted: for invalid UTF-8, it contains a byte of the token.
         raise ValueError(
             "malformed claims: exp, nbf and iat must be numbers, sub a string, and aud a string or a list of strings"
         ) from None

@@ -50,7 +50,7 @@ class Scan(msgspec.Struct, frozen=True):
     changed: frozenset[str]
     """Keys of the objects whose files changed since the previous scan."""
     settles_in_s: float = 0.0
-    """After how long to scan again because a file may be incomplete; 0 if no file may be."""
+    """How long to wait before the next scan, because a file may be incomplete; 0 if all files are complete."""
 
 
 class StoredKubeconfig(msgspec.Struct, frozen=True):

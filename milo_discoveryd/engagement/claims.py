@@ -1,4 +1,4 @@
-"""The clusters of all sources, and which object stands for a cluster if several claim the same project UID or address.
+"""The clusters of all sources, and which object may engage a cluster if several claim the same project UID or address.
 
 A user who can write an object can write another project's UID in a label, or another cluster's address in a field. So
 claims are compared across all sources. Values that come from API servers or the settings do not conflict with each
@@ -90,7 +90,7 @@ class ValueClaims(ABC):
         return affected | self.drop_former(key) if self.is_valid(key) else affected
 
     def drop_former(self, key: str) -> set[ClaimedCluster]:
-        """Drop the former claims of an object whose current one is valid. Return the clusters to evaluate again."""
+        """Drop the former claims of an object whose current claim is valid. Return the clusters to evaluate again."""
         *former, value = self._by_key.get(key, ("",))
         if not former:
             return set()
@@ -215,8 +215,8 @@ class FleetEngagements:
         ]
 
     def _stores_claims(self, states: Sequence[ClusterState]) -> bool:
-        """Return whether any claims are stored. Begins to store those on UIDs or addresses once an object contains
-        one."""
+        """Return whether any claims are stored. Begins to store the claims on UIDs, or on addresses, once an object
+        contains such a value."""
         is_any, claiming = False, [state for state in states if isinstance(state, _CLAIMING)]
         for claims in self._kinds:
             if not claims.is_active and any(map(claims.states, claiming)):
@@ -276,7 +276,7 @@ class FleetEngagements:
         return (claims for claims in self._kinds if claims.is_active)
 
     def _problem(self, name: str) -> str:
-        """Return why a cluster's object must not stand for it; empty if it may."""
+        """Return which claim keeps an object from engaging its cluster; empty if all of its claims are valid."""
         invalid = (claims for claims in self._active_kinds() if not claims.is_valid(name))
         return next((f"{claims.what} {claims.value(name)} is claimed by another object too" for claims in invalid), "")
 

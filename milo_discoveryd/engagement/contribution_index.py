@@ -212,7 +212,7 @@ class ContributionIndex:
 
 
 class ObjectsAreClusters:
-    """Each object is the cluster of its name. It has the methods of `ContributionIndex`, for kinds without `reduce`."""
+    """Replaces `ContributionIndex` for kinds without `reduce`: each object describes the cluster of the same name."""
 
     def restored_objects(
         self, clusters: Sequence[Ready], objects: Iterable[StoredObject]

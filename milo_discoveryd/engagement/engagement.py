@@ -127,7 +127,7 @@ class Engagements:
         return None if until is None else now.wall + until - now.steady
 
     def end_overdue(self, now: Moment) -> list[Event]:
-        """Disengage, or begin to drain, the clusters whose grace period is over, unless there are too many at once."""
+        """Disengage, or begin to drain, the clusters whose grace period is over, unless many are not ready at once."""
         events: list[Event] = []
         for name in self.not_ready.take_overdue(self.engaged, now.steady):
             record = self._known(name)
@@ -227,15 +227,15 @@ class Engagements:
     # --- claims of several objects ---
 
     def contest(self, observation: Ready, problem: str, now: Moment) -> list[Event]:
-        """Record that a ready object must not stand for its cluster. If the cluster is engaged for the same object, it
-        stays as it is."""
+        """Record that a claim of a ready object is not valid, so that the object cannot engage its cluster. A cluster
+        that is engaged for the same object stays as it is."""
         contested = Malformed(observation.name, observation.uid, observation.version, problem)
         self.report_malformed(contested)
         self._contested[observation.name] = observation
         return self._not_wanted(contested, now)
 
     def end_contested(self, name: str, problem: str, now: Moment) -> list[Event]:
-        """Disengage a cluster at once, because its object must not stand for it any longer."""
+        """Disengage a cluster at once, because a claim of its object is no longer valid."""
         record, events = self._known(name), list[Event]()
         if record.state in READY_STATES:
             assert record.target is not None, "the record of a ready cluster has no target"

@@ -77,7 +77,7 @@ class _Drain(msgspec.Struct):
     latest: float
     """The deadline once a subscriber is known to see the cluster."""
     expected: frozenset[SubscriberKey]
-    """The awaited subscribers. Drains that begin at about the same time share one object."""
+    """The awaited subscribers. Drains that begin at about the same time share one set."""
     released: set[SubscriberKey]
 
     @property

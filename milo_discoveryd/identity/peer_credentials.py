@@ -20,7 +20,7 @@ class PeerCredentials(msgspec.Struct, frozen=True):
     gids: tuple[int, ...]
     """Supplementary groups. Empty if getsockopt cannot return them: see `_groups`."""
     pid: int | None
-    """None if the process has exited, since its pid may have been reused, or is outside this PID namespace."""
+    """None if the process has exited (its pid may have been reused), or if it is outside of this PID namespace."""
 
 
 def peer_credentials(connected: socket.socket) -> PeerCredentials:

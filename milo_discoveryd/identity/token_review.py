@@ -27,7 +27,7 @@ from milo_kube.http.errors import TransportError
 PATH = "/apis/authentication.k8s.io/v1/tokenreviews"
 TIMEOUT_S = 5.0
 RETRY_AFTER_S = 1.0
-"""How long no review is sent after a failed request to the API server: callers fail at once."""
+"""After a failed request to the API server, no review is sent for this time, and calls that need one fail at once."""
 _MAX_IN_FLIGHT = 8
 _REQUIRED_RULE = "create on tokenreviews.authentication.k8s.io"
 

@@ -24,7 +24,7 @@ from milo_kube.credential import Credential
 from milo_kube.label_selector import Selector
 
 REJECTED = "rejected"
-"""The failure that counts clusters whose API servers answer 401 to the issued credential."""
+"""The reason in `IssuerHealth.failing` for clusters whose API servers answer 401 to the issued credential."""
 NO_ISSUER = "no credential issuer is configured, so this daemon issues no kubeconfigs"
 
 

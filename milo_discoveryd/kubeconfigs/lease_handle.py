@@ -54,7 +54,8 @@ class Issuance:
         draw: Draw = random.random,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """`may_issue`: evaluated in the step that issues a kubeconfig."""
+        """`may_issue` returns whether the daemon may issue credentials now: in a shard group, only while its
+        ownership is valid."""
         self.trust = trust
         self.metrics = metrics
         self.audit = audit
@@ -135,7 +136,8 @@ class LeaseHandle:
     def issue_exec(self, incarnation: str, to: Recipient) -> IssuedKubeconfig:
         """Issue a kubeconfig without a secret, whose exec plugin requests the credential from the daemon at each use.
 
-        Raises UnfitError if the daemon could never return one, and CredentialUnavailableError if it has no CA yet.
+        Raises UnfitError if the daemon could never return a credential, and CredentialUnavailableError if the CA of the
+        cluster is not known yet.
         """
         if (unfit := self._minter.unfit_for_all()) is not None:
             raise unfit

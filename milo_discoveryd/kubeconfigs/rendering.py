@@ -1,4 +1,4 @@
-"""Renders kubeconfigs as JSON, which is valid YAML, so that no name is parsed as another type or ends its field.
+"""Renders kubeconfigs as JSON, which is valid YAML: names cannot be parsed as another type or break out of their field.
 
 Pure and deterministic: the same cluster and credential give the same bytes. Only the fields listed here are written:
 no files, no proxy, no disabled TLS verification.

@@ -170,7 +170,7 @@ class ChangeLog:
         before, cluster = entry.cluster, None if event.type is EventType.DISENGAGED else event.cluster
         if then is not None:
             cluster = then.cluster
-        # The head and the incarnation are one integer object, so a cluster's two numbers take the memory of one.
+        # `head` is the same int object as the former `next_revision`: a revision and an incarnation share its memory.
         self.head, self.next_revision = self.next_revision, self.next_revision + 1
         if before is None or event.reason is not None or (cluster is not None and _changes_view(before, cluster)):
             if before is not None:
@@ -263,9 +263,10 @@ class ChangeLog:
         return SnapshotPart(slice_of(frames), position, frozenset(ahead))
 
     def read(self, revision: int, view: ClusterView, ahead: ReadAhead = frozenset()) -> Changes:
-        """Return the changes after `revision`, merged per cluster, up to the size of a batch or of a step.
+        """Return the changes after `revision`, merged per cluster, up to the bytes of a batch or RECORDS_PER_STEP.
 
-        A reader that continues passes the `ahead` of its last slice, and does not receive those states again.
+        A reader that continues passes the `revision` and `ahead` of the last Changes, and does not receive the states
+        in `ahead` again.
         """
         frames: list[Frame] = []
         overtaken: dict[int, LogEntry] = {}  # entries at a stale slot, by identity: they changed again later
@@ -302,8 +303,8 @@ class ChangeLog:
             if size >= self.batch_bytes:
                 reached = revisions[slot]
                 break
-        # An entry that changed again within the slice is in it, at its last slot. A reader that continues from
-        # `reached` is assumed to know the state of the others as of `reached`, so send that state.
+        # An entry whose last change is not after `reached` is in the slice, at its last slot. A later change is not in
+        # the slice: a reader that continues from `reached` is assumed to know the state at `reached`, so send it.
         sent_ahead: set[tuple[str, int]] = set()
         for entry in sorted(overtaken.values(), key=lambda entry: entry.revision):
             if entry.revision > reached:
@@ -331,7 +332,7 @@ class ChangeLog:
             yield self.frame(entry, now, EventType.UPDATED)
 
     def frame(self, entry: LogEntry, cluster: Cluster, kind: EventType = EventType.ENGAGED) -> Frame:
-        """Return the frame of a cluster that the entry has or had. That of the current cluster is cached."""
+        """Return the frame of a cluster that the entry has or had. The frame of the current cluster is cached."""
         if entry.cluster is not cluster:
             return self._encoded(Event(kind, cluster))
         if entry.frame is None or entry.frame.type is not kind:
@@ -354,7 +355,7 @@ class ChangeLog:
                 yield self.frame(entry, cluster, EventType.UPDATED)
 
     def revoked_frame(self, cluster: Cluster) -> Frame:
-        """Return the event for a subscriber that may no longer see the cluster."""
+        """Return the frame that disengages a cluster for a subscriber that may no longer see it."""
         message = "the subscriber's authorization rule no longer covers this cluster"
         return self._encoded(Event(EventType.DISENGAGED, cluster, DisengageReason.REVOKED, message))
 

@@ -63,7 +63,7 @@ class ChangeNotifier:
 
     def __init__(self) -> None:
         self._waiters: dict[Waiter, None] = {}
-        """In the order in which they are woken, which is the order of registration."""
+        """The waiters in the order in which they are woken, which is the order of registration."""
         self._last = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._published: deque[tuple[int, float]] = deque(maxlen=1024)

@@ -97,7 +97,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def endpoint(self) -> str:
-        # Without a call if there is one source, since every encoded event contains the endpoint.
+        # Calls `local_name` only if the source has a name: this property is read for every encoded event.
         return (self.local_name if self.source else self.name).join(self.place)
 
 

@@ -78,7 +78,7 @@ UNREAD = Unread()
 def earliest(cluster: str, contributions: Sequence[ObjectContribution], _uid: str = "") -> Observation | None:
     """Return the observation that is the earliest contribution; a malformed one if two contributions are the earliest.
 
-    Otherwise a user who can create objects could take over a cluster by another object with its name.
+    If a later contribution counted, a user who can create objects could take over the cluster of another object.
     """
     if not contributions:
         return None

@@ -12,8 +12,9 @@ import msgspec
 from milo_discoveryd.model.cluster import DisengageReason
 
 FORGETTABLE_RECORDS_KEPT = 10_000
-"""Maximum number of records in states that are `is_forgettable`: of the objects of a collection, to recognize later
-observations of them, and of the clusters of a source, to explain why they are not engaged."""
+"""Maximum number of records in states whose `StateMeaning.is_forgettable` is set. It applies to the objects of each
+collection, whose records show whether later observations are outdated, and to the clusters of each source, whose
+records explain why the clusters are not engaged."""
 
 
 class ObjectState(enum.Enum):
@@ -60,7 +61,7 @@ class StateMeaning(msgspec.Struct, frozen=True, kw_only=True):
     is_forgettable: bool = False
     """Only `FORGETTABLE_RECORDS_KEPT` records in such states are kept."""
     is_reported: bool = False
-    """The audit log and the journal get an entry when an object enters the state, because somebody must correct it."""
+    """The audit log gets an entry when an object enters the state, because somebody must correct the object."""
     remedy: str = ""
     """What `check` advises if objects are in this state; empty if the state is no problem."""
     tone: str = "plain"
@@ -127,7 +128,6 @@ MEANINGS = {
 }
 """All states. Those that need attention come first."""
 
-# Tuples: faster than sets, because members of an Enum are slow to hash.
 READY_STATES = tuple(state for state, meaning in MEANINGS.items() if meaning.is_ready)
 GRACED_STATES = tuple(state for state, meaning in MEANINGS.items() if meaning.has_grace)
 ABSENT_STATES = tuple(state for state, meaning in MEANINGS.items() if meaning.is_absent)

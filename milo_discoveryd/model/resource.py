@@ -63,7 +63,8 @@ class ObjectKeys(msgspec.Struct, frozen=True):
         return "", key.removeprefix(self.prefix)
 
     def can_be_read(self, key: str) -> bool:
-        """Return whether the object's namespace and name are safe in a URL path. No kind engages other objects."""
+        """Return whether the object's namespace and name are safe in a URL path. No kind engages an object with an
+        unsafe name."""
         namespace, name = self.split(key)
         return _is_segment(name) and (not self.namespaced or _is_segment(namespace))
 

@@ -314,7 +314,7 @@ class ObjectCollection:
             if not isinstance(group.decision, ConfirmEach):
                 self._list.remove_changes(name for name, _ in group.objects)
         yield from self._apply_differences()
-        # Other tasks ran between batches: a read may have settled some of these objects. The list replaced others.
+        # Leave out objects that are gone by now: the list replaced them, or a read that ended between two batches did.
         missing = self._still_present(lacking.missing)
         judged = [JudgedRemovals(self._still_present(group.objects), group.decision) for group in judgement.removals]
         self.pending_deletions.discard_all(self._list.uids.keys())
@@ -436,8 +436,8 @@ class ObjectCollection:
         return {observation.name for observation in older}
 
     def _suspects(self, *, everything: bool = False) -> Iterator[tuple[ObservedObject, ObjectRecord]]:
-        """Yield the list's suspects among established objects, or, with `everything`, all its changes of such
-        objects."""
+        """Yield listed objects, with the established records that they would change: those that may be older than the
+        record or another object of its name, or, with `everything`, all."""
         for observation in self._list.differing() if everything else self._list.suspects():
             record = self.store[observation.name]
             if record is not None and record.is_established:

@@ -211,7 +211,7 @@ class RemovalGuard:
         return held
 
     def is_behind(self, version: str, *, versions_went_back: bool) -> bool:
-        """Return whether a list is older than what was seen before, or since a restore."""
+        """Return whether a list is older than the state seen before or, after a restore, than that seen since."""
         if not versions_went_back:
             self.restored_at = None
             return False

@@ -10,7 +10,7 @@ from milo_discoveryd.objects.store import ObjectStore
 
 
 class StagedList:
-    """The names of all listed objects, and the objects that differ from the known ones, with their weights."""
+    """The names of all listed objects, and the objects that differ from the known objects, with their weights."""
 
     def __init__(self, store: ObjectStore, pending_deletions: PendingDeletions) -> None:
         self._store = store
@@ -20,7 +20,7 @@ class StagedList:
         self._known: int | None = 0
         """The number of listed objects that are present; None if objects may have changed since they were listed."""
         self._suspects: dict[str, None] = {}
-        """Staged objects that may be older than the known ones, or other objects of the same name. They are found
+        """Staged objects that may be older than the known objects, or other objects of the same name. They are found
         while the list is read, since looking for them at its end would block the event loop."""
 
     @property
@@ -80,11 +80,11 @@ class StagedList:
         return self._store.missing_from(self._uids)
 
     def suspects(self) -> Iterator[ObservedObject]:
-        """Yield the staged objects that may be older than the known ones, or other objects of the same name."""
+        """Yield the staged objects that may be older than the known objects, or other objects of the same name."""
         return (self._staged[name][0] for name in [*self._suspects] if name in self._staged)
 
     def differing(self) -> Iterator[ObservedObject]:
-        """Yield all objects that differ from the known ones."""
+        """Yield all objects that differ from the known objects."""
         return (listed for listed, _ in [*self._staged.values()])
 
     def portions(self, size: int) -> Iterator[list[tuple[ObservedObject, int]]]:

@@ -112,7 +112,7 @@ class ObjectChange(msgspec.Struct, frozen=True, gc=False):
     is_replaced: bool = False
     """A different object now has the key."""
     is_newly_reported: bool = False
-    """The object is in a state that `is_reported`, and was not in it before."""
+    """The object became malformed or refused, a state whose `StateMeaning.is_reported` is set."""
 
 
 class ObjectChanges(msgspec.Struct, frozen=True, gc=False):

@@ -35,7 +35,7 @@ class Observer(Protocol):
     def event_ignored(self, problem: str) -> None: ...
 
     def object_reported(self, observation: NotWanted) -> None:
-        """Record that an object entered a state that `is_reported`, with this observation."""
+        """Record that an object became malformed or refused: a state whose `StateMeaning.is_reported` is set."""
 
     def source_status_changed(self, status: ViewStatus) -> None:
         """Record that the source's state, or the reason for it, changed."""

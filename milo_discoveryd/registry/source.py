@@ -103,7 +103,7 @@ class ClusterSource:
         keys: Sequence[ObjectKeys] = (NAMES,),
         reduce: Reduce | None = None,
     ) -> None:
-        """`keys` has an item for each collection. Without `reduce`, each object is the cluster of its name."""
+        """`keys` has an item for each collection. Without `reduce`, each object is the cluster of the same name."""
         self.changes = changes
         self.description = description or SourceDescription()
         budget = ObjectBudget(policy.objects_limit)
@@ -118,7 +118,7 @@ class ClusterSource:
         )
         self._shown_held: HeldNotReady | None = None
         self._listed: tuple[int, int] | None = None
-        """The number of clusters in the first list of this run, and in it or a later list that had more."""
+        """The number of clusters in the first list of this run, and the largest number in any list of this run."""
         self._lost_at: float | None = None
         """The time of the last contact with the source, while the connection is lost."""
         self.restored_positions: Mapping[str, int] = {}
@@ -253,7 +253,7 @@ class ClusterSource:
 
     @property
     def first_list(self) -> FirstList:
-        """The first list of this run, without clusters that the watch added: they do not show that it was complete."""
+        """The first list of this run, without clusters that the watch added: these do not prove the list complete."""
         engaged = self.engagements.engaged
         initial, most = self._listed or (engaged, engaged)
         limits = (collection.unverified for collection in self.collections)
@@ -369,7 +369,7 @@ class ClusterSource:
         return sum(collection.pending_deletions.held for collection in self.collections)
 
     def pending_deletion(self, cluster: str) -> tuple[float, str] | None:
-        """Return when an object of the cluster was reported as deleted, and what keeps that from being confirmed."""
+        """Return when an object of the cluster was reported as deleted, and why that is not confirmed yet, or None."""
         pending = (collection.pending_deletions.explain(key) for collection, key in self._objects_of(cluster))
         return next(filter(None, pending), None)
 

@@ -16,13 +16,13 @@ MISS_BURST = 100
 MISSES_PER_S = 10.0
 MAX_MISS_DELAY_S = 5.0
 FILTER_BYTES_EACH = 24 << 20
-"""Limit of what the requests of a caller's open streams take in memory."""
+"""Memory limit for the requests of a caller's open streams, in bytes."""
 FILTER_BYTES = 96 << 20
-"""Limit of what the requests of all open streams take in memory."""
+"""Memory limit for the requests of all open streams, in bytes."""
 
 
 class QuotaLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """The limits for all callers together, and for each caller whose rule sets no other."""
+    """The limits for all callers together, and for each caller whose rule sets no limit of its own."""
 
     streams: int
     streams_each: int
@@ -53,11 +53,11 @@ class Quotas:
         if self.open_streams(keys) >= each:
             message = f"stream limit ({each}) reached for this caller; close a stream or raise rights[].streams"
             return StreamDenial("TOO_MANY_STREAMS", "streams", message)
-        # A caller opens a stream only while it has fewer than are free, so that another caller can open one too.
+        # A caller opens a stream only if it has fewer streams than are free, so that other callers can open some too.
         if self.open_streams(keys) >= self.limits.streams - self._open:
             message = (
-                f"this caller has as many streams as are free of the daemon's {self.limits.streams}; retry or raise "
-                "limits.streams"
+                f"too few of the daemon's {self.limits.streams} streams are free: a caller needs to have fewer streams "
+                "than are free; retry or raise limits.streams"
             )
             return StreamDenial("TOO_MANY_STREAMS", "streams", message)
         own = max(self._filter_bytes[key] for key in keys)

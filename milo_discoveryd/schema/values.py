@@ -188,7 +188,7 @@ def _require_ip(host: str) -> None:
 
 
 def address_template(value: object) -> str:
-    """Parse `host[:port]` with placeholders. Whether it is unique per project also depends on another setting."""
+    """Parse `host[:port]` with placeholders. `ProjectControlPlaneKind` checks that it is unique per project."""
     text = str(value)
     filled = _filled(text, _PLACEHOLDERS)
     try:

@@ -28,7 +28,7 @@ class CredentialFence:
     def __init__(self) -> None:
         self._ownership: Ownership | None = None
         self._cleared: list[Ownership] = []
-        """The ownerships in the present view for which the credentials of others were revoked."""
+        """The ownerships in the present view for which the credentials of other members were revoked."""
         self._period = 0
         """Counts views and interruptions. Credentials may have been issued since a revocation in an earlier period."""
 

@@ -1,4 +1,4 @@
-"""The task of a member: performs its requests, and makes the fleet engage the clusters that it owns."""
+"""The task of a member: performs the member's requests, and makes the fleet engage the clusters that it owns."""
 
 import asyncio
 import time

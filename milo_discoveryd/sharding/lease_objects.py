@@ -14,7 +14,7 @@ VIEW = "view"
 """The last part of the name of the view's Lease, where other Leases have the member's name."""
 _DURATION_S = 30
 _FORMAT = "1"
-"""The format of the Leases. Members with different formats do not share clusters: each would misread the other's."""
+"""The format of the Leases. Members with different formats do not share clusters: they misread each other's Leases."""
 _MAX_WEIGHT = 1000.0
 _MAX_NUMBER = 2**53
 

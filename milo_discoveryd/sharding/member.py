@@ -11,11 +11,12 @@ Safety rests on these rules:
 
 - A member claims ownership only for `fence_after_s` after the start of its last successful renewal. Others evict it, by
   a write that makes its next renewal fail, when its Lease has not changed for `evict_after_s` on their own clocks.
-- A Lease counts as unchanged only while the observer reads it regularly: a restored backup may lack renewals that were
-  written while it did not.
+- A Lease counts as unchanged only while the observer reads it regularly: if the Leases were restored from a backup,
+  renewals that were written between two reads may be missing.
 - The next view is written only when every member of the present and the previous view has acknowledged the present
   view, left or been evicted. So a key has at most two possible owners: the present one, and the former one that has
-  not released it. With the acknowledgment, a member lists the keys that it has not released, which no other engages.
+  not released it. With the acknowledgment, a member lists the keys that it has not released: no other member
+  engages these.
 - A newcomer acknowledges the view, and so enters the next one, only when it may engage clusters: former owners release
   at once what the view takes from them.
 - Malformed data is not evidence: a malformed Lease counts as one that is not renewed, and a member whose own Lease was
@@ -397,7 +398,7 @@ class Member:
         return max(self.state.renewals, 0 if lease is None else lease.renewal) + 1
 
     def _acknowledgeable(self, now: float) -> int:
-        """Return the latest view that the member can acknowledge."""
+        """Return the number of the latest view that the member can acknowledge."""
         state, view = self.state, self._view
         assert state.lease is not None
         if view is None or not self._can_acknowledge(now):

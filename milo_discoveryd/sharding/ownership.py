@@ -31,7 +31,7 @@ class Ownership(msgspec.Struct, frozen=True, kw_only=True):
     unsettled: frozenset[str] = frozenset()
     """Members of the previous view that have neither acknowledged this view nor left or been evicted."""
     pending: Mapping[str, str] = {}
-    """The other member that has not released a key, by key. The key may have moved from it in an earlier view."""
+    """The keys that another member has not released, with that member, which may have lost them in an earlier view."""
     may_engage: bool = True
     """False after a start and after an interruption, until the Leases are known to be current."""
 

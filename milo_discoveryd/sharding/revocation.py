@@ -1,4 +1,4 @@
-"""Revokes the credentials that other members obtained, before this one engages their clusters."""
+"""Revokes the credentials that other members obtained for clusters, before this member engages these clusters."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence

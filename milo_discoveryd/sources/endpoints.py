@@ -24,7 +24,7 @@ _PATH = re.compile(r"(?:/[A-Za-z0-9][-A-Za-z0-9._:~]*)*/?")
 
 
 HostPattern: TypeAlias = str | IPv4Network | IPv6Network
-"""A host, all hosts below one ("*.example.com"), or a network of addresses."""
+"""A host, all hosts below a domain ("*.example.com"), or a network of addresses."""
 
 
 def host_pattern(text: str) -> HostPattern:
@@ -36,7 +36,7 @@ def host_pattern(text: str) -> HostPattern:
             raise ValueError(f"must be a network such as 10.0.0.0/8: {error}") from None
     if not _HOST.fullmatch(text):
         raise ValueError(
-            'must be a host, all hosts below one, such as "*.example.com", or a network such as 10.0.0.0/8'
+            'must be a host, all hosts below a domain, such as "*.example.com", or a network such as 10.0.0.0/8'
         )
     return text.lower()
 

@@ -1,4 +1,4 @@
-"""Paths to fields of Kubernetes objects, and templates of them. Pure.
+"""Paths to fields of Kubernetes objects, and templates that contain such paths. Pure.
 
 A path begins at `metadata`, `spec`, `status`, `data` or `stringData`, which is the decoded data of a Secret. `.name` is
 a field, `[key]` a key of any characters or a position in a list, and `[field=value]` the first element of a list with

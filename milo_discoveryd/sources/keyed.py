@@ -52,7 +52,7 @@ class KeyedSource:
         self.keys: Sequence[ObjectKeys] = (ObjectKeys(prefix=key_of("", name)),)
         """The keys of the objects of each collection; files count as one."""
         self.reduce: Reduce | None = None
-        """None if each object stands for one cluster under the object's key."""
+        """None if each object represents one cluster, under the object's key."""
         self._restored_place: RestoredPlace | None = None
         self._selector = parse_selector("")
         match follows:
@@ -110,7 +110,7 @@ class KeyedSource:
         return FollowedCollection(WatchedCollection(resource, keys), decoder)
 
     def _of_objects(self, watch: ContributionWatch | ReferencedWatch, label_selector: str) -> FollowedCollection:
-        # The daemon's label selector applies only to objects that stand for clusters.
+        # The daemon's label selector applies only to objects that represent clusters.
         resource = (
             _selecting(watch.resource, label_selector) if isinstance(watch, ContributionWatch) else watch.resource
         )
@@ -179,7 +179,7 @@ class KeyedSource:
 
 def _referenced(key: str, metadata: Metadata, value: object) -> ObservedObject:
     if value is None:
-        # The removal guard counts objects with content, so that others do not hide a mass removal.
+        # Not ready, so that the removal guard does not count it: objects without content could hide a mass removal.
         return NotReady(key, metadata.uid, metadata.resourceVersion, "it has no content that a contribution needs")
     return _contributing(key, metadata, ObjectContent(value=value))
 

@@ -34,20 +34,21 @@ SENT_WHERE_OBJECTS_SAY = "objects decide where the issuer's credential is sent, 
 Reduce = Callable[[str, Sequence[ObjectContribution], str], Observation | None]
 """Returns the observation of a cluster from all its objects, or None if it is to be reported as deleted.
 
-It gets the name of the cluster and the contributions of all objects that name it, the earliest first; none after the
-confirmed deletion of the last of them. These are followed by the contents of the existing objects that they need;
-`watch` and `object` distinguish them. The last argument is the UID of the current engagement if at least one of its
-objects remains, and otherwise empty. An observation with another UID replaces the cluster.
+The first argument is the name of the cluster. The second has the contributions of all objects that name the cluster,
+the earliest first (none after the confirmed deletion of the last such object), followed by the contents of the existing
+objects that these contributions need; `watch` and `object` show to which object an item belongs. The last argument is
+the UID of the current engagement if at least one of its objects remains, and otherwise empty. An observation with
+another UID replaces the cluster.
 """
 RestoredPlace = Callable[[Target], tuple[str, ...]]
-"""Returns `Target.place` of a cluster from the state file, whose content is not trusted, by its name in the source.
+"""Returns `Target.place` of a cluster from the state file, whose content is not trusted; `name` is that in the source.
 
 Raises MalformedError for a cluster that must not be served before the source reports it again.
 """
 
 
 class OneResource(msgspec.Struct, frozen=True):
-    """Objects of a cluster-scoped resource, each of which stands for the cluster of its name."""
+    """Objects of a cluster-scoped resource, each of which represents the cluster of the same name."""
 
     resource: Resource
     observe: Callable[[Any], Observation]
@@ -68,7 +69,7 @@ class ContributionWatch(msgspec.Struct, frozen=True):
 
 
 class ReferencedWatch(msgspec.Struct, frozen=True):
-    """A resource whose objects do not stand for clusters, but which contributions refer to (`Contribution.needs`)."""
+    """A resource whose objects do not represent clusters, but to which contributions refer (`Contribution.needs`)."""
 
     resource: Resource
     object_type: Any
@@ -84,7 +85,7 @@ class ReferencedWatch(msgspec.Struct, frozen=True):
 class SeveralResources(msgspec.Struct, frozen=True):
     """The resources of a source whose clusters do not have the names of objects of one cluster-scoped resource.
 
-    Several objects may stand for one cluster: `reduce` decides what they mean together.
+    Several objects may represent one cluster: `reduce` decides what they mean together.
     """
 
     watches: tuple[ContributionWatch | ReferencedWatch, ...]
@@ -93,7 +94,7 @@ class SeveralResources(msgspec.Struct, frozen=True):
 
 
 class FileObject(msgspec.Struct, frozen=True):
-    """The content of a file, or of a part of it that stands for a cluster."""
+    """The content of a file, or of a part of it that represents a cluster."""
 
     key: str
     """Unique in the source."""
@@ -112,7 +113,7 @@ class Files(msgspec.Struct, frozen=True):
     """The directory or the file; `~` is the home directory of the daemon's user."""
     is_directory: bool
     read_file: Callable[[str, bytes], Iterable[FileObject]]
-    """Returns the clusters that a file describes. Raises MalformedError if it is the only one and describes none."""
+    """Returns the clusters that a file describes. Raises MalformedError if the only file of a source is malformed."""
     context_of: Callable[[str], tuple[str, str]]
     """Returns the name of an object's file in the directory, and the name of its context. An empty file name means the
     only file; an empty context means the current one."""
@@ -194,7 +195,7 @@ class SourceKind(Group, frozen=True, kw_only=True):
     """Whether all clusters are paths of the project server, so that one probe shows whether it is reachable."""
     addresses_are_configured: ClassVar[bool] = False
     """Whether the addresses of all clusters follow from the configuration, so that they have the CA and accept the
-    credential of the project kubeconfig. Otherwise each has its own CA, and the daemon sends its credential to none."""
+    credential of the project kubeconfig. Otherwise each cluster has its own CA, and none is sent that credential."""
     contexts: ClassVar[tuple[ContextKind, ...]] = ()
     """The contexts of Milo in which the kind can work; empty if it does not depend on them."""
 

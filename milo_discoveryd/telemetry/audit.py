@@ -129,7 +129,7 @@ class Audit:
         self._note("rights changed", **about)
 
     def reload_rejected(self, **about: object) -> None:
-        """Record that the new rules cannot be loaded; the previous ones stay in force."""
+        """Record that the new rules cannot be loaded; the previous rules stay in force."""
         self._note("rights kept", **about)
 
     def _note(self, event: str, **fields: object) -> None:

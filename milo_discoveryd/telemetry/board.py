@@ -49,7 +49,7 @@ LISTING_SHARE = 0.02
 """The share of the time that listings for one search may take."""
 _NAMES_SHOWN = 3
 _LONGEST = 200
-"""Maximum characters of what callers choose in a row of a subscriber: there may be thousands."""
+"""Length limit of a text that a caller chooses, in a subscriber's row: there may be thousands of rows."""
 
 
 class Subscriber(Protocol):

@@ -1,4 +1,4 @@
-"""Counts and logs changes of the fleet and its source, and keeps the recent ones and an hour of samples."""
+"""Counts and logs changes of the fleet and its source, and keeps recent changes and an hour of samples."""
 
 import time
 from collections import deque

@@ -87,7 +87,7 @@ class SourceMetrics:
             self._prepare(name, of)
 
     def _prepare(self, source: str, of: tuple[str, ...]) -> None:
-        """Create the series of a source: increase() misses the first event of one that did not exist before it."""
+        """Create a source's series: PromQL's increase() misses the first event of one that did not exist before."""
         for result in _DRAIN_RESULTS:
             self._drains.labels(*of, result)
         for result in _CONFIRMATIONS:

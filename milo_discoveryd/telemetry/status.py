@@ -92,9 +92,9 @@ class RecentChange(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 class SubscriberRow(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     since: datetime
     lag: int
-    """The number of revisions that it has not been sent yet."""
+    """The number of revisions that the subscriber has not been sent yet."""
     caller: str = ""
-    """Its identity, as the listener verified it."""
+    """The caller's identity, as the listener verified it."""
     wants: str = ""
 
 
@@ -116,7 +116,7 @@ class IssuerRow(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     problem: str
     """Why the last attempt failed, apart from failures of one cluster; empty if it did not."""
     expires_at: datetime | None
-    """When the first of its credentials expires."""
+    """When the first of the issuer's credentials expires; None if the issuer holds none."""
     leases: int
     failing: Mapping[str, int] = {}
     """The number of clusters that get no credential of their own, or whose API servers reject it, by reason."""

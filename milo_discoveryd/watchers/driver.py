@@ -36,9 +36,9 @@ CONFIRMATION_TIMEOUT_S = 5.0
 """Usually shorter than the timeout of a list, so that a read of one object that hangs soon releases its slot."""
 OVER_BUDGET_RETRY_S = 300.0
 BATCHES_PER_COLLECTION = 8
-"""Batches after which the youngest generation is collected. Python itself starts a collection only when allocations
-exceed deallocations by a threshold. Updates, which replace objects, stay below it for long, until one collection
-examines the tuples of 100,000 objects at once, which takes 35 ms."""
+"""Batches of source events after which the garbage collector examines its youngest generation. Python itself does so
+only when allocations exceed deallocations by a threshold. Updates, which replace objects, stay below it for long, until
+one run of the garbage collector examines the tuples of 100,000 objects at once, which takes 35 ms."""
 
 
 class Confirmations:
@@ -118,7 +118,7 @@ class Confirmations:
             if isinstance(answer, Found) and answer.observation.uid == uid:
                 return result
             if isinstance(answer, Inconclusive):
-                problem = f"the server may be another one, and reading {reference} from it failed: {answer.problem}"
+                problem = f"the server may be a different one, and reading {reference} from it failed: {answer.problem}"
                 refusal = answer if answer.is_refusal else refusal
         if refusal is not None:
             return msgspec.structs.replace(refusal, problem=problem)

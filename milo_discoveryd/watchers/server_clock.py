@@ -12,7 +12,7 @@ def seconds_ahead(date: str | None, sent_at: float, received_at: float) -> float
     The server wrote the date between the two times, both in seconds since the epoch.
     """
     try:
-        # Not by email.utils, which would be loaded at the start of the daemon for this alone.
+        # Parsed without email.utils, which the daemon would load at its start only for this purpose.
         _, day, month, year, time, zone = (date or "").split()
         hour, minute, second = map(int, time.split(":"))
         stated = datetime(int(year), _MONTHS.index(month) + 1, int(day), hour, minute, second, tzinfo=UTC).timestamp()

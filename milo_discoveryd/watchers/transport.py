@@ -64,7 +64,7 @@ class ExpiringAccess:
         if access.credential.certificate != self._certificate:
             self._certificate = access.credential.certificate
             self._note_expiry()
-        # Only after the server refused it: this machine's clock may be wrong.
+        # The expiry counts only after the server refused the certificate, because this machine's clock may be wrong.
         if refused == access.credential and self.expires_at is not None and self.expires_at <= self._wall():
             expired_at = f"{datetime.fromtimestamp(self.expires_at, UTC):%Y-%m-%d %H:%M} UTC"
             message = f"{access.server} refused the client certificate of {self._upstream.origin}, which expired at "

@@ -62,7 +62,7 @@ class ConfigReloader:
                 async with asyncio.timeout(POLL_INTERVAL_S if self._file is not None else None):
                     await self._requested.wait()
             before, seen = seen, self._state()
-            # On request, or once a changed file stays the same between two polls: then the writer has finished.
+            # Reload on request, or once a changed file stays the same between two polls: then its writer has finished.
             if self._requested.is_set() or (seen is not None and read != seen == before):
                 self._requested.clear()
                 read = seen

@@ -56,7 +56,7 @@ class Issuers:
         self._made: dict[str, Issuer] = {issuer.name: self._make(issuer) for issuer in settings.kubeconfigs.issuers}
 
     def assignments(self) -> list[IssuerAssignment]:
-        """Return the issuers for kubeconfigs, in their order."""
+        """Return the issuers for kubeconfigs, in the order of the settings."""
         return [
             IssuerAssignment(self._made[issuer.name], parse_selector(issuer.label_selector), frozenset(issuer.sources))
             for issuer in self._settings.kubeconfigs.issuers

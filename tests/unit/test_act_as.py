@@ -32,12 +32,12 @@ def test_impersonated_user_alone_has_no_other_fields_or_headers() -> None:
 @pytest.mark.parametrize(
     ("user", "words"),
     [
-        ({"as-groups": ["a"]}, "without as"),
-        ({"as-user-extra": {"x": ["1"]}}, "without as"),
-        ({"as": 5}, "an as or as-groups"),
-        ({"as": "a\nb"}, "an as or as-groups"),
-        ({"as": "a", "as-groups": "b"}, "an as or as-groups"),
-        ({"as": "a", "as-groups": [""]}, "an as or as-groups"),
+        ({"as-groups": ["a"]}, "without 'as'"),
+        ({"as-user-extra": {"x": ["1"]}}, "without 'as'"),
+        ({"as": 5}, "a value of 'as' or 'as-groups'"),
+        ({"as": "a\nb"}, "a value of 'as' or 'as-groups'"),
+        ({"as": "a", "as-groups": "b"}, "a value of 'as' or 'as-groups'"),
+        ({"as": "a", "as-groups": [""]}, "a value of 'as' or 'as-groups'"),
         ({"as": "a", "as-user-extra": ["x"]}, "as-user-extra"),
         ({"as": "a", "as-user-extra": {"x": "1"}}, "as-user-extra"),
         ({"as": "a", "as-user-extra": {"ä": ["1"]}}, "as-user-extra"),

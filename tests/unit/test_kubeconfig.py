@@ -89,7 +89,7 @@ def test_received_kubeconfig_needs_no_cluster() -> None:
         (LOCAL, {"user": {"token": f"{CANARY} x"}}, "not a bearer token"),
         (LOCAL, {"user": {"client-key-data": "!"}}, "client-key-data that is not valid base64"),
         (LOCAL, {"user": {"client-key-data": encoded("x")}}, "only one of a client certificate and its key"),
-        (LOCAL, {"user": {"client-key-data": encoded("x"), "client-certificate": "f"}}, "one form for both"),
+        (LOCAL, {"user": {"client-key-data": encoded("x"), "client-certificate": "f"}}, "use data or files for both"),
         (LOCAL, {"user": {"exec": {**PLUGIN, "apiVersion": "v1"}}}, "an apiVersion other than"),
         (LOCAL, {"user": {"exec": {**PLUGIN, "command": ""}}}, "without a command"),
         (LOCAL, {"user": {"exec": {**PLUGIN, "interactiveMode": "Always"}}}, "needs a terminal"),
@@ -208,7 +208,7 @@ def test_policy_with_impersonation_accepts_a_user_and_refuses_groups_without_one
     acting = Policy(cluster=frozenset({"server"}), user=frozenset({"token"}) | act_as.FIELDS)
     found = parse(content(user={"token": "t", "as": "ann"})).select(acting)
     assert found.act_as == ActAs(user="ann")
-    assert "user has as-groups or as-user-extra without as" in refused(acting, content(user={"as-groups": ["a"]}))
+    assert "user has 'as-groups' or 'as-user-extra' without 'as'" in refused(acting, content(user={"as-groups": ["a"]}))
 
 
 COSTLY = {

@@ -183,7 +183,7 @@ async def test_invalid_replacement_kubeconfig_is_reported_and_old_one_kept(write
     replace(path, "")
     assert await source.credential() == Credential(token=Secret("s3cret"))
     replace(path, "nonsense: yes")
-    with pytest.raises(CredentialError, match=r"replaced by an invalid one: kubeconfig .* current-context"):
+    with pytest.raises(CredentialError, match=r"its new content is invalid: kubeconfig .* current-context"):
         await source.credential()
 
 
@@ -211,7 +211,7 @@ async def test_invalid_replacement_kubeconfig_is_reported_and_old_one_kept(write
         ({}, {"token": "s3cret s3cret"}, "not a bearer token"),
         ({}, {"client-certificate-data": encoded("x")}, "set both"),
         ({}, {"client-key-data": encoded("x")}, "set both"),
-        ({}, {"client-key-data": encoded("x"), "client-certificate": "kubeconfig"}, "use one form for both"),
+        ({}, {"client-key-data": encoded("x"), "client-certificate": "kubeconfig"}, "use data or files for both"),
         ({}, {"exec": {"apiVersion": "client.authentication.k8s.io/v1alpha1", "command": "x"}}, "v1beta1"),
         ({}, {"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": ""}}, "without a command"),
         (

@@ -48,8 +48,8 @@ const (
 	bufferBytes = 1 << 20
 )
 
-// Daemon is an in-memory fake daemon. Its methods are safe for concurrent use. On a mistake, some call t.Fatalf, so
-// call them from the goroutine of the test.
+// Daemon is an in-memory fake daemon. Its methods are safe for concurrent use. Some call t.Fatalf, for example if the
+// named cluster is not engaged, so call them from the goroutine of the test.
 type Daemon struct {
 	t testing.TB
 

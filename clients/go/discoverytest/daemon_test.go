@@ -88,7 +88,7 @@ func TestDaemon(t *testing.T) {
 			if err := client.Release(t.Context(), stale, "s"); !errors.Is(err, discovery.ErrPreconditionFailed) {
 				t.Errorf("Release() of another incarnation: error = %v, want ErrPreconditionFailed", err)
 			}
-			for range 2 { // the second is a no-op
+			for range 2 { // the second call is a no-op
 				if err := client.Release(t.Context(), draining, "s"); err != nil {
 					t.Fatal(err)
 				}

@@ -32,7 +32,7 @@ type record struct {
 	engagements int
 	projects    int // number of projects that have had this name
 	issued      int
-	kubeconfig  *pb.Kubeconfig // the newest one of this engagement
+	kubeconfig  *pb.Kubeconfig // the newest kubeconfig of this engagement
 	reason      pb.Engagement_Reason
 	since       *timestamppb.Timestamp
 	transitions []*pb.Transition

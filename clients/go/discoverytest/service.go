@@ -347,7 +347,7 @@ func (s *stream) heartbeat(d *Daemon, revision string) []*pb.WatchClustersRespon
 	return []*pb.WatchClustersResponse{s.follow(d, batch, revision)}
 }
 
-// follow sets the revisions of a batch, as the next one of the stream.
+// follow sets the revisions of a batch, so that it is the next batch of the stream.
 func (s *stream) follow(d *Daemon, batch *pb.WatchClustersResponse, revision string) *pb.WatchClustersResponse {
 	if !s.started {
 		s.started = true
@@ -379,7 +379,7 @@ func (s *stream) snapshot(d *Daemon) []*pb.WatchClustersResponse {
 		if batch.Synced {
 			batch.PendingSources = d.pending
 		} else {
-			revision = fmt.Sprintf("%s/%d", revision, i+1) // a stream cannot be resumed from it
+			revision = fmt.Sprintf("%s/%d", revision, i+1) // streams cannot be resumed from this revision
 		}
 		batches[i] = s.follow(d, batch, revision)
 	}
@@ -387,7 +387,7 @@ func (s *stream) snapshot(d *Daemon) []*pb.WatchClustersResponse {
 	return batches
 }
 
-// filtered returns the event of a change for this stream, with its filter, or nil.
+// filtered returns the event that this stream receives for a change, or nil if its filter excludes the change.
 func (s *stream) filtered(d *Daemon, change change) *pb.ClusterEvent {
 	before := change.before != nil && s.covers(change.before)
 	after := change.after != nil && s.covers(change.after)

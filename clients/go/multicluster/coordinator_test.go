@@ -33,8 +33,8 @@ import (
 	"go.miloapis.com/discovery/multicluster"
 )
 
-// coordinated is a coordinator with its replica's daemon, and records its engagements. The clusters of its provider are
-// nil.
+// coordinated has a coordinator and the daemon of its replica, and records the engagements of the coordinator. Each
+// cluster.Cluster of the provider is nil.
 type coordinated struct {
 	*engagements
 

@@ -93,7 +93,7 @@ func TestRevokedTokenIsRenewedAndRequestRetriedOnce(t *testing.T) {
 	if err := testutil.GatherAndCompare(registry, strings.NewReader(want), "milo_discovery_client_credential_renewals_total"); err != nil {
 		t.Error(err)
 	}
-	// If the daemon has no newer token either, the 401 is returned, and calls of the daemon are rate limited.
+	// If the daemon has no newer token either, the 401 is returned, and requests to the daemon are rate limited.
 	project.SetTokens("nobody has this one")
 	for range 10 {
 		if err := cl.GetAPIReader().Get(ctx, client.ObjectKeyFromObject(made), made); err == nil {

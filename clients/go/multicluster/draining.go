@@ -134,8 +134,8 @@ type drain struct {
 	cancel  context.CancelFunc
 }
 
-// drain handles an event of a draining cluster: it cancels the work on it, and releases the cluster when the work has
-// ended, again for each event. It is called with the lock held; e may be nil.
+// drain handles an event of a draining cluster: it cancels the work on it, and releases the cluster once the work has
+// ended. A later state of the draining cluster is released as well. It is called with the lock held; e may be nil.
 func (p *Provider) drain(ctx context.Context, e *entry, event discovery.Event) {
 	name := multicluster.ClusterName(event.Cluster.Name)
 	d := p.drains[name]

@@ -19,7 +19,7 @@ type state string
 
 // The states of a cluster that the daemon has engaged.
 const (
-	stateWaiting  state = "waiting"  // wait for a slot
+	stateWaiting  state = "waiting"  // waiting for a slot
 	stateStarting state = "starting" // being created
 	stateStandby  state = "standby"  // started; Get returns it, but it is not engaged with controllers, since this replica does not lead
 	stateEngaged  state = "engaged"  // engaged with controllers
@@ -165,7 +165,8 @@ func (p *Provider) run(e *entry) error {
 		return err
 	}
 	i.cancel = cancel
-	// Get has to return the cluster before the first event. The second call adds the indexes that were added concurrently.
+	// Get has to return the cluster before controllers receive its first event. The second call of index adds the
+	// indexes that IndexField was given after the first call.
 	if err := p.index(ctx, i); err != nil {
 		return err
 	}

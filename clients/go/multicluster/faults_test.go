@@ -223,9 +223,9 @@ func TestRecreatedProjectWithTheSameNameIsANewCluster(t *testing.T) {
 	}
 }
 
-// TestEngagementsOfANameDoNotOverlap is a storm that disengages and engages several names concurrently, in all ways.
-// When Engage is called for the next engagement of a name, the context of the last one must be canceled. A storm in which
-// names seem to be engaged twice at once counts the ends later: see TestEndsThatAreCountedLateSeemToOverlap.
+// TestEngagementsOfANameDoNotOverlap disengages and engages several names concurrently, in all ways. When Engage is
+// called for the next engagement of a name, the context of the last one must be canceled. A component that counts the
+// ends later can count a name as engaged twice at once: see TestEndsThatAreCountedLateSeemToOverlap.
 func TestEngagementsOfANameDoNotOverlap(t *testing.T) {
 	env := newEnvironment(t)
 	names := numbered(8)
@@ -272,7 +272,7 @@ func TestEngagementsOfANameDoNotOverlap(t *testing.T) {
 	}
 }
 
-// lagging is an Aware that counts the engagements of each name, and the end of one in a context.AfterFunc.
+// lagging is an Aware that counts the current engagements of each name: up in Engage, and down in a context.AfterFunc.
 type lagging struct {
 	mu     sync.Mutex
 	counts map[mc.ClusterName]int

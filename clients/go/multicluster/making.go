@@ -30,7 +30,7 @@ func (p *Provider) make(ctx context.Context, e *entry) (*instance, error) {
 			return p.documents.Mapper(ctx, config, httpClient)
 		}
 	}
-	// Last, since it wraps the operator's own cache and informers.
+	// Applied last, since it wraps the cache and informers that the operator's ClusterOptions set.
 	last := func(o *cluster.Options) {
 		if p.options.BlockingCaches {
 			return

@@ -94,7 +94,7 @@ func New(options Options) (*Provider, error) {
 	return p, nil
 }
 
-// retries are the delays after a failure.
+// retries is the backoff after a failure, such as that of an engagement or of the watch.
 var retries = wait.Backoff{Duration: time.Second, Factor: 2, Jitter: 0.2, Steps: 7, Cap: time.Minute}
 
 // Get returns the cluster with the name. It returns the same instance until the cluster is disengaged. After

@@ -23,8 +23,8 @@ import (
 )
 
 // realVariable is the environment variable for the path of a JSON file that describes a real daemon and real API
-// servers. tests/end_to_end/real writes the file. For the daemon, each Secret with a kubeconfig is a cluster, and it
-// issues that kubeconfig.
+// servers. tests/end_to_end/real writes the file. The daemon treats each Secret with a kubeconfig as a cluster, and
+// issues that kubeconfig for it.
 const realVariable = "MILO_DISCOVERY_TEST_REAL"
 
 const drainLabel = "drain" // the daemon's selector excludes Secrets with this label
@@ -36,7 +36,7 @@ type realSite struct {
 	Address   string            `json:"address"`
 	Platform  string            `json:"platform"` // kubeconfig of the API server with the Secrets
 	Namespace string            `json:"namespace"`
-	Labels    map[string]string `json:"labels"`  // namespace of Secrets that represent clusters
+	Labels    map[string]string `json:"labels"`  // labels of Secrets that represent clusters
 	Servers   []string          `json:"servers"` // kubeconfigs of the API servers with the projects
 
 	daemon   *discovery.Client

@@ -19,7 +19,7 @@ var configMap = corev1.SchemeGroupVersion.WithKind("ConfigMap")
 // reusable contains types of objects into which a caller can read several kinds or objects.
 var reusable = map[string]struct {
 	make func() client.Object
-	// others are the kinds that are read with the object between ConfigMaps.
+	// others are the kinds that are read into the object between reads of ConfigMaps.
 	others []schema.GroupVersionKind
 }{
 	"unstructured": {func() client.Object { return &unstructured.Unstructured{} }, []schema.GroupVersionKind{thing}},
@@ -32,7 +32,7 @@ var reusable = map[string]struct {
 func TestCallersMayReuseTheirObjects(t *testing.T) {
 	for name, each := range reusable {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel() // they mostly wait for the backoff of client-go
+			t.Parallel() // the subtests mostly wait for the backoff of client-go
 			env := newEnvironment(t)
 			env.serveThing("alpha", "things")
 			env.animal("alpha", "one")

@@ -50,7 +50,7 @@ type realShards struct {
 	sharedAt   time.Time // when share first found that all namespaces have owners
 
 	Kubeconfig string            `json:"kubeconfig"`
-	Labels     map[string]string `json:"labels"` // number of namespaces that represent clusters
+	Labels     map[string]string `json:"labels"` // labels of namespaces that represent clusters
 	Members    []struct {
 		Address     string   `json:"address"`
 		Command     []string `json:"command"`

@@ -25,7 +25,7 @@ func newSlots(size int, moveAfter, endAfter time.Duration) *slots {
 	}
 }
 
-// slot is released by release, or after endAfter.
+// slot is an element of one of the two sets. It is freed by release, or after endAfter.
 type slot struct {
 	of        *slots
 	mu        sync.Mutex

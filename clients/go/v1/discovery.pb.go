@@ -1610,11 +1610,11 @@ type PendingRelease struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// As in WatchClustersRequest.
 	Subscriber string `protobuf:"bytes,1,opt,name=subscriber,proto3" json:"subscriber,omitempty"`
-	// Its verified identity: "user system:serviceaccount:dns:operator".
+	// The verified identity of the subscriber: "user system:serviceaccount:dns:operator".
 	Caller string `protobuf:"bytes,2,opt,name=caller,proto3" json:"caller,omitempty"`
-	// It has a stream open.
+	// Whether the subscriber has a stream open.
 	Connected bool `protobuf:"varint,3,opt,name=connected,proto3" json:"connected,omitempty"`
-	// Since when it is connected, or disconnected.
+	// When the subscriber connected or, if it has no stream open, disconnected.
 	Since         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2249,8 +2249,8 @@ func (*RenewOwnershipRequest) Descriptor() ([]byte, []int) {
 // RenewOwnershipResponse is the state of a daemon's ownership.
 type RenewOwnershipResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Unset while the daemon owns nothing: an earlier response stands until its time has passed. Also unset on a daemon that
-	// shares clusters with no other, whose ownership does not end.
+	// Unset while the daemon owns nothing: an earlier response stands until its `valid_for` has passed. Also unset on a
+	// daemon that shares clusters with no other, whose ownership does not end.
 	ValidFor *durationpb.Duration `protobuf:"bytes,1,opt,name=valid_for,json=validFor,proto3" json:"valid_for,omitempty"`
 	// The daemon shares the clusters with others.
 	Sharded       bool `protobuf:"varint,2,opt,name=sharded,proto3" json:"sharded,omitempty"`

@@ -61,7 +61,8 @@ const (
 // `grpc-status-details-bin`.
 //
 // INVALID_ARGUMENT, PERMISSION_DENIED, UNAUTHENTICATED, UNIMPLEMENTED and FAILED_PRECONDITION end a stream permanently:
-// report them. After any other end, and where nothing listens yet, open it again: at first soon, then with backoff.
+// report them. After any other end, and where nothing listens yet, open it again: at first soon, then with backoff and
+// jitter.
 //
 // Messages can be larger than the 4 MiB that gRPC receives by default: allow 64 MiB.
 type DiscoveryServiceClient interface {
@@ -71,12 +72,12 @@ type DiscoveryServiceClient interface {
 	// ENGAGED events, in as many batches as it takes; `synced` is true from the batch that completes
 	// them. An empty fleet is one batch without events, `reset = true`, `synced = true`. A stream that
 	// resumes has no `reset`, and its first batch is already synced. Between `reset` and `synced`, any other event
-	// changes the snapshot itself: a cluster of it may be UPDATED, be given a KUBECONFIG, or be DISENGAGED again. Until the daemon has seen the first
-	// complete list of its source, it holds the stream open and sends only heartbeats with `synced = false`:
-	// an incomplete view is never sent as a complete one.
+	// changes the snapshot itself: a cluster of it may be UPDATED, be given a KUBECONFIG, or be DISENGAGED again. Until the
+	// daemon has seen the first complete list of its source, it holds the stream open and sends only heartbeats with
+	// `synced = false`: an incomplete view is never sent as a complete one.
 	//
 	// Order. For one cluster: ENGAGED first, then any number of UPDATED and KUBECONFIG, then DISENGAGED.
-	// Never ENGAGED twice without a DISENGAGED between. A project that was deleted and created again under
+	// Never ENGAGED twice without a DISENGAGED in between. A project that was deleted and created again under
 	// its old name is another cluster: DISENGAGED (REPLACED), then ENGAGED, in one batch. Between clusters
 	// there is no promise other than that of time. Nothing is delivered twice on a stream, nor across a
 	// resume. An event that contradicts this shows that your view is wrong: apply nothing of its batch, and open the
@@ -116,8 +117,8 @@ type DiscoveryServiceClient interface {
 	// subscription.
 	EndSubscription(ctx context.Context, in *EndSubscriptionRequest, opts ...grpc.CallOption) (*EndSubscriptionResponse, error)
 	// RenewOwnership says for how long the clusters that the daemon engaged are its own. Call it every few seconds on streams
-	// that are `sharded`, and stop working in all clusters when the time of the last response has passed, counted from when
-	// you sent its request, on a clock that also advances while the machine is suspended.
+	// that are `sharded`, and stop working in all clusters when the `valid_for` of the last response has passed, counted
+	// from when you sent its request, on a clock that also advances while the machine is suspended.
 	RenewOwnership(ctx context.Context, in *RenewOwnershipRequest, opts ...grpc.CallOption) (*RenewOwnershipResponse, error)
 	// GetServerInfo describes the daemon itself.
 	GetServerInfo(ctx context.Context, in *GetServerInfoRequest, opts ...grpc.CallOption) (*GetServerInfoResponse, error)
@@ -231,7 +232,8 @@ func (c *discoveryServiceClient) GetServerInfo(ctx context.Context, in *GetServe
 // `grpc-status-details-bin`.
 //
 // INVALID_ARGUMENT, PERMISSION_DENIED, UNAUTHENTICATED, UNIMPLEMENTED and FAILED_PRECONDITION end a stream permanently:
-// report them. After any other end, and where nothing listens yet, open it again: at first soon, then with backoff.
+// report them. After any other end, and where nothing listens yet, open it again: at first soon, then with backoff and
+// jitter.
 //
 // Messages can be larger than the 4 MiB that gRPC receives by default: allow 64 MiB.
 type DiscoveryServiceServer interface {
@@ -241,12 +243,12 @@ type DiscoveryServiceServer interface {
 	// ENGAGED events, in as many batches as it takes; `synced` is true from the batch that completes
 	// them. An empty fleet is one batch without events, `reset = true`, `synced = true`. A stream that
 	// resumes has no `reset`, and its first batch is already synced. Between `reset` and `synced`, any other event
-	// changes the snapshot itself: a cluster of it may be UPDATED, be given a KUBECONFIG, or be DISENGAGED again. Until the daemon has seen the first
-	// complete list of its source, it holds the stream open and sends only heartbeats with `synced = false`:
-	// an incomplete view is never sent as a complete one.
+	// changes the snapshot itself: a cluster of it may be UPDATED, be given a KUBECONFIG, or be DISENGAGED again. Until the
+	// daemon has seen the first complete list of its source, it holds the stream open and sends only heartbeats with
+	// `synced = false`: an incomplete view is never sent as a complete one.
 	//
 	// Order. For one cluster: ENGAGED first, then any number of UPDATED and KUBECONFIG, then DISENGAGED.
-	// Never ENGAGED twice without a DISENGAGED between. A project that was deleted and created again under
+	// Never ENGAGED twice without a DISENGAGED in between. A project that was deleted and created again under
 	// its old name is another cluster: DISENGAGED (REPLACED), then ENGAGED, in one batch. Between clusters
 	// there is no promise other than that of time. Nothing is delivered twice on a stream, nor across a
 	// resume. An event that contradicts this shows that your view is wrong: apply nothing of its batch, and open the
@@ -286,8 +288,8 @@ type DiscoveryServiceServer interface {
 	// subscription.
 	EndSubscription(context.Context, *EndSubscriptionRequest) (*EndSubscriptionResponse, error)
 	// RenewOwnership says for how long the clusters that the daemon engaged are its own. Call it every few seconds on streams
-	// that are `sharded`, and stop working in all clusters when the time of the last response has passed, counted from when
-	// you sent its request, on a clock that also advances while the machine is suspended.
+	// that are `sharded`, and stop working in all clusters when the `valid_for` of the last response has passed, counted
+	// from when you sent its request, on a clock that also advances while the machine is suspended.
 	RenewOwnership(context.Context, *RenewOwnershipRequest) (*RenewOwnershipResponse, error)
 	// GetServerInfo describes the daemon itself.
 	GetServerInfo(context.Context, *GetServerInfoRequest) (*GetServerInfoResponse, error)

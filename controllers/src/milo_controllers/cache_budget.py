@@ -1,4 +1,4 @@
-"""Memory limits of the caches, because the API server of a tenant could return more objects than fit.
+"""Memory limits of the caches, because the API server of a tenant could return more objects than fit into memory.
 
 Pure: callers pass the caches.
 """
@@ -11,7 +11,7 @@ import msgspec
 
 
 class CacheLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """Limits of caches. A cache that exceeds one is dropped, and its kind is listed again after `retry_s`."""
+    """Limits of caches. A cache that exceeds a limit is dropped, and its kind is listed again after `retry_s`."""
 
     objects: int = 100_000
     """Maximum number of objects of one kind in one cluster."""

@@ -98,7 +98,7 @@ class ClusterApi(ApiServer):
 
 
 class _ClusterAccess:
-    """The access to a cluster, with its kubeconfig's current credential."""
+    """The AccessProvider of a cluster: server, CA and current credential come from its kubeconfig."""
 
     __slots__ = ("_access", "_credentials", "_name", "_read")
 
@@ -107,7 +107,7 @@ class _ClusterAccess:
         self._credentials = credentials
         self._read: KubeconfigAccess | None = None
         self._access: Access | None = None
-        """The access that was built from `_read`."""
+        """The Access that was built from `_read`."""
 
     async def access(self, *, refused: Credential | None = None) -> Access:
         try:

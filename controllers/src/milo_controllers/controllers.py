@@ -42,7 +42,7 @@ from milo_kube.loop_watchdog import LoopWatchdog
 log = logging.getLogger("milo_controllers")
 
 BLOCKED_S = 1.0
-"""An event loop that is blocked for this long is logged."""
+"""Minimum time for which a call has to block the event loop before it is logged."""
 
 T = TypeVar("T")
 DocumentReconciler = TypeVar("DocumentReconciler", bound=Reconciler[Document])
@@ -315,7 +315,7 @@ class Controllers(RunsInBackground):
     async def drain(self, within: timedelta) -> None:
         """Start no further reconciles, wait up to this time for the running ones, and stop leading.
 
-        From then on another replica can take over, while this one still releases its clusters.
+        From then on another replica can take over, while this replica still releases its clusters.
         """
         running = self._engaged.pause()
         if running:

@@ -92,7 +92,7 @@ class EngagedClusters:
         self.members: dict[str, ClusterTasks] = {}
         self.controllers: list[Controller] = []
         self.crashes: dict[str, ClusterProblem] = {}
-        """The last failures of clusters that failed as a whole."""
+        """The last failure of each cluster whose informers and reconciles failed as a whole, by cluster name."""
         self._informers = informers
         self._pools = pools
         self._budget = budget

@@ -54,7 +54,7 @@ class Health:
     """The state of the controllers."""
 
     ready: bool
-    """Whether the first clusters were received, and the caches of all that respond were filled. It stays true."""
+    """Whether the first clusters were received, and the caches of those that respond were filled. It stays true."""
     discovery: DiscoveryState
     clusters: int
     synced: bool

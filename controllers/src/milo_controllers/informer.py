@@ -119,7 +119,7 @@ class Informer:
 
     @property
     def problem(self) -> str:
-        """Why the cache is not current; empty if it is, or before the informer runs."""
+        """Why the cache is not current; empty if it is current, and before the informer runs."""
         if self._exceeded:
             return f"OverBudget: {self._exceeded}"
         status = self.status
@@ -139,7 +139,7 @@ class Informer:
         return "synced" if self.cache.synced else "starting"
 
     async def run(self, api: ClusterApi, policy: ReflectorPolicy) -> None:
-        """Follow the collection until canceled. After the cache exceeded a limit, wait `retry_s` and list again."""
+        """List and watch until canceled. After the cache exceeded a limit, wait `retry_s` and list again."""
         try:
             while True:
                 self._report()
@@ -238,7 +238,7 @@ class Informer:
 
 
 class _CollectionApi:
-    """The API of an informer's cluster, requested in the representation that the informer needs."""
+    """The CollectionApi of an informer, which requests only metadata if the informer's kind has `metadata_only`."""
 
     __slots__ = ("_api", "_informer")
 

@@ -28,7 +28,7 @@ _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalAccess:
-    """The content of the files at the time of reading."""
+    """What the local files contained when they were read: server, credential, namespace and proxy."""
 
     access: KubeconfigAccess
     namespace: str = ""
@@ -143,7 +143,7 @@ async def issue(name: str, source: LocalSource) -> Kubeconfig:
 
 
 async def _with_plugin(access: KubeconfigAccess, command: ExecCommand) -> tuple[KubeconfigAccess, datetime | None]:
-    """Run the plugin; return the access with its credential, and the expiry. Raises UnusableKubeconfig."""
+    """Run the plugin; return `access` with the plugin's credential, and its expiry. Raises UnusableKubeconfig."""
     try:
         output = await exec_plugin.run(command, timeout_s=_PLUGIN_TIMEOUT_S)
         answer = exec_plugin.read_answer(output, command, time.time())

@@ -1,4 +1,4 @@
-"""Metrics of controllers. Those that controller-runtime has too have its names, so that its dashboards work."""
+"""Metrics of controllers. Metrics that controller-runtime also has are named as there, so that its dashboards work."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from milo_kube.reflect.messages import (
 from milo_kube.reflect.wire import Decoder, ListPage
 
 IndexFunction = Callable[[Any], Iterable[Hashable]]
-"""Returns the index values of an object, which is a dict, or of the kind's type."""
+"""Returns the index values of an object, which is passed as a dict or, for a Kind with a model, as that type."""
 
 
 class Index(NamedTuple):
@@ -67,7 +67,7 @@ class Change(NamedTuple):
     old: CachedObject | None
     new: CachedObject | None
     is_live: bool
-    """False for an object of a list."""
+    """False for a change that was received as part of a list, before the list was complete."""
 
     @property
     def current(self) -> CachedObject:

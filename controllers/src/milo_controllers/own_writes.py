@@ -23,7 +23,7 @@ WITHIN_S = 10.0
 """Maximum time that an object is held if its cache does not receive the writes."""
 
 _MAX_DELETIONS = 1000
-"""Maximum number of deletions recorded while reconciles run. An evicted one delays a reconcile by at most WITHIN_S."""
+"""Maximum number of deletions recorded while reconciles run. Eviction can delay a reconcile by at most WITHIN_S."""
 
 
 class Write(NamedTuple):

@@ -156,7 +156,7 @@ class Request(Generic[ObjectT]):
     @overload
     async def get(self, kind: Kind[Other], name: str, namespace: str | None = None) -> Other | None: ...
     async def get(self, kind: Any = None, name: str | None = None, namespace: str | None = None) -> Any:
-        """Return the object, or another one, from the cache; None if it does not exist.
+        """Return the reconciled object, or the one of this kind and name, from the cache; None if it does not exist.
 
         For the reconciled object itself, the result includes what this reconcile wrote. Raises NotCached or NotSynced.
         """
@@ -208,7 +208,7 @@ class Request(Generic[ObjectT]):
     # --- writes ---
 
     async def create(self, kind: AnyKind, body: object, *, owned: bool = False) -> Document:
-        """Create an object, with this one as its controller if `owned`. Raises AlreadyExists."""
+        """Create an object, with the reconciled object as its controller if `owned`. Raises AlreadyExists."""
         kind, body = await self._prepared(kind, body, owned=owned)
         path = kind.collection(self._namespace(body))
         return self._noted(kind, await self._member.api.send("POST", path, self._manager, body))
@@ -220,7 +220,7 @@ class Request(Generic[ObjectT]):
         return self._noted(kind, await self._member.api.send("PUT", path, self._manager, body))
 
     async def apply(self, kind: AnyKind, body: object, *, owned: bool = False, force: bool = True) -> Document:
-        """Create or change an object by server-side apply, with this one as its controller if `owned`.
+        """Create or change an object by server-side apply, with the reconciled object as its controller if `owned`.
 
         The field manager is the name of the controller. `force` takes over fields of other managers; without it they
         raise Conflict.
@@ -240,7 +240,7 @@ class Request(Generic[ObjectT]):
         subresource: str = "",
         type: PatchType = "merge",  # noqa: A002
     ) -> Document:
-        """Patch an object, or a subresource of it. Raises Conflict if it has an old `metadata.resourceVersion`."""
+        """Patch an object, or a subresource of it. Raises Conflict if `patch` has an old `metadata.resourceVersion`."""
         kind = kind_of(kind)
         path = kind.path(name, self._default(namespace), subresource)
         return self._noted(
@@ -271,7 +271,8 @@ class Request(Generic[ObjectT]):
     async def set_condition(self, type_: str, status: ConditionStatus, reason: str, message: str = "") -> bool:
         """Set a condition in the status of the object, with its observedGeneration. Return whether it was changed.
 
-        lastTransitionTime changes only if `status` changes. On a conflict, the newer object is tried, up to four times.
+        lastTransitionTime changes only if `status` changes. A conflict is retried with the newer object, up to four
+        times.
         """
 
         def changed(found: Document) -> Document | None:
@@ -336,7 +337,7 @@ class Request(Generic[ObjectT]):
             if patch is None:
                 return False
             metadata = found["metadata"]
-            # With these, the server refuses the patch if the object has changed or is another one of the same name.
+            # With these fields, the server refuses the patch if the object has changed or was replaced.
             locked = {"resourceVersion": metadata["resourceVersion"], "uid": metadata["uid"]}
             body = {**patch, "metadata": {**patch.get("metadata", {}), **locked}}
             try:

@@ -89,7 +89,7 @@ class Failed(msgspec.Struct, frozen=True):
 
 
 class Stopped(msgspec.Struct, frozen=True):
-    """The reconcile failed in a way that a retry does not fix: the next change of the object starts one."""
+    """The reconcile failed in a way that a retry does not fix: the object is reconciled again when it changes."""
 
     message: str
 
@@ -246,7 +246,7 @@ class WorkQueue:
         return delay_s
 
     def settle(self, key: ObjectKey, now: float) -> None:
-        """Release a held object. It is due at once if it changed while in flight or held, otherwise after any delay."""
+        """Release a held object. It is due at once if it changed while in flight or held, otherwise after its delay."""
         queue = self._clusters.get(key[:2])
         if queue is None or key not in queue.held:
             return
@@ -282,7 +282,7 @@ class WorkQueue:
 
     @property
     def oldest(self) -> float | None:
-        """When the object that has been ready for longest became so."""
+        """When the object that has been ready for longest became ready."""
         times = (tuple(ready.values())[:1] for queue in tuple(self._clusters.values()) for ready in queue.ready)
         return min((first for found in times for first in found), default=None)
 

@@ -34,11 +34,11 @@ class ActAs:
         return found
 
     def statement(self) -> str:
-        """Return the fields as JSON, in which a kubeconfig passes them to its exec plugin."""
+        """Return the fields as JSON, the value of STATEMENT_VARIABLE in a kubeconfig's exec entry."""
         return json.dumps(self.fields(), separators=(",", ":"), sort_keys=True)
 
     def headers(self) -> list[tuple[str, str]]:
-        """Return the impersonation headers of a request, some of which are repeated."""
+        """Return the impersonation headers of a request; a header with several values is repeated for each value."""
         return [
             ("Impersonate-User", self.user),
             *(("Impersonate-Group", group) for group in self.groups),
@@ -47,16 +47,16 @@ class ActAs:
 
 
 def read(user: Mapping[str, Any]) -> ActAs | None:
-    """Return the impersonated user of a kubeconfig's user, or None. Raises ValueError, whose message has no values."""
+    """Return the user that a kubeconfig's user impersonates, or None. Raises ValueError; its message has no values."""
     name, groups, extra = user.get("as"), user.get("as-groups") or [], user.get("as-user-extra") or {}
     if not name:
         if groups or extra:
-            raise ValueError("has as-groups or as-user-extra without as")
+            raise ValueError("has 'as-groups' or 'as-user-extra' without 'as'")
         return None
     if not _is_text(name) or not _are_texts(groups):
-        raise ValueError("has an as or as-groups that is not printable ASCII text")
+        raise ValueError("has a value of 'as' or 'as-groups' that is not printable ASCII text")
     if not isinstance(extra, Mapping) or not all(_is_text(key) and _are_texts(extra[key]) for key in extra):
-        raise ValueError("has an as-user-extra that is not a mapping to lists of printable ASCII text")
+        raise ValueError("has an 'as-user-extra' that is not a mapping to lists of printable ASCII text")
     pairs = tuple((key, tuple(values)) for key, values in extra.items())
     return ActAs(user=name, groups=tuple(groups), extra=pairs)
 

@@ -29,7 +29,7 @@ CONNECT_TIMEOUT_S = 10.0
 
 class AccessProvider(Protocol):
     async def access(self, *, refused: Credential | None = None) -> Access:
-        """Return the access to use now. Raises TransportError if there is no credential.
+        """Return the server, its CAs and the credential to use now. Raises TransportError if there is no credential.
 
         `refused` was rejected with 401: a provider that can obtain another credential does so, others return it again.
         """
@@ -48,7 +48,7 @@ class Pool(msgspec.Struct, eq=False):
 
 
 class Pools:
-    """Connection pools by TLS identity. API servers with one trust root and certificate share one.
+    """Connection pools by TLS identity. API servers with the same trust root and client certificate share a pool.
 
     A pool is closed when its last user has released it, so that requests in flight can finish when a CA is renewed.
     """
@@ -76,7 +76,7 @@ class Pools:
         """The most recently used pool is the last."""
 
     def pool(self, access: Access) -> Pool:
-        """Return the pool for an access. Raises TransportError if the CA or the certificate cannot be used.
+        """Return the pool for the TLS identity of `access`. Raises TransportError if its CA or certificate is unusable.
 
         Not a coroutine, so that the pool cannot be closed before the caller is counted as a user.
         """
@@ -173,7 +173,7 @@ class OpenResponse(ResponseBody):
 
 
 class _OpeningStream:
-    """An open response as a context manager; a class rather than a generator, since each watch holds one."""
+    """An open response as a context manager; not a generator, which would take more memory in each open watch."""
 
     __slots__ = ("_open", "_response")
 
@@ -203,7 +203,7 @@ class ApiServer:
         response_limit: int,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> None:
-        """`proxy`: its URL; by default from the environment variables. The first request opens a connection."""
+        """`proxy`: the proxy's URL; by default, that of the environment variables. The first request connects."""
         self._provider = provider
         self._pools = pools
         self._proxy = proxy
@@ -315,7 +315,7 @@ class ApiServer:
         )
 
     async def _keep(self, pool: Pool) -> None:
-        """Hold this pool between requests, so that its connections stay open, and release the previous pool."""
+        """Hold `pool` between requests, so that its connections stay open, and release the previous pool."""
         if self._kept is pool:
             return
         before, self._kept = self._kept, pool

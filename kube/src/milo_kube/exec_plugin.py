@@ -25,8 +25,8 @@ _INHERITED = re.compile(
     r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_\w+|TZ|TMPDIR|XDG_\w+|SSL_CERT_(?:FILE|DIR)"
     r"|(?i:HTTPS?_PROXY|NO_PROXY)|KUBERNETES_\w+|(?:AWS|AZURE|GOOGLE|CLOUDSDK|DATUM)_\w+"
 )
-"""The environment variables that plugins inherit: the user, shell, locale and time zone, the locations of programs,
-files, CAs, proxies and Services of Kubernetes, and the logins of cloud tools."""
+"""The environment variables that plugins inherit: those of the user, shell, locale and time zone, those with the
+locations of programs, files, CAs, proxies and Kubernetes Services, and those with the logins of cloud tools."""
 
 _TOKEN_LIKE = re.compile(
     r"""(?ix)

@@ -30,7 +30,7 @@ class FileContent:
         self._read_at = float("-inf")
 
     def read(self, *, reread: bool = False) -> bytes:
-        """Return the current content, or the last good one. Raises CredentialError if there never was any."""
+        """Return the current content, or else the last good content. Raises CredentialError if there never was any."""
         try:
             status = self.path.stat()
             seen = file_version(status)

@@ -421,7 +421,7 @@ class _Reader:
             self._problems.append("user has only one of a client certificate and its key: set both")
         elif chain != key:
             self._problems.append(
-                "user has the certificate as data and the key as a file, or vice versa: use one form for both"
+                "user has the certificate as data and its key as a file, or vice versa: use data or files for both"
             )
 
     def _plugin(self, entry: Mapping[str, Any]) -> ExecEntry | None:

@@ -27,7 +27,7 @@ from milo_kube.reusable_timeout import Deadline
 T = TypeVar("T")
 
 WATCH_RESPONSE_TIMEOUT_S = 300.0
-"""An API server answers a watch at once, but a proxy may withhold the response until there is an event."""
+"""Timeout of the response to a watch request. API servers respond at once, but a proxy may wait for the first event."""
 _REASONS = {
     "dns": "DnsFailed",
     "connect": "ConnectFailed",
@@ -55,7 +55,7 @@ class Collection(Protocol):
     def path(self) -> str: ...
     @property
     def query(self) -> list[tuple[str, str]]:
-        """The selectors."""
+        """The query parameters that select objects, such as `labelSelector`."""
 
 
 class CollectionApi(Protocol):
@@ -126,8 +126,8 @@ class ListWatch(Generic[Seen]):
     async def batches(self) -> AsyncGenerator[Iterable[SourceEvent[Seen]], None]:
         """Yield the source events of each response, and of each read of a watch, until closed.
 
-        All events of a batch must be consumed before the next batch. `status` may have changed with each, even an empty
-        one. Close the generator in the task that iterates over it: use `aclosing`.
+        All events of a batch must be consumed before the next batch. `status` may change with each batch, even an
+        empty one. Close the generator in the task that iterates over it: use `aclosing`.
         """
         while True:
             match self._reflector.next(self._clock()):
@@ -268,7 +268,7 @@ def _refused(status: int, headers: Any, body: bytes) -> Failure:
     message = f"{status}: {refused.message}" if refused.message else str(status)
     if status in (404, 503) and not refused.reason:
         # Plain text is from a proxy, or from an API server that has just started and does not serve the resource yet
-        # (some send 404 then). The Retry-After of five seconds that some send is ignored: they need far less.
+        # (some send 404 then). Some send a Retry-After of five seconds; it is ignored, because they need far less.
         return Failure("NotServing", message, 503)
     reason = refused.reason or _STATUS_REASONS.get(status, "ServerError" if status >= 500 else "Refused")
     return Failure(reason, message, status, retry_after.stated(headers, datetime.now(UTC)))

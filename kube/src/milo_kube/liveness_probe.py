@@ -27,7 +27,7 @@ class LivenessApi(Protocol):
 
 
 class LivenessProbe:
-    """Sends liveness checks to an API server, and ends the wait for one that fails them or does not answer.
+    """Sends liveness checks to an API server, and ends a wait for its data if it fails them or does not answer.
 
     The wait is that of `ListWatch`, which assigns `deadline` and `tracker.waiting_since`.
     """

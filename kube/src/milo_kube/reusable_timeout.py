@@ -12,7 +12,7 @@ from typing import Self
 class Deadline:
     """A context manager with a deadline for each wait in its block, which raises TimeoutError if a wait exceeds it.
 
-    A class rather than a generator, since there is one for each open watch.
+    Not a generator, which would take more memory in each open watch.
     """
 
     __slots__ = ("_at", "_is_over", "_loop", "_timeout", "_timer")

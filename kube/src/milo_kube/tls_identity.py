@@ -21,8 +21,7 @@ class CertificateExpiry(msgspec.Struct, frozen=True):
     at: datetime
     is_expired: bool
     is_soon: bool
-    """Less than a day is left. A certificate with a lifetime of less than five days expires soon only in its last
-    fifth."""
+    """Whether at most a day is left or, for a lifetime of less than five days, at most a fifth of the lifetime."""
 
     def __str__(self) -> str:
         return f"{self.at:%Y-%m-%d %H:%M} UTC"

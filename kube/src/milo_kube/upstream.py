@@ -49,7 +49,7 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True):
     """Whether credentials may be sent over plain HTTP to addresses on loopback."""
 
     async def access(self, *, refused: Credential | None = None) -> Access:
-        """Return the access to use now. Raises TransportError if there is no credential."""
+        """Return the server, its CAs and the credential to use now. Raises TransportError if there is no credential."""
         try:
             credential = await self.credentials.credential(refused=refused)
             return Access(
@@ -133,7 +133,7 @@ class ReloadedCredential:
         try:
             found = self._read()
         except UpstreamError as error:
-            raise CredentialError(f"the kubeconfig was replaced by an invalid one: {error}") from None
+            raise CredentialError(f"the kubeconfig was replaced, and its new content is invalid: {error}") from None
         if found.server != self._loaded.server:
             raise CredentialError(
                 f"kubeconfig {self._file.path} now names a different server, {found.server}: restart the daemon to "
@@ -246,7 +246,7 @@ class _Loader(msgspec.Struct):
 
 
 def share_identity(one: CredentialProvider, other: CredentialProvider) -> bool:
-    """Return whether both have the same token or certificate, read the same file, or run the same plugin."""
+    """Return whether two providers have the same token or certificate, read the same file, or run the same plugin."""
     first, second = _current(one), _current(other)
     if isinstance(first, ExecPlugin) and isinstance(second, ExecPlugin):
         return first.runs_like(second)

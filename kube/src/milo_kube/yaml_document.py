@@ -52,7 +52,7 @@ class Document:
 def read(content: bytes, *, scalars: Scalars, nodes: int = MAX_NODES, fast: bool = False) -> Document:
     """Parse a document of at most `nodes` nodes. Raises DocumentError.
 
-    `fast`: use the parser in C, if PyYAML was built with it. It rejects escaped surrogates.
+    `fast`: use the parser in C, if PyYAML was built with it. That parser rejects escaped surrogates.
     """
     if len(content) > MAX_BYTES:
         raise DocumentError(f"is {len(content)} bytes long; at most {MAX_BYTES} are read")
@@ -67,7 +67,8 @@ def read(content: bytes, *, scalars: Scalars, nodes: int = MAX_NODES, fast: bool
     try:
         made = _Fast if fast else yaml.SafeLoader
         if fast:
-            # Count before nodes are composed: in C it recurses without a limit, and each takes as long as 100 events.
+            # Count nodes before the C composer runs: it recurses without a limit, and takes as long per node as for 100
+            # events.
             _count(yaml.parse(text, Loader=made), nodes)
         loader = made(text)
         node = loader.get_single_node()

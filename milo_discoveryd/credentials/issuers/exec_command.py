@@ -38,7 +38,7 @@ class ExecIssuer:
     async def mint(self, request: MintRequest) -> IssuedCredential:
         server = self._project.server if request.cluster is None else request.cluster.target.endpoint
         command = msgspec.structs.replace(self._command, cluster=lambda: self._cluster_info(server))
-        # A new plugin each time: the lease caches the result.
+        # An `ExecPlugin` caches its result, so each mint needs a new one.
         plugin = ExecPlugin(command, timeout_s=self.timeout_s)
         try:
             return await self._minted(plugin)

@@ -51,7 +51,7 @@ class FencingIssuer(Protocol):
     """An issuer that can revoke what other members of the shard group minted."""
 
     async def revoke_others(self, covers: Callable[[str], bool]) -> None:
-        """Revoke credentials that others minted for clusters whose names `covers` accepts. Raises CredentialError."""
+        """Revoke what other members minted for clusters whose names `covers` accepts. Raises CredentialError."""
 
 
 @runtime_checkable

@@ -64,4 +64,4 @@ def _unfit(provider: CredentialProvider) -> str | None:
         case FileCredential():
             return "a client certificate, which is never issued"
         case _:
-            return "no credential that is renewed: a token or certificate written in the kubeconfig is not issued"
+            return "no renewable credential: a token or certificate that is written into the kubeconfig is not issued"

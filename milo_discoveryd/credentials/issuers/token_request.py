@@ -309,7 +309,7 @@ class TokenRequestIssuer:
             body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": metadata.uid}}
             path = f"{self._secrets}/{metadata.name}"
             answer = await self._call(self._api.delete(path, msgspec.json.encode(body), timeout_s=TIMEOUT_S))
-            if answer.status not in (200, 202, 404, 409):  # 409: another Secret has the name by now
+            if answer.status not in (200, 202, 404, 409):  # 409: another Secret has this name now
                 self._refuse(answer, "delete the Secret that tokens are bound to")
 
     def _refuse(self, answer: ApiAnswer, what: str) -> NoReturn:

@@ -40,7 +40,7 @@ def handlers(service: Service, authenticator: Authenticator, in_flight: InFlight
     async def watch(received: pb.WatchClustersRequest | None, context: RpcContext) -> None:
         with in_flight.slot(authenticator.origin(context).owners, requests.size(received)) as slot:
             request = requests.whole(received)
-            # The verification counts the age of the review from here on.
+            # `StreamVerification` counts the age of this review from now on, so the review must be recent.
             max_age_s = HANDOUT_MAX_AGE_S if request.include_kubeconfigs else None
             caller = await authenticator.identify(context, max_age_s=max_age_s)
             async with _verified(caller, context) as freshness:

@@ -171,7 +171,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         return guarded
 
     def _visible(self, request: Any, scope: ClusterScope) -> Any:
-        """Return the request, or one for an unknown service instead of the health of a source outside of the scope."""
+        """Return the request. A health check of a source outside of the scope becomes one of an unknown service."""
         if not isinstance(request, health_pb2.HealthCheckRequest) or not request.service.startswith(self._prefix[1:]):
             return request
         is_visible = scope.covers_source(request.service.removeprefix(self._prefix[1:]))

@@ -90,7 +90,7 @@ class KubeconfigRotation:
             else:
                 cluster = self._engaged(name)
                 if cluster is None or cluster.incarnation != frame.cluster.incarnation:
-                    continue  # a later frame disengages it
+                    continue  # a later frame disengages this incarnation
                 delivery = self._schedule_now(cluster)
                 if size >= BATCH_BYTES - KUBECONFIG_BYTES or not self._call.freshness.is_fresh():
                     continue

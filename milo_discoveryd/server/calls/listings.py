@@ -89,7 +89,7 @@ class Listings:
             parts.append(sorted(filter(view.matches, clusters[start : start + CLUSTERS_PER_STEP]), key=_by_name))
             counts.update([cluster.target.source for cluster in parts[-1]])
             yield
-            # Sorting the sum of sorted parts merges them.
+            # `sorted` merges sorted parts in linear time.
             while len(parts) > 1 and len(parts[-2]) <= len(parts[-1]):
                 parts[-2:] = [sorted(chain(*parts[-2:]), key=_by_name)]
                 yield

@@ -89,7 +89,7 @@ class Resumption:
 
     @property
     def must_wait(self) -> bool:
-        """Whether to wait for the lists of all sources, or of one if the subscriber accepts pending sources."""
+        """Whether to wait for the lists of all sources, or of any source if the subscriber accepts pending sources."""
         pending = self.visible_pending
         if not pending or not self._accepts_pending:
             return bool(pending)

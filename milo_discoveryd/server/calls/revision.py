@@ -147,8 +147,8 @@ class StreamRevisions:
         self.last, self.known = revision, known_clusters
 
     def seen_at(self, known_clusters: KnownClusters, versions: Mapping[str, int]) -> KnownClusters:
-        """Return `KnownClusters.seen_at`, computed only if one of the mappings of versions is another one than at the
-        last call: each change replaces the mapping."""
+        """Return `KnownClusters.seen_at`, computed only if a mapping of versions was replaced since the last call: each
+        change of a version replaces the mapping."""
         if versions is self._versions and known_clusters.versions is self.known.versions:
             return known_clusters
         self._versions = versions

@@ -36,4 +36,4 @@ class Authenticator(Protocol):
         """Count a call that begins (1) or ends (-1) on its connection."""
 
     def refused(self, context: RpcContext) -> None:
-        """Count a refused call. Close its connection if the connection's owner had too many."""
+        """Count a refused call. Close its connection if the connection's owner had too many refused calls."""

@@ -363,7 +363,7 @@ class Service:
 
 @contextmanager
 def _credential_errors(call: CallContext, advice: str = _ISSUER_ADVICE) -> Iterator[None]:
-    """Map credential errors to call errors. Messages may name other clusters, so limited scopes get generic ones."""
+    """Map credential errors to call errors. Limited scopes get no details, which may name other clusters."""
     is_limited = not call.scope.is_everything
     try:
         yield

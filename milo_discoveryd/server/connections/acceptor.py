@@ -213,7 +213,7 @@ class Acceptor:
                 self._refused(address, str(error))
             raise
         except Exception:
-            # A defect that one connection triggers must not end the others.
+            # A defect that one connection triggers must not end other connections.
             log.exception("connection failed", listener=self._listener.name)
         finally:
             side.drop(connected)

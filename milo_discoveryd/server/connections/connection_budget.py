@@ -52,8 +52,8 @@ class ConnectionSlots(Generic[T]):
         """The authenticated connections without calls, the longest idle first."""
 
     def admit(self, connection: T, network: str) -> T | None:
-        """Add an unauthenticated connection. If there are too many of its network, or of all, remove and return the
-        oldest of its network, or of the network with the most."""
+        """Add an unauthenticated connection. Return the connection that it evicts, if any: at the limit of all networks
+        together, the oldest of the network with the most; at the limit per network, the oldest of its own network."""
         evicted, networks = None, Counter(self._unauthenticated.values())
         limit = min(self._limit, max(_FEW, self._limit // 8), UNAUTHENTICATED)
         if len(self._unauthenticated) >= limit:
@@ -71,8 +71,8 @@ class ConnectionSlots(Generic[T]):
     def authenticate(self, connection: T, owners: Iterable[str]) -> T | None:
         """Count the connection for each of its owners: a certificate with more names gets no larger share.
 
-        If it takes the slot of another connection, remove and return the other one. Raises ConnectionLimitError if
-        there is no slot for it: see the class.
+        Return the connection that it evicts, if any. Raises ConnectionLimitError if there is no slot: the docstring of
+        the class has the rules.
         """
         owners, evicted = frozenset(owners), None
         if len(self._authenticated) >= self._limit:

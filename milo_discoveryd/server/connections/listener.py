@@ -8,7 +8,7 @@ from milo_discoveryd.server.connections.tls_certificates import ServerTls
 from milo_kube import addresses
 
 CONNECTIONS = 1000
-"""The default connection limit of all listeners together. Their memory is within the limit of the shipped manifest."""
+"""The default connection limit of all listeners together, which fits the memory limit of the shipped manifest."""
 
 
 class UnixSocket(msgspec.Struct, frozen=True):

@@ -11,7 +11,7 @@ FLUSH_S = 5.0
 """How long buffered data may take to reach one side after the other side has closed."""
 HANDSHAKE_BYTES = 32 << 10
 """Maximum bytes that a client may send before it is authenticated, most of them certificates. OpenSSL buffers
-a multiple."""
+a multiple of this number."""
 
 
 class ProxySide(asyncio.Protocol):

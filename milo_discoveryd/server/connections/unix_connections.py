@@ -53,7 +53,7 @@ class UnixConnections:
     async def run(self) -> None:
         while True:
             is_flooded = False
-            with suppress(OSError):  # no descriptor is free to read the directory
+            with suppress(OSError):  # raised if no descriptor is free for reading the directory
                 is_flooded = self._check()
             await asyncio.sleep(FLOODED_S if is_flooded else CALM_S)
 

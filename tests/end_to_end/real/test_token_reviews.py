@@ -207,9 +207,7 @@ async def test_missing_token_review_right_denies_callers_and_is_logged(
         with capture_logs() as logs, pytest.raises(Unavailable) as refusal:
             await callers.sees(token)
         assert refusal.value.reason == "TOKEN_NOT_REVIEWED"
-        assert server.url not in refusal.value.message, (
-            "an unauthenticated caller received the API server's address"
-        )
+        assert server.url not in refusal.value.message, "an unauthenticated caller received the API server's address"
         [problem] = [line["problem"] for line in logs if line["event"] == "token reviews failing"]
         assert "tokenreviews.authentication.k8s.io" in problem
 

@@ -168,7 +168,9 @@ def test_error_body_that_is_not_a_status_is_truncated() -> None:
 def test_clock_skew_of_minutes_is_a_warning() -> None:
     now = datetime(2027, 1, 15, 8, 2, 0, tzinfo=UTC)
     finding = api_responses.clock("Fri, 15 Jan 2027 08:00:00 GMT", now)
-    assert finding == Finding("warn", "clock", "120 s apart from the server's clock", "set this machine's clock")
+    assert finding == Finding(
+        "warn", "clock", "this machine's clock differs from the server's by 120 s", "set this machine's clock"
+    )
     assert api_responses.clock("Fri, 15 Jan 2027 08:01:30 GMT", now) is None
     assert api_responses.clock(None, now) is None
     assert api_responses.clock("yesterday", now) is None

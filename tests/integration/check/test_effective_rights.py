@@ -69,7 +69,9 @@ async def test_check_as_prints_rule_terms_and_visible_clusters(tmp_path: Path, m
     assert lines["rule"] == "few (item 1 of 2), the first that matches"
     assert lines["sees"] == f"names {names[0]}, *none*"
     assert lines["kubeconfigs"] == "from any issuer, for at most 300 s, 60000 per minute"
-    assert lines["credentials"] == ("of own are valid for all clusters of their identity, visible or not")
+    assert lines["credentials"] == (
+        "of own are valid for all clusters of their identity, also for those that the caller cannot see"
+    )
     assert lines["streams"] == "2 concurrent"
     assert lines["clusters"] == f"1 of 12 ready clusters: {names[0]}"
     assert everything["kubeconfigs"] == "none"
@@ -93,7 +95,7 @@ async def test_check_as_names_issuers_whose_credentials_are_valid_beyond_the_sco
 async def test_check_as_without_a_matching_rule_is_denied(tmp_path: Path) -> None:
     status, lines = await check_as(tmp_path, "uid=1")
     assert status == 1
-    assert lines == {"rule": "none of the 3 authorization rules matches this caller, who is denied"}
+    assert lines == {"rule": "none of the 3 authorization rules matches this caller: its calls are denied"}
 
 
 async def test_check_as_with_an_empty_scope_sees_no_clusters(tmp_path: Path) -> None:

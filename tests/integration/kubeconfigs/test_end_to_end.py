@@ -182,7 +182,7 @@ async def test_static_token_is_never_issued(tmp_path: Path, form: pb.KubeconfigF
         (tmp_path / "static").write_text(json.dumps(sandbox.kubeconfig()))
         config = sources(tmp_path, {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True})
         async with a_daemon(tmp_path, file=config, discovery_kubeconfig=str(tmp_path / "static")) as stub:
-            with pytest.raises(Exception, match=r"no credential that is renewed.*check kubeconfigs.issuers"):
+            with pytest.raises(Exception, match=r"no renewable credential.*check kubeconfigs.issuers"):
                 await stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster="alpha", format=form))
 
 

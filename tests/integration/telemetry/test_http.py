@@ -67,7 +67,8 @@ async def test_sharding_readiness_and_hand_over_have_endpoints_of_their_own() ->
 
 async def test_daemon_without_a_shard_group_is_ready_and_hands_nothing_over(address: str) -> None:
     async with aiohttp.ClientSession() as session:
-        assert (await session.get(address + "/readyz/sharding")).status == 200
+        for query in ("", "?verbose"):
+            assert (await session.get(address + "/readyz/sharding" + query)).status == 200
         assert (await session.get(address + "/handed-over")).status == 404
 
 

@@ -346,7 +346,7 @@ async def test_failed_read_of_reference_objects_is_reported() -> None:
         await again.asked.wait()
         why = run.source.collections[0].pending_deletions.explain("alpha")
         assert why is not None
-        assert why[1].startswith("the server may be another one, and reading beta from it failed: 403: ")
+        assert why[1].startswith("the server may be a different one, and reading beta from it failed: 403: ")
 
 
 async def test_deletion_is_confirmed_by_server_with_other_objects() -> None:

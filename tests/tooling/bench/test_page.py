@@ -45,7 +45,7 @@ def test_noise_counts_figures_whose_widened_ranges_overlap() -> None:
     assert filled("noise", {"sandbox": one, "again": other}) == [
         "Of 3 figures of `sandbox` and `again`, 2 agree.",
         "",
-        "| those that don't | one run | rounds | the other | rounds |",
+        "| figures that differ | one run | rounds | other run | rounds |",
         "|---|--:|---|--:|---|",
         "| `far` | 1 | 0.9 to 1.1 | 1.6 | 1.5 to 1.7 |",
     ]

@@ -82,9 +82,9 @@ async def test_exec_credential_is_passed_through_with_its_expiry(tmp_path: Path)
 @pytest.mark.parametrize(
     ("user", "expected"),
     [
-        ({"token": CANARY}, "no credential that is renewed"),
-        ({"token": jwt(exp=time.time() + 7200)}, "no credential that is renewed"),
-        ({}, "no credential that is renewed"),
+        ({"token": CANARY}, "no renewable credential"),
+        ({"token": jwt(exp=time.time() + 7200)}, "no renewable credential"),
+        ({}, "no renewable credential"),
     ],
 )
 async def test_inline_credential_is_not_passed_through(tmp_path: Path, user: dict[str, Any], expected: str) -> None:

@@ -75,7 +75,7 @@ func newProject(catalog *catalog) *Project {
 	return p
 }
 
-// SetHanging sets whether requests hang. Held requests continue when it is reset.
+// SetHanging sets whether requests hang. With false, requests that hang continue.
 func (p *Project) SetHanging(hanging bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -44,7 +44,7 @@ type Server struct {
 	catalog  *catalog // applied to new projects
 }
 
-// Start starts a server on a loopback address, which delays each response by latency.
+// Start starts a server on a loopback address. The server delays each response by latency.
 func Start(latency time.Duration) *Server {
 	s := &Server{latency: latency, projects: map[string]*Project{}, catalog: builtin()}
 	s.http = httptest.NewUnstartedServer(http.HandlerFunc(s.serve))
@@ -87,7 +87,7 @@ func (s *Server) Serve(kinds ...schema.GroupVersionKind) {
 	})
 }
 
-// ServeOnly removes the kinds for which is returns false from all projects that are created later.
+// ServeOnly makes projects that are created later serve only kinds with is(kind) == true.
 func (s *Server) ServeOnly(is func(schema.GroupVersionKind) bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -96,7 +96,7 @@ func (s *Server) ServeOnly(is func(schema.GroupVersionKind) bool) {
 	})
 }
 
-// Kinds returns the number of kinds of projects that are created later.
+// Kinds returns the number of kinds that projects serve if they are created later.
 func (s *Server) Kinds() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()

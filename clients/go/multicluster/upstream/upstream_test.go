@@ -49,7 +49,7 @@ func config(api *apitest.Server, project string) *rest.Config {
 	return &rest.Config{Host: api.Endpoint(project), TLSClientConfig: rest.TLSClientConfig{CAData: api.CA()}}
 }
 
-// working returns a manager whose controller is running. Before that, Engage only records clusters.
+// working returns a manager whose controller is running. Before its controller runs, Engage only records clusters.
 func working(t *testing.T, api *apitest.Server) mcmanager.Manager {
 	t.Helper()
 	reconciled := make(chan struct{}, 1)
@@ -143,7 +143,7 @@ func TestEngageWaitsForEachInformer(t *testing.T) {
 	engaging.Wait()
 	took := time.Since(began)
 	t.Logf("%d clusters with one informer each, engaged concurrently: %v", count, took)
-	if took < 2*syncPoll { // concurrently they would need one; some may have synced before their first
+	if took < 2*syncPoll { // concurrent calls would take one poll interval, unless informers sync before the first poll
 		t.Errorf("Engage of all clusters took %v: the defect is fixed", took)
 	}
 }

@@ -14,7 +14,7 @@ Current = Callable[[], Cluster | str]
 
 
 class KubeconfigIssuer(Protocol):
-    """The client's calls with which credentials are renewed."""
+    """The calls of the client that renew credentials."""
 
     async def issue_kubeconfig(
         self, name: str, *, ttl: timedelta | None = None, incarnation: str = ""
@@ -24,10 +24,10 @@ class KubeconfigIssuer(Protocol):
 
 
 class ClusterReference:
-    """A reference to a cluster: a name, which means whichever cluster has it, or a Cluster, which never means another.
+    """A reference to a cluster: a name, for whichever cluster has it at the time, or a Cluster, for exactly this one.
 
-    The daemon identifies clusters by incarnation, and another daemon assigns other incarnations. If the daemon has
-    another incarnation, the UID decides whether it is the same cluster.
+    Kubeconfigs for a Cluster are issued for its incarnation. If the daemon has a different incarnation, as another
+    daemon or a restarted one has, the UID decides whether it is the same cluster.
     """
 
     def __init__(self, issuer: KubeconfigIssuer, current: Current, ttl: timedelta | None) -> None:

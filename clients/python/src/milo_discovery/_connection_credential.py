@@ -25,8 +25,8 @@ class ConnectionCredential:
         self.made_with = made_with
 
     def authorization(self, access: KubeconfigAccess) -> str | None:
-        """Return the header for a request; None without a token. Raises CertificateRenewed if the certificate of the
-        connections has expired and was renewed."""
+        """Return the Authorization header for a request; None without a token. Raises CertificateRenewed if the
+        certificate of the connections has expired and was renewed."""
         made, expires_at = self.made_with.access, self.made_with.expires_at
         if access.token is not None:
             return f"Bearer {access.token}"

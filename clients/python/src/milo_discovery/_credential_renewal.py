@@ -1,7 +1,7 @@
 """Renews credentials on the event loop on which they are used, and on behalf of other threads.
 
-A caller with a valid credential never waits: the next one is fetched in the background. Callers without one share a
-single fetch, and continue earlier if the stream delivers one.
+A caller with a valid credential never waits: the next credential is fetched in the background. Callers without a valid
+credential share a single fetch, and continue earlier if the stream delivers a kubeconfig.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class _Kind:
 
 
 class FailureLog:
-    """The log policy for failures. Failures of one kind have, by default, the same exception type and line.
+    """The log policy for failures. By default, failures of one kind have the same exception type and source line.
 
     A kind that does not occur for an interval is forgotten, so its next failure is logged with a traceback again.
     """
@@ -76,7 +76,7 @@ class FailureLog:
 
 
 def raised_at(error: BaseException) -> object:
-    """Return the line that raised the error."""
+    """Return the source line that raised the error, as a code object and a line number."""
     last: TracebackType | None = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next

@@ -29,7 +29,7 @@ class ClusterResponse(aiohttp.ClientResponse):
 
 
 class AioTransport:
-    """An SSL context and the connections made with it, for the API clients of one trust root."""
+    """An SSL context and the connections made with it, for the API clients with one `transport_key`."""
 
     def __init__(self, access: KubeconfigAccess, certificate: str | None, proxy: str | None) -> None:
         configuration = Configuration(ca_cert_data=access.authorities, cert_file=certificate, proxy=proxy)

@@ -23,7 +23,7 @@ _MAX_IDLE_CONNECTIONS = 256
 
 
 def create_pool(access: KubeconfigAccess, certificate: str | None, proxy: str | None) -> urllib3.PoolManager:
-    """Create the connection pools for the API clients of one trust root, with one SSL context.
+    """Create the connection pools for the API clients with one `transport_key`; they share one SSL context.
 
     By default, urllib3 creates a context for each connection.
     """

@@ -1,7 +1,8 @@
 """The deadline of a sharded daemon's ownership of its clusters, without I/O.
 
-A daemon that is killed or stopped cannot report that it lost its clusters, and another one engages them. So a
-subscriber requests the remaining time of the ownership, and stops its work when it elapses without a new response.
+A daemon that is killed or stopped cannot report that it lost its clusters, and another daemon engages them. So a
+subscriber requests the remaining time of the ownership, and stops its work when that time elapses without a new
+response.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The guard against mass removal: which objects or files without an engaged cluster may be deleted. No I/O.
 
-The daemon guards the disengagements that it reports. But a complete view that lacks published clusters may be that of
-another daemon, of other rights or of another filter. So objects of missing clusters are deleted after a second check.
-If much of the fleet is missing, its objects are kept until an administrator accepts the removals.
+The daemon guards the disengagements that it reports. But if a complete view lacks published clusters, the reason may be
+a different daemon, different rights or a different filter. So objects of missing clusters are deleted only after a
+second check. If much of the fleet is missing, its objects are kept until an administrator accepts the removals.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def _is_mass(missing: int, published: int) -> bool:
 
 
 def filter_text(options: FilterOptions) -> str:
-    """Return the options of the command line that select the same clusters."""
+    """Return the command-line options that select the same clusters as `options`."""
     values = [("-l", options.get("label_selector", ""))]
     values += [("--organization", each) for each in sorted(options.get("organizations", ()))]
     values += [("--source", each) for each in sorted(options.get("sources", ()))]

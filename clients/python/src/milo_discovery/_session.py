@@ -117,11 +117,11 @@ class Session:
         return self.revision
 
     def receive(self, batch: pb.WatchClustersResponse) -> tuple[Event | StreamNotice, ...]:
-        """Apply a batch and return what changed. If it is invalid, keeps the view and raises StreamBroken."""
+        """Apply a batch and return what changed. Keeps the view and raises StreamBroken if the batch is invalid."""
         phase = self._phase
         self._phase = _Closed()  # kept if the batch is invalid
         if batch.reset:
-            # It starts over, so no earlier batch can be missing.
+            # The stream starts over, so no batch before this one can be missing.
             snapshot: dict[str, KnownCluster] = {}
             self._phase, changes = self._receive_snapshot(snapshot, batch)
         else:
@@ -134,7 +134,7 @@ class Session:
         return changes
 
     def lose_ownership(self) -> tuple[Event, ...]:
-        """Empty the view: the daemon may have lost its clusters to another. The next stream begins with a snapshot."""
+        """Empty the view: another daemon may have engaged the clusters. The next stream begins with a snapshot."""
         lost = tuple(
             Event(
                 type=EventType.DISENGAGED,

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 
 class unwrap_single_error:  # noqa: N801  (used like a function)
-    """A context manager that unwraps a group with one exception, so that callers can catch it by type."""
+    """A context manager that unwraps an exception group with one exception, so that callers can catch it by type."""
 
     __slots__ = ()
 
@@ -37,7 +37,7 @@ async def wait_uninterrupted(future: asyncio.Future[Any]) -> None:
 
 
 class RunsInBackground(ABC):
-    """A context manager that runs in a task. If the task fails, the body of the context is canceled."""
+    """A context manager that runs `run` in a task beside its body. If the task fails, the body is canceled."""
 
     _background: tuple[asyncio.TaskGroup, asyncio.Task[None]] | None = None
 

@@ -56,7 +56,8 @@ class FleetClient(Protocol):
 
 OnDrain = Literal["cancel", "wait"]
 """What happens to the handler of a cluster that is about to be disengaged. "cancel": it is canceled at once. "wait":
-it finishes its work and returns (see `EngagedCluster.drained`), and is canceled if it has not by the deadline."""
+it finishes its work and returns (see `EngagedCluster.drained`), and is canceled if it is still running at the
+deadline."""
 
 _END_LIMIT_S = 1.0
 

@@ -315,8 +315,8 @@ class Sharding:
     """How long the daemon's ownership remains valid; None while the daemon owns no clusters."""
     problem: str = ""
     draining: tuple[str, ...] = ()
-    """The first 100 of the daemon's clusters that wait for subscribers to release them. `FleetCounts.draining` is the
-    number of all."""
+    """The first 100 of the daemon's clusters that wait for subscribers to release them. `FleetCounts.draining` is their
+    total number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

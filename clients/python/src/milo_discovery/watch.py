@@ -203,7 +203,7 @@ class Watch(WatchState):
                         raise StreamBroken("the daemon ended the stream")
                     if batch.sharded and self._keeper is None:
                         await self._renew_ownership(channel, boottime())
-                        # Read once: if the ownership expires before the renewals, the clusters are disengaged too.
+                        # Checked only once, so that ownership that expires before the renewals start counts as lost.
                         if not (was_owner := self.is_owner):
                             subscription.ownership_ended()  # of clusters from before the daemon was sharded
                         # Runs in a thread, so that a blocked event loop cannot lose the ownership.
@@ -232,7 +232,7 @@ class Watch(WatchState):
             ownership.renewed(response, asked_at)
 
     async def _keep_ownership(self, loop: asyncio.AbstractEventLoop, *, was_owner: bool) -> None:
-        """Renew the ownership while the daemon is sharded, and report changes of it on `loop`, the watch's loop."""
+        """Renew the ownership while the daemon is sharded, and report its loss or recovery on the watch's `loop`."""
         ownership = self._subscription.ownership
         while ownership.sharded:
             await asyncio.sleep(ownership.next_renewal_s(boottime(), was_owner=was_owner))

@@ -76,7 +76,7 @@ async def empty_fleet(run: Run) -> None:
     "Heartbeats before the first snapshot are not an empty fleet",
     why="A daemon that starts holds its streams open until it has seen a complete list. An operator that counts these "
     "heartbeats as an empty fleet ends all of its work.",
-    demands="it holds the stream open and sends only heartbeats with `synced = false`",
+    demands="it holds the stream open and sends only heartbeats with\n  // `synced = false`",
 )
 async def unsynced_heartbeats(run: Run) -> None:
     stream = await run.resumed(await run.synced("a"))
@@ -360,7 +360,7 @@ for what, event, rule in (
     (
         "ENGAGED of an engaged cluster",
         engaged("a", uid="other"),
-        "Never ENGAGED twice without a DISENGAGED between.",
+        "Never ENGAGED twice without a DISENGAGED in between.",
     ),
     ("UPDATED of an unknown cluster", updated("unknown"), FIRST_ENGAGED),
     ("DISENGAGED of an unknown cluster", disengaged("unknown"), FIRST_ENGAGED),
@@ -564,7 +564,7 @@ async def retry_info(run: Run) -> None:
     "Reconnects start soon, and back off",
     why="Without backoff, a daemon that refuses streams is flooded. With a long first delay, operators "
     "are idle after a restart of the daemon.",
-    demands="at first soon, then with backoff",
+    demands="at first soon, then with backoff and\n// jitter",
 )
 async def backoff(run: Run) -> None:
     stream = await run.synced("a")
@@ -600,7 +600,7 @@ async def refusals(run: Run, stream: ScriptedStream, count: int) -> tuple[Script
 @core(
     "The delay before a reconnect doubles",
     why="With a constant short delay, or one that grows slowly, a client makes thousands of attempts in an outage.",
-    demands="at first soon, then with backoff",
+    demands="at first soon, then with backoff and\n// jitter",
 )
 async def backoff_doubles(run: Run) -> None:
     for tries in (1, 2, 3):  # a busy machine adds to some of the delays
@@ -621,7 +621,7 @@ async def backoff_doubles(run: Run) -> None:
 @core(
     "The delay before a reconnect has jitter",
     why="Without jitter, all subscribers of a restarted daemon reconnect at the same time.",
-    demands="at first soon, then with backoff",
+    demands="at first soon, then with backoff and\n// jitter",
 )
 async def backoff_jitter(run: Run) -> None:
     stream, _ = await refusals(run, await run.synced("a"), REFUSALS_TO_THE_LONGEST_DELAY)
@@ -635,7 +635,7 @@ async def backoff_jitter(run: Run) -> None:
 @core(
     "A healthy stream resets the backoff",
     why="Otherwise the delay after the second restart of a day is as long as after an outage of a day.",
-    demands="at first soon, then with backoff",
+    demands="at first soon, then with backoff and\n// jitter",
 )
 async def backoff_resets(run: Run) -> None:
     stream = await run.synced("a")

@@ -100,7 +100,7 @@ async def renewals(run: Run) -> None:
 @sharded(
     "All clusters are disengaged when the ownership expires while the daemon is unresponsive",
     why="Another daemon engages them then. Otherwise two operators work in one cluster.",
-    demands="stop working in all clusters when the time of the last response has passed",
+    demands="stop working in all clusters when the `valid_for` of the last response has passed",
 )
 async def ownership_runs_out(run: Run) -> None:
     stream = await sharded_stream(run, once(response(2), unanswered), is_silent=True)
@@ -112,7 +112,7 @@ async def ownership_runs_out(run: Run) -> None:
 @sharded(
     "The ownership that a response grants counts from its request",
     why="A response may be delayed. Counted from its arrival, the work would end after another operator has started.",
-    demands="counted from when\n  // you sent its request",
+    demands="counted\n  // from when you sent its request",
 )
 async def counted_from_the_request(run: Run) -> None:
     async def late(_: pb.RenewOwnershipRequest) -> pb.RenewOwnershipResponse:
@@ -186,7 +186,7 @@ async def becomes_sharded(run: Run) -> None:
     "A response without `valid_for` does not shorten the ownership",
     why="The daemon cannot renew its ownership at present, and keeps it for the time of an earlier response. To end "
     "all work before that would be an outage.",
-    demands="an earlier response stands until its time has passed",
+    demands="an earlier response stands until its `valid_for` has passed",
 )
 async def response_without_time(run: Run) -> None:
     stream = await sharded_stream(run, once(response(3), owned(None)))
@@ -200,7 +200,7 @@ async def response_without_time(run: Run) -> None:
 @sharded(
     "A failed renewal does not shorten the ownership",
     why="A restart of the daemon takes seconds, and does not end its ownership.",
-    demands="when the time of the last response has passed",
+    demands="when the `valid_for` of the last response has passed",
 )
 async def failed_renewal(run: Run) -> None:
     failures = 0
@@ -235,7 +235,7 @@ async def renewals_without_stream(run: Run) -> None:
 @sharded(
     "The ownership of a daemon that leaves its shard group does not expire",
     why="The daemon was reconfigured. Its responses no longer contain `valid_for`, and the work continues.",
-    demands="on a daemon that\n  // shares clusters with no other, whose ownership does not end",
+    demands="on a\n  // daemon that shares clusters with no other, whose ownership does not end",
 )
 async def no_longer_sharded(run: Run) -> None:
     stream = await sharded_stream(run, owned(2))

@@ -19,7 +19,7 @@ from milo_kube.http.errors import TransportError
 from milo_kube.http.headers import SentHeaders
 
 DIALS_PER_SERVER = 32
-"""Maximum concurrent handshakes. Heap fragmentation would keep the memory of thousands of concurrent ones."""
+"""Maximum concurrent handshakes with a server. Thousands would fragment the heap, so that memory is not returned."""
 _HTTP2_DIALS = 4
 """Maximum concurrent handshakes if HTTP/2 is possible: the first connection may carry all waiting requests."""
 _ATTEMPTS = 4
@@ -250,7 +250,7 @@ class Client:
 
 
 class _Exchange:
-    """A request and its response. A class rather than a generator, since there is one for each open watch."""
+    """A request and its response. Not a generator, which would take more memory in each open watch."""
 
     __slots__ = ("_beginning", "_begun", "_client")
 

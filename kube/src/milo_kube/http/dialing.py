@@ -20,7 +20,7 @@ from milo_kube.http.tls import TlsTransport
 HTTP1, HTTP2 = "http/1.1", "h2"
 """Names of the protocols in ALPN."""
 Http2: TypeAlias = Callable[[str], asyncio.Protocol]
-"""Makes the HTTP/2 connection to an origin: `Http2Connection`, where the library that it needs is installed."""
+"""Makes the HTTP/2 connection to an origin: `Http2Connection`, if the library h2 is installed."""
 DEFAULT_PORTS = {"http": 80, "https": 443}
 _ADDRESS_TIMEOUT_S = 2.0
 """Timeout of each address of a host but the last, which may use all the remaining time."""

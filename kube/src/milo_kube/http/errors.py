@@ -58,7 +58,7 @@ def _tls(error: ssl.SSLError) -> str:
 
 _UNTRUSTED = " (certificate-authority-data must hold the CA that signed it)"
 _ANOTHER_NAME = " (set tls-server-name to a name in the certificate)"
-# By the codes of OpenSSL's X509_V_ERR_*.
+# Keyed by OpenSSL's verification error code (X509_V_ERR_*).
 _FIXES = {
     10: " (renew it, or correct this machine's clock)",  # CERT_HAS_EXPIRED
     18: _UNTRUSTED,  # DEPTH_ZERO_SELF_SIGNED_CERT

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 
 SentHeaders = Mapping[str, str | tuple[str, ...]]
-"""Header fields of a request; a field with several values is sent once for each."""
+"""Header fields of a request; a field with several values is sent once for each value."""
 
 
 def each_header(headers: SentHeaders) -> Iterator[tuple[str, str]]:
@@ -15,8 +15,8 @@ def each_header(headers: SentHeaders) -> Iterator[tuple[str, str]]:
 class Headers(Mapping[str, str]):
     """Header fields by case-insensitive name. Repeated fields are joined with commas.
 
-    Short strings are shared, since thousands of open watches have much the same fields. They are not interned: what a
-    server or a client sends would be kept for the life of the process by some versions of Python.
+    Short strings are shared, since thousands of open watches have mostly the same fields. They are not interned: some
+    versions of Python would keep the strings that a server or a client sends for the life of the process.
     """
 
     def __init__(self) -> None:

@@ -45,7 +45,7 @@ _CONNECTION_WINDOW = 1 << 30
 FRAMES_AT_ONCE = 64
 """Maximum number of frames that are processed in one iteration of the event loop."""
 OVERHEAD_FRAMES = Rate(per_second=20.0, burst=1000.0)
-"""Rate limit for frames without content, beyond those that requests and content allow. More count as an attack."""
+"""Rate limit for frames without content, beyond the credit from requests and content. More count as an attack."""
 _FRAMES_PER_REQUEST = 20
 _CREDIT_LIMIT = 10_000
 _SHORT_DATA = 32
@@ -89,7 +89,7 @@ class Reset(msgspec.Struct, frozen=True):
 
 
 class GoingAway(msgspec.Struct, frozen=True):
-    """The server accepts no further streams, and refuses those after the last one that it processes."""
+    """The server accepts no further streams, and refuses those after `last_stream_id`."""
 
     last_stream_id: int
     refusal: Refusal
@@ -230,7 +230,7 @@ class Http2Core:
         return self._h2.data_to_send()
 
     def take_messages(self, now: float) -> Sequence[StreamMessage | GoingAway] | None:
-        """Process the frames of this turn, if any is complete.
+        """Process the complete frames that are allowed in this turn; return None if there are none.
 
         Raises InvalidHttp2; `data_to_send` then has a GOAWAY with the reason.
         """

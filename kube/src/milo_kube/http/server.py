@@ -18,12 +18,12 @@ from milo_kube.http.headers import Headers
 REQUEST_LIMIT = 16 << 10
 """Maximum bytes of a request, with its headers and body."""
 FIELDS_LIMIT = 100
-"""Maximum number of header fields of a request, and of fields of its query. In memory, short ones take many times their
-size in the request."""
+"""Maximum number of header fields of a request, and of fields of its query. In memory, short fields take many times
+their size in the request."""
 UNREAD_LIMIT = 8 << 20
 """Maximum bytes of replies that clients have not read."""
 UNREAD_REPLIES = 4
-"""How many of the largest of these replies are kept even if they exceed that."""
+"""Number of unread replies, each as large as the largest one, that are kept even if they exceed UNREAD_LIMIT."""
 IDLE_S = 60.0
 """Maximum time from the start of a connection, or its last response, to the next response."""
 _METHODS = ("GET", "HEAD")
@@ -133,7 +133,7 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self.unread:
-            # Otherwise replies to a client that reads none would pile up.
+            # Otherwise replies to a client that does not read them would pile up.
             assert self._transport is not None
             self._transport.close()
             return

@@ -10,7 +10,7 @@ from milo_kube import addresses
 
 _HOST = re.compile(r"(?:\[(?P<v6>[0-9a-f:.]+)\]|(?P<name>[^:\[\]]*))(?::\d+)?")
 _LOCAL = (ipaddress.IPv4Address("127.0.0.1"), ipaddress.IPv6Address("::1"))
-"""Addresses of clients on loopback. Others of 127.0.0.0/8 can be proxies: Istio forwards traffic from 127.0.0.6."""
+"""Client addresses on loopback. Other addresses in 127.0.0.0/8 can be proxies: Istio forwards from 127.0.0.6."""
 _PRIVATE_DOMAINS = (".localhost", ".svc", ".cluster.local")
 """Domains in which an attacker cannot register hostnames for DNS rebinding."""
 

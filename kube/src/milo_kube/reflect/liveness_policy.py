@@ -21,7 +21,7 @@ class LivenessPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LivenessCheck(msgspec.Struct, frozen=True):
-    """A check to be made now, for the wait that began at this time."""
+    """A check to be made now, for the wait that began at `waiting_since`."""
 
     waiting_since: float
 
@@ -34,14 +34,14 @@ class LivenessTracker:
     def __init__(self, policy: LivenessPolicy) -> None:
         self._policy = policy
         self.waiting_since: float | None = None
-        """When the wait in progress began. An attribute, since it is set for each read of a watch."""
+        """When the wait in progress began. An attribute rather than a method, since each read of a watch sets it."""
         self._since: float | None = None
         """Start of the wait to which `_check_at` and `_misses` belong."""
         self._check_at = 0.0
         self._misses = 0
 
     def next_at(self, now: float) -> float:
-        """Return when to call `take_due`. Nothing that happens before makes a check due earlier."""
+        """Return when to call `take_due`. Nothing that happens before that time makes a check due earlier."""
         self._follow_wait()
         return now + self._policy.every_s if self._since is None else self._check_at
 

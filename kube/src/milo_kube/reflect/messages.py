@@ -47,7 +47,7 @@ class Failure(msgspec.Struct, frozen=True):
     """One CamelCase word."""
     message: str
     status: int = 0
-    """The HTTP status, or that of the Status object in the stream."""
+    """The HTTP status code, or the `code` of a Status object in the watch."""
     retry_after_s: float | None = None
 
 
@@ -73,7 +73,7 @@ class ListEnded(msgspec.Struct, frozen=True):
     """The list is complete: objects that it does not contain do not exist within the selector."""
 
     versions_went_back: bool = False
-    """Whether the list has an older version than one seen before: the server was restored, or replaced."""
+    """Whether the list's version is older than the highest version seen: the server was restored, or replaced."""
     version: str = ""
     """The list's resourceVersion; empty if the server returned none."""
 

@@ -75,20 +75,20 @@ class ReflectorPolicy(msgspec.Struct, frozen=True, kw_only=True):
     healthy_s: float = 10.0
     """A watch of this age resets the backoff."""
     proven_s: float = 30.0
-    """A watch of this age proves the version of its list usable. Before that, relists are delayed."""
+    """A watch of this age proves that the version of its list is usable. Before that, relists are delayed."""
     backoff: Backoff = Backoff()
     liveness: LivenessPolicy = LivenessPolicy()
 
 
 _RETRY_AFTER_BOUNDS_S = (0.1, 300.0)
 _RETRY_AFTER_OBEYED = 30
-"""Number of consecutive failures for which only Retry-After counts. Then the client's backoff applies too: a server
-sends `Retry-After: 1` each time while it builds its caches, which takes half a minute."""
+"""Number of consecutive failures for which only Retry-After counts; after these, the client's backoff applies too. A
+server sends `Retry-After: 1` each time while it builds its caches, which takes half a minute."""
 _VERSION_REFUSED = frozenset({410, 504})
 """410: the version is too old; 504: it is from the future."""
 _STREAMING_LIST_REFUSED = frozenset({400, 403, 422})
 _RESUME_REFUSED = frozenset({*range(400, 500), 500, 501}) - {401, 403, 407, 408, 425, 429}
-"""Statuses after which a list may succeed: not refusals of the caller, and not requests to retry later."""
+"""Statuses of a refused watch after which a list may succeed: they neither reject the caller nor ask to retry later."""
 
 
 class Attempts(msgspec.Struct):
@@ -167,7 +167,7 @@ class Reflector(Generic[Seen]):
             return math.inf
         if self.trust.is_known:
             return -math.inf
-        # By then a different server would have refused the version, unless it is silent for a version from its future.
+        # By then a different server would have refused the version, unless the version is in its future.
         return self.state.opened_at + self.policy.healthy_s if isinstance(self.state, Watching) else math.inf
 
     @property
@@ -265,7 +265,7 @@ class Reflector(Generic[Seen]):
 
     def failed(self, failure: Failure, now: float) -> list[SourceEvent[Seen]]:
         assert not isinstance(self.state, Waiting), "a failure was reported without a request in flight"
-        # A server that lists and then refuses each version that it listed is still the one that listed.
+        # A server that refuses each version that it has just listed is still the server that sent the list.
         refuses_own_list = self._attempts.list_is_unproven and failure.status in _VERSION_REFUSED
         self.trust.is_known = self.trust.is_known and refuses_own_list
         if isinstance(self.state, Watching):

@@ -1,4 +1,4 @@
-"""The states of a reflector, each with only the data that is valid in it, and its records about the server."""
+"""The states of a reflector, each with only the data that is valid in it, and what it has recorded about the server."""
 
 import math
 
@@ -56,7 +56,7 @@ class ListMethod(msgspec.Struct):
         return 0 if self.unpaged_next else self.page_size
 
     def pages_outlived_version(self) -> None:
-        """Request pages again or, after the second time in a row, the whole list in one response."""
+        """Request pages again or, if this happened to two lists in a row, the whole list in one response."""
         self.unpaged_next, self.pages_expired, self.paged_next = self.pages_expired, True, True
 
     def pages_ended(self) -> None:

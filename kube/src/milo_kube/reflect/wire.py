@@ -15,7 +15,7 @@ _LONGEST_ID = 128
 _UNCHECKED_PAGE = 2 << 20
 """Maximum size of a page whose items are not counted before they are decoded."""
 _SMALLEST_ITEM = 64
-"""Minimum average size of the items of a larger page. Each item takes as much memory besides its content."""
+"""Minimum average size of the items of a larger page. Each item takes about this much memory besides its content."""
 
 
 class Identified(Protocol):
@@ -44,7 +44,7 @@ class ObjectSeen(msgspec.Struct, Generic[Seen], frozen=True, gc=False):
 
 
 class ObjectRemoved(msgspec.Struct, frozen=True):
-    """An object was deleted or left the selector: the protocol does not distinguish them."""
+    """An object was deleted or left the selector: the protocol does not distinguish the two."""
 
     name: str
     uid: str
@@ -148,7 +148,7 @@ class _AnyObject(msgspec.Struct, frozen=True):
 
 class _Items(msgspec.Struct):
     items: frozenset[_AnyObject] | None
-    """All items are equal, so that they take the memory of one."""
+    """All items compare equal, so that the set keeps only one."""
 
 
 _LINE = msgspec.json.Decoder(_Line[msgspec.Raw])
@@ -252,7 +252,7 @@ class Decoder(Generic[Object, Seen]):
 def _check_items(body: bytes) -> None:
     """Raise an error if the items of a page would take far more memory than the page."""
     _ITEMS.decode(body)
-    # No API server escapes letters, so that each item but a hostile one has the first of these texts.
+    # API servers do not escape letters, so each of their items contains "metadata". A hostile item may escape letters.
     items = sum(map(body.count, (b'"metadata"', b"\\u006", b"\\u007")))
     if items * _SMALLEST_ITEM > len(body):
         raise ListPageError(f"the response is not a list: it has {items} items in {len(body)} bytes")

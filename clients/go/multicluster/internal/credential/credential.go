@@ -158,14 +158,14 @@ func (c *Credential) offer(k Kubeconfig) (Outcome, error) {
 	return Renewed, nil
 }
 
-// supersedes reports whether a kubeconfig is newer than the current one: a response and a push may arrive in another
-// order than they were issued. It is called with the lock held.
+// supersedes reports whether a kubeconfig is newer than the current one: a response and a push may arrive in a
+// different order than they were issued. It is called with the lock held.
 func (c *Credential) supersedes(k Kubeconfig) bool {
 	if c.held == nil {
 		return true
 	}
 	issued := c.held.from.IssuedAt
-	// If the current one was issued in the future, the clock was set back since.
+	// If the current kubeconfig was issued in the future, the clock was set back since.
 	return k.IssuedAt.After(issued) || issued.After(c.options.Now()) && !k.IssuedAt.Equal(issued)
 }
 

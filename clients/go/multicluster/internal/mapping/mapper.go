@@ -50,7 +50,8 @@ func (d *Documents) Mapper(ctx context.Context, config *rest.Config, client *htt
 	}, nil
 }
 
-// after returns the current reading. If that is seen, it reads the documents again.
+// after returns the current reading. If the caller has already seen it, after reads the documents again, except from a
+// server without aggregated discovery.
 func (m *Mapper) after(seen *reading) (*reading, error) {
 	if now := m.current.Load(); now != seen || seen != nil && seen.core == nil {
 		return now, nil

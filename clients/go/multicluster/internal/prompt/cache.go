@@ -148,7 +148,7 @@ func (c *Cache) Unsynced() []Unsynced {
 	maps.DeleteFunc(c.failures, func(made toolscache.SharedIndexInformer, _ Unsynced) bool { return made.IsStopped() })
 	all := slices.AppendSeq(slices.Collect(maps.Values(c.pending)), maps.Values(c.failures))
 	slices.SortFunc(all, func(a, b Unsynced) int {
-		// An entry with a failure comes before one that is syncing, so that it is kept.
+		// An entry with a failure comes before a syncing entry of the same kind, so that CompactFunc keeps the failure.
 		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.description, b.description), cmp.Compare(b.Message, a.Message))
 	})
 	return slices.CompactFunc(all, func(a, b Unsynced) bool { return a.Kind == b.Kind && a.description == b.description })

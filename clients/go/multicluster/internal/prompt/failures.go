@@ -25,8 +25,8 @@ func (c *Cache) observed(create newInformerFunc) newInformerFunc {
 		example = example.DeepCopyObject()
 		var made toolscache.SharedIndexInformer
 		made = create(accepted{lw, func() { c.recovered(made) }}, example, resync, indexers)
-		// This fails only if create already started the informer; it keeps its handler then. If the cache's options have a
-		// handler, the cache replaces this one.
+		// This call fails only if create has already started the informer, which then keeps its own handler. If the
+		// cache's options have a handler, the cache replaces this handler.
 		_ = made.SetWatchErrorHandlerWithContext(func(ctx context.Context, r *toolscache.Reflector, err error) {
 			if apierrors.IsResourceExpired(err) || apierrors.IsGone(err) { // the next list is not a retry
 				toolscache.DefaultWatchErrorHandler(ctx, r, err)

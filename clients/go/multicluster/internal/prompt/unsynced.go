@@ -19,7 +19,7 @@ const (
 	Syncing   Reason = "syncing"   // no failure yet; the first list is not complete
 	Absent    Reason = "absent"    // the cluster does not serve the kind
 	Forbidden Reason = "forbidden" // the cluster rejects the identity, or does not authorize it
-	Failing   Reason = "failing"   // anything else
+	Failing   Reason = "failing"   // any other failure
 )
 
 // Unsynced is an informer that has not synced, or failed after it synced.

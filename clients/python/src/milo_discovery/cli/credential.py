@@ -106,7 +106,7 @@ def _cluster_of(exec_info: dict[str, Any]) -> str | None:
 
 
 def _require_same_server(exec_info: dict[str, Any], access: KubeconfigAccess, cluster: str) -> None:
-    """Raise CommandFailure if the caller passes its connection and would send the credential to another server."""
+    """Raise CommandFailure if `spec.cluster` shows that the caller may send the credential to a different server."""
     spec = exec_info.get("spec")
     stated = spec.get("cluster") if isinstance(spec, dict) else None
     if not isinstance(stated, dict):

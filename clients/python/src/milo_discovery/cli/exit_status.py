@@ -127,7 +127,7 @@ class CallFailure(click.ClickException):
 
 
 class CommandFailure(click.ClickException):
-    """The command failed for a reason other than the daemon."""
+    """The command failed for a reason other than a failed call to the daemon."""
 
     def show(self, file: IO[Any] | None = None) -> None:
         print_message(self.message)

@@ -91,7 +91,7 @@ async def _issued(
 
 
 async def _is_known(client: DiscoveryClient, name: str) -> bool:
-    """Return whether the daemon knows the cluster, engaged or not; True if it cannot be asked."""
+    """Return whether the daemon has the cluster, engaged or not; True if the call fails for another reason."""
     try:
         await client.get(name)
     except ClusterNotFound:

@@ -89,11 +89,11 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
         return frozenset(self._own)
 
     def difference(self, group: str, only: str) -> str:
-        """Return how the files' recorded shard group or filter differs from these; empty if it does not."""
+        """Return how the files' recorded shard group or filter differs from `group` or `only`; empty if equal."""
         return difference(self._recorded, (group, only)) if self._own else ""
 
     def claim(self, group: str, only: str) -> None:
-        """Record this shard group and filter in the ledger when files are next written."""
+        """Set the shard group and filter to record in the ledger when files are next written."""
         self._fleet = group, only
 
     def reconcile(self, desired: Mapping[str, DesiredFile], *, ended: Collection[str]) -> None:

@@ -218,7 +218,7 @@ class _Synchronizer:
             changed.clear()
 
     async def _review(self, client: DiscoveryClient, watch: Watch, now: float) -> None:
-        """Check the clusters that are missing from the view, and mark those confirmed as disengaged as ended."""
+        """Check the clusters that are missing from the view, and add those with a confirmed end to `_ended`."""
         import asyncio  # noqa: PLC0415
 
         if not watch.connected:

@@ -152,7 +152,7 @@ def _details(event: Event, before: Cluster | None) -> str:
 
 
 def changes(before: Cluster, after: Cluster) -> Iterator[str]:
-    """Yield a description of each change of an update."""
+    """Yield a description of each change between two states of a cluster."""
     for name in ("endpoint", "organization"):
         if (value := getattr(after, name)) != getattr(before, name):
             yield f"{name} {value or NONE}"

@@ -878,12 +878,12 @@ class PendingRelease(_message.Message):
     subscriber: _builtins.str
     """As in WatchClustersRequest."""
     caller: _builtins.str
-    """Its verified identity: "user system:serviceaccount:dns:operator"."""
+    """The verified identity of the subscriber: "user system:serviceaccount:dns:operator"."""
     connected: _builtins.bool
-    """It has a stream open."""
+    """Whether the subscriber has a stream open."""
     @_builtins.property
     def since(self) -> _timestamp_pb2.Timestamp:
-        """Since when it is connected, or disconnected."""
+        """When the subscriber connected or, if it has no stream open, disconnected."""
 
     def __init__(
         self,
@@ -1245,8 +1245,8 @@ class RenewOwnershipResponse(_message.Message):
     """The daemon shares the clusters with others."""
     @_builtins.property
     def valid_for(self) -> _duration_pb2.Duration:
-        """Unset while the daemon owns nothing: an earlier response stands until its time has passed. Also unset on a daemon that
-        shares clusters with no other, whose ownership does not end.
+        """Unset while the daemon owns nothing: an earlier response stands until its `valid_for` has passed. Also unset on a
+        daemon that shares clusters with no other, whose ownership does not end.
         """
 
     def __init__(

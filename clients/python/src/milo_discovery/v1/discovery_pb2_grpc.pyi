@@ -54,7 +54,8 @@ class DiscoveryServiceStub:
     `grpc-status-details-bin`.
 
     INVALID_ARGUMENT, PERMISSION_DENIED, UNAUTHENTICATED, UNIMPLEMENTED and FAILED_PRECONDITION end a stream permanently:
-    report them. After any other end, and where nothing listens yet, open it again: at first soon, then with backoff.
+    report them. After any other end, and where nothing listens yet, open it again: at first soon, then with backoff and
+    jitter.
 
     Messages can be larger than the 4 MiB that gRPC receives by default: allow 64 MiB.
     """
@@ -70,12 +71,12 @@ class DiscoveryServiceStub:
     ENGAGED events, in as many batches as it takes; `synced` is true from the batch that completes
     them. An empty fleet is one batch without events, `reset = true`, `synced = true`. A stream that
     resumes has no `reset`, and its first batch is already synced. Between `reset` and `synced`, any other event
-    changes the snapshot itself: a cluster of it may be UPDATED, be given a KUBECONFIG, or be DISENGAGED again. Until the daemon has seen the first
-    complete list of its source, it holds the stream open and sends only heartbeats with `synced = false`:
-    an incomplete view is never sent as a complete one.
+    changes the snapshot itself: a cluster of it may be UPDATED, be given a KUBECONFIG, or be DISENGAGED again. Until the
+    daemon has seen the first complete list of its source, it holds the stream open and sends only heartbeats with
+    `synced = false`: an incomplete view is never sent as a complete one.
 
     Order. For one cluster: ENGAGED first, then any number of UPDATED and KUBECONFIG, then DISENGAGED.
-    Never ENGAGED twice without a DISENGAGED between. A project that was deleted and created again under
+    Never ENGAGED twice without a DISENGAGED in between. A project that was deleted and created again under
     its old name is another cluster: DISENGAGED (REPLACED), then ENGAGED, in one batch. Between clusters
     there is no promise other than that of time. Nothing is delivered twice on a stream, nor across a
     resume. An event that contradicts this shows that your view is wrong: apply nothing of its batch, and open the
@@ -121,8 +122,8 @@ class DiscoveryServiceStub:
     """
     RenewOwnership: _grpc.UnaryUnaryMultiCallable[_discovery_pb2.RenewOwnershipRequest, _discovery_pb2.RenewOwnershipResponse]
     """RenewOwnership says for how long the clusters that the daemon engaged are its own. Call it every few seconds on streams
-    that are `sharded`, and stop working in all clusters when the time of the last response has passed, counted from when
-    you sent its request, on a clock that also advances while the machine is suspended.
+    that are `sharded`, and stop working in all clusters when the `valid_for` of the last response has passed, counted
+    from when you sent its request, on a clock that also advances while the machine is suspended.
     """
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_discovery_pb2.GetServerInfoRequest, _discovery_pb2.GetServerInfoResponse]
     """GetServerInfo describes the daemon itself."""
@@ -136,7 +137,8 @@ class DiscoveryServiceAsyncStub(DiscoveryServiceStub):
     `grpc-status-details-bin`.
 
     INVALID_ARGUMENT, PERMISSION_DENIED, UNAUTHENTICATED, UNIMPLEMENTED and FAILED_PRECONDITION end a stream permanently:
-    report them. After any other end, and where nothing listens yet, open it again: at first soon, then with backoff.
+    report them. After any other end, and where nothing listens yet, open it again: at first soon, then with backoff and
+    jitter.
 
     Messages can be larger than the 4 MiB that gRPC receives by default: allow 64 MiB.
     """
@@ -149,12 +151,12 @@ class DiscoveryServiceAsyncStub(DiscoveryServiceStub):
     ENGAGED events, in as many batches as it takes; `synced` is true from the batch that completes
     them. An empty fleet is one batch without events, `reset = true`, `synced = true`. A stream that
     resumes has no `reset`, and its first batch is already synced. Between `reset` and `synced`, any other event
-    changes the snapshot itself: a cluster of it may be UPDATED, be given a KUBECONFIG, or be DISENGAGED again. Until the daemon has seen the first
-    complete list of its source, it holds the stream open and sends only heartbeats with `synced = false`:
-    an incomplete view is never sent as a complete one.
+    changes the snapshot itself: a cluster of it may be UPDATED, be given a KUBECONFIG, or be DISENGAGED again. Until the
+    daemon has seen the first complete list of its source, it holds the stream open and sends only heartbeats with
+    `synced = false`: an incomplete view is never sent as a complete one.
 
     Order. For one cluster: ENGAGED first, then any number of UPDATED and KUBECONFIG, then DISENGAGED.
-    Never ENGAGED twice without a DISENGAGED between. A project that was deleted and created again under
+    Never ENGAGED twice without a DISENGAGED in between. A project that was deleted and created again under
     its old name is another cluster: DISENGAGED (REPLACED), then ENGAGED, in one batch. Between clusters
     there is no promise other than that of time. Nothing is delivered twice on a stream, nor across a
     resume. An event that contradicts this shows that your view is wrong: apply nothing of its batch, and open the
@@ -200,8 +202,8 @@ class DiscoveryServiceAsyncStub(DiscoveryServiceStub):
     """
     RenewOwnership: _aio.UnaryUnaryMultiCallable[_discovery_pb2.RenewOwnershipRequest, _discovery_pb2.RenewOwnershipResponse]  # type: ignore[assignment]
     """RenewOwnership says for how long the clusters that the daemon engaged are its own. Call it every few seconds on streams
-    that are `sharded`, and stop working in all clusters when the time of the last response has passed, counted from when
-    you sent its request, on a clock that also advances while the machine is suspended.
+    that are `sharded`, and stop working in all clusters when the `valid_for` of the last response has passed, counted
+    from when you sent its request, on a clock that also advances while the machine is suspended.
     """
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_discovery_pb2.GetServerInfoRequest, _discovery_pb2.GetServerInfoResponse]  # type: ignore[assignment]
     """GetServerInfo describes the daemon itself."""
@@ -214,7 +216,8 @@ class DiscoveryServiceServicer(metaclass=_abc_1.ABCMeta):
     `grpc-status-details-bin`.
 
     INVALID_ARGUMENT, PERMISSION_DENIED, UNAUTHENTICATED, UNIMPLEMENTED and FAILED_PRECONDITION end a stream permanently:
-    report them. After any other end, and where nothing listens yet, open it again: at first soon, then with backoff.
+    report them. After any other end, and where nothing listens yet, open it again: at first soon, then with backoff and
+    jitter.
 
     Messages can be larger than the 4 MiB that gRPC receives by default: allow 64 MiB.
     """
@@ -231,12 +234,12 @@ class DiscoveryServiceServicer(metaclass=_abc_1.ABCMeta):
         ENGAGED events, in as many batches as it takes; `synced` is true from the batch that completes
         them. An empty fleet is one batch without events, `reset = true`, `synced = true`. A stream that
         resumes has no `reset`, and its first batch is already synced. Between `reset` and `synced`, any other event
-        changes the snapshot itself: a cluster of it may be UPDATED, be given a KUBECONFIG, or be DISENGAGED again. Until the daemon has seen the first
-        complete list of its source, it holds the stream open and sends only heartbeats with `synced = false`:
-        an incomplete view is never sent as a complete one.
+        changes the snapshot itself: a cluster of it may be UPDATED, be given a KUBECONFIG, or be DISENGAGED again. Until the
+        daemon has seen the first complete list of its source, it holds the stream open and sends only heartbeats with
+        `synced = false`: an incomplete view is never sent as a complete one.
 
         Order. For one cluster: ENGAGED first, then any number of UPDATED and KUBECONFIG, then DISENGAGED.
-        Never ENGAGED twice without a DISENGAGED between. A project that was deleted and created again under
+        Never ENGAGED twice without a DISENGAGED in between. A project that was deleted and created again under
         its old name is another cluster: DISENGAGED (REPLACED), then ENGAGED, in one batch. Between clusters
         there is no promise other than that of time. Nothing is delivered twice on a stream, nor across a
         resume. An event that contradicts this shows that your view is wrong: apply nothing of its batch, and open the
@@ -318,8 +321,8 @@ class DiscoveryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_discovery_pb2.RenewOwnershipResponse, _abc.Awaitable[_discovery_pb2.RenewOwnershipResponse]]:
         """RenewOwnership says for how long the clusters that the daemon engaged are its own. Call it every few seconds on streams
-        that are `sharded`, and stop working in all clusters when the time of the last response has passed, counted from when
-        you sent its request, on a clock that also advances while the machine is suspended.
+        that are `sharded`, and stop working in all clusters when the `valid_for` of the last response has passed, counted
+        from when you sent its request, on a clock that also advances while the machine is suspended.
         """
 
     @_abc_1.abstractmethod

@@ -878,21 +878,21 @@ export type PendingRelease = Message<"milo.discovery.v1.PendingRelease"> & {
   subscriber: string;
 
   /**
-   * Its verified identity: "user system:serviceaccount:dns:operator".
+   * The verified identity of the subscriber: "user system:serviceaccount:dns:operator".
    *
    * @generated from field: string caller = 2;
    */
   caller: string;
 
   /**
-   * It has a stream open.
+   * Whether the subscriber has a stream open.
    *
    * @generated from field: bool connected = 3;
    */
   connected: boolean;
 
   /**
-   * Since when it is connected, or disconnected.
+   * When the subscriber connected or, if it has no stream open, disconnected.
    *
    * @generated from field: google.protobuf.Timestamp since = 4;
    */
@@ -1290,8 +1290,8 @@ export const RenewOwnershipRequestSchema: GenMessage<RenewOwnershipRequest> = /*
  */
 export type RenewOwnershipResponse = Message<"milo.discovery.v1.RenewOwnershipResponse"> & {
   /**
-   * Unset while the daemon owns nothing: an earlier response stands until its time has passed. Also unset on a daemon that
-   * shares clusters with no other, whose ownership does not end.
+   * Unset while the daemon owns nothing: an earlier response stands until its `valid_for` has passed. Also unset on a
+   * daemon that shares clusters with no other, whose ownership does not end.
    *
    * @generated from field: google.protobuf.Duration valid_for = 1;
    */
@@ -1883,7 +1883,8 @@ export const KubeconfigFormatSchema: GenEnum<KubeconfigFormat> = /*@__PURE__*/
  * `grpc-status-details-bin`.
  *
  * INVALID_ARGUMENT, PERMISSION_DENIED, UNAUTHENTICATED, UNIMPLEMENTED and FAILED_PRECONDITION end a stream permanently:
- * report them. After any other end, and where nothing listens yet, open it again: at first soon, then with backoff.
+ * report them. After any other end, and where nothing listens yet, open it again: at first soon, then with backoff and
+ * jitter.
  *
  * Messages can be larger than the 4 MiB that gRPC receives by default: allow 64 MiB.
  *
@@ -1897,12 +1898,12 @@ export const DiscoveryService: GenService<{
    * ENGAGED events, in as many batches as it takes; `synced` is true from the batch that completes
    * them. An empty fleet is one batch without events, `reset = true`, `synced = true`. A stream that
    * resumes has no `reset`, and its first batch is already synced. Between `reset` and `synced`, any other event
-   * changes the snapshot itself: a cluster of it may be UPDATED, be given a KUBECONFIG, or be DISENGAGED again. Until the daemon has seen the first
-   * complete list of its source, it holds the stream open and sends only heartbeats with `synced = false`:
-   * an incomplete view is never sent as a complete one.
+   * changes the snapshot itself: a cluster of it may be UPDATED, be given a KUBECONFIG, or be DISENGAGED again. Until the
+   * daemon has seen the first complete list of its source, it holds the stream open and sends only heartbeats with
+   * `synced = false`: an incomplete view is never sent as a complete one.
    *
    * Order. For one cluster: ENGAGED first, then any number of UPDATED and KUBECONFIG, then DISENGAGED.
-   * Never ENGAGED twice without a DISENGAGED between. A project that was deleted and created again under
+   * Never ENGAGED twice without a DISENGAGED in between. A project that was deleted and created again under
    * its old name is another cluster: DISENGAGED (REPLACED), then ENGAGED, in one batch. Between clusters
    * there is no promise other than that of time. Nothing is delivered twice on a stream, nor across a
    * resume. An event that contradicts this shows that your view is wrong: apply nothing of its batch, and open the
@@ -1990,8 +1991,8 @@ export const DiscoveryService: GenService<{
   },
   /**
    * RenewOwnership says for how long the clusters that the daemon engaged are its own. Call it every few seconds on streams
-   * that are `sharded`, and stop working in all clusters when the time of the last response has passed, counted from when
-   * you sent its request, on a clock that also advances while the machine is suspended.
+   * that are `sharded`, and stop working in all clusters when the `valid_for` of the last response has passed, counted
+   * from when you sent its request, on a clock that also advances while the machine is suspended.
    *
    * @generated from rpc milo.discovery.v1.DiscoveryService.RenewOwnership
    */
