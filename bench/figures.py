@@ -207,7 +207,7 @@ COMMANDS = {
 
 REASONS = {
     "bytes_per_cluster": "Objects and engaged clusters have separate records, by design. 32 of the bytes were an "
-    "integer of each object, which objects of equal weight share since.",
+    "integer of each object, which objects of equal weight share in later versions.",
     "fanout.slow_reader_effect": "The 99th percentiles are of some milliseconds, and the rounds of one run differ by a "
     "factor of six.",
     "hostile_clients.all.p99_ratio": "The 99th percentiles are of a few milliseconds: without hostile clients, the "
