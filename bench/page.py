@@ -112,7 +112,7 @@ def _headlines(files: Files) -> Iterator[str]:
         names = list(dict.fromkeys(name for name, _ in _FIGURE.findall(line)))
         text = _FIGURE.sub(lambda found: rounded(_figure(files, found[1], found[2])), line)
         origin = ", ".join(f"`{_command(name)}` at {_commit(files, name)}" for name in names)
-        yield from textwrap.wrap(f"- {text}", 120, subsequent_indent="  ")
+        yield from textwrap.wrap(f"- {text}", 120, subsequent_indent="  ", break_on_hyphens=False)
         yield f"  ({origin})"
     yield from _note(files, (name for name, _ in _FIGURE.findall("".join(HEADLINES))))
 
