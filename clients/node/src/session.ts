@@ -96,7 +96,7 @@ export class Session {
 
   #awaitSnapshot(last: string, batch: WatchClustersResponse): Event[] {
     requireNext(last, batch);
-    if (batch.events.length > 0 || batch.synced) throw this.#contradiction("events arrived before the snapshot");
+    if (batch.events.length > 0 || batch.synced) throw this.#contradiction("events or `synced` arrived before the snapshot");
     this.#phase = { name: "awaiting snapshot", last: batch.revision };
     return [];
   }

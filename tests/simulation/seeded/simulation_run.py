@@ -492,7 +492,7 @@ class SimulationRun:
         )
 
     def _violations(self) -> list[str]:
-        # The validators would take a draining cluster for one that is engaged by mistake.
+        # Clusters drain for subscribers with a worker, and the validators would report these as wrongly engaged.
         histories = [subscriber.history for subscriber in self._subscribers if subscriber.worker is None]
         found = breaches(histories, self._world.upstream, forgets=self._traits.forgets)
         found += (f"credentials: {breach}" for breach in credential_violations(self._handed))

@@ -50,7 +50,7 @@ def test_issued_credential_expires_at_the_earliest_expiry_of_its_parts() -> None
     assert validate(both, NOW, origin="it", expires_at=NOW + 800).expires_at == NOW + 700
 
 
-def test_certificate_lifetime_is_its_validity() -> None:
+def test_credential_expires_at_not_after_of_its_certificate() -> None:
     assert validate(of(certificate(NOW - 60, NOW + 600)), NOW, origin="it").expires_at == NOW + 600
 
 

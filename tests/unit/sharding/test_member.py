@@ -287,7 +287,7 @@ def test_member_with_failed_request_wakes_at_its_fence() -> None:
     assert member.next(member.fence_at - 0.4) == WaitUntil(member.fence_at)
 
 
-def test_member_was_written_rejects_read_action() -> None:
+def test_was_written_accepts_no_read_action() -> None:
     driver = settled("a")
     with pytest.raises(AssertionError):
         driver.members["a"].was_written(Read(), "1", driver.now, driver.now)

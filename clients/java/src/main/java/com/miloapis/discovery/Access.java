@@ -89,7 +89,7 @@ public record Access(
     }
     var name = text(user, "as");
     if (name == null) {
-      throw new DiscoveryException("kubeconfig refused: it impersonates groups without a user");
+      throw new DiscoveryException("kubeconfig refused: it has as-groups or as-user-extra without as");
     }
     return new ActAs(name, user.has("as-groups") ? texts(user.get("as-groups")) : List.of(), extra);
   }

@@ -111,7 +111,7 @@ final class Session {
   private List<Event> awaitSnapshot(WatchClustersResponse batch) {
     requireNext(batch);
     if (batch.getEventsCount() > 0 || batch.getSynced()) {
-      throw contradiction("events arrived before the snapshot");
+      throw contradiction("events or `synced` arrived before the snapshot");
     }
     return proceed(Phase.AWAITING_SNAPSHOT, batch, List.of());
   }

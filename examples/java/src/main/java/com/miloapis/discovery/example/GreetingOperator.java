@@ -38,7 +38,7 @@ public final class GreetingOperator {
         WatchOptions.defaults()
             .withKubeconfigs()
             .withHeartbeatInterval(Duration.ofSeconds(10))
-            .withOnDisconnect(error -> System.err.println("stream broken, all clusters stay engaged: " + error.getMessage()));
+            .withOnDisconnect(error -> System.err.println("stream broken, reconnecting: " + error.getMessage()));
     try (var client = new DiscoveryClient();
         var fleet = new Fleet(client, options)) {
       var running = Thread.currentThread();
