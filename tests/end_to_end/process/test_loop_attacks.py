@@ -226,17 +226,23 @@ async def test_resume_revisions_with_false_known_counts_do_not_block_the_restart
 async def test_metrics_scrapes_do_not_delay_subscribers(workspace: Workspace) -> None:
     server = ProjectServer(Projects(f"p-{number}" for number in range(10_000)))
     async with server.listening():
-        settings = server.settings(workspace.directory / "plain")
+        settings = {**server.settings(workspace.directory / "plain"), "metrics": {"cluster_info_cap": 10_000}}
         async with workspace.daemon(http_listen="127.0.0.1:0", **settings) as daemon:
             await daemon.start()
             async with workspace.stream() as stream:
                 await stream.until_synced()
                 http, ends = daemon.events("started")[-1]["http"], asyncio.Event()
 
+                async def scrape() -> None:
+                    await asyncio.to_thread(lambda: urllib.request.urlopen(f"{http}/metrics").read())
+
                 async def read() -> None:
                     while not ends.is_set():
-                        await asyncio.to_thread(lambda: urllib.request.urlopen(f"{http}/metrics").read())
+                        await scrape()
 
+                began = time.monotonic()
+                await scrape()
+                alone = time.monotonic() - began
                 readers = [asyncio.create_task(read()) for _ in range(8)]
                 took = []
                 for number in range(30):
@@ -248,4 +254,5 @@ async def test_metrics_scrapes_do_not_delay_subscribers(workspace: Workspace) ->
                     await asyncio.sleep(0.05)
                 ends.set()
                 await asyncio.wait(readers)
-    assert median(took) < OTHERS_WAIT_S / 4, f"{median(took):.2f} s, want less than {OTHERS_WAIT_S / 4:g} s"
+    # One build serves all readers that wait, and takes a tenth of the time at most: most changes wait for none.
+    assert median(took) < alone, f"a change took {median(took):.3f} s (median), a scrape alone {alone:.3f} s"
