@@ -17,6 +17,7 @@ from tests.end_to_end.matrix.validator import Validator
 from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.daemon import DaemonProcess
 from tests.end_to_end.process.project_server import Projects, ProjectServer
+from tests.end_to_end.process.state_writes import written
 from tests.support.eventually import eventually
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(400)]
@@ -188,8 +189,10 @@ async def test_second_restart_of_a_member_during_an_outage_engages_no_deleted_cl
         found.file.write_bytes(outdated)
         await a.stop()
         for run in range(2):
+            write = asyncio.create_task(written(found.file, 1))  # it has a position of this run
             await member.start()
             await found.told_of_one("b", f"run-{run}")
+            await write
             await found.kill_first()
         await member.start()
         await a.start()

@@ -27,6 +27,7 @@ from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.daemon import DaemonProcess
 from tests.end_to_end.process.project_server import Consumers, Projects, ProjectServer, ProviderServer
 from tests.end_to_end.process.service_provider import ServiceProvider
+from tests.end_to_end.process.state_writes import written
 from tests.end_to_end.process.test_check import checked
 from tests.support.eventually import eventually
 
@@ -313,9 +314,12 @@ async def test_repeated_restarts_while_a_source_is_unavailable_engage_no_deleted
         await found.a.stop()
         found.subscriber.events.clear()
         for run in range(3):
+            # The second write has a position of this run, with which the revision of the next stream is compared.
+            two_writes = asyncio.create_task(written(file, 2))
             await found.daemon.start()
             found.b.projects.put(f"run-{run}")
             await found.seen(f"b#run-{run}")
+            await two_writes
             await found.daemon.kill()
         await found.daemon.start()
         await found.a.start()
