@@ -180,7 +180,7 @@ async def test_resume_revisions_with_false_known_counts_do_not_block_the_restart
             await stack.enter_async_context(
                 ProjectServer(Projects(f"p-{number}" for number in range(size))).listening()
             )
-            for size in (5000, 20)
+            for size in (30_000, 20)
         ]
         sources = [
             {"name": name, "kind": "project", "discovery_kubeconfig": server.kubeconfig(workspace.directory / name)}
@@ -218,7 +218,7 @@ async def test_resume_revisions_with_false_known_counts_do_not_block_the_restart
             assert slowest < OTHERS_WAIT_S
             assert (cpu_s(daemon) - spent) / (time.monotonic() - began) < 0.3, "the daemon used 30 % of a core"
         async with workspace.stream() as another:
-            assert sum(len(batch.events) for batch in await another.until_synced()) == 5020
+            assert sum(len(batch.events) for batch in await another.until_synced()) == 30_020
             with suppress(grpc.aio.AioRpcError):
                 await another.close()
 

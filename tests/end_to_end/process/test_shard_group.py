@@ -1,6 +1,7 @@
 """Attacks on a shard group of daemons, as processes, with two sources: killed members, and an unavailable source."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -28,7 +29,9 @@ SETTLED_WITHIN_S = 120.0
 RESTART_S = 16.0
 """How long the ownership of a subscriber must last when its daemon is killed, so that the next process renews it."""
 VERIFY_AFTER_S = 4.0
-WITHOUT_OWNER_S = 51.0
+_PAGE = " ".join((Path(__file__).parents[3] / "docs" / "sharding.md").read_text().split())
+[_PROMISED_S] = re.findall(r"member that was killed have no owner for up to (\d+) seconds", _PAGE)
+WITHOUT_OWNER_S = float(_PROMISED_S)
 """The maximum time for which clusters of a killed member have no owner, according to docs/sharding.md."""
 
 

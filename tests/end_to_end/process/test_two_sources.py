@@ -247,7 +247,7 @@ async def test_other_clusters_that_the_watch_adds_to_an_empty_first_list_disenga
         lists = found.a.lists
         await found.daemon.start()
         await found.daemon.during(eventually(lambda: found.a.lists > lists))
-        others = [f"other-{number}" for number in range(20)]
+        others = [f"other-{number}" for number in range(len(NAMES))]  # as many as the subscriber knows
         for name in others:
             empty.put(name)
         async with DiscoveryClient(f"unix://{workspace.socket}") as client, client.watch() as watch:
