@@ -41,12 +41,13 @@ def test_scene_keeps_recent_events_latest_first_and_counts_them() -> None:
     assert (scene.counts[EventType.ENGAGED], scene.counts[EventType.UPDATED]) == (1, 1)
 
 
-def test_result_of_the_first_probe_is_shown_in_the_row_only() -> None:
+def test_first_probe_and_its_success_are_shown_in_the_row_only() -> None:
     scene = Scene()
     unknown, reachable = (Connectivity(state=each) for each in (ConnectivityState.UNKNOWN, ConnectivityState.REACHABLE))
-    assert scene.add(event(EventType.ENGAGED, connectivity=unknown), 0.0)
+    assert scene.add(event(EventType.ENGAGED), 0.0)
+    assert not scene.add(event(EventType.UPDATED, connectivity=unknown), 0.5)
     assert not scene.add(event(EventType.UPDATED, connectivity=reachable), 1.0)
-    assert (len(scene.recent), scene.counts[EventType.UPDATED]) == (1, 1)
+    assert (len(scene.recent), scene.counts[EventType.UPDATED]) == (1, 2)
     [row] = scene.rows(1.0)
     assert (row.cluster.connectivity, row.last, row.at) == (reachable, EventType.ENGAGED, 0.0)
     unreachable = Connectivity(state=ConnectivityState.UNREACHABLE)

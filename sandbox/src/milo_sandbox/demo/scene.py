@@ -37,7 +37,7 @@ class Scene:
         return sum(row.last is not EventType.DISENGAGED for row in self._rows.values())
 
     def add(self, event: Event, now: float) -> bool:
-        """Add an event. Return whether it is shown as recent: the first report that a cluster is reachable is not."""
+        """Add an event. Return whether it is shown as recent: that a new cluster is probed, and reachable, is not."""
         self.counts[event.type] += 1
         before = self._rows.pop(event.cluster.name, None)
         if before is not None and _is_first_probe(before.cluster, event):
@@ -60,11 +60,11 @@ class Scene:
 
 
 def _is_first_probe(before: Cluster, event: Event) -> bool:
-    """Return whether an event only reports that a new cluster is reachable."""
+    """Return whether an event only reports that a new cluster will be probed, or is reachable."""
     is_new = before.connectivity.state in (ConnectivityState.UNSPECIFIED, ConnectivityState.UNKNOWN)
-    is_reachable = event.cluster.connectivity.state is ConnectivityState.REACHABLE
+    is_expected = event.cluster.connectivity.state in (ConnectivityState.UNKNOWN, ConnectivityState.REACHABLE)
     others = replace(event.cluster, connectivity=before.connectivity)
-    return event.type is EventType.UPDATED and is_new and is_reachable and others == before
+    return event.type is EventType.UPDATED and is_new and is_expected and others == before
 
 
 def state(cluster: Cluster) -> str:
