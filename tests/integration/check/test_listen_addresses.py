@@ -16,6 +16,7 @@ from milo_discoveryd.config.listeners import Tls
 from milo_discoveryd.server.connections.tls_certificates import ServerTls
 from tests.support.certificates import LOOPBACK, Authority
 from tests.support.logs import capture_logs
+from tests.support.ports import free_port
 
 
 @pytest.fixture
@@ -88,8 +89,8 @@ def test_unwritable_socket_directory_suggests_fs_group(path: Path, monkeypatch: 
 
 
 def test_tcp_port_is_free_or_in_use() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port)):
         finding = listen_addresses.tcp_port("http_listen", TcpAddress("127.0.0.1", port))
         assert (finding.level, finding.subject) == ("fail", f"http_listen 127.0.0.1:{port}")
         assert "in use" in finding.message
