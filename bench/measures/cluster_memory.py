@@ -12,8 +12,7 @@ import msgspec
 
 from bench import in_process
 from bench.setting import Samples, Setting
-from milo_discoveryd.engagement.cluster_records import ClusterRecord, ClusterRecords
-from milo_discoveryd.engagement.engagement import Engagements
+from milo_discoveryd.engagement.engagement import ClusterRecord, ClusterRecords, Engagements
 from milo_discoveryd.log.change_log import ChangeLog
 from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.objects.store import ObjectRecord, ObjectStore

@@ -211,34 +211,6 @@ class ContributionIndex:
         return record if record is not None and record.content is not None else None
 
 
-class ObjectsAreClusters:
-    """Replaces `ContributionIndex` for kinds without `reduce`: each object describes the cluster of the same name."""
-
-    def restored_objects(
-        self, clusters: Sequence[Ready], objects: Iterable[StoredObject]
-    ) -> Iterable[Sequence[ObservedObject]]:
-        del objects
-        return (clusters,)
-
-    def restore(self, collection: int, objects: ObjectChanges) -> None:
-        pass
-
-    def states(self, collection: int, objects: ObjectChanges) -> Iterator[ClusterStates]:
-        del collection
-        observations = [change.observation for change in objects.changes]
-        return iter((ClusterStates(observations, objects.position),))  # type: ignore[arg-type]
-
-    def states_once_listed(self, position: ObjectPosition) -> Iterator[ClusterStates]:
-        del position
-        return iter(())
-
-    def objects_of(self, cluster: str) -> tuple[ObjectReference, ...]:
-        return ((0, cluster),)
-
-    def stored_objects(self) -> Iterator[StoredObject]:
-        return iter(())
-
-
 def _content(record: ObjectRecord) -> ObjectContent:
     assert isinstance(record.content, ObjectContent), "the object has no contributions: its content is a cluster"
     return record.content

@@ -18,18 +18,7 @@ from typing import TypeVar
 
 import msgspec
 
-from milo_discoveryd.log.events import (
-    Changes,
-    Encode,
-    Event,
-    EventType,
-    Frame,
-    LogEntry,
-    PastState,
-    ReadAhead,
-    Slice,
-    slice_of,
-)
+from milo_discoveryd.log.events import Encode, Event, EventType, Frame, Slice
 from milo_discoveryd.log.filter import ClusterView
 from milo_discoveryd.model.cluster import Cluster, DisengageReason, without_draining
 
@@ -73,6 +62,76 @@ class Recent(dict[Key, Value]):
             del self[next(iter(self))]
         self[key] = value
         return value
+
+
+ReadAhead = frozenset[tuple[str, int]]
+"""Clusters that a reader was sent in a state newer than the end of its slice, with the revision of that state."""
+
+
+class Changes(msgspec.Struct, frozen=True):
+    """The changes after one revision, up to and including another."""
+
+    slice: Slice
+    revision: int
+    ahead: ReadAhead = frozenset()
+
+
+class PastState(msgspec.Struct, frozen=True, gc=False):
+    """The state of a cluster, as filters see it, from revision `since` up to, but not including, `until`."""
+
+    cluster: Cluster
+    since: int
+    until: int
+    reason: DisengageReason | None
+    """Why the cluster was disengaged at `until`; None if only its labels, its organization or its drain changed."""
+    message: str
+
+
+class LogEntry(msgspec.Struct, gc=False):
+    """The entry of one cluster in the change log, to which only the log writes."""
+
+    cluster: Cluster | None = None
+    """None unless the cluster is engaged."""
+    revision: int = 0
+    """The revision of the last change."""
+    same_view_since: int = 0
+    """The last revision that could change the result of a filter for the cluster."""
+    history: tuple[PastState, ...] = ()
+    frame: Frame | None = None
+    """The frame of the current cluster, of the type that was last requested. Nearly all live readers need UPDATED and
+    all snapshots need ENGAGED, so caching one type is enough."""
+
+    def known_at(self, revision: int) -> Cluster | None:
+        """Return the cluster as a reader at `revision` knows it, as far as filters and incarnations are concerned."""
+        if self.cluster is not None and self.same_view_since <= revision:
+            return self.cluster
+        for past in reversed(self.history):  # the latest is the most likely match
+            if past.since <= revision < past.until:
+                return past.cluster
+        return None
+
+    def needs_slot(self, revision: int) -> bool:
+        """Return whether a reader whose batch ends soon after `revision` needs the entry's slot at that revision.
+
+        A change that a filter can see must be sent even if the entry changed again beyond the end of that batch.
+        """
+        if revision in (self.revision, self.same_view_since):
+            return self.cluster is not None or bool(self.history)
+        for past in self.history:  # noqa: SIM110 - this runs for thousands of slots in a row
+            if revision in (past.since, past.until):
+                return True
+        return False
+
+    def end_of(self, cluster: Cluster, revision: int) -> PastState | None:
+        """Return how the cluster's incarnation had ended by `revision`, or None if it was still engaged."""
+        return next(
+            (
+                past
+                for past in self.history
+                if past.reason and past.until <= revision and past.cluster.incarnation == cluster.incarnation
+            ),
+            None,
+        )
 
 
 class SnapshotPart(msgspec.Struct, frozen=True):
@@ -122,6 +181,14 @@ class LogSlots:
             entry
             for entry, slot_revision in zip(self.entries, self.revisions, strict=True)
             if entry.revision == slot_revision and (entry.cluster is not None or entry.history)
+        ]
+
+    def clusters(self) -> list[Cluster]:
+        """Return the engaged clusters, in the order of their last changes."""
+        return [
+            entry.cluster
+            for entry, slot_revision in zip(self.entries, self.revisions, strict=True)
+            if entry.revision == slot_revision and entry.cluster is not None
         ]
 
     def _compact(self) -> None:
@@ -213,7 +280,7 @@ class ChangeLog:
         return self._oldest_readable <= revision <= self.head
 
     def clusters(self) -> list[Cluster]:
-        return [entry.cluster for entry in self._slots.readable() if entry.cluster is not None]
+        return self._slots.clusters()
 
     def snapshot(self, since: int | None = None) -> Snapshot:
         """Return a snapshot, shared by readers that start at about the same time while one of them still reads it.
@@ -395,3 +462,15 @@ def _end_event(past: PastState | None, before: Cluster, now: Cluster | None, vie
 
 def _ends_by_draining(before: Cluster, now: Cluster, view: ClusterView) -> bool:
     return not view.confirms_releases and before.incarnation == now.incarnation and view.shows(now)
+
+
+def slice_of(frames: Sequence[Frame]) -> Slice:
+    """Join frames, and count the net change of the number of clusters in a view, by source."""
+    growth: dict[str, int] = {}
+    engaged, updated = EventType.ENGAGED, EventType.UPDATED
+    for frame in frames:
+        kind = frame.type
+        if kind is not updated:
+            source = frame.cluster.target.source
+            growth[source] = growth.get(source, 0) + (1 if kind is engaged else -1)
+    return Slice(tuple(frames), b"".join([frame.data for frame in frames]), growth)

@@ -278,7 +278,7 @@ class ObjectCollection:
         """Return whether to apply a watch event. A newer state ends the pending deletion of the object."""
         if self._last_list.is_foreign:
             return False
-        if not self.pending_deletions.is_idle:
+        if self.pending_deletions.doubted:
             if self._is_held_back(observation):
                 return False
             if self.store.is_news(observation):

@@ -68,6 +68,8 @@ class _PendingDeletion(msgspec.Struct):
     older_since: float | None = None
     """When a read first returned an older state."""
     is_held: bool = False
+    is_refuted: bool = False
+    """A read found the object, and neither the watch nor a list has shown it since."""
 
 
 _RETRY_AFTER_BOUNDS_S = (0.1, 300.0)
@@ -94,7 +96,8 @@ class PendingDeletions:
         self._jitter = jitter
         self._concurrency = concurrency
         self._backoff = backoff or Backoff()
-        self._pending: dict[str, _PendingDeletion] = {}
+        self.doubted: dict[str, _PendingDeletion] = {}
+        """The deletions that await confirmation, and the refuted ones that are to be checked again, by name."""
         self._due: list[tuple[float, int, str]] = []
         """A heap of (time, ticket, name), by the time of the next read. Settled tickets are skipped.
 
@@ -105,7 +108,6 @@ class PendingDeletions:
         """A heap of (time, ticket, name) of refuted deletions, by the time of the next check."""
         self.defers_rechecks = False
         """True while refuted deletions must not be checked again."""
-        self._refuted: dict[str, _PendingDeletion] = {}
         self._in_flight: dict[int, tuple[float, bool]] = {}
         """The tickets of reads in flight, when each was sent, and whether it is a retry."""
         self._refusals = 0
@@ -115,22 +117,16 @@ class PendingDeletions:
         self._tickets = 0
 
     def __len__(self) -> int:
-        return len(self._pending)
-
-    @property
-    def is_idle(self) -> bool:
-        """True if no deletion is pending, and no refuted one is to be checked again."""
-        return not (self._pending or self._refuted)
+        return len(self.doubted) and sum(not pending.is_refuted for pending in self.doubted.values())
 
     @property
     def held(self) -> int:
-        if not self._pending:
-            return 0  # the common case, and this is read with every change
-        return sum(pending.is_held for pending in self._pending.values())
+        # Read with every change; usually there is none.
+        return len(self.doubted) and sum(pending.is_held for pending in self.doubted.values())
 
     def add(self, name: str, uid: str, now: float, *, confirm_at: float | None = None) -> None:
         """Schedule the confirmation of a deletion, now or at `confirm_at`."""
-        former = self._pending.get(name)
+        former = self._awaiting(name)
         if former is not None and former.uid == uid and not former.is_held:
             return
         pending = self._new(name, uid, now)
@@ -142,49 +138,53 @@ class PendingDeletions:
         pending.is_held, pending.problem = True, message
 
     def _new(self, name: str, uid: str, now: float) -> _PendingDeletion:
-        former = self._pending.get(name)
+        former = self._awaiting(name)
         self._tickets += 1
-        self._refuted.pop(name, None)
         since = former.since if former is not None and former.uid == uid else now
-        self._pending[name] = pending = _PendingDeletion(uid, since, self._tickets)
+        self.doubted[name] = pending = _PendingDeletion(uid, since, self._tickets)
         return pending
+
+    def _awaiting(self, name: str) -> _PendingDeletion | None:
+        """Return the deletion of the object unless it was refuted."""
+        pending = self.doubted.get(name)
+        return None if pending is None or pending.is_refuted else pending
 
     def discard(self, name: str) -> None:
         """Drop a pending deletion: the object was seen again."""
-        self._pending.pop(name, None)
-        self._refuted.pop(name, None)
+        self.doubted.pop(name, None)
 
     def discard_all(self, names: Set[str]) -> None:
         """Drop the pending deletions that are in `names`, which is usually the larger set."""
-        for name in (self._pending.keys() | self._refuted.keys()) & names:
+        for name in [name for name in self.doubted if name in names]:
             self.discard(name)
 
     def is_held(self, name: str) -> bool:
-        pending = self._pending.get(name)
+        pending = self.doubted.get(name)
         return pending is not None and pending.is_held
 
     def awaits_read(self, name: str) -> bool:
         """Return whether a deletion is pending, and no read has been answered or has failed yet."""
-        pending = self._pending.get(name)
+        pending = self._awaiting(name)
         return pending is not None and not pending.failures
 
     def is_doubted(self, name: str) -> bool:
         """Return whether a deletion of the object is pending, or was refuted only by reads."""
-        return name in self._pending or name in self._refuted
+        return name in self.doubted
 
     @property
     def refused(self) -> str | None:
         """Why confirmations wait, if the server refuses them."""
-        return self._refusal if self._refusals and self._pending else None
+        awaits_read = self._refusals and not all(pending.is_refuted for pending in self.doubted.values())
+        return self._refusal if awaits_read else None
 
     def explain(self, name: str) -> tuple[float, str] | None:
         """Return when the deletion was reported, and why it is not confirmed yet; None if none is pending."""
-        pending = self._pending.get(name)
+        pending = self._awaiting(name)
         return None if pending is None else (pending.since, pending.problem)
 
     def older_since(self, name: str) -> float | None:
         """Return when a read of the object first returned an older state than the watch or a list; None if none did."""
-        pending = self._pending.get(name) or self._refuted.get(name)
+        pending = self.doubted.get(name)
         return None if pending is None else pending.older_since
 
     def take_due(self, now: float) -> list[ConfirmationRequest]:
@@ -193,11 +193,11 @@ class PendingDeletions:
         for queue, is_retry in self._queues():
             while queue and queue[0][0] <= now and self._has_slot(now, is_retry=is_retry):
                 _, ticket, name = heapq.heappop(queue)
-                pending = self._pending.get(name) or self._refuted.get(name)
+                pending = self.doubted.get(name)
                 if pending is not None and pending.ticket == ticket:
                     self._in_flight[ticket] = now, is_retry
                     pending.requested_at = now
-                    due.append(ConfirmationRequest(name, ticket, name in self._refuted))
+                    due.append(ConfirmationRequest(name, ticket, pending.is_refuted))
         return due
 
     def _queues(self) -> Iterator[tuple[list[tuple[float, int, str]], bool]]:
@@ -240,7 +240,7 @@ class PendingDeletions:
         """Return what the result proves, or None if it proves nothing."""
         self._in_flight.pop(request.ticket, None)
         self._note_refusal(result, now)
-        pending = self._pending.get(request.name) or self._refuted.get(request.name)
+        pending = self.doubted.get(request.name)
         if pending is None or pending.ticket != request.ticket:
             return None  # the deletion was settled, held or reported again while the read was in flight
         if isinstance(result, Found) and _is_unreadable(result.observation, pending.uid):
@@ -252,14 +252,15 @@ class PendingDeletions:
                 pending.older_since = now
             self._try_again(request.name, pending, self._backoff, now)
             return None
-        self.discard(request.name)
         if isinstance(result, Absent):
+            self.discard(request.name)
             return ConfirmedDeletion(request.name, pending.uid)
         observation = result.observation
         if observation.state not in FORGETTABLE_STATES and observation.uid == pending.uid:
-            pending.older_since = None
-            self._refuted[request.name] = pending
+            pending.is_refuted, pending.older_since = True, None
             self._try_again(request.name, pending, _RECHECK, now)
+        else:
+            self.discard(request.name)
         return observation
 
     def _try_again(self, name: str, pending: _PendingDeletion, backoff: Backoff, now: float) -> None:
@@ -267,7 +268,7 @@ class PendingDeletions:
         # Subtract the time that the request took.
         wait_s = backoff.delay(pending.failures, self._jitter) - (now - pending.requested_at)
         confirm_at = now + max(wait_s, backoff.delay(1, self._jitter))
-        queue = self._rechecks_due if name in self._refuted else self._retries_due
+        queue = self._rechecks_due if pending.is_refuted else self._retries_due
         heapq.heappush(queue, (confirm_at, pending.ticket, name))
 
     def _note_refusal(self, result: ConfirmationResult, now: float) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from itertools import chain
 
 from milo_discoveryd.connectivity.reachability import ConnectivityChange
-from milo_discoveryd.engagement.cluster_records import ClusterRecord
+from milo_discoveryd.engagement.engagement import ClusterRecord
 from milo_discoveryd.log.change_log import ChangeLog
 from milo_discoveryd.log.filter import ClusterView
 from milo_discoveryd.model.cluster import Cluster, source_of

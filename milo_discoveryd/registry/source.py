@@ -9,16 +9,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
-from milo_discoveryd.engagement.contribution_index import ContributionIndex, ObjectsAreClusters, Reduce
-from milo_discoveryd.engagement.engagement import Engagements
+from milo_discoveryd.engagement.contribution_index import ContributionIndex, Reduce
+from milo_discoveryd.engagement.engagement import ClusterStates, Engagements
 from milo_discoveryd.engagement.not_ready import HeldNotReady, NotReadyClusters
 from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.model.contributions import ObservedObject
+from milo_discoveryd.model.contributions import ObjectReference, ObservedObject
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import NotWanted, Ready
 from milo_discoveryd.model.removal_limits import FirstList
 from milo_discoveryd.model.resource import NAMES, ObjectKeys
-from milo_discoveryd.objects.budget import UNLIMITED, CollectionWeight, ObjectBudget
 from milo_discoveryd.objects.collection import ObjectCollection
 from milo_discoveryd.objects.pending_deletions import (
     Absent,
@@ -29,7 +28,15 @@ from milo_discoveryd.objects.pending_deletions import (
     PendingDeletions,
 )
 from milo_discoveryd.objects.removal_guard import RemovalGuard
-from milo_discoveryd.objects.store import ObjectChanges, ObjectStore, SourcePositions
+from milo_discoveryd.objects.store import (
+    UNLIMITED,
+    CollectionWeight,
+    ObjectBudget,
+    ObjectChanges,
+    ObjectPosition,
+    ObjectStore,
+    SourcePositions,
+)
 from milo_discoveryd.registry.changes import FleetChanges, Observer, SourceClusters, moment, steady_now
 from milo_discoveryd.sources.kind import ProjectUids
 from milo_discoveryd.state_file.encoding import StoredObject
@@ -90,6 +97,34 @@ class SourcePolicy(msgspec.Struct, frozen=True, kw_only=True):
     not_ready: NotReadyClusters | None = None
     drain_timeout_s: float = 0.0
     objects_limit: int = UNLIMITED
+
+
+class ObjectsAreClusters:
+    """Replaces `ContributionIndex` for kinds without `reduce`: each object describes the cluster of the same name."""
+
+    def restored_objects(
+        self, clusters: Sequence[Ready], objects: Iterable[StoredObject]
+    ) -> Iterable[Sequence[ObservedObject]]:
+        del objects
+        return (clusters,)
+
+    def restore(self, collection: int, objects: ObjectChanges) -> None:
+        pass
+
+    def states(self, collection: int, objects: ObjectChanges) -> Iterator[ClusterStates]:
+        del collection
+        observations = [change.observation for change in objects.changes]
+        return iter((ClusterStates(observations, objects.position),))  # type: ignore[arg-type]
+
+    def states_once_listed(self, position: ObjectPosition) -> Iterator[ClusterStates]:
+        del position
+        return iter(())
+
+    def objects_of(self, cluster: str) -> tuple[ObjectReference, ...]:
+        return ((0, cluster),)
+
+    def stored_objects(self) -> Iterator[StoredObject]:
+        return iter(())
 
 
 class ClusterSource:

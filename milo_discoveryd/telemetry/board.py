@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from milo_discoveryd.engagement.cluster_records import ClusterRecord
+from milo_discoveryd.engagement.engagement import ClusterRecord
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
 from milo_discoveryd.kubeconfigs.kubeconfigs import CredentialDescription

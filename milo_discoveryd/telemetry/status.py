@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from milo_discoveryd.engagement.cluster_records import ClusterRecord
+from milo_discoveryd.engagement.engagement import ClusterRecord
 from milo_discoveryd.model.cluster import Pairs, Reachability
 from milo_discoveryd.model.object_state import MEANINGS, ObjectState
 from milo_discoveryd.sharding.status import GroupStatus

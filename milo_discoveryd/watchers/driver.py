@@ -13,7 +13,6 @@ import msgspec
 from milo_discoveryd.model.contributions import ObservedObject
 from milo_discoveryd.model.observation import Outside
 from milo_discoveryd.model.resource import WatchedCollection
-from milo_discoveryd.objects.budget import OVER_BUDGET
 from milo_discoveryd.objects.collection import ObjectCollection
 from milo_discoveryd.objects.pending_deletions import (
     Absent,
@@ -22,6 +21,7 @@ from milo_discoveryd.objects.pending_deletions import (
     Found,
     Inconclusive,
 )
+from milo_discoveryd.objects.store import OVER_BUDGET
 from milo_discoveryd.registry.source import ClusterSource
 from milo_kube import retry_after
 from milo_kube.api_request import Answer
@@ -67,7 +67,7 @@ class Confirmations:
 
     def applied(self) -> None:
         """Wake the timers: source events were applied, so confirmations or ticks may be due."""
-        if not self._pending_deletions.is_idle or self._source.due_at is not None:
+        if self._pending_deletions.doubted or self._source.due_at is not None:
             self._has_timers.set()
 
     async def run(self) -> None:

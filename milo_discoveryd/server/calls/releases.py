@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from milo_discovery.v1 import discovery_pb2 as pb
-from milo_discoveryd.engagement.cluster_records import ClusterRecord
+from milo_discoveryd.engagement.engagement import ClusterRecord
 from milo_discoveryd.engagement.pending_releases import PendingReleases, SubscriberKey, Subscription
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.log.filter import ClusterView

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.daemon_errors import UnfitError
-from milo_discoveryd.engagement.cluster_records import ClusterRecord
+from milo_discoveryd.engagement.engagement import ClusterRecord
 from milo_discoveryd.engagement.pending_releases import SubscriberKey
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.instruments import StreamMetrics

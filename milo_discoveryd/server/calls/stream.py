@@ -12,9 +12,10 @@ from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.engagement.pending_releases import Subscription
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.instruments import StreamMetrics
+from milo_discoveryd.log.change_log import slice_of
 from milo_discoveryd.log.change_notifier import Waiter
 from milo_discoveryd.log.cursor import Batch, Cursor
-from milo_discoveryd.log.events import NO_CHANGES, Frame, slice_of
+from milo_discoveryd.log.events import NO_CHANGES, Frame
 from milo_discoveryd.log.filter import ClusterView, Filter, without_sources
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
@@ -231,6 +232,8 @@ class WatchStream:
         self.cursor = cursor = self._new_cursor(resume)
         if resume is not None and cursor.resumed:
             await self._resume(cursor, resume)
+        else:
+            await asyncio.sleep(0)  # the snapshot of a large fleet takes some milliseconds, and so does its first batch
         while True:
             self._follow_rights()
             if self._resumption.pending and self._update_pending():

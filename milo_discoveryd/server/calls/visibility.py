@@ -5,8 +5,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from milo_discoveryd.engagement.cluster_records import ClusterRecord, RecordedTransition
-from milo_discoveryd.engagement.engagement import Engagements
+from milo_discoveryd.engagement.engagement import ClusterRecord, Engagements, RecordedTransition
 from milo_discoveryd.model.cluster import Cluster, Reachability, Target
 from milo_discoveryd.model.object_state import MEANINGS, ObjectState
 from milo_discoveryd.model.observation import ObjectFields

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milo_discoveryd.engagement.cluster_records import ClusterRecord
+from milo_discoveryd.engagement.engagement import ClusterRecord
 from milo_discoveryd.model.contributions import ObservedObject
 from milo_discoveryd.model.observation import Observation
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEvent

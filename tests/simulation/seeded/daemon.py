@@ -427,7 +427,7 @@ class Daemon:
     def defers_rechecks(self) -> bool:
         """Whether a refuted deletion waits for proof that the API server is the same as before."""
         pending = self.collection.pending_deletions
-        return pending.defers_rechecks and not pending.is_idle
+        return pending.defers_rechecks and bool(pending.doubted)
 
     @property
     def has_older_reads(self) -> bool:

@@ -13,7 +13,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
-from milo_discoveryd.engagement.cluster_records import ClusterRecord
+from milo_discoveryd.engagement.engagement import ClusterRecord
 from milo_discoveryd.kubeconfigs.rendering import IssuedKubeconfig
 from milo_discoveryd.log.events import Event
 from milo_discoveryd.model.cluster import Cluster

@@ -1,7 +1,6 @@
 """Clusters that other members of a shard group own are known and not engaged."""
 
-from milo_discoveryd.engagement.cluster_records import ClusterRecord
-from milo_discoveryd.engagement.engagement import Engagements
+from milo_discoveryd.engagement.engagement import ClusterRecord, Engagements
 from milo_discoveryd.engagement.pending_releases import SubscriberKey, Subscription
 from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.log.filter import Filter

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from milo_discoveryd.engagement import cluster_records as module
+from milo_discoveryd.engagement import engagement as module
 from milo_discoveryd.engagement.claims import FleetEngagements, address
 from milo_discoveryd.engagement.engagement import ClusterStates, Engagements
 from milo_discoveryd.engagement.pending_releases import SubscriberKey, Subscription

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milo_discoveryd.engagement.contribution_index import ObjectsAreClusters, Reduce
+from milo_discoveryd.engagement.contribution_index import Reduce
 from milo_discoveryd.engagement.not_ready import NotReadyClusters
 from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.log.events import Event
@@ -28,7 +28,7 @@ from milo_discoveryd.objects.pending_deletions import Absent, Inconclusive, Pend
 from milo_discoveryd.objects.removal_guard import RemovalGuard
 from milo_discoveryd.objects.store import ObjectChange, ObjectChanges, ObjectPosition
 from milo_discoveryd.registry.fleet import Fleet
-from milo_discoveryd.registry.source import ClusterSource, SourcePolicy
+from milo_discoveryd.registry.source import ClusterSource, ObjectsAreClusters, SourcePolicy
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from milo_discoveryd.engagement import cluster_records
+from milo_discoveryd.engagement import engagement
 from milo_discoveryd.engagement.engagement import Engagements
 from milo_discoveryd.engagement.pending_releases import SubscriberKey, Subscription
 from milo_discoveryd.log.cursor import Cursor
@@ -200,7 +200,7 @@ def test_drain_ends_when_the_cluster_leaves_the_last_filter() -> None:
 
 
 def test_draining_record_is_not_evicted_with_absent_records(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster_records, "FORGETTABLE_RECORDS_KEPT", 1)
+    monkeypatch.setattr(engagement, "FORGETTABLE_RECORDS_KEPT", 1)
     fleet = with_subscriber()
     fleet.commit([outside("a"), outside("b"), outside("c")], at(10))
     assert fleet["a"] is not None

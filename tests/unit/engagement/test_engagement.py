@@ -3,9 +3,8 @@
 import msgspec
 import pytest
 
-from milo_discoveryd.engagement import cluster_records as module
-from milo_discoveryd.engagement.cluster_records import ClusterRecord, RecordedTransition
-from milo_discoveryd.engagement.engagement import Engagements
+from milo_discoveryd.engagement import engagement as module
+from milo_discoveryd.engagement.engagement import ClusterRecord, Engagements, RecordedTransition
 from milo_discoveryd.log.cursor import Cursor
 from milo_discoveryd.log.events import EventType
 from milo_discoveryd.log.filter import EVERYTHING

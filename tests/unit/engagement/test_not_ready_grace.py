@@ -2,8 +2,7 @@
 
 import pytest
 
-from milo_discoveryd.engagement.cluster_records import ClusterRecord
-from milo_discoveryd.engagement.engagement import Engagements
+from milo_discoveryd.engagement.engagement import ClusterRecord, Engagements
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import Observation

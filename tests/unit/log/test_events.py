@@ -3,7 +3,8 @@
 import msgspec
 import pytest
 
-from milo_discoveryd.log.events import EventType, Frame, slice_of
+from milo_discoveryd.log.change_log import slice_of
+from milo_discoveryd.log.events import EventType, Frame
 from tests.unit.registry.fleets import cluster
 
 

@@ -6,9 +6,8 @@ from collections.abc import Iterable
 import msgspec
 
 from milo_discoveryd.model.observation import NotReady, ObjectFields, Observation
-from milo_discoveryd.objects.budget import CollectionWeight, ObjectBudget, weigh
 from milo_discoveryd.objects.pending_deletions import Absent
-from milo_discoveryd.objects.store import ObjectStore
+from milo_discoveryd.objects.store import CollectionWeight, ObjectBudget, ObjectStore, weigh
 from milo_kube.reflect.messages import (
     DeletionReported,
     Listed,

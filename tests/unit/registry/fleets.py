@@ -7,20 +7,19 @@ from typing import Any
 
 import msgspec
 
-from milo_discoveryd.engagement.contribution_index import ObjectsAreClusters
 from milo_discoveryd.engagement.engagement import Engagements
 from milo_discoveryd.engagement.not_ready import NotReadyClusters
-from milo_discoveryd.log.change_log import STALE_SLOTS, ChangeLog, Retention
-from milo_discoveryd.log.events import Event, EventType, Frame, LogEntry
+from milo_discoveryd.log.change_log import STALE_SLOTS, ChangeLog, LogEntry, Retention
+from milo_discoveryd.log.events import Event, EventType, Frame
 from milo_discoveryd.model.cluster import Cluster, DisengageReason, Target
 from milo_discoveryd.model.contributions import ObservedObject
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Malformed, NotReady, Outside, Ready
-from milo_discoveryd.objects.budget import CollectionWeight
 from milo_discoveryd.objects.collection import ObjectCollection
 from milo_discoveryd.objects.pending_deletions import ConfirmationRequest, ConfirmationResult, PendingDeletions
 from milo_discoveryd.objects.removal_guard import RemovalGuard
-from milo_discoveryd.objects.store import ObjectChanges, ObjectStore, Positions, SourcePositions
+from milo_discoveryd.objects.store import CollectionWeight, ObjectChanges, ObjectStore, Positions, SourcePositions
+from milo_discoveryd.registry.source import ObjectsAreClusters
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEvent
 
 WALL_AT_ZERO = 1_000_000.0

@@ -5,10 +5,11 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from milo_discovery.v1 import discovery_pb2 as pb
-from milo_discoveryd.engagement.cluster_records import ClusterRecord, RecordedTransition
+from milo_discoveryd.engagement.engagement import ClusterRecord, RecordedTransition
 from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
 from milo_discoveryd.kubeconfigs.rendering import IssuedKubeconfig
-from milo_discoveryd.log.events import EventType, LogEntry
+from milo_discoveryd.log.change_log import LogEntry
+from milo_discoveryd.log.events import EventType
 from milo_discoveryd.model.cluster import (
     Cluster,
     ConnectivityStatus,

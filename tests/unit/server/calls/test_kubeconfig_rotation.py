@@ -13,9 +13,9 @@ from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs.lease_table import LeaseKey
 from milo_discoveryd.kubeconfigs.rendering import IssuedKubeconfig
-from milo_discoveryd.log.change_log import ChangeLog, Retention
+from milo_discoveryd.log.change_log import ChangeLog, Retention, slice_of
 from milo_discoveryd.log.cursor import Cursor
-from milo_discoveryd.log.events import EventType, Frame, Slice, slice_of
+from milo_discoveryd.log.events import EventType, Frame, Slice
 from milo_discoveryd.log.filter import EVERYTHING
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
