@@ -40,15 +40,14 @@ from milo_discoveryd.telemetry.logging import Logging
 from milo_discoveryd.telemetry.metrics import MeasuredDaemon, Metrics
 from milo_discoveryd.telemetry.status import DaemonIdentity, when
 from milo_discoveryd.telemetry.traces import exporting
-from milo_discoveryd.telemetry.watched_loop import watched_loop
 from milo_discoveryd.wiring.config_reload import ConfigReloader, Load
 from milo_discoveryd.wiring.configured_source import ConfiguredSource, configured_sources, new_fleet
-from milo_discoveryd.wiring.issuers import Issuers
+from milo_discoveryd.wiring.issuers import Issuers, run_identity
 from milo_discoveryd.wiring.listeners import listeners, token_reviewer
 from milo_discoveryd.wiring.prober import probe
 from milo_discoveryd.wiring.rules import rights
-from milo_discoveryd.wiring.run_identity import run_identity
 from milo_discoveryd.wiring.signals import handled
+from milo_kube.loop_watchdog import BlockedLoop, LoopWatchdog
 from milo_kube.reflect.view_status import ViewState
 
 if TYPE_CHECKING:
@@ -58,6 +57,9 @@ if TYPE_CHECKING:
     from milo_discoveryd.wiring.sharding import Membership
 
 
+BLOCKED_S = 2.0
+"""Steps of the event loop that take at least this long are logged. In the manifests, the liveness probe times out after
+five seconds."""
 FAILED_START_POLL_S = 0.2
 
 
@@ -143,7 +145,7 @@ class Daemon:
 
         for number in signals:
             loop.add_signal_handler(number, end, number)
-        handlers = {signal.SIGHUP: self._hung_up, signal.SIGUSR2: self._accept}
+        handlers = {signal.SIGHUP: self._on_sighup, signal.SIGUSR2: self._accept}
         if sys.platform == "linux":
             handlers[signal.SIGRTMIN] = self._hand_over
         if logging is not None:
@@ -178,7 +180,7 @@ class Daemon:
         leaving = asyncio.create_task(self._membership.leave(), name="leave the shard group")
         leaving.add_done_callback(lambda _: serving.cancel())
 
-    def _hung_up(self) -> None:
+    def _on_sighup(self) -> None:
         self._reloader.reload_now()
         try:
             self._audit.reopen()
@@ -198,7 +200,7 @@ class Daemon:
             issuers = Issuers(settings, sources, self._environ, stack, run=run)
             kubeconfigs = self._kubeconfigs(issuers, sources)
             self._fleet.changes.add_listener(EventType.DISENGAGED, kubeconfigs.disengaged)
-            self._membership = self._joined(issuers, sources, stack)
+            self._membership = self._new_membership(issuers, sources, stack)
             service = self._service(kubeconfigs)
             stack.enter_context(watched_loop(self._metrics.loop_was_late))
             reviewer = token_reviewer(settings, self._environ, stack)
@@ -321,7 +323,7 @@ class Daemon:
             return nullcontext()
         return exporting(traces.endpoint, traces.share, version=__version__, mode=self._settings.title)
 
-    def _joined(
+    def _new_membership(
         self, issuers: Issuers, sources: Sequence[ConfiguredSource], closing: AsyncExitStack
     ) -> "Membership | None":
         if self._settings.sharding.group is None:
@@ -418,3 +420,16 @@ def _quotas(settings: Settings) -> QuotaLimits:
         streams_each=limits.streams_per_caller,
         per_minute_each=limits.kubeconfigs_per_minute,
     )
+
+
+def watched_loop(observe: Callable[[float], None], *, blocked_s: float = BLOCKED_S) -> LoopWatchdog:
+    """Return a context manager that reports each delay of the running event loop, and logs what blocks it."""
+    return LoopWatchdog(observe, blocked=_blocked, was_blocked=_was_blocked, blocked_s=blocked_s)
+
+
+def _blocked(found: BlockedLoop) -> None:
+    log.warning("event loop is blocked", seconds=round(found.seconds, 1), task=found.task, stack=found.stack)
+
+
+def _was_blocked(seconds: float) -> None:
+    log.warning("event loop was blocked", seconds=round(seconds, 1))

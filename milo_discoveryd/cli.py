@@ -148,7 +148,7 @@ def run(config: Path | None, **flags: Any) -> None:
 
     process_hardening.open_standard_streams()
     faulthandler.enable()  # a crash in native code leaves the stack of each thread on stderr
-    ignored = process_hardening.clean(os.environ)
+    ignored = process_hardening.remove_unsafe_variables(os.environ)
     # gRPC reads this variable when it is imported. By default, it writes messages to stderr, between the daemon's own.
     os.environ["GRPC_VERBOSITY"] = "NONE"
 
@@ -161,8 +161,8 @@ def run(config: Path | None, **flags: Any) -> None:
     gc.enable()
 
     def start() -> Coroutine[Any, Any, None]:
-        process_hardening.close_off()
-        process_hardening.take_descriptors()
+        process_hardening.protect_memory_and_new_files()
+        process_hardening.raise_descriptor_limit()
         read = partial(load, _given(flags), dict(os.environ), config)
         settings = read()
         logging = configure(settings.log.level, settings.log.format)

@@ -12,21 +12,21 @@ from collections.abc import MutableMapping
 from milo_discoveryd.daemon_errors import StartError
 
 _PR_SET_DUMPABLE = 4
-_DESCRIPTORS = 65_536
+_WANTED_DESCRIPTORS = 65_536
 
-_MISLEADING = (
+_UNSAFE_VARIABLES = (
     "SSLKEYLOGFILE",  # a file to which Python would write the keys of TLS connections
     "GRPC_TRACE",  # would make gRPC log messages and tokens
     "GRPC_VERBOSITY",
 )
 
 
-def close_off() -> None:
-    """Disable core dumps, and access to the process's memory and /proc entries by anyone but root.
+def protect_memory_and_new_files() -> None:
+    """Disable core dumps, and access by anyone but root to the process's memory and /proc entries. Make new files and
+    sockets private to the daemon's user; permissions are granted explicitly.
 
-    Applies to this process, not to commands that it runs. Raises StartError.
+    Commands that the daemon runs can still be inspected. Raises StartError.
     """
-    # New sockets and files are private to the user; permissions are granted explicitly.
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     prctl = getattr(ctypes.CDLL(None, use_errno=True), "prctl", None)  # Linux only
@@ -45,25 +45,25 @@ def open_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # uses the lowest free number
 
 
-def take_descriptors() -> None:
-    """Raise the limit of open files as far as allowed: each connection takes up to three descriptors."""
+def raise_descriptor_limit() -> None:
+    """Raise the limit of open files to 65,536, or as far as allowed: a connection takes up to three descriptors."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return
-    most = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+    most = _WANTED_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _WANTED_DESCRIPTORS)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
-def descriptors() -> int:
+def descriptor_limit() -> int:
     """Return the limit of open files."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
-def clean(environ: MutableMapping[str, str]) -> list[str]:
+def remove_unsafe_variables(environ: MutableMapping[str, str]) -> list[str]:
     """Remove variables that make this process or its commands leak secrets or run other code. Return the names of those
-    that are worth a warning."""
-    found = [name for name in sorted(environ) if name in _MISLEADING or name.startswith("PYTHON")]
+    that are worth a warning: not empty, and not usual in images."""
+    found = [name for name in sorted(environ) if name in _UNSAFE_VARIABLES or name.startswith("PYTHON")]
     dropped = [name for name in found if environ[name] and name not in _HARMLESS]
     for name in found:
         del environ[name]

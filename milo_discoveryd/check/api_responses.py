@@ -7,7 +7,7 @@ import msgspec
 
 from milo_discoveryd.check.finding import Finding, fail, ok, warn
 from milo_discoveryd.model.resource import Resource
-from milo_discoveryd.watchers.server_clock import TOLERATED_S, seconds_ahead
+from milo_discoveryd.watchers.transport import CLOCK_TOLERANCE_S, seconds_ahead
 from milo_kube.act_as import ActAs
 from milo_kube.http.errors import TransportError
 
@@ -115,7 +115,7 @@ def impersonation(subject: str, user: str, answers: Mapping[str, bool | None]) -
             "grant it the verb impersonate on each of them, in every cluster, or correct `as` in rights",
         )
     if None in answers.values():
-        return warn(subject, "unknown: the server does not support SelfSubjectAccessReview")
+        return warn(subject, "unknown: the server did not accept a SelfSubjectAccessReview")
     return ok(subject, f"impersonation of {user} allowed")
 
 
@@ -152,7 +152,7 @@ def identity(subject: str, status: int, body: bytes, origin: str) -> Finding:
         return ok(subject, f"authenticated as {user}" if user else "the server accepts the credential")
     if _is_status(body):
         # API servers before 1.28 do not serve this review; the requests that follow test the credential.
-        return warn(subject, f"unknown: the server does not support SelfSubjectReview ({status}: {_message(body)})")
+        return warn(subject, f"unknown: the server did not accept a SelfSubjectReview ({status}: {_message(body)})")
     return fail(
         subject,
         f"the server answers {status}, which is not the response of a Kubernetes API server",
@@ -170,7 +170,7 @@ def permissions(subject: str, resource: Resource, answers: Mapping[str, bool | N
     if missing:
         return fail(subject, f"{_joined(missing)} of {resource.plural} denied", _grant(resource))
     if None in answers.values():
-        return warn(subject, "unknown: the server does not support SelfSubjectAccessReview")
+        return warn(subject, "unknown: the server did not accept a SelfSubjectAccessReview")
     return ok(subject, f"{_joined(answers)} of {_named(resource)} allowed")
 
 
@@ -203,7 +203,7 @@ def watching(subject: str, resource: Resource, status: int, body: bytes) -> Find
 def clock(date: str | None, now: datetime) -> Finding | None:
     """Compare the clocks: with a wrong clock, valid credentials and certificates appear expired or not valid yet."""
     apart_s = abs(seconds_ahead(date, now.timestamp(), now.timestamp()))
-    if apart_s <= TOLERATED_S:
+    if apart_s <= CLOCK_TOLERANCE_S:
         return None
     return warn(
         "clock", f"this machine's clock differs from the server's by {round(apart_s)} s", "set this machine's clock"
@@ -223,7 +223,7 @@ def _rejected(subject: str, resource: Resource, status: int, body: bytes) -> Fin
         )
     if status in _BUSY:
         return fail(subject, message, _BUSY_FIX)
-    return fail(subject, message, "the server does not behave like a Kubernetes API server")
+    return fail(subject, message, "check the selectors of the source, and the server URL in the kubeconfig")
 
 
 def _grant(resource: Resource) -> str:

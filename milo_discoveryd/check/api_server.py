@@ -1,21 +1,27 @@
 """Sends an API server the requests that the daemon will send, and reports each step."""
 
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from datetime import UTC, datetime
 
 import msgspec
 
 from milo_discoveryd.check import api_responses
 from milo_discoveryd.check.finding import Finding, fail, ok, warn
+from milo_discoveryd.config import Settings
+from milo_discoveryd.daemon_errors import EXPECTED, ConfigError
 from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.watchers.transport import Transport
+from milo_discoveryd.wiring.configured_source import ConfiguredSource
+from milo_discoveryd.wiring.sharding import fleet_digest, lease_client, member_name
 from milo_kube.act_as import ActAs
 from milo_kube.credential import CredentialError
 from milo_kube.http.errors import TransportError
 from milo_kube.tls_identity import expiry_of
 from milo_kube.upstream import Upstream
 
+SHARDING = "sharding"
+"""The subject of the finding about the Leases of the shard group."""
 REQUEST_TIMEOUT_S = 15.0
 WATCH_S = 1  # duration of the test watch
 
@@ -139,3 +145,40 @@ async def usable(name: str, upstream: Upstream) -> Finding:
     except CredentialError as error:
         return fail(f"{name} credential", str(error), f"fix the credential in {upstream.origin}")
     return ok(f"{name} credential", f"available ({upstream.origin})")
+
+
+async def check_leases(settings: Settings, environ: Mapping[str, str]) -> Finding | None:
+    """Check the Leases of the shard group. Return None if no group is configured."""
+    group = settings.sharding.group
+    if group is None:
+        return None
+    try:
+        async with AsyncExitStack() as closing:
+            name = member_name(settings, environ)
+            leases = await lease_client(settings, group, environ, closing).read()
+    except EXPECTED as error:
+        return fail(
+            SHARDING, str(error), "correct the settings in sharding, or bind the Role of the component sharding"
+        )
+    problems = [*leases.problems, *(member.problem for member in leases.members.values() if member.problem)]
+    if problems:
+        return warn(
+            SHARDING, "; ".join(problems), "delete these Leases if no daemon of the group runs under their name"
+        )
+    try:
+        fleet = fleet_digest(ConfiguredSource(source, settings, environ) for source in settings.sources)
+    except ConfigError as error:
+        return warn(
+            SHARDING,
+            f"the sources of group {group} cannot be compared with those of its members: {error}",
+            "correct the source's kubeconfig",
+        )
+    if others := sorted(
+        member.member for member in leases.members.values() if member.is_held and member.fleet != fleet
+    ):
+        return warn(
+            SHARDING,
+            f"the sources or selectors of {', '.join(others)} in group {group} differ from the settings of {name}",
+            "give all members of the group the same settings: clusters that one of them does not see may have no owner",
+        )
+    return ok(SHARDING, f"member {name} can read the Leases of group {group}, which has {len(leases.members)} members")

@@ -8,14 +8,13 @@ from functools import partial
 from typing import TextIO
 
 from milo_discoveryd.check import files, listen_addresses
-from milo_discoveryd.check.api_server import ApiServerCheck, usable
+from milo_discoveryd.check.api_server import SHARDING, ApiServerCheck, check_leases, usable
 from milo_discoveryd.check.evaluation import evaluate_source
 from milo_discoveryd.check.evaluation import findings as evaluation_findings
+from milo_discoveryd.check.files import check_stored_keys
 from milo_discoveryd.check.finding import Finding, Level, fail, ok, warn
 from milo_discoveryd.check.issuers import IssuersCheck
 from milo_discoveryd.check.rules import check_rules
-from milo_discoveryd.check.sharding import SUBJECT, check_leases
-from milo_discoveryd.check.stored_keys import check_stored_keys
 from milo_discoveryd.config import Settings, SourceSettings, TcpAddress, UnixAddress
 from milo_discoveryd.credentials.kubeconfig_files import FilesError
 from milo_discoveryd.daemon_errors import ConfigError, StartError
@@ -317,7 +316,7 @@ def _issuers(
     except ConfigError as error:
         return fail("kubeconfigs", str(error), "correct kubeconfigs.issuers or watch.credentials in the configuration")
     except StartError as error:
-        return fail(SUBJECT, str(error), "correct the settings in sharding")
+        return fail(SHARDING, str(error), "correct the settings in sharding")
     return made
 
 
@@ -326,11 +325,11 @@ def _fencing(issuers: Issuers) -> Finding:
         issuers.fencing()
     except ConfigError as error:
         return fail(
-            SUBJECT,
+            SHARDING,
             str(error),
             "use only issuers of type token-request with bound: true, or disable sharding.fence_credentials",
         )
-    return ok(SUBJECT, "all kubeconfigs can be revoked")
+    return ok(SHARDING, "all kubeconfigs can be revoked")
 
 
 async def _server(
@@ -351,7 +350,10 @@ def _load(name: str, load: Callable[[], Upstream | None], problems: list[Finding
     try:
         return [load()]
     except ConfigError as error:
-        fix = f"correct the kubeconfig, or set another one: --{name}-kubeconfig FILE, or {name}_kubeconfig in the file"
+        fix = (
+            f"correct the kubeconfig, or set another one: --{name}-kubeconfig FILE, or {name}_kubeconfig in the "
+            "configuration file"
+        )
         known = {problem.message for problem in problems}
         problems += [fail(f"{name} kubeconfig", problem, fix) for problem in error.problems if problem not in known]
         return []

@@ -2,16 +2,21 @@
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from milo_discoveryd.check.finding import Finding, fail, ok, warn
 from milo_discoveryd.credentials.kubeconfig_files import FilesError, KubeconfigFiles
-from milo_discoveryd.state_file.state_file import directory_problem
+from milo_discoveryd.model.cluster import key_of
+from milo_discoveryd.state_file.encoding import StateOrigin
+from milo_discoveryd.state_file.state_file import directory_problem, stored_fleets
 from milo_discoveryd.telemetry.traces import EXPORTER_PACKAGE, INSTALL_HINT
 from milo_kube.credential import CredentialError
 from milo_kube.file_content import FileContent
 from milo_kube.tls_identity import TlsIdentity
+
+_SHOWN = 3
+"""The number of keys in a finding about stored clusters."""
 
 
 def state_directory(directory: Path) -> Finding:
@@ -28,7 +33,7 @@ def state_directory(directory: Path) -> Finding:
     if existing == directory and (problem := directory_problem(directory)) is not None:
         return fail(
             subject,
-            f"a state file in this directory is not used: {problem}",
+            f"a state file in this directory would not be used: {problem}",
             "use a subdirectory; the daemon creates it",
         )
     return ok(subject, "writable" if existing == directory else f"will be created in {existing}")
@@ -95,3 +100,30 @@ def _is_installed(package: str) -> bool:
         return importlib.util.find_spec(package) is not None
     except ModuleNotFoundError:
         return False
+
+
+def check_stored_keys(directory: Path, configured: Iterable[tuple[str, StateOrigin]]) -> Iterator[Finding]:
+    """Compare the stored sources with the configured ones, which are given by name and origin."""
+    origins = dict(configured)
+    for source, fleet in stored_fleets(directory):
+        if origins.get(source) == fleet.origin or not fleet.clusters:
+            continue
+        names = sorted(cluster.target.local_name for cluster in fleet.clusters)[:_SHOWN]
+        old = ", ".join(key_of(name, source) for name in names)
+        more = f" and {len(fleet.clusters) - len(names)} more" if len(fleet.clusters) > len(names) else ""
+        become = next((name for name, origin in origins.items() if origin == fleet.origin), None)
+        subject, count = f"keys of {f'source {source}' if source else 'the source without a name'}", len(fleet.clusters)
+        if become is None:
+            yield warn(
+                subject,
+                f"{count} stored clusters ({old}{more}) are from {fleet.origin}, which no configured source follows",
+                "subscribers will see these clusters disengaged; remove the state file if that is intended",
+            )
+        else:
+            yield warn(
+                subject,
+                f"{count} stored clusters change their keys: {old}{more} become "
+                f"{', '.join(key_of(name, become) for name in names)}{more}",
+                "subscribers will see the old keys disengaged and the new ones engaged; to keep the old keys, "
+                + (f"name the source {source}" if source else "configure the source by mode, without a name"),
+            )

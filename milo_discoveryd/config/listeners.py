@@ -44,8 +44,8 @@ class ListenerSettings(Group, frozen=True, kw_only=True):
     tokens: bool = False
     """Accept bearer tokens (`authorization: Bearer`) from callers. The API server of `token_review` reviews them."""
     connections: Annotated[int, Whole(1, 100_000)] | None = None
-    """Maximum number of open connections, less if the limit of open files requires it. When all are taken, a user of a
-    Unix socket, or a name of client certificates, with fewer connections takes one from that with the most. Default: an
+    """Maximum number of open connections, less if the limit of open files requires it. When all are taken, the user
+    (at a Unix socket) or certificate name with the most connections loses one to any other with fewer. Default: an
     equal part of 1000, which the listeners without this setting share."""
 
     def __post_init__(self) -> None:
@@ -66,7 +66,7 @@ class ListenerSettings(Group, frozen=True, kw_only=True):
             local = values.InsecureAddress(host if addresses.is_loopback(host) else "127.0.0.1", port)
             raise ValueError(
                 "is TCP, and requires tls with certificate, key and client_ca, which only the configuration file can "
-                f'set; or use a Unix socket; or, for every process on this machine, "{local}"'
+                f'set; or use a Unix socket; or, for access by every local process, "{local}"'
             )
 
     @property

@@ -92,7 +92,7 @@ def _disagreements(settings: Settings, given: Mapping[SettingPath, Given]) -> It
     yield from _settings_without_an_api_server(settings, given)
     for position, issuer in enumerate(settings.kubeconfigs.issuers):
         place = given[("kubeconfigs", "issuers")].place_of((position,))
-        yield from (Problem(place, f"{issuer.name}: {problem}") for problem in _served(settings, issuer))
+        yield from (Problem(place, f"{issuer.name}: {problem}") for problem in _issuer_problems(settings, issuer))
 
 
 def _place(settings: Settings, position: int, given: Mapping[SettingPath, Given]) -> tuple[str, str]:
@@ -129,14 +129,14 @@ def _issuers_that_do_not_exist(settings: Settings, given: Mapping[SettingPath, G
             yield Problem(given[key].place if key in given else _place(settings, position, given)[0], complaint)
 
 
-def _served(settings: Settings, issuer: IssuerSettings) -> Iterator[str]:
+def _issuer_problems(settings: Settings, issuer: IssuerSettings) -> Iterator[str]:
     """Yield why an issuer cannot serve the clusters of its sources."""
     names = [source.name for source in settings.sources if source.name]
     for name in issuer.sources:
         if name not in names:
-            yield f"{layers.quoted(name)} is not one of sources; configured: {', '.join(names) or 'none'}"
+            yield f"{layers.quoted(name)} is not the name of one of sources; configured: {', '.join(names) or 'none'}"
     if len(names) > 1 and not issuer.sources:
-        yield "set sources, because there are several sources"
+        yield "set its sources, because several sources are configured"
         return
     served = [source for source in settings.sources if not issuer.sources or source.name in issuer.sources]
     if len(served) > 1:
@@ -171,12 +171,12 @@ def _unknown_names_in_rules(settings: Settings, given: Mapping[SettingPath, Give
                     complaint = f"{layers.quoted(name)} is not {what}; configured: {', '.join(there_are) or 'none'}"
                     yield Problem(f"{given[('rights',)].place}[{number}].{setting}", complaint)
         for name in rule.clusters.names if rule.clusters else ():
-            if complaint := _of_no_cluster(name, sources):
+            if complaint := _why_no_cluster_matches(name, sources):
                 place = f"{given[('rights',)].place}[{number}].clusters.names"
                 yield Problem(place, f"{layers.quoted(name)} matches no cluster: {complaint}")
 
 
-def _of_no_cluster(name: str, sources: Sequence[str]) -> str:
+def _why_no_cluster_matches(name: str, sources: Sequence[str]) -> str:
     """Return why a name or a pattern of a rule matches no cluster of any source; empty if it may match one."""
     if not sources:
         if SOURCE_SEPARATOR in name:

@@ -22,7 +22,7 @@ def _several(value: object) -> tuple[object, ...]:
     """Return the items of a list, or a single value as a tuple."""
     several = (value,) if isinstance(value, str | int) else values.words(value)
     if not several:
-        raise ValueError("is empty: omit it to match any")
+        raise ValueError("is empty: set a value, or omit it for the default")
     return several
 
 
@@ -55,13 +55,13 @@ def _cluster(value: object) -> str:
     return text
 
 
-def _some(item: Parser) -> ListOf:
+def _one_or_more(item: Parser) -> ListOf:
     return ListOf(item, split=_several, most=_MOST_VALUES)
 
 
-_Ids = Annotated[tuple[int, ...], _some(Whole(0, 2**32 - 2))]
-_Texts = Annotated[tuple[str, ...], _some(Text(least=1, most=253))]
-_Accounts = Annotated[tuple[str, ...], _some(Text(most=1024, form=_account))]
+_Ids = Annotated[tuple[int, ...], _one_or_more(Whole(0, 2**32 - 2))]
+_Texts = Annotated[tuple[str, ...], _one_or_more(Text(least=1, most=253))]
+_Accounts = Annotated[tuple[str, ...], _one_or_more(Text(most=1024, form=_account))]
 
 
 class Who(Group, frozen=True, kw_only=True):
@@ -73,7 +73,7 @@ class Who(Group, frozen=True, kw_only=True):
     """UID of the connecting process, at listeners with `peer_credentials`. Default: any."""
     gid: _Ids = ()
     """GID of the connecting process, primary or supplementary, at listeners with `peer_credentials`. Default: any."""
-    san: Annotated[tuple[str, ...], _some(Text(most=2048, form=_san))] = ()
+    san: Annotated[tuple[str, ...], _one_or_more(Text(most=2048, form=_san))] = ()
     """Subject alternative name of the client certificate, at listeners with `tls`:
     `uri:spiffe://prod/ns/shop/sa/operator`, `dns:shop.example.com`. A URI may end with `/*`. Default: any."""
     user: _Accounts = ()
@@ -93,7 +93,7 @@ class ClusterSelection(Group, frozen=True, kw_only=True):
     """Label selector of the clusters, in the syntax of `kubectl -l`. Default: any."""
     organizations: _Texts = ()
     """Organizations of the clusters. Default: any."""
-    names: Annotated[tuple[str, ...], _some(_cluster)] = ()
+    names: Annotated[tuple[str, ...], _one_or_more(_cluster)] = ()
     """Names of the clusters (`SOURCE#NAME` if `sources` have names), or patterns with `*`. Default: any."""
     sources: _Texts = ()
     """Names of the `sources` of the clusters. Default: any."""
@@ -136,7 +136,7 @@ def _extra(value: object) -> tuple[tuple[str, tuple[str, ...]], ...]:
     return tuple(found)
 
 
-def _acting(value: object) -> str:
+def _impersonated_name(value: object) -> str:
     text = str(value)
     if not _is_header_value(text) or text.strip() != text:
         raise ValueError("must be a complete name, of printable ASCII text, without spaces at its ends")
@@ -150,12 +150,12 @@ def _is_header_value(text: str) -> bool:
 class ActingUser(Group, frozen=True, kw_only=True):
     """The user that callers act as in clusters."""
 
-    user: Annotated[str, Text(most=1024, form=_acting)]
-    """User that requests impersonate, such as `shop-operator`."""
-    groups: Annotated[tuple[str, ...], _some(Text(most=1024, form=_acting))] = ()
-    """Groups that requests impersonate. Default: none but `system:authenticated`."""
+    user: Annotated[str, Text(most=1024, form=_impersonated_name)]
+    """User impersonated by requests, such as `shop-operator`."""
+    groups: Annotated[tuple[str, ...], _one_or_more(Text(most=1024, form=_impersonated_name))] = ()
+    """Groups impersonated by requests. Default: none but `system:authenticated`."""
     extra: Annotated[tuple[tuple[str, tuple[str, ...]], ...], _extra] = ()
-    """Extra fields that requests impersonate: keys, each with a value or a list. Default: none."""
+    """Extra fields impersonated by requests: keys, each with a value or a list. Default: none."""
 
 
 class RuleSettings(Group, frozen=True, kw_only=True):
@@ -185,7 +185,8 @@ class RuleSettings(Group, frozen=True, kw_only=True):
             for setting in ("issuers", "as_", "max_ttl", "kubeconfigs_per_minute"):
                 if getattr(self, setting):
                     raise ValueError(
-                        f'has {setting.rstrip("_")} but issues no kubeconfigs: set "kubeconfigs: true", or remove it'
+                        f'has {setting.rstrip("_")} but issues no kubeconfigs: set "kubeconfigs: true", or remove '
+                        f"{setting.rstrip('_')}"
                     )
 
 

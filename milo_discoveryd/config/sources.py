@@ -18,7 +18,7 @@ def kind_name(value: object) -> str:
     return str(value)
 
 
-def _own(value: object) -> SourceKind:
+def _parsed_kind(value: object) -> SourceKind:
     assert isinstance(value, SourceKind), f"a {type(value).__name__} that SourceParser did not parse"
     return value
 
@@ -30,7 +30,7 @@ class SourceSettings(Group, frozen=True, kw_only=True):
     """Name of the source. A cluster's key is `SOURCE#NAME`."""
     kind: Annotated[str, kind_name]
     """Kind of the source: a built-in kind, or a kind of an installed package."""
-    settings: Annotated[SourceKind, _own]
+    settings: Annotated[SourceKind, _parsed_kind]
     """Settings of the source's kind. Default: those of the kind."""
     discovery_kubeconfig: Annotated[Path | None, values.file_path] = None
     """Like the top-level setting `discovery_kubeconfig`, for this source."""

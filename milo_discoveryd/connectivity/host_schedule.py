@@ -1,4 +1,4 @@
-"""Probes of hosts instead of clusters, for clusters that are paths of one API server. Pure.
+"""Probes of hosts instead of clusters, for clusters that are paths of one API server.
 
 One probe of a host represents all clusters of a source behind that host. Each source has its own probes, because they
 also try the credentials of the source's issuers. A cluster that is engaged later has its host's connectivity.
@@ -71,13 +71,13 @@ class HostSchedule:
         return known
 
     def due(self, now: float) -> list[Probe]:
-        return [self._standing_for(probe) for probe in self._schedule.due(now)]
+        return [self._cluster_probe_for(probe) for probe in self._schedule.due(now)]
 
-    def _standing_for(self, probe: Probe) -> Probe:
+    def _cluster_probe_for(self, probe: Probe) -> Probe:
         name, incarnation = next(iter(self._hosts[probe.name].incarnations.items()))
-        standing = Probe(name, incarnation, probe.watch)
-        self._in_flight[standing] = probe
-        return standing
+        cluster_probe = Probe(name, incarnation, probe.watch)
+        self._in_flight[cluster_probe] = probe
+        return cluster_probe
 
     def drop(self, probe: Probe) -> None:
         """Withdraw a probe that was not sent, and remove its cluster. The host's next probe is due at once."""

@@ -1,4 +1,4 @@
-"""The schedule of connectivity probes, and the connectivity that follows from their outcomes. Pure.
+"""The schedule of connectivity probes, and the connectivity that follows from their outcomes. Callers pass the time.
 
 Probes are rate limited in total and per host: the more clusters share a host, the less often each is probed. While a
 host is down, one probe at a time represents all clusters behind it. A cluster becomes unreachable only after its probes
@@ -120,7 +120,7 @@ class _ProbedCluster(msgspec.Struct):
     failing_since: float | None = None
     by_host: bool = False
     """Whether the cluster became unreachable together with its host, and so becomes reachable together with it."""
-    away_since: float = 0.0
+    unreachable_since: float = 0.0
     """When the cluster became unreachable (steady clock), not counting outages of shared hosts or of many clusters."""
 
 
@@ -132,13 +132,13 @@ class ProbeSchedule:
         self._jitter = jitter
         self._hosts: dict[str, _Host] = {}
         self._watched: dict[str, _ProbedCluster] = {}
-        self._line: list[tuple[float, int, str]] = []
+        self._host_queue: list[tuple[float, int, str]] = []
         """A heap of hosts by the time at which each may be probed."""
         self._free_at = 0.0
-        self._under_way: dict[Probe, str] = {}
+        self._in_flight: dict[Probe, str] = {}
         """Probes in flight, with the host of each."""
         self._turns = 0
-        self._away = 0
+        self._unreachable_count = 0
         """Number of unreachable clusters."""
 
     def watch(self, name: str, host: str, incarnation: int, now: float) -> None:
@@ -153,36 +153,36 @@ class ProbeSchedule:
         watched = self._watched.pop(name, None)
         if watched is None:
             return
-        self._away -= watched.state is Reachability.UNREACHABLE
+        self._unreachable_count -= watched.state is Reachability.UNREACHABLE
         host = self._hosts[watched.host]
         host.names.discard(name)
         if host.names:
-            self._line_up(watched.host)
+            self._enqueue_host(watched.host)
         else:
             del self._hosts[watched.host]
 
     def due(self, now: float) -> list[Probe]:
         """Return the probes to send now. Each must be passed to `record` or `drop`."""
         found: list[Probe] = []
-        while self._line and self._may(now):
-            _, turn, key = heapq.heappop(self._line)
+        while self._host_queue and self._may_send(now):
+            _, turn, key = heapq.heappop(self._host_queue)
             host = self._hosts.get(key)
             if host is None or host.turn != turn:
                 continue
             _, _, name = heapq.heappop(host.due)
             probe = Probe(name, self._watched[name].incarnation, self._watched[name].watch)
-            self._under_way[probe] = key
+            self._in_flight[probe] = key
             found.append(probe)
             host.is_probed_for_all = self._is_down(host)
             # Token bucket: at most one second's worth of unused probes accumulates.
             host.free_at = max(host.free_at, now - 1.0) + 1.0 / self._policy.host_rate_per_s
             self._free_at = max(self._free_at, now - 1.0) + 1.0 / self._policy.rate_per_s
-            self._line_up(key)
+            self._enqueue_host(key)
         return found
 
     def drop(self, probe: Probe) -> None:
         """Withdraw a probe that was not sent, and remove its cluster."""
-        del self._under_way[probe]
+        del self._in_flight[probe]
         self.forget(probe.name)
 
     def known_changes(self) -> list[ConnectivityChange]:
@@ -192,35 +192,37 @@ class ProbeSchedule:
     @property
     def next_at(self) -> float | None:
         """When the next probe is due; None if none is planned, or too many are in flight."""
-        if not self._line or len(self._under_way) >= self._policy.at_once:
+        if not self._host_queue or len(self._in_flight) >= self._policy.at_once:
             return None
-        return max(self._line[0][0], self._free_at)
+        return max(self._host_queue[0][0], self._free_at)
 
     def record(self, probe: Probe, outcome: ProbeOutcome, now: Moment) -> list[ConnectivityChange]:
         """Record the outcome of a probe, and return the changes that follow from it."""
-        key = self._under_way.pop(probe)
+        key = self._in_flight.pop(probe)
         watched = self._watched.get(probe.name)
         if watched is None or watched.watch != probe.watch:
             if key in self._hosts:
                 self._hosts[key].is_probed_for_all = False
-                self._line_up(key)
+                self._enqueue_host(key)
             return []
         host = self._hosts[watched.host]
         was_down = self._is_down(host)
         host.is_probed_for_all = False
         host.failures = host.failures + 1 if isinstance(outcome, ProbeFailed) and outcome.is_of_host else 0
-        judged = [probe.name]
+        names = [probe.name]
         if self._is_down(host):
             waits = host.failures - self._policy.host_down_after + 1
             host.free_at = now.steady + self._policy.host_backoff.delay(waits, self._jitter)
-            judged = sorted(host.names)
+            names = sorted(host.names)
         elif was_down:
-            judged += [name for name in sorted(host.names) if self._watched[name].by_host and name != probe.name]
+            names += [name for name in sorted(host.names) if self._watched[name].by_host and name != probe.name]
         self._plan(probe.name, now.steady + self._interval_s(host))
-        verdicts = (self._judge(name, outcome, now, by_host=self._is_down(host)) for name in judged)
-        return [verdict for verdict in verdicts if verdict is not None]
+        changes = (self._connectivity_change(name, outcome, now, by_host=self._is_down(host)) for name in names)
+        return [change for change in changes if change is not None]
 
-    def _judge(self, name: str, outcome: ProbeOutcome, now: Moment, *, by_host: bool) -> ConnectivityChange | None:
+    def _connectivity_change(
+        self, name: str, outcome: ProbeOutcome, now: Moment, *, by_host: bool
+    ) -> ConnectivityChange | None:
         watched = self._watched[name]
         if isinstance(outcome, ProbeReached):
             watched.failing_since, watched.by_host = None, False
@@ -235,11 +237,11 @@ class ProbeSchedule:
             watched.by_host = by_host and (watched.by_host or watched.state is not Reachability.UNREACHABLE)
         is_news = (state, detail) != (watched.state, watched.detail)
         if state is not watched.state:
-            self._away += (state is Reachability.UNREACHABLE) - (watched.state is Reachability.UNREACHABLE)
-            watched.since, watched.away_since = now.wall, now.steady
+            self._unreachable_count += (state is Reachability.UNREACHABLE) - (watched.state is Reachability.UNREACHABLE)
+            watched.since, watched.unreachable_since = now.wall, now.steady
         watched.state, watched.detail = state, detail
         if by_host and len(self._hosts[watched.host].names) > 1:
-            watched.away_since = now.steady
+            watched.unreachable_since = now.steady
         disengages = state is Reachability.UNREACHABLE and self._disengages(watched, now.steady)
         if not is_news and not disengages:
             return None
@@ -253,36 +255,36 @@ class ProbeSchedule:
             return False
         all_clusters = len(self._watched)
         limit = max(policy.give_up_count, policy.give_up_share * all_clusters)
-        if 2 * self._away > all_clusters or self._away > limit:
+        if 2 * self._unreachable_count > all_clusters or self._unreachable_count > limit:
             # The daemon itself may be cut off: time during which too many clusters are unreachable does not count.
-            watched.away_since = now
+            watched.unreachable_since = now
             return False
-        return now - watched.away_since >= policy.give_up_after_s
+        return now - watched.unreachable_since >= policy.give_up_after_s
 
     def _plan(self, name: str, at: float) -> None:
         watched = self._watched[name]
         self._turns += 1
         watched.turn = self._turns
         heapq.heappush(self._hosts[watched.host].due, (at, watched.turn, name))
-        self._line_up(watched.host)
+        self._enqueue_host(watched.host)
 
-    def _line_up(self, key: str) -> None:
+    def _enqueue_host(self, key: str) -> None:
         """Put a host into the heap of hosts, at the time of its next valid probe."""
         host = self._hosts[key]
         self._turns += 1
         host.turn = self._turns
-        while host.due and self._is_passed_over(host.due[0]):
+        while host.due and self._is_stale(host.due[0]):
             heapq.heappop(host.due)
         if host.due and not host.is_probed_for_all:
-            heapq.heappush(self._line, (max(host.due[0][0], host.free_at), host.turn, key))
+            heapq.heappush(self._host_queue, (max(host.due[0][0], host.free_at), host.turn, key))
 
-    def _is_passed_over(self, planned: tuple[float, int, str]) -> bool:
+    def _is_stale(self, planned: tuple[float, int, str]) -> bool:
         _, turn, name = planned
         watched = self._watched.get(name)
         return watched is None or watched.turn != turn
 
-    def _may(self, now: float) -> bool:
-        return max(self._line[0][0], self._free_at) <= now and len(self._under_way) < self._policy.at_once
+    def _may_send(self, now: float) -> bool:
+        return max(self._host_queue[0][0], self._free_at) <= now and len(self._in_flight) < self._policy.at_once
 
     def _is_down(self, host: _Host) -> bool:
         return host.failures >= self._policy.host_down_after

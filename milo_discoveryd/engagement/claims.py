@@ -200,7 +200,7 @@ class FleetEngagements:
             return claimant.engagements.commit(states.states, now)
         events: list[Event] = []
         for index, state in enumerate(states.states):
-            events += self._commit_judged(claimant, state, states.position, index, now)
+            events += self._commit_with_claims(claimant, state, states.position, index, now)
         return events
 
     def restore(self, source: str, stored: Iterable[tuple[Ready, float]], steady: float) -> list[Event]:
@@ -234,7 +234,7 @@ class FleetEngagements:
 
     # --- one state ---
 
-    def _commit_judged(
+    def _commit_with_claims(
         self, claimant: _Claimant, state: ClusterState, position: ObjectPosition, index: int, now: Moment
     ) -> list[Event]:
         engagements, name, affected = claimant.engagements, state.name, set[ClaimedCluster]()

@@ -5,11 +5,9 @@ whose grace period is over, `end_drain` those whose drain has ended, `reassign` 
 within a shard group, `set_connectivity` and `disengage_unreachable` apply the results of probes, and `contest`,
 `end_contested` and `begin_uncontested` those of comparing claims on one UID or address.
 
-A disengagement is planned if the cluster's API server stays available: the object is not ready, left the selector or
-was withdrawn by its source, or another member of the shard group owns the cluster. Such a cluster drains first, if a
-subscriber confirms releases. All other disengagements are immediate, even during a drain: the object was deleted or
-replaced, or belongs to another organization, the API server is unreachable, the ownership was lost, or the object's
-claim on the UID or address is not valid.
+A disengagement is planned if the cluster's API server stays available: if the row of the object's state in `MEANINGS`
+says so, or if another member of the shard group owns the cluster. Such a cluster drains first, if a subscriber confirms
+releases. All other disengagements are immediate, even during a drain.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

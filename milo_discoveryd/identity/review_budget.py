@@ -1,4 +1,4 @@
-"""Rate limits for TokenReviews: per connection, per owner of connections, and in total. Pure.
+"""Rate limits for TokenReviews: per connection, per owner of connections, and in total. Callers pass the time.
 
 Tokens that were accepted before have a budget of their own, so that invalid tokens can't keep them from being reviewed.
 A connection or owner may use at most half of what others leave of the total, so that none is starved.
@@ -40,7 +40,7 @@ class ReviewBudget:
         """Count one review and return 0, or return the seconds until it is allowed and count nothing."""
         if was_accepted and self._reserved.take(now) == 0:
             return 0.0
-        own = self._own(origin, now)
+        own = self._buckets_of(origin, now)
         spent = max(bucket.spent(now) for bucket in own)
         wait_s = max(self._total.wait_s(now, 1.0 + spent), *(bucket.wait_s(now) for bucket in own))
         if not wait_s:
@@ -49,10 +49,10 @@ class ReviewBudget:
         return wait_s
 
     def rejected(self, origin: TokenOrigin, now: float) -> None:
-        for bucket in self._own(origin, now):
+        for bucket in self._buckets_of(origin, now):
             bucket.charge(now, REJECTION_COST)
 
-    def _own(self, origin: TokenOrigin, now: float) -> list[TokenBucket]:
+    def _buckets_of(self, origin: TokenOrigin, now: float) -> list[TokenBucket]:
         return [
             self._connections.bucket(origin.connection, PER_CONNECTION, now),
             *(self._owners.bucket(owner, PER_OWNER, now) for owner in origin.owners or ("",)),

@@ -1,4 +1,4 @@
-"""Cache of TokenReview results. Pure.
+"""Cache of TokenReview results. Callers pass the time.
 
 Tokens are kept as digests only. Rejected ones have a cache of their own, so that invalid tokens evict only each other.
 """

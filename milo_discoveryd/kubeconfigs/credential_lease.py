@@ -1,11 +1,11 @@
 """The lease on one credential: decides when to renew it, and whether it may still be issued.
 
-Pure: time is an argument, and requests are made elsewhere. Renewals are planned on the monotonic clock. Expiry is
+Time is an argument, and requests are made elsewhere. Renewals are planned on the monotonic clock. Expiry is
 checked on both clocks and the earlier one counts: the wall clock may have been set back, and the monotonic clock may
 have stopped while the machine was suspended.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import inf
 from typing import TypeAlias
 
@@ -206,3 +206,19 @@ def refresh_at(issued: IssuedCredential, now: float, draw: Draw) -> float:
     part = least + draw() * (most - least)
     planned = min(issued.issued_at + part * issued.life_s, now + 2 * part * MAX_RENEWAL_S)
     return planned if planned > now else now + part * max(0.0, issued.expires_at - now)
+
+
+class IssuerHealth(msgspec.Struct, frozen=True):
+    """The state of a credential issuer and of its leases, for metrics, the status page and GetServerInfo."""
+
+    name: str
+    type: str
+    problem: str
+    """Why the last attempt failed, apart from failures of one cluster; empty if it did not."""
+    expires_at: float | None
+    """Earliest expiry of the credentials held from this issuer; None if none is held."""
+    leases: int
+    failing: Mapping[str, int] = {}
+    """The number of clusters that get no credential of their own, or whose API servers reject it, by reason."""
+    sources: frozenset[str] = frozenset()
+    """The sources of the issuer's clusters; all if empty."""

@@ -13,7 +13,7 @@ import msgspec
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.credentials.issuers.issuer import Issuer
 from milo_discoveryd.daemon_errors import UnfitError
-from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
+from milo_discoveryd.kubeconfigs.credential_lease import IssuerHealth
 from milo_discoveryd.kubeconfigs.lease_handle import Issuance, LeaseHandle
 from milo_discoveryd.kubeconfigs.lease_table import LeaseKey
 from milo_discoveryd.kubeconfigs.minter import LeaseListener, Minter

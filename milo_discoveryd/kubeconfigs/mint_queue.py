@@ -1,4 +1,4 @@
-"""Decides which lease is minted next, so that clusters that fail or hang do not delay the others. Pure.
+"""Decides which lease is minted next, so that clusters that fail or hang do not delay the others.
 
 Of the concurrent mints, at most a quarter are retries after a failure of the cluster itself, and at most three quarters
 are first credentials and retries. An organization uses at most half of the places that others leave free, and

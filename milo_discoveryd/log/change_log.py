@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import msgspec
 
-from milo_discoveryd.log.events import Encode, Event, EventType, Frame, Slice
+from milo_discoveryd.log.events import Changes, Encode, Event, EventType, Frame, ReadAhead, Slice
 from milo_discoveryd.log.filter import ClusterView
 from milo_discoveryd.model.cluster import Cluster, DisengageReason, without_draining
 
@@ -62,18 +62,6 @@ class Recent(dict[Key, Value]):
             del self[next(iter(self))]
         self[key] = value
         return value
-
-
-ReadAhead = frozenset[tuple[str, int]]
-"""Clusters that a reader was sent in a state newer than the end of its slice, with the revision of that state."""
-
-
-class Changes(msgspec.Struct, frozen=True):
-    """The changes after one revision, up to and including another."""
-
-    slice: Slice
-    revision: int
-    ahead: ReadAhead = frozenset()
 
 
 class PastState(msgspec.Struct, frozen=True, gc=False):

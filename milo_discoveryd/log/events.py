@@ -1,4 +1,4 @@
-"""Events, their frames, and slices of frames: the values that leave the change log."""
+"""The values that leave the change log: events, their frames, slices of frames, and the changes that a reader gets."""
 
 import enum
 from collections.abc import Callable, Mapping
@@ -50,3 +50,14 @@ class Slice(msgspec.Struct, frozen=True):
 
 
 NO_CHANGES = Slice((), b"", {})
+
+ReadAhead = frozenset[tuple[str, int]]
+"""Clusters that a reader was sent in a state newer than the end of its slice, with the revision of that state."""
+
+
+class Changes(msgspec.Struct, frozen=True):
+    """The changes after one revision, up to and including another."""
+
+    slice: Slice
+    revision: int
+    ahead: ReadAhead = frozenset()

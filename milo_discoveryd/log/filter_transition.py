@@ -6,8 +6,8 @@ after a snapshot.
 
 import msgspec
 
-from milo_discoveryd.log.change_log import RECORDS_PER_STEP, ChangeLog, ReadAhead, Snapshot, slice_of
-from milo_discoveryd.log.events import Frame, Slice
+from milo_discoveryd.log.change_log import RECORDS_PER_STEP, ChangeLog, Snapshot, slice_of
+from milo_discoveryd.log.events import Frame, ReadAhead, Slice
 from milo_discoveryd.log.filter import ClusterView
 
 

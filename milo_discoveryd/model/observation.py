@@ -42,7 +42,7 @@ class Unready(msgspec.Struct, frozen=True, gc=False):
     """The common part of observations of objects whose clusters must not be engaged.
 
     The row of its state in `MEANINGS` decides what an observation means. Its class decides which fields it has: derive
-    one for another state from `NotReady` if its object claims a project UID (see `engagement/claims.py`), from
+    one for another state from `NotReady` if its object keeps its claim on a UID (see `engagement/claims.py`), from
     `Withdrawn` if it says how long its cluster may drain, and otherwise from `Outside`.
     """
 

@@ -356,7 +356,9 @@ class ObjectCollection:
             for name, uid in missing
             if self.store.is_established(name) and not self._is_held_by_restore(name)
         ]
-        suspects = [each for each in self._suspects() if each[0].uid not in ("", each[1].uid)]
+        suspects = [
+            (observation, record) for observation, record in self._suspects() if observation.uid not in ("", record.uid)
+        ]
         replaced = [(observation.name, record.uid) for observation, record in suspects]
         replacing = {observation.name: (observation.uid, observation.version) for observation, _ in suspects}
         if self._guard is None:

@@ -309,7 +309,8 @@ class RemovalGuard:
             return ConfirmAtRate(self.limits.per_second)
         message = (
             f"the API server's list contains none of the {established} engaged clusters, so it may be another server: "
-            f"its lists are ignored until one has a known object{', or until a second list' if is_yielding else ''}"
+            "its lists are ignored until one has a known object"
+            f"{', or until a second list has none either' if is_yielding else ''}"
         )
         held = HeldRemovals(since, message)
         due_at = now + self.limits.verify_after_s if due_at is None or is_second else due_at

@@ -1,7 +1,7 @@
 """A source of clusters: its collections, its clusters, and how current they are.
 
-`ClusterSource` passes the wall-clock time to the pure modules. Its callers pass the monotonic time, which is that of
-their event loop.
+`ClusterSource` passes the wall-clock time to the modules that read no clock. Its callers pass the monotonic time, which
+is that of their event loop.
 """
 
 import time

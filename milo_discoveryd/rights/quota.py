@@ -1,4 +1,4 @@
-"""Quotas per caller: open streams and their filters, kubeconfigs per minute, and requests that find nothing. Pure.
+"""Quotas per caller: open streams and their filters, kubeconfigs per minute, and requests that find nothing.
 
 A caller may be counted under several keys (see `quota_keys`); it is denied when one of them has reached a limit.
 """
@@ -51,7 +51,8 @@ class Quotas:
         """Count one more stream, or return why it is denied and count nothing."""
         each = self.limits.streams_each if limit is None else limit
         if self.open_streams(keys) >= each:
-            message = f"stream limit ({each}) reached for this caller; close a stream or raise rights[].streams"
+            setting = "limits.streams_per_caller" if limit is None else "rights[].streams"
+            message = f"stream limit ({each}) reached for this caller; close a stream or raise {setting}"
             return StreamDenial("TOO_MANY_STREAMS", "streams", message)
         # A caller opens a stream only if it has fewer streams than are free, so that other callers can open some too.
         if self.open_streams(keys) >= self.limits.streams - self._open:

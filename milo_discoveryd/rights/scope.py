@@ -32,16 +32,16 @@ class ClusterScope(msgspec.Struct, frozen=True, dict=True):
         if self.is_empty:
             return lambda _: False
         sources = self.sources
-        named, organizations, labelled = self.names.matches, self.organizations, self.selector.matches
+        names_match, organizations, labels_match = self.names.matches, self.organizations, self.selector.matches
         tests: list[Predicate[Target | ObjectFields]] = []
         if self.sources:
             tests.append(lambda target: source_of(target.name) in sources)
         if organizations:
             tests.append(lambda target: target.organization in organizations)
         if self.names:
-            tests.append(lambda target: named(target.name))
+            tests.append(lambda target: names_match(target.name))
         if self.selector:
-            tests.append(lambda target: labelled(target.labels))
+            tests.append(lambda target: labels_match(target.labels))
         return all_of(tests)
 
     def covers_by_name(self, name: str) -> bool:

@@ -119,7 +119,7 @@ def permissions(value: object) -> int:
         raise ValueError('must be file permissions in octal, such as "0660"')
     mode = int(text, 8)
     if mode & 0o600 != 0o600:
-        raise ValueError("must allow the owner, which is this daemon, to read and write: 06xx")
+        raise ValueError('must allow the owner to read and write, as in "0660"')
     if mode & 0o002:
         raise ValueError(
             'must not be world-writable, because write permission allows connecting: use a group and "0660"'

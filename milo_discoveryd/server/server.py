@@ -96,7 +96,7 @@ class Server:
             raise
 
     def certificate_expiries(self) -> Iterator[tuple[str, float]]:
-        """Yield the expiry of each listener's server certificate, after the string `listener NAME`."""
+        """Yield a pair for each server certificate: `listener NAME`, and the expiry as a Unix timestamp."""
         for listener in self._listeners:
             if listener.tls is not None and listener.tls.expires_at is not None:
                 yield f"listener {listener.name}", listener.tls.expires_at

@@ -1,14 +1,19 @@
 """Assigns the clusters that this member owns to the fleet, which engages them."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
+from milo_discoveryd.credentials.issuers.issuer import FencingIssuer
+from milo_discoveryd.logger import log
 from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.registry.fleet import Fleet
+from milo_discoveryd.sharding.credential_fence import TOKEN_CACHE_S, CredentialFence
 from milo_discoveryd.sharding.ownership import Decision, KeyOwnership, Ownership
-from milo_discoveryd.sharding.revocation import CredentialRevocation
+from milo_kube.credential import CredentialError
 
 STARTING = "the members of the shard group are not known yet"
 LOST = "the Lease of this member of the shard group was not renewed in time"
+REVOCATION_RETRY_S = 2.0
 
 
 class Decisions:
@@ -19,10 +24,10 @@ class Decisions:
         self._decided: dict[str, Decision] = {}
 
     def __getitem__(self, name: str) -> Decision:
-        ownership = self._decided.get(name)
-        if ownership is None:
-            ownership = self._decided[name] = self._ownership.decide(name)
-        return ownership
+        decision = self._decided.get(name)
+        if decision is None:
+            decision = self._decided[name] = self._ownership.decide(name)
+        return decision
 
     def elsewhere(self, name: str) -> str | None:
         """Return why this member must not engage a cluster; None if it may."""
@@ -34,6 +39,44 @@ class Decisions:
         if not self._ownership.may_engage:
             return f"this member owns it (view {number}), and waits until the Leases are known to be current"
         return f"this member will own it (view {number}) once member {decision.member} has released it"
+
+
+class CredentialRevocation:
+    """Revokes the credentials that other members obtained for clusters, before this member engages these clusters."""
+
+    def __init__(
+        self,
+        fence: CredentialFence,
+        issuers: Sequence[FencingIssuer],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.fence = fence
+        self._issuers = issuers
+        self._sleep = sleep
+        self._changed = asyncio.Event()
+
+    def wake(self) -> None:
+        """Check the fence again, because the ownership has changed."""
+        self._changed.set()
+
+    async def run(self, cleared: Callable[[], None]) -> None:
+        """Perform due revocations until canceled. `cleared` is called when more clusters may be engaged."""
+        while True:
+            self._changed.clear()
+            due = self.fence.due
+            if due is None:
+                await self._changed.wait()
+                continue
+            try:
+                for issuer in self._issuers:
+                    await issuer.revoke_others(due.covers)
+            except CredentialError as error:
+                log.warning("credentials of former owners not revoked", problem=str(error))
+                await self._sleep(REVOCATION_RETRY_S)
+                continue
+            await self._sleep(TOKEN_CACHE_S)
+            self.fence.revoked(due)
+            cleared()
 
 
 class FleetAssignment:

@@ -1,4 +1,4 @@
-"""Decides when the credentials of former owners count as revoked, before a member engages their clusters. Pure.
+"""Decides when the credentials of former owners count as revoked, before a member engages their clusters.
 
 The clusters that a member gains are cleared once all credentials that others obtained for them are revoked, and have
 expired from the token caches of API servers. The revocation begins when the former owner has released the clusters or
@@ -30,7 +30,7 @@ class CredentialFence:
         self._cleared: list[Ownership] = []
         """The ownerships in the present view for which the credentials of other members were revoked."""
         self._period = 0
-        """Counts views and interruptions. Credentials may have been issued since a revocation in an earlier period."""
+        """Counts views and interruptions. Credentials may have been issued after a revocation of an earlier period."""
 
     def follow(self, ownership: Ownership | None) -> None:
         """Set the ownership of the member; None if it must not own anything."""

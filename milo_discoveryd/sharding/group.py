@@ -10,11 +10,11 @@ import msgspec
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.instruments import ShardLeaseMetrics
 from milo_discoveryd.logger import log
+from milo_discoveryd.sharding.assignment import CredentialRevocation
 from milo_discoveryd.sharding.lease_client import ConflictError
 from milo_discoveryd.sharding.leases import Evict, GroupState, Read, Request, WaitUntil, WriteView
 from milo_discoveryd.sharding.member import Member
 from milo_discoveryd.sharding.ownership import Ownership
-from milo_discoveryd.sharding.revocation import CredentialRevocation
 from milo_discoveryd.sharding.status import GroupStatus, group_status
 
 PENDING_SIZE = 64 * 1024

@@ -1,6 +1,6 @@
 """One member of a group. Decides which request to send next to the Lease API, and what the member owns.
 
-Pure: time is an argument, and must come from CLOCK_BOOTTIME or another clock that also advances while the machine is
+Time is an argument, and must come from CLOCK_BOOTTIME or another clock that also advances while the machine is
 suspended. Times of different machines are never compared. Requests are made elsewhere, one at a time:
 
     action = member.next(now)

@@ -73,7 +73,7 @@ def wrong_context(mode: str, server: str, accepted: Collection[ContextKind]) -> 
         return None
     servers = " or ".join(f"{_SERVERS[kind]} ({kind.value})" for kind in accepted)
     return (
-        f"the server of the discovery kubeconfig is the context of {context}, which shows {SHOWS[context.kind]}; "
+        f"the discovery kubeconfig points to the context of {context}, which shows {SHOWS[context.kind]}; "
         f"mode {mode} cannot work there",
         f"set the kubeconfig's server to {servers}",
     )

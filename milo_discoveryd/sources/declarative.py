@@ -98,7 +98,7 @@ class WatchedResource(Group, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.namespace and not self.namespaced:
-            raise ValueError("has a namespace, but is not namespaced")
+            raise ValueError("has a namespace, but is not namespaced: set namespaced: true, or remove namespace")
 
     def resource(self) -> Resource:
         return Resource(
@@ -124,7 +124,7 @@ class ReadyField(Group, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if bool(self.condition) == (self.field is not None):
-            raise ValueError("needs either condition or field")
+            raise ValueError("needs exactly one of condition and field")
 
     @property
     def description(self) -> str:
@@ -384,13 +384,13 @@ class DeclaredObjects:
             ),
             None,
         )
-        return self._at(server, observed, key)
+        return self._with_server(server, observed, key)
 
     def restored_place(self, stored: Target) -> tuple[str, ...]:
         checked(stored.name, DNS_SUBDOMAIN, 253, "the name")
         return (self._kind.endpoint.checked(stored.endpoint),)
 
-    def _at(self, server: StatedServer | None, observed: Ready, secret: str) -> Observation:
+    def _with_server(self, server: StatedServer | None, observed: Ready, secret: str) -> Observation:
         """Return the observation of a cluster, made from its object and its Secret."""
         target = observed.target
         assert isinstance(target, DeclaredTarget)

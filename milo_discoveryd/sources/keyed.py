@@ -57,11 +57,11 @@ class KeyedSource:
         self._selector = parse_selector("")
         match follows:
             case OneResource():
-                self.collections = (self._of_clusters(follows, label_selector),)
+                self.collections = (self._cluster_collection(follows, label_selector),)
                 self._restored_place = follows.restored_place
                 self._selector = parse_selector(follows.resource.label_selector)
             case SeveralResources():
-                self.collections = tuple(self._of_objects(watch, label_selector) for watch in follows.watches)
+                self.collections = tuple(self._object_collection(watch, label_selector) for watch in follows.watches)
                 self.keys = [collection.watched.keys for collection in self.collections]
                 self.reduce, self._restored_place = self._keyed_reduce(follows.reduce), follows.restored_place
             case Files():
@@ -89,8 +89,8 @@ class KeyedSource:
         )
         return ContributingObject(file.key, file.uid, "", ObjectContent(contributions))
 
-    def _of_clusters(self, follows: OneResource, label_selector: str) -> FollowedCollection:
-        resource = _selecting(follows.resource, label_selector)
+    def _cluster_collection(self, follows: OneResource, label_selector: str) -> FollowedCollection:
+        resource = _with_label_selector(follows.resource, label_selector)
 
         def usable(obj: KubeObject) -> Observation:
             try:
@@ -98,7 +98,7 @@ class KeyedSource:
             except MalformedError as error:
                 return malformed(obj.metadata, error)
 
-        observe = _within(resource, usable, lambda obj: obj.metadata.name)
+        observe = _checking_selector(resource, usable, lambda obj: obj.metadata.name)
         keys = self.keys[0]
         decoder: Decoder[Any, ObservedObject]
         if not self.name:
@@ -109,10 +109,12 @@ class KeyedSource:
         )
         return FollowedCollection(WatchedCollection(resource, keys), decoder)
 
-    def _of_objects(self, watch: ContributionWatch | ReferencedWatch, label_selector: str) -> FollowedCollection:
+    def _object_collection(self, watch: ContributionWatch | ReferencedWatch, label_selector: str) -> FollowedCollection:
         # The daemon's label selector applies only to objects that represent clusters.
         resource = (
-            _selecting(watch.resource, label_selector) if isinstance(watch, ContributionWatch) else watch.resource
+            _with_label_selector(watch.resource, label_selector)
+            if isinstance(watch, ContributionWatch)
+            else watch.resource
         )
         keys = ObjectKeys(namespaced=watch.resource.namespaced)
 
@@ -135,7 +137,9 @@ class KeyedSource:
                 return Malformed(name, metadata.uid, metadata.resourceVersion, str(error))
             return _contributing(name, metadata, ObjectContent(contributions))
 
-        decoder = Decoder(self._checked(watch.object_type), _within(resource, observe, key), Malformed, keys.key)
+        decoder = Decoder(
+            self._checked(watch.object_type), _checking_selector(resource, observe, key), Malformed, keys.key
+        )
         server = watch.server if isinstance(watch, ReferencedWatch) else ""
         return FollowedCollection(WatchedCollection(resource, keys), decoder, server)
 
@@ -189,12 +193,12 @@ def _contributing(key: str, metadata: Metadata, content: ObjectContent) -> Contr
     return ContributingObject(key, metadata.uid, metadata.resourceVersion, content, is_terminating)
 
 
-def _selecting(resource: Resource, label_selector: str) -> Resource:
+def _with_label_selector(resource: Resource, label_selector: str) -> Resource:
     both = ",".join(filter(None, (resource.label_selector, label_selector)))
     return replace(resource, label_selector=both)
 
 
-def _within(
+def _checking_selector(
     resource: Resource, observe: Callable[[Any], Decoded], key: Callable[[KubeObject], str]
 ) -> Callable[[Any], Decoded | Outside]:
     """Return `observe` with a check of the label selector: a GET by name also returns objects that do not match it."""

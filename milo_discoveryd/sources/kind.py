@@ -244,7 +244,7 @@ class SourceKind(Group, frozen=True, kw_only=True):
 
 
 def names() -> list[str]:
-    return sorted({*KINDS, *(entry.name for entry in _others())})
+    return sorted({*KINDS, *(entry.name for entry in _entry_points())})
 
 
 def load(name: str) -> type[SourceKind]:
@@ -254,14 +254,14 @@ def load(name: str) -> type[SourceKind]:
         module, _, attribute = KINDS[name].partition(":")
         kind = getattr(import_module(module), attribute)
         return kind
-    for entry in _others():
+    for entry in _entry_points():
         if entry.name == name:
             kind = entry.load()
             return kind
     raise LookupError(f"must be one of {', '.join(names())}")
 
 
-def _others() -> Iterable[Any]:
+def _entry_points() -> Iterable[Any]:
     # Imported here: reading the metadata of all installed packages is slow, and built-in kinds do not need it.
     from importlib.metadata import entry_points  # noqa: PLC0415
 

@@ -24,7 +24,7 @@ DNS_SUBDOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 ORGANIZATION_LABEL = "resourcemanager.miloapis.com/organization-name"
 
 
-_HOLDING = re.compile(r"due to active suspensions: (?P<names>.+)\Z")
+_ACTIVE_SUSPENSIONS = re.compile(r"due to active suspensions: (?P<names>.+)\Z")
 _EARLIEST, _LATEST = -62_135_596_800, 253_402_300_800
 """The years 1 to 9999: the range of a protobuf Timestamp."""
 _LONGEST_WORD = 128
@@ -244,7 +244,7 @@ def suspensions(obj: KubeObject) -> tuple[SuspensionReason, ...] | None:
         return None
     listed = (obj.status.suspensions if obj.status is not None else None) or ()
     message = excerpt(condition.message or "")
-    named = _HOLDING.search(message)
+    named = _ACTIVE_SUSPENSIONS.search(message)
     if named is not None and len(named["names"].split(", ")) < len(listed):
         return (SuspensionReason("", None, "", message),)
     return suspensions_of(listed, message)

@@ -11,7 +11,7 @@ import msgspec
 
 from milo_discoveryd.engagement.engagement import ClusterRecord
 from milo_discoveryd.identity.caller import Caller
-from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
+from milo_discoveryd.kubeconfigs.credential_lease import IssuerHealth
 from milo_discoveryd.kubeconfigs.kubeconfigs import CredentialDescription
 from milo_discoveryd.log.filter import Filter
 from milo_discoveryd.model.cluster import Cluster, Reachability

@@ -9,7 +9,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
+from milo_discoveryd.kubeconfigs.credential_lease import IssuerHealth
 from milo_discoveryd.model.cluster import Reachability
 from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.registry.fleet import Fleet
@@ -72,7 +72,7 @@ class FleetCollector(Collector):
         yield _gauge("milo_discoveryd_log_revision", "Latest revision of the change log.", fleet.log.head)
         yield self._by_source(
             "milo_discoveryd_source_up",
-            "1 while the discovery source is followed by a watch, 0 while the view is catching up or stale.",
+            "1 while the discovery source is followed live, 0 while the view is catching up or stale.",
             lambda of: of.status.state is ViewState.STREAMING,
         )
         yield self._by_source(
@@ -193,7 +193,7 @@ class CredentialCollector(Collector):
         )
         healthy = GaugeMetricFamily(
             "milo_discoveryd_credential_issuer_up",
-            "1 if the last request to the credential issuer succeeded.",
+            "0 while the credential issuer fails for all clusters, otherwise 1.",
             labels=("credential_issuer",),
         )
         leases = GaugeMetricFamily(

@@ -17,7 +17,7 @@ from milo_discoveryd.instruments import (
     ShardLeaseMetrics,
     StreamMetrics,
 )
-from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
+from milo_discoveryd.kubeconfigs.credential_lease import IssuerHealth
 from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.registry.fleet import Fleet
@@ -44,7 +44,8 @@ class SourceMetrics:
             (*labels, "type", "reason"),
             registry=registry,
         )
-        self._transitioned = functools.cache(self._labelled)  # cached, as `labels()` takes longer than `inc()`
+        # Cached, because `labels()` takes longer than `inc()`.
+        self._transitioned = functools.cache(self._transition_counter)
         self._time_to_ready = Histogram(
             "milo_discoveryd_project_ready_duration_seconds",
             "Time from the creation of a project to its readiness, by the timestamps of the object, observed when a "
@@ -108,7 +109,7 @@ class SourceMetrics:
     def project_became_ready(self, after_s: float, source: str = "") -> None:
         _child(self._time_to_ready, self._of_source[source]).observe(after_s)
 
-    def _labelled(self, kind: EventType, reason: DisengageReason | None, source: str) -> Counter:
+    def _transition_counter(self, kind: EventType, reason: DisengageReason | None, source: str) -> Counter:
         return self._transitions.labels(*self._of_source[source], kind.value, "" if reason is None else reason.value)
 
     def relisting(self, reason: str, source: str = "") -> None:
@@ -143,7 +144,7 @@ class MeasuredDaemon(msgspec.Struct, frozen=True, kw_only=True):
     """Returns the number of log lines that were dropped."""
     issuer_health: Callable[[], Iterable[IssuerHealth]] = lambda: ()
     certificates: Callable[[], Iterable[tuple[str, float]]] = lambda: ()
-    """Returns the expiry of each certificate, after the name of its listener or source."""
+    """Returns a pair for each certificate: the name of its listener or source, and its expiry as a Unix timestamp."""
     shard: MeasuredShard | None = None
 
 

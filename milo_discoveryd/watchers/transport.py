@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 
 from milo_discoveryd import USER_AGENT
 from milo_discoveryd.logger import log
-from milo_discoveryd.watchers.server_clock import TOLERATED_S, seconds_ahead
 from milo_kube.api_request import Access, ApiRequest
 from milo_kube.api_server import CONNECT_TIMEOUT_S, ApiServer, OpenResponse, Pools
 from milo_kube.credential import ClientCertificate, Credential
@@ -16,6 +15,9 @@ from milo_kube.tls_identity import expiry_of
 from milo_kube.upstream import Upstream
 
 RESPONSE_LIMIT = 128 << 20
+CLOCK_TOLERANCE_S = 60.0
+"""A smaller difference between this machine's clock and an API server's is not reported."""
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
 class Transport(ApiServer):
@@ -116,7 +118,7 @@ class MonitoredTransport(Transport):
         return response
 
     def _compare_clocks(self, ahead_s: float) -> None:
-        is_wrong = abs(ahead_s) > TOLERATED_S
+        is_wrong = abs(ahead_s) > CLOCK_TOLERANCE_S
         if is_wrong and not self._is_clock_wrong:
             log.warning(
                 "clock differs from the API server's",
@@ -127,3 +129,20 @@ class MonitoredTransport(Transport):
         elif self._is_clock_wrong and not is_wrong:
             log.info("clock agrees with the API server's again", server=self.host)
         self._is_clock_wrong = is_wrong
+
+
+def seconds_ahead(date: str | None, sent_at: float, received_at: float) -> float:
+    """Return how far the server's clock is ahead of this machine's, negative if it is behind; 0 without a valid date.
+
+    The server wrote the date between the two times, both in seconds since the epoch.
+    """
+    try:
+        # Parsed without email.utils, which the daemon would load at its start only for this purpose.
+        _, day, month, year, time, zone = (date or "").split()
+        hour, minute, second = map(int, time.split(":"))
+        stated = datetime(int(year), _MONTHS.index(month) + 1, int(day), hour, minute, second, tzinfo=UTC).timestamp()
+    except ValueError:
+        return 0.0
+    if zone != "GMT":
+        return 0.0
+    return max(0.0, stated - received_at) + min(0.0, stated - sent_at)

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, aclosing
 from msgspec.structs import replace
 
 from milo_discoveryd.config import Settings, SourceSettings
+from milo_discoveryd.config.settings import RemovalSettings
 from milo_discoveryd.credentials.kubeconfig_files import KubeconfigFiles
 from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.engagement.not_ready import NotReadyClusters
@@ -146,7 +147,7 @@ def new_fleet(
     sources: Sequence[ConfiguredSource], settings: Settings, log: ChangeLog, observer: Callable[[str], Observer]
 ) -> Fleet:
     """Return the fleet of the configured sources. `observer` returns the observer of a source, given its name."""
-    limits, grace_s = _limits(settings), settings.not_ready_grace.total_seconds()
+    limits, grace_s = removal_limits(settings.removals), settings.not_ready_grace.total_seconds()
     fleet = Fleet(log)
     for source in sources:
         made = ClusterSource(
@@ -174,8 +175,7 @@ def new_fleet(
     return fleet
 
 
-def _limits(settings: Settings) -> RemovalLimits:
-    removals = settings.removals
+def removal_limits(removals: RemovalSettings) -> RemovalLimits:
     return RemovalLimits(
         count=removals.count,
         share=removals.share,

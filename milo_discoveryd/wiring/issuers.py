@@ -1,5 +1,9 @@
 """Builds the credential issuers of the settings."""
 
+import os
+import re
+import secrets
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -9,17 +13,23 @@ import msgspec
 
 from milo_discoveryd.config import Settings, issuers
 from milo_discoveryd.credentials.issuers.exec_command import ExecIssuer
-from milo_discoveryd.credentials.issuers.issuer import EachSourceIssuer, FencingIssuer, Issuer, Scope
+from milo_discoveryd.credentials.issuers.issuer import (
+    EachSourceIssuer,
+    FencingIssuer,
+    Issuer,
+    RenewingCredential,
+    Scope,
+)
 from milo_discoveryd.credentials.issuers.kubeconfig_file import KubeconfigFileIssuer
 from milo_discoveryd.credentials.issuers.kubeconfig_request import KubeconfigRequestIssuer
 from milo_discoveryd.credentials.issuers.kubeconfig_secret import CredentialPaths, KubeconfigSecretIssuer, SecretPlace
 from milo_discoveryd.credentials.issuers.passthrough import PassthroughIssuer
-from milo_discoveryd.credentials.issuers.renewing_credential import RenewingCredential
 from milo_discoveryd.credentials.issuers.token_endpoint import TokenEndpoint
 from milo_discoveryd.credentials.issuers.token_request import RequestedTokens, RequestingDaemon, TokenRequestIssuer
 from milo_discoveryd.credentials.kubernetes_api import KubernetesApi
 from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment
+from milo_discoveryd.logger import log
 from milo_discoveryd.sources.kind import ProjectServer
 from milo_discoveryd.wiring.configured_source import ConfiguredSource
 from milo_discoveryd.wiring.sharding import member_name
@@ -30,6 +40,10 @@ from milo_kube.file_content import FileContent
 from milo_kube.http.proxy import environment_proxy
 from milo_kube.label_selector import parse as parse_selector
 from milo_kube.upstream import Upstream, share_identity
+
+RUN_FILE = "run"
+"""Name of the file with the identity of a run, in the state directory."""
+_IDENTITY = re.compile(rb"[0-9a-f]{16}\n")
 
 # The issuers that sign import the cryptography package: 8 MB, which only daemons with such an issuer need.
 # ruff: noqa: PLC0415
@@ -286,3 +300,36 @@ class Issuers:
 
 def _file(path: Path | None) -> FileContent | None:
     return None if path is None else FileContent(path)
+
+
+def run_identity(directory: Path | None) -> str:
+    """Return the identity of this run, by which the daemon finds what it created in other clusters.
+
+    It is kept in the state directory. Without a state directory, or if the file cannot be used, each run has a new
+    identity. Each replica needs a state directory of its own: two daemons with one identity revoke each other's
+    credentials.
+    """
+    created = secrets.token_hex(8)
+    if directory is None:
+        return created
+    path = directory / RUN_FILE
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "r+b") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+                log.warning(
+                    "run identity not kept",
+                    path=str(path),
+                    problem="not a regular file of the daemon's user; delete it",
+                )
+                return created
+            kept = file.read(64)
+            if _IDENTITY.fullmatch(kept):
+                return kept.decode().strip()
+            file.seek(0)
+            file.truncate()
+            file.write(created.encode() + b"\n")
+    except OSError as error:
+        log.warning("run identity not kept", path=str(path), problem=error.strerror)
+    return created

@@ -19,7 +19,7 @@ from milo_discoveryd.wiring.upstreams import open_upstream
 def listeners(settings: Settings) -> list[listener.Listener]:
     """Build the listeners. Raises StartError for users and groups that do not exist."""
     wanted = list(_wanted(settings))
-    found = fit_connections(wanted, process_hardening.descriptors())
+    found = fit_connections(wanted, process_hardening.descriptor_limit())
     for socket, asked, configured in zip(found, wanted, settings.listen, strict=True):
         if socket.connections < asked.connections:
             # The default exceeds the usual limit of a shell, so only a configured number is worth a warning.
@@ -29,7 +29,7 @@ def listeners(settings: Settings) -> list[listener.Listener]:
                 listener=socket.name,
                 connections=socket.connections,
                 set=asked.connections,
-                limit=process_hardening.descriptors(),
+                limit=process_hardening.descriptor_limit(),
             )
     return found
 

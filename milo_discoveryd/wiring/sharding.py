@@ -17,13 +17,12 @@ from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.instruments import ShardLeaseMetrics
 from milo_discoveryd.logger import log
 from milo_discoveryd.registry.fleet import Fleet
-from milo_discoveryd.sharding.assignment import FleetAssignment
+from milo_discoveryd.sharding.assignment import CredentialRevocation, FleetAssignment
 from milo_discoveryd.sharding.credential_fence import CredentialFence
 from milo_discoveryd.sharding.group import ShardGroup
 from milo_discoveryd.sharding.lease_client import LeaseClient
 from milo_discoveryd.sharding.lease_objects import VIEW, LeaseNames
 from milo_discoveryd.sharding.member import Member
-from milo_discoveryd.sharding.revocation import CredentialRevocation
 from milo_discoveryd.wiring.configured_source import ConfiguredSource
 from milo_discoveryd.wiring.upstreams import open_upstream
 from milo_kube.upstream import SERVICE_ACCOUNT

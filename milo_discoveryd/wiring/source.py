@@ -122,7 +122,7 @@ class _SourceStorage:
         self._store = store
 
     def restore(self, restored_place: RestoredPlace) -> tuple[ViewStatus | None, str]:
-        """Return the status and the highest resource version of the stored fleet, if there is one."""
+        """Restore the stored fleet, if there is one. Return its status and its highest resource version."""
         stored = None if self._store is None else self._store.load()
         if stored is None:
             return None, ""

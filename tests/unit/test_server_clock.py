@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from milo_discoveryd.watchers.server_clock import seconds_ahead
+from milo_discoveryd.watchers.transport import seconds_ahead
 
 NOON = datetime(2027, 1, 15, 12, 0, tzinfo=UTC).timestamp()
 DATE = "Fri, 15 Jan 2027 12:00:00 GMT"

@@ -202,7 +202,7 @@ async def test_invalid_replacement_kubeconfig_is_reported_and_old_one_kept(write
         ({"certificate-authority-data": "!!"}, None, "certificate-authority-data that is not valid base64"),
         ({"certificate-authority": "nowhere.crt"}, None, "nowhere.crt cannot be read"),
         ({"proxy-url": "socks5://s3cret@proxy:1080"}, None, "SOCKS is not supported"),
-        ({"proxy-url": "http://proxy:port"}, None, "proxy-url other than http"),
+        ({"proxy-url": "http://proxy:port"}, None, "proxy-url that is not http"),
         ({"certificate-authority": "a\0b"}, None, "NUL"),
         ({}, {"tokenFile": "a\0b"}, "NUL"),
         ({}, {"auth-provider": {"name": "oidc"}}, "use an exec credential plugin"),
@@ -254,7 +254,7 @@ def test_kubeconfig_problems_are_reported_together(write: Write) -> None:
         ({"current-context": "there"}, "has no context 'there'; it has: here"),
         ({"clusters": None}, "has no cluster 'c'; it has: none"),
         ({"users": []}, "has no user 'u'; it has: none"),
-        ({"users": [{"name": "u", "user": {"token": 12345}}]}, "wrong type of token: it must be a string"),
+        ({"users": [{"name": "u", "user": {"token": 12345}}]}, "token with the wrong type: it must be a string"),
         ({"clusters": {"c": {}}}, "clusters must be a list"),
     ],
 )

@@ -17,7 +17,7 @@ STATEMENT_VARIABLE: Final = "MILO_DISCOVERY_ACT_AS"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActAs:
-    """A user that requests impersonate, so that they have only that user's rights."""
+    """The user impersonated by requests, which then have only that user's rights."""
 
     user: str
     groups: tuple[str, ...] = ()

@@ -33,7 +33,7 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
     tls_server_name: str | None = None
     credential: Credential = Credential()
     act_as: ActAs | None = None
-    """The user that requests impersonate."""
+    """The user impersonated by the request."""
 
 
 class ApiRequest(msgspec.Struct, frozen=True):

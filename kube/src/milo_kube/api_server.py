@@ -62,10 +62,10 @@ class Pools:
         environ: Mapping[str, str] = os.environ,
         http2: Http2 | None = None,
     ) -> None:
-        """`idle_s`: how long an idle connection is kept open. `kept`: how many pools stay open without users.
+        """`idle_s`: how long an idle connection is kept open.
 
-        Proxies come from `environ`. `http2` (`Http2Connection`) offers HTTP/2 to servers, unless `DISABLE_HTTP2` is
-        set, as in client-go.
+        `kept`: above this number of pools, those without users are closed. Proxies come from `environ`.
+        `http2` (`Http2Connection`) offers HTTP/2 to servers, unless `DISABLE_HTTP2` is set, as in client-go.
         """
         self._user_agent = user_agent
         self._idle_s = idle_s

@@ -1,4 +1,4 @@
-"""Reads a context of a kubeconfig under a policy of allowed fields, and renders kubeconfigs. Pure.
+"""Reads a context of a kubeconfig under a policy of allowed fields, and renders kubeconfigs. Reads no files.
 
 Fields that the policy does not list are refused: to ignore a proxy, a CA or an impersonation would be worse than not to
 connect.
@@ -181,12 +181,12 @@ class ParsedKubeconfig:
         return _Reader(policy).read(cluster, of_cluster, of_user, namespace)
 
     def _found(self, kind: str, name: str) -> Mapping[str, Any] | None:
-        return next((entry for each, entry in self._entries[kind] if each == name), None)
+        return next((entry for entry_name, entry in self._entries[kind] if entry_name == name), None)
 
     def _named(self, kind: str, name: str) -> Mapping[str, Any]:
         found = self._found(kind, name)
         if found is None:
-            known = ", ".join(each for each, _ in self._entries[kind]) or "none"
+            known = ", ".join(entry_name for entry_name, _ in self._entries[kind]) or "none"
             raise KubeconfigError(f"has no {_LISTS[kind]} {name[:80]!r}; it has: {known:.200}")
         return found
 
@@ -209,14 +209,14 @@ def merged(files: Sequence[tuple[str, ParsedKubeconfig]]) -> ParsedKubeconfig:
     Each kubeconfig is passed with its directory, to which the paths in it are relative.
     """
     entries: dict[str, list[dict[str, Any]]] = {kind: [] for kind in _LISTS}
-    for directory, each in files:
+    for directory, config in files:
         for kind, part in _LISTS.items():
             known = {entry["name"] for entry in entries[kind]}
-            found = each.entries(kind)
+            found = config.entries(kind)
             entries[kind] += [
                 {"name": name, part: _resolved(entry, directory)} for name, entry in found if name not in known
             ]
-    current = next((each.current_context for _, each in files if each.current_context), "")
+    current = next((config.current_context for _, config in files if config.current_context), "")
     return ParsedKubeconfig({**entries, "current-context": current})
 
 
@@ -368,13 +368,13 @@ class _Reader:
 
     def _checked(self, about: str, entry: Mapping[str, Any], allowed: frozenset[str]) -> dict[str, Any]:
         """Return the fields that are set and allowed."""
-        given = _set(entry)
+        given = _nonempty_fields(entry)
         refused: dict[str, list[str]] = {}
         for name in sorted(given.keys() - allowed):
             refused.setdefault(_INSTEAD.get(name, self._policy.instead), []).append(name[:80])
         self._problems += [f"{about} has {', '.join(names)}: {instead}" for instead, names in refused.items()]
         for name in sorted(given.keys() & allowed):
-            self._has_wrong_type |= not _typed(given[name], name, about, self._problems)
+            self._has_wrong_type |= not _has_right_type(given[name], name, about, self._problems)
         return {name: value for name, value in given.items() if name in allowed}
 
     def _data(self, about: str, entry: Mapping[str, Any], name: str) -> bytes | None:
@@ -403,9 +403,7 @@ class _Reader:
         except ValueError:
             good = False
         if url and not good:
-            self._problems.append(
-                f"{about} has a proxy-url other than http://HOST:PORT or https://HOST:PORT (SOCKS is not supported)"
-            )
+            self._problems.append(f"{about} has a proxy-url that is not http(s)://HOST[:PORT] (SOCKS is not supported)")
         return url
 
     def _act_as(self, user: Mapping[str, Any]) -> ActAs | None:
@@ -430,7 +428,7 @@ class _Reader:
         args, env = entry.get("args") or [], entry.get("env") or []
         before = len(self._problems)
         if version not in EXEC_VERSIONS:
-            self._problems.append(f"{about} of an apiVersion other than {' and '.join(EXEC_VERSIONS)}")
+            self._problems.append(f"{about} whose apiVersion is not {' or '.join(EXEC_VERSIONS)}")
         if not isinstance(command, str) or not command:
             self._problems.append(f"{about} without a command")
         if entry.get("interactiveMode") == "Always":
@@ -461,22 +459,22 @@ class _Reader:
         )
 
 
-def _set(entry: Mapping[str, Any]) -> dict[str, Any]:
+def _nonempty_fields(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {str(key): value for key, value in entry.items() if value not in (None, "", False, [], {})}
 
 
-def _typed(value: Any, name: str, about: str, problems: list[str]) -> bool:
+def _has_right_type(value: Any, name: str, about: str, problems: list[str]) -> bool:
     wanted, type_name = _TYPES.get(name, (str, "a string"))
     if isinstance(value, wanted):
         return True
-    problems.append(f"{about} has the wrong type of {name}: it must be {type_name}")
+    problems.append(f"{about} has {name} with the wrong type: it must be {type_name}")
     return False
 
 
 def _text(entry: Mapping[str, Any], name: str, about: str, problems: list[str]) -> str:
     value = entry.get(name)
     if value not in (None, ""):
-        _typed(value, name, about, problems)
+        _has_right_type(value, name, about, problems)
     return value or ""
 
 

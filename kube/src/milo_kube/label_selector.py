@@ -43,15 +43,15 @@ class Requirement(msgspec.Struct, frozen=True):
                 wanted = (key, *values)
                 return lambda labels: wanted in labels
             case "in":
-                return _where(key, values.__contains__, absent=False)
+                return _value_predicate(key, values.__contains__, absent=False)
             case "notin":
-                return _where(key, lambda value: value not in values, absent=True)
+                return _value_predicate(key, lambda value: value not in values, absent=True)
             case "exists":
-                return _where(key, lambda _: True, absent=False)
+                return _value_predicate(key, lambda _: True, absent=False)
             case "!":
-                return _where(key, lambda _: False, absent=True)
+                return _value_predicate(key, lambda _: False, absent=True)
             case operator:
-                return _where(key, _compared(operator, int(*values)), absent=False)
+                return _value_predicate(key, _comparison(operator, int(*values)), absent=False)
 
     def __str__(self) -> str:
         match self.operator:
@@ -202,17 +202,17 @@ class _Parser:
         return SelectorError(f"{problem}, at character {at + 1}")
 
 
-def _where(key: str, test: Predicate[str], *, absent: bool) -> Predicate[Labels]:
-    def hold(labels: Labels) -> bool:
+def _value_predicate(key: str, test: Predicate[str], *, absent: bool) -> Predicate[Labels]:
+    def holds(labels: Labels) -> bool:
         for name, value in labels:
             if name == key:
                 return test(value)
         return absent
 
-    return hold
+    return holds
 
 
-def _compared(operator: str, bound: int) -> Predicate[str]:
+def _comparison(operator: str, bound: int) -> Predicate[str]:
     def holds(value: str) -> bool:
         number = _whole(value)
         return number is not None and (number > bound if operator == ">" else number < bound)
@@ -221,7 +221,7 @@ def _compared(operator: str, bound: int) -> Predicate[str]:
 
 
 def _whole(text: str) -> int | None:
-    """Parse a label value as a number without a sign, of at most 63 digits and 2^63 - 1. None if it is not one."""
+    """Return a label value as a number; None unless it consists of 1 to 63 digits and is at most 2^63 - 1."""
     number = int(text) if len(text) <= 63 and _NUMBER.fullmatch(text) else None
     return number if number is not None and number <= _GREATEST else None
 

@@ -156,10 +156,10 @@ class ListWatch(Generic[Seen]):
                 response = self._api.get(self._collection.path, query, timeout_s=self._request_timeout_s)
                 answer = await self._wait(response, deadline)
             if answer.status != 200:
-                return self._failed(_refused(answer.status, answer.headers, answer.body))
+                return self._failed(_response_failure(answer.status, answer.headers, answer.body))
             page, listed = self._decoder.page(answer.body)
         except TransportError as error:
-            return self._failed(_lost(error))
+            return self._failed(_transport_failure(error))
         except ListPageError as error:
             return self._failed(Failure(MALFORMED_RESPONSE, str(error)))
         except TimeoutError:
@@ -192,9 +192,9 @@ class ListWatch(Generic[Seen]):
                             while self._reflector.is_reading:
                                 yield await self._read(chunks, lines, deadline)
                     else:
-                        failure = _refused(stream.status, stream.headers, await stream.read_error(64 * 1024))
+                        failure = _response_failure(stream.status, stream.headers, await stream.read_error(64 * 1024))
         except TransportError as error:
-            failure = _lost(error)
+            failure = _transport_failure(error)
         except LineTooLongError as error:
             failure = Failure(MALFORMED_RESPONSE, str(error))
         except TimeoutError:
@@ -259,11 +259,11 @@ class ListWatch(Generic[Seen]):
         return self._reflector.failed(failure, self._clock())
 
 
-def _lost(error: TransportError) -> Failure:
+def _transport_failure(error: TransportError) -> Failure:
     return Failure(_REASONS.get(error.cause, "ConnectionLost"), str(error))
 
 
-def _refused(status: int, headers: Any, body: bytes) -> Failure:
+def _response_failure(status: int, headers: Any, body: bytes) -> Failure:
     refused = error_status(body, status)
     message = f"{status}: {refused.message}" if refused.message else str(status)
     if status in (404, 503) and not refused.reason:

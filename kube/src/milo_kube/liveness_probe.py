@@ -94,8 +94,8 @@ class LivenessProbe:
     def _unresponsive(self) -> Failure:
         if self._failure:
             return Failure(UNRESPONSIVE, f"the server answers {PATH} with {self._failure}")
-        checks = f"{self._policy.misses} requests for {PATH} in a row, {self._policy.every_s:g} s apart"
-        return Failure(UNRESPONSIVE, f"the server did not answer {checks}")
+        checks = f"{self._policy.misses} requests in a row, {self._policy.every_s:g} s apart, got no answer or an error"
+        return Failure(UNRESPONSIVE, f"the server does not answer {PATH}: {checks}")
 
 
 def _excerpt(body: bytes) -> str:

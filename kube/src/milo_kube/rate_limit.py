@@ -1,4 +1,4 @@
-"""Token-bucket rate limits. Pure: callers pass the time, which must not go backwards."""
+"""Token-bucket rate limits. Reads no clock: callers pass the time, which must not go backwards."""
 
 import math
 from collections import OrderedDict

@@ -40,7 +40,7 @@ class Deadline:
         self._at = at
         if self._timer is None or self._timer.when() > at:
             self.close()
-            self._timer = self._loop.call_at(at, self._look)
+            self._timer = self._loop.call_at(at, self._check_deadline)
 
     def give_up(self) -> None:
         """Abort the wait in progress with TimeoutError, unless it is already ending."""
@@ -60,7 +60,7 @@ class Deadline:
             self._timer.cancel()
             self._timer = None
 
-    def _look(self) -> None:
+    def _check_deadline(self) -> None:
         assert self._timer is not None
         now = self._timer.when()
         self._timer = None
@@ -69,4 +69,4 @@ class Deadline:
         if self._at <= now:
             self.give_up()
         else:
-            self._timer = self._loop.call_at(self._at, self._look)
+            self._timer = self._loop.call_at(self._at, self._check_deadline)

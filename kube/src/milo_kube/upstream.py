@@ -70,7 +70,7 @@ def load_in_cluster(environ: Mapping[str, str], service_account: Path = SERVICE_
     if not host or not port:
         raise UpstreamError(
             "in-cluster: not running in a pod (KUBERNETES_SERVICE_HOST and _PORT are not set): "
-            "set --discovery-kubeconfig and --project-kubeconfig"
+            "set kubeconfigs, such as --discovery-kubeconfig and --project-kubeconfig"
         )
     token, authorities = FileContent(service_account / "token"), FileContent(service_account / "ca.crt")
     problems: list[str] = []
@@ -231,7 +231,7 @@ class _Loader(msgspec.Struct):
             try:
                 content.read()
             except CredentialError as error:
-                self.problems.append(f"user or cluster: {error}")
+                self.problems.append(f"refers to a file that cannot be used: {error}")
         return content
 
     def _resolve(self, file: str) -> Path:

@@ -17,7 +17,7 @@ Scalars: TypeAlias = Literal["text", "typed"]
 MAX_BYTES = 1 << 20
 MAX_NODES = 50_000  # after the expansion of aliases; a kubeconfig with 1,000 contexts has about 20,000
 MAX_DEPTH = 40
-MAX_NUMBER = 100  # characters; numbers to the base of 60 (1:59:59) take quadratic time
+MAX_NUMBER = 100  # characters; base-60 numbers (1:59:59) take quadratic time
 MAX_NESTING_MARKS = 2_000  # flow brackets: the parser recurses on them before nodes are counted
 
 _Fast: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

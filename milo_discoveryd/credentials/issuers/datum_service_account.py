@@ -17,10 +17,10 @@ GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 _ADVICE = {
     "invalid_grant": "the key has expired or was removed (put a new one into the key file), or the clock is wrong",
     "invalid_client": "the account is unknown; it may have been deleted",
-    "invalid_request": "the endpoint does not accept this kind of request; check token_uri",
-    "invalid_scope": "the endpoint does not grant the scope in the key file; correct or remove the scope",
+    "invalid_request": "the endpoint does not accept this kind of request; check `token_uri` in the key file",
+    "invalid_scope": "the endpoint does not grant the scope in the key file; change or remove `scope` there",
     "unauthorized_client": "the account may not use this grant type",
-    "unsupported_grant_type": "the endpoint does not support signed assertions; check token_uri",
+    "unsupported_grant_type": "the endpoint does not support signed assertions; check `token_uri` in the key file",
 }
 """The advice for each error code of RFC 6749."""
 

@@ -24,18 +24,19 @@ ASSERTION = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 CLIENT_ASSERTION = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 
 _ADVICE = {
-    "invalid_grant": "the subject token has expired, is for another audience, or its issuer is not trusted by the "
-    "endpoint; the clock may be wrong, too",
-    "invalid_request": "the endpoint does not accept this subject token; check subject_token_type, the token's "
+    "invalid_grant": "the subject token has expired, is for another audience, or is from an issuer that the endpoint "
+    "does not trust; check the token, the endpoint's trusted issuers and this machine's clock",
+    "invalid_request": "the endpoint does not accept this subject token; check `subject_token_type`, the token's "
     "audience, and whether the endpoint trusts its issuer",
-    "invalid_target": "the endpoint issues no tokens for this audience or resource; correct audience and resource",
-    "invalid_client": "client authentication failed, or the audience is unknown; correct client_id and audience, or "
-    "renew the client's secret or key",
-    "invalid_scope": "the scope is not available to this identity; correct scope",
+    "invalid_target": "the endpoint issues no tokens for this audience or resource; change the settings `audience` "
+    "and `resource`",
+    "invalid_client": "client authentication failed, or the audience is unknown; change the settings `client_id` and "
+    "`audience`, or renew the client's secret or key",
+    "invalid_scope": "this identity may not request this scope; change the setting `scope`",
     "unauthorized_client": "the client may not use this grant, or its secret is wrong; allow the grant, "
     "or renew the secret",
-    "unsupported_grant_type": "the endpoint does not support this grant; check token_url, or set grant",
-    "access_denied": "the endpoint's policy denies this exchange",
+    "unsupported_grant_type": "the endpoint does not support this grant; check `token_url`, or change `grant`",
+    "access_denied": "the endpoint's policy denies this exchange; change the policy",
 }
 """The advice for each error code of RFC 6749 and RFC 8693."""
 

@@ -193,9 +193,9 @@ class TokenRequestIssuer:
         """Revoke what other runs in the shard group minted for the clusters whose names `covers` accepts."""
         found = await self._list(",".join(f"{label}={value}" for label, value in self._group_label.items()))
         await self._delete(
-            account
-            for account in found
-            if account.labels.get(RUN_LABEL) != self._run and covers(account.annotations.get(CLUSTER_ANNOTATION, ""))
+            secret
+            for secret in found
+            if secret.labels.get(RUN_LABEL) != self._run and covers(secret.annotations.get(CLUSTER_ANNOTATION, ""))
         )
 
     @asynccontextmanager

@@ -117,7 +117,7 @@ class CallContext:
         self.require_rule()
         recipient = self.recipient
         if recipient is None:
-            why = f"rule {self.rule!r} does" if self.rule else "TCP listeners without rights do"
+            why = f"rule {self.rule!r} does" if self.rule else "without rules in `rights`, TCP listeners do"
             raise PermissionDeniedError("KUBECONFIGS_DENIED", f"{why} not grant kubeconfigs")
         return recipient
 

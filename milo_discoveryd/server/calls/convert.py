@@ -8,7 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.engagement.engagement import ClusterRecord, RecordedTransition
-from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
+from milo_discoveryd.kubeconfigs.credential_lease import IssuerHealth
 from milo_discoveryd.kubeconfigs.rendering import IssuedKubeconfig
 from milo_discoveryd.log.events import EventType
 from milo_discoveryd.model.cluster import UNPROBED, Cluster, DisengageReason, Drain, Reachability, SuspensionReason

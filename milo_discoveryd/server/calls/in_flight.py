@@ -1,4 +1,4 @@
-"""Limit on calls in flight, for each owner of connections and in all. Pure."""
+"""Limit on calls in flight, for each owner of connections and in all."""
 
 from collections import Counter
 from collections.abc import Sequence

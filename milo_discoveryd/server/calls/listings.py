@@ -1,4 +1,4 @@
-"""Listings in progress: all pages of one listing show the fleet at one revision. Pure, except for random keys."""
+"""Listings in progress: all pages of one listing show the fleet at one revision."""
 
 import secrets
 from collections import Counter, OrderedDict

@@ -47,7 +47,7 @@ def must_note(
     if not releases.knows(key):
         raise PreconditionError(
             "NO_SUBSCRIPTION",
-            f"this caller had no stream with confirm_releases as subscriber {asked.subscriber!r}; "
+            f"this caller has no recent stream with confirm_releases as subscriber {asked.subscriber!r}; "
             "release with the subscriber name of the stream",
         )
     return releases.awaits(asked.cluster, key)

@@ -166,7 +166,7 @@ def name(text: str, field: str) -> str:
 def known_sources(wanted: Filter, fleet: Iterable[str]) -> None:
     """Raise InvalidRequestError if the filter contains a source that the fleet does not have."""
     if unknown := wanted.sources - frozenset(fleet):
-        there_are = ", ".join(filter(None, sorted(fleet))) or "none, because the daemon has one unnamed source"
+        there_are = ", ".join(filter(None, sorted(fleet))) or "none with a name that this caller may see"
         raise InvalidRequestError("filter.sources", f"unknown source {min(unknown)!r}; configured: {there_are}")
 
 

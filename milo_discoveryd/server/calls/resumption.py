@@ -1,4 +1,4 @@
-"""Decides which sources are not shown yet to a subscriber that has clusters from an earlier run. Pure.
+"""Decides which sources are not shown yet to a subscriber that has clusters from an earlier run.
 
 The state file, or the first list of this run, may lack clusters that the subscriber has; they would appear as deleted.
 The subscriber's claim to have clusters delays only that subscriber.

@@ -116,7 +116,11 @@ class Acceptor:
         peer = self._peers.get(context.peer())
         if peer is None:
             stranger = Caller(listener=self._listener.name, peer=context.peer())
-            raise self._unauthenticated(stranger, "UNKNOWN_CONNECTION", "the connection did not pass the acceptor")
+            raise self._unauthenticated(
+                stranger,
+                "UNKNOWN_CONNECTION",
+                "the connection is closed, or was not accepted by this listener; connect again",
+            )
         if self._tls is not None and not peer.caller.sans:
             problem = "the client certificate has no subject alternative name (DNS, URI, email or IP)"
             raise self._unauthenticated(peer.caller, "NO_NAME", f"{problem}; its common name is ignored")
@@ -262,6 +266,6 @@ class Acceptor:
                     closed_by_grpc = await proxy(side, inner)
                     at_once = time.monotonic() - began < HTTP2_FAILURE_S
                     if closed_by_grpc and at_once and not self.is_stopping:
-                        raise _NotHttp2Error("gRPC closed the connection at once: the client does not speak HTTP/2")
+                        raise _NotHttp2Error("gRPC closed the connection at once: the client may not speak HTTP/2")
         finally:
             asyncio.get_running_loop().call_later(ENDED_KEPT_S, self._peers.pop, name)

@@ -1,4 +1,4 @@
-"""Connection limits: the maximum per listener, and its fair division among owners. Pure."""
+"""Connection limits: the maximum per listener, and its fair division among owners."""
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence

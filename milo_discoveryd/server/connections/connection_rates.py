@@ -1,4 +1,4 @@
-"""Rate limits of connections, by network and owner, and the addresses of peers. Pure.
+"""Rate limits of connections, by network and owner, and the addresses of peers. Callers pass the time.
 
 A TLS handshake costs the server more than the client, and a refused call costs the server as much as the client.
 """
@@ -50,14 +50,14 @@ class RefusedCallLimiter:
 
     def charge(self, owners: Iterable[str], now: float) -> float:
         """Count a refused call, and return the seconds for which its owners must pause; 0 within the rate."""
-        return max(bucket.charge(now, max_debt=MAX_DEBT) for bucket in self._of(owners, now))
+        return max(bucket.charge(now, max_debt=MAX_DEBT) for bucket in self._buckets_of(owners, now))
 
     def admit(self, owners: Iterable[str], now: float) -> None:
         """Admit a connection. Raises PausedError if the owners of a new connection must still pause."""
-        if pause_s := max(bucket.wait_s(now, 0) for bucket in self._of(owners, now)):
+        if pause_s := max(bucket.wait_s(now, 0) for bucket in self._buckets_of(owners, now)):
             raise PausedError(f"{EXCESS}; connect again in {pause_s:.1f} s")
 
-    def _of(self, owners: Iterable[str], now: float) -> list[TokenBucket]:
+    def _buckets_of(self, owners: Iterable[str], now: float) -> list[TokenBucket]:
         return [self._buckets.bucket(owner, REFUSED_CALL_RATE, now) for owner in owners]
 
 

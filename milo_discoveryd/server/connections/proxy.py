@@ -56,7 +56,7 @@ class ProxySide(asyncio.Protocol):
             async with asyncio.timeout(handshake_s):
                 await secured.handshake()
         except TimeoutError:
-            raise ConnectionAbortedError(f"the TLS handshake takes longer than {handshake_s:g} s") from None
+            raise ConnectionAbortedError(f"the TLS handshake did not finish within {handshake_s:g} s") from None
 
     def close(self) -> None:
         """Close after buffered data was sent."""

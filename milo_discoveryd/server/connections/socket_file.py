@@ -50,19 +50,19 @@ class SocketFile:
         path = self._address.path
         self._prepare_directory(path.parent)
         self._take_lock(path)
-        self._refuse_foreign(path)
+        self._require_socket(path)
         made = _unused(path)
         try:
             # The umask of the process is 0o077, so the file is never accessible to other users.
             bind(made)
-            self._hand_over(made)
+            self._set_owner_and_mode(made)
             made.rename(path)
         except (RuntimeError, OSError) as error:
             raise StartError(f"can't listen on {self._address}: {error}") from error
         finally:
             made.unlink(missing_ok=True)
         self._state = _file_state(path)
-        if (problem := self._unlike_address()) is not None:
+        if (problem := self._difference_from_settings()) is not None:
             raise StartError(f"{path} {problem}")
 
     def lost(self) -> str | None:
@@ -86,7 +86,7 @@ class SocketFile:
             self._lock.close()
             self._lock = None
 
-    def _hand_over(self, path: Path) -> None:
+    def _set_owner_and_mode(self, path: Path) -> None:
         owner, group = self._address.owner, self._address.group
         if owner is not None or group is not None:
             try:
@@ -100,7 +100,7 @@ class SocketFile:
                 raise StartError(message) from error
         path.chmod(self._address.mode)
 
-    def _unlike_address(self) -> str | None:
+    def _difference_from_settings(self) -> str | None:
         asked, state = self._address, self._state
         if state is None:
             return f"disappeared as soon as it was created: {_CHANGED}"
@@ -148,7 +148,7 @@ class SocketFile:
         lock.flush()
         self._lock = lock
 
-    def _refuse_foreign(self, path: Path) -> None:
+    def _require_socket(self, path: Path) -> None:
         try:
             mode = path.lstat().st_mode
         except FileNotFoundError:

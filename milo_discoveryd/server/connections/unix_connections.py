@@ -80,7 +80,7 @@ class UnixConnections:
             except ConnectionLimitError as error:
                 excess.append((connection, str(error)))
         for connection, why in excess:
-            self._end(connection, why)
+            self._shut_down(connection, why)
 
     def _accepted(self, descriptors: Iterable[str]) -> Iterator[_GrpcConnection]:
         for descriptor in map(int, descriptors):
@@ -89,7 +89,7 @@ class UnixConnections:
                 if duplicate.getsockname() == self._bound and not listens:
                     yield _GrpcConnection(descriptor, os.fstat(duplicate.fileno()).st_ino, f"uid {peer_uid(duplicate)}")
 
-    def _end(self, ended: _GrpcConnection, why: str) -> None:
+    def _shut_down(self, ended: _GrpcConnection, why: str) -> None:
         with suppress(OSError), _duplicate(ended.descriptor) as duplicate:
             if os.fstat(duplicate.fileno()).st_ino == ended.inode:
                 duplicate.shutdown(socket.SHUT_RDWR)

@@ -100,9 +100,7 @@ CONTEXTS = {
 async def test_run_refuses_the_context_of_milo_that_check_refuses(directory: Path, context: str, settings: str) -> None:
     (directory / "second").write_text(KUBECONFIG.replace(':1"', f':1/apis/{context}/control-plane"'))
     [refused] = await refusal(directory, SETTINGS, settings)
-    sentence = (
-        f"the server of the discovery kubeconfig is the context of {CONTEXTS[context]}; mode project cannot work there"
-    )
+    sentence = f"the discovery kubeconfig points to the context of {CONTEXTS[context]}; mode project cannot work there"
     assert sentence in refused
     checked = await refusal(directory, f"{DAEMON} check --config settings.yaml", settings)
     assert [line for line in checked if line.startswith("fail") and sentence in line]

@@ -23,7 +23,7 @@ from milo_discoveryd.server.connections.inner_socket import InnerSocket
 os.setgroups([])
 os.setgid(65532)
 os.setuid(65532)
-process_hardening.close_off()
+process_hardening.protect_memory_and_new_files()
 with as_file(sys.stdin.buffer.read()) as path:
     ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(path)
 
@@ -96,7 +96,7 @@ def test_process_hardening_does_not_report_variables_set_by_the_image() -> None:
         "SSLKEYLOGFILE": "",
         "A": "b",
     }
-    assert process_hardening.clean(environ) == ["PYTHONPATH"]
+    assert process_hardening.remove_unsafe_variables(environ) == ["PYTHONPATH"]
     assert environ == {"A": "b"}
 
 
@@ -104,7 +104,7 @@ def test_file_descriptor_limit_is_raised() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     try:
-        process_hardening.take_descriptors()
+        process_hardening.raise_descriptor_limit()
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (min(hard, 65_536), hard)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -143,7 +143,7 @@ async def test_client_authenticates_by_signed_assertion(exchange: Exchange) -> N
 
 async def test_rejections_by_keycloak_explain_what_to_do(exchange: Exchange) -> None:
     unknown = await exchange.issuer(exchange.by_secret(), target="nobody")
-    with pytest.raises(CredentialError, match="correct client_id and audience"):
+    with pytest.raises(CredentialError, match="change the settings `client_id` and `audience`"):
         await unknown.mint(MintRequest(ttl_s=600))
     wrong = await exchange.issuer(exchange.by_secret("not the secret"))
     with pytest.raises(CredentialError, match="renew the secret"):

@@ -135,7 +135,7 @@ def test_empty_list_is_a_warning() -> None:
         (404, "fail", "check that this API server serves the resource"),
         (429, "fail", "run the check again"),
         (503, "fail", "run the check again"),
-        (400, "fail", "does not behave like"),
+        (400, "fail", "check the selectors"),
     ],
 )
 def test_rejected_list_or_watch_has_a_fix(status: int, level: str, fix: str) -> None:

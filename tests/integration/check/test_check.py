@@ -132,7 +132,7 @@ async def test_check_rejects_a_discovery_kubeconfig_whose_context_does_not_fit_t
         sources[0]["settings"] = {"services": ["dns"]}  # type: ignore[assignment]
     output = await run_check(tmp_path, sources=sources)
     assert output.status == 1
-    assert f"s: context: the server of the discovery kubeconfig is the context of {found}" in output.text
+    assert f"s: context: the discovery kubeconfig points to the context of {found}" in output.text
 
 
 @pytest.mark.parametrize("follows", [True, False])

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from milo_discoveryd.check import sharding
+from milo_discoveryd.check.api_server import check_leases
 from milo_discoveryd.config import Settings
 from milo_discoveryd.config.settings import ShardingSettings
 from milo_discoveryd.sharding import lease_objects
@@ -37,12 +37,12 @@ def digest(of: Settings) -> str:
 
 
 async def test_check_without_shard_group_skips_leases() -> None:
-    assert await sharding.check_leases(Settings(), {}) is None
+    assert await check_leases(Settings(), {}) is None
 
 
 async def test_check_reports_that_leases_can_be_read(tmp_path: Path) -> None:
     async with ApiServer(answering(b'{"items": []}')) as server:
-        found = await sharding.check_leases(settings(tmp_path, server), ENVIRON)
+        found = await check_leases(settings(tmp_path, server), ENVIRON)
     assert found is not None
     assert (found.level, found.message) == ("ok", "member dns-0 can read the Leases of group dns, which has 0 members")
 
@@ -59,7 +59,7 @@ async def test_check_warns_of_members_with_other_sources(tmp_path: Path) -> None
             written["metadata"] |= {"uid": "u", "resourceVersion": "1"}
             bodies.append(written)
         server.answer = answering(json.dumps({"items": bodies}).encode())
-        found = await sharding.check_leases(ours, ENVIRON)
+        found = await check_leases(ours, ENVIRON)
     assert found is not None
     assert (found.level, found.message) == (
         "warn",
@@ -71,7 +71,7 @@ async def test_check_warns_that_sources_with_an_unreadable_kubeconfig_cannot_be_
     async with ApiServer(answering(b'{"items": []}')) as server:
         ours = settings(tmp_path, server)
         lost = msgspec.structs.replace(ours.sources[0], discovery_kubeconfig=tmp_path / "lost")
-        found = await sharding.check_leases(msgspec.structs.replace(ours, sources=(lost,)), ENVIRON)
+        found = await check_leases(msgspec.structs.replace(ours, sources=(lost,)), ENVIRON)
     assert found is not None
     assert found.level == "warn"
     assert "cannot be compared with those of its members" in found.message
@@ -81,7 +81,7 @@ async def test_check_warns_that_sources_with_an_unreadable_kubeconfig_cannot_be_
 async def test_check_warns_of_malformed_leases(tmp_path: Path) -> None:
     metadata = {"name": "milo-discovery-dns-dns-1", "uid": "u", "resourceVersion": "1"}
     async with ApiServer(answering(json.dumps({"items": [{"metadata": metadata}]}).encode())) as server:
-        found = await sharding.check_leases(settings(tmp_path, server), ENVIRON)
+        found = await check_leases(settings(tmp_path, server), ENVIRON)
     assert found is not None
     assert found.level == "warn"
     assert "Lease operators/milo-discovery-dns-dns-1 of shard group dns is malformed" in found.message
@@ -89,7 +89,7 @@ async def test_check_warns_of_malformed_leases(tmp_path: Path) -> None:
 
 async def test_check_names_missing_right_on_leases(tmp_path: Path) -> None:
     async with ApiServer(answering(b"{}", status=403)) as server:
-        found = await sharding.check_leases(settings(tmp_path, server), ENVIRON)
+        found = await check_leases(settings(tmp_path, server), ENVIRON)
     assert found is not None
     assert found.level == "fail"
     assert "list, create, update and delete on leases" in found.message
@@ -98,6 +98,6 @@ async def test_check_names_missing_right_on_leases(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["view", "Upper"])
 async def test_check_reports_invalid_name_of_a_shard_member(tmp_path: Path, name: str) -> None:
     async with ApiServer(answering(b"{}")) as server:
-        found = await sharding.check_leases(settings(tmp_path, server), {**ENVIRON, "POD_NAME": name})
+        found = await check_leases(settings(tmp_path, server), {**ENVIRON, "POD_NAME": name})
     assert found is not None
     assert found.level == "fail"

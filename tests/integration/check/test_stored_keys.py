@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from milo_discoveryd.check import check
-from milo_discoveryd.check.stored_keys import check_stored_keys
+from milo_discoveryd.check.files import check_stored_keys
 from milo_discoveryd.config import load
 from milo_discoveryd.model.cluster import Target, key_of
 from milo_discoveryd.state_file.encoding import StateOrigin, StoredCluster, StoredFleet, encode
@@ -54,7 +54,9 @@ def test_new_keys_of_stored_clusters_are_reported(tmp_path: Path, before: str, a
 def test_stored_clusters_of_a_source_that_is_not_configured_are_reported(tmp_path: Path) -> None:
     store(tmp_path, "eu", "a")
     (finding,) = found(tmp_path, eu=OTHER)
-    assert "1 stored clusters (eu#a) are from mode project at https://milo, which is not configured" in finding
+    assert (
+        "1 stored clusters (eu#a) are from mode project at https://milo, which no configured source follows" in finding
+    )
 
 
 async def test_check_reports_that_a_name_for_the_source_renames_its_stored_clusters(tmp_path: Path) -> None:

@@ -214,5 +214,5 @@ async def test_tcp_listener_issues_no_kubeconfigs_without_a_rule(tmp_path: Path)
                 if is_issued:
                     assert (await calling).kubeconfig.kubeconfig
                 else:
-                    with pytest.raises(Exception, match="TCP listeners without rights do not grant"):
+                    with pytest.raises(Exception, match="without rules in `rights`, TCP listeners do not grant"):
                         await calling

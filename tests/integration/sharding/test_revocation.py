@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from milo_discoveryd.daemon_errors import BackendError
+from milo_discoveryd.sharding.assignment import REVOCATION_RETRY_S, CredentialRevocation
 from milo_discoveryd.sharding.credential_fence import TOKEN_CACHE_S, CredentialFence
-from milo_discoveryd.sharding.revocation import RETRY_S, CredentialRevocation
 from tests.support.eventually import eventually
 from tests.unit.sharding.test_credential_fence import SETTLED
 
@@ -75,9 +75,9 @@ async def test_failed_credential_revocation_is_retried(world: World) -> None:
     world.source.failures = 1
     world.fence.follow(SETTLED)
     world.revocation.wake()
-    await eventually(lambda: world.clock.slept == [RETRY_S])
+    await eventually(lambda: world.clock.slept == [REVOCATION_RETRY_S])
     world.clock.advance()
-    await eventually(lambda: world.clock.slept == [RETRY_S, TOKEN_CACHE_S])
+    await eventually(lambda: world.clock.slept == [REVOCATION_RETRY_S, TOKEN_CACHE_S])
     world.clock.advance()
     await eventually(lambda: world.cleared == 1)
 

@@ -11,7 +11,7 @@ from typing import cast
 import aiohttp
 import pytest
 
-from milo_discoveryd.kubeconfigs.issuer_health import IssuerHealth
+from milo_discoveryd.kubeconfigs.credential_lease import IssuerHealth
 from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.registry.fleet import Fleet

@@ -3,8 +3,8 @@
 import asyncio
 import time
 
+from milo_discoveryd.app import watched_loop
 from milo_discoveryd.telemetry.metrics import Metrics
-from milo_discoveryd.telemetry.watched_loop import watched_loop
 from tests.support.eventually import eventually
 from tests.support.logs import capture_logs
 

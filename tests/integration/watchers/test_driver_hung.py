@@ -56,7 +56,9 @@ async def test_hung_server_is_reported_as_unresponsive() -> None:
         await run.synced()
         await eventually(lambda: run.source.status.state is ViewState.STALE)
         assert run.source.status.reason == "Unresponsive"
-        assert run.source.status.message == "the server did not answer 3 requests for /livez in a row, 0.06 s apart"
+        assert run.source.status.message == (
+            "the server does not answer /livez: 3 requests in a row, 0.06 s apart, got no answer or an error"
+        )
 
 
 async def test_hung_server_before_first_answer_is_abandoned() -> None:

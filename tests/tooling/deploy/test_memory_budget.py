@@ -35,7 +35,7 @@ REPLY = 2 * _MIB
 
 @pytest.mark.parametrize("count", [1, 2, 5, 20])
 def test_defaults_of_all_listeners_fit_the_shipped_memory_limit(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    monkeypatch.setattr("milo_discoveryd.process_hardening.descriptors", lambda: 1 << 20)
+    monkeypatch.setattr("milo_discoveryd.process_hardening.descriptor_limit", lambda: 1 << 20)
     settings = load({}, {"MILO_DISCOVERYD_LISTEN": ",".join(f"unix:///run/{number}" for number in range(count))}, None)
     found = listeners(settings)
     connections = sum(each.connections for each in found)

@@ -38,7 +38,7 @@ NOT_MEASURED = {
     "milo_discoveryd.config.layers": "read at the start, before there is an event loop",
     "milo_discoveryd.server.server": "gRPC's memory is not Python's: the attack measures a process",
     "milo_discoveryd.state_file.state_file": "decoded by milo_discoveryd.state_file.encoding",
-    "milo_discoveryd.wiring.run_identity": "reads 64 bytes",
+    "milo_discoveryd.wiring.issuers": "reads 64 bytes",
     "milo_discoveryd.wiring.sharding": "the kubelet writes it",
     "milo_discoveryd.identity.peer_credentials": "the kernel writes it",
 }

@@ -282,7 +282,7 @@ FILES = {
         "integration/files/test_reading.py::test_file_over_the_size_limit_is_rejected",
     ),
     "milo_discoveryd.state_file.state_file": _OWN_FILE,
-    "milo_discoveryd.wiring.run_identity": _OWN_FILE,
+    "milo_discoveryd.wiring.issuers": _OWN_FILE,
     "milo_discoveryd.wiring.sharding": Input(
         "of the pod",
         _KIB,

@@ -47,7 +47,7 @@ def test_loopback_without_tls_must_be_requested_explicitly(file: Path) -> None:
     assert local.address == InsecureAddress("127.0.0.1", 7070)
     assert str(local.address) == "insecure://127.0.0.1:7070"
     assert problem(file, '"127.0.0.1:7070"').endswith(
-        'or, for every process on this machine, "insecure://127.0.0.1:7070"'
+        'or, for access by every local process, "insecure://127.0.0.1:7070"'
     )
 
 

@@ -75,7 +75,7 @@ def test_rule_accepts_keywords_everybody_all_and_none(tmp_path: Path) -> None:
         ({"name": "Shop"}, '[0].name: "Shop" must be up to 63 lowercase letters'),
         ({"who": {}}, '[0].who: must be "everybody", or set some of listener, uid, gid, san, user, group'),
         ({"who": "nobody"}, '[0].who: "nobody" must be "everybody", or set some of'),
-        ({"who": {"uid": []}}, "[0].who.uid: is empty: omit it to match any"),
+        ({"who": {"uid": []}}, "[0].who.uid: is empty: set a value, or omit it for the default"),
         ({"who": {"uid": "root"}}, '[0].who.uid[0]: "root" must be a whole number'),
         ({"who": {"uid": -1}}, '[0].who.uid[0]: "-1" must be at least 0'),
         ({"who": {"uid": list(range(1001))}}, "[0].who.uid: must have at most 1000 values"),

@@ -135,10 +135,10 @@ kubeconfigs:
 
 
 def test_credential_issuers_name_the_sources_that_they_serve(tmp_path: Path) -> None:
-    complaint = "kubeconfigs.issuers: t: set sources, because there are several sources"
+    complaint = "kubeconfigs.issuers: t: set its sources, because several sources are configured"
     assert problems(tmp_path, TWO + KUBECONFIGS % "") == [complaint]
     (problem,) = problems(tmp_path, TWO + KUBECONFIGS % ", sources: [mlo]")
-    assert problem == 'kubeconfigs.issuers: t: "mlo" is not one of sources; configured: milo, dns'
+    assert problem == 'kubeconfigs.issuers: t: "mlo" is not the name of one of sources; configured: milo, dns'
 
 
 def test_project_kubeconfig_credential_for_several_sources_is_rejected(tmp_path: Path) -> None:

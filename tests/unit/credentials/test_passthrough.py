@@ -10,9 +10,15 @@ import pytest
 
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.credentials.issuers.exec_command import ExecIssuer
-from milo_discoveryd.credentials.issuers.issuer import Issuer, MintRequest, Scope, TimedIssuer
+from milo_discoveryd.credentials.issuers.issuer import (
+    RETRY_AFTER_S,
+    Issuer,
+    MintRequest,
+    RenewingCredential,
+    Scope,
+    TimedIssuer,
+)
 from milo_discoveryd.credentials.issuers.passthrough import PassthroughIssuer
-from milo_discoveryd.credentials.issuers.renewing_credential import RETRY_AFTER_S, RenewingCredential
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
 from milo_kube.credential import Credential, CredentialError, Secret
 from milo_kube.credential_providers import FileCredential, StaticCredential

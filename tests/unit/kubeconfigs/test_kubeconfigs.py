@@ -16,7 +16,7 @@ from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.credentials.issuers.issuer import EachSourceIssuer, Issuer, MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
 from milo_discoveryd.identity.caller import Caller
-from milo_discoveryd.kubeconfigs import minter, revocations
+from milo_discoveryd.kubeconfigs import minter
 from milo_discoveryd.kubeconfigs.cluster_ca import cluster_trust
 from milo_discoveryd.kubeconfigs.kubeconfigs import (
     CredentialLimits,
@@ -405,7 +405,7 @@ async def test_unsuitable_credential_of_one_cluster_affects_no_other() -> None:
 async def test_credential_of_disengaged_cluster_is_revoked_with_retries(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(revocations, "BACKOFF_S", (0.001, 0.002))
+    monkeypatch.setattr(minter, "REVOCATION_BACKOFF_S", (0.001, 0.002))
     backend = RevokingBackend()
     backend.revocation_failures = 3
     async with issuing(backend) as kubeconfigs:

@@ -200,7 +200,7 @@ def test_page_of_tiny_items_is_rejected_before_they_take_memory(item: str) -> No
     body = f'{{"metadata":{{}},"items":[{",".join([item] * (4_000_000 // (len(item) + 1)))}]}}'.encode()
     tracemalloc.start()
     try:
-        with pytest.raises(ListPageError, match="the response is not a list: "):
+        with pytest.raises(ListPageError, match=r"the response is (not a list|refused): "):
             DECODER.page(body)
         _, peak = tracemalloc.get_traced_memory()
     finally:

@@ -56,6 +56,6 @@ def test_context_that_a_mode_accepts_is_not_wrong(accepted: tuple[ContextKind, .
 def test_context_that_the_mode_rejects_is_reported_with_the_accepted_contexts() -> None:
     wrong = wrong_context("project", f"https://milo.example.com{PROJECT}", (ContextKind.ROOT,))
     assert wrong is not None
-    assert "is the context of project apollo" in wrong[0]
+    assert "points to the context of project apollo" in wrong[0]
     assert "mode project cannot work there" in wrong[0]
     assert wrong[1] == "set the kubeconfig's server to https://MILO (root)"

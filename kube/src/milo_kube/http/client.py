@@ -19,7 +19,10 @@ from milo_kube.http.errors import TransportError
 from milo_kube.http.headers import SentHeaders
 
 DIALS_PER_SERVER = 32
-"""Maximum concurrent handshakes with a server. Thousands would fragment the heap, so that memory is not returned."""
+"""Maximum concurrent handshakes with a server.
+
+Thousands would fragment the heap, so that freed memory is not returned to the system.
+"""
 _HTTP2_DIALS = 4
 """Maximum concurrent handshakes if HTTP/2 is possible: the first connection may carry all waiting requests."""
 _ATTEMPTS = 4
@@ -181,7 +184,8 @@ class Client:
         if not connection.has_room:
             connection.abort()
             raise TransportError(
-                "connect", f"{origin} allows no request on a new connection (closed, or a stream limit of 0)"
+                "connect",
+                f"{origin} accepts no request on a new connection: it closed the connection, or allows 0 streams",
             )
         self._open.add(connection)
         return connection

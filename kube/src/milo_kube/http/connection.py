@@ -12,7 +12,7 @@ from milo_kube.http.errors import TransportError
 from milo_kube.http.headers import Headers, SentHeaders
 
 OVERHEAD_LIMIT = 64 << 10
-"""Maximum bytes of headers, chunk sizes and trailers between two pieces of body, because they are kept in memory."""
+"""Maximum bytes of headers, chunk sizes and trailers in a row, without a piece of body: they are kept in memory."""
 _UNZIP_AT_ONCE = 1 << 20
 _HEADER_VALUE = re.compile(r"[^\r\n\0]*")
 
@@ -146,7 +146,11 @@ class Response(ABC):
         self._overhead += size
         if self._overhead <= OVERHEAD_LIMIT:
             return False
-        self._fail(TransportError("closed", f"{self.origin} sent more than {OVERHEAD_LIMIT} bytes of headers"))
+        self._fail(
+            TransportError(
+                "closed", f"{self.origin} sent more than {OVERHEAD_LIMIT} bytes of headers, trailers or chunk sizes"
+            )
+        )
         return True
 
     def _fail(self, error: TransportError) -> TransportError:

@@ -34,7 +34,9 @@ def from_exchange(error: Exception | None, origin: str) -> TransportError:
     """Convert the loss of an established connection. None means that the peer closed it."""
     if isinstance(error, ssl.SSLError):
         return TransportError("tls", f"TLS connection to {origin} failed: {_tls(error)}")
-    return TransportError("closed", f"{origin} closed the connection{f': {reason(error)}' if error else ''}")
+    if error is None:
+        return TransportError("closed", f"{origin} closed the connection")
+    return TransportError("closed", f"the connection to {origin} was lost: {reason(error)}")
 
 
 def reason(error: BaseException) -> str:

@@ -49,7 +49,7 @@ class Http1Connection(asyncio.Protocol):
         pass
 
     def send(self, method: str, target: str, headers: SentHeaders, body: bytes = b"") -> "_Http1Response":
-        assert self._response is None, "a request before the response to the previous one"
+        assert self._response is None, "a request was sent before the response to the previous one"
         lines = [f"{method} {target} HTTP/1.1"]
         for name, value in each_header(headers):
             check_header(name, value)

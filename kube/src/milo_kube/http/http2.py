@@ -247,7 +247,7 @@ class _Http2Response(Response):
     def refused(self, refusal: Refusal) -> None:
         """Fail the exchange: the server did not process the request."""
         self.refusal = refusal
-        self.failed(TransportError("closed", f"{self.origin} refused the request before it was processed"))
+        self.failed(TransportError("closed", f"{self.origin} refused the request without processing it"))
         self._connection.finished(self)
 
     def failed(self, error: TransportError) -> None:

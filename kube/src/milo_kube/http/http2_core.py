@@ -45,7 +45,7 @@ _CONNECTION_WINDOW = 1 << 30
 FRAMES_AT_ONCE = 64
 """Maximum number of frames that are processed in one iteration of the event loop."""
 OVERHEAD_FRAMES = Rate(per_second=20.0, burst=1000.0)
-"""Rate limit for frames without content, beyond the credit from requests and content. More count as an attack."""
+"""Rate limit for frames without content, beyond the credit from requests and content. More counts as an attack."""
 _FRAMES_PER_REQUEST = 20
 _CREDIT_LIMIT = 10_000
 _SHORT_DATA = 32
@@ -230,7 +230,7 @@ class Http2Core:
         return self._h2.data_to_send()
 
     def take_messages(self, now: float) -> Sequence[StreamMessage | GoingAway] | None:
-        """Process the complete frames that are allowed in this turn; return None if there are none.
+        """Process the complete frames that this iteration of the event loop may process; return None if there are none.
 
         Raises InvalidHttp2; `data_to_send` then has a GOAWAY with the reason.
         """

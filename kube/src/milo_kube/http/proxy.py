@@ -17,15 +17,19 @@ def environment_proxy(server: str, environ: Mapping[str, str]) -> str | None:
     """Return the proxy's URL, or None to connect directly."""
     parts = urlsplit(server)
     host = (parts.hostname or "").rstrip(".")
-    proxy = _either(environ, f"{parts.scheme}_proxy")
-    if not proxy or addresses.is_loopback(host) or _excepted(host, parts.port or _DEFAULT_PORTS[parts.scheme], environ):
+    proxy = _variable(environ, f"{parts.scheme}_proxy")
+    if (
+        not proxy
+        or addresses.is_loopback(host)
+        or _is_excepted(host, parts.port or _DEFAULT_PORTS[parts.scheme], environ)
+    ):
         return None
     return proxy if "://" in proxy else f"http://{proxy}"
 
 
-def _excepted(host: str, port: int, environ: Mapping[str, str]) -> bool:
+def _is_excepted(host: str, port: int, environ: Mapping[str, str]) -> bool:
     return any(
-        _matches(word.strip().lower(), host, port) for word in _either(environ, "no_proxy").split(",") if word.strip()
+        _matches(word.strip().lower(), host, port) for word in _variable(environ, "no_proxy").split(",") if word.strip()
     )
 
 
@@ -58,5 +62,5 @@ def _split_port(exception: str) -> tuple[str, int | None]:
     return exception.strip("[]"), None
 
 
-def _either(environ: Mapping[str, str], name: str) -> str:
+def _variable(environ: Mapping[str, str], name: str) -> str:
     return environ.get(name.upper()) or environ.get(name) or ""

@@ -158,7 +158,7 @@ _STATUS = msgspec.json.Decoder(_StatusObject)
 _LIST = msgspec.json.Decoder(_List)
 _ITEMS = msgspec.json.Decoder(_Items)
 
-_OF_OBJECTS = frozenset({"ADDED", "MODIFIED"})
+_OBJECT_EVENTS = frozenset({"ADDED", "MODIFIED"})
 
 # msgspec raises UnicodeError for invalid text and RecursionError for deep nesting.
 _UNDECODABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
@@ -214,7 +214,7 @@ class Decoder(Generic[Object, Seen]):
     def line(self, line: bytes | bytearray) -> WatchEvent[Seen]:
         try:
             event = self._lines.decode(line)  # nearly all lines take only this path
-            if event.type in _OF_OBJECTS:
+            if event.type in _OBJECT_EVENTS:
                 found = self._observe(event.object)
                 if found.name and len(found.uid) <= _LONGEST_ID and len(found.version) <= _LONGEST_ID:
                     return ObjectSeen(found)
@@ -230,7 +230,7 @@ class Decoder(Generic[Object, Seen]):
         except _UNDECODABLE as error:
             return Undecodable(f"a line of the watch is not an event: {_problem(error)}")
         match event.type:
-            case kind if kind in _OF_OBJECTS:
+            case kind if kind in _OBJECT_EVENTS:
                 return _seen(kind, self.object(event.object))
             case "DELETED":
                 return _removed(event.object)
@@ -255,7 +255,9 @@ def _check_items(body: bytes) -> None:
     # API servers do not escape letters, so each of their items contains "metadata". A hostile item may escape letters.
     items = sum(map(body.count, (b'"metadata"', b"\\u006", b"\\u007")))
     if items * _SMALLEST_ITEM > len(body):
-        raise ListPageError(f"the response is not a list: it has {items} items in {len(body)} bytes")
+        raise ListPageError(
+            f"the response is refused: a list of {items} items in {len(body)} bytes would take too much memory"
+        )
 
 
 def error_status(body: bytes, code: int = 0) -> ErrorStatus:
