@@ -273,7 +273,7 @@ async def test_publisher_stops_when_the_shard_group_of_the_daemon_changes():
     await made.until_published("alpha")
     made.daemon.group = "other"
     made.daemon.snapshot("alpha")
-    with pytest.raises(PublishedByAnother, match="belongs to shard group"):
+    with pytest.raises(PublishedByAnother, match="shard group changed"):
         await running
 
 

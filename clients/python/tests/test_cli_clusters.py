@@ -163,7 +163,7 @@ class TestGetAndExplain:
         outcome = await command("get", "alpa")
         causes = (
             "Milo has no project of this name, or it was deleted long ago, "
-            "or the daemon's rules (rights) do not permit you to see it"
+            "or the daemon's `rights` do not permit you to see it"
         )
         assert (outcome.status, outcome.err) == (
             3, f"milo-discovery: alpa was never seen: {causes}; did you mean alpha?\n"

@@ -196,7 +196,7 @@ def test_kubeconfig_ledger_of_another_user_is_rejected(path: Path, monkeypatch):
     with KubeconfigDirectory(path) as directory:
         directory.reconcile({}, ended=())
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
-    with pytest.raises(CommandFailure, match=r"\.milo-discovery\.json is owned by user"), KubeconfigDirectory(path):
+    with pytest.raises(CommandFailure, match=r"\.milo-discovery\.json is owned by uid"), KubeconfigDirectory(path):
         pass
 
 

@@ -90,13 +90,13 @@ class TestWatch:
             stream.end(Refusal(grpc.StatusCode.UNAVAILABLE, "shutting down"))
             (await daemon.stream()).send(following("1", "2", engaged("b")))
             assert await process.stderr.readline() == (b"milo-discovery: connection lost: shutting down; retrying\n")
-            assert await process.stderr.readline() == b"milo-discovery: reconnected, stream resumed\n"
+            assert await process.stderr.readline() == b"milo-discovery: connected, stream resumed\n"
             assert await process.stdout.readline() == b"b\n"
             await daemon.stop()
             await daemon.start()
             (await daemon.stream()).send(snapshot("z", engaged(cluster("a", incarnation="new")), engaged("b")))
             assert b"connection lost" in await process.stderr.readline()
-            assert await process.stderr.readline() == b"milo-discovery: reconnected, receiving a snapshot\n"
+            assert await process.stderr.readline() == b"milo-discovery: connected, receiving a snapshot\n"
             assert await process.stderr.readline() == b"milo-discovery: synced: 2 clusters\n"
 
     @pytest.mark.parametrize("form", ["json", "yaml"])

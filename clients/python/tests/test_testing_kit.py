@@ -268,7 +268,7 @@ async def test_hanging_request_gets_its_response_after_stop_failing(milo_sandbox
 
 REFUSED_FAULTS: list[tuple[tuple[Any, ...], str]] = [
     (("alpha", "read", "v1/secrets", 403), "verb 'read' is not one of get, list, watch, create"),
-    (("alpha", "get", "secrets", 403), "'secrets' is not a kind"),
+    (("alpha", "get", "secrets", 403), "'secrets' does not name a resource"),
     (("alpha", "get", "v1/secrets", 200), "status 200 is not one of"),
     (("alpha", "get", "v1/secret", 403), "alpha does not serve v1/secret"),
     (("alpah", "get", "v1/secrets", 403), "project 'alpah' does not exist"),

@@ -1,6 +1,6 @@
 """Memory limits of the caches, because the API server of a tenant could return more objects than fit into memory.
 
-Pure: callers pass the caches.
+Does no I/O and owns no cache: callers pass the caches.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class CacheLimits(msgspec.Struct, frozen=True, kw_only=True):
     objects: int = 100_000
     """Maximum number of objects of one kind in one cluster."""
     bytes: int = 64 << 20
-    """Maximum bytes of JSON of one kind in one cluster, and of one page of a list."""
+    """Maximum estimated memory of the objects of one kind in one cluster, and maximum bytes of one page of a list."""
     total_bytes: int = 1 << 30
     """Maximum bytes of all caches; above it, the largest cache is dropped."""
     retry_s: float = 600.0
@@ -46,7 +46,10 @@ class CacheBudget:
         self._caches.add(cache)
         if size > 0 and self.total > self.limits.total_bytes:
             largest = max(self._caches, key=lambda each: each.counted_bytes)
-            largest.exceed(f"it is the largest of all caches, which together exceed {self.limits.total_bytes} bytes")
+            limit = self.limits.total_bytes
+            largest.exceed(
+                f"it is the largest of all caches: together they exceed {limit} bytes (CacheLimits.total_bytes)"
+            )
 
     def forget(self, cache: BudgetedCache) -> None:
         """Stop counting a cache."""
@@ -57,7 +60,7 @@ class CacheBudget:
     def problem(self, objects: int, size: int) -> str:
         """Return which limit of one cache is exceeded; empty if none is."""
         if objects > self.limits.objects:
-            return f"the cluster has more than {self.limits.objects} of these objects"
+            return f"the cluster has more than {self.limits.objects} of these objects (CacheLimits.objects)"
         if size > self.limits.bytes:
-            return f"these objects of the cluster have more than {self.limits.bytes} bytes"
+            return f"these objects of the cluster have more than {self.limits.bytes} bytes (CacheLimits.bytes)"
         return ""

@@ -1,6 +1,6 @@
 """Kubernetes Events of objects, whose repetitions are combined into a series.
 
-Pure: callers pass the time and send the returned requests.
+Does no I/O: callers pass the time and send the returned requests.
 """
 
 from __future__ import annotations

@@ -106,7 +106,10 @@ class ClusterCaches:
         if not cached.metadata_only:
             return wanted.decode
         if wanted.has_type:
-            raise NotCached(f"{cached.key} is cached with metadata_only=True, and cannot be read as another type")
+            raise NotCached(
+                f"{cached.key} is cached with metadata_only=True, so its objects are dicts: leave out that option, or "
+                "the type of the Kind to read"
+            )
         return cached.document
 
 
@@ -174,7 +177,7 @@ def informer(member: CachedCluster, kind: AnyKind) -> Informer:
         return member.informers[key]
     except KeyError:
         others = [str(each) for each in member.informers if each.resource == key.resource]
-        what = f"only {', '.join(others)} is; pass the same Kind" if others else "declare it"
+        what = f"only {', '.join(others)} is; pass that Kind, or declare this one" if others else "declare it"
         raise NotCached(
             f"{key} is not cached; {what} with owns=, with watches=, or with Controllers.cache({key.resource!r})"
         ) from None

@@ -100,7 +100,8 @@ class Kind(Generic[T]):
         match = _RESOURCE.fullmatch(resource)
         if match is None:
             raise ValueError(
-                f"{resource!r} is not a kind: write GROUP/VERSION/PLURAL, or VERSION/PLURAL in the core group"
+                f"{resource!r} does not name a resource: write GROUP/VERSION/PLURAL, or VERSION/PLURAL for the core "
+                "group"
             )
         self.resource = resource
         self.group = match["group"] or ""
@@ -175,7 +176,7 @@ def _without_none(value: Any) -> Any:
 
 def _segment(name: str) -> str:
     if not is_segment(name):
-        raise ValueError(f"{name!r} is not the name of a Kubernetes object")
+        raise ValueError(f"{name!r} is not a valid name of an object or a namespace")
     return name
 
 

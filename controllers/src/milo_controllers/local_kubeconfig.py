@@ -50,7 +50,10 @@ class ServiceAccount:
         """Read the files. Raises UnusableKubeconfig."""
         host, port = (self._environment.get(f"KUBERNETES_SERVICE_{each}") for each in ("HOST", "PORT"))
         if not host or not port:
-            raise UnusableKubeconfig("not running in a pod: pass a kubeconfig instead")
+            raise UnusableKubeconfig(
+                "not running in a pod, where KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are set: pass a "
+                "kubeconfig instead"
+            )
         access = KubeconfigAccess(
             server=f"https://{addresses.bracketed(host)}:{port}",
             authorities=_text(self._directory / "ca.crt"),

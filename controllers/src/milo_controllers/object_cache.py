@@ -1,6 +1,6 @@
 """The objects of one collection, as the informer last received them.
 
-Pure: source events in, changes out. Objects are kept as bytes and decoded when they are read.
+Does no I/O: it applies source events and returns changes. Objects are kept as bytes and decoded when they are read.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A cache lags behind the API server. A reconcile that starts before the cache contains the writes of the previous one
 would, for example, not find the child that was just created, and create another.
 
-Pure: callers pass the caches.
+Does no I/O and owns no cache: callers pass the informers.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class _Deletion(NamedTuple):
 
 
 def _has_ended(write: Write, informer: Cached, deletion: _Deletion) -> bool:
-    """Return whether the deletion is newer than the write, so that the cache never will have the write."""
+    """Return whether the deletion is newer than the write, so that the cache will never have the write."""
     # In a cache with a selector, the object may have left the selector, and the write may have brought it back.
     if deletion.uid == write.uid and not informer.key.selector:
         return True

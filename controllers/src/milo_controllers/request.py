@@ -379,7 +379,7 @@ class Request(Generic[ObjectT]):
     async def _prepared(self, kind: AnyKind, body: object, *, owned: bool = False) -> tuple[Kind[Any], Document]:
         found, kind = document(body), kind_of(kind)
         if not (found.get("metadata") or {}).get("name") and not (found.get("metadata") or {}).get("generateName"):
-            raise ValueError(f"the object of kind {kind.resource} has no metadata.name or metadata.generateName")
+            raise ValueError(f"the object of kind {kind.resource} has neither metadata.name nor metadata.generateName")
         if "apiVersion" not in found:
             found = {"apiVersion": kind.api_version, **found}
         return kind, with_owner(found, owner_reference(await self._whole_document())) if owned else found

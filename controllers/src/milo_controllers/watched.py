@@ -25,7 +25,7 @@ class ReconcileTarget(NamedTuple):
 
 
 class Watched(Generic[ObjectT]):
-    """A change of a watched object, for a mapper.
+    """A change of an object, for mappers and predicates.
 
     `name` and `namespace` are those of the object, and `cluster` is the EngagedCluster that it is in. `is_deleted` is
     True if it was deleted, and `clusters` contains the caches of all clusters.

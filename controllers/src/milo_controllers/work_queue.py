@@ -1,6 +1,6 @@
 """The work queue of one reconciler, for all clusters: which object is reconciled next, and when.
 
-Pure: callers pass the time. Invariants:
+Does no I/O and reads no clock: callers pass the time. Invariants:
 
 - An object is never in flight twice. Changes during its reconcile lead to exactly one more reconcile.
 - Clusters take turns, so the changes of one do not delay the others; each has at most `per_cluster` objects in flight.

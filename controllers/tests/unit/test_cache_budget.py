@@ -25,8 +25,8 @@ def test_budget_reports_the_limit_that_a_cache_exceeds() -> None:
     budget = CacheBudget(LIMITS)
     assert [budget.problem(*each) for each in ((2, 10), (3, 1), (1, 11))] == [
         "",
-        "the cluster has more than 2 of these objects",
-        "these objects of the cluster have more than 10 bytes",
+        "the cluster has more than 2 of these objects (CacheLimits.objects)",
+        "these objects of the cluster have more than 10 bytes (CacheLimits.bytes)",
     ]
 
 

@@ -39,7 +39,7 @@ def test_invalid_kind_is_refused(resource: str) -> None:
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a?b", "a%2e"])
 def test_object_name_that_would_change_the_request_path_is_rejected(name: str) -> None:
-    with pytest.raises(ValueError, match="not the name"):
+    with pytest.raises(ValueError, match="not a valid name"):
         Kind("v1/configmaps").path(name, "ns")
 
 

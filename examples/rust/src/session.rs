@@ -83,7 +83,7 @@ impl Session {
     fn await_snapshot(&mut self, batch: WatchClustersResponse) -> Result<Vec<Event>, Broken> {
         self.require_next(&batch)?;
         if batch.synced || !batch.events.is_empty() {
-            return Err(self.contradiction("events arrived before the snapshot".into()));
+            return Err(self.contradiction("events or `synced` arrived before the snapshot".into()));
         }
         self.last = batch.revision;
         self.phase = Phase::AwaitingSnapshot;

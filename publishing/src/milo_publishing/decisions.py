@@ -147,7 +147,10 @@ class Publication:
     def _decide_existing(self, desired: DesiredObject, observed: ObservedObject, *, may_delete: bool) -> Action | None:
         owner = observed.owner(self.identity)
         if owner is Owner.FOREIGN:
-            return Refuse("an object with this name exists that this command did not create")
+            return Refuse(
+                "an object with this name exists that this command did not create; delete it, or choose another "
+                "--namespace"
+            )
         if owner is Owner.OTHER_PUBLISHER:
             # Refused even if the object has the UID of this cluster: tenants of another fleet may choose that UID.
             return Refuse(f"the object of this name belongs to publisher {observed.publisher!r}")

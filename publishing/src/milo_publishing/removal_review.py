@@ -23,7 +23,10 @@ _LOOKUPS = 8
 
 
 class RemovalReview:
-    """A review of missing clusters: records those as ended that the daemon confirms as not engaged or not selected."""
+    """The review of missing clusters.
+
+    It records a cluster as ended once the daemon confirms that it is not engaged, or does not match the filter.
+    """
 
     def __init__(
         self, client: DiscoveryClient, publication: Publication, removals: Removals, reports: ProblemReports
@@ -75,7 +78,7 @@ class RemovalReview:
         if self._removals.problem:
             self._reports.add_problem("removals", self._removals.problem)
         else:
-            self._reports.resolve("removals", "not held any more")
+            self._reports.resolve("removals", "no longer held")
         for each in confirmed:
             self._publication.end(each.name, each.cluster_uid)
 
@@ -100,7 +103,8 @@ class RemovalReview:
         identity = replace(self._publication.identity, group="" if sharding is None else sharding.group)
         if self.has_identity and identity != self._publication.identity:
             raise PublishedByAnother(
-                f"the daemon now belongs to shard group {identity.group!r}, not to {self._publication.identity.group!r}"
+                f"the daemon's shard group changed from {self._publication.identity.group or 'none'} to "
+                f"{identity.group or 'none'}: check the daemon's address and its `sharding.group`"
             )
         self._publication.identity, self.has_identity = identity, True
 

@@ -40,7 +40,7 @@ class Backends:
         rights: SubjectRights,
         server: HttpsServer,
     ) -> None:
-        """`store` is Milo's, and `server` the listener whose addresses the objects of platforms contain."""
+        """`store`: Milo's. `server`: the listener, whose URLs the objects of Gardener and kcp contain."""
         self._server = server
         self.milo = new_api(store)
         self.control_planes = ControlPlanes(store, new_api)

@@ -1,6 +1,6 @@
 """Churn: projects are created, become ready, change, are suspended, deleted and re-created.
 
-Each project that is changing has a story: a generator that makes a change in most steps. Which story starts or
+Each project that is changing has a scenario: a generator that makes a change in most steps. Which scenario starts or
 continues is drawn from a seeded random generator, so that a run is reproducible.
 """
 
@@ -15,7 +15,7 @@ from milo_sandbox.refusals import RefusalError
 from milo_sandbox.resources import PROJECTS
 from milo_sandbox.store import Store
 
-Story = Generator[None, None, None]
+Scenario = Generator[None, None, None]
 
 _SUSPENSIONS = ("Billing", "Billing", "Compliance", "Administrative", "Abuse")
 _TROUBLES = ("etcd has lost its quorum", "the API server restarts repeatedly", "its certificate has expired")
@@ -31,19 +31,19 @@ class Churn:
         self._names = names
         self._random = random
         self._size = max(len(self._milo.projects), 5)
-        self._stories: dict[str, Story] = {}
+        self._scenarios: dict[str, Scenario] = {}
         self._cursor = store.version
 
     def step(self) -> None:
-        """Make one change, in a running story or a new one."""
-        self._take_notice()
-        under_way = len(self._stories)
+        """Make one change, in a running scenario or a new one."""
+        self._handle_client_writes()
+        under_way = len(self._scenarios)
         if under_way and self._random.random() < under_way / (under_way + 3):
-            self._advance(self._random.choice(list(self._stories)))
+            self._advance(self._random.choice(list(self._scenarios)))
         else:
             self._begin()
 
-    def _take_notice(self) -> None:
+    def _handle_client_writes(self) -> None:
         """Provision projects that clients created since the last step, and clean up those that they deleted."""
         try:
             events = self._store[PROJECTS].history.following(self._cursor)
@@ -52,68 +52,69 @@ class Churn:
         self._cursor = self._store.version
         for event in events:
             name = event.record.name
-            if name in self._stories:
+            if name in self._scenarios:
                 continue
             if event.deleted:
                 self._milo.sweep(name)
             elif event.before is None:
-                self._stories[name] = self._adoption(name)
+                self._scenarios[name] = self._adoption(name)
             elif b'"deletionTimestamp"' in event.record.body:
-                self._stories[name] = self._clean_up(name)
+                self._scenarios[name] = self._clean_up(name)
 
     def _begin(self) -> None:
         count = len(self._milo.projects)
         if not count or self._random.random() < 0.2 + (self._size - count) / self._size:
             name = self._names.project()
-            self._tell(name, self._birth(name))
+            self._start(name, self._creation(name))
             return
         name = self._milo.projects.pick(self._random)
-        if name not in self._stories:
-            kind = self._random.choices((self._change, self._trouble, self._suspension, self._death), (4, 2, 2, 3))[0]
-            self._tell(name, kind(name))
+        if name not in self._scenarios:
+            kinds = (self._change, self._trouble, self._suspension, self._deletion)
+            kind = self._random.choices(kinds, (4, 2, 2, 3))[0]
+            self._start(name, kind(name))
 
-    def _tell(self, name: str, story: Story) -> None:
-        self._stories[name] = story
+    def _start(self, name: str, scenario: Scenario) -> None:
+        self._scenarios[name] = scenario
         self._advance(name)
 
     def _advance(self, name: str) -> None:
         try:
-            next(self._stories[name])
+            next(self._scenarios[name])
         except StopIteration:
-            del self._stories[name]
+            del self._scenarios[name]
         except RefusalError:
-            # A client may have deleted the project in the middle of its story.
-            del self._stories[name]
+            # A client may have deleted the project in the middle of its scenario.
+            del self._scenarios[name]
             self._milo.sweep(name)
 
-    # The stories
+    # The scenarios
 
-    def _birth(self, name: str) -> Story:
+    def _creation(self, name: str) -> Scenario:
         self._milo.found(name, self._names.organization(), self._names.labels())
         yield from self._some_time()
         self._milo.provision(name)
 
-    def _adoption(self, name: str) -> Story:
+    def _adoption(self, name: str) -> Scenario:
         self._milo.begin(name)
         yield
         self._milo.provision(name)
 
-    def _change(self, name: str) -> Story:
+    def _change(self, name: str) -> Scenario:
         key, value = self._names.label()
         self._milo.relabel(name, {key: value})
         yield
 
-    def _trouble(self, name: str) -> Story:
+    def _trouble(self, name: str) -> Scenario:
         self._milo.fail(name, self._random.choice(_TROUBLES))
         yield from self._some_time()
         self._milo.provision(name)
 
-    def _suspension(self, name: str) -> Story:
+    def _suspension(self, name: str) -> Scenario:
         self._milo.suspend(name, self._random.choice(_SUSPENSIONS))
         yield from self._some_time()
         self._milo.reinstate(name)
 
-    def _death(self, name: str) -> Story:
+    def _deletion(self, name: str) -> Scenario:
         project = self._milo.projects.read(name)
         self._milo.projects.delete(name)
         yield
@@ -126,7 +127,7 @@ class Churn:
             yield
             self._milo.provision(name)
 
-    def _clean_up(self, name: str) -> Story:
+    def _clean_up(self, name: str) -> Scenario:
         self._milo.report_cleanup(name, "CleanupStarted", "Listing the remaining objects of the project")
         yield
         left = self._random.sample(_LEFT_OVER, self._random.randint(1, len(_LEFT_OVER)))
@@ -139,7 +140,7 @@ class Churn:
         yield
         self._milo.finish(name)
 
-    def _some_time(self) -> Story:
+    def _some_time(self) -> Scenario:
         for _ in range(self._random.randint(1, 3)):
             yield
 

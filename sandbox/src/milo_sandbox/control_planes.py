@@ -55,7 +55,7 @@ class ControlPlanes:
         """Return the API of a project, and create it at the first request."""
         api = self._apis.get(project)
         if api is None:
-            api = self._apis[project] = self._new_api(self._furnished(project))
+            api = self._apis[project] = self._new_api(self._new_store(project))
             api.project = project
             api.admit = partial(self._refuse_if_suspended, project)
         if project not in self._had_project and self._milo[PROJECTS].get(project) is not None:
@@ -65,7 +65,7 @@ class ControlPlanes:
                     api.store.create(NAMESPACES, {"metadata": {"name": name, "labels": {label: "true"}}})
         return api
 
-    def _furnished(self, project: str) -> Store:
+    def _new_store(self, project: str) -> Store:
         # The root serves CustomResourceDefinitions; here they only appear in the discovery documents.
         store = Store((*CONTROL_PLANE, *BUILT_IN, *UNUSED, CUSTOM_RESOURCE_DEFINITIONS), history_limit=1_000)
         store.add_controller(GarbageCollector(store))

@@ -91,7 +91,7 @@ class Faults:
         self._stopped = asyncio.Event()
 
     async def held(self, project: str, call: Call, verbs: Collection[str]) -> None:
-        """Raise the response of the first injected fault that applies. If that makes requests hang, wait until it ends.
+        """Raise the response of the first injected fault that applies. If it makes requests hang, wait for its removal.
 
         `verbs` are those for which an API server authorizes the call.
         """
@@ -154,10 +154,10 @@ class Faults:
     def installing(self, *, seconds: float = inf) -> None:
         """Act as a server that has just started, and serves no paths yet."""
         text = "the request has been made before all known HTTP paths have been installed, please try again"
-        self._add(_at_the_door, lambda *_: PlainError(503, text, retry_after=5), seconds=seconds)
+        self._add(_is_unparsed, lambda *_: PlainError(503, text, retry_after=5), seconds=seconds)
 
     def freeze_etcd(self) -> None:
-        """Act as a server whose etcd is unavailable: its health checks fail, and requests hang.
+        """Act as a server whose etcd is unavailable: its health checks fail, and requests other than watches hang.
 
         `Sandbox.freeze_etcd` also stops the events of open watches.
         """
@@ -230,7 +230,7 @@ class Faults:
         self._faults.append(Fault(concerns=concerns, answer=answer, since=now, until=now + seconds, times=times))
 
 
-def _at_the_door(approach: Approach) -> bool:
+def _is_unparsed(approach: Approach) -> bool:
     return approach.call is None
 
 

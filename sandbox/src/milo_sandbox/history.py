@@ -40,7 +40,7 @@ class ObjectHistory:
         return self.following(version)
 
     def following(self, version: int) -> Sequence[RecordedChange]:
-        """Return the events after a version for a running watch: compaction matters only if it lost an event."""
+        """Return the events after a version, for a running watch. Raises CompactedError if one of them was dropped."""
         if version < self._lost:
             raise CompactedError(version, self._compacted)
         if not self._events or self._events[-1].version <= version:

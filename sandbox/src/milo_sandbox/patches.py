@@ -48,11 +48,11 @@ def _without_hints(patch: Any) -> Any:
 def apply_operations(target: Document, operations: Any) -> Any:
     """Return the target after all operations, or raise if one fails."""
     if not isinstance(operations, list):
-        raise refusals.bad_request("a JSON patch is a list of operations")
+        raise refusals.bad_request("a JSON patch must be a list of operations")
     result: Any = deepcopy(target)
     for operation in operations:
         if not isinstance(operation, dict):
-            raise refusals.bad_request("each operation of a JSON patch is an object")
+            raise refusals.bad_request("each operation of a JSON patch must be an object")
         result = _operate(result, operation)
     return result
 

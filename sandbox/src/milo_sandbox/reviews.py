@@ -42,7 +42,7 @@ def _whose(spec: Document, tokens: Tokens) -> Document:
     audiences = tokens.claims(token).aud
     both = [audience for audience in requested if audience in audiences]
     if not both and (requested or audiences):
-        return {"user": {}, "error": "the token is not for any of the requested audiences"}
+        return {"user": {}, "error": "the token is not for a requested audience or, without one, for this server"}
     groups = ["system:serviceaccounts", "system:authenticated"]
     user = {"username": subject, "groups": groups}
     return {"authenticated": True, "user": user, **({"audiences": both} if both else {})}

@@ -10,7 +10,7 @@ ADMIN = "sandbox-admin"
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
-    """Verbs on resources ("projects", "projects/status"); "*" matches all, and an empty list of names matches all."""
+    """Verbs on resources ("projects", "projects/status"); "*" matches all, and an empty set of names matches all."""
 
     verbs: frozenset[str]
     resources: frozenset[str] = frozenset({"*"})

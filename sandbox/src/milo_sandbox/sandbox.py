@@ -269,7 +269,7 @@ class Sandbox:
             api.streams.end()
 
     def silence_watches(self, *, silent: bool = True) -> None:
-        """Stop sending on all current and future watches of the Milo API, also bookmarks, or let them catch up."""
+        """Stop sending, also bookmarks, on all current and future watches of the Milo API, or let them catch up."""
         self._backends.milo.streams.set_silent(silent=silent)
 
     def freeze_etcd(self) -> None:

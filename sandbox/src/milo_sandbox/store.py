@@ -153,7 +153,7 @@ class Store:
         current = before.document()
         requested = change(deepcopy(current))
         if not isinstance(requested, dict):
-            raise refusals.bad_request("an object must be a JSON object")
+            raise refusals.bad_request("the changed object must be a JSON object")
         wanted = admission.enveloped(resource, requested, namespace)
         admission.check_identity(resource, before, wanted["metadata"])
         after = admission.combined(resource, current, wanted, part)

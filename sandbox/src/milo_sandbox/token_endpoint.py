@@ -94,7 +94,7 @@ class AssertionEndpoint:
                 subject = self._subject(form, url)
         except _Refused as refused:
             self.answered.append(str(refused))
-            return answers.document({"error": str(refused), "error_description": "by the sandbox"}, 400)
+            return answers.document({"error": str(refused), "error_description": "refused by the sandbox"}, 400)
         self.answered.append("ok")
         return answers.document(answer | {"access_token": self._tokens.issue(subject)})
 

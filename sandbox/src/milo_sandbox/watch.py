@@ -1,4 +1,4 @@
-"""A watch as a pure state machine: given the time, it returns the bytes to send and its next deadline."""
+"""A watch as a state machine without I/O: given the time, it returns the bytes to send and its next deadline."""
 
 from collections.abc import Iterator
 from itertools import islice

@@ -280,7 +280,7 @@ def test_replica_that_loses_the_lease_cancels_its_reconciles_and_exits(
     own.patch("coordination.k8s.io/v1/leases", "operator", {"spec": {"holderIdentity": "another"}})
     assert running.process.wait(60) == 1
     assert running.logged("ended hang")
-    assert eventually(lambda: running.logged("stopped: lease default/operator is no longer held"))
+    assert eventually(lambda: running.logged("lost the lease default/operator"))
 
 
 def test_calls_that_block_the_event_loop_and_the_threads_do_not_lose_the_lease(

@@ -77,7 +77,7 @@ async def test_sync_writes_no_credential_into_files_that_another_user_planted(
     assert status == 1
     assert (alpha.read_text(), elsewhere.read_text(), beta.is_symlink()) == ("{}", "{}", True)
     if planted == "ledger":
-        assert f"is owned by user {ANOTHER_USER}" in err
+        assert f"is owned by uid {ANOTHER_USER}" in err
         assert not (shared / "gamma.kubeconfig").exists()
     else:
         assert f"{shared} is world-writable" in err

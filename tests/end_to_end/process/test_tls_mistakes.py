@@ -27,7 +27,7 @@ CASES = [
     ("--address {plain} --ca-file {ca}", "cannot connect to the daemon at {plain}: this listener does not use TLS: remove --ca-file"),
     ("--address {tls}", "cannot connect to the daemon at {tls}: this listener uses TLS: set --ca-file"),
     ("--address {tls} --ca-file {ca}", "cannot connect to the daemon at {tls}: the listener requires a client certificate: set --certificate-file and --key-file"),
-    ("--address {tls} --ca-file {ca} --certificate-file {strangers} --key-file {strangers_key}", "cannot connect to the daemon at {tls}: the listener does not accept the client certificate {strangers}: its client_ca must have signed it"),
+    ("--address {tls} --ca-file {ca} --certificate-file {strangers} --key-file {strangers_key}", "cannot connect to the daemon at {tls}: the listener does not accept the client certificate {strangers}: use one that is signed by the listener's `client_ca`"),
     ("--address {tls} --ca-file {ca} --certificate-file {expired} --key-file {expired_key}", "cannot connect to the daemon at {tls}: the client certificate {expired} has expired: renew it"),
     ("--address {tls} --ca-file {other_ca}", "cannot connect to the daemon at {tls}: the daemon's certificate is not signed by CA {other_ca}"),
     ("--address {misnamed} --ca-file {ca}", "cannot connect to the daemon at {misnamed}: the daemon's certificate is not for 127.0.0.1: connect to an address in the certificate, or issue one for 127.0.0.1"),

@@ -204,7 +204,7 @@ func (s *Session) wait(batch *pb.WatchClustersResponse) error {
 		return err
 	}
 	if len(batch.GetEvents()) > 0 || batch.GetSynced() {
-		return s.contradiction("events arrived before the snapshot")
+		return s.contradiction("events or `synced` arrived before the snapshot")
 	}
 	s.phase = waiting
 	return nil

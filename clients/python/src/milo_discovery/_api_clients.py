@@ -49,7 +49,7 @@ class SharedTransports(Generic[TransportT]):
             return shared.transport
 
     def release(self, key: Hashable) -> TransportT | None:
-        """Release the transport of a user. Return the transport, for the caller to close, if that was its last user."""
+        """Drop one user of the transport. Return the transport, for the caller to close, if that was its last user."""
         with self._lock:
             shared = self._shared[key]
             shared.users -= 1

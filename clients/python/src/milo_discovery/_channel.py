@@ -82,7 +82,7 @@ def _directory_problem(directory: int, server_uid: int) -> str | None:
     if status.st_uid not in trusted:
         return f"its directory is owned by uid {status.st_uid}, expected {' or '.join(map(str, trusted))}"
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return f"its directory is writable by users other than uid {server_uid}"
+        return f"its directory is writable by users other than uid {server_uid}: run chmod go-w on it"
     return None
 
 

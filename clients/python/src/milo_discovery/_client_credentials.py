@@ -66,7 +66,7 @@ class ClientCredentials:
             if self.ca_file is not None:
                 raise InvalidCredentials(f"{target} is a Unix socket, which has no TLS: remove ca_file")
         elif self.server_uid is not None:
-            raise InvalidCredentials(f"server_uid is for Unix sockets, but {target} is not one: remove it")
+            raise InvalidCredentials(f"server_uid is for Unix sockets, but {target} is not one: remove server_uid")
         elif self.token_file is not None and self.ca_file is None:
             raise InvalidCredentials(f"the token would be sent to {target} unencrypted: set ca_file to use TLS")
 

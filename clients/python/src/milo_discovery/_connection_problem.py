@@ -19,8 +19,8 @@ _HTTP1_REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\
 # OpenSSL's X509_V_ERR_ codes.
 _CERTIFICATE_PROBLEMS = {
     **dict.fromkeys((2, 7, 18, 19, 20, 21), "is not signed by CA {ca_file}"),
-    9: "is not valid yet",
-    10: "has expired",
+    9: "is not valid yet: check the clocks of both machines",
+    10: "has expired: renew it",
     26: "is not for servers: issue one with the extended key usage serverAuth",
     62: "is not for {host}: connect to a name in the certificate, or issue one for {host}",
     64: "is not for {host}: connect to an address in the certificate, or issue one for {host}",
@@ -101,7 +101,7 @@ def _refused_certificate(credentials: ClientCredentials) -> str:
         return "the listener requires a client certificate: set --certificate-file and --key-file"
     return (
         f"the listener does not accept the client certificate {credentials.certificate_file}: "
-        "its client_ca must have signed it"
+        "use one that is signed by the listener's `client_ca`"
     )
 
 

@@ -1,4 +1,4 @@
-"""The newest credential of one cluster, and when to refresh it. Pure: the caller passes the time."""
+"""The newest credential of one cluster, and when to refresh it. Reads no clock: the caller passes the time."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class CachedCredential:
 
 
 class CredentialCache:
-    """The newest credential of one cluster. Any thread may read it; it is replaced by a single assignment."""
+    """The newest credential of one cluster. Any thread may read it: a single assignment replaces the credential."""
 
     def __init__(self) -> None:
         self._current: CachedCredential | None = None
@@ -100,7 +100,7 @@ def _parse(kubeconfig: Kubeconfig, push_wait_share: float) -> CachedCredential:
 
 def usable_until(expires_at: datetime, issued_at: datetime | None) -> datetime:
     """Return when to stop using a credential: shortly before it expires, so that requests arrive in time."""
-    share = (
+    margin = (
         _EXPIRY_MARGIN if issued_at is None else min(_EXPIRY_MARGIN, _EXPIRY_MARGIN_SHARE * (expires_at - issued_at))
     )
-    return expires_at - share
+    return expires_at - margin

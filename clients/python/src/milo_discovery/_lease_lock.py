@@ -1,4 +1,4 @@
-"""A lock on a Kubernetes Lease, as a state machine. Pure: the caller makes the requests, and passes the time."""
+"""A lock on a Kubernetes Lease, as a state machine without I/O: the caller makes the requests, and passes the time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class LeaseTiming:
     def __post_init__(self) -> None:
         if self.lease_duration < 1:
             raise ValueError(
-                f"lease_duration is {self.lease_duration:g} s; a Lease counts whole seconds: use 1 or more"
+                f"lease_duration is {self.lease_duration:g} s; a Lease counts whole seconds: use at least 1 s"
             )
         if not 0 < self.retry_period < self.renew_deadline < self.lease_duration:
             raise ValueError(

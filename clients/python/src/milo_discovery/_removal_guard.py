@@ -73,10 +73,10 @@ class Removals:
             self.problem = (
                 f"the daemon has none of the {len(missing)} clusters that were written: nothing is written"
                 if self.is_foreign
-                else f"{len(missing)} of {published} clusters that were written are not engaged: their objects are kept"
+                else f"{len(missing)} of {published} clusters that were written are not engaged: they are kept"
             ) + (
-                "; check the daemon's address and sources, and which clusters its rules (rights) permit you to see, or "
-                "run once with --accept-removals"
+                "; check the daemon's address and sources, and which clusters its `rights` permit you to see, or run "
+                "once with --accept-removals"
             )
             return []
         contested = {each for each in missing if self._is_contested(each, now)}

@@ -1,7 +1,7 @@
 """Converts the batches of a stream to events, without I/O.
 
 A session outlives connections and daemons. It holds the view (the clusters that its user was notified of) and the
-resume revision, and guarantees one ENGAGED and one DISENGAGED per cluster, whatever happened to the connection:
+resume revision. ENGAGED and DISENGAGED alternate for each cluster, whatever happens to the connection:
 
 - A snapshot takes effect when it is complete: it yields no events before `synced`, and an incomplete one is dropped.
 - A snapshot yields its differences from the view. A cluster with the same name and UID is the same cluster: a new
@@ -170,7 +170,7 @@ class Session:
     def _await_snapshot(self, last: str, batch: pb.WatchClustersResponse) -> _Step:
         _require_next(last, batch)
         if batch.events or batch.synced:
-            raise self._contradiction("events arrived before the snapshot")
+            raise self._contradiction("events or `synced` arrived before the snapshot")
         return _AwaitingSnapshot(batch.revision), ()
 
     def _receive_snapshot(self, snapshot: dict[str, KnownCluster], batch: pb.WatchClustersResponse) -> _Step:

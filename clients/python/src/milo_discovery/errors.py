@@ -3,7 +3,7 @@
 DiscoveryError
 ├── InvalidAddress            the address is malformed
 ├── InvalidCredentials        the client's credentials are invalid or unreadable, or cannot be used with this address
-├── UntrustedServer           the server of the Unix socket runs as a different user than expected
+├── UntrustedServer           the server of the Unix socket runs as a different user, or others could replace it
 ├── StatusError               a call ended with a gRPC status other than OK
 │   ├── ClusterNotFound           the cluster is unknown, or not engaged
 │   ├── InvalidRequest            the daemon rejected an argument: `violations` has the invalid fields

@@ -37,7 +37,10 @@ class Connected:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disconnected:
-    """The stream broke, or the daemon is unreachable. Clusters stay engaged, and the watch reconnects."""
+    """The stream broke, or the daemon is unreachable. The watch reconnects.
+
+    Clusters stay engaged, unless the daemon is sharded and its ownership expires before that.
+    """
 
     error: DiscoveryError
 

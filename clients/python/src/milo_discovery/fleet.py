@@ -96,8 +96,8 @@ class Fleet(RunsInBackground):
     `cluster.updated()` waits for changes. A cluster that is engaged again gets a new call, which begins after the
     previous one has ended.
 
-    A planned disengagement waits for the handler: it begins with `cluster.draining`, the handler is ended as `on_drain`
-    says, and the Fleet then releases the cluster. Until then, at most until the deadline, its credentials work.
+    A planned disengagement waits for the handler: it begins with `cluster.draining`, the handler is ended according to
+    `on_drain`, and the Fleet then releases the cluster. Until then, at most until the deadline, its credentials work.
     """
 
     def __init__(

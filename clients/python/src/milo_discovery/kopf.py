@@ -48,8 +48,8 @@ async def run(
     `memo.api` a blocking client of the kubernetes package for it. Without `namespaces` an operator watches all
     namespaces; `standalone=False` enables kopf's peering.
 
-    An operator that fails is restarted as the fleet's `on_error` says. At disengagement it is stopped, and its running
-    handlers are canceled.
+    An operator that fails is restarted according to the fleet's `on_error`. At disengagement it is stopped, and its
+    running handlers are canceled.
     """
     kopf.on.login(id=_LOGIN_ID, registry=registry)(_login)
 

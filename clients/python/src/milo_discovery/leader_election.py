@@ -100,8 +100,8 @@ class LeaderElection:
             if await _ended(working):
                 raise asyncio.CancelledError
             raise LeadershipLost(
-                f"lease {self._namespace}/{self._name} is no longer held by {self.identity}; "
-                f"holder: {self._lock.holder or 'none'}"
+                f"{self.identity} lost the lease {self._namespace}/{self._name}: it was not renewed in time, or "
+                f"another replica took it; last observed holder: {self._lock.holder or 'none'}"
             )
         finally:
             # In this order, so that the lock is released only after the work has ended.

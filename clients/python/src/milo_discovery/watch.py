@@ -36,9 +36,9 @@ class Release(Protocol):
 class Watch(WatchState):
     """An async iterator of events: `async for event in watch`. It connects on first use and ends with `close()`.
 
-    Each cluster is ENGAGED once and DISENGAGED once, across broken connections and daemon restarts. The iteration
-    raises only errors that a retry cannot fix: InvalidRequest, PermissionDenied, Unauthenticated, PreconditionFailed,
-    Unimplemented.
+    ENGAGED and DISENGAGED alternate for each cluster: broken connections and daemon restarts neither repeat nor lose
+    one. A cluster may be engaged again after it was disengaged. The iteration raises only errors that a retry cannot
+    fix: InvalidRequest, PermissionDenied, Unauthenticated, PreconditionFailed, Unimplemented.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class Watch(WatchState):
                         await self._renew_ownership(channel, boottime())
                         # Checked only once, so that ownership that expires before the renewals start counts as lost.
                         if not (was_owner := self.is_owner):
-                            subscription.ownership_ended()  # of clusters from before the daemon was sharded
+                            subscription.ownership_ended()  # of clusters engaged before the daemon was sharded
                         # Runs in a thread, so that a blocked event loop cannot lose the ownership.
                         keep = partial(self._keep_ownership, asyncio.get_running_loop(), was_owner=was_owner)
                         self._keeper = asyncio.create_task(run_in_thread(keep), name="milo-discovery ownership")

@@ -37,7 +37,10 @@ class Scene:
         return sum(row.last is not EventType.DISENGAGED for row in self._rows.values())
 
     def add(self, event: Event, now: float) -> bool:
-        """Add an event. Return whether it is shown as recent: that a new cluster is probed, and reachable, is not."""
+        """Add an event. Return whether to show it as recent.
+
+        It is not shown if it only reports that a new cluster will be probed, or is reachable.
+        """
         self.counts[event.type] += 1
         before = self._rows.pop(event.cluster.name, None)
         if before is not None and _is_first_probe(before.cluster, event):

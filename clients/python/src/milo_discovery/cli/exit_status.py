@@ -92,7 +92,8 @@ def describe(error: DiscoveryError, address: str, credentials: ClientCredentials
 def _hint(address: str, reason: str) -> str:
     if reason == "Permission denied":
         return (
-            f" (uid {os.getuid()} may not use the socket: join its group, or set the daemon's socket.group and .mode)"
+            f" (uid {os.getuid()} may not use the socket: join its group, or change the daemon's `socket.group` or "
+            "`socket.mode`)"
         )
     demo = ", or start ./dev demo" if address == DEFAULT_ADDRESS else ""
     return f" (is milo-discoveryd running? set its address with --address or {ADDRESS_VARIABLE}{demo})"

@@ -43,7 +43,7 @@ def find(path: str, document: Any) -> list[Any]:
             raise PathError(f"{path!r} is not a JSONPath: cannot parse {rest!r}")
         if step["recursive"]:
             found = [each for value in found for each in _within(value)]
-        found = [each for value in found for each in _taken(step, value)]
+        found = [each for value in found for each in _selected(step, value)]
         rest = rest[step.end() :]
     return found
 
@@ -99,7 +99,7 @@ def _literal(token: str) -> str:
     try:
         return str(json.loads(f'"{token[1:-1]}"'))
     except ValueError:
-        raise PathError(f"{token} is not a string") from None
+        raise PathError(f"{token} is not a valid string: check its escapes and inner quotes") from None
 
 
 def _within(value: Any) -> Iterator[Any]:
@@ -115,7 +115,7 @@ def _children(value: Any) -> Iterable[Any]:
     return value if isinstance(value, list) else ()
 
 
-def _taken(step: re.Match[str], value: Any) -> Iterable[Any]:
+def _selected(step: re.Match[str], value: Any) -> Iterable[Any]:
     if step["wildcard"]:
         return _children(value)
     if step["left"]:

@@ -194,8 +194,8 @@ def _read_ledger(path: Path) -> tuple[set[str], bool, tuple[str | None, str | No
             if (owner := os.fstat(stream.fileno()).st_uid) != os.geteuid():
                 # In a world-writable directory, another user's ledger could list files that this command then removes.
                 raise CommandFailure(
-                    f"{path} is owned by user {owner}, and not by the user of this process ({os.geteuid()}): use a "
-                    "directory of this user"
+                    f"{path} is owned by uid {owner}, but this process runs as uid {os.geteuid()}: use another "
+                    "directory"
                 )
             ledger = json.loads(stream.read())
         names = {name for name in ledger["files"] if isinstance(name, str) and _NAME.fullmatch(name)}

@@ -49,24 +49,24 @@ def run(program: Path, arguments: tuple[str, ...], *, address: str | None, no_re
     print_message(f"running {program} against {address}")
     with _signaled() as ending:
         while True:
-            before = _versions(program)
+            before = _modification_times(program)
             process = subprocess.Popen([sys.executable, str(program), *arguments], env=environment)  # noqa: S603
             has_changed = False
             while process.poll() is None and not ending.is_set() and not has_changed:
                 ending.wait(_POLL_S)
-                has_changed = not no_restart and _versions(program) != before
-            status = _ended(process)
+                has_changed = not no_restart and _modification_times(program) != before
+            status = _terminate(process)
             if ending.is_set() or no_restart:
                 sys.exit(status)
             if not has_changed:
                 print_message(f"{program} exited with status {status}; it is restarted when a file changes")
-                while _versions(program) == before:
+                while _modification_times(program) == before:
                     if ending.wait(_POLL_S):
                         sys.exit(status)
             print_message(f"{program} changed: restarting")
 
 
-def _versions(program: Path) -> Mapping[Path, int]:
+def _modification_times(program: Path) -> Mapping[Path, int]:
     """Return the modification times of the Python files, except those in hidden directories such as .venv."""
     found: dict[Path, int] = {}
     for directory, subdirectories, names in os.walk(program.parent):
@@ -91,7 +91,7 @@ def _signaled() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _ended(process: subprocess.Popen[bytes]) -> int:
+def _terminate(process: subprocess.Popen[bytes]) -> int:
     """Terminate the operator, by SIGKILL after a timeout, and return its exit status."""
     if process.poll() is None:
         process.terminate()

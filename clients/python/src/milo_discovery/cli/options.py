@@ -257,7 +257,7 @@ def filtering(command: Callable[..., R]) -> Callable[..., R]:
     return with_filter
 
 
-_TEMPLATES = "jsonpath=TEMPLATE, or custom-columns=HEADER:.PATH,... of each"
+_TEMPLATES = "jsonpath=TEMPLATE, or custom-columns=HEADER:.PATH,... per object"
 
 
 class OutputFormat(click.Choice[str]):

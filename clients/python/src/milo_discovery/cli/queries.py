@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
 
 _CAUSES = (
-    "Milo has no project of this name, or it was deleted long ago, or the daemon's rules (rights) do not permit you to "
-    "see it"
+    "Milo has no project of this name, or it was deleted long ago, or the daemon's `rights` do not permit you to see it"
 )
 
 

@@ -29,7 +29,7 @@ class Columns:
     def __init__(self, specification: str) -> None:
         pairs = [each.partition(":") for each in specification.split(",")]
         if any(not header or not path for header, _, path in pairs):
-            raise click.UsageError(f"custom-columns={specification}: each column is HEADER:.PATH")
+            raise click.UsageError(f"custom-columns={specification}: each column must be HEADER:.PATH")
         self.headers = tuple(header for header, _, _ in pairs)
         self._paths = tuple(path for _, _, path in pairs)
 

@@ -186,7 +186,7 @@ class StreamMessages:
                 self._last_loss = lost
             case Connected(resumed=resumed):
                 if self.last_error is not None:
-                    print_message("reconnected, stream resumed" if resumed else "reconnected, receiving a snapshot")
+                    print_message("connected, stream resumed" if resumed else "connected, receiving a snapshot")
                 self.last_error = None
                 self._last_loss = ""
                 self._was_connected = True

@@ -43,7 +43,7 @@ class ControlPlane:
     def apply(self, *what: Any, namespace: str = "default") -> dict[str, Any]:
         """Apply an object by server-side apply, with force: it takes over fields of other managers."""
         resource, manifest = self._named(*what)
-        path = self._object_path(resource, manifest["metadata"]["name"], _place(manifest, namespace))
+        path = self._object_path(resource, manifest["metadata"]["name"], _namespace_of(manifest, namespace))
         query = urlencode({"fieldManager": _FIELD_MANAGER, "force": "true"})
         return self._document("PATCH", f"{path}?{query}", manifest, content_type=_APPLY)
 
@@ -54,7 +54,7 @@ class ControlPlane:
     def create(self, *what: Any, namespace: str = "default") -> dict[str, Any]:
         """Create an object from its kind and body, like `Request.create`, or only from its manifest."""
         resource, manifest = self._named(*what)
-        return self._document("POST", self._collection(resource, _place(manifest, namespace)), manifest)
+        return self._document("POST", self._collection(resource, _namespace_of(manifest, namespace)), manifest)
 
     def get(self, resource: str, name: str, *, namespace: str = "default") -> dict[str, Any]:
         """Return an object. Raises ObjectNotFoundError."""
@@ -152,7 +152,7 @@ def _version_path(version: str) -> str:
     return f"/apis/{version}" if "/" in version else f"/api/{version}"
 
 
-def _place(manifest: Mapping[str, Any], namespace: str) -> str:
+def _namespace_of(manifest: Mapping[str, Any], namespace: str) -> str:
     return str(manifest["metadata"].get("namespace") or namespace)
 
 
