@@ -24,7 +24,7 @@ const (
 	socketScheme      = "unix://"
 )
 
-// ErrInvalidAddress is returned when an address is neither unix:///path nor HOST:PORT.
+// ErrInvalidAddress is returned when an address is not a valid unix:///path or HOST:PORT.
 var ErrInvalidAddress = errors.New("invalid address")
 
 var hostAndPort = regexp.MustCompile(`^(?:\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._~-]+)?\]|[A-Za-z0-9._-]+):([0-9]{1,5})$`)

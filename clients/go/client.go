@@ -162,7 +162,8 @@ func (c *Client) Issue(ctx context.Context, cluster string, options IssueOptions
 	if options.Format != "" {
 		format, ok := pb.KubeconfigFormat_value["KUBECONFIG_FORMAT_"+string(options.Format)]
 		if !ok {
-			return nil, fmt.Errorf("%w: IssueOptions.Format: unknown format %q", ErrInvalidRequest, options.Format)
+			return nil, fmt.Errorf("%w: IssueOptions.Format: unknown format %q; use FormatEmbedded or FormatExec",
+				ErrInvalidRequest, options.Format)
 		}
 		request.Format = pb.KubeconfigFormat(format)
 	}
@@ -191,7 +192,7 @@ func (c *Client) Release(ctx context.Context, cluster Cluster, subscriber string
 }
 
 // EndSubscription notifies the daemon that a subscriber has finished all its work, so that no draining cluster waits
-// for it. Without this call the daemon waits for a while for a subscriber whose watch has ended.
+// for it. Without this call, clusters that drain within a minute after its watch ended wait until their deadline.
 func (c *Client) EndSubscription(ctx context.Context, subscriber string) error {
 	request := &pb.EndSubscriptionRequest{Subscriber: subscriber}
 	_, err := call(ctx, c, "EndSubscription", pb.DiscoveryServiceClient.EndSubscription, request)

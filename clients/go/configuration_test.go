@@ -27,7 +27,7 @@ import (
 	pb "go.miloapis.com/discovery/v1"
 )
 
-func TestAddress(t *testing.T) {
+func TestAddressIsValidated(t *testing.T) {
 	for _, each := range []struct{ address, variable, want, problem string }{
 		{want: DefaultAddress},
 		{variable: "unix:///run/other.sock", want: "unix:///run/other.sock"},
@@ -80,8 +80,8 @@ func TestDialRejectsInvalidCredentials(t *testing.T) {
 		{port, Credentials{}, ""},
 		{port, Credentials{CAFile: "ca", TokenFile: "token"}, ""},
 		{port, Credentials{CAFile: "ca", CertificateFile: "certificate", KeyFile: "key"}, ""},
-		{port, Credentials{CAFile: "ca", CertificateFile: "certificate"}, "needs its key"},
-		{port, Credentials{CAFile: "ca", KeyFile: "key"}, "needs its key"},
+		{port, Credentials{CAFile: "ca", CertificateFile: "certificate"}, "must be set together"},
+		{port, Credentials{CAFile: "ca", KeyFile: "key"}, "must be set together"},
 		{port, Credentials{CertificateFile: "certificate", KeyFile: "key"}, "needs TLS"},
 		{port, Credentials{TokenFile: "token"}, "unencrypted"},
 		{socket, Credentials{CAFile: "ca"}, "is a Unix socket"},
@@ -130,7 +130,7 @@ func TestCredentialsFromEnvironment(t *testing.T) {
 	}
 }
 
-func TestServerUID(t *testing.T) {
+func TestServerUIDIsVerified(t *testing.T) {
 	directory, err := os.MkdirTemp("", "milo-") // shorter than t.TempDir(): the path of a socket is limited to 107 bytes
 	if err != nil {
 		t.Fatal(err)

@@ -19,9 +19,10 @@ type sharedConn struct {
 	closed  bool
 }
 
+// lane is one connection, with its calls in flight.
 type lane struct {
 	conn     *grpc.ClientConn
-	calls    int
+	calls    int  // in flight
 	answered bool // a call succeeded on it
 }
 

@@ -27,11 +27,12 @@ const (
 	ServerUIDVariable   = "MILO_DISCOVERY_SERVER_UID"
 )
 
-// ErrInvalidCredentials is returned when credentials cannot be read or must not be sent to the address.
+// ErrInvalidCredentials is returned when credentials are incomplete, cannot be read or must not be used with the
+// address.
 var ErrInvalidCredentials = errors.New("invalid credentials")
 
-// ErrUntrustedServer is returned when the server of a Unix socket does not run as [Credentials].ServerUID. The error
-// also matches [ErrUnavailable], so watches retry.
+// ErrUntrustedServer is returned when the server of a Unix socket does not run as [Credentials].ServerUID, or when its
+// user cannot be determined. The error also matches [ErrUnavailable], so watches retry.
 var ErrUntrustedServer = errors.New("untrusted server")
 
 // Credentials authenticates the client and the daemon to each other. The zero value has no credentials: on a Unix
@@ -76,16 +77,16 @@ func (c Credentials) check(target string) error {
 	isSocket := strings.HasPrefix(target, socketScheme)
 	switch {
 	case (c.CertificateFile == "") != (c.KeyFile == ""):
-		return fmt.Errorf("%w: a client certificate needs its key: set both files or neither", ErrInvalidCredentials)
+		return fmt.Errorf("%w: CertificateFile and KeyFile must be set together", ErrInvalidCredentials)
 	case c.CertificateFile != "" && c.CAFile == "":
-		return fmt.Errorf("%w: a client certificate needs TLS: set the CA file of the daemon as well", ErrInvalidCredentials)
+		return fmt.Errorf("%w: CertificateFile needs TLS: set CAFile as well", ErrInvalidCredentials)
 	case isSocket && c.CAFile != "":
-		return fmt.Errorf("%w: %s is a Unix socket, which has no TLS: remove the CA file", ErrInvalidCredentials, target)
+		return fmt.Errorf("%w: %s is a Unix socket, which has no TLS: remove CAFile", ErrInvalidCredentials, target)
 	case !isSocket && c.ServerUID != nil:
 		return fmt.Errorf("%w: ServerUID is for Unix sockets, but %s is not one: remove it", ErrInvalidCredentials,
 			target)
 	case !isSocket && c.TokenFile != "" && c.CAFile == "":
-		return fmt.Errorf("%w: the token would be sent to %s unencrypted: set the CA file to use TLS", ErrInvalidCredentials, target)
+		return fmt.Errorf("%w: the token would be sent to %s unencrypted: set CAFile to use TLS", ErrInvalidCredentials, target)
 	}
 	return nil
 }
@@ -186,7 +187,8 @@ func (c Credentials) authorize(ctx context.Context) (context.Context, error) {
 	token := bytes.TrimSpace(content)
 	for _, char := range token {
 		if char <= ' ' || char > '~' {
-			return nil, fmt.Errorf("%w: %s does not contain a token", ErrInvalidCredentials, c.TokenFile)
+			return nil, fmt.Errorf("%w: %s does not contain a token: it must be one word of printable ASCII characters", ErrInvalidCredentials,
+				c.TokenFile)
 		}
 	}
 	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+string(token)), nil

@@ -12,7 +12,7 @@ type Disengaged struct {
 }
 
 func (d *Disengaged) Error() string {
-	text := fmt.Sprintf("cluster %s was disengaged", d.Cluster.Name)
+	text := fmt.Sprintf("cluster %s was disengaged or is draining", d.Cluster.Name)
 	if d.Reason != "" {
 		text += fmt.Sprintf(" (%s)", d.Reason)
 	}

@@ -16,7 +16,7 @@
 //
 // # Guarantees
 //
-// Whatever happens to the connection or to the daemon, each cluster is engaged once and disengaged once:
+// Whatever happens to the connection or to the daemon, engagements and disengagements of a cluster alternate:
 //
 //   - A broken stream is resumed from the last complete batch. No event is lost or repeated.
 //   - After a restart, the daemon sends a snapshot. Only its differences from the earlier events are reported. A cluster

@@ -9,7 +9,7 @@ import (
 )
 
 const (
-	expiryMargin = 5 * time.Second // a kubeconfig is not used for this long before it expires: requests take time
+	expiryMargin = 5 * time.Second // a kubeconfig is used until this long before it expires, since requests take time
 	// Share of the time between RefreshAfter and ExpiresAt to wait for the stream to push a kubeconfig, before requesting
 	// one.
 	pushShare = 0.25
@@ -62,7 +62,7 @@ func (e *EngagedCluster) Updated() <-chan struct{} {
 
 // Kubeconfig returns a currently valid kubeconfig. It is pushed by the stream if [WatchOptions].IncludeKubeconfigs is
 // set, and otherwise requested from the daemon and cached until it is due to be refreshed. Call Kubeconfig again for
-// later requests. After the engagement it fails with [*Disengaged], because another project may have the name by then.
+// later requests. Once the cluster is disengaged, it fails with [*Disengaged]: another project may have the name.
 func (e *EngagedCluster) Kubeconfig(ctx context.Context) (*Kubeconfig, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

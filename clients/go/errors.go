@@ -34,8 +34,9 @@ var (
 )
 
 var (
-	// ErrStreamBroken is reported when a stream violated the protocol: a batch is missing, an event contradicts earlier
-	// ones, or heartbeats are missing. Watches recover from it and report it to [Hooks].Disconnected only.
+	// ErrStreamBroken is reported when a watch gives up its stream: a batch is missing, an event contradicts earlier
+	// ones, heartbeats are missing, the daemon ended the stream, or the daemon does not own its clusters. Watches recover
+	// from it and report it to [Hooks].Disconnected only.
 	ErrStreamBroken = session.ErrBroken
 	// ErrOwnershipLost is reported when a watch closed its stream because the daemon did not confirm in time that it still
 	// owns its clusters. It is reported to [Hooks].Disconnected only.

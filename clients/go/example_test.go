@@ -58,7 +58,7 @@ func ExampleClient_RunFleet() {
 	fmt.Println(err)
 	// Output:
 	// working on alpha
-	// cluster alpha was disengaged (DELETED)
+	// cluster alpha was disengaged or is draining (DELETED)
 	// context canceled
 }
 

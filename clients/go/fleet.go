@@ -47,7 +47,7 @@ func (c *Client) RunFleet(ctx context.Context, options FleetOptions, handler Han
 	f.end(err)
 	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), endSubscriptionTimeout)
 	defer cancel()
-	_ = c.EndSubscription(ending, options.Subscriber) // otherwise the daemon waits until the deadline of a drain
+	_ = c.EndSubscription(ending, options.Subscriber) // otherwise drains of the next minute wait until their deadline
 	return err
 }
 
@@ -73,18 +73,18 @@ func (f *fleet) apply(events []Event) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, event := range events {
-		of := f.members[event.Cluster.Name]
+		current := f.members[event.Cluster.Name]
 		switch event.Type {
 		case EventEngaged:
-			of = f.engage(event, of)
+			current = f.engage(event, current)
 		case EventDisengaged:
-			f.disengage(of, &Disengaged{Cluster: event.Cluster, Reason: event.Reason, Message: event.Message})
+			f.disengage(current, &Disengaged{Cluster: event.Cluster, Reason: event.Reason, Message: event.Message})
 			continue
 		case EventUpdated, EventKubeconfig, EventRefreshed:
-			of.cluster.update(event)
+			current.cluster.update(event)
 		}
 		if event.Cluster.Draining != nil && event.Type != EventKubeconfig {
-			f.drain(of, event.Cluster)
+			f.drain(current, event.Cluster)
 		}
 	}
 }
@@ -110,29 +110,29 @@ func (f *fleet) engage(event Event, before *member) *member {
 	return begun
 }
 
-func (f *fleet) disengage(of *member, cause *Disengaged) {
-	of.cluster.end(cause)
-	of.cancel(cause)
-	f.forget(of)
+func (f *fleet) disengage(m *member, cause *Disengaged) {
+	m.cluster.end(cause)
+	m.cancel(cause)
+	f.forget(m)
 }
 
 // forget removes an engagement if both it and its handler have ended. It is called with the lock held.
-func (f *fleet) forget(of *member) {
-	name := of.cluster.Name()
+func (f *fleet) forget(m *member) {
+	name := m.cluster.Name()
 	select {
-	case <-of.ended:
-		if of.cluster.hasEnded() && f.members[name] == of {
+	case <-m.ended:
+		if m.cluster.hasEnded() && f.members[name] == m {
 			delete(f.members, name)
 		}
 	default:
 	}
 }
 
-func (f *fleet) drain(of *member, cluster Cluster) {
-	of.cancel(&Disengaged{Cluster: cluster, Reason: cluster.Draining.Reason, Message: cluster.Draining.Message})
+func (f *fleet) drain(m *member, cluster Cluster) {
+	m.cancel(&Disengaged{Cluster: cluster, Reason: cluster.Draining.Reason, Message: cluster.Draining.Message})
 	f.running.Go(func() {
-		<-of.ended
-		if !of.cluster.hasEnded() {
+		<-m.ended
+		if !m.cluster.hasEnded() {
 			// If the call fails, the next stream sends the cluster as draining again.
 			_ = f.client.Release(context.WithoutCancel(f.ctx), cluster, f.options.Subscriber)
 		}
@@ -155,12 +155,12 @@ func (f *fleet) work(ctx context.Context, cluster *EngagedCluster) {
 // end cancels all handlers and waits for them. Their credentials are renewed until they return.
 func (f *fleet) end(cause error) {
 	f.mu.Lock()
-	for _, of := range f.members {
-		of.cancel(cause)
+	for _, m := range f.members {
+		m.cancel(cause)
 	}
 	f.mu.Unlock()
 	f.running.Wait()
-	for _, of := range f.members {
-		of.cluster.end(cause)
+	for _, m := range f.members {
+		m.cluster.end(cause)
 	}
 }

@@ -108,7 +108,7 @@ func TestFleet(t *testing.T) {
 		f.engage(t)
 		before := f.clusters["alpha"]
 		f.daemon.Replace(discovery.Cluster{Name: "alpha"})
-		f.expect(t, "signal alpha uid-alpha-1: cluster alpha was disengaged (REPLACED)")
+		f.expect(t, "signal alpha uid-alpha-1: cluster alpha was disengaged or is draining (REPLACED)")
 		var cause *discovery.Disengaged
 		if _, err := before.Kubeconfig(t.Context()); !errors.As(err, &cause) || cause.Reason != discovery.ReasonReplaced {
 			t.Errorf("Kubeconfig() of the replaced cluster: error = %v, want Disengaged with reason REPLACED", err)
@@ -146,7 +146,7 @@ func TestFleet(t *testing.T) {
 	testFleet(t, "draining cluster is released after its handler returns, even with an error", none, func(t *testing.T, f *scriptedFleet) {
 		f.engage(t)
 		f.daemon.Drain("alpha", discovery.ReasonMoved)
-		f.expect(t, "signal alpha uid-alpha-1: cluster alpha was disengaged (MOVED)")
+		f.expect(t, "signal alpha uid-alpha-1: cluster alpha was disengaged or is draining (MOVED)")
 		if f.daemon.Released("alpha", "test/fleet") {
 			t.Error("the cluster was released while its handler was running")
 		}

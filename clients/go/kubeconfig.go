@@ -143,7 +143,7 @@ func readKubeconfig[User any](content []byte) (*User, error) {
 	return &file.Users[0].User, nil
 }
 
-// hasExactNames reports whether each object in the next value has only fields with known names, and each of them once.
+// hasExactNames reports whether each object in the next value has only fields with known names, and none of them twice.
 // If known is nil, all names are accepted.
 func hasExactNames(decoder *json.Decoder, known []string) bool {
 	opening, err := decoder.Token()

@@ -202,7 +202,7 @@ type Kubeconfig struct {
 	IssuedAt     time.Time
 }
 
-// String returns the cluster and the expiry, without the content.
+// String returns the cluster, the issue time and the expiry, without the content.
 func (k Kubeconfig) String() string {
 	return fmt.Sprintf("kubeconfig of cluster %q, issued %s, expires %s",
 		k.Cluster, formatTime(k.IssuedAt), formatTime(k.ExpiresAt))

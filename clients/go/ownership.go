@@ -64,8 +64,8 @@ func (k *keeper) sharded() bool {
 	return k.ownership.Sharded()
 }
 
-// share records that the daemon is a member of a shard group. The first call returns after the first renewal of the
-// ownership.
+// share records that the daemon is a member of a shard group. The first call returns after the first attempt to renew
+// the ownership.
 func (k *keeper) share() {
 	k.mutex.Lock()
 	known := k.renewing
@@ -79,7 +79,7 @@ func (k *keeper) share() {
 	}
 }
 
-// keep renews the ownership until the daemon is no longer sharded.
+// keep renews the ownership until the daemon is no longer sharded, or the context is done.
 func (k *keeper) keep() {
 	defer k.running.Done()
 	for k.ctx.Err() == nil && k.settle() {
@@ -90,8 +90,8 @@ func (k *keeper) keep() {
 	}
 }
 
-// settle ends the term if the ownership has expired, or begins a new one. It reports whether the daemon is still
-// sharded.
+// settle ends the term if the ownership has expired, and begins a new term if it is held again. It reports whether the
+// daemon is still sharded.
 func (k *keeper) settle() bool {
 	k.mutex.Lock()
 	defer k.mutex.Unlock()

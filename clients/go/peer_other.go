@@ -8,5 +8,5 @@ import (
 )
 
 func peerUID(*net.UnixConn) (int, error) {
-	return 0, errors.New("the server's uid can be verified only on Linux")
+	return 0, errors.New("ServerUID can be verified only on Linux: remove it")
 }

@@ -193,7 +193,7 @@ func (w *watch) stream(ctx context.Context) error {
 		if len(batch.GetEvents()) > 0 && !w.keeper.held() {
 			return errNotOwner
 		}
-		if err := w.take(batch); err != nil {
+		if err := w.applyBatch(batch); err != nil {
 			return err
 		}
 		if ctx.Err() != nil {
@@ -213,8 +213,8 @@ func (w *watch) broken(ctx context.Context, err, silent error) error {
 	return w.client.statusError(ctx, "WatchClusters", err)
 }
 
-// take applies a batch, and calls the hooks and the handler.
-func (w *watch) take(batch *pb.WatchClustersResponse) error {
+// applyBatch applies a batch, and calls the hooks and the handler.
+func (w *watch) applyBatch(batch *pb.WatchClustersResponse) error {
 	result, err := w.session.Receive(batch)
 	if err != nil {
 		return err

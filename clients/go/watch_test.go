@@ -309,7 +309,7 @@ func TestWatchReconnects(t *testing.T) {
 		daemon.begin(snapshot("1")).end <- nil
 		daemon.begin(following("1", "2", engaged("a")))
 		seen.expect(t, "connected", "synced: 0",
-			"disconnected: discovery stream is inconsistent: the daemon ended the stream",
+			"disconnected: discovery stream is broken: the daemon ended the stream",
 			"connected, resumed: true", "ENGAGED a")
 	})
 
@@ -353,7 +353,7 @@ func TestWatchReconnects(t *testing.T) {
 			if waited := time.Since(begun); waited < each.silence || waited > each.silence+time.Second {
 				t.Errorf("a new stream is opened after %v, want %v", waited, each.silence)
 			}
-			seen.expect(t, fmt.Sprintf("disconnected: discovery stream is inconsistent: no heartbeat for %v", each.silence))
+			seen.expect(t, fmt.Sprintf("disconnected: discovery stream is broken: no heartbeat for %v", each.silence))
 			second.send(following("1", "2", engaged("a")))
 			seen.expect(t, "connected, resumed: true", "ENGAGED a")
 		})

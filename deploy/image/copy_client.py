@@ -54,8 +54,8 @@ def main() -> None:
         shared = Path(sysconfig.get_config_var("LIBDIR")) / sysconfig.get_config_var("INSTSONAME")
         if shared.exists():  # Debian's executable contains it
             shutil.copy2(shared, target / "lib")
-    sites = [python, "-I", "-c", "import site; print(site.getsitepackages()[-1])"]  # Debian has another name for it
-    packages = Path(subprocess.check_output(sites, env=libraries, text=True).strip())  # noqa: S603 - copied just now
+    sites = [python, "-I", "-c", "import site; print(site.getsitepackages()[-1])"]  # its name differs on Debian
+    packages = Path(subprocess.check_output(sites, env=libraries, text=True).strip())  # noqa: S603 - the copied Python
     for package in needed(CLIENT, {}).values():
         for file in package.files or ():
             if ".." not in file.parts and file.suffix != ".pyc":
@@ -65,7 +65,7 @@ def main() -> None:
     launcher = target / "milo-discovery"
     launcher.write_text(LAUNCHER)
     launcher.chmod(0o755)
-    subprocess.run([launcher, "--version"], check=True)  # noqa: S603 - what has just been written
+    subprocess.run([launcher, "--version"], check=True)  # noqa: S603 - the launcher written above
     subprocess.run([python, "-I", "-c", LOADED], check=True, env=libraries)  # noqa: S603
 
 

@@ -29,6 +29,6 @@ pip "$target" install --no-compile --only-binary=:all: --require-hashes --requir
 pip "$target" install --no-compile --no-deps "$wheels"/milo_*.whl
 pip "$target" check
 install -m 755 "$source/deploy/image/copy_client.py" "$target/bin/copy-client"
-# Python does not check this bytecode by the time of its source, since image layers change times. Some packages contain
-# files for other Python versions, which do not compile.
+# unchecked-hash: Python does not compare the bytecode with the modification time of its source, which image layers
+# change. Errors are ignored: some packages contain files for other Python versions, which do not compile.
 "$target/bin/python" -m compileall -q --invalidation-mode unchecked-hash "$target/lib" >/dev/null || true

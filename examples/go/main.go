@@ -38,7 +38,7 @@ func main() {
 		Hooks: discovery.Hooks{
 			Disconnected: func(err error) {
 				if !errors.Is(err, discovery.ErrOwnershipLost) {
-					log.Printf("stream broken, all clusters stay engaged: %v", err)
+					log.Printf("stream broken, reconnecting: %v", err)
 				}
 			},
 		},
@@ -52,8 +52,8 @@ func main() {
 	}
 }
 
-// release confirms that the work on draining clusters has ended; this program does no work on them. If the daemon is
-// unreachable, it sends the clusters again on the next stream.
+// release confirms that the work on draining clusters has ended; this program does no work on them. If a call fails,
+// the daemon sends the cluster again on the next stream.
 func release(ctx context.Context, client *discovery.Client, subscriber string, events []discovery.Event) {
 	for _, event := range events {
 		if event.Cluster.Draining == nil || event.Type == discovery.EventDisengaged {

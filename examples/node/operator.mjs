@@ -9,13 +9,13 @@ const NAMESPACE = "default";
 const NAME = "greeting";
 
 const ending = new AbortController();
-process.once("SIGTERM", () => ending.abort()); // how a pod is ended
+process.once("SIGTERM", () => ending.abort()); // sent when the pod terminates
 
 const fleet = new Fleet(new DiscoveryClient(), {
   signal: ending.signal,
   includeKubeconfigs: true,
   heartbeatIntervalMs: 10_000,
-  onDisconnect: (error) => console.error(`stream broken, all clusters stay engaged: ${error.message}`),
+  onDisconnect: (error) => console.error(`stream broken, reconnecting: ${error.message}`),
 });
 
 async function keepGreeting(cluster) {

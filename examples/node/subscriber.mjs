@@ -5,13 +5,13 @@ import { hostname } from "node:os";
 import { DiscoveryClient, StatusError } from "@miloapis/discovery";
 
 const ending = new AbortController();
-process.once("SIGTERM", () => ending.abort()); // how a pod is ended
+process.once("SIGTERM", () => ending.abort()); // sent when the pod terminates
 
 const watch = new DiscoveryClient().watch({
   signal: ending.signal,
   heartbeatIntervalMs: Number(process.env.HEARTBEAT_S || 10) * 1000,
   subscriber: `${hostname()}/${process.pid}`,
-  onDisconnect: (error) => console.error(`stream broken, all clusters stay engaged: ${error.message}`),
+  onDisconnect: (error) => console.error(`stream broken, reconnecting: ${error.message}`),
 });
 try {
   for await (const event of watch) {

@@ -287,9 +287,9 @@ func (d *Daemon) SetPendingSources(sources ...string) {
 	d.notify()
 }
 
-// Shard makes the daemon a member of a shard group from the next batch on. Each renewal of the ownership is valid for
-// validFor; with zero, the daemon owns no clusters, and earlier renewals expire. Use Fail("RenewOwnership", err) to
-// make renewals fail.
+// Shard makes the daemon a member of a shard group. Streams report that in their next batch with a source status: their
+// first batch, or a heartbeat. Each renewal of the ownership is valid for validFor; with zero, the daemon owns no
+// clusters, and earlier renewals expire. Use Fail("RenewOwnership", err) to make renewals fail.
 func (d *Daemon) Shard(validFor time.Duration) {
 	d.mutex.Lock()
 	defer d.mutex.Unlock()
@@ -422,7 +422,7 @@ func (d *Daemon) WaitForStreams(count int) {
 		select {
 		case <-changed:
 		case <-limit.C:
-			d.t.Fatalf("discoverytest: %d streams are open after %v, not %d", open, waitLimit, count)
+			d.t.Fatalf("discoverytest: %d streams are open and current after %v, want %d", open, waitLimit, count)
 			return
 		}
 	}

@@ -228,13 +228,13 @@ func TestDaemonMisuseFailsTheTest(t *testing.T) {
 			d.Engage(discovery.Cluster{Name: "a"}, discovery.Cluster{Name: "a"})
 		},
 		`cluster "b" is not engaged`: func(d *discoverytest.Daemon) { d.Rotate("b") },
-		`unknown reason "BORED"`: func(d *discoverytest.Daemon) {
+		`unknown disengage reason "BORED"`: func(d *discoverytest.Daemon) {
 			d.Engage(discovery.Cluster{Name: "a"})
 			d.Disengage("a", "BORED")
 		},
-		`DiscoveryService has no method "Guess"`: func(d *discoverytest.Daemon) { d.Fail("Guess", nil) },
-		`no cluster "b" was ever engaged`:        func(d *discoverytest.Daemon) { d.Cluster("b") },
-		"0 streams are open after 30s, not 1":    func(d *discoverytest.Daemon) { d.WaitForStreams(1) },
+		`DiscoveryService has no method "Guess"`:           func(d *discoverytest.Daemon) { d.Fail("Guess", nil) },
+		`no cluster "b" was ever engaged`:                  func(d *discoverytest.Daemon) { d.Cluster("b") },
+		"0 streams are open and current after 30s, want 1": func(d *discoverytest.Daemon) { d.WaitForStreams(1) },
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			test := &recorder{TB: t}

@@ -90,15 +90,15 @@ func (c *Changes) Disengage(name string, reason discovery.DisengageReason) {
 	known := c.daemon.mustBeEngaged(name)
 	number, ok := pb.DisengageReason_value["DISENGAGE_REASON_"+string(reason)]
 	if !ok && reason != discovery.ReasonUnspecified {
-		c.daemon.t.Fatalf("discoverytest: unknown reason %q", reason)
+		c.daemon.t.Fatalf("discoverytest: unknown disengage reason %q", reason)
 	}
 	known.engaged = false
 	if reason == discovery.ReasonDeleted || reason == discovery.ReasonReplaced {
 		known.projects++
 	}
-	of := pb.DisengageReason(number)
-	known.explain(absences[reason], &pb.Transition{Type: pb.ClusterEvent_TYPE_DISENGAGED, Reason: of})
-	event := &pb.ClusterEvent{Type: pb.ClusterEvent_TYPE_DISENGAGED, Cluster: known.cluster, Reason: of}
+	converted := pb.DisengageReason(number)
+	known.explain(absences[reason], &pb.Transition{Type: pb.ClusterEvent_TYPE_DISENGAGED, Reason: converted})
+	event := &pb.ClusterEvent{Type: pb.ClusterEvent_TYPE_DISENGAGED, Cluster: known.cluster, Reason: converted}
 	c.collected = append(c.collected, change{event: event, before: known.cluster})
 }
 

@@ -51,7 +51,7 @@ func (s service) ListClusters(_ context.Context, request *pb.ListClustersRequest
 	}
 	from, err := strconv.Atoi(cmp.Or(request.GetPageToken(), "0"))
 	if err != nil || from < 0 || from > len(clusters) {
-		return nil, Error(codes.InvalidArgument, "INVALID_REQUEST", "page_token: the token belongs to another listing")
+		return nil, Error(codes.InvalidArgument, "INVALID_REQUEST", "page_token: not a token of this listing")
 	}
 	response := &pb.ListClustersResponse{
 		Revision:  d.revision(len(d.log)),
@@ -387,7 +387,7 @@ func (s *stream) snapshot(d *Daemon) []*pb.WatchClustersResponse {
 	return batches
 }
 
-// filtered returns the event that this stream receives for a change, or nil if its filter excludes the change.
+// filtered returns the event that this stream receives for a change, or nil if it receives none.
 func (s *stream) filtered(d *Daemon, change change) *pb.ClusterEvent {
 	before := change.before != nil && s.covers(change.before)
 	after := change.after != nil && s.covers(change.after)

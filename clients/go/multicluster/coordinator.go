@@ -24,7 +24,7 @@ type CoordinatorOptions struct {
 	// Address is the daemon's address: unix:///path or HOST:PORT. The default is MILO_DISCOVERY_ADDRESS, or else
 	// discovery.DefaultAddress.
 	Address string
-	// Client is the daemon's client to use, instead of one for Address. The coordinator does not close it.
+	// Client is used instead of a new client for Address. The coordinator does not close it.
 	Client *discovery.Client
 	// Filter selects clusters. The zero value selects all of the daemon's clusters.
 	Filter discovery.Filter
@@ -96,7 +96,8 @@ func (c *Coordinator) Owns(name multicluster.ClusterName) bool {
 	return owned
 }
 
-// Engage records a cluster that the provider has until ctx is done. It does not wait until components are engaged.
+// Engage records a cluster that the provider has until ctx is done. It does not wait until the cluster is engaged with
+// the components.
 func (c *Coordinator) Engage(ctx context.Context, name multicluster.ClusterName, cl cluster.Cluster) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -211,7 +212,8 @@ func isController(aware multicluster.Aware) bool {
 	return ok
 }
 
-// Runnable returns the runnable that watches the daemon. It fails if the daemon rejects the subscription.
+// Runnable returns the runnable that watches the daemon. The runnable fails if Address or the credentials are invalid,
+// or the daemon rejects the subscription.
 func (c *Coordinator) Runnable() manager.Runnable { return following{c} }
 
 type following struct{ coordinator *Coordinator }

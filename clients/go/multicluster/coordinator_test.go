@@ -443,7 +443,7 @@ func TestMembersOfAShardGroupOwnDisjointClustersAndTogetherAll(t *testing.T) {
 		series[info.Sharding.Member] = `milo_discovery_client_owned_clusters{shard="` + info.Sharding.Member + `"} 3`
 		within(t, "the metric", func() error {
 			const help = "# HELP milo_discovery_client_owned_clusters Clusters that this process works in, by the member of the shard group " +
-				"that owns them; the shard is empty without a group.\n# TYPE milo_discovery_client_owned_clusters gauge\n"
+				"that owns them; the label is empty without a group.\n# TYPE milo_discovery_client_owned_clusters gauge\n"
 			text := strings.NewReader(help + series[info.Sharding.Member] + "\n")
 			return testutil.GatherAndCompare(registry, text, "milo_discovery_client_owned_clusters")
 		})

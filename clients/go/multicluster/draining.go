@@ -77,15 +77,15 @@ func Reconciler(
 
 // isTerminating reports whether the object exists in the cluster and has a deletionTimestamp.
 func (e *entry) isTerminating(ctx context.Context, kind runtime.Object, name types.NamespacedName) (bool, error) {
-	of := e.cluster()
-	if of == nil { // the cluster began to drain
+	current := e.cluster()
+	if current == nil { // the cluster began to drain
 		return false, nil
 	}
 	found, ok := kind.DeepCopyObject().(client.Object)
 	if !ok {
-		return false, fmt.Errorf("%T is not an object", kind)
+		return false, fmt.Errorf("%T is not a client.Object", kind)
 	}
-	if err := of.GetClient().Get(ctx, name, found); err != nil {
+	if err := current.GetClient().Get(ctx, name, found); err != nil {
 		return false, client.IgnoreNotFound(err)
 	}
 	return !found.GetDeletionTimestamp().IsZero(), nil
@@ -222,8 +222,8 @@ func (p *Provider) releaseWhenIdle(ctx context.Context, d *drain, before <-chan 
 	}
 }
 
-// release releases a cluster to the daemon, and retries while the daemon is unreachable. A newer state of the cluster
-// from pending replaces it.
+// release releases a cluster to the daemon, and retries after errors that are not terminal. A newer state of the
+// cluster from pending replaces it.
 func release(
 	ctx context.Context, client *discovery.Client, subscriber string, log logr.Logger, cluster discovery.Cluster, pending <-chan discovery.Cluster,
 ) {

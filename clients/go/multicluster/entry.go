@@ -122,7 +122,7 @@ type instance struct {
 
 var (
 	errStopped       = errors.New("the cluster stopped")
-	errEngageTimeout = errors.New("the manager did not engage the cluster in time")
+	errEngageTimeout = errors.New("the manager did not engage the cluster within Options.EngageTimeout")
 )
 
 // work runs an entry, and retries with backoff after a failure, until the entry is disengaged.
@@ -235,7 +235,7 @@ func (p *Provider) sync(ctx context.Context, i *instance) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	return fmt.Errorf("informers of indexed types have not synced within %v", p.options.SyncTimeout)
+	return fmt.Errorf("informers of indexed types have not synced within Options.SyncTimeout (%v)", p.options.SyncTimeout)
 }
 
 // offerToManager calls the manager's Engage with an instance.

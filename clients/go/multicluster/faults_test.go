@@ -225,7 +225,7 @@ func TestRecreatedProjectWithTheSameNameIsANewCluster(t *testing.T) {
 
 // TestEngagementsOfANameDoNotOverlap disengages and engages several names concurrently, in all ways. When Engage is
 // called for the next engagement of a name, the context of the last one must be canceled. A component that counts the
-// ends later can count a name as engaged twice at once: see TestEndsThatAreCountedLateSeemToOverlap.
+// ends later can count a name as engaged twice at once: see TestAfterFuncOfAnEngagementCanRunDuringTheNext.
 func TestEngagementsOfANameDoNotOverlap(t *testing.T) {
 	env := newEnvironment(t)
 	names := numbered(8)
@@ -301,10 +301,10 @@ func (l *lagging) Engage(ctx context.Context, name mc.ClusterName, _ cluster.Clu
 	return nil
 }
 
-// TestEndsThatAreCountedLateSeemToOverlap shows why a component can see a name engaged twice at once: a context.AfterFunc,
-// like a goroutine that waits for ctx.Done, runs at some time after the cancellation, and the provider does not wait for
-// it. It waits until the context is canceled and the caches have stopped.
-func TestEndsThatAreCountedLateSeemToOverlap(t *testing.T) {
+// TestAfterFuncOfAnEngagementCanRunDuringTheNext shows why a component can see a name engaged twice at once: a
+// context.AfterFunc, like a goroutine that waits for ctx.Done, runs at some time after the cancellation. The provider
+// does not wait for it, but only until the context is canceled and the caches have stopped.
+func TestAfterFuncOfAnEngagementCanRunDuringTheNext(t *testing.T) {
 	env := newEnvironment(t)
 	env.engage("alpha")
 	mgr := env.manager(env.provider(nil), nil)

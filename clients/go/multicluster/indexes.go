@@ -31,7 +31,7 @@ func (i index) key() string {
 func (p *Provider) IndexField(ctx context.Context, obj client.Object, field string, extract client.IndexerFunc) error {
 	object, ok := obj.DeepCopyObject().(client.Object) // kept for later clusters, while the caller may reuse its object
 	if !ok {
-		return fmt.Errorf("%T is not an object", obj)
+		return fmt.Errorf("%T is not a client.Object", obj)
 	}
 	added := index{object: object, field: field, extract: extract}
 	p.mu.Lock()
@@ -44,7 +44,7 @@ func (p *Provider) IndexField(ctx context.Context, obj client.Object, field stri
 	p.indexes = append(p.indexes, added)
 	p.mu.Unlock()
 
-	ctx, cancel := context.WithTimeoutCause(ctx, p.options.SyncTimeout, fmt.Errorf("not indexed within %v", p.options.SyncTimeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, p.options.SyncTimeout, fmt.Errorf("a field index was not added within Options.SyncTimeout (%v)", p.options.SyncTimeout))
 	defer cancel()
 	limit := make(chan struct{}, p.options.MaxConcurrent)
 	var indexing sync.WaitGroup

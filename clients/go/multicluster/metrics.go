@@ -38,7 +38,7 @@ func newMetrics(registerer prometheus.Registerer, p *Provider) (*clientMetrics, 
 		failures:    counter("engage_failures_total", "Failed attempts to engage a cluster, and clusters that stopped; both are retried."),
 		engaged: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Namespace: namespace, Name: "engage_seconds",
-			Help:    "Seconds from the start of an engagement until the cluster is engaged with the controllers.",
+			Help:    "Seconds from the start of an engagement until the cluster is engaged with the controllers, including a wait for leadership.",
 			Buckets: prometheus.ExponentialBuckets(0.005, 3, 9),
 		}),
 		renewals: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -106,7 +106,7 @@ type ownedClusters struct{ provider *Provider }
 
 var ownedDesc = prometheus.NewDesc(
 	namespace+"_owned_clusters",
-	"Clusters that this process works in, by the member of the shard group that owns them; the shard is empty without a group.",
+	"Clusters that this process works in, by the member of the shard group that owns them; the label is empty without a group.",
 	[]string{"shard"}, nil,
 )
 

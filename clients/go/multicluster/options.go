@@ -21,7 +21,7 @@ type Options struct {
 	// Address is the daemon's address: unix:///path or HOST:PORT. The default is MILO_DISCOVERY_ADDRESS, or else
 	// discovery.DefaultAddress.
 	Address string
-	// Client is the daemon's client to use, instead of one for Address. The provider does not close it.
+	// Client is used instead of a new client for Address. The provider does not close it.
 	Client *discovery.Client
 	// Filter selects clusters. The zero value selects all of the daemon's clusters.
 	Filter discovery.Filter

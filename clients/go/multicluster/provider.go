@@ -106,7 +106,7 @@ func (p *Provider) Get(ctx context.Context, name multicluster.ClusterName) (clus
 		if found := e.cluster(); found != nil {
 			return found, nil
 		}
-		return nil, fmt.Errorf("cluster %s is not started yet: %w", name, multicluster.ErrClusterNotFound)
+		return nil, fmt.Errorf("cluster %s is engaged, but not running here yet: %w", name, multicluster.ErrClusterNotFound)
 	}
 	return nil, p.absence(ctx, name)
 }
@@ -224,7 +224,8 @@ func (p *Provider) follow(ctx context.Context) error {
 			return fmt.Errorf("follow milo-discoveryd: %w", err)
 		}
 		p.metrics.connected.Set(0) // a rejection can also close an open stream, without a call of Disconnected
-		// After the first view, work on the engaged clusters continues despite the error.
+		// After the first view, work on the engaged clusters continues despite the error. Those of a sharded daemon were
+		// disengaged by Watch.
 		if time.Since(began) > retries.Cap {
 			retry = retries
 		}

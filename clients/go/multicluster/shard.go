@@ -16,8 +16,8 @@ import (
 // multicluster.ErrClusterNotFound, for which multicluster-runtime drops a request instead of retrying it.
 var ErrClusterNotOwned = errors.New("cluster is not owned by this member of the shard group")
 
-// askWithin is the timeout of Client.Get for a cluster that is not engaged.
-const askWithin = 2 * time.Second
+// getTimeout is the timeout of Client.Get for a cluster that is not engaged.
+const getTimeout = 2 * time.Second
 
 // absence returns the error of Get for a cluster that is not engaged.
 func (p *Provider) absence(ctx context.Context, name multicluster.ClusterName) error {
@@ -25,7 +25,7 @@ func (p *Provider) absence(ctx context.Context, name multicluster.ClusterName) e
 	if p.shard.Load() == nil {
 		return unknown
 	}
-	ctx, cancel := context.WithTimeout(ctx, askWithin)
+	ctx, cancel := context.WithTimeout(ctx, getTimeout)
 	defer cancel()
 	report, err := p.options.Client.Get(ctx, string(name))
 	if err != nil || report.Engagement.Reason != discovery.EngagementUnassigned {

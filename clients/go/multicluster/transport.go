@@ -7,9 +7,9 @@ import (
 	"net/http"
 )
 
-// engagedTransport is the transport of all clients of a cluster. It sends no requests after the engagement: another
-// project may have the name, and in some sources the address, by then. And it returns an error for a redirect: net/http
-// would follow it to any server, and the transport would add the credential to that request.
+// engagedTransport is the transport of all clients of a cluster. It sends no requests once the engagement has ended:
+// another project may have the name, and in some sources the address, by then. And it returns an error for a redirect:
+// net/http would follow it to any server, and the transport would add the credential to that request.
 type engagedTransport struct {
 	base http.RoundTripper
 	// owned is canceled at the end of the engagement, with a *Disengaged as cause.
@@ -30,7 +30,7 @@ func (t *engagedTransport) RoundTrip(request *http.Request) (*http.Response, err
 		return response, err
 	}
 	_ = response.Body.Close()
-	return nil, fmt.Errorf("redirect refused: the cluster answered %s %s with %s", request.Method, request.URL.Path, response.Status)
+	return nil, fmt.Errorf("redirect refused: the cluster responded to %s %s with %s", request.Method, request.URL.Path, response.Status)
 }
 
 // WrappedRoundTripper returns the wrapped transport, for client-go.

@@ -4,7 +4,7 @@ import { readAccess, type Access } from "./kubeconfig.js";
 import type { Known } from "./session.js";
 import { time } from "./watch.js";
 
-const MARGIN_MS = 5000; // a credential is not used shortly before it expires, since requests take time to arrive
+const MARGIN_MS = 5000; // a credential is used until this long before it expires, since requests take time to arrive
 const BACKOFF_MS = { first: 1000, longest: 30_000 };
 
 interface Current {
@@ -17,8 +17,9 @@ interface Current {
 /**
  * The credential of one engagement: its access throws an error once the engagement has ended. A valid credential is
  * returned at once, and a new one is requested in the background when it is due for renewal. Callers wait only if there
- * is no valid credential, until the response arrives or the stream pushes a kubeconfig. After a failed
- * request, none is sent for a backoff: callers without a valid credential then get the error of the failed one.
+ * is no valid credential, until the response arrives or the stream pushes a kubeconfig. After a failed request, no
+ * other is sent until a backoff has elapsed. Until then, callers without a valid credential get the error of the failed
+ * request.
  */
 export class Credential {
   #current: Current | undefined;
@@ -30,7 +31,7 @@ export class Credential {
   /** @internal */
   constructor(
     private readonly name: string,
-    /** Returns the current state of the engaged cluster; undefined after the engagement. */
+    /** Returns the current state of the engaged cluster; undefined once the engagement has ended. */
     private readonly engaged: () => Known | undefined,
     private readonly issue: (incarnation: string, isRetry: boolean) => Promise<Kubeconfig>,
     /** Calls a listener once, at the next event of the cluster. Returns a function that removes the listener. */
@@ -43,12 +44,12 @@ export class Credential {
       const { kubeconfig } = this.#require();
       if (kubeconfig && kubeconfig !== this.#pushed) this.#offer((this.#pushed = kubeconfig), 0.25); // the stream is expected to push the next one too
       const now = Date.now();
-      const mayAsk = now >= (this.#failure?.retryAt ?? 0);
+      const mayRequest = now >= (this.#failure?.retryAt ?? 0);
       if (this.#current !== undefined && now < this.#current.usableUntil) {
-        if (mayAsk && now >= this.#current.refreshAt) this.#renew().catch(() => {});
+        if (mayRequest && now >= this.#current.refreshAt) this.#renew().catch(() => {});
         return this.#current.access;
       }
-      if (!mayAsk && !this.#renewing) throw this.#failure?.error;
+      if (!mayRequest && !this.#renewing) throw this.#failure?.error;
       if (await this.#renewedBeforeNextEvent()) {
         this.#require(); // the cluster may have been disengaged during the wait
         return this.#current!.access;
@@ -58,7 +59,7 @@ export class Credential {
 
   #require(): Known {
     const known = this.engaged();
-    if (!known) throw new StatusError("NOT_FOUND", `cluster ${this.name} is no longer engaged: its credential must not be used`);
+    if (!known) throw new StatusError("NOT_FOUND", `the engagement of cluster ${this.name} has ended: its credential must not be used`);
     return known;
   }
 
@@ -82,8 +83,8 @@ export class Credential {
       const { incarnation } = this.#require().cluster;
       this.#offer(await this.issue(incarnation, this.#failure !== undefined), 0);
     } catch (error) {
-      const asked = (error instanceof StatusError && error.retryAfterMs) || 0;
-      this.#failure = { error, retryAt: Date.now() + Math.max(asked, this.#backoffMs * (0.5 + Math.random() / 2)) };
+      const requestedMs = (error instanceof StatusError && error.retryAfterMs) || 0;
+      this.#failure = { error, retryAt: Date.now() + Math.max(requestedMs, this.#backoffMs * (0.5 + Math.random() / 2)) };
       this.#backoffMs = Math.min(2 * this.#backoffMs, BACKOFF_MS.longest);
       throw error;
     }

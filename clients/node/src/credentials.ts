@@ -56,7 +56,9 @@ export function callMetadata({ tokenFile }: Credentials): Metadata {
   const metadata = new Metadata();
   if (tokenFile) {
     const token = read(tokenFile).toString("latin1").trim();
-    if (!/^[\x21-\x7e]+$/.test(token)) throw new InvalidCredentials(`${tokenFile} does not contain a token`);
+    if (!/^[\x21-\x7e]+$/.test(token)) {
+      throw new InvalidCredentials(`${tokenFile} does not contain a token: it must be one word of printable ASCII characters`);
+    }
     metadata.set("authorization", `Bearer ${token}`);
   }
   return metadata;

@@ -6,7 +6,7 @@ export class DiscoveryError extends Error {
   override name = "DiscoveryError";
 }
 
-/** Thrown when credentials cannot be read, or must not be sent to the address. */
+/** Thrown when credentials are incomplete, cannot be read or must not be used with the address. */
 export class InvalidCredentials extends DiscoveryError {
   override name = "InvalidCredentials";
 }
@@ -16,7 +16,7 @@ export class UnusableKubeconfig extends DiscoveryError {
   override name = "UnusableKubeconfig";
 }
 
-/** Thrown when a stream violated the protocol, or missed its heartbeats. Watches recover from it. */
+/** Thrown when a stream violated the protocol or missed its heartbeats, or the daemon does not own its clusters. Watches recover. */
 export class StreamBroken extends DiscoveryError {
   override name = "StreamBroken";
 }

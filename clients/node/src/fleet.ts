@@ -17,7 +17,7 @@ export class EngagedCluster {
     readonly credential: Credential,
     /** The current state of the cluster, or its last state before it was disengaged. */
     public current: Cluster,
-    /** Aborted when the cluster is disengaged or draining. */
+    /** Aborted when the cluster is disengaged or draining, or the fleet stops. */
     readonly signal: AbortSignal,
   ) {}
 
@@ -78,7 +78,7 @@ export class Fleet {
     } finally {
       for (const name of this.#members.keys()) this.#disengage(name, "the fleet stopped");
       await Promise.all(this.#ending.values());
-      await this.client.endSubscription(subscriber).catch(() => {}); // draining clusters then wait until their deadline
+      await this.client.endSubscription(subscriber).catch(() => {}); // drains of the next minute then wait until their deadline
     }
   }
 
@@ -103,7 +103,7 @@ export class Fleet {
 
   async #drain(watch: Watch, name: string): Promise<void> {
     const member = this.#members.get(name);
-    member?.end.abort(new Error("draining"));
+    member?.end.abort(new Error("the cluster is draining"));
     await member?.done;
     // If the release does not reach the daemon, the next stream sends the cluster as draining again.
     if (member && this.#members.get(name) === member) await watch.release(name).catch(() => {});

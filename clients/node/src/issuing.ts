@@ -1,5 +1,5 @@
-const AT_ONCE = 16;
-const REST_MS = 1000;
+const MAX_CONCURRENT = 16;
+const PAUSE_AFTER_FAILURE_MS = 1000;
 
 /**
  * Limits concurrent requests for credentials, over all clusters. A failed request keeps its slot for another second.
@@ -7,20 +7,20 @@ const REST_MS = 1000;
  * cluster.
  */
 export class IssueLimit {
-  #free = AT_ONCE;
+  #free = MAX_CONCURRENT;
   readonly #first: (() => void)[] = [];
   readonly #retries: (() => void)[] = [];
 
   async run<T>(request: () => Promise<T>, isRetry: boolean): Promise<T> {
     if (this.#free > 0) this.#free -= 1;
     else await new Promise<void>((resolve) => (isRetry ? this.#retries : this.#first).push(resolve));
-    let restMs = REST_MS;
+    let pauseMs = PAUSE_AFTER_FAILURE_MS;
     try {
       const result = await request();
-      restMs = 0;
+      pauseMs = 0;
       return result;
     } finally {
-      if (restMs > 0) setTimeout(() => this.#release(), restMs).unref();
+      if (pauseMs > 0) setTimeout(() => this.#release(), pauseMs).unref();
       else this.#release();
     }
   }

@@ -32,7 +32,7 @@ export class Ownership {
     return now() < this.#until;
   }
 
-  /** Begin to renew, when the first `sharded` batch arrives. Resolves after the first response. */
+  /** Begin to renew, when the first `sharded` batch arrives. Resolves after the first attempt. */
   async begin(): Promise<void> {
     if (this.#renewing) return;
     this.#until = 0;

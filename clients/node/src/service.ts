@@ -30,7 +30,7 @@ export function connect(...[address, credentials]: ConstructorParameters<typeof 
   return new Service(address, credentials, {
     "grpc.use_local_subchannel_pool": 1,
     "grpc.initial_reconnect_backoff_ms": 100,
-    "grpc.max_reconnect_backoff_ms": 1000, // the daemon is local: reconnect soon after it restarts
+    "grpc.max_reconnect_backoff_ms": 1000, // the daemon is on the same host or network: reconnect soon after it restarts
     "grpc.enable_http_proxy": 0,
     "grpc.keepalive_time_ms": 30_000,
     "grpc.keepalive_timeout_ms": 10_000,

@@ -61,7 +61,7 @@ export class Session {
     return this.revision;
   }
 
-  /** Apply a batch. If it does not continue the previous one, throws StreamBroken and applies none of it. */
+  /** Apply a batch. If it contradicts the view, or does not continue the previous batch, throws StreamBroken and applies none of it. */
   receive(batch: WatchClustersResponse): Event[] {
     const phase = this.#phase;
     this.#phase = { name: "closed" }; // remains closed if the batch is invalid
@@ -150,7 +150,7 @@ export class Session {
 
   #apply(last: string, batch: WatchClustersResponse): Event[] {
     requireNext(last, batch);
-    if (!batch.synced) throw this.#contradiction("the stream is no longer synced, without a reset");
+    if (!batch.synced) throw this.#contradiction("`synced` became false without a reset");
     const changed = new Map<string, Known | undefined>();
     const events: Event[] = [];
     for (const event of batch.events) {

@@ -103,9 +103,7 @@ class ScriptedStream:
         batch = pb.WatchClustersResponse(
             events=events,
             revision=self.daemon.next_revision() if revision is None else revision,
-            previous_revision=("" if reset and not self._context_sent else self.revision)
-            if previous is None
-            else previous,
+            previous_revision=("" if reset and not self._has_sent else self.revision) if previous is None else previous,
             synced=synced,
             reset=reset,
             source=source if source is not None else pb.SourceStatus(state=pb.SourceStatus.STATE_STREAMING),
@@ -131,11 +129,11 @@ class ScriptedStream:
         async with self._writing:
             self.daemon.trace(f"daemon: stream {self.number}: {describe(batch)}")
             self.revision, self._synced = batch.revision, batch.synced
-            self._context_sent = True
+            self._has_sent = True
             with suppress(asyncio.InvalidStateError, grpc.aio.BaseError):
                 await self._context.write(batch)
 
-    _context_sent = False
+    _has_sent = False
 
     def stop_heartbeats(self) -> None:
         if self._heartbeats is not None:

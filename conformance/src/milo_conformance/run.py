@@ -51,7 +51,7 @@ class Case:
     title: str
     why: str
     demands: str
-    """A quotation of the proto file."""
+    """A quotation from the proto file."""
     script: Callable[[Run], Awaitable[None]]
     needs: Feature | None = None
     is_large: bool = False
@@ -193,7 +193,7 @@ class Run:
         if opens in done:
             raise CaseFailed(f"stream {opens.result().number} was opened, {why}")
         if not done:
-            raise CaseFailed(f"fewer than two connections were attempted within {LIMIT_S:g} s")
+            raise CaseFailed(f"the subscriber did not close two connections within {LIMIT_S:g} s")
 
     async def refuses_settings(self, environment: Mapping[str, str], why: str, *, is_tcp: bool = False) -> None:
         """Start the subscriber without these settings, then with them; fail if it opens a stream then."""
@@ -231,7 +231,7 @@ class Run:
             except TimeoutError:
                 break
             if line is None:
-                compare(expected, self._reported, self.subscriber.last_words())
+                compare(expected, self._reported, self.subscriber.stderr_tail())
                 raise CaseFailed("the subscriber exited")
             self._reported.append(line)
         found, self._reported = self._reported, []

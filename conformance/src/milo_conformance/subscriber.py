@@ -74,9 +74,9 @@ class ClientProgram(Protocol):
 
     async def command(self, line: str) -> None: ...
     def pause(self) -> None: ...
-    def go_on(self) -> None: ...
+    def resume(self) -> None: ...
     async def close(self) -> None: ...
-    def last_words(self) -> str:
+    def stderr_tail(self) -> str:
         """Return the subscriber's last lines on standard error."""
         ...
 
@@ -109,7 +109,7 @@ class SubscriberProcess:
     def pause(self) -> None:
         os.killpg(self._process.pid, signal.SIGSTOP)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         os.killpg(self._process.pid, signal.SIGCONT)
 
     async def close(self) -> None:
@@ -118,7 +118,7 @@ class SubscriberProcess:
         await self._process.wait()
         await asyncio.gather(*self._readers, return_exceptions=True)
 
-    def last_words(self) -> str:
+    def stderr_tail(self) -> str:
         return "\n".join(["the subscriber exited unexpectedly; its last lines on stderr:", *self._stderr[-20:]])
 
     async def _read_lines(self) -> None:

@@ -64,7 +64,7 @@ pub async fn watch(address: &str, request: WatchClustersRequest, heartbeat: Dura
         if FINAL.contains(&error.code()) {
             return error;
         }
-        eprintln!("stream broken, all clusters stay engaged: {}", error.message());
+        eprintln!("stream broken, reconnecting: {}", error.message());
         let asked = error.get_details_retry_info().and_then(|info| info.retry_delay).unwrap_or_default();
         tokio::time::sleep(asked.max(backoff.mul_f64(rand::random_range(0.5..1.0)))).await;
         backoff = LONGEST_BACKOFF.min(2 * backoff);

@@ -36,7 +36,7 @@ async fn main() {
     let address = std::env::var("MILO_DISCOVERY_ADDRESS").unwrap_or("unix:///run/milo-discovery/discovery.sock".into());
     let request = WatchClustersRequest { include_kubeconfigs: true, ..Default::default() };
     let mut work: HashMap<String, Work> = HashMap::new();
-    let mut terminated = signal(SignalKind::terminate()).expect("a handler for SIGTERM");
+    let mut terminated = signal(SignalKind::terminate()).expect("cannot handle SIGTERM");
     let watching = watch(&address, request, Duration::from_secs(10), |event| match event {
         Event::Engaged(cluster, first) => {
             println!("working in {}", cluster.name);
@@ -56,7 +56,7 @@ async fn main() {
         }
     });
     let error = tokio::select! {
-        _ = terminated.recv() => return, // how a pod is ended
+        _ = terminated.recv() => return, // sent when the pod terminates
         error = watching => error,
     };
     eprintln!("subscription refused: {error}");

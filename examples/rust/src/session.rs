@@ -148,7 +148,7 @@ impl Session {
     fn apply(&mut self, batch: WatchClustersResponse) -> Result<Vec<Event>, Broken> {
         self.require_next(&batch)?;
         if !batch.synced {
-            return Err(self.contradiction("the stream is no longer synced, without a reset".into()));
+            return Err(self.contradiction("`synced` became false without a reset".into()));
         }
         let mut changed: HashMap<String, Option<Known>> = HashMap::new(); // None: disengaged
         let mut events = Vec::new();

@@ -25,7 +25,7 @@ HEARTBEAT = timedelta(seconds=float(os.environ.get("HEARTBEAT_S", "10")))
 def line(item: Event | StreamNotice) -> str:
     match item:
         case Disconnected(error=error):
-            return f"stream broken, all clusters stay engaged: {error}"
+            return f"stream broken, reconnecting: {error}"
         case Event(type=EventType.DISENGAGED, cluster=cluster):
             reason = "" if item.reason is DisengageReason.UNSPECIFIED else item.reason.name
             return f"DISENGAGED {cluster.name} {reason} {item.message}"

@@ -73,7 +73,7 @@ async def test_subscriber_prints_only_differences_after_daemon_restart(
         await printed.lines(4)
 
         await daemon.kill()
-        await printed.until("stream broken, all clusters stay engaged")
+        await printed.until("stream broken, reconnecting")
         sandbox.projects.delete("goes")
         sandbox.projects.delete("is-replaced")
         sandbox.projects.create("is-replaced", ready=True)

@@ -57,12 +57,12 @@ func TestExpiry(t *testing.T) {
 		validFor *durationpb.Duration
 		want     time.Duration
 	}{
-		"counts from the request":            {durationpb.New(time.Minute), asked + time.Minute},
-		"is at once without a duration":      {nil, asked},
-		"is before with a negative duration": {durationpb.New(-time.Minute), asked - time.Minute},
-		"is at once if out of range":         {&durationpb.Duration{Seconds: math.MaxInt64}, asked},
-		"is at once with invalid nanos":      {&durationpb.Duration{Seconds: 60, Nanos: 2e9}, asked},
-		"is never after centuries":           {&durationpb.Duration{Seconds: 300 * 365 * 24 * 3600}, math.MaxInt64},
+		"counts from the request":             {durationpb.New(time.Minute), asked + time.Minute},
+		"is the request time if unset":        {nil, asked},
+		"is before with a negative duration":  {durationpb.New(-time.Minute), asked - time.Minute},
+		"is the request time if out of range": {&durationpb.Duration{Seconds: math.MaxInt64}, asked},
+		"is the request time if invalid":      {&durationpb.Duration{Seconds: 60, Nanos: 2e9}, asked},
+		"is never if centuries later":         {&durationpb.Duration{Seconds: 300 * 365 * 24 * 3600}, math.MaxInt64},
 	} {
 		if got := Expiry(each.validFor, asked); got != each.want {
 			t.Errorf("Expiry %s: got %v, want %v", name, got, each.want)

@@ -1,8 +1,8 @@
 // Package session interprets the batches of a WatchClusters stream, without I/O.
 //
 // A Session outlives connections and daemons. It holds the view (the clusters that its user was notified of) and the
-// resume revision. It applies batches, and returns the changes for its user: each cluster is engaged once and
-// disengaged once, whatever happens to the connection. The rules:
+// resume revision. It applies batches, and returns the changes for its user: Engaged and Disengaged alternate for each
+// cluster, whatever happens to the connection. The rules:
 //
 //   - A snapshot takes effect when it is complete. No change is reported before synced, and an incomplete snapshot is
 //     dropped.
@@ -28,9 +28,9 @@ import (
 	pb "go.miloapis.com/discovery/v1"
 )
 
-// ErrBroken is returned when a stream violated the protocol: a batch is missing, or an event contradicts earlier ones.
+// ErrBroken is returned when a stream violated the protocol: a batch is missing or contradicts earlier ones.
 // Open another stream to continue.
-var ErrBroken = errors.New("discovery stream is inconsistent")
+var ErrBroken = errors.New("discovery stream is broken")
 
 const (
 	// MissingAfterReconnect is the message of a disengagement because a snapshot lacks the cluster.
@@ -282,7 +282,7 @@ func (s *Session) differences(snapshot map[string]Known) (changes []Change) {
 
 func (s *Session) follow(batch *pb.WatchClustersResponse) (Result, error) {
 	if !batch.GetSynced() {
-		return Result{}, s.contradiction("the stream is no longer synced, without a reset")
+		return Result{}, s.contradiction("`synced` became false without a reset")
 	}
 	pending := map[string]*Known{} // nil: disengaged
 	var changes []Change

@@ -53,7 +53,8 @@ type change struct {
 	event     []byte
 }
 
-// rememberedChanges is the number of past events that a project keeps. Watches from before them fail with 410 Gone.
+// rememberedChanges is the number of past events that a project keeps. Watches that begin earlier fail with
+// 410 Gone.
 const rememberedChanges = 1000
 
 func (w *watch) follows(c change) bool {

@@ -222,7 +222,7 @@ class Session:
     def _apply(self, last: str, batch: pb.WatchClustersResponse) -> _Step:
         _require_next(last, batch)
         if not batch.synced:
-            raise self._contradiction("the stream is no longer synced, without a reset")
+            raise self._contradiction("`synced` became false without a reset")
         changed: dict[str, KnownCluster | None] = {}
         events: list[Event] = []
         for message in batch.events:

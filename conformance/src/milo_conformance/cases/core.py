@@ -117,7 +117,7 @@ async def changes(run: Run) -> None:
 
 @core(
     "A project that is re-created under its old name is another cluster",
-    why="An operator that continues works in the new project with the state of the old one.",
+    why="An operator that continued would use the state of the old project in the new one.",
     demands="DISENGAGED (REPLACED), then ENGAGED, in one batch",
 )
 async def replaced_in_one_batch(run: Run) -> None:

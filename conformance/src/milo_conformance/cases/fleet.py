@@ -177,7 +177,10 @@ async def redirect(run: Run) -> None:
         await stream.snapshot(engaged("a", plane.kubeconfig("a", "one"), endpoint=plane.url))
         await run.reported("BEGIN a")
         if (code := await request(run, "a")) or plane.tokens != ["Bearer one"]:
-            raise CaseFailed(f"a request failed with {code!r}; the cluster received {plane.tokens}, not ['Bearer one']")
+            raise CaseFailed(
+                f"a request ended with the error {code!r}, and the cluster received {plane.tokens}; "
+                "expected no error and ['Bearer one']"
+            )
         for status in (301, 302, 303, 307, 308):
             plane.redirect = (status, elsewhere.url)
             code = await request(run, "a")

@@ -184,7 +184,7 @@ async def credential_is_refreshed(run: Run) -> None:
     for _ in range(3):
         found = await credential(run, "a")
         if found != "token-1":
-            raise CaseFailed(f"a credential that is not due to be refreshed was replaced by {found!r}")
+            raise CaseFailed(f"the credential is {found!r}, not 'token-1', which is not due to be refreshed")
     call = await run.daemon.wait_for_call("IssueKubeconfig")
     if call.request.incarnation not in {"", "a-1"}:
         raise CaseFailed(f"the request is for the incarnation {call.request.incarnation!r}, not 'a-1'")

@@ -23,7 +23,7 @@ async def released(run: Run, name: str, incarnation: str, *, after: int = 0) -> 
     if (request.cluster, request.incarnation, request.subscriber) != (name, incarnation, SUBSCRIBER):
         raise CaseFailed(
             f"subscriber {request.subscriber!r} released {request.cluster!r}, incarnation {request.incarnation!r}; "
-            f"not {SUBSCRIBER!r} {name!r}, incarnation {incarnation!r}"
+            f"expected {SUBSCRIBER!r} to release {name!r}, incarnation {incarnation!r}"
         )
 
 
@@ -129,7 +129,7 @@ async def refused_release(run: Run) -> None:
 
 @release(
     "A subscriber that stops ends its subscription",
-    why="Otherwise clusters that drain later wait for it until their deadline.",
+    why="Otherwise the daemon expects it to return, and clusters that drain wait for it.",
     demands="EndSubscription says that a subscriber has ended all of its work and will not return",
 )
 async def stop(run: Run) -> None:

@@ -257,7 +257,7 @@ async def suspended(run: Run) -> None:
     stream.stop_heartbeats()
     await asyncio.sleep(3)
     since = time.monotonic()
-    run.subscriber.go_on()
+    run.subscriber.resume()
     await lost(run, by=since)
     again = await run.stream()
     again.sharded = True

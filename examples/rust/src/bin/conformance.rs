@@ -65,7 +65,7 @@ fn code(error: &Status) -> &'static str {
 #[tokio::main]
 async fn main() {
     let address = variable("MILO_DISCOVERY_ADDRESS");
-    let heartbeat = Duration::from_secs_f64(variable("CONFORMANCE_HEARTBEAT_S").parse().expect("a number of seconds"));
+    let heartbeat = Duration::from_secs_f64(variable("CONFORMANCE_HEARTBEAT_S").parse().expect("CONFORMANCE_HEARTBEAT_S must be a number of seconds"));
     let request = WatchClustersRequest {
         filter: Some(ClusterFilter { label_selector: variable("CONFORMANCE_LABEL_SELECTOR"), ..Default::default() }),
         include_kubeconfigs: !variable("CONFORMANCE_KUBECONFIGS").is_empty(),

@@ -24,9 +24,9 @@ const (
 )
 
 const (
-	issueWithin = 15 * time.Second
+	issueTimeout = 15 * time.Second
 	// Minimum interval between requests to the daemon, even if its kubeconfigs are rejected or expire soon.
-	renewEvery = 5 * time.Second
+	minRenewalInterval = 5 * time.Second
 )
 
 // Options configures a Credential.
@@ -103,7 +103,7 @@ func New(options Options) *Credential {
 	return &Credential{options: options, ctx: ctx, cancel: cancel, offered: make(chan struct{})}
 }
 
-// Offer replaces the kubeconfig by one that the daemon pushed. A kubeconfig that is older than the current one is
+// Offer replaces the kubeconfig with one that the daemon pushed. A kubeconfig that is older than the current one is
 // ignored.
 func (c *Credential) Offer(k Kubeconfig) error {
 	outcome, err := c.offer(k)
@@ -130,7 +130,7 @@ func (c *Credential) offer(k Kubeconfig) (Outcome, error) {
 	}
 	server, err := url.Parse(config.Host)
 	if err != nil || server.Host == "" {
-		return Failed, errors.New("kubeconfig refused: its server is not a URL")
+		return Failed, errors.New("kubeconfig refused: its server is not an absolute URL")
 	}
 	base, release, err := c.options.Pool.take(config)
 	if err != nil {
@@ -218,7 +218,7 @@ func (c *Credential) RoundTrip(request *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	if due := used.from.RefreshAfter; !due.IsZero() && c.options.Now().After(due) {
-		c.renewBeside(renewEvery)
+		c.startRenewal(minRenewalInterval)
 	}
 	response, err := used.send(request, c.options.Server)
 	if err != nil || response.StatusCode != http.StatusUnauthorized {
@@ -260,7 +260,7 @@ func (c *Credential) newerThan(ctx context.Context, refused *held) *held {
 	if found := c.heldOtherThan(refused); found != nil {
 		return found
 	}
-	attempt := c.renewBeside(renewEvery)
+	attempt := c.startRenewal(minRenewalInterval)
 	if attempt == nil {
 		return c.heldOtherThan(refused) // an attempt may have ended after the first check
 	}
@@ -284,7 +284,7 @@ func (c *Credential) heldOtherThan(refused *held) *held {
 
 // renew waits for an attempt to renew the credential, or for a kubeconfig that the daemon pushes.
 func (c *Credential) renew(ctx context.Context, offered <-chan struct{}) error {
-	attempt := c.renewBeside(0)
+	attempt := c.startRenewal(0)
 	select {
 	case <-attempt.done:
 		return attempt.err
@@ -295,9 +295,9 @@ func (c *Credential) renew(ctx context.Context, offered <-chan struct{}) error {
 	}
 }
 
-// renewBeside starts an attempt in the background unless one is in flight. It returns nil if the last attempt was less
+// startRenewal starts an attempt in the background unless one is in flight. It returns nil if the last attempt was less
 // than pause ago.
-func (c *Credential) renewBeside(pause time.Duration) *renewal {
+func (c *Credential) startRenewal(pause time.Duration) *renewal {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.renewal != nil {
@@ -315,7 +315,7 @@ func (c *Credential) renewBeside(pause time.Duration) *renewal {
 }
 
 func (c *Credential) attempt(attempt *renewal) {
-	ctx, cancel := context.WithTimeout(c.ctx, issueWithin)
+	ctx, cancel := context.WithTimeout(c.ctx, issueTimeout)
 	defer cancel()
 	outcome := Failed
 	issued, err := c.options.Issue(ctx)

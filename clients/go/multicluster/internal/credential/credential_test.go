@@ -131,7 +131,7 @@ func TestUnauthorizedResponseIsReturnedIfDaemonHasNoNewerKubeconfig(t *testing.T
 	if of.calls.Load() != 1 || (*outcomes)[0] != Unchanged {
 		t.Errorf("%d calls with outcomes %v, want one with unchanged", of.calls.Load(), *outcomes)
 	}
-	now = now.Add(renewEvery)
+	now = now.Add(minRenewalInterval)
 	post(t, c, server.URL, nil)
 	if of.calls.Load() != 2 {
 		t.Errorf("%d calls after the minimum interval, want 2", of.calls.Load())

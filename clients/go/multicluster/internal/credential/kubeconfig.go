@@ -28,7 +28,7 @@ const maxContent = 1 << 20
 // access only to the clusters for which it issues credentials.
 func Parse(content []byte) (*rest.Config, error) {
 	if len(content) > maxContent {
-		return nil, fmt.Errorf("kubeconfig refused: %d bytes, more than %d", len(content), maxContent)
+		return nil, fmt.Errorf("kubeconfig refused: it has %d bytes; the limit is %d", len(content), maxContent)
 	}
 	parsed, err := clientcmd.Load(content)
 	if err != nil {
@@ -86,7 +86,7 @@ func refuse(cluster *clientcmdapi.Cluster, user *clientcmdapi.AuthInfo) error {
 	case cluster.ProxyURL != "":
 		return fmt.Errorf("it uses the proxy %q", cluster.ProxyURL)
 	case user.Impersonate == "" && (user.ImpersonateUID != "" || len(user.ImpersonateGroups)+len(user.ImpersonateUserExtra) > 0):
-		return errors.New("it impersonates groups without a user")
+		return errors.New("it sets as-uid, as-groups or as-user-extra, but not as")
 	case user.Token == "" && len(user.ClientCertificateData) == 0:
 		return errors.New("it has neither a token nor a client certificate")
 	}

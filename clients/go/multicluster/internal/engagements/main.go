@@ -27,7 +27,7 @@ import (
 	"go.miloapis.com/discovery/multicluster"
 )
 
-const lookEvery = 20 * time.Millisecond
+const pollInterval = 20 * time.Millisecond
 
 func main() {
 	log.SetFlags(0)
@@ -36,7 +36,7 @@ func main() {
 	heartbeat, _ := strconv.Atoi(os.Getenv("HEARTBEAT_S"))
 	logger := funcr.NewJSON(func(line string) {
 		if strings.Contains(line, "stream from milo-discoveryd broke") {
-			show("stream broken, all clusters stay engaged:", line)
+			show("stream broken, reconnecting:", line)
 		}
 	}, funcr.Options{})
 	ctrllog.SetLogger(logger)
@@ -85,7 +85,7 @@ func (p *printer) follow(ctx context.Context, before discovery.Cluster) {
 				show("DISENGAGED", before.Name, string(cause.Reason), cause.Message)
 			}
 			return
-		case <-time.After(lookEvery):
+		case <-time.After(pollInterval):
 			if info, ok := p.provider.Info(name); ok && info.UID == before.UID && !reflect.DeepEqual(info.Labels, before.Labels) {
 				show("UPDATED", info.Name, info.Endpoint)
 				before = info

@@ -30,9 +30,9 @@ import (
 )
 
 const (
-	// answerWithin is the timeout of a request. A mapper gets no context, and holds the locks of its cluster's cache during
-	// the request.
-	answerWithin = 15 * time.Second
+	// requestTimeout is the timeout of a request. A mapper gets no context, and holds the locks of its cluster's cache
+	// during the request.
+	requestTimeout = 15 * time.Second
 	// maxDocument is the maximum size of a discovery document.
 	maxDocument = 64 << 20
 	// minETag is the minimum length of an ETag that is used for conditional requests: a hash of the content, like that of
@@ -51,7 +51,7 @@ type document struct {
 
 // Documents caches the discovery documents of all clusters, each once. A document is dropped when no mapper uses it.
 type Documents struct {
-	Timeout time.Duration // timeout of a request; zero means answerWithin. Set only by tests.
+	Timeout time.Duration // timeout of a request; zero means requestTimeout. Set only by tests.
 
 	mu    sync.Mutex
 	known map[[sha256.Size]byte]weak.Pointer[document]
@@ -76,7 +76,7 @@ func (d *Documents) read(from server, path string, before *document) (*document,
 		asked = d.last[place].Value()
 		d.mu.Unlock()
 	}
-	ctx, cancel := context.WithTimeout(from.lifetime, cmp.Or(d.Timeout, answerWithin))
+	ctx, cancel := context.WithTimeout(from.lifetime, cmp.Or(d.Timeout, requestTimeout))
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, from.base.JoinPath(path).String(), nil)
 	if err != nil {
@@ -126,9 +126,9 @@ func (d *Documents) document(content []byte, etag string) (*document, error) {
 	if found := d.known[hash].Value(); found != nil {
 		return found, nil
 	}
-	for each, of := range d.known {
-		if of.Value() == nil {
-			delete(d.known, each)
+	for key, cached := range d.known {
+		if cached.Value() == nil {
+			delete(d.known, key)
 		}
 	}
 	mapper, err := mapperOf(content)

@@ -140,7 +140,7 @@ type bounded struct {
 }
 
 func (b bounded) RoundTrip(request *http.Request) (*http.Response, error) {
-	ctx, cancel := context.WithTimeout(b.lifetime, answerWithin)
+	ctx, cancel := context.WithTimeout(b.lifetime, requestTimeout)
 	context.AfterFunc(ctx, cancel) // not deferred, because the body is read after the return
 	return b.transport.RoundTrip(request.WithContext(ctx))
 }

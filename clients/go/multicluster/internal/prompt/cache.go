@@ -86,9 +86,9 @@ func (c *Cache) GetInformer(ctx context.Context, obj client.Object, opts ...cach
 		return c.Cache.GetInformer(ctx, obj, opts...)
 	}
 	i := newInformer()
-	obj, ok := obj.DeepCopyObject().(client.Object) // the caller may reuse it
+	copied, ok := obj.DeepCopyObject().(client.Object) // the caller may reuse obj
 	if !ok {
-		return nil, fmt.Errorf("%T is not an object", obj)
+		return nil, fmt.Errorf("%T is not a client.Object", obj)
 	}
 	if ctx.Err() != nil {
 		// The cluster was disengaged before a controller that waited for leader election started this source. An error
@@ -96,10 +96,10 @@ func (c *Cache) GetInformer(ctx context.Context, obj client.Object, opts ...cach
 		return i, nil //nolint:nilerr // see above
 	}
 	c.mu.Lock()
-	c.pending[i] = newUnsynced(obj, c.scheme)
+	c.pending[i] = newUnsynced(copied, c.scheme)
 	c.mu.Unlock()
 	opts = append(opts, cache.BlockUntilSynced(false))
-	go c.follow(ctx, i, obj, opts)
+	go c.follow(ctx, i, copied, opts)
 	return i, nil
 }
 

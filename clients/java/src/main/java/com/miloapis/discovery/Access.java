@@ -67,14 +67,14 @@ public record Access(
   private static JsonObject only(JsonObject top, String list, String inner, Set<String> fields) {
     var entries = top.getAsJsonArray(list);
     if (entries == null || entries.size() != 1) {
-      throw new DiscoveryException("kubeconfig refused: it does not have exactly one of " + list);
+      throw new DiscoveryException("kubeconfig refused: `" + list + "` does not have exactly one entry");
     }
     return object(object(entries.get(0), Set.of("name", inner)).get(inner), fields);
   }
 
   private static JsonObject object(JsonElement element, Set<String> allowed) {
     if (element == null || !element.isJsonObject() || !allowed.containsAll(element.getAsJsonObject().keySet())) {
-      throw new DiscoveryException("kubeconfig refused: it has fields that the daemon does not write");
+      throw new DiscoveryException("kubeconfig refused: a mapping is missing, or has fields that the daemon does not write");
     }
     return element.getAsJsonObject();
   }
@@ -89,7 +89,7 @@ public record Access(
     }
     var name = text(user, "as");
     if (name == null) {
-      throw new DiscoveryException("kubeconfig refused: it has as-groups or as-user-extra without as");
+      throw new DiscoveryException("kubeconfig refused: it impersonates, but `as` is missing or empty");
     }
     return new ActAs(name, user.has("as-groups") ? texts(user.get("as-groups")) : List.of(), extra);
   }

@@ -13,12 +13,12 @@ import java.util.function.Supplier;
 /**
  * The credential of one engagement: its access throws an exception once the engagement has ended. A valid credential is
  * returned at once, and a new one is requested in the background when it is due for renewal. Callers wait only if there
- * is no valid credential, until the response arrives or the stream pushes a kubeconfig. After a failed
- * request, none is sent for a backoff: callers without a valid credential then get the error of the failed one. A
- * credential may be used from any thread.
+ * is no valid credential, until the response arrives or the stream pushes a kubeconfig. After a failed request, no
+ * other is sent until a backoff has elapsed. Until then, callers without a valid credential get the error of the failed
+ * request. A credential may be used from any thread.
  */
 public final class Credential {
-  private static final Duration MARGIN = Duration.ofSeconds(5); // requests take time to arrive
+  private static final Duration MARGIN = Duration.ofSeconds(5); // a credential is used until this long before it expires
   private static final Duration FIRST_BACKOFF = Duration.ofSeconds(1);
   private static final Duration LONGEST_BACKOFF = Duration.ofSeconds(30);
 
@@ -41,7 +41,7 @@ public final class Credential {
   private Duration backoff = FIRST_BACKOFF;
 
   /**
-   * @param engaged returns the current state of the engaged cluster; null after the engagement
+   * @param engaged returns the current state of the engaged cluster; null once the engagement has ended
    * @param nextEvent returns a future that the next event of the cluster completes
    */
   Credential(
@@ -79,7 +79,7 @@ public final class Credential {
         }
         awaited = renewal;
       }
-      if (isRenewed(awaited, known)) {
+      if (isRenewedBeforeNextEvent(awaited, known)) {
         require(); // the cluster may have been disengaged during the wait
         synchronized (this) {
           return current.access;
@@ -89,7 +89,7 @@ public final class Credential {
   }
 
   /** Wait for a renewal, or for an event of the cluster, such as a kubeconfig or DISENGAGED. Returns whether it was renewed. */
-  private boolean isRenewed(CompletableFuture<Void> awaited, Session.Known asOf) {
+  private boolean isRenewedBeforeNextEvent(CompletableFuture<Void> awaited, Session.Known asOf) {
     var event = nextEvent.get();
     if (engaged.get() != asOf) {
       return false; // the event arrived before this call
@@ -106,7 +106,7 @@ public final class Credential {
     var known = engaged.get();
     if (known == null) {
       throw new DiscoveryException(
-          Status.Code.NOT_FOUND, "cluster " + name + " is no longer engaged: its credential must not be used");
+          Status.Code.NOT_FOUND, "the engagement of cluster " + name + " has ended: its credential must not be used");
     }
     return known;
   }
@@ -143,8 +143,8 @@ public final class Credential {
   private void failed(Throwable error) {
     failure = error;
     var delay = Duration.ofMillis(Math.round(backoff.toMillis() * ThreadLocalRandom.current().nextDouble(0.5, 1)));
-    var asked = error instanceof DiscoveryException refusal ? refusal.retryAfter() : Duration.ZERO;
-    retryAt = Instant.now().plus(delay.compareTo(asked) < 0 ? asked : delay);
+    var requested = error instanceof DiscoveryException refusal ? refusal.retryAfter() : Duration.ZERO;
+    retryAt = Instant.now().plus(delay.compareTo(requested) < 0 ? requested : delay);
     var doubled = backoff.multipliedBy(2);
     backoff = doubled.compareTo(LONGEST_BACKOFF) > 0 ? LONGEST_BACKOFF : doubled;
   }

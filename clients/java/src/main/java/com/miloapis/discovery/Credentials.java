@@ -44,10 +44,10 @@ public record Credentials(Path caFile, Path certificateFile, Path keyFile, Path 
     boolean isSocket = address.startsWith("unix:");
     var problems =
         Map.of(
-            "a client certificate needs its key: set both files or neither", (certificateFile == null) != (keyFile == null),
-            "a client certificate needs TLS: set the CA file as well", certificateFile != null && caFile == null,
-            address + " is a Unix socket, which has no TLS: remove the CA file", isSocket && caFile != null,
-            "the token would be sent to " + address + " unencrypted: set the CA file to use TLS",
+            "certificateFile and keyFile must be set together", (certificateFile == null) != (keyFile == null),
+            "certificateFile needs TLS: set caFile as well", certificateFile != null && caFile == null,
+            address + " is a Unix socket, which has no TLS: remove caFile", isSocket && caFile != null,
+            "the token would be sent to " + address + " unencrypted: set caFile to use TLS",
                 !isSocket && tokenFile != null && caFile == null);
     problems.forEach(
         (problem, applies) -> {
@@ -82,7 +82,7 @@ public record Credentials(Path caFile, Path certificateFile, Path keyFile, Path 
     if (tokenFile != null) {
       String token = new String(read(tokenFile), StandardCharsets.ISO_8859_1).strip();
       if (!token.matches("[\\x21-\\x7e]+")) {
-        throw new DiscoveryException(tokenFile + " does not contain a token");
+        throw new DiscoveryException(tokenFile + " does not contain a token: it must be one word of printable ASCII characters");
       }
       metadata.put(AUTHORIZATION, "Bearer " + token);
     }

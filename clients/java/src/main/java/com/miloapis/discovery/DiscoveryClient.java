@@ -144,7 +144,7 @@ public final class DiscoveryClient implements AutoCloseable {
     }
     return builder
         .maxInboundMessageSize(MAX_MESSAGE_BYTES)
-        .proxyDetector(target -> null) // the daemon is local
+        .proxyDetector(target -> null) // the daemon is on the same host or network
         .keepAliveTime(30, TimeUnit.SECONDS)
         .keepAliveTimeout(10, TimeUnit.SECONDS)
         .idleTimeout(60, TimeUnit.SECONDS)

@@ -35,17 +35,17 @@ public final class EngagedCluster {
     return credential;
   }
 
-  /** Wait until the cluster is disengaged or draining. The handler has to return then. */
+  /** Wait until the cluster is disengaged or draining, or the fleet stops. The handler has to return then. */
   public void awaitEnd() throws InterruptedException {
     end.await();
   }
 
-  /** Wait until the cluster is disengaged or draining, at most for {@code limit}. Returns whether it is. */
+  /** Wait as {@link #awaitEnd()} does, at most for {@code limit}. Returns whether the wait ended before the limit. */
   public boolean awaitEnd(Duration limit) throws InterruptedException {
     return end.await(limit.toMillis(), TimeUnit.MILLISECONDS);
   }
 
-  /** Whether the cluster is disengaged or draining. */
+  /** Whether the cluster is disengaged or draining, or the fleet stops. */
   public boolean hasEnded() {
     return end.getCount() == 0;
   }

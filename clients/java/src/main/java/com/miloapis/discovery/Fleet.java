@@ -67,7 +67,7 @@ public final class Fleet implements AutoCloseable {
       try {
         client.endSubscription(subscriber);
       } catch (DiscoveryException error) {
-        // Draining clusters then wait for this subscriber until their deadline.
+        // Clusters that drain within the next minute then wait for this subscriber until their deadline.
       }
     }
   }

@@ -14,11 +14,11 @@ import java.util.function.Supplier;
  * cluster.
  */
 final class Issuing implements AutoCloseable {
-  private static final int AT_ONCE = 16;
-  private static final long REST_MS = 1000;
+  private static final int MAX_CONCURRENT = 16;
+  private static final long PAUSE_AFTER_FAILURE_MS = 1000;
 
   private final ThreadPoolExecutor threads =
-      new ThreadPoolExecutor(AT_ONCE, AT_ONCE, 10, TimeUnit.SECONDS, new PriorityBlockingQueue<>(), Issuing::thread);
+      new ThreadPoolExecutor(MAX_CONCURRENT, MAX_CONCURRENT, 10, TimeUnit.SECONDS, new PriorityBlockingQueue<>(), Issuing::thread);
   private final AtomicLong requests = new AtomicLong();
 
   Issuing() {
@@ -49,15 +49,15 @@ final class Issuing implements AutoCloseable {
                 issued.complete(call.get());
               } catch (Throwable failure) {
                 issued.completeExceptionally(failure);
-                rest();
+                pauseAfterFailure();
               }
             }));
     return issued;
   }
 
-  private static void rest() {
+  private static void pauseAfterFailure() {
     try {
-      Thread.sleep(REST_MS);
+      Thread.sleep(PAUSE_AFTER_FAILURE_MS);
     } catch (InterruptedException closed) {
       Thread.currentThread().interrupt();
     }

@@ -44,7 +44,7 @@ final class Ownership implements Runnable, AutoCloseable {
     isLost = false;
   }
 
-  /** Begin to renew, when the first sharded batch arrives. Returns after the first response. */
+  /** Begin to renew, when the first sharded batch arrives. Returns after the first attempt. */
   void begin() {
     if (keeper != null) {
       return;

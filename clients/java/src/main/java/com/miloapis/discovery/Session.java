@@ -14,7 +14,7 @@ import java.util.function.Predicate;
 
 /**
  * Turns batches into events, without I/O. It outlives connections and daemons, and reports one ENGAGED and one DISENGAGED for each
- * cluster.
+ * engagement.
  *
  * <p>A snapshot takes effect when it is complete, as its differences from the view. A cluster with the same name and UID is the same
  * cluster, whatever its incarnation. But if a cluster was draining, and is not any more, it was disengaged and engaged
@@ -66,7 +66,7 @@ final class Session {
     return revision;
   }
 
-  /** Apply a batch. If it does not continue the previous one, throws and applies none of it. */
+  /** Apply a batch. If it contradicts the view, or does not continue the previous batch, throws and applies none of it. */
   synchronized List<Event> receive(WatchClustersResponse batch) {
     Phase before = phase;
     phase = Phase.CLOSED; // remains closed if the batch is invalid
@@ -176,7 +176,7 @@ final class Session {
   private List<Event> apply(WatchClustersResponse batch) {
     requireNext(batch);
     if (!batch.getSynced()) {
-      throw contradiction("the stream is no longer synced, without a reset");
+      throw contradiction("`synced` became false without a reset");
     }
     var changed = new HashMap<String, Known>(); // null: disengaged
     var events = new ArrayList<Event>();
