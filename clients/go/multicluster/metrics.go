@@ -58,7 +58,7 @@ func newMetrics(registerer prometheus.Registerer, p *Provider) (*clientMetrics, 
 			for _, registered := range all[:i] {
 				registerer.Unregister(registered)
 			}
-			return nil, fmt.Errorf("register the provider's metrics (a second provider needs Options.Registerer): %w", err)
+			return nil, fmt.Errorf("register the provider's metrics (with several providers, each needs Options.Registerer, labeled by prometheus.WrapRegistererWith): %w", err)
 		}
 	}
 	return m, nil

@@ -64,8 +64,8 @@ type Options struct {
 
 	// Logger is the provider's logger. The default is controller-runtime's, with the name "milo-discovery".
 	Logger logr.Logger
-	// Registerer registers the provider's metrics. The default is controller-runtime's registry. Several providers in one
-	// process need separate registerers, from prometheus.WrapRegistererWith with different values of a label.
+	// Registerer registers the provider's metrics. The default is controller-runtime's registry. Of several
+	// providers in one process, each needs its own, from prometheus.WrapRegistererWith with its own value of one label.
 	Registerer prometheus.Registerer
 }
 
