@@ -117,7 +117,8 @@ def main(argv: Sequence[str]) -> int:
         "--against",
         metavar="REF",
         help="run the named measurements alternately here and in a checkout of REF, and print the ratios; "
-        f"exit status {_MISSED} if a figure is worse by more than {against.TOLERANCE:.0%}% and no rounds overlap",
+        f"exit status {_MISSED} if the median ratio of a figure is worse by more than {against.TOLERANCE:.0%}%, and "
+        "the ranges of its values in the two trees do not overlap",
     )
     parser.add_argument(
         "--pairs", type=int, default=5, metavar="N", help="number of pairs of runs for --against  [default: 5]"

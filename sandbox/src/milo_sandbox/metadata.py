@@ -33,12 +33,12 @@ def violations(metadata: Document, resource: ResourceDefinition) -> Iterator[Cau
             field="metadata.name",
         )
     elif not (is_label(name) if resource.name_is_label else is_subdomain(name)):
-        form = "label" if resource.name_is_label else "subdomain"
+        form, allowed = ("label", " or '-'") if resource.name_is_label else ("subdomain", ", '-' or '.'")
         yield _invalid(
             "metadata.name",
             name,
-            f"a lowercase RFC 1123 {form} must consist of lower case alphanumeric characters, '-'"
-            f"{'' if resource.name_is_label else ' or .'}, and must start and end with an alphanumeric character",
+            f"a lowercase RFC 1123 {form} must consist of lower case alphanumeric characters{allowed}, and must start "
+            "and end with an alphanumeric character",
         )
     yield from _label_violations(metadata.get("labels", {}))
     yield from _annotation_violations(metadata.get("annotations", {}))

@@ -43,7 +43,7 @@ async def put(api: Api, platform: Platform, workload: Workload) -> str:
 
 
 @pytest.mark.parametrize("tried", PLATFORMS, ids=lambda each: each.name)
-async def test_definition_of_a_platform_engages_its_cluster_with_a_usable_credential(
+async def test_source_definition_for_a_platform_engages_its_cluster_with_a_usable_credential(
     platform: RealApi,
     workload: RealApi,
     directory: Path,

@@ -17,7 +17,8 @@ async def test_prometheus_fires_and_resolves_one_alert_for_one_outage(workspace:
         await daemon.start()
         await daemon.wait_for_output('"synced"')
         target = str(daemon.events("started")[-1]["http"]).removeprefix("http://")
-        # The inhibiting alert fires a minute before the inhibited one would: at this speed, 1.5 s.
+        # MiloDiscoverydSourceStale, which inhibits MiloDiscoverydSourceFreshnessBurn, fires a minute before that one
+        # would: 1.5 s at this speed.
         async with prometheus(tmp_path, target, speed=40.0) as server:
 
             async def is_fresh() -> bool:

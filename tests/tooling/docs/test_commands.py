@@ -168,7 +168,9 @@ class ArgumentsParsed(Exception):  # noqa: N818 - not an error, but the expected
 @pytest.mark.parametrize(
     "words", [words for words in documented_commands(Way.LASTING) if words[0] == "./dev"], ids=joined
 )
-def test_documented_long_commands_parse_their_arguments(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_of_documented_long_running_commands_are_accepted(
+    words: Sequence[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, verb, *given = words
     [does] = re.findall(rf"^{verb}\) (.*) ;;$", (ROOT / "dev").read_text(), re.MULTILINE)
     if verb == "test":

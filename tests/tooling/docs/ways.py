@@ -25,7 +25,7 @@ class Way(Enum):
     BUILT = f"{_COMMANDS}::test_documented_kustomizations_are_built_by_tests"
     IN_A_CLUSTER = f"{_COMMANDS}::test_documented_kubectl_commands_and_flags_exist"
     """Needs a cluster, and is listed below; kubectl must accept the command and its flags."""
-    LASTING = f"{_COMMANDS}::test_documented_long_commands_parse_their_arguments"
+    LASTING = f"{_COMMANDS}::test_arguments_of_documented_long_running_commands_are_accepted"
     """Takes minutes; its arguments are parsed, and CI runs the commands that are short."""
     PUBLISHED = "tests/tooling/deploy/test_workflows.py"
     """Applies to a published release: names and identities are compared with the workflow."""

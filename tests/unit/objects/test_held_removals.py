@@ -108,7 +108,7 @@ def test_empty_relist_is_held_with_reason() -> None:
     assert "lacks 6 of 6 engaged clusters" in why[1]
 
 
-def test_empty_list_is_held_for_clusters_that_other_members_own() -> None:
+def test_empty_list_holds_removal_of_clusters_that_other_members_own() -> None:
     source = Source()
     source.engagements.assigned_elsewhere = lambda _: "another member owns it"
     for each in FLEET:
@@ -119,7 +119,7 @@ def test_empty_list_is_held_for_clusters_that_other_members_own() -> None:
     assert source.pending_deletions.held == 6
 
 
-def test_empty_list_is_held_for_clusters_that_were_ready_before() -> None:
+def test_empty_list_holds_removal_of_clusters_that_were_ready_before() -> None:
     source = Source()
     source.take(*(ObjectChanged(not_ready(each.name, "2")) for each in FLEET))
     assert source.engaged == 0

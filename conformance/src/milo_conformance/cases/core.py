@@ -546,7 +546,8 @@ async def cut_connection(run: Run) -> None:
 
 @core(
     "The delay that a daemon requests when it shuts down is respected",
-    why="The daemon specifies when its successor will be running, so that clients do not all reconnect at once.",
+    why="Before the delay has passed, the daemon's successor may not be running: attempts until then fail, and "
+    "lengthen the backoff.",
     demands="A daemon that shuts down ends the stream with UNAVAILABLE and a RetryInfo.",
 )
 async def retry_info(run: Run) -> None:
@@ -626,8 +627,9 @@ async def backoff_doubles(run: Run) -> None:
 async def backoff_jitter(run: Run) -> None:
     stream, _ = await refusals(run, await run.synced("a"), REFUSALS_TO_THE_LONGEST_DELAY)
     stream, waits = await refusals(run, stream, 6)
-    if max(waits) - min(waits) < 0.25:
-        raise CaseFailed(f"the delays have no jitter: {', '.join(f'{wait:.2f} s' for wait in waits)}")
+    if (spread := max(waits) - min(waits)) < 0.25:
+        shown = ", ".join(f"{wait:.2f} s" for wait in waits)
+        raise CaseFailed(f"the delays should differ by 0.25 s or more, but differ by {spread:.2f} s: {shown}")
     await stream.send()
     await run.nothing_else(stream)
 

@@ -184,8 +184,8 @@ async def becomes_sharded(run: Run) -> None:
 
 @sharded(
     "A response without `valid_for` does not shorten the ownership",
-    why="The daemon cannot renew its ownership at present, and keeps it for the time of an earlier response. To end "
-    "all work before that would be an outage.",
+    why="The daemon cannot renew its ownership at present, and keeps it until the `valid_for` of an earlier response "
+    "has passed. To end all work before that would be an outage.",
     demands="an earlier response stands until its `valid_for` has passed",
 )
 async def response_without_time(run: Run) -> None:

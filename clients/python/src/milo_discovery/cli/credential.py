@@ -92,8 +92,11 @@ def _parse_exec_info(value: str | None) -> dict[str, Any]:
         exec_info = json.loads(value)
     except ValueError as error:
         raise CommandFailure(f"{EXEC_INFO_VARIABLE} is not valid JSON: {error}") from error
-    if not isinstance(exec_info, dict) or exec_info.get("apiVersion") not in _VERSIONS:
-        raise CommandFailure(f"{EXEC_INFO_VARIABLE}: unsupported apiVersion; supported: {', '.join(_VERSIONS)}")
+    if not isinstance(exec_info, dict):
+        raise CommandFailure(f"{EXEC_INFO_VARIABLE} is not a JSON object")
+    if (version := exec_info.get("apiVersion")) not in _VERSIONS:
+        supported = ", ".join(_VERSIONS)
+        raise CommandFailure(f"{EXEC_INFO_VARIABLE} has the apiVersion {version!r}; supported: {supported}")
     return exec_info
 
 
