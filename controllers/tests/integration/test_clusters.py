@@ -185,7 +185,9 @@ async def test_informer_waits_until_its_kind_is_served(plane: ControlPlane, bare
         [problem] = await eventually(lambda: running.controllers.health().problems)
         assert (problem.cluster, problem.kind, problem.is_synced) == (bare.project, WIDGETS, False)
         assert not running.controllers.health().synced
-        assert running.metric("milo_controllers_informers", resource=WIDGETS, state="not_served") == 1
+        await eventually(
+            lambda: running.metric("milo_controllers_informers", resource=WIDGETS, state="not_served") == 1
+        )
         bare.install(DEFINITION)
         bare.create(widget("late"))
         await eventually(lambda: (bare.project, "late", {}) in log.seen, within_s=60)

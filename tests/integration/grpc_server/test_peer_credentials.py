@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import grpc
 import msgspec
@@ -327,8 +328,12 @@ async def test_calls_beyond_the_limit_in_flight_are_audited(monkeypatch: pytest.
         calls = [stub.ListClusters(pb.ListClustersRequest()) for _ in range(5)]
         codes = [await code for code in islice(asyncio.as_completed([call.code() for call in calls]), 4)]
         assert codes == [grpc.StatusCode.RESOURCE_EXHAUSTED] * 4
-        lines = [line for line in harness.audited if line["reason"] == "TOO_MANY_CALLS"]
-        assert [(line["call"], line["caller"]["uid"]) for line in lines] == [("ListClusters", os.getuid())] * 4
+
+        def lines() -> list[dict[str, Any]]:
+            return [line for line in harness.audited if line["reason"] == "TOO_MANY_CALLS"]
+
+        await eventually(lambda: len(lines()) == 4)  # a line is written after the caller has the response
+        assert [(line["call"], line["caller"]["uid"]) for line in lines()] == [("ListClusters", os.getuid())] * 4
 
 
 async def test_acceptor_recovers_from_descriptor_exhaustion(tmp_path: Path) -> None:
