@@ -2,7 +2,7 @@
 //
 //   MILO_DISCOVERY_ADDRESS=unix:///run/milo-discovery/discovery.sock node operator.mjs
 import { once } from "node:events";
-import { CoreV1Api, makeInformer } from "@kubernetes/client-node";
+import { CoreV1Api, ListWatch, Watch } from "@kubernetes/client-node";
 import { DiscoveryClient, Fleet } from "@miloapis/discovery";
 
 const NAMESPACE = "default";
@@ -33,7 +33,8 @@ async function keepGreeting(cluster) {
 
   const list = () => api.listNamespacedConfigMap({ namespace: NAMESPACE, fieldSelector: `metadata.name=${NAME}` });
   const path = `/api/v1/namespaces/${NAMESPACE}/configmaps`;
-  const informer = makeInformer(config, path, list, undefined, `metadata.name=${NAME}`);
+  // makeInformer has no parameter for the field selector of the watch.
+  const informer = new ListWatch(path, new Watch(config), list, false, undefined, `metadata.name=${NAME}`);
   // A failed reconcile is retried at the next event, or after the interval below.
   const attempt = (found) => reconcile(found).catch((error) => console.error(`${cluster.name}: ${error.message}`));
   informer.on("add", attempt);

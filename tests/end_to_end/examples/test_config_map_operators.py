@@ -146,6 +146,7 @@ async def test_operator_repairs_drift_across_restarts_and_expired_credentials(la
             environ = {"MILO_DISCOVERY_ADDRESS": workspace.address, **operator.environ}
             async with running(command, environ | own_cluster(sandbox, directory), log):
                 await greeted("alpha")
+                alpha.create(CONFIG_MAPS, {"metadata": {"name": "of-another"}, "data": {}}, namespace="default")
                 started = time.monotonic()
                 await repaired()
                 alpha.discard(CONFIG_MAPS, KEY)
@@ -175,3 +176,4 @@ async def test_operator_repairs_drift_across_restarts_and_expired_credentials(la
                 operator.prepare(sandbox.control_plane("beta"))
                 await greeted("beta")
             assert log.read_text().count("working in alpha") == (not operator.reconciles_greetings)
+            assert "of-another" not in log.read_text(), "the operator took another ConfigMap for its own"
