@@ -24,6 +24,7 @@ import java.time.Duration;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
+import java.util.concurrent.atomic.AtomicReference;
 
 /**
  * Maintains one ConfigMap in the namespace "default" of each project, with one {@link Operator} of the Java Operator SDK for each
@@ -59,12 +60,24 @@ public final class GreetingOperator {
 
   private static void operate(EngagedCluster cluster) throws InterruptedException {
     System.out.println("working in " + cluster.name());
+    var failure = new AtomicReference<Throwable>();
     try (KubernetesClient client = cluster.kubernetesClient()) {
-      var operator = new Operator(override -> override.withKubernetesClient(client).withCloseClientOnStop(false));
+      var operator =
+          new Operator(
+              override ->
+                  override
+                      .withKubernetesClient(client)
+                      .withCloseClientOnStop(false)
+                      // By default, an informer that stops with an error ends the process, and with it all clusters.
+                      .withInformerStoppedHandler((informer, error) -> failure.set(error)));
       operator.register(new Greeter(cluster));
       operator.start();
       try {
-        cluster.awaitEnd();
+        while (!cluster.awaitEnd(Duration.ofSeconds(1))) {
+          if (failure.get() != null) {
+            throw new IllegalStateException("an informer stopped", failure.get()); // the fleet starts the handler again
+          }
+        }
       } finally {
         operator.stop();
       }
