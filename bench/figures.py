@@ -206,18 +206,16 @@ COMMANDS = {
 """The arguments of `./dev bench` that write each file of results."""
 
 REASONS = {
-    "bytes_per_cluster": "Objects and engaged clusters have separate records, by design. 32 of the bytes were an "
-    "integer of each object, which objects of equal weight share in later versions.",
+    "bytes_per_cluster": "Objects and engaged clusters have separate records, by design. The frames of the first list "
+    "are among the bytes, until no reader has read a snapshot for a minute.",
     "fanout.slow_reader_effect": "The 99th percentiles are of some milliseconds, and the rounds of one run differ by a "
     "factor of six.",
-    "hostile_clients.all.p99_ratio": "The 99th percentiles are of a few milliseconds: without hostile clients, the "
-    "rounds differ by a factor of 1.4. The ratio of the medians is 0.99.",
-    "idle.cpu_percent": "The check of connections read the directory of descriptors ten times a second. It counts them "
-    "since.",
+    "idle.cpu_percent": "Ten times a second, the daemon counts its descriptors, since gRPC does not report connections "
+    "of Unix sockets. Each time wakes an idle process.",
     "latency.cpu_ratio_to_client_go": "The daemon forwards each change over gRPC, and client-go's informer forwards "
     "nothing: gRPC, HTTP, the event loop and TLS take most of the time of a lone change.",
-    "latency.over_raw_watch_ms": "The limit is absolute, and the machine was slow: the raw watch and client-go took "
-    "1.2 times (real) and twice (sandbox) their time of earlier runs.",
+    "latency.over_raw_watch_ms": "The limit is absolute, and the CPU time of a lone change is most of the figure "
+    "(`single_change.us`): gRPC, HTTP, TLS, the event loop and threads take two thirds of it.",
     "rights.fanout_ratio": "The selectors of ten rules are matched with each change, and no rule's result serves "
     "another.",
 }
