@@ -302,19 +302,20 @@ class ChangeLog:
         its size."""
         frames: list[Frame] = []
         ahead: set[tuple[str, int]] = set()
-        size = 0
-        position, last_position = start, min(len(snapshot.entries), start + RECORDS_PER_STEP)
-        while position < last_position and size < self.batch_bytes:
-            entry = snapshot.entries[position]
-            cluster = entry.cluster
-            if cluster is None or entry.same_view_since > snapshot.revision:
-                cluster = entry.known_at(snapshot.revision)
-            if cluster is not None and view.matches(cluster):
-                frames.append(self.frame(entry, cluster))
-                size += len(frames[-1].data) + overhead
-                if entry.revision > snapshot.revision and cluster is entry.cluster:
-                    ahead.add((cluster.target.name, entry.revision))
+        size, position = 0, start
+        matches, revision = view.matches, snapshot.revision
+        for entry in snapshot.entries[start : start + RECORDS_PER_STEP]:
+            if size >= self.batch_bytes:
+                break
             position += 1
+            cluster = entry.cluster
+            if cluster is None or entry.same_view_since > revision:
+                cluster = entry.known_at(revision)
+            if cluster is not None and matches(cluster):
+                frames.append(frame := self.frame(entry, cluster))
+                size += len(frame.data) + overhead
+                if entry.revision > revision and cluster is entry.cluster:
+                    ahead.add((cluster.target.name, entry.revision))
         return SnapshotPart(slice_of(frames), position, frozenset(ahead))
 
     def read(self, revision: int, view: ClusterView, ahead: ReadAhead = frozenset()) -> Changes:
