@@ -115,7 +115,10 @@ def parse_group(group: type[G], given: Mapping[str, object]) -> G:
 
 
 def nearest(name: str, known: Collection[str], around: tuple[str, ...] = ()) -> str:
-    """Return a suggestion for an unknown name: the nearest of the `known` names in the group `around`."""
+    """Return the end of a message about an unknown name: the nearest of the `known` names, or else all of them.
+
+    The names are shown with the path of their group, `around`.
+    """
     import difflib  # noqa: PLC0415 - used only in errors
 
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

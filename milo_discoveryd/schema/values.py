@@ -235,8 +235,10 @@ def _filled(template: str, allowed: tuple[str, ...]) -> str:
     except ValueError:
         raise ValueError(f"has an unbalanced brace; placeholders are {known}") from None
     for _, field, spec, conversion in parts:
-        if field is not None and (field not in allowed or spec or conversion):
+        if field is not None and field not in allowed:
             raise ValueError(f'has the unknown placeholder "{{{field}}}"; placeholders are {known}')
+        if spec or conversion:
+            raise ValueError(f'has a format or a conversion in the placeholder "{field}": write {{{field}}}')
     return template.format_map(dict.fromkeys(allowed, "x"))
 
 

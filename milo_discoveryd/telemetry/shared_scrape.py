@@ -11,8 +11,8 @@ from prometheus_client.registry import Collector
 Encode = Callable[[Collector], bytes]
 
 _PAUSE = 9.0
-"""The pause after a build, as a multiple of its duration: builds take a tenth of the time, or more if the longest pause
-applies."""
+"""The pause after a build, as a multiple of its duration: builds take at most a tenth of the time, or more if
+`_LONGEST_PAUSE_S` shortens the pause."""
 _LONGEST_PAUSE_S = 2.0
 
 

@@ -209,8 +209,9 @@ def _compiled(data: bytes, confirms_releases: bool) -> Filter:
         if "" in values:
             raise InvalidRequestError(f"filter.{field}", "contains an empty string, which matches nothing")
         count += len(values)
-        if count > MAX_VALUES:
-            raise InvalidRequestError(f"filter.{field}", f"{count} values; the limit of a filter is {MAX_VALUES}")
+    if count > MAX_VALUES:
+        problem = f"names, organizations and sources have {count} values together; the limit is {MAX_VALUES}"
+        raise InvalidRequestError("filter", problem)
     return Filter(
         selector, frozenset(asked.names), frozenset(asked.organizations), confirms_releases, frozenset(asked.sources)
     )
