@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from milo_discoveryd.identity.caller import Caller
-from milo_discoveryd.server.calls.grpc_errors import UnavailableError
+from milo_discoveryd.server.calls.grpc_errors import UnauthenticatedError, UnavailableError
 
 HANDOUT_MAX_AGE_S = 10.0
 """The maximum age of the last review when a kubeconfig is issued, unless reviews fail: see `GRACE_S`."""
@@ -61,7 +61,7 @@ class StreamVerification:
         return False
 
     async def run(self) -> None:
-        """Review the token until canceled. Raises CallError when it is rejected, or its user or groups changed."""
+        """Review the token until canceled. Raises UnavailableError if it is rejected, or its user or groups change."""
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._next_review_in_s):
@@ -80,6 +80,10 @@ class StreamVerification:
         except UnavailableError:
             self._is_failing = True
             return
+        except UnauthenticatedError as error:
+            # Not UNAUTHENTICATED, which is final: the client may have a valid token by now, and retries with it.
+            message = f"{error}; call again with a valid token"
+            raise UnavailableError("IDENTITY_ENDED", message, retry_after_s=0) from None
         if (reviewed.user, reviewed.groups) != (self._caller.user, self._caller.groups):
             message = "the token's user or groups have changed; call again"
             raise UnavailableError("IDENTITY_CHANGED", message, retry_after_s=0)

@@ -125,7 +125,7 @@ async def test_stream_of_revoked_token_is_closed(monkeypatch: pytest.MonkeyPatch
             sandbox.revoke_tokens()
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await call.read()
-    assert (caught.value.code(), reason(caught.value)) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_REJECTED")
+    assert (caught.value.code(), reason(caught.value)) == (grpc.StatusCode.UNAVAILABLE, "IDENTITY_ENDED")
 
 
 async def test_revoked_token_gets_no_kubeconfig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

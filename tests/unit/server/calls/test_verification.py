@@ -77,7 +77,7 @@ async def test_stream_token_is_reviewed_although_no_kubeconfig_is_issued(monkeyp
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (UnauthenticatedError("TOKEN_REJECTED", "revoked"), "TOKEN_REJECTED"),
+        (UnauthenticatedError("TOKEN_REJECTED", "revoked"), "IDENTITY_ENDED"),
         (Caller(listener="api", user="another", groups=("all",)), "IDENTITY_CHANGED"),
         (Caller(listener="api", user="operator", groups=("fewer",)), "IDENTITY_CHANGED"),
     ],
