@@ -261,6 +261,8 @@ class WatchStream:
         assert self._resumption.position is not None, "the resuming subscriber has no position"
         self._revisions.resume(self._asked.resume_revision, self._resumption.position.known)
         changes = cursor.next_batch() or Batch(NO_CHANGES, cursor.revision)
+        if not changes.is_sendable:
+            changes = Batch(NO_CHANGES, revision)  # the subscriber could not resume from within a longer read
         if draining := [*self._still_draining(revision)]:
             changes = msgspec.structs.replace(changes, slice=slice_of((*draining, *changes.slice.frames)))
         await self._send_changes(changes)

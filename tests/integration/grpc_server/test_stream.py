@@ -10,6 +10,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discoveryd.log.change_log import RECORDS_PER_STEP
 from milo_discoveryd.model.observation import NotReady
 from milo_kube.reflect.view_status import ViewState
 from tests.integration.grpc_server.conftest import Harness, a_harness, event_texts, not_ready, ready
@@ -104,6 +105,20 @@ async def test_resumed_stream_gets_coalesced_changes(harness: Harness) -> None:
         batch = await subscriber.batch()
     assert event_texts([batch]) == ["UPDATED alpha"]
     assert batch.events[0].cluster.labels == {"step": "99"}
+
+
+async def test_resumed_stream_begins_with_a_revision_to_resume_from(harness: Harness) -> None:
+    """The changes since then are more than one step reads, and none matches the filter."""
+    asked = pb.ClusterFilter(label_selector="env=prod")
+    harness.listed(ready("alpha", env="prod"))
+    async with harness.subscriber(filter=asked) as subscriber:
+        seen = (await subscriber.until_synced())[-1].revision
+    for number in range(RECORDS_PER_STEP + 1):
+        harness.seen(ready(f"other-{number}"))
+    async with harness.subscriber(filter=asked, resume_revision=seen) as subscriber:
+        first = await subscriber.batch()
+    async with harness.subscriber(filter=asked, resume_revision=first.revision) as subscriber:
+        assert not (await subscriber.batch()).reset
 
 
 async def test_stream_of_stopping_server_ends_with_unavailable_and_retry_info(harness: Harness) -> None:
