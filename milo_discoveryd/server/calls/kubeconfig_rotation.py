@@ -27,6 +27,8 @@ from milo_kube.credential import CredentialError
 BATCH_BYTES = 1 << 20
 KUBECONFIG_BYTES = 6 * 1024
 """The approximate size of a kubeconfig. Batches of a snapshot contain fewer clusters, to leave space for them."""
+_CLUSTERS_PER_STEP = 1000
+"""How many clusters are examined before others run on the event loop."""
 RETRY_S = 5.0
 """How long to wait after a kubeconfig could not be issued although a credential is held."""
 
@@ -103,18 +105,26 @@ class KubeconfigRotation:
                     size += len(events[place]) - len(frame.data)
         return b"".join(events)
 
-    def catch_up(self) -> None:
-        """Schedule kubeconfigs for a subscriber that resumed and has old credentials for its clusters."""
-        for cluster in self._fleet.clusters():
-            if self._schedule[cluster.target.name] is None and self._shown.matches(cluster):
-                self._schedule_now(cluster)
+    def catch_up(self) -> Iterator[None]:
+        """Schedule kubeconfigs for a subscriber that resumed and has old credentials for its clusters.
+
+        Yields between batches.
+        """
+        clusters = [*self._fleet.clusters()]
+        for start in range(0, len(clusters), _CLUSTERS_PER_STEP):
+            for cluster in clusters[start : start + _CLUSTERS_PER_STEP]:
+                if self._schedule[cluster.target.name] is None and self._shown.matches(cluster):
+                    self._schedule_now(cluster)
+            yield
 
     def take_due(self) -> bytes:
-        """Return the KUBECONFIG events that are due. Call it after everything else was sent."""
+        """Return KUBECONFIG events that are due, of one step at most. Call it after everything else was sent."""
         self._schedule.follow_wall_clock()
         events: list[bytes] = []
         size = 0
-        while self.due_in_s <= 0 and size < BATCH_BYTES - KUBECONFIG_BYTES:
+        for _ in range(_CLUSTERS_PER_STEP):
+            if self.due_in_s > 0 or size >= BATCH_BYTES - KUBECONFIG_BYTES:
+                break
             delivery = self._schedule.pop_due()
             event = None if delivery is None else self._renewed(delivery)
             if event is not None:
@@ -151,11 +161,14 @@ class KubeconfigRotation:
         return cluster if cluster is not None and self._shown.matches(cluster) else None
 
     def _follow_update(self, name: str) -> None:
-        """Schedule a new kubeconfig if the cluster's endpoint changed or its labels now select another issuer."""
+        """Schedule a new kubeconfig if the cluster's endpoint changed or its labels now select another issuer.
+
+        So is one that no event had: the cluster was out of view when its ENGAGED event was sent.
+        """
         delivery, cluster = self._schedule[name], self._engaged(name)
-        if delivery is None or cluster is None:
+        if cluster is None:
             return
-        if (delivery.place, delivery.issuer) != (cluster.target.place, self._issuer(cluster)):
+        if delivery is None or (delivery.place, delivery.issuer) != (cluster.target.place, self._issuer(cluster)):
             self._schedule_now(cluster)
 
     def _schedule_now(self, cluster: Cluster) -> Delivery:

@@ -267,7 +267,8 @@ class WatchStream:
             changes = msgspec.structs.replace(changes, slice=slice_of((*draining, *changes.slice.frames)))
         await self._send_changes(changes)
         if self._rotation:
-            self._rotation.catch_up()
+            for _ in self._rotation.catch_up():
+                await asyncio.sleep(0)
 
     def _new_cursor(self, resume: int | None) -> Cursor:
         view = self._visible

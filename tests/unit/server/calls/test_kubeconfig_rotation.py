@@ -16,18 +16,20 @@ from milo_discoveryd.kubeconfigs.rendering import IssuedKubeconfig
 from milo_discoveryd.log.change_log import ChangeLog, Retention, slice_of
 from milo_discoveryd.log.cursor import Cursor
 from milo_discoveryd.log.events import EventType, Frame, Slice
-from milo_discoveryd.log.filter import EVERYTHING
+from milo_discoveryd.log.filter import EVERYTHING, Filter
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.rights import Recipient, Terms
 from milo_discoveryd.rights.scope import ClusterScope, scoped
+from milo_discoveryd.server.calls import kubeconfig_rotation
 from milo_discoveryd.server.calls.delivery_schedule import DeliverySchedule
 from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.server.calls.kubeconfig_rotation import RETRY_S, KubeconfigRotation
 from milo_discoveryd.server.calls.verification import AlwaysFresh
 from milo_kube.credential import Credential, Secret
+from milo_kube.label_selector import parse
 from tests.support.sources import new_source
 from tests.unit.registry.fleets import ready
 from tests.unit.registry.test_fleet_malformed import Ledger
@@ -169,6 +171,28 @@ def updates(cursor: Cursor) -> Slice:
     assert batch is not None
     assert [frame.type for frame in batch.slice.frames] == [EventType.UPDATED]
     return batch.slice
+
+
+def test_cluster_that_left_the_view_until_its_engagement_was_sent_gets_a_kubeconfig(world: World) -> None:
+    view = Filter(selector=parse("env=prod"))
+    change_labels(world, "2", env="prod")
+    rotation, cursor = world.rotation(), Cursor(world.fleet.log, view, None)
+    rotation.change_view(view)
+    change_labels(world, "3", env="dev")
+    snapshot = cursor.next_batch()
+    assert snapshot is not None
+    assert [frame.type for frame in snapshot.slice.frames] == [EventType.ENGAGED]
+    assert given(rotation.attach_kubeconfigs(snapshot.slice)) == []
+    change_labels(world, "4", env="prod")
+    assert given(rotation.attach_kubeconfigs(updates(cursor))) == []
+    assert given(rotation.take_due()) == ["alpha"]
+
+
+def test_kubeconfigs_of_many_clusters_are_sent_in_several_steps(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kubeconfig_rotation, "_CLUSTERS_PER_STEP", 1)
+    rotation = world.rotation()
+    assert len([*rotation.catch_up()]) == 2
+    assert [given(rotation.take_due()) for _ in range(3)] == [["alpha"], ["beta"], []]
 
 
 def test_rotation_renews_everything_after_wall_clock_jump(world: World) -> None:
