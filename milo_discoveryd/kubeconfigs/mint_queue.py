@@ -37,8 +37,9 @@ class MintQueue(Generic[M]):
             "renewal": defaultdict(list),
         }
         self._number = 0
-        self._running: dict[int, str] = {}
-        """The kind of mint that is in flight for each cluster, by incarnation."""
+        self._running: dict[int, tuple[str, str]] = {}
+        """The kind and the organization of the mint that is in flight for each cluster, by incarnation. The cluster
+        may move to another organization until the mint is done."""
         self._kinds: Counter[str] = Counter()
         self._organizations: Counter[str] = Counter()
         self._new: Counter[str] = Counter()
@@ -66,7 +67,7 @@ class MintQueue(Generic[M]):
             if incarnation in self._running:
                 self._parked[incarnation].append((kind, waiting, entry))
                 continue
-            self._running[incarnation] = kind
+            self._running[incarnation] = found
             self._kinds[kind] += 1
             self._organizations[organization] += 1
             self._new[organization] += kind != "renewal"
@@ -74,7 +75,7 @@ class MintQueue(Generic[M]):
 
     def done(self, entry: M) -> None:
         incarnation = _incarnation(entry)
-        kind, organization = self._running.pop(incarnation), _organization(entry)
+        kind, organization = self._running.pop(incarnation)
         self._kinds[kind] -= 1
         self._organizations[organization] -= 1
         self._new[organization] -= kind != "renewal"

@@ -100,6 +100,28 @@ def test_mint_queue_slot_is_reused_when_its_mint_is_done() -> None:
     assert taken(queue) == ["p4"]
 
 
+def test_mint_queue_frees_slot_of_organization_that_changed_in_flight() -> None:
+    queue = MintQueue[Entry](1)
+    moved = entry(1, "shop")
+    first(queue, moved)
+    assert taken(queue) == ["p1"]
+    moved.cluster = entry(1, "farm").cluster
+    queue.done(moved)
+    first(queue, entry(2, "shop"))
+    assert taken(queue) == ["p2"]
+
+
+def test_mint_queue_frees_slot_of_organization_that_changed_while_queued() -> None:
+    queue = MintQueue[Entry](1)
+    moved = entry(1, "shop")
+    first(queue, moved)
+    moved.cluster = entry(1, "farm").cluster
+    assert taken(queue) == ["p1"]
+    queue.done(moved)
+    first(queue, entry(2, "shop"))
+    assert taken(queue) == ["p2"]
+
+
 @pytest.mark.parametrize("failures", [0, 3])
 def test_mint_queue_with_one_slot_serves_retries_and_renewals(failures: int) -> None:
     queue = MintQueue[Entry](1)
