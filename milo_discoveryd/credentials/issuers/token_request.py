@@ -26,6 +26,7 @@ from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.model.cluster import Cluster, ClusterIdentity
 from milo_kube.credential import Credential, token_of
 from milo_kube.http.errors import TransportError
+from milo_kube.reflect.wire import error_status
 
 MIN_TTL_S = 600
 """The shortest lifetime that API servers accept."""
@@ -169,8 +170,8 @@ class TokenRequestIssuer:
                 self._bound[identity] = bound = await self._create_secret(cluster)
             try:
                 return await self._request(request.ttl_s, bound)
-            except _GoneError:
-                del self._bound[identity]  # the Secret may have been deleted: the next attempt creates another
+            except _SecretGoneError:
+                del self._bound[identity]  # the next attempt creates another
                 raise
 
     async def unbound(self, ttl_s: float) -> IssuedCredential:
@@ -220,15 +221,15 @@ class TokenRequestIssuer:
             {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec},
         )
         what = f"issue a token for the service account {self._tokens.namespace}/{self._tokens.service_account}"
-        hint = _NOT_SERVED if answer.status == 404 else ""
-        if bound is not None and answer.status in (404, 409):
-            raise _GoneError(
-                f"{self._origin} could not {what} ({answer.status}): the Secret or the service account no longer "
-                f"exists{hint}",
-                of_cluster=True,
+        # API servers answer 404 for a missing service account, too, and 409 for a Secret with another UID.
+        if bound is not None and answer.status in (404, 409) and error_status(answer.body).name == bound.name:
+            raise _SecretGoneError(
+                f"{self._origin} could not {what} ({answer.status}): the Secret no longer exists", of_cluster=True
             )
-        if hint:
-            raise BackendError(f"{self._origin} could not {what} (404): the service account does not exist{hint}")
+        if answer.status == 404:
+            raise BackendError(
+                f"{self._origin} could not {what} (404): the service account does not exist{_NOT_SERVED}"
+            )
         if answer.status not in (200, 201):
             account = f"resourceNames [{self._tokens.service_account}], in namespace {self._tokens.namespace}"
             rule = f"create serviceaccounts/token, {account}"
@@ -334,8 +335,8 @@ class TokenRequestIssuer:
             raise BackendError(str(error)) from error
 
 
-class _GoneError(BackendError):
-    """The Secret to bind a token to, or the service account, does not exist."""
+class _SecretGoneError(BackendError):
+    """The Secret to bind a token to does not exist."""
 
 
 def _digest(text: str) -> str:

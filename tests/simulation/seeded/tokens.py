@@ -206,7 +206,7 @@ class TokenApi:
         name = path.removeprefix(f"{SECRETS}/")
         bound = self._bound.get(name)
         if bound is None:
-            return _not_found(self._random)
+            return _not_found(name)
         if bound.uid != uid:
             return status(409, "Conflict")(self._random)
         del self._bound[name]
@@ -226,7 +226,7 @@ class TokenApi:
         spec = msgspec.json.decode(body, type=_Asked).spec
         bound = self._bound.get(spec.bound.name)
         if bound is None:
-            return _not_found(self._random)
+            return _not_found(spec.bound.name)
         if bound.uid != spec.bound.uid:
             return status(409, "Conflict")(self._random)
         life_s = {"as asked": min(spec.expiration, self._longest_s), "ended": -1.0, "for ever": 1e8}[lifetime]
@@ -250,5 +250,6 @@ def _told(code: int, body: object) -> Answer:
     return Answer(code, {}, msgspec.json.encode(body))
 
 
-def _not_found(random: Random) -> Answer:
-    return status(404, "NotFound")(random)
+def _not_found(secret: str) -> Answer:
+    details = {"kind": "secrets", "name": secret}
+    return _told(404, {"kind": "Status", "code": 404, "reason": "NotFound", "details": details})

@@ -204,7 +204,7 @@ async def test_deleted_secret_is_created_again(sandbox: Sandbox, api: Transport)
     await source.mint(WANTED)
     (name,) = sandbox.infrastructure.secret_names()
     await api.delete(f"/api/v1/namespaces/milo/secrets/{name}", b"{}", timeout_s=5)
-    with pytest.raises(BackendError, match="the Secret or the service account no longer exists"):
+    with pytest.raises(BackendError, match="the Secret no longer exists"):
         await source.mint(WANTED)
     minted = await source.mint(WANTED)
     assert minted.credential.token is not None
@@ -265,6 +265,7 @@ def given(status: dict[str, object]) -> Answer:
 
 LISTED = answering(200, {"items": []})
 SECRET = answering(201, {"metadata": {"name": "s", "uid": "s1", "creationTimestamp": "2020-01-01T00:00:00Z"}})
+CREATE_SECRET = ("POST", "/api/v1/namespaces/milo/secrets")
 ENDS = "2100-01-01T00:00:00Z"
 
 
@@ -275,7 +276,8 @@ ENDS = "2100-01-01T00:00:00Z"
         ([answering(403, {"message": CANARY})], "create, list and delete secrets in namespace milo"),
         ([answering(500, {"message": CANARY})], "answered 500"),
         ([Answer(201, CANARY.encode())], "is not a Kubernetes object"),
-        ([SECRET, answering(404, {})], "the Secret or the service account no longer exists"),
+        ([SECRET, answering(404, {})], "the service account does not exist"),
+        ([SECRET, answering(409, {})], "answered 409"),
         ([SECRET, answering(429, {}, **{"Retry-After": "3"})], "answered 429"),
         ([SECRET, Answer(201, b"<html>")], "is not a Kubernetes object"),
         ([SECRET, given({"token": CANARY})], "is not a Kubernetes object"),
@@ -307,6 +309,36 @@ async def test_error_of_a_server_without_token_request_contains_the_cause(bound:
     source = a_source(ScriptedApi(*answers, answering(404, {})), bound=bound)
     with pytest.raises(BackendError, match="Milo's own API server serves no TokenRequest"):
         await source.mint(WANTED if bound else MintRequest(ttl_s=900))
+
+
+def not_found(kind: str, name: str) -> Answer:
+    return answering(404, {"kind": "Status", "reason": "NotFound", "details": {"kind": kind, "name": name}})
+
+
+@pytest.mark.parametrize("answer", [not_found("serviceaccounts", "operators"), Answer(404, b"404 page not found\n")])
+async def test_retry_of_token_request_without_service_account_creates_no_further_secret(answer: Answer) -> None:
+    api = ScriptedApi(LISTED, SECRET, answer, answer)
+    source = a_source(api)
+    for _ in range(2):
+        with pytest.raises(BackendError, match="the service account does not exist") as raised:
+            await source.mint(WANTED)
+        assert not raised.value.of_cluster
+    assert api.asked.count(CREATE_SECRET) == 1
+
+
+async def test_secret_with_another_uid_is_replaced() -> None:
+    api = ScriptedApi(LISTED, SECRET, answering(500, {}))
+    source = a_source(api)
+    with pytest.raises(BackendError, match="answered 500"):
+        await source.mint(WANTED)
+    name = json.loads(api.bodies[0])["metadata"]["name"]
+    conflict = answering(409, {"kind": "Status", "reason": "Conflict", "details": {"kind": "Secret", "name": name}})
+    api.answers.extend([conflict, SECRET, answering(500, {})])
+    with pytest.raises(BackendError, match="the Secret no longer exists"):
+        await source.mint(WANTED)
+    with pytest.raises(BackendError, match="answered 500"):
+        await source.mint(WANTED)
+    assert api.asked.count(CREATE_SECRET) == 2
 
 
 async def test_failed_revocation_is_reported_and_can_be_repeated() -> None:
