@@ -7,17 +7,19 @@ definition, and tests/unit/sharding/rendezvous_vectors.json contains test vector
 
 from collections.abc import Mapping
 from hashlib import blake2b
-from math import log
+from math import inf, log
 
 
 def uniform(key: str, member: str) -> float:
-    """Return a number in (0, 1) that is determined by the key and the member."""
+    """Return a number in (0, 1] that is determined by the key and the member."""
     digest = blake2b(f"{key}\0{member}".encode()).digest()
     return ((int.from_bytes(digest[:8]) >> 11) + 0.5) / (1 << 53)
 
 
 def score(key: str, member: str, weight: float) -> float:
-    return -weight / log(uniform(key, member))
+    logarithm = log(uniform(key, member))
+    # `uniform` rounds the largest hashes to 1.0: -weight / 0.0 is -Infinity in IEEE 754, but an error in Python.
+    return -weight / logarithm if logarithm else -inf
 
 
 def owner(key: str, weights: Mapping[str, float]) -> str | None:

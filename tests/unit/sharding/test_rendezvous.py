@@ -1,6 +1,8 @@
 import json
+from math import inf
 from pathlib import Path
 from statistics import mean
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -26,6 +28,13 @@ def test_rendezvous_score_matches_published_vectors(vector: dict[str, str | floa
 
 def test_rendezvous_owner_without_members_is_none() -> None:
     assert rendezvous.owner("key", {}) is None
+
+
+def test_rendezvous_hash_that_rounds_to_one_scores_negative_infinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendezvous, "blake2b", lambda _: SimpleNamespace(digest=lambda: b"\xff" * 64))
+    # As -1 / 0.0 in languages whose division follows IEEE 754.
+    assert rendezvous.score("k", "a", 1.0) == -inf
+    assert rendezvous.owner("k", {"a": 1.0}) == "a"
 
 
 def owners(members: dict[str, float], keys: int = 1000) -> list[str | None]:
