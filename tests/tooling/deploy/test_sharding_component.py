@@ -77,8 +77,7 @@ def test_rollout_replaces_one_replica_at_a_time(directory: Path, kind: str) -> N
 
 def test_disruption_budget_selects_the_replicas(directory: Path, kind: str) -> None:
     [budget] = of_kind(directory, "PodDisruptionBudget")
-    labels = workload(directory, kind)["spec"]["template"]["metadata"]["labels"]
-    assert budget["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert budget["spec"]["selector"] == workload(directory, kind)["spec"]["selector"]
     assert budget["spec"]["maxUnavailable"] == 1
     assert "minAvailable" not in budget["spec"]
 
@@ -92,3 +91,20 @@ def test_role_allows_what_the_daemon_requires_on_leases_of_its_namespace(directo
     assert role["metadata"]["namespace"] == binding["metadata"]["namespace"] == "operators"
     assert binding["roleRef"]["name"] == role["metadata"]["name"]
     assert not of_kind(directory, "ClusterRole")
+
+
+def test_operators_in_one_namespace_have_separate_rights_and_disruption_budgets(
+    directory: Path, kind: str, tmp_path: Path
+) -> None:
+    other = with_components(tmp_path / "other", "sidecar", "sharding", kind=kind)
+    operator = other / "operator.yaml"
+    operator.write_text(operator.read_text().replace("example-operator", "other-operator"))
+    for added in ("Role", "RoleBinding", "PodDisruptionBudget"):
+        names = [each["metadata"]["name"] for path in (directory, other) for each in of_kind(path, added)]
+        assert names == ["milo-discoveryd-sharding-example-operator", "milo-discoveryd-sharding-other-operator"]
+    for path, account in ((directory, "example-operator"), (other, "other-operator")):
+        [binding] = of_kind(path, "RoleBinding")
+        assert binding["subjects"] == [{"kind": "ServiceAccount", "name": account, "namespace": "operators"}]
+        assert binding["roleRef"]["name"] == f"milo-discoveryd-sharding-{account}"
+        [budget] = of_kind(path, "PodDisruptionBudget")
+        assert budget["spec"]["selector"] == {"matchLabels": {"app.kubernetes.io/name": account}}
