@@ -66,7 +66,7 @@ class Confirmations:
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
 
     def applied(self) -> None:
-        """Wake the timers: source events were applied, so confirmations or ticks may be due."""
+        """Wake the timers: source events and the status were applied, so confirmations or ticks may be due."""
         if self._pending_deletions.doubted or self._source.due_at is not None:
             self._has_timers.set()
 
@@ -203,13 +203,13 @@ class Driver:
             await asyncio.sleep(0)
             self._collect_garbage()
         self._reflector.relist_by(self._collection.relist_at)
-        self._confirmations.applied()
         if problem := self._collection.over_budget:
             now = self._clock()
             dropped = self._reflector.give_up(Failure(OVER_BUDGET, problem), now + OVER_BUDGET_RETRY_S, now)
             for _ in self._source.apply(self._collection, dropped, now):
                 pass
         self._source.set_followed(self._collection, self._reflector.status)
+        self._confirmations.applied()
 
     def _collect_garbage(self) -> None:
         """Collect the youngest generation after every `BATCHES_PER_COLLECTION` batches."""

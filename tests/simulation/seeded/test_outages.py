@@ -4,11 +4,13 @@ import asyncio
 import math
 
 import pytest
+from msgspec.structs import replace
 
 from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_kube.api_request import Answer
 from milo_kube.http.errors import TransportError
-from tests.simulation.seeded.harness import Harness, run_steps
+from milo_kube.reflect.view_status import ViewState
+from tests.simulation.seeded.harness import TRAITS, VERIFIED_S, Harness, run_steps
 from tests.simulation.seeded.request_faults import REQUEST_FAULTS, Answered, Lost, RequestFault, status
 
 HOUR_S = 3600.0
@@ -35,6 +37,24 @@ def test_outage_of_an_hour_causes_few_requests_and_disengages_nothing(fault: Req
         assert harness.received == ["DISENGAGED b"]
 
     run_steps(outage)
+
+
+GRACE_S = 10.0
+
+
+def test_f71_grace_that_an_outage_paused_ends_without_another_event() -> None:
+    async def outage(harness: Harness) -> None:
+        await asyncio.sleep(VERIFIED_S)
+        harness.change("a", ready=False)
+        await asyncio.sleep(GRACE_S / 2)
+        harness.api.down_until = harness.loop.time() + 2 * GRACE_S
+        harness.api.cut()
+        await asyncio.sleep(2 * GRACE_S)
+        await harness.until(lambda: harness.daemon.source.status.state is ViewState.STREAMING)
+        assert harness.received == []
+        assert await harness.until(lambda: harness.received == ["DISENGAGED a"]) <= GRACE_S + 1.0
+
+    run_steps(outage, replace(TRAITS, grace_s=GRACE_S))
 
 
 TEN_MINUTES_S = 600.0
