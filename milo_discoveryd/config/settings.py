@@ -65,9 +65,9 @@ class WatchSettings(Group, frozen=True, kw_only=True):
     """Timeout for a complete response, such as a page of a list or a single object."""
     objects_limit: Annotated[int, size(1 << 20, 64 << 30)] = 128 << 20
     """Memory budget for the objects of a source: the size of their kept fields, 512 bytes for each object, and 160 for
-    each of its labels and annotations beyond eight. A source that exceeds it is stale with the reason `OverBudget`, and
-    is listed again after five minutes. The default is enough for about 150,000 projects. Also the maximum size of one
-    response."""
+    each of its labels and annotations beyond eight. Objects that lists lack may take as much again until their deletion
+    is confirmed. A source that exceeds it is stale with the reason `OverBudget`, and is listed again after five
+    minutes. The default is enough for about 150,000 projects. Also the maximum size of one response."""
     credentials: Annotated[str | None, Text(most=63)] = None
     """Name of the credential issuer in `kubeconfigs.issuers` that authenticates discovery. Default: the user of the
     discovery kubeconfig."""

@@ -321,8 +321,8 @@ class ObjectCollection:
         if not last.is_foreign:
             last.version = ended.version
             self.progress.version = comparable(ended.version)
+            self.store.set_missing(name for name, _ in missing)
             yield from self._confirm_at_once(missing, lacking.announced, now)
-            self.store.forget_weight(name for name, _ in missing)
             self.store.end_list((name for name, _ in missing if name not in older) if versions_went_back else ())
             self._positions.end_list(self.number)
         self._apply_decisions(judged, now.steady)

@@ -48,10 +48,10 @@ class StagedList:
             # loop.
             self._uids[name] = record.uid if record.uid == listed.uid else listed.uid
         if record is not None and not store.would_change(listed):
-            store.weight.add_listed(record.weight)
+            store.weight.add_listed(record.weight, 0)
             return
         weight = store.weight_of(listed)
-        if store.weight.add_listed(weight):
+        if store.weight.add_listed(weight, weight if record is None else weight - record.weight):
             self._staged[name] = listed, weight
             if record is not None and self._is_suspect(listed, record.uid):
                 self._suspects[name] = None

@@ -101,11 +101,18 @@ class SourcePositions:
 
 
 class ObjectBudget:
-    """The budget of one source, over all of its collections."""
+    """The budget of one source, over all of its collections.
+
+    Objects that a list lacks are kept until their deletion is confirmed. They do not count in `used`, so that a fleet
+    at the limit can be replaced. All objects together may weigh twice the limit.
+    """
 
     def __init__(self, limit: int = UNLIMITED) -> None:
         self.limit = limit
         self.used = 0
+        """The weight of the objects that the last lists contain, and of those seen since."""
+        self.kept = 0
+        """The weight of all objects."""
 
 
 class CollectionWeight:
@@ -116,8 +123,10 @@ class CollectionWeight:
 
     def __init__(self, budget: ObjectBudget) -> None:
         self._budget = budget
-        self._known = 0
+        self._known = self._kept = 0
         self._listed: int | None = None
+        self._kept_with_list = 0
+        """The weight of all objects, and what the list in progress adds to it."""
         self.problem = ""
         """Why an object did not fit; empty if all did since the last list started."""
 
@@ -125,9 +134,10 @@ class CollectionWeight:
     def used(self) -> int:
         return self._known if self._listed is None else self._listed
 
-    def fits(self, more: int) -> bool:
-        """Return whether the budget has room for `more` bytes. If not, set `problem`."""
-        if more <= 0 or self._budget.used + more <= self._budget.limit:
+    def fits(self, more_used: int, more_kept: int) -> bool:
+        """Return whether the budget has room for more weight in `used` and in `kept`. If not, set `problem`."""
+        used, kept, limit = self._budget.used + more_used, self._budget.kept + more_kept, self._budget.limit
+        if (more_used <= 0 or used <= limit) and (more_kept <= 0 or kept <= 2 * limit):
             return True
         self.problem = (
             f"the API server sent objects beyond watch.objects_limit ({self._budget.limit} bytes per source): the "
@@ -135,28 +145,35 @@ class CollectionWeight:
         )
         return False
 
-    def add(self, more: int) -> None:
+    def add(self, more_used: int, more_kept: int) -> None:
         """Add a change in the weight of the known objects."""
-        self._known += more
+        self._known += more_used
+        self._kept += more_kept
         if self._listed is None:
-            self._budget.used += more
+            self._budget.used += more_used
+            self._budget.kept += more_kept
 
     def list_started(self) -> None:
-        self._budget.used -= self.used
-        self._listed, self.problem = 0, ""
+        if self._listed is not None:
+            self.list_ended()  # the list before this one was not completed
+        self._budget.used -= self._known
+        self._listed, self._kept_with_list, self.problem = 0, self._kept, ""
 
-    def add_listed(self, weight: int) -> bool:
+    def add_listed(self, weight: int, more_kept: int) -> bool:
         """Add the weight of an object of the list in progress, unless the budget is exhausted."""
         assert self._listed is not None, "no list was started"
-        if not self.fits(weight):
+        if not self.fits(weight, more_kept):
             return False
         self._listed += weight
+        self._kept_with_list += more_kept
         self._budget.used += weight
+        self._budget.kept += more_kept
         return True
 
     def list_ended(self) -> None:
         assert self._listed is not None, "no list was started"
         self._budget.used += self._known - self._listed
+        self._budget.kept += self._kept - self._kept_with_list
         self._listed = None
 
 
@@ -208,6 +225,8 @@ class ObjectStore:
         self._records: dict[str, ObjectRecord] = {}
         self._absent: dict[str, None] = {}
         """Keys of absent objects, oldest first."""
+        self._missing: set[str] = set()
+        """Keys of the objects that the last list lacks and that were not seen since."""
 
     # --- changes ---
 
@@ -223,7 +242,8 @@ class ObjectStore:
                 self.outdated += 1
                 continue
             weight = _weight_of(observation, record)
-            if not self.weight.fits(weight if record is None else weight - record.weight):
+            growth = weight if record is None else weight - record.weight
+            if not self.weight.fits(weight if observation.name in self._missing else growth, growth):
                 break
             changes.append(self._put(observation, weight))
         return changes
@@ -253,13 +273,13 @@ class ObjectStore:
         """Record that the source now has the object at that version, without applying its state."""
         self._records[name].version = version
 
-    def forget_weight(self, names: Iterable[str]) -> None:
-        """Subtract from the budget the weight of objects that are missing from a list.
-
-        An object that still exists is counted again when it is next seen.
-        """
-        for name in names:
-            self._set_weight(self._records[name], 0)
+    def set_missing(self, names: Iterable[str]) -> None:
+        """Record which objects are missing from a complete list that was applied: see `ObjectBudget`."""
+        missing = {*names}
+        for name in missing ^ self._missing:
+            weight = self._records[name].weight
+            self.weight.add(-weight if name in missing else weight, 0)
+        self._missing = missing
 
     def _put(self, observation: ObservedObject, weight: int) -> ObjectChange:
         name, state, content = observation.name, observation.state, observation.content
@@ -279,8 +299,8 @@ class ObjectStore:
             record.is_established = is_established
         record.state, record.content, record.version = state, content, observation.version
         record.uid, record.message = observation.uid or record.uid, observation.message
-        if weight != record.weight:
-            self._set_weight(record, weight)
+        if weight != record.weight or name in self._missing:
+            self._set_weight(name, record, weight)
         if not is_ready or name in self._absent:
             self._note_absent(name, state)
         return ObjectChange(name, before, content, observation, not is_same, is_newly_reported)
@@ -292,6 +312,8 @@ class ObjectStore:
         before = record.content
         record.state, record.content = ObjectState.DELETED, None
         self._forget_established(record)
+        # The number of records of deleted objects is limited, but not the length of their names.
+        self._set_weight(deleted.name, record, weigh(deleted) - OBJECT_OVERHEAD)
         self._note_absent(deleted.name, record.state)
         return [ObjectChange(deleted.name, before, None, deleted)]
 
@@ -299,8 +321,10 @@ class ObjectStore:
         self.established_count -= record.is_established
         record.is_established = False
 
-    def _set_weight(self, record: ObjectRecord, weight: int) -> None:
-        self.weight.add(weight - record.weight)
+    def _set_weight(self, name: str, record: ObjectRecord, weight: int) -> None:
+        growth = weight - record.weight
+        self.weight.add(weight if name in self._missing else growth, growth)
+        self._missing.discard(name)
         record.weight = weight
 
     def _note_absent(self, name: str, state: ObjectState) -> None:
@@ -313,7 +337,7 @@ class ObjectStore:
     def _drop(self, name: str) -> None:
         del self._absent[name]
         record = self._records.pop(name)
-        self._set_weight(record, 0)
+        self._set_weight(name, record, 0)
         self._forget_established(record)
 
     # --- what is known ---

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import NotReady, ObjectFields, Observation
 from milo_discoveryd.objects.pending_deletions import Absent
 from milo_discoveryd.objects.store import CollectionWeight, ObjectBudget, ObjectStore, weigh
@@ -16,7 +17,7 @@ from milo_kube.reflect.messages import (
     ObjectChanged,
     Unlisted,
 )
-from tests.unit.registry.fleets import ListedClusters, not_ready, ready
+from tests.unit.registry.fleets import ListedClusters, malformed, not_ready, ready
 
 LIMIT = 10
 SIZE = weigh(ready("p-000").target)
@@ -84,6 +85,61 @@ def test_source_over_its_budget_is_repaired_by_a_shorter_list() -> None:
     clusters.lists_clusters(3)
     assert clusters.weight.problem == ""
     assert clusters.weight.used == 3 * SIZE
+
+
+def test_fleet_at_the_budget_can_be_replaced_while_its_deletions_are_unconfirmed() -> None:
+    clusters = BudgetedClusters()
+    for first in (0, LIMIT):
+        clusters.lists(*objects(LIMIT, first))
+    clusters.take(ObjectChanged(ready(f"p-{LIMIT:03}", "2")))
+    assert (clusters.engagements.engaged, clusters.weight.problem) == (2 * LIMIT, "")
+
+
+def test_repeated_lists_of_new_objects_keep_at_most_twice_the_budget() -> None:
+    clusters = BudgetedClusters()
+    for number in range(3):
+        clusters.lists(ready("anchor"), *objects(LIMIT - 1, first=number * (LIMIT - 1)))
+    assert clusters.weight.problem
+    assert clusters.engagements.engaged <= 2 * LIMIT
+    clusters.lists(ready("anchor"), *objects(LIMIT - 1))
+    assert clusters.weight.problem == ""
+
+
+def test_new_objects_of_a_watch_and_unconfirmed_deletions_keep_at_most_twice_the_budget() -> None:
+    clusters = BudgetedClusters()
+    for first in (0, LIMIT):
+        clusters.lists(*objects(LIMIT, first))
+    clusters.lists_clusters(1)
+    clusters.take(ObjectChanged(ready("new")))
+    assert clusters.weight.problem
+    assert clusters.engagements.engaged == 2 * LIMIT
+
+
+def test_fleet_can_be_replaced_again_after_its_deletions_are_confirmed() -> None:
+    clusters = BudgetedClusters()
+    for first in (0, LIMIT, 2 * LIMIT):
+        clusters.lists(*objects(LIMIT - 1, first))
+        for request in clusters.due_requests():
+            clusters.resolve(request, Absent())
+    assert (clusters.engagements.engaged, clusters.weight.problem) == (LIMIT - 1, "")
+
+
+def test_long_name_of_a_deleted_object_counts() -> None:
+    clusters = BudgetedClusters()
+    invalid = malformed("/" * 5 * SIZE)
+    clusters.lists(invalid, ready("anchor"))
+    clusters.lists(ready("anchor"))
+    record = clusters.store[invalid.name]
+    assert record is not None
+    assert record.state is ObjectState.DELETED
+    assert clusters.weight.used > 5 * SIZE
+
+
+def test_object_that_appears_again_counts_again() -> None:
+    clusters = BudgetedClusters()
+    for count in (LIMIT, 1, LIMIT):
+        clusters.lists_clusters(count)
+    assert clusters.weight.used == LIMIT * SIZE
 
 
 def test_changes_of_the_same_object_do_not_exhaust_the_budget() -> None:
