@@ -129,7 +129,7 @@ class ClusterRecords:
         self.engaged = 0
         self.by_key: dict[str, ClusterRecord] = {}
         self._absent: dict[str, None] = {}
-        """Keys of clusters in forgettable states, oldest first."""
+        """Keys of clusters in forgettable states that are not engaged, oldest first."""
         self._counts = dict.fromkeys(ObjectState, 0)
 
     def count(self, state: ObjectState) -> int:
@@ -147,15 +147,14 @@ class ClusterRecords:
         return record
 
     def move(self, name: str, record: ClusterRecord, state: ObjectState, now: Moment) -> str | None:
-        """Record that a cluster's object entered a state. Return the key of the record that is dropped, if any."""
+        """Record that a cluster's object entered a state. Return the key of the record that is dropped, if any.
+
+        The record of an engaged cluster only counts toward the limit once the cluster is disengaged.
+        """
         self._counts[record.state] -= 1
         self._counts[state] += 1
         record.state, record.since = state, now.wall
-        return self.note_absent(name, state)
-
-    def keep(self, name: str) -> None:
-        """Exempt a record from the limit of records in forgettable states."""
-        self._absent.pop(name, None)
+        return None if record.engaged else self.note_absent(name, state)
 
     def note_absent(self, name: str, state: ObjectState) -> str | None:
         """Count a record in a forgettable state toward the limit of such records. Return the key of the record that is
@@ -502,7 +501,6 @@ class Engagements:
             return self._end(record, reason, message, now)
         name = cluster.target.name
         self.not_ready.ended(name)
-        self._records.keep(name)
         draining = Drain(reason, message, now.wall + timeout_s)
         return self._update(record, msgspec.structs.replace(cluster, draining=draining), now)
 
@@ -514,7 +512,7 @@ class Engagements:
         self.not_ready.ended(name)
         if cluster.draining is not None:
             self.releases.end_drain(name)
-            self._note_dropped(self._records.note_absent(name, record.state))
+        self._note_dropped(self._records.note_absent(name, record.state))
         ended = record.record_end(cluster, reason, message, now.wall)
         record.former = without_draining(cluster)
         self.log.append(record.entry, ended, now.steady)

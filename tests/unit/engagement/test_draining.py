@@ -201,14 +201,14 @@ def test_drain_ends_when_the_cluster_leaves_the_last_filter() -> None:
 
 def test_draining_record_is_not_evicted_with_absent_records(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engagement, "FORGETTABLE_RECORDS_KEPT", 1)
-    fleet = with_subscriber()
-    fleet.commit([outside("a"), outside("b"), outside("c")], at(10))
-    assert fleet["a"] is not None
-    assert fleet["b"] is None
-    fleet.end_drain("a", at(20))
-    fleet.commit([outside("d")], at(30))
-    assert fleet["a"] is None
-    assert fleet.count(ObjectState.OUTSIDE) == 1
+    for fleet in (with_subscriber(), drained()):
+        fleet.commit([outside("a"), outside("b"), outside("c")], at(12))
+        assert fleet["a"] is not None
+        assert fleet["b"] is None
+        assert fleet.end_drain("a", at(20))[0].type is EventType.DISENGAGED
+        fleet.commit([outside("d")], at(30))
+        assert fleet["a"] is None
+        assert fleet.count(ObjectState.OUTSIDE) == 1
 
 
 # --- events that readers receive ---
