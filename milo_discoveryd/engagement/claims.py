@@ -14,7 +14,9 @@ claims on the same value at the same revision.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from operator import attrgetter
 from urllib.parse import urlsplit
 
 import msgspec
@@ -32,21 +34,27 @@ from milo_kube import addresses
 _CLAIMING = (Ready, NotReady)
 
 
-class ValueClaim(msgspec.Struct, frozen=True, gc=False):
-    """An object's claim on a value. Positions increase in the order in which the daemon observed the claims."""
+class ValueClaim(msgspec.Struct, frozen=True, order=True, gc=False):
+    """An object's claim on a value. Claims on one value are sorted by the fields, in this order."""
 
+    rank: int
+    """The position of the source in the configuration."""
+    is_stated: bool
+    """The value is in the object; otherwise it comes from the API server or the daemon's configuration."""
+    is_first: bool
+    """The claim was found in the first list of a source, so it may be older than its position."""
+    position: int
+    """Positions increase in the order in which the daemon observed the claims."""
+    key: str
+    """The key of the cluster."""
+    value: str
     server: str
     uid: str
     """The object's UID at that API server."""
-    is_stated: bool
-    """The value is in the object; otherwise it comes from the API server or the daemon's configuration."""
-    position: int
-    is_first: bool
-    """The claim was found in the first list of a source, so it may be older than its position."""
-    rank: int = 0
-    """The position of the source in the configuration."""
 
 
+_group = attrgetter("rank", "is_stated", "is_first")
+"""Returns what the claims of one group have in common, besides the API server."""
 ClaimedCluster = tuple[int, str]
 """The rank of a source, and the key of one of its clusters."""
 
@@ -61,10 +69,12 @@ class ValueClaims(ABC):
 
     def __init__(self) -> None:
         self.is_active = False
-        self._by_value: dict[str, dict[str, ValueClaim]] = {}
-        """The claims on each value, by the key of the cluster."""
-        self._by_key: dict[str, tuple[str, ...]] = {}
-        """The values that each cluster's object claims; the last one is that of its present state."""
+        self._by_value: dict[str, tuple[ValueClaim, ...]] = {}
+        """The claims on each value, sorted. The garbage collector would track lists, one per cluster."""
+        self._by_key: dict[str, tuple[ValueClaim, ...]] = {}
+        """The claims of each cluster's object; the last one is that of its present state."""
+        self._kept_engaged: dict[str, set[ClaimedCluster]] = {}
+        """The contested clusters that are still engaged, by each value that their objects claim."""
 
     @abstractmethod
     def states(self, observation: Ready | NotReady) -> bool:
@@ -74,53 +84,91 @@ class ValueClaims(ABC):
     def value_of(self, observation: Ready | NotReady) -> str:
         """Return the value that an object claims; empty if it claims none."""
 
-    def add(self, key: str, value: str, claim: ValueClaim) -> set[ClaimedCluster]:
-        """Claim a value for a cluster. Return the other clusters whose claims to evaluate again.
+    def add(self, claim: ValueClaim) -> set[ClaimedCluster]:
+        """Add a claim of a cluster's object. Return the other clusters whose claims to evaluate again.
 
         An object that changes its claim also keeps the former one while the new one is not valid, because its cluster
         stays engaged as it was.
         """
-        claims = self._by_value.setdefault(value, {})
-        former = claims.get(key)
+        held = {kept.value: kept for kept in self._by_key.get(claim.key, ())}
+        former, affected = held.pop(claim.value, None), set[ClaimedCluster]()
         if former is not None:
             claim = msgspec.structs.replace(claim, position=former.position, is_first=former.is_first)
-        claims[key] = claim
-        self._by_key[key] = (*(held for held in self._by_key.get(key, ()) if held != value), value)
-        affected = set() if former == claim else _clusters(claims) - {(claim.rank, key)}
-        return affected | self.drop_former(key) if self.is_valid(key) else affected
+        if former is not None and former == claim:
+            claim = former  # both indexes share one struct
+        else:
+            affected |= set() if former is None else self._remove(former)
+            affected |= self._insert(claim) | self._kept_engaged.pop(claim.value, set())
+        self._by_key[claim.key] = (*held.values(), claim)
+        if held and self.is_valid(claim.key):
+            affected |= self.drop_former(claim.key)
+            affected = affected.union(*(self._kept_engaged.pop(value, ()) for value in held))
+        return affected
+
+    def keep_engaged(self, key: str) -> None:
+        """Record that a contested cluster stays engaged, until another object claims one of its values."""
+        for claim in self._by_key.get(key, ()):
+            self._kept_engaged.setdefault(claim.value, set()).add((claim.rank, key))
 
     def drop_former(self, key: str) -> set[ClaimedCluster]:
         """Drop the former claims of an object whose current claim is valid. Return the clusters to evaluate again."""
-        *former, value = self._by_key.get(key, ("",))
-        if not former:
+        held = self._by_key.get(key, ())
+        if len(held) < 2:
             return set()
-        self._by_key[key] = (value,)
-        return set[ClaimedCluster]().union(*(self._remove(key, value) for value in former))
+        self._by_key[key] = held[-1:]
+        return set[ClaimedCluster]().union(*map(self._remove, held[:-1]))
 
     def is_valid(self, key: str) -> bool:
         """Return whether the object's current claim is valid. True if it claims nothing."""
         if key not in self._by_key:
             return True
-        claims = self._by_value[self.value(key)]
-        return len(claims) == 1 or all(self._precedes(claims[key], other) for other in claims.values())
+        own = self._by_key[key][-1]
+        return self._precedes_all(own, self._by_value[own.value])
 
     def value(self, key: str) -> str:
         """Return the value that a cluster's object claims at present."""
-        return self._by_key[key][-1]
+        return self._by_key[key][-1].value
 
     def release(self, key: str) -> set[ClaimedCluster]:
         """Drop the claims of a cluster's object. Return the clusters to evaluate again."""
-        return set[ClaimedCluster]().union(*(self._remove(key, value) for value in self._by_key.pop(key, ())))
+        return set[ClaimedCluster]().union(*map(self._remove, self._by_key.pop(key, ())))
 
-    def _remove(self, key: str, value: str) -> set[ClaimedCluster]:
-        claims = self._by_value[value]
-        del claims[key]
-        if not claims:
-            del self._by_value[value]
-        return _clusters(claims)
+    def _insert(self, claim: ValueClaim) -> set[ClaimedCluster]:
+        others = self._by_value.get(claim.value, ())
+        at = bisect_left(others, claim)
+        self._by_value[claim.value] = (*others[:at], claim, *others[at:])
+        return self._affected(others, claim)
+
+    def _remove(self, claim: ValueClaim) -> set[ClaimedCluster]:
+        claims = self._by_value.pop(claim.value)
+        at = bisect_left(claims, claim)
+        if others := (*claims[:at], *claims[at + 1 :]):
+            self._by_value[claim.value] = others
+            self._kept_engaged.get(claim.value, set()).discard((claim.rank, claim.key))
+        else:
+            self._kept_engaged.pop(claim.value, None)
+        return self._affected(others, claim)
+
+    def _affected(self, claims: Sequence[ValueClaim], changed: ValueClaim) -> set[ClaimedCluster]:
+        """Return the clusters whose claims are valid only without `changed`, which is not in `claims`."""
+        affected = set[ClaimedCluster]()
+        for group in _groups(claims):
+            for claim in map(claims.__getitem__, group):
+                if not self._precedes(claim, claims[group.start]):
+                    break  # only the earliest claim of a group can be valid, unless no object states the value
+                if not self._precedes(claim, changed) and self._precedes_all(claim, claims):
+                    affected.add((claim.rank, claim.key))
+        return affected
+
+    def _precedes_all(self, own: ValueClaim, claims: Sequence[ValueClaim]) -> bool:
+        # A claim that precedes the earliest claim of another object in a group precedes all of the group.
+        return len(claims) == 1 or all(
+            self._precedes(own, next((claims[at] for at in group if not _is_same_object(own, claims[at])), own))
+            for group in _groups(claims)
+        )
 
     def _precedes(self, own: ValueClaim, other: ValueClaim) -> bool:
-        if (own.server, own.uid) == (other.server, other.uid) or not (own.is_stated or other.is_stated):
+        if _is_same_object(own, other) or not (own.is_stated or other.is_stated):
             return True  # one object that two sources show, or values that no object states
         if own.is_stated != other.is_stated and (self.trusts_servers or own.server == other.server):
             return other.is_stated
@@ -158,8 +206,17 @@ class AddressClaims(ValueClaims):
         return address(observation.target) if isinstance(observation, Ready) else ""
 
 
-def _clusters(claims: Mapping[str, ValueClaim]) -> set[ClaimedCluster]:
-    return {(claim.rank, key) for key, claim in claims.items()}
+def _is_same_object(claim: ValueClaim, other: ValueClaim) -> bool:
+    return (claim.server, claim.uid) == (other.server, other.uid)
+
+
+def _groups(claims: Sequence[ValueClaim]) -> Iterator[range]:
+    """Return the indexes of each group of sorted claims that differ only in their objects and positions."""
+    start = 0
+    while start < len(claims):
+        group = range(start, bisect_right(claims, _group(claims[start]), start, key=_group))
+        yield group
+        start = group.stop
 
 
 class _Claimant(msgspec.Struct):
@@ -176,8 +233,9 @@ class _Claimant(msgspec.Struct):
         value, is_stated = claims.value_of(observation), claims.states(observation)
         if not value:
             return set()
+        uid = observation.uid
         return claims.add(
-            observation.name, value, ValueClaim(self.server, observation.uid, is_stated, position, is_first, self.rank)
+            ValueClaim(self.rank, is_stated, is_first, position, observation.name, value, self.server, uid)
         )
 
 
@@ -242,10 +300,14 @@ class FleetEngagements:
             for claims in self._active_kinds():
                 affected |= claimant.add_claim(claims, state, position.number_at(index), is_first=position.is_first)
         events = self._end_contested(affected, now)
-        if isinstance(state, Ready) and (problem := self._problem(name)):
+        problem = self._problem(name) if isinstance(state, _CLAIMING) else ""
+        if isinstance(state, Ready) and problem:
             events += engagements.contest(state, problem, now)
         else:
             events += engagements.commit((state,), now)
+        if problem and (record := engagements[name]) is not None and record.engaged:
+            for claims in self._active_kinds():
+                claims.keep_engaged(name)
         if isinstance(state, ConfirmedDeletion) and _is_deleted(engagements, state):
             affected |= self._release(name)
         while engagements.dropped_names:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from milo_discoveryd.engagement import engagement as module
-from milo_discoveryd.engagement.claims import FleetEngagements, address
+from milo_discoveryd.engagement.claims import FleetEngagements, ValueClaim, ValueClaims, address
 from milo_discoveryd.engagement.engagement import ClusterStates, Engagements
 from milo_discoveryd.engagement.pending_releases import SubscriberKey, Subscription
 from milo_discoveryd.log.events import Event, EventType
@@ -109,6 +109,14 @@ def test_object_that_changes_its_uid_claim_to_a_taken_one_keeps_its_cluster() ->
     assert fleet.refused == ["shop-x"]
 
 
+@pytest.mark.parametrize("uid", [BANK, "uid-of-shop"])
+def test_contested_cluster_that_is_still_engaged_ends_when_another_object_claims_its_uid(uid: str) -> None:
+    fleet = registry_with(claims("bank"), claims("shop-x", "uid-of-shop"), claims("shop-x", BANK, "2"))
+    assert fleet.engaged_names() == {"bank", "shop-x"}
+    assert fleet.observe(claims("shop-y", uid)) == [(EventType.DISENGAGED, "shop-x")]
+    assert fleet.engaged_names() == {"bank"}
+
+
 def test_not_ready_object_keeps_its_uid_claim() -> None:
     assert registry_with(unready("bank"), claims("shop-x")).engaged_names() == set()
     fleet = registry_with(claims("bank"), unready("bank"), claims("shop-x"), claims("bank", version="3"))
@@ -148,6 +156,29 @@ def test_third_object_with_the_same_uid_claim_is_malformed() -> None:
     fleet.list_ended()
     assert fleet.observe(deleted("shop-x")) == []
     assert fleet.observe(deleted("shop-y")) == [(EventType.ENGAGED, "bank")]
+
+
+def test_comparisons_of_claims_on_one_value_grow_linearly(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = 0
+    precedes = ValueClaims._precedes
+
+    def counted(claims: ValueClaims, own: ValueClaim, other: ValueClaim) -> bool:
+        nonlocal compared
+        compared += 1
+        return precedes(claims, own, other)
+
+    def comparisons(objects: int) -> int:
+        before, fleet, names = compared, RecordingRegistry(), [f"bank-{number:03}" for number in range(objects)]
+        fleet.observe(*map(claims, names), listed=True)
+        fleet.list_ended()
+        assert fleet.engaged_names() == set()
+        for name in names[:-1]:
+            fleet.observe(deleted(name))
+        assert fleet.engaged_names() == {names[-1]}
+        return compared - before
+
+    monkeypatch.setattr(ValueClaims, "_precedes", counted)
+    assert comparisons(400) < 2.5 * comparisons(200)
 
 
 def test_object_is_engaged_when_the_conflicting_uid_claim_ends() -> None:
