@@ -51,8 +51,8 @@ async def failure(*steps: dict[str, Any], **fields: Any) -> str:
             "main received no UPDATED of it",
         ),
         (
-            [ALPHA, {"label": {"name": "alpha", "set": {"k": "v"}}}, {"expect_no_updates": {"name": "alpha"}}],
-            "step 3 (expect_no_updates): main received an UPDATED: ",
+            [ALPHA, ENGAGED, {"label": {"name": "alpha", "set": {"k": "v"}}}, {"expect_no_updates": {"name": "alpha"}}],
+            "step 4 (expect_no_updates): main received an UPDATED: ",
         ),
         (
             [ALPHA, {"expect_engaged": ["beta"]}],
