@@ -163,7 +163,7 @@ class KubeconfigRotation:
     def _follow_update(self, name: str) -> None:
         """Schedule a new kubeconfig if the cluster's endpoint changed or its labels now select another issuer.
 
-        So is one that no event had: the cluster was out of view when its ENGAGED event was sent.
+        Also schedule one if none is scheduled, because the cluster was out of view when its ENGAGED event was sent.
         """
         delivery, cluster = self._schedule[name], self._engaged(name)
         if cluster is None:
