@@ -67,12 +67,14 @@ class ValueClaims(ABC):
     """Whether a claim on a value that is not in the object precedes the claims of objects on all API servers, and not
     only those of objects on the same server."""
 
-    def __init__(self) -> None:
+    def __init__(self, with_former: set[str]) -> None:
         self.is_active = False
         self._by_value: dict[str, tuple[ValueClaim, ...]] = {}
         """The claims on each value, sorted. The garbage collector would track lists, one per cluster."""
         self._by_key: dict[str, tuple[ValueClaim, ...]] = {}
         """The claims of each cluster's object; the last one is that of its present state."""
+        self._with_former = with_former
+        """The clusters whose objects have former claims, on values of any kind."""
         self._kept_engaged: dict[str, set[ClaimedCluster]] = {}
         """The contested clusters that are still engaged, by each value that their objects claim."""
 
@@ -87,8 +89,8 @@ class ValueClaims(ABC):
     def add(self, claim: ValueClaim) -> set[ClaimedCluster]:
         """Add a claim of a cluster's object. Return the other clusters whose claims to evaluate again.
 
-        An object that changes its claim also keeps the former one while the new one is not valid, because its cluster
-        stays engaged as it was.
+        The object keeps its former claims too, because its cluster stays engaged as it was unless all claims of the
+        new state are valid.
         """
         held = {kept.value: kept for kept in self._by_key.get(claim.key, ())}
         former, affected = held.pop(claim.value, None), set[ClaimedCluster]()
@@ -100,9 +102,8 @@ class ValueClaims(ABC):
             affected |= set() if former is None else self._remove(former)
             affected |= self._insert(claim) | self._kept_engaged.pop(claim.value, set())
         self._by_key[claim.key] = (*held.values(), claim)
-        if held and self.is_valid(claim.key):
-            affected |= self.drop_former(claim.key)
-            affected = affected.union(*(self._kept_engaged.pop(value, ()) for value in held))
+        if held:
+            self._with_former.add(claim.key)
         return affected
 
     def keep_engaged(self, key: str) -> None:
@@ -111,7 +112,7 @@ class ValueClaims(ABC):
             self._kept_engaged.setdefault(claim.value, set()).add((claim.rank, key))
 
     def drop_former(self, key: str) -> set[ClaimedCluster]:
-        """Drop the former claims of an object whose current claim is valid. Return the clusters to evaluate again."""
+        """Drop the former claims of an object whose claims are all valid. Return the clusters to evaluate again."""
         held = self._by_key.get(key, ())
         if len(held) < 2:
             return set()
@@ -241,7 +242,8 @@ class _Claimant(msgspec.Struct):
 
 class FleetEngagements:
     def __init__(self) -> None:
-        self._kinds: tuple[ValueClaims, ...] = (UidClaims(), AddressClaims())
+        self._with_former: set[str] = set()
+        self._kinds: tuple[ValueClaims, ...] = (UidClaims(self._with_former), AddressClaims(self._with_former))
         self._claimants: list[_Claimant] = []
         self._by_source: dict[str, _Claimant] = {}
 
@@ -295,12 +297,14 @@ class FleetEngagements:
     def _commit_with_claims(
         self, claimant: _Claimant, state: ClusterState, position: ObjectPosition, index: int, now: Moment
     ) -> list[Event]:
-        engagements, name, affected = claimant.engagements, state.name, set[ClaimedCluster]()
+        engagements, name, affected, problem = claimant.engagements, state.name, set[ClaimedCluster](), ""
         if isinstance(state, _CLAIMING):
             for claims in self._active_kinds():
                 affected |= claimant.add_claim(claims, state, position.number_at(index), is_first=position.is_first)
+            problem = self._problem(name)
+            if name in self._with_former and not problem:
+                affected |= self._drop_former(name)
         events = self._end_contested(affected, now)
-        problem = self._problem(name) if isinstance(state, _CLAIMING) else ""
         if isinstance(state, Ready) and problem:
             events += engagements.contest(state, problem, now)
         else:
@@ -328,7 +332,7 @@ class FleetEngagements:
             for rank, name in sorted(affected):
                 if not self._problem(name):
                     events += self._claimants[rank].engagements.begin_uncontested(name, now)
-                    freed = freed.union(*(claims.drop_former(name) for claims in self._active_kinds()))
+                    freed |= self._drop_former(name)
             affected = freed
         return events
 
@@ -342,8 +346,13 @@ class FleetEngagements:
         invalid = (claims for claims in self._active_kinds() if not claims.is_valid(name))
         return next((f"{claims.what} {claims.value(name)} is claimed by another object too" for claims in invalid), "")
 
+    def _drop_former(self, name: str) -> set[ClaimedCluster]:
+        self._with_former.discard(name)
+        return set[ClaimedCluster]().union(*(claims.drop_former(name) for claims in self._active_kinds()))
+
     def _release(self, name: str) -> set[ClaimedCluster]:
         """Drop the claims of a cluster's object. Return the clusters to evaluate again."""
+        self._with_former.discard(name)
         return set[ClaimedCluster]().union(*(claims.release(name) for claims in self._active_kinds()))
 
 

@@ -1,8 +1,10 @@
 """Objects that claim one project UID or address: the earliest wins; if their order is unknown, all are rejected."""
 
+import random
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
 import pytest
 
 from milo_discoveryd.engagement import engagement as module
@@ -285,6 +287,12 @@ def declared(name: str, url: str, version: str = "1", **fields: Any) -> Ready:
     return Ready(f"object-{name}", version, target)
 
 
+def object_of(name: str, uid: str, host: str, version: str = "1") -> Ready:
+    """Return an object that claims a UID and an address."""
+    seen = declared(name, f"https://{host}.example.com", version)
+    return msgspec.structs.replace(seen, target=msgspec.structs.replace(seen.target, uid=uid))
+
+
 def own(name: str, uid: str) -> Ready:
     return Ready(uid, "1", target(name, uid))
 
@@ -367,6 +375,32 @@ def test_later_claim_on_an_address_is_rejected() -> None:
     assert record is not None
     assert record.message == "address bank.example.com:443 is claimed by another object too"
     assert sources.observe(1, declared("thief", "https://thief.example.com", "2")) == {"bank", "thief"}
+
+
+@pytest.mark.parametrize(("uid", "address"), [(BANK, "free"), ("uid-free", "bank")])
+def test_cluster_that_stays_engaged_keeps_the_claims_that_it_is_engaged_by(uid: str, address: str) -> None:
+    """One claim of the new state is valid, and the other is not."""
+    sources = Sources()
+    sources.observe(0, object_of("bank", BANK, "bank"), object_of("shop", "uid-shop", "shop"))
+    assert sources.observe(0, object_of("shop", uid, address, "2")) == {"bank", "shop"}
+    assert sources.observe(1, object_of("x", "uid-shop", "x"), object_of("y", "uid-y", "shop")) == {"bank"}
+    assert sources.observe(0, object_of("shop", "uid-free", "free", "3")) == {"bank", "shop", "x", "y"}
+
+
+def test_no_sequence_of_changes_engages_two_clusters_by_one_claim() -> None:
+    for seed in range(200):
+        choice, sources = random.Random(seed), Sources()
+        for step in range(30):
+            source = choice.randrange(2)
+            name = f"{source}#{choice.choice('abc')}"
+            uid, address, kind = choice.choice("1234"), choice.choice("1234"), choice.random()
+            seen: Observation | ConfirmedDeletion = object_of(name, uid, address, f"{step}")
+            if kind > 0.7:
+                seen = deleted(name) if kind > 0.85 else unready(name, uid, f"{step}")
+            sources.observe(source, seen)
+            targets = [each.target for engagements in sources.sources for each in engagements.clusters()]
+            for values in ([each.uid for each in targets], [each.endpoint for each in targets]):
+                assert len({*values}) == len(values), f"seed {seed}, step {step}: {sorted(values)}"
 
 
 def test_configured_address_precedes_the_address_of_an_object() -> None:
