@@ -18,6 +18,8 @@ const (
 	AddressVariable = "MILO_DISCOVERY_ADDRESS"
 	// actAsVariable passes to the exec plugin the user that a kubeconfig impersonates.
 	actAsVariable = "MILO_DISCOVERY_ACT_AS"
+	// clusterServerVariable passes to the exec plugin the server of a kubeconfig.
+	clusterServerVariable = "MILO_DISCOVERY_CLUSTER_SERVER"
 
 	// On Linux, sun_path has 108 bytes, including the terminating NUL.
 	longestSocketPath = 107

@@ -225,6 +225,7 @@ func TestKubeconfigWithUnexpectedFieldsIsRefused(t *testing.T) {
 		"a token":                   {"", with(token), ""},
 		"a certificate":             {"", with(`{"client-certificate-data": "eA==", "client-key-data": "eA=="}`), ""},
 		"our plugin":                {"EXEC", with(plugin), ""},
+		"our plugin for a server":   {"EXEC", with(strings.Replace(plugin, "_ADDRESS", "_CLUSTER_SERVER", 1)), ""},
 		"our plugin, unrequested":   {"", with(plugin), "fields"},
 		"a token, unrequested":      {"EXEC", with(token), "fields"},
 		"no credential":             {"", with(`{}`), "neither a token"},

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 )
 
 // ErrUnusableKubeconfig is returned when a kubeconfig is not of the form that the daemon writes. Its message never
@@ -14,6 +15,8 @@ import (
 var ErrUnusableKubeconfig = errors.New("kubeconfig refused")
 
 const execCommand = "milo-discovery"
+
+var pluginVariables = []string{AddressVariable, actAsVariable, clusterServerVariable}
 
 // kubeconfigNames are the names of all fields that the daemon writes. Names are compared exactly, because the JSON
 // decoder ignores their case and uses the last of repeated fields: other programs could read another command from the
@@ -98,9 +101,9 @@ func checkKubeconfig(content []byte, format KubeconfigFormat, cluster string) er
 			return fmt.Errorf("%w: its exec plugin is not '%s credential --cluster %s'", ErrUnusableKubeconfig, execCommand, cluster)
 		}
 		for _, variable := range user.Exec.Env {
-			if variable.Name != AddressVariable && variable.Name != actAsVariable { // others, such as LD_PRELOAD, could run other code
-				return fmt.Errorf("%w: it sets an environment variable other than %s and %s",
-					ErrUnusableKubeconfig, AddressVariable, actAsVariable)
+			if !slices.Contains(pluginVariables, variable.Name) { // others, such as LD_PRELOAD, could run other code
+				return fmt.Errorf("%w: it sets an environment variable other than %s",
+					ErrUnusableKubeconfig, strings.Join(pluginVariables, ", "))
 			}
 		}
 		return nil

@@ -48,7 +48,7 @@ def embedded(name: str, server: str, trust: ClusterTrust, credential: Credential
 def exec_form(name: str, server: str, trust: ClusterTrust, address: str | None, act_as: ActAs | None = None) -> bytes:
     """Render a kubeconfig without a secret: its exec plugin requests credentials from the daemon at `address`."""
     user: dict[str, object] = {} if act_as is None else act_as.fields()
-    variables = {ADDRESS_VARIABLE: address} if address else {}
+    variables = {kubeconfig.SERVER_VARIABLE: server} | ({ADDRESS_VARIABLE: address} if address else {})
     if act_as is not None:
         variables[STATEMENT_VARIABLE] = act_as.statement()
     user |= {

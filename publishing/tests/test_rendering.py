@@ -71,7 +71,10 @@ def test_argocd_secret_runs_the_credential_plugin():
     assert (data["name"], data["server"]) == ("alpha", "https://milo.test")
     config = json.loads(data["config"])
     assert config["execProviderConfig"]["args"] == ["credential", "--cluster", "alpha"]
-    assert config["execProviderConfig"]["env"] == {"A": "b"}
+    assert config["execProviderConfig"]["env"] == {
+        "A": "b",
+        "MILO_DISCOVERY_CLUSTER_SERVER": "https://milo.test",
+    }
     assert config["tlsClientConfig"]["serverName"] == "milo.internal"
     assert renderer.render(ALPHA, None) is None
 

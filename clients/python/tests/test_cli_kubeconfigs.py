@@ -72,6 +72,19 @@ class TestCredential:
             assert CANARY not in outcome.err
         assert outcome.err == ""
 
+    async def test_kubeconfig_of_a_replaced_cluster_gets_no_credential_for_another_server(self, command, daemon):
+        daemon.answers["IssueKubeconfig"] = [exec_form()]
+        (user,) = json.loads((await command("kubeconfig", "alpha")).out)["users"]
+        plugin = {entry["name"]: entry["value"] for entry in user["user"]["exec"]["env"]}
+        assert plugin["MILO_DISCOVERY_CLUSTER_SERVER"] == "https://alpha.test"
+
+        daemon.answers["IssueKubeconfig"] = [issued(EMBEDDED), issued(text("https://moved.test", token=CANARY))]
+        given, refused = [await command("credential", "--cluster", "alpha", **plugin) for _ in range(2)]
+        assert (given.status, CANARY in given.out) == (0, True)
+        assert (refused.status, refused.out) == (1, "")
+        assert "is for https://moved.test, but this kubeconfig connects to https://alpha.test" in refused.err
+        assert "recreate it with `milo-discovery kubeconfig alpha`" in refused.err
+
     async def test_exec_kubeconfig_contains_the_impersonated_user(self, command, daemon):
         content = json.loads(exec_form().kubeconfig.kubeconfig)
         content["users"][0]["user"]["as"] = "operator"
@@ -188,7 +201,10 @@ class TestKubeconfig:
         daemon.answers["IssueKubeconfig"] = [exec_form()]
         outcome = await command("kubeconfig", "alpha", PATH=os.environ["PATH"] + f":{Path(sys.executable).parent}")
         call = json.loads(outcome.out)["users"][0]["user"]["exec"]
-        assert call["env"] == [{"name": "MILO_DISCOVERY_ADDRESS", "value": daemon.address}]
+        assert {each["name"]: each["value"] for each in call["env"]} == {
+            "MILO_DISCOVERY_ADDRESS": daemon.address,
+            "MILO_DISCOVERY_CLUSTER_SERVER": "https://alpha.test",
+        }
         assert call["command"] == "milo-discovery"
         assert daemon.requests[0].format == pb.KUBECONFIG_FORMAT_EXEC
         assert (outcome.status, outcome.err) == (0, "")
@@ -240,6 +256,7 @@ class TestKubeconfig:
             "MILO_DISCOVERY_ADDRESS": daemon.address,
             "MILO_DISCOVERY_TOKEN_FILE": str(token),
             "MILO_DISCOVERY_SERVER_UID": str(os.geteuid()),
+            "MILO_DISCOVERY_CLUSTER_SERVER": "https://alpha.test",
         }
 
     @pytest.mark.parametrize("arguments", [[], ["--token"]])

@@ -24,6 +24,8 @@ MAX_BYTES: Final = 1 << 20
 RECEIVED_BYTES: Final = 64 << 10
 """Maximum size of a kubeconfig of another author: parsing a larger one would delay the event loop."""
 _RECEIVED_NODES: Final = 2_000
+SERVER_VARIABLE: Final = "MILO_DISCOVERY_CLUSTER_SERVER"
+"""The environment variable in which a kubeconfig's exec entry repeats the URL of its server for the plugin."""
 EXEC_VERSIONS: Final = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
 
 _TYPES: Final[Mapping[str, tuple[type, str]]] = {

@@ -10,6 +10,7 @@ from typing import ClassVar, Protocol
 
 from milo_discovery._kubeconfig_access import KubeconfigAccess, exec_arguments, render_kubeconfig
 from milo_discovery.model import Cluster, ConnectivityState
+from milo_kube.kubeconfig import SERVER_VARIABLE
 from milo_kube.rfc3339 import rfc3339
 from milo_publishing.objects import Document, PublishedResource, Rendered, copied_labels
 
@@ -109,7 +110,7 @@ class ArgoCdClusters:
             "apiVersion": _EXEC_VERSION,
             "command": self.plugin_command,
             "args": exec_arguments(cluster.name),
-            "env": dict(self.plugin_environment),
+            "env": {**self.plugin_environment, SERVER_VARIABLE: access.server},
         }
         config = json.dumps({"execProviderConfig": plugin, "tlsClientConfig": tls}, sort_keys=True)
         data = {"name": cluster.name, "server": access.server, "config": config}

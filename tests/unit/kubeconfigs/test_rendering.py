@@ -66,7 +66,10 @@ def test_exec_kubeconfig_has_no_secret_and_calls_client_command() -> None:
             "apiVersion": "client.authentication.k8s.io/v1",
             "command": "milo-discovery",
             "args": ["credential", "--cluster", "alpha"],
-            "env": [{"name": "MILO_DISCOVERY_ADDRESS", "value": "unix:///d.sock"}],
+            "env": [
+                {"name": "MILO_DISCOVERY_CLUSTER_SERVER", "value": "https://milo/alpha"},
+                {"name": "MILO_DISCOVERY_ADDRESS", "value": "unix:///d.sock"},
+            ],
             "interactiveMode": "Never",
             "provideClusterInfo": False,
         }
@@ -77,11 +80,12 @@ def test_exec_kubeconfig_passes_the_impersonated_user_to_its_plugin() -> None:
     acting = ActAs(user="operator", groups=("tenants",))
     user = parts(exec_form("alpha", "https://milo", PLACE, None, acting))[1]
     statement = '{"as":"operator","as-groups":["tenants"]}'
-    assert user["exec"]["env"] == [{"name": "MILO_DISCOVERY_ACT_AS", "value": statement}]
+    assert {"name": "MILO_DISCOVERY_ACT_AS", "value": statement} in user["exec"]["env"]
 
 
 def test_exec_kubeconfig_without_address_uses_default() -> None:
-    assert parts(exec_form("alpha", "https://milo", PLACE, None))[1]["exec"]["env"] == []
+    variables = parts(exec_form("alpha", "https://milo", PLACE, None))[1]["exec"]["env"]
+    assert variables == [{"name": "MILO_DISCOVERY_CLUSTER_SERVER", "value": "https://milo"}]
 
 
 def test_kubeconfig_rendering_is_deterministic() -> None:

@@ -22,6 +22,7 @@ from milo_discovery.cli.names import NAME
 from milo_discovery.cli.options import ConnectionOptions, connecting
 from milo_discovery.errors import DiscoveryError
 from milo_kube.act_as import STATEMENT_VARIABLE
+from milo_kube.kubeconfig import SERVER_VARIABLE
 from milo_kube.rfc3339 import rfc3339
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def _print_credential(connection: ConnectionOptions, cluster: str, exec_info: di
     except DiscoveryError as error:
         raise CallFailure(error, connection.address, connection.credentials) from error
     _require_same_server(exec_info, access, cluster)
+    _require_current_server(access, cluster)
     _require_same_user(access, cluster)
     click.echo(json.dumps(_exec_credential(exec_info, access, kubeconfig)))
 
@@ -127,6 +129,19 @@ def _require_same_server(exec_info: dict[str, Any], access: KubeconfigAccess, cl
         refused = "is not sent through the proxy of a kubeconfig (proxy-url): set HTTPS_PROXY instead"
     if refused:
         raise CommandFailure(f"the credential of {cluster} {refused}")
+
+
+def _require_current_server(access: KubeconfigAccess, cluster: str) -> None:
+    """Raise CommandFailure if the calling kubeconfig states another server than the cluster has now.
+
+    The cluster has moved, or was replaced by another one of the same name, since the kubeconfig was made.
+    """
+    stated = os.environ.get(SERVER_VARIABLE, access.server)  # kubeconfigs of earlier versions state none
+    if stated != access.server:
+        raise CommandFailure(
+            f"the credential of {cluster} is for {access.server}, but this kubeconfig connects to {stated}: "
+            f"recreate it with `milo-discovery kubeconfig {cluster}`"
+        )
 
 
 def _require_same_user(access: KubeconfigAccess, cluster: str) -> None:

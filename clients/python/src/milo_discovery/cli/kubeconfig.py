@@ -23,6 +23,7 @@ from milo_discovery.cli.text_output import format_duration
 from milo_discovery.errors import ClusterNotFound, DiscoveryError, UnusableKubeconfig
 from milo_discovery.model import KubeconfigFormat
 from milo_kube.act_as import STATEMENT_VARIABLE
+from milo_kube.kubeconfig import SERVER_VARIABLE
 
 if TYPE_CHECKING:
     from milo_discovery.client import DiscoveryClient
@@ -111,7 +112,7 @@ def _exec_document(name: str, issued: Kubeconfig, connection: ConnectionOptions)
     if program.name == "__main__.py":
         program = Path(sys.executable).with_name(EXEC_COMMAND)
     access = read_exec_access(issued.kubeconfig, name)
-    variables = connection.environment()
+    variables = connection.environment() | {SERVER_VARIABLE: access.server}
     if access.act_as is not None:
         variables[STATEMENT_VARIABLE] = access.act_as.statement()
     command = EXEC_COMMAND if shutil.which(EXEC_COMMAND) else str(program)

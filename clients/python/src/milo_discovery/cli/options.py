@@ -26,6 +26,7 @@ from milo_discovery._client_credentials import (
 from milo_discovery.cli.exit_status import CallFailure, print_message
 from milo_discovery.errors import DiscoveryError
 from milo_kube.act_as import STATEMENT_VARIABLE
+from milo_kube.kubeconfig import SERVER_VARIABLE
 
 if TYPE_CHECKING:
     from milo_discovery._convert import FilterOptions
@@ -136,7 +137,7 @@ def unknown_variables(environ: Iterable[str]) -> list[str]:
         name
         for name in environ
         if name.startswith(_PREFIX)
-        and name not in (*VARIABLES, STATEMENT_VARIABLE)
+        and name not in (*VARIABLES, STATEMENT_VARIABLE, SERVER_VARIABLE)
         and not _FOREIGN_VARIABLE.fullmatch(name)
     ]
 
