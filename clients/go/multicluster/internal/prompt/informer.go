@@ -70,8 +70,9 @@ func (r *registration) attach(real cache.Informer) (err error) {
 	return err
 }
 
-// Bounds of the polling interval of awaitSync. toolscache.WaitForCacheSync polls every 100 ms, and a cluster would keep
-// its slot for that time.
+// Bounds of the polling interval of awaitSync, which grows by a quarter, so that a sync is noticed when the wait has been
+// at most a quarter longer. toolscache.WaitForCacheSync polls every 100 ms, and a cluster would keep its slot for that
+// time.
 const (
 	minPoll = 5 * time.Millisecond
 	maxPoll = time.Second
@@ -79,7 +80,7 @@ const (
 
 // awaitSync waits until the real informer has synced or was stopped.
 func awaitSync(ctx context.Context, real cache.Informer) {
-	for delay := minPoll; !real.HasSynced() && !real.IsStopped(); delay = min(2*delay, maxPoll) {
+	for delay := minPoll; !real.HasSynced() && !real.IsStopped(); delay = min(delay+delay/4, maxPoll) {
 		select {
 		case <-ctx.Done():
 			return
