@@ -89,6 +89,16 @@ def test_missing_cluster_keeps_its_kubeconfig_file_until_it_is_disengaged(path: 
     assert list(files(path)) == index(path) == ["b.kubeconfig"]
 
 
+def test_file_of_a_cluster_that_was_replaced_between_two_runs_is_removed(path: Path):
+    with KubeconfigDirectory(path) as directory:
+        directory.reconcile(wanted("a") | wanted("b"), ended=())
+    with KubeconfigDirectory(path) as directory:
+        directory.reconcile(wanted("a", None) | wanted("b", None, uid="next"), ended=())
+        assert list(files(path)) == index(path) == ["a.kubeconfig"], "a has the cluster of its file, and b has not"
+        directory.reconcile(wanted("a", None) | wanted("b", "new", uid="next"), ended=())
+    assert files(path) == {"a.kubeconfig": "k", "b.kubeconfig": "new"}
+
+
 def test_kubeconfig_ledger_records_shard_group_and_filter(path: Path):
     with KubeconfigDirectory(path) as directory:
         directory.claim("dns", "-l a=b")

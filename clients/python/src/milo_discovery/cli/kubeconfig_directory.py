@@ -105,8 +105,9 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
         to_remove = self._own.intersection(ended) - set(desired)
         # A replaced cluster whose kubeconfig has not arrived yet: the old cluster's file must not stay.
         to_remove |= {
-            name for name, (uid, _) in self._written.items()
-            if name in desired and name not in to_write and desired[name].cluster.uid != uid
+            name for name, entry in (self._indexed or {}).items()
+            if name in self._own and name in desired and name not in to_write
+            and entry.get("uid") != desired[name].cluster.uid
         }  # fmt: skip
         self._add_to_ledger(to_write)
         for name, each in to_write.items():
@@ -146,7 +147,7 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
 
     def _write_index(self, desired: Mapping[str, DesiredFile], without: set[str]) -> None:
         before = self._indexed or {}
-        index = {name: before[name] for name in self._own - set(desired) - without if name in before}
+        index = {name: before[name] for name in self._own - without if name in before}
         for name in desired:
             if name in self._written and name not in without:
                 index[name] = _index_entry(desired[name].cluster, self._file(name).name)
