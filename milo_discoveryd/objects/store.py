@@ -242,8 +242,7 @@ class ObjectStore:
                 self.outdated += 1
                 continue
             weight = _weight_of(observation, record)
-            growth = weight if record is None else weight - record.weight
-            if not self.weight.fits(weight if observation.name in self._missing else growth, growth):
+            if not self._fits(observation.name, record, weight):
                 break
             changes.append(self._put(observation, weight))
         return changes
@@ -255,10 +254,14 @@ class ObjectStore:
         return [self._put(observation, weight) for observation, weight in listed]
 
     def apply_read(self, settled: ObservedObject | ConfirmedDeletion) -> list[ObjectChange]:
-        """Apply the result of a consistent read of one object, whatever version was seen before."""
+        """Apply the result of a consistent read of one object, whatever version was seen before.
+
+        The object stays as it is known if the state that was read exceeds the budget of the source.
+        """
         if isinstance(settled, ConfirmedDeletion):
             return self._delete(settled)
-        return [self._put(settled, self.weight_of(settled))]
+        weight = self.weight_of(settled)
+        return [self._put(settled, weight)] if self._fits(settled.name, self._records.get(settled.name), weight) else []
 
     def end_list(self, missing: Iterable[str] = ()) -> None:
         """Record that a complete list was applied.
@@ -320,6 +323,10 @@ class ObjectStore:
     def _forget_established(self, record: ObjectRecord) -> None:
         self.established_count -= record.is_established
         record.is_established = False
+
+    def _fits(self, name: str, record: ObjectRecord | None, weight: int) -> bool:
+        growth = weight if record is None else weight - record.weight
+        return self.weight.fits(weight if name in self._missing else growth, growth)
 
     def _set_weight(self, name: str, record: ObjectRecord, weight: int) -> None:
         growth = weight - record.weight

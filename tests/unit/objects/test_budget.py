@@ -7,7 +7,7 @@ import msgspec
 
 from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import NotReady, ObjectFields, Observation
-from milo_discoveryd.objects.pending_deletions import Absent
+from milo_discoveryd.objects.pending_deletions import Absent, Found
 from milo_discoveryd.objects.store import CollectionWeight, ObjectBudget, ObjectStore, weigh
 from milo_kube.reflect.messages import (
     DeletionReported,
@@ -113,6 +113,17 @@ def test_new_objects_of_a_watch_and_unconfirmed_deletions_keep_at_most_twice_the
     clusters.take(ObjectChanged(ready("new")))
     assert clusters.weight.problem
     assert clusters.engagements.engaged == 2 * LIMIT
+
+
+def test_reads_that_find_larger_objects_do_not_exceed_the_budget() -> None:
+    clusters = BudgetedClusters()
+    for first in (0, LIMIT):
+        clusters.lists(*objects(LIMIT, first))
+    for request in clusters.due_requests():
+        clusters.resolve(request, Found(ready(request.name, "2", labels={"mark": "x" * 1000})))
+    assert clusters.weight.problem
+    assert clusters.weight.used <= LIMIT * SIZE
+    assert not any(each.target.labels for each in clusters.engagements.clusters())
 
 
 def test_fleet_can_be_replaced_again_after_its_deletions_are_confirmed() -> None:
