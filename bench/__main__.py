@@ -102,7 +102,9 @@ _MISSED = 1
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="./dev bench", description="Measure the daemon beside its peers.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MEASURES)}; by default the quick ones")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"measurements, of {', '.join(MEASURES)}; default: the quick ones"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     parser.add_argument(
         "--real", action="store_true", help="on Milo's own API server instead of the sandbox (needs Go)"

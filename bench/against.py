@@ -38,7 +38,7 @@ def measured(tree: Path, names: Sequence[str], options: Sequence[str]) -> Result
         # Without check=True, since a run with a missed bar exits with 1 too.
         done = subprocess.run(command, cwd=tree, stdout=subprocess.PIPE, text=True, check=False)
         if not file.exists():
-            raise SystemExit(f"{' '.join(command)} printed no figures:\n{done.stdout}")
+            raise SystemExit(f"{' '.join(command)} wrote no figures; its output:\n{done.stdout}")
         return msgspec.json.decode(file.read_bytes(), type=Results)
 
 

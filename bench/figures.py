@@ -210,7 +210,7 @@ REASONS = {
     "are among the bytes, until no reader has read a snapshot for a minute.",
     "fanout.20.ratio_to_bare": "The rounds of one run range from 0.60 to 0.79. The bare server only sends prepared "
     "batches; the daemon also counts the clusters of each source that a subscriber knows, and signs its revision.",
-    "fanout.slow_reader_effect": "The 99th percentiles are of some milliseconds, and the rounds of one run differ by a "
+    "fanout.slow_reader_effect": "The 99th percentiles are a few milliseconds, and the rounds of one run differ by a "
     "factor of four.",
     "idle.cpu_percent": "Ten times a second, the daemon counts its descriptors, since gRPC does not report connections "
     "of Unix sockets. Each time wakes an idle process.",
@@ -218,7 +218,7 @@ REASONS = {
     "nothing: gRPC, HTTP, the event loop and TLS take most of the time of a lone change.",
     "latency.over_raw_watch_ms": "The limit is absolute, and the CPU time of a lone change is most of the figure "
     "(`single_change.us`): gRPC, HTTP, TLS, the event loop and threads take two thirds of it.",
-    "rights.fanout_ratio": "The selectors of ten rules are matched with each change, and no rule's result serves "
-    "another.",
+    "rights.fanout_ratio": "The selectors of ten rules are matched with each change, and the result for one rule is "
+    "not valid for another.",
 }
 """Why bars are missed, by key."""

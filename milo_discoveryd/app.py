@@ -368,7 +368,7 @@ class Daemon:
 
     async def _report_start(self, server: Server, issuers: Issuers) -> None:
         if not issuers.assignments():
-            log.info("kubeconfigs not issued", reason=NO_ISSUER, fix="set kubeconfigs.issuers")
+            log.info("kubeconfigs not issued", reason=NO_ISSUER, fix="configure an issuer in kubeconfigs.issuers")
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._report_health(server), name="report health")
             tasks.create_task(self._report_failed_start(), name="report why no list was read")

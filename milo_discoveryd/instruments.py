@@ -91,7 +91,7 @@ class StreamMetrics:
         )
         self._resets = Counter(
             "milo_discoveryd_subscriber_resets",
-            "Watch streams that started with a full snapshot.",
+            "Full snapshots sent to subscribers.",
             registry=registry,
         )
 

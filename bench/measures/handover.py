@@ -94,7 +94,7 @@ def _handover_s(leader: _Replica, load: "_Load") -> float:
     while not _is_greeted(*load.created[before]):
         time.sleep(_POLL_S)
         if time.perf_counter() - began > _WITHIN_S:
-            raise TimeoutError("no replica has taken over")
+            raise TimeoutError(f"no replica has taken over within {_WITHIN_S:g} s")
     took = time.perf_counter() - began
     leader.kill()
     return took

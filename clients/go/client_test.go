@@ -20,7 +20,7 @@ import (
 	pb "go.miloapis.com/discovery/v1"
 )
 
-func TestList(t *testing.T) {
+func TestListReturnsEngagedClusters(t *testing.T) {
 	inBubble(t, "returns all pages, ordered by name", func(t *testing.T) {
 		daemon := discoverytest.New(t)
 		for i := range 1001 {
@@ -87,7 +87,7 @@ func TestList(t *testing.T) {
 	})
 }
 
-func TestGet(t *testing.T) {
+func TestGetReturnsTheEngagementOfAName(t *testing.T) {
 	inBubble(t, "returns the engagement, the cluster and its transitions", func(t *testing.T) {
 		daemon := discoverytest.New(t)
 		daemon.Engage(discovery.Cluster{Name: "a"})
@@ -129,7 +129,7 @@ func TestGet(t *testing.T) {
 	})
 }
 
-func TestInfo(t *testing.T) {
+func TestInfoReturnsTheStateOfTheDaemon(t *testing.T) {
 	inBubble(t, "returns the daemon's state, counts and limits", func(t *testing.T) {
 		daemon := discoverytest.New(t)
 		daemon.Engage(discovery.Cluster{Name: "a"}, discovery.Cluster{Name: "b"})
@@ -145,7 +145,7 @@ func TestInfo(t *testing.T) {
 	})
 }
 
-func TestIssue(t *testing.T) {
+func TestIssueReturnsAKubeconfigOfAnEngagedCluster(t *testing.T) {
 	inBubble(t, "returns a new kubeconfig for each call", func(t *testing.T) {
 		daemon := discoverytest.New(t)
 		daemon.Engage(discovery.Cluster{Name: "a"})
@@ -230,8 +230,8 @@ func TestKubeconfigWithUnexpectedFieldsIsRefused(t *testing.T) {
 		"a token, unrequested":      {"EXEC", with(token), "fields"},
 		"no credential":             {"", with(`{}`), "neither a token"},
 		"a certificate alone":       {"", with(`{"client-certificate-data": "eA=="}`), "neither a token"},
-		"another program":           {"EXEC", with(strings.Replace(plugin, "milo-discovery", "/bin/sh", 1)), "exec plugin is not"},
-		"other arguments":           {"EXEC", with(strings.Replace(plugin, `"a"]`, `"b"]`, 1)), "exec plugin is not"},
+		"another program":           {"EXEC", with(strings.Replace(plugin, "milo-discovery", "/bin/sh", 1)), "it does not run the exec plugin"},
+		"other arguments":           {"EXEC", with(strings.Replace(plugin, `"a"]`, `"b"]`, 1)), "it does not run the exec plugin"},
 		"another variable":          {"EXEC", with(strings.Replace(plugin, "MILO_DISCOVERY_ADDRESS", "LD_PRELOAD", 1)), "variable"},
 		"two spellings: a program":  {"EXEC", with(strings.Replace(plugin, `"command"`, `"command": "/bin/sh", "Command"`, 1)), "fields"},
 		"two spellings: a variable": {"EXEC", with(strings.Replace(plugin, `{"name"`, `{"name": "LD_PRELOAD", "Name"`, 1)), "fields"},
@@ -289,7 +289,7 @@ func TestKubeconfigHidesItsContent(t *testing.T) {
 	}
 }
 
-func TestCalls(t *testing.T) {
+func TestCallsReconnectTimeOutAndFailWithTheStatus(t *testing.T) {
 	inBubble(t, "a call reconnects after a restart of the daemon", func(t *testing.T) {
 		daemon := discoverytest.New(t)
 		client := daemon.Client()

@@ -104,7 +104,7 @@ func TestDialRejectsInvalidCredentials(t *testing.T) {
 	}
 }
 
-func TestCredentialsFromEnvironment(t *testing.T) {
+func TestCredentialsAreReadFromTheEnvironment(t *testing.T) {
 	t.Setenv(TokenVariable, "token")
 	t.Setenv(CAVariable, "ca")
 	t.Setenv(CertificateVariable, "certificate")

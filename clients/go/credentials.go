@@ -83,7 +83,7 @@ func (c Credentials) check(target string) error {
 	case isSocket && c.CAFile != "":
 		return fmt.Errorf("%w: %s is a Unix socket, which has no TLS: remove CAFile", ErrInvalidCredentials, target)
 	case !isSocket && c.ServerUID != nil:
-		return fmt.Errorf("%w: ServerUID is for Unix sockets, but %s is not one: remove it", ErrInvalidCredentials,
+		return fmt.Errorf("%w: ServerUID is for Unix sockets, but %s is not one: remove ServerUID", ErrInvalidCredentials,
 			target)
 	case !isSocket && c.TokenFile != "" && c.CAFile == "":
 		return fmt.Errorf("%w: the token would be sent to %s unencrypted: set CAFile to use TLS", ErrInvalidCredentials, target)

@@ -14,7 +14,7 @@ import (
 // the project alpha is engaged. tests/end_to_end/go_modules starts one.
 const daemonVariable = "MILO_DISCOVERY_TEST_ADDRESS"
 
-func TestAgainstDaemon(t *testing.T) {
+func TestModuleWorksWithARealDaemon(t *testing.T) {
 	address := os.Getenv(daemonVariable)
 	if address == "" {
 		t.Skipf("%s is not set", daemonVariable)

@@ -102,7 +102,7 @@ func testFleet(t *testing.T, name string, options discovery.FleetOptions, test f
 	})
 }
 
-func TestFleet(t *testing.T) {
+func TestFleetRunsOneHandlerPerEngagement(t *testing.T) {
 	none := discovery.FleetOptions{}
 	testFleet(t, "handler of a replaced cluster ends before the next begins", none, func(t *testing.T, f *scriptedFleet) {
 		f.engage(t)
@@ -178,8 +178,8 @@ func TestFleet(t *testing.T) {
 	})
 }
 
-func TestKubeconfigOfAnEngagement(t *testing.T) {
-	testFleet(t, "is requested once, and refreshed in the background when it is due", discovery.FleetOptions{},
+func TestEngagedClusterReturnsItsNewestKubeconfig(t *testing.T) {
+	testFleet(t, "the kubeconfig is requested once, and refreshed in the background when it is due", discovery.FleetOptions{},
 		func(t *testing.T, f *scriptedFleet) {
 			f.engage(t)
 			cluster := f.clusters["alpha"]
@@ -224,7 +224,7 @@ func TestKubeconfigOfAnEngagement(t *testing.T) {
 		}
 	})
 	pushed := discovery.FleetOptions{WatchOptions: discovery.WatchOptions{IncludeKubeconfigs: true}}
-	testFleet(t, "is the last one that the stream pushed", pushed, func(t *testing.T, f *scriptedFleet) {
+	testFleet(t, "the kubeconfig is the last one that the stream pushed", pushed, func(t *testing.T, f *scriptedFleet) {
 		f.engage(t)
 		for number := range 3 {
 			found, err := f.clusters["alpha"].Kubeconfig(t.Context())
@@ -236,7 +236,7 @@ func TestKubeconfigOfAnEngagement(t *testing.T) {
 			synctest.Wait()
 		}
 	})
-	inBubble(t, "pushed by the stream is returned before a pending response", func(t *testing.T) {
+	inBubble(t, "a pushed kubeconfig is returned before a pending response", func(t *testing.T) {
 		daemon := newScriptedDaemon(t)
 		respond := make(chan struct{})
 		daemon.issue = func() (*pb.IssueKubeconfigResponse, error) {

@@ -98,7 +98,7 @@ func checkKubeconfig(content []byte, format KubeconfigFormat, cluster string) er
 			return err
 		}
 		if user.Exec.Command != execCommand || !slices.Equal(user.Exec.Args, []string{"credential", "--cluster", cluster}) {
-			return fmt.Errorf("%w: its exec plugin is not '%s credential --cluster %s'", ErrUnusableKubeconfig, execCommand, cluster)
+			return fmt.Errorf("%w: it does not run the exec plugin '%s credential --cluster %s'", ErrUnusableKubeconfig, execCommand, cluster)
 		}
 		for _, variable := range user.Exec.Env {
 			if !slices.Contains(pluginVariables, variable.Name) { // others, such as LD_PRELOAD, could run other code

@@ -30,7 +30,7 @@ func (w *watched) event(t *testing.T) string {
 
 var silent = discoverytest.Error(codes.Unavailable, "", "no answer")
 
-func TestOwnership(t *testing.T) {
+func TestWatchRenewsOwnershipAndDisengagesClustersWhenItExpires(t *testing.T) {
 	begin := func(t *testing.T, validFor time.Duration) (*discoverytest.Daemon, *watched) {
 		t.Helper()
 		daemon := discoverytest.New(t)
@@ -43,7 +43,7 @@ func TestOwnership(t *testing.T) {
 		return daemon, seen
 	}
 
-	inBubble(t, "is renewed every few seconds, and clusters stay", func(t *testing.T) {
+	inBubble(t, "ownership is renewed every few seconds, and clusters stay", func(t *testing.T) {
 		daemon, seen := begin(t, 20*time.Second)
 		time.Sleep(time.Minute)
 		if renewals := daemon.Renewals(); renewals < 20 || renewals > 22 {
@@ -55,7 +55,7 @@ func TestOwnership(t *testing.T) {
 		}
 	})
 
-	inBubble(t, "that is not renewed disengages all clusters when it expires", func(t *testing.T) {
+	inBubble(t, "ownership that is not renewed disengages all clusters when it expires", func(t *testing.T) {
 		for name, lose := range map[string]func(*discoverytest.Daemon){
 			"the daemon was killed":       func(d *discoverytest.Daemon) { d.Stop() },
 			"the daemon owns no clusters": func(d *discoverytest.Daemon) { d.Shard(0) },
@@ -85,7 +85,7 @@ func TestOwnership(t *testing.T) {
 		}
 	})
 
-	inBubble(t, "is kept if the daemon restarts before it expires", func(t *testing.T) {
+	inBubble(t, "ownership is kept if the daemon restarts before it expires", func(t *testing.T) {
 		daemon, seen := begin(t, 20*time.Second)
 		daemon.Stop()
 		time.Sleep(10 * time.Second)
@@ -100,7 +100,7 @@ func TestOwnership(t *testing.T) {
 		}
 	})
 
-	inBubble(t, "is awaited before clusters are engaged", func(t *testing.T) {
+	inBubble(t, "ownership is awaited before clusters are engaged", func(t *testing.T) {
 		daemon := discoverytest.New(t)
 		daemon.Shard(0)
 		daemon.Engage(discovery.Cluster{Name: "a"})
@@ -116,7 +116,7 @@ func TestOwnership(t *testing.T) {
 		}
 	})
 
-	inBubble(t, "that was never held is not reported as lost", func(t *testing.T) {
+	inBubble(t, "ownership that was never held is not reported as lost", func(t *testing.T) {
 		daemon := discoverytest.New(t)
 		daemon.Shard(0)
 		seen := watch(t, daemon.Client(), discovery.WatchOptions{})
@@ -130,7 +130,7 @@ func TestOwnership(t *testing.T) {
 		}
 	})
 
-	inBubble(t, "disengages all clusters before a watch returns a terminal error", func(t *testing.T) {
+	inBubble(t, "all clusters are disengaged before a watch returns a terminal error", func(t *testing.T) {
 		daemon, seen := begin(t, 20*time.Second)
 		daemon.Fail("WatchClusters", discoverytest.Error(codes.PermissionDenied, "FORBIDDEN", "no"))
 		daemon.BreakStreams(nil)
@@ -142,7 +142,7 @@ func TestOwnership(t *testing.T) {
 		}
 	})
 
-	inBubble(t, "is not requested from a daemon that is not sharded", func(t *testing.T) {
+	inBubble(t, "ownership is not requested from a daemon that is not sharded", func(t *testing.T) {
 		daemon := discoverytest.New(t)
 		daemon.Engage(discovery.Cluster{Name: "a"})
 		watch(t, daemon.Client(), discovery.WatchOptions{})
@@ -168,7 +168,7 @@ func TestWatchKeepsClustersOfPendingSources(t *testing.T) {
 	})
 }
 
-func TestListSources(t *testing.T) {
+func TestListHasSuspensionsAndPendingSources(t *testing.T) {
 	inBubble(t, "filters by source, and returns suspensions and pending sources", func(t *testing.T) {
 		daemon := discoverytest.New(t)
 		daemon.Engage(

@@ -74,7 +74,7 @@ func inBubble(t *testing.T, name string, test func(t *testing.T)) {
 	t.Run(name, func(t *testing.T) { synctest.Test(t, test) })
 }
 
-func TestWatchStreams(t *testing.T) {
+func TestWatchReportsTheSnapshotAndChanges(t *testing.T) {
 	inBubble(t, "a snapshot is reported first, and then changes", func(t *testing.T) {
 		daemon := discoverytest.New(t)
 		daemon.Engage(discovery.Cluster{Name: "a"}, discovery.Cluster{Name: "b"})
@@ -229,7 +229,7 @@ func TestWatchStreams(t *testing.T) {
 	})
 }
 
-func TestWatchReconnects(t *testing.T) {
+func TestWatchReconnectsAndReportsOnlyDifferences(t *testing.T) {
 	inBubble(t, "a broken stream is resumed without repeated events", func(t *testing.T) {
 		daemon := discoverytest.New(t)
 		daemon.Engage(discovery.Cluster{Name: "a"})
@@ -408,7 +408,7 @@ func TestWatchReconnects(t *testing.T) {
 	})
 }
 
-func TestWatchEnds(t *testing.T) {
+func TestWatchEndsWithATerminalErrorOrWhenItIsStopped(t *testing.T) {
 	for code, want := range map[codes.Code]error{
 		codes.InvalidArgument:    discovery.ErrInvalidRequest,
 		codes.PermissionDenied:   discovery.ErrPermissionDenied,

@@ -140,7 +140,7 @@ def unreachable(subject: str, error: TransportError, origin: str) -> Finding:
 
 def identity(subject: str, status: int, body: bytes, origin: str) -> Finding:
     """Return the finding for the response to a SelfSubjectReview."""
-    rejected = f"the token or certificate of {origin} is not valid for this server: renew it, or use another one"
+    rejected = f"the token or certificate of {origin} is missing, or not valid for this server: set or renew it"
     if status == 401:
         return fail(subject, "the server rejects the credential (401)", rejected)
     if status in _BUSY:
@@ -155,7 +155,7 @@ def identity(subject: str, status: int, body: bytes, origin: str) -> Finding:
         return warn(subject, f"unknown: the server did not accept a SelfSubjectReview ({status}: {_message(body)})")
     return fail(
         subject,
-        f"the server answers {status}, which is not the response of a Kubernetes API server",
+        f"the server answers {status} without a Status object, which a Kubernetes API server would send",
         _NOT_AN_API_SERVER,
     )
 

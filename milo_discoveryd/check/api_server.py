@@ -170,7 +170,7 @@ async def check_leases(settings: Settings, environ: Mapping[str, str]) -> Findin
     except ConfigError as error:
         return warn(
             SHARDING,
-            f"the sources of group {group} cannot be compared with those of its members: {error}",
+            f"the sources of {name} cannot be compared with those of the other members of group {group}: {error}",
             "correct the source's kubeconfig",
         )
     if others := sorted(

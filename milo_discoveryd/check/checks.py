@@ -139,7 +139,8 @@ def _settings(of: SourceSettings, settings: Settings) -> Iterator[Finding]:
     if kind.is_watched and silence <= _BOOKMARKS_EVERY_S + 10:
         yield warn(
             subject,
-            f"watch.silence_limit is {silence:g} s, but a healthy watch can be silent for {_BOOKMARKS_EVERY_S:g} s",
+            f"watch.silence_limit is {silence:g} s, but a healthy watch can be silent for {_BOOKMARKS_EVERY_S:g} s, "
+            "and longer if the network is slow",
             "set it to 75s or more",
         )
     if kind.authorities_file is not None:
@@ -164,8 +165,8 @@ async def _upstreams(settings: Settings, environ: Mapping[str, str]) -> AsyncGen
     sources: list[ConfiguredSource] = []
     unconfigured: list[tuple[SourceSettings, Upstream]] = []
     for source in settings.sources:
-        watched = _load("discovery", partial(discovery_upstream, source, settings, environ), problems)
-        leading = _load("project", partial(project_upstream, source, settings, environ), problems)
+        watched = _load("discovery", source, partial(discovery_upstream, source, settings, environ), problems)
+        leading = _load("project", source, partial(project_upstream, source, settings, environ), problems)
         if watched and leading:
             sources.append(ConfiguredSource(source, settings, environ))
         elif watched and watched[0] is not None:
@@ -342,7 +343,9 @@ async def _server(
             yield finding
 
 
-def _load(name: str, load: Callable[[], Upstream | None], problems: list[Finding]) -> list[Upstream | None]:
+def _load(
+    name: str, of: SourceSettings, load: Callable[[], Upstream | None], problems: list[Finding]
+) -> list[Upstream | None]:
     """Load an upstream, and return it in a list; the list is empty if the upstream cannot be loaded.
 
     Only new problems are added to `problems`, because both kubeconfigs may be the same file.
@@ -350,10 +353,9 @@ def _load(name: str, load: Callable[[], Upstream | None], problems: list[Finding
     try:
         return [load()]
     except ConfigError as error:
-        fix = (
-            f"correct the kubeconfig, or set another one: --{name}-kubeconfig FILE, or {name}_kubeconfig in the "
-            "configuration file"
-        )
+        flag = f"--{name}-kubeconfig FILE, or {name}_kubeconfig in the configuration file"
+        another = f"{name}_kubeconfig of the source {of.name}" if of.name else flag
+        fix = f"correct the kubeconfig, or set another one: {another}"
         known = {problem.message for problem in problems}
         problems += [fail(f"{name} kubeconfig", problem, fix) for problem in error.problems if problem not in known]
         return []

@@ -69,7 +69,7 @@ def _lines(settings: Settings, grant: Grant | None) -> Iterator[str]:
         yield f"rule         {rules}: its calls are denied"
         return
     if not grant.rule:
-        yield "rule         no rules are configured: every caller has full access"
+        yield "rule         no rules are configured: every caller sees all clusters"
     else:
         place = next(place for place, rule in enumerate(settings.rights, 1) if rule.name == grant.rule)
         yield f"rule         {grant.rule} (item {place} of {len(settings.rights)}), the first that matches"

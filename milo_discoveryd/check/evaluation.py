@@ -138,7 +138,7 @@ async def _objects(
         query = [*watched.query, ("limit", str(how.page_size)), *([("continue", token)] if token else [])]
         answer = await transport.get(watched.path, query, timeout_s=how.request_timeout.total_seconds())
         if answer.status != 200:
-            raise ListPageError(f"the API server answered the list with {answer.status}")
+            raise ListPageError(f"the API server answered {answer.status} to the request for {watched.path}")
         page, observations = collection.decoder.page(answer.body)
         for observation in observations:
             yield observation

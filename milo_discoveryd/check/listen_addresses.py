@@ -69,7 +69,7 @@ def certificate(subject: str, tls: Tls) -> Finding:
     try:
         ServerTls(certificate=tls.certificate, key=tls.key, client_ca=tls.client_ca).context()
     except StartError as error:
-        return fail(subject, str(error), "use a matching pair of PEM files, the key without a passphrase")
+        return fail(subject, str(error), "correct the file; the key must match the certificate and have no passphrase")
     expiry = expiry_of(tls.certificate.read_bytes(), datetime.now(UTC))
     if expiry.is_expired:
         return fail(subject, f"the certificate expired at {expiry}, so clients refuse to connect", _RENEW)
@@ -130,12 +130,15 @@ def _directory(subject: str, directory: Path) -> Finding | None:
 
 def _in_use(subject: str, path: Path) -> Finding | None:
     """Check the lock that a running daemon holds."""
+    lock_path = path.with_name(path.name + ".lock")
     try:
-        descriptor = os.open(path.with_name(path.name + ".lock"), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(lock_path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     except OSError as error:
-        return fail(subject, f"the lock file cannot be opened: {error.strerror}", "remove it, or listen elsewhere")
+        return fail(
+            subject, f"the lock file {lock_path} cannot be opened: {error.strerror}", "remove it, or listen elsewhere"
+        )
     with os.fdopen(descriptor) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

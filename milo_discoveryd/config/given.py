@@ -104,7 +104,7 @@ def _kind(
         return _flat_kind(given), []
     except InvalidError as error:
         missing = "; ".join(f"{'.'.join(map(str, complaint.path))} {complaint.text}" for complaint in error.complaints)
-        return SourceKind(), [(("mode",), f"needs settings: configure it as an item of sources: {missing}")]
+        return SourceKind(), [(("mode",), f"needs settings that only an item of sources can have: {missing}")]
     except ValueError as error:
         templates = ("internal_address_template",), ("internal_namespace_template",)
         return SourceKind(), [(next(template for template in templates if template in is_set), str(error))]

@@ -58,9 +58,8 @@ class ListenerSettings(Group, frozen=True, kw_only=True):
                 raise ValueError(f"has {setting}, which is only for Unix sockets")
         if isinstance(self.address, values.InsecureAddress):
             if self.tls is not None:
-                raise ValueError(
-                    f"has tls, but its address is insecure://: use {self.address.host}:{self.address.port}"
-                )
+                address = values.TcpAddress(self.address.host, self.address.port)
+                raise ValueError(f"has tls, but its address is insecure://: use {address}")
         elif self.tls is None:
             host, port = self.address.host, self.address.port
             local = values.InsecureAddress(host if addresses.is_loopback(host) else "127.0.0.1", port)
@@ -82,7 +81,7 @@ def listener(value: object) -> object:
 def distinct(listeners: tuple[ListenerSettings, ...]) -> None:
     if not listeners:
         raise ValueError("must have at least one address")
-    if len({str(listener.address) for listener in listeners}) < len(listeners):
-        raise ValueError("has an address twice")
-    if len({listener.title for listener in listeners}) < len(listeners):
-        raise ValueError("has listeners with the same name")
+    if (address := values.repeated(str(listener.address) for listener in listeners)) is not None:
+        raise ValueError(f"has several listeners with the address {address}")
+    if (name := values.repeated(listener.title for listener in listeners)) is not None:
+        raise ValueError(f"has several listeners with the name {name!r}")

@@ -109,8 +109,9 @@ def _settings_without_an_api_server(settings: Settings, given: Mapping[SettingPa
         place, of = _place(settings, position, given)
         for name in ("discovery_kubeconfig", "project_kubeconfig", "label_selector", "credentials"):
             if getattr(source, name):
+                setting = f"watch.{name}" if name == "credentials" and not source.name else name
                 complaint = (
-                    f"{of}{name} does not apply to sources of kind {source.kind}, which have no API server: remove "
+                    f"{of}{setting} does not apply to sources of kind {source.kind}, which have no API server: remove "
                     "this setting"
                 )
                 yield Problem(place, complaint)
@@ -194,7 +195,7 @@ def _too_short_for_tokens(settings: Settings, given: Mapping[SettingPath, Given]
         if not issuer.min_ttl_s or not issuer.hand_out:
             continue
         name = issuer.name
-        complaint = f"is shorter than {issuer.min_ttl_s} s, the shortest that {name} ({issuer.type}) can mint"
+        complaint = f"is shorter than {issuer.min_ttl_s} s, the shortest lifetime that {name} ({issuer.type}) can issue"
         if settings.kubeconfigs.max_ttl.total_seconds() < issuer.min_ttl_s:
             yield Problem(given[("kubeconfigs", "max_ttl")].place, f"kubeconfigs.max_ttl {complaint}")
         for number, rule in enumerate(settings.rights):

@@ -129,8 +129,8 @@ def _extra(value: object) -> tuple[tuple[str, tuple[str, ...]], ...]:
         several = tuple(map(str, _several(given)))
         if not _EXTRA_KEY.fullmatch(str(key)) or not all(map(_is_header_value, several)):
             raise ValueError(
-                f'{str(key)[:80]!r} is invalid: keys must be lowercase letters, digits and "./_-", and values '
-                "printable ASCII text"
+                f'{str(key)[:80]!r} or a value of it is invalid: keys must be lowercase letters, digits and "./_-", '
+                "and values printable ASCII text"
             )
         found.append((str(key), several))
     return tuple(found)
@@ -193,8 +193,8 @@ class RuleSettings(Group, frozen=True, kw_only=True):
 def ordered(rules: tuple[RuleSettings, ...]) -> None:
     """Check that names are unique, and that no rule follows one that matches every caller, which would hide it."""
     names = [rule.name for rule in rules]
-    if len(set(names)) < len(names):
-        raise ValueError("has rules with the same name")
+    if (name := values.repeated(names)) is not None:
+        raise ValueError(f"has several rules with the name {name!r}")
     everybody = next((place for place, rule in enumerate(rules) if rule.who.is_everybody), len(rules))
     if behind := names[everybody + 1 :]:
         raise ValueError(

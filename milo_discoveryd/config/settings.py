@@ -26,9 +26,8 @@ from milo_discoveryd.sources.project import ProjectKind
 
 
 def named_once(items: "tuple[SourceSettings | IssuerSettings, ...]") -> None:
-    names = [item.name for item in items]
-    if len(set(names)) < len(names):
-        raise ValueError("has items with the same name")
+    if (name := values.repeated(item.name for item in items)) is not None:
+        raise ValueError(f"has several items with the name {name!r}")
 
 
 def _http_listen(value: object) -> values.TcpAddress | None:

@@ -20,7 +20,7 @@ from milo_discoveryd.connectivity.reachability import (
 from milo_discoveryd.model.cluster import ConnectivityStatus, Reachability, source_of
 from milo_discoveryd.model.moment import Moment
 
-HOST_ANSWERS = "the API server answers; a probe by path cannot tell whether the project exists"
+HOST_ANSWERS = "the API server answers; a probe of its host does not show whether the project exists"
 
 
 class _HostClusters(msgspec.Struct):

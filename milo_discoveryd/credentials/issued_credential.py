@@ -89,7 +89,7 @@ def validate(
         raise LongLivedError(f"{origin} returned a credential without an expiry, which may be valid forever")
     end = min(ends, default=now + UNSTATED_LIFE_S)
     if not end > now:  # also rejects NaN
-        raise BackendError(f"{origin} returned an expired credential; check this machine's clock")
+        raise BackendError(f"{origin} returned an expired credential; renew it, or check this machine's clock")
     if max(begins, default=now) > now + SKEW_S:
         raise BackendError(f"{origin} returned a credential that is not valid yet; check this machine's clock")
     if end - now > longest_s:
@@ -122,7 +122,7 @@ def _validity(chain: bytes, origin: str) -> tuple[float, float]:
         certificate = x509.load_pem_x509_certificate(chain)
         return certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
     except ValueError:
-        raise BackendError(f"{origin} returned a client certificate that is not PEM") from None
+        raise BackendError(f"{origin} returned a client certificate that is malformed or not PEM") from None
 
 
 def _span(seconds: float) -> str:

@@ -177,7 +177,7 @@ class KubeconfigFiles:
         except OSError as error:
             raise FilesError(_failure(error), f"{self.path} {_reason(error)}") from None
         if len(names) > MAX_FILES:
-            raise FilesError("TooManyFiles", f"{self.path} has {len(names)} files; at most {MAX_FILES} are read")
+            raise FilesError("TooManyFiles", f"{self.path} has {len(names)} files; the limit is {MAX_FILES}")
         return [(name, self.path / name) for name in names]
 
     def _state(self, name: str, path: Path, *, is_complete: bool = False) -> _ReadFile | None:

@@ -40,10 +40,12 @@ def refuse(origin: str, answer: ApiAnswer, what: str, rule: str) -> NoReturn:
     The message does not quote the response body, which may contain a secret.
     """
     status = answer.status
-    if status in (401, 403):
+    if status == 401:
+        raise BackendError(f"{origin} rejected the credential of the request to {what} (401): renew it")
+    if status == 403:
         raise BackendError(f"{origin} denied the request to {what} ({status}): grant the daemon's role {rule}")
     if status == 404:
-        raise BackendError(f"{origin} found no object to {what} (404)")
+        raise BackendError(f"{origin} answered 404 to the request to {what}: an object, namespace or API is missing")
     raise BackendError(
         f"{origin} answered {status} to the request to {what}",
         retry_after_s=retry_after.stated(answer.headers, datetime.now(UTC)),

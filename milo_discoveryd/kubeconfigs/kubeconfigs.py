@@ -25,7 +25,7 @@ from milo_kube.label_selector import Selector
 
 REJECTED = "rejected"
 """The reason in `IssuerHealth.failing` for clusters whose API servers answer 401 to the issued credential."""
-NO_ISSUER = "no credential issuer is configured, so this daemon issues no kubeconfigs"
+NO_ISSUER = "no credential issuer is configured to issue kubeconfigs"
 
 
 class IssuerAssignment(msgspec.Struct, frozen=True):

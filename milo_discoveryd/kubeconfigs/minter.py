@@ -369,7 +369,8 @@ class Revocations:
                 async with asyncio.timeout(REVOCATION_TIMEOUT_S):
                     await self._issuer.revoke(cluster)
             except (CredentialError, TimeoutError) as error:
-                log.warning("credential revocation failed", issuer=self._name, cluster=target.name, problem=str(error))
+                problem = str(error) or f"no response within {REVOCATION_TIMEOUT_S:g} s"
+                log.warning("credential revocation failed", issuer=self._name, cluster=target.name, problem=problem)
                 self._pending.move_to_end(incarnation)
                 await asyncio.sleep(wait)
                 wait = min(REVOCATION_BACKOFF_S[1], wait * 2)

@@ -222,7 +222,7 @@ class Whole:
     def __call__(self, value: object, /) -> int:
         text = str(value).strip()
         if isinstance(value, bool) or not text.removeprefix("-").isdecimal() or len(text) > 20:
-            raise ValueError("must be a whole number")
+            raise ValueError(f"must be a whole number from {self.least} to {self.most}")
         return int(_bounded(int(text), self.least, self.most))
 
 

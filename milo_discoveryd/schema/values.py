@@ -73,7 +73,12 @@ def duration(value: object, *, least: timedelta, most: timedelta) -> timedelta:
 
 
 def duration_or_off(value: object, *, least: timedelta, most: timedelta) -> timedelta | None:
-    return None if value is None or value == "off" else duration(value, least=least, most=most)
+    if value is None or value == "off":
+        return None
+    try:
+        return duration(value, least=least, most=most)
+    except ValueError as error:
+        raise ValueError(f'must be "off" or {str(error).removeprefix("must be ")}') from None
 
 
 def duration_text(span: timedelta) -> str:
@@ -134,7 +139,10 @@ def listen_address(value: object) -> ListenAddress:
     if text.startswith(_INSECURE):
         address = tcp_address(text.removeprefix(_INSECURE))
         if not addresses.is_loopback(address.host):
-            raise ValueError("is not on loopback, so the traffic would be readable on the network: configure tls")
+            raise ValueError(
+                'is not on loopback, so the traffic would be readable on the network: remove "insecure://", and '
+                "configure tls"
+            )
         return InsecureAddress(address.host, address.port)
     if text.startswith(("/", "./", "../", "~/")):
         raise ValueError(
@@ -263,6 +271,16 @@ def pairs(value: object) -> object:
     raise ValueError("must be a mapping")
 
 
+def repeated(names: Iterable[str]) -> str | None:
+    """Return the first name that occurs before, or None."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
+
+
 def one_of(value: object, *, choices: Collection[str]) -> str:
     if value not in choices:
         raise ValueError(f"must be one of {', '.join(choices)}")
@@ -273,7 +291,7 @@ def https_url(value: object) -> str:
     text = str(value).strip()
     parts = urlsplit(text)
     if parts.scheme != "https" or not parts.hostname or "@" in parts.netloc or parts.fragment:
-        raise ValueError("must be a URL of the form https://HOST[:PORT]/PATH")
+        raise ValueError("must be a URL of the form https://HOST[:PORT][/PATH]")
     return text
 
 
@@ -289,7 +307,7 @@ def receiver(value: object) -> str | None:
         return None
     parts = urlsplit(str(value))
     if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.query:
-        raise ValueError('must be an address such as "http://localhost:4318", without user or query')
+        raise ValueError('must be a URL such as "http://localhost:4318", without user or query')
     return str(value)
 
 
@@ -317,7 +335,10 @@ def required_file(value: object) -> Path:
 def object_name(value: object) -> str:
     text = str(value)
     if len(text) > 253 or not _DNS_NAME.fullmatch(text):
-        raise ValueError("must be a Kubernetes object name: up to 253 lowercase letters, digits, hyphens and dots")
+        raise ValueError(
+            "must be a Kubernetes object name: up to 253 lowercase letters, digits, hyphens and dots, with a letter or "
+            "digit at each end and beside each dot"
+        )
     return text
 
 

@@ -202,7 +202,7 @@ def _unreadable(lease: _Lease, name: str, names: LeaseNames, error: Exception) -
         version=lease.version,
         holder=lease.spec.holder_identity or "unknown",
         term=lease.version if isinstance(error, _OtherFormatError) else "",
-        problem=f"{_described(lease, names)} is malformed ({_reason(error)}): its member counts as not renewing it",
+        problem=f"{_described(lease, names)} is malformed ({_reason(error)}): it counts as not renewed",
     )
 
 

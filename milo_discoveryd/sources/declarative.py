@@ -488,7 +488,7 @@ def _secret_key(target: Target) -> str:
 def _required(path: FieldPath, document: Mapping[str, Any]) -> str:
     value = path.find(document)
     if not isinstance(value, str) or not value:
-        raise MalformedError(f"the field {path.source} is not set")
+        raise MalformedError(f"the field {path.source} is not set to a nonempty string")
     return value
 
 

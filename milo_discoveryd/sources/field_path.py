@@ -142,7 +142,9 @@ class Template(msgspec.Struct, frozen=True):
         for path, literal in zip(self.paths, self.literals[1:], strict=True):
             value = text(path.find(document))
             if not value:
-                raise MalformedError(f"the field {path.source} is not set")
+                raise MalformedError(
+                    f"the field {path.source} is not set to a nonempty string, an integer or a Boolean"
+                )
             filled += (check(value, path.source), literal)
         return "".join(filled)
 

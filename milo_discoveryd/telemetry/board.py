@@ -319,7 +319,7 @@ def _notes(
     if suspicion is not None:
         yield f"reported as deleted; engaged until the deletion is confirmed{suspicion[1] and f' ({suspicion[1]})'}"
     if is_graced:
-        yield "not ready; engaged for now, by not_ready_grace or removals.hold_not_ready"
+        yield "not ready; engaged for now, because of not_ready_grace or removals.hold_not_ready"
     cluster = record.cluster
     if cluster is None:
         return

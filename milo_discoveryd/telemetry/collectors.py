@@ -51,8 +51,8 @@ class FleetCollector(Collector):
         )
         yield self._by_source(
             "milo_discoveryd_removals_held",
-            "Clusters that stay engaged although a list lacks them, because they exceed the mass-removal limit or "
-            "because the resource versions of the API server went back.",
+            "Clusters that stay engaged although the API server seems to lack them, because of the mass-removal limit "
+            "or because its resource versions went back.",
             lambda of: of.deletions_held,
         )
         yield self._by_source(
@@ -172,7 +172,7 @@ class LogCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         yield CounterMetricFamily(
             "milo_discoveryd_log_lines_dropped",
-            "Log lines that could not be written, or that exceeded the log's queue.",
+            "Log lines that could not be formatted, queued or written.",
             value=self._dropped(),
         )
 

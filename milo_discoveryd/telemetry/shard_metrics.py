@@ -69,7 +69,7 @@ class ShardCollector(Collector):
         )
         yield GaugeMetricFamily(
             "milo_discoveryd_shard_unowned_clusters",
-            "Ready clusters that are assigned to this daemon and not engaged, because their former owner has not"
-            " released them, or because this daemon's Lease is not renewed.",
+            "Ready clusters that are assigned to this daemon and not engaged, such as those that their former owner has"
+            " not released.",
             value=self._shard.unowned(),
         )

@@ -94,7 +94,7 @@ class Confirmations:
     async def _confirm(self, request: ConfirmationRequest) -> None:
         result = await self._confirmed(request.name)
         if not self._is_trusted or (request.was_refuted and not self._is_proven()):
-            result = Inconclusive("the source was not trusted when the response arrived")
+            result = Inconclusive("the source may have been out of date when the response arrived")
         self._source.resolve(self._collection, request, result, self._clock())
         self._has_timers.set()
 
@@ -230,7 +230,8 @@ class Driver:
         if answer.status == 200:
             observation = self._decoder.object(answer.body)
             if observation is None or observation.name != key:
-                return Inconclusive(f"the response is not the object: its name is {observation and observation.name!r}")
+                found = "it cannot be decoded" if observation is None else f"its name is {observation.name!r}"
+                return Inconclusive(f"the response is not the object: {found}")
             return await self._selected(observation, namespace, name)
         refused = error_status(answer.body, answer.status)
         # Only a Status that names the object is evidence: proxies and servers without the resource send 404 too.

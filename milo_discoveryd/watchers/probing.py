@@ -82,7 +82,7 @@ class ProbeSender:
                 )
             outcome = outcome_of(await self._send_own(_host(endpoint), trust))
         except TimeoutError:
-            return ProbeFailed("timeout", f"{endpoint} did not answer in time", is_of_host=True)
+            return ProbeFailed("timeout", f"{endpoint} did not answer within {self._timeout_s:g} s", is_of_host=True)
         except CredentialError as error:
             return ProbeFailed("credential", str(no_credential(error, endpoint)), is_of_host=False)
         except TransportError as error:

@@ -75,8 +75,10 @@ class ConfigReloader:
         except ConfigError as error:
             return self._refused(error.problems)
         if before and not settings.rights:
-            # Without rules every caller has full access, and rules can be missing from a file by accident.
-            problem = "rights: all rules were removed, which would give every caller full access; restart to apply that"
+            # Without rules every caller sees all clusters, and rules can be missing from a file by accident.
+            problem = (
+                "rights: all rules were removed, which would show all clusters to all callers; restart to apply it"
+            )
             return self._refused((problem,))
         unread = [name for name in Settings.__struct_fields__ if _differ(name, self._settings, settings)]
         if unread:

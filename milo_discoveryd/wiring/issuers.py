@@ -99,7 +99,12 @@ class Issuers:
             return discovery
         issuer = self._made[name]
         if issuer.scope is not Scope.IDENTITY:
-            raise ConfigError([f"watch.credentials: {name} mints per cluster, and has no credential for discovery"])
+            raise ConfigError(
+                [
+                    f"the issuer {name} mints per cluster, and has no credential for discovery: name another one in "
+                    "watch.credentials, or in credentials of the source"
+                ]
+            )
         ttl_s = self._settings.kubeconfigs.default_ttl.total_seconds()
         origin = f"{discovery.origin} with credentials of the issuer {name}"
         return msgspec.structs.replace(discovery, origin=origin, credentials=RenewingCredential(issuer, ttl_s=ttl_s))

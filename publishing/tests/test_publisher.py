@@ -218,7 +218,7 @@ async def test_publisher_of_another_fleet_writes_nothing():
 async def test_publisher_keeps_objects_missing_from_a_much_smaller_view_and_publishes_new_ones():
     names = [f"p-{number}" for number in range(6)]
     async with Publishing(await left_by_another(*names)).running(*names[:2]) as other:
-        await eventually(lambda: "are kept" in "".join(other.publisher.problems))
+        await eventually(lambda: "none is removed" in "".join(other.publisher.problems))
         other.daemon.engage("new")
         await other.until_published(*names, "new")
         await other.two_looks()
@@ -321,7 +321,7 @@ def _group(server: Server, cluster: str) -> str:
     return server.objects[f"{cluster}-kubeconfig"]["metadata"]["annotations"]["discovery.miloapis.com/group"]
 
 
-async def test_impersonated_access_is_not_published():
+async def test_server_is_not_published_if_its_credential_requires_impersonation():
     class Client:
         async def issue_kubeconfig(self, name: str, **_: object) -> Kubeconfig:
             return value(changed(exec_kubeconfig(), "user", **ActAs(user="shop").fields()), now=datetime.now(UTC))

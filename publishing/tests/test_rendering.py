@@ -42,7 +42,7 @@ def test_only_configured_labels_are_copied_to_published_object(patterns: tuple[s
     assert set(copied_labels(ALPHA, patterns)) == copied
 
 
-def test_cluster_profile_without_access_has_no_provider():
+def test_cluster_profile_without_access_has_no_access_provider():
     rendered = ClusterProfiles(cluster_manager="m", access_provider="p").render(ALPHA, None)
     assert rendered.status is not None
     assert rendered.status["accessProviders"] == []
@@ -117,5 +117,5 @@ def test_flux_config_map_has_the_server_and_no_credential():
         (None, {"a": 1}, False),
     ],
 )
-def test_contains_compares_only_desired_fields(observed: object, desired: object, result: bool):
+def test_only_desired_fields_are_compared_with_the_observed_object(observed: object, desired: object, result: bool):
     assert contains(observed, desired) is result

@@ -232,7 +232,7 @@ async def test_exec_plugin_runs_once_for_concurrent_callers(script: Script) -> N
         (lambda script: script.prints({"token": "s3cret s3cret"}), "not a bearer token"),
         (
             lambda script: script.prints({"token": "s3cret", "expirationTimestamp": "2027-01-15T08:00:00Z"}),
-            "expired at 2027-01-15T08:00:00Z",
+            "expired at 2027-01-15T08:00:00+00:00",
         ),
     ],
 )

@@ -63,7 +63,7 @@ func named(cluster discovery.Cluster, number int) discovery.Kubeconfig {
 
 var token = regexp.MustCompile(`"token": "(.*)"`)
 
-func TestDaemon(t *testing.T) {
+func TestFakeDaemonFollowsTheProtocol(t *testing.T) {
 	for name, test := range map[string]func(*testing.T, *discoverytest.Daemon){
 		"a drain waits for subscribers that confirm releases": func(t *testing.T, daemon *discoverytest.Daemon) {
 			daemon.Engage(discovery.Cluster{Name: "a"})

@@ -126,7 +126,7 @@ func TestCoordinatorDisengagesOnlyTheClusterThatMoved(t *testing.T) {
 }
 
 // multicluster-runtime's sharded coordinator also disengages other clusters when the provider removes one.
-func TestClusterThatTheProviderRemovesDisengagesNoOther(t *testing.T) {
+func TestRemovalByTheProviderDisengagesNoOtherCluster(t *testing.T) {
 	c := newCoordinated(t)
 	c.offer("alpha")
 	remove := c.offer("beta")

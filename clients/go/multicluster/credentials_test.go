@@ -175,7 +175,7 @@ func failure(provider *multicluster.Provider, name, want string) error {
 	return fmt.Errorf("got debug state %v", shown)
 }
 
-func TestDebugHandlerListsEngagedNames(t *testing.T) {
+func TestDebugHandlerListsTheNamesOfEngagedClusters(t *testing.T) {
 	env := newEnvironment(t)
 	env.engage("beta", "alpha")
 	provider := env.provider(nil)

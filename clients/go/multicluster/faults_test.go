@@ -36,7 +36,7 @@ import (
 // restarted daemons, rejected subscriptions, changed labels, reused names, leader changes, failed engagements, and
 // goroutine leaks.
 
-func TestUnresponsiveProjectDelaysNoOther(t *testing.T) {
+func TestUnresponsiveProjectDelaysNoOtherProject(t *testing.T) {
 	env := newEnvironment(t)
 	// Engage the unresponsive clusters first, so that no API discovery is cached when the others are engaged.
 	silent, names := []string{"black-hole-1", "black-hole-2"}, numbered(40)
@@ -398,7 +398,7 @@ func goroutines() (ours map[string]int, left int) {
 	return ours, left
 }
 
-func TestChurnLeavesNoGoroutines(t *testing.T) {
+func TestRepeatedEngagementsLeaveNoGoroutines(t *testing.T) {
 	env := newEnvironment(t)
 	env.engage("stays")
 	env.animal("stays", "dog")
@@ -508,7 +508,7 @@ func TestManagerSurvivesElectionAfterADisengagement(t *testing.T) {
 	env.untilFed("alpha", "dog")
 }
 
-func TestDisengagementOfClusterThatWaitsForASlotAffectsNoOther(t *testing.T) {
+func TestDisengagementOfClusterThatWaitsForASlotAffectsNoOtherCluster(t *testing.T) {
 	env := newEnvironment(t)
 	env.engage("alpha", "beta", "gamma")
 	provider := env.provider(func(o *multicluster.Options) { o.MaxConcurrent = 1 })

@@ -26,7 +26,7 @@ var hostileWatches = map[string]string{
 	"spaces":             strings.Repeat(" ", 1<<20),
 }
 
-func TestHostileProjectsAffectNoOther(t *testing.T) {
+func TestHostileProjectsAffectNoOtherProject(t *testing.T) {
 	env := newEnvironment(t)
 	for name, body := range hostileWatches {
 		project := env.api.Project(name)

@@ -57,7 +57,7 @@ func TestInformersStopWithTheirCluster(t *testing.T) {
 	env.untilWatching("beta", 1)
 }
 
-func TestNewInformerOfClusterOptionsIsUsed(t *testing.T) {
+func TestInformerFunctionOfClusterOptionsIsUsed(t *testing.T) {
 	env := newEnvironment(t)
 	env.engage("alpha")
 	var made atomic.Int64

@@ -235,7 +235,7 @@ func untilLoggedOnce(t *testing.T, before int) {
 	}
 }
 
-func TestAPIServerServesOnlyKindsOfServeOnly(t *testing.T) {
+func TestAPIServerServesOnlyTheKindsThatTheTestSelects(t *testing.T) {
 	api := apitest.Start(0)
 	t.Cleanup(api.Close)
 	api.ServeOnly(func(kind schema.GroupVersionKind) bool { return kind.Group == "" })

@@ -302,7 +302,7 @@ func TestProviderHandlesConcurrentCalls(t *testing.T) {
 	}
 }
 
-func TestProviderRunsInsideMulti(t *testing.T) {
+func TestProviderRunsInsideTheMultiProvider(t *testing.T) {
 	env := anyEnvironment(t)
 	env.engage("alpha", "beta")
 	env.put("alpha", "anna", map[string]string{"type": "human"})

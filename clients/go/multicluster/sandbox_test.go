@@ -19,7 +19,7 @@ import (
 // issues kubeconfigs for it.
 const addressVariable = "MILO_DISCOVERY_TEST_ADDRESS"
 
-func TestAgainstDaemon(t *testing.T) {
+func TestModuleWorksWithARealDaemon(t *testing.T) {
 	address := os.Getenv(addressVariable)
 	if address == "" {
 		t.Skip(addressVariable + " is not set: tests/end_to_end/go_modules sets it")

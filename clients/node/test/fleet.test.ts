@@ -145,7 +145,7 @@ test("a fleet reports errors of handlers and onError, and continues", async (t) 
   assert.equal(daemon.called("endSubscription").length, 1);
 });
 
-test("an error of a handler after the end of its engagement is reported, unless it is the reason of its signal", async (t) => {
+test("an error of a handler after the end of its engagement is reported, unless it is the abort reason of its signal", async (t) => {
   const reported: string[] = [];
   let begun = 0;
   let returned = 0;

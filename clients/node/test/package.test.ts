@@ -43,7 +43,7 @@ test("enums have values at run time", async () => {
   assert.equal(exported.DisengageReason?.NOT_READY, 2);
 });
 
-test("package.json has its repository, builds when it is prepared, and exports types with the code", () => {
+test("the package names its repository, is built when it is installed from a clone, and exports types with the code", () => {
   const described = JSON.parse(readFileSync(new URL("package.json", PACKAGE), "utf8"));
   assert.match(described.repository.url, /^git\+https:\/\/.*\/milo-discoveryd\.git$/);
   assert.equal(described.repository.directory, "clients/node");

@@ -460,7 +460,7 @@ class TestSharedTransports:
         async with client.api_client("a") as api:
             await asyncio.gather(*(kubernetes.aio.client.CoreV1Api(api).list_namespace() for _ in range(120)))
 
-    def test_transport_is_shared_by_trust_root_certificate_and_proxy(self):
+    def test_clients_with_the_same_trust_root_certificate_and_proxy_share_a_transport(self):
         token = KubeconfigAccess(server="https://a", authorities="A", token="1")
         certificate = replace(token, token=None, certificate="c", key="k")
         same = [token, replace(token, token="2"), replace(token, server="https://b")]

@@ -135,7 +135,7 @@ class TestGetAndExplain:
         assert first.endswith("Z (2d5h).")
         assert second == "  condition Ready is False"
         assert "Cluster, as last engaged:" in rest
-        assert any("reachable" in line and "UNREACHABLE" in line for line in rest)
+        assert any("connectivity" in line and "UNREACHABLE" in line for line in rest)
         assert any(line.startswith("  deletion       requested at 20") for line in rest)
         assert rest[-3:] == [
             "Last transitions:",
@@ -150,9 +150,9 @@ class TestGetAndExplain:
         daemon.answers["GetCluster"] = [report] * 3
         got = await command("get", "beta")
         assert got.status == 0
-        assert "this may be out of date: source core is STALE since 20" in got.err
+        assert "the report may be out of date: source core is STALE since 20" in got.err
         explained = (await command("explain", "beta")).out.splitlines()
-        assert explained[2].startswith("  This may be out of date: source core is STALE since 20")
+        assert explained[2].startswith("  The report may be out of date: source core is STALE since 20")
         assert explained[2].endswith("last response from Milo 2d5h ago (Unauthorized).")
         as_json = json.loads((await command("get", "beta", "-o", "json")).out)
         assert as_json["source"]["state"] == "STATE_STALE"

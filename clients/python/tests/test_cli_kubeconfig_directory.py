@@ -177,10 +177,10 @@ def test_kubeconfig_file_name_of_a_cluster_contains_its_source(path: Path):
     "name",
     ["..", "../a", "a/b", "", ".a", "a\n", "A", "a" * 300, "a..b", "a\0b", "#a", "a#", "a#b#c", "../a#b", "a#../b"],
 )
-def test_cluster_whose_name_is_not_a_valid_file_name_is_skipped(path: Path, name: str):
+def test_cluster_whose_name_is_not_a_dns_name_has_no_kubeconfig_file(path: Path, name: str):
     with KubeconfigDirectory(path) as directory:
         directory.reconcile(wanted(name) | wanted("a"), ended=())
-        assert directory.skipped == {name: "the name is not a valid file name"}
+        assert directory.skipped == {name: "the name is not a DNS name of at most 244 characters"}
     assert sorted(each.name for each in path.iterdir()) == [".milo-discovery.json", "a.kubeconfig", "index.json"]
     assert [each.name for each in path.parent.iterdir()] == [path.name]
 

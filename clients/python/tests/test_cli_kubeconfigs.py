@@ -183,7 +183,7 @@ class TestCredential:
 
 
 class TestKubeconfig:
-    async def test_unknown_name_suggests_similar_names(self, command, daemon):
+    async def test_kubeconfig_of_an_unknown_name_suggests_similar_names(self, command, daemon):
         daemon.answers["IssueKubeconfig"] = [NOT_ENGAGED]
         daemon.answers["GetCluster"] = [Refusal(grpc.StatusCode.NOT_FOUND, "alpa is not known")]
         daemon.answers["ListClusters"] = [FLEET]

@@ -22,7 +22,7 @@ class TestStatus:
             (False, pb.SourceStatus.STATE_CATCHING_UP, 7),
         ],
     )
-    async def test_status_exits_with_7_if_the_daemon_is_stale_or_not_synced(
+    async def test_status_exits_with_7_if_the_source_is_stale_or_the_daemon_is_not_synced(
         self, command, daemon, synced, state, status
     ):
         daemon.answers["GetServerInfo"] = [

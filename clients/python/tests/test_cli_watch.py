@@ -48,7 +48,7 @@ class TestWatch:
             assert lines == [
                 ["ENGAGED", "alpha", "acme", "Ready"],
                 ["UPDATED", "alpha", "-", "endpoint", "-,", "organization", "-,", "suspended,", "label", "b=3,", "…"],
-                ["UPDATED", "alpha", "-", "deletion", "requested,", "resumed"],
+                ["UPDATED", "alpha", "-", "deletion", "requested,", "reinstated"],
                 ["KUBECONFIG", "alpha", "-", "until", "-"],
                 ["DISENGAGED", "alpha", "-", "DELETED:", "gone"],
             ]

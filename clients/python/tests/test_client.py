@@ -138,7 +138,7 @@ async def test_server_info_is_converted(client, daemon):
     assert info.limits.max_kubeconfig_ttl is None
 
 
-async def test_issued_kubeconfig_is_omitted_from_repr(client, daemon):
+async def test_content_of_an_issued_kubeconfig_is_omitted_from_repr(client, daemon):
     daemon.answers["IssueKubeconfig"] = [
         pb.IssueKubeconfigResponse(
             kubeconfig=pb.Kubeconfig(cluster="a", kubeconfig=CONTENT, expires_at=STAMP, issued_at=STAMP)

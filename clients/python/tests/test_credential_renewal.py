@@ -148,19 +148,19 @@ class TestAsyncRenewer:
 
 
 class TestLoopBridge:
-    async def test_bridge_thread_waits_for_the_loops_renewal(self, renewal, daemon):
+    async def test_thread_waits_for_the_renewal_on_the_event_loop(self, renewal, daemon):
         daemon.answer.set_result(kubeconfig("next"))
         assert (await asyncio.to_thread(LoopBridge(renewal).access)).token == "next"
 
-    async def test_bridge_thread_with_a_valid_credential_does_not_wait(self, renewal, daemon):
+    async def test_thread_with_a_valid_credential_does_not_wait_for_its_renewal(self, renewal, daemon):
         renewal.cache.offer(kubeconfig("held", DUE))
         assert (await asyncio.to_thread(LoopBridge(renewal).access)).token == "held"
         await eventually(lambda: daemon.asked == 1)
 
-    async def test_bridge_refuses_to_wait_on_the_loops_thread(self, renewal):
+    async def test_waiting_for_a_renewal_on_the_thread_of_the_event_loop_is_refused(self, renewal):
         with pytest.raises(RuntimeError, match=r"api_client\(\)"):
             LoopBridge(renewal).access()
 
-    async def test_bridge_returns_a_valid_credential_on_the_loops_thread(self, renewal):
+    async def test_valid_credential_is_returned_on_the_thread_of_the_event_loop(self, renewal):
         renewal.cache.offer(kubeconfig("held"))
         assert LoopBridge(renewal).access().token == "held"

@@ -107,13 +107,13 @@ class TestDeadline:
         assert ownership.next_renewal_s(now, was_owner=True) == 0.0
         assert (ownership.next_renewal_s(now, was_owner=False), ownership.timeout_s(now)) == (1.0, 3.0)
 
-    def test_boottime_advances_while_the_machine_is_suspended(self, monkeypatch):
+    def test_ownership_clock_advances_while_the_machine_is_suspended(self, monkeypatch):
         monkeypatch.setattr(time, "CLOCK_BOOTTIME", 7, raising=False)  # missing on other systems than Linux
         shown = {time.CLOCK_BOOTTIME: 7200.0, time.CLOCK_MONOTONIC: 60.0, time.CLOCK_REALTIME: 1e9}
         monkeypatch.setattr(time, "clock_gettime", shown.__getitem__)
         assert boottime() == 7200.0
 
-    def test_boottime_is_monotonic_without_clock_boottime(self, monkeypatch):
+    def test_ownership_clock_is_monotonic_without_clock_boottime(self, monkeypatch):
         monkeypatch.delattr(time, "CLOCK_BOOTTIME", raising=False)
         assert boottime() <= boottime()
 

@@ -77,7 +77,7 @@ def next_line(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline()
 
 
-def test_sharding_example_elects_a_new_leader(milo_sandbox: MiloSandbox, tmp_path: Path):
+def test_leader_election_example_elects_a_new_leader(milo_sandbox: MiloSandbox, tmp_path: Path):
     milo_sandbox.create_project("alpha")
     own_cluster = milo_sandbox.control_plane("alpha").write_kubeconfig(tmp_path / "kubeconfig")
     environment = {**os.environ, "MILO_DISCOVERY_ADDRESS": milo_sandbox.address, "KUBECONFIG": str(own_cluster)}

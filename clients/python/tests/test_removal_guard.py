@@ -39,7 +39,7 @@ def test_mass_removal_is_held(lacks: int, published: int, is_held: bool):
     assert removals.is_foreign is (is_held and lacks == published)
 
 
-def test_mass_removal_is_dropped_when_the_clusters_are_engaged_again():
+def test_held_mass_removal_is_canceled_when_the_clusters_are_engaged_again():
     removals = Removals()
     removals.review(missing(8), 10, 0.0)
     assert removals.next_look_at(0.0) == SECOND_LOOK_S
@@ -72,7 +72,7 @@ def test_object_that_another_run_recreates_is_kept():
     removals = deleted_once()
     for now in (SECOND_LOOK_S + 1, 2 * SECOND_LOOK_S + 1, 2 * SECOND_LOOK_S + CONTESTED_S):
         assert removals.review(missing(1, writing=2), 10, now) == []
-        assert removals.problem.startswith("the objects of p-0 were written again after their deletion, because")
+        assert removals.problem.startswith("deleted objects were written again (p-0), because")
     assert removals.review([], 10, 3 * CONTESTED_S) == []
     assert removals.problem == ""
 
@@ -83,14 +83,14 @@ def test_object_that_is_recreated_much_later_is_deleted():
     assert removals.review(missing(1, writing=2), 10, later + SECOND_LOOK_S) == missing(1, writing=2)
 
 
-def test_contested_object_does_not_delay_other_removals():
+def test_object_that_another_run_recreates_does_not_delay_other_removals():
     removals, others = deleted_once(), missing(2)[1:]
     now = SECOND_LOOK_S + 1
     removals.review([*missing(1, writing=2), *others], 10, now)
     assert removals.review([*missing(1, writing=2), *others], 10, now + SECOND_LOOK_S) == others
 
 
-def test_contested_object_is_deleted_if_removals_are_accepted():
+def test_object_that_another_run_recreates_is_deleted_if_removals_are_accepted():
     removals = deleted_once()
     removals.accepts = True
     removals.review(missing(1, writing=2), 10, SECOND_LOOK_S + 1)

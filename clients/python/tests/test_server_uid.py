@@ -103,5 +103,5 @@ def test_server_uid_is_read_from_the_environment(monkeypatch):
     monkeypatch.setenv("MILO_DISCOVERY_SERVER_UID", "65532")
     assert ClientCredentials.from_environment().server_uid == 65532
     monkeypatch.setenv("MILO_DISCOVERY_SERVER_UID", "root")
-    with pytest.raises(InvalidCredentials, match="must be a number"):
+    with pytest.raises(InvalidCredentials, match="must be a numeric uid"):
         ClientCredentials.from_environment()

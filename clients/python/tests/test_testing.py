@@ -14,7 +14,7 @@ from milo_discovery.testing.milo_sandbox import _Process
 from .summaries import summary
 
 
-async def test_sandbox_project_lifecycle(milo_sandbox: MiloSandbox):
+async def test_sandbox_project_is_engaged_updated_and_disengaged(milo_sandbox: MiloSandbox):
     async with DiscoveryClient(milo_sandbox.address) as client, client.watch() as watch:
         await watch.synced()
         assert not watch.clusters

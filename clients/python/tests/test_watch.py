@@ -180,7 +180,7 @@ class TestReconnecting:
             ({"heartbeat_interval": timedelta(days=1)}, timedelta(hours=3)),
         ],
     )
-    def test_silence_limit_is_three_clamped_heartbeat_intervals(self, asked, silent):
+    def test_heartbeat_timeout_is_three_clamped_heartbeat_intervals(self, asked, silent):
         assert silence_limit(asked) == silent
 
     async def test_reconnect_resumes_from_the_last_revision(self, client, daemon):

@@ -46,7 +46,9 @@ def list_cases(profiles: Sequence[str]) -> None:
     type=click.Choice([each.value for each in Feature]),
     help="The client lacks this feature: skip the cases that need it.",
 )
-@click.option("--case", "names", multiple=True, help="Run only this case. May be repeated.")
+@click.option(
+    "--case", "names", multiple=True, help="Run only the case with this name, without its profile. May be repeated."
+)
 @click.option(
     "--jobs", default=4, show_default=True, type=click.IntRange(1, 64), help="Maximum number of concurrent cases."
 )
@@ -70,7 +72,7 @@ def run(  # noqa: PLR0917  (click passes them by name)
     client: str,
     command: Sequence[str],
 ) -> None:
-    """Run the cases against COMMAND, a subscriber. Exit with 1 if one fails, and 2 if the subscriber cannot be run."""
+    """Run the cases against COMMAND, a subscriber. Exit with 1 if a case fails, and 2 if COMMAND cannot be started."""
     cases = select(profiles, names)
     try:
         outcomes = asyncio.run(

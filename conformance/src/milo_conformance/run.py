@@ -129,7 +129,9 @@ class Run:
         stream = await self.daemon.wait_for_stream(limit_s)
         request, wanted = stream.request, self._environment
         if resuming is not None and request.resume_revision != resuming:
-            raise CaseFailed(f"the stream resumed from {request.resume_revision!r}, not from {resuming!r}")
+            raise CaseFailed(
+                f"the stream was opened with resume_revision={request.resume_revision!r}, not {resuming!r}"
+            )
         selector = wanted.get("CONFORMANCE_LABEL_SELECTOR", "")
         if request.filter.label_selector != selector:
             raise CaseFailed(
@@ -267,7 +269,7 @@ class Run:
         except TimeoutError:
             raise CaseFailed(f"the subscriber did not exit within {LIMIT_S:g} s") from None
         if line is not None:
-            raise CaseFailed(f"the subscriber reported more before it exited: {line}")
+            raise CaseFailed(f"the subscriber should have exited, but reported: {line}")
 
     async def command(self, line: str) -> None:
         """Send a command without waiting for an answer."""
@@ -318,7 +320,7 @@ class CaseOutcome:
 async def run_case(one: Case, launch: Launch, unsupported: frozenset[Feature] = frozenset()) -> CaseOutcome:
     """Run a case."""
     if one.needs is not None and one.needs in unsupported:
-        return CaseOutcome(one, None, f"needs {one.needs.value}", 0.0, ())
+        return CaseOutcome(one, None, f"needs the feature {one.needs.value}", 0.0, ())
     run = Run(launch, one.profile)
     failure: str | None = None
     try:

@@ -140,7 +140,7 @@ def parse(line: str, trace: Trace) -> SubscriberLine:
         fields = json.loads(line)
         parsed = SubscriberLine(str(fields.pop("event")), fields)
     except (ValueError, KeyError, AttributeError):
-        parsed = SubscriberLine(f"a line that is not JSON with an event: {line.strip()[:200]!r}")
+        parsed = SubscriberLine(f"a line that is not a JSON object with an event: {line.strip()[:200]!r}")
     trace(f"reported: {parsed}")
     return parsed
 

@@ -163,7 +163,7 @@ async def _start(server: HttpServer, given: str | None) -> str:
     default = ":8080" if "KUBERNETES_SERVICE_HOST" in os.environ else "127.0.0.1:8080"
     host, separator, port = (given or default).rpartition(":")
     if not separator or not port.isdecimal():
-        raise _StartError(f"listen={given!r}: write HOST:PORT, :PORT or off")
+        raise _StartError(f"listen= or {LISTEN_VARIABLE} is {given!r}: write HOST:PORT, :PORT or off")
     interface = host.strip("[]") or None
     try:
         return await server.start(interface, int(port))

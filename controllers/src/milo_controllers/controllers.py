@@ -339,7 +339,8 @@ class Controllers(RunsInBackground):
             raise ValueError(f"{target!r} has no cluster: set it to the name of an engaged cluster")
         names = [spec.name for spec, _ in self._registration.reconcilers]
         if (controller is None and len(names) != 1) or (controller is not None and controller not in names):
-            raise ValueError(f"controller={controller!r}: pass one of {', '.join(map(repr, names))}")
+            known = f"pass one of {', '.join(map(repr, names))}" if names else "no controller is registered"
+            raise ValueError(f"controller={controller!r}: {known}")
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._enqueue, target, controller)
 

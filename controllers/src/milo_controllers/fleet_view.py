@@ -166,7 +166,7 @@ def synced_cache(member: CachedCluster, kind: AnyKind) -> ObjectCache:
     found = informer(member, kind)
     if not found.cache.synced:
         why = f" ({found.problem})" if found.problem else ""
-        raise NotSynced(f"{found.key} of {member.cluster.name} have not been listed yet{why}; retry later")
+        raise NotSynced(f"the cache of {found.key} of {member.cluster.name} is not complete{why}; retry later")
     return found.cache
 
 
@@ -177,7 +177,7 @@ def informer(member: CachedCluster, kind: AnyKind) -> Informer:
         return member.informers[key]
     except KeyError:
         others = [str(each) for each in member.informers if each.resource == key.resource]
-        what = f"only {', '.join(others)} is; pass that Kind, or declare this one" if others else "declare it"
+        what = f", only {', '.join(others)}: pass such a Kind, or declare this one" if others else ": declare it"
         raise NotCached(
-            f"{key} is not cached; {what} with owns=, with watches=, or with Controllers.cache({key.resource!r})"
+            f"{key} is not cached{what} with owns=, with watches=, or with Controllers.cache({key.resource!r})"
         ) from None

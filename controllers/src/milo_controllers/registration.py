@@ -44,7 +44,9 @@ class Registration:
 
     def require_open(self) -> None:
         if self._is_closed:
-            raise RuntimeError("the controllers are running: register reconcilers and caches before they start")
+            raise RuntimeError(
+                "the controllers were already started: register before that, and create new Controllers to run again"
+            )
 
     def require_new_name(self, name: str) -> None:
         if any(name == other.name for other, _ in self.reconcilers):

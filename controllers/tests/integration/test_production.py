@@ -200,7 +200,7 @@ async def test_reading_a_field_that_is_not_cached_raises(plane: ControlPlane) ->
         await eventually(lambda: errors == ["any"])
 
 
-async def test_caches_are_limited_by_namespace_field_and_transform(plane: ControlPlane) -> None:
+async def test_caches_are_restricted_by_namespace_field_selector_and_transform(plane: ControlPlane) -> None:
     plane.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "team"}})
     plane.create(config_map("here", a="b"))
     plane.create({**config_map("there"), "metadata": {"name": "there", "namespace": "team"}})
@@ -213,7 +213,7 @@ async def test_caches_are_limited_by_namespace_field_and_transform(plane: Contro
     async def reconcile(request: Request) -> None:
         seen.append([found["metadata"]["name"] for kind in (team, named) for found in request.list(kind)])
         seen.append({found["spec"] for found in request.list(small)})
-        with pytest.raises(NotCached, match="pass that Kind"):
+        with pytest.raises(NotCached, match="pass such a Kind"):
             request.list(CONFIG_MAPS)
 
     running = Running(plane)

@@ -271,7 +271,7 @@ def test_newest_version_of_every_object_is_reconciled_after_the_last_fault(
     assert Simulation(seed).run() == []
 
 
-def test_validator_reports_overlaps() -> None:
+def test_validator_reports_overlapping_reconciles() -> None:
     simulation = Simulation(0)
     simulation.history = [
         Reconcile("one", 1, "a", 0.0, "1", ended=2.0, succeeded=True),

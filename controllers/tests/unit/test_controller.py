@@ -117,7 +117,7 @@ async def test_mapper_that_reads_a_cache_before_its_first_list_logs_no_error(cap
     async def reconcile(_request: Request) -> None: ...
 
     def mapper(_change: Watched[Any]) -> list[ReconcileTarget]:
-        raise NotSynced("widgets of alpha have not been listed yet; retry later")
+        raise NotSynced("the cache of widgets of alpha is not complete; retry later")
 
     members: dict[str, Any] = {}
     watched = watches("v1/secrets", map=mapper)

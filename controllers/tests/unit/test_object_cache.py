@@ -140,7 +140,7 @@ def test_owner_index_follows_changes() -> None:
     assert names(cache.owned_by("o1")) == []
 
 
-def test_index_function_follows_changes() -> None:
+def test_index_follows_changes_of_objects() -> None:
     cache = synced(cached("a", color="red"), cached("b", color="blue"))
     cache.add_index("color", lambda found: [found["data"]["color"], found["data"]["color"]])
     assert names(cache.indexed("color", "red")) == ["a"]
@@ -309,7 +309,7 @@ def test_cache_counts_the_bytes_of_its_objects() -> None:
         ),
     ],
 )
-def test_changed_detects_generation_label_and_annotation_changes(
+def test_generation_label_and_annotation_changes_are_detected(
     old: dict[str, Any], new: dict[str, Any], parts: set[str]
 ) -> None:
     change = Change(decoded(document("a", **old)), decoded(document("a", "2", **new)), True)

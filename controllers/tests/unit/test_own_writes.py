@@ -56,7 +56,7 @@ def test_write_is_seen_when_the_cache_has_its_version_or_a_newer_one() -> None:
         assert is_seen(written(), cache) is seen
 
 
-def test_opaque_version_is_seen_when_the_cache_has_it() -> None:
+def test_write_with_an_opaque_version_is_seen_when_the_cache_has_that_version() -> None:
     cache = informer()
     for version, seen in (("x", False), ("y", True)):
         put(cache, version)
@@ -101,7 +101,7 @@ def test_selector_matches_labels(selector: str, expected: bool) -> None:
     assert matches(selector, (("a", "b"), ("example.com/d", "e"))) is expected
 
 
-def test_object_is_settled_when_every_cache_has_every_write() -> None:
+def test_held_object_is_released_when_every_cache_has_every_write() -> None:
     own, first, second = OwnWrites(), informer(), informer(namespace="ns")
     settled: list[bool] = []
     assert own.hold([written(), written("b")], [first, second], lambda: settled.append(True))
@@ -118,7 +118,7 @@ def test_object_is_settled_when_every_cache_has_every_write() -> None:
     assert settled == [True]
 
 
-def test_object_is_settled_when_an_object_that_it_wrote_was_deleted() -> None:
+def test_held_object_is_released_when_an_object_that_its_reconcile_wrote_is_deleted() -> None:
     own, cache = OwnWrites(), informer()
     settled: list[bool] = []
     put(cache, "4")

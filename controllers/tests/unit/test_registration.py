@@ -58,7 +58,9 @@ async def async_mapper(_change: Watched[Any]) -> list[ReconcileTarget]:
         ({"timeout": 30}, TypeError, r"timeout=30: write timedelta\(seconds=30\)"),
     ],
 )
-async def test_wrong_reconcile_option_is_refused(options: dict[str, Any], error: type[Exception], message: str) -> None:
+async def test_invalid_reconcile_option_is_refused(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         controllers().reconcile(WIDGETS, **options)
 
@@ -77,7 +79,7 @@ async def test_function_that_cannot_be_a_reconciler_is_refused(reconciler: Any, 
         controllers().reconcile(WIDGETS)(reconciler)
 
 
-async def test_reconcile_without_parentheses_is_refused() -> None:
+async def test_reconcile_decorator_without_a_kind_is_refused() -> None:
     with pytest.raises(TypeError, match=r"write @controllers.reconcile\(KIND\)"):
         controllers().reconcile(works)  # type: ignore[call-overload]
 

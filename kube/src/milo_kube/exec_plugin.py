@@ -113,7 +113,7 @@ def read_answer(output: bytes, command: ExecCommand, now: float) -> ExecAnswer:
         raise command.problem("printed neither a token nor a client certificate")
     expires_at = status.expiration_timestamp
     if expires_at is not None and expires_at.timestamp() <= now:
-        raise command.problem(f"printed a credential that expired at {expires_at:%Y-%m-%dT%H:%M:%SZ}")
+        raise command.problem(f"printed a credential that expired at {expires_at.isoformat()}")
     return status
 
 

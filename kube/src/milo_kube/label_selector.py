@@ -142,8 +142,8 @@ class _Parser:
             raise self._error(f"the prefix of label key {key!r} must be a lowercase DNS name", back=1)
         if not (len(name) <= 63 and _NAME.fullmatch(name)):
             raise self._error(
-                f"label key {key!r} must be up to 63 letters, digits, '-', '_' or '.', beginning and ending with "
-                "a letter or digit",
+                f"the name of label key {key!r} must be up to 63 letters, digits, '-', '_' or '.', beginning and "
+                "ending with a letter or digit",
                 back=1,
             )
         return key

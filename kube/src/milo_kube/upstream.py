@@ -69,7 +69,7 @@ def load_in_cluster(environ: Mapping[str, str], service_account: Path = SERVICE_
     host, port = environ.get("KUBERNETES_SERVICE_HOST"), environ.get("KUBERNETES_SERVICE_PORT")
     if not host or not port:
         raise UpstreamError(
-            "in-cluster: not running in a pod (KUBERNETES_SERVICE_HOST and _PORT are not set): "
+            "in-cluster: not running in a pod (KUBERNETES_SERVICE_HOST or _PORT is not set): "
             "set kubeconfigs, such as --discovery-kubeconfig and --project-kubeconfig"
         )
     token, authorities = FileContent(service_account / "token"), FileContent(service_account / "ca.crt")

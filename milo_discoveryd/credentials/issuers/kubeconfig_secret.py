@@ -65,7 +65,7 @@ class CredentialPaths(msgspec.Struct, frozen=True):
 def _text(path: FieldPath, document: Mapping[str, Any]) -> str:
     found = path.find(document)
     if not isinstance(found, str) or not found:
-        raise MalformedError(f"the field {path.source} is not set")
+        raise MalformedError(f"the field {path.source} is not set to a nonempty string")
     return found
 
 
@@ -169,7 +169,9 @@ class KubeconfigSecretIssuer:
             return self._reading.read(data, what)
         key = self._reading.replace("{secret_key}", target.secret_key if isinstance(target, DeclaredTarget) else "")
         if key not in data:
-            raise BackendError(f"{what} has no key {key!r}, which kubeconfigs.issuers sets as `key`", reason="missing")
+            raise BackendError(
+                f"{what} has no key {key!r}: correct the Secret, or `key` of the issuer", reason="missing"
+            )
         policy = kubeconfig.SELF_CONTAINED if self.states_server else kubeconfig.RECEIVED
         return received_kubeconfig.read(data[key], what, policy)
 

@@ -137,5 +137,5 @@ def _refused(url: str, response: Response, body: bytes, about: str, advice: Mapp
 def _reason(error: TransportError) -> str:
     """Return the reason of a transport error, without any received data."""
     if isinstance(error.__cause__, ssl.SSLCertVerificationError):
-        return "its certificate is not valid or not trusted; renew it, or set `ca_file` to its CA"
+        return "the server's certificate is not valid or not trusted; renew it, or set `ca_file` to its CA"
     return str(error)

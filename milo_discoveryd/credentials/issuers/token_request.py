@@ -51,7 +51,8 @@ class _TokenStatus(msgspec.Struct, frozen=True, rename="camel"):
 
 
 _NOT_SERVED = (
-    "; Milo's own API server serves no TokenRequest: name the infrastructure cluster in the issuer's kubeconfig"
+    "the service account does not exist, or is at another server (Milo's own API server serves no TokenRequest: name "
+    "the infrastructure cluster in the issuer's kubeconfig)"
 )
 
 
@@ -227,9 +228,7 @@ class TokenRequestIssuer:
                 f"{self._origin} could not {what} ({answer.status}): the Secret no longer exists", of_cluster=True
             )
         if answer.status == 404:
-            raise BackendError(
-                f"{self._origin} could not {what} (404): the service account does not exist{_NOT_SERVED}"
-            )
+            raise BackendError(f"{self._origin} could not {what} (404): {_NOT_SERVED}")
         if answer.status not in (200, 201):
             account = f"resourceNames [{self._tokens.service_account}], in namespace {self._tokens.namespace}"
             rule = f"create serviceaccounts/token, {account}"

@@ -109,7 +109,7 @@ class CallContext:
                 f"{field} {value}" for field, value in verified_fields(self.caller) if field not in ("peer", "pid")
             )
             raise PermissionDeniedError(
-                "NO_RULE", f"no authorization rule matches this caller ({identity}); ask the daemon's operator for one"
+                "NO_RULE", f"no authorization rule matches this caller ({identity}); ask the daemon's administrator"
             )
 
     def require_kubeconfigs(self) -> Recipient:

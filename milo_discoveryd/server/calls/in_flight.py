@@ -33,7 +33,7 @@ class InFlightCalls:
         if request_bytes > LARGE_BYTES:
             limits[self._large] = MAX_LARGE
         if not all(slots.has_room(owners, max(1, limit // self._listeners)) for slots, limit in limits.items()):
-            message = "too many calls in flight; wait for their responses before sending more"
+            message = "too many calls in flight, of this caller or of all callers; retry after some have ended"
             raise TooManyCallsError("TOO_MANY_CALLS", "calls in flight", message, retry_after_s=RETRY_S)
         return CallSlot(tuple(limits), owners)
 

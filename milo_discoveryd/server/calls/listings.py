@@ -14,7 +14,7 @@ from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.server.calls.grpc_errors import ForeignPageTokenError, InvalidRequestError
 from milo_discoveryd.server.calls.revision import TokenSigner
 
-_INVALID_TOKEN = "expired, or issued to another caller or for another filter; list again from the first page"  # noqa: S105
+_INVALID_TOKEN = "malformed, expired, or issued to another caller or for another filter; list again from the first page"  # noqa: S105
 """One message for all causes, so that a caller cannot find out whether another caller has such a listing."""
 MAX_ENTRIES = 2_000_000
 """Maximum clusters in all listings in progress. Above it, the caller with the most loses its oldest listing."""

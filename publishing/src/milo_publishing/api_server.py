@@ -96,7 +96,7 @@ class PublishedObjects:
         except Unreachable as error:
             raise TargetUnavailable(str(error)) from error
         except ApiError as error:
-            message = f"{method} {path}: {error}"
+            message = str(error)
             if error.status == HTTPStatus.TOO_MANY_REQUESTS or error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
                 seconds = error.retry_after_s
                 raise TargetUnavailable(message, None if seconds is None else timedelta(seconds=seconds)) from error

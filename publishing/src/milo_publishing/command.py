@@ -122,8 +122,8 @@ def publishing(command: Callable[..., R]) -> Callable[..., R]:
         "--accept-removals",
         "accepts_removals",
         is_flag=True,
-        help="Delete all objects that the first complete view lacks, regardless of their number, and take over "
-        "objects of another filter or shard group.",
+        help="Delete all objects whose clusters are missing from the first complete view, without a limit, and take "
+        "over those of another filter or shard group.",
     )
     @connecting(timeout=None, timeout_help="With --once: time limit for the run. Default: no limit.")
     @functools.wraps(command)
@@ -257,7 +257,10 @@ def flux_kubeconfigs(
 @publish.command("flux-configmaps")
 @publishing
 @click.option(
-    "--audience", "audiences", multiple=True, help="Audience of Flux's tokens. Default: the address. May be repeated."
+    "--audience",
+    "audiences",
+    multiple=True,
+    help="Audience of Flux's tokens. Default: the server's URL. May be repeated.",
 )
 @click.option(
     "--service-account", default="", help="Service account of the Flux object's namespace. Default: Flux's own."

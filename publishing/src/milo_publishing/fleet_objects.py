@@ -58,7 +58,7 @@ class FleetObjects:
         self._clusters.pop(name, None)
         self._accesses.forget(name)
         for subject in (f"kubeconfig of {name}", f"cluster {name}"):
-            self._reports.resolve(subject, "disengaged")
+            self._reports.resolve(subject, "the cluster was disengaged")
         of_object = object_name(name, self._renderer.suffix)
         desired = None if of_object is None else self._publication.desired(of_object)
         if of_object is None or (desired is not None and desired.cluster != name):

@@ -197,7 +197,7 @@ class Publisher:
             may_delete = observed is not None and is_followed(watch, observed.cluster)
             match action := self._publication.decide(name, may_delete=may_delete):
                 case None:
-                    self._reports.resolve(name, "published")
+                    self._reports.resolve(name, "resolved")
                     return
                 case Hold():
                     self._held.add(name)
@@ -216,7 +216,7 @@ class Publisher:
                         self._review.require_own(found)
         self._reports.add_problem(
             name,
-            f"the object still differs after {_MAX_STEPS} writes; look for another controller or a mutating webhook "
+            f"the object still differs after {_MAX_STEPS} attempts; look for another controller or a mutating webhook "
             "that changes it",
         )
 

@@ -118,7 +118,7 @@ class RemovalReview:
         except StatusError as error:
             self._reports.add_problem(f"lookup of {removal.cluster}", f"failed: {error}")
             return False
-        self._reports.resolve(f"lookup of {removal.cluster}", "done")
+        self._reports.resolve(f"lookup of {removal.cluster}", "succeeded")
         if report.engagement.reason is EngagementReason.UNASSIGNED:
             self._elsewhere.add(removal)
             return False

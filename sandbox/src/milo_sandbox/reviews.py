@@ -42,7 +42,10 @@ def _whose(spec: Document, tokens: Tokens) -> Document:
     audiences = tokens.claims(token).aud
     both = [audience for audience in requested if audience in audiences]
     if not both and (requested or audiences):
-        return {"user": {}, "error": "the token is not for a requested audience or, without one, for this server"}
+        return {
+            "user": {},
+            "error": "the token is for no requested audience or, if none is requested, not for this server",
+        }
     groups = ["system:serviceaccounts", "system:authenticated"]
     user = {"username": subject, "groups": groups}
     return {"authenticated": True, "user": user, **({"audiences": both} if both else {})}

@@ -47,11 +47,11 @@ def main(argv: list[str]) -> int:
         say(str(error))
         return 1
     if node.process is None:
-        click.echo(f"{node.name} does not run: ./dev cluster up")
+        click.echo(f"{node.name} is not running: start it with ./dev cluster up")
         return 1
     if given.verb != "status":
         say(f"{given.verb}: {time.monotonic() - begun:.1f} s")
-    click.echo(f"{node.name} runs, with {node.memory_mib()} MiB")
+    click.echo(f"{node.name} is running, with {node.memory_mib()} MiB")
     click.echo(f"  kubectl: {' '.join(node.enter('kubectl'))}")
     return 0
 

@@ -79,7 +79,7 @@ class Node:
     def up(self, say: Say) -> None:
         """Start the node, and wait until it is ready."""
         if (lacking := missing()) or self.process is not None:
-            raise MissingError(lacking or f"{self.name} runs already")
+            raise MissingError(lacking or f"{self.name} is running already")
         go_command()
         programs, tree = parts.programs(say), parts.node_tree(say)
         self._clean()
@@ -123,7 +123,7 @@ class Node:
         """Return the command line that runs a command in the node."""
         found = self.process
         if found is None:
-            raise ProcessError(f"{self.name} does not run: ./dev cluster up")
+            raise ProcessError(f"{self.name} is not running: start it with ./dev cluster up")
         inside = ["env", "PATH=/programs:/usr/sbin:/usr/bin:/sbin:/bin", "KUBECONFIG=/etc/kubernetes/admin.conf"]
         return ["nsenter", "--target", str(found.pid), "--all", "--", *inside, *command]
 
@@ -167,7 +167,7 @@ class Node:
             each.mkdir(exist_ok=True)
             if (each / "cgroup.controllers").exists():
                 if "memory" not in (each / "cgroup.controllers").read_text().split():
-                    raise MissingError(f"needs the controller memory in {each.parent}/cgroup.subtree_control")
+                    raise MissingError(f"needs the memory controller in {each.parent}/cgroup.subtree_control")
                 (each / "init").mkdir()
             elif (each / "cpuset.cpus").exists():  # in v1, no process can join a cgroup where it is empty
                 for name in ("cpuset.cpus", "cpuset.mems"):

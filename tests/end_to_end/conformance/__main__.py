@@ -29,12 +29,14 @@ def cell(client: Client, outcomes: list[CaseOutcome], profile: Profile) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="./dev conformance", description=__doc__)
-    parser.add_argument("languages", nargs="*", metavar="LANGUAGE", help=f"of {', '.join(CLIENTS)}; all by default")
+    parser.add_argument(
+        "languages", nargs="*", metavar="LANGUAGE", help=f"clients, of {', '.join(CLIENTS)}; default: all"
+    )
     parser.add_argument("--case", action="append", default=[], help="run this case only")
     parser.add_argument("--verbose", action="store_true", help="print the exchange between daemon and subscriber")
     given = parser.parse_args()
     if unknown := set(given.languages) - set(CLIENTS):
-        parser.error(f"no client for {', '.join(sorted(unknown))}")
+        parser.error(f"no client in {', '.join(sorted(unknown))}; languages: {', '.join(CLIENTS)}")
     if unknown := set(given.case) - {each.name for each in every_case()}:
         parser.error(f"no such case: {', '.join(sorted(unknown))}")
     candidates, built_in_s = {}, {}

@@ -176,4 +176,4 @@ async def test_operator_repairs_drift_across_restarts_and_expired_credentials(la
                 operator.prepare(sandbox.control_plane("beta"))
                 await greeted("beta")
             assert log.read_text().count("working in alpha") == (not operator.reconciles_greetings)
-            assert "of-another" not in log.read_text(), "the operator took another ConfigMap for its own"
+            assert "of-another" not in log.read_text(), "the operator treats a ConfigMap of another as its own"

@@ -11,7 +11,7 @@ import pytest
 from tests.end_to_end.examples.building import ROOT, tool
 from tests.end_to_end.kubeconfigs.workspace import open_workspace
 
-TEST = "TestAgainstDaemon"
+TEST = "TestModuleWorksWithARealDaemon"
 
 
 @pytest.mark.builds

@@ -74,18 +74,18 @@ def credential_violations(handed: Iterable[IssuedCredential]) -> Iterator[str]:
     """
     for each in handed:
         if each.engaged is None:
-            yield f"{each}, was issued when the cluster was not engaged"
+            yield f"{each}, was issued while the cluster was not engaged"
             continue
         uid, incarnation = each.engaged
         if each.uid not in ("", uid) or each.incarnation not in ("", incarnation):
-            yield f"{each}, was issued for incarnation {each.incarnation}, when {incarnation} was engaged"
+            yield f"{each}, was issued for incarnation {each.incarnation}, while {incarnation} was engaged"
         if each.token.of != mark(uid):
             yield f"{each}, belongs to another project"
         if each.token.ends_at <= each.at:
-            yield f"{each}, had expired {each.at - each.token.ends_at:.1f} s before"
+            yield f"{each}, had expired {each.at - each.token.ends_at:.1f} s before it was issued"
         if each.was_revoked:
             yield f"{each}, had been revoked"
         if each.ends_at > each.token.ends_at + ROUNDED_S:
             yield f"{each}, was reported to expire {each.ends_at - each.token.ends_at:.1f} s later than it does"
         if each.ends_at - each.at > CAP_S:
-            yield f"{each}, was issued for {each.ends_at - each.at:.0f} s, and {CAP_S:.0f} are allowed"
+            yield f"{each}, was issued for {each.ends_at - each.at:.0f} s; at most {CAP_S:.0f} s are allowed"

@@ -107,12 +107,12 @@ async def test_status_names_the_issuer_whose_tokens_milo_rejects(workspace: Work
             _, out, _ = await forked("milo-discovery", arguments, {})
         assert failing == {f"of-{name}": {"rejected": 1} if name == rejecting else {} for name in tokens}
         shown = {name: line for name in failing for line in out.splitlines() if name in line}
-        found = {name for name, line in shown.items() if "clusters without a usable credential: 1 rejected" in line}
+        found = {name for name, line in shown.items() if "clusters with failing credentials: 1 rejected" in line}
         assert found == {f"of-{rejecting}"}
 
 
 async def rejected(client: DiscoveryClient) -> dict[str, Mapping[str, int]]:
-    """Return the number of clusters without a usable credential of each issuer, once there is one."""
+    """Return the number of clusters with failing credentials of each issuer, once there is one."""
     while True:
         info = await client.server_info()
         failing = {each.name: each.failing_clusters for each in info.credential_issuers}

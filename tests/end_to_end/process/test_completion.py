@@ -69,7 +69,7 @@ class Terminal:
 @pytest.fixture(params=["bash", "zsh", "fish"])
 async def terminal(request: pytest.FixtureRequest, workspace: Workspace, tmp_path: Path) -> AsyncIterator[Terminal]:
     if (session := shutil.which("setsid")) is None:
-        pytest.skip("needs setsid")
+        pytest.skip("there is no setsid on PATH")
     command, variables = await asyncio.to_thread(shells, tmp_path, request.param)
     environ = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",

@@ -29,15 +29,15 @@ def test_credential_validator_accepts_a_valid_issue_history(fields: dict[str, An
 @pytest.mark.parametrize(
     ("wrong", "found"),
     [
-        pytest.param({"engaged": None}, "was issued when the cluster was not engaged", id="after-a-disengagement"),
-        pytest.param({"engaged": ("uid-a", "e.2")}, "for incarnation e.1, when e.2 was engaged", id="incarnation"),
+        pytest.param({"engaged": None}, "was issued while the cluster was not engaged", id="after-a-disengagement"),
+        pytest.param({"engaged": ("uid-a", "e.2")}, "for incarnation e.1, while e.2 was engaged", id="incarnation"),
         pytest.param({"token": replace(TOKEN, of=mark("uid-b"))}, "belongs to another project", id="another-projects"),
-        pytest.param({"at": 700.0}, "had expired 0.0 s before", id="expired"),
+        pytest.param({"at": 700.0}, "had expired 0.0 s before it was issued", id="expired"),
         pytest.param({"was_revoked": True}, "had been revoked", id="revoked"),
         pytest.param({"ends_at": 701.0}, "was reported to expire 1.0 s later than it does", id="later-expiry"),
         pytest.param(
             {"ends_at": 101.0 + CAP_S, "token": replace(TOKEN, ends_at=2000.0)},
-            "was issued for 901 s, and 900 are allowed",
+            "was issued for 901 s; at most 900 s are allowed",
             id="longer-than-is-allowed",
         ),
     ],

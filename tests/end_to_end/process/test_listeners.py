@@ -138,7 +138,7 @@ async def test_idle_connections_of_a_thousand_users_lock_out_no_new_user(workspa
             listing = await python(AS_USER, "60002", GROUP, peers, "list")
             assert await daemon.during(listing.communicate()) == (b"alpha\n", None)
             workspace.sandbox.projects.create("beta", ready=True)
-            assert b"beta" in await daemon.during(watching.stdout.readline()), "the stream lost its connection"
+            assert b"beta" in await daemon.during(watching.stdout.readline()), "the stream did not report beta"
         finally:
             for process in (crowd, watching):
                 process.send_signal(signal.SIGKILL)

@@ -216,7 +216,7 @@ async def test_resume_revisions_with_false_known_counts_do_not_block_the_restart
                 slowest = max(slowest, await asyncio.to_thread(livez, http))
                 await asyncio.sleep(0.1)
             assert slowest < OTHERS_WAIT_S
-            assert (cpu_s(daemon) - spent) / (time.monotonic() - began) < 0.3, "the daemon used 30 % of a core"
+            assert (cpu_s(daemon) - spent) / (time.monotonic() - began) < 0.3, "the daemon used 30 % of a core or more"
         async with workspace.stream() as another:
             assert sum(len(batch.events) for batch in await another.until_synced()) == 30_020
             with suppress(grpc.aio.AioRpcError):

@@ -28,9 +28,9 @@ class Reader:
         for event in batch.events:
             before = known.get(event.name)
             if (before is None) != (event.kind == "ENGAGED"):
-                yield f"{event} came when the cluster was {'not ' if before is None else ''}engaged"
+                yield f"{event} was received while the cluster was {'not ' if before is None else ''}engaged"
             elif before is not None and before.incarnation != event.incarnation:
-                yield f"{event} came when the cluster was engaged as {before.incarnation}"
+                yield f"{event} was received while the cluster was engaged as {before.incarnation}"
             if event.kind == "DISENGAGED":
                 known.pop(event.name, None)
             else:
@@ -54,9 +54,9 @@ def ordered(history: History) -> Iterator[str]:
             if index == 0 and batch.synced and not batch.reset:
                 wanted = stream.resumed_from
             if batch.previous != wanted:
-                yield f"the batch at {batch.revision} follows {batch.previous!r}, where {wanted!r} was the last"
+                yield f"the batch at {batch.revision} has the previous revision {batch.previous!r}, want {wanted!r}"
             if _is_before(batch.position, last):
-                yield f"the batch at {batch.revision} is older than {last} before it"
+                yield f"the batch at {batch.revision} is older than the batch before it, at {last}"
             wanted, last = batch.revision, batch.position
 
 
@@ -120,7 +120,7 @@ def atomic(history: History) -> Iterator[str]:
             # All parts of a snapshot have its revision.
             followed = last is not None and last.part is None and not batch.reset
             if batch.events and followed and here is not None and not _is_before(last, here):
-                yield f"events came at {batch.revision}, although everything up to it had been sent"
+                yield f"the batch at {batch.revision} has events, but no later revision than the batch before it"
             last = here
 
 
@@ -136,9 +136,9 @@ def resumable(history: History, *, forgets: bool = False) -> Iterator[str]:
         asked = parse(stream.resumed_from)
         can_be = asked is not None and asked.part is None and asked.epoch == first.position.epoch
         if can_be and first.reset and not forgets:
-            yield f"{stream.resumed_from} was answered by a snapshot, though it could be resumed from"
+            yield f"the resume from {stream.resumed_from} received a snapshot, although the daemon has this revision"
         if not can_be and not first.reset:
-            yield f"{stream.resumed_from!r} was resumed from, though it can't be"
+            yield f"a stream continues from {stream.resumed_from!r}, which cannot be resumed from"
 
 
 def agreeing(histories: Iterable[History]) -> Iterator[str]:
@@ -164,7 +164,7 @@ def agreeing(histories: Iterable[History]) -> Iterator[str]:
                     who, other = known.setdefault((batch.revision, is_heartbeat), (history.who, seen))
                     if seen != other:
                         names = sorted(name for name in seen.keys() | other.keys() if seen.get(name) != other.get(name))
-                        yield f"at {batch.revision} {who} and {history.who} disagree about {', '.join(names)}"
+                        yield f"at {batch.revision} {who} and {history.who} differ in {', '.join(names)}"
 
 
 def snapshots(history: History) -> Iterator[str]:
@@ -180,14 +180,14 @@ def snapshots(history: History) -> Iterator[str]:
             if batch.reset:
                 inside, names, is_known = batch, set(), True
             elif not is_known and (batch.events or batch.synced):
-                yield f"a stream from the start began with {batch.revision}, which is no snapshot"
+                yield f"a stream without a resume revision began at {batch.revision} without a snapshot"
             if inside is None:
                 continue
             if _revision(batch) != _revision(inside):
-                yield f"the snapshot at {inside.revision} went on at {batch.revision}"
+                yield f"the snapshot at {inside.revision} continues at another revision, {batch.revision}"
             for event in batch.events:
                 if event.kind != "ENGAGED" or event.name in names:
-                    yield f"{event} came in the snapshot at {inside.revision}"
+                    yield f"{event} is in the snapshot at {inside.revision}, which has each cluster once, as ENGAGED"
                 names.add(event.name)
             if batch.synced:
                 inside = None
@@ -212,7 +212,7 @@ def no_phantoms(history: History, upstream: Upstream) -> Iterator[str]:
                 if event.kind == "DISENGAGED":
                     causes = upstream.causes(event.name, event.uid, history.label_selector)
                     if event.reason not in causes:
-                        yield f"{event} came, and upstream there was {', '.join(sorted(causes)) or 'no cause at all'}"
+                        yield f"{event} was received; the causes upstream are {', '.join(sorted(causes)) or 'none'}"
 
 
 def _is_before(one: Position | None, other: Position | None) -> bool:
@@ -230,7 +230,7 @@ def alternating(events: Iterable[Event]) -> Iterator[str]:
     for event in events:
         name = event.cluster.name
         if (name in engaged) == (event.type is EventType.ENGAGED):
-            yield f"{event.type.name} of {name} when the cluster was {'' if name in engaged else 'not '}engaged"
+            yield f"{event.type.name} of {name} while the cluster was {'' if name in engaged else 'not '}engaged"
         if event.type is EventType.ENGAGED:
             engaged.add(name)
         elif event.type is EventType.DISENGAGED:

@@ -102,7 +102,7 @@ async def _record() -> None:
 def _status(session: Session) -> int:
     servers = session.servers()
     if not servers:
-        click.echo("nothing runs: ./dev real up")
+        click.echo("no server is running: start them with ./dev real up")
         return _FAILED
     for server in servers:
         click.echo(f"{server.mode}: {server.title}")

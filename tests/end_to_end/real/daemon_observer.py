@@ -84,7 +84,7 @@ class DaemonObserver:
                         return seen
                     await asyncio.sleep(_LOOK_EVERY_S)
         except TimeoutError:
-            raise AssertionError(f"the source is {seen}, and not {state} ({reason or 'for any reason'})") from None
+            raise AssertionError(f"the source is {seen}, want {state} ({reason or 'for any reason'})") from None
 
     async def engaged_names(self) -> list[str]:
         return [cluster.name for cluster in await self._client.list()]
@@ -102,4 +102,6 @@ class DaemonObserver:
                     engagement = (await self._client.get(name)).engagement
                     await asyncio.sleep(_LOOK_EVERY_S)
         except TimeoutError:
-            raise AssertionError(f"{name} is explained by {engagement}") from None
+            raise AssertionError(
+                f"the engagement of {name} is {engagement}, want {reason.name} with {words!r}"
+            ) from None

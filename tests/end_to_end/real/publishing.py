@@ -61,7 +61,9 @@ class Publication:
                 while not holds(found := await self.objects()):  # noqa: ASYNC110  (another process writes them)
                     await asyncio.sleep(_LOOK_EVERY_S)
         except TimeoutError:
-            raise AssertionError(f"the objects are {json.dumps(found, indent=1)}") from None
+            raise AssertionError(
+                f"{_WITHIN_S:g} s passed before the expected change; the objects are {json.dumps(found, indent=1)}"
+            ) from None
         return found
 
     async def until_named(self, *names: str) -> dict[str, Document]:

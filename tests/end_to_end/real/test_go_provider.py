@@ -44,7 +44,7 @@ CASES = (
     "TestProviderKeepsTheInstanceWhenAClusterIsUpdated",
     "TestProviderCancelsTheContextOfARemovedClusterWithTheReason",
     "TestProviderHandlesConcurrentCalls",
-    "TestProviderRunsInsideMulti",
+    "TestProviderRunsInsideTheMultiProvider",
 )
 
 
@@ -159,7 +159,9 @@ def with_documented_change(source: str) -> str:
     [imported] = re.findall(r'^import (discoverymc ".*")$', text, re.MULTILINE)
     [line] = re.findall(r"WithCoordinator\((.*)\)\)$", text, re.MULTILINE)
     [made], [client] = SHARDED.findall(source), ITS_CLIENT.findall(source)
-    assert (source.count("kubeClient"), (made + client).count("kubeClient")) == (2, 2), "only sharded.New uses it"
+    assert (source.count("kubeClient"), (made + client).count("kubeClient")) == (2, 2), (
+        "kubeClient is used outside of sharded.New"
+    )
     changed = source
     for old, new in (
         ('"sigs.k8s.io/multicluster-runtime/pkg/manager/coordinator/sharded"', imported),

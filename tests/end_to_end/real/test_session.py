@@ -30,7 +30,7 @@ def test_dev_real_status_without_servers_reports_none(tmp_path: Path) -> None:
     status = dev_real(tmp_path, "status")
     down = dev_real(tmp_path, "down")
 
-    assert (status.returncode, status.stdout) == (1, "nothing runs: ./dev real up\n")
+    assert (status.returncode, status.stdout) == (1, "no server is running: start them with ./dev real up\n")
     assert (down.returncode, down.stderr) == (0, "dev real: nothing to stop\n")
 
 

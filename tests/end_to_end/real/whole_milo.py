@@ -50,7 +50,7 @@ class WholeMiloServers:
 
     @asynccontextmanager
     async def acquire(self, mode: Mode, directory: Path) -> AsyncIterator[MiloApi]:
-        assert mode == MiloApi.mode, "the controllers write the objects of the other mode"
+        assert mode == MiloApi.mode, f"Milo's controllers write the objects of mode {mode}, so scenarios cannot"
         core = self._milo.core
         async with self._taken:
             await core.start()

@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
         return _NOTHING_TO_RUN
     runs = chosen(scenarios, name=asked.name, mode=asked.mode)
     if not runs:
-        click.echo("scenarios: no scenario has this name and mode", err=True)
+        click.echo("scenarios: no scenario matches -k and --mode", err=True)
         return _NOTHING_TO_RUN
     try:
         return asyncio.run(_run(runs, real=asked.real, streaming_lists=() if asked.no_streaming_lists else MODES))

@@ -47,7 +47,7 @@ def compare(expected: Sequence[Expected], seen: Sequence[Event], uids_of: UidsOf
         got = [event for event in seen if event.cluster.name == name]
         for position, event in enumerate(got):
             if position >= len(wanted):
-                return Contradicted(f"{tell(event)} came, which was not expected")
+                return Contradicted(f"received {tell(event)}, which was not expected")
             is_last = position == len(wanted) - 1
             if why := _difference(wanted[position], event, uids_of(name), is_last=is_last):
                 return Contradicted(why)
@@ -57,15 +57,15 @@ def compare(expected: Sequence[Expected], seen: Sequence[Event], uids_of: UidsOf
 
 def _difference(wanted: Expected, event: Event, uids: Sequence[str], *, is_last: bool) -> str:
     if event.type.name != wanted.happening:
-        return f"{tell(event)} came where {tell_expected(wanted)} was expected"
+        return f"received {tell(event)} where {tell_expected(wanted)} was expected"
     if wanted.reason and event.reason.name != wanted.reason:
-        return f"{tell(event)} came, but the expected reason is {wanted.reason}"
+        return f"received {tell(event)}, want the reason {wanted.reason}"
     if wanted.endpoint:
         # An earlier event may be of any former object; the last one is of the current object.
         current = uids[-1:] if is_last and wanted.happening == "ENGAGED" else uids
         endpoints = [wanted.endpoint.replace("{uid}", uid) for uid in current or ("{uid}",)]
         if event.cluster.endpoint not in endpoints:
-            return f"{tell(event)} is at {event.cluster.endpoint}, and not at {endpoints[-1]}"
+            return f"{tell(event)} has the endpoint {event.cluster.endpoint}, want {endpoints[-1]}"
     return ""
 
 

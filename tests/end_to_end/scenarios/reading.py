@@ -65,7 +65,7 @@ def scenario(entry: Any, index: int = 1) -> Scenario | Malformed:
 
 def _scenario(entry: Any) -> Scenario:
     if not isinstance(entry, dict):
-        raise FormatError("a scenario is a mapping with a name and steps")
+        raise FormatError("a scenario must be a mapping with a name and steps")
     _known(entry, _Outline.__struct_fields__, "field")
     outline = _convert(entry, _Outline)
     if not outline.steps:
@@ -82,7 +82,9 @@ def _step(number: int, entry: dict[str, Any]) -> tuple[str, Step]:
         if word not in _WORDS:
             raise FormatError(f"step {number}: unknown step {word!r}{_nearest(word, _WORDS)}")
     if len(words) != 1:
-        raise FormatError(f"step {number}: a step has one keyword, not {len(words)} ({', '.join(words) or 'none'})")
+        raise FormatError(
+            f"step {number}: a step must have one keyword, not {len(words)} ({', '.join(words) or 'none'})"
+        )
     word = words[0]
     try:
         if word not in _BY_A_SUBSCRIBER:
@@ -125,7 +127,7 @@ def _expected(item: dict[str, Any]) -> Expected:
     if len(named) != 1:
         raise FormatError(f"{item} has neither ENGAGED nor DISENGAGED" if not named else f"{item} has both")
     if "reason" in item and named == ["ENGAGED"]:
-        raise FormatError(f"{item} has a reason, which only DISENGAGED has")
+        raise FormatError(f"{item} has a reason, which only DISENGAGED may have")
     given = {key: value for key, value in item.items() if key not in happenings}
     return _convert({"happening": named[0], "cluster": item[named[0]], **given}, Expected)
 

@@ -284,11 +284,11 @@ def _matches(step: steps.ExpectEngaged, seen: list[str] | str) -> bool:
 
 def _mismatch(step: steps.ExpectEngaged, seen: list[str] | str) -> str:
     if isinstance(seen, str):
-        return f"ListClusters returned no clusters: {seen or 'timeout'}"
+        return f"ListClusters failed: {seen or 'timeout'}"
     if step.names is None:
-        return f"ListClusters returned {len(seen)} clusters and not {step.count}: {_names(seen)}"
+        return f"ListClusters returned {len(seen)} clusters, want {step.count}: {_names(seen)}"
     return (
-        f"ListClusters returned {_names(seen)} and not {_names(step.names)}: "
+        f"ListClusters returned {_names(seen)}, want {_names(step.names)}: "
         f"missing {_names(step.names.difference(seen))}, unexpected {_names(set(seen) - step.names)}"
     )
 

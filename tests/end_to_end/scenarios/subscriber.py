@@ -137,7 +137,7 @@ class Subscriber:
 
         await self._comes(
             lambda: isinstance(judge(), Fulfilled),
-            lambda: f"{_missing(judge())} did not come: {self._instead(expected, seen())}",
+            lambda: f"{self.name} did not receive {_missing(judge())}: {self._instead(expected, seen())}",
         )
         await self._stays_away(lambda: not isinstance(judge(), Fulfilled))
         self._expected = self._examined = len(self._events)
@@ -147,11 +147,11 @@ class Subscriber:
             return self._last_update(name, since=self._expected)
 
         def instead() -> str:
-            showing = f"no UPDATED {name} came that shows {', '.join(fields)}"
+            showing = f"{self.name} did not receive an UPDATED {name} with the expected {', '.join(fields)}"
             if (position := last()) is None:
-                return f"{showing}: {self.name} received no UPDATED of it"
+                return f"{showing}: {self.name} received no UPDATED of this cluster"
             shown = {field: getattr(self._events[position].cluster, field) for field in fields}
-            return f"{showing}: the last that {self.name} received has {shown}"
+            return f"{showing}: the last one that {self.name} received has {shown}"
 
         await self._comes(
             lambda: (

@@ -36,7 +36,7 @@ def test_matching_awaits_missing_events() -> None:
 
 
 def test_matching_requires_order_within_a_cluster() -> None:
-    assert judge([OUT, IN], [engaged("a")]) == Contradicted("ENGAGED a came where DISENGAGED a was expected")
+    assert judge([OUT, IN], [engaged("a")]) == Contradicted("received ENGAGED a where DISENGAGED a was expected")
 
 
 @pytest.mark.parametrize("seen", [[engaged("a"), disengaged("a")], [engaged("a"), engaged("b")]])
@@ -48,7 +48,7 @@ def test_matching_compares_reason_if_given() -> None:
     left = [disengaged("a", DisengageReason.NOT_READY)]
     assert judge([OUT], left) == Fulfilled()
     assert judge([Expected("DISENGAGED", "a", "DELETED")], left) == Contradicted(
-        "DISENGAGED a (NOT_READY) came, but the expected reason is DELETED"
+        "received DISENGAGED a (NOT_READY), want the reason DELETED"
     )
 
 
@@ -56,7 +56,7 @@ def test_matching_compares_endpoint_if_given() -> None:
     there = Expected("ENGAGED", "a", endpoint="https://there")
     assert judge([there], [engaged("a", "https://there")]) == Fulfilled()
     assert judge([there], [engaged("a", "https://elsewhere")]) == Contradicted(
-        "ENGAGED a is at https://elsewhere, and not at https://there"
+        "ENGAGED a has the endpoint https://elsewhere, want https://there"
     )
 
 

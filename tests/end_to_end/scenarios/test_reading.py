@@ -51,7 +51,7 @@ def test_scenarios_of_this_repository_are_valid_with_unique_names() -> None:
         ({"expect": [{"UPDATED": "a"}]}, "step 1 (expect): unknown field 'UPDATED'"),
         ({"expect": [{"reason": "DELETED"}]}, "has neither ENGAGED nor DISENGAGED"),
         ({"expect": [{"ENGAGED": "a", "DISENGAGED": "a"}]}, "has both"),
-        ({"expect": [{"ENGAGED": "a", "reason": "DELETED"}]}, "which only DISENGAGED has"),
+        ({"expect": [{"ENGAGED": "a", "reason": "DELETED"}]}, "which only DISENGAGED may have"),
         ({"expect": [{"DISENGAGED": "a", "reason": "GONE"}]}, "Invalid enum value 'GONE'"),
         ({"expect_updated": {"name": "a", "fields": ["colour"]}}, "unknown field of a cluster 'colour'"),
         ({"expect_updated": {"fields": ["labels"]}}, "the field `name` is missing"),
@@ -59,8 +59,11 @@ def test_scenarios_of_this_repository_are_valid_with_unique_names() -> None:
         ({"expect_engaged": {"number": 3}}, "unknown field 'number'"),
         ({"expect_source": "FINE"}, "step 1 (expect_source): Invalid enum value 'FINE'"),
         ({"create": {"name": "a"}, "by": "s"}, "step 1 (create): unknown field 'by'"),
-        ({"create": {"name": "a"}, "delete": {"name": "a"}}, "step 1: a step has one keyword, not 2 (create, delete)"),
-        ({"by": "s"}, "step 1: a step has one keyword, not 0"),
+        (
+            {"create": {"name": "a"}, "delete": {"name": "a"}},
+            "step 1: a step must have one keyword, not 2 (create, delete)",
+        ),
+        ({"by": "s"}, "step 1: a step must have one keyword, not 0"),
     ],
     ids=str,
 )
@@ -98,7 +101,7 @@ def test_invalid_scenario_does_not_stop_others(tmp_path: Path) -> None:
     assert isinstance(good, Scenario)
     assert isinstance(bad, Malformed)
     assert bad.name == "bad"
-    assert nameless == Malformed("scenario-3", MODES, "a scenario is a mapping with a name and steps")
+    assert nameless == Malformed("scenario-3", MODES, "a scenario must be a mapping with a name and steps")
 
 
 @pytest.mark.parametrize(

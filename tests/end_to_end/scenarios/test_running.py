@@ -33,22 +33,22 @@ async def failure(*steps: dict[str, Any], **fields: Any) -> str:
     [
         (
             [ALPHA, {"expect": []}],
-            "step 2 (expect): ENGAGED alpha came, which was not expected: expected nothing; "
+            "step 2 (expect): received ENGAGED alpha, which was not expected: expected nothing; "
             "main received ENGAGED alpha",
         ),
         (
             [ALPHA, {"expect": [{"ENGAGED": "alpha"}, {"ENGAGED": "beta"}]}],
-            "step 2 (expect): within 1 s ENGAGED beta did not come: expected ENGAGED alpha, ENGAGED beta; "
+            "step 2 (expect): within 1 s main did not receive ENGAGED beta: expected ENGAGED alpha, ENGAGED beta; "
             "main received ENGAGED alpha",
         ),
         (
             [ALPHA, ENGAGED, GONE, {"expect": [{"DISENGAGED": "alpha", "reason": "NOT_READY"}]}],
-            "step 4 (expect): DISENGAGED alpha (DELETED) came, but the expected reason is NOT_READY",
+            "step 4 (expect): received DISENGAGED alpha (DELETED), want the reason NOT_READY",
         ),
         (
             [ALPHA, {"expect_updated": {"name": "alpha", "fields": ["labels"]}}],
-            "step 2 (expect_updated): within 1 s no UPDATED alpha came that shows labels: "
-            "main received no UPDATED of it",
+            "step 2 (expect_updated): within 1 s main did not receive an UPDATED alpha with the expected labels: "
+            "main received no UPDATED of this cluster",
         ),
         (
             [ALPHA, ENGAGED, {"label": {"name": "alpha", "set": {"k": "v"}}}, {"expect_no_updates": {"name": "alpha"}}],
@@ -56,9 +56,9 @@ async def failure(*steps: dict[str, Any], **fields: Any) -> str:
         ),
         (
             [ALPHA, {"expect_engaged": ["beta"]}],
-            "step 2 (expect_engaged): ListClusters returned alpha and not beta: missing beta, unexpected alpha",
+            "step 2 (expect_engaged): ListClusters returned alpha, want beta: missing beta, unexpected alpha",
         ),
-        ([ALPHA, {"expect_engaged": {"count": 2}}], "ListClusters returned 1 clusters and not 2: alpha"),
+        ([ALPHA, {"expect_engaged": {"count": 2}}], "ListClusters returned 1 clusters, want 2: alpha"),
         (
             [{"expect_source": "STALE"}],
             "step 1 (expect_source): within 1 s main did not receive STALE; its last state is STREAMING",

@@ -186,7 +186,7 @@ class Faults:
         process = self._deployment.faulted.process
         status = await process.terminate()
         if status != 0:
-            raise AssertionError(f"on SIGTERM the daemon exited with status {status}: {process.tail()}")
+            raise AssertionError(f"on SIGTERM the daemon exited with status {status}, want 0: {process.tail()}")
         await process.start()
 
     async def _pause_daemon(self) -> None:
@@ -199,7 +199,8 @@ class Faults:
         faulted.socket.unlink()
         status = await faulted.process.ended()
         if status != 1:
-            raise AssertionError(f"without its socket the daemon exited with status {status}: {faulted.process.tail()}")
+            tail = faulted.process.tail()
+            raise AssertionError(f"without its socket the daemon exited with status {status}, want 1: {tail}")
         await faulted.process.start()
 
     async def _second_daemon(self) -> None:
@@ -207,7 +208,9 @@ class Faults:
             await second.spawn()
             status = await second.ended()
             if status != 1 or "in use by another daemon" not in second.output:
-                raise AssertionError(f"a second daemon exited with status {status}: {second.tail()}")
+                raise AssertionError(
+                    f"a second daemon exited with status {status}, want 1, 'in use by another daemon': {second.tail()}"
+                )
 
     async def _fill_disk(self) -> None:
         async with self._disk.full():

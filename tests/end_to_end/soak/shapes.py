@@ -298,7 +298,7 @@ class ShapeSoak:
     async def _terminate(self) -> None:
         daemon = self._random.choice(self._world.daemons)
         if (status := await daemon.terminate()) != 0:
-            self._report.failures.append(f"on SIGTERM a daemon exited with status {status}: {daemon.tail()}")
+            self._report.failures.append(f"on SIGTERM a daemon exited with status {status}, want 0: {daemon.tail()}")
         await self._some_time()
         await daemon.start()
 

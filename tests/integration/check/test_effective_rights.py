@@ -106,7 +106,7 @@ async def test_check_as_with_an_empty_scope_sees_no_clusters(tmp_path: Path) -> 
 
 async def test_check_as_without_rules_has_full_access(tmp_path: Path) -> None:
     status, lines = await check_as(tmp_path, "uid=1", [], mode="single", discovery_kubeconfig=str(tmp_path / "none"))
-    assert (status, lines["rule"]) == (0, "no rules are configured: every caller has full access")
+    assert (status, lines["rule"]) == (0, "no rules are configured: every caller sees all clusters")
 
 
 async def test_check_as_without_the_kubeconfig_of_the_source_reports_unknown_clusters(tmp_path: Path) -> None:

@@ -107,14 +107,15 @@ async def test_rejected_credential_of_an_issuer_for_discovery_is_reported_with_i
     issuer = {"name": "file", "type": "token-file", "path": str(tmp_path / "token")}
     found = await lines(tmp_path, issuer, watch={"credentials": "file"})
     at = found.index("fail  discovery identity: the server rejects the credential (401)")
-    assert "with credentials of the issuer file is not valid for this server" in found[at + 1]
+    assert "with credentials of the issuer file is missing, or not valid for this server" in found[at + 1]
 
 
 async def test_per_cluster_issuer_cannot_authenticate_discovery(sandbox: Sandbox, tmp_path: Path) -> None:
     source = {"name": "secret", "type": "kubeconfig-secret"}
     (line, _) = await lines(tmp_path, source, watch={"credentials": "secret"})
     assert line == (
-        "fail  kubeconfigs: watch.credentials: secret mints per cluster, and has no credential for discovery"
+        "fail  kubeconfigs: the issuer secret mints per cluster, and has no credential for discovery: name another one "
+        "in watch.credentials, or in credentials of the source"
     )
 
 

@@ -66,7 +66,7 @@ def test_socket_path_that_is_not_a_socket_fails(path: Path) -> None:
 
 def test_lock_file_that_is_a_symlink_fails(path: Path) -> None:
     path.with_name("d.sock.lock").symlink_to("/etc/passwd")
-    assert check(path).message.startswith("the lock file cannot be opened")
+    assert check(path).message.startswith(f"the lock file {path}.lock cannot be opened")
 
 
 def test_world_writable_socket_directory_fails(path: Path) -> None:

@@ -74,7 +74,7 @@ async def test_check_warns_that_sources_with_an_unreadable_kubeconfig_cannot_be_
         found = await check_leases(msgspec.structs.replace(ours, sources=(lost,)), ENVIRON)
     assert found is not None
     assert found.level == "warn"
-    assert "cannot be compared with those of its members" in found.message
+    assert "cannot be compared with those of the other members" in found.message
     assert "lost" in found.message
 
 

@@ -156,7 +156,7 @@ async def test_status_page_search_results_link_to_explanations(workspace: Worksp
             top = "document.getElementById('clusters').getBoundingClientRect().top"
             assert 0 <= await browser.evaluate(top) < WIDE[1] / 2, "the results are not in view"
             await browser.evaluate("[...document.querySelectorAll('a')].find(a => a.text === 'shop-prod').click()")
-            for words in ("its readiness condition is True", "own (project-kubeconfig)", "ENGAGED", "env in (prod)"):
+            for words in ("it is ready", "own (project-kubeconfig)", "ENGAGED", "env in (prod)"):
                 await browser.until(shows(words))
             workspace.sandbox.projects.delete("shop-prod")
             await browser.until(shows("DISENGAGED"))
@@ -208,7 +208,7 @@ async def test_status_page_can_be_used_by_keyboard_while_clusters_change(
         assert await browser.evaluate(focused) == row, "a change moved the focus"
         assert await browser.evaluate("getSelection().toString()") == row, "a change removed the selection"
         await browser.press("Enter")
-        await browser.until(shows("its readiness condition is True"))
+        await browser.until(shows("it is ready"))
         assert browser.complaints == []
 
 

@@ -35,7 +35,7 @@ from tests.support.sources import new_source
 PATH = PROJECTS.path
 QUICK = Backoff(first_s=0.001, cap_s=0.01)
 DEFAULT_POLICY = ReflectorPolicy(backoff=QUICK)
-LOST = "the source was not trusted when the response arrived"
+LOST = "the source may have been out of date when the response arrived"
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -96,7 +96,7 @@ async def test_stream_without_bytes_times_out() -> None:
         async with transport.stream(PATH, connect_timeout_s=10, silence_s=0.05) as stream:
             chunks = stream.chunks()
             assert await anext(chunks) == b"then nothing"
-            with pytest.raises(TransportError, match="sent nothing within the timeout") as raised:
+            with pytest.raises(TransportError, match="sent nothing for ") as raised:
                 await anext(chunks)
         await transport.aclose()
     assert raised.value.cause == "timeout"

@@ -89,7 +89,7 @@ def test_invalid_credential_issuer_is_reported_with_place(tmp_path: Path, source
 
 
 def test_duplicate_and_unknown_credential_issuer_names_are_reported(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="has items with the same name"):
+    with pytest.raises(ConfigError, match="has several items with the name "):
         loaded(tmp_path, GOOD[0], GOOD[0])
     with pytest.raises(ConfigError, match=r'"nobody" is not the name of one of kubeconfigs.issuers; configured: tf'):
         loaded(tmp_path, GOOD[4], watch={"credentials": "nobody"})
@@ -134,7 +134,7 @@ def test_max_ttl_below_ten_minutes_is_rejected_for_token_and_kubeconfig_requests
         load({}, {}, file)
 
     load_with("600s")
-    with pytest.raises(ConfigError, match="shorter than 600 s, the shortest that tr"):
+    with pytest.raises(ConfigError, match="shorter than 600 s, the shortest lifetime that tr"):
         load_with("30s")
     if where == "rule":
         load_with("30s", issuers=["tf"])

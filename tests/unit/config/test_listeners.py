@@ -75,5 +75,7 @@ def test_conflicting_listener_settings_are_reported_with_place(file: Path, item:
 
 
 def test_duplicate_listener_names_and_addresses_are_rejected(file: Path) -> None:
-    assert "the same name" in problem(file, "{name: a, address: unix:///a}", "{name: a, address: unix:///b}")
-    assert "an address twice" in problem(file, "{name: a, address: unix:///a}", "unix:///a")
+    assert "several listeners with the name 'a'" in problem(
+        file, "{name: a, address: unix:///a}", "{name: a, address: unix:///b}"
+    )
+    assert "several listeners with the address unix:///a" in problem(file, "{name: a, address: unix:///a}", "unix:///a")

@@ -142,7 +142,7 @@ def test_invalid_values_are_reported_together_with_place(file: Path) -> None:
     assert sorted(found) == [
         "environment MILO_DISCOVERYD_LABLE_SELECTOR: is not a setting; did you mean MILO_DISCOVERYD_LABEL_SELECTOR?",
         'environment MILO_DISCOVERYD_LOG__LEVEL: "loud" must be one of debug, info, warning, error',
-        f'file {file} line 2 key tombstones.count: "many" must be a whole number',
+        f'file {file} line 2 key tombstones.count: "many" must be a whole number from 0 to 1000000',
         f'file {file} line 4 key watch.page_size: "0" must be at least 1',
         f"file {file} line 5 key hearbeat_interval: is not a setting; did you mean heartbeat_interval?",
         'flag --http-listen: "9464" must be HOST:PORT, such as "127.0.0.1:9464" (an IPv6 address in brackets)',
@@ -215,7 +215,7 @@ def test_invalid_items_of_list_setting_are_each_reported() -> None:
 
 
 def test_duplicate_and_missing_addresses_are_rejected() -> None:
-    assert "an address twice" in problems({"listen": ("unix:///a", "unix:///a")})[0]
+    assert "several listeners with the address unix:///a" in problems({"listen": ("unix:///a", "unix:///a")})[0]
     assert "at least one address" in problems({}, {"MILO_DISCOVERYD_LISTEN": ","}, None)[0]
 
 

@@ -124,7 +124,7 @@ def test_invalid_rights_rule_is_reported_with_place(tmp_path: Path, said: dict[s
 
 def test_duplicate_rule_names_are_rejected(tmp_path: Path) -> None:
     (problem,) = refusal(tmp_path, BASE, BASE)
-    assert "has rules with the same name" in problem
+    assert "has several rules with the name" in problem
 
 
 def test_rule_after_a_catch_all_is_rejected(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_bearer_tokens_are_reviewed_by_the_watched_server_unless_another_is_conf
         ("sources: [{name: a, kind: service-consumer}]", "sources[0].settings.services: is missing"),
         (
             "mode: service-consumer",
-            "mode: needs settings: configure it as an item of sources: services is missing",
+            "mode: needs settings that only an item of sources can have: services is missing",
         ),
         ("sources: [{name: a, kind: project, credentials: none}]", 'sources: "none" is not the name of one of'),
     ],

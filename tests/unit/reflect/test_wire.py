@@ -127,8 +127,8 @@ def test_invalid_unicode_in_labels_makes_the_object_malformed() -> None:
 
 @pytest.mark.parametrize("content", [None, [], {}, {"metadata": None}, {"metadata": {"name": 5}}, thing("")])
 def test_watch_event_object_without_name_is_ignored(content: Any) -> None:
-    assert DECODER.line(line("DELETED", content)) == UnknownEvent("a DELETED event has no object name")
-    assert DECODER.line(line("ADDED", content)) == UnknownEvent("an ADDED event has no object name")
+    assert DECODER.line(line("DELETED", content)) == UnknownEvent("a watch event of type DELETED has no object name")
+    assert DECODER.line(line("ADDED", content)) == UnknownEvent("a watch event of type ADDED has no object name")
 
 
 def test_unknown_event_type_is_truncated() -> None:
@@ -140,7 +140,7 @@ def test_unknown_event_type_is_truncated() -> None:
 def test_bookmark_without_valid_version_is_ignored(content: Any) -> None:
     found = DECODER.line(line("BOOKMARK", content))
     assert isinstance(found, UnknownEvent)
-    assert found.problem.startswith("a bookmark without a version: ")
+    assert found.problem.startswith("a watch event of type BOOKMARK is malformed: ")
 
 
 def page(items: Any, **metadata: str) -> bytes:

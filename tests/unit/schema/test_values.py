@@ -86,7 +86,7 @@ def test_listen_address_is_unix_path_or_tcp_address(text: str, address: values.L
 @pytest.mark.parametrize("text", ["0.0.0.0:80", ":80", "10.0.0.1:80", "[::]:80", "milo.example.com:80"])
 def test_insecure_address_must_be_loopback(text: str) -> None:
     with pytest.raises(
-        ValueError, match="is not on loopback, so the traffic would be readable on the network: configure tls"
+        ValueError, match='is not on loopback, so the traffic would be readable on the network: remove "insecure://"'
     ):
         values.listen_address(f"insecure://{text}")
 

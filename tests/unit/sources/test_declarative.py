@@ -205,7 +205,7 @@ def test_decoded_data_of_a_secret_and_json_in_it_are_fields() -> None:
     seen = content(mode, argo_secret(config))
     assert (seen.target.endpoint, seen.target.authorities) == ("https://a.example:6443", PEM.encode())
     assert problem(mode, argo_secret({"tlsClientConfig": {"insecure": True}})) == (
-        "the field stringData[config].tlsClientConfig.caData is not set"
+        "the field stringData[config].tlsClientConfig.caData is not set to a nonempty string"
     )
     mode = a_mode(ready=None, endpoint={"field": "stringData[server]"})
     assert "is not base64-encoded text" in problem(mode, an_object(data={"server": "!"}))
@@ -213,7 +213,7 @@ def test_decoded_data_of_a_secret_and_json_in_it_are_fields() -> None:
 
 def test_field_path_into_a_string_that_is_not_json_finds_nothing() -> None:
     mode = a_mode(endpoint={"field": "spec.url.inside"})
-    assert problem(mode, an_object({"url": "[" * 5000})) == "the field spec.url.inside is not set"
+    assert problem(mode, an_object({"url": "[" * 5000})) == "the field spec.url.inside is not set to a nonempty string"
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,9 @@ def test_object_names_the_secret_with_its_credentials() -> None:
     spec = {"host": "a.example", "port": 6443, "secretRef": {"name": "alpha-admin", "namespace": "elsewhere"}}
     assert content(named, an_object(spec)).target.secret == ("team", "alpha-admin")
     assert content(a_mode(), an_object(spec)).target.secret == ("", "")
-    assert problem(named, an_object()) == "the field spec.secretRef.name is not set"
+    assert problem(named, an_object()) == (
+        "the field spec.secretRef.name is not set to a nonempty string, an integer or a Boolean"
+    )
 
 
 def test_cluster_scoped_object_names_the_namespace_of_its_secret() -> None:

@@ -40,7 +40,7 @@ type state struct {
 	Pending  []string `json:"pending"`
 }
 
-func TestSharedCases(t *testing.T) {
+func TestSessionPassesSharedCases(t *testing.T) {
 	for _, each := range sharedCases(t) {
 		t.Run(each.Name, func(t *testing.T) {
 			var session Session

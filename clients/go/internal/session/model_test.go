@@ -22,7 +22,7 @@ const (
 	modelSteps = 150
 )
 
-func TestModelOfSubscription(t *testing.T) {
+func TestViewEqualsThatOfTheDaemonAfterRandomFaults(t *testing.T) {
 	for seed := range uint64(modelSeeds) {
 		random := rand.New(rand.NewPCG(seed, 0))
 		steps := make([]byte, modelSteps)

@@ -51,7 +51,7 @@ func TestRenewalResponseDoesNotShortenOwnership(t *testing.T) {
 	}
 }
 
-func TestExpiry(t *testing.T) {
+func TestOwnershipExpiryCountsFromTheRequest(t *testing.T) {
 	const asked = time.Hour
 	for name, each := range map[string]struct {
 		validFor *durationpb.Duration

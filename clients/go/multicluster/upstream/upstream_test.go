@@ -322,7 +322,7 @@ func (c hookedCache) WaitForCacheSync(ctx context.Context) bool {
 	return synced
 }
 
-func TestIndexDuringAddLosesTheCluster(t *testing.T) {
+func TestIndexThatIsAddedDuringAnEngagementLosesTheCluster(t *testing.T) {
 	log.SetLogger(logr.Discard())
 	api := apitest.Start(0)
 	t.Cleanup(api.Close)

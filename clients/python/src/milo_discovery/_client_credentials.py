@@ -114,7 +114,9 @@ class ClientCredentials:
             return ()
         token = _read(self.token_file).strip()
         if not token.isascii() or not token.decode().isprintable():
-            raise InvalidCredentials(f"{self.token_file} does not contain a token")
+            raise InvalidCredentials(
+                f"{self.token_file} does not contain a token: it must be one line of printable ASCII characters"
+            )
         return (("authorization", f"Bearer {token.decode()}"),)
 
 
@@ -129,7 +131,7 @@ def _no_passphrase() -> str:
 
 def _parse_uid(value: str) -> int:
     if not (value.isascii() and value.isdigit()):
-        raise InvalidCredentials(f"{SERVER_UID_VARIABLE} must be a number, not {value!r}")
+        raise InvalidCredentials(f"{SERVER_UID_VARIABLE} must be a numeric uid, not {value!r}")
     return int(value)
 
 

@@ -61,7 +61,7 @@ def read_exec_access(kubeconfig: bytes, cluster: str) -> KubeconfigAccess:
     found = _read(kubeconfig, _PLUGIN)
     if found.plugin is None or (found.plugin.command, [*found.plugin.args]) != (EXEC_COMMAND, exec_arguments(cluster)):
         expected = " ".join((EXEC_COMMAND, *exec_arguments(cluster)))
-        raise UnusableKubeconfig(f"the kubeconfig's exec plugin is not `{expected}`")
+        raise UnusableKubeconfig(f"the kubeconfig does not run the exec plugin `{expected}`")
     return inline_access(found, "the kubeconfig")
 
 

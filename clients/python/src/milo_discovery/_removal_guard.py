@@ -71,9 +71,9 @@ class Removals:
         self.problem = ""
         if is_held:
             self.problem = (
-                f"the daemon has none of the {len(missing)} clusters that were written: nothing is written"
+                f"the view lacks all clusters with an object or file ({published}): nothing is written"
                 if self.is_foreign
-                else f"{len(missing)} of {published} clusters that were written are not engaged: they are kept"
+                else f"the view lacks {len(missing)} of {published} clusters with an object or file: none is removed"
             ) + (
                 "; check the daemon's address and sources, and which clusters its `rights` permit you to see, or run "
                 "once with --accept-removals"
@@ -82,10 +82,10 @@ class Removals:
         contested = {each for each in missing if self._is_contested(each, now)}
         if contested:
             name, others = min(contested, key=lambda each: each.name).name, len(contested) - 1
-            more = f" and {others} other cluster{'s' if others > 1 else ''}" if others else ""
+            more = f" and {others} more" if others else ""
             self.problem = (
-                f"the objects of {name}{more} were written again after their deletion, because another run publishes "
-                "other clusters under this publisher's name. The objects are kept; give each run its own --publisher"
+                f"deleted objects were written again ({name}{more}), because another run publishes other clusters "
+                "under this publisher's name. The objects are kept; give each run its own --publisher"
             )
         if not missing:
             self.accepts = False

@@ -87,8 +87,8 @@ async def unsynced_heartbeats(run: Run) -> None:
 
 
 @core(
-    "A disconnect before the first snapshot does not change the resume revision",
-    why="A client that resumes from the revision of a heartbeat that precedes a snapshot misses changes.",
+    "A heartbeat before a snapshot does not change the resume revision",
+    why="A client that resumes from the revision of such a heartbeat receives a snapshot instead of the changes.",
     demands="The stream has delivered a complete view, and all that follows are changes to it.",
 )
 async def revision_before_snapshot(run: Run) -> None:
@@ -258,7 +258,7 @@ async def restart_with_more_clusters(run: Run) -> None:
 
 
 @core(
-    "Another UID after a restart is another cluster",
+    "A name with another UID after a restart is another cluster",
     why="The project was deleted and created again while the daemon was away. Only the name is the same.",
     demands="A project that was deleted and created again under\n  // its old name is another cluster",
 )
@@ -324,7 +324,7 @@ async def resumed_from_another_revision(run: Run) -> None:
 
 @core(
     "A batch that arrives twice is applied once",
-    why="A proxy or a bug can repeat a batch. Work would start twice.",
+    why="A bug in the daemon or in a proxy can repeat a batch, and work would start twice.",
     demands="Nothing is delivered twice on a stream, nor across a\n  // resume.",
 )
 async def duplicate_batch(run: Run) -> None:
@@ -347,7 +347,7 @@ def contradiction(*events: pb.ClusterEvent, then: tuple[str, ...] = ()) -> Calla
         wrong = stream.revision
         stream = await run.stream()
         if stream.request.resume_revision == wrong:
-            raise CaseFailed("the stream resumed from the batch that contradicts the view")
+            raise CaseFailed(f"the stream resumed from {wrong!r}, the revision of the batch that contradicts the view")
         await stream.snapshot(engaged("a"), engaged("b"))
         await run.reported_only(stream, "ENGAGED b", *then)
 
@@ -401,7 +401,7 @@ async def changes_without_snapshot(run: Run) -> None:
 
 @core(
     "Event types of a newer daemon are ignored",
-    why="A daemon is updated before its operators. The other events of the batch must be applied.",
+    why="A daemon may be updated before its operators. The other events of the batch must be applied.",
     demands="Newer daemons add events, reasons and fields: ignore what you do not know.",
 )
 async def unknown_event_type(run: Run) -> None:
@@ -438,8 +438,8 @@ async def unknown_reason(run: Run) -> None:
     stream = await run.synced("a")
     await stream.send(disengaged("a", 99))
     found = await run.reported("DISENGAGED a", ignoring=("reason",))
-    if found[0].fields.get("reason") in {"DELETED", "REPLACED"}:
-        raise CaseFailed("an unknown reason was reported as one for which operators delete data")
+    if (reason := found[0].fields.get("reason")) in {"DELETED", "REPLACED"}:
+        raise CaseFailed(f"the unknown reason 99 was reported as {reason}, for which operators may delete data")
     await run.nothing_else(stream)
 
 
@@ -482,7 +482,9 @@ async def heartbeat_silence(run: Run) -> None:
     again = await run.stream(resuming=stream.revision, limit_s=HEARTBEAT_TIMEOUT_S + 6)
     silent = again.opened_at - since
     if silent < HEARTBEAT_TIMEOUT_S - 1:
-        raise CaseFailed(f"the stream was closed after {silent:.1f} s without data, not after {HEARTBEAT_TIMEOUT_S} s")
+        raise CaseFailed(
+            f"another stream was opened {silent:.1f} s after the heartbeats stopped, not after {HEARTBEAT_TIMEOUT_S} s"
+        )
     await again.send(engaged("b"))
     await run.reported_only(again, "ENGAGED b")
 
@@ -507,7 +509,7 @@ async def silent_from_the_start(run: Run) -> None:
 async def late_heartbeat(run: Run) -> None:
     stream = await run.synced("a")
     stream.stop_heartbeats()
-    await run.no_stream(2.4, "less than 2.4 s after the last batch, although three heartbeat intervals are 3 s")
+    await run.no_stream(2.4, "within 2.4 s after the heartbeats stopped, although three intervals are 3 s")
     await stream.heartbeat()
     await run.no_stream(1.2, "although a heartbeat arrived in time")
     await run.nothing_else(stream)
@@ -531,7 +533,7 @@ async def half_open_connection(run: Run) -> None:
 
 
 @core(
-    "A broken connection disengages nothing, even repeatedly",
+    "A connection that breaks repeatedly disengages nothing",
     why="A daemon that is killed cannot end its streams first.",
     demands="a broken connection: none of them disengages a cluster",
 )
@@ -564,7 +566,7 @@ async def retry_info(run: Run) -> None:
 @core(
     "Reconnects start soon, and back off",
     why="Without backoff, a daemon that refuses streams is flooded. With a long first delay, operators "
-    "are idle after a restart of the daemon.",
+    "receive changes late after a restart of the daemon.",
     demands="at first soon, then with backoff and\n// jitter",
 )
 async def backoff(run: Run) -> None:
@@ -616,7 +618,10 @@ async def backoff_doubles(run: Run) -> None:
             break
         if tries == 3:
             shown = ", ".join(f"{mean:.2f} s" for mean in means)
-            raise CaseFailed(f"the first delays before a reconnect do not double; on average they are {shown}")
+            raise CaseFailed(
+                f"the first {len(means)} delays before a reconnect should double each time, to 0.8 s or more; "
+                f"on average they are {shown}"
+            )
 
 
 @core(
@@ -636,7 +641,7 @@ async def backoff_jitter(run: Run) -> None:
 
 @core(
     "A healthy stream resets the backoff",
-    why="Otherwise the delay after the second restart of a day is as long as after an outage of a day.",
+    why="Otherwise the first delay after a restart of the daemon can be as long as the last one of an outage.",
     demands="at first soon, then with backoff and\n// jitter",
 )
 async def backoff_resets(run: Run) -> None:
@@ -704,7 +709,7 @@ for status, reason in (
     (grpc.StatusCode.RESOURCE_EXHAUSTED, "A quota is exhausted temporarily."),
     (grpc.StatusCode.INTERNAL, "A proxy between client and daemon failed."),
     (grpc.StatusCode.UNKNOWN, "A bug in the daemon must not stop an operator."),
-    (grpc.StatusCode.NOT_FOUND, "A proxy has no route to the daemon temporarily."),
+    (grpc.StatusCode.NOT_FOUND, "The protocol does not define it for streams, so it may be temporary."),
     (grpc.StatusCode.DEADLINE_EXCEEDED, "A proxy, or a library, limits how long a stream may last."),
     (grpc.StatusCode.DATA_LOSS, "The next stream resumes from what was received."),
     (grpc.StatusCode.CANCELLED, "A proxy that shuts down cancels the streams through it."),
@@ -806,7 +811,7 @@ async def pending_source(run: Run) -> None:
 
 @core(
     "A subscriber retries until the daemon listens on its address",
-    why="A sidecar starts beside its operator, in any order.",
+    why="A sidecar and its operator start in any order.",
     demands="and where nothing listens yet, open it again",
 )
 async def address_not_there_yet(run: Run) -> None:

@@ -152,7 +152,9 @@ async def endpoint_and_user_of_the_token(run: Run) -> None:
     await stream.snapshot(engaged("a", kubeconfig("a", "one")))
     await run.reported("BEGIN a")
     if (found := await credential(run, "a")) != ("one", "https://milo.test/a", ""):
-        raise CaseFailed(f"the handler's credential is {found}, not 'one' at https://milo.test/a without a user")
+        raise CaseFailed(
+            f"the handler's credential is {found}, not 'one' at https://milo.test/a without an impersonated user"
+        )
     second = kubeconfig("a", "two", server="https://moved.test/a", user={"token": "two", "as": "shop"})
     await stream.send(updated("a", endpoint="https://moved.test/a"), renewed("a", second))
     await run.nothing_else(stream)
@@ -228,8 +230,8 @@ async def release_after_end(run: Run) -> None:
 
 
 @fleet(
-    "A cluster that is engaged as draining is released when the previous handler has ended",
-    why="No work starts, but the handler of the previous engagement may still run, beside that of the next owner.",
+    "A cluster that is engaged as draining is not released while the previous handler runs",
+    why="After an early release, the next owner starts while the handler of the previous engagement still works.",
     demands="end the work on it, or do not begin any, and call ReleaseCluster",
 )
 async def drains_behind_a_handler(run: Run) -> None:
@@ -274,7 +276,7 @@ async def stop_waits_for_handlers(run: Run) -> None:
     await expect_token(run, "a", "for-a-1", "while the program stops")
     await asyncio.sleep(0.5)  # gives a premature call time to arrive
     if calls(run, "EndSubscription"):
-        raise CaseFailed("the subscription was ended while a handler worked")
+        raise CaseFailed("the subscription was ended before the handler had ended")
     await run.command("finish a")
     await run.reported("END a")
     await run.daemon.wait_for_call("EndSubscription")

@@ -91,7 +91,7 @@ async def token(run: Run) -> None:
 
 @identity(
     "A renewed token is read again",
-    why="Tokens of service accounts are replaced every hour, in place.",
+    why="Tokens of service accounts are replaced in place, about every hour.",
     demands="read a token's file for each call",
 )
 async def renewed_token(run: Run) -> None:

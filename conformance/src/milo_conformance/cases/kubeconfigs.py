@@ -68,8 +68,8 @@ async def other_kubeconfig_after_restart(run: Run) -> None:
 
 
 @kubeconfigs(
-    "A replacement cluster does not inherit a kubeconfig",
-    why="The old kubeconfig is for the previous project: work for the new project would be done in the previous one.",
+    "A replacement cluster does not inherit the kubeconfig of the replaced one",
+    why="The old kubeconfig is for the previous project: its server and credential may be wrong for the new one.",
     demands="A project that was deleted and created again under\n  // its old name is another cluster",
 )
 async def replaced_without_kubeconfig(run: Run) -> None:
@@ -100,7 +100,7 @@ async def contradiction_kubeconfig_unknown(run: Run) -> None:
 
 
 @kubeconfigs(
-    "A kubeconfig that runs a program, or refers to a file or a proxy, is refused",
+    "A kubeconfig that runs a program, or refers to a file, is refused",
     why="A server that takes the daemon's address could run code in the operator.",
     demands="Refuse one that runs a program, or names a file or a proxy",
 )
@@ -140,8 +140,8 @@ async def on_request(run: Run) -> None:
 
 
 @kubeconfigs(
-    "A request fails with the daemon's error code",
-    why="NOT_FOUND ends the work in a cluster, UNAVAILABLE does not.",
+    "A request for a kubeconfig fails with the daemon's error code",
+    why="The caller must distinguish a cluster that is not engaged from missing rights.",
     demands="NOT_FOUND for a cluster that\n  // is not engaged, PERMISSION_DENIED",
 )
 async def request_for_other_cluster(run: Run) -> None:
@@ -187,12 +187,14 @@ async def credential_is_refreshed(run: Run) -> None:
             raise CaseFailed(f"the credential is {found!r}, not 'token-1', which is not due to be refreshed")
     call = await run.daemon.wait_for_call("IssueKubeconfig")
     if call.request.incarnation not in {"", "a-1"}:
-        raise CaseFailed(f"the request is for the incarnation {call.request.incarnation!r}, not 'a-1'")
+        raise CaseFailed(
+            f"IssueKubeconfig was called with the incarnation {call.request.incarnation!r}, not 'a-1' or none"
+        )
     await asyncio.sleep(1.6)
     until = time.monotonic() + 10
     while (found := await credential(run, "a")) == "token-1":
         if time.monotonic() > until:
-            raise CaseFailed("no other credential was requested after `refresh_after`")
+            raise CaseFailed("ten seconds after `refresh_after`, the credential is still 'token-1'")
         await asyncio.sleep(0.1)
     if found != "token-2":
         raise CaseFailed(f"the refreshed credential is {found!r}, not 'token-2'")
@@ -230,7 +232,7 @@ async def daemon_away_across_expiry(run: Run) -> None:
     until = time.monotonic() + 15
     while (found := await credential(run, "a")) == "FAILED":
         if time.monotonic() > until:
-            raise CaseFailed("no credential was obtained after the daemon returned")
+            raise CaseFailed("no credential was obtained within 15 s after the daemon returned")
         await asyncio.sleep(0.2)
     if found != "new":
         raise CaseFailed(f"after the daemon returned, the credential is {found!r}, not 'new'")
@@ -255,5 +257,5 @@ async def credential_of_the_stream(run: Run) -> None:
     if (found := await credential(run, "a")) != "two":
         raise CaseFailed(f"the credential is {found!r}, but the stream delivered 'two'")
     if run.daemon.calls:
-        raise CaseFailed("a kubeconfig was requested, although the stream had delivered one")
+        raise CaseFailed(f"{run.daemon.calls[0].method} was called, although the stream delivers the kubeconfigs")
     await run.nothing_else(stream)

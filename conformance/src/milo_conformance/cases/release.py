@@ -29,7 +29,7 @@ async def released(run: Run, name: str, incarnation: str, *, after: int = 0) -> 
 
 @release(
     "A cluster that drains is released once its work has ended",
-    why="Until then its credentials work, and no other subscriber begins to work in it.",
+    why="Until then its credentials work, and no other member of the shard group engages it.",
     demands="end the work on it, or do not begin any, and call ReleaseCluster",
 )
 async def drain(run: Run) -> None:
@@ -39,17 +39,17 @@ async def drain(run: Run) -> None:
     await run.reported_only(stream, "UPDATED a draining=MOVED")
     await asyncio.sleep(0.5)  # gives a premature release time to arrive
     if run.daemon.calls:
-        raise CaseFailed("the cluster was released before its work had ended")
+        raise CaseFailed(f"{run.daemon.calls[0].method} was called before the work in the cluster had ended")
     await released(run, "a", "a-1")
     await stream.send(disengaged("a", "MOVED", draining=draining("MOVED")))
     await run.reported_only(stream, "DISENGAGED a draining=MOVED reason=MOVED")
     if len(run.daemon.calls) > 1:
-        raise CaseFailed("the cluster was released more than once")
+        raise CaseFailed(f"{run.daemon.calls[1].method} was called after the cluster had been released")
 
 
 @release(
     "A new subscriber reports a draining cluster as ENGAGED with draining set",
-    why="A subscriber that starts during the drain must not begin to work in it, and the daemon waits for its release.",
+    why="A subscriber that starts during the drain must not begin any work, and the daemon waits for its release.",
     demands="or as ENGAGED with `draining` set to a subscriber that does not know it",
 )
 async def engaged_as_draining(run: Run) -> None:

@@ -75,10 +75,7 @@ async def lost(run: Run, *, by: float) -> float:
     lines = await run.reported("DISENGAGED a reason=OWNERSHIP_LOST", "DISENGAGED b reason=OWNERSHIP_LOST")
     at = max(each.at for each in lines)
     if at > by + LATE_S:
-        raise CaseFailed(
-            f"the clusters were disengaged {at - by:.1f} s after the ownership had expired; "
-            f"at most {LATE_S} s are allowed"
-        )
+        raise CaseFailed(f"the clusters were disengaged {at - by:.1f} s late; at most {LATE_S} s are allowed")
     return at
 
 
@@ -99,7 +96,7 @@ async def renewals(run: Run) -> None:
 
 @sharded(
     "All clusters are disengaged when the ownership expires while the daemon is unresponsive",
-    why="Another daemon engages them then. Otherwise two operators work in one cluster.",
+    why="Another daemon may engage them then, and two operators must not work in one cluster.",
     demands="stop working in all clusters when the `valid_for` of the last response has passed",
 )
 async def ownership_runs_out(run: Run) -> None:
@@ -111,7 +108,7 @@ async def ownership_runs_out(run: Run) -> None:
 
 @sharded(
     "The ownership that a response grants counts from its request",
-    why="A response may be delayed. Counted from its arrival, the work would end after another operator has started.",
+    why="A response may be delayed. Counted from its arrival, the work could end after another operator has started.",
     demands="counted\n  // from when you sent its request",
 )
 async def counted_from_the_request(run: Run) -> None:
@@ -247,7 +244,7 @@ async def no_longer_sharded(run: Run) -> None:
 
 @sharded(
     "A program that was suspended until the ownership expired disengages all clusters when it resumes",
-    why="A laptop was closed, a machine was migrated: when the program resumes, another operator works in its "
+    why="A laptop was closed, a machine was migrated: when the program resumes, another operator may work in its "
     "clusters, and a renewal that succeeds then does not undo that.",
     demands="on a clock that also advances while the machine is suspended",
 )

@@ -173,7 +173,7 @@ class Response(ABC):
                 async with asyncio.timeout(silence_s):
                     await waiter
         except TimeoutError:
-            raise TransportError("timeout", f"{self.origin} sent nothing within the timeout") from None
+            raise TransportError("timeout", f"{self.origin} sent nothing for {silence_s:g} s") from None
         finally:
             self._waiter = None
 

@@ -229,7 +229,7 @@ class Reflector(Generic[Seen]):
             return self.failed(Failure("ListCut", "the server ended the streaming list before its final bookmark"), now)
         assert isinstance(self.state, Watching)
         if now - self.state.opened_at < self.policy.min_watch_s:
-            return self.failed(Failure("VeryShortWatch", "the server ended the watch at once"), now)
+            return self.failed(Failure("VeryShortWatch", "the server ended the watch in its first second"), now)
         self._note_health(self.state, now)
         self.state = self._opening(self.state.version)
         return []

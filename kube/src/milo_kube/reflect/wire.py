@@ -302,14 +302,14 @@ class LineTooLongError(ValueError):
 
 def _seen(kind: str, found: Seen | None) -> ObjectSeen[Seen] | UnknownEvent:
     if found is None or not found.name:
-        return UnknownEvent(f"an {kind} event has no object name")
+        return UnknownEvent(f"a watch event of type {kind} has no object name")
     return ObjectSeen(found)
 
 
 def _removed(raw: msgspec.Raw) -> ObjectRemoved | UnknownEvent:
     names = _names(raw)
     if not names.name:
-        return UnknownEvent("a DELETED event has no object name")
+        return UnknownEvent("a watch event of type DELETED has no object name")
     return ObjectRemoved(names.name, names.uid, names.resourceVersion, names.namespace)
 
 
@@ -317,7 +317,7 @@ def _bookmark(raw: msgspec.Raw) -> Bookmark | UnknownEvent:
     try:
         marks = _MARKED.decode(raw).metadata
     except _UNDECODABLE as error:
-        return UnknownEvent(f"a bookmark without a version: {_problem(error)}")
+        return UnknownEvent(f"a watch event of type BOOKMARK is malformed: {_problem(error)}")
     return Bookmark(marks.resourceVersion, (marks.annotations or {}).get(INITIAL_EVENTS_END) == "true")
 
 

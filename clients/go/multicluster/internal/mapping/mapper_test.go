@@ -192,7 +192,7 @@ func TestDocumentsThatNoMapperUsesAreDropped(t *testing.T) {
 	runtime.KeepAlive(two)
 }
 
-func TestMapperOfServerWithoutAggregatedDiscovery(t *testing.T) {
+func TestMapperWorksWithoutAggregatedDiscovery(t *testing.T) {
 	lists := map[string]string{
 		"/api": `{"kind": "APIVersions", "versions": ["v1"]}`,
 		"/apis": `{"kind": "APIGroupList", "apiVersion": "v1", "groups": [{"name": "example.com",

@@ -147,7 +147,7 @@ func TestInformerRequestedByTwoSourcesIsReportedOnce(t *testing.T) {
 	}
 }
 
-func TestSettledWaitsForInformersUntilClusterIsDisengaged(t *testing.T) {
+func TestWaitForInformersEndsWhenTheClusterIsDisengaged(t *testing.T) {
 	s := newSlow()
 	c, _, disengage := engaged(t, s)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)

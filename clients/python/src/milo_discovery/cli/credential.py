@@ -153,7 +153,8 @@ def _require_same_user(access: KubeconfigAccess, cluster: str) -> None:
     if acting is not None and os.environ.get(STATEMENT_VARIABLE) != acting.statement():
         raise CommandFailure(
             f"the daemon issues the credential of {cluster} for requests that impersonate {acting.user}, and this "
-            f"kubeconfig does not impersonate that user: recreate it with `milo-discovery kubeconfig {cluster}`"
+            f"kubeconfig does not impersonate the same user, groups and extra fields: recreate it with "
+            f"`milo-discovery kubeconfig {cluster}`"
         )
 
 

@@ -129,7 +129,7 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
 
     def _may_write(self, name: str) -> bool:
         if len(name) > _MAX_NAME_LENGTH or not _NAME.fullmatch(name):
-            self.skipped[name] = "the name is not a valid file name"
+            self.skipped[name] = f"the name is not a DNS name of at most {_MAX_NAME_LENGTH} characters"
         elif name not in self._own and os.path.lexists(self._file(name)):
             self.skipped[name] = f"{self._file(name)} exists and was not written by milo-discovery sync"
         return name not in self.skipped

@@ -43,7 +43,8 @@ def run(program: Path, arguments: tuple[str, ...], *, address: str | None, no_re
     address = address or local_address()
     if address is None:
         raise CommandFailure(
-            "no daemon and no demo is running on this machine: start ./dev demo in another terminal, or pass --address"
+            "no daemon listens on the default address, and you run no demo: start ./dev demo in another terminal, or "
+            "pass --address"
         )
     environment = {**os.environ, ADDRESS_VARIABLE: address}
     print_message(f"running {program} against {address}")
@@ -63,7 +64,7 @@ def run(program: Path, arguments: tuple[str, ...], *, address: str | None, no_re
                 while _modification_times(program) == before:
                     if ending.wait(_POLL_S):
                         sys.exit(status)
-            print_message(f"{program} changed: restarting")
+            print_message(f"a Python file changed: restarting {program}")
 
 
 def _modification_times(program: Path) -> Mapping[Path, int]:

@@ -245,7 +245,7 @@ unary = connecting(timeout="10s", timeout_help="How long to wait for the respons
 def filtering(command: Callable[..., R]) -> Callable[..., R]:
     """Decorate a command that selects clusters: it gets `only`, the options of a filter."""
 
-    @click.option("-l", "--selector", default="", help="Only clusters with these labels: 'env in (prod, dev),!trial'.")
+    @click.option("-l", "--selector", default="", help="Label selector, such as 'env in (prod, dev),!trial'.")
     @click.option("--organization", multiple=True, help="Only clusters of this organization. May be repeated.")
     @click.option("--source", multiple=True, help="Only clusters of this source of the daemon. May be repeated.")
     @functools.wraps(command)

@@ -85,7 +85,7 @@ def get_cluster(connection: ConnectionOptions, *, name: str, form: str, headers:
         columns = text_output.REPORT_COLUMNS_WIDE if wide else text_output.REPORT_COLUMNS
         _print_table(columns, [text_output.report_row(name, report, _now(), wide=wide)], headers=headers)
         if (warning := text_output.out_of_date(report.source, _now())) is not None:
-            print_message(f"this {warning}")
+            print_message(f"the report {warning}")
     else:
         _print(form, report, names=[name], headers=headers)
 

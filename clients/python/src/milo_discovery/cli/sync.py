@@ -42,7 +42,7 @@ _ENDS = removals.ENDS | {DisengageReason.MOVED, DisengageReason.OWNERSHIP_LOST}
 
 @click.command("sync")
 @click.option(
-    "--dir", "directory", type=click.Path(path_type=Path, file_okay=False), required=True, help="The directory."
+    "--dir", "directory", type=click.Path(path_type=Path, file_okay=False), required=True, help="Directory to write to."
 )
 @click.option("--ttl", type=Duration(), help="Requested lifetime of the credentials. The daemon may shorten it.")
 @click.option("--once", is_flag=True, help="Exit when each engaged cluster has its file, and other files are removed.")

@@ -163,7 +163,7 @@ def changes(before: Cluster, after: Cluster) -> Iterator[str]:
     if after.draining is not None and after.draining != before.draining:
         yield f"draining until {timestamp(after.draining.deadline)} ({after.draining.reason.name})"
     if after.suspended != before.suspended:
-        yield "suspended" if after.suspended else "resumed"
+        yield "suspended" if after.suspended else "reinstated"
     elif after.suspensions != before.suspensions:
         yield f"suspensions: {', '.join(each.reason for each in after.suspensions) or NONE}"
     if after.connectivity.state is not before.connectivity.state:
@@ -192,7 +192,7 @@ def explanation(name: str, report: ClusterReport, now: datetime) -> Iterator[str
     if engagement.message:
         yield f"  {printable(engagement.message)}"
     if (warning := out_of_date(report.source, now)) is not None:
-        yield f"  This {warning}."
+        yield f"  The report {warning}."
     if report.cluster is None:
         yield "  This daemon has never engaged it."
     else:
@@ -229,7 +229,7 @@ def _cluster_facts(cluster: Cluster, now: datetime) -> Iterator[str]:
     if probed or cluster.connectivity.message:
         about = f": {cluster.connectivity.message}" if cluster.connectivity.message else ""
         facts.append(
-            ("reachable", f"{cluster.connectivity.state.name}, {_since(cluster.connectivity.since, now)}{about}")
+            ("connectivity", f"{cluster.connectivity.state.name}, {_since(cluster.connectivity.since, now)}{about}")
         )
     yield from ("  " + line for line in table(facts))
 
@@ -240,7 +240,7 @@ def _release_row(pending: PendingRelease, now: datetime) -> tuple[str, ...]:
 
 
 def _suspension(of: Suspension, now: datetime) -> str:
-    by = f"; reinstated by {of.reinstate_authority}" if of.reinstate_authority else ""
+    by = f"; can be reinstated by {of.reinstate_authority}" if of.reinstate_authority else ""
     message = f"; {of.message}" if of.message else ""
     return f"{of.reason or 'no reason given'}, {_since(of.suspended_at, now)}{by}{message}"
 
@@ -353,7 +353,7 @@ def _credential_issuer(each: CredentialIssuer, now: datetime) -> str:
     health = "healthy" if each.healthy else f"unhealthy: {each.message}"
     ends = f", its credential expires in {format_duration(each.expires_at - now)}" if each.expires_at else ""
     failing = ", ".join(f"{count} {reason}" for reason, count in sorted(each.failing_clusters.items()))
-    clusters = f"; clusters without a usable credential: {failing} (run explain for the reason)" if failing else ""
+    clusters = f"; clusters with failing credentials: {failing} (run explain for the reason)" if failing else ""
     return f"{each.name} ({each.type}), {health}{ends}{clusters}"
 
 

@@ -143,7 +143,7 @@ class ControlPlane:
         names = ", ".join(each["name"] for each in others if "/" not in each["name"]) or "nothing"
         message = (
             f"{self.project} does not serve {kind}: install its CustomResourceDefinition, or correct its group, "
-            f"version or plural (this version has {names})"
+            f"version or plural (this version serves {names})"
         )
         return KindNotServedError("discovery", 404, {"message": message})
 

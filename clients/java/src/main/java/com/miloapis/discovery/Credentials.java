@@ -93,7 +93,7 @@ public record Credentials(Path caFile, Path certificateFile, Path keyFile, Path 
     try {
       return Files.readAllBytes(path);
     } catch (IOException error) {
-      throw new DiscoveryException("cannot read " + path + ": " + error.getMessage());
+      throw new DiscoveryException("cannot read " + path + ": " + error);
     }
   }
 }

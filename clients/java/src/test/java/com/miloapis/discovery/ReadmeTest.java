@@ -29,7 +29,7 @@ class ReadmeTest {
   }
 
   @Test
-  void samplesCompileUnchanged(@TempDir Path classes) throws IOException {
+  void readmeSamplesCompileUnchanged(@TempDir Path classes) throws IOException {
     String readme = read("README.md");
     List<JavaFileObject> sources = FILE.matcher(readme).results().map(found -> source(found.group(1), found.group(2))).toList();
     assertEquals(JAVA.matcher(readme).results().count(), sources.size(), "each sample is a file");
@@ -40,7 +40,7 @@ class ReadmeTest {
   }
 
   @Test
-  void dependenciesHaveTheTestedVersions() throws IOException {
+  void readmeDependenciesHaveTheTestedVersions() throws IOException {
     String pom = read("pom.xml");
     var named = DEPENDENCY.matcher(read("README.md")).results().collect(Collectors.toMap(found -> found.group(2), found -> found.group(3)));
     assertEquals(property(pom, "fabric8.version"), named.get("kubernetes-client"));
