@@ -17,6 +17,8 @@ SKEW_S = 30.0
 """The clock skew that is tolerated."""
 LONGEST_S = 24 * 3600.0
 """The maximum lifetime of an issued credential, unless its issuer allows long-lived ones."""
+_LATEST = 253_402_300_800.0
+"""The year 10000, which neither protobuf nor RFC 3339 can express."""
 UNSTATED_LIFE_S = 3600.0
 """The assumed lifetime of a credential without a stated expiry: holders request the current one after this time."""
 
@@ -97,6 +99,8 @@ def validate(
             f"{origin} returned a credential that is valid for {_span(end - now)}; "
             f"only credentials valid for up to {_span(longest_s)} are issued"
         )
+    if end >= _LATEST:
+        raise BackendError(f"{origin} returned a credential that expires after the year 9999")
     return IssuedCredential(credential=credential, issued_at=issued_at, expires_at=end, is_endless=not ends)
 
 
@@ -121,7 +125,7 @@ def _validity(chain: bytes, origin: str) -> tuple[float, float]:
     try:
         certificate = x509.load_pem_x509_certificate(chain)
         return certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         raise BackendError(f"{origin} returned a client certificate that is malformed or not PEM") from None
 
 

@@ -141,7 +141,7 @@ def seconds_ahead(date: str | None, sent_at: float, received_at: float) -> float
         _, day, month, year, time, zone = (date or "").split()
         hour, minute, second = map(int, time.split(":"))
         stated = datetime(int(year), _MONTHS.index(month) + 1, int(day), hour, minute, second, tzinfo=UTC).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
     if zone != "GMT":
         return 0.0

@@ -103,6 +103,10 @@ def test_received_kubeconfig_needs_no_cluster() -> None:
         (LOCAL, {"cluster": {"server": "ftp://a"}}, "is not https://HOST"),
         (LOCAL, {"cluster": {"server": f"https://{CANARY}@a"}}, "has a user, a query or a fragment"),
         (LOCAL, {"cluster": {"server": "https://a/../b"}}, "an ambiguous path"),
+        *(
+            (LOCAL, {"cluster": {"tls-server-name": name}}, 'cluster "c" has a tls-server-name that is not a hostname')
+            for name in ("a..b", f"{'a' * 64}.b", "a\0", "a b")
+        ),
         (LOCAL, {"context": {"namespace": 5}}, "namespace with the wrong type"),
         (STATED, {"user": {"tokenFile": "/etc/passwd"}}, "user has tokenFile: the cluster can have only"),
         (STATED, {"cluster": {"tls-server-name": "x"}}, 'cluster "c" has tls-server-name'),
@@ -114,6 +118,14 @@ def test_field_that_a_policy_forbids_is_rejected_without_quoting_its_value(
     policy: Policy, parts: dict[str, Any], problem: str
 ) -> None:
     assert problem in refused(policy, content(**parts))
+
+
+@pytest.mark.parametrize("surrogate", [b"\\ud800", b"\xed\xa0\x80"], ids=["escaped", "encoded"])
+def test_kubeconfig_with_an_unpaired_surrogate_is_refused(surrogate: bytes) -> None:
+    body = content(cluster={"X": 1}).replace(b"X", surrogate)
+    with pytest.raises(KubeconfigError, match="unpaired surrogate"):
+        parse(body).select(LOCAL)
+    assert parse(content(context={"namespace": "\U0001f600"})).select(LOCAL).namespace == "\U0001f600"
 
 
 def test_problems_of_cluster_and_user_are_reported_together() -> None:

@@ -19,6 +19,7 @@ NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
         ("Thu, 01 Jan 2026 11:59:00 GMT", 0.0),
         ("Thu, 01 Jan 2026 12:00:30 -0000", None),  # without a time zone
         ("Thu, 01 Jan 99999 12:00:30 GMT", None),
+        (f"Thu, 01 Jan {2**31} 12:00:30 GMT", None),
         ("", None),
         ("-1", None),
         ("1.5", None),

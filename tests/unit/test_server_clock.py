@@ -26,7 +26,11 @@ def test_clock_is_compared_with_the_time_of_the_response(sent_at: float, receive
 
 
 @pytest.mark.parametrize(
-    "date", [None, "", "yesterday", "Fri, 15 Jan 2027 12:00:00 CET", "Fri, 32 Jan 2027 12:00:00 GMT"]
+    "date",
+    [
+        *(None, "", "yesterday", "Fri, 15 Jan 2027 12:00:00 CET", "Fri, 32 Jan 2027 12:00:00 GMT"),
+        f"Fri, 15 Jan {2**31} 12:00:00 GMT",
+    ],
 )
 def test_missing_or_malformed_date_is_ignored(date: str | None) -> None:
     assert seconds_ahead(date, 0.0, 0.0) == 0.0

@@ -261,6 +261,9 @@ def parse(content: bytes, *, yaml: bool = True, nodes: int | None = None) -> Par
         raise KubeconfigError(f"is {len(content)} bytes long; at most {MAX_BYTES} are read")
     try:
         document = json.loads(content, object_pairs_hook=_unique)
+        json.dumps(document, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise KubeconfigError("has an unpaired surrogate, which is not a valid character") from None
     except (ValueError, RecursionError) as error:
         if isinstance(error, KubeconfigError):
             raise
@@ -350,7 +353,7 @@ class _Reader:
             server=server.rstrip("/"),
             authorities=self._data(about, cluster, "certificate-authority"),
             authorities_file=cluster.get("certificate-authority") or "",
-            tls_server_name=cluster.get("tls-server-name") or "",
+            tls_server_name=self._server_name(about, cluster.get("tls-server-name") or ""),
             proxy_url=self._proxy(about, cluster.get("proxy-url") or ""),
             extensions=tuple(extension for extension in cluster.get("extensions") or () if isinstance(extension, dict)),
             has_user=bool(user),
@@ -397,6 +400,12 @@ class _Reader:
                 "user has a token that is not a bearer token: only printable ASCII without spaces is allowed"
             )
         return token
+
+    def _server_name(self, about: str, name: str) -> str:
+        # The module ssl raises UnicodeError or TypeError for other names.
+        if name and not (name.isprintable() and " " not in name and _is_encodable(name)):
+            self._problems.append(f"{about} has a tls-server-name that is not a hostname")
+        return name
 
     def _proxy(self, about: str, url: str) -> str:
         try:
@@ -478,6 +487,14 @@ def _text(entry: Mapping[str, Any], name: str, about: str, problems: list[str]) 
     if value not in (None, ""):
         _has_right_type(value, name, about, problems)
     return value or ""
+
+
+def _is_encodable(hostname: str) -> bool:
+    try:
+        hostname.encode("idna")
+    except UnicodeError:
+        return False
+    return True
 
 
 def _are_texts(values: Iterable[Any]) -> bool:

@@ -30,5 +30,5 @@ def stated(headers: Mapping[str, str], now: datetime) -> float | None:
 
     try:
         return max(0.0, (parsedate_to_datetime(text) - now).total_seconds())
-    except (ValueError, TypeError):  # TypeError: a date without a time zone
+    except (ValueError, TypeError, OverflowError):  # TypeError: a date without a time zone
         return None

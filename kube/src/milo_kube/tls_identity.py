@@ -28,10 +28,13 @@ class CertificateExpiry(msgspec.Struct, frozen=True):
 
 
 def expiry_of(chain: bytes, now: datetime) -> CertificateExpiry:
-    """Return the expiry of the first certificate in the PEM text."""
+    """Return the expiry of the first certificate in the PEM text. Raises ValueError if it can't be parsed."""
     from cryptography import x509  # noqa: PLC0415 - 8 MB, which only daemons with certificates need
 
-    leaf = x509.load_pem_x509_certificate(chain)
+    try:
+        leaf = x509.load_pem_x509_certificate(chain)
+    except x509.InvalidVersion as error:  # not a ValueError
+        raise ValueError(str(error)) from error
     left, life = leaf.not_valid_after_utc - now, leaf.not_valid_after_utc - leaf.not_valid_before_utc
     return CertificateExpiry(leaf.not_valid_after_utc, left <= timedelta(), left <= min(_SOON, life / 5))
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from milo_discoveryd.credentials.issued_credential import LONGEST_S, SKEW_S, IssuedCredential, validate
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
 from milo_kube.credential import ClientCertificate, Credential, CredentialError, Secret
-from tests.unit.credentials.tokens import CANARY, certificate, jwt
+from tests.unit.credentials.tokens import CANARY, certificate, jwt, with_version
 
 NOW = 1_800_000_000.0
 
@@ -78,6 +78,7 @@ def test_credential_expires_at_not_after_of_its_certificate() -> None:
         (token(jwt(exp="soon")), None, BackendError, "an invalid JWT"),
         (token("x" * 40_000), NOW + 600, BackendError, "longer than 32768 characters"),
         (of(b"junk"), None, BackendError, "not PEM"),
+        (of(with_version(certificate(NOW, NOW + 600), 2)), None, BackendError, "not PEM, or has an unknown version"),
     ],
 )
 def test_unsuitable_issued_credential_is_rejected_without_quoting_it(
@@ -101,6 +102,12 @@ def test_issued_credential_lifetime_is_limited() -> None:
     with pytest.raises(UnfitError, match="is valid for 11 minutes; only credentials valid for up to 10 minutes"):
         validate(token("opaque"), NOW, origin="it", expires_at=NOW + 660, longest_s=600)
     assert validate(of(certificate(NOW, NOW + 9e6)), NOW, origin="it", longest_s=math.inf).life_s == 9e6
+
+
+@pytest.mark.parametrize("exp", [253_402_300_800, (NOW + 600) * 1000, 1e300])
+def test_long_lived_credential_whose_expiry_cannot_be_stated_is_rejected(exp: float) -> None:
+    with pytest.raises(BackendError, match="expires after the year 9999"):
+        validate(token(jwt(exp=exp)), NOW, origin="it", longest_s=math.inf)
 
 
 def test_issued_token_for_other_audience_or_subject_is_rejected() -> None:

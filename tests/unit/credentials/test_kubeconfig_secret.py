@@ -262,6 +262,7 @@ async def test_kubeconfig_secret_in_a_namespace_of_its_own_determines_the_server
         ({"server": "http://10.0.0.7"}, "is not of the form https://HOST"),
         ({"server": "https://a b"}, "has a space or a control character"),
         ({"server": "https://a_b"}, "is not of the form https://HOST"),
+        ({"server": "https://a", "tls-server-name": "a..b"}, "has a tls-server-name that is not a hostname"),
         ({"server": "https://a", "insecure-skip-tls-verify": True}, "set certificate-authority-data"),
         ({"server": "https://a", "proxy-url": "http://p:1"}, "can have only server, certificate-authority-data"),
         (

@@ -33,3 +33,10 @@ def certificate(begins: float, ends: float) -> bytes:
         .sign(key, SHA256())
         .public_bytes(Encoding.PEM)
     )
+
+
+def with_version(chain: bytes, version: int) -> bytes:
+    """Return a certificate in PEM with another X.509 version. Its signature is no longer valid."""
+    der = bytearray(base64.b64decode(b"".join(chain.splitlines()[1:-1])))
+    der[der.index(bytes.fromhex("a003020102")) + 4] = version - 1
+    return b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(der) + b"-----END CERTIFICATE-----\n"
