@@ -335,3 +335,31 @@ async def test_server_is_not_published_if_its_credential_requires_impersonation(
     assert accesses.get("alpha") is None
     [report] = reports
     assert report.startswith("no server and CA to publish: the rule for this publisher sets `as`")
+
+
+async def test_access_that_was_requested_before_the_end_of_its_cluster_is_not_published():
+    """A response that arrives after the end is of the former cluster: another one may have its name by then."""
+    asked, answered = asyncio.Queue(), {}
+
+    class Slow:
+        async def issue_kubeconfig(self, name, **_):
+            answered[name] = asyncio.get_running_loop().create_future()
+            asked.put_nowait(name)
+            return await answered[name]
+
+    rendered = []
+    accesses = Accesses(Slow(), rendered.append, lambda _: None)
+    running = asyncio.create_task(accesses.run())
+    accesses.request("alpha")
+    await asked.get()
+    former = answered["alpha"]
+    accesses.forget("alpha")
+    accesses.request("alpha")
+    await asked.get()
+    former.set_result(Kubeconfig(cluster="alpha", kubeconfig=exec_kubeconfig(), issued_at=datetime.now(UTC)))
+    await asyncio.sleep(0.01)
+    assert not accesses.is_known("alpha")
+    assert rendered == []
+    answered["alpha"].set_result(Kubeconfig(cluster="alpha", kubeconfig=exec_kubeconfig(), issued_at=datetime.now(UTC)))
+    await eventually(lambda: accesses.is_known("alpha"))
+    running.cancel()

@@ -36,6 +36,8 @@ class Accesses:
         self._known: dict[str, KubeconfigAccess | None] = {}
         self._requested: asyncio.Queue[str] = asyncio.Queue()
         self._queued: set[str] = set()
+        self._engagements: dict[str, object] = {}
+        """A token for each cluster until it is forgotten: the response to a request from before then is dropped."""
         self._reported = ""
 
     def is_known(self, name: str) -> bool:
@@ -49,9 +51,11 @@ class Accesses:
 
     def forget(self, name: str) -> None:
         self._known.pop(name, None)
+        self._engagements.pop(name, None)
 
     def request(self, name: str) -> None:
         """Queue a request for the cluster's server and CA, which `run` sends."""
+        self._engagements.setdefault(name, object())
         if name not in self._queued:
             self._queued.add(name)
             self._requested.put_nowait(name)
@@ -71,6 +75,9 @@ class Accesses:
         while True:
             name = await self._requested.get()
             self._queued.discard(name)
+            engagement = self._engagements.get(name)
+            if engagement is None:
+                continue  # the cluster was forgotten
             try:
                 access = await self._issue(name)
             except ClusterNotFound:
@@ -79,12 +86,15 @@ class Accesses:
                 if not isinstance(error, Unavailable | TimedOut) and error.retry_after is None:
                     self._report_once(f"cannot get the server and CA of cluster {name!r}: {error}")
                     continue  # the next resync requests them again
-                self.request(name)
+                if self._engagements.get(name) is engagement:
+                    self.request(name)
                 await asyncio.sleep(backoff.failed(ran=timedelta(), retry_after=error.retry_after).total_seconds())
             except DiscoveryError as error:
                 self._report_once(f"cannot get the server and CA of cluster {name!r}: {error}")
             else:
                 backoff = StreamBackoff(_RETRY)
+                if self._engagements.get(name) is not engagement:
+                    continue
                 if name not in self._known or self._known[name] != access:
                     self._known[name] = access
                     self._changed(name)
