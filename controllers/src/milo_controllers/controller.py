@@ -111,6 +111,11 @@ class Controller:
             self.queue.open(member.cluster.name, member.incarnation)
             self.pump_soon()
 
+    def listed_again(self, member: ReconciledCluster, informer: Informer) -> None:
+        """Enqueue every object of the cluster, if a needed cache was dropped: changes since then are unknown."""
+        if informer.key in self._affected.needed_kinds:
+            self.resync(member)
+
     def unpark(self, member: ReconciledCluster) -> None:
         self.queue.unpark(member.cluster.name, member.incarnation, self._clock())
         self.pump_soon()

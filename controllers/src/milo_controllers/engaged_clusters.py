@@ -70,11 +70,15 @@ class ClusterTasks:
         for controller in self._controllers:
             controller.changed(self, informer, change)
 
-    def synced(self, _informer: Informer) -> None:
+    def synced(self, informer: Informer) -> None:
         for controller in self._controllers:
             controller.listed(self)
+            if informer.was_dropped:
+                controller.listed_again(self, informer)
 
-    failed = synced
+    def failed(self, _informer: Informer) -> None:
+        for controller in self._controllers:
+            controller.listed(self)
 
 
 class EngagedClusters:
@@ -91,8 +95,9 @@ class EngagedClusters:
     ) -> None:
         self.members: dict[str, ClusterTasks] = {}
         self.controllers: list[Controller] = []
-        self.crashes: dict[str, ClusterProblem] = {}
-        """The last failure of each cluster whose informers and reconciles failed as a whole, by cluster name."""
+        self.crashes: dict[str, tuple[EngagedCluster, ClusterProblem]] = {}
+        """The last failure of each cluster whose informers and reconciles failed as a whole, by cluster name. Those of
+        clusters that were disengaged before a restart are kept until another cluster fails."""
         self._informers = informers
         self._pools = pools
         self._budget = budget
@@ -121,13 +126,15 @@ class EngagedClusters:
                 finally:
                     await api.aclose()
         except Exception as error:
-            before = self.crashes.get(cluster.name)
-            self.crashes[cluster.name] = ClusterProblem(
+            crashes = {name: crash for name, crash in self.crashes.items() if crash[0].engaged}
+            _, before = crashes.get(cluster.name, (cluster, None))
+            problem = ClusterProblem(
                 cluster=cluster.name,
                 problem=str(error) or repr(error),
                 failures=1 if before is None else before.failures + 1,
                 since=datetime.now(UTC) if before is None else before.since,
             )
+            self.crashes = {**crashes, cluster.name: (cluster, problem)}
             raise
         finally:
             if not cluster.engaged:

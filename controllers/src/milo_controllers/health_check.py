@@ -49,7 +49,9 @@ class HealthCheck:
                 if informer.problem
             ),
             crashing=tuple(
-                each for name, each in tuple(self._engaged.crashes.items()) if not self._has_recovered(name)
+                problem
+                for cluster, problem in tuple(self._engaged.crashes.values())
+                if cluster.engaged and not self._has_recovered(cluster.name)
             ),
             failing=sum(len(each.failures) for each in self._engaged.controllers),
             oldest_queued=timedelta(seconds=now - min(oldest, default=now)),

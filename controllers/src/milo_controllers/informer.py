@@ -76,7 +76,7 @@ class Informer:
 
     __slots__ = (
         *("_budget", "_cluster", "_list_watch", "_listener", "_exceeded", "cache", "counted_bytes", "key", "since"),
-        *("_page_bytes", "_attempt", "spec", "status"),
+        *("_page_bytes", "_attempt", "spec", "status", "was_dropped"),
     )
 
     def __init__(
@@ -98,6 +98,8 @@ class Informer:
         """When the informer entered its current state."""
         self.counted_bytes = 0
         self._exceeded = ""
+        self.was_dropped = False
+        """Whether the cache was dropped since the last complete list."""
         self._page_bytes = 0
         """Bytes of the page of a list that is being read or applied."""
         self._attempt: asyncio.Timeout | None = None
@@ -165,6 +167,7 @@ class Informer:
         self.counted_bytes = self._page_bytes = 0
         self.cache.clear()
         self._exceeded = problem
+        self.was_dropped = True
         if self._attempt is not None:
             self._attempt.reschedule(0.0)
         self.since = time.time()
@@ -189,6 +192,7 @@ class Informer:
             self._count()
             if self.cache.synced and not was_synced:
                 self._listener.synced(self)
+                self.was_dropped = False
             if number % _APPLIED_AT_ONCE == 0:
                 await asyncio.sleep(0)
         if not self._exceeded:

@@ -145,6 +145,13 @@ class OwnWrites:
             self._held.setdefault((informer.key, write.place), []).append(held)
         return True
 
+    def give_up(self, writes: Iterable[Write], informers: Iterable[Cached], settle: Callable[[], None]) -> None:
+        """Forget the writes that `hold` was called with: the caches did not receive them in time."""
+        for where in {(informer.key, write.place) for informer in informers for write in writes}:
+            others = [held for held in self._held.pop(where, ()) if held.settle is not settle]
+            if others:
+                self._held[where] = others
+
     def changed(self, informer: Cached, change: Change) -> None:
         """Settle the held objects whose writes are now in the cache."""
         place = change.current.place

@@ -57,8 +57,13 @@ class WriteHolds:
             else:
                 self._release(key)
 
-        timer = loop.call_later(WITHIN_S, settle)
-        if member.own_writes.hold(writes, member.informers.values(), settle):
+        def give_up() -> None:
+            member.own_writes.give_up(awaited, member.informers.values(), settle)
+            settle()
+
+        awaited = tuple(writes)
+        timer = loop.call_later(WITHIN_S, give_up)
+        if member.own_writes.hold(awaited, member.informers.values(), settle):
             return True
         timer.cancel()
         if pause_s:

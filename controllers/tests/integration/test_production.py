@@ -92,6 +92,30 @@ async def test_cache_that_exceeds_its_limit_is_dropped_and_delays_no_other_clust
         assert registry.get_sample_value("milo_controllers_cached_bytes", {"resource": WIDGETS})
 
 
+async def test_owner_is_reconciled_if_its_object_was_deleted_while_the_cache_was_dropped(plane: ControlPlane) -> None:
+    plane.create(widget("one"))
+    owner = plane.get(WIDGETS, "one")["metadata"]
+    reference = {"apiVersion": "example.com/v1", "kind": "Widget", "name": "one", "uid": owner["uid"]}
+    owned = config_map("owned")
+    owned["metadata"]["ownerReferences"] = [reference]
+    for each in (owned, config_map("other")):
+        plane.create(each)
+    log = Log()
+    discovery = FakeDiscovery(plane)
+    limits = CacheLimits(objects=2, retry_s=0.5)
+    controllers = Controllers(Fleet(discovery), registry=CollectorRegistry(), cache_limits=limits)
+    controllers.reconcile(WIDGETS, owns=[CONFIG_MAPS])(log)
+    async with controllers:
+        await eventually(lambda: log.seen and controllers.health().synced)
+        plane.create(config_map("third"))
+        await eventually(lambda: controllers.health().problems)
+        for name in ("owned", "third"):
+            plane.delete(CONFIG_MAPS, name)
+        log.seen.clear()
+        await eventually(lambda: controllers.health().synced)
+        await eventually(lambda: log.seen == [(plane.project, "one", {})])
+
+
 @pytest.mark.parametrize(
     "found",
     [["a"], ReconcileTarget("a"), ReconcileTarget("a", "b", "c"), 5, None, [("a", "b", None)]],
@@ -121,6 +145,9 @@ async def test_health_reports_crashing_cluster(plane: ControlPlane, monkeypatch:
         [problem] = await eventually(lambda: running.controllers.health().crashing)
         assert (problem.cluster, problem.problem) == (plane.project, "a bug")
         await eventually(lambda: running.controllers.health().crashing[0].failures > 1)
+        # Disengaged before its handler is restarted.
+        running.discovery.disengage(plane.project)
+        await eventually(lambda: running.controllers.health().crashing == ())
 
 
 async def test_health_and_metrics_are_thread_safe_while_clusters_are_engaged_and_disengaged(

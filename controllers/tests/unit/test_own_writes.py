@@ -1,14 +1,18 @@
 """Own writes that caches do not contain yet."""
 
+import asyncio
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import msgspec
 import pytest
 
-from milo_controllers import own_writes
+from milo_controllers import own_writes, write_holds
 from milo_controllers.kinds import CacheKey
 from milo_controllers.object_cache import CachedObject, ObjectCache
 from milo_controllers.own_writes import OwnWrites, Write, is_seen, matches
+from milo_controllers.work_queue import ObjectKey
+from milo_controllers.write_holds import WriteHolds
 from milo_kube.reflect.messages import DeletionReported, ListEnded, ObjectChanged
 
 RESOURCE = "v1/widgets"
@@ -203,3 +207,22 @@ def test_object_is_not_held_if_caches_contain_its_writes() -> None:
     own.hold([written("b")], [cache], list)
     own.clear()
     assert not own
+
+
+async def test_write_that_a_cache_received_too_late_does_not_end_a_later_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, cache, key = OwnWrites(), informer(), ObjectKey("c", 1, "ns", "a")
+    member = SimpleNamespace(own_writes=own, informers={cache.key: cache})
+    released: list[ObjectKey] = []
+    holds = WriteHolds("widgets", released.append)
+    monkeypatch.setattr(write_holds, "WITHIN_S", 0.01)
+    now = asyncio.get_running_loop().time()
+    assert holds.hold(member, key, [written(version="5")], now)
+    await asyncio.sleep(0.05)
+    assert released == [key]
+    assert not own
+    monkeypatch.setattr(write_holds, "WITHIN_S", 60.0)
+    assert holds.hold(member, key, [written(version="7")], now)
+    put(cache, "5", settling=own)
+    assert released == [key]
+    put(cache, "7", settling=own)
+    assert released == [key, key]
