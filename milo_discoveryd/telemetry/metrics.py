@@ -26,6 +26,8 @@ from milo_discoveryd.telemetry.shard_metrics import MeasuredShard, ShardCollecto
 
 _RESTARTS = ("Expired", "MalformedResponse", "Silence", "StreamingListUnsupported", "Verification")
 """The reasons for relists whose series exist from the start; API servers may return others."""
+_MAX_OTHER_REASONS = 20
+_OTHER_REASON = "Other"
 _DRAIN_RESULTS = ("released", "expired")
 _CONFIRMATIONS = ("not_found", "found", "inconclusive", "refused")
 _READINESS_S = (1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0)
@@ -60,6 +62,8 @@ class SourceMetrics:
             (*labels, "reason"),
             registry=registry,
         )
+        self._other_reasons: set[str] = set()
+        """The reasons for relists that API servers returned."""
         self._drains = Counter(
             "milo_discoveryd_drains",
             "Completed drains of clusters: released by all subscribers, or expired at their deadline.",
@@ -113,6 +117,11 @@ class SourceMetrics:
         return self._transitions.labels(*self._of_source[source], kind.value, "" if reason is None else reason.value)
 
     def relisting(self, reason: str, source: str = "") -> None:
+        if reason not in _RESTARTS and reason not in self._other_reasons:
+            if len(self._other_reasons) < _MAX_OTHER_REASONS:
+                self._other_reasons.add(reason)
+            else:
+                reason = _OTHER_REASON
         self._restarts.labels(*self._of_source[source], reason).inc()
 
     def drained(self, result: str, source: str = "") -> None:

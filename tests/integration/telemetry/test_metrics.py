@@ -29,6 +29,16 @@ def test_counters_start_at_zero_before_the_first_event(name: str, labels: dict[s
     assert Metrics().registry.get_sample_value(name, labels) == 0
 
 
+def test_number_of_reasons_for_relists_that_a_server_can_state_is_limited() -> None:
+    metrics = Metrics()
+    for number in range(1000):
+        metrics.sources.relisting(f"Reason{number}")
+    [found] = [each for each in metrics.registry.collect() if each.name == "milo_discoveryd_source_restarts"]
+    counts = {each.labels["reason"]: each.value for each in found.samples if each.name.endswith("_total")}
+    assert len(counts) < 50
+    assert (counts["Reason0"], sum(counts.values())) == (1, 1000)
+
+
 @pytest.mark.parametrize(
     ("name", "label"),
     [("OK", "OK"), ("NOT_FOUND", "NotFound"), ("CANCELLED", "Canceled"), ("UNAVAILABLE", "Unavailable")],

@@ -190,6 +190,11 @@ def test_error_status_contains_object_name() -> None:
     assert error_status(json.dumps(status).encode(), 404) == ErrorStatus(404, "NotFound", 'projects "a" not found', "a")
 
 
+def test_reason_of_an_error_status_is_shortened() -> None:
+    status = error_status(json.dumps({"reason": "R" * 1_000_000, "code": 410}).encode())
+    assert status.reason == "R" * 64
+
+
 def test_error_status_without_code_has_http_status() -> None:
     assert error_status(b'{"message":"no"}', 503) == ErrorStatus(503, "", "no")
 

@@ -12,6 +12,7 @@ import msgspec
 INITIAL_EVENTS_END: Final = "k8s.io/initial-events-end"
 MAX_LINE: Final = 8 * 1024 * 1024
 _LONGEST_ID = 128
+_LONGEST_REASON = 64
 _UNCHECKED_PAGE = 2 << 20
 """Maximum size of a page whose items are not counted before they are decoded."""
 _SMALLEST_ITEM = 64
@@ -268,7 +269,10 @@ def error_status(body: bytes, code: int = 0) -> ErrorStatus:
         words = " ".join(re.sub(r"<[^>]*>", " ", body[:400].decode("utf-8", "replace")).split())
         return ErrorStatus(code, "", words[:160])
     return ErrorStatus(
-        status.code or code, status.reason, status.message[:600], status.details.name if status.details else ""
+        status.code or code,
+        status.reason[:_LONGEST_REASON],
+        status.message[:600],
+        status.details.name if status.details else "",
     )
 
 
