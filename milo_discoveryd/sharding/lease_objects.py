@@ -167,7 +167,7 @@ class _OtherFormatError(ValueError):
     """The Lease was written by a version of this program with another format."""
 
 
-_UNREADABLE = (KeyError, ValueError, msgspec.MsgspecError)
+_UNREADABLE = (KeyError, ValueError, msgspec.MsgspecError, RecursionError)
 
 
 def _member(lease: _Lease, name: str) -> MemberLease:

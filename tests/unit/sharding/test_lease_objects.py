@@ -157,6 +157,15 @@ def test_malformed_view_counts_as_deleted(weight: str) -> None:
     assert "milo-discovery-dns-view of shard group dns is malformed" in group.problems[0]
 
 
+def test_deeply_nested_view_counts_as_deleted() -> None:
+    body: Any = stored(lease_objects.encode_view(VIEW, "", NAMES, WALL), "uid-v/9")
+    view = body["metadata"]["annotations"]["discovery.miloapis.com/view"]
+    nested = f"{'[' * 100_000}{']' * 100_000}"
+    body["metadata"]["annotations"]["discovery.miloapis.com/view"] = f'{{"x":{nested},{view[1:]}'
+    group = lease_objects.decode_list(listed(body), NAMES)
+    assert (group.view, group.view_version) == (None, "uid-v/9")
+
+
 def test_lease_names_and_label_selector_contain_the_group() -> None:
     assert NAMES.path(NAMES.view) == "/apis/coordination.k8s.io/v1/namespaces/operators/leases/milo-discovery-dns-view"
     assert NAMES.selector == "discovery.miloapis.com/shard-group=dns"
