@@ -200,7 +200,10 @@ class KubeconfigSecret(_Issuer, frozen=True, kw_only=True):
         if (self.certificate is None) != (self.private_key is None):
             raise ValueError("has only one of certificate and private_key: set both")
         if self.ca is not None and not self.has_fields:
-            raise ValueError("has ca without token and certificate: remove ca, because a kubeconfig has its own")
+            raise ValueError(
+                "has ca, but neither token nor certificate: set one of them, or remove ca, because a kubeconfig has "
+                "its own"
+            )
 
     @property
     def has_fields(self) -> bool:

@@ -1,9 +1,9 @@
 """The change log: the last change of each cluster in revision order, compacted by cluster.
 
 A reader that starts at the revision of a snapshot receives the live stream. A reader that fell behind, or that resumes
-from an old revision, receives the same changes merged per cluster. Past states of a cluster (engaged and then removed,
-or with other labels) are kept for a while, so that such a reader receives the disengagements. A revision older than the
-oldest kept state cannot be served: see `reads_from`.
+from an old revision, receives the same changes merged per cluster. Past states of a cluster (before it was disengaged,
+or its labels, organization or drain changed) are kept for a while, so that such a reader receives the disengagements. A
+revision from before the end of a dropped past state cannot be served: see `reads_from`.
 
 `read` and `read_snapshot` define what a reader is sent. `since` and `snapshot_part` return their results and share
 them between readers.

@@ -107,9 +107,7 @@ MEANINGS = {
         is_usual=True,
     ),
     ObjectState.READY: StateMeaning(reason="ENGAGED", words="engaged", is_ready=True, tone="good"),
-    ObjectState.UNASSIGNED: StateMeaning(
-        reason="UNASSIGNED", words="owned by other members", count="unassigned", is_ready=True
-    ),
+    ObjectState.UNASSIGNED: StateMeaning(reason="UNASSIGNED", words="unassigned", count="unassigned", is_ready=True),
     ObjectState.OUTSIDE: StateMeaning(
         reason="OUTSIDE_SELECTOR",
         ends=DisengageReason.LABELS_CHANGED,

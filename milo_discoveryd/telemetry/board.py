@@ -145,7 +145,7 @@ class StatusBoard:
     async def _matching(self, question: ClusterQuery) -> list[tuple[str, ClusterRecord]]:
         """Return the clusters that match, in the order of the query.
 
-        A result is used again for a while, so that listings take at most a small share of the time.
+        A result is used again for a while: a repeated query takes at most LISTING_SHARE of the event loop's time.
         """
         key = (question.search, question.state, question.sort)
         kept = self._listings.get(key)

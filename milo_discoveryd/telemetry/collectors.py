@@ -160,7 +160,7 @@ class StreamCollector(Collector):
         yield _gauge("milo_discoveryd_subscribers", "Open watch streams.", len(lags))
         yield _gauge(
             "milo_discoveryd_subscriber_lag_max_revisions",
-            "Revisions that the slowest subscriber has not received yet.",
+            "Revisions, and clusters of a snapshot, not yet sent to the slowest subscriber.",
             max(lags, default=0),
         )
 

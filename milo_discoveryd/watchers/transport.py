@@ -137,7 +137,6 @@ def seconds_ahead(date: str | None, sent_at: float, received_at: float) -> float
     The server wrote the date between the two times, both in seconds since the epoch.
     """
     try:
-        # Parsed without email.utils, which the daemon would load at its start only for this purpose.
         _, day, month, year, time, zone = (date or "").split()
         hour, minute, second = map(int, time.split(":"))
         stated = datetime(int(year), _MONTHS.index(month) + 1, int(day), hour, minute, second, tzinfo=UTC).timestamp()

@@ -36,7 +36,7 @@ def test_handlers_of_two_pods_in_one_cluster_are_a_breach(world: Simulation) -> 
     assert world.outcome.breaches == [f"0.00: {CLUSTER} has the writers a#1, b#2"]
 
 
-def test_handler_of_a_suspended_host_counts_when_it_resumes(world: Simulation) -> None:
+def test_handler_on_a_resumed_host_beside_another_handler_is_a_breach(world: Simulation) -> None:
     first, second = world.start("a"), world.start("b")
     first.engaged[CLUSTER] = 1
     first.operator.running.add(CLUSTER)

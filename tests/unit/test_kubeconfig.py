@@ -44,7 +44,7 @@ def refused(policy: Policy, body: bytes, context: str | None = None) -> str:
     return str(raised.value)
 
 
-def test_local_kubeconfig_names_files_a_proxy_and_a_plugin() -> None:
+def test_local_kubeconfig_may_name_files_a_proxy_and_a_plugin() -> None:
     cluster = {"certificate-authority": "ca", "proxy-url": "http://p:1", "tls-server-name": "n", "extensions": [{}, 5]}
     user = {"tokenFile": "f", "token": "older", "client-certificate": "cert", "client-key": "key", "exec": PLUGIN}
     found = parse(content(cluster=cluster, user=user, context={"namespace": "ns"})).select(LOCAL)

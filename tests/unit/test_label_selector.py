@@ -114,7 +114,7 @@ def test_equal_selectors_have_the_same_text(selector: str, canonical: str) -> No
     assert str(parse(canonical)) == canonical
 
 
-def test_requirement_is_formatted_in_selector_syntax() -> None:
+def test_requirement_is_parsed_into_key_operator_and_values() -> None:
     assert parse("a notin (b)").requirements == (Requirement("a", "notin", frozenset({"b"})),)
 
 

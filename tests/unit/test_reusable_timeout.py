@@ -79,7 +79,7 @@ def test_timeout_can_be_expired_early() -> None:
     assert timed_out_at(waits) == 1.0
 
 
-def test_give_up_of_an_expiring_timeout_has_no_effect() -> None:
+def test_early_end_of_an_expiring_timeout_has_no_effect() -> None:
     async def waits(kept: Deadline) -> None:
         kept.set(5.0)
         try:

@@ -44,7 +44,7 @@ def definitions(node: Node) -> Iterator[None]:
     node.kubectl("delete", "projectcontrolplanes", "--all")
 
 
-def test_overlay_publishing_writes_a_profile_for_a_cluster(node: Node) -> None:
+def test_publishing_overlay_creates_and_deletes_the_cluster_profile_of_a_cluster(node: Node) -> None:
     with running(node, DEPLOY / "overlays" / "publishing") as namespace:
         engage(node, "alpha")
         eventually(lambda: ended(node, "-n", namespace, "get", "clusterprofile", "alpha"))
@@ -52,7 +52,7 @@ def test_overlay_publishing_writes_a_profile_for_a_cluster(node: Node) -> None:
         eventually(lambda: not node.get("-n", namespace, "clusterprofiles")["items"])
 
 
-def test_components_of_one_pod_work_beside_each_other(node: Node, tmp_path: Path) -> None:
+def test_all_components_that_can_be_combined_work_in_one_pod(node: Node, tmp_path: Path) -> None:
     """The components that a daemon with an issuer can have at the same time, on a StatefulSet."""
     issuer = {"name": "project", "type": "kubeconfig-secret"}
     publishers = ("cluster-profiles", "argocd-clusters", "flux-kubeconfigs", "flux-configmaps")
@@ -128,7 +128,7 @@ def test_daemon_reads_projects_of_the_core_api_with_a_kubeconfig(node: Node, tmp
         node.kubectl("delete", "-f", "-", given=rights)
 
 
-def test_chart_is_installed_twice_and_one_release_is_deleted(node: Node, tmp_path: Path) -> None:
+def test_release_of_the_chart_works_after_another_release_is_deleted(node: Node, tmp_path: Path) -> None:
     chart(tmp_path, DEPLOY, Commit())
     [archive] = (tmp_path / "chart").glob("*.tgz")
     for file in (archive, helm()):

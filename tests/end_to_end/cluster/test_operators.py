@@ -183,7 +183,7 @@ def test_daemon_exchanges_its_projected_token_for_the_credential_of_clusters(nod
         assert json.loads(found)["status"]["token"] == f"of-system:serviceaccount:exchange:{ACCOUNT}"
 
 
-def test_tokens_of_the_shipped_namespace_are_valid_until_disengagement(node: Node, tmp_path: Path) -> None:
+def test_tokens_requested_in_the_shipped_namespace_are_valid_until_disengagement(node: Node, tmp_path: Path) -> None:
     rights = [dict(each) for each in manifests(DEPLOY / "base/rbac/token-request")]
     [namespace] = [each["metadata"]["name"] for each in rights if each["kind"] == "Namespace"]
     [role] = [each["metadata"]["name"] for each in rights if each["kind"] == "Role"]
@@ -218,7 +218,7 @@ def test_tokens_of_the_shipped_namespace_are_valid_until_disengagement(node: Nod
         eventually(lambda: not user_of(token))
 
 
-def test_network_policy_lets_only_the_namespace_of_monitoring_reach_the_metrics(node: Node, tmp_path: Path) -> None:
+def test_network_policy_lets_only_the_monitoring_namespace_reach_the_metrics(node: Node, tmp_path: Path) -> None:
     if subprocess.run(node.enter("ipset", "list"), capture_output=True, check=False).returncode:
         pytest.skip("this kernel has no ipset, with which kube-router enforces network policies")
     both = ("monitoring", "elsewhere")

@@ -154,7 +154,7 @@ def ended(node: Node, *command: str) -> str:
         return ""
 
 
-def test_deleting_one_operator_leaves_the_rights_of_another(node: Node) -> None:
+def test_deleting_one_operator_does_not_remove_the_rights_of_another(node: Node) -> None:
     def may_read(account: str) -> bool:
         verb = ["list", "projectcontrolplanes.infrastructure.miloapis.com"]
         try:
@@ -176,7 +176,7 @@ def test_deleting_one_operator_leaves_the_rights_of_another(node: Node) -> None:
         node.kubectl("delete", "-f", "-", given=yaml.safe_dump_all(manifests(second)))
 
 
-def test_second_cluster_beside_the_first_leaves_no_mounts_links_or_sysctls(node: Node) -> None:
+def test_second_node_leaves_the_mounts_links_and_sysctls_of_the_host_unchanged(node: Node) -> None:
     def host() -> tuple[str, str, list[str]]:
         settings = ("vm/overcommit_memory", "kernel/panic", "net/ipv4/ip_forward")
         links = subprocess.run(["ip", "-brief", "link"], capture_output=True, text=True, check=False).stdout

@@ -183,7 +183,7 @@ def test_second_signal_cancels_reconciles_at_once(milo_sandbox: MiloSandbox, ope
     assert running.logged("ended hang")
 
 
-def test_pages_show_readiness_metrics_and_failing_objects(
+def test_operator_pages_show_readiness_metrics_and_failing_objects(
     milo_sandbox: MiloSandbox, operator: Callable[..., Operator]
 ) -> None:
     milo_sandbox.stop_daemon()
@@ -328,7 +328,7 @@ def test_logs_are_json_in_pods(milo_sandbox: MiloSandbox, operator: Callable[...
     ("listen", "why"),
     [("nonsense", "write HOST:PORT, :PORT or off"), ("192.0.2.1:80", "cannot listen on 192.0.2.1:80")],
 )
-def test_operator_exits_if_the_address_of_its_pages_is_invalid(
+def test_operator_exits_if_the_listen_address_of_its_pages_is_invalid(
     operator: Callable[..., Operator], listen: str, why: str
 ) -> None:
     running = operator(MILO_OPERATOR_LISTEN=listen)

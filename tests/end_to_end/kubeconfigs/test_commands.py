@@ -13,7 +13,7 @@ from tests.support.eventually import eventually
 AT_ONCE = 20
 
 
-async def test_credential_command_adds_little_to_grpc_import_time(start: Start) -> None:
+async def test_credential_command_takes_less_than_twice_the_cpu_time_of_importing_grpc(start: Start) -> None:
     """Compares CPU time, in alternating rounds, since other tests use the CPUs as well."""
     async with start() as workspace:
         took, least = [], []

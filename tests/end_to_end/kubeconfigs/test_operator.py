@@ -32,7 +32,7 @@ async def test_operator_keeps_its_engagement_and_watch_over_ten_token_lifetimes(
         assert len(operator.tokens) >= LIFETIMES, "want one token or more for each lifetime"
 
 
-async def test_go_operator_runs_ten_token_lifetimes_with_an_exec_kubeconfig(start: Start) -> None:
+async def test_go_operator_with_an_exec_kubeconfig_works_for_ten_token_lifetimes(start: Start) -> None:
     program = await asyncio.to_thread(go_reader)
     async with start(token_life=LIFE_S) as workspace:
         written = await operate_in_go(workspace, program, ends_at=time.time() + LIFETIMES * LIFE_S)

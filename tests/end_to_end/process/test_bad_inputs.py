@@ -97,7 +97,9 @@ CONTEXTS = {
 
 @pytest.mark.parametrize("settings", ["discovery_kubeconfig: second", TWO_SOURCES], ids=["one source", "two sources"])
 @pytest.mark.parametrize("context", CONTEXTS)
-async def test_run_refuses_the_context_of_milo_that_check_refuses(directory: Path, context: str, settings: str) -> None:
+async def test_run_and_check_refuse_a_milo_context_in_which_mode_project_cannot_work(
+    directory: Path, context: str, settings: str
+) -> None:
     (directory / "second").write_text(KUBECONFIG.replace(':1"', f':1/apis/{context}/control-plane"'))
     [refused] = await refusal(directory, SETTINGS, settings)
     sentence = f"the discovery kubeconfig points to the context of {CONTEXTS[context]}; mode project cannot work there"

@@ -107,12 +107,12 @@ def names() -> list[str]:
     return [f"p-{number:02}" for number in range(CLUSTERS)]
 
 
-def test_each_kind_of_source_is_started() -> None:
+def test_cold_starts_cover_every_kind_of_source() -> None:
     assert SOURCES.keys() == KINDS.keys()
 
 
 @pytest.mark.parametrize("kind", SOURCES)
-async def test_daemon_survives_cold_starts_under_load(
+async def test_concurrently_started_daemons_issue_a_kubeconfig_for_every_cluster(
     workspace: Workspace, kind: str, request: pytest.FixtureRequest
 ) -> None:
     for name in names():

@@ -62,7 +62,9 @@ def test_process_memory_is_unreadable_for_other_processes_of_its_user() -> None:
     assert (run.stdout, run.stderr) == (b"closed\n", b"")
 
 
-async def test_killed_daemon_leaves_no_core_and_ignores_secret_dumping_variables(workspace: Workspace) -> None:
+async def test_killed_daemon_leaves_no_core_dump_and_ignores_variables_that_reveal_secrets(
+    workspace: Workspace,
+) -> None:
     keys = workspace.directory / "keys"
     misleading = {"SSLKEYLOGFILE": str(keys), "GRPC_TRACE": "all", "GRPC_VERBOSITY": "debug", "PYTHONINSPECT": "1"}
     async with workspace.daemon(environ=misleading) as daemon:

@@ -79,7 +79,7 @@ def written(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-async def test_hostile_endpoints_are_not_engaged_and_are_logged_and_audited(tenants: Tenants) -> None:
+async def test_objects_with_hostile_endpoints_are_logged_and_audited_and_not_engaged(tenants: Tenants) -> None:
     for name in ("line-feed", "metadata-service"):
         tenants.declare(f"listed-{name}", HOSTILE[name])
     async with following(daemon := tenants.daemon()) as (client, watch):
@@ -104,7 +104,7 @@ async def why_not(client: DiscoveryClient, name: str) -> str:
     return report.engagement.message
 
 
-async def test_repeatedly_refused_objects_write_few_log_lines(tenants: Tenants) -> None:
+async def test_few_log_lines_are_written_for_repeatedly_refused_objects(tenants: Tenants) -> None:
     """Each tenant makes an engaged cluster unusable and usable repeatedly; the cluster stays as last known."""
     async with following(daemon := tenants.daemon()) as (_, watch):
         for number in range(WRITES):

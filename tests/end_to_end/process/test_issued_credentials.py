@@ -22,7 +22,7 @@ WELL = IssuedCredential(
 
 
 @pytest.mark.parametrize("fields", [{}, {"uid": "", "incarnation": ""}, {"uid": ""}])
-def test_credential_validator_accepts_a_valid_issue_history(fields: dict[str, Any]) -> None:
+def test_credential_validator_accepts_a_valid_history_of_issued_credentials(fields: dict[str, Any]) -> None:
     assert [*credential_violations([replace(WELL, **fields)])] == []
 
 
@@ -42,7 +42,9 @@ def test_credential_validator_accepts_a_valid_issue_history(fields: dict[str, An
         ),
     ],
 )
-def test_credential_validator_detects_an_invalid_issue_history(wrong: dict[str, Any], found: str) -> None:
+def test_credential_validator_detects_an_invalid_history_of_issued_credentials(
+    wrong: dict[str, Any], found: str
+) -> None:
     (breach,) = credential_violations([replace(WELL, **wrong)])
     assert breach.endswith(found)
     assert breach.startswith("token-1 for a, to operator, ")

@@ -169,7 +169,7 @@ async def test_half_written_kubeconfig_file_engages_nothing(files: Files) -> Non
         assert watch.clusters["files#alpha"].incarnation == before.incarnation
 
 
-async def test_kind_contexts_stay_engaged_while_their_file_is_half_written(files: Files) -> None:
+async def test_cluster_of_a_kind_context_stays_engaged_while_its_file_is_half_written(files: Files) -> None:
     kubeconfig, config = files.workspace.directory / "config", files.config("alpha")
     config["contexts"] = [{**config["contexts"][0], "name": "kind-alpha"}]
     whole = yaml.safe_dump(config)  # in the order of keys, as kind writes them

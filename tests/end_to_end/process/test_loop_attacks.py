@@ -77,7 +77,7 @@ async def test_long_kubeconfig_in_a_secret_delays_no_other_caller(workspace: Wor
 
 
 @pytest.mark.parametrize("size", [700_000, 300_000, 65_000])
-async def test_long_requested_kubeconfigs_delay_no_other_caller(
+async def test_long_kubeconfigs_from_gardener_delay_no_other_caller(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     """Gardener's API server issues long kubeconfigs for some of the Shoots."""
@@ -114,7 +114,7 @@ async def test_long_requested_kubeconfigs_delay_no_other_caller(
         pytest.param(190_000, 60, "128MiB", id="many", marks=pytest.mark.nightly),
     ],
 )
-async def test_ordinary_changes_of_one_of_two_collections_exhaust_no_budget(
+async def test_ordinary_changes_in_two_collections_do_not_exhaust_their_shared_budget(
     workspace: Workspace, changes: int, content_bytes: int, limit: str
 ) -> None:
     """Changes of one collection that together take nearly the whole budget, then changes of the other one."""
@@ -142,7 +142,7 @@ async def test_ordinary_changes_of_one_of_two_collections_exhaust_no_budget(
     ("changes", "size", "limit"),
     [(60, 60_000, "1MiB"), pytest.param(860, 400_000, "128MiB", marks=pytest.mark.nightly)],
 )
-async def test_changes_of_a_large_secret_exhaust_no_budget(
+async def test_changes_of_a_large_secret_do_not_exhaust_the_budget(
     workspace: Workspace, changes: int, size: int, limit: str
 ) -> None:
     """Two collections share the budget: objects and Secrets."""

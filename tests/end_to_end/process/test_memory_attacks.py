@@ -61,7 +61,7 @@ class Limited:
             await daemon.terminate()
 
 
-def test_memory_limit_without_a_cgroup_warns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_memory_tests_warn_if_no_cgroup_can_limit_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for version in ("_V1", "_V2"):
         monkeypatch.setattr(memory_limit_module, version, tmp_path / "none")
     with pytest.warns(UserWarning, match="no cgroup here, only peaks"), memory_limit(_MIB) as cgroup:
@@ -76,7 +76,7 @@ def client_hello(server_name: str) -> bytes:
     return outgoing.read()
 
 
-async def test_client_hello_flood_is_bounded_and_leaves_room_for_others(limited: Limited) -> None:
+async def test_client_hello_flood_takes_bounded_memory_and_locks_out_no_caller(limited: Limited) -> None:
     """Each connection sends one ClientHello and nothing else: a handshake that has begun costs the server memory.
 
     The daemon has 10,000 clusters, and is attacked from 16 addresses.

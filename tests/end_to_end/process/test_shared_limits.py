@@ -82,7 +82,9 @@ async def test_two_callers_at_their_limit_leave_token_reviews_for_a_third_caller
         assert of_alice == {grpc.StatusCode.OK: 10}
 
 
-async def test_two_organizations_at_their_limit_leave_mints_for_a_third_organization(workspace: Workspace) -> None:
+async def test_two_organizations_at_their_limit_delay_no_kubeconfig_of_a_third_organization(
+    workspace: Workspace,
+) -> None:
     asked, plugin = workspace.directory / "asked", workspace.directory / "plugin"
     asked.mkdir()
     expires = (datetime.now(UTC) + timedelta(minutes=10)).isoformat().replace("+00:00", "Z")

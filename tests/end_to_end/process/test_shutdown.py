@@ -44,7 +44,7 @@ async def test_sigterm_flushes_pending_events_first(workspace: Workspace) -> Non
             assert await ended == 0
 
 
-async def test_stop_is_logged_with_reason_and_durations(workspace: Workspace) -> None:
+async def test_shutdown_is_logged_with_reason_and_durations(workspace: Workspace) -> None:
     async with workspace.daemon() as daemon:
         await daemon.start()
         await daemon.wait_for_output('"synced"')

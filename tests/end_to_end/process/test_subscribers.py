@@ -71,7 +71,7 @@ async def test_stream_of_stalled_subscriber_is_aborted_and_can_resume(workspace:
             assert "late" in names
 
 
-async def test_aborted_stream_of_a_stalled_subscriber_logs_no_error(workspace: Workspace) -> None:
+async def test_daemon_logs_no_error_for_an_aborted_stream_of_a_stalled_subscriber(workspace: Workspace) -> None:
     populate(workspace)
     settings: dict[str, Any] = {"annotation_prefixes": ["example.com/"], "stalled_timeout": "1s"}
     async with workspace.daemon(http_listen="127.0.0.1:0", **settings) as daemon:
@@ -100,7 +100,7 @@ async def until_metric(url: str, line: str) -> None:
             await asyncio.sleep(0.1)
 
 
-async def test_killed_subscriber_logs_no_error(workspace: Workspace) -> None:
+async def test_daemon_logs_no_error_for_a_killed_subscriber(workspace: Workspace) -> None:
     populate(workspace)
     async with workspace.daemon(annotation_prefixes=["example.com/"]) as daemon:
         await started(daemon)
@@ -143,7 +143,7 @@ async def readers(workspace: Workspace, count: int) -> AsyncIterator[None]:
 
 
 @pytest.mark.parametrize("crowd", [readers, idle_readers], ids=["closed", "killed"])
-async def test_connect_and_disconnect_flood_leaks_nothing(
+async def test_flood_of_connecting_and_disconnecting_clients_leaks_no_files_or_memory(
     workspace: Workspace, crowd: Callable[[Workspace, int], AbstractAsyncContextManager[None]]
 ) -> None:
     for number in range(50):

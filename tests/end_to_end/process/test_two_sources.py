@@ -480,7 +480,7 @@ def both_modes(workspace: Workspace) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("first", ["projects", "planes"])
-async def test_project_in_both_modes_whose_control_plane_is_not_ready_is_engaged_or_explained(
+async def test_first_configured_source_decides_whether_project_in_both_modes_without_ready_control_plane_is_engaged(
     workspace: Workspace, first: str
 ) -> None:
     """The source that is configured first decides, and `check` counts the clusters that the daemon engages."""

@@ -197,7 +197,7 @@ def test_validators_accept_a_snapshot_of_another_daemon() -> None:
         ),
     ],
 )
-def test_validator_detects_its_violation(validator: str, harm: Harm) -> None:
+def test_validator_detects_a_violation_of_its_property(validator: str, harm: Harm) -> None:
     harmed = history("harmed")
     harm(harmed)
     assert validator in {breach.partition(":")[0] for breach in breaches([history("well"), harmed], upstream())}

@@ -24,7 +24,7 @@ DIFFERENT_ON_PURPOSE = next(iter(ON_PURPOSE))
         (DIFFERENT_ON_PURPOSE, [ENGAGED], [ENGAGED], "agree"),
     ],
 )
-def test_parity_verdict_compares_both_results(
+def test_parity_verdict_compares_the_events_of_daemon_and_provider(
     scenario: str, daemon: list[str], provider: list[str], verdict: str
 ) -> None:
     events_by_cluster = [{"alpha": has_event} if has_event else {} for has_event in (daemon, provider)]

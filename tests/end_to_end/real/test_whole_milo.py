@@ -113,7 +113,9 @@ async def test_no_request_reaches_a_deleted_project(whole_milo: WholeMilo, direc
             await world.end()
 
 
-async def test_service_consumers_of_a_project_are_disengaged_with_it(whole_milo: WholeMilo, directory: Path) -> None:
+async def test_cluster_of_a_service_consumer_is_disengaged_when_its_project_is_deleted(
+    whole_milo: WholeMilo, directory: Path
+) -> None:
     core, consumers = whole_milo.core, "/apis/services.miloapis.com/v1alpha1/serviceconsumers"
     kubeconfig = yaml.safe_load(core.kubeconfig.read_text())
     kubeconfig["clusters"][0]["cluster"]["server"] += f"{PROJECTS}/provider/control-plane"

@@ -27,24 +27,24 @@ IN = Expected("ENGAGED", "a")
 OUT = Expected("DISENGAGED", "a")
 
 
-def test_matching_ignores_order_between_clusters() -> None:
+def test_expected_events_of_different_clusters_match_in_any_order() -> None:
     assert judge([IN, Expected("ENGAGED", "b")], [engaged("b"), engaged("a")]) == Fulfilled()
 
 
-def test_matching_awaits_missing_events() -> None:
+def test_missing_expected_events_are_awaited() -> None:
     assert judge([IN, OUT], [engaged("a")]) == Awaiting("DISENGAGED a")
 
 
-def test_matching_requires_order_within_a_cluster() -> None:
+def test_events_of_one_cluster_match_only_in_the_expected_order() -> None:
     assert judge([OUT, IN], [engaged("a")]) == Contradicted("received ENGAGED a where DISENGAGED a was expected")
 
 
 @pytest.mark.parametrize("seen", [[engaged("a"), disengaged("a")], [engaged("a"), engaged("b")]])
-def test_matching_rejects_unexpected_event(seen: list[Event]) -> None:
+def test_unexpected_event_contradicts_the_expected_ones(seen: list[Event]) -> None:
     assert isinstance(judge([IN], seen), Contradicted)
 
 
-def test_matching_compares_reason_if_given() -> None:
+def test_reason_of_an_event_must_match_if_one_is_expected() -> None:
     left = [disengaged("a", DisengageReason.NOT_READY)]
     assert judge([OUT], left) == Fulfilled()
     assert judge([Expected("DISENGAGED", "a", "DELETED")], left) == Contradicted(
@@ -52,7 +52,7 @@ def test_matching_compares_reason_if_given() -> None:
     )
 
 
-def test_matching_compares_endpoint_if_given() -> None:
+def test_endpoint_of_an_event_must_match_if_one_is_expected() -> None:
     there = Expected("ENGAGED", "a", endpoint="https://there")
     assert judge([there], [engaged("a", "https://there")]) == Fulfilled()
     assert judge([there], [engaged("a", "https://elsewhere")]) == Contradicted(
@@ -60,11 +60,11 @@ def test_matching_compares_endpoint_if_given() -> None:
     )
 
 
-def test_matching_accepts_any_previous_uid_for_earlier_events() -> None:
+def test_expected_endpoint_of_an_earlier_event_may_contain_a_former_uid() -> None:
     there = Expected("ENGAGED", "a", endpoint="https://{uid}")
     seen = [engaged("a", "https://old"), disengaged("a"), engaged("a", "https://new")]
     assert judge([there, OUT, there], seen, "old", "new") == Fulfilled()
 
 
-def test_matching_ignores_updates() -> None:
+def test_updates_are_not_compared_with_expected_events() -> None:
     assert transitions([engaged("a"), updated("a"), disengaged("a")]) == [engaged("a"), disengaged("a")]

@@ -94,7 +94,7 @@ def test_invalid_scenario_keeps_its_modes() -> None:
     assert read({"wait": 1}, modes="project").modes == MODES
 
 
-def test_invalid_scenario_does_not_stop_others(tmp_path: Path) -> None:
+def test_invalid_scenario_does_not_prevent_loading_of_others(tmp_path: Path) -> None:
     path = tmp_path / "scenarios.yaml"
     path.write_text("- {name: good, steps: [{expect: []}]}\n- {name: bad, steps: [{wait: 1}]}\n- 7\n")
     good, bad, nameless = reading.load(path)
@@ -113,7 +113,7 @@ def test_invalid_scenario_does_not_stop_others(tmp_path: Path) -> None:
         ("- {name: a, name: b}", 'has the key "name" twice'),
     ],
 )
-def test_error_names_scenario_file_without_scenarios(tmp_path: Path, content: str, problem_text: str) -> None:
+def test_file_without_a_valid_list_of_scenarios_is_rejected(tmp_path: Path, content: str, problem_text: str) -> None:
     path = tmp_path / "scenarios.yaml"
     path.write_text(content)
     with pytest.raises(reading.FileError, match=problem_text):

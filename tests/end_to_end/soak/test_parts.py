@@ -49,7 +49,7 @@ def report(**changes: Any) -> Report:
     return replace(plain, **changes)
 
 
-def test_saved_state_restores_the_last_complete_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_soak_is_restored_from_the_last_complete_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved, work = SavedState(tmp_path / "state"), tmp_path / "work"
     for daemon in DAEMONS:
         (work / f"{daemon}.state").mkdir(parents=True)

@@ -79,7 +79,7 @@ async def test_o4_daemon_is_live_before_ready_and_ready_while_stale(workspace: W
         assert [(await get(path))[0] for path in ("/livez", "/readyz")] == [200, 200]
 
 
-async def test_o8_cluster_series_are_capped(workspace: Workspace) -> None:
+async def test_o8_metric_series_per_cluster_are_capped(workspace: Workspace) -> None:
     for number in range(5):
         workspace.sandbox.projects.create(f"p-{number}", ready=True, organization=f"org-{number // 2}")
     daemon = workspace.daemon(metrics={"cluster_info_cap": 2})
@@ -94,7 +94,7 @@ async def test_o8_cluster_series_are_capped(workspace: Workspace) -> None:
         assert "\nmilo_discoveryd_organization_clusters_omitted 1" in metrics
 
 
-async def test_unreachable_clusters_are_counted_beyond_the_cap(workspace: Workspace) -> None:
+async def test_unreachable_clusters_are_counted_beyond_the_cap_of_cluster_series(workspace: Workspace) -> None:
     for number in range(5):
         workspace.sandbox.projects.create(f"p-{number}", ready=True)
     probes = {"interval": "1s", "unreachable_after": "1s"}

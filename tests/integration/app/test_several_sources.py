@@ -223,7 +223,9 @@ async def run_before(workspace: Workspace, events: AsyncIterator[Event]) -> None
         assert {await engaged(events) for _ in range(2)} == {"eu#shop", "us#shop"}
 
 
-async def test_short_first_list_of_a_source_is_held_while_another_one_does_not_answer(workspace: Workspace) -> None:
+async def test_short_first_list_of_a_source_disengages_nothing_while_another_one_does_not_answer(
+    workspace: Workspace,
+) -> None:
     held = workspace.daemon(watch=PAGES, removals={"verify_after": "3s"})
     async with workspace.client() as client:
         events = client.watch()
@@ -241,7 +243,9 @@ async def test_short_first_list_of_a_source_is_held_while_another_one_does_not_a
                 assert await engaged(events) == "eu#bank"
 
 
-async def test_clusters_of_an_unavailable_source_are_held_after_a_second_restart(workspace: Workspace) -> None:
+async def test_empty_first_list_of_a_source_that_was_unavailable_in_the_last_run_disengages_nothing(
+    workspace: Workspace,
+) -> None:
     held = workspace.daemon(watch=PAGES, removals={"verify_after": "3s"})
     async with workspace.client() as client:
         events = client.watch()

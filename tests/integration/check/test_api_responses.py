@@ -27,7 +27,7 @@ def test_finding_prints_its_fix_on_a_second_line() -> None:
     assert list(Finding("fail", "list", "403", "do this").lines()) == ["fail  list: 403", "      -> do this"]
 
 
-def test_review_bodies_are_those_of_self_subject_and_access_reviews() -> None:
+def test_review_requests_are_a_self_subject_review_and_a_self_subject_access_review() -> None:
     assert msgspec.json.decode(api_responses.identity_review())["kind"] == "SelfSubjectReview"
     review = msgspec.json.decode(api_responses.access_review(PROJECTS, "watch"))
     assert review["kind"] == "SelfSubjectAccessReview"
@@ -78,7 +78,7 @@ def test_identity_finding_depends_on_status_and_body(status: int, content: bytes
     assert bool(finding.fix) == (level == "fail")
 
 
-def test_identity_review_with_a_body_that_is_not_json_raises() -> None:
+def test_identity_review_response_that_is_not_json_raises() -> None:
     with pytest.raises(msgspec.MsgspecError):
         api_responses.identity("identity", 200, b"<html>", "x")
 
@@ -115,7 +115,7 @@ def test_missing_permissions_name_verbs_and_the_rbac_rule() -> None:
     assert "get of projects denied" in api_responses.permissions("may", PROJECTS, {"get": False, "list": None}).message
 
 
-def test_list_reports_the_number_of_objects() -> None:
+def test_finding_of_a_list_reports_the_number_of_objects() -> None:
     page = body(metadata={"resourceVersion": "7", "remainingItemCount": 41}, items=[{"a": "b"}])
     assert api_responses.listing("list", PROJECTS, 200, page) == Finding("ok", "list", "42 projects")
     of_selector = body(metadata={"resourceVersion": "7", "continue": "x"}, items=[{"a": "b"}])
@@ -138,7 +138,7 @@ def test_empty_list_is_a_warning() -> None:
         (400, "fail", "check the selectors"),
     ],
 )
-def test_rejected_list_or_watch_has_a_fix(status: int, level: str, fix: str) -> None:
+def test_finding_of_a_rejected_list_or_watch_has_a_fix(status: int, level: str, fix: str) -> None:
     content = body(kind="Status", message="because\nof that")
     for judge in (api_responses.listing, api_responses.watching):
         finding = judge("it", PROJECTS, status, content)

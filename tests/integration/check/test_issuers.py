@@ -39,11 +39,13 @@ async def lines(tmp_path: Path, *sources: dict[str, Any], **settings: Any) -> li
     return [
         line
         for line in out.getvalue().splitlines()
-        if re.search("kubeconfigs|identity|of the issuer .* is not valid", line)
+        if re.search("kubeconfigs|identity|of the issuer .* not valid", line)
     ]
 
 
-async def test_project_kubeconfig_user_with_short_lived_token_is_an_issuer(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_check_reports_the_credential_of_a_project_kubeconfig_with_a_short_lived_token(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
     found = await lines(tmp_path, {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True})
     line, reach, identity = found[-3:]
     assert line.startswith("ok    kubeconfigs own: minted a credential of type project-kubeconfig, valid for")
@@ -51,7 +53,7 @@ async def test_project_kubeconfig_user_with_short_lived_token_is_an_issuer(sandb
     assert identity == "ok    kubeconfigs own identity: authenticated as sandbox-admin"
 
 
-async def test_check_mints_from_credential_issuers_without_creating_secrets(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_check_requests_credentials_of_issuers_without_creating_secrets(sandbox: Sandbox, tmp_path: Path) -> None:
     key = sandbox.write_service_account_key(tmp_path / "key.json")
     sandbox.add_service_account("milo", "operators")
     (tmp_path / "infrastructure").write_text(json.dumps(sandbox.infrastructure_kubeconfig()))

@@ -69,7 +69,7 @@ def test_project_deleted_in_a_demo_without_changes_is_disengaged() -> None:
     assert words[2] == name
 
 
-async def test_demo_gives_operators_kubeconfigs() -> None:
+async def test_demo_issues_kubeconfigs() -> None:
     demo = await asyncio.create_subprocess_exec(*DEMO, stdout=PIPE)
     assert demo.stdout is not None
     address = name = ""

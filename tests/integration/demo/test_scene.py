@@ -17,14 +17,14 @@ def event(kind: EventType, name: str = "alpha", **fields: object) -> Event:
     return Event(type=kind, cluster=Cluster(name=name, **fields))  # type: ignore[arg-type]
 
 
-def test_scene_orders_clusters_by_name() -> None:
+def test_demo_orders_clusters_by_name() -> None:
     scene = Scene()
     for name in ("gamma", "alpha", "beta"):
         scene.add(event(EventType.ENGAGED, name), 0.0)
     assert [row.cluster.name for row in scene.rows(0.0)] == ["alpha", "beta", "gamma"]
 
 
-def test_scene_shows_a_disengaged_cluster_for_a_few_seconds() -> None:
+def test_demo_shows_a_disengaged_cluster_for_a_few_seconds() -> None:
     scene = Scene()
     scene.add(event(EventType.ENGAGED), 0.0)
     scene.add(event(EventType.DISENGAGED), 1.0)
@@ -33,7 +33,7 @@ def test_scene_shows_a_disengaged_cluster_for_a_few_seconds() -> None:
     assert scene.rows(1.1 + HIGHLIGHTED_S) == []
 
 
-def test_scene_keeps_recent_events_latest_first_and_counts_them() -> None:
+def test_demo_keeps_recent_events_latest_first_and_counts_them() -> None:
     scene = Scene()
     scene.add(event(EventType.ENGAGED), 0.0)
     scene.add(event(EventType.UPDATED, suspended=True), 1.0)
@@ -41,7 +41,7 @@ def test_scene_keeps_recent_events_latest_first_and_counts_them() -> None:
     assert (scene.counts[EventType.ENGAGED], scene.counts[EventType.UPDATED]) == (1, 1)
 
 
-def test_first_probe_and_its_success_are_shown_in_the_row_only() -> None:
+def test_demo_shows_the_first_successful_probe_only_in_the_row_of_its_cluster() -> None:
     scene = Scene()
     unknown, reachable = (Connectivity(state=each) for each in (ConnectivityState.UNKNOWN, ConnectivityState.REACHABLE))
     assert scene.add(event(EventType.ENGAGED), 0.0)
@@ -55,7 +55,7 @@ def test_first_probe_and_its_success_are_shown_in_the_row_only() -> None:
     assert scene.add(event(EventType.UPDATED, connectivity=reachable, suspended=True), 3.0)
 
 
-def test_description_has_state_reason_and_own_labels() -> None:
+def test_description_of_an_event_has_state_reason_and_no_labels_of_milo() -> None:
     labels = {"tier": "gold", "env": "prod", "resourcemanager.miloapis.com/organization-name": "acme"}
     assert describe(event(EventType.ENGAGED, labels=labels)) == "ready  env=prod,tier=gold"
     assert describe(event(EventType.UPDATED, suspended=True)) == "suspended"
@@ -67,7 +67,7 @@ def test_description_has_state_reason_and_own_labels() -> None:
     assert describe(ended) == "DELETED: it is gone"
 
 
-def test_description_of_a_failed_source_contains_the_reason() -> None:
+def test_description_of_a_stale_source_contains_the_reason() -> None:
     stale = SourceStatus(state=SourceState.STALE, reason="Unauthorized", message="401 from https://milo")
     assert describe_source(stale) == "STALE: Unauthorized: 401 from https://milo"
     assert describe_source(SourceStatus(state=SourceState.STREAMING, reason="x")) == "STREAMING"

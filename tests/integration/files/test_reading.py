@@ -316,7 +316,7 @@ def test_file_with_a_modification_time_in_the_future_is_settled(directory: Path)
     assert live.clusters() == with_port(12345)
 
 
-def test_objects_now_reads_an_unsettled_file(directory: Path) -> None:
+def test_check_reads_a_kubeconfig_file_that_is_not_settled(directory: Path) -> None:
     (directory / "alpha").write_bytes(WHOLE)
     (found,) = Live("kubeconfig-directory", directory).files.objects_now()
     assert not found.problem
@@ -341,7 +341,7 @@ def test_symlink_loop_is_unreadable(tmp_path: Path) -> None:
         of_directory(tmp_path / "one").scan()
 
 
-def test_unusable_kubeconfig_is_parsed_once(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unchanged_unusable_kubeconfig_is_parsed_once(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (directory / "alpha").write_bytes(b"a: [")
     files = of_directory(directory)
     first = files.scan()

@@ -132,7 +132,7 @@ async def test_get_cluster_of_unknown_or_invalid_name_fails(harness: Harness, na
     assert caught.value.code().name == code
 
 
-async def test_server_info_has_counts(harness: Harness) -> None:
+async def test_server_info_has_mode_counts_and_limits(harness: Harness) -> None:
     harness.listed(ready("alpha"), ready("beta"))
     harness.seen(not_ready("beta"))
     async with harness.subscriber() as subscriber, harness.client() as stub:

@@ -242,7 +242,7 @@ async def test_forged_owner_of_a_project_does_not_change_its_organization(shop: 
 @pytest.mark.parametrize(
     "name", ["..%2e", "bank-..%2e", "bank-/../ours", "bank-%2e%2e", "bank-\r\nX-Evil: 1", "bank-*"]
 )
-async def test_hostile_project_name_is_never_served(shop: RulesHarness, name: str) -> None:
+async def test_project_with_a_hostile_name_is_never_engaged(shop: RulesHarness, name: str) -> None:
     async with shop.caller("bank") as guest, guest.watching() as mine, shop.caller("root") as root:
         assert event_texts(await mine.until_synced()) == []
         shop.harness.seen(of_organization("zz-organization", name))

@@ -40,7 +40,7 @@ async def refused(harness: Harness, **request: object) -> tuple[grpc.StatusCode,
     return caught.value.code(), info.reason, caught.value.details() or ""
 
 
-async def test_issue_embedded_kubeconfig_has_times(tmp_path: Path) -> None:
+async def test_issued_embedded_kubeconfig_has_times(tmp_path: Path) -> None:
     async with a_harness(tmp_path, sources=[IssuerAssignment(Backend(life_s=600))]) as harness:
         harness.listed(ready("alpha"))
         made = await issued(harness, cluster="alpha")
@@ -56,7 +56,7 @@ async def test_issue_embedded_kubeconfig_has_times(tmp_path: Path) -> None:
     assert 590 < expires_at - issued_at <= 600
 
 
-async def test_issue_exec_kubeconfig_needs_no_credential(tmp_path: Path) -> None:
+async def test_exec_kubeconfig_is_issued_while_the_credential_issuer_fails(tmp_path: Path) -> None:
     backend = Backend()
     backend.failure = BackendError("down")
     async with a_harness(tmp_path, sources=[IssuerAssignment(backend)]) as harness:
@@ -103,7 +103,7 @@ async def test_issue_kubeconfig_checks_incarnation(tmp_path: Path) -> None:
     assert f"is engaged as incarnation {EPOCH}." in message
 
 
-async def test_issue_kubeconfig_without_issuer_fails_precondition(harness: Harness) -> None:
+async def test_issue_kubeconfig_without_issuer_is_a_failed_precondition(harness: Harness) -> None:
     harness.listed(ready("alpha"))
     for form in (pb.KUBECONFIG_FORMAT_EMBEDDED, pb.KUBECONFIG_FORMAT_EXEC):
         code, reason, message = await refused(harness, cluster="alpha", format=form)
@@ -111,7 +111,7 @@ async def test_issue_kubeconfig_without_issuer_fails_precondition(harness: Harne
         assert "kubeconfigs.issuers" in message
 
 
-async def test_issue_kubeconfig_with_unfit_credential_fails_precondition(tmp_path: Path) -> None:
+async def test_issue_kubeconfig_with_unsuitable_credential_is_a_failed_precondition(tmp_path: Path) -> None:
     backend = Backend()
     backend.failure = UnfitError("it stands in the kubeconfig")
     async with a_harness(tmp_path, sources=[IssuerAssignment(backend)]) as harness:
@@ -178,5 +178,5 @@ async def test_server_info_has_credential_issuers_and_max_ttl(tmp_path: Path) ->
     assert info.limits.max_kubeconfig_ttl.seconds == 900
 
 
-async def test_issue_kubeconfig_never_races_with_disengagement(tmp_path: Path) -> None:
+async def test_issue_kubeconfig_in_a_race_with_disengagement_issues_nothing_after_it(tmp_path: Path) -> None:
     assert await race(tmp_path, rounds=1500, seed=1) > 300

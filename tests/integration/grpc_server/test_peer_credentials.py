@@ -197,7 +197,7 @@ async def test_inner_socket_rejects_direct_connections(tmp_path: Path) -> None:
     assert [line["reason"] for line in harness.audited] == ["UNKNOWN_CONNECTION"]
 
 
-async def test_acceptor_proxies_streams_until_drained(tmp_path: Path) -> None:
+async def test_proxied_stream_delivers_events_and_ends_with_unavailable_at_shutdown(tmp_path: Path) -> None:
     async with guarded(tmp_path) as harness, harness.subscriber() as subscriber:
         await subscriber.until_synced()
         harness.seen(ready("beta"))
@@ -208,7 +208,7 @@ async def test_acceptor_proxies_streams_until_drained(tmp_path: Path) -> None:
     assert error.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_acceptor_buffers_are_bounded_for_stalled_reader(tmp_path: Path, proxy_sides: list[ProxySide]) -> None:
+async def test_proxy_buffers_are_bounded_for_stalled_reader(tmp_path: Path, proxy_sides: list[ProxySide]) -> None:
     """With an unlimited HTTP/2 window, only the proxy's backpressure stops gRPC from sending everything."""
     async with guarded(tmp_path) as harness:
         harness.listed(*(ready(f"p-{number}", note="x" * 2000) for number in range(2_000)))
@@ -250,7 +250,7 @@ async def test_closed_connections_leave_no_descriptors_or_tasks(tmp_path: Path) 
 
 @pytest.mark.parametrize("peer_credentials", [True, False], ids=["guarded", "plain"])
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-async def test_new_user_evicts_connections_of_the_user_with_all_of_them(
+async def test_new_user_evicts_connections_of_a_user_that_has_all_connections(
     peer_credentials: bool, directory: Path
 ) -> None:
     """The user with all of the connections is refused another one."""
@@ -336,7 +336,7 @@ async def test_calls_beyond_the_limit_in_flight_are_audited(monkeypatch: pytest.
         assert [(line["call"], line["caller"]["uid"]) for line in lines()] == [("ListClusters", os.getuid())] * 4
 
 
-async def test_acceptor_recovers_from_descriptor_exhaustion(tmp_path: Path) -> None:
+async def test_listener_recovers_from_exhaustion_of_file_descriptors(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     async with guarded(tmp_path) as harness:
         async with harness.subscriber() as subscriber:

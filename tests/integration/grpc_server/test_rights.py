@@ -72,7 +72,7 @@ async def test_stream_is_limited_to_scope_whatever_the_filter(rules_harness: Rul
             assert event_texts(await some.until_synced()) == ["ENGAGED alpha"]
 
 
-async def test_list_counts_and_get_are_limited_to_scope(rules_harness: RulesHarness) -> None:
+async def test_list_get_and_counts_are_limited_to_scope(rules_harness: RulesHarness) -> None:
     rules_harness.harness.seen(not_ready("gamma"), ready("delta", env="dev"))
     async with rules_harness.caller("shop") as shop, rules_harness.caller("root") as root:
         listed = await shop.stub.ListClusters(pb.ListClustersRequest(page_size=1))
@@ -86,7 +86,9 @@ async def test_list_counts_and_get_are_limited_to_scope(rules_harness: RulesHarn
 # --- enumeration ---
 
 
-async def test_invisible_cluster_is_answered_like_unknown_name(rules_harness: RulesHarness) -> None:
+async def test_calls_for_an_invisible_cluster_are_answered_like_calls_for_an_unknown_name(
+    rules_harness: RulesHarness,
+) -> None:
     def calls(guest: CallerStub, name: str) -> list[Any]:
         return [
             guest.stub.GetCluster(pb.GetClusterRequest(name=name)),
@@ -109,7 +111,7 @@ async def test_invisible_cluster_is_answered_like_unknown_name(rules_harness: Ru
     assert set(rules_harness.denials()) == {("shop", "NEVER_SEEN"), ("shop", "NOT_ENGAGED")}
 
 
-async def test_invisible_cluster_takes_as_long_as_unknown_name(
+async def test_get_cluster_takes_as_long_for_an_invisible_cluster_as_for_an_unknown_name(
     rules_harness: RulesHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Calls the handler without a network, so that only the authorization is measured."""
@@ -146,7 +148,7 @@ async def test_name_enumeration_is_throttled_without_effect_on_others(
         assert time.monotonic() - began > 0.4
 
 
-async def test_revisions_of_other_callers_and_denied_calls_are_throttled(
+async def test_calls_that_are_denied_or_resume_from_revisions_of_other_callers_are_throttled(
     rules_harness: RulesHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quota, "MISS_BURST", 0)  # even the first call is delayed, by a tenth of a second
@@ -168,7 +170,7 @@ async def test_revisions_of_other_callers_and_denied_calls_are_throttled(
 # --- callers without a rule ---
 
 
-async def test_unmatched_caller_is_denied_by_every_call(rules_harness: RulesHarness) -> None:
+async def test_every_call_of_a_caller_without_a_rule_is_denied(rules_harness: RulesHarness) -> None:
     async with rules_harness.caller("nobody") as nobody:
         errors = [
             await error(nobody.stub.ListClusters(pb.ListClustersRequest())),
@@ -277,7 +279,7 @@ async def test_revision_of_other_caller_or_filter_gets_snapshot(rules_harness: R
 # --- stream limits ---
 
 
-async def test_stream_limit_follows_rule(tmp_path: Path) -> None:
+async def test_streams_are_limited_by_the_rule_of_their_caller(tmp_path: Path) -> None:
     async with (
         open_rules_harness(tmp_path, rule("shop", ALL_CLUSTERS, streams=1), ROOT) as rules_harness,
         rules_harness.caller("shop") as shop,

@@ -105,7 +105,7 @@ async def test_event_is_sent_without_a_kubeconfig_while_its_issuer_hangs(tmp_pat
             assert [event.type for event in await events(subscriber, 1)] == [pb.ClusterEvent.TYPE_KUBECONFIG]
 
 
-async def test_per_cluster_kubeconfigs_follow_as_they_are_minted(tmp_path: Path) -> None:
+async def test_kubeconfigs_with_per_cluster_credentials_are_sent_once_these_are_issued(tmp_path: Path) -> None:
     backend = Backend(Scope.CLUSTER)
     async with a_harness(tmp_path, sources=[IssuerAssignment(backend)]) as harness:
         harness.listed(*(ready(f"p-{number}") for number in range(50)))
@@ -150,7 +150,9 @@ async def test_disengaged_cluster_gets_no_kubeconfig_and_its_credential_is_revok
     assert [name for name, _ in backend.revoked] == ["alpha"]
 
 
-async def test_replaced_or_returned_cluster_gets_new_kubeconfig(tmp_path: Path) -> None:
+async def test_replaced_cluster_gets_new_credential_and_cluster_that_reenters_filter_keeps_its_own(
+    tmp_path: Path,
+) -> None:
     backend = Backend(Scope.CLUSTER)
     async with a_harness(tmp_path, sources=[IssuerAssignment(backend)]) as harness:
         harness.listed(ready("alpha"))
@@ -178,7 +180,7 @@ async def test_replaced_or_returned_cluster_gets_new_kubeconfig(tmp_path: Path) 
     assert first < second
 
 
-async def test_ten_thousand_kubeconfigs_of_one_mint_fit_into_batches(tmp_path: Path) -> None:
+async def test_ten_thousand_kubeconfigs_with_one_credential_are_sent_in_batches_of_limited_size(tmp_path: Path) -> None:
     backend = Backend()
     async with a_harness(tmp_path, sources=[IssuerAssignment(backend)]) as harness:
         harness.listed(*(ready(f"p-{number}") for number in range(10_000)))
@@ -191,7 +193,7 @@ async def test_ten_thousand_kubeconfigs_of_one_mint_fit_into_batches(tmp_path: P
     assert len(backend.asked) == 1
 
 
-async def test_mass_engagement_fits_batches_and_kubeconfigs_follow(
+async def test_mass_engagement_is_sent_in_batches_of_limited_size_with_one_kubeconfig_per_cluster(
     tmp_path: Path,
 ) -> None:
     async with a_harness(tmp_path, sources=[IssuerAssignment(Backend())], authorities=b"C" * 4096) as harness:

@@ -159,7 +159,7 @@ async def test_revoked_token_gets_no_kubeconfig_on_a_new_stream(
     assert (caught.value.code(), reason(caught.value)) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_REJECTED")
 
 
-async def test_stream_outlives_review_outage_without_kubeconfigs(
+async def test_stream_continues_without_kubeconfigs_while_tokens_cannot_be_reviewed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(verification, "STREAM_MAX_AGE_S", 0.1)
@@ -181,7 +181,7 @@ async def test_stream_outlives_review_outage_without_kubeconfigs(
         call.cancel()
 
 
-async def test_flood_of_invalid_tokens_does_not_lock_out_accepted_ones(tmp_path: Path) -> None:
+async def test_flood_of_invalid_tokens_does_not_lock_out_an_accepted_token(tmp_path: Path) -> None:
     """A connection without a valid token uses up its own budget, not the shared one."""
     async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as harness:
         token = sandbox.token(OPERATOR, audiences=["milo-discovery"])

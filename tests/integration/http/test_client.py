@@ -360,7 +360,7 @@ async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
         await writer.wait_closed()
 
 
-async def test_connection_that_ends_before_its_handshake_is_awaited_leaves_no_error() -> None:
+async def test_tls_connection_lost_before_its_handshake_is_awaited_reports_no_unhandled_error() -> None:
     reported: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
     secured = TlsTransport(lambda _: asyncio.Protocol(), ssl.create_default_context(), "api.test")

@@ -95,7 +95,7 @@ def test_churn_survives_deletions_by_clients() -> None:
     assert set(sandbox.control_planes.names()) == set(sandbox.projects.names())
 
 
-def test_populate_skips_existing_names() -> None:
+def test_populating_the_sandbox_skips_existing_names() -> None:
     taken = Sandbox(seed=1).names.project()
     sandbox = Sandbox(seed=1)
     before = sandbox.projects.create(taken)

@@ -44,7 +44,7 @@ async def test_control_plane_is_separate_per_project(client: Client, sandbox: Sa
     assert (await client.get(behind("beta", CONFIG_MAPS))).names == []
 
 
-async def test_definition_is_served_in_every_control_plane_and_at_the_root(client: Client, sandbox: Sandbox) -> None:
+async def test_crd_is_served_in_every_control_plane_and_at_the_root(client: Client, sandbox: Sandbox) -> None:
     for name in ("alpha", "beta"):
         sandbox.projects.create(name)
     assert (await client.get(behind("beta", WIDGETS))).status == 404
@@ -62,7 +62,7 @@ async def test_definition_is_served_in_every_control_plane_and_at_the_root(clien
         assert (await client.get(path)).status == 404
 
 
-async def test_definition_written_to_the_store_of_a_control_plane_is_kept_at_the_root(
+async def test_crd_written_to_the_store_of_a_control_plane_is_kept_at_the_root(
     client: Client, sandbox: Sandbox
 ) -> None:
     for name in ("alpha", "beta"):

@@ -71,7 +71,7 @@ def test_admin_is_allowed_and_unknown_user_is_forbidden() -> None:
         (Rule(verbs=frozenset({"*"}), names=frozenset({"alpha"})), False),
     ],
 )
-def test_rule_covers_named_resources(rule: Rule, allowed: bool) -> None:
+def test_rbac_rule_allows_only_its_verbs_groups_resources_and_names(rule: Rule, allowed: bool) -> None:
     rights = SubjectRights()
     rights.grant("reader", [rule])
     assert rights.allows("reader", LIST) is allowed

@@ -58,7 +58,7 @@ async def test_revoked_tokens_are_rejected_and_the_token_file_is_renewed(
     assert (await client.get(PROJECTS)).status == 200
 
 
-def test_write_secret_replaces_the_file_atomically(tmp_path: Path) -> None:
+def test_sandbox_secret_file_is_replaced_atomically(tmp_path: Path) -> None:
     path = tmp_path / "secret"
     write_secret(path, "old")
     with path.open() as reader:

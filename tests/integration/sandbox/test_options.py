@@ -82,6 +82,6 @@ def test_continue_token_round_trips() -> None:
     assert options.list_options({"continue": token}, namespace="").continued == options.Continue(7, "alpha")
 
 
-def test_list_continuation_rejects_a_version() -> None:
+def test_list_continuation_with_a_resource_version_is_rejected() -> None:
     token = options.Continue(7, "alpha").token()
     assert code_of_list(**{"continue": token, "resourceVersion": "7"}) == 400

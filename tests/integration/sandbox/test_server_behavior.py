@@ -140,7 +140,7 @@ class TestOtherFaults:
             assert sandbox.open_watches == 1
         await eventually(lambda: sandbox.open_watches == 0)
 
-    async def test_dropped_watch_with_pending_events_logs_no_error(
+    async def test_sandbox_logs_no_error_for_a_dropped_watch_with_pending_events(
         self, client: Client, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
     ) -> None:
         async with client.watch(PROJECTS) as stream:
@@ -181,7 +181,7 @@ class TestOtherFaults:
         assert (refused.status, refused.json["reason"]) == (403, "Forbidden")
         assert (await client.get(PROJECTS)).status == 200
 
-    async def test_broken_backend_fault_answers_5xx(self, client: Client, sandbox: Sandbox) -> None:
+    async def test_server_error_fault_answers_5xx(self, client: Client, sandbox: Sandbox) -> None:
         sandbox.faults.failing(502, times=1)
         assert (await client.get(PROJECTS)).status == 502
         assert (await client.get(PROJECTS)).status == 200
@@ -199,7 +199,7 @@ class TestOtherFaults:
         assert (await client.get(PROJECTS)).status == 200
 
 
-async def test_stop_breaks_connections_during_their_tls_handshake(sandbox: Sandbox) -> None:
+async def test_stopped_sandbox_breaks_connections_during_their_tls_handshake(sandbox: Sandbox) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", sandbox.port)
     received, sent = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = ssl.create_default_context(cadata=sandbox.ca_pem.decode()).wrap_bio(

@@ -48,7 +48,7 @@ async def test_update_takes_over_the_fields_that_it_changes(client: Client) -> N
     assert (await apply(client, ONE, config_map(a="1", b="2"))).status == 409
 
 
-async def test_apply_of_an_entry_keeps_the_fields_of_its_other_owners(client: Client) -> None:
+async def test_server_side_apply_of_a_condition_keeps_the_fields_of_its_other_managers(client: Client) -> None:
     await define(client)
     path = f"{WIDGETS}/one/status"
     assert (await apply(client, path, widget() | {"status": {}})).status == 404

@@ -133,12 +133,12 @@ def test_unknown_fields_are_pruned_or_refused(store: Store) -> None:
     assert "bogus" not in store.read(PROJECTS, "alpha")
 
 
-def test_generate_name_creates_a_name(store: Store) -> None:
+def test_generate_name_creates_different_names(store: Store) -> None:
     document = project() | {"metadata": {"generateName": "p-"}}
     assert store.create(PROJECTS, document).name != store.create(PROJECTS, document).name
 
 
-def test_object_with_mismatched_identity_is_refused(store: Store) -> None:
+def test_object_whose_kind_name_or_namespace_does_not_match_the_request_is_refused(store: Store) -> None:
     with pytest.raises(RefusalError, match="must be Project") as error:
         store.create(PROJECTS, project() | {"kind": "Pod"})
     assert refused(error) == (422, "Invalid")
@@ -177,7 +177,7 @@ _nearly = st.recursive(
 
 
 @given(created=_nearly, patch=_nearly, part=st.sampled_from(Part))
-def test_arbitrary_writes_to_the_store_raise_only_refusals(created: Any, patch: Any, part: Part) -> None:
+def test_arbitrary_writes_to_the_store_are_applied_or_refused(created: Any, patch: Any, part: Part) -> None:
     store = Store([PROJECTS])
     store.create(PROJECTS, project())
     for write in (

@@ -52,7 +52,7 @@ def test_age_column_uses_coarser_units_for_higher_ages(age: Callable[[], str], e
 
 
 @pytest.mark.parametrize("status", [None, 1, {}, {"conditions": 1}, {"conditions": [1, {"type": "Other"}]}])
-def test_status_column_accepts_any_shape(status: Any) -> None:
+def test_status_column_is_empty_for_a_status_of_unexpected_shape(status: Any) -> None:
     assert cells({"metadata": {"name": "alpha"}, "status": status})[1] is None
 
 

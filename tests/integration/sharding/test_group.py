@@ -142,7 +142,7 @@ async def test_member_is_ready_from_the_takeover_of_its_share_until_it_leaves(
     assert joining.group.share_problem() is not None
 
 
-async def test_handed_over_returns_when_the_member_has_left(
+async def test_hand_over_is_complete_when_the_member_has_left(
     daemons: list[Daemon], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second, _ = await pair(daemons, "operator-7d9c5b8f6d-x2x7q", "operator-7d9c5b8f6d-abcde")
@@ -211,7 +211,7 @@ async def test_shard_member_keeps_clusters_that_its_subscribers_may_still_use(da
     assert first.engaged | second.engaged | third.engaged == set(KEYS)
 
 
-async def test_shard_member_keeps_moving_clusters_while_its_lease_cannot_list_them(
+async def test_shard_member_keeps_the_clusters_that_move_while_its_lease_cannot_list_them(
     daemons: list[Daemon], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second, api = await pair(daemons)

@@ -61,7 +61,7 @@ async def world() -> AsyncIterator[World]:
     await asyncio.wait([world.running])
 
 
-async def test_fence_clears_clusters_after_revocation_and_token_cache_expiry(world: World) -> None:
+async def test_credential_fence_permits_engagement_after_revocation_and_token_cache_expiry(world: World) -> None:
     world.fence.follow(SETTLED)
     world.revocation.wake()
     await eventually(lambda: world.clock.slept == [TOKEN_CACHE_S])
@@ -82,7 +82,7 @@ async def test_failed_credential_revocation_is_retried(world: World) -> None:
     await eventually(lambda: world.cleared == 1)
 
 
-async def test_fence_does_not_clear_interrupted_ownership(world: World) -> None:
+async def test_credential_fence_does_not_permit_engagement_if_ownership_was_interrupted(world: World) -> None:
     world.fence.follow(SETTLED)
     world.revocation.wake()
     await eventually(lambda: world.clock.slept)

@@ -44,7 +44,7 @@ die_at_every_line(state_file.__file__, write)
 
 
 @pytest.mark.parametrize("before", [[], ["one"]], ids=["the-first", "the-next"])
-def test_state_file_write_killed_at_any_line_leaves_one_image_and_is_repeatable(
+def test_state_file_write_killed_at_any_line_leaves_the_old_or_new_state_and_is_repeatable(
     tmp_path: Path, before: list[str]
 ) -> None:
     keeper = StateFile(tmp_path, ORIGIN)

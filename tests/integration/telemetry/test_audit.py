@@ -45,7 +45,7 @@ def test_audit_event_is_logged_and_written_to_file(tmp_path: Path) -> None:
     assert {line["logger"] for line in logged} == {"audit"}
 
 
-def test_refused_objects_are_recorded_up_to_a_rate(tmp_path: Path) -> None:
+def test_refused_objects_are_audited_up_to_a_rate(tmp_path: Path) -> None:
     file, now = AuditFile(tmp_path / "audit"), [0.0]
     audit = Audit(Metrics().audit, file, clock=lambda: now[0])
     for _ in range(100):

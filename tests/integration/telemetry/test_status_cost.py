@@ -74,7 +74,7 @@ QUESTIONS = [ClusterQuery(), ClusterQuery(search="org-7 env=prod"), ClusterQuery
 
 
 @pytest.mark.parametrize("question", QUESTIONS, ids=["all", "search", "state"])
-async def test_status_page_of_2000_projects_takes_less_than_50_ms(board: StatusBoard, question: ClusterQuery) -> None:
+async def test_status_json_of_2000_projects_takes_less_than_50_ms(board: StatusBoard, question: ClusterQuery) -> None:
     took = []
     for _ in range(3):
         board._listings.clear()
@@ -101,13 +101,13 @@ async def test_status_of_2000_projects_blocks_the_event_loop_briefly(
     assert min(longest) < LONGEST_S
 
 
-async def test_status_of_2000_hostile_streams_has_less_than_2_mib() -> None:
+async def test_status_json_with_2000_hostile_streams_has_less_than_2_mib() -> None:
     board = board_of([HostileSubscriber()] * 2_000)
     for question in (ClusterQuery(), ClusterQuery(cluster="project-00001")):
         assert len(msgspec.json.encode(await board.status(question, with_names=True))) < 2 << 20
 
 
-async def test_status_board_caches_the_result_of_a_search(board: StatusBoard) -> None:
+async def test_status_page_caches_the_result_of_a_search(board: StatusBoard) -> None:
     question = ClusterQuery(search="org-7")
     began = time.thread_time()
     first = await board._matching(question)

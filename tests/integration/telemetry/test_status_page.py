@@ -53,7 +53,7 @@ def test_sort_fields_are_complete_and_unknown_ones_are_ignored() -> None:
     assert ClusterQuery(sort="-nothing").sorted([]) == []
 
 
-def test_history_keeps_the_last_changes_and_an_hour_of_samples() -> None:
+def test_status_history_keeps_the_last_changes_and_an_hour_of_samples() -> None:
     history = RecentHistory()
     for number in range(RECENT_CHANGES_KEPT + 10):
         history.note(Event(EventType.ENGAGED, cluster(f"c-{number}")), float(number))

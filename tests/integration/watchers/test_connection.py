@@ -70,7 +70,7 @@ async def test_kubeconfig_proxy_applies_to_loopback() -> None:
     assert tunnels.asked == [f"CONNECT 127.0.0.1:{server.port} HTTP/1.1"]
 
 
-async def test_environment_proxy_applies_unless_no_proxy() -> None:
+async def test_proxy_of_the_environment_is_used_except_for_no_proxy_hosts() -> None:
     authority = trustme.CA()
     async with (
         ApiServer(answering(), authority, leaf=authority.issue_cert("api.invalid")) as server,

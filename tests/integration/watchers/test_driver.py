@@ -408,7 +408,7 @@ async def test_confirmation_after_source_was_lost_is_ignored() -> None:
 
 
 @pytest.mark.parametrize("where", ["head of the list", "list", "watch", "confirmation read", "back-off"])
-async def test_driver_canceled_at_any_point_ends_at_once_and_closes_everything(where: str) -> None:
+async def test_source_canceled_at_any_point_ends_at_once_and_closes_its_requests(where: str) -> None:
     server_script = ScriptedServer()
     reached, gone = asyncio.Event(), asyncio.Event()
 

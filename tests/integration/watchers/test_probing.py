@@ -94,7 +94,7 @@ async def test_probe_of_host_has_the_path_and_the_credential_of_the_daemon() -> 
         (503, lambda outcome: outcome == ProbeFailed("5xx", "the API server answered 503")),
     ],
 )
-async def test_probe_result_depends_on_response(status: int, holds: Callable[[ProbeOutcome], bool]) -> None:
+async def test_probe_result_depends_on_response_status(status: int, holds: Callable[[ProbeOutcome], bool]) -> None:
     async with ApiServer(answering(status=status)) as server, prober(server) as sender:
         outcome = await sender.send(at(f"{server.url}/projects/alpha/control-plane"))
     assert holds(outcome), outcome

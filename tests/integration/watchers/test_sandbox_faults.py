@@ -128,7 +128,9 @@ async def test_starting_server_is_retried_before_its_retry_after(sandbox: Sandbo
     assert sorted(follower.events) == ["ENGAGED alpha", "ENGAGED beta"]
 
 
-async def test_future_version_leads_to_relist_and_disengages_nothing(sandbox: Sandbox, streaming: Follower) -> None:
+async def test_watch_at_a_future_resource_version_leads_to_relist_and_disengages_nothing(
+    sandbox: Sandbox, streaming: Follower
+) -> None:
     backup = sandbox.snapshot()
     await streaming.engages("gamma")
     with streaming.without_events():

@@ -25,7 +25,7 @@ async def get(transport: Transport, path: str = PATH) -> Answer:
     return await transport.get(path, timeout_s=10)
 
 
-async def test_get_sends_token_query_and_user_agent() -> None:
+async def test_get_request_has_token_query_and_user_agent() -> None:
     async with ApiServer(answering(b'{"kind":"List"}', headers={"X-Seen": "yes"})) as server:
         transport = Transport(upstream(server))
         answer = await transport.get(PATH, [("labelSelector", "a in (b,c),d!=e+f"), ("limit", "2")], timeout_s=10)

@@ -15,14 +15,14 @@ MOST_TIME_RATIO = 1.4
 
 @pytest.mark.skipif(not baseline.IS_COMPARABLE, reason="the baseline is of Python 3.11")
 @pytest.mark.parametrize("name", PATHS)
-def test_cost_of_path_equals_baseline(name: str) -> None:
+def test_cost_of_code_path_equals_baseline(name: str) -> None:
     before = {key: figure for key, figure in baseline.read().items() if key.startswith(f"{name}.")}
     changed = [*baseline.differences(before, baseline.path_figures(name))]
     assert not changed, "\n".join([*changed, baseline.HINT])
 
 
 @pytest.mark.parametrize("name", ["burst", "change", "resume"])
-def test_cost_of_path_is_equal_in_large_fleet(name: str) -> None:
+def test_cost_of_code_path_is_equal_in_large_fleet(name: str) -> None:
     path, clusters = PATHS[name]
     small, large = (measure(path, size, 1) for size in (clusters, LARGE))
     assert (large.calls, large.functions) == (small.calls, small.functions)
@@ -41,7 +41,7 @@ def test_garbage_collector_tracks_no_objects_per_cluster() -> None:
     assert [kind for kind in many if many[kind] - few[kind] >= 500] == []
 
 
-def test_change_takes_no_longer_in_large_fleet() -> None:
+def test_time_of_change_does_not_grow_with_the_fleet() -> None:
     assert time_ratio(1000, LARGE, changes=120) <= MOST_TIME_RATIO
 
 

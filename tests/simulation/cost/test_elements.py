@@ -101,7 +101,7 @@ def test_search_and_lookup_read_few_elements() -> None:
     assert reads.count <= 11
 
 
-def test_replaced_container_works_as_before() -> None:
+def test_counted_container_works_like_the_one_that_it_replaces() -> None:
     holder = Holder()
     count_reads(SIZE, stack_above=SIZE)
     holder._append(SIZE)
@@ -112,7 +112,7 @@ def test_replaced_container_works_as_before() -> None:
     assert (holder._in_order, holder._by_name) == ([SIZE], {})
 
 
-def test_stack_shows_the_callback_that_exceeded_the_limit() -> None:
+def test_stack_shows_the_scan_that_exceeded_the_limit_of_reads() -> None:
     holder = Holder()
     reads = count_reads(SIZE, stack_above=SIZE // 2)
     assert reads.stack == ""

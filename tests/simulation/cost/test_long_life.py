@@ -19,15 +19,15 @@ def life() -> Meter:
 
 
 @pytest.mark.skipif(not baseline.IS_COMPARABLE, reason="the baseline is of Python 3.11")
-def test_cost_of_long_life_equals_baseline(life: Meter) -> None:
+def test_cost_of_long_lived_daemon_equals_baseline(life: Meter) -> None:
     before = {key: figure for key, figure in baseline.read().items() if key.startswith("long_life.")}
     changed = [*baseline.differences(before, baseline.long_life_figures(life))]
     assert not changed, "\n".join([*changed, baseline.HINT])
 
 
-def test_longest_callback_of_long_life_makes_few_calls(life: Meter) -> None:
+def test_longest_callback_of_long_lived_daemon_makes_few_calls(life: Meter) -> None:
     assert life.longest <= MOST_CALLS
 
 
-def test_callback_of_long_life_reads_few_elements(life: Meter) -> None:
+def test_callback_of_long_lived_daemon_reads_few_elements(life: Meter) -> None:
     assert life.most_elements <= MOST_ELEMENTS, f"the whole fleet was read in\n{life.stack}"

@@ -100,7 +100,7 @@ def run_steps(steps: Callable[[World], Awaitable[None]], policy: ProbePolicy) ->
         runner.run(main())
 
 
-def test_f58_black_holes_delay_no_other_cluster() -> None:
+def test_f58_unresponsive_clusters_delay_probes_of_no_other_cluster() -> None:
     async def steps(world: World) -> None:
         world.holes = set(CLUSTERS[::10])
         assert (world.source.engagements.engaged, len(world.reached)) == (500, 0), (

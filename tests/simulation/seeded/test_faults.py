@@ -402,7 +402,7 @@ def test_f60_flapping_condition_is_hidden_by_grace() -> None:
     run_steps(steps, patient)
 
 
-def test_f60_flapping_condition_without_grace_is_sent_once_per_change() -> None:
+def test_f60_flapping_condition_without_grace_is_sent_at_most_once_per_change() -> None:
     async def steps(harness: Harness) -> None:
         for turn in range(200):
             harness.change("a", ready=turn % 2 == 1)

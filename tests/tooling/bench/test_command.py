@@ -53,7 +53,7 @@ def test_bench_of_sharding_needs_real_servers(capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize("name", ["go", "go_memory", "milo"])
-def test_bench_of_go_programs_rejects_quick(
+def test_bench_of_go_programs_rejects_the_flag_quick(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("MILO_CONTROLLER_MANAGER_MOVED", raising=False)
@@ -92,7 +92,7 @@ def test_bench_compares_figures_with_bars() -> None:
     assert bars.verdict("a.seconds", None, limits) is Verdict.NO_BAR
 
 
-def test_bench_lists_missed_figures() -> None:
+def test_bench_lists_figures_that_miss_their_bar() -> None:
     assert report.missed({"a": 1.0, "b": 3.0, "c": None}, {"a": Bar(2), "b": Bar(2), "c": Bar(2)}) == ["b"]
 
 

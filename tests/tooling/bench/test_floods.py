@@ -9,7 +9,7 @@ import pytest
 from bench import floods
 
 
-async def test_silent_connections_yield_to_other_tasks_if_the_machine_cannot_reach_the_rate(
+async def test_flood_of_silent_connections_yields_to_other_tasks_if_it_cannot_reach_its_rate(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(floods, "SILENT_PER_S", math.inf)

@@ -155,5 +155,5 @@ def test_bench_bars_match_figures() -> None:
         assert all(any(bars.bar_of(key, {pattern: bar}) for key in keys) for pattern, bar in patterns.items())
 
 
-def test_bench_quick_measurements_exist() -> None:
+def test_measurements_of_bench_quick_exist() -> None:
     assert set(QUICK_ONES) <= MEASURES.keys()

@@ -39,7 +39,7 @@ def test_published_figures_are_those_of_the_results() -> None:
     assert page.main(["--check"]) == 0
 
 
-def test_noise_counts_figures_whose_widened_ranges_overlap() -> None:
+def test_figures_of_two_runs_agree_if_their_widened_ranges_overlap() -> None:
     one = results({"met": 1.0, "near": 1.0, "far": 1.0, "unknown": None}, {"met": (0.5, 2.0), "far": (0.9, 1.1)})
     other = results({"met": 1.9, "near": 1.15, "far": 1.6, "unknown": 1.0}, {"far": (1.5, 1.7)})
     assert filled("noise", {"sandbox": one, "again": other}) == [
@@ -84,6 +84,6 @@ def test_missing_figures_are_reported() -> None:
     assert "bench/results/go.json and COMMANDS in bench/figures.py do not match" in problems
 
 
-def test_print_shows_figures_of_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+def test_print_option_of_the_bench_page_shows_figures_of_a_results_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert page.main(["--print", "fleet"]) == 0
     assert "| `fleet_50k.p99_ms` |" in capsys.readouterr().out

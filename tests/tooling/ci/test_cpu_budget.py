@@ -49,7 +49,7 @@ def run(tmp_path: Path) -> Run:
 
 
 @pytest.mark.parametrize("processes", [(), ("-n", "2")], ids=["alone", "in processes"])
-def test_run_over_the_budget_of_a_directory_fails_and_names_its_tests(run: Run, processes: tuple[str, ...]) -> None:
+def test_run_over_the_cpu_budget_of_a_directory_fails_and_names_its_tests(run: Run, processes: tuple[str, ...]) -> None:
     done = run("-m", ENFORCED_WITH, *processes)
     assert done.returncode == pytest.ExitCode.TESTS_FAILED
     assert re.findall(r"FAILED (\S+) used more CPU time", done.stdout) == ["tests/computing"]
@@ -57,7 +57,7 @@ def test_run_over_the_budget_of_a_directory_fails_and_names_its_tests(run: Run, 
     assert "2 passed" in done.stdout.splitlines()[-1]
 
 
-def test_budget_is_not_enforced_for_another_selection(run: Run) -> None:
+def test_cpu_budget_is_not_enforced_for_another_selection_of_tests(run: Run) -> None:
     done = run()
     assert (done.returncode, "CPU time" in done.stdout) == (0, False)
 
@@ -67,14 +67,14 @@ def test_cpu_time_of_each_directory_is_printed_on_request(run: Run) -> None:
     assert re.findall(r"s of +0 s  (\S+)", done.stdout) == ["tests/computing", "tests/waiting"]
 
 
-def test_directory_of_a_test_is_the_nearest_with_a_budget() -> None:
+def test_directory_of_a_test_is_the_nearest_with_a_cpu_budget() -> None:
     budgets = {"tests/unit": 10.0, "tests/unit/log": 5.0}
     assert directory_of("tests/unit/log/test_change_log.py::test_it[a/b]", budgets) == "tests/unit/log"
     assert directory_of("tests/unit/config/test_load.py::test_it", budgets) == "tests/unit"
     assert directory_of("clients/python/tests/test_watch.py::TestIt::test_it", budgets) == "clients/python/tests"
 
 
-def test_budgets_are_enforced_for_the_selection_of_dev_test_and_name_directories(pytestconfig: pytest.Config) -> None:
+def test_cpu_budgets_name_existing_directories_and_are_enforced_by_dev_test(pytestconfig: pytest.Config) -> None:
     assert f'-m "{ENFORCED_WITH}"' in (ROOT / "dev").read_text()
     named = [line.partition("=")[0].strip() for line in pytestconfig.getini("cpu_budget")]
     assert [name for name in named if not (ROOT / name).is_dir()] == []

@@ -128,7 +128,7 @@ def test_environment_that_could_not_be_prepared_is_prepared_again(clone: Clone) 
         assert "dev: .venv is ready" in rest(again)
 
 
-def test_preparation_reports_its_progress(clone: Clone) -> None:
+def test_preparation_of_the_environment_reports_its_progress(clone: Clone) -> None:
     packages = "".join(f"a{number}==1 \\\n    --hash=sha256:00\n" for number in range(43))
     (clone.directory / "requirements" / "dev.txt").write_text(packages)
     with clone.start("python", "-c", "") as process:
@@ -171,7 +171,7 @@ esac
 """
 
 
-def test_dev_go_runs_the_client_and_reused_objects_with_the_race_detector(tmp_path: Path) -> None:
+def test_dev_go_tests_the_client_and_the_reuse_of_objects_with_the_race_detector(tmp_path: Path) -> None:
     for module in ("clients/go", "clients/go/multicluster", "examples/go"):
         (tmp_path / module).mkdir(parents=True)
         (tmp_path / module / "go.mod").touch()

@@ -98,7 +98,7 @@ def stages(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_each_stage_is_a_function(name: str) -> None:
+def test_each_listed_stage_is_a_function_of_its_script(name: str) -> None:
     functions = re.findall(r"(?m)^stage_(\w+)\(\)", (ROOT / ".ci" / name).read_text())
     assert [function.replace("_", "-") for function in functions] == stages(name)
 

@@ -96,7 +96,7 @@ def imported(python: Path, distribution: str, sources: list[Path]) -> tuple[int,
 
 
 @pytest.mark.parametrize("distribution", SOURCES)
-def test_modules_need_declared_dependencies_or_name_the_extra(distribution: str) -> None:
+def test_modules_can_be_imported_with_declared_dependencies_or_name_the_missing_extra(distribution: str) -> None:
     needed = declared(distribution, {})
     foreign = {each for every in needed.values() for each in every if re.split(r"[^\w-]", each)[0] not in SOURCES}
     python = python_with(sorted(foreign))

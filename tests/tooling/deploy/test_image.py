@@ -124,7 +124,7 @@ def test_installed_versions_are_the_locked_versions(installed: Installed) -> Non
     assert installed.packages - OURS <= locked
 
 
-def test_image_size_reports_the_layer_and_its_largest_packages(installed: Installed) -> None:
+def test_documented_size_of_the_image_layer_matches_the_measured_size(installed: Installed) -> None:
     report = subprocess.check_output(
         [sys.executable, ROOT / "tools" / "image_size.py", installed.venv], text=True, timeout=120
     )

@@ -68,7 +68,7 @@ def test_milo_labels_are_on_every_alert(tmp_path: Path) -> None:
         assert labels.get("slo_violation") == ("true" if "-slo-" in name else None)
 
 
-def test_runbook_has_an_alert() -> None:
+def test_alerts_link_exactly_the_existing_runbooks() -> None:
     named = {alert["annotations"]["runbook_url"].rpartition("/")[2] for alert in monitoring.alerts()}
     assert {path.name for path in (monitoring.ROOT / "docs" / "runbooks").glob("*.md")} == named
 

@@ -99,7 +99,7 @@ def lost_sources(pods: Iterable[tuple[str, str]]) -> Iterator[dict[str, str]]:
             yield {"series": f"milo_discoveryd_{metric}{{{labels}}}", "values": "0x1000"}
 
 
-def test_alert_has_a_firing_a_quiet_and_an_inhibited_case() -> None:
+def test_each_alert_has_test_cases_in_which_it_fires_is_quiet_and_is_inhibited() -> None:
     found: dict[str, set[Rule]] = {"fires": set(), "quiet": set(), "inhibited": set()}
     for case in cases_of_rules():
         kind = "inhibited" if case["name"].startswith("inhibited") else "quiet"

@@ -193,7 +193,7 @@ def test_documented_helm_chart_is_where_the_release_pushes_it() -> None:
     assert "helm install milo-discoveryd oci://ghcr.io/milo-os/charts/milo-discoveryd" in document
 
 
-def test_documented_verification_names_the_workflow_and_its_products() -> None:
+def test_documented_signature_verification_names_the_workflow_and_the_released_files() -> None:
     document = (ROOT / "docs" / "deploying.md").read_text()
     assert "/.github/workflows/release.yaml@refs/tags/v" in document
     assert "--certificate-oidc-issuer https://token.actions.githubusercontent.com" in document

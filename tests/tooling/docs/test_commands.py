@@ -131,7 +131,7 @@ async def test_documented_commands_print_what_is_shown(workspace: Workspace) -> 
     assert wrong == [], "\n\n".join(wrong)
 
 
-async def test_documented_rules_grant_what_check_as_prints(workspace: Workspace) -> None:
+async def test_documented_output_of_check_as_matches_the_documented_rules(workspace: Workspace) -> None:
     for name in ("shop-blog", "shop-search", "shop-web"):
         workspace.sandbox.projects.create(name, ready=True, organization="shop", labels={"env": "prod"})
     for number in range(9):
@@ -204,7 +204,9 @@ def test_arguments_of_documented_long_running_commands_are_accepted(
 
 
 @pytest.mark.parametrize("words", documented_commands(Way.PUBLISHING), ids=joined)
-def test_documented_publishers_parse_their_arguments(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_of_documented_publisher_commands_are_accepted(
+    words: Sequence[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def only(*_: object) -> NoReturn:
         raise ArgumentsParsed
 

@@ -51,7 +51,7 @@ def test_controller_spans_name_the_cluster_and_the_object() -> None:
     assert copy_context().run(in_a_reconcile) == {"milo.cluster": "alpha", "milo.object": "default/one"}
 
 
-async def test_sites_of_the_page_are_reconciled_when_their_secret_changes(
+async def test_documented_example_reconciles_sites_when_their_secret_changes(
     milo_sandbox: MiloSandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [sample] = (each for each in _SAMPLE.findall(_PAGE.read_text()) if "sites_with_secret" in each)

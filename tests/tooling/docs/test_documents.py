@@ -38,7 +38,7 @@ def test_wrap_keeps_the_paragraphs_of_a_quotation() -> None:
     assert lines[-2:] == [">", "> next"]
 
 
-def test_wrap_keeps_code_in_a_line() -> None:
+def test_wrap_keeps_inline_code_on_one_line() -> None:
     assert "`one two three`" in wrapped(f"{'x' * 112} `one two three` {LONG}")
 
 

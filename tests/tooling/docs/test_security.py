@@ -66,7 +66,7 @@ def dependencies() -> set[str]:
     return {name for name in found if not name.startswith("milo-")}
 
 
-def test_security_reviews_exactly_the_dependencies() -> None:
+def test_security_page_reviews_exactly_the_dependencies() -> None:
     first = LINES.index("| package | used for | data that it handles | license | maintained by |") + 2
     rows = list(takewhile(lambda line: line.startswith("|"), LINES[first:]))
     assert {name for row in rows for name in re.findall(r"`([\w.-]+)`", row.split(" | ")[0])} == dependencies()

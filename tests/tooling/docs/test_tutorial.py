@@ -58,7 +58,7 @@ def page(url: str) -> int:
 
 @pytest.mark.builds
 @pytest.mark.timeout(600)
-def test_tutorial_leads_to_a_green_test_and_a_running_operator(
+def test_tutorial_leads_to_a_passing_test_and_a_running_operator(
     directory: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     began = time.monotonic()

@@ -52,7 +52,7 @@ def mypy(directory: Path, *files: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
 
 
-def test_samples_and_examples_are_typed(written: Path) -> None:
+def test_samples_and_examples_pass_mypy(written: Path) -> None:
     checked = mypy(written, ".")
     assert checked.returncode == 0, checked.stdout + checked.stderr
 

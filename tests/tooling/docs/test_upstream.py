@@ -34,7 +34,7 @@ def test_tests_that_correspond_to_those_of_multicluster_runtime_exist(table: str
     assert [row for row in table.splitlines()[1:] if not TEST.search(row.split("|")[2])] == []
 
 
-def test_every_test_of_the_sharded_coordinator_has_a_row() -> None:
+def test_every_upstream_test_of_the_sharded_coordinator_has_a_row() -> None:
     if shutil.which("go") is None:
         pytest.skip("go, which locates the module, is not on PATH")
     listed = subprocess.run(

@@ -37,7 +37,7 @@ class Way(Enum):
     INSTALLED = "tests/tooling/deploy/test_packages.py"
     EXAMPLE = "tests/end_to_end/examples"
     GO_MODULES = "tests/end_to_end/go_modules"
-    PUBLISHING = f"{_COMMANDS}::test_documented_publishers_parse_their_arguments"
+    PUBLISHING = f"{_COMMANDS}::test_arguments_of_documented_publisher_commands_are_accepted"
     """Run by tests/end_to_end/real/test_publishing; its arguments are parsed."""
     SIGNALLED = "tests/integration/telemetry/test_logging.py"
     TUTORIAL = "tests/tooling/docs/test_tutorial.py"

@@ -92,7 +92,9 @@ def lines(kind: str, *documents: dict[str, Any]) -> bytes:
 
 @pytest.mark.parametrize("mode", chain.KINDS, ids=lambda mode: type(mode).__name__)
 @pytest.mark.parametrize("streaming", [True, False])
-def test_fuzz_chain_engages_and_disengages(mode: SourceKind, streaming: bool) -> None:
+def test_objects_of_the_fuzz_tests_are_engaged_and_disengaged_if_they_are_valid(
+    mode: SourceKind, streaming: bool
+) -> None:
     """Valid data is served. Otherwise, the tests with invalid data would prove nothing."""
     found = msgspec.json.encode(document())
     page = msgspec.json.encode({"metadata": {"resourceVersion": "9"}, "items": [document(), document("beta")]})

@@ -14,7 +14,7 @@ def test_fuzz_corpus_matches_the_targets() -> None:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_fuzz_findings_are_fixed(name: str) -> None:
+def test_fuzz_targets_accept_their_corpus(name: str) -> None:
     for data in begun_with(name):
         TARGETS[name](data)
 

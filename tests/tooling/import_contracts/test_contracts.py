@@ -76,12 +76,12 @@ def test_layers_contract_fails_on_a_package_without_a_layer(tmp_path: Path) -> N
     assert "- milo_discoveryd.unlisted" in report
 
 
-def test_settings_contract_covers_every_part_that_does_not_start_the_daemon() -> None:
+def test_settings_import_contract_covers_every_module_that_does_not_start_the_daemon() -> None:
     parts = {path.stem for path in PACKAGES[0].iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     assert {module.partition(".")[2] for module in modules("settings")} == parts - START_UP
 
 
-def test_kinds_contract_covers_every_kind() -> None:
+def test_kinds_import_contract_covers_every_kind() -> None:
     assert {*modules("kinds", "modules")} == {place.partition(":")[0] for place in KINDS.values()}
 
 

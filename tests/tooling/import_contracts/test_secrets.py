@@ -110,7 +110,7 @@ def parts(root: object) -> set[object]:
 SECRETS = {Secret, Credential, ClientCertificate, IssuedCredential, IssuedKubeconfig}
 
 
-def test_type_walk_finds_secrets() -> None:
+def test_secrets_in_the_fields_of_a_type_are_found() -> None:
     assert parts(IssuedKubeconfig) & SECRETS == SECRETS
 
 

@@ -102,7 +102,7 @@ _DECLARED = Input(
     8 * _KIB,
     150,
     TENANT,
-    "unit/sources/test_declarative.py::test_values_that_could_change_the_endpoint_are_rejected",
+    "unit/sources/test_declarative.py::test_object_with_invalid_values_for_its_endpoint_is_malformed",
 )
 _SUSPENSIONS = Input(
     "128 characters, of 100 suspensions", 64 * _KIB, 1, TENANT, f"{_BOUNDS}::test_suspensions_are_limited"
@@ -222,7 +222,7 @@ RESPONSES = {
         16 * _MIB,
         30,
         SERVER,
-        "end_to_end/process/test_loop_attacks.py::test_long_requested_kubeconfigs_delay_no_other_caller",
+        "end_to_end/process/test_loop_attacks.py::test_long_kubeconfigs_from_gardener_delay_no_other_caller",
     ),
     "milo_discoveryd.credentials.issuers.kubeconfig_secret._SECRET_DATA": _OBJECT_ANSWER,
     "milo_discoveryd.credentials.issuers.service_account_key._FILE": Input(
@@ -306,7 +306,7 @@ CONNECTIONS = {
         96 * _KIB,
         1,
         STRANGER,
-        f"{_MEMORY}::test_client_hello_flood_is_bounded_and_leaves_room_for_others",
+        f"{_MEMORY}::test_client_hello_flood_takes_bounded_memory_and_locks_out_no_caller",
     ),
     "milo_kube.http.server": Input(
         "64 connections, 16 KiB and 100 fields of a request",

@@ -163,7 +163,7 @@ def test_each_module_that_listens_has_an_entry() -> None:
 
 
 @pytest.mark.parametrize("found", ALL.values(), ids=ALL)
-def test_entry_has_a_limit_a_cost_a_sender_and_an_existing_attack(found: Input) -> None:
+def test_input_entry_has_a_limit_a_cost_a_sender_and_an_attack(found: Input) -> None:
     assert found.limit
     assert found.sender
     assert 0 <= found.kept <= 128 << 20
@@ -188,12 +188,12 @@ SPARE = 5
 SHORTEST_MS = 1.0
 
 
-def test_entries_that_are_not_measured_exist() -> None:
+def test_input_entries_listed_as_not_measured_exist() -> None:
     assert NOT_MEASURED.keys() <= ALL.keys()
 
 
 @pytest.mark.parametrize("name", MEASURED)
-async def test_largest_input_costs_what_its_entry_states(name: str, tmp_path: Path) -> None:
+async def test_largest_input_costs_no_more_than_its_entry_states(name: str, tmp_path: Path) -> None:
     # Inputs that take no time of the event loop are handled in a thread, which may take any time.
     limit_ms = max(SHORTEST_MS, SPARE * ALL[name].loop_ms) if ALL[name].loop_ms else math.inf
     for mark in ("ta", "tb", "tc"):  # the first one imports modules

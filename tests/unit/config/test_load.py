@@ -120,7 +120,7 @@ def test_legacy_and_native_spelling_of_one_setting_conflict(file: Path) -> None:
     )
 
 
-def test_legacy_spelling_must_be_boolean(file: Path) -> None:
+def test_value_of_legacy_setting_must_be_boolean(file: Path) -> None:
     file.write_text("discovery:\n  internalServiceDiscovery: maybe\n")
     assert problems(file=file) == (
         f'file {file} line 2 key discovery.internalServiceDiscovery: "maybe" must be true or false',

@@ -134,7 +134,7 @@ kubeconfigs:
 """
 
 
-def test_credential_issuers_name_the_sources_that_they_serve(tmp_path: Path) -> None:
+def test_credential_issuers_must_name_their_sources_if_there_are_several(tmp_path: Path) -> None:
     complaint = "kubeconfigs.issuers: t: set its sources, because several sources are configured"
     assert problems(tmp_path, TWO + KUBECONFIGS % "") == [complaint]
     (problem,) = problems(tmp_path, TWO + KUBECONFIGS % ", sources: [mlo]")

@@ -40,7 +40,7 @@ def answer_due_probes(schedule: ProbeSchedule | HostSchedule, *, minutes: int) -
 
 
 @pytest.mark.parametrize(("make", "least", "most"), [(ProbeSchedule, 9_900, 11_000), (HostSchedule, 9, 11)])
-def test_host_schedule_probes_host_of_a_thousand_clusters_once_per_minute(
+def test_schedule_probes_each_cluster_or_each_host_once_per_minute(
     make: type[ProbeSchedule] | type[HostSchedule], least: int, most: int
 ) -> None:
     schedule = make(POLICY, lambda: 0.5)

@@ -231,7 +231,7 @@ def test_in_flight_probe_of_former_endpoint_is_ignored_for_new_endpoint() -> Non
     assert driver.tell(after, ProbeReached()) == ["alpha REACHABLE"]
 
 
-def test_probe_schedule_without_clusters_has_no_changes() -> None:
+def test_probe_schedule_without_clusters_reports_no_connectivity() -> None:
     assert ScheduleDriver().schedule.known_changes() == []
 
 

@@ -111,7 +111,7 @@ async def test_token_endpoint_with_untrusted_ca_receives_nothing(tmp_path: Path)
         source = a_source(
             tmp_path, sandbox.write_service_account_key(tmp_path / "key.json"), trustme.CA().cert_pem.bytes()
         )
-        assert "its certificate is not valid or not trusted" in str(await complaint(source))
+        assert "the server's certificate is not valid or not trusted" in str(await complaint(source))
         assert not sandbox.token_endpoint.answered
 
 

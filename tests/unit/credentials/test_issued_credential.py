@@ -27,7 +27,7 @@ def of(chain: bytes) -> Credential:
     return Credential(certificate=ClientCertificate(chain=chain, key=Secret(CANARY)))
 
 
-def test_opaque_token_has_the_expiry_that_the_backend_returned() -> None:
+def test_opaque_token_has_the_expiry_that_its_issuer_returned() -> None:
     minted = validate(token("opaque"), NOW, origin="it", expires_at=NOW + 600)
     assert (minted.issued_at, minted.expires_at, minted.life_s) == (NOW, NOW + 600, 600)
 
@@ -78,7 +78,7 @@ def test_credential_expires_at_not_after_of_its_certificate() -> None:
         (token(jwt(exp="soon")), None, BackendError, "an invalid JWT"),
         (token("x" * 40_000), NOW + 600, BackendError, "longer than 32768 characters"),
         (of(b"junk"), None, BackendError, "not PEM"),
-        (of(with_version(certificate(NOW, NOW + 600), 2)), None, BackendError, "not PEM, or has an unknown version"),
+        (of(with_version(certificate(NOW, NOW + 600), 2)), None, BackendError, "malformed or not PEM"),
     ],
 )
 def test_unsuitable_issued_credential_is_rejected_without_quoting_it(
@@ -137,7 +137,7 @@ def test_fingerprints_of_credentials_differ_and_their_repr_hides_the_token() -> 
     ),
     st.one_of(st.none(), st.floats()),
 )
-def test_backend_token_is_valid_and_short_lived_or_rejected(
+def test_token_of_an_issuer_is_valid_and_short_lived_or_rejected(
     claims: dict[str, object], expires_at: float | None
 ) -> None:
     minted: IssuedCredential | None = None

@@ -52,7 +52,7 @@ def a_source(
     return KubeconfigSecretIssuer("secret", api, origin="test", clock=lambda: NOW, **given)
 
 
-async def test_secret_certificate_is_issued_with_its_own_expiry() -> None:
+async def test_certificate_of_a_kubeconfig_secret_is_issued_with_its_own_expiry() -> None:
     api = ScriptedApi(secret(kubeconfig(pair(NOW + 3600))))
     minted = await a_source(api).mint(WANTED)
     assert api.asked == [("GET", "/api/v1/namespaces/project-uid-alpha/secrets/kubeconfig")]
@@ -62,7 +62,7 @@ async def test_secret_certificate_is_issued_with_its_own_expiry() -> None:
     assert KubeconfigSecretIssuer.scope is Scope.CLUSTER
 
 
-async def test_secret_token_is_preferred_with_its_own_expiry() -> None:
+async def test_token_of_a_kubeconfig_secret_is_preferred_to_its_certificate() -> None:
     token = jwt(exp=NOW + 600)
     minted = await a_source(ScriptedApi(secret(kubeconfig({"token": token} | pair(NOW + 1e8))))).mint(WANTED)
     assert minted.credential == Credential(token=Secret(token))

@@ -138,7 +138,7 @@ PROJECT = Upstream(
 
 
 @pytest.mark.parametrize("per_cluster", [False, True])
-async def test_exec_issuer_receives_its_cluster(tmp_path: Path, per_cluster: bool) -> None:
+async def test_exec_issuer_passes_the_server_of_the_credential_to_its_plugin(tmp_path: Path, per_cluster: bool) -> None:
     script = tmp_path / "login"
     token = jwt(exp=time.time() + 600)
     answer = json.dumps({"apiVersion": V1, "kind": "ExecCredential", "status": {"token": token}})
@@ -164,7 +164,7 @@ async def test_exec_credential_without_expiry_is_rejected(tmp_path: Path) -> Non
         await ExecIssuer("exec", command, project=PROJECT).mint(WANTED)
 
 
-def test_exec_issuer_has_the_timeout_of_its_command() -> None:
+def test_exec_issuer_has_its_configured_timeout() -> None:
     command = ExecCommand(api_version=V1, argv=("/bin/login",), environment={})
     source: Issuer = ExecIssuer("exec", command, project=PROJECT, timeout_s=120.0)
     assert isinstance(source, TimedIssuer)

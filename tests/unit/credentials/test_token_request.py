@@ -98,7 +98,7 @@ async def test_revocation_is_idempotent(api: Transport) -> None:
     await source.revoke(engaged())
 
 
-async def test_late_mint_does_not_recreate_revoked_secret(sandbox: Sandbox, api: Transport) -> None:
+async def test_credential_request_after_revocation_creates_no_secret(sandbox: Sandbox, api: Transport) -> None:
     source = a_source(api)
     await source.revoke(engaged())
     with pytest.raises(BackendError, match="was disengaged before its credential was issued"):
@@ -218,7 +218,7 @@ async def test_unbound_token_has_identity_scope_and_no_secret(sandbox: Sandbox, 
     assert not sandbox.infrastructure.secret_names()
 
 
-async def test_revoked_tokens_are_invalid_after_mints_and_revocations_in_a_random_order(
+async def test_revoked_tokens_are_invalid_after_requests_and_revocations_in_a_random_order(
     sandbox: Sandbox, api: Transport
 ) -> None:
     """Incarnations of one project start and end while tokens for them are requested."""

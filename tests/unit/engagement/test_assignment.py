@@ -100,7 +100,7 @@ def test_moved_cluster_assigned_back_is_engaged_again_after_its_drain() -> None:
     assert kinds(fleet.end_drain("a", at(3))) == [(EventType.DISENGAGED, MOVED), (EventType.ENGAGED, None)]
 
 
-def test_draining_cluster_replaced_after_it_moved_is_disengaged_and_not_engaged() -> None:
+def test_replacement_of_a_draining_cluster_that_moved_is_not_engaged() -> None:
     fleet = confirming(registry())
     fleet.commit([ready()], at(0))
     assigned_to("b", fleet)
@@ -122,7 +122,7 @@ def test_lost_ownership_disengages_cluster_at_once_without_drain() -> None:
     assert len(fleet.releases) == 0
 
 
-def test_lost_cluster_that_is_not_ready_stays_not_ready() -> None:
+def test_cluster_that_is_not_ready_stays_not_ready_after_lost_ownership() -> None:
     fleet = registry(60.0)
     fleet.commit([ready()], at(0))
     fleet.commit([not_ready()], at(1))
@@ -150,7 +150,7 @@ def test_unreachable_cluster_that_moved_is_unassigned() -> None:
     assert record(fleet).state is ObjectState.UNASSIGNED
 
 
-def test_record_has_target_of_its_object() -> None:
+def test_record_keeps_target_of_not_ready_object_and_has_none_if_malformed() -> None:
     fleet = registry()
     fleet.commit([ready()], at(0))
     assert record(fleet).target == ready().target

@@ -112,7 +112,7 @@ def test_object_that_changes_its_uid_claim_to_a_taken_one_keeps_its_cluster() ->
 
 
 @pytest.mark.parametrize("uid", [BANK, "uid-of-shop"])
-def test_contested_cluster_that_is_still_engaged_ends_when_another_object_claims_its_uid(uid: str) -> None:
+def test_contested_cluster_that_is_still_engaged_is_disengaged_when_another_object_claims_its_uid(uid: str) -> None:
     fleet = registry_with(claims("bank"), claims("shop-x", "uid-of-shop"), claims("shop-x", BANK, "2"))
     assert fleet.engaged_names() == {"bank", "shop-x"}
     assert fleet.observe(claims("shop-y", uid)) == [(EventType.DISENGAGED, "shop-x")]
@@ -229,7 +229,7 @@ def test_earlier_uid_claim_is_kept_when_a_later_claim_ends() -> None:
     assert fleet.engaged_names() == {"bank"}
 
 
-def test_object_disengaged_by_uid_conflict_names_the_other_object() -> None:
+def test_object_disengaged_by_uid_conflict_names_the_contested_uid() -> None:
     fleet = RecordingRegistry()
     fleet.observe(claims("bank"), claims("shop-x"), listed=True)
     record = fleet.engagements["bank"]
@@ -429,7 +429,7 @@ def test_object_without_an_address_keeps_its_uid_claim_among_objects_with_addres
     assert sources.observe(0, claims("bank", version="3")) == {"shop", "bank"}
 
 
-def test_addresses_from_files_may_be_equal() -> None:
+def test_clusters_of_kubeconfig_files_may_have_equal_addresses() -> None:
     sources = Sources()
     shared = ("https://one.example.com",)
     for source, name in enumerate(("a", "b")):

@@ -245,7 +245,7 @@ def test_cluster_claimed_by_two_objects_of_one_list_is_not_engaged() -> None:
     assert fleet.delete("a", "uid-a") == [("ENGAGED", "shop")]
 
 
-def test_object_that_becomes_invalid_keeps_its_last_contributions() -> None:
+def test_object_that_becomes_malformed_keeps_its_last_contributions() -> None:
     fleet = RecordedFleet()
     fleet.listed(thing("x", shop=True))
     assert fleet.take(ObjectChanged(malformed("x", "2", "uid-x"))) == []
@@ -271,7 +271,7 @@ def test_source_status_is_that_of_the_worst_resource() -> None:
     assert (fleet.source.status.reason, fleet.source.status.last_contact) == ("Timeout", 0.0)
 
 
-def test_relist_of_reduced_fleet_without_most_objects_is_held() -> None:
+def test_relist_that_lacks_most_contributing_objects_holds_their_removal() -> None:
     fleet = RecordedFleet()
     fleet.listed(*(thing(f"x{n}", **{f"c{n}": True}) for n in range(30)))
     assert fleet.listed() == []
@@ -281,7 +281,7 @@ def test_relist_of_reduced_fleet_without_most_objects_is_held() -> None:
     assert fleet.collection().relist_at is not None
 
 
-def test_relist_of_reduced_fleet_that_lacks_terminating_objects_is_not_held() -> None:
+def test_relist_that_lacks_terminating_contributing_objects_holds_no_removal() -> None:
     fleet = RecordedFleet()
     fleet.listed(*(thing(f"x{n}", **{f"c{n}": True}) for n in range(30)), thing("y", shop=True))
     fleet.take(*(ObjectChanged(thing(f"x{n}", 2, is_terminating=True, **{f"c{n}": True})) for n in range(30)))
@@ -289,7 +289,7 @@ def test_relist_of_reduced_fleet_that_lacks_terminating_objects_is_not_held() ->
     assert fleet.source.deletions_held == 0
 
 
-def test_not_ready_grace_in_reduced_fleet_ends_at_its_due_time() -> None:
+def test_not_ready_grace_of_cluster_with_contributions_ends_at_its_due_time() -> None:
     fleet = RecordedFleet(grace_s=10.0)
     fleet.listed(thing("x", shop=True))
     fleet.source.set_followed(fleet.collection(), STREAMING)
@@ -299,7 +299,7 @@ def test_not_ready_grace_in_reduced_fleet_ends_at_its_due_time() -> None:
     assert fleet.journal.events[-1] == ("DISENGAGED", "shop", "NOT_READY")
 
 
-def test_relisting_and_liveness_checks_do_not_change_reduced_fleet() -> None:
+def test_relisting_and_liveness_checks_change_no_cluster_with_contributions() -> None:
     fleet = RecordedFleet()
     assert fleet.take(Relisting("Expired")) == []
     fleet.source.observer.liveness_checked("answered")
@@ -370,7 +370,7 @@ def test_deletion_of_namespaced_object_is_confirmed_by_namespace_and_name() -> N
     assert fleet.journal.events[-1] == ("DISENGAGED", "shop", "NOT_READY")
 
 
-def test_objects_that_reduce_to_nothing_engage_no_cluster() -> None:
+def test_objects_whose_contributions_give_no_observation_engage_no_cluster() -> None:
     fleet = RecordedFleet(lambda *_: None)
     assert fleet.listed(thing("x", shop=True)) == []
     assert fleet.source.engagements["shop"] is None
@@ -388,7 +388,7 @@ def test_withdrawn_cluster_is_disengaged_as_removed() -> None:
     assert fleet.source.engagements["shop"].state is ObjectState.WITHDRAWN  # type: ignore[union-attr]
 
 
-def test_object_that_is_a_cluster_contributes_to_nothing_else() -> None:
+def test_object_that_stands_for_a_cluster_contributes_to_no_other() -> None:
     meaning, position = ObjectsAreClusters(), ObjectPosition(1)
     clusters = [ready()]
     assert [*meaning.restored_objects(clusters, [])] == [clusters]

@@ -171,7 +171,7 @@ def test_secret_without_a_kubeconfig_is_neither_stored_nor_counted_by_the_remova
     assert fleet.source.deletions_held == 2
 
 
-def test_list_that_lacks_most_secrets_is_held() -> None:
+def test_list_that_lacks_most_secrets_holds_their_removal() -> None:
     fleet = JoinedFleet()
     fleet.listed(*(an_object(f"c{n}", f"k{n}") for n in range(30)))
     fleet.listed(*(a_secret(f"k{n}") for n in range(30)), watch=SECRETS)

@@ -174,7 +174,7 @@ def test_count_of_not_ready_clusters_is_paused_while_the_source_is_lost() -> Non
     assert (fleet.clusters.held, fleet.clusters.due_at) == (None, 65.0 + SETTLE_S)
 
 
-def test_not_ready_release_is_paused_while_the_source_is_lost() -> None:
+def test_disengagement_of_held_not_ready_clusters_is_paused_while_the_source_is_lost() -> None:
     fleet = Engaged(100)
     fleet.not_ready(names(100), 0.0)
     fleet.run(31.0)
@@ -192,7 +192,7 @@ def test_not_ready_hold_that_began_after_source_loss_is_not_extended() -> None:
     assert fleet.clusters.due_at == 50.0 + SETTLE_S + 30.0
 
 
-def test_not_ready_grace_ends_in_order_after_an_extension() -> None:
+def test_extended_not_ready_grace_ends_after_a_later_one_with_an_earlier_deadline() -> None:
     fleet = Engaged(3, grace_s=60.0)
     fleet.not_ready(["c0"], 0.0)
     fleet.not_ready(["c1"], 30.0)

@@ -257,7 +257,7 @@ def test_disconnected_subscribers_with_large_filters_are_forgotten_sooner() -> N
     assert [releases.knows(key) for key in (ONE, TWO)] == [False, True]
 
 
-def test_clear_of_pending_releases_keeps_subscribers() -> None:
+def test_cleared_pending_releases_keep_their_subscribers() -> None:
     releases = draining(ONE)
     releases.clear()
     assert len(releases) == 0
@@ -307,7 +307,7 @@ def test_drain_after_a_restart_with_known_subscribers_keeps_its_deadline() -> No
     assert (awaited(releases), releases.due_at) == (["one"], 300.0)
 
 
-def test_drain_without_awaits_return_needs_a_known_subscriber_after_a_restart() -> None:
+def test_drain_that_does_not_await_earlier_subscribers_does_not_begin_after_a_restart() -> None:
     releases = PendingReleases()
     releases.expect_return(0.0)
     assert not releases.begin_drain(cluster("a"), 300.0, 10.0, awaits_return=False)

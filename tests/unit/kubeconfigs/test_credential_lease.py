@@ -53,14 +53,14 @@ def token(found: IssuedCredential | None) -> str | None:
     return None if found is None or found.credential.token is None else found.credential.token.reveal()
 
 
-def test_lease_without_a_credential_is_empty_and_not_due() -> None:
+def test_credential_lease_without_a_credential_is_empty_and_not_due() -> None:
     empty = lease()
     assert empty.state == Empty()
     assert (empty.valid(at(0)), empty.useful(at(0)), empty.due_at, empty.failure) == (None, None, None, None)
     assert not empty.check(at(0))
 
 
-def test_lease_renewal_time_has_jitter() -> None:
+def test_credential_lease_renewal_time_has_jitter() -> None:
     for draw, (first, later) in {0.0: (10, 36), 0.5: (26, 39), 1.0: (42, 42)}.items():
         made = lease(lambda draw=draw: draw)  # type: ignore[misc]
         made.begin()
@@ -72,7 +72,7 @@ def test_lease_renewal_time_has_jitter() -> None:
     assert FIRST_RENEWAL[0] < RENEWAL[0] < RENEWAL[1] == FIRST_RENEWAL[1] < REFRESH[0]
 
 
-def test_lease_renews_aged_credential_at_once() -> None:
+def test_credential_lease_renews_aged_credential_at_once() -> None:
     made = lease()
     made.begin()
     made.succeeded(minted("t1", 920), at(0))
@@ -85,7 +85,7 @@ def test_renewal_interval_of_long_lived_credential_is_bounded() -> None:
     assert made.due_at <= MAX_RENEWAL_S * 1.1
 
 
-def test_lease_issues_current_credential_during_renewal() -> None:
+def test_credential_lease_issues_current_credential_during_renewal() -> None:
     made = fresh()
     assert made.check(at(50))
     assert token(made.begin()) == "t1"
@@ -97,7 +97,7 @@ def test_lease_issues_current_credential_during_renewal() -> None:
     assert token(made.useful(at(60))) == "t2"
 
 
-def test_lease_issues_credential_with_enough_lifetime_left() -> None:
+def test_credential_lease_issues_credential_with_enough_lifetime_left() -> None:
     made = fresh(life_s=600)
     assert token(made.useful(at(419))) == "t1"
     assert made.useful(at(421)) is None
@@ -106,12 +106,14 @@ def test_lease_issues_credential_with_enough_lifetime_left() -> None:
 
 
 @pytest.mark.parametrize(("life_s", "useful", "margin"), [(3600, 1080, 10), (600, 180, 10), (160, 60, 8), (20, 8, 1)])
-def test_lease_minimum_remaining_time_depends_on_lifetime(life_s: float, useful: float, margin: float) -> None:
+def test_credential_lease_minimum_remaining_time_depends_on_lifetime(
+    life_s: float, useful: float, margin: float
+) -> None:
     assert (useful_s(life_s), margin_s(life_s)) == (useful, margin)
     assert useful < (1 - RENEWAL[1]) * life_s
 
 
-def test_lease_retries_with_exponential_backoff() -> None:
+def test_credential_lease_retries_with_exponential_backoff() -> None:
     made = fresh(life_s=1000)
     waits = []
     now = 500.0
@@ -131,7 +133,7 @@ def test_lease_retries_with_exponential_backoff() -> None:
     assert made.failure is None
 
 
-def test_lease_retry_interval_depends_on_lifetime() -> None:
+def test_credential_lease_retry_interval_depends_on_lifetime() -> None:
     for life_s, waited_s in ((4000, 11.25), (200, 3.75), (10, 0.375)):
         made = fresh(life_s=life_s)
         for _ in range(8):
@@ -141,7 +143,7 @@ def test_lease_retry_interval_depends_on_lifetime() -> None:
 
 
 @pytest.mark.parametrize("life_s", [10, 20, 60, 200, 600, 3600])
-def test_lease_issues_credentials_throughout_outage_of_half_a_lifetime(life_s: float) -> None:
+def test_credential_lease_issues_credentials_throughout_outage_of_half_a_lifetime(life_s: float) -> None:
     """The outage begins at the latest time at which a renewal is due."""
     made = fresh(life_s=life_s)
     now = RENEWAL[1] * life_s
@@ -154,7 +156,7 @@ def test_lease_issues_credentials_throughout_outage_of_half_a_lifetime(life_s: f
     assert made.valid(at(now)) is not None
 
 
-def test_lease_respects_retry_after_within_limits() -> None:
+def test_credential_lease_respects_retry_after_within_limits() -> None:
     for asked, waited in ((5.0, 5.375), (1e9, BACKOFF_S[1] + 0.375), (None, 0.375)):
         made = fresh()
         made.begin()
@@ -162,7 +164,7 @@ def test_lease_respects_retry_after_within_limits() -> None:
         assert made.due_at == pytest.approx(50 + waited)
 
 
-def test_lease_issues_last_credential_until_expiry() -> None:
+def test_credential_lease_issues_last_credential_until_expiry() -> None:
     made = fresh()
     made.begin()
     made.failed(DOWN, at(80))
@@ -176,7 +178,7 @@ def test_lease_issues_last_credential_until_expiry() -> None:
     assert not made.check(at(101))
 
 
-def test_lease_credential_may_expire_during_renewal() -> None:
+def test_credential_of_a_lease_may_expire_during_its_renewal() -> None:
     made = fresh()
     made.begin()
     assert made.valid(at(100)) is None
@@ -185,24 +187,24 @@ def test_lease_credential_may_expire_during_renewal() -> None:
     assert isinstance(made.state, Expired)
 
 
-def test_ends_at_orders_leases_by_expiry() -> None:
+def test_credential_leases_are_ordered_by_expiry_of_their_credentials() -> None:
     sooner, later = fresh(life_s=50), fresh(life_s=60)
     assert sorted([later, sooner, lease()], key=lambda made: made.ends_at)[1:] == [sooner, later]
 
 
-def test_lease_replaces_unexpectedly_expired_credential_at_once() -> None:
+def test_credential_lease_replaces_unexpectedly_expired_credential_at_once() -> None:
     made = fresh()
     assert made.check(at(1, wall=5000))  # the host was suspended, or the clock was set
     assert made.state == Empty()
 
 
-def test_clock_set_back_does_not_extend_lease() -> None:
+def test_clock_set_back_does_not_extend_credential_lease() -> None:
     made = fresh()
     assert made.valid(at(99, wall=200)) is None
     assert made.valid(at(94, wall=200)) is not None
 
 
-def test_lease_retries_identical_credential_with_backoff() -> None:
+def test_credential_lease_retries_identical_credential_with_backoff() -> None:
     made = fresh()
     for now, due_in in ((50, 5), (90, 1), (99.9, 0.2)):
         made.begin()
@@ -212,7 +214,7 @@ def test_lease_retries_identical_credential_with_backoff() -> None:
     assert made.valid(at(96)) is None
 
 
-def test_lease_rejects_concurrent_renewals() -> None:
+def test_credential_lease_rejects_concurrent_renewals() -> None:
     made = lease()
     made.begin()
     with pytest.raises(AssertionError):

@@ -87,7 +87,7 @@ def in_virtual_time(fleet: Callable[[], Fleet], play: Callable[[Fleet], Coroutin
         runner.run(main())
 
 
-def test_simultaneous_requests_are_minted_at_no_more_than_twice_the_mean_rate() -> None:
+def test_credentials_for_simultaneous_requests_are_issued_at_no_more_than_twice_the_mean_rate() -> None:
     backend = Slow()
 
     async def play(fleet: Fleet) -> None:
@@ -99,7 +99,7 @@ def test_simultaneous_requests_are_minted_at_no_more_than_twice_the_mean_rate() 
     assert peak <= 2 * mean
 
 
-def test_renewals_of_simultaneous_leases_spread_out() -> None:
+def test_renewals_of_simultaneous_credential_leases_spread_out() -> None:
     """The rate limit does not apply here: with jitter drawn only once, the leases would stay synchronized."""
     backend = Slow()
 
@@ -111,7 +111,7 @@ def test_renewals_of_simultaneous_leases_spread_out() -> None:
     assert peak <= 2 * mean
 
 
-def test_backend_outage_of_half_a_lifetime_leaves_no_cluster_without_credential() -> None:
+def test_issuer_outage_of_half_a_lifetime_leaves_no_cluster_without_a_credential() -> None:
     """All credentials are due during the outage, and are renewed in order of expiry after it."""
     backend = Slow()
 
@@ -129,7 +129,7 @@ def test_backend_outage_of_half_a_lifetime_leaves_no_cluster_without_credential(
     in_virtual_time(lambda: Fleet(1000, backend, per_second=PER_SECOND / 10), play)
 
 
-def test_leases_recover_within_seconds_of_a_long_outage_without_a_burst() -> None:
+def test_credential_leases_recover_within_seconds_of_a_long_outage_without_a_burst() -> None:
     backend = Slow()
     size = 500
 

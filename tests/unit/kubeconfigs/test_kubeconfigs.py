@@ -101,7 +101,7 @@ async def got(kubeconfigs: Kubeconfigs, cluster: Cluster = ALPHA, ttl_s: float |
     return token_in(lease.issue("epoch.1", ME))
 
 
-async def test_one_mint_serves_all_clusters_of_an_identity() -> None:
+async def test_all_clusters_of_an_identity_share_one_credential() -> None:
     backend = Backend()
     async with issuing(backend) as kubeconfigs:
         given = {await got(kubeconfigs, a_cluster(f"p-{number}", number + 1)) for number in range(10_000)}
@@ -138,7 +138,7 @@ async def test_shared_credential_serves_cluster_with_changed_endpoint() -> None:
         assert await got(kubeconfigs) == await got(kubeconfigs, moved)
 
 
-async def test_lease_has_one_mint_in_flight() -> None:
+async def test_credential_lease_has_one_request_in_flight() -> None:
     backend = Backend(Scope.CLUSTER)
     backend.gate.clear()
     async with issuing(backend) as kubeconfigs:
@@ -149,7 +149,7 @@ async def test_lease_has_one_mint_in_flight() -> None:
     assert len(backend.asked) == 1
 
 
-async def test_hanging_backend_does_not_delay_valid_credentials() -> None:
+async def test_hanging_issuer_does_not_delay_valid_credentials() -> None:
     backend = Backend(life_s=4)
     async with issuing(backend) as kubeconfigs:
         first = await got(kubeconfigs)
@@ -170,7 +170,7 @@ async def test_credential_is_renewed_before_expiry() -> None:
     assert list(dict.fromkeys(seen)) == [each for each, _ in groupby(seen)], "the backend returned an older token"
 
 
-async def test_credential_is_issued_until_expiry_while_backend_is_down() -> None:
+async def test_kubeconfigs_have_the_last_credential_until_its_expiry_while_the_issuer_is_down() -> None:
     backend = Backend(life_s=1.0)
     async with issuing(backend) as kubeconfigs:
         first = await got(kubeconfigs)
@@ -191,7 +191,7 @@ async def test_credential_is_issued_until_expiry_while_backend_is_down() -> None
         assert kubeconfigs.problem(ALPHA, UNLIMITED) is None
 
 
-async def test_first_kubeconfig_request_waits_for_the_mint_and_fails_if_the_mint_fails() -> None:
+async def test_first_kubeconfig_request_waits_for_its_credential_and_fails_with_the_issuer() -> None:
     backend = Backend(Scope.CLUSTER)
     backend.gate.clear()
     async with issuing(backend) as kubeconfigs:
@@ -204,7 +204,7 @@ async def test_first_kubeconfig_request_waits_for_the_mint_and_fails_if_the_mint
             await asking
 
 
-async def test_hanging_credential_backend_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hanging_credential_issuer_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(minter, "MINT_TIMEOUT_S", 0.05)
     backend = Backend()
     backend.gate.clear()
@@ -301,7 +301,7 @@ async def test_kubeconfig_has_the_expiry_of_its_credential_and_an_earlier_refres
     assert made.issued_at + 49 < made.refresh_at < made.issued_at + 61
 
 
-async def test_unused_lease_is_not_renewed_indefinitely(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unused_credential_lease_is_not_renewed_indefinitely(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(minter, "CHECK_EVERY_S", 0.02)
     backend = Backend(Scope.CLUSTER, life_s=0.8)
     async with issuing(backend) as kubeconfigs:
@@ -310,7 +310,7 @@ async def test_unused_lease_is_not_renewed_indefinitely(monkeypatch: pytest.Monk
     assert len(backend.asked) == 2
 
 
-async def test_mints_in_flight_are_limited() -> None:
+async def test_credential_requests_in_flight_are_limited() -> None:
     backend = Backend(Scope.CLUSTER)
     backend.gate.clear()
     async with issuing(backend, concurrency=5, per_second=10_000) as kubeconfigs:
@@ -337,7 +337,7 @@ async def test_credential_issuer_failure_is_logged_as_warning_once_a_credential_
     assert {line["event"] for line in lines} == {"credential issuer failed"}
 
 
-async def test_failing_credential_backend_is_retried_by_one_lease_at_a_time() -> None:
+async def test_failing_credential_issuer_is_retried_by_one_credential_lease_at_a_time() -> None:
     backend = Backend(Scope.CLUSTER)
     backend.failure = BackendError("down")
     async with issuing(backend, concurrency=5, per_second=10_000) as kubeconfigs:
@@ -367,7 +367,7 @@ async def test_expired_credential_is_not_issued_after_clock_is_set_forward(
         assert first in backend.given
 
 
-async def test_credential_minted_after_disengagement_is_dropped() -> None:
+async def test_credential_issued_after_disengagement_is_dropped() -> None:
     backend = Backend(Scope.CLUSTER)
     backend.gate.clear()
     metrics = Metrics()
@@ -382,7 +382,7 @@ async def test_credential_minted_after_disengagement_is_dropped() -> None:
         assert kubeconfigs.health()[0].leases == 0
 
 
-async def test_credential_minted_by_an_earlier_run_is_revoked_when_cluster_is_disengaged() -> None:
+async def test_credential_issued_by_an_earlier_run_is_revoked_when_cluster_is_disengaged() -> None:
     backend = RevokingBackend()
     async with issuing(backend) as kubeconfigs:
         kubeconfigs.disengaged(ALPHA)
@@ -417,7 +417,7 @@ async def test_credential_of_disengaged_cluster_is_revoked_with_retries(
     assert sorted(backend.revoked) == [("alpha", 1), ("beta", 2)]
 
 
-async def test_issue_is_audited_without_secret() -> None:
+async def test_issued_kubeconfigs_are_audited_without_secrets() -> None:
     async with issuing(Backend()) as kubeconfigs:
         with capture_logs() as lines:
             await got(kubeconfigs)
@@ -434,7 +434,7 @@ async def test_issue_is_audited_without_secret() -> None:
     assert CANARY not in str(lines)
 
 
-async def test_metrics_show_issued_kubeconfigs_mints_and_credential_expiry() -> None:
+async def test_metrics_show_issued_kubeconfigs_credential_requests_and_credential_expiry() -> None:
     metrics, backend = Metrics(), Backend()
     async with issuing(backend, metrics=metrics) as kubeconfigs:
         measured = MeasuredDaemon(fleet=Fleet(readable_log()), cluster_cap=0, issuer_health=kubeconfigs.health)
@@ -455,7 +455,7 @@ async def test_metrics_show_issued_kubeconfigs_mints_and_credential_expiry() -> 
 
 
 @pytest.mark.parametrize("scope", [Scope.IDENTITY, Scope.CLUSTER])
-async def test_held_credentials_are_inspectable_without_a_mint(scope: Scope) -> None:
+async def test_held_credential_is_returned_without_a_request_to_the_issuer(scope: Scope) -> None:
     backend = Backend(scope)
     beta = a_cluster("beta", 2)
     async with issuing(backend) as kubeconfigs:
@@ -518,7 +518,7 @@ async def test_clusters_that_reject_the_issued_credential_are_counted() -> None:
         assert kubeconfigs.health()[0].failing == {}
 
 
-async def test_mint_failure_of_one_cluster_does_not_make_credential_issuer_unhealthy(
+async def test_failed_credential_request_of_one_cluster_does_not_make_the_issuer_unhealthy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(minter, "MINT_TIMEOUT_S", 0.05)
@@ -537,7 +537,7 @@ async def test_mint_failure_of_one_cluster_does_not_make_credential_issuer_unhea
         assert kubeconfigs.health()[0].failing == {}
 
 
-async def test_failed_mint_of_one_cluster_is_retried_without_an_issuer_problem() -> None:
+async def test_failed_credential_request_of_one_cluster_is_retried_without_an_issuer_problem() -> None:
     backend = Backend(Scope.CLUSTER)
     backend.failure = BackendError("its Secret is missing", of_cluster=True)
     async with issuing(backend) as kubeconfigs:

@@ -37,7 +37,7 @@ def taken(queue: MintQueue[Entry]) -> list[str]:
     return found
 
 
-def test_mint_queue_takes_leases_without_a_credential_first_then_by_expiry() -> None:
+def test_credential_queue_takes_leases_without_a_credential_first_then_by_expiry() -> None:
     queue = MintQueue[Entry](10)
     queue.add(entry(1), ends_at=20.0, failures=0)
     queue.add(entry(2), ends_at=10.0, failures=0)
@@ -45,7 +45,7 @@ def test_mint_queue_takes_leases_without_a_credential_first_then_by_expiry() -> 
     assert taken(queue) == ["p3", "p4", "p2", "p1"]
 
 
-def test_mint_queue_retries_use_at_most_a_quarter_of_the_slots() -> None:
+def test_retries_use_at_most_a_quarter_of_the_credential_queue_slots() -> None:
     queue = MintQueue[Entry](8)
     for number in range(1, 20):
         queue.add(entry(number), ends_at=-inf, failures=1)
@@ -57,7 +57,7 @@ def test_mint_queue_retries_use_at_most_a_quarter_of_the_slots() -> None:
     assert len(taken(queue)) == 2, "first credentials and retries leave slots for renewals"
 
 
-def test_mint_queue_organization_takes_at_most_half_of_the_slots_that_others_leave_free() -> None:
+def test_organization_takes_at_most_half_of_the_credential_queue_slots_that_others_leave_free() -> None:
     queue = MintQueue[Entry](10)
     first(
         queue, *(entry(number, "shop") for number in range(1, 20)), *(entry(number, "bank") for number in range(20, 40))
@@ -69,7 +69,7 @@ def test_mint_queue_organization_takes_at_most_half_of_the_slots_that_others_lea
     assert taken(queue) == ["p41"], "first credentials use at most eight of ten slots"
 
 
-def test_mint_queue_takes_the_organization_with_the_fewest_slots_next() -> None:
+def test_credential_queue_takes_the_organization_with_the_fewest_slots_next() -> None:
     queue = MintQueue[Entry](4)
     shop = [entry(number, "shop") for number in range(1, 20)]
     first(queue, *shop)
@@ -79,7 +79,7 @@ def test_mint_queue_takes_the_organization_with_the_fewest_slots_next() -> None:
     assert taken(queue)[0] == "p20"
 
 
-def test_mint_queue_limits_cluster_to_one_mint_in_flight() -> None:
+def test_credential_queue_limits_cluster_to_one_request_in_flight() -> None:
     queue = MintQueue[Entry](8)
     one, again, other = entry(1), entry(1), entry(2)
     first(queue, one, again, other)
@@ -88,7 +88,7 @@ def test_mint_queue_limits_cluster_to_one_mint_in_flight() -> None:
     assert queue.next_to_mint() is again
 
 
-def test_mint_queue_slot_is_reused_when_its_mint_is_done() -> None:
+def test_credential_queue_slot_is_reused_when_its_request_is_done() -> None:
     queue = MintQueue[Entry](4)
     entries = [entry(number, "shop") for number in range(1, 5)]
     first(queue, *entries)
@@ -100,7 +100,7 @@ def test_mint_queue_slot_is_reused_when_its_mint_is_done() -> None:
     assert taken(queue) == ["p4"]
 
 
-def test_mint_queue_frees_slot_of_organization_that_changed_in_flight() -> None:
+def test_credential_queue_frees_slot_of_organization_that_changed_in_flight() -> None:
     queue = MintQueue[Entry](1)
     moved = entry(1, "shop")
     first(queue, moved)
@@ -111,7 +111,7 @@ def test_mint_queue_frees_slot_of_organization_that_changed_in_flight() -> None:
     assert taken(queue) == ["p2"]
 
 
-def test_mint_queue_frees_slot_of_organization_that_changed_while_queued() -> None:
+def test_credential_queue_frees_slot_of_organization_that_changed_while_queued() -> None:
     queue = MintQueue[Entry](1)
     moved = entry(1, "shop")
     first(queue, moved)
@@ -123,7 +123,7 @@ def test_mint_queue_frees_slot_of_organization_that_changed_while_queued() -> No
 
 
 @pytest.mark.parametrize("failures", [0, 3])
-def test_mint_queue_with_one_slot_serves_retries_and_renewals(failures: int) -> None:
+def test_credential_queue_with_one_slot_serves_retries_and_renewals(failures: int) -> None:
     queue = MintQueue[Entry](1)
     shared = Entry(None)
     queue.add(shared, ends_at=-inf, failures=failures)

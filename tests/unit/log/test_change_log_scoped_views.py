@@ -39,7 +39,7 @@ def received(cursor: Cursor) -> list[Event]:
     return [event for batch in iter(cursor.next_batch, None) for event in read(batch.slice.frames)]
 
 
-def test_cluster_leaving_scope_is_sent_as_last_visible() -> None:
+def test_cluster_leaving_scope_is_disengaged_in_its_last_visible_state() -> None:
     log = readable_log()
     a = engage(log)
     cursor = following(log)

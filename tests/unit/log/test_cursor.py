@@ -97,7 +97,7 @@ def test_snapshot_contains_only_clusters_in_filter() -> None:
     assert batch.synced
 
 
-def test_sparse_filter_search_yields_and_reports_only_matches() -> None:
+def test_snapshot_with_few_matches_is_searched_in_steps_and_has_only_matches() -> None:
     log = readable_log()
     count = 2 * RECORDS_PER_STEP + 1
     for index in range(count):
@@ -111,7 +111,7 @@ def test_sparse_filter_search_yields_and_reports_only_matches() -> None:
     assert (first_frame.is_sendable, second.is_sendable, third.is_sendable) == (True, False, True)
 
 
-def test_sparse_filter_search_of_many_changes_yields_and_reports_only_matches() -> None:
+def test_many_changes_with_few_matches_are_searched_in_steps_and_only_matches_are_sent() -> None:
     log = readable_log()
     cursor = following(log, Filter(names=frozenset({"b"})))
     for index in range(RECORDS_PER_STEP + 1):

@@ -23,7 +23,7 @@ def test_slice_joins_its_frames() -> None:
 @pytest.mark.parametrize(
     ("kind", "growth"), [(EventType.ENGAGED, {"": 2}), (EventType.UPDATED, {}), (EventType.DISENGAGED, {"": -2})]
 )
-def test_slice_grows_with_engagements_and_shrinks_with_disengagements(kind: EventType, growth: dict[str, int]) -> None:
+def test_slice_growth_is_its_engagements_minus_its_disengagements(kind: EventType, growth: dict[str, int]) -> None:
     assert slice_of([frame(kind)] * 2).growth == growth
 
 

@@ -8,14 +8,14 @@ from milo_discoveryd.model.removal_limits import FirstList, RemovalLimits
 @pytest.mark.parametrize(
     ("known", "present", "may_lack"), [(20, 0, True), (20, 9, True), (20, 10, False), (1, 0, True), (0, 5, False)]
 )
-def test_first_list_that_lacks_most_or_all_clusters_of_a_subscriber_is_doubted(
+def test_first_list_that_lacks_most_or_all_clusters_of_a_subscriber_may_be_incomplete(
     known: int, present: int, may_lack: bool
 ) -> None:
     assert FirstList(present, RemovalLimits()).may_lack(known, present) is may_lack
     assert not FirstList(present, None).may_lack(known, present)
 
 
-def test_list_after_a_short_list_is_doubted_until_it_has_all_clusters() -> None:
+def test_list_after_a_short_list_may_be_incomplete_until_it_has_all_clusters() -> None:
     for present in (3, 43, 52):
         assert FirstList(present, RemovalLimits(), initial=3).may_lack(53, present)
         assert FirstList(present, RemovalLimits()).may_lack(53, present, has_lacked=True)
@@ -27,7 +27,7 @@ def test_list_after_a_short_list_is_doubted_until_it_has_all_clusters() -> None:
 @pytest.mark.parametrize(
     ("version", "known", "is_older"), [(41, 42, True), (42, 42, False), (0, 42, False), (41, 0, False)]
 )
-def test_first_list_with_an_older_version_than_the_subscriber_received_is_doubted(
+def test_first_list_is_older_if_the_subscriber_received_a_later_version(
     version: int, known: int, is_older: bool
 ) -> None:
     assert FirstList(3, RemovalLimits(), version).is_older(known) is is_older

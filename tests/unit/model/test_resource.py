@@ -44,7 +44,7 @@ def test_object_key_contains_source_namespace_and_name(keys: ObjectKeys, key: st
     assert keys.split(key) == parts
 
 
-def test_object_key_requires_a_name() -> None:
+def test_object_key_without_a_name_is_empty() -> None:
     assert BOTH.key("a", "") == ""
 
 

@@ -78,7 +78,7 @@ def test_new_objects_of_a_watch_are_applied_up_to_the_budget() -> None:
     assert clusters.engagements.engaged == LIMIT
 
 
-def test_source_over_its_budget_is_repaired_by_a_shorter_list() -> None:
+def test_source_over_its_budget_recovers_with_a_shorter_list() -> None:
     clusters = BudgetedClusters()
     clusters.take(*map(ObjectChanged, objects(LIMIT + 5)))
     assert clusters.weight.problem
@@ -135,7 +135,7 @@ def test_fleet_can_be_replaced_again_after_its_deletions_are_confirmed() -> None
     assert (clusters.engagements.engaged, clusters.weight.problem) == (LIMIT - 1, "")
 
 
-def test_long_name_of_a_deleted_object_counts() -> None:
+def test_long_name_of_a_deleted_object_counts_toward_the_budget() -> None:
     clusters = BudgetedClusters()
     invalid = malformed("/" * 5 * SIZE)
     clusters.lists(invalid, ready("anchor"))

@@ -351,7 +351,7 @@ def test_deletion_of_object_that_is_not_engaged_is_confirmed() -> None:
 # --- the stream ---
 
 
-def test_changes_are_committed_together() -> None:
+def test_changes_received_together_are_committed_in_one_batch() -> None:
     source = Source(ready("a"))
     batches = list(source.take_batches([ObjectChanged(ready("b")), ObjectChanged(not_ready("a")), EventIgnored("?")]))
     assert [len(batch) for batch in batches] == [2]

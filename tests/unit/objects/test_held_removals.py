@@ -78,7 +78,7 @@ class GuardAtRate(RemovalGuard):
         return ListJudgement([JudgedRemovals(group, at_rate) for group in (missing[:2], missing[2:])])
 
 
-def test_each_group_of_missing_objects_has_its_own_decision() -> None:
+def test_removal_guard_decides_separately_about_each_group_of_missing_objects() -> None:
     source = ListedClusters(GuardOfTwo(LIMITS))
     source.lists(*FLEET)
     source.lists(ready("b", uid="u2"), *FLEET[3:])
@@ -97,7 +97,7 @@ def test_rate_of_confirmations_counts_the_objects_of_all_groups() -> None:
         assert source.requested_names() == names
 
 
-def test_empty_relist_is_held_with_reason() -> None:
+def test_empty_relist_holds_removal_of_all_clusters_with_reason() -> None:
     source = Source()
     source.lists()
     assert source.requested_names() == []
@@ -128,7 +128,7 @@ def test_empty_list_holds_removal_of_clusters_that_were_ready_before() -> None:
     assert source.pending_deletions.held == 6
 
 
-def test_empty_list_is_not_held_for_objects_that_were_never_ready_under_their_uid() -> None:
+def test_empty_list_does_not_hold_removal_of_objects_that_were_never_ready_under_their_uid() -> None:
     source = Source()
     source.take(*(ObjectChanged(not_ready(each.name, "2", uid="another")) for each in FLEET))
     assert source.store.established_count == 0
@@ -201,7 +201,7 @@ def test_object_found_outside_selector_does_not_stop_release_of_held_removals() 
     assert source.requested_names() == ["b"]
 
 
-def test_cluster_missing_from_list_of_restored_server_is_kept() -> None:
+def test_cluster_missing_from_list_of_restored_server_stays_engaged() -> None:
     source = Source()
     source.lists(*FLEET[1:], versions_went_back=True)
     source.now = 30.0
@@ -212,7 +212,7 @@ def test_cluster_missing_from_list_of_restored_server_is_kept() -> None:
     assert source.engaged == 6
 
 
-def test_watch_deletion_is_confirmed_although_it_is_held() -> None:
+def test_deletion_reported_by_watch_is_confirmed_although_its_removal_was_held() -> None:
     source = Source()
     source.lists()
     source.take(DeletionReported("a", "u1"))

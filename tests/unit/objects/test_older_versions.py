@@ -97,7 +97,7 @@ def test_cluster_held_after_a_restore_stays_engaged_when_the_same_state_is_repea
     assert (source.engaged, source.pending_deletions.held) == (6, 6)
 
 
-def test_older_state_of_object_in_newer_list_is_held() -> None:
+def test_cluster_whose_state_is_older_in_a_newer_list_stays_engaged() -> None:
     source = at_version_120()
     assert source.lists(*NEW[1:], not_ready("a", "50")) == []
     assert (source.engaged, source.pending_deletions.held) == (6, 1)
@@ -149,7 +149,7 @@ def test_accepted_restore_disengages_missing_clusters() -> None:
     assert (source.engaged, source.pending_deletions.held, source.collection.held) == (2, 0, None)
 
 
-def test_acceptance_without_held_removals_changes_nothing() -> None:
+def test_accepting_a_restored_server_without_held_removals_changes_nothing() -> None:
     source = at_version_120()
     assert not source.collection.accept(0.0)
     source.lists()
@@ -286,7 +286,7 @@ class TestReadThatContradictsTheList:
     def test_read_consistent_with_the_list_is_applied(self, source: Source, newer: Observation) -> None:
         assert source.answers(Found(newer)) != []
 
-    def test_read_after_a_hold_gives_the_replica_time_to_catch_up(self, source: Source) -> None:
+    def test_older_read_after_a_hold_is_not_applied_while_the_replica_may_catch_up(self, source: Source) -> None:
         for source.now in (0.0, 30.0):
             source.lists(*FLEET[3:], version="120")
         source.pending_deletions.discard("b")

@@ -109,7 +109,7 @@ def test_removals_by_list_of_restored_server_are_never_released(missing: int) ->
         assert (guard.held.since, guard.relist_at) == (0.0, None)
 
 
-def test_clusters_that_a_restored_server_lacks_later_are_confirmed_individually() -> None:
+def test_few_removals_by_a_later_list_of_a_restored_server_are_confirmed_individually() -> None:
     guard = RemovalGuard(LIMITS)
     first = judge(guard, 3, 100, went_back=True)
     assert judge(guard, 2, 97, now=30.0, still_held=3) == ConfirmEach()
@@ -131,7 +131,7 @@ def test_hold_after_a_restore_ends_when_no_removal_is_held() -> None:
     assert (guard.held, guard.holds_restored) == (None, False)
 
 
-def test_later_lists_of_restored_server_are_not_behind() -> None:
+def test_later_lists_of_restored_server_do_not_count_as_older() -> None:
     guard = RemovalGuard(LIMITS)
     for version, now, ignored in (("50", 0.0, True), ("50", 29.0, True), ("51", 30.0, False)):
         assert guard.is_behind(version, versions_went_back=True)
@@ -169,7 +169,7 @@ def test_list_of_another_server_can_be_accepted() -> None:
     assert decision(foreign(guard, 5, 1.0), 5) == ConfirmAtRate(50.0)
 
 
-def test_older_list_without_missing_clusters_is_not_held() -> None:
+def test_older_list_without_missing_clusters_holds_no_removal() -> None:
     guard = RemovalGuard(LIMITS)
     assert judge(guard, 0, 100, went_back=True) == ConfirmEach()
     assert guard.held is None
@@ -223,7 +223,7 @@ def test_list_of_another_server_does_not_verify_the_first_list() -> None:
     assert not guard.is_verified
 
 
-def test_held_list_does_not_verify_the_first_list() -> None:
+def test_list_that_holds_removals_does_not_verify_the_first_list() -> None:
     guard = RemovalGuard(LIMITS)
     judge(guard, 0, 3)
     assert isinstance(judge(guard, 3, 3, now=31.0), HeldRemovals)
@@ -303,7 +303,7 @@ def test_first_list_is_verified_by_a_list_after_the_verify_after_delay() -> None
     assert (guard.is_verified, guard.first_list.verify_at) == (True, None)
 
 
-def test_second_list_can_be_brought_forward() -> None:
+def test_verification_of_the_first_list_can_be_brought_forward() -> None:
     guard = RemovalGuard(LIMITS)
     guard.verify_first(0.0)
     judge(guard, 0, 3, now=2.0)

@@ -129,7 +129,7 @@ def test_observation_after_confirmed_deletion_is_discarded() -> None:
     assert watched(store, ready(version="11", uid="u2")) != []
 
 
-def test_only_an_observation_of_a_newer_version_is_news() -> None:
+def test_only_an_observation_of_a_newer_version_is_new_to_the_store() -> None:
     store = after(ready(version="10"))
     watched(store, ready(version="10"))
     assert store.outdated == 0
@@ -169,7 +169,7 @@ def test_present_names_exclude_deleted_objects_and_those_outside_selector() -> N
     assert store.missing_from(dict.fromkeys("abcde")) == []
 
 
-def test_would_change_is_true_for_object_with_other_uid_or_version() -> None:
+def test_observation_with_other_uid_or_version_would_change_the_store() -> None:
     store = after(ready(version="10"))
     assert not store.would_change(ready(version="10"))
     assert store.would_change(ready(version="9"))
@@ -180,12 +180,12 @@ def test_would_change_is_true_for_object_with_other_uid_or_version() -> None:
 @pytest.mark.parametrize(
     "listed", [not_ready(version="10"), malformed(version="10"), ready(version="10", suspended=True)]
 )
-def test_would_change_is_true_for_another_state_of_the_same_version(listed: ObservedObject) -> None:
+def test_observation_of_another_state_at_the_same_version_would_change_the_store(listed: ObservedObject) -> None:
     assert after(ready(version="10")).would_change(listed)
 
 
 @pytest.mark.parametrize("left", [DELETED, outside(version="10")])
-def test_would_change_is_true_for_object_that_was_deleted_or_outside_selector(
+def test_observation_of_object_that_was_deleted_or_outside_selector_would_change_the_store(
     left: ObservedObject | ConfirmedDeletion,
 ) -> None:
     assert after(ready(version="10"), left).would_change(ready(version="10"))
@@ -206,7 +206,7 @@ def test_older_version_is_applied_for_object_that_a_restored_server_lacks() -> N
     assert watched(store, ready(version="5")) != []
 
 
-def test_version_is_older_than_any_if_one_object_has_a_newer_version() -> None:
+def test_version_is_older_if_any_object_has_a_newer_one() -> None:
     store = after(ready("a", "10"), ready("b", "x"))
     assert store.is_older_than_any("9")
     assert not store.is_older_than_any("10")

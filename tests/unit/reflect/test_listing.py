@@ -67,7 +67,7 @@ def test_next_request_waits_until_all_objects_of_the_page_are_consumed() -> None
     assert driver.request == OpenWatch("10", TIMEOUT_S)
 
 
-def test_complete_list_makes_source_current() -> None:
+def test_complete_list_makes_source_streaming() -> None:
     driver = ReflectorDriver()
     driver.now = 105.0
     driver.page()

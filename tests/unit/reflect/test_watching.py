@@ -460,7 +460,7 @@ def test_failed_list_while_catching_up_makes_source_stale_since_first_failure() 
     assert driver.status == (ViewState.STALE, 105.0, "ServerError")
 
 
-def test_catching_up_state_keeps_its_start_time_across_repeated_failures() -> None:
+def test_catching_up_state_after_a_complete_list_has_a_new_start_time() -> None:
     driver = watching()
     driver.failed(EXPIRED)
     driver.now += 5.0

@@ -125,7 +125,7 @@ def test_larger_list_that_lacks_few_clusters_does_not_complete_a_short_first_lis
     assert not waits(of, 4, 3)
 
 
-def test_restored_clusters_are_complete_before_the_first_list() -> None:
+def test_subscriber_whose_clusters_are_all_restored_does_not_wait_for_the_first_list() -> None:
     of = source()
     of.restore([(ready("a", ""), 1.0)], (), ViewStatus(ViewState.STALE, 0.0, "Restored", ""))
     assert not waits(of, 1, 1)
@@ -138,7 +138,7 @@ def test_restored_cluster_that_the_first_list_lacks_does_not_count_as_listed() -
     assert waits(of, 2, 1)
 
 
-def test_first_list_of_few_objects_may_have_many_clusters() -> None:
+def test_first_list_is_compared_by_clusters_and_not_by_objects() -> None:
     fleet = RecordedFleet()
     fleet.listed(thing("x", **{f"c{number}": True for number in range(20)}))
     assert not waits(fleet.source, 20, 20)

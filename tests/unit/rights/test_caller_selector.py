@@ -116,7 +116,7 @@ def test_san_pattern_rejects_ambiguous_path(san: str) -> None:
     assert CallerSelector(sans=(san,)).matches(Caller(listener="net", sans=(san,))), "an exact name is not a pattern"
 
 
-def test_quota_keys_are_independent_of_gid_listener_and_extra_sans() -> None:
+def test_quota_keys_are_the_uid_user_or_sans_of_a_caller_or_else_its_listener() -> None:
     assert quota_keys(Caller(listener="a", uid=1, gid=1)) == quota_keys(Caller(listener="b", uid=1, gid=2))
     one, more = Caller(listener="a", sans=("dns:a",)), Caller(listener="a", sans=("dns:b", "dns:a", "dns:a"))
     assert set(quota_keys(one)) < set(quota_keys(more)) == {"dns:a", "dns:b"}

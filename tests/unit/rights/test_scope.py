@@ -32,7 +32,7 @@ def test_scope_all_matches_every_cluster_and_scope_none_no_cluster() -> None:
     assert not any(scope.is_everything for scope in (PROD, ACME, SHOPS))
 
 
-def test_scope_covers_by_name_only_without_other_conditions() -> None:
+def test_scope_with_conditions_other_than_names_covers_no_cluster_by_its_name() -> None:
     assert SHOPS.covers_by_name("shop-2")
     assert not SHOPS.covers_by_name("a")
     assert ALL_CLUSTERS.covers_by_name("a")
@@ -53,7 +53,7 @@ def test_scoped_filter_is_filter_and_scope() -> None:
     assert not scoped(Filter(names=frozenset({"b"})), PROD).matches(A_PROD)
 
 
-def test_scoped_filter_shows_within_scope_only() -> None:
+def test_scoped_filter_shows_only_clusters_within_scope() -> None:
     shown = ScopedFilter(Filter(names=frozenset({"b"})), PROD)
     assert shown.shows(A_PROD)
     assert not shown.shows(A_DEV)

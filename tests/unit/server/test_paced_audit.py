@@ -33,7 +33,7 @@ class Pacing:
             self.paced.refused(Caller(listener="net", uid=uid, peer=f"ipv4:192.0.2.1:{port}"), "", reason)
 
 
-def test_paced_audit_suppresses_flood_and_counts_it() -> None:
+def test_rate_limited_audit_suppresses_flood_and_counts_it() -> None:
     there = Pacing()
     there.deny(JUNK, 1000)
     assert there.audit.lines == [(JUNK, None)] * BURST
@@ -43,7 +43,7 @@ def test_paced_audit_suppresses_flood_and_counts_it() -> None:
     assert there.audit.lines[BURST:] == [(JUNK, 1000 - BURST)]
 
 
-def test_paced_audit_reports_suppressed_denials_without_another_denial() -> None:
+def test_rate_limited_audit_reports_suppressed_denials_without_another_denial() -> None:
     there = Pacing()
     there.deny(JUNK, BURST + 5)
     there.paced.flush()
@@ -51,7 +51,7 @@ def test_paced_audit_reports_suppressed_denials_without_another_denial() -> None
     assert there.audit.lines[BURST:] == [(JUNK, 5)]
 
 
-def test_paced_audit_has_a_budget_per_reason_and_caller() -> None:
+def test_rate_limited_audit_has_a_budget_per_reason_and_caller() -> None:
     there = Pacing()
     there.deny(JUNK, 60)
     there.deny(TOKEN, BURST)
@@ -59,14 +59,14 @@ def test_paced_audit_has_a_budget_per_reason_and_caller() -> None:
     assert there.audit.lines[BURST:] == [(TOKEN, None)] * BURST + [(JUNK, None)]
 
 
-def test_paced_audit_budget_is_not_per_port() -> None:
+def test_rate_limited_audit_budget_is_not_per_port() -> None:
     there = Pacing()
     for port in range(100):
         there.deny(JUNK, port=port)
     assert len(there.audit.lines) == BURST
 
 
-def test_paced_audit_limits_successful_calls_and_counts_them_under_their_event() -> None:
+def test_rate_limited_audit_limits_successful_calls_and_counts_them_under_their_event() -> None:
     there = Pacing()
     for _ in range(BURST + 3):
         there.paced.noted_at_rate(Caller(listener="net"), "", "subscription ended")
@@ -75,7 +75,7 @@ def test_paced_audit_limits_successful_calls_and_counts_them_under_their_event()
     assert not there.audit.counted, "successful calls are not counted as denials"
 
 
-def test_paced_audit_does_not_limit_release_events() -> None:
+def test_rate_limited_audit_does_not_limit_release_events() -> None:
     there = Pacing()
     for _ in range(BURST + 3):
         there.paced.noted(Caller(listener="net"), "", "cluster released")

@@ -100,7 +100,7 @@ async def test_moved_clusters_are_kept_until_they_are_released() -> None:
     assert (lost(assignment), ended) == (set(), ["x", "y"])
 
 
-async def test_released_clusters_are_unknown_until_a_first_list_that_a_stream_waited_for_is_verified() -> None:
+async def test_moved_clusters_are_unknown_until_the_first_list_that_a_stream_waited_for_is_verified() -> None:
     source, assignment = listed("x")
     waiting = assignment._fleet.waiting
     assign(assignment, ALONE)

@@ -29,7 +29,7 @@ def test_credential_fence_requires_no_revocation_before_member_may_engage() -> N
     assert not fence.is_cleared
 
 
-def test_credential_fence_clears_key_once_its_credentials_are_revoked() -> None:
+def test_credential_fence_permits_engagement_of_key_once_its_credentials_are_revoked() -> None:
     fence = CredentialFence()
     fence.follow(SETTLED)
     assert not fence.clears("key")

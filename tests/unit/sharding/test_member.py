@@ -89,7 +89,7 @@ def test_member_is_fenced_20_seconds_after_the_start_of_its_last_renewal() -> No
     assert member.is_fenced(renewed_at + 20.0)
 
 
-def test_member_fence_counts_from_start_of_renewal() -> None:
+def test_fence_of_member_is_timed_from_start_of_its_renewal() -> None:
     driver = settled("a")
     member, started_at = driver.members["a"], driver.now + 10
     action = member.next(started_at)
@@ -287,7 +287,7 @@ def test_member_with_failed_request_wakes_at_its_fence() -> None:
     assert member.next(member.fence_at - 0.4) == WaitUntil(member.fence_at)
 
 
-def test_was_written_accepts_no_read_action() -> None:
+def test_member_refuses_a_read_action_as_the_result_of_a_write() -> None:
     driver = settled("a")
     with pytest.raises(AssertionError):
         driver.members["a"].was_written(Read(), "1", driver.now, driver.now)

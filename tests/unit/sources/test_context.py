@@ -40,7 +40,7 @@ def test_milo_context_is_the_last_context_in_the_server_path(path: str, context:
         (ORGANIZATION + PROJECT, ""),
     ],
 )
-def test_root_is_the_path_before_the_contexts(path: str, root: str) -> None:
+def test_milo_root_is_the_server_path_before_the_contexts(path: str, root: str) -> None:
     assert root_of(f"https://milo.example.com:6443{path}") == f"https://milo.example.com:6443{root}"
 
 
@@ -49,7 +49,7 @@ def test_context_is_named_by_kind_and_name() -> None:
 
 
 @pytest.mark.parametrize("accepted", [(), (ContextKind.ROOT, ContextKind.PROJECT)])
-def test_context_that_a_mode_accepts_is_not_wrong(accepted: tuple[ContextKind, ...]) -> None:
+def test_context_that_the_mode_accepts_is_not_reported(accepted: tuple[ContextKind, ...]) -> None:
     assert wrong_context("any", f"https://milo.example.com{PROJECT}", accepted) is None
 
 

@@ -129,7 +129,7 @@ def test_endpoint_template_accepts_host_names_and_ip_addresses(host: str, expect
         "text",
     ],
 )
-def test_values_that_could_change_the_endpoint_are_rejected(spec: Any) -> None:
+def test_object_with_invalid_values_for_its_endpoint_is_malformed(spec: Any) -> None:
     assert problem(a_mode(), an_object(spec))
 
 

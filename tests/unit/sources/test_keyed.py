@@ -184,7 +184,7 @@ def test_cluster_names_of_a_named_source_begin_with_the_source_name() -> None:
     assert target.name == "one#single"
 
 
-def test_names_of_reduced_clusters_of_a_named_source_begin_with_the_source_name() -> None:
+def test_names_of_clusters_with_contributions_begin_with_the_name_of_their_source() -> None:
     follows = KindKind().follow(OPTIONS)
     kind, unnamed = KeyedSource(follows, "local"), KeyedSource(follows)
     assert kind.files is follows

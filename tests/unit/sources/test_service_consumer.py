@@ -187,7 +187,7 @@ def test_contributions_need_the_project_if_projects_are_followed() -> None:
     assert contributions("shop")[0].needs == ()
 
 
-def test_followed_project_gives_its_cluster_uid_organization_and_deletion() -> None:
+def test_cluster_of_a_followed_project_has_its_uid_organization_and_deletion() -> None:
     shop = project(
         "shop",
         condition("Ready"),
@@ -245,7 +245,7 @@ def test_followed_project_is_suspended_by_itself_or_by_its_consumers() -> None:
         assert found.target.suspensions == expected
 
 
-def test_equal_states_of_a_followed_project_have_equal_contents() -> None:
+def test_followed_project_has_equal_content_at_another_resource_version() -> None:
     assert FOLLOWED.project(project("shop", resourceVersion="7")) == FOLLOWED.project(
         project("shop", resourceVersion="8")
     )

@@ -171,7 +171,7 @@ DECLARED = {
     ids=lambda issuing: str(issuing["type"]),
 )
 @pytest.mark.parametrize("count", [1, 2])
-def test_credential_requests_go_to_server_of_the_cluster_source_that_is_served(
+def test_issuer_requests_credentials_at_the_server_of_its_source_or_of_its_own_kubeconfig(
     tmp_path: Path, files: Callable[..., str], monkeypatch: pytest.MonkeyPatch, issuing: dict[str, Any], count: int
 ) -> None:
     """The default is the source's discovery server, not the daemon's own cluster; another kubeconfig can be set."""

@@ -35,7 +35,7 @@ def test_resume_positions_contain_the_latest_revision_of_this_run() -> None:
     assert positions(of, "this") == {"this": of.changes.log.head}
 
 
-def test_resume_positions_of_earlier_runs_stay_until_a_complete_list() -> None:
+def test_resume_positions_of_earlier_runs_cover_any_revision_after_a_complete_list() -> None:
     of = source()
     of.restored_positions = {"before": 7}
     of.restore([(ready("a", ""), 1.0)], (), STALE)
@@ -62,7 +62,7 @@ def test_fleet_with_a_draining_cluster_has_no_resume_positions() -> None:
     assert positions(of, "this") == {}
 
 
-def test_declared_clusters_have_no_resume_positions() -> None:
+def test_clusters_of_mode_declarative_have_no_resume_positions() -> None:
     """The state file lacks some of the fields that subscribers receive, such as the CA."""
     of = source()
     seen = ready("a", "1")

@@ -27,6 +27,6 @@ def test_probes_are_per_host_by_default_if_all_clusters_share_one_host(
     assert probes_hosts(load({"mode": mode}, environ, None)) is of_hosts
 
 
-def test_probes_of_hosts_cannot_disengage_clusters() -> None:
+def test_disengagement_of_unreachable_clusters_requires_probes_per_cluster() -> None:
     with pytest.raises(ConfigError, match="disengage_unreachable_after requires"):
         load({}, {PER: "host", DISENGAGE: "10m"}, None)

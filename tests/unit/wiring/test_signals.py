@@ -45,7 +45,7 @@ async def test_signal_after_a_handled_one_is_handled_later() -> None:
         await eventually(lambda: len(calls) == 2)
 
 
-async def test_signal_is_ignored_until_it_is_handled() -> None:
+async def test_signal_is_ignored_while_an_earlier_one_is_not_handled() -> None:
     with handled({USR2: lambda: None}):
         send()
         assert signal.getsignal(USR2) is signal.SIG_IGN

@@ -53,7 +53,7 @@ class Removals:
     """The objects or files whose clusters a complete view lacks."""
 
     def __init__(self, *, accepts: bool = False) -> None:
-        """`accepts`: an administrator accepts the removal of everything that the first complete view lacks."""
+        """`accepts`: an administrator accepts all removals, without a limit, until a view lacks nothing."""
         self.accepts = accepts
         self.problem = ""
         """Why the removals are held; empty if they are not."""

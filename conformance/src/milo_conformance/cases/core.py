@@ -213,8 +213,8 @@ def cut_at(boundary: int) -> Callable[[Run], Awaitable[None]]:
 for number in (1, 2, 3):
     core(
         f"A snapshot that is interrupted after batch {number} has no effect",
-        why="A client that treats half a fleet as complete disengages the rest, or resumes within it and never "
-        "receives the rest.",
+        why="A client that treats a part of a snapshot as complete disengages all other clusters. One that resumes "
+        "from a revision within a snapshot never receives the other clusters.",
         demands="A revision that can't be resumed from (another incarnation of the daemon, too old, another filter, a"
         "\n  // snapshot that was cut) is answered by a snapshot with `reset = true`",
         name=f"snapshot-cut-after-batch-{number}",

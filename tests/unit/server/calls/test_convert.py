@@ -290,7 +290,7 @@ def test_server_info_names_each_cluster_source() -> None:
     assert [each.name for each in convert.sources({"eu": status, "us": status}, status, now)] == ["", "eu", "us"]
 
 
-def test_sharding_describes_the_group_and_its_members() -> None:
+def test_sharding_message_describes_the_group_and_its_members() -> None:
     status = GroupStatus(
         group="dns",
         member="a",

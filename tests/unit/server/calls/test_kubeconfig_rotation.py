@@ -173,7 +173,9 @@ def updates(cursor: Cursor) -> Slice:
     return batch.slice
 
 
-def test_cluster_that_left_the_view_until_its_engagement_was_sent_gets_a_kubeconfig(world: World) -> None:
+def test_cluster_that_left_the_view_before_its_engagement_was_sent_gets_a_kubeconfig_when_it_returns(
+    world: World,
+) -> None:
     view = Filter(selector=parse("env=prod"))
     change_labels(world, "2", env="prod")
     rotation, cursor = world.rotation(), Cursor(world.fleet.log, view, None)

@@ -65,7 +65,7 @@ def test_listing_of_one_page_is_sorted_by_name() -> None:
     assert not listing.listings._listings, "a listing of one page is not kept"
 
 
-def test_listing_is_made_in_steps_of_one_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listing_in_several_steps_shows_one_revision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listings_module, "CLUSTERS_PER_STEP", 2)
     log = fleet(*"edcba")
     steps = a_listing(log).first(EVERYTHING, 10, 0.0, ME)

@@ -112,7 +112,7 @@ def test_subscriber_keeps_its_clusters_of_pending_sources() -> None:
     assert new_subscriber(Source("eu")).kept.counts == {}
 
 
-def test_doubted_source_stays_pending_until_another_list() -> None:
+def test_source_with_a_short_first_list_stays_pending_until_another_list() -> None:
     source = Source("eu")
     source.first_list = FirstList(3, RemovalLimits())
     waiting = resumption(source, known={"eu": 50})
@@ -124,7 +124,7 @@ def test_doubted_source_stays_pending_until_another_list() -> None:
     assert (waiting.pending, waiting.doubted, waiting.due_at) == (frozenset(), {}, math.inf)
 
 
-def test_view_that_lacked_many_clusters_is_doubted_until_it_has_all() -> None:
+def test_source_stays_pending_until_a_view_that_lacked_many_clusters_has_all() -> None:
     source, visible = Source("eu"), [3]
     waiting = resumption(source, known={"eu": 10}, count=lambda _name, _now: visible[0])
     for source.lists, visible[0] in ((1, 3), (2, 8), (3, 9)):
@@ -135,7 +135,7 @@ def test_view_that_lacked_many_clusters_is_doubted_until_it_has_all() -> None:
     assert waiting.pending == frozenset()
 
 
-def test_verified_first_list_is_never_doubted() -> None:
+def test_source_with_a_verified_first_list_is_not_pending() -> None:
     source = Source("eu")
     source.first_list = FirstList(3, None)
     waiting = resumption(source, known={"eu": 50})
@@ -143,7 +143,7 @@ def test_verified_first_list_is_never_doubted() -> None:
     assert waiting.pending == frozenset()
 
 
-def test_source_with_an_older_version_than_the_subscriber_received_is_doubted() -> None:
+def test_source_with_an_older_version_than_the_subscriber_received_is_pending() -> None:
     source = Source("eu")
     source.first_list = FirstList(100, RemovalLimits(), 41)
     position = Position(BEFORE, 7, known=KnownClusters().grown({"eu": 50}).seen_at({"eu": 42}))
@@ -155,14 +155,14 @@ def test_source_with_an_older_version_than_the_subscriber_received_is_doubted() 
     assert waiting.pending == frozenset()
 
 
-def test_source_is_doubted_by_the_number_of_clusters_in_the_subscribers_view() -> None:
+def test_source_is_pending_if_the_subscribers_view_lacks_most_of_its_clusters() -> None:
     source = Source("eu")
     waiting = resumption(source, known={"eu": 50}, count=lambda _name, _now: 7)
     waiting.compare_lists(0.0)
     assert "has 7 of the 50 clusters" in waiting.doubted["eu"]
 
 
-def test_clusters_of_a_doubted_source_are_counted_at_growing_intervals() -> None:
+def test_clusters_of_a_pending_source_are_counted_at_growing_intervals() -> None:
     counted: list[str] = []
 
     def count(name: str, _: float) -> int:
@@ -175,7 +175,7 @@ def test_clusters_of_a_doubted_source_are_counted_at_growing_intervals() -> None
     assert (len(counted), waiting.doubted_since) == (4, 0.0)
 
 
-def test_claim_of_far_more_clusters_than_listed_is_doubted_without_a_count() -> None:
+def test_claim_of_far_more_clusters_than_listed_keeps_the_source_pending_without_a_count() -> None:
     waiting = resumption(
         Source("eu"), known={"eu": 999_999_999}, count=lambda _name, _now: pytest.fail("the fleet was counted")
     )
@@ -183,7 +183,7 @@ def test_claim_of_far_more_clusters_than_listed_is_doubted_without_a_count() -> 
     assert waiting.pending == {"eu"}
 
 
-def test_no_source_is_doubted_for_a_subscriber_of_this_run_or_without_clusters() -> None:
+def test_source_with_an_empty_first_list_is_not_pending_for_subscribers_of_this_run_or_without_clusters() -> None:
     source = Source("eu")
     source.first_list = FirstList(0, RemovalLimits())
     for waiting in (resumption(source, known={"eu": 50}, epoch=NOW), resumption(source), new_subscriber(source)):

@@ -156,7 +156,7 @@ def test_tampered_signed_token_fails(data: st.DataObject) -> None:
 # --- revisions of one stream ---
 
 
-def test_parts_of_a_snapshot_are_numbered() -> None:
+def test_revisions_of_the_parts_of_a_snapshot_are_numbered() -> None:
     revisions = StreamRevisions(EPOCH, SIGNER)
     made = [revisions.sign_next(42, "holder", is_whole=is_whole) for is_whole in (False, False, True, False)]
     assert [position.part for text in made if (position := parse(text))] == [1, 2, None, 1]

@@ -51,7 +51,9 @@ async def test_issuing_a_kubeconfig_needs_a_recent_review() -> None:
     assert there.verification.is_fresh()
 
 
-async def test_kubeconfigs_stop_after_the_grace_while_reviews_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_kubeconfigs_are_not_issued_after_the_grace_while_token_reviews_fail(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(verification, "RETRY_S", 0.0)
     there = Reviewing()
     there.answer = UnavailableError("TOKEN_NOT_REVIEWED", "down", retry_after_s=1)
