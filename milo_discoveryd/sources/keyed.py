@@ -175,7 +175,10 @@ class KeyedSource:
         keyed = replace(observation, name=key_of(observation.name, self.name))
         if isinstance(keyed, Malformed) or keyed.fields is None:
             return keyed
-        return replace(keyed, fields=replace(keyed.fields, name=keyed.name))
+        fields = keyed.fields
+        return replace(
+            keyed, fields=self._target(fields) if isinstance(fields, Target) else replace(fields, name=keyed.name)
+        )
 
     def _target(self, target: Target) -> Target:
         return replace(target, name=key_of(target.name, self.name), source=self.name) if self.name else target

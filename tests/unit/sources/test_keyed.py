@@ -184,6 +184,17 @@ def test_cluster_names_of_a_named_source_begin_with_the_source_name() -> None:
     assert target.name == "one#single"
 
 
+def test_not_ready_cluster_of_a_named_source_has_the_endpoint_of_its_project() -> None:
+    target = Target(name="alpha", uid="1", place=(f"{MILO}/projects/", "/control-plane"))
+    not_ready = NotReady("alpha", "1", "7", "not yet", fields=target)
+    found = KeyedSource(SeveralResources((), lambda *_: not_ready, Mock()), "eu").reduce
+    assert found is not None
+    observation = found("eu#alpha", (), "1")
+    assert isinstance(observation, NotReady)
+    assert isinstance(observation.fields, Target)
+    assert (observation.fields.source, observation.fields.endpoint) == ("eu", f"{MILO}/projects/alpha/control-plane")
+
+
 def test_names_of_clusters_with_contributions_begin_with_the_name_of_their_source() -> None:
     follows = KindKind().follow(OPTIONS)
     kind, unnamed = KeyedSource(follows, "local"), KeyedSource(follows)
