@@ -2,7 +2,6 @@ package discovery
 
 import (
 	"context"
-	"errors"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -120,12 +119,7 @@ func (e *EngagedCluster) renew(done chan struct{}) {
 		e.offer(issued, false)
 		return
 	}
-	var failed *StatusError
-	var retryAfter time.Duration
-	if errors.As(err, &failed) {
-		retryAfter = failed.RetryAfter
-	}
-	e.failure, e.notBefore = err, time.Now().Add(e.retries.failed(0, retryAfter))
+	e.failure, e.notBefore = err, time.Now().Add(e.retries.failed(0, retryAfter(err)))
 }
 
 // offer stores a kubeconfig, unless the current one is newer. It is called with the lock held.

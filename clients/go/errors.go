@@ -134,6 +134,15 @@ func statusError(ctx context.Context, call string, err error) error {
 	return converted
 }
 
+// retryAfter returns the delay that the daemon requested; zero if it did not.
+func retryAfter(err error) time.Duration {
+	var failed *StatusError
+	if errors.As(err, &failed) {
+		return failed.RetryAfter
+	}
+	return 0
+}
+
 // lostConnection reports whether the daemon was unreachable: errors that the daemon returns have a reason.
 func lostConnection(err error) bool {
 	var failed *StatusError

@@ -42,7 +42,8 @@ func (c *Client) RunFleet(ctx context.Context, options FleetOptions, handler Han
 			slog.Error("handler failed", "cluster", cluster.Name(), "error", err)
 		}
 	}
-	f := &fleet{ctx: ctx, client: c, options: options, handler: handler, members: map[string]*member{}}
+	f := &fleet{client: c, options: options, handler: handler, members: map[string]*member{}}
+	f.ctx, f.cancel = context.WithCancelCause(ctx)
 	err := c.Watch(ctx, options.WatchOptions, f.apply)
 	f.end(err)
 	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), endSubscriptionTimeout)
@@ -52,7 +53,8 @@ func (c *Client) RunFleet(ctx context.Context, options FleetOptions, handler Han
 }
 
 type fleet struct {
-	ctx     context.Context
+	ctx     context.Context // canceled when the watch has ended
+	cancel  context.CancelCauseFunc
 	client  *Client
 	options FleetOptions
 	handler Handler
@@ -64,9 +66,10 @@ type fleet struct {
 
 // member is one engagement of a cluster, with its handler.
 type member struct {
-	cluster *EngagedCluster
-	cancel  context.CancelCauseFunc // context of the handler
-	ended   chan struct{}           // closed when this handler and previous ones of the name have returned
+	cluster   *EngagedCluster
+	cancel    context.CancelCauseFunc // context of the handler
+	ended     chan struct{}           // closed when this handler and previous ones of the name have returned
+	releasing bool                    // a goroutine releases the cluster
 }
 
 func (f *fleet) apply(events []Event) {
@@ -130,13 +133,47 @@ func (f *fleet) forget(m *member) {
 
 func (f *fleet) drain(m *member, cluster Cluster) {
 	m.cancel(&Disengaged{Cluster: cluster, Reason: cluster.Draining.Reason, Message: cluster.Draining.Message})
+	if m.releasing {
+		return
+	}
+	m.releasing = true
 	f.running.Go(func() {
 		<-m.ended
-		if !m.cluster.hasEnded() {
-			// If the call fails, the next stream sends the cluster as draining again.
-			_ = f.client.Release(context.WithoutCancel(f.ctx), cluster, f.options.Subscriber)
-		}
+		f.release(m)
 	})
+}
+
+// release releases a draining cluster until the daemon has answered for its current incarnation. After the end of the
+// watch it is not retried, because EndSubscription follows.
+func (f *fleet) release(m *member) {
+	ctx, cancel := context.WithCancel(f.ctx)
+	defer cancel()
+	defer context.AfterFunc(m.cluster.ctx, cancel)()
+	retries := retries{policy: f.client.backoff, draw: rand.Float64}
+	for !m.cluster.hasEnded() {
+		cluster := m.cluster.Current()
+		err := f.client.Release(context.WithoutCancel(ctx), cluster, f.options.Subscriber)
+		switch {
+		case err == nil || IsTerminal(err) || errors.Is(err, ErrNotFound):
+			// If another daemon has taken over, it sends the cluster again, with its own incarnation.
+			if f.isReleased(m, cluster.Incarnation) {
+				return
+			}
+		case ctx.Err() != nil:
+			return
+		default:
+			sleep(ctx, retries.failed(0, retryAfter(err)))
+		}
+	}
+}
+
+// isReleased reports whether the incarnation is still the current one. If so, the next event of the draining cluster
+// begins another release.
+func (f *fleet) isReleased(m *member, incarnation string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	m.releasing = m.cluster.Current().Incarnation != incarnation
+	return !m.releasing
 }
 
 func (f *fleet) work(ctx context.Context, cluster *EngagedCluster) {
@@ -154,11 +191,7 @@ func (f *fleet) work(ctx context.Context, cluster *EngagedCluster) {
 
 // end cancels all handlers and waits for them. Their credentials are renewed until they return.
 func (f *fleet) end(cause error) {
-	f.mu.Lock()
-	for _, m := range f.members {
-		m.cancel(cause)
-	}
-	f.mu.Unlock()
+	f.cancel(cause)
 	f.running.Wait()
 	for _, m := range f.members {
 		m.cluster.end(cause)

@@ -159,6 +159,34 @@ func TestFleetRunsOneHandlerPerEngagement(t *testing.T) {
 			t.Errorf("got report %+v and error %v after the handler returned, want a disengaged cluster", report, err)
 		}
 	})
+	testFleet(t, "release that fails is retried while the stream is open", none, func(t *testing.T, f *scriptedFleet) {
+		f.engage(t)
+		f.daemon.Fail("ReleaseCluster", discoverytest.Error(codes.ResourceExhausted, "TOO_MANY_CALLS", "busy"))
+		f.daemon.Drain("alpha", discovery.ReasonMoved)
+		f.expect(t, "signal alpha uid-alpha-1: cluster alpha was disengaged or is draining (MOVED)")
+		f.finish["alpha uid-alpha-1"] <- nil
+		f.expect(t, "end alpha uid-alpha-1")
+		f.daemon.Fail("ReleaseCluster", nil)
+		time.Sleep(10 * time.Second)
+		if report, err := f.daemon.Client().Get(t.Context(), "alpha"); err != nil || report.Engagement.Engaged {
+			t.Errorf("got report %+v and error %v after the retry, want a disengaged cluster", report, err)
+		}
+	})
+	testFleet(t, "failing release does not delay the end of RunFleet", none, func(t *testing.T, f *scriptedFleet) {
+		f.engage(t)
+		f.daemon.Fail("ReleaseCluster", discoverytest.Error(codes.ResourceExhausted, "TOO_MANY_CALLS", "busy"))
+		f.daemon.Drain("alpha", discovery.ReasonMoved)
+		f.expect(t, "signal alpha uid-alpha-1: cluster alpha was disengaged or is draining (MOVED)")
+		f.finish["alpha uid-alpha-1"] <- nil
+		f.expect(t, "end alpha uid-alpha-1")
+		time.Sleep(time.Minute)
+		began := time.Now()
+		f.end(t)
+		if took := time.Since(began); took > 0 {
+			t.Errorf("RunFleet ended after %v, want at once", took)
+		}
+		f.result <- context.Canceled
+	})
 	testFleet(t, "RunFleet waits for handlers, whose credentials stay valid", none, func(t *testing.T, f *scriptedFleet) {
 		f.engage(t)
 		cluster := f.clusters["alpha"]

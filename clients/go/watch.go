@@ -269,14 +269,11 @@ func (w *watch) events(changes []session.Change) []Event {
 
 // lost reports a broken stream, and returns the delay before the next one.
 func (w *watch) lost(err error, retries *retries) time.Duration {
-	var ran, retryAfter time.Duration
+	var ran time.Duration
 	if !w.connectedAt.IsZero() {
 		ran = time.Since(w.connectedAt)
 	}
-	var failed *StatusError
-	if errors.As(err, &failed) {
-		retryAfter = failed.RetryAfter
-	}
+	delay := retries.failed(ran, retryAfter(err))
 	if errors.Is(err, ErrOwnershipLost) && w.session.Len() == 0 {
 		err = errNotOwner // no cluster is lost, for example when a member of a shard group starts
 	}
@@ -284,7 +281,7 @@ func (w *watch) lost(err error, retries *retries) time.Duration {
 		w.reportedDisconnected = true
 		notify(w.hooks.Disconnected, err)
 	}
-	return retries.failed(ran, retryAfter)
+	return delay
 }
 
 func notify[T any](hook func(T), value T) {

@@ -2,13 +2,14 @@ import { hostname } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { DiscoveryClient, WatchOptions } from "./client.js";
 import type { Credential } from "./credential.js";
-import { report } from "./errors.js";
+import { report, StatusError } from "./errors.js";
 import type { Cluster } from "./gen/milo/discovery/v1/discovery_pb.js";
 import type { RenewingKubeConfig } from "./kubernetes.js";
 import type { Event } from "./session.js";
 import type { Watch } from "./watch.js";
 
 const BACKOFF_MS = { first: 1000, longest: 60_000 };
+const RELEASE_BACKOFF_MS = { first: 100, longest: 5000 };
 
 /** One engagement of a cluster: the same object from ENGAGED to DISENGAGED. */
 export class EngagedCluster {
@@ -103,10 +104,22 @@ export class Fleet {
 
   async #drain(watch: Watch, name: string): Promise<void> {
     const member = this.#members.get(name);
+    const draining = member?.cluster.current;
     member?.end.abort(new Error("the cluster is draining"));
     await member?.done;
-    // If the release does not reach the daemon, the next stream sends the cluster as draining again.
-    if (member && this.#members.get(name) === member) await watch.release(name).catch(() => {});
+    // The next event of the cluster begins another release.
+    const isCurrent = () => this.#members.get(name) === member && member?.cluster.current === draining;
+    for (let backoffMs = RELEASE_BACKOFF_MS.first; isCurrent(); backoffMs = Math.min(2 * backoffMs, RELEASE_BACKOFF_MS.longest)) {
+      try {
+        await watch.release(name);
+        return;
+      } catch (error) {
+        const { isFinal, code, retryAfterMs = 0 } = error instanceof StatusError ? error : {};
+        // If another daemon has taken over, it sends the cluster again, with its own incarnation.
+        if (isFinal || code === "NOT_FOUND") return;
+        await sleep(Math.max(retryAfterMs, backoffMs * (0.5 + Math.random() / 2)));
+      }
+    }
   }
 
   async #work(cluster: EngagedCluster, handler: Handler): Promise<void> {

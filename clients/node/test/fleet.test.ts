@@ -209,6 +209,17 @@ test("a draining cluster is released after its handler ends, even with an error"
   assert.equal(daemon.called("releaseCluster")[0]?.incarnation, "a-1");
 });
 
+test("a release that fails is retried while the stream is open", async (t) => {
+  const { daemon } = await started(t, (cluster) => ended(cluster.signal));
+  daemon.answers.releaseCluster = () => new Refusal(status.RESOURCE_EXHAUSTED);
+  const stream = await daemon.stream();
+  stream.send([engaged("a")], { reset: true });
+  stream.send([event(Type.UPDATED, "a", draining)]);
+  await until(() => daemon.called("releaseCluster").length === 1, "the release is refused");
+  delete daemon.answers.releaseCluster;
+  await until(() => daemon.called("releaseCluster").length === 2, "the release is retried");
+});
+
 test("a cluster that is engaged while draining waits for the former engagement's handler", async (t) => {
   const steps: string[] = [];
   let finish!: () => void;

@@ -1,12 +1,14 @@
 package com.miloapis.discovery;
 
 import com.miloapis.discovery.v1.Cluster;
+import io.grpc.Status;
 import java.time.Duration;
 import java.util.HashMap;
 import java.util.Map;
 import java.util.UUID;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.Executor;
+import java.util.concurrent.ThreadLocalRandom;
 import java.util.function.BiConsumer;
 
 /**
@@ -18,6 +20,8 @@ import java.util.function.BiConsumer;
 public final class Fleet implements AutoCloseable {
   private static final Duration FIRST_BACKOFF = Duration.ofSeconds(1);
   private static final Duration LONGEST_BACKOFF = Duration.ofMinutes(1);
+  private static final Duration FIRST_RELEASE_BACKOFF = Duration.ofMillis(100);
+  private static final Duration LONGEST_RELEASE_BACKOFF = Duration.ofSeconds(5);
 
   /** Runs releases in separate threads, because the handlers' executor may limit its threads. */
   private static final Executor RELEASING = work -> thread(work).start();
@@ -36,6 +40,7 @@ public final class Fleet implements AutoCloseable {
   private final BiConsumer<EngagedCluster, Throwable> onError;
   private final Map<String, Member> members = new HashMap<>(); // used only by the thread of run()
   private final Map<String, CompletableFuture<Void>> ending = new HashMap<>();
+  private volatile boolean isEnding;
 
   /** Create a fleet that runs each handler in its own thread, and logs errors. */
   public Fleet(DiscoveryClient client, WatchOptions options) {
@@ -60,6 +65,7 @@ public final class Fleet implements AutoCloseable {
     try {
       watch.run(event -> receive(event, handler));
     } finally {
+      isEnding = true;
       for (String name : members.keySet().toArray(String[]::new)) {
         disengage(name);
       }
@@ -113,19 +119,34 @@ public final class Fleet implements AutoCloseable {
 
   private void release(Member member) {
     member.cluster.end();
-    member.done.thenRunAsync(
-        () -> {
-          try {
-            client.release(member.cluster.current(), subscriber);
-          } catch (DiscoveryException error) {
-            // If the release did not reach the daemon, the next stream sends the cluster as draining again.
-          }
-        },
-        RELEASING);
+    Cluster draining = member.cluster.current();
+    member.done.thenRunAsync(() -> release(member.cluster, draining), RELEASING);
+  }
+
+  /** Release a draining cluster, and retry until the daemon has answered. The next event of the cluster begins another release. */
+  private void release(EngagedCluster cluster, Cluster draining) {
+    var backoff = FIRST_RELEASE_BACKOFF;
+    while (cluster.current() == draining && !isEnding) {
+      try {
+        client.release(draining, subscriber);
+        return;
+      } catch (DiscoveryException error) {
+        if (error.isFinal() || error.code() == Status.Code.NOT_FOUND) {
+          return; // if another daemon has taken over, it sends the cluster again, with its own incarnation
+        }
+        try {
+          var delayMs = Math.round(backoff.toMillis() * ThreadLocalRandom.current().nextDouble(0.5, 1));
+          Thread.sleep(Math.max(delayMs, error.retryAfter().toMillis()));
+        } catch (InterruptedException interrupted) {
+          return;
+        }
+        backoff = longer(backoff, LONGEST_RELEASE_BACKOFF);
+      }
+    }
   }
 
   private void work(EngagedCluster cluster, Handler handler) {
-    for (var backoff = FIRST_BACKOFF; !cluster.hasEnded(); backoff = longer(backoff)) {
+    for (var backoff = FIRST_BACKOFF; !cluster.hasEnded(); backoff = longer(backoff, LONGEST_BACKOFF)) {
       try {
         handler.work(cluster);
         return;
@@ -158,9 +179,9 @@ public final class Fleet implements AutoCloseable {
     return null;
   }
 
-  private static Duration longer(Duration backoff) {
+  private static Duration longer(Duration backoff, Duration longest) {
     var doubled = backoff.multipliedBy(2);
-    return doubled.compareTo(LONGEST_BACKOFF) > 0 ? LONGEST_BACKOFF : doubled;
+    return doubled.compareTo(longest) > 0 ? longest : doubled;
   }
 
   private static Thread thread(Runnable work) {

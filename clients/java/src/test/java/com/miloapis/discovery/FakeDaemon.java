@@ -54,6 +54,9 @@ final class FakeDaemon implements AutoCloseable {
   /** Handles IssueKubeconfig. If it throws a StatusRuntimeException, the call fails with that status. */
   volatile Function<IssueKubeconfigRequest, Kubeconfig> issue = issuing(Duration.ofHours(1));
 
+  /** If set, ReleaseCluster fails with this status. */
+  volatile Status releaseFailure;
+
   private final AtomicInteger revisions = new AtomicInteger();
   private int port;
   private Server server;
@@ -233,6 +236,10 @@ final class FakeDaemon implements AutoCloseable {
     @Override
     public void releaseCluster(ReleaseClusterRequest request, StreamObserver<ReleaseClusterResponse> response) {
       calls.add(request);
+      if (releaseFailure != null) {
+        response.onError(releaseFailure.asRuntimeException());
+        return;
+      }
       response.onNext(ReleaseClusterResponse.getDefaultInstance());
       response.onCompleted();
     }

@@ -243,6 +243,19 @@ class FleetTest {
     until(() -> daemon.called(ReleaseClusterRequest.class).size() == 1, "the cluster is released");
   }
 
+  @Test
+  void failedReleaseIsRetriedWhileTheStreamIsOpen() {
+    start(this::untilEnd);
+    daemon.releaseFailure = Status.RESOURCE_EXHAUSTED;
+    var draining = cluster("a");
+    draining.getDrainingBuilder().setReason(DISENGAGE_REASON_NOT_READY);
+    daemon.stream(1).snapshot(engaged("a"));
+    daemon.stream(1).send(event(ClusterEvent.Type.TYPE_UPDATED, draining).build());
+    until(() -> daemon.called(ReleaseClusterRequest.class).size() == 1, "the release is refused");
+    daemon.releaseFailure = null;
+    until(() -> daemon.called(ReleaseClusterRequest.class).size() == 2, "the release is retried");
+  }
+
   private interface Running {
     void run() throws InterruptedException;
   }
