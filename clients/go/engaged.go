@@ -124,7 +124,8 @@ func (e *EngagedCluster) renew(done chan struct{}) {
 
 // offer stores a kubeconfig, unless the current one is newer. It is called with the lock held.
 func (e *EngagedCluster) offer(k *Kubeconfig, isPushed bool) {
-	if e.kubeconfig == nil || !k.IssuedAt.Before(e.kubeconfig.IssuedAt) { // a response can arrive after a newer push
+	// A response can arrive after a newer push. If the current one was issued in the future, a clock was set back since.
+	if e.kubeconfig == nil || !k.IssuedAt.Before(e.kubeconfig.IssuedAt) || e.kubeconfig.IssuedAt.After(time.Now()) {
 		e.kubeconfig, e.isPushed = k, isPushed
 	}
 	e.failure, e.notBefore, e.retries.delay = nil, time.Time{}, 0
@@ -136,7 +137,7 @@ func (e *EngagedCluster) usableUntil() time.Time {
 	if k.ExpiresAt.IsZero() {
 		return endOfTime
 	}
-	return k.ExpiresAt.Add(-min(expiryMargin, k.ExpiresAt.Sub(k.IssuedAt)/10))
+	return k.ExpiresAt.Add(-max(0, min(expiryMargin, k.ExpiresAt.Sub(k.IssuedAt)/10)))
 }
 
 func (e *EngagedCluster) refreshAt() time.Time {

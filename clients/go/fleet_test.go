@@ -251,6 +251,25 @@ func TestEngagedClusterReturnsItsNewestKubeconfig(t *testing.T) {
 			t.Errorf("%d requests in a minute, want at most 10", issued)
 		}
 	})
+	testFleet(t, "issued before one from the future replaces it, after a clock was set back", discovery.FleetOptions{},
+		func(t *testing.T, f *scriptedFleet) {
+			f.engage(t)
+			ahead := time.Now().Add(2 * time.Hour)
+			f.daemon.SetKubeconfigs(func(_ discovery.Cluster, number int) discovery.Kubeconfig {
+				if number > 1 {
+					return discovery.Kubeconfig{Content: []byte(ofToken)}
+				}
+				return discovery.Kubeconfig{Content: []byte(ofToken), IssuedAt: ahead, ExpiresAt: ahead.Add(-time.Hour)}
+			})
+			if _, err := f.clusters["alpha"].Kubeconfig(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Hour)
+			found, err := f.clusters["alpha"].Kubeconfig(t.Context())
+			if err != nil || time.Until(found.ExpiresAt) <= 0 {
+				t.Errorf("Kubeconfig() after the first one expired: %+v, error = %v, want a valid one", found, err)
+			}
+		})
 	pushed := discovery.FleetOptions{WatchOptions: discovery.WatchOptions{IncludeKubeconfigs: true}}
 	testFleet(t, "the kubeconfig is the last one that the stream pushed", pushed, func(t *testing.T, f *scriptedFleet) {
 		f.engage(t)

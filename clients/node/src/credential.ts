@@ -96,12 +96,13 @@ export class Credential {
     const refreshAt = time(kubeconfig.refreshAfter) ?? Infinity;
     const access = readAccess(kubeconfig);
     // A response can arrive after the stream has pushed a newer kubeconfig, which may be for another server.
-    if (this.#current === undefined || issuedAt >= this.#current.issuedAt) {
+    // If the current one was issued in the future, a clock was set back since.
+    if (this.#current === undefined || issuedAt >= this.#current.issuedAt || this.#current.issuedAt > Date.now()) {
       this.#current = {
         access,
         issuedAt,
         refreshAt: Number.isFinite(expiresAt) ? refreshAt + wait * (expiresAt - refreshAt) : refreshAt,
-        usableUntil: expiresAt - Math.min(MARGIN_MS, 0.1 * (expiresAt - issuedAt)),
+        usableUntil: expiresAt - Math.max(0, Math.min(MARGIN_MS, 0.1 * (expiresAt - issuedAt))),
       };
     }
     this.#failure = undefined;

@@ -268,6 +268,17 @@ test("a pushed kubeconfig is used instead of a pending older response", async (t
   assert.equal(await token(cluster), "newer");
 });
 
+test("a kubeconfig issued before one from the future replaces it, after a clock was set back", async (t) => {
+  const { daemon, fleet } = await started(t, (cluster) => ended(cluster.signal), { includeKubeconfigs: true });
+  const stream = await daemon.stream();
+  stream.send([engaged("a", {}, { kubeconfig: kubeconfig("a", "ahead", { ageMs: -3_600_000 }) })], { reset: true });
+  await until(() => fleet.clusters.size === 1, "the cluster is engaged");
+  assert.equal(await token(fleet.clusters.get("a")!), "ahead");
+  stream.send([event(Type.KUBECONFIG, "a", {}, { kubeconfig: kubeconfig("a", "current") }), engaged("b")]);
+  await until(() => fleet.clusters.has("b"), "the stream has pushed another kubeconfig");
+  assert.equal(await token(fleet.clusters.get("a")!), "current");
+});
+
 test("a stopped fleet ends its subscription after its handlers, whose credentials stay valid", async (t) => {
   const steps: string[] = [];
   const { daemon, stop } = await started(t, async (cluster) => {

@@ -155,7 +155,8 @@ public final class Credential {
     retryAt = Instant.MIN;
     backoff = FIRST_BACKOFF;
     var issuedAt = kubeconfig.hasIssuedAt() ? instant(kubeconfig.getIssuedAt()) : Instant.MIN;
-    if (current != null && issuedAt.isBefore(current.issuedAt)) {
+    // If the current one was issued in the future, a clock was set back since.
+    if (current != null && issuedAt.isBefore(current.issuedAt) && !current.issuedAt.isAfter(Instant.now())) {
       return; // a response can arrive after the stream has pushed a newer kubeconfig, which may be for another server
     }
     if (!kubeconfig.hasExpiresAt()) {
@@ -166,7 +167,7 @@ public final class Credential {
     var refreshAt = kubeconfig.hasRefreshAfter() ? instant(kubeconfig.getRefreshAfter()) : expiresAt;
     var waited = Duration.between(refreshAt, expiresAt).toMillis() * wait;
     var life = kubeconfig.hasIssuedAt() ? Duration.between(issuedAt, expiresAt) : MARGIN;
-    var margin = Math.min(MARGIN.toMillis(), life.toMillis() / 10);
+    var margin = Math.max(0, Math.min(MARGIN.toMillis(), life.toMillis() / 10));
     current = new Current(access, issuedAt, refreshAt.plusMillis((long) waited), expiresAt.minusMillis(margin));
   }
 

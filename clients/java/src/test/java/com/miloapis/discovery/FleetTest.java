@@ -299,6 +299,20 @@ class FleetTest {
     assertEquals("newer", token(clusters.get("a")));
   }
 
+  @Test
+  void kubeconfigReplacesOneIssuedInTheFutureAfterAClockWasSetBack() {
+    start(WatchOptions.defaults().withKubeconfigs(), (cluster, error) -> reported.add(error), this::untilEnd);
+    var hour = Duration.ofHours(1);
+    var ahead = FakeDaemon.kubeconfig("a", "ahead", Instant.now().plus(hour), hour, hour);
+    daemon.stream(1).snapshot(event(ClusterEvent.Type.TYPE_ENGAGED, cluster("a")).setKubeconfig(ahead).build());
+    until(() -> clusters.containsKey("uid-a"), "the handler begins");
+    assertEquals("ahead", token(clusters.get("uid-a")));
+    var current = event(ClusterEvent.Type.TYPE_KUBECONFIG, cluster("a")).setKubeconfig(FakeDaemon.kubeconfig("a", "current", hour));
+    daemon.stream(1).send(current.build(), engaged("b"));
+    until(() -> clusters.containsKey("uid-b"), "the stream has pushed another kubeconfig");
+    assertEquals("current", token(clusters.get("uid-a")));
+  }
+
   private static void awaitUninterrupted(CountDownLatch latch) {
     try {
       latch.await();
