@@ -19,6 +19,7 @@ function isValid({ seconds, nanos }: { seconds: bigint; nanos: number }): boolea
  */
 export class Ownership {
   #until = Infinity;
+  #isLost = false;
   #renewing: Promise<void> | undefined;
   #closed = false;
 
@@ -28,8 +29,14 @@ export class Ownership {
     private readonly onChange: () => void = () => {},
   ) {}
 
+  /** Whether the ownership is held. After it has expired, false until `acknowledgeLoss`, even if it was renewed. */
   get isHeld(): boolean {
-    return now() < this.#until;
+    return !this.#isLost && now() < this.#until;
+  }
+
+  /** Record that all clusters were disengaged after a loss, so that the ownership can be held again. */
+  acknowledgeLoss(): void {
+    this.#isLost = false;
   }
 
   /** Begin to renew, when the first `sharded` batch arrives. Resolves after the first attempt. */
@@ -50,6 +57,7 @@ export class Ownership {
     const notify = () => {
       if (wasHeld === this.isHeld) return;
       wasHeld = !wasHeld;
+      this.#isLost = !wasHeld;
       this.onChange();
     };
     while (this.#until !== Infinity && !this.#closed) {

@@ -77,7 +77,11 @@ export class Watch implements AsyncIterable<Event> {
     signal?.addEventListener("abort", wake);
     try {
       while (!signal?.aborted) {
-        while (!this.#ownership.isHeld && !signal?.aborted) await this.#changes();
+        while (!this.#ownership.isHeld && !signal?.aborted) {
+          yield* this.#notified(this.#session.loseOwnership());
+          this.#ownership.acknowledgeLoss();
+          if (!this.#ownership.isHeld) await this.#changes();
+        }
         let delayMs: number;
         try {
           for await (const batch of this.#stream()) yield* this.#notified(this.#session.receive(batch));
@@ -89,9 +93,7 @@ export class Watch implements AsyncIterable<Event> {
           delayMs = Math.max(this.#nextDelay(), (failure instanceof StatusError && failure.retryAfterMs) || 0);
           report("onDisconnect", () => this.options.onDisconnect?.(failure));
         }
-        if (!this.#ownership.isHeld) yield* this.#notified(this.#session.loseOwnership());
-        else if (!signal?.aborted) await this.#changes(delayMs);
-        if (!this.#ownership.isHeld) yield* this.#notified(this.#session.loseOwnership());
+        if (this.#ownership.isHeld && !signal?.aborted) await this.#changes(delayMs);
       }
     } finally {
       signal?.removeEventListener("abort", wake);

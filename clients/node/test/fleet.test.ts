@@ -11,6 +11,7 @@ import {
   DisengageReason,
   DrainingSchema,
   IssueKubeconfigResponseSchema,
+  RenewOwnershipResponseSchema,
   type IssueKubeconfigRequest,
 } from "../src/gen/milo/discovery/v1/discovery_pb.js";
 import { DiscoveryClient, Fleet, StatusError, type EngagedCluster, type FleetOptions, type Handler } from "../src/index.js";
@@ -277,6 +278,27 @@ test("a kubeconfig issued before one from the future replaces it, after a clock 
   stream.send([event(Type.KUBECONFIG, "a", {}, { kubeconfig: kubeconfig("a", "current") }), engaged("b")]);
   await until(() => fleet.clusters.has("b"), "the stream has pushed another kubeconfig");
   assert.equal(await token(fleet.clusters.get("a")!), "current");
+});
+
+test("a watch reports an ownership that ended while an event was handled, even if it was renewed", async (t) => {
+  const daemon = await new FakeDaemon().start();
+  t.after(() => daemon.kill());
+  const begun = performance.now();
+  let renewals = 0;
+  daemon.answers.renewOwnership = () => {
+    renewals += 1;
+    if (renewals > 1 && performance.now() < begun + 1500) return new Refusal(status.UNAVAILABLE);
+    return create(RenewOwnershipResponseSchema, { sharded: true, validFor: { seconds: renewals === 1 ? 1n : 100n, nanos: 0 } });
+  };
+  void daemon.stream().then((stream) => stream.send([engaged("a")], { reset: true, sharded: true }));
+  const events: string[] = [];
+  for await (const each of new DiscoveryClient({ address: daemon.address }).watch()) {
+    events.push(each.type === "DISENGAGED" ? each.reason : each.type);
+    if (events.length > 1) break;
+    await new Promise((resolve) => setTimeout(resolve, 3000)); // longer than the ownership, and until it is renewed
+    void daemon.streams[0]!.send([event(Type.UPDATED, "a", { endpoint: "https://other.test" })], { sharded: true });
+  }
+  assert.deepEqual(events, ["ENGAGED", "OWNERSHIP_LOST"]);
 });
 
 test("a stopped fleet ends its subscription after its handlers, whose credentials stay valid", async (t) => {
