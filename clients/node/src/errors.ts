@@ -71,12 +71,16 @@ export function converted(error: unknown): Error {
 function retryAfter(metadata: Metadata): number | undefined {
   const [status] = metadata.get("grpc-status-details-bin");
   if (!(status instanceof Uint8Array)) return undefined;
-  for (const any of fields(status, 3)) {
-    const [type] = fields(any, 1);
-    const [value] = fields(any, 2);
-    if (!type || !value || !Buffer.from(type).toString().endsWith("/google.rpc.RetryInfo")) continue;
-    const [delay] = fields(value, 1);
-    return delay && milliseconds(delay);
+  try {
+    for (const any of fields(status, 3)) {
+      const [type] = fields(any, 1);
+      const [value] = fields(any, 2);
+      if (!type || !value || !Buffer.from(type).toString().endsWith("/google.rpc.RetryInfo")) continue;
+      const [delay] = fields(value, 1);
+      return delay && milliseconds(delay);
+    }
+  } catch {
+    // Malformed details must not replace the error.
   }
   return undefined;
 }

@@ -5,7 +5,7 @@ import { createInterface } from "node:readline";
 import { test, type TestContext } from "node:test";
 import { fileURLToPath } from "node:url";
 import { create } from "@bufbuild/protobuf";
-import { status } from "@grpc/grpc-js";
+import { Metadata, status } from "@grpc/grpc-js";
 import {
   ClusterEvent_Type as Type,
   DisengageReason,
@@ -278,6 +278,15 @@ test("a kubeconfig issued before one from the future replaces it, after a clock 
   stream.send([event(Type.KUBECONFIG, "a", {}, { kubeconfig: kubeconfig("a", "current") }), engaged("b")]);
   await until(() => fleet.clusters.has("b"), "the stream has pushed another kubeconfig");
   assert.equal(await token(fleet.clusters.get("a")!), "current");
+});
+
+test("a watch continues after a status with malformed details", async (t) => {
+  const { daemon, fleet } = await started(t, (cluster) => ended(cluster.signal));
+  const metadata = new Metadata();
+  metadata.set("grpc-status-details-bin", Buffer.from([0x1a, 0xff, 0xff]));
+  (await daemon.stream()).call.emit("error", { code: status.UNAVAILABLE, details: "scripted", metadata });
+  (await daemon.stream(2)).send([engaged("a")], { reset: true });
+  await until(() => fleet.clusters.size === 1, "the cluster is engaged");
 });
 
 test("a watch reports an ownership that ended while an event was handled, even if it was renewed", async (t) => {

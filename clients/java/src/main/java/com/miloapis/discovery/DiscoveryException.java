@@ -18,6 +18,8 @@ public class DiscoveryException extends RuntimeException {
           Status.Code.UNIMPLEMENTED,
           Status.Code.FAILED_PRECONDITION);
 
+  private static final long LONGEST_DURATION_S = 315_576_000_000L; // maximum of a protobuf Duration
+
   private final Status.Code code;
   private final Duration retryAfter;
 
@@ -57,19 +59,19 @@ public class DiscoveryException extends RuntimeException {
   }
 
   private static Duration retryAfter(StatusRuntimeException error) {
-    com.google.rpc.Status status = StatusProto.fromThrowable(error);
-    if (status != null) {
-      for (var detail : status.getDetailsList()) {
-        try {
+    try {
+      com.google.rpc.Status status = StatusProto.fromThrowable(error);
+      if (status != null) {
+        for (var detail : status.getDetailsList()) {
           if (detail.is(RetryInfo.class)) {
             var delay = detail.unpack(RetryInfo.class).getRetryDelay();
             var asked = Duration.ofSeconds(delay.getSeconds(), delay.getNanos());
-            return asked.isNegative() ? Duration.ZERO : asked;
+            return asked.isNegative() || asked.getSeconds() > LONGEST_DURATION_S ? Duration.ZERO : asked;
           }
-        } catch (InvalidProtocolBufferException invalid) {
-          return Duration.ZERO;
         }
       }
+    } catch (InvalidProtocolBufferException | IllegalArgumentException | ArithmeticException invalid) {
+      // Malformed details must not replace the error.
     }
     return Duration.ZERO;
   }

@@ -212,7 +212,11 @@ final class FakeDaemon implements AutoCloseable {
     }
 
     void end(Status status) {
-      responses.onError(status.asRuntimeException());
+      end(status, new Metadata());
+    }
+
+    void end(Status status, Metadata trailers) {
+      responses.onError(status.asRuntimeException(trailers));
     }
   }
 

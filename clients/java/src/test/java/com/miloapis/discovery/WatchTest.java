@@ -6,7 +6,10 @@ import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertSame;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 
+import com.google.protobuf.Any;
+import com.google.rpc.RetryInfo;
 import com.miloapis.discovery.v1.ClusterEvent;
+import io.grpc.Metadata;
 import io.grpc.Status;
 import java.util.ArrayList;
 import java.util.List;
@@ -44,6 +47,42 @@ class WatchTest {
         assertEquals(List.of(), disconnected);
         assertEquals(1, daemon.streams.size());
       }
+    }
+  }
+
+  @Test
+  void watchContinuesAfterAStatusWithMalformedOrInvalidDetails() throws Exception {
+    try (var daemon = new FakeDaemon();
+        var client = daemon.client()) {
+      var key = Metadata.Key.of("grpc-status-details-bin", Metadata.BINARY_BYTE_MARSHALLER);
+      var endless = RetryInfo.newBuilder().setRetryDelay(com.google.protobuf.Duration.newBuilder().setSeconds(Long.MAX_VALUE));
+      var negative = RetryInfo.newBuilder().setRetryDelay(com.google.protobuf.Duration.newBuilder().setNanos(-1));
+      var details = new ArrayList<byte[]>();
+      details.add(new byte[] {0x1a, -1, -1});
+      for (var each : List.of(endless, negative)) {
+        details.add(com.google.rpc.Status.newBuilder().setCode(14).addDetails(Any.pack(each.build())).build().toByteArray());
+      }
+      var watch = client.watch(WatchOptions.defaults());
+      var events = new ArrayList<String>();
+      var serving =
+          new Thread(
+              () -> {
+                for (int number = 1; number <= details.size(); number++) {
+                  var trailers = new Metadata();
+                  trailers.put(key, details.get(number - 1));
+                  daemon.stream(number).end(Status.UNAVAILABLE, trailers);
+                }
+                daemon.stream(details.size() + 1).snapshot(engaged("a"));
+              });
+      serving.setDaemon(true);
+      serving.start();
+      watch.run(
+          event -> {
+            events.add(event.toString());
+            watch.close();
+          });
+      serving.join();
+      assertEquals(List.of("ENGAGED a"), events);
     }
   }
 
