@@ -65,13 +65,13 @@ public record Credentials(Path caFile, Path certificateFile, Path keyFile, Path 
   }
 
   SslContext tls() {
-    var context = GrpcSslContexts.forClient().trustManager(new ByteArrayInputStream(read(caFile)));
-    if (certificateFile != null) {
-      context.keyManager(new ByteArrayInputStream(read(certificateFile)), new ByteArrayInputStream(read(keyFile)));
-    }
     try {
+      var context = GrpcSslContexts.forClient().trustManager(new ByteArrayInputStream(read(caFile)));
+      if (certificateFile != null) {
+        context.keyManager(new ByteArrayInputStream(read(certificateFile)), new ByteArrayInputStream(read(keyFile)));
+      }
       return context.build();
-    } catch (SSLException error) {
+    } catch (SSLException | IllegalArgumentException error) { // the latter for files without a certificate or key
       throw new DiscoveryException("cannot use the TLS files: " + error.getMessage());
     }
   }

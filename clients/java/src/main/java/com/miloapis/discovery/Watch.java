@@ -6,7 +6,9 @@ import com.miloapis.discovery.v1.Kubeconfig;
 import com.miloapis.discovery.v1.WatchClustersRequest;
 import com.miloapis.discovery.v1.WatchClustersResponse;
 import io.grpc.CallOptions;
+import io.grpc.Channel;
 import io.grpc.ClientCall;
+import io.grpc.ClientInterceptor;
 import io.grpc.ClientInterceptors;
 import io.grpc.ManagedChannel;
 import io.grpc.Metadata;
@@ -142,13 +144,15 @@ public final class Watch implements AutoCloseable {
     var received = new LinkedBlockingQueue<Signal>();
     signals = received;
     ManagedChannel channel;
+    ClientInterceptor authorization;
     try {
+      authorization = client.authorization();
       channel = client.connect();
     } catch (DiscoveryException error) {
-      return error;
+      return error; // the files of the credentials may be renewed at this moment
     }
     try {
-      var call = openStream(channel, received);
+      var call = openStream(ClientInterceptors.intercept(channel, authorization), received);
       while (!isClosed) {
         List<Event> events;
         try {
@@ -206,7 +210,7 @@ public final class Watch implements AutoCloseable {
   }
 
   private ClientCall<WatchClustersRequest, WatchClustersResponse> openStream(
-      ManagedChannel channel, LinkedBlockingQueue<Signal> received) {
+      Channel channel, LinkedBlockingQueue<Signal> received) {
     var heartbeat = options.heartbeat();
     var request =
         WatchClustersRequest.newBuilder()
@@ -217,9 +221,7 @@ public final class Watch implements AutoCloseable {
             .setSubscriber(options.subscriber())
             .setAcceptsPendingSources(true);
     request.getHeartbeatIntervalBuilder().setSeconds(heartbeat.getSeconds()).setNanos(heartbeat.getNano());
-    var call =
-        ClientInterceptors.intercept(channel, client.authorization())
-            .newCall(DiscoveryServiceGrpc.getWatchClustersMethod(), CallOptions.DEFAULT);
+    var call = channel.newCall(DiscoveryServiceGrpc.getWatchClustersMethod(), CallOptions.DEFAULT);
     call.start(
         new ClientCall.Listener<>() {
           @Override

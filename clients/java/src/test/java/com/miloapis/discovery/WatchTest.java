@@ -11,11 +11,14 @@ import com.google.rpc.RetryInfo;
 import com.miloapis.discovery.v1.ClusterEvent;
 import io.grpc.Metadata;
 import io.grpc.Status;
+import java.nio.file.Files;
+import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.concurrent.atomic.AtomicReference;
 import java.util.stream.IntStream;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
 
 class WatchTest {
   private static final ClusterEvent[] TEN = IntStream.range(0, 10).mapToObj(number -> engaged("c" + number)).toArray(ClusterEvent[]::new);
@@ -83,6 +86,33 @@ class WatchTest {
           });
       serving.join();
       assertEquals(List.of("ENGAGED a"), events);
+    }
+  }
+
+  @Test
+  void watchRetriesWhileItsCredentialFilesAreUnusable(@TempDir Path directory) throws Exception {
+    var empty = Files.createFile(directory.resolve("empty"));
+    var files =
+        List.of(
+            new DiscoveryClient("127.0.0.1:1", new Credentials(empty, null, null, null)),
+            new DiscoveryClient("unix:///run/unused.sock", new Credentials(null, null, null, empty)));
+    for (var client : files) {
+      try (client) {
+        var watch = new AtomicReference<Watch>();
+        var errors = new ArrayList<RuntimeException>();
+        watch.set(
+            client.watch(
+                WatchOptions.defaults()
+                    .withOnDisconnect(
+                        error -> {
+                          errors.add(error);
+                          if (errors.size() == 2) {
+                            watch.get().close();
+                          }
+                        })));
+        watch.get().run(event -> {});
+        assertEquals(2, errors.size());
+      }
     }
   }
 
