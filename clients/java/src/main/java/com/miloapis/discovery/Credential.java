@@ -22,6 +22,9 @@ public final class Credential {
   private static final Duration FIRST_BACKOFF = Duration.ofSeconds(1);
   private static final Duration LONGEST_BACKOFF = Duration.ofSeconds(30);
 
+  private static final long FIRST_TIMESTAMP_S = -62_135_596_800L; // 0001-01-01
+  private static final long LAST_TIMESTAMP_S = 253_402_300_799L; // 9999-12-31
+
   /** Requests a kubeconfig. */
   interface Issuer {
     CompletableFuture<Kubeconfig> issue(String incarnation, boolean isRetry);
@@ -154,21 +157,29 @@ public final class Credential {
     failure = null;
     retryAt = Instant.MIN;
     backoff = FIRST_BACKOFF;
-    var issuedAt = kubeconfig.hasIssuedAt() ? instant(kubeconfig.getIssuedAt()) : Instant.MIN;
+    boolean hasIssuedAt = isValid(kubeconfig.hasIssuedAt(), kubeconfig.getIssuedAt());
+    var issuedAt = hasIssuedAt ? instant(kubeconfig.getIssuedAt()) : Instant.MIN;
     // If the current one was issued in the future, a clock was set back since.
     if (current != null && issuedAt.isBefore(current.issuedAt) && !current.issuedAt.isAfter(Instant.now())) {
       return; // a response can arrive after the stream has pushed a newer kubeconfig, which may be for another server
     }
-    if (!kubeconfig.hasExpiresAt()) {
+    if (!isValid(kubeconfig.hasExpiresAt(), kubeconfig.getExpiresAt())) {
       current = new Current(access, issuedAt, Instant.MAX, Instant.MAX);
       return;
     }
     var expiresAt = instant(kubeconfig.getExpiresAt());
-    var refreshAt = kubeconfig.hasRefreshAfter() ? instant(kubeconfig.getRefreshAfter()) : expiresAt;
+    boolean hasRefreshAfter = isValid(kubeconfig.hasRefreshAfter(), kubeconfig.getRefreshAfter());
+    var refreshAt = hasRefreshAfter ? instant(kubeconfig.getRefreshAfter()) : expiresAt;
     var waited = Duration.between(refreshAt, expiresAt).toMillis() * wait;
-    var life = kubeconfig.hasIssuedAt() ? Duration.between(issuedAt, expiresAt) : MARGIN;
+    var life = hasIssuedAt ? Duration.between(issuedAt, expiresAt) : MARGIN;
     var margin = Math.max(0, Math.min(MARGIN.toMillis(), life.toMillis() / 10));
     current = new Current(access, issuedAt, refreshAt.plusMillis((long) waited), expiresAt.minusMillis(margin));
+  }
+
+  /** Whether a timestamp is set, and in the range of protobuf timestamps, outside of which Instant throws exceptions. */
+  private static boolean isValid(boolean isSet, Timestamp at) {
+    boolean inRange = at.getSeconds() >= FIRST_TIMESTAMP_S && at.getSeconds() <= LAST_TIMESTAMP_S;
+    return isSet && inRange && at.getNanos() >= 0 && at.getNanos() < 1_000_000_000;
   }
 
   private static Instant instant(Timestamp at) {

@@ -18,7 +18,14 @@ final class Issuing implements AutoCloseable {
   private static final long PAUSE_AFTER_FAILURE_MS = 1000;
 
   private final ThreadPoolExecutor threads =
-      new ThreadPoolExecutor(MAX_CONCURRENT, MAX_CONCURRENT, 10, TimeUnit.SECONDS, new PriorityBlockingQueue<>(), Issuing::thread);
+      new ThreadPoolExecutor(
+          MAX_CONCURRENT,
+          MAX_CONCURRENT,
+          10,
+          TimeUnit.SECONDS,
+          new PriorityBlockingQueue<>(),
+          Issuing::thread,
+          (request, closed) -> refuse(request));
   private final AtomicLong requests = new AtomicLong();
 
   Issuing() {
@@ -26,7 +33,8 @@ final class Issuing implements AutoCloseable {
   }
 
   /** A request, ordered by its priority and its number. */
-  private record Request(boolean isRetry, long number, Runnable call) implements Runnable, Comparable<Request> {
+  private record Request(boolean isRetry, long number, CompletableFuture<Kubeconfig> issued, Runnable call)
+      implements Runnable, Comparable<Request> {
     @Override
     public void run() {
       call.run();
@@ -44,6 +52,7 @@ final class Issuing implements AutoCloseable {
         new Request(
             isRetry,
             requests.getAndIncrement(),
+            issued,
             () -> {
               try {
                 issued.complete(call.get());
@@ -69,8 +78,13 @@ final class Issuing implements AutoCloseable {
     return thread;
   }
 
+  /** Fail a request after the client was closed, because callers wait for its result. */
+  private static void refuse(Runnable request) {
+    ((Request) request).issued.completeExceptionally(new DiscoveryException("the client was closed"));
+  }
+
   @Override
   public void close() {
-    threads.shutdownNow();
+    threads.shutdownNow().forEach(Issuing::refuse);
   }
 }

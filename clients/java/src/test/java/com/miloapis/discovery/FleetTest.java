@@ -12,6 +12,7 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertSame;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import com.google.protobuf.Timestamp;
 import com.miloapis.discovery.v1.ClusterEvent;
 import com.miloapis.discovery.v1.EndSubscriptionRequest;
 import com.miloapis.discovery.v1.IssueKubeconfigRequest;
@@ -311,6 +312,24 @@ class FleetTest {
     daemon.stream(1).send(current.build(), engaged("b"));
     until(() -> clusters.containsKey("uid-b"), "the stream has pushed another kubeconfig");
     assertEquals("current", token(clusters.get("uid-a")));
+  }
+
+  @Test
+  void credentialWithInvalidTimestampsIsUsedAsOneWithoutThem() {
+    daemon.issue =
+        request -> {
+          var invalid = Timestamp.newBuilder().setSeconds(Long.MAX_VALUE);
+          var issued = FakeDaemon.kubeconfig(request.getCluster(), "token", Duration.ofHours(1)).toBuilder();
+          return issued.setIssuedAt(invalid).setRefreshAfter(invalid).setExpiresAt(invalid).build();
+        };
+    start(
+        cluster -> {
+          steps.add(token(cluster));
+          cluster.awaitEnd();
+        });
+    daemon.stream(1).snapshot(engaged("a"));
+    until(() -> !steps.isEmpty(), "the handler gets a credential");
+    assertEquals(List.of("token"), steps);
   }
 
   private static void awaitUninterrupted(CountDownLatch latch) {
