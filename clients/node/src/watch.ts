@@ -84,7 +84,11 @@ export class Watch implements AsyncIterable<Event> {
         }
         let delayMs: number;
         try {
-          for await (const batch of this.#stream()) yield* this.#notified(this.#session.receive(batch));
+          for await (const batch of this.#stream()) {
+            const events = this.#session.receive(batch);
+            this.#backoffMs = BACKOFF_MS.first;
+            yield* this.#notified(events);
+          }
           if (signal?.aborted) return;
           delayMs = this.#nextDelay();
         } catch (error) {
@@ -135,7 +139,6 @@ export class Watch implements AsyncIterable<Event> {
         const batch = next.value;
         if (batch.sharded) await this.#ownership.begin();
         if (!this.#ownership.isHeld) throw new StreamBroken("the daemon does not own its clusters");
-        this.#backoffMs = BACKOFF_MS.first;
         yield batch;
       }
     } finally {

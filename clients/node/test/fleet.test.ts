@@ -289,6 +289,15 @@ test("a watch continues after a status with malformed details", async (t) => {
   await until(() => fleet.clusters.size === 1, "the cluster is engaged");
 });
 
+test("the delay before a reconnect grows while streams begin with an invalid batch", async (t) => {
+  const { daemon } = await started(t, (cluster) => ended(cluster.signal));
+  for (let number = 1; number <= 4; number += 1) (await daemon.stream(number)).send([engaged("a")]); // without a snapshot
+  const since = performance.now();
+  await daemon.stream(5);
+  const waited = performance.now() - since;
+  assert.ok(waited > 700, `the fifth stream began ${waited} ms after the fourth`); // half of 200 ms, doubled three times
+});
+
 test("a watch reports an ownership that ended while an event was handled, even if it was renewed", async (t) => {
   const daemon = await new FakeDaemon().start();
   t.after(() => daemon.kill());
