@@ -103,18 +103,24 @@ func (e *EngagedCluster) Kubeconfig(ctx context.Context) (*Kubeconfig, error) {
 			continue
 		case e.failure != nil:
 			return nil, e.failure
+		case e.kubeconfig == nil: // the endpoint changed during the request
+			continue
 		}
 		return e.kubeconfig, nil
 	}
 }
 
 func (e *EngagedCluster) renew(done chan struct{}) {
-	options := IssueOptions{TTL: e.ttl, Incarnation: e.Current().Incarnation}
-	issued, err := e.client.Issue(e.ctx, e.Name(), options)
+	asked := e.Current()
+	options := IssueOptions{TTL: e.ttl, Incarnation: asked.Incarnation}
+	issued, err := e.client.Issue(e.ctx, asked.Name, options)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	defer close(done)
 	e.renewal = nil
+	if e.current.Endpoint != asked.Endpoint {
+		return
+	}
 	if err == nil {
 		e.offer(issued, false)
 		return
@@ -156,6 +162,9 @@ var endOfTime = time.Unix(1<<40, 0)
 func (e *EngagedCluster) update(event Event) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if event.Cluster.Endpoint != e.current.Endpoint {
+		e.kubeconfig, e.failure, e.notBefore = nil, nil, time.Time{} // another project may have the former endpoint
+	}
 	e.current = event.Cluster
 	if event.Kubeconfig != nil {
 		e.offer(event.Kubeconfig, true)

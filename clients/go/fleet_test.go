@@ -1,6 +1,7 @@
 package discovery_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -270,6 +271,19 @@ func TestEngagedClusterReturnsItsNewestKubeconfig(t *testing.T) {
 				t.Errorf("Kubeconfig() after the first one expired: %+v, error = %v, want a valid one", found, err)
 			}
 		})
+	testFleet(t, "is requested again after the endpoint changed", discovery.FleetOptions{}, func(t *testing.T, f *scriptedFleet) {
+		f.engage(t)
+		cluster := f.clusters["alpha"]
+		if _, err := cluster.Kubeconfig(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		f.daemon.Update("alpha", func(c *discovery.Cluster) { c.Endpoint = "https://moved.invalid" })
+		synctest.Wait()
+		found, err := cluster.Kubeconfig(t.Context())
+		if err != nil || !bytes.Contains(found.Content, []byte("https://moved.invalid")) {
+			t.Errorf("Kubeconfig() = %s, error = %v, want one for https://moved.invalid", found.Content, err)
+		}
+	})
 	pushed := discovery.FleetOptions{WatchOptions: discovery.WatchOptions{IncludeKubeconfigs: true}}
 	testFleet(t, "the kubeconfig is the last one that the stream pushed", pushed, func(t *testing.T, f *scriptedFleet) {
 		f.engage(t)

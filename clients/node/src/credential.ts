@@ -23,6 +23,7 @@ interface Current {
  */
 export class Credential {
   #current: Current | undefined;
+  #endpoint: string | undefined;
   #pushed: Kubeconfig | undefined;
   #renewing: Promise<void> | undefined;
   #backoffMs = BACKOFF_MS.first;
@@ -41,7 +42,9 @@ export class Credential {
   /** Return the credential to use now. Throws an error with the reason if there is none. */
   async access(): Promise<Access> {
     for (;;) {
-      const { kubeconfig } = this.#require();
+      const { kubeconfig, cluster } = this.#require();
+      if (cluster.endpoint !== this.#endpoint) this.#current = undefined; // another project may have the former endpoint
+      this.#endpoint = cluster.endpoint;
       if (kubeconfig && kubeconfig !== this.#pushed) this.#offer((this.#pushed = kubeconfig), 0.25); // the stream is expected to push the next one too
       const now = Date.now();
       const mayRequest = now >= (this.#failure?.retryAt ?? 0);
@@ -52,7 +55,7 @@ export class Credential {
       if (!mayRequest && !this.#renewing) throw this.#failure?.error;
       if (await this.#renewedBeforeNextEvent()) {
         this.#require(); // the cluster may have been disengaged during the wait
-        return this.#current!.access;
+        if (this.#current) return this.#current.access; // otherwise the endpoint changed during the request
       }
     }
   }
@@ -80,8 +83,9 @@ export class Credential {
 
   async #issue(): Promise<void> {
     try {
-      const { incarnation } = this.#require().cluster;
-      this.#offer(await this.issue(incarnation, this.#failure !== undefined), 0);
+      const { incarnation, endpoint } = this.#require().cluster;
+      const issued = await this.issue(incarnation, this.#failure !== undefined);
+      if (this.engaged()?.cluster.endpoint === endpoint) this.#offer(issued, 0);
     } catch (error) {
       const requestedMs = (error instanceof StatusError && error.retryAfterMs) || 0;
       this.#failure = { error, retryAt: Date.now() + Math.max(requestedMs, this.#backoffMs * (0.5 + Math.random() / 2)) };

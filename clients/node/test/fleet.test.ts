@@ -245,6 +245,18 @@ test("a cluster that is engaged while draining waits for the former engagement's
   assert.deepEqual(steps.slice(4), ["end after 0 releases", "begin"]);
 });
 
+test("a credential is requested again after the endpoint changed", async (t) => {
+  const { daemon, fleet } = await started(t, (cluster) => ended(cluster.signal));
+  issues(daemon);
+  const stream = await daemon.stream();
+  stream.send([engaged("a")], { reset: true });
+  await until(() => fleet.clusters.size === 1, "the cluster is engaged");
+  assert.equal(await token(fleet.clusters.get("a")!), "token-1");
+  stream.send([event(Type.UPDATED, "a", { endpoint: "https://moved.test" }), engaged("b")]);
+  await until(() => fleet.clusters.has("b"), "the cluster is updated");
+  assert.equal(await token(fleet.clusters.get("a")!), "token-2");
+});
+
 test("a pushed kubeconfig is used instead of a pending older response", async (t) => {
   const { daemon, fleet } = await started(t, (cluster) => ended(cluster.signal), { includeKubeconfigs: true });
   let respond!: () => void;

@@ -1,6 +1,7 @@
 package com.miloapis.discovery;
 
 import com.google.protobuf.Timestamp;
+import com.miloapis.discovery.v1.Cluster;
 import com.miloapis.discovery.v1.Kubeconfig;
 import io.grpc.Status;
 import java.time.Duration;
@@ -37,6 +38,7 @@ public final class Credential {
   private final Issuer issuer;
   private final Supplier<CompletableFuture<Void>> nextEvent;
   private Current current;
+  private String endpoint = "";
   private Kubeconfig lastPushed;
   private CompletableFuture<Void> renewal;
   private Throwable failure;
@@ -62,6 +64,10 @@ public final class Credential {
       CompletableFuture<Void> awaited;
       synchronized (this) {
         known = require();
+        if (!known.cluster().getEndpoint().equals(endpoint)) {
+          endpoint = known.cluster().getEndpoint();
+          current = null; // another project may have the former endpoint
+        }
         if (known.kubeconfig() != null && known.kubeconfig() != lastPushed) {
           lastPushed = known.kubeconfig();
           offer(lastPushed, 0.25); // the stream is expected to push the next one too: wait for it a while
@@ -72,7 +78,7 @@ public final class Credential {
           return current.access;
         }
         if (renewal == null && !now.isBefore(retryAt)) {
-          renew(known.cluster().getIncarnation());
+          renew(known.cluster());
         }
         if (isValid) {
           return current.access;
@@ -85,7 +91,9 @@ public final class Credential {
       if (isRenewedBeforeNextEvent(awaited, known)) {
         require(); // the cluster may have been disengaged during the wait
         synchronized (this) {
-          return current.access;
+          if (current != null) { // otherwise the endpoint changed during the request
+            return current.access;
+          }
         }
       }
     }
@@ -114,18 +122,18 @@ public final class Credential {
     return known;
   }
 
-  private void renew(String incarnation) {
+  private void renew(Cluster asked) {
     var ended = new CompletableFuture<Void>();
     renewal = ended;
     issuer
-        .issue(incarnation, failure != null)
+        .issue(asked.getIncarnation(), failure != null)
         .whenComplete(
             (issued, error) -> {
               Throwable problem = error;
               synchronized (this) {
                 renewal = null;
                 try {
-                  if (problem == null) {
+                  if (problem == null && asked.getEndpoint().equals(endpoint)) {
                     offer(issued, 0);
                   }
                 } catch (DiscoveryException refused) {

@@ -315,6 +315,18 @@ class FleetTest {
   }
 
   @Test
+  void credentialIsRequestedAgainAfterTheEndpointChanged() {
+    start(this::untilEnd);
+    daemon.stream(1).snapshot(engaged("a"));
+    until(() -> clusters.containsKey("uid-a"), "the handler begins");
+    assertEquals("token-1", token(clusters.get("uid-a")));
+    var moved = event(ClusterEvent.Type.TYPE_UPDATED, cluster("a").setEndpoint("https://moved.test")).build();
+    daemon.stream(1).send(moved, engaged("b"));
+    until(() -> clusters.containsKey("uid-b"), "the cluster is updated");
+    assertEquals("token-2", token(clusters.get("uid-a")));
+  }
+
+  @Test
   void credentialWithInvalidTimestampsIsUsedAsOneWithoutThem() {
     daemon.issue =
         request -> {
