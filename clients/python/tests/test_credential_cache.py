@@ -21,7 +21,7 @@ SECOND_ONE = value(text(token="second"), now=NOON + 5 * MINUTE)
 def holding(*offered, pushed: bool = False) -> CredentialCache:
     credentials = CredentialCache()
     for each in offered:
-        credentials.offer(each, pushed=pushed)
+        credentials.offer(each, NOON + 5 * MINUTE, pushed=pushed)
     return credentials
 
 
@@ -63,9 +63,23 @@ def test_credential_cache_keeps_a_credential_issued_later_with_a_shorter_lifetim
 def test_issued_credential_is_not_replaced_by_an_older_pushed_credential():
     shorter = value(text(token="shorter"), now=NOON + MINUTE, life=MINUTE)
     cache = holding(FIRST, pushed=True)
-    cache.offer(shorter)
-    cache.offer(FIRST, pushed=True)
+    cache.offer(shorter, NOON + MINUTE)
+    cache.offer(FIRST, NOON + MINUTE, pushed=True)
     assert cache.current.access.token == "shorter"
+
+
+def test_credential_that_was_issued_in_the_future_is_replaced():
+    cache = holding(value(text(token="ahead"), now=NOON + 60 * MINUTE))
+    cache.offer(FIRST, NOON)
+    assert cache.current.access.token == "first"
+
+
+def test_credential_of_a_former_endpoint_is_expired_and_replaced_by_an_older_one():
+    cache = holding(SECOND_ONE)
+    assert cache.state(NOON + 5 * MINUTE, "https://moved.test") is CredentialState.EXPIRED
+    cache.offer(FIRST, NOON + 5 * MINUTE, endpoint="https://moved.test")
+    assert cache.current.access.token == "first"
+    assert cache.state(NOON, "https://moved.test") is CredentialState.FRESH
 
 
 def test_credential_without_expiry_never_expires():
@@ -93,3 +107,7 @@ def test_failed_refresh_does_not_extend_an_expired_credential():
 )
 def test_expiry_margin_is_a_tenth_of_short_lifetimes(life, margin):
     assert usable_until(NOON + life, NOON) == NOON + life - margin
+
+
+def test_credential_that_was_issued_after_its_expiry_has_no_expiry_margin():
+    assert usable_until(NOON, NOON + MINUTE) == NOON

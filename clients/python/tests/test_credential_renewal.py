@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -58,12 +59,12 @@ async def renewal(daemon):
 
 class TestAsyncRenewer:
     async def test_fresh_credential_is_used_without_a_call(self, renewal, daemon):
-        renewal.cache.offer(kubeconfig("held"))
+        renewal.cache.offer(kubeconfig("held"), datetime.now(UTC))
         assert (await renewal.access()).token == "held"
         assert daemon.asked == 0
 
     async def test_valid_credential_is_used_during_a_renewal(self, renewal, daemon):
-        renewal.cache.offer(kubeconfig("held", DUE))
+        renewal.cache.offer(kubeconfig("held", DUE), datetime.now(UTC))
         assert {(await renewal.access()).token for _ in range(100)} == {"held"}
         await eventually(lambda: daemon.asked)
         daemon.answer.set_result(kubeconfig("next"))
@@ -88,7 +89,7 @@ class TestAsyncRenewer:
         assert (await patient).token == "next"
 
     async def test_failed_renewal_is_logged_and_a_valid_credential_kept(self, renewal, daemon, caplog):
-        renewal.cache.offer(kubeconfig("held", DUE))
+        renewal.cache.offer(kubeconfig("held", DUE), datetime.now(UTC))
         daemon.answer.set_exception(AWAY)
         with caplog.at_level(logging.WARNING):
             assert (await renewal.access()).token == "held"
@@ -97,14 +98,14 @@ class TestAsyncRenewer:
         assert (await renewal.access()).token == "held"
 
     async def test_failed_renewal_raises_without_a_valid_credential(self, renewal, daemon):
-        renewal.cache.offer(kubeconfig("held", EXPIRED))
+        renewal.cache.offer(kubeconfig("held", EXPIRED), datetime.now(UTC))
         daemon.answer.set_exception(AWAY)
         with pytest.raises(Unavailable):
             await renewal.access()
 
     async def test_pushed_credentials_are_used_without_a_call(self, daemon):
         sent = [kubeconfig("first")]
-        renewal = AsyncRenewer(daemon.issue, PushedKubeconfigs(lambda: sent[-1], asyncio.Future))
+        renewal = AsyncRenewer(daemon.issue, PushedKubeconfigs(lambda: sent[-1], asyncio.Future, lambda: ""))
         assert (await renewal.access()).token == "first"
         sent.append(kubeconfig("second", -timedelta(seconds=1)))
         assert (await renewal.access()).token == "second"
@@ -123,6 +124,37 @@ class TestAsyncRenewer:
         assert (await waiting).token == "pushed"
         await renewal.close()
 
+    @pytest.mark.parametrize("is_pushed", [False, True])
+    async def test_credential_of_a_former_endpoint_is_not_used(self, daemon, is_pushed):
+        former, moved = (replace(CLUSTER, endpoint=f"https://{name}.test") for name in ("former", "moved"))
+        cluster = EngagedCluster(former, kubeconfig("former") if is_pushed else None, ApiClients(daemon))
+        if not is_pushed:
+            daemon.answer.set_result(kubeconfig("former"))
+        renewal = cluster.credentials()
+        assert (await renewal.access()).token == "former"
+        daemon.answer = asyncio.get_running_loop().create_future()
+        cluster.refresh(moved)
+        assert cluster.kubeconfig is None
+        waiting, asked = asyncio.create_task(renewal.access()), daemon.asked
+        await eventually(lambda: daemon.asked > asked)
+        daemon.answer.set_result(kubeconfig("moved"))
+        assert (await waiting).token == "moved"
+        await renewal.close()
+
+    async def test_response_for_a_former_endpoint_is_requested_again(self, daemon):
+        former, moved = (replace(CLUSTER, endpoint=f"https://{name}.test") for name in ("former", "moved"))
+        cluster = EngagedCluster(former, None, ApiClients(daemon))
+        renewal = cluster.credentials()
+        waiting = asyncio.create_task(renewal.access())
+        await eventually(lambda: daemon.asked)
+        answer, daemon.answer = daemon.answer, asyncio.get_running_loop().create_future()
+        cluster.refresh(moved)
+        answer.set_result(kubeconfig("former"))
+        daemon.answer.set_result(kubeconfig("moved"))
+        assert (await waiting).token == "moved"
+        assert daemon.asked == 2
+        await renewal.close()
+
     @pytest.mark.parametrize("after_401", [False, True])
     async def test_disengagement_interrupts_the_wait_for_a_renewal(self, daemon, after_401):
         cluster = EngagedCluster(CLUSTER, kubeconfig("refused") if after_401 else None, ApiClients(daemon))
@@ -135,14 +167,14 @@ class TestAsyncRenewer:
         await renewal.close()
 
     async def test_refused_token_is_replaced_by_a_newer_one(self, renewal, daemon):
-        renewal.cache.offer(kubeconfig("revoked"))
+        renewal.cache.offer(kubeconfig("revoked"), datetime.now(UTC))
         daemon.answer.set_result(kubeconfig("next"))
         assert (await renewal.access_after_401("revoked")).token == "next"
         assert (await renewal.access_after_401("revoked")).token == "next"
         assert daemon.asked == 1
 
     async def test_refused_token_is_kept_if_the_renewal_fails(self, renewal, daemon):
-        renewal.cache.offer(kubeconfig("revoked"))
+        renewal.cache.offer(kubeconfig("revoked"), datetime.now(UTC))
         daemon.answer.set_exception(AWAY)
         assert (await renewal.access_after_401("revoked")).token == "revoked"
 
@@ -153,7 +185,7 @@ class TestLoopBridge:
         assert (await asyncio.to_thread(LoopBridge(renewal).access)).token == "next"
 
     async def test_thread_with_a_valid_credential_does_not_wait_for_its_renewal(self, renewal, daemon):
-        renewal.cache.offer(kubeconfig("held", DUE))
+        renewal.cache.offer(kubeconfig("held", DUE), datetime.now(UTC))
         assert (await asyncio.to_thread(LoopBridge(renewal).access)).token == "held"
         await eventually(lambda: daemon.asked == 1)
 
@@ -162,5 +194,5 @@ class TestLoopBridge:
             LoopBridge(renewal).access()
 
     async def test_valid_credential_is_returned_on_the_thread_of_the_event_loop(self, renewal):
-        renewal.cache.offer(kubeconfig("held"))
+        renewal.cache.offer(kubeconfig("held"), datetime.now(UTC))
         assert LoopBridge(renewal).access().token == "held"

@@ -136,7 +136,7 @@ def test_scenario_results_are_printed_one_per_line_with_a_summary(
     good, bad, odd, total = output.out.splitlines()
     assert good.startswith("ok    good [project] ")
     assert bad.startswith("FAIL  bad [project-control-plane] ")
-    assert "step 2 (expect): ENGAGED alpha came" in bad
+    assert "step 2 (expect): received ENGAGED alpha" in bad
     assert odd.startswith("FAIL  odd [project] 0.0s step 1: unknown step 'wait'")
     assert total == "1 passed, 2 failed"
     assert '"message": "started"' in output.err

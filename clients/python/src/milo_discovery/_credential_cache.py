@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import Enum, auto
 from typing import TYPE_CHECKING
@@ -27,7 +27,7 @@ class CredentialState(Enum):
     REFRESH_DUE = auto()
     """Still valid; request the next one in the background."""
     EXPIRED = auto()
-    """No longer valid, or not fetched yet."""
+    """No longer valid, of a former endpoint, or not fetched yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +38,16 @@ class CachedCredential:
     refresh_at: datetime | None
     expires_at: datetime | None
     issued_at: datetime | None = None
+    endpoint: str = ""
+    """The endpoint that the cluster had when the credential was requested; empty if it is unknown."""
 
-    def replaces(self, other: CachedCredential) -> bool:
+    def replaces(self, other: CachedCredential, now: datetime) -> bool:
         """Return whether this credential is newer. `issued_at` alone does not decide: clocks can be set back."""
         if self.expires_at is None or other.expires_at is None or self.expires_at >= other.expires_at:
             return True
-        return self.issued_at is not None and other.issued_at is not None and self.issued_at > other.issued_at
+        if self.endpoint != other.endpoint or self.issued_at is None or other.issued_at is None:
+            return self.endpoint != other.endpoint
+        return self.issued_at > other.issued_at or other.issued_at > now
 
 
 class CredentialCache:
@@ -59,17 +63,17 @@ class CredentialCache:
         assert self._current is not None, "the cache contains no credential"
         return self._current
 
-    def offer(self, kubeconfig: Kubeconfig, *, pushed: bool = False) -> None:
+    def offer(self, kubeconfig: Kubeconfig, now: datetime, *, endpoint: str = "", pushed: bool = False) -> None:
         """Store the credential of a kubeconfig, unless the cached one is newer.
 
         With `pushed`, the stream is expected to deliver the next credential too, so a request for it is delayed.
         """
         if kubeconfig is self._last_pushed:
             return
-        offered = _parse(kubeconfig, _PUSH_WAIT_SHARE if pushed else 0.0)
+        offered = replace(_parse(kubeconfig, _PUSH_WAIT_SHARE if pushed else 0.0), endpoint=endpoint)
         if pushed:
             self._last_pushed = kubeconfig
-        if self._current is None or offered.replaces(self._current):
+        if self._current is None or offered.replaces(self._current, now):
             self._current = offered
             self._retry_at = None
 
@@ -77,9 +81,12 @@ class CredentialCache:
         """Delay the next refresh after a failed one."""
         self._retry_at = now + _RETRY_AFTER
 
-    def state(self, now: datetime) -> CredentialState:
+    def state(self, now: datetime, endpoint: str = "") -> CredentialState:
+        """Return the state of the credential for the present endpoint of its cluster."""
         current = self._current
-        if current is None or (current.expires_at is not None and now >= current.expires_at):
+        if current is None or current.endpoint != endpoint:
+            return CredentialState.EXPIRED
+        if current.expires_at is not None and now >= current.expires_at:
             return CredentialState.EXPIRED
         if current.refresh_at is None or now < current.refresh_at or (self._retry_at and now < self._retry_at):
             return CredentialState.FRESH
@@ -100,7 +107,7 @@ def _parse(kubeconfig: Kubeconfig, push_wait_share: float) -> CachedCredential:
 
 def usable_until(expires_at: datetime, issued_at: datetime | None) -> datetime:
     """Return when to stop using a credential: shortly before it expires, so that requests arrive in time."""
-    margin = (
-        _EXPIRY_MARGIN if issued_at is None else min(_EXPIRY_MARGIN, _EXPIRY_MARGIN_SHARE * (expires_at - issued_at))
-    )
+    margin = _EXPIRY_MARGIN
+    if issued_at is not None:  # which a clock that was set back can put behind the expiry
+        margin = max(timedelta(), min(margin, _EXPIRY_MARGIN_SHARE * (expires_at - issued_at)))
     return expires_at - margin

@@ -32,6 +32,8 @@ class PushedKubeconfigs:
     newest: Callable[[], Kubeconfig | None]
     following: Callable[[], Coroutine[Any, Any, Kubeconfig]]
     """Waits for the kubeconfig after the newest one."""
+    endpoint: Callable[[], str]
+    """Returns the present endpoint of the cluster. Kubeconfigs for a former one are not used."""
 
 
 class AsyncRenewer:
@@ -78,8 +80,8 @@ class AsyncRenewer:
         """Store the kubeconfig that the stream delivered, if any, and return the state."""
         pushed = None if self._pushed is None else self._pushed.newest()
         if pushed is not None:
-            self.cache.offer(pushed, pushed=True)
-        return self.cache.state(_now())
+            self.cache.offer(pushed, _now(), endpoint=self._endpoint(), pushed=True)
+        return self.cache.state(_now(), self._endpoint())
 
     def start_renewal(self) -> asyncio.Task[None]:
         """Return the renewal in flight, or start one."""
@@ -113,9 +115,17 @@ class AsyncRenewer:
         renewal.result()
         return True
 
+    def _endpoint(self) -> str:
+        return "" if self._pushed is None else self._pushed.endpoint()
+
     async def _renew(self) -> None:
         try:
-            self.cache.offer(await self._issue())
+            while True:
+                endpoint = self._endpoint()
+                issued = await self._issue()
+                if endpoint == self._endpoint():
+                    break
+            self.cache.offer(issued, _now(), endpoint=endpoint)
         except DiscoveryError:
             self.cache.refresh_failed(_now())
             raise

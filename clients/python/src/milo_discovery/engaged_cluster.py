@@ -56,7 +56,7 @@ class EngagedCluster:
 
     @property
     def kubeconfig(self) -> Kubeconfig | None:
-        """The newest pushed kubeconfig. None without `include_kubeconfigs`, or before the first one arrives."""
+        """The newest pushed kubeconfig for the endpoint. None without `include_kubeconfigs`, or before the first."""
         return self._kubeconfig
 
     @property
@@ -92,9 +92,9 @@ class EngagedCluster:
     async def renewed(self, since: Kubeconfig | None = None) -> Kubeconfig:
         """Wait until the kubeconfig differs from `since` (by default, from the newest), and return it."""
         before = since or self._kubeconfig
-        await self._signal.wait_for(lambda: not self._engaged or self._kubeconfig != before)
+        await self._signal.wait_for(lambda: not self._engaged or self._kubeconfig not in {None, before})
         self._require_engaged()
-        assert self._kubeconfig is not None  # a kubeconfig is replaced, never removed
+        assert self._kubeconfig is not None
         return self._kubeconfig
 
     def api_client(
@@ -123,6 +123,8 @@ class EngagedCluster:
 
     def refresh(self, cluster: Cluster, kubeconfig: Kubeconfig | None = None) -> None:
         """Replace the state of the cluster and, if set, the kubeconfig. Called by the Fleet."""
+        if cluster.endpoint != self._current.endpoint:
+            self._kubeconfig = None  # another cluster may have the former endpoint
         self._current = cluster
         self._kubeconfig = kubeconfig or self._kubeconfig
         self._signal.notify()
@@ -134,7 +136,7 @@ class EngagedCluster:
 
     @property
     def _pushed(self) -> PushedKubeconfigs:
-        return PushedKubeconfigs(self._pushed_kubeconfig, self.renewed)
+        return PushedKubeconfigs(self._pushed_kubeconfig, self.renewed, lambda: self._current.endpoint)
 
     def _pushed_kubeconfig(self) -> Kubeconfig | None:
         self._require_engaged()  # a credential must not be used after the engagement, even if it is still valid

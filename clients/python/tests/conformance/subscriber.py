@@ -92,7 +92,9 @@ async def credential(client: DiscoveryClient, watch: Any, name: str) -> None:
     if name not in renewers:
         current = lambda: watch.clusters[name]  # noqa: E731
         renewers[name] = client.api_clients.renewer(
-            current, PushedKubeconfigs(lambda: pushed.get(name), asyncio.Event().wait), None
+            current,
+            PushedKubeconfigs(lambda: pushed.get(name), asyncio.Event().wait, lambda: current().endpoint),
+            None,
         )
     try:
         report("CREDENTIAL", cluster=name, token=(await renewers[name].access()).token)
