@@ -130,7 +130,8 @@ func (e *EngagedCluster) renew(done chan struct{}) {
 
 // offer stores a kubeconfig, unless the current one is newer. It is called with the lock held.
 func (e *EngagedCluster) offer(k *Kubeconfig, isPushed bool) {
-	// A response can arrive after a newer push. If the current one was issued in the future, a clock was set back since.
+	// A response can arrive after a newer push. If the current one was
+	// issued in the future, the clocks do not agree, or one was set back since.
 	if e.kubeconfig == nil || !k.IssuedAt.Before(e.kubeconfig.IssuedAt) || e.kubeconfig.IssuedAt.After(time.Now()) {
 		e.kubeconfig, e.isPushed = k, isPushed
 	}

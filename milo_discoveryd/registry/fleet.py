@@ -27,7 +27,7 @@ class WaitingStreams:
         return len(self._sources)
 
     def await_sources(self, stream: object, sources: frozenset[str]) -> None:
-        """Record the sources for which a stream waits; none if it ended."""
+        """Record the sources for which a stream waits; none if it waits for none, or has ended."""
         if sources:
             self._sources[stream] = sources
             self._former |= sources

@@ -148,8 +148,6 @@ def listen_address(value: object) -> ListenAddress:
         raise ValueError(
             f'must be "unix://" and an absolute path; did you mean "unix://{Path(text).expanduser().absolute()}"?'
         )
-    if ":" not in text:
-        raise ValueError('must be "unix://" and an absolute path, or HOST:PORT, such as "127.0.0.1:7070"')
     return client_address(text)
 
 
@@ -158,6 +156,8 @@ def client_address(value: object) -> ListenAddress:
     if isinstance(value, UnixAddress | TcpAddress):
         return value
     text = str(value)
+    if ":" not in text:
+        raise ValueError('must be "unix://" and an absolute path, or HOST:PORT, such as "127.0.0.1:7070"')
     return _unix_address(text) if text.startswith("unix:") else tcp_address(text)
 
 

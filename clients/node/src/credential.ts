@@ -100,7 +100,7 @@ export class Credential {
     const refreshAt = time(kubeconfig.refreshAfter) ?? Infinity;
     const access = readAccess(kubeconfig);
     // A response can arrive after the stream has pushed a newer kubeconfig, which may be for another server.
-    // If the current one was issued in the future, a clock was set back since.
+    // If the current one was issued in the future, the clocks do not agree, or one was set back since.
     if (this.#current === undefined || issuedAt >= this.#current.issuedAt || this.#current.issuedAt > Date.now()) {
       this.#current = {
         access,

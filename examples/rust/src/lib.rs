@@ -89,7 +89,7 @@ async fn read_stream(
         match tokio::time::timeout(silence, stream.message()).await.map_err(silent).flatten() {
             Ok(Some(batch)) if batch.sharded => {
                 return Status::failed_precondition(format!(
-                    "the daemon is sharded, but this client does not renew its ownership of clusters (revision {})",
+                    "the daemon is sharded, but this client does not call RenewOwnership (revision {})",
                     batch.revision
                 ));
             }

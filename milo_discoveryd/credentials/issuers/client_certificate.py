@@ -98,8 +98,8 @@ class ClientCertificateIssuer:
             template = template.replace("{name}", target.local_name).replace("{uid}", target.uid)
         if not 0 < len(template) <= MAX_NAME:
             raise UnfitError(
-                f"{self.name}: {template[:MAX_NAME]!r} has {len(template)} characters; a name in a "
-                f"certificate must have 1 to {MAX_NAME}: change common_name or organizations"
+                f"{self.name}: a name that begins with {template[:MAX_NAME]!r} has {len(template)} characters; a name "
+                f"in a certificate must have 1 to {MAX_NAME} characters: change common_name or organizations"
             )
         return template
 

@@ -34,7 +34,7 @@ class Readme:
     document: str
     tools: Sequence[str]
     commands: int
-    """The number of command blocks before the program; later blocks in the document are not run."""
+    """The number of command blocks that are run, up to the one that starts the program."""
 
 
 READMES = {

@@ -40,7 +40,7 @@ class Operator:
                 await self._done.wait()
 
     def require_undisturbed(self) -> None:
-        """Check that it was engaged once, and received everything that it wrote in one watch."""
+        """Check that its cluster was engaged once, and that one watch received everything that it wrote."""
         assert self.engagements == 1
         assert [name for name in self.seen if name.startswith(self.name)] == self.written
 

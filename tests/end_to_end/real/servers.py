@@ -128,7 +128,7 @@ class RealApi(ABC):
             await self._proxy.shut()
 
     async def terminate(self) -> None:
-        """Send SIGTERM: new connections are refused, and open watches continue for a while."""
+        """Send SIGTERM, and wait until the server has exited. Until then, open watches continue."""
         if self.process is None:
             return
         if self._proxy:

@@ -13,7 +13,7 @@ class World:
         self.server = server
         self.upstream = Upstream("in=yes")
         self.not_ready_at: dict[str, int] = {}
-        """The latest version in which an object was not ready, by its UID."""
+        """By UID, the version of the latest write before or after which the object was not ready."""
         self._random = random
         self._made = 0
 

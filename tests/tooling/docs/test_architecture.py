@@ -1,4 +1,4 @@
-"""The tables of docs/architecture.md name every package, and files that exist."""
+"""docs/architecture.md names every package of the daemon, and only directories and files that exist."""
 
 import re
 

@@ -296,7 +296,7 @@ def yaml_documents(data: bytes) -> None:
 
 @target
 def state_files(data: bytes) -> None:
-    """Read a state file: as it is, and with a header that makes its body valid."""
+    """Read the data as a state file, and as the body of a state file whose header has the right checksum."""
     head = f"milo-discoveryd state {encoding.FORMAT} {hashlib.sha256(data).hexdigest()}\n".encode()
     for content in (data, head + data):
         try:

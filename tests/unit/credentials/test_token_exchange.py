@@ -103,7 +103,7 @@ async def test_renewed_subject_token_is_used(tmp_path: Path) -> None:
     [
         (["https://elsewhere.example.com"], {}, "(invalid_request): the endpoint does not accept this subject token"),
         (None, {"audiences": ("unknown",)}, "(invalid_target): the endpoint issues no tokens for this audience"),
-        (None, {"grant": ASSERTION}, "(invalid_grant): the subject token has expired, is for another audience"),
+        (None, {"grant": ASSERTION}, "(invalid_grant): the endpoint does not accept the subject token"),
         (None, {"grant": "other"}, "(unsupported_grant_type): the endpoint does not support this grant"),
     ],
 )

@@ -109,7 +109,7 @@ def test_not_ready_grace_starts_over_each_time() -> None:
         (ready(version="3", uid="u2"), DisengageReason.REPLACED),
     ],
 )
-def test_deletion_and_replacement_do_not_wait_for_not_ready_grace(
+def test_deletion_replacement_and_labels_change_do_not_wait_for_not_ready_grace(
     observed: Observation | ConfirmedDeletion, reason: DisengageReason
 ) -> None:
     fleet = held()

@@ -138,7 +138,7 @@ def test_deletion_after_a_server_restore_is_confirmed_although_others_are_held()
     assert source.collection.held is not None
 
 
-def test_accepted_restore_disengages_missing_clusters() -> None:
+def test_accepted_restore_disengages_clusters_that_are_missing_or_not_ready() -> None:
     source = at_version_120()
     restored(source, *OLD[:3], *(ready(name, "50") for name in "de"))
     source.now = 100.0

@@ -405,7 +405,7 @@ def test_silence_of_ninety_seconds_with_bookmarks_ends_watch() -> None:
     assert driver.status[0] is ViewState.STREAMING
 
 
-def test_watch_silent_from_start_with_future_version_leads_to_relist() -> None:
+def test_ninety_seconds_of_silence_of_a_resumed_watch_with_bookmarks_lead_to_relist() -> None:
     driver = watching()
     driver.events(Bookmark("15", False))
     driver.now += 60.0

@@ -122,7 +122,7 @@ def test_discovery_identity_of_another_cluster_source_is_not_issued(tmp_path: Pa
         ({"common_name": "project:{name}", "sources": ["a"]}, False),
     ],
 )
-def test_certificate_issuer_with_equal_names_in_several_sources_is_refused(
+def test_certificate_issuer_may_use_cluster_names_for_one_source_only(
     tmp_path: Path, files: Callable[..., str], subject: dict[str, Any], is_refused: bool
 ) -> None:
     file = files("one", tokenFile="token")

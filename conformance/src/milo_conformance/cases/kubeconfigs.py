@@ -49,7 +49,7 @@ async def renewed_with_the_stream(run: Run) -> None:
 
 
 @kubeconfigs(
-    "A restarted daemon's kubeconfig is reported as a renewal",
+    "A new kubeconfig from a restarted daemon is reported as a renewal",
     why="A restarted daemon issues a new kubeconfig. A client that does not report it leaves its operator with the old "
     "one, and work in the cluster fails when that expires.",
     demands="A new kubeconfig replaces the one before",

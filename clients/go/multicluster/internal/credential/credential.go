@@ -165,7 +165,7 @@ func (c *Credential) supersedes(k Kubeconfig) bool {
 		return true
 	}
 	issued := c.held.from.IssuedAt
-	// If the current kubeconfig was issued in the future, the clock was set back since.
+	// If the current kubeconfig was issued in the future, the clocks do not agree, or one was set back since.
 	return k.IssuedAt.After(issued) || issued.After(c.options.Now()) && !k.IssuedAt.Equal(issued)
 }
 

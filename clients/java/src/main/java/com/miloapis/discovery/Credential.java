@@ -167,7 +167,7 @@ public final class Credential {
     backoff = FIRST_BACKOFF;
     boolean hasIssuedAt = isValid(kubeconfig.hasIssuedAt(), kubeconfig.getIssuedAt());
     var issuedAt = hasIssuedAt ? instant(kubeconfig.getIssuedAt()) : Instant.MIN;
-    // If the current one was issued in the future, a clock was set back since.
+    // If the current one was issued in the future, the clocks do not agree, or one was set back since.
     if (current != null && issuedAt.isBefore(current.issuedAt) && !current.issuedAt.isAfter(Instant.now())) {
       return; // a response can arrive after the stream has pushed a newer kubeconfig, which may be for another server
     }
