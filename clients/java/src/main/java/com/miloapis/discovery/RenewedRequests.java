@@ -28,7 +28,8 @@ final class RenewedRequests implements Interceptor {
   public void before(BasicBuilder builder, HttpRequest request, RequestTags tags) {
     Access access = credential.access();
     String url = request.uri().toString();
-    if (!url.startsWith(madeFor)) {
+    // The host example.com:4433 and the path /alpha-2 begin with other hosts and paths, whose credentials they must not get.
+    if (!url.equals(madeFor) && !url.startsWith(madeFor + "/") && !url.startsWith(madeFor + "?")) {
       throw new DiscoveryException("the request URL does not belong to a server of the cluster: host " + request.uri().getHost());
     }
     builder.uri(URI.create(withoutSlash(access.server()) + url.substring(madeFor.length())));
@@ -48,7 +49,7 @@ final class RenewedRequests implements Interceptor {
   }
 
   private static String encoded(String key) {
-    return URLEncoder.encode(key, StandardCharsets.UTF_8);
+    return URLEncoder.encode(key, StandardCharsets.UTF_8).replace("+", "%20");
   }
 
   private static String withoutSlash(String url) {

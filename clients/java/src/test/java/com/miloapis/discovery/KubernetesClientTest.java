@@ -78,7 +78,7 @@ class KubernetesClientTest {
   void clientSendsTheNewTokenOnlyToTheNewEndpoint() {
     try (KubernetesClient client = cluster.kubernetesClient()) {
       client.namespaces().list();
-      serve(second, "{\"token\": \"two\", \"as\": \"shop\", \"as-groups\": [\"a\", \"b\"], \"as-user-extra\": {\"example.com/why\": [\"c\"]}}");
+      serve(second, "{\"token\": \"two\", \"as\": \"shop\", \"as-groups\": [\"a\", \"b\"], \"as-user-extra\": {\"example.com/why not\": [\"c\"]}}");
       client.namespaces().list();
       client.configMaps().inNamespace("default").list();
     }
@@ -88,7 +88,15 @@ class KubernetesClientTest {
     assertEquals("/prefix/api/v1/namespaces", second.requests.get(0).getRequestURI().getPath());
     assertEquals(List.of("shop"), headers.get("Impersonate-User"));
     assertEquals(List.of("a", "b"), headers.get("Impersonate-Group"));
-    assertEquals(List.of("c"), headers.get("Impersonate-Extra-example.com%2Fwhy"));
+    assertEquals(List.of("c"), headers.get("Impersonate-Extra-example.com%2Fwhy%20not"));
+  }
+
+  @Test
+  void urlThatOnlyBeginsLikeThatOfTheClusterGetsNoCredential() {
+    try (KubernetesClient client = cluster.kubernetesClient()) {
+      assertThrows(RuntimeException.class, () -> client.raw(first.url() + "-2/api"));
+    }
+    assertEquals(List.of(), first.authorizations());
   }
 
   @Test
