@@ -47,7 +47,10 @@ export interface WatchOptions extends Filter {
   subscriber?: string;
   /** Ends the watch when it is aborted. */
   signal?: AbortSignal;
-  /** Called with the reason when a stream breaks. Clusters stay engaged unless the daemon's ownership expired; the watch reconnects. */
+  /**
+   * Called with the reason when a stream breaks, by default to print it. Clusters stay engaged unless the daemon's ownership expired; the
+   * watch reconnects.
+   */
   onDisconnect?: (error: Error) => void;
 }
 

@@ -17,6 +17,8 @@ import { Session, type Event } from "./session.js";
 const BACKOFF_MS = { first: 200, longest: 5000 };
 const HEARTBEATS_MISSED = 3;
 
+const warn = (error: Error) => console.warn(`no connection to the daemon; retrying: ${error.message}`);
+
 /**
  * A subscription, which outlives its streams: an async iterable of events, which connects on first use. It ends when the signal of its
  * options is aborted, and throws only errors that a retry cannot fix. While the caller handles an event, no further events are read,
@@ -95,7 +97,7 @@ export class Watch implements AsyncIterable<Event> {
           const failure = converted(error);
           if (failure instanceof StatusError && failure.isFinal) throw failure;
           delayMs = Math.max(this.#nextDelay(), (failure instanceof StatusError && failure.retryAfterMs) || 0);
-          report("onDisconnect", () => this.options.onDisconnect?.(failure));
+          report("onDisconnect", () => (this.options.onDisconnect ?? warn)(failure));
         }
         if (this.#ownership.isHeld && !signal?.aborted) await this.#changes(delayMs);
       }

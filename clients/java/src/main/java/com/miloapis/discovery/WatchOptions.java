@@ -11,7 +11,8 @@ import java.util.function.Consumer;
  * @param includeKubeconfigs deliver a kubeconfig with each ENGAGED, if available, and a new one in a KUBECONFIG event before it expires
  * @param heartbeatInterval interval of heartbeats on an idle stream; after three missed heartbeats, the watch reconnects
  * @param subscriber if not empty, planned disengagements wait for a release under this name, which no other watch of the caller may use
- * @param onDisconnect called with the reason when a stream breaks; clusters stay engaged unless the daemon's ownership expired
+ * @param onDisconnect called with the reason when a stream breaks, by default to log it; clusters stay engaged unless the daemon's
+ *     ownership expired
  */
 public record WatchOptions(
     ClusterFilter filter,
@@ -22,7 +23,15 @@ public record WatchOptions(
 
   /** Options for all clusters, without kubeconfigs and releases. */
   public static WatchOptions defaults() {
-    return new WatchOptions(ClusterFilter.getDefaultInstance(), false, Duration.ofSeconds(30), "", error -> {});
+    return new WatchOptions(ClusterFilter.getDefaultInstance(), false, Duration.ofSeconds(30), "", WatchOptions::log);
+  }
+
+  private static void log(RuntimeException error) {
+    String reason = error.getMessage();
+    for (Throwable cause = error.getCause(); cause != null; cause = cause.getCause()) {
+      reason = cause.getMessage() == null || reason.contains(cause.getMessage()) ? reason : reason + ": " + cause.getMessage();
+    }
+    System.getLogger("com.miloapis.discovery").log(System.Logger.Level.WARNING, "no connection to the daemon; retrying: " + reason);
   }
 
   public WatchOptions withLabelSelector(String selector) {
