@@ -5,7 +5,7 @@ continues is drawn from a seeded random generator, so that a run is reproducible
 """
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from random import Random
 
 from milo_sandbox.history import CompactedError
@@ -25,11 +25,13 @@ _LEFT_OVER = ("networks.networking.example.com", "workloads.compute.example.com"
 class Churn:
     """A source of random changes, about one per `step`. The number of projects stays near the initial one."""
 
-    def __init__(self, store: Store, names: Names, random: Random) -> None:
+    def __init__(self, store: Store, names: Names, random: Random, purge: Callable[[str], None]) -> None:
+        """`purge` deletes the namespaced objects in a project."""
         self._store = store
         self._milo = Milo(store)
         self._names = names
         self._random = random
+        self._purge = purge
         self._size = max(len(self._milo.projects), 5)
         self._scenarios: dict[str, Scenario] = {}
         self._cursor = store.version
@@ -129,6 +131,7 @@ class Churn:
 
     def _clean_up(self, name: str) -> Scenario:
         self._milo.report_cleanup(name, "CleanupStarted", "Listing the remaining objects of the project")
+        self._purge(name)
         yield
         left = self._random.sample(_LEFT_OVER, self._random.randint(1, len(_LEFT_OVER)))
         while left:
@@ -136,6 +139,7 @@ class Churn:
             self._milo.report_cleanup(name, "CleanupAwaitingCompletion", message)
             yield
             left.pop()
+        self._purge(name)
         self._milo.report_cleanup(name, "CleanupComplete", "No objects remain in the project")
         yield
         self._milo.finish(name)

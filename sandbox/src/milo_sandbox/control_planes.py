@@ -86,6 +86,17 @@ class ControlPlanes:
             raise _suspended(project, document, call)
 
 
+def purge(store: Store) -> None:
+    """Delete the namespaced objects, and all namespaces but `default`, which cannot be deleted."""
+    for resource in store.resources:
+        if resource.namespaced:
+            for record in list(store[resource]):
+                store.discard(resource, record.key)
+    for record in list(store[NAMESPACES]):
+        if record.name != DEFAULT_NAMESPACE:
+            store.discard(NAMESPACES, record.key)
+
+
 class _DefinedAtRoot:
     """A controller that moves CustomResourceDefinitions from a control plane to the root, which alone stores them."""
 

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Iterator
 from typing import Any
 
-from milo_sandbox.control_planes import DEFAULT_NAMESPACE, ControlPlanes
+from milo_sandbox.control_planes import DEFAULT_NAMESPACE, ControlPlanes, purge
 from milo_sandbox.milo import PROJECT_FINALIZER, Milo
 from milo_sandbox.records import RecordedChange, SandboxRecord
 from milo_sandbox.resources import (
@@ -48,7 +48,7 @@ class ControllerManager:
         """Delete what appeared in projects since their deletion began, as Milo does every 30 seconds."""
         for name in self._milo.projects.names():
             if self._is_awaiting(self._milo.projects.read(name)):
-                _purge(self._control_planes.of(name).store)
+                purge(self._control_planes.of(name).store)
 
     def after(self, resource: ResourceDefinition, event: RecordedChange) -> None:
         """Reconcile the project that a write affects."""
@@ -96,7 +96,7 @@ class ControllerManager:
             return
         if not self._is_awaiting(project):
             self._milo.report_cleanup(name, "CleanupStarted", "Issuing delete commands for project resources")
-            _purge(self._control_planes.of(name).store)
+            purge(self._control_planes.of(name).store)
             self._milo.report_cleanup(name, _AWAITING, _WAITING)
             return
         blockers = sorted(_blockers(self._control_planes.of(name).store))
@@ -127,17 +127,6 @@ class ControllerManager:
             each["metadata"]["name"] for each in found if each.get("status", {}).get("phase", "Active") == "Active"
         )
         self._milo.report_suspensions(name, sorted(map(_listed, found), key=_reason_and_time), active)
-
-
-def _purge(store: Store) -> None:
-    """Delete the namespaced objects, and all namespaces but `default`, which cannot be deleted."""
-    for resource in store.resources:
-        if resource.namespaced:
-            for record in list(store[resource]):
-                store.discard(resource, record.key)
-    for record in list(store[NAMESPACES]):
-        if record.name != DEFAULT_NAMESPACE:
-            store.discard(NAMESPACES, record.key)
 
 
 def _blockers(store: Store) -> Iterator[tuple[tuple[str, str, str], str]]:

@@ -13,6 +13,7 @@ from milo_sandbox import kubeconfigs
 from milo_sandbox.api import Api, Features
 from milo_sandbox.backends import INFRASTRUCTURE, Backends
 from milo_sandbox.churn import Churn
+from milo_sandbox.control_planes import purge
 from milo_sandbox.controller_manager import ControllerManager
 from milo_sandbox.custom_resources import CUSTOM_RESOURCE_DEFINITIONS
 from milo_sandbox.faults import Faults
@@ -318,4 +319,4 @@ class Sandbox:
 
     def churn(self) -> Churn:
         """Return a source of changes, to step by hand or to run: `churn.run(sandbox.churn(), per_second)`."""
-        return Churn(self.store, self.names, self._random)
+        return Churn(self.store, self.names, self._random, lambda project: purge(self.control_plane(project)))

@@ -2,7 +2,7 @@
 
 from milo_sandbox import Sandbox
 from milo_sandbox.milo import OWNER_ANNOTATION, PROJECT_FINALIZER, PROJECT_NAME_LABEL, PROJECT_UID_LABEL
-from milo_sandbox.resources import PROJECTS
+from milo_sandbox.resources import CONFIG_MAPS, PROJECTS
 from milo_sandbox.selectors import EVERYTHING
 
 
@@ -47,6 +47,17 @@ def test_churn_makes_every_kind_of_change() -> None:
     added = [name for kind, name in events if kind == "ADDED"]
     assert gone
     assert any(added.count(name) > 1 for name in gone), "no name was used again"
+
+
+def test_churn_deletes_the_objects_of_deleted_projects() -> None:
+    sandbox = lively()
+    churn, (name, *_) = sandbox.churn(), sandbox.projects.names()
+    store = sandbox.control_plane(name)
+    store.create(CONFIG_MAPS, {"metadata": {"name": "left"}}, namespace="default")
+    sandbox.projects.delete(name)
+    while name in sandbox.projects:
+        churn.step()
+    assert [record.name for record in store[CONFIG_MAPS]] == []
 
 
 def test_churn_keeps_projects_and_control_planes_consistent() -> None:
