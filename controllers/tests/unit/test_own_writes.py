@@ -226,3 +226,16 @@ async def test_write_that_a_cache_received_too_late_does_not_end_a_later_hold(mo
     assert released == [key]
     put(cache, "7", settling=own)
     assert released == [key, key]
+
+
+def test_write_that_one_reconcile_gives_up_is_still_awaited_by_another() -> None:
+    own, cache, settled = OwnWrites(), informer(), list[str]()
+
+    def given_up() -> None:
+        settled.append("given up")
+
+    assert own.hold([written()], [cache], given_up)
+    assert own.hold([written()], [cache], lambda: settled.append("awaited"))
+    own.give_up([written()], [cache], given_up)
+    put(cache, "5", settling=own)
+    assert settled == ["awaited"]
