@@ -35,7 +35,8 @@ def shells(home: Path, shell: str) -> tuple[list[str], dict[str, str]]:
             (home / ".zshenv").write_text(places)
         (home / ".zshrc").write_text(f"PS1='{PROMPT}'\nautoload -U compinit; compinit -u -D\nsource <({load})\n")
         return [program, "-i"], {"ZDOTDIR": str(home)}
-    (home / "fish").mkdir()
+    # Without this directory, fish generates completions from all manual pages, in a process that outlives it.
+    (home / "fish" / "generated_completions").mkdir(parents=True)
     prompt = f"function fish_prompt; echo -n '{PROMPT}'; end"
     (home / "fish" / "config.fish").write_text(f"{prompt}\nset fish_greeting\n{load} | source\n")
     variables = {"XDG_CONFIG_HOME": str(home), "XDG_DATA_HOME": str(home)}
