@@ -44,8 +44,9 @@ def with_components(directory: Path, *components: str, kind: str = "Deployment")
     return directory
 
 
-def manifests(directory: Path) -> list[Manifest]:
-    return list(yaml.safe_load_all(built(directory)))
+@cache
+def manifests(directory: Path) -> tuple[Manifest, ...]:
+    return tuple(yaml.load_all(built(directory), Loader=yaml.CSafeLoader))
 
 
 def of_kind(directory: Path, kind: str) -> list[Manifest]:
