@@ -18,6 +18,7 @@ TOGETHER = (
     "tests/end_to_end/scenarios/test_scenarios.py",
     "tests/integration/telemetry/test_status_in_browser.py",
     "tests/simulation/cost/test_long_life.py",
+    "tests/tooling/deploy/test_components.py",
     "tests/tooling/deploy/test_image.py",
     "tests/tooling/deploy/test_manifests.py",
     "tests/tooling/deploy/test_packages.py",
