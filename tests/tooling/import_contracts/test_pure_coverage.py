@@ -8,6 +8,8 @@ import pytest
 
 from tests.tooling.import_contracts.contracts import ROOT, modules, unit_tests_of_pure_modules
 
+UNTRACED = "tests.tooling.import_contracts.untraced"
+
 
 def coverage(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -23,7 +25,7 @@ def test_unit_tests_cover_every_branch_of_pure_modules(tmp_path: Path) -> None:
     data = f"--data-file={tmp_path / 'data'}"
     # Whole packages as the source: for single modules coverage would import their parents first, and then again.
     sources = f"--source={','.join(sorted({module.partition('.')[0] for module in pure}))}"
-    pytest = ("-m", "pytest", "-qp", "no:cacheprovider", "--hypothesis-profile=few")
+    pytest = ("-m", "pytest", "-qp", "no:cacheprovider", "-p", UNTRACED, "--hypothesis-profile=few")
     run = coverage("run", data, "--branch", sources, *pytest, *tests)
     assert run.returncode == 0, run.stdout + run.stderr
     report = coverage(

@@ -387,6 +387,7 @@ def test_cluster_that_stays_engaged_keeps_the_claims_that_it_is_engaged_by(uid: 
     assert sources.observe(0, object_of("shop", "uid-free", "free", "3")) == {"bank", "shop", "x", "y"}
 
 
+@pytest.mark.untraced
 def test_no_sequence_of_changes_engages_two_clusters_by_one_claim() -> None:
     for seed in range(200):
         choice, sources = random.Random(seed), Sources()

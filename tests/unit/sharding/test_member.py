@@ -67,6 +67,7 @@ def test_successor_lists_the_pending_clusters_of_its_predecessor_while_operators
 # Cost
 
 
+@pytest.mark.untraced
 def test_settled_members_send_at_most_one_request_per_5_seconds_on_average() -> None:
     driver = settled("a", "b", "c", "d", "e")
     driver.run(30)
@@ -207,6 +208,7 @@ def test_leaving_member_never_owns_released_clusters_again(changes: dict[str, ob
     assert not driver.owned("c") - {slow}
 
 
+@pytest.mark.untraced
 def test_clusters_of_a_killed_member_have_an_owner_within_the_documented_time() -> None:
     """Other members read the last renewal up to 12 s late, evict the member after 33 s, and write a view after 5 s."""
     took = []
