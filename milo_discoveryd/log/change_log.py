@@ -416,7 +416,7 @@ class ChangeLog:
         return self._encoded(Event(EventType.DISENGAGED, cluster, DisengageReason.REVOKED, message))
 
     def _encoded(self, event: Event) -> Frame:
-        return Frame(event.type, event.cluster, self._encode(event))
+        return Frame(event.type, event.cluster, event.cluster.target.source, self._encode(event))
 
     # --- storage ---
 
@@ -460,6 +460,5 @@ def slice_of(frames: Sequence[Frame]) -> Slice:
     for frame in frames:
         kind = frame.type
         if kind is not updated:
-            source = frame.cluster.target.source
-            growth[source] = growth.get(source, 0) + (1 if kind is engaged else -1)
+            growth[frame.source] = growth.get(frame.source, 0) + (1 if kind is engaged else -1)
     return Slice(tuple(frames), b"".join([frame.data for frame in frames]), growth)

@@ -16,7 +16,7 @@ class EventType(enum.Enum):
     DISENGAGED = "DISENGAGED"
 
 
-class Event(msgspec.Struct, frozen=True):
+class Event(msgspec.Struct, frozen=True, gc=False):
     """One engagement, update or disengagement."""
 
     type: EventType
@@ -36,6 +36,8 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
 
     type: EventType
     cluster: Cluster
+    source: str
+    """The source of the cluster, kept here because reading it through `cluster` for each frame takes longer."""
     data: bytes
 
 

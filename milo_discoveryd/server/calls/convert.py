@@ -41,7 +41,9 @@ def fill_cluster(message: pb.Cluster, engaged: Cluster, epoch: str) -> None:
     message.endpoint = target.endpoint
     if target.organization:
         message.organization = target.organization
-    message.labels.update(target.labels)
+    labels = message.labels
+    for key, value in target.labels:  # faster than `update`
+        labels[key] = value
     if target.annotations:
         message.annotations.update(target.annotations)
     _fill_timestamp(message.engaged_at, engaged.engaged_at)

@@ -11,7 +11,7 @@ from tests.unit.registry.fleets import cluster
 def frame(kind: EventType, source: str = "") -> Frame:
     of = cluster()
     target = msgspec.structs.replace(of.target, name=f"{source}#a" if source else "a", source=source)
-    return Frame(kind, msgspec.structs.replace(of, target=target), kind.value.encode())
+    return Frame(kind, msgspec.structs.replace(of, target=target), source, kind.value.encode())
 
 
 def test_slice_joins_its_frames() -> None:

@@ -283,7 +283,7 @@ def test_rotation_forgets_clusters_disengaged_while_the_issuer_failed(
     rotation.attach_kubeconfigs(world.snapshot())
     assert rotation.take_due() == b""
     assert {name for names in rotation._schedule._waiting.values() for name in names} == {"alpha", "beta"}
-    ends = [Frame(EventType.DISENGAGED, cluster, b"") for cluster in world.fleet.clusters()]
+    ends = [Frame(EventType.DISENGAGED, cluster, "", b"") for cluster in world.fleet.clusters()]
     rotation.attach_kubeconfigs(slice_of(ends))
     assert not rotation._schedule._waiting
     assert not rotation._schedule._deliveries
