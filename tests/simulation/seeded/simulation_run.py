@@ -82,6 +82,8 @@ class SimulationRun:
         self._notes: list[tuple[float, tuple[object, ...]]] = []
         self._handed: list[IssuedCredential] = []
         self._runs = 0
+        self._is_first_list_bad = False
+        """Whether the first list of the running daemon lacks objects."""
         self._daemon: Daemon | None = None
         self._waited_for: set[str] = set()
 
@@ -220,7 +222,7 @@ class SimulationRun:
 
     async def _change_objects(self) -> None:
         for _ in range(self._random.choice((1, 1, 2, 4))):
-            self._world.change(may_garble=self._has_listed)
+            self._world.change(may_garble=self._has_read_all)
             if self._random.random() < 0.5:
                 self._api.ring()
                 await asyncio.sleep(0)
@@ -280,6 +282,7 @@ class SimulationRun:
         self._repair_objects()
         self._api.only = EMPTY_LIST
         self._start()
+        self._is_first_list_bad = True
         await asyncio.sleep(self._random.choice((0.1, 5.0, RemovalLimits().verify_after_s - 5.0)))
         self._api.only = None
 
@@ -537,12 +540,20 @@ class SimulationRun:
         )
 
     @property
+    def _has_read_all(self) -> bool:
+        """Whether the daemon has read every object: it does not engage one that was malformed from the beginning."""
+        daemon = self._daemon
+        is_verified = daemon is not None and daemon.collection.unverified is None
+        return self._has_listed and (is_verified or not self._is_first_list_bad)
+
+    @property
     def _can_detect_lies(self) -> bool:
         """Whether the daemon can detect incomplete lists: it accepts two lists that lack the same clusters."""
         return self._has_listed and self._daemon is not None and not self._daemon.fleet.waiting
 
     def _start(self) -> None:
         self._runs += 1
+        self._is_first_list_bad = False
         self._api.has_bookmarked = False
         self._note("the daemon starts")
         self._daemon = Daemon(
