@@ -235,7 +235,7 @@ COSTLY = {
 
 
 @pytest.mark.parametrize("content", COSTLY.values(), ids=COSTLY)
-def test_received_kubeconfig_with_any_content_is_parsed_quickly(content: bytes) -> None:
+def test_received_kubeconfig_with_costly_content_is_parsed_quickly(content: bytes) -> None:
     assert len(content) <= kubeconfig.RECEIVED_BYTES
     began = time.process_time()
     with suppress(KubeconfigError):

@@ -140,7 +140,7 @@ class Workspace:
 
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
-async def test_rules_by_label_and_organization_apply_to_every_call(tmp_path: Path, mode: Mode) -> None:
+async def test_rules_by_label_and_organization_apply_to_calls_and_streams(tmp_path: Path, mode: Mode) -> None:
     async with Sandbox() as sandbox:
         if mode.name == "service-consumer":
             sandbox.projects.create(PROVIDER, ready=True)
@@ -158,7 +158,7 @@ async def test_rules_by_label_and_organization_apply_to_every_call(tmp_path: Pat
 
 
 async def check_limited(workspace: Workspace, caller: str) -> None:
-    """Check that a caller sees only the cluster `shop-1`, by every call."""
+    """Check that a list, counts, reports and kubeconfigs show a caller only the cluster `shop-1`."""
     shop, bank = (f"{workspace.mode.prefix}{name}-1" for name in ("shop", "bank"))
     async with workspace.client(caller) as client:
         listing = await client.list()

@@ -114,7 +114,7 @@ async def test_lost_source_makes_only_its_own_clusters_stale(workspace: Workspac
         assert rows == {"eu": "STREAMING", "us": "STALE"}
 
 
-async def test_daemon_is_ready_although_a_source_never_answered(workspace: Workspace) -> None:
+async def test_daemon_is_ready_while_one_of_two_sources_has_not_answered(workspace: Workspace) -> None:
     await workspace.us.stop()
     await workspace.eu.stop()
     daemon = workspace.daemon()

@@ -26,7 +26,7 @@ async def sandbox(tmp_path: Path) -> AsyncIterator[Sandbox]:
 
 
 async def lines(tmp_path: Path, *sources: dict[str, Any], **settings: Any) -> list[str]:
-    """Return the lines about kubeconfigs, with their fixes."""
+    """Return the lines about kubeconfigs, identities and invalid credentials of issuers."""
     file = tmp_path / "config.yaml"
     file.write_text(json.dumps({"kubeconfigs": {"issuers": list(sources)}, **settings}))
     flags = {

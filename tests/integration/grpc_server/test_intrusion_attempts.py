@@ -46,7 +46,7 @@ def ours_and_theirs(harness: Harness) -> None:
 
 
 class Intruder:
-    """A client that tries every call and records all responses."""
+    """A client that calls five methods of the service and records all responses."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub: Any = DiscoveryServiceStub(channel)
@@ -121,7 +121,7 @@ async def test_connection_with_invalid_client_certificate_receives_no_bytes(tmp_
 
 
 def bytes_received_with(harness: Harness, tls_files: TlsFiles, pair: Pair) -> bytes:
-    """Return all responses to a client with this certificate."""
+    """Return the bytes that a client with this certificate receives first; none if the server refuses it."""
     context = ssl.create_default_context(cadata=tls_files.serving.pem.decode())
     context.load_cert_chain(*pair.write(tls_files.directory, "intruder"))
     host, _, port = harness.address.partition(":")

@@ -166,7 +166,7 @@ async def test_socket_mode_denies_other_users(callers: list[Caller], directory: 
 
 
 async def test_peer_credentials_stay_with_inherited_connection(callers: list[Caller], tmp_path: Path) -> None:
-    """The process has exited and its pid may be reused, so the pid is not reported."""
+    """The pid is left out if the process has exited when the daemon reads it, since the pid may be reused."""
     async with guarded(tmp_path) as harness:
         ours, theirs = socket.socketpair()
         code = (

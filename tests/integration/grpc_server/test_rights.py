@@ -114,7 +114,7 @@ async def test_calls_for_an_invisible_cluster_are_answered_like_calls_for_an_unk
 async def test_get_cluster_takes_as_long_for_an_invisible_cluster_as_for_an_unknown_name(
     rules_harness: RulesHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Calls the handler without a network, so that only the authorization is measured."""
+    """Calls the handler without a network, so that only the handler is measured."""
     service, caller = rules_harness.harness.service, Caller(listener="shop")
 
     async def once(name: str) -> float:
@@ -170,7 +170,7 @@ async def test_calls_that_are_denied_or_resume_from_revisions_of_other_callers_a
 # --- callers without a rule ---
 
 
-async def test_every_call_of_a_caller_without_a_rule_is_denied(rules_harness: RulesHarness) -> None:
+async def test_calls_of_a_caller_without_a_rule_are_denied(rules_harness: RulesHarness) -> None:
     async with rules_harness.caller("nobody") as nobody:
         errors = [
             await error(nobody.stub.ListClusters(pb.ListClustersRequest())),

@@ -155,7 +155,9 @@ async def test_socket_has_configured_owner(bound: Bind, server: grpc.aio.Server,
     assert (tmp_path / "d.sock").stat().st_uid == 12345
 
 
-async def test_changed_socket_mode_is_detected(bound: Bind, server: grpc.aio.Server, tmp_path: Path) -> None:
+async def test_changed_mode_or_link_count_of_a_socket_is_detected(
+    bound: Bind, server: grpc.aio.Server, tmp_path: Path
+) -> None:
     mine = bound(server, tmp_path / "d.sock")
     (tmp_path / "d.sock").chmod(0o666)
     assert str(mine.lost()).endswith("d.sock was changed")

@@ -83,7 +83,7 @@ async def test_heartbeats_carry_source_status(harness: Harness) -> None:
     assert beat.HasField("source")
 
 
-async def test_source_status_change_is_sent_at_once(harness: Harness) -> None:
+async def test_source_status_change_is_sent_in_the_next_batch(harness: Harness) -> None:
     harness.listed(ready("alpha"))
     harness.source(ViewState.STREAMING)
     async with harness.subscriber() as subscriber:
@@ -108,7 +108,7 @@ async def test_resumed_stream_gets_coalesced_changes(harness: Harness) -> None:
 
 
 async def test_resumed_stream_begins_with_a_revision_to_resume_from(harness: Harness) -> None:
-    """The changes since then are more than one step reads, and none matches the filter."""
+    """The changes since the resume revision are more than one step reads, and none matches the filter."""
     asked = pb.ClusterFilter(label_selector="env=prod")
     harness.listed(ready("alpha", env="prod"))
     async with harness.subscriber(filter=asked) as subscriber:

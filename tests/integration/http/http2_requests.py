@@ -59,7 +59,7 @@ def ok(accepted: Accepted, stream: int) -> None:
 
 
 def framed(*frames: Frame) -> Callable[[Accepted, int], None]:
-    """Send these frames instead of a response, on the stream of the request unless they have another one."""
+    """Send these frames instead of a response; a frame with an odd stream ID is sent on the stream of the request."""
 
     def script(accepted: Accepted, stream: int) -> None:
         for frame in frames:

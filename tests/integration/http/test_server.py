@@ -47,7 +47,7 @@ async def received(host: str, port: int, sent: bytes) -> bytes:
     return answer
 
 
-async def test_connection_serves_requests_until_the_client_closes_it() -> None:
+async def test_connection_serves_consecutive_requests() -> None:
     async with serving() as (host, port, seen):
         reader, writer = await asyncio.open_connection(host, port)
         for _ in range(2):

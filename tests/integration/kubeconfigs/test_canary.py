@@ -38,7 +38,7 @@ class Secrets:
 
 
 async def calls(address: str, outputs: list[str]) -> list[str]:
-    """Send every call that is about credentials; record the responses, and return the kubeconfigs."""
+    """Send calls whose responses could contain secrets; return the kubeconfigs, and record all other responses."""
     handed: list[str] = []
     async with grpc.aio.insecure_channel(address.replace("unix://", "unix:")) as channel:
         stub = DiscoveryServiceStub(channel)

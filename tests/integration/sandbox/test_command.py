@@ -81,7 +81,7 @@ async def test_sandbox_churn_adds_modifies_and_deletes_projects(tmp_path: Path) 
     assert process.returncode == 0
 
 
-async def test_sandbox_reports_a_bad_or_busy_address_in_one_line(tmp_path: Path) -> None:
+async def test_sandbox_reports_an_invalid_or_used_address_without_a_traceback(tmp_path: Path) -> None:
     for address in ("nowhere", "127.0.0.1:99999", ":x"):
         async with running("--listen", address) as process:
             out, err = await process.communicate()
@@ -98,7 +98,7 @@ async def test_sandbox_reports_a_bad_or_busy_address_in_one_line(tmp_path: Path)
     assert b"Traceback" not in err
 
 
-async def test_sandbox_reports_an_unwritable_kubeconfig_in_one_line(tmp_path: Path) -> None:
+async def test_sandbox_reports_an_unwritable_kubeconfig_without_a_traceback(tmp_path: Path) -> None:
     async with running("--kubeconfig-out", str(tmp_path / "missing" / "kubeconfig")) as process:
         _, err = await process.communicate()
     assert process.returncode == 1

@@ -190,7 +190,8 @@ async def begin(witness: Witness, name: str, *, organization: str = "") -> None:
         lambda _, answer: condition(answer, "Ready") == "True" and bool(condition(answer, "Suspended")),
         f"{PROJECTS}/{name}",
     )
-    # Roles at the root, since Milo's RBAC uses no others. The sandbox has no RBAC, and allows everything.
+    # Roles at the root, since Milo's RBAC uses no others. The sandbox stores no roles, and its administrator may do
+    # everything.
     rules = [{"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}]
     await witness.send("POST", f"{_ROLES}/clusterroles", {"metadata": {"name": "all"}, "rules": rules})
     binding = {

@@ -65,7 +65,7 @@ def test_refused_objects_are_audited_up_to_a_rate(tmp_path: Path) -> None:
     assert len(found) == 22 + 200
 
 
-def test_audit_file_is_append_only_and_private(tmp_path: Path) -> None:
+def test_audit_file_is_appended_to_and_readable_by_its_owner_only(tmp_path: Path) -> None:
     path = tmp_path / "audit"
     for text in (b"one\n", b"two\n"):
         file = AuditFile(path)

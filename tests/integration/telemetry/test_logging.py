@@ -75,7 +75,7 @@ def test_control_characters_in_values_are_escaped(output: Output, form: str) -> 
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
-def test_exception_is_logged_with_its_traceback_and_without_local_variables(output: Output, form: str) -> None:
+def test_logged_exception_has_its_message_and_no_local_variables(output: Output, form: str) -> None:
     output.configure(form=form)
     canary = "s3cret"
     try:

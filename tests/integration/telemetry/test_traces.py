@@ -98,7 +98,7 @@ async def asked(stub: DiscoveryServiceStub) -> str:
     return credential(answer.kubeconfig.kubeconfig)[1]
 
 
-async def test_unreachable_trace_receiver_does_not_fail_calls(tmp_path: Path) -> None:
+async def test_calls_succeed_if_the_trace_receiver_is_unreachable(tmp_path: Path) -> None:
     async with a_sandbox(tmp_path):
         settings = {"discovery_kubeconfig": str(tmp_path / "upstream"), "traces.endpoint": "http://127.0.0.1:9"}
         async with a_daemon(tmp_path, own_identity(tmp_path), **settings) as stub:

@@ -28,7 +28,7 @@ from tests.support.eventually import eventually
 
 OFTEN = LivenessPolicy(every_s=0.06)
 SELDOM = LivenessPolicy(every_s=60.0)
-"""An interval that does not elapse on a busy machine; the test advances the clock."""
+"""An interval that does not elapse during a test, even on a busy machine; the test advances the clock."""
 PAGES = ReflectorPolicy(streaming_lists=False, backoff=QUICK, liveness=OFTEN)
 
 
@@ -124,7 +124,7 @@ async def test_server_whose_liveness_check_fails_is_stale_until_it_succeeds() ->
     server_script.watches = list(watches)
     async with running(server_script, ReflectorPolicy(backoff=QUICK, liveness=OFTEN)) as run:
         await run.synced()
-        # On a busy machine, some checks may time out before one is answered by a failure. Then the watch is opened
+        # On a busy machine, some checks may time out before one is answered with status 500. Then the watch is opened
         # again.
         failure = "the server answers /livez with 500: [-]etcd failed: reason withheld"
         await eventually(lambda: run.source.status.message == failure)

@@ -20,7 +20,7 @@ RESPONSE_LIMIT = 1 << 20
 
 
 class Responding:
-    """A server that answers with a status, at the time of its own clock."""
+    """A server whose responses have a given status and the time of its own clock."""
 
     def __init__(self) -> None:
         self.status = 200
@@ -82,7 +82,7 @@ async def test_refusal_of_an_expired_client_certificate_names_it_and_its_expiry(
 
 
 @pytest.mark.parametrize("ahead_s", [3600, -3600])
-async def test_clock_that_differs_from_the_servers_is_logged_until_it_agrees(ahead_s: float) -> None:
+async def test_clock_difference_to_the_server_and_its_end_are_each_logged_once(ahead_s: float) -> None:
     responding = Responding()
     async with ApiServer(responding) as server:
         transport = monitored(server)

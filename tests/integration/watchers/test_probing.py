@@ -200,7 +200,7 @@ async def test_probe_of_a_host_also_requests_the_cluster_with_its_issued_credent
 
 
 @pytest.mark.parametrize(("status", "is_rejected"), [(401, True), (403, False), (200, False)])
-async def test_rejection_of_the_issued_credential_is_reported(status: int, is_rejected: bool) -> None:
+async def test_rejection_or_acceptance_of_the_issued_credential_is_reported(status: int, is_rejected: bool) -> None:
     reported: list[tuple[str, bool]] = []
     async with ApiServer(answering(status=status)) as server:
         held = Held({f"{server.url}/alpha": Credential(token=Secret("theirs"))})
@@ -249,7 +249,7 @@ async def test_probe_of_a_cluster_with_its_own_ca_never_carries_the_daemons_cred
     assert outcome.cause == "tls", "the upstream's CA was trusted for a cluster"
 
 
-async def test_probe_reaches_the_server_of_the_credential_without_a_bearer_token() -> None:
+async def test_probe_of_a_cluster_with_its_own_server_is_sent_there_without_the_daemons_token() -> None:
     async with ApiServer(answering()) as own, ApiServer(answering()) as tenant:
         trust = ClusterTrust(tenant.pem, "localhost", server=tenant.url)
         async with prober(own, trust=trust) as made:

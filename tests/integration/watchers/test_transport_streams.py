@@ -88,7 +88,7 @@ async def test_truncated_stream_is_a_closed_error() -> None:
     assert raised.value.cause == "closed"
 
 
-async def test_stream_without_bytes_times_out() -> None:
+async def test_stream_without_further_bytes_times_out() -> None:
     script = Script()
     script.send(b"then nothing")
     async with ApiServer(script) as server:

@@ -33,9 +33,7 @@ _FLAG = Input("one value", 8, 0.1, SUBSCRIBER, f"{_REQUESTS}::test_watch_request
 _NAME = Input(
     "317 characters", 0, 0.1, SUBSCRIBER, "tooling/outside_input/test_outside_input.py::test_long_field_is_refused"
 )
-_FILTER = Input(
-    "64 KiB", 20 * 64 * _KIB, 10, SUBSCRIBER, f"{_REQUESTS}::test_oversized_filter_is_rejected_before_parsing"
-)
+_FILTER = Input("64 KiB", 20 * 64 * _KIB, 10, SUBSCRIBER, f"{_REQUESTS}::test_filter_larger_than_64_kib_is_rejected")
 _DURATION = Input("1 s to 1 h", 8, 0.1, SUBSCRIBER, f"{_REQUESTS}::test_nonpositive_duration_is_rejected")
 
 REQUEST_FIELDS = {
@@ -112,7 +110,7 @@ _SECRET = Input(
     64 * _KIB,
     8,
     TENANT,
-    "unit/test_kubeconfig.py::test_received_kubeconfig_with_any_content_is_parsed_quickly",
+    "unit/test_kubeconfig.py::test_received_kubeconfig_with_costly_content_is_parsed_quickly",
 )
 
 OBJECT_FIELDS = {

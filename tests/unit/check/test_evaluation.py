@@ -18,7 +18,7 @@ def ready(name: str) -> Ready:
     return Ready(f"uid-{name}", "1", Target(name=name, uid=f"uid-{name}", place=(f"https://{name}",)))
 
 
-def test_clusters_are_engaged_after_complete_lists_of_objects_and_secrets() -> None:
+def test_check_counts_a_cluster_as_engaged_if_its_secret_contains_a_kubeconfig() -> None:
     followed = KeyedSource(by_secrets())
     members, secrets = followed.collections
     listed = [seen(members, metadata={**METADATA, "labels": {"a": "b"}})]

@@ -80,7 +80,7 @@ def test_settings_file_words_are_not_converted_to_booleans_or_numbers(file: Path
     assert settings.sources[0].settings == SingleKind(name="no", labels={"on": "yes", "version": "1.10"})
 
 
-def test_lists_and_mappings_of_a_variable_are_separated_by_commas() -> None:
+def test_items_of_lists_and_mappings_in_a_variable_are_separated_by_commas() -> None:
     settings = load(
         {},
         {

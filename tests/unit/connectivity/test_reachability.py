@@ -108,7 +108,7 @@ def test_short_probe_failure_is_not_reported() -> None:
     assert driver.run(60.0, ProbeReached()) == []
 
 
-def test_long_probe_failure_is_reported_once_with_its_cause() -> None:
+def test_long_probe_failure_and_its_end_are_each_reported_once() -> None:
     driver = ScheduleDriver()
     driver.engage("alpha")
     assert driver.run(200.0, SICK) == ["alpha UNREACHABLE"]

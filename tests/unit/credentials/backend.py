@@ -1,4 +1,4 @@
-"""The environment of a credential issuer: files, a clock, and a scripted API."""
+"""A cluster and a scripted API, for tests of credential issuers."""
 
 import json
 from collections import deque

@@ -93,7 +93,9 @@ async def test_exec_credential_is_passed_through_with_its_expiry(tmp_path: Path)
         ({}, "no renewable credential"),
     ],
 )
-async def test_inline_credential_is_not_passed_through(tmp_path: Path, user: dict[str, Any], expected: str) -> None:
+async def test_inline_or_missing_credential_is_not_passed_through(
+    tmp_path: Path, user: dict[str, Any], expected: str
+) -> None:
     with pytest.raises(UnfitError, match=f"^its user has {expected}") as raised:
         await own_user(saved(tmp_path, user)).mint(WANTED)
     assert CANARY not in str(raised.value)

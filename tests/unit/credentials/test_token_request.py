@@ -1,4 +1,4 @@
-"""TokenRequest: tokens bound to a Secret for each project, whose deletion revokes them."""
+"""TokenRequest: the tokens of each project are bound to a Secret, and deleting the Secret revokes them."""
 
 import asyncio
 import json

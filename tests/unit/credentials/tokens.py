@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 CANARY = "CANARY-5f1d"
-"""A part of every secret in these tests, which no message may contain."""
+"""A part of secrets and responses that no message may contain."""
 
 
 def jwt(**claims: object) -> str:

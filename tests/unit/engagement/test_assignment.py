@@ -111,7 +111,7 @@ def test_replacement_of_a_draining_cluster_that_moved_is_not_engaged() -> None:
     assert record(fleet).uid == "u2"
 
 
-def test_lost_ownership_disengages_cluster_at_once_without_drain() -> None:
+def test_lost_ownership_disengages_a_draining_cluster_at_once() -> None:
     fleet = confirming(registry())
     fleet.commit([ready()], at(0))
     assigned_to("b", fleet)

@@ -151,7 +151,7 @@ def test_list_with_both_claimants_keeps_the_earlier_uid_claim() -> None:
     assert fleet.engaged_names() == {"bank"}
 
 
-def test_third_object_with_the_same_uid_claim_is_malformed() -> None:
+def test_object_with_two_conflicting_uid_claims_is_engaged_once_both_ended() -> None:
     fleet = RecordingRegistry()
     fleet.observe(claims("bank"), claims("shop-x"), claims("shop-y"), listed=True)
     assert fleet.engaged_names() == set()

@@ -308,7 +308,7 @@ def test_relisting_and_liveness_checks_change_no_cluster_with_contributions() ->
 
 @pytest.fixture
 def restored() -> RecordedFleet:
-    """Return a fleet restored from an earlier run: x and y claimed shop, z claimed bank."""
+    """Return a fleet restored from an earlier run: x and y contributed to shop, z to bank, no object to farm."""
     before = RecordedFleet(resources=2)
     before.listed(thing("x", shop=True), thing("y", shop=True), thing("w"))
     before.listed(thing("z", bank=True), watch=1)
@@ -339,7 +339,7 @@ def test_restored_cluster_is_disengaged_when_the_deletion_of_its_objects_is_conf
     assert restored.journal.events == [("DISENGAGED", "shop", "NOT_READY")]
 
 
-def test_restored_cluster_without_known_objects_stays_engaged(restored: RecordedFleet) -> None:
+def test_restored_clusters_stay_engaged_while_objects_are_malformed_or_not_listed(restored: RecordedFleet) -> None:
     restored.take(ListStarted(), Listed(malformed("x", "9", "uid-x")), Listed(thing("y", 9)), ListEnded())
     assert restored.engaged == {"shop", "bank", "farm"}
 

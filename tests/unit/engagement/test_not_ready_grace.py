@@ -118,7 +118,7 @@ def test_deletion_replacement_and_labels_change_do_not_wait_for_not_ready_grace(
     assert fleet.grace_until("a", at(10)) is None
 
 
-def test_malformed_object_does_not_start_not_ready_grace() -> None:
+def test_grace_ends_without_disengagement_when_the_object_becomes_malformed() -> None:
     fleet = held()
     fleet.commit([malformed(version="3")], at(20))
     assert fleet.not_ready.due_at is None

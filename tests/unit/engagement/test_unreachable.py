@@ -56,7 +56,7 @@ def test_unreachable_cluster_is_still_probed() -> None:
     assert not fleet.needs_probe("b", 1)
 
 
-def test_unreachable_cluster_sends_no_events_on_probes_and_changes() -> None:
+def test_unreachable_cluster_sends_no_events_on_failed_probes_and_label_changes() -> None:
     fleet = with_unreachable_cluster()
     for found in (AWAY, ConnectivityStatus(Reachability.UNREACHABLE, wall(1), "dns: no such host")):
         assert fleet.set_connectivity("a", 1, found, at(3)) == []

@@ -12,7 +12,7 @@ def flood(budget: ReviewBudget, origin: TokenOrigin, now: float = 0.0) -> int:
     return allowed
 
 
-def test_review_budget_limits_each_connection() -> None:
+def test_review_budget_limits_reviews_of_a_connection() -> None:
     budget, origin = ReviewBudget(0), TokenOrigin("c", ("o",))
     allowed = sum(budget.charge_review(origin, 0, was_accepted=False) == 0 for _ in range(1000))
     assert allowed == PER_CONNECTION.burst

@@ -135,7 +135,9 @@ async def test_token_review_without_configured_audiences_accepts_token_for_api_s
     ],
     ids=["unreachable", "forbidden", "unauthorized", "failing", "no JSON", "another status"],
 )
-async def test_failed_token_review_never_accepts_token(answer: Answer | TransportError) -> None:
+async def test_failed_token_review_accepts_no_token_and_pauses_reviews_for_a_second(
+    answer: Answer | TransportError,
+) -> None:
     there = Reviewing(answer, reviewed())
     error = await there.trouble(token())
     assert error.retry_after_s == 1.0

@@ -108,7 +108,7 @@ async def test_all_clusters_of_an_identity_share_one_credential() -> None:
     assert (len(given), len(backend.asked)) == (1, 1)
 
 
-async def test_per_cluster_credentials_are_never_mixed() -> None:
+async def test_per_cluster_credential_is_issued_for_each_cluster_and_incarnation() -> None:
     backend = Backend(Scope.CLUSTER)
     async with issuing(backend) as kubeconfigs:
         for name, incarnation in (("alpha", 1), ("beta", 2), ("alpha", 3)):

@@ -111,7 +111,7 @@ def test_rendered_kubeconfig_keeps_any_name_and_token_unchanged(name: str, serve
     try:
         (name + server + token).encode()
     except UnicodeEncodeError:
-        return  # such names are rejected earlier, as JSON with lone surrogates
+        return  # such texts are rejected earlier, as JSON with lone surrogates
     text = embedded(name, f"https://milo/{server}".split("]")[0].split("[")[0], PLACE, Credential(token=Secret(token)))
     config = json.loads(text)
     assert (config["current-context"], config["users"][0]["user"]["token"]) == (name, token)

@@ -10,7 +10,7 @@ def a_contribution(name: str, order: int) -> ObjectContribution:
     return ObjectContribution(0, name, name, "1", order, Ready(name, "1", target))
 
 
-def test_cluster_without_contributions_is_deleted() -> None:
+def test_cluster_without_contributions_has_no_observation() -> None:
     assert earliest("shop", []) is None
 
 

@@ -1,4 +1,4 @@
-"""The table of object states, and the names in every language that must match it."""
+"""The table of object states, and names in clients, docs, the status page and alerts that must match it."""
 
 import json
 import re

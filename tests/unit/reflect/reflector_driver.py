@@ -79,7 +79,7 @@ def listed(policy: ReflectorPolicy = PAGES) -> ReflectorDriver:
 
 
 def watching(policy: ReflectorPolicy = PAGES) -> ReflectorDriver:
-    """Return a driver whose reflector has just opened a watch from version 10."""
+    """Return a driver whose reflector reads a watch from version 10."""
     driver = listed(policy)
     if not policy.streaming_lists:
         driver.opened()

@@ -291,7 +291,9 @@ def test_consecutive_streaming_lists_are_delayed() -> None:
 
 
 @pytest.mark.parametrize(("lasted_s", "waits_s"), [(30.0, 0.0), (2.0, 0.0), (1.5, 0.5)])
-def test_relist_long_after_the_previous_list_starts_at_once(lasted_s: float, waits_s: float) -> None:
+def test_consecutive_relist_starts_at_once_if_the_previous_list_is_two_seconds_old(
+    lasted_s: float, waits_s: float
+) -> None:
     driver = watching()
     driver.failed(EXPIRED)
     driver.page()

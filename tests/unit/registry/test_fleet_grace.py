@@ -69,7 +69,7 @@ def test_not_ready_grace_that_began_after_source_loss_is_not_extended(source: Cl
     assert source.due_at == 210.0
 
 
-def test_not_ready_grace_is_not_paused_before_first_contact() -> None:
+def test_first_contact_after_a_failure_starts_no_not_ready_grace() -> None:
     source = new_source(Ledger())
     source.set_followed(source.collections[0], ViewStatus(ViewState.STALE, 5.0, "Timeout", ""))
     source.set_followed(source.collections[0], streaming(6.0))

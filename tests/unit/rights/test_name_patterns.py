@@ -37,7 +37,7 @@ def test_name_pattern_matches_as_fnmatch_does(pattern: str, name: str) -> None:
     assert NamePattern(pattern).matches(name) is fnmatchcase(name, pattern)
 
 
-def test_name_pattern_with_many_stars_takes_linear_time() -> None:
+def test_name_pattern_with_many_stars_is_matched_in_a_short_time() -> None:
     assert not NamePattern("*a" * 120 + "*b").matches("a" * 253)
 
 

@@ -115,7 +115,7 @@ async def test_moved_clusters_are_unknown_until_the_first_list_that_a_stream_wai
     assert lost(assignment) == set()
 
 
-async def test_lost_ownership_disengages_every_cluster() -> None:
+async def test_lost_ownership_disengages_a_cluster_until_it_is_assigned_again() -> None:
     source, assignment = listed("x")
     assign(assignment, ALONE)
     assignment.lose_ownership()

@@ -68,7 +68,7 @@ def test_successor_lists_the_pending_clusters_of_its_predecessor_while_operators
 
 
 @pytest.mark.untraced
-def test_settled_members_send_at_most_one_request_per_5_seconds_on_average() -> None:
+def test_settled_member_sends_at_most_one_request_per_5_seconds_on_average() -> None:
     driver = settled("a", "b", "c", "d", "e")
     driver.run(30)
     driver.requests.clear()
@@ -499,7 +499,7 @@ def test_member_outside_the_view_owns_nothing() -> None:
     assert {ownership.decide(key).state for key in ALL} == {KeyOwnership.FOREIGN}
 
 
-def test_member_is_confirmed_by_later_renewals_of_all_other_members() -> None:
+def test_restarted_member_is_confirmed_by_a_later_renewal_of_the_other_member() -> None:
     driver = settled("a", "b")
     driver.run(15)
     driver.members["b"].stop()

@@ -114,7 +114,7 @@ def test_project_stays_engaged_while_one_of_its_consumers_is_active() -> None:
         ((contributions(phase="Denied"), contributions(service="mail", phase="")), "dns is Denied; mail is pending"),
     ],
 )
-def test_deactivated_consumer_withdraws_its_project_with_drain(
+def test_project_without_an_active_consumer_is_withdrawn_with_a_drain(
     said: tuple[list[Contribution], ...], message: str
 ) -> None:
     found = reduced(*said, uid="before")

@@ -158,7 +158,7 @@ async def test_config_reload_names_settings_that_need_a_restart(reloaded_file: R
     assert line["settings"] == ["sources"]
 
 
-async def test_config_reload_waits_until_file_is_completely_written(reloaded_file: ReloadedFile) -> None:
+async def test_config_reload_waits_until_the_size_of_the_file_is_stable(reloaded_file: ReloadedFile) -> None:
     async with reloaded_file.followed() as followed:
         state = reloaded_file.file.stat()
         text = reloaded_file.file.read_text()

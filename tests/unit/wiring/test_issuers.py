@@ -148,7 +148,9 @@ def test_discovery_with_a_credential_issuer_does_not_use_the_user_of_its_kubecon
     make(settings(tmp_path, OWN, **given, kubeconfigs={"issuers": [OWN, own_of_daemon]}))
 
 
-def test_single_mode_issues_its_only_identity(tmp_path: Path, files: Callable[..., str]) -> None:
+def test_single_mode_issues_its_identity_without_share_discovery_identity(
+    tmp_path: Path, files: Callable[..., str]
+) -> None:
     make(settings(tmp_path, OWN, mode="single", project_kubeconfig=files("project", tokenFile="token")))
 
 

@@ -36,7 +36,7 @@ async def test_signals_in_quick_succession_count_as_one(monkeypatch: pytest.Monk
     assert len(calls) == 1
 
 
-async def test_signal_after_a_handled_one_is_handled_later() -> None:
+async def test_signal_after_a_handled_one_is_handled_too() -> None:
     calls: list[None] = []
     with handled({USR2: lambda: calls.append(None)}):
         send()

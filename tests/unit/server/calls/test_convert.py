@@ -192,7 +192,7 @@ def test_engagement_of_cluster_with_pending_deletion_has_reason_confirming_delet
     assert result == (True, "REASON_CONFIRMING_DELETION", message, 100)
 
 
-def test_engagement_of_unengaged_cluster_never_has_reason_confirming_deletion() -> None:
+def test_not_ready_cluster_whose_deletion_is_being_confirmed_has_reason_not_ready() -> None:
     assert engagement(record(ObjectState.NOT_READY), "")[1] == "REASON_NOT_READY"
 
 
@@ -261,7 +261,7 @@ def test_kubeconfig_message_has_times() -> None:
     )
 
 
-def test_kubeconfig_message_without_expiry_omits_times() -> None:
+def test_kubeconfig_message_without_expiry_has_no_expiry_and_refresh_time() -> None:
     message = convert.kubeconfig(IssuedKubeconfig("a", b"{}", issued_at=1.0))
     assert not message.HasField("expires_at")
     assert not message.HasField("refresh_after")

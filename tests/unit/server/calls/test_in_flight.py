@@ -44,7 +44,7 @@ def test_call_slot_is_released_once() -> None:
 @pytest.mark.parametrize(
     ("request_bytes", "slots"), [(LARGE_BYTES, [100, 100, 100, 100]), (LARGE_BYTES + 1, [10, 5, 3, 1])]
 )
-def test_calls_of_one_owner_leave_a_slot_for_each_other_owner(request_bytes: int, slots: list[int]) -> None:
+def test_calls_of_several_owners_leave_a_slot_for_another_owner(request_bytes: int, slots: list[int]) -> None:
     calls = InFlightCalls()
     for number, count in enumerate(slots):
         for _ in range(count):

@@ -136,7 +136,7 @@ def test_empty_name_in_filter_is_rejected(field: str) -> None:
     assert str(refused.value).startswith(f"filter.{field}: ")
 
 
-def test_oversized_filter_is_rejected_before_parsing() -> None:
+def test_filter_larger_than_64_kib_is_rejected() -> None:
     with pytest.raises(InvalidRequestError, match=r"^filter: .*65536"):
         filtered(names=[f"project-{index}" for index in range(10_000)])
 

@@ -93,7 +93,7 @@ def test_revision_is_parsed_with_counts_of_configured_sources_only() -> None:
 
 
 @pytest.mark.parametrize("sources", [1, 64, 1000])
-def test_longest_revision_has_a_count_for_each_source(sources: int) -> None:
+def test_length_limit_of_revisions_allows_a_count_for_each_source(sources: int) -> None:
     digests = {f"{number:04x}": 10**9 - 1 for number in range(sources)}
     position = Position(
         EPOCH, 10**18 - 1, part=10**9 - 1, known=KnownClusters(digests, dict.fromkeys(digests, 10**18 - 1))
@@ -138,7 +138,7 @@ def test_signed_token_verifies_for_its_holder(revision: int, part: int | None, h
     assert SIGNER.verify(sealed, holder) == str(position)
 
 
-def test_signed_token_fails_for_other_holders() -> None:
+def test_signed_token_is_rejected_for_other_holders_and_keys() -> None:
     sealed = SIGNER.sign("text", "one")
     assert SIGNER.verify(sealed, "other") is None
     assert SIGNER.verify(sealed, "") is None

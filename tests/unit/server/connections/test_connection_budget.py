@@ -69,7 +69,7 @@ def test_unauthenticated_connections_are_limited_to_an_eighth_of_the_slots_and_t
     assert admitted(slots, "a", 12) == [2]
 
 
-def test_few_slots_allow_an_equal_number_of_unauthenticated_connections() -> None:
+def test_number_of_unauthenticated_connections_may_equal_that_of_few_slots() -> None:
     slots: ConnectionSlots[int] = ConnectionSlots(4)
     assert admitted(slots, "a", 0, 1, 2, 3) == [None, None, 0, 1]
     assert admitted(slots, "b", 4, 5) == [None, None]

@@ -99,6 +99,6 @@ def test_refused_call_pause_is_bounded() -> None:
         ("", "unix:", "unix:"),
     ],
 )
-def test_ipv6_peers_count_by_their_64_prefix(address: object, peer: str, counts_as: str) -> None:
+def test_peers_count_by_their_ipv4_address_or_ipv6_64_prefix(address: object, peer: str, counts_as: str) -> None:
     assert peer_address(address) == peer
     assert network(peer) == counts_as
