@@ -48,7 +48,7 @@ class Authority:
         life: dt.timedelta = dt.timedelta(hours=1),
         use: x509.ObjectIdentifier | None = None,
     ) -> Pair:
-        """Issue a certificate whose validity began an hour ago. With a negative `life`, the certificate has expired."""
+        """Issue a certificate that has been valid for an hour or, with a negative `life`, has expired."""
         key = ec.generate_private_key(ec.SECP256R1())
         now = dt.datetime.now(dt.UTC)
         made = _builder(self._name, _name(common_name), key, min(now, now + life) - dt.timedelta(hours=1), now + life)

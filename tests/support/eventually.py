@@ -1,4 +1,4 @@
-"""Polling for a state: the only place where tests wait for time to pass."""
+"""Polling for a state."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """A TCP proxy for tests, which injects network faults; TLS passes through.
 
 Bytes are forwarded as they arrive. Connections can be reset, slowed to a drip, or silenced: then bytes are acknowledged
-and dropped, and a connection that lost bytes never forwards any again. While the proxy is shut, its port stays reserved
+and dropped, and a direction that lost bytes never forwards any again. While the proxy is shut, its port stays reserved
 and refuses connections, like that of a stopped server.
 """
 

@@ -40,7 +40,7 @@ _COMPONENTS = {
 
 
 class MissingError(Exception):
-    """This machine lacks what a node needs."""
+    """A node cannot be started: this machine lacks something, or the node is running already."""
 
 
 def missing() -> str:

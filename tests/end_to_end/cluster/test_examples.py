@@ -245,7 +245,7 @@ def test_operator_works_in_a_project_and_ends_at_sigterm(node: Node, name: str, 
 
 @pytest.mark.usefixtures("tenant")
 def test_operator_works_in_a_project_with_an_api_server_of_its_own(node: Node, tmp_path: Path) -> None:
-    """The test creates the objects that Kyverno and Flux would create from the example's policies."""
+    """The test creates what Kyverno and Flux would create from the example's policies and manifests."""
     (tmp_path / "programs").mkdir()
     for program in parts.programs(say):
         if program.name in {"etcd", "kube-apiserver", "kubectl"}:

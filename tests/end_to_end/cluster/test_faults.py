@@ -1,4 +1,4 @@
-"""Faults of a node, as seen by the daemon in one of its pods."""
+"""The overlay `standalone`: a forwarded port, killed processes of the node, and little memory."""
 
 import re
 import subprocess

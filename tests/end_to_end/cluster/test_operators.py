@@ -61,7 +61,7 @@ def clusters(node: Node) -> Iterator[None]:
 
 
 def changes(node: Node, namespace: str, name: str) -> list[tuple[str, str]]:
-    """Return the clusters that a watcher logged as engaged and disengaged."""
+    """Return the engagements and disengagements that a watcher logged, in order."""
     logs = ended(node, "-n", namespace, "logs", "deployment/example-operator", "-c", name, "--tail=-1")
     lines = (json.loads(line) for line in logs.splitlines() if line.startswith("{"))
     found = [(each["type"].removeprefix("TYPE_"), each["cluster"]["name"]) for each in lines]

@@ -24,7 +24,7 @@ from tests.end_to_end.real.process import ProcessError
 PLANNED_AT_MOST_S, PLANNED_MEDIAN_S = 2.5, 1.0
 """Limits for clusters that move before their pods terminate. Without such a move, they have no owner for 11 to 19 s."""
 KILLED_AT_MOST_S = 45.0
-"""Limit until a killed pod has restarted, and the others have renewed their Leases: about 12 s on an idle machine."""
+"""Limit for clusters of a killed pod, about 12 s on an idle machine, and for those of a StatefulSet's roll-out."""
 CLUSTERS = {f"cluster-{number:02}" for number in range(36)}
 COMMAND = re.compile(r"kubectl -n NAMESPACE exec POD -c milo-discoveryd -- ([^|#`\n]+)")
 OWNERS = "/var/lib/owners"
@@ -54,7 +54,7 @@ asyncio.run(main())
 
 
 class Group:
-    """Three operators that share the clusters, and record when they work in which cluster."""
+    """Replicas of an operator that share the clusters, and record when they work in which cluster."""
 
     def __init__(self, node: Node, directory: Path, kind: str) -> None:
         self._node = node

@@ -1,4 +1,7 @@
-"""The example operator of each language as a process: it maintains one ConfigMap per project across restarts."""
+"""The example operator of each language as a process.
+
+It maintains one ConfigMap per project across restarts of the daemon and the API server.
+"""
 
 import asyncio
 import json
@@ -116,7 +119,7 @@ def own_cluster(sandbox: Sandbox, directory: Path) -> dict[str, str]:
 @pytest.mark.parametrize(
     "language", ["python", *(pytest.param(each, marks=pytest.mark.builds) for each in OPERATORS if each != "python")]
 )
-async def test_operator_repairs_drift_across_restarts_and_expired_credentials(language: str) -> None:
+async def test_operator_repairs_drift_across_restarts_of_daemon_and_api_server(language: str) -> None:
     operator = OPERATORS[language]
     try:
         command = operator.build()

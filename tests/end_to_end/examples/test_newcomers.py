@@ -55,9 +55,9 @@ def clone() -> Path:
 
 
 async def until_engaged(script: str, directory: Path, environ: Mapping[str, str]) -> tuple[str, float]:
-    """Run the commands until one prints the engaged cluster, for `ENGAGED_WITHIN_S`.
+    """Run the commands until one prints the engaged cluster, for at most `ENGAGED_WITHIN_S`.
 
-    Return what they printed, and the seconds that it took.
+    Return their output, and the seconds that passed.
     """
     began = time.monotonic()
     shell = await asyncio.create_subprocess_exec(

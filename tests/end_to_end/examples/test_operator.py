@@ -22,7 +22,7 @@ DEFINITION = EXAMPLES / "go-operator" / "config" / "crd" / "greetings.yaml"
 GREETINGS = "example.miloapis.com/v1alpha1/greetings"
 CONFIG_MAPS = "v1/configmaps"
 SECRETS = "v1/secrets"
-# The first start of an interpreter on a busy machine takes most of this time.
+# On a busy machine, the first start of an interpreter can take most of this time.
 eventually = partial(eventually_blocking, within_s=120)
 ROLE = "replicate.example.com/role"
 PROJECTS = "replicate.example.com/projects"

@@ -301,7 +301,7 @@ def test_calls_that_block_the_event_loop_and_the_threads_do_not_lose_the_lease(
     assert not running.logged("stopped")
 
 
-def test_thread_that_never_returns_delays_the_exit_by_the_grace_period_only(
+def test_operator_exits_with_status_1_if_a_thread_does_not_return_in_time(
     milo_sandbox: MiloSandbox, operator: Callable[..., Operator]
 ) -> None:
     [alpha] = milo_sandbox.create_control_planes("alpha")

@@ -1,4 +1,4 @@
-"""The tests of the Go modules, with the race detector if there is a C compiler, and go vet on all in a clean clone."""
+"""The tests of the Go modules, with the race detector if there is a C compiler, and go vet in a clean clone."""
 
 import subprocess
 from pathlib import Path

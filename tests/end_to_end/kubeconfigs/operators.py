@@ -81,7 +81,7 @@ class Operator:
 async def operate_in_go(workspace: Workspace, program: Command, *, ends_at: float) -> int:
     """Run an operator in Go, with a kubeconfig without a secret.
 
-    Return how many ConfigMaps it wrote, and how many it received in its watch.
+    Return how many ConfigMaps it wrote and received in its watch.
     """
     kubeconfig = await workspace.kubeconfig("--exec")
     async with workspace.running(*program, str(kubeconfig), "operate") as process:

@@ -1,7 +1,8 @@
 """Operators that work for ten token lifetimes without an interruption.
 
-Operators and the sandbox run in this process: while it gets no CPU time, no token is replaced, and the token of a
-request is verified late. So the lifetimes are long enough for a busy machine, and ./dev test leaves these tests out.
+The operators in Python and the sandbox run in this process: while it gets no CPU time, no token is replaced, and the
+token of a request is verified late. So the lifetimes are long enough for a busy machine, and ./dev test leaves these
+tests out.
 """
 
 import asyncio

@@ -1,1 +1,1 @@
-"""Projects that are suspended, deleted and created again in every order, beside operators that hold finalizers."""
+"""Projects that are suspended, deleted and created again in many orders, beside operators that hold finalizers."""

@@ -1,5 +1,5 @@
 # ruff: noqa: E501 - each case is one row
-"""Mistakes on command lines, in settings and in files: each prints one line that says what to write instead."""
+"""Mistakes on command lines, in settings and in files: each is reported in one line."""
 
 import asyncio
 import os

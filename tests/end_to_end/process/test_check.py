@@ -112,7 +112,7 @@ async def test_status_names_the_issuer_whose_tokens_milo_rejects(workspace: Work
 
 
 async def rejected(client: DiscoveryClient) -> dict[str, Mapping[str, int]]:
-    """Return the number of clusters with failing credentials of each issuer, once there is one."""
+    """Return the number of clusters with failing credentials of each issuer, by problem, once there is one."""
     while True:
         info = await client.server_info()
         failing = {each.name: each.failing_clusters for each in info.credential_issuers}

@@ -1,4 +1,4 @@
-"""Random changes under faults of all kinds, reproducible by seed; validators check every history afterwards."""
+"""Random changes and faults, chosen by a seed; validators check every history afterwards."""
 
 import asyncio
 import json
@@ -222,7 +222,7 @@ def handed_to(recorder: Recorder, workspace: Workspace, digests: Mapping[str, st
 
 
 def has_good_ones(recorder: Recorder, workspace: Workspace) -> bool:
-    """Return whether the latest kubeconfig of each known cluster is accepted by it."""
+    """Return whether the recorder has a kubeconfig of each cluster in its view, and the latest ones are not revoked."""
     last = {(given.cluster, given.uid): given.token for given in recorder.given}
     found = [last.get((name, uid)) for name, (uid, _) in recorder.view.items()]
     return all(each is not None and is_good(workspace, each) for each in found)

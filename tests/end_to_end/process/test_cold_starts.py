@@ -1,7 +1,7 @@
 """Cold starts under load: several daemons start at once, each with a subscriber that requests kubeconfigs.
 
 The first use of a type in two threads crashed the process in some starts: see docs/reviewers/upstream.md.
-`--starts=200` is the number of each night.
+Each night runs them with `--starts=200`.
 """
 
 import asyncio

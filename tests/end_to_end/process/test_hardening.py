@@ -81,7 +81,7 @@ async def test_killed_daemon_leaves_no_core_dump_and_ignores_variables_that_reve
     assert [path.name for path in workspace.directory.iterdir() if path.name.startswith("core")] == []
 
 
-async def test_crash_in_native_code_writes_the_stack_of_each_thread(workspace: Workspace) -> None:
+async def test_segmentation_fault_writes_the_python_stack(workspace: Workspace) -> None:
     async with workspace.daemon(environ={}) as daemon:
         await daemon.start()
         daemon.signal(signal.SIGSEGV)
@@ -90,7 +90,7 @@ async def test_crash_in_native_code_writes_the_stack_of_each_thread(workspace: W
     assert "milo_discoveryd/cli.py" in daemon.output
 
 
-def test_process_hardening_does_not_report_variables_set_by_the_image() -> None:
+def test_empty_unsafe_variables_and_those_usual_in_images_are_removed_but_not_reported() -> None:
     environ = {
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",

@@ -1,4 +1,4 @@
-"""An API server that sends objects without end: its source is stale, and the daemon's memory stays within bounds."""
+"""An API server that sends endless or oversized responses: the daemon's memory stays within bounds."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ def project(number: int, labels: dict[str, str]) -> dict[str, Any]:
 
 
 class HostileServer:
-    """Serves endless pages of a list, one page of any size or of tiny items, or a short list and an endless watch."""
+    """Serves endless pages of a list, one huge page, one page of tiny items, or a short list and an endless watch."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -117,7 +117,7 @@ async def test_hostile_api_server_does_not_exhaust_memory_or_affect_other_source
         assert server.sent <= sent + PAGE, "the daemon continued to read"
 
 
-async def test_endless_changes_of_few_objects_do_not_increase_memory(workspace: Workspace) -> None:
+async def test_endless_changes_of_few_objects_do_not_exhaust_memory(workspace: Workspace) -> None:
     server = HostileServer("changes")
     async with _beside(server, workspace) as (daemon, watch):
         await daemon.during(eventually(lambda: server.sent > 20 * PAGE and "hostile" in watch.sources))
@@ -126,7 +126,7 @@ async def test_endless_changes_of_few_objects_do_not_increase_memory(workspace: 
 
 @asynccontextmanager
 async def _beside(server: HostileServer, workspace: Workspace) -> AsyncIterator[tuple[DaemonProcess, Watch]]:
-    """Run a daemon with the hostile server and a good one; at the end, the good one works and memory has not grown."""
+    """Run a daemon with the hostile server and a good one; check at the end that the good one works, and the memory."""
     workspace.sandbox.projects.create("alpha", ready=True)
     async with server.listening() as url:
         config = _config(workspace, url)

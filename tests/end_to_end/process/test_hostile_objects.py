@@ -1,4 +1,4 @@
-"""Hostile values in objects, written by tenants of two sources: none is engaged, and each is logged and audited."""
+"""Hostile values in objects, written by tenants of two sources: they are not used, but logged and audited."""
 
 import json
 from collections import Counter
@@ -71,7 +71,7 @@ def tenants(workspace: Workspace) -> Tenants:
 
 
 def refused(lines: list[dict[str, Any]]) -> Counter[str]:
-    """Return how many lines there are about each refused cluster; the rate limit leaves out others."""
+    """Return the number of lines about each refused cluster; lines beyond the rate limit are not written."""
     return Counter(line["cluster"] for line in lines if line["event"] == "object refused")
 
 

@@ -198,7 +198,7 @@ async def test_daemon_that_starts_beside_a_half_written_kubeconfig_waits_for_it(
         }
 
 
-async def test_deleted_kubeconfig_directory_makes_the_source_stale(files: Files) -> None:
+async def test_source_is_stale_while_its_kubeconfig_directory_is_missing(files: Files) -> None:
     files.put("alpha")
     files.put("beta")
     async with following(files.daemon("kubeconfig-directory", files.directory)) as (client, watch):

@@ -174,7 +174,7 @@ def cpu_s(daemon: DaemonProcess) -> float:
 
 
 async def test_resume_revisions_with_false_known_counts_do_not_block_the_restarted_daemon(workspace: Workspace) -> None:
-    """Each stream claims to know most of a fleet that never existed, with a filter of its own."""
+    """Each stream claims to know 999,999,999 clusters of each source, and has a filter of its own."""
     async with AsyncExitStack() as stack:
         servers = [
             await stack.enter_async_context(
@@ -254,5 +254,5 @@ async def test_metrics_scrapes_do_not_delay_subscribers(workspace: Workspace) ->
                     await asyncio.sleep(0.05)
                 ends.set()
                 await asyncio.wait(readers)
-    # One build serves all readers that wait, and takes a tenth of the time at most: most changes wait for none.
+    # One build of the page serves all scrapes that wait, and builds take at most a tenth of the time.
     assert median(took) < alone, f"a change took {median(took):.3f} s (median), a scrape alone {alone:.3f} s"

@@ -1,4 +1,4 @@
-"""Many streams of one daemon, some of them hostile. `--streams=240`, or 2000, is the full size."""
+"""Many streams of one daemon, some of them hostile. `--streams` sets their number."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -39,7 +39,7 @@ async def read_nothing(workspace: Workspace) -> None:
 
 
 async def reconnect(workspace: Workspace) -> None:
-    """Open streams, and cut each in the middle of its snapshot."""
+    """Open streams, and close each after its first batch."""
     while True:
         with suppress(grpc.aio.AioRpcError):  # keepalive closes connections of starved processes
             async with workspace.stream() as stream:

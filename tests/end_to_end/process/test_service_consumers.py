@@ -112,7 +112,7 @@ async def test_project_that_reactivates_the_service_while_draining_is_replaced_a
             assert second.cluster.draining is None
 
 
-async def test_operator_cleans_up_after_a_denial_while_the_pod_was_down(workspace: Workspace) -> None:
+async def test_denial_while_the_pod_was_down_drains_the_cluster_after_the_restart(workspace: Workspace) -> None:
     provider, sandbox = ServiceProvider(workspace), workspace.sandbox
     sandbox.projects.create("shop", ready=True)
     provider.activate("shop")

@@ -1,4 +1,7 @@
-"""Attacks on a shard group of daemons, as processes, with two sources: killed members, and an unavailable source."""
+"""Attacks on a shard group of daemons, as processes, with two sources.
+
+Members are killed, and a source is unavailable or has the list of another server.
+"""
 
 import asyncio
 import re
@@ -201,7 +204,7 @@ async def test_second_restart_of_a_member_during_an_outage_engages_no_deleted_cl
         stored = [name for name in NAMES if f"a#{name}" in found.view]
         await found.told_of_one("a", "new")
         await found.settled()
-        # As many clusters are deleted as created: a state file with fewer clusters than the subscriber is not sent.
+        # As many clusters are deleted as created: a state file with fewer clusters than the subscriber has is not sent.
         created = [name for name in found.view if name.startswith("a#new-")]
         recreated, *gone = stored[: 1 + len(created)]
         assert len(gone) == len(created), f"member 0 owns {len(stored)} old and {len(created)} new clusters"

@@ -1,4 +1,4 @@
-"""Limits that callers share: two callers at their limits leave capacity for a third."""
+"""Shared limits: two callers, or two organizations, at their own limits leave capacity for a third."""
 
 import asyncio
 from collections import Counter

@@ -17,7 +17,7 @@ STALE = pb.SourceStatus.STATE_STALE
 
 
 async def first_status(stream: Stream, state: "pb.SourceStatus.State.ValueType") -> pb.SourceStatus:
-    """Return the first status with that state; no other message may come before it."""
+    """Return the first source status with that state; no event may come before it."""
     while True:
         batch = await stream.batch()
         assert not batch.events

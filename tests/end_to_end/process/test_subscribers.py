@@ -1,4 +1,4 @@
-"""Subscribers that stall, are killed or connect in large numbers do not affect others, and leak nothing."""
+"""Subscribers that stall, are killed or connect in large numbers: the daemon serves others, and leaks nothing."""
 
 import asyncio
 import sys

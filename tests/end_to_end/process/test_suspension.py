@@ -27,7 +27,7 @@ _WITHIN_S = 60.0
 
 
 class Operator:
-    """Keeps a copy of each ConfigMap that is labelled, and reports to the provider's project when it is paused."""
+    """Keeps a copy of each ConfigMap that is labeled, and reports to the provider's project when it is paused."""
 
     def __init__(self, provider: ServiceProvider) -> None:
         self._provider = provider

@@ -42,7 +42,7 @@ class Subscriber:
     def __init__(self, workspace: Workspace) -> None:
         self.view: set[str] = set()
         self.events: list[str] = []
-        """Engagements and disengagements so far."""
+        """Engagements and disengagements since a test last cleared the list."""
         self._socket = workspace.socket
         self._link = workspace.directory / "link.sock"
         self.address = f"unix://{self._link}"
@@ -122,7 +122,7 @@ async def rig(
 
 
 def bad_first_list(kind: str, right: Projects) -> Projects:
-    """Return the objects that the server of `a` serves for two seconds after the daemon's restart."""
+    """Return the objects that the attacked server serves until two seconds after the restarted daemon's first list."""
     match kind:
         case "three others":
             return type(right)((f"foreign-{number}" for number in range(3)), version=5000, of="foreign")
@@ -464,7 +464,7 @@ async def subscribers(workspace: Workspace, count: int) -> None:
 
 
 def both_modes(workspace: Workspace) -> list[dict[str, Any]]:
-    """Return sources of the Projects and of the ProjectControlPlanes of `bank` and `shop`, at different API servers."""
+    """Return sources of the Projects and ProjectControlPlanes of `bank` and `shop`, at two addresses of a server."""
     sandbox, planes = workspace.sandbox, workspace.sandbox.kubeconfig()
     for name in ("bank", "shop"):
         sandbox.milo.found(name, "acme", {})

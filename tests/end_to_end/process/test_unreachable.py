@@ -10,7 +10,7 @@ from tests.support.eventually import LIMIT_S
 
 
 async def next_event(stream: Stream, kind: "pb.ClusterEvent.Type.ValueType") -> pb.ClusterEvent:
-    """Return the next event of a type, without results of probes."""
+    """Return the next event of a type; skip others, such as results of probes."""
     while True:
         for event in (await stream.batch()).events:
             if event.type == kind:

@@ -142,7 +142,7 @@ async def server(servers: RealServers, mode: Mode, directory: Path) -> AsyncIter
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def platform(servers: RealServers, directory: Path) -> AsyncIterator[RealApi]:
-    """An API server whose objects are clusters, in NAMESPACE."""
+    """An API server with the objects that represent clusters, in NAMESPACE."""
     (directory / "platform").mkdir()
     async with servers.acquire("project-control-plane", directory / "platform") as server:
         async with server.api() as api:

@@ -103,7 +103,7 @@ class Project:
             await api.call("DELETE", self._at_core)
 
     async def drain(self) -> str:
-        """Do one step of the project controller: report the cleanup, and finish once the project is empty."""
+        """Do one step of the project controller: delete the objects, report the cleanup, and finish if none is left."""
         async with self._infrastructure.api() as api:
             await api.call("DELETE", self._config_maps)
         names = await self.left()

@@ -23,7 +23,7 @@ _METADATA = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"
 CLUSTER = "alpha"
 USER = "platform-admin"
 TOKEN_USER = "admin"
-"""The user of the only token that the workload's server accepts."""
+"""The user of the static token of the workload's server."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ LONGEST_END_S = 90  # by default, an API server serves open watches for 60 s aft
 
 
 class ProcessError(Exception):
-    """A server process exited unexpectedly, or did not exit."""
+    """A server process failed, or a command for it."""
 
 
 class Process(msgspec.Struct, frozen=True, kw_only=True):

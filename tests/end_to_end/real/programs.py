@@ -19,7 +19,7 @@ from tests.end_to_end.real.builds import (
     source_directory,
 )
 
-# Existing binaries to use, such as those built from a working copy.
+# Environment variables: the paths of existing binaries, Milo's feature gates, and a minor version of Kubernetes.
 KUBERNETES_BINARY = "KUBE_APISERVER"
 MILO_BINARY = "MILO_APISERVER"
 MILO_CONTROLLER_MANAGER = "MILO_CONTROLLER_MANAGER"

@@ -79,14 +79,14 @@ def _shipped(directory: str, file: str) -> dict[str, Any]:
 
 
 class Rights:
-    """The rights of one subject on one server."""
+    """The rights that tests give on one server, to one subject at a time."""
 
     def __init__(self, server: RealApi, subject: Subject) -> None:
         self._server = server
         self._subject = subject
 
     async def give(self, *roles: Mapping[str, Any], without: Collection[str] = ()) -> None:
-        """Replace the subject's roles by these, without the verbs in `without`."""
+        """Give these roles to the subject, without the verbs in `without`, after all earlier ones were withdrawn."""
         await self.withdraw()
         async with self._server.api() as api:
             for role in roles:

@@ -330,7 +330,7 @@ class RealApi(ABC):
 
 
 class MiloApi(RealApi):
-    """Milo's own API server, which serves projects."""
+    """Milo's own API server, or a kube-apiserver in its place, which serves projects."""
 
     mode = "project"
     collection = "/apis/resourcemanager.miloapis.com/v1alpha1/projects"

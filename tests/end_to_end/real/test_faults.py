@@ -1,6 +1,6 @@
 """Faults of real servers, by row of the fault matrix: subscribers receive all changes and no false disengagement.
 
-Each test checks the events of a subscriber up to a cluster that is created after the fault.
+Most tests check the events of a subscriber up to a cluster that is created after the fault.
 """
 
 import asyncio

@@ -31,9 +31,9 @@ class Installation:
         self._core = core
         self.infrastructure = infrastructure
         self.outside = outside
-        """The client in mode `project`."""
+        """The observer of the daemon in mode `project`."""
         self.inside = inside
-        """The client in mode `project-control-plane`."""
+        """The observer of the daemon in mode `project-control-plane`."""
 
     def project(self, name: str) -> Project:
         return Project(name, "acme", self._core, self.infrastructure)

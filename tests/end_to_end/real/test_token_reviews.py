@@ -38,7 +38,7 @@ AUDIENCE = "milo-discovery"
 SHORTEST_S = 600
 """The shortest lifetime of a token that a server issues."""
 LEEWAY_S = 90
-"""How long a server accepts an expired token."""
+"""Longer than a server accepts an expired token."""
 
 OURS = [
     {"name": "operators", "who": {"user": "system:serviceaccount:default:operators"}, "clusters": {"names": ["alpha"]}},

@@ -74,7 +74,7 @@ async def test_projects_are_deleted_after_each_listed_order_of_steps(
 
 @pytest.mark.parametrize("operator", OPERATORS)
 async def test_no_request_reaches_a_deleted_project(whole_milo: WholeMilo, directory: Path, operator: str) -> None:
-    """Deletes many projects: the API of a deleted project still responds, so the operator itself has to stop."""
+    """Deletes several projects: the API of a deleted project still responds, so the operator itself has to stop."""
     projects = [f"{operator}-storm-{number}" for number in range(6)]
     worlds = {name: World(whole_milo.places, name, OPERATORS[operator].finalizer) for name in projects}
     address = f"unix://{directory / 'd.sock'}"

@@ -1,4 +1,4 @@
-"""Objects and watches of a real server's collection, over plain HTTP."""
+"""Objects and watches of a real server's collection, without a client library."""
 
 import asyncio
 import json

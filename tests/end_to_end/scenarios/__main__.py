@@ -1,6 +1,7 @@
 """`./dev scenarios [FILE...] [-k NAME] [--mode MODE] [--real [--no-streaming-lists]]`
 
-Exit status: 0 if all scenarios passed, 1 if one failed, 2 if none was selected, 3 without real servers.
+Exit status: 0 if all scenarios passed, 1 if one failed, 2 if a file is invalid or none was selected, 3 without
+real servers.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The objects that a mode watches, written over plain Kubernetes HTTP to any server."""
+"""The objects that a mode watches, written to any server, without a client library."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping

@@ -146,6 +146,8 @@ def test_scenario_results_are_printed_one_per_line_with_a_summary(
 
 
 @pytest.mark.parametrize("arguments", [["none.yaml"], ["-k", "no-such-name"]])
-def test_empty_scenario_selection_exits_with_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_scenario_file_and_empty_selection_exit_with_status_2(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(arguments) == 2
     assert capsys.readouterr().err.startswith("scenarios: ")

@@ -11,7 +11,8 @@ one left in the directory, and the report covers all of them. Ctrl-C ends a piec
 counts.
 
 Exit status: 0 if every history was correct and every subscriber recovered, 1 if not, 3 if real servers were
-requested and there is no go command. The report is markdown; beside it is one in JSON.
+requested and there is no go command. The report is markdown; without --shape and
+--storms, one in JSON is beside it.
 """
 
 import argparse

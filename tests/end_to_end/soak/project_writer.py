@@ -36,7 +36,7 @@ class ProjectWriter:
         self._turn = asyncio.Lock()
         self.upstream = Upstream()
         self.lost = 0
-        """The number of writes whose responses were lost."""
+        """The number of writes that were rejected, or whose responses were lost."""
 
     async def churn(self, per_second: float) -> None:
         """Change projects until canceled."""

@@ -15,7 +15,7 @@ class Recovery:
     lasted_s: float
     """The duration of the fault."""
     took_s: float
-    """The time from the end of the fault until all subscribers have a change made after it."""
+    """The time from the end of the fault until each subscriber that reads at once has a change made after it."""
 
 
 @dataclass(frozen=True)

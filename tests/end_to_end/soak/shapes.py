@@ -124,7 +124,7 @@ class ShapeSoak:
         return self._report
 
     async def _recover(self, fault: str) -> None:
-        """Create or delete a cluster, and wait until every consumer has converged and the operator has answered."""
+        """Create and delete clusters, and wait until every consumer has converged and the operator has answered."""
         began, validator = time.monotonic(), self._world.validator
         self._change()
         try:
@@ -220,7 +220,7 @@ class ShapeSoak:
         return self._sandbox(self._random.choice(list(self._world.upstreams)))
 
     async def _some_time(self, least: float = 0.5, most: float = 6.0) -> None:
-        """Wait for the duration of a fault, and create or delete a cluster during it."""
+        """Wait for the duration of a fault, and create and delete clusters during it."""
         lasts = self._random.uniform(least, most)
         await asyncio.sleep(lasts / 2)
         self._change()

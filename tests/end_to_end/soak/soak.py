@@ -142,7 +142,7 @@ class Soak:
         )
 
     async def _end(self, faulted: Daemon, steady: Daemon) -> None:
-        """Wait until all subscribers, slow and remote ones too, have the right state; then stop the daemons."""
+        """Wait until all subscribers, slow and remote ones too, have the right state; then check the daemons."""
         if not await self._until_well():
             self._failures.append(f"not recovered at the end; {self._missing()}")
         try:
@@ -162,7 +162,7 @@ class Soak:
 
 
 def _not_restored(daemons: Iterable[Daemon]) -> Iterator[str]:
-    """Return the daemons that did not serve the clusters of their state file."""
+    """Yield the daemons that refused their state file, with the problem."""
     for daemon in daemons:
         if refused := daemon.process.events("state refused"):
             yield f"the {daemon.name} daemon refused its state file: {refused[-1]['problem']}"

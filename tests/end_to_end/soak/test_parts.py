@@ -1,4 +1,4 @@
-"""Tests of what a soak test's verdict relies on: its arithmetic, its report and the restartable sandbox."""
+"""Tests of the parts of a soak test: its saved state, its shapes and the restartable sandbox."""
 
 from dataclasses import replace
 from pathlib import Path

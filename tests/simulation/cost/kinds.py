@@ -1,6 +1,6 @@
 """The cost of changes by kind of source: interpretation of objects, claims, contributions, and the daemon's journal.
 
-The sources of the other paths follow Projects without a journal, whose objects claim no UID and share no cluster.
+The sources of the other paths have no journal, and follow Projects that claim no UID and share no cluster.
 """
 
 import asyncio

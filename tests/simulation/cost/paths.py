@@ -61,7 +61,7 @@ async def _first_list(bed: Bed, subscribers: int) -> Meter:
 
 
 async def _relist(bed: Bed, subscribers: int) -> Meter:
-    """Relist without a difference to the previous list."""
+    """Relist without a difference to the state that the list and the watch had."""
     await _follow(bed, subscribers)
     bed.api.prepare_pages()
     return await _measured(bed, bed.api.expire_watch, 5.0)

@@ -1,4 +1,4 @@
-"""Reads of large containers are counted, whether in Python or in C, and without names of attributes."""
+"""Reads of large containers in attributes of any name are counted, in Python and in C."""
 
 from bisect import bisect_right
 from collections.abc import Callable

@@ -30,4 +30,4 @@ def test_longest_callback_of_long_lived_daemon_makes_few_calls(life: Meter) -> N
 
 
 def test_callback_of_long_lived_daemon_reads_few_elements(life: Meter) -> None:
-    assert life.most_elements <= MOST_ELEMENTS, f"the whole fleet was read in\n{life.stack}"
+    assert life.most_elements <= MOST_ELEMENTS, f"{life.most_elements} elements were read in\n{life.stack}"

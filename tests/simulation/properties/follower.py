@@ -41,7 +41,7 @@ class Follower:
         self.pending_deletions = PendingDeletions(lambda: 0.0, concurrency=2, backoff=Backoff(1.0, 4.0))
         self.listed = ListedClusters(clusters=self.engagements, pending_deletions=self.pending_deletions)
         self.done: list[Event] = []
-        """All events since the first list was complete."""
+        """All events since the beginning of the first complete list."""
         self.watch: Watch | None = None
         self._lines = Lines()
 

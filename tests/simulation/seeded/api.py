@@ -137,7 +137,7 @@ class Refused:
 class Api:
     """The API server, with faults.
 
-    `fault_rate` is the share of requests that fail; `lies` returns whether lists may be wrong now.
+    `fault_rate` is the share of requests with a fault; `lies` returns whether lists may be wrong now.
     """
 
     def __init__(self, server: Server, random: Random, note: Callable[..., None], lies: Callable[[], bool]) -> None:
@@ -157,7 +157,7 @@ class Api:
         self.has_bookmarked = False
         """Whether this run of the daemon received a bookmark, so that it expects the server to send bookmarks."""
         self.lists = 0
-        """The number of complete lists."""
+        """The number of pages and of streaming lists that were sent."""
         self.needs_relist = False
         """Whether only another list can correct what was sent."""
         self._random = random

@@ -360,7 +360,7 @@ class SimulationRun:
         return len(engaged) > 1 and engaged == {(n, s.uid) for n, s in self._world.upstream.engaged("").items()}
 
     async def _is_calm(self) -> bool:
-        """Stop all faults, and return whether the daemon caught up.
+        """Stop the random faults of requests, and return whether the daemon caught up.
 
         Rare faults need this precondition, and are skipped otherwise.
         """
@@ -412,7 +412,7 @@ class SimulationRun:
                 self._tokens.withdraw()
 
     async def _request_credentials(self) -> None:
-        """Request credentials during other faults."""
+        """Request credentials, and change objects while the requests may be in flight."""
         for _ in range(self._random.choice((1, 3))):
             subscriber = self._random.choice(self._subscribers)
             subscriber.ask(self._random.choice(NAMES), self._random.choice((None, 10, 60, 3600)))

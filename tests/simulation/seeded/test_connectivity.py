@@ -1,7 +1,7 @@
 """F58: unreachable clusters, among five hundred and behind one host.
 
-They delay no other cluster. If configured, they are disengaged after the grace period, unless most clusters are
-unreachable.
+They delay no other cluster. If configured, they are disengaged after a time, unless more are unreachable than
+`removals` allows.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ timeout.
 
 
 class TimedJournal(Ledger):
-    """A journal that records the time of each event."""
+    """A journal that records engagements and disengagements with their times."""
 
     def __init__(self) -> None:
         super().__init__(lambda *_: None)
@@ -53,7 +53,7 @@ class TimedJournal(Ledger):
 
 
 class World:
-    """Engaged clusters, of which those in `holes` never answer."""
+    """Engaged clusters; probes of those in `holes` time out."""
 
     def __init__(self, policy: ProbePolicy) -> None:
         self.holes: set[str] = set()
@@ -131,7 +131,7 @@ def test_f58_unreachable_minority_is_disengaged_and_engaged_again() -> None:
 
 
 @pytest.mark.parametrize("every", [1, 2, 4], ids=["all", "half", "a-quarter"])
-def test_f58_unreachable_majority_is_never_disengaged(every: int) -> None:
+def test_f58_unreachable_clusters_beyond_the_removal_limit_stay_engaged(every: int) -> None:
     async def steps(world: World) -> None:
         await asyncio.sleep(60.0)
         world.holes = set(CLUSTERS[::every])

@@ -73,7 +73,7 @@ def test_f4_watch_without_events_and_bookmarks_is_replaced() -> None:
     run_steps(steps)
 
 
-def test_f4_server_whose_etcd_freezes_is_stale_within_the_documented_time() -> None:
+def test_f4_source_is_stale_within_a_minute_after_etcd_freezes() -> None:
     async def steps(harness: Harness) -> None:
         await asyncio.sleep(VERIFIED_S)
         harness.api.freeze_etcd(600.0)
@@ -267,7 +267,7 @@ def test_f20_true_empty_list_is_applied_after_second_list() -> None:
 
 
 async def restored(harness: Harness) -> None:
-    """Restore the server from a backup that lacks a cluster, until the daemon holds the removal."""
+    """Restore the server from a backup that lacks a cluster, and wait until the daemon holds its removal."""
     harness.server.back_up()
     harness.change("d")
     await harness.until(lambda: harness.received == ["ENGAGED d"])

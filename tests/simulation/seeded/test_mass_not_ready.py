@@ -1,4 +1,4 @@
-"""A controller of the API server makes the whole fleet not ready within a second, with subscribers and a restart."""
+"""A controller makes most of the fleet not ready within a second."""
 
 import asyncio
 

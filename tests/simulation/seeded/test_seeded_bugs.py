@@ -1,4 +1,4 @@
-"""Simulations detect bugs: with a bug in the daemon, at least one of the first few hundred simulations fails."""
+"""Simulations detect bugs: with a bug in the daemon, at least one of the first 700 simulations fails."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

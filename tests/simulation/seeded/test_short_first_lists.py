@@ -20,7 +20,7 @@ VERIFY_AFTER_S = RemovalLimits().verify_after_s
 
 
 async def grown(harness: Harness) -> None:
-    """Engage a fleet, and wait until it is in the state file."""
+    """Engage a fleet, and wait for as long as the daemon takes to write a state file."""
     for name in NAMES:
         harness.put(name)
     harness.api.ring()
@@ -60,7 +60,7 @@ def server_of(names: list[str], version: int) -> Server:
 
 
 async def restart_beside(harness: Harness, other: Server) -> None:
-    """Restart the daemon while another server answers, for two seconds."""
+    """Restart the daemon while another server responds, until two seconds after its first list."""
     own, harness.api.server = harness.api.server, other
     lists = harness.api.lists
     await harness.restart_daemon()

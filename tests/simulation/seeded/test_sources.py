@@ -53,7 +53,7 @@ PROJECTS = ProjectObjects(SourceOptions(project_server="https://api.test"))
 SELECTOR = "in=yes"
 CALM = KeyedSource(OneResource(RESOURCE, PROJECTS.observe, PROJECTS.restored_place), "calm", SELECTOR)
 ALWAYS_ENGAGED = "e"
-"""The one object of the failing source that is never changed."""
+"""The one object of each server that is never changed."""
 STORM_S = 600.0
 PROMPT_S = 5.0
 RECOVERY_S = 400.0
@@ -287,7 +287,7 @@ def test_source_that_never_answered_delays_only_its_own_clusters(seed: int) -> N
     run(seed, steps)
 
 
-def test_filter_by_source_shows_only_its_clusters() -> None:
+def test_stream_filtered_by_source_does_not_wait_for_other_sources() -> None:
     async def steps(simulation: Simulation) -> None:
         simulation.failing.api.only = REQUEST_FAULTS[0]
         simulation.subscribe(filter=pb.ClusterFilter(sources=["calm"]))

@@ -114,7 +114,7 @@ class Bound:
 
 
 class TokenApi:
-    """The token API; `fault_rate` is the share of requests that fail."""
+    """The token API; `fault_rate` is the share of requests with a fault."""
 
     def __init__(
         self, random: Random, inject: Callable[[str, str], None], longest_s: float, wall: Callable[[], float]

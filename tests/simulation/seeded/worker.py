@@ -14,7 +14,7 @@ from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.server.calls.grpc_errors import CallError
 
 CLEANUPS_S = (0.0, 0.0, 0.5, 5.0, 40.0)
-"""Durations of cleanups; the longest ones exceed the time that the daemon waits."""
+"""Durations of cleanups; the longest one exceeds the time that the daemon waits."""
 RETRY_S = 1.0
 
 

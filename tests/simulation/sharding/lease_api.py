@@ -32,7 +32,7 @@ class LeaseApi:
         self._past: list[tuple[float, GroupState, int]] = []
 
     def apply(self, request: Request, at: float) -> tuple[GroupState, str]:
-        """Apply a request; return what was read, or the version of what was written.
+        """Apply a request; return the group, and the version of what was written.
 
         Raises ConflictError.
         """

@@ -27,7 +27,7 @@ class Outcome:
     views: int = 0
     engagements: int = 0
     settled_s: float = 0.0
-    """The time when every cluster was owned again after the last fault."""
+    """The time from the end of the faults until every cluster was owned, in steps of 5 s."""
     virtual_s: float = 0.0
 
 

@@ -116,7 +116,7 @@ class Search:
         return World(START, group, tuple(processes), self._faults, self._ticks, self._delays)
 
     def run(self, limit: int) -> int:
-        """Visit every reachable state; return their number.
+        """Visit every state that is reachable within the bounds; return their number.
 
         Raises TwoOwnersError.
         """
@@ -224,7 +224,7 @@ class Search:
         return self._with(world, index, msgspec.structs.replace(process, state=member.state))
 
     def _applied(self, process: Process, member: Member, now: float) -> Process:
-        """Send the operator the engagements of the member."""
+        """Apply the member's ownership to the operator, and start the member's next request if none is in flight."""
         member.state = process.state
         engaged, draining = process.engaged, process.draining
         ownership = member.ownership(now)

@@ -28,7 +28,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Run pytest on two directories: one that computes, whose budget is 0.2 s, and one that waits."""
+    """Run pytest on two directories with a budget of 0.2 s each: the test of one computes, that of the other waits."""
     computing, waiting = BURN.split("\ndef test_rest")
     for name, text in (("computing", computing), ("waiting", f"import time\n\ndef test_rest{waiting}")):
         (tmp_path / "tests" / name).mkdir(parents=True)

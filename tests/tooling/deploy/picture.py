@@ -155,7 +155,7 @@ def _graph(unit: str, series: Sequence[Series], box: _Box, recorded: Recorded) -
 
 
 def _legend(coloured: Sequence[tuple[Series, str]], box: _Box) -> Iterator[tuple[int, float, str, str]]:
-    """Return the position and the color of each name, and the number of names without room."""
+    """Yield the position and the color of each name, and the number of names without room."""
     line, at = 0, box.left
     for place, (each, colour) in enumerate(coloured):
         name, more = f"■ {each.name}", f"and {len(coloured) - place} more"

@@ -72,7 +72,7 @@ def _hurried(groups: list[dict[str, Any]], every: str, speed: float) -> list[dic
 async def prometheus(
     directory: Path, target: str, *, every: str = _OFTEN, speed: float = _SPEED
 ) -> AsyncIterator[Prometheus]:
-    """Run a Prometheus. Durations in the rules are divided by `speed`: five minutes take three seconds."""
+    """Run a Prometheus. Durations in the rules are divided by `speed`: by default, five minutes take three seconds."""
     listen = free_address()
     # As with the PodMonitor: the job name, and the labels of a pod.
     labels = {"namespace": "ns", "pod": "operator", "container": "milo-discoveryd"}

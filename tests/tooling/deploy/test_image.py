@@ -119,7 +119,7 @@ def test_daemon_image_has_neither_the_sandbox_nor_its_dependencies(installed: In
     assert "milo-sandbox" in done.stderr
 
 
-def test_installed_versions_are_the_locked_versions(installed: Installed) -> None:
+def test_daemon_image_has_no_package_that_is_not_locked(installed: Installed) -> None:
     locked = set(re.findall(r"^([\w.-]+)==", (ROOT / "requirements" / "daemon.txt").read_text(), re.MULTILINE))
     assert installed.packages - OURS <= locked
 
@@ -240,7 +240,7 @@ class Pod:
 
 @pytest.fixture
 def namespaces() -> None:
-    """Skips the test where the kernel or missing tools do not allow namespaces."""
+    """Skip the test where a pod cannot be isolated in namespaces."""
     for tool in ("unshare", "setpriv", "mount", "chroot"):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool}, which isolates the pod, is not installed")

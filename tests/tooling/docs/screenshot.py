@@ -1,4 +1,4 @@
-"""The picture of the status page in the docs: taken in headless Chromium, with a digest of what it shows."""
+"""The picture of the status page in the docs: taken in headless Chromium, with a digest of the code that renders it."""
 
 import hashlib
 import struct

@@ -1,4 +1,4 @@
-"""docs/reviewers/reliability.md names existing tests for each of its rows."""
+"""Each row of docs/reviewers/reliability.md names existing tests, or explains why it has none."""
 
 import ast
 from functools import cache
@@ -12,7 +12,7 @@ ROWS = rows()
 
 @cache
 def names(path: str) -> frozenset[str]:
-    """Return the names of everything that pytest could collect in a file."""
+    """Return the names of all functions and classes in a file."""
     tree = ast.parse(file_of(path).read_text())
     kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
     return frozenset(node.name for node in ast.walk(tree) if isinstance(node, kinds))

@@ -99,7 +99,7 @@ class ScriptedServer:
     """An API server that lists the script's objects once and nothing later, so that all clusters are removed at the
     end.
 
-    Every resumed watch expires, which leads to the next list.
+    A resumed watch that has nothing to send expires, which leads to the next list.
     """
 
     def __init__(self, script: Script, path: str) -> None:

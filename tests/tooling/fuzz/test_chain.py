@@ -109,7 +109,7 @@ def test_objects_of_the_fuzz_tests_are_engaged_and_disengaged_if_they_are_valid(
 @pytest.mark.parametrize("mode", chain.KINDS, ids=lambda mode: type(mode).__name__)
 @settings(max_examples=60)
 @given(path=st.sampled_from(PATHS), value=JSON, streaming=st.booleans(), where=st.integers(0, 2))
-def test_object_with_an_arbitrary_field_is_served_or_malformed(
+def test_object_with_an_arbitrary_field_does_not_affect_other_objects(
     mode: SourceKind, path: tuple[str | int, ...], value: Any, streaming: bool, where: int
 ) -> None:
     odd, sound = changed(path, value), document("beta")

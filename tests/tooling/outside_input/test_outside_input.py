@@ -142,7 +142,7 @@ def test_each_decoder_has_an_entry() -> None:
 
 
 def calling(names: frozenset[str]) -> set[str]:
-    """Return the modules that call a function or a method of these names."""
+    """Return the modules that call a method, or a function of a module, of these names."""
     found = set()
     for module in modules():
         for node in ast.walk(ast.parse(Path(str(module.__file__)).read_text())):

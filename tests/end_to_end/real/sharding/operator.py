@@ -1,4 +1,4 @@
-"""An operator that writes to one ConfigMap for each engaged cluster: every few seconds, and when its work ends.
+"""An operator that writes to one ConfigMap for each engaged cluster: about every INTERVAL seconds, and at the end.
 
 python -m tests.end_to_end.real.sharding.operator ADDRESS MEMBER RUN KUBECONFIG INTERVAL
 
@@ -87,7 +87,7 @@ class Work:
 
 
 async def finished(work: Coroutine[Any, Any, None]) -> None:
-    """Wait until the work has finished, even if the caller is cancelled: a cancelled request may still take effect."""
+    """Wait until the work has finished, even if the caller is canceled: a canceled request may still take effect."""
     task = asyncio.ensure_future(work)
     try:
         await asyncio.shield(task)

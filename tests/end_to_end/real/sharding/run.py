@@ -162,7 +162,7 @@ class ShardingRun:
         return found is None or found.valid_for is not None
 
     async def lease_requests(self, members: Iterable[int], for_s: float) -> float:
-        """Observe a group in which nothing changes; return a member's mean number of Lease requests in 5 s, at most."""
+        """Observe a group in which nothing changes; return the most Lease requests of a member, as a mean for 5 s."""
         began = time.time()
         await asyncio.sleep(for_s)
         counts = self._infrastructure.lease_requests(began, began + for_s)

@@ -63,7 +63,7 @@ class WriteHistory:
         return tenures[-1] if tenures else None
 
     def hand_overs(self, since: float) -> Iterator[HandOver]:
-        """Yield the changes of the writer after a time."""
+        """Yield the changes from one engagement to the next since a time."""
         for project, tenures in self.tenures.items():
             for former, following in pairwise(tenures):
                 if following.began_at >= since:
